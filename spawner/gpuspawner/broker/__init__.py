@@ -1,0 +1,1 @@
+"""The process that owns devices and leases."""

@@ -1,0 +1,111 @@
+"""One tree of errors.
+
+    GpuSpawnerError
+    ├── Refusal           we understood and say no; a sentence for the user, no traceback
+    │   ├── BadOption         400  bad_option
+    │   ├── NotAllowed        403  not_allowed
+    │   ├── LeaseConflict     409  lease_conflict
+    │   ├── NoCapacity        503  no_capacity
+    │   ├── QueueTimeout      503  queue_timeout
+    │   └── BrokerUnavailable 503  broker_unavailable
+    ├── ConfigError       a setting can't work; the message names the remedy
+    └── Fault             something broke; keeps its cause
+        ├── DeviceFault       NVML or the GPU
+        ├── EngineFault       Docker
+        └── LedgerFault       the database
+
+A refusal's message says what to do next. An error from Docker, NVML or the database frees nothing.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GpuSpawnerError(Exception):
+    """The root: everything that gpuspawner raises on purpose."""
+
+
+class Refusal(GpuSpawnerError):
+    """A request that was understood and refused: `reason` labels the metric, `status` is HTTP's."""
+
+    reason: ClassVar[str] = "refused"
+    status: ClassVar[int] = 400
+
+    @property
+    def message(self) -> str:
+        """The sentence for the user."""
+        return str(self)
+
+
+class BadOption(Refusal):
+    """What came from form, REST body or query string can't be used."""
+
+    reason = "bad_option"
+    status = 400
+
+
+class NotAllowed(Refusal):
+    """The user may not have this."""
+
+    reason = "not_allowed"
+    status = 403
+
+
+class LeaseConflict(Refusal):
+    """The lease is not, or no longer, what the caller believes."""
+
+    reason = "lease_conflict"
+    status = 409
+
+
+class NoCapacity(Refusal):
+    """This machine can never serve the request as it stands."""
+
+    reason = "no_capacity"
+    status = 503
+
+
+class QueueTimeout(Refusal):
+    """The request waited as long as it may."""
+
+    reason = "queue_timeout"
+    status = 503
+
+
+class BrokerUnavailable(Refusal):
+    """The broker can't be reached, so no GPU can be given."""
+
+    reason = "broker_unavailable"
+    status = 503
+
+
+class ConfigError(GpuSpawnerError):
+    """A setting can't work; the message names the setting and the remedy."""
+
+
+class Fault(GpuSpawnerError):
+    """Something outside broke; raised `from` its cause."""
+
+
+class DeviceFault(Fault):
+    """A device is lost or can't be read."""
+
+
+class EngineFault(Fault):
+    """Docker did not answer, or answered with an error."""
+
+
+class LedgerFault(Fault):
+    """The ledger can't be read or written."""
+
+
+def all_refusals() -> dict[str, type[Refusal]]:
+    """Every refusal by its reason: the client turns the broker's answer back into one."""
+    found: dict[str, type[Refusal]] = {}
+    pending: list[type[Refusal]] = [Refusal]
+    while pending:
+        kind = pending.pop()
+        found[kind.reason] = kind
+        pending.extend(kind.__subclasses__())
+    return found

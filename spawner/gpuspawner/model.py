@@ -1,0 +1,175 @@
+"""The words of gpuspawner as frozen dataclasses: what passes between hub, broker and node.
+
+Sizes are bytes, percentages 0-100, times timezone-aware UTC. "Not available" is None, never zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+LEASE_LABEL = "gpuspawner.lease"
+"""Label of every container that holds a lease; its value is the lease's id."""
+HUB_LABEL = "gpuspawner.hub"
+USER_LABEL = "gpuspawner.user"
+SERVER_LABEL = "gpuspawner.server"
+
+
+class Mode(StrEnum):
+    """How a pool's devices are shared."""
+
+    WHOLE = "whole"
+    MIG = "mig"
+    SLICE = "slice"
+    TURNS = "turns"
+
+
+class Guarantee(StrEnum):
+    """What a quota is worth: held by hardware, guarded from outside, or simulated."""
+
+    HARD = "hard"
+    GUARDED = "guarded"
+    NONE = "none"
+
+
+class LeaseState(StrEnum):
+    """`waiting → reserved → running ⇄ asleep → releasing → closed`."""
+
+    WAITING = "waiting"
+    RESERVED = "reserved"
+    RUNNING = "running"
+    ASLEEP = "asleep"
+    RELEASING = "releasing"
+    CLOSED = "closed"
+
+    @property
+    def holds_devices(self) -> bool:
+        """Whether a lease in this state keeps its devices from everybody else."""
+        return self in _HOLDING
+
+
+_HOLDING = frozenset({LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.ASLEEP, LeaseState.RELEASING})
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A physical GPU or a MIG instance, named by its UUID.
+
+    `index` is for display only: it changes when a driver is reloaded. `memory_clock_hz` is the
+    maximum; `memory_bus_width_bits` and it give the bandwidth. `parent_uuid` is set for MIG.
+    """
+
+    uuid: str
+    model: str
+    memory_bytes: int
+    compute_capability: tuple[int, int] | None = None
+    sm_count: int | None = None
+    memory_bus_width_bits: int | None = None
+    memory_clock_hz: int | None = None
+    index: int | None = None
+    parent_uuid: str | None = None
+    simulated: bool = False
+
+    @property
+    def bandwidth_bytes_per_second(self) -> int | None:
+        """Peak memory bandwidth: two transfers a clock over the whole bus, as for all GDDR and HBM."""
+        if self.memory_bus_width_bits is None or self.memory_clock_hz is None:
+            return None
+        return 2 * self.memory_clock_hz * self.memory_bus_width_bits // 8
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceHealth:
+    """Whether a device may be leased, and in words why not.
+
+    `healthy=False` means withdrawn: it goes to nobody, and who holds it is told. A device that
+    could not be read is withdrawn too: unknown is not free.
+    """
+
+    uuid: str
+    healthy: bool
+    reason: str = ""
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """What a user picks on the spawn page. `device_count == 0` is a server without a GPU."""
+
+    name: str
+    title: str
+    description: str = ""
+    device_count: int = 0
+    model: str | None = None
+    mode: Mode = Mode.WHOLE
+    image: str | None = None
+    mem_limit_bytes: int | None = None
+    cpu_limit: float | None = None
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether a server of this tier needs a lease."""
+        return self.device_count > 0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRequest:
+    """What the spawner asks the broker for. The id becomes the lease's: asking twice is one lease.
+
+    `lease_id` is 32 hexadecimal digits made up by the hub side. `model` is compared with the
+    device's model name, case-insensitively, as a substring ("h100").
+    """
+
+    lease_id: str
+    hub: str
+    user: str
+    server: str
+    tier: str
+    device_count: int
+    model: str | None = None
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What one server holds, or waits for.
+
+    `since` is when the present state began; `created_at` orders the queue; `memory_bytes` is the
+    sum over the devices; `notice` is a sentence for the holder ("" when all is well).
+    """
+
+    id: str
+    hub: str
+    user: str
+    server: str
+    tier: str
+    state: LeaseState
+    device_count: int
+    created_at: datetime
+    since: datetime
+    model: str | None = None
+    device_uuids: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    compute_percent: float = 100.0
+    container_id: str | None = None
+    notice: str = ""
+    reason: str = ""
+    """Why it ended; empty while it lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPatch:
+    """What a lease changes in its container: plain JSON values, as docker-py's create takes them.
+
+    `device_requests` replaces the container's whole list. Each is a dict with the Engine API's
+    keys (`Driver`, `DeviceIDs`, `Capabilities`, `Count`, `Options`). `mounts` are dicts with
+    `source`, `target`, `type` and `read_only`.
+    """
+
+    env: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    mounts: tuple[dict[str, Any], ...] = ()
+    device_requests: tuple[dict[str, Any], ...] = ()
+    runtime: str | None = None
