@@ -15,6 +15,9 @@ LEASE_LABEL = "gpuspawner.lease"
 HUB_LABEL = "gpuspawner.hub"
 USER_LABEL = "gpuspawner.user"
 SERVER_LABEL = "gpuspawner.server"
+TIER_LABEL = "gpuspawner.tier"
+DEVICES_LABEL = "gpuspawner.devices"
+"""The leased devices' UUIDs, comma-separated: enough to take a lease up again without the ledger."""
 
 
 class Mode(StrEnum):
