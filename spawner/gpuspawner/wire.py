@@ -1,0 +1,129 @@
+"""What passes between spawner and broker on the unix socket: values to JSON and back, parsed strictly.
+
+Both ends use this module, so a field that one end adds and the other doesn't know is an error that a
+test sees, not a value that gets lost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from .errors import BadOption
+from .model import ContainerPatch, GpuRequest, Lease, LeaseState
+
+_LEASE_ID = re.compile(r"[0-9a-f]{32}")
+_MAX_TEXT = 255
+_MAX_DEVICES = 64
+_MAX_GROUPS = 1000
+_REQUEST_KEYS = {item.name for item in fields(GpuRequest)}
+_REQUEST_REQUIRED = _REQUEST_KEYS - {"model", "groups"}
+
+
+def time_to_text(time: datetime) -> str:
+    """`time` as ISO 8601 in UTC with "Z"; whole microseconds are kept."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def time_from_text(text: str) -> datetime:
+    """The aware time of `time_to_text`. Raises ValueError for anything else."""
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return time.astimezone(UTC)
+
+
+def is_lease_id(value: object) -> bool:
+    """Whether `value` has the form of a lease's id: 32 lower-case hexadecimal digits."""
+    return isinstance(value, str) and _LEASE_ID.fullmatch(value) is not None
+
+
+def request_to_json(request: GpuRequest) -> dict[str, Any]:
+    """The body of `POST /leases`."""
+    return {**asdict(request), "groups": list(request.groups)}
+
+
+def request_from_json(body: object) -> GpuRequest:
+    """The request in the body of `POST /leases`. Raises BadOption, naming the key, for all that is odd."""
+    if not isinstance(body, Mapping):
+        raise BadOption("The request is not a JSON object")
+    unknown = sorted(str(key) for key in set(body) - _REQUEST_KEYS)
+    if unknown:
+        raise BadOption(f"The request has an unknown key {unknown[0][:40]!r}")
+    missing = sorted(_REQUEST_REQUIRED - set(body))
+    if missing:
+        raise BadOption(f"The request lacks {missing[0]!r}")
+    if not is_lease_id(body["lease_id"]):
+        raise BadOption("lease_id must be 32 lower-case hexadecimal digits")
+    count = body["device_count"]
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _MAX_DEVICES:
+        raise BadOption(f"device_count must be a whole number from 1 to {_MAX_DEVICES}")
+    model = body.get("model")
+    return GpuRequest(
+        lease_id=body["lease_id"],
+        hub=_text(body["hub"], "hub"),
+        user=_text(body["user"], "user"),
+        server=_text(body["server"], "server", empty=True),
+        tier=_text(body["tier"], "tier"),
+        device_count=count,
+        model=None if model is None else _text(model, "model"),
+        groups=_groups(body.get("groups", [])),
+    )
+
+
+def _text(value: object, what: str, *, empty: bool = False) -> str:
+    """`value` if it is a short printable string; the default server's name is empty."""
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or not (value or empty):
+        raise BadOption(f"{what} must be text of at most {_MAX_TEXT} characters")
+    if not value.isprintable():
+        raise BadOption(f"{what} has characters that can't be printed")
+    return value
+
+
+def _groups(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > _MAX_GROUPS:
+        raise BadOption(f"groups must be a list of at most {_MAX_GROUPS} names")
+    return tuple(_text(item, "groups") for item in value)
+
+
+def lease_to_json(lease: Lease) -> dict[str, Any]:
+    """Every field of `lease`, times as text."""
+    return {
+        **asdict(lease),
+        "state": lease.state.value,
+        "created_at": time_to_text(lease.created_at),
+        "since": time_to_text(lease.since),
+        "device_uuids": list(lease.device_uuids),
+    }
+
+
+def lease_from_json(body: Mapping[str, Any]) -> Lease:
+    """The lease that `lease_to_json` wrote. Raises ValueError, TypeError or KeyError for anything else."""
+    return Lease(
+        **{
+            **body,
+            "state": LeaseState(body["state"]),
+            "created_at": time_from_text(body["created_at"]),
+            "since": time_from_text(body["since"]),
+            "device_uuids": tuple(body["device_uuids"]),
+        }
+    )
+
+
+def patch_to_json(patch: ContainerPatch) -> dict[str, Any]:
+    """Every field of `patch`."""
+    return asdict(patch)
+
+
+def patch_from_json(body: Mapping[str, Any]) -> ContainerPatch:
+    """The patch that `patch_to_json` wrote. Raises TypeError or KeyError for anything else."""
+    return ContainerPatch(
+        **{
+            **body,
+            "mounts": tuple(body["mounts"]),
+            "device_requests": tuple(body["device_requests"]),
+        }
+    )
