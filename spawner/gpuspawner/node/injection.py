@@ -1,0 +1,218 @@
+"""How a leased device gets into its container: probed from the engine, written as a ContainerPatch.
+
+Pure: docker's `info()` and `version()` come in as plain dicts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..model import (
+    DEVICES_LABEL,
+    HUB_LABEL,
+    LEASE_LABEL,
+    SERVER_LABEL,
+    TIER_LABEL,
+    USER_LABEL,
+    ContainerPatch,
+    Lease,
+)
+from .cdispec import DEFAULT_DIRS, NVIDIA_KIND, CdiSpecs, read_specs
+
+HOOK = "nvidia-container-runtime-hook"
+"""The engine registers its classic GPU driver if it finds this on its PATH (moby 20.10 to 28,
+`daemon/nvidia_linux.go`)."""
+LEASE_MOUNT = "/run/gpuspawner"
+"""Where the lease's folder is in the container, read-only."""
+_GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
+
+
+class Injection(StrEnum):
+    """The ways into a container: CDI, NVIDIA's classic device request, or none (simulated)."""
+
+    CDI = "cdi"
+    NVIDIA = "nvidia"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the engine says of itself, and what was found beside it.
+
+    `cdi_enabled`: `CDISpecDirs` in `/info` is not empty (API 1.44; on by default from Engine 28.3,
+    `features.cdi` from 25). `cdi_devices`: names after `nvidia.com/gpu=`, from `DiscoveredDevices`
+    (API 1.50) and from the spec files where the engine is local.
+    """
+
+    version: str
+    api_version: str
+    cdi_enabled: bool = False
+    cdi_spec_dirs: tuple[str, ...] = ()
+    cdi_devices: tuple[str, ...] = ()
+    cdi_problems: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    default_runtime: str = ""
+    hook_path: str | None = None
+    cgroup_version: str | None = None
+
+    @property
+    def classic(self) -> bool:
+        """Whether nvidia-container-toolkit is there for the classic request."""
+        return self.hook_path is not None or "nvidia" in self.runtimes
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFacts:
+    """What lies beside a local engine: CDI specs and NVIDIA's hook."""
+
+    cdi: CdiSpecs = field(default_factory=lambda: CdiSpecs((), ()))
+    hook_path: str | None = None
+
+
+def read_local(spec_dirs: Iterable[str] = ()) -> LocalFacts:
+    """Reads the CDI specs and looks for the hook on our PATH. Blocks; only for an engine on this host."""
+    return LocalFacts(read_specs(tuple(spec_dirs) or DEFAULT_DIRS), shutil.which(HOOK))
+
+
+def engine_facts(
+    info: Mapping[str, Any], version: Mapping[str, Any], local: LocalFacts | None = None
+) -> EngineFacts:
+    """Facts from the Engine API's `/info` and `/version`; `local` is None for an engine elsewhere."""
+    local = local or LocalFacts()
+    prefix = f"{NVIDIA_KIND}="
+    discovered = {
+        str(device["ID"]).removeprefix(prefix)
+        for device in info.get("DiscoveredDevices") or ()
+        if device.get("Source") == "cdi" and str(device.get("ID", "")).startswith(prefix)
+    }
+    dirs = tuple(info.get("CDISpecDirs") or ())
+    return EngineFacts(
+        version=str(version.get("Version", "")),
+        api_version=str(version.get("ApiVersion", "")),
+        cdi_enabled=bool(dirs),
+        cdi_spec_dirs=dirs,
+        cdi_devices=tuple(sorted(discovered | set(local.cdi.devices))),
+        cdi_problems=local.cdi.problems,
+        runtimes=tuple(sorted(info.get("Runtimes") or ())),
+        default_runtime=str(info.get("DefaultRuntime") or ""),
+        hook_path=local.hook_path,
+        cgroup_version=str(info["CgroupVersion"]) if info.get("CgroupVersion") else None,
+    )
+
+
+def cdi_obstacle(facts: EngineFacts, uuids: Iterable[str]) -> str:
+    """Why CDI can't inject the devices `uuids`, and what to do; "" if it can."""
+    if not facts.cdi_enabled:
+        return (
+            f"Docker Engine {facts.version} has CDI switched off: take Engine 28.3 or newer, or set "
+            '{"features": {"cdi": true}} in /etc/docker/daemon.json (Engine 25 or newer)'
+        )
+    missing = [uuid for uuid in uuids if uuid not in facts.cdi_devices]
+    if not missing:
+        return ""
+    dirs = ", ".join(facts.cdi_spec_dirs)
+    if not facts.cdi_devices:
+        return f"No CDI spec in {dirs} names an NVIDIA GPU: {_GENERATE}"
+    return f"The CDI specs in {dirs} don't name {missing[0]} by its UUID: {_GENERATE}"
+
+
+def classic_obstacle(facts: EngineFacts) -> str:
+    """Why NVIDIA's classic device request can't work, and what to do; "" if it can."""
+    if facts.classic:
+        return ""
+    return f"{HOOK} is not on the engine's PATH: install nvidia-container-toolkit and restart Docker"
+
+
+def choose(setting: str, facts: EngineFacts, simulated: bool, uuids: Iterable[str] = ()) -> Injection:
+    """The way in for `c.GpuSite.injection`. Raises ConfigError, with the remedy, if it can't work.
+
+    `auto` takes CDI where the specs name every device of `uuids`, else the classic request.
+    Simulated devices need no way in.
+    """
+    if simulated:
+        return Injection.NONE
+    uuids = tuple(uuids)
+    obstacles = {Injection.CDI: cdi_obstacle(facts, uuids), Injection.NVIDIA: classic_obstacle(facts)}
+    if setting == "auto":
+        for way, obstacle in obstacles.items():
+            if not obstacle:
+                return way
+        raise ConfigError(
+            "No way to get a GPU into a container. CDI: "
+            f"{obstacles[Injection.CDI]}. Classic: {obstacles[Injection.NVIDIA]}"
+        )
+    way = Injection(setting)
+    if way is Injection.NONE:
+        raise ConfigError(
+            'c.GpuSite.injection is "none", but the devices are real: take "auto", or set '
+            'c.GpuSite.inventory = "simulated"'
+        )
+    if obstacles[way]:
+        raise ConfigError(f'c.GpuSite.injection is "{way}": {obstacles[way]}')
+    return way
+
+
+def make_patch(
+    lease: Lease, injection: Injection, simulated: bool, lease_folder: Path | str
+) -> ContainerPatch:
+    """What `lease` changes in its container: nothing but its own devices, by UUID.
+
+    `NVIDIA_VISIBLE_DEVICES` is "void" unless the classic way uses it: the nvidia runtime, where it
+    is the default, then adds nothing of its own (nvidia-container-toolkit 1.17).
+    """
+    env = {
+        "NVIDIA_VISIBLE_DEVICES": "void",
+        "GPUSPAWNER_LEASE": lease.id,
+        "GPUSPAWNER_TIER": lease.tier,
+        "GPUSPAWNER_DEVICES": ",".join(lease.device_uuids),
+        "GPUSPAWNER_DEVICE_COUNT": str(lease.device_count),
+        "GPUSPAWNER_MEMORY_BYTES": str(lease.memory_bytes),
+        "GPUSPAWNER_COMPUTE_PERCENT": f"{lease.compute_percent:g}",
+    }
+    if simulated:
+        env["GPUSPAWNER_SIMULATED"] = "1"
+    if injection is Injection.NVIDIA:
+        env["NVIDIA_VISIBLE_DEVICES"] = ",".join(lease.device_uuids)
+        env["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility"
+    return ContainerPatch(
+        env=env,
+        labels=_labels(lease),
+        mounts=({"source": str(lease_folder), "target": LEASE_MOUNT, "type": "bind", "read_only": True},),
+        device_requests=_device_requests(injection, lease.device_uuids),
+    )
+
+
+def _labels(lease: Lease) -> dict[str, str]:
+    return {
+        LEASE_LABEL: lease.id,
+        HUB_LABEL: lease.hub,
+        USER_LABEL: lease.user,
+        SERVER_LABEL: lease.server,
+        TIER_LABEL: lease.tier,
+        DEVICES_LABEL: ",".join(lease.device_uuids),
+    }
+
+
+def _device_requests(injection: Injection, uuids: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+    # The Engine API's DeviceRequest (1.40; the driver "cdi" since 1.44). IDs, so Count stays 0.
+    if injection is Injection.NONE or not uuids:
+        return ()
+    if injection is Injection.CDI:
+        ids, capabilities = [f"{NVIDIA_KIND}={uuid}" for uuid in uuids], []
+    else:
+        ids, capabilities = list(uuids), [["gpu"]]
+    return (
+        {
+            "Driver": injection.value,
+            "Count": 0,
+            "DeviceIDs": ids,
+            "Capabilities": capabilities,
+            "Options": {},
+        },
+    )
