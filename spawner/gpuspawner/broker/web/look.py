@@ -1,0 +1,109 @@
+"""The hub's own look: its templates, static files and addresses, for a page of a service.
+
+jupyterhub 6.1's `page.html` asks for `base_url` (the hub's), `prefix` (the site's), `static_url`, `user`
+with `name` and `json_escaped_name`, `logout_url`, `services`, `parsed_scopes` and `xsrf_token`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader
+from jupyterhub._data import DATA_FILES_PATH
+from jupyterhub.services.auth import HubOAuth
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class PageUser:
+    """The user as the hub's templates take it."""
+
+    name: str
+
+    @property
+    def json_escaped_name(self) -> str:
+        """The name for use between quotes in a script.
+
+        Beyond JSON's escapes, what could end the script element is escaped too: the hub's template
+        marks this value as safe.
+        """
+        text = json.dumps(self.name)[1:-1]
+        return "".join(f"\\u{ord(char):04x}" if char in "<>&'" else char for char in text)
+
+
+class Look:
+    """Renders templates as the hub of this site does.
+
+    `template_paths` and `template_vars` are the hub's settings of the same names: a site's own
+    `page.html`, logo or announcement then shows here as well. Variables that are functions of the
+    hub's user object are left out, for there is no such object in this process.
+    """
+
+    def __init__(
+        self, template_paths: Sequence[str] = (), template_vars: Mapping[str, Any] | None = None
+    ) -> None:
+        hub_templates = FileSystemLoader(str(Path(DATA_FILES_PATH) / "templates"))
+        self._environment = Environment(
+            autoescape=True,
+            loader=ChoiceLoader(
+                [
+                    *(FileSystemLoader(path) for path in template_paths),
+                    FileSystemLoader(str(_HERE / "templates")),
+                    # As in the hub: a site's page.html extends "templates/page.html".
+                    PrefixLoader({"templates": hub_templates}),
+                    hub_templates,
+                ]
+            ),
+        )
+        self._vars = {key: value for key, value in (template_vars or {}).items() if not callable(value)}
+        self._assets = {path.name: _version(path) for path in sorted((_HERE / "static").iterdir())}
+
+    def render(self, template: str, **namespace: Any) -> str:
+        """The template's HTML."""
+        return self._environment.get_template(template).render(**namespace)
+
+    def hub_url(self, hub_auth: HubOAuth) -> str:
+        """Address of the hub's own pages, with a slash at its end; absolute where users have subdomains."""
+        return f"{hub_auth.hub_host}{hub_auth.hub_prefix.rstrip('/')}/"
+
+    def namespace(
+        self, hub_auth: HubOAuth, prefix: str, model: Mapping[str, Any] | None, xsrf_token: str
+    ) -> dict[str, Any]:
+        """What `page.html` and ours ask for; `model` is the user model, None for nobody."""
+        hub_url = self.hub_url(hub_auth)
+        scopes: Collection[str] = () if model is None else model.get("scopes", ())
+
+        def static_url(path: str, **_: Any) -> str:
+            return f"{hub_url}static/{path}"
+
+        def asset_url(name: str) -> str:
+            return f"{prefix}static/{name}?v={self._assets[name]}"
+
+        return {
+            "base_url": hub_url,
+            "prefix": hub_url.removesuffix("hub/"),
+            "service_url": prefix,
+            "user": None if model is None else PageUser(str(model["name"])),
+            "no_spawner_check": True,
+            "login_url": f"{hub_url}login",
+            "logout_url": f"{hub_url}logout",
+            "static_url": static_url,
+            "asset_url": asset_url,
+            "services": [{"name": prefix.strip("/").rpartition("/")[2], "href": prefix}],
+            "parsed_scopes": frozenset(scopes),
+            "expanded_scopes": frozenset(scopes),
+            "xsrf": xsrf_token,
+            "xsrf_token": xsrf_token,
+            **self._vars,
+        }
+
+
+def _version(path: Path) -> str:
+    """A part of the address that changes with the file, so that browsers may keep it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

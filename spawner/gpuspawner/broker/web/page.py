@@ -1,0 +1,272 @@
+"""The GPU page's content as values: what the templates show, worked out of the status document.
+
+Pure: a document, the tiers, a viewer and the time in; sentences and rows out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from ...units import format_bytes, ordinal
+from .view import Document, Viewer, is_free, visible_status
+
+GUARANTEES = {
+    "hard": "the whole device, enforced by hardware or by the container's device list",
+    "guarded": "watched from outside the container and enforced within seconds",
+    "none": "simulated: no GPU behind it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time for people: `ago` to read, `exact` for the title, `iso` for the machine."""
+
+    iso: str
+    exact: str
+    ago: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One lease or place in the queue, as its row or card shows it.
+
+    `mine` says that it is the viewer's own; only then `links` holds the addresses of its buttons.
+    `position` is None once a device is held.
+    """
+
+    id: str
+    user: str
+    server: str
+    tier: str
+    state: str
+    devices: tuple[str, ...]
+    memory: str
+    since: Moment | None
+    notice: str
+    simulated: bool
+    mine: bool
+    links: Mapping[str, str]
+    position: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Like "1st in line"; empty for what holds a device."""
+        return "" if self.position is None else f"{ordinal(self.position)} in line"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """One device as the full view shows it."""
+
+    name: str
+    uuid: str
+    memory: str
+    compute_capability: str
+    guarantee: str
+    guarantee_help: str
+    simulated: bool
+    healthy: bool
+    reason: str
+    withdrawn_since: Moment | None
+    holder: Holding | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """Devices of one kind, counted: all that a viewer without the scope sees of them."""
+
+    model: str
+    memory: str
+    guarantee: str
+    guarantee_help: str
+    simulated: bool
+    free: int
+    total: int
+    withdrawn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Everything that the templates show."""
+
+    viewer: Viewer
+    simulated: bool
+    summary: str
+    mine: tuple[Holding, ...]
+    devices: tuple[DeviceRow, ...]
+    models: tuple[ModelRow, ...]
+    queue: tuple[Holding, ...]
+    notices: tuple[Holding, ...]
+    spawn_url: str
+
+
+def build_page(status: Document, tiers: Document, viewer: Viewer, *, hub_url: str, now: datetime) -> Page:
+    """The page for `viewer`. `status` is the whole document; `hub_url` ends with a slash.
+
+    Counts come from the whole document, everything with a name in it from the part that the viewer
+    may see.
+    """
+    seen = visible_status(status, viewer)
+    rows = _Rows(status, tiers, _Asked(viewer, hub_url, now))
+    leases = [rows.lease(lease) for lease in seen["leases"] if lease["state"] != "waiting"]
+    places = [rows.place(entry) for entry in seen["queue"]]
+    return Page(
+        viewer=viewer,
+        simulated=bool(status["simulated"]),
+        summary=_summary(status),
+        mine=tuple(holding for holding in leases + places if holding.mine),
+        devices=tuple(rows.device(device) for device in seen["devices"]) if viewer.sees_all else (),
+        models=_models(status["devices"]),
+        queue=tuple(places) if viewer.sees_all else (),
+        notices=tuple(holding for holding in leases if holding.notice),
+        spawn_url=f"{hub_url}spawn",
+    )
+
+
+def moment(iso: str | None, now: datetime) -> Moment | None:
+    """`iso` (ISO 8601 UTC) for people: "3 minutes ago", with the exact time. None stays None."""
+    if iso is None:
+        return None
+    at = datetime.fromisoformat(iso).astimezone(UTC)
+    return Moment(iso=iso, exact=at.strftime("%Y-%m-%d %H:%M:%S UTC"), ago=_ago((now - at).total_seconds()))
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        count = int(seconds // size)
+        if count >= 1:
+            return f"{count} {unit}{'' if count == 1 else 's'} ago"
+    return "less than a minute ago"
+
+
+def _summary(status: Document) -> str:
+    devices: Sequence[Document] = status["devices"]
+    kind = "simulated GPU" if status["simulated"] else "GPU"
+    waiting = len(status["queue"])
+    queue = "nobody waits" if not waiting else "1 server waits" if waiting == 1 else f"{waiting} servers wait"
+    if not devices:
+        return f"No {kind} on this machine, {queue}."
+    free = sum(is_free(device) for device in devices)
+    plural = "" if len(devices) == 1 else "s"
+    return f"{free} of {len(devices)} {kind}{plural} free, {queue}."
+
+
+def _models(devices: Sequence[Document]) -> tuple[ModelRow, ...]:
+    groups: dict[tuple[Any, ...], list[Document]] = {}
+    for device in devices:
+        key = (device["model"], device["memory_bytes"], device["guarantee"], device["simulated"])
+        groups.setdefault(key, []).append(device)
+    return tuple(
+        ModelRow(
+            model=model,
+            memory=format_bytes(memory_bytes),
+            guarantee=guarantee,
+            guarantee_help=GUARANTEES[guarantee],
+            simulated=simulated,
+            free=sum(is_free(device) for device in group),
+            total=len(group),
+            withdrawn=sum(not device["healthy"] for device in group),
+        )
+        for (model, memory_bytes, guarantee, simulated), group in groups.items()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Who looks, from which hub, when."""
+
+    viewer: Viewer
+    hub_url: str
+    now: datetime
+
+
+class _Rows:
+    """Rows of one page: holds what they have in common."""
+
+    def __init__(self, status: Document, tiers: Document, asked: _Asked) -> None:
+        self._devices = {device["uuid"]: device for device in status["devices"]}
+        self._leases = {lease["id"]: lease for lease in status["leases"]}
+        self._titles: dict[str, str] = {tier["name"]: tier["title"] for tier in tiers["tiers"]}
+        self._simulated = bool(status["simulated"])
+        self._viewer = asked.viewer
+        self._hub_url = asked.hub_url
+        self._now = asked.now
+
+    def lease(self, lease: Document) -> Holding:
+        held = [self._devices.get(uuid) for uuid in lease["device_uuids"]]
+        return Holding(
+            id=lease["id"],
+            user=lease["user"],
+            server=lease["server"],
+            tier=self._tier(lease),
+            state=lease["state"],
+            devices=tuple(
+                uuid if device is None else _device_name(device)
+                for uuid, device in zip(lease["device_uuids"], held, strict=True)
+            ),
+            memory=format_bytes(lease["memory_bytes"]),
+            since=moment(lease["since"], self._now),
+            notice=lease["notice"],
+            simulated=self._simulated,
+            mine=self._viewer.is_mine(lease),
+            links=self._links(lease),
+        )
+
+    def place(self, entry: Document) -> Holding:
+        return Holding(
+            id=entry["id"],
+            user=entry["user"],
+            server=entry["server"],
+            tier=self._tier(entry),
+            state="waiting",
+            devices=(),
+            memory="",
+            since=moment(entry["since"], self._now),
+            notice="",
+            simulated=self._simulated,
+            position=entry["position"],
+            mine=self._viewer.is_mine(entry),
+            links=self._links(entry),
+        )
+
+    def device(self, device: Document) -> DeviceRow:
+        lease = self._leases.get(device["lease_id"])
+        capability = device["compute_capability"]
+        return DeviceRow(
+            name=_device_name(device),
+            uuid=device["uuid"],
+            memory=format_bytes(device["memory_bytes"]),
+            compute_capability="not available" if capability is None else capability,
+            guarantee=device["guarantee"],
+            guarantee_help=GUARANTEES[device["guarantee"]],
+            simulated=bool(device["simulated"]),
+            healthy=bool(device["healthy"]),
+            reason=device["reason"],
+            withdrawn_since=None if device["healthy"] else moment(device["since"], self._now),
+            holder=None if lease is None else self.lease(lease),
+        )
+
+    def _tier(self, entry: Document) -> str:
+        name = str(entry["tier"])
+        return self._titles.get(name, name)
+
+    def _links(self, entry: Document) -> dict[str, str]:
+        """Addresses on the hub: it knows where the server really is, and asks for a login if need be."""
+        if not self._viewer.is_mine(entry):
+            return {}
+        name = quote(entry["user"], safe="")
+        server = f"/{quote(entry['server'], safe='')}" if entry["server"] else ""
+        return {
+            "open": f"{self._hub_url}user/{name}{server or '/'}",
+            "pending": f"{self._hub_url}spawn-pending/{name}{server}",
+            "home": f"{self._hub_url}home",
+        }
+
+
+def _device_name(device: Mapping[str, Any]) -> str:
+    index = device["index"]
+    return str(device["model"]) if index is None else f"{device['model']} #{index}"

@@ -1,0 +1,89 @@
+"""What one viewer may see of the broker's status: pure functions, the whole document in, a part out.
+
+A viewer with `custom:gpu:read` sees everything. Anybody else sees the devices without their holders,
+their own leases and their own places in the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+READ_SCOPE = "custom:gpu:read"
+"""The hub scope that shows who holds what; granted by a role in `jupyterhub_config.py`."""
+
+Document = dict[str, Any]
+
+
+class BrokerView(Protocol):
+    """What the pages need of the broker. All three answer from memory, at once."""
+
+    def status(self) -> Document:
+        """The whole status document: `simulated`, `devices`, `leases`, `queue`."""
+
+    def tiers(self) -> Document:
+        """The tiers with what is free of each."""
+
+    def metrics(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Who asks: a name that the hub vouched for and what it may see.
+
+    `owns` is False for a service's token: a service called "anna" is not the user "anna". `hub`
+    tells apart two hubs on one broker, whose users may share names; None where there is one hub.
+    """
+
+    name: str
+    sees_all: bool = False
+    owns: bool = True
+    hub: str | None = None
+
+    def is_mine(self, entry: Mapping[str, Any]) -> bool:
+        """Whether a lease or queue entry belongs to this viewer."""
+        if not self.owns or entry["user"] != self.name:
+            return False
+        return self.hub is None or entry.get("hub", self.hub) == self.hub
+
+
+def viewer_of(model: Mapping[str, Any], hub: str | None = None) -> Viewer:
+    """The viewer behind a user model, as the hub's `GET /api/user` answers it."""
+    scopes: Collection[str] = model.get("scopes", ())
+    return Viewer(
+        name=str(model["name"]),
+        sees_all=READ_SCOPE in scopes,
+        owns=model.get("kind", "user") == "user",
+        hub=hub,
+    )
+
+
+def visible_status(document: Document, viewer: Viewer) -> Document:
+    """The part of the status `document` that `viewer` may see, with `free` added to each device.
+
+    `free` says that the device is healthy and nobody holds it: without the scope it is all that
+    tells a foreign device from a free one, for `lease_id`, `user` and `server` are then None. A
+    foreign device's `since` is None too, so that a stranger's hours can't be read from it.
+    """
+    leases = [dict(lease) for lease in document["leases"] if viewer.sees_all or viewer.is_mine(lease)]
+    mine = {lease["id"] for lease in leases}
+    return {
+        "simulated": document["simulated"],
+        "devices": [_visible_device(device, viewer, mine) for device in document["devices"]],
+        "leases": leases,
+        "queue": [dict(entry) for entry in document["queue"] if viewer.sees_all or viewer.is_mine(entry)],
+    }
+
+
+def _visible_device(device: Document, viewer: Viewer, mine: Collection[str]) -> Document:
+    shown = {**device, "free": is_free(device)}
+    if viewer.sees_all or device["lease_id"] is None or device["lease_id"] in mine:
+        return shown
+    return {**shown, "lease_id": None, "user": None, "server": None, "since": None}
+
+
+def is_free(device: Mapping[str, Any]) -> bool:
+    """Whether a device could be leased now: healthy, and no lease holds it."""
+    return bool(device["healthy"]) and device["lease_id"] is None

@@ -1,0 +1,359 @@
+"""The GPU page: what a viewer may see, the page's content as values, and its HTML where users typed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gpuspawner.broker.web.look import Look, PageUser
+from gpuspawner.broker.web.page import Holding, ModelRow, Moment, Page, build_page, moment
+from gpuspawner.broker.web.view import READ_SCOPE, Viewer, viewer_of, visible_status
+from hypothesis import given
+from hypothesis import strategies as st
+
+ANNA = Viewer("anna", hub="here")
+ADMIN = Viewer("admin", sees_all=True, hub="here")
+
+
+def device(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "uuid": f"GPU-{number}",
+        "model": "NVIDIA H100 80GB HBM3",
+        "index": number,
+        "memory_bytes": 80 << 30,
+        "compute_capability": "9.0",
+        "healthy": True,
+        "reason": "",
+        "since": None,
+        "guarantee": "hard",
+        "simulated": False,
+        "lease_id": None,
+        "user": None,
+        "server": None,
+        **changes,
+    }
+
+
+def lease(name: str, user: str, *uuids: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": name,
+        "user": user,
+        "server": "",
+        "hub": "here",
+        "tier": "gpu",
+        "state": "running",
+        "device_uuids": list(uuids),
+        "memory_bytes": len(uuids) * (80 << 30),
+        "compute_percent": 100.0,
+        "since": "2026-03-01T09:00:00Z",
+        "notice": "",
+        **changes,
+    }
+
+
+def place(name: str, user: str, position: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": name,
+        "user": user,
+        "server": "",
+        "tier": "gpu",
+        "position": position,
+        "since": "2026-03-01T09:30:00Z",
+        **changes,
+    }
+
+
+def document() -> dict[str, Any]:
+    """Anna and bob hold a device each, one is withdrawn, one is free; carl and anna wait."""
+    return {
+        "simulated": False,
+        "devices": [
+            device(0, lease_id="a" * 32, user="anna", server=""),
+            device(1, lease_id="b" * 32, user="bob", server="train"),
+            device(2, healthy=False, reason="XID 79: off the bus", since="2026-03-01T08:00:00Z"),
+            device(3),
+        ],
+        "leases": [lease("a" * 32, "anna", "GPU-0"), lease("b" * 32, "bob", "GPU-1", server="train")],
+        "queue": [place("c" * 32, "carl", 1), place("d" * 32, "anna", 2, server="second")],
+    }
+
+
+def test_scope_shows_everything() -> None:
+    whole = document()
+    expected = document()
+    for shown, free in zip(expected["devices"], (False, False, False, True), strict=True):
+        shown["free"] = free
+    assert visible_status(whole, ADMIN) == expected
+
+
+def test_without_scope_only_what_is_ones_own() -> None:
+    assert visible_status(document(), ANNA) == {
+        "simulated": False,
+        "devices": [
+            {**device(0, lease_id="a" * 32, user="anna", server=""), "free": False},
+            {**device(1), "free": False},
+            {**document()["devices"][2], "free": False},
+            {**device(3), "free": True},
+        ],
+        "leases": [lease("a" * 32, "anna", "GPU-0")],
+        "queue": [place("d" * 32, "anna", 2, server="second")],
+    }  # fmt: skip
+
+
+def test_the_broker_keeps_its_document() -> None:
+    whole = document()
+    before = copy.deepcopy(whole)
+    visible_status(whole, ANNA)
+    visible_status(whole, ADMIN)
+    assert whole == before
+
+
+def test_same_name_on_another_hub_is_somebody_else() -> None:
+    whole = document()
+    whole["leases"][0]["hub"] = "elsewhere"
+    whole["queue"][1]["hub"] = "elsewhere"
+    seen = visible_status(whole, ANNA)
+    assert (seen["leases"], seen["queue"]) == ([], [])
+    assert seen["devices"][0] == {**device(0), "free": False}
+
+
+def test_viewer_of_a_user_model() -> None:
+    student = {"name": "anna", "kind": "user", "scopes": ["access:services!service=gpu"]}
+    assert viewer_of(student) == Viewer("anna", sees_all=False, owns=True, hub=None)
+    assert viewer_of({**student, "scopes": [READ_SCOPE]}, "here") == Viewer("anna", True, True, "here")
+    assert viewer_of({**student, "kind": "service"}) == Viewer("anna", sees_all=False, owns=False, hub=None)
+
+
+def test_a_filtered_scope_is_not_the_scope() -> None:
+    assert not viewer_of({"name": "anna", "scopes": [f"{READ_SCOPE}!user=anna"]}).sees_all
+
+
+def test_a_service_owns_nothing() -> None:
+    seen = visible_status(document(), Viewer("anna", owns=False, hub="here"))
+    assert (seen["leases"], seen["queue"]) == ([], [])
+
+
+NAMES = st.sampled_from(["bob", "carl", "dora"])
+
+
+@given(st.lists(st.tuples(NAMES, st.booleans()), max_size=8))
+def test_no_foreign_name_or_id_reaches_a_student(holders: list[tuple[str, bool]]) -> None:
+    whole: dict[str, Any] = {"simulated": True, "devices": [], "leases": [], "queue": []}
+    for number, (user, waits) in enumerate(holders):
+        name = f"lease{number}"
+        if waits:
+            whole["queue"].append(place(name, user, number + 1, server=f"of-{user}"))
+            continue
+        holder = {"lease_id": name, "user": user, "server": f"of-{user}"}
+        whole["devices"].append(device(number, **holder, since="2026-03-01T07:07:07Z"))
+        whole["leases"].append(lease(name, user, f"GPU-{number}", server=f"of-{user}"))
+    text = json.dumps(visible_status(whole, Viewer("anna")))
+    assert not [word for word in ("bob", "carl", "dora", "lease0", "07:07:07") if word in text]
+
+
+NOW = datetime(2026, 3, 1, 10, 0, tzinfo=UTC)
+TIERS = {"simulated": False, "tiers": [{"name": "gpu", "title": "One GPU"}]}
+HUB_AUTH = SimpleNamespace(hub_host="", hub_prefix="/base/hub/")
+
+
+def build(whole: dict[str, Any], viewer: Viewer) -> Page:
+    return build_page(whole, TIERS, viewer, hub_url="/base/hub/", now=NOW)
+
+
+def html(page: Page, template: str = "gpu.html", look: Look | None = None) -> str:
+    look = look or Look()
+    model = {"name": page.viewer.name, "scopes": []}
+    return look.render(template, page=page, **look.namespace(HUB_AUTH, "/base/services/gpu/", model, "xsrf"))  # type: ignore[arg-type]
+
+
+def test_student_sees_counts_and_own() -> None:
+    page = build(document(), Viewer("anna", hub="here"))
+    assert page == Page(
+        viewer=Viewer("anna", hub="here"),
+        simulated=False,
+        summary="1 of 4 GPUs free, 2 servers wait.",
+        mine=(
+            Holding(
+                id="a" * 32,
+                user="anna",
+                server="",
+                tier="One GPU",
+                state="running",
+                devices=("NVIDIA H100 80GB HBM3 #0",),
+                memory="80 GiB",
+                since=Moment("2026-03-01T09:00:00Z", "2026-03-01 09:00:00 UTC", "1 hour ago"),
+                notice="",
+                simulated=False,
+                mine=True,
+                links={
+                    "open": "/base/hub/user/anna/",
+                    "pending": "/base/hub/spawn-pending/anna",
+                    "home": "/base/hub/home",
+                },
+            ),
+            Holding(
+                id="d" * 32,
+                user="anna",
+                server="second",
+                tier="One GPU",
+                state="waiting",
+                devices=(),
+                memory="",
+                since=Moment("2026-03-01T09:30:00Z", "2026-03-01 09:30:00 UTC", "30 minutes ago"),
+                notice="",
+                simulated=False,
+                mine=True,
+                links={
+                    "open": "/base/hub/user/anna/second",
+                    "pending": "/base/hub/spawn-pending/anna/second",
+                    "home": "/base/hub/home",
+                },
+                position=2,
+            ),
+        ),
+        devices=(),
+        models=(
+            ModelRow(
+                model="NVIDIA H100 80GB HBM3",
+                memory="80 GiB",
+                guarantee="hard",
+                guarantee_help="the whole device, enforced by hardware or by the container's device list",
+                simulated=False,
+                free=1,
+                total=4,
+                withdrawn=1,
+            ),
+        ),
+        queue=(),
+        notices=(),
+        spawn_url="/base/hub/spawn",
+    )
+
+
+def test_admin_sees_holders_health_and_queue() -> None:
+    page = build(document(), Viewer("admin", sees_all=True))
+    rows = [(row.name, row.healthy, row.reason, row.holder and row.holder.user) for row in page.devices]
+    assert rows == [
+        ("NVIDIA H100 80GB HBM3 #0", True, "", "anna"),
+        ("NVIDIA H100 80GB HBM3 #1", True, "", "bob"),
+        ("NVIDIA H100 80GB HBM3 #2", False, "XID 79: off the bus", None),
+        ("NVIDIA H100 80GB HBM3 #3", True, "", None),
+    ]
+    assert [row.withdrawn_since and row.withdrawn_since.ago for row in page.devices] == [
+        None, None, "2 hours ago", None,
+    ]  # fmt: skip
+    assert [(place.place, place.user, place.links) for place in page.queue] == [
+        ("1st in line", "carl", {}),
+        ("2nd in line", "anna", {}),
+    ]
+    assert page.mine == ()
+
+
+@pytest.mark.parametrize(
+    ("free", "waiting", "simulated", "sentence"),
+    [
+        (0, 0, False, "No GPU on this machine, nobody waits."),
+        (1, 0, True, "1 of 1 simulated GPU free, nobody waits."),
+        (2, 1, True, "2 of 2 simulated GPUs free, 1 server waits."),
+        (3, 2, False, "3 of 3 GPUs free, 2 servers wait."),
+    ],
+)
+def test_summary(free: int, waiting: int, simulated: bool, sentence: str) -> None:
+    whole = {
+        "simulated": simulated,
+        "devices": [device(number) for number in range(free)],
+        "leases": [],
+        "queue": [place(str(number), "carl", number + 1) for number in range(waiting)],
+    }
+    assert build(whole, Viewer("anna")).summary == sentence
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (timedelta(seconds=-5), "less than a minute ago"),
+        (timedelta(seconds=59), "less than a minute ago"),
+        (timedelta(seconds=60), "1 minute ago"),
+        (timedelta(minutes=59, seconds=59), "59 minutes ago"),
+        (timedelta(hours=1), "1 hour ago"),
+        (timedelta(hours=47), "1 day ago"),
+        (timedelta(days=3), "3 days ago"),
+    ],
+)
+def test_moment(age: timedelta, words: str) -> None:
+    seen = moment((NOW - age).isoformat(), NOW)
+    assert seen is not None
+    assert seen.ago == words
+
+
+def test_no_moment() -> None:
+    assert moment(None, NOW) is None
+
+
+HOSTILE = """x"'><script>alert(1)</script>ü/../"""
+
+
+def hostile_document() -> dict[str, Any]:
+    whole = document()
+    whole["devices"] = [device(0, lease_id="h", user=HOSTILE, server=HOSTILE)]
+    whole["leases"] = [lease("h", HOSTILE, "GPU-0", server=HOSTILE, notice=HOSTILE)]
+    whole["queue"] = [place("q", HOSTILE, 1, server=HOSTILE)]
+    return whole
+
+
+@pytest.mark.parametrize("sees_all", [True, False])
+def test_names_are_escaped_everywhere(sees_all: bool) -> None:
+    text = html(build(hostile_document(), Viewer(HOSTILE, sees_all=sees_all)))
+    assert "<script>alert" not in text
+    assert "alert(1)" in text
+    assert "/base/hub/user/x%22%27%3E%3Cscript%3Ealert%281%29%3C%2Fscript%3E%C3%BC%2F..%2F/x%22" in text
+
+
+def test_name_in_the_hubs_script() -> None:
+    assert PageUser("""a"b</script>'""").json_escaped_name == """a\\"b\\u003c/script\\u003e\\u0027"""
+
+
+def test_simulated_is_said_beside_every_gpu() -> None:
+    whole = document()
+    whole["simulated"] = True
+    for shown in whole["devices"]:
+        shown.update(simulated=True, guarantee="none")
+    for viewer, rows in ((Viewer("anna"), 1), (Viewer("anna", sees_all=True), 4)):
+        text = html(build(whole, viewer), "gpu_live.html")
+        own = 2
+        assert text.count('<span class="badge text-bg-warning">simulated</span>') == rows + own
+        assert "simulated GPUs free" in text
+
+
+def test_real_gpus_are_not_called_simulated() -> None:
+    assert "simulated" not in html(build(document(), Viewer("anna", sees_all=True)))
+
+
+def test_addresses_follow_the_base_url() -> None:
+    text = html(build(document(), Viewer("anna")))
+    for address in (
+        'href="/base/hub/static/css/style.min.css"',
+        'href="/base/hub/home"',
+        'href="/base/hub/logout"',
+        'href="/base/services/gpu/"',
+        'data-url="/base/services/gpu/live"',
+        'src="/base/services/gpu/static/gpu.js?v=',
+    ):
+        assert address in text
+    assert '"/hub/' not in text
+    assert '"/services/' not in text
+
+
+def test_a_sites_own_template_and_variables(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(
+        '{% extends "templates/page.html" %}{% block footer %}Our faculty{% endblock %}', encoding="utf-8"
+    )
+    look = Look([str(tmp_path)], {"announcement": "Closed on Monday", "of_user": lambda user: user.x})
+    text = html(build(document(), Viewer("anna")), look=look)
+    assert "Our faculty" in text
+    assert "Closed on Monday" in text
