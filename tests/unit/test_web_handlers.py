@@ -1,0 +1,313 @@
+"""The page's handlers over HTTP, against a small hub that knows four tokens and the steps of OAuth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import aiohttp
+import pytest
+from aiohttp import web
+from gpuspawner.broker.web import READ_SCOPE, make_handlers, make_settings
+from jupyterhub.httpclient import JupyterHubHTTPClient
+from jupyterhub.services.auth import HubOAuth
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
+from tornado.web import Application
+from yarl import URL
+
+PREFIX = "/base/services/gpu/"
+ACCESS = "access:services!service=gpu"
+SINCE = "2026-03-01T09:00:00Z"
+
+
+def model(name: str, *scopes: str, kind: str = "user") -> dict[str, Any]:
+    return {"name": name, "kind": kind, "groups": [], "scopes": list(scopes)}
+
+
+USERS = {
+    "anna-token": model("anna", ACCESS),
+    "admin-token": model("admin", ACCESS, READ_SCOPE, "admin-ui"),
+    "outsider-token": model("otto", "read:users!user=otto"),
+    "monitor-token": model("monitor", ACCESS, READ_SCOPE, kind="service"),
+}
+
+
+def device(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "uuid": f"GPU-{number}", "model": "H100 80GB", "index": number, "memory_bytes": 80 << 30,
+        "compute_capability": None, "healthy": True, "reason": "", "since": None, "guarantee": "none",
+        "simulated": True, "lease_id": None, "user": None, "server": None, **changes,
+    }  # fmt: skip
+
+
+def lease(name: str, user: str, uuid: str) -> dict[str, Any]:
+    return {
+        "id": name, "user": user, "server": "", "hub": "h", "tier": "gpu", "state": "running",
+        "device_uuids": [uuid], "memory_bytes": 80 << 30, "compute_percent": 100.0, "since": SINCE,
+        "notice": "",
+    }  # fmt: skip
+
+
+class FakeBroker:
+    """Anna and bob hold a device each."""
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "simulated": True,
+            "devices": [
+                device(0, lease_id="a", user="anna", server=""),
+                device(1, lease_id="b", user="bob", server=""),
+            ],
+            "leases": [lease("a", "anna", "GPU-0"), lease("b", "bob", "GPU-1")],
+            "queue": [],
+        }
+
+    def tiers(self) -> dict[str, Any]:
+        return {"simulated": True, "tiers": [{"name": "gpu", "title": "One GPU"}]}
+
+    def metrics(self) -> bytes:
+        return b"gpuspawner_devices 2.0\n"
+
+
+@dataclass
+class FakeHub:
+    """As much of the hub as a service talks to."""
+
+    down: bool = False
+    asked: list[str] = field(default_factory=list)
+
+    async def user(self, request: web.Request) -> web.Response:
+        if self.down:
+            return web.Response(status=503)
+        token = request.headers["Authorization"].removeprefix("token ")
+        self.asked.append(token)
+        if token not in USERS:
+            return web.json_response({"status": 403, "message": "Forbidden"}, status=403)
+        return web.json_response(USERS[token])
+
+    async def token(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        return web.json_response({"access_token": f"{form['code']}-token"})
+
+
+@dataclass
+class Pages:
+    """The service under test and a client that follows no redirect by itself."""
+
+    url: str
+    hub: FakeHub
+    client: aiohttp.ClientSession
+
+    async def get(self, path: str, token: str | None = None, **headers: str) -> tuple[int, Any, str]:
+        """Status, headers and text."""
+        if token is not None:
+            headers["Authorization"] = f"token {token}"
+        async with self.client.get(self.url + path, headers=headers, allow_redirects=False) as answer:
+            return answer.status, answer.headers, await answer.text()
+
+    async def log_in(self, name: str) -> None:
+        """The redirects of OAuth, as a browser follows them; the hub's consent is taken for granted."""
+        status, headers, _ = await self.get("")
+        assert status == 302
+        sent = parse_qs(urlsplit(headers["Location"]).query)
+        status, headers, _ = await self.get(f"oauth_callback?code={name}&state={sent['state'][0]}")
+        assert (status, headers["Location"]) == (302, PREFIX)
+
+
+@pytest.fixture
+async def pages() -> AsyncIterator[Pages]:
+    hub = FakeHub()
+    app = web.Application()
+    app.router.add_get("/base/hub/api/user", hub.user)
+    app.router.add_post("/base/hub/api/oauth2/token", hub.token)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    hub_socket, hub_port = bind_unused_port()
+    await web.SockSite(runner, hub_socket).start()
+    auth = HubOAuth(
+        api_url=f"http://127.0.0.1:{hub_port}/base/hub/api",
+        api_token="service-token",
+        base_url=PREFIX,
+        hub_prefix="/base/hub/",
+        oauth_client_id="service-gpu",
+        access_scopes={ACCESS},
+    )
+    server = HTTPServer(Application(make_handlers(FakeBroker(), PREFIX, hub_auth=auth), **make_settings()))
+    socket, port = bind_unused_port()
+    server.add_socket(socket)
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(cookie_jar=jar) as client:
+        yield Pages(f"http://127.0.0.1:{port}{PREFIX}", hub, client)
+    server.stop()
+    await server.close_all_connections()
+    await JupyterHubHTTPClient.loop_instance().close()
+    await runner.cleanup()
+
+
+async def test_a_student_reads_their_own(pages: Pages) -> None:
+    status, headers, text = await pages.get("api/status", "anna-token")
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    assert json.loads(text) == {
+        "simulated": True,
+        "devices": [
+            {**device(0, lease_id="a", user="anna", server=""), "free": False},
+            {**device(1), "free": False},
+        ],
+        "leases": [lease("a", "anna", "GPU-0")],
+        "queue": [],
+    }
+
+
+@pytest.mark.parametrize("token", ["admin-token", "monitor-token"])
+async def test_the_scope_reads_all(pages: Pages, token: str) -> None:
+    status, _, text = await pages.get("api/status", token)
+    expected = FakeBroker().status()
+    for shown in expected["devices"]:
+        shown["free"] = False
+    assert (status, json.loads(text)) == (200, expected)
+
+
+LOGIN = {
+    "reason": "login_required",
+    "message": "Log in first: send a JupyterHub API token as 'Authorization: token …', or reload the page.",
+}
+REFUSED = {"reason": "not_allowed", "message": "Your account may not see this. Ask the admin of this hub."}
+
+
+@pytest.mark.parametrize("path", ["api/status", "api/tiers", "api/else", "metrics"])
+async def test_no_or_a_wrong_token_is_401_in_json(pages: Pages, path: str) -> None:
+    for token in (None, "wrong-token", "", "wrong\N{SNOWMAN}"):
+        status, headers, text = await pages.get(path, token)
+        assert (status, headers["Content-Type"], json.loads(text)) == (401, "application/json", LOGIN)
+
+
+@pytest.mark.parametrize("path", ["api/status", "api/tiers", "metrics"])
+async def test_no_access_is_403_in_json(pages: Pages, path: str) -> None:
+    status, _, text = await pages.get(path, "outsider-token")
+    assert (status, json.loads(text)) == (403, REFUSED)
+
+
+async def test_metrics_need_the_scope(pages: Pages) -> None:
+    status, _, text = await pages.get("metrics", "anna-token")
+    assert (status, json.loads(text)) == (403, REFUSED)
+    status, headers, text = await pages.get("metrics", "monitor-token")
+    assert (status, headers["Content-Type"], text) == (
+        200,
+        "text/plain; version=0.0.4; charset=utf-8",
+        "gpuspawner_devices 2.0\n",
+    )
+
+
+async def test_tiers(pages: Pages) -> None:
+    status, _, text = await pages.get("api/tiers", "anna-token")
+    assert (status, json.loads(text)) == (200, FakeBroker().tiers())
+
+
+@pytest.mark.parametrize("path", ["api/status", "api/tiers", "metrics"])
+async def test_a_hub_that_is_down_is_503_in_json(pages: Pages, path: str) -> None:
+    pages.hub.down = True
+    status, _, text = await pages.get(path, "anna-token")
+    assert (status, json.loads(text)) == (
+        503,
+        {
+            "reason": "hub_unavailable",
+            "message": "JupyterHub did not answer, so nobody can be logged in. Try again in a moment.",
+        },
+    )
+
+
+async def test_unknown_address(pages: Pages) -> None:
+    status, _, text = await pages.get("api/else", "anna-token")
+    assert (status, json.loads(text)) == (
+        404, {"reason": "not_found", "message": "There is no such page."},
+    )  # fmt: skip
+    status, _, text = await pages.get("else", "anna-token")
+    assert status == 404
+    assert "There is no such page." in text
+    assert "/base/hub/static/css/style.min.css" in text
+
+
+async def test_only_reading(pages: Pages) -> None:
+    headers = {"Authorization": "token anna-token"}
+    async with pages.client.post(pages.url + "api/status", headers=headers) as answer:
+        assert (answer.status, (await answer.json())["reason"]) == (405, "method_not_allowed")
+
+
+async def test_health_asks_nobody(pages: Pages) -> None:
+    pages.hub.down = True
+    status, _, text = await pages.get("health")
+    assert (status, json.loads(text)) == (200, {"status": "ok"})
+
+
+async def test_a_browser_is_sent_to_the_hub_and_back(pages: Pages) -> None:
+    status, headers, _ = await pages.get("")
+    target = urlsplit(headers["Location"])
+    assert (status, target.path) == (302, "/base/hub/api/oauth2/authorize")
+    assert parse_qs(target.query)["redirect_uri"] == [f"{PREFIX}oauth_callback"]
+    await pages.log_in("anna")
+    status, headers, text = await pages.get("")
+    assert status == 200
+    assert headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+    assert "You hold H100 80GB #0" in text
+    assert "bob" not in text
+
+
+async def test_a_wrong_state_logs_nobody_in(pages: Pages) -> None:
+    await pages.get("")
+    status, _, _ = await pages.get("oauth_callback?code=admin&state=forged")
+    assert status == 403
+    assert (await pages.get("live"))[0] == 401
+
+
+async def test_page_for_the_admin(pages: Pages) -> None:
+    await pages.log_in("admin")
+    _, _, text = await pages.get("")
+    assert "<strong>bob</strong>" in text
+    assert 'href="/base/hub/admin"' in text
+
+
+async def test_page_without_access_is_the_hubs_error_page(pages: Pages) -> None:
+    await pages.log_in("outsider")
+    status, _, text = await pages.get("")
+    assert status == 403
+    assert "Your account may not see this." in text
+    assert "/base/hub/static/css/style.min.css" in text
+
+
+async def test_live_part(pages: Pages) -> None:
+    assert (await pages.get("live"))[0] == 401
+    await pages.log_in("anna")
+    status, headers, text = await pages.get("live")
+    assert status == 200
+    assert 'id="gpu-mine"' in text
+    assert "<html" not in text
+    unchanged = await pages.get("live", **{"If-None-Match": headers["Etag"]})
+    assert (unchanged[0], unchanged[2]) == (304, "")
+
+
+async def test_a_script_of_another_site_gets_nothing_by_cookie(pages: Pages) -> None:
+    await pages.log_in("anna")
+    foreign = {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-site"}
+    assert (await pages.get("live", **foreign))[0] == 401
+    assert (await pages.get("api/status", **foreign))[0] == 401
+    _, _, page = await pages.get("")
+    token = page.split('xsrf_token: "')[1].split('"')[0]
+    assert (await pages.get("live", **foreign, **{"X-XSRFToken": token}))[0] == 200
+
+
+@pytest.mark.parametrize(("name", "kind"), [("gpu.js", "javascript"), ("gpu.css", "text/css")])
+async def test_script_and_style(pages: Pages, name: str, kind: str) -> None:
+    status, headers, text = await pages.get(f"static/{name}")
+    assert status == 200
+    assert kind in headers["Content-Type"]
+    assert len(text) > 100
+
+
+async def test_nothing_beside_the_assets_is_served(pages: Pages) -> None:
+    outside = URL(pages.url + "static/%2e%2e/view.py", encoded=True)
+    async with pages.client.get(outside, allow_redirects=False) as answer:
+        assert answer.status == 403
