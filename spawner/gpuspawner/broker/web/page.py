@@ -23,11 +23,11 @@ GUARANTEES = {
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A time for people: `ago` to read, `exact` for the title, `iso` for the machine."""
+    """When something began: `span` ("3 minutes") to read, `exact` for the title, `iso` for the machine."""
 
     iso: str
     exact: str
-    ago: str
+    span: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +128,20 @@ def build_page(status: Document, tiers: Document, viewer: Viewer, *, hub_url: st
 
 
 def moment(iso: str | None, now: datetime) -> Moment | None:
-    """`iso` (ISO 8601 UTC) for people: "3 minutes ago", with the exact time. None stays None."""
+    """`iso` (ISO 8601 UTC) for people: how long ago it was, with the exact time. None stays None."""
     if iso is None:
         return None
     at = datetime.fromisoformat(iso).astimezone(UTC)
-    return Moment(iso=iso, exact=at.strftime("%Y-%m-%d %H:%M:%S UTC"), ago=_ago((now - at).total_seconds()))
+    exact = at.strftime("since %Y-%m-%d %H:%M:%S UTC")
+    return Moment(iso=iso, exact=exact, span=_span((now - at).total_seconds()))
 
 
-def _ago(seconds: float) -> str:
+def _span(seconds: float) -> str:
     for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
         count = int(seconds // size)
         if count >= 1:
-            return f"{count} {unit}{'' if count == 1 else 's'} ago"
-    return "less than a minute ago"
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return "less than a minute"
 
 
 def _summary(status: Document) -> str:
