@@ -1,0 +1,23 @@
+"""Time that is not set by hand: seconds since boot, and which boot."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Steady(NamedTuple):
+    """A reading of a clock that only goes forward, and the boot since which it counts.
+
+    Two readings can be compared only if their `boot_id` is the same, also between processes.
+    """
+
+    boot_id: str
+    seconds: float
+
+
+def read_steady() -> Steady:
+    """Now, by Linux' CLOCK_BOOTTIME: it counts suspended time and is not moved by NTP or an admin."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return Steady(boot_id, time.clock_gettime(time.CLOCK_BOOTTIME))

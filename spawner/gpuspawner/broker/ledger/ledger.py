@@ -1,0 +1,196 @@
+"""The ledger: leases and awake intervals in a database, written before anything happens.
+
+All database work is done by one thread named "ledger" on one connection. A change is one call of `commit`,
+which is one transaction, on disk (fsync) when it returns. Errors are LedgerFault or ConfigError, each with
+a sentence that names the remedy; a failed commit has changed nothing that a later read would show, unless
+the answer itself was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from ...errors import LedgerFault
+from ...model import Lease, LeaseState
+from ...units import Clock, utc_now
+from . import engine as database
+from . import rows
+from .clock import Steady, read_steady
+from .migrate import upgrade
+from .rows import Moment
+from .schema import leases
+
+T = TypeVar("T")
+
+_LIVING = [state.value for state in LeaseState if state is not LeaseState.CLOSED]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one commit writes: these leases as they are now; with none, that the awake are still awake."""
+
+    leases: tuple[Lease, ...]
+    moment: Moment
+
+
+class Ledger:
+    """The ledger at a database URL: `sqlite:////folder/ledger.sqlite`, or PostgreSQL's.
+
+    `steady` measures how long a lease was awake, so that setting the clock charges and forgives nothing;
+    every `beat_seconds` the awake intervals are marked as seen, which bounds what a power cut can hide.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock = utc_now,
+        steady: Callable[[], Steady] = read_steady,
+        beat_seconds: float = 60.0,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
+    ) -> None:
+        self._engine = database.make_engine(url)
+        self._clock = clock
+        self._steady = steady
+        self._beat_seconds = beat_seconds
+        self._log = log or logging.getLogger(__name__)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._opened = False
+        self._beating: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect, migrate, and end what a reboot interrupted.
+
+        Raises ConfigError if the place or the schema can't be used, LedgerFault if the database is locked,
+        full or damaged. The ledger is closed again then.
+        """
+        try:
+            await self._in_thread(self._open)
+        except BaseException:
+            await self.close()
+            raise
+        self._beating = asyncio.create_task(self._beat(), name="ledger-beat")
+
+    async def close(self) -> None:
+        """Disconnect; leases stay as they are. May be called twice; the ledger can't be opened again."""
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+            self._beating = None
+        try:
+            await self._in_thread(self._close)
+        except RuntimeError:
+            return  # closed already
+        self._thread.shutdown(wait=True)
+
+    async def save(self, *leases: Lease, at: datetime, ago_seconds: float = 0.0) -> None:
+        """Insert or replace `leases` in one transaction, on disk when this returns.
+
+        A lease that is now running starts an awake interval at `at`, one that no longer is ends it. With
+        `ago_seconds` the change itself happened that long before `at` and was only noticed then.
+        """
+        moment = Moment(at, self._steady()).before(ago_seconds)
+        await self._in_thread(self.commit, Change(leases, moment))
+
+    def commit(self, change: Change) -> None:
+        """Write one change in one transaction: the only way by which anything gets into the ledger.
+
+        Runs in the ledger's thread, and blocks on fsync. Raises LedgerFault; nothing is written then.
+        """
+        with self._transaction(write=True) as connection:
+            for lease in change.leases:
+                rows.write(connection, lease, change.moment)
+            if not change.leases:
+                rows.see(connection, change.moment)
+
+    async def living(self) -> tuple[Lease, ...]:
+        """All leases that are not closed, in the order in which they were first saved."""
+        query = sa.select(leases).where(leases.c.state.in_(_LIVING)).order_by(leases.c.number)
+        return await self._read(query)
+
+    async def find(self, lease_id: str) -> Lease | None:
+        """The lease, in whatever state, or None if there never was one with this id."""
+        found = await self._read(sa.select(leases).where(leases.c.id == lease_id))
+        return found[0] if found else None
+
+    async def history(self, limit: int = 100) -> tuple[Lease, ...]:
+        """Closed leases, the youngest first."""
+        closed = sa.select(leases).where(leases.c.state == LeaseState.CLOSED.value)
+        return await self._read(closed.order_by(leases.c.number.desc()).limit(limit))
+
+    async def gpu_seconds(self, user: str, since: datetime) -> float:
+        """What the user used after `since`: awake seconds × devices; running leases count up to now."""
+        now = Moment(self._clock(), self._steady())
+
+        def sum_up() -> float:
+            with self._transaction() as connection:
+                return rows.gpu_seconds(connection, user, since, now)
+
+        return await self._in_thread(sum_up)
+
+    async def beat(self) -> None:
+        """Mark the awake intervals as seen now."""
+        await self._in_thread(self.commit, Change((), Moment(self._clock(), self._steady())))
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._beat_seconds)
+            try:
+                await self.beat()
+            except LedgerFault as error:
+                self._log.warning("%s", error)
+
+    async def _read(self, query: sa.Select[tuple[object, ...]]) -> tuple[Lease, ...]:
+        def run() -> tuple[Lease, ...]:
+            with self._transaction() as connection:
+                return rows.read(connection, query)
+
+        return await self._in_thread(run)
+
+    async def _in_thread(self, run: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run, *args)
+
+    def _open(self) -> None:
+        path = database.sqlite_path(self._engine)
+        try:
+            if path is not None:
+                database.create_private(path)
+            with (
+                self._engine.connect().execution_options(**{database.WRITE: True}) as connection,
+                connection.begin(),
+            ):
+                database.quick_check(connection)
+                upgrade(connection)
+                ended = rows.end_at_reboot(connection, self._steady().boot_id)
+        except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
+            raise database.explain(error, self._engine, opening=True) from error
+        if ended:
+            self._log.info("The machine was restarted: %d awake intervals ended where last seen", ended)
+        self._opened = True
+
+    def _close(self) -> None:
+        self._opened = False
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator[sa.Connection]:
+        if not self._opened:
+            raise LedgerFault("The ledger is not open: start the broker again.")
+        try:
+            with (
+                self._engine.connect().execution_options(**{database.WRITE: write}) as connection,
+                connection.begin(),
+            ):
+                yield connection
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+            raise database.explain(error, self._engine) from error

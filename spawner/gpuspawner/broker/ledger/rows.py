@@ -1,0 +1,163 @@
+"""Leases to rows and back, and the intervals in which they were awake; plain functions on a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ...model import Lease, LeaseState
+from .clock import Steady
+from .schema import awake, lease_devices, leases
+
+_FIELDS = tuple(field.name for field in fields(Lease) if field.name != "device_uuids")
+_INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a change happened, on the wall clock and on the steady one."""
+
+    at: datetime
+    steady: Steady
+
+    def before(self, seconds: float) -> Moment:
+        """The moment `seconds` earlier; a negative number counts as none."""
+        ago = max(0.0, seconds)
+        return Moment(
+            self.at - timedelta(seconds=ago), Steady(self.steady.boot_id, self.steady.seconds - ago)
+        )
+
+
+def write(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
+    """Insert or replace one lease, and open or close its awake interval to match its state."""
+    insert = _INSERTS[connection.dialect.name]
+    statement = insert(leases)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["id"], set_={name: statement.excluded[name] for name in _FIELDS if name != "id"}
+        ),
+        {**{name: getattr(lease, name) for name in _FIELDS}, "state": lease.state.value},
+    )
+    _write_devices(connection, lease)
+    if lease.state is LeaseState.RUNNING:
+        _open_interval(connection, lease, moment)
+    else:
+        _close_intervals(connection, moment, awake.c.lease_id == lease.id)
+
+
+def read(connection: sa.Connection, query: sa.Select[Any]) -> tuple[Lease, ...]:
+    """The leases of a query on the table `leases`, with their devices, in the query's order."""
+    rows = connection.execute(query).mappings().all()
+    uuids: dict[str, list[str]] = {row["id"]: [] for row in rows}
+    ids = list(uuids)
+    for start in range(0, len(ids), 500):  # SQLite takes a limited number of parameters
+        found = connection.execute(
+            sa.select(lease_devices.c.lease_id, lease_devices.c.device_uuid)
+            .where(lease_devices.c.lease_id.in_(ids[start : start + 500]))
+            .order_by(lease_devices.c.lease_id, lease_devices.c.ordinal)
+        )
+        for lease_id, uuid in found:
+            uuids[lease_id].append(uuid)
+    return tuple(_lease(row, uuids[row["id"]]) for row in rows)
+
+
+def see(connection: sa.Connection, moment: Moment) -> None:
+    """Note that whoever is awake still is: after a reboot an interval ends where it was last seen."""
+    for row in _open_rows(connection, awake.c.boot_id == moment.steady.boot_id):
+        connection.execute(
+            sa.update(awake)
+            .where(awake.c.number == row.number)
+            .values(seen_at=max(row.started_at, moment.at), seconds=_length(row, moment))
+        )
+
+
+def end_at_reboot(connection: sa.Connection, boot_id: str) -> int:
+    """End the intervals of an earlier boot where they were last seen; nothing outlives a reboot."""
+    ended = connection.execute(
+        sa.update(awake)
+        .where(awake.c.ended_at.is_(None), awake.c.boot_id != boot_id)
+        .values(ended_at=awake.c.seen_at)
+    )
+    return ended.rowcount
+
+
+def gpu_seconds(connection: sa.Connection, user: str, since: datetime, now: Moment) -> float:
+    """Sum over the user's awake intervals of length × devices, as far as they lie after `since`."""
+    rows = connection.execute(
+        sa.select(awake)
+        .join(leases, leases.c.id == awake.c.lease_id)
+        .where(leases.c.user == user, sa.or_(awake.c.ended_at.is_(None), awake.c.ended_at >= since))
+    )
+    total = 0.0
+    for row in rows:
+        seconds = row.seconds if row.ended_at is not None else _length(row, now)
+        if row.started_at < since:
+            end = row.ended_at if row.ended_at is not None else now.at
+            seconds = min(seconds, max(0.0, (end - since).total_seconds()))
+        total += seconds * row.device_count
+    return total
+
+
+def _lease(row: Any, uuids: Iterable[str]) -> Lease:
+    values = {name: row[name] for name in _FIELDS}
+    return Lease(**{**values, "state": LeaseState(values["state"]), "device_uuids": tuple(uuids)})
+
+
+def _write_devices(connection: sa.Connection, lease: Lease) -> None:
+    of_lease = lease_devices.c.lease_id == lease.id
+    stored = connection.execute(
+        sa.select(lease_devices.c.device_uuid).where(of_lease).order_by(lease_devices.c.ordinal)
+    ).scalars()
+    if tuple(stored) == lease.device_uuids:
+        return
+    connection.execute(sa.delete(lease_devices).where(of_lease))
+    if lease.device_uuids:
+        connection.execute(
+            sa.insert(lease_devices),
+            [
+                {"lease_id": lease.id, "ordinal": ordinal, "device_uuid": uuid}
+                for ordinal, uuid in enumerate(lease.device_uuids)
+            ],
+        )
+
+
+def _open_interval(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
+    insert = _INSERTS[connection.dialect.name](awake)
+    connection.execute(
+        insert.on_conflict_do_nothing(index_elements=["lease_id"], index_where=sa.text("ended_at IS NULL")),
+        {
+            "lease_id": lease.id,
+            "device_count": lease.device_count,
+            "started_at": moment.at,
+            "seen_at": moment.at,
+            "seconds": 0.0,
+            "boot_id": moment.steady.boot_id,
+            "steady_start_seconds": moment.steady.seconds,
+        },
+    )
+
+
+def _close_intervals(connection: sa.Connection, moment: Moment, which: sa.ColumnElement[bool]) -> None:
+    for row in _open_rows(connection, which):
+        end = max(row.started_at, moment.at)
+        connection.execute(
+            sa.update(awake)
+            .where(awake.c.number == row.number)
+            .values(ended_at=end, seen_at=end, seconds=_length(row, moment))
+        )
+
+
+def _open_rows(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[Any]:
+    return list(connection.execute(sa.select(awake).where(awake.c.ended_at.is_(None), which)))
+
+
+def _length(row: Any, moment: Moment) -> float:
+    """Seconds from the interval's start to `moment`, by the steady clock; never negative."""
+    if row.boot_id != moment.steady.boot_id:
+        return float(row.seconds)
+    return float(max(0.0, moment.steady.seconds - row.steady_start_seconds))

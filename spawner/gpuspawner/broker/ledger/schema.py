@@ -1,0 +1,86 @@
+"""The ledger's tables, as SQLAlchemy Core; `migrations/` makes them, this describes them.
+
+`leases.number` is the order of arrival and outlives a clock that is set back. An interval of `awake` is open
+while `ended_at` is NULL; `seconds` is its length on a steady clock up to `seen_at`, so the wall clock may be
+set in between, and after a reboot the interval ends where it was last seen.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+HEAD = "0001"
+"""The newest migration: a ledger that says so needs none, and alembic is not even imported."""
+
+
+class UtcTime(sa.TypeDecorator[datetime]):
+    """An aware time in UTC; SQLite keeps it as text that sorts and that people can read."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+_NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite counts up Integer keys only
+
+metadata = sa.MetaData()
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("hub", sa.Text, nullable=False),
+    sa.Column("user", sa.Text, nullable=False),
+    sa.Column("server", sa.Text, nullable=False),
+    sa.Column("tier", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("device_count", sa.Integer, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("since", UtcTime, nullable=False),
+    sa.Column("model", sa.Text),
+    sa.Column("memory_bytes", sa.BigInteger, nullable=False),
+    sa.Column("compute_percent", sa.Float, nullable=False),
+    sa.Column("container_id", sa.Text),
+    sa.Column("notice", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Index("leases_by_state", "state", "number"),
+    sa.Index("leases_by_user", "user", "number"),
+    sqlite_autoincrement=True,
+)
+
+lease_devices = sa.Table(
+    "lease_devices",
+    metadata,
+    sa.Column("lease_id", sa.Text, sa.ForeignKey("leases.id"), primary_key=True),
+    sa.Column("ordinal", sa.Integer, primary_key=True),
+    sa.Column("device_uuid", sa.Text, nullable=False),
+)
+
+awake = sa.Table(
+    "awake",
+    metadata,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("lease_id", sa.Text, sa.ForeignKey("leases.id"), nullable=False),
+    sa.Column("device_count", sa.Integer, nullable=False),
+    sa.Column("started_at", UtcTime, nullable=False),
+    sa.Column("ended_at", UtcTime),
+    sa.Column("seen_at", UtcTime, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("steady_start_seconds", sa.Float, nullable=False),
+    sa.Index("awake_by_lease", "lease_id"),
+    sa.Index("awake_open", "lease_id", unique=True, sqlite_where=sa.text("ended_at IS NULL"),
+             postgresql_where=sa.text("ended_at IS NULL")),
+    sqlite_autoincrement=True,
+)  # fmt: skip

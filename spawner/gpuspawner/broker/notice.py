@@ -1,0 +1,35 @@
+"""The sentences that holders of a lease and people who are refused get to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..model import Device, DeviceHealth
+from .placement import Want
+
+
+def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
+    """What the holder of withdrawn devices is told; "" if there are none."""
+    if not lost:
+        return ""
+    told = [_withdrawn_one(device, health) for device, health in lost]
+    return " ".join([*told, "Save your work, stop this server and start a new one."])
+
+
+def no_capacity(want: Want, known: int) -> str:
+    """Why a request can never be served here, and what to do."""
+    named = "" if want.model is None else f" with {want.model!r} in its name"
+    found = f"only {known}" if known else "none"
+    wanted = "a GPU" if want.device_count == 1 else f"{want.device_count} GPUs"
+    return f"You asked for {wanted}{named}, and this machine has {found}: choose another tier, or CPU."
+
+
+def _withdrawn_one(device: Device, health: DeviceHealth) -> str:
+    when = f" at {health.since:%H:%M} UTC" if health.since is not None else ""
+    reason = health.reason.rstrip(". ") or "it can't be used"
+    return f"{_name(device)} was withdrawn{when}: {reason}."
+
+
+def _name(device: Device) -> str:
+    number = f" {device.index}" if device.index is not None else f" {device.uuid}"
+    return f"{'Simulated GPU' if device.simulated else 'GPU'}{number}"
