@@ -1,0 +1,351 @@
+"""The real pynvml on a scripted libnvidia-ml.so.1: what is listed, lost, missing, and told of XIDs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import gpuspawner
+import pynvml
+import pytest
+from gpuspawner.errors import ConfigError, DeviceFault
+from gpuspawner.model import Device
+from gpuspawner.node.inventory import (
+    DriverFacts,
+    NvmlInventory,
+    XidEvent,
+    is_absent,
+    nvidia_pci_devices,
+    open_inventory,
+)
+from gpuspawner.node.simulated import SimulatedInventory
+from gpuspawner.settings import GpuSite
+
+from tests.nvml import scripted
+from tests.nvml.scripted import Gpu, Script
+
+A, B, C = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002", "GPU-c"
+H100 = Device(
+    uuid=A,
+    model="NVIDIA H100 80GB HBM3",
+    memory_bytes=85_520_809_984,
+    compute_capability=(9, 0),
+    sm_count=132,
+    memory_bus_width_bits=5120,
+    memory_clock_hz=2_619_000_000,
+    index=0,
+)
+LOST = pynvml.NVML_ERROR_GPU_IS_LOST
+LOST_SENTENCE = "The GPU is lost (it fell off the bus): reset it or restart the machine (NVML: GPU is lost)"
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Script]:
+    with scripted.loaded(tmp_path / "nvml") as script:
+        script.gpus = [Gpu(A), Gpu(B)]
+        script.write()
+        yield script
+
+
+@pytest.fixture
+def inventory(script: Script) -> Iterator[NvmlInventory]:
+    inventory = NvmlInventory()
+    yield inventory
+    inventory.close()
+
+
+def uuids(inventory: NvmlInventory) -> list[str]:
+    return [device.uuid for device in inventory.devices()]
+
+
+def test_lists_whole_gpus_with_all_that_nvml_tells(inventory: NvmlInventory) -> None:
+    first, second = inventory.devices()
+    assert first == H100
+    assert first.bandwidth_bytes_per_second == 3_352_320_000_000
+    assert (second.uuid, second.index) == (B, 1)
+    assert inventory.simulated is False
+
+
+def test_what_nvml_does_not_tell_is_none(script: Script, inventory: NvmlInventory) -> None:
+    script.gpus = [Gpu(C, name="Old", cc="0.0", cores=0, bus=0, clock=0)]
+    script.fault("nvmlDeviceGetMigMode", pynvml.NVML_ERROR_NOT_SUPPORTED)
+    assert inventory.devices() == (Device(uuid=C, model="Old", memory_bytes=85_520_809_984, index=0),)
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_UNKNOWN, pynvml.NVML_ERROR_NO_PERMISSION, 7, 20, 23, 26])
+def test_a_value_that_fails_is_none_and_the_device_stays(
+    script: Script, inventory: NvmlInventory, code: int
+) -> None:
+    for function in (
+        "nvmlDeviceGetNumGpuCores", "nvmlDeviceGetMaxClockInfo", "nvmlDeviceGetName",
+        "nvmlDeviceGetMemoryBusWidth", "nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetMigMode",
+    ):  # fmt: skip
+        script.fault(function, code, gpu=0)
+    bare = Device(uuid=A, model="NVIDIA GPU", memory_bytes=85_520_809_984, index=0)
+    assert inventory.devices()[0] == bare
+    assert uuids(inventory) == [A, B]
+
+
+CALLS_OF_A_LISTING = [
+    "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetUUID", "nvmlDeviceGetMigMode", "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetNumGpuCores", "nvmlDeviceGetMaxClockInfo",
+    "nvmlDeviceGetName", "nvmlDeviceGetMemoryBusWidth",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", CALLS_OF_A_LISTING)
+def test_a_gpu_lost_at_any_call_is_left_out_alone(
+    script: Script, inventory: NvmlInventory, function: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    script.fault(function, LOST, gpu=0)
+    assert uuids(inventory) == [B]
+    assert [record.getMessage() for record in caplog.records] == [f"GPU 0 is left out: {LOST_SENTENCE}"]
+
+
+def test_all_lost_is_a_fault_that_names_each(script: Script, inventory: NvmlInventory) -> None:
+    script.change(0, lost=LOST)
+    script.change(1, lost=pynvml.NVML_ERROR_RESET_REQUIRED)
+    with pytest.raises(DeviceFault) as caught:
+        inventory.devices()
+    assert str(caught.value) == (
+        f"No GPU can be leased. GPU 0: {LOST_SENTENCE}. GPU 1: The GPU needs a reset: run "
+        "`nvidia-smi --gpu-reset`, or restart the machine (NVML: GPU requires restart)."
+    )
+
+
+def test_counting_fails(script: Script, inventory: NvmlInventory) -> None:
+    script.fault("nvmlDeviceGetCount_v2", pynvml.NVML_ERROR_UNKNOWN)
+    with pytest.raises(DeviceFault) as caught:
+        inventory.devices()
+    assert str(caught.value) == ("The GPU can't be read: see `dmesg` and `nvidia-smi` (NVML: Unknown Error)")
+    assert isinstance(caught.value.__cause__, pynvml.NVMLError)
+
+
+def test_a_gpu_in_mig_mode_is_left_out(
+    script: Script, inventory: NvmlInventory, caplog: pytest.LogCaptureFixture
+) -> None:
+    script.change(1, mig=1)
+    assert uuids(inventory) == [A]
+    sentence = "It is in MIG mode, and this version leases whole GPUs only"
+    assert caplog.messages == [f"GPU 1 is left out: {sentence}"]
+    caplog.set_level(logging.ERROR)
+    assert inventory.driver() == DriverFacts("580.159.04", "13.0", 2, (f"GPU 1: {sentence}.",))
+
+
+def test_check_of_one_gpu(script: Script, inventory: NvmlInventory) -> None:
+    inventory.check(A)
+    script.change(0, lost=LOST)
+    inventory.check(B)
+    with pytest.raises(DeviceFault) as caught:
+        inventory.check(A)
+    assert str(caught.value) == LOST_SENTENCE
+    script.change(0, lost=0)
+    inventory.check(A)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"remap_failure": 1}, "A bad memory row could not be remapped: the GPU must be replaced"),
+        ({"mig": 1}, "The GPU was switched to MIG mode: switch it back, or restart the broker"),
+    ],
+)
+def test_check_sees_what_makes_a_gpu_unfit(
+    script: Script, inventory: NvmlInventory, values: dict[str, int], sentence: str
+) -> None:
+    script.change(0, **values)
+    with pytest.raises(DeviceFault) as caught:
+        inventory.check(A)
+    assert str(caught.value) == sentence
+    inventory.check(B)
+
+
+def test_check_of_a_gpu_that_is_gone(script: Script, inventory: NvmlInventory) -> None:
+    script.gpus = [Gpu(B)]
+    script.write()
+    with pytest.raises(DeviceFault) as caught:
+        inventory.check(A)
+    assert str(caught.value) == "The GPU is no longer there: see `nvidia-smi -L` (NVML: Not Found)"
+
+
+def test_reset_pending(script: Script, inventory: NvmlInventory) -> None:
+    assert inventory.reset_pending(A) == ""
+    script.change(0, remap_pending=1)
+    assert inventory.reset_pending(A) == "Remapped memory rows wait for a reset: run `nvidia-smi --gpu-reset`"
+    script.change(0, remap_pending=0, retired=1)
+    assert inventory.reset_pending(A) == "Retired memory pages wait for a reset: run `nvidia-smi --gpu-reset`"
+    assert inventory.reset_pending(B) == ""
+    inventory.check(A)  # alone it is no reason to withdraw a device
+
+
+def soon(call: object, *args: object) -> None:
+    threading.Timer(0.1, call, args).start()  # type: ignore[arg-type]
+
+
+def test_xid_names_its_device(script: Script, inventory: NvmlInventory) -> None:
+    assert inventory.wait_xid(0.05) is None
+    soon(script.xid, 1, 79)
+    assert inventory.wait_xid(5) == XidEvent(B, 79)
+    assert inventory.wait_xid(0.05) is None
+
+
+def test_xid_of_a_gpu_that_no_longer_tells_its_uuid(script: Script, inventory: NvmlInventory) -> None:
+    assert inventory.wait_xid(0.01) is None
+    script.change(1, lost=LOST)
+    script.xid(1, 79)
+    assert inventory.wait_xid(5) == XidEvent(B, 79)
+
+
+def test_xid_without_a_device(script: Script, inventory: NvmlInventory) -> None:
+    assert inventory.wait_xid(0.01) is None
+    script.xid(-1, 119)
+    assert inventory.wait_xid(5) == XidEvent(None, 119)
+
+
+def test_gpus_without_events_are_polled_only(
+    script: Script, inventory: NvmlInventory, caplog: pytest.LogCaptureFixture
+) -> None:
+    script.change(0, events=0)
+    script.change(1, events=0)
+    begin = time.monotonic()
+    assert inventory.wait_xid(0.1) is None
+    assert time.monotonic() - begin >= 0.1
+    assert caplog.messages == [
+        f"No XID events from {uuid}, it is only polled: Not Supported" for uuid in (A, B)
+    ]
+
+
+def test_a_failed_wait_starts_over_and_a_gpu_that_returns_is_heard_again(
+    script: Script, inventory: NvmlInventory
+) -> None:
+    inventory.devices()
+    assert inventory.wait_xid(0.01) is None
+    line = script.fault("nvmlEventSetWait_v2", LOST)
+    with pytest.raises(DeviceFault, match="lost"):
+        inventory.wait_xid(0.01)
+    script.drop(line)
+    script.change(0, lost=LOST)
+    assert inventory.wait_xid(0.01) is None  # made anew, from GPU 1 alone
+    script.xid(1, 79)
+    assert inventory.wait_xid(5) == XidEvent(B, 79)
+    script.change(0, lost=0)
+    inventory.check(A)
+    assert inventory.wait_xid(0.01) is None  # made anew, from both
+    script.xid(0, 63)
+    assert inventory.wait_xid(5) == XidEvent(A, 63)
+
+
+def test_open_takes_what_nvml_lists(script: Script) -> None:
+    opened = open_inventory(GpuSite())
+    assert isinstance(opened, NvmlInventory)
+    assert [device.uuid for device in opened.devices()] == [A, B]
+    opened.close()
+
+
+def test_open_simulated_where_there_is_no_gpu_or_no_driver(script: Script) -> None:
+    script.gpus = []
+    script.write()
+    assert isinstance(open_inventory(GpuSite()), SimulatedInventory)
+    script.init = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
+    script.write()
+    assert isinstance(open_inventory(GpuSite()), SimulatedInventory)
+    assert isinstance(open_inventory(GpuSite(inventory="simulated")), SimulatedInventory)
+
+
+@pytest.mark.parametrize("setting", ["auto", "nvml"])
+def test_open_refuses_a_driver_that_fails_rather_than_simulate(script: Script, setting: str) -> None:
+    script.init = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+    script.write()
+    with pytest.raises(ConfigError) as caught:
+        open_inventory(GpuSite(inventory=setting))
+    assert str(caught.value) == (
+        "Driver and NVML library have different versions, as after an upgrade: restart the machine, or "
+        "reload the driver (NVML: RM has detected an NVML/RM version mismatch.). Until that is mended, "
+        'c.GpuSite.inventory = "simulated" starts without real GPUs'
+    )
+
+
+@pytest.mark.parametrize("setting", ["auto", "nvml"])
+def test_open_refuses_gpus_that_can_not_be_leased(script: Script, setting: str) -> None:
+    script.gpus = [Gpu(A, mig=1)]
+    script.write()
+    with pytest.raises(ConfigError, match="GPU 0: It is in MIG mode"):
+        open_inventory(GpuSite(inventory=setting))
+
+
+def test_open_nvml_without_a_gpu(script: Script) -> None:
+    script.gpus = []
+    script.write()
+    with pytest.raises(
+        ConfigError, match=r"^NVML lists no GPU\. Until that is mended, c\.GpuSite\.inventory"
+    ):
+        open_inventory(GpuSite(inventory="nvml"))
+
+
+def test_absent_is_not_broken(script: Script) -> None:
+    verdicts = {}
+    for code in (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, 999):
+        script.init = code
+        script.write()
+        with pytest.raises(DeviceFault) as caught:
+            NvmlInventory()
+        verdicts[code] = is_absent(caught.value)
+    assert verdicts == {9: True, 18: False, 999: False}
+
+
+PROGRAM = """
+import json, sys
+from gpuspawner.errors import GpuSpawnerError
+from gpuspawner.node.inventory import open_inventory
+from gpuspawner.settings import GpuSite
+try:
+    inventory = open_inventory(GpuSite(inventory=sys.argv[1]))
+    print(json.dumps([inventory.simulated, [device.model for device in inventory.devices()]]))
+except GpuSpawnerError as error:
+    print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+def in_process(setting: str, environment: dict[str, str]) -> list[object]:
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, setting]
+    environment["PYTHONPATH"] = str(Path(gpuspawner.__file__).parents[1])
+    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60)
+    answer: list[object] = json.loads(found.stdout)
+    return answer
+
+
+def test_pynvml_finds_the_library_by_name(script: Script) -> None:
+    assert in_process("nvml", script.environment()) == [False, ["NVIDIA H100 80GB HBM3"] * 2]
+
+
+def test_a_process_without_the_library(tmp_path: Path) -> None:
+    # A file that is no library hides a real one, so that this also holds on a machine with a GPU.
+    (tmp_path / "libnvidia-ml.so.1").write_text("no library")
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    assert in_process("auto", environment) == [True, ["H100 80GB"] * 2]
+    assert in_process("nvml", environment) == [
+        "ConfigError",
+        "libnvidia-ml.so.1 was not found: install the NVIDIA driver (NVML: NVML Shared Library Not Found). "
+        'Until that is mended, c.GpuSite.inventory = "simulated" starts without real GPUs',
+    ]
+
+
+def test_pci_devices(tmp_path: Path) -> None:
+    for name, vendor, kind in (
+        ("0000:01:00.0", "0x10de", "0x030200"),
+        ("0000:01:00.1", "0x10de", "0x040300"),  # the GPU's audio function
+        ("0000:02:00.0", "0x1a03", "0x030000"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(vendor + "\n")
+        (tmp_path / name / "class").write_text(kind + "\n")
+    (tmp_path / "broken").mkdir()
+    assert nvidia_pci_devices(tmp_path) == ("0000:01:00.0",)
+    assert nvidia_pci_devices(tmp_path / "missing") == ()
