@@ -1,0 +1,32 @@
+"""A real hub under a base URL of its own, whose GPU service shows a status that the test writes."""
+
+import os
+import sys
+from pathlib import Path
+
+c = get_config()  # noqa: F821
+
+hub_port, hub_api_port, proxy_port, service_port = os.environ["PAGE_HUB_PORTS"].split()
+c.JupyterHub.bind_url = f"http://127.0.0.1:{hub_port}/faculty/"
+c.JupyterHub.hub_port = int(hub_api_port)
+c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{proxy_port}"
+c.JupyterHub.db_url = "sqlite://"
+c.JupyterHub.authenticator_class = "dummy"
+c.Authenticator.allow_all = True
+c.Authenticator.admin_users = {"admin"}
+c.JupyterHub.spawner_class = "simple"
+c.JupyterHub.custom_scopes = {"custom:gpu:read": {"description": "See who holds which GPU."}}
+c.JupyterHub.load_roles = [
+    {"name": "user", "scopes": ["self", "access:services!service=gpu"]},
+    {"name": "gpu-reader", "scopes": ["custom:gpu:read"], "users": ["admin"]},
+]
+c.JupyterHub.services = [
+    {
+        "name": "gpu",
+        "url": f"http://127.0.0.1:{service_port}",
+        "command": [sys.executable, str(Path(__file__).with_name("page_service.py"))],
+        "environment": {key: os.environ[key] for key in ("PYTHONPATH", "PAGE_STATUS")},
+        "oauth_no_confirm": True,
+        "oauth_client_allowed_scopes": ["custom:gpu:read", "admin-ui"],
+    }
+]

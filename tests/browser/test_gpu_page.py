@@ -1,0 +1,185 @@
+"""The GPU page in a real browser behind a real hub, with a status that the test writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from .conftest import RunningHub, free_ports, running_hub
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = """o'<b>tto"""
+
+
+def device(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "uuid": f"GPU-0000000{number}", "model": "H100 80GB", "index": number, "memory_bytes": 80 << 30,
+        "compute_capability": "9.0", "healthy": True, "reason": "", "since": None, "guarantee": "none",
+        "simulated": True, "lease_id": None, "user": None, "server": None, **changes,
+    }  # fmt: skip
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def lease(name: str, user: str, number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": name, "user": user, "server": "", "hub": "h", "tier": "gpu", "state": "running",
+        "device_uuids": [f"GPU-0000000{number}"], "memory_bytes": 80 << 30, "compute_percent": 100.0,
+        "since": now(), "notice": "", **changes,
+    }  # fmt: skip
+
+
+def place(name: str, user: str, position: int) -> dict[str, Any]:
+    return {"id": name, "user": user, "server": "", "tier": "gpu", "position": position, "since": now()}
+
+
+class Status:
+    """The file that the page's service reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.free()
+
+    def write(self, leases: list[dict[str, Any]], queue: list[dict[str, Any]], **changes: Any) -> None:
+        devices = [device(0), device(1, **changes)]
+        for item in leases:
+            for shown in devices:
+                if shown["uuid"] in item["device_uuids"]:
+                    shown.update(lease_id=item["id"], user=item["user"], server=item["server"])
+        document = {"simulated": True, "devices": devices, "leases": leases, "queue": queue}
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(json.dumps(document), "utf-8")
+        fresh.replace(self.path)
+
+    def free(self) -> None:
+        self.write([], [])
+
+
+@pytest.fixture(scope="module")
+def page_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningHub, Path]]:
+    folder = tmp_path_factory.mktemp("page-hub")
+    ports = free_ports(4)
+    status = folder / "status.json"
+    Status(status)
+    environment = {"PAGE_HUB_PORTS": " ".join(map(str, ports)), "PAGE_STATUS": str(status)}
+    config = Path(__file__).with_name("page_hub_config.py")
+    with running_hub(config, f"http://127.0.0.1:{ports[0]}/faculty/", folder, environment) as hub:
+        yield hub, status
+
+
+@pytest.fixture
+def hub(page_hub: tuple[RunningHub, Path]) -> RunningHub:
+    return page_hub[0]
+
+
+@pytest.fixture
+def status(page_hub: tuple[RunningHub, Path]) -> Status:
+    return Status(page_hub[1])
+
+
+def open_page(hub: RunningHub, context: BrowserContext, user: str) -> Page:
+    """Logs in and goes to the GPU page through the hub's navigation."""
+    page = hub.log_in(context, user, "any")
+    page.goto(f"{hub.url}hub/home")
+    page.get_by_role("button", name="Services").click()
+    page.get_by_role("link", name="gpu").click()
+    expect(page).to_have_url(f"{hub.url}services/gpu/")
+    expect(page).to_have_title("GPUs")
+    return page
+
+
+def test_it_follows_without_reload(hub: RunningHub, status: Status, context: BrowserContext) -> None:
+    errors: list[str] = []
+    page = open_page(hub, context, "anna")
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    expect(page.locator("#gpu-summary")).to_have_text("2 of 2 simulated GPUs free, nobody waits.")
+    expect(page.locator("#gpu-mine")).to_contain_text("You hold no GPU.")
+    page.evaluate("window.sameDocument = true")
+    status.write([lease("a", "anna", 0), lease("b", "bob", 1)], [])
+    expect(page.locator("#gpu-mine h2")).to_have_text("You hold H100 80GB #0 simulated")
+    expect(page.locator("#gpu-summary")).to_have_text("0 of 2 simulated GPUs free, nobody waits.")
+    status.write([lease("b", "bob", 1), lease("c", "carl", 0)], [place("a", "anna", 1)])
+    expect(page.locator("#gpu-mine h2")).to_have_text("You are 1st in line for a GPU simulated")
+    assert page.evaluate("window.sameDocument")
+    assert "bob" not in page.content()
+    assert "carl" not in page.content()
+    assert errors == []
+
+
+def test_focus_stays_while_the_page_changes(hub: RunningHub, status: Status, context: BrowserContext) -> None:
+    status.write([lease("a", "anna", 0)], [])
+    page = open_page(hub, context, "anna")
+    page.focus("#open-a")
+    status.write([lease("a", "anna", 0, notice="Your GPU does not answer: stop the server.")], [])
+    expect(page.locator("#gpu-notices")).to_contain_text("Your default server: Your GPU does not answer")
+    status.write([lease("a", "anna", 0, server="train")], [])
+    expect(page.locator("#gpu-mine")).to_contain_text("train")
+    expect(page.locator("#open-a")).to_be_focused()
+
+
+def test_admin_sees_who_holds_and_what_is_wrong(
+    hub: RunningHub, status: Status, context: BrowserContext
+) -> None:
+    page = open_page(hub, context, "admin")
+    status.write(
+        [lease("a", HOSTILE, 0)], [place("c", "carl", 1)], healthy=False, reason="XID 79: lost", since=now()
+    )
+    rows = page.locator("#gpu-devices tbody tr")
+    expect(rows.nth(0)).to_contain_text(HOSTILE)
+    expect(rows.nth(1)).to_contain_text("withdrawn")
+    expect(rows.nth(1)).to_contain_text("XID 79: lost")
+    expect(page.locator("#gpu-queue tbody tr")).to_have_text(re.compile("1st in line\\s+carl"))
+
+
+def test_dark_mode_is_the_hubs(hub: RunningHub, context: BrowserContext) -> None:
+    page = hub.log_in(context, "anna", "any")
+    page.goto(f"{hub.url}hub/home")
+    page.click("#dark-theme-toggle")
+    home = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.goto(f"{hub.url}services/gpu/")
+    expect(page.locator("html")).to_have_attribute("data-bs-theme", "dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == home
+
+
+def test_it_fits_a_small_screen(hub: RunningHub, status: Status, context: BrowserContext) -> None:
+    status.write([lease("a", "a-rather-long-user-name@" + "x" * 60, 0)], [place("c", "carl", 1)])
+    page = open_page(hub, context, "admin")
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_without_script_it_shows_the_state_of_its_load(
+    hub: RunningHub, status: Status, context: BrowserContext
+) -> None:
+    status.write([lease("a", "anna", 0)], [])
+    open_page(hub, context, "anna")
+    assert context.browser is not None
+    plain = context.browser.new_context(java_script_enabled=False, storage_state=context.storage_state())
+    page = plain.new_page()
+    page.goto(f"{hub.url}services/gpu/")
+    expect(page.locator("#gpu-mine h2")).to_have_text("You hold H100 80GB #0 simulated")
+    plain.close()
+
+
+def test_it_says_when_the_broker_is_silent(hub: RunningHub, status: Status, context: BrowserContext) -> None:
+    page = open_page(hub, context, "anna")
+    page.route("**/live", lambda route: route.abort())
+    expect(page.locator("#gpu-lost")).to_contain_text("No news from the broker since")
+    page.unroute("**/live")
+    expect(page.locator("#gpu-lost")).to_be_hidden(timeout=15_000)
+
+
+def test_it_says_when_the_login_has_ended(hub: RunningHub, context: BrowserContext) -> None:
+    page = open_page(hub, context, "anna")
+    context.clear_cookies()
+    expect(page.locator("#gpu-lost")).to_have_text("Your login has ended. Reload this page to log in again.")
