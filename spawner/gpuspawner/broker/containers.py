@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import http.client
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 import docker
@@ -25,6 +26,7 @@ from docker.utils import kwargs_from_env
 
 from ..errors import EngineFault
 from ..model import BROKER_LABEL, DEVICES_LABEL, HUB_LABEL, LEASE_LABEL, SERVER_LABEL, TIER_LABEL, USER_LABEL
+from ..node.daemonpool import DaemonPool
 
 T = TypeVar("T")
 
@@ -34,6 +36,7 @@ REMOVE_SECONDS = 20
 STOP_SECONDS = 2
 _EVENTS = ("start", "die", "destroy")
 _RECONNECT_SECONDS = 0.5
+_NANOSECONDS = re.compile(r"(\.\d{6})\d+")
 _ALIVE = frozenset({"running", "paused", "restarting"})
 
 # docker-py lets some errors of the libraries below it through as they are.
@@ -98,6 +101,10 @@ class Engine(Protocol):
         """SIGTERM, and SIGKILL after `STOP_SECONDS`. No error if it is gone."""
         ...
 
+    async def finished_at(self, container_id: str) -> datetime | None:
+        """When it stopped; None if it runs, never ran, or is gone."""
+        ...
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The engine's `info` and `version`, for the probe of the injection."""
         ...
@@ -112,7 +119,7 @@ class DockerEngine:
     def __init__(self, broker: str, *, threads: int = 4, log: logging.Logger | None = None) -> None:
         self._broker_label = f"{BROKER_LABEL}={broker}"
         self._log = log or logging.getLogger("gpuspawner.broker")
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="docker")
+        self._pool = DaemonPool("docker", most=threads)
         self._local = threading.local()
         self._events: _EventThread | None = None
 
@@ -139,6 +146,17 @@ class DockerEngine:
 
         await self._call(REMOVE_SECONDS, "stop a container", stop)
 
+    async def finished_at(self, container_id: str) -> datetime | None:
+        def inspect(client: docker.APIClient) -> datetime | None:
+            state: dict[str, Any] = {}
+            _unless_gone(lambda: state.update(client.inspect_container(container_id)["State"]))
+            finished = str(state.get("FinishedAt", ""))
+            if state.get("Running") or not finished or finished.startswith("0001-"):
+                return None
+            return datetime.fromisoformat(_NANOSECONDS.sub(r"\1", finished)).astimezone(UTC)
+
+        return await self._call(LIST_SECONDS, "inspect a container", inspect)
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return await self._call(
             LIST_SECONDS, "read the engine's facts", lambda client: (client.info(), client.version())
@@ -153,12 +171,12 @@ class DockerEngine:
         self._events.start()
 
     async def close(self) -> None:
-        """Ends the event thread and the executor; waits for the event thread only."""
+        """Ends the event thread and the idle threads; a hanging call is left behind."""
         if self._events is not None:
             self._events.stop()
             await asyncio.to_thread(self._events.join, 5)
             self._events = None
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     async def _call(self, seconds: int, what: str, function: Callable[[docker.APIClient], T]) -> T:
         def run() -> T:
@@ -167,7 +185,7 @@ class DockerEngine:
             return function(client)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, run)
+            return await self._pool.submit(run)
         except _Errors as error:
             raise EngineFault(f"Docker did not {what}: {_short(error)}") from error
 

@@ -27,10 +27,14 @@ class SetRunning:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The lease has ended: remove what carries its label, then free its devices."""
+    """The lease has ended: remove what carries its label, then free its devices.
+
+    `ended` is the container that had it and stopped, if it is still there to be asked when.
+    """
 
     lease: Lease
     reason: str
+    ended: Container | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,9 @@ def _plan_lease(lease: Lease, containers: list[Container], kept: bool) -> list[S
         case LeaseState.RUNNING | LeaseState.ASLEEP:
             if alive:
                 return _use(lease, alive, containers)
-            return [Release(lease, "its container has ended" if containers else "its container is gone")]
+            if not containers:
+                return [Release(lease, "its container is gone")]
+            return [Release(lease, "its container has ended", containers[-1])]
         case LeaseState.RELEASING:
             return [Release(lease, lease.reason or "released")]
         case _:
@@ -132,7 +138,7 @@ def _use(lease: Lease, alive: list[Container], containers: list[Container]) -> l
     """One running container keeps the lease, by preference the one that has it; others must go."""
     used = next((item for item in alive if item.id == lease.container_id), alive[0])
     steps: list[Step] = []
-    if lease.state is LeaseState.RESERVED or lease.container_id != used.id:
+    if lease.state is LeaseState.RESERVED:
         steps.append(SetRunning(lease, used.id))
     for item in containers:
         if item.id != used.id and not _going(item):

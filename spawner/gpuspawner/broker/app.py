@@ -1,0 +1,329 @@
+"""The broker's process: settings, the order of start and end, and the loops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tornado.httpserver import HTTPServer
+from tornado.web import Application as WebApplication
+from traitlets import Bool, Float, TraitError, Unicode, default
+from traitlets.config import Application
+from traitlets.config.loader import Config
+
+from ..errors import BrokerUnavailable, ConfigError, Fault
+from ..model import ContainerPatch, Lease, Tier
+from ..node.daemonpool import DaemonPool
+from ..node.health import HealthMonitor
+from ..node.injection import Injection, choose, engine_facts, make_patch, read_local
+from ..node.inventory import Inventory, open_inventory
+from ..settings import GpuSite
+from .allocator import Allocator
+from .api import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .containers import DockerEngine
+from .documents import status_document, tier_document
+from .folders import DiskFolders
+from .leasing import NOT_READY, LeaseService, Parts
+from .ledger import Ledger
+from .lock import BrokerLock
+from .metrics import Metrics
+from .web import make_handlers, make_settings
+
+
+class GpuBroker(Application):
+    """Leases GPUs to the servers of JupyterHub; see the settings of GpuSite for what hub and broker share."""
+
+    name = "gpuspawner-broker"
+    description = "Leases GPUs to the servers of JupyterHub."
+    classes = [GpuSite]  # noqa: RUF012 - traitlets reads it as a plain class attribute
+    aliases = {"config": "GpuBroker.config_file"}  # noqa: RUF012
+    flags = {  # noqa: RUF012
+        "take-over": (
+            {"GpuBroker": {"take_over": True}},
+            "end the broker that runs on this state folder, and go on with its leases",
+        )
+    }
+    raise_config_file_errors = True
+
+    config_file = Unicode(
+        "",
+        help="""
+        The file with the settings, the hub's own `jupyterhub_config.py`.
+
+        Default: none, every setting has its default.
+        Example: `python -m gpuspawner.broker --config /srv/jupyterhub/jupyterhub_config.py`
+        """,
+    ).tag(config=True)
+
+    take_over = Bool(
+        False,
+        help="""
+        End the broker that runs on this state folder (SIGTERM) and go on with its leases.
+
+        Default: off, and a second broker refuses to start. The hub-managed broker has it on, so that
+        it starts although an earlier hub was killed and left its broker behind.
+        Example: `python -m gpuspawner.broker --take-over`
+        """,
+    ).tag(config=True)
+
+    reconcile_seconds = Float(
+        2.0,
+        min=0.1,
+        help="""
+        Seconds between two comparisons of the ledger with Docker's containers.
+
+        Default: 2, so that what an event missed is put right, and an orphan gone, within 5 s. Each
+        costs Docker one listing of the leased containers.
+        Example: `c.GpuBroker.reconcile_seconds = 1`
+        """,
+    ).tag(config=True)
+
+    database_url = Unicode(
+        help="""
+        Where the ledger is, as SQLAlchemy's URL. Not the hub's own database.
+
+        Default: SQLite in `ledger.sqlite` in the state folder.
+        Example: `c.GpuBroker.database_url = "postgresql+psycopg://gpuspawner@db/gpuspawner"`
+        """,
+    ).tag(config=True)
+
+    @default("database_url")
+    def _database_url_default(self) -> str:
+        return f"sqlite:///{self.state_dir / 'ledger.sqlite'}"
+
+    @default("log_level")
+    def _log_level_default(self) -> int:
+        return logging.INFO
+
+    @default("log_format")
+    def _log_format_default(self) -> str:
+        return "[%(levelname)1.1s %(asctime)s broker] %(message)s"
+
+    site: GpuSite
+    tiers: tuple[Tier, ...]
+    allocator: Allocator
+    service: LeaseService
+    inventory: Inventory
+    injection: Injection | None = None
+
+    @property
+    def state_dir(self) -> Path:
+        """The state folder, absolute: it is also this broker's name on its containers."""
+        return Path(self.site.state_dir).absolute()
+
+    # ---- settings
+
+    def initialize(self, argv: list[str] | None = None) -> None:
+        """Reads command line and config file. Raises ConfigError for what can't work."""
+        try:
+            self.parse_command_line(argv)
+            command_line = Config(self.cli_config)
+            if self.config_file:
+                self._load_file(Path(self.config_file).absolute())
+                self.update_config(command_line)
+            self.site = GpuSite(parent=self)
+            self.tiers = self.site.parsed_tiers()
+        except TraitError as error:
+            raise ConfigError(f"A setting can't be used: {error}") from error
+
+    def _load_file(self, path: Path) -> None:
+        if not path.is_file():
+            raise ConfigError(f"The config file {path} isn't there: name the hub's own with --config")
+        try:
+            self.load_config_file(path.name, path=str(path.parent))
+        except Exception as error:  # it is code of the site: whatever it raises is the site's to mend
+            raise ConfigError(f"The config file {path} failed: {type(error).__name__}: {error}") from error
+
+    # ---- the order of start and end
+
+    async def run(self) -> None:
+        """Runs until SIGTERM or SIGINT. Raises ConfigError or Fault if it can't start."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        _make_state_dir(self.state_dir)
+        lock = BrokerLock(self.state_dir)
+        await asyncio.to_thread(lock.acquire, take_over=self.take_over)
+        try:
+            await self._run_locked(stop)
+        finally:
+            lock.release()
+
+    async def _run_locked(self, stop: asyncio.Event) -> None:
+        ledger = Ledger(self.database_url, log=self.log)
+        await ledger.open()
+        try:
+            await self._run_with(ledger, stop)
+        finally:
+            await ledger.close()
+
+    async def _run_with(self, ledger: Ledger, stop: asyncio.Event) -> None:
+        self._nvml = DaemonPool("nvml", most=1)
+        self.inventory = await self._nvml.submit(lambda: open_inventory(self.site))
+        devices = await self._nvml.submit(self.inventory.devices)
+        self.allocator = Allocator(ledger, log=self.log)
+        await self.allocator.load(devices)
+        self.measures = Metrics()
+        self.engine = DockerEngine(str(self.state_dir), log=self.log)
+        self.folders = DiskFolders(self.state_dir, simulated=self.inventory.simulated)
+        await self.folders.keep_only({lease.id for lease in self.allocator.leases()})
+        parts = Parts(
+            broker=str(self.state_dir),
+            allocator=self.allocator,
+            ledger=ledger,
+            engine=self.engine,
+            folders=self.folders,
+            make_patch=self._make_patch,
+            metrics=self.measures,
+        )
+        self.service = LeaseService(parts, self.log)
+        self.service.restore()
+        health = HealthMonitor(self.inventory, self.service.set_health, log=self.log)
+        await health.start(devices)
+        servers: list[HTTPServer] = []
+        ticking: asyncio.Task[None] | None = None
+        try:
+            await self._look()
+            servers.append(self._serve_socket())
+            servers.extend(self._serve_pages())
+            self.service.reachable()
+            self.engine.watch_events(self.service.on_event)
+            ticking = asyncio.create_task(self._tick(), name="reconcile")
+            self._say_ready(len(devices))
+            await stop.wait()
+            self.log.info("The broker ends; leases stay in the ledger and running servers go on")
+        finally:
+            if ticking is not None:
+                ticking.cancel()
+            await self.service.close()  # first: a hold that breaks from now on gives nothing back
+            await self._close(servers, health)
+
+    async def _close(self, servers: list[HTTPServer], health: HealthMonitor) -> None:
+        for server in servers:
+            server.stop()
+        if servers:
+            unbind_socket(self.site.socket_path)
+        for server in servers:
+            await server.close_all_connections()
+        await health.stop()
+        await self.engine.close()
+        self.folders.close()
+        self.inventory.close()
+        self._nvml.close()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self.reconcile_seconds)
+            try:
+                await self._look()
+            except ConfigError as error:
+                self.service.not_ready = f"GPUs can't be given out right now: {error}"
+                self.log.error("%s", error)
+
+    async def _look(self) -> None:
+        """A round; the first good one opens the broker for new leases. Raises ConfigError."""
+        if await self.service.reconcile_or_log() and not self.service.ready.is_set():
+            self.injection = await self._probe()
+            self.service.ready.set()
+
+    async def _probe(self) -> Injection:
+        if self.inventory.simulated:
+            return Injection.NONE
+        info, version = await self.engine.facts()
+        local = None
+        if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
+            local = await asyncio.to_thread(read_local, tuple(info.get("CDISpecDirs") or ()))
+        uuids = [view.device.uuid for view in self.allocator.snapshot().devices]
+        return choose(self.site.injection, engine_facts(info, version, local), False, uuids)
+
+    def _make_patch(self, lease: Lease) -> ContainerPatch:
+        if self.injection is None:
+            raise BrokerUnavailable(NOT_READY)
+        return make_patch(lease, self.injection, self.inventory.simulated, self.folders.path(lease.id))
+
+    # ---- servers
+
+    def _serve_socket(self) -> HTTPServer:
+        site = Site(self.service, _View(self), self.measures, self.site.queue_timeout, self.log)
+        server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
+        server.add_socket(bind_socket(self.site.socket_path))
+        return server
+
+    def _serve_pages(self) -> list[HTTPServer]:
+        url = os.environ.get("JUPYTERHUB_SERVICE_URL")
+        if not url:
+            return []
+        where = urlsplit(url)
+        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
+        handlers: list[Any] = list(make_handlers(_View(self), prefix))
+        server = HTTPServer(WebApplication(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
+        try:
+            server.listen(where.port or 80, where.hostname or "127.0.0.1")
+        except OSError as error:
+            raise ConfigError(
+                f"The GPU page can't listen on {url}: {error.strerror}. Set another port for the service "
+                "in jupyterhub_config.py, or end what uses this one"
+            ) from error
+        return [server]
+
+    def _say_ready(self, count: int) -> None:
+        kind = "simulated devices" if self.inventory.simulated else "devices"
+        ways = self.injection.value if self.injection else "not known yet: Docker doesn't answer"
+        self.log.info(
+            "The broker answers on %s: %d %s, injection %s", self.site.socket_path, count, kind, ways
+        )
+
+
+class _View:
+    """What API and pages show, from memory: their BrokerView."""
+
+    def __init__(self, broker: GpuBroker) -> None:
+        self._broker = broker
+
+    def status(self) -> dict[str, Any]:
+        """The whole status document."""
+        return status_document(self._broker.allocator.snapshot(), self._broker.inventory.simulated)
+
+    def tiers(self) -> dict[str, Any]:
+        """The tiers with what is free of each."""
+        simulated, allocator = self._broker.inventory.simulated, self._broker.allocator
+        found = []
+        for tier in self._broker.tiers:
+            capacity = allocator.capacity(tier.device_count, tier.model) if tier.needs_gpu else None
+            found.append(tier_document(tier, capacity, simulated))
+        return {"simulated": simulated, "tiers": found}
+
+    def metrics(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        allocator = self._broker.allocator
+        healthy = (view.health.healthy for view in allocator.snapshot().devices)
+        return self._broker.measures.text(allocator.leases(), healthy)
+
+
+def _make_state_dir(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The state folder {path} can't be made: {error.strerror}. Name another one with "
+            "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or mend the rights"
+        ) from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a broker; the exit status is 1, after one sentence, if it can't start."""
+    broker = GpuBroker()
+    try:
+        broker.initialize(argv)
+        asyncio.run(broker.run())
+    except (ConfigError, Fault) as error:
+        print(f"gpuspawner broker: {error}", file=sys.stderr)
+        return 1
+    return 0
