@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import LedgerFault
 from ..model import Lease
 
-_LEASE_ID = re.compile(r"^[0-9a-f]{32}$")
+_LEASE_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class LeaseFolders:
@@ -26,7 +26,7 @@ class LeaseFolders:
 
     def path(self, lease_id: str) -> Path:
         """The folder of a lease. The id must be 32 hexadecimal digits: it becomes a file name."""
-        if not _LEASE_ID.match(lease_id):
+        if not _LEASE_ID.fullmatch(lease_id):
             raise ValueError(f"{lease_id!r} is no lease id")
         return self._root / lease_id
 
@@ -63,7 +63,7 @@ class LeaseFolders:
         """The leases that have a folder: what the reconciler compares with the ledger."""
         if not self._root.is_dir():
             return ()
-        return tuple(sorted(entry.name for entry in self._root.iterdir() if _LEASE_ID.match(entry.name)))
+        return tuple(sorted(entry.name for entry in self._root.iterdir() if _LEASE_ID.fullmatch(entry.name)))
 
 
 def _replace(path: Path, text: str) -> None:

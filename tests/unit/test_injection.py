@@ -1,0 +1,297 @@
+"""The way into a container, from the engine's own words; and the patch, compared whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker.types import HostConfig
+from gpuspawner.errors import ConfigError, LedgerFault
+from gpuspawner.model import ContainerPatch, Lease, LeaseState
+from gpuspawner.node.cdispec import CdiSpecs, read_specs
+from gpuspawner.node.injection import (
+    EngineFacts,
+    Injection,
+    LocalFacts,
+    choose,
+    engine_facts,
+    make_patch,
+    read_local,
+)
+from gpuspawner.node.leasefolder import LeaseFolders
+
+A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+VERSION_20 = {"Version": "20.10.24+dfsg1", "ApiVersion": "1.41"}
+INFO_20 = {
+    "Runtimes": {"runc": {"path": "runc"}, "io.containerd.runc.v2": {"path": "runc"}},
+    "DefaultRuntime": "runc",
+    "CgroupVersion": "1",
+}
+VERSION_28 = {"Version": "28.5.2", "ApiVersion": "1.51"}
+INFO_28 = {
+    "Runtimes": {"runc": {"path": "runc"}, "nvidia": {"path": "nvidia-container-runtime"}},
+    "DefaultRuntime": "runc",
+    "CgroupVersion": "2",
+    "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"],
+    "DiscoveredDevices": [
+        {"Source": "cdi", "ID": "nvidia.com/gpu=0"},
+        {"Source": "cdi", "ID": f"nvidia.com/gpu={A}"},
+        {"Source": "cdi", "ID": "vendor.com/nic=1"},
+        {"Source": "other", "ID": f"nvidia.com/gpu={B}"},
+    ],
+}
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LEASE = Lease(
+    id="0123456789abcdef" * 2,
+    hub="hub-1",
+    user="ada",
+    server="train",
+    tier="pair",
+    state=LeaseState.RESERVED,
+    device_count=2,
+    created_at=NOW,
+    since=NOW,
+    device_uuids=(A, B),
+    memory_bytes=171_041_619_968,
+)
+GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
+SWITCHED_OFF = (
+    "Docker Engine 20.10.24+dfsg1 has CDI switched off: take Engine 28.3 or newer, or set "
+    '{"features": {"cdi": true}} in /etc/docker/daemon.json (Engine 25 or newer)'
+)
+NO_HOOK = (
+    "nvidia-container-runtime-hook is not on the engine's PATH: install nvidia-container-toolkit and "
+    "restart Docker"
+)
+OLD = engine_facts(INFO_20, VERSION_20)
+NEW = engine_facts(INFO_28, VERSION_28)
+
+
+def test_facts_of_an_old_engine() -> None:
+    assert EngineFacts(
+        version="20.10.24+dfsg1",
+        api_version="1.41",
+        runtimes=("io.containerd.runc.v2", "runc"),
+        default_runtime="runc",
+        cgroup_version="1",
+    ) == OLD
+
+
+def test_facts_of_a_new_engine_and_of_what_lies_beside_it() -> None:
+    local = LocalFacts(CdiSpecs((B, "all"), ("/etc/cdi/x.yaml can't be read: odd",)), "/usr/bin/hook")
+    assert engine_facts(INFO_28, VERSION_28, local) == EngineFacts(
+        version="28.5.2",
+        api_version="1.51",
+        cdi_enabled=True,
+        cdi_spec_dirs=("/etc/cdi", "/var/run/cdi"),
+        cdi_devices=("0", A, B, "all"),
+        cdi_problems=("/etc/cdi/x.yaml can't be read: odd",),
+        runtimes=("nvidia", "runc"),
+        default_runtime="runc",
+        hook_path="/usr/bin/hook",
+        cgroup_version="2",
+    )
+    assert NEW.cdi_devices == ("0", A)
+
+
+def test_null_lists_are_empty() -> None:
+    info = {**INFO_28, "CDISpecDirs": None, "DiscoveredDevices": None, "Runtimes": None}
+    facts = engine_facts(info, VERSION_28)
+    assert (facts.cdi_enabled, facts.cdi_devices, facts.runtimes) == (False, (), ())
+
+
+CLASSIC = replace(OLD, hook_path="/usr/bin/nvidia-container-runtime-hook")
+
+
+@pytest.mark.parametrize(
+    ("setting", "facts", "uuids", "way"),
+    [
+        ("auto", NEW, (A,), Injection.CDI),
+        ("auto", NEW, (A, B), Injection.NVIDIA),  # one is named by its UUID, the other isn't
+        ("auto", CLASSIC, (A, B), Injection.NVIDIA),
+        ("cdi", NEW, (A,), Injection.CDI),
+        ("nvidia", NEW, (A,), Injection.NVIDIA),
+        ("nvidia", CLASSIC, (A,), Injection.NVIDIA),
+    ],
+)
+def test_the_way_for_real_devices(
+    setting: str, facts: EngineFacts, uuids: tuple[str, ...], way: Injection
+) -> None:
+    assert choose(setting, facts, False, uuids) is way
+
+
+@pytest.mark.parametrize("setting", ["auto", "cdi", "nvidia", "none"])
+def test_simulated_devices_need_no_way(setting: str) -> None:
+    assert choose(setting, OLD, True, (A,)) is Injection.NONE
+
+
+@pytest.mark.parametrize(
+    ("setting", "facts", "sentence"),
+    [
+        ("auto", OLD, f"No way to get a GPU into a container. CDI: {SWITCHED_OFF}. Classic: {NO_HOOK}"),
+        ("cdi", OLD, f'c.GpuSite.injection is "cdi": {SWITCHED_OFF}'),
+        ("nvidia", OLD, f'c.GpuSite.injection is "nvidia": {NO_HOOK}'),
+        (
+            "cdi",
+            replace(NEW, cdi_devices=()),
+            'c.GpuSite.injection is "cdi": No CDI spec in /etc/cdi, /var/run/cdi names an NVIDIA GPU: '
+            + GENERATE,
+        ),
+        (
+            "cdi",
+            replace(NEW, cdi_devices=("0", "all")),
+            f'c.GpuSite.injection is "cdi": The CDI specs in /etc/cdi, /var/run/cdi don\'t name {A} by its '
+            f"UUID: {GENERATE}",
+        ),
+        (
+            "none",
+            NEW,
+            'c.GpuSite.injection is "none", but the devices are real: take "auto", or set '
+            'c.GpuSite.inventory = "simulated"',
+        ),
+    ],
+)
+def test_what_can_not_work_is_refused_with_the_remedy(
+    setting: str, facts: EngineFacts, sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose(setting, facts, False, (A,))
+    assert str(caught.value) == sentence
+
+
+ENV = {
+    "NVIDIA_VISIBLE_DEVICES": "void",
+    "GPUSPAWNER_LEASE": LEASE.id,
+    "GPUSPAWNER_TIER": "pair",
+    "GPUSPAWNER_DEVICES": f"{A},{B}",
+    "GPUSPAWNER_DEVICE_COUNT": "2",
+    "GPUSPAWNER_MEMORY_BYTES": "171041619968",
+    "GPUSPAWNER_COMPUTE_PERCENT": "100",
+}
+LABELS = {
+    "gpuspawner.lease": LEASE.id,
+    "gpuspawner.hub": "hub-1",
+    "gpuspawner.user": "ada",
+    "gpuspawner.server": "train",
+    "gpuspawner.tier": "pair",
+    "gpuspawner.devices": f"{A},{B}",
+}
+MOUNT = {"source": "/state/leases/x", "target": "/run/gpuspawner", "type": "bind", "read_only": True}
+
+
+def request(driver: str, ids: list[str], capabilities: list[list[str]]) -> dict[str, Any]:
+    return {"Driver": driver, "Count": 0, "DeviceIDs": ids, "Capabilities": capabilities, "Options": {}}
+
+
+@pytest.mark.parametrize(
+    ("injection", "simulated", "more_env", "requests"),
+    [
+        (Injection.CDI, False, {}, (request("cdi", [f"nvidia.com/gpu={A}", f"nvidia.com/gpu={B}"], []),)),
+        (
+            Injection.NVIDIA,
+            False,
+            {"NVIDIA_VISIBLE_DEVICES": f"{A},{B}", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"},
+            (request("nvidia", [A, B], [["gpu"]]),),
+        ),
+        (Injection.NONE, True, {"GPUSPAWNER_SIMULATED": "1"}, ()),
+    ],
+)
+def test_the_patch_whole(
+    injection: Injection,
+    simulated: bool,
+    more_env: dict[str, str],
+    requests: tuple[dict[str, Any], ...],
+) -> None:
+    patch = make_patch(LEASE, injection, simulated, "/state/leases/x")
+    assert patch == ContainerPatch(
+        env={**ENV, **more_env}, labels=LABELS, mounts=(MOUNT,), device_requests=requests
+    )
+    # docker-py takes the requests as they are, and they survive JSON.
+    wanted = json.loads(json.dumps(list(requests)))
+    assert HostConfig(version="1.41", device_requests=list(patch.device_requests))["DeviceRequests"] == wanted
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+
+
+def test_cdi_specs_are_read_as_the_engine_reads_them(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a" / "nvidia.yaml", f'kind: nvidia.com/gpu\ndevices:\n- name: "0"\n- name: {A}\n- {{}}\n'
+    )
+    write(tmp_path / "b" / "x.json", json.dumps({"kind": "nvidia.com/gpu", "devices": [{"name": B}]}))
+    write(tmp_path / "b" / "nic.json", json.dumps({"kind": "vendor.com/nic", "devices": [{"name": "1"}]}))
+    write(tmp_path / "b" / "notes.txt", "not a spec")
+    write(tmp_path / "b" / "bad.json", "{")
+    write(tmp_path / "b" / "bad.yaml", "devices: [")
+    write(tmp_path / "b" / "list.yaml", "- 1")
+    specs = read_specs([str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "missing")])
+    assert specs.devices == ("0", A, B)
+    bad_json, bad_yaml, bad_list = specs.problems
+    assert bad_json.startswith(f"{tmp_path}/b/bad.json can't be read: Expecting property name")
+    assert bad_yaml.startswith(f"{tmp_path}/b/bad.yaml can't be read: while parsing a flow")
+    assert (
+        bad_list
+        == f"{tmp_path}/b/list.yaml can't be read: it is no CDI spec: `kind` and `devices` are expected"
+    )
+
+
+def test_what_lies_beside_a_local_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read_local([str(tmp_path)]) == LocalFacts(CdiSpecs((), ()), None)
+    hook = tmp_path / "nvidia-container-runtime-hook"
+    hook.write_text(f"#!{sys.executable}\n")
+    hook.chmod(0o755)
+    assert read_local([str(tmp_path)]) == LocalFacts(CdiSpecs((), ()), str(hook))
+
+
+def test_the_lease_s_folder(tmp_path: Path) -> None:
+    folders = LeaseFolders(tmp_path)
+    assert folders.ids() == ()
+    folder = folders.write(LEASE, simulated=False)
+    assert folder == tmp_path / "leases" / LEASE.id
+    folders.write(replace(LEASE, notice="GPU 0 is lost."), simulated=False)
+    assert json.loads((folder / "lease.json").read_text()) == {
+        "id": LEASE.id,
+        "user": "ada",
+        "server": "train",
+        "tier": "pair",
+        "device_uuids": [A, B],
+        "memory_bytes": 171_041_619_968,
+        "compute_percent": 100.0,
+        "simulated": False,
+        "notice": "GPU 0 is lost.",
+    }
+    assert (folder / "notice").read_text() == "GPU 0 is lost."
+    assert sorted((entry.name, entry.stat().st_mode & 0o777) for entry in folder.iterdir()) == [
+        ("lease.json", 0o644),
+        ("notice", 0o644),
+    ]
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert folders.ids() == (LEASE.id,)
+    folders.remove(LEASE.id)
+    folders.remove(LEASE.id)
+    assert folders.ids() == ()
+
+
+@pytest.mark.parametrize(
+    "lease_id", ["", "..", "../" * 10 + "ab", LEASE.id.upper(), LEASE.id + "\n", "0" * 31]
+)
+def test_only_a_lease_id_becomes_a_folder(tmp_path: Path, lease_id: str) -> None:
+    with pytest.raises(ValueError, match=r"is no lease id$"):
+        LeaseFolders(tmp_path).write(replace(LEASE, id=lease_id), simulated=True)
+
+
+def test_a_state_folder_that_can_not_be_written_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "leases").write_text("in the way")
+    with pytest.raises(LedgerFault) as caught:
+        LeaseFolders(tmp_path).write(LEASE, simulated=True)
+    assert str(caught.value) == (
+        f"{tmp_path}/leases/{LEASE.id} can't be written: Not a directory. Check disk and rights"
+    )
