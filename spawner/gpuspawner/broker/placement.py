@@ -89,9 +89,14 @@ RULES: Mapping[Mode, ShareRule] = {Mode.WHOLE: whole}
 """How each mode shares a device."""
 
 
+def make_want(device_count: int, model: str | None) -> Want:
+    """A want; the model's name may be in upper or lower case, and an empty one asks for nothing."""
+    return Want(device_count, model.casefold() if model else None)
+
+
 def want_of(item: GpuRequest | Lease) -> Want:
     """What a request, or the lease that waits for it, needs of the devices."""
-    return Want(item.device_count, item.model.casefold() if item.model else None)
+    return make_want(item.device_count, item.model)
 
 
 def share_of(lease: Lease, device: Device) -> Share:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,10 +37,12 @@ _LIVING = [state.value for state in LeaseState if state is not LeaseState.CLOSED
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one commit writes: these leases as they are now; with none, that the awake are still awake."""
+    """What one commit writes: leases as they are now, ids to erase; `beat`: the awake still are awake."""
 
-    leases: tuple[Lease, ...]
     moment: Moment
+    leases: tuple[Lease, ...] = ()
+    erase: frozenset[str] = frozenset()
+    beat: bool = False
 
 
 class Ledger:
@@ -89,18 +91,21 @@ class Ledger:
             self._beating = None
         try:
             await self._in_thread(self._close)
-        except RuntimeError:
+        except LedgerFault:
             return  # closed already
         self._thread.shutdown(wait=True)
 
-    async def save(self, *leases: Lease, at: datetime, ago_seconds: float = 0.0) -> None:
+    async def save(
+        self, *leases: Lease, at: datetime, ago_seconds: float = 0.0, erase: Iterable[str] = ()
+    ) -> None:
         """Insert or replace `leases` in one transaction, on disk when this returns.
 
         A lease that is now running starts an awake interval at `at`, one that no longer is ends it. With
-        `ago_seconds` the change itself happened that long before `at` and was only noticed then.
+        `ago_seconds` the change itself happened that long before `at` and was only noticed then. Leases with
+        an id in `erase` never were: a commit whose failure was reported may have been written all the same.
         """
         moment = Moment(at, self._steady()).before(ago_seconds)
-        await self._in_thread(self.commit, Change(leases, moment))
+        await self._in_thread(self.commit, Change(moment, leases, frozenset(erase)))
 
     def commit(self, change: Change) -> None:
         """Write one change in one transaction: the only way by which anything gets into the ledger.
@@ -110,7 +115,8 @@ class Ledger:
         with self._transaction(write=True) as connection:
             for lease in change.leases:
                 rows.write(connection, lease, change.moment)
-            if not change.leases:
+            rows.erase(connection, change.erase)
+            if change.beat:
                 rows.see(connection, change.moment)
 
     async def living(self) -> tuple[Lease, ...]:
@@ -140,7 +146,7 @@ class Ledger:
 
     async def beat(self) -> None:
         """Mark the awake intervals as seen now."""
-        await self._in_thread(self.commit, Change((), Moment(self._clock(), self._steady())))
+        await self._in_thread(self.commit, Change(Moment(self._clock(), self._steady()), beat=True))
 
     async def _beat(self) -> None:
         while True:
@@ -158,7 +164,11 @@ class Ledger:
         return await self._in_thread(run)
 
     async def _in_thread(self, run: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run, *args)
+        try:
+            answer = asyncio.get_running_loop().run_in_executor(self._thread, run, *args)
+        except RuntimeError as error:  # the thread has ended
+            raise LedgerFault("The ledger is closed: start the broker again.") from error
+        return await answer
 
     def _open(self) -> None:
         path = database.sqlite_path(self._engine)

@@ -66,6 +66,14 @@ def read(connection: sa.Connection, query: sa.Select[Any]) -> tuple[Lease, ...]:
     return tuple(_lease(row, uuids[row["id"]]) for row in rows)
 
 
+def erase(connection: sa.Connection, lease_ids: Iterable[str]) -> None:
+    """Remove every trace of these leases."""
+    for lease_id in lease_ids:
+        for table in (awake, lease_devices):
+            connection.execute(sa.delete(table).where(table.c.lease_id == lease_id))
+        connection.execute(sa.delete(leases).where(leases.c.id == lease_id))
+
+
 def see(connection: sa.Connection, moment: Moment) -> None:
     """Note that whoever is awake still is: after a reboot an interval ends where it was last seen."""
     for row in _open_rows(connection, awake.c.boot_id == moment.steady.boot_id):
