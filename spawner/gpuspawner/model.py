@@ -17,7 +17,7 @@ USER_LABEL = "gpuspawner.user"
 SERVER_LABEL = "gpuspawner.server"
 TIER_LABEL = "gpuspawner.tier"
 BROKER_LABEL = "gpuspawner.broker"
-"""Which broker the container belongs to, by its state folder: brokers beside it leave it alone."""
+"""Which broker the container belongs to, by its state folder: to brokers beside it, it is no orphan."""
 DEVICES_LABEL = "gpuspawner.devices"
 """The leased devices' UUIDs, comma-separated: enough to take a lease up again without the ledger."""
 

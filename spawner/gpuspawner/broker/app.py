@@ -171,7 +171,7 @@ class GpuBroker(Application):
         self.allocator = Allocator(ledger, log=self.log)
         await self.allocator.load(devices)
         self.measures = Metrics()
-        self.engine = DockerEngine(str(self.state_dir), log=self.log)
+        self.engine = DockerEngine(log=self.log)
         self.folders = DiskFolders(self.state_dir, simulated=self.inventory.simulated)
         await self.folders.keep_only({lease.id for lease in self.allocator.leases()})
         parts = Parts(

@@ -59,6 +59,7 @@ class Container:
     lease_id: str
     state: str
     name: str = ""
+    broker: str = ""
     hub: str = ""
     user: str = ""
     server: str = ""
@@ -111,25 +112,20 @@ class Engine(Protocol):
 
 
 class DockerEngine:
-    """The Docker Engine that `DOCKER_HOST` names (default: the local socket), through docker-py.
+    """The Docker Engine that `DOCKER_HOST` names (default: the local socket), through docker-py."""
 
-    Sees the containers of one broker only, by the label BROKER_LABEL with the value `broker`.
-    """
-
-    def __init__(self, broker: str, *, threads: int = 4, log: logging.Logger | None = None) -> None:
-        self._broker_label = f"{BROKER_LABEL}={broker}"
+    def __init__(self, *, threads: int = 4, log: logging.Logger | None = None) -> None:
         self._log = log or logging.getLogger("gpuspawner.broker")
         self._pool = DaemonPool("docker", most=threads)
         self._local = threading.local()
         self._events: _EventThread | None = None
 
     async def list(self, lease_id: str | None = None) -> tuple[Container, ...]:
-        lease_label = LEASE_LABEL if lease_id is None else f"{LEASE_LABEL}={lease_id}"
-        labels = [self._broker_label, lease_label]
+        label = LEASE_LABEL if lease_id is None else f"{LEASE_LABEL}={lease_id}"
         found = await self._call(
             LIST_SECONDS,
             "list containers",
-            lambda client: client.containers(all=True, trunc=False, filters={"label": labels}),
+            lambda client: client.containers(all=True, trunc=False, filters={"label": label}),
         )
         return tuple(_container(item) for item in found)
 
@@ -167,7 +163,7 @@ class DockerEngine:
         if self._events is not None:
             raise RuntimeError("the events are watched already")
         loop = asyncio.get_running_loop()
-        self._events = _EventThread(self._broker_label, lambda item: _post(loop, sink, item), self._log)
+        self._events = _EventThread(lambda item: _post(loop, sink, item), self._log)
         self._events.start()
 
     async def close(self) -> None:
@@ -200,11 +196,8 @@ class DockerEngine:
 class _EventThread(threading.Thread):
     """Reads Docker's event stream; connects again for ever; a connection first says EventsConnected."""
 
-    def __init__(
-        self, label: str, post: Callable[[ContainerEvent | EventsConnected], None], log: logging.Logger
-    ) -> None:
+    def __init__(self, post: Callable[[ContainerEvent | EventsConnected], None], log: logging.Logger) -> None:
         super().__init__(name="docker-events", daemon=True)
-        self._label = label
         self._post = post
         self._log = log
         self._halt = threading.Event()
@@ -232,7 +225,7 @@ class _EventThread(threading.Thread):
     def _read(self) -> None:
         client = docker.APIClient(version="auto", timeout=LIST_SECONDS, **kwargs_from_env())
         try:
-            filters = {"type": "container", "label": [self._label, LEASE_LABEL], "event": list(_EVENTS)}
+            filters = {"type": "container", "label": LEASE_LABEL, "event": list(_EVENTS)}
             # since: Docker answers before it subscribes; events of that moment are replayed.
             self._stream = client.events(since=int(time.time()) - 1, filters=filters, decode=True)
             self._post(EventsConnected())
@@ -274,6 +267,7 @@ def _container(item: dict[str, Any]) -> Container:
         lease_id=labels[LEASE_LABEL],
         state=item["State"],
         name=names[0].lstrip("/"),
+        broker=labels.get(BROKER_LABEL, ""),
         hub=labels.get(HUB_LABEL, ""),
         user=labels.get(USER_LABEL, ""),
         server=labels.get(SERVER_LABEL, ""),

@@ -25,8 +25,9 @@ from .metrics import Metrics
 from .reconcile import Adopt, Facts, Release, Remove, SetRunning, Step, lease_of, plan, unknown_ids
 from .watch import Watch
 
-RESTORE_SECONDS = 4.0
-"""After a restart of the broker a hub has this long to take up its holds again."""
+RESTORE_SECONDS = 3.0
+"""After a restart of the broker a hub has this long to take up its holds again: it tries five times a
+second, and an orphan must be gone within 5 s."""
 READY_SECONDS = 5.0
 SUPERSEDE_SECONDS = 10.0
 _LOOK_AGAIN_SECONDS = 0.2
@@ -83,6 +84,7 @@ class LeaseService:
         """What a request is told that comes before that."""
         self._closing = False
         self._docker_down = False
+        self._failing: set[str] = set()
 
     def now(self) -> datetime:
         """The wall clock of the leases."""
@@ -147,7 +149,7 @@ class LeaseService:
             return
         if lease.state is LeaseState.WAITING:
             self.spawn(self.release(lease_id, "the spawn was given up"), "hold")
-        elif lease.state is LeaseState.RESERVED:
+        else:
             self.spawn(self.settle(lease_id), "hold")
 
     # ---- Docker and ledger
@@ -176,13 +178,16 @@ class LeaseService:
         return True
 
     async def settle(self, lease_id: str) -> None:
-        """A round for one lease. Raises EngineFault or LedgerFault."""
+        """A round for one lease. Raises EngineFault or LedgerFault if it could not look."""
         lease = self._allocator.lease(lease_id)
         containers = await self._engine.list(lease_id)
         await self._agree(() if lease is None else (lease,), containers)
 
     async def reconcile(self) -> None:
-        """A round for everything. Raises EngineFault or LedgerFault, and then nothing was freed."""
+        """A round for everything. Raises EngineFault or LedgerFault if it could not look.
+
+        Steps that fail don't fail the round: one container that can't be removed holds up nobody else.
+        """
         async with self._round:
             leases = self._allocator.leases()  # before the containers: see reconcile.py
             containers = await self._engine.list()
@@ -227,7 +232,10 @@ class LeaseService:
 
     def reachable(self) -> None:
         """The socket is up: from now on a hub has RESTORE_SECONDS."""
-        self._restore_until = asyncio.get_running_loop().time() + RESTORE_SECONDS
+        loop = asyncio.get_running_loop()
+        self._restore_until = loop.time() + RESTORE_SECONDS
+        if self._restored:
+            loop.call_at(self._restore_until + 0.01, lambda: self.spawn(self.reconcile(), "reconcile"))
 
     async def close(self) -> None:
         """Ends what runs in the background. Leases stay in the ledger, containers go on."""
@@ -238,6 +246,9 @@ class LeaseService:
 
     def spawn(self, work: Coroutine[Any, Any, object], loop: str) -> None:
         """Runs `work` in the background; a failure is logged and counted, the timer tries again."""
+        if self._closing:
+            work.close()
+            return
         task = asyncio.create_task(self._guarded(work, loop))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -292,12 +303,23 @@ class LeaseService:
             containers=tuple(item for item in containers if item.lease_id not in undecided),
             kept=frozenset(lease.id for lease in leases if self._kept(lease.id)),
             closed=closed,
+            broker=self._parts.broker,
         )
-        steps = plan(facts)
-        results = await asyncio.gather(*(self._carry_out(step) for step in steps), return_exceptions=True)
-        errors = [result for result in results if isinstance(result, BaseException)]
-        if errors:
-            raise errors[0]
+        await asyncio.gather(*(self._carry_out_or_log(step) for step in plan(facts)))
+
+    async def _carry_out_or_log(self, step: Step) -> None:
+        """One step; what fails is logged once, counted, and left to the next round: others go on."""
+        what = f"{type(step).__name__} {step.container.id if isinstance(step, Remove | Adopt) else step.lease.id}"
+        try:
+            await self._carry_out(step)
+        except Exception as error:
+            self._parts.metrics.failed("reconcile")
+            level = logging.DEBUG if what in self._failing else logging.WARNING
+            self._failing.add(what)
+            known = isinstance(error, GpuSpawnerError)
+            self.log.log(level, "%s failed, it is tried again: %s", what, error, exc_info=not known)
+        else:
+            self._failing.discard(what)
 
     async def _ask_ledger(self, lease_ids: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
         """Which of the ids are closed leases, and which are living ones that came up meanwhile."""

@@ -62,13 +62,15 @@ class Facts:
 
     `leases` are the living ones, read before `containers`. `kept` are the ids of those whose hold is
     open, or may yet be made again after a restart of the broker. `closed` are the ids of leases that
-    the ledger knows as closed.
+    the ledger knows as closed. `broker` is this broker's name on its containers: one of another broker
+    matters only if it carries a lease of ours.
     """
 
     leases: Sequence[Lease]
     containers: Sequence[Container]
     kept: Collection[str] = frozenset()
     closed: Collection[str] = frozenset()
+    broker: str = ""
 
 
 def plan(facts: Facts) -> tuple[Step, ...]:
@@ -79,7 +81,7 @@ def plan(facts: Facts) -> tuple[Step, ...]:
     for lease in facts.leases:
         steps.extend(_plan_lease(lease, by_lease.get(lease.id, []), lease.id in facts.kept))
     for container in facts.containers:
-        if container.lease_id not in living:
+        if container.lease_id not in living and container.broker == facts.broker:
             steps.extend(_plan_stray(container, container.lease_id in facts.closed))
     return tuple(steps)
 
@@ -127,6 +129,8 @@ def _plan_lease(lease: Lease, containers: list[Container], kept: bool) -> list[S
                 return _use(lease, alive, containers)
             if not containers:
                 return [Release(lease, "its container is gone")]
+            if kept:  # it failed to start: who holds it may read its log first
+                return []
             return [Release(lease, "its container has ended", containers[-1])]
         case LeaseState.RELEASING:
             return [Release(lease, lease.reason or "released")]
