@@ -1,0 +1,62 @@
+"""Writes docs/settings.md from the traits: `python docs/make_settings.py`."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from traitlets.config import Configurable
+
+PAGE = Path(__file__).with_name("settings.md")
+
+_HEAD = """\
+# Settings
+
+Hub and broker read them from one file, `jupyterhub_config.py`. This page is made from the code by
+`python docs/make_settings.py`.
+
+What is not here is a setting of [JupyterHub](https://jupyterhub.readthedocs.io/en/stable/reference/config-reference.html)
+or of [DockerSpawner](https://jupyterhub-dockerspawner.readthedocs.io/en/stable/), whose settings apply to
+`GpuDockerSpawner` as well.
+
+Environment variables: `GPUSPAWNER_STATE_DIR` (default of `c.GpuSite.state_dir`); and, read by the
+`jupyterhub_config.py` of this repository, `GPUSPAWNER_PORT`, `GPUSPAWNER_PASSWORD` and
+`GPUSPAWNER_ADMIN_PASSWORD`.
+"""
+
+
+def documented_classes() -> list[type[Configurable]]:
+    """The classes whose settings are ours, in the order of the page."""
+    from gpuspawner.broker.app import GpuBroker
+    from gpuspawner.settings import GpuSite
+    from gpuspawner.spawner import GpuDockerSpawner
+
+    return [GpuSite, GpuDockerSpawner, GpuBroker]
+
+
+def own_settings(cls: type[Configurable]) -> dict[str, Any]:
+    """The configurable traits that `cls` adds or redefines, as they are written in its code."""
+    return {name: trait for name, trait in cls.class_own_traits(config=True).items() if name in vars(cls)}
+
+
+def render(classes: list[type[Configurable]]) -> str:
+    """The page as Markdown."""
+    parts = [_HEAD]
+    for cls in classes:
+        parts.append(f"## {cls.__name__}\n\n{_first_paragraph(cls)}\n")
+        for name, trait in own_settings(cls).items():
+            parts.append(f"### c.{cls.__name__}.{name}\n\n{_markdown(trait.help)}\n")
+    return "\n".join(parts)
+
+
+def _first_paragraph(cls: type[Configurable]) -> str:
+    return inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _markdown(text: str) -> str:
+    return inspect.cleandoc(text).replace("::\n\n    ", ":\n\n    ")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(documented_classes()), encoding="utf-8")
