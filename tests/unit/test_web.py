@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gpuspawner.broker.web.look import Look, PageUser
+from gpuspawner.broker.web.look import Look, PageUser, hub_of, look_of
 from gpuspawner.broker.web.page import Holding, ModelRow, Moment, Page, build_page, moment
 from gpuspawner.broker.web.view import READ_SCOPE, Viewer, viewer_of, visible_status
 from hypothesis import given
 from hypothesis import strategies as st
+from traitlets.config.loader import Config
 
 ANNA = Viewer("anna", hub="here")
 ADMIN = Viewer("admin", sees_all=True, hub="here")
@@ -356,4 +357,16 @@ def test_a_sites_own_template_and_variables(tmp_path: Path) -> None:
     look = Look([str(tmp_path)], {"announcement": "Closed on Monday", "of_user": lambda user: user.x})
     text = html(build(document(), Viewer("anna")), look=look)
     assert "Our faculty" in text
+    assert "Closed on Monday" in text
+
+
+def test_look_and_name_of_the_hub_come_from_the_shared_config(tmp_path: Path) -> None:
+    config = Config()
+    assert hub_of(config) == "hub"
+    (tmp_path / "page.html").write_text('{% extends "templates/page.html" %}', encoding="utf-8")
+    config.JupyterHub.template_paths.append(str(tmp_path))
+    config.JupyterHub.template_vars = {"announcement": "Closed on Monday"}
+    config.OurSpawner.hub_id = "course-a"
+    assert hub_of(config) == "course-a"
+    text = html(build(document(), Viewer("anna")), look=look_of(config))
     assert "Closed on Monday" in text

@@ -33,7 +33,7 @@ from .leasing import NOT_READY, LeaseService, Parts
 from .ledger import Ledger
 from .lock import BrokerLock
 from .metrics import Metrics
-from .web import make_handlers, make_settings
+from .web import hub_of, look_of, make_handlers, make_settings
 
 
 class GpuBroker(Application):
@@ -262,7 +262,9 @@ class GpuBroker(Application):
             return []
         where = urlsplit(url)
         prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
-        handlers: list[Any] = list(make_handlers(_View(self), prefix))
+        handlers: list[Any] = list(
+            make_handlers(_View(self), prefix, look=look_of(self.config), hub=hub_of(self.config))
+        )
         server = HTTPServer(WebApplication(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
         try:
             server.listen(where.port or 80, where.hostname or "127.0.0.1")

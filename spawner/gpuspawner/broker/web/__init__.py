@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from .handlers import make_handlers, make_settings
+from .look import hub_of, look_of
 from .view import READ_SCOPE, BrokerView
 
-__all__ = ["READ_SCOPE", "BrokerView", "make_handlers", "make_settings"]
+__all__ = ["READ_SCOPE", "BrokerView", "hub_of", "look_of", "make_handlers", "make_settings"]

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader
 from jupyterhub._data import DATA_FILES_PATH
 from jupyterhub.services.auth import HubOAuth
+from traitlets.config.loader import Config, LazyConfigValue
 
 _HERE = Path(__file__).parent
 
@@ -102,6 +103,31 @@ class Look:
             "xsrf_token": xsrf_token,
             **self._vars,
         }
+
+
+def look_of(config: Config) -> Look:
+    """The look that the hub's settings in the shared config file ask for."""
+    hub = config.get("JupyterHub", Config())
+    return Look(_value(hub, "template_paths", []), _value(hub, "template_vars", {}))
+
+
+def hub_of(config: Config) -> str:
+    """The name under which this config's hub asks for leases: its spawner's `hub_id`.
+
+    Looked for in every section, for the spawner may be a site's own subclass. "hub" is the default.
+    """
+    named = (
+        section["hub_id"]
+        for section in config.values()
+        if isinstance(section, Config) and "hub_id" in section
+    )
+    return str(next(named, "hub"))
+
+
+def _value(section: Config, name: str, empty: Any) -> Any:
+    """A setting, also one that was only appended to or updated: traitlets keeps those for later."""
+    value = section.get(name, empty)
+    return value.get_value(empty) if isinstance(value, LazyConfigValue) else value
 
 
 def _version(path: Path) -> str:
