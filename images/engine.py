@@ -37,7 +37,8 @@ def build(
     """Builds `tag` with the engine's classic builder: no command line, no plugin.
 
     `context` lists what the Dockerfile sees: paths under their own name, or pairs of a name and a path or
-    content. `arguments` are the build arguments and the labels. Raises SetupError with the build's last words.
+    content. `arguments` are the build arguments and the labels. Raises SetupError with what the
+    build said last.
     """
     read_end, write_end = os.pipe()
     feeder = Thread(target=_feed, args=(write_end, context), daemon=True, name="build-context")
