@@ -119,6 +119,9 @@ def _commands(work: Path, cdi_spec_dirs: Sequence[Path]) -> list[list[str]]:
     return [
         [str(programs / "containerd"), "--config", str(containerd)],
         [
+            # A network of its own: with --bridge=none an engine removes docker0, the machine's own bridge.
+            "unshare",
+            "--net",
             str(programs / "dockerd"),
             f"--config-file={dockerd}",
             f"--containerd={work}/containerd.sock",
