@@ -12,7 +12,8 @@
     └── Fault             something broke; keeps its cause
         ├── DeviceFault       NVML or the GPU
         ├── EngineFault       Docker
-        └── LedgerFault       the database
+        ├── LedgerFault       the database
+        └── StartFault        the server itself did not start
 
 A refusal's message says what to do next. An error from Docker, NVML or the database frees nothing.
 """
@@ -93,11 +94,23 @@ class DeviceFault(Fault):
 
 
 class EngineFault(Fault):
-    """Docker did not answer, or answered with an error."""
+    """Docker answered with an error `status`, or (None) did not answer: then nothing is known."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class LedgerFault(Fault):
     """The ledger can't be read or written."""
+
+
+class StartFault(Fault):
+    """The server did not start, in a sentence for its user; `reason` labels the metric."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def all_refusals() -> dict[str, type[Refusal]]:

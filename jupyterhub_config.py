@@ -1,0 +1,103 @@
+"""Settings of hub and broker, in the order in which a click passes them. Nothing happens here but settings.
+
+The broker reads this file too. What differs between installations comes from the environment:
+
+    GPUSPAWNER_PORT             where the hub is reached, on 127.0.0.1 (default 8000; the next three ports
+                                are used inside: proxy API, hub, GPU page)
+    GPUSPAWNER_STATE_DIR        database, keys, socket (default /var/lib/gpuspawner)
+    GPUSPAWNER_PASSWORD         one password for all users, 8 characters or more
+    GPUSPAWNER_ADMIN_PASSWORD   the password of `admin`, 32 characters or more
+    GPUSPAWNER_IMAGE            what labs run (default gpuspawner/lab-torch:0.1.0)
+    GPUSPAWNER_SIMULATED        the simulated GPUs where there are none, "2 x H100 80GB"
+    GPUSPAWNER_NAME             name of this hub's network, containers and volumes (default gpuspawner)
+    GPUSPAWNER_SUBNET           addresses of the labs' network (default 10.213.0.0/20)
+    GPUSPAWNER_PROXY            command of configurable-http-proxy, if it isn't on the PATH
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from gpuspawner.container import gateway_of
+
+c = get_config()  # noqa: F821  (JupyterHub and the broker define it)
+
+port = int(os.environ.get("GPUSPAWNER_PORT", "8000"))
+state_dir = Path(os.environ.get("GPUSPAWNER_STATE_DIR", "/var/lib/gpuspawner"))
+name = os.environ.get("GPUSPAWNER_NAME", "gpuspawner")
+subnet = os.environ.get("GPUSPAWNER_SUBNET", "10.213.0.0/20")
+this_file = str(Path(__file__).resolve())
+
+# 1. The browser arrives at the proxy: on this machine only. Put a TLS proxy in front to open it.
+c.JupyterHub.bind_url = f"http://127.0.0.1:{port}"
+c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{port + 1}"
+c.ConfigurableHTTPProxy.command = os.environ.get("GPUSPAWNER_PROXY", "configurable-http-proxy").split()
+c.ConfigurableHTTPProxy.pid_file = str(state_dir / "proxy.pid")
+
+# 2. The proxy passes it to the hub. The hub listens on the host's address in the labs' own network, so
+#    that labs reach it and nobody outside does. `make hub` creates that network before the hub starts.
+c.JupyterHub.hub_ip = gateway_of(subnet)
+c.JupyterHub.hub_port = port + 2
+
+# 3. Who are you? One shared password for everybody: for a course on one machine, not for strangers.
+c.JupyterHub.authenticator_class = "shared-password"
+c.SharedPasswordAuthenticator.user_password = os.environ.get("GPUSPAWNER_PASSWORD", "")
+c.SharedPasswordAuthenticator.admin_password = os.environ.get("GPUSPAWNER_ADMIN_PASSWORD", "")
+c.Authenticator.allow_all = True
+c.Authenticator.admin_users = {"admin"}
+
+# 4. What may they see? Their own GPU with the usual role; everybody's with a scope of our own.
+c.JupyterHub.custom_scopes = {
+    "custom:gpu:read": {"description": "See every GPU, who holds it and who waits"},
+}
+c.JupyterHub.load_roles = [
+    {
+        "name": "gpu-admin",
+        "description": "Sees all GPUs, leases and the queue",
+        "users": ["admin"],
+        "scopes": ["custom:gpu:read", "access:services!service=gpu"],
+    },
+    {
+        "name": "user",  # the hub's own role for everybody, with the GPU page added
+        "scopes": ["self", "access:services!service=gpu"],
+    },
+]
+
+# 5. What can they pick? The tiers are the defaults of GpuSite: `cpu`, and `gpu` for one whole device.
+c.GpuSite.state_dir = str(state_dir)
+if "GPUSPAWNER_SIMULATED" in os.environ:
+    c.GpuSite.simulated_devices = os.environ["GPUSPAWNER_SIMULATED"]
+
+# 6. The broker hands out the GPUs: a process of its own, which the hub starts. It has the GPU page too.
+c.JupyterHub.services = [
+    {
+        "name": "gpu",
+        "display": True,
+        "url": f"http://127.0.0.1:{port + 3}",
+        "command": [sys.executable, "-m", "gpuspawner.broker", "--config", this_file, "--take-over"],
+        "environment": {  # what this file reads, without the passwords
+            key: value
+            for key, value in os.environ.items()
+            if key.startswith("GPUSPAWNER_") and not key.endswith("PASSWORD")
+        },
+        "oauth_client_allowed_scopes": ["custom:gpu:read"],
+        "oauth_no_confirm": True,
+    },
+]
+
+# 7. The server starts in a container of its own. A user may have several, each with a name.
+c.JupyterHub.spawner_class = "gpu-docker"
+c.JupyterHub.allow_named_servers = True
+c.GpuDockerSpawner.image = os.environ.get("GPUSPAWNER_IMAGE", "gpuspawner/lab-torch:0.1.0")
+c.GpuDockerSpawner.hub_id = name
+c.GpuDockerSpawner.prefix = name
+c.GpuDockerSpawner.network_name = name
+c.GpuDockerSpawner.subnet = subnet
+# Who waits for a GPU counts as a pending spawn: a limit here would turn away those behind them.
+c.JupyterHub.concurrent_spawn_limit = 0
+
+# 8. What outlives a restart. Running servers do: neither a stop nor a crash of the hub ends them.
+c.JupyterHub.cleanup_servers = False
+c.JupyterHub.db_url = f"sqlite:///{state_dir / 'jupyterhub.sqlite'}"
+c.JupyterHub.cookie_secret_file = str(state_dir / "cookie_secret")
+c.JupyterHub.pid_file = str(state_dir / "hub.pid")

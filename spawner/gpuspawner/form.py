@@ -1,0 +1,106 @@
+"""The spawn page's form: tiers as radio buttons, with what is free now. Pure: values in, HTML out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from .model import Tier
+
+_FORM = """\
+<fieldset class="gpuspawner-tiers mb-3">
+<legend>What should the server have?</legend>
+{note}{tiers}
+</fieldset>
+{images}"""
+
+_TIER = """\
+<div class="form-check mb-2">
+<input class="form-check-input" type="radio" name="profile" id="tier-{name}" value="{name}"
+ aria-describedby="tier-{name}-about" required{checked}{disabled}>
+<label class="form-check-label" for="tier-{name}"><strong>{title}</strong></label>
+<div class="form-text" id="tier-{name}-about">{about}</div>
+</div>"""
+
+_IMAGES = """\
+<div class="mb-3">
+<label class="form-label" for="server-image">Image</label>
+<select class="form-select" name="image" id="server-image">
+<option value="" selected>The usual one</option>
+{options}
+</select>
+</div>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TierCard:
+    """One tier as the form shows it."""
+
+    tier: Tier
+    usable: bool
+    about: str
+
+
+def make_cards(
+    tiers: Sequence[Tier], document: Mapping[str, Any] | None, problem: str = ""
+) -> list[TierCard]:
+    """The tiers with the broker's `GET /tiers` document; None if the broker couldn't be asked.
+
+    `problem` is then the sentence shown at every tier with a GPU.
+    """
+    listed = (document or {}).get("tiers") or ()
+    known = {str(item.get("name")): item for item in listed if isinstance(item, Mapping)}
+    simulated = bool((document or {}).get("simulated"))
+    return [_make_card(tier, known.get(tier.name), simulated, problem) for tier in tiers]
+
+
+def _make_card(tier: Tier, live: Mapping[str, Any] | None, simulated: bool, problem: str) -> TierCard:
+    if not tier.needs_gpu:
+        return TierCard(tier, True, tier.description)
+    if live is None:
+        return TierCard(tier, False, _sentences(tier.description, problem or "Not available now."))
+    kind = "simulated GPU" if simulated else "GPU"
+    total, free = live.get("total"), live.get("free")
+    if not isinstance(total, int) or total < tier.device_count:
+        missing = f"This machine can't give {tier.device_count} {kind}{_s(tier.device_count)} of that kind."
+        return TierCard(tier, False, _sentences(tier.description, missing))
+    count = f"{free if isinstance(free, int) else 0} of {total} {kind}{_s(total)} free now."
+    waiting = live.get("waiting")
+    line = f"{waiting} waiting in line." if isinstance(waiting, int) and waiting > 0 else ""
+    return TierCard(tier, True, _sentences(tier.description, count, line))
+
+
+def render_form(cards: Sequence[TierCard], images: Sequence[str] = ()) -> str:
+    """The form's inside; JupyterHub puts `<form>` and the button round it. Everything is escaped."""
+    first = next((card.tier.name for card in cards if card.usable), None)
+    tiers = "\n".join(_render_card(card, card.tier.name == first) for card in cards)
+    note = '<p class="text-danger">No choice can start now.</p>\n' if first is None else ""
+    return _FORM.format(tiers=tiers, note=note, images=_render_images(images))
+
+
+def _render_card(card: TierCard, checked: bool) -> str:
+    return _TIER.format(
+        name=escape(card.tier.name),
+        title=escape(card.tier.title),
+        about=escape(card.about),
+        checked=" checked" if checked else "",
+        disabled="" if card.usable else " disabled",
+    )
+
+
+def _render_images(images: Sequence[str]) -> str:
+    if len(images) < 2:
+        return ""
+    options = "\n".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in images)
+    return _IMAGES.format(options=options)
+
+
+def _sentences(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

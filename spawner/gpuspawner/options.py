@@ -1,0 +1,121 @@
+"""Hostile input to a choice: form data, REST body and query string become a known tier, or BadOption.
+
+Pure. Whatever comes in, and however often, nothing but `profile` (a tier's name) and, where the
+site allows it, `image` comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .errors import BadOption
+from .model import Tier
+
+PROFILE = "profile"
+"""Key of the tier in `user_options`: what JupyterHub's admin page shows as "Profile"."""
+IMAGE = "image"
+
+Images = Mapping[str, str] | str | None
+"""What DockerSpawner's `allowed_images` gives: names to images, "*" for any, empty or None for none."""
+
+_MAX_IMAGE_CHARS = 300
+"""Docker takes 255 characters of name and 128 of tag; a longer text is no image."""
+_SHOWN_CHARS = 40
+_QUERY_PREFIX = "opt-"
+_IGNORED = frozenset({"_xsrf"})
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a user picked: a tier that exists, and an image if the site lets users choose one."""
+
+    tier: Tier
+    image: str | None = None
+    image_option: str | None = None
+    """The name under which the user chose the image; what is kept for the next start."""
+
+    def as_options(self) -> dict[str, str]:
+        """The choice as `user_options`; `profile` is always there, for the admin page."""
+        options = {PROFILE: self.tier.name}
+        if self.image_option is not None:
+            options[IMAGE] = self.image_option
+        return options
+
+
+def parse_options(raw: object, tiers: Sequence[Tier], images: Images = None) -> Choice:
+    """`user_options` as they arrive by REST, or as stored. Nothing chosen is the first tier.
+
+    Raises BadOption, with a sentence that names what can be chosen, for anything else.
+    """
+    options = {} if raw is None else raw
+    if not isinstance(options, Mapping):
+        raise BadOption(f"Options must be an object with a 'profile'. {_choices(tiers)}")
+    for key in options:
+        if key not in (PROFILE, IMAGE):
+            raise BadOption(f"There is no option {_shown(key)}. {_choices(tiers)}")
+    tier = _parse_tier(options[PROFILE], tiers) if PROFILE in options else tiers[0]
+    if IMAGE not in options:
+        return Choice(tier)
+    option, image = _parse_image(options[IMAGE], images)
+    return Choice(tier, image, option)
+
+
+def parse_form(raw: object, tiers: Sequence[Tier], images: Images = None) -> Choice:
+    """Form data or a query: every value is a list of strings. Raises BadOption as `parse_options`.
+
+    An empty image means none chosen. A query's keys may carry the hub's `opt-` prefix.
+    """
+    if not isinstance(raw, Mapping):
+        raise BadOption(f"The form can't be read. {_choices(tiers)}")
+    options: dict[str, object] = {}
+    for key, values in raw.items():
+        if key in _IGNORED:
+            continue
+        name = key.removeprefix(_QUERY_PREFIX) if isinstance(key, str) else key
+        if not isinstance(values, list) or len(values) != 1:
+            raise BadOption(f"Give {_shown(name)} once. {_choices(tiers)}")
+        if name == IMAGE and values[0] == "":
+            continue
+        options[name] = values[0]
+    return parse_options(options, tiers, images)
+
+
+def _parse_tier(value: object, tiers: Sequence[Tier]) -> Tier:
+    if isinstance(value, str):
+        for tier in tiers:
+            if tier.name == value:
+                return tier
+    raise BadOption(f"There is no profile {_shown(value)}. {_choices(tiers)}")
+
+
+def _parse_image(value: object, images: Images) -> tuple[str, str]:
+    """The name chosen and the image behind it."""
+    if not images:
+        raise BadOption("An image can't be chosen here: leave it out")
+    if isinstance(value, str) and 0 < len(value) <= _MAX_IMAGE_CHARS:
+        if isinstance(images, str):
+            return value, value
+        if value in images:
+            return value, images[value]
+    if isinstance(images, str):
+        raise BadOption(f"{_shown(value)} is not the name of an image")
+    raise BadOption(f"There is no image {_shown(value)}: choose {_listed(list(images))}")
+
+
+def _choices(tiers: Sequence[Tier]) -> str:
+    return f"Choose as profile: {_listed([tier.name for tier in tiers])}."
+
+
+def _listed(names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _shown(value: object) -> str:
+    """The value for a sentence: short, printable, and never the whole of something huge."""
+    if not isinstance(value, str):
+        return f"of type {type(value).__name__}"
+    shown = value if len(value) <= _SHOWN_CHARS else value[:_SHOWN_CHARS] + "…"
+    return repr(shown)

@@ -1,0 +1,45 @@
+"""The steps of one start, told to everybody who watches its progress page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+
+class Progress:
+    """Collects events and gives all of them to each follower, however late it comes."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._changed = asyncio.Event()
+        self.ended = False
+
+    def say(self, percent: int, message: str) -> None:
+        """Adds an event, as JupyterHub's progress page takes it. The same sentence isn't repeated."""
+        event = {"progress": percent, "message": message}
+        if not self._events or self._events[-1] != event:
+            self._events.append(event)
+            self._wake()
+
+    def end(self) -> None:
+        """Says that no more events come: every follower stops after the last one."""
+        self.ended = True
+        self._wake()
+
+    async def follow(self) -> AsyncIterator[dict[str, Any]]:
+        """All events from the first on, until the end."""
+        sent = 0
+        while True:
+            changed = self._changed
+            while sent < len(self._events):
+                sent += 1
+                yield dict(self._events[sent - 1])
+            if self.ended:
+                return
+            if not changed.is_set():
+                await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,78 @@
+"""Waiting until a server answers, with polls cheap enough to make them often."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from enum import StrEnum
+
+POLL_SECONDS = 0.025
+"""JupyterHub's own readiness poll backs off and overshoots by 1.3 to 1.8 s on average (6.1.1)."""
+_POLLS_AT_FULL_RATE = 4
+_CONNECT_SECONDS = 0.5
+_ANSWER_SECONDS = 5.0
+
+
+class Answer(StrEnum):
+    """What came of one request: a refused connection is a container whose server isn't up yet."""
+
+    READY = "ready"
+    REFUSED = "refused"
+    SILENT = "silent"
+
+
+class Pace:
+    """How long to wait between polls: 25 ms for a few servers, longer the more start at once.
+
+    With 30 at once it is 190 ms: polling may not take the cores that the starting servers need.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = 0
+
+    def __enter__(self) -> Pace:
+        self._waiting += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting -= 1
+
+    @property
+    def seconds(self) -> float:
+        """The time to sleep now."""
+        return POLL_SECONDS * max(1.0, self._waiting / _POLLS_AT_FULL_RATE)
+
+
+async def ask(host: str, port: int, path: str, *, wanted: int | None = None) -> Answer:
+    """One `GET path` to `host:port`. READY for any status below 500, or only for `wanted`.
+
+    Never raises for what the other side does. SILENT: no host, no answer in time, or another status.
+    """
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return Answer.REFUSED
+    except OSError:
+        return Answer.SILENT
+    try:
+        request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nAccept: */*\r\n\r\n"
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            writer.write(request.encode("ascii", "replace"))
+            line = await reader.readline()
+        return _judge(line, wanted)
+    except (OSError, ValueError):  # ValueError: a first line without an end
+        return Answer.SILENT
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+def _judge(line: bytes, wanted: int | None) -> Answer:
+    words = line.split()
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+        return Answer.SILENT
+    status = int(words[1])
+    ready = status == wanted if wanted is not None else status < 500
+    return Answer.READY if ready else Answer.SILENT
