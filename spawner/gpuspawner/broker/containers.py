@@ -158,6 +158,16 @@ class DockerEngine:
             LIST_SECONDS, "read the engine's facts", lambda client: (client.info(), client.version())
         )
 
+    async def image_labels(self, reference: str) -> dict[str, str] | None:
+        """The image's labels; None if it isn't here. Raises EngineFault."""
+
+        def inspect(client: docker.APIClient) -> dict[str, str] | None:
+            found: dict[str, Any] = {}
+            _unless_gone(lambda: found.update(client.inspect_image(reference)))  # type: ignore[no-untyped-call]
+            return dict(found["Config"].get("Labels") or {}) if found else None
+
+        return await self._call(LIST_SECONDS, "inspect an image", inspect)
+
     def watch_events(self, sink: Callable[[ContainerEvent | EventsConnected], None]) -> None:
         """Starts the event thread; `sink` is called on the present loop for each event and connection."""
         if self._events is not None:
