@@ -1,0 +1,124 @@
+"""Which devices a request gets, by example and against a naive answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from gpuspawner.broker.placement import Room, Share, Want, kind_of, make_want, place, rank, take, whole_share
+from gpuspawner.model import Device
+from hypothesis import given
+from hypothesis import strategies as st
+
+GIB = 1 << 30
+A0 = Device("GPU-a0", "A100 40GB", 40 * GIB, index=0)
+A1 = Device("GPU-a1", "A100 40GB", 40 * GIB, index=1)
+H2 = Device("GPU-h2", "H100 80GB", 80 * GIB, index=2)
+H3 = Device("GPU-h3", "H100 80GB", 80 * GIB, index=3)
+H10 = Device("GPU-h10", "H100 80GB", 80 * GIB, index=10)
+NAMELESS = Device("GPU-z", "H100 80GB", 80 * GIB)
+
+
+def rooms_of(devices: Iterable[Device]) -> dict[str, list[Room]]:
+    rooms: dict[str, list[Room]] = {}
+    for device in devices:
+        rooms.setdefault(kind_of(device), []).append(Room(device))
+    return {kind: sorted(listed, key=rank) for kind, listed in rooms.items()}
+
+
+@pytest.mark.parametrize(
+    ("want", "devices", "expected"),
+    [
+        (make_want(1, None), [], None),
+        (make_want(1, None), [H2], [H2]),
+        (make_want(1, None), [H2, A1, A0], [A0]),  # the smallest that does: an H100 stays for who asks for it
+        (make_want(1, "h100"), [A0, H10, H3], [H3]),  # 3 before 10: by index, not by text
+        (make_want(1, "H100"), [NAMELESS, H10], [H10]),  # no index: last
+        (make_want(1, "V100"), [A0, H2], None),
+        (make_want(2, None), [A0, H3, H2], [H2, H3]),  # two of one kind rather than a small and a large one
+        (make_want(2, None), [A0, A1, H2, H3], [A0, A1]),
+        (make_want(3, None), [H3, H2, A0], [A0, H2, H3]),  # mixed only where nothing else does
+        (make_want(3, "h100"), [H3, H2, A0], None),
+        (make_want(4, None), [H3, H2, A0], None),
+    ],
+)
+def test_by_example(want: Want, devices: list[Device], expected: list[Device] | None) -> None:
+    shares = None if expected is None else tuple(map(whole_share, expected))
+    assert place(want, rooms_of(devices)) == shares
+
+
+def test_whole_needs_an_untouched_room() -> None:
+    touched = Room(A0, (Share(A0.uuid, GIB, 10.0),))
+    assert place(make_want(1, None), {"A100 40GB": [touched]}) is None
+    assert place(make_want(1, None), {"A100 40GB": [touched, Room(A1)]}) == (whole_share(A1),)
+
+
+def test_room_arithmetic() -> None:
+    half = Share(A0.uuid, 20 * GIB, 50.0)
+    room = Room(A0).plus(half)
+    assert (room.free_memory_bytes, room.free_compute_percent, room.full) == (20 * GIB, 50.0, False)
+    assert (room.has(half), room.has(whole_share(A0))) == (True, False)
+    full = room.plus(half)
+    assert (full.free_memory_bytes, full.free_compute_percent, full.full) == (0, 0.0, True)
+    assert not full.has(Share(A0.uuid, 0, 0.0))
+    assert full.minus(half) == room
+    assert room.minus(half) == Room(A0)
+    with pytest.raises(ValueError, match="not in tuple"):
+        Room(A0).minus(half)
+    twice = room.plus(
+        whole_share(A0)
+    )  # a ledger that gives a device twice: nothing is free, nothing is negative
+    assert (twice.free_memory_bytes, twice.free_compute_percent, twice.full) == (0, 0.0, True)
+
+
+def test_take_leaves_what_is_not_full() -> None:
+    rooms = rooms_of([A0, A1, H2])
+    take(rooms, [whole_share(A0), Share(H2.uuid, 20 * GIB, 25.0)])
+    left = Room(H2, (Share(H2.uuid, 20 * GIB, 25.0),))
+    assert rooms == {"A100 40GB": [Room(A1)], "H100 80GB": [left]}
+
+
+MODELS = ["A100 40GB", "A100 80GB", "H100 80GB", "h100 nvl"]
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> list[Device]:
+    models = draw(st.lists(st.sampled_from(MODELS), max_size=8))
+    indices = draw(st.lists(st.none() | st.integers(0, 9), min_size=len(models), max_size=len(models)))
+    sizes = {model: draw(st.integers(1, 4)) * GIB for model in MODELS}
+    return [
+        Device(f"GPU-{number}", model, sizes[model], index=index)
+        for number, (model, index) in enumerate(zip(models, indices, strict=True))
+    ]
+
+
+wants = st.builds(make_want, st.integers(1, 4), st.sampled_from([None, "", "a100", "H100", "80GB", "tpu"]))
+
+
+@given(fleets(), wants, st.randoms(use_true_random=False))
+def test_against_the_naive_answer(devices: list[Device], want: Want, random: object) -> None:
+    able = [d for d in devices if want.model is None or want.model in d.model.lower()]
+    rooms = rooms_of(devices)
+    before = {kind: list(listed) for kind, listed in rooms.items()}
+    placed = place(want, rooms)
+    assert rooms == before
+    if len(able) < want.device_count:
+        assert placed is None
+        return
+    assert placed is not None
+    chosen = {share.device_uuid: share for share in placed}
+    assert len(chosen) == len(placed) == want.device_count
+    by_uuid = {device.uuid: device for device in able}
+    assert all(share == whole_share(by_uuid[uuid]) for uuid, share in chosen.items())
+    counts = {model: sum(d.model == model for d in able) for model in MODELS}
+    enough = {model for model, count in counts.items() if count >= want.device_count}
+    models = {by_uuid[uuid].model for uuid in chosen}
+    if enough:
+        (model,) = models
+        smallest = min(by_uuid[uuid].memory_bytes for uuid in by_uuid if by_uuid[uuid].model in enough)
+        assert by_uuid[placed[0].device_uuid].memory_bytes == smallest
+        same = sorted((Room(d) for d in able if d.model == model), key=rank)
+        assert [share.device_uuid for share in placed] == [r.device.uuid for r in same][: want.device_count]
+    shuffled = list(devices)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert place(want, rooms_of(shuffled)) == placed

@@ -1,0 +1,153 @@
+"""First come, first served among competitors: by example and against a naive queue."""
+
+from __future__ import annotations
+
+import pytest
+from gpuspawner.broker.placement import Room, Want, kind_of, make_want, rank, whole_share
+from gpuspawner.broker.queue import Place, Queue, Waiting, competes, plan
+from gpuspawner.model import Device
+from hypothesis import given
+from hypothesis import strategies as st
+
+KINDS = ["A100 40GB", "A100 80GB", "H100 80GB"]
+ANY, A100, H100, PAIR = make_want(1, None), make_want(1, "A100"), make_want(1, "H100"), make_want(2, None)
+
+
+def queue_of(*wants: Want) -> Queue:
+    queue = Queue(KINDS)
+    for number, want in enumerate(wants, 1):
+        queue.add(Waiting(number, f"lease-{number}", want))
+    return queue
+
+
+def rooms_of(*models: str) -> dict[str, list[Room]]:
+    rooms: dict[str, list[Room]] = {}
+    for number, model in enumerate(models):
+        rooms.setdefault(model, []).append(Room(Device(f"GPU-{number}", model, 40 << 30, index=number)))
+    return rooms
+
+
+def test_place_counts_those_who_compete() -> None:
+    queue = queue_of(A100, H100, ANY, H100, A100)
+    places = {waiting.lease_id: queue.place_of(waiting.lease_id) for waiting in queue.in_order()}
+    assert places == {
+        "lease-1": Place(1, 3),
+        "lease-2": Place(1, 3),
+        "lease-3": Place(3, 5),
+        "lease-4": Place(3, 3),
+        "lease-5": Place(3, 3),
+    }
+    assert (queue.count(A100), queue.count(H100), queue.count(PAIR), queue.count(make_want(1, "V100"))) == (
+        3,
+        3,
+        5,
+        0,
+    )
+    assert queue.place_of("nobody") is None
+
+
+def test_leaving_moves_everybody_up() -> None:
+    queue = queue_of(ANY, ANY, ANY)
+    queue.remove("lease-2")
+    assert [queue.place_of(f"lease-{number}") for number in (1, 2, 3)] == [Place(1, 2), None, Place(2, 2)]
+    assert ("lease-2" in queue, "lease-3" in queue, len(queue)) == (False, True, 2)
+
+
+def test_nobody_waits_twice() -> None:
+    queue = queue_of(ANY)
+    with pytest.raises(ValueError, match="lease lease-1 is in the queue already"):
+        queue.add(Waiting(2, "lease-1", ANY))
+    with pytest.raises(KeyError):
+        queue.remove("lease-2")
+
+
+def test_other_devices_other_competitors() -> None:
+    queue = queue_of(A100, H100)
+    assert queue.place_of("lease-2") == Place(1, 1)
+    queue.set_kinds(["A100 faked as H100"])
+    assert queue.place_of("lease-2") == Place(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("wants", "models", "placed"),
+    [
+        ([ANY, ANY], ["A100 40GB"], {1: [0]}),
+        ([H100, ANY], ["A100 40GB"], {2: [0]}),  # other devices: passed by
+        ([PAIR, ANY], ["A100 40GB"], {}),  # the pair keeps the first of its two from all who came later
+        ([PAIR, ANY], ["A100 40GB", "A100 40GB"], {1: [0, 1]}),
+        ([PAIR, ANY], ["A100 40GB", "A100 40GB", "H100 80GB"], {1: [0, 1], 2: [2]}),
+        ([H100, ANY, H100], ["H100 80GB", "H100 80GB"], {1: [0], 2: [1]}),
+        ([make_want(2, "H100"), ANY, H100], ["H100 80GB", "A100 40GB"], {2: [1]}),
+    ],
+)
+def test_plan_by_example(wants: list[Want], models: list[str], placed: dict[int, list[int]]) -> None:
+    rooms = rooms_of(*models)
+    expected = {f"lease-{who}": tuple(f"GPU-{which}" for which in got) for who, got in placed.items()}
+    found = plan(queue_of(*wants).lines(), rooms)
+    assert {who: tuple(share.device_uuid for share in shares) for who, shares in found.items()} == expected
+
+
+wants = st.builds(make_want, st.integers(1, 3), st.sampled_from([None, "A100", "h100", "80gb", "V100"]))
+
+
+@given(st.lists(wants, max_size=8), st.lists(st.sampled_from(KINDS), max_size=6), st.integers(0, 9))
+def test_plan_against_the_naive_queue(line: list[Want], models: list[str], skipped: int) -> None:
+    rooms = rooms_of(*models)
+    before = {kind: list(listed) for kind, listed in rooms.items()}
+    skip = f"lease-{skipped}"
+    found = plan(queue_of(*line).lines(), rooms, skip)
+    assert rooms == before
+    free = {f"GPU-{number}": model for number, model in enumerate(models)}
+    blocked: set[str] = set()
+    for number, want in enumerate(line, 1):
+        if number == skipped:
+            assert skip not in found
+            continue
+        able = {u for u, m in free.items() if u not in blocked and (want.model or "") in m.lower()}
+        shares = found.get(f"lease-{number}")
+        if len(able) < want.device_count:
+            assert shares is None
+            blocked |= {u for u, m in free.items() if (want.model or "") in m.lower()}
+            continue
+        assert shares is not None
+        chosen = [share.device_uuid for share in shares]
+        assert len(set(chosen)) == want.device_count
+        assert set(chosen) <= able
+        for uuid in chosen:
+            del free[uuid]
+
+
+@given(
+    st.lists(wants, max_size=10), st.lists(st.sampled_from(KINDS), max_size=3), st.sets(st.integers(1, 10))
+)
+def test_places_against_the_naive_queue(line: list[Want], kinds: list[str], leavers: set[int]) -> None:
+    queue = queue_of(*line)
+    queue.set_kinds(kinds)
+    for number in leavers & set(range(1, len(line) + 1)):
+        queue.remove(f"lease-{number}")
+    left = [(number, want) for number, want in enumerate(line, 1) if number not in leavers]
+    assert queue.in_order() == [Waiting(number, f"lease-{number}", want) for number, want in left]
+    for number, want in left:
+        rivals = [n for n, other in left if other == want or competes(want, other, kinds)]
+        assert queue.place_of(f"lease-{number}") == Place(rivals.index(number) + 1, len(rivals))
+
+
+def test_planning_does_not_look_at_everybody() -> None:
+    """10,000 who want the same cost as much as one: only the head of their line is tried."""
+    queue = Queue(KINDS)
+    for number in range(10_000):
+        queue.add(Waiting(number, f"lease-{number}", ANY))
+
+    class Counted(list[Waiting]):
+        read = 0
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for item in super().__iter__():
+                Counted.read += 1
+                yield item
+
+    device = Device("GPU-0", "H100 80GB", 80 << 30)
+    found = plan([Counted(line) for line in queue.lines()], {kind_of(device): [Room(device)]})
+    assert found == {"lease-0": (whole_share(device),)}
+    assert Counted.read == 2
+    assert rank(Room(device)) == (80 << 30, 100.0, 1 << 30, "GPU-0")
