@@ -228,9 +228,10 @@ class GpuDockerSpawner(LifecycleSpawner):
         if slow not in self._executors:
             name = "docker-slow" if slow else "docker"
             self._executors[slow] = ThreadPoolExecutor(_THREADS, thread_name_prefix=name)
-        return await asyncio.wrap_future(self._executors[slow].submit(self._in_thread, method, call))
+        return await asyncio.wrap_future(self._executors[slow].submit(self.run_here, call, method))
 
-    def _in_thread(self, method: str, call: Any) -> Any:
+    def run_here(self, call: Any, method: str = "") -> Any:
+        """`call(client)` in this thread: blocks on Docker. Raises EngineFault."""
         try:
             client = self.client
             client.timeout = _TIMEOUT_SECONDS.get(method, _USUAL_TIMEOUT_SECONDS)
