@@ -1,0 +1,34 @@
+"""Small tools of the starter notebooks: the quota, the device, checking, timing, recording, drawing.
+
+What a notebook teaches stands in the notebook. What would only distract from it stands here, and is
+short enough to be read: every function can be opened with `starter.check??` in a cell.
+"""
+
+from .device import available, choose_device, cpu_cores, pick
+from .draw import COLOURS, axes, bars, curves, human_bytes, number, timeline
+from .measure import TOLERANCE, check, check_product, record, results, seconds, wait
+from .quota import Quota, quota, show_quota
+
+__all__ = [
+    "COLOURS",
+    "TOLERANCE",
+    "Quota",
+    "available",
+    "axes",
+    "bars",
+    "check",
+    "check_product",
+    "choose_device",
+    "cpu_cores",
+    "curves",
+    "human_bytes",
+    "number",
+    "pick",
+    "quota",
+    "record",
+    "results",
+    "seconds",
+    "show_quota",
+    "timeline",
+    "wait",
+]
