@@ -125,8 +125,8 @@ class GpuSpawnerApp(Application):
     description = __doc__
     version = __version__
     subcommands = {  # noqa: RUF012
-        "doctor": (Doctor, "look at this machine and say what to do"),
-        "status": (Status, "show the devices and leases of the running broker"),
+        "doctor": (lambda parent: Doctor(parent=parent), "look at this machine and say what to do"),
+        "status": (lambda parent: Status(parent=parent), "show the devices and leases of the running broker"),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 

@@ -134,7 +134,7 @@ def _docker(facts: Facts) -> Iterator[Finding]:
         yield _note(
             "cgroup",
             f"version {version or 'not available'}",
-            "Boot with systemd.unified_cgroup_hierarchy=1; nothing of today needs it",
+            "Nothing needs version 2 yet; boot with systemd.unified_cgroup_hierarchy=1 to have it",
         )
 
 

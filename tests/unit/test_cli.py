@@ -1,0 +1,239 @@
+"""`gpuspawner doctor | status | broker` as typed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gpuspawner
+import pytest
+from aiohttp import web
+from gpuspawner import cli
+from gpuspawner.doctor import Facts, Finding, Level
+from rich.console import Console
+
+DEVICE = {
+    "uuid": "GPU-facade00-0000-4000-8000-000000000000",
+    "model": "H100 80GB",
+    "index": 0,
+    "memory_bytes": 80 << 30,
+    "compute_capability": "9.0",
+    "healthy": True,
+    "reason": "",
+    "since": "2026-01-01T00:00:00Z",
+    "guarantee": "none",
+    "simulated": True,
+    "lease_id": "0" * 32,
+    "user": "ada",
+    "server": "[red]train",
+}
+STATUS: dict[str, Any] = {
+    "simulated": True,
+    "devices": [
+        DEVICE,
+        {**DEVICE, "index": None, "user": None, "server": None, "since": None},
+        {**DEVICE, "index": 2, "healthy": False, "reason": "It is lost", "server": ""},
+    ],
+    "leases": [
+        {
+            "id": "0" * 32,
+            "user": "ada",
+            "server": "[red]train",
+            "hub": "hub",
+            "tier": "gpu",
+            "state": "running",
+            "device_uuids": [DEVICE["uuid"]],
+            "memory_bytes": 80 << 30,
+            "compute_percent": 100.0,
+            "since": "2026-01-01T00:00:00Z",
+            "notice": "Save your work",
+        }
+    ],
+    "queue": [
+        {"id": "1" * 32, "user": "bob", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
+         "since": "2026-01-01T00:00:00Z"}
+    ],
+}  # fmt: skip
+
+
+def printed(show: Any, *args: Any) -> list[list[str]]:
+    """What `show` prints on a wide terminal: the words of each line that are two spaces apart."""
+    console = Console(width=240, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        show(*args, console)
+    lines = [line.rstrip() for line in console.export_text().splitlines() if line.strip()]
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+
+
+@contextmanager
+def broker_on(path: Path, status: dict[str, Any]) -> Iterator[None]:
+    """An HTTP server that answers `GET /status` on a unix socket, in a thread of its own."""
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+
+    async def serve() -> web.AppRunner:
+        async def answer(_: web.Request) -> web.Response:
+            return web.json_response(status)
+
+        app = web.Application()
+        app.router.add_get("/status", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.UnixSite(runner, str(path)).start()
+        ready.set()
+        return runner
+
+    def run() -> None:
+        runner = loop.run_until_complete(serve())
+        loop.run_forever()
+        loop.run_until_complete(runner.cleanup())
+        loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    ready.wait(10)
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+
+
+def test_status_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_local_time", lambda text: text or "")
+    since = "2026-01-01T00:00:00Z"
+    assert printed(cli.show_status, STATUS) == [
+        ["The GPUs are simulated: servers get leases, but compute on the CPU."],
+        ["Devices"],
+        ["GPU", "Model", "Memory", "State", "Since", "UUID"],
+        ["0", "H100 80GB (simulated)", "80 GiB", "ada ([red]train)", since, DEVICE["uuid"]],
+        ["–", "H100 80GB (simulated)", "80 GiB", "free", DEVICE["uuid"]],
+        ["2", "H100 80GB (simulated)", "80 GiB", "withdrawn ada", since, DEVICE["uuid"]],
+        ["It is lost"],
+        ["Leases"],
+        ["User", "Server", "Tier", "State", "Since", "GPUs", "Notice"],
+        ["ada", "[red]train", "gpu", "running", since, "1", "Save your work"],
+        ["Waiting"],
+        ["Place", "User", "Server", "Tier", "Since"],
+        ["1st", "bob", "gpu", since],
+    ]
+
+
+def test_times_are_local() -> None:
+    text = subprocess.run(
+        [sys.executable, "-c", f"from gpuspawner import cli; print(cli._local_time({DEVICE['since']!r}))"],
+        env={"TZ": "Asia/Tokyo", "PYTHONPATH": str(Path(gpuspawner.__file__).parents[1])},
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert text == "2026-01-01 09:00:00\n"
+
+
+def test_status_from_the_broker_s_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with broker_on(tmp_path / "broker.sock", STATUS):
+        assert cli.main(["status", "--json", f"--GpuSite.state_dir={tmp_path}"]) == 0
+        assert json.loads(capsys.readouterr().out) == STATUS
+        assert cli.main(["status", f"--GpuSite.state_dir={tmp_path}"]) == 0
+        assert "The GPUs are simulated" in capsys.readouterr().out
+
+
+def test_status_without_a_broker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", f"--GpuSite.state_dir={tmp_path}"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gpuspawner status: ")
+    assert "the GPU broker isn't running" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_a_bad_config_file_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    config = tmp_path / "config.py"
+    config.write_text("c.GpuSite.tiers = []\n")
+    assert cli.main([command, "--config", str(config)]) == 1
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "c.GpuSite.tiers is empty: give at least one tier, or leave the default" in said
+    assert "Traceback" not in said
+
+
+def test_the_config_file_of_the_present_folder_is_taken_and_the_command_line_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jupyterhub_config.py").write_text(
+        "c.GpuSite.queue_timeout = 7\nc.GpuSite.state_dir = '/from/file'\n"
+    )
+    app = cli.Status()
+    app.initialize(["--GpuSite.state_dir=/from/line"])
+    site = app.settings().site
+    assert (site.queue_timeout, site.state_dir) == (7.0, "/from/line")
+
+
+FINDINGS = (
+    Finding(Level.OK, "Docker", "Engine [28]"),
+    Finding(Level.NOTE, "MPS", "not found", "Install it"),
+    Finding(Level.PROBLEM, "Image x", "is not here", "Build it"),
+)
+
+
+def test_findings_as_a_table() -> None:
+    body = [
+        ["ok", "Docker", "Engine [28]"],
+        ["note", "MPS", "not found"],
+        ["→ Install it"],
+        ["problem", "Image x", "is not here"],
+        ["→ Build it"],
+    ]
+    assert printed(cli.show_findings, FINDINGS, False) == [
+        *body,
+        ["Servers with a GPU can't run here yet: see each problem above."],
+    ]
+    assert printed(cli.show_findings, FINDINGS[:2], True) == [
+        *body[:3],
+        ["Servers with a simulated GPU can run here."],
+    ]
+
+
+def test_doctor_s_json_and_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "collect", lambda settings: Facts(simulated=True))
+    for findings, status in ((FINDINGS, 1), (FINDINGS[:2], 0)):
+        monkeypatch.setattr(cli, "examine", lambda facts, found=findings: found)
+        assert cli.main(["doctor", "--json"]) == status
+        assert json.loads(capsys.readouterr().out) == {
+            "simulated": True,
+            "findings": [
+                {"level": each.level.value, "subject": each.subject, "text": each.text, "remedy": each.remedy}
+                for each in findings
+            ],
+        }
+
+
+def test_broker_gets_its_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def main(argv: list[str]) -> int:
+        seen.append(argv)
+        return 3
+
+    monkeypatch.setattr(cli.broker_app, "main", main)
+    assert cli.main(["broker", "--config", "x.py", "--take-over"]) == 3
+    assert seen == [["--config", "x.py", "--take-over"]]
+
+
+def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line in ("doctor", "status", "broker")] == [
+        "doctor",
+        "status",
+        "broker",
+    ]

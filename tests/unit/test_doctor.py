@@ -1,0 +1,363 @@
+"""doctor's judgement from facts alone, and the facts of this machine with a scripted NVML."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.broker.app import GpuBroker
+from gpuspawner.doctor import BrokerFacts, Facts, Finding, ImageFacts, LedgerFacts, Level, examine, machine
+from gpuspawner.doctor.checks import describe, main_job_runs, version_of
+from gpuspawner.model import Device
+from gpuspawner.node.injection import EngineFacts
+from gpuspawner.node.inventory import DriverFacts
+from gpuspawner.node.simulated import parse_simulated
+
+from tests.nvml import scripted
+from tests.nvml.scripted import Gpu, Script
+
+A = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
+H100 = Device(A, "NVIDIA H100 80GB HBM3", 85_520_809_984, (9, 0), 132, 5120, 2_619_000_000, 0)
+ENGINE = EngineFacts(
+    version="28.5.2",
+    api_version="1.51",
+    cdi_enabled=True,
+    cdi_spec_dirs=("/etc/cdi",),
+    cdi_devices=(A,),
+    runtimes=("runc",),
+    cgroup_version="2",
+)
+GOOD = Facts(
+    devices=(H100,),
+    driver=DriverFacts("580.159.04", "13.0", 1, ()),
+    engine=replace(ENGINE, hook_path="/usr/bin/nvidia-container-runtime-hook"),
+    mps_path="/usr/bin/nvidia-cuda-mps-control",
+    mps_version="MPS 580",
+    cuda_bindings_version="13.0.1",
+    images=(ImageFacts("lab", True, "13.0", "580"),),
+    ledger=LedgerFacts("/state/ledger.sqlite", 7),
+    broker=BrokerFacts("/state/broker.sock", "", False, 1),
+)
+
+
+def ok(subject: str, text: str) -> Finding:
+    return Finding(Level.OK, subject, text)
+
+
+def note(subject: str, text: str, remedy: str) -> Finding:
+    return Finding(Level.NOTE, subject, text, remedy)
+
+
+def problem(subject: str, text: str, remedy: str) -> Finding:
+    return Finding(Level.PROBLEM, subject, text, remedy)
+
+
+GOOD_FINDINGS = (
+    ok("NVIDIA driver", "580.159.04, CUDA up to 13.0"),
+    ok("GPU 0", f"NVIDIA H100 80GB HBM3, compute capability 9.0, 132 SMs, 80 GiB, 3.35 TB/s, {A}"),
+    ok("Docker", "Engine 28.5.2, API 1.51"),
+    ok("cgroup", "version 2"),
+    ok("CDI", f"specs in /etc/cdi name {A}"),
+    ok("Classic request", "/usr/bin/nvidia-container-runtime-hook"),
+    ok("Injection", "CDI"),
+    ok("MPS", "/usr/bin/nvidia-cuda-mps-control, MPS 580"),
+    ok("CUDA checkpoint", "the driver has it, cuda-bindings 13.0.1"),
+    ok("Image lab", "present, CUDA 13.0 on driver 580.159.04"),
+    ok("Ledger", "/state/ledger.sqlite: 7 leases"),
+    ok("Broker", "answers on /state/broker.sock, 1 devices"),
+)
+
+
+def test_a_machine_where_all_is_well() -> None:
+    assert examine(GOOD) == GOOD_FINDINGS
+    assert main_job_runs(GOOD_FINDINGS)
+
+
+CDI_MISSING = "The CDI specs in /etc/cdi don't name"
+GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
+NO_HOOK = "nvidia-container-runtime-hook is not on the engine's PATH"
+INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI"
+
+
+@pytest.mark.parametrize(
+    ("changes", "findings", "runs"),
+    [
+        (
+            {"mps_path": None},
+            [
+                note(
+                    "MPS",
+                    "nvidia-cuda-mps-control was not found",
+                    "Install the driver's compute utilities; slices then are not only time-slices",
+                )
+            ],
+            True,
+        ),
+        (
+            {"cuda_bindings_version": None},
+            [
+                note(
+                    "CUDA checkpoint",
+                    "the driver has it, but cuda-bindings is missing",
+                    "Run `pip install cuda-bindings` for tiers in mode `turns`",
+                )
+            ],
+            True,
+        ),
+        (
+            {"driver": DriverFacts("550.90.07", None, 2, ("GPU 1: It is lost.",)), "images": ()},
+            [
+                ok("NVIDIA driver", "550.90.07, CUDA up to not available"),
+                note(
+                    "GPU left out",
+                    "GPU 1: It is lost.",
+                    "Mend it and restart the broker; the others are leased",
+                ),
+                note(
+                    "CUDA checkpoint",
+                    "needs driver 570; here: 550.90.7",
+                    "Install driver 570 or newer for tiers in mode `turns`",
+                ),
+            ],
+            True,
+        ),
+        (
+            {
+                "images": (
+                    ImageFacts("lab", True, "13.0", "590"),
+                    ImageFacts("gone", False),
+                    ImageFacts("old", True),
+                )
+            },
+            [
+                problem(
+                    "Image lab",
+                    "its CUDA 13.0 needs driver 590, here is 580.159.04",
+                    "Install driver 590 or newer, or take an image with an older CUDA",
+                ),
+                problem("Image gone", "is not on this machine", "Build it, or run `docker pull gone`"),
+                note(
+                    "Image old", "does not say which CUDA it has", "Take an image with CUDA for the GPU tiers"
+                ),
+            ],
+            False,
+        ),
+        (
+            {
+                "engine": replace(
+                    ENGINE, cdi_devices=("0",), cdi_problems=("/etc/cdi/x.yaml can't be read: odd",)
+                )
+            },
+            [
+                note("CDI", f"{CDI_MISSING} {A} by its UUID", GENERATE.replace("run", "Run", 1)),
+                note("Classic request", NO_HOOK, INSTALL_HOOK),
+                note(
+                    "CDI spec",
+                    "/etc/cdi/x.yaml can't be read: odd",
+                    "Write the spec anew with `nvidia-ctk cdi generate`, or remove it",
+                ),
+                problem(
+                    "Injection",
+                    f"No way to get a GPU into a container. CDI: {CDI_MISSING} {A} by its UUID: {GENERATE}. "
+                    f"Classic: {NO_HOOK}: install nvidia-container-toolkit and restart Docker",
+                    "Follow either way above, then restart the broker",
+                ),
+            ],
+            False,
+        ),
+        (
+            {"engine": None, "engine_error": "Docker does not answer"},
+            [
+                problem(
+                    "Docker",
+                    "Docker does not answer",
+                    "Install and start Docker Engine, and let this user reach its socket",
+                )
+            ],
+            False,
+        ),
+        (
+            {"inventory_error": "NVML lists no GPU", "devices": ()},
+            [problem("GPUs", "NVML lists no GPU", "Mend this first: no GPU can be leased")],
+            False,
+        ),
+        (
+            {"ledger": LedgerFacts("/state/ledger.sqlite", None, "file is not a database")},
+            [
+                problem(
+                    "Ledger",
+                    "/state/ledger.sqlite: file is not a database",
+                    "Mend the file or its rights; it is not remade",
+                )
+            ],
+            False,
+        ),
+        (
+            {"broker": BrokerFacts("/s", "", True, 2, (f"{A}: It is lost",)), "ledger": LedgerFacts("/l")},
+            [
+                ok("Ledger", "/l: not made yet, the broker makes it"),
+                ok("Broker", "answers on /s, 2 simulated devices"),
+                note("Withdrawn", f"{A}: It is lost", "It comes back by itself once it was verified"),
+            ],
+            True,
+        ),
+        (
+            {"broker": BrokerFacts("/s", "It isn't running.")},
+            [
+                note(
+                    "Broker",
+                    "It isn't running.",
+                    "Start the hub, which starts it, or run `gpuspawner broker`",
+                )
+            ],
+            True,
+        ),
+    ],
+)
+def test_each_trouble_is_named_with_what_to_do(
+    changes: dict[str, Any], findings: list[Finding], runs: bool
+) -> None:
+    examined = examine(replace(GOOD, **changes))
+    assert [finding for finding in examined if finding not in GOOD_FINDINGS] == findings
+    assert main_job_runs(examined) is runs
+
+
+def test_a_bad_setting_is_all_that_is_said() -> None:
+    assert examine(Facts(config_error="c.GpuSite.tiers is empty")) == (
+        problem("Settings", "c.GpuSite.tiers is empty", "Mend the setting, then run doctor again"),
+    )
+
+
+def test_a_machine_without_gpus_says_simulated() -> None:
+    facts = Facts(
+        simulated=True,
+        devices=parse_simulated("1 x Odd 1GB"),
+        driver_error="libnvidia-ml.so.1 was not found",
+        engine=EngineFacts("20.10.24", "1.41", cgroup_version="1"),
+        images=(ImageFacts("lab", True), ImageFacts("cuda", True, "13.0", "580")),
+    )
+    examined = examine(facts)
+    assert examined[:5] == (
+        note("NVIDIA driver", "libnvidia-ml.so.1 was not found", "Nothing, if this machine has no GPU"),
+        note(
+            "GPUs",
+            "1 simulated: servers get leases, but compute on the CPU",
+            'For real GPUs install the driver, then set c.GpuSite.inventory = "nvml"',
+        ),
+        ok(
+            "GPU 0",
+            "simulated Odd 1GB, compute capability not available, SMs not available, 1.0 GiB, bandwidth not "
+            "available, GPU-facade00-0000-4000-8000-000000000000",
+        ),
+        ok("Docker", "Engine 20.10.24, API 1.41"),
+        note(
+            "cgroup",
+            "version 1",
+            "Nothing needs version 2 yet; boot with systemd.unified_cgroup_hierarchy=1 to have it",
+        ),
+    )
+    assert ok("Injection", "none needed, GPUs are simulated") in examined
+    assert ok("Image lab", "present, without CUDA") in examined
+    assert ok("Image cuda", "present, CUDA 13.0") in examined
+    assert main_job_runs(examined)
+
+
+def test_a_gpu_without_a_driver_is_pointed_out() -> None:
+    (finding, *_) = examine(Facts(pci_gpus=("0000:01:00.0",), driver_error="The driver is not loaded"))
+    assert finding == note(
+        "NVIDIA driver",
+        "1 NVIDIA GPU(s) plugged in, but The driver is not loaded",
+        "Install the NVIDIA driver to lease real GPUs",
+    )
+
+
+def test_versions_compare_as_numbers() -> None:
+    assert version_of("580.159.04") == (580, 159, 4)
+    assert version_of("1000.1") > version_of("580")
+    assert version_of("none") == ()
+    assert describe(replace(H100, index=None)).startswith("NVIDIA H100 80GB HBM3, compute capability 9.0")
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Script]:
+    with scripted.loaded(tmp_path / "nvml") as script:
+        script.gpus = [Gpu(A), Gpu("GPU-b", lost=15)]
+        script.write()
+        yield script
+
+
+def settings_of(tmp_path: Path, text: str) -> GpuBroker:
+    config = tmp_path / "jupyterhub_config.py"
+    config.write_text(text)
+    broker = GpuBroker()
+    broker.initialize(["--config", str(config), f"--GpuSite.state_dir={tmp_path}"])
+    return broker
+
+
+def test_the_facts_of_this_machine(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")  # refused
+    (tmp_path / "bin").mkdir()
+    control = tmp_path / "bin" / "nvidia-cuda-mps-control"
+    control.write_text("#!/bin/sh\n[ \"$1\" = -v ] && echo 'MPS control  580'\n")
+    control.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/bin:/usr/bin")
+    monkeypatch.setattr(machine, "nvidia_pci_devices", lambda: ("0000:01:00.0",))
+    facts = machine.collect(settings_of(tmp_path, "c.GpuSite.injection = 'cdi'\n"))
+    left_out = (
+        "GPU 1: The GPU is lost (it fell off the bus): reset it or restart the machine (NVML: GPU is lost)."
+    )
+    assert facts.engine_error
+    assert facts.broker is not None
+    assert facts.broker.error
+    assert facts.cgroup_version in ("1", "2")
+    assert replace(
+        facts, engine_error="", broker=None, cgroup_version=None, cuda_bindings_version=None
+    ) == Facts(
+        injection_setting="cdi",
+        devices=(H100,),
+        driver=DriverFacts("580.159.04", "13.0", 2, (left_out,)),
+        pci_gpus=("0000:01:00.0",),
+        mps_path=str(control),
+        mps_version="MPS control 580",
+        ledger=LedgerFacts(f"{tmp_path}/ledger.sqlite"),
+    )
+    script.init = 18
+    script.write()
+    facts = machine.collect(settings_of(tmp_path, ""))
+    assert facts.driver is None
+    assert facts.inventory_error.startswith("Driver and NVML library have different versions")
+    assert not main_job_runs(examine(facts))
+
+
+def test_the_images_of_the_tiers(tmp_path: Path) -> None:
+    tiers = (
+        'c.GpuSite.tiers = [{"name": "a"}, {"name": "b", "image": "b:1"}, {"name": "c", "image": "b:1"}]\n'
+    )
+    for line, images in (
+        ("", ("b:1",)),
+        ("c.DockerSpawner.image = 'd:1'\n", ("d:1", "b:1")),
+        ("c.DockerSpawner.image = 'd:1'\nc.GpuDockerSpawner.image = 'g:1'\n", ("g:1", "b:1")),
+    ):
+        assert machine.image_references(settings_of(tmp_path, tiers + line)) == images
+
+
+def test_the_ledger_is_read_and_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    url = f"sqlite:///{path}"
+    assert machine.read_ledger(url) == LedgerFacts(str(path))
+    assert not path.exists()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE leases (id TEXT)")
+        connection.execute("INSERT INTO leases VALUES ('x')")
+    connection.close()
+    before = path.read_bytes()
+    assert machine.read_ledger(url) == LedgerFacts(str(path), 1)
+    assert path.read_bytes() == before
+    path.write_text("no database " * 100)
+    assert machine.read_ledger(url) == LedgerFacts(str(path), error="file is not a database")
+    facts = machine.read_ledger("postgresql+nodriver://user:secret@db/gpu")
+    assert (facts.place, bool(facts.error)) == ("postgresql+nodriver://user:***@db/gpu", True)
