@@ -80,7 +80,7 @@ c.JupyterHub.services = [
             for key, value in os.environ.items()
             if key.startswith("GPUSPAWNER_") and not key.endswith("PASSWORD")
         },
-        "oauth_client_allowed_scopes": ["custom:gpu:read"],
+        "oauth_client_allowed_scopes": ["custom:gpu:read", "admin-ui"],  # admin-ui: only the menu's entry
         "oauth_no_confirm": True,
     },
 ]
