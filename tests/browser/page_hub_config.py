@@ -6,10 +6,12 @@ from pathlib import Path
 
 c = get_config()  # noqa: F821
 
-hub_port, hub_api_port, proxy_port, service_port = os.environ["PAGE_HUB_PORTS"].split()
-c.JupyterHub.bind_url = f"http://127.0.0.1:{hub_port}/faculty/"
-c.JupyterHub.hub_port = int(hub_api_port)
-c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{proxy_port}"
+port = int(os.environ["PAGE_HUB_PORT"])
+c.JupyterHub.bind_url = f"http://127.0.0.1:{port}/faculty/"
+c.JupyterHub.hub_port = port + 1
+c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{port + 2}"
+if "GPUSPAWNER_PROXY" in os.environ:
+    c.ConfigurableHTTPProxy.command = os.environ["GPUSPAWNER_PROXY"].split()
 c.JupyterHub.db_url = "sqlite://"
 c.JupyterHub.authenticator_class = "dummy"
 c.Authenticator.allow_all = True
@@ -23,9 +25,9 @@ c.JupyterHub.load_roles = [
 c.JupyterHub.services = [
     {
         "name": "gpu",
-        "url": f"http://127.0.0.1:{service_port}",
+        "url": f"http://127.0.0.1:{port + 3}",
         "command": [sys.executable, str(Path(__file__).with_name("page_service.py"))],
-        "environment": {key: os.environ[key] for key in ("PYTHONPATH", "PAGE_STATUS")},
+        "environment": {"PAGE_STATUS": os.environ["PAGE_STATUS"]},
         "oauth_no_confirm": True,
         "oauth_client_allowed_scopes": ["custom:gpu:read", "admin-ui"],
     }

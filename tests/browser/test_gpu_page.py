@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
-
-from .conftest import RunningHub, free_ports, running_hub
+from running import free_ports, running_hub
 
 pytestmark = pytest.mark.browser
 
@@ -66,41 +66,51 @@ class Status:
 
 
 @pytest.fixture(scope="module")
-def page_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningHub, Path]]:
+def page_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     folder = tmp_path_factory.mktemp("page-hub")
-    ports = free_ports(4)
+    port = free_ports(4)
     status = folder / "status.json"
     Status(status)
-    environment = {"PAGE_HUB_PORTS": " ".join(map(str, ports)), "PAGE_STATUS": str(status)}
-    config = Path(__file__).with_name("page_hub_config.py")
-    with running_hub(config, f"http://127.0.0.1:{ports[0]}/faculty/", folder, environment) as hub:
-        yield hub, status
+    url = f"http://127.0.0.1:{port}/faculty/"
+    environment = {"PAGE_HUB_PORT": str(port), "PAGE_STATUS": str(status)}
+    with running_hub(Path(__file__).with_name("page_hub_config.py"), url, folder, environment):
+        yield url, status
 
 
 @pytest.fixture
-def hub(page_hub: tuple[RunningHub, Path]) -> RunningHub:
+def url(page_hub: tuple[str, Path]) -> str:
+    """Where the hub is, with its base URL."""
     return page_hub[0]
 
 
 @pytest.fixture
-def status(page_hub: tuple[RunningHub, Path]) -> Status:
+def status(page_hub: tuple[str, Path]) -> Status:
     return Status(page_hub[1])
 
 
-def open_page(hub: RunningHub, context: BrowserContext, user: str) -> Page:
+def log_in(url: str, context: BrowserContext, user: str) -> Page:
+    page = context.new_page()
+    page.goto(f"{url}hub/login?next={quote(urlsplit(url).path)}hub/home")
+    page.fill("#username_input", user)
+    page.fill("#password_input", "any")
+    page.click("#login_submit")
+    page.wait_for_url(f"{url}hub/home")
+    return page
+
+
+def open_page(url: str, context: BrowserContext, user: str) -> Page:
     """Logs in and goes to the GPU page through the hub's navigation."""
-    page = hub.log_in(context, user, "any")
-    page.goto(f"{hub.url}hub/home")
+    page = log_in(url, context, user)
     page.get_by_role("button", name="Services").click()
     page.get_by_role("link", name="gpu").click()
-    expect(page).to_have_url(f"{hub.url}services/gpu/")
+    expect(page).to_have_url(f"{url}services/gpu/")
     expect(page).to_have_title("GPUs")
     return page
 
 
-def test_it_follows_without_reload(hub: RunningHub, status: Status, context: BrowserContext) -> None:
+def test_it_follows_without_reload(url: str, status: Status, context: BrowserContext) -> None:
     errors: list[str] = []
-    page = open_page(hub, context, "anna")
+    page = open_page(url, context, "anna")
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     expect(page.locator("#gpu-summary")).to_have_text("2 of 2 simulated GPUs free, nobody waits.")
     expect(page.locator("#gpu-mine")).to_contain_text("You hold no GPU.")
@@ -116,9 +126,9 @@ def test_it_follows_without_reload(hub: RunningHub, status: Status, context: Bro
     assert errors == []
 
 
-def test_focus_stays_while_the_page_changes(hub: RunningHub, status: Status, context: BrowserContext) -> None:
+def test_focus_stays_while_the_page_changes(url: str, status: Status, context: BrowserContext) -> None:
     status.write([lease("a", "anna", 0)], [])
-    page = open_page(hub, context, "anna")
+    page = open_page(url, context, "anna")
     page.focus("#open-a")
     status.write([lease("a", "anna", 0, notice="Your GPU does not answer: stop the server.")], [])
     expect(page.locator("#gpu-notices")).to_contain_text("Your default server: Your GPU does not answer")
@@ -127,10 +137,8 @@ def test_focus_stays_while_the_page_changes(hub: RunningHub, status: Status, con
     expect(page.locator("#open-a")).to_be_focused()
 
 
-def test_admin_sees_who_holds_and_what_is_wrong(
-    hub: RunningHub, status: Status, context: BrowserContext
-) -> None:
-    page = open_page(hub, context, "admin")
+def test_admin_sees_who_holds_and_what_is_wrong(url: str, status: Status, context: BrowserContext) -> None:
+    page = open_page(url, context, "admin")
     status.write(
         [lease("a", HOSTILE, 0)], [place("c", "carl", 1)], healthy=False, reason="XID 79: lost", since=now()
     )
@@ -141,45 +149,44 @@ def test_admin_sees_who_holds_and_what_is_wrong(
     expect(page.locator("#gpu-queue tbody tr")).to_have_text(re.compile("1st in line\\s+carl"))
 
 
-def test_dark_mode_is_the_hubs(hub: RunningHub, context: BrowserContext) -> None:
-    page = hub.log_in(context, "anna", "any")
-    page.goto(f"{hub.url}hub/home")
+def test_dark_mode_is_the_hubs(url: str, context: BrowserContext) -> None:
+    page = log_in(url, context, "anna")
     page.click("#dark-theme-toggle")
     home = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    page.goto(f"{hub.url}services/gpu/")
+    page.goto(f"{url}services/gpu/")
     expect(page.locator("html")).to_have_attribute("data-bs-theme", "dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == home
 
 
-def test_it_fits_a_small_screen(hub: RunningHub, status: Status, context: BrowserContext) -> None:
+def test_it_fits_a_small_screen(url: str, status: Status, context: BrowserContext) -> None:
     status.write([lease("a", "a-rather-long-user-name@" + "x" * 60, 0)], [place("c", "carl", 1)])
-    page = open_page(hub, context, "admin")
+    page = open_page(url, context, "admin")
     page.set_viewport_size({"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 def test_without_script_it_shows_the_state_of_its_load(
-    hub: RunningHub, status: Status, context: BrowserContext
+    url: str, status: Status, context: BrowserContext
 ) -> None:
     status.write([lease("a", "anna", 0)], [])
-    open_page(hub, context, "anna")
+    open_page(url, context, "anna")
     assert context.browser is not None
     plain = context.browser.new_context(java_script_enabled=False, storage_state=context.storage_state())
     page = plain.new_page()
-    page.goto(f"{hub.url}services/gpu/")
+    page.goto(f"{url}services/gpu/")
     expect(page.locator("#gpu-mine h2")).to_have_text("You hold H100 80GB #0 simulated")
     plain.close()
 
 
-def test_it_says_when_the_broker_is_silent(hub: RunningHub, status: Status, context: BrowserContext) -> None:
-    page = open_page(hub, context, "anna")
+def test_it_says_when_the_broker_is_silent(url: str, status: Status, context: BrowserContext) -> None:
+    page = open_page(url, context, "anna")
     page.route("**/live", lambda route: route.abort())
     expect(page.locator("#gpu-lost")).to_contain_text("No news from the broker since")
     page.unroute("**/live")
     expect(page.locator("#gpu-lost")).to_be_hidden(timeout=15_000)
 
 
-def test_it_says_when_the_login_has_ended(hub: RunningHub, context: BrowserContext) -> None:
-    page = open_page(hub, context, "anna")
+def test_it_says_when_the_login_has_ended(url: str, context: BrowserContext) -> None:
+    page = open_page(url, context, "anna")
     context.clear_cookies()
     expect(page.locator("#gpu-lost")).to_have_text("Your login has ended. Reload this page to log in again.")
