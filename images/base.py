@@ -34,7 +34,7 @@ def ensure_base(client: docker.DockerClient, base: Base, cache: Path, step: Step
         step.note = f"{base.reference} is there"
         return
     source = wanted or base.pull
-    if _has(client, source) or _pull(client, source, step):
+    if has(client, source) or pull(client, source, step):
         args = {"BASE_IMAGE": source, "PACKAGES": " ".join(base.packages)}
         labels = {"gpuspawner.inputs": inputs}
         build(client, [IMAGES_DIR / "base" / "Dockerfile"], base.reference, (args, labels), step)
@@ -50,7 +50,8 @@ def ensure_base(client: docker.DockerClient, base: Base, cache: Path, step: Step
         step.note = "bootstrapped from this machine's package mirror"
 
 
-def _has(client: docker.DockerClient, reference: str) -> bool:
+def has(client: docker.DockerClient, reference: str) -> bool:
+    """Whether the engine has the image."""
     try:
         client.images.get(reference)
     except ImageNotFound:
@@ -58,7 +59,7 @@ def _has(client: docker.DockerClient, reference: str) -> bool:
     return True
 
 
-def _pull(client: docker.DockerClient, reference: str, step: Step) -> bool:
+def pull(client: docker.DockerClient, reference: str, step: Step) -> bool:
     """True once `reference` is there; False if its registry does not answer or has no such image."""
     step.detail(f"pulling {reference}")
     repository, _, tag = reference.partition("@")
@@ -84,7 +85,7 @@ def _pull(client: docker.DockerClient, reference: str, step: Step) -> bool:
             step.detail(f"pulling {reference}: {event.get('status', '')} {event.get('progress', '')}")
     except Empty:
         return False
-    return _has(client, reference)
+    return has(client, reference)
 
 
 def apt_sources() -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import docker
 from docker.errors import DockerException
 
-from images.base import ensure_base
+from images.base import ensure_base, has, pull
 from images.engine import INPUTS_LABEL, build, inputs_of, run
 from images.table import IMAGES_DIR, Image, Table, read_table
 from images.wheels import Target, pin, wheelhouse
@@ -57,6 +57,16 @@ def has_driver() -> bool:
     if forced := os.environ.get("CPU", ""):
         return forced == "0"
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+
+
+def ensure_named(client: docker.DockerClient, reference: str) -> None:
+    """Makes sure that an image from elsewhere is there. Raises SetupError if it can't be pulled."""
+    with step(f"image {reference}") as current:
+        if not has(client, reference) and not pull(client, reference, current):
+            raise SetupError(
+                f"the image {reference} is not here and could not be pulled",
+                "check GPUSPAWNER_IMAGE and the registry, or unset it: then the project's own image is built",
+            )
 
 
 def build_images(client: docker.DockerClient, table: Table, names: list[str]) -> None:

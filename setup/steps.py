@@ -6,7 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout."""
 
 DETAIL_SECONDS = 15.0  # without a terminal: a long step says where it is this often
 

@@ -1,0 +1,55 @@
+# The verbs of this project. Each sets up what it needs and is missing; see docs/admin-setup.md.
+#   PYTHON=python3.12   which Python .venv is made from
+#   PY=/path/python     use this environment as it is, instead of .venv
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help hub test check test-unit test-gpu bench images lock engine clean-demo venv
+
+ifdef PY
+venv:
+else
+PY := .venv/bin/python
+venv:
+	@setup/venv.sh
+endif
+PYTEST = PATH="$(CURDIR)/.cache/proxy/node_modules/.bin:$(CURDIR)/.venv/bin:$$PATH" $(PY) -m pytest
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+hub: venv ## set up what is missing and start the hub; Ctrl-C stops it
+	@exec $(PY) -m setup.hub
+
+test: venv ## set up what is missing and run every test of this machine
+	@$(PY) -m setup.ready proxy engine programs cdi images </dev/null
+	@$(PYTEST) $(ARGS) </dev/null
+
+check: venv ## lint and types
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) -m mypy --explicit-package-bases setup images/*.py
+
+test-unit: venv ## the tests that need no Docker, under a minute
+	@$(PYTEST) tests/unit $(ARGS)
+
+test-gpu: venv ## the tests that need a real NVIDIA GPU
+	@$(PYTEST) tests/gpu $(ARGS)
+
+bench: venv ## paired benchmarks against stock DockerSpawner
+	@$(PY) -m setup.ready proxy engine images
+	@PATH="$(CURDIR)/.cache/proxy/node_modules/.bin:$(CURDIR)/.venv/bin:$$PATH" $(PY) -m bench $(ARGS)
+
+images: venv ## build the lab images, of those only what changed; NAMES="lab-base" builds that one
+	@$(PY) -m setup.ready engine
+	@$(PY) -m images.build $(NAMES)
+
+engine: venv ## see that a Docker Engine runs: install and start one where it is missing
+	@$(PY) -m setup.ready engine
+
+lock: venv ## write the exact versions of the images' Python packages anew
+	@$(PY) -m images.lock
+
+clean-demo: venv ## end the notebooks that a stopped hub left; HOMES=1 deletes their homes too
+	@$(PY) -m setup.clean

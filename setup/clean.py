@@ -1,0 +1,56 @@
+"""`make clean-demo`: ends the notebooks that a stopped hub left running. HOMES=1 deletes their homes too."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import docker
+from docker.errors import APIError, DockerException
+
+from setup.demo import lock, read_demo
+from setup.steps import SetupError, step
+
+
+def main() -> int:
+    """Returns the exit status."""
+    try:
+        demo = read_demo(os.environ)
+        os.close(lock(demo.state_dir))  # not while the hub runs: it would only be confused
+        clean(demo.name, homes=os.environ.get("HOMES", "") == "1")
+    except SetupError as error:
+        print(error.block(), file=sys.stderr)
+        return 1
+    return 0
+
+
+def clean(name: str, homes: bool) -> None:
+    """Removes the containers and the network of the hub called `name`, and the homes if asked to.
+
+    Raises SetupError if Docker does not answer or refuses.
+    """
+    try:
+        client = docker.from_env(timeout=60)
+        with step("notebooks") as current:
+            containers = client.containers.list(all=True, filters={"label": f"gpuspawner.hub={name}"})
+            for container in containers:
+                container.remove(force=True)
+            current.note = f"{len(containers)} ended"
+        with step("homes") as current:
+            volumes = (
+                [v for v in client.volumes.list() if str(v.name).startswith(f"{name}-home-")] if homes else []
+            )
+            for volume in volumes:
+                volume.remove()
+            current.note = f"{len(volumes)} deleted" if homes else "kept (HOMES=1 deletes them)"
+        for network in client.networks.list(filters={"label": f"gpuspawner.network={name}"}):
+            network.remove()
+        client.close()
+    except (APIError, DockerException) as error:
+        raise SetupError(
+            f"Docker Engine refuses: {error}", "see that it runs, then run this again"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

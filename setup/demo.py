@@ -1,0 +1,221 @@
+"""The settings of `make hub`, from the environment, checked before anything is downloaded or started."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import ipaddress
+import json
+import os
+import secrets
+import socket
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from setup.steps import ROOT, SetupError
+
+USER_LENGTH, ADMIN_LENGTH = 8, 32  # the least that JupyterHub's shared-password authenticator takes
+SOCKET_BYTES = 100  # a unix socket's path may have 107
+ROOM_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What `make hub` starts. `port` is the hub's; the next three are used inside."""
+
+    port: int
+    state_dir: Path
+    name: str
+    subnet: str
+    image: str
+    password: str
+    admin_password: str
+
+    @property
+    def url(self) -> str:
+        """Where the browser goes."""
+        return f"http://127.0.0.1:{self.port}/"
+
+    @property
+    def log(self) -> Path:
+        """Everything that hub, proxy and broker say."""
+        return self.state_dir / "hub.log"
+
+    def environment(self) -> dict[str, str]:
+        """What jupyterhub_config.py reads."""
+        return {
+            "GPUSPAWNER_PORT": str(self.port),
+            "GPUSPAWNER_STATE_DIR": str(self.state_dir),
+            "GPUSPAWNER_NAME": self.name,
+            "GPUSPAWNER_SUBNET": self.subnet,
+            "GPUSPAWNER_IMAGE": self.image,
+            "GPUSPAWNER_PASSWORD": self.password,
+            "GPUSPAWNER_ADMIN_PASSWORD": self.admin_password,
+        }
+
+
+def read_demo(environ: Mapping[str, str]) -> Demo:
+    """The settings; the state folder and made-up passwords are created. Raises SetupError with the remedy."""
+    port = _port(environ.get("GPUSPAWNER_PORT", "8000"))
+    given = {key: environ.get(f"GPUSPAWNER_{key}") for key in ("PASSWORD", "ADMIN_PASSWORD")}
+    check_passwords(given["PASSWORD"], given["ADMIN_PASSWORD"])
+    state_dir = prepare_state_dir(Path(environ.get("GPUSPAWNER_STATE_DIR") or ROOT / ".state"))
+    made_up = _made_up_passwords(state_dir)
+    password = made_up["user"] if given["PASSWORD"] is None else given["PASSWORD"]
+    admin_password = made_up["admin"] if given["ADMIN_PASSWORD"] is None else given["ADMIN_PASSWORD"]
+    return Demo(
+        port=port,
+        state_dir=state_dir,
+        name=environ.get("GPUSPAWNER_NAME") or "gpuspawner",
+        subnet=environ.get("GPUSPAWNER_SUBNET") or "10.213.0.0/20",
+        image=environ.get("GPUSPAWNER_IMAGE") or "gpuspawner/lab-torch:0.1.0",
+        password=password,
+        admin_password=admin_password,
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65532:
+        raise SetupError(
+            f"GPUSPAWNER_PORT is {text!r}: that is no port",
+            "give a number from 1 to 65532, like GPUSPAWNER_PORT=8000",
+        )
+    return int(text)
+
+
+def check_passwords(password: str | None, admin_password: str | None) -> None:
+    """Raises SetupError for what the hub's authenticator refuses, or reads as "nobody may log in"."""
+    for name, value, length in (
+        ("GPUSPAWNER_PASSWORD", password, USER_LENGTH),
+        ("GPUSPAWNER_ADMIN_PASSWORD", admin_password, ADMIN_LENGTH),
+    ):
+        if value is not None and len(value) < length:
+            what = "empty" if not value else f"{len(value)} characters long"
+            raise SetupError(
+                f"{name} is {what}: the hub takes {length} characters or more",
+                "give a longer one, or unset it: then one is made up and printed",
+            )
+    if password is not None and password == admin_password:
+        raise SetupError(
+            "GPUSPAWNER_PASSWORD and GPUSPAWNER_ADMIN_PASSWORD are the same",
+            "give two different ones: whoever has the first must not be admin",
+        )
+
+
+def prepare_state_dir(folder: Path) -> Path:
+    """The folder, made, private and writable. Raises SetupError with the remedy."""
+    folder = folder.expanduser().absolute()
+    if len(os.fsencode(folder / "broker.sock")) > SOCKET_BYTES:
+        raise SetupError(
+            f"GPUSPAWNER_STATE_DIR={folder} is too long for the sockets inside it", "take a shorter path"
+        )
+    probe = folder / ".room"
+    try:
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        probe.write_bytes(b"\0" * ROOM_BYTES)
+    except OSError as error:
+        raise _state_dir_error(folder, error) from error
+    finally:
+        if probe.parent.is_dir():
+            probe.unlink(missing_ok=True)
+    _check_database(folder / "jupyterhub.sqlite")
+    return folder
+
+
+def _state_dir_error(folder: Path, error: OSError) -> SetupError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SetupError(
+            f"the disk of the state folder {folder} is full",
+            "free some space (`docker system df` shows what Docker keeps), or set GPUSPAWNER_STATE_DIR to "
+            "a folder on another disk",
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return SetupError(f"the state folder {folder} is no folder", "set GPUSPAWNER_STATE_DIR to one")
+    return SetupError(
+        f"the state folder {folder} can't be written: {error.strerror}",
+        "mend its rights, or set GPUSPAWNER_STATE_DIR to a folder of yours",
+    )
+
+
+def _check_database(path: Path) -> None:
+    """Raises SetupError if the hub's database is there but can't be read."""
+    if not path.exists():
+        return
+    connection = sqlite3.connect(path, timeout=2.0)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.rollback()
+    except sqlite3.OperationalError as error:
+        raise SetupError(
+            f"the hub's database {path} can't be used: {error}", "end the program that has it open"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise SetupError(
+            f"the hub's database {path} is damaged: {error}",
+            "put a backup in its place, or move it away: the hub then starts with an empty one, and running "
+            "notebooks have to be ended with `make clean-demo`",
+        ) from error
+    finally:
+        connection.close()
+
+
+def _made_up_passwords(state_dir: Path) -> dict[str, str]:
+    """Passwords for who gave none: made up once and kept, so that the next start prints the same."""
+    path = state_dir / "passwords.json"
+    try:
+        kept = json.loads(path.read_text())
+        if len(kept["user"]) >= USER_LENGTH and len(kept["admin"]) >= ADMIN_LENGTH:
+            return {"user": str(kept["user"]), "admin": str(kept["admin"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there yet, or not readable: new ones
+    made_up = {"user": secrets.token_urlsafe(9), "admin": secrets.token_urlsafe(24)}
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(made_up, file)
+    return made_up
+
+
+def check_ports(demo: Demo) -> None:
+    """Raises SetupError if something else listens where hub, proxy or broker will."""
+    gateway = str(next(ipaddress.ip_network(demo.subnet).hosts()))
+    places = [
+        ("127.0.0.1", 0, "the hub"),
+        ("127.0.0.1", 1, "the proxy's API"),
+        (gateway, 2, "the hub inside"),
+    ]
+    for address, offset, purpose in [*places, ("127.0.0.1", 3, "the GPU page")]:
+        port = demo.port + offset
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    continue  # the labs' network is not there yet
+                why = "is taken" if error.errno == errno.EADDRINUSE else f"can't be used ({error.strerror})"
+                raise SetupError(
+                    f"port {port}, which {purpose} needs, {why}",
+                    f"end what listens there (`ss -ltnp 'sport = :{port}'` shows it), or set GPUSPAWNER_PORT "
+                    "to the first of four free ports",
+                ) from error
+
+
+def lock(state_dir: Path) -> int:
+    """Holds the state folder while the returned descriptor is open. Raises SetupError if another hub does."""
+    descriptor = os.open(state_dir / "hub.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode().strip()
+        os.close(descriptor)
+        raise SetupError(
+            f"a hub already runs on {state_dir} (process {holder or 'unknown'})",
+            "stop it with Ctrl-C there, or give this one another GPUSPAWNER_STATE_DIR, GPUSPAWNER_PORT, "
+            "GPUSPAWNER_NAME and GPUSPAWNER_SUBNET",
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor

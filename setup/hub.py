@@ -1,0 +1,253 @@
+"""`make hub`: sets up what is missing, starts the hub, says how to use it, and stops it on Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import docker
+from docker.errors import DockerException
+
+from setup.children import adopt_orphans, end_children, end_with_parent
+from setup.demo import Demo, check_ports, lock, read_demo
+from setup.proxy import search_path
+from setup.steps import ROOT, SetupError, Step, step
+
+READY_SECONDS = 90.0
+STOP_SECONDS = 20.0
+LOG_BYTES = 10 << 20  # a longer log is moved aside at the next start
+_LOG_LINE = re.compile(r"^\[(?P<level>[DIWEC]) ")
+_NO_ENVIRONMENT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def main() -> int:
+    """Returns the exit status: 0 after a stop that was asked for."""
+    stop = Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        demo = read_demo(os.environ)
+        descriptor = lock(demo.state_dir)
+        try:
+            check_ports(demo)
+            _set_up(demo)
+            return Launch(demo, stop).run()
+        finally:
+            os.close(descriptor)
+    except SetupError as error:
+        print(error.block(), file=sys.stderr)
+        return 1
+
+
+def _set_up(demo: Demo) -> None:
+    # A process of its own: an engine that it starts is nobody's child afterwards, and outlives the hub.
+    command = [sys.executable, "-m", "setup.ready", "proxy", "engine", "images"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "GPUSPAWNER_IMAGE": demo.image})
+    if done.returncode != 0:
+        raise SystemExit(done.returncode)  # it has said why
+    with step("the labs' network") as current:
+        _ensure_network(demo, current)
+
+
+def _ensure_network(demo: Demo, current: Step) -> None:
+    from gpuspawner.errors import ConfigError
+    from gpuspawner.spawner import ensure_network
+
+    client = docker.from_env(timeout=60)
+    try:
+        current.note = f"{demo.name}, {ensure_network(client.api, demo.name, demo.subnet)} is this machine"
+    except ConfigError as error:
+        raise SetupError(str(error), "then run this again") from error
+    except DockerException as error:
+        raise SetupError(f"Docker Engine fails: {error}", "see its log, then run this again") from error
+    finally:
+        client.close()
+
+
+class Launch:
+    """One run of the hub with its proxy and broker, from start to stop."""
+
+    def __init__(self, demo: Demo, stop: Event) -> None:
+        self._demo = demo
+        self._stop = stop
+        self._recent: list[str] = []
+
+    def run(self) -> int:
+        """Starts the hub, waits until it can be used, prints the block, and stays until the stop."""
+        if self._stop.is_set():
+            return 130
+        adopt_orphans()
+        hub = self._start()
+        try:
+            with step("the hub starts") as current:
+                ready = self._wait_ready(hub, current)
+            if ready:
+                print(block(self._demo, gpus(self._demo.state_dir / "broker.sock")), flush=True)
+            while hub.poll() is None and not self._stop.wait(0.2):
+                pass
+        finally:
+            asked = self._stop.is_set()
+            self._end(hub)
+        if asked:
+            print(farewell(self._demo, running_notebooks(self._demo.name)), flush=True)
+            return 0
+        raise SetupError(
+            f"the hub has ended by itself, with status {hub.returncode}. Its last words:\n"
+            + "\n".join(f"    {line}" for line in self._recent[-12:]),
+            f"see {self._demo.log}",
+        )
+
+    def _start(self) -> subprocess.Popen[str]:
+        if self._demo.log.exists() and self._demo.log.stat().st_size > LOG_BYTES:
+            self._demo.log.rename(self._demo.log.with_suffix(".log.1"))
+        environment = {**os.environ, **self._demo.environment(), "PATH": search_path()}
+        command = [sys.executable, "-m", "jupyterhub", "-f", str(ROOT / "jupyterhub_config.py")]
+        # A session of its own: Ctrl-C reaches this program alone, which then ends the hub in order.
+        hub = subprocess.Popen(
+            command, cwd=self._demo.state_dir, env=environment, stdin=subprocess.DEVNULL, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
+            start_new_session=True, preexec_fn=end_with_parent,
+        )  # fmt: skip
+        Thread(target=self._keep_log, args=(hub,), daemon=True, name="hub-log").start()
+        return hub
+
+    def _keep_log(self, hub: subprocess.Popen[str]) -> None:
+        """All goes to the log file; warnings and errors, with what follows them, to the terminal too."""
+        assert hub.stdout is not None
+        show = False
+        with self._demo.log.open("a", buffering=1) as log:
+            for line in hub.stdout:
+                with contextlib.suppress(OSError):  # a full disk must not stop the hub
+                    log.write(line)
+                if match := _LOG_LINE.match(line):
+                    show = match["level"] in "WEC"
+                self._recent = [*self._recent[-50:], line.rstrip()]
+                if show and not self._stop.is_set():
+                    print(line, end="", flush=True)
+
+    def _wait_ready(self, hub: subprocess.Popen[str], current: Step) -> bool:
+        """True once hub and broker answer; False if the hub has ended, or was told to."""
+        deadline = time.monotonic() + READY_SECONDS
+        while hub.poll() is None and not self._stop.wait(0.1):
+            current.detail("waiting for its first answer")
+            if hub_answers(self._demo.url) and gpus(self._demo.state_dir / "broker.sock"):
+                return True
+            if time.monotonic() > deadline:
+                if not hub_answers(self._demo.url):
+                    raise SetupError(
+                        f"the hub did not answer within {READY_SECONDS:.0f} s", f"see {self._demo.log}"
+                    )
+                current.note = "without its broker"
+                return True
+        return False
+
+    def _end(self, hub: subprocess.Popen[str]) -> None:
+        """Ends hub, proxy and broker. A second Ctrl-C makes it short."""
+        self._stop.clear()
+        if hub.poll() is None:
+            print("\nStopping the hub …", flush=True)
+            hub.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        while hub.poll() is None and time.monotonic() < deadline and not self._stop.wait(0.1):
+            pass
+        if hub.poll() is None:
+            hub.kill()
+            hub.wait()
+        end_children(seconds=5.0)
+        self._stop.set()
+
+
+def hub_answers(url: str) -> bool:
+    """Whether the hub's API answers through the proxy."""
+    try:
+        with _NO_ENVIRONMENT_PROXY.open(f"{url}hub/api/", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError, http.client.HTTPException):
+        return False
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("broker", timeout=2)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def gpus(socket_path: Path) -> str:
+    """What the broker has, in words; "" while it does not answer."""
+    with contextlib.closing(_UnixConnection(socket_path)) as connection:
+        try:
+            connection.request("GET", "/status")
+            answer = connection.getresponse()
+            status = json.loads(answer.read()) if answer.status == 200 else None
+        except (OSError, ValueError, http.client.HTTPException):
+            return ""
+    return describe(status) if status else ""
+
+
+def describe(status: dict[str, Any]) -> str:
+    """The devices of a status document: "2 × H100 80GB, simulated: notebooks run on the CPU"."""
+    counts: dict[str, int] = {}
+    for device in status["devices"]:
+        counts[device["model"]] = counts.get(device["model"], 0) + 1
+    what = ", ".join(f"{count} × {model}" for model, count in counts.items()) or "none"
+    return what + (", simulated: notebooks run on the CPU" if status["simulated"] else ", real")
+
+
+def block(demo: Demo, devices: str) -> str:
+    """What a person needs to know once the hub can be used."""
+    rows = [
+        ("Address", demo.url),
+        ("Log in", f"any name (ada, say), password  {demo.password}"),
+        ("", f"admin,                password  {demo.admin_password}"),
+        ("GPUs", devices or "unknown: the broker does not answer, only CPU servers start (see the log)"),
+        ("Log", str(demo.log)),
+        ("Stop", "Ctrl-C; running notebooks go on"),
+    ]
+    line = "─" * 78
+    return "\n".join([line, *(f"  {head:<9}{text}" for head, text in rows), line])
+
+
+def farewell(demo: Demo, running: int | None) -> str:
+    """What becomes of running notebooks."""
+    said = "Hub, proxy and broker have stopped."
+    if running is None:
+        return f"{said} Docker does not answer, so it is unknown whether notebooks still run."
+    if running == 0:
+        return f"{said} No notebook runs. Homes and settings are kept."
+    which = (
+        "1 notebook goes on, and keeps its GPU"
+        if running == 1
+        else f"{running} notebooks go on, and keep their GPUs"
+    )
+    return f"{said} {which}: `make hub` finds them again, `make clean-demo` ends them."
+
+
+def running_notebooks(name: str) -> int | None:
+    """How many containers of this hub run; None if Docker does not say."""
+    try:
+        with contextlib.closing(docker.from_env(timeout=10)) as client:
+            return len(client.api.containers(filters={"label": f"gpuspawner.hub={name}"}))
+    except DockerException:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Sets up what is missing on this machine, step by step; what is there already takes no time.
+
+Usage: python -m setup.ready STEP ...
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from setup import apt
+from setup.engine import ensure_engine
+from setup.proxy import ensure_proxy
+from setup.steps import ROOT, SetupError, step
+
+# What the tests run beside Python: package -> program that shows it is there.
+TEST_PROGRAMS = {
+    "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "gcc": ("gcc",),
+    "libc6-dev": ("/usr/include/stdio.h",),
+    "busybox-static": ("busybox",),
+    "file": ("file",),
+    "git": ("git",),
+}
+
+
+def proxy() -> None:
+    """configurable-http-proxy with a Node.js."""
+    with step("proxy") as current:
+        ensure_proxy(current)
+
+
+def engine() -> None:
+    """A Docker Engine that answers."""
+    with step("Docker Engine") as current:
+        ensure_engine(current)
+
+
+def images() -> None:
+    """The lab images: all, or the one that GPUSPAWNER_IMAGE names."""
+    from images.build import build_images, connect, ensure_named
+    from images.table import read_table
+
+    client, table = connect(), read_table()
+    wanted = os.environ.get("GPUSPAWNER_IMAGE", "")
+    ours = {image.reference: image.name for image in table.images}
+    try:
+        if wanted and wanted not in ours:
+            ensure_named(client, wanted)
+        else:
+            build_images(client, table, [ours[wanted]] if wanted else [])
+    finally:
+        client.close()
+
+
+def programs() -> None:
+    """What the tests need of the operating system."""
+    with step("programs for the tests") as current:
+        missing = [package for package, names in TEST_PROGRAMS.items() if not any(map(_there, names))]
+        if missing:
+            apt.install(missing, f"what the tests need ({', '.join(missing)})", current)
+
+
+def cdi() -> None:
+    """The second, newer engine for the tests of CDI. Where there is none to be had, they are skipped."""
+    with step("newer Docker Engine for the tests of CDI") as current:
+        script = str(ROOT / "setup" / "engine-cdi.sh")
+        done = subprocess.run([script], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            current.note = f"not here, its tests are skipped: {' '.join(done.stderr.split())[-300:]}"
+
+
+STEPS: dict[str, Callable[[], None]] = {
+    "proxy": proxy,
+    "engine": engine,
+    "images": images,
+    "programs": programs,
+    "cdi": cdi,
+}
+
+
+def main(names: Sequence[str]) -> int:
+    """Runs the named steps in this order; returns the exit status."""
+    unknown = [name for name in names if name not in STEPS]
+    if unknown or not names:
+        print(f"usage: python -m setup.ready {{{','.join(STEPS)}}} ...", file=sys.stderr)
+        return 2
+    try:
+        for name in names:
+            STEPS[name]()
+    except SetupError as error:
+        print(error.block(), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. What is done is kept: run the same command to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _there(program: str) -> bool:
+    return os.path.exists(program) if program.startswith("/") else shutil.which(program) is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
