@@ -73,13 +73,16 @@ NEW = engine_facts(INFO_28, VERSION_28)
 
 
 def test_facts_of_an_old_engine() -> None:
-    assert EngineFacts(
-        version="20.10.24+dfsg1",
-        api_version="1.41",
-        runtimes=("io.containerd.runc.v2", "runc"),
-        default_runtime="runc",
-        cgroup_version="1",
-    ) == OLD
+    assert (
+        EngineFacts(
+            version="20.10.24+dfsg1",
+            api_version="1.41",
+            runtimes=("io.containerd.runc.v2", "runc"),
+            default_runtime="runc",
+            cgroup_version="1",
+        )
+        == OLD
+    )
 
 
 def test_facts_of_a_new_engine_and_of_what_lies_beside_it() -> None:
