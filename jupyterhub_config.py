@@ -75,10 +75,10 @@ c.JupyterHub.services = [
         "display": True,
         "url": f"http://127.0.0.1:{port + 3}",
         "command": [sys.executable, "-m", "gpuspawner.broker", "--config", this_file, "--take-over"],
-        "environment": {  # what this file reads, without the passwords
+        "environment": {  # what this file and Docker's client read, without the passwords
             key: value
             for key, value in os.environ.items()
-            if key.startswith("GPUSPAWNER_") and not key.endswith("PASSWORD")
+            if key.startswith(("GPUSPAWNER_", "DOCKER_")) and not key.endswith("PASSWORD")
         },
         "oauth_client_allowed_scopes": ["custom:gpu:read", "admin-ui"],  # admin-ui: only the menu's entry
         "oauth_no_confirm": True,

@@ -1,0 +1,43 @@
+"""The project's own configuration for the tests of a real hub: small test images, odd tiers, one token."""
+
+import os
+from pathlib import Path
+
+c = get_config()  # noqa: F821
+load_subconfig(str(Path(__file__).resolve().parents[2] / "jupyterhub_config.py"))  # noqa: F821
+
+IMAGE = os.environ["GPUSPAWNER_IMAGE"]
+
+c.GpuSite.inventory = "simulated"
+c.GpuSite.queue_timeout = float(os.environ.get("GPUSPAWNER_TEST_QUEUE_TIMEOUT", "900"))
+c.GpuSite.tiers = [
+    {"name": "cpu", "title": "CPU"},
+    {"name": "gpu", "title": "One GPU", "devices": 1},
+    {"name": "big", "title": "Three GPUs", "devices": 3},
+    {"name": "crash", "title": "A server that ends at once", "image": "gpuspawner-hubtest/crash"},
+    {"name": "mute", "title": "A server that never answers", "image": "gpuspawner-hubtest/mute"},
+    {"name": "noimage", "title": "An image that isn't here", "image": "gpuspawner-hubtest/none:1"},
+]
+
+c.GpuDockerSpawner.http_timeout = 10
+c.GpuDockerSpawner.poll_interval = 2
+c.GpuDockerSpawner.environment = {"NVIDIA_VISIBLE_DEVICES": "all", "CUDA_VISIBLE_DEVICES": "0", "COURSE": "ml"}
+c.GpuDockerSpawner.extra_host_config = {"device_requests": [{"Count": -1, "Capabilities": [["gpu"]]}]}
+c.GpuDockerSpawner.allowed_images = {"usual": IMAGE, "other": "gpuspawner-hubtest/other"}
+c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.5}
+c.JupyterHub.init_spawners_timeout = 1
+
+gpu = dict(c.JupyterHub.services[0])
+gpu["command"] = [*gpu["command"][:4], str(Path(__file__).resolve()), *gpu["command"][5:]]
+gpu["environment"] = {**gpu["environment"], "DOCKER_HOST": os.environ["GPUSPAWNER_TEST_BROKER_DOCKER"]}
+broker = [] if os.environ.get("GPUSPAWNER_TEST_NO_BROKER") else [gpu]
+
+c.JupyterHub.services = [*broker, {"name": "tester", "api_token": os.environ["GPUSPAWNER_TEST_TOKEN"]}]
+c.JupyterHub.load_roles = [
+    *c.JupyterHub.load_roles,
+    {
+        "name": "tester",
+        "services": ["tester"],
+        "scopes": ["admin:users", "admin:servers", "admin:server_state", "read:hub", "custom:gpu:read"],
+    },
+]

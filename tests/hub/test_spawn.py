@@ -1,0 +1,351 @@
+"""A server by REST, form and address, behind a real hub, in a real container."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import aiohttp
+import docker.errors
+import pytest
+from gpuspawner.spawner import ensure_network
+from hubprocess import IMAGE, NAME, SUBNET, HubProcess, eventually
+
+pytestmark = pytest.mark.docker
+
+
+def safety(container: dict[str, Any]) -> dict[str, Any]:
+    """What of a container's settings decides on its rights."""
+    host = container["HostConfig"]
+    return {
+        "user": container["Config"]["User"],
+        "image": container["Config"]["Image"],
+        "gpu environment": sorted(
+            item for item in container["Config"]["Env"] if item.startswith(("NVIDIA", "CUDA", "GPUSPAWNER_TIER"))
+        ),
+        "volumes": host["Binds"],
+        **{
+            key: host[key]
+            for key in (
+                "Privileged", "CapAdd", "CapDrop", "SecurityOpt", "Devices", "DeviceRequests", "NetworkMode",
+                "PidMode", "IpcMode", "AutoRemove",
+            )
+        },
+    }  # fmt: skip
+
+
+def expected_safety(user: str, **changes: Any) -> dict[str, Any]:
+    """A lab's rights: none beyond its own home."""
+    return {
+        "user": "1000:100",
+        "image": IMAGE,
+        "gpu environment": ["GPUSPAWNER_TIER=cpu", "NVIDIA_VISIBLE_DEVICES=void"],
+        "volumes": [f"{NAME}-home-{user}:/home/jovyan:rw"],
+        "Privileged": False,
+        "CapAdd": None,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Devices": None,
+        "DeviceRequests": None,
+        "NetworkMode": NAME,
+        "PidMode": "",
+        "IpcMode": "private",
+        "AutoRemove": False,
+        **changes,
+    }
+
+
+async def test_a_cpu_server_starts_and_stops(hub: HubProcess) -> None:
+    assert (await hub.post("ada"))[0] == 201
+    model = await hub.server("ada")
+    assert model is not None
+    container = hub.inspect("ada")
+    assert model["user_options"] == {"profile": "cpu"}
+    assert model["state"] == {"object_id": container["Id"], "object_name": f"{NAME}-ada"}
+    assert safety(container) == expected_safety("ada")
+    assert container["Config"]["Labels"] == {
+        "gpuspawner.hub": NAME,
+        "gpuspawner.user": "ada",
+        "gpuspawner.server": "",
+        "gpuspawner.tier": "cpu",
+    }
+    assert "COURSE=ml" in container["Config"]["Env"]
+    await hub.stop_server("ada")
+    assert hub.containers("ada") == []
+    assert hub.engine.inspect_volume(f"{NAME}-home-ada")["Name"] == f"{NAME}-home-ada"
+
+
+async def test_a_gpu_server_has_a_lease_for_as_long_as_it_runs(hub: HubProcess) -> None:
+    assert (await hub.post("grace", {"profile": "gpu"}))[0] == 201
+    container = hub.inspect("grace")
+    labels = container["Config"]["Labels"]
+    model = await hub.server("grace")
+    assert model is not None
+    assert model["state"] == {
+        "object_id": container["Id"],
+        "object_name": f"{NAME}-grace",
+        "lease_id": labels["gpuspawner.lease"],
+    }
+    assert await hub.leases("grace") == [("grace", "", "running")]
+    assert safety(container) == expected_safety(
+        "grace", **{"gpu environment": ["GPUSPAWNER_TIER=gpu", "NVIDIA_VISIBLE_DEVICES=void"]}
+    )
+    await hub.stop_server("grace")
+
+    async def free() -> bool:
+        return await hub.leases("grace") == []
+
+    await eventually(free, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"profile": "gpuu"}, "There is no profile 'gpuu'. Choose as profile: cpu, gpu, big, crash, mute or noimage."),
+        ({"profile": ["gpu"]}, "There is no profile of type list. "),
+        ({"profile": {"name": "gpu"}}, "There is no profile of type dict. "),
+        ({"profile": None}, "There is no profile of type NoneType. "),
+        ({"profile": "cpu", "privileged": True}, "There is no option 'privileged'. "),
+        ({"device_requests": [{"Count": -1}]}, "There is no option 'device_requests'. "),
+        ({"devices": ["/dev/nvidia0"]}, "There is no option 'devices'. "),
+        ({"environment": {"NVIDIA_VISIBLE_DEVICES": "all"}}, "There is no option 'environment'. "),
+        ({"extra_host_config": {"privileged": True}}, "There is no option 'extra_host_config'. "),
+        ({"image": "evil/image"}, "There is no image 'evil/image': choose usual or other"),
+        ({"image": ["usual"]}, "There is no image of type list: choose usual or other"),
+        ({"profile": "x" * 100_000}, "There is no profile '" + "x" * 40 + "…'. "),
+    ],
+)  # fmt: skip
+async def test_hostile_options_by_rest_are_refused_and_not_kept(
+    hub: HubProcess, options: dict[str, Any], sentence: str
+) -> None:
+    status, message = await hub.post("mallory", options)
+    assert status == 400
+    assert message.startswith(sentence)
+    assert hub.containers("mallory") == []
+    assert (await hub.post("mallory"))[0] == 201  # nothing that can't work was kept for the next start
+    assert safety(hub.inspect("mallory")) == expected_safety("mallory")
+    await hub.stop_server("mallory")
+
+
+async def test_an_image_that_the_site_allows_can_be_chosen(hub: HubProcess) -> None:
+    assert (await hub.post("ida", {"profile": "cpu", "image": "other"}))[0] == 201
+    assert safety(hub.inspect("ida")) == expected_safety("ida", image="gpuspawner-hubtest/other")
+    await hub.stop_server("ida")
+    assert (await hub.post("ida"))[0] == 201  # as last time
+    assert safety(hub.inspect("ida")) == expected_safety("ida", image="gpuspawner-hubtest/other")
+    await hub.stop_server("ida")
+
+
+async def test_named_servers_live_side_by_side(hub: HubProcess) -> None:
+    for server in ("", "one", "two"):
+        assert (await hub.post("nora", {"profile": "cpu"}, server))[0] == 201
+    names = sorted(item["Names"][0] for item in hub.containers("nora"))
+    assert names == [f"/{NAME}-nora", f"/{NAME}-nora--one", f"/{NAME}-nora--two"]
+    await hub.stop_server("nora", "one")
+    assert len(hub.containers("nora")) == 2
+    for server in ("", "two"):
+        await hub.stop_server("nora", server)
+    assert hub.containers("nora") == []
+
+
+async def test_a_tier_that_this_machine_cant_serve_is_refused_at_once(hub: HubProcess) -> None:
+    status, message = await hub.post("bea", {"profile": "big"})
+    assert status == 503
+    assert "3" in message
+    assert hub.containers("bea") == []
+
+
+async def test_a_server_that_ends_at_once_says_why_without_its_token(hub: HubProcess) -> None:
+    spawned = await hub.spawn("carl", {"profile": "crash"})
+    last = spawned.body or spawned.messages[-1]
+    assert "The server stopped while it was starting (exit code 3)." in last
+    assert "Its last words: the token is *** / ModuleNotFoundError: No module named 'jupyterhub'" in last
+    assert hub.containers("carl") == []
+
+
+async def test_a_server_that_never_answers_is_given_up_and_removed(hub: HubProcess) -> None:
+    spawned = await hub.spawn("mo", {"profile": "mute"})
+    assert spawned.messages[-1] == (
+        "Spawn failed: The server started but didn't answer within 10 seconds. Its last words: warming up"
+    )
+    assert hub.containers("mo") == []
+    assert (await hub.post("mo", {"profile": "cpu"}))[0] == 201
+    await hub.stop_server("mo")
+
+
+async def test_a_missing_image_names_the_remedy(hub: HubProcess) -> None:
+    spawned = await hub.spawn("ira", {"profile": "noimage"})
+    assert (spawned.body or spawned.messages[-1]).removeprefix("Spawn failed: ") == (
+        "The image gpuspawner-hubtest/none:1 isn't on this machine and can't be pulled. Admin: run 'make hub', "
+        "which builds the lab image, or 'docker pull gpuspawner-hubtest/none:1'."
+    )
+
+
+async def test_a_server_that_dies_is_noticed_and_taken_away(hub: HubProcess) -> None:
+    assert (await hub.post("dora", {"profile": "gpu"}))[0] == 201
+    hub.engine.kill(hub.inspect("dora")["Id"])
+
+    async def gone() -> bool:
+        model = await hub.server("dora")
+        stopped = model is None or model["stopped"]
+        return stopped and hub.containers("dora") == [] and await hub.leases("dora") == []
+
+    await eventually(gone, 10)
+
+
+async def test_a_container_that_isnt_ours_is_left_alone(hub: HubProcess) -> None:
+    other = hub.engine.create_container(IMAGE, name=f"{NAME}-olga", labels={"gpuspawner.hub": "another"})
+    try:
+        status, message = await hub.post("olga")
+        assert status == 500
+        assert message == (
+            f"Another container is called {NAME}-olga, and it isn't this server's. "
+            "Admin: remove it, or set c.GpuDockerSpawner.prefix."
+        )
+        assert hub.engine.inspect_container(other["Id"])["State"]["Status"] == "created"
+    finally:
+        hub.engine.remove_container(other["Id"])
+
+
+async def test_a_leftover_of_the_same_server_is_replaced(hub: HubProcess) -> None:
+    labels = {"gpuspawner.hub": NAME, "gpuspawner.user": "lea", "gpuspawner.server": ""}
+    old = hub.engine.create_container(IMAGE, name=f"{NAME}-lea", labels=labels)
+    assert (await hub.post("lea"))[0] == 201
+    with pytest.raises(docker.errors.NotFound):
+        hub.engine.inspect_container(old["Id"])
+    await hub.stop_server("lea")
+
+
+class Browser:
+    """Logs in with a password and follows forms, as a browser would, without scripts."""
+
+    def __init__(self, hub: HubProcess, user: str, password: str) -> None:
+        self._hub, self._user, self._password = hub, user, password
+
+    async def __aenter__(self) -> Browser:
+        self._session = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
+        page = await self.get("/hub/login")
+        form = {"username": self._user, "password": self._password, "_xsrf": self.xsrf(page)}
+        async with self._session.post(self._hub.url + "/hub/login", data=form) as answer:
+            assert answer.status == 200, await answer.text()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    @staticmethod
+    def xsrf(page: str) -> str:
+        """The token of a page's forms."""
+        found = re.search(r'name="_xsrf" value="([^"]+)"|_xsrf=([^"&]+)"|xsrf_token: "([^"]+)"', page)
+        assert found is not None, page
+        return next(group for group in found.groups() if group)
+
+    async def get(self, path: str) -> str:
+        """The page at a path, redirects followed."""
+        async with self._session.get(self._hub.url + path) as answer:
+            self.status = answer.status
+            return await answer.text()
+
+    async def post_spawn(self, path: str, form: dict[str, Any]) -> str:
+        """Sends the spawn page's form."""
+        page = await self.get(path)
+        token = self.xsrf(page)
+        async with self._session.post(f"{self._hub.url}{path}?_xsrf={token}", data=form) as answer:
+            self.status = answer.status
+            return await answer.text()
+
+
+async def test_the_form_shows_the_tiers_and_starts_what_was_picked(hub: HubProcess) -> None:
+    async with Browser(hub, "fay", hub.password) as browser:
+        page = await browser.get("/hub/spawn")
+        assert 'type="radio" name="profile" id="tier-gpu" value="gpu"' in page
+        assert "2 of 2 simulated GPUs free now." in page
+        assert "This machine can&#x27;t give 3 simulated GPUs of that kind." in page
+        await browser.post_spawn("/hub/spawn", {"profile": "gpu", "image": ""})
+    await eventually(lambda: ready(hub, "fay"))
+    model = await hub.server("fay")
+    assert model is not None
+    assert model["user_options"] == {"profile": "gpu"}
+    await hub.stop_server("fay")
+
+
+async def ready(hub: HubProcess, user: str) -> bool:
+    model = await hub.server(user)
+    return model is not None and bool(model["ready"])
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        ({"profile": "root"}, "There is no profile &#39;root&#39;."),
+        ({"profile": "cpu", "privileged": "1"}, "There is no option &#39;privileged&#39;."),
+        ({"profile": "cpu", "cap_add": "ALL"}, "There is no option &#39;cap_add&#39;."),
+        ({"profile": "cpu", "image": "evil"}, "There is no image &#39;evil&#39;"),
+    ],
+)
+async def test_a_hostile_form_is_shown_again_with_the_reason(
+    hub: HubProcess, form: dict[str, str], sentence: str
+) -> None:
+    async with Browser(hub, "hal", hub.password) as browser:
+        page = await browser.post_spawn("/hub/spawn", form)
+        assert browser.status == 400
+        assert sentence in page
+        assert 'name="profile"' in page  # and the next choice can be made at once
+    assert hub.containers("hal") == []
+
+
+async def test_an_address_with_options_is_validated_as_the_form(hub: HubProcess) -> None:
+    async with Browser(hub, "quinn", hub.password) as browser:
+        for query in ("opt-devices=/dev/nvidia0", "privileged=true", "opt-profile=cpu&opt-profile=gpu"):
+            page = await browser.get(f"/hub/spawn?{query}")
+            assert browser.status == 400, page
+            assert 'name="profile"' in page
+        assert hub.containers("quinn") == []
+        await browser.get("/hub/spawn?opt-profile=cpu")
+    await eventually(lambda: ready(hub, "quinn"))
+    assert safety(hub.inspect("quinn")) == expected_safety("quinn")
+    await hub.stop_server("quinn")
+
+
+async def test_an_admin_starts_a_server_for_somebody_else(hub: HubProcess) -> None:
+    await hub.add_users("sam")
+    async with Browser(hub, "admin", hub.admin_password) as browser:
+        await browser.post_spawn("/hub/spawn/sam", {"profile": "gpu"})
+    await eventually(lambda: ready(hub, "sam"))
+    assert await hub.leases("sam") == [("sam", "", "running")]
+    await hub.stop_server("sam")
+
+
+async def test_labs_reach_the_hub_and_not_each_other(hub: HubProcess) -> None:
+    for user in ("pia", "pit"):
+        assert (await hub.post(user))[0] == 201
+    neighbour = hub.inspect("pit")["NetworkSettings"]["Networks"][NAME]["IPAddress"]
+    environment = dict(item.split("=", 1) for item in hub.inspect("pia")["Config"]["Env"])
+
+    def fetch(url: str) -> int:
+        command = ["/bin/busybox", "wget", "-q", "-T", "2", "-O", "/dev/null", url]
+        made = hub.engine.exec_create(hub.inspect("pia")["Id"], command)
+        hub.engine.exec_start(made["Id"])
+        return int(hub.engine.exec_inspect(made["Id"])["ExitCode"])
+
+    assert environment["JUPYTERHUB_API_URL"] == f"http://10.214.0.1:{hub.port + 2}/hub/api"
+    assert fetch(environment["JUPYTERHUB_API_URL"] + "/") == 0
+    assert fetch(f"http://{neighbour}:8888/user/pit/api") != 0
+    for user in ("pia", "pit"):
+        await hub.stop_server(user)
+
+
+async def test_a_network_that_was_removed_is_made_again(hub: HubProcess) -> None:
+    hub.engine.remove_network(NAME)
+    try:
+        assert (await hub.post("net"))[0] == 201
+    finally:
+        ensure_network(hub.engine, NAME, SUBNET)
+    await hub.stop_server("net")
+    assert json.dumps(hub.engine.inspect_network(NAME)["Options"], sort_keys=True) == json.dumps(
+        {
+            "com.docker.network.bridge.enable_icc": "false",
+            "com.docker.network.bridge.enable_ip_masquerade": "true",
+        }
+    )
