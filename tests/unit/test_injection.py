@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from docker.types import HostConfig
-from gpuspawner.errors import ConfigError, LedgerFault
+from gpuspawner.errors import ConfigError
 from gpuspawner.model import ContainerPatch, Lease, LeaseState
-from gpuspawner.node.cdispec import CdiSpecs, read_specs
+from gpuspawner.node.cdispec import CdiSpecs
 from gpuspawner.node.injection import (
     EngineFacts,
     Injection,
@@ -23,7 +23,6 @@ from gpuspawner.node.injection import (
     make_patch,
     read_local,
 )
-from gpuspawner.node.leasefolder import LeaseFolders
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
 VERSION_20 = {"Version": "20.10.24+dfsg1", "ApiVersion": "1.41"}
@@ -219,32 +218,6 @@ def test_the_patch_whole(
     assert HostConfig(version="1.41", device_requests=list(patch.device_requests))["DeviceRequests"] == wanted
 
 
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-
-
-def test_cdi_specs_are_read_as_the_engine_reads_them(tmp_path: Path) -> None:
-    write(
-        tmp_path / "a" / "nvidia.yaml", f'kind: nvidia.com/gpu\ndevices:\n- name: "0"\n- name: {A}\n- {{}}\n'
-    )
-    write(tmp_path / "b" / "x.json", json.dumps({"kind": "nvidia.com/gpu", "devices": [{"name": B}]}))
-    write(tmp_path / "b" / "nic.json", json.dumps({"kind": "vendor.com/nic", "devices": [{"name": "1"}]}))
-    write(tmp_path / "b" / "notes.txt", "not a spec")
-    write(tmp_path / "b" / "bad.json", "{")
-    write(tmp_path / "b" / "bad.yaml", "devices: [")
-    write(tmp_path / "b" / "list.yaml", "- 1")
-    specs = read_specs([str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "missing")])
-    assert specs.devices == ("0", A, B)
-    bad_json, bad_yaml, bad_list = specs.problems
-    assert bad_json.startswith(f"{tmp_path}/b/bad.json can't be read: Expecting property name")
-    assert bad_yaml.startswith(f"{tmp_path}/b/bad.yaml can't be read: while parsing a flow")
-    assert (
-        bad_list
-        == f"{tmp_path}/b/list.yaml can't be read: it is no CDI spec: `kind` and `devices` are expected"
-    )
-
-
 def test_what_lies_beside_a_local_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert read_local([str(tmp_path)]) == LocalFacts(CdiSpecs((), ()), None)
@@ -252,49 +225,3 @@ def test_what_lies_beside_a_local_engine(tmp_path: Path, monkeypatch: pytest.Mon
     hook.write_text(f"#!{sys.executable}\n")
     hook.chmod(0o755)
     assert read_local([str(tmp_path)]) == LocalFacts(CdiSpecs((), ()), str(hook))
-
-
-def test_the_lease_s_folder(tmp_path: Path) -> None:
-    folders = LeaseFolders(tmp_path)
-    assert folders.ids() == ()
-    folder = folders.write(LEASE, simulated=False)
-    assert folder == tmp_path / "leases" / LEASE.id
-    folders.write(replace(LEASE, notice="GPU 0 is lost."), simulated=False)
-    assert json.loads((folder / "lease.json").read_text()) == {
-        "id": LEASE.id,
-        "user": "ada",
-        "server": "train",
-        "tier": "pair",
-        "device_uuids": [A, B],
-        "memory_bytes": 171_041_619_968,
-        "compute_percent": 100.0,
-        "simulated": False,
-        "notice": "GPU 0 is lost.",
-    }
-    assert (folder / "notice").read_text() == "GPU 0 is lost."
-    assert sorted((entry.name, entry.stat().st_mode & 0o777) for entry in folder.iterdir()) == [
-        ("lease.json", 0o644),
-        ("notice", 0o644),
-    ]
-    assert folder.stat().st_mode & 0o777 == 0o755
-    assert folders.ids() == (LEASE.id,)
-    folders.remove(LEASE.id)
-    folders.remove(LEASE.id)
-    assert folders.ids() == ()
-
-
-@pytest.mark.parametrize(
-    "lease_id", ["", "..", "../" * 10 + "ab", LEASE.id.upper(), LEASE.id + "\n", "0" * 31]
-)
-def test_only_a_lease_id_becomes_a_folder(tmp_path: Path, lease_id: str) -> None:
-    with pytest.raises(ValueError, match=r"is no lease id$"):
-        LeaseFolders(tmp_path).write(replace(LEASE, id=lease_id), simulated=True)
-
-
-def test_a_state_folder_that_can_not_be_written_is_a_fault(tmp_path: Path) -> None:
-    (tmp_path / "leases").write_text("in the way")
-    with pytest.raises(LedgerFault) as caught:
-        LeaseFolders(tmp_path).write(LEASE, simulated=True)
-    assert str(caught.value) == (
-        f"{tmp_path}/leases/{LEASE.id} can't be written: Not a directory. Check disk and rights"
-    )
