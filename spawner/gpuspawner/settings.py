@@ -155,7 +155,7 @@ def parse_tiers(raw: list[dict[str, Any]]) -> tuple[Tier, ...]:
 
 def _parse_tier(raw: dict[str, Any]) -> Tier:
     name = raw.get("name")
-    if not isinstance(name, str) or not _TIER_NAME.match(name):
+    if not isinstance(name, str) or not _TIER_NAME.fullmatch(name):
         raise ConfigError(
             f"c.GpuSite.tiers: name {name!r} can't be used: take lower-case letters, digits, '-', '_'"
         )
