@@ -84,6 +84,7 @@ class Launch:
         self._demo = demo
         self._stop = stop
         self._recent: list[str] = []
+        self._ready = False
 
     def run(self) -> int:
         """Starts the hub, waits until it can be used, prints the block, and stays until the stop."""
@@ -94,6 +95,7 @@ class Launch:
         try:
             with step("the hub starts") as current:
                 ready = self._wait_ready(hub, current)
+            self._ready = ready
             if ready:
                 print(block(self._demo, gpus(self._demo.state_dir / "broker.sock")), flush=True)
             while hub.poll() is None and not self._stop.wait(0.2):
@@ -133,7 +135,8 @@ class Launch:
                 with contextlib.suppress(OSError):  # a full disk must not stop the hub
                     log.write(line)
                 if match := _LOG_LINE.match(line):
-                    show = match["level"] in "WEC"
+                    # What the hub warns of at every start stays in the file.
+                    show = match["level"] in ("WEC" if self._ready else "EC")
                 self._recent = [*self._recent[-50:], line.rstrip()]
                 if show and not self._stop.is_set():
                     print(line, end="", flush=True)
