@@ -186,6 +186,8 @@ class Allocator:
             raise LeaseConflict("This lease has ended: start the server again.")
         if lease.state is LeaseState.RUNNING and lease.container_id == container_id:
             return lease
+        if lease.state is LeaseState.RUNNING:
+            raise LeaseConflict("This lease has a container already: start the server again.")
         if lease.state is not LeaseState.RESERVED:
             raise LeaseConflict(f"A {lease.state} lease can't get a container: start the server again.")
         lease = replace(lease, state=LeaseState.RUNNING, container_id=container_id, since=self._clock())

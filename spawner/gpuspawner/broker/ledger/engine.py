@@ -75,7 +75,7 @@ def explain(error: Exception, engine: sa.Engine, *, opening: bool = False) -> Gp
     where = str(path) if path is not None else engine.url.render_as_string()
     folder = path.parent if path is not None else Path()
     name = str(getattr(cause, "sqlite_errorname", ""))
-    text = str(cause)
+    text = " ".join(str(cause).split())
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return LedgerFault(
             f"The ledger {where} is locked by another program: close it (a second broker, an open sqlite3"

@@ -1,0 +1,100 @@
+"""A ledger on a disk, and time that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.broker.ledger import Ledger, Steady
+
+
+class Times:
+    """A wall clock and a steady one, and ledgers that go by them."""
+
+    def __init__(self) -> None:
+        self.wall = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
+        self.steady = Steady("boot-1", 1000.0)
+
+    def now(self) -> datetime:
+        """The wall clock."""
+        return self.wall
+
+    def pass_seconds(self, seconds: float) -> None:
+        """Time passes on both clocks."""
+        self.wall += timedelta(seconds=seconds)
+        self.steady = self.steady._replace(seconds=self.steady.seconds + seconds)
+
+    def set_clock(self, seconds: float) -> None:
+        """Somebody sets the wall clock, forward or back; no time passes."""
+        self.wall += timedelta(seconds=seconds)
+
+    def reboot(self, down_seconds: float) -> None:
+        """The machine is down for a while, then counts from the start."""
+        self.wall += timedelta(seconds=down_seconds)
+        self.steady = Steady(self.steady.boot_id + "'", 10.0)
+
+    def make_ledger(self, path: Path, kind: type[Ledger] = Ledger, **settings: Any) -> Ledger:
+        """A ledger in this file, not yet open."""
+        return kind(f"sqlite:///{path}", clock=self.now, steady=lambda: self.steady, **settings)
+
+
+@pytest.fixture(scope="session")
+def new_times() -> type[Times]:
+    """To make fresh times within one test, as Hypothesis needs them."""
+    return Times
+
+
+@pytest.fixture
+def times() -> Times:
+    """The test's clocks."""
+    return Times()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the ledger's file is."""
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+async def ledger(path: Path, times: Times) -> AsyncIterator[Ledger]:
+    """An empty, open ledger."""
+    ledger = times.make_ledger(path)
+    await ledger.open()
+    yield ledger
+    await ledger.close()
+
+
+@pytest.fixture
+def query(path: Path) -> Callable[[str], list[tuple[Any, ...]]]:
+    """Rows of the ledger's file as another program sees them."""
+
+    def run(sql: str) -> list[tuple[Any, ...]]:
+        connection = sqlite3.connect(path)
+        try:
+            return connection.execute(sql).fetchall()
+        finally:
+            connection.close()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fast_folder() -> Iterator[Path]:
+    """In memory where there is such a place, as Hypothesis writes a lot; holds `empty`, a migrated ledger."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as name:
+        asyncio.run(_make_empty(Path(name) / "empty"))
+        yield Path(name)
+
+
+async def _make_empty(path: Path) -> None:
+    ledger = Times().make_ledger(path)
+    await ledger.open()
+    await ledger.close()

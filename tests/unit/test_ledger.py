@@ -1,0 +1,226 @@
+"""The ledger: what is written is read, the schema is what it says, a crash loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from gpuspawner.broker.ledger import Ledger, migrate, schema
+from gpuspawner.model import Lease, LeaseState
+from hypothesis import given
+from hypothesis import strategies as st
+
+NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
+LEASE = Lease(
+    id="1" * 32, hub="hub", user="ada", server="", tier="gpu", state=LeaseState.RESERVED, device_count=2,
+    created_at=NOON, since=NOON, model="H100", device_uuids=("GPU-b", "GPU-a"), memory_bytes=160 << 30,
+)  # fmt: skip
+RUNNING = replace(LEASE, state=LeaseState.RUNNING, container_id="c" * 64)
+
+
+# What is written is read.
+
+names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
+datetimes = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+leases = st.builds(
+    Lease,
+    id=st.text("0123456789abcdef", min_size=32, max_size=32),
+    hub=names,
+    user=names,
+    server=names,
+    tier=names,
+    state=st.sampled_from(LeaseState),
+    device_count=st.integers(1, 64),
+    created_at=datetimes,
+    since=datetimes,
+    model=st.none() | names,
+    device_uuids=st.lists(names, max_size=4).map(tuple),
+    memory_bytes=st.integers(0, 1 << 45),
+    compute_percent=st.floats(0, 100),
+    container_id=st.none() | names,
+    notice=names,
+    reason=names,
+)
+
+
+@given(batches=st.lists(st.lists(leases, max_size=3), max_size=4))
+def test_any_leases_come_back(fast_folder: Path, new_times: Any, batches: list[list[Lease]]) -> None:
+    async def check() -> None:
+        path = shutil.copy(fast_folder / "empty", fast_folder / str(time.monotonic_ns()))
+        times = new_times()
+        ledger = times.make_ledger(path)
+        await ledger.open()
+        expected: dict[str, Lease] = {}
+        for batch in batches:
+            await ledger.save(*batch, at=NOON)
+            expected.update({lease.id: lease for lease in batch})
+        living = [lease for lease in expected.values() if lease.state is not LeaseState.CLOSED]
+        closed = [lease for lease in expected.values() if lease.state is LeaseState.CLOSED]
+        assert {each: await ledger.find(each) for each in expected} == expected
+        assert await ledger.living() == tuple(living)
+        await ledger.close()
+        again = times.make_ledger(path)
+        await again.open()
+        assert await again.living() == tuple(living)
+        assert await again.history() == tuple(reversed(closed))
+        assert await again.history(1) == tuple(closed[-1:])
+        await again.close()
+
+    asyncio.run(check())
+
+
+async def test_unknown_is_none(ledger: Ledger) -> None:
+    assert await ledger.find("2" * 32) is None
+    assert await ledger.living() == ()
+    assert await ledger.history() == ()
+    assert await ledger.gpu_seconds("ada", NOON) == 0.0
+
+
+async def test_any_zone_comes_back_as_utc(ledger: Ledger) -> None:
+    tokyo = replace(LEASE, since=NOON.astimezone(ZoneInfo("Asia/Tokyo")))
+    await ledger.save(tokyo, at=NOON)
+    (found,) = await ledger.living()
+    assert (found, found.since.tzinfo) == (LEASE, UTC)
+
+
+async def test_order_of_arrival_outlives_a_clock_set_back(ledger: Ledger) -> None:
+    second = replace(LEASE, id="2" * 32, created_at=NOON - timedelta(hours=1))
+    await ledger.save(LEASE, at=NOON)
+    await ledger.save(second, at=NOON)
+    await ledger.save(RUNNING, at=NOON)
+    assert await ledger.living() == (RUNNING, second)
+
+
+async def test_many_leases(ledger: Ledger) -> None:
+    """More than SQLite takes as parameters of one statement."""
+    many = tuple(replace(LEASE, id=f"{number:032x}") for number in range(1200))
+    await ledger.save(*many, at=NOON)
+    assert await ledger.living() == many
+
+
+async def test_erased_leases_never_were(ledger: Ledger, times: Any) -> None:
+    await ledger.save(RUNNING, replace(RUNNING, id="2" * 32), at=NOON)
+    times.pass_seconds(10)
+    await ledger.save(at=NOON, erase=[RUNNING.id, "3" * 32])
+    assert await ledger.find(RUNNING.id) is None
+    assert await ledger.gpu_seconds("ada", NOON) == 20.0
+
+
+# Schema.
+
+
+async def test_migrations_make_what_the_schema_describes(ledger: Ledger, path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+        indexes = connection.execute(sa.text("SELECT sql FROM sqlite_master WHERE name = 'awake_open'"))
+        assert indexes.scalar() == (
+            "CREATE UNIQUE INDEX awake_open ON awake (lease_id) WHERE ended_at IS NULL"
+        )
+    engine.dispose()
+    script = ScriptDirectory(str(migrate.MIGRATIONS))
+    assert script.get_heads() == [schema.HEAD]
+
+
+async def test_a_migration_that_fails_leaves_nothing_behind(
+    path: Path, monkeypatch: pytest.MonkeyPatch, times: Any, query: Any
+) -> None:
+    monkeypatch.setattr("gpuspawner.broker.ledger.rows.end_at_reboot", lambda *_: 1 / 0)
+    ledger = times.make_ledger(path)
+    with pytest.raises(ZeroDivisionError):
+        await ledger.open()
+    assert query("SELECT name FROM sqlite_master") == []
+
+
+async def test_on_disk_before_save_returns(ledger: Ledger, path: Path, query: Any) -> None:
+    await ledger.save(LEASE, at=NOON)
+    assert query("SELECT id, state FROM leases") == [(LEASE.id, "reserved")]
+    assert query("PRAGMA journal_mode") == [("wal",)]
+    with ledger._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL: fsync at every commit
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_all_work_is_done_by_the_ledger_thread(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    commit = ledger.commit
+
+    def spy(change: object) -> None:
+        seen.append(threading.current_thread().name)
+        commit(change)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ledger, "commit", spy)
+    await ledger.save(LEASE, replace(LEASE, id="2" * 32), at=NOON)
+    await ledger.beat()
+    assert seen == ["ledger_0", "ledger_0"]
+
+
+async def test_opening_again_is_fast_and_needs_no_alembic(ledger: Ledger, path: Path) -> None:
+    await ledger.save(*(replace(LEASE, id=f"{n:032x}") for n in range(1000)), at=NOON)
+    program = (
+        "import asyncio, sys, time\n"
+        "from gpuspawner.broker.ledger import Ledger\n"
+        f"ledger = Ledger('sqlite:///{path}')\n"
+        "async def main():\n"
+        "    began = time.perf_counter()\n"
+        "    await ledger.open()\n"
+        "    took = time.perf_counter() - began\n"
+        "    await ledger.close()\n"
+        "    assert took < 0.5, took\n"
+        "    assert 'alembic' not in sys.modules\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True, text=True, env=environment, timeout=30, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Crashes.
+
+
+async def test_killed_in_a_commit(path: Path, times: Any) -> None:
+    """SIGKILL while a transaction is half written: it never was, and all before it is there."""
+    program = (
+        "import asyncio, os, signal\n"
+        "from dataclasses import replace\n"
+        "from gpuspawner.broker.ledger import Ledger, rows\n"
+        "import test_ledger as here\n"
+        f"ledger = Ledger('sqlite:///{path}')\n"
+        "async def main():\n"
+        "    await ledger.open()\n"
+        "    await ledger.save(here.LEASE, at=here.NOON)\n"
+        "    rows._open_interval = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    await ledger.save(replace(here.LEASE, id='2' * 32), here.RUNNING, at=here.NOON)\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, env=environment, timeout=30, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (-9, "")
+    ledger = times.make_ledger(path)
+    await ledger.open()
+    assert await ledger.living() == (LEASE,)
+    await ledger.close()

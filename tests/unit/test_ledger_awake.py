@@ -1,0 +1,170 @@
+"""GPU-seconds are the sum of the awake intervals, through crashes, reboots and clocks that are set."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.broker.ledger import Ledger, read_steady
+from gpuspawner.model import Lease, LeaseState
+from hypothesis import given
+from hypothesis import strategies as st
+
+NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
+LEASE = Lease(
+    id="1" * 32, hub="hub", user="ada", server="", tier="gpu", state=LeaseState.RESERVED, device_count=2,
+    created_at=NOON, since=NOON, model="H100", device_uuids=("GPU-b", "GPU-a"), memory_bytes=160 << 30,
+)  # fmt: skip
+RUNNING = replace(LEASE, state=LeaseState.RUNNING, container_id="c" * 64)
+
+# Awake seconds.
+
+
+async def test_gpu_seconds_of_one_lease(ledger: Ledger, times: Any) -> None:
+    await ledger.save(LEASE, at=times.wall)
+    times.pass_seconds(100)
+    assert await ledger.gpu_seconds("ada", NOON) == 0.0  # reserved is not awake
+    await ledger.save(RUNNING, at=times.wall)
+    times.pass_seconds(60)
+    assert await ledger.gpu_seconds("ada", NOON) == 120.0  # two devices, counted to now
+    await ledger.save(replace(RUNNING, notice="Save your work"), at=times.wall)  # still the same interval
+    await ledger.save(replace(RUNNING, state=LeaseState.ASLEEP), at=times.wall)
+    times.pass_seconds(1000)
+    await ledger.save(RUNNING, at=times.wall)
+    times.pass_seconds(5)
+    await ledger.save(replace(RUNNING, state=LeaseState.RELEASING), at=times.wall)
+    times.pass_seconds(1000)
+    await ledger.save(replace(RUNNING, state=LeaseState.CLOSED), at=times.wall)
+    assert await ledger.gpu_seconds("ada", NOON) == 130.0
+    assert await ledger.gpu_seconds("bob", NOON) == 0.0
+    assert await ledger.gpu_seconds("ada", NOON + timedelta(seconds=130)) == 70.0  # the last 30 s, and 5 s
+    assert await ledger.gpu_seconds("ada", times.wall) == 0.0
+
+
+async def test_a_clock_that_is_set_charges_and_forgives_nothing(ledger: Ledger, times: Any) -> None:
+    for jump_seconds in (7200.0, -7200.0):
+        lease = replace(RUNNING, id=("f" if jump_seconds < 0 else "e") * 32, user=f"user{jump_seconds}")
+        since = times.wall - timedelta(days=1)
+        await ledger.save(lease, at=times.wall)
+        times.pass_seconds(30)
+        times.set_clock(jump_seconds)
+        assert await ledger.gpu_seconds(lease.user, since) == 60.0
+        times.pass_seconds(30)
+        await ledger.save(replace(lease, state=LeaseState.RELEASING), at=times.wall)
+        assert await ledger.gpu_seconds(lease.user, since) == 120.0
+
+
+async def test_a_stop_that_was_noticed_late_is_charged_to_when_it_was(ledger: Ledger, times: Any) -> None:
+    await ledger.save(RUNNING, at=times.wall)
+    times.pass_seconds(600)
+    ended = replace(RUNNING, state=LeaseState.RELEASING)
+    await ledger.save(ended, at=times.wall, ago_seconds=590)
+    assert await ledger.gpu_seconds("ada", NOON) == 20.0
+    late = replace(RUNNING, id="2" * 32, user="bob")
+    await ledger.save(late, at=times.wall)
+    await ledger.save(
+        replace(late, state=LeaseState.RELEASING), at=times.wall, ago_seconds=50
+    )  # before it began
+    assert await ledger.gpu_seconds("bob", NOON) == 0.0
+
+
+async def test_a_broker_that_was_killed_charges_through(path: Path, times: Any) -> None:
+    first = times.make_ledger(path)
+    await first.open()
+    await first.save(RUNNING, at=times.wall)
+    await first.close()
+    times.pass_seconds(300)  # the container ran on
+    second = times.make_ledger(path)
+    await second.open()
+    assert await second.gpu_seconds("ada", NOON) == 600.0
+    await second.save(replace(RUNNING, state=LeaseState.RELEASING), at=times.wall)
+    assert await second.gpu_seconds("ada", NOON) == 600.0
+    await second.close()
+
+
+async def test_a_reboot_ends_what_was_awake_where_it_was_last_seen(path: Path, times: Any) -> None:
+    first = times.make_ledger(path)
+    await first.open()
+    await first.save(RUNNING, at=times.wall)
+    times.pass_seconds(60)
+    await first.beat()
+    times.pass_seconds(20)
+    await first.close()
+    times.reboot(down_seconds=14_400)
+    second = times.make_ledger(path)
+    await second.open()
+    assert await second.gpu_seconds("ada", NOON) == 120.0  # to the last beat: the night is not charged
+    await second.save(replace(RUNNING, state=LeaseState.RELEASING), at=times.wall)
+    assert await second.gpu_seconds("ada", NOON) == 120.0
+    await second.close()
+
+
+async def test_beats_come_by_themselves(path: Path, times: Any, query: Any) -> None:
+    ledger = times.make_ledger(path, beat_seconds=0.01)
+    await ledger.open()
+    await ledger.save(RUNNING, at=times.wall)
+    times.pass_seconds(60)
+    async with asyncio.timeout(5):
+        while not query("SELECT * FROM awake WHERE seconds = 60"):
+            await asyncio.sleep(0.01)
+    await ledger.close()
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from([*LeaseState, "clock", "reopen", "beat"]),
+        st.integers(0, 1),
+        st.integers(0, 1000),
+        st.integers(-5000, 5000),
+    ),
+    max_size=12,
+)
+
+
+@given(steps=steps)
+def test_charged_is_the_sum_of_the_awake_intervals(
+    fast_folder: Path, steps: list[tuple[LeaseState | str, int, int, int]], new_times: Any
+) -> None:
+    """Against a naive sum, through restarts of the broker and clocks that are set."""
+
+    async def check() -> None:
+        times = new_times()
+        path = shutil.copy(fast_folder / "empty", fast_folder / str(time.monotonic_ns()))
+        ledger = times.make_ledger(path)
+        await ledger.open()
+        awake = [False, False]
+        charged = [0.0, 0.0]
+        for what, who, seconds, jump in steps:
+            if what == "clock":
+                times.set_clock(jump)
+            elif what == "reopen":
+                await ledger.close()
+                ledger = times.make_ledger(path)
+                await ledger.open()
+            elif what == "beat":
+                await ledger.beat()
+            else:
+                state = LeaseState(what)
+                lease = replace(LEASE, id=str(who) * 32, user=f"user-{who}", state=state)
+                await ledger.save(lease, at=times.wall)
+                awake[who] = state is LeaseState.RUNNING
+            times.pass_seconds(seconds)
+            for each in (0, 1):
+                charged[each] += 2 * seconds * awake[each]
+                found = await ledger.gpu_seconds(f"user-{each}", datetime(2000, 1, 1, tzinfo=UTC))
+                assert found == pytest.approx(charged[each])
+        await ledger.close()
+
+    asyncio.run(check())
+
+
+def test_the_steady_clock_goes_forward_within_a_boot() -> None:
+    one, other = read_steady(), read_steady()
+    assert one.boot_id == other.boot_id
+    assert 0 < one.seconds <= other.seconds
