@@ -29,6 +29,10 @@ list_missing() {
   echo "$list"
 }
 
+apt_install() {
+  apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=120 "$@" </dev/null >.cache/apt.log 2>&1
+}
+
 install_venv() {
   local python=$1 package
   package="python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
@@ -36,10 +40,9 @@ install_venv() {
     "install this (on Debian or Ubuntu, as root: apt-get install $package docker.io), then run the command again"
   say … "installing $package"
   export DEBIAN_FRONTEND=noninteractive
-  apt-get install -y -q -o DPkg::Lock::Timeout=120 "$package" </dev/null >/dev/null 2>&1 ||
-    { apt-get update -q </dev/null >/dev/null 2>&1 || true
-      apt-get install -y -q -o DPkg::Lock::Timeout=120 "$package" </dev/null >/dev/null; } ||
-    stop "$package could not be installed" "see that apt-get install $package works"
+  apt_install "$package" || { apt-get update -q </dev/null >/dev/null 2>&1; apt_install "$package"; } ||
+    stop "$package could not be installed: $(grep -m 2 '^E:' .cache/apt.log | tr '\n' ' ')" \
+      "see .cache/apt.log, and that apt-get works on this machine"
 }
 
 # pip's own words, cut to the packages' names: a moving line on a terminal, nothing elsewhere.
