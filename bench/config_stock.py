@@ -1,0 +1,26 @@
+"""Stock DockerSpawner, as its documentation sets it up: the other half of every pair."""
+
+import os
+
+from dockerspawner import DockerSpawner
+
+c = get_config()  # noqa: F821
+
+c.JupyterHub.bind_url = f"http://127.0.0.1:{os.environ['GPUSPAWNER_PORT']}"
+c.JupyterHub.hub_bind_url = "http://0.0.0.0:0"
+c.JupyterHub.db_url = f"sqlite:///{os.environ['GPUSPAWNER_STATE_DIR']}/jupyterhub.sqlite"
+c.JupyterHub.authenticator_class = "dummy"
+c.JupyterHub.concurrent_spawn_limit = 0
+c.JupyterHub.spawner_class = DockerSpawner
+c.DockerSpawner.image = os.environ["BENCH_IMAGE"]
+c.DockerSpawner.cmd = os.environ["BENCH_STOCK_COMMAND"].split()
+c.DockerSpawner.remove = True
+c.DockerSpawner.use_internal_ip = True
+c.DockerSpawner.prefix = "bench-stock"
+c.DockerSpawner.start_timeout = 300
+c.DockerSpawner.http_timeout = 300
+
+c.JupyterHub.services = [{"name": "bench", "api_token": os.environ["BENCH_TOKEN"]}]
+c.JupyterHub.load_roles = [
+    {"name": "bench", "services": ["bench"], "scopes": ["admin:users", "admin:servers"]}
+]

@@ -1,0 +1,147 @@
+"""A hub for a benchmark: started as a process, driven over its REST API, timed by its progress stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+HERE = Path(__file__).resolve().parent
+USER = "bench-{number}"
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Hub:
+    """One running hub. Its API token is an admin's."""
+
+    def __init__(self, kind: str, environment: dict[str, str]) -> None:
+        self.kind = kind
+        self.port = free_port()
+        self.token = secrets.token_hex(16)
+        self.folder = tempfile.TemporaryDirectory(prefix=f"bench-{kind}-")
+        self.log_path = Path(self.folder.name) / "hub.log"
+        self._environment = {
+            **os.environ,
+            **environment,
+            "GPUSPAWNER_PORT": str(self.port),
+            "GPUSPAWNER_STATE_DIR": self.folder.name,
+            "GPUSPAWNER_PASSWORD": secrets.token_hex(16),
+            "GPUSPAWNER_ADMIN_PASSWORD": secrets.token_hex(24),
+            "BENCH_TOKEN": self.token,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Starts the hub; returns when its API answers. RuntimeError with the log's end if it doesn't."""
+        command = [sys.executable, "-m", "jupyterhub", "-f", str(HERE / f"config_{self.kind}.py")]
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=self._environment,
+                cwd=self.folder.name,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._session = aiohttp.ClientSession(
+            f"http://127.0.0.1:{self.port}",
+            headers={"Authorization": f"token {self.token}"},
+            timeout=aiohttp.ClientTimeout(total=600),
+            connector=aiohttp.TCPConnector(limit=0),
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with self._session.get("/hub/api/info") as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.1)
+        raise RuntimeError(f"the {self.kind} hub did not start:\n{self.log_path.read_text()[-3000:]}")
+
+    async def close(self) -> None:
+        """Ends hub, proxy and services; containers were stopped by `stop`."""
+        if self._session is not None:
+            await self._session.close()
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self.folder.cleanup()
+
+    async def add_users(self, count: int) -> None:
+        """Makes the users, so that no measurement pays for it."""
+        names = [USER.format(number=number) for number in range(count)]
+        await self._call("POST", "/hub/api/users", {"usernames": names})
+
+    async def click(self, number: int, options: dict[str, Any]) -> float:
+        """Seconds from the click (POST) to the progress stream's "ready". RuntimeError if it fails."""
+        server = f"/hub/api/users/{USER.format(number=number)}/server"
+        begin = time.perf_counter()
+        await self._call("POST", server, options)
+        async with self.session.get(f"{server}/progress") as stream:
+            async for line in stream.content:
+                if not line.startswith(b"data:"):
+                    continue
+                event = json.loads(line[5:])
+                if event.get("ready"):
+                    return time.perf_counter() - begin
+                if event.get("failed"):
+                    raise RuntimeError(f"{self.kind}: {event.get('message')}")
+        raise RuntimeError(f"{self.kind}: the progress stream ended without 'ready'")
+
+    async def stop(self, number: int) -> None:
+        """Stops the user's server and waits until the hub has forgotten it."""
+        user = f"/hub/api/users/{USER.format(number=number)}"
+        await self._call("DELETE", f"{user}/server")
+        while True:
+            async with self.session.get(user) as answer:
+                state = await answer.json()
+            if state.get("server") is None and state.get("pending") is None:
+                return
+            await asyncio.sleep(0.1)
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The open session. RuntimeError before `start`."""
+        if self._session is None:
+            raise RuntimeError("start the hub first")
+        return self._session
+
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> None:
+        async with self.session.request(method, path, json=body) as answer:
+            if answer.status >= 400:
+                raise RuntimeError(f"{self.kind}: {method} {path}: {answer.status} {await answer.text()}")
+
+
+@contextlib.asynccontextmanager
+async def running(kind: str, environment: dict[str, str], users: int) -> AsyncIterator[Hub]:
+    """A started hub with its users, closed at the end."""
+    hub = Hub(kind, environment)
+    try:
+        await hub.start()
+        await hub.add_users(users)
+        yield hub
+    finally:
+        await hub.close()
