@@ -165,9 +165,8 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.model.withdrawn = set()
 
     def teardown(self) -> None:
-        if hasattr(self, "ledger"):
-            self.check_charged()
-            self.run(self.ledger.close())
+        self.check_charged()
+        self.run(self.ledger.close())
         self.loop.close()
         shutil.rmtree(self.path.parent)
 
@@ -368,8 +367,6 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @invariant()
     def looks_the_same(self) -> None:
-        if not hasattr(self, "allocator"):
-            return
         snapshot = self.allocator.snapshot()
         assert shown(snapshot.leases) == self.model.shown()
         places = {entry.lease.id: (entry.position, entry.waiting) for entry in snapshot.queue}
@@ -379,8 +376,6 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @invariant()
     def one_owner_a_device(self) -> None:
-        if not hasattr(self, "allocator"):
-            return
         views = {view.device.uuid: view for view in self.allocator.snapshot().devices}
         assert set(views) == set(self.model.fleet) | self.model.held()
         for uuid, view in views.items():

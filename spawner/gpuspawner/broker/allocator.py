@@ -293,9 +293,9 @@ class Allocator:
             raise
         queued = self._book.waiting_count
         for lease in leases:
+            self._log_change(self.lease(lease.id), lease)
             self._book.enter(lease)
             self._watches.put(lease)
-            self._log_state(lease)
         if self._book.waiting_count < queued:
             self._watches.wake_waiting()
 
@@ -308,9 +308,12 @@ class Allocator:
         await self._ledger.save(*living, at=self._clock(), erase=erase)
         self._doubtful.clear()
 
-    def _log_state(self, lease: Lease) -> None:
-        why = f" ({lease.reason})" if lease.reason else ""
-        self._log.info("Lease is %s%s: %s", lease.state, why, _ending(lease))
+    def _log_change(self, before: Lease | None, lease: Lease) -> None:
+        if before is None or before.state is not lease.state:
+            why = f" ({lease.reason})" if lease.reason else ""
+            self._log.info("Lease is %s%s: %s", lease.state, why, _ending(lease))
+        elif before.notice != lease.notice:
+            self._log.info("Its holder is told %r: %s", lease.notice, _ending(lease))
 
     def _report_trouble(self, lease: Lease) -> None:
         missing = self._book.missing(lease)

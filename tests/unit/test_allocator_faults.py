@@ -1,0 +1,280 @@
+"""The allocator through restarts, failed commits, cancelled callers and crowds."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import weakref
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.ledger import Ledger
+from gpuspawner.broker.snapshot import Capacity, DeviceView, Snapshot
+from gpuspawner.errors import LeaseConflict, LedgerFault, NoCapacity
+from gpuspawner.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
+
+NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
+SIZE = 80 << 30
+GPU0 = Device("GPU-0", "H100 80GB", SIZE, index=0)
+GPU1 = Device("GPU-1", "H100 80GB", SIZE, index=1)
+SIMULATED = Device("GPU-2", "H100 80GB", SIZE, index=2, simulated=True)
+A, B, C, D = "a" * 32, "b" * 32, "c" * 32, "d" * 32
+
+
+def request(lease_id: str, count: int = 1, model: str | None = None) -> GpuRequest:
+    return GpuRequest(lease_id, "hub", f"user-{lease_id[0]}", "", "gpu", count, model)
+
+
+def lease(lease_id: str, state: LeaseState, *uuids: str, count: int = 1, **more: Any) -> Lease:
+    return Lease(
+        lease_id, "hub", f"user-{lease_id[0]}", "", "gpu", state, count, NOON, more.pop("since", NOON),
+        device_uuids=uuids, memory_bytes=SIZE * len(uuids), **more,
+    )  # fmt: skip
+
+
+WAITING, RESERVED, RUNNING = LeaseState.WAITING, LeaseState.RESERVED, LeaseState.RUNNING
+RELEASING, CLOSED = LeaseState.RELEASING, LeaseState.CLOSED
+
+
+@pytest.fixture
+async def allocator(ledger: Ledger, times: Any) -> Allocator:
+    """Two H100."""
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load([GPU0, GPU1])
+    return allocator
+
+
+NOTICE = (
+    "GPU 0 was withdrawn at 10:21 UTC: XID 79: GPU has fallen off the bus."
+    " Save your work, stop this server and start a new one."
+)
+LOST = DeviceHealth(
+    "GPU-0", False, "XID 79: GPU has fallen off the bus", datetime(2025, 3, 1, 10, 21, tzinfo=UTC)
+)
+
+
+async def test_a_restart_keeps_leases_and_places(allocator: Allocator, ledger: Ledger, times: Any) -> None:
+    for lease_id in (A, B, C, D):
+        await allocator.acquire(request(lease_id))
+    await allocator.set_running(A, "c0")
+    await allocator.begin_release(B, "stopped")
+    times.set_clock(-7200)
+    again = Allocator(ledger, clock=times.now)
+    await again.load([GPU0, GPU1])
+    assert again.snapshot() == allocator.snapshot()
+
+
+async def test_a_device_that_is_gone_stays_with_its_lease(
+    allocator: Allocator, ledger: Ledger, times: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await allocator.acquire(request(A))
+    again = Allocator(ledger, clock=times.now)
+    with caplog.at_level(logging.WARNING):
+        await again.load([GPU1])
+    missing = "it was not found when the broker started"
+    notice = (
+        f"GPU GPU-0 was withdrawn at 12:00 UTC: {missing}."
+        " Save your work, stop this server and start a new one."
+    )
+    kept = lease(A, RESERVED, "GPU-0", notice=notice)
+    placeholder = Device("GPU-0", "not found", SIZE)
+    assert again.snapshot() == Snapshot(
+        (
+            DeviceView(GPU1, DeviceHealth("GPU-1", True), ()),
+            DeviceView(placeholder, DeviceHealth("GPU-0", False, missing, NOON), (kept,)),
+        ),
+        (kept,),
+        (),
+    )
+    assert caplog.messages == [
+        f"Not found but leased: GPU-0: user=user-a server=- lease={A} devices=GPU-0 container=-"
+    ]
+    assert await again.set_health(DeviceHealth("GPU-0", True)) == ()  # still withdrawn: its size isn't known
+    assert again.capacity(1) == Capacity(free=1, total=1, waiting=0)
+    back = Allocator(ledger, clock=times.now)
+    await back.load([GPU0, GPU1])
+    assert back.leases() == (lease(A, RESERVED, "GPU-0"),)
+    assert (await back.acquire(request(B))).device_uuids == ("GPU-1",)
+    await again.begin_release(A, "stopped")
+    await again.close(A)
+    assert [view.device for view in again.snapshot().devices] == [GPU1]
+
+
+async def test_waiting_for_devices_that_are_gone(allocator: Allocator, ledger: Ledger, times: Any) -> None:
+    await allocator.acquire(request(A))
+    await allocator.acquire(request(B, 2))
+    again = Allocator(ledger, clock=times.now)
+    await again.load([GPU1])
+    assert again.lease(B) == lease(B, WAITING, count=2)
+    with pytest.raises(NoCapacity):
+        await again.acquire(request(B, 2))
+    assert again.lease(B) is None
+    assert await again.acquire(request(C)) == lease(C, RESERVED, "GPU-1")
+
+
+async def test_a_ledger_that_gives_a_device_twice(
+    ledger: Ledger, times: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An invariant broke somewhere else: it is said, and the device is free only when both have ended."""
+    await ledger.save(lease(A, RUNNING, "GPU-0"), lease(B, RUNNING, "GPU-0"), at=NOON)
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load([GPU0])
+    assert [(each.levelname, each.message) for each in caplog.records if each.levelno >= logging.WARNING] == [
+        (
+            "ERROR",
+            "The ledger gives a device twice, and nobody loses it:"
+            f" user=user-b server=- lease={B} devices=GPU-0 container=-",
+        )
+    ]
+    await allocator.acquire(request(C))
+    for lease_id, state in ((A, WAITING), (B, RESERVED)):
+        await allocator.begin_release(lease_id, "stopped")
+        await allocator.close(lease_id)
+        found = allocator.lease(C)
+        assert found is not None
+        assert found.state is state
+
+
+class Failing(Ledger):
+    """Fails its next commit: `before` it is written, or `after`."""
+
+    fault = ""
+
+    def commit(self, change: Any) -> None:
+        fault, self.fault = self.fault, ""
+        if fault == "before":
+            raise LedgerFault("the disk is full")
+        super().commit(change)
+        if fault == "after":
+            raise LedgerFault("the answer was lost")
+
+
+@pytest.fixture
+async def failing(path: Path, times: Any) -> AsyncIterator[Failing]:
+    failing = times.make_ledger(path, Failing)
+    await failing.open()
+    yield failing
+    await failing.close()
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_failed_commit_changes_nothing(failing: Failing, times: Any, fault: str) -> None:
+    """And if it was written all the same, the next commit takes it back: no device goes to two leases."""
+    allocator = Allocator(failing, clock=times.now)
+    await allocator.load([GPU0])
+    await allocator.acquire(request(A))
+    await allocator.acquire(request(B))
+    await allocator.begin_release(A, "stopped")
+    before = allocator.snapshot()
+    failing.fault = fault
+    with pytest.raises(LedgerFault):
+        await allocator.close(A)  # would give the device to B
+    failing.fault = fault
+    with pytest.raises(LedgerFault):
+        await allocator.acquire(request(C))
+    assert allocator.snapshot() == before
+    await allocator.begin_release(B, "cancelled")
+    assert await failing.living() == allocator.leases() == (lease(A, RELEASING, "GPU-0", reason="stopped"),)
+    await allocator.close(A)
+    assert await allocator.acquire(request(C)) == lease(C, RESERVED, "GPU-0")
+    assert await failing.living() == allocator.leases()
+
+
+async def test_find_does_not_believe_a_commit_that_failed(failing: Failing, times: Any) -> None:
+    allocator = Allocator(failing, clock=times.now)
+    await allocator.load([GPU0])
+    failing.fault = "after"
+    running = lease(A, RUNNING, "GPU-0", container_id="c0")
+    with pytest.raises(LedgerFault):
+        await allocator.adopt(running)
+    assert await allocator.find(A) is None
+    assert await allocator.adopt(running) == running
+
+
+async def test_a_broken_device_is_withdrawn_even_if_the_ledger_fails(failing: Failing, times: Any) -> None:
+    allocator = Allocator(failing, clock=times.now)
+    await allocator.load([GPU0])
+    await allocator.acquire(request(A))
+    failing.fault = "before"
+    with pytest.raises(LedgerFault):
+        await allocator.set_health(LOST)
+    assert allocator.capacity(1).total == 0
+    assert [each.notice for each in await allocator.set_health(LOST)] == [NOTICE]
+    failing.fault = "before"
+    with pytest.raises(LedgerFault):
+        await allocator.set_health(DeviceHealth("GPU-0", True))
+    assert allocator.capacity(1).total == 0
+    assert [each.notice for each in await allocator.set_health(DeviceHealth("GPU-0", True))] == [""]
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_cancelled_caller_leaves_memory_and_ledger_alike(
+    allocator: Allocator, ledger: Ledger, turns: int
+) -> None:
+    """At each await of the step: either it was never asked, or it is wholly there and can be given back."""
+    task = asyncio.ensure_future(allocator.acquire(request(A)))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    ended = await allocator.begin_release(A, "cancelled")
+    assert ended in (None, lease(A, RELEASING, "GPU-0", reason="cancelled"))
+    assert allocator.leases() == await ledger.living() == (() if ended is None else (ended,))
+    await allocator.close(A)
+    assert allocator.capacity(1) == Capacity(free=2, total=2, waiting=0)
+
+
+async def test_thirty_at_once(allocator: Allocator, ledger: Ledger) -> None:
+    requests = [GpuRequest(f"{number:032x}", "hub", f"user-{number}", "", "gpu", 1) for number in range(30)]
+    leases = await asyncio.gather(*map(allocator.acquire, requests))
+    assert [each.state for each in leases] == [RESERVED] * 2 + [WAITING] * 28
+    assert await ledger.living() == allocator.leases() == tuple(leases)
+    for number in range(30):
+        await allocator.begin_release(f"{number:032x}", "stopped")
+        await allocator.close(f"{number:032x}")
+    assert allocator.leases() == ()
+
+
+async def test_two_requests_of_one_server_at_once(allocator: Allocator) -> None:
+    one, other = request(A), replace(request(A), lease_id=B)
+    answers = await asyncio.gather(allocator.acquire(one), allocator.acquire(other), return_exceptions=True)
+    assert [type(each) for each in answers] == [Lease, LeaseConflict]
+
+
+async def test_closed_leases_leave_no_trace_in_memory(allocator: Allocator) -> None:
+    """Everything that memory holds is reachable from the allocator: after 200 leases it is what it was."""
+
+    def reachable() -> int:
+        gc.collect()
+        seen: set[int] = set()
+        pending: list[object] = [allocator._book, allocator._watches, allocator._doubtful, allocator._steps]
+        while pending:
+            item = pending.pop()
+            if id(item) not in seen and not isinstance(item, type):
+                seen.add(id(item))
+                pending.extend(gc.get_referents(item))
+        return len(seen)
+
+    async def one(number: int) -> weakref.ref[GpuRequest] | None:
+        lease_id = f"{number:032x}"
+        asked = GpuRequest(lease_id, "hub", f"user-{number}", "", "gpu", 1 + number % 2)
+        await allocator.acquire(asked)
+        async with allocator.watch(lease_id) as changes:
+            await anext(changes)
+        await allocator.set_running(lease_id, "c")
+        await allocator.begin_release(lease_id, "stopped")
+        await allocator.close(lease_id)
+        return None
+
+    for number in range(4):
+        await one(number)
+    before = reachable()
+    for number in range(4, 204):
+        await one(number)
+    assert reachable() == pytest.approx(before, abs=5)
