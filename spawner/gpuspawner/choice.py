@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import url_escape_path, url_path_join
+from sqlalchemy.orm import object_session
 from traitlets import default
 
 from .client import BrokerClient
@@ -110,9 +111,14 @@ class ChoiceSpawner(DockerSpawner):
         return choice
 
     def _keep_options(self, options: dict[str, str]) -> None:
+        """Stores them here and in the hub's database; committed, for a request's end rolls back the rest."""
         self.user_options = options
-        if self.orm_spawner is not None:
-            self.orm_spawner.user_options = options
+        stored = self.orm_spawner
+        if stored is not None and stored.user_options != options:
+            stored.user_options = options
+            session = object_session(stored)
+            if session is not None:
+                session.commit()
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores container and lease; forgets options whose tier or image is gone from the settings."""

@@ -18,7 +18,7 @@ import pytest
 from gpuspawner.spawner import ensure_network
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside this file
-from hubprocess import DOCKER_SOCKET, IMAGE, NAME, SUBNET, HubProcess, ProxyThread
+from hubprocess import DOCKER_SOCKET, NAME, SUBNET, HubProcess, ProxyThread
 
 _SERVE = """#!/bin/busybox sh
 root=/tmp/www
@@ -89,19 +89,23 @@ def docker_proxy(engine: docker.APIClient) -> Iterator[ProxyThread]:
 
 
 @pytest.fixture(scope="module")
-def hub(images: None, engine: docker.APIClient, docker_proxy: ProxyThread) -> Iterator[HubProcess]:
-    """A started hub, its containers removed at the end. A module's tests share it."""
+def hub(
+    images: None, engine: docker.APIClient, docker_proxy: ProxyThread, request: pytest.FixtureRequest
+) -> Iterator[HubProcess]:
+    """A started hub, its containers removed at the end. A module's tests share it.
+
+    The module may set HUB_ENVIRONMENT.
+    """
     _put_proxy_on_path()
     ensure_network(engine, NAME, SUBNET)
     folder = Path(tempfile.mkdtemp(prefix="gh-"))
-    process = HubProcess(folder, docker_proxy.proxy.host)
+    process = HubProcess(folder, docker_proxy.proxy.host, **getattr(request.module, "HUB_ENVIRONMENT", {}))
     process.remove_containers()
     try:
         process.start()
         yield process
     finally:
         process.close()
-        print(process.log[-20000:])
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -21,10 +21,13 @@ c.GpuSite.tiers = [
 
 c.GpuDockerSpawner.http_timeout = 10
 c.GpuDockerSpawner.poll_interval = 2
-c.GpuDockerSpawner.environment = {"NVIDIA_VISIBLE_DEVICES": "all", "CUDA_VISIBLE_DEVICES": "0", "COURSE": "ml"}
+c.GpuDockerSpawner.environment = {
+    "NVIDIA_VISIBLE_DEVICES": "all",
+    "CUDA_VISIBLE_DEVICES": "0",
+    "COURSE": "ml",
+}
 c.GpuDockerSpawner.extra_host_config = {"device_requests": [{"Count": -1, "Capabilities": [["gpu"]]}]}
 c.GpuDockerSpawner.allowed_images = {"usual": IMAGE, "other": "gpuspawner-hubtest/other"}
-c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.5}
 c.JupyterHub.init_spawners_timeout = 1
 
 gpu = dict(c.JupyterHub.services[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import secrets
@@ -21,12 +22,12 @@ from typing import Any
 import aiohttp
 import docker
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "docker"))  # the faulty Docker of the broker's tests
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docker"))  # the broker's tests
 from faulty_docker import FaultyDocker, Rule
 
 __all__ = ["DOCKER_SOCKET", "HubProcess", "ProxyThread", "Rule", "Spawned", "eventually"]
 
+HERE = Path(__file__).resolve().parent
 DOCKER_SOCKET = "/var/run/docker.sock"
 NAME = "hubtest"
 SUBNET = "10.214.0.0/22"
@@ -114,7 +115,9 @@ class HubProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1] / "spawner"), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(HERE.parents[1] / "spawner"), os.environ.get("PYTHONPATH", "")]
+            ),
             "DOCKER_HOST": docker_host,
             "GPUSPAWNER_TEST_BROKER_DOCKER": f"unix://{DOCKER_SOCKET}",
             "GPUSPAWNER_TEST_TOKEN": self.token,
@@ -158,11 +161,9 @@ class HubProcess:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the hub did not start:\n{self.log[-6000:]}")
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def _answers(self) -> bool:
-        import http.client
-
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
         try:
             connection.request("GET", "/hub/api/info", headers={"Authorization": f"token {self.token}"})
@@ -298,7 +299,10 @@ class HubProcess:
     async def broker_status(self) -> dict[str, Any]:
         """The broker's whole status, over its socket."""
         connector = aiohttp.UnixConnector(str(self.folder / "broker.sock"))
-        async with aiohttp.ClientSession(connector=connector) as session, session.get("http://b/status") as answer:
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.get("http://b/status") as answer,
+        ):
             document: dict[str, Any] = await answer.json()
         return document
 
