@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from traitlets.config import Configurable
 
 PAGE = Path(__file__).with_name("settings.md")
+CONFIG = PAGE.parents[1] / "jupyterhub_config.py"
 
 _HEAD = """\
 # Settings
@@ -20,9 +22,12 @@ What is not here is a setting of [JupyterHub](https://jupyterhub.readthedocs.io/
 or of [DockerSpawner](https://jupyterhub-dockerspawner.readthedocs.io/en/stable/), whose settings apply to
 `GpuDockerSpawner` as well.
 
-Environment variables: `GPUSPAWNER_STATE_DIR` (default of `c.GpuSite.state_dir`); and, read by the
-`jupyterhub_config.py` of this repository, `GPUSPAWNER_PORT`, `GPUSPAWNER_PASSWORD` and
-`GPUSPAWNER_ADMIN_PASSWORD`.
+## Environment
+
+The `jupyterhub_config.py` of this repository takes from the environment what differs between
+installations:
+
+{environment}
 """
 
 
@@ -42,12 +47,18 @@ def own_settings(cls: type[Configurable]) -> dict[str, Any]:
 
 def render(classes: list[type[Configurable]]) -> str:
     """The page as Markdown."""
-    parts = [_HEAD]
+    parts = [_HEAD.format(environment=_environment())]
     for cls in classes:
         parts.append(f"## {cls.__name__}\n\n{_first_paragraph(cls)}\n")
         for name, trait in own_settings(cls).items():
             parts.append(f"### c.{cls.__name__}.{name}\n\n{_markdown(trait.help)}\n")
     return "\n".join(parts)
+
+
+def _environment() -> str:
+    """The list of variables in the docstring of `jupyterhub_config.py`, as it stands there."""
+    text = ast.get_docstring(ast.parse(CONFIG.read_text(encoding="utf-8"))) or ""
+    return "\n".join(line for line in text.splitlines() if line.startswith("    "))
 
 
 def _first_paragraph(cls: type[Configurable]) -> str:

@@ -94,10 +94,9 @@ class GpuSite(Configurable):
         ("auto", "nvml", "simulated"),
         default_value="auto",
         help="""
-        Where devices come from: `nvml` (real GPUs), `simulated` (none; containers run on the CPU),
-        `auto` (default): real ones where NVML finds any, else simulated.
+        Where devices come from: `nvml` (real GPUs), `simulated` (none; containers run on the CPU), `auto`.
 
-        Pages, status and notebooks say "simulated" wherever a simulated GPU is shown.
+        Default `auto`: real ones where NVML finds any, else simulated. Pages, status and notebooks say "simulated" wherever a simulated GPU is shown.
         Example: `c.GpuSite.inventory = "nvml"` refuses to start on a machine without GPUs.
         """,
     ).tag(config=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -34,3 +35,11 @@ def test_every_setting_has_help_with_default_and_example(page: ModuleType) -> No
         if "Default" not in trait.help or "Example" not in trait.help
     ]
     assert lacking == []
+
+
+def test_every_environment_variable_is_listed(page: ModuleType) -> None:
+    read = set(re.findall(r'"(GPUSPAWNER_[A-Z_]+)"', page.CONFIG.read_text(encoding="utf-8")))
+    listed = set(
+        re.findall(r"^    (GPUSPAWNER_[A-Z_]+)", page.PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert listed == read - {"GPUSPAWNER_"}
