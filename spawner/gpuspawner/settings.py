@@ -96,7 +96,8 @@ class GpuSite(Configurable):
         help="""
         Where devices come from: `nvml` (real GPUs), `simulated` (none; containers run on the CPU), `auto`.
 
-        Default `auto`: real ones where NVML finds any, else simulated. Pages, status and notebooks say "simulated" wherever a simulated GPU is shown.
+        Default `auto`: real ones where NVML finds any, else simulated. Pages, status
+        and notebooks say "simulated" wherever a simulated GPU is shown.
         Example: `c.GpuSite.inventory = "nvml"` refuses to start on a machine without GPUs.
         """,
     ).tag(config=True)
