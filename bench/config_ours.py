@@ -9,7 +9,6 @@ load_subconfig(str(Path(__file__).resolve().parent.parent / "jupyterhub_config.p
 c.GpuSite.inventory = "simulated"
 c.GpuSite.simulated_devices = "64 x H100 80GB"
 c.GpuDockerSpawner.image = os.environ["BENCH_IMAGE"]
-c.GpuDockerSpawner.prefix = "bench-ours"
 
 c.JupyterHub.services = [
     *c.JupyterHub.services,

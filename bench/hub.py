@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -23,11 +24,14 @@ HERE = Path(__file__).resolve().parent
 USER = "bench-{number}"
 
 
-def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int = 4) -> int:
+    """The first of `count` TCP ports in a row that nobody listens on: the hub's settings take so many."""
+    for first in range(random.randrange(20000, 30000, count), 32000, count):
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise RuntimeError("no free ports between 20000 and 32000")
 
 
 class Hub:
@@ -35,7 +39,7 @@ class Hub:
 
     def __init__(self, kind: str, environment: dict[str, str]) -> None:
         self.kind = kind
-        self.port = free_port()
+        self.port = free_ports()
         self.token = secrets.token_hex(16)
         self.folder = tempfile.TemporaryDirectory(prefix=f"bench-{kind}-")
         self.log_path = Path(self.folder.name) / "hub.log"
@@ -46,6 +50,8 @@ class Hub:
             "GPUSPAWNER_STATE_DIR": self.folder.name,
             "GPUSPAWNER_PASSWORD": secrets.token_hex(16),
             "GPUSPAWNER_ADMIN_PASSWORD": secrets.token_hex(24),
+            "GPUSPAWNER_NAME": "gpuspawner-bench",
+            "GPUSPAWNER_SUBNET": "10.219.0.0/20",
             "BENCH_TOKEN": self.token,
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,7 +59,11 @@ class Hub:
 
     async def start(self) -> None:
         """Starts the hub; returns when its API answers. RuntimeError with the log's end if it doesn't."""
-        command = [sys.executable, "-m", "jupyterhub", "-f", str(HERE / f"config_{self.kind}.py")]
+        config = HERE / f"config_{self.kind}.py"
+        if self.kind == "ours":
+            prepare = [sys.executable, "-m", "gpuspawner.network", "--config", str(config)]
+            subprocess.run(prepare, env=self._environment, check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "jupyterhub", "-f", str(config)]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -72,7 +82,7 @@ class Hub:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(aiohttp.ClientError):
-                async with self._session.get("/hub/api/info") as answer:
+                async with self._session.get("/hub/api/users") as answer:
                     if answer.status == 200:
                         return
             await asyncio.sleep(0.1)
