@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,5 +20,9 @@ class Steady(NamedTuple):
 
 def read_steady() -> Steady:
     """Now, by Linux' CLOCK_BOOTTIME: it counts suspended time and is not moved by NTP or an admin."""
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return Steady(boot_id, time.clock_gettime(time.CLOCK_BOOTTIME))
+    return Steady(_boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+@cache
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

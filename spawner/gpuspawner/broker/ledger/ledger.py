@@ -32,6 +32,7 @@ from .schema import leases
 
 T = TypeVar("T")
 
+_FIND = sa.select(leases).where(leases.c.id == sa.bindparam("of_lease"))
 _LIVING = [state.value for state in LeaseState if state is not LeaseState.CLOSED]
 
 
@@ -126,7 +127,7 @@ class Ledger:
 
     async def find(self, lease_id: str) -> Lease | None:
         """The lease, in whatever state, or None if there never was one with this id."""
-        found = await self._read(sa.select(leases).where(leases.c.id == lease_id))
+        found = await self._read(_FIND, {"of_lease": lease_id})
         return found[0] if found else None
 
     async def history(self, limit: int = 100) -> tuple[Lease, ...]:
@@ -156,10 +157,12 @@ class Ledger:
             except LedgerFault as error:
                 self._log.warning("%s", error)
 
-    async def _read(self, query: sa.Select[tuple[object, ...]]) -> tuple[Lease, ...]:
+    async def _read(
+        self, query: sa.Select[tuple[object, ...]], values: dict[str, object] | None = None
+    ) -> tuple[Lease, ...]:
         def run() -> tuple[Lease, ...]:
             with self._transaction() as connection:
-                return rows.read(connection, query)
+                return rows.read(connection, query, values)
 
         return await self._in_thread(run)
 

@@ -18,6 +18,35 @@ _FIELDS = tuple(field.name for field in fields(Lease) if field.name != "device_u
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
+def _upsert(insert: Any) -> sa.Executable:
+    statement = insert(leases)
+    changes = {name: statement.excluded[name] for name in _FIELDS if name != "id"}
+    upsert: sa.Executable = statement.on_conflict_do_update(index_elements=["id"], set_=changes)
+    return upsert
+
+
+def _insert_interval(insert: Any) -> sa.Executable:
+    statement: sa.Executable = insert(awake).on_conflict_do_nothing(
+        index_elements=["lease_id"], index_where=sa.text("ended_at IS NULL")
+    )
+    return statement
+
+
+# Made once: to put a statement together takes longer than to run it.
+_UPSERT = {name: _upsert(insert) for name, insert in _INSERTS.items()}
+_INSERT_INTERVAL = {name: _insert_interval(insert) for name, insert in _INSERTS.items()}
+_DEVICES = (
+    sa.select(lease_devices.c.device_uuid)
+    .where(lease_devices.c.lease_id == sa.bindparam("of_lease"))
+    .order_by(lease_devices.c.ordinal)
+)
+_INSERT_DEVICES = sa.insert(lease_devices)
+_DELETE_DEVICES = sa.delete(lease_devices).where(lease_devices.c.lease_id == sa.bindparam("of_lease"))
+_OPEN_OF_LEASE = sa.select(awake).where(
+    awake.c.ended_at.is_(None), awake.c.lease_id == sa.bindparam("of_lease")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """When a change happened, on the wall clock and on the steady one."""
@@ -35,24 +64,22 @@ class Moment:
 
 def write(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
     """Insert or replace one lease, and open or close its awake interval to match its state."""
-    insert = _INSERTS[connection.dialect.name]
-    statement = insert(leases)
     connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["id"], set_={name: statement.excluded[name] for name in _FIELDS if name != "id"}
-        ),
+        _UPSERT[connection.dialect.name],
         {**{name: getattr(lease, name) for name in _FIELDS}, "state": lease.state.value},
     )
     _write_devices(connection, lease)
     if lease.state is LeaseState.RUNNING:
         _open_interval(connection, lease, moment)
     else:
-        _close_intervals(connection, moment, awake.c.lease_id == lease.id)
+        _close_intervals(connection, lease.id, moment)
 
 
-def read(connection: sa.Connection, query: sa.Select[Any]) -> tuple[Lease, ...]:
+def read(
+    connection: sa.Connection, query: sa.Select[Any], values: dict[str, Any] | None = None
+) -> tuple[Lease, ...]:
     """The leases of a query on the table `leases`, with their devices, in the query's order."""
-    rows = connection.execute(query).mappings().all()
+    rows = connection.execute(query, values).mappings().all()
     uuids: dict[str, list[str]] = {row["id"]: [] for row in rows}
     ids = list(uuids)
     for start in range(0, len(ids), 500):  # SQLite takes a limited number of parameters
@@ -76,7 +103,8 @@ def erase(connection: sa.Connection, lease_ids: Iterable[str]) -> None:
 
 def see(connection: sa.Connection, moment: Moment) -> None:
     """Note that whoever is awake still is: after a reboot an interval ends where it was last seen."""
-    for row in _open_rows(connection, awake.c.boot_id == moment.steady.boot_id):
+    same_boot = awake.c.boot_id == moment.steady.boot_id
+    for row in connection.execute(sa.select(awake).where(awake.c.ended_at.is_(None), same_boot)).all():
         connection.execute(
             sa.update(awake)
             .where(awake.c.number == row.number)
@@ -117,16 +145,13 @@ def _lease(row: Any, uuids: Iterable[str]) -> Lease:
 
 
 def _write_devices(connection: sa.Connection, lease: Lease) -> None:
-    of_lease = lease_devices.c.lease_id == lease.id
-    stored = connection.execute(
-        sa.select(lease_devices.c.device_uuid).where(of_lease).order_by(lease_devices.c.ordinal)
-    ).scalars()
-    if tuple(stored) == lease.device_uuids:
+    of_lease = {"of_lease": lease.id}
+    if tuple(connection.execute(_DEVICES, of_lease).scalars()) == lease.device_uuids:
         return
-    connection.execute(sa.delete(lease_devices).where(of_lease))
+    connection.execute(_DELETE_DEVICES, of_lease)
     if lease.device_uuids:
         connection.execute(
-            sa.insert(lease_devices),
+            _INSERT_DEVICES,
             [
                 {"lease_id": lease.id, "ordinal": ordinal, "device_uuid": uuid}
                 for ordinal, uuid in enumerate(lease.device_uuids)
@@ -135,9 +160,8 @@ def _write_devices(connection: sa.Connection, lease: Lease) -> None:
 
 
 def _open_interval(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
-    insert = _INSERTS[connection.dialect.name](awake)
     connection.execute(
-        insert.on_conflict_do_nothing(index_elements=["lease_id"], index_where=sa.text("ended_at IS NULL")),
+        _INSERT_INTERVAL[connection.dialect.name],
         {
             "lease_id": lease.id,
             "device_count": lease.device_count,
@@ -150,18 +174,14 @@ def _open_interval(connection: sa.Connection, lease: Lease, moment: Moment) -> N
     )
 
 
-def _close_intervals(connection: sa.Connection, moment: Moment, which: sa.ColumnElement[bool]) -> None:
-    for row in _open_rows(connection, which):
+def _close_intervals(connection: sa.Connection, lease_id: str, moment: Moment) -> None:
+    for row in connection.execute(_OPEN_OF_LEASE, {"of_lease": lease_id}).all():
         end = max(row.started_at, moment.at)
         connection.execute(
             sa.update(awake)
             .where(awake.c.number == row.number)
             .values(ended_at=end, seen_at=end, seconds=_length(row, moment))
         )
-
-
-def _open_rows(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[Any]:
-    return list(connection.execute(sa.select(awake).where(awake.c.ended_at.is_(None), which)))
 
 
 def _length(row: Any, moment: Moment) -> float:
