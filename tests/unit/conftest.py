@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.ledger import Ledger, Steady
+from gpuspawner.errors import LedgerFault
 
 
 class Times:
@@ -42,6 +43,28 @@ class Times:
     def make_ledger(self, path: Path, kind: type[Ledger] = Ledger, **settings: Any) -> Ledger:
         """A ledger in this file, not yet open."""
         return kind(f"sqlite:///{path}", clock=self.now, steady=lambda: self.steady, **settings)
+
+
+class FaultyLedger(Ledger):
+    """Fails its next commit when told to: `before` nothing was written, `after` only the answer was lost."""
+
+    fault = ""
+    written = 0
+
+    def commit(self, change: Any) -> None:
+        fault, self.fault = self.fault, ""
+        if fault == "before":
+            raise LedgerFault("the disk is full")
+        super().commit(change)
+        self.written += 1
+        if fault == "after":
+            raise LedgerFault("the answer was lost")
+
+
+@pytest.fixture(scope="session")
+def faulty_ledger() -> type[FaultyLedger]:
+    """A ledger whose commits fail on order."""
+    return FaultyLedger
 
 
 @pytest.fixture(scope="session")

@@ -141,30 +141,16 @@ async def test_a_ledger_that_gives_a_device_twice(
         assert found.state is state
 
 
-class Failing(Ledger):
-    """Fails its next commit: `before` it is written, or `after`."""
-
-    fault = ""
-
-    def commit(self, change: Any) -> None:
-        fault, self.fault = self.fault, ""
-        if fault == "before":
-            raise LedgerFault("the disk is full")
-        super().commit(change)
-        if fault == "after":
-            raise LedgerFault("the answer was lost")
-
-
 @pytest.fixture
-async def failing(path: Path, times: Any) -> AsyncIterator[Failing]:
-    failing = times.make_ledger(path, Failing)
+async def failing(path: Path, times: Any, faulty_ledger: type[Ledger]) -> AsyncIterator[Any]:
+    failing = times.make_ledger(path, faulty_ledger)
     await failing.open()
     yield failing
     await failing.close()
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])
-async def test_a_failed_commit_changes_nothing(failing: Failing, times: Any, fault: str) -> None:
+async def test_a_failed_commit_changes_nothing(failing: Any, times: Any, fault: str) -> None:
     """And if it was written all the same, the next commit takes it back: no device goes to two leases."""
     allocator = Allocator(failing, clock=times.now)
     await allocator.load([GPU0])
@@ -186,7 +172,7 @@ async def test_a_failed_commit_changes_nothing(failing: Failing, times: Any, fau
     assert await failing.living() == allocator.leases()
 
 
-async def test_find_does_not_believe_a_commit_that_failed(failing: Failing, times: Any) -> None:
+async def test_find_does_not_believe_a_commit_that_failed(failing: Any, times: Any) -> None:
     allocator = Allocator(failing, clock=times.now)
     await allocator.load([GPU0])
     failing.fault = "after"
@@ -197,7 +183,7 @@ async def test_find_does_not_believe_a_commit_that_failed(failing: Failing, time
     assert await allocator.adopt(running) == running
 
 
-async def test_a_broken_device_is_withdrawn_even_if_the_ledger_fails(failing: Failing, times: Any) -> None:
+async def test_a_broken_device_is_withdrawn_even_if_the_ledger_fails(failing: Any, times: Any) -> None:
     allocator = Allocator(failing, clock=times.now)
     await allocator.load([GPU0])
     await allocator.acquire(request(A))

@@ -32,9 +32,8 @@ FLEET = tuple(
     for number, (model, size) in enumerate([("A100 40GB", 40)] * 3 + [("H100 80GB", 80)] * 2)
 )
 USERS = 7
-WAITING, RESERVED, RUNNING, RELEASING = (
-    LeaseState.WAITING, LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.RELEASING,
-)  # fmt: skip
+WAITING, RESERVED = LeaseState.WAITING, LeaseState.RESERVED
+RUNNING, RELEASING = LeaseState.RUNNING, LeaseState.RELEASING
 
 Chosen = Callable[[str], tuple[str, ...]]
 Op = Callable[["Model"], None]
@@ -113,27 +112,12 @@ def shown(leases: tuple[Lease, ...]) -> list[tuple[str, LeaseState, tuple[str, .
     return [(lease.id, lease.state, lease.device_uuids, lease.container_id) for lease in leases]
 
 
-class FaultyLedger(Ledger):
-    """Fails its next commit when told to: `before` nothing was written, `after` only the answer was lost."""
-
-    fault = ""
-    written = 0
-
-    def commit(self, change: Any) -> None:
-        fault, self.fault = self.fault, ""
-        if fault == "before":
-            raise LedgerFault("the disk is full")
-        super().commit(change)
-        self.written += 1
-        if fault == "after":
-            raise LedgerFault("the answer was lost")
-
-
 class AllocatorMachine(RuleBasedStateMachine):
     """Each rule does one thing to the allocator and to the model; then both must look the same."""
 
     folder: Path
     times: Any
+    ledger_kind: type[Ledger]
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,18 +130,16 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.unsure: list[tuple[Model, Op]] = []
         self.awake_seconds = 0.0
         self.faults = 0
-        self.ledger: FaultyLedger
+        self.ledger: Any
         self.allocator: Allocator
-
-    def run(self, work: Awaitable[Any]) -> Any:
-        return self.loop.run_until_complete(work)
+        self.run = self.loop.run_until_complete
 
     @initialize()
     def begin(self) -> None:
         self.open(FLEET)
 
     def open(self, devices: tuple[Device, ...]) -> None:
-        self.ledger = self.times.make_ledger(self.path, FaultyLedger)
+        self.ledger = self.times.make_ledger(self.path, self.ledger_kind)
         self.run(self.ledger.open())
         self.allocator = Allocator(self.ledger, clock=self.times.now)
         self.run(self.allocator.load(devices))
@@ -400,9 +382,10 @@ class AllocatorMachine(RuleBasedStateMachine):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _place(fast_folder: Path, new_times: Any) -> None:
+def _place(fast_folder: Path, new_times: Any, faulty_ledger: type[Ledger]) -> None:
     AllocatorMachine.folder = fast_folder
     AllocatorMachine.times = new_times
+    AllocatorMachine.ledger_kind = faulty_ledger
 
 
 TestAllocator = AllocatorMachine.TestCase
