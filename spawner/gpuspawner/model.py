@@ -63,7 +63,8 @@ class Device:
     """A physical GPU or a MIG instance, named by its UUID.
 
     `index` is for display only: it changes when a driver is reloaded. `memory_clock_hz` is the
-    maximum; `memory_bus_width_bits` and it give the bandwidth. `parent_uuid` is set for MIG.
+    maximum; `memory_bus_width_bits` and it give the bandwidth. `parent_uuid` and `mig_profile`
+    ("1g.10gb") are set for MIG.
     """
 
     uuid: str
@@ -76,6 +77,7 @@ class Device:
     index: int | None = None
     parent_uuid: str | None = None
     simulated: bool = False
+    mig_profile: str | None = None
 
     @property
     def bandwidth_bytes_per_second(self) -> int | None:

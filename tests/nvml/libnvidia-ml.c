@@ -8,12 +8,12 @@
  *   cuda 13000                       CUDA version, as NVML counts it
  *   init 18                          nvmlInit answers this code
  *   gpu uuid=GPU-… name=H100 memory=85520809984 used=0 cc=9.0 cores=16896 bus=5120 clock=2619
- *       events=1 mig=0 lost=0 remap_pending=0 remap_failure=0 retired=0      (one line)
- *   mig gpu=0 uuid=MIG-… gi=1 ci=0 memory=… sms=16 slices=1
- *   process gpu=0 pid=4711 memory=… mps=0 gi=-1 ci=-1
+ *       events=1 mig=0 lost=0 remap_pending=0 remap_failure=0 retired=0 util=0 mode=0     (one line)
+ *   mig gpu=0 uuid=MIG-… gi=1 ci=0 memory=… sms=16 slices=1 compute=1 name=…      (name: the GPU's if left out)
+ *   process gpu=0 pid=4711 memory=… mps=0 gi=-1 ci=-1     memory=-1: NVML doesn't say
  *   fault function=nvmlDeviceGetName gpu=0 code=999      gpu=-1: any
  *   hang function=nvmlDeviceGetMemoryInfo gpu=0          until the line is gone
- *   xid seq=1 gpu=0 code=79                              gpu=-1: without a device; each is sent once
+ *   xid seq=1 gpu=0 code=79 gi=-1                        gpu=-1: without a device; each is sent once
  *
  * A GPU's `lost` is the code that every call on it answers (15 is lost, 16 needs a reset). Changes
  * that a caller makes (the compute mode) are appended to the file with the suffix ".log".
@@ -33,17 +33,17 @@ enum { MOST = 64, MOST_LINES = 1024 };
 
 struct gpu {
     char uuid[96], name[96];
-    u64 memory, used, cores, bus, clock, events, mig, lost, remap_pending, remap_failure, retired;
-    int major, minor, mode;
+    u64 memory, used, cores, bus, clock, events, mig, lost, remap_pending, remap_failure, retired, util;
+    int major, minor;
 };
-struct mig { int gpu, gi, ci, sms, slices; char uuid[96]; u64 memory; };
-struct process { int gpu, gi, ci, mps; unsigned pid; u64 memory; };
+struct mig { int gpu, gi, ci, sms, slices, compute; char uuid[96], name[96]; u64 memory; };
+struct process { int gpu, gi, ci, mps; unsigned pid; long long memory; };
 struct fault { char function[96]; int gpu, code, hang; };
-struct xid { u64 seq, code; int gpu; };
+struct xid { u64 seq, code; int gpu, gi; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct stat seen;
-static int initialized, init_code, gpus, migs, processes, faults, xids, modes[MOST];
+static int initialized, init_code, gpus, migs, processes, faults, xids, modes[MOST], mode_set[MOST];
 static int cuda;
 static char driver[96];
 static struct gpu gpu[MOST];
@@ -91,15 +91,25 @@ static void read_gpu(const char *line) {
     it->remap_pending = number_of(line, "remap_pending", 0);
     it->remap_failure = number_of(line, "remap_failure", 0);
     it->retired = number_of(line, "retired", 0);
+    it->util = number_of(line, "util", 0);
+    if (!mode_set[gpus]) modes[gpus] = (int)number_of(line, "mode", 0);
     whole[gpus] = (struct handle){gpus, -1};
     gpus++;
 }
 
 static void read_mig(const char *line) {
     struct mig *it = &mig[migs];
-    *it = (struct mig){number_of(line, "gpu", 0), number_of(line, "gi", 0), number_of(line, "ci", 0),
-                       number_of(line, "sms", 0), number_of(line, "slices", 1), "", number_of(line, "memory", 0)};
+    memset(it, 0, sizeof *it);
+    it->gpu = number_of(line, "gpu", 0);
+    it->gi = number_of(line, "gi", 0);
+    it->ci = number_of(line, "ci", 0);
+    it->sms = number_of(line, "sms", 0);
+    it->slices = number_of(line, "slices", 1);
+    it->compute = number_of(line, "compute", it->slices);
+    it->memory = number_of(line, "memory", 0);
     text_of(line, "uuid", it->uuid, sizeof it->uuid);
+    text_of(line, "name", it->name, sizeof it->name);
+    for (char *c = it->name; *c; c++) if (*c == '_') *c = ' ';
     part[migs] = (struct handle){it->gpu, migs};
     migs++;
 }
@@ -122,7 +132,8 @@ static void read_line(const char *line) {
     else if (!strncmp(line, "fault ", 6) && faults < MOST_LINES) read_fault(line, 0);
     else if (!strncmp(line, "hang ", 5) && faults < MOST_LINES) read_fault(line, 1);
     else if (!strncmp(line, "xid ", 4) && xids < MOST_LINES)
-        xid[xids++] = (struct xid){number_of(line, "seq", 0), number_of(line, "code", 0), number_of(line, "gpu", -1)};
+        xid[xids++] = (struct xid){number_of(line, "seq", 0), number_of(line, "code", 0), number_of(line, "gpu", -1),
+                                   number_of(line, "gi", -1)};
 }
 
 /* With the lock held. A missing file is a machine without a driver. */
@@ -213,7 +224,7 @@ int nvmlDeviceGetUUID(device_t on, char *into, unsigned size) {
     DEVICE(on);
     return give_text(into, size, on->mig >= 0 ? mig[on->mig].uuid : it->uuid);
 }
-int nvmlDeviceGetName(device_t on, char *into, unsigned size) { DEVICE(on); return give_text(into, size, it->name); }
+int nvmlDeviceGetName(device_t on, char *into, unsigned size) { DEVICE(on); return give_text(into, size, on->mig >= 0 && mig[on->mig].name[0] ? mig[on->mig].name : it->name); }
 int nvmlDeviceGetIndex(device_t on, unsigned *into) { WHOLE(on); *into = on->gpu; return OK; }
 int nvmlDeviceGetMemoryInfo(device_t on, u64 *into) {
     DEVICE(on);
@@ -273,20 +284,21 @@ int nvmlDeviceGetAttributes_v2(device_t on, struct attributes *into) {
     DEVICE(on);
     if (on->mig < 0) return NOT_SUPPORTED;
     struct mig *that = &mig[on->mig];
-    *into = (struct attributes){that->sms, 1, 0, 0, 0, 0, that->slices, that->slices, that->memory >> 20};
+    *into = (struct attributes){that->sms, 1, 0, 0, 0, 0, that->slices, that->compute, that->memory >> 20};
     return OK;
 }
-int nvmlDeviceGetUtilizationRates(device_t on, unsigned *into) { WHOLE(on); into[0] = into[1] = 0; return OK; }
+int nvmlDeviceGetUtilizationRates(device_t on, unsigned *into) { WHOLE(on); into[0] = it->util; into[1] = 0; return OK; }
 
 struct process_info { unsigned pid; u64 memory; unsigned gi, ci; };
 static int give_processes(device_t on, int mps, unsigned *count, struct process_info *into) {
     unsigned found = 0;
     for (int i = 0; i < processes; i++) {
         struct process *that = &process[i];
-        int mine = that->gpu == on->gpu && that->mps == mps;
+        int mine = that->gpu == on->gpu && (that->mps || !mps);  /* MPS clients are in both lists */
         if (on->mig >= 0) mine = mine && that->gi == mig[on->mig].gi && that->ci == mig[on->mig].ci;
         if (!mine) continue;
-        if (into && found < *count) into[found] = (struct process_info){that->pid, that->memory, that->gi, that->ci};
+        if (into && found < *count)
+            into[found] = (struct process_info){that->pid, that->memory < 0 ? ~0ull : (u64)that->memory, that->gi, that->ci};
         found++;
     }
     int fits = found <= *count;
@@ -309,6 +321,7 @@ int nvmlDeviceSetComputeMode(device_t on, int mode) {
     FILE *file = fopen(path, "a");
     if (file) { fprintf(file, "compute_mode %s %d\n", it->uuid, mode); fclose(file); }
     modes[on->gpu] = mode;
+    mode_set[on->gpu] = 1;
     return OK;
 }
 
@@ -336,7 +349,7 @@ int nvmlEventSetWait_v2(struct event_set *set, struct event *into, unsigned time
             struct xid *that = &xid[i];
             if (that->seq <= set->sent || (that->gpu >= 0 && !set->on[that->gpu])) continue;
             set->sent = that->seq;
-            *into = (struct event){that->gpu >= 0 ? &whole[that->gpu] : NULL, 8, that->code, ~0u, ~0u};
+            *into = (struct event){that->gpu >= 0 ? &whole[that->gpu] : NULL, 8, that->code, (unsigned)that->gi, ~0u};
             return OK;
         }
         clock_gettime(CLOCK_MONOTONIC, &now);

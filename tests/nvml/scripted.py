@@ -49,11 +49,33 @@ class Gpu:
     remap_pending: int = 0
     remap_failure: int = 0
     retired: int = 0
+    util: int = 0
+    mode: int = 0
 
     def line(self) -> str:
         """Its record in the script."""
         values = {**vars(self), "name": self.name.replace(" ", "_")}
         return "gpu " + " ".join(f"{key}={value}" for key, value in values.items())
+
+
+@dataclass(frozen=True)
+class Mig:
+    """One scripted MIG instance; the default is an H100's 1g.10gb as driver 580 names it."""
+
+    uuid: str
+    gpu: int = 0
+    gi: int = 1
+    ci: int = 0
+    memory: int = 10_468_982_784
+    sms: int = 16
+    slices: int = 1
+    compute: int = 1
+    name: str = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+
+    def line(self) -> str:
+        """Its record in the script."""
+        values = {**vars(self), "name": self.name.replace(" ", "_")}
+        return "mig " + " ".join(f"{key}={value}" for key, value in values.items())
 
 
 @dataclass
@@ -88,10 +110,14 @@ class Script:
         """From now on `function` doesn't return; returns the line, for `drop`."""
         return self.add(f"hang function={function} gpu={gpu}")
 
-    def xid(self, gpu: int, code: int) -> None:
-        """Delivers an XID once; `gpu` -1 is an event without a device."""
+    def xid(self, gpu: int, code: int, gi: int = -1) -> None:
+        """Delivers an XID once; `gpu` -1 is an event without a device, `gi` -1 one of the whole GPU."""
         self.sent += 1
-        self.add(f"xid seq={self.sent} gpu={gpu} code={code}")
+        self.add(f"xid seq={self.sent} gpu={gpu} code={code} gi={gi}")
+
+    def process(self, pid: int, memory: int = 0, *, gpu: int = 0, mps: int = 0) -> str:
+        """A process on a GPU; `memory` -1: NVML doesn't say. Returns the line, for `drop`."""
+        return self.add(f"process gpu={gpu} pid={pid} memory={memory} mps={mps}")
 
     def add(self, line: str) -> str:
         """Adds a line of the script."""

@@ -36,7 +36,7 @@ BASE = {"model", "units", "errors", "settings"}
 OWN_LAYER = {"wire", "client", "node", "broker", "doctor", "cli"}
 
 ONLY_IN = {
-    "pynvml": {"node/inventory.py"},
+    "pynvml": {f"node/inventory/{name}.py" for name in ("calls", "listing", "nvml")},
     "docker": {"broker/containers.py", "spawner.py"},
     "cuda": {"node/sleep.py"},
     "rich": {"cli.py"},

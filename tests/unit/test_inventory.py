@@ -128,12 +128,15 @@ def test_counting_fails(script: Script, inventory: NvmlInventory) -> None:
     assert isinstance(caught.value.__cause__, pynvml.NVMLError)
 
 
-def test_a_gpu_in_mig_mode_is_left_out(
+def test_a_gpu_in_mig_mode_without_instances_is_left_out(
     script: Script, inventory: NvmlInventory, caplog: pytest.LogCaptureFixture
 ) -> None:
     script.change(1, mig=1)
     assert uuids(inventory) == [A]
-    sentence = "It is in MIG mode, and this version leases whole GPUs only"
+    sentence = (
+        "It is in MIG mode and has no instances: make some (`nvidia-smi mig -cgi <profiles> -C`), or switch "
+        "MIG off"
+    )
     assert caplog.messages == [f"GPU 1 is left out: {sentence}"]
     caplog.set_level(logging.ERROR)
     assert inventory.driver() == DriverFacts("580.159.04", "13.0", 2, (f"GPU 1: {sentence}.",))

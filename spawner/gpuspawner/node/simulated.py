@@ -14,7 +14,7 @@ from ..errors import ConfigError, DeviceFault
 from ..model import Device
 from ..settings import GpuSite
 from ..units import parse_bytes
-from .inventory import XidEvent
+from .inventory import ComputeMode, GpuProcess, XidEvent
 
 FAULTS_FILE = "simulated_faults"
 """In the state folder: one line a broken simulated device, its index or UUID, then why."""
@@ -88,6 +88,7 @@ class SimulatedInventory:
         self._faults_file = faults_file
         self._faults: dict[str, str] = {}
         self._pending: dict[str, str] = {}
+        self._modes: dict[str, ComputeMode] = {}
         self._xids: queue.Queue[XidEvent] = queue.Queue()
 
     @classmethod
@@ -133,6 +134,31 @@ class SimulatedInventory:
             return self._xids.get(timeout=timeout_seconds)
         except queue.Empty:
             return None
+
+    def processes(self, uuid: str) -> tuple[GpuProcess, ...]:
+        """None: what runs in the containers computes on the CPU."""
+        self.check(uuid)
+        return ()
+
+    def used_bytes(self, uuid: str) -> int:
+        """Nothing is in use."""
+        self.check(uuid)
+        return 0
+
+    def utilization_percent(self, uuid: str) -> float | None:
+        """Not available: there is nothing that could be busy."""
+        self.check(uuid)
+        return None
+
+    def compute_mode(self, uuid: str) -> ComputeMode:
+        """What was set, at first the default."""
+        self.check(uuid)
+        return self._modes.get(uuid, ComputeMode.DEFAULT)
+
+    def set_compute_mode(self, uuid: str, mode: ComputeMode) -> None:
+        """Remembered, and of no effect."""
+        self.check(uuid)
+        self._modes[uuid] = mode
 
     def close(self) -> None:
         """Nothing to end: no library was opened."""

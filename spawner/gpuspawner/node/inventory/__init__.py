@@ -1,0 +1,22 @@
+"""Which devices this machine has, and what goes on on them: the only user of NVML.
+
+Everything here blocks; callers give it threads of its own (`health.py` does). NVML's own calls are
+thread-safe (NVML API Reference r580, "Known issues and thread safety").
+"""
+
+from .calls import is_absent
+from .nvml import NvmlInventory
+from .opening import nvidia_pci_devices, open_inventory
+from .protocol import ComputeMode, DriverFacts, GpuProcess, Inventory, XidEvent
+
+__all__ = [
+    "ComputeMode",
+    "DriverFacts",
+    "GpuProcess",
+    "Inventory",
+    "NvmlInventory",
+    "XidEvent",
+    "is_absent",
+    "nvidia_pci_devices",
+    "open_inventory",
+]

@@ -1,0 +1,59 @@
+"""Calling NVML: its errors become DeviceFault with a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pynvml
+
+from ...errors import DeviceFault
+
+T = TypeVar("T")
+
+_SENTENCES = {
+    pynvml.NVML_ERROR_GPU_IS_LOST: "The GPU is lost (it fell off the bus): reset it or restart the machine",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "The GPU needs a reset: run `nvidia-smi --gpu-reset`, or "
+    "restart the machine",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "Driver and NVML library have different versions, as after an "
+    "upgrade: restart the machine, or reload the driver",
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "The NVIDIA driver is not loaded: run `modprobe nvidia`, "
+    "and see `dmesg`",
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 was not found: install the NVIDIA driver",
+    pynvml.NVML_ERROR_NO_PERMISSION: "NVML refuses this user: the broker's user needs access to /dev/nvidia*",
+    pynvml.NVML_ERROR_INSUFFICIENT_POWER: "The GPU's power cables are not attached: attach them",
+    pynvml.NVML_ERROR_IRQ_ISSUE: "The kernel found an interrupt problem with the GPU: see `dmesg`",
+    pynvml.NVML_ERROR_NOT_FOUND: "The GPU is no longer there: see `nvidia-smi -L`",
+}  # fmt: skip
+
+_DEVICE_GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
+_ABSENT = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+
+
+def fault_of(error: pynvml.NVMLError) -> DeviceFault:
+    """A sentence for NVML's error, with NVML's own word for it."""
+    sentence = _SENTENCES.get(error.value, "The GPU can't be read: see `dmesg` and `nvidia-smi`")
+    return DeviceFault(f"{sentence} (NVML: {error})")
+
+
+def call(function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)`; an NVML error becomes a DeviceFault."""
+    try:
+        return function(*args)
+    except pynvml.NVMLError as error:
+        raise fault_of(error) from error
+
+
+def optional(function: Callable[..., T], *args: Any) -> T | None:
+    """As `call`, but None where this GPU or driver doesn't say. A lost GPU still is a fault."""
+    try:
+        return function(*args)
+    except pynvml.NVMLError as error:
+        if error.value in _DEVICE_GONE:
+            raise fault_of(error) from error
+        return None
+
+
+def is_absent(fault: DeviceFault) -> bool:
+    """Whether the fault says that there is no NVIDIA driver, rather than a broken one."""
+    return isinstance(fault.__cause__, pynvml.NVMLError) and fault.__cause__.value in _ABSENT

@@ -1,0 +1,191 @@
+"""Lists what can be leased: whole GPUs, and the instances of GPUs in MIG mode, by their UUIDs."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pynvml
+
+from ...errors import DeviceFault
+from ...model import Device
+from .calls import call, optional
+
+_log = logging.getLogger(__name__)
+
+CORES_PER_SM = {
+    (5, 0): 128, (5, 2): 128, (5, 3): 128, (6, 0): 64, (6, 1): 128, (6, 2): 128, (7, 0): 64, (7, 2): 64,
+    (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 7): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128,
+    (11, 0): 128, (12, 0): 128, (12, 1): 128,
+}  # fmt: skip
+"""FP32 cores of an SM by compute capability (CUDA C++ Programming Guide 13.0, arithmetic throughput).
+
+NVML tells the cores of a whole GPU, and its SMs only for MIG (`nvmlDeviceGetAttributes_v2`).
+"""
+
+_PROFILE = re.compile(r"\bMIG (\S+)\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What can be leased, and one sentence for each thing that can't."""
+
+    devices: tuple[Device, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A MIG device: a compute instance of a GPU instance."""
+
+    uuid: str
+    gpu_instance: int
+    compute_instance: int
+
+
+def read_all() -> Listing:
+    """All of this machine, by NVML's index. One GPU that can't be read doesn't hide the others.
+
+    Raises DeviceFault if NVML itself can't be read.
+    """
+    devices: list[Device] = []
+    left_out: list[str] = []
+    for index in range(call(pynvml.nvmlDeviceGetCount)):
+        try:
+            handle = call(pynvml.nvmlDeviceGetHandleByIndex, index)
+            if mig_is_on(handle):
+                found = _read_instances(handle, index)
+                devices.extend(found.devices)
+                left_out.extend(found.left_out)
+            else:
+                devices.append(_read_gpu(handle, index))
+        except DeviceFault as fault:
+            left_out.append(_left_out(f"GPU {index}", fault))
+    return Listing(tuple(devices), tuple(left_out))
+
+
+def _left_out(subject: str, fault: DeviceFault) -> str:
+    _log.warning("%s is left out: %s", subject, fault)
+    return f"{subject}: {fault}."
+
+
+def mig_is_on(handle: Any) -> bool:
+    """Whether the whole GPU is in MIG mode now; False for an instance."""
+    mode = optional(pynvml.nvmlDeviceGetMigMode, handle)
+    return mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+
+
+def instance_handles(handle: Any) -> list[Any]:
+    """NVML's handles of the GPU's MIG devices. Raises DeviceFault."""
+    found = []
+    for index in range(optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+        instance = optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+        if instance is not None:
+            found.append(instance)
+    return found
+
+
+def instance_of(handle: Any) -> Instance:
+    """Which MIG device the handle is. Raises DeviceFault."""
+    return Instance(
+        uuid=str(call(pynvml.nvmlDeviceGetUUID, handle)),
+        gpu_instance=call(pynvml.nvmlDeviceGetGpuInstanceId, handle),
+        compute_instance=call(pynvml.nvmlDeviceGetComputeInstanceId, handle),
+    )
+
+
+def parent_handle(handle: Any) -> Any | None:
+    """The whole GPU of a MIG device's handle; None for a whole GPU. Raises DeviceFault if it is lost."""
+    if not optional(pynvml.nvmlDeviceIsMigDeviceHandle, handle):
+        return None
+    return call(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle)
+
+
+def _read_gpu(handle: Any, index: int) -> Device:
+    """A whole GPU. Raises DeviceFault where it can't be leased; values that NVML lacks are None."""
+    capability = optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    cores = optional(pynvml.nvmlDeviceGetNumGpuCores, handle)
+    cores_per_sm = CORES_PER_SM.get(capability) if capability else None
+    clock_mhz = optional(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM)
+    return Device(
+        uuid=str(call(pynvml.nvmlDeviceGetUUID, handle)),
+        model=optional(pynvml.nvmlDeviceGetName, handle) or "NVIDIA GPU",
+        memory_bytes=_memory_bytes(handle),
+        compute_capability=capability,
+        sm_count=cores // cores_per_sm if cores and cores_per_sm else None,
+        memory_bus_width_bits=optional(pynvml.nvmlDeviceGetMemoryBusWidth, handle) or None,
+        memory_clock_hz=clock_mhz * 1_000_000 if clock_mhz else None,
+        index=index,
+    )
+
+
+def _memory_bytes(handle: Any) -> int:
+    memory = optional(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    if memory is None or memory.total <= 0:
+        raise DeviceFault("It does not tell the size of its memory")
+    return int(memory.total)
+
+
+def _read_instances(parent: Any, index: int) -> Listing:
+    """The MIG devices of a GPU. Raises DeviceFault if the GPU can't be read or has none.
+
+    Compute instances that share a GPU instance share its memory, and nothing divides it between
+    them (NVIDIA MIG User Guide r580, "Compute Instance"): a quota would not be hard, so they are
+    left out.
+    """
+    handles = instance_handles(parent)
+    if not handles:
+        raise DeviceFault(
+            "It is in MIG mode and has no instances: make some (`nvidia-smi mig -cgi <profiles> -C`), or "
+            "switch MIG off"
+        )
+    instances = [(instance_of(handle), handle) for handle in handles]
+    shared = Counter(instance.gpu_instance for instance, _ in instances)
+    devices, left_out = [], []
+    for instance, handle in instances:
+        try:
+            if shared[instance.gpu_instance] > 1:
+                raise DeviceFault(
+                    f"It shares the memory of GPU instance {instance.gpu_instance} with other compute "
+                    "instances: make one compute instance in each GPU instance"
+                )
+            devices.append(_read_instance(parent, index, instance, handle))
+        except DeviceFault as fault:
+            left_out.append(_left_out(f"MIG instance {instance.uuid} of GPU {index}", fault))
+    return Listing(tuple(devices), tuple(left_out))
+
+
+def _read_instance(parent: Any, index: int, instance: Instance, handle: Any) -> Device:
+    attributes = optional(pynvml.nvmlDeviceGetAttributes_v2, handle)
+    name = optional(pynvml.nvmlDeviceGetName, handle) or "NVIDIA GPU"
+    profile = profile_of(name, attributes)
+    # Bus width and clock are the whole GPU's, an instance has a part of them: not told, so not available.
+    return Device(
+        uuid=instance.uuid,
+        model=name if profile is None or _PROFILE.search(name) else f"{name} MIG {profile}",
+        memory_bytes=_memory_bytes(handle),
+        compute_capability=optional(pynvml.nvmlDeviceGetCudaComputeCapability, parent),
+        sm_count=attributes.multiprocessorCount or None if attributes is not None else None,
+        index=index,
+        parent_uuid=str(call(pynvml.nvmlDeviceGetUUID, parent)),
+        mig_profile=profile,
+    )
+
+
+def profile_of(name: str, attributes: Any | None) -> str | None:
+    """The MIG profile ("1g.10gb"): NVML's name of the instance ends in it, else it is made of its slices.
+
+    Made the way nvidia-smi names them: compute slices only where fewer than the GPU instance's,
+    memory in GiB rounded up.
+    """
+    match = _PROFILE.search(name)
+    if match:
+        return match[1]
+    if attributes is None:
+        return None
+    compute, gpu = attributes.computeInstanceSliceCount, attributes.gpuInstanceSliceCount
+    size = f"{gpu}g.{-(-attributes.memorySizeMB // 1024)}gb"
+    return size if compute == gpu else f"{compute}c.{size}"

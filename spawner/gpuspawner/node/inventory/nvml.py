@@ -1,0 +1,255 @@
+"""The GPUs and MIG instances of this machine, as NVML tells them."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections import deque
+from typing import Any
+
+import pynvml
+
+from ...errors import DeviceFault
+from ...model import Device
+from .calls import call, fault_of, optional
+from .listing import instance_handles, instance_of, mig_is_on, parent_handle, read_all
+from .protocol import ComputeMode, DriverFacts, GpuProcess, XidEvent
+
+_log = logging.getLogger(__name__)
+
+_NO_INSTANCE = 0xFFFFFFFF
+"""NVML's instance id of an event or process that belongs to none."""
+
+
+class NvmlInventory:
+    """What NVML lists. Raises DeviceFault where there is no usable NVML.
+
+    One GPU that is lost or can't be read is left out with a logged sentence; the others stay usable.
+    """
+
+    simulated = False
+
+    def __init__(self) -> None:
+        call(pynvml.nvmlInit)
+        self._devices: tuple[Device, ...] = ()
+        self._handles: dict[str, Any] = {}
+        self._events: Any = None
+        self._event_uuids: dict[int, str] = {}
+        self._waiting: deque[XidEvent] = deque()
+        self._not_registered: set[str] = set()
+        self._event_lock = threading.Lock()
+        self._stale = threading.Event()
+        self._closed = threading.Event()
+
+    def devices(self) -> tuple[Device, ...]:
+        """By NVML's index: whole GPUs, and of a GPU in MIG mode its instances.
+
+        Raises DeviceFault if NVML lists some and none can be leased.
+        """
+        found = read_all()
+        if found.left_out and not found.devices:
+            raise DeviceFault(f"No GPU can be leased. {' '.join(found.left_out)}")
+        self._devices = found.devices
+        return found.devices
+
+    def driver(self) -> DriverFacts:
+        """Versions and what is left out, for `doctor`. Raises DeviceFault."""
+        cuda = optional(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+        return DriverFacts(
+            driver_version=optional(pynvml.nvmlSystemGetDriverVersion),
+            cuda_version=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+            gpu_count=call(pynvml.nvmlDeviceGetCount),
+            left_out=read_all().left_out,
+        )
+
+    # ---- health
+
+    def check(self, uuid: str) -> None:
+        """Asks the device for its memory and its GPU for rows that could not be remapped. Raises DeviceFault.
+
+        A failed remap means replacing the GPU (NVIDIA GPU Memory Error Management r580, RMA policy).
+        """
+        handle = call(pynvml.nvmlDeviceGetHandleByUUID, uuid)
+        call(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        whole = parent_handle(handle)
+        rows = optional(pynvml.nvmlDeviceGetRemappedRows, handle if whole is None else whole)
+        if rows is not None and rows[3]:
+            raise DeviceFault("A bad memory row could not be remapped: the GPU must be replaced")
+        if whole is None and mig_is_on(handle):
+            raise DeviceFault("The GPU was switched to MIG mode: switch it back, or restart the broker")
+        if uuid in self._not_registered:
+            self._stale.set()
+
+    def reset_pending(self, uuid: str) -> str:
+        """Why the GPU must be reset first: remapped rows or retired pages wait for it. Raises DeviceFault."""
+        handle = self._whole(uuid)
+        rows = optional(pynvml.nvmlDeviceGetRemappedRows, handle)
+        if rows is not None and rows[2]:
+            return "Remapped memory rows wait for a reset: run `nvidia-smi --gpu-reset`"
+        if optional(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle):
+            return "Retired memory pages wait for a reset: run `nvidia-smi --gpu-reset`"
+        return ""
+
+    def _whole(self, uuid: str) -> Any:
+        """The handle of the device's whole GPU."""
+        handle = call(pynvml.nvmlDeviceGetHandleByUUID, uuid)
+        parent = parent_handle(handle)
+        return handle if parent is None else parent
+
+    # ---- what goes on on a device
+
+    def processes(self, uuid: str) -> tuple[GpuProcess, ...]:
+        """By pid. Driver 580 has an MPS client in both of NVML's lists, of compute and of MPS clients.
+
+        The compute list is read first: a client that comes between the calls then is known as one. One
+        that goes between them looks as if it went round MPS: believe that only when it is seen again.
+        """
+        handle = self._handle(uuid)
+        try:
+            listed = {each.pid: each for each in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)}
+            clients = _mps_clients(handle)
+        except pynvml.NVMLError as error:
+            self._handles.pop(uuid, None)
+            raise fault_of(error) from error
+        through = clients or {}
+        return tuple(
+            GpuProcess(pid, info.usedGpuMemory, None if clients is None else pid in through)
+            for pid, info in sorted({**through, **listed}.items())
+        )
+
+    def used_bytes(self, uuid: str) -> int:
+        """As `nvidia-smi` shows it: with what the driver itself uses."""
+        try:
+            return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle(uuid)).used)
+        except pynvml.NVMLError as error:
+            self._handles.pop(uuid, None)
+            raise fault_of(error) from error
+
+    def _handle(self, uuid: str) -> Any:
+        # Kept: looking a device up by UUID asks every GPU of the machine. Forgotten after any error.
+        handle = self._handles.get(uuid)
+        if handle is None:
+            handle = self._handles[uuid] = call(pynvml.nvmlDeviceGetHandleByUUID, uuid)
+        return handle
+
+    def utilization_percent(self, uuid: str) -> float | None:
+        """Time with a kernel running, over NVML's last sample (`utilization.gpu`). None for MIG."""
+        rates = optional(pynvml.nvmlDeviceGetUtilizationRates, self._handle(uuid))
+        return None if rates is None else float(rates.gpu)
+
+    def compute_mode(self, uuid: str) -> ComputeMode:
+        """As `nvidia-smi -q -d COMPUTE` shows it."""
+        return ComputeMode(call(pynvml.nvmlDeviceGetComputeMode, self._handle(uuid)))
+
+    def set_compute_mode(self, uuid: str, mode: ComputeMode) -> None:
+        """Needs root. Lasts until it is changed or the driver is reloaded."""
+        call(pynvml.nvmlDeviceSetComputeMode, self._handle(uuid), int(mode))
+
+    # ---- events
+
+    def wait_xid(self, timeout_seconds: float) -> XidEvent | None:
+        """Waits in NVML's event set. A GPU without events is polled only (`check`).
+
+        An error of a GPU in MIG mode is one event for the instance that NVML names, or one for each.
+        After an error the set is made anew from the GPUs that still answer. One thread at a time.
+        """
+        with self._event_lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._events is None or self._stale.is_set():
+                self._register()
+            if not self._event_uuids:
+                self._closed.wait(timeout_seconds)
+                return None
+            try:
+                data = pynvml.nvmlEventSetWait_v2(self._events, int(timeout_seconds * 1000))
+            except pynvml.NVMLError as error:
+                if error.value == pynvml.NVML_ERROR_TIMEOUT:
+                    return None
+                self._drop_events()
+                raise fault_of(error) from error
+            uuid, xid = self._uuid_of(data.device), int(data.eventData)
+            hit = self._instances_hit(uuid, data.gpuInstanceId) or (uuid,)
+            self._waiting.extend(XidEvent(each, xid) for each in hit)
+            return self._waiting.popleft()
+
+    def _instances_hit(self, uuid: str | None, gpu_instance: int) -> tuple[str, ...]:
+        """The leased instances of that GPU which an event hits; none for a whole GPU."""
+        instances = tuple(device.uuid for device in self._devices if uuid and device.parent_uuid == uuid)
+        if not instances or gpu_instance == _NO_INSTANCE:
+            return instances
+        try:
+            handles = instance_handles(call(pynvml.nvmlDeviceGetHandleByUUID, uuid))
+            named = {each.uuid for each in map(instance_of, handles) if each.gpu_instance == gpu_instance}
+        except DeviceFault:
+            return instances  # it can't be told which: all of them
+        return tuple(each for each in instances if each in named) or instances
+
+    def _uuid_of(self, handle: Any) -> str | None:
+        # By the handle that was registered: a GPU that fell off the bus no longer tells its UUID.
+        address = ctypes.cast(handle, ctypes.c_void_p).value
+        if not address:
+            return None
+        known = self._event_uuids.get(address)
+        if known is not None:
+            return known
+        try:
+            return str(pynvml.nvmlDeviceGetUUID(handle))
+        except pynvml.NVMLError:
+            return None
+
+    def _register(self) -> None:
+        self._drop_events()
+        self._stale.clear()
+        events = call(pynvml.nvmlEventSetCreate)
+        wanted = pynvml.nvmlEventTypeXidCriticalError
+        for device in self._devices or self.devices():
+            uuid = device.parent_uuid or device.uuid  # events come from whole GPUs
+            if uuid in self._event_uuids.values():
+                continue
+            try:
+                handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                if not pynvml.nvmlDeviceGetSupportedEventTypes(handle) & wanted:
+                    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+                pynvml.nvmlDeviceRegisterEvents(handle, wanted, events)
+            except pynvml.NVMLError as error:
+                if error.value != pynvml.NVML_ERROR_NOT_SUPPORTED:
+                    self._not_registered.add(device.uuid)
+                _log.warning("No XID events from %s, it is only polled: %s", uuid, error)
+                continue
+            self._event_uuids[ctypes.cast(handle, ctypes.c_void_p).value or 0] = uuid
+        self._events = events
+
+    def _drop_events(self) -> None:
+        events, self._events = self._events, None
+        self._event_uuids, self._not_registered = {}, set()
+        if events is not None:
+            try:
+                pynvml.nvmlEventSetFree(events)
+            except pynvml.NVMLError as error:
+                _log.warning("NVML's event set was not freed: %s", error)
+
+    def close(self) -> None:
+        """Frees the event set and shuts NVML down, unless a call hangs in it: then it is left."""
+        self._closed.set()
+        if not self._event_lock.acquire(timeout=2.0):
+            _log.warning("NVML is left open: a call still hangs in it")
+            return
+        try:
+            self._drop_events()
+            pynvml.nvmlShutdown()
+        except pynvml.NVMLError as error:
+            _log.warning("NVML did not shut down: %s", error)
+        finally:
+            self._event_lock.release()
+
+
+def _mps_clients(handle: Any) -> dict[int, Any] | None:
+    """NVML's MPS clients by pid; None where the GPU or driver has no such list. Raises NVMLError."""
+    try:
+        return {each.pid: each for each in pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3(handle)}
+    except pynvml.NVMLError as error:
+        if error.value in (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND):
+            return None
+        raise

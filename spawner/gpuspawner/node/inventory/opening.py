@@ -1,0 +1,64 @@
+"""Which inventory a site gets: real GPUs or simulated ones."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ...errors import ConfigError, DeviceFault
+from ...settings import GpuSite
+from .calls import is_absent
+from .nvml import NvmlInventory
+from .protocol import Inventory
+
+_log = logging.getLogger(__name__)
+
+
+def open_inventory(site: GpuSite) -> Inventory:
+    """The inventory that `c.GpuSite.inventory` asks for. Blocks; raises ConfigError with the remedy.
+
+    `auto` takes simulated GPUs only where there is no driver or no GPU. A driver that is there and
+    fails is an error: a machine with GPUs must not hand out simulated ones after a bad upgrade.
+    """
+    from ..simulated import SimulatedInventory
+
+    if site.inventory == "simulated":
+        return SimulatedInventory.from_site(site)
+    try:
+        inventory = NvmlInventory()
+    except DeviceFault as fault:
+        if site.inventory == "nvml" or not is_absent(fault):
+            raise _no_nvml(fault) from fault
+        _log.info("GPUs are simulated: %s", fault)
+        return SimulatedInventory.from_site(site)
+    try:
+        if inventory.devices():
+            return inventory
+    except DeviceFault as fault:
+        inventory.close()
+        raise _no_nvml(fault) from fault
+    inventory.close()
+    if site.inventory == "nvml":
+        raise _no_nvml(DeviceFault("NVML lists no GPU"))
+    _log.info("GPUs are simulated: NVML lists no GPU")
+    return SimulatedInventory.from_site(site)
+
+
+def _no_nvml(fault: DeviceFault) -> ConfigError:
+    return ConfigError(
+        f'{fault}. Until that is mended, c.GpuSite.inventory = "simulated" starts without real GPUs'
+    )
+
+
+def nvidia_pci_devices(root: Path = Path("/sys/bus/pci/devices")) -> tuple[str, ...]:
+    """PCI addresses of NVIDIA display controllers, driver or not (vendor 0x10de, class 0x03)."""
+    found = []
+    for device in sorted(root.glob("*")):
+        try:
+            vendor = (device / "vendor").read_text().strip()
+            kind = (device / "class").read_text().strip()
+        except OSError:
+            continue
+        if vendor == "0x10de" and kind.startswith("0x03"):
+            found.append(device.name)
+    return tuple(found)

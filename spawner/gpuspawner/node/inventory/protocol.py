@@ -1,0 +1,85 @@
+"""What the broker may ask of the hardware, and the answers: the seam between the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from ...model import Device
+
+
+@dataclass(frozen=True, slots=True)
+class XidEvent:
+    """An error that the driver reported. `uuid` is None where it named no device: it hits all."""
+
+    uuid: str | None
+    xid: int
+
+
+@dataclass(frozen=True, slots=True)
+class DriverFacts:
+    """The driver for `doctor`: versions as text ("580.159.04", "13.0"), None where not available."""
+
+    driver_version: str | None
+    cuda_version: str | None
+    gpu_count: int
+    left_out: tuple[str, ...]
+    """One sentence for each device that can't be leased."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process with a CUDA context on a device. `memory_bytes` is None where NVML doesn't say.
+
+    `through_mps`: whether it is a client of an MPS server; None where NVML can't tell.
+    """
+
+    pid: int
+    memory_bytes: int | None
+    through_mps: bool | None = False
+
+
+class ComputeMode(IntEnum):
+    """Who may make a CUDA context on a GPU; the values are NVML's (`nvmlComputeMode_t`)."""
+
+    DEFAULT = 0
+    EXCLUSIVE_THREAD = 1
+    PROHIBITED = 2
+    EXCLUSIVE_PROCESS = 3
+
+
+class Inventory(Protocol):
+    """The seam between the broker and the hardware. Everything blocks and may be called in any thread."""
+
+    simulated: bool
+
+    def devices(self) -> tuple[Device, ...]:
+        """Every device that can be leased. Raises DeviceFault if nothing can be read."""
+
+    def check(self, uuid: str) -> None:
+        """Returns if the device answers; raises DeviceFault with a sentence if lost or unreadable."""
+
+    def reset_pending(self, uuid: str) -> str:
+        """Why a withdrawn device must stay so until it is reset; "" if it need not."""
+
+    def wait_xid(self, timeout_seconds: float) -> XidEvent | None:
+        """The next XID; None when none came in time. Raises DeviceFault if waiting failed."""
+
+    def processes(self, uuid: str) -> tuple[GpuProcess, ...]:
+        """The processes on the device, by pid. Raises DeviceFault: then nothing is known."""
+
+    def used_bytes(self, uuid: str) -> int:
+        """Memory in use on the device, by whomever: one cheap call. Raises DeviceFault."""
+
+    def utilization_percent(self, uuid: str) -> float | None:
+        """How busy the device was lately; None where that isn't told, as for MIG. Raises DeviceFault."""
+
+    def compute_mode(self, uuid: str) -> ComputeMode:
+        """The GPU's compute mode. Raises DeviceFault."""
+
+    def set_compute_mode(self, uuid: str, mode: ComputeMode) -> None:
+        """Changes it until it is changed again or the driver is reloaded. Needs root; raises DeviceFault."""
+
+    def close(self) -> None:
+        """Ends the use of NVML; further calls fail."""
