@@ -132,7 +132,7 @@ def _network_of(
         "GPUSPAWNER_ADMIN_PASSWORD": secrets.token_hex(24),
         "GPUSPAWNER_IMAGE": IMAGE,
         "GPUSPAWNER_NAME": name,
-        "GPUSPAWNER_SUBNET": f"10.{214 + secrets.randbelow(30)}.{secrets.randbelow(256)}.0/24",
+        "GPUSPAWNER_SUBNET": f"10.{220 + secrets.randbelow(30)}.{secrets.randbelow(256)}.0/24",
         **environment,
     }
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -198,3 +199,15 @@ def test_stopping_frees_the_device_while_the_page_is_open(story: Story) -> None:
     )
     holders = admin.locator("#gpu-devices tbody td[data-label='Held by']")
     expect(holders.nth(1)).to_have_text("nobody: free")
+
+
+def test_an_open_page_outlives_the_broker(story: Story) -> None:
+    admin = story.go("admin", "services/gpu/")
+    admin.evaluate("window.sameDocument = true")
+    os.kill(int((story.system.folder / "broker.lock").read_text()), signal.SIGKILL)
+    story.go("anna", "hub/home").click("#stop")
+    expect(admin.locator("#gpu-summary")).to_have_text(
+        "2 of 2 simulated GPUs free, nobody waits.", timeout=60_000
+    )
+    expect(admin.locator("#gpu-lost")).to_be_hidden()
+    assert admin.evaluate("window.sameDocument")

@@ -311,3 +311,21 @@ async def test_nothing_beside_the_assets_is_served(pages: Pages) -> None:
     outside = URL(pages.url + "static/%2e%2e/view.py", encoded=True)
     async with pages.client.get(outside, allow_redirects=False) as answer:
         assert answer.status == 403
+
+
+async def test_no_token_in_the_log(pages: Pages, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    await pages.get("api/status?token=secret-word", "anna-token")
+    await pages.get("oauth_callback?code=secret-word&state=forged")
+    assert "api/status" in caplog.text
+    assert not [word for word in ("secret-word", "anna-token") if word in caplog.text]
+
+
+def test_cookies_outlive_a_restart_of_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "one")
+    first = make_settings()["cookie_secret"]
+    assert make_settings()["cookie_secret"] == first
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "other")
+    assert make_settings()["cookie_secret"] != first
+    monkeypatch.delenv("JUPYTERHUB_API_TOKEN")
+    assert make_settings()["cookie_secret"] != make_settings()["cookie_secret"]

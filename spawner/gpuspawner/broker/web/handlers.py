@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from http.client import responses
@@ -16,6 +18,7 @@ from jupyterhub.services.auth import (
     HubOAuthenticated,
     UserNotAllowed,
 )
+from tornado.log import access_log
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from ...units import Clock, utc_now
@@ -74,13 +77,30 @@ def make_handlers(
 def make_settings() -> dict[str, Any]:
     """Settings of the tornado Application that carries the handlers.
 
-    The cookie secret is new in each process: after a restart of the broker a browser is sent through
-    the hub once more, without asking its user.
+    The cookie secret comes from the service's API token, so that a broker which is started again takes
+    the cookies of the one before. Without a token it is made up.
     """
-    return {"cookie_secret": os.urandom(32)}
+    token = os.environ.get("JUPYTERHUB_API_TOKEN", "")
+    secret = hashlib.sha256(f"gpuspawner cookie {token}".encode()).digest() if token else os.urandom(32)
+    return {"cookie_secret": secret, "log_function": log_request}
 
 
-class HubHandler(HubOAuthenticated, RequestHandler):
+def log_request(handler: RequestHandler) -> None:
+    """One line a request, without its query, in which a token or a code may stand."""
+    status, request = handler.get_status(), handler.request
+    level = logging.ERROR if status >= 500 else logging.DEBUG
+    seconds = request.request_time()
+    access_log.log(level, "%d %s %s (%.3f s)", status, request.method, request.path, seconds)
+
+
+class Discreet(RequestHandler):
+    """Keeps the query out of tornado's own lines about errors too."""
+
+    def _request_summary(self) -> str:
+        return f"{self.request.method} {self.request.path}"
+
+
+class HubHandler(HubOAuthenticated, Discreet):
     """A request whose sender the hub knows: cookie after OAuth, or a token in the Authorization header.
 
     jupyterhub's own `get_current_user` waits for the hub and stops the event loop meanwhile, on which
@@ -270,7 +290,7 @@ class UnknownPageHandler(PageHandler):
         raise HTTPError(404)
 
 
-class CallbackHandler(HubOAuthCallbackHandler):
+class CallbackHandler(HubOAuthCallbackHandler, Discreet):
     """`GET oauth_callback`: where the hub sends a browser back to after its login."""
 
     def initialize(self, site: Site) -> None:
