@@ -1,0 +1,194 @@
+"""Broker down, Docker down, Docker failing, the hub killed at each of its Docker calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from hubprocess import HubProcess, ProxyThread, Rule, eventually
+
+pytestmark = pytest.mark.docker
+
+INSPECT = r"GET /v[\d.]+/containers/[^/]+/json"
+CALLS = {
+    "image": r"GET /v[\d.]+/images/.*/json",
+    "leftover": INSPECT,
+    "create": r"POST /v[\d.]+/containers/create",
+    "start": r"POST /v[\d.]+/containers/[^/]+/start",
+    "address": INSPECT,
+}
+"""The Docker calls of a start, in order; "address" is the second inspection."""
+REMOVE = r"DELETE /v[\d.]+/containers/"
+
+
+def rule(call: str, **changes: object) -> Rule:
+    """A rule for one call of a start."""
+    return Rule(CALLS[call], nth=2 if call == "address" else 1, **changes)  # type: ignore[arg-type]
+
+
+async def settled(hub: HubProcess, user: str) -> bool:
+    """Whether hub, broker and Docker agree: the server runs with its container, or there is nothing."""
+    model = await hub.server(user)
+    containers = hub.containers(user)
+    leases = await hub.leases(user)
+    if model is not None and model["ready"]:
+        (container,) = containers
+        state = container["State"] == "running"
+        return state and leases in ([], [(user, "", "running")])
+    return (model is None or not model["pending"]) and containers == [] and leases == []
+
+
+# Every state that a kill can leave: between two of these points nothing changes but memory.
+CRASHES = [
+    ("image", "before"), ("create", "before"), ("create", "after"),
+    ("start", "before"), ("start", "after"), ("address", "after"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+@pytest.mark.parametrize(("call", "when"), CRASHES)
+async def test_the_hub_killed_at_each_docker_call_leaves_nothing_half_done(
+    hub: HubProcess, docker_proxy: ProxyThread, call: str, when: str, profile: str
+) -> None:
+    user = f"kill-{call}-{when}-{profile}"
+    await hub.add_users(user)
+    with docker_proxy.rule(rule(call, **{when: hub.kill})) as seen:
+        assert not (await hub.spawn(user, {"profile": profile})).ready
+        assert seen.hits == 1
+    hub.start()
+    await eventually(lambda: settled(hub, user), 8)
+    model = await hub.server(user)
+    started = (call, when) in {("start", "after"), ("address", "after")}
+    assert (model is not None and model["ready"]) == started
+    if not started:
+        assert (await hub.spawn(user, {"profile": profile})).ready
+    assert await hub.leases(user) == ([(user, "", "running")] if profile == "gpu" else [])
+    await hub.stop_server(user)
+    await eventually(lambda: settled(hub, user), 5)
+    assert hub.containers(user) == []
+
+
+async def test_a_running_server_keeps_its_lease_through_restarts_of_hub_and_broker(hub: HubProcess) -> None:
+    assert (await hub.spawn("kept", {"profile": "gpu"})).ready
+    before = hub.inspect("kept")
+    for end in (hub.kill, hub.stop):
+        end()
+        hub.start()
+        await eventually(lambda: settled(hub, "kept"), 10)
+        model = await hub.server("kept")
+        assert model is not None
+        assert model["ready"]
+        assert model["state"]["lease_id"] == before["Config"]["Labels"]["gpuspawner.lease"]
+        assert hub.inspect("kept")["State"]["StartedAt"] == before["State"]["StartedAt"]
+        assert await hub.leases("kept") == [("kept", "", "running")]
+    await hub.stop_server("kept")
+
+
+async def test_docker_down_while_the_hub_starts_stops_nobody(
+    hub: HubProcess, docker_proxy: ProxyThread
+) -> None:
+    users = {"down-cpu": "cpu", "down-gpu": "gpu"}
+    for user, profile in users.items():
+        assert (await hub.spawn(user, {"profile": profile})).ready
+    assert (await hub.spawn("down-gone", {"profile": "cpu"})).ready
+    started = {user: hub.inspect(user)["State"]["StartedAt"] for user in users}
+    hub.stop()
+    docker_proxy.down()
+    hub.engine.remove_container(hub.inspect("down-gone")["Id"], force=True)
+    hub.start()
+    await asyncio.sleep(2)
+    for user in users:  # they answer, so they are there again although Docker is not
+        model = await hub.server(user)
+        assert model is not None
+        assert model["ready"]
+    unknown = await hub.server("down-gone")
+    assert unknown is not None
+    assert unknown["pending"] == "check"
+    docker_proxy.up()
+    back = time.monotonic()
+
+    async def known() -> bool:
+        model = await hub.server("down-gone")
+        return model is None or (not model["ready"] and not model["pending"])
+
+    await eventually(known, 10)
+    assert time.monotonic() - back < 10
+    for user, profile in users.items():
+        assert hub.inspect(user)["State"]["StartedAt"] == started[user]
+        assert await hub.leases(user) == ([(user, "", "running")] if profile == "gpu" else [])
+        await hub.stop_server(user)
+
+
+async def test_docker_down_while_servers_run_and_stop(hub: HubProcess, docker_proxy: ProxyThread) -> None:
+    assert (await hub.spawn("calm", {"profile": "gpu"})).ready
+    docker_proxy.down()
+    try:
+        await asyncio.sleep(5)  # two polls of the hub
+        model = await hub.server("calm")
+        assert model is not None
+        assert model["ready"]
+        status, message = await hub.post("late")
+        assert status == 503
+        assert message.startswith("Docker doesn't work on this machine right now")
+        stop = asyncio.create_task(hub.call("DELETE", "/users/calm/server"))
+        await asyncio.sleep(1.5)
+        model = await hub.server("calm")
+        assert model is not None
+        assert model["pending"] == "stop"  # what may be running isn't called stopped
+    finally:
+        docker_proxy.up()
+    await stop
+    await eventually(lambda: settled(hub, "calm"), 5)
+    assert hub.containers("calm") == []
+    assert (await hub.spawn("late")).ready
+    await hub.stop_server("late")
+
+
+@pytest.mark.parametrize("action", ["500", "409", "refuse", "lose"])
+@pytest.mark.parametrize("call", list(CALLS))
+async def test_docker_failing_at_each_call_leaves_the_user_free(
+    hub: HubProcess, docker_proxy: ProxyThread, call: str, action: str
+) -> None:
+    user = f"fail-{call}-{action}"
+    with docker_proxy.rule(rule(call, action=action)) as seen:
+        spawned = await hub.spawn(user, {"profile": "gpu"})
+        assert seen.hits == 1
+    await eventually(lambda: settled(hub, user), 5)
+    if not spawned.ready:
+        assert hub.containers(user) == []
+        assert (await hub.spawn(user, {"profile": "gpu"})).ready
+    await hub.stop_server(user)
+    await eventually(lambda: settled(hub, user), 5)
+
+
+@pytest.mark.parametrize("action", ["500", "409", "refuse", "lose"])
+async def test_docker_failing_at_the_removal_delays_the_stop_and_loses_nothing(
+    hub: HubProcess, docker_proxy: ProxyThread, action: str
+) -> None:
+    user = f"remove-{action}"
+    assert (await hub.spawn(user, {"profile": "gpu"})).ready
+    with docker_proxy.rule(Rule(REMOVE, action=action, times=2)) as seen:  # type: ignore[arg-type]
+        await hub.stop_server(user)
+        await eventually(lambda: settled(hub, user), 8)
+        assert seen.hits >= 1
+    assert hub.containers(user) == []
+
+
+async def test_without_a_broker_cpu_starts_and_gpu_is_refused_with_a_sentence(hub: HubProcess) -> None:
+    hub.stop()
+    hub.environment["GPUSPAWNER_TEST_NO_BROKER"] = "1"
+    hub.start()
+    try:
+        status, message = await hub.post("lone", {"profile": "gpu"})
+        assert status == 503
+        assert message == (
+            "GPUs can't be given out right now: the GPU broker isn't running. A CPU server still starts. "
+            "Admin: see the log of the broker, or run 'gpuspawner doctor'."
+        )
+        assert (await hub.spawn("lone", {"profile": "cpu"})).ready
+        await hub.stop_server("lone")
+    finally:
+        hub.stop()
+        del hub.environment["GPUSPAWNER_TEST_NO_BROKER"]
+        hub.start()
