@@ -34,10 +34,11 @@ installations:
 def documented_classes() -> list[type[Configurable]]:
     """The classes whose settings are ours, in the order of the page."""
     from gpuspawner.broker.app import GpuBroker
+    from gpuspawner.cli import Command
     from gpuspawner.settings import GpuSite
     from gpuspawner.spawner import GpuDockerSpawner
 
-    return [GpuSite, GpuDockerSpawner, GpuBroker]
+    return [GpuSite, GpuDockerSpawner, GpuBroker, Command]
 
 
 def own_settings(cls: type[Configurable]) -> dict[str, Any]:
