@@ -71,11 +71,13 @@ def _follow(
         forcerm=True,
         decode=True,
     )
+    current = ""
     for event in events:
         line = str(event.get("stream") or event.get("status") or "").strip()
         if line:
             said.append(line)
-            step.detail(f"{tag}: {line}")
+            current = line if line.startswith("Step ") else current
+            step.detail(" ".join(current.split()))
         if "error" in event:
             raise _failed(tag, f"{event['error']} (before that: {' / '.join(said[-5:])})")
 

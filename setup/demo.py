@@ -19,6 +19,7 @@ from setup.steps import ROOT, SetupError
 USER_LENGTH, ADMIN_LENGTH = 8, 32  # the least that JupyterHub's shared-password authenticator takes
 SOCKET_BYTES = 100  # a unix socket's path may have 107
 ROOM_BYTES = 1 << 20
+DATABASE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def _check_database(path: Path) -> None:
     """Raises SetupError if the hub's database is there but can't be read."""
     if not path.exists():
         return
-    connection = sqlite3.connect(path, timeout=2.0)
+    connection = sqlite3.connect(path, timeout=DATABASE_SECONDS)
     try:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -95,6 +95,7 @@ class Launch:
         try:
             with step("the hub starts") as current:
                 ready = self._wait_ready(hub, current)
+                current.note = current.note if ready else "it was stopped, or has ended"
             self._ready = ready
             if ready:
                 print(block(self._demo, gpus(self._demo.state_dir / "broker.sock")), flush=True)
@@ -104,7 +105,7 @@ class Launch:
             asked = self._stop.is_set()
             self._end(hub)
         if asked:
-            print(farewell(self._demo, running_notebooks(self._demo.name)), flush=True)
+            print(farewell(running_notebooks(self._demo.name)), flush=True)
             return 0
         raise SetupError(
             f"the hub has ended by itself, with status {hub.returncode}. Its last words:\n"
@@ -228,19 +229,19 @@ def block(demo: Demo, devices: str) -> str:
     return "\n".join([line, *(f"  {head:<9}{text}" for head, text in rows), line])
 
 
-def farewell(demo: Demo, running: int | None) -> str:
-    """What becomes of running notebooks."""
+def farewell(running: int | None) -> str:
+    """What becomes of `running` notebooks; None where Docker did not say how many there are."""
     said = "Hub, proxy and broker have stopped."
     if running is None:
         return f"{said} Docker does not answer, so it is unknown whether notebooks still run."
     if running == 0:
         return f"{said} No notebook runs. Homes and settings are kept."
+    one = running == 1
     which = (
-        "1 notebook goes on, and keeps its GPU"
-        if running == 1
-        else f"{running} notebooks go on, and keep their GPUs"
+        "1 notebook goes on, and keeps its GPU" if one else f"{running} notebooks go on, and keep their GPUs"
     )
-    return f"{said} {which}: `make hub` finds them again, `make clean-demo` ends them."
+    them = "it" if one else "them"
+    return f"{said} {which}: `make hub` finds {them} again, `make clean-demo` ends {them}."
 
 
 def running_notebooks(name: str) -> int | None:
