@@ -35,7 +35,7 @@ test-unit: venv ## the tests that need no Docker, under a minute
 	@$(PYTEST) tests/unit $(ARGS)
 
 test-gpu: venv ## the tests that need a real NVIDIA GPU
-	@$(PYTEST) tests/gpu $(ARGS)
+	@GPUSPAWNER_REQUIRE_GPU=1 $(PYTEST) tests/gpu -s $(ARGS)
 
 bench: venv ## paired benchmarks against stock DockerSpawner
 	@$(PY) -m setup.ready proxy engine images

@@ -103,20 +103,24 @@ class System:
 
 
 @contextmanager
-def running_system(folder: Path, **environment: str) -> Iterator[System]:
-    """Runs the repository's own `jupyterhub_config.py`, and removes what it left in Docker at the end."""
+def running_system(folder: Path, *, config: Path = CONFIG, **environment: str) -> Iterator[System]:
+    """Runs the repository's own `jupyterhub_config.py`, and removes what it left in Docker at the end.
+
+    `config` is another file that loads it and adds to it.
+    """
+    image = environment.get("GPUSPAWNER_IMAGE", IMAGE)
     try:
         engine = docker.from_env(timeout=60)
     except docker.errors.DockerException as error:
         pytest.skip(f"no Docker Engine answers here: {error}")
     with closing(engine):
-        if not engine.images.list(IMAGE):
-            pytest.skip(f"the image {IMAGE} is not built: run `make test`")
+        if not engine.images.list(image):
+            pytest.skip(f"the image {image} is not built: run `make test`")
         with _network_of(engine, f"gpuspawner-t{secrets.token_hex(3)}", folder, environment) as settings:
             port, name = settings["GPUSPAWNER_PORT"], settings["GPUSPAWNER_NAME"]
             url = f"http://127.0.0.1:{port}/"
             passwords = settings["GPUSPAWNER_PASSWORD"], settings["GPUSPAWNER_ADMIN_PASSWORD"]
-            with running_hub(CONFIG, url, folder, settings):
+            with running_hub(config, url, folder, settings):
                 yield System(url, name, folder, *passwords)
 
 

@@ -7,21 +7,17 @@ stream and the kernel's websocket.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sys
-import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
-from yarl import URL
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers that several folders share
 from running import System, running_system
+from webclient import Client, logged_in
 
 pytestmark = pytest.mark.docker
 
@@ -33,109 +29,6 @@ print("trace of the product:", np.trace(a @ a.T))
 """
 TRACE = sum((number % 7) ** 2 for number in range(SIDE**2))
 """The trace of A times its own transpose is the sum of the squares of A."""
-
-
-class Client:
-    """A logged-in user with the cookies of a browser."""
-
-    def __init__(self, system: System, session: aiohttp.ClientSession, user: str) -> None:
-        self.system = system
-        self.session = session
-        self.user = user
-
-    def url(self, path: str) -> URL:
-        return URL(self.system.url + path)
-
-    def xsrf(self, path: str) -> str:
-        """The token of the cookie that applies to `path`."""
-        return self.session.cookie_jar.filter_cookies(self.url(path))["_xsrf"].value
-
-    async def text(self, path: str) -> str:
-        """A page, redirects followed."""
-        async with self.session.get(self.url(path)) as answer:
-            assert answer.status == 200, (path, answer.status, await answer.text())
-            return await answer.text()
-
-    async def json(self, path: str) -> Any:
-        """A JSON answer."""
-        return json.loads(await self.text(path))
-
-    async def submit(self, path: str, **fields: str) -> aiohttp.ClientResponse:
-        """Fills in a form of the hub and sends it."""
-        await self.text(path)
-        form = {**fields, "_xsrf": self.xsrf(path)}
-        async with self.session.post(self.url(path), data=form) as answer:
-            await answer.read()
-            return answer
-
-    async def send(self, method: str, path: str, body: Any = None) -> Any:
-        """A request of a page's script."""
-        headers = {"X-XSRFToken": self.xsrf(path)}
-        async with self.session.request(method, self.url(path), json=body, headers=headers) as answer:
-            assert answer.ok, (path, answer.status, await answer.text())
-            return json.loads(await answer.text() or "null")
-
-    async def progress(self) -> list[dict[str, Any]]:
-        """The events of the progress stream until the server is ready or has failed."""
-        events = []
-        async with self.session.get(self.url(f"hub/api/users/{self.user}/server/progress")) as stream:
-            async for line in stream.content:
-                if line.startswith(b"data:"):
-                    events.append(json.loads(line[5:]))
-        return events
-
-    async def run_in_kernel(self, code: str) -> str:
-        """What `code` prints in a new Python kernel of the user's server."""
-        base = f"user/{self.user}/"
-        await self.text(f"{base}lab")
-        kernel = await self.send("POST", f"{base}api/kernels", {"name": "python3"})
-        address = self.url(f"{base}api/kernels/{kernel['id']}/channels?session_id={uuid.uuid4().hex}")
-        async with self.session.ws_connect(address) as socket:
-            request = execute_request(code)
-            await socket.send_json(request)
-            return await printed(socket, request["header"]["msg_id"])
-
-
-def execute_request(code: str) -> dict[str, Any]:
-    """Jupyter's message that runs `code` (messaging protocol 5.3)."""
-    header = {
-        "msg_id": uuid.uuid4().hex,
-        "msg_type": "execute_request",
-        "session": uuid.uuid4().hex,
-        "username": "",
-        "version": "5.3",
-        "date": "",
-    }
-    content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
-    return {"channel": "shell", "header": header, "parent_header": {}, "metadata": {}, "content": content}
-
-
-async def printed(socket: aiohttp.ClientWebSocketResponse, message_id: str) -> str:
-    """What was printed for the message with this id; an error of the code fails the test."""
-    text = ""
-    async for item in socket:
-        message = item.json()
-        if message["parent_header"].get("msg_id") != message_id:
-            continue
-        content = message["content"]
-        assert message["msg_type"] != "error", "\n".join(content["traceback"])
-        if message["msg_type"] == "stream":
-            text += content["text"]
-        if message["msg_type"] == "status" and content["execution_state"] == "idle":
-            return text
-    raise AssertionError("the kernel's websocket closed early")
-
-
-@asynccontextmanager
-async def logged_in(system: System, user: str) -> AsyncIterator[Client]:
-    """A session in which `user` went through the login form."""
-    jar = aiohttp.CookieJar(unsafe=True)  # cookies of an address that is a number
-    timeout = aiohttp.ClientTimeout(total=180)
-    async with aiohttp.ClientSession(cookie_jar=jar, timeout=timeout) as session:
-        client = Client(system, session, user)
-        answer = await client.submit("hub/login", username=user, password=system.password(user))
-        assert answer.status == 200
-        yield client
 
 
 @pytest.fixture(scope="module")

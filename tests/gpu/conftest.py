@@ -1,0 +1,56 @@
+"""A system on real GPUs. Nothing here falls back to the CPU or to simulated devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.errors import GpuSpawnerError
+from gpuspawner.node.inventory import open_inventory
+from gpuspawner.settings import GpuSite
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers that several folders share
+from running import System, running_system
+
+HERE = Path(__file__).resolve().parent
+REQUIRED = "GPUSPAWNER_REQUIRE_GPU"
+"""Set by `make test-gpu`: then a missing GPU is a failure and not a skip."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _real_gpu() -> None:
+    """Skips, or fails where a GPU is required, on a machine without one."""
+    try:
+        inventory = open_inventory(GpuSite(inventory="nvml"))
+    except GpuSpawnerError as error:
+        if REQUIRED in os.environ:
+            pytest.fail(f"this run needs a real GPU: {error}")
+        pytest.skip(f"needs a real NVIDIA GPU: {error}")
+    inventory.close()
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Hub, proxy and broker on this machine's GPUs."""
+    settings = {
+        "GPUSPAWNER_IMAGE": os.environ.get("GPUSPAWNER_IMAGE", "gpuspawner/lab-torch:0.1.0"),
+    }
+    with running_system(tmp_path_factory.mktemp("g"), config=HERE / "gpu_config.py", **settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def record() -> Iterator[Callable[[str, Any], None]]:
+    """Notes a measured value; all of them are printed at the end, for docs/measurements.md."""
+    values: dict[str, Any] = {}
+    yield values.__setitem__
+    print("\nmeasured on this machine:")
+    for name, value in values.items():
+        print(f"  {name}: {json.dumps(value)}")
+    if "GPUSPAWNER_RESULTS" in os.environ:
+        Path(os.environ["GPUSPAWNER_RESULTS"]).write_text(json.dumps(values, indent=1))

@@ -1,0 +1,32 @@
+"""The project's own settings on a machine with real GPUs.
+
+Where the lab images can't be built (a bare machine without network), GPUSPAWNER_GPU_LAB names the command of
+an image that has everything else bound from the host: GPUSPAWNER_GPU_BINDS is a colon-separated list of
+folders, read-only and under their own names. Homes are then in memory.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+c = get_config()  # noqa: F821
+this_file = Path(__file__).resolve()
+load_subconfig(str(this_file.parents[2] / "jupyterhub_config.py"))  # noqa: F821
+
+c.GpuSite.inventory = "nvml"
+service = c.JupyterHub.services[0]
+service["command"] = [sys.executable, "-m", "gpuspawner.broker", "--config", str(this_file), "--take-over"]
+service["environment"] = {
+    **service["environment"],
+    **{key: os.environ[key] for key in ("LD_LIBRARY_PATH", "PYTHONPATH", "PATH") if key in os.environ},
+}
+
+if "GPUSPAWNER_GPU_LAB" in os.environ:
+    c.GpuDockerSpawner.cmd = os.environ["GPUSPAWNER_GPU_LAB"].split()
+    c.GpuDockerSpawner.volumes = {}
+    c.GpuDockerSpawner.read_only_volumes = {
+        folder: folder for folder in os.environ["GPUSPAWNER_GPU_BINDS"].split(":")
+    }
+    c.GpuDockerSpawner.extra_host_config = {
+        "tmpfs": {"/tmp": "mode=1777", "/home/jovyan": "uid=1000,gid=100,mode=755"},
+    }
