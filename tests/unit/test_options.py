@@ -1,0 +1,135 @@
+"""Hostile input becomes a known tier or BadOption, and never anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from gpuspawner.errors import BadOption
+from gpuspawner.model import Tier
+from gpuspawner.options import Choice, parse_form, parse_options
+from hypothesis import given
+from hypothesis import strategies as st
+
+CPU = Tier("cpu", "CPU")
+GPU = Tier("gpu", "One GPU", device_count=1)
+TIERS = (CPU, GPU)
+IMAGES = {"usual": "lab:1", "other": "lab:2"}
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+keys = st.sampled_from(["profile", "image", "opt-profile", "_xsrf", "privileged"]) | st.text() | st.integers()
+values = st.sampled_from(["cpu", "gpu", "usual", "*", ""]) | junk
+options = junk | st.dictionaries(keys, values, max_size=4)
+forms = junk | st.dictionaries(keys, st.lists(values, max_size=3) | junk, max_size=4)
+images = st.sampled_from([None, {}, IMAGES, "*"])
+
+
+@given(options, images)
+def test_options_are_a_choice_or_refused(raw: Any, allowed: Any) -> None:
+    choice = outcome(parse_options, raw, allowed)
+    if choice is not None:
+        assert parse_options(choice.as_options(), TIERS, allowed) == choice
+
+
+@given(forms, images)
+def test_a_form_is_a_choice_or_refused(raw: Any, allowed: Any) -> None:
+    outcome(parse_form, raw, allowed)
+
+
+def outcome(parse: Callable[[Any, Any, Any], Choice], raw: Any, allowed: Any) -> Choice | None:
+    """Only what the site offers comes out; None if it was refused, in a sentence of a sensible length."""
+    message = ""
+    try:
+        choice = parse(raw, TIERS, allowed)
+    except BadOption as refusal:
+        message = refusal.message
+    if message:
+        assert len(message) < 300
+        return None
+    assert choice.tier in TIERS
+    assert (choice.image is None) == (choice.image_option is None)
+    if choice.image is not None:
+        assert allowed == "*" or allowed[choice.image_option] == choice.image
+    return choice
+
+
+@pytest.mark.parametrize(
+    ("raw", "choice"),
+    [
+        (None, Choice(CPU)),
+        ({}, Choice(CPU)),
+        ({"profile": "gpu"}, Choice(GPU)),
+        ({"profile": "gpu", "image": "other"}, Choice(GPU, "lab:2", "other")),
+    ],
+)
+def test_what_can_be_chosen(raw: Any, choice: Choice) -> None:
+    assert parse_options(raw, TIERS, IMAGES) == choice
+
+
+@pytest.mark.parametrize(
+    ("raw", "choice"),
+    [
+        ({}, Choice(CPU)),
+        ({"profile": ["gpu"], "image": [""], "_xsrf": ["2|ab"]}, Choice(GPU)),
+        ({"opt-profile": ["gpu"], "opt-image": ["other"]}, Choice(GPU, "lab:2", "other")),
+    ],
+)
+def test_what_a_form_can_choose(raw: Any, choice: Choice) -> None:
+    assert parse_form(raw, TIERS, IMAGES) == choice
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ([], "Options must be an object with a 'profile'. Choose as profile: cpu or gpu."),
+        ({"profile": "tpu"}, "There is no profile 'tpu'. Choose as profile: cpu or gpu."),
+        ({"profile": True}, "There is no profile of type bool. Choose as profile: cpu or gpu."),
+        ({"profile": "y" * 10**6}, f"There is no profile '{'y' * 40}…'. Choose as profile: cpu or gpu."),
+        ({"profile": "a\x1b\ud800"}, "There is no profile 'a\\x1b\\ud800'. Choose as profile: cpu or gpu."),
+        ({"devices": []}, "There is no option 'devices'. Choose as profile: cpu or gpu."),
+        ({7: []}, "There is no option of type int. Choose as profile: cpu or gpu."),
+        ({"image": "lab:2"}, "There is no image 'lab:2': choose usual or other"),
+        ({"image": {"a": 1}}, "There is no image of type dict: choose usual or other"),
+    ],
+)
+def test_a_refusal_says_what_can_be_chosen(raw: Any, sentence: str) -> None:
+    with pytest.raises(BadOption) as refusal:
+        parse_options(raw, TIERS, IMAGES)
+    assert refusal.value.message == sentence
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ("profile=gpu", "The form can't be read. Choose as profile: cpu or gpu."),
+        ({"profile": "gpu"}, "Give 'profile' once. Choose as profile: cpu or gpu."),
+        ({"profile": ["cpu", "gpu"]}, "Give 'profile' once. Choose as profile: cpu or gpu."),
+        ({"profile": []}, "Give 'profile' once. Choose as profile: cpu or gpu."),
+        ({"profile": [""]}, "There is no profile ''. Choose as profile: cpu or gpu."),
+        ({"key_file": [{"body": b"x"}]}, "There is no option 'key_file'. Choose as profile: cpu or gpu."),
+    ],
+)
+def test_a_form_is_refused_with_the_same_sentences(raw: Any, sentence: str) -> None:
+    with pytest.raises(BadOption) as refusal:
+        parse_form(raw, TIERS, IMAGES)
+    assert refusal.value.message == sentence
+
+
+@pytest.mark.parametrize(
+    ("allowed", "value", "sentence"),
+    [
+        (None, "lab:1", "An image can't be chosen here: leave it out"),
+        ({}, "lab:1", "An image can't be chosen here: leave it out"),
+        ("*", ["lab:1"], "of type list is not the name of an image"),
+        ("*", "z" * 301, f"'{'z' * 40}…' is not the name of an image"),
+    ],
+)
+def test_images_only_where_the_site_allows_them(allowed: Any, value: Any, sentence: str) -> None:
+    with pytest.raises(BadOption) as refusal:
+        parse_options({"image": value}, TIERS, allowed)
+    assert refusal.value.message == sentence
