@@ -133,6 +133,7 @@ def main() -> int:
     if not options.gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: others use these cores, too
     with tempfile.TemporaryDirectory(prefix="starters-") as temporary:
         folder = Path(temporary) / "starters"
         shutil.copytree(options.notebooks[0].resolve().parent, folder)

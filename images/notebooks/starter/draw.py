@@ -24,6 +24,13 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def _tick(value: float) -> str:
+    """A number on an axis: all digits of small whole ones, millions as `4.19M`."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
+
+
 def axes(title: str, xlabel: str = "", ylabel: str = "", size=(8, 4)):
     """An empty picture with quiet grid lines."""
     _, ax = plt.subplots(figsize=size, layout="constrained")
@@ -44,6 +51,7 @@ def bars(values: dict[str, float], title: str, unit: str, log: bool = False) -> 
     if log:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda value, _: number(value))
+        ax.xaxis.set_minor_formatter(lambda value, _: "")
     plt.show()
 
 
@@ -62,7 +70,7 @@ def curves(lines: dict[str, tuple], title: str, xlabel: str, ylabel: str, log: s
         ax.set_ylim(bottom=0)
     for axis, scaled in ((ax.xaxis, "x" in log), (ax.yaxis, "y" in log)):
         if scaled:
-            axis.set_major_formatter(lambda value, _: number(value))
+            axis.set_major_formatter(lambda value, _: _tick(value))
             axis.set_minor_formatter(lambda value, _: "")
     ax.legend(frameon=False)
     plt.show()
@@ -74,10 +82,10 @@ def timeline(rows: dict[str, list[tuple]], title: str, unit: str = "ms") -> None
     labels = list(dict.fromkeys(label for spans in rows.values() for *_, label in spans))
     colour = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
     for height, spans in enumerate(rows.values()):
-        for start, length, label in spans:
-            ax.broken_barh(
-                [(start, length)], (height - 0.4, 0.8), color=colour[label], edgecolor="white", linewidth=0.5
-            )
+        line = 0.5 if len(spans) < 200 else 0
+        for label in labels:
+            own = [(start, length) for start, length, its_label in spans if its_label == label]
+            ax.broken_barh(own, (height - 0.4, 0.8), color=colour[label], edgecolor="white", linewidth=line)
     for label in labels:
         ax.plot([], [], color=colour[label], linewidth=6, label=label)
     ax.set_yticks(range(len(rows)), list(rows))
