@@ -80,6 +80,7 @@ class ContainerEvent:
     action: str
     container_id: str
     lease_id: str
+    broker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +292,12 @@ def _event(item: dict[str, Any]) -> ContainerEvent | None:
     attributes = item.get("Actor", {}).get("Attributes", {})
     if item.get("Type") != "container" or LEASE_LABEL not in attributes:
         return None
-    return ContainerEvent(item.get("Action", ""), item["Actor"].get("ID", ""), attributes[LEASE_LABEL])
+    return ContainerEvent(
+        action=item.get("Action", ""),
+        container_id=item["Actor"].get("ID", ""),
+        lease_id=attributes[LEASE_LABEL],
+        broker=attributes.get(BROKER_LABEL, ""),
+    )
 
 
 def _short(error: BaseException) -> str:

@@ -212,10 +212,10 @@ class LeaseService:
 
     def on_event(self, item: ContainerEvent | EventsConnected) -> None:
         """Something happened in Docker: look at that lease, or at everything after a reconnect."""
-        if isinstance(item, ContainerEvent):
-            self.spawn(self.settle(item.lease_id), "events")
-        else:
+        if isinstance(item, EventsConnected):
             self.spawn(self.reconcile(), "events")
+        elif item.broker == self._parts.broker or self._allocator.lease(item.lease_id) is not None:
+            self.spawn(self.settle(item.lease_id), "events")
 
     async def set_health(self, health: DeviceHealth) -> None:
         """A device was withdrawn or came back: its holders are told. A fault is for the caller to retry."""
@@ -309,7 +309,8 @@ class LeaseService:
 
     async def _carry_out_or_log(self, step: Step) -> None:
         """One step; what fails is logged once, counted, and left to the next round: others go on."""
-        what = f"{type(step).__name__} {step.container.id if isinstance(step, Remove | Adopt) else step.lease.id}"
+        subject = step.container.id if isinstance(step, Remove | Adopt) else step.lease.id
+        what = f"{type(step).__name__} {subject}"
         try:
             await self._carry_out(step)
         except Exception as error:

@@ -1,0 +1,77 @@
+"""Starts brokers and stand-ins for hubs quickly: a process that has imported everything, and forks.
+
+Reads one JSON object a line and answers with the child's pid. A child is a whole process, to be
+killed by its pid; its output goes to a file. Product code has no crash hooks: what is to die at a
+commit is patched here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+from gpuspawner.broker import app
+from gpuspawner.broker.ledger.ledger import Change, Ledger
+
+sys.path.insert(0, os.path.dirname(__file__))
+import life
+
+
+def die_at_commit(number: int, when: str) -> None:
+    """This process kills itself before or after its commit with this number (from 1)."""
+    commit, count = Ledger.commit, 0
+
+    def counted(self: Ledger, change: Change) -> None:
+        nonlocal count
+        if not change.leases:  # a heartbeat changes no lease
+            commit(self, change)
+            return
+        count += 1
+        if count == number and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(self, change)
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Ledger.commit = counted  # type: ignore[method-assign]
+
+
+def run_child(order: dict[str, Any]) -> int:
+    """What a child does: `broker` or `hub`."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.update(order.get("env", {}))
+    with open(order["log"], "ab", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    if order["kind"] == "broker":
+        if order.get("commit"):
+            die_at_commit(*order["commit"])
+        return app.main(order["argv"])
+    asyncio.run(life.main(order["hub"]))
+    return 0
+
+
+def main() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = run_child(json.loads(line))
+            except BaseException:  # the child's last words
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    main()
