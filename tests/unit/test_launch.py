@@ -48,6 +48,7 @@ class Docker:
     calls: list[str] = field(default_factory=list)
     faults: dict[str, list[EngineFault]] = field(default_factory=dict)
     dies: bool = False
+    slow: str = ""
     pause: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
 
     async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -57,7 +58,7 @@ class Docker:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         async def work() -> None:
-            for _ in range(3):
+            for _ in range(30 if method == self.slow else 3):
                 await asyncio.sleep(0)
             self.calls.append(method)
             try:
@@ -213,19 +214,20 @@ async def test_a_start_takes_its_steps_in_order(answers: list[Answer]) -> None:
     ]
 
 
-async def test_cancelled_at_every_await_all_is_given_back(answers: list[Answer]) -> None:
+@pytest.mark.parametrize("slow", ["", "create", "start", "inspect_container"])
+async def test_cancelled_at_every_await_all_is_given_back(answers: list[Answer], slow: str) -> None:
     """Counts a start's steps of the loop, then cancels at each: while it waits, and while Docker works."""
     answers.extend([Answer.REFUSED])
-    whole = await cancelled_at(10**6)
+    whole = await cancelled_at(10**6, slow)
     assert whole > 30
     for number in range(whole):
         answers[:] = [Answer.REFUSED]
-        await cancelled_at(number)
+        await cancelled_at(number, slow)
 
 
-async def cancelled_at(number: int) -> int:
+async def cancelled_at(number: int, slow: str) -> int:
     """Cancels at the start's `number`th step of the loop; returns how many steps there were."""
-    docker, broker = Docker(), Broker()
+    docker, broker = Docker(slow=slow), Broker()
     start, _ = make(docker, broker)
     task = asyncio.create_task(start.run())
     steps = 0
