@@ -1,0 +1,144 @@
+"""What every lab must be; each image that stands on lab-base runs this too."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from images.table import Image
+
+from .conftest import Start, output
+
+pytestmark = pytest.mark.docker
+
+NO_BYTECODE = """
+import pathlib
+root = pathlib.Path("/opt/lab/lib")
+own_tests = ("/tests/", "/torch/testing/")
+sources = [path for path in root.rglob("*.py") if not any(part in str(path) for part in own_tests)]
+compiled = {(path.parent.parent, path.name.split(".cpython-")[0]) for path in root.rglob("*.pyc")}
+bare = [str(path) for path in sources if (path.parent, path.stem) not in compiled]
+print(len(sources) > 1000, bare[:5])
+"""
+
+RUN_TWO_CELLS = """
+import json, nbformat
+from nbclient import NotebookClient
+cells = ["open('/run/gpuspawner/notice', 'w').write('GPU lost <b>&</b> withdrawn'); None", "1 + 1"]
+notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+print(json.dumps([[output.get("data") for output in cell.outputs] for cell in notebook.cells]))
+"""
+
+
+def test_who_runs_what(start: Start) -> None:
+    lab = start("sleep", "60")
+    assert output(lab, "id") == "uid=1000(jovyan) gid=100(users) groups=100(users)\n"
+    assert output(lab, "cat", "/proc/1/comm") == "tini\n"
+    assert output(lab, "pwd") == "/home/jovyan\n"
+    assert output(lab, "sh", "-c", "stat -c '%U:%G %a' $HOME") == "jovyan:users 755\n"
+
+
+def test_what_the_image_says_of_itself(image: Image, start: Start) -> None:
+    lab = start("true")
+    config = lab.image.attrs["Config"]
+    labels = dict(lab.image.labels)
+    cuda = labels["gpuspawner.cuda"]
+    assert cuda in ("", image.cuda)  # the CPU build brings none
+    assert labels["gpuspawner.min-driver"] == (image.min_driver if cuda else "")
+    assert labels["gpuspawner.needs-gpu"] == "0"
+    assert labels["org.opencontainers.image.title"] == image.title
+    assert labels["org.opencontainers.image.version"] == image.tag
+    assert "NVIDIA_VISIBLE_DEVICES=void" in config["Env"]
+    assert not [entry for entry in config["Env"] if entry.startswith("NVIDIA_DRIVER")]
+    assert (config["User"], config["WorkingDir"]) == ("1000:100", "/home/jovyan")
+    assert config["Cmd"] == ["jupyterhub-singleuser"]
+
+
+def test_the_single_user_server_is_the_hubs_own_version(start: Start) -> None:
+    assert output(start("sleep", "60"), "jupyterhub-singleuser", "--version").split()[0] == version(
+        "jupyterhub"
+    )
+
+
+def test_packages_are_the_locked_ones_and_fit_together(image: Image, start: Start) -> None:
+    lab = start("sleep", "60")
+    lock = image.lock if lab.image.labels["gpuspawner.cuda"] or not image.cpu_lock else image.cpu_lock
+    locked = {
+        (pin := re.split("={2,3}", line))[0]: pin[1]
+        for line in (image.folder / lock).read_text().splitlines()
+        if not line.startswith("#")
+    }
+    listed = json.loads(output(lab, "pip", "list", "--format=json", "--disable-pip-version-check"))
+    present = {item["name"].lower().replace("_", "-").replace(".", "-"): item["version"] for item in listed}
+    wanted = {name.replace(".", "-"): number for name, number in locked.items()} | {
+        "jupyterhub": version("jupyterhub")
+    }
+    assert {name: present.get(name) for name in wanted} == wanted
+    assert output(lab, "pip", "check") == "No broken requirements found.\n"
+
+
+def test_nothing_is_compiled_at_start(start: Start) -> None:
+    assert output(start("sleep", "60"), "python", "-c", NO_BYTECODE) == "True []\n"
+
+
+def test_starters_arrive_and_never_overwrite(home: str, start: Start) -> None:
+    volumes = {home: {"bind": "/home/jovyan", "mode": "rw"}}
+    first = start("sleep", "60", volumes=volumes)
+    sources = sorted(output(first, "find", "/opt/starters", "-type", "f", "-printf", "%P\n").splitlines())
+    assert sources
+    find = ["find", "/home/jovyan/starters", "-type", "f", "-user", "jovyan", "-printf", "%P\n"]
+    _wait_for(lambda: sorted(output(first, *find).splitlines()) == sources)
+    name = f"/home/jovyan/starters/{sources[0]}"
+    output(first, "sh", "-c", f"echo mine > '{name}'; rm -f '/home/jovyan/starters/{sources[-1]}'")
+    second = start("sleep", "60", volumes=volumes)
+    _wait_for(lambda: sorted(output(second, *find).splitlines()) == sources)
+    assert output(second, "cat", name) == "mine\n"
+
+
+def test_a_home_without_room_starts_all_the_same(start: Start) -> None:
+    lab = start("echo", "started", read_only=True)
+    assert lab.wait(timeout=30)["StatusCode"] == 0
+    log = lab.logs().decode()
+    assert "start-lab: the starters could not be copied to /home/jovyan/starters" in log
+    assert log.splitlines()[-1] == "started"
+
+
+def test_the_server_answers_and_is_healthy(start: Start) -> None:
+    lab = start("jupyter", "lab", "--ServerApp.ip=0.0.0.0", "--no-browser")
+    _wait_for(lambda: lab.exec_run(["check-lab"]).exit_code == 0, seconds=60)
+    log = lab.logs().decode()
+    assert not re.findall(r"^\[[EC] .*(?:Traceback|Error)", log, re.M)
+    assert lab.image.attrs["Config"]["Healthcheck"]["Test"] == ["CMD", "check-lab"]
+
+
+def test_a_server_that_is_gone_is_not_healthy(start: Start) -> None:
+    done = start("sleep", "60").exec_run(["check-lab"])
+    assert (done.exit_code, done.output) == (
+        1,
+        b"the server does not answer: [Errno 111] Connection refused\n",
+    )
+
+
+def test_a_notice_is_shown_once_below_the_cell_that_ran(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(0o777)
+    lab = start("sleep", "60", volumes={str(folder): {"bind": "/run/gpuspawner", "mode": "rw"}})
+    first, second = json.loads(output(lab, "python", "-c", RUN_TWO_CELLS).splitlines()[-1])
+    assert [data["text/plain"] for data in first] == ["[GPU] GPU lost <b>&</b> withdrawn"]
+    assert "GPU lost &lt;b&gt;&amp;&lt;/b&gt; withdrawn" in first[0]["text/html"]
+    assert second == [{"text/plain": "2"}]
+
+
+def _wait_for(condition: object, seconds: float = 20.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.1)

@@ -1,0 +1,30 @@
+"""PyTorch in its lab: it computes, compiles, and says the truth about the GPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import Start, output
+
+pytestmark = pytest.mark.docker
+
+PRODUCT = """
+import torch
+a, b = torch.randn(300, 200, generator=torch.manual_seed(1)), torch.randn(200, 100)
+exact = a.double() @ b.double()
+print(torch.cuda.is_available(), bool(((a @ b).double() - exact).abs().max() < 1e-3))
+"""
+COMPILED = """
+import torch
+f = torch.compile(lambda x: (x.sin() + 1).sum())
+x = torch.linspace(0, 1, 1000)
+print(bool((f(x) - (x.sin() + 1).sum()).abs() < 1e-3))
+"""
+
+
+def test_a_matrix_product_without_a_gpu(start: Start) -> None:
+    assert output(start("sleep", "60"), "python", "-W", "ignore", "-c", PRODUCT) == "False True\n"
+
+
+def test_torch_compile_has_its_compiler(start: Start) -> None:
+    assert output(start("sleep", "120"), "python", "-W", "ignore", "-c", COMPILED) == "True\n"
