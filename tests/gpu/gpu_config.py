@@ -21,10 +21,15 @@ service["environment"] = {
     **{key: os.environ[key] for key in ("LD_LIBRARY_PATH", "PYTHONPATH", "PATH") if key in os.environ},
 }
 
+root = this_file.parents[2]
+c.GpuDockerSpawner.read_only_volumes = {
+    str(root / "images" / "notebooks"): "/opt/course/notebooks",
+    str(root / "tests" / "notebooks"): "/opt/course/tests",
+}
 if "GPUSPAWNER_GPU_LAB" in os.environ:
     c.GpuDockerSpawner.cmd = os.environ["GPUSPAWNER_GPU_LAB"].split()
     c.GpuDockerSpawner.volumes = {}
-    c.GpuDockerSpawner.read_only_volumes = {
+    c.GpuDockerSpawner.read_only_volumes |= {
         folder: folder for folder in os.environ["GPUSPAWNER_GPU_BINDS"].split(":")
     }
     c.GpuDockerSpawner.extra_host_config = {

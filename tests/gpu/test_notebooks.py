@@ -1,0 +1,45 @@
+"""Every starter notebook, top to bottom, inside a container that holds a lease of a whole GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from running import System
+from test_whole import all_free, start, stop
+from webclient import logged_in
+
+pytestmark = pytest.mark.gpu
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "images" / "notebooks").glob("*.ipynb"))
+SERVER_ENVIRONMENT = """
+import os, sys
+pairs = open("/proc/1/environ").read().split("\\0")
+environment = dict(pair.split("=", 1) for pair in pairs if pair)
+os.execvpe(sys.executable, [sys.executable, *sys.argv[1:]], environment)
+"""
+"""CDI changes the environment of a container's first process only, not that of `docker exec`."""
+
+
+async def test_every_notebook_runs_whole(system: System, record: Callable[[str, Any], None]) -> None:
+    assert len(NOTEBOOKS) == 12
+    engine = docker.from_env(timeout=600)
+    labels = ["gpuspawner.user=gina", f"gpuspawner.hub={system.name}"]
+    async with logged_in(system, "gina") as gina, logged_in(system, "admin") as admin:
+        await start(gina, "gpu")
+        (container,) = engine.containers.list(filters={"label": labels})
+        names = [f"/opt/course/notebooks/{path.name}" for path in NOTEBOOKS]
+        script = ["/opt/course/tests/run.py", "--gpu", "--json", "/tmp/results.json", *names]
+        code, output = container.exec_run(["python3", "-c", SERVER_ENVIRONMENT, *script], user="1000:100")
+        print(output.decode())
+        result, kept = container.exec_run(["cat", "/tmp/results.json"], user="1000:100")
+        if result == 0:
+            record("notebooks on the whole device", json.loads(kept))
+        await stop(gina)
+        await all_free(admin)
+        assert code == 0, output.decode()[-5000:]
+    engine.close()
