@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -114,3 +116,35 @@ async def logged_in(system: System, user: str) -> AsyncIterator[Client]:
         answer = await client.submit("hub/login", username=user, password=system.password(user))
         assert answer.status == 200
         yield client
+
+
+async def start(client: Client, tier: str) -> float:
+    """Seconds from the click to ready."""
+    begin = time.perf_counter()
+    await client.submit("hub/spawn", profile=tier)
+    events = await client.progress()
+    assert events[-1].get("ready"), events
+    return time.perf_counter() - begin
+
+
+async def stop(client: Client) -> None:
+    """Stops the user's server."""
+    await client.text("hub/home")
+    await client.send("DELETE", f"hub/api/users/{client.user}/server")
+
+
+async def whole_status(admin: Client) -> Any:
+    """Everybody's leases and devices, as the admin sees them."""
+    await admin.text("services/gpu/")
+    return await admin.json("services/gpu/api/status")
+
+
+async def all_free(admin: Client) -> float:
+    """Seconds until no lease is left and every device is free; fails after 20."""
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < 20:
+        status = await whole_status(admin)
+        if not status["leases"] and all(device["free"] for device in status["devices"]):
+            return time.perf_counter() - begin
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"not free: {status}")

@@ -10,8 +10,7 @@ from typing import Any
 import docker
 import pytest
 from running import System
-from test_whole import all_free, start, stop
-from webclient import logged_in
+from webclient import all_free, logged_in, start, stop
 
 pytestmark = pytest.mark.gpu
 

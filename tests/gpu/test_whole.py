@@ -11,7 +11,7 @@ from typing import Any
 import docker
 import pytest
 from running import System
-from webclient import Client, logged_in
+from webclient import all_free, logged_in, start, stop, whole_status
 
 pytestmark = pytest.mark.gpu
 
@@ -45,38 +45,6 @@ times.sort()
 tflops = 2 * n**3 / times[10] / 1e9
 print(json.dumps({"error": error, "tflops": tflops, "device": torch.cuda.get_device_name()}))
 """
-
-
-async def start(client: Client, tier: str) -> float:
-    """Seconds from the click to ready."""
-    begin = time.perf_counter()
-    await client.submit("hub/spawn", profile=tier)
-    events = await client.progress()
-    assert events[-1].get("ready"), events
-    return time.perf_counter() - begin
-
-
-async def stop(client: Client) -> None:
-    """Stops the user's server."""
-    await client.text("hub/home")
-    await client.send("DELETE", f"hub/api/users/{client.user}/server")
-
-
-async def whole_status(admin: Client) -> Any:
-    """Everybody's leases and devices, as the admin sees them."""
-    await admin.text("services/gpu/")
-    return await admin.json("services/gpu/api/status")
-
-
-async def all_free(admin: Client) -> float:
-    """Seconds until no lease is left and every device is free; fails after 20."""
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < 20:
-        status = await whole_status(admin)
-        if not status["leases"] and all(device["free"] for device in status["devices"]):
-            return time.perf_counter() - begin
-        await asyncio.sleep(0.1)
-    raise AssertionError(f"not free: {status}")
 
 
 async def test_exactly_the_leased_gpu_and_a_product_checked_against_float64(

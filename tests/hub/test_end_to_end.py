@@ -11,13 +11,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers that several folders share
 from running import System, running_system
-from webclient import Client, logged_in
+from webclient import all_free, logged_in
 
 pytestmark = pytest.mark.docker
 
@@ -77,19 +76,7 @@ async def test_from_login_to_a_matrix_product_and_back_to_a_free_device(system: 
 
         await anna.text("hub/home")
         await anna.send("DELETE", "hub/api/users/anna/server")
-        await free_again(admin)
-
-
-async def free_again(admin: Client) -> None:
-    """Returns once the status shows the device free and no lease; fails after 20 s."""
-    expected: dict[str, Any] = {}
-    for _ in range(100):
-        status = await admin.json("services/gpu/api/status")
-        expected = {**status, "leases": [], "queue": []}
-        if status == expected and all(device["free"] for device in status["devices"]):
-            return
-        await asyncio.sleep(0.2)
-    raise AssertionError(f"the device is not free: {status}")
+        await all_free(admin)
 
 
 async def test_the_third_in_two_waits_and_gives_up(system: System) -> None:
