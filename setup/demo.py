@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import ipaddress
 import json
 import os
+import re
 import secrets
 import socket
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from gpuspawner.container import gateway_of
+from gpuspawner.errors import ConfigError
 
 from setup.steps import ROOT, SetupError
 
@@ -60,6 +63,9 @@ class Demo:
 def read_demo(environ: Mapping[str, str]) -> Demo:
     """The settings; the state folder and made-up passwords are created. Raises SetupError with the remedy."""
     port = _port(environ.get("GPUSPAWNER_PORT", "8000"))
+    name = environ.get("GPUSPAWNER_NAME") or "gpuspawner"
+    subnet = environ.get("GPUSPAWNER_SUBNET") or "10.213.0.0/20"
+    _check_names(name, subnet)
     given = {key: environ.get(f"GPUSPAWNER_{key}") for key in ("PASSWORD", "ADMIN_PASSWORD")}
     check_passwords(given["PASSWORD"], given["ADMIN_PASSWORD"])
     state_dir = prepare_state_dir(Path(environ.get("GPUSPAWNER_STATE_DIR") or ROOT / ".state"))
@@ -69,8 +75,8 @@ def read_demo(environ: Mapping[str, str]) -> Demo:
     return Demo(
         port=port,
         state_dir=state_dir,
-        name=environ.get("GPUSPAWNER_NAME") or "gpuspawner",
-        subnet=environ.get("GPUSPAWNER_SUBNET") or "10.213.0.0/20",
+        name=name,
+        subnet=subnet,
         image=environ.get("GPUSPAWNER_IMAGE") or "gpuspawner/lab-torch:0.1.0",
         password=password,
         admin_password=admin_password,
@@ -84,6 +90,18 @@ def _port(text: str) -> int:
             "give a number from 1 to 65532, like GPUSPAWNER_PORT=8000",
         )
     return int(text)
+
+
+def _check_names(name: str, subnet: str) -> None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
+        raise SetupError(
+            f"GPUSPAWNER_NAME is {name!r}: Docker can't name containers and volumes after it",
+            "take up to 31 lower-case letters, digits and '-', like GPUSPAWNER_NAME=course",
+        )
+    try:
+        gateway_of(subnet)
+    except ConfigError as error:
+        raise SetupError(f"GPUSPAWNER_SUBNET can't be used: {error}", "or unset it") from error
 
 
 def check_passwords(password: str | None, admin_password: str | None) -> None:
@@ -181,7 +199,7 @@ def _made_up_passwords(state_dir: Path) -> dict[str, str]:
 
 def check_ports(demo: Demo) -> None:
     """Raises SetupError if something else listens where hub, proxy or broker will."""
-    gateway = str(next(ipaddress.ip_network(demo.subnet).hosts()))
+    gateway = gateway_of(demo.subnet)
     places = [
         ("127.0.0.1", 0, "the hub"),
         ("127.0.0.1", 1, "the proxy's API"),

@@ -85,6 +85,21 @@ def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("GPUSPAWNER_NAME", "My Course", "GPUSPAWNER_NAME is 'My Course': Docker can't name"),
+        ("GPUSPAWNER_SUBNET", "10.0.0.0/33", "GPUSPAWNER_SUBNET can't be used: the network '10.0.0.0/33'"),
+    ],
+)
+def test_names_and_addresses_that_docker_cannot_use(
+    tmp_path: Path, setting: str, value: str, said: str
+) -> None:
+    with pytest.raises(SetupError) as error:
+        read_demo(environment(tmp_path, **{setting: value}))
+    assert error.value.problem.startswith(said)
+
+
+@pytest.mark.parametrize(
     ("user", "admin", "said"),
     [
         ("", None, "GPUSPAWNER_PASSWORD is empty: the hub takes 8 characters or more"),
