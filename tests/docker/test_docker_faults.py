@@ -1,4 +1,4 @@
-"""Docker answers 409, 500, nothing, or loses the answer, or is down: no device is freed on a guess, none leaks."""
+"""Docker answers 409, 500, nothing, loses the answer or is down: nothing is freed on a guess, nothing leaks."""
 
 from __future__ import annotations
 
