@@ -1,4 +1,4 @@
-"""Docker answers 409, 500, nothing, loses the answer or is down: nothing is freed on a guess, nothing leaks."""
+"""Docker answers 409, 500 or nothing, loses the answer, is down: nothing is freed on a guess or leaks."""
 
 from __future__ import annotations
 
