@@ -15,6 +15,9 @@ from gpuspawner.broker.ledger import Ledger, Steady
 from gpuspawner.errors import LedgerFault
 
 
+pytest.register_assert_rewrite("tests.unit.allocator_machine")
+
+
 class Times:
     """A wall clock and a steady one, and ledgers that go by them."""
 
