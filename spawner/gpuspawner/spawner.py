@@ -17,7 +17,7 @@ import docker.errors
 import docker.tls
 from docker.api.client import APIClient
 from docker.utils import kwargs_from_env
-from traitlets import TraitError, Unicode, default, validate
+from traitlets import Bool, TraitError, Unicode, default, validate
 
 from .container import ContainerFacts, ContainerPlan, network_settings, plan
 from .errors import ConfigError, EngineFault
@@ -54,6 +54,17 @@ class GpuDockerSpawner(LifecycleSpawner):
         MPS daemon, even without capabilities. Example: `c.GpuDockerSpawner.container_user = "1001:100"`
         """,
     )
+    remove = Bool(
+        True,
+        config=True,
+        help="""
+        Whether a stopped server's container is removed.
+
+        Default: True, and nothing else can be used: a container that is kept would start again with
+        devices that another user has by then. What shall last is in the home, a volume of its own.
+        Example: none; leave it.
+        """,
+    )
     subnet = Unicode(
         "10.213.0.0/20",
         config=True,
@@ -88,10 +99,6 @@ class GpuDockerSpawner(LifecycleSpawner):
     def _http_timeout_default(self) -> int:
         # Thirty servers that start at once on two cores take more than the hub's 30 s.
         return 120
-
-    @default("remove")
-    def _remove_default(self) -> bool:
-        return True
 
     @validate("remove")
     def _validate_remove(self, proposal: Any) -> bool:

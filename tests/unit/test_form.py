@@ -1,0 +1,89 @@
+"""The spawn page's form: what is free, what isn't, and nothing unescaped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gpuspawner.form import TierCard, make_cards, render_form
+from gpuspawner.model import Tier
+
+CPU = Tier("cpu", "CPU", "No GPU.")
+GPU = Tier("gpu", "One GPU", "A whole GPU.", device_count=1)
+PAIR = Tier("pair", "Two", "", device_count=2)
+
+
+def document(simulated: bool = False, **gpu: Any) -> dict[str, Any]:
+    return {
+        "simulated": simulated,
+        "tiers": [{"name": "gpu", **gpu}, {"name": "pair", "free": 1, "total": 2}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("live", "problem", "usable", "about"),
+    [
+        (document(free=1, total=2, waiting=0), "", True, "A whole GPU. 1 of 2 GPUs free now."),
+        (document(True, free=1, total=1), "", True, "A whole GPU. 1 of 1 simulated GPU free now."),
+        (
+            document(free=0, total=2, waiting=3),
+            "",
+            True,
+            "A whole GPU. 0 of 2 GPUs free now. 3 waiting in line.",
+        ),
+        (
+            document(free=0, total=0),
+            "",
+            False,
+            "A whole GPU. This machine can't give 1 GPU of that kind.",
+        ),
+        (None, "The broker is down.", False, "A whole GPU. The broker is down."),
+        ({}, "", False, "A whole GPU. Not available now."),
+        (
+            {"tiers": ["junk", {"name": "gpu", "total": "x"}]},
+            "",
+            False,
+            "A whole GPU. This machine can't give 1 GPU of that kind.",
+        ),
+    ],
+)
+def test_a_gpu_tier_says_what_is_free(live: Any, problem: str, usable: bool, about: str) -> None:
+    assert make_cards([CPU, GPU], live, problem) == [
+        TierCard(CPU, True, "No GPU."),
+        TierCard(GPU, usable, about),
+    ]
+
+
+def test_the_first_tier_that_can_start_is_chosen() -> None:
+    page = render_form(make_cards([GPU, CPU], None, "Down."))
+    assert page == (
+        '<fieldset class="gpuspawner-tiers mb-3">\n'
+        "<legend>What should the server have?</legend>\n"
+        '<div class="form-check mb-2">\n'
+        '<input class="form-check-input" type="radio" name="profile" id="tier-gpu" value="gpu"\n'
+        ' aria-describedby="tier-gpu-about" required disabled>\n'
+        '<label class="form-check-label" for="tier-gpu"><strong>One GPU</strong></label>\n'
+        '<div class="form-text" id="tier-gpu-about">A whole GPU. Down.</div>\n'
+        "</div>\n"
+        '<div class="form-check mb-2">\n'
+        '<input class="form-check-input" type="radio" name="profile" id="tier-cpu" value="cpu"\n'
+        ' aria-describedby="tier-cpu-about" required checked>\n'
+        '<label class="form-check-label" for="tier-cpu"><strong>CPU</strong></label>\n'
+        '<div class="form-text" id="tier-cpu-about">No GPU.</div>\n'
+        "</div>\n"
+        "</fieldset>\n"
+    )
+
+
+def test_nothing_to_choose_is_said() -> None:
+    assert "No choice can start now." in render_form(make_cards([GPU], None, "Down."))
+
+
+def test_images_are_offered_where_there_are_several_and_all_is_escaped() -> None:
+    card = TierCard(Tier("x", "<b>", ""), True, 'a "quote" & <script>')
+    page = render_form([card], ["one", "<two>"])
+    assert '<option value="&lt;two&gt;">&lt;two&gt;</option>' in page
+    assert '<option value="" selected>The usual one</option>' in page
+    assert "<strong>&lt;b&gt;</strong>" in page
+    assert "a &quot;quote&quot; &amp; &lt;script&gt;" in page
+    assert "<select" not in render_form([card], ["one"])

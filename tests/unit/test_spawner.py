@@ -1,0 +1,555 @@
+"""The spawner's answers to the hub, against a Docker that says what the test wants; no hub, no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import docker.errors
+import pytest
+from gpuspawner import choice as choice_module
+from gpuspawner import lifecycle
+from gpuspawner.container import Owner, network_settings
+from gpuspawner.errors import (
+    BadOption,
+    BrokerUnavailable,
+    ConfigError,
+    EngineFault,
+    NoCapacity,
+    QueueTimeout,
+    StartFault,
+)
+from gpuspawner.launch import LaunchJob
+from gpuspawner.model import ContainerPatch, GpuRequest
+from gpuspawner.spawner import GpuDockerSpawner, ensure_network
+from jupyterhub import orm
+from jupyterhub.spawner import SpawnException
+from traitlets import TraitError
+from traitlets.config import Config
+
+LABELS = {
+    "gpuspawner.hub": "hub",
+    "gpuspawner.user": "Ada",
+    "gpuspawner.server": "",
+    "gpuspawner.lease": "a1",
+}
+
+
+class Spawner(GpuDockerSpawner):
+    """Docker's answers come from `answers`: a value, or an error to raise, for each method in turn."""
+
+    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(method)
+        planned = self.answers[method]
+        answer = planned.pop(0) if len(planned) > 1 else planned[0]
+        await asyncio.sleep(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def make(config: Config | None = None, name: str = "", **answers: list[Any]) -> Spawner:
+    user = SimpleNamespace(
+        name="Ada", url="/user/ada/", escaped_name="Ada", groups=[SimpleNamespace(name="ml")]
+    )
+    hub = SimpleNamespace(base_url="/hub/", public_host="", api_url="http://10.213.0.1:8002/hub/api")
+    spawner = Spawner(config=config or Config(), user=user, hub=hub, api_token="s3cret")
+    spawner.answers = answers
+    spawner.calls = []
+    if name:
+        spawner.orm_spawner = orm.Spawner(name=name)
+    return spawner
+
+
+def container(running: bool = True, **changes: Any) -> dict[str, Any]:
+    return {
+        "Id": "c1",
+        "Config": {"Labels": LABELS},
+        "State": {"Running": running, "ExitCode": 137, "OOMKilled": False, "Error": ""},
+        "NetworkSettings": {"Networks": {"gpuspawner": {"IPAddress": "10.213.0.9"}}},
+        **changes,
+    }
+
+
+@pytest.fixture(autouse=True)
+async def nothing_left_behind() -> AsyncIterator[None]:
+    """Ends what a test left to the background."""
+    yield
+    for task in list(GpuDockerSpawner._removals._tasks.values()):
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+# ---- settings
+
+
+def test_the_defaults_are_safe_and_cover_the_queue() -> None:
+    spawner = make()
+    assert {
+        name: getattr(spawner, name)
+        for name in (
+            "remove", "use_internal_ip", "network_name", "prefix", "volumes", "container_user",
+            "http_timeout", "start_timeout", "hub_id", "env_keep", "allowed_images", "subnet",
+            "object_name", "will_resume",
+        )
+    } == {
+        "remove": True,
+        "use_internal_ip": True,
+        "network_name": "gpuspawner",
+        "prefix": "gpuspawner",
+        "volumes": {"{prefix}-home-{username}": "/home/jovyan"},
+        "container_user": "1000:100",
+        "http_timeout": 120,
+        "start_timeout": 900 + 120 + 120,
+        "hub_id": "hub",
+        "env_keep": [],
+        "allowed_images": {},
+        "subnet": "10.213.0.0/20",
+        "object_name": "gpuspawner--41da",
+        "will_resume": False,
+    }  # fmt: skip
+
+
+def test_a_longer_start_timeout_is_kept() -> None:
+    assert make(Config({"Spawner": {"start_timeout": 5000}})).start_timeout == 5000
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("remove", False, "must stay True"),
+        ("container_user", "0:0", "never 0 as the user"),
+        ("container_user", "root", "give numbers"),
+    ],
+)
+def test_settings_that_would_undo_the_safety_are_refused(setting: str, value: Any, sentence: str) -> None:
+    with pytest.raises(TraitError, match=sentence):
+        make(Config({"GpuDockerSpawner": {setting: value}}))
+
+
+def test_server_names_that_differ_only_in_case_have_containers_of_their_own() -> None:
+    assert [make(name=name)._object_name_default() for name in ("lab", "Lab", "la-b")] == [
+        "gpuspawner--41da--lab",
+        "gpuspawner--41da---4cab",
+        "gpuspawner--41da--la-2db",
+    ]
+
+
+async def test_what_a_start_asks_for_and_creates() -> None:
+    config = Config()
+    config.GpuSite.tiers = [
+        {"name": "pair", "title": "Two", "devices": 2, "model": "H100", "mem_limit": "2G", "cpu_limit": 1.5}
+    ]
+    config.GpuDockerSpawner.image = "lab:1"
+    config.GpuDockerSpawner.cmd = ["start", "{username}"]
+    config.GpuDockerSpawner.extra_host_config = lambda spawner: {"shm_size": "1g"}
+    spawner = make(config)
+    job = spawner._make_job(spawner._choose())
+    assert job.request is not None
+    assert job == LaunchJob(
+        name="gpuspawner--41da",
+        owner=Owner("hub", "Ada", "", "pair"),
+        tier=spawner.tiers[0],
+        image="lab:1",
+        api_path="/api",
+        http_timeout_seconds=120.0,
+        request=GpuRequest(job.request.lease_id, "hub", "Ada", "", "pair", 2, "H100", ("ml",)),
+        secret="s3cret",
+        waits=True,
+    )
+    planned = await spawner.plan_container(job, {"Config": {"Cmd": ["unused"]}}, ContainerPatch())
+    assert planned.create["command"] == ["start", "{username}"]
+    assert planned.create["user"] == "1000:100"
+    assert {
+        key: planned.create["environment"][key]
+        for key in (
+            "MEM_LIMIT",
+            "CPU_LIMIT",
+            "GPUSPAWNER_TIER",
+            "JUPYTER_IMAGE_SPEC",
+            "NVIDIA_VISIBLE_DEVICES",
+        )
+    } == {
+        "MEM_LIMIT": str(2 << 30),
+        "CPU_LIMIT": "1.5",
+        "GPUSPAWNER_TIER": "pair",
+        "JUPYTER_IMAGE_SPEC": "lab:1",
+        "NVIDIA_VISIBLE_DEVICES": "void",
+    }
+    assert planned.host == {
+        "auto_remove": False,
+        "binds": {"gpuspawner-home--41da": {"bind": "/home/jovyan", "mode": "rw"}},
+        "links": {},
+        "mounts": [],
+        "network_mode": "gpuspawner",
+        "privileged": False,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "mem_limit": 2 << 30,
+        "cpu_period": 100_000,
+        "cpu_quota": 150_000,
+        "shm_size": "1g",
+        "device_requests": None,
+    }
+
+
+# ---- options
+
+
+def test_only_validated_options_are_kept() -> None:
+    spawner = make(name="x")
+    spawner.user_options = {"profile": "nope"}
+    with pytest.raises(BadOption):
+        spawner._choose()
+    assert (spawner.user_options, spawner.orm_spawner.user_options) == ({}, {})
+    assert spawner._choose().tier.name == "cpu"
+    assert spawner.orm_spawner.user_options == {"profile": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "kept"),
+    [({"profile": "removed"}, {}), ({"profile": ["gpu"]}, {}), ({"profile": "gpu"}, {"profile": "gpu"})],
+)
+def test_stored_options_whose_tier_is_gone_trap_nobody(stored: dict[str, Any], kept: dict[str, Any]) -> None:
+    spawner = make(name="x")
+    spawner.user_options = stored
+    spawner.load_state({})
+    assert spawner.user_options == kept
+
+
+async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spawner = make()
+
+    class Down:
+        async def tiers(self) -> dict[str, Any]:
+            raise BrokerUnavailable("GPUs can't be given out right now.")
+
+    monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, spawner.site.socket_path, Down())
+    form = await spawner.get_options_form()
+    assert 'value="cpu"\n aria-describedby="tier-cpu-about" required checked>' in form
+    assert 'value="gpu"\n aria-describedby="tier-gpu-about" required disabled>' in form
+    assert "A whole GPU of your own. GPUs can&#x27;t be given out right now." in form
+
+
+async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawner = make()
+
+    class Silent:
+        async def tiers(self) -> dict[str, Any]:
+            await asyncio.sleep(60)
+            return {}
+
+    monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, spawner.site.socket_path, Silent())
+    monkeypatch.setattr(choice_module, "_FORM_SECONDS", 0.05)
+    assert "The GPU broker doesn&#x27;t answer right now." in await spawner.get_options_form()
+
+
+OFFER = ' <a href="/hub/spawn/Ada?opt-profile=cpu">Start with CPU now</a>'
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "reason", "message", "offer"),
+    [
+        (BadOption("No such <tier>"), 400, "bad_option", "No such <tier>", ""),
+        (NoCapacity("Too many"), 503, "no_capacity", "Too many", OFFER),
+        (QueueTimeout("Waited"), 503, "queue_timeout", "Waited", OFFER),
+        (StartFault("It ended", "exited"), 500, "exited", "It ended", ""),
+        (EngineFault("socket gone"), 503, "docker", choice_module._ENGINE_SENTENCE, ""),
+        (ConfigError("set x"), 500, "config", choice_module._CONFIG_SENTENCE + "set x", ""),
+    ],
+)
+def test_every_problem_becomes_a_sentence(
+    problem: Any, status: int, reason: str, message: str, offer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spawner = make()
+    spawner.log = logging.getLogger("test")
+    caplog.set_level(logging.INFO)
+    error: Any = spawner._sorry(problem)
+    assert isinstance(error, SpawnException)
+    html = message.replace("<tier>", "&lt;tier&gt;").replace("'", "&#x27;") + offer
+    assert (error.status_code, error.reason, error.jupyterhub_message, error.jupyterhub_html_message) == (
+        status, reason, message, html,
+    )  # fmt: skip
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert record.getMessage().endswith(" user=Ada server= lease=- devices=- container=-")
+
+
+# ---- poll
+
+
+async def test_a_server_that_was_never_started_isnt_running() -> None:
+    spawner = make()
+    assert await spawner.poll() == 0
+    assert spawner.calls == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (container(), None),
+        (container(running=False), "exit code 137"),
+        (container(State={"Running": False, "OOMKilled": True}), "it ran out of memory"),
+        (EngineFault("no such container", 404), 0),
+        (EngineFault("node is unhealthy", 500), None),
+        (EngineFault("no answer"), None),
+        (container(Config={"Labels": {}}), 0),
+    ],
+)
+async def test_only_docker_can_say_that_a_server_ended(answer: Any, status: Any) -> None:
+    spawner = make(inspect_container=[answer])
+    spawner.load_state({"object_id": "c1", "object_name": "gpuspawner-ada", "lease_id": "a1"})
+    assert await spawner.poll() == status
+    assert bool(spawner.object_id) == (status != 0)
+
+
+async def test_a_doubt_is_logged_once_until_docker_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    fault = EngineFault("no answer")
+    spawner = make(inspect_container=[fault, fault, container(), fault, fault])
+    spawner.log = logging.getLogger("test")
+    spawner.load_state({"object_id": "c1"})
+    for _ in range(4):
+        assert await spawner.poll() is None
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+async def test_at_the_hubs_start_a_silent_docker_is_asked_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lifecycle, "_CHECK_SECONDS", 0.001)
+    fault = EngineFault("no answer")
+    spawner = make(inspect_container=[fault, fault, fault, EngineFault("gone", 404)])
+    spawner._check_pending = True
+    assert await spawner.poll() == 0
+    assert len(spawner.calls) == 4
+
+
+async def test_at_the_hubs_start_a_server_that_answers_runs_whatever_docker_says() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readline()).decode().strip())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    asked: list[str] = []
+    web = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with web:
+        spawner = make(inspect_container=[EngineFault("no answer")])
+        port = web.sockets[0].getsockname()[1]
+        spawner._server = SimpleNamespace(
+            ip="127.0.0.1", port=port, base_url="/user/ada/", url="http://known/"
+        )
+        spawner._check_pending = True
+        assert await spawner.poll() is None
+        assert await spawner.get_url() == "http://known/"
+    assert asked == ["GET /user/ada/api HTTP/1.1"]
+
+
+async def test_a_server_whose_hub_died_in_mid_start_is_found_by_name() -> None:
+    spawner = make(inspect_container=[container()])
+    spawner._check_pending = True
+    spawner._server = SimpleNamespace(base_url="/user/ada/", url="http://:0/user/ada/", ip="", port=0)
+    assert await spawner.poll() is None
+    assert await spawner.get_url() == "http://10.213.0.9:8888/user/ada/"
+    assert spawner.get_state() == {"object_id": "c1", "object_name": "gpuspawner--41da", "lease_id": "a1"}
+
+
+# ---- stop
+
+
+class Released:
+    """A broker that remembers what was released."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    async def release(self, lease_id: str) -> None:
+        self.ids.append(lease_id)
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> Released:
+    broker = Released()
+    monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, make().site.socket_path, broker)
+    monkeypatch.setattr(lifecycle, "RETRY_SECONDS", 0.001)
+    return broker
+
+
+async def test_a_stop_ends_when_the_container_is_gone(released: Released) -> None:
+    spawner = make(
+        inspect_container=[container()],
+        stop=[None],
+        remove_container=[EngineFault("removal in progress", 409), EngineFault("gone", 404)],
+    )
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    await spawner.stop()
+    assert spawner.calls == ["inspect_container", "stop", "remove_container", "remove_container"]
+    assert (spawner.object_id, released.ids) == ("", ["a1"])
+    assert await spawner.poll() == 0
+
+
+async def test_a_stop_of_what_is_gone_is_no_error(released: Released) -> None:
+    spawner = make(inspect_container=[EngineFault("gone", 404)])
+    await spawner.stop()
+    await spawner.stop()
+    assert released.ids == []
+
+
+async def test_a_stop_goes_on_while_docker_doesnt_answer(released: Released) -> None:
+    fault = EngineFault("no answer")
+    spawner = make(
+        inspect_container=[fault, container(), fault, container(), container(running=False)],
+        stop=[None],
+        remove_container=[EngineFault("busy", 500), None],
+    )
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    await spawner.stop()
+    assert spawner.calls == [
+        "inspect_container",
+        *("inspect_container", "stop", "remove_container", "inspect_container"),
+        *("inspect_container", "stop", "remove_container"),
+    ]
+    assert released.ids == ["a1"]
+
+
+async def test_a_dead_container_that_cant_be_removed_holds_up_nobody(released: Released) -> None:
+    spawner = make(
+        inspect_container=[container(), container(running=False)],
+        stop=[None],
+        remove_container=[EngineFault("busy", 500), EngineFault("busy", 500), None],
+    )
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    await spawner.stop()
+    assert spawner._removals.pending(spawner.object_name)
+    assert await spawner.poll() is None
+    await spawner._removals.wait(spawner.object_name)
+    assert spawner.calls.count("remove_container") == 3
+
+
+async def test_a_server_that_ended_by_itself_is_taken_away_after_the_hub_has_noticed(
+    released: Released,
+) -> None:
+    spawner = make(inspect_container=[container(running=False)], remove_container=[None])
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    assert await spawner.poll() == "exit code 137"
+    await spawner.run_post_stop_hook()
+    await spawner._removals.wait(spawner.object_name)
+    assert spawner.calls == ["inspect_container", "remove_container"]
+
+
+# ---- start
+
+
+async def test_a_start_that_fails_says_so_ends_its_progress_and_lets_the_next_one_begin(
+    released: Released,
+) -> None:
+    spawner = make(inspect_image=[{"Config": {"Cmd": ["x"]}}], inspect_container=[EngineFault("gone", 404)])
+    spawner.user_options = {"profile": "cpu"}
+    created: list[Any] = [EngineFault("no space left on device", 500)]
+
+    async def create(plan: Any) -> str:
+        raise created[0]
+
+    spawner.create_container = create  # type: ignore[method-assign]
+    with pytest.raises(SpawnException) as error:
+        await spawner.start()
+    assert error.value.reason == "docker"
+    assert await spawner.poll() is None  # still being given back
+    await spawner.stop()
+    assert await spawner.poll() == 0
+    assert [event["message"] async for event in spawner.progress()] == []
+
+
+async def test_progress_that_is_asked_for_before_the_start_waits_for_it() -> None:
+    spawner = make()
+    spawner._progress.end()
+    spawner._spawn_pending = True
+
+    async def watch() -> list[str]:
+        return [event["message"] async for event in spawner.progress()]
+
+    watching = asyncio.create_task(watch())
+    await asyncio.sleep(0.01)
+    spawner._progress = type(spawner._progress)()
+    spawner._progress.say(10, "2nd in line for a GPU")
+    await asyncio.sleep(0.1)
+    spawner._progress.end()
+    assert await watching == ["2nd in line for a GPU"]
+
+
+# ---- Docker's address and network
+
+
+@pytest.mark.parametrize(
+    ("settings", "network", "address"),
+    [
+        ({}, {"Networks": {"gpuspawner": {"IPAddress": "10.213.0.9"}}}, ("10.213.0.9", 8888)),
+        (
+            {"use_internal_ip": False},
+            {"Ports": {"8888/tcp": [{"HostIp": "127.0.0.1", "HostPort": "32768"}]}},
+            ("127.0.0.1", 32768),
+        ),
+        (
+            {"use_internal_ip": False},
+            {"Ports": {"8888/tcp": [{"HostIp": "0.0.0.0", "HostPort": "32768"}]}},
+            ("127.0.0.1", 32768),
+        ),
+        ({"use_internal_hostname": True}, {}, ("gpuspawner--41da", 8888)),
+    ],
+)
+def test_where_a_server_answers(settings: dict[str, Any], network: Any, address: tuple[str, int]) -> None:
+    spawner = make(Config({"GpuDockerSpawner": settings}))
+    assert spawner.address_of({"NetworkSettings": network}) == address
+
+
+def test_a_container_without_an_address_names_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"c\.GpuDockerSpawner\.network_name"):
+        make().address_of({"NetworkSettings": {"Networks": {"other": {"IPAddress": "1.2.3.4"}}}})
+
+
+class Networks:
+    """docker-py's part for networks."""
+
+    def __init__(self, present: dict[str, Any] | None, refusal: Exception | None = None) -> None:
+        self.present, self.refusal = present, refusal
+        self.created: list[dict[str, Any]] = []
+
+    def inspect_network(self, name: str) -> dict[str, Any]:
+        if self.present is None:
+            raise docker.errors.NotFound("none")
+        return self.present
+
+    def create_network(self, **wanted: Any) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.created.append(wanted)
+        self.present = {"IPAM": wanted["ipam"]}
+
+
+def api_error(status: int, explanation: str) -> Exception:
+    return docker.errors.APIError("x", SimpleNamespace(status_code=status), explanation)  # type: ignore[arg-type]
+
+
+def test_the_network_is_made_once_and_then_left_alone() -> None:
+    client: Any = Networks(None)
+    assert [ensure_network(client, "labs", "10.213.0.0/20") for _ in range(2)] == ["10.213.0.1"] * 2
+    assert client.created == [{**network_settings("labs", "10.213.0.0/20"), "check_duplicate": True}]
+
+
+@pytest.mark.parametrize(
+    ("client", "sentence"),
+    [
+        (Networks({"IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}]}}), "docker network rm labs"),
+        (
+            Networks(None, api_error(403, "Pool overlaps with other one")),
+            "Pool overlaps with other one. Set another",
+        ),
+    ],
+)
+def test_a_network_that_cant_be_had_names_the_remedy(client: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        ensure_network(client, "labs", "10.213.0.0/20")
