@@ -14,7 +14,6 @@ import pytest
 from gpuspawner.broker.ledger import Ledger, Steady
 from gpuspawner.errors import LedgerFault
 
-
 pytest.register_assert_rewrite("tests.unit.allocator_machine")
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,11 @@ async def test_migrations_make_what_the_schema_describes(ledger: Ledger, path: P
     assert script.get_heads() == [schema.HEAD]
 
 
+def test_every_field_of_a_lease_has_a_column() -> None:
+    columns = {column.name for column in schema.leases.columns} - {"number"}
+    assert columns == {field.name for field in fields(Lease)} - {"device_uuids"}
+
+
 async def test_a_migration_that_fails_leaves_nothing_behind(
     path: Path, monkeypatch: pytest.MonkeyPatch, times: Any, query: Any
 ) -> None:
@@ -200,7 +205,7 @@ async def test_killed_in_a_commit(path: Path, times: Any) -> None:
     """SIGKILL while a transaction is half written: it never was, and all before it is there."""
     program = (
         "import asyncio, os, signal\n"
-        "from dataclasses import replace\n"
+        "from dataclasses import fields, replace\n"
         "from gpuspawner.broker.ledger import Ledger, rows\n"
         "import test_ledger as here\n"
         f"ledger = Ledger('sqlite:///{path}')\n"
