@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -23,13 +22,13 @@ from docker.errors import DockerException
 
 from setup.children import adopt_orphans, end_children, end_with_parent
 from setup.demo import Demo, check_ports, lock, read_demo
+from setup.hublog import HubLog
 from setup.proxy import search_path
 from setup.steps import ROOT, SetupError, Step, step
 
 READY_SECONDS = 90.0
 STOP_SECONDS = 20.0
 LOG_BYTES = 10 << 20  # a longer log is moved aside at the next start
-_LOG_LINE = re.compile(r"^\[(?P<level>[DIWEC]) ")
 _NO_ENVIRONMENT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -83,8 +82,8 @@ class Launch:
     def __init__(self, demo: Demo, stop: Event) -> None:
         self._demo = demo
         self._stop = stop
-        self._recent: list[str] = []
-        self._ready = False
+        self._log = HubLog()
+        self._ending = False
 
     def run(self) -> int:
         """Starts the hub, waits until it can be used, prints the block, and stays until the stop."""
@@ -96,7 +95,7 @@ class Launch:
             with step("the hub starts") as current:
                 ready = self._wait_ready(hub, current)
                 current.note = current.note if ready else "it was stopped, or has ended"
-            self._ready = ready
+            self._log.ready = ready
             if ready:
                 print(block(self._demo, gpus(self._demo.state_dir / "broker.sock")), flush=True)
             while hub.poll() is None and not self._stop.wait(0.2):
@@ -109,7 +108,7 @@ class Launch:
             return 0
         raise SetupError(
             f"the hub has ended by itself, with status {hub.returncode}. Its last words:\n"
-            + "\n".join(f"    {line}" for line in self._recent[-12:]),
+            + "\n".join(f"    {line}" for line in self._log.last_words()),
             f"see {self._demo.log}",
         )
 
@@ -130,24 +129,19 @@ class Launch:
     def _keep_log(self, hub: subprocess.Popen[str]) -> None:
         """All goes to the log file; warnings and errors, with what follows them, to the terminal too."""
         assert hub.stdout is not None
-        show = False
         with self._demo.log.open("a", buffering=1) as log:
             for line in hub.stdout:
                 with contextlib.suppress(OSError):  # a full disk must not stop the hub
                     log.write(line)
-                if match := _LOG_LINE.match(line):
-                    # What the hub warns of at every start stays in the file.
-                    show = match["level"] in ("WEC" if self._ready else "EC")
-                self._recent = [*self._recent[-50:], line.rstrip()]
-                if show and not self._stop.is_set():
+                if self._log.take(line) and not self._ending:
                     print(line, end="", flush=True)
 
     def _wait_ready(self, hub: subprocess.Popen[str], current: Step) -> bool:
         """True once hub and broker answer; False if the hub has ended, or was told to."""
         deadline = time.monotonic() + READY_SECONDS
-        while hub.poll() is None and not self._stop.wait(0.1):
+        while hub.poll() is None and not self._stop.wait(0.2):
             current.detail("waiting for its first answer")
-            if hub_answers(self._demo.url) and gpus(self._demo.state_dir / "broker.sock"):
+            if gpus(self._demo.state_dir / "broker.sock") and hub_answers(self._demo.url):
                 return True
             if time.monotonic() > deadline:
                 if not hub_answers(self._demo.url):
@@ -160,6 +154,7 @@ class Launch:
 
     def _end(self, hub: subprocess.Popen[str]) -> None:
         """Ends hub, proxy and broker. A second Ctrl-C makes it short."""
+        self._ending = True
         self._stop.clear()
         if hub.poll() is None:
             print("\nStopping the hub …", flush=True)

@@ -1,0 +1,49 @@
+"""setup/hublog.py: a readable terminal, and a reason when the hub ends."""
+
+from __future__ import annotations
+
+from setup.hublog import HubLog
+
+START = """\
+[I 2026-11-23 18:24:26.000 JupyterHub app:1] Starting
+[W 2026-11-23 18:24:26.001 JupyterHub proxy:783] Running JupyterHub without SSL.
+2026-11-23T18:24:27.069Z [ConfigProxy] \x1b[31merror\x1b[39m: 404 GET /hub/api/
+    at TCP.onStreamRead (node:internal)
+Traceback (most recent call last):
+  File "app.py", line 1, in <module>
+gpuspawner.errors.LedgerFault: the ledger is locked: end the program that has it open
+[C 2026-11-23 18:24:27.438 JupyterHub app:3808] Service gpu exited with status 1
+2026-11-23T18:24:28.153Z [ConfigProxy] \x1b[33mwarn\x1b[39m: Terminated
+"""
+
+
+def shown(log: HubLog, text: str) -> list[str]:
+    return [line for line in text.splitlines(keepends=True) if log.take(line)]
+
+
+def test_before_it_is_ready_only_errors_are_shown() -> None:
+    assert shown(HubLog(), START) == [
+        "[C 2026-11-23 18:24:27.438 JupyterHub app:3808] Service gpu exited with status 1\n"
+    ]
+
+
+def test_once_it_is_ready_warnings_are_shown_with_what_follows_them() -> None:
+    log = HubLog()
+    log.ready = True
+    text = "[W 1 hub] one\n  more\n[I 2 hub] two\n  more\n1Z [ConfigProxy] error: three\n1Z [ConfigProxy] info: four\n"
+    assert shown(log, text) == ["[W 1 hub] one\n", "  more\n", "1Z [ConfigProxy] error: three\n"]
+
+
+def test_the_reason_is_found_among_the_noise() -> None:
+    log = HubLog()
+    shown(log, START)
+    assert log.last_words() == [
+        "gpuspawner.errors.LedgerFault: the ledger is locked: end the program that has it open",
+        "[C 2026-11-23 18:24:27.438 JupyterHub app:3808] Service gpu exited with status 1",
+    ]
+
+
+def test_without_a_reason_the_last_lines_have_to_do() -> None:
+    log = HubLog()
+    shown(log, "".join(f"line {number}\n" for number in range(20)))
+    assert log.last_words() == [f"line {number}" for number in range(12, 20)]
