@@ -234,7 +234,7 @@ async def test_two_requests_of_one_server_at_once(allocator: Allocator) -> None:
 
 
 async def test_closed_leases_leave_no_trace_in_memory(allocator: Allocator) -> None:
-    """Everything that memory holds is reachable from the allocator: after 200 leases it is what it was."""
+    """Everything that memory holds is reachable from the allocator: after 80 leases it is what it was."""
 
     def reachable() -> int:
         gc.collect()
@@ -261,6 +261,6 @@ async def test_closed_leases_leave_no_trace_in_memory(allocator: Allocator) -> N
     for number in range(4):
         await one(number)
     before = reachable()
-    for number in range(4, 204):
+    for number in range(4, 84):
         await one(number)
     assert reachable() == pytest.approx(before, abs=5)

@@ -30,6 +30,7 @@ def _place(fast_folder: Path, new_times: Any, faulty_ledger: type[Ledger]) -> No
 
 
 TestAllocator = AllocatorMachine.TestCase
+TestAllocator.settings = settings(max_examples=settings().max_examples // 2)
 
 
 def steps_of(machine: AllocatorMachine, draw: random.Random) -> list[tuple[int, Callable[[], None]]]:
