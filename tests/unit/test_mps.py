@@ -1,0 +1,345 @@
+"""The MPS daemons against a stand-in program: started, limited, watched, taken over, stopped; and hanging."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from gpuspawner.errors import ConfigError, DeviceFault
+from gpuspawner.model import ContainerPatch
+from gpuspawner.node.mps import BACK, DIED, MpsChange, MpsPace, MpsService
+from gpuspawner.node.mpscontrol import MpsLimits, MpsPlace, find_all, find_daemon, find_program
+from gpuspawner.node.processes import ProcessTable
+
+from tests.mps import standin
+
+A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+GIB = 1 << 30
+LIMITS = MpsLimits(25, 8 * GIB)
+PACE = MpsPace(
+    command_seconds=2, start_seconds=1.5, quit_seconds=1, probe_seconds=0.2, silent_seconds=0.5,
+    backoff_seconds=0.05, longest_backoff_seconds=0.4,
+)  # fmt: skip
+SET = ["set_default_active_thread_percentage 25", "set_default_device_pinned_mem_limit 0 8192M"]
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="MPS serves containers only as root")
+
+
+@dataclass
+class Machine:
+    """A state folder, the stand-in, and what was told."""
+
+    folder: Path
+    program: Path
+    told: list[MpsChange] = field(default_factory=list)
+    services: list[MpsService] = field(default_factory=list)
+
+    def service(self, pace: MpsPace = PACE) -> MpsService:
+        async def on_change(change: MpsChange) -> None:
+            self.told.append(change)
+
+        service = MpsService(self.program, self.folder, on_change, pace=pace)
+        self.services.append(service)
+        return service
+
+    def place(self, uuid: str = A) -> MpsPlace:
+        return MpsPlace(uuid, self.folder / "mps" / uuid)
+
+    def pid(self, uuid: str = A) -> int | None:
+        daemon = find_daemon(self.place(uuid), ProcessTable())
+        return None if daemon is None else daemon.pid
+
+    def order(self, *orders: str, uuid: str = A) -> None:
+        place = self.place(uuid)
+        place.make()
+        (place.log / "orders").write_text("\n".join(orders))
+
+    def commands(self, uuid: str = A) -> list[str]:
+        """What the daemon was told, without the questions of `_watch` and the wait for the start."""
+        lines = (self.place(uuid).log / "commands").read_text().splitlines()
+        return [line for line in lines if line.startswith(("set_", "start_", "quit"))]
+
+    async def until_told(self, count: int) -> list[MpsChange]:
+        async with asyncio.timeout(10):
+            while len(self.told) < count:
+                await asyncio.sleep(0.02)
+        return self.told
+
+
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+    folder = Path("/tmp") / f"gsm-{os.getpid()}-{tmp_path.name[-12:]}"
+    folder.mkdir()
+    machine = Machine(folder, standin.install(tmp_path))
+    yield machine
+    for service in machine.services:
+        await service.leave()
+    for uuid in (A, B):
+        for process in find_all(machine.place(uuid), ProcessTable()):
+            os.kill(process.pid, signal.SIGKILL)
+    await asyncio.to_thread(standin_remove, folder)
+
+
+def standin_remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+async def test_a_daemon_of_its_own_for_each_gpu(machine: Machine) -> None:
+    service = machine.service()
+    await asyncio.gather(
+        service.ensure(A, LIMITS), service.ensure(B, MpsLimits(100)), service.ensure(A, LIMITS)
+    )
+    assert machine.pid(A) not in (None, machine.pid(B))
+    assert (machine.commands(A), machine.commands(B)) == (SET, ["set_default_active_thread_percentage 100"])
+    assert (service.reason(A), service.reason(B)) == ("", "")
+    place = machine.place()
+    names = ["CUDA_MPS_LOG_DIRECTORY", "CUDA_MPS_PIPE_DIRECTORY", "CUDA_VISIBLE_DEVICES"]
+    assert (place.log / "environment").read_text() == f"{A} {place.pipe} {place.log} {names}\n"
+
+
+async def test_the_folders_are_open_to_the_container_and_closed_on_the_host(machine: Machine) -> None:
+    os.umask(0o077)
+    try:
+        await machine.service().ensure(A, LIMITS)
+    finally:
+        os.umask(0o022)
+    place = machine.place()
+    paths = (place.folder, place.pipe, place.log, place.pipe / "control")
+    assert [oct(stat.S_IMODE(path.stat().st_mode)) for path in paths] == ["0o700", "0o755", "0o700", "0o777"]
+
+
+async def test_what_a_container_gets(machine: Machine) -> None:
+    service = machine.service()
+    pipe = str(machine.place().pipe)
+    mount = {"source": pipe, "target": "/run/gpuspawner-mps", "type": "bind", "read_only": True}
+    assert service.patch_for(A) == ContainerPatch(
+        env={"CUDA_MPS_PIPE_DIRECTORY": "/run/gpuspawner-mps"}, mounts=(mount,)
+    )
+    assert service.patch_for(A, MpsLimits(12.5, 4 * GIB)).env == {
+        "CUDA_MPS_PIPE_DIRECTORY": "/run/gpuspawner-mps",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "12.5",
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=4096M",
+    }
+
+
+async def test_other_limits_reach_the_servers_that_run(machine: Machine) -> None:
+    service = machine.service()
+    await service.ensure(A, LIMITS)
+    await service._daemon(A)._control.ask("start_server -uid 1000")
+    (server,) = await service._daemon(A)._control.servers()
+    before = machine.pid()
+    await service.ensure(A, MpsLimits(50, 20 * GIB))
+    assert machine.pid() == before
+    assert machine.commands()[3:] == [
+        "set_default_active_thread_percentage 50",
+        "set_default_device_pinned_mem_limit 0 20480M",
+        f"set_active_thread_percentage {server} 50",
+        f"set_device_pinned_mem_limit {server} 0 20480M",
+    ]
+
+
+async def test_the_next_broker_takes_it_over(machine: Machine) -> None:
+    first = machine.service()
+    await first.ensure(A, LIMITS)
+    before = machine.pid()
+    await first.leave()
+    await machine.service().ensure(A, LIMITS)
+    assert machine.pid() == before
+    assert machine.commands() == [*SET, *SET]
+    assert machine.told == []
+
+
+async def test_a_daemon_of_a_former_broker_that_hangs_is_replaced_and_told(machine: Machine) -> None:
+    first = machine.service()
+    await first.ensure(A, LIMITS)
+    before = machine.pid()
+    await first.leave()
+    machine.order("hang")
+    starting = asyncio.create_task(machine.service().ensure(A, LIMITS))
+    await machine.until_told(1)
+    machine.order()
+    await starting
+    assert machine.pid() not in (None, before)
+    assert machine.told == [MpsChange(A, False, DIED)]
+
+
+async def test_one_that_dies_is_told_and_started_again(machine: Machine) -> None:
+    service = machine.service()
+    await service.ensure(A, LIMITS)
+    await service.ensure(B, LIMITS)
+    await service._daemon(A)._control.ask("start_server -uid 1000")
+    before, other = machine.pid(A), machine.pid(B)
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    assert await machine.until_told(2) == [MpsChange(A, False, DIED), MpsChange(A, True, BACK)]
+    assert machine.pid(A) not in (None, before)
+    assert machine.pid(B) == other
+    # Its server is not left without a daemon.
+    assert [process.pid for process in find_all(machine.place(A), ProcessTable())] == [machine.pid(A)]
+    assert machine.commands(A) == [*SET, "start_server -uid 1000", *SET]
+
+
+async def test_one_that_dies_again_and_again_is_tried_with_pauses(machine: Machine) -> None:
+    service = machine.service()
+    await service.ensure(A, LIMITS)
+    machine.order("no-start")
+    pid = machine.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await machine.until_told(1)
+    await asyncio.sleep(0.3)
+    assert service.reason(A) == "MPS ended and is started again"
+    with pytest.raises(DeviceFault, match=r"^MPS started and ended again: see "):
+        await service.ensure(A, LIMITS)
+    assert service.reason(A).startswith("MPS started and ended again")
+    machine.order()
+    assert (await machine.until_told(2))[1] == MpsChange(A, True, BACK)
+    assert service.reason(A) == ""
+
+
+async def test_one_that_hangs_is_told_and_replaced(machine: Machine) -> None:
+    service = machine.service(MpsPace(0.3, 3, 1, 0.2, 0.5, 0.05, 0.4))
+    await service.ensure(A, LIMITS)
+    before = machine.pid()
+    machine.order("hang")
+    await machine.until_told(1)
+    machine.order()
+    assert await machine.until_told(2) == [MpsChange(A, False, DIED), MpsChange(A, True, BACK)]
+    assert machine.pid() not in (None, before)
+
+
+async def test_a_short_silence_is_nothing(machine: Machine) -> None:
+    service = machine.service(MpsPace(0.2, 3, 1, 0.1, 5, 0.05, 0.4))
+    await service.ensure(A, LIMITS)
+    before = machine.pid()
+    machine.order("hang")
+    await asyncio.sleep(0.8)
+    machine.order()
+    await asyncio.sleep(0.5)
+    assert (machine.pid(), machine.told) == (before, [])
+
+
+async def test_a_hanging_program_blocks_nothing(machine: Machine) -> None:
+    service = machine.service(MpsPace(0.3, 0.5, 0.3, 5, 5, 0.05, 0.4))
+    machine.order("slow-start 60")
+    with pytest.raises(DeviceFault, match=r"^MPS has not answered 'starting' for 0.5 s$"):
+        await service.ensure(A, LIMITS)
+    assert find_all(machine.place(), ProcessTable()) == ()
+    machine.order()
+    await service.ensure(A, LIMITS)
+    machine.order("hang")
+    async with asyncio.timeout(5):
+        await service.stop(A)
+    assert find_all(machine.place(), ProcessTable()) == ()
+
+
+async def test_stop_ends_daemon_and_servers_and_keeps_the_logs(machine: Machine) -> None:
+    service = machine.service()
+    await service.ensure(A, LIMITS)
+    await service._daemon(A)._control.ask("start_server -uid 1000")
+    await service.stop(A)
+    assert find_all(machine.place(), ProcessTable()) == ()
+    assert machine.commands()[-1] == "quit"
+    assert list(machine.place().pipe.iterdir()) == []
+    assert machine.told == []
+    await service.stop(A)
+
+
+async def test_one_that_does_not_quit_is_killed(machine: Machine) -> None:
+    service = machine.service()
+    await service.ensure(A, LIMITS)
+    machine.order("stay")
+    await service.stop(A)
+    assert find_all(machine.place(), ProcessTable()) == ()
+
+
+async def test_daemons_of_gpus_that_left_their_pool_end(machine: Machine) -> None:
+    first = machine.service()
+    await first.ensure(A, LIMITS)
+    await first.ensure(B, LIMITS)
+    await first.leave()
+    await machine.service().stop_others({B})
+    assert (machine.pid(A), machine.pid(B) is None) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("order", "sentence"),
+    [
+        ("fail", r"^MPS did not start \(exit status 1\): see .*/log/daemon.out and control.log beside it$"),
+        ("no-start", "MPS started and ended again: see "),
+        ("refuse set_default_device", "MPS refused 'set_default_device_pinned_mem_limit 0 8192M': Error: op"),
+        ("die set_default_active", "MPS "),
+        ("percent 100.0", "MPS gives 100 % of the GPU instead of 25 %"),
+        ("percent what", "MPS answered 'what' instead of a percentage"),
+    ],
+)
+async def test_a_start_that_fails_says_why_and_leaves_nothing(
+    machine: Machine, order: str, sentence: str
+) -> None:
+    machine.order(order)
+    service = machine.service(MpsPace(2, 0.8, 1, 0.2, 0.5, 0.05, 0.4))
+    with pytest.raises(DeviceFault, match=sentence) as caught:
+        await service.ensure(A, LIMITS)
+    assert service.reason(A) == str(caught.value)
+    assert find_all(machine.place(), ProcessTable()) == ()
+    machine.order()
+    await service.ensure(A, LIMITS)
+    assert service.reason(A) == ""
+
+
+async def test_a_cancelled_start_leaves_no_command_behind(machine: Machine) -> None:
+    machine.order("hang")
+    service = machine.service()
+    starting = asyncio.create_task(service.ensure(A, LIMITS))
+    await asyncio.sleep(0.3)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    machine.order()
+    await service.ensure(A, LIMITS)
+    assert len(find_all(machine.place(), ProcessTable())) == 1
+
+
+def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
+    place = MpsPlace(A, tmp_path / ("x" * 60) / "mps" / A)
+    with pytest.raises(ConfigError, match=r"^c\.GpuSite\.state_dir: MPS's sockets would have a path of"):
+        place.make()
+
+
+def test_a_large_log_is_put_aside(tmp_path: Path) -> None:
+    place = MpsPlace("GPU-1", tmp_path)
+    place.pipe.mkdir()
+    place.log.mkdir()
+    (place.log / "control.log").write_bytes(b"x" * (16 << 20) + b"x")
+    (place.log / "server.log").write_bytes(b"x")
+    place.clean()
+    assert sorted(path.name for path in place.log.iterdir()) == ["control.log.1", "server.log"]
+
+
+def test_finding_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = standin.install(tmp_path)
+    assert find_program(str(program), uid=0).path == program
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_program(uid=0).path == program
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("gpuspawner.node.mpscontrol.KNOWN_PLACES", (str(tmp_path),))
+    assert find_program(uid=0).path == program
+    monkeypatch.setattr("gpuspawner.node.mpscontrol.KNOWN_PLACES", ())
+    reasons = [
+        find_program(uid=0).reason,
+        find_program("/nowhere/x", uid=0).reason,
+        find_program(uid=1000).reason,
+    ]
+    assert reasons == [
+        "nvidia-cuda-mps-control was not found: install the driver's compute utilities",
+        "/nowhere/x is no program: name nvidia-cuda-mps-control's path, or leave it to be found",
+        "MPS needs a broker that runs as root: containers have users of their own",
+    ]
