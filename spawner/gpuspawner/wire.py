@@ -7,20 +7,21 @@ test sees, not a value that gets lost.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
 from .errors import BadOption
-from .model import ContainerPatch, GpuRequest, Lease, LeaseState
+from .model import ContainerPatch, GpuRequest, Lease, LeaseState, Mode
 
 _LEASE_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_TEXT = 255
 _MAX_DEVICES = 64
 _MAX_GROUPS = 1000
+_MAX_BYTES = 1 << 60
 _REQUEST_KEYS = {item.name for item in fields(GpuRequest)}
-_REQUEST_REQUIRED = _REQUEST_KEYS - {"model", "groups"}
+_REQUEST_REQUIRED = {item.name for item in fields(GpuRequest) if item.default is MISSING}
 
 
 def time_to_text(time: datetime) -> str:
@@ -56,37 +57,83 @@ def request_from_json(body: object) -> GpuRequest:
     missing = sorted(_REQUEST_REQUIRED - set(body))
     if missing:
         raise BadOption(f"The request lacks {missing[0]!r}")
-    if not is_lease_id(body["lease_id"]):
-        raise BadOption("lease_id must be 32 lower-case hexadecimal digits")
-    count = body["device_count"]
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _MAX_DEVICES:
-        raise BadOption(f"device_count must be a whole number from 1 to {_MAX_DEVICES}")
-    model = body.get("model")
-    return GpuRequest(
-        lease_id=body["lease_id"],
-        hub=_text(body["hub"], "hub"),
-        user=_text(body["user"], "user"),
-        server=_text(body["server"], "server", empty=True),
-        tier=_text(body["tier"], "tier"),
-        device_count=count,
-        model=None if model is None else _text(model, "model"),
-        groups=_groups(body.get("groups", [])),
-    )
+    return GpuRequest(**{key: _PARSERS[key](value, key) for key, value in body.items()})
 
 
-def _text(value: object, what: str, *, empty: bool = False) -> str:
-    """`value` if it is a short printable string; the default server's name is empty."""
-    if not isinstance(value, str) or len(value) > _MAX_TEXT or not (value or empty):
-        raise BadOption(f"{what} must be text of at most {_MAX_TEXT} characters")
+def _lease_id(value: object, what: str) -> str:
+    if not isinstance(value, str) or not is_lease_id(value):
+        raise BadOption(f"{what} must be 32 lower-case hexadecimal digits")
+    return value
+
+
+def _text(value: object, what: str) -> str:
+    """`value` if it is a short printable string."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT:
+        raise BadOption(f"{what} must be text of 1 to {_MAX_TEXT} characters")
     if not value.isprintable():
         raise BadOption(f"{what} has characters that can't be printed")
     return value
 
 
-def _groups(value: object) -> tuple[str, ...]:
+def _server(value: object, what: str) -> str:
+    """The default server's name is empty."""
+    return "" if value == "" else _text(value, what)
+
+
+def _text_or_none(value: object, what: str) -> str | None:
+    return None if value is None else _text(value, what)
+
+
+def _count(value: object, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_DEVICES:
+        raise BadOption(f"{what} must be a whole number from 1 to {_MAX_DEVICES}")
+    return value
+
+
+def _bytes_or_none(value: object, what: str) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_BYTES:
+        raise BadOption(f"{what} must be a whole number of bytes")
+    return value
+
+
+def _percent_or_none(value: object, what: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 100:
+        raise BadOption(f"{what} must be a number above 0 and up to 100")
+    return float(value)
+
+
+def _mode(value: object, what: str) -> Mode:
+    if not isinstance(value, str) or value not in list(Mode):
+        raise BadOption(f"{what} must be one of {', '.join(Mode)}")
+    return Mode(value)
+
+
+def _groups(value: object, what: str) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > _MAX_GROUPS:
-        raise BadOption(f"groups must be a list of at most {_MAX_GROUPS} names")
-    return tuple(_text(item, "groups") for item in value)
+        raise BadOption(f"{what} must be a list of at most {_MAX_GROUPS} names")
+    return tuple(_text(item, what) for item in value)
+
+
+_PARSERS: dict[str, Callable[[object, str], Any]] = {
+    "lease_id": _lease_id,
+    "hub": _text,
+    "user": _text,
+    "server": _server,
+    "tier": _text,
+    "device_count": _count,
+    "model": _text_or_none,
+    "groups": _groups,
+    "mode": _mode,
+    "pool": _text_or_none,
+    "mig_profile": _text_or_none,
+    "slice_memory_bytes": _bytes_or_none,
+    "slice_compute_percent": _percent_or_none,
+}
+"""How each field of a request is read; a field without one is refused in the tests."""
 
 
 def lease_to_json(lease: Lease) -> dict[str, Any]:
@@ -109,6 +156,7 @@ def lease_from_json(body: Mapping[str, Any]) -> Lease:
             "created_at": time_from_text(body["created_at"]),
             "since": time_from_text(body["since"]),
             "device_uuids": tuple(body["device_uuids"]),
+            **({"mode": Mode(body["mode"])} if "mode" in body else {}),
         }
     )
 

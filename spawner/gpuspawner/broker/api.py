@@ -21,14 +21,24 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_unix_socket
 from tornado.web import Application, RequestHandler
 
-from ..errors import BadOption, BrokerUnavailable, ConfigError, Fault, LeaseConflict, QueueTimeout, Refusal
+from ..errors import (
+    BadOption,
+    BrokerUnavailable,
+    ConfigError,
+    EngineFault,
+    Fault,
+    LeaseConflict,
+    QueueTimeout,
+    Refusal,
+)
 from ..model import GpuRequest, Lease, LeaseState
 from ..units import ordinal
 from ..wire import lease_to_json, patch_to_json, request_from_json
 from .leasing import LeaseService, ending
 from .metrics import Metrics
 
-MAX_BODY_BYTES = 64 * 1024
+MAX_BODY_BYTES = 512 * 1024
+"""The longest request that `wire.py` accepts: a thousand groups with long names."""
 MAX_PATH_BYTES = 107
 """`sun_path` of unix(7), without its closing zero."""
 HEARTBEAT_SECONDS = 5.0
@@ -98,11 +108,14 @@ class Handler(RequestHandler):
         self.site.metrics.refused(refusal.reason)
 
     def refusal_of(self, fault: Fault) -> Refusal:
-        """What the user is told of a fault; the log gets its cause."""
+        """What the user is told of a fault; what exactly happened is for the log."""
         self.site.log.error("A request failed: %s", fault)
+        who = (
+            "Docker doesn't do its part" if isinstance(fault, EngineFault) else "the ledger can't be written"
+        )
         return BrokerUnavailable(
-            f"GPUs can't be given out right now: {fault}. A CPU server may still start; "
-            "try again in a minute. Admin: see the log of the broker."
+            f"GPUs can't be given out right now: {who}. Try again in a minute, or choose CPU. "
+            "Admin: see the log of the broker."
         )
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:

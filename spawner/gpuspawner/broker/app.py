@@ -17,7 +17,7 @@ from traitlets import Bool, Float, TraitError, Unicode, default
 from traitlets.config import Application
 from traitlets.config.loader import Config
 
-from ..errors import BrokerUnavailable, ConfigError, Fault
+from ..errors import BrokerUnavailable, ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..model import ContainerPatch, Lease, Tier
 from ..node.daemonpool import DaemonPool
 from ..node.health import HealthMonitor
@@ -34,6 +34,11 @@ from .ledger import Ledger
 from .lock import BrokerLock
 from .metrics import Metrics
 from .web import hub_of, look_of, make_handlers, make_settings
+
+NOT_SET_UP = (
+    "GPUs can't be given out right now: this machine isn't set up for it. Choose CPU. "
+    "Admin: run 'gpuspawner doctor', and see the log of the broker."
+)
 
 
 class GpuBroker(Application):
@@ -223,14 +228,19 @@ class GpuBroker(Application):
             await asyncio.sleep(self.reconcile_seconds)
             try:
                 await self._look()
-            except ConfigError as error:
-                self.service.not_ready = f"GPUs can't be given out right now: {error}"
-                self.log.error("%s", error)
+            except Exception as error:  # the top of the timer's loop
+                self.measures.failed("reconcile")
+                self.service.not_ready = NOT_SET_UP if isinstance(error, ConfigError) else NOT_READY
+                self.log.error("%s", error, exc_info=not isinstance(error, GpuSpawnerError))
 
     async def _look(self) -> None:
         """A round; the first good one opens the broker for new leases. Raises ConfigError."""
         if await self.service.reconcile_or_log() and not self.service.ready.is_set():
-            self.injection = await self._probe()
+            try:
+                self.injection = await self._probe()
+            except EngineFault as fault:
+                self.log.warning("%s; the next round tries again", fault)
+                return
             self.service.ready.set()
 
     async def _probe(self) -> Injection:

@@ -12,7 +12,6 @@ import http.client
 import logging
 import re
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -237,8 +236,7 @@ class _EventThread(threading.Thread):
         client = docker.APIClient(version="auto", timeout=LIST_SECONDS, **kwargs_from_env())
         try:
             filters = {"type": "container", "label": LEASE_LABEL, "event": list(_EVENTS)}
-            # since: Docker answers before it subscribes; events of that moment are replayed.
-            self._stream = client.events(since=int(time.time()) - 1, filters=filters, decode=True)
+            self._stream = client.events(filters=filters, decode=True)
             self._post(EventsConnected())
             for item in () if self._halt.is_set() else self._stream:
                 event = _event(item)

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ..errors import all_refusals
 from ..model import Lease, LeaseState
 
-LOOPS = ("reconcile", "events", "health", "hold")
+LOOPS = ("reconcile", "events", "hold")
 STEPS = ("set_running", "release", "remove", "adopt")
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900)
 

@@ -1,0 +1,165 @@
+"""The plan that makes ledger and Docker agree: facts in, whole plans out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from gpuspawner.broker.containers import Container
+from gpuspawner.broker.reconcile import (
+    Adopt,
+    Facts,
+    Release,
+    Remove,
+    SetRunning,
+    Step,
+    lease_of,
+    plan,
+    unknown_ids,
+)
+from gpuspawner.model import Lease, LeaseState
+from hypothesis import given
+from hypothesis import strategies as st
+
+NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
+ID = "a" * 32
+OTHER = "b" * 32
+WAITING, RESERVED, RUNNING, ASLEEP, RELEASING = (
+    LeaseState.WAITING, LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.ASLEEP, LeaseState.RELEASING,
+)  # fmt: skip
+
+
+def lease(state: LeaseState, lease_id: str = ID, container_id: str | None = None) -> Lease:
+    return Lease(lease_id, "hub", "anna", "", "gpu", state, 1, NOW, NOW, container_id=container_id)
+
+
+def box(state: str, container_id: str = "c1", lease_id: str = ID, broker: str = "here") -> Container:
+    return Container(
+        id=container_id, lease_id=lease_id, state=state, broker=broker, hub="hub", user="anna",
+        device_uuids=("GPU-1",),
+    )  # fmt: skip
+
+
+def steps(leases: list[Lease], boxes: list[Container], *kept: str, closed: str = "") -> tuple[Step, ...]:
+    return plan(Facts(leases, boxes, frozenset(kept), frozenset({closed} - {""}), "here"))
+
+
+def test_agreement_needs_no_step() -> None:
+    running = lease(RUNNING, container_id="c1")
+    assert steps([running], [box("running")]) == ()
+    assert steps([], []) == ()
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "restarting"])
+def test_a_reserved_lease_whose_container_lives_is_running(state: str) -> None:
+    reserved = lease(RESERVED)
+    assert steps([reserved], [box(state)]) == (SetRunning(reserved, "c1"),)
+    assert steps([reserved], [box(state)], ID) == (SetRunning(reserved, "c1"),)
+
+
+@pytest.mark.parametrize("state", ["created", "exited", "dead", "removing"])
+def test_a_reserved_lease_lives_as_long_as_it_is_held(state: str) -> None:
+    reserved = lease(RESERVED)
+    assert steps([reserved], [box(state)], ID) == ()
+    assert steps([reserved], [], ID) == ()
+    assert steps([reserved], [box(state)]) == (Release(reserved, "the spawn was given up"),)
+    assert steps([reserved], []) == (Release(reserved, "the spawn was given up"),)
+
+
+@pytest.mark.parametrize("lease_state", [RUNNING, ASLEEP])
+def test_a_running_lease_ends_with_its_container(lease_state: LeaseState) -> None:
+    running = lease(lease_state, container_id="c1")
+    assert steps([running], []) == (Release(running, "its container is gone"),)
+    assert steps([running], [box("exited")]) == (Release(running, "its container has ended", box("exited")),)
+    assert steps([running], [box("paused")]) == ()
+
+
+def test_who_holds_a_lease_whose_container_died_may_read_its_log() -> None:
+    running = lease(RUNNING, container_id="c1")
+    assert steps([running], [box("exited")], ID) == ()
+    assert steps([running], [], ID) == (Release(running, "its container is gone"),)
+
+
+def test_a_second_container_of_a_lease_is_removed() -> None:
+    running = lease(RUNNING, container_id="c2")
+    boxes = [box("created", "c1"), box("running", "c2"), box("running", "c3"), box("removing", "c4")]
+    assert steps([running], boxes) == (
+        Remove(boxes[0], "another container has its lease"),
+        Remove(boxes[2], "another container has its lease", unexpected=True),
+    )
+
+
+def test_a_waiting_lease_lives_as_long_as_it_is_held_and_has_no_container() -> None:
+    waiting = lease(WAITING)
+    assert steps([waiting], [], ID) == ()
+    assert steps([waiting], []) == (Release(waiting, "nobody waits for it any more"),)
+    assert steps([waiting], [box("created")], ID) == (
+        Remove(box("created"), "its lease waits still", unexpected=True),
+    )
+
+
+def test_a_release_goes_on_until_it_is_closed() -> None:
+    releasing = replace(lease(RELEASING), reason="its container is gone")
+    assert steps([releasing], []) == (Release(releasing, "its container is gone"),)
+    assert steps([releasing], [box("running")], ID) == (Release(releasing, "its container is gone"),)
+
+
+def test_a_container_of_a_closed_lease_is_removed() -> None:
+    assert steps([], [box("created")], closed=ID) == (Remove(box("created"), "its lease is closed"),)
+    assert steps([], [box("running")], closed=ID) == (
+        Remove(box("running"), "its lease is closed", unexpected=True),
+    )
+    assert steps([], [box("removing")], closed=ID) == ()
+
+
+def test_a_container_of_an_unknown_lease_is_taken_up_only_if_it_runs_and_tells_its_lease() -> None:
+    assert steps([], [box("running")]) == (Adopt(box("running")),)
+    assert steps([], [box("created")]) == (Remove(box("created"), "the ledger doesn't know its lease"),)
+    for nameless in (
+        replace(box("running"), user=""),
+        replace(box("running"), hub=""),
+        replace(box("running"), device_uuids=()),
+        replace(box("running"), lease_id="../../etc"),
+    ):
+        wanted = (Remove(nameless, "the ledger doesn't know its lease", unexpected=True),)
+        assert steps([], [nameless]) == wanted
+
+
+def test_another_brokers_containers_matter_only_with_a_lease_of_ours() -> None:
+    assert steps([], [box("running", broker="elsewhere")]) == ()
+    running = lease(RUNNING, container_id="c1")
+    assert steps([running], [box("running", broker="elsewhere")]) == ()
+
+
+def test_unknown_ids_are_those_of_no_living_lease() -> None:
+    boxes = [box("running"), box("exited", "c2", OTHER), box("exited", "c3", OTHER)]
+    assert unknown_ids([lease(RUNNING)], boxes) == (OTHER,)
+
+
+def test_a_lease_from_a_containers_labels() -> None:
+    assert lease_of(replace(box("running"), tier="gpu", server="train"), NOW, 80) == Lease(
+        id=ID, hub="hub", user="anna", server="train", tier="gpu", state=RUNNING, device_count=1,
+        created_at=NOW, since=NOW, device_uuids=("GPU-1",), memory_bytes=80, container_id="c1",
+    )  # fmt: skip
+
+
+LEASES = st.sampled_from([WAITING, RESERVED, RUNNING, ASLEEP, RELEASING])
+STATES = st.sampled_from(["created", "running", "paused", "restarting", "removing", "exited", "dead"])
+
+
+@given(LEASES, st.lists(STATES, max_size=3), st.booleans())
+def test_no_plan_ends_a_lease_in_use_nor_touches_its_container(
+    state: LeaseState, states: list[str], kept: bool
+) -> None:
+    """Whatever there is: a lease with a living container is never released, unless its release has begun."""
+    living = lease(state, container_id="c0" if state in (RUNNING, ASLEEP) else None)
+    boxes = [box(each, f"c{number}") for number, each in enumerate(states)]
+    made = steps([living], boxes, *([ID] if kept else []))
+    alive = [item for item in boxes if item.alive]
+    if alive and state in (RESERVED, RUNNING, ASLEEP):
+        assert not any(isinstance(step, Release) for step in made)
+        removed = {step.container.id for step in made if isinstance(step, Remove)}
+        assert len([item for item in alive if item.id not in removed]) == 1
+    if not alive and not kept:
+        assert [step for step in made if isinstance(step, Release)] != []
