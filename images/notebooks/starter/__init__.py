@@ -6,8 +6,8 @@ short enough to be read: every function can be opened with `starter.check??` in 
 
 from .device import available, choose_device, cpu_cores, pick
 from .draw import COLOURS, axes, bars, curves, human_bytes, number, timeline
+from .lease import Quota, quota, show_quota
 from .measure import TOLERANCE, check, check_product, record, results, seconds, wait
-from .quota import Quota, quota, show_quota
 
 __all__ = [
     "COLOURS",
