@@ -113,7 +113,8 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # BEGIN is ours, see _begin
     cursor = connection.cursor()
     # FULL: the write-ahead log is fsync'd at every commit, so a lease outlives a power cut.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    # The log goes into the main file every 16 MiB, about 500 commits; SQLite's 4 MiB would show in the p99.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=4000", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
