@@ -188,6 +188,7 @@ int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     pthread_mutex_lock(&lock);
     memset(&seen, 0, sizeof seen);
+    if (!initialized) memset(mode_set, 0, sizeof mode_set);  /* set modes last while NVML is open */
     reload();
     int code = init_code;
     if (!code) initialized++;
