@@ -30,7 +30,8 @@ def test_before_it_is_ready_only_errors_are_shown() -> None:
 def test_once_it_is_ready_warnings_are_shown_with_what_follows_them() -> None:
     log = HubLog()
     log.ready = True
-    text = "[W 1 hub] one\n  more\n[I 2 hub] two\n  more\n1Z [ConfigProxy] error: three\n1Z [ConfigProxy] info: four\n"
+    text = "[W 1 hub] one\n  more\n[I 2 hub] two\n  more\n"
+    text += "1Z [ConfigProxy] error: three\n1Z [ConfigProxy] info: four\n"
     assert shown(log, text) == ["[W 1 hub] one\n", "  more\n", "1Z [ConfigProxy] error: three\n"]
 
 
