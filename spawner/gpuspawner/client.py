@@ -31,6 +31,10 @@ _SILENT = (
     "GPUs can't be given out right now: the GPU broker doesn't answer. A CPU server still starts. "
     "Admin: see the log of the broker, or run 'gpuspawner doctor'."
 )
+_UNREADABLE = (
+    "The GPU broker's answer can't be read. A CPU server still starts. Admin: hub and broker must run "
+    "the same version of gpuspawner; restart both."
+)
 
 CONNECT_SECONDS = 2.0
 RETRY_SECONDS = 10.0
@@ -124,9 +128,12 @@ class BrokerClient:
         return response
 
     async def _document(self, path: str) -> dict[str, Any]:
-        document = json.loads(await self._call("GET", path))
+        document: Any = None
+        text = await self._call("GET", path)
+        with suppress(ValueError):
+            document = json.loads(text)
         if not isinstance(document, dict):
-            raise BrokerUnavailable(_SILENT)
+            raise BrokerUnavailable(_UNREADABLE)
         return document
 
     async def _call(self, method: str, path: str) -> str:
@@ -239,10 +246,7 @@ class _LeaseStream:
             if kind == "refused":
                 raise _refusal(event)
         except (ValueError, KeyError, TypeError) as error:
-            raise BrokerUnavailable(
-                "The GPU broker's answer can't be read. A CPU server still starts. Admin: hub and "
-                "broker must run the same version of gpuspawner; restart both."
-            ) from error
+            raise BrokerUnavailable(_UNREADABLE) from error
         return None
 
     def _log_broken(self, error: BaseException) -> None:
