@@ -111,6 +111,11 @@ class LifecycleSpawner(ChoiceSpawner):
             device_count=tier.device_count,
             model=tier.model,
             groups=tuple(sorted(group.name for group in self.user.groups)),
+            mode=tier.mode,
+            pool=tier.pool,
+            mig_profile=tier.mig_profile,
+            slice_memory_bytes=tier.memory_bytes,
+            slice_compute_percent=tier.compute_percent,
         )
 
     def _owner(self, tier: Tier | None = None) -> Owner:

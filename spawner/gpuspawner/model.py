@@ -20,6 +20,10 @@ BROKER_LABEL = "gpuspawner.broker"
 """Which broker the container belongs to, by its state folder: to brokers beside it, it is no orphan."""
 DEVICES_LABEL = "gpuspawner.devices"
 """The leased devices' UUIDs, comma-separated: enough to take a lease up again without the ledger."""
+MODE_LABEL = "gpuspawner.mode"
+"""How the lease holds its devices; without it whole. The next two are there for a slice only."""
+MEMORY_LABEL = "gpuspawner.memory-bytes"
+COMPUTE_LABEL = "gpuspawner.compute-percent"
 
 
 class Mode(StrEnum):
@@ -80,6 +84,11 @@ class Device:
     mig_profile: str | None = None
 
     @property
+    def is_mig(self) -> bool:
+        """Whether it is a MIG instance."""
+        return self.parent_uuid is not None or self.mig_profile is not None
+
+    @property
     def bandwidth_bytes_per_second(self) -> int | None:
         """Peak memory bandwidth: two transfers a clock over the whole bus, as for all GDDR and HBM."""
         if self.memory_bus_width_bits is None or self.memory_clock_hz is None:
@@ -102,8 +111,38 @@ class DeviceHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class Pool:
+    """Devices that are shared in one mode, as the settings name them.
+
+    `uuids` names them; else `model` (a part of the name, upper or lower case) takes `count` of them (None:
+    each that no other pool names); else it is all that no other pool names. Of a slice pool, `slices`
+    equal ones or slices of the `sizes_bytes`. `mps` None: where it is installed.
+    """
+
+    name: str
+    mode: Mode = Mode.WHOLE
+    uuids: tuple[str, ...] = ()
+    model: str | None = None
+    count: int | None = None
+    slices: int | None = None
+    sizes_bytes: tuple[int, ...] = ()
+    compute_percent: float | None = None
+    mps: bool | None = None
+    manage_compute_mode: bool = False
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether it has the devices that no other pool names."""
+        return not self.uuids and self.model is None and self.count is None
+
+
+@dataclass(frozen=True, slots=True)
 class Tier:
-    """What a user picks on the spawn page. `device_count == 0` is a server without a GPU."""
+    """What a user picks on the spawn page. `device_count == 0` is a server without a GPU.
+
+    `memory_bytes` and `compute_percent` are of a slice (None: the pool's), `mig_profile` of a MIG
+    instance (None: any). `pool` None: any of the mode.
+    """
 
     name: str
     title: str
@@ -114,6 +153,10 @@ class Tier:
     image: str | None = None
     mem_limit_bytes: int | None = None
     cpu_limit: float | None = None
+    memory_bytes: int | None = None
+    compute_percent: float | None = None
+    mig_profile: str | None = None
+    pool: str | None = None
 
     @property
     def needs_gpu(self) -> bool:
@@ -126,7 +169,8 @@ class GpuRequest:
     """What the spawner asks the broker for. The id becomes the lease's: asking twice is one lease.
 
     `lease_id` is 32 hexadecimal digits made up by the hub side. `model` is compared with the
-    device's model name, case-insensitively, as a substring ("h100").
+    device's model name, case-insensitively, as a substring ("h100"). `slice_memory_bytes` and
+    `slice_compute_percent` are what a slice should have of its device; None: what the pool gives.
     """
 
     lease_id: str
@@ -137,6 +181,11 @@ class GpuRequest:
     device_count: int
     model: str | None = None
     groups: tuple[str, ...] = ()
+    mode: Mode = Mode.WHOLE
+    pool: str | None = None
+    mig_profile: str | None = None
+    slice_memory_bytes: int | None = None
+    slice_compute_percent: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +193,8 @@ class Lease:
     """What one server holds, or waits for.
 
     `since` is when the present state began; `created_at` orders the queue; `memory_bytes` is the
-    sum over the devices; `notice` is a sentence for the holder ("" when all is well).
+    sum over the devices; `notice` is a sentence for the holder ("" when all is well). `mode` and what
+    follows it are as asked for; what is held of each device stands in the others.
     """
 
     id: str
@@ -164,6 +214,11 @@ class Lease:
     notice: str = ""
     reason: str = ""
     """Why it ended; empty while it lives."""
+    mode: Mode = Mode.WHOLE
+    pool: str | None = None
+    mig_profile: str | None = None
+    slice_memory_bytes: int | None = None
+    slice_compute_percent: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

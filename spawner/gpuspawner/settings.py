@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from traitlets import Dict, Enum, Float, List, Unicode, default
 from traitlets.config import Configurable
 
-from .errors import ConfigError
-from .model import Mode, Tier
-from .units import parse_bytes
-
-DEFAULT_TIERS: list[dict[str, Any]] = [
-    {
-        "name": "cpu",
-        "title": "CPU",
-        "description": "No GPU. Starts at once.",
-    },
-    {
-        "name": "gpu",
-        "title": "One GPU",
-        "description": "A whole GPU of your own.",
-        "devices": 1,
-    },
-]
-
-_TIER_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
-_TIER_KEYS = {
-    "name", "title", "description", "devices", "model", "mode", "image", "mem_limit", "cpu_limit",
-}  # fmt: skip
+from .model import Pool, Tier
+from .pools import check_tiers, parse_pools
+from .tiers import DEFAULT_TIERS, parse_tiers
 
 
 class GpuSite(Configurable):
@@ -44,15 +24,21 @@ class GpuSite(Configurable):
 
         Each is a dict: `name` (lower case; also what the admin page shows), `title`, and, where
         wanted, `description`, `devices` (how many GPUs; 0, the default, is a CPU server), `model`
-        (part of the GPU's name, "H100"), `mode` ("whole" for now), `image`, `mem_limit` ("16G",
-        main memory), `cpu_limit` (cores).
+        (part of the GPU's name, "H100"), `image`, `mem_limit` ("16G", main memory), `cpu_limit` (cores).
 
-        Default: `cpu` and `gpu` (one whole device). A name that is not in the list is refused.
+        `mode` says how its devices are shared: "whole" (the default), "slice" or "mig"; pools of that
+        mode serve it, or the one named with `pool`. A slice has `memory` ("8G", of the GPU; left out,
+        the pool's slice) and, with MPS, `compute_percent` (left out, the pool's). A MIG tier may name
+        its `mig_profile` ("1g.10gb"). `devices` of these two is 1 if left out.
+
+        Default: `cpu` and `gpu` (one whole device). A name that is not in the list is refused. A tier
+        that no pool can serve keeps the broker from starting, with the reason.
 
         Example::
 
             c.GpuSite.tiers = [
                 {"name": "cpu", "title": "CPU"},
+                {"name": "slice", "title": "A slice of a GPU", "mode": "slice", "memory": "8G"},
                 {"name": "gpu", "title": "One GPU", "devices": 1},
                 {"name": "pair", "title": "Two H100", "devices": 2, "model": "H100"},
             ]
@@ -62,6 +48,34 @@ class GpuSite(Configurable):
     @default("tiers")
     def _tiers_default(self) -> list[dict[str, Any]]:
         return [dict(tier) for tier in DEFAULT_TIERS]
+
+    pools = List(
+        Dict(),
+        help="""
+        Which devices are shared in which mode. A device is in one pool at most.
+
+        Each is a dict: `name`; `mode` ("whole", the default, "slice" or "mig"); `devices`: "all" (the
+        default: all of the mode's sort, whole GPUs or MIG instances, that no other pool names), a list
+        of UUIDs, or {"model": "H100", "count": 2}. A slice pool also has `slices` (so many equal ones
+        of each device) or `sizes` (a list; leases of these sizes in any mix that fits), and may have
+        `compute_percent` (what one slice may use of the device's compute at most; left out,
+        min(100, 200/n)), `mps` (left out: where it is installed; True: the broker refuses to start
+        without it; False: plain time-slicing) and `manage_compute_mode` (False: the GPU's compute mode
+        is left alone; True: EXCLUSIVE_PROCESS while the pool is in use, so that only MPS reaches it).
+        New slices go to the device with the fewest. What each mode holds, and who holds it, is in
+        docs/admins.md.
+
+        Default: whole GPUs are one pool, MIG instances another. Where all GPUs are split by MIG, tiers
+        in mode "whole" get an instance. What can't work keeps the broker from starting.
+
+        Example::
+
+            c.GpuSite.pools = [
+                {"name": "class", "mode": "slice", "devices": {"count": 1}, "slices": 10},
+                {"name": "whole"},
+            ]
+        """,
+    ).tag(config=True)
 
     state_dir = Unicode(
         help="""
@@ -138,48 +152,10 @@ class GpuSite(Configurable):
 
     def parsed_tiers(self) -> tuple[Tier, ...]:
         """The tiers as values. Raises ConfigError with the remedy for what can't work."""
-        return parse_tiers(self.tiers)
+        tiers = parse_tiers(self.tiers)
+        check_tiers(tiers, self.parsed_pools())
+        return tiers
 
-
-def parse_tiers(raw: list[dict[str, Any]]) -> tuple[Tier, ...]:
-    """Tiers from their settings. Raises ConfigError, naming tier and key, for what can't work."""
-    if not raw:
-        raise ConfigError("c.GpuSite.tiers is empty: give at least one tier, or leave the default")
-    tiers = tuple(_parse_tier(item) for item in raw)
-    names = [tier.name for tier in tiers]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"c.GpuSite.tiers has {twice[0]!r} twice: give each tier a name of its own")
-    return tiers
-
-
-def _parse_tier(raw: dict[str, Any]) -> Tier:
-    name = raw.get("name")
-    if not isinstance(name, str) or not _TIER_NAME.fullmatch(name):
-        raise ConfigError(
-            f"c.GpuSite.tiers: name {name!r} can't be used: take lower-case letters, digits, '-', '_'"
-        )
-    where = f"c.GpuSite.tiers: tier {name!r}"
-    unknown = sorted(set(raw) - _TIER_KEYS)
-    if unknown:
-        raise ConfigError(f"{where} has an unknown key {unknown[0]!r}: use {', '.join(sorted(_TIER_KEYS))}")
-    devices = raw.get("devices", 0)
-    if not isinstance(devices, int) or isinstance(devices, bool) or not 0 <= devices <= 64:
-        raise ConfigError(f"{where}: devices is {devices!r}: give a whole number from 0 (CPU) to 64")
-    mode = raw.get("mode", Mode.WHOLE)
-    if mode != Mode.WHOLE:
-        raise ConfigError(f"{where}: mode is {mode!r}: this version shares devices in mode 'whole' only")
-    cpu_limit = raw.get("cpu_limit")
-    if cpu_limit is not None and (not isinstance(cpu_limit, int | float) or cpu_limit <= 0):
-        raise ConfigError(f"{where}: cpu_limit is {cpu_limit!r}: give a number of cores, like 2 or 0.5")
-    mem_limit = raw.get("mem_limit")
-    return Tier(
-        name=name,
-        title=str(raw.get("title") or name),
-        description=str(raw.get("description", "")),
-        device_count=devices,
-        model=str(raw["model"]) if raw.get("model") else None,
-        image=str(raw["image"]) if raw.get("image") else None,
-        mem_limit_bytes=None if mem_limit is None else parse_bytes(mem_limit, f"{where}: mem_limit"),
-        cpu_limit=None if cpu_limit is None else float(cpu_limit),
-    )
+    def parsed_pools(self) -> tuple[Pool, ...]:
+        """The pools as values; none if there is no setting. Raises ConfigError with the remedy."""
+        return parse_pools(self.pools)

@@ -44,7 +44,7 @@ def is_lease_id(value: object) -> bool:
 
 def request_to_json(request: GpuRequest) -> dict[str, Any]:
     """The body of `POST /leases`."""
-    return {**asdict(request), "groups": list(request.groups)}
+    return {**asdict(request), "mode": request.mode.value, "groups": list(request.groups)}
 
 
 def request_from_json(body: object) -> GpuRequest:
@@ -141,6 +141,7 @@ def lease_to_json(lease: Lease) -> dict[str, Any]:
     return {
         **asdict(lease),
         "state": lease.state.value,
+        "mode": lease.mode.value,
         "created_at": time_to_text(lease.created_at),
         "since": time_to_text(lease.since),
         "device_uuids": list(lease.device_uuids),
@@ -153,6 +154,7 @@ def lease_from_json(body: Mapping[str, Any]) -> Lease:
         **{
             **body,
             "state": LeaseState(body["state"]),
+            "mode": Mode(body["mode"]),
             "created_at": time_from_text(body["created_at"]),
             "since": time_from_text(body["since"]),
             "device_uuids": tuple(body["device_uuids"]),

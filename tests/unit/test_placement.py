@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from gpuspawner.broker.placement import Room, Share, Want, kind_of, make_want, place, rank, take, whole_share
+from gpuspawner.broker.placement import (
+    Kind,
+    Room,
+    Share,
+    Want,
+    kind_of,
+    make_want,
+    place,
+    rank,
+    take,
+    whole_share,
+)
 from gpuspawner.model import Device
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,8 +30,8 @@ H10 = Device("GPU-h10", "H100 80GB", 80 * GIB, index=10)
 NAMELESS = Device("GPU-z", "H100 80GB", 80 * GIB)
 
 
-def rooms_of(devices: Iterable[Device]) -> dict[str, list[Room]]:
-    rooms: dict[str, list[Room]] = {}
+def rooms_of(devices: Iterable[Device]) -> dict[Kind, list[Room]]:
+    rooms: dict[Kind, list[Room]] = {}
     for device in devices:
         rooms.setdefault(kind_of(device), []).append(Room(device))
     return {kind: sorted(listed, key=rank) for kind, listed in rooms.items()}
@@ -49,8 +60,8 @@ def test_by_example(want: Want, devices: list[Device], expected: list[Device] | 
 
 def test_whole_needs_an_untouched_room() -> None:
     touched = Room(A0, (Share(A0.uuid, GIB, 10.0),))
-    assert place(make_want(1, None), {"A100 40GB": [touched]}) is None
-    assert place(make_want(1, None), {"A100 40GB": [touched, Room(A1)]}) == (whole_share(A1),)
+    assert place(make_want(1, None), {kind_of(A0): [touched]}) is None
+    assert place(make_want(1, None), {kind_of(A0): [touched, Room(A1)]}) == (whole_share(A1),)
 
 
 def test_room_arithmetic() -> None:
@@ -75,7 +86,7 @@ def test_take_leaves_what_is_not_full() -> None:
     rooms = rooms_of([A0, A1, H2])
     take(rooms, [whole_share(A0), Share(H2.uuid, 20 * GIB, 25.0)])
     left = Room(H2, (Share(H2.uuid, 20 * GIB, 25.0),))
-    assert rooms == {"A100 40GB": [Room(A1)], "H100 80GB": [left]}
+    assert rooms == {kind_of(A0): [Room(A1)], kind_of(H2): [left]}
 
 
 MODELS = ["A100 40GB", "A100 80GB", "H100 80GB", "h100 nvl"]

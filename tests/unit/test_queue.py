@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import pytest
-from gpuspawner.broker.placement import Room, Want, kind_of, make_want, rank, whole_share
+from gpuspawner.broker.placement import Kind, Room, Want, kind_of, make_want, rank, whole_share
 from gpuspawner.broker.queue import Place, Queue, Waiting, competes, plan
 from gpuspawner.model import Device
 from hypothesis import given
 from hypothesis import strategies as st
 
-KINDS = ["A100 40GB", "A100 80GB", "H100 80GB"]
+MODELS = ["A100 40GB", "A100 80GB", "H100 80GB"]
 ANY, A100, H100, PAIR = make_want(1, None), make_want(1, "A100"), make_want(1, "H100"), make_want(2, None)
 
 
+def kind(model: str) -> Kind:
+    return kind_of(Device("GPU", model, 40 << 30))
+
+
 def queue_of(*wants: Want) -> Queue:
-    queue = Queue(KINDS)
+    queue = Queue(map(kind, MODELS))
     for number, want in enumerate(wants, 1):
         queue.add(Waiting(number, f"lease-{number}", want))
     return queue
 
 
-def rooms_of(*models: str) -> dict[str, list[Room]]:
-    rooms: dict[str, list[Room]] = {}
+def rooms_of(*models: str) -> dict[Kind, list[Room]]:
+    rooms: dict[Kind, list[Room]] = {}
     for number, model in enumerate(models):
-        rooms.setdefault(model, []).append(Room(Device(f"GPU-{number}", model, 40 << 30, index=number)))
+        rooms.setdefault(kind(model), []).append(Room(Device(f"GPU-{number}", model, 40 << 30, index=number)))
     return rooms
 
 
@@ -64,7 +68,7 @@ def test_nobody_waits_twice() -> None:
 def test_other_devices_other_competitors() -> None:
     queue = queue_of(A100, H100)
     assert queue.place_of("lease-2") == Place(1, 1)
-    queue.set_kinds(["A100 faked as H100"])
+    queue.set_kinds([kind("A100 faked as H100")])
     assert queue.place_of("lease-2") == Place(2, 2)
 
 
@@ -90,7 +94,7 @@ def test_plan_by_example(wants: list[Want], models: list[str], placed: dict[int,
 wants = st.builds(make_want, st.integers(1, 3), st.sampled_from([None, "A100", "h100", "80gb", "V100"]))
 
 
-@given(st.lists(wants, max_size=8), st.lists(st.sampled_from(KINDS), max_size=6), st.integers(0, 9))
+@given(st.lists(wants, max_size=8), st.lists(st.sampled_from(MODELS), max_size=6), st.integers(0, 9))
 def test_plan_against_the_naive_queue(line: list[Want], models: list[str], skipped: int) -> None:
     rooms = rooms_of(*models)
     before = {kind: list(listed) for kind, listed in rooms.items()}
@@ -118,10 +122,11 @@ def test_plan_against_the_naive_queue(line: list[Want], models: list[str], skipp
 
 
 @given(
-    st.lists(wants, max_size=10), st.lists(st.sampled_from(KINDS), max_size=3), st.sets(st.integers(1, 10))
+    st.lists(wants, max_size=10), st.lists(st.sampled_from(MODELS), max_size=3), st.sets(st.integers(1, 10))
 )
-def test_places_against_the_naive_queue(line: list[Want], kinds: list[str], leavers: set[int]) -> None:
+def test_places_against_the_naive_queue(line: list[Want], models: list[str], leavers: set[int]) -> None:
     queue = queue_of(*line)
+    kinds = list(map(kind, models))
     queue.set_kinds(kinds)
     for number in leavers & set(range(1, len(line) + 1)):
         queue.remove(f"lease-{number}")
@@ -134,7 +139,7 @@ def test_places_against_the_naive_queue(line: list[Want], kinds: list[str], leav
 
 def test_planning_does_not_look_at_everybody() -> None:
     """10,000 who want the same cost as much as one: only the head of their line is tried."""
-    queue = Queue(KINDS)
+    queue = Queue(map(kind, MODELS))
     for number in range(10_000):
         queue.add(Waiting(number, f"lease-{number}", ANY))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
@@ -19,9 +19,11 @@ from ..model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ..units import Clock, utc_now
 from . import notice, policy
 from .book import Book, with_shares
+from .devices import NO_TERMS
 from .ledger import Ledger
 from .placement import Want, make_want, want_of
 from .snapshot import Capacity, Snapshot
+from .terms import Terms
 from .watch import Watch, Watches
 
 P = ParamSpec("P")
@@ -61,9 +63,12 @@ class Allocator:
         """The living leases of one server: one or none, unless the ledger was tampered with."""
         return self._book.of_server(hub, user, server)
 
-    def capacity(self, device_count: int, model: str | None = None) -> Capacity:
-        """How many devices suit such a request, and how many requests wait for them."""
-        return self._book.capacity(make_want(device_count, model))
+    def capacity(self, wanted: int | Want, model: str | None = None) -> Capacity:
+        """How many devices, or slices, suit such a request, and how many requests wait for them.
+
+        `wanted` is a number of whole devices, or what a tier wants.
+        """
+        return self._book.capacity(wanted if isinstance(wanted, Want) else make_want(wanted, model))
 
     def snapshot(self) -> Snapshot:
         """Devices, living leases and queue at this moment."""
@@ -75,12 +80,13 @@ class Allocator:
 
     # Changing: each is one step under the lock.
 
-    async def load(self, devices: Iterable[Device]) -> None:
+    async def load(self, devices: Iterable[Device], terms: Mapping[str, Terms] = NO_TERMS) -> None:
         """Take over these devices and the ledger's living leases; call once, before anything else.
 
-        A lease whose device is gone keeps it as a withdrawn placeholder. Waiting leases keep their order.
+        `terms` says by UUID how a device is shared; left out, it is leased whole. A lease whose device is
+        gone keeps it as a withdrawn placeholder. Waiting leases keep their order.
         """
-        await self._step(self._load, tuple(devices))
+        await self._step(self._load, tuple(devices), terms)
 
     async def acquire(self, request: GpuRequest) -> Lease:
         """A lease for the request, RESERVED or WAITING; asking again with the same id gives the same lease.
@@ -137,9 +143,9 @@ class Allocator:
 
     # The steps themselves.
 
-    async def _load(self, devices: tuple[Device, ...]) -> None:
+    async def _load(self, devices: tuple[Device, ...], terms: Mapping[str, Terms]) -> None:
         living = await self._ledger.living()
-        self._book = Book(devices)
+        self._book = Book(devices, terms)
         for lease in living:
             if lease.state.holds_devices and not self._book.can_hold(lease):
                 self._report_trouble(lease)
@@ -344,4 +350,9 @@ def _waiting(request: GpuRequest, now: datetime) -> Lease:
         created_at=now,
         since=now,
         model=request.model,
+        mode=request.mode,
+        pool=request.pool,
+        mig_profile=request.mig_profile,
+        slice_memory_bytes=request.slice_memory_bytes,
+        slice_compute_percent=request.slice_compute_percent,
     )

@@ -6,23 +6,24 @@ enters it. Closed leases leave no trace here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from ..model import Device, DeviceHealth, Lease, LeaseState
 from . import notice
-from .devices import Devices
+from .devices import NO_TERMS, Devices
 from .placement import Share, Want, want_of
 from .queue import Place, Queue, Waiting, plan
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+from .terms import Terms
 
 
 class Book:
     """Who holds what and who waits, on these devices."""
 
-    def __init__(self, devices: Iterable[Device] = ()) -> None:
-        self._devices = Devices(devices)
+    def __init__(self, devices: Iterable[Device] = (), terms: Mapping[str, Terms] = NO_TERMS) -> None:
+        self._devices = Devices(devices, terms)
         self._queue = Queue(self._devices.kinds)
         self._leases: dict[str, Lease] = {}
         self._by_server: dict[tuple[str, str, str], dict[str, None]] = {}
@@ -53,12 +54,16 @@ class Book:
         """How many leases wait."""
         return len(self._queue)
 
+    def terms(self, uuid: str) -> Terms:
+        """How the device's pool shares it. Raises KeyError for one that is not known."""
+        return self._devices.terms(uuid)
+
     def known(self, want: Want) -> int:
         """How many devices suit `want`, leased, free or withdrawn."""
         return self._devices.known(want)
 
     def capacity(self, want: Want) -> Capacity:
-        """How many healthy devices suit `want`, and how many requests wait for them."""
+        """How many healthy devices, or slices of them, suit `want`, and how many requests wait for them."""
         free, total = self._devices.count(want)
         return Capacity(free, total, self._queue.count(want))
 
@@ -81,7 +86,12 @@ class Book:
     def snapshot(self) -> Snapshot:
         """Devices, living leases and queue at this moment."""
         devices = tuple(
-            DeviceView(device, self._devices.health(device.uuid), self.holders(device.uuid))
+            DeviceView(
+                device,
+                self._devices.health(device.uuid),
+                self.holders(device.uuid),
+                self._devices.terms(device.uuid),
+            )
             for device in self._devices.all()
         )
         queue = tuple(

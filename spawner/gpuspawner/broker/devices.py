@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 from ..model import Device, DeviceHealth, Lease
-from .placement import Room, Share, Want, kind_of, rank, share_of, suits
+from .placement import Kind, Room, Share, Want, count_free, rank, share_of, suits
+from .terms import WHOLE, Terms
+
+NO_TERMS: Mapping[str, Terms] = MappingProxyType({})
 
 MISSING = "it was not found when the broker started"
 """Why a placeholder is withdrawn."""
 
 
 class Devices:
-    """Every device with its room and health; the rooms that may be leased are kept sorted for placement."""
+    """Every device with its room and health; the rooms that may be leased are kept sorted for placement.
 
-    def __init__(self, devices: Iterable[Device] = ()) -> None:
-        self._rooms = {device.uuid: Room(device) for device in devices}
+    `terms` says by UUID how a device is shared; one that it doesn't name is leased whole.
+    """
+
+    def __init__(self, devices: Iterable[Device] = (), terms: Mapping[str, Terms] = NO_TERMS) -> None:
+        self._rooms = {device.uuid: Room(device, terms=terms.get(device.uuid, WHOLE)) for device in devices}
         self._health = {uuid: DeviceHealth(uuid, healthy=True) for uuid in self._rooms}
         self._holders: dict[str, tuple[str, ...]] = dict.fromkeys(self._rooms, ())
         self._placeholders: set[str] = set()
-        self._known = Counter(kind_of(room.device) for room in self._rooms.values())
-        self._open: dict[str, list[Room]] = {kind: [] for kind in self._known}
+        self._known = Counter(room.kind for room in self._rooms.values())
+        self._open: dict[Kind, list[Room]] = {kind: [] for kind in self._known}
         for room in self._rooms.values():
             self._list(room)
 
@@ -36,6 +44,10 @@ class Devices:
     def device(self, uuid: str) -> Device:
         """The device. Raises KeyError for one that is not known."""
         return self._rooms[uuid].device
+
+    def terms(self, uuid: str) -> Terms:
+        """How the device's pool shares it. Raises KeyError for one that is not known."""
+        return self._rooms[uuid].terms
 
     def all(self) -> list[Device]:
         """Every device, placeholders included, by index, then UUID."""
@@ -55,7 +67,7 @@ class Devices:
         return uuid in self._placeholders
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def kinds(self) -> tuple[Kind, ...]:
         """The kinds of devices there are, leased or withdrawn ones too."""
         return tuple(self._known)
 
@@ -64,13 +76,14 @@ class Devices:
         return sum(count for kind, count in self._known.items() if suits(want, kind))
 
     def count(self, want: Want) -> tuple[int, int]:
-        """How many healthy devices suit `want`: those that are free, and all."""
+        """How many devices, or slices, like `want` the healthy devices have: those that are free, and all."""
         able = [
             room
             for uuid, room in self._rooms.items()
-            if self._health[uuid].healthy and suits(want, kind_of(room.device))
+            if self._health[uuid].healthy and suits(want, room.kind)
         ]
-        return sum(not room.shares for room in able), len(able)
+        total = sum(count_free(want, replace(room, shares=())) for room in able)
+        return sum(count_free(want, room) for room in able), total
 
     def can_hold(self, lease: Lease) -> bool:
         """Whether the devices of `lease` are known and what it would hold of them is free."""
@@ -78,13 +91,13 @@ class Devices:
             return False
         return all(self._rooms[share.device_uuid].has(share) for share in self.shares(lease))
 
-    def rooms(self, freed: Iterable[Share] = ()) -> dict[str, list[Room]]:
+    def rooms(self, freed: Iterable[Share] = ()) -> dict[Kind, list[Room]]:
         """The rooms that may be leased, by kind and in order; a copy, in which `freed` is given back."""
         copy = {kind: list(listed) for kind, listed in self._open.items()}
         for share in freed:
             room = self._rooms[share.device_uuid]
             if self._health[share.device_uuid].healthy:
-                listed = copy[kind_of(room.device)]
+                listed = copy[room.kind]
                 if room in listed:
                     listed.remove(room)
                 bisect.insort(listed, room.minus(share), key=rank)
@@ -142,9 +155,9 @@ class Devices:
 
     def _list(self, room: Room) -> None:
         if self._health[room.device.uuid].healthy and not room.full:
-            bisect.insort(self._open[kind_of(room.device)], room, key=rank)
+            bisect.insort(self._open[room.kind], room, key=rank)
 
     def _unlist(self, room: Room) -> None:
         if self._health[room.device.uuid].healthy and not room.full:
-            listed = self._open[kind_of(room.device)]
+            listed = self._open[room.kind]
             del listed[bisect.bisect_left(listed, rank(room), key=rank)]

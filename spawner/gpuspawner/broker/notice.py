@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..model import Device, DeviceHealth
+from ..model import Device, DeviceHealth, Mode
+from ..units import format_bytes
 from .placement import Want
 
 
@@ -21,6 +22,13 @@ def no_capacity(want: Want, known: int) -> str:
     named = "" if want.model is None else f" with {want.model!r} in its name"
     found = f"only {known}" if known else "none"
     wanted = "a GPU" if want.device_count == 1 else f"{want.device_count} GPUs"
+    if want.mode is Mode.SLICE:
+        size = "" if want.memory_bytes is None else f" of {format_bytes(want.memory_bytes)}"
+        wanted = f"a slice{size} of a GPU"
+    elif want.mode is Mode.MIG:
+        what = f"MIG instance{'' if want.device_count == 1 else 's'}"
+        profile = "" if want.mig_profile is None else f" {want.mig_profile}"
+        wanted = f"{'a' if want.device_count == 1 else want.device_count} {what}{profile}"
     return f"You asked for {wanted}{named}, and this machine has {found}: choose another tier, or CPU."
 
 

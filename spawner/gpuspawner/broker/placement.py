@@ -1,16 +1,19 @@
 """Which devices a request gets: pure functions from wants and rooms to shares.
 
 A *room* is a device with the shares that are held of it; what nobody holds is free. Rooms come grouped by
-*kind* (devices that a request can't tell apart: one model) and ordered by `rank`. A mode is one `ShareRule`:
-it says which share of a room a want would get. `whole` asks for a room that nobody else is in.
+*kind* (devices that a request can't tell apart: one model and size in one pool) and ordered by `rank`. A mode
+is one `ShareRule`: it says which share of a room a want would get. `whole` asks for a room that nobody else
+is in, `slice` for memory that nobody holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from ..model import Device, GpuRequest, Lease, Mode
+from ..model import Device, GpuRequest, Lease, Mode, Tier
+from .terms import WHOLE, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +32,44 @@ class Want:
     device_count: int
     model: str | None = None
     mode: Mode = Mode.WHOLE
+    pool: str | None = None
+    mig_profile: str | None = None
+    memory_bytes: int | None = None
+    compute_percent: float | None = None
+
+
+class Kind(NamedTuple):
+    """What a request can tell devices apart by."""
+
+    model: str
+    memory_bytes: int
+    mig_profile: str | None
+    terms: Terms
+
+    @property
+    def order(self) -> tuple[int, str, str, str]:
+        """The smallest devices first, so that large ones stay free for those who ask for them."""
+        return (self.memory_bytes, self.model, self.mig_profile or "", self.terms.pool)
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A device and the shares that are held of it."""
+    """A device, the shares that are held of it, and how its pool shares it."""
 
     device: Device
     shares: tuple[Share, ...] = ()
+    terms: Terms = WHOLE
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of its device."""
+        return kind_of(self.device, self.terms)
 
     @property
     def free_memory_bytes(self) -> int:
-        """Memory that no lease holds; never negative."""
-        return max(0, self.device.memory_bytes - sum(share.memory_bytes for share in self.shares))
+        """Memory that no lease holds and one may have; never negative."""
+        usable = self.terms.usable_bytes(self.device.memory_bytes)
+        return max(0, usable - sum(share.memory_bytes for share in self.shares))
 
     @property
     def free_compute_percent(self) -> float:
@@ -51,12 +79,19 @@ class Room:
     @property
     def full(self) -> bool:
         """Whether there is nothing left to give."""
-        return bool(self.shares) and (self.free_memory_bytes == 0 or self.free_compute_percent == 0)
+        if not self.shares:
+            return False
+        if self.terms.sliced:
+            most = self.terms.most_leases
+            return self.free_memory_bytes == 0 or (most is not None and len(self.shares) >= most)
+        return self.free_memory_bytes == 0 or self.free_compute_percent == 0
 
     def has(self, share: Share) -> bool:
-        """Whether `share` of this device is free."""
-        enough_memory = share.memory_bytes <= self.free_memory_bytes
-        return not self.full and enough_memory and share.compute_percent <= self.free_compute_percent
+        """Whether `share` of this device is free: its memory always, its compute where that is divided."""
+        if not self.shares:
+            return share.memory_bytes <= self.device.memory_bytes
+        enough_compute = self.terms.sliced or share.compute_percent <= self.free_compute_percent
+        return not self.full and share.memory_bytes <= self.free_memory_bytes and enough_compute
 
     def plus(self, share: Share) -> Room:
         """This room once `share` is held as well."""
@@ -68,7 +103,7 @@ class Room:
         return replace(self, shares=self.shares[:at] + self.shares[at + 1 :])
 
 
-Rooms = Mapping[str, Sequence[Room]]
+Rooms = Mapping[Kind, Sequence[Room]]
 """Rooms that have something to give, by kind, each kind in the order of `rank`."""
 
 ShareRule = Callable[[Want, Room], Share | None]
@@ -85,8 +120,17 @@ def whole_share(device: Device) -> Share:
     return Share(device.uuid, device.memory_bytes, 100.0)
 
 
-RULES: Mapping[Mode, ShareRule] = {Mode.WHOLE: whole}
-"""How each mode shares a device."""
+def slice_(want: Want, room: Room) -> Share | None:
+    """The part that the pool gives, if so much memory is free."""
+    part = room.terms.slice_of(room.device.memory_bytes, want.memory_bytes, want.compute_percent)
+    if part is None:
+        return None
+    share = Share(room.device.uuid, *part)
+    return share if room.has(share) else None
+
+
+RULES: Mapping[Mode, ShareRule] = {Mode.WHOLE: whole, Mode.MIG: whole, Mode.SLICE: slice_}
+"""How each mode shares a device; a MIG instance is a device of its own, and has one owner."""
 
 
 def make_want(device_count: int, model: str | None) -> Want:
@@ -96,33 +140,79 @@ def make_want(device_count: int, model: str | None) -> Want:
 
 def want_of(item: GpuRequest | Lease) -> Want:
     """What a request, or the lease that waits for it, needs of the devices."""
-    return make_want(item.device_count, item.model)
+    return replace(
+        make_want(item.device_count, item.model),
+        mode=item.mode,
+        pool=item.pool,
+        mig_profile=item.mig_profile,
+        memory_bytes=item.slice_memory_bytes,
+        compute_percent=item.slice_compute_percent,
+    )
+
+
+def want_of_tier(tier: Tier) -> Want:
+    """What a server of the tier needs of the devices."""
+    return replace(
+        make_want(tier.device_count, tier.model),
+        mode=tier.mode,
+        pool=tier.pool,
+        mig_profile=tier.mig_profile,
+        memory_bytes=tier.memory_bytes,
+        compute_percent=tier.compute_percent,
+    )
 
 
 def share_of(lease: Lease, device: Device) -> Share:
-    """The share of `device` that `lease` holds: what `place` gave it, for a lease read from the ledger."""
+    """The share of `device` that `lease` holds: what `place` gave it, for a lease read from the ledger.
+
+    A slice has the same of each of its devices, so the lease's sum tells what it has of one.
+    """
+    if lease.mode is Mode.SLICE:
+        return Share(device.uuid, lease.memory_bytes // len(lease.device_uuids), lease.compute_percent)
     return whole_share(device)
 
 
-def kind_of(device: Device) -> str:
+def kind_of(device: Device, terms: Terms = WHOLE) -> Kind:
     """What a request can tell devices apart by."""
-    return device.model
+    return Kind(device.model, device.memory_bytes, device.mig_profile, terms)
 
 
-def suits(want: Want, kind: str) -> bool:
-    """Whether devices of `kind` can serve `want`: its model is part of theirs, upper or lower case."""
-    return want.model is None or want.model in kind.casefold()
+def suits(want: Want, kind: Kind) -> bool:
+    """Whether devices of `kind` can serve `want` at all: pool, mode, profile, size, and the model's name.
+
+    The model is part of theirs, upper or lower case.
+    """
+    terms = kind.terms
+    if not terms.serves(want.mode) or want.pool not in (None, terms.pool):
+        return False
+    if want.mig_profile not in (None, kind.mig_profile):
+        return False
+    if want.model is not None and want.model not in kind.model.casefold():
+        return False
+    if want.mode is not Mode.SLICE:
+        return True
+    return terms.slice_of(kind.memory_bytes, want.memory_bytes, want.compute_percent) is not None
 
 
 def rank(room: Room) -> tuple[int, float, int, str]:
-    """The order in which rooms are tried: the tightest first (best fit), then by index, then by UUID."""
-    index = room.device.index
-    return (
-        room.free_memory_bytes,
-        room.free_compute_percent,
-        index if index is not None else 1 << 30,
-        room.device.uuid,
-    )
+    """The order in which rooms are tried: the tightest first (best fit), then by index, then by UUID.
+
+    In a slice pool the emptiest first: fewest leases, then most memory. Its devices are shared anyhow, so
+    nothing is won by filling one before the next, and whoever is alone on a GPU computes faster.
+    """
+    index = room.device.index if room.device.index is not None else 1 << 30
+    if room.terms.sliced:
+        return (len(room.shares), -room.free_memory_bytes, index, room.device.uuid)
+    return (room.free_memory_bytes, room.free_compute_percent, index, room.device.uuid)
+
+
+def count_free(want: Want, room: Room) -> int:
+    """How many leases like `want` still fit into the room: of whole devices one at most."""
+    rule, count = RULES[want.mode], 0
+    while (share := rule(want, room)) is not None:
+        room = room.plus(share)
+        count += 1
+    return count
 
 
 def place(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
@@ -140,7 +230,7 @@ def place(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
     return tuple(mixed) if len(mixed) == want.device_count else None
 
 
-def take(rooms: dict[str, list[Room]], shares: Iterable[Share]) -> None:
+def take(rooms: dict[Kind, list[Room]], shares: Iterable[Share]) -> None:
     """Mark `shares`, just placed in `rooms`, as held there: full rooms leave their list."""
     for share in shares:
         for listed in rooms.values():
@@ -153,9 +243,9 @@ def take(rooms: dict[str, list[Room]], shares: Iterable[Share]) -> None:
                 break
 
 
-def _kinds_in_order(want: Want, rooms: Rooms) -> list[str]:
+def _kinds_in_order(want: Want, rooms: Rooms) -> list[Kind]:
     suitable = [kind for kind, listed in rooms.items() if listed and suits(want, kind)]
-    return sorted(suitable, key=lambda kind: (rooms[kind][0].device.memory_bytes, kind))
+    return sorted(suitable, key=lambda kind: kind.order)
 
 
 def _offers(want: Want, listed: Sequence[Room]) -> list[Share]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import BadOption
-from ..model import GpuRequest
+from ..model import GpuRequest, Mode
 
 MAX_DEVICES = 64
 _LEASE_ID = re.compile(r"[0-9a-f]{32}")
@@ -28,9 +28,27 @@ def check(request: GpuRequest) -> None:
         _check_name("model", request.model)
     for group in request.groups:
         _check_name("group", group)
+    for what, name in (("pool", request.pool), ("MIG profile", request.mig_profile)):
+        if name is not None:
+            _check_name(what, name)
+    _check_share(request)
     count = request.device_count
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_DEVICES:
         raise BadOption(f"The number of GPUs is {count!r}: choose from 1 to {MAX_DEVICES}.")
+
+
+def _check_share(request: GpuRequest) -> None:
+    if request.mode is Mode.TURNS:
+        raise BadOption("This version has no turns: choose another tier.")
+    if request.mode is not Mode.SLICE:
+        if request.slice_memory_bytes is not None or request.slice_compute_percent is not None:
+            raise BadOption("Only a slice has a size of its own: choose another tier.")
+        return
+    if request.device_count != 1:
+        raise BadOption("A slice is of one GPU: choose another tier.")
+    size, percent = request.slice_memory_bytes, request.slice_compute_percent
+    if (size is not None and size <= 0) or (percent is not None and not 0 < percent <= 100):
+        raise BadOption("The size of the slice can't be used: choose another tier.")
 
 
 def _check_name(what: str, value: object, *, may_be_empty: bool = False) -> None:

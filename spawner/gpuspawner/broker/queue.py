@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .placement import Rooms, Share, Want, place, suits, take
+from .placement import Kind, Rooms, Share, Want, place, suits, take
 
 
 class Waiting(NamedTuple):
@@ -39,8 +39,8 @@ class Queue:
     number of different wants (about one a tier), not with the number of people who wait.
     """
 
-    def __init__(self, kinds: Iterable[str] = ()) -> None:
-        self._kinds: tuple[str, ...] = ()
+    def __init__(self, kinds: Iterable[Kind] = ()) -> None:
+        self._kinds: tuple[Kind, ...] = ()
         self._lines: dict[Want, list[Waiting]] = {}
         self._places: dict[str, Waiting] = {}
         self._rivals: dict[Want, tuple[Want, ...]] = {}
@@ -52,9 +52,9 @@ class Queue:
     def __contains__(self, lease_id: str) -> bool:
         return lease_id in self._places
 
-    def set_kinds(self, kinds: Iterable[str]) -> None:
+    def set_kinds(self, kinds: Iterable[Kind]) -> None:
         """Say which kinds of devices there are: they decide who competes with whom."""
-        self._kinds = tuple(sorted(set(kinds)))
+        self._kinds = tuple(dict.fromkeys(kinds))
         self._rivals.clear()
 
     def add(self, waiting: Waiting) -> None:
@@ -105,7 +105,7 @@ class Queue:
         return self._rivals[want]
 
 
-def competes(one: Want, other: Want, kinds: Iterable[str]) -> bool:
+def competes(one: Want, other: Want, kinds: Iterable[Kind]) -> bool:
     """Whether some kind of device suits both."""
     return any(suits(one, kind) and suits(other, kind) for kind in kinds)
 

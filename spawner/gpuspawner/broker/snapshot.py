@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..model import Device, DeviceHealth, Lease
+from .terms import WHOLE, Terms
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Devices that suit a request.
+    """Devices, or slices, that suit a request.
 
     `free` may be leased now; `total` counts the healthy ones, leased or not; `waiting` is how many requests
     wait for any of them.
@@ -23,11 +24,12 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """A device, its health and who holds a share of it."""
+    """A device, its health, who holds a share of it, and how its pool shares it."""
 
     device: Device
     health: DeviceHealth
     holders: tuple[Lease, ...]
+    terms: Terms = WHOLE
 
 
 @dataclass(frozen=True, slots=True)

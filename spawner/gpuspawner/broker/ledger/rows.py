@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ...model import Lease, LeaseState
+from ...model import Lease, LeaseState, Mode
 from .clock import Steady
 from .schema import awake, lease_devices, leases
 
@@ -68,7 +68,11 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
     """Insert or replace one lease, and open or close its awake interval to match its state."""
     connection.execute(
         _UPSERT[connection.dialect.name],
-        {**{name: getattr(lease, name) for name in _FIELDS}, "state": lease.state.value},
+        {
+            **{name: getattr(lease, name) for name in _FIELDS},
+            "state": lease.state.value,
+            "mode": lease.mode.value,
+        },
     )
     _write_devices(connection, lease)
     if lease.state is LeaseState.RUNNING:
@@ -143,7 +147,8 @@ def gpu_seconds(connection: sa.Connection, user: str, since: datetime, now: Mome
 
 def _lease(row: Any, uuids: Iterable[str]) -> Lease:
     values = {name: row[name] for name in _FIELDS}
-    return Lease(**{**values, "state": LeaseState(values["state"]), "device_uuids": tuple(uuids)})
+    values |= {"state": LeaseState(values["state"]), "mode": Mode(values["mode"])}
+    return Lease(**{**values, "device_uuids": tuple(uuids)})
 
 
 def _write_devices(connection: sa.Connection, lease: Lease) -> None:

@@ -1,8 +1,9 @@
 """The ledger's tables, as SQLAlchemy Core; `migrations/` makes them, this describes them.
 
-`leases.number` is the order of arrival and outlives a clock that is set back. An interval of `awake` is open
-while `ended_at` is NULL; `seconds` is its length on a steady clock up to `seen_at`, so the wall clock may be
-set in between, and after a reboot the interval ends where it was last seen.
+`leases.number` is the order of arrival and outlives a clock that is set back. `memory_bytes` is held of all
+devices together, in a slice the same of each; `mode` and what follows it is what was asked for. An interval
+of `awake` is open while `ended_at` is NULL; `seconds` is its length on a steady clock up to `seen_at`, so the
+wall clock may be set in between, and after a reboot the interval ends where it was last seen.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -54,6 +55,11 @@ leases = sa.Table(
     sa.Column("container_id", sa.Text),
     sa.Column("notice", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("mode", sa.Text, nullable=False, server_default="whole"),
+    sa.Column("pool", sa.Text),
+    sa.Column("mig_profile", sa.Text),
+    sa.Column("slice_memory_bytes", sa.BigInteger),
+    sa.Column("slice_compute_percent", sa.Float),
     sa.Index("leases_by_state", "state", "number"),
     sa.Index("leases_by_user", "user", "number"),
     sqlite_autoincrement=True,
