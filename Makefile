@@ -13,7 +13,8 @@ PY := .venv/bin/python
 venv:
 	@setup/venv.sh
 endif
-PYTEST = PATH="$(CURDIR)/.cache/proxy/node_modules/.bin:$(CURDIR)/.venv/bin:$$PATH" $(PY) -m pytest
+ON_PATH = PATH="$(CURDIR)/.cache/proxy/node_modules/.bin:$(CURDIR)/.venv/bin:$$PATH"
+PYTEST = $(ON_PATH) $(PY) -m pytest
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,7 +40,8 @@ test-gpu: venv ## the tests that need a real NVIDIA GPU
 
 bench: venv ## paired benchmarks against stock DockerSpawner
 	@$(PY) -m setup.ready proxy engine images
-	@PATH="$(CURDIR)/.cache/proxy/node_modules/.bin:$(CURDIR)/.venv/bin:$$PATH" $(PY) -m bench $(ARGS)
+	@$(ON_PATH) $(PY) bench/allocator.py
+	@$(ON_PATH) $(PY) bench/spawn.py $(ARGS)
 
 images: venv ## build the lab images, of those only what changed; NAMES="lab-base" builds that one
 	@$(PY) -m setup.ready engine

@@ -121,7 +121,7 @@ def _bootstrap(client: docker.DockerClient, base: Base, tar: Path, inputs: str, 
     tar.parent.mkdir(parents=True, exist_ok=True)
     command = ["mmdebstrap", "--variant=minbase", f"--include={','.join(base.packages)}"]
     command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")]
-    command += [*_proxy_options(), suite, str(tar), "-"]
+    command += [*_apt_options(), suite, str(tar), "-"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -158,8 +158,10 @@ def _import(client: docker.DockerClient, base: Base, tar: Path, inputs: str) -> 
         raise SetupError(f"Docker could not import the base image: {answer}", "see that its disk is not full")
 
 
-def _proxy_options() -> list[str]:
-    command = ["apt-config", "dump", "Acquire::http::Proxy", "Acquire::https::Proxy"]
+def _apt_options() -> list[str]:
+    """This machine's own settings that apt needs inside the image too, to reach the same mirror."""
+    keys = ("Acquire::http::Proxy", "Acquire::https::Proxy", "Acquire::Check-Valid-Until")
+    command = ["apt-config", "dump", *keys]
     lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     return [f"--aptopt={line}" for line in lines if line.count('"') == 2 and '""' not in line]
 
