@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -18,10 +17,9 @@ import pytest
 from gpuspawner.client import BrokerClient
 from gpuspawner.model import BROKER_LABEL
 
-sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside this file
-from faulty_docker import FaultyDocker
-from life import IMAGE, remove
-from place import Place, Zygote
+from tests.docker.faulty_docker import FaultyDocker
+from tests.docker.life import IMAGE, remove
+from tests.docker.place import Place, Zygote
 
 DOCKER_HOST = "unix:///var/run/docker.sock"
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from faulty_docker import FaultyDocker
 from gpuspawner.client import BrokerClient
 from gpuspawner.errors import BrokerUnavailable
 from gpuspawner.model import BROKER_LABEL, LEASE_LABEL
-from life import Server
+
+from tests.docker.faulty_docker import FaultyDocker
+from tests.docker.life import Server
 
 SOON_SECONDS = 5.0
 """How soon an orphan must be gone and a lease settled."""
@@ -32,7 +33,10 @@ class Zygote:
     def __init__(self) -> None:
         script = str(Path(__file__).with_name("zygote.py"))
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen([sys.executable, script], stdin=pipe, stdout=pipe, text=True)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        self._process = subprocess.Popen(
+            [sys.executable, script], stdin=pipe, stdout=pipe, text=True, env=environment
+        )
         self.children: list[int] = []
 
     def start(self, order: dict[str, Any]) -> int:

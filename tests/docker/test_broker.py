@@ -10,12 +10,13 @@ import uuid
 from dataclasses import replace
 
 import pytest
-from faulty_docker import Rule
 from gpuspawner.client import BrokerClient
 from gpuspawner.errors import BrokerUnavailable, LeaseConflict, NoCapacity, QueueTimeout
 from gpuspawner.model import GpuRequest
-from life import remove
-from place import Place, is_alive, kill, until
+
+from tests.docker.faulty_docker import Rule
+from tests.docker.life import remove
+from tests.docker.place import Place, is_alive, kill, until
 
 pytestmark = pytest.mark.docker
 

@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from faulty_docker import Rule
 from gpuspawner.errors import BrokerUnavailable
-from life import STEPS
-from place import Place, is_alive, kill, until
+
+from tests.docker.faulty_docker import Rule
+from tests.docker.life import STEPS
+from tests.docker.place import Place, is_alive, kill, until
 
 pytestmark = pytest.mark.docker
 

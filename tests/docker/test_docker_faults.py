@@ -7,10 +7,11 @@ import asyncio
 import docker.errors
 import pytest
 import requests
-from faulty_docker import Action, Rule
 from gpuspawner.errors import BrokerUnavailable
-from life import remove
-from place import Place, is_alive, kill, until
+
+from tests.docker.faulty_docker import Action, Rule
+from tests.docker.life import remove
+from tests.docker.place import Place, is_alive, kill, until
 
 pytestmark = pytest.mark.docker
 

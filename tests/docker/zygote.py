@@ -18,8 +18,7 @@ from typing import Any
 from gpuspawner.broker import app
 from gpuspawner.broker.ledger.ledger import Change, Ledger
 
-sys.path.insert(0, os.path.dirname(__file__))
-import life
+from tests.docker import life
 
 
 def die_at_commit(number: int, when: str) -> None:

@@ -13,12 +13,12 @@ import json
 import logging
 import os
 import socket
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tornado.iostream import StreamClosedError
-from tornado.netutil import bind_unix_socket
 from tornado.web import Application, RequestHandler
 
 from ..errors import (
@@ -41,6 +41,8 @@ MAX_BODY_BYTES = 512 * 1024
 """The longest request that `wire.py` accepts: a thousand groups with long names."""
 MAX_PATH_BYTES = 107
 """`sun_path` of unix(7), without its closing zero."""
+_BACKLOG = 512
+"""Connections that may wait to be accepted: a whole class that clicks at once."""
 HEARTBEAT_SECONDS = 5.0
 """An empty line this often: the client takes a long silence for a broker that hangs."""
 
@@ -308,16 +310,25 @@ def bind_socket(path: str) -> socket.socket:
         )
     if _answers(path):
         raise ConfigError(f"Another broker answers on {path}: set c.GpuSite.socket_path to another one")
-    before = os.umask(0o177)  # from the first moment on for the broker's own user only
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)  # mode 0600 from the first moment on
     try:
-        return bind_unix_socket(path, mode=0o600)
-    except (OSError, ValueError) as error:
+        with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise FileExistsError("a file that is not a socket is in its place")
+            os.unlink(path)
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
         raise ConfigError(
             f"The socket {path} can't be made: {error}. Its folder must exist and be writable; set "
             "c.GpuSite.socket_path to another place if need be"
         ) from error
     finally:
         os.umask(before)
+    return listener
 
 
 def unbind_socket(path: str) -> None:

@@ -1,0 +1,213 @@
+"""The broker's HTTP: parsing at the edge, the stream, the hold, the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from gpuspawner.broker import api
+from gpuspawner.broker.api import MAX_BODY_BYTES, bind_socket
+from gpuspawner.broker.ledger import Ledger
+from gpuspawner.errors import ConfigError, LeaseConflict, QueueTimeout
+from gpuspawner.model import ContainerPatch
+
+from tests.unit.service_bench import HOUR, Bench, make_bench
+
+
+@pytest.fixture
+async def bench(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    async for found in make_bench(ledger, monkeypatch, queue_seconds=HOUR):
+        yield found
+
+
+async def raw(bench: Bench, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+    """One request without the client: status and JSON."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(bench.socket))) as session,
+        session.request(method, "http://b" + path, data=body) as response,
+    ):
+        text = await response.text()
+        return response.status, json.loads(text) if text else None
+
+
+async def test_a_lease_from_request_to_close(bench: Bench) -> None:
+    request = bench.request(1)
+    async with bench.client.acquire(request, lambda *_: None) as grant:
+        assert grant.patch == ContainerPatch(
+            env={"GPUSPAWNER_LEASE": request.lease_id}, labels={"gpuspawner.broker": "here"}
+        )
+        assert grant.lease.device_uuids == ("GPU-1",)
+        assert bench.folders.written == {request.lease_id: grant.lease}
+        await bench.client.confirm(request.lease_id)
+        bench.service.on_event(bench.put(grant.lease))
+        await bench.become(anna="running")
+    await bench.client.release(request.lease_id)
+    await bench.become()
+    assert (bench.engine.boxes, bench.folders.written) == ({}, {})
+    assert [(lease.id, lease.state) for lease in await bench.ledger.history()] == [
+        (request.lease_id, "closed")
+    ]
+
+
+async def test_the_queue_moves_on(bench: Bench) -> None:
+    said: list[tuple[int, int, str]] = []
+    async with bench.client.acquire(bench.request(1), lambda *_: None):
+        second = bench.client.acquire(bench.request(2, "ben"), lambda *place: said.append(place))
+        task = asyncio.create_task(second.__aenter__())
+        await bench.become(anna="reserved", ben="waiting")
+    grant = await task
+    assert (grant.lease.device_uuids, said) == (("GPU-1",), [(1, 1, "1st in line for a GPU")])
+    await second.__aexit__(None, None, None)
+    await bench.become()
+
+
+async def test_asking_twice_is_one_lease(bench: Bench) -> None:
+    request = bench.request(1)
+    async with bench.client.acquire(request, lambda *_: None) as one:
+        async with bench.client.acquire(request, lambda *_: None) as two:
+            assert two == one
+        await asyncio.sleep(0.05)
+        assert bench.states() == {"anna": "reserved"}  # the first hold is still open
+    await bench.become()
+    with pytest.raises(LeaseConflict, match="This lease has ended"):
+        await bench.client.acquire(request, lambda *_: None).__aenter__()
+
+
+async def test_somebody_elses_id_is_refused(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None):
+        with pytest.raises(LeaseConflict, match="belongs to another request"):
+            await bench.client.acquire(bench.request(1, "eve"), lambda *_: None).__aenter__()
+        assert bench.states() == {"anna": "reserved"}
+
+
+async def test_confirm_needs_a_held_lease_in_use(bench: Bench) -> None:
+    lease_id = bench.request(1).lease_id
+    assert await raw(bench, "POST", f"/leases/{lease_id}/confirm") == (
+        409,
+        {"reason": "lease_conflict", "message": "The lease of this server has ended: start the server again"},
+    )
+    async with bench.client.acquire(bench.request(1), lambda *_: None):
+        assert await raw(bench, "POST", f"/leases/{lease_id}/confirm") == (204, None)
+        await bench.allocator.begin_release(lease_id, "test")
+        assert (await raw(bench, "POST", f"/leases/{lease_id}/confirm"))[0] == 409
+
+
+async def test_a_release_of_nothing_is_done(bench: Bench) -> None:
+    assert await raw(bench, "DELETE", f"/leases/{bench.request(1).lease_id}") == (202, None)
+
+
+async def test_the_documents(bench: Bench) -> None:
+    assert await raw(bench, "GET", "/status") == (200, {"devices": []})
+    assert await raw(bench, "GET", "/tiers") == (200, {"tiers": []})
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(bench.socket))) as session,
+        session.get("http://b/metrics") as response,
+    ):
+        assert (response.content_type, await response.text()) == ("text/plain", "up 1\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "address", "body", "status", "reason"),
+    [
+        ("POST", "/leases", b"{", 400, "bad_option"),
+        ("POST", "/leases", b"", 400, "bad_option"),
+        ("POST", "/leases", b"[" * 5000, 400, "bad_option"),
+        ("POST", "/leases", b"\xff\xfe", 400, "bad_option"),
+        ("POST", "/leases", b"{}", 400, "bad_option"),
+        ("GET", "/leases", None, 405, "broker_unavailable"),
+        ("GET", "/", None, 404, "bad_option"),
+        ("POST", "/leases/../status/confirm", None, 404, "bad_option"),
+        ("DELETE", "/leases/" + "A" * 32, None, 404, "bad_option"),
+    ],
+)
+async def test_what_is_odd_is_refused(
+    bench: Bench, method: str, address: str, body: bytes | None, status: int, reason: str
+) -> None:
+    answered, document = await raw(bench, method, address, body)
+    assert (answered, document["reason"]) == (status, reason)
+    assert bench.states() == {}
+
+
+async def test_a_huge_body_is_not_read(bench: Bench) -> None:
+    try:
+        status = (await raw(bench, "POST", "/leases", b"x" * (MAX_BODY_BYTES + 1)))[0]
+    except aiohttp.ClientError:
+        status = 400  # closed while it was sent
+    assert (status, bench.states()) == (400, {})
+
+
+async def test_the_queue_times_out(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    async for bench in make_bench(ledger, monkeypatch, queue_seconds=0.3):
+        async with bench.client.acquire(bench.request(1), lambda *_: None):
+            with pytest.raises(QueueTimeout, match="Choose CPU, or try again later"):
+                await bench.client.acquire(bench.request(2, "ben"), lambda *_: None).__aenter__()
+            await asyncio.sleep(0.4)
+            assert bench.states() == {"anna": "reserved"}  # a lease has no such time
+        assert bench.refusals("queue_timeout") == 1.0
+
+
+async def test_a_waiting_stream_beats(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("gpuspawner.client.SILENCE_SECONDS", 0.3)
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        await asyncio.sleep(0.6)
+        assert grant.lost is None
+        assert bench.refusals("lease_conflict") == 0
+
+
+@pytest.mark.parametrize(
+    ("position", "count", "sentence"),
+    [(1, 1, "1st in line for a GPU"), (22, 1, "22nd in line for a GPU"), (3, 2, "3rd in line for 2 GPUs")],
+)
+def test_the_place_in_words(position: int, count: int, sentence: str) -> None:
+    assert api.queued_message(position, count) == sentence
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count", "sentence"),
+    [
+        (900, 1, "No GPU became free in 15 minutes: all are in use. Choose CPU, or try again later."),
+        (90, 1, "No GPU became free in 90 seconds: all are in use. Choose CPU, or try again later."),
+        (
+            900,
+            2,
+            "Not enough GPUs (you asked for 2) became free in 15 minutes: all are in use. "
+            "Choose CPU, or try again later.",
+        ),
+    ],
+)
+def test_the_end_of_the_wait_in_words(seconds: float, count: int, sentence: str) -> None:
+    assert api.timeout_message(seconds, count) == sentence
+
+
+def test_a_dead_brokers_socket_is_replaced(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="gs-") as folder:
+        path = Path(folder) / "b.sock"
+        bind_socket(str(path)).close()
+        with bind_socket(str(path)) as listener:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            with pytest.raises(ConfigError, match="Another broker answers on"):
+                bind_socket(str(path))
+            assert listener.fileno() > 0
+
+
+@pytest.mark.parametrize("name", ["no/folder/b.sock", "x" * 108])
+def test_a_socket_that_cannot_be_made_names_the_setting(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"c\.GpuSite\.socket_path"):
+        bind_socket(str(tmp_path / name))
+
+
+def test_a_file_in_the_sockets_place_is_kept(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="gs-") as folder:
+        path = Path(folder) / "b.sock"
+        path.write_text("mine")
+        with pytest.raises(ConfigError, match="not a socket"):
+            bind_socket(str(path))
+        assert path.read_text() == "mine"

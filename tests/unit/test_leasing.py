@@ -1,0 +1,174 @@
+"""The life of leases in the broker: holds, releases, Docker's faults, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+from gpuspawner.broker.containers import ContainerEvent, EventsConnected
+from gpuspawner.broker.ledger import Ledger
+from gpuspawner.errors import BrokerUnavailable
+from gpuspawner.model import DeviceHealth, Lease
+
+from tests.unit.service_bench import HOUR, Bench, make_bench
+
+
+@pytest.fixture
+async def bench(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    async for found in make_bench(ledger, monkeypatch, queue_seconds=HOUR):
+        yield found
+
+
+async def test_the_hold_ends_a_reservation_without_a_container(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None):
+        assert bench.states() == {"anna": "reserved"}
+    await bench.become()
+
+
+async def test_the_hold_ends_a_reservation_and_removes_a_created_container(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        bench.put(grant.lease, state="created")
+    await bench.become()
+    assert bench.engine.boxes == {}
+
+
+async def test_a_lost_start_event_is_made_up_for_when_the_hold_closes(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        bench.put(grant.lease)
+    await bench.become(anna="running")
+
+
+async def test_a_fault_of_docker_keeps_the_reservation(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None):
+        bench.engine.fault = "down"
+    await asyncio.sleep(0.1)
+    assert bench.states() == {"anna": "reserved"}
+    assert not await bench.service.reconcile_or_log()
+    assert bench.states() == {"anna": "reserved"}
+    bench.engine.fault = ""
+    assert await bench.service.reconcile_or_log()
+    assert bench.states() == {}
+
+
+async def test_a_closed_connection_gives_the_place_back_though_docker_is_down(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None):
+        task = asyncio.create_task(
+            bench.client.acquire(bench.request(2, "ben"), lambda *_: None).__aenter__()
+        )
+        await bench.become(anna="reserved", ben="waiting")
+        bench.engine.fault = "down"
+        task.cancel()
+        await bench.become(anna="reserved")
+        bench.engine.fault = ""
+
+
+async def test_a_new_spawn_ends_the_older_lease_of_its_server(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as old:
+        bench.service.on_event(bench.put(old.lease))
+        await bench.become(anna="running")
+        async with bench.client.acquire(bench.request(2), lambda *_: None) as new:
+            assert new.lease.device_uuids == ("GPU-1",)
+            assert bench.engine.boxes == {}
+            while old.lost is None:
+                await asyncio.sleep(0.01)
+            assert old.lost.message == (
+                "The lease of this server has ended (the server is started anew): start the server again"
+            )
+
+
+async def test_a_new_spawn_waits_for_docker_to_remove_the_former_container(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as old:
+        bench.service.on_event(bench.put(old.lease))
+        await bench.become(anna="running")
+    bench.engine.slow.add("c1")
+    with pytest.raises(BrokerUnavailable, match="still removing this server's former container"):
+        await bench.client.acquire(bench.request(2), lambda *_: None).__aenter__()
+    assert bench.states() == {"anna": "releasing"}
+    bench.engine.boxes.clear()
+    async with bench.client.acquire(bench.request(3), lambda *_: None) as new:
+        assert new.lease.id == bench.request(3).lease_id
+
+
+async def test_before_docker_was_compared_nothing_new_is_given_out(bench: Bench) -> None:
+    bench.service.ready.clear()
+    with pytest.raises(BrokerUnavailable, match="can't reach Docker yet"):
+        await bench.client.acquire(bench.request(1), lambda *_: None).__aenter__()
+    assert (bench.states(), bench.refusals("broker_unavailable")) == ({}, 1.0)
+
+
+async def test_a_folder_that_cannot_be_written_gives_everything_back(bench: Bench) -> None:
+    bench.folders.fault = "the disk is full"
+    with pytest.raises(BrokerUnavailable, match="the ledger can't be written"):
+        await bench.client.acquire(bench.request(1), lambda *_: None).__aenter__()
+    await bench.become()
+
+
+async def test_a_reconnect_of_the_events_looks_at_everything(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        bench.put(grant.lease)
+        bench.service.on_event(EventsConnected())
+        await bench.become(anna="running")
+    bench.engine.boxes.clear()
+    bench.service.on_event(EventsConnected())
+    await bench.become()
+
+
+async def test_events_of_other_brokers_cost_nothing(bench: Bench) -> None:
+    bench.service.on_event(ContainerEvent("die", "c9", "f" * 32, "elsewhere"))
+    await asyncio.sleep(0.05)
+    assert bench.engine.calls == []
+
+
+async def test_a_running_container_without_a_lease_is_taken_up(bench: Bench) -> None:
+    lease = Lease(**{**_lease_fields(), "device_uuids": ("GPU-1",)})
+    bench.put(lease)
+    await bench.service.reconcile()
+    assert bench.states() == {"anna": "running"}
+    again = bench.allocator.lease(lease.id)
+    assert again is not None
+    assert (again.device_uuids, again.memory_bytes, again.container_id) == (("GPU-1",), 80 << 30, "c1")
+
+
+async def test_one_that_clashes_is_stopped_then_removed(bench: Bench) -> None:
+    bench.put(Lease(**{**_lease_fields(), "device_uuids": ("GPU-of-nobody",)}))
+    await bench.service.reconcile()
+    assert bench.engine.calls == ["list", "stop c1"]
+    await bench.service.reconcile()
+    assert (bench.engine.boxes, bench.states()) == ({}, {})
+
+
+async def test_holders_are_told_of_a_withdrawn_device(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        await bench.service.set_health(DeviceHealth("GPU-1", False, "it is lost"))
+        assert "it is lost" in bench.folders.written[grant.lease.id].notice
+
+
+async def test_a_broker_that_ends_gives_nothing_back(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None):
+        await bench.service.close()
+    await asyncio.sleep(0.1)
+    assert bench.states() == {"anna": "reserved"}
+
+
+async def test_leases_of_a_former_broker_may_be_held_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuspawner.broker.leasing.RESTORE_SECONDS", 0.3)
+    held, lost = bench.request(1), bench.request(2, "ben")
+    await bench.allocator.acquire(held)
+    await bench.allocator.acquire(lost)
+    bench.service.restore()
+    await bench.service.reconcile()
+    assert bench.states() == {"anna": "reserved", "ben": "waiting"}  # the socket isn't up yet
+    bench.service.reachable()
+    async with bench.client.acquire(held, lambda *_: None):
+        await bench.become(anna="reserved")
+
+
+def _lease_fields() -> dict[str, Any]:
+    now = datetime.fromisoformat("2025-03-01T12:00:00+00:00")
+    return {"id": "e" * 32, "hub": "hub", "user": "anna", "server": "", "tier": "gpu", "state": "running",
+            "device_count": 1, "created_at": now, "since": now}  # fmt: skip
