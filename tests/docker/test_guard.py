@@ -1,0 +1,346 @@
+"""The guard against real processes in real containers, which a scripted NVML lists by their real pids."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import docker
+import pytest
+from gpuspawner.node.guard import Guard, GuardEvent
+from gpuspawner.node.inventory import NvmlInventory
+from gpuspawner.node.judge import Offence, Orders, Quota
+from gpuspawner.node.processes import ProcessTable
+from tests.docker.life import remove
+
+from tests.nvml import scripted
+from tests.nvml.scripted import Gpu, Script
+
+pytestmark = pytest.mark.docker
+
+A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+GIB = 1 << 30
+
+
+@dataclass
+class Box:
+    """A container whose processes each sleep."""
+
+    engine: docker.APIClient
+    id: str
+
+    def pids(self) -> dict[str, int]:
+        """Host pids by the processes' names."""
+        found = self.engine.top(self.id, ps_args="-o pid,comm")["Processes"]
+        return {name: int(pid) for pid, name in found}
+
+    def run(self, script: str) -> None:
+        """Runs a shell script in it, in the background."""
+        made = self.engine.exec_create(self.id, ["/bin/busybox", "sh", "-c", script])
+        self.engine.exec_start(made["Id"], detach=True)
+
+    def sleeper(self, name: str, how: str = "{}") -> int:
+        """A process of that name, started `how`; its pid on the host."""
+        self.run(how.format(f"echo -n {name} > /proc/self/comm; while :; do sleep 600; done"))
+        return waited(lambda: self.pids().get(name[:15]))
+
+
+@dataclass
+class Lab:
+    """Containers, scripted GPUs and the guard's events."""
+
+    engine: docker.APIClient
+    image: str
+    script: Script
+    inventory: NvmlInventory
+    events: list[GuardEvent] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
+
+    def box(self) -> Box:
+        command = [
+            "/bin/busybox",
+            "sh",
+            "-c",
+            "/bin/busybox mkdir -p /tmp; /bin/busybox --install -s /bin; sleep 600",
+        ]
+        made = self.engine.create_container(self.image, command, labels={"gpuspawner-test": "guard"})
+        box = Box(self.engine, made["Id"])
+        self.boxes.append(box)
+        self.engine.start(box.id)
+        waited(lambda: "sleep" in box.pids())
+        return box
+
+    @asynccontextmanager
+    async def guarding(self, *quotas: Quota, **more: frozenset[str]) -> AsyncIterator[Guard]:
+        async def on_event(event: GuardEvent) -> None:
+            self.events.append(event)
+
+        guard = Guard(self.inventory, on_event)
+        await guard.start(Orders(quotas, **more))
+        try:
+            yield guard
+            assert guard.failures == 0
+        finally:
+            await guard.stop()
+
+    async def until_events(self, count: int, seconds: float = 6) -> float:
+        """Waits for that many events; how long that took."""
+        began = time.monotonic()
+        while len(self.events) < count:
+            assert time.monotonic() - began < seconds, f"only {self.events}"
+            await asyncio.sleep(0.02)
+        return time.monotonic() - began
+
+
+def waited(what: Callable[[], int | bool | None]) -> int:
+    """What it returns, once that is true."""
+    end = time.monotonic() + 10
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return int(found)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def quota(box: Box, gib: int = 8, device: str = A, **more: bool) -> Quota:
+    return Quota(f"lease-of-{box.id[:4]}", box.id, device, gib * GIB, **more)
+
+
+@pytest.fixture
+def lab(engine: docker.APIClient, tiny_image: str, tmp_path: Path) -> Iterator[Lab]:
+    with scripted.loaded(tmp_path / "nvml") as script:
+        script.gpus = [Gpu(A), Gpu(B)]
+        script.write()
+        inventory = NvmlInventory()
+        lab = Lab(engine, tiny_image, script, inventory)
+        yield lab
+        inventory.close()
+        for box in lab.boxes:
+            remove(engine, box.id)
+
+
+async def test_the_process_that_grew_ends_and_all_others_live(lab: Lab) -> None:
+    anna, ben = lab.box(), lab.box()
+    kernel, script, neighbour = anna.sleeper("kernel"), anna.sleeper("script"), ben.sleeper("neighbour")
+    lab.script.process(kernel, 6 * GIB)
+    lab.script.process(neighbour, 8 * GIB)
+    line = lab.script.process(script, 1 * GIB)
+    async with lab.guarding(quota(anna), quota(ben)):
+        await asyncio.sleep(1.2)
+        lab.script.drop(line)
+        lab.script.process(script, 3 * GIB)
+        took = await lab.until_events(1)
+        waited(lambda: not alive(script))
+        await asyncio.sleep(1.5)
+    (event,) = lab.events
+    assert event == GuardEvent(
+        at=event.at,
+        offence=Offence.MEMORY,
+        container_id=anna.id,
+        lease_id=f"lease-of-{anna.id[:4]}",
+        device_uuid=A,
+        pid=script,
+        name="script",
+        used_bytes=9 * GIB,
+        quota_bytes=8 * GIB,
+        over_seconds=event.over_seconds,
+        sentence=(
+            f"Your process 'script' was ended: this server used 9.0 GiB of its 8.0 GiB of GPU memory for "
+            f"{event.over_seconds:.1f} s. If it was a notebook's kernel, restart it; use smaller batches or "
+            "a smaller model, and shut down kernels that you no longer need: each keeps its memory."
+        ),
+    )
+    assert event.over_bytes == GIB
+    assert 2.0 <= event.over_seconds <= 2.6
+    assert 2.0 <= took <= 3.6
+    assert [alive(pid) for pid in (kernel, neighbour, *anna.pids().values())] == [True] * 4
+
+
+@pytest.mark.parametrize("how", ["( ( {} ) & )", "setsid sh -c '{}' &", "{}"])
+async def test_hiding_behind_forks_does_not_help(lab: Lab, how: str) -> None:
+    anna = lab.box()
+    hidden = anna.sleeper("hidden", how)
+    lab.script.process(hidden, 20 * GIB)
+    async with lab.guarding(quota(anna)):
+        took = await lab.until_events(1)
+        waited(lambda: not alive(hidden))
+    assert took < 1.5  # far over: no grace
+
+
+async def test_calling_itself_mps_server_does_not_help(lab: Lab) -> None:
+    anna = lab.box()
+    pid = anna.sleeper("nvidia-cuda-mps-server")
+    lab.script.process(pid, 20 * GIB)
+    async with lab.guarding(quota(anna)):
+        await lab.until_events(1)
+    assert lab.events[0].name == "nvidia-cuda-mps"
+
+
+async def test_who_is_not_ours_is_left_alone(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    anna, foreign = lab.box(), lab.box()
+    caplog.set_level("INFO")
+    stranger, ours = foreign.sleeper("stranger"), anna.sleeper("ours")
+    with subprocess.Popen(["sleep", "600"]) as host:
+        for pid, gib in ((stranger, 40), (host.pid, 30), (ours, 8), (2**22 - 3, 30)):
+            lab.script.process(pid, gib * GIB, gpu=0)
+        async with lab.guarding(quota(anna, mps_required=False)):
+            await asyncio.sleep(3.5)
+        assert [alive(pid) for pid in (stranger, host.pid, ours)] == [True] * 3
+        host.kill()
+    assert lab.events == []
+    left = [line for line in caplog.messages if line.startswith("A process of")]
+    assert sorted(left) == sorted([
+        f"A process of the host uses a guarded device, it is left alone: 'sleep' pid={host.pid} devices={A}",
+        f"A process of container {foreign.id[:12]} uses a guarded device, it is left alone: 'stranger' "
+        f"pid={stranger} devices={A}",
+    ])  # fmt: skip
+
+
+async def test_no_lease_for_the_device_and_round_mps(lab: Lab) -> None:
+    anna, ben = lab.box(), lab.box()
+    intruder, round_mps, client = anna.sleeper("intruder"), ben.sleeper("round"), ben.sleeper("client")
+    lab.script.process(intruder, 1 * GIB, gpu=1)
+    lab.script.process(round_mps, 1 * GIB, gpu=1)
+    lab.script.process(client, 1 * GIB, gpu=1, mps=1)
+    async with lab.guarding(quota(anna), quota(ben, device=B, mps_required=True)):
+        took = await lab.until_events(2)
+    assert took < 3.5
+    found = {(each.offence, each.pid, each.lease_id, each.over_bytes) for each in lab.events}
+    lease = f"lease-of-{ben.id[:4]}"
+    assert found == {(Offence.NO_LEASE, intruder, None, None), (Offence.ROUND_MPS, round_mps, lease, 0)}
+    assert alive(client)
+
+
+async def test_a_reused_pid_is_not_ended(lab: Lab) -> None:
+    """The guard has a process under sentence, which ends; another one gets its pid."""
+    anna = lab.box()
+    old = anna.sleeper("old")
+    process = ProcessTable().look(old)
+    assert process is not None
+    lab.engine.exec_start(lab.engine.exec_create(anna.id, ["kill", "-9", "-1"])["Id"])
+    waited(lambda: not Path(f"/proc/{old}").exists())
+    with subprocess.Popen(reusing(old)) as heir:
+        if heir.pid != old:
+            heir.kill()
+            pytest.skip("the kernel does not let a test choose a pid here")
+        assert ProcessTable().end(process) == "another"
+        lab.script.process(old, 70 * GIB)
+        async with lab.guarding(quota(anna)):
+            await asyncio.sleep(1.5)
+        assert heir.poll() is None
+        heir.kill()
+    assert lab.events == []
+
+
+def reusing(pid: int) -> list[str]:
+    """Makes the next process get `pid`, where the kernel lets us (ns_last_pid)."""
+    try:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+    except OSError:
+        pytest.skip("the kernel does not let a test choose a pid here")
+    return ["sleep", "600"]
+
+
+async def test_bursts_shorter_than_the_interval_are_seen(lab: Lab) -> None:
+    """0.3 s of memory every 1.3 s: no look once a second need ever meet them, the poll does."""
+    anna = lab.box()
+    pid = anna.sleeper("bursts")
+    async with lab.guarding(quota(anna)):
+        began = time.monotonic()
+        while not lab.events and time.monotonic() - began < 30:
+            line = lab.script.process(pid, 10 * GIB)
+            lab.script.change(0, used=10 * GIB)
+            await asyncio.sleep(0.3)
+            lab.script.drop(line)
+            lab.script.change(0, used=0)
+            await asyncio.sleep(1.0)
+    assert [event.pid for event in lab.events] == [pid]
+
+
+async def test_after_a_restart_it_guards_at_once(lab: Lab) -> None:
+    anna = lab.box()
+    pid = anna.sleeper("kernel")
+    async with lab.guarding(quota(anna)):
+        pass
+    lab.script.process(pid, 9 * GIB)
+    async with lab.guarding(quota(anna)):
+        assert await lab.until_events(1) < 2.0 + 1.3  # the grace, and one look
+
+
+async def test_a_gpu_that_hangs_leaves_the_others_guarded(lab: Lab) -> None:
+    anna, ben = lab.box(), lab.box()
+    first, second = anna.sleeper("first"), ben.sleeper("second")
+    lab.script.process(first, 20 * GIB, gpu=0)
+    lab.script.process(second, 20 * GIB, gpu=1)
+    line = lab.script.hang("nvmlDeviceGetComputeRunningProcesses_v3", gpu=0)
+    async with lab.guarding(quota(anna), quota(ben, device=B)):
+        await lab.until_events(1)
+        assert [event.pid for event in lab.events] == [second]
+        lab.script.drop(line)
+        await lab.until_events(2)
+    assert [event.pid for event in lab.events] == [second, first]
+
+
+async def test_a_gpu_that_can_not_be_read_is_said_and_nobody_ends(lab: Lab) -> None:
+    anna = lab.box()
+    pid = anna.sleeper("kernel")
+    lab.script.process(pid, 9 * GIB)
+    line = lab.script.fault("nvmlDeviceGetMemoryInfo", 999, gpu=0)
+    async with lab.guarding(quota(anna)) as guard:
+        await asyncio.sleep(2.5)
+        why = "The GPU can't be read: see `dmesg` and `nvidia-smi` (NVML: Unknown Error)"
+        assert (guard.blind(), lab.events) == ({A: why}, [])
+        lab.script.drop(line)
+        await lab.until_events(1)
+        assert guard.blind() == {}
+
+
+async def test_orders_change_while_it_runs(lab: Lab) -> None:
+    anna = lab.box()
+    pid = anna.sleeper("kernel")
+    lab.script.process(pid, 9 * GIB, gpu=1)
+    async with lab.guarding() as guard:
+        guard.set_orders(Orders((replace(quota(anna, 16, B)),)))
+        await asyncio.sleep(2.6)
+        assert lab.events == []
+        guard.set_orders(Orders((quota(anna, 8, B),)))
+        await lab.until_events(1)
+        guard.set_orders(Orders())
+    assert [event.device_uuid for event in lab.events] == [B]
+
+
+async def test_a_handler_that_fails_stops_nothing(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    anna = lab.box()
+    pids = [anna.sleeper("one"), anna.sleeper("two")]
+    told: list[int] = []
+
+    async def on_event(event: GuardEvent) -> None:
+        told.append(event.pid)
+        raise RuntimeError("full disk")
+
+    for pid in pids:
+        lab.script.process(pid, 20 * GIB)
+    guard = Guard(lab.inventory, on_event)
+    await guard.start(Orders((quota(anna),)))
+    await asyncio.to_thread(lambda: [waited(lambda pid=pid: not alive(pid)) for pid in pids])
+    await asyncio.sleep(0.1)
+    await guard.stop()
+    assert sorted(told) == sorted(pids)
+    assert caplog.text.count("Telling of an ended process failed") == 2
+
+
+def test_this_machine_s_user_may_end_processes() -> None:
+    assert os.geteuid() == 0
