@@ -127,6 +127,15 @@ async def start(client: Client, tier: str) -> float:
     return time.perf_counter() - begin
 
 
+@asynccontextmanager
+async def serving(client: Client, tier: str) -> AsyncIterator[float]:
+    """A running server, stopped at the end of the block; gives the seconds from click to ready."""
+    try:
+        yield await start(client, tier)
+    finally:
+        await stop(client)
+
+
 async def stop(client: Client) -> None:
     """Stops the user's server."""
     await client.text("hub/home")

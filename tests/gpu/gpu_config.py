@@ -32,6 +32,13 @@ if "GPUSPAWNER_GPU_LAB" in os.environ:
     c.GpuDockerSpawner.read_only_volumes |= {
         folder: folder for folder in os.environ["GPUSPAWNER_GPU_BINDS"].split(":")
     }
+    packages = os.environ["GPUSPAWNER_GPU_PACKAGES"]  # JupyterLab's files, installed there with --target
+    c.GpuDockerSpawner.environment = {
+        "HOME": "/home/jovyan",
+        "JUPYTERLAB_DIR": f"{packages}/share/jupyter/lab",
+        "JUPYTER_PATH": f"{packages}/share/jupyter",
+        "JUPYTER_CONFIG_PATH": f"{packages}/etc/jupyter",
+    }
     c.GpuDockerSpawner.extra_host_config = {
         "tmpfs": {"/tmp": "mode=1777", "/home/jovyan": "uid=1000,gid=100,mode=755"},
     }

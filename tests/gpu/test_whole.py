@@ -6,12 +6,13 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import docker
 import pytest
 from running import System
-from webclient import all_free, logged_in, start, stop, whole_status
+from webclient import all_free, logged_in, serving, stop, whole_status
 
 pytestmark = pytest.mark.gpu
 
@@ -51,34 +52,32 @@ async def test_exactly_the_leased_gpu_and_a_product_checked_against_float64(
     system: System, record: Callable[[str, Any], None]
 ) -> None:
     async with logged_in(system, "anna") as anna, logged_in(system, "admin") as admin:
-        record("click to ready, first (s)", round(await start(anna, "gpu"), 2))
-        status = await whole_status(admin)
-        assert status["simulated"] is False
-        (lease,) = status["leases"]
-        seen = json.loads(await anna.run_in_kernel(LOOK))
-        assert (seen["cuda"], seen["uuids"]) == (True, lease["device_uuids"])
-        assert len(seen["nodes"]) == 1
-        assert seen["smi"].count("UUID: GPU-") == 1
+        async with serving(anna, "gpu") as seconds:
+            record("click to ready, first (s)", round(seconds, 2))
+            status = await whole_status(admin)
+            assert status["simulated"] is False
+            (lease,) = status["leases"]
+            seen = json.loads(await anna.run_in_kernel(LOOK))
+            assert (seen["cuda"], seen["uuids"]) == (True, lease["device_uuids"])
+            assert len(seen["nodes"]) == 1
+            assert seen["smi"].count("UUID: GPU-") == 1
 
-        product = json.loads(await anna.run_in_kernel(PRODUCT))
-        record("bf16 8192x8192 product", product)
-        assert product["error"] < 1e-2  # bf16 has 8 bits of mantissa; the sum is kept in float32
-        await stop(anna)
+            product = json.loads(await anna.run_in_kernel(PRODUCT))
+            record("bf16 8192x8192 product", product)
+            assert product["error"] < 1e-2  # bf16 has 8 bits of mantissa; the sum is kept in float32
         record("device free after the stop (s)", round(await all_free(admin), 2))
 
 
 async def test_a_cpu_server_sees_no_gpu(system: System) -> None:
-    async with logged_in(system, "bob") as bob:
-        await start(bob, "cpu")
+    async with logged_in(system, "bob") as bob, serving(bob, "cpu"):
         seen = json.loads(await bob.run_in_kernel(LOOK))
         assert (seen["cuda"], seen["uuids"], seen["nodes"]) == (False, [], [])
-        await stop(bob)
 
 
 async def test_the_next_in_line_gets_the_gpu_of_a_killed_container(
     system: System, record: Callable[[str, Any], None]
 ) -> None:
-    engine = docker.from_env()
+    labels = ["gpuspawner.user=carla", f"gpuspawner.hub={system.name}"]
     async with (
         logged_in(system, "carla") as carla,
         logged_in(system, "dora") as dora,
@@ -87,30 +86,27 @@ async def test_the_next_in_line_gets_the_gpu_of_a_killed_container(
         devices = (await whole_status(admin))["devices"]
         if len(devices) > 1:
             pytest.skip("this machine has several GPUs: the line is tested on simulated ones")
-        await start(carla, "gpu")
-        await carla.run_in_kernel(
-            "import torch; x = torch.full((1 << 30,), 7, dtype=torch.uint8, device='cuda')"
-        )
-        await dora.submit("hub/spawn", profile="gpu")
-        waiting = asyncio.create_task(dora.progress())
-        while not (await whole_status(admin))["queue"]:
-            await asyncio.sleep(0.1)
-        (container,) = engine.containers.list(
-            filters={"label": ["gpuspawner.user=carla", f"gpuspawner.hub={system.name}"]}
-        )
-        begin = time.perf_counter()
-        container.kill()
-        events = await waiting
-        record("killed container to the next one's lab (s)", round(time.perf_counter() - begin, 2))
+        async with serving(carla, "gpu"):
+            await carla.run_in_kernel(FILL)
+            await dora.submit("hub/spawn", profile="gpu")
+            waiting = asyncio.create_task(dora.progress())
+            while not (await whole_status(admin))["queue"]:
+                await asyncio.sleep(0.1)
+            begin = time.perf_counter()
+            with closing(docker.from_env()) as engine:
+                (container,) = engine.containers.list(filters={"label": labels})
+                container.kill()
+            events = await waiting
+            record("killed container to the next one's lab (s)", round(time.perf_counter() - begin, 2))
         assert "1st in line for a GPU" in " ".join(event.get("message", "") for event in events)
         assert events[-1].get("ready"), events
         seen = json.loads(await dora.run_in_kernel(LOOK))
-        assert seen["uuids"] == [devices[0]["uuid"]]
         await stop(dora)
+        assert seen["uuids"] == [devices[0]["uuid"]]
         await all_free(admin)
-    engine.close()
 
 
+FILL = "import torch; x = torch.full((1 << 30,), 7, dtype=torch.uint8, device='cuda')"
 CANARY = """
 import torch
 left = []
@@ -138,14 +134,12 @@ async def test_what_one_leaves_in_memory_the_next_cannot_read(
         logged_in(system, "fred") as fred,
         logged_in(system, "admin") as admin,
     ):
-        await start(emil, "gpu")
-        written = int(await emil.run_in_kernel(CANARY))
-        await stop(emil)
+        async with serving(emil, "gpu"):
+            written = int(await emil.run_in_kernel(CANARY))
         await all_free(admin)
-        await start(fred, "gpu")
-        looked, found = map(int, (await fred.run_in_kernel(SEARCH)).split())
+        async with serving(fred, "gpu"):
+            looked, found = map(int, (await fred.run_in_kernel(SEARCH)).split())
         record("canary, whole (GiB written, looked at, found)", [written, looked, found])
         assert looked > 0
         assert found == 0
-        await stop(fred)
         await all_free(admin)
