@@ -43,6 +43,13 @@ class Guarantee(StrEnum):
     NONE = "none"
 
 
+def guarantee_of(mode: Mode, simulated: bool) -> Guarantee:
+    """What a quota in this mode is worth (design, section 6); nothing where devices are simulated."""
+    if simulated:
+        return Guarantee.NONE
+    return Guarantee.GUARDED if mode is Mode.SLICE else Guarantee.HARD
+
+
 class LeaseState(StrEnum):
     """`waiting → reserved → running ⇄ asleep → releasing → closed`."""
 
@@ -219,6 +226,8 @@ class Lease:
     mig_profile: str | None = None
     slice_memory_bytes: int | None = None
     slice_compute_percent: float | None = None
+    mps: bool = False
+    """Whether `compute_percent` is a ceiling that MPS holds (or would, where devices are simulated)."""
 
 
 @dataclass(frozen=True, slots=True)

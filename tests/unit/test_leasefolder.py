@@ -41,8 +41,10 @@ def test_the_lease_s_folder(tmp_path: Path) -> None:
         "server": "train",
         "tier": "pair",
         "device_uuids": [A, B],
+        "mode": "whole",
         "memory_bytes": 171_041_619_968,
         "compute_percent": 100.0,
+        "guarantee": "hard",
         "simulated": False,
         "notice": "GPU 0 is lost.",
     }

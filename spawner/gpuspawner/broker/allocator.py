@@ -48,6 +48,8 @@ class Allocator:
         self._book = Book()
         self._doubtful: set[str] = set()
         self._watches = Watches()
+        self.on_lease: Callable[[Lease], None] | None = None
+        """Called with each lease that was committed, once memory has it; must not block or fail."""
 
     # Reading: from memory, at once.
 
@@ -140,6 +142,10 @@ class Allocator:
         does not count as back; call again.
         """
         return await self._step(self._set_health, health)
+
+    async def tell(self, lease_id: str, sentence: str) -> Lease | None:
+        """Give the holder a notice; the lease with it, or None if it has ended. Raises LedgerFault."""
+        return await self._step(self._tell, lease_id, sentence)
 
     # The steps themselves.
 
@@ -260,6 +266,15 @@ class Allocator:
             raise
         return tuple(told)
 
+    async def _tell(self, lease_id: str, sentence: str) -> Lease | None:
+        lease = self.lease(lease_id)
+        if lease is None or not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
+            return None
+        if lease.notice != sentence:
+            lease = replace(lease, notice=sentence)
+            await self._commit(lease)
+        return lease
+
     def _check_capacity(self, want: Want) -> None:
         known = self._book.known(want)
         if known < want.device_count:
@@ -302,6 +317,8 @@ class Allocator:
             self._log_change(self.lease(lease.id), lease)
             self._book.enter(lease)
             self._watches.put(lease)
+            if self.on_lease is not None:
+                self.on_lease(lease)
         if self._book.waiting_count < queued:
             self._watches.wake_waiting()
 

@@ -131,11 +131,14 @@ class Book:
         return placed
 
     def with_notice(self, lease: Lease) -> Lease:
-        """The lease with the notice that its devices' health calls for."""
+        """The lease with the notice that its devices' health calls for; if they are well, another stays."""
         if not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
             return lease
         states = [(self._devices.device(each), self._devices.health(each)) for each in lease.device_uuids]
-        return replace(lease, notice=notice.withdrawn([each for each in states if not each[1].healthy]))
+        told = notice.withdrawn([each for each in states if not each[1].healthy])
+        if not told and lease.notice and not notice.is_withdrawal(lease.notice):
+            return lease
+        return replace(lease, notice=told)
 
     def enter(self, lease: Lease) -> None:
         """The lease is now like this: new, changed or closed."""
@@ -173,4 +176,5 @@ def with_shares(lease: Lease, shares: Sequence[Share]) -> Lease:
         device_uuids=tuple(share.device_uuid for share in shares),
         memory_bytes=sum(share.memory_bytes for share in shares),
         compute_percent=min(share.compute_percent for share in shares),
+        mps=any(share.mps for share in shares),
     )

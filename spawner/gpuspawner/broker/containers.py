@@ -24,7 +24,18 @@ import urllib3.exceptions
 from docker.utils import kwargs_from_env
 
 from ..errors import EngineFault
-from ..model import BROKER_LABEL, DEVICES_LABEL, HUB_LABEL, LEASE_LABEL, SERVER_LABEL, TIER_LABEL, USER_LABEL
+from ..model import (
+    BROKER_LABEL,
+    COMPUTE_LABEL,
+    DEVICES_LABEL,
+    HUB_LABEL,
+    LEASE_LABEL,
+    MEMORY_LABEL,
+    MODE_LABEL,
+    SERVER_LABEL,
+    TIER_LABEL,
+    USER_LABEL,
+)
 from ..node.daemonpool import DaemonPool
 
 T = TypeVar("T")
@@ -52,7 +63,10 @@ _Errors = (
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container that carries the lease label. `state` is Docker's word ("created", "running", …)."""
+    """A container that carries the lease label. `state` is Docker's word ("created", "running", …).
+
+    The last texts are labels as they stand there, "" where there is none.
+    """
 
     id: str
     lease_id: str
@@ -64,6 +78,9 @@ class Container:
     server: str = ""
     tier: str = ""
     device_uuids: tuple[str, ...] = ()
+    mode: str = ""
+    memory_bytes: str = ""
+    compute_percent: str = ""
     created_unix_seconds: int = 0
 
     @property
@@ -122,12 +139,12 @@ class DockerEngine:
 
     async def list(self, lease_id: str | None = None) -> tuple[Container, ...]:
         label = LEASE_LABEL if lease_id is None else f"{LEASE_LABEL}={lease_id}"
-        found = await self._call(
-            LIST_SECONDS,
-            "list containers",
-            lambda client: client.containers(all=True, trunc=False, filters={"label": label}),
-        )
-        return tuple(_container(item) for item in found)
+
+        def read(client: docker.APIClient) -> tuple[Container, ...]:
+            found = client.containers(all=True, trunc=False, filters={"label": label})
+            return tuple(_container(item) for item in found)
+
+        return await self._call(LIST_SECONDS, "list containers", read)
 
     async def remove(self, container_id: str) -> None:
         def remove(client: docker.APIClient) -> None:
@@ -282,6 +299,9 @@ def _container(item: dict[str, Any]) -> Container:
         server=labels.get(SERVER_LABEL, ""),
         tier=labels.get(TIER_LABEL, ""),
         device_uuids=tuple(uuid for uuid in labels.get(DEVICES_LABEL, "").split(",") if uuid),
+        mode=labels.get(MODE_LABEL, ""),
+        memory_bytes=labels.get(MEMORY_LABEL, ""),
+        compute_percent=labels.get(COMPUTE_LABEL, ""),
         created_unix_seconds=int(item.get("Created", 0)),
     )
 

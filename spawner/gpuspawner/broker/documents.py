@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model import Guarantee, Lease, Mode, Tier
+from ..model import Lease, Mode, Tier, guarantee_of
 from ..wire import time_to_text
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 
 Document = dict[str, Any]
-
-_GUARANTEES = {
-    Mode.WHOLE: Guarantee.HARD,
-    Mode.MIG: Guarantee.HARD,
-    Mode.SLICE: Guarantee.GUARDED,
-    Mode.TURNS: Guarantee.HARD,
-}
-
-
-def guarantee_of(mode: Mode, simulated: bool) -> Guarantee:
-    """What a quota in this mode is worth (design, section 6); nothing where devices are simulated."""
-    return Guarantee.NONE if simulated else _GUARANTEES[mode]
 
 
 def status_document(snapshot: Snapshot, simulated: bool) -> Document:

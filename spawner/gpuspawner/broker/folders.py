@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Protocol
 
 from ..model import Lease
 from ..node.daemonpool import DaemonPool
 from ..node.leasefolder import LeaseFolders
+
+
+class Folders(Protocol):
+    """What the node writes for a lease and mounts into its container."""
+
+    async def write(self, lease: Lease) -> None:
+        """Writes what the container may read about its lease; also a changed notice."""
+        ...
+
+    async def remove(self, lease_id: str) -> None:
+        """Removes the folder; no error if there is none."""
+        ...
 
 
 class DiskFolders:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 from ..errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Refusal
@@ -20,6 +20,7 @@ from ..model import BROKER_LABEL, ContainerPatch, DeviceHealth, GpuRequest, Leas
 from ..units import Clock, utc_now
 from .allocator import Allocator
 from .containers import Container, ContainerEvent, Engine, EventsConnected
+from .folders import Folders
 from .ledger import Ledger
 from .metrics import Metrics
 from .reconcile import Adopt, Facts, Release, Remove, SetRunning, Step, lease_of, plan, unknown_ids
@@ -38,21 +39,13 @@ NOT_READY = (
 )
 
 
-class Folders(Protocol):
-    """What the node writes for a lease and mounts into its container."""
-
-    async def write(self, lease: Lease) -> None:
-        """Writes what the container may read about its lease; also a changed notice."""
-        ...
-
-    async def remove(self, lease_id: str) -> None:
-        """Removes the folder; no error if there is none."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the service works with. `make_patch` is pure; `broker` is the value of BROKER_LABEL."""
+    """What the service works with.
+
+    `make_patch` is pure; `prepare` makes the node ready for the lease first, and may raise a Fault;
+    `broker` is the value of BROKER_LABEL.
+    """
 
     broker: str
     allocator: Allocator
@@ -62,6 +55,7 @@ class Parts:
     make_patch: Callable[[Lease], ContainerPatch]
     metrics: Metrics
     clock: Clock = utc_now
+    prepare: Callable[[Lease], Awaitable[object]] | None = None
 
 
 class LeaseService:
@@ -125,6 +119,8 @@ class LeaseService:
 
     async def patch(self, lease: Lease) -> ContainerPatch:
         """What the lease changes in its container; its folder is on disk before this returns."""
+        if self._parts.prepare is not None:
+            await self._parts.prepare(lease)
         await self._parts.folders.write(lease)
         patch = self._parts.make_patch(lease)
         return replace(patch, labels={**patch.labels, BROKER_LABEL: self._parts.broker})
@@ -220,6 +216,12 @@ class LeaseService:
     async def set_health(self, health: DeviceHealth) -> None:
         """A device was withdrawn or came back: its holders are told. A fault is for the caller to retry."""
         for lease in await self._allocator.set_health(health):
+            await self._parts.folders.write(lease)
+
+    async def tell(self, lease_id: str, sentence: str) -> None:
+        """Gives the holder a notice, in the lab and on the GPU page; nothing if the lease has ended."""
+        lease = await self._allocator.tell(lease_id, sentence)
+        if lease is not None:
             await self._parts.folders.write(lease)
 
     # ---- start and end

@@ -12,8 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ..errors import all_refusals
 from ..model import Lease, LeaseState
+from ..node.judge import Offence
 
-LOOPS = ("reconcile", "events", "hold")
+LOOPS = ("reconcile", "events", "hold", "enforcement")
 STEPS = ("set_running", "release", "remove", "adopt")
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900)
 
@@ -42,6 +43,17 @@ class Metrics:
         self._errors = Counter(
             "gpuspawner_loop_errors", "Rounds of a loop that failed", ["loop"], registry=self.registry
         )
+        self._ended = Counter(
+            "gpuspawner_guard_ended", "Processes that the guard ended", ["offence"], registry=self.registry
+        )
+        self._mps_deaths = Counter(
+            "gpuspawner_mps_deaths", "MPS daemons that ended by themselves", registry=self.registry
+        )
+        self.guard_blind = Gauge(
+            "gpuspawner_guard_blind_devices",
+            "Devices whose processes can't be read: there no quota is held",
+            registry=self.registry,
+        )
         self.docker_up = Gauge(
             "gpuspawner_docker_up", "Whether the last round could read Docker", registry=self.registry
         )
@@ -54,6 +66,8 @@ class Metrics:
             self._refusals.labels(reason)
         for step in STEPS:
             self._steps.labels(step)
+        for offence in Offence:
+            self._ended.labels(offence.value)
         for loop in LOOPS:
             self._errors.labels(loop)
 
@@ -64,6 +78,14 @@ class Metrics:
     def stepped(self, step: str) -> None:
         """Counts a step of the reconciliation."""
         self._steps.labels(step).inc()
+
+    def ended(self, offence: Offence) -> None:
+        """Counts a process that the guard ended."""
+        self._ended.labels(offence.value).inc()
+
+    def mps_died(self) -> None:
+        """Counts an MPS daemon that ended by itself."""
+        self._mps_deaths.inc()
 
     def failed(self, loop: str) -> None:
         """Counts a failed round of a loop."""

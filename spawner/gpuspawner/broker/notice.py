@@ -8,13 +8,20 @@ from ..model import Device, DeviceHealth, Mode
 from ..units import format_bytes
 from .placement import Want
 
+_SAVE = "Save your work, stop this server and start a new one."
+
+
+def is_withdrawal(sentence: str) -> bool:
+    """Whether the sentence is one of `withdrawn`: it goes once the devices are well."""
+    return sentence.endswith(_SAVE)
+
 
 def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
     """What the holder of withdrawn devices is told; "" if there are none."""
     if not lost:
         return ""
     told = [_withdrawn_one(device, health) for device, health in lost]
-    return " ".join([*told, "Save your work, stop this server and start a new one."])
+    return " ".join([*told, _SAVE])
 
 
 def no_capacity(want: Want, known: int) -> str:

@@ -23,6 +23,7 @@ class Share:
     device_uuid: str
     memory_bytes: int
     compute_percent: float
+    mps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def slice_(want: Want, room: Room) -> Share | None:
     part = room.terms.slice_of(room.device.memory_bytes, want.memory_bytes, want.compute_percent)
     if part is None:
         return None
-    share = Share(room.device.uuid, *part)
+    share = Share(room.device.uuid, *part, mps=room.terms.mps)
     return share if room.has(share) else None
 
 
@@ -168,7 +169,8 @@ def share_of(lease: Lease, device: Device) -> Share:
     A slice has the same of each of its devices, so the lease's sum tells what it has of one.
     """
     if lease.mode is Mode.SLICE:
-        return Share(device.uuid, lease.memory_bytes // len(lease.device_uuids), lease.compute_percent)
+        memory_bytes = lease.memory_bytes // len(lease.device_uuids)
+        return Share(device.uuid, memory_bytes, lease.compute_percent, lease.mps)
     return whole_share(device)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from ..model import Lease, LeaseState
+from ..errors import LeaseConflict
+from ..model import Lease, LeaseState, Mode
 from ..wire import is_lease_id
 from .containers import Container
 
@@ -93,8 +94,11 @@ def unknown_ids(leases: Iterable[Lease], containers: Iterable[Container]) -> tup
 
 
 def lease_of(container: Container, now: datetime, memory_bytes: int) -> Lease:
-    """The lease that a container's labels tell of, as running."""
-    return Lease(
+    """The lease that a container's labels tell of, as running; `memory_bytes` is of its whole devices.
+
+    Raises LeaseConflict for a slice whose labels don't tell its size.
+    """
+    lease = Lease(
         id=container.lease_id,
         hub=container.hub,
         user=container.user,
@@ -107,6 +111,31 @@ def lease_of(container: Container, now: datetime, memory_bytes: int) -> Lease:
         device_uuids=container.device_uuids,
         memory_bytes=memory_bytes,
         container_id=container.id,
+    )
+    if container.mode in ("", Mode.WHOLE):
+        return lease
+    if container.mode == Mode.MIG:
+        return replace(lease, mode=Mode.MIG)
+    return _slice_of(lease, container)
+
+
+def _slice_of(lease: Lease, container: Container) -> Lease:
+    try:
+        mode, memory_bytes = Mode(container.mode), int(container.memory_bytes)
+        percent = float(container.compute_percent) if container.compute_percent else None
+    except ValueError:
+        raise LeaseConflict("Its labels don't tell what it holds of its device.") from None
+    known = memory_bytes > 0 and (percent is None or 0 < percent <= 100) and lease.device_count == 1
+    if mode is not Mode.SLICE or not known:
+        raise LeaseConflict("Its labels don't tell what it holds of its device.")
+    return replace(
+        lease,
+        mode=mode,
+        memory_bytes=memory_bytes,
+        compute_percent=100.0 if percent is None else percent,
+        mps=percent is not None,
+        slice_memory_bytes=memory_bytes,
+        slice_compute_percent=percent,
     )
 
 

@@ -14,14 +14,18 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..model import (
+    COMPUTE_LABEL,
     DEVICES_LABEL,
     HUB_LABEL,
     LEASE_LABEL,
+    MEMORY_LABEL,
+    MODE_LABEL,
     SERVER_LABEL,
     TIER_LABEL,
     USER_LABEL,
     ContainerPatch,
     Lease,
+    Mode,
 )
 from .cdispec import DEFAULT_DIRS, NVIDIA_KIND, CdiSpecs, read_specs
 
@@ -189,7 +193,7 @@ def make_patch(
 
 
 def _labels(lease: Lease) -> dict[str, str]:
-    return {
+    labels = {
         LEASE_LABEL: lease.id,
         HUB_LABEL: lease.hub,
         USER_LABEL: lease.user,
@@ -197,6 +201,13 @@ def _labels(lease: Lease) -> dict[str, str]:
         TIER_LABEL: lease.tier,
         DEVICES_LABEL: ",".join(lease.device_uuids),
     }
+    if lease.mode is not Mode.WHOLE:
+        labels[MODE_LABEL] = lease.mode.value
+    if lease.mode is Mode.SLICE:
+        labels[MEMORY_LABEL] = str(lease.memory_bytes)
+        if lease.mps:
+            labels[COMPUTE_LABEL] = f"{lease.compute_percent:g}"
+    return labels
 
 
 def _device_requests(injection: Injection, uuids: tuple[str, ...]) -> tuple[dict[str, Any], ...]:

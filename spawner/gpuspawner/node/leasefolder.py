@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from ..errors import LedgerFault
-from ..model import Lease
+from ..model import Lease, guarantee_of
 
 _LEASE_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -39,8 +39,10 @@ class LeaseFolders:
             "server": lease.server,
             "tier": lease.tier,
             "device_uuids": list(lease.device_uuids),
+            "mode": lease.mode.value,
             "memory_bytes": lease.memory_bytes,
             "compute_percent": lease.compute_percent,
+            "guarantee": guarantee_of(lease.mode, simulated).value,
             "simulated": simulated,
             "notice": lease.notice,
         }

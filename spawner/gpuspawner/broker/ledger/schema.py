@@ -60,6 +60,7 @@ leases = sa.Table(
     sa.Column("mig_profile", sa.Text),
     sa.Column("slice_memory_bytes", sa.BigInteger),
     sa.Column("slice_compute_percent", sa.Float),
+    sa.Column("mps", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index("leases_by_state", "state", "number"),
     sa.Index("leases_by_user", "user", "number"),
     sqlite_autoincrement=True,

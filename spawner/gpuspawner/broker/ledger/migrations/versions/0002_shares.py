@@ -14,3 +14,4 @@ def upgrade() -> None:
     op.add_column("leases", sa.Column("mig_profile", sa.Text))
     op.add_column("leases", sa.Column("slice_memory_bytes", sa.BigInteger))
     op.add_column("leases", sa.Column("slice_compute_percent", sa.Float))
+    op.add_column("leases", sa.Column("mps", sa.Boolean, nullable=False, server_default=sa.false()))
