@@ -15,7 +15,7 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application as WebApplication
 from traitlets import Bool, Float, TraitError, Unicode, default
 from traitlets.config import Application
-from traitlets.config.loader import Config
+from traitlets.config.loader import Config, PyFileConfigLoader
 
 from ..errors import BrokerUnavailable, ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..model import ContainerPatch, Lease, Tier
@@ -54,7 +54,6 @@ class GpuBroker(Application):
             "end the broker that runs on this state folder, and go on with its leases",
         )
     }
-    raise_config_file_errors = True
 
     config_file = Unicode(
         "",
@@ -141,9 +140,10 @@ class GpuBroker(Application):
         if not path.is_file():
             raise ConfigError(f"The config file {path} isn't there: name the hub's own with --config")
         try:
-            self.load_config_file(path.name, path=str(path.parent))
+            config = PyFileConfigLoader(path.name, path=str(path.parent)).load_config()
         except Exception as error:  # it is code of the site: whatever it raises is the site's to mend
             raise ConfigError(f"The config file {path} failed: {type(error).__name__}: {error}") from error
+        self.update_config(config)
 
     # ---- the order of start and end
 
@@ -175,21 +175,7 @@ class GpuBroker(Application):
         devices = await self._nvml.submit(self.inventory.devices)
         self.allocator = Allocator(ledger, log=self.log)
         await self.allocator.load(devices)
-        self.measures = Metrics()
-        self.engine = DockerEngine(log=self.log)
-        self.folders = DiskFolders(self.state_dir, simulated=self.inventory.simulated)
-        await self.folders.keep_only({lease.id for lease in self.allocator.leases()})
-        parts = Parts(
-            broker=str(self.state_dir),
-            allocator=self.allocator,
-            ledger=ledger,
-            engine=self.engine,
-            folders=self.folders,
-            make_patch=self._make_patch,
-            metrics=self.measures,
-        )
-        self.service = LeaseService(parts, self.log)
-        self.service.restore()
+        self.service = await self._make_service(ledger)
         health = HealthMonitor(self.inventory, self.service.set_health, log=self.log)
         await health.start(devices)
         servers: list[HTTPServer] = []
@@ -210,6 +196,24 @@ class GpuBroker(Application):
             await self.service.close()  # first: a hold that breaks from now on gives nothing back
             await self._close(servers, health)
 
+    async def _make_service(self, ledger: Ledger) -> LeaseService:
+        self.measures = Metrics()
+        self.engine = DockerEngine(log=self.log)
+        self.folders = DiskFolders(self.state_dir, simulated=self.inventory.simulated)
+        await self.folders.keep_only({lease.id for lease in self.allocator.leases()})
+        parts = Parts(
+            broker=str(self.state_dir),
+            allocator=self.allocator,
+            ledger=ledger,
+            engine=self.engine,
+            folders=self.folders,
+            make_patch=self._make_patch,
+            metrics=self.measures,
+        )
+        service = LeaseService(parts, self.log)
+        service.restore()
+        return service
+
     async def _close(self, servers: list[HTTPServer], health: HealthMonitor) -> None:
         for server in servers:
             server.stop()
@@ -224,14 +228,18 @@ class GpuBroker(Application):
         self._nvml.close()
 
     async def _tick(self) -> None:
+        told = ""
         while True:
             await asyncio.sleep(self.reconcile_seconds)
             try:
                 await self._look()
+                told = ""
             except Exception as error:  # the top of the timer's loop
                 self.measures.failed("reconcile")
                 self.service.not_ready = NOT_SET_UP if isinstance(error, ConfigError) else NOT_READY
-                self.log.error("%s", error, exc_info=not isinstance(error, GpuSpawnerError))
+                if str(error) != told:  # once, not every round
+                    self.log.error("%s", error, exc_info=not isinstance(error, GpuSpawnerError))
+                told = str(error)
 
     async def _look(self) -> None:
         """A round; the first good one opens the broker for new leases. Raises ConfigError."""

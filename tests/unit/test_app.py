@@ -1,0 +1,304 @@
+"""The broker's process: settings, start and end, and one sentence with the remedy when it can't start."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sqlite3
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
+
+import pytest
+from gpuspawner.broker import app as module
+from gpuspawner.broker.app import GpuBroker, main
+from gpuspawner.broker.lock import BrokerLock
+from gpuspawner.client import BrokerClient
+from gpuspawner.errors import BrokerUnavailable, ConfigError, EngineFault
+from gpuspawner.model import GpuRequest
+from jupyterhub.services.auth import HubOAuth
+
+REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", 1)
+
+
+class HangUp(BaseRequestHandler):
+    """Docker that closes every connection: docker-py leaks a socket that can't connect at all."""
+
+    def handle(self) -> None:
+        self.request.recv(65536)
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state folder with a short path; no Docker Engine answers, and no hub started the broker."""
+    with (
+        tempfile.TemporaryDirectory(prefix="gs-") as name,
+        ThreadingUnixStreamServer(f"{name}/docker.sock", HangUp) as server,
+    ):
+        thread = threading.Thread(target=lambda: server.serve_forever(0.02))
+        thread.start()
+        monkeypatch.setenv("GPUSPAWNER_STATE_DIR", name)
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{name}/docker.sock")
+        monkeypatch.delenv("JUPYTERHUB_SERVICE_URL", raising=False)
+        yield Path(name)
+        server.shutdown()
+        thread.join()
+
+
+def settings(folder: Path, text: str) -> list[str]:
+    """The command line for a config file with this text."""
+    (folder / "config.py").write_text(text)
+    return ["--config", str(folder / "config.py")]
+
+
+def test_settings_of_hub_and_broker_come_from_one_file(folder: Path) -> None:
+    broker = GpuBroker()
+    broker.initialize(
+        [
+            *settings(
+                folder,
+                "c.JupyterHub.port = 8000\n"
+                "c.GpuBroker.reconcile_seconds = 1\n"
+                "c.GpuSite.queue_timeout = 60\n"
+                "c.GpuSite.tiers = [{'name': 'pair', 'devices': 2}]\n",
+            ),
+            "--take-over",
+        ]
+    )
+    tier = broker.tiers[0]
+    found = (
+        broker.reconcile_seconds,
+        broker.site.queue_timeout,
+        broker.take_over,
+        tier.name,
+        tier.device_count,
+    )
+    assert found == (1.0, 60.0, True, "pair", 2)
+    assert broker.state_dir == folder
+    assert broker.database_url == f"sqlite:///{folder}/ledger.sqlite"
+
+
+def test_the_command_line_wins_over_the_file(folder: Path) -> None:
+    broker = GpuBroker()
+    argv = settings(folder, "c.GpuBroker.reconcile_seconds = 1")
+    broker.initialize([*argv, "--GpuBroker.reconcile_seconds=0.5"])
+    assert broker.reconcile_seconds == 0.5
+
+
+def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    """The last line that a broker prints that can't start; its exit status is 1."""
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    last = error.splitlines()[-1]
+    assert last.startswith("gpuspawner broker: ")
+    return last.removeprefix("gpuspawner broker: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("c.GpuBroker.reconcile_seconds = 'often'", "A setting can't be used: The 'reconcile_seconds' trait"),
+        ("c.GpuSite.queue_timeout = 0", "A setting can't be used: The value of the 'queue_timeout' trait"),
+        ("c.GpuSite.tiers = []", "c.GpuSite.tiers is empty: give at least one tier"),
+        ("c.GpuSite.tiers =", "failed: SyntaxError"),
+        ("1 / 0", "failed: ZeroDivisionError: division by zero"),
+        ("c.GpuSite.simulated_devices = 'many'", "c.GpuSite.simulated_devices: 'many' can't be read"),
+        ("c.GpuSite.socket_path = '/nowhere/b.sock'", "set c.GpuSite.socket_path to another place"),
+        (f"c.GpuSite.socket_path = '/tmp/{'x' * 103}'", "set c.GpuSite.socket_path to a shorter one"),
+        ("c.GpuBroker.database_url = 'sqlite:////nowhere/l.sqlite'", "/nowhere"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], text: str, sentence: str
+) -> None:
+    assert sentence in fails(capsys, settings(folder, f"c.GpuSite.inventory = 'simulated'\n{text}"))
+
+
+def test_a_config_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fails(capsys, ["--config", "/nowhere/jupyterhub_config.py"]) == (
+        "The config file /nowhere/jupyterhub_config.py isn't there: name the hub's own with --config"
+    )
+
+
+def test_a_state_folder_that_is_a_file_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "file").write_text("")
+    monkeypatch.setenv("GPUSPAWNER_STATE_DIR", str(folder / "file"))
+    assert fails(capsys, []) == (
+        f"The state folder {folder}/file can't be made: File exists. Name another one with "
+        "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or mend the rights"
+    )
+
+
+def test_a_damaged_ledger_is_named_and_left_as_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "ledger.sqlite").write_bytes(b"garbage" * 1000)
+    assert str(folder / "ledger.sqlite") in fails(capsys, [])
+    assert (folder / "ledger.sqlite").read_bytes() == b"garbage" * 1000
+
+
+def test_a_locked_ledger_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    connection = sqlite3.connect(folder / "ledger.sqlite")
+    connection.execute("BEGIN EXCLUSIVE")
+    assert "locked" in fails(capsys, [])
+    connection.close()
+
+
+def test_a_second_broker_names_the_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = BrokerLock(folder)
+    lock.acquire(take_over=False)
+    assert fails(capsys, []) == (
+        f"A broker runs on {folder} already (process {os.getpid()}): stop it first, start this one with "
+        "--take-over, or give it a state folder of its own (c.GpuSite.state_dir)"
+    )
+    lock.release()
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The environment of a hub's service; the port of its page."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {
+        "SERVICE_URL": f"http://127.0.0.1:{port}",
+        "SERVICE_PREFIX": "/base/services/gpu/",
+        "API_URL": "http://127.0.0.1:1/base/hub/api",
+        "API_TOKEN": "test",
+        "CLIENT_ID": "service-gpu",
+        "BASE_URL": "/base/",
+    }.items():
+        monkeypatch.setenv(f"JUPYTERHUB_{name}", value)
+    HubOAuth.clear_instance()
+    yield port
+    HubOAuth.clear_instance()
+
+
+# tornado 6.6 leaves a socket that can't be bound to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_taken_port_is_named(page: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", page))
+        other.listen()
+        assert fails(capsys, []) == (
+            f"The GPU page can't listen on http://127.0.0.1:{page}: Address already in use. Set another "
+            "port for the service in jupyterhub_config.py, or end what uses this one"
+        )
+    gc.collect()
+
+
+@asynccontextmanager
+async def running(folder: Path, text: str = "") -> AsyncIterator[tuple[GpuBroker, BrokerClient]]:
+    """A broker in this process with simulated devices; it ends by SIGTERM."""
+    broker = GpuBroker()
+    broker.initialize(settings(folder, f"c.GpuSite.inventory = 'simulated'\n{text}"))
+    task = asyncio.create_task(broker.run())
+    client = BrokerClient(broker.site.socket_path)
+    async with asyncio.timeout(10):
+        while not (folder / "broker.sock").exists():
+            assert not task.done() or task.result() is None
+            await asyncio.sleep(0.01)
+    try:
+        yield broker, client
+    finally:
+        await client.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(task, 10)
+
+
+async def test_without_docker_it_answers_and_gives_nothing_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuspawner.broker.leasing.READY_SECONDS", 0.1)
+    async with running(folder) as (_, client):
+        status = await client.status()
+        found = (status["simulated"], len(status["devices"]), status["leases"], status["queue"])
+        assert found == (True, 2, [], [])
+        tiers = (await client.tiers())["tiers"]
+        assert [(tier["name"], tier["free"], tier["total"]) for tier in tiers] == [
+            ("cpu", None, None),
+            ("gpu", 2, 2),
+        ]
+        with pytest.raises(BrokerUnavailable, match="can't reach Docker yet"):
+            await client.acquire(REQUEST, lambda *_: None).__aenter__()
+
+
+async def test_it_ends_cleanly_by_a_signal(folder: Path) -> None:
+    async with running(folder):
+        assert (folder / "broker.lock").read_text() == f"{os.getpid()}\n"
+    assert not (folder / "broker.sock").exists()
+    lock = BrokerLock(folder)
+    lock.acquire(take_over=False)
+    lock.release()
+
+
+async def test_the_page_is_served_where_the_hub_wants_it(folder: Path, page: int) -> None:
+    async with running(folder):
+        reader, writer = await asyncio.open_connection("127.0.0.1", page)
+        writer.write(b"GET /base/services/gpu/health HTTP/1.0\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert answer.split(b"\r\n")[0] == b"HTTP/1.1 200 OK"
+
+
+async def test_what_a_crash_left_of_closed_leases_is_swept(folder: Path) -> None:
+    left = folder / "leases" / ("b" * 32)
+    left.mkdir(parents=True)
+    async with running(folder):
+        assert not left.exists()
+
+
+async def test_a_round_that_fails_in_any_way_does_not_end_the_timer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[Exception] = [ConfigError("no way in"), RuntimeError("broken"), EngineFault("down")]
+    looked = 0
+
+    async def look(_: GpuBroker) -> None:
+        nonlocal looked
+        looked += 1
+        if 1 < looked < 5:
+            raise raised[looked - 2]
+
+    monkeypatch.setattr(GpuBroker, "_look", look)
+    monkeypatch.setattr("gpuspawner.broker.leasing.READY_SECONDS", 0.1)
+    async with running(folder, "c.GpuBroker.reconcile_seconds = 0.1") as (broker, _):
+        async with asyncio.timeout(5):
+            while looked < 2:
+                await asyncio.sleep(0.01)
+            assert broker.service.not_ready == module.NOT_SET_UP
+            while looked < 7:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_way_in_that_docker_does_not_tell_yet_is_asked_for_again(folder: Path) -> None:
+    async with running(folder) as (broker, _):
+        asked = 0
+
+        async def reconciled() -> bool:
+            return True
+
+        async def probe() -> object:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                raise EngineFault("down")
+            return module.Injection.NONE
+
+        broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
+        broker._probe = probe  # type: ignore[method-assign,assignment]
+        await broker._look()
+        assert not broker.service.ready.is_set()
+        await broker._look()
+        assert broker.service.ready.is_set()
