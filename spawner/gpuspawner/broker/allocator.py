@@ -21,7 +21,7 @@ from . import notice, policy
 from .book import Book, with_shares
 from .devices import NO_TERMS
 from .ledger import Ledger
-from .placement import Want, make_want, want_of
+from .placement import Share, Want, make_want, want_of
 from .snapshot import Capacity, Snapshot
 from .terms import Terms
 from .watch import Watch, Watches
@@ -71,6 +71,10 @@ class Allocator:
         `wanted` is a number of whole devices, or what a tier wants.
         """
         return self._book.capacity(wanted if isinstance(wanted, Want) else make_want(wanted, model))
+
+    def example(self, want: Want) -> Share | None:
+        """What such a request would get of one device; None if none suits."""
+        return self._book.example(want)
 
     def snapshot(self) -> Snapshot:
         """Devices, living leases and queue at this moment."""

@@ -22,17 +22,22 @@ from ..model import ContainerPatch, Lease, Tier
 from ..node.daemonpool import DaemonPool
 from ..node.health import HealthMonitor
 from ..node.injection import Injection, choose, engine_facts, make_patch, read_local
-from ..node.inventory import Inventory, open_inventory
+from ..node.inventory import Inventory, NvmlInventory, open_inventory
+from ..node.mpscontrol import MpsProgram, find_program
+from ..node.processes import ending_obstacle
 from ..settings import GpuSite
 from .allocator import Allocator
 from .api import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .containers import DockerEngine
 from .documents import status_document, tier_document
+from .enforcement import Enforcement, Tools
 from .folders import DiskFolders
 from .leasing import NOT_READY, LeaseService, Parts
 from .ledger import Ledger
 from .lock import BrokerLock
 from .metrics import Metrics
+from .placement import want_of_tier
+from .pooling import Host, Pooling, make_pooling
 from .web import hub_of, look_of, make_handlers, make_settings
 
 NOT_SET_UP = (
@@ -113,6 +118,8 @@ class GpuBroker(Application):
     tiers: tuple[Tier, ...]
     allocator: Allocator
     service: LeaseService
+    enforcement: Enforcement
+    mps: MpsProgram
     inventory: Inventory
     injection: Injection | None = None
 
@@ -172,12 +179,16 @@ class GpuBroker(Application):
     async def _run_with(self, ledger: Ledger, stop: asyncio.Event) -> None:
         self._nvml = DaemonPool("nvml", most=1)
         self.inventory = await self._nvml.submit(lambda: open_inventory(self.site))
-        devices = await self._nvml.submit(self.inventory.devices)
+        pooling = await self._nvml.submit(self._find_pooling)
+        for warning in pooling.warnings:
+            self.log.warning("%s", warning)
         self.allocator = Allocator(ledger, log=self.log)
-        await self.allocator.load(devices)
+        await self.allocator.load(pooling.devices, pooling.terms)
         self.service = await self._make_service(ledger)
-        health = HealthMonitor(self.inventory, self.service.set_health, log=self.log)
-        await health.start(devices)
+        self.enforcement = self._make_enforcement(pooling)
+        health = HealthMonitor(self.inventory, self.enforcement.set_health, log=self.log)
+        await self.enforcement.start()
+        await health.start(pooling.devices)
         servers: list[HTTPServer] = []
         ticking: asyncio.Task[None] | None = None
         try:
@@ -187,7 +198,7 @@ class GpuBroker(Application):
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             ticking = asyncio.create_task(self._tick(), name="reconcile")
-            self._say_ready(len(devices))
+            self._say_ready(len(pooling.devices))
             await stop.wait()
             self.log.info("The broker ends; leases stay in the ledger and running servers go on")
         finally:
@@ -195,6 +206,27 @@ class GpuBroker(Application):
                 ticking.cancel()
             await self.service.close()  # first: a hold that breaks from now on gives nothing back
             await self._close(servers, health)
+
+    def _find_pooling(self) -> Pooling:
+        """Who shares what on this machine. Blocks; raises ConfigError for what can't work."""
+        devices, simulated = self.inventory.devices(), self.inventory.simulated
+        left_out = self.inventory.driver().left_out if isinstance(self.inventory, NvmlInventory) else ()
+        self.mps = find_program()
+        host = Host(simulated, self.mps, ending_obstacle(), incomplete=bool(left_out))
+        return make_pooling(self.site.parsed_pools(), self.tiers, devices, host)
+
+    def _make_enforcement(self, pooling: Pooling) -> Enforcement:
+        tools = Tools(
+            pooling=pooling,
+            inventory=self.inventory,
+            state_dir=self.state_dir,
+            program=self.mps.path,
+            metrics=self.measures,
+            log=self.log,
+        )
+        enforcement = Enforcement(tools, self.service)
+        self.allocator.on_lease = enforcement.on_lease
+        return enforcement
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics()
@@ -209,6 +241,7 @@ class GpuBroker(Application):
             folders=self.folders,
             make_patch=self._make_patch,
             metrics=self.measures,
+            prepare=self._prepare,
         )
         service = LeaseService(parts, self.log)
         service.restore()
@@ -222,6 +255,7 @@ class GpuBroker(Application):
         for server in servers:
             await server.close_all_connections()
         await health.stop()
+        await self.enforcement.stop()
         await self.engine.close()
         self.folders.close()
         self.inventory.close()
@@ -261,10 +295,14 @@ class GpuBroker(Application):
         uuids = [view.device.uuid for view in self.allocator.snapshot().devices]
         return choose(self.site.injection, engine_facts(info, version, local), False, uuids)
 
+    async def _prepare(self, lease: Lease) -> None:
+        await self.enforcement.prepare(lease)
+
     def _make_patch(self, lease: Lease) -> ContainerPatch:
         if self.injection is None:
             raise BrokerUnavailable(NOT_READY)
-        return make_patch(lease, self.injection, self.inventory.simulated, self.folders.path(lease.id))
+        simulated, folder = self.inventory.simulated, self.folders.path(lease.id)
+        return self.enforcement.patch(lease, make_patch(lease, self.injection, simulated, folder))
 
     # ---- servers
 
@@ -316,13 +354,18 @@ class _View:
         simulated, allocator = self._broker.inventory.simulated, self._broker.allocator
         found = []
         for tier in self._broker.tiers:
-            capacity = allocator.capacity(tier.device_count, tier.model) if tier.needs_gpu else None
-            found.append(tier_document(tier, capacity, simulated))
+            want = want_of_tier(tier)
+            if tier.needs_gpu:
+                capacity, share = allocator.capacity(want), allocator.example(want)
+                found.append(tier_document(tier, capacity, simulated, share))
+            else:
+                found.append(tier_document(tier, None, simulated))
         return {"simulated": simulated, "tiers": found}
 
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""
         allocator = self._broker.allocator
+        self._broker.enforcement.blind()
         healthy = (view.health.healthy for view in allocator.snapshot().devices)
         return self._broker.measures.text(allocator.leases(), healthy)
 

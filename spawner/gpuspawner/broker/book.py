@@ -13,7 +13,7 @@ from datetime import datetime
 from ..model import Device, DeviceHealth, Lease, LeaseState
 from . import notice
 from .devices import NO_TERMS, Devices
-from .placement import Share, Want, want_of
+from .placement import Share, Want, example, want_of
 from .queue import Place, Queue, Waiting, plan
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 from .terms import Terms
@@ -61,6 +61,10 @@ class Book:
     def known(self, want: Want) -> int:
         """How many devices suit `want`, leased, free or withdrawn."""
         return self._devices.known(want)
+
+    def example(self, want: Want) -> Share | None:
+        """What `want` would get of one device; None if none suits."""
+        return example(want, self._devices.kinds)
 
     def capacity(self, want: Want) -> Capacity:
         """How many healthy devices, or slices of them, suit `want`, and how many requests wait for them."""

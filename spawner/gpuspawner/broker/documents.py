@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..model import Lease, Mode, Tier, guarantee_of
 from ..wire import time_to_text
+from .placement import Room, Share, Want, count_free, share_of
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+from .terms import worth_compute
 
 Document = dict[str, Any]
 
@@ -21,15 +24,27 @@ def status_document(snapshot: Snapshot, simulated: bool) -> Document:
     }
 
 
-def tier_document(tier: Tier, capacity: Capacity | None, simulated: bool) -> Document:
-    """One tier for the spawn page; `capacity` is None for a tier without a GPU."""
+def tier_document(
+    tier: Tier, capacity: Capacity | None, simulated: bool, share: Share | None = None
+) -> Document:
+    """One tier for the spawn page; `capacity` is None for a tier without a GPU.
+
+    `share` is what a server of the tier gets of one device; None where no device suits. `free` and `total`
+    count devices, or slices of them.
+    """
+    gpu = capacity is not None
+    mps = share is not None and share.mps
     return {
         "name": tier.name,
         "title": tier.title,
         "description": tier.description,
         "device_count": tier.device_count,
         "model": tier.model,
-        "guarantee": None if capacity is None else guarantee_of(tier.mode, simulated).value,
+        "mode": tier.mode.value if gpu else None,
+        "memory_bytes": None if share is None else share.memory_bytes,
+        "compute_percent": None if share is None else share.compute_percent,
+        "guarantee": guarantee_of(tier.mode, simulated).value if gpu else None,
+        "compute_guarantee": worth_compute(tier.mode, mps, simulated).value if gpu else None,
         "free": None if capacity is None else capacity.free,
         "total": None if capacity is None else capacity.total,
         "waiting": 0 if capacity is None else capacity.waiting,
@@ -37,24 +52,63 @@ def tier_document(tier: Tier, capacity: Capacity | None, simulated: bool) -> Doc
 
 
 def _device(view: DeviceView) -> Document:
-    device = view.device
-    holder = view.holders[0] if view.holders else None
+    device, terms = view.device, view.terms
+    holder = view.holders[0] if view.holders and not terms.sliced else None
     capability = device.compute_capability
     since = view.health.since if not view.health.healthy else (holder.since if holder else None)
+    free, total = _slices(view)
     return {
         "uuid": device.uuid,
         "model": device.model,
         "index": device.index,
         "memory_bytes": device.memory_bytes,
         "compute_capability": None if capability is None else f"{capability[0]}.{capability[1]}",
+        "pool": terms.pool,
+        "mode": terms.mode.value,
         "healthy": view.health.healthy,
         "reason": view.health.reason,
         "since": None if since is None else time_to_text(since),
-        "guarantee": guarantee_of(Mode.WHOLE, device.simulated).value,
+        "guarantee": guarantee_of(terms.mode, device.simulated).value,
+        "compute_guarantee": worth_compute(terms.mode, terms.mps, device.simulated).value,
         "simulated": device.simulated,
         "lease_id": holder.id if holder else None,
         "user": holder.user if holder else None,
         "server": holder.server if holder else None,
+        "free_slices": free,
+        "total_slices": total,
+        "free_memory_bytes": _room(view).free_memory_bytes if terms.sliced else None,
+        "shares": [_share(lease, view) for lease in view.holders] if terms.sliced else [],
+    }
+
+
+def _room(view: DeviceView) -> Room:
+    shares = tuple(share_of(lease, view.device) for lease in view.holders)
+    return Room(view.device, shares, view.terms)
+
+
+def _slices(view: DeviceView) -> tuple[int | None, int | None]:
+    """How many slices are free, and how many a device has; None where nothing is sliced.
+
+    Where sizes differ, those of the smallest are counted: so many more leases may come at most.
+    """
+    terms = view.terms
+    if not terms.sliced:
+        return None, None
+    want = Want(1, mode=Mode.SLICE, memory_bytes=min(terms.sizes_bytes, default=None))
+    room = _room(view)
+    return count_free(want, room), count_free(want, replace(room, shares=()))
+
+
+def _share(lease: Lease, view: DeviceView) -> Document:
+    share = share_of(lease, view.device)
+    return {
+        "lease_id": lease.id,
+        "user": lease.user,
+        "server": lease.server,
+        "hub": lease.hub,
+        "memory_bytes": share.memory_bytes,
+        "compute_percent": share.compute_percent,
+        "since": time_to_text(lease.since),
     }
 
 
@@ -69,6 +123,7 @@ def _lease(lease: Lease) -> Document:
         "device_uuids": list(lease.device_uuids),
         "memory_bytes": lease.memory_bytes,
         "compute_percent": lease.compute_percent,
+        "mode": lease.mode.value,
         "since": time_to_text(lease.since),
         "notice": lease.notice,
     }

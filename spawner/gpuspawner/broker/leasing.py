@@ -84,6 +84,10 @@ class LeaseService:
         """The wall clock of the leases."""
         return self._parts.clock()
 
+    def leases(self) -> tuple[Lease, ...]:
+        """All living leases."""
+        return self._allocator.leases()
+
     def watch(self, lease_id: str) -> Watch:
         """Follows one lease; see Allocator.watch."""
         return self._allocator.watch(lease_id)

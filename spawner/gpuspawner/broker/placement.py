@@ -208,6 +208,14 @@ def rank(room: Room) -> tuple[int, float, int, str]:
     return (room.free_memory_bytes, room.free_compute_percent, index, room.device.uuid)
 
 
+def example(want: Want, kinds: Iterable[Kind]) -> Share | None:
+    """What the want would get of one device: of the smallest kind that suits; None if none does."""
+    for kind in sorted((each for each in kinds if suits(want, each)), key=lambda each: each.order):
+        device = Device("", kind.model, kind.memory_bytes, mig_profile=kind.mig_profile)
+        return RULES[want.mode](want, Room(device, terms=kind.terms))
+    return None
+
+
 def count_free(want: Want, room: Room) -> int:
     """How many leases like `want` still fit into the room: of whole devices one at most."""
     rule, count = RULES[want.mode], 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..model import Mode, Pool
+from ..model import Guarantee, Mode, Pool, guarantee_of
 
 DRIVER_BYTES = 768 << 20
 """Of a real GPU that is shared: what the driver and MPS keep (H100 80GB, driver 580: 0.47 GiB that CUDA
@@ -96,6 +96,13 @@ class Terms:
 
 
 WHOLE = Terms()
+
+
+def worth_compute(mode: Mode, mps: bool, simulated: bool) -> Guarantee:
+    """What the compute of a share is worth: nothing in a slice pool without MPS."""
+    if mode is Mode.SLICE and not mps:
+        return Guarantee.NONE
+    return guarantee_of(mode, simulated)
 
 
 def terms_of(pool: Pool, *, mps: bool, reserve_bytes: int) -> Terms:
