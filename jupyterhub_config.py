@@ -12,6 +12,7 @@ The broker reads this file too. What differs between installations comes from th
     GPUSPAWNER_NAME             name of this hub's network, containers and volumes (default gpuspawner)
     GPUSPAWNER_SUBNET           addresses of the labs' network (default 10.213.0.0/20)
     GPUSPAWNER_PROXY            command of configurable-http-proxy, if it isn't on the PATH
+    GPUSPAWNER_CONFIG           what the broker reads, if another file loads this one (default: this file)
 """
 
 import os
@@ -26,7 +27,7 @@ port = int(os.environ.get("GPUSPAWNER_PORT", "8000"))
 state_dir = Path(os.environ.get("GPUSPAWNER_STATE_DIR", "/var/lib/gpuspawner"))
 name = os.environ.get("GPUSPAWNER_NAME", "gpuspawner")
 subnet = os.environ.get("GPUSPAWNER_SUBNET", "10.213.0.0/20")
-this_file = str(Path(__file__).resolve())
+config_file = os.environ.get("GPUSPAWNER_CONFIG", str(Path(__file__).resolve()))
 
 # 1. The browser arrives at the proxy: on this machine only. Put a TLS proxy in front to open it.
 c.JupyterHub.bind_url = f"http://127.0.0.1:{port}"
@@ -74,7 +75,7 @@ c.JupyterHub.services = [
         "name": "gpu",
         "display": True,
         "url": f"http://127.0.0.1:{port + 3}",
-        "command": [sys.executable, "-m", "gpuspawner.broker", "--config", this_file, "--take-over"],
+        "command": [sys.executable, "-m", "gpuspawner.broker", "--config", config_file, "--take-over"],
         "environment": {  # what this file and Docker's client read, without the passwords
             key: value
             for key, value in os.environ.items()

@@ -51,6 +51,7 @@ class Hub:
             "GPUSPAWNER_PASSWORD": secrets.token_hex(16),
             "GPUSPAWNER_ADMIN_PASSWORD": secrets.token_hex(24),
             "GPUSPAWNER_NAME": "gpuspawner-bench",
+            "GPUSPAWNER_SIMULATED": "64 x H100 80GB",  # the broker reads the project's own config
             "GPUSPAWNER_SUBNET": "10.219.0.0/20",
             "BENCH_TOKEN": self.token,
         }

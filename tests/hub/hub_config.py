@@ -31,7 +31,6 @@ c.GpuDockerSpawner.allowed_images = {"usual": IMAGE, "other": "gpuspawner-hubtes
 c.JupyterHub.init_spawners_timeout = 1
 
 gpu = dict(c.JupyterHub.services[0])
-gpu["command"] = [*gpu["command"][:4], str(Path(__file__).resolve()), *gpu["command"][5:]]
 gpu["environment"] = {**gpu["environment"], "DOCKER_HOST": os.environ["GPUSPAWNER_TEST_BROKER_DOCKER"]}
 broker = [] if os.environ.get("GPUSPAWNER_TEST_NO_BROKER") else [gpu]
 

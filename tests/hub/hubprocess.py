@@ -128,6 +128,7 @@ class HubProcess:
             "GPUSPAWNER_NAME": NAME,
             "GPUSPAWNER_SUBNET": SUBNET,
             "GPUSPAWNER_IMAGE": IMAGE,
+            "GPUSPAWNER_CONFIG": str(HERE / "hub_config.py"),
             **environment,
         }
 
