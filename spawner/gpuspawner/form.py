@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from .model import Tier
+from .model import Guarantee, Mode, Tier
+from .units import format_bytes
+
+_NOUNS = {Mode.WHOLE: "GPU", Mode.SLICE: "slice", Mode.MIG: "MIG instance", Mode.TURNS: "turn"}
+_GUARANTEES = {
+    Guarantee.HARD: "hard",
+    Guarantee.GUARDED: "guarded, whatever goes over it is ended within seconds",
+    Guarantee.NONE: "none, it is simulated",
+}
 
 _FORM = """\
 <fieldset class="gpuspawner-tiers mb-3">
@@ -62,7 +70,7 @@ def _make_card(tier: Tier, live: Mapping[str, Any] | None, simulated: bool, prob
         return TierCard(tier, True, tier.description)
     if live is None:
         return TierCard(tier, False, _sentences(tier.description, problem or "Not available now."))
-    kind = "simulated GPU" if simulated else "GPU"
+    kind = f"simulated {_NOUNS[tier.mode]}" if simulated else _NOUNS[tier.mode]
     total, free = live.get("total"), live.get("free")
     if not isinstance(total, int) or total < tier.device_count:
         missing = f"This machine can't give {tier.device_count} {kind}{_s(tier.device_count)} of that kind."
@@ -70,7 +78,23 @@ def _make_card(tier: Tier, live: Mapping[str, Any] | None, simulated: bool, prob
     count = f"{free if isinstance(free, int) else 0} of {total} {kind}{_s(total)} free now."
     waiting = live.get("waiting")
     line = f"{waiting} waiting in line." if isinstance(waiting, int) and waiting > 0 else ""
-    return TierCard(tier, True, _sentences(tier.description, count, line))
+    return TierCard(tier, True, _sentences(tier.description, _worth(tier, live), count, line))
+
+
+def _worth(tier: Tier, live: Mapping[str, Any]) -> str:
+    """What the tier's quota is worth, in words; empty if the broker didn't say."""
+    guarantee, size = live.get("guarantee"), live.get("memory_bytes")
+    if guarantee not in _GUARANTEES:
+        return ""
+    if tier.mode is not Mode.SLICE:
+        return f"Guarantee: {_GUARANTEES[guarantee]}."
+    memory = f"{format_bytes(size)} of GPU memory" if isinstance(size, int) else "GPU memory"
+    if guarantee == Guarantee.NONE:
+        return f"{memory}. Guarantee: {_GUARANTEES[guarantee]}."
+    percent, compute = live.get("compute_percent"), live.get("compute_guarantee")
+    if compute == Guarantee.NONE or not isinstance(percent, int | float):
+        return f"{memory}, guarded. Compute is shared in turns, nothing limits it."
+    return f"{memory} and up to {percent:g} % of the GPU's compute. Guarantee: {_GUARANTEES[guarantee]}."
 
 
 def render_form(cards: Sequence[TierCard], images: Sequence[str] = ()) -> str:

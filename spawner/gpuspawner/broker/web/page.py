@@ -5,7 +5,7 @@ Pure: a document, the tiers, a viewer and the time in; sentences and rows out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -51,6 +51,8 @@ class Holding:
     mine: bool
     links: Mapping[str, str]
     position: int | None = None
+    share: str = ""
+    """What a slice has of its device ("8.0 GiB, up to 25 % of its compute"); empty for whole devices."""
 
     @property
     def place(self) -> str:
@@ -73,6 +75,9 @@ class DeviceRow:
     reason: str
     withdrawn_since: Moment | None
     holder: Holding | None
+    shares: tuple[Holding, ...] = ()
+    slices: str = ""
+    """Like "5 of 10 slices free"; empty for a device that isn't sliced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,8 @@ class ModelRow:
     free: int
     total: int
     withdrawn: int
+    sliced: bool = False
+    """Whether `free` and `total` count slices instead of devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,28 +158,64 @@ def _summary(status: Document) -> str:
     queue = "nobody waits" if not waiting else "1 server waits" if waiting == 1 else f"{waiting} servers wait"
     if not devices:
         return f"No {kind} on this machine, {queue}."
-    free = sum(is_free(device) for device in devices)
-    plural = "" if len(devices) == 1 else "s"
-    return f"{free} of {len(devices)} {kind}{plural} free, {queue}."
+    unshared = [device for device in devices if not _sliced(device)]
+    parts = []
+    if unshared:
+        parts.append(_of(sum(is_free(device) for device in unshared), len(unshared), kind))
+    if len(unshared) < len(devices):
+        noun = "simulated slice" if status["simulated"] else "slice"
+        parts.append(_of(*_count(device for device in devices if _sliced(device)), noun))
+    return f"{', '.join(parts)} free, {queue}."
+
+
+def _of(free: int, total: int, noun: str) -> str:
+    return f"{free} of {total} {noun}{'' if total == 1 else 's'}"
+
+
+def _sliced(device: Document) -> bool:
+    return device.get("total_slices") is not None
+
+
+def _count(devices: Iterable[Document]) -> tuple[int, int]:
+    """Free and all: slices where devices are sliced, else devices. A withdrawn one has none free."""
+    free = total = 0
+    for device in devices:
+        sliced = _sliced(device)
+        total += device["total_slices"] if sliced else 1
+        if is_free(device):
+            free += device["free_slices"] if sliced else 1
+    return free, total
+
+
+def _guarantee_help(device: Document) -> str:
+    text = GUARANTEES[device["guarantee"]]
+    if device["guarantee"] != "guarded":
+        return text
+    compute = device.get("compute_guarantee") == "guarded"
+    return f"memory {text}; compute {'limited by MPS' if compute else 'not limited, slices take turns'}"
 
 
 def _models(devices: Sequence[Document]) -> tuple[ModelRow, ...]:
     groups: dict[tuple[Any, ...], list[Document]] = {}
     for device in devices:
-        key = (device["model"], device["memory_bytes"], device["guarantee"], device["simulated"])
+        key = (
+            device["model"], device["memory_bytes"], device["guarantee"], device["simulated"],
+            _sliced(device), _guarantee_help(device),
+        )  # fmt: skip
         groups.setdefault(key, []).append(device)
     return tuple(
         ModelRow(
             model=model,
             memory=format_bytes(memory_bytes),
             guarantee=guarantee,
-            guarantee_help=GUARANTEES[guarantee],
+            guarantee_help=guarantee_help,
             simulated=simulated,
-            free=sum(is_free(device) for device in group),
-            total=len(group),
+            free=_count(group)[0],
+            total=_count(group)[1],
             withdrawn=sum(not device["healthy"] for device in group),
+            sliced=sliced,
         )
-        for (model, memory_bytes, guarantee, simulated), group in groups.items()
+        for (model, memory_bytes, guarantee, simulated, sliced, guarantee_help), group in groups.items()
     )
 
 
@@ -215,6 +258,7 @@ class _Rows:
             simulated=self._simulated,
             mine=self._viewer.is_mine(lease),
             links=self._links(lease),
+            share=_share(lease),
         )
 
     def place(self, entry: Document) -> Holding:
@@ -243,12 +287,18 @@ class _Rows:
             memory=format_bytes(device["memory_bytes"]),
             compute_capability="not available" if capability is None else capability,
             guarantee=device["guarantee"],
-            guarantee_help=GUARANTEES[device["guarantee"]],
+            guarantee_help=_guarantee_help(device),
             simulated=bool(device["simulated"]),
             healthy=bool(device["healthy"]),
             reason=device["reason"],
             withdrawn_since=None if device["healthy"] else moment(device["since"], self._now),
             holder=None if lease is None else self.lease(lease),
+            shares=tuple(
+                self.lease(self._leases[share["lease_id"]])
+                for share in device.get("shares", ())
+                if share["lease_id"] in self._leases
+            ),
+            slices=f"{_of(*_count([device]), 'slice')} free" if _sliced(device) else "",
         )
 
     def _tier(self, entry: Document) -> str:
@@ -266,6 +316,15 @@ class _Rows:
             "pending": f"{self._hub_url}spawn-pending/{name}{server}",
             "home": f"{self._hub_url}home",
         }
+
+
+def _share(lease: Document) -> str:
+    """What a slice has, in words."""
+    if lease.get("mode") != "slice":
+        return ""
+    percent = lease["compute_percent"]
+    compute = f", up to {percent:g} % of its compute" if percent < 100 else ""
+    return f"{format_bytes(lease['memory_bytes'])}{compute}"
 
 
 def _device_name(device: Mapping[str, Any]) -> str:

@@ -65,7 +65,8 @@ def visible_status(document: Document, viewer: Viewer) -> Document:
 
     `free` says that the device is healthy and nobody holds it: without the scope it is all that
     tells a foreign device from a free one, for `lease_id`, `user` and `server` are then None. A
-    foreign device's `since` is None too, so that a stranger's hours can't be read from it.
+    foreign device's `since` is None too, so that a stranger's hours can't be read from it, and of the
+    `shares` of a sliced device only the viewer's own are left.
     """
     leases = [dict(lease) for lease in document["leases"] if viewer.sees_all or viewer.is_mine(lease)]
     mine = {lease["id"] for lease in leases}
@@ -79,11 +80,15 @@ def visible_status(document: Document, viewer: Viewer) -> Document:
 
 def _visible_device(device: Document, viewer: Viewer, mine: Collection[str]) -> Document:
     shown = {**device, "free": is_free(device)}
+    if "shares" in device and not viewer.sees_all:
+        # Whose the others are, and how long, is theirs; how many slices are left is for all.
+        shown["shares"] = [dict(share) for share in device["shares"] if share["lease_id"] in mine]
     if viewer.sees_all or device["lease_id"] is None or device["lease_id"] in mine:
         return shown
     return {**shown, "lease_id": None, "user": None, "server": None, "since": None}
 
 
 def is_free(device: Mapping[str, Any]) -> bool:
-    """Whether a device could be leased now: healthy, and no lease holds it."""
-    return bool(device["healthy"]) and device["lease_id"] is None
+    """Whether a device, or a slice of it, could be leased now: healthy, and not all held."""
+    slices = device.get("free_slices")
+    return bool(device["healthy"]) and device["lease_id"] is None and slices != 0
