@@ -1,0 +1,195 @@
+"""Tiers and pools from their settings: whole values, and a sentence with the remedy for what can't work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gpuspawner.errors import ConfigError
+from gpuspawner.model import Mode, Pool, Tier
+from gpuspawner.pools import check_tiers, parse_pools
+from gpuspawner.settings import GpuSite
+from gpuspawner.tiers import parse_tiers
+
+GIB = 1 << 30
+SLICES = {"name": "class", "mode": "slice", "slices": 8}
+
+
+def test_tiers() -> None:
+    assert parse_tiers(
+        [
+            {"name": "cpu"},
+            {"name": "gpu", "title": "One", "devices": 1, "model": "H100", "pool": "big"},
+            {"name": "slice", "mode": "slice", "memory": "8G", "compute_percent": 25},
+            {"name": "any-slice", "mode": "slice"},
+            {"name": "mig", "mode": "mig", "mig_profile": "1g.10gb", "mem_limit": "16G", "cpu_limit": 2},
+            {"name": "two", "mode": "mig", "devices": 2, "mig_profile": "1c.3g.20gb"},
+        ]
+    ) == (
+        Tier("cpu", "cpu"),
+        Tier("gpu", "One", device_count=1, model="H100", pool="big"),
+        Tier(
+            "slice", "slice", device_count=1, mode=Mode.SLICE, memory_bytes=8 * GIB, compute_percent=25.0
+        ),
+        Tier("any-slice", "any-slice", device_count=1, mode=Mode.SLICE),
+        Tier(
+            "mig", "mig", device_count=1, mode=Mode.MIG, mig_profile="1g.10gb", mem_limit_bytes=16 * GIB,
+            cpu_limit=2.0,
+        ),
+        Tier("two", "two", device_count=2, mode=Mode.MIG, mig_profile="1c.3g.20gb"),
+    )  # fmt: skip
+
+
+def test_pools() -> None:
+    assert parse_pools(
+        [
+            {"name": "whole"},
+            {"name": "named", "mode": "slice", "devices": ["GPU-a", "GPU-b"], "sizes": ["16G", "8G", "8G"]},
+            {
+                "name": "class", "mode": "slice", "devices": {"model": "H100", "count": 2}, "slices": 15,
+                "compute_percent": 25, "mps": True, "manage_compute_mode": True,
+            },
+            {"name": "off", "mode": "slice", "devices": {"count": 1}, "slices": 4, "mps": False},
+            {"name": "mig", "mode": "mig"},
+        ]
+    ) == (
+        Pool("whole"),
+        Pool("named", Mode.SLICE, uuids=("GPU-a", "GPU-b"), sizes_bytes=(8 * GIB, 16 * GIB)),
+        Pool(
+            "class", Mode.SLICE, model="H100", count=2, slices=15, compute_percent=25.0, mps=True,
+            manage_compute_mode=True,
+        ),
+        Pool("off", Mode.SLICE, count=1, slices=4, mps=False),
+        Pool("mig", Mode.MIG),
+    )  # fmt: skip
+    assert parse_pools([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("tier", "said"),
+    [
+        ({"mode": "turns", "devices": 1}, "mode 'turns' is not in this version: take 'whole', 'slice' or"),
+        ({"mode": "half"}, "mode is 'half': take 'whole', 'slice' or 'mig'"),
+        ({"memory": "8G", "devices": 1}, "memory is of mode 'slice', and the tier's mode is 'whole'"),
+        ({"mode": "mig", "compute_percent": 5}, "compute_percent is of mode 'slice', and the tier's mode is"),
+        ({"mode": "slice", "mig_profile": "1g.10gb"}, "mig_profile is of mode 'mig', and the tier's mode"),
+        ({"mode": "mig", "mig_profile": "10gb"}, "mig_profile is '10gb': write it as `nvidia-smi -L` does"),
+        ({"mode": "slice", "devices": 2}, "devices is 2: a slice is of one device, leave devices out"),
+        ({"mode": "slice", "devices": 0}, "devices is 0: a slice is of one device, leave devices out"),
+        ({"mode": "mig", "devices": 0}, "devices is 0: a CPU tier has no mode, leave mode out"),
+        ({"pool": "big"}, 'it has a pool but no devices: add "devices": 1, or leave pool out'),
+        ({"pool": "Big!", "devices": 1}, "pool is 'Big!': give the name of a pool of c.GpuSite.pools"),
+        ({"mode": "slice", "memory": "much"}, "memory is 'much': write it like"),
+        ({"mode": "slice", "compute_percent": 0}, "compute_percent is 0: give a whole number from 1 to 100"),
+        ({"mode": "slice", "compute_percent": 12.5}, "compute_percent is 12.5: give a whole number from 1"),
+        ({"mode": "slice", "compute_percent": True}, "compute_percent is True: give a whole number"),
+        ({"memroy": "8G"}, "has an unknown key 'memroy': use compute_percent, cpu_limit"),
+    ],
+)
+def test_tiers_that_cannot_work(tier: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=r"c\.GpuSite\.tiers: tier 't'") as error:
+        parse_tiers([{"name": "t", **tier}])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pool", "said"),
+    [
+        ({"mode": "turns"}, "mode 'turns' is not in this version"),
+        ({"mode": "slice"}, "say either how many equal slices a device has"),
+        ({"mode": "slice", "slices": 2, "sizes": ["8G"]}, "say either how many equal slices a device has"),
+        ({"mode": "slice", "slices": 0}, "slices is 0: give a whole number from 1 to 48"),
+        ({"mode": "slice", "slices": 49}, "slices is 49: give a whole number from 1 to 48"),
+        ({"mode": "slice", "slices": True}, "slices is True"),
+        ({"mode": "slice", "sizes": []}, 'sizes is []: give a list like ["8G", "16G"]'),
+        ({"mode": "slice", "sizes": ["8 apples"]}, "sizes is '8 apples': write it like"),
+        ({"slices": 4}, "slices is of mode 'slice' only: leave it out, or set the mode"),
+        ({"mode": "mig", "manage_compute_mode": True}, "manage_compute_mode is of mode 'slice' only"),
+        ({"mode": "slice", "slices": 2, "mps": "yes"}, "mps and manage_compute_mode are True or False"),
+        (
+            {**SLICES, "mps": False, "compute_percent": 5},
+            "compute_percent can't be held with MPS switched off",
+        ),
+        ({**SLICES, "mps": False, "manage_compute_mode": True}, "manage_compute_mode lets only MPS reach"),
+        ({**SLICES, "compute_percent": 101}, "compute_percent is 101: give a whole number"),
+        ({"devices": []}, 'devices is []: give "all", a list of UUIDs'),
+        ({"devices": ["GPU-a", "GPU-a"]}, "devices names a UUID twice"),
+        ({"devices": {"count": 0}}, "devices is {'count': 0}: give"),
+        ({"devices": {"size": 1}}, "devices is {'size': 1}: give"),
+        ({"devices": 2}, "devices is 2: give"),
+        ({"gpus": "all"}, "has an unknown key 'gpus': use compute_percent, devices"),
+    ],
+)
+def test_pools_that_cannot_work(pool: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=r"c\.GpuSite\.pools: pool 'p'") as error:
+        parse_pools([{**pool, "name": "p"}])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pools", "said"),
+    [
+        ([{"name": "P"}], "name 'P' can't be used"),
+        ([{}], "name None can't be used"),
+        ([{"name": "p"}, {"name": "p"}], "c.GpuSite.pools has 'p' twice: give each pool a name of its own"),
+        (
+            [{"name": "p", "devices": ["GPU-a"]}, {"name": "q", "devices": ["GPU-b", "GPU-a"]}],
+            "GPU-a is in pool 'p' and in pool 'q': a device is in one pool only, name it once",
+        ),
+        (
+            [{"name": "p"}, SLICES],
+            "pools 'p' and 'class' both have all devices: a device is in one pool only",
+        ),
+    ],
+)
+def test_pools_that_cannot_work_together(pools: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_pools(pools)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tier", "pools", "said"),
+    [
+        ({"mode": "slice"}, [], "has mode 'slice', but no pool has that mode: mend one of the two, or add a"),
+        ({"mode": "slice"}, [{"name": "p"}], "has mode 'slice', but no pool has that mode"),
+        ({"devices": 1}, [SLICES], "has mode 'whole', but no pool has that mode"),
+        ({"devices": 1, "pool": "q"}, [{"name": "p"}], "names the pool 'q': c.GpuSite.pools has 'p'"),
+        ({"devices": 1, "pool": "q"}, [], "names the pool 'q': c.GpuSite.pools has none is set"),
+        ({"devices": 1, "pool": "class"}, [{"name": "p"}, {**SLICES, "devices": ["GPU-a"]}],
+         "has mode 'whole', but pool 'class' has mode 'slice'"),
+        ({"mode": "slice"}, [{"name": "p", "mode": "slice", "sizes": ["8G", "16G"]}], "memory is missing"),
+        ({"mode": "slice", "memory": "9G"}, [{"name": "p", "mode": "slice", "sizes": ["8G", "16G"]}],
+         "memory is not one of the sizes of pool 'p'"),
+        ({"mode": "slice", "compute_percent": 5}, [{**SLICES, "mps": False}],
+         "compute_percent can't be held: pool 'class' has MPS switched off"),
+        ({"mode": "slice", "compute_percent": 30}, [{**SLICES, "compute_percent": 25}],
+         "compute_percent 30 is more than the 25 of pool 'class': raise the pool's"),
+    ],
+)  # fmt: skip
+def test_tiers_that_no_pool_can_serve(tier: Any, pools: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(ConfigError, match=r"c\.GpuSite\.tiers: tier 't'") as error:
+        GpuSite(tiers=[{"name": "cpu"}, {"name": "t", **tier}], pools=pools).parsed_tiers()
+    assert said in str(error.value)
+
+
+def test_one_pool_that_can_is_enough() -> None:
+    pools = parse_pools(
+        [
+            {"name": "p", "mode": "slice", "devices": {"count": 1}, "sizes": ["8G"]},
+            {"name": "q", "mode": "slice", "sizes": ["16G"], "compute_percent": 50},
+        ]
+    )
+    tiers = parse_tiers([{"name": "t", "mode": "slice", "memory": "16G", "compute_percent": 40}])
+    check_tiers(tiers, pools)
+    with pytest.raises(ConfigError, match="not one of the sizes of pool 'p'"):
+        check_tiers([Tier("t", "t", device_count=1, mode=Mode.SLICE, memory_bytes=5)], pools)
+
+
+def test_by_default_everything_is_as_before() -> None:
+    site = GpuSite()
+    assert site.parsed_pools() == ()
+    assert [(tier.name, tier.mode, tier.device_count) for tier in site.parsed_tiers()] == [
+        ("cpu", Mode.WHOLE, 0),
+        ("gpu", Mode.WHOLE, 1),
+    ]
