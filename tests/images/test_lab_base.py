@@ -26,6 +26,17 @@ bare = [str(path) for path in sources if (path.parent, path.stem) not in compile
 print(len(sources) > 1000, bare[:5])
 """
 
+MAKE_WHEEL = """
+import zipfile
+with zipfile.ZipFile("/tmp/mine-1-py3-none-any.whl", "w") as wheel:
+    wheel.writestr("mine.py", "")
+    info = "mine-1.dist-info/"
+    wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\\nName: mine\\nVersion: 1\\n")
+    tags = "Wheel-Version: 1.0\\nGenerator: t\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    wheel.writestr(info + "WHEEL", tags)
+    wheel.writestr(info + "RECORD", "mine.py,,\\n")
+"""
+
 RUN_TWO_CELLS = """
 import json, nbformat
 from nbclient import NotebookClient
@@ -57,13 +68,36 @@ def test_what_the_image_says_of_itself(image: Image, start: Start) -> None:
     assert "NVIDIA_VISIBLE_DEVICES=void" in config["Env"]
     assert not [entry for entry in config["Env"] if entry.startswith("NVIDIA_DRIVER")]
     assert (config["User"], config["WorkingDir"]) == ("1000:100", "/home/jovyan")
-    assert config["Cmd"] == ["jupyterhub-singleuser"]
+    assert config["Cmd"] == ["lab-server"]
 
 
 def test_the_single_user_server_is_the_hubs_own_version(start: Start) -> None:
     assert output(start("sleep", "60"), "jupyterhub-singleuser", "--version").split()[0] == version(
         "jupyterhub"
     )
+
+
+def test_the_servers_start_imports_nothing_that_takes_a_second(start: Start) -> None:
+    """The same server, without the extensions that nobody uses and without the slow import."""
+    lab = start("sleep", "60")
+    assert output(lab, "lab-server", "--version") == output(lab, "jupyterhub-singleuser", "--version")
+    listed = lab.exec_run(["jupyter", "server", "extension", "list"]).output.decode()
+    states = dict(re.findall(r"^\s*(\w+) \S*(enabled|disabled)", listed, re.M))
+    assert states["jupyterlab"] == "enabled"
+    assert states["jupyter_server_terminals"] == "enabled"
+    assert (states["jupyter_lsp"], states["notebook_shim"]) == ("disabled", "disabled")
+
+
+def test_pip_installs_into_the_home_and_kernels_see_it(start: Start) -> None:
+    """A student's own package outlasts the container; the server doesn't look there, so it can't break."""
+    lab = start("sleep", "60")
+    assert output(lab, "python", "-c", MAKE_WHEEL) == ""
+    output(lab, "pip", "install", "-q", "--no-index", "/tmp/mine-1-py3-none-any.whl")
+    where = output(lab, "python", "-c", "import mine; print(mine.__file__)")
+    assert where.startswith("/home/jovyan/.local/lib/python3")
+    server = lab.exec_run(["/opt/lab/bin/python", "-s", "-c", "import mine"])
+    assert server.exit_code == 1
+    assert b"No module named 'mine'" in server.output
 
 
 def test_packages_are_the_locked_ones_and_fit_together(image: Image, start: Start) -> None:
