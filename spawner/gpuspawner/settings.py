@@ -71,7 +71,7 @@ class GpuSite(Configurable):
         Example::
 
             c.GpuSite.pools = [
-                {"name": "class", "mode": "slice", "devices": {"count": 1}, "slices": 10},
+                {"name": "class", "mode": "slice", "devices": {"count": 1}, "slices": 8},
                 {"name": "whole"},
             ]
         """,
