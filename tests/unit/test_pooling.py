@@ -1,0 +1,232 @@
+"""Pools on the devices of a machine: who shares what, what one lease gets, and what is refused at start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.broker.pooling import Host, Pooling, make_pooling
+from gpuspawner.broker.terms import DRIVER_BYTES, WHOLE, Terms, worth_compute
+from gpuspawner.errors import ConfigError
+from gpuspawner.model import Device, Guarantee, Mode
+from gpuspawner.node.mpscontrol import MpsProgram
+from gpuspawner.pools import parse_pools
+from gpuspawner.tiers import parse_tiers
+from hypothesis import given
+from hypothesis import strategies as st
+
+GIB, MIB = 1 << 30, 1 << 20
+SIZE = 81559 * MIB  # what NVML says of an H100 80GB
+H0 = Device("GPU-0", "NVIDIA H100 80GB HBM3", SIZE, (9, 0), index=0)
+H1 = replace(H0, uuid="GPU-1", index=1)
+A2 = Device("GPU-2", "NVIDIA A100-SXM4-40GB", 40 * GIB, (8, 0), index=2)
+OLD = Device("GPU-3", "Tesla P100-PCIE-16GB", 16 * GIB, (6, 0), index=3)
+MIG = Device(
+    "MIG-0", "H100 MIG 1g.10gb", 10 * GIB, (9, 0), index=4, parent_uuid="GPU-9", mig_profile="1g.10gb"
+)
+MIG3 = replace(MIG, uuid="MIG-1", model="H100 MIG 3g.40gb", memory_bytes=40 * GIB, mig_profile="3g.40gb")
+MPS = MpsProgram(Path("/usr/bin/nvidia-cuda-mps-control"))
+NO_MPS = MpsProgram(None, "nvidia-cuda-mps-control was not found: install the driver's compute utilities")
+HOST = Host(False, MPS)
+SLICES = {"name": "class", "mode": "slice", "slices": 8}
+CPU = {"name": "cpu"}
+
+
+def pooling(pools: list[Any], tiers: list[Any], devices: list[Device], host: Host = HOST) -> Pooling:
+    return make_pooling(parse_pools(pools), parse_tiers([CPU, *tiers]), devices, host)
+
+
+def test_without_pools_whole_gpus_and_mig_instances_are_two() -> None:
+    found = pooling([], [{"name": "gpu", "devices": 1}], [H0, MIG, H1])
+    mig = Terms("mig", Mode.MIG)
+    assert found == Pooling((H0, MIG, H1), {"GPU-0": WHOLE, "GPU-1": WHOLE, "MIG-0": mig})
+
+
+def test_where_all_is_mig_an_instance_is_a_gpu() -> None:
+    found = pooling([], [{"name": "gpu", "devices": 1}], [MIG, MIG3])
+    mig = Terms("mig", Mode.MIG, lends_whole=True)
+    assert found == Pooling((MIG, MIG3), {"MIG-0": mig, "MIG-1": mig})
+
+
+def test_pools_take_what_they_name_then_models_then_the_rest() -> None:
+    pools = [
+        {"name": "rest"},
+        {"name": "big", "mode": "slice", "devices": {"model": "h100", "count": 1}, "slices": 4, "mps": False},
+        {"name": "named", "mode": "slice", "devices": ["GPU-0"], "slices": 8, "manage_compute_mode": True},
+        {"name": "mig", "mode": "mig", "devices": {"model": "1g.10gb"}},
+    ]
+    found = pooling(pools, [], [H0, H1, A2, MIG, MIG3])
+    assert found == Pooling(
+        (H0, H1, A2, MIG),
+        {
+            "GPU-0": Terms("named", Mode.SLICE, slices=8, mps=True, reserve_bytes=DRIVER_BYTES),
+            "GPU-1": Terms("big", Mode.SLICE, slices=4, reserve_bytes=DRIVER_BYTES),
+            "GPU-2": Terms("rest"),
+            "MIG-0": Terms("mig", Mode.MIG),
+        },
+        frozenset({"GPU-0"}),
+        ("In no pool of c.GpuSite.pools, and so leased to nobody: MIG-1",),
+    )
+
+
+def test_simulated_devices_serve_slices_as_if_there_were_mps() -> None:
+    simulated = Host(True, NO_MPS, "not root")
+    found = pooling([SLICES], [{"name": "s", "mode": "slice", "compute_percent": 10}], [H0], simulated)
+    assert found.terms == {"GPU-0": Terms("class", Mode.SLICE, slices=8, mps=True)}
+
+
+@pytest.mark.parametrize(
+    ("pool", "devices", "host", "warned"),
+    [
+        (SLICES, [H0], Host(False, NO_MPS), "nvidia-cuda-mps-control was not found: install the driver's"),
+        (
+            SLICES,
+            [OLD],
+            HOST,
+            "GPU-3 (Tesla P100-PCIE-16GB) is older than compute capability 7.0, which MPS's",
+        ),
+    ],
+)
+def test_without_mps_slices_are_time_slices(pool: Any, devices: Any, host: Host, warned: str) -> None:
+    found = pooling([pool], [{"name": "s", "mode": "slice"}], devices, host)
+    assert {terms.mps for terms in found.terms.values()} == {False}
+    (warning,) = found.warnings
+    assert warning.startswith(
+        "c.GpuSite.pools: pool 'class': no MPS, so its slices are time-slices: memory is"
+    )
+    assert warned in warning
+    for setting in ({"mps": True}, {"compute_percent": 25}, {"manage_compute_mode": True}):
+        with pytest.raises(ConfigError, match="needs MPS") as error:
+            pooling([{**pool, **setting}], [], devices, host)
+        assert warned in str(error.value)
+    with pytest.raises(ConfigError, match="compute_percent of tier 's' needs MPS"):
+        pooling([pool], [{"name": "s", "mode": "slice", "compute_percent": 5}], devices, host)
+
+
+@pytest.mark.parametrize(
+    ("pools", "tiers", "devices", "said"),
+    [
+        ([SLICES], [{"name": "s", "mode": "slice", "memory": "10G"}], [H0],
+         "tier 's' can be served by no device: memory 10 GiB (10737418240) is over the largest slice of pool "
+         "'class', 9.9 GiB"),
+        ([{"name": "p", "mode": "slice", "sizes": ["8G", "80G"]}], [], [H0, H1],
+         "pool 'p': a slice of 80 GiB is over the device, of which slices may have 79 GiB: take it out of"),
+        ([{"name": "p", "mode": "slice", "sizes": ["60G"]}], [], [H0, A2],
+         "pool 'p': GPU-2 has 39 GiB to give, too little for even one slice: lower slices or sizes, or leav"),
+        ([{"name": "p", "mode": "mig"}], [], [H0], "pool 'p' has no device: there is no MIG instance. Set s"),
+        ([{"name": "p", "devices": {"model": "V100"}}], [], [H0], "pool 'p' has no device: none that fits i"),
+        ([{"name": "p", "devices": ["GPU-7"]}], [], [H0], "pool 'p' has no device: name devices that are "
+         "here: GPU-0"),
+        ([{"name": "p", "devices": ["MIG-0"]}], [], [MIG], "MIG-0 is a MIG instance, and pool 'p' has mode "),
+        ([{"name": "p", "mode": "mig", "devices": ["GPU-0"]}], [], [H0], "GPU-0 is no MIG instance but a wh"),
+        ([], [{"name": "m", "mode": "mig", "mig_profile": "2g.20gb"}], [MIG, MIG3],
+         "tier 'm' can be served by no device: there is no MIG instance '2g.20gb', there are: 1g.10gb, "
+         "3g.40gb. Set it up with `nvidia-smi mig -cgi 2g.20gb -C`, or take another mig_profile"),
+        ([], [{"name": "m", "mode": "mig"}], [H0], "tier 'm' can be served by no device: none is in a pool "),
+        ([{"name": "p"}], [{"name": "g", "devices": 1, "model": "V100", "pool": "p"}], [H0],
+         "none has 'v100' in its name. There are: NVIDIA H100 80GB HBM3"),
+        ([{"name": "p", "mode": "slice", "slices": 8}],
+         [{"name": "s", "mode": "slice", "compute_percent": 30}], [H0],
+         "compute_percent 30 is more than the 25 that pool 'p' gives: lower it, or set the pool's"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused(pools: Any, tiers: Any, devices: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        pooling(pools, tiers, devices)
+    assert said in str(error.value)
+
+
+def test_a_guard_that_cannot_end_anybody_guards_nothing() -> None:
+    with pytest.raises(ConfigError, match="whose memory the guard holds, and it can't: run it as root"):
+        pooling([SLICES], [], [H0], Host(False, MPS, "run it as root"))
+
+
+def test_a_gpu_that_cannot_be_read_lets_nobody_else_down() -> None:
+    pools = [SLICES, {"name": "mig", "mode": "mig"}]
+    tiers = [{"name": "m", "mode": "mig", "mig_profile": "1g.10gb"}, {"name": "s", "mode": "slice"}]
+    with pytest.raises(ConfigError):
+        pooling(pools, tiers, [H0])
+    found = pooling(pools, tiers, [H0], replace(HOST, incomplete=True))
+    assert list(found.terms) == ["GPU-0"]
+    assert [warning.partition(":")[2][:35] for warning in found.warnings] == [
+        " pool 'mig' has no device: there is",
+        " tier 'm' can be served by no devic",
+    ]
+
+
+def test_too_few_are_a_warning() -> None:
+    pools = [{"name": "p", "devices": ["GPU-0", "GPU-8"]}, {"name": "q", "devices": {"count": 2}}]
+    tiers = [{"name": "two", "devices": 2, "pool": "p"}]
+    assert pooling(pools, tiers, [H0, H1]).warnings == (
+        "c.GpuSite.pools: pool 'p' names GPU-8, which is not here",
+        "c.GpuSite.pools: pool 'q' is to have 2 devices, and 1 are left for it",
+        "c.GpuSite.tiers: tier 'two' has 2 devices, and this machine has 1 of that kind",
+    )
+    assert pooling([], [{"name": "v", "devices": 1, "model": "V100"}], [H0]).warnings == (
+        "c.GpuSite.tiers: tier 'v' can be served by no device: none has 'v100' in its name. There are: "
+        "NVIDIA H100 80GB HBM3",
+    )
+
+
+@pytest.mark.parametrize(
+    ("terms", "wanted", "got"),
+    [
+        (Terms("p", Mode.SLICE, slices=8, mps=True), (None, None), (10 * GIB, 25.0)),
+        (Terms("p", Mode.SLICE, slices=8, mps=True), (8 * GIB, None), (8 * GIB, 25.0)),
+        (Terms("p", Mode.SLICE, slices=8, mps=True), (8 * GIB, 10.0), (8 * GIB, 10.0)),
+        (Terms("p", Mode.SLICE, slices=8, mps=True), (8 * GIB, 26.0), None),
+        (Terms("p", Mode.SLICE, slices=8, mps=True), (10 * GIB + 1, None), None),
+        (Terms("p", Mode.SLICE, slices=8), (None, None), (10 * GIB, 100.0)),  # nothing holds compute
+        (Terms("p", Mode.SLICE, slices=8), (None, 10.0), None),
+        (Terms("p", Mode.SLICE, slices=15, mps=True), (None, None), (5461 * MIB, 13.0)),
+        (Terms("p", Mode.SLICE, slices=1, mps=True), (None, None), (80 * GIB, 100.0)),
+        (Terms("p", Mode.SLICE, slices=15, mps=True, compute_percent=25.0), (None, None), (5461 * MIB, 25.0)),
+        (Terms("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True), (8 * GIB, None), (8 * GIB, 20.0)),
+        (Terms("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True), (None, None), (16 * GIB, 40.0)),
+        (Terms("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True), (8 * GIB, 40.0), (8 * GIB, 40.0)),
+        (Terms("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True), (9 * GIB, None), None),
+        (Terms("p", Mode.SLICE, sizes_bytes=(90 * GIB,), mps=True), (90 * GIB, None), None),
+        (Terms("p", Mode.SLICE, slices=8, mps=True, reserve_bytes=8 * GIB), (None, None), (9 * GIB, 25.0)),
+    ],
+)
+def test_what_a_slice_of_80_gib_has(terms: Terms, wanted: Any, got: Any) -> None:
+    assert terms.slice_of(80 * GIB, *wanted) == got
+
+
+@given(
+    st.integers(1, 200 * GIB), st.integers(1, 48), st.integers(0, 2 * GIB), st.booleans(),
+    st.none() | st.integers(1, 100),
+)  # fmt: skip
+def test_so_many_slices_always_fit(
+    size: int, slices: int, reserve: int, mps: bool, percent: int | None
+) -> None:
+    terms = Terms("p", Mode.SLICE, slices=slices, compute_percent=percent, mps=mps, reserve_bytes=reserve)
+    part = terms.slice_of(size, None, None)
+    if part is None:
+        assert max(0, size - reserve) // slices < MIB
+        return
+    assert 0 < part[0] * slices <= size - reserve
+    assert part[0] % MIB == 0
+    assert (size - reserve) // slices - part[0] < MIB
+    assert 1.0 <= part[1] <= 100.0
+    if not mps:
+        assert part[1] == 100.0
+    elif percent is None:
+        assert part[1] * slices <= 200.0
+
+
+@pytest.mark.parametrize(
+    ("mode", "mps", "simulated", "worth"),
+    [
+        (Mode.WHOLE, False, False, Guarantee.HARD),
+        (Mode.MIG, False, False, Guarantee.HARD),
+        (Mode.SLICE, True, False, Guarantee.GUARDED),
+        (Mode.SLICE, False, False, Guarantee.NONE),
+        (Mode.SLICE, True, True, Guarantee.NONE),
+        (Mode.WHOLE, False, True, Guarantee.NONE),
+    ],
+)
+def test_what_compute_is_worth(mode: Mode, mps: bool, simulated: bool, worth: Guarantee) -> None:
+    assert worth_compute(mode, mps, simulated) is worth
