@@ -203,5 +203,6 @@ class Place:
         try:
             await until(agree, seconds)
         except AssertionError:
-            now = self.containers(), await self.leases()
+            leases = await self.leases() if is_alive(self.broker_pid) else "no broker"
+            now = self.containers(), leases
             raise AssertionError(f"wanted {running} to run, and nothing else; there are {now}") from None

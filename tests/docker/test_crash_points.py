@@ -16,7 +16,7 @@ from gpuspawner.errors import BrokerUnavailable
 
 from tests.docker.faulty_docker import Rule
 from tests.docker.life import STEPS
-from tests.docker.place import Place, is_alive, kill, until
+from tests.docker.place import SOON_SECONDS, Place, is_alive, kill, until
 
 pytestmark = pytest.mark.docker
 
@@ -42,7 +42,10 @@ async def always_a_broker(place: Place) -> AsyncIterator[None]:
 
 
 async def live(place: Place) -> None:
-    """A whole life whatever happens to the broker: spawn, run, container killed, free."""
+    """A whole life whatever happens to the broker: spawn, run, container killed, free.
+
+    The time in which all must be settled begins anew with a broker that had to be started.
+    """
     while True:
         server = place.server()
         try:
@@ -50,9 +53,9 @@ async def live(place: Place) -> None:
             break
         except BrokerUnavailable:  # it died just before it was asked: the user tries again
             continue
-    await place.settled("anna")
+    await place.settled("anna", seconds=2 * SOON_SECONDS)
     place.engine.kill(server.container_id)
-    await place.settled()
+    await place.settled(seconds=2 * SOON_SECONDS)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
