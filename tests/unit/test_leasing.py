@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,3 +173,40 @@ def _lease_fields() -> dict[str, Any]:
     now = datetime.fromisoformat("2025-03-01T12:00:00+00:00")
     return {"id": "e" * 32, "hub": "hub", "user": "anna", "server": "", "tier": "gpu", "state": "running",
             "device_count": 1, "created_at": now, "since": now}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_ledger_that_cannot_be_written_leases_nothing(
+    times: Any, path: Path, faulty_ledger: type[Ledger], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    ledger = times.make_ledger(path, kind=faulty_ledger)
+    await ledger.open()
+    async for bench in make_bench(ledger, monkeypatch, queue_seconds=HOUR):
+        ledger.fault = fault
+        with pytest.raises(BrokerUnavailable, match="the ledger can't be written"):
+            await bench.client.acquire(bench.request(1), lambda *_: None).__aenter__()
+        assert bench.states() == {}
+        async with bench.client.acquire(bench.request(2), lambda *_: None) as grant:
+            assert grant.lease.device_uuids == ("GPU-1",)
+        await bench.become()
+    await ledger.close()
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_release_that_cannot_be_recorded_is_tried_again(
+    times: Any, path: Path, faulty_ledger: type[Ledger], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    ledger = times.make_ledger(path, kind=faulty_ledger)
+    await ledger.open()
+    async for bench in make_bench(ledger, monkeypatch, queue_seconds=HOUR):
+        async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+            bench.service.on_event(bench.put(grant.lease))
+            await bench.become(anna="running")
+        await asyncio.sleep(0.05)
+        bench.engine.boxes.clear()
+        ledger.fault = fault
+        await bench.service.reconcile()
+        assert bench.states() == {"anna": "running"}
+        await bench.service.reconcile()
+        assert bench.states() == {}
+    await ledger.close()
