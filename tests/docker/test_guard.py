@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -17,8 +18,8 @@ from gpuspawner.node.guard import Guard, GuardEvent
 from gpuspawner.node.inventory import NvmlInventory
 from gpuspawner.node.judge import Offence, Orders, Quota
 from gpuspawner.node.processes import ProcessTable
-from tests.docker.life import remove
 
+from tests.docker.life import remove
 from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Script
 
@@ -227,31 +228,38 @@ async def test_no_lease_for_the_device_and_round_mps(lab: Lab) -> None:
 async def test_a_reused_pid_is_not_ended(lab: Lab) -> None:
     """The guard has a process under sentence, which ends; another one gets its pid."""
     anna = lab.box()
-    old = anna.sleeper("old")
+    anna.run("exec tail -f /dev/null")  # no shell: a child of it would keep the pid as its group's
+    old = waited(lambda: anna.pids().get("tail"))
     process = ProcessTable().look(old)
     assert process is not None
     lab.engine.exec_start(lab.engine.exec_create(anna.id, ["kill", "-9", "-1"])["Id"])
     waited(lambda: not Path(f"/proc/{old}").exists())
-    with subprocess.Popen(reusing(old)) as heir:
-        if heir.pid != old:
-            heir.kill()
-            pytest.skip("the kernel does not let a test choose a pid here")
+    with subprocess.Popen([sys.executable, "-c", HEIR, str(old)], stdin=subprocess.PIPE) as parent:
+        waited(lambda: Path(f"/proc/{old}").exists() or parent.poll() is not None)
+        assert parent.poll() is None, "the kernel gave the pid to nobody"
         assert ProcessTable().end(process) == "another"
         lab.script.process(old, 70 * GIB)
         async with lab.guarding(quota(anna)):
             await asyncio.sleep(1.5)
-        assert heir.poll() is None
-        heir.kill()
+        assert alive(old)
+        parent.communicate()
     assert lab.events == []
 
 
-def reusing(pid: int) -> list[str]:
-    """Makes the next process get `pid`, where the kernel lets us (ns_last_pid)."""
-    try:
-        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-    except OSError:
-        pytest.skip("the kernel does not let a test choose a pid here")
-    return ["sleep", "600"]
+HEIR = """
+import ctypes, os, signal, sys, time
+# clone3 with set_tid: struct clone_args (88 bytes) of clone(2); 435 is its number on x86-64 and arm64.
+pid = ctypes.c_int(int(sys.argv[1]))
+arguments = (ctypes.c_uint64 * 11)(0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(pid), 1, 0)
+child, end = -1, time.monotonic() + 5
+while child < 0 and time.monotonic() < end:  # until the kernel has let go of the number
+    child = ctypes.CDLL(None).syscall(435, arguments, ctypes.sizeof(arguments))
+if child == 0:
+    os.execvp("sleep", ["sleep", "600"])
+if child > 0:
+    sys.stdin.read()
+    os.kill(child, signal.SIGKILL)
+"""
 
 
 async def test_bursts_shorter_than_the_interval_are_seen(lab: Lab) -> None:

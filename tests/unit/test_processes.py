@@ -73,7 +73,7 @@ def test_a_reused_pid_is_looked_up_anew_and_a_known_one_is_not(tmp_path: Path) -
     assert table.look(7) is first
     write(tmp_path, 7, b"two", 2, f"0::/docker/{B}\n")
     assert table.look(7) == Process(7, 2, "two", (B,))
-    table.forget_all_but([])
+    table.look_all([])
     write(tmp_path, 7, b"two", 2, f"0::/docker/{A}\n")
     assert table.look(7) == Process(7, 2, "two", (A,))
 
@@ -133,6 +133,45 @@ def test_who_may_not_end_it_is_told(child: subprocess.Popen[bytes], monkeypatch:
     assert process is not None
     assert table.end(process) is Outcome.REFUSED
     assert child.poll() is None
+
+
+def test_a_held_process_is_not_read_again_until_it_ends(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = ProcessTable()
+    monkeypatch.setattr(table, "_cgroup", lambda *_: f"0::/docker/{A}\n")
+    before = len(os.listdir("/proc/self/fd"))
+    first = table.look_all([child.pid, 2**22 - 3])
+    assert [(pid, each.container_ids) for pid, each in first.items()] == [(child.pid, (A,))]
+    monkeypatch.setattr(table, "look", lambda pid: pytest.fail("read again"))
+    assert table.look_all([child.pid])[child.pid] is first[child.pid]
+    monkeypatch.undo()
+    child.kill()
+    child.wait()
+    assert table.look_all([child.pid]) == {}
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_held_processes_are_let_go(child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    table = ProcessTable()
+    monkeypatch.setattr(table, "_cgroup", lambda *_: f"0::/docker/{A}\n")
+    before = len(os.listdir("/proc/self/fd"))
+    for let_go in (lambda: table.look_all([]), table.close):
+        assert table.look_all([child.pid])
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+        let_go()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_descriptors_it_is_read_each_time(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", exhausted)
+    table = ProcessTable()
+    assert table.look_all([child.pid]) == {child.pid: table.look(child.pid)}
 
 
 def test_no_descriptor_is_left_open(child: subprocess.Popen[bytes]) -> None:

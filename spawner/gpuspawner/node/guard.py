@@ -97,24 +97,29 @@ class Guard:
         self._log = log or logging.getLogger(__name__)
         self._orders = Orders()
         self._threads: dict[str, _DeviceThread] = {}
+        self._poller = _Poller(self, self._settings.pace.poll_seconds)
         self._telling: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self, orders: Orders) -> None:
         """Starts guarding; the first look at each device is taken at once."""
         self._loop = asyncio.get_running_loop()
+        self._poller = _Poller(self, self._settings.pace.poll_seconds)
+        self._poller.start()
         self.set_orders(orders)
 
     def set_orders(self, orders: Orders) -> None:
         """From now on `orders` hold: also for devices that weren't watched before. On the loop's thread."""
         if self._loop is None:
             raise RuntimeError("the guard was not started")
+        if orders == self._orders and self._threads:
+            return
         self._orders = orders
         watched = orders.watched()
         for uuid in self._threads.keys() - watched:
             self._threads.pop(uuid).halt()
         for thread in self._threads.values():
-            thread.orders = orders
+            thread.obey(orders)
         for uuid in sorted(watched - self._threads.keys()):
             watch = DeviceGuard(uuid, self._inventory, self._settings, self._log)
             self._threads[uuid] = thread = _DeviceThread(watch, orders, self._post)
@@ -122,11 +127,13 @@ class Guard:
 
     async def stop(self) -> None:
         """Ends the threads; one that hangs in NVML is left behind."""
-        threads, self._threads = list(self._threads.values()), {}
+        threads: list[_DeviceThread | _Poller] = [self._poller, *self._threads.values()]
+        self._threads = {}
         for thread in threads:
             thread.halt()
         for thread in threads:
-            await asyncio.to_thread(thread.join, 2.0)
+            if thread.is_alive():
+                await asyncio.to_thread(thread.join, 2.0)
         await asyncio.gather(*self._telling)
         self._loop = None
 
@@ -138,6 +145,11 @@ class Guard:
     def failures(self) -> int:
         """Looks that ended in an error of our own; each was logged."""
         return sum(thread.failures for thread in self._threads.values())
+
+    def poll(self) -> None:
+        """Asks each device for its memory, and has a look at what jumped. In the poller's thread."""
+        for thread in list(self._threads.values()):
+            thread.poll()
 
     def _post(self, event: GuardEvent) -> None:
         loop = self._loop
@@ -162,34 +174,61 @@ class _DeviceThread(threading.Thread):
     def __init__(self, watch: DeviceGuard, orders: Orders, post: Callable[[GuardEvent], None]) -> None:
         super().__init__(name=f"guard-{watch.uuid}", daemon=True)
         self.watch = watch
-        self.orders = orders
         self.failures = 0
+        self._orders = orders
         self._post = post
-        self._halt = threading.Event()
+        self._halted = False
+        self._wake = threading.Event()
 
     def halt(self) -> None:
         """Makes `run` return after the present look."""
-        self._halt.set()
+        self._halted = True
+        self._wake.set()
+
+    def obey(self, orders: Orders) -> None:
+        """Looks at once, by these orders."""
+        self._orders = orders
+        self._wake.set()
+
+    def poll(self) -> None:
+        """Looks at once if the device's memory has jumped. Called from the poller's thread."""
+        if self.watch.jumped():
+            self._wake.set()
 
     def run(self) -> None:
-        while not self._halt.is_set():
+        while True:
+            self._wake.clear()
+            if self._halted:  # after clearing: what is said from here on wakes it again
+                break
             try:
-                pause = self.watch.look(self.orders, self._post)
-                self._pause(pause)
+                pause = self.watch.look(self._orders, self._post)
             except Exception:  # the top of this thread's loop
                 self.failures += 1
                 self.watch.log.exception("Guarding a device failed; it goes on devices=%s", self.watch.uuid)
-                self._halt.wait(self.watch.pace.interval_seconds)
+                pause = self.watch.pace.interval_seconds
+            self._wake.wait(pause)
+        self.watch.close()
 
-    def _pause(self, seconds: float) -> None:
-        """Waits, but not on after the device's memory has jumped."""
-        end = time.monotonic() + seconds
-        orders = self.orders
-        while (left := end - time.monotonic()) > 0:
-            if self._halt.wait(min(left, self.watch.pace.poll_seconds)) or self.orders is not orders:
-                return
-            if left > self.watch.pace.poll_seconds and self.watch.jumped():
-                return
+
+class _Poller(threading.Thread):
+    """Asks every device how much memory is in use, between the looks.
+
+    One thread for all, as waking up is what costs here. If a GPU hangs it, the looks go on.
+    """
+
+    def __init__(self, guard: Guard, seconds: float) -> None:
+        super().__init__(name="guard-poll", daemon=True)
+        self._guard = guard
+        self._seconds = seconds
+        self._halt = threading.Event()
+
+    def halt(self) -> None:
+        """Makes `run` return."""
+        self._halt.set()
+
+    def run(self) -> None:
+        while not self._halt.wait(self._seconds):
+            self._guard.poll()
 
 
 class DeviceGuard:
@@ -227,6 +266,10 @@ class DeviceGuard:
     def _next(self, found: Judgement) -> float:
         return self.pace.alert_seconds if found.alert or found.verdicts else self.pace.interval_seconds
 
+    def close(self) -> None:
+        """Lets go of the processes that it holds."""
+        self._table.close()
+
     def jumped(self) -> bool:
         """Whether much more memory is in use than at the last look."""
         if not self._guarded or self._used_bytes is None:
@@ -250,12 +293,12 @@ class DeviceGuard:
             self.log.info("Quotas are held again devices=%s", self.uuid)
         self.blind = ""
         samples = []
+        processes = self._table.look_all({each.pid for each in listed})
         for each in listed:
-            process = self._table.look(each.pid)
+            process = processes.get(each.pid)
             if process is not None:
                 container = process.container(ours)
                 samples.append(Seen(process, container, each.memory_bytes, each.through_mps))
-        self._table.forget_all_but({each.pid for each in listed})
         self._mention(samples, ours)
         return samples
 
