@@ -346,8 +346,10 @@ class Allocator:
         missing = self._book.missing(lease)
         if missing:
             self._log.warning("Not found but leased: %s: %s", ",".join(missing), _ending(lease))
-        else:
+        elif self._book.exceeded_by(lease):
             self._log.error("The ledger gives a device twice, and nobody loses it: %s", _ending(lease))
+        else:
+            self._log.warning("It keeps more than its device's pool now gives: %s", _ending(lease))
 
 
 def _ending(lease: Lease) -> str:

@@ -75,6 +75,10 @@ class Book:
         """Whether the devices of `lease` are known and what it would hold of them is free."""
         return self._devices.can_hold(lease)
 
+    def exceeded_by(self, lease: Lease) -> bool:
+        """Whether what `lease` would hold is more than a device has left, whatever its pool gives."""
+        return self._devices.exceeded_by(lease)
+
     def shares(self, lease: Lease) -> tuple[Share, ...]:
         """The shares that `lease` holds, or would hold."""
         return self._devices.shares(lease)

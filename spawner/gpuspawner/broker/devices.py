@@ -91,6 +91,10 @@ class Devices:
             return False
         return all(self._rooms[share.device_uuid].has(share) for share in self.shares(lease))
 
+    def exceeded_by(self, lease: Lease) -> bool:
+        """Whether a device has too little memory left for the share of `lease`, whatever its pool gives."""
+        return any(self._rooms[share.device_uuid].exceeded_by(share) for share in self.shares(lease))
+
     def rooms(self, freed: Iterable[Share] = ()) -> dict[Kind, list[Room]]:
         """The rooms that may be leased, by kind and in order; a copy, in which `freed` is given back."""
         copy = {kind: list(listed) for kind, listed in self._open.items()}

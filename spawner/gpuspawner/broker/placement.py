@@ -94,6 +94,11 @@ class Room:
         enough_compute = self.terms.sliced or share.compute_percent <= self.free_compute_percent
         return not self.full and share.memory_bytes <= self.free_memory_bytes and enough_compute
 
+    def exceeded_by(self, share: Share) -> bool:
+        """Whether the device has too little memory left for `share`: somebody was given it twice."""
+        held = sum(each.memory_bytes for each in self.shares)
+        return held + share.memory_bytes > self.device.memory_bytes
+
     def plus(self, share: Share) -> Room:
         """This room once `share` is held as well."""
         return replace(self, shares=(*self.shares, share))

@@ -1,0 +1,43 @@
+"""Shares never exceed a device: long walks over pools of whole devices, slices and MIG instances.
+
+10⁴ steps by default; `pytest --hypothesis-profile=nightly` takes 10⁶.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from tests.unit.share_walk import MemoryLedger, Walk
+
+STEPS = 1_000_000 if settings().max_examples > 1000 else 10_000
+WALK = 2000
+
+
+def walk(seed: int, length: int, ledger: Any) -> None:
+    """One walk; it prints what it takes to repeat it."""
+    walk = Walk(random.Random(seed), ledger)
+    number = 0
+    try:
+        while number < length:
+            number += 1
+            walk.step()
+    except BaseException:
+        print(f"seed {seed}, step {number}")
+        raise
+    finally:
+        walk.close()
+
+
+def test_shares_never_exceed_a_device() -> None:
+    for _ in range(STEPS // WALK):
+        walk(random.randrange(1 << 32), WALK, MemoryLedger())
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_same_with_a_ledger_on_disk(seed: int, fast_folder: Path, new_times: Any) -> None:
+    walk(seed, 300, new_times().make_ledger(fast_folder / f"shares-{seed}.sqlite"))
