@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gpuspawner.broker.app import GpuBroker
 from gpuspawner.doctor import BrokerFacts, Facts, Finding, ImageFacts, LedgerFacts, Level, examine, machine
-from gpuspawner.doctor.checks import describe, main_job_runs, version_of
+from gpuspawner.doctor.checks import describe, main_job_runs, memory_limits, version_of
 from gpuspawner.model import Device
 from gpuspawner.node.injection import EngineFacts
 from gpuspawner.node.inventory import DriverFacts
@@ -66,6 +66,7 @@ GOOD_FINDINGS = (
     ok("Injection", "CDI"),
     ok("MPS", "/usr/bin/nvidia-cuda-mps-control, MPS 580"),
     ok("CUDA checkpoint", "the driver has it, cuda-bindings 13.0.1"),
+    ok("GPU memory by cgroup", "not in this driver (from 615 on): the guard holds the quotas of slices"),
     ok("Image lab", "present, CUDA 13.0 on driver 580.159.04"),
     ok("Ledger", "/state/ledger.sqlite: 7 leases"),
     ok("Broker", "answers on /state/broker.sock, 1 devices"),
@@ -361,3 +362,26 @@ def test_the_ledger_is_read_and_not_made(tmp_path: Path) -> None:
     assert machine.read_ledger(url) == LedgerFacts(str(path), error="file is not a database")
     facts = machine.read_ledger("postgresql+nodriver://user:secret@db/gpu")
     assert (facts.place, bool(facts.error)) == ("postgresql+nodriver://user:***@db/gpu", True)
+
+
+GUARDED = "not in this driver (from 615 on): the guard holds the quotas of slices"
+UNUSED = "the driver can limit it; this version leaves the quotas of slices to the guard"
+OLD_CGROUP = (
+    "the driver could limit it, but needs cgroup version 2, here is 1",
+    "Boot with systemd.unified_cgroup_hierarchy=1; until then the guard holds the quotas of slices",
+)
+
+
+@pytest.mark.parametrize(
+    ("driver", "cgroup_version", "found"),
+    [
+        ((), "2", []),
+        ((614, 99), "2", [ok("GPU memory by cgroup", GUARDED)]),
+        ((615, 10, 1), "2", [ok("GPU memory by cgroup", UNUSED)]),
+        ((620,), "1", [note("GPU memory by cgroup", *OLD_CGROUP)]),
+    ],
+)
+def test_a_driver_that_limits_memory_by_cgroup_is_named(
+    driver: tuple[int, ...], cgroup_version: str, found: list[Finding]
+) -> None:
+    assert list(memory_limits(driver, cgroup_version)) == found

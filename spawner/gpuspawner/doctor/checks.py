@@ -17,6 +17,11 @@ CHECKPOINT_DRIVER = (570,)
 """First driver with `cuCheckpointProcess*` (CUDA 12.8 release notes), which mode `turns` needs."""
 
 
+MEMORY_LIMIT_DRIVER = (615,)
+"""First driver that limits a cgroup's GPU memory (`nvmlDeviceSetMemoryLimits_v1`: Linux, as root, not for
+MIG; NVML API Reference), which this version does not use yet."""
+
+
 class Level(StrEnum):
     """`problem`: the main job, a server with a GPU, can't run. `note`: something less can't."""
 
@@ -127,7 +132,7 @@ def _docker(facts: Facts) -> Iterator[Finding]:
         )
         return
     yield _ok("Docker", f"Engine {facts.engine.version}, API {facts.engine.api_version}")
-    version = facts.engine.cgroup_version or facts.cgroup_version
+    version = _cgroup_version(facts)
     if version == "2":
         yield _ok("cgroup", "version 2")
     else:
@@ -136,6 +141,10 @@ def _docker(facts: Facts) -> Iterator[Finding]:
             f"version {version or 'not available'}",
             "Nothing needs version 2 yet; boot with systemd.unified_cgroup_hierarchy=1 to have it",
         )
+
+
+def _cgroup_version(facts: Facts) -> str | None:
+    return (facts.engine.cgroup_version if facts.engine else None) or facts.cgroup_version
 
 
 def _injection(facts: Facts) -> Iterator[Finding]:
@@ -202,6 +211,24 @@ def _extras(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield _ok("CUDA checkpoint", f"the driver has it, cuda-bindings {facts.cuda_bindings_version}")
+    yield from memory_limits(driver, _cgroup_version(facts))
+
+
+def memory_limits(driver: tuple[int, ...], cgroup_version: str | None) -> Iterator[Finding]:
+    """Whether the driver could hold memory quotas itself, by cgroup; nothing without a driver."""
+    if not driver:
+        return
+    subject, first = "GPU memory by cgroup", MEMORY_LIMIT_DRIVER[0]
+    if driver < MEMORY_LIMIT_DRIVER:
+        yield _ok(subject, f"not in this driver (from {first} on): the guard holds the quotas of slices")
+    elif cgroup_version != "2":
+        yield _note(
+            subject,
+            f"the driver could limit it, but needs cgroup version 2, here is {cgroup_version or 'none'}",
+            "Boot with systemd.unified_cgroup_hierarchy=1; until then the guard holds the quotas of slices",
+        )
+    else:
+        yield _ok(subject, "the driver can limit it; this version leaves the quotas of slices to the guard")
 
 
 def _images(facts: Facts) -> Iterator[Finding]:
