@@ -20,7 +20,7 @@ from .container import ContainerPlan, Owner
 from .errors import EngineFault, Refusal, StartFault
 from .model import ContainerPatch, GpuRequest, Lease, Tier
 from .progress import Progress
-from .readiness import Answer, Pace, ask
+from .readiness import Answer, Pace, Slots, ask
 
 RETRY_SECONDS = 1.0
 """Pause between attempts to give back while Docker doesn't answer."""
@@ -33,6 +33,11 @@ class LaunchHost(Protocol):
     """What a start needs of its spawner. `docker` raises EngineFault."""
 
     log: logging.Logger
+
+    @property
+    def slots(self) -> Slots:
+        """How many servers may come up at once; the same for all starts of the process."""
+        ...
 
     async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A method of docker-py's APIClient by name."""
@@ -128,6 +133,12 @@ class Launch:
         plan = await self._host.plan_container(self.job, image, patch)
         await self._create(plan)
         self._progress.say(40, "Container created")
+        if self._host.slots.taken:
+            self._progress.say(45, "Waiting for others that are starting")
+        async with self._host.slots.one():
+            return await self._come_up()
+
+    async def _come_up(self) -> tuple[str, int]:
         if self.lease is not None:
             await self._broker.confirm(self.lease.id)  # the fence: from here on the device is in use
         await self._start()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any, ClassVar, cast
+from weakref import WeakKeyDictionary
 
 from jupyterhub.utils import fmt_ip_url, maybe_future, url_path_join
-from traitlets import Unicode
+from traitlets import Integer, Unicode
 
 from . import engine
 from .choice import ChoiceSpawner
@@ -20,7 +22,7 @@ from .launch import RETRY_SECONDS, Launch, LaunchHost, LaunchJob, release
 from .model import LEASE_LABEL, GpuRequest, Tier
 from .options import Choice
 from .progress import Progress
-from .readiness import Answer, ask
+from .readiness import Answer, Slots, ask
 
 _STOP_GRACE_SECONDS = 10
 _CHECK_SECONDS = 0.5
@@ -43,7 +45,22 @@ class LifecycleSpawner(ChoiceSpawner):
         """,
     )
 
+    starts_at_once = Integer(
+        0,
+        min=0,
+        config=True,
+        help="""
+        How many containers come up at a time; the others wait in line for their turn.
+
+        Default: 0, one more than this machine has cores. A starting server keeps a core busy for
+        seconds: thirty at once make everybody wait for the last, in turns most are ready much sooner.
+        A server that is slow gives its turn on after 10 s. Example, for Docker on another machine with
+        32 cores: `c.GpuDockerSpawner.starts_at_once = 33`
+        """,
+    )
+
     _removals: ClassVar[Removals] = Removals()
+    _slots: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Slots]] = WeakKeyDictionary()
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -53,6 +70,14 @@ class LifecycleSpawner(ChoiceSpawner):
         longest = self.site.queue_timeout + self.http_timeout + _SPARE_SECONDS
         if self.start_timeout < longest:
             self.start_timeout = int(longest)
+
+    @property
+    def slots(self) -> Slots:
+        """How many servers may come up at once; one for the whole hub."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._slots:
+            self._slots[loop] = Slots(self.starts_at_once or (os.cpu_count() or 1) + 1)
+        return self._slots[loop]
 
     async def start(self) -> str:
         """Starts the server and returns its URL once it answers.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 
 POLL_SECONDS = 0.025
@@ -19,6 +20,43 @@ class Answer(StrEnum):
     READY = "ready"
     REFUSED = "refused"
     SILENT = "silent"
+
+
+class Slots:
+    """Lets a few servers come up at a time, first come first served.
+
+    A starting server keeps a core busy for seconds. All at once they share the cores, everybody
+    waits for the last one, and the switching costs besides; in turns the first are ready at once.
+    A slot is given back after `longest_seconds` in any case: one that hangs holds up nobody.
+    """
+
+    def __init__(self, count: int, longest_seconds: float = 10.0) -> None:
+        self._free = asyncio.Semaphore(count)
+        self._longest_seconds = longest_seconds
+
+    @property
+    def taken(self) -> bool:
+        """Whether who comes now has to wait."""
+        return self._free.locked()
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Waits for a slot, and has it until the end of the block or of its time."""
+        await self._free.acquire()
+        held = True
+
+        def give_back() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._free.release()
+
+        timer = asyncio.get_running_loop().call_later(self._longest_seconds, give_back)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            give_back()
 
 
 class Pace:

@@ -18,7 +18,7 @@ from gpuspawner.errors import EngineFault, GpuSpawnerError, LeaseConflict, Queue
 from gpuspawner.launch import Launch, LaunchJob
 from gpuspawner.model import ContainerPatch, GpuRequest, Lease, LeaseState, Tier
 from gpuspawner.progress import Progress
-from gpuspawner.readiness import Answer
+from gpuspawner.readiness import Answer, Slots
 from gpuspawner.units import utc_now
 
 OWNER = Owner("hub", "ada", "", "gpu")
@@ -49,6 +49,7 @@ class Docker:
     faults: dict[str, list[EngineFault]] = field(default_factory=dict)
     dies: bool = False
     slow: str = ""
+    slots: Slots = field(default_factory=lambda: Slots(1))
     pause: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
 
     async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -280,6 +281,21 @@ async def test_giving_back_goes_on_until_docker_answers(
         "Can't remove what a start left yet, trying on: down "
         f"user=ada server= lease={LEASE.id} devices=GPU-1 container=id-3"
     ]
+
+
+async def test_starts_take_turns_and_say_so(answers: list[Answer]) -> None:
+    docker, broker = Docker(), Broker()
+    first, _ = make(docker, broker)
+    job = LaunchJob("gpuspawner-bob", OWNER, Tier("cpu", "CPU"), "lab:1", "/api", 5)
+    second, progress = make(docker, broker, job)
+    async with docker.slots.one():
+        starts = [asyncio.create_task(start.run()) for start in (first, second)]
+        await asyncio.sleep(0.02)
+        assert docker.calls.count("create") == 2
+        assert docker.calls.count("start") == 0
+    await asyncio.gather(*starts)
+    assert docker.calls.count("start") == 2
+    assert "Waiting for others that are starting" in await events(progress)
 
 
 async def test_a_refusal_in_the_queue_touches_no_container(answers: list[Answer]) -> None:

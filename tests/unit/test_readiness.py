@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from gpuspawner import readiness
-from gpuspawner.readiness import Answer, Pace, ask
+from gpuspawner.readiness import Answer, Pace, Slots, ask
 
 
 @asynccontextmanager
@@ -72,3 +72,36 @@ def test_polls_are_spread_when_many_start_at_once(waiting: int, seconds: float) 
     for exit_once in leave:
         exit_once()
     assert pace.seconds == 0.025
+
+
+async def test_slots_are_given_in_order_and_back_in_time() -> None:
+    slots = Slots(2, longest_seconds=0.05)
+    order: list[str] = []
+
+    async def start(name: str, seconds: float) -> None:
+        async with slots.one():
+            order.append(f"{name} in")
+            await asyncio.sleep(seconds)
+        order.append(f"{name} out")
+
+    assert not slots.taken
+    starts = [
+        asyncio.create_task(start(*each)) for each in (("a", 0.01), ("hangs", 0.12), ("b", 0), ("c", 0))
+    ]
+    await asyncio.sleep(0.005)
+    assert slots.taken
+    waiting = asyncio.create_task(start("leaves", 0))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(*starts)
+    assert order == ["a in", "hangs in", "a out", "b in", "b out", "c in", "c out", "hangs out"]
+    assert not slots.taken
+
+
+async def test_a_server_that_hangs_doesnt_keep_its_slot() -> None:
+    slots = Slots(1, longest_seconds=0.02)
+    begun = asyncio.get_running_loop().time()
+    async with slots.one(), slots.one():
+        assert 0.015 < asyncio.get_running_loop().time() - begun < 1
+    async with slots.one():  # given back once, not twice
+        assert slots.taken
