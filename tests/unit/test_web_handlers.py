@@ -145,6 +145,8 @@ async def pages() -> AsyncIterator[Pages]:
     server.stop()
     await server.close_all_connections()
     await JupyterHubHTTPClient.loop_instance().close()
+    auth._pool.submit(lambda: auth._thread_loop.close()).result()  # HubAuth never closes its thread's loop
+    auth._pool.shutdown()
     await runner.cleanup()
 
 
