@@ -15,6 +15,10 @@ from running import System
 from yarl import URL
 
 
+class KernelEnded(Exception):
+    """The kernel was ended while it ran; Jupyter restarts it."""
+
+
 class Client:
     """A logged-in user with the cookies of a browser."""
 
@@ -65,15 +69,18 @@ class Client:
         return events
 
     async def run_in_kernel(self, code: str) -> str:
-        """What `code` prints in a new Python kernel of the user's server."""
+        """What `code` prints in a new Python kernel of the user's server, which is ended after it."""
         base = f"user/{self.user}/"
         await self.text(f"{base}lab")
         kernel = await self.send("POST", f"{base}api/kernels", {"name": "python3"})
         address = self.url(f"{base}api/kernels/{kernel['id']}/channels?session_id={uuid.uuid4().hex}")
-        async with self.session.ws_connect(address) as socket:
-            request = execute_request(code)
-            await socket.send_json(request)
-            return await printed(socket, request["header"]["msg_id"])
+        try:
+            async with self.session.ws_connect(address) as socket:
+                request = execute_request(code)
+                await socket.send_json(request)
+                return await printed(socket, request["header"]["msg_id"])
+        finally:
+            await self.send("DELETE", f"{base}api/kernels/{kernel['id']}")
 
 
 def execute_request(code: str) -> dict[str, Any]:
@@ -95,6 +102,8 @@ async def printed(socket: aiohttp.ClientWebSocketResponse, message_id: str) -> s
     text = ""
     async for item in socket:
         message = item.json()
+        if message["content"].get("execution_state") in ("restarting", "autorestarting", "dead"):
+            raise KernelEnded(f"the kernel ended; it had printed: {text!r}")
         if message["parent_header"].get("msg_id") != message_id:
             continue
         content = message["content"]

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from gpuspawner.errors import GpuSpawnerError
 from gpuspawner.node.inventory import open_inventory
 from gpuspawner.settings import GpuSite
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers that several folders share
+sys.path.insert(0, str(Path(__file__).parent))  # this folder's own helpers
+sys.path.insert(0, str(Path(__file__).parents[1]))  # those that several folders share
 from running import System, running_system
 
 HERE = Path(__file__).resolve().parent
@@ -34,14 +36,25 @@ def _real_gpu() -> None:
     inventory.close()
 
 
-@pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """Hub, proxy and broker on this machine's GPUs."""
-    settings = {
-        "GPUSPAWNER_IMAGE": os.environ.get("GPUSPAWNER_IMAGE", "gpuspawner/lab-torch:0.1.0"),
-    }
-    with running_system(tmp_path_factory.mktemp("g"), config=HERE / "gpu_config.py", **settings) as running:
+@contextmanager
+def _system(folder: Path, site: dict[str, Any]) -> Iterator[System]:
+    image = os.environ.get("GPUSPAWNER_IMAGE", "gpuspawner/lab-torch:0.1.0")
+    settings = {"GPUSPAWNER_IMAGE": image, "GPUSPAWNER_GPU_SITE": json.dumps(site)}
+    with running_system(folder, config=HERE / "gpu_config.py", **settings) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Hub, proxy and broker on this machine's GPUs, with the pools and tiers of the module's `SITE`."""
+    with _system(tmp_path_factory.mktemp("g"), getattr(request.module, "SITE", {})) as running:
+        yield running
+
+
+@pytest.fixture
+def start_system(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Any]:
+    """Starts one with other pools and tiers; a context manager."""
+    return lambda site: _system(tmp_path_factory.mktemp("g"), site)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ an image that has everything else bound from the host: GPUSPAWNER_GPU_BINDS is a
 folders, read-only and under their own names. Homes are then in memory.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ this_file = Path(__file__).resolve()
 load_subconfig(str(this_file.parents[2] / "jupyterhub_config.py"))  # noqa: F821
 
 c.GpuSite.inventory = "nvml"
+if "GPUSPAWNER_GPU_SITE" in os.environ:  # pools and tiers of one test
+    for name, value in json.loads(os.environ["GPUSPAWNER_GPU_SITE"]).items():
+        c.GpuSite[name] = value
 service = c.JupyterHub.services[0]
 service["command"] = [sys.executable, "-m", "gpuspawner.broker", "--config", str(this_file), "--take-over"]
 service["environment"] = {

@@ -1,0 +1,170 @@
+"""Slices under attack, under faults, and what they leave in memory: in labs of the hub, on a real GPU."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from typing import Any
+
+import docker
+import pytest
+from attacks import ATTACKS, ILLEGAL_ADDRESS, Attack
+from running import System
+from sampler import Sampler
+from webclient import Client, all_free, logged_in, serving, whole_status
+
+pytestmark = pytest.mark.gpu
+
+GIB = 1 << 30
+QUOTA_BYTES = 8 * GIB
+SITE = {
+    "pools": [{"name": "class", "mode": "slice", "slices": 8, "mps": True}],
+    "tiers": [{"name": "cpu"}, {"name": "slice", "mode": "slice", "memory": "8G"}],
+}
+
+RUN = """
+import json, os, subprocess, sys, time
+code, environment, seconds = json.loads(ARGUMENTS)
+begin = time.time()
+process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **environment}, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+try:
+    output, _ = process.communicate(timeout=seconds)
+except subprocess.TimeoutExpired:
+    process.kill(); output, _ = process.communicate(); output += " (still there at the end)"
+seconds = round(time.time() - begin, 1)
+print(json.dumps({"saw": output[-300:], "exit": process.returncode, "seconds": seconds}))
+"""
+NEIGHBOUR = """
+import time, torch
+a = torch.randn(1024, 1024, device="cuda")
+def rate(seconds):
+    steps, begin = 0, time.time()
+    while time.time() - begin < seconds:
+        for _ in range(50): b = a @ a
+        torch.cuda.synchronize(); steps += 50
+    return steps / (time.time() - begin)
+rate(1)
+log = open("/tmp/rates", "a", buffering=1)
+while True: log.write(f"{time.time()} {rate(0.5)}\\n")
+"""
+DETACHED = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', CODE], start_new_session=True)"
+
+
+def run_attack(attack: Attack) -> str:
+    """The notebook's cell."""
+    arguments = json.dumps([attack.code, attack.environment, attack.seconds])
+    return f"ARGUMENTS = {arguments!r}\n{RUN}"
+
+
+@asynccontextmanager
+async def training_neighbour(client: Client) -> AsyncIterator[Callable[[], Any]]:
+    """A lab that multiplies matrices all the time; gives a function that reads (time, products/s) pairs."""
+    async with serving(client, "slice"):
+        await client.run_in_kernel(f"CODE = {NEIGHBOUR!r}\n{DETACHED}")
+
+        async def rates() -> list[tuple[float, float]]:
+            text = await client.run_in_kernel("print(open('/tmp/rates').read())")
+            return [(float(line.split()[0]), float(line.split()[1])) for line in text.splitlines() if line]
+
+        for _ in range(60):
+            await asyncio.sleep(0.5)
+            if await client.run_in_kernel("import os; print(os.path.exists('/tmp/rates'))") == "True\n":
+                break
+        await asyncio.sleep(3)
+        yield rates
+
+
+async def test_the_quota_holds(system: System, record: Callable[[str, Any], None]) -> None:
+    async with (
+        logged_in(system, "mallory") as mallory,
+        logged_in(system, "nora") as nora,
+        logged_in(system, "admin") as admin,
+        training_neighbour(nora) as rates,
+        serving(mallory, "slice"),
+    ):
+        status = await whole_status(admin)
+        (uuid,) = {device["uuid"] for device in status["devices"]}
+        labels = ["gpuspawner.user=mallory", f"gpuspawner.hub={system.name}"]
+        with closing(docker.from_env()) as engine:
+            (container,) = engine.containers.list(filters={"label": labels})
+        calm = [rate for _, rate in await rates()][-4:]
+        before = sum(calm) / len(calm)
+        failed = []
+        for attack in ATTACKS:
+            begin = time.time()
+            with Sampler(uuid, QUOTA_BYTES + (64 << 20)) as sampler:
+                seen = json.loads(await mallory.run_in_kernel(run_attack(attack)))
+                await asyncio.sleep(1)
+            during = [rate for at, rate in await rates() if begin + 1 < at < time.time()]
+            (mine,) = [lease for lease in (await whole_status(admin))["leases"] if lease["user"] == "mallory"]
+            row = {
+                **seen,
+                "peak_gib": round(sampler.peaks.get(container.id or "", 0) / GIB, 2),
+                "over_seconds": round(sampler.over_seconds.get(container.id or "", 0.0), 2),
+                "neighbour": round(min(during) / before, 2) if during else None,
+                "notice": mine["notice"],
+            }
+            record(f"attack: {attack.name}", row)
+            if row["over_seconds"] > 6 or not during:
+                failed.append(attack.name)
+        assert failed == []
+
+
+async def test_who_is_hit_by_an_illegal_address(system: System, record: Callable[[str, Any], None]) -> None:
+    async with (
+        logged_in(system, "mallory") as mallory,
+        logged_in(system, "nora") as nora,
+        training_neighbour(nora) as rates,
+        serving(mallory, "slice"),
+    ):
+        begin = time.time()
+        attack = Attack("illegal address", ILLEGAL_ADDRESS)
+        record("fault: who did it", json.loads(await mallory.run_in_kernel(run_attack(attack))))
+        await asyncio.sleep(3)
+        last = (await rates())[-1][0]
+        record("fault: neighbour lives on", last > begin + 2)
+        work = Attack("new work", "import torch; print(float(torch.ones(9, device='cuda').sum()))", {}, 30)
+        while True:
+            again = json.loads(await nora.run_in_kernel(run_attack(work)))
+            if again["exit"] == 0 or time.time() - begin > 60:
+                break
+        record("fault: new work of the neighbour (s after the fault)", round(time.time() - begin, 1))
+        assert (again["exit"], again["saw"]) == (0, "9.0\n")
+
+
+WRITE = """
+import torch
+kept = [torch.full((1 << 28,), 0xA5, dtype=torch.uint8, device="cuda") for _ in range(24)]
+torch.cuda.synchronize()
+print(len(kept))
+"""
+SEARCH = """
+import torch
+kept = [torch.empty(1 << 28, dtype=torch.uint8, device="cuda") for _ in range(24)]
+print(len(kept), sum(int((block == 0xA5).sum() > 1 << 18) for block in kept))
+"""
+
+
+async def test_what_a_slice_leaves_in_memory_the_next_cannot_read(
+    system: System, record: Callable[[str, Any], None]
+) -> None:
+    async with (
+        logged_in(system, "emil") as emil,
+        logged_in(system, "fred") as fred,
+        logged_in(system, "nora") as nora,
+        logged_in(system, "admin") as admin,
+    ):
+        async with serving(nora, "slice"):  # keeps the MPS server alive between the two
+            await nora.run_in_kernel(f"CODE = {NEIGHBOUR!r}\n{DETACHED}")
+            async with serving(emil, "slice"):
+                written = int(await emil.run_in_kernel(WRITE))
+            async with serving(fred, "slice"):
+                looked, found = map(int, (await fred.run_in_kernel(SEARCH)).split())
+        record("canary, slice (blocks of 256 MiB written, looked at, found)", [written, looked, found])
+        assert looked == 24
+        assert found == 0
+        await all_free(admin)
