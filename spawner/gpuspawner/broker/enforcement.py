@@ -22,7 +22,7 @@ from ..node.daemonpool import DaemonPool
 from ..node.guard import Guard, GuardEvent, GuardSettings
 from ..node.inventory import Inventory
 from ..node.judge import Orders, Quota
-from ..node.mps import MpsChange, MpsService
+from ..node.mps import MpsChange, MpsPace, MpsService
 from ..node.mpscontrol import MpsLimits
 from .metrics import Metrics
 from .pooling import Pooling
@@ -59,6 +59,7 @@ class Tools:
     metrics: Metrics
     log: logging.Logger
     guard: GuardSettings = field(default_factory=GuardSettings)
+    pace: MpsPace = field(default_factory=MpsPace)
     retry_seconds: float = RETRY_SECONDS
 
 
@@ -73,7 +74,9 @@ class Enforcement:
         self._guard = Guard(tools.inventory, self._on_guard, settings=tools.guard, log=tools.log)
         self._mps: MpsService | None = None
         if tools.program is not None:
-            self._mps = MpsService(tools.program, tools.state_dir, self._on_mps, log=tools.log)
+            self._mps = MpsService(
+                tools.program, tools.state_dir, self._on_mps, pace=tools.pace, log=tools.log
+            )
         self._modes = ComputeModes(tools.inventory, tools.state_dir, log=tools.log)
         self._pool = DaemonPool("compute-mode", most=1)
         self._hardware: dict[str, DeviceHealth] = {}
@@ -94,7 +97,7 @@ class Enforcement:
         needed = {lease.device_uuids[0] for lease in leases if _through_mps(lease)}
         keep = self._sliced() | needed
         try:
-            await self._pool.submit(lambda: self._modes.restore(self._tools.pooling.managed))
+            await self._pool.submit(lambda: self._modes.restore(self._tools.pooling.managed | needed))
             if self._mps is not None:
                 await self._mps.stop_others(keep)
         except GpuSpawnerError as error:
@@ -123,12 +126,15 @@ class Enforcement:
         if not self._active or not _through_mps(lease):
             return
         uuid = lease.device_uuids[0]
+        known = uuid in self._without_mps
         try:
             await self._ensure(uuid)
         except GpuSpawnerError as error:
             await self._lose_mps(uuid, str(error))
-            self._spawn(self._retry(uuid))
+            if not known:
+                self._spawn(self._retry(uuid))
             raise
+        await self._have_mps(uuid)
 
     def patch(self, lease: Lease, patch: ContainerPatch) -> ContainerPatch:
         """`patch` with what the lease's container needs to compute through MPS; pure."""
@@ -277,6 +283,7 @@ class Enforcement:
         task = asyncio.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:

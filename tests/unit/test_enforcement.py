@@ -1,0 +1,334 @@
+"""What the node does for the leases: MPS daemons, compute modes and quotas, through restarts and deaths.
+
+MPS is a stand-in program, NVML a fake; the allocator, the guard and the daemons' care are the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.enforcement import Enforcement, Tools
+from gpuspawner.broker.metrics import Metrics
+from gpuspawner.broker.pooling import Pooling
+from gpuspawner.broker.terms import Terms
+from gpuspawner.errors import DeviceFault
+from gpuspawner.model import ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, Mode
+from gpuspawner.node.guard import GuardEvent
+from gpuspawner.node.inventory import ComputeMode
+from gpuspawner.node.judge import Offence, Orders, Quota
+from gpuspawner.node.mps import BACK, DIED, MpsPace
+from gpuspawner.node.mpscontrol import MpsPlace, find_all, find_daemon
+from gpuspawner.node.processes import ProcessTable
+from gpuspawner.node.simulated import SimulatedInventory
+
+from tests.mps import standin
+from tests.unit.share_walk import MemoryLedger
+
+GIB = 1 << 30
+NOW = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
+A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000001" for letter in "abc")
+DEVICES = tuple(Device(uuid, "H100", 80 * GIB, index=number) for number, uuid in enumerate((A, B, C)))
+SLICED = Terms("class", Mode.SLICE, slices=8, mps=True)
+TERMS = {A: SLICED, B: SLICED, C: Terms("whole")}
+PACE = MpsPace(
+    command_seconds=2, start_seconds=1.5, quit_seconds=1, probe_seconds=0.2, silent_seconds=0.5,
+    backoff_seconds=0.05, longest_backoff_seconds=0.4,
+)  # fmt: skip
+LOG = logging.getLogger("enforcement")
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="MPS serves containers only as root")
+
+
+class Hardware(SimulatedInventory):
+    """Devices that count as real ones."""
+
+    simulated = False
+
+
+class Holders:
+    """The lease service, as far as the enforcement knows it."""
+
+    def __init__(self, allocator: Allocator) -> None:
+        self.allocator = allocator
+        self.told: list[tuple[str, str]] = []
+
+    def leases(self) -> tuple[Lease, ...]:
+        return self.allocator.leases()
+
+    async def tell(self, lease_id: str, sentence: str) -> None:
+        self.told.append((lease_id, sentence))
+        await self.allocator.tell(lease_id, sentence)
+
+    async def set_health(self, health: DeviceHealth) -> None:
+        await self.allocator.set_health(health)
+
+
+class Machine:
+    """A state folder and a ledger on which brokers come and go."""
+
+    def __init__(self, folder: Path, program: Path) -> None:
+        self.folder, self.program = folder, program
+        self.inventory = Hardware(DEVICES)
+        self.ledger = MemoryLedger()
+        self.metrics = Metrics()
+        self.number = 0
+        self.running: Enforcement | None = None
+        self.holders: Holders
+        self.allocator: Allocator
+
+    async def broker(
+        self, terms: dict[str, Terms] = TERMS, managed: frozenset[str] = frozenset()
+    ) -> Enforcement:
+        """A new broker takes over."""
+        await self.end()
+        self.allocator = Allocator(self.ledger, clock=lambda: NOW)  # type: ignore[arg-type]
+        await self.allocator.load(DEVICES, terms)
+        self.holders = Holders(self.allocator)
+        tools = Tools(
+            pooling=Pooling(DEVICES, terms, managed), inventory=self.inventory, state_dir=self.folder,
+            program=self.program, metrics=self.metrics, log=LOG, pace=PACE, retry_seconds=0.05,
+        )  # fmt: skip
+        self.running = Enforcement(tools, self.holders)
+        self.allocator.on_lease = self.running.on_lease
+        await self.running.start()
+        return self.running
+
+    async def end(self) -> None:
+        if self.running is not None:
+            await self.running.stop()
+            self.running = None
+
+    async def lease(self, running: bool = True, **want: object) -> Lease:
+        """A slice, with a container or without."""
+        self.number += 1
+        want = {"mode": Mode.SLICE, **want}
+        request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "slice", 1, **want)  # type: ignore[arg-type]
+        lease = await self.allocator.acquire(request)
+        return await self.allocator.set_running(lease.id, f"{self.number:064x}") if running else lease
+
+    async def close(self, lease: Lease) -> None:
+        await self.allocator.begin_release(lease.id, "stopped")
+        await self.allocator.close(lease.id)
+
+    def place(self, uuid: str = A) -> MpsPlace:
+        return MpsPlace(uuid, self.folder / "mps" / uuid)
+
+    def pid(self, uuid: str = A) -> int | None:
+        daemon = find_daemon(self.place(uuid), ProcessTable())
+        return None if daemon is None else daemon.pid
+
+    def commands(self, uuid: str = A) -> list[str]:
+        lines = (self.place(uuid).log / "commands").read_text().splitlines()
+        return [line for line in lines if line.startswith(("set_default", "quit"))]
+
+    def healthy(self, uuid: str = A) -> bool:
+        views = self.allocator.snapshot().devices
+        return next(view.health.healthy for view in views if view.device.uuid == uuid)
+
+
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+    folder = Path("/tmp") / f"gse-{os.getpid()}-{tmp_path.name[-12:]}"
+    folder.mkdir()
+    machine = Machine(folder, standin.install(tmp_path))
+    yield machine
+    await machine.end()
+    for uuid in (A, B, C):
+        for process in find_all(machine.place(uuid), ProcessTable()):
+            os.kill(process.pid, signal.SIGKILL)
+    shutil.rmtree(folder)
+
+
+async def until(what: object) -> None:
+    async with asyncio.timeout(10):
+        while not what():  # type: ignore[operator]
+            await asyncio.sleep(0.02)
+
+
+def counted(machine: Machine, name: str, **labels: str) -> float | None:
+    return machine.metrics.registry.get_sample_value(f"gpuspawner_{name}_total", labels)
+
+
+async def test_a_daemon_starts_with_the_first_slice_and_has_the_largest_s_limits(machine: Machine) -> None:
+    broker = await machine.broker()
+    assert (machine.pid(A), machine.pid(B)) == (None, None)
+    lease = await machine.lease(running=False)
+    assert lease.device_uuids == (A,)
+    await broker.prepare(lease)
+    first = machine.pid(A)
+    assert first is not None
+    assert machine.pid(B) is None
+    assert machine.commands() == [
+        "set_default_active_thread_percentage 25",
+        "set_default_device_pinned_mem_limit 0 10240M",
+    ]
+    mount = {
+        "source": str(machine.place().pipe),
+        "target": "/run/gpuspawner-mps",
+        "type": "bind",
+        "read_only": True,
+    }
+    patch = ContainerPatch(env={"A": "b"}, mounts=({"source": "/x"},))
+    env = {"A": "b", "CUDA_MPS_PIPE_DIRECTORY": "/run/gpuspawner-mps"}
+    assert broker.patch(lease, patch) == ContainerPatch(env=env, mounts=({"source": "/x"}, mount))
+    small = await machine.lease(slice_memory_bytes=4 * GIB, slice_compute_percent=10.0, pool="class")
+    small = replace(small, device_uuids=(A,))
+    await broker.prepare(small)
+    assert machine.pid(A) == first
+    assert broker.patch(small, ContainerPatch()).env == {
+        "CUDA_MPS_PIPE_DIRECTORY": "/run/gpuspawner-mps",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "10",
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=4096M",
+    }
+
+
+async def test_whole_leases_and_slices_without_mps_need_nothing(machine: Machine) -> None:
+    broker = await machine.broker({A: Terms("plain", Mode.SLICE, slices=8), B: Terms(), C: Terms()})
+    for lease in (await machine.lease(), await machine.lease(mode=Mode.WHOLE)):
+        await broker.prepare(lease)
+        assert broker.patch(lease, ContainerPatch(env={"A": "b"})) == ContainerPatch(env={"A": "b"})
+    assert not (machine.folder / "mps").exists()
+
+
+async def test_a_daemon_outlives_the_broker_and_the_next_one_watches_it(machine: Machine) -> None:
+    broker = await machine.broker()
+    first, second = await machine.lease(), await machine.lease()
+    assert (first.device_uuids, second.device_uuids) == ((A,), (B,))
+    for lease in (first, second):
+        await broker.prepare(lease)
+    before = machine.pid(A)
+    await machine.close(second)
+    await machine.end()
+    assert (machine.pid(A), machine.pid(B)) == (before, machine.pid(B))
+    # B leaves the pool, A goes on; its death is noticed although another broker started it.
+    await machine.broker({A: SLICED, B: Terms(), C: Terms()})
+    assert machine.pid(A) == before
+    assert machine.pid(B) is None
+    assert "quit" in machine.commands(B)
+    await until(lambda: machine.running is not None and machine.running._mps is not None
+                and machine.running._mps.reason(A) == "")  # fmt: skip
+    os.kill(before or 0, signal.SIGKILL)
+    await until(lambda: (first.id, BACK) in machine.holders.told)
+
+
+async def test_a_dead_daemon_takes_its_gpu_out_of_use_until_it_is_back(machine: Machine) -> None:
+    broker = await machine.broker()
+    first, second = await machine.lease(), await machine.lease()
+    for lease in (first, second):
+        await broker.prepare(lease)
+    machine.place().make()
+    (machine.place().log / "orders").write_text("no-start")
+    os.kill(machine.pid(A) or 0, signal.SIGKILL)
+    await until(lambda: not machine.healthy(A))
+    await until(lambda: machine.holders.told)
+    assert machine.holders.told == [(first.id, DIED)]  # the other GPU's lease goes on, and is told nothing
+    assert (machine.allocator.lease(first.id) or first).notice == DIED
+    assert (await machine.lease(running=False)).device_uuids == (B,)
+    (machine.place().log / "orders").unlink()
+    await until(lambda: machine.healthy(A))
+    await until(lambda: len(machine.holders.told) == 2)
+    assert machine.holders.told[1] == (first.id, BACK)
+    assert counted(machine, "mps_deaths") == 1
+
+
+async def test_a_gpu_whose_mps_does_not_start_is_out_of_use_and_tried_again(machine: Machine) -> None:
+    broker = await machine.broker()
+    machine.place().make()
+    (machine.place().log / "orders").write_text("no-start")
+    lease = await machine.lease(running=False)
+    with pytest.raises(DeviceFault):
+        await broker.prepare(lease)
+    assert not machine.healthy(A)
+    await machine.close(lease)
+    assert (await machine.lease(running=False)).device_uuids == (B,)
+    # The hardware itself is well, and says so: that does not bring it back.
+    await broker.set_health(DeviceHealth(A, healthy=True))
+    assert not machine.healthy(A)
+    (machine.place().log / "orders").unlink()
+    await until(lambda: machine.healthy(A))
+    await broker.set_health(DeviceHealth(A, healthy=False, reason="XID 79"))
+    assert not machine.healthy(A)
+
+
+async def test_quotas_follow_the_leases_and_are_there_after_a_restart(machine: Machine) -> None:
+    broker = await machine.broker()
+    seen: list[Orders] = []
+
+    def note(enforcement: Enforcement) -> None:
+        enforcement._guard.set_orders = seen.append  # type: ignore[method-assign]
+
+    note(broker)
+    slice_, whole = await machine.lease(slice_memory_bytes=4 * GIB), await machine.lease(mode=Mode.WHOLE)
+    await machine.lease(running=False)  # no container yet: nothing to guard
+    quotas = (
+        Quota(slice_.id, f"{1:064x}", A, 4 * GIB, mps_required=True),
+        Quota(whole.id, f"{2:064x}", C, 80 * GIB),
+    )
+    devices = frozenset({A, B, C})
+    wanted = Orders(quotas, frozenset({f"{1:064x}", f"{2:064x}"}), devices)
+    assert seen[-1] == wanted
+    again = await machine.broker()
+    assert again._orders() == wanted
+    assert again._guard._orders == wanted
+    note(again)
+    await machine.allocator.begin_release(whole.id, "stopped")
+    assert seen[-1:] in ([], [wanted])  # its container may still run
+    await machine.allocator.close(whole.id)
+    assert seen[-1] == Orders(quotas[:1], frozenset({f"{1:064x}"}), devices)
+
+
+async def test_who_loses_a_process_is_told_and_it_is_counted(machine: Machine) -> None:
+    broker = await machine.broker()
+    lease = await machine.lease()
+    event = GuardEvent(NOW, Offence.MEMORY, f"{1:064x}", lease.id, A, 7, "python3", 9, 8, 2.0, "It was over.")
+    await broker._on_guard(event)
+    await broker._on_guard(replace(event, offence=Offence.NO_LEASE, lease_id=None))
+    await broker._on_guard(replace(event, lease_id=None, container_id="gone"))
+    assert machine.holders.told == [(lease.id, "12:30 UTC: It was over.")] * 2
+    ended = [counted(machine, "guard_ended", offence=offence) for offence in ("memory", "no_lease")]
+    assert ended == [2, 1]
+    # It stays when the device's health changes, and through a restart.
+    await broker.set_health(DeviceHealth(A, healthy=False, reason="XID 79"))
+    assert "Save your work" in (machine.allocator.lease(lease.id) or lease).notice
+    await machine.holders.tell(lease.id, "It was over.")
+    await broker.set_health(DeviceHealth(A, healthy=True))
+    await machine.broker()
+    assert (machine.allocator.lease(lease.id) or lease).notice == "It was over."
+
+
+async def test_the_compute_mode_is_set_while_the_pool_is_in_use_and_put_back(machine: Machine) -> None:
+    broker = await machine.broker(managed=frozenset({A}))
+    first, second = await machine.lease(), await machine.lease()
+    for lease in (first, second):
+        await broker.prepare(lease)
+    modes = [machine.inventory.compute_mode(uuid) for uuid in (A, B)]
+    assert modes == [ComputeMode.EXCLUSIVE_PROCESS, ComputeMode.DEFAULT]
+    await machine.broker(managed=frozenset({A}))
+    assert machine.inventory.compute_mode(A) is ComputeMode.EXCLUSIVE_PROCESS
+    # The pool is gone from the settings; its last lease still runs, then ends.
+    await machine.broker({A: Terms(), B: SLICED, C: Terms()})
+    assert machine.inventory.compute_mode(A) is ComputeMode.EXCLUSIVE_PROCESS
+    assert machine.pid(A) is not None
+    await machine.close(first)
+    await until(lambda: machine.pid(A) is None)
+    await until(lambda: machine.inventory.compute_mode(A) is ComputeMode.DEFAULT)
+
+
+async def test_nothing_is_done_where_gpus_are_simulated(machine: Machine) -> None:
+    machine.inventory.simulated = True
+    broker = await machine.broker()
+    lease = await machine.lease()
+    await broker.prepare(lease)
+    assert broker.patch(lease, ContainerPatch()) == ContainerPatch()
+    assert broker.blind() == {}
+    assert not (machine.folder / "mps").exists()
