@@ -45,7 +45,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct stat seen;
 static int initialized, init_code, gpus, migs, processes, faults, xids, modes[MOST], mode_set[MOST];
 static int cuda;
-static char driver[96];
+static char driver[96], script[4096];
 static struct gpu gpu[MOST];
 static struct mig mig[MOST];
 static struct process process[MOST_LINES];
@@ -145,6 +145,10 @@ static void reload(void) {
         now.st_mtim.tv_nsec == seen.st_mtim.tv_nsec) return;
     FILE *file = fopen(path, "r");
     if (!file) return;
+    if (strcmp(path, script)) {  /* another script, another machine: modes that were set are gone */
+        memset(mode_set, 0, sizeof mode_set);
+        snprintf(script, sizeof script, "%s", path);
+    }
     char line[1024];
     init_code = gpus = migs = processes = faults = xids = 0;
     cuda = 0;
@@ -188,7 +192,6 @@ int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     pthread_mutex_lock(&lock);
     memset(&seen, 0, sizeof seen);
-    if (!initialized) memset(mode_set, 0, sizeof mode_set);  /* set modes last while NVML is open */
     reload();
     int code = init_code;
     if (!code) initialized++;
