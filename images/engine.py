@@ -50,7 +50,9 @@ def build(
     except APIError as error:
         raise _failed(tag, str(error.explanation)) from error
     finally:
-        client.images.prune(filters={"dangling": True, "label": STAGE_LABEL})
+        # What the build left and what it replaced; an image that a container still runs on stays.
+        for label in (STAGE_LABEL, INPUTS_LABEL):
+            client.images.prune(filters={"dangling": True, "label": label})
 
 
 def _follow(
