@@ -221,6 +221,23 @@ async def test_a_daemon_outlives_the_broker_and_the_next_one_watches_it(machine:
     await until(lambda: (first.id, BACK) in machine.holders.told)
 
 
+async def test_a_lease_from_a_containers_labels_has_its_daemon_looked_after(machine: Machine) -> None:
+    """The ledger was lost: nobody asked this broker to prepare anything."""
+    broker = await machine.broker()
+    lease = await machine.lease()
+    await broker.prepare(lease)
+    before = machine.pid(A)
+    machine.ledger = MemoryLedger()
+    await machine.broker()
+    assert machine.pid(A) == before
+    await machine.allocator.adopt(lease)
+    await until(lambda: machine.running is not None and machine.running._cared_for == {A})
+    await until(lambda: machine.running is not None and machine.running._mps is not None
+                and machine.running._mps.reason(A) == "")  # fmt: skip
+    os.kill(before or 0, signal.SIGKILL)
+    await until(lambda: (lease.id, BACK) in machine.holders.told)
+
+
 async def test_a_dead_daemon_takes_its_gpu_out_of_use_until_it_is_back(machine: Machine) -> None:
     broker = await machine.broker()
     first, second = await machine.lease(), await machine.lease()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from docker.types import HostConfig
 from gpuspawner.errors import ConfigError
-from gpuspawner.model import ContainerPatch, Lease, LeaseState
+from gpuspawner.model import ContainerPatch, Lease, LeaseState, Mode
 from gpuspawner.node.cdispec import CdiSpecs
 from gpuspawner.node.injection import (
     EngineFacts,
@@ -216,6 +216,28 @@ def test_the_patch_whole(
     # docker-py takes the requests as they are, and they survive JSON.
     wanted = json.loads(json.dumps(list(requests)))
     assert HostConfig(version="1.41", device_requests=list(patch.device_requests))["DeviceRequests"] == wanted
+
+
+SLICE = {
+    "gpuspawner.mode": "slice",
+    "gpuspawner.memory-bytes": "8589934592",
+    "gpuspawner.compute-percent": "25",
+}
+
+
+@pytest.mark.parametrize(
+    ("lease", "labels"),
+    [
+        (replace(LEASE, mode=Mode.MIG), {"gpuspawner.mode": "mig"}),
+        (replace(LEASE, mode=Mode.SLICE, memory_bytes=8 << 30, compute_percent=25.0, mps=True), SLICE),
+        (
+            replace(LEASE, mode=Mode.SLICE, memory_bytes=8 << 30),
+            {name: value for name, value in SLICE.items() if "percent" not in name},
+        ),
+    ],
+)
+def test_labels_tell_what_is_held(lease: Lease, labels: dict[str, str]) -> None:
+    assert make_patch(lease, Injection.NONE, True, "/x").labels == {**LABELS, **labels}
 
 
 def test_what_lies_beside_a_local_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from gpuspawner.broker.reconcile import (
     plan,
     unknown_ids,
 )
-from gpuspawner.model import Lease, LeaseState
+from gpuspawner.errors import LeaseConflict
+from gpuspawner.model import Lease, LeaseState, Mode
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,6 +143,48 @@ def test_a_lease_from_a_containers_labels() -> None:
         id=ID, hub="hub", user="anna", server="train", tier="gpu", state=RUNNING, device_count=1,
         created_at=NOW, since=NOW, device_uuids=("GPU-1",), memory_bytes=80, container_id="c1",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ({"mode": "whole"}, {"memory_bytes": 80}),
+        ({"mode": "mig"}, {"memory_bytes": 80, "mode": Mode.MIG}),
+        (
+            {"mode": "slice", "memory_bytes": "20", "compute_percent": "12.5"},
+            {
+                "mode": Mode.SLICE, "memory_bytes": 20, "compute_percent": 12.5, "mps": True,
+                "slice_memory_bytes": 20, "slice_compute_percent": 12.5,
+            },
+        ),
+        (
+            {"mode": "slice", "memory_bytes": "20"},
+            {"mode": Mode.SLICE, "memory_bytes": 20, "slice_memory_bytes": 20},
+        ),
+    ],
+)  # fmt: skip
+def test_a_share_from_a_containers_labels(labels: dict[str, str], told: dict[str, object]) -> None:
+    base = lease_of(box("running"), NOW, 80)
+    assert lease_of(replace(box("running"), **labels), NOW, 80) == replace(base, **told)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"mode": "slice"},
+        {"mode": "slice", "memory_bytes": "0"},
+        {"mode": "slice", "memory_bytes": "-1"},
+        {"mode": "slice", "memory_bytes": "much"},
+        {"mode": "slice", "memory_bytes": "20", "compute_percent": "nan"},
+        {"mode": "slice", "memory_bytes": "20", "compute_percent": "101"},
+        {"mode": "slice", "memory_bytes": "20", "device_uuids": ("GPU-1", "GPU-2")},
+        {"mode": "turns", "memory_bytes": "20"},
+        {"mode": "other", "memory_bytes": "20"},
+    ],
+)
+def test_a_share_that_labels_do_not_tell_is_not_made_up(labels: dict[str, object]) -> None:
+    with pytest.raises(LeaseConflict, match="Its labels don't tell what it holds of its device"):
+        lease_of(replace(box("running"), **labels), NOW, 80)  # type: ignore[arg-type]
 
 
 LEASES = st.sampled_from([WAITING, RESERVED, RUNNING, ASLEEP, RELEASING])

@@ -81,6 +81,7 @@ class Enforcement:
         self._pool = DaemonPool("compute-mode", most=1)
         self._hardware: dict[str, DeviceHealth] = {}
         self._without_mps: dict[str, str] = {}
+        self._cared_for: set[str] = set()
         self._locks = {uuid: asyncio.Lock() for uuid in self._sizes}
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
@@ -152,10 +153,15 @@ class Enforcement:
             return
         if lease.container_id is not None or lease.state is LeaseState.CLOSED:
             self._guard.set_orders(self._orders())
-        if lease.state is LeaseState.CLOSED and _through_mps(lease):
-            uuid = lease.device_uuids[0]
-            if uuid not in self._sliced() and not self._users(uuid):
-                self._spawn(self._leave_pool(uuid))
+        if not _through_mps(lease):
+            return
+        uuid = lease.device_uuids[0]
+        if lease.state is LeaseState.RUNNING and uuid not in self._cared_for:
+            self._cared_for.add(uuid)
+            self._spawn(self._take_up(uuid))  # it was taken up from its container's labels
+        ended = lease.state is LeaseState.CLOSED
+        if ended and uuid not in self._sliced() and not self._users(uuid):
+            self._spawn(self._leave_pool(uuid))
 
     async def set_health(self, health: DeviceHealth) -> None:
         """What the health monitor found of a device; one whose MPS doesn't run stays out of use."""
@@ -222,6 +228,7 @@ class Enforcement:
         async with self._locks.setdefault(uuid, asyncio.Lock()):
             if uuid in self._tools.pooling.managed:
                 await self._pool.submit(lambda: self._modes.take(uuid))
+            self._cared_for.add(uuid)
             await self._mps.ensure(uuid, self._limits(uuid))
 
     async def _take_up(self, uuid: str) -> None:
@@ -275,6 +282,7 @@ class Enforcement:
             if self._mps is None or self._users(uuid):
                 return
             await self._mps.stop(uuid)
+            self._cared_for.discard(uuid)
             await self._pool.submit(lambda: self._modes.give_back(uuid))
 
     # ---- tasks
