@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
 
+import aiohttp
 import pytest
 from gpuspawner.broker import app as module
 from gpuspawner.broker.app import GpuBroker, main
@@ -229,6 +230,12 @@ async def test_without_docker_it_answers_and_gives_nothing_out(
             ("cpu", None, None),
             ("gpu", 2, 2),
         ]
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(folder / "broker.sock"))) as session,
+            session.get("http://b/metrics") as response,
+        ):
+            lines = (await response.text()).splitlines()
+        assert {'gpuspawner_devices{health="healthy"} 2.0', "gpuspawner_docker_up 0.0"} <= set(lines)
         with pytest.raises(BrokerUnavailable, match="can't reach Docker yet"):
             await client.acquire(REQUEST, lambda *_: None).__aenter__()
 
@@ -265,11 +272,12 @@ async def test_a_round_that_fails_in_any_way_does_not_end_the_timer(
     raised: list[Exception] = [ConfigError("no way in"), RuntimeError("broken"), EngineFault("down")]
     looked = 0
 
-    async def look(_: GpuBroker) -> None:
+    async def look(_: GpuBroker) -> bool:
         nonlocal looked
         looked += 1
         if 1 < looked < 5:
             raise raised[looked - 2]
+        return True
 
     monkeypatch.setattr(GpuBroker, "_look", look)
     monkeypatch.setattr("gpuspawner.broker.leasing.READY_SECONDS", 0.1)

@@ -29,17 +29,18 @@ from ..settings import GpuSite
 from .allocator import Allocator
 from .api import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .containers import DockerEngine
-from .documents import status_document, tier_document
 from .enforcement import Enforcement, Tools
 from .folders import DiskFolders
 from .leasing import NOT_READY, LeaseService, Parts
 from .ledger import Ledger
 from .lock import BrokerLock
 from .metrics import Metrics
-from .placement import want_of_tier
 from .pooling import Host, Pooling, make_pooling
+from .view import About, View
 from .web import hub_of, look_of, make_handlers, make_settings
 
+RETRY_SECONDS = 0.5
+"""So soon comes the next round after one that failed."""
 NOT_SET_UP = (
     "GPUs can't be given out right now: this machine isn't set up for it. Choose CPU. "
     "Admin: run 'gpuspawner doctor', and see the log of the broker."
@@ -262,28 +263,37 @@ class GpuBroker(Application):
         self._nvml.close()
 
     async def _tick(self) -> None:
-        told = ""
+        told, looked = "", True
         while True:
-            await asyncio.sleep(self.reconcile_seconds)
+            await asyncio.sleep(
+                self.reconcile_seconds if looked else min(RETRY_SECONDS, self.reconcile_seconds)
+            )
             try:
-                await self._look()
+                looked = await self._look()
                 told = ""
             except Exception as error:  # the top of the timer's loop
+                looked = False
                 self.measures.failed("reconcile")
                 self.service.not_ready = NOT_SET_UP if isinstance(error, ConfigError) else NOT_READY
                 if str(error) != told:  # once, not every round
                     self.log.error("%s", error, exc_info=not isinstance(error, GpuSpawnerError))
                 told = str(error)
 
-    async def _look(self) -> None:
-        """A round; the first good one opens the broker for new leases. Raises ConfigError."""
-        if await self.service.reconcile_or_log() and not self.service.ready.is_set():
+    async def _look(self) -> bool:
+        """A round; the first good one opens the broker for new leases. False if Docker didn't answer.
+
+        Raises ConfigError if there is no way for a device into a container.
+        """
+        if not await self.service.reconcile_or_log():
+            return False
+        if not self.service.ready.is_set():
             try:
                 self.injection = await self._probe()
             except EngineFault as fault:
                 self.log.warning("%s; the next round tries again", fault)
-                return
+                return False
             self.service.ready.set()
+        return True
 
     async def _probe(self) -> Injection:
         if self.inventory.simulated:
@@ -306,8 +316,12 @@ class GpuBroker(Application):
 
     # ---- servers
 
+    def _view(self) -> View:
+        about = About(self.tiers, self.inventory.simulated, self.measures, self.enforcement.blind)
+        return View(self.allocator, about)
+
     def _serve_socket(self) -> HTTPServer:
-        site = Site(self.service, _View(self), self.measures, self.site.queue_timeout, self.log)
+        site = Site(self.service, self._view(), self.measures, self.site.queue_timeout, self.log)
         server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))
         return server
@@ -319,7 +333,7 @@ class GpuBroker(Application):
         where = urlsplit(url)
         prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
         handlers: list[Any] = list(
-            make_handlers(_View(self), prefix, look=look_of(self.config), hub=hub_of(self.config))
+            make_handlers(self._view(), prefix, look=look_of(self.config), hub=hub_of(self.config))
         )
         server = HTTPServer(WebApplication(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
         try:
@@ -337,37 +351,6 @@ class GpuBroker(Application):
         self.log.info(
             "The broker answers on %s: %d %s, injection %s", self.site.socket_path, count, kind, ways
         )
-
-
-class _View:
-    """What API and pages show, from memory: their BrokerView."""
-
-    def __init__(self, broker: GpuBroker) -> None:
-        self._broker = broker
-
-    def status(self) -> dict[str, Any]:
-        """The whole status document."""
-        return status_document(self._broker.allocator.snapshot(), self._broker.inventory.simulated)
-
-    def tiers(self) -> dict[str, Any]:
-        """The tiers with what is free of each."""
-        simulated, allocator = self._broker.inventory.simulated, self._broker.allocator
-        found = []
-        for tier in self._broker.tiers:
-            want = want_of_tier(tier)
-            if tier.needs_gpu:
-                capacity, share = allocator.capacity(want), allocator.example(want)
-                found.append(tier_document(tier, capacity, simulated, share))
-            else:
-                found.append(tier_document(tier, None, simulated))
-        return {"simulated": simulated, "tiers": found}
-
-    def metrics(self) -> bytes:
-        """The metrics in Prometheus' text format."""
-        allocator = self._broker.allocator
-        self._broker.enforcement.blind()
-        healthy = (view.health.healthy for view in allocator.snapshot().devices)
-        return self._broker.measures.text(allocator.leases(), healthy)
 
 
 def _make_state_dir(path: Path) -> None:
