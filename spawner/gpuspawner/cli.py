@@ -218,6 +218,10 @@ def _state(device: dict[str, Any]) -> str:
     if device["user"] is not None:
         server = f" ({escape(device['server'])})" if device["server"] else ""
         holder = f"{escape(device['user'])}{server}"
+    total = device.get("total_slices")
+    if total is not None:
+        users = ", ".join(dict.fromkeys(escape(share["user"]) for share in device["shares"]))
+        holder = f"{device['free_slices']} of {total} slices free" + (f"\n{users}" if users else "")
     if not device["healthy"]:
         return f"[red]withdrawn[/] {holder}\n{escape(device['reason'])}".strip()
     return holder or "[green]free[/]"

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.app import GpuBroker
+from gpuspawner.broker.pooling import Pooling
+from gpuspawner.broker.terms import WHOLE
 from gpuspawner.doctor import BrokerFacts, Facts, Finding, ImageFacts, LedgerFacts, Level, examine, machine
 from gpuspawner.doctor.checks import describe, main_job_runs, memory_limits, version_of
 from gpuspawner.model import Device
 from gpuspawner.node.injection import EngineFacts
 from gpuspawner.node.inventory import DriverFacts
 from gpuspawner.node.simulated import parse_simulated
+from gpuspawner.tiers import DEFAULT_TIERS, parse_tiers
 
 from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Script
@@ -322,6 +325,8 @@ def test_the_facts_of_this_machine(script: Script, tmp_path: Path, monkeypatch: 
         devices=(H100,),
         driver=DriverFacts("580.159.04", "13.0", 2, (left_out,)),
         pci_gpus=("0000:01:00.0",),
+        tiers=parse_tiers(DEFAULT_TIERS),
+        pooling=Pooling((H100,), {A: WHOLE}),
         mps_path=str(control),
         mps_version="MPS control 580",
         ledger=LedgerFacts(f"{tmp_path}/ledger.sqlite"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 
 from ..errors import ConfigError
 from ..model import Device
 from ..node.injection import EngineFacts, Injection, cdi_obstacle, choose, classic_obstacle
 from ..units import format_bytes
 from .facts import Facts, ImageFacts
+from .finding import Finding, Level
+from .pools import pool_findings
 
 CHECKPOINT_DRIVER = (570,)
 """First driver with `cuCheckpointProcess*` (CUDA 12.8 release notes), which mode `turns` needs."""
@@ -22,24 +22,6 @@ MEMORY_LIMIT_DRIVER = (615,)
 MIG; NVML API Reference), which this version does not use yet."""
 
 
-class Level(StrEnum):
-    """`problem`: the main job, a server with a GPU, can't run. `note`: something less can't."""
-
-    OK = "ok"
-    NOTE = "note"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report; `remedy` says what to do and is empty where all is well."""
-
-    level: Level
-    subject: str
-    text: str
-    remedy: str = ""
-
-
 def examine(facts: Facts) -> tuple[Finding, ...]:
     """Every finding, in the order of the data's way: settings, GPUs, Docker, extras, our own parts."""
     if facts.config_error:
@@ -47,6 +29,7 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
     return (
         *_driver(facts),
         *_devices(facts),
+        *pool_findings(facts),
         *_docker(facts),
         *_injection(facts),
         *_extras(facts),

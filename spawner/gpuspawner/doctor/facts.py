@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..model import Device
+from ..broker.pooling import Pooling
+from ..model import Device, Tier
 from ..node.injection import EngineFacts
 from ..node.inventory import DriverFacts
 
@@ -52,6 +53,9 @@ class Facts:
     driver: DriverFacts | None = None
     driver_error: str = ""
     pci_gpus: tuple[str, ...] = ()
+    tiers: tuple[Tier, ...] = ()
+    pooling: Pooling | None = None
+    pooling_error: str = ""
     engine: EngineFacts | None = None
     engine_error: str = ""
     cgroup_version: str | None = None

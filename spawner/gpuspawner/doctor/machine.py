@@ -15,10 +15,13 @@ import sqlalchemy as sa
 
 from ..broker.app import GpuBroker
 from ..broker.containers import DockerEngine
+from ..broker.pooling import Host, make_pooling
 from ..client import BrokerClient
 from ..errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault
 from ..node.injection import EngineFacts, engine_facts, read_local
 from ..node.inventory import DriverFacts, NvmlInventory, nvidia_pci_devices, open_inventory
+from ..node.mpscontrol import find_program
+from ..node.processes import ending_obstacle
 from ..settings import GpuSite
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
 
@@ -27,7 +30,7 @@ MPS_CONTROL = "nvidia-cuda-mps-control"
 
 def collect(settings: GpuBroker) -> Facts:
     """All facts for the site of `settings` (initialized)."""
-    facts = _hardware(settings.site)
+    facts = _pools(_hardware(settings.site), settings)
     mps_path = shutil.which(MPS_CONTROL)
     engine, engine_error, images = asyncio.run(_docker(image_references(settings)))
     return replace(
@@ -73,6 +76,19 @@ def _hardware(site: GpuSite) -> Facts:
         return replace(facts, inventory_error=str(fault))
     finally:
         inventory.close()
+
+
+def _pools(facts: Facts, settings: GpuBroker) -> Facts:
+    """As the broker would share the devices at its start."""
+    if facts.inventory_error:
+        return facts
+    incomplete = bool(facts.driver and facts.driver.left_out)
+    host = Host(facts.simulated, find_program(), ending_obstacle(), incomplete)
+    try:
+        pooling = make_pooling(settings.site.parsed_pools(), settings.tiers, facts.devices, host)
+    except ConfigError as error:
+        return replace(facts, pooling_error=str(error))
+    return replace(facts, tiers=settings.tiers, pooling=pooling)
 
 
 def _driver() -> tuple[DriverFacts | None, str]:
