@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.form import TierCard, make_cards, render_form
-from gpuspawner.model import Tier
+from gpuspawner.model import Mode, Tier
 
 CPU = Tier("cpu", "CPU", "No GPU.")
 GPU = Tier("gpu", "One GPU", "A whole GPU.", device_count=1)
@@ -52,6 +52,46 @@ def test_a_gpu_tier_says_what_is_free(live: Any, problem: str, usable: bool, abo
         TierCard(CPU, True, "No GPU."),
         TierCard(GPU, usable, about),
     ]
+
+
+SLICE = Tier("gpu", "A slice", "", device_count=1, mode=Mode.SLICE)
+MIG = Tier("gpu", "A MIG instance", "", device_count=1, mode=Mode.MIG)
+GUARDED = {
+    "free": 5, "total": 10, "memory_bytes": 8 << 30, "compute_percent": 25.0, "guarantee": "guarded",
+    "compute_guarantee": "guarded",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tier", "live", "about"),
+    [
+        (
+            SLICE,
+            document(**GUARDED),
+            "8.0 GiB of GPU memory and up to 25 % of the GPU's compute. Guarantee: guarded, whatever goes over "
+            "it is ended within seconds. 5 of 10 slices free now.",
+        ),
+        (
+            SLICE,
+            document(**{**GUARDED, "compute_guarantee": "none", "compute_percent": 100.0}),
+            "8.0 GiB of GPU memory, guarded. Compute is shared in turns, nothing limits it. 5 of 10 slices "
+            "free now.",
+        ),
+        (
+            SLICE,
+            document(True, **{**GUARDED, "guarantee": "none", "compute_guarantee": "none"}),
+            "8.0 GiB of GPU memory. Guarantee: none, it is simulated. 5 of 10 simulated slices free now.",
+        ),
+        (MIG, document(free=0, total=7, guarantee="hard"), "Guarantee: hard. 0 of 7 MIG instances free now."),
+        (
+            GPU,
+            document(True, free=1, total=1, guarantee="none"),
+            "A whole GPU. Guarantee: none, it is simulated. 1 of 1 simulated GPU free now.",
+        ),
+    ],
+)
+def test_a_tier_says_what_it_is_worth(tier: Tier, live: Any, about: str) -> None:
+    assert make_cards([tier], live) == [TierCard(tier, True, about)]
 
 
 def test_the_first_tier_that_can_start_is_chosen() -> None:

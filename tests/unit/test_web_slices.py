@@ -1,0 +1,113 @@
+"""The GPU page where several servers share a GPU: who sees what, in which words."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from gpuspawner.broker.web.page import Page, build_page
+from gpuspawner.broker.web.view import Viewer, visible_status
+
+from tests.unit.test_web import ADMIN, ANNA, device, html, lease
+
+NOW = datetime(2026, 3, 1, 10, 0, tzinfo=UTC)
+SINCE = "2026-03-01T09:00:00Z"
+
+
+def share(name: str, user: str, percent: float = 25.0) -> dict[str, Any]:
+    return {
+        "lease_id": name, "user": user, "server": "", "hub": "here", "memory_bytes": 8 << 30,
+        "compute_percent": percent, "since": SINCE,
+    }  # fmt: skip
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """Anna and bob have a slice each of ten; another GPU is whole and free."""
+    shares = [share("a" * 32, "anna"), share("b" * 32, "bob", 100.0)]
+    sliced = device(
+        0, mode="slice", pool="class", guarantee="guarded", compute_guarantee="guarded", free_slices=8,
+        total_slices=10, shares=shares, **changes,
+    )  # fmt: skip
+    return {
+        "simulated": False,
+        "devices": [sliced, device(1, mode="whole", free_slices=None, total_slices=None, shares=[])],
+        "leases": [
+            lease(
+                each["lease_id"], each["user"], "GPU-0", mode="slice", memory_bytes=8 << 30,
+                compute_percent=each["compute_percent"],
+            )
+            for each in shares
+        ],
+        "queue": [],
+    }  # fmt: skip
+
+
+def build(status: dict[str, Any], viewer: Viewer) -> Page:
+    tiers = {"simulated": False, "tiers": [{"name": "gpu", "title": "A slice"}]}
+    return build_page(status, tiers, viewer, hub_url="/hub/", now=NOW)
+
+
+def test_others_shares_are_not_shown_but_counted() -> None:
+    seen = visible_status(document(), ANNA)
+    assert seen["devices"][0] == {
+        **document()["devices"][0], "shares": [share("a" * 32, "anna")], "free": True,
+    }  # fmt: skip
+    assert [item["id"] for item in seen["leases"]] == ["a" * 32]
+    everything = visible_status(document(), ADMIN)
+    assert everything["devices"][0]["shares"] == document()["devices"][0]["shares"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "free"), [({}, True), ({"free_slices": 0}, False), ({"healthy": False}, False)]
+)
+def test_a_device_is_free_while_a_slice_is(changes: dict[str, Any], free: bool) -> None:
+    status = document()
+    status["devices"][0].update(changes)
+    assert visible_status(status, ANNA)["devices"][0]["free"] is free
+
+
+def test_a_student_sees_their_slice_and_how_many_are_left() -> None:
+    page = build(document(), ANNA)
+    assert page.summary == "1 of 1 GPU, 8 of 10 slices free, nobody waits."
+    (own,) = page.mine
+    assert (own.share, own.devices) == (
+        "8.0 GiB, up to 25 % of its compute",
+        ("NVIDIA H100 80GB HBM3 #0",),
+    )
+    guarded = "memory watched from outside the container and enforced within seconds; compute limited by MPS"
+    assert [(row.free, row.total, row.sliced, row.guarantee_help) for row in page.models] == [
+        (8, 10, True, guarded),
+        (1, 1, False, "the whole device, enforced by hardware or by the container's device list"),
+    ]
+
+
+def test_an_admin_sees_who_shares_a_gpu() -> None:
+    first, second = build(document(), ADMIN).devices
+    assert first.slices == "8 of 10 slices free"
+    assert [(each.user, each.share) for each in first.shares] == [
+        ("anna", "8.0 GiB, up to 25 % of its compute"),
+        ("bob", "8.0 GiB"),
+    ]
+    assert (first.holder, second.slices, second.shares, second.holder) == (None, "", (), None)
+
+
+def test_without_mps_it_says_that_nothing_limits_compute() -> None:
+    status = document()
+    status["devices"][0]["compute_guarantee"] = "none"
+    status["devices"][0]["healthy"] = False
+    page = build(status, ADMIN)
+    assert page.devices[0].guarantee_help.endswith("compute not limited, slices take turns")
+    assert page.summary == "1 of 1 GPU, 0 of 10 slices free, nobody waits."
+    assert page.devices[0].slices == "0 of 10 slices free"
+
+
+def test_the_html_names_the_sharers_to_those_who_may_know() -> None:
+    admins, annas = html(build(document(), ADMIN)), html(build(document(), ANNA))
+    assert "8 of 10 slices free" in admins
+    assert admins.count('<div class="gpu-share">') == 2
+    assert "<strong>bob</strong>" in admins
+    assert "You hold a slice of NVIDIA H100 80GB HBM3 #0" in annas
+    assert "8.0 GiB, up to 25 % of its compute, tier A slice" in annas
+    assert "8 of 10 slices" in annas
+    assert "bob" not in annas
