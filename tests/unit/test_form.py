@@ -68,8 +68,8 @@ GUARDED = {
         (
             SLICE,
             document(**GUARDED),
-            "8.0 GiB of GPU memory and up to 25 % of the GPU's compute. Guarantee: guarded, whatever goes over "
-            "it is ended within seconds. 5 of 10 slices free now.",
+            "8.0 GiB of GPU memory and up to 25 % of the GPU's compute. Guarantee: guarded, whatever goes "
+            "over it is ended within seconds. 5 of 10 slices free now.",
         ),
         (
             SLICE,

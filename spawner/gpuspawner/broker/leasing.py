@@ -258,6 +258,7 @@ class LeaseService:
         task = asyncio.create_task(self._guarded(work, loop))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began
 
     # ---- inside
 
