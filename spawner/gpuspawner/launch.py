@@ -18,11 +18,12 @@ from . import engine
 from .client import BrokerClient
 from .container import ContainerPlan, Owner
 from .errors import EngineFault, Refusal, StartFault
-from .model import ContainerPatch, GpuRequest, Lease, Tier
+from .model import ContainerPatch, GpuRequest, Lease, Mode, Tier
 from .progress import Progress
 from .readiness import Answer, Pace, Slots, ask
 
 RETRY_SECONDS = 1.0
+_NOUNS = {Mode.SLICE: "slice of a GPU", Mode.MIG: "MIG instance"}
 """Pause between attempts to give back while Docker doesn't answer."""
 _LOOK_SECONDS = 1.0
 """How often a start that waits for an answer looks whether its container still runs."""
@@ -155,7 +156,8 @@ class Launch:
         self._log(logging.INFO, "Waiting for a device: place %s of %s", position, waiting)
 
     def _say_granted(self, lease: Lease, patch: ContainerPatch) -> None:
-        kind = "simulated GPU" if patch.env.get("GPUSPAWNER_SIMULATED") else "GPU"
+        kind = _NOUNS.get(lease.mode, "GPU")
+        kind = f"simulated {kind}" if patch.env.get("GPUSPAWNER_SIMULATED") else kind
         count = len(lease.device_uuids)
         self._progress.say(25, f"{count} {kind}{'' if count == 1 else 's'} reserved for you")
         self._log(logging.INFO, "Lease reserved")

@@ -119,7 +119,8 @@ class GpuSite(Configurable):
     simulated_devices = Unicode(
         "2 x H100 80GB",
         help="""
-        The simulated GPUs: "count x model memory", several kinds separated by commas.
+        The simulated GPUs: "count x model memory", several kinds separated by commas; with "MIG" and a
+        profile after it, so many instances ("7 x H100 80GB MIG 1g.10gb").
 
         Default: two, enough to see the queue with three users.
         Example: `c.GpuSite.simulated_devices = "4 x H100 80GB, 2 x A100 40GB"`

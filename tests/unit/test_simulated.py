@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,27 @@ def test_faults_and_xids_from_methods() -> None:
     inventory.send_xid(FIRST, 79)
     assert inventory.wait_xid(1) == XidEvent(FIRST, 79)
     inventory.close()
+
+
+def test_mig_instances() -> None:
+    whole, first, second = parse_simulated("1 x H100 80GB, 2 x H100 80GB MIG 1G.10GB")
+    assert (whole.is_mig, whole.uuid) == (False, "GPU-facade00-0000-4000-8000-000000000000")
+    assert first == Device(
+        uuid="MIG-facade00-0000-4000-8000-000000000001",
+        model="H100 80GB MIG 1g.10gb",
+        memory_bytes=10 << 30,
+        compute_capability=(9, 0),
+        index=1,
+        parent_uuid="GPU-facade00-0000-4000-8000-000000000001",
+        simulated=True,
+        mig_profile="1g.10gb",
+    )
+    assert second == replace(
+        first,
+        uuid="MIG-facade00-0000-4000-8000-000000000002",
+        index=2,
+        parent_uuid="GPU-facade00-0000-4000-8000-000000000002",
+    )
+    for odd in ("1 x H100 80GB MIG tiny", "1 x H100 80GB MIG 1g.90gb"):
+        with pytest.raises(ConfigError, match="is no MIG profile of a H100 80GB: write it like"):
+            parse_simulated(odd)

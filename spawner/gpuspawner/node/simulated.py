@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ConfigError, DeviceFault
@@ -19,7 +19,10 @@ from .inventory import ComputeMode, GpuProcess, XidEvent
 FAULTS_FILE = "simulated_faults"
 """In the state folder: one line a broken simulated device, its index or UUID, then why."""
 
-_KIND = re.compile(r"^\s*(\d+)\s*[x×]\s*(\S.*?)\s+(\d+(?:\.\d+)?\s*[MGT]i?B?)\s*$", re.IGNORECASE)
+_KIND = re.compile(
+    r"^\s*(\d+)\s*[x×]\s*(\S.*?)\s+(\d+(?:\.\d+)?\s*[MGT]i?B?)(?:\s+MIG\s+(\S+))?\s*$", re.IGNORECASE
+)
+_PROFILE = re.compile(r"^\d+g\.(\d+)gb$")
 _MOST = 4096
 
 
@@ -59,8 +62,30 @@ def parse_simulated(text: str) -> tuple[Device, ...]:
             )
         memory_bytes = parse_bytes(match[3].replace(" ", ""), "c.GpuSite.simulated_devices: memory")
         for _ in range(count):
-            devices.append(_device(len(devices), match[2], match[3].replace(" ", ""), memory_bytes))
+            device = _device(len(devices), match[2], match[3].replace(" ", ""), memory_bytes)
+            devices.append(device if match[4] is None else _instance(device, match[4].lower()))
     return tuple(devices)
+
+
+def _instance(gpu: Device, profile: str) -> Device:
+    """A MIG instance of a simulated GPU, one of each; NVML tells no bandwidth of one, nor do we."""
+    size = _PROFILE.search(profile)
+    if size is None or int(size[1]) << 30 > gpu.memory_bytes:
+        raise ConfigError(
+            f"c.GpuSite.simulated_devices: {profile!r} is no MIG profile of a {gpu.model}: write it like "
+            '"7 x H100 80GB MIG 1g.10gb"'
+        )
+    return replace(
+        gpu,
+        uuid=gpu.uuid.replace("GPU-", "MIG-"),
+        model=f"{gpu.model} MIG {profile}",
+        memory_bytes=int(size[1]) << 30,
+        sm_count=None,
+        memory_bus_width_bits=None,
+        memory_clock_hz=None,
+        parent_uuid=gpu.uuid,
+        mig_profile=profile,
+    )
 
 
 def _device(index: int, kind: str, size: str, memory_bytes: int) -> Device:
