@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -17,15 +16,14 @@ import docker.errors
 import pytest
 from gpuspawner.spawner import ensure_network
 
-sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside this file
-from hubprocess import DOCKER_SOCKET, NAME, SUBNET, HubProcess, ProxyThread
+from tests.hub.hubprocess import DOCKER_SOCKET, NAME, SUBNET, HubProcess, ProxyThread
 
 _SERVE = """#!/bin/busybox sh
+trap 'exit 0' TERM
 root=/tmp/www
 /bin/busybox mkdir -p "$root$JUPYTERHUB_SERVICE_PREFIX"
 echo '{"version": "stub"}' > "$root${JUPYTERHUB_SERVICE_PREFIX}api"
 /bin/busybox httpd -p 8888 -h "$root"
-trap 'exit 0' TERM
 while :; do /bin/busybox sleep 600 & wait $!; done
 """
 _CRASH = """#!/bin/busybox sh
@@ -34,8 +32,8 @@ echo "ModuleNotFoundError: No module named 'jupyterhub'" >&2
 exit 3
 """
 _MUTE = """#!/bin/busybox sh
-echo "warming up"
 trap 'exit 0' TERM
+echo "warming up"
 while :; do /bin/busybox sleep 600 & wait $!; done
 """
 _IMAGES = {"lab": _SERVE, "other": _SERVE, "crash": _CRASH, "mute": _MUTE}

@@ -22,8 +22,7 @@ from typing import Any
 import aiohttp
 import docker
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docker"))  # the broker's tests
-from faulty_docker import FaultyDocker, Rule
+from tests.docker.faulty_docker import FaultyDocker, Rule
 
 __all__ = ["DOCKER_SOCKET", "HubProcess", "ProxyThread", "Rule", "Spawned", "eventually"]
 

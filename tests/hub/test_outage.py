@@ -6,7 +6,8 @@ import asyncio
 import time
 
 import pytest
-from hubprocess import HubProcess, ProxyThread, Rule, eventually
+
+from tests.hub.hubprocess import HubProcess, ProxyThread, Rule, eventually
 
 pytestmark = pytest.mark.docker
 

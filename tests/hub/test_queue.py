@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from hubprocess import HubProcess, Spawned, eventually
+
+from tests.hub.hubprocess import HubProcess, Spawned, eventually
 
 pytestmark = pytest.mark.docker
 

@@ -8,7 +8,8 @@ from typing import Any
 import aiohttp
 import docker.errors
 import pytest
-from hubprocess import IMAGE, NAME, HubProcess, eventually
+
+from tests.hub.hubprocess import IMAGE, NAME, HubProcess, eventually
 
 pytestmark = pytest.mark.docker
 

@@ -1,17 +1,15 @@
-"""The spawner's answers to the hub, against a Docker that says what the test wants; no hub, no engine."""
+"""The spawner's answers to the hub, about settings, options and addresses."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import docker.errors
 import pytest
 from gpuspawner import choice as choice_module
-from gpuspawner import lifecycle
 from gpuspawner.container import Owner, network_settings
 from gpuspawner.errors import (
     BadOption,
@@ -24,70 +22,18 @@ from gpuspawner.errors import (
 )
 from gpuspawner.launch import LaunchJob
 from gpuspawner.model import ContainerPatch, GpuRequest
-from gpuspawner.spawner import GpuDockerSpawner, ensure_network
-from jupyterhub import orm
+from gpuspawner.spawner import ensure_network
 from jupyterhub.spawner import SpawnException
 from traitlets import TraitError
 from traitlets.config import Config
 
-LABELS = {
-    "gpuspawner.hub": "hub",
-    "gpuspawner.user": "Ada",
-    "gpuspawner.server": "",
-    "gpuspawner.lease": "a1",
-}
-
-
-class Spawner(GpuDockerSpawner):
-    """Docker's answers come from `answers`: a value, or an error to raise, for each method in turn."""
-
-    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        self.calls.append(method)
-        planned = self.answers[method]
-        answer = planned.pop(0) if len(planned) > 1 else planned[0]
-        await asyncio.sleep(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-def make(config: Config | None = None, name: str = "", **answers: list[Any]) -> Spawner:
-    user = SimpleNamespace(
-        name="Ada", url="/user/ada/", escaped_name="Ada", groups=[SimpleNamespace(name="ml")]
-    )
-    hub = SimpleNamespace(base_url="/hub/", public_host="", api_url="http://10.213.0.1:8002/hub/api")
-    spawner = Spawner(config=config or Config(), user=user, hub=hub, api_token="s3cret")
-    spawner.answers = answers
-    spawner.calls = []
-    if name:
-        spawner.orm_spawner = orm.Spawner(name=name)
-    return spawner
-
-
-def container(running: bool = True, **changes: Any) -> dict[str, Any]:
-    return {
-        "Id": "c1",
-        "Config": {"Labels": LABELS},
-        "State": {"Running": running, "ExitCode": 137, "OOMKilled": False, "Error": ""},
-        "NetworkSettings": {"Networks": {"gpuspawner": {"IPAddress": "10.213.0.9"}}},
-        **changes,
-    }
-
-
-@pytest.fixture(autouse=True)
-async def nothing_left_behind() -> AsyncIterator[None]:
-    """Ends what a test left to the background."""
-    yield
-    for task in list(GpuDockerSpawner._removals._tasks.values()):
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
+from tests.unit.fake_spawner import make_spawner
 
 # ---- settings
 
 
 def test_the_defaults_are_safe_and_cover_the_queue() -> None:
-    spawner = make()
+    spawner = make_spawner()
     assert {
         name: getattr(spawner, name)
         for name in (
@@ -114,7 +60,7 @@ def test_the_defaults_are_safe_and_cover_the_queue() -> None:
 
 
 def test_a_longer_start_timeout_is_kept() -> None:
-    assert make(Config({"Spawner": {"start_timeout": 5000}})).start_timeout == 5000
+    assert make_spawner(Config({"Spawner": {"start_timeout": 5000}})).start_timeout == 5000
 
 
 @pytest.mark.parametrize(
@@ -127,11 +73,11 @@ def test_a_longer_start_timeout_is_kept() -> None:
 )
 def test_settings_that_would_undo_the_safety_are_refused(setting: str, value: Any, sentence: str) -> None:
     with pytest.raises(TraitError, match=sentence):
-        make(Config({"GpuDockerSpawner": {setting: value}}))
+        make_spawner(Config({"GpuDockerSpawner": {setting: value}}))
 
 
 def test_server_names_that_differ_only_in_case_have_containers_of_their_own() -> None:
-    assert [make(name=name)._object_name_default() for name in ("lab", "Lab", "la-b")] == [
+    assert [make_spawner(name=name)._object_name_default() for name in ("lab", "Lab", "la-b")] == [
         "gpuspawner--41da--lab",
         "gpuspawner--41da---4cab",
         "gpuspawner--41da--la-2db",
@@ -146,7 +92,7 @@ async def test_what_a_start_asks_for_and_creates() -> None:
     config.GpuDockerSpawner.image = "lab:1"
     config.GpuDockerSpawner.cmd = ["start", "{username}"]
     config.GpuDockerSpawner.extra_host_config = lambda spawner: {"shm_size": "1g"}
-    spawner = make(config)
+    spawner = make_spawner(config)
     job = spawner._make_job(spawner._choose())
     assert job.request is not None
     assert job == LaunchJob(
@@ -200,7 +146,7 @@ async def test_what_a_start_asks_for_and_creates() -> None:
 
 
 def test_only_validated_options_are_kept() -> None:
-    spawner = make(name="x")
+    spawner = make_spawner(name="x")
     spawner.user_options = {"profile": "nope"}
     with pytest.raises(BadOption):
         spawner._choose()
@@ -214,7 +160,7 @@ def test_only_validated_options_are_kept() -> None:
     [({"profile": "removed"}, {}), ({"profile": ["gpu"]}, {}), ({"profile": "gpu"}, {"profile": "gpu"})],
 )
 def test_stored_options_whose_tier_is_gone_trap_nobody(stored: dict[str, Any], kept: dict[str, Any]) -> None:
-    spawner = make(name="x")
+    spawner = make_spawner(name="x")
     spawner.user_options = stored
     spawner.load_state({})
     assert spawner.user_options == kept
@@ -223,7 +169,7 @@ def test_stored_options_whose_tier_is_gone_trap_nobody(stored: dict[str, Any], k
 async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spawner = make()
+    spawner = make_spawner()
 
     class Down:
         async def tiers(self) -> dict[str, Any]:
@@ -237,7 +183,7 @@ async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu(
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    spawner = make()
+    spawner = make_spawner()
 
     class Silent:
         async def tiers(self) -> dict[str, Any]:
@@ -266,7 +212,7 @@ OFFER = ' <a href="/hub/spawn/Ada?opt-profile=cpu">Start with CPU now</a>'
 def test_every_problem_becomes_a_sentence(
     problem: Any, status: int, reason: str, message: str, offer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spawner = make()
+    spawner = make_spawner()
     spawner.log = logging.getLogger("test")
     caplog.set_level(logging.INFO)
     error: Any = spawner._sorry(problem)
@@ -278,207 +224,6 @@ def test_every_problem_becomes_a_sentence(
     (record,) = caplog.records
     assert record.exc_info is None
     assert record.getMessage().endswith(" user=Ada server= lease=- devices=- container=-")
-
-
-# ---- poll
-
-
-async def test_a_server_that_was_never_started_isnt_running() -> None:
-    spawner = make()
-    assert await spawner.poll() == 0
-    assert spawner.calls == []
-
-
-@pytest.mark.parametrize(
-    ("answer", "status"),
-    [
-        (container(), None),
-        (container(running=False), "exit code 137"),
-        (container(State={"Running": False, "OOMKilled": True}), "it ran out of memory"),
-        (EngineFault("no such container", 404), 0),
-        (EngineFault("node is unhealthy", 500), None),
-        (EngineFault("no answer"), None),
-        (container(Config={"Labels": {}}), 0),
-    ],
-)
-async def test_only_docker_can_say_that_a_server_ended(answer: Any, status: Any) -> None:
-    spawner = make(inspect_container=[answer])
-    spawner.load_state({"object_id": "c1", "object_name": "gpuspawner-ada", "lease_id": "a1"})
-    assert await spawner.poll() == status
-    assert bool(spawner.object_id) == (status != 0)
-
-
-async def test_a_doubt_is_logged_once_until_docker_is_back(caplog: pytest.LogCaptureFixture) -> None:
-    fault = EngineFault("no answer")
-    spawner = make(inspect_container=[fault, fault, container(), fault, fault])
-    spawner.log = logging.getLogger("test")
-    spawner.load_state({"object_id": "c1"})
-    for _ in range(4):
-        assert await spawner.poll() is None
-    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-
-
-async def test_at_the_hubs_start_a_silent_docker_is_asked_until_it_answers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(lifecycle, "_CHECK_SECONDS", 0.001)
-    fault = EngineFault("no answer")
-    spawner = make(inspect_container=[fault, fault, fault, EngineFault("gone", 404)])
-    spawner._check_pending = True
-    assert await spawner.poll() == 0
-    assert len(spawner.calls) == 4
-
-
-async def test_at_the_hubs_start_a_server_that_answers_runs_whatever_docker_says() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append((await reader.readline()).decode().strip())
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        writer.close()
-
-    asked: list[str] = []
-    web = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with web:
-        spawner = make(inspect_container=[EngineFault("no answer")])
-        port = web.sockets[0].getsockname()[1]
-        spawner._server = SimpleNamespace(
-            ip="127.0.0.1", port=port, base_url="/user/ada/", url="http://known/"
-        )
-        spawner._check_pending = True
-        assert await spawner.poll() is None
-        assert await spawner.get_url() == "http://known/"
-    assert asked == ["GET /user/ada/api HTTP/1.1"]
-
-
-async def test_a_server_whose_hub_died_in_mid_start_is_found_by_name() -> None:
-    spawner = make(inspect_container=[container()])
-    spawner._check_pending = True
-    spawner._server = SimpleNamespace(base_url="/user/ada/", url="http://:0/user/ada/", ip="", port=0)
-    assert await spawner.poll() is None
-    assert await spawner.get_url() == "http://10.213.0.9:8888/user/ada/"
-    assert spawner.get_state() == {"object_id": "c1", "object_name": "gpuspawner--41da", "lease_id": "a1"}
-
-
-# ---- stop
-
-
-class Released:
-    """A broker that remembers what was released."""
-
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-
-    async def release(self, lease_id: str) -> None:
-        self.ids.append(lease_id)
-
-
-@pytest.fixture
-def released(monkeypatch: pytest.MonkeyPatch) -> Released:
-    broker = Released()
-    monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, make().site.socket_path, broker)
-    monkeypatch.setattr(lifecycle, "RETRY_SECONDS", 0.001)
-    return broker
-
-
-async def test_a_stop_ends_when_the_container_is_gone(released: Released) -> None:
-    spawner = make(
-        inspect_container=[container()],
-        stop=[None],
-        remove_container=[EngineFault("removal in progress", 409), EngineFault("gone", 404)],
-    )
-    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
-    await spawner.stop()
-    assert spawner.calls == ["inspect_container", "stop", "remove_container", "remove_container"]
-    assert (spawner.object_id, released.ids) == ("", ["a1"])
-    assert await spawner.poll() == 0
-
-
-async def test_a_stop_of_what_is_gone_is_no_error(released: Released) -> None:
-    spawner = make(inspect_container=[EngineFault("gone", 404)])
-    await spawner.stop()
-    await spawner.stop()
-    assert released.ids == []
-
-
-async def test_a_stop_goes_on_while_docker_doesnt_answer(released: Released) -> None:
-    fault = EngineFault("no answer")
-    spawner = make(
-        inspect_container=[fault, container(), fault, container(), container(running=False)],
-        stop=[None],
-        remove_container=[EngineFault("busy", 500), None],
-    )
-    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
-    await spawner.stop()
-    assert spawner.calls == [
-        "inspect_container",
-        *("inspect_container", "stop", "remove_container", "inspect_container"),
-        *("inspect_container", "stop", "remove_container"),
-    ]
-    assert released.ids == ["a1"]
-
-
-async def test_a_dead_container_that_cant_be_removed_holds_up_nobody(released: Released) -> None:
-    spawner = make(
-        inspect_container=[container(), container(running=False)],
-        stop=[None],
-        remove_container=[EngineFault("busy", 500), EngineFault("busy", 500), None],
-    )
-    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
-    await spawner.stop()
-    assert spawner._removals.pending(spawner.object_name)
-    assert await spawner.poll() is None
-    await spawner._removals.wait(spawner.object_name)
-    assert spawner.calls.count("remove_container") == 3
-
-
-async def test_a_server_that_ended_by_itself_is_taken_away_after_the_hub_has_noticed(
-    released: Released,
-) -> None:
-    spawner = make(inspect_container=[container(running=False)], remove_container=[None])
-    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
-    assert await spawner.poll() == "exit code 137"
-    await spawner.run_post_stop_hook()
-    await spawner._removals.wait(spawner.object_name)
-    assert spawner.calls == ["inspect_container", "remove_container"]
-
-
-# ---- start
-
-
-async def test_a_start_that_fails_says_so_ends_its_progress_and_lets_the_next_one_begin(
-    released: Released,
-) -> None:
-    spawner = make(inspect_image=[{"Config": {"Cmd": ["x"]}}], inspect_container=[EngineFault("gone", 404)])
-    spawner.user_options = {"profile": "cpu"}
-    created: list[Any] = [EngineFault("no space left on device", 500)]
-
-    async def create(plan: Any) -> str:
-        raise created[0]
-
-    spawner.create_container = create  # type: ignore[method-assign]
-    with pytest.raises(SpawnException) as error:
-        await spawner.start()
-    assert error.value.reason == "docker"
-    assert await spawner.poll() is None  # still being given back
-    await spawner.stop()
-    assert await spawner.poll() == 0
-    assert [event["message"] async for event in spawner.progress()] == []
-
-
-async def test_progress_that_is_asked_for_before_the_start_waits_for_it() -> None:
-    spawner = make()
-    spawner._progress.end()
-    spawner._spawn_pending = True
-
-    async def watch() -> list[str]:
-        return [event["message"] async for event in spawner.progress()]
-
-    watching = asyncio.create_task(watch())
-    await asyncio.sleep(0.01)
-    spawner._progress = type(spawner._progress)()
-    spawner._progress.say(10, "2nd in line for a GPU")
-    await asyncio.sleep(0.1)
-    spawner._progress.end()
-    assert await watching == ["2nd in line for a GPU"]
 
 
 # ---- Docker's address and network
@@ -502,13 +247,13 @@ async def test_progress_that_is_asked_for_before_the_start_waits_for_it() -> Non
     ],
 )
 def test_where_a_server_answers(settings: dict[str, Any], network: Any, address: tuple[str, int]) -> None:
-    spawner = make(Config({"GpuDockerSpawner": settings}))
+    spawner = make_spawner(Config({"GpuDockerSpawner": settings}))
     assert spawner.address_of({"NetworkSettings": network}) == address
 
 
 def test_a_container_without_an_address_names_the_setting() -> None:
     with pytest.raises(ConfigError, match=r"c\.GpuDockerSpawner\.network_name"):
-        make().address_of({"NetworkSettings": {"Networks": {"other": {"IPAddress": "1.2.3.4"}}}})
+        make_spawner().address_of({"NetworkSettings": {"Networks": {"other": {"IPAddress": "1.2.3.4"}}}})
 
 
 class Networks:

@@ -1,0 +1,232 @@
+"""Start, poll and stop, against a Docker that says what the test wants; no hub, no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gpuspawner import choice as choice_module
+from gpuspawner import lifecycle
+from gpuspawner.errors import (
+    EngineFault,
+)
+from gpuspawner.spawner import GpuDockerSpawner
+from jupyterhub.spawner import SpawnException
+
+from tests.unit.fake_spawner import make_container, make_spawner
+
+
+@pytest.fixture(autouse=True)
+async def nothing_left_behind() -> AsyncIterator[None]:
+    """Ends what a test left to the background."""
+    yield
+    for task in list(GpuDockerSpawner._removals._tasks.values()):
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+# ---- poll
+
+
+async def test_a_server_that_was_never_started_isnt_running() -> None:
+    spawner = make_spawner()
+    assert await spawner.poll() == 0
+    assert spawner.calls == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (make_container(), None),
+        (make_container(running=False), "exit code 137"),
+        (make_container(State={"Running": False, "OOMKilled": True}), "it ran out of memory"),
+        (EngineFault("no such container", 404), 0),
+        (EngineFault("node is unhealthy", 500), None),
+        (EngineFault("no answer"), None),
+        (make_container(Config={"Labels": {}}), 0),
+    ],
+)
+async def test_only_docker_can_say_that_a_server_ended(answer: Any, status: Any) -> None:
+    spawner = make_spawner(inspect_container=[answer])
+    spawner.load_state({"object_id": "c1", "object_name": "gpuspawner-ada", "lease_id": "a1"})
+    assert await spawner.poll() == status
+    assert bool(spawner.object_id) == (status != 0)
+
+
+async def test_a_doubt_is_logged_once_until_docker_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    fault = EngineFault("no answer")
+    spawner = make_spawner(inspect_container=[fault, fault, make_container(), fault, fault])
+    spawner.log = logging.getLogger("test")
+    spawner.load_state({"object_id": "c1"})
+    for _ in range(4):
+        assert await spawner.poll() is None
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+async def test_at_the_hubs_start_a_silent_docker_is_asked_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lifecycle, "_CHECK_SECONDS", 0.001)
+    fault = EngineFault("no answer")
+    spawner = make_spawner(inspect_container=[fault, fault, fault, EngineFault("gone", 404)])
+    spawner._check_pending = True
+    assert await spawner.poll() == 0
+    assert len(spawner.calls) == 4
+
+
+async def test_at_the_hubs_start_a_server_that_answers_runs_whatever_docker_says() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readline()).decode().strip())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    asked: list[str] = []
+    web = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with web:
+        spawner = make_spawner(inspect_container=[EngineFault("no answer")])
+        port = web.sockets[0].getsockname()[1]
+        spawner._server = SimpleNamespace(
+            ip="127.0.0.1", port=port, base_url="/user/ada/", url="http://known/"
+        )
+        spawner._check_pending = True
+        assert await spawner.poll() is None
+        assert await spawner.get_url() == "http://known/"
+    assert asked == ["GET /user/ada/api HTTP/1.1"]
+
+
+async def test_a_server_whose_hub_died_in_mid_start_is_found_by_name() -> None:
+    spawner = make_spawner(inspect_container=[make_container()])
+    spawner._check_pending = True
+    spawner._server = SimpleNamespace(base_url="/user/ada/", url="http://:0/user/ada/", ip="", port=0)
+    assert await spawner.poll() is None
+    assert await spawner.get_url() == "http://10.213.0.9:8888/user/ada/"
+    assert spawner.get_state() == {"object_id": "c1", "object_name": "gpuspawner--41da", "lease_id": "a1"}
+
+
+# ---- stop
+
+
+class Released:
+    """A broker that remembers what was released."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    async def release(self, lease_id: str) -> None:
+        self.ids.append(lease_id)
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> Released:
+    broker = Released()
+    monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, make_spawner().site.socket_path, broker)
+    monkeypatch.setattr(lifecycle, "RETRY_SECONDS", 0.001)
+    return broker
+
+
+async def test_a_stop_ends_when_the_container_is_gone(released: Released) -> None:
+    spawner = make_spawner(
+        inspect_container=[make_container()],
+        stop=[None],
+        remove_container=[EngineFault("removal in progress", 409), EngineFault("gone", 404)],
+    )
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    await spawner.stop()
+    assert spawner.calls == ["inspect_container", "stop", "remove_container", "remove_container"]
+    assert (spawner.object_id, released.ids) == ("", ["a1"])
+    assert await spawner.poll() == 0
+
+
+async def test_a_stop_of_what_is_gone_is_no_error(released: Released) -> None:
+    spawner = make_spawner(inspect_container=[EngineFault("gone", 404)])
+    await spawner.stop()
+    await spawner.stop()
+    assert released.ids == []
+
+
+async def test_a_stop_goes_on_while_docker_doesnt_answer(released: Released) -> None:
+    fault = EngineFault("no answer")
+    spawner = make_spawner(
+        inspect_container=[fault, make_container(), fault, make_container(), make_container(running=False)],
+        stop=[None],
+        remove_container=[EngineFault("busy", 500), None],
+    )
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    await spawner.stop()
+    assert spawner.calls == [
+        "inspect_container",
+        *("inspect_container", "stop", "remove_container", "inspect_container"),
+        *("inspect_container", "stop", "remove_container"),
+    ]
+    assert released.ids == ["a1"]
+
+
+async def test_a_dead_container_that_cant_be_removed_holds_up_nobody(released: Released) -> None:
+    spawner = make_spawner(
+        inspect_container=[make_container(), make_container(running=False)],
+        stop=[None],
+        remove_container=[EngineFault("busy", 500), EngineFault("busy", 500), None],
+    )
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    await spawner.stop()
+    assert spawner._removals.pending(spawner.object_name)
+    assert await spawner.poll() is None
+    await spawner._removals.wait(spawner.object_name)
+    assert spawner.calls.count("remove_container") == 3
+
+
+async def test_a_server_that_ended_by_itself_is_taken_away_after_the_hub_has_noticed(
+    released: Released,
+) -> None:
+    spawner = make_spawner(inspect_container=[make_container(running=False)], remove_container=[None])
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    assert await spawner.poll() == "exit code 137"
+    await spawner.run_post_stop_hook()
+    await spawner._removals.wait(spawner.object_name)
+    assert spawner.calls == ["inspect_container", "remove_container"]
+
+
+# ---- start
+
+
+async def test_a_start_that_fails_says_so_ends_its_progress_and_lets_the_next_one_begin(
+    released: Released,
+) -> None:
+    spawner = make_spawner(
+        inspect_image=[{"Config": {"Cmd": ["x"]}}], inspect_container=[EngineFault("gone", 404)]
+    )
+    spawner.user_options = {"profile": "cpu"}
+    created: list[Any] = [EngineFault("no space left on device", 500)]
+
+    async def create(plan: Any) -> str:
+        raise created[0]
+
+    spawner.create_container = create  # type: ignore[method-assign]
+    with pytest.raises(SpawnException) as error:
+        await spawner.start()
+    assert error.value.reason == "docker"
+    assert await spawner.poll() is None  # still being given back
+    await spawner.stop()
+    assert await spawner.poll() == 0
+    assert [event["message"] async for event in spawner.progress()] == []
+
+
+async def test_progress_that_is_asked_for_before_the_start_waits_for_it() -> None:
+    spawner = make_spawner()
+    spawner._progress.end()
+    spawner._spawn_pending = True
+
+    async def watch() -> list[str]:
+        return [event["message"] async for event in spawner.progress()]
+
+    watching = asyncio.create_task(watch())
+    await asyncio.sleep(0.01)
+    spawner._progress = type(spawner._progress)()
+    spawner._progress.say(10, "2nd in line for a GPU")
+    await asyncio.sleep(0.1)
+    spawner._progress.end()
+    assert await watching == ["2nd in line for a GPU"]
