@@ -11,7 +11,6 @@ from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 from jupyterhub.utils import fmt_ip_url, maybe_future, url_path_join
-from traitlets import Integer, Unicode
 
 from . import engine
 from .choice import ChoiceSpawner
@@ -33,31 +32,8 @@ _SPARE_SECONDS = 120.0
 class LifecycleSpawner(ChoiceSpawner):
     """A server's life: a `Launch` starts it, Docker says whether it runs, a stop ends when it is gone."""
 
-    hub_id = Unicode(
-        "hub",
-        config=True,
-        help="""
-        Name of this hub at the broker and on its containers' labels.
-
-        Default: "hub". Two hubs that share a broker or a Docker Engine need two names (and two
-        `prefix`): each leaves alone what carries the other's. Keep it: containers that run under an
-        old name are no longer this hub's. Example: `c.GpuDockerSpawner.hub_id = "course-a"`
-        """,
-    )
-
-    starts_at_once = Integer(
-        0,
-        min=0,
-        config=True,
-        help="""
-        How many containers come up at a time; the others wait in line for their turn.
-
-        Default: 0, one more than this machine has cores. A starting server keeps a core busy for
-        seconds: thirty at once make everybody wait for the last, in turns most are ready much sooner.
-        A server that is slow gives its turn on after 10 s. Example, for Docker on another machine with
-        32 cores: `c.GpuDockerSpawner.starts_at_once = 33`
-        """,
-    )
+    hub_id: str
+    starts_at_once: int
 
     _removals: ClassVar[Removals] = Removals()
     _slots: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Slots]] = WeakKeyDictionary()

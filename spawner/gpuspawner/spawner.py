@@ -17,7 +17,7 @@ import docker.errors
 import docker.tls
 from docker.api.client import APIClient
 from docker.utils import kwargs_from_env
-from traitlets import Bool, TraitError, Unicode, default, validate
+from traitlets import Bool, Integer, TraitError, Unicode, default, validate
 
 from .container import ContainerFacts, ContainerPlan, network_settings, plan
 from .errors import ConfigError, EngineFault
@@ -44,6 +44,18 @@ class GpuDockerSpawner(LifecycleSpawner):
     What hub and broker share is set on `c.GpuSite`; DockerSpawner's settings work here too.
     """
 
+    hub_id = Unicode(
+        "hub",
+        config=True,
+        help="""
+        Name of this hub at the broker and on its containers' labels.
+
+        Default: "hub". Two hubs that share a broker or a Docker Engine need two names (and two
+        `prefix`): each leaves alone what carries the other's. Keep it: containers that run under an
+        old name are no longer this hub's. Example: `c.GpuDockerSpawner.hub_id = "course-a"`
+        """,
+    )
+
     container_user = Unicode(
         "1000:100",
         config=True,
@@ -65,6 +77,20 @@ class GpuDockerSpawner(LifecycleSpawner):
         Example: none; leave it.
         """,
     )
+    starts_at_once = Integer(
+        0,
+        min=0,
+        config=True,
+        help="""
+        How many containers come up at a time; the others wait in line for their turn.
+
+        Default: 0, one more than this machine has cores. A starting server keeps a core busy for
+        seconds: thirty at once make everybody wait for the last, in turns most are ready much sooner.
+        A server that is slow gives its turn on after 10 s. Example, for Docker on another machine with
+        32 cores: `c.GpuDockerSpawner.starts_at_once = 33`
+        """,
+    )
+
     subnet = Unicode(
         "10.213.0.0/20",
         config=True,
