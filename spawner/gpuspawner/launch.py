@@ -23,8 +23,8 @@ from .progress import Progress
 from .readiness import Answer, Pace, Slots, ask
 
 RETRY_SECONDS = 1.0
-_NOUNS = {Mode.SLICE: "slice of a GPU", Mode.MIG: "MIG instance"}
 """Pause between attempts to give back while Docker doesn't answer."""
+_NOUNS = {Mode.SLICE: "slice of a GPU", Mode.MIG: "MIG instance"}
 _LOOK_SECONDS = 1.0
 """How often a start that waits for an answer looks whether its container still runs."""
 _RELEASE_SECONDS = 2.0
