@@ -83,8 +83,12 @@ def test_slices_without_mps_and_simulated_ones() -> None:
     )
     pooling = make_pooling(pools, tiers, [H0], Host(True, MPS))
     facts = Facts(tiers=tiers, pooling=pooling, simulated=True)
-    assert tuple(pool_findings(facts))[1] == ok(
-        "Tier s", "mode slice, 8.0 GiB: guarantee none; up to 20 % of the compute: guarantee none"
+    assert tuple(pool_findings(facts)) == (
+        ok(
+            "Pool p",
+            "1 simulated device, mode slice, in sizes of 8.0 GiB, 16 GiB; simulated, so nothing is held",
+        ),
+        ok("Tier s", "mode slice, 8.0 GiB: guarantee none; up to 20 % of the compute: guarantee none"),
     )
 
 

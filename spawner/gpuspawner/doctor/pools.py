@@ -47,6 +47,8 @@ def _pool(terms: Terms, devices: Sequence[Device], simulated: bool) -> str:
         text += f", each in {terms.slices} of up to {format_bytes(terms.largest_bytes(size))}"
     else:
         text += f", in sizes of {', '.join(format_bytes(each) for each in terms.sizes_bytes)}"
+    if simulated:
+        return f"{text}; simulated, so nothing is held"
     if not terms.mps:
         return f"{text}; without MPS: memory is guarded, compute is not limited"
     return f"{text}; compute up to {terms.largest_percent(size):g} % by MPS, memory guarded"
