@@ -51,7 +51,12 @@ rate(1)
 log = open("/tmp/rates", "a", buffering=1)
 while True: log.write(f"{time.time()} {rate(0.5)}\\n")
 """
-DETACHED = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', CODE], start_new_session=True)"
+DETACHED = """
+import subprocess, sys
+log = open("/tmp/neighbour.log", "w")
+subprocess.Popen(["setsid", "--fork", sys.executable, "-c", CODE], stdout=log, stderr=log).wait()
+"""
+"""Nobody's child: a kernel that shuts down ends its children."""
 
 
 def run_attack(attack: Attack) -> str:
@@ -70,10 +75,14 @@ async def training_neighbour(client: Client) -> AsyncIterator[Callable[[], Any]]
             text = await client.run_in_kernel("print(open('/tmp/rates').read())")
             return [(float(line.split()[0]), float(line.split()[1])) for line in text.splitlines() if line]
 
-        for _ in range(60):
-            await asyncio.sleep(0.5)
-            if await client.run_in_kernel("import os; print(os.path.exists('/tmp/rates'))") == "True\n":
+        look = "import os; print(os.path.exists('/tmp/rates') or open('/tmp/neighbour.log').read())"
+        for _ in range(10):
+            await asyncio.sleep(2)
+            said = await client.run_in_kernel(look)
+            if said == "True\n":
                 break
+        else:
+            pytest.fail(f"the neighbour computes nothing: {said}")
         await asyncio.sleep(3)
         yield rates
 
@@ -145,7 +154,7 @@ print(len(kept))
 SEARCH = """
 import torch
 kept = [torch.empty(1 << 28, dtype=torch.uint8, device="cuda") for _ in range(24)]
-print(len(kept), sum(int((block == 0xA5).sum() > 1 << 18) for block in kept))
+print(len(kept), sum(any(int((part == 0xA5).sum()) > 1 << 18 for part in block.split(1 << 24)) for block in kept))
 """
 
 

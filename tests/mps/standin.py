@@ -89,7 +89,10 @@ class _Daemon:
         return ""
 
     def _get_default_device_pinned_mem_limit(self, device: str) -> str:
-        return f"{self.limits.get(device, '')}\n"
+        """Rounded down to whole GiB, as the control program of driver 580 answers."""
+        size = self.limits.get(device, "")
+        mebibytes = int(size.removesuffix("M")) if size.endswith("M") else 0
+        return f"{mebibytes // 1024}G\n" if mebibytes >= 1024 else f"{size}\n"
 
     def _set_active_thread_percentage(self, server: str, percent: str) -> str:
         return ""

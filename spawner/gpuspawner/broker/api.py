@@ -28,6 +28,7 @@ from ..errors import (
     EngineFault,
     Fault,
     LeaseConflict,
+    LedgerFault,
     QueueTimeout,
     Refusal,
 )
@@ -112,11 +113,10 @@ class Handler(RequestHandler):
     def refusal_of(self, fault: Fault) -> Refusal:
         """What the user is told of a fault; what exactly happened is for the log."""
         self.site.log.error("A request failed: %s", fault)
-        who = (
-            "Docker doesn't do its part" if isinstance(fault, EngineFault) else "the ledger can't be written"
-        )
+        what = {EngineFault: "Docker doesn't do its part", LedgerFault: "the ledger can't be written"}
+        why = what.get(type(fault), "a GPU doesn't do its part")
         return BrokerUnavailable(
-            f"GPUs can't be given out right now: {who}. Try again in a minute, or choose CPU. "
+            f"GPUs can't be given out right now: {why}. Try again in a minute, or choose CPU. "
             "Admin: see the log of the broker."
         )
 

@@ -219,8 +219,12 @@ class MpsControl:
         if limits.size is None:
             return
         answer = await self.ask("get_default_device_pinned_mem_limit 0")
-        match = _SIZE.search(answer)  # "8192M"; where a driver words it otherwise, the guard holds anyway
-        if match and int(match[1]) << (30 if match[2] in "gG" else 20) != limits.memory_bytes >> 20 << 20:  # type: ignore[operator]
+        match = _SIZE.search(answer)  # where a driver words it otherwise, the guard holds anyway
+        if match is None or limits.memory_bytes is None:
+            return
+        # The answer is in whole units, rounded down: driver 580 says "9G" of a limit of 10098M.
+        unit_bytes = 1 << (30 if match[2] in "gG" else 20)
+        if int(match[1]) != (limits.memory_bytes >> 20 << 20) // unit_bytes:
             raise DeviceFault(f"MPS's memory limit is {answer} instead of {limits.size}")
 
     async def percent(self) -> float:
