@@ -154,7 +154,8 @@ print(len(kept))
 SEARCH = """
 import torch
 kept = [torch.empty(1 << 28, dtype=torch.uint8, device="cuda") for _ in range(24)]
-print(len(kept), sum(any(int((part == 0xA5).sum()) > 1 << 18 for part in block.split(1 << 24)) for block in kept))
+filled = [any(int((part == 0xA5).sum()) > 1 << 18 for part in block.split(1 << 24)) for block in kept]
+print(len(kept), sum(filled))
 """
 
 
