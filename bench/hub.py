@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import docker
 
 HERE = Path(__file__).resolve().parent
 USER = "bench-{number}"
@@ -32,6 +34,13 @@ def free_ports(count: int = 4) -> int:
                 probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
             return first
     raise RuntimeError("no free ports between 20000 and 32000")
+
+
+def bridge_gateway() -> str:
+    """The host's address on Docker's default bridge, where stock DockerSpawner puts its containers."""
+    with contextlib.closing(docker.from_env()) as engine:
+        network = engine.networks.get("bridge").attrs["IPAM"]["Config"][0]
+        return str(network.get("Gateway") or ipaddress.ip_network(network["Subnet"])[1])
 
 
 class Hub:
@@ -54,6 +63,7 @@ class Hub:
             "GPUSPAWNER_SIMULATED": "64 x H100 80GB",  # the broker reads the project's own config
             "GPUSPAWNER_SUBNET": "10.219.0.0/20",
             "BENCH_TOKEN": self.token,
+            "BENCH_GATEWAY": bridge_gateway(),
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._session: aiohttp.ClientSession | None = None
