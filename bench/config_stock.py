@@ -9,6 +9,7 @@ c = get_config()  # noqa: F821
 c.JupyterHub.bind_url = f"http://127.0.0.1:{os.environ['GPUSPAWNER_PORT']}"
 c.JupyterHub.hub_bind_url = f"http://0.0.0.0:{int(os.environ['GPUSPAWNER_PORT']) + 1}"
 c.JupyterHub.hub_connect_ip = os.environ["BENCH_GATEWAY"]  # the host, as containers see it
+c.JupyterHub.hub_connect_ip = "172.17.0.1"  # Docker's default bridge: labs can't resolve the host's name
 c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{int(os.environ['GPUSPAWNER_PORT']) + 2}"
 c.JupyterHub.db_url = f"sqlite:///{os.environ['GPUSPAWNER_STATE_DIR']}/jupyterhub.sqlite"
 c.JupyterHub.authenticator_class = "dummy"
