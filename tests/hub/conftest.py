@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import docker
@@ -104,6 +105,8 @@ def hub(
         yield process
     finally:
         process.close()
+        with suppress(docker.errors.APIError):
+            engine.remove_network(NAME)
         shutil.rmtree(folder, ignore_errors=True)
 
 

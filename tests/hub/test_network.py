@@ -1,0 +1,89 @@
+"""The labs' own network, on the real engine: made when missing, told apart from another of its name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import docker
+import docker.errors
+import pytest
+from gpuspawner.errors import EngineFault
+from gpuspawner.spawner import GpuDockerSpawner
+from traitlets.config import Config
+
+from tests.hub.hubprocess import IMAGE
+
+pytestmark = pytest.mark.docker
+
+NETWORK = "hubtest-missing"
+SUBNET = "10.214.8.0/24"
+
+
+@pytest.fixture
+def missing(engine: docker.APIClient, images: None) -> Iterator[docker.APIClient]:
+    """An engine without the network, before and after."""
+
+    def remove() -> None:
+        with suppress(docker.errors.NotFound):
+            engine.remove_container(NETWORK, force=True)
+        with suppress(docker.errors.NotFound):
+            engine.remove_network(NETWORK)
+
+    remove()
+    yield engine
+    remove()
+
+
+async def test_a_start_makes_the_network_that_somebody_pruned(missing: docker.APIClient) -> None:
+    config = Config({"GpuDockerSpawner": {"network_name": NETWORK, "subnet": SUBNET}})
+    spawner = GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
+    host = missing.create_host_config(network_mode=NETWORK)
+    missing.create_container(IMAGE, name=NETWORK, host_config=host)
+    with pytest.raises(EngineFault) as fault:
+        await spawner.docker("start", NETWORK)
+    assert await spawner.mend_network(fault.value)
+    await spawner.docker("start", NETWORK)
+    container = missing.inspect_container(NETWORK)
+    assert spawner.address_of(container) == ("10.214.8.2", 8888)
+    options = missing.inspect_network(NETWORK)["Options"]
+    assert options["com.docker.network.bridge.enable_icc"] == "false"
+
+
+async def test_another_fault_of_a_start_is_not_mended(missing: docker.APIClient) -> None:
+    config = Config({"GpuDockerSpawner": {"network_name": NETWORK, "subnet": SUBNET}})
+    spawner = GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
+    with pytest.raises(EngineFault) as fault:
+        await spawner.docker("start", NETWORK)
+    assert not await spawner.mend_network(fault.value)
+
+
+def test_the_command_makes_it_once_and_refuses_another_subnet(
+    missing: docker.APIClient, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.py"
+
+    def run(subnet: str) -> tuple[int, str]:
+        config.write_text(
+            f"c = get_config()\nc.GpuDockerSpawner.network_name = {NETWORK!r}\n"
+            f"c.GpuDockerSpawner.subnet = {subnet!r}\n"
+        )
+        command = [sys.executable, "-m", "gpuspawner.network", "--config", str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert run(SUBNET) == (0, "10.214.8.1\n")
+    assert run(SUBNET) == (0, "10.214.8.1\n")
+    assert run("10.214.9.0/24") == (
+        1,
+        f"the network '{NETWORK}' has the addresses ['{SUBNET}'], not 10.214.9.0/24: remove it with "
+        f"'docker network rm {NETWORK}', or set GPUSPAWNER_SUBNET to what it has\n",
+    )
+    assert run("nonsense") == (1, "the network 'nonsense' can't be read: write it like \"10.213.0.0/20\"\n")
+    config.unlink()
+    command = [sys.executable, "-m", "gpuspawner.network", "--config", str(config)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 1
