@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from . import engine
-from .client import BrokerClient
+from .client import BrokerClient, Grant
 from .container import ContainerPlan, Owner
-from .errors import EngineFault, Refusal, StartFault
+from .errors import BrokerUnavailable, EngineFault, LeaseConflict, Refusal, StartFault
 from .model import ContainerPatch, GpuRequest, Lease, Mode, Tier
 from .progress import Progress
 from .readiness import Answer, Pace, Slots, ask
@@ -28,6 +28,9 @@ _NOUNS = {Mode.SLICE: "slice of a GPU", Mode.MIG: "MIG instance"}
 _LOOK_SECONDS = 1.0
 """How often a start that waits for an answer looks whether its container still runs."""
 _RELEASE_SECONDS = 2.0
+CONFIRM_SECONDS = 10.0
+"""So long a start waits for a broker that is being restarted, as the client does with its hold."""
+_CONFIRM_PAUSE_SECONDS = 0.1
 
 
 class LaunchHost(Protocol):
@@ -93,6 +96,7 @@ class Launch:
         self.job = job
         self.lease: Lease | None = None
         self.container_id = ""
+        self._grant: Grant | None = None
         self._host = host
         self._broker = broker
         self._progress = progress
@@ -110,7 +114,7 @@ class Launch:
             return await self._launch(image, None)
         self._progress.say(5, "Asking for a GPU")
         async with self._broker.acquire(job.request, self._say_queued) as grant:
-            self.lease = grant.lease
+            self._grant, self.lease = grant, grant.lease
             self._say_granted(grant.lease, grant.patch)
             return await self._launch(image, grant.patch)
 
@@ -140,8 +144,7 @@ class Launch:
             return await self._come_up()
 
     async def _come_up(self) -> tuple[str, int]:
-        if self.lease is not None:
-            await self._broker.confirm(self.lease.id)  # the fence: from here on the device is in use
+        await self._confirm()
         await self._start()
         container = await self._inspect_running()
         address = self._host.address_of(container)
@@ -150,6 +153,26 @@ class Launch:
             await self._wait_answer(address)
             self._progress.say(95, "The server answers")
         return address
+
+    async def _confirm(self) -> None:
+        """The fence: from here on the device is in use. Raises Refusal.
+
+        A broker that is being restarted is waited for, and after that for the hold to be there again:
+        without a hold the new one says LeaseConflict.
+        """
+        if self._grant is None:
+            return
+        loop = asyncio.get_running_loop()
+        deadline, broken = loop.time() + CONFIRM_SECONDS, False
+        while True:
+            try:
+                await self._broker.confirm(self._grant.lease.id)
+                return
+            except (BrokerUnavailable, LeaseConflict) as refusal:
+                broken = broken or isinstance(refusal, BrokerUnavailable)
+                if self._grant.lost is not None or not broken or loop.time() > deadline:
+                    raise
+            await asyncio.sleep(_CONFIRM_PAUSE_SECONDS)
 
     def _say_queued(self, position: int, waiting: int, message: str) -> None:
         self._progress.say(10, message)

@@ -328,7 +328,9 @@ async def test_labs_reach_the_hub_and_not_each_other(hub: HubProcess) -> None:
     environment = dict(item.split("=", 1) for item in hub.inspect("pia")["Config"]["Env"])
 
     def answers(ip: str, port: int, path: str) -> bool:
-        request = f"printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' | /bin/busybox nc -w 2 {ip} {port}"
+        # The sleep keeps the request's side open: the hub drops who hangs up before the answer.
+        get = f"printf 'GET {path} HTTP/1.0\\r\\n\\r\\n'; /bin/busybox sleep 1"
+        request = f"({get}) | /bin/busybox nc -w 2 {ip} {port}"
         made = hub.engine.exec_create(hub.inspect("pia")["Id"], ["/bin/busybox", "sh", "-c", request])
         return bytes(hub.engine.exec_start(made["Id"])).startswith(b"HTTP/")
 

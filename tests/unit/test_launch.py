@@ -3,172 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from gpuspawner import launch as launch_module
 from gpuspawner import readiness
-from gpuspawner.client import Grant
-from gpuspawner.container import ContainerPlan, Owner
-from gpuspawner.errors import EngineFault, GpuSpawnerError, LeaseConflict, QueueTimeout, StartFault
-from gpuspawner.launch import Launch, LaunchJob
-from gpuspawner.model import ContainerPatch, GpuRequest, Lease, LeaseState, Tier
-from gpuspawner.progress import Progress
-from gpuspawner.readiness import Answer, Slots
-from gpuspawner.units import utc_now
-
-OWNER = Owner("hub", "ada", "", "gpu")
-LEASE = Lease(
-    id="a" * 32, hub="hub", user="ada", server="", tier="gpu", state=LeaseState.RESERVED, device_count=1,
-    created_at=utc_now(), since=utc_now(), device_uuids=("GPU-1",),
-)  # fmt: skip
-REQUEST = GpuRequest(LEASE.id, "hub", "ada", "", "gpu", 1)
-JOB = LaunchJob(
-    name="gpuspawner-ada",
-    owner=OWNER,
-    tier=Tier("gpu", "GPU", device_count=1),
-    image="lab:1",
-    api_path="/user/ada/api",
-    http_timeout_seconds=5,
-    request=REQUEST,
-    secret="s3cret",
+from gpuspawner.errors import (
+    BrokerUnavailable,
+    EngineFault,
+    LeaseConflict,
+    QueueTimeout,
+    StartFault,
 )
+from gpuspawner.launch import LaunchJob
+from gpuspawner.model import Tier
+from gpuspawner.progress import Progress
+from gpuspawner.readiness import Answer
 
-
-@dataclass
-class Docker:
-    """Containers by name. Each call runs in a task of its own after a pause, as in a thread: no cancel."""
-
-    log: logging.Logger = field(default_factory=lambda: logging.getLogger("test"))
-    containers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    calls: list[str] = field(default_factory=list)
-    faults: dict[str, list[EngineFault]] = field(default_factory=dict)
-    dies: bool = False
-    slow: str = ""
-    slots: Slots = field(default_factory=lambda: Slots(1))
-    pause: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
-
-    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return await self._thread(method, lambda: getattr(self, method)(*args, **kwargs))
-
-    async def _thread(self, method: str, call: Callable[[], Any]) -> Any:
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        async def work() -> None:
-            for _ in range(30 if method == self.slow else 3):
-                await asyncio.sleep(0)
-            self.calls.append(method)
-            try:
-                faults = self.faults.get(method)
-                if faults:
-                    fault = faults.pop(0)
-                    if fault.status is None:
-                        call()  # done, but the answer is lost
-                    raise fault
-                result = call()
-            except EngineFault as fault:
-                if not done.done():
-                    done.set_exception(fault)
-            else:
-                if not done.done():
-                    done.set_result(result)
-
-        self.tasks = [*getattr(self, "tasks", []), asyncio.create_task(work())]
-        await self.pause()
-        return await done
-
-    async def pull_image(self, image: str) -> dict[str, Any]:
-        return dict(await self.docker("inspect_image", image))
-
-    def inspect_image(self, image: str) -> dict[str, Any]:
-        return {"Id": image}
-
-    async def plan_container(
-        self, job: LaunchJob, image: dict[str, Any], patch: ContainerPatch | None
-    ) -> ContainerPlan:
-        await self.pause()
-        labels = {**job.owner.labels(), **(patch.labels if patch else {})}
-        return ContainerPlan({"name": job.name, "labels": labels}, {}, ())
-
-    async def create_container(self, plan: ContainerPlan) -> str:
-        def create() -> str:
-            name = plan.create["name"]
-            if name in self.containers:
-                raise EngineFault("name in use", 409)
-            self.containers[name] = {
-                "Id": f"id-{len(self.calls)}",
-                "Config": {"Labels": plan.create["labels"]},
-                "State": {"Running": False, "ExitCode": 0},
-            }
-            return str(self.containers[name]["Id"])
-
-        return str(await self._thread("create", create))
-
-    def _find(self, key: str) -> tuple[str, dict[str, Any]]:
-        for name, container in self.containers.items():
-            if key in (name, container["Id"]):
-                return name, container
-        raise EngineFault("no such container", 404)
-
-    def start(self, key: str) -> None:
-        self._find(key)[1]["State"] = {"Running": not self.dies, "ExitCode": 3}
-
-    def inspect_container(self, key: str) -> dict[str, Any]:
-        return self._find(key)[1]
-
-    def remove_container(self, key: str, **_: Any) -> None:
-        del self.containers[self._find(key)[0]]
-
-    def logs(self, key: str, **_: Any) -> bytes:
-        return b"hello\ntoken=s3cret\n"
-
-    async def mend_network(self, fault: EngineFault) -> bool:
-        return "network" in str(fault)
-
-    def address_of(self, container: dict[str, Any]) -> tuple[str, int]:
-        return "10.213.0.2", 8888
-
-
-@dataclass
-class Broker:
-    """Remembers holds, confirmations and releases."""
-
-    pause: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
-    held: int = 0
-    confirmed: list[str] = field(default_factory=list)
-    released: list[str] = field(default_factory=list)
-    refusal: GpuSpawnerError | None = None
-    conflict: bool = False
-
-    @asynccontextmanager
-    async def acquire(self, request: GpuRequest, on_queued: Any) -> AsyncIterator[Grant]:
-        self.held += 1
-        try:
-            on_queued(2, 2, "2nd in line for a GPU")
-            await self.pause()
-            on_queued(1, 1, "1st in line for a GPU")
-            await self.pause()
-            if self.refusal:
-                raise self.refusal
-            yield Grant(
-                LEASE,
-                ContainerPatch(env={"GPUSPAWNER_SIMULATED": "1"}, labels={"gpuspawner.lease": LEASE.id}),
-            )
-        finally:
-            self.held -= 1
-
-    async def confirm(self, lease_id: str) -> None:
-        await self.pause()
-        if self.conflict:
-            raise LeaseConflict("The lease is gone")
-        self.confirmed.append(lease_id)
-
-    async def release(self, lease_id: str) -> None:
-        self.released.append(lease_id)
+from tests.unit.fake_launch import JOB, LEASE, OWNER, Broker, Docker, make
 
 
 @pytest.fixture
@@ -183,11 +34,6 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Answer]:
     monkeypatch.setattr(launch_module, "ask", ask)
     monkeypatch.setattr(readiness, "POLL_SECONDS", 0)
     return planned
-
-
-def make(docker: Docker, broker: Broker, job: LaunchJob = JOB) -> tuple[Launch, Progress]:
-    progress = Progress()
-    return Launch(job, docker, broker, progress), progress  # type: ignore[arg-type]
 
 
 async def events(progress: Progress) -> list[str]:
@@ -269,7 +115,7 @@ async def test_giving_back_goes_on_until_docker_answers(
     answers: list[Answer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(launch_module, "RETRY_SECONDS", 0.01)
-    docker, broker = Docker(), Broker(conflict=True)
+    docker, broker = Docker(), Broker(refusals=[LeaseConflict("The lease is gone")])
     start, _ = make(docker, broker)
     with pytest.raises(LeaseConflict):
         await start.run()
@@ -296,6 +142,34 @@ async def test_starts_take_turns_and_say_so(answers: list[Answer]) -> None:
     await asyncio.gather(*starts)
     assert docker.calls.count("start") == 2
     assert "Waiting for others that are starting" in await events(progress)
+
+
+async def test_a_broker_that_restarts_is_waited_for(
+    answers: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_module, "_CONFIRM_PAUSE_SECONDS", 0)
+    docker = Docker()
+    broker = Broker(
+        refusals=[BrokerUnavailable("down"), LeaseConflict("no hold yet"), LeaseConflict("nor now")]
+    )
+    start, _ = make(docker, broker)
+    assert await start.run() == ("10.213.0.2", 8888)
+    assert broker.confirmed == [LEASE.id]
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_broker_that_stays_away_ends_the_start(
+    answers: list[Answer], monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    monkeypatch.setattr(launch_module, "_CONFIRM_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(launch_module, "CONFIRM_SECONDS", 10 if lost else 0)
+    docker, broker = Docker(), Broker(refusals=[BrokerUnavailable("down")] * 5)
+    broker.lost = BrokerUnavailable("gone") if lost else None
+    start, _ = make(docker, broker)
+    with pytest.raises(BrokerUnavailable, match="down"):
+        await start.run()
+    await start.give_back()
+    assert (docker.containers, docker.calls.count("start")) == ({}, 0)
 
 
 async def test_a_refusal_in_the_queue_touches_no_container(answers: list[Answer]) -> None:
