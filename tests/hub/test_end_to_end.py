@@ -65,6 +65,7 @@ async def test_from_login_to_a_matrix_product_and_back_to_a_free_device(system: 
                 "device_uuids": [device],
                 "memory_bytes": 80 << 30,
                 "compute_percent": 100.0,
+                "mode": "whole",
                 "notice": "",
             }
         ]
