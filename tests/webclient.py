@@ -59,13 +59,15 @@ class Client:
             assert answer.ok, (path, answer.status, await answer.text())
             return json.loads(await answer.text() or "null")
 
-    async def progress(self) -> list[dict[str, Any]]:
-        """The events of the progress stream until the server is ready or has failed."""
+    async def progress(self, begun: asyncio.Event | None = None) -> list[dict[str, Any]]:
+        """The events of the progress stream to its end; sets `begun` at the first."""
         events = []
         async with self.session.get(self.url(f"hub/api/users/{self.user}/server/progress")) as stream:
             async for line in stream.content:
                 if line.startswith(b"data:"):
                     events.append(json.loads(line[5:]))
+                    if begun is not None:
+                        begun.set()
         return events
 
     async def run_in_kernel(self, code: str) -> str:

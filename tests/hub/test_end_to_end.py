@@ -99,7 +99,9 @@ async def test_the_third_in_two_waits_and_gives_up(system: System) -> None:
         assert "bob" not in page
 
         await carl.text("hub/home")
-        waiting = asyncio.create_task(carl.progress())
+        begun = asyncio.Event()
+        waiting = asyncio.create_task(carl.progress(begun))
+        await begun.wait()  # as who gives up has the page open
         await carl.send("DELETE", "hub/api/users/carl/server")
         messages = [event.get("message", "") for event in await waiting]
         assert "1st in line for a GPU" in " ".join(messages)
