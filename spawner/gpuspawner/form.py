@@ -77,7 +77,10 @@ def _make_card(tier: Tier, live: Mapping[str, Any] | None, simulated: bool, prob
         return TierCard(tier, False, _sentences(tier.description, missing))
     count = f"{free if isinstance(free, int) else 0} of {total} {kind}{_s(total)} free now."
     waiting = live.get("waiting")
-    line = f"{waiting} waiting in line." if isinstance(waiting, int) and waiting > 0 else ""
+    ahead = waiting if isinstance(waiting, int) and waiting > 0 else 0
+    line = f"{ahead} waiting in line." if ahead else ""
+    if ahead or not isinstance(free, int) or free < tier.device_count:
+        line = _sentences(line, "You will wait in line.")
     return TierCard(tier, True, _sentences(tier.description, _worth(tier, live), count, line))
 
 

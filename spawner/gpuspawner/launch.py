@@ -30,6 +30,11 @@ _LOOK_SECONDS = 1.0
 _RELEASE_SECONDS = 2.0
 CONFIRM_SECONDS = 10.0
 """So long a start waits for a broker that is being restarted, as the client does with its hold."""
+WAITING_ADVICE = (
+    "All that suit your choice are taken. This page goes on by itself when it is your turn, and you may "
+    "close it meanwhile. To have a server at once, press Stop Server and choose CPU. Who holds what is on "
+    "the GPU page, under Services."
+)
 _CONFIRM_PAUSE_SECONDS = 0.1
 
 
@@ -175,7 +180,7 @@ class Launch:
             await asyncio.sleep(_CONFIRM_PAUSE_SECONDS)
 
     def _say_queued(self, position: int, waiting: int, message: str) -> None:
-        self._progress.say(10, message)
+        self._progress.say(10, message, WAITING_ADVICE)
         self._log(logging.INFO, "Waiting for a device: place %s of %s", position, waiting)
 
     def _say_granted(self, lease: Lease, patch: ContainerPatch) -> None:

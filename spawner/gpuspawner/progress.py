@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from html import escape
 from typing import Any
 
 
@@ -15,9 +16,14 @@ class Progress:
         self._changed = asyncio.Event()
         self.ended = False
 
-    def say(self, percent: int, message: str) -> None:
-        """Adds an event, as JupyterHub's progress page takes it. The same sentence isn't repeated."""
-        event = {"progress": percent, "message": message}
+    def say(self, percent: int, message: str, advice: str = "") -> None:
+        """Adds an event, as JupyterHub's progress page takes it. The same sentence isn't repeated.
+
+        `advice` is text for people who look at the page; programs get the message alone.
+        """
+        event: dict[str, Any] = {"progress": percent, "message": message}
+        if advice:
+            event["html_message"] = f"<strong>{escape(message)}</strong><br>{escape(advice)}"
         if not self._events or self._events[-1] != event:
             self._events.append(event)
             self._wake()

@@ -48,3 +48,16 @@ async def test_a_follower_that_leaves_disturbs_nobody() -> None:
     progress.say(1, "on")
     progress.end()
     assert await stayer == [{"progress": 1, "message": "on"}]
+
+
+async def test_advice_is_for_people_and_escaped() -> None:
+    progress = Progress()
+    progress.say(10, "1st in line for a <GPU>", "Choose CPU & go on.")
+    progress.end()
+    assert [event async for event in progress.follow()] == [
+        {
+            "progress": 10,
+            "message": "1st in line for a <GPU>",
+            "html_message": "<strong>1st in line for a &lt;GPU&gt;</strong><br>Choose CPU &amp; go on.",
+        }
+    ]
