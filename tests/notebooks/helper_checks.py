@@ -15,8 +15,8 @@ from unittest import mock
 import starter
 import torch
 from IPython.core.interactiveshell import InteractiveShell
-from starter import device as device_module
 from starter import lease as lease_module
+from starter import magic as magic_module
 
 LEASE = {
     "id": "0" * 32,
@@ -25,7 +25,7 @@ LEASE = {
     "tier": "gpu",
     "state": "running",
     "device_uuids": ["GPU-1"],
-    "memory_bytes": 80 * 10**9,
+    "memory_bytes": 80 * 2**30,
     "compute_percent": 100.0,
     "simulated": False,
 }
@@ -34,7 +34,7 @@ LEASE = {
 class Properties:
     """What the helper reads of a device's properties."""
 
-    total_memory = 80 * 10**9
+    total_memory = 80 * 2**30
 
 
 def own_quota(lease: object, gpus: int) -> starter.Quota:
@@ -61,10 +61,10 @@ class TheQuota(unittest.TestCase):
                 tier="gpu",
                 leased=True,
                 device_uuids=("GPU-1",),
-                memory_bytes=80 * 10**9,
+                memory_bytes=80 * 2**30,
                 compute_percent=100.0,
                 gpus=("H100",),
-                gpu_memory_bytes=80 * 10**9,
+                gpu_memory_bytes=80 * 2**30,
             ),
         )
         self.assertEqual((own_quota(LEASE, 1).kind, own_quota(LEASE, 1).mode), ("real", "whole"))
@@ -101,8 +101,22 @@ class TheQuota(unittest.TestCase):
         ):
             starter.show_quota()
         shown = display.call_args.args[0]
-        self.assertIn("80 GB of 80 GB", shown["text/plain"])
+        self.assertIn("80 GiB of 80 GiB", shown["text/plain"])
         self.assertIn("&lt;b&gt;gpu&lt;/b&gt;", shown["text/html"])
+
+
+class Numbers(unittest.TestCase):
+    def test_memory_is_in_powers_of_1024(self) -> None:
+        for count, text in (
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.5 KiB"),
+            (999.9 * 2**20, "1000 MiB"),
+            (1023.9 * 2**20, "1 GiB"),
+            (80 * 2**30, "80 GiB"),
+            (3 * 2**50, "3072 TiB"),
+        ):
+            self.assertEqual(starter.human_bytes(count), text)
 
 
 class Checking(unittest.TestCase):
@@ -166,10 +180,10 @@ class Needs(unittest.TestCase):
     def run_cell(self, line: str, cell: str, available: set[str]) -> str:
         with (
             contextlib.redirect_stdout(io.StringIO()) as said,
-            mock.patch.object(device_module, "available", lambda: available),
-            mock.patch.object(device_module, "get_ipython", lambda: self.shell),
+            mock.patch.object(magic_module, "available", lambda: available),
+            mock.patch.object(magic_module, "get_ipython", lambda: self.shell),
         ):
-            device_module.needs(line, cell)
+            magic_module.needs(line, cell)
         return said.getvalue()
 
     def test_a_cell_runs_where_all_is_there(self) -> None:
@@ -182,8 +196,19 @@ class Needs(unittest.TestCase):
         self.assertIn("Stepped aside: this cell needs Torch-TensorRT", said)
         self.assertNotIn("untouched", self.shell.user_ns)
 
+    def test_what_to_do_depends_on_whether_the_gpu_is_simulated(self) -> None:
+        for own, says in (
+            (starter.Quota(leased=True, simulated=True), "GPU is simulated, so there is none to run this on"),
+            (starter.Quota(), "Start the server with a GPU tier"),
+        ):
+            with mock.patch.object(magic_module, "quota", lambda own=own: own):
+                said = self.run_cell("gpu", "1 / 0", set())
+                self.assertIn(says, said)
+                self.assertEqual("nothing for you to do" in said, own.simulated)
+                self.assertIn("Torch-TensorRT", self.run_cell("tensorrt", "1 / 0", set()))
+
     def test_a_cell_that_fails_fails(self) -> None:
-        with self.assertRaises(device_module._AlreadyShown):
+        with self.assertRaises(magic_module._AlreadyShown):
             self.run_cell("gpu", "1 / 0", {"gpu"})
 
 

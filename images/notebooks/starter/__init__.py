@@ -7,6 +7,7 @@ short enough to be read: every function can be opened with `starter.check??` in 
 from .device import available, choose_device, cpu_cores, pick
 from .draw import COLOURS, axes, bars, curves, human_bytes, number, timeline
 from .lease import Quota, quota, show_quota
+from .magic import needs
 from .measure import TOLERANCE, check, check_product, record, results, seconds, wait
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "cpu_cores",
     "curves",
     "human_bytes",
+    "needs",
     "number",
     "pick",
     "quota",

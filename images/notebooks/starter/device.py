@@ -1,4 +1,4 @@
-"""Which device to compute on, what this machine has, and `%%needs`, by which cells step aside."""
+"""Which device to compute on, and what this machine has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from IPython import get_ipython
 
 
 def cpu_cores() -> int:
@@ -57,33 +56,3 @@ def available() -> set[str]:
     if find_spec("torch_tensorrt"):
         words.add("tensorrt")
     return words
-
-
-_MISSING = {
-    "gpu": "a GPU. Start the server with a GPU tier to run it.",
-    "multi-gpu": "two or more GPUs in one lease.",
-    "fp8": "a GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell).",
-    "compiler": "a C++ compiler and Python's headers, which this image doesn't have.",
-    "tensorrt": "Torch-TensorRT: start the server with the lab-tensorrt image.",
-}
-
-
-class _AlreadyShown(Exception):
-    """A cell under `%%needs` failed; its traceback is on the page already."""
-
-    def _render_traceback_(self) -> list[str]:
-        return []
-
-
-def needs(line: str, cell: str) -> None:
-    """`%%needs gpu`: run the cell if what it needs is here, else say what is missing and go on."""
-    missing = [word for word in line.split() if word not in available()]
-    if missing:
-        print(f"Stepped aside: this cell needs {_MISSING[missing[0]]}")
-        return
-    if not get_ipython().run_cell(cell).success:
-        raise _AlreadyShown("the cell failed, see above")
-
-
-if get_ipython() is not None:
-    get_ipython().register_magic_function(needs, "cell")

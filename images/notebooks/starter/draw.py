@@ -9,12 +9,12 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#9
 
 
 def human_bytes(count: float) -> str:
-    """`8.6 GB`: decimal units, as bandwidths are given."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    """`8.6 GiB`: memory in powers of 1024, as on the GPU page. Measured bandwidths are decimal: GB/s."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while abs(count) >= 1023.5 and len(units) > 1:
+        count /= 1024
+        del units[0]
+    return f"{count:.0f} {units[0]}" if abs(count) >= 999.5 else f"{count:.3g} {units[0]}"
 
 
 def number(value: float) -> str:
