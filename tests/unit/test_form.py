@@ -82,7 +82,11 @@ GUARDED = {
             document(True, **{**GUARDED, "guarantee": "none", "compute_guarantee": "none"}),
             "8.0 GiB of GPU memory. Guarantee: none, it is simulated. 5 of 10 simulated slices free now.",
         ),
-        (MIG, document(free=0, total=7, guarantee="hard"), "Guarantee: hard. 0 of 7 MIG instances free now. You will wait in line."),
+        (
+            MIG,
+            document(free=0, total=7, guarantee="hard"),
+            "Guarantee: hard. 0 of 7 MIG instances free now. You will wait in line.",
+        ),
         (
             GPU,
             document(True, free=1, total=1, guarantee="none"),
