@@ -20,13 +20,27 @@ from . import __version__
 from .broker import app as broker_app
 from .broker.app import GpuBroker
 from .client import BrokerClient
-from .doctor import Facts, Finding, Level, collect, examine
+from .doctor import (
+    ELSEWHERE,
+    Facts,
+    Finding,
+    Level,
+    brief,
+    collect,
+    examine,
+    state_beside,
+    unreachable,
+)
 from .doctor.checks import main_job_runs
 from .errors import BrokerUnavailable, ConfigError
 from .settings import GpuSite
 from .units import format_bytes, ordinal
 
 _MARKS = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.PROBLEM: "[bold red]problem[/]"}
+
+
+PIPE_WIDTH = 200
+"""Columns of the tables where stdout is no terminal."""
 
 
 class Command(Application):
@@ -66,9 +80,11 @@ class Command(Application):
     def settings(self) -> GpuBroker:
         """The broker's settings, read but not run; the command line wins. Raises ConfigError."""
         broker = GpuBroker()
-        broker.initialize(["--config", self.config_file] if self.config_file else [])
-        broker.update_config(self.cli_config)
-        broker.site = GpuSite(parent=broker)
+        with state_beside(self.config_file):
+            broker.initialize(["--config", self.config_file] if self.config_file else [])
+            broker.update_config(self.cli_config)
+            broker.site = GpuSite(parent=broker)
+            broker.site.state_dir = broker.site.state_dir  # its default is read from the environment
         broker.tiers = broker.site.parsed_tiers()
         return broker
 
@@ -78,6 +94,20 @@ class Doctor(Command):
 
     name = "gpuspawner-doctor"
     description = __doc__
+    flags = {  # noqa: RUF012
+        **Command.flags,
+        "all": ({"Doctor": {"all": True}}, "with simulated GPUs: also what only real GPUs need"),
+    }
+
+    all = Bool(
+        False,
+        help="""
+        Show every note, also those on what only real GPUs need.
+
+        Default: off; where GPUs are simulated these are one line. JSON always has all.
+        Example: `gpuspawner doctor --all`
+        """,
+    ).tag(config=True)
 
     def start(self) -> None:
         """Prints the findings; `exit_status` is 1 if a server with a GPU can't run here."""
@@ -95,7 +125,8 @@ class Doctor(Command):
                 )
             )
         else:
-            show_findings(findings, facts.simulated, Console())
+            shown = findings if self.all else brief(findings, facts)
+            show_findings(shown, facts.simulated, make_console())
 
 
 class Status(Command):
@@ -107,19 +138,28 @@ class Status(Command):
     def start(self) -> None:
         """Prints the tables; `exit_status` is 1 if the broker does not answer."""
         try:
-            status = asyncio.run(_ask(self.settings().site.socket_path))
-        except (BrokerUnavailable, ConfigError) as error:
-            self.exit_status = 1
-            print(f"gpuspawner status: {error}", file=sys.stderr)
+            socket_path = self.settings().site.socket_path
+        except ConfigError as error:
+            self._fail(str(error))
+            return
+        try:
+            status = asyncio.run(_ask(socket_path))
+        except BrokerUnavailable as error:
+            reason = unreachable(error, socket_path, self.config_file)
+            self._fail(f"{reason}. {ELSEWHERE}; `gpuspawner doctor` says more.")
             return
         if self.json:
             print(json.dumps(status, indent=1))
         else:
-            show_status(status, Console())
+            show_status(status, make_console())
+
+    def _fail(self, sentence: str) -> None:
+        self.exit_status = 1
+        print(f"gpuspawner status: {sentence}", file=sys.stderr)
 
 
 class GpuSpawnerApp(Application):
-    """A GPU quota that holds, for every notebook user of a JupyterHub."""
+    """Gives every notebook user of a JupyterHub on plain Docker a GPU of their own."""
 
     name = "gpuspawner"
     description = __doc__
@@ -155,6 +195,11 @@ async def _ask(socket_path: str) -> dict[str, Any]:
         return await client.status()
     finally:
         await client.close()
+
+
+def make_console() -> Console:
+    """As wide as the terminal; wide where there is none, so that a pipe gets whole lines."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def show_findings(findings: tuple[Finding, ...], simulated: bool, console: Console) -> None:
@@ -209,7 +254,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "UUID")
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,11 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import gpuspawner
 import pytest
 from aiohttp import web
+from aiohttp.client_reqrep import ConnectionKey
 from gpuspawner import cli
-from gpuspawner.doctor import Facts, Finding, Level
+from gpuspawner.client import UNAVAILABLE
+from gpuspawner.doctor import Facts, Finding, Level, unreachable
+from gpuspawner.errors import BrokerUnavailable
 from rich.console import Console
 
 DEVICE = {
@@ -146,9 +151,80 @@ def test_status_without_a_broker(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["status", f"--GpuSite.state_dir={tmp_path}"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("gpuspawner status: ")
-    assert "the GPU broker isn't running" in err
-    assert "Traceback" not in err
+    assert err == (
+        f"gpuspawner status: the broker isn't running: nothing answers on {tmp_path}/broker.sock "
+        f"(config file: {Path('jupyterhub_config.py').absolute()}). If its state is elsewhere, set "
+        "GPUSPAWNER_STATE_DIR, or name the hub's config file with --config; `gpuspawner doctor` says more.\n"
+    )
+
+
+def test_what_keeps_us_from_the_broker_is_said() -> None:
+    silent = BrokerUnavailable("It hangs")
+    assert unreachable(silent, "/s", "") == (
+        "the broker gives no answer that can be read on /s (no config file was found)"
+    )
+    forbidden = BrokerUnavailable(UNAVAILABLE)
+    forbidden.__cause__ = aiohttp.ClientConnectorError(
+        ConnectionKey("broker", 80, False, True, None, None, None), PermissionError(13, "denied")
+    )
+    assert unreachable(forbidden, "/s", "/c.py") == (
+        "the broker's socket /s may not be opened by this user (config file: /c.py)"
+    )
+
+
+def test_the_state_of_make_hub_beside_the_config_file_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPUSPAWNER_STATE_DIR", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = tmp_path / "jupyterhub_config.py"
+    config.write_text(
+        "import os\nc.GpuSite.socket_path = os.environ.get('GPUSPAWNER_STATE_DIR', '') + '/s'\n"
+    )
+
+    def found(*more: str) -> tuple[str, str]:
+        app = cli.Status()
+        app.initialize(["--config", str(config), *more])
+        settings = app.settings()
+        assert settings.database_url == f"sqlite:///{settings.site.state_dir}/ledger.sqlite"
+        return settings.site.state_dir, settings.site.socket_path
+
+    state = tmp_path / ".state"
+    state.mkdir()
+    assert found() == ("/var/lib/gpuspawner", "/s")  # nothing in it
+    (state / "ledger.sqlite").touch()
+    assert found() == (str(state), f"{state}/s")
+    assert "GPUSPAWNER_STATE_DIR" not in os.environ
+    assert found("--GpuSite.state_dir=/from/line")[0] == "/from/line"
+    monkeypatch.setenv("GPUSPAWNER_STATE_DIR", "/from/environment")
+    assert found() == ("/from/environment", "/from/environment/s")
+
+
+def test_a_pipe_gets_whole_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with broker_on(tmp_path / "broker.sock", STATUS):
+        assert cli.main(["status", f"--GpuSite.state_dir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.count(DEVICE["uuid"]) == 3
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_help_lists_json(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, "--help"])
+    assert not exit_.value.code
+    out = capsys.readouterr().out
+    assert ("--json" in out, "--all\n" in out) == (True, command == "doctor")
+
+
+def test_doctor_is_brief_on_a_simulated_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "collect", lambda settings: Facts(simulated=True))
+    monkeypatch.setattr(cli, "examine", lambda facts: FINDINGS[:2])
+    assert cli.main(["doctor"]) == 0
+    assert "not needed for simulated GPUs: MPS (--all shows them)" in capsys.readouterr().out
+    assert cli.main(["doctor", "--all"]) == 0
+    assert "→ Install it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["status", "doctor"])
@@ -232,6 +308,7 @@ def test_broker_gets_its_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     out = capsys.readouterr().out
+    assert out.startswith("Gives every notebook user of a JupyterHub on plain Docker a GPU of their own")
     assert [line for line in out.splitlines() if line in ("doctor", "status", "broker")] == [
         "doctor",
         "status",

@@ -14,6 +14,7 @@ from gpuspawner.broker.pooling import Pooling
 from gpuspawner.broker.terms import WHOLE
 from gpuspawner.doctor import BrokerFacts, Facts, Finding, ImageFacts, LedgerFacts, Level, examine, machine
 from gpuspawner.doctor.checks import describe, main_job_runs, memory_limits, version_of
+from gpuspawner.doctor.reach import ELSEWHERE
 from gpuspawner.model import Device
 from gpuspawner.node.injection import EngineFacts
 from gpuspawner.node.inventory import DriverFacts
@@ -96,7 +97,8 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
                 note(
                     "MPS",
                     "nvidia-cuda-mps-control was not found",
-                    "Install the driver's compute utilities; slices then are not only time-slices",
+                    "Install the driver's compute utilities: with MPS, slices also limit compute; without, "
+                    "they take turns",
                 )
             ],
             True,
@@ -107,7 +109,7 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
                 note(
                     "CUDA checkpoint",
                     "the driver has it, but cuda-bindings is missing",
-                    "Run `pip install cuda-bindings` for tiers in mode `turns`",
+                    "Nothing: it is not used yet",
                 )
             ],
             True,
@@ -124,7 +126,7 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
                 note(
                     "CUDA checkpoint",
                     "needs driver 570; here: 550.90.7",
-                    "Install driver 570 or newer for tiers in mode `turns`",
+                    "Nothing: it is not used yet",
                 ),
             ],
             True,
@@ -215,7 +217,7 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
                 note(
                     "Broker",
                     "It isn't running.",
-                    "Start the hub, which starts it, or run `gpuspawner broker`",
+                    f"Start the hub, which starts it, or run `gpuspawner broker`. {ELSEWHERE}",
                 )
             ],
             True,

@@ -59,8 +59,9 @@ LEASE = Lease(
     memory_bytes=171_041_619_968,
 )
 GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
+NO_CDI = "Docker Engine 20.10.24+dfsg1 has no CDI (it came with Engine 25): take Engine 28.3 or newer"
 SWITCHED_OFF = (
-    "Docker Engine 20.10.24+dfsg1 has CDI switched off: take Engine 28.3 or newer, or set "
+    "Docker Engine 27.1.0 has CDI switched off: take Engine 28.3 or newer, or set "
     '{"features": {"cdi": true}} in /etc/docker/daemon.json (Engine 25 or newer)'
 )
 NO_HOOK = (
@@ -135,8 +136,9 @@ def test_simulated_devices_need_no_way(setting: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "facts", "sentence"),
     [
-        ("auto", OLD, f"No way to get a GPU into a container. CDI: {SWITCHED_OFF}. Classic: {NO_HOOK}"),
-        ("cdi", OLD, f'c.GpuSite.injection is "cdi": {SWITCHED_OFF}'),
+        ("auto", OLD, f"No way to get a GPU into a container. CDI: {NO_CDI}. Classic: {NO_HOOK}"),
+        ("cdi", OLD, f'c.GpuSite.injection is "cdi": {NO_CDI}'),
+        ("cdi", replace(OLD, version="27.1.0"), f'c.GpuSite.injection is "cdi": {SWITCHED_OFF}'),
         ("nvidia", OLD, f'c.GpuSite.injection is "nvidia": {NO_HOOK}'),
         (
             "cdi",

@@ -12,9 +12,11 @@ from ..units import format_bytes
 from .facts import Facts, ImageFacts
 from .finding import Finding, Level
 from .pools import pool_findings
+from .reach import ELSEWHERE
 
 CHECKPOINT_DRIVER = (570,)
-"""First driver with `cuCheckpointProcess*` (CUDA 12.8 release notes), which mode `turns` needs."""
+"""First driver with `cuCheckpointProcess*` (CUDA 12.8 release notes), which this version does not
+use yet."""
 
 
 MEMORY_LIMIT_DRIVER = (615,)
@@ -177,20 +179,21 @@ def _extras(facts: Facts) -> Iterator[Finding]:
         yield _note(
             "MPS",
             "nvidia-cuda-mps-control was not found",
-            "Install the driver's compute utilities; slices then are not only time-slices",
+            "Install the driver's compute utilities: with MPS, slices also limit compute; without, they "
+            "take turns",
         )
     driver = version_of((facts.driver.driver_version if facts.driver else None) or "")
     if driver < CHECKPOINT_DRIVER:
         yield _note(
             "CUDA checkpoint",
             f"needs driver {CHECKPOINT_DRIVER[0]}; here: {'.'.join(map(str, driver)) or 'none'}",
-            f"Install driver {CHECKPOINT_DRIVER[0]} or newer for tiers in mode `turns`",
+            "Nothing: it is not used yet",
         )
     elif facts.cuda_bindings_version is None:
         yield _note(
             "CUDA checkpoint",
             "the driver has it, but cuda-bindings is missing",
-            "Run `pip install cuda-bindings` for tiers in mode `turns`",
+            "Nothing: it is not used yet",
         )
     else:
         yield _ok("CUDA checkpoint", f"the driver has it, cuda-bindings {facts.cuda_bindings_version}")
@@ -254,7 +257,8 @@ def _own_parts(facts: Facts) -> Iterator[Finding]:
     if broker is None:
         return
     if broker.error:
-        yield _note("Broker", broker.error, "Start the hub, which starts it, or run `gpuspawner broker`")
+        remedy = f"Start the hub, which starts it, or run `gpuspawner broker`. {ELSEWHERE}"
+        yield _note("Broker", broker.error, remedy)
         return
     kind = "simulated devices" if broker.simulated else "devices"
     yield _ok("Broker", f"answers on {broker.socket_path}, {broker.device_count} {kind}")

@@ -24,6 +24,7 @@ from ..node.mpscontrol import find_program
 from ..node.processes import ending_obstacle
 from ..settings import GpuSite
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
+from .reach import unreachable
 
 MPS_CONTROL = "nvidia-cuda-mps-control"
 
@@ -43,7 +44,7 @@ def collect(settings: GpuBroker) -> Facts:
         mps_version=_mps_version(mps_path) if mps_path else None,
         cuda_bindings_version=_installed("cuda-bindings"),
         ledger=read_ledger(settings.database_url),
-        broker=asyncio.run(_broker(settings.site)),
+        broker=asyncio.run(_broker(settings.site, settings.config_file)),
     )
 
 
@@ -174,12 +175,12 @@ def _read_server(url: sa.URL, place: str) -> LedgerFacts:
         return LedgerFacts(place, error=str(error).splitlines()[0])
 
 
-async def _broker(site: GpuSite) -> BrokerFacts:
+async def _broker(site: GpuSite, config_file: str) -> BrokerFacts:
     client = BrokerClient(site.socket_path)
     try:
         status = await client.status()
     except BrokerUnavailable as error:
-        return BrokerFacts(site.socket_path, error=str(error))
+        return BrokerFacts(site.socket_path, error=unreachable(error, site.socket_path, config_file))
     finally:
         await client.close()
     withdrawn = [f"{each['uuid']}: {each['reason']}" for each in status["devices"] if not each["healthy"]]

@@ -34,6 +34,8 @@ HOOK = "nvidia-container-runtime-hook"
 `daemon/nvidia_linux.go`)."""
 LEASE_MOUNT = "/run/gpuspawner"
 """Where the lease's folder is in the container, read-only."""
+CDI_ENGINE = 25
+"""First Docker Engine with CDI."""
 _GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
 
 
@@ -113,6 +115,12 @@ def engine_facts(
 def cdi_obstacle(facts: EngineFacts, uuids: Iterable[str]) -> str:
     """Why CDI can't inject the devices `uuids`, and what to do; "" if it can."""
     if not facts.cdi_enabled:
+        major = facts.version.partition(".")[0]
+        if major.isdecimal() and int(major) < CDI_ENGINE:
+            return (
+                f"Docker Engine {facts.version} has no CDI (it came with Engine {CDI_ENGINE}): "
+                "take Engine 28.3 or newer"
+            )
         return (
             f"Docker Engine {facts.version} has CDI switched off: take Engine 28.3 or newer, or set "
             '{"features": {"cdi": true}} in /etc/docker/daemon.json (Engine 25 or newer)'

@@ -1,0 +1,34 @@
+"""The report without what doesn't matter here. Pure."""
+
+from __future__ import annotations
+
+from .facts import Facts
+from .finding import Finding, Level
+
+_REAL_ONLY = (
+    "NVIDIA driver",
+    "cgroup",
+    "CDI",
+    "CDI spec",
+    "Classic request",
+    "MPS",
+    "CUDA checkpoint",
+    "GPU memory by cgroup",
+)
+"""Subjects that only real GPUs need."""
+
+
+def brief(findings: tuple[Finding, ...], facts: Facts) -> tuple[Finding, ...]:
+    """With simulated GPUs the notes on what only real ones need become one line; else as it was.
+
+    A GPU that is plugged in without its driver stays: somebody wants it to be found.
+    """
+    if not facts.simulated:
+        return findings
+    subjects = [each for each in _REAL_ONLY if not (each == "NVIDIA driver" and facts.pci_gpus)]
+    left = [each for each in findings if each.level is Level.NOTE and each.subject in subjects]
+    if not left:
+        return findings
+    names = ", ".join(dict.fromkeys(each.subject for each in left))
+    line = Finding(Level.OK, "Left out", f"not needed for simulated GPUs: {names} (--all shows them)")
+    return (*(each for each in findings if each not in left), line)
