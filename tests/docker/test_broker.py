@@ -90,8 +90,8 @@ async def test_the_queue_is_first_come_first_served(place: Place) -> None:
     await waiting
     await until(lambda: len(cleo.queued) == 2)
     assert (ben.queued, cleo.queued) == (
-        ["1st in line for a GPU"],
-        ["2nd in line for a GPU", "1st in line for a GPU"],
+        ["1st in line for a simulated GPU"],
+        ["2nd in line for a simulated GPU", "1st in line for a simulated GPU"],
     )
     remove(place.engine, ben.name)
     await third
@@ -108,7 +108,7 @@ async def test_cancelling_gives_the_place_back_at_once(place: Place) -> None:
     second = asyncio.create_task(cleo.spawn())
     await until(lambda: cleo.queued)
     first.cancel()
-    await until(lambda: cleo.queued[-1] == "1st in line for a GPU", 1)
+    await until(lambda: cleo.queued[-1] == "1st in line for a simulated GPU", 1)
     second.cancel()
     await asyncio.gather(first, second, return_exceptions=True)
     await place.settled("anna", seconds=1)

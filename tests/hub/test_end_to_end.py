@@ -104,7 +104,7 @@ async def test_the_third_in_two_waits_and_gives_up(system: System) -> None:
         await begun.wait()  # as who gives up has the page open
         await carl.send("DELETE", "hub/api/users/carl/server")
         messages = [event.get("message", "") for event in await waiting]
-        assert "1st in line for a GPU" in " ".join(messages)
+        assert "1st in line for a simulated GPU" in " ".join(messages)
         for _ in range(50):
             if not (await carl.json("services/gpu/api/status"))["queue"]:
                 break

@@ -49,7 +49,7 @@ async def test_places_in_line_move_up_and_end_in_a_server(hub: HubProcess) -> No
         fourth = await queue(hub, "four", 2)
         seen = asyncio.create_task(hub.progress("four"))
         late = await hub.progress("four", until="in line")
-        assert [event["message"] for event in late][-1] == "2nd in line for a GPU"
+        assert [event["message"] for event in late][-1] == "2nd in line for a simulated GPU"
         await hub.call("DELETE", "/users/three/server")
 
         async def moved_up() -> bool:
@@ -62,8 +62,8 @@ async def test_places_in_line_move_up_and_end_in_a_server(hub: HubProcess) -> No
         assert [event["message"] for event in events][:6] == [
             "Server requested",
             "Asking for a GPU",
-            "2nd in line for a GPU",
-            "1st in line for a GPU",
+            "2nd in line for a simulated GPU",
+            "1st in line for a simulated GPU",
             "1 simulated GPU reserved for you",
             "Container created",
         ]

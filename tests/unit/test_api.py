@@ -168,6 +168,7 @@ async def test_a_waiting_stream_beats(bench: Bench, monkeypatch: pytest.MonkeyPa
 )
 def test_the_place_in_words(position: int, count: int, sentence: str) -> None:
     assert api.queued_message(position, count) == sentence
+    assert api.queued_message(position, count, simulated=True) == sentence.replace("GPU", "simulated GPU")
 
 
 @pytest.mark.parametrize(

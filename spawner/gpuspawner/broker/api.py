@@ -73,6 +73,7 @@ class Site:
     metrics: Metrics
     queue_timeout_seconds: float
     log: logging.Logger
+    simulated: bool = False
 
 
 def make_app(site: Site) -> Application:
@@ -274,7 +275,7 @@ class LeasesHandler(Handler):
     async def _tell(self, lease: Lease, position: int | None, waiting: int) -> None:
         if lease.state is LeaseState.WAITING:
             if position is not None:
-                message = queued_message(position, lease.device_count)
+                message = queued_message(position, lease.device_count, self.site.simulated)
                 await self._send(
                     {"event": "queued", "position": position, "waiting": waiting, "message": message}
                 )
@@ -343,9 +344,11 @@ def _answers(path: str) -> bool:
         return probe.connect_ex(path) == 0
 
 
-def queued_message(position: int, device_count: int) -> str:
+def queued_message(position: int, device_count: int, simulated: bool = False) -> str:
     """The place in the queue for the hub's progress page: "2nd in line for a GPU"."""
-    return f"{ordinal(position)} in line for {'a GPU' if device_count == 1 else f'{device_count} GPUs'}"
+    kind = "simulated GPU" if simulated else "GPU"
+    what = f"a {kind}" if device_count == 1 else f"{device_count} {kind}s"
+    return f"{ordinal(position)} in line for {what}"
 
 
 def timeout_message(seconds: float, device_count: int) -> str:

@@ -321,7 +321,8 @@ class GpuBroker(Application):
         return View(self.allocator, about)
 
     def _serve_socket(self) -> HTTPServer:
-        site = Site(self.service, self._view(), self.measures, self.site.queue_timeout, self.log)
+        waits, simulated = self.site.queue_timeout, self.inventory.simulated
+        site = Site(self.service, self._view(), self.measures, waits, self.log, simulated)
         server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))
         return server
