@@ -26,7 +26,7 @@ from gpuspawner.client import BrokerClient, Grant
 from gpuspawner.errors import NoCapacity
 from gpuspawner.model import GpuRequest, Mode
 from gpuspawner.node.injection import Injection
-from gpuspawner.node.mpscontrol import MpsPlace, find_all, find_daemon
+from gpuspawner.node.mpscontrol import find_all, find_daemon, place_of
 from gpuspawner.node.processes import ProcessTable
 
 from tests.docker.life import remove
@@ -131,6 +131,7 @@ async def site(
     folder.mkdir()
     program = standin.install(tmp_path)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", folder / "run")
     monkeypatch.setenv("GPUSPAWNER_STATE_DIR", str(folder))
     monkeypatch.delenv("JUPYTERHUB_SERVICE_URL", raising=False)
 
@@ -146,13 +147,13 @@ async def site(
         await site.client.close()
         for container in site.containers:
             remove(engine, container)
-    for process in find_all(MpsPlace(A, folder / "mps" / A), ProcessTable()):
+    for process in find_all(place_of(A, folder), ProcessTable()):
         os.kill(process.pid, signal.SIGKILL)
     shutil.rmtree(folder)
 
 
 async def test_two_students_on_one_gpu_and_the_one_who_takes_too_much(site: Site) -> None:
-    place_of_a = MpsPlace(A, site.folder / "mps" / A)
+    place_of_a = place_of(A, site.folder)
     async with site.broker():
         (anna, anna_box), (ben, ben_box) = await site.start("anna"), await site.start("ben")
         assert (anna.lease.device_uuids, anna.lease.memory_bytes, anna.lease.compute_percent) == (

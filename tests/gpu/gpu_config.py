@@ -43,6 +43,6 @@ if "GPUSPAWNER_GPU_LAB" in os.environ:
         "JUPYTER_PATH": f"{packages}/share/jupyter",
         "JUPYTER_CONFIG_PATH": f"{packages}/etc/jupyter",
     }
-    c.GpuDockerSpawner.extra_host_config = {
-        "tmpfs": {"/tmp": "mode=1777", "/home/jovyan": "uid=1000,gid=100,mode=755"},
+    c.GpuDockerSpawner.extra_host_config = {  # exec: torch.compile loads what it compiled there
+        "tmpfs": {"/tmp": "mode=1777,exec", "/home/jovyan": "uid=1000,gid=100,mode=755,exec"},
     }

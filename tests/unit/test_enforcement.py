@@ -27,7 +27,7 @@ from gpuspawner.node.guard import GuardEvent
 from gpuspawner.node.inventory import ComputeMode
 from gpuspawner.node.judge import Offence, Orders, Quota
 from gpuspawner.node.mps import BACK, DIED, MpsPace
-from gpuspawner.node.mpscontrol import MpsPlace, find_all, find_daemon
+from gpuspawner.node.mpscontrol import MpsPlace, find_all, find_daemon, place_of
 from gpuspawner.node.processes import ProcessTable
 from gpuspawner.node.simulated import SimulatedInventory
 
@@ -121,7 +121,7 @@ class Machine:
         await self.allocator.close(lease.id)
 
     def place(self, uuid: str = A) -> MpsPlace:
-        return MpsPlace(uuid, self.folder / "mps" / uuid)
+        return place_of(uuid, self.folder)
 
     def pid(self, uuid: str = A) -> int | None:
         daemon = find_daemon(self.place(uuid), ProcessTable())
@@ -137,9 +137,10 @@ class Machine:
 
 
 @pytest.fixture
-async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+async def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Machine]:
     folder = Path("/tmp") / f"gse-{os.getpid()}-{tmp_path.name[-12:]}"
     folder.mkdir()
+    monkeypatch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", folder / "run")
     machine = Machine(folder, standin.install(tmp_path))
     yield machine
     await machine.end()

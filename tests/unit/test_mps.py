@@ -6,15 +6,17 @@ import asyncio
 import os
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from gpuspawner.errors import ConfigError, DeviceFault
+from gpuspawner.errors import DeviceFault
 from gpuspawner.model import ContainerPatch
 from gpuspawner.node.mps import BACK, DIED, MpsChange, MpsPace, MpsService
-from gpuspawner.node.mpscontrol import MpsLimits, MpsPlace, find_all, find_daemon, find_program
+from gpuspawner.node.mpscontrol import MpsLimits, MpsPlace, find_all, find_daemon, find_program, place_of
 from gpuspawner.node.processes import ProcessTable
 
 from tests.mps import standin
@@ -49,7 +51,7 @@ class Machine:
         return service
 
     def place(self, uuid: str = A) -> MpsPlace:
-        return MpsPlace(uuid, self.folder / "mps" / uuid)
+        return place_of(uuid, self.folder)
 
     def pid(self, uuid: str = A) -> int | None:
         daemon = find_daemon(self.place(uuid), ProcessTable())
@@ -73,9 +75,10 @@ class Machine:
 
 
 @pytest.fixture
-async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+async def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Machine]:
     folder = Path("/tmp") / f"gsm-{os.getpid()}-{tmp_path.name[-12:]}"
     folder.mkdir()
+    monkeypatch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", folder / "run")
     machine = Machine(folder, standin.install(tmp_path))
     yield machine
     for service in machine.services:
@@ -105,15 +108,30 @@ async def test_a_daemon_of_its_own_for_each_gpu(machine: Machine) -> None:
     assert (place.log / "environment").read_text() == f"{A} {place.pipe} {place.log} {names}\n"
 
 
-async def test_the_folders_are_open_to_the_container_and_closed_on_the_host(machine: Machine) -> None:
+async def test_who_may_pass_to_the_pipe_folder(machine: Machine) -> None:
+    """MPS's server runs as the container's user and reaches its sockets by their path."""
     os.umask(0o077)
     try:
         await machine.service().ensure(A, LIMITS)
     finally:
         os.umask(0o022)
     place = machine.place()
-    paths = (place.folder, place.pipe, place.log, place.pipe / "control")
-    assert [oct(stat.S_IMODE(path.stat().st_mode)) for path in paths] == ["0o700", "0o755", "0o700", "0o777"]
+    paths = (machine.folder / "run", place.pipe.parent, place.pipe, place.log, place.log / "daemon.out")
+    modes = [oct(stat.S_IMODE(path.stat().st_mode)) for path in paths]
+    assert modes == ["0o711", "0o711", "0o755", "0o700", "0o600"]
+    look = f"import os; os.setgid(100); os.setuid(1000); print(os.listdir({str(place.pipe)!r}))"
+    seen = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", look], text=True)
+    assert "control" in seen
+
+
+def test_the_pipe_folder_is_outside_of_the_state_folder() -> None:
+    place = place_of(A, Path("/root/course/.state"))
+    assert (str(place.pipe), str(place.log)) == (
+        f"/run/gpuspawner/mps-276de0a0/{A}",
+        f"/root/course/.state/mps/{A}",
+    )
+    assert len(str(place.pipe / "control_privileged")) < 107  # the most that Linux takes as a socket's path
+    assert place_of(A, Path("/srv/other")).pipe.parent != place.pipe.parent
 
 
 async def test_what_a_container_gets(machine: Machine) -> None:
@@ -248,7 +266,7 @@ async def test_stop_ends_daemon_and_servers_and_keeps_the_logs(machine: Machine)
     await service.stop(A)
     assert find_all(machine.place(), ProcessTable()) == ()
     assert machine.commands()[-1] == "quit"
-    assert list(machine.place().pipe.iterdir()) == []
+    assert not machine.place().pipe.exists()
     assert machine.told == []
     await service.stop(A)
 
@@ -273,7 +291,7 @@ async def test_daemons_of_gpus_that_left_their_pool_end(machine: Machine) -> Non
 @pytest.mark.parametrize(
     ("order", "sentence"),
     [
-        ("fail", r"^MPS did not start \(exit status 1\): see .*/log/daemon.out and control.log beside it$"),
+        ("fail", r"^MPS did not start \(exit status 1\): see .*/mps/GPU-.*/daemon.out and control.log beside it$"),
         ("no-start", "MPS started and ended again: see "),
         ("refuse set_default_device", "MPS refused 'set_default_device_pinned_mem_limit 0 8192M': Error: op"),
         ("die set_default_active", "MPS "),
@@ -308,14 +326,14 @@ async def test_a_cancelled_start_leaves_no_command_behind(machine: Machine) -> N
     assert len(find_all(machine.place(), ProcessTable())) == 1
 
 
-def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
-    place = MpsPlace(A, tmp_path / ("x" * 60) / "mps" / A)
-    with pytest.raises(ConfigError, match=r"^c\.GpuSite\.state_dir: MPS's sockets would have a path of"):
-        place.make()
+async def test_a_folder_that_cannot_be_made(machine: Machine) -> None:
+    (machine.folder / "run").write_text("")
+    with pytest.raises(DeviceFault, match=r"^MPS's folder /tmp/gsm-.* can't be made: Not a directory$"):
+        await machine.service().ensure(A, LIMITS)
 
 
 def test_a_large_log_is_put_aside(tmp_path: Path) -> None:
-    place = MpsPlace("GPU-1", tmp_path)
+    place = MpsPlace("GPU-1", tmp_path / "pipe", tmp_path / "log")
     place.pipe.mkdir()
     place.log.mkdir()
     (place.log / "control.log").write_bytes(b"x" * (16 << 20) + b"x")

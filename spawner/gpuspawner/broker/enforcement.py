@@ -122,7 +122,7 @@ class Enforcement:
     async def prepare(self, lease: Lease) -> None:
         """The GPU of a slice is ready for its container when this returns.
 
-        Raises DeviceFault or ConfigError if MPS does not run; the GPU is out of use then until it does.
+        Raises DeviceFault if MPS does not run; the GPU is out of use then until it does.
         """
         if not self._active or not _through_mps(lease):
             return

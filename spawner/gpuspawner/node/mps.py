@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import DeviceFault
 from ..model import ContainerPatch
-from .mpscontrol import MpsControl, MpsLimits, MpsPlace, find_all, find_daemon
+from .mpscontrol import MpsControl, MpsLimits, MpsPlace, find_all, find_daemon, pipes_of, place_of
 from .processes import Process, ProcessTable
 
 MPS_MOUNT = "/run/gpuspawner-mps"
@@ -93,7 +93,7 @@ class MpsDaemon:
     async def ensure(self, limits: MpsLimits) -> None:
         """Runs with these limits when this returns; they hold for programs started from then on.
 
-        Raises DeviceFault, or ConfigError if the state folder's path is too long.
+        Raises DeviceFault.
         """
         async with self._lock:
             if not self.running:
@@ -115,7 +115,7 @@ class MpsDaemon:
                 except DeviceFault as fault:
                     self._log.warning("%s; it is killed devices=%s", fault, self.place.uuid)
             await self._end_rest()
-            self.place.clean()
+            self.place.remove()
             self.reason = "MPS was stopped"
 
     async def leave(self) -> None:
@@ -279,7 +279,7 @@ class MpsDaemon:
 
 
 class MpsService:
-    """The daemons of all slice pools on this machine, below `<state_dir>/mps`."""
+    """The daemons of all slice pools of the broker of `state_dir`; their logs are in its folder `mps`."""
 
     def __init__(
         self,
@@ -291,14 +291,14 @@ class MpsService:
         log: _Log | None = None,
     ) -> None:
         self._program = program
-        self._root = state_dir.absolute() / "mps"
+        self._state_dir = state_dir
         self._on_change = on_change
         self._pace = pace or MpsPace()
         self._log = log or logging.getLogger(__name__)
         self._daemons: dict[str, MpsDaemon] = {}
 
     async def ensure(self, uuid: str, limits: MpsLimits) -> None:
-        """The GPU's daemon runs with these limits when this returns. Raises DeviceFault, ConfigError."""
+        """The GPU's daemon runs with these limits when this returns. Raises DeviceFault."""
         await self._daemon(uuid).ensure(limits)
 
     async def stop(self, uuid: str) -> None:
@@ -308,7 +308,8 @@ class MpsService:
 
     async def stop_others(self, keep: Collection[str]) -> None:
         """At start: ends daemons of a former broker for GPUs that are in no slice pool any more."""
-        names = sorted(path.name for path in self._root.glob("*")) if self._root.is_dir() else []
+        pipes = pipes_of(self._state_dir)
+        names = sorted(path.name for path in pipes.iterdir()) if pipes.is_dir() else []
         for uuid in names:
             if uuid not in keep and find_all(self._daemon(uuid).place, ProcessTable()):
                 await self.stop(uuid)
@@ -339,7 +340,7 @@ class MpsService:
 
     def _daemon(self, uuid: str) -> MpsDaemon:
         if uuid not in self._daemons:
-            place = MpsPlace(uuid, self._root / uuid)
+            place = place_of(uuid, self._state_dir)
             self._daemons[uuid] = MpsDaemon(
                 place, self._program, self._on_change, pace=self._pace, log=self._log
             )

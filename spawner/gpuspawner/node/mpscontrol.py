@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError, DeviceFault
+from ..errors import DeviceFault
 from .processes import Process, ProcessTable
 
 PROGRAM = "nvidia-cuda-mps-control"
@@ -22,7 +23,11 @@ PID_FILE = f"{PROGRAM}.pid"
 KNOWN_PLACES = ("/usr/bin", "/usr/local/nvidia/bin", "/opt/nvidia/bin", "/usr/local/bin")
 COMM = PROGRAM[:15]
 """What the kernel keeps of the name; MPS's server has the same (proc(5))."""
-_LONGEST_SOCKET = 107
+RUN_DIR = Path("/run/gpuspawner")
+"""Where the pipe folders are. MPS's server runs as its client's user and reaches its sockets by their path,
+so every folder on the way must let that user pass; a state folder below /root would not. Measured with
+driver 580: behind a folder of mode 0700 each client got CUDA error 805; 0711 is enough, also for the logs,
+which the server inherits open."""
 _LARGEST_LOG_BYTES = 16 << 20
 _SIZE = re.compile(r"(\d+)\s*([MG])B?\s*$", re.IGNORECASE)
 
@@ -54,40 +59,36 @@ class MpsLimits:
 
 @dataclass(frozen=True, slots=True)
 class MpsPlace:
-    """The folders of one GPU's daemon. The pipe folder outlives it: containers have it mounted."""
+    """The folders of one GPU's daemon. The pipe folder outlives it: containers have it mounted.
+
+    `pipe`: sockets and pid file; mounted into containers, read-only. `log`: MPS's own logs and what the
+    daemon printed: `control.log`, `server.log`, `daemon.out`.
+    """
 
     uuid: str
-    folder: Path
-
-    @property
-    def pipe(self) -> Path:
-        """Sockets and pid file; mounted into containers, read-only."""
-        return self.folder / "pipe"
-
-    @property
-    def log(self) -> Path:
-        """MPS's own logs and what the daemon printed: `control.log`, `server.log`, `daemon.out`."""
-        return self.folder / "log"
+    pipe: Path
+    log: Path
 
     def make(self) -> None:
-        """Makes the folders. Raises ConfigError if the path is too long for a socket, DeviceFault else.
+        """Makes the folders, whatever the umask. Raises DeviceFault.
 
-        The pipe folder is open to all so that uid 1000 in a container can connect; on the host nobody
-        gets that far, as the state folder is closed.
+        Who may pass to the pipe folder may compute through the daemon, not command it: that takes root
+        (measured, driver 580).
         """
-        longest = len(os.fsencode(self.pipe / "control_privileged"))
-        if longest > _LONGEST_SOCKET:
-            raise ConfigError(
-                f"c.GpuSite.state_dir: MPS's sockets would have a path of {longest} bytes, and "
-                f"{_LONGEST_SOCKET} is the most that Linux takes: name a shorter folder"
-            )
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.pipe.mkdir(exist_ok=True)
+            self.log.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.pipe.mkdir(parents=True, exist_ok=True)
+            for folder in (self.pipe.parent.parent, self.pipe.parent):
+                folder.chmod(0o711)
             self.pipe.chmod(0o755)
-            self.log.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise DeviceFault(f"MPS's folder {self.folder} can't be made: {error.strerror}") from error
+            raise DeviceFault(f"MPS's folder {error.filename} can't be made: {error.strerror}") from error
+
+    def remove(self) -> None:
+        """Removes the pipe folder, once nobody has it mounted; the logs are kept."""
+        self.clean()
+        with contextlib.suppress(OSError):
+            self.pipe.rmdir()
 
     def clean(self) -> None:
         """Removes what a dead daemon left in the pipe folder; the folder itself stays.
@@ -111,6 +112,16 @@ class MpsPlace:
             "CUDA_MPS_PIPE_DIRECTORY": str(self.pipe),
             "CUDA_MPS_LOG_DIRECTORY": str(self.log),
         }
+
+
+def pipes_of(state_dir: Path) -> Path:
+    """The folder of the pipe folders of this state folder's broker: the same after a restart, no one else's."""
+    return RUN_DIR / f"mps-{hashlib.sha256(os.fsencode(state_dir.absolute())).hexdigest()[:8]}"
+
+
+def place_of(uuid: str, state_dir: Path) -> MpsPlace:
+    """Where the daemon of a GPU is, for the broker of this state folder."""
+    return MpsPlace(uuid, pipes_of(state_dir) / uuid, state_dir.absolute() / "mps" / uuid)
 
 
 def find_program(setting: str = "", *, uid: int | None = None) -> MpsProgram:
@@ -139,11 +150,12 @@ class MpsControl:
 
     async def launch(self, seconds: float) -> None:
         """Starts the daemon, which goes on by itself (`-d`). Raises DeviceFault."""
-        # Not through a pipe: the daemon keeps what it is given. Its sockets are for every user.
+        # Not through a pipe: the daemon keeps what it is given. It opens its socket to every user by itself
+        # (0666, driver 580); the umask keeps logs and the privileged socket from being written by others.
         out = self._place.log / "daemon.out"
         with out.open("ab") as output:
             code = await self._run(
-                ["-d"], seconds, stdout=output, stderr=output, stdin=asyncio.subprocess.DEVNULL, umask=0,
+                ["-d"], seconds, stdout=output, stderr=output, stdin=asyncio.subprocess.DEVNULL, umask=0o022,
                 cwd="/", start_new_session=True,
             )  # fmt: skip
         if code != 0:
