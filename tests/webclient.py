@@ -20,12 +20,23 @@ class KernelEnded(Exception):
 
 
 class Client:
-    """A logged-in user with the cookies of a browser."""
+    """A logged-in user with the cookies of a browser, at one of their servers ("": the default one)."""
 
-    def __init__(self, system: System, session: aiohttp.ClientSession, user: str) -> None:
+    def __init__(self, system: System, session: aiohttp.ClientSession, user: str, server: str = "") -> None:
         self.system = system
         self.session = session
         self.user = user
+        self.server = server
+
+    def at(self, server: str) -> Client:
+        """The same user and session at another server."""
+        return Client(self.system, self.session, self.user, server)
+
+    @property
+    def api_path(self) -> str:
+        """The server in the hub's API."""
+        user = f"hub/api/users/{self.user}"
+        return f"{user}/servers/{self.server}" if self.server else f"{user}/server"
 
     def url(self, path: str) -> URL:
         return URL(self.system.url + path)
@@ -62,7 +73,7 @@ class Client:
     async def progress(self, begun: asyncio.Event | None = None) -> list[dict[str, Any]]:
         """The events of the progress stream to its end; sets `begun` at the first."""
         events = []
-        async with self.session.get(self.url(f"hub/api/users/{self.user}/server/progress")) as stream:
+        async with self.session.get(self.url(f"{self.api_path}/progress")) as stream:
             async for line in stream.content:
                 if line.startswith(b"data:"):
                     events.append(json.loads(line[5:]))
@@ -72,7 +83,7 @@ class Client:
 
     async def run_in_kernel(self, code: str) -> str:
         """What `code` prints in a new Python kernel of the user's server, which is ended after it."""
-        base = f"user/{self.user}/"
+        base = f"user/{self.user}/{self.server}/" if self.server else f"user/{self.user}/"
         await self.text(f"{base}lab")
         kernel = await self.send("POST", f"{base}api/kernels", {"name": "python3"})
         address = self.url(f"{base}api/kernels/{kernel['id']}/channels?session_id={uuid.uuid4().hex}")
@@ -132,7 +143,8 @@ async def logged_in(system: System, user: str) -> AsyncIterator[Client]:
 async def start(client: Client, tier: str) -> float:
     """Seconds from the click to ready."""
     begin = time.perf_counter()
-    await client.submit("hub/spawn", profile=tier)
+    page = f"hub/spawn/{client.user}/{client.server}" if client.server else "hub/spawn"
+    await client.submit(page, profile=tier)
     events = await client.progress()
     assert events[-1].get("ready"), events
     return time.perf_counter() - begin
@@ -150,7 +162,7 @@ async def serving(client: Client, tier: str) -> AsyncIterator[float]:
 async def stop(client: Client) -> None:
     """Stops the user's server."""
     await client.text("hub/home")
-    await client.send("DELETE", f"hub/api/users/{client.user}/server")
+    await client.send("DELETE", client.api_path)
 
 
 async def whole_status(admin: Client) -> Any:

@@ -64,7 +64,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
 """
 BURSTS = """
 import time, torch
-for _ in range(40):
+for _ in range(30):
     x = torch.ones(20 << 30, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
     time.sleep(0.3)
@@ -87,13 +87,15 @@ try:
 except ProcessLookupError:
     print("the hidden process has ended")
 """
+CREATE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+"""PyTorch then takes memory with CUDA's virtual memory calls instead of cudaMalloc."""
 NO_LIMIT = {"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "garbage"}
 """On driver 580 this throws the daemon's own memory limit off (docs/measurements.md)."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """`held_by`: what the table says keeps the quota: the daemon, the guard, or nothing of either."""
+    """`code` in a process of its own with `environment` on top, for `seconds` at most."""
 
     name: str
     code: str
@@ -110,13 +112,21 @@ ATTACKS = (
     Attack("limit malformed", GRAB + "grab(20)", NO_LIMIT),
     Attack("percentage raised", PERCENT, {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "100"}),
     Attack("percentage lowered", PERCENT, {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "5"}),
+    Attack(
+        "20 GiB by cuMemCreate", GRAB + "grab(20)", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    ),
+    Attack(
+        "20 GiB by cuMemCreate, limit malformed",
+        GRAB + "grab(20)",
+        {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **NO_LIMIT},
+    ),
     Attack("MPS pipe elsewhere", GRAB + "grab(20)", {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}),
     Attack("MPS pipe elsewhere, 1 GiB", GRAB + "grab(1, 10)", {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}),
-    Attack("parent and child, 6 GiB each", GRAB + CHILD),
-    Attack("three forks, 4 GiB each", GRAB + FORKS),
+    Attack("parent and child, 6 GiB each", GRAB + CHILD, seconds=25),
+    Attack("three forks, 4 GiB each", GRAB + FORKS, seconds=25),
     Attack("managed memory, 12 GiB", MANAGED),
     Attack("control commands", CONTROL, seconds=70),
-    Attack("bursts of 20 GiB, 0.3 s in each 1 s", BURSTS, NO_LIMIT, 45),
+    Attack("bursts of 20 GiB, 0.3 s in each 1 s", BURSTS, NO_LIMIT, 40),
     Attack("hidden behind a double fork", GRAB + HIDDEN, NO_LIMIT, 30),
 )
 

@@ -1,15 +1,15 @@
-"""Every starter notebook, top to bottom, inside a container that holds a lease of a whole GPU."""
+"""Every starter notebook, top to bottom, in a container with a lease: of a whole GPU, and of a slice."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
-from running import System
 from webclient import logged_in, serving
 
 pytestmark = pytest.mark.gpu
@@ -23,19 +23,29 @@ os.execvpe(sys.executable, [sys.executable, *sys.argv[1:]], environment)
 """
 """CDI changes the environment of a container's first process only, not that of `docker exec`."""
 
+SLICE_SITE = {
+    "pools": [{"name": "class", "mode": "slice", "slices": 8, "mps": True}],
+    "tiers": [{"name": "cpu"}, {"name": "slice", "mode": "slice", "memory": "8G"}],
+}
 
-async def test_every_notebook_runs_whole(system: System, record: Callable[[str, Any], None]) -> None:
+
+@pytest.mark.parametrize(
+    ("share", "site", "tier"), [("the whole device", {}, "gpu"), ("a slice of 8 GiB", SLICE_SITE, "slice")]
+)
+async def test_every_notebook_runs_whole(
+    share: str, site: dict[str, Any], tier: str, start_system: Callable[[dict[str, Any]], Any],
+    record: Callable[[str, Any], None],
+) -> None:  # fmt: skip
     assert len(NOTEBOOKS) == 12
-    engine = docker.from_env(timeout=600)
-    labels = ["gpuspawner.user=gina", f"gpuspawner.hub={system.name}"]
     names = [f"/opt/course/notebooks/{path.name}" for path in NOTEBOOKS]
     script = ["/opt/course/tests/run.py", "--gpu", "--json", "/tmp/results.json", *names]
-    async with logged_in(system, "gina") as gina, serving(gina, "gpu"):
-        (container,) = engine.containers.list(filters={"label": labels})
-        code, output = container.exec_run(["python3", "-c", SERVER_ENVIRONMENT, *script], user="1000:100")
-        print(output.decode())
-        result, kept = container.exec_run(["cat", "/tmp/results.json"], user="1000:100")
-    engine.close()
-    if result == 0:
-        record("notebooks on the whole device", json.loads(kept))
+    with start_system(site) as system, closing(docker.from_env(timeout=600)) as engine:
+        labels = ["gpuspawner.user=gina", f"gpuspawner.hub={system.name}"]
+        async with logged_in(system, "gina") as gina, serving(gina, tier):
+            (container,) = engine.containers.list(filters={"label": labels})
+            code, output = container.exec_run(["python3", "-c", SERVER_ENVIRONMENT, *script], user="1000:100")
+            print(output.decode())
+            result, kept = container.exec_run(["cat", "/tmp/results.json"], user="1000:100")
+    assert result == 0, output.decode()[-5000:]
+    record(f"notebooks on {share}", json.loads(kept))
     assert code == 0, output.decode()[-5000:]
