@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -91,9 +91,13 @@ class Client:
             async with self.session.ws_connect(address) as socket:
                 request = execute_request(code)
                 await socket.send_json(request)
-                return await printed(socket, request["header"]["msg_id"])
-        finally:
-            await self.send("DELETE", f"{base}api/kernels/{kernel['id']}")
+                said = await printed(socket, request["header"]["msg_id"])
+        except KernelEnded:  # Jupyter is restarting it, and may refuse to delete it just now
+            with suppress(AssertionError):
+                await self.send("DELETE", f"{base}api/kernels/{kernel['id']}")
+            raise
+        await self.send("DELETE", f"{base}api/kernels/{kernel['id']}")
+        return said
 
 
 def execute_request(code: str) -> dict[str, Any]:

@@ -82,10 +82,10 @@ if os.fork() == 0:
     os._exit(0)
 time.sleep(14)
 try:
-    os.kill(int(open("/tmp/hidden").read()), 0)
-    print("the hidden process lives")
-except ProcessLookupError:
-    print("the hidden process has ended")
+    state = open(f"/proc/{open('/tmp/hidden').read().strip()}/stat").read().rsplit(")", 1)[1].split()[0]
+except FileNotFoundError:
+    state = "gone"
+print("the hidden process", "has ended" if state in ("Z", "gone") else "lives")
 """
 CREATE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 """PyTorch then takes memory with CUDA's virtual memory calls instead of cudaMalloc."""

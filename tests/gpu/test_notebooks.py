@@ -10,6 +10,7 @@ from typing import Any
 
 import docker
 import pytest
+from lab import container_of
 from webclient import logged_in, serving
 
 pytestmark = pytest.mark.gpu
@@ -40,9 +41,8 @@ async def test_every_notebook_runs_whole(
     names = [f"/opt/course/notebooks/{path.name}" for path in NOTEBOOKS]
     script = ["/opt/course/tests/run.py", "--gpu", "--json", "/tmp/results.json", *names]
     with start_system(site) as system, closing(docker.from_env(timeout=600)) as engine:
-        labels = ["gpuspawner.user=gina", f"gpuspawner.hub={system.name}"]
         async with logged_in(system, "gina") as gina, serving(gina, tier):
-            (container,) = engine.containers.list(filters={"label": labels})
+            container = engine.containers.get(container_of(system, "gina"))
             code, output = container.exec_run(["python3", "-c", SERVER_ENVIRONMENT, *script], user="1000:100")
             print(output.decode())
             result, kept = container.exec_run(["cat", "/tmp/results.json"], user="1000:100")

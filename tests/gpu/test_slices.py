@@ -6,12 +6,12 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from typing import Any
 
-import docker
 import pytest
 from attacks import ATTACKS, GRAB, ILLEGAL_ADDRESS, Attack
+from lab import container_of
 from running import System
 from sampler import Sampler
 from webclient import Client, KernelEnded, all_free, logged_in, serving, whole_status
@@ -114,14 +114,6 @@ class Scene:
             "neighbour": round(min(during) / self.calm, 2) if during else None,
             "notice": next(iter(mine), None),
         }
-
-
-def container_of(system: System, user: str, server: str = "") -> str:
-    """The id of the container of the user's server."""
-    labels = [f"gpuspawner.user={user}", f"gpuspawner.server={server}", f"gpuspawner.hub={system.name}"]
-    with closing(docker.from_env()) as engine:
-        (container,) = engine.containers.list(filters={"label": labels})
-        return str(container.id)
 
 
 @pytest.fixture

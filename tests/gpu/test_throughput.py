@@ -1,7 +1,7 @@
 """Steps per second of a small training loop: alone, on slices, time-slicing, and through MPS set up by hand.
 
-All students warm up, then meet at set times: for each crowd (1, 2, 8, 15) the first so many train together
-for some seconds. What is compared ran on one machine, one after the other.
+All students warm up, then meet at set times, the windows: for each crowd (1, 2, 8, 15) the first so many
+train together for some seconds. What is compared ran on one machine.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
+from gpuspawner.node.mps import MPS_MOUNT
 from gpuspawner.node.mpscontrol import find_program
+from lab import inspected
 from running import System
-from webclient import Client, logged_in, start, stop
+from webclient import Client, logged_in, start, stop, whole_status
 
 pytestmark = pytest.mark.gpu
 
@@ -31,7 +34,7 @@ WARM_UP_SECONDS = float(os.environ.get("GPUSPAWNER_WARM_UP", "25"))
 
 TRAIN = """
 import json, sys, time, torch
-student, first, window, crowds = json.loads(ARGUMENTS)
+student, first, length, windows = json.loads(ARGUMENTS)
 torch.manual_seed(student)
 layers = [torch.nn.Linear(784, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 1024), torch.nn.ReLU()]
 model = torch.nn.Sequential(*layers, torch.nn.Linear(1024, 10)).cuda()
@@ -43,114 +46,168 @@ for _ in range(200): step()
 torch.cuda.synchronize()
 late = time.time() - first
 rates = {}
-for number, crowd in enumerate(crowds):
-    begin = first + number * (window + 1)
+for number, crowd in windows:
+    begin = first + number * (length + 1)
     if student >= crowd: continue
     while time.time() < begin: time.sleep(0.001)
     steps, start = 0, time.time()
-    while time.time() < begin + window:
+    while time.time() < begin + length:
         for _ in range(10): step()
         torch.cuda.synchronize(); steps += 10
-    rates[crowd] = steps / (time.time() - start)
+    rates[number] = steps / (time.time() - start)
 print(json.dumps({"late": late, "rates": rates}))
 """
+Windows = list[tuple[int, int]]
+"""When who trains: the number of the window, and how many students train in it."""
 
 
-def code_for(student: int, first: float) -> str:
+def code_for(student: int, first: float, windows: Windows) -> str:
     """The training loop of one student; `first` is when the first window begins, in seconds of the epoch."""
-    arguments = json.dumps([student, first, WINDOW_SECONDS, CROWDS])
+    arguments = json.dumps([student, first, WINDOW_SECONDS, windows])
     return f"ARGUMENTS = {arguments!r}\n{TRAIN}"
 
 
-def summary(answers: list[str]) -> dict[str, dict[str, float]]:
-    """Sum and mean of the steps/s by crowd; fails if somebody was not ready in time."""
+def rates_of(answers: list[str], windows: Windows) -> dict[int, list[float]]:
+    """The students' steps/s in each window; fails if somebody was not ready in time."""
     read = [json.loads(answer) for answer in answers]
     assert max(each["late"] for each in read) < 0, "warm-up took too long: raise GPUSPAWNER_WARM_UP"
-    result = {}
-    for crowd in CROWDS:
-        rates = [each["rates"][str(crowd)] for each in read if str(crowd) in each["rates"]]
-        assert len(rates) == crowd
-        result[str(crowd)] = {
-            "sum": round(sum(rates), 1),
-            "mean": round(sum(rates) / crowd, 1),
-            "least": round(min(rates), 1),
-        }
-    return result
+    rates = {
+        number: [each["rates"][str(number)] for each in read if str(number) in each["rates"]]
+        for number, _ in windows
+    }
+    assert [len(rates[number]) for number, _ in windows] == [crowd for _, crowd in windows]
+    return rates
 
 
-async def through_the_hub(system: System, tier: str) -> dict[str, dict[str, float]]:
-    """The crowds in labs of the hub."""
+@asynccontextmanager
+async def class_of_students(system: System) -> AsyncIterator[list[Client]]:
+    """All students with a slice each, in labs of the hub."""
     async with AsyncExitStack() as stack:
         names = [f"student-{number:02d}" for number in range(STUDENTS)]
-        clients: list[Client] = [await stack.enter_async_context(logged_in(system, name)) for name in names]
+        clients = [await stack.enter_async_context(logged_in(system, name)) for name in names]
         try:
-            await asyncio.gather(*(start(client, tier) for client in clients))
-            first = time.time() + WARM_UP_SECONDS
-            work = (client.run_in_kernel(code_for(number, first)) for number, client in enumerate(clients))
-            return summary(await asyncio.gather(*work))
+            await asyncio.gather(*(start(client, "slice") for client in clients))
+            yield clients
         finally:
             await asyncio.gather(*(stop(client) for client in clients))
 
 
+async def in_labs(clients: list[Client], first: float, windows: Windows) -> dict[int, list[float]]:
+    """The windows in kernels of the students' labs."""
+    work = [client.run_in_kernel(code_for(number, first, windows)) for number, client in enumerate(clients)]
+    return rates_of(await asyncio.gather(*work), windows)
+
+
 @contextmanager
-def mps_by_hand(folder: Path, percent: float, memory_gib: float) -> Iterator[dict[str, str]]:
-    """A control daemon as its documentation starts it, with the limits of a slice."""
+def mps_by_hand(folder: Path, uuid: str, percent: float, memory_bytes: int) -> Iterator[Path]:
+    """A control daemon as its documentation starts it, with the limits of a slice; gives its pipe folder."""
     program = find_program().path
     assert program is not None
+    pipe, log = folder / "pipe", folder / "log"
     environment = {
         **os.environ,
-        "CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"),
-        "CUDA_MPS_LOG_DIRECTORY": str(folder / "log"),
+        "CUDA_VISIBLE_DEVICES": uuid,
+        "CUDA_MPS_PIPE_DIRECTORY": str(pipe),
+        "CUDA_MPS_LOG_DIRECTORY": str(log),
     }
-    for name in ("pipe", "log"):
-        (folder / name).mkdir()
+    folder.mkdir()
+    for each in (folder, pipe, log):
+        each.mkdir(exist_ok=True)
+        each.chmod(0o755)
     subprocess.run([str(program), "-d"], env=environment, check=True)
     commands = [
-        f"set_default_active_thread_percentage {percent}",
-        f"set_default_device_pinned_mem_limit 0 {int(memory_gib * 1024)}M",
+        f"set_default_active_thread_percentage {percent:g}",
+        f"set_default_device_pinned_mem_limit 0 {memory_bytes >> 20}M",
     ]
     try:
         for command in commands:
             subprocess.run([str(program)], env=environment, input=command, text=True, check=True)
-        yield environment
+        yield pipe
     finally:
         subprocess.run([str(program)], env=environment, input="quit", text=True, check=False, timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-async def by_hand(environment: dict[str, str]) -> dict[str, dict[str, float]]:
-    """The crowds as plain processes of this machine."""
-    first = time.time() + WARM_UP_SECONDS
-    processes = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code_for(number, first), env=environment, stdout=subprocess.PIPE
-        )
-        for number in range(STUDENTS)
-    ]
-    outputs = await asyncio.gather(*(process.communicate() for process in processes))
-    return summary([output.decode() for output, _ in outputs])
+def in_containers(
+    model: dict[str, Any], pipe: Path, first: float, windows: Windows
+) -> dict[int, list[float]]:
+    """The windows in containers started by hand: like that lab, but for the hub and the daemon."""
+    mount = {"Type": "bind", "Source": str(pipe), "Target": MPS_MOUNT, "ReadOnly": True}
+    host = {**model["HostConfig"], "NetworkMode": "none", "PortBindings": {}, "Mounts": [mount]}
+    with closing(docker.APIClient(timeout=300)) as engine:
+        made = [
+            engine.create_container(
+                model["Config"]["Image"],
+                ["python3", "-c", code_for(number, first, windows)],
+                environment=model["Config"]["Env"],
+                user=model["Config"]["User"],
+                host_config=host,
+            )["Id"]
+            for number in range(STUDENTS)
+        ]
+        try:
+            for each in made:
+                engine.start(each)
+            for each in made:
+                assert engine.wait(each)["StatusCode"] == 0, engine.logs(each).decode()[-2000:]
+            outputs = [engine.logs(each, stderr=False).decode() for each in made]
+        finally:
+            for each in made:
+                engine.remove_container(each, force=True)
+    return rates_of(outputs, windows)
 
 
-SLICES = {"name": "class", "mode": "slice", "slices": STUDENTS}
-TIERS = [{"name": "cpu"}, {"name": "slice", "mode": "slice"}]
+def site_of(*, mps: bool) -> dict[str, Any]:
+    """A pool of as many slices as students, with MPS or without."""
+    pool = {"name": "class", "mode": "slice", "slices": STUDENTS, "mps": mps}
+    return {"pools": [pool], "tiers": [{"name": "cpu"}, {"name": "slice", "mode": "slice"}]}
 
 
-async def test_slices_against_time_slicing_and_mps_by_hand(
-    start_system: Callable[[dict[str, Any]], Any], record: Callable[[str, Any], None], tmp_path: Path
+async def test_slices_against_time_slicing(
+    start_system: Callable[[dict[str, Any]], Any], record: Callable[[str, Any], None]
 ) -> None:
     results = {}
-    with start_system({"pools": [{**SLICES, "mps": True}], "tiers": TIERS}) as system:
-        results["slices (MPS)"] = await through_the_hub(system, "slice")
-    record("steps/s", results)
-    with mps_by_hand(tmp_path, 200 / STUDENTS, 5) as environment:
-        results["MPS by hand"] = await by_hand(environment)
-    with start_system({"pools": [{**SLICES, "mps": False}], "tiers": TIERS}) as system:
-        results["time-slicing"] = await through_the_hub(system, "slice")
-    for crowd in map(str, CROWDS):
-        sums = {name: result[crowd]["sum"] for name, result in results.items()}
-        record(
-            f"{crowd} students: slices over time-slicing",
-            round(sums["slices (MPS)"] / sums["time-slicing"], 2),
-        )
-        record(
-            f"{crowd} students: slices over MPS by hand", round(sums["slices (MPS)"] / sums["MPS by hand"], 3)
-        )
+    windows = list(enumerate(CROWDS))
+    for name, mps in (("slices (MPS)", True), ("time-slicing", False)):
+        with start_system(site_of(mps=mps)) as system:
+            async with class_of_students(system) as clients:
+                results[name] = await in_labs(clients, time.time() + WARM_UP_SECONDS, windows)
+        for number, crowd in windows:
+            rates = results[name][number]
+            row = {
+                "sum": round(sum(rates), 1),
+                "mean": round(sum(rates) / crowd, 1),
+                "least": round(min(rates), 1),
+            }
+            record(f"{name}, {crowd} students (steps/s)", row)
+    for number, crowd in windows:
+        ratio = sum(results["slices (MPS)"][number]) / sum(results["time-slicing"][number])
+        record(f"{crowd} students: slices over time-slicing", round(ratio, 2))
+
+
+async def test_slices_against_mps_by_hand(
+    start_system: Callable[[dict[str, Any]], Any], record: Callable[[str, Any], None], tmp_path: Path
+) -> None:
+    """In pairs: both classes are there all the time and train in turn, ABBA for each crowd."""
+    pairs = [
+        (crowd, (4 * place, 4 * place + 3), (4 * place + 1, 4 * place + 2))
+        for place, crowd in enumerate(CROWDS)
+    ]
+    ours = [(number, crowd) for crowd, numbers, _ in pairs for number in numbers]
+    theirs = [(number, crowd) for crowd, _, numbers in pairs for number in numbers]
+    with start_system(site_of(mps=True)) as system:
+        async with class_of_students(system) as clients, logged_in(system, "admin") as admin:
+            lease = (await whole_status(admin))["leases"][0]
+            uuid, percent, size = lease["device_uuids"][0], lease["compute_percent"], lease["memory_bytes"]
+            model = inspected(system, lease["user"])
+            with mps_by_hand(Path("/tmp") / f"gst-{os.getpid()}", uuid, percent, size) as pipe:
+                first = time.time() + WARM_UP_SECONDS
+                by_hand = asyncio.to_thread(in_containers, model, pipe, first, theirs)
+                labs, hand = await asyncio.gather(in_labs(clients, first, ours), by_hand)
+    for crowd, our_numbers, their_numbers in pairs:
+        sums = [
+            sum(sum(rates[number]) for number in numbers)
+            for rates, numbers in ((labs, our_numbers), (hand, their_numbers))
+        ]
+        record(f"{crowd} students (steps/s): slices, MPS by hand", [round(each / 2, 1) for each in sums])
+        record(f"{crowd} students: slices over MPS by hand", round(sums[0] / sums[1], 3))

@@ -11,6 +11,7 @@ from typing import Any
 
 import docker
 import pytest
+from lab import container_of
 from running import System
 from webclient import all_free, logged_in, serving, stop, whole_status
 
@@ -77,7 +78,6 @@ async def test_a_cpu_server_sees_no_gpu(system: System) -> None:
 async def test_the_next_in_line_gets_the_gpu_of_a_killed_container(
     system: System, record: Callable[[str, Any], None]
 ) -> None:
-    labels = ["gpuspawner.user=carla", f"gpuspawner.hub={system.name}"]
     async with (
         logged_in(system, "carla") as carla,
         logged_in(system, "dora") as dora,
@@ -94,8 +94,7 @@ async def test_the_next_in_line_gets_the_gpu_of_a_killed_container(
                 await asyncio.sleep(0.1)
             begin = time.perf_counter()
             with closing(docker.from_env()) as engine:
-                (container,) = engine.containers.list(filters={"label": labels})
-                container.kill()
+                engine.containers.get(container_of(system, "carla")).kill()
             events = await waiting
             record("killed container to the next one's lab (s)", round(time.perf_counter() - begin, 2))
         assert "1st in line for a GPU" in " ".join(event.get("message", "") for event in events)
