@@ -290,7 +290,7 @@ async def test_quotas_follow_the_leases_and_are_there_after_a_restart(machine: M
     await machine.lease(running=False)  # no container yet: nothing to guard
     quotas = (
         Quota(slice_.id, f"{1:064x}", A, 4 * GIB, mps_required=True),
-        Quota(whole.id, f"{2:064x}", C, 80 * GIB),
+        Quota(whole.id, f"{2:064x}", C, None),
     )
     devices = frozenset({A, B, C})
     wanted = Orders(quotas, frozenset({f"{1:064x}", f"{2:064x}"}), devices)

@@ -187,7 +187,7 @@ class Enforcement:
         for uuid in lease.device_uuids:
             if uuid not in self._sizes:
                 continue  # it was not found: there is nothing to look at
-            size = lease.memory_bytes if lease.mode is Mode.SLICE else self._sizes[uuid]
+            size = lease.memory_bytes if lease.mode is Mode.SLICE else None
             yield Quota(lease.id, str(lease.container_id), uuid, size, mps_required=_through_mps(lease))
 
     async def _on_guard(self, event: GuardEvent) -> None:
