@@ -14,7 +14,9 @@ import pytest
 from gpuspawner.broker.ledger import Ledger, Steady
 from gpuspawner.errors import LedgerFault
 
-pytest.register_assert_rewrite("tests.unit.allocator_machine")
+pytest.register_assert_rewrite(
+    "tests.unit.allocator_machine", "tests.unit.share_walk", "tests.unit.slice_machine"
+)
 
 
 class Times:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.broker.placement import Room, Want, count_free
 from gpuspawner.broker.pooling import Host, Pooling, make_pooling
 from gpuspawner.broker.terms import DRIVER_BYTES, WHOLE, Terms, worth_compute
 from gpuspawner.errors import ConfigError
@@ -193,6 +194,12 @@ def test_too_few_are_a_warning() -> None:
 )
 def test_what_a_slice_of_80_gib_has(terms: Terms, wanted: Any, got: Any) -> None:
     assert terms.slice_of(80 * GIB, *wanted) == got
+
+
+@pytest.mark.parametrize(("mps", "most"), [(True, 48), (False, 80)])
+def test_no_more_small_slices_than_mps_takes_clients(mps: bool, most: int) -> None:
+    room = Room(Device("GPU-0", "H100", 80 * GIB), terms=Terms("p", Mode.SLICE, sizes_bytes=(GIB,), mps=mps))
+    assert count_free(Want(1, mode=Mode.SLICE), room) == most
 
 
 @given(

@@ -1,8 +1,9 @@
 """Makes the node hold what the leases say: MPS daemons, compute modes, the guard's quotas, and their news.
 
-An MPS daemon is started when the first slice of its GPU is given out and runs until the GPU leaves its
-pool; it and the notebooks on it outlive the broker. The guard goes by the leases that run, from the
-moment on at which the ledger was read. Nothing of this is done where GPUs are simulated.
+An MPS daemon is started when the first slice of its GPU is given out. It runs until nobody has had one for
+a while, or the GPU leaves its pool; it and the notebooks on it outlive the broker. The guard goes by the
+leases that run, from the moment on at which the ledger was read. Nothing of this is done where GPUs are
+simulated.
 """
 
 from __future__ import annotations
@@ -29,11 +30,20 @@ from .pooling import Pooling
 
 RETRY_SECONDS = 30.0
 """How long a GPU whose MPS did not start is out of use before it is tried again."""
+IDLE_SECONDS = 300.0
+"""How long a GPU's daemon and its compute mode stay after the last slice: the next one need not wait."""
+END_SECONDS = 8.0
+"""How long the end of the broker may take for those that nobody uses; the next broker ends the rest."""
 _USING = (LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.ASLEEP, LeaseState.RELEASING)
 
 
 class Holders(Protocol):
-    """Who holds what, and how they are told: the lease service."""
+    """Who holds what, and how they are told: the lease service.
+
+    `ready` is set once Docker was compared with the ledger: before that, a lease may be missing here.
+    """
+
+    ready: asyncio.Event
 
     def leases(self) -> tuple[Lease, ...]:
         """All living leases."""
@@ -61,6 +71,7 @@ class Tools:
     guard: GuardSettings = field(default_factory=GuardSettings)
     pace: MpsPace = field(default_factory=MpsPace)
     retry_seconds: float = RETRY_SECONDS
+    idle_seconds: float = IDLE_SECONDS
 
 
 class Enforcement:
@@ -82,6 +93,7 @@ class Enforcement:
         self._hardware: dict[str, DeviceHealth] = {}
         self._without_mps: dict[str, str] = {}
         self._cared_for: set[str] = set()
+        self._idle: dict[str, object] = {}
         self._locks = {uuid: asyncio.Lock() for uuid in self._sizes}
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
@@ -105,14 +117,21 @@ class Enforcement:
             self._tools.log.warning("%s", error)
         for uuid in sorted(needed):
             self._spawn(self._take_up(uuid))
+        for uuid in sorted(self._sliced() - needed):
+            self._spawn(self._leave(uuid))
 
     async def stop(self) -> None:
-        """The broker ends. Daemons and compute modes stay for the notebooks that go on."""
+        """The broker ends. Daemons and compute modes stay for the notebooks that go on, and only for them."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._started:
             await self._guard.stop()
+        if self._started and self._holders.ready.is_set():
+            unused = [uuid for uuid in self._cared_for if not self._users(uuid)]
+            ending = [asyncio.create_task(self._guarded(self._end_mps(uuid))) for uuid in unused]
+            if ending:
+                await asyncio.wait(ending, timeout=END_SECONDS)
         if self._mps is not None:
             await self._mps.leave()
         self._pool.close()
@@ -159,9 +178,8 @@ class Enforcement:
         if lease.state is LeaseState.RUNNING and uuid not in self._cared_for:
             self._cared_for.add(uuid)
             self._spawn(self._take_up(uuid))  # it was taken up from its container's labels
-        ended = lease.state is LeaseState.CLOSED
-        if ended and uuid not in self._sliced() and not self._users(uuid):
-            self._spawn(self._leave_pool(uuid))
+        if lease.state is LeaseState.CLOSED and not self._users(uuid):
+            self._spawn(self._leave(uuid))
 
     async def set_health(self, health: DeviceHealth) -> None:
         """What the health monitor found of a device; one whose MPS doesn't run stays out of use."""
@@ -259,7 +277,10 @@ class Enforcement:
             self._tools.metrics.mps_died()
             await self._lose_mps(change.uuid, "the service through which it is shared (MPS) ended")
         for lease in self._users(change.uuid):
-            await self._holders.tell(lease.id, change.sentence)
+            try:
+                await self._holders.tell(lease.id, change.sentence)
+            except GpuSpawnerError as error:  # the others are told all the same
+                self._tools.log.warning("%s", error)
 
     async def _lose_mps(self, uuid: str, reason: str) -> None:
         self._without_mps[uuid] = reason
@@ -276,8 +297,18 @@ class Enforcement:
             return hardware
         return DeviceHealth(uuid, healthy=False, reason=reason)
 
-    async def _leave_pool(self, uuid: str) -> None:
-        """The last lease of a GPU that is in no slice pool any more has ended."""
+    async def _leave(self, uuid: str) -> None:
+        """Nobody has a slice of the GPU: at once if it has left its pool, else if that stays so."""
+        self._idle[uuid] = idle = object()
+        if uuid in self._sliced():
+            await asyncio.sleep(self._tools.idle_seconds)
+        await self._holders.ready.wait()
+        if self._idle.get(uuid) is idle:
+            del self._idle[uuid]
+            await self._end_mps(uuid)
+
+    async def _end_mps(self, uuid: str) -> None:
+        """Ends the GPU's daemon and gives its compute mode back, if nobody uses them."""
         async with self._locks.setdefault(uuid, asyncio.Lock()):
             if self._mps is None or self._users(uuid):
                 return
