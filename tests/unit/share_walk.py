@@ -199,9 +199,9 @@ class Walk:
         """Something happens; then allocator and model must agree, and no device be exceeded."""
         steps = (
             self.acquire, self.acquire, self.acquire, self.set_running, self.end, self.end, self.end,
-            self.adopt, self.set_health, self.restart,
+            self.adopt, self.set_health, self.restart, self.find_late,
         )  # fmt: skip
-        weights = (6, 6, 6, 6, 7, 7, 7, 1, 3, 1)
+        weights = (6, 6, 6, 6, 7, 7, 7, 1, 3, 1, 1)
         self.draw.choices(steps, weights)[0]()
         self.check()
 
@@ -288,6 +288,13 @@ class Walk:
         gone = self.draw.sample(range(len(FLEET)), self.draw.choice([0, 0, 1, 2]))
         left = [device for number, device in enumerate(FLEET) if number not in gone]
         self.open(left, self.draw.choice(LAYOUTS))
+
+    def find_late(self) -> None:
+        """A device that was gone at the last restart can be read after all; a known one changes nothing."""
+        device = self.draw.choice(FLEET)
+        self.run(self.allocator.add([device], self.model.terms))
+        self.model.fleet.setdefault(device.uuid, device)
+        self.model.advance(self.chosen)
 
     def check(self) -> None:
         """What the allocator shows is what the model has, and no device has more holders than it can have."""

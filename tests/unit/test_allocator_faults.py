@@ -23,6 +23,7 @@ NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 SIZE = 80 << 30
 GPU0 = Device("GPU-0", "H100 80GB", SIZE, index=0)
 GPU1 = Device("GPU-1", "H100 80GB", SIZE, index=1)
+GPU2 = Device("GPU-2", "H100 80GB", SIZE, index=2)
 SIMULATED = Device("GPU-2", "H100 80GB", SIZE, index=2, simulated=True)
 A, B, C, D = "a" * 32, "b" * 32, "c" * 32, "d" * 32
 
@@ -104,6 +105,30 @@ async def test_a_device_that_is_gone_stays_with_its_lease(
     await again.begin_release(A, "stopped")
     await again.close(A)
     assert [view.device for view in again.snapshot().devices] == [GPU1]
+
+
+async def test_a_device_that_is_found_late_goes_on_with_its_lease(
+    allocator: Allocator, ledger: Ledger, times: Any
+) -> None:
+    for lease_id in (A, B, C):
+        await allocator.acquire(request(lease_id))
+    again = Allocator(ledger, clock=times.now)
+    await again.load([])
+    assert again.misses_devices()
+    assert await again.add([GPU1], {}) == (lease(B, RESERVED, "GPU-1"),)  # its notice is gone
+    assert await again.add([GPU1, GPU2], {}) == ()
+    assert again.lease(C) == lease(C, RESERVED, "GPU-2")  # nobody holds that one: the queue advances
+    assert again.misses_devices()
+    await again.add([GPU0], {})
+    assert not again.misses_devices()
+    assert [(view.device, view.health.healthy, view.holders) for view in again.snapshot().devices] == [
+        (GPU0, True, (lease(A, RESERVED, "GPU-0"),)),
+        (GPU1, True, (lease(B, RESERVED, "GPU-1"),)),
+        (GPU2, True, (lease(C, RESERVED, "GPU-2"),)),
+    ]
+    await again.begin_release(A, "stopped")
+    await again.close(A)
+    assert again.capacity(1) == Capacity(free=1, total=3, waiting=0)
 
 
 async def test_waiting_for_devices_that_are_gone(allocator: Allocator, ledger: Ledger, times: Any) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,20 +23,20 @@ from ..model import ContainerPatch, Lease, Tier
 from ..node.daemonpool import DaemonPool
 from ..node.health import HealthMonitor
 from ..node.injection import Injection, choose, engine_facts, make_patch, read_local
-from ..node.inventory import Inventory, NvmlInventory, open_inventory
-from ..node.mpscontrol import MpsProgram, find_program
-from ..node.processes import ending_obstacle
+from ..node.inventory import Inventory, open_inventory
 from ..settings import GpuSite
 from .allocator import Allocator
 from .api import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .containers import DockerEngine
 from .enforcement import Enforcement, Tools
 from .folders import DiskFolders
+from .late import LateDevices, LateParts
 from .leasing import NOT_READY, LeaseService, Parts
 from .ledger import Ledger
 from .lock import BrokerLock
 from .metrics import Metrics
-from .pooling import Host, Pooling, make_pooling
+from .pooling import Pooling
+from .sharing import Sharing
 from .view import About, View
 from .web import hub_of, look_of, make_handlers, make_settings
 
@@ -120,7 +121,7 @@ class GpuBroker(Application):
     allocator: Allocator
     service: LeaseService
     enforcement: Enforcement
-    mps: MpsProgram
+    sharing: Sharing
     inventory: Inventory
     injection: Injection | None = None
 
@@ -180,7 +181,8 @@ class GpuBroker(Application):
     async def _run_with(self, ledger: Ledger, stop: asyncio.Event) -> None:
         self._nvml = DaemonPool("nvml", most=1)
         self.inventory = await self._nvml.submit(lambda: open_inventory(self.site))
-        pooling = await self._nvml.submit(self._find_pooling)
+        self.sharing = Sharing(self.site, self.tiers, self.inventory)
+        pooling = await self._nvml.submit(self.sharing.find)
         for warning in pooling.warnings:
             self.log.warning("%s", warning)
         self.allocator = Allocator(ledger, log=self.log)
@@ -191,37 +193,46 @@ class GpuBroker(Application):
         await self.enforcement.start()
         await health.start(pooling.devices)
         servers: list[HTTPServer] = []
-        ticking: asyncio.Task[None] | None = None
+        loops: list[asyncio.Task[None]] = []
         try:
             await self._look()
             servers.append(self._serve_socket())
             servers.extend(self._serve_pages())
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
-            ticking = asyncio.create_task(self._tick(), name="reconcile")
+            loops.append(asyncio.create_task(self._tick(), name="reconcile"))
+            loops.append(asyncio.create_task(self._make_late(health).run(), name="late devices"))
             self._say_ready(len(pooling.devices))
             await stop.wait()
             self.log.info("The broker ends; leases stay in the ledger and running servers go on")
         finally:
-            if ticking is not None:
-                ticking.cancel()
+            for task in loops:
+                task.cancel()
             await self.service.close()  # first: a hold that breaks from now on gives nothing back
             await self._close(servers, health)
 
-    def _find_pooling(self) -> Pooling:
-        """Who shares what on this machine. Blocks; raises ConfigError for what can't work."""
-        devices, simulated = self.inventory.devices(), self.inventory.simulated
-        left_out = self.inventory.driver().left_out if isinstance(self.inventory, NvmlInventory) else ()
-        self.mps = find_program()
-        host = Host(simulated, self.mps, ending_obstacle(), incomplete=bool(left_out))
-        return make_pooling(self.site.parsed_pools(), self.tiers, devices, host)
+    def _make_late(self, health: HealthMonitor) -> LateDevices:
+        async def probe(uuids: Iterable[str]) -> None:
+            self.injection = await self._probe(uuids)
+
+        parts = LateParts(
+            sharing=self.sharing,
+            nvml=self._nvml,
+            service=self.service,
+            enforcement=self.enforcement,
+            health=health,
+            probe=probe,
+            metrics=self.measures,
+            log=self.log,
+        )
+        return LateDevices(parts)
 
     def _make_enforcement(self, pooling: Pooling) -> Enforcement:
         tools = Tools(
             pooling=pooling,
             inventory=self.inventory,
             state_dir=self.state_dir,
-            program=self.mps.path,
+            program=self.sharing.mps.path,
             metrics=self.measures,
             log=self.log,
         )
@@ -295,14 +306,14 @@ class GpuBroker(Application):
             self.service.ready.set()
         return True
 
-    async def _probe(self) -> Injection:
+    async def _probe(self, late: Iterable[str] = ()) -> Injection:
         if self.inventory.simulated:
             return Injection.NONE
         info, version = await self.engine.facts()
         local = None
         if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
             local = await asyncio.to_thread(read_local, tuple(info.get("CDISpecDirs") or ()))
-        uuids = [view.device.uuid for view in self.allocator.snapshot().devices]
+        uuids = [*(view.device.uuid for view in self.allocator.snapshot().devices), *late]
         return choose(self.site.injection, engine_facts(info, version, local), False, uuids)
 
     async def _prepare(self, lease: Lease) -> None:

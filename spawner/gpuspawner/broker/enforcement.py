@@ -80,6 +80,7 @@ class Enforcement:
     def __init__(self, tools: Tools, holders: Holders) -> None:
         self._tools = tools
         self._holders = holders
+        self._pooling = tools.pooling
         self._active = not tools.inventory.simulated
         self._sizes = {device.uuid: device.memory_bytes for device in tools.pooling.devices}
         self._guard = Guard(tools.inventory, self._on_guard, settings=tools.guard, log=tools.log)
@@ -110,7 +111,7 @@ class Enforcement:
         needed = {lease.device_uuids[0] for lease in leases if _through_mps(lease)}
         keep = self._sliced() | needed
         try:
-            await self._pool.submit(lambda: self._modes.restore(self._tools.pooling.managed | needed))
+            await self._pool.submit(lambda: self._modes.restore(self._pooling.managed | needed))
             if self._mps is not None:
                 await self._mps.stop_others(keep)
         except GpuSpawnerError as error:
@@ -119,6 +120,17 @@ class Enforcement:
             self._spawn(self._take_up(uuid))
         for uuid in sorted(self._sliced() - needed):
             self._spawn(self._leave(uuid))
+
+    def extend(self, pooling: Pooling) -> None:
+        """Devices that could not be read at the start are there: from now on quotas hold there too."""
+        self._pooling = pooling
+        self._sizes = {device.uuid: device.memory_bytes for device in pooling.devices}
+        if not self._started:
+            return
+        self._guard.set_orders(self._orders())
+        for uuid in sorted(self._sizes.keys() - self._cared_for):
+            if self._users(uuid):
+                self._spawn(self._take_up(uuid))
 
     async def stop(self) -> None:
         """The broker ends. Daemons and compute modes stay for the notebooks that go on, and only for them."""
@@ -220,7 +232,7 @@ class Enforcement:
     # ---- MPS
 
     def _sliced(self) -> set[str]:
-        return {uuid for uuid, terms in self._tools.pooling.terms.items() if terms.sliced and terms.mps}
+        return {uuid for uuid, terms in self._pooling.terms.items() if terms.sliced and terms.mps}
 
     def _users(self, uuid: str) -> list[Lease]:
         """The leases that compute through the GPU's daemon, or will."""
@@ -232,7 +244,7 @@ class Enforcement:
 
     def _limits(self, uuid: str) -> MpsLimits:
         """The daemon's: those of the pool's largest slice, or of a larger one that is held from before."""
-        terms, size = self._tools.pooling.terms.get(uuid), self._sizes.get(uuid, 0)
+        terms, size = self._pooling.terms.get(uuid), self._sizes.get(uuid, 0)
         percents = [lease.compute_percent for lease in self._users(uuid)]
         sizes = [lease.memory_bytes for lease in self._users(uuid)]
         if terms is not None and terms.sliced and terms.mps:
@@ -244,7 +256,7 @@ class Enforcement:
         if self._mps is None:
             raise DeviceFault("MPS is not installed, and this GPU is shared through it")
         async with self._locks.setdefault(uuid, asyncio.Lock()):
-            if uuid in self._tools.pooling.managed:
+            if uuid in self._pooling.managed:
                 await self._pool.submit(lambda: self._modes.take(uuid))
             self._cared_for.add(uuid)
             await self._mps.ensure(uuid, self._limits(uuid))

@@ -47,6 +47,17 @@ class Pooling:
     managed: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
 
+    def with_late(self, later: Pooling) -> Pooling:
+        """This one with the devices that only `later` has. Those that are here keep their terms."""
+        late = [device for device in later.devices if device.uuid not in self.terms]
+        uuids = {device.uuid for device in late}
+        return Pooling(
+            devices=(*self.devices, *late),
+            terms={**self.terms, **{uuid: later.terms[uuid] for uuid in uuids}},
+            managed=self.managed | (later.managed & uuids),
+            warnings=tuple(warning for warning in later.warnings if warning not in self.warnings),
+        )
+
 
 def make_pooling(
     pools: Sequence[Pool], tiers: Sequence[Tier], devices: Sequence[Device], host: Host

@@ -34,6 +34,8 @@ class NvmlInventory:
     def __init__(self) -> None:
         call(pynvml.nvmlInit)
         self._devices: tuple[Device, ...] = ()
+        self.left_out: tuple[str, ...] = ()
+        """One sentence for each device that could not be listed the last time."""
         self._handles: dict[str, Any] = {}
         self._events: Any = None
         self._event_uuids: dict[int, str] = {}
@@ -49,9 +51,15 @@ class NvmlInventory:
         Raises DeviceFault if NVML lists some and none can be leased.
         """
         found = read_all()
+        self.left_out = found.left_out
         if found.left_out and not found.devices:
             raise DeviceFault(f"No GPU can be leased. {' '.join(found.left_out)}")
-        self._devices = found.devices
+        listed = {device.uuid for device in found.devices}
+        before = {device.uuid for device in self._devices}
+        # One that can't be read at the moment is not forgotten: its events still tell of it.
+        self._devices = (*found.devices, *(each for each in self._devices if each.uuid not in listed))
+        if before and listed - before:
+            self._stale.set()  # the new ones' events are wanted too
         return found.devices
 
     def driver(self) -> DriverFacts:
