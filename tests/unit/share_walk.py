@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.broker.terms import Terms
 from gpuspawner.errors import LeaseConflict, NoCapacity
 from gpuspawner.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState, Mode
@@ -56,6 +57,15 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self.rows: dict[str, Lease] = {}
+        self.records: list[EndedProcess] = []
+
+    async def record(self, *items: EndedProcess) -> None:
+        """Keep what the guard did."""
+        self.records.extend(items)
+
+    async def ended(self, limit: int = 100) -> tuple[EndedProcess, ...]:
+        """The youngest first."""
+        return tuple(self.records[::-1][:limit])
 
     async def open(self) -> None:
         """Nothing to connect to."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from gpuspawner.broker.allocator import Allocator
 from gpuspawner.broker.enforcement import Enforcement, Tools
+from gpuspawner.broker.journal import Journal
 from gpuspawner.broker.metrics import Metrics
 from gpuspawner.broker.pooling import Pooling
 from gpuspawner.broker.terms import Terms
@@ -83,6 +84,7 @@ class Machine:
         self.running: Enforcement | None = None
         self.idle_seconds = 300.0
         self.holders: Holders
+        self.journal: Journal
         self.allocator: Allocator
 
     async def broker(
@@ -93,10 +95,11 @@ class Machine:
         self.allocator = Allocator(self.ledger, clock=lambda: NOW)  # type: ignore[arg-type]
         await self.allocator.load(DEVICES, terms)
         self.holders = Holders(self.allocator)
+        self.journal = Journal(self.ledger, LOG)
         tools = Tools(
             pooling=Pooling(DEVICES, terms, managed), inventory=self.inventory, state_dir=self.folder,
-            program=self.program, metrics=self.metrics, log=LOG, pace=PACE, retry_seconds=0.05,
-            idle_seconds=self.idle_seconds,
+            program=self.program, metrics=self.metrics, journal=self.journal, log=LOG, pace=PACE,
+            retry_seconds=0.05, idle_seconds=self.idle_seconds,
         )  # fmt: skip
         self.running = Enforcement(tools, self.holders)
         self.allocator.on_lease = self.running.on_lease

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from gpuspawner.broker.enforcement import Enforcement
+from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.broker.terms import Terms
 from gpuspawner.errors import DeviceFault
 from gpuspawner.model import ContainerPatch, DeviceHealth, Mode
@@ -188,6 +189,12 @@ async def test_who_loses_a_process_is_told_and_it_is_counted(machine: Machine) -
     await broker._on_guard(replace(event, offence=Offence.NO_LEASE, lease_id=None))
     await broker._on_guard(replace(event, lease_id=None, container_id="gone"))
     assert machine.holders.told == [(lease.id, "12:30 UTC: It was over.")] * 2
+    record = EndedProcess(
+        NOW, "memory", lease.id, "hub", "user-1", "", f"{1:064x}", A, 7, "python3", 9, 8, 2.0, "It was over."
+    )
+    gone = replace(record, container_id="gone", lease_id=None, hub="", user="")
+    assert machine.ledger.records == [record, replace(record, offence="no_lease"), gone]
+    assert machine.journal.recent() == tuple(machine.ledger.records[::-1])
     ended = [counted(machine, "guard_ended", offence=offence) for offence in ("memory", "no_lease")]
     assert ended == [2, 1]
     # It stays when the device's health changes, and through a restart.

@@ -9,11 +9,8 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 from tornado.httpserver import HTTPServer
-from tornado.web import Application as WebApplication
 from traitlets import Bool, Float, TraitError, Unicode, default
 from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
@@ -24,21 +21,24 @@ from ..node.daemonpool import DaemonPool
 from ..node.health import HealthMonitor
 from ..node.injection import Injection, choose, engine_facts, make_patch, read_local
 from ..node.inventory import Inventory, open_inventory
+from ..node.usage import UsageMonitor
 from ..settings import GpuSite
 from .allocator import Allocator
 from .api import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .containers import DockerEngine
 from .enforcement import Enforcement, Tools
 from .folders import DiskFolders
+from .journal import Journal
 from .late import LateDevices, LateParts
 from .leasing import NOT_READY, LeaseService, Parts
 from .ledger import Ledger
 from .lock import BrokerLock
 from .metrics import Metrics
 from .pooling import Pooling
+from .pruning import Pruning
 from .sharing import Sharing
 from .view import About, View
-from .web import hub_of, look_of, make_handlers, make_settings
+from .web import serve_pages
 
 RETRY_SECONDS = 0.5
 """So soon comes the next round after one that failed."""
@@ -104,6 +104,18 @@ class GpuBroker(Application):
         """,
     ).tag(config=True)
 
+    history_days = Float(
+        400.0,
+        min=1.0,
+        help="""
+        Days for which the ledger keeps closed leases and ended processes.
+
+        Default: 400, a year and what a yearly report needs. Older ones go hourly and in small steps; so
+        does what they count for in a usage report.
+        Example: `c.GpuBroker.history_days = 3650`
+        """,
+    ).tag(config=True)
+
     @default("database_url")
     def _database_url_default(self) -> str:
         return f"sqlite:///{self.state_dir / 'ledger.sqlite'}"
@@ -121,6 +133,8 @@ class GpuBroker(Application):
     allocator: Allocator
     service: LeaseService
     enforcement: Enforcement
+    journal: Journal
+    usage: UsageMonitor
     sharing: Sharing
     inventory: Inventory
     injection: Injection | None = None
@@ -188,20 +202,27 @@ class GpuBroker(Application):
         self.allocator = Allocator(ledger, log=self.log)
         await self.allocator.load(pooling.devices, pooling.terms)
         self.service = await self._make_service(ledger)
+        self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
         health = HealthMonitor(self.inventory, self.enforcement.set_health, log=self.log)
+        await self.journal.load()
         await self.enforcement.start()
         await health.start(pooling.devices)
+        self.usage = UsageMonitor(self.inventory, self.log)
+        if not self.inventory.simulated:
+            self.usage.start(device.uuid for device in pooling.devices)
         servers: list[HTTPServer] = []
         loops: list[asyncio.Task[None]] = []
         try:
             await self._look()
             servers.append(self._serve_socket())
-            servers.extend(self._serve_pages())
+            servers.extend(serve_pages(self._view(), self.config))
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
             loops.append(asyncio.create_task(self._make_late(health).run(), name="late devices"))
+            pruning = Pruning(ledger, self.history_days, self.log)
+            loops.append(asyncio.create_task(pruning.run(), name="pruning"))
             self._say_ready(len(pooling.devices))
             await stop.wait()
             self.log.info("The broker ends; leases stay in the ledger and running servers go on")
@@ -221,6 +242,7 @@ class GpuBroker(Application):
             service=self.service,
             enforcement=self.enforcement,
             health=health,
+            usage=self.usage,
             probe=probe,
             metrics=self.measures,
             log=self.log,
@@ -234,6 +256,7 @@ class GpuBroker(Application):
             state_dir=self.state_dir,
             program=self.sharing.mps.path,
             metrics=self.measures,
+            journal=self.journal,
             log=self.log,
         )
         enforcement = Enforcement(tools, self.service)
@@ -267,6 +290,7 @@ class GpuBroker(Application):
         for server in servers:
             await server.close_all_connections()
         await health.stop()
+        await self.usage.stop()
         await self.enforcement.stop()
         await self.engine.close()
         self.folders.close()
@@ -328,7 +352,14 @@ class GpuBroker(Application):
     # ---- servers
 
     def _view(self) -> View:
-        about = About(self.tiers, self.inventory.simulated, self.measures, self.enforcement.blind)
+        about = About(
+            tiers=self.tiers,
+            simulated=self.inventory.simulated,
+            metrics=self.measures,
+            blind=self.enforcement.blind,
+            usage=self.usage.now,
+            ended=self.journal.recent,
+        )
         return View(self.allocator, about)
 
     def _serve_socket(self) -> HTTPServer:
@@ -337,25 +368,6 @@ class GpuBroker(Application):
         server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))
         return server
-
-    def _serve_pages(self) -> list[HTTPServer]:
-        url = os.environ.get("JUPYTERHUB_SERVICE_URL")
-        if not url:
-            return []
-        where = urlsplit(url)
-        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
-        handlers: list[Any] = list(
-            make_handlers(self._view(), prefix, look=look_of(self.config), hub=hub_of(self.config))
-        )
-        server = HTTPServer(WebApplication(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
-        try:
-            server.listen(where.port or 80, where.hostname or "127.0.0.1")
-        except OSError as error:
-            raise ConfigError(
-                f"The GPU page can't listen on {url}: {error.strerror}. Set another port for the service "
-                "in jupyterhub_config.py, or end what uses this one"
-            ) from error
-        return [server]
 
     def _say_ready(self, count: int) -> None:
         kind = "simulated devices" if self.inventory.simulated else "devices"

@@ -25,6 +25,8 @@ from ..node.inventory import Inventory
 from ..node.judge import Orders, Quota
 from ..node.mps import MpsChange, MpsPace, MpsService
 from ..node.mpscontrol import MpsLimits
+from .journal import Journal
+from .ledger import EndedProcess
 from .metrics import Metrics
 from .pooling import Pooling
 
@@ -67,6 +69,7 @@ class Tools:
     state_dir: Path
     program: Path | None
     metrics: Metrics
+    journal: Journal
     log: logging.Logger
     guard: GuardSettings = field(default_factory=GuardSettings)
     pace: MpsPace = field(default_factory=MpsPace)
@@ -222,12 +225,10 @@ class Enforcement:
 
     async def _on_guard(self, event: GuardEvent) -> None:
         self._tools.metrics.ended(event.offence)
-        lease_id = event.lease_id or self._lease_of(event.container_id)
-        if lease_id is not None:
-            await self._holders.tell(lease_id, f"{_clock(event.at)}: {event.sentence}")
-
-    def _lease_of(self, container_id: str) -> str | None:
-        return next((each.id for each in self._holders.leases() if each.container_id == container_id), None)
+        lease = next((each for each in self._holders.leases() if _is_of(event, each)), None)
+        await self._tools.journal.add(_record_of(event, lease))
+        if lease is not None:
+            await self._holders.tell(lease.id, f"{_clock(event.at)}: {event.sentence}")
 
     # ---- MPS
 
@@ -346,6 +347,31 @@ class Enforcement:
 
 def _through_mps(lease: Lease) -> bool:
     return lease.mode is Mode.SLICE and lease.mps and bool(lease.device_uuids)
+
+
+def _is_of(event: GuardEvent, lease: Lease) -> bool:
+    if event.lease_id is not None:
+        return lease.id == event.lease_id
+    return lease.container_id == event.container_id
+
+
+def _record_of(event: GuardEvent, lease: Lease | None) -> EndedProcess:
+    return EndedProcess(
+        at=event.at,
+        offence=event.offence.value,
+        lease_id=event.lease_id if lease is None else lease.id,
+        hub="" if lease is None else lease.hub,
+        user="" if lease is None else lease.user,
+        server="" if lease is None else lease.server,
+        container_id=event.container_id,
+        device_uuid=event.device_uuid,
+        pid=event.pid,
+        name=event.name,
+        used_bytes=event.used_bytes,
+        quota_bytes=event.quota_bytes,
+        over_seconds=event.over_seconds,
+        sentence=event.sentence,
+    )
 
 
 def _clock(at: datetime) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..errors import GpuSpawnerError
 from ..node.daemonpool import DaemonPool
 from ..node.health import HealthMonitor
+from ..node.usage import UsageMonitor
 from .enforcement import Enforcement
 from .leasing import LeaseService
 from .metrics import Metrics
@@ -32,6 +33,7 @@ class LateParts:
     service: LeaseService
     enforcement: Enforcement
     health: HealthMonitor
+    usage: UsageMonitor
     probe: Callable[[Iterable[str]], Awaitable[None]]
     metrics: Metrics
     log: logging.Logger
@@ -73,6 +75,7 @@ class LateDevices:
         parts.enforcement.extend(pooling)
         await parts.service.add(late, pooling.terms)
         await parts.health.add(late)
+        parts.usage.add(device.uuid for device in late)
         parts.sharing.took(pooling)
         for warning in pooling.warnings:
             parts.log.warning("%s", warning)
