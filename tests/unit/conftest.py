@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.broker.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger, Steady
 from gpuspawner.errors import LedgerFault
+
+from tests.unit.lease_examples import GPU0, GPU1
 
 pytest.register_assert_rewrite(
     "tests.unit.allocator_machine", "tests.unit.share_walk", "tests.unit.slice_machine"
@@ -96,6 +99,14 @@ async def ledger(path: Path, times: Times) -> AsyncIterator[Ledger]:
     await ledger.open()
     yield ledger
     await ledger.close()
+
+
+@pytest.fixture
+async def allocator(ledger: Ledger, times: Times) -> Allocator:
+    """Two H100."""
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load([GPU0, GPU1])
+    return allocator
 
 
 @pytest.fixture
