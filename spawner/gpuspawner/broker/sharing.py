@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
+from ..errors import DeviceFault
 from ..model import Device, Tier
-from ..node.inventory import Inventory, NvmlInventory
+from ..node.inventory import ComputeMode, Inventory, NvmlInventory
 from ..node.mpscontrol import MpsProgram, find_program
 from ..node.processes import ending_obstacle
 from ..settings import GpuSite
@@ -55,5 +57,14 @@ class Sharing:
 
     def _pool(self, devices: Sequence[Device]) -> Pooling:
         incomplete = bool(self._left_out())
-        host = Host(self._inventory.simulated, self.mps, ending_obstacle(), incomplete=incomplete)
+        host = Host(self._inventory.simulated, self.mps, ending_obstacle(), incomplete, self._modes(devices))
         return make_pooling(self._site.parsed_pools(), self._tiers, devices, host)
+
+    def _modes(self, devices: Sequence[Device]) -> dict[str, ComputeMode]:
+        """Of whole GPUs that say so."""
+        modes = {}
+        for device in devices:
+            if not device.is_mig:
+                with suppress(DeviceFault):
+                    modes[device.uuid] = self._inventory.compute_mode(device.uuid)
+        return modes

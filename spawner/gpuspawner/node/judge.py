@@ -123,7 +123,7 @@ class Judgement:
 class Orders:
     """What the guard holds up, as the broker gives it: replaced as a whole.
 
-    `containers` are all that are this broker's, with a lease or not: only theirs are ever ended.
+    `containers` are those of this broker's leases, on whatever device: only theirs are ever ended.
     """
 
     quotas: tuple[Quota, ...] = ()
