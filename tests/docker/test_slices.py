@@ -13,7 +13,7 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from gpuspawner.client import BrokerClient, Grant
 from gpuspawner.errors import NoCapacity
 from gpuspawner.model import GpuRequest, Mode
 from gpuspawner.node.injection import Injection
-from gpuspawner.node.mpscontrol import find_all, find_daemon, place_of
+from gpuspawner.node.mpscontrol import find_all, find_daemon, pipes_of, place_of
 from gpuspawner.node.processes import ProcessTable
 
 from tests.docker.life import remove
@@ -131,12 +131,11 @@ class Site:
 async def slice_site(
     engine: docker.APIClient, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Site]:
-    """A site on two scripted GPUs; its folder's path is short, for MPS's sockets."""
+    """A site on two scripted GPUs; its folder's path is short, for sockets."""
     folder = Path("/tmp") / f"gss-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     folder.mkdir()
     program = standin.install(tmp_path)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", folder / "run")
     monkeypatch.setenv("GPUSPAWNER_STATE_DIR", str(folder))
     monkeypatch.delenv("JUPYTERHUB_SERVICE_URL", raising=False)
     with scripted.loaded(tmp_path / "nvml") as script:
@@ -148,7 +147,9 @@ async def slice_site(
         for container in site.containers:
             remove(engine, container)
     for process in find_all(place_of(A, folder), ProcessTable()):
-        os.kill(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    shutil.rmtree(pipes_of(folder), ignore_errors=True)
     shutil.rmtree(folder)
 
 
@@ -161,6 +162,7 @@ async def site(
 
     monkeypatch.setattr(GpuBroker, "_probe", probe)
     async with slice_site(engine, tiny_image, tmp_path, monkeypatch) as site:
+        monkeypatch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", site.folder / "run")
         yield site
 
 
