@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help hub test check test-unit test-gpu bench images lock engine clean-demo venv
+.PHONY: help hub test check test-unit test-nightly test-gpu bench images lock engine clean-demo venv
 
 ifdef PY
 venv:
@@ -34,6 +34,9 @@ check: venv ## lint and types
 
 test-unit: venv ## the tests that need no Docker, under a minute
 	@$(PYTEST) tests/unit $(ARGS)
+
+test-nightly: venv ## the allocator's property tests at length: 10^6 steps each, hours on one core
+	@nice $(PYTEST) --hypothesis-profile=nightly tests/unit/test_shares.py tests/unit/test_allocator_machine.py $(ARGS)
 
 test-gpu: venv ## the tests that need a real NVIDIA GPU
 	@GPUSPAWNER_REQUIRE_GPU=1 $(PYTEST) tests/gpu -s $(ARGS)

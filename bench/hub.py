@@ -7,10 +7,7 @@ import contextlib
 import ipaddress
 import json
 import os
-import random
 import secrets
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,17 +20,10 @@ import aiohttp
 import docker
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from tests.hubstart import end_hub, own_settings, start_hub  # noqa: E402
+
 USER = "bench-{number}"
-
-
-def free_ports(count: int = 4) -> int:
-    """The first of `count` TCP ports in a row that nobody listens on: the hub's settings take so many."""
-    for first in range(random.randrange(20000, 30000, count), 32000, count):
-        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-    raise RuntimeError("no free ports between 20000 and 32000")
 
 
 def bridge_gateway() -> str:
@@ -48,17 +38,15 @@ class Hub:
 
     def __init__(self, kind: str, environment: dict[str, str]) -> None:
         self.kind = kind
-        self.port = free_ports()
-        self.token = secrets.token_hex(16)
         self.folder = tempfile.TemporaryDirectory(prefix=f"bench-{kind}-")
+        own = own_settings(Path(self.folder.name))
+        self.port = int(own["GPUSPAWNER_PORT"])
+        self.token = secrets.token_hex(16)
         self.log_path = Path(self.folder.name) / "hub.log"
         self._environment = {
             **os.environ,
             **environment,
-            "GPUSPAWNER_PORT": str(self.port),
-            "GPUSPAWNER_STATE_DIR": self.folder.name,
-            "GPUSPAWNER_PASSWORD": secrets.token_hex(16),
-            "GPUSPAWNER_ADMIN_PASSWORD": secrets.token_hex(24),
+            **own,
             "GPUSPAWNER_NAME": "gpuspawner-bench",
             "GPUSPAWNER_SIMULATED": "64 x H100 80GB",  # the broker reads the project's own config
             "GPUSPAWNER_SUBNET": "10.219.0.0/20",
@@ -74,16 +62,7 @@ class Hub:
         if self.kind == "ours":
             prepare = [sys.executable, "-m", "gpuspawner.network", "--config", str(config)]
             subprocess.run(prepare, env=self._environment, check=True, stdout=subprocess.DEVNULL)
-        command = [sys.executable, "-m", "jupyterhub", "-f", str(config)]
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                env=self._environment,
-                cwd=self.folder.name,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._process = start_hub(config, Path(self.folder.name), self._environment, self.log_path)
         self._session = aiohttp.ClientSession(
             f"http://127.0.0.1:{self.port}",
             headers={"Authorization": f"token {self.token}"},
@@ -104,11 +83,7 @@ class Hub:
         if self._session is not None:
             await self._session.close()
         if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            end_hub(self._process)
         self.folder.cleanup()
 
     async def add_users(self, count: int) -> None:

@@ -1,6 +1,6 @@
 """What all tests share: how long Hypothesis searches.
 
-`pytest --hypothesis-profile=nightly` searches at length; the default keeps `make test-unit` under a minute.
+`make test-nightly` searches at length; the default keeps `make test-unit` under a minute.
 """
 
 from __future__ import annotations

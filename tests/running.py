@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,33 +12,28 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import docker
 import docker.errors
 import pytest
 
+from tests.hubstart import end_hub, own_settings, start_hub
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "jupyterhub_config.py"
 START_SECONDS = 90
+REQUIRED = "GPUSPAWNER_REQUIRE_GPU"
+"""Set by `make test-gpu`: there, what is missing is a failure and not a skip."""
 IMAGE = "gpuspawner/lab-base:0.1.0"
 """The smaller of the lab images: it has NumPy, and starts sooner."""
 
 
-def free_ports(count: int) -> int:
-    """The first of `count` ports in a row on which nobody listens."""
-    for _ in range(100):
-        first = 20_000 + secrets.randbelow(12_000)  # below the range that the kernel gives out
-        probes = [socket.socket() for _ in range(count)]
-        try:
-            for number, probe in enumerate(probes):
-                probe.bind(("127.0.0.1", first + number))
-            return first
-        except OSError:
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-    raise RuntimeError(f"no {count} free ports in a row")
+def missing(what: str) -> NoReturn:
+    """Ends the test: skipped, or failed in a run that is there to measure a GPU."""
+    if REQUIRED in os.environ:
+        pytest.fail(f"this run needs all of its parts: {what}")
+    pytest.skip(what)
 
 
 def _answers(url: str) -> bool:
@@ -59,17 +51,9 @@ def running_hub(config: Path, url: str, folder: Path, environment: dict[str, str
     Ready when the GPU service answers. The log is shown if that doesn't happen, or if the test fails.
     """
     if shutil.which("configurable-http-proxy") is None and "GPUSPAWNER_PROXY" not in os.environ:
-        pytest.skip("configurable-http-proxy is not on the PATH: run `make test`")
+        missing("configurable-http-proxy is not on the PATH: run `make test`")
     log_path = folder / "hub.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterhub", "-f", str(config)],
-            cwd=folder,
-            env={**os.environ, **environment},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    process = start_hub(config, folder, environment, log_path)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _answers(f"{url}services/gpu/health"):
@@ -78,12 +62,7 @@ def running_hub(config: Path, url: str, folder: Path, environment: dict[str, str
             time.sleep(0.2)
         yield log_path
     finally:
-        process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(5)
+        end_hub(process)
         print(log_path.read_text()[-20_000:])
 
 
@@ -112,11 +91,13 @@ def running_system(folder: Path, *, config: Path = CONFIG, **environment: str) -
     try:
         engine = docker.from_env(timeout=60)
     except docker.errors.DockerException as error:
-        pytest.skip(f"no Docker Engine answers here: {error}")
+        missing(f"no Docker Engine answers here: {error}")
     with closing(engine):
         if not engine.images.list(image):
-            pytest.skip(f"the image {image} is not built: run `make test`")
-        with _network_of(engine, f"gpuspawner-t{secrets.token_hex(3)}", folder, environment) as settings:
+            missing(f"the image {image} is not built: run `make test`")
+        with _network_of(
+            engine, {**own_settings(folder), "GPUSPAWNER_IMAGE": image, **environment}
+        ) as settings:
             port, name = settings["GPUSPAWNER_PORT"], settings["GPUSPAWNER_NAME"]
             url = f"http://127.0.0.1:{port}/"
             passwords = settings["GPUSPAWNER_PASSWORD"], settings["GPUSPAWNER_ADMIN_PASSWORD"]
@@ -125,20 +106,9 @@ def running_system(folder: Path, *, config: Path = CONFIG, **environment: str) -
 
 
 @contextmanager
-def _network_of(
-    engine: docker.DockerClient, name: str, folder: Path, environment: dict[str, str]
-) -> Iterator[dict[str, str]]:
-    """Settings for a system of its own, with its network made; cleans up after all that carries `name`."""
-    settings = {
-        "GPUSPAWNER_PORT": str(free_ports(4)),
-        "GPUSPAWNER_STATE_DIR": str(folder),
-        "GPUSPAWNER_PASSWORD": secrets.token_hex(16),
-        "GPUSPAWNER_ADMIN_PASSWORD": secrets.token_hex(24),
-        "GPUSPAWNER_IMAGE": IMAGE,
-        "GPUSPAWNER_NAME": name,
-        "GPUSPAWNER_SUBNET": f"10.{220 + secrets.randbelow(30)}.{secrets.randbelow(256)}.0/24",
-        **environment,
-    }
+def _network_of(engine: docker.DockerClient, settings: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The settings, with their network made; cleans up after all that carries their name."""
+    name = settings["GPUSPAWNER_NAME"]
     try:
         made = subprocess.run(
             [sys.executable, "-m", "gpuspawner.network", "--config", str(CONFIG)],

@@ -12,7 +12,9 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
-from running import free_ports, running_hub
+from running import running_hub
+
+from tests.hubstart import free_ports
 
 pytestmark = pytest.mark.browser
 
@@ -56,7 +58,13 @@ class Status:
             for shown in devices:
                 if shown["uuid"] in item["device_uuids"]:
                     shown.update(lease_id=item["id"], user=item["user"], server=item["server"])
-        document = {"simulated": True, "devices": devices, "leases": leases, "queue": queue}
+        document = {
+            "simulated": True,
+            "devices": devices,
+            "leases": leases,
+            "queue": queue,
+            "ended": [],
+        }
         fresh = self.path.with_suffix(".new")
         fresh.write_text(json.dumps(document), "utf-8")
         fresh.replace(self.path)
@@ -68,7 +76,7 @@ class Status:
 @pytest.fixture(scope="module")
 def page_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     folder = tmp_path_factory.mktemp("page-hub")
-    port = free_ports(4)
+    port = free_ports()
     status = folder / "status.json"
     Status(status)
     url = f"http://127.0.0.1:{port}/faculty/"

@@ -181,6 +181,19 @@ async def test_hiding_behind_forks_does_not_help(lab: Lab, how: str) -> None:
     assert took < 1.5  # far over: no grace
 
 
+async def test_memory_that_is_taken_for_graphics_counts(lab: Lab) -> None:
+    """Half by CUDA, half by Vulkan: neither is over the quota, both together are."""
+    anna = lab.box()
+    computes, draws = anna.sleeper("computes"), anna.sleeper("draws")
+    lab.script.process(computes, 5 * GIB)
+    lab.script.process(draws, 6 * GIB, draws=1)
+    async with lab.guarding(quota(anna)):
+        await lab.until_events(1)
+        waited(lambda: not alive(draws))
+    assert [(event.pid, event.used_bytes) for event in lab.events] == [(draws, 11 * GIB)]
+    assert alive(computes)
+
+
 async def test_calling_itself_mps_server_does_not_help(lab: Lab) -> None:
     anna = lab.box()
     pid = anna.sleeper("nvidia-cuda-mps-server")

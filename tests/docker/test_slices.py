@@ -13,7 +13,7 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from gpuspawner.client import BrokerClient, Grant
 from gpuspawner.errors import NoCapacity
 from gpuspawner.model import GpuRequest, Mode
 from gpuspawner.node.injection import Injection
-from gpuspawner.node.mpscontrol import find_all, find_daemon, place_of
+from gpuspawner.node.mpscontrol import find_all, find_daemon, pipes_of, place_of
 from gpuspawner.node.processes import ProcessTable
 
 from tests.docker.life import remove
@@ -66,13 +66,17 @@ class Site:
         self.client = BrokerClient(str(folder / "broker.sock"))
         self.containers: list[str] = []
 
+    def config(self) -> Path:
+        """The file with its settings."""
+        path = self.folder / "config.py"
+        path.write_text(CONFIG)
+        return path
+
     @asynccontextmanager
     async def broker(self) -> AsyncIterator[GpuBroker]:
         """One that runs inside the block."""
-        config = self.folder / "config.py"
-        config.write_text(CONFIG)
         broker = GpuBroker()
-        broker.initialize(["--config", str(config)])
+        broker.initialize(["--config", str(self.config())])
         running = asyncio.create_task(broker.run())
         try:
             await until(lambda: (self.folder / "broker.sock").exists() or running.done())
@@ -123,33 +127,43 @@ class Site:
         return [(each["user"], each["memory_bytes"], each["compute_percent"]) for each in device["shares"]]
 
 
-@pytest.fixture
-async def site(
-    engine: docker.APIClient, tiny_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@asynccontextmanager
+async def slice_site(
+    engine: docker.APIClient, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Site]:
+    """A site on two scripted GPUs; its folder's path is short, for sockets."""
     folder = Path("/tmp") / f"gss-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     folder.mkdir()
     program = standin.install(tmp_path)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", folder / "run")
     monkeypatch.setenv("GPUSPAWNER_STATE_DIR", str(folder))
     monkeypatch.delenv("JUPYTERHUB_SERVICE_URL", raising=False)
-
-    async def probe(self: GpuBroker) -> Injection:
-        return Injection.NONE  # there is nothing to inject
-
-    monkeypatch.setattr(GpuBroker, "_probe", probe)
     with scripted.loaded(tmp_path / "nvml") as script:
         script.gpus = [Gpu(A), Gpu(B)]
         script.write()
-        site = Site(folder, engine, tiny_image, script)
+        site = Site(folder, engine, image, script)
         yield site
         await site.client.close()
         for container in site.containers:
             remove(engine, container)
     for process in find_all(place_of(A, folder), ProcessTable()):
-        os.kill(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    shutil.rmtree(pipes_of(folder), ignore_errors=True)
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def site(
+    engine: docker.APIClient, tiny_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Site]:
+    async def probe(self: GpuBroker, late: object = ()) -> Injection:
+        return Injection.NONE  # there is nothing to inject
+
+    monkeypatch.setattr(GpuBroker, "_probe", probe)
+    async with slice_site(engine, tiny_image, tmp_path, monkeypatch) as site:
+        monkeypatch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", site.folder / "run")
+        yield site
 
 
 async def test_two_students_on_one_gpu_and_the_one_who_takes_too_much(site: Site) -> None:
@@ -208,7 +222,34 @@ async def test_two_students_on_one_gpu_and_the_one_who_takes_too_much(site: Site
         # The daemon dies: both are told; it is back at once.
         os.kill(daemon.pid, signal.SIGKILL)
         await until(lambda: "runs again: restart your kernel" in site.notice(anna), 10)
-        assert "runs again" in site.notice(ben)
+        await until(lambda: "runs again" in site.notice(ben))
+
+
+async def test_a_gpu_that_is_read_late_is_guarded_and_leased_from_then_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not be read in the moment in which the broker was started anew."""
+    monkeypatch.setattr("gpuspawner.broker.late.LOOK_SECONDS", 0.3)
+    async with site.broker():
+        anna, anna_box = await site.start("anna")
+        await until(lambda: _running(site, 1))
+    kernel = anna_box.sleeper("kernel")
+    site.script.process(kernel, 20 * GIB, mps=1)
+    line = site.script.fault("nvmlDeviceGetMemoryInfo", 999, gpu=0)
+    async with site.broker():
+        assert (await site.device(A))["model"] == "not found"
+        with pytest.raises(NoCapacity):
+            await site.start("ben")
+        await asyncio.sleep(1)
+        assert alive(kernel)  # nobody can say what it has
+        site.script.drop(line)
+        await until(lambda: not alive(kernel), 6)
+        await until(lambda: "this server used 20 GiB of its 8.0 GiB" in site.notice(anna))
+        await site.start("ben")
+        await until(lambda: _running(site, 2))
+        assert await site.shares() == [("anna", 8 * GIB, 25.0), ("ben", 8 * GIB, 25.0)]
+        site.script.change(0, lost=15)  # and it is watched
+        await until(lambda: _withdrawn(site), 6)
 
 
 async def test_a_lost_ledger_is_made_again_from_the_labels(site: Site) -> None:
@@ -228,6 +269,10 @@ async def test_a_lost_ledger_is_made_again_from_the_labels(site: Site) -> None:
 async def _running(site: Site, count: int) -> bool:
     leases = (await site.client.status())["leases"]
     return [lease["state"] for lease in leases] == ["running"] * count
+
+
+async def _withdrawn(site: Site) -> bool:
+    return not (await site.device(A))["healthy"]
 
 
 async def _metrics(site: Site) -> str:

@@ -8,9 +8,7 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,27 +21,17 @@ import aiohttp
 import docker
 
 from tests.docker.faulty_docker import FaultyDocker, Rule
+from tests.hubstart import end_hub, own_settings, own_subnet, start_hub
 
 __all__ = ["DOCKER_SOCKET", "HubProcess", "ProxyThread", "Rule", "Spawned", "eventually"]
 
 HERE = Path(__file__).resolve().parent
 DOCKER_SOCKET = "/var/run/docker.sock"
-NAME = "hubtest"
-SUBNET = "10.214.0.0/22"
+NAME = f"hubtest-{secrets.token_hex(3)}"
+"""This run's name in Docker: another checkout's tests may run at the same time."""
+SUBNET = own_subnet()
 IMAGE = "gpuspawner-hubtest/lab"
 START_SECONDS = 60.0
-
-
-def free_ports() -> int:
-    """The first of four neighbouring TCP ports of the loopback that nobody listens on."""
-    for _ in range(100):
-        first = secrets.randbelow(20000) + 20000
-        with suppress(OSError):
-            for port in range(first, first + 4):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return first
-    raise RuntimeError("no four neighbouring ports are free")
 
 
 class ProxyThread:
@@ -105,27 +93,23 @@ class HubProcess:
 
     def __init__(self, folder: Path, docker_host: str, **environment: str) -> None:
         self.folder = folder
-        self.port = free_ports()
+        own = {**own_settings(folder), "GPUSPAWNER_NAME": NAME, "GPUSPAWNER_SUBNET": SUBNET}
+        self.port = int(own["GPUSPAWNER_PORT"])
+        self.password = own["GPUSPAWNER_PASSWORD"]
+        self.admin_password = own["GPUSPAWNER_ADMIN_PASSWORD"]
         self.token = secrets.token_hex(16)
-        self.password = secrets.token_hex(16)
-        self.admin_password = secrets.token_hex(24)
         self.log_path = folder / "hub.log"
         self.engine = docker.APIClient(base_url=f"unix://{DOCKER_SOCKET}", version="auto")
         self._process: subprocess.Popen[bytes] | None = None
         self._environment = {
             **os.environ,
+            **own,
             "PYTHONPATH": os.pathsep.join(
                 [str(HERE.parents[1] / "spawner"), os.environ.get("PYTHONPATH", "")]
             ),
             "DOCKER_HOST": docker_host,
             "GPUSPAWNER_TEST_BROKER_DOCKER": f"unix://{DOCKER_SOCKET}",
             "GPUSPAWNER_TEST_TOKEN": self.token,
-            "GPUSPAWNER_PORT": str(self.port),
-            "GPUSPAWNER_STATE_DIR": str(folder),
-            "GPUSPAWNER_PASSWORD": self.password,
-            "GPUSPAWNER_ADMIN_PASSWORD": self.admin_password,
-            "GPUSPAWNER_NAME": NAME,
-            "GPUSPAWNER_SUBNET": SUBNET,
             "GPUSPAWNER_IMAGE": IMAGE,
             "GPUSPAWNER_CONFIG": str(HERE / "hub_config.py"),
             **environment,
@@ -148,15 +132,7 @@ class HubProcess:
 
     def start(self) -> None:
         """Starts the hub and returns when its API answers through the proxy."""
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyterhub", "-f", str(HERE / "hub_config.py")],
-                cwd=self.folder,
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._process = start_hub(HERE / "hub_config.py", self.folder, self._environment, self.log_path)
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -192,9 +168,7 @@ class HubProcess:
     def close(self) -> None:
         """Ends everything that this hub started, containers and volumes too."""
         if self._process is not None:
-            self.stop()
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            end_hub(self._process)
         for pid_file in ("proxy.pid", "broker.lock"):
             with suppress(OSError, ValueError, IndexError):
                 os.kill(int((self.folder / pid_file).read_text().split()[0]), signal.SIGKILL)

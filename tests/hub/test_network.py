@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +17,14 @@ from gpuspawner.errors import EngineFault
 from gpuspawner.spawner import GpuDockerSpawner
 from traitlets.config import Config
 
-from tests.hub.hubprocess import IMAGE
+from tests.hub.hubprocess import IMAGE, NAME
+from tests.hubstart import own_subnet
 
 pytestmark = pytest.mark.docker
 
-NETWORK = "hubtest-missing"
-SUBNET = "10.214.8.0/24"
+NETWORK = f"{NAME}-missing"
+SUBNET = own_subnet()
+FIRST, SECOND = (str(ip_network(SUBNET)[number]) for number in (1, 2))
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ async def test_a_start_makes_the_network_that_somebody_pruned(missing: docker.AP
     assert await spawner.mend_network(fault.value)
     await spawner.docker("start", NETWORK)
     container = missing.inspect_container(NETWORK)
-    assert spawner.address_of(container) == ("10.214.8.2", 8888)
+    assert spawner.address_of(container) == (SECOND, 8888)
     options = missing.inspect_network(NETWORK)["Options"]
     assert options["com.docker.network.bridge.enable_icc"] == "false"
 
@@ -76,8 +79,8 @@ def test_the_command_makes_it_once_and_refuses_another_subnet(
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
-    assert run(SUBNET) == (0, "10.214.8.1\n")
-    assert run(SUBNET) == (0, "10.214.8.1\n")
+    assert run(SUBNET) == (0, f"{FIRST}\n")
+    assert run(SUBNET) == (0, f"{FIRST}\n")
     assert run("10.214.9.0/24") == (
         1,
         f"the network '{NETWORK}' has the addresses ['{SUBNET}'], not 10.214.9.0/24: remove it with "

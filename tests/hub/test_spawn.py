@@ -8,8 +8,9 @@ from typing import Any
 import aiohttp
 import docker.errors
 import pytest
+from gpuspawner.container import gateway_of
 
-from tests.hub.hubprocess import IMAGE, NAME, HubProcess, eventually
+from tests.hub.hubprocess import IMAGE, NAME, SUBNET, HubProcess, eventually
 
 pytestmark = pytest.mark.docker
 
@@ -334,8 +335,9 @@ async def test_labs_reach_the_hub_and_not_each_other(hub: HubProcess) -> None:
         made = hub.engine.exec_create(hub.inspect("pia")["Id"], ["/bin/busybox", "sh", "-c", request])
         return bytes(hub.engine.exec_start(made["Id"])).startswith(b"HTTP/")
 
-    assert environment["JUPYTERHUB_API_URL"] == f"http://10.214.0.1:{hub.port + 2}/hub/api"
-    assert answers("10.214.0.1", hub.port + 2, "/hub/api/")
+    gateway = gateway_of(SUBNET)
+    assert environment["JUPYTERHUB_API_URL"] == f"http://{gateway}:{hub.port + 2}/hub/api"
+    assert answers(gateway, hub.port + 2, "/hub/api/")
     assert answers("127.0.0.1", 8888, "/user/pia/api")
     assert not answers(neighbour, 8888, "/user/pit/api")
     for user in ("pia", "pit"):

@@ -10,7 +10,8 @@
  *   gpu uuid=GPU-… name=H100 memory=85520809984 used=0 cc=9.0 cores=16896 bus=5120 clock=2619
  *       events=1 mig=0 lost=0 remap_pending=0 remap_failure=0 retired=0 util=0 mode=0     (one line)
  *   mig gpu=0 uuid=MIG-… gi=1 ci=0 memory=… sms=16 slices=1 compute=1 name=…      (name: the GPU's if left out)
- *   process gpu=0 pid=4711 memory=… mps=0 gi=-1 ci=-1     memory=-1: NVML doesn't say
+ *   process gpu=0 pid=4711 memory=… mps=0 draws=0 gi=-1 ci=-1     memory=-1: NVML doesn't say;
+ *       draws=1: in the list of graphics alone
  *   fault function=nvmlDeviceGetName gpu=0 code=999      gpu=-1: any
  *   hang function=nvmlDeviceGetMemoryInfo gpu=0          until the line is gone
  *   xid seq=1 gpu=0 code=79 gi=-1                        gpu=-1: without a device; each is sent once
@@ -37,7 +38,7 @@ struct gpu {
     int major, minor;
 };
 struct mig { int gpu, gi, ci, sms, slices, compute; char uuid[96], name[96]; u64 memory; };
-struct process { int gpu, gi, ci, mps; unsigned pid; long long memory; };
+struct process { int gpu, gi, ci, mps, draws; unsigned pid; long long memory; };
 struct fault { char function[96]; int gpu, code, hang; };
 struct xid { u64 seq, code; int gpu, gi; };
 
@@ -128,7 +129,7 @@ static void read_line(const char *line) {
     else if (!strncmp(line, "mig ", 4) && migs < MOST) read_mig(line);
     else if (!strncmp(line, "process ", 8) && processes < MOST_LINES)
         process[processes++] = (struct process){number_of(line, "gpu", 0), number_of(line, "gi", -1),
-            number_of(line, "ci", -1), number_of(line, "mps", 0), number_of(line, "pid", 0), number_of(line, "memory", 0)};
+            number_of(line, "ci", -1), number_of(line, "mps", 0), number_of(line, "draws", 0), number_of(line, "pid", 0), number_of(line, "memory", 0)};
     else if (!strncmp(line, "fault ", 6) && faults < MOST_LINES) read_fault(line, 0);
     else if (!strncmp(line, "hang ", 5) && faults < MOST_LINES) read_fault(line, 1);
     else if (!strncmp(line, "xid ", 4) && xids < MOST_LINES)
@@ -294,11 +295,13 @@ int nvmlDeviceGetAttributes_v2(device_t on, struct attributes *into) {
 int nvmlDeviceGetUtilizationRates(device_t on, unsigned *into) { WHOLE(on); into[0] = it->util; into[1] = 0; return OK; }
 
 struct process_info { unsigned pid; u64 memory; unsigned gi, ci; };
-static int give_processes(device_t on, int mps, unsigned *count, struct process_info *into) {
+enum { COMPUTE, MPS, GRAPHICS };
+static int give_processes(device_t on, int list, unsigned *count, struct process_info *into) {
     unsigned found = 0;
     for (int i = 0; i < processes; i++) {
         struct process *that = &process[i];
-        int mine = that->gpu == on->gpu && (that->mps || !mps);  /* MPS clients are in both lists */
+        int mine = that->gpu == on->gpu && that->draws == (list == GRAPHICS);
+        if (list == MPS) mine = mine && that->mps;  /* MPS clients are in two lists */
         if (on->mig >= 0) mine = mine && that->gi == mig[on->mig].gi && that->ci == mig[on->mig].ci;
         if (!mine) continue;
         if (into && found < *count)
@@ -311,11 +314,15 @@ static int give_processes(device_t on, int mps, unsigned *count, struct process_
 }
 int nvmlDeviceGetComputeRunningProcesses_v3(device_t on, unsigned *count, struct process_info *into) {
     DEVICE(on);
-    return give_processes(on, 0, count, into);
+    return give_processes(on, COMPUTE, count, into);
 }
 int nvmlDeviceGetMPSComputeRunningProcesses_v3(device_t on, unsigned *count, struct process_info *into) {
     DEVICE(on);
-    return give_processes(on, 1, count, into);
+    return give_processes(on, MPS, count, into);
+}
+int nvmlDeviceGetGraphicsRunningProcesses_v3(device_t on, unsigned *count, struct process_info *into) {
+    DEVICE(on);
+    return give_processes(on, GRAPHICS, count, into);
 }
 int nvmlDeviceGetComputeMode(device_t on, int *into) { WHOLE(on); *into = modes[on->gpu]; return OK; }
 int nvmlDeviceSetComputeMode(device_t on, int mode) {

@@ -115,9 +115,9 @@ class Script:
         self.sent += 1
         self.add(f"xid seq={self.sent} gpu={gpu} code={code} gi={gi}")
 
-    def process(self, pid: int, memory: int = 0, *, gpu: int = 0, mps: int = 0) -> str:
+    def process(self, pid: int, memory: int = 0, *, gpu: int = 0, mps: int = 0, draws: int = 0) -> str:
         """A process on a GPU; `memory` -1: NVML doesn't say. Returns the line, for `drop`."""
-        return self.add(f"process gpu={gpu} pid={pid} memory={memory} mps={mps}")
+        return self.add(f"process gpu={gpu} pid={pid} memory={memory} mps={mps} draws={draws}")
 
     def add(self, line: str) -> str:
         """Adds a line of the script."""

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.broker.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger, Steady
 from gpuspawner.errors import LedgerFault
 
-pytest.register_assert_rewrite("tests.unit.allocator_machine")
+from tests.unit.lease_examples import GPU0, GPU1
+
+pytest.register_assert_rewrite(
+    "tests.unit.allocator_machine", "tests.unit.share_walk", "tests.unit.slice_machine"
+)
 
 
 class Times:
@@ -94,6 +99,14 @@ async def ledger(path: Path, times: Times) -> AsyncIterator[Ledger]:
     await ledger.open()
     yield ledger
     await ledger.close()
+
+
+@pytest.fixture
+async def allocator(ledger: Ledger, times: Times) -> Allocator:
+    """Two H100."""
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load([GPU0, GPU1])
+    return allocator
 
 
 @pytest.fixture

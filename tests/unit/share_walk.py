@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.broker.terms import Terms
 from gpuspawner.errors import LeaseConflict, NoCapacity
 from gpuspawner.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState, Mode
@@ -56,6 +57,15 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self.rows: dict[str, Lease] = {}
+        self.records: list[EndedProcess] = []
+
+    async def record(self, *items: EndedProcess) -> None:
+        """Keep what the guard did."""
+        self.records.extend(items)
+
+    async def ended(self, limit: int = 100) -> tuple[EndedProcess, ...]:
+        """The youngest first."""
+        return tuple(self.records[::-1][:limit])
 
     async def open(self) -> None:
         """Nothing to connect to."""
@@ -199,9 +209,9 @@ class Walk:
         """Something happens; then allocator and model must agree, and no device be exceeded."""
         steps = (
             self.acquire, self.acquire, self.acquire, self.set_running, self.end, self.end, self.end,
-            self.adopt, self.set_health, self.restart,
+            self.adopt, self.set_health, self.restart, self.find_late,
         )  # fmt: skip
-        weights = (6, 6, 6, 6, 7, 7, 7, 1, 3, 1)
+        weights = (6, 6, 6, 6, 7, 7, 7, 1, 3, 1, 1)
         self.draw.choices(steps, weights)[0]()
         self.check()
 
@@ -288,6 +298,13 @@ class Walk:
         gone = self.draw.sample(range(len(FLEET)), self.draw.choice([0, 0, 1, 2]))
         left = [device for number, device in enumerate(FLEET) if number not in gone]
         self.open(left, self.draw.choice(LAYOUTS))
+
+    def find_late(self) -> None:
+        """A device that was gone at the last restart can be read after all; a known one changes nothing."""
+        device = self.draw.choice(FLEET)
+        self.run(self.allocator.add([device], self.model.terms))
+        self.model.fleet.setdefault(device.uuid, device)
+        self.model.advance(self.chosen)
 
     def check(self) -> None:
         """What the allocator shows is what the model has, and no device has more holders than it can have."""

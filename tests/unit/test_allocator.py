@@ -13,37 +13,26 @@ from gpuspawner.broker.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.snapshot import Capacity, Change, DeviceView, QueueEntry, Snapshot
 from gpuspawner.errors import BadOption, LeaseConflict, NoCapacity
-from gpuspawner.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from gpuspawner.model import Device, DeviceHealth, GpuRequest
 
-NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
-SIZE = 80 << 30
-GPU0 = Device("GPU-0", "H100 80GB", SIZE, index=0)
-GPU1 = Device("GPU-1", "H100 80GB", SIZE, index=1)
-SIMULATED = Device("GPU-2", "H100 80GB", SIZE, index=2, simulated=True)
-A, B, C, D = "a" * 32, "b" * 32, "c" * 32, "d" * 32
-
-
-def request(lease_id: str, count: int = 1, model: str | None = None) -> GpuRequest:
-    return GpuRequest(lease_id, "hub", f"user-{lease_id[0]}", "", "gpu", count, model)
-
-
-def lease(lease_id: str, state: LeaseState, *uuids: str, count: int = 1, **more: Any) -> Lease:
-    return Lease(
-        lease_id, "hub", f"user-{lease_id[0]}", "", "gpu", state, count, NOON, more.pop("since", NOON),
-        device_uuids=uuids, memory_bytes=SIZE * len(uuids), **more,
-    )  # fmt: skip
-
-
-WAITING, RESERVED, RUNNING = LeaseState.WAITING, LeaseState.RESERVED, LeaseState.RUNNING
-RELEASING, CLOSED = LeaseState.RELEASING, LeaseState.CLOSED
-
-
-@pytest.fixture
-async def allocator(ledger: Ledger, times: Any) -> Allocator:
-    """Two H100."""
-    allocator = Allocator(ledger, clock=times.now)
-    await allocator.load([GPU0, GPU1])
-    return allocator
+from tests.unit.lease_examples import (
+    CLOSED,
+    GPU0,
+    GPU1,
+    NOON,
+    RELEASING,
+    RESERVED,
+    RUNNING,
+    SIMULATED,
+    SIZE,
+    WAITING,
+    A,
+    B,
+    C,
+    D,
+    lease,
+    request,
+)  # fmt: skip
 
 
 async def test_the_way_of_a_lease(allocator: Allocator, ledger: Ledger, times: Any) -> None:

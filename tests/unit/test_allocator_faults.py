@@ -17,38 +17,25 @@ from gpuspawner.broker.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.snapshot import Capacity, DeviceView, Snapshot
 from gpuspawner.errors import LeaseConflict, LedgerFault, NoCapacity
-from gpuspawner.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from gpuspawner.model import Device, DeviceHealth, GpuRequest, Lease
 
-NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
-SIZE = 80 << 30
-GPU0 = Device("GPU-0", "H100 80GB", SIZE, index=0)
-GPU1 = Device("GPU-1", "H100 80GB", SIZE, index=1)
-SIMULATED = Device("GPU-2", "H100 80GB", SIZE, index=2, simulated=True)
-A, B, C, D = "a" * 32, "b" * 32, "c" * 32, "d" * 32
-
-
-def request(lease_id: str, count: int = 1, model: str | None = None) -> GpuRequest:
-    return GpuRequest(lease_id, "hub", f"user-{lease_id[0]}", "", "gpu", count, model)
-
-
-def lease(lease_id: str, state: LeaseState, *uuids: str, count: int = 1, **more: Any) -> Lease:
-    return Lease(
-        lease_id, "hub", f"user-{lease_id[0]}", "", "gpu", state, count, NOON, more.pop("since", NOON),
-        device_uuids=uuids, memory_bytes=SIZE * len(uuids), **more,
-    )  # fmt: skip
-
-
-WAITING, RESERVED, RUNNING = LeaseState.WAITING, LeaseState.RESERVED, LeaseState.RUNNING
-RELEASING, CLOSED = LeaseState.RELEASING, LeaseState.CLOSED
-
-
-@pytest.fixture
-async def allocator(ledger: Ledger, times: Any) -> Allocator:
-    """Two H100."""
-    allocator = Allocator(ledger, clock=times.now)
-    await allocator.load([GPU0, GPU1])
-    return allocator
-
+from tests.unit.lease_examples import (
+    GPU0,
+    GPU1,
+    GPU2,
+    NOON,
+    RELEASING,
+    RESERVED,
+    RUNNING,
+    SIZE,
+    WAITING,
+    A,
+    B,
+    C,
+    D,
+    lease,
+    request,
+)  # fmt: skip
 
 NOTICE = (
     "GPU 0 was withdrawn at 10:21 UTC: XID 79: GPU has fallen off the bus."
@@ -104,6 +91,30 @@ async def test_a_device_that_is_gone_stays_with_its_lease(
     await again.begin_release(A, "stopped")
     await again.close(A)
     assert [view.device for view in again.snapshot().devices] == [GPU1]
+
+
+async def test_a_device_that_is_found_late_goes_on_with_its_lease(
+    allocator: Allocator, ledger: Ledger, times: Any
+) -> None:
+    for lease_id in (A, B, C):
+        await allocator.acquire(request(lease_id))
+    again = Allocator(ledger, clock=times.now)
+    await again.load([])
+    assert again.misses_devices()
+    assert await again.add([GPU1], {}) == (lease(B, RESERVED, "GPU-1"),)  # its notice is gone
+    assert await again.add([GPU1, GPU2], {}) == ()
+    assert again.lease(C) == lease(C, RESERVED, "GPU-2")  # nobody holds that one: the queue advances
+    assert again.misses_devices()
+    await again.add([GPU0], {})
+    assert not again.misses_devices()
+    assert [(view.device, view.health.healthy, view.holders) for view in again.snapshot().devices] == [
+        (GPU0, True, (lease(A, RESERVED, "GPU-0"),)),
+        (GPU1, True, (lease(B, RESERVED, "GPU-1"),)),
+        (GPU2, True, (lease(C, RESERVED, "GPU-2"),)),
+    ]
+    await again.begin_release(A, "stopped")
+    await again.close(A)
+    assert again.capacity(1) == Capacity(free=1, total=3, waiting=0)
 
 
 async def test_waiting_for_devices_that_are_gone(allocator: Allocator, ledger: Ledger, times: Any) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from gpuspawner.broker.documents import status_document, tier_document
+from gpuspawner.broker.documents import News, status_document, tier_document
+from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.broker.placement import Share
 from gpuspawner.broker.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from gpuspawner.model import Device, DeviceHealth, Lease, LeaseState, Tier
+from gpuspawner.broker.terms import Terms
+from gpuspawner.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
+from gpuspawner.node.usage import Usage
 
 NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 LATER = datetime(2025, 3, 1, 12, 5, tzinfo=UTC)
@@ -17,6 +20,11 @@ LEASE = Lease(
     "a" * 32, "hub", "anna", "train", "gpu", LeaseState.RUNNING, 1, NOW, LATER, device_uuids=("GPU-1",),
     memory_bytes=80 << 30, notice="Save your work.",
 )  # fmt: skip
+ENDED = EndedProcess(
+    LATER, "memory", "a" * 32, "hub", "anna", "train", "c" * 64, "GPU-1", 7, "python3", 9, 8, 2.0,
+    "It was over.",
+)  # fmt: skip
+NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,))
 WAITING = Lease("b" * 32, "hub", "ben", "", "gpu", LeaseState.WAITING, 1, NOW, NOW)
 
 
@@ -29,13 +37,14 @@ def test_status() -> None:
         leases=(LEASE, WAITING),
         queue=(QueueEntry(WAITING, 1, 1),),
     )
-    assert status_document(snapshot, simulated=False) == {
+    assert status_document(snapshot, simulated=False, news=NEWS) == {
         "simulated": False,
         "devices": [
             {
                 "uuid": "GPU-1", "model": "H100 80GB", "index": 0, "memory_bytes": 80 << 30,
                 "compute_capability": "9.0", "pool": "whole", "mode": "whole", "healthy": True, "reason": "",
                 "since": "2025-03-01T12:05:00Z", "guarantee": "hard", "compute_guarantee": "hard",
+                "unguarded_reason": "", "used_bytes": 5 << 30, "utilization_percent": 71.0,
                 "simulated": False, "lease_id": "a" * 32, "user": "anna", "server": "train",
                 "free_slices": None, "total_slices": None, "free_memory_bytes": None, "shares": [],
             },
@@ -43,7 +52,8 @@ def test_status() -> None:
                 "uuid": "GPU-2", "model": "Unknown", "index": None, "memory_bytes": 40 << 30,
                 "compute_capability": None, "pool": "whole", "mode": "whole", "healthy": False,
                 "reason": "it is lost", "since": "2025-03-01T12:00:00Z", "guarantee": "none",
-                "compute_guarantee": "none", "simulated": True, "lease_id": None, "user": None,
+                "compute_guarantee": "none", "unguarded_reason": "", "used_bytes": None,
+                "utilization_percent": None, "simulated": True, "lease_id": None, "user": None,
                 "server": None, "free_slices": None, "total_slices": None, "free_memory_bytes": None,
                 "shares": [],
             },
@@ -67,7 +77,29 @@ def test_status() -> None:
                 "since": "2025-03-01T12:00:00Z",
             },
         ],
+        "ended": [
+            {
+                "at": "2025-03-01T12:05:00Z", "offence": "memory", "lease_id": "a" * 32, "hub": "hub",
+                "user": "anna", "server": "train", "container_id": "c" * 64, "device_uuid": "GPU-1", "pid": 7,
+                "name": "python3", "used_bytes": 9, "quota_bytes": 8, "over_seconds": 2.0,
+                "sentence": "It was over.",
+            },
+        ],
     }  # fmt: skip
+
+
+def test_slices_that_nobody_guards_are_worth_nothing() -> None:
+    """Whole devices are the container's alone: there it does not matter."""
+    news = News(blind={"GPU-1": "NVML hangs"})
+    views = tuple(
+        DeviceView(HELD, DeviceHealth("GPU-1", True), (), terms)
+        for terms in (Terms("s", Mode.SLICE, slices=2, mps=True), Terms())
+    )
+    devices = status_document(Snapshot(views, (), ()), simulated=False, news=news)["devices"]
+    keys = ("guarantee", "compute_guarantee", "unguarded_reason")
+    assert [[device[key] for key in keys] for device in devices] == [
+        ["none", "guarded", "NVML hangs"], ["hard", "hard", ""],
+    ]  # fmt: skip
 
 
 def test_a_tier_with_and_without_a_gpu() -> None:

@@ -1,159 +1,35 @@
-"""What the node does for the leases: MPS daemons, compute modes and quotas, through restarts and deaths.
-
-MPS is a stand-in program, NVML a fake; the allocator, the guard and the daemons' care are the real ones.
-"""
+"""What the node does for the leases: MPS daemons, compute modes and quotas, through restarts and deaths."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.allocator import Allocator
-from gpuspawner.broker.enforcement import Enforcement, Tools
-from gpuspawner.broker.metrics import Metrics
-from gpuspawner.broker.pooling import Pooling
+from gpuspawner.broker.enforcement import Enforcement
+from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.broker.terms import Terms
 from gpuspawner.errors import DeviceFault
-from gpuspawner.model import ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, Mode
+from gpuspawner.model import ContainerPatch, DeviceHealth, Mode
 from gpuspawner.node.guard import GuardEvent
 from gpuspawner.node.inventory import ComputeMode
 from gpuspawner.node.judge import Offence, Orders, Quota
-from gpuspawner.node.mps import BACK, DIED, MpsPace
-from gpuspawner.node.mpscontrol import MpsPlace, find_all, find_daemon, place_of
-from gpuspawner.node.processes import ProcessTable
-from gpuspawner.node.simulated import SimulatedInventory
+from gpuspawner.node.mps import BACK, DIED
 
-from tests.mps import standin
 from tests.unit.share_walk import MemoryLedger
+from tests.unit.slice_machine import GIB, NEEDS_ROOT, NOW, SLICED, A, B, C, Machine, machine_in, until
 
-GIB = 1 << 30
-NOW = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
-A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000001" for letter in "abc")
-DEVICES = tuple(Device(uuid, "H100", 80 * GIB, index=number) for number, uuid in enumerate((A, B, C)))
-SLICED = Terms("class", Mode.SLICE, slices=8, mps=True)
-TERMS = {A: SLICED, B: SLICED, C: Terms("whole")}
-PACE = MpsPace(
-    command_seconds=2, start_seconds=1.5, quit_seconds=1, probe_seconds=0.2, silent_seconds=0.5,
-    backoff_seconds=0.05, longest_backoff_seconds=0.4,
-)  # fmt: skip
-LOG = logging.getLogger("enforcement")
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="MPS serves containers only as root")
-
-
-class Hardware(SimulatedInventory):
-    """Devices that count as real ones."""
-
-    simulated = False
-
-
-class Holders:
-    """The lease service, as far as the enforcement knows it."""
-
-    def __init__(self, allocator: Allocator) -> None:
-        self.allocator = allocator
-        self.told: list[tuple[str, str]] = []
-
-    def leases(self) -> tuple[Lease, ...]:
-        return self.allocator.leases()
-
-    async def tell(self, lease_id: str, sentence: str) -> None:
-        self.told.append((lease_id, sentence))
-        await self.allocator.tell(lease_id, sentence)
-
-    async def set_health(self, health: DeviceHealth) -> None:
-        await self.allocator.set_health(health)
-
-
-class Machine:
-    """A state folder and a ledger on which brokers come and go."""
-
-    def __init__(self, folder: Path, program: Path) -> None:
-        self.folder, self.program = folder, program
-        self.inventory = Hardware(DEVICES)
-        self.ledger = MemoryLedger()
-        self.metrics = Metrics()
-        self.number = 0
-        self.running: Enforcement | None = None
-        self.holders: Holders
-        self.allocator: Allocator
-
-    async def broker(
-        self, terms: dict[str, Terms] = TERMS, managed: frozenset[str] = frozenset()
-    ) -> Enforcement:
-        """A new broker takes over."""
-        await self.end()
-        self.allocator = Allocator(self.ledger, clock=lambda: NOW)  # type: ignore[arg-type]
-        await self.allocator.load(DEVICES, terms)
-        self.holders = Holders(self.allocator)
-        tools = Tools(
-            pooling=Pooling(DEVICES, terms, managed), inventory=self.inventory, state_dir=self.folder,
-            program=self.program, metrics=self.metrics, log=LOG, pace=PACE, retry_seconds=0.05,
-        )  # fmt: skip
-        self.running = Enforcement(tools, self.holders)
-        self.allocator.on_lease = self.running.on_lease
-        await self.running.start()
-        return self.running
-
-    async def end(self) -> None:
-        if self.running is not None:
-            await self.running.stop()
-            self.running = None
-
-    async def lease(self, running: bool = True, **want: object) -> Lease:
-        """A slice, with a container or without."""
-        self.number += 1
-        want = {"mode": Mode.SLICE, **want}
-        request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "slice", 1, **want)  # type: ignore[arg-type]
-        lease = await self.allocator.acquire(request)
-        return await self.allocator.set_running(lease.id, f"{self.number:064x}") if running else lease
-
-    async def close(self, lease: Lease) -> None:
-        await self.allocator.begin_release(lease.id, "stopped")
-        await self.allocator.close(lease.id)
-
-    def place(self, uuid: str = A) -> MpsPlace:
-        return place_of(uuid, self.folder)
-
-    def pid(self, uuid: str = A) -> int | None:
-        daemon = find_daemon(self.place(uuid), ProcessTable())
-        return None if daemon is None else daemon.pid
-
-    def commands(self, uuid: str = A) -> list[str]:
-        lines = (self.place(uuid).log / "commands").read_text().splitlines()
-        return [line for line in lines if line.startswith(("set_default", "quit"))]
-
-    def healthy(self, uuid: str = A) -> bool:
-        views = self.allocator.snapshot().devices
-        return next(view.health.healthy for view in views if view.device.uuid == uuid)
+pytestmark = NEEDS_ROOT
 
 
 @pytest.fixture
-async def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Machine]:
-    folder = Path("/tmp") / f"gse-{os.getpid()}-{tmp_path.name[-12:]}"
-    folder.mkdir()
-    monkeypatch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", folder / "run")
-    machine = Machine(folder, standin.install(tmp_path))
-    yield machine
-    await machine.end()
-    for uuid in (A, B, C):
-        for process in find_all(machine.place(uuid), ProcessTable()):
-            os.kill(process.pid, signal.SIGKILL)
-    shutil.rmtree(folder)
-
-
-async def until(what: object) -> None:
-    async with asyncio.timeout(10):
-        while not what():  # type: ignore[operator]
-            await asyncio.sleep(0.02)
+async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+    """Three GPUs, two of them for slices."""
+    async with machine_in(tmp_path) as machine:
+        yield machine
 
 
 def counted(machine: Machine, name: str, **labels: str) -> float | None:
@@ -290,7 +166,7 @@ async def test_quotas_follow_the_leases_and_are_there_after_a_restart(machine: M
     await machine.lease(running=False)  # no container yet: nothing to guard
     quotas = (
         Quota(slice_.id, f"{1:064x}", A, 4 * GIB, mps_required=True),
-        Quota(whole.id, f"{2:064x}", C, 80 * GIB),
+        Quota(whole.id, f"{2:064x}", C, None),
     )
     devices = frozenset({A, B, C})
     wanted = Orders(quotas, frozenset({f"{1:064x}", f"{2:064x}"}), devices)
@@ -313,6 +189,12 @@ async def test_who_loses_a_process_is_told_and_it_is_counted(machine: Machine) -
     await broker._on_guard(replace(event, offence=Offence.NO_LEASE, lease_id=None))
     await broker._on_guard(replace(event, lease_id=None, container_id="gone"))
     assert machine.holders.told == [(lease.id, "12:30 UTC: It was over.")] * 2
+    record = EndedProcess(
+        NOW, "memory", lease.id, "hub", "user-1", "", f"{1:064x}", A, 7, "python3", 9, 8, 2.0, "It was over."
+    )
+    gone = replace(record, container_id="gone", lease_id=None, hub="", user="")
+    assert machine.ledger.records == [record, replace(record, offence="no_lease"), gone]
+    assert machine.journal.recent() == tuple(machine.ledger.records[::-1])
     ended = [counted(machine, "guard_ended", offence=offence) for offence in ("memory", "no_lease")]
     assert ended == [2, 1]
     # It stays when the device's health changes, and through a restart.

@@ -7,14 +7,16 @@ import logging
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from gpuspawner.errors import DeviceFault
 from gpuspawner.model import Device
-from gpuspawner.node.guard import DeviceGuard, Guard, GuardEvent, GuardSettings, Pace, sentence_of
+from gpuspawner.node.guard import DeviceGuard, Guard, GuardEvent, GuardSettings, Pace
 from gpuspawner.node.inventory import GpuProcess
 from gpuspawner.node.judge import Offence, Orders, Quota, Seen, Verdict
-from gpuspawner.node.processes import Process
+from gpuspawner.node.processes import Process, ProcessTable
+from gpuspawner.node.sentence import sentence_of
 from gpuspawner.node.simulated import SimulatedInventory
 
 GPU = "GPU-1"
@@ -110,6 +112,41 @@ def test_a_device_that_can_not_be_read_is_said_once(caplog: pytest.LogCaptureFix
     assert caplog.messages == [
         f"Quotas can't be held: The GPU is lost devices={GPU}", f"Quotas are held again devices={GPU}",
     ]  # fmt: skip
+
+
+def test_a_look_that_hangs_is_said_while_it_does() -> None:
+    """NVML hangs in one call only, so the device's health says nothing of it."""
+    inventory, now, said = Fake(), [0.0], list[str]()
+    settings = GuardSettings(monotonic=lambda: now[0])
+    watch = DeviceGuard(GPU, inventory, settings, logging.getLogger("test"))
+
+    def hang(uuid: str) -> tuple[GpuProcess, ...]:
+        for now[0] in (4.0, 7.0):
+            said.append(watch.blind)
+        return ()
+
+    inventory.processes = hang  # type: ignore[method-assign]
+    watch.look(ORDERS, print)
+    assert said == ["", "NVML has not said for 7 s who uses the GPU: see `dmesg`"]
+    assert watch.blind == ""
+
+
+def test_memory_that_nvml_does_not_tell_is_no_quota_held() -> None:
+    inventory, now = Fake(), [0.0]
+    settings = GuardSettings(monotonic=lambda: now[0])
+    watch = DeviceGuard(GPU, inventory, settings, logging.getLogger("test"))
+    mine = ProcessTable().look(os.getpid())
+    assert mine is not None
+    watch._table.look_all = lambda pids: {7: replace(mine, container_ids=(ANNA,))}  # type: ignore[method-assign]
+    inventory.listed = (GpuProcess(7, None, False),)
+    said = []
+    for now[0] in (0.0, 4.0, 6.0):
+        watch.look(ORDERS, print)
+        said.append(watch.blind)
+    assert said == ["", "", "NVML doesn't say how much memory the processes on the GPU have"]
+    inventory.listed = (GpuProcess(7, GIB, False),)
+    watch.look(ORDERS, print)
+    assert watch.blind == ""
 
 
 async def ignore(_: GuardEvent) -> None:

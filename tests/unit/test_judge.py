@@ -169,6 +169,14 @@ def test_one_blink_round_mps_is_not_believed() -> None:
     assert found == [[]] * 20
 
 
+def test_where_the_hardware_holds_the_memory_nobody_ends_for_it() -> None:
+    """Whatever NVML counts there, a device that is somebody's alone is never over its quota."""
+    sitting = Sitting(replace(ORDERS, quotas=(replace(QUOTA, memory_bytes=None, mps_required=True),)))
+    assert [sitting.at(now, seen(1, 300)) for now in range(10)] == [[]] * 10
+    sitting.at(10, seen(1, 300, mps=False))
+    assert sitting.at(12, seen(1, 300, mps=False)) == [(1, Offence.ROUND_MPS, 2.0)]
+
+
 @pytest.mark.parametrize("container", [None, STRANGER])
 def test_others_are_left_alone(container: str | None) -> None:
     sitting = Sitting(replace(ORDERS, quotas=(replace(QUOTA, mps_required=True),)))
@@ -215,6 +223,7 @@ def test_a_verdict_hits_only_a_present_process_of_ours_and_for_a_reason(
             used = sum(each.memory_bytes or 0 for each in samples if each.container_id == ANNA)
             match verdict.offence:
                 case Offence.MEMORY:
+                    assert quota.memory_bytes is not None
                     assert verdict.seen.container_id == ANNA
                     assert used >= verdict.used_bytes > quota.memory_bytes + RULES.tolerance_bytes
                     assert verdict.seen.memory_bytes

@@ -154,6 +154,18 @@ def test_what_goes_on_on_a_device(script: Script, inventory: NvmlInventory) -> N
     assert (inventory.utilization_percent(A), inventory.utilization_percent(SMALL)) == (71.0, None)
 
 
+def test_memory_for_graphics_counts(script: Script, inventory: NvmlInventory) -> None:
+    """Vulkan and OpenGL are in a list of their own; a driver without one has none of them."""
+    script.process(20, 2 << 30)
+    script.process(40, 9 << 30, draws=1)
+    both = (GpuProcess(20, 2 << 30, False), GpuProcess(40, 9 << 30, False))
+    assert inventory.processes(A) == both
+    script.process(20, 2 << 30, draws=1)  # one that does both
+    assert inventory.processes(A) == both
+    script.fault("nvmlDeviceGetGraphicsRunningProcesses_v3", pynvml.NVML_ERROR_NOT_SUPPORTED)
+    assert inventory.processes(A) == both[:1]
+
+
 def test_processes_of_an_instance(script: Script, inventory: NvmlInventory) -> None:
     script.add("process gpu=1 pid=5 memory=1000 gi=9 ci=0")
     assert (inventory.processes(SMALL), inventory.processes(LARGE)) == ((GpuProcess(5, 1000, False),), ())

@@ -29,7 +29,7 @@ def test_everything_is_there_from_the_start() -> None:
         *(f'gpuspawner_reconcile_steps_total{{step="{step}"}}'
           for step in ("set_running", "release", "remove", "adopt")),
         *(f'gpuspawner_loop_errors_total{{loop="{loop}"}}'
-          for loop in ("reconcile", "events", "hold", "enforcement")),
+          for loop in ("reconcile", "events", "hold", "enforcement", "late")),
         *(f'gpuspawner_guard_ended_total{{offence="{offence}"}}'
           for offence in ("memory", "no_lease", "round_mps")),
         "gpuspawner_guard_blind_devices",

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.broker.placement import Room, Want, count_free
 from gpuspawner.broker.pooling import Host, Pooling, make_pooling
 from gpuspawner.broker.terms import DRIVER_BYTES, WHOLE, Terms, worth_compute
 from gpuspawner.errors import ConfigError
 from gpuspawner.model import Device, Guarantee, Mode
+from gpuspawner.node.inventory import ComputeMode
 from gpuspawner.node.mpscontrol import MpsProgram
 from gpuspawner.pools import parse_pools
 from gpuspawner.tiers import parse_tiers
@@ -193,6 +195,39 @@ def test_too_few_are_a_warning() -> None:
 )
 def test_what_a_slice_of_80_gib_has(terms: Terms, wanted: Any, got: Any) -> None:
     assert terms.slice_of(80 * GIB, *wanted) == got
+
+
+@pytest.mark.parametrize(
+    ("pool", "mode", "who"),
+    [
+        (
+            {"mode": "slice", "slices": 8, "mps": False},
+            ComputeMode.EXCLUSIVE_PROCESS,
+            "one program alone, and so one slice,",
+        ),
+        ({"mode": "slice", "slices": 8}, ComputeMode.EXCLUSIVE_PROCESS, ""),
+        ({}, ComputeMode.EXCLUSIVE_PROCESS, ""),
+        ({}, ComputeMode.PROHIBITED, "no program"),
+        ({"mode": "slice", "slices": 8, "mps": False}, ComputeMode.DEFAULT, ""),
+    ],
+)
+def test_a_compute_mode_in_which_a_pool_can_not_work_is_said(
+    pool: dict[str, Any], mode: ComputeMode, who: str
+) -> None:
+    device = Device("GPU-0", "H100", 80 * GIB, compute_capability=(9, 0))
+    host = Host(False, MpsProgram(Path("/usr/bin/mps")), modes={"GPU-0": mode})
+    found = make_pooling(parse_pools([{"name": "p", **pool}]), (), (device,), host)
+    sentence = (
+        f"c.GpuSite.pools: pool 'p': GPU-0 is in compute mode {mode.name}, where {who} can use it: set it "
+        "with `nvidia-smi -i GPU-0 -c DEFAULT`"
+    )
+    assert found.warnings == ((sentence,) if who else ())
+
+
+@pytest.mark.parametrize(("mps", "most"), [(True, 48), (False, 80)])
+def test_no_more_small_slices_than_mps_takes_clients(mps: bool, most: int) -> None:
+    room = Room(Device("GPU-0", "H100", 80 * GIB), terms=Terms("p", Mode.SLICE, sizes_bytes=(GIB,), mps=mps))
+    assert count_free(Want(1, mode=Mode.SLICE), room) == most
 
 
 @given(

@@ -1,6 +1,6 @@
 """Shares never exceed a device: long walks over pools of whole devices, slices and MIG instances.
 
-10⁴ steps by default; `pytest --hypothesis-profile=nightly` takes 10⁶.
+10⁴ steps by default; `make test-nightly` takes 10⁶.
 """
 
 from __future__ import annotations

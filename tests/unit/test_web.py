@@ -81,6 +81,7 @@ def document() -> dict[str, Any]:
         ],
         "leases": [lease("a" * 32, "anna", "GPU-0"), lease("b" * 32, "bob", "GPU-1", server="train")],
         "queue": [place("c" * 32, "carl", 1), place("d" * 32, "anna", 2, server="second")],
+        "ended": [],
     }
 
 
@@ -103,6 +104,7 @@ def test_without_scope_only_what_is_ones_own() -> None:
         ],
         "leases": [lease("a" * 32, "anna", "GPU-0")],
         "queue": [place("d" * 32, "anna", 2, server="second")],
+        "ended": [],
     }  # fmt: skip
 
 
@@ -144,7 +146,7 @@ NAMES = st.sampled_from(["bob", "carl", "dora"])
 
 @given(st.lists(st.tuples(NAMES, st.booleans()), max_size=8))
 def test_no_foreign_name_or_id_reaches_a_student(holders: list[tuple[str, bool]]) -> None:
-    whole: dict[str, Any] = {"simulated": True, "devices": [], "leases": [], "queue": []}
+    whole: dict[str, Any] = {"simulated": True, "devices": [], "leases": [], "queue": [], "ended": []}
     for number, (user, waits) in enumerate(holders):
         name = f"lease{number}"
         if waits:
@@ -270,6 +272,7 @@ def test_summary(free: int, waiting: int, simulated: bool, sentence: str) -> Non
         "devices": [device(number) for number in range(free)],
         "leases": [],
         "queue": [place(str(number), "carl", number + 1) for number in range(waiting)],
+        "ended": [],
     }
     assert build(whole, Viewer("anna")).summary == sentence
 

@@ -64,6 +64,7 @@ class FakeBroker:
             ],
             "leases": [lease("a", "anna", "GPU-0"), lease("b", "bob", "GPU-1")],
             "queue": [],
+            "ended": [],
         }
 
     def tiers(self) -> dict[str, Any]:
@@ -161,6 +162,7 @@ async def test_a_student_reads_their_own(pages: Pages) -> None:
         ],
         "leases": [lease("a", "anna", "GPU-0")],
         "queue": [],
+        "ended": [],
     }
 
 

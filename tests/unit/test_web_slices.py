@@ -40,6 +40,7 @@ def document(**changes: Any) -> dict[str, Any]:
             for each in shares
         ],
         "queue": [],
+        "ended": [],
     }  # fmt: skip
 
 
@@ -111,3 +112,43 @@ def test_the_html_names_the_sharers_to_those_who_may_know() -> None:
     assert "8.0 GiB, up to 25 % of its compute, tier A slice" in annas
     assert "8 of 10 slices" in annas
     assert "bob" not in annas
+
+
+ENDED = {
+    "at": SINCE, "user": "bob", "server": "train", "hub": "here", "device_uuid": "GPU-0",
+    "sentence": "Your process '<b>' was ended: it was over.",
+}  # fmt: skip
+
+
+def test_ended_processes_are_for_the_admin_and_their_user() -> None:
+    status = {**document(), "ended": [ENDED, {**ENDED, "user": "anna"}, {**ENDED, "user": "", "hub": ""}]}
+    assert [each["user"] for each in visible_status(status, ANNA)["ended"]] == ["anna"]
+    assert [each["user"] for each in visible_status(status, ADMIN)["ended"]] == ["bob", "anna", ""]
+    page = build(status, ADMIN)
+    assert [(row.user, row.server, row.device) for row in page.ended] == [
+        ("bob", "train", "NVIDIA H100 80GB HBM3 #0"), ("anna", "train", "NVIDIA H100 80GB HBM3 #0"),
+        ("unknown", "train", "NVIDIA H100 80GB HBM3 #0"),
+    ]  # fmt: skip
+    shown = html(page)
+    assert "Your process &#39;&lt;b&gt;&#39; was ended" in shown
+    assert '<h2 class="h4 mt-4">Ended processes</h2>' in shown
+    assert build(status, ANNA).ended == ()
+    assert "Ended processes</h2>" not in html(build(document(), ADMIN))
+
+
+def test_what_is_in_use_is_never_0_where_nobody_knows_it() -> None:
+    status = document(used_bytes=12 << 30, utilization_percent=71.4)
+    status["devices"].append(device(2, mode="mig", used_bytes=1 << 30, utilization_percent=None))
+    status["devices"].append(device(3, simulated=True, guarantee="none"))
+    found = [(row.used, row.busy) for row in build(status, ADMIN).devices]
+    assert found == [
+        ("12 GiB", "71 %"), ("not available", "not available"), ("1.0 GiB", "not available"),
+        ("simulated", "simulated"),
+    ]  # fmt: skip
+    seen = visible_status(status, ANNA)["devices"]
+    assert [(each.get("used_bytes"), each.get("utilization_percent")) for each in seen] == [(None, None)] * 4
+
+
+def test_a_device_that_nobody_guards_says_so() -> None:
+    row = build(document(unguarded_reason="NVML hangs"), ADMIN).devices[0]
+    assert row.guarantee_help == "nothing is held now: NVML hangs"

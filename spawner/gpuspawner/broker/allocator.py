@@ -21,6 +21,7 @@ from . import notice, policy
 from .book import Book, with_shares
 from .devices import NO_TERMS
 from .ledger import Ledger
+from .logline import ending
 from .placement import Share, Want, make_want, want_of
 from .snapshot import Capacity, Snapshot
 from .terms import Terms
@@ -80,6 +81,10 @@ class Allocator:
         """Devices, living leases and queue at this moment."""
         return self._book.snapshot()
 
+    def misses_devices(self) -> bool:
+        """Whether a lease holds a device that was not found."""
+        return any(self._book.missing(lease) for lease in self.leases())
+
     def watch(self, lease_id: str) -> Watch:
         """Follow a lease: `async with allocator.watch(id) as changes: async for change in changes: ...`."""
         return Watch(lease_id, self._watches, self._book.lease, self._book.place_of)
@@ -93,6 +98,13 @@ class Allocator:
         gone keeps it as a withdrawn placeholder. Waiting leases keep their order.
         """
         await self._step(self._load, tuple(devices), terms)
+
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> tuple[Lease, ...]:
+        """Take up devices that could not be found at `load`; the leases whose `notice` changed.
+
+        Known ones stay as they are. If it could not be recorded (LedgerFault), call again.
+        """
+        return await self._step(self._add, tuple(devices), terms)
 
     async def acquire(self, request: GpuRequest) -> Lease:
         """A lease for the request, RESERVED or WAITING; asking again with the same id gives the same lease.
@@ -162,6 +174,15 @@ class Allocator:
             self._book.enter(lease)
         told = [lease for lease in map(self._book.with_notice, living) if lease != self.lease(lease.id)]
         await self._commit(*told, *self._book.placed(self._clock()))
+
+    async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, Terms]) -> tuple[Lease, ...]:
+        self._book.add(devices, terms)
+        held = {lease.id: lease for device in devices for lease in self._book.holders(device.uuid)}
+        told = [
+            lease for lease in map(self._book.with_notice, held.values()) if lease != self.lease(lease.id)
+        ]
+        await self._commit(*told, *self._book.placed(self._clock()))
+        return tuple(told)
 
     async def _acquire(self, request: GpuRequest) -> Lease:
         known = self.lease(request.lease_id)
@@ -338,26 +359,18 @@ class Allocator:
     def _log_change(self, before: Lease | None, lease: Lease) -> None:
         if before is None or before.state is not lease.state:
             why = f" ({lease.reason})" if lease.reason else ""
-            self._log.info("Lease is %s%s: %s", lease.state, why, _ending(lease))
+            self._log.info("Lease is %s%s: %s", lease.state, why, ending(lease))
         elif before.notice != lease.notice:
-            self._log.info("Its holder is told %r: %s", lease.notice, _ending(lease))
+            self._log.info("Its holder is told %r: %s", lease.notice, ending(lease))
 
     def _report_trouble(self, lease: Lease) -> None:
         missing = self._book.missing(lease)
         if missing:
-            self._log.warning("Not found but leased: %s: %s", ",".join(missing), _ending(lease))
+            self._log.warning("Not found but leased: %s: %s", ",".join(missing), ending(lease))
         elif self._book.exceeded_by(lease):
-            self._log.error("The ledger gives a device twice, and nobody loses it: %s", _ending(lease))
+            self._log.error("The ledger gives a device twice, and nobody loses it: %s", ending(lease))
         else:
-            self._log.warning("It keeps more than its device's pool now gives: %s", _ending(lease))
-
-
-def _ending(lease: Lease) -> str:
-    """How every log line about a lease ends."""
-    return (
-        f"user={lease.user} server={lease.server or '-'} lease={lease.id}"
-        f" devices={','.join(lease.device_uuids) or '-'} container={(lease.container_id or '-')[:12]}"
-    )
+            self._log.warning("It keeps more than its device's pool now gives: %s", ending(lease))
 
 
 def _waiting(request: GpuRequest, now: datetime) -> Lease:

@@ -35,7 +35,8 @@ from ..errors import (
 from ..model import GpuRequest, Lease, LeaseState
 from ..units import ordinal
 from ..wire import lease_to_json, patch_to_json, request_from_json
-from .leasing import LeaseService, ending
+from .leasing import LeaseService
+from .logline import ending
 from .metrics import Metrics
 
 MAX_BODY_BYTES = 512 * 1024

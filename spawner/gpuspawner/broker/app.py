@@ -7,12 +7,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 from tornado.httpserver import HTTPServer
-from tornado.web import Application as WebApplication
 from traitlets import Bool, Float, TraitError, Unicode, default
 from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
@@ -22,22 +20,25 @@ from ..model import ContainerPatch, Lease, Tier
 from ..node.daemonpool import DaemonPool
 from ..node.health import HealthMonitor
 from ..node.injection import Injection, choose, engine_facts, make_patch, read_local
-from ..node.inventory import Inventory, NvmlInventory, open_inventory
-from ..node.mpscontrol import MpsProgram, find_program
-from ..node.processes import ending_obstacle
+from ..node.inventory import Inventory, open_inventory
+from ..node.usage import UsageMonitor
 from ..settings import GpuSite
 from .allocator import Allocator
 from .api import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .containers import DockerEngine
 from .enforcement import Enforcement, Tools
 from .folders import DiskFolders
+from .journal import Journal
+from .late import LateDevices, LateParts
 from .leasing import NOT_READY, LeaseService, Parts
 from .ledger import Ledger
 from .lock import BrokerLock
 from .metrics import Metrics
-from .pooling import Host, Pooling, make_pooling
+from .pooling import Pooling
+from .pruning import Pruning
+from .sharing import Sharing
 from .view import About, View
-from .web import hub_of, look_of, make_handlers, make_settings
+from .web import serve_pages
 
 RETRY_SECONDS = 0.5
 """So soon comes the next round after one that failed."""
@@ -103,6 +104,18 @@ class GpuBroker(Application):
         """,
     ).tag(config=True)
 
+    history_days = Float(
+        400.0,
+        min=1.0,
+        help="""
+        Days for which the ledger keeps closed leases and ended processes.
+
+        Default: 400, a year and what a yearly report needs. Older ones go hourly and in small steps; so
+        does what they count for in a usage report.
+        Example: `c.GpuBroker.history_days = 3650`
+        """,
+    ).tag(config=True)
+
     @default("database_url")
     def _database_url_default(self) -> str:
         return f"sqlite:///{self.state_dir / 'ledger.sqlite'}"
@@ -120,7 +133,9 @@ class GpuBroker(Application):
     allocator: Allocator
     service: LeaseService
     enforcement: Enforcement
-    mps: MpsProgram
+    journal: Journal
+    usage: UsageMonitor
+    sharing: Sharing
     inventory: Inventory
     injection: Injection | None = None
 
@@ -180,49 +195,68 @@ class GpuBroker(Application):
     async def _run_with(self, ledger: Ledger, stop: asyncio.Event) -> None:
         self._nvml = DaemonPool("nvml", most=1)
         self.inventory = await self._nvml.submit(lambda: open_inventory(self.site))
-        pooling = await self._nvml.submit(self._find_pooling)
+        self.sharing = Sharing(self.site, self.tiers, self.inventory)
+        pooling = await self._nvml.submit(self.sharing.find)
         for warning in pooling.warnings:
             self.log.warning("%s", warning)
         self.allocator = Allocator(ledger, log=self.log)
         await self.allocator.load(pooling.devices, pooling.terms)
         self.service = await self._make_service(ledger)
+        self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
         health = HealthMonitor(self.inventory, self.enforcement.set_health, log=self.log)
+        await self.journal.load()
         await self.enforcement.start()
         await health.start(pooling.devices)
+        self.usage = UsageMonitor(self.inventory, self.log)
+        if not self.inventory.simulated:
+            self.usage.start(device.uuid for device in pooling.devices)
         servers: list[HTTPServer] = []
-        ticking: asyncio.Task[None] | None = None
+        loops: list[asyncio.Task[None]] = []
         try:
             await self._look()
             servers.append(self._serve_socket())
-            servers.extend(self._serve_pages())
+            servers.extend(serve_pages(self._view(), self.config))
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
-            ticking = asyncio.create_task(self._tick(), name="reconcile")
+            loops.append(asyncio.create_task(self._tick(), name="reconcile"))
+            loops.append(asyncio.create_task(self._make_late(health).run(), name="late devices"))
+            pruning = Pruning(ledger, self.history_days, self.log)
+            loops.append(asyncio.create_task(pruning.run(), name="pruning"))
             self._say_ready(len(pooling.devices))
             await stop.wait()
             self.log.info("The broker ends; leases stay in the ledger and running servers go on")
         finally:
-            if ticking is not None:
-                ticking.cancel()
+            for task in loops:
+                task.cancel()
             await self.service.close()  # first: a hold that breaks from now on gives nothing back
             await self._close(servers, health)
 
-    def _find_pooling(self) -> Pooling:
-        """Who shares what on this machine. Blocks; raises ConfigError for what can't work."""
-        devices, simulated = self.inventory.devices(), self.inventory.simulated
-        left_out = self.inventory.driver().left_out if isinstance(self.inventory, NvmlInventory) else ()
-        self.mps = find_program()
-        host = Host(simulated, self.mps, ending_obstacle(), incomplete=bool(left_out))
-        return make_pooling(self.site.parsed_pools(), self.tiers, devices, host)
+    def _make_late(self, health: HealthMonitor) -> LateDevices:
+        async def probe(uuids: Iterable[str]) -> None:
+            self.injection = await self._probe(uuids)
+
+        parts = LateParts(
+            sharing=self.sharing,
+            nvml=self._nvml,
+            service=self.service,
+            enforcement=self.enforcement,
+            health=health,
+            usage=self.usage,
+            probe=probe,
+            metrics=self.measures,
+            log=self.log,
+        )
+        return LateDevices(parts)
 
     def _make_enforcement(self, pooling: Pooling) -> Enforcement:
         tools = Tools(
             pooling=pooling,
             inventory=self.inventory,
             state_dir=self.state_dir,
-            program=self.mps.path,
+            program=self.sharing.mps.path,
             metrics=self.measures,
+            journal=self.journal,
             log=self.log,
         )
         enforcement = Enforcement(tools, self.service)
@@ -256,6 +290,7 @@ class GpuBroker(Application):
         for server in servers:
             await server.close_all_connections()
         await health.stop()
+        await self.usage.stop()
         await self.enforcement.stop()
         await self.engine.close()
         self.folders.close()
@@ -295,14 +330,14 @@ class GpuBroker(Application):
             self.service.ready.set()
         return True
 
-    async def _probe(self) -> Injection:
+    async def _probe(self, late: Iterable[str] = ()) -> Injection:
         if self.inventory.simulated:
             return Injection.NONE
         info, version = await self.engine.facts()
         local = None
         if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
             local = await asyncio.to_thread(read_local, tuple(info.get("CDISpecDirs") or ()))
-        uuids = [view.device.uuid for view in self.allocator.snapshot().devices]
+        uuids = [*(view.device.uuid for view in self.allocator.snapshot().devices), *late]
         return choose(self.site.injection, engine_facts(info, version, local), False, uuids)
 
     async def _prepare(self, lease: Lease) -> None:
@@ -317,7 +352,14 @@ class GpuBroker(Application):
     # ---- servers
 
     def _view(self) -> View:
-        about = About(self.tiers, self.inventory.simulated, self.measures, self.enforcement.blind)
+        about = About(
+            tiers=self.tiers,
+            simulated=self.inventory.simulated,
+            metrics=self.measures,
+            blind=self.enforcement.blind,
+            usage=self.usage.now,
+            ended=self.journal.recent,
+        )
         return View(self.allocator, about)
 
     def _serve_socket(self) -> HTTPServer:
@@ -326,25 +368,6 @@ class GpuBroker(Application):
         server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))
         return server
-
-    def _serve_pages(self) -> list[HTTPServer]:
-        url = os.environ.get("JUPYTERHUB_SERVICE_URL")
-        if not url:
-            return []
-        where = urlsplit(url)
-        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
-        handlers: list[Any] = list(
-            make_handlers(self._view(), prefix, look=look_of(self.config), hub=hub_of(self.config))
-        )
-        server = HTTPServer(WebApplication(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
-        try:
-            server.listen(where.port or 80, where.hostname or "127.0.0.1")
-        except OSError as error:
-            raise ConfigError(
-                f"The GPU page can't listen on {url}: {error.strerror}. Set another port for the service "
-                "in jupyterhub_config.py, or end what uses this one"
-            ) from error
-        return [server]
 
     def _say_ready(self, count: int) -> None:
         kind = "simulated devices" if self.inventory.simulated else "devices"

@@ -16,7 +16,7 @@ from .devices import NO_TERMS, Devices
 from .placement import Share, Want, example, want_of
 from .queue import Place, Queue, Waiting, plan
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from .terms import Terms
+from .terms import WHOLE, Terms
 
 
 class Book:
@@ -108,6 +108,12 @@ class Book:
             if (place := self._queue.place_of(waiting.lease_id)) is not None
         )
         return Snapshot(devices, self.leases(), queue)
+
+    def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> None:
+        """Devices that were not found before; a lease that held one all along goes on with it."""
+        for device in devices:
+            self._devices.add(device, terms.get(device.uuid, WHOLE), self.holders(device.uuid))
+        self._queue.set_kinds(self._devices.kinds)
 
     def health(self, uuid: str) -> DeviceHealth | None:
         """Whether a device may be leased; None for one that is not known."""

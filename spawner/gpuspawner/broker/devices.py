@@ -1,7 +1,7 @@
 """The devices of the broker, their health, and who holds which share of them. In memory, no clock, no ledger.
 
 A device that a lease holds but the inventory doesn't have is kept as a *placeholder*: withdrawn, never
-placed, and forgotten once its last lease has ended.
+placed, and forgotten once its last lease has ended or the device was found after all.
 """
 
 from __future__ import annotations
@@ -126,10 +126,24 @@ class Devices:
             if uuid in self._placeholders and not self._holders[uuid]:
                 self._forget(uuid)
 
+    def add(self, device: Device, terms: Terms, holders: Iterable[Lease] = ()) -> None:
+        """A device that was not found before, or only as the placeholder that `holders` hold."""
+        uuid = device.uuid
+        if uuid in self._rooms and uuid not in self._placeholders:
+            return
+        self._placeholders.discard(uuid)
+        room = Room(device, tuple(share_of(lease, device) for lease in holders), terms)
+        self._rooms[uuid] = room
+        self._health[uuid] = DeviceHealth(uuid, healthy=True)
+        self._holders.setdefault(uuid, ())
+        self._known[room.kind] += 1
+        self._open.setdefault(room.kind, [])
+        self._list(room)
+
     def set_health(self, health: DeviceHealth) -> bool:
         """Withdraw a device or give it back to placement; whether anything changed.
 
-        A placeholder stays withdrawn: its model and size are not known before the broker starts again.
+        A placeholder stays withdrawn: its model and size are not known before it is found (`add`).
         """
         uuid = health.uuid
         if uuid not in self._rooms or uuid in self._placeholders or self._health[uuid] == health:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..model import Lease, Mode, Tier, guarantee_of
+from ..model import Guarantee, Lease, Mode, Tier, guarantee_of
+from ..node.usage import Usage
 from ..wire import time_to_text
+from .ledger import EndedProcess
 from .placement import Room, Share, Want, count_free, share_of
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 from .terms import worth_compute
@@ -14,13 +17,24 @@ from .terms import worth_compute
 Document = dict[str, Any]
 
 
-def status_document(snapshot: Snapshot, simulated: bool) -> Document:
+@dataclass(frozen=True, slots=True)
+class News:
+    """What is known beside the leases: the use of devices by UUID, those without a guard and why, and the
+    processes that were ended, youngest first."""
+
+    usage: Mapping[str, Usage] = field(default_factory=dict)
+    blind: Mapping[str, str] = field(default_factory=dict)
+    ended: Sequence[EndedProcess] = ()
+
+
+def status_document(snapshot: Snapshot, simulated: bool, news: News) -> Document:
     """Devices, leases and queue as JSON values: units in the key names, times in UTC with "Z"."""
     return {
         "simulated": simulated,
-        "devices": [_device(view) for view in snapshot.devices],
+        "devices": [_device(view, news) for view in snapshot.devices],
         "leases": [_lease(lease) for lease in snapshot.leases],
         "queue": [_entry(entry) for entry in snapshot.queue],
+        "ended": [{**asdict(each), "at": time_to_text(each.at)} for each in news.ended],
     }
 
 
@@ -51,8 +65,10 @@ def tier_document(
     }
 
 
-def _device(view: DeviceView) -> Document:
+def _device(view: DeviceView, news: News) -> Document:
     device, terms = view.device, view.terms
+    usage, guarantee = news.usage.get(device.uuid, Usage()), guarantee_of(terms.mode, device.simulated)
+    unguarded = news.blind.get(device.uuid, "") if guarantee is Guarantee.GUARDED else ""
     holder = view.holders[0] if view.holders and not terms.sliced else None
     capability = device.compute_capability
     since = view.health.since if not view.health.healthy else (holder.since if holder else None)
@@ -68,8 +84,11 @@ def _device(view: DeviceView) -> Document:
         "healthy": view.health.healthy,
         "reason": view.health.reason,
         "since": None if since is None else time_to_text(since),
-        "guarantee": guarantee_of(terms.mode, device.simulated).value,
+        "guarantee": Guarantee.NONE.value if unguarded else guarantee.value,
         "compute_guarantee": worth_compute(terms.mode, terms.mps, device.simulated).value,
+        "unguarded_reason": unguarded,
+        "used_bytes": usage.used_bytes,
+        "utilization_percent": usage.utilization_percent,
         "simulated": device.simulated,
         "lease_id": holder.id if holder else None,
         "user": holder.user if holder else None,

@@ -1,8 +1,9 @@
 """Makes the node hold what the leases say: MPS daemons, compute modes, the guard's quotas, and their news.
 
-An MPS daemon is started when the first slice of its GPU is given out and runs until the GPU leaves its
-pool; it and the notebooks on it outlive the broker. The guard goes by the leases that run, from the
-moment on at which the ledger was read. Nothing of this is done where GPUs are simulated.
+An MPS daemon is started when the first slice of its GPU is given out. It runs until nobody has had one for
+a while, or the GPU leaves its pool; it and the notebooks on it outlive the broker. The guard goes by the
+leases that run, from the moment on at which the ledger was read. Nothing of this is done where GPUs are
+simulated.
 """
 
 from __future__ import annotations
@@ -24,16 +25,27 @@ from ..node.inventory import Inventory
 from ..node.judge import Orders, Quota
 from ..node.mps import MpsChange, MpsPace, MpsService
 from ..node.mpscontrol import MpsLimits
+from .journal import Journal
+from .ledger import EndedProcess
 from .metrics import Metrics
 from .pooling import Pooling
 
 RETRY_SECONDS = 30.0
 """How long a GPU whose MPS did not start is out of use before it is tried again."""
+IDLE_SECONDS = 300.0
+"""How long a GPU's daemon and its compute mode stay after the last slice: the next one need not wait."""
+END_SECONDS = 8.0
+"""How long the end of the broker may take for those that nobody uses; the next broker ends the rest."""
 _USING = (LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.ASLEEP, LeaseState.RELEASING)
 
 
 class Holders(Protocol):
-    """Who holds what, and how they are told: the lease service."""
+    """Who holds what, and how they are told: the lease service.
+
+    `ready` is set once Docker was compared with the ledger: before that, a lease may be missing here.
+    """
+
+    ready: asyncio.Event
 
     def leases(self) -> tuple[Lease, ...]:
         """All living leases."""
@@ -57,10 +69,12 @@ class Tools:
     state_dir: Path
     program: Path | None
     metrics: Metrics
+    journal: Journal
     log: logging.Logger
     guard: GuardSettings = field(default_factory=GuardSettings)
     pace: MpsPace = field(default_factory=MpsPace)
     retry_seconds: float = RETRY_SECONDS
+    idle_seconds: float = IDLE_SECONDS
 
 
 class Enforcement:
@@ -69,6 +83,7 @@ class Enforcement:
     def __init__(self, tools: Tools, holders: Holders) -> None:
         self._tools = tools
         self._holders = holders
+        self._pooling = tools.pooling
         self._active = not tools.inventory.simulated
         self._sizes = {device.uuid: device.memory_bytes for device in tools.pooling.devices}
         self._guard = Guard(tools.inventory, self._on_guard, settings=tools.guard, log=tools.log)
@@ -82,6 +97,7 @@ class Enforcement:
         self._hardware: dict[str, DeviceHealth] = {}
         self._without_mps: dict[str, str] = {}
         self._cared_for: set[str] = set()
+        self._idle: dict[str, object] = {}
         self._locks = {uuid: asyncio.Lock() for uuid in self._sizes}
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
@@ -98,21 +114,39 @@ class Enforcement:
         needed = {lease.device_uuids[0] for lease in leases if _through_mps(lease)}
         keep = self._sliced() | needed
         try:
-            await self._pool.submit(lambda: self._modes.restore(self._tools.pooling.managed | needed))
+            await self._pool.submit(lambda: self._modes.restore(self._pooling.managed | needed))
             if self._mps is not None:
                 await self._mps.stop_others(keep)
         except GpuSpawnerError as error:
             self._tools.log.warning("%s", error)
         for uuid in sorted(needed):
             self._spawn(self._take_up(uuid))
+        for uuid in sorted(self._sliced() - needed):
+            self._spawn(self._leave(uuid))
+
+    def extend(self, pooling: Pooling) -> None:
+        """Devices that could not be read at the start are there: from now on quotas hold there too."""
+        self._pooling = pooling
+        self._sizes = {device.uuid: device.memory_bytes for device in pooling.devices}
+        if not self._started:
+            return
+        self._guard.set_orders(self._orders())
+        for uuid in sorted(self._sizes.keys() - self._cared_for):
+            if self._users(uuid):
+                self._spawn(self._take_up(uuid))
 
     async def stop(self) -> None:
-        """The broker ends. Daemons and compute modes stay for the notebooks that go on."""
+        """The broker ends. Daemons and compute modes stay for the notebooks that go on, and only for them."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._started:
             await self._guard.stop()
+        if self._started and self._holders.ready.is_set():
+            unused = [uuid for uuid in self._cared_for if not self._users(uuid)]
+            ending = [asyncio.create_task(self._guarded(self._end_mps(uuid))) for uuid in unused]
+            if ending:
+                await asyncio.wait(ending, timeout=END_SECONDS)
         if self._mps is not None:
             await self._mps.leave()
         self._pool.close()
@@ -159,9 +193,8 @@ class Enforcement:
         if lease.state is LeaseState.RUNNING and uuid not in self._cared_for:
             self._cared_for.add(uuid)
             self._spawn(self._take_up(uuid))  # it was taken up from its container's labels
-        ended = lease.state is LeaseState.CLOSED
-        if ended and uuid not in self._sliced() and not self._users(uuid):
-            self._spawn(self._leave_pool(uuid))
+        if lease.state is LeaseState.CLOSED and not self._users(uuid):
+            self._spawn(self._leave(uuid))
 
     async def set_health(self, health: DeviceHealth) -> None:
         """What the health monitor found of a device; one whose MPS doesn't run stays out of use."""
@@ -187,22 +220,20 @@ class Enforcement:
         for uuid in lease.device_uuids:
             if uuid not in self._sizes:
                 continue  # it was not found: there is nothing to look at
-            size = lease.memory_bytes if lease.mode is Mode.SLICE else self._sizes[uuid]
+            size = lease.memory_bytes if lease.mode is Mode.SLICE else None
             yield Quota(lease.id, str(lease.container_id), uuid, size, mps_required=_through_mps(lease))
 
     async def _on_guard(self, event: GuardEvent) -> None:
         self._tools.metrics.ended(event.offence)
-        lease_id = event.lease_id or self._lease_of(event.container_id)
-        if lease_id is not None:
-            await self._holders.tell(lease_id, f"{_clock(event.at)}: {event.sentence}")
-
-    def _lease_of(self, container_id: str) -> str | None:
-        return next((each.id for each in self._holders.leases() if each.container_id == container_id), None)
+        lease = next((each for each in self._holders.leases() if _is_of(event, each)), None)
+        await self._tools.journal.add(_record_of(event, lease))
+        if lease is not None:
+            await self._holders.tell(lease.id, f"{_clock(event.at)}: {event.sentence}")
 
     # ---- MPS
 
     def _sliced(self) -> set[str]:
-        return {uuid for uuid, terms in self._tools.pooling.terms.items() if terms.sliced and terms.mps}
+        return {uuid for uuid, terms in self._pooling.terms.items() if terms.sliced and terms.mps}
 
     def _users(self, uuid: str) -> list[Lease]:
         """The leases that compute through the GPU's daemon, or will."""
@@ -214,7 +245,7 @@ class Enforcement:
 
     def _limits(self, uuid: str) -> MpsLimits:
         """The daemon's: those of the pool's largest slice, or of a larger one that is held from before."""
-        terms, size = self._tools.pooling.terms.get(uuid), self._sizes.get(uuid, 0)
+        terms, size = self._pooling.terms.get(uuid), self._sizes.get(uuid, 0)
         percents = [lease.compute_percent for lease in self._users(uuid)]
         sizes = [lease.memory_bytes for lease in self._users(uuid)]
         if terms is not None and terms.sliced and terms.mps:
@@ -226,7 +257,7 @@ class Enforcement:
         if self._mps is None:
             raise DeviceFault("MPS is not installed, and this GPU is shared through it")
         async with self._locks.setdefault(uuid, asyncio.Lock()):
-            if uuid in self._tools.pooling.managed:
+            if uuid in self._pooling.managed:
                 await self._pool.submit(lambda: self._modes.take(uuid))
             self._cared_for.add(uuid)
             await self._mps.ensure(uuid, self._limits(uuid))
@@ -259,7 +290,10 @@ class Enforcement:
             self._tools.metrics.mps_died()
             await self._lose_mps(change.uuid, "the service through which it is shared (MPS) ended")
         for lease in self._users(change.uuid):
-            await self._holders.tell(lease.id, change.sentence)
+            try:
+                await self._holders.tell(lease.id, change.sentence)
+            except GpuSpawnerError as error:  # the others are told all the same
+                self._tools.log.warning("%s", error)
 
     async def _lose_mps(self, uuid: str, reason: str) -> None:
         self._without_mps[uuid] = reason
@@ -276,8 +310,18 @@ class Enforcement:
             return hardware
         return DeviceHealth(uuid, healthy=False, reason=reason)
 
-    async def _leave_pool(self, uuid: str) -> None:
-        """The last lease of a GPU that is in no slice pool any more has ended."""
+    async def _leave(self, uuid: str) -> None:
+        """Nobody has a slice of the GPU: at once if it has left its pool, else if that stays so."""
+        self._idle[uuid] = idle = object()
+        if uuid in self._sliced():
+            await asyncio.sleep(self._tools.idle_seconds)
+        await self._holders.ready.wait()
+        if self._idle.get(uuid) is idle:
+            del self._idle[uuid]
+            await self._end_mps(uuid)
+
+    async def _end_mps(self, uuid: str) -> None:
+        """Ends the GPU's daemon and gives its compute mode back, if nobody uses them."""
         async with self._locks.setdefault(uuid, asyncio.Lock()):
             if self._mps is None or self._users(uuid):
                 return
@@ -303,6 +347,31 @@ class Enforcement:
 
 def _through_mps(lease: Lease) -> bool:
     return lease.mode is Mode.SLICE and lease.mps and bool(lease.device_uuids)
+
+
+def _is_of(event: GuardEvent, lease: Lease) -> bool:
+    if event.lease_id is not None:
+        return lease.id == event.lease_id
+    return lease.container_id == event.container_id
+
+
+def _record_of(event: GuardEvent, lease: Lease | None) -> EndedProcess:
+    return EndedProcess(
+        at=event.at,
+        offence=event.offence.value,
+        lease_id=event.lease_id if lease is None else lease.id,
+        hub="" if lease is None else lease.hub,
+        user="" if lease is None else lease.user,
+        server="" if lease is None else lease.server,
+        container_id=event.container_id,
+        device_uuid=event.device_uuid,
+        pid=event.pid,
+        name=event.name,
+        used_bytes=event.used_bytes,
+        quota_bytes=event.quota_bytes,
+        over_seconds=event.over_seconds,
+        sentence=event.sentence,
+    )
 
 
 def _clock(at: datetime) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,14 +16,16 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from ..errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Refusal
-from ..model import BROKER_LABEL, ContainerPatch, DeviceHealth, GpuRequest, Lease, LeaseState
+from ..model import BROKER_LABEL, ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ..units import Clock, utc_now
 from .allocator import Allocator
 from .containers import Container, ContainerEvent, Engine, EventsConnected
 from .folders import Folders
 from .ledger import Ledger
+from .logline import ending_of
 from .metrics import Metrics
 from .reconcile import Adopt, Facts, Release, Remove, SetRunning, Step, lease_of, plan, unknown_ids
+from .terms import Terms
 from .watch import Watch
 
 RESTORE_SECONDS = 3.0
@@ -87,6 +89,10 @@ class LeaseService:
     def leases(self) -> tuple[Lease, ...]:
         """All living leases."""
         return self._allocator.leases()
+
+    def misses_devices(self) -> bool:
+        """Whether a lease holds a device that was not found."""
+        return self._allocator.misses_devices()
 
     def watch(self, lease_id: str) -> Watch:
         """Follows one lease; see Allocator.watch."""
@@ -220,6 +226,11 @@ class LeaseService:
     async def set_health(self, health: DeviceHealth) -> None:
         """A device was withdrawn or came back: its holders are told. A fault is for the caller to retry."""
         for lease in await self._allocator.set_health(health):
+            await self._parts.folders.write(lease)
+
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> None:
+        """Devices that were not found at the start are there; who held one all along is told."""
+        for lease in await self._allocator.add(devices, terms):
             await self._parts.folders.write(lease)
 
     async def tell(self, lease_id: str, sentence: str) -> None:
@@ -360,7 +371,7 @@ class LeaseService:
 
     async def _remove(self, container: Container, reason: str, unexpected: bool) -> None:
         level = logging.ERROR if unexpected else logging.INFO
-        self.log.log(level, "Removing a container: %s %s", reason, _ending_of(container))
+        self.log.log(level, "Removing a container: %s %s", reason, ending_of(container))
         self._parts.metrics.stepped("remove")
         await self._engine.remove(container.id)
 
@@ -374,23 +385,8 @@ class LeaseService:
             self.log.error(
                 "Stopping a running container whose lease is unknown: %s %s",
                 refusal.message,
-                _ending_of(container),
+                ending_of(container),
             )
             await self._engine.stop(container.id)
             return
-        self.log.warning("Took up an unknown lease from its container's labels %s", _ending_of(container))
-
-
-def ending(lease: Lease) -> str:
-    """The end of every log line about a lease."""
-    return (
-        f"user={lease.user} server={lease.server or '-'} lease={lease.id} "
-        f"devices={','.join(lease.device_uuids) or '-'} container={(lease.container_id or '-')[:12]}"
-    )
-
-
-def _ending_of(container: Container) -> str:
-    return (
-        f"user={container.user or '-'} server={container.server or '-'} lease={container.lease_id} "
-        f"devices={','.join(container.device_uuids) or '-'} container={container.id[:12]}"
-    )
+        self.log.warning("Took up an unknown lease from its container's labels %s", ending_of(container))

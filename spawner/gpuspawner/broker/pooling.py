@@ -7,11 +7,12 @@ else: it is a warning then, and the tier is shown as one that can't be had.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..errors import ConfigError
 from ..model import Device, Mode, Pool, Tier
+from ..node.inventory import ComputeMode
 from ..node.mpscontrol import MpsProgram
 from ..units import format_bytes
 from .placement import Kind, Want, kind_of, suits, want_of_tier
@@ -26,13 +27,15 @@ DEFAULT_POOLS = (Pool("whole"), Pool("mig", Mode.MIG))
 class Host:
     """What the machine has. `guard_obstacle`: why the guard can't end processes here, with the remedy.
 
-    `incomplete`: some GPU could not be read, so what is missing may be there.
+    `incomplete`: some GPU could not be read, so what is missing may be there. `modes` are the GPUs'
+    compute modes by UUID, as far as they can be read.
     """
 
     simulated: bool
     mps: MpsProgram
     guard_obstacle: str = ""
     incomplete: bool = False
+    modes: Mapping[str, ComputeMode] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,17 @@ class Pooling:
     terms: Mapping[str, Terms]
     managed: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
+
+    def with_late(self, later: Pooling) -> Pooling:
+        """This one with the devices that only `later` has. Those that are here keep their terms."""
+        late = [device for device in later.devices if device.uuid not in self.terms]
+        uuids = {device.uuid for device in late}
+        return Pooling(
+            devices=(*self.devices, *late),
+            terms={**self.terms, **{uuid: later.terms[uuid] for uuid in uuids}},
+            managed=self.managed | (later.managed & uuids),
+            warnings=tuple(warning for warning in later.warnings if warning not in self.warnings),
+        )
 
 
 def make_pooling(
@@ -69,6 +83,7 @@ def make_pooling(
             if pool.manage_compute_mode and of_pool.mps:
                 managed.add(device.uuid)
         _check_slices(of_pool, members)
+        warnings.extend(_check_modes(of_pool, members, host))
     pooled = tuple(device for device in devices if device.uuid in terms)
     left = [device.uuid for device in devices if device.uuid not in terms]
     if left:
@@ -187,6 +202,19 @@ def _check_slices(terms: Terms, members: Sequence[Device]) -> None:
             raise ConfigError(
                 f"{where}: {device.uuid} has {format_bytes(terms.usable_bytes(device.memory_bytes))} to "
                 "give, too little for even one slice: lower slices or sizes, or leave the device out"
+            )
+
+
+def _check_modes(terms: Terms, members: Sequence[Device], host: Host) -> Iterator[str]:
+    """What a GPU's compute mode keeps from working. A warning: the mode may be another in a minute."""
+    for device in members:
+        mode = host.modes.get(device.uuid, ComputeMode.DEFAULT)
+        shut = mode is ComputeMode.PROHIBITED
+        if shut or (terms.sliced and not terms.mps and mode is not ComputeMode.DEFAULT):
+            who = "no program" if shut else "one program alone, and so one slice,"
+            yield (
+                f"c.GpuSite.pools: pool {terms.pool!r}: {device.uuid} is in compute mode {mode.name}, where "
+                f"{who} can use it: set it with `nvidia-smi -i {device.uuid} -c DEFAULT`"
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..model import Guarantee, Mode, Pool, guarantee_of
+from ..pools import MOST_SLICES
 
 DRIVER_BYTES = 768 << 20
 """Of a real GPU that is shared: what the driver and MPS keep (H100 80GB, driver 580: 0.47 GiB that CUDA
@@ -45,7 +46,7 @@ class Terms:
         """How many leases a device may have at once; None where only its memory decides."""
         if not self.sliced:
             return 1
-        return self.slices
+        return self.slices or (MOST_SLICES if self.mps else None)
 
     def serves(self, mode: Mode) -> bool:
         """Whether devices of this pool go to requests in `mode`."""

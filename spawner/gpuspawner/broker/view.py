@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..model import Tier
+from ..node.usage import Usage
 from .allocator import Allocator
-from .documents import Document, status_document, tier_document
+from .documents import Document, News, status_document, tier_document
+from .ledger import EndedProcess
 from .metrics import Metrics
 from .placement import want_of_tier
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What doesn't change while a broker runs. `measure` brings gauges up to date that nothing else sets."""
+    """Beside the leases: what doesn't change while a broker runs, and where to ask for what does.
+
+    `blind` says on which devices no quota is held, and why; asking it also brings its gauge up to date.
+    """
 
     tiers: tuple[Tier, ...]
     simulated: bool
     metrics: Metrics
-    measure: Callable[[], object]
+    blind: Callable[[], Mapping[str, str]]
+    usage: Callable[[], Mapping[str, Usage]]
+    ended: Callable[[], tuple[EndedProcess, ...]]
 
 
 class View:
@@ -31,7 +38,9 @@ class View:
 
     def status(self) -> Document:
         """The whole status document."""
-        return status_document(self._allocator.snapshot(), self._about.simulated)
+        about = self._about
+        news = News(about.usage(), about.blind(), about.ended())
+        return status_document(self._allocator.snapshot(), about.simulated, news)
 
     def tiers(self) -> Document:
         """The tiers with what is free of each."""
@@ -42,7 +51,7 @@ class View:
 
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        self._about.measure()
+        self._about.blind()
         healthy = (view.health.healthy for view in self._allocator.snapshot().devices)
         return self._about.metrics.text(self._allocator.leases(), healthy)
 

@@ -18,13 +18,17 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import DeviceFault
-from ..units import Clock, format_bytes, utc_now
+from ..units import Clock, utc_now
 from .inventory import Inventory
 from .judge import History, Judgement, Key, Offence, Orders, Rules, Seen, Verdict, judge
 from .processes import Outcome, ProcessTable
+from .sentence import sentence_of
 
 MPS_SERVER = "nvidia-cuda-mps"
 """What the kernel keeps of the names of MPS's daemon and server (15 characters, proc(5))."""
+
+SILENT_SECONDS = 5.0
+"""A look that takes longer hangs in NVML; a memory that is not told for longer is not told at all."""
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -138,8 +142,9 @@ class Guard:
         self._loop = None
 
     def blind(self) -> dict[str, str]:
-        """Devices that can't be looked at now, and why: there no quota is held."""
-        return {uuid: thread.watch.blind for uuid, thread in self._threads.items() if thread.watch.blind}
+        """Devices where no quota is held now, and why."""
+        found = {uuid: thread.watch.blind for uuid, thread in self._threads.items()}
+        return {uuid: reason for uuid, reason in found.items() if reason}
 
     @property
     def failures(self) -> int:
@@ -238,8 +243,9 @@ class DeviceGuard:
         self.uuid = uuid
         self.log = log
         self.pace = settings.pace
-        self.blind = ""
-        """Why the device can't be looked at; "" while it can."""
+        self._fault = ""
+        self._looking_since: float | None = None
+        self._untold_since: float | None = None
         self._inventory = inventory
         self._settings = settings
         self._table = ProcessTable()
@@ -248,14 +254,35 @@ class DeviceGuard:
         self._mentioned: set[Key] = set()
         self._guarded = False
 
+    @property
+    def blind(self) -> str:
+        """Why no quota is held on the device; "" while they are. May be asked in any thread."""
+        now, looking, untold = self._settings.monotonic(), self._looking_since, self._untold_since
+        if looking is not None and now - looking > SILENT_SECONDS:
+            return f"NVML has not said for {now - looking:.0f} s who uses the GPU: see `dmesg`"
+        if untold is not None and now - untold > SILENT_SECONDS:
+            return "NVML doesn't say how much memory the processes on the GPU have"
+        return self._fault
+
     def look(self, orders: Orders, post: Callable[[GuardEvent], None]) -> float:
         """Looks once, ends what must end, and says in how many seconds to look again."""
-        orders = orders.on(self.uuid)
-        self._guarded = bool(orders.quotas)
+        self._looking_since = self._settings.monotonic()
+        try:
+            return self._look(orders.on(self.uuid), post)
+        finally:
+            self._looking_since = None
+
+    def _look(self, orders: Orders, post: Callable[[GuardEvent], None]) -> float:
+        limited = {quota.container_id for quota in orders.quotas if quota.memory_bytes is not None}
+        self._guarded = bool(limited)
         samples = self._samples(orders.ours())
         if samples is None:
             self._history = replace(self._history, at=None)
             return self.pace.interval_seconds
+        if not any(seen.memory_bytes is None and seen.container_id in limited for seen in samples):
+            self._untold_since = None
+        elif self._untold_since is None:
+            self._untold_since = self._settings.monotonic()
         now, rules = self._settings.monotonic(), self._settings.rules
         found = judge(samples, orders, self._history, now, rules)
         self._history = found.history
@@ -285,13 +312,13 @@ class DeviceGuard:
             self._used_bytes = self._inventory.used_bytes(self.uuid) if self._guarded else None
             listed = self._inventory.processes(self.uuid)
         except DeviceFault as fault:
-            if not self.blind:
+            if not self._fault:
                 self.log.warning("Quotas can't be held: %s devices=%s", fault, self.uuid)
-            self.blind = str(fault)
+            self._fault = str(fault)
             return None
-        if self.blind:
+        if self._fault:
             self.log.info("Quotas are held again devices=%s", self.uuid)
-        self.blind = ""
+        self._fault = ""
         samples = []
         processes = self._table.look_all({each.pid for each in listed})
         for each in listed:
@@ -346,37 +373,6 @@ class DeviceGuard:
             over_seconds=verdict.over_seconds,
             sentence=sentence_of(verdict),
         )
-
-
-def sentence_of(verdict: Verdict) -> str:
-    """What the user is told: what happened, and what to do."""
-    ended = f"Your process {verdict.seen.process.name!r} was ended:"
-    if verdict.offence is Offence.NO_LEASE:
-        return (
-            f"{ended} it used a GPU that this server has no lease for. Use the GPU that the server was "
-            "given; for another one, start a server with another tier."
-        )
-    if verdict.offence is Offence.ROUND_MPS:
-        return (
-            f"{ended} it went round MPS, through which this GPU is shared. Leave the CUDA_MPS_ settings as "
-            "they are and restart the kernel."
-        )
-    assert verdict.quota is not None
-    used, quota = format_bytes(verdict.used_bytes), format_bytes(verdict.quota.memory_bytes)
-    if used == quota:
-        used = f"{format_bytes(verdict.used_bytes - verdict.quota.memory_bytes)} more than"
-        return f"{ended} this server used {used} its {quota} of GPU memory{_for(verdict)}. {_ADVICE}"
-    return f"{ended} this server used {used} of its {quota} of GPU memory{_for(verdict)}. {_ADVICE}"
-
-
-_ADVICE = (
-    "If it was a notebook's kernel, restart it; use smaller batches or a smaller model, and shut down "
-    "kernels that you no longer need: each keeps its memory."
-)
-
-
-def _for(verdict: Verdict) -> str:
-    return f" for {verdict.over_seconds:.1f} s" if verdict.over_seconds >= 0.05 else ""
 
 
 def _where(event: GuardEvent) -> str:

@@ -121,6 +121,13 @@ class HealthMonitor:
             asyncio.create_task(self._loop(self._wait_for_xid), name="health-xid"),
         ]
 
+    async def add(self, devices: Iterable[Device]) -> None:
+        """Watches these too from now on; checked once when this returns."""
+        fresh = [DeviceWatch(each.uuid, self._recover_seconds) for each in devices]
+        fresh = [watch for watch in fresh if watch.uuid not in self._watches]
+        self._watches |= {watch.uuid: watch for watch in fresh}
+        await asyncio.gather(*(self._check(watch) for watch in fresh))
+
     async def stop(self) -> None:
         """Ends the background work. A hanging NVML call is left behind in its thread."""
         tasks, self._tasks = self._tasks, []
@@ -132,7 +139,7 @@ class HealthMonitor:
 
     async def check_round(self) -> None:
         """Checks every device once, side by side, and reports what changed."""
-        await asyncio.gather(*(self._check(watch) for watch in self._watches.values()))
+        await asyncio.gather(*(self._check(watch) for watch in list(self._watches.values())))
 
     async def _loop(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:

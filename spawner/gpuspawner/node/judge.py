@@ -28,12 +28,15 @@ class Offence(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What the container of a lease may use of one device."""
+    """What the container of a lease may use of one device.
+
+    `memory_bytes` None: the hardware holds it, so nobody ends for what NVML counts there.
+    """
 
     lease_id: str
     container_id: str
     device_uuid: str
-    memory_bytes: int
+    memory_bytes: int | None
     mps_required: bool = False
 
 
@@ -120,7 +123,7 @@ class Judgement:
 class Orders:
     """What the guard holds up, as the broker gives it: replaced as a whole.
 
-    `containers` are all that are this broker's, with a lease or not: only theirs are ever ended.
+    `containers` are those of this broker's leases, on whatever device: only theirs are ever ended.
     """
 
     quotas: tuple[Quota, ...] = ()
@@ -201,22 +204,23 @@ class _Court:
         for seen in processes:
             if quota.mps_required and seen.through_mps is False:
                 self._wrong_one(seen, Offence.ROUND_MPS, quota, used)
-        left = [seen for seen in processes if seen.key not in self._verdicts]
-        self._memory(quota, left)
+        if quota.memory_bytes is not None:
+            left = [seen for seen in processes if seen.key not in self._verdicts]
+            self._memory(quota, quota.memory_bytes, left)
 
-    def _memory(self, quota: Quota, processes: list[Seen]) -> None:
+    def _memory(self, quota: Quota, quota_bytes: int, processes: list[Seen]) -> None:
         rules, used = self._rules, _used(processes)
         before = self._history.accounts.get(quota.container_id, Account())
         change = self._step if before.is_over else -self._step * rules.repay
         seconds = max(0.0, before.over_seconds + change)
-        is_over = used > quota.memory_bytes + rules.tolerance_bytes
-        is_hard = is_over and used > quota.memory_bytes * rules.hard_factor
+        is_over = used > quota_bytes + rules.tolerance_bytes
+        is_hard = is_over and used > quota_bytes * rules.hard_factor
         account = Account(seconds, is_over, is_hard)
         if is_over and (seconds >= rules.grace_seconds or (is_hard and before.is_hard)):
             worst = max(processes, key=self._growth)
             self._end(Verdict(worst, Offence.MEMORY, quota, used, seconds))
             rest = used - (worst.memory_bytes or 0)
-            if rest <= quota.memory_bytes + rules.tolerance_bytes:
+            if rest <= quota_bytes + rules.tolerance_bytes:
                 account = Account()
         self._accounts[quota.container_id] = account
         for seen in processes:

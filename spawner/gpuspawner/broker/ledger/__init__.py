@@ -1,6 +1,7 @@
 """The ledger: every lease that ever was and when it was awake, on disk before anything happens."""
 
 from .clock import Steady, read_steady
+from .ended import EndedProcess
 from .ledger import Ledger
 
-__all__ = ["Ledger", "Steady", "read_steady"]
+__all__ = ["EndedProcess", "Ledger", "Steady", "read_steady"]

@@ -23,9 +23,10 @@ import sqlalchemy as sa
 from ...errors import LedgerFault
 from ...model import Lease, LeaseState
 from ...units import Clock, utc_now
+from . import ended, prune, rows
 from . import engine as database
-from . import rows
 from .clock import Steady, read_steady
+from .ended import EndedProcess
 from .migrate import upgrade
 from .rows import Moment
 from .schema import leases
@@ -38,12 +39,19 @@ _LIVING = [state.value for state in LeaseState if state is not LeaseState.CLOSED
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one commit writes: leases as they are now, ids to erase; `beat`: the awake still are awake."""
+    """What one commit writes: leases as they are now, ids to erase; `beat`: the awake still are awake.
+
+    `ended` are processes that the guard ended. `prune` lets go of so many of the oldest rows at most that
+    are older than `before`.
+    """
 
     moment: Moment
     leases: tuple[Lease, ...] = ()
     erase: frozenset[str] = frozenset()
     beat: bool = False
+    ended: tuple[EndedProcess, ...] = ()
+    before: datetime | None = None
+    prune: int = 0
 
 
 class Ledger:
@@ -108,10 +116,11 @@ class Ledger:
         moment = Moment(at, self._steady()).before(ago_seconds)
         await self._in_thread(self.commit, Change(moment, leases, frozenset(erase)))
 
-    def commit(self, change: Change) -> None:
+    def commit(self, change: Change) -> int:
         """Write one change in one transaction: the only way by which anything gets into the ledger.
 
-        Runs in the ledger's thread, and blocks on fsync. Raises LedgerFault; nothing is written then.
+        Runs in the ledger's thread, and blocks on fsync; how many rows were let go of. Raises LedgerFault;
+        nothing is written then.
         """
         with self._transaction(write=True) as connection:
             for lease in change.leases:
@@ -119,6 +128,8 @@ class Ledger:
             rows.erase(connection, change.erase)
             if change.beat:
                 rows.see(connection, change.moment)
+            ended.write(connection, change.ended)
+            return prune.prune(connection, change.before, change.prune) if change.before else 0
 
     async def living(self) -> tuple[Lease, ...]:
         """All leases that are not closed, in the order in which they were first saved."""
@@ -134,6 +145,24 @@ class Ledger:
         """Closed leases, the youngest first."""
         closed = sa.select(leases).where(leases.c.state == LeaseState.CLOSED.value)
         return await self._read(closed.order_by(leases.c.number.desc()).limit(limit))
+
+    async def record(self, *items: EndedProcess) -> None:
+        """Keep what the guard did, on disk when this returns. Raises LedgerFault."""
+        await self._in_thread(self.commit, Change(Moment(self._clock(), self._steady()), ended=items))
+
+    async def ended(self, limit: int = 100) -> tuple[EndedProcess, ...]:
+        """The processes that the guard ended, the youngest first. Raises LedgerFault."""
+
+        def run() -> tuple[EndedProcess, ...]:
+            with self._transaction() as connection:
+                return ended.read(connection, limit)
+
+        return await self._in_thread(run)
+
+    async def prune(self, before: datetime, most: int) -> int:
+        """Let go of up to `most` of what ended before that: how many it were. Raises LedgerFault."""
+        moment = Moment(self._clock(), self._steady())
+        return await self._in_thread(self.commit, Change(moment, before=before, prune=most))
 
     async def gpu_seconds(self, user: str, since: datetime) -> float:
         """What the user used after `since`: awake seconds × devices; running leases count up to now."""

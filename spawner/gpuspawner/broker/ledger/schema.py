@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -63,6 +63,7 @@ leases = sa.Table(
     sa.Column("mps", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index("leases_by_state", "state", "number"),
     sa.Index("leases_by_user", "user", "number"),
+    sa.Index("leases_by_age", "state", "since"),
     sqlite_autoincrement=True,
 )
 
@@ -91,3 +92,26 @@ awake = sa.Table(
              postgresql_where=sa.text("ended_at IS NULL")),
     sqlite_autoincrement=True,
 )  # fmt: skip
+
+ended_processes = sa.Table(
+    "ended_processes",
+    metadata,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("offence", sa.Text, nullable=False),
+    sa.Column("lease_id", sa.Text),
+    sa.Column("hub", sa.Text, nullable=False),
+    sa.Column("user", sa.Text, nullable=False),
+    sa.Column("server", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("device_uuid", sa.Text, nullable=False),
+    sa.Column("pid", sa.BigInteger, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("used_bytes", sa.BigInteger, nullable=False),
+    sa.Column("quota_bytes", sa.BigInteger),
+    sa.Column("over_seconds", sa.Float, nullable=False),
+    sa.Column("sentence", sa.Text, nullable=False),
+    sa.Index("ended_by_time", "at"),
+    sqlite_autoincrement=True,
+)
+"""What the guard did. No foreign key: it is kept on its own, and a lease may be unknown."""

@@ -1,4 +1,4 @@
-"""The GPU page and its API, as the hub's service: `make_handlers` for the broker's TCP app.
+"""The GPU page and its API, as the hub's service: `serve_pages` for the broker.
 
 /services/gpu/             the page, in the hub's own templates
 /services/gpu/live         the page's changing part, fetched by its script
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from .handlers import make_handlers, make_settings
 from .look import hub_of, look_of
+from .serving import serve_pages
 from .view import READ_SCOPE, BrokerView
 
-__all__ = ["READ_SCOPE", "BrokerView", "hub_of", "look_of", "make_handlers", "make_settings"]
+__all__ = ["READ_SCOPE", "BrokerView", "hub_of", "look_of", "make_handlers", "make_settings", "serve_pages"]

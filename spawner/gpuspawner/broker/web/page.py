@@ -5,7 +5,7 @@ Pure: a document, the tiers, a viewer and the time in; sentences and rows out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,9 @@ GUARANTEES = {
     "guarded": "watched from outside the container and enforced within seconds",
     "none": "simulated: no GPU behind it",
 }
+
+MOST_ENDED = 20
+"""So many of the latest ended processes are on the page; `api/status` has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,21 @@ class DeviceRow:
     shares: tuple[Holding, ...] = ()
     slices: str = ""
     """Like "5 of 10 slices free"; empty for a device that isn't sliced."""
+    used: str = "not available"
+    """Memory in use, by whomever, like "12 GiB"; "simulated" where there is none."""
+    busy: str = "not available"
+    """Like "71 %"; NVML has none of a MIG instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRow:
+    """A process that the guard ended, as the full view shows it."""
+
+    when: Moment | None
+    user: str
+    server: str
+    device: str
+    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +127,7 @@ class Page:
     queue: tuple[Holding, ...]
     notices: tuple[Holding, ...]
     spawn_url: str
+    ended: tuple[EndedRow, ...] = ()
 
 
 def build_page(status: Document, tiers: Document, viewer: Viewer, *, hub_url: str, now: datetime) -> Page:
@@ -131,6 +150,7 @@ def build_page(status: Document, tiers: Document, viewer: Viewer, *, hub_url: st
         queue=tuple(places) if viewer.sees_all else (),
         notices=tuple(holding for holding in leases if holding.notice),
         spawn_url=f"{hub_url}spawn",
+        ended=tuple(rows.ended(each) for each in seen["ended"][:MOST_ENDED]) if viewer.sees_all else (),
     )
 
 
@@ -188,6 +208,8 @@ def _count(devices: Iterable[Document]) -> tuple[int, int]:
 
 
 def _guarantee_help(device: Document) -> str:
+    if device.get("unguarded_reason"):
+        return f"nothing is held now: {device['unguarded_reason']}"
     text = GUARANTEES[device["guarantee"]]
     if device["guarantee"] != "guarded":
         return text
@@ -299,6 +321,18 @@ class _Rows:
                 if share["lease_id"] in self._leases
             ),
             slices=f"{_of(*_count([device]), 'slice')} free" if _sliced(device) else "",
+            used=_told(device, "used_bytes", format_bytes),
+            busy=_told(device, "utilization_percent", "{:.0f} %".format),
+        )
+
+    def ended(self, each: Document) -> EndedRow:
+        device = self._devices.get(each["device_uuid"])
+        return EndedRow(
+            when=moment(each["at"], self._now),
+            user=each["user"] or "unknown",
+            server=each["server"],
+            device=each["device_uuid"] if device is None else _device_name(device),
+            sentence=each["sentence"],
         )
 
     def _tier(self, entry: Document) -> str:
@@ -325,6 +359,14 @@ def _share(lease: Document) -> str:
     percent = lease["compute_percent"]
     compute = f", up to {percent:g} % of its compute" if percent < 100 else ""
     return f"{format_bytes(lease['memory_bytes'])}{compute}"
+
+
+def _told(device: Mapping[str, Any], key: str, words: Callable[[Any], str]) -> str:
+    """In words what is told of the device, or why not: never 0 for what nobody knows."""
+    if device["simulated"]:
+        return "simulated"
+    value = device.get(key)
+    return "not available" if value is None else words(value)
 
 
 def _device_name(device: Mapping[str, Any]) -> str:

@@ -65,8 +65,8 @@ def visible_status(document: Document, viewer: Viewer) -> Document:
 
     `free` says that the device is healthy and nobody holds it: without the scope it is all that
     tells a foreign device from a free one, for `lease_id`, `user` and `server` are then None. A
-    foreign device's `since` is None too, so that a stranger's hours can't be read from it, and of the
-    `shares` of a sliced device only the viewer's own are left.
+    foreign device's `since` is None too, so that a stranger's hours can't be read from it, and so is what
+    of it is in use; of the `shares` of a sliced device only the viewer's own are left.
     """
     leases = [dict(lease) for lease in document["leases"] if viewer.sees_all or viewer.is_mine(lease)]
     mine = {lease["id"] for lease in leases}
@@ -75,6 +75,7 @@ def visible_status(document: Document, viewer: Viewer) -> Document:
         "devices": [_visible_device(device, viewer, mine) for device in document["devices"]],
         "leases": leases,
         "queue": [dict(entry) for entry in document["queue"] if viewer.sees_all or viewer.is_mine(entry)],
+        "ended": [dict(each) for each in document["ended"] if viewer.sees_all or viewer.is_mine(each)],
     }
 
 
@@ -83,7 +84,11 @@ def _visible_device(device: Document, viewer: Viewer, mine: Collection[str]) -> 
     if "shares" in device and not viewer.sees_all:
         # Whose the others are, and how long, is theirs; how many slices are left is for all.
         shown["shares"] = [dict(share) for share in device["shares"] if share["lease_id"] in mine]
-    if viewer.sees_all or device["lease_id"] is None or device["lease_id"] in mine:
+    if viewer.sees_all or device["lease_id"] in mine:
+        return shown
+    if "used_bytes" in device:
+        shown |= {"used_bytes": None, "utilization_percent": None}
+    if device["lease_id"] is None:
         return shown
     return {**shown, "lease_id": None, "user": None, "server": None, "since": None}
 

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import pynvml
@@ -33,6 +34,8 @@ class NvmlInventory:
     def __init__(self) -> None:
         call(pynvml.nvmlInit)
         self._devices: tuple[Device, ...] = ()
+        self.left_out: tuple[str, ...] = ()
+        """One sentence for each device that could not be listed the last time."""
         self._handles: dict[str, Any] = {}
         self._events: Any = None
         self._event_uuids: dict[int, str] = {}
@@ -48,9 +51,15 @@ class NvmlInventory:
         Raises DeviceFault if NVML lists some and none can be leased.
         """
         found = read_all()
+        self.left_out = found.left_out
         if found.left_out and not found.devices:
             raise DeviceFault(f"No GPU can be leased. {' '.join(found.left_out)}")
-        self._devices = found.devices
+        listed = {device.uuid for device in found.devices}
+        before = {device.uuid for device in self._devices}
+        # One that can't be read at the moment is not forgotten: its events still tell of it.
+        self._devices = (*found.devices, *(each for each in self._devices if each.uuid not in listed))
+        if before and listed - before:
+            self._stale.set()  # the new ones' events are wanted too
         return found.devices
 
     def driver(self) -> DriverFacts:
@@ -100,22 +109,25 @@ class NvmlInventory:
     # ---- what goes on on a device
 
     def processes(self, uuid: str) -> tuple[GpuProcess, ...]:
-        """By pid. Driver 580 has an MPS client in both of NVML's lists, of compute and of MPS clients.
+        """By pid. Driver 580 has an MPS client in two of NVML's lists, of compute and of MPS clients.
 
-        The compute list is read first: a client that comes between the calls then is known as one. One
-        that goes between them looks as if it went round MPS: believe that only when it is seen again.
+        Memory that Vulkan or OpenGL took is in a third list alone, of graphics: without it, they would be
+        a way round the quota. The compute list is read first: a client that comes between the calls then
+        is known as one. One that goes between them looks as if it went round MPS: believe that only when
+        it is seen again.
         """
         handle = self._handle(uuid)
         try:
             listed = {each.pid: each for each in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)}
-            clients = _mps_clients(handle)
+            drawing = _listed(pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, handle) or {}
+            clients = _listed(pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3, handle)
         except pynvml.NVMLError as error:
             self._handles.pop(uuid, None)
             raise fault_of(error) from error
         through = clients or {}
         return tuple(
             GpuProcess(pid, info.usedGpuMemory, None if clients is None else pid in through)
-            for pid, info in sorted({**through, **listed}.items())
+            for pid, info in sorted({**drawing, **through, **listed}.items())
         )
 
     def used_bytes(self, uuid: str) -> int:
@@ -245,10 +257,10 @@ class NvmlInventory:
             self._event_lock.release()
 
 
-def _mps_clients(handle: Any) -> dict[int, Any] | None:
-    """NVML's MPS clients by pid; None where the GPU or driver has no such list. Raises NVMLError."""
+def _listed(ask: Callable[[Any], list[Any]], handle: Any) -> dict[int, Any] | None:
+    """The processes of one of NVML's lists, by pid; None where GPU or driver has none. Raises NVMLError."""
     try:
-        return {each.pid: each for each in pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3(handle)}
+        return {each.pid: each for each in ask(handle)}
     except pynvml.NVMLError as error:
         if error.value in (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND):
             return None

@@ -30,7 +30,7 @@ class DriverFacts:
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A process with a CUDA context on a device. `memory_bytes` is None where NVML doesn't say.
+    """A process that computes or draws on a device. `memory_bytes` is None where NVML doesn't say.
 
     `through_mps`: whether it is a client of an MPS server; None where NVML can't tell.
     """

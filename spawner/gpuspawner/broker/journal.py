@@ -1,0 +1,56 @@
+"""What the guard did: the latest in memory for the pages, all of it in the ledger."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Protocol
+
+from ..errors import LedgerFault
+from .ledger import EndedProcess
+
+SHOWN = 50
+"""So many of the latest are shown."""
+_MOST_PENDING = 1000
+
+
+class Records(Protocol):
+    """The ledger, as far as this goes."""
+
+    async def record(self, *items: EndedProcess) -> None:
+        """Keeps them. Raises LedgerFault."""
+        ...
+
+    async def ended(self, limit: int = 100) -> tuple[EndedProcess, ...]:
+        """The latest, youngest first. Raises LedgerFault."""
+        ...
+
+
+class Journal:
+    """One a broker, on its event loop."""
+
+    def __init__(self, records: Records, log: logging.Logger) -> None:
+        self._records = records
+        self._log = log
+        self._recent: deque[EndedProcess] = deque(maxlen=SHOWN)
+        self._pending: deque[EndedProcess] = deque(maxlen=_MOST_PENDING)
+
+    async def load(self) -> None:
+        """What former brokers did. Raises LedgerFault."""
+        self._recent.extend(await self._records.ended(SHOWN))
+
+    def recent(self) -> tuple[EndedProcess, ...]:
+        """The latest, youngest first."""
+        return tuple(self._recent)
+
+    async def add(self, item: EndedProcess) -> None:
+        """Shown from now on, and in the ledger; what can't be written now is written with the next."""
+        self._recent.appendleft(item)
+        self._pending.append(item)
+        writing = tuple(self._pending)
+        self._pending.clear()
+        try:
+            await self._records.record(*writing)
+        except LedgerFault as fault:
+            self._pending.extendleft(reversed(writing))
+            self._log.warning("An ended process is recorded later: %s", fault)

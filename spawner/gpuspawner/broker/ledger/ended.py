@@ -1,0 +1,52 @@
+"""The processes that the guard ended, as rows; plain functions on a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from .schema import ended_processes
+
+
+@dataclass(frozen=True, slots=True)
+class EndedProcess:
+    """One that was ended, whose it was, and why. `user` is "" where the lease is not known any more.
+
+    `used_bytes` is what its container had on the device, `quota_bytes` None where it had no quota there.
+    `sentence` is what its user was told.
+    """
+
+    at: datetime
+    offence: str
+    lease_id: str | None
+    hub: str
+    user: str
+    server: str
+    container_id: str
+    device_uuid: str
+    pid: int
+    name: str
+    used_bytes: int
+    quota_bytes: int | None
+    over_seconds: float
+    sentence: str
+
+
+_FIELDS = tuple(EndedProcess.__dataclass_fields__)
+
+
+def write(connection: sa.Connection, ended: Iterable[EndedProcess]) -> None:
+    """Adds them."""
+    rows = [asdict(each) for each in ended]
+    if rows:
+        connection.execute(sa.insert(ended_processes), rows)
+
+
+def read(connection: sa.Connection, limit: int) -> tuple[EndedProcess, ...]:
+    """The youngest, youngest first."""
+    query = sa.select(ended_processes).order_by(ended_processes.c.number.desc()).limit(limit)
+    rows = connection.execute(query).mappings().all()
+    return tuple(EndedProcess(**{name: row[name] for name in _FIELDS}) for row in rows)

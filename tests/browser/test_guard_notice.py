@@ -1,0 +1,140 @@
+"""Who takes more than their slice is told so in the notebook, and the admin sees it: in a real browser.
+
+Hub, broker, Docker and lab are the real ones. The GPU is scripted: it says of the notebook's own kernel that
+it has 20 GiB, so the guard ends a real kernel in a real container.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from running import System, running_system
+
+from tests.nvml.scripted import Gpu, Script
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.docker,
+    pytest.mark.skipif(os.geteuid() != 0, reason="the guard ends processes of containers only as root"),
+]
+
+READY_MS = 120_000
+GPU = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
+NOTEBOOK = """async () => {
+  const base = JSON.parse(document.getElementById("jupyter-config-data").textContent).baseUrl;
+  const headers = {"X-XSRFToken": document.cookie.match(/_xsrf=([^;]*)/)[1]};
+  const cell = {cell_type: "code", source: "print(6 * 7)", metadata: {}, outputs: [], execution_count: null};
+  const kernelspec = {name: "python3", display_name: "Python 3 (ipykernel)", language: "python"};
+  const content = {cells: [cell], metadata: {kernelspec}, nbformat: 4, nbformat_minor: 4};
+  const body = JSON.stringify({type: "notebook", format: "json", content});
+  await fetch(base + "api/contents/work.ipynb", {method: "PUT", headers, body});
+}"""
+
+
+@dataclass
+class Class:
+    """The running system, its GPU and a window for each user."""
+
+    system: System
+    script: Script
+    browser: Browser
+
+    def window(self, user: str) -> Page:
+        """A window in which the user is logged in."""
+        context = self.browser.new_context(viewport={"width": 1200, "height": 720}, color_scheme="light")
+        page = context.new_page()
+        page.goto(f"{self.system.url}hub/login?next=/hub/home")
+        page.fill("#username_input", user)
+        page.fill("#password_input", self.system.password(user))
+        page.click("#login_submit")
+        page.wait_for_url("**/hub/home")
+        return page
+
+    def kernel_pid(self, user: str) -> int:
+        """The host's pid of the user's only kernel."""
+        engine = docker.APIClient(version="auto")
+        try:
+            labels = [f"gpuspawner.hub={self.system.name}", f"gpuspawner.user={user}"]
+            (container,) = engine.containers(filters={"label": labels})
+            processes = engine.top(container["Id"], ps_args="-o pid,args")["Processes"]
+        finally:
+            engine.close()
+        (pid,) = [int(pid) for pid, command in processes if "ipykernel" in command]
+        return pid
+
+
+@pytest.fixture(scope="module")
+def course(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Class]:
+    folder = tmp_path_factory.mktemp("gn")
+    script = Script(folder / "nvml", gpus=[Gpu(GPU, used=1 << 30, util=71)])
+    script.write()
+    found = script.environment()
+    settings = {name: found[name] for name in ("LD_LIBRARY_PATH", "GPUSPAWNER_TEST_NVML")}
+    image = os.environ.get("GPUSPAWNER_IMAGE")
+    settings |= {} if image is None else {"GPUSPAWNER_IMAGE": image}
+    config = Path(__file__).with_name("guard_hub_config.py")
+    settings |= {"GPUSPAWNER_CONFIG": str(config)}
+    with running_system(folder, config=config, **settings) as system:
+        yield Class(system, script, browser)
+
+
+def shot(page: Page, name: str) -> None:
+    """A picture in the folder $PICTURES, if that is set."""
+    if "PICTURES" in os.environ:
+        page.wait_for_timeout(500)
+        page.screenshot(path=Path(os.environ["PICTURES"]) / f"{name}.png")
+
+
+def run_cell(page: Page) -> None:
+    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
+    page.keyboard.press("Control+Enter")
+
+
+def test_in_the_notebook_and_on_the_gpu_page(course: Class) -> None:
+    page = course.window("anna")
+    page.goto(f"{course.system.url}hub/spawn")
+    expect(page.locator("#spawn_form")).to_contain_text("A slice of a GPU")
+    page.check("input[name=profile][value=slice]")
+    page.click("#spawn_form [type=submit]")
+    page.wait_for_url("**/user/anna/**", timeout=READY_MS)
+    page.get_by_role("menuitem", name="File", exact=True).wait_for(timeout=READY_MS)
+    page.evaluate(NOTEBOOK)
+    page.goto(f"{course.system.url}user/anna/lab/tree/work.ipynb?reset")
+    idle = page.get_by_text("Python 3 (ipykernel) | Idle")
+    expect(idle).to_be_visible(timeout=READY_MS)
+    run_cell(page)
+    output = page.locator(".jp-Notebook .jp-OutputArea").first
+    expect(output).to_contain_text("42", timeout=READY_MS)
+
+    line = course.script.process(course.kernel_pid("anna"), 20 << 30)
+    died = page.get_by_role("dialog").filter(has_text="appears to have died")
+    expect(died).to_be_visible(timeout=20_000)
+    course.script.drop(line)
+    shot(page, "kernel-died")
+    died.get_by_role("button").last.click()
+    expect(page.get_by_text(re.compile("Python 3 .ipykernel. . (Idle|Starting|Unknown)"))).to_be_visible()
+    run_cell(page)  # it waits for the new kernel
+    notice = page.locator(".jp-Notebook .jp-OutputArea [role=alert]")
+    expect(notice).to_contain_text("this server used 20 GiB of its 8.0 GiB of GPU memory", timeout=READY_MS)
+    expect(notice).to_contain_text("use smaller batches")
+    shot(page, "notice")
+
+    page.goto(f"{course.system.url}services/gpu/")
+    expect(page.locator("#gpu-notices")).to_contain_text("this server used 20 GiB of its 8.0 GiB")
+    expect(page.locator("#gpu-ended")).to_be_hidden()
+    shot(page, "gpu-page-student")
+    admin = course.window("admin")
+    admin.goto(f"{course.system.url}services/gpu/")
+    expect(admin.locator("#gpu-ended tbody tr")).to_have_text([re.compile(r"anna.*was ended", re.DOTALL)])
+    expect(admin.locator("#gpu-devices tbody td[data-label='In use']")).to_have_text(
+        re.compile(r"1\.0 GiB\s*utilization 71 %"), timeout=15_000
+    )
+    admin.set_viewport_size({"width": 1200, "height": 900})
+    shot(admin, "gpu-page-admin")

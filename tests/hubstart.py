@@ -1,0 +1,68 @@
+"""A hub as a process: free ports, names of its own in Docker, start and end. For tests and benchmarks."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+END_SECONDS = 30.0
+
+
+def free_ports(count: int = 4) -> int:
+    """The first of `count` ports of the loopback in a row on which nobody listens: a hub takes four."""
+    for _ in range(100):
+        first = 20_000 + secrets.randbelow(12_000)  # below the range that the kernel gives out
+        with ExitStack() as probes, suppress(OSError):
+            for port in range(first, first + count):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise RuntimeError(f"no {count} free ports in a row between 20000 and 32000")
+
+
+def own_subnet() -> str:
+    """A subnet that another run beside this one hardly has."""
+    return f"10.{220 + secrets.randbelow(30)}.{secrets.randbelow(256)}.0/24"
+
+
+def own_settings(folder: Path) -> dict[str, str]:
+    """What `jupyterhub_config.py` reads, for a hub that clashes with no other on this machine."""
+    return {
+        "GPUSPAWNER_PORT": str(free_ports()),
+        "GPUSPAWNER_STATE_DIR": str(folder),
+        "GPUSPAWNER_PASSWORD": secrets.token_hex(16),
+        "GPUSPAWNER_ADMIN_PASSWORD": secrets.token_hex(24),
+        "GPUSPAWNER_NAME": f"gpuspawner-t{secrets.token_hex(3)}",
+        "GPUSPAWNER_SUBNET": own_subnet(),
+    }
+
+
+def start_hub(
+    config: Path, folder: Path, environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """`jupyterhub -f config` in `folder`, the leader of a process group of its own, writing to `log`."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jupyterhub", "-f", str(config)],
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def end_hub(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, as Ctrl-C or systemd would; then SIGKILL for what is left of all that it started."""
+    process.send_signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(END_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(5)
