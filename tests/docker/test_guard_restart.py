@@ -79,7 +79,7 @@ async def brokers(
 
 
 async def test_a_killed_broker_s_successor_guards_within_2_s_of_its_start(brokers: Brokers) -> None:
-    """Not counted: how soon the hub or systemd starts it. Up to six tries, as others use this machine, too."""
+    """Not counted: how soon the hub or systemd starts it. Six tries, as others use this machine, too."""
     site = brokers.site
     brokers.start()
     await until((site.folder / "broker.sock").exists, 15)

@@ -115,7 +115,7 @@ class MpsPlace:
 
 
 def pipes_of(state_dir: Path) -> Path:
-    """The folder of the pipe folders of this state folder's broker: the same after a restart, no one else's."""
+    """Where this state folder's broker has its pipe folders: the same after a restart, nobody else's."""
     return RUN_DIR / f"mps-{hashlib.sha256(os.fsencode(state_dir.absolute())).hexdigest()[:8]}"
 
 
