@@ -29,7 +29,7 @@ pytestmark = pytest.mark.gpu
 
 STUDENTS = int(os.environ.get("GPUSPAWNER_STUDENTS", "15"))
 CROWDS = tuple(crowd for crowd in (1, 2, 8, 15) if crowd <= STUDENTS)
-WINDOW_SECONDS = 6.0
+WINDOW_SECONDS = float(os.environ.get("GPUSPAWNER_WINDOW", "6"))
 WARM_UP_SECONDS = float(os.environ.get("GPUSPAWNER_WARM_UP", "25"))
 
 TRAIN = """
