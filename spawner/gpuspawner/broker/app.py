@@ -22,7 +22,7 @@ from ..model import ContainerPatch, Lease, Tier
 from ..node.daemonpool import DaemonPool
 from ..node.health import HealthMonitor
 from ..node.injection import Injection, choose, engine_facts, make_patch, read_local
-from ..node.inventory import Inventory, NvmlInventory, open_inventory
+from ..node.inventory import DriverFacts, Inventory, NvmlInventory, open_inventory
 from ..node.mpscontrol import MpsProgram, find_program
 from ..node.processes import ending_obstacle
 from ..settings import GpuSite
@@ -122,6 +122,7 @@ class GpuBroker(Application):
     enforcement: Enforcement
     mps: MpsProgram
     inventory: Inventory
+    driver: DriverFacts | None
     injection: Injection | None = None
 
     @property
@@ -211,7 +212,8 @@ class GpuBroker(Application):
     def _find_pooling(self) -> Pooling:
         """Who shares what on this machine. Blocks; raises ConfigError for what can't work."""
         devices, simulated = self.inventory.devices(), self.inventory.simulated
-        left_out = self.inventory.driver().left_out if isinstance(self.inventory, NvmlInventory) else ()
+        self.driver = self.inventory.driver() if isinstance(self.inventory, NvmlInventory) else None
+        left_out = self.driver.left_out if self.driver else ()
         self.mps = find_program()
         host = Host(simulated, self.mps, ending_obstacle(), incomplete=bool(left_out))
         return make_pooling(self.site.parsed_pools(), self.tiers, devices, host)
@@ -317,7 +319,8 @@ class GpuBroker(Application):
     # ---- servers
 
     def _view(self) -> View:
-        about = About(self.tiers, self.inventory.simulated, self.measures, self.enforcement.blind)
+        simulated = self.inventory.simulated
+        about = About(self.tiers, simulated, self.measures, self.enforcement.blind, self.driver)
         return View(self.allocator, about)
 
     def _serve_socket(self) -> HTTPServer:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..model import Lease, Mode, Tier, guarantee_of
+from ..node.inventory import DriverFacts
 from ..wire import time_to_text
 from .placement import Room, Share, Want, count_free, share_of
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
@@ -49,6 +50,11 @@ def tier_document(
         "total": None if capacity is None else capacity.total,
         "waiting": 0 if capacity is None else capacity.waiting,
     }
+
+
+def driver_document(driver: DriverFacts | None) -> Document | None:
+    """The driver's version and the newest CUDA that it runs, as the spawner holds images against it."""
+    return None if driver is None else {"version": driver.driver_version, "cuda": driver.cuda_version}
 
 
 def _device(view: DeviceView) -> Document:

@@ -6,20 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..model import Tier
+from ..node.inventory import DriverFacts
 from .allocator import Allocator
-from .documents import Document, status_document, tier_document
+from .documents import Document, driver_document, status_document, tier_document
 from .metrics import Metrics
 from .placement import want_of_tier
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What doesn't change while a broker runs. `measure` brings gauges up to date that nothing else sets."""
+    """What doesn't change while a broker runs. `measure` brings gauges up to date that nothing else sets.
+
+    `driver` has the versions of the driver; None where devices are simulated.
+    """
 
     tiers: tuple[Tier, ...]
     simulated: bool
     metrics: Metrics
     measure: Callable[[], object]
+    driver: DriverFacts | None = None
 
 
 class View:
@@ -37,6 +42,7 @@ class View:
         """The tiers with what is free of each."""
         return {
             "simulated": self._about.simulated,
+            "driver": driver_document(self._about.driver),
             "tiers": [self._tier(tier) for tier in self._about.tiers],
         }
 
