@@ -291,7 +291,10 @@ async def test_daemons_of_gpus_that_left_their_pool_end(machine: Machine) -> Non
 @pytest.mark.parametrize(
     ("order", "sentence"),
     [
-        ("fail", r"^MPS did not start \(exit status 1\): see .*/mps/GPU-.*/daemon.out and control.log beside it$"),
+        (
+            "fail",
+            r"^MPS did not start \(exit status 1\): see .*/mps/GPU-.*/daemon.out and control.log beside it$",
+        ),
         ("no-start", "MPS started and ended again: see "),
         ("refuse set_default_device", "MPS refused 'set_default_device_pinned_mem_limit 0 8192M': Error: op"),
         ("die set_default_active", "MPS "),
