@@ -70,19 +70,27 @@ if "GPUSPAWNER_SIMULATED" in os.environ:
     c.GpuSite.simulated_devices = os.environ["GPUSPAWNER_SIMULATED"]
 
 # 6. The broker hands out the GPUs: a process of its own, which the hub starts. It has the GPU page too.
+#    The second one pulls what images are missing, in the background, and then sleeps.
+environment = {  # what this file and Docker's client read, without the passwords
+    key: value
+    for key, value in os.environ.items()
+    if key == "HOME" or (key.startswith(("GPUSPAWNER_", "DOCKER_")) and not key.endswith("PASSWORD"))
+}
 c.JupyterHub.services = [
     {
         "name": "gpu",
         "display": True,
         "url": f"http://127.0.0.1:{port + 3}",
         "command": [sys.executable, "-m", "gpuspawner.broker", "--config", config_file, "--take-over"],
-        "environment": {  # what this file and Docker's client read, without the passwords
-            key: value
-            for key, value in os.environ.items()
-            if key.startswith(("GPUSPAWNER_", "DOCKER_")) and not key.endswith("PASSWORD")
-        },
+        "environment": environment,
         "oauth_client_allowed_scopes": ["custom:gpu:read", "admin-ui"],  # admin-ui: only the menu's entry
         "oauth_no_confirm": True,
+    },
+    {
+        "name": "images",
+        "display": False,
+        "command": [sys.executable, "-m", "gpuspawner.prepull", "--config", config_file, "--stay"],
+        "environment": environment,
     },
 ]
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from setup import apt
 from setup.engine import ensure_engine
@@ -24,7 +25,10 @@ TEST_PROGRAMS = {
     "busybox-static": ("busybox",),
     "file": ("file",),
     "git": ("git",),
+    "docker-registry": ("docker-registry",),
 }
+# Packages that start a service when they are installed, which nobody asked for here.
+UNWANTED_SERVICES = ("docker-registry",)
 
 
 def proxy() -> None:
@@ -62,6 +66,8 @@ def programs() -> None:
         missing = [package for package, names in TEST_PROGRAMS.items() if not any(map(_there, names))]
         if missing:
             apt.install(missing, f"what the tests need ({', '.join(missing)})", current)
+            for name in set(missing) & set(UNWANTED_SERVICES):
+                _end_service(name)
 
 
 def cdi() -> None:
@@ -98,6 +104,17 @@ def main(names: Sequence[str]) -> int:
         print("\nStopped. What is done is kept: run the same command to go on.", file=sys.stderr)
         return 130
     return 0
+
+
+def _end_service(name: str) -> None:
+    """Ends the service that a fresh package has started, and keeps it from starting with the machine."""
+    if os.path.isdir("/run/systemd/system"):
+        commands = [["systemctl", "disable", "--now", name]]
+    else:
+        commands = [["service", name, "stop"], ["update-rc.d", name, "disable"]]
+    for command in commands:
+        with suppress(FileNotFoundError):
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
 
 
 def _there(program: str) -> bool:

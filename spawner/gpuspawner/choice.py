@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from html import escape
 from typing import Any, ClassVar
 
@@ -15,13 +16,24 @@ from sqlalchemy.orm import object_session
 from traitlets import default
 
 from .client import BrokerClient
-from .errors import BadOption, ConfigError, EngineFault, GpuSpawnerError, Refusal, StartFault
-from .form import make_cards, render_form
+from .errors import (
+    BadOption,
+    ConfigError,
+    EngineFault,
+    GpuSpawnerError,
+    ImageUnfit,
+    Refusal,
+    StartFault,
+)
+from .form import hinder, make_cards, render_form
 from .model import Tier
-from .options import PROFILE, Choice, Images, parse_form, parse_options
+from .needs import obstacle, read_machine, read_needs
+from .options import PROFILE, Choice, parse_form, parse_options
+from .reference import AllowedImages, allow_images
 from .settings import GpuSite
 
 _FORM_SECONDS = 2.0
+_LABELS_SECONDS = 1.0
 _ENGINE_SENTENCE = (
     "Docker doesn't work on this machine right now, so no server can be started. Try again in a minute. "
     "Admin: see 'docker info' and the log of the hub."
@@ -76,26 +88,57 @@ class ChoiceSpawner(DockerSpawner):
                 problem = refusal.message
             except TimeoutError:
                 problem = "The GPU broker doesn't answer right now."
-        images = self._images()
-        return render_form(
-            make_cards(self.tiers, document, problem),
-            () if images is None or isinstance(images, str) else tuple(images),
-        )
+        images = self.offered_images()
+        obstacles = await self._obstacles(document)
+        cards = [
+            hinder(card, obstacles.get(card.tier.name, ""), usable=bool(images))
+            for card in make_cards(self.tiers, document, problem)
+        ]
+        return render_form(cards, images)
+
+    async def _obstacles(self, document: dict[str, Any] | None) -> dict[str, str]:
+        """Why a tier's own image would be of no use here, by the tier's name; what isn't known hinders none.
+
+        Only images that are here have labels to look at. The start looks again, once it has pulled.
+        """
+        machine, found = read_machine(document), {}
+        wanted = {tier: tier.image or self.image for tier in self.tiers}
+        with suppress(EngineFault, TimeoutError):
+            async with asyncio.timeout(_LABELS_SECONDS):
+                distinct = list(dict.fromkeys(wanted.values()))
+                seen = await asyncio.gather(*(self.find_image(image) for image in distinct))
+                documents = dict(zip(distinct, seen, strict=True))
+                for tier, image in wanted.items():
+                    needs = read_needs(documents[image] or {})
+                    if why := obstacle(image, needs, tier.needs_gpu, machine):
+                        found[tier.name] = why
+        return found
+
+    async def find_image(self, image: str) -> dict[str, Any] | None:
+        """Docker's document of an image; None if it isn't here. Raises EngineFault."""
+        try:
+            document: dict[str, Any] = await self.docker("inspect_image", image)
+        except EngineFault as fault:
+            if fault.status == 404:
+                return None
+            raise
+        return document
 
     def _read_form(self, form: Any) -> dict[str, str]:
         """What the form sent, as `user_options`; a refusal is shown above the form."""
         try:
-            return parse_form(form, self.tiers, self._images()).as_options()
-        except BadOption as refusal:
-            raise self._sorry(refusal) from None
+            return parse_form(form, self.tiers, self.offered_images()).as_options()
+        except (BadOption, ConfigError) as problem:
+            raise self._sorry(problem) from None
 
     def options_from_query(self, query_data: Any) -> dict[str, str]:
         """What the address of the spawn page says, as `user_options`."""
         return self._read_form(query_data)
 
-    def _images(self) -> Images:
-        images: Images = self._get_allowed_images()
-        return images
+    def offered_images(self) -> AllowedImages:
+        """What users may choose. Raises ConfigError (of a callable; a value was checked at load)."""
+        setting = self.allowed_images
+        return allow_images(setting(self) if callable(setting) else setting)
 
     def _choose(self) -> Choice:
         """The choice in `user_options`, kept in its shortest form for the next start and the admin page.
@@ -103,7 +146,7 @@ class ChoiceSpawner(DockerSpawner):
         What can't be used isn't kept: a start without options then has the first tier. Raises BadOption.
         """
         try:
-            choice = parse_options(self.user_options, self.tiers, self._images())
+            choice = parse_options(self.user_options, self.tiers, self.offered_images())
         except BadOption:
             self._keep_options({})
             raise
@@ -126,9 +169,9 @@ class ChoiceSpawner(DockerSpawner):
         self.lease_id = str(state.get("lease_id") or "")
         if self.server is None and self.user_options:
             try:
-                parse_options(self.user_options, self.tiers, self._images())
-            except BadOption as refusal:
-                self._note(logging.INFO, "Forgot the options of the last start: %s", refusal.message)
+                parse_options(self.user_options, self.tiers, self.offered_images())
+            except (BadOption, ConfigError) as problem:
+                self._note(logging.INFO, "Forgot the options of the last start: %s", problem)
                 self._keep_options({})
 
     def _sorry(self, problem: GpuSpawnerError) -> SpawnException:
@@ -158,7 +201,7 @@ class ChoiceSpawner(DockerSpawner):
     def _offer(self, problem: GpuSpawnerError) -> str:
         """A link that starts the server without a GPU, where that would help."""
         plain = next((tier for tier in self.tiers if not tier.needs_gpu), None)
-        if plain is None or not isinstance(problem, Refusal) or isinstance(problem, BadOption):
+        if plain is None or not isinstance(problem, Refusal) or isinstance(problem, BadOption | ImageUnfit):
             return ""
         url = url_path_join(
             self.hub.base_url, "spawn", self.user.escaped_name, url_escape_path(self.name)

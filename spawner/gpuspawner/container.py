@@ -5,7 +5,9 @@ What a lease says about devices replaces what a configuration says; nothing of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
@@ -64,6 +66,8 @@ class ContainerFacts:
     links: Mapping[str, str] = field(default_factory=dict)
     mem_limit_bytes: int | None = None
     cpu_limit: float | None = None
+    home: str | None = None
+    """Where HOME and the working directory are put; None where the image has both right."""
     published_ip: str | None = None
     """Address on the host to publish the port on; None where the container's own is used."""
     extra_create: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +82,8 @@ class ContainerPlan:
     host: dict[str, Any]
     dropped: tuple[str, ...]
     """Settings that were left out because only a lease may give devices."""
+    home: str | None = None
+    """Folder of a volume that has to be made the user's, as the image doesn't know it."""
 
 
 def plan(facts: ContainerFacts, patch: ContainerPatch | None) -> ContainerPlan:
@@ -99,7 +105,49 @@ def plan(facts: ContainerFacts, patch: ContainerPatch | None) -> ContainerPlan:
     if lease.runtime is not None:
         host["runtime"] = lease.runtime
     host["mounts"] = [*host.get("mounts", ()), *(_mount(mount) for mount in lease.mounts)]
-    return ContainerPlan(create, host, dropped)
+    return ContainerPlan(create, host, dropped, _volume_home(facts))
+
+
+_PLAIN_PROGRAMS = frozenset({"sh", "bash", "dash", "zsh", "python", "python3", "ipython"})
+SERVER_COMMAND = "jupyterhub-singleuser"
+
+
+def server_command(command: Sequence[str] | None) -> list[str]:
+    """What starts the server in an image whose own command is `command`.
+
+    The image's own, as with DockerSpawner: the docker-stacks' (`start-notebook.py`) and the project's start
+    a server of the hub. NVIDIA's images and base images have a shell there, or nothing: then
+    `jupyterhub-singleuser`.
+    """
+    words = [str(word) for word in command or ()]
+    plain = len(words) == 1 and words[0].rpartition("/")[2] in _PLAIN_PROGRAMS
+    return [SERVER_COMMAND] if plain or not words else words
+
+
+def home_beside(working_dir: str, binds: Mapping[str, Any]) -> str | None:
+    """The first volume's folder, for an image that works elsewhere (`/workspace`, `/`); None if it knows one.
+
+    An image knows a volume that lies in its working directory, or the other way round. Without this, the
+    work of who starts NVIDIA's image would be gone with the container.
+    """
+    folders = [str(bind["bind"]).rstrip("/") for bind in binds.values()]
+    place = working_dir.rstrip("/")
+    for folder in folders:
+        if place and (f"{place}/".startswith(f"{folder}/") or f"{folder}/".startswith(f"{place}/")):
+            return None
+    return folders[0] if folders else None
+
+
+def own_home(home: str, user: str) -> tuple[str, bytes]:
+    """The folder above `home`, and a tar archive that makes `home` the property of `user` ("uid:gid")."""
+    parent, _, name = home.rpartition("/")
+    uid, _, gid = user.partition(":")
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o755, int(uid), int(gid)
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        archive.addfile(entry)
+    return parent or "/", data.getvalue()
 
 
 def merge(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,11 +167,18 @@ def _create(facts: ContainerFacts) -> dict[str, Any]:
         "image": facts.image,
         "name": facts.name,
         "command": list(facts.command),
-        "environment": dict(facts.env),
+        "environment": {**({"HOME": facts.home} if facts.home else {}), **facts.env},
         "user": facts.container_user,
         "volumes": sorted(bind["bind"] for bind in facts.binds.values()),
         "ports": {f"{facts.port}/tcp": None},
+        **({"working_dir": facts.home} if facts.home else {}),
     }
+
+
+def _volume_home(facts: ContainerFacts) -> str | None:
+    """The home, if it is a volume of Docker's; whom a folder of the host belongs to is the site's."""
+    named = [bind["bind"] for source, bind in facts.binds.items() if not str(source).startswith("/")]
+    return facts.home if facts.home in named else None
 
 
 def _host(facts: ContainerFacts) -> dict[str, Any]:

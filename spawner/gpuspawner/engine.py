@@ -88,6 +88,42 @@ def exit_status(container: dict[str, Any]) -> str:
     return f"exit code {state.get('ExitCode')}" + (f", {error}" if error else "")
 
 
+NOT_RUN = frozenset({126, 127})
+"""Exit codes of a shell, of tini and of Docker for a command that can't be run or isn't there."""
+_NOT_RUN_SIGNS = (
+    "executable file not found",
+    "no such file or directory",
+    "permission denied",
+    "exec format error",
+)
+
+
+def exit_code(container: dict[str, Any]) -> int | None:
+    """The exit code in Docker's document of a container that has ended."""
+    code = container.get("State", {}).get("ExitCode")
+    return code if isinstance(code, int) else None
+
+
+def unable_to_run(words: str) -> str | None:
+    """What Docker said of a command that the image can't run; None if it failed to start for another reason.
+
+    Engine 20.10 and 28.5 pass on runc's words: `exec: "jupyterhub-singleuser": executable file not found`.
+    """
+    lower = words.lower()
+    if "exec" not in lower or "mount" in lower or not any(sign in lower for sign in _NOT_RUN_SIGNS):
+        return None
+    return words[words.find("exec:") :] if "exec:" in words else words
+
+
+def unmet_condition(words: str) -> str | None:
+    """The condition of an NVIDIA image that NVIDIA's hook found unmet; None if it was something else.
+
+    libnvidia-container 1.17: "requirement error: unsatisfied condition: cuda>=13.0, please update ...".
+    """
+    _, found, rest = words.partition("unsatisfied condition: ")
+    return rest.split(", please")[0].strip() if found else None
+
+
 class Removals:
     """What is being taken away in the background, by container name: one task a name.
 

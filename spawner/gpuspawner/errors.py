@@ -4,6 +4,7 @@
     ├── Refusal           we understood and say no; a sentence for the user, no traceback
     │   ├── BadOption         400  bad_option
     │   ├── NotAllowed        403  not_allowed
+    │   ├── ImageUnfit        409  image_unfit
     │   ├── LeaseConflict     409  lease_conflict
     │   ├── NoCapacity        503  no_capacity
     │   ├── QueueTimeout      503  queue_timeout
@@ -51,6 +52,13 @@ class NotAllowed(Refusal):
 
     reason = "not_allowed"
     status = 403
+
+
+class ImageUnfit(Refusal):
+    """The image would be of no use on this machine, or without a GPU."""
+
+    reason = "image_unfit"
+    status = 409
 
 
 class LeaseConflict(Refusal):

@@ -8,6 +8,8 @@ from html import escape
 from typing import Any
 
 from .model import Guarantee, Mode, Tier
+from .options import NO_IMAGES
+from .reference import MAX_CHARS, AllowedImages
 from .units import format_bytes
 
 _NOUNS = {Mode.WHOLE: "GPU", Mode.SLICE: "slice", Mode.MIG: "MIG instance", Mode.TURNS: "turn"}
@@ -42,6 +44,15 @@ _IMAGES = """\
 </div>
 """
 
+_TYPED = """\
+<div class="mb-3">
+<label class="form-label" for="server-image-typed">{label}</label>
+<input class="form-control" type="text" name="image_typed" id="server-image-typed" maxlength="{most}"
+ autocomplete="off" autocapitalize="none" spellcheck="false" aria-describedby="server-image-about">
+<div class="form-text" id="server-image-about">{about}</div>
+</div>
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class TierCard:
@@ -63,6 +74,13 @@ def make_cards(
     known = {str(item.get("name")): item for item in listed if isinstance(item, Mapping)}
     simulated = bool((document or {}).get("simulated"))
     return [_make_card(tier, known.get(tier.name), simulated, problem) for tier in tiers]
+
+
+def hinder(card: TierCard, why: str, *, usable: bool) -> TierCard:
+    """The card with why its image is of no use; still `usable` where another image can be chosen."""
+    if not why:
+        return card
+    return TierCard(card.tier, card.usable and usable, _sentences(card.about, why))
 
 
 def _make_card(tier: Tier, live: Mapping[str, Any] | None, simulated: bool, problem: str) -> TierCard:
@@ -100,7 +118,7 @@ def _worth(tier: Tier, live: Mapping[str, Any]) -> str:
     return f"{memory} and up to {percent:g} % of the GPU's compute. Guarantee: {_GUARANTEES[guarantee]}."
 
 
-def render_form(cards: Sequence[TierCard], images: Sequence[str] = ()) -> str:
+def render_form(cards: Sequence[TierCard], images: AllowedImages = NO_IMAGES) -> str:
     """The form's inside; JupyterHub puts `<form>` and the button round it. Everything is escaped."""
     first = next((card.tier.name for card in cards if card.usable), None)
     tiers = "\n".join(_render_card(card, card.tier.name == first) for card in cards)
@@ -118,11 +136,21 @@ def _render_card(card: TierCard, checked: bool) -> str:
     )
 
 
-def _render_images(images: Sequence[str]) -> str:
-    if len(images) < 2:
-        return ""
-    options = "\n".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in images)
-    return _IMAGES.format(options=options)
+def _render_images(images: AllowedImages) -> str:
+    """A list if there is something to choose in it, and a field where a name may be typed."""
+    names = list(images.listed)
+    parts = []
+    if len(names) > 1 or (names and images.typed):
+        options = "\n".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
+        parts.append(_IMAGES.format(options=options))
+    if images.typed:
+        label = "Or another image, by its name" if parts else "Image, by its name"
+        kinds = "any" if images.any else ", ".join(pattern.text for pattern in images.patterns)
+        about = f"Left empty: {'what is chosen above' if parts else 'the usual one'}. Allowed: {kinds}."
+        if not images.any:
+            about += " * stands for any characters."
+        parts.append(_TYPED.format(label=label, about=escape(about), most=MAX_CHARS))
+    return "".join(parts)
 
 
 def _sentences(*parts: str) -> str:

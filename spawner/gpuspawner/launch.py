@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+import re
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,8 +18,9 @@ from typing import Any, Protocol
 from . import engine
 from .client import BrokerClient, Grant
 from .container import ContainerPlan, Owner
-from .errors import BrokerUnavailable, EngineFault, LeaseConflict, Refusal, StartFault
+from .errors import BrokerUnavailable, EngineFault, ImageUnfit, LeaseConflict, Refusal, StartFault
 from .model import ContainerPatch, GpuRequest, Lease, Mode, Tier
+from .needs import Needs, obstacle, read_machine, read_needs
 from .progress import Progress
 from .readiness import Answer, Pace, Slots, ask
 
@@ -36,6 +38,8 @@ WAITING_ADVICE = (
     "the GPU page, under Services."
 )
 _CONFIRM_PAUSE_SECONDS = 0.1
+_JUPYTER = re.compile("jupyter|lab|notebook|singleuser", re.IGNORECASE)
+"""What commands that start a server are called."""
 
 
 class LaunchHost(Protocol):
@@ -52,7 +56,7 @@ class LaunchHost(Protocol):
         """A method of docker-py's APIClient by name."""
         ...
 
-    async def pull_image(self, image: str) -> dict[str, Any]:
+    async def pull_image(self, image: str, tell: Callable[[str], None]) -> dict[str, Any]:
         """Docker's document of the image, pulled if the policy says so. Raises StartFault."""
         ...
 
@@ -101,6 +105,7 @@ class Launch:
         self.job = job
         self.lease: Lease | None = None
         self.container_id = ""
+        self._command = ""
         self._grant: Grant | None = None
         self._host = host
         self._broker = broker
@@ -114,14 +119,33 @@ class Launch:
         """
         job = self.job
         # Before the queue: who waits for a GPU shouldn't learn at its end that there is no image.
-        image, _ = await asyncio.gather(self._host.pull_image(job.image), self._remove_leftover())
+        pull = self._host.pull_image(job.image, lambda news: self._progress.say(2, news))
+        image, _ = await asyncio.gather(pull, self._remove_leftover())
+        needs = read_needs(image)
+        known = await self._check_needs(needs)
         if job.request is None:
             return await self._launch(image, None)
         self._progress.say(5, "Asking for a GPU")
         async with self._broker.acquire(job.request, self._say_queued) as grant:
             self._grant, self.lease = grant, grant.lease
             self._say_granted(grant.lease, grant.patch)
+            if not known:
+                await self._check_needs(needs)
             return await self._launch(image, grant.patch)
+
+    async def _check_needs(self, needs: Needs) -> bool:
+        """Whether the broker could say of its machine that the image works there. Raises ImageUnfit.
+
+        A broker that is being restarted is waited for by the request of the lease: then it is asked again.
+        """
+        gpu = self.job.request is not None
+        document = None
+        if gpu and needs:
+            with suppress(BrokerUnavailable):
+                document = await self._broker.tiers()
+        if why := obstacle(self.job.image, needs, gpu, read_machine(document)):
+            raise ImageUnfit(why)
+        return document is not None or not (gpu and needs)
 
     async def give_back(self) -> None:
         """Removes the container, if there may be one, and says so to the broker. Goes on until it is done."""
@@ -141,6 +165,7 @@ class Launch:
 
     async def _launch(self, image: dict[str, Any], patch: ContainerPatch | None) -> tuple[str, int]:
         plan = await self._host.plan_container(self.job, image, patch)
+        self._command = str((plan.create.get("command") or [""])[0])
         await self._create(plan)
         self._progress.say(40, "Container created")
         if self._host.slots.taken:
@@ -225,6 +250,13 @@ class Launch:
         try:
             await self._change(self._host.docker("start", self.container_id))
         except EngineFault as fault:
+            if (reason := engine.unable_to_run(str(fault))) is not None:
+                raise no_server(self.job.image, self._command, reason) from fault
+            if (condition := engine.unmet_condition(str(fault))) is not None:
+                raise ImageUnfit(
+                    f"{self.job.image} needs {condition} of the driver, which this machine doesn't have: "
+                    "choose another image, or a server without a GPU. Admin: update the driver."
+                ) from fault
             if not await self._host.mend_network(fault):
                 raise
             await self._change(self._host.docker("start", self.container_id))
@@ -243,6 +275,8 @@ class Launch:
         if not engine.running(container):
             words = await engine.log_tail(self._host.docker, self.container_id, self.job.secret)
             said = f" Its last words: {words}" if words else ""
+            if engine.exit_code(container) in engine.NOT_RUN:
+                raise no_server(self.job.image, self._command, words)
             raise StartFault(
                 f"The server stopped while it was starting ({engine.exit_status(container)}).{said}",
                 "exited",
@@ -268,6 +302,8 @@ class Launch:
     async def _no_answer(self) -> StartFault:
         words = await engine.log_tail(self._host.docker, self.container_id, self.job.secret)
         said = f" Its last words: {words}" if words else ""
+        if not _JUPYTER.search(self._command):
+            said += f" The image starts {self._command!r}, which may not be a server for JupyterHub."
         return StartFault(
             f"The server started but didn't answer within {self.job.http_timeout_seconds:.0f} seconds.{said}",
             "timeout",
@@ -295,10 +331,21 @@ async def release(broker: BrokerClient, lease_id: str) -> None:
             await broker.release(lease_id)
 
 
+def no_server(image: str, command: str, words: str) -> StartFault:
+    """The sentence for an image that can't run its server's command, which it most likely lacks."""
+    said = f" Docker says: {words[:300]}" if words else ""
+    return StartFault(
+        f"The image {image} can't be a server here: it can't run {command or 'its command'}. Choose another "
+        "one, like the Jupyter docker-stacks; to use this one, build an image on top of it with 'pip install "
+        f"jupyterhub jupyterlab'.{said}",
+        "no_server",
+    )
+
+
 def image_missing(image: str) -> StartFault:
     """The sentence for an image that is neither here nor to be had."""
     return StartFault(
-        f"The image {image} isn't on this machine and can't be pulled. "
-        f"Admin: run 'make hub', which builds the lab image, or 'docker pull {image}'.",
+        f"The image {image} isn't on this machine, and nothing is pulled here. "
+        f"Admin: run 'make images', which builds the lab images, or 'docker pull {image}'.",
         "image_missing",
     )

@@ -25,8 +25,10 @@ from .readiness import Answer, Slots, ask
 
 _STOP_GRACE_SECONDS = 10
 _CHECK_SECONDS = 0.5
+_PULL_SECONDS = 900.0
+"""For so long a start waits for a pull. The pull goes on after that, and the next start joins it."""
 _SPARE_SECONDS = 120.0
-"""What a start may take beside waiting in line and for the first answer: leftover, pull, create."""
+"""What a start may take beside all that: leftover, create, start."""
 
 
 class LifecycleSpawner(ChoiceSpawner):
@@ -43,7 +45,7 @@ class LifecycleSpawner(ChoiceSpawner):
         self._progress = Progress()
         self._starting = False
         self._doubted = False
-        longest = self.site.queue_timeout + self.http_timeout + _SPARE_SECONDS
+        longest = self.site.queue_timeout + self.http_timeout + _PULL_SECONDS + _SPARE_SECONDS
         if self.start_timeout < longest:
             self.start_timeout = int(longest)
 

@@ -17,16 +17,21 @@ from .errors import ConfigError, EngineFault, GpuSpawnerError
 from .spawner import GpuDockerSpawner, ensure_network
 
 
+def spawner_of(config_file: Path) -> GpuDockerSpawner:
+    """A spawner without a server, for its settings. Raises ConfigError if the file isn't there."""
+    if not config_file.is_file():
+        raise ConfigError(f"The config file {config_file} isn't there: name the hub's own with --config")
+    config = PyFileConfigLoader(config_file.name, path=str(config_file.parent.absolute())).load_config()
+    # DockerSpawner makes a name for a server in any case.
+    return GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
+
+
 def prepare_network(config_file: Path) -> str:
     """Creates the network that `config_file` names, where it is missing; returns the host's address on it.
 
     Blocks on Docker. Raises ConfigError with the remedy, EngineFault if Docker doesn't answer.
     """
-    if not config_file.is_file():
-        raise ConfigError(f"The config file {config_file} isn't there: name the hub's own with --config")
-    config = PyFileConfigLoader(config_file.name, path=str(config_file.parent.absolute())).load_config()
-    # A spawner without a server, for its settings; DockerSpawner makes a name for one in any case.
-    spawner = GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
+    spawner = spawner_of(config_file)
     address: str = spawner.run_here(
         lambda client: ensure_network(client, spawner.network_name, spawner.subnet)
     )

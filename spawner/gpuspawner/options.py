@@ -11,17 +11,16 @@ from dataclasses import dataclass
 
 from .errors import BadOption
 from .model import Tier
+from .reference import AllowedImages
 
 PROFILE = "profile"
 """Key of the tier in `user_options`: what JupyterHub's admin page shows as "Profile"."""
 IMAGE = "image"
-
-Images = Mapping[str, str] | str | None
-"""What DockerSpawner's `allowed_images` gives: names to images, "*" for any, empty or None for none."""
-
-_MAX_IMAGE_CHARS = 300
-"""Docker takes 255 characters of name and 128 of tag; a longer text is no image."""
+TYPED = "image_typed"
+"""The form's field for an image's name, beside its list; used if it isn't empty."""
+NO_IMAGES = AllowedImages()
 _SHOWN_CHARS = 40
+_SHOWN_IMAGE_CHARS = 100
 _QUERY_PREFIX = "opt-"
 _IGNORED = frozenset({"_xsrf"})
 
@@ -43,7 +42,7 @@ class Choice:
         return options
 
 
-def parse_options(raw: object, tiers: Sequence[Tier], images: Images = None) -> Choice:
+def parse_options(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES) -> Choice:
     """`user_options` as they arrive by REST, or as stored. Nothing chosen is the first tier.
 
     Raises BadOption, with a sentence that names what can be chosen, for anything else.
@@ -61,10 +60,11 @@ def parse_options(raw: object, tiers: Sequence[Tier], images: Images = None) -> 
     return Choice(tier, image, option)
 
 
-def parse_form(raw: object, tiers: Sequence[Tier], images: Images = None) -> Choice:
+def parse_form(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES) -> Choice:
     """Form data or a query: every value is a list of strings. Raises BadOption as `parse_options`.
 
-    An empty image means none chosen. A query's keys may carry the hub's `opt-` prefix.
+    An empty image means none chosen; one that was typed goes before the list. A query's keys may carry
+    the hub's `opt-` prefix.
     """
     if not isinstance(raw, Mapping):
         raise BadOption(f"The form can't be read. {_choices(tiers)}")
@@ -75,9 +75,12 @@ def parse_form(raw: object, tiers: Sequence[Tier], images: Images = None) -> Cho
         name = key.removeprefix(_QUERY_PREFIX) if isinstance(key, str) else key
         if not isinstance(values, list) or len(values) != 1:
             raise BadOption(f"Give {_shown(name)} once. {_choices(tiers)}")
-        if name == IMAGE and values[0] == "":
+        if name in (IMAGE, TYPED) and values[0] == "":
             continue
         options[name] = values[0]
+    if TYPED in options:
+        typed = options.pop(TYPED)
+        options[IMAGE] = typed.strip(" ") if isinstance(typed, str) else typed  # as pasted
     return parse_options(options, tiers, images)
 
 
@@ -89,18 +92,18 @@ def _parse_tier(value: object, tiers: Sequence[Tier]) -> Tier:
     raise BadOption(f"There is no profile {_shown(value)}. {_choices(tiers)}")
 
 
-def _parse_image(value: object, images: Images) -> tuple[str, str]:
+def _parse_image(value: object, images: AllowedImages) -> tuple[str, str]:
     """The name chosen and the image behind it."""
     if not images:
         raise BadOption("An image can't be chosen here: leave it out")
-    if isinstance(value, str) and 0 < len(value) <= _MAX_IMAGE_CHARS:
-        if isinstance(images, str):
-            return value, value
-        if value in images:
-            return value, images[value]
-    if isinstance(images, str):
-        raise BadOption(f"{_shown(value)} is not the name of an image")
-    raise BadOption(f"There is no image {_shown(value)}: choose {_listed(list(images))}")
+    try:
+        return str(value), images.find(value)
+    except ValueError as problem:
+        if not images.typed:
+            raise BadOption(f"There is no image {_shown(value)}: choose {images.offer()}") from None
+        raise BadOption(
+            f"The image {_shown(value, _SHOWN_IMAGE_CHARS)} {problem}. Choose {images.offer()}."
+        ) from None
 
 
 def _choices(tiers: Sequence[Tier]) -> str:
@@ -113,9 +116,9 @@ def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, most: int = _SHOWN_CHARS) -> str:
     """The value for a sentence: short, printable, and never the whole of something huge."""
     if not isinstance(value, str):
         return f"of type {type(value).__name__}"
-    shown = value if len(value) <= _SHOWN_CHARS else value[:_SHOWN_CHARS] + "…"
+    shown = value if len(value) <= most else value[:most] + "…"
     return repr(shown)

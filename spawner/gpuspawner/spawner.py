@@ -1,44 +1,39 @@
 """GpuDockerSpawner: DockerSpawner whose containers have a GPU only through a lease of the broker.
 
-This file has the settings and the way to Docker. `choice` answers what users pick, `lifecycle`
-starts, polls and stops, `launch` is one start, `container` makes Docker's arguments.
+This file has the settings and what is made of them. `choice` answers what users pick, `lifecycle`
+starts, polls and stops, `launch` is one start, `container` makes Docker's arguments, `enginespawner` is
+the way to Docker.
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect as python_inspect
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any
 
-import docker
 import docker.errors
-import docker.tls
 from docker.api.client import APIClient
-from docker.utils import kwargs_from_env
-from traitlets import Bool, Integer, TraitError, Unicode, default, validate
+from traitlets import Any as AnyTrait
+from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
 
-from .container import ContainerFacts, ContainerPlan, network_settings, plan
+from .container import (
+    ContainerFacts,
+    ContainerPlan,
+    home_beside,
+    network_settings,
+    own_home,
+    plan,
+    server_command,
+)
+from .enginespawner import EngineSpawner
 from .errors import ConfigError, EngineFault
-from .launch import LaunchJob, image_missing
-from .lifecycle import LifecycleSpawner
+from .launch import LaunchJob
 from .model import ContainerPatch
+from .reference import allow_images
 
-_THREADS = 16
-"""Docker calls at once. DockerSpawner has one thread for all users: a slow call holds up everybody."""
-_SLOW = frozenset({"pull", "stop"})
-"""Methods that take seconds have threads of their own, so that they can't hold up a start."""
-_TIMEOUT_SECONDS = {"inspect_container": 5, "inspect_image": 10, "logs": 5, "pull": 3600}
-_USUAL_TIMEOUT_SECONDS = 60
 _DOCKERS_OWN_NETWORKS = frozenset({"bridge", "host", "none", "default"})
 
-# docker-py lets some errors of the libraries below it through as they are: requests' and urllib3's
-# derive from OSError or ValueError.
-_Errors = (docker.errors.DockerException, OSError, ValueError)
 
-
-class GpuDockerSpawner(LifecycleSpawner):
+class GpuDockerSpawner(EngineSpawner):
     """Starts each user's server in a container of its own, with GPUs by lease. Entry point `gpu-docker`.
 
     What hub and broker share is set on `c.GpuSite`; DockerSpawner's settings work here too.
@@ -102,8 +97,53 @@ class GpuDockerSpawner(LifecycleSpawner):
         """,
     )
 
-    _local: ClassVar[threading.local] = threading.local()
-    _executors: ClassVar[dict[bool, ThreadPoolExecutor]] = {}
+    allowed_images = AnyTrait(
+        {},
+        config=True,
+        help="""
+        Images that users may choose beside the tier's own: a list, a dict of shown names to images, or "*".
+
+        An entry with `*` is a pattern, and users may then type a name: the registry is written out, each
+        `*` stands for characters within one part, and there is a tag (`:*` for any) or a digest
+        (`@sha256:*`). An image without either matches none. "*" alone allows every image. A callable gets
+        the spawner and returns one of these. An image needs `jupyterhub-singleuser`; NVIDIA's libraries of
+        the driver come with the lease.
+
+        Default: none; each tier has the one image. What isn't allowed is refused with what is.
+        Example::
+
+            c.GpuDockerSpawner.allowed_images = [
+                "gpuspawner/lab-torch:0.1.0",
+                "quay.io/jupyter/*:2026-*",
+                "nvcr.io/nvidia/pytorch@sha256:*",
+            ]
+        """,
+    )
+    pull_silence = Float(
+        300.0,
+        min=1.0,
+        config=True,
+        help="""
+        Seconds without a sign of life after which the pull of an image is given up.
+
+        Default: 5 minutes, longer than a big layer takes to be checked. The start ends with a sentence; what
+        has come is kept. Example: `c.GpuDockerSpawner.pull_silence = 60`
+        """,
+    )
+    pull_at_start = Bool(
+        True,
+        config=True,
+        help="""
+        Whether the images of `image`, of the tiers and of the list `allowed_images` (not what matches its
+        patterns) are pulled when the hub starts, as `pull_policy` says: those that are missing
+        ("ifnotpresent"), all ("always"), none.
+
+        Default: True, so that the first user of a day doesn't wait for gigabytes. It is done by a service of
+        the hub, `python -m gpuspawner.prepull`, in the background: the hub starts without it, and a start
+        that needs an image meanwhile joins. What can't be pulled is a warning in the log.
+        Example: `c.GpuDockerSpawner.pull_at_start = False`
+        """,
+    )
 
     @default("prefix")
     def _prefix_default(self) -> str:
@@ -135,6 +175,16 @@ class GpuDockerSpawner(LifecycleSpawner):
             )
         return True
 
+    @validate("allowed_images")
+    def _validate_allowed_images(self, proposal: Any) -> Any:
+        """DockerSpawner's, with patterns checked at load. Raises TraitError that names the remedy."""
+        if not callable(proposal["value"]):
+            try:
+                allow_images(proposal["value"])
+            except ConfigError as error:
+                raise TraitError(str(error)) from error
+        return proposal["value"]
+
     @validate("container_user")
     def _validate_container_user(self, proposal: Any) -> str:
         uid, _, gid = proposal.value.partition(":")
@@ -156,7 +206,8 @@ class GpuDockerSpawner(LifecycleSpawner):
             env["MEM_LIMIT"] = str(memory)
         if cores:
             env["CPU_LIMIT"] = str(cores)
-        command = [*(self.cmd or image.get("Config", {}).get("Cmd") or ()), *self.get_args()]
+        config = image.get("Config") or {}
+        command = [*(self.cmd or server_command(config.get("Cmd"))), *self.get_args()]
         facts = ContainerFacts(
             name=job.name,
             image=job.image,
@@ -167,6 +218,7 @@ class GpuDockerSpawner(LifecycleSpawner):
             container_user=self.container_user,
             network=self.network_name,
             binds=self.volume_binds,
+            home=home_beside(str(config.get("WorkingDir") or ""), self.volume_binds),
             mounts=tuple(self.mount_binds),
             links=self.links,
             mem_limit_bytes=memory or None,
@@ -192,37 +244,24 @@ class GpuDockerSpawner(LifecycleSpawner):
         rendered: dict[str, Any] = self._render_templates(value)
         return rendered
 
-    async def pull_image(self, image: str) -> dict[str, Any]:
-        """Docker's document of the image, pulled first if `pull_policy` says so. Raises StartFault."""
-        policy = self.pull_policy.lower()
-        try:
-            if policy != "always":
-                try:
-                    return await self._inspect_image(image)
-                except EngineFault as fault:
-                    if fault.status != 404 or policy != "ifnotpresent":
-                        raise
-            name, _, tag = image.rpartition(":") if ":" in image.split("/")[-1] else (image, "", "latest")
-            self.log.info("Pulling image %s", image)
-            await self.docker("pull", name, tag)
-            return await self._inspect_image(image)
-        except EngineFault as fault:
-            if fault.status is None:
-                raise
-            raise image_missing(image) from fault
-
-    async def _inspect_image(self, image: str) -> dict[str, Any]:
-        document: dict[str, Any] = await self.docker("inspect_image", image)
-        return document
-
     async def create_container(self, plan: ContainerPlan) -> str:
-        """Creates the container and returns its id."""
+        """Creates the container and returns its id. A home that its image doesn't know is made its user's."""
 
         def create(client: APIClient) -> str:
             host = client.create_host_config(**plan.host)
-            return str(client.create_container(**plan.create, host_config=host)["Id"])
+            container_id = str(client.create_container(**plan.create, host_config=host)["Id"])
+            if plan.home:
+                parent, archive = own_home(plan.home, self.container_user)
+                # Without a running container, so as nobody: Docker unpacks it into the volume.
+                try:
+                    client.put_archive(container_id, parent, archive)
+                except docker.errors.APIError as error:
+                    self.log.warning(
+                        "The home in container %s may not be writable: %s", plan.create["name"], error
+                    )
+            return container_id
 
-        return str(await self._run("create", create))
+        return str(await self.run("create", create))
 
     async def mend_network(self, fault: EngineFault) -> bool:
         """Creates the labs' network if it was missing (somebody pruned it). Raises ConfigError."""
@@ -230,7 +269,7 @@ class GpuDockerSpawner(LifecycleSpawner):
         if not missing or self.network_name in _DOCKERS_OWN_NETWORKS:
             return False
         self.log.warning("The network %s was missing: creating it", self.network_name)
-        await self._run(
+        await self.run(
             "create_network", lambda client: ensure_network(client, self.network_name, self.subnet)
         )
         return True
@@ -251,40 +290,6 @@ class GpuDockerSpawner(LifecycleSpawner):
         published = (settings.get("Ports") or {}).get(f"{self.port}/tcp") or [{}]
         ip = published[0].get("HostIp") or "127.0.0.1"
         return "127.0.0.1" if ip == "0.0.0.0" else ip, int(published[0].get("HostPort") or self.port)
-
-    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A method of docker-py's APIClient in a thread. Raises EngineFault, with Docker's status if any."""
-        return await self._run(method, lambda client: getattr(client, method)(*args, **kwargs))
-
-    async def _run(self, method: str, call: Any) -> Any:
-        slow = method in _SLOW
-        if slow not in self._executors:
-            name = "docker-slow" if slow else "docker"
-            self._executors[slow] = ThreadPoolExecutor(_THREADS, thread_name_prefix=name)
-        return await asyncio.wrap_future(self._executors[slow].submit(self.run_here, call, method))
-
-    def run_here(self, call: Any, method: str = "") -> Any:
-        """`call(client)` in this thread: blocks on Docker. Raises EngineFault."""
-        try:
-            client = self.client
-            client.timeout = _TIMEOUT_SECONDS.get(method, _USUAL_TIMEOUT_SECONDS)
-            return call(client)
-        except docker.errors.APIError as error:
-            raise EngineFault(str(error.explanation or error), error.status_code) from error
-        except _Errors as error:
-            raise EngineFault(f"Docker does not answer: {error}") from error
-
-    @property
-    def client(self) -> APIClient:
-        """docker-py's client, one a thread: its connections aren't made for being shared."""
-        client: APIClient | None = getattr(self._local, "client", None)
-        if client is None:
-            settings: dict[str, Any] = {"version": "auto", "timeout": 10}
-            if self.tls_config:
-                settings["tls"] = docker.tls.TLSConfig(**self.tls_config)
-            settings |= {**kwargs_from_env(), **self.client_kwargs}
-            client = self._local.client = APIClient(**settings)
-        return client
 
 
 def ensure_network(client: APIClient, name: str, subnet: str) -> str:

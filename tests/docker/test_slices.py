@@ -189,7 +189,12 @@ async def test_two_students_on_one_gpu_and_the_one_who_takes_too_much(site: Site
         assert (device["free_slices"], device["total_slices"], device["guarantee"], device["lease_id"]) == (
             6, 8, "guarded", None,
         )  # fmt: skip
-        tiers = {tier["name"]: tier for tier in (await site.client.tiers())["tiers"]}
+        document = await site.client.tiers()
+        assert (document["simulated"], document["driver"]) == (
+            False,
+            {"version": "580.159.04", "cuda": "13.0"},
+        )
+        tiers = {tier["name"]: tier for tier in document["tiers"]}
         assert (tiers["slice"]["free"], tiers["slice"]["total"], tiers["gpu"]["free"]) == (6, 8, 1)
 
         kernel, neighbour = anna_box.sleeper("kernel"), ben_box.sleeper("neighbour")

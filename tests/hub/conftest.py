@@ -39,6 +39,41 @@ while :; do /bin/busybox sleep 600 & wait $!; done
 """
 _IMAGES = {"lab": _SERVE, "other": _SERVE, "crash": _CRASH, "mute": _MUTE}
 
+_FOREIGN = """#!/bin/busybox sh
+trap 'exit 0' TERM
+cd "$PWD"
+{
+  echo "uid=$(/bin/busybox id -u)"; echo "gid=$(/bin/busybox id -g)"; echo "HOME=$HOME"; echo "pwd=$PWD"
+  echo "argument0=${0##*/}"; echo "NVIDIA_VISIBLE_DEVICES=$NVIDIA_VISIBLE_DEVICES"
+  echo mine >> "$HOME/wrote" && echo wrote=yes
+} > /tmp/said
+""" + _SERVE.split("\n", 2)[2]
+_ENTRYPOINT = """#!/bin/busybox sh
+exec "$@"
+"""
+# As images of others are made: the docker-stacks' own user, home and entrypoint; NVIDIA's, where work is
+# done by root in /workspace and the command is a shell; a base image; one whose entrypoint is a shell.
+_OTHERS: dict[str, tuple[dict[str, str], list[str]]] = {
+    "stacks": (
+        {"usr/local/bin/start.sh": _ENTRYPOINT, "usr/local/bin/start-notebook.sh": _FOREIGN},
+        [
+            "ENV NVIDIA_VISIBLE_DEVICES=all", "ENV NB_USER=jovyan", "ENV HOME=/home/jovyan",
+            'ENTRYPOINT ["start.sh"]', 'CMD ["start-notebook.sh"]', "USER 1000", "WORKDIR /home/jovyan",
+        ],
+    ),
+    "ngc": (
+        {"opt/nvidia/entrypoint.sh": _ENTRYPOINT, "usr/local/bin/jupyterhub-singleuser": _FOREIGN},
+        [
+            "ENV NVIDIA_VISIBLE_DEVICES=all", 'ENTRYPOINT ["/opt/nvidia/entrypoint.sh"]', 'CMD ["/bin/bash"]',
+            "WORKDIR /workspace",
+        ],
+    ),
+    "plain": ({}, ['CMD ["bash"]']),
+    "shell": ({"entrypoint.sh": _ENTRYPOINT}, ['ENTRYPOINT ["/entrypoint.sh"]']),
+    "needy": ({"lab": _SERVE}, ["LABEL gpuspawner.needs-gpu=1", 'CMD ["/lab"]']),
+    "torch": ({"lab": _SERVE}, ["LABEL gpuspawner.min-driver=580", 'CMD ["/lab"]']),
+}  # fmt: skip
+
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[docker.APIClient]:
@@ -57,18 +92,28 @@ def images(engine: docker.APIClient) -> None:
     busybox = shutil.which("busybox")
     if busybox is None or b"statically" not in subprocess.check_output(["file", "-L", busybox]):
         pytest.skip("no static busybox for the test images: apt-get install busybox-static")
-    for name, script in _IMAGES.items():
+    changes = ['CMD ["/lab"]', "WORKDIR /home/jovyan"]
+    made = {name: ({"lab": script}, changes) for name, script in _IMAGES.items()}
+    for name, (files, changes) in {**made, **_OTHERS}.items():
         data = io.BytesIO()
         with tarfile.open(fileobj=data, mode="w") as tar:
             tar.add(os.path.realpath(busybox), "bin/busybox")
-            _add(tar, "lab", script.encode(), 0o755)
-            for folder, mode in (("tmp", 0o1777), ("home/jovyan", 0o777)):
-                entry = tarfile.TarInfo(folder)
-                entry.type, entry.mode = tarfile.DIRTYPE, mode
-                tar.addfile(entry)
+            for path, script in files.items():
+                _add(tar, path, script.encode(), 0o755)
+            _add_folder(tar, "tmp", 0o1777)
+            if name not in ("ngc", "plain", "shell"):
+                _add_folder(tar, "home/jovyan", 0o777)
         engine.import_image_from_data(
-            data.getvalue(), repository=f"gpuspawner-hubtest/{name}", changes=['CMD ["/lab"]']
+            data.getvalue(), repository=f"gpuspawner-hubtest/{name}", changes=changes
         )
+
+
+def _add_folder(tar: tarfile.TarFile, path: str, mode: int) -> None:
+    entry = tarfile.TarInfo(path)
+    entry.type, entry.mode = tarfile.DIRTYPE, mode
+    if path == "home/jovyan":
+        entry.uid, entry.gid = 1000, 100
+    tar.addfile(entry)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:

@@ -1,5 +1,6 @@
 """The project's own configuration for the tests of a real hub: small test images, odd tiers, one token."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,8 @@ load_subconfig(str(Path(__file__).resolve().parents[2] / "jupyterhub_config.py")
 
 IMAGE = os.environ["GPUSPAWNER_IMAGE"]
 
-c.GpuSite.inventory = "simulated"
+scripted = "GPUSPAWNER_TEST_NVML" in os.environ  # tests/nvml: real pynvml on GPUs that aren't there
+c.GpuSite.inventory = "nvml" if scripted else "simulated"
 c.GpuSite.queue_timeout = float(os.environ.get("GPUSPAWNER_TEST_QUEUE_TIMEOUT", "900"))
 c.GpuSite.tiers = [
     {"name": "cpu", "title": "CPU"},
@@ -17,6 +19,7 @@ c.GpuSite.tiers = [
     {"name": "crash", "title": "A server that ends at once", "image": "gpuspawner-hubtest/crash"},
     {"name": "mute", "title": "A server that never answers", "image": "gpuspawner-hubtest/mute"},
     {"name": "noimage", "title": "An image that isn't here", "image": "gpuspawner-hubtest/none:1"},
+    *([{"name": "torch", "title": "PyTorch", "devices": 1, "image": "gpuspawner-hubtest/torch"}] * scripted),
 ]
 
 c.GpuDockerSpawner.http_timeout = 10
@@ -27,14 +30,28 @@ c.GpuDockerSpawner.environment = {
     "COURSE": "ml",
 }
 c.GpuDockerSpawner.extra_host_config = {"device_requests": [{"Count": -1, "Capabilities": [["gpu"]]}]}
-c.GpuDockerSpawner.allowed_images = {"usual": IMAGE, "other": "gpuspawner-hubtest/other"}
+c.GpuDockerSpawner.allowed_images = json.loads(
+    os.environ.get(
+        "GPUSPAWNER_TEST_ALLOWED", json.dumps({"usual": IMAGE, "other": "gpuspawner-hubtest/other"})
+    )
+)
+c.GpuDockerSpawner.pull_silence = 5
 c.JupyterHub.init_spawners_timeout = 1
 
-gpu = dict(c.JupyterHub.services[0])
-gpu["environment"] = {**gpu["environment"], "DOCKER_HOST": os.environ["GPUSPAWNER_TEST_BROKER_DOCKER"]}
+gpu, images = map(dict, c.JupyterHub.services)
+gpu["environment"] = {
+    **gpu["environment"],
+    "DOCKER_HOST": os.environ["GPUSPAWNER_TEST_BROKER_DOCKER"],
+    **({"LD_LIBRARY_PATH": os.environ["GPUSPAWNER_TEST_LIBRARIES"]} if scripted else {}),
+}
 broker = [] if os.environ.get("GPUSPAWNER_TEST_NO_BROKER") else [gpu]
+puller = [images] if os.environ.get("GPUSPAWNER_TEST_PULL_AT_START") else []
 
-c.JupyterHub.services = [*broker, {"name": "tester", "api_token": os.environ["GPUSPAWNER_TEST_TOKEN"]}]
+c.JupyterHub.services = [
+    *broker,
+    *puller,
+    {"name": "tester", "api_token": os.environ["GPUSPAWNER_TEST_TOKEN"]},
+]
 c.JupyterHub.load_roles = [
     *c.JupyterHub.load_roles,
     {

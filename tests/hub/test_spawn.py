@@ -181,10 +181,12 @@ async def test_a_server_that_never_answers_is_given_up_and_removed(hub: HubProce
 
 async def test_a_missing_image_names_the_remedy(hub: HubProcess) -> None:
     spawned = await hub.spawn("ira", {"profile": "noimage"})
-    assert (spawned.body or spawned.messages[-1]).removeprefix("Spawn failed: ") == (
-        "The image gpuspawner-hubtest/none:1 isn't on this machine and can't be pulled. Admin: run "
-        "'make hub', which builds the lab image, or 'docker pull gpuspawner-hubtest/none:1'."
+    said = (spawned.body or spawned.messages[-1]).removeprefix("Spawn failed: ")
+    # Which registry answers what is another machine's affair; tests/docker/test_pull.py has one of its own.
+    assert said.startswith(
+        "The image gpuspawner-hubtest/none:1 isn't here and could not be pulled. The registry "
     )
+    assert "Admin: " in said
 
 
 async def test_a_server_that_dies_is_noticed_and_taken_away(hub: HubProcess) -> None:

@@ -45,6 +45,9 @@ class Docker:
     calls: list[str] = field(default_factory=list)
     faults: dict[str, list[EngineFault]] = field(default_factory=dict)
     dies: bool = False
+    exit_code: int = 3
+    image: dict[str, Any] = field(default_factory=dict)
+    news: tuple[str, ...] = ()
     slow: str = ""
     slots: Slots = field(default_factory=lambda: Slots(1))
     pause: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
@@ -78,18 +81,22 @@ class Docker:
         await self.pause()
         return await done
 
-    async def pull_image(self, image: str) -> dict[str, Any]:
+    async def pull_image(self, image: str, tell: Callable[[str], None]) -> dict[str, Any]:
+        for news in self.news:
+            tell(news)
         return dict(await self.docker("inspect_image", image))
 
     def inspect_image(self, image: str) -> dict[str, Any]:
-        return {"Id": image}
+        return {"Id": image, **self.image}
 
     async def plan_container(
         self, job: LaunchJob, image: dict[str, Any], patch: ContainerPatch | None
     ) -> ContainerPlan:
         await self.pause()
         labels = {**job.owner.labels(), **(patch.labels if patch else {})}
-        return ContainerPlan({"name": job.name, "labels": labels}, {}, ())
+        return ContainerPlan(
+            {"name": job.name, "labels": labels, "command": ["jupyterhub-singleuser"]}, {}, ()
+        )
 
     async def create_container(self, plan: ContainerPlan) -> str:
         def create() -> str:
@@ -112,7 +119,7 @@ class Docker:
         raise EngineFault("no such container", 404)
 
     def start(self, key: str) -> None:
-        self._find(key)[1]["State"] = {"Running": not self.dies, "ExitCode": 3}
+        self._find(key)[1]["State"] = {"Running": not self.dies, "ExitCode": self.exit_code}
 
     def inspect_container(self, key: str) -> dict[str, Any]:
         return self._find(key)[1]
@@ -141,6 +148,15 @@ class Broker:
     refusal: GpuSpawnerError | None = None
     refusals: list[Refusal] = field(default_factory=list)
     lost: Refusal | None = None
+    machine: list[dict[str, Any] | Refusal] = field(default_factory=list)
+    """What `tiers` answers, one after the other."""
+
+    async def tiers(self) -> dict[str, Any]:
+        await self.pause()
+        answer = self.machine.pop(0)
+        if isinstance(answer, Refusal):
+            raise answer
+        return answer
 
     @asynccontextmanager
     async def acquire(self, request: GpuRequest, on_queued: Any) -> AsyncIterator[Grant]:

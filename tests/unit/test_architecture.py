@@ -32,12 +32,12 @@ MAY_IMPORT = {
 }
 """Who may import whom. The hub's side knows neither broker nor node, only what passes on the socket."""
 
-BASE = {"model", "units", "errors", "settings", "tiers", "pools"}
+BASE = {"model", "units", "errors", "settings", "tiers", "pools", "needs"}
 OWN_LAYER = {"wire", "client", "node", "broker", "doctor", "cli"}
 
 ONLY_IN = {
     "pynvml": {f"node/inventory/{name}.py" for name in ("calls", "listing", "nvml")},
-    "docker": {"broker/containers.py", "spawner.py"},
+    "docker": {"broker/containers.py", "spawner.py", "enginespawner.py"},
     "cuda": {"node/sleep.py"},
     "rich": {"cli.py"},
 }

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from gpuspawner.container import ContainerFacts, ContainerPlan, Owner, gateway_of, network_settings, plan
+from gpuspawner.container import (
+    ContainerFacts,
+    ContainerPlan,
+    Owner,
+    gateway_of,
+    home_beside,
+    network_settings,
+    own_home,
+    plan,
+    server_command,
+)
 from gpuspawner.errors import ConfigError
 from gpuspawner.model import ContainerPatch
 from hypothesis import given
@@ -171,3 +183,66 @@ def test_the_labs_network() -> None:
 def test_a_subnet_that_cant_be_used_is_refused_with_an_example(subnet: str) -> None:
     with pytest.raises(ConfigError, match=r'write it like "10\.213\.0\.0/20"'):
         gateway_of(subnet)
+
+
+@pytest.mark.parametrize(
+    ("command", "started"),
+    [
+        (None, ["jupyterhub-singleuser"]),
+        ([], ["jupyterhub-singleuser"]),
+        (["/bin/bash"], ["jupyterhub-singleuser"]),
+        (["python3"], ["jupyterhub-singleuser"]),
+        (["start-notebook.py"], ["start-notebook.py"]),
+        (["bash", "-c", "serve"], ["bash", "-c", "serve"]),
+        (["lab-server"], ["lab-server"]),
+    ],
+)
+def test_what_starts_the_server(command: list[str] | None, started: list[str]) -> None:
+    assert server_command(command) == started
+
+
+@pytest.mark.parametrize(
+    ("place", "home"),
+    [
+        ("/home/jovyan", None),
+        ("/home/jovyan/work", None),
+        ("/home", None),
+        ("/home/jovyanna", "/home/jovyan"),
+        ("/workspace", "/home/jovyan"),
+        ("/", "/home/jovyan"),
+        ("", "/home/jovyan"),
+    ],
+)
+def test_the_home_of_an_image_that_works_elsewhere(place: str, home: str | None) -> None:
+    assert home_beside(place, FACTS.binds) == home
+    assert home_beside(place, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "owned"), [("gpuspawner-home-ada", "/home/jovyan"), ("/srv/homes/ada", None)]
+)
+def test_home_and_working_directory_are_put_together(source: str, owned: str | None) -> None:
+    binds = {source: {"bind": "/home/jovyan", "mode": "rw"}}
+    assert plan(replace(FACTS, binds=binds, home="/home/jovyan"), None) == ContainerPlan(
+        {
+            **CREATE,
+            "working_dir": "/home/jovyan",
+            "environment": {
+                "HOME": "/home/jovyan",
+                "JUPYTERHUB_USER": "ada",
+                "NVIDIA_VISIBLE_DEVICES": "void",
+            },
+        },
+        {**HOST, "binds": binds},
+        (),
+        owned,
+    )
+
+
+def test_the_archive_that_makes_a_home_its_users() -> None:
+    parent, data = own_home("/home/jovyan", "1001:100")
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        (entry,) = archive.getmembers()
+    assert (parent, entry.name, entry.isdir(), entry.mode, entry.uid, entry.gid) == (
+        "/home", "jovyan", True, 0o755, 1001, 100,
+    )  # fmt: skip

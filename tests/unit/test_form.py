@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gpuspawner.form import TierCard, make_cards, render_form
+from gpuspawner.form import TierCard, hinder, make_cards, render_form
 from gpuspawner.model import Mode, Tier
+from gpuspawner.reference import allow_images
 
 CPU = Tier("cpu", "CPU", "No GPU.")
 GPU = Tier("gpu", "One GPU", "A whole GPU.", device_count=1)
@@ -125,9 +126,30 @@ def test_nothing_to_choose_is_said() -> None:
 
 def test_images_are_offered_where_there_are_several_and_all_is_escaped() -> None:
     card = TierCard(Tier("x", "<b>", ""), True, 'a "quote" & <script>')
-    page = render_form([card], ["one", "<two>"])
+    page = render_form([card], allow_images(["one", "<two>"]))
     assert '<option value="&lt;two&gt;">&lt;two&gt;</option>' in page
     assert '<option value="" selected>The usual one</option>' in page
     assert "<strong>&lt;b&gt;</strong>" in page
     assert "a &quot;quote&quot; &amp; &lt;script&gt;" in page
-    assert "<select" not in render_form([card], ["one"])
+    assert "image" not in render_form([card], allow_images(["one"]))
+
+
+def test_where_patterns_are_allowed_a_name_may_be_typed() -> None:
+    card = TierCard(CPU, True, "")
+    page = render_form([card], allow_images(["one", "quay.io/jupyter/*:2026-*"]))
+    assert '<option value="one">one</option>' in page
+    assert 'for="server-image-typed">Or another image, by its name</label>' in page
+    assert '<input class="form-control" type="text" name="image_typed"' in page
+    assert "Left empty: what is chosen above. Allowed: quay.io/jupyter/*:2026-*. * stands for any" in page
+    page = render_form([card], allow_images("*"))
+    assert "<select" not in page
+    assert "Left empty: the usual one. Allowed: any.</div>" in page
+
+
+def test_a_tier_whose_image_is_of_no_use_says_so_before_the_click() -> None:
+    card = TierCard(GPU, True, "A whole GPU.")
+    assert hinder(card, "", usable=False) == card
+    assert hinder(card, "lab needs more.", usable=False) == TierCard(
+        GPU, False, "A whole GPU. lab needs more."
+    )
+    assert hinder(card, "lab needs more.", usable=True) == TierCard(GPU, True, "A whole GPU. lab needs more.")

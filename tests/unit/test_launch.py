@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from gpuspawner import launch as launch_module
@@ -10,6 +11,7 @@ from gpuspawner import readiness
 from gpuspawner.errors import (
     BrokerUnavailable,
     EngineFault,
+    ImageUnfit,
     LeaseConflict,
     QueueTimeout,
     StartFault,
@@ -238,8 +240,8 @@ async def test_an_image_removed_while_waiting_names_the_remedy(answers: list[Ans
         await start.run()
     assert (fault.value.reason, str(fault.value)) == (
         "image_missing",
-        "The image lab:1 isn't on this machine and can't be pulled. Admin: run 'make hub', which builds the "
-        "lab image, or 'docker pull lab:1'.",
+        "The image lab:1 isn't on this machine, and nothing is pulled here. Admin: run 'make images', which "
+        "builds the lab images, or 'docker pull lab:1'.",
     )
 
 
@@ -266,3 +268,95 @@ async def test_a_silent_server_is_looked_at_at_once_and_given_up_in_time(answers
         "The server started but didn't answer within 0 seconds. Its last words: hello / token=s3cret",
     )
     assert docker.calls.count("inspect_container") > 2
+
+
+async def test_news_of_a_pull_come_before_the_queue(answers: list[Answer]) -> None:
+    docker, broker = Docker(news=("Pulling image lab:1", "Pulling image lab:1: 1 of 2 layers")), Broker()
+    start, progress = make(docker, broker)
+    await start.run()
+    assert (await events(progress))[:3] == [*docker.news, "Asking for a GPU"]
+
+
+OLD = {"simulated": False, "driver": {"version": "535.1", "cuda": "12.2"}}
+NEW = {"simulated": False, "driver": {"version": "580.1", "cuda": "13.0"}}
+TORCH = {"Config": {"Labels": {"gpuspawner.min-driver": "580"}}}
+
+
+@pytest.mark.parametrize(
+    ("machine", "starts"),
+    [
+        ([NEW], True),
+        ([OLD], False),
+        ([BrokerUnavailable("down"), NEW], True),
+        ([BrokerUnavailable("down"), OLD], False),
+    ],
+)
+async def test_an_image_is_held_against_the_machine(
+    answers: list[Answer], machine: list[Any], starts: bool
+) -> None:
+    """Before the queue; where the broker is being restarted then, with the lease."""
+    docker, broker = Docker(image=TORCH), Broker(machine=list(machine))
+    start, _ = make(docker, broker)
+    if starts:
+        assert await start.run() == ("10.213.0.2", 8888)
+    else:
+        with pytest.raises(ImageUnfit) as refusal:
+            await start.run()
+        assert refusal.value.message == (
+            "lab:1 needs driver ≥ 580, this machine's driver is 535.1: choose another image, or a server "
+            "without a GPU. Admin: update the driver."
+        )
+        await start.give_back()
+        assert docker.calls.count("create") == 0
+        assert broker.released == ([LEASE.id] if len(machine) > 1 else [])
+    assert (broker.machine, broker.held) == ([], 0)
+
+
+async def test_without_a_gpu_an_image_starts_that_can_work_so(answers: list[Answer]) -> None:
+    job = LaunchJob("n", OWNER, Tier("cpu", "CPU"), "lab:1", "/api", 5)
+    start, _ = make(Docker(image=TORCH), Broker(), job)
+    assert await start.run() == ("10.213.0.2", 8888)
+    start, _ = make(Docker(image={"Config": {"Labels": {"gpuspawner.needs-gpu": "1"}}}), Broker(), job)
+    with pytest.raises(ImageUnfit, match="lab:1 is of no use without a GPU"):
+        await start.run()
+
+
+NO_SERVER = (
+    "The image lab:1 can't be a server here: it can't run jupyterhub-singleuser. Choose another one, like "
+    "the Jupyter docker-stacks; to use this one, build an image on top of it with 'pip install jupyterhub "
+    "jupyterlab'. Docker says: "
+)
+RUNC = "OCI runtime create failed: runc create failed: unable to start container process: "
+WORDS = 'exec: "jupyterhub-singleuser": executable file not found in $PATH: unknown'
+
+
+async def test_an_image_without_a_server_is_told_at_once(answers: list[Answer]) -> None:
+    docker = Docker(faults={"start": [EngineFault(RUNC + WORDS, 400)]})
+    start, _ = make(docker, Broker())
+    with pytest.raises(StartFault) as fault:
+        await start.run()
+    assert (fault.value.reason, str(fault.value)) == ("no_server", NO_SERVER + WORDS)
+    start, _ = make(Docker(dies=True, exit_code=127), Broker())
+    with pytest.raises(StartFault) as fault:
+        await start.run()
+    assert (fault.value.reason, str(fault.value)) == ("no_server", NO_SERVER + "hello / token=***")
+
+
+async def test_a_start_that_fails_for_another_reason_is_a_fault(answers: list[Answer]) -> None:
+    words = "error mounting /x: no such file or directory: exec"
+    start, _ = make(Docker(faults={"start": [EngineFault(words, 400)]}), Broker())
+    with pytest.raises(EngineFault, match="error mounting"):
+        await start.run()
+
+
+async def test_a_condition_that_nvidias_hook_finds_unmet_is_told(answers: list[Answer]) -> None:
+    words = (
+        "OCI runtime create failed: error running hook: nvidia-container-cli: requirement error: unsatisfied "
+        "condition: cuda>=13.0, please update your driver to a newer version, or use an earlier one"
+    )
+    docker, broker = Docker(faults={"start": [EngineFault(words, 400)]}), Broker()
+    start, _ = make(docker, broker)
+    with pytest.raises(ImageUnfit, match=r"^lab:1 needs cuda>=13\.0 of the driver, which"):
+        await start.run()
+    await start.give_back()
+    assert (docker.containers, broker.held, broker.released) == ({}, 0, [LEASE.id])

@@ -49,7 +49,7 @@ def test_the_defaults_are_safe_and_cover_the_queue() -> None:
         "volumes": {"{prefix}-home-{username}": "/home/jovyan"},
         "container_user": "1000:100",
         "http_timeout": 120,
-        "start_timeout": 900 + 120 + 120,
+        "start_timeout": 900 + 120 + 900 + 120,
         "hub_id": "hub",
         "env_keep": [],
         "allowed_images": {},
@@ -169,7 +169,7 @@ def test_stored_options_whose_tier_is_gone_trap_nobody(stored: dict[str, Any], k
 async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spawner = make_spawner()
+    spawner = make_spawner(inspect_image=[EngineFault("none", 404)])
 
     class Down:
         async def tiers(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu(
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    spawner = make_spawner()
+    spawner = make_spawner(inspect_image=[EngineFault("none", 404)])
 
     class Silent:
         async def tiers(self) -> dict[str, Any]:
@@ -298,3 +298,48 @@ def test_the_network_is_made_once_and_then_left_alone() -> None:
 def test_a_network_that_cant_be_had_names_the_remedy(client: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         ensure_network(client, "labs", "10.213.0.0/20")
+
+
+# ---- images
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (["quay.io/jupyter/*"], "say which tags"),
+        ("lab:1", 'give a list of images, a dict of names to images, or "\\*"'),
+    ],
+)
+def test_allowed_images_that_cant_work_are_refused_at_load(value: Any, sentence: str) -> None:
+    with pytest.raises(TraitError, match=sentence):
+        make_spawner(Config({"GpuDockerSpawner": {"allowed_images": value}}))
+
+
+def test_a_callable_says_who_may_have_which_image() -> None:
+    config = Config()
+    config.GpuDockerSpawner.allowed_images = lambda spawner: [f"quay.io/{spawner.user.name.lower()}/*:*"]
+    spawner = make_spawner(config, name="x")
+    spawner.user_options = {"image": "quay.io/ada/lab:1"}
+    assert spawner._choose().image == "quay.io/ada/lab:1"
+    spawner.allowed_images = lambda spawner: ["quay.io/ada/*"]
+    with pytest.raises(SpawnException, match=r"The hub's configuration can't work.*say which tags"):
+        spawner._read_form({"image": ["quay.io/ada/lab:1"]})
+    spawner.load_state({})
+    assert spawner.user_options == {}
+
+
+async def test_the_form_says_which_tier_s_image_is_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = {"Config": {"Labels": {"gpuspawner.needs-gpu": "1"}}}
+
+    class Up:
+        async def tiers(self) -> dict[str, Any]:
+            return {"simulated": True, "driver": None, "tiers": [{"name": "gpu", "free": 1, "total": 1}]}
+
+    for allowed, disabled in (({}, 2), (["quay.io/jupyter/*:*"], 0)):
+        config = Config({"GpuDockerSpawner": {"image": "lab:1", "allowed_images": allowed}})
+        spawner = make_spawner(config, inspect_image=[document])
+        monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, spawner.site.socket_path, Up())
+        form = await spawner.get_options_form()
+        assert "lab:1 is of no use without a GPU: choose a tier with a GPU, or another image." in form
+        assert "lab:1 needs a real GPU, and this machine&#x27;s are simulated: choose another image." in form
+        assert (form.count(" disabled>"), spawner.calls) == (disabled, ["inspect_image"])

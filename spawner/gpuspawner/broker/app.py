@@ -357,6 +357,7 @@ class GpuBroker(Application):
             simulated=self.inventory.simulated,
             metrics=self.measures,
             blind=self.enforcement.blind,
+            driver=self.sharing.driver,
             usage=self.usage.now,
             ended=self.journal.recent,
         )

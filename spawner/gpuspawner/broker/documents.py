@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..model import Guarantee, Lease, Mode, Tier, guarantee_of
+from ..node.inventory import DriverFacts
 from ..node.usage import Usage
 from ..wire import time_to_text
 from .ledger import EndedProcess
@@ -63,6 +64,11 @@ def tier_document(
         "total": None if capacity is None else capacity.total,
         "waiting": 0 if capacity is None else capacity.waiting,
     }
+
+
+def driver_document(driver: DriverFacts | None) -> Document | None:
+    """The driver's version and the newest CUDA that it runs, as the spawner holds images against it."""
+    return None if driver is None else {"version": driver.driver_version, "cuda": driver.cuda_version}
 
 
 def _device(view: DeviceView, news: News) -> Document:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from ..errors import DeviceFault
 from ..model import Device, Tier
-from ..node.inventory import ComputeMode, Inventory, NvmlInventory
+from ..node.inventory import ComputeMode, DriverFacts, Inventory, NvmlInventory
 from ..node.mpscontrol import MpsProgram, find_program
 from ..node.processes import ending_obstacle
 from ..settings import GpuSite
@@ -21,12 +21,16 @@ class Sharing:
         self._site, self._tiers, self._inventory = site, tiers, inventory
         self._listed: tuple[Device, ...] = ()
         self.mps: MpsProgram = find_program()
+        self.driver: DriverFacts | None = None
+        """The driver's versions, once `find` has run; None where devices are simulated."""
         self.pooling = Pooling((), {})
         """The devices that were taken up, and their terms."""
 
     def find(self) -> Pooling:
         """What is shared from the start on. Raises ConfigError for what can't work, DeviceFault."""
         self._listed = self._inventory.devices()
+        if isinstance(self._inventory, NvmlInventory):
+            self.driver = self._inventory.driver()
         self.pooling = self._pool(self._listed)
         return self.pooling
 

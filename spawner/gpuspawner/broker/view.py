@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..model import Tier
+from ..node.inventory import DriverFacts
 from ..node.usage import Usage
 from .allocator import Allocator
-from .documents import Document, News, status_document, tier_document
+from .documents import Document, News, driver_document, status_document, tier_document
 from .ledger import EndedProcess
 from .metrics import Metrics
 from .placement import want_of_tier
@@ -19,6 +20,7 @@ class About:
     """Beside the leases: what doesn't change while a broker runs, and where to ask for what does.
 
     `blind` says on which devices no quota is held, and why; asking it also brings its gauge up to date.
+    `driver` has the versions of the driver; None where devices are simulated.
     """
 
     tiers: tuple[Tier, ...]
@@ -27,6 +29,7 @@ class About:
     blind: Callable[[], Mapping[str, str]]
     usage: Callable[[], Mapping[str, Usage]]
     ended: Callable[[], tuple[EndedProcess, ...]]
+    driver: DriverFacts | None = None
 
 
 class View:
@@ -46,6 +49,7 @@ class View:
         """The tiers with what is free of each."""
         return {
             "simulated": self._about.simulated,
+            "driver": driver_document(self._about.driver),
             "tiers": [self._tier(tier) for tier in self._about.tiers],
         }
 

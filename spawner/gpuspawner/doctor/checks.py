@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from ..errors import ConfigError
 from ..model import Device
+from ..needs import version_of
 from ..node.injection import EngineFacts, Injection, cdi_obstacle, choose, classic_obstacle
 from ..units import format_bytes
 from .facts import Facts, ImageFacts
@@ -43,11 +43,6 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
 def main_job_runs(findings: tuple[Finding, ...]) -> bool:
     """Whether nothing of what was found keeps a server with a GPU from starting."""
     return all(finding.level is not Level.PROBLEM for finding in findings)
-
-
-def version_of(text: str) -> tuple[int, ...]:
-    """The numbers of "580.159.04"; empty where there are none."""
-    return tuple(int(number) for number in re.findall(r"\d+", text))
 
 
 def _ok(subject: str, text: str) -> Finding:
