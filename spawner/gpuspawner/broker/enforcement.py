@@ -34,7 +34,7 @@ RETRY_SECONDS = 30.0
 """How long a GPU whose MPS did not start is out of use before it is tried again."""
 IDLE_SECONDS = 300.0
 """How long a GPU's daemon and its compute mode stay after the last slice: the next one need not wait."""
-END_SECONDS = 8.0
+END_SECONDS = 5.0
 """How long the end of the broker may take for those that nobody uses; the next broker ends the rest."""
 _USING = (LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.ASLEEP, LeaseState.RELEASING)
 
