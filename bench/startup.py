@@ -1,9 +1,9 @@
 """From `docker start` to the server's first answer: lab-base against the same JupyterLab installed plainly.
 
-Both images stand on the same base and install the same wheels. The plain one (bench/plain/Dockerfile) lets pip
-compile and runs `jupyterhub-singleuser`; ours runs its own command. A small hub answers what a single-user
-server asks at its start. Containers are created before the clock starts; plain and ours alternate, and which
-goes first alternates too, so that drift and load of the machine hit both halves of a pair alike.
+Both images stand on the same base and install the same wheels. The plain one (bench/plain/Dockerfile) lets
+pip compile and runs `jupyterhub-singleuser`; ours runs its own command. A small hub answers what a
+single-user server asks at its start. Containers are created before the clock starts; plain and ours
+alternate, and which goes first alternates too, so that drift and load hit both halves of a pair alike.
 
     python bench/startup.py                     # 20 pairs
     python bench/startup.py --pairs 40 --image gpuspawner/lab-torch:0.1.0
@@ -17,6 +17,7 @@ import hashlib
 import http.client
 import json
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from hub import bridge_gateway
 from rich.table import Table
 from spawn import percentile
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from images.build import CACHE, PROBE, connect
 from images.engine import INPUTS_LABEL, build, inputs_of, run
 from images.table import read_table
@@ -90,6 +92,7 @@ def environment(hub: str) -> dict[str, str]:
         "JUPYTERHUB_BASE_URL": "/",
         "JUPYTERHUB_CLIENT_ID": "jupyterhub-user-bench",
         "JUPYTERHUB_HOST": "",
+        "JUPYTERHUB_OAUTH_ACCESS_SCOPES": '["access:servers!user=bench"]',
         "JUPYTERHUB_OAUTH_CALLBACK_URL": "/user/bench/oauth_callback",
         "JUPYTERHUB_SERVER_NAME": "",
         "JUPYTERHUB_SERVICE_PREFIX": "/user/bench/",
