@@ -45,6 +45,7 @@ bench: venv ## paired benchmarks against stock DockerSpawner
 	@$(PY) -m setup.ready proxy engine images
 	@$(ON_PATH) $(PY) bench/allocator.py
 	@$(ON_PATH) $(PY) bench/overhead.py
+	@$(ON_PATH) $(PY) bench/startup.py
 	@$(ON_PATH) $(PY) bench/spawn.py $(ARGS)
 
 images: venv ## build the lab images, of those only what changed; NAMES="lab-base" builds that one

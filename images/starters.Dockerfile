@@ -2,4 +2,5 @@
 # changed notebook rebuilds nothing else.
 ARG BASE
 FROM $BASE
+# The starter notebooks; `start-lab` copies them into the home, which would hide them if they lay there.
 COPY starters /opt/starters

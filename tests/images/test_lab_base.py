@@ -46,6 +46,52 @@ NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
 print(json.dumps([[output.get("data") for output in cell.outputs] for cell in notebook.cells]))
 """
 
+OF_A_HUB = {
+    "JUPYTERHUB_API_TOKEN": "token",
+    "JUPYTERHUB_API_URL": "http://127.0.0.1:8081/hub/api",
+    "JUPYTERHUB_CLIENT_ID": "jupyterhub-user-ada",
+    "JUPYTERHUB_OAUTH_ACCESS_SCOPES": '["access:servers!user=ada"]',
+    "JUPYTERHUB_SERVICE_PREFIX": "/user/ada/",
+    "JUPYTERHUB_SERVICE_URL": "http://0.0.0.0:8888/user/ada/",
+    "JUPYTERHUB_USER": "ada",
+}
+
+HUB = """
+import http.server, json
+class Hub(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        user = {"name": "ada", "kind": "user", "groups": [], "scopes": ["access:servers!user=ada"]}
+        self.wfile.write(json.dumps(user if self.path == "/hub/api/user" else {"version": "6"}).encode())
+    do_POST = do_GET
+    def log_message(self, *words): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", 8081), Hub).serve_forever()
+"""
+
+ASK_FOR_THE_PAGE = """
+import urllib.request
+address = "http://127.0.0.1:8888/user/ada/"
+for path, said in (("lab", b"jupyter-config-data"), ("api/contents", b'"content"'), ("api/me", b'"ada"')):
+    asked = urllib.request.Request(address + path, headers={"Authorization": "token theirs"})
+    assert said in urllib.request.urlopen(asked).read(), path
+"""
+
+USE_WHAT_IS_SPARED = """
+import re
+server = open("/usr/local/bin/lab-server").read()
+exec(server.split("import jupyterlab.labapp")[0])
+import jupyterhub.log
+from jupyterhub import orm
+import requests
+from jupyterhub.handlers.pages import SpawnHandler
+from jupyterhub.handlers import BaseHandler
+hub = issubclass(SpawnHandler, BaseHandler)
+logged = isinstance(jupyterhub.log.HealthCheckHandler, type)
+print(BaseHandler.__name__, SpawnHandler.__name__, hub, orm.User.__tablename__, logged, requests.get.__name__)
+"""
+
 
 def test_who_runs_what(start: Start) -> None:
     lab = start("sleep", "60")
@@ -63,8 +109,13 @@ def test_what_the_image_says_of_itself(image: Image, start: Start) -> None:
     assert cuda in ("", image.cuda)  # the CPU build brings none
     assert labels["gpuspawner.min-driver"] == (image.min_driver if cuda else "")
     assert labels["gpuspawner.needs-gpu"] == "0"
-    assert labels["org.opencontainers.image.title"] == image.title
-    assert labels["org.opencontainers.image.version"] == image.tag
+    prefix = "org.opencontainers.image."
+    assert {name: value for name, value in labels.items() if name.startswith(prefix)} == {
+        f"{prefix}title": image.title,
+        f"{prefix}version": image.tag,
+        f"{prefix}licenses": "BSD-3-Clause",
+        f"{prefix}description": f"gpuspawner {image.name}: {image.title}",
+    }
     assert "NVIDIA_VISIBLE_DEVICES=void" in config["Env"]
     assert not [entry for entry in config["Env"] if entry.startswith("NVIDIA_DRIVER")]
     assert (config["User"], config["WorkingDir"]) == ("1000:100", "/home/jovyan")
@@ -86,6 +137,25 @@ def test_the_servers_start_imports_nothing_that_takes_a_second(start: Start) -> 
     assert states["jupyterlab"] == "enabled"
     assert states["jupyter_server_terminals"] == "enabled"
     assert (states["jupyter_lsp"], states["notebook_shim"]) == ("disabled", "disabled")
+
+
+def test_the_server_imports_no_more_than_it_uses(start: Start) -> None:
+    """Python's own word for every import, of a server that answered a request for its page."""
+    serve = 'python -c "$HUB" & PYTHONPROFILEIMPORTTIME=1 exec lab-server'
+    lab = start("sh", "-c", serve, environment={**OF_A_HUB, "HUB": HUB})
+    page = ["python", "-c", ASK_FOR_THE_PAGE]
+    _wait_for(lambda: lab.exec_run(page).exit_code == 0, seconds=120)
+    log = lab.logs().decode()
+    imported = set(re.findall(r"^import time: .*\| +(\S+)$", log, re.M))
+    assert {"jupyterlab.labapp", "terminado", "jupyterhub.singleuser.extension"} <= imported
+    spared = {"alembic", "jupyterhub.handlers.base", "lark", "requests.api", "sqlalchemy.orm"}
+    assert imported & spared == set()
+    assert "Traceback" not in log
+
+
+def test_what_the_server_spares_comes_when_it_is_used(start: Start) -> None:
+    done = output(start("sleep", "60"), "python", "-s", "-W", "ignore", "-c", USE_WHAT_IS_SPARED)
+    assert done == "BaseHandler SpawnHandler True users True get\n"
 
 
 def test_pip_installs_into_the_home_and_kernels_see_it(start: Start) -> None:
@@ -138,9 +208,9 @@ def test_starters_arrive_and_never_overwrite(home: str, start: Start) -> None:
 def test_a_home_without_room_starts_all_the_same(start: Start) -> None:
     lab = start("echo", "started", read_only=True)
     assert lab.wait(timeout=30)["StatusCode"] == 0
-    log = lab.logs().decode()
-    assert "start-lab: the starters could not be copied to /home/jovyan/starters" in log
-    assert log.splitlines()[-1] == "started"
+    assert lab.logs(stderr=False) == b"started\n"
+    said = lab.logs(stdout=False).decode().splitlines()  # two streams: Docker may mix their lines in the log
+    assert said[-1] == "start-lab: the starters could not be copied to /home/jovyan/starters"
 
 
 def test_the_server_answers_and_is_healthy(start: Start) -> None:
@@ -148,7 +218,18 @@ def test_the_server_answers_and_is_healthy(start: Start) -> None:
     _wait_for(lambda: lab.exec_run(["check-lab"]).exit_code == 0, seconds=60)
     log = lab.logs().decode()
     assert not re.findall(r"^\[[EC] .*(?:Traceback|Error)", log, re.M)
+
+
+def test_docker_calls_a_server_that_answers_healthy(start: Start) -> None:
+    """The image's own check, asked every second instead of every half minute."""
+    lab = start("jupyter", "lab", "--ServerApp.ip=0.0.0.0", "--no-browser", healthcheck={"interval": 10**9})
     assert lab.image.attrs["Config"]["Healthcheck"]["Test"] == ["CMD", "check-lab"]
+
+    def healthy() -> bool:
+        lab.reload()
+        return str(lab.attrs["State"]["Health"]["Status"]) == "healthy"
+
+    _wait_for(healthy, seconds=60)
 
 
 def test_a_server_that_is_gone_is_not_healthy(start: Start) -> None:
