@@ -186,6 +186,8 @@ async def test_who_is_hit_by_an_illegal_address(system: System, record: Callable
         await asyncio.sleep(3)
         last = (await rates())[-1][0]
         record("fault: neighbour lives on", last > begin + 2)
+        words = await nora.run_in_kernel("print(open('/tmp/neighbour.log').read()[-300:])")
+        record("fault: what the neighbour saw", words)
         work = Attack("new work", "import torch; print(float(torch.ones(9, device='cuda').sum()))", {}, 30)
         while True:
             again = json.loads(await nora.run_in_kernel(run_attack(work)))
