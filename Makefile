@@ -1,10 +1,11 @@
 # The verbs of this project. Each sets up what it needs and is missing; see docs/admin-setup.md.
 #   PYTHON=python3.12   which Python .venv is made from
 #   PY=/path/python     use this environment as it is, instead of .venv
+#   BUNDLE=folder       take all packages from what `make bundle` wrote, and download nothing
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help hub test check test-unit test-nightly test-gpu bench images lock engine clean-demo venv
+.PHONY: help hub test check test-unit test-nightly test-gpu bench images bundle lock engine clean-demo venv
 
 ifdef PY
 venv:
@@ -51,6 +52,10 @@ bench: venv ## paired benchmarks against stock DockerSpawner
 images: venv ## build the lab images, of those only what changed; NAMES="lab-base" builds that one
 	@$(PY) -m setup.ready engine
 	@$(PY) -m images.build $(NAMES)
+
+bundle: venv ## write the folder TO (default: bundle): `make images BUNDLE=` that needs no network
+	@$(PY) -m setup.ready engine
+	@$(PY) -m images.pack $(NAMES)
 
 engine: venv ## see that a Docker Engine runs: install and start one where it is missing
 	@$(PY) -m setup.ready engine

@@ -15,30 +15,34 @@ from typing import Any
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound
 
-from images.engine import build, inputs_of
-from images.table import IMAGES_DIR, Base
+from images.debs import RECORD, Layer, add_packages, apt_settings, installed_in, packages_of
+from images.engine import INPUTS_LABEL, inputs_of
+from images.stock import Stock
+from images.table import Base
 from setup.steps import SetupError, Step
 
 PULL_SECONDS = 20.0  # a registry that has not said a word by then does not answer
+SOURCE_LABEL = "gpuspawner.base"  # what was pulled, by digest; or the bootstrapped image's name
 DISTRIBUTIONS = {"Debian", "Ubuntu"}
 
 
-def ensure_base(client: docker.DockerClient, base: Base, cache: Path, step: Step) -> None:
+def ensure_base(client: docker.DockerClient, base: Base, stock: Stock, step: Step) -> None:
     """Makes sure that `base.reference` is there and up to date.
 
     Raises SetupError if it can be neither pulled nor bootstrapped.
     """
     wanted = os.environ.get("BASE_IMAGE", "")
-    inputs = hashlib.sha256(json.dumps([wanted or base.pull, base.packages]).encode()).hexdigest()
+    # With the record's name: a base that was made before there was one is made anew.
+    what = json.dumps([wanted or base.source, base.packages, RECORD])
+    inputs = hashlib.sha256(what.encode()).hexdigest()
     if inputs_of(client, base.reference) == inputs:
         step.note = f"{base.reference} is there"
         return
-    source = wanted or base.pull
+    source = wanted or base.source
     if has(client, source) or pull(client, source, step):
-        args = {"BASE_IMAGE": source, "PACKAGES": " ".join(base.packages)}
-        labels = {"gpuspawner.inputs": inputs}
-        build(client, [IMAGES_DIR / "base" / "Dockerfile"], base.reference, (args, labels), step)
+        digests = client.images.get(source).attrs["RepoDigests"] or [source]
         step.note = f"from {source}"
+        origin = digests[0]
     elif wanted:
         raise SetupError(
             f"the base image {wanted} could not be pulled",
@@ -46,8 +50,13 @@ def ensure_base(client: docker.DockerClient, base: Base, cache: Path, step: Step
             "own package mirror",
         )
     else:
-        _bootstrap(client, base, cache / "base.tar", inputs, step)
+        source = origin = base.bootstrapped
+        _bootstrap(client, source, stock.folder / "base.tar", step)
         step.note = "bootstrapped from this machine's package mirror"
+    layer = Layer(name="base", parent=source, packages=base.packages)
+    labels = {INPUTS_LABEL: inputs, SOURCE_LABEL: origin}
+    add_packages(client, layer, (base.reference, labels), packages_of(client, layer, stock, step), step)
+    step.note += f", {len(installed_in(client, base.reference).splitlines())} Debian packages"
 
 
 def has(client: docker.DockerClient, reference: str) -> bool:
@@ -108,7 +117,8 @@ def _suite() -> str:
     return ""
 
 
-def _bootstrap(client: docker.DockerClient, base: Base, tar: Path, inputs: str, step: Step) -> None:
+def _bootstrap(client: docker.DockerClient, reference: str, tar: Path, step: Step) -> None:
+    """Makes the image `reference`: the least that apt needs, from this machine's own mirror."""
     if shutil.which("mmdebstrap") is None:
         _install_mmdebstrap(step)
     sources = apt_sources()
@@ -116,38 +126,38 @@ def _bootstrap(client: docker.DockerClient, base: Base, tar: Path, inputs: str, 
     if not sources or not suite:
         raise SetupError(
             "no registry answers, and apt knows no mirror of Debian or Ubuntu to make the base image from",
-            "run `apt-get update`, or name an image that can be pulled in BASE_IMAGE",
+            "run `apt-get update`, name an image that can be pulled in BASE_IMAGE, or a bundle in BUNDLE",
         )
     tar.parent.mkdir(parents=True, exist_ok=True)
-    command = ["mmdebstrap", "--variant=minbase", f"--include={','.join(base.packages)}"]
+    command = ["mmdebstrap", "--variant=minbase", "--include=ca-certificates"]
     command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")]
-    command += [*_apt_options(), suite, str(tar), "-"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("\n".join(sources) + "\n")
-    process.stdin.close()
+    command += [*(f"--aptopt={line}" for line in apt_settings()), suite, str(tar), "-"]
     said: list[str] = []
-    for line in process.stdout:
-        said.append(line.strip())
-        step.detail(f"bootstrapping {suite}: {line.strip()}")
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("\n".join(sources) + "\n")
+        process.stdin.close()
+        for line in process.stdout:
+            said.append(line.strip())
+            step.detail(f"bootstrapping {suite}: {line.strip()}")
     try:
-        if process.wait() != 0:
+        if process.returncode != 0:
             raise SetupError(
                 f"the base image could not be bootstrapped: {' / '.join(said[-3:])}",
                 "see that `apt-get update` works and that there is room on the disk, then run it again",
             )
         step.detail("importing")
-        _import(client, base, tar, inputs)
+        _import(client, reference, tar)
     finally:
         tar.unlink(missing_ok=True)
 
 
-def _import(client: docker.DockerClient, base: Base, tar: Path, inputs: str) -> None:
-    repository, tag = base.reference.rsplit(":", 1)
-    changes = [f"LABEL gpuspawner.inputs={inputs}", 'CMD ["/bin/sh"]']
+def _import(client: docker.DockerClient, reference: str, tar: Path) -> None:
+    repository, tag = reference.rsplit(":", 1)
+    changes = ['CMD ["/bin/sh"]']
     try:
         answer = client.api.import_image_from_file(str(tar), repository=repository, tag=tag, changes=changes)
     except APIError as error:
@@ -156,14 +166,6 @@ def _import(client: docker.DockerClient, base: Base, tar: Path, inputs: str) -> 
         ) from error
     if '"error"' in answer:
         raise SetupError(f"Docker could not import the base image: {answer}", "see that its disk is not full")
-
-
-def _apt_options() -> list[str]:
-    """This machine's own settings that apt needs inside the image too, to reach the same mirror."""
-    keys = ("Acquire::http::Proxy", "Acquire::https::Proxy", "Acquire::Check-Valid-Until")
-    command = ["apt-config", "dump", *keys]
-    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    return [f"--aptopt={line}" for line in lines if line.count('"') == 2 and '""' not in line]
 
 
 def _install_mmdebstrap(step: Step) -> None:

@@ -2,7 +2,8 @@
 
 Usage: python -m images.build [NAME ...]     all images of the table, or these and what they stand on
 Environment: CPU=1 takes the CPU builds even where a driver is; CPU=0 the CUDA builds where none is.
-BASE_IMAGE names another base image. DOCKER_HOST as Docker's own tools.
+BASE_IMAGE names another base image. BUNDLE names what `make bundle` wrote: then nothing is downloaded.
+DOCKER_HOST as Docker's own tools.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,19 +19,22 @@ import docker
 from docker.errors import DockerException
 
 from images.base import ensure_base, has, pull
-from images.engine import INPUTS_LABEL, build, inputs_of, run
+from images.bundle import Bundle, Wanted, open_bundle
+from images.debs import Layer, add_packages, packages_of
+from images.engine import INPUTS_LABEL, build, identity_of, inputs_of, run
+from images.stock import CACHE, Stock
 from images.table import IMAGES_DIR, Image, Table, read_table
-from images.wheels import Target, pin, wheelhouse
+from images.wheels import Lock, Target, offers, pin, wheelhouse
 from setup.steps import SetupError, Step, step
 
-CACHE = IMAGES_DIR.parent / ".cache"
 PROBE = "import platform as p; print('.'.join(p.python_version_tuple()[:2]), p.libc_ver()[1])"
 
 
 def main(arguments: list[str]) -> int:
     """Builds what is missing or out of date; returns the exit status."""
     try:
-        build_images(connect(), read_table(), arguments)
+        table = read_table()
+        build_images(connect(), table, arguments, choose_stock(table))
     except KeyError as error:
         names = ", ".join(image.name for image in read_table().images)
         print(SetupError(f"there is no image {error}", f"take one of: {names}").block(), file=sys.stderr)
@@ -69,59 +74,142 @@ def ensure_named(client: docker.DockerClient, reference: str) -> None:
             )
 
 
-def build_images(client: docker.DockerClient, table: Table, names: list[str]) -> None:
-    """Brings the named images (all, if none is named) and their parents up to date."""
+def choose_stock(table: Table) -> Stock:
+    """The cache, or the bundle that `BUNDLE` names. Raises SetupError if that can't be used here."""
+    path = os.environ.get("BUNDLE", "")
+    if not path:
+        return Stock(CACHE)
+    if os.environ.get("BASE_IMAGE"):
+        raise SetupError("BUNDLE and BASE_IMAGE are both set", "unset one: a bundle has a base image")
+    here = Wanted(tag=table.base.tag, jupyterhub=version("jupyterhub"), cuda=has_driver())
+    return open_bundle(Path(path), here)
+
+
+def build_images(client: docker.DockerClient, table: Table, names: list[str], stock: Stock) -> None:
+    """Brings the named images (all, if none is named) and their parents up to date.
+
+    What can't be built here is left out, with the reason; raises SetupError if it was named.
+    """
     wanted = table.with_parents(names)
     with step("base image") as current:
-        ensure_base(client, table.base, CACHE, current)
+        if isinstance(stock, Bundle):
+            stock.load_base(client, table.base.reference, current)
+        else:
+            ensure_base(client, table.base, stock, current)
     cores = {"base": table.base.reference}
     for image in wanted:
         with step(f"image {image.name}") as current:
-            current.note = _build_one(client, image, cores[image.parent], current)
+            task = Task(client, image, cores.get(image.parent, ""), stock)
+            reason, remedy = task.why_not() if task.parent else (f"{image.parent} is not built", "see above")
+            if reason and names:
+                raise SetupError(f"{image.name} can't be built here: {reason}", remedy)
+            if reason:
+                current.mark, current.note = "–", f"not built: {reason}"
+                continue
+            current.note = task.run(current)
         cores[image.name] = image.core
 
 
-def _build_one(client: docker.DockerClient, image: Image, parent: str, current: Step) -> str:
-    """Builds the image's core and, on top, the starters, each if its inputs changed; returns what it did."""
-    lock, cuda = _choose_lock(client, image, parent)
-    inputs = _digest(inputs_of(client, parent) or "", lock, *_files(image.folder))
-    built = inputs_of(client, image.core) != inputs
-    if built:
-        wheels = wheelhouse(CACHE, image.name, lock, _target(client, parent), current)
-        context: list[Path | tuple[str, Path | bytes]] = [*sorted(image.folder.iterdir())]
-        context = [item for item in context if isinstance(item, Path) and not item.name.endswith(".lock")]
-        context += [("wheels", wheels), ("requirements.lock", lock.encode())]
-        labels = {INPUTS_LABEL: inputs, **_labels(image, cuda)}
-        build(client, context, image.core, ({"BASE": parent}, labels), current)
-    starters = IMAGES_DIR / "notebooks"
-    whole = _digest(inputs, *_files(starters))
-    if inputs_of(client, image.reference) == whole:
-        return f"{image.reference} is up to date"
-    dockerfile = ("Dockerfile", IMAGES_DIR / "starters.Dockerfile")
-    build(
-        client,
-        [dockerfile, ("starters", starters)],
-        image.reference,
-        ({"BASE": image.core}, {INPUTS_LABEL: whole}),
-        current,
-    )
-    return f"{image.reference} {'built' if built else 'has new starters'}{'' if cuda else ', CPU build'}"
+@dataclass(frozen=True)
+class Task:
+    """One image to be brought up to date on top of its parent, with packages from the stock."""
 
+    client: docker.DockerClient
+    image: Image
+    parent: str
+    stock: Stock
 
-def _choose_lock(client: docker.DockerClient, image: Image, parent: str) -> tuple[str, bool]:
-    """The lock to install, with the hub's own version of JupyterHub, and whether it brings CUDA."""
-    cuda = bool(image.cuda)
-    name = image.lock
-    if image.cpu_lock and not has_driver():
-        name, cuda = image.cpu_lock, False
-    lock = pin((image.folder / name).read_text(), "jupyterhub", version("jupyterhub"))
-    return lock, cuda
+    @property
+    def cuda(self) -> bool:
+        """Whether the image's packages bring CUDA."""
+        return bool(self.image.cuda) and (has_driver() or not self.image.cpu_lock)
 
+    @property
+    def lock(self) -> Lock:
+        """The lock to install, with the hub's own version of JupyterHub."""
+        image = self.image
+        name = image.lock if self.cuda or not image.cpu_lock else image.cpu_lock
+        text = pin((image.folder / name).read_text(), "jupyterhub", version("jupyterhub"))
+        return Lock(image.name, text, image.source)
 
-def _target(client: docker.DockerClient, parent: str) -> Target:
-    options = {"entrypoint": [], "network_mode": "none"}
-    python, glibc = run(client, parent, ["python3", "-c", PROBE], **options).split()
-    return Target(python=python, glibc=glibc)
+    @property
+    def target(self) -> Target:
+        """The Python of the parent."""
+        options = {"entrypoint": [], "network_mode": "none"}
+        python, glibc = run(self.client, self.parent, ["python3", "-c", PROBE], **options).split()
+        return Target(python=python, glibc=glibc)
+
+    @property
+    def inputs(self) -> str:
+        """The hash of all that the image's core is built from."""
+        packages = " ".join(self.image.packages)
+        parent = identity_of(self.client, self.parent)
+        return _digest(parent, packages, self.lock.text, *_files(self.image.folder))
+
+    def why_not(self) -> tuple[str, str]:
+        """Why the image can't be built here, and the remedy; "" if it can, or if it is up to date already."""
+        image, stock = self.image, self.stock
+        if inputs_of(self.client, image.core) == self.inputs:
+            return "", ""
+        if isinstance(stock, Bundle):
+            if image.name not in stock.manifest["images"]:
+                return "it is not in the bundle", "make one with it (`make bundle NAMES=`), or leave it out"
+        elif image.elsewhere and not stock.has(self.lock.goods(self.target)):
+            for requirement in map(self.lock.requirement, image.elsewhere):
+                if not offers(requirement, self.target):
+                    return (
+                        f"NVIDIA's package index can't be reached (pip finds no {requirement})",
+                        "name it in pip's settings (docs/admin-setup.md, lab-tensorrt), or leave it out",
+                    )
+        if image.needs_gpu and not has_driver():
+            return (
+                "it is of no use without an NVIDIA GPU, and no driver is loaded here",
+                "build it where a driver is, or set CPU=0 to build it all the same",
+            )
+        return "", ""
+
+    def run(self, current: Step) -> str:
+        """Builds the core and, on top, the starters, each if its inputs changed; returns what it did."""
+        image, inputs = self.image, self.inputs
+        built = inputs_of(self.client, image.core) != inputs
+        if built:
+            self._build_core(inputs, current)
+        starters = IMAGES_DIR / "notebooks"
+        whole = _digest(inputs, *_files(starters))
+        if inputs_of(self.client, image.reference) == whole:
+            return f"{image.reference} is up to date"
+        files = [("Dockerfile", IMAGES_DIR / "starters.Dockerfile"), ("starters", starters)]
+        arguments = ({"BASE": image.core}, {INPUTS_LABEL: whole})
+        build(self.client, [*files], image.reference, arguments, current)
+        did = "built" if built else "has new starters"
+        return f"{image.reference} {did}{', CPU build' if image.cpu_lock and not self.cuda else ''}"
+
+    def downloads(self, current: Step) -> tuple[Path, Path | None]:
+        """The folders with its Python packages and, if it adds any, its Debian packages."""
+        wheels = wheelhouse(self.stock, self.lock, self.target, current)
+        if not self.image.packages:
+            return wheels, None
+        return wheels, packages_of(self.client, self.layer, self.stock, current)
+
+    @property
+    def layer(self) -> Layer:
+        """Its Debian packages on its parent."""
+        return Layer(name=self.image.name, parent=self.parent, packages=self.image.packages)
+
+    def _build_core(self, inputs: str, current: Step) -> None:
+        image, client, start = self.image, self.client, self.parent
+        wheels, debs = self.downloads(current)
+        if debs is not None:
+            start = image.system
+            wanted = _digest(identity_of(client, self.parent), *image.packages)
+            if inputs_of(client, start) != wanted:
+                add_packages(client, self.layer, (start, {INPUTS_LABEL: wanted}), debs, current)
+        context: list[Path | tuple[str, Path | bytes]] = [
+            path for path in sorted(image.folder.iterdir()) if path.suffix != ".lock"
+        ]
+        context += [("wheels", wheels), ("requirements.lock", self.lock.text.encode())]
+        labels = {INPUTS_LABEL: inputs, **_labels(image, self.cuda)}
+        build(client, context, image.core, ({"BASE": start}, labels), current)
 
 
 def _labels(image: Image, cuda: bool) -> dict[str, str]:

@@ -15,6 +15,7 @@ from docker.errors import APIError, ImageNotFound
 from setup.steps import SetupError, Step
 
 INPUTS_LABEL = "gpuspawner.inputs"
+PACKAGES_LABEL = "gpuspawner.packages"
 STAGE_LABEL = "gpuspawner.stage=build"
 
 
@@ -27,6 +28,12 @@ def inputs_of(client: docker.DockerClient, reference: str) -> str | None:
     return str(labels.get(INPUTS_LABEL, ""))
 
 
+def identity_of(client: docker.DockerClient, reference: str) -> str:
+    """What an image on top depends on: this one's inputs and its exact Debian packages."""
+    labels = client.images.get(reference).labels
+    return f"{labels.get(INPUTS_LABEL, '')} {labels.get(PACKAGES_LABEL, '')}"
+
+
 def build(
     client: docker.DockerClient,
     context: list[Path | tuple[str, Path | bytes]],
@@ -34,7 +41,7 @@ def build(
     arguments: tuple[dict[str, str], dict[str, str]],
     step: Step,
 ) -> None:
-    """Builds `tag` with the engine's classic builder: no command line, no plugin.
+    """Builds `tag` with the engine's classic builder: no command line, no plugin, and without network.
 
     `context` lists what the Dockerfile sees: paths under their own name, or pairs of a name and a path or
     content. `arguments` are the build arguments and the labels. Raises SetupError with what the
@@ -69,6 +76,7 @@ def _follow(
         tag=tag,
         buildargs=arguments[0],
         labels=arguments[1],
+        network_mode="none",
         rm=True,
         forcerm=True,
         decode=True,

@@ -69,9 +69,13 @@ def instructions(dockerfile: str, source: str) -> list[Instruction]:
 
 def wanted_of(image: Image, table: Table) -> list[Instruction]:
     """The layers above the operating system that the Dockerfiles of an image and its parents make."""
-    files = [(parent.folder / "Dockerfile", parent.name) for parent in table.with_parents([image.name])]
-    files.append((IMAGES_DIR / "starters.Dockerfile", "starters"))
-    return [found for path, source in files for found in instructions(path.read_text(), source)]
+    wanted: list[Instruction] = []
+    for parent in table.with_parents([image.name]):
+        if parent.packages:  # a layer that images/debs.py makes, below those of the Dockerfile
+            reason = f"Debian packages that it adds: {', '.join(parent.packages)}."
+            wanted.append(Instruction("RUN", "install /debs/*.deb", reason, parent.name))
+        wanted += instructions((parent.folder / "Dockerfile").read_text(), parent.name)
+    return wanted + instructions((IMAGES_DIR / "starters.Dockerfile").read_text(), "starters")
 
 
 def layers_of(image: Image, table: Table, history: History) -> list[Layer]:

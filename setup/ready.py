@@ -45,7 +45,7 @@ def engine() -> None:
 
 def images() -> None:
     """The lab images: all, or the one that GPUSPAWNER_IMAGE names."""
-    from images.build import build_images, connect, ensure_named
+    from images.build import build_images, choose_stock, connect, ensure_named
     from images.table import read_table
 
     client, table = connect(), read_table()
@@ -55,7 +55,7 @@ def images() -> None:
         if wanted and wanted not in ours:
             ensure_named(client, wanted)
         else:
-            build_images(client, table, [ours[wanted]] if wanted else [])
+            build_images(client, table, [ours[wanted]] if wanted else [], choose_stock(table))
     finally:
         client.close()
 

@@ -33,6 +33,7 @@ class Step:
 
     def __init__(self, title: str, out: TextIO) -> None:
         self.note = ""
+        self.mark = "✓"  # or "–" for what was left out
         self._title = title
         self._out = out
         self._live = out.isatty()
@@ -58,7 +59,7 @@ class Step:
 
 @contextmanager
 def step(title: str, out: TextIO | None = None) -> Iterator[Step]:
-    """Shows `title` while the block runs, then a tick and the block's `note`, or a cross."""
+    """Shows `title` while the block runs, then the block's `mark` (a tick) and `note`, or a cross."""
     current = Step(title, out or sys.stdout)
     current.detail("…")
     try:
@@ -66,4 +67,4 @@ def step(title: str, out: TextIO | None = None) -> Iterator[Step]:
     except BaseException:
         current.finish("✗")
         raise
-    current.finish("✓")
+    current.finish(current.mark)

@@ -55,6 +55,14 @@ show_packages() {
   [ ! -t 2 ] || printf '\r\033[K' >&2
 }
 
+# Where `make bundle` has been: its packages and no index.
+from=()
+if [ -n "${BUNDLE:-}" ]; then
+  [ -f "$BUNDLE/hub/python" ] || stop "there is no bundle in $BUNDLE (it has no hub/python)" \
+    "name in BUNDLE the folder that \`make bundle\` wrote, and copy all of it"
+  from=(--no-index --find-links "$BUNDLE/hub" -c "$BUNDLE/hub/constraints.txt")
+fi
+
 python=$(find_python)
 [ -n "$python" ] || stop "Python 3.11 or newer is missing (found: $(python3 --version 2>&1 || echo none))" \
   "install it (Debian 12, Ubuntu 24.04 or newer: apt-get install python3 python3-venv), or name it in PYTHON"
@@ -67,6 +75,12 @@ if [ -x .venv/bin/python ] && [ "$(cat .venv/.ready 2>/dev/null)" = "$wanted" ] 
   exit 0
 fi
 
+if [ -n "${BUNDLE:-}" ]; then
+  have=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  [ "$have" = "$(cat "$BUNDLE/hub/python")" ] || stop \
+    "the bundle $BUNDLE is for Python $(cat "$BUNDLE/hub/python"), and this is Python $have" \
+    "name that Python in PYTHON, or make the bundle where Python $have is"
+fi
 started=$SECONDS
 "$python" -c 'import venv, ensurepip' 2>/dev/null || install_venv "$python"
 say … "Python packages (the first time: about a minute)"
@@ -75,7 +89,7 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
   "$python" -m venv .venv >.cache/venv.log 2>&1 ||
     stop "the virtual environment could not be made: $(tail -n 1 .cache/venv.log)" "see .cache/venv.log"
 fi
-.venv/bin/python -m pip install --progress-bar off -e '.[dev]' </dev/null 2>&1 | show_packages >.cache/pip.log ||
+.venv/bin/python -m pip install --progress-bar off "${from[@]}" -e '.[dev]' </dev/null 2>&1 | show_packages >.cache/pip.log ||
   stop "the Python packages could not be installed: $(grep -m 1 ERROR .cache/pip.log || tail -n 1 .cache/pip.log)" \
     "see .cache/pip.log; pip must reach a package index from here, and the disk must have room"
 echo "$wanted" >.venv/.ready

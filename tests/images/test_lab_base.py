@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -108,7 +109,7 @@ def test_what_the_image_says_of_itself(image: Image, start: Start) -> None:
     cuda = labels["gpuspawner.cuda"]
     assert cuda in ("", image.cuda)  # the CPU build brings none
     assert labels["gpuspawner.min-driver"] == (image.min_driver if cuda else "")
-    assert labels["gpuspawner.needs-gpu"] == "0"
+    assert labels["gpuspawner.needs-gpu"] == str(int(image.needs_gpu))
     prefix = "org.opencontainers.image."
     assert {name: value for name, value in labels.items() if name.startswith(prefix)} == {
         f"{prefix}title": image.title,
@@ -185,6 +186,15 @@ def test_packages_are_the_locked_ones_and_fit_together(image: Image, start: Star
     }
     assert {name: present.get(name) for name in wanted} == wanted
     assert output(lab, "pip", "check") == "No broken requirements found.\n"
+
+
+def test_the_debian_packages_are_written_down(start: Start) -> None:
+    lab = start("sleep", "60")
+    form = "${binary:Package}=${Version} ${Architecture}\n"
+    listed = output(lab, "dpkg-query", "--show", "--showformat", form)
+    assert output(lab, "cat", "/etc/gpuspawner/debian-packages") == listed
+    assert lab.image.labels["gpuspawner.packages"] == hashlib.sha256(listed.encode()).hexdigest()
+    assert lab.image.labels["gpuspawner.base"]  # what was pulled, or that it was bootstrapped
 
 
 def test_nothing_is_compiled_at_start(start: Start) -> None:

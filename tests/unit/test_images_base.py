@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from images import base
+from images import base, debs
 from images.engine import _plain
 from setup.steps import ROOT
 
@@ -35,7 +35,7 @@ def test_sources_are_the_distributions_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_settings_that_are_set_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, 'Acquire::http::Proxy "http://p.invalid:1";\nAcquire::https::Proxy "";\n')
-    assert base._apt_options() == ['--aptopt=Acquire::http::Proxy "http://p.invalid:1";']
+    assert debs.apt_settings() == ['Acquire::http::Proxy "http://p.invalid:1";']
 
 
 def test_nothing_that_builds_names_an_address() -> None:

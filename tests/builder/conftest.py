@@ -1,0 +1,64 @@
+"""The builder itself, on a real engine: under a tag of the tests' own, so that no lab's image is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import docker
+import pytest
+from docker.errors import DockerException, ImageNotFound
+
+from images.table import Table, read_table
+
+
+@pytest.fixture
+def engine() -> Iterator[docker.DockerClient]:
+    """The Docker Engine of this machine."""
+    try:
+        client = docker.from_env(timeout=600)
+        client.ping()
+    except DockerException as error:
+        pytest.skip(f"no Docker Engine answers here: {error}")
+    yield client
+    client.close()
+
+
+def under_tag(table: Table, tag: str) -> Table:
+    """The same images under another tag."""
+    images = tuple(replace(image, tag=tag) for image in table.images)
+    return replace(table, base=replace(table.base, tag=tag), images=images)
+
+
+@pytest.fixture
+def tag(engine: docker.DockerClient) -> Iterator[str]:
+    """A tag of the test's own; the images that have it are gone afterwards."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    yield name
+    for image in engine.images.list():
+        for reference in image.tags:
+            if reference.startswith("gpuspawner/") and reference.split(":")[-1].startswith(name):
+                with contextlib.suppress(DockerException):
+                    engine.images.remove(reference, force=True)
+
+
+@pytest.fixture
+def adopt(engine: docker.DockerClient, tag: str) -> Callable[..., Table]:
+    """Gives the named images of this machine the test's tag too, as if they had been built under it."""
+
+    def run(*names: str) -> Table:
+        table = read_table()
+        images = {image.name: image for image in table.images}
+        references = [table.base.reference]
+        references += [text for name in names for text in (images[name].core, images[name].reference)]
+        for reference in references:
+            try:
+                image = engine.images.get(reference)
+            except ImageNotFound:
+                pytest.skip(f"{reference} is not built: make images")
+            image.tag(reference.replace(f":{table.base.tag}", f":{tag}"))
+        return under_tag(table, tag)
+
+    return run
