@@ -7,7 +7,7 @@ The broker reads this file too. What differs between installations comes from th
     GPUSPAWNER_STATE_DIR        database, keys, socket (default /var/lib/gpuspawner)
     GPUSPAWNER_PASSWORD         one password for all users, 8 characters or more
     GPUSPAWNER_ADMIN_PASSWORD   the password of `admin`, 32 characters or more
-    GPUSPAWNER_IMAGE            what labs run (default gpuspawner/lab-torch:0.1.0)
+    GPUSPAWNER_IMAGE            what labs run (default: the `default` of images/images.toml)
     GPUSPAWNER_SIMULATED        the simulated GPUs where there are none, "2 x H100 80GB"
     GPUSPAWNER_NAME             name of this hub's network, containers and volumes (default gpuspawner)
     GPUSPAWNER_SUBNET           addresses of the labs' network (default 10.213.0.0/20)
@@ -17,6 +17,7 @@ The broker reads this file too. What differs between installations comes from th
 
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 from gpuspawner.container import gateway_of
@@ -97,7 +98,11 @@ c.JupyterHub.services = [
 # 7. The server starts in a container of its own. A user may have several, each with a name.
 c.JupyterHub.spawner_class = "gpu-docker"
 c.JupyterHub.allow_named_servers = True
-c.GpuDockerSpawner.image = os.environ.get("GPUSPAWNER_IMAGE", "gpuspawner/lab-torch:0.1.0")
+if "GPUSPAWNER_IMAGE" in os.environ:
+    c.GpuDockerSpawner.image = os.environ["GPUSPAWNER_IMAGE"]
+else:
+    images = tomllib.loads((Path(__file__).parent / "images" / "images.toml").read_text())
+    c.GpuDockerSpawner.image = f"gpuspawner/{images['default']}:{images['tag']}"
 c.GpuDockerSpawner.hub_id = name
 c.GpuDockerSpawner.prefix = name
 c.GpuDockerSpawner.network_name = name

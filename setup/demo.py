@@ -17,6 +17,7 @@ from pathlib import Path
 from gpuspawner.container import gateway_of
 from gpuspawner.errors import ConfigError
 
+from images.table import read_table
 from setup.steps import ROOT, SetupError
 
 USER_LENGTH, ADMIN_LENGTH = 8, 32  # the least that JupyterHub's shared-password authenticator takes
@@ -77,7 +78,7 @@ def read_demo(environ: Mapping[str, str]) -> Demo:
         state_dir=state_dir,
         name=name,
         subnet=subnet,
-        image=environ.get("GPUSPAWNER_IMAGE") or "gpuspawner/lab-torch:0.1.0",
+        image=environ.get("GPUSPAWNER_IMAGE") or read_table().default_image.reference,
         password=password,
         admin_password=admin_password,
     )

@@ -18,6 +18,7 @@ import docker
 import docker.errors
 import pytest
 
+from images.table import read_table
 from tests.hubstart import end_hub, own_settings, start_hub
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +26,7 @@ CONFIG = ROOT / "jupyterhub_config.py"
 START_SECONDS = 90
 REQUIRED = "GPUSPAWNER_REQUIRE_GPU"
 """Set by `make test-gpu`: there, what is missing is a failure and not a skip."""
-IMAGE = "gpuspawner/lab-base:0.1.0"
+IMAGE = next(image.reference for image in read_table().images if image.name == "lab-base")
 """The smaller of the lab images: it has NumPy, and starts sooner."""
 
 

@@ -15,11 +15,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from running import ROOT, System, running_system
 
+from images.table import read_table
+
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
 
 PICTURES = ROOT / "docs" / "images"
 READY_MS = 120_000
-IMAGE = "gpuspawner/lab-torch:0.1.0"
+IMAGE = read_table().default_image.reference
 """What `make hub` runs: the starters need PyTorch."""
 PRODUCT = "import numpy as np; a = np.arange(12).reshape(3, 4); print('trace', np.trace(a @ a.T))"
 

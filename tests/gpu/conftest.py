@@ -15,6 +15,8 @@ from gpuspawner.errors import GpuSpawnerError
 from gpuspawner.node.inventory import open_inventory
 from gpuspawner.settings import GpuSite
 
+from images.table import read_table
+
 sys.path.insert(0, str(Path(__file__).parent))  # this folder's own helpers
 sys.path.insert(0, str(Path(__file__).parents[1]))  # those that several folders share
 from running import System, running_system
@@ -38,7 +40,7 @@ def _real_gpu() -> None:
 
 @contextmanager
 def _system(folder: Path, site: dict[str, Any]) -> Iterator[System]:
-    image = os.environ.get("GPUSPAWNER_IMAGE", "gpuspawner/lab-torch:0.1.0")
+    image = os.environ.get("GPUSPAWNER_IMAGE") or read_table().default_image.reference
     settings = {"GPUSPAWNER_IMAGE": image, "GPUSPAWNER_GPU_SITE": json.dumps(site)}
     with running_system(folder, config=HERE / "gpu_config.py", **settings) as running:
         yield running
