@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from images.base import has
 from images.build import connect
 from images.table import IMAGES_DIR, Image, Table, read_table
 from setup.steps import SetupError
@@ -72,7 +73,8 @@ def wanted_of(image: Image, table: Table) -> list[Instruction]:
     wanted: list[Instruction] = []
     for parent in table.with_parents([image.name]):
         if parent.packages:  # a layer that images/debs.py makes, below those of the Dockerfile
-            reason = f"Debian packages that it adds: {', '.join(parent.packages)}."
+            purposes = zip(parent.packages, parent.packages_for, strict=True)
+            reason = f"Debian packages: {', '.join(f'{name} ({purpose})' for name, purpose in purposes)}."
             wanted.append(Instruction("RUN", "install /debs/*.deb", reason, parent.name))
         wanted += instructions((parent.folder / "Dockerfile").read_text(), parent.name)
     return wanted + instructions((IMAGES_DIR / "starters.Dockerfile").read_text(), "starters")
@@ -124,6 +126,9 @@ def main(arguments: list[str]) -> int:
         client = connect()
         for image in table.images:
             if names and image.name not in names:
+                continue
+            if not has(client, image.reference):
+                tables.append(f"### {image.name}\n\nNot built on the machine of this table.\n")
                 continue
             cuda = client.images.get(image.reference).labels.get("gpuspawner.cuda")
             build = ", CPU build" if image.cuda and not cuda else ""

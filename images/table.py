@@ -14,7 +14,7 @@ IMAGES_DIR = Path(__file__).resolve().parent
 class Image:
     """One lab image. Versions are strings as NVIDIA writes them; "" where there is no need.
 
-    `packages` are Debian's. `source` names Python packages of its lock that are published as source only,
+    `packages` are Debian's, `packages_for` says what each is for. `source` names Python packages of its lock that are published as source only,
     `elsewhere` those that are on NVIDIA's own index and not on PyPI.
     """
 
@@ -28,6 +28,7 @@ class Image:
     lock: str
     cpu_lock: str
     packages: tuple[str, ...] = ()
+    packages_for: tuple[str, ...] = ()
     source: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
 
@@ -146,7 +147,8 @@ def _image(item: dict[str, Any], tag: str) -> Image:
         needs_gpu=item["needs_gpu"],
         lock=item["lock"],
         cpu_lock=item.get("cpu_lock", ""),
-        packages=tuple(item.get("packages", ())),
+        packages=tuple(item.get("packages", {})),
+        packages_for=tuple(item.get("packages", {}).values()),
         source=tuple(item.get("source", ())),
         elsewhere=tuple(item.get("elsewhere", ())),
     )

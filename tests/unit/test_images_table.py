@@ -47,6 +47,7 @@ def test_the_table() -> None:
                 name="lab-torch", title="JupyterLab with PyTorch", parent="lab-base", tag="0.1.0",
                 cuda="13.0", min_driver="580", needs_gpu=False, lock="requirements.lock",
                 cpu_lock="requirements-cpu.lock", packages=("g++", "libpython3-dev"),
+                packages_for=("the compiler of torch.compile", "Python's headers for Triton"),
             ),
             Image(
                 name="lab-tensorrt", title="JupyterLab with PyTorch and TensorRT", parent="lab-torch",
