@@ -14,8 +14,8 @@ IMAGES_DIR = Path(__file__).resolve().parent
 class Image:
     """One lab image. Versions are strings as NVIDIA writes them; "" where there is no need.
 
-    `packages` are Debian's, `packages_for` says what each is for. `source` names Python packages of its lock that are published as source only,
-    `elsewhere` those that are on NVIDIA's own index and not on PyPI.
+    `packages` are Debian's, `packages_for` says what each is for. `source` names Python packages of its
+    lock that are published as source only, `elsewhere` those that are on NVIDIA's own index and not on PyPI.
     """
 
     name: str
