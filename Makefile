@@ -32,6 +32,7 @@ check: venv ## lint and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(PY) -m mypy --explicit-package-bases setup images/*.py
+	@MYPYPATH=bench:spawner $(PY) -m mypy --explicit-package-bases $(filter-out bench/config_%,$(wildcard bench/*.py))
 
 test-unit: venv ## the tests that need no Docker, under a minute
 	@$(PYTEST) tests/unit $(ARGS)

@@ -118,7 +118,7 @@ def main() -> int:
     else:
         import gpuspawner.node.guard as module
 
-        module.ProcessTable = _InContainers  # type: ignore[misc]
+        module.ProcessTable = _InContainers  # type: ignore[attr-defined]
         share, alone = scripted_run(wanted.processes, wanted.gpus, wanted.seconds)
         what = f"{wanted.processes} processes on {wanted.gpus} GPUs"
     rich.print(

@@ -33,10 +33,11 @@ from rich.table import Table
 from spawn import percentile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from images.build import CACHE, PROBE, connect
+from images.build import PROBE, connect
 from images.engine import INPUTS_LABEL, build, inputs_of, run
+from images.stock import CACHE, Stock
 from images.table import read_table
-from images.wheels import Target, pin, wheelhouse
+from images.wheels import Lock, Target, pin, wheelhouse
 from setup.steps import step
 
 PLAIN_DOCKERFILE = Path(__file__).resolve().parent / "plain" / "Dockerfile"
@@ -106,15 +107,16 @@ def plain_image(client: docker.DockerClient) -> str:
     table = read_table()
     lab = next(image for image in table.images if image.name == "lab-base")
     reference, base = f"{PLAIN}:{lab.tag}", table.base.reference
-    lock = pin((lab.folder / lab.lock).read_text(), "jupyterhub", version("jupyterhub"))
-    parts = (inputs_of(client, base) or "", lock, PLAIN_DOCKERFILE.read_text())
+    text = pin((lab.folder / lab.lock).read_text(), "jupyterhub", version("jupyterhub"))
+    lock = Lock(lab.name, text)
+    parts = (inputs_of(client, base) or "", text, PLAIN_DOCKERFILE.read_text())
     inputs = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     with step(f"image {reference}") as current:
         if inputs_of(client, reference) != inputs:
             probed = run(client, base, ["python3", "-c", PROBE], network_mode="none").split()
-            wheels = wheelhouse(CACHE, lab.name, lock, Target(*probed), current)
+            wheels = wheelhouse(Stock(CACHE), lock, Target(*probed), current)
             context: list[Path | tuple[str, Path | bytes]] = [
-                PLAIN_DOCKERFILE, ("wheels", wheels), ("requirements.lock", lock.encode()),
+                PLAIN_DOCKERFILE, ("wheels", wheels), ("requirements.lock", text.encode()),
             ]  # fmt: skip
             build(client, context, reference, ({"BASE": base}, {INPUTS_LABEL: inputs}), current)
     return reference
