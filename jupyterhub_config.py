@@ -12,7 +12,7 @@ The broker reads this file too. What differs between installations comes from th
     GPUSPAWNER_NAME             name of this hub's network, containers and volumes (default gpuspawner)
     GPUSPAWNER_SUBNET           addresses of the labs' network (default 10.213.0.0/20)
     GPUSPAWNER_PROXY            command of configurable-http-proxy, if it isn't on the PATH
-    GPUSPAWNER_CONFIG           what the broker reads, if another file loads this one (default: this file)
+    GPUSPAWNER_CONFIG           your own file, which loads this one, for hub and broker (default: this file)
 """
 
 import os

@@ -37,6 +37,7 @@ class Demo:
     image: str
     password: str
     admin_password: str
+    config: Path = ROOT / "jupyterhub_config.py"
 
     @property
     def url(self) -> str:
@@ -58,6 +59,7 @@ class Demo:
             "GPUSPAWNER_IMAGE": self.image,
             "GPUSPAWNER_PASSWORD": self.password,
             "GPUSPAWNER_ADMIN_PASSWORD": self.admin_password,
+            "GPUSPAWNER_CONFIG": str(self.config),
         }
 
 
@@ -81,7 +83,19 @@ def read_demo(environ: Mapping[str, str]) -> Demo:
         image=environ.get("GPUSPAWNER_IMAGE") or read_table().default_image.reference,
         password=password,
         admin_password=admin_password,
+        config=_config(environ.get("GPUSPAWNER_CONFIG") or str(ROOT / "jupyterhub_config.py")),
     )
+
+
+def _config(text: str) -> Path:
+    """The settings that hub and broker read."""
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise SetupError(
+            f"GPUSPAWNER_CONFIG={path} isn't there",
+            "name a file that loads jupyterhub_config.py, or unset it",
+        )
+    return path
 
 
 def _port(text: str) -> int:

@@ -116,7 +116,7 @@ class Launch:
         if self._demo.log.exists() and self._demo.log.stat().st_size > LOG_BYTES:
             self._demo.log.rename(self._demo.log.with_suffix(".log.1"))
         environment = {**os.environ, **self._demo.environment(), "PATH": search_path()}
-        command = [sys.executable, "-m", "jupyterhub", "-f", str(ROOT / "jupyterhub_config.py")]
+        command = [sys.executable, "-m", "jupyterhub", "-f", str(self._demo.config)]
         # A session of its own: Ctrl-C reaches this program alone, which then ends the hub in order.
         hub = subprocess.Popen(
             command, cwd=self._demo.state_dir, env=environment, stdin=subprocess.DEVNULL, text=True,

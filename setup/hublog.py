@@ -7,7 +7,7 @@ from collections import deque
 
 _HUB = re.compile(r"^\[(?P<level>[DIWEC]) ")
 _PROXY = re.compile(r"^\S+Z \[ConfigProxy\] (?:\x1b\[\d+m)?(?P<level>debug|info|warn|error)")
-_REASON = re.compile(r"^\s*(?:[\w.]+\.)?\w*(?:Error|Exception|Fault)\b\s*:")
+_REASON = re.compile(r"^\s*(?:[\w.]+\.)?\w*(?:Error|Exception|Fault)\b\s*:|^gpuspawner broker: ")
 _PROXY_LEVELS = {"debug": "D", "info": "I", "warn": "I", "error": "W"}
 
 

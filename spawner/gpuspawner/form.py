@@ -148,7 +148,7 @@ def _render_images(images: AllowedImages) -> str:
         kinds = "any" if images.any else ", ".join(pattern.text for pattern in images.patterns)
         about = f"Left empty: {'what is chosen above' if parts else 'the usual one'}. Allowed: {kinds}."
         if not images.any:
-            about += " * stands for any characters."
+            about += " * stands for any characters but /."
         parts.append(_TYPED.format(label=label, about=escape(about), most=MAX_CHARS))
     return "".join(parts)
 

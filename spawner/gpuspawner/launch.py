@@ -34,7 +34,7 @@ CONFIRM_SECONDS = 10.0
 """So long a start waits for a broker that is being restarted, as the client does with its hold."""
 WAITING_ADVICE = (
     "All that suit your choice are taken. This page goes on by itself when it is your turn, and you may "
-    "close it meanwhile. To have a server at once, press Stop Server and choose CPU. Who holds what is on "
+    "close it meanwhile. To have a server at once, press Stop Server and choose CPU. How many are free is on "
     "the GPU page, under Services."
 )
 _CONFIRM_PAUSE_SECONDS = 0.1

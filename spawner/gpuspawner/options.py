@@ -52,7 +52,9 @@ def parse_options(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO
         raise BadOption(f"Options must be an object with a 'profile'. {_choices(tiers)}")
     for key in options:
         if key not in (PROFILE, IMAGE):
-            raise BadOption(f"There is no option {_shown(key)}. {_choices(tiers)}")
+            raise BadOption(
+                f"There is no option {_shown(key)}. The options are {PROFILE} and {IMAGE}. {_choices(tiers)}"
+            )
     tier = _parse_tier(options[PROFILE], tiers) if PROFILE in options else tiers[0]
     if IMAGE not in options:
         return Choice(tier)

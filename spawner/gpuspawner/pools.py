@@ -44,8 +44,9 @@ def _check_tier(tier: Tier, pools: Sequence[Pool]) -> None:
     where = f"c.GpuSite.tiers: tier {tier.name!r}"
     named = [pool for pool in pools if tier.pool in (None, pool.name)]
     if tier.pool is not None and not named:
-        known = ", ".join(repr(pool.name) for pool in pools) or "none is set"
-        raise ConfigError(f"{where} names the pool {tier.pool!r}: c.GpuSite.pools has {known}")
+        known = ", ".join(repr(pool.name) for pool in pools)
+        has = f"has {known}" if known else "is not set"
+        raise ConfigError(f"{where} names the pool {tier.pool!r}: c.GpuSite.pools {has}")
     if not pools and tier.mode is not Mode.SLICE:
         return  # without pools of one's own there are one of whole GPUs and one of MIG instances
     serving = [pool for pool in named if pool.mode is tier.mode]

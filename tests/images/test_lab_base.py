@@ -102,6 +102,13 @@ def test_who_runs_what(start: Start) -> None:
     assert output(lab, "sh", "-c", "stat -c '%U:%G %a' $HOME") == "jovyan:users 755\n"
 
 
+def test_a_terminal_has_the_notebooks_python_and_pip(start: Start) -> None:
+    """JupyterLab starts a login shell, for which Debian sets PATH anew."""
+    said = output(start("sleep", "60"), "bash", "-lc", "command -v python pip jupyter; echo $PATH")
+    assert said.splitlines()[:3] == ["/opt/lab/bin/python", "/opt/lab/bin/pip", "/opt/lab/bin/jupyter"]
+    assert said.splitlines()[3].startswith("/opt/lab/bin:/home/jovyan/.local/bin:")
+
+
 def test_what_the_image_says_of_itself(image: Image, start: Start) -> None:
     lab = start("true")
     config = lab.image.attrs["Config"]

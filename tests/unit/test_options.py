@@ -113,8 +113,14 @@ def test_what_a_form_can_choose(raw: Any, choice: Choice) -> None:
         ({"profile": True}, "There is no profile of type bool. Choose as profile: cpu or gpu."),
         ({"profile": "y" * 10**6}, f"There is no profile '{'y' * 40}…'. Choose as profile: cpu or gpu."),
         ({"profile": "a\x1b\ud800"}, "There is no profile 'a\\x1b\\ud800'. Choose as profile: cpu or gpu."),
-        ({"devices": []}, "There is no option 'devices'. Choose as profile: cpu or gpu."),
-        ({7: []}, "There is no option of type int. Choose as profile: cpu or gpu."),
+        (
+            {"devices": []},
+            "There is no option 'devices'. The options are profile and image. Choose as profile: cpu or gpu.",
+        ),
+        (
+            {7: []},
+            "There is no option of type int. The options are profile and image. Choose as profile: cpu or gpu.",
+        ),
         ({"image": "lab:2"}, "There is no image 'lab:2': choose usual or other"),
         ({"image": {"a": 1}}, "There is no image of type dict: choose usual or other"),
     ],
@@ -133,7 +139,10 @@ def test_a_refusal_says_what_can_be_chosen(raw: Any, sentence: str) -> None:
         ({"profile": ["cpu", "gpu"]}, "Give 'profile' once. Choose as profile: cpu or gpu."),
         ({"profile": []}, "Give 'profile' once. Choose as profile: cpu or gpu."),
         ({"profile": [""]}, "There is no profile ''. Choose as profile: cpu or gpu."),
-        ({"key_file": [{"body": b"x"}]}, "There is no option 'key_file'. Choose as profile: cpu or gpu."),
+        (
+            {"key_file": [{"body": b"x"}]},
+            "There is no option 'key_file'. The options are profile and image. Choose as profile: cpu or gpu.",
+        ),
     ],
 )
 def test_a_form_is_refused_with_the_same_sentences(raw: Any, sentence: str) -> None:

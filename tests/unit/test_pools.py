@@ -155,7 +155,7 @@ def test_pools_that_cannot_work_together(pools: list[dict[str, Any]], said: str)
         ({"mode": "slice"}, [{"name": "p"}], "has mode 'slice', but no pool has that mode"),
         ({"devices": 1}, [SLICES], "has mode 'whole', but no pool has that mode"),
         ({"devices": 1, "pool": "q"}, [{"name": "p"}], "names the pool 'q': c.GpuSite.pools has 'p'"),
-        ({"devices": 1, "pool": "q"}, [], "names the pool 'q': c.GpuSite.pools has none is set"),
+        ({"devices": 1, "pool": "q"}, [], "names the pool 'q': c.GpuSite.pools is not set"),
         ({"devices": 1, "pool": "class"}, [{"name": "p"}, {**SLICES, "devices": ["GPU-a"]}],
          "has mode 'whole', but pool 'class' has mode 'slice'"),
         ({"mode": "slice"}, [{"name": "p", "mode": "slice", "sizes": ["8G", "16G"]}], "memory is missing"),

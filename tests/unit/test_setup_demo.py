@@ -48,7 +48,10 @@ def test_defaults(tmp_path: Path) -> None:
 
 
 def test_what_is_given_is_passed_on(tmp_path: Path) -> None:
+    own = tmp_path / "course.py"
+    own.write_text("load_subconfig('/srv/gpuspawner/jupyterhub_config.py')")
     given = {
+        "GPUSPAWNER_CONFIG": str(own),
         "GPUSPAWNER_PORT": "9100",
         "GPUSPAWNER_STATE_DIR": str(tmp_path),
         "GPUSPAWNER_NAME": "course",
@@ -58,6 +61,11 @@ def test_what_is_given_is_passed_on(tmp_path: Path) -> None:
         "GPUSPAWNER_ADMIN_PASSWORD": "a" * 32,
     }
     assert read_demo(given).environment() == given
+    own.unlink()
+    with pytest.raises(
+        SetupError, match=r"^GPUSPAWNER_CONFIG=/.*/course\.py isn't there: name a file that loads"
+    ):
+        read_demo(given)
 
 
 def test_made_up_passwords_stay_the_same_and_private(tmp_path: Path) -> None:

@@ -44,6 +44,14 @@ def test_the_reason_is_found_among_the_noise() -> None:
     ]
 
 
+def test_what_keeps_the_broker_from_starting_is_a_reason() -> None:
+    log = HubLog()
+    words = "gpuspawner broker: c.GpuSite.pools has 'class' twice: give each pool a name of its own"
+    ended = "[C 2026-11-23 18:24:27.438 JupyterHub app:3808] Service gpu exited with status 1"
+    shown(log, f"{words}\n{ended}\n1Z [ConfigProxy] warn: Terminated\n")
+    assert log.last_words() == [words, ended]
+
+
 def test_without_a_reason_the_last_lines_have_to_do() -> None:
     log = HubLog()
     shown(log, "".join(f"line {number}\n" for number in range(20)))
