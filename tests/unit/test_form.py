@@ -140,10 +140,8 @@ def test_where_patterns_are_allowed_a_name_may_be_typed() -> None:
     assert '<option value="one">one</option>' in page
     assert 'for="server-image-typed">Or another image, by its name</label>' in page
     assert '<input class="form-control" type="text" name="image_typed"' in page
-    assert (
-        "Left empty: what is chosen above. Allowed: quay.io/jupyter/*:2026-*. * stands for any characters but /"
-        in page
-    )
+    assert "Left empty: what is chosen above. Allowed: quay.io/jupyter/*:2026-*. " in page
+    assert "* stands for any characters but /." in page
     page = render_form([card], allow_images("*"))
     assert "<select" not in page
     assert "Left empty: the usual one. Allowed: any.</div>" in page

@@ -65,6 +65,9 @@ def outcome(parse: Callable[[Any, Any, Any], Choice], raw: Any, allowed: Any) ->
     return choice
 
 
+OPTIONS = "The options are profile and image. Choose as profile: cpu or gpu."
+
+
 @pytest.mark.parametrize(
     ("raw", "choice"),
     [
@@ -115,11 +118,11 @@ def test_what_a_form_can_choose(raw: Any, choice: Choice) -> None:
         ({"profile": "a\x1b\ud800"}, "There is no profile 'a\\x1b\\ud800'. Choose as profile: cpu or gpu."),
         (
             {"devices": []},
-            "There is no option 'devices'. The options are profile and image. Choose as profile: cpu or gpu.",
+            f"There is no option 'devices'. {OPTIONS}",
         ),
         (
             {7: []},
-            "There is no option of type int. The options are profile and image. Choose as profile: cpu or gpu.",
+            f"There is no option of type int. {OPTIONS}",
         ),
         ({"image": "lab:2"}, "There is no image 'lab:2': choose usual or other"),
         ({"image": {"a": 1}}, "There is no image of type dict: choose usual or other"),
@@ -141,7 +144,7 @@ def test_a_refusal_says_what_can_be_chosen(raw: Any, sentence: str) -> None:
         ({"profile": [""]}, "There is no profile ''. Choose as profile: cpu or gpu."),
         (
             {"key_file": [{"body": b"x"}]},
-            "There is no option 'key_file'. The options are profile and image. Choose as profile: cpu or gpu.",
+            f"There is no option 'key_file'. {OPTIONS}",
         ),
     ],
 )
