@@ -183,6 +183,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["broker"]:
         return broker_app.main(arguments[1:])
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in GpuSpawnerApp.subcommands:
+        known = ", ".join(GpuSpawnerApp.subcommands)
+        print(f"gpuspawner: there is no command {arguments[0]!r}: take {known}", file=sys.stderr)
+        return 2
     app = GpuSpawnerApp()
     app.initialize(arguments)
     app.start()

@@ -314,3 +314,10 @@ def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> 
         "status",
         "broker",
     ]
+
+
+def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bogus"]) == 2
+    assert capsys.readouterr().err == (
+        "gpuspawner: there is no command 'bogus': take doctor, status, broker\n"
+    )
