@@ -146,13 +146,15 @@ async def test_all_learn_of_a_fault_and_the_next_tries_again(pulls: Pulls) -> No
 
 
 async def test_a_thread_that_breaks_is_a_fault(pulls: Pulls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    told = threading.Event()  # by Python, in the thread, after the fault was passed on
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: told.set())
 
     def broken(feed: Callable[[Event], None]) -> None:
         raise RuntimeError("odd")
 
     with pytest.raises(EngineFault, match="the pull's thread broke"):
         await pulls.pull("lab", broken, lambda news: None)
+    assert await asyncio.to_thread(told.wait, 5)
 
 
 @pytest.mark.parametrize(
