@@ -24,6 +24,8 @@ USER_LENGTH, ADMIN_LENGTH = 8, 32  # the least that JupyterHub's shared-password
 SOCKET_BYTES = 100  # a unix socket's path may have 107
 ROOM_BYTES = 1 << 20
 DATABASE_SECONDS = 2.0
+CONFIG = ROOT / "jupyterhub_config.py"
+"""The project's own settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Demo:
     image: str
     password: str
     admin_password: str
-    config: Path = ROOT / "jupyterhub_config.py"
+    config: Path = CONFIG
 
     @property
     def url(self) -> str:
@@ -83,13 +85,13 @@ def read_demo(environ: Mapping[str, str]) -> Demo:
         image=environ.get("GPUSPAWNER_IMAGE") or read_table().default_image.reference,
         password=password,
         admin_password=admin_password,
-        config=_config(environ.get("GPUSPAWNER_CONFIG") or str(ROOT / "jupyterhub_config.py")),
+        config=_config(Path(environ.get("GPUSPAWNER_CONFIG") or CONFIG)),
     )
 
 
-def _config(text: str) -> Path:
+def _config(given: Path) -> Path:
     """The settings that hub and broker read."""
-    path = Path(text).expanduser().absolute()
+    path = given.expanduser().absolute()
     if not path.is_file():
         raise SetupError(
             f"GPUSPAWNER_CONFIG={path} isn't there",

@@ -112,14 +112,8 @@ ATTACKS = (
     Attack("limit malformed", GRAB + "grab(20)", NO_LIMIT),
     Attack("percentage raised", PERCENT, {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "100"}),
     Attack("percentage lowered", PERCENT, {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "5"}),
-    Attack(
-        "20 GiB by cuMemCreate", GRAB + "grab(20)", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    ),
-    Attack(
-        "20 GiB by cuMemCreate, limit malformed",
-        GRAB + "grab(20)",
-        {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **NO_LIMIT},
-    ),
+    Attack("20 GiB by cuMemCreate", GRAB + "grab(20)", CREATE),
+    Attack("20 GiB by cuMemCreate, limit malformed", GRAB + "grab(20)", CREATE | NO_LIMIT),
     Attack("MPS pipe elsewhere", GRAB + "grab(20)", {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}),
     Attack("MPS pipe elsewhere, 1 GiB", GRAB + "grab(1, 10)", {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}),
     Attack("parent and child, 6 GiB each", GRAB + CHILD, seconds=25),

@@ -1,4 +1,4 @@
-"""The container of a user's server, as Docker knows it."""
+"""What several of these tests share: a pool of slices, and the container of a user's server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import Any
 
 import docker
 from running import System
+
+EIGHT_SLICES: dict[str, Any] = {
+    "pools": [{"name": "class", "mode": "slice", "slices": 8, "mps": True}],
+    "tiers": [{"name": "cpu"}, {"name": "slice", "mode": "slice", "memory": "8G"}],
+}
+"""Pools and tiers: a GPU in eight, 8 GiB each."""
 
 
 def inspected(system: System, user: str, server: str = "") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import docker
 import pytest
-from lab import container_of
+from lab import EIGHT_SLICES, container_of
 from webclient import logged_in, serving
 
 pytestmark = pytest.mark.gpu
@@ -24,14 +24,9 @@ os.execvpe(sys.executable, [sys.executable, *sys.argv[1:]], environment)
 """
 """CDI changes the environment of a container's first process only, not that of `docker exec`."""
 
-SLICE_SITE = {
-    "pools": [{"name": "class", "mode": "slice", "slices": 8, "mps": True}],
-    "tiers": [{"name": "cpu"}, {"name": "slice", "mode": "slice", "memory": "8G"}],
-}
-
 
 @pytest.mark.parametrize(
-    ("share", "site", "tier"), [("the whole device", {}, "gpu"), ("a slice of 8 GiB", SLICE_SITE, "slice")]
+    ("share", "site", "tier"), [("the whole device", {}, "gpu"), ("a slice of 8 GiB", EIGHT_SLICES, "slice")]
 )
 async def test_every_notebook_runs_whole(
     share: str, site: dict[str, Any], tier: str, start_system: Callable[[dict[str, Any]], Any],

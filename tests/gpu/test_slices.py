@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from attacks import ATTACKS, GRAB, ILLEGAL_ADDRESS, Attack
-from lab import container_of
+from lab import EIGHT_SLICES, container_of
 from running import System
 from sampler import Sampler
 from webclient import Client, KernelEnded, all_free, logged_in, serving, whole_status
@@ -20,10 +20,7 @@ pytestmark = pytest.mark.gpu
 
 GIB = 1 << 30
 QUOTA_BYTES = 8 * GIB
-SITE = {
-    "pools": [{"name": "class", "mode": "slice", "slices": 8, "mps": True}],
-    "tiers": [{"name": "cpu"}, {"name": "slice", "mode": "slice", "memory": "8G"}],
-}
+SITE = EIGHT_SLICES
 
 RUN = """
 import json, os, subprocess, sys, time
