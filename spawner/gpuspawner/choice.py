@@ -28,7 +28,7 @@ from .errors import (
 from .form import hinder, make_cards, render_form
 from .model import Tier
 from .needs import obstacle, read_machine, read_needs
-from .options import PROFILE, Choice, parse_form, parse_options
+from .options import PROFILE, Choice, parse_form, parse_options, refill
 from .reference import AllowedImages, allow_images
 from .settings import GpuSite
 
@@ -50,6 +50,7 @@ class ChoiceSpawner(DockerSpawner):
         super().__init__(**kwargs)
         self.site = GpuSite(parent=self)
         self.lease_id = ""
+        self._refused: object = None
 
     @default("options_form")
     def _options_form_default(self) -> Callable[..., Any]:
@@ -94,7 +95,9 @@ class ChoiceSpawner(DockerSpawner):
             hinder(card, obstacles.get(card.tier.name, ""), usable=bool(images))
             for card in make_cards(self.tiers, document, problem)
         ]
-        return render_form(cards, images)
+        # What was refused is shown once more, to be mended; else what the last start had.
+        refused, self._refused = self._refused, None
+        return render_form(cards, images, refill(self.user_options if refused is None else refused))
 
     async def _obstacles(self, document: dict[str, Any] | None) -> dict[str, str]:
         """Why a tier's own image would be of no use here, by the tier's name; what isn't known hinders none.
@@ -129,6 +132,7 @@ class ChoiceSpawner(DockerSpawner):
         try:
             return parse_form(form, self.tiers, self.offered_images()).as_options()
         except (BadOption, ConfigError) as problem:
+            self._refused = form
             raise self._sorry(problem) from None
 
     def options_from_query(self, query_data: Any) -> dict[str, str]:

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from .model import Guarantee, Mode, Tier
-from .options import NO_IMAGES
+from .options import NO_IMAGES, Filled
 from .reference import MAX_CHARS, AllowedImages
 from .units import format_bytes
 
@@ -18,6 +18,8 @@ _GUARANTEES = {
     Guarantee.GUARDED: "guarded, whatever goes over it is ended within seconds",
     Guarantee.NONE: "none, it is simulated",
 }
+
+_NOTHING = Filled()
 
 _FORM = """\
 <fieldset class="gpuspawner-tiers mb-3">
@@ -38,7 +40,6 @@ _IMAGES = """\
 <div class="mb-3">
 <label class="form-label" for="server-image">Image</label>
 <select class="form-select" name="image" id="server-image">
-<option value="" selected>The usual one</option>
 {options}
 </select>
 </div>
@@ -48,7 +49,8 @@ _TYPED = """\
 <div class="mb-3">
 <label class="form-label" for="server-image-typed">{label}</label>
 <input class="form-control" type="text" name="image_typed" id="server-image-typed" maxlength="{most}"
- autocomplete="off" autocapitalize="none" spellcheck="false" aria-describedby="server-image-about">
+ value="{value}" autocomplete="off" autocapitalize="none" spellcheck="false"
+ aria-describedby="server-image-about">
 <div class="form-text" id="server-image-about">{about}</div>
 </div>
 """
@@ -118,12 +120,18 @@ def _worth(tier: Tier, live: Mapping[str, Any]) -> str:
     return f"{memory} and up to {percent:g} % of the GPU's compute. Guarantee: {_GUARANTEES[guarantee]}."
 
 
-def render_form(cards: Sequence[TierCard], images: AllowedImages = NO_IMAGES) -> str:
-    """The form's inside; JupyterHub puts `<form>` and the button round it. Everything is escaped."""
-    first = next((card.tier.name for card in cards if card.usable), None)
-    tiers = "\n".join(_render_card(card, card.tier.name == first) for card in cards)
-    note = '<p class="text-danger">No choice can start now.</p>\n' if first is None else ""
-    return _FORM.format(tiers=tiers, note=note, images=_render_images(images))
+def render_form(
+    cards: Sequence[TierCard], images: AllowedImages = NO_IMAGES, filled: Filled = _NOTHING
+) -> str:
+    """The form's inside; JupyterHub puts `<form>` and the button round it. Everything is escaped.
+
+    Of `filled` is picked what can still be picked; else the first tier that can start, and its own image.
+    """
+    usable = [card.tier.name for card in cards if card.usable]
+    picked = filled.profile if filled.profile in usable else next(iter(usable), None)
+    tiers = "\n".join(_render_card(card, card.tier.name == picked) for card in cards)
+    note = "" if usable else '<p class="text-danger">No choice can start now.</p>\n'
+    return _FORM.format(tiers=tiers, note=note, images=_render_images(images, filled.image))
 
 
 def _render_card(card: TierCard, checked: bool) -> str:
@@ -136,12 +144,14 @@ def _render_card(card: TierCard, checked: bool) -> str:
     )
 
 
-def _render_images(images: AllowedImages) -> str:
+def _render_images(images: AllowedImages, picked: str) -> str:
     """A list if there is something to choose in it, and a field where a name may be typed."""
     names = list(images.listed)
-    parts = []
+    parts, typed = [], picked
     if len(names) > 1 or (names and images.typed):
-        options = "\n".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
+        typed = "" if picked in names else picked
+        choices = [("", "The usual one"), *((name, name) for name in names)]
+        options = "\n".join(_render_option(*choice, picked if not typed else "") for choice in choices)
         parts.append(_IMAGES.format(options=options))
     if images.typed:
         label = "Or another image, by its name" if parts else "Image, by its name"
@@ -149,8 +159,14 @@ def _render_images(images: AllowedImages) -> str:
         about = f"Left empty: {'what is chosen above' if parts else 'the usual one'}. Allowed: {kinds}."
         if not images.any:
             about += " * stands for any characters but /."
-        parts.append(_TYPED.format(label=label, about=escape(about), most=MAX_CHARS))
+        value = escape(typed[:MAX_CHARS])
+        parts.append(_TYPED.format(label=label, about=escape(about), most=MAX_CHARS, value=value))
     return "".join(parts)
+
+
+def _render_option(value: str, label: str, picked: str) -> str:
+    selected = " selected" if value == picked else ""
+    return f'<option value="{escape(value)}"{selected}>{escape(label)}</option>'
 
 
 def _sentences(*parts: str) -> str:

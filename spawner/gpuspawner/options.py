@@ -6,7 +6,7 @@ site allows it, `image` comes out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import BadOption
@@ -42,6 +42,14 @@ class Choice:
         return options
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What stands in the form when it is shown: what its user sent or started last. Nothing is checked."""
+
+    profile: str = ""
+    image: str = ""
+
+
 def parse_options(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES) -> Choice:
     """`user_options` as they arrive by REST, or as stored. Nothing chosen is the first tier.
 
@@ -70,11 +78,10 @@ def parse_form(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IM
     """
     if not isinstance(raw, Mapping):
         raise BadOption(f"The form can't be read. {_choices(tiers)}")
-    options: dict[str, object] = {}
-    for key, values in raw.items():
-        if key in _IGNORED:
+    options: dict[object, object] = {}
+    for name, values in _fields(raw):
+        if name in _IGNORED:
             continue
-        name = key.removeprefix(_QUERY_PREFIX) if isinstance(key, str) else key
         if not isinstance(values, list) or len(values) != 1:
             raise BadOption(f"Give {_shown(name)} once. {_choices(tiers)}")
         if name in (IMAGE, TYPED) and values[0] == "":
@@ -84,6 +91,21 @@ def parse_form(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IM
         typed = options.pop(TYPED)
         options[IMAGE] = typed.strip(" ") if isinstance(typed, str) else typed  # as pasted
     return parse_options(options, tiers, images)
+
+
+def refill(raw: object) -> Filled:
+    """What of form data, or of stored options, can be shown in the form again."""
+    values = {}
+    for name, value in _fields(raw) if isinstance(raw, Mapping) else ():
+        first = value[0] if isinstance(value, list) and value else value
+        values[name] = first.strip(" ") if isinstance(first, str) else ""
+    return Filled(values.get(PROFILE, ""), values.get(TYPED) or values.get(IMAGE, ""))
+
+
+def _fields(raw: Mapping[object, object]) -> Iterator[tuple[object, object]]:
+    """Form data with the names that the form's fields have."""
+    for key, values in raw.items():
+        yield key.removeprefix(_QUERY_PREFIX) if isinstance(key, str) else key, values
 
 
 def _parse_tier(value: object, tiers: Sequence[Tier]) -> Tier:

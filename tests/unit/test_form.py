@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from gpuspawner.form import TierCard, hinder, make_cards, render_form
 from gpuspawner.model import Mode, Tier
-from gpuspawner.reference import allow_images
+from gpuspawner.options import Filled
+from gpuspawner.reference import MAX_CHARS, allow_images
 
 CPU = Tier("cpu", "CPU", "No GPU.")
 GPU = Tier("gpu", "One GPU", "A whole GPU.", device_count=1)
@@ -145,6 +147,27 @@ def test_where_patterns_are_allowed_a_name_may_be_typed() -> None:
     page = render_form([card], allow_images("*"))
     assert "<select" not in page
     assert "Left empty: the usual one. Allowed: any.</div>" in page
+
+
+@pytest.mark.parametrize(
+    ("filled", "tier", "listed", "typed"),
+    [
+        (Filled(), "cpu", "", ""),
+        (Filled("pair", "two"), "pair", "two", ""),
+        (Filled("pair", 'quay.io/"x'), "pair", "", "quay.io/&quot;x"),
+        (Filled("gpu"), "cpu", "", ""),  # not usable now
+        (Filled("gone", "x" * 5000), "cpu", "", "x" * MAX_CHARS),
+    ],
+)
+def test_what_was_picked_last_is_picked_again_where_it_can_be(
+    filled: Filled, tier: str, listed: str, typed: str
+) -> None:
+    cards = [TierCard(CPU, True, ""), TierCard(GPU, False, ""), TierCard(PAIR, True, "")]
+    page = render_form(cards, allow_images(["one", "two", "quay.io/*:*"]), filled)
+    checked = re.findall(r'value="(\w+)"\n aria-describedby="[\w-]+" required checked', page)
+    assert checked == [tier]
+    assert re.findall(r'<option value="(\w*)" selected', page) == [listed]
+    assert re.findall(rf'maxlength="{MAX_CHARS}"\n value="([^"]*)"', page) == [typed]
 
 
 def test_a_tier_whose_image_is_of_no_use_says_so_before_the_click() -> None:

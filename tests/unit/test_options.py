@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gpuspawner.errors import BadOption
 from gpuspawner.model import Tier
-from gpuspawner.options import NO_IMAGES, Choice, parse_form, parse_options
+from gpuspawner.options import NO_IMAGES, Choice, Filled, parse_form, parse_options, refill
 from gpuspawner.reference import allow_images
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +46,28 @@ def test_options_are_a_choice_or_refused(raw: Any, allowed: Any) -> None:
 @given(forms, images)
 def test_a_form_is_a_choice_or_refused(raw: Any, allowed: Any) -> None:
     outcome(parse_form, raw, allowed)
+
+
+@given(options | forms)
+def test_anything_can_be_shown_in_the_form_again(raw: Any) -> None:
+    filled = refill(raw)
+    assert isinstance(filled.profile, str)
+    assert isinstance(filled.image, str)
+
+
+@pytest.mark.parametrize(
+    ("raw", "filled"),
+    [
+        (None, Filled()),
+        ({"profile": "gpu"}, Filled("gpu")),
+        ({"profile": "gpu", "image": "usual"}, Filled("gpu", "usual")),
+        ({"profile": ["gpu"], "image": ["usual"], "image_typed": [" lab:3 "]}, Filled("gpu", "lab:3")),
+        ({"opt-profile": ["gpu"], "opt-image": ["usual"], "opt-image_typed": [""]}, Filled("gpu", "usual")),
+        ({"profile": [["gpu"]], "image": 3, "image_typed": []}, Filled()),
+    ],
+)
+def test_what_was_sent_or_stored_is_shown_again(raw: Any, filled: Filled) -> None:
+    assert refill(raw) == filled
 
 
 def outcome(parse: Callable[[Any, Any, Any], Choice], raw: Any, allowed: Any) -> Choice | None:

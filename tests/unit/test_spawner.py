@@ -343,3 +343,14 @@ async def test_the_form_says_which_tier_s_image_is_of_no_use(monkeypatch: pytest
         assert "lab:1 is of no use without a GPU: choose a tier with a GPU, or another image." in form
         assert "lab:1 needs a real GPU, and this machine&#x27;s are simulated: choose another image." in form
         assert (form.count(" disabled>"), spawner.calls) == (disabled, ["inspect_image"])
+
+
+async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() -> None:
+    config = Config({"GpuDockerSpawner": {"allowed_images": ["quay.io/jupyter/*:*"]}})
+    spawner = make_spawner(config, inspect_image=[None] * 3)
+    spawner.user_options = {"profile": "cpu", "image": "quay.io/jupyter/base:1"}
+    with pytest.raises(SpawnException, match=r"quay\.io/jupiter/base:1"):
+        spawner._read_form({"profile": ["cpu"], "image_typed": ["quay.io/jupiter/base:1"]})
+    for shown in ("quay.io/jupiter/base:1", "quay.io/jupyter/base:1", "quay.io/jupyter/base:1"):
+        form = await spawner.get_options_form()
+        assert f'value="{shown}" autocomplete' in form
