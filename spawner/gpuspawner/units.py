@@ -20,6 +20,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def format_time(at: datetime) -> str:
+    """`at` for people, who may read it days later: "2026-03-01 12:30 UTC"."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def parse_bytes(text: str | int, what: str = "a size") -> int:
     """Bytes of `text`: "8G", "512M", "80GiB" (powers of 1024, as Docker and JupyterHub), or a number.
 

@@ -189,7 +189,7 @@ async def test_two_watchers_and_one_that_goes(allocator: Allocator) -> None:
 
 
 NOTICE = (
-    "GPU 0 was withdrawn at 10:21 UTC: XID 79: GPU has fallen off the bus."
+    "GPU 0 was withdrawn at 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
     " Save your work, stop this server and start a new one."
 )
 LOST = DeviceHealth(
@@ -233,8 +233,8 @@ async def test_notice_of_two_simulated_or_unnumbered_devices(ledger: Ledger, tim
     await allocator.set_health(DeviceHealth("GPU-2", False, "it can't be read."))
     (told,) = await allocator.set_health(DeviceHealth("GPU-x", False))
     assert told.notice == (
-        "Simulated GPU 2 was withdrawn at 12:00 UTC: it can't be read."
-        " GPU GPU-x was withdrawn at 12:00 UTC: it can't be used."
+        "Simulated GPU 2 was withdrawn at 2025-03-01 12:00 UTC: it can't be read."
+        " GPU GPU-x was withdrawn at 2025-03-01 12:00 UTC: it can't be used."
         " Save your work, stop this server and start a new one."
     )
     assert await allocator.set_health(DeviceHealth("GPU-unknown", False)) == ()

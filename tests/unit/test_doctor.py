@@ -121,7 +121,7 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
                 note(
                     "GPU left out",
                     "GPU 1: It is lost.",
-                    "Mend it and restart the broker; the others are leased",
+                    "Mend it; the broker takes it up when it can be read. The others are leased",
                 ),
                 note(
                     "CUDA checkpoint",

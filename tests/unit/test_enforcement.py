@@ -188,7 +188,7 @@ async def test_who_loses_a_process_is_told_and_it_is_counted(machine: Machine) -
     await broker._on_guard(event)
     await broker._on_guard(replace(event, offence=Offence.NO_LEASE, lease_id=None))
     await broker._on_guard(replace(event, lease_id=None, container_id="gone"))
-    assert machine.holders.told == [(lease.id, "12:30 UTC: It was over.")] * 2
+    assert machine.holders.told == [(lease.id, "2026-01-01 12:30 UTC: It was over.")] * 2
     record = EndedProcess(
         NOW, "memory", lease.id, "hub", "user-1", "", f"{1:064x}", A, 7, "python3", 9, 8, 2.0, "It was over."
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from gpuspawner.errors import ConfigError
-from gpuspawner.units import format_bytes, ordinal, parse_bytes, utc_now
+from gpuspawner.units import format_bytes, format_time, ordinal, parse_bytes, utc_now
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,6 +65,11 @@ def test_ordinals() -> None:
         "1st", "2nd", "3rd", "4th", "10th", "11th", "12th", "13th", "20th", "21st", "22nd", "23rd", "101st",
         "111th", "112th",
     ]  # fmt: skip
+
+
+def test_a_time_is_told_with_its_date_and_in_utc() -> None:
+    berlin = timezone(timedelta(hours=2))
+    assert format_time(datetime(2026, 6, 1, 0, 30, tzinfo=berlin)) == "2026-05-31 22:30 UTC"
 
 
 def test_the_clock_is_utc() -> None:

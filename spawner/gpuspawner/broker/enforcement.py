@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ from ..node.inventory import Inventory
 from ..node.judge import Orders, Quota
 from ..node.mps import MpsChange, MpsPace, MpsService
 from ..node.mpscontrol import MpsLimits
+from ..units import format_time
 from .journal import Journal
 from .ledger import EndedProcess
 from .metrics import Metrics
@@ -228,7 +228,7 @@ class Enforcement:
         lease = next((each for each in self._holders.leases() if _is_of(event, each)), None)
         await self._tools.journal.add(_record_of(event, lease))
         if lease is not None:
-            await self._holders.tell(lease.id, f"{_clock(event.at)}: {event.sentence}")
+            await self._holders.tell(lease.id, f"{format_time(event.at)}: {event.sentence}")
 
     # ---- MPS
 
@@ -372,7 +372,3 @@ def _record_of(event: GuardEvent, lease: Lease | None) -> EndedProcess:
         over_seconds=event.over_seconds,
         sentence=event.sentence,
     )
-
-
-def _clock(at: datetime) -> str:
-    return f"{at:%H:%M} UTC"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..model import Device, DeviceHealth, Mode
-from ..units import format_bytes
+from ..units import format_bytes, format_time
 from .placement import Want
 
 _SAVE = "Save your work, stop this server and start a new one."
@@ -40,7 +40,7 @@ def no_capacity(want: Want, known: int) -> str:
 
 
 def _withdrawn_one(device: Device, health: DeviceHealth) -> str:
-    when = f" at {health.since:%H:%M} UTC" if health.since is not None else ""
+    when = f" at {format_time(health.since)}" if health.since is not None else ""
     reason = health.reason.rstrip(". ") or "it can't be used"
     return f"{_name(device)} was withdrawn{when}: {reason}."
 

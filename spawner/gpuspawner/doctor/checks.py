@@ -74,7 +74,8 @@ def _driver(facts: Facts) -> Iterator[Finding]:
 
 def _devices(facts: Facts) -> Iterator[Finding]:
     for sentence in facts.driver.left_out if facts.driver else ():
-        yield _note("GPU left out", sentence, "Mend it and restart the broker; the others are leased")
+        remedy = "Mend it; the broker takes it up when it can be read. The others are leased"
+        yield _note("GPU left out", sentence, remedy)
     if facts.inventory_error:
         yield _problem("GPUs", facts.inventory_error, "Mend this first: no GPU can be leased")
         return
