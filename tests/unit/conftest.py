@@ -1,4 +1,4 @@
-"""A ledger on a disk, and time that the test moves."""
+"""A ledger on a disk, time that the test moves, and a scripted driver."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ import pytest
 from gpuspawner.broker.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger, Steady
 from gpuspawner.errors import LedgerFault
+from gpuspawner.node.inventory import NvmlInventory
 
-from tests.unit.lease_examples import GPU0, GPU1
+from tests.nvml import scripted
+from tests.nvml.scripted import Gpu, Script
+from tests.unit.lease_examples import GPU0, GPU1, UUIDS
 
 pytest.register_assert_rewrite(
     "tests.unit.allocator_machine", "tests.unit.share_walk", "tests.unit.slice_machine"
@@ -121,6 +124,23 @@ def query(path: Path) -> Callable[[str], list[tuple[Any, ...]]]:
             connection.close()
 
     return run
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Script]:
+    """The scripted NVML library, with two whole GPUs."""
+    with scripted.loaded(tmp_path / "nvml") as script:
+        script.gpus = [Gpu(uuid) for uuid in UUIDS]
+        script.write()
+        yield script
+
+
+@pytest.fixture
+def inventory(script: Script) -> Iterator[NvmlInventory]:
+    """The scripted library's devices, by the real pynvml."""
+    inventory = NvmlInventory()
+    yield inventory
+    inventory.close()
 
 
 @pytest.fixture(scope="session")

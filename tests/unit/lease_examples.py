@@ -1,7 +1,8 @@
-"""Two GPUs and leases with short names: what the allocator's tests by example have in common."""
+"""GPUs and leases that several tests look at."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,3 +32,15 @@ def lease(lease_id: str, state: LeaseState, *uuids: str, count: int = 1, **more:
 
 WAITING, RESERVED, RUNNING = LeaseState.WAITING, LeaseState.RESERVED, LeaseState.RUNNING
 RELEASING, CLOSED = LeaseState.RELEASING, LeaseState.CLOSED
+
+PAIR = Lease(
+    id="1" * 32, hub="hub", user="ada", server="", tier="gpu", state=RESERVED, device_count=2,
+    created_at=NOON, since=NOON, model="H100", device_uuids=("GPU-b", "GPU-a"), memory_bytes=160 << 30,
+)  # fmt: skip
+PAIR_RUNNING = replace(PAIR, state=RUNNING, container_id="c" * 64)
+
+UUIDS = ("GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002")
+TRAIN = Lease(
+    id="0123456789abcdef" * 2, hub="hub-1", user="ada", server="train", tier="pair", state=RESERVED,
+    device_count=2, created_at=NOON, since=NOON, device_uuids=UUIDS, memory_bytes=171_041_619_968,
+)  # fmt: skip

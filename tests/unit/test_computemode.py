@@ -14,8 +14,9 @@ from gpuspawner.node.inventory import ComputeMode, NvmlInventory
 
 from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Script
+from tests.unit.lease_examples import UUIDS
 
-A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+A, B = UUIDS
 DEFAULT, EXCLUSIVE, PROHIBITED = ComputeMode.DEFAULT, ComputeMode.EXCLUSIVE_PROCESS, ComputeMode.PROHIBITED
 
 
@@ -25,13 +26,6 @@ def script(tmp_path: Path) -> Iterator[Script]:
         script.gpus = [Gpu(A), Gpu(B, mode=PROHIBITED)]
         script.write()
         yield script
-
-
-@pytest.fixture
-def inventory(script: Script) -> Iterator[NvmlInventory]:
-    inventory = NvmlInventory()
-    yield inventory
-    inventory.close()
 
 
 def modes(inventory: NvmlInventory) -> tuple[ComputeMode, ComputeMode]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from docker.types import HostConfig
 from gpuspawner.errors import ConfigError
-from gpuspawner.model import ContainerPatch, Lease, LeaseState, Mode
+from gpuspawner.model import ContainerPatch, Lease, Mode
 from gpuspawner.node.cdispec import CdiSpecs
 from gpuspawner.node.injection import (
     EngineFacts,
@@ -24,7 +23,9 @@ from gpuspawner.node.injection import (
     read_local,
 )
 
-A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+from tests.unit.lease_examples import TRAIN, UUIDS
+
+A, B = UUIDS
 VERSION_20 = {"Version": "20.10.24+dfsg1", "ApiVersion": "1.41"}
 INFO_20 = {
     "Runtimes": {"runc": {"path": "runc"}, "io.containerd.runc.v2": {"path": "runc"}},
@@ -44,20 +45,6 @@ INFO_28 = {
         {"Source": "other", "ID": f"nvidia.com/gpu={B}"},
     ],
 }
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LEASE = Lease(
-    id="0123456789abcdef" * 2,
-    hub="hub-1",
-    user="ada",
-    server="train",
-    tier="pair",
-    state=LeaseState.RESERVED,
-    device_count=2,
-    created_at=NOW,
-    since=NOW,
-    device_uuids=(A, B),
-    memory_bytes=171_041_619_968,
-)
 GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
 NO_CDI = "Docker Engine 20.10.24+dfsg1 has no CDI (it came with Engine 25): take Engine 28.3 or newer"
 SWITCHED_OFF = (
@@ -170,7 +157,7 @@ def test_what_can_not_work_is_refused_with_the_remedy(
 
 ENV = {
     "NVIDIA_VISIBLE_DEVICES": "void",
-    "GPUSPAWNER_LEASE": LEASE.id,
+    "GPUSPAWNER_LEASE": TRAIN.id,
     "GPUSPAWNER_TIER": "pair",
     "GPUSPAWNER_DEVICES": f"{A},{B}",
     "GPUSPAWNER_DEVICE_COUNT": "2",
@@ -178,7 +165,7 @@ ENV = {
     "GPUSPAWNER_COMPUTE_PERCENT": "100",
 }
 LABELS = {
-    "gpuspawner.lease": LEASE.id,
+    "gpuspawner.lease": TRAIN.id,
     "gpuspawner.hub": "hub-1",
     "gpuspawner.user": "ada",
     "gpuspawner.server": "train",
@@ -211,7 +198,7 @@ def test_the_patch_whole(
     more_env: dict[str, str],
     requests: tuple[dict[str, Any], ...],
 ) -> None:
-    patch = make_patch(LEASE, injection, simulated, "/state/leases/x")
+    patch = make_patch(TRAIN, injection, simulated, "/state/leases/x")
     assert patch == ContainerPatch(
         env={**ENV, **more_env}, labels=LABELS, mounts=(MOUNT,), device_requests=requests
     )
@@ -230,10 +217,10 @@ SLICE = {
 @pytest.mark.parametrize(
     ("lease", "labels"),
     [
-        (replace(LEASE, mode=Mode.MIG), {"gpuspawner.mode": "mig"}),
-        (replace(LEASE, mode=Mode.SLICE, memory_bytes=8 << 30, compute_percent=25.0, mps=True), SLICE),
+        (replace(TRAIN, mode=Mode.MIG), {"gpuspawner.mode": "mig"}),
+        (replace(TRAIN, mode=Mode.SLICE, memory_bytes=8 << 30, compute_percent=25.0, mps=True), SLICE),
         (
-            replace(LEASE, mode=Mode.SLICE, memory_bytes=8 << 30),
+            replace(TRAIN, mode=Mode.SLICE, memory_bytes=8 << 30),
             {name: value for name, value in SLICE.items() if "percent" not in name},
         ),
     ],

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import gpuspawner
@@ -28,10 +27,10 @@ from gpuspawner.node.inventory import (
 from gpuspawner.node.simulated import SimulatedInventory
 from gpuspawner.settings import GpuSite
 
-from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Script
+from tests.unit.lease_examples import UUIDS
 
-A, B, C = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002", "GPU-c"
+(A, B), C = UUIDS, "GPU-c"
 H100 = Device(
     uuid=A,
     model="NVIDIA H100 80GB HBM3",
@@ -44,21 +43,6 @@ H100 = Device(
 )
 LOST = pynvml.NVML_ERROR_GPU_IS_LOST
 LOST_SENTENCE = "The GPU is lost (it fell off the bus): reset it or restart the machine (NVML: GPU is lost)"
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Iterator[Script]:
-    with scripted.loaded(tmp_path / "nvml") as script:
-        script.gpus = [Gpu(A), Gpu(B)]
-        script.write()
-        yield script
-
-
-@pytest.fixture
-def inventory(script: Script) -> Iterator[NvmlInventory]:
-    inventory = NvmlInventory()
-    yield inventory
-    inventory.close()
 
 
 def uuids(inventory: NvmlInventory) -> list[str]:

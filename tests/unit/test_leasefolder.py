@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from gpuspawner.errors import LedgerFault
-from gpuspawner.model import Lease, LeaseState
 from gpuspawner.node.leasefolder import LeaseFolders
 
-A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LEASE = Lease(
-    id="0123456789abcdef" * 2,
-    hub="hub-1",
-    user="ada",
-    server="train",
-    tier="pair",
-    state=LeaseState.RESERVED,
-    device_count=2,
-    created_at=NOW,
-    since=NOW,
-    device_uuids=(A, B),
-    memory_bytes=171_041_619_968,
-)
+from tests.unit.lease_examples import TRAIN, UUIDS
+
+A, B = UUIDS
 
 
 def test_the_lease_s_folder(tmp_path: Path) -> None:
     folders = LeaseFolders(tmp_path)
     assert folders.ids() == ()
-    folder = folders.write(LEASE, simulated=False)
-    assert folder == tmp_path / "leases" / LEASE.id
-    folders.write(replace(LEASE, notice="GPU 0 is lost."), simulated=False)
+    folder = folders.write(TRAIN, simulated=False)
+    assert folder == tmp_path / "leases" / TRAIN.id
+    folders.write(replace(TRAIN, notice="GPU 0 is lost."), simulated=False)
     assert json.loads((folder / "lease.json").read_text()) == {
-        "id": LEASE.id,
+        "id": TRAIN.id,
         "user": "ada",
         "server": "train",
         "tier": "pair",
@@ -54,24 +40,24 @@ def test_the_lease_s_folder(tmp_path: Path) -> None:
         ("notice", 0o644),
     ]
     assert folder.stat().st_mode & 0o777 == 0o755
-    assert folders.ids() == (LEASE.id,)
-    folders.remove(LEASE.id)
-    folders.remove(LEASE.id)
+    assert folders.ids() == (TRAIN.id,)
+    folders.remove(TRAIN.id)
+    folders.remove(TRAIN.id)
     assert folders.ids() == ()
 
 
 @pytest.mark.parametrize(
-    "lease_id", ["", "..", "../" * 10 + "ab", LEASE.id.upper(), LEASE.id + "\n", "0" * 31]
+    "lease_id", ["", "..", "../" * 10 + "ab", TRAIN.id.upper(), TRAIN.id + "\n", "0" * 31]
 )
 def test_only_a_lease_id_becomes_a_folder(tmp_path: Path, lease_id: str) -> None:
     with pytest.raises(ValueError, match=r"is no lease id$"):
-        LeaseFolders(tmp_path).write(replace(LEASE, id=lease_id), simulated=True)
+        LeaseFolders(tmp_path).write(replace(TRAIN, id=lease_id), simulated=True)
 
 
 def test_a_state_folder_that_can_not_be_written_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "leases").write_text("in the way")
     with pytest.raises(LedgerFault) as caught:
-        LeaseFolders(tmp_path).write(LEASE, simulated=True)
+        LeaseFolders(tmp_path).write(TRAIN, simulated=True)
     assert str(caught.value) == (
-        f"{tmp_path}/leases/{LEASE.id} can't be written: Not a directory. Check disk and rights"
+        f"{tmp_path}/leases/{TRAIN.id} can't be written: Not a directory. Check disk and rights"
     )

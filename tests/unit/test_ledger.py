@@ -25,13 +25,7 @@ from gpuspawner.model import Lease, LeaseState
 from hypothesis import given
 from hypothesis import strategies as st
 
-NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
-LEASE = Lease(
-    id="1" * 32, hub="hub", user="ada", server="", tier="gpu", state=LeaseState.RESERVED, device_count=2,
-    created_at=NOON, since=NOON, model="H100", device_uuids=("GPU-b", "GPU-a"), memory_bytes=160 << 30,
-)  # fmt: skip
-RUNNING = replace(LEASE, state=LeaseState.RUNNING, container_id="c" * 64)
-
+from tests.unit.lease_examples import NOON, PAIR, PAIR_RUNNING
 
 # What is written is read.
 
@@ -92,32 +86,32 @@ async def test_unknown_is_none(ledger: Ledger) -> None:
 
 
 async def test_any_zone_comes_back_as_utc(ledger: Ledger) -> None:
-    tokyo = replace(LEASE, since=NOON.astimezone(ZoneInfo("Asia/Tokyo")))
+    tokyo = replace(PAIR, since=NOON.astimezone(ZoneInfo("Asia/Tokyo")))
     await ledger.save(tokyo, at=NOON)
     (found,) = await ledger.living()
-    assert (found, found.since.tzinfo) == (LEASE, UTC)
+    assert (found, found.since.tzinfo) == (PAIR, UTC)
 
 
 async def test_order_of_arrival_outlives_a_clock_set_back(ledger: Ledger) -> None:
-    second = replace(LEASE, id="2" * 32, created_at=NOON - timedelta(hours=1))
-    await ledger.save(LEASE, at=NOON)
+    second = replace(PAIR, id="2" * 32, created_at=NOON - timedelta(hours=1))
+    await ledger.save(PAIR, at=NOON)
     await ledger.save(second, at=NOON)
-    await ledger.save(RUNNING, at=NOON)
-    assert await ledger.living() == (RUNNING, second)
+    await ledger.save(PAIR_RUNNING, at=NOON)
+    assert await ledger.living() == (PAIR_RUNNING, second)
 
 
 async def test_many_leases(ledger: Ledger) -> None:
     """More than SQLite takes as parameters of one statement."""
-    many = tuple(replace(LEASE, id=f"{number:032x}") for number in range(1200))
+    many = tuple(replace(PAIR, id=f"{number:032x}") for number in range(1200))
     await ledger.save(*many, at=NOON)
     assert await ledger.living() == many
 
 
 async def test_erased_leases_never_were(ledger: Ledger, times: Any) -> None:
-    await ledger.save(RUNNING, replace(RUNNING, id="2" * 32), at=NOON)
+    await ledger.save(PAIR_RUNNING, replace(PAIR_RUNNING, id="2" * 32), at=NOON)
     times.pass_seconds(10)
-    await ledger.save(at=NOON, erase=[RUNNING.id, "3" * 32])
-    assert await ledger.find(RUNNING.id) is None
+    await ledger.save(at=NOON, erase=[PAIR_RUNNING.id, "3" * 32])
+    assert await ledger.find(PAIR_RUNNING.id) is None
     assert await ledger.gpu_seconds("ada", NOON) == 20.0
 
 
@@ -153,8 +147,8 @@ async def test_a_migration_that_fails_leaves_nothing_behind(
 
 
 async def test_on_disk_before_save_returns(ledger: Ledger, path: Path, query: Any) -> None:
-    await ledger.save(LEASE, at=NOON)
-    assert query("SELECT id, state FROM leases") == [(LEASE.id, "reserved")]
+    await ledger.save(PAIR, at=NOON)
+    assert query("SELECT id, state FROM leases") == [(PAIR.id, "reserved")]
     assert query("PRAGMA journal_mode") == [("wal",)]
     with ledger._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL: fsync at every commit
@@ -170,13 +164,13 @@ async def test_all_work_is_done_by_the_ledger_thread(ledger: Ledger, monkeypatch
         commit(change)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ledger, "commit", spy)
-    await ledger.save(LEASE, replace(LEASE, id="2" * 32), at=NOON)
+    await ledger.save(PAIR, replace(PAIR, id="2" * 32), at=NOON)
     await ledger.beat()
     assert seen == ["ledger_0", "ledger_0"]
 
 
 async def test_opening_again_is_fast_and_needs_no_alembic(ledger: Ledger, path: Path) -> None:
-    await ledger.save(*(replace(LEASE, id=f"{n:032x}") for n in range(1000)), at=NOON)
+    await ledger.save(*(replace(PAIR, id=f"{n:032x}") for n in range(1000)), at=NOON)
     program = (
         "import asyncio, sys, time\n"
         "from gpuspawner.broker.ledger import Ledger\n"
@@ -211,9 +205,9 @@ async def test_killed_in_a_commit(path: Path, times: Any) -> None:
         f"ledger = Ledger('sqlite:///{path}')\n"
         "async def main():\n"
         "    await ledger.open()\n"
-        "    await ledger.save(here.LEASE, at=here.NOON)\n"
+        "    await ledger.save(here.PAIR, at=here.NOON)\n"
         "    rows._open_interval = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    await ledger.save(replace(here.LEASE, id='2' * 32), here.RUNNING, at=here.NOON)\n"
+        "    await ledger.save(replace(here.PAIR, id='2' * 32), here.PAIR_RUNNING, at=here.NOON)\n"
         "asyncio.run(main())\n"
     )
     environment = {
@@ -227,5 +221,5 @@ async def test_killed_in_a_commit(path: Path, times: Any) -> None:
     assert (done.returncode, done.stderr) == (-9, "")
     ledger = times.make_ledger(path)
     await ledger.open()
-    assert await ledger.living() == (LEASE,)
+    assert await ledger.living() == (PAIR,)
     await ledger.close()

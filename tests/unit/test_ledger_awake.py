@@ -12,35 +12,31 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.ledger import Ledger, read_steady
-from gpuspawner.model import Lease, LeaseState
+from gpuspawner.model import LeaseState
 from hypothesis import given
 from hypothesis import strategies as st
 
-NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
-LEASE = Lease(
-    id="1" * 32, hub="hub", user="ada", server="", tier="gpu", state=LeaseState.RESERVED, device_count=2,
-    created_at=NOON, since=NOON, model="H100", device_uuids=("GPU-b", "GPU-a"), memory_bytes=160 << 30,
-)  # fmt: skip
-RUNNING = replace(LEASE, state=LeaseState.RUNNING, container_id="c" * 64)
+from tests.unit.lease_examples import NOON, PAIR, PAIR_RUNNING
 
 # Awake seconds.
 
 
 async def test_gpu_seconds_of_one_lease(ledger: Ledger, times: Any) -> None:
-    await ledger.save(LEASE, at=times.wall)
+    await ledger.save(PAIR, at=times.wall)
     times.pass_seconds(100)
     assert await ledger.gpu_seconds("ada", NOON) == 0.0  # reserved is not awake
-    await ledger.save(RUNNING, at=times.wall)
+    await ledger.save(PAIR_RUNNING, at=times.wall)
     times.pass_seconds(60)
     assert await ledger.gpu_seconds("ada", NOON) == 120.0  # two devices, counted to now
-    await ledger.save(replace(RUNNING, notice="Save your work"), at=times.wall)  # still the same interval
-    await ledger.save(replace(RUNNING, state=LeaseState.ASLEEP), at=times.wall)
+    # still the same interval
+    await ledger.save(replace(PAIR_RUNNING, notice="Save your work"), at=times.wall)
+    await ledger.save(replace(PAIR_RUNNING, state=LeaseState.ASLEEP), at=times.wall)
     times.pass_seconds(1000)
-    await ledger.save(RUNNING, at=times.wall)
+    await ledger.save(PAIR_RUNNING, at=times.wall)
     times.pass_seconds(5)
-    await ledger.save(replace(RUNNING, state=LeaseState.RELEASING), at=times.wall)
+    await ledger.save(replace(PAIR_RUNNING, state=LeaseState.RELEASING), at=times.wall)
     times.pass_seconds(1000)
-    await ledger.save(replace(RUNNING, state=LeaseState.CLOSED), at=times.wall)
+    await ledger.save(replace(PAIR_RUNNING, state=LeaseState.CLOSED), at=times.wall)
     assert await ledger.gpu_seconds("ada", NOON) == 130.0
     assert await ledger.gpu_seconds("bob", NOON) == 0.0
     assert await ledger.gpu_seconds("ada", NOON + timedelta(seconds=130)) == 70.0  # the last 30 s, and 5 s
@@ -49,7 +45,7 @@ async def test_gpu_seconds_of_one_lease(ledger: Ledger, times: Any) -> None:
 
 async def test_a_clock_that_is_set_charges_and_forgives_nothing(ledger: Ledger, times: Any) -> None:
     for jump_seconds in (7200.0, -7200.0):
-        lease = replace(RUNNING, id=("f" if jump_seconds < 0 else "e") * 32, user=f"user{jump_seconds}")
+        lease = replace(PAIR_RUNNING, id=("f" if jump_seconds < 0 else "e") * 32, user=f"user{jump_seconds}")
         since = times.wall - timedelta(days=1)
         await ledger.save(lease, at=times.wall)
         times.pass_seconds(30)
@@ -61,12 +57,12 @@ async def test_a_clock_that_is_set_charges_and_forgives_nothing(ledger: Ledger, 
 
 
 async def test_a_stop_that_was_noticed_late_is_charged_to_when_it_was(ledger: Ledger, times: Any) -> None:
-    await ledger.save(RUNNING, at=times.wall)
+    await ledger.save(PAIR_RUNNING, at=times.wall)
     times.pass_seconds(600)
-    ended = replace(RUNNING, state=LeaseState.RELEASING)
+    ended = replace(PAIR_RUNNING, state=LeaseState.RELEASING)
     await ledger.save(ended, at=times.wall, ago_seconds=590)
     assert await ledger.gpu_seconds("ada", NOON) == 20.0
-    late = replace(RUNNING, id="2" * 32, user="bob")
+    late = replace(PAIR_RUNNING, id="2" * 32, user="bob")
     await ledger.save(late, at=times.wall)
     await ledger.save(
         replace(late, state=LeaseState.RELEASING), at=times.wall, ago_seconds=50
@@ -77,13 +73,13 @@ async def test_a_stop_that_was_noticed_late_is_charged_to_when_it_was(ledger: Le
 async def test_a_broker_that_was_killed_charges_through(path: Path, times: Any) -> None:
     first = times.make_ledger(path)
     await first.open()
-    await first.save(RUNNING, at=times.wall)
+    await first.save(PAIR_RUNNING, at=times.wall)
     await first.close()
     times.pass_seconds(300)  # the container ran on
     second = times.make_ledger(path)
     await second.open()
     assert await second.gpu_seconds("ada", NOON) == 600.0
-    await second.save(replace(RUNNING, state=LeaseState.RELEASING), at=times.wall)
+    await second.save(replace(PAIR_RUNNING, state=LeaseState.RELEASING), at=times.wall)
     assert await second.gpu_seconds("ada", NOON) == 600.0
     await second.close()
 
@@ -91,7 +87,7 @@ async def test_a_broker_that_was_killed_charges_through(path: Path, times: Any) 
 async def test_a_reboot_ends_what_was_awake_where_it_was_last_seen(path: Path, times: Any) -> None:
     first = times.make_ledger(path)
     await first.open()
-    await first.save(RUNNING, at=times.wall)
+    await first.save(PAIR_RUNNING, at=times.wall)
     times.pass_seconds(60)
     await first.beat()
     times.pass_seconds(20)
@@ -100,7 +96,7 @@ async def test_a_reboot_ends_what_was_awake_where_it_was_last_seen(path: Path, t
     second = times.make_ledger(path)
     await second.open()
     assert await second.gpu_seconds("ada", NOON) == 120.0  # to the last beat: the night is not charged
-    await second.save(replace(RUNNING, state=LeaseState.RELEASING), at=times.wall)
+    await second.save(replace(PAIR_RUNNING, state=LeaseState.RELEASING), at=times.wall)
     assert await second.gpu_seconds("ada", NOON) == 120.0
     await second.close()
 
@@ -108,7 +104,7 @@ async def test_a_reboot_ends_what_was_awake_where_it_was_last_seen(path: Path, t
 async def test_beats_come_by_themselves(path: Path, times: Any, query: Any) -> None:
     ledger = times.make_ledger(path, beat_seconds=0.01)
     await ledger.open()
-    await ledger.save(RUNNING, at=times.wall)
+    await ledger.save(PAIR_RUNNING, at=times.wall)
     times.pass_seconds(60)
     async with asyncio.timeout(5):
         while not query("SELECT * FROM awake WHERE seconds = 60"):
@@ -151,7 +147,7 @@ def test_charged_is_the_sum_of_the_awake_intervals(
                 await ledger.beat()
             else:
                 state = LeaseState(what)
-                lease = replace(LEASE, id=str(who) * 32, user=f"user-{who}", state=state)
+                lease = replace(PAIR, id=str(who) * 32, user=f"user-{who}", state=state)
                 await ledger.save(lease, at=times.wall)
                 awake[who] = state is LeaseState.RUNNING
             times.pass_seconds(seconds)

@@ -5,21 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gpuspawner.broker.ledger import Ledger, schema
 from gpuspawner.errors import ConfigError, LedgerFault
-from gpuspawner.model import Lease, LeaseState
 
-NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
-LEASE = Lease(
-    id="1" * 32, hub="hub", user="ada", server="", tier="gpu", state=LeaseState.RESERVED, device_count=2,
-    created_at=NOON, since=NOON, model="H100", device_uuids=("GPU-b", "GPU-a"), memory_bytes=160 << 30,
-)  # fmt: skip
-RUNNING = replace(LEASE, state=LeaseState.RUNNING, container_id="c" * 64)
+from tests.unit.lease_examples import NOON, PAIR, PAIR_RUNNING
 
 # Errors name the remedy, and nothing is lost.
 
@@ -28,44 +21,44 @@ async def test_locked_by_another_program(path: Path, times: Any, monkeypatch: py
     monkeypatch.setattr("gpuspawner.broker.ledger.engine.BUSY_TIMEOUT_SECONDS", 0.2)
     ledger = times.make_ledger(path)
     await ledger.open()
-    await ledger.save(LEASE, at=NOON)
+    await ledger.save(PAIR, at=NOON)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(LedgerFault) as fault:
-        await ledger.save(RUNNING, at=NOON)
+        await ledger.save(PAIR_RUNNING, at=NOON)
     assert str(fault.value) == (
         f"The ledger {path} is locked by another program: close it (a second broker, an open sqlite3 shell,"
         f" a backup) and try again. `fuser -v {path}` names it."
     )
     assert fault.value.__cause__ is not None
-    assert await ledger.living() == (LEASE,)  # reading goes on
+    assert await ledger.living() == (PAIR,)  # reading goes on
     with pytest.raises(LedgerFault, match="is locked by another program: close it"):
         await times.make_ledger(path).open()
     other.execute("ROLLBACK")
     other.close()
-    await ledger.save(RUNNING, at=NOON)
-    assert await ledger.living() == (RUNNING,)
+    await ledger.save(PAIR_RUNNING, at=NOON)
+    assert await ledger.living() == (PAIR_RUNNING,)
     await ledger.close()
 
 
 async def test_disk_full(ledger: Ledger, path: Path) -> None:
-    await ledger.save(LEASE, at=NOON)
+    await ledger.save(PAIR, at=NOON)
 
     def limit(pages: int) -> None:
         with ledger._engine.connect() as connection:
             connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
 
     await ledger._in_thread(limit, 1)
-    crowd = [replace(LEASE, id=f"{number:032x}", notice="x" * 4000) for number in range(50)]
+    crowd = [replace(PAIR, id=f"{number:032x}", notice="x" * 4000) for number in range(50)]
     with pytest.raises(LedgerFault) as fault:
-        await ledger.save(RUNNING, *crowd, at=NOON)
+        await ledger.save(PAIR_RUNNING, *crowd, at=NOON)
     assert str(fault.value) == (
         f"The ledger {path} can't grow: the disk is full. Free some space on {path.parent}; nothing was lost."
     )
-    assert await ledger.living() == (LEASE,)
+    assert await ledger.living() == (PAIR,)
     await ledger._in_thread(limit, 1 << 20)
-    await ledger.save(RUNNING, at=NOON)
-    assert await ledger.living() == (RUNNING,)
+    await ledger.save(PAIR_RUNNING, at=NOON)
+    assert await ledger.living() == (PAIR_RUNNING,)
 
 
 REBUILT = "leases of running notebooks are rebuilt from Docker, the history is not."
@@ -86,7 +79,7 @@ async def test_not_a_database(path: Path, times: Any) -> None:
 async def test_damaged_in_the_middle(path: Path, times: Any) -> None:
     ledger = times.make_ledger(path)
     await ledger.open()
-    await ledger.save(*(replace(LEASE, id=f"{number:032x}") for number in range(500)), at=NOON)
+    await ledger.save(*(replace(PAIR, id=f"{number:032x}") for number in range(500)), at=NOON)
     await ledger.close()
     with path.open("r+b") as file:
         for page in range(3, 30):
@@ -98,7 +91,7 @@ async def test_damaged_in_the_middle(path: Path, times: Any) -> None:
 
 
 async def test_damaged_while_open(ledger: Ledger, path: Path) -> None:
-    await ledger.save(*(replace(LEASE, id=f"{number:032x}") for number in range(500)), at=NOON)
+    await ledger.save(*(replace(PAIR, id=f"{number:032x}") for number in range(500)), at=NOON)
 
     def damage() -> None:
         with ledger._engine.connect() as connection:
@@ -130,7 +123,7 @@ async def test_read_only_file(path: Path, times: Any) -> None:
     """SQLite's own view of a file or file system that it may only read (root would write it all the same)."""
     ledger = times.make_ledger(path)
     await ledger.open()
-    await ledger.save(LEASE, at=NOON)
+    await ledger.save(PAIR, at=NOON)
 
     def protect(on: bool) -> None:
         with ledger._engine.connect() as connection:
@@ -138,16 +131,16 @@ async def test_read_only_file(path: Path, times: Any) -> None:
 
     await ledger._in_thread(protect, True)
     with pytest.raises(LedgerFault, match=r"can't be written .*: make .* a folder that the broker's user"):
-        await ledger.save(RUNNING, at=NOON)
+        await ledger.save(PAIR_RUNNING, at=NOON)
     await ledger._in_thread(protect, False)
-    assert await ledger.living() == (LEASE,)
+    assert await ledger.living() == (PAIR,)
     await ledger.close()
 
 
 async def test_written_by_a_newer_program(path: Path, times: Any, query: Any) -> None:
     ledger = times.make_ledger(path)
     await ledger.open()
-    await ledger.save(LEASE, at=NOON)
+    await ledger.save(PAIR, at=NOON)
     await ledger.close()
     connection = sqlite3.connect(path)
     connection.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -159,7 +152,7 @@ async def test_written_by_a_newer_program(path: Path, times: Any, query: Any) ->
         f"The ledger sqlite:///{path} has schema '9999', written by a newer gpuspawner; this one knows up to"
         f" '{schema.HEAD}'. Install the newer version again, or move the ledger away: {REBUILT}"
     )
-    assert query("SELECT id FROM leases") == [(LEASE.id,)]
+    assert query("SELECT id FROM leases") == [(PAIR.id,)]
 
 
 @pytest.mark.parametrize(
@@ -182,18 +175,18 @@ def test_unusable_urls(url: str, message: str) -> None:
 async def test_a_closed_ledger_says_so(path: Path, times: Any) -> None:
     ledger = times.make_ledger(path)
     with pytest.raises(LedgerFault, match="The ledger is not open"):
-        await ledger.save(LEASE, at=NOON)
+        await ledger.save(PAIR, at=NOON)
     await ledger.open()
     await ledger.close()
     await ledger.close()
     with pytest.raises(LedgerFault, match="The ledger is closed"):
-        await ledger.save(LEASE, at=NOON)
+        await ledger.save(PAIR, at=NOON)
 
 
 async def test_in_memory(times: Any) -> None:
     """For trying things out: no file, gone when closed."""
     ledger = Ledger("sqlite://", clock=lambda: times.wall, steady=lambda: times.steady)
     await ledger.open()
-    await ledger.save(RUNNING, at=NOON)
-    assert await ledger.living() == (RUNNING,)
+    await ledger.save(PAIR_RUNNING, at=NOON)
+    assert await ledger.living() == (PAIR_RUNNING,)
     await ledger.close()

@@ -15,8 +15,9 @@ from gpuspawner.node.inventory.listing import profile_of
 
 from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Mig, Script
+from tests.unit.lease_examples import UUIDS
 
-A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+A, B = UUIDS
 SMALL, LARGE = "MIG-11111111-0000-0000-0000-000000000001", "MIG-22222222-0000-0000-0000-000000000002"
 
 
@@ -33,13 +34,6 @@ def script(tmp_path: Path) -> Iterator[Script]:
         ]
         script.write()
         yield script
-
-
-@pytest.fixture
-def inventory(script: Script) -> Iterator[NvmlInventory]:
-    inventory = NvmlInventory()
-    yield inventory
-    inventory.close()
 
 
 def device(uuid: str, profile: str, memory_bytes: int, sm_count: int) -> Device:
