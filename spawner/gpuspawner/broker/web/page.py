@@ -315,15 +315,16 @@ class _Rows:
             reason=device["reason"],
             withdrawn_since=None if device["healthy"] else moment(device["since"], self._now),
             holder=None if lease is None else self.lease(lease),
-            shares=tuple(
-                self.lease(self._leases[share["lease_id"]])
-                for share in device.get("shares", ())
-                if share["lease_id"] in self._leases
-            ),
+            shares=tuple(sorted(self._shares(device), key=lambda each: (each.user, each.server))),
             slices=f"{_of(*_count([device]), 'slice')} free" if _sliced(device) else "",
             used=_told(device, "used_bytes", format_bytes),
             busy=_told(device, "utilization_percent", "{:.0f} %".format),
         )
+
+    def _shares(self, device: Document) -> Iterable[Holding]:
+        for share in device.get("shares", ()):
+            if share["lease_id"] in self._leases:
+                yield self.lease(self._leases[share["lease_id"]])
 
     def ended(self, each: Document) -> EndedRow:
         device = self._devices.get(each["device_uuid"])
