@@ -20,7 +20,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from gpuspawner.container import gateway_of
+from gpuspawner.labnetwork import gateway_of
 
 c = get_config()  # noqa: F821  (JupyterHub and the broker define it)
 

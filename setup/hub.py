@@ -63,7 +63,7 @@ def _set_up(demo: Demo) -> None:
 
 def _ensure_network(demo: Demo, current: Step) -> None:
     from gpuspawner.errors import ConfigError
-    from gpuspawner.spawner import ensure_network
+    from gpuspawner.labnetwork import ensure_network
 
     client = docker.from_env(timeout=60)
     try:

@@ -9,7 +9,6 @@ import io
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 from typing import Any
 
 from .errors import ConfigError
@@ -243,39 +242,3 @@ def _mount(mount: Mapping[str, Any]) -> dict[str, Any]:
         "Target": mount["target"],
         "ReadOnly": bool(mount.get("read_only", False)),
     }
-
-
-def network_settings(name: str, subnet: str) -> dict[str, Any]:
-    """Arguments of docker-py's `create_network` for the labs' own network.
-
-    Containers on it reach the world and the hub, not each other; the bridge's own address, the first
-    of the subnet, is where the hub listens. Raises ConfigError for a subnet that can't be used.
-    """
-    return {
-        "name": name,
-        "driver": "bridge",
-        "options": {
-            "com.docker.network.bridge.enable_icc": "false",
-            "com.docker.network.bridge.enable_ip_masquerade": "true",
-        },
-        "ipam": {
-            "Driver": "default",
-            "Config": [{"Subnet": str(_subnet(subnet)), "Gateway": gateway_of(subnet)}],
-        },
-        "labels": {"gpuspawner.network": name},
-    }
-
-
-def gateway_of(subnet: str) -> str:
-    """The first address of the subnet: the host's own on the labs' bridge. Raises ConfigError."""
-    return str(_subnet(subnet)[1])
-
-
-def _subnet(text: str) -> Any:
-    try:
-        network = ip_network(text)
-    except ValueError as error:
-        raise ConfigError(f'the network {text!r} can\'t be read: write it like "10.213.0.0/20"') from error
-    if network.num_addresses < 4:
-        raise ConfigError(f'the network {text!r} is too small: write it like "10.213.0.0/20"')
-    return network

@@ -70,8 +70,8 @@ class LaunchHost(Protocol):
         """Creates it and returns its id."""
         ...
 
-    async def mend_network(self, fault: EngineFault) -> bool:
-        """Creates the labs' network if that is what was missing; False if something else was."""
+    async def mend_network(self, fault: EngineFault, container_id: str) -> bool:
+        """Whether the labs' network takes the container now, where that was what failed."""
         ...
 
     def address_of(self, container: dict[str, Any]) -> tuple[str, int]:
@@ -257,7 +257,7 @@ class Launch:
                     f"{self.job.image} needs {condition} of the driver, which this machine doesn't have: "
                     "choose another image, or a server without a GPU. Admin: update the driver."
                 ) from fault
-            if not await self._host.mend_network(fault):
+            if not await self._host.mend_network(fault, self.container_id):
                 raise
             await self._change(self._host.docker("start", self.container_id))
         self._log(logging.INFO, "Container started")

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from traitlets.config.loader import PyFileConfigLoader
 
 from .errors import ConfigError, EngineFault, GpuSpawnerError
-from .spawner import GpuDockerSpawner, ensure_network
+from .labnetwork import ensure_network
+from .spawner import GpuDockerSpawner
 
 
 def spawner_of(config_file: Path) -> GpuDockerSpawner:

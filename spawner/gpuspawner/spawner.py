@@ -15,11 +15,11 @@ from docker.api.client import APIClient
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
 
+from . import labnetwork
 from .container import (
     ContainerFacts,
     ContainerPlan,
     home_beside,
-    network_settings,
     own_home,
     plan,
     server_command,
@@ -29,8 +29,6 @@ from .errors import ConfigError, EngineFault
 from .launch import LaunchJob
 from .model import ContainerPatch
 from .reference import allow_images
-
-_DOCKERS_OWN_NETWORKS = frozenset({"bridge", "host", "none", "default"})
 
 
 class GpuDockerSpawner(EngineSpawner):
@@ -249,7 +247,9 @@ class GpuDockerSpawner(EngineSpawner):
 
         def create(client: APIClient) -> str:
             host = client.create_host_config(**plan.host)
-            container_id = str(client.create_container(**plan.create, host_config=host)["Id"])
+            place = labnetwork.place(client, self.network_name, self.subnet)
+            settings = {"networking_config": place, **plan.create}
+            container_id = str(client.create_container(**settings, host_config=host)["Id"])
             if plan.home:
                 parent, archive = own_home(plan.home, self.container_user)
                 # Without a running container, so as nobody: Docker unpacks it into the volume.
@@ -263,14 +263,24 @@ class GpuDockerSpawner(EngineSpawner):
 
         return str(await self.run("create", create))
 
-    async def mend_network(self, fault: EngineFault) -> bool:
-        """Creates the labs' network if it was missing (somebody pruned it). Raises ConfigError."""
+    async def mend_network(self, fault: EngineFault, container_id: str) -> bool:
+        """Whether what kept the labs' network from taking the container is done away with.
+
+        A network that was missing (somebody pruned it) is created; an address that Docker holds for another
+        is changed for the next. Raises ConfigError, EngineFault.
+        """
+        if fault.status == 403 and "address already in use" in str(fault).lower():
+            await self.run(
+                "move",
+                lambda client: labnetwork.move(client, container_id, self.network_name, self.subnet),
+            )
+            return True
         missing = fault.status == 404 and f"network {self.network_name} not found" in str(fault)
-        if not missing or self.network_name in _DOCKERS_OWN_NETWORKS:
+        if not missing or self.network_name in labnetwork.DOCKERS_OWN:
             return False
         self.log.warning("The network %s was missing: creating it", self.network_name)
         await self.run(
-            "create_network", lambda client: ensure_network(client, self.network_name, self.subnet)
+            "create_network", lambda client: labnetwork.ensure_network(client, self.network_name, self.subnet)
         )
         return True
 
@@ -290,31 +300,3 @@ class GpuDockerSpawner(EngineSpawner):
         published = (settings.get("Ports") or {}).get(f"{self.port}/tcp") or [{}]
         ip = published[0].get("HostIp") or "127.0.0.1"
         return "127.0.0.1" if ip == "0.0.0.0" else ip, int(published[0].get("HostPort") or self.port)
-
-
-def ensure_network(client: APIClient, name: str, subnet: str) -> str:
-    """Creates the labs' network if there is none; returns the host's address on it. Blocks on Docker.
-
-    Raises ConfigError if one of that name has another subnet, or if Docker refuses the subnet.
-    """
-    wanted = network_settings(name, subnet)
-    config = wanted["ipam"]["Config"][0]
-    try:
-        present = client.inspect_network(name)
-    except docker.errors.NotFound:
-        try:
-            client.create_network(**wanted, check_duplicate=True)
-        except docker.errors.APIError as error:
-            if error.status_code != 409:  # somebody else created it just now
-                raise ConfigError(
-                    f"Docker can't create the network {name!r} with {subnet}: {error.explanation}. "
-                    "Set another one (GPUSPAWNER_SUBNET, c.GpuDockerSpawner.subnet)"
-                ) from error
-        present = client.inspect_network(name)
-    found = [entry.get("Subnet") for entry in (present.get("IPAM") or {}).get("Config") or ()]
-    if config["Subnet"] not in found:
-        raise ConfigError(
-            f"the network {name!r} has the addresses {found}, not {config['Subnet']}: remove it with "
-            f"'docker network rm {name}', or set GPUSPAWNER_SUBNET to what it has"
-        )
-    return str(config["Gateway"])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ import docker
 import docker.errors
 import pytest
 from gpuspawner.errors import EngineFault
+from gpuspawner.labnetwork import ensure_network, place
 from gpuspawner.spawner import GpuDockerSpawner
 from traitlets.config import Config
 
@@ -49,7 +50,7 @@ async def test_a_start_makes_the_network_that_somebody_pruned(missing: docker.AP
     missing.create_container(IMAGE, name=NETWORK, host_config=host)
     with pytest.raises(EngineFault) as fault:
         await spawner.docker("start", NETWORK)
-    assert await spawner.mend_network(fault.value)
+    assert await spawner.mend_network(fault.value, NETWORK)
     await spawner.docker("start", NETWORK)
     container = missing.inspect_container(NETWORK)
     assert spawner.address_of(container) == (SECOND, 8888)
@@ -57,12 +58,39 @@ async def test_a_start_makes_the_network_that_somebody_pruned(missing: docker.AP
     assert options["com.docker.network.bridge.enable_icc"] == "false"
 
 
+async def test_a_start_takes_another_address_where_docker_holds_its_own(missing: docker.APIClient) -> None:
+    config = Config({"GpuDockerSpawner": {"network_name": NETWORK, "subnet": SUBNET}})
+    spawner = GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
+    ensure_network(missing, NETWORK, SUBNET)
+    networking = place(missing, NETWORK, SUBNET)
+    assert networking is not None
+    ids = []
+    try:
+        for number in range(2):
+            host = missing.create_host_config(network_mode=NETWORK)
+            made = missing.create_container(
+                IMAGE, name=f"{NETWORK}-{number}", host_config=host, networking_config=networking
+            )
+            ids.append(made["Id"])
+        missing.start(ids[0])
+        with pytest.raises(EngineFault) as fault:
+            await spawner.docker("start", ids[1])
+        assert await spawner.mend_network(fault.value, ids[1])
+        await spawner.docker("start", ids[1])
+        first, second = (spawner.address_of(missing.inspect_container(each))[0] for each in ids)
+        assert ip_address(second) in ip_network(SUBNET)
+        assert first != second
+    finally:
+        for each in ids:
+            missing.remove_container(each, force=True)
+
+
 async def test_another_fault_of_a_start_is_not_mended(missing: docker.APIClient) -> None:
     config = Config({"GpuDockerSpawner": {"network_name": NETWORK, "subnet": SUBNET}})
     spawner = GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
     with pytest.raises(EngineFault) as fault:
         await spawner.docker("start", NETWORK)
-    assert not await spawner.mend_network(fault.value)
+    assert not await spawner.mend_network(fault.value, NETWORK)
 
 
 def test_the_command_makes_it_once_and_refuses_another_subnet(

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import docker.errors
 import pytest
-from gpuspawner.container import gateway_of
+from gpuspawner.labnetwork import gateway_of
 
 from tests.hub.hubprocess import IMAGE, NAME, SUBNET, HubProcess, eventually
 
@@ -189,16 +189,35 @@ async def test_a_missing_image_names_the_remedy(hub: HubProcess) -> None:
     assert "Admin: " in said
 
 
+async def is_gone(hub: HubProcess, user: str) -> bool:
+    model = await hub.server(user)
+    stopped = model is None or model["stopped"]
+    return stopped and hub.containers(user) == [] and await hub.leases(user) == []
+
+
 async def test_a_server_that_dies_is_noticed_and_taken_away(hub: HubProcess) -> None:
     assert (await hub.spawn("dora", {"profile": "gpu"})).ready
     hub.engine.kill(hub.inspect("dora")["Id"])
+    await eventually(lambda: is_gone(hub, "dora"))
 
-    async def gone() -> bool:
-        model = await hub.server("dora")
-        stopped = model is None or model["stopped"]
-        return stopped and hub.containers("dora") == [] and await hub.leases("dora") == []
 
-    await eventually(gone, 10)
+async def test_nobody_gets_the_address_of_a_server_that_just_died(hub: HubProcess) -> None:
+    """Until the hub notices, its proxy sends the former user's requests, with their token, there."""
+
+    def address(user: str) -> str:
+        return str(hub.inspect(user)["NetworkSettings"]["Networks"][NAME]["IPAddress"])
+
+    await hub.spawn("dan", {"profile": "cpu"})
+    late = address("dan")
+    hub.engine.kill(hub.inspect("dan")["Id"])
+    addresses = []
+    for user in ("ada", "eve", "fay"):
+        assert (await hub.spawn(user, {"profile": "cpu"})).ready
+        addresses.append(address(user))
+    assert len({late, *addresses}) == 4
+    for user in ("ada", "eve", "fay"):
+        await hub.stop_server(user)
+    await eventually(lambda: is_gone(hub, "dan"))
 
 
 async def test_a_container_that_isnt_ours_is_left_alone(hub: HubProcess) -> None:

@@ -130,7 +130,7 @@ class Docker:
     def logs(self, key: str, **_: Any) -> bytes:
         return b"hello\ntoken=s3cret\n"
 
-    async def mend_network(self, fault: EngineFault) -> bool:
+    async def mend_network(self, fault: EngineFault, container_id: str) -> bool:
         return "network" in str(fault)
 
     def address_of(self, container: dict[str, Any]) -> tuple[str, int]:

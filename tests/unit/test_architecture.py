@@ -37,7 +37,7 @@ OWN_LAYER = {"wire", "client", "node", "broker", "doctor", "cli"}
 
 ONLY_IN = {
     "pynvml": {f"node/inventory/{name}.py" for name in ("calls", "listing", "nvml")},
-    "docker": {"broker/containers.py", "spawner.py", "enginespawner.py"},
+    "docker": {"broker/containers.py", "spawner.py", "enginespawner.py", "labnetwork.py"},
     "cuda": {"node/sleep.py"},
     "rich": {"cli.py"},
 }

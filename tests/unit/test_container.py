@@ -12,9 +12,7 @@ from gpuspawner.container import (
     ContainerFacts,
     ContainerPlan,
     Owner,
-    gateway_of,
     home_beside,
-    network_settings,
     own_home,
     plan,
     server_command,
@@ -164,25 +162,6 @@ def test_no_environment_picks_a_gpu(environment: dict[str, str]) -> None:
 )
 def test_whose_container_it_is(labels: dict[str, str] | None, owns: bool) -> None:
     assert OWNER.owns(labels) is owns
-
-
-def test_the_labs_network() -> None:
-    assert network_settings("labs", "10.213.0.0/20") == {
-        "name": "labs",
-        "driver": "bridge",
-        "options": {
-            "com.docker.network.bridge.enable_icc": "false",
-            "com.docker.network.bridge.enable_ip_masquerade": "true",
-        },
-        "ipam": {"Driver": "default", "Config": [{"Subnet": "10.213.0.0/20", "Gateway": "10.213.0.1"}]},
-        "labels": {"gpuspawner.network": "labs"},
-    }
-
-
-@pytest.mark.parametrize("subnet", ["", "10.213.0.0/33", "10.213.0.1/20", "10.213.0.0/31", "labs"])
-def test_a_subnet_that_cant_be_used_is_refused_with_an_example(subnet: str) -> None:
-    with pytest.raises(ConfigError, match=r'write it like "10\.213\.0\.0/20"'):
-        gateway_of(subnet)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from types import SimpleNamespace
 from typing import Any
 
-import docker.errors
 import pytest
 from gpuspawner import choice as choice_module
-from gpuspawner.container import Owner, network_settings
+from gpuspawner.container import Owner
 from gpuspawner.errors import (
     BadOption,
     BrokerUnavailable,
@@ -22,7 +20,6 @@ from gpuspawner.errors import (
 )
 from gpuspawner.launch import LaunchJob
 from gpuspawner.model import ContainerPatch, GpuRequest
-from gpuspawner.spawner import ensure_network
 from jupyterhub.spawner import SpawnException
 from traitlets import TraitError
 from traitlets.config import Config
@@ -254,50 +251,6 @@ def test_where_a_server_answers(settings: dict[str, Any], network: Any, address:
 def test_a_container_without_an_address_names_the_setting() -> None:
     with pytest.raises(ConfigError, match=r"c\.GpuDockerSpawner\.network_name"):
         make_spawner().address_of({"NetworkSettings": {"Networks": {"other": {"IPAddress": "1.2.3.4"}}}})
-
-
-class Networks:
-    """docker-py's part for networks."""
-
-    def __init__(self, present: dict[str, Any] | None, refusal: Exception | None = None) -> None:
-        self.present, self.refusal = present, refusal
-        self.created: list[dict[str, Any]] = []
-
-    def inspect_network(self, name: str) -> dict[str, Any]:
-        if self.present is None:
-            raise docker.errors.NotFound("none")
-        return self.present
-
-    def create_network(self, **wanted: Any) -> None:
-        if self.refusal is not None:
-            raise self.refusal
-        self.created.append(wanted)
-        self.present = {"IPAM": wanted["ipam"]}
-
-
-def api_error(status: int, explanation: str) -> Exception:
-    return docker.errors.APIError("x", SimpleNamespace(status_code=status), explanation)  # type: ignore[arg-type]
-
-
-def test_the_network_is_made_once_and_then_left_alone() -> None:
-    client: Any = Networks(None)
-    assert [ensure_network(client, "labs", "10.213.0.0/20") for _ in range(2)] == ["10.213.0.1"] * 2
-    assert client.created == [{**network_settings("labs", "10.213.0.0/20"), "check_duplicate": True}]
-
-
-@pytest.mark.parametrize(
-    ("client", "sentence"),
-    [
-        (Networks({"IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}]}}), "docker network rm labs"),
-        (
-            Networks(None, api_error(403, "Pool overlaps with other one")),
-            "Pool overlaps with other one. Set another",
-        ),
-    ],
-)
-def test_a_network_that_cant_be_had_names_the_remedy(client: Any, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        ensure_network(client, "labs", "10.213.0.0/20")
 
 
 # ---- images

@@ -1,0 +1,127 @@
+"""The labs' own network: how it is made, and that an address comes back late."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import docker.errors
+import pytest
+from gpuspawner.errors import ConfigError
+from gpuspawner.labnetwork import Addresses, ensure_network, free_address, gateway_of, network_settings, place
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def test_the_labs_network() -> None:
+    assert network_settings("labs", "10.213.0.0/20") == {
+        "name": "labs",
+        "driver": "bridge",
+        "options": {
+            "com.docker.network.bridge.enable_icc": "false",
+            "com.docker.network.bridge.enable_ip_masquerade": "true",
+        },
+        "ipam": {"Driver": "default", "Config": [{"Subnet": "10.213.0.0/20", "Gateway": "10.213.0.1"}]},
+        "labels": {"gpuspawner.network": "labs"},
+    }
+
+
+@pytest.mark.parametrize("subnet", ["", "10.213.0.0/33", "10.213.0.1/20", "10.213.0.0/31", "labs"])
+def test_a_subnet_that_cant_be_used_is_refused_with_an_example(subnet: str) -> None:
+    with pytest.raises(ConfigError, match=r'write it like "10\.213\.0\.0/20"'):
+        gateway_of(subnet)
+
+
+class Networks:
+    """docker-py's part for networks."""
+
+    def __init__(self, present: dict[str, Any] | None, refusal: Exception | None = None) -> None:
+        self.present, self.refusal = present, refusal
+        self.created: list[dict[str, Any]] = []
+
+    def inspect_network(self, name: str) -> dict[str, Any]:
+        if self.present is None:
+            raise docker.errors.NotFound("none")
+        return self.present
+
+    def create_network(self, **wanted: Any) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.created.append(wanted)
+        self.present = {"IPAM": wanted["ipam"]}
+
+
+def api_error(status: int, explanation: str) -> Exception:
+    return docker.errors.APIError("x", SimpleNamespace(status_code=status), explanation)  # type: ignore[arg-type]
+
+
+def test_the_network_is_made_once_and_then_left_alone() -> None:
+    client: Any = Networks(None)
+    assert [ensure_network(client, "labs", "10.213.0.0/20") for _ in range(2)] == ["10.213.0.1"] * 2
+    assert client.created == [{**network_settings("labs", "10.213.0.0/20"), "check_duplicate": True}]
+
+
+@pytest.mark.parametrize(
+    ("client", "sentence"),
+    [
+        (Networks({"IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}]}}), "docker network rm labs"),
+        (
+            Networks(None, api_error(403, "Pool overlaps with other one")),
+            "Pool overlaps with other one. Set another",
+        ),
+    ],
+)
+def test_a_network_that_cant_be_had_names_the_remedy(client: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        ensure_network(client, "labs", "10.213.0.0/20")
+
+
+# ---- addresses
+
+ALL = {f"10.9.0.{number}" for number in range(2, 15)}
+
+
+@given(st.lists(st.sets(st.sampled_from(sorted(ALL))), min_size=14, max_size=60))
+def test_an_address_comes_back_after_all_the_others(looks: list[set[str]]) -> None:
+    """13 addresses, some of them in use at each look."""
+    turns = Addresses("10.9.0.0/28")
+    given_out = [turns.next(used) for used in looks]
+    for now, (address, used) in enumerate(zip(given_out, looks, strict=True)):
+        if address is None:
+            assert used == ALL
+            continue
+        assert address in ALL - used
+        before = [look for look in range(now) if given_out[look] == address]
+        if before:
+            since = range(before[-1] + 1, now)
+            passed = {given_out[look] for look in since}.union(*(looks[look] for look in since), used)
+            assert passed >= ALL - {address}
+
+
+def network(subnet: str, *addresses: str) -> Networks:
+    """One with that many containers."""
+    containers = {str(number): {"IPv4Address": f"{each}/28"} for number, each in enumerate(addresses)}
+    return Networks({"IPAM": {"Config": [{"Subnet": subnet}]}, "Containers": containers})
+
+
+def test_a_server_s_address_is_neither_in_use_nor_the_last_one_s() -> None:
+    client: Any = network("10.9.1.0/29", "10.9.1.3", "10.9.1.5")
+    found = [free_address(client, "labs", "10.9.1.0/29") for _ in range(6)]
+    assert set(found[:3]) == {"10.9.1.2", "10.9.1.4", "10.9.1.6"}
+    assert found[3:] == found[:3]
+    assert place(client, "labs", "10.9.1.0/29") == {
+        "EndpointsConfig": {"labs": {"IPAMConfig": {"IPv4Address": found[0]}}}
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "client"),
+    [
+        ("bridge", network("10.9.2.0/29")),
+        ("labs", Networks(None)),
+        ("labs", network("10.8.0.0/16")),
+        ("labs", network("10.9.2.0/29", *(f"10.9.2.{each}" for each in range(2, 7)))),
+    ],
+)
+def test_where_docker_has_to_find_an_address(name: str, client: Any) -> None:
+    assert place(client, name, "10.9.2.0/29") is None
