@@ -94,7 +94,8 @@ class Launch:
         try:
             with step("the hub starts") as current:
                 ready = self._wait_ready(hub, current)
-                current.note = current.note if ready else "it was stopped, or has ended"
+                if not ready:
+                    current.mark, current.note = "–", "it was stopped, or has ended"
             self._log.ready = ready
             if ready:
                 print(block(self._demo, gpus(self._demo.state_dir / "broker.sock")), flush=True)

@@ -203,7 +203,7 @@ async def _ask(socket_path: str) -> dict[str, Any]:
 
 def make_console() -> Console:
     """As wide as the terminal; wide where there is none, so that a pipe gets whole lines."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return Console(emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def show_findings(findings: tuple[Finding, ...], simulated: bool, console: Console) -> None:

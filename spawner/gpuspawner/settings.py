@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from traitlets import Dict, Enum, Float, List, Unicode, default
 from traitlets.config import Configurable
 
+from .errors import ConfigError
 from .model import Pool, Tier
 from .pools import check_tiers, parse_pools
 from .tiers import DEFAULT_TIERS, parse_tiers
@@ -153,10 +155,20 @@ class GpuSite(Configurable):
 
     def parsed_tiers(self) -> tuple[Tier, ...]:
         """The tiers as values. Raises ConfigError with the remedy for what can't work."""
+        self._check_names()
         tiers = parse_tiers(self.tiers)
         check_tiers(tiers, self.parsed_pools())
         return tiers
 
     def parsed_pools(self) -> tuple[Pool, ...]:
         """The pools as values; none if there is no setting. Raises ConfigError with the remedy."""
+        self._check_names()
         return parse_pools(self.pools)
+
+    def _check_names(self) -> None:
+        """Raises ConfigError for a setting that isn't there: traitlets leaves it out with a warning."""
+        known = self.trait_names(config=True)
+        for name in self.config.get("GpuSite", {}):
+            if name not in known:
+                close = get_close_matches(name, known, 1) or [", ".join(sorted(known))]
+                raise ConfigError(f"There is no setting c.GpuSite.{name}: use {close[0]}")

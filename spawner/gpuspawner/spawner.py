@@ -28,7 +28,7 @@ from .enginespawner import EngineSpawner
 from .errors import ConfigError, EngineFault
 from .launch import LaunchJob
 from .model import ContainerPatch
-from .reference import allow_images
+from .reference import allow_images, parse_reference
 
 
 class GpuDockerSpawner(EngineSpawner):
@@ -172,6 +172,14 @@ class GpuDockerSpawner(EngineSpawner):
                 "again with devices that another user has by then"
             )
         return True
+
+    @validate("image")
+    def _validate_image(self, proposal: Any) -> str:
+        try:
+            parse_reference(proposal.value)
+        except ValueError as problem:
+            raise TraitError(f"c.GpuDockerSpawner.image is {proposal.value!r}: {problem}") from None
+        return str(proposal.value)
 
     @validate("allowed_images")
     def _validate_allowed_images(self, proposal: Any) -> Any:

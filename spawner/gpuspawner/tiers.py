@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .model import Mode, Tier
+from .reference import parse_reference
 from .units import parse_bytes
 
 DEFAULT_TIERS: list[dict[str, Any]] = [
@@ -91,7 +92,7 @@ def _parse_tier(raw: dict[str, Any]) -> Tier:
         device_count=_parse_count(raw, mode, where),
         model=str(raw["model"]) if raw.get("model") else None,
         mode=mode,
-        image=str(raw["image"]) if raw.get("image") else None,
+        image=_parse_image(raw, where),
         mem_limit_bytes=_parse_size(raw, "mem_limit", where),
         cpu_limit=None if cpu_limit is None else float(cpu_limit),
         memory_bytes=_parse_size(raw, "memory", where),
@@ -128,6 +129,19 @@ def _parse_count(raw: dict[str, Any], mode: Mode, where: str) -> int:
     if raw.get("pool") is not None and devices == 0:
         raise ConfigError(f'{where}: it has a pool but no devices: add "devices": 1, or leave pool out')
     return devices
+
+
+def _parse_image(raw: dict[str, Any], where: str) -> str | None:
+    image = raw.get("image")
+    if not image:
+        return None
+    try:
+        parse_reference(image)
+    except ValueError as problem:
+        raise ConfigError(
+            f'{where}: image is {image!r}: {problem}. Write it like "gpuspawner/lab-torch:0.1.0"'
+        ) from None
+    return str(image)
 
 
 def _parse_size(raw: dict[str, Any], key: str, where: str) -> int | None:

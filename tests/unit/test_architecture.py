@@ -32,7 +32,7 @@ MAY_IMPORT = {
 }
 """Who may import whom. The hub's side knows neither broker nor node, only what passes on the socket."""
 
-BASE = {"model", "units", "errors", "settings", "tiers", "pools", "needs"}
+BASE = {"model", "units", "errors", "settings", "tiers", "pools", "needs", "reference"}
 OWN_LAYER = {"wire", "client", "node", "broker", "doctor", "cli"}
 
 ONLY_IN = {

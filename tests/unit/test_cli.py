@@ -228,14 +228,21 @@ def test_doctor_is_brief_on_a_simulated_machine(
 
 
 @pytest.mark.parametrize("command", ["status", "doctor"])
+@pytest.mark.parametrize(
+    ("tiers", "sentence"),
+    [
+        ([], "c.GpuSite.tiers is empty: give at least one tier, or leave the default"),
+        ([{"name": "t", "image": "Foo/Bar:x:y"}], "image is 'Foo/Bar:x:y': it is not the name of an image"),
+    ],
+)
 def test_a_bad_config_file_is_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, tiers: Any, sentence: str
 ) -> None:
     config = tmp_path / "config.py"
-    config.write_text("c.GpuSite.tiers = []\n")
+    config.write_text(f"c.GpuSite.tiers = {tiers!r}\n")
     assert cli.main([command, "--config", str(config)]) == 1
     said = " ".join("".join(capsys.readouterr()).split())
-    assert "c.GpuSite.tiers is empty: give at least one tier, or leave the default" in said
+    assert sentence in said
     assert "Traceback" not in said
 
 

@@ -10,6 +10,7 @@ from gpuspawner.model import Mode, Pool, Tier
 from gpuspawner.pools import check_tiers, parse_pools
 from gpuspawner.settings import GpuSite
 from gpuspawner.tiers import parse_tiers
+from traitlets.config import Config
 
 GIB = 1 << 30
 SLICES = {"name": "class", "mode": "slice", "slices": 8}
@@ -83,6 +84,8 @@ def test_pools() -> None:
         ({"mode": "slice", "compute_percent": 0}, "compute_percent is 0: give a whole number from 1 to 100"),
         ({"mode": "slice", "compute_percent": 12.5}, "compute_percent is 12.5: give a whole number from 1"),
         ({"mode": "slice", "compute_percent": True}, "compute_percent is True: give a whole number"),
+        ({"image": "Foo/Bar:x:y"}, "image is 'Foo/Bar:x:y': it is not the name of an image. Write it like"),
+        ({"image": 7}, "image is 7: it is not the name of an image"),
         ({"memroy": "8G"}, "has an unknown key 'memroy': use compute_percent, cpu_limit"),
     ],
 )
@@ -193,3 +196,19 @@ def test_by_default_everything_is_as_before() -> None:
         ("cpu", Mode.WHOLE, 0),
         ("gpu", Mode.WHOLE, 1),
     ]
+
+
+@pytest.mark.filterwarnings("ignore:Config option")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pool", "There is no setting c.GpuSite.pool: use pools"),
+        ("x", "There is no setting c.GpuSite.x: use injection, inventory, pools, queue_timeout, "),
+    ],
+)
+def test_a_setting_that_isnt_there_is_not_left_out_in_silence(name: str, said: str) -> None:
+    site = GpuSite(config=Config({"GpuSite": {name: []}}))
+    for read in (site.parsed_tiers, site.parsed_pools):
+        with pytest.raises(ConfigError) as error:
+            read()
+        assert str(error.value).startswith(said)

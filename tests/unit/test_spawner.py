@@ -268,6 +268,11 @@ def test_allowed_images_that_cant_work_are_refused_at_load(value: Any, sentence:
         make_spawner(Config({"GpuDockerSpawner": {"allowed_images": value}}))
 
 
+def test_an_image_that_has_no_image_s_name_is_refused_at_load() -> None:
+    with pytest.raises(TraitError, match=r"DockerSpawner\.image is .Lab.: it is not the name of an image"):
+        make_spawner(Config({"GpuDockerSpawner": {"image": "Lab"}}))
+
+
 def test_a_callable_says_who_may_have_which_image() -> None:
     config = Config()
     config.GpuDockerSpawner.allowed_images = lambda spawner: [f"quay.io/{spawner.user.name.lower()}/*:*"]
