@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -114,6 +115,19 @@ def test_the_html_names_the_sharers_to_those_who_may_know() -> None:
     assert "8.0 GiB, up to 25 % of its compute, tier A slice" in annas
     assert "8 of 10 slices" in annas
     assert "bob" not in annas
+
+
+def test_who_shares_a_gpu_is_a_line_each() -> None:
+    """Carl has held the whole GPU since before it was sliced."""
+    status = document()
+    status["devices"][0]["shares"].append(share("c" * 32, "carl"))
+    status["leases"].append(lease("c" * 32, "carl", "GPU-0", server="train"))
+    lines = re.findall(r'<div class="gpu-share">(.*?)</div>', html(build(status, ADMIN)), re.DOTALL)
+    assert [" ".join(re.sub(r"<[^>]*>", "", line).split()) for line in lines] == [
+        "anna tier A slice, running for 1 hour: 8.0 GiB, up to 25 % of its compute",
+        "bob tier A slice, running for 1 hour: 8.0 GiB",
+        "carl server “train”, tier A slice, running for 1 hour",
+    ]
 
 
 ENDED = {
