@@ -112,10 +112,9 @@ def _worth(tier: Tier, live: Mapping[str, Any]) -> str:
     if tier.mode is not Mode.SLICE:
         return f"Guarantee: {_GUARANTEES[guarantee]}."
     memory = f"{format_bytes(size)} of GPU memory" if isinstance(size, int) else "GPU memory"
-    if guarantee == Guarantee.NONE:
-        return f"{memory}. Guarantee: {_GUARANTEES[guarantee]}."
-    percent, compute = live.get("compute_percent"), live.get("compute_guarantee")
-    if compute == Guarantee.NONE or not isinstance(percent, int | float):
+    percent, simulated = live.get("compute_percent"), guarantee == Guarantee.NONE
+    unlimited = live.get("compute_guarantee") == Guarantee.NONE and not simulated
+    if unlimited or not isinstance(percent, int | float):
         return f"{memory}, guarded. Compute is shared in turns, nothing limits it."
     return f"{memory} and up to {percent:g} % of the GPU's compute. Guarantee: {_GUARANTEES[guarantee]}."
 

@@ -83,7 +83,8 @@ GUARDED = {
         (
             SLICE,
             document(True, **{**GUARDED, "guarantee": "none", "compute_guarantee": "none"}),
-            "8.0 GiB of GPU memory. Guarantee: none, it is simulated. 5 of 10 simulated slices free now.",
+            "8.0 GiB of GPU memory and up to 25 % of the GPU's compute. Guarantee: none, it is simulated. "
+            "5 of 10 simulated slices free now.",
         ),
         (
             MIG,

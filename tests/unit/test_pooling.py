@@ -76,7 +76,9 @@ def test_pools_take_what_they_name_then_models_then_the_rest() -> None:
 def test_simulated_devices_serve_slices_as_if_there_were_mps() -> None:
     simulated = Host(True, NO_MPS, "not root")
     found = pooling([SLICES], [{"name": "s", "mode": "slice", "compute_percent": 10}], [H0], simulated)
-    assert found.terms == {"GPU-0": Terms("class", Mode.SLICE, slices=8, mps=True)}
+    assert found.terms == {
+        "GPU-0": Terms("class", Mode.SLICE, slices=8, mps=True, reserve_bytes=DRIVER_BYTES)
+    }
 
 
 @pytest.mark.parametrize(

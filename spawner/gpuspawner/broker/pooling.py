@@ -16,7 +16,7 @@ from ..node.inventory import ComputeMode
 from ..node.mpscontrol import MpsProgram
 from ..units import format_bytes
 from .placement import Kind, Want, kind_of, suits, want_of_tier
-from .terms import DRIVER_BYTES, Terms, terms_of
+from .terms import Terms, terms_of
 
 VOLTA = (7, 0)
 """MPS limits compute and memory from this compute capability on (CUDA MPS, r580, "Volta MPS")."""
@@ -140,9 +140,9 @@ def _terms(
     pool: Pool, tiers: Sequence[Tier], members: Sequence[Device], host: Host, warnings: list[str]
 ) -> Terms:
     if pool.mode is not Mode.SLICE:
-        return terms_of(pool, mps=False, reserve_bytes=0)
+        return terms_of(pool, mps=False)
     if host.simulated:
-        return terms_of(pool, mps=pool.mps is not False, reserve_bytes=0)
+        return terms_of(pool, mps=pool.mps is not False)
     where = f"c.GpuSite.pools: pool {pool.name!r}"
     if host.guard_obstacle:
         raise ConfigError(
@@ -157,7 +157,7 @@ def _terms(
         warnings.append(
             f"{where}: no MPS, so its slices are time-slices: memory is guarded, compute is not. {obstacle}"
         )
-    return terms_of(pool, mps=pool.mps is not False and not obstacle, reserve_bytes=DRIVER_BYTES)
+    return terms_of(pool, mps=pool.mps is not False and not obstacle)
 
 
 def _mps_obstacle(members: Sequence[Device], host: Host) -> str:

@@ -13,8 +13,9 @@ from ..model import Guarantee, Mode, Pool, guarantee_of
 from ..pools import MOST_SLICES
 
 DRIVER_BYTES = 768 << 20
-"""Of a real GPU that is shared: what the driver and MPS keep (H100 80GB, driver 580: 0.47 GiB that CUDA
-doesn't see, 0.07 GiB of the MPS server). Slices of all the memory would not all get theirs."""
+"""Of a GPU that is shared: what the driver and MPS keep (H100 80GB, driver 580: 0.47 GiB that CUDA doesn't
+see, 0.07 GiB of the MPS server). Slices of all the memory would not all get theirs. Of a simulated one too:
+what is tried there shall fit the real one."""
 OVERSUBSCRIBED_PERCENT = 200.0
 """What the ceilings of a device's slices add up to, unless the pool says otherwise."""
 _MIB = 1 << 20
@@ -106,7 +107,7 @@ def worth_compute(mode: Mode, mps: bool, simulated: bool) -> Guarantee:
     return guarantee_of(mode, simulated)
 
 
-def terms_of(pool: Pool, *, mps: bool, reserve_bytes: int) -> Terms:
+def terms_of(pool: Pool, *, mps: bool) -> Terms:
     """The terms of a pool of the settings on this host."""
     sliced = pool.mode is Mode.SLICE
     return Terms(
@@ -116,5 +117,5 @@ def terms_of(pool: Pool, *, mps: bool, reserve_bytes: int) -> Terms:
         sizes_bytes=pool.sizes_bytes,
         compute_percent=pool.compute_percent,
         mps=sliced and mps,
-        reserve_bytes=reserve_bytes if sliced else 0,
+        reserve_bytes=DRIVER_BYTES if sliced else 0,
     )
