@@ -17,18 +17,6 @@ from images.table import Image, read_table
 TABLE = read_table()
 
 
-@pytest.fixture(scope="session")
-def engine() -> Iterator[docker.DockerClient]:
-    """The Docker Engine of this machine."""
-    try:
-        client = docker.from_env(timeout=120)
-        client.ping()
-    except DockerException as error:
-        pytest.skip(f"no Docker Engine answers here: {error}")
-    yield client
-    client.close()
-
-
 def _offspring(name: str) -> list[Image]:
     """The image and all that stand on it: a child reruns its parents' tests."""
     return [
