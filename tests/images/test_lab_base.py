@@ -235,6 +235,18 @@ def test_starters_arrive_and_never_overwrite(home: str, start: Start) -> None:
     assert output(second, "cat", name) == "mine\n"
 
 
+CP_THAT_COMES_SECOND = """
+mkdir /tmp/first && printf '#!/bin/sh\nmkdir -p "$HOME/starters"\nexec /bin/cp "$@"\n' >/tmp/first/cp
+chmod +x /tmp/first/cp && HOME=/tmp/home && export HOME && mkdir $HOME && PATH=/tmp/first:$PATH start-lab true
+diff -r /opt/starters $HOME/starters && echo the same
+"""
+
+
+def test_two_servers_that_start_at_once_in_one_home_share_the_starters(start: Start) -> None:
+    """The other one has made the folder between this one's look and its copy."""
+    assert output(start("sleep", "infinity"), "sh", "-ec", CP_THAT_COMES_SECOND) == "the same\n"
+
+
 def test_a_home_without_room_starts_all_the_same(start: Start) -> None:
     lab = start("echo", "started", read_only=True)
     assert lab.wait(timeout=WAIT_SECONDS)["StatusCode"] == 0
