@@ -85,7 +85,7 @@ def quota(lease_file: Path = LEASE_FILE) -> Quota:
 _KEPT_BY = {
     "whole": "the container's device list: no other GPU is visible here, and this one nowhere else.",
     "mig": "the hardware: the instance has its own memory and its own processors.",
-    "slice": "a guard outside this container, which stops a server that takes more memory than its share.",
+    "slice": "a guard outside this container: the program that takes more memory than its share is ended.",
 }
 
 
