@@ -1,15 +1,16 @@
-"""The starters run top to bottom in the lab image, as their user, without a network, on two cores."""
+"""The starters run top to bottom in each lab with PyTorch, as their user, without a network, on two cores."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+
+from tests.labs import offspring
 
 from . import rules
 from .test_starters import FOLDER, NOTEBOOKS, read
@@ -17,13 +18,15 @@ from .test_starters import FOLDER, NOTEBOOKS, read
 pytestmark = pytest.mark.docker
 
 HERE = Path(__file__).parent
-TAG = tomllib.loads((FOLDER.parent / "images.toml").read_text())["tag"]
-IMAGE, WITHOUT_PYTORCH = f"gpuspawner/lab-torch:{TAG}", f"gpuspawner/lab-base:{TAG}"
+LABS = [image.reference for image in offspring("lab-torch")]
+WITHOUT_PYTORCH = offspring("lab-base")[0].reference
+HAS = {"compiler"}
+"""Of what a cell may need, what each of these has without a GPU."""
 LIMIT_SECONDS = 180
 """What a student may have to wait for one notebook, on the smallest share there is."""
 
 
-def in_container(*command: str, mount: Path, image: str = IMAGE) -> subprocess.CompletedProcess[str]:
+def in_container(*command: str, mount: Path, image: str = LABS[0]) -> subprocess.CompletedProcess[str]:
     """Run Python in the lab image; `mount` is /out there. The starters and these tests are read-only."""
     engine = subprocess.run(["docker", "image", "inspect", image], capture_output=True)
     if engine.returncode:
@@ -40,13 +43,16 @@ def in_container(*command: str, mount: Path, image: str = IMAGE) -> subprocess.C
     )
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+@pytest.fixture(scope="module", params=LABS)
+def outcomes(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, dict[str, Any]]:
     """All starters, run one after the other in one container: name → what `run.py` says about it."""
     out = tmp_path_factory.mktemp("starters")
     out.chmod(0o777)
     paths = [f"/starters/{path.name}" for path in NOTEBOOKS]
-    done = in_container("/tests/run.py", "--json", "/out/outcomes.json", *paths, mount=out)
+    command = ["/tests/run.py", "--json", "/out/outcomes.json", *paths]
+    done = in_container(*command, mount=out, image=request.param)
     print(done.stdout, done.stderr)
     report = json.loads((out / "outcomes.json").read_text())
     return {one["notebook"]: one for one in report["notebooks"]}
@@ -54,9 +60,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_starter_runs_whole_without_a_gpu(path: Path, outcomes: dict[str, dict[str, Any]]) -> None:
-    lab_has = {"compiler"}
     cells = rules.code_cells(read(path))
-    for_everybody = [cell for cell in cells if not rules.tags_of(cell) & (set(rules.NEEDS) - lab_has)]
+    for_everybody = [cell for cell in cells if not rules.tags_of(cell) & (set(rules.NEEDS) - HAS)]
     one = outcomes[path.stem]
     assert (one["problem"], one["warnings"]) == ("", [])
     assert one["cells_run"] == len(for_everybody)
