@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import secrets
 import tarfile
 from pathlib import Path
 from threading import Thread
@@ -16,7 +18,11 @@ from setup.steps import SetupError, Step
 
 INPUTS_LABEL = "gpuspawner.inputs"
 PACKAGES_LABEL = "gpuspawner.packages"
-STAGE_LABEL = "gpuspawner.stage=build"
+STAGE_LABEL = "gpuspawner.stage"
+STAGE_ARGUMENT = "STAGE"
+"""The Dockerfiles' build argument with the value of STAGE_LABEL: another one for each build."""
+LEFT_AFTER = "1h"
+"""So old is what no build that still runs has just made: it was left by one that was killed, or replaced."""
 
 
 def inputs_of(client: docker.DockerClient, reference: str) -> str | None:
@@ -44,9 +50,12 @@ def build(
     """Builds `tag` with the engine's classic builder: no command line, no plugin, and without network.
 
     `context` lists what the Dockerfile sees: paths under their own name, or pairs of a name and a path or
-    content. `arguments` are the build arguments and the labels. Raises SetupError with what the
-    build said last.
+    content. `arguments` are the build arguments and the labels. Other builds may run on the same engine
+    meanwhile. Raises SetupError with what the build said last.
     """
+    stage = secrets.token_hex(8)
+    replaced = _id_of(client, tag)
+    arguments = ({**arguments[0], STAGE_ARGUMENT: stage}, arguments[1])
     read_end, write_end = os.pipe()
     feeder = Thread(target=_feed, args=(write_end, context), daemon=True, name="build-context")
     feeder.start()
@@ -57,9 +66,34 @@ def build(
     except APIError as error:
         raise _failed(tag, str(error.explanation)) from error
     finally:
-        # What the build left and what it replaced; an image that a container still runs on stays.
-        for label in (STAGE_LABEL, INPUTS_LABEL):
-            client.images.prune(filters={"dangling": True, "label": label})
+        _clean(client, stage, replaced if replaced != _id_of(client, tag) else None)
+
+
+def _id_of(client: docker.DockerClient, reference: str) -> str | None:
+    """The image that has this name now."""
+    try:
+        return str(client.images.get(reference).id)
+    except ImageNotFound:
+        return None
+
+
+def _clean(client: docker.DockerClient, stage: str, replaced: str | None) -> None:
+    """Removes what a build made on its way and what it replaced; what cannot go now goes after a later one.
+
+    What a container runs on stays, and so does what a build that runs at the same time has made.
+    """
+    if replaced is not None:
+        with contextlib.suppress(APIError):  # in use, or gone already
+            image = client.images.get(replaced)
+            if not image.tags and not image.attrs["RepoDigests"]:
+                client.images.remove(replaced)
+    for filters in (
+        {"label": f"{STAGE_LABEL}={stage}"},
+        {"label": STAGE_LABEL, "until": LEFT_AFTER},
+        {"label": INPUTS_LABEL, "until": LEFT_AFTER},
+    ):
+        with contextlib.suppress(APIError):  # another build cleans up at this moment
+            client.images.prune(filters={"dangling": True, **filters})
 
 
 def _follow(

@@ -1,10 +1,15 @@
-"""What all tests share: how long Hypothesis searches.
+"""What all tests share: how long Hypothesis searches, and the Docker Engine of this machine.
 
 `make test-nightly` searches at length; the default keeps `make test-unit` under a minute.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import docker
+import pytest
+from docker.errors import DockerException
 from hypothesis import HealthCheck, settings
 
 # No deadline: on a shared machine a slow example says nothing about the code.
@@ -13,3 +18,15 @@ _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("default", _COMMON, max_examples=60, stateful_step_count=40)
 settings.register_profile("nightly", _COMMON, max_examples=5000, stateful_step_count=200)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[docker.DockerClient]:
+    """The Docker Engine of this machine, as Docker's own tools find it."""
+    try:
+        client = docker.from_env(timeout=600)
+        client.ping()
+    except DockerException as error:
+        pytest.skip(f"no Docker Engine answers here: {error}")
+    yield client
+    client.close()

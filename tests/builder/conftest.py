@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,16 +15,13 @@ from docker.errors import DockerException, ImageNotFound
 from images.table import Table, read_table
 
 
-@pytest.fixture
-def engine() -> Iterator[docker.DockerClient]:
-    """The Docker Engine of this machine."""
-    try:
-        client = docker.from_env(timeout=600)
-        client.ping()
-    except DockerException as error:
-        pytest.skip(f"no Docker Engine answers here: {error}")
-    yield client
-    client.close()
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What the steps said at their ends, without how long they took.
+
+    A step that takes long (15 s: a busy machine is enough) says in between where it is; that is left out.
+    """
+    said = re.sub(r" \(\d+\.\d s\)", "", capsys.readouterr().out).splitlines()
+    return [line for line in said if not line.startswith("…")]
 
 
 def under_tag(table: Table, tag: str) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +17,9 @@ from images.stock import Stock
 from images.table import IMAGES_DIR, Table
 from setup.steps import SetupError
 
+from .conftest import lines
+
 pytestmark = pytest.mark.docker
-
-
-def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    said = re.sub(r" \(\d+\.\d s\)", "", capsys.readouterr().out).splitlines()
-    return [line for line in said if not line.startswith("…")]
 
 
 def test_nothing_changed(

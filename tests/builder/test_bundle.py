@@ -34,18 +34,10 @@ NAMES = os.environ.get("GPUSPAWNER_BUNDLE_NAMES", "lab-base").split()
 
 
 @pytest.fixture(scope="module")
-def system() -> Iterator[docker.DockerClient]:
-    """The Docker Engine of this machine."""
-    client = docker.from_env(timeout=600)
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope="module")
-def bundle(system: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of this checkout."""
     folder = tmp_path_factory.mktemp("bundle") / "made"
-    pack(system, read_table(), ["lab-torch"], folder)
+    pack(engine, read_table(), ["lab-torch"], folder)
     return folder
 
 
@@ -89,7 +81,7 @@ def make_images(checkout: Path, bundle: Path, engine: SecondEngine) -> tuple[int
 
 
 def test_built_and_started_without_any_network(
-    system: docker.DockerClient, checkout: Path, bundle: Path, other: SecondEngine
+    engine: docker.DockerClient, checkout: Path, bundle: Path, other: SecondEngine
 ) -> None:
     reached = subprocess.run(
         [
@@ -109,7 +101,7 @@ def test_built_and_started_without_any_network(
     table = read_table()
     for image in table.with_parents(NAMES):
         there = other.client.images.get(image.reference)
-        here = system.images.get(image.reference)
+        here = engine.images.get(image.reference)
         labels = ("gpuspawner.packages", "gpuspawner.inputs", "gpuspawner.base", "gpuspawner.cuda")
         assert {name: there.labels[name] for name in labels} == {name: here.labels[name] for name in labels}
     server = ["jupyter", "lab", "--no-browser", "--ServerApp.ip=127.0.0.1"]

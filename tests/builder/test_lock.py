@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from images import lock, table
 
+from .conftest import lines
 from .packageindex import add_source, add_wheel, served
 
 TOML = """
@@ -72,16 +72,12 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield folder
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return re.sub(r" \(\d+\.\d s\)", "", capsys.readouterr().out).splitlines()
-
-
 def test_what_cannot_be_reached_keeps_its_lock(
     images: Path, index: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (images / "high" / "requirements.lock").read_text()
     assert lock.main() == 0
-    assert said(capsys) == [
+    assert lines(capsys) == [
         "– base image: kept without a digest: pulled by its tag, as 127.0.0.1:9/none:1 can't be looked up in "
         "its registry",
         "✓ image low: 1 packages",
@@ -103,7 +99,7 @@ def test_what_can_be_reached_is_resolved(
     with served(tmp_path / "other") as address:
         monkeypatch.setenv("PIP_EXTRA_INDEX_URL", address)
         assert lock.main() == 0
-    assert said(capsys)[-1] == "✓ image high: 2 packages"
+    assert lines(capsys)[-1] == "✓ image high: 2 packages"
     assert (images / "high" / "requirements.lock").read_text() == HIGH
 
 

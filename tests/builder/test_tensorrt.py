@@ -6,7 +6,6 @@ stands on lab-base here, as PyTorch with CUDA would be gigabytes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from images.stock import Stock
 from images.table import Table, pins_of, read_table
 from setup.steps import SetupError
 
+from .conftest import lines
 from .packageindex import add_source, add_wheel, served
 
 pytestmark = pytest.mark.docker
@@ -63,11 +63,6 @@ def table(adopt: Callable[..., Table]) -> Table:
     table = adopt("lab-base")
     base, _, tensorrt = table.images
     return replace(table, images=(base, replace(tensorrt, parent="lab-base")), default="lab-base")
-
-
-def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    said = re.sub(r" \(\d+\.\d s\)", "", capsys.readouterr().out).splitlines()
-    return [line for line in said if not line.startswith("…")]
 
 
 def test_built_where_the_index_is_reached_and_left_out_elsewhere(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -58,7 +57,7 @@ async def test_the_hub_killed_at_each_docker_call_leaves_nothing_half_done(
         assert not (await hub.spawn(user, {"profile": profile})).ready
         assert seen.hits == 1
     hub.start()
-    await eventually(lambda: settled(hub, user), 8)
+    await eventually(lambda: settled(hub, user))
     model = await hub.server(user)
     started = (call, when) in {("start", "after"), ("address", "after")}
     assert (model is not None and model["ready"]) == started
@@ -66,7 +65,7 @@ async def test_the_hub_killed_at_each_docker_call_leaves_nothing_half_done(
         assert (await hub.spawn(user, {"profile": profile})).ready
     assert await hub.leases(user) == ([(user, "", "running")] if profile == "gpu" else [])
     await hub.stop_server(user)
-    await eventually(lambda: settled(hub, user), 5)
+    await eventually(lambda: settled(hub, user))
     assert hub.containers(user) == []
 
 
@@ -76,7 +75,7 @@ async def test_a_running_server_keeps_its_lease_through_restarts_of_hub_and_brok
     for end in (hub.kill, hub.stop):
         end()
         hub.start()
-        await eventually(lambda: settled(hub, "kept"), 10)
+        await eventually(lambda: settled(hub, "kept"))
         model = await hub.server("kept")
         assert model is not None
         assert model["ready"]
@@ -98,23 +97,24 @@ async def test_docker_down_while_the_hub_starts_stops_nobody(
     docker_proxy.down()
     hub.engine.remove_container(hub.inspect("down-gone")["Id"], force=True)
     hub.start()
+
+    async def told_apart() -> bool:
+        """Who answers is there again although Docker is not; of the other nobody knows."""
+        models = [await hub.server(user) for user in users]
+        unknown = await hub.server("down-gone")
+        assert unknown is not None
+        return all(model and model["ready"] for model in models) and unknown["pending"] == "check"
+
+    await eventually(told_apart)
     await asyncio.sleep(2)
-    for user in users:  # they answer, so they are there again although Docker is not
-        model = await hub.server(user)
-        assert model is not None
-        assert model["ready"]
-    unknown = await hub.server("down-gone")
-    assert unknown is not None
-    assert unknown["pending"] == "check"
+    assert await told_apart()
     docker_proxy.up()
-    back = time.monotonic()
 
     async def known() -> bool:
         model = await hub.server("down-gone")
         return model is None or (not model["ready"] and not model["pending"])
 
-    await eventually(known, 10)
-    assert time.monotonic() - back < 10
+    await eventually(known)
     for user, profile in users.items():
         assert hub.inspect(user)["State"]["StartedAt"] == started[user]
         assert await hub.leases(user) == ([(user, "", "running")] if profile == "gpu" else [])
@@ -133,14 +133,18 @@ async def test_docker_down_while_servers_run_and_stop(hub: HubProcess, docker_pr
         assert status == 503
         assert message.startswith("Docker doesn't work on this machine right now")
         stop = asyncio.create_task(hub.call("DELETE", "/users/calm/server"))
+
+        async def stopping() -> bool:
+            model = await hub.server("calm")
+            return model is not None and model["pending"] == "stop"
+
+        await eventually(stopping)
         await asyncio.sleep(1.5)
-        model = await hub.server("calm")
-        assert model is not None
-        assert model["pending"] == "stop"  # what may be running isn't called stopped
+        assert await stopping()  # what may be running isn't called stopped
     finally:
         docker_proxy.up()
     await stop
-    await eventually(lambda: settled(hub, "calm"), 5)
+    await eventually(lambda: settled(hub, "calm"))
     assert hub.containers("calm") == []
     assert (await hub.spawn("late")).ready
     await hub.stop_server("late")
@@ -162,12 +166,12 @@ async def test_docker_failing_at_each_call_leaves_the_user_free(
     with docker_proxy.rule(rule(call, action=action)) as seen:
         spawned = await hub.spawn(user, {"profile": "gpu"})
         assert seen.hits == 1
-    await eventually(lambda: settled(hub, user), 5)
+    await eventually(lambda: settled(hub, user))
     if not spawned.ready:
         assert hub.containers(user) == []
         assert (await hub.spawn(user, {"profile": "gpu"})).ready
     await hub.stop_server(user)
-    await eventually(lambda: settled(hub, user), 5)
+    await eventually(lambda: settled(hub, user))
 
 
 @pytest.mark.parametrize("action", ["500", "409", "refuse", "lose"])
@@ -178,7 +182,7 @@ async def test_docker_failing_at_the_removal_delays_the_stop_and_loses_nothing(
     assert (await hub.spawn(user, {"profile": "gpu"})).ready
     with docker_proxy.rule(Rule(REMOVE, action=action, times=2)) as seen:  # type: ignore[arg-type]
         await hub.stop_server(user)
-        await eventually(lambda: settled(hub, user), 8)
+        await eventually(lambda: settled(hub, user))
         assert seen.hits >= 1
     assert hub.containers(user) == []
 

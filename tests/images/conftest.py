@@ -12,37 +12,15 @@ import pytest
 from docker.errors import DockerException, ImageNotFound
 from docker.models.containers import Container
 
-from images.table import Image, read_table
-
-TABLE = read_table()
-
-
-@pytest.fixture(scope="session")
-def engine() -> Iterator[docker.DockerClient]:
-    """The Docker Engine of this machine."""
-    try:
-        client = docker.from_env(timeout=120)
-        client.ping()
-    except DockerException as error:
-        pytest.skip(f"no Docker Engine answers here: {error}")
-    yield client
-    client.close()
-
-
-def _offspring(name: str) -> list[Image]:
-    """The image and all that stand on it: a child reruns its parents' tests."""
-    return [
-        image
-        for image in TABLE.images
-        if name in {parent.name for parent in TABLE.with_parents([image.name])}
-    ]
+from images.table import Image
+from tests.labs import offspring
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`image` in the tests of folder module test_<name>.py runs over that image and its children."""
     if "image" in metafunc.fixturenames:
         name = metafunc.module.__name__.rsplit("test_", 1)[1].replace("_", "-")
-        images = _offspring(name)
+        images = offspring(name)
         metafunc.parametrize("image", images, ids=[image.name for image in images], scope="session")
 
 

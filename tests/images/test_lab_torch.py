@@ -16,15 +16,15 @@ print(torch.cuda.is_available(), bool(((a @ b).double() - exact).abs().max() < 1
 """
 COMPILED = """
 import torch
-f = torch.compile(lambda x: (x.sin() + 1).sum())
+f = torch.compile(lambda x: x.sin() + 1)
 x = torch.linspace(0, 1, 1000)
-print(bool((f(x) - (x.sin() + 1).sum()).abs() < 1e-3))
+print(bool(((f(x) - (x.double().sin() + 1)).abs() < 1e-6).all()))
 """
 
 
 def test_a_matrix_product_without_a_gpu(start: Start) -> None:
-    assert output(start("sleep", "60"), "python", "-W", "ignore", "-c", PRODUCT) == "False True\n"
+    assert output(start("sleep", "infinity"), "python", "-W", "ignore", "-c", PRODUCT) == "False True\n"
 
 
 def test_torch_compile_has_its_compiler(start: Start) -> None:
-    assert output(start("sleep", "120"), "python", "-W", "ignore", "-c", COMPILED) == "True\n"
+    assert output(start("sleep", "infinity"), "python", "-W", "ignore", "-c", COMPILED) == "True\n"

@@ -75,6 +75,13 @@ class TheQuota(unittest.TestCase):
         self.assertEqual(own_quota(LEASE | {"device_uuids": ["MIG-7"]}, 1).mode, "mig")
         self.assertIsNone(own_quota(None, 1).mode)
 
+    def test_what_keeps_a_slice_ends_a_program_and_not_the_server(self) -> None:
+        lines = dict(lease_module._quota_lines(own_quota(LEASE | {"compute_percent": 12}, 1)))
+        self.assertEqual(
+            lines["Kept by"],
+            "a guard outside this container: the program that takes more memory than its share is ended.",
+        )
+
     def test_what_it_says_without_a_real_gpu(self) -> None:
         simulated = own_quota(LEASE | {"simulated": True}, 0)
         self.assertEqual(
@@ -88,7 +95,7 @@ class TheQuota(unittest.TestCase):
         self.assertRegex(lease_module.advise(own_quota(LEASE, 0)), "CUDA lab image|restart the server")
 
     def test_a_broken_file_is_told_and_stops_nobody(self) -> None:
-        for broken in ("{", "[]", '"gpu"'):
+        for broken in ("{", "[]", '"gpu"', '{"device_uuids": 5}', '{"memory_bytes": "8G"}'):
             own = own_quota(broken, 0)
             self.assertEqual((own.leased, own.kind), (False, "absent"))
             self.assertIn("restart the server", lease_module.advise(own))
@@ -102,6 +109,7 @@ class TheQuota(unittest.TestCase):
             starter.show_quota()
         shown = display.call_args.args[0]
         self.assertIn("80 GiB of 80 GiB", shown["text/plain"])
+        self.assertIn("no other GPU is visible here", shown["text/plain"])
         self.assertIn("&lt;b&gt;gpu&lt;/b&gt;", shown["text/html"])
 
 

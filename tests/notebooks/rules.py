@@ -63,6 +63,20 @@ def shows_quota_first(notebook: Notebook) -> Iterator[str]:
         yield "the first code cell doesn't show the quota"
 
 
+def starts_the_same_everywhere(notebook: Notebook) -> Iterator[str]:
+    """`starter` is imported before PyTorch and says what to do without it; all that is random is seeded."""
+    first = _python(code_cells(notebook)[0])
+    imported = [sorted(_names(node)) for node in first.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    before = imported[: imported.index(["starter"])] if ["starter"] in imported else imported
+    if ["starter"] not in imported or any("torch" in names for names in before):
+        yield "the first code cell imports torch before starter"
+    if "torch.manual_seed" not in {_called(node) for node in ast.walk(first)}:
+        yield "the first code cell doesn't call torch.manual_seed"
+    for cell in code_cells(notebook):
+        for source in re.findall(r"default_rng\(\)|Generator\([^)]*\)(?!\.manual_seed\()", cell.source):
+            yield f"{cell.id}: {source} without a seed"
+
+
 def has_exercise(notebook: Notebook) -> Iterator[str]:
     """An exercise to fill in, then its solution: told in a folded paragraph, in cells that are hidden."""
     order = [index for index, cell in enumerate(notebook.cells) if "exercise" in tags_of(cell)]
@@ -151,6 +165,7 @@ def asserts_no_speed(notebook: Notebook) -> Iterator[str]:
 RULES: tuple[Rule, ...] = (
     well_formed,
     shows_quota_first,
+    starts_the_same_everywhere,
     has_exercise,
     needs_are_tagged,
     gpu_code_is_tagged,

@@ -73,6 +73,16 @@ def _spoil_quota(notebook: Any) -> None:
     cell.source = cell.source.replace("show_quota", "quota")
 
 
+def _spoil_order(notebook: Any) -> None:
+    cell = _cell(notebook, id="quota")
+    cell.source = "import torch\n" + cell.source
+
+
+def _spoil_seed(notebook: Any) -> None:
+    cell = _cell(notebook, id="quota")
+    cell.source = cell.source.replace("torch.manual_seed(0)", "")
+
+
 def _spoil_solution(notebook: Any) -> None:
     _cell(notebook, tag="solution").metadata.pop("jupyter")
 
@@ -119,6 +129,10 @@ def _spoil_pictures(notebook: Any) -> None:
         (rules.well_formed, _spoil_kernel),
         (rules.well_formed, _spoil_type),
         (rules.shows_quota_first, _spoil_quota),
+        (rules.starts_the_same_everywhere, _spoil_order),
+        (rules.starts_the_same_everywhere, _spoil_seed),
+        (rules.starts_the_same_everywhere, _append("noise = np.random.default_rng()")),
+        (rules.starts_the_same_everywhere, _append("chance = torch.Generator(device=device)")),
         (rules.has_exercise, _spoil_solution),
         (rules.has_exercise, _spoil_exercise),
         (rules.has_exercise, _spoil_details),

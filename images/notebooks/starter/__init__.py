@@ -4,6 +4,14 @@ What a notebook teaches stands in the notebook. What would only distract from it
 short enough to be read: every function can be opened with `starter.check??` in a cell.
 """
 
+from importlib.util import find_spec
+
+if find_spec("torch") is None:
+    raise ModuleNotFoundError(
+        "These notebooks need PyTorch, and this image has none: File → Hub Control Panel → Stop My Server, "
+        "then start it with the image lab-torch."
+    )
+
 from .device import available, choose_device, cpu_cores, pick
 from .draw import COLOURS, axes, bars, curves, human_bytes, number, timeline
 from .lease import Quota, quota, show_quota

@@ -16,6 +16,15 @@ from .draw import COLOURS, human_bytes
 LEASE_FILE = Path("/run/gpuspawner/lease.json")
 """The lease of this server, written by the broker; absent on a server without a GPU."""
 
+_KINDS = {
+    "tier": str,
+    "simulated": bool,
+    "device_uuids": list,
+    "memory_bytes": int,
+    "compute_percent": int | float,
+}
+"""What the entries of a lease are that are read here, unless they are null or missing."""
+
 
 @dataclass(frozen=True)
 class Quota:
@@ -59,6 +68,9 @@ def quota(lease_file: Path = LEASE_FILE) -> Quota:
         lease = json.loads(lease_file.read_text())
         if not isinstance(lease, dict):
             raise ValueError("not a JSON object")
+        for name, kind in _KINDS.items():
+            if not isinstance(lease.get(name), kind | None):
+                raise ValueError(f"{name} is {lease[name]!r}")
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
@@ -85,7 +97,7 @@ def quota(lease_file: Path = LEASE_FILE) -> Quota:
 _KEPT_BY = {
     "whole": "the container's device list: no other GPU is visible here, and this one nowhere else.",
     "mig": "the hardware: the instance has its own memory and its own processors.",
-    "slice": "a guard outside this container, which stops a server that takes more memory than its share.",
+    "slice": "a guard outside this container: the program that takes more memory than its share is ended.",
 }
 
 
