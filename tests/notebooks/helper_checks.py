@@ -23,7 +23,7 @@ LEASE = {
     "user": "ada",
     "server": "",
     "tier": "gpu",
-    "state": "running",
+    "mode": "whole",
     "device_uuids": ["GPU-1"],
     "memory_bytes": 80 * 2**30,
     "compute_percent": 100.0,
@@ -60,6 +60,7 @@ class TheQuota(unittest.TestCase):
             starter.Quota(
                 tier="gpu",
                 leased=True,
+                mode="whole",
                 device_uuids=("GPU-1",),
                 memory_bytes=80 * 2**30,
                 compute_percent=100.0,
@@ -69,18 +70,17 @@ class TheQuota(unittest.TestCase):
         )
         self.assertEqual((own_quota(LEASE, 1).kind, own_quota(LEASE, 1).mode), ("real", "whole"))
 
-    def test_how_it_is_shared(self) -> None:
-        self.assertEqual(own_quota(LEASE | {"compute_percent": 12}, 1).mode, "slice")
-        self.assertEqual(own_quota(LEASE | {"memory_bytes": 8 * 10**9}, 1).mode, "slice")
-        self.assertEqual(own_quota(LEASE | {"device_uuids": ["MIG-7"]}, 1).mode, "mig")
-        self.assertIsNone(own_quota(None, 1).mode)
-
-    def test_what_keeps_a_slice_ends_a_program_and_not_the_server(self) -> None:
-        lines = dict(lease_module._quota_lines(own_quota(LEASE | {"compute_percent": 12}, 1)))
-        self.assertEqual(
-            lines["Kept by"],
-            "a guard outside this container: the program that takes more memory than its share is ended.",
-        )
+    def test_how_it_is_shared_and_what_keeps_it(self) -> None:
+        guard = "a guard outside this container: the program that takes more memory than its share is ended."
+        for changes, gpus, mode, kept in (
+            ({"mode": "slice"}, 1, "slice", guard),
+            ({"mode": "slice", "simulated": True}, 0, "slice", "nothing: it is simulated."),
+            ({"mode": "turns"}, 1, "turns", None),
+            ({"mode": None}, 1, "unknown", None),
+        ):
+            lines = dict(lease_module._quota_lines(own_quota(LEASE | changes, gpus)))
+            self.assertEqual((lines["Mode"], lines.get("Kept by")), (mode, kept))
+        self.assertNotIn("Mode", dict(lease_module._quota_lines(own_quota(None, 1))))
 
     def test_what_it_says_without_a_real_gpu(self) -> None:
         simulated = own_quota(LEASE | {"simulated": True}, 0)

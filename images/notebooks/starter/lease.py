@@ -18,6 +18,7 @@ LEASE_FILE = Path("/run/gpuspawner/lease.json")
 
 _KINDS = {
     "tier": str,
+    "mode": str,
     "simulated": bool,
     "device_uuids": list,
     "memory_bytes": int,
@@ -32,6 +33,8 @@ class Quota:
 
     tier: str | None = None
     leased: bool = False
+    mode: str | None = None
+    """How the device is shared: `whole`, `slice` or `mig`; None without a lease."""
     simulated: bool = False
     device_uuids: tuple[str, ...] = ()
     memory_bytes: int | None = None
@@ -46,19 +49,6 @@ class Quota:
         if self.gpus:
             return "real"
         return "simulated" if self.simulated else "absent"
-
-    @property
-    def mode(self) -> str | None:
-        """How the device is shared, as seen from inside: `whole`, `slice`, `mig`; None without a lease."""
-        if not self.leased:
-            return None
-        if any(uuid.startswith("MIG-") for uuid in self.device_uuids):
-            return "mig"
-        part_of_compute = self.compute_percent is not None and self.compute_percent < 100
-        part_of_memory = bool(
-            self.memory_bytes and self.gpu_memory_bytes and self.memory_bytes < 0.9 * self.gpu_memory_bytes
-        )
-        return "slice" if part_of_compute or part_of_memory else "whole"
 
 
 def quota(lease_file: Path = LEASE_FILE) -> Quota:
@@ -83,6 +73,7 @@ def quota(lease_file: Path = LEASE_FILE) -> Quota:
     return Quota(
         tier=lease.get("tier") or os.environ.get("GPUSPAWNER_TIER"),
         leased=bool(lease),
+        mode=lease.get("mode"),
         simulated=simulated,
         device_uuids=tuple(lease.get("device_uuids") or ()),
         memory_bytes=lease.get("memory_bytes"),
@@ -117,7 +108,10 @@ def _quota_lines(own: Quota) -> list[tuple[str, str]]:
         lines.append(("Memory", share))
         if own.compute_percent is not None:
             lines.append(("Compute", f"{own.compute_percent:g} %"))
-        if own.kind == "real":
+        lines.append(("Mode", own.mode or "unknown"))
+        if own.kind == "simulated":
+            lines.append(("Kept by", "nothing: it is simulated."))
+        elif own.mode in _KEPT_BY:
             lines.append(("Kept by", _KEPT_BY[own.mode]))
     lines.append(("CPU", f"{cpu_cores()} cores for this server"))
     advice = advise(own)
