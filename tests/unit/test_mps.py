@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +187,24 @@ async def test_a_daemon_of_a_former_broker_that_hangs_is_replaced_and_told(machi
     await starting
     assert machine.pid() not in (None, before)
     assert machine.told == [MpsChange(A, False, DIED)]
+
+
+async def test_a_daemon_of_a_former_broker_may_be_silent_for_as_long_as_a_watched_one(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = machine.service()
+    await first.ensure(A, LIMITS)
+    before = machine.pid()
+    await first.leave()
+    machine.order("hang")
+    pace = replace(PACE, silent_seconds=60)
+    starting = asyncio.create_task(machine.service(pace).ensure(A, LIMITS))
+    async with asyncio.timeout(20):
+        while "MPS of a former broker: MPS has not answered" not in caplog.text:
+            await asyncio.sleep(0.05)
+    machine.order()
+    assert not await starting
+    assert (machine.pid(), machine.told) == (before, [])
 
 
 async def test_one_that_dies_is_told_and_started_again(machine: Machine) -> None:
