@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from gpuspawner.broker.devices import MISSING
+from gpuspawner.broker.pooling import Pooling
+from gpuspawner.broker.terms import Terms
 from gpuspawner.errors import DeviceFault, LedgerFault
 from gpuspawner.model import DeviceHealth
 from gpuspawner.node.guard import GuardEvent
@@ -17,7 +20,7 @@ from gpuspawner.node.inventory import ComputeMode
 from gpuspawner.node.judge import Offence
 from gpuspawner.node.mps import BACK, DIED
 
-from tests.unit.slice_machine import NEEDS_ROOT, NOW, A, B, Machine, machine_in, until
+from tests.unit.slice_machine import DEVICES, NEEDS_ROOT, NOW, SLICED, A, B, C, Machine, machine_in, until
 
 pytestmark = NEEDS_ROOT
 
@@ -136,6 +139,17 @@ async def test_a_notice_that_can_not_be_written_is_given_later_unless_there_is_n
     await until(lambda: len(machine.holders.told) == 2)
     await asyncio.sleep(0.2)
     assert sorted(machine.holders.told) == [(lease.id, "Second."), (other.id, "Third.")]
+
+
+async def test_a_leased_gpu_that_is_not_found_is_one_where_nothing_is_held(machine: Machine) -> None:
+    broker = await machine.broker()
+    lease = await machine.lease(running=False)
+    assert broker.blind() == {}
+    broker.extend(Pooling(DEVICES[1:], {B: SLICED, C: Terms("whole")}))
+    assert (lease.device_uuids, broker.blind()) == ((A,), {A: MISSING})
+    assert machine.metrics.registry.get_sample_value("gpuspawner_guard_blind_devices") == 1
+    await machine.close(lease)
+    assert broker.blind() == {}
 
 
 async def test_a_gpu_that_hangs_in_nvml_leaves_the_others_compute_modes_alone(machine: Machine) -> None:

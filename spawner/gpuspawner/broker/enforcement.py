@@ -25,6 +25,7 @@ from ..node.inventory import Inventory
 from ..node.judge import Orders, Quota
 from ..node.mps import BACK, MpsChange, MpsPace, MpsService
 from ..node.mpscontrol import MpsLimits
+from .devices import MISSING
 from .journal import Journal, is_of, record_of
 from .metrics import Metrics
 from .pooling import Pooling
@@ -205,6 +206,9 @@ class Enforcement:
     def blind(self) -> dict[str, str]:
         """Devices whose processes can't be read now, and why: there no quota is held."""
         found = self._guard.blind() if self._started else {}
+        if self._started:
+            held = (uuid for lease in self._holders.leases() for uuid in lease.device_uuids)
+            found |= {uuid: MISSING for uuid in held if uuid not in self._sizes}
         self._tools.metrics.guard_blind.set(len(found))
         return found
 
