@@ -14,9 +14,9 @@ from pathlib import Path
 
 import docker
 import pytest
-from gpuspawner.node.guard import Guard, GuardEvent
+from gpuspawner.node.guard import Guard, GuardEvent, GuardSettings
 from gpuspawner.node.inventory import NvmlInventory
-from gpuspawner.node.judge import Offence, Orders, Quota
+from gpuspawner.node.judge import Offence, Orders, Quota, Rules
 from gpuspawner.node.processes import ProcessTable
 
 from tests.docker.life import remove
@@ -313,6 +313,26 @@ async def test_a_gpu_that_hangs_leaves_the_others_guarded(lab: Lab) -> None:
         lab.script.drop(line)
         await lab.until_events(2)
     assert [event.pid for event in lab.events] == [second, first]
+
+
+async def test_one_in_a_paused_container_is_told_of_once_and_ends_when_that_goes_on(lab: Lab) -> None:
+    """Under cgroup version 1 a frozen process ends only then; under version 2 at once."""
+    anna = lab.box()
+    pid = anna.sleeper("kernel")
+    lab.script.process(pid, 20 * GIB)
+    lab.engine.pause(anna.id)
+
+    async def on_event(event: GuardEvent) -> None:
+        lab.events.append(event)
+
+    guard = Guard(lab.inventory, on_event, settings=GuardSettings(Rules(settle_seconds=0.3)))
+    await guard.start(Orders((quota(anna),)))
+    await lab.until_events(1)
+    await asyncio.sleep(2.5)
+    lab.engine.unpause(anna.id)
+    waited(lambda: not alive(pid))
+    await guard.stop()
+    assert [event.pid for event in lab.events] == [pid]
 
 
 async def test_a_gpu_that_can_not_be_read_is_said_and_nobody_ends(lab: Lab) -> None:

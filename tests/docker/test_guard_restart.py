@@ -17,6 +17,7 @@ import pytest
 from tests.docker.place import until
 from tests.docker.test_guard import alive
 from tests.docker.test_slices import GIB, Site, slice_site
+from tests.prompt import go_first, going_first
 
 pytestmark = [
     pytest.mark.docker,
@@ -45,7 +46,9 @@ class Brokers:
         }
         command = [sys.executable, "-m", "gpuspawner.broker", "--config", str(self.site.config())]
         with (self.site.folder / "broker.log").open("ab") as log:
-            self.running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            self.running.append(
+                subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=go_first)
+            )
 
     def kill(self) -> None:
         self.running[-1].kill()
@@ -79,7 +82,10 @@ async def brokers(
 
 
 async def test_a_killed_broker_s_successor_guards_within_2_s_of_its_start(brokers: Brokers) -> None:
-    """Not counted: how soon the hub or systemd starts it. Six tries, as others use this machine, too."""
+    """Not counted: how soon the hub or systemd starts it, and what else this machine does meanwhile.
+
+    The broker and who measures wait for no other process; where that may not be, six tries help.
+    """
     site = brokers.site
     brokers.start()
     await until((site.folder / "broker.sock").exists, 15)
@@ -91,10 +97,11 @@ async def test_a_killed_broker_s_successor_guards_within_2_s_of_its_start(broker
         kernel = box.sleeper(f"kernel-{number}")
         brokers.kill()
         line = site.script.process(kernel, 20 * GIB, mps=1)
-        began = time.monotonic()
-        brokers.start()
-        await until(lambda kernel=kernel: not alive(kernel), 15)
-        took.append(time.monotonic() - began)
+        with going_first():
+            began = time.monotonic()
+            brokers.start()
+            await until(lambda kernel=kernel: not alive(kernel), 15)
+            took.append(time.monotonic() - began)
         site.script.drop(line)
         await until(lambda number=number: f"'kernel-{number}'" in site.notice(anna), 5)
     print("from the start to the verdict:", took[1:])

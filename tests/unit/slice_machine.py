@@ -29,6 +29,7 @@ from gpuspawner.node.processes import ProcessTable
 from gpuspawner.node.simulated import SimulatedInventory
 
 from tests.mps import standin
+from tests.prompt import going_first
 from tests.unit.share_walk import MemoryLedger
 
 GIB = 1 << 30
@@ -141,10 +142,10 @@ class Machine:
 
 @asynccontextmanager
 async def machine_in(tmp_path: Path) -> AsyncIterator[Machine]:
-    """One, with nothing left of it at the end."""
+    """One, with nothing left of it at the end. The stand-in's commands have a time limit."""
     folder = Path("/tmp") / f"gse-{os.getpid()}-{tmp_path.name[-12:]}"
     folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
+    with going_first(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", folder / "run")
         machine = Machine(folder, standin.install(tmp_path))
         yield machine

@@ -17,7 +17,7 @@ from gpuspawner.doctor.checks import describe, main_job_runs, memory_limits, ver
 from gpuspawner.doctor.reach import ELSEWHERE
 from gpuspawner.model import Device
 from gpuspawner.node.injection import EngineFacts
-from gpuspawner.node.inventory import DriverFacts
+from gpuspawner.node.inventory import ComputeMode, DriverFacts
 from gpuspawner.node.simulated import parse_simulated
 from gpuspawner.tiers import DEFAULT_TIERS, parse_tiers
 
@@ -310,13 +310,16 @@ def test_the_facts_of_this_machine(script: Script, tmp_path: Path, monkeypatch: 
     control = tmp_path / "bin" / "nvidia-cuda-mps-control"
     control.write_text("#!/bin/sh\n[ \"$1\" = -v ] && echo 'MPS control  580'\n")
     control.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/bin:/usr/bin")
+    monkeypatch.setattr("gpuspawner.node.mpscontrol.KNOWN_PLACES", (str(control.parent),))
+    script.change(0, mode=ComputeMode.PROHIBITED)
     monkeypatch.setattr(machine, "nvidia_pci_devices", lambda: ("0000:01:00.0",))
     facts = machine.collect(settings_of(tmp_path, "c.GpuSite.injection = 'cdi'\n"))
     left_out = (
         "GPU 1: The GPU is lost (it fell off the bus): reset it or restart the machine (NVML: GPU is lost)."
     )
     assert facts.engine_error
+    assert facts.pooling is not None
+    assert "is in compute mode PROHIBITED" in facts.pooling.warnings[0]
     assert facts.broker is not None
     assert facts.broker.error
     assert facts.cgroup_version in ("1", "2")
@@ -328,7 +331,8 @@ def test_the_facts_of_this_machine(script: Script, tmp_path: Path, monkeypatch: 
         driver=DriverFacts("580.159.04", "13.0", 2, (left_out,)),
         pci_gpus=("0000:01:00.0",),
         tiers=parse_tiers(DEFAULT_TIERS),
-        pooling=Pooling((H100,), {A: WHOLE}),
+        modes={A: ComputeMode.PROHIBITED},
+        pooling=Pooling((H100,), {A: WHOLE}, warnings=facts.pooling.warnings),
         mps_path=str(control),
         mps_version="MPS control 580",
         ledger=LedgerFacts(f"{tmp_path}/ledger.sqlite"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from gpuspawner.broker.documents import News, status_document, tier_document
@@ -86,6 +87,22 @@ def test_status() -> None:
             },
         ],
     }  # fmt: skip
+
+
+def test_slices_of_a_device_that_has_left_its_pool_are_shown_as_such() -> None:
+    held = [
+        replace(LEASE, id=letter * 32, user=user, mode=Mode.SLICE, memory_bytes=8 << 30, mps=True)
+        for letter, user in (("a", "anna"), ("b", "ben"))
+    ]
+    view = DeviceView(HELD, DeviceHealth("GPU-1", True), tuple(held), Terms())
+    blind = News(blind={"GPU-1": "NVML hangs"})
+    (found,) = status_document(Snapshot((view,), (), ()), simulated=False, news=NEWS)["devices"]
+    (unguarded,) = status_document(Snapshot((view,), (), ()), simulated=False, news=blind)["devices"]
+    keys = ("pool", "mode", "guarantee", "compute_guarantee", "lease_id", "free_slices", "total_slices")
+    assert [found[key] for key in keys] == ["whole", "slice", "guarded", "guarded", None, 0, 2]
+    assert [share["user"] for share in found["shares"]] == ["anna", "ben"]
+    assert found["free_memory_bytes"] == 0
+    assert unguarded["guarantee"] == "none"
 
 
 def test_slices_that_nobody_guards_are_worth_nothing() -> None:

@@ -117,7 +117,7 @@ async def test_a_lease_from_a_containers_labels_has_its_daemon_looked_after(mach
 
 async def test_a_dead_daemon_takes_its_gpu_out_of_use_until_it_is_back(machine: Machine) -> None:
     broker = await machine.broker()
-    first, second = await machine.lease(), await machine.lease()
+    first, second = await machine.lease(running=False), await machine.lease(running=False)
     for lease in (first, second):
         await broker.prepare(lease)
     machine.place().make()

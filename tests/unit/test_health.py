@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Script
+from tests.prompt import going_first
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 XID_79 = "The driver reported a hardware error (XID 79): see `dmesg`"
@@ -244,11 +245,12 @@ class Live:
 
 @pytest.fixture
 async def live(script: Script) -> AsyncIterator[Live]:
-    live = Live()
-    await live.monitor.start()
-    yield live
-    await live.monitor.stop()
-    await asyncio.to_thread(live.inventory.close)
+    with going_first():
+        live = Live()
+        await live.monitor.start()
+        yield live
+        await live.monitor.stop()
+        await asyncio.to_thread(live.inventory.close)
 
 
 LOST = "The GPU is lost (it fell off the bus): reset it or restart the machine (NVML: GPU is lost)"

@@ -74,7 +74,7 @@ def test_until_it_has_gone_the_ended_one_does_not_count_and_nobody_else_ends() -
     assert [sitting.at(now, *both) for now in (8, 9, 10)] == [[], [], [(2, Offence.MEMORY, 2.0)]]
 
 
-def test_while_more_than_one_is_over_they_end_one_a_sample_the_largest_growth_first() -> None:
+def test_while_more_than_one_is_over_they_end_the_largest_growth_first() -> None:
     sitting = Sitting()
     samples = seen(1, 1), seen(2, 5), seen(3, 9), seen(4, 4)
     sitting.at(0, seen(1, 1))
@@ -82,6 +82,30 @@ def test_while_more_than_one_is_over_they_end_one_a_sample_the_largest_growth_fi
     assert sitting.at(1.25, *samples) == [(3, Offence.MEMORY, 0.25)]  # over 1.5 times the quota
     assert sitting.at(1.5, *samples) == []
     assert sitting.at(3, *samples) == [(2, Offence.MEMORY, 2.0)]
+
+
+def test_as_many_end_at_once_as_it_takes() -> None:
+    """However fast a program forks, a look brings it back within its quota."""
+    sitting = Sitting()
+    crowd = [seen(pid, 1) for pid in range(100, 140)]
+    sitting.at(0, seen(1, 6), seen(2, None))
+    sitting.at(1, seen(1, 6), seen(2, None), *crowd)
+    ended = [pid for pid, _, _ in sitting.at(1.25, seen(1, 6), seen(2, None), *crowd)]
+    assert len(ended) == 46 - 12  # far over: down to 1.5 times the quota
+    assert sitting.at(3, seen(1, 6), *crowd[:6]) == [
+        (pid, Offence.MEMORY, 2.0) for pid in (105, 104, 103, 102)
+    ]
+    assert sitting.at(4, seen(1, 6), *crowd[:2]) == []
+
+
+def test_one_whose_memory_is_not_told_does_not_end_for_it() -> None:
+    sitting = Sitting()
+    sitting.at(0, seen(1, 8), seen(2, None))
+    sitting.at(1, seen(1, 7.9), seen(2, None), seen(3, 9))
+    sitting.at(2, seen(1, 7.9), seen(2, None), seen(3, 9))
+    assert sitting.at(8, seen(1, 7.9), seen(2, None), seen(4, 0.2)) == []
+    assert sitting.at(9, seen(1, 7.9), seen(2, None), seen(4, 0.2)) == []
+    assert sitting.at(10, seen(1, 7.9), seen(2, None), seen(4, 0.2)) == [(4, Offence.MEMORY, 2.0)]
 
 
 def test_far_over_takes_two_samples_and_no_grace() -> None:
@@ -152,6 +176,25 @@ def test_round_mps() -> None:
     samples = seen(1, 1, mps=True), seen(2, 1, mps=False), seen(3, 1, mps=None)
     assert [sitting.at(now, *samples) for now in (0, 1)] == [[], []]
     assert sitting.at(2, *samples) == [(2, Offence.ROUND_MPS, 2.0)]
+
+
+@pytest.mark.parametrize("offence", [Offence.ROUND_MPS, Offence.NO_LEASE])
+def test_short_processes_one_after_the_other_add_up(offence: Offence) -> None:
+    """Each ends by itself before its grace: the time is the container's."""
+    quota = replace(QUOTA, mps_required=True)
+    container = ANNA if offence is Offence.ROUND_MPS else BEN
+    sitting, ended, alive_seconds = Sitting(replace(ORDERS, quotas=(quota,))), [], 0.0
+    for number in range(30):
+        for tick in range(6):  # 1.5 s each, looked at four times a second
+            found = sitting.at(number * 2 + tick / 4, seen(100 + number, 1, container, mps=False))
+            alive_seconds += 0.25
+            if found:
+                ended += found
+                break
+        sitting.at(number * 2 + 1.75)
+    assert [pid for pid, _, _ in ended] == list(range(101, 130))
+    assert {each for _, each, _ in ended} == {offence}
+    assert alive_seconds < 30 * 0.6  # from then on each at its second look
 
 
 def test_round_mps_and_over_quota_is_one_verdict() -> None:

@@ -73,9 +73,12 @@ def driver_document(driver: DriverFacts | None) -> Document | None:
 
 def _device(view: DeviceView, news: News) -> Document:
     device, terms = view.device, view.terms
-    usage, guarantee = news.usage.get(device.uuid, Usage()), guarantee_of(terms.mode, device.simulated)
+    shared = _is_shared(view)
+    mode = Mode.SLICE if shared else terms.mode
+    mps = terms.mps if terms.sliced else all(lease.mps for lease in view.holders)
+    usage, guarantee = news.usage.get(device.uuid, Usage()), guarantee_of(mode, device.simulated)
     unguarded = news.blind.get(device.uuid, "") if guarantee is Guarantee.GUARDED else ""
-    holder = view.holders[0] if view.holders and not terms.sliced else None
+    holder = view.holders[0] if view.holders and not shared else None
     capability = device.compute_capability
     since = view.health.since if not view.health.healthy else (holder.since if holder else None)
     free, total = _slices(view)
@@ -86,12 +89,12 @@ def _device(view: DeviceView, news: News) -> Document:
         "memory_bytes": device.memory_bytes,
         "compute_capability": None if capability is None else f"{capability[0]}.{capability[1]}",
         "pool": terms.pool,
-        "mode": terms.mode.value,
+        "mode": mode.value,
         "healthy": view.health.healthy,
         "reason": view.health.reason,
         "since": None if since is None else time_to_text(since),
         "guarantee": Guarantee.NONE.value if unguarded else guarantee.value,
-        "compute_guarantee": worth_compute(terms.mode, terms.mps, device.simulated).value,
+        "compute_guarantee": worth_compute(mode, mps, device.simulated).value,
         "unguarded_reason": unguarded,
         "used_bytes": usage.used_bytes,
         "utilization_percent": usage.utilization_percent,
@@ -101,9 +104,14 @@ def _device(view: DeviceView, news: News) -> Document:
         "server": holder.server if holder else None,
         "free_slices": free,
         "total_slices": total,
-        "free_memory_bytes": _room(view).free_memory_bytes if terms.sliced else None,
-        "shares": [_share(lease, view) for lease in view.holders] if terms.sliced else [],
+        "free_memory_bytes": None if free is None else _room(view).free_memory_bytes if terms.sliced else 0,
+        "shares": [_share(lease, view) for lease in view.holders] if shared else [],
     }
+
+
+def _is_shared(view: DeviceView) -> bool:
+    """In a pool of slices, or held in slices still from before the settings were changed."""
+    return view.terms.sliced or any(lease.mode is Mode.SLICE for lease in view.holders)
 
 
 def _room(view: DeviceView) -> Room:
@@ -117,8 +125,10 @@ def _slices(view: DeviceView) -> tuple[int | None, int | None]:
     Where sizes differ, those of the smallest are counted: so many more leases may come at most.
     """
     terms = view.terms
-    if not terms.sliced:
+    if not _is_shared(view):
         return None, None
+    if not terms.sliced:
+        return 0, len(view.holders)
     want = Want(1, mode=Mode.SLICE, memory_bytes=min(terms.sizes_bytes, default=None))
     room = _room(view)
     return count_free(want, room), count_free(want, replace(room, shares=()))

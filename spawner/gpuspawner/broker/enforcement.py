@@ -22,11 +22,11 @@ from ..node.daemonpool import DaemonPool
 from ..node.guard import Guard, GuardEvent, GuardSettings
 from ..node.inventory import Inventory
 from ..node.judge import Orders, Quota
-from ..node.mps import MpsChange, MpsPace, MpsService
+from ..node.mps import BACK, MpsChange, MpsPace, MpsService
 from ..node.mpscontrol import MpsLimits
 from ..units import format_time
-from .journal import Journal
-from .ledger import EndedProcess
+from .devices import MISSING
+from .journal import Journal, is_of, record_of
 from .metrics import Metrics
 from .pooling import Pooling
 
@@ -93,11 +93,12 @@ class Enforcement:
                 tools.program, tools.state_dir, self._on_mps, pace=tools.pace, log=tools.log
             )
         self._modes = ComputeModes(tools.inventory, tools.state_dir, log=tools.log)
-        self._pool = DaemonPool("compute-mode", most=1)
+        self._pool = DaemonPool("compute-mode")
         self._hardware: dict[str, DeviceHealth] = {}
         self._without_mps: dict[str, str] = {}
         self._cared_for: set[str] = set()
         self._idle: dict[str, object] = {}
+        self._latest: dict[str, str] = {}
         self._locks = {uuid: asyncio.Lock() for uuid in self._sizes}
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
@@ -137,13 +138,14 @@ class Enforcement:
 
     async def stop(self) -> None:
         """The broker ends. Daemons and compute modes stay for the notebooks that go on, and only for them."""
+        started, self._started = self._started, False
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._started:
+        if started:
             await self._guard.stop()
-        if self._started and self._holders.ready.is_set():
-            unused = [uuid for uuid in self._cared_for if not self._users(uuid)]
+        if started and self._holders.ready.is_set():
+            unused = [uuid for uuid in self._sliced() | self._cared_for if not self._users(uuid)]
             ending = [asyncio.create_task(self._guarded(self._end_mps(uuid))) for uuid in unused]
             if ending:
                 await asyncio.wait(ending, timeout=END_SECONDS)
@@ -204,6 +206,9 @@ class Enforcement:
     def blind(self) -> dict[str, str]:
         """Devices whose processes can't be read now, and why: there no quota is held."""
         found = self._guard.blind() if self._started else {}
+        if self._started:
+            held = (uuid for lease in self._holders.leases() for uuid in lease.device_uuids)
+            found |= {uuid: MISSING for uuid in held if uuid not in self._sizes}
         self._tools.metrics.guard_blind.set(len(found))
         return found
 
@@ -225,10 +230,26 @@ class Enforcement:
 
     async def _on_guard(self, event: GuardEvent) -> None:
         self._tools.metrics.ended(event.offence)
-        lease = next((each for each in self._holders.leases() if _is_of(event, each)), None)
-        await self._tools.journal.add(_record_of(event, lease))
+        lease = next((each for each in self._holders.leases() if is_of(event, each)), None)
+        await self._tools.journal.add(record_of(event, lease))
         if lease is not None:
-            await self._holders.tell(lease.id, f"{format_time(event.at)}: {event.sentence}")
+            await self._tell(lease.id, f"{format_time(event.at)}: {event.sentence}")
+
+    async def _tell(self, lease_id: str, sentence: str) -> None:
+        """What can't be recorded now, as on a full disk, is told later, unless there is newer."""
+        self._latest[lease_id] = sentence
+        try:
+            await self._holders.tell(lease_id, sentence)
+        except GpuSpawnerError as error:
+            self._tools.log.warning("A notice is given later: %s lease=%s", error, lease_id)
+            self._spawn(self._tell_later(lease_id, sentence))
+        else:
+            self._latest.pop(lease_id, None)
+
+    async def _tell_later(self, lease_id: str, sentence: str) -> None:
+        await asyncio.sleep(self._tools.retry_seconds)
+        if self._latest.get(lease_id) == sentence:
+            await self._tell(lease_id, sentence)
 
     # ---- MPS
 
@@ -253,34 +274,46 @@ class Enforcement:
             sizes.append(terms.largest_bytes(size))
         return MpsLimits(max(percents, default=100.0), max(sizes, default=None))
 
-    async def _ensure(self, uuid: str) -> None:
+    async def _ensure(self, uuid: str) -> bool:
+        """The GPU's daemon runs when this returns; True if it had to be started. Raises DeviceFault."""
         if self._mps is None:
             raise DeviceFault("MPS is not installed, and this GPU is shared through it")
         async with self._locks.setdefault(uuid, asyncio.Lock()):
             if uuid in self._pooling.managed:
                 await self._pool.submit(lambda: self._modes.take(uuid))
             self._cared_for.add(uuid)
-            await self._mps.ensure(uuid, self._limits(uuid))
+            return await self._mps.ensure(uuid, self._limits(uuid))
 
     async def _take_up(self, uuid: str) -> None:
         """After a start: the daemon of leases that are held."""
         try:
-            await self._ensure(uuid)
+            anew = await self._ensure(uuid)
         except GpuSpawnerError as error:
             self._tools.log.error("MPS does not run: %s devices=%s", error, uuid)
             await self._lose_mps(uuid, str(error))
             await self._retry(uuid)
+        else:
+            await self._runs_again(uuid, anew)
 
     async def _retry(self, uuid: str) -> None:
         while uuid in self._without_mps:
             await asyncio.sleep(self._tools.retry_seconds)
             try:
-                await self._ensure(uuid)
+                anew = await self._ensure(uuid)
             except GpuSpawnerError as error:
                 self._tools.log.warning("MPS still does not run: %s devices=%s", error, uuid)
                 self._tools.metrics.failed("enforcement")
                 continue
-            await self._have_mps(uuid)
+            await self._runs_again(uuid, anew)
+            break
+        if not self._users(uuid):
+            await self._leave(uuid)  # nobody waited for it
+
+    async def _runs_again(self, uuid: str, anew: bool) -> None:
+        """Without this broker's having watched: if `anew`, what computed through its predecessor ended."""
+        await self._have_mps(uuid)
+        if anew:
+            await self._tell_users(uuid, BACK)
 
     async def _on_mps(self, change: MpsChange) -> None:
         """The GPU's daemon died or is back: nothing new goes there meanwhile, and its holders are told."""
@@ -289,19 +322,29 @@ class Enforcement:
         else:
             self._tools.metrics.mps_died()
             await self._lose_mps(change.uuid, "the service through which it is shared (MPS) ended")
-        for lease in self._users(change.uuid):
-            try:
-                await self._holders.tell(lease.id, change.sentence)
-            except GpuSpawnerError as error:  # the others are told all the same
-                self._tools.log.warning("%s", error)
+        await self._tell_users(change.uuid, change.sentence)
+
+    async def _tell_users(self, uuid: str, sentence: str) -> None:
+        for lease in self._users(uuid):
+            await self._tell(lease.id, sentence)
 
     async def _lose_mps(self, uuid: str, reason: str) -> None:
         self._without_mps[uuid] = reason
-        await self._holders.set_health(self._health(uuid))
+        try:
+            await self._holders.set_health(self._health(uuid))
+        except GpuSpawnerError as error:  # it is withdrawn all the same
+            self._tools.log.warning("%s", error)
 
     async def _have_mps(self, uuid: str) -> None:
-        if self._without_mps.pop(uuid, None) is not None:
+        reason = self._without_mps.pop(uuid, None)
+        if reason is None:
+            return
+        try:
             await self._holders.set_health(self._health(uuid))
+        except GpuSpawnerError as error:  # not recorded, not back: it is tried again
+            self._tools.log.warning("%s", error)
+            self._without_mps[uuid] = reason
+            self._spawn(self._retry(uuid))
 
     def _health(self, uuid: str) -> DeviceHealth:
         hardware = self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
@@ -323,9 +366,10 @@ class Enforcement:
     async def _end_mps(self, uuid: str) -> None:
         """Ends the GPU's daemon and gives its compute mode back, if nobody uses them."""
         async with self._locks.setdefault(uuid, asyncio.Lock()):
-            if self._mps is None or self._users(uuid):
+            if self._users(uuid):
                 return
-            await self._mps.stop(uuid)
+            if self._mps is not None:
+                await self._mps.stop(uuid)
             self._cared_for.discard(uuid)
             await self._pool.submit(lambda: self._modes.give_back(uuid))
 
@@ -347,28 +391,3 @@ class Enforcement:
 
 def _through_mps(lease: Lease) -> bool:
     return lease.mode is Mode.SLICE and lease.mps and bool(lease.device_uuids)
-
-
-def _is_of(event: GuardEvent, lease: Lease) -> bool:
-    if event.lease_id is not None:
-        return lease.id == event.lease_id
-    return lease.container_id == event.container_id
-
-
-def _record_of(event: GuardEvent, lease: Lease | None) -> EndedProcess:
-    return EndedProcess(
-        at=event.at,
-        offence=event.offence.value,
-        lease_id=event.lease_id if lease is None else lease.id,
-        hub="" if lease is None else lease.hub,
-        user="" if lease is None else lease.user,
-        server="" if lease is None else lease.server,
-        container_id=event.container_id,
-        device_uuid=event.device_uuid,
-        pid=event.pid,
-        name=event.name,
-        used_bytes=event.used_bytes,
-        quota_bytes=event.quota_bytes,
-        over_seconds=event.over_seconds,
-        sentence=event.sentence,
-    )

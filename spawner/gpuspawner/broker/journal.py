@@ -7,6 +7,8 @@ from collections import deque
 from typing import Protocol
 
 from ..errors import LedgerFault
+from ..model import Lease
+from ..node.guard import GuardEvent
 from .ledger import EndedProcess
 
 SHOWN = 50
@@ -54,3 +56,30 @@ class Journal:
         except LedgerFault as fault:
             self._pending.extendleft(reversed(writing))
             self._log.warning("An ended process is recorded later: %s", fault)
+
+
+def is_of(event: GuardEvent, lease: Lease) -> bool:
+    """Whether the process was of the lease's container."""
+    if event.lease_id is not None:
+        return lease.id == event.lease_id
+    return lease.container_id == event.container_id
+
+
+def record_of(event: GuardEvent, lease: Lease | None) -> EndedProcess:
+    """What is kept of it; `lease` is the container's, None if that has ended."""
+    return EndedProcess(
+        at=event.at,
+        offence=event.offence.value,
+        lease_id=event.lease_id if lease is None else lease.id,
+        hub="" if lease is None else lease.hub,
+        user="" if lease is None else lease.user,
+        server="" if lease is None else lease.server,
+        container_id=event.container_id,
+        device_uuid=event.device_uuid,
+        pid=event.pid,
+        name=event.name,
+        used_bytes=event.used_bytes,
+        quota_bytes=event.quota_bytes,
+        over_seconds=event.over_seconds,
+        sentence=event.sentence,
+    )

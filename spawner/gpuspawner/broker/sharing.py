@@ -61,14 +61,16 @@ class Sharing:
 
     def _pool(self, devices: Sequence[Device]) -> Pooling:
         incomplete = bool(self._left_out())
-        host = Host(self._inventory.simulated, self.mps, ending_obstacle(), incomplete, self._modes(devices))
+        modes = modes_of(self._inventory, devices)
+        host = Host(self._inventory.simulated, self.mps, ending_obstacle(), incomplete, modes)
         return make_pooling(self._site.parsed_pools(), self._tiers, devices, host)
 
-    def _modes(self, devices: Sequence[Device]) -> dict[str, ComputeMode]:
-        """Of whole GPUs that say so."""
-        modes = {}
-        for device in devices:
-            if not device.is_mig:
-                with suppress(DeviceFault):
-                    modes[device.uuid] = self._inventory.compute_mode(device.uuid)
-        return modes
+
+def modes_of(inventory: Inventory, devices: Sequence[Device]) -> dict[str, ComputeMode]:
+    """The compute modes of the whole GPUs that say so, by UUID. Blocks."""
+    modes = {}
+    for device in devices:
+        if not device.is_mig:
+            with suppress(DeviceFault):
+                modes[device.uuid] = inventory.compute_mode(device.uuid)
+    return modes

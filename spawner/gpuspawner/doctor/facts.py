@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..broker.pooling import Pooling
 from ..model import Device, Tier
 from ..node.injection import EngineFacts
-from ..node.inventory import DriverFacts
+from ..node.inventory import ComputeMode, DriverFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Facts:
     driver: DriverFacts | None = None
     driver_error: str = ""
     pci_gpus: tuple[str, ...] = ()
+    modes: Mapping[str, ComputeMode] = field(default_factory=dict)
     tiers: tuple[Tier, ...] = ()
     pooling: Pooling | None = None
     pooling_error: str = ""

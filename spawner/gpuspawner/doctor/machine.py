@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import os
-import shutil
 import sqlite3
 import subprocess
 from dataclasses import replace
@@ -16,6 +15,7 @@ import sqlalchemy as sa
 from ..broker.app import GpuBroker
 from ..broker.containers import DockerEngine
 from ..broker.pooling import Host, make_pooling
+from ..broker.sharing import modes_of
 from ..client import BrokerClient
 from ..errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault
 from ..node.injection import EngineFacts, engine_facts, read_local
@@ -26,13 +26,12 @@ from ..settings import GpuSite
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
 from .reach import unreachable
 
-MPS_CONTROL = "nvidia-cuda-mps-control"
-
 
 def collect(settings: GpuBroker) -> Facts:
     """All facts for the site of `settings` (initialized)."""
     facts = _pools(_hardware(settings.site), settings)
-    mps_path = shutil.which(MPS_CONTROL)
+    mps = find_program(uid=0).path  # whether it is installed: who runs doctor need not be root
+    mps_path = None if mps is None else str(mps)
     engine, engine_error, images = asyncio.run(_docker(image_references(settings)))
     return replace(
         facts,
@@ -72,7 +71,9 @@ def _hardware(site: GpuSite) -> Facts:
     except ConfigError as error:
         return replace(facts, inventory_error=str(error))
     try:
-        return replace(facts, simulated=inventory.simulated, devices=inventory.devices())
+        devices = inventory.devices()
+        modes = modes_of(inventory, devices)
+        return replace(facts, simulated=inventory.simulated, devices=devices, modes=modes)
     except DeviceFault as fault:
         return replace(facts, inventory_error=str(fault))
     finally:
@@ -84,7 +85,7 @@ def _pools(facts: Facts, settings: GpuBroker) -> Facts:
     if facts.inventory_error:
         return facts
     incomplete = bool(facts.driver and facts.driver.left_out)
-    host = Host(facts.simulated, find_program(), ending_obstacle(), incomplete)
+    host = Host(facts.simulated, find_program(), ending_obstacle(), incomplete, facts.modes)
     try:
         pooling = make_pooling(settings.site.parsed_pools(), settings.tiers, facts.devices, host)
     except ConfigError as error:

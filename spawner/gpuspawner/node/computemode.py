@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ EXCLUSIVE = ComputeMode.EXCLUSIVE_PROCESS
 
 
 class ComputeModes:
-    """What was found is on disk before it is changed. Blocks; for one thread at a time; needs root."""
+    """What was found is on disk before it is changed. Blocks; needs root.
+
+    For any thread, but one at a time for each GPU: one that hangs in NVML holds up no other.
+    """
 
     def __init__(
         self,
@@ -33,13 +37,14 @@ class ComputeModes:
         self._inventory = inventory
         self._path = state_dir / FILE
         self._log = log or logging.getLogger(__name__)
+        self._writing = threading.Lock()
 
     def take(self, uuid: str) -> None:
         """EXCLUSIVE_PROCESS from now on; before its MPS daemon starts. Raises DeviceFault."""
         found = self._inventory.compute_mode(uuid)
         if found is EXCLUSIVE:
             return  # the admin's own choice, or ours already
-        self._write({**self._read(), uuid: found})
+        self._note(uuid, found)
         self._inventory.set_compute_mode(uuid, EXCLUSIVE)
         self._log.info("Compute mode EXCLUSIVE_PROCESS instead of %s devices=%s", found.name, uuid)
 
@@ -48,8 +53,7 @@ class ComputeModes:
 
         Raises DeviceFault; the record then stays for the next try.
         """
-        record = self._read()
-        found = record.pop(uuid, None)
+        found = self._read().get(uuid)
         if found is None:
             return
         now = self._inventory.compute_mode(uuid)
@@ -58,7 +62,7 @@ class ComputeModes:
             self._log.info("Compute mode %s is back devices=%s", found.name, uuid)
         else:
             self._log.info("Compute mode %s was set by others and stays devices=%s", now.name, uuid)
-        self._write(record)
+        self._note(uuid, None)
 
     def restore(self, keep: Collection[str] = ()) -> None:
         """At start: gives back what a former broker took, but for `keep`, where it is needed on.
@@ -85,8 +89,14 @@ class ComputeModes:
                 "`nvidia-smi -c 0`, then remove the file"
             ) from error
 
+    def _note(self, uuid: str, found: ComputeMode | None) -> None:
+        """What to put back, or that nothing is left to. On disk when this returns."""
+        with self._writing:
+            others = {each: mode for each, mode in self._read().items() if each != uuid}
+            self._write(others if found is None else {**others, uuid: found})
+
     def _write(self, record: dict[str, ComputeMode]) -> None:
-        """On disk when this returns: the file is replaced as a whole."""
+        """The file is replaced as a whole."""
         fresh = self._path.with_suffix(".new")
         try:
             with fresh.open("w") as file:

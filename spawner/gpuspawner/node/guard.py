@@ -252,6 +252,7 @@ class DeviceGuard:
         self._history = History()
         self._used_bytes: int | None = None
         self._mentioned: set[Key] = set()
+        self._ended: set[Key] = set()
         self._guarded = False
 
     @property
@@ -333,6 +334,7 @@ class DeviceGuard:
         """Says once of each process that nobody here answers for it."""
         present = {seen.key for seen in samples}
         self._mentioned &= present
+        self._ended &= present
         for seen in samples:
             if seen.container_id in ours or seen.key in self._mentioned or _is_mps_server(seen):
                 continue
@@ -347,7 +349,10 @@ class DeviceGuard:
         process = verdict.seen.process
         outcome = self._table.end(process)
         event = self._event(verdict)
-        if outcome is Outcome.ENDED:
+        if outcome is Outcome.ENDED and verdict.seen.key in self._ended:
+            self.log.warning("A process that was ended is still there, paused or stuck %s", _where(event))
+        elif outcome is Outcome.ENDED:
+            self._ended.add(verdict.seen.key)
             self.log.warning("%s %s", event.sentence, _where(event))
             post(event)
         elif outcome is Outcome.REFUSED:

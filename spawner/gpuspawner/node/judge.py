@@ -2,7 +2,8 @@
 
 A container's memory on a device is the sum over its processes. What counts is the time over quota: it
 adds up while the container is over and is paid back slowly while it is not, so that bursts add up
-too. At the grace a process ends, the one that grew most since the container was last within its quota.
+too. At the grace those end that grew most since the container was last within its quota, as many as it
+takes. Processes that have no business on the device are counted likewise, so that short ones add up too.
 """
 
 from __future__ import annotations
@@ -88,6 +89,14 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Wrong:
+    """A container's time with processes that commit an offence, and those that did at the last sample."""
+
+    seconds: float = 0.0
+    keys: frozenset[Key] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """What the former samples of a device left. `at` is None where the time before can't be counted."""
 
@@ -95,7 +104,8 @@ class History:
     accounts: Mapping[str, Account] = field(default_factory=lambda: MappingProxyType({}))
     within: Mapping[Key, int] = field(default_factory=lambda: MappingProxyType({}))
     """Each process's memory when its container was last within its quota."""
-    wrong_since: Mapping[tuple[Key, Offence], float] = field(default_factory=lambda: MappingProxyType({}))
+    wrong: Mapping[tuple[str, Offence], Wrong] = field(default_factory=lambda: MappingProxyType({}))
+    """By container and offence."""
     ending: Mapping[Key, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -170,7 +180,7 @@ def judge(
         if container in held:
             court.with_quota(held[container], processes)
         else:
-            court.without_lease(processes)
+            court.without_lease(container, processes)
     return court.judgement()
 
 
@@ -183,27 +193,25 @@ class _Court:
         self._step = min(max(step, 0.0), rules.longest_step_seconds)
         self._accounts: dict[str, Account] = {}
         self._within: dict[Key, int] = {}
-        self._wrong: dict[tuple[Key, Offence], float] = {}
+        self._wrong: dict[tuple[str, Offence], Wrong] = {}
         self._verdicts: dict[Key, Verdict] = {}
 
     def judgement(self) -> Judgement:
         """What came of it."""
-        alert = any(account.is_over for account in self._accounts.values()) or bool(self._wrong)
+        alert = any(account.is_over for account in self._accounts.values()) or any(
+            wrong.keys for wrong in self._wrong.values()
+        )
         history = History(self._now, self._accounts, self._within, self._wrong, self._ending)
         return Judgement(tuple(self._verdicts.values()), history, alert)
 
-    def without_lease(self, processes: list[Seen]) -> None:
+    def without_lease(self, container: str, processes: list[Seen]) -> None:
         """Processes of a container of ours that has no lease for this device."""
-        used = _used(processes)
-        for seen in processes:
-            self._wrong_one(seen, Offence.NO_LEASE, None, used)
+        self._wrongs(container, Offence.NO_LEASE, None, processes, _used(processes))
 
     def with_quota(self, quota: Quota, processes: list[Seen]) -> None:
         """Processes of a container with a quota on this device."""
-        used = _used(processes)
-        for seen in processes:
-            if quota.mps_required and seen.through_mps is False:
-                self._wrong_one(seen, Offence.ROUND_MPS, quota, used)
+        round_mps = [seen for seen in processes if quota.mps_required and seen.through_mps is False]
+        self._wrongs(quota.container_id, Offence.ROUND_MPS, quota, round_mps, _used(processes))
         if quota.memory_bytes is not None:
             left = [seen for seen in processes if seen.key not in self._verdicts]
             self._memory(quota, quota.memory_bytes, left)
@@ -213,16 +221,21 @@ class _Court:
         before = self._history.accounts.get(quota.container_id, Account())
         change = self._step if before.is_over else -self._step * rules.repay
         seconds = max(0.0, before.over_seconds + change)
-        is_over = used > quota_bytes + rules.tolerance_bytes
-        is_hard = is_over and used > quota_bytes * rules.hard_factor
-        account = Account(seconds, is_over, is_hard)
-        if is_over and (seconds >= rules.grace_seconds or (is_hard and before.is_hard)):
-            worst = max(processes, key=self._growth)
-            self._end(Verdict(worst, Offence.MEMORY, quota, used, seconds))
-            rest = used - (worst.memory_bytes or 0)
-            if rest <= quota_bytes + rules.tolerance_bytes:
-                account = Account()
-        self._accounts[quota.container_id] = account
+        most = quota_bytes + rules.tolerance_bytes
+        far = max(most, quota_bytes * rules.hard_factor)
+        is_over, is_hard = used > most, used > far
+        allowed: float = used
+        if is_over and seconds >= rules.grace_seconds:
+            allowed = most
+        elif is_hard and before.is_hard:
+            allowed = far
+        rest = used
+        for worst in sorted(processes, key=self._growth, reverse=True) if used > allowed else ():
+            if rest > allowed and worst.memory_bytes:
+                self._end(Verdict(worst, Offence.MEMORY, quota, rest, seconds))
+                rest -= worst.memory_bytes
+        ended = rest < used and rest <= most
+        self._accounts[quota.container_id] = Account() if ended else Account(seconds, is_over, is_hard)
         for seen in processes:
             if not is_over:
                 self._within[seen.key] = seen.memory_bytes or 0
@@ -233,14 +246,26 @@ class _Court:
         """By growth; then by size, then the younger: what somebody just started."""
         memory_bytes = seen.memory_bytes or 0
         grown = memory_bytes - self._history.within.get(seen.key, 0)
-        return (grown if memory_bytes else -1, memory_bytes, seen.process.start_ticks, seen.process.pid)
+        return (grown, memory_bytes, seen.process.start_ticks, seen.process.pid)
 
-    def _wrong_one(self, seen: Seen, offence: Offence, quota: Quota | None, used: int) -> None:
-        since = self._history.wrong_since.get((seen.key, offence), self._now)
-        if self._now - since >= self._rules.grace_seconds and self._history.at is not None:
-            self._end(Verdict(seen, offence, quota, used, self._now - since))
-        else:
-            self._wrong[seen.key, offence] = since
+    def _wrongs(
+        self, container: str, offence: Offence, quota: Quota | None, wrong: list[Seen], used: int
+    ) -> None:
+        """One is ended only if it was wrong at the last sample, too: NVML's lists are read one by one."""
+        before = self._history.wrong.get((container, offence))
+        if before is None and not wrong:
+            return
+        before = before or Wrong()
+        change = self._step if before.keys else -self._step * self._rules.repay
+        seconds = max(0.0, before.seconds + change)
+        for seen in wrong:
+            known = seen.key in before.keys and self._history.at is not None
+            if known and seconds >= self._rules.grace_seconds:
+                self._end(Verdict(seen, offence, quota, used, seconds))
+        keys = frozenset(seen.key for seen in wrong) - self._verdicts.keys()
+        if keys or seconds:
+            kept = min(seconds, self._rules.grace_seconds)
+            self._wrong[container, offence] = Wrong(kept, keys)
 
     def _end(self, verdict: Verdict) -> None:
         self._verdicts[verdict.seen.key] = verdict

@@ -90,19 +90,21 @@ class MpsDaemon:
         """Whether clients can connect, as far as is known."""
         return self._daemon is not None and not self._died.is_set()
 
-    async def ensure(self, limits: MpsLimits) -> None:
+    async def ensure(self, limits: MpsLimits) -> bool:
         """Runs with these limits when this returns; they hold for programs started from then on.
 
-        Raises DeviceFault.
+        True if it had to be started: what computed through an earlier one has ended. Raises DeviceFault.
         """
+        anew = False
         async with self._lock:
             if not self.running:
-                await self._begin(limits)
+                anew = await self._begin(limits)
             elif limits != self._limits:
                 await self._control.set_limits(limits)
             self._limits = limits
             if self._watching is None:
                 self._watching = asyncio.create_task(self._watch(), name=f"mps-{self.place.uuid}")
+        return anew
 
     async def stop(self) -> None:
         """Ends daemon and servers, and with them what runs on them. No error if none runs."""
@@ -128,13 +130,13 @@ class MpsDaemon:
 
     # ---- start
 
-    async def _begin(self, limits: MpsLimits) -> None:
-        """Takes over a daemon that runs, else starts one. Raises DeviceFault, and then none runs."""
+    async def _begin(self, limits: MpsLimits) -> bool:
+        """Takes over a daemon that runs, else starts one (True). Raises DeviceFault, and then none runs."""
         self.place.make()
         daemon = find_daemon(self.place, self._table)
         if daemon is not None and await self._take(daemon, limits):
             self._log.info("MPS of a former broker goes on devices=%s pid=%d", self.place.uuid, daemon.pid)
-            return
+            return False
         await self._end_rest()
         self.place.clean()
         try:
@@ -147,18 +149,28 @@ class MpsDaemon:
         self._log.info(
             "MPS runs devices=%s percent=%g limit=%s", self.place.uuid, limits.percent, limits.size
         )
+        return True
 
     async def _take(self, daemon: Process, limits: MpsLimits) -> bool:
+        """Whether it serves on. It has as long to answer as one that is watched: programs run on it."""
         self._hold(daemon)
-        try:
-            await self._control.set_limits(limits)
-        except DeviceFault as fault:
-            self._log.warning("MPS of a former broker is replaced: %s devices=%s", fault, self.place.uuid)
-            self._let_go()
-            await self._tell(MpsChange(self.place.uuid, False, DIED))
-            return False
-        self.reason = ""
-        return True
+        began = time.monotonic()
+        while True:
+            try:
+                await self._control.set_limits(limits)
+            except DeviceFault as fault:
+                silent = time.monotonic() - began
+                self._log.warning(
+                    "MPS of a former broker: %s; %.0f s devices=%s", fault, silent, self.place.uuid
+                )
+                if not self._died.is_set() and silent < self._pace.silent_seconds:
+                    await asyncio.sleep(self._pace.backoff_seconds)
+                    continue
+                self._let_go()
+                await self._tell(MpsChange(self.place.uuid, False, DIED))
+                return False
+            self.reason = ""
+            return True
 
     async def _launch(self, limits: MpsLimits) -> None:
         await self._control.launch(self._pace.start_seconds)
@@ -297,9 +309,9 @@ class MpsService:
         self._log = log or logging.getLogger(__name__)
         self._daemons: dict[str, MpsDaemon] = {}
 
-    async def ensure(self, uuid: str, limits: MpsLimits) -> None:
-        """The GPU's daemon runs with these limits when this returns. Raises DeviceFault."""
-        await self._daemon(uuid).ensure(limits)
+    async def ensure(self, uuid: str, limits: MpsLimits) -> bool:
+        """The GPU's daemon runs with these limits when this returns; True if anew. Raises DeviceFault."""
+        return await self._daemon(uuid).ensure(limits)
 
     async def stop(self, uuid: str) -> None:
         """The GPU leaves its pool: its daemon ends. Give a managed compute mode back after this."""
