@@ -34,7 +34,8 @@ class GpuSite(Configurable):
         its `mig_profile` ("1g.10gb"). `devices` of these two is 1 if left out.
 
         Default: `cpu` and `gpu` (one whole device). A name that is not in the list is refused. A tier
-        that no pool can serve keeps the broker from starting, with the reason.
+        of slices or MIG instances that no pool can serve keeps the broker from starting, with the
+        reason; one of whole GPUs that this machine doesn't have is shown, and can't be picked.
 
         Example::
 
