@@ -56,3 +56,10 @@ def test_without_a_reason_the_last_lines_have_to_do() -> None:
     log = HubLog()
     shown(log, "".join(f"line {number}\n" for number in range(20)))
     assert log.last_words() == [f"line {number}" for number in range(12, 20)]
+
+
+def test_an_error_of_long_ago_is_no_reason() -> None:
+    log = HubLog()
+    shown(log, "[E 1 hub] ada typed something wrong\n")
+    shown(log, "".join(f"[I 2 hub] line {number}\n" for number in range(100)))
+    assert log.last_words() == [f"[I 2 hub] line {number}" for number in range(92, 100)]
