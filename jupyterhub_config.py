@@ -70,7 +70,8 @@ c.GpuSite.state_dir = str(state_dir)
 if "GPUSPAWNER_SIMULATED" in os.environ:
     c.GpuSite.simulated_devices = os.environ["GPUSPAWNER_SIMULATED"]
 
-# 6. The broker hands out the GPUs: a process of its own, which the hub starts. It has the GPU page too.
+# 6. The broker hands out the GPUs: a process of its own, which the hub starts, with a keeper that starts
+#    it again if it is killed. It has the GPU page too.
 #    The second one pulls what images are missing, in the background, and then sleeps.
 environment = {  # what this file and Docker's client read, without the passwords
     key: value
@@ -82,7 +83,7 @@ c.JupyterHub.services = [
         "name": "gpu",
         "display": True,
         "url": f"http://127.0.0.1:{port + 3}",
-        "command": [sys.executable, "-m", "gpuspawner.broker", "--config", config_file, "--take-over"],
+        "command": [sys.executable, "-m", "gpuspawner.broker.keeper", "--config", config_file, "--take-over"],
         "environment": environment,
         "oauth_client_allowed_scopes": ["custom:gpu:read", "admin-ui"],  # admin-ui: only the menu's entry
         "oauth_no_confirm": True,

@@ -81,6 +81,11 @@ class System:
         """What `user` logs in with."""
         return self.admin_password if user == "admin" else self.user_password
 
+    def broker_pid(self) -> int | None:
+        """The broker's process; None while there is none."""
+        text = (self.folder / "broker.lock").read_text().strip()
+        return int(text) if text else None
+
 
 @contextmanager
 def running_system(folder: Path, *, config: Path = CONFIG, **environment: str) -> Iterator[System]:

@@ -206,7 +206,9 @@ def test_stopping_frees_the_device_while_the_page_is_open(story: Story) -> None:
 def test_an_open_page_outlives_the_broker(story: Story) -> None:
     admin = story.go("admin", "services/gpu/")
     admin.evaluate("window.sameDocument = true")
-    os.kill(int((story.system.folder / "broker.lock").read_text()), signal.SIGKILL)
+    broker = story.system.broker_pid()
+    assert broker is not None
+    os.kill(broker, signal.SIGKILL)
     story.go("anna", "hub/home").click("#stop")
     expect(admin.locator("#gpu-summary")).to_have_text(
         "2 of 2 simulated GPUs free, nobody waits.", timeout=60_000

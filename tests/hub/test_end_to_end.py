@@ -7,7 +7,9 @@ stream and the kernel's websocket.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,3 +117,24 @@ async def test_the_third_in_two_waits_and_gives_up(system: System) -> None:
         assert (after["queue"], after["leases"]) == ([], [])
         await bob.text("hub/home")
         await bob.send("DELETE", "hub/api/users/bob/server")
+
+
+async def test_a_killed_broker_is_back_before_the_hub_has_noticed(system: System) -> None:
+    async with logged_in(system, "eve") as eve, logged_in(system, "admin") as admin:
+        await eve.submit("hub/spawn", profile="gpu")
+        assert (await eve.progress())[-1].get("ready")
+        broker, log = system.broker_pid(), system.folder / "hub.log"
+        assert broker is not None
+        os.kill(broker, signal.SIGKILL)
+        for _ in range(300):
+            if log.read_text().count("The broker answers on ") == 2:
+                break
+            await asyncio.sleep(0.1)
+        await admin.text("services/gpu/")
+        status = await admin.json("services/gpu/api/status")
+        assert [(lease["user"], lease["state"]) for lease in status["leases"]] == [("eve", "running")]
+        assert "The broker was ended by SIGKILL: starting it again" in log.read_text()
+        assert "Service gpu exited" not in log.read_text()
+        await eve.text("hub/home")
+        await eve.send("DELETE", "hub/api/users/eve/server")
+        await all_free(admin)
