@@ -164,6 +164,11 @@ class GpuDockerSpawner(EngineSpawner):
         # Thirty servers that start at once on two cores take more than the hub's 30 s.
         return 120
 
+    @default("poll_interval")
+    def _poll_interval_default(self) -> int:
+        # Of a server that died the proxy keeps the route until the hub looks; a look is one call to Docker.
+        return 10
+
     @validate("remove")
     def _validate_remove(self, proposal: Any) -> bool:
         if not proposal.value:

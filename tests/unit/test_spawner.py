@@ -35,8 +35,8 @@ def test_the_defaults_are_safe_and_cover_the_queue() -> None:
         name: getattr(spawner, name)
         for name in (
             "remove", "use_internal_ip", "network_name", "prefix", "volumes", "container_user",
-            "http_timeout", "start_timeout", "hub_id", "env_keep", "allowed_images", "subnet",
-            "object_name", "will_resume",
+            "http_timeout", "poll_interval", "start_timeout", "hub_id", "env_keep", "allowed_images",
+            "subnet", "object_name", "will_resume",
         )
     } == {
         "remove": True,
@@ -46,6 +46,7 @@ def test_the_defaults_are_safe_and_cover_the_queue() -> None:
         "volumes": {"{prefix}-home-{username}": "/home/jovyan"},
         "container_user": "1000:100",
         "http_timeout": 120,
+        "poll_interval": 10,
         "start_timeout": 900 + 120 + 900 + 120,
         "hub_id": "hub",
         "env_keep": [],
