@@ -130,7 +130,7 @@ def render_form(
     picked = filled.profile if filled.profile in usable else next(iter(usable), None)
     tiers = "\n".join(_render_card(card, card.tier.name == picked) for card in cards)
     note = "" if usable else '<p class="text-danger">No choice can start now.</p>\n'
-    return _FORM.format(tiers=tiers, note=note, images=_render_images(images, filled.image))
+    return _FORM.format(tiers=tiers, note=note, images=_render_images(images, filled))
 
 
 def _render_card(card: TierCard, checked: bool) -> str:
@@ -143,14 +143,21 @@ def _render_card(card: TierCard, checked: bool) -> str:
     )
 
 
-def _render_images(images: AllowedImages, picked: str) -> str:
-    """A list if there is something to choose in it, and a field where a name may be typed."""
+def _render_images(images: AllowedImages, filled: Filled) -> str:
+    """A list if there is something to choose in it, and a field where a name may be typed.
+
+    The field goes before the list. So a name that was typed for the last start is in the list, if there is
+    one: in the field it would be started again whatever is chosen in the list now.
+    """
     names = list(images.listed)
-    parts, typed = [], picked
+    parts, typed = [], filled.typed or filled.image
     if len(names) > 1 or (names and images.typed):
-        typed = "" if picked in names else picked
+        if filled.image not in names and _is_allowed(filled.image, images):
+            names.append(filled.image)
+        listed = filled.image if filled.image in names else ""
+        typed = filled.typed if listed else typed
         choices = [("", "The usual one"), *((name, name) for name in names)]
-        options = "\n".join(_render_option(*choice, picked if not typed else "") for choice in choices)
+        options = "\n".join(_render_option(*choice, listed) for choice in choices)
         parts.append(_IMAGES.format(options=options))
     if images.typed:
         label = "Or another image, by its name" if parts else "Image, by its name"
@@ -161,6 +168,14 @@ def _render_images(images: AllowedImages, picked: str) -> str:
         value = escape(typed[:MAX_CHARS])
         parts.append(_TYPED.format(label=label, about=escape(about), most=MAX_CHARS, value=value))
     return "".join(parts)
+
+
+def _is_allowed(option: str, images: AllowedImages) -> bool:
+    try:
+        images.find(option)
+    except ValueError:
+        return False
+    return True
 
 
 def _render_option(value: str, label: str, picked: str) -> str:

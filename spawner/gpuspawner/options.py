@@ -48,6 +48,8 @@ class Filled:
 
     profile: str = ""
     image: str = ""
+    """Chosen in the list, or what was stored: then a name that was typed, too."""
+    typed: str = ""
 
 
 def parse_options(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES) -> Choice:
@@ -99,7 +101,7 @@ def refill(raw: object) -> Filled:
     for name, value in _fields(raw) if isinstance(raw, Mapping) else ():
         first = value[0] if isinstance(value, list) and value else value
         values[name] = first.strip(" ") if isinstance(first, str) else ""
-    return Filled(values.get(PROFILE, ""), values.get(TYPED) or values.get(IMAGE, ""))
+    return Filled(values.get(PROFILE, ""), values.get(IMAGE, ""), values.get(TYPED, ""))
 
 
 def _fields(raw: Mapping[object, object]) -> Iterator[tuple[object, object]]:

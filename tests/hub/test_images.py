@@ -138,7 +138,7 @@ async def test_a_typed_image_of_the_form_is_kept_for_the_next_start(hub: HubProc
     assert hub.inspect("fay")["Config"]["Image"] == f"docker.io/{LAB}:latest"
     await hub.stop_server("fay")
     async with Browser(hub, "fay", hub.password) as browser:
-        assert f'value="{LAB}:latest" autocomplete="off"' in await browser.get("/hub/spawn")
+        assert f'<option value="{LAB}:latest" selected>' in await browser.get("/hub/spawn")
     assert (await hub.spawn("fay")).ready
     assert hub.inspect("fay")["Config"]["Image"] == f"docker.io/{LAB}:latest"
     await hub.stop_server("fay")

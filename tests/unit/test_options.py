@@ -53,6 +53,7 @@ def test_anything_can_be_shown_in_the_form_again(raw: Any) -> None:
     filled = refill(raw)
     assert isinstance(filled.profile, str)
     assert isinstance(filled.image, str)
+    assert isinstance(filled.typed, str)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,10 @@ def test_anything_can_be_shown_in_the_form_again(raw: Any) -> None:
         (None, Filled()),
         ({"profile": "gpu"}, Filled("gpu")),
         ({"profile": "gpu", "image": "usual"}, Filled("gpu", "usual")),
-        ({"profile": ["gpu"], "image": ["usual"], "image_typed": [" lab:3 "]}, Filled("gpu", "lab:3")),
+        (
+            {"profile": ["gpu"], "image": ["usual"], "image_typed": [" lab:3 "]},
+            Filled("gpu", "usual", "lab:3"),
+        ),
         ({"opt-profile": ["gpu"], "opt-image": ["usual"], "opt-image_typed": [""]}, Filled("gpu", "usual")),
         ({"profile": [["gpu"]], "image": 3, "image_typed": []}, Filled()),
     ],
