@@ -260,7 +260,9 @@ class GpuDockerSpawner(EngineSpawner):
 
         def create(client: APIClient) -> str:
             host = client.create_host_config(**plan.host)
-            place = labnetwork.place(client, self.network_name, self.subnet)
+            place = None
+            if plan.host["network_mode"] == self.network_name:  # not another one of extra_host_config
+                place = labnetwork.place(client, self.network_name, self.subnet)
             settings = {"networking_config": place, **plan.create}
             container_id = str(client.create_container(**settings, host_config=host)["Id"])
             if plan.home:

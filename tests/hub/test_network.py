@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import docker
 import docker.errors
 import pytest
+from gpuspawner.container import ContainerPlan
 from gpuspawner.errors import EngineFault
 from gpuspawner.labnetwork import ensure_network, place
 from gpuspawner.spawner import GpuDockerSpawner
@@ -83,6 +84,21 @@ async def test_a_start_takes_another_address_where_docker_holds_its_own(missing:
     finally:
         for each in ids:
             missing.remove_container(each, force=True)
+
+
+async def test_a_network_of_extra_host_config_is_the_only_one(missing: docker.APIClient) -> None:
+    """Docker (20.10, 28.5) joins the network of an address that is asked for, whatever the mode says."""
+    config = Config({"GpuDockerSpawner": {"network_name": NETWORK, "subnet": SUBNET}})
+    spawner = GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
+    ensure_network(missing, NETWORK, SUBNET)
+    networks = []
+    for mode in (NETWORK, "none"):
+        plan = ContainerPlan({"image": IMAGE, "name": NETWORK}, {"network_mode": mode}, ())
+        container_id = await spawner.create_container(plan)
+        missing.start(container_id)
+        networks.append(list(missing.inspect_container(container_id)["NetworkSettings"]["Networks"]))
+        missing.remove_container(container_id, force=True)
+    assert networks == [[NETWORK], ["none"]]
 
 
 async def test_another_fault_of_a_start_is_not_mended(missing: docker.APIClient) -> None:
