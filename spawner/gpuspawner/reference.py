@@ -50,6 +50,14 @@ class Reference:
 
 def parse_reference(text: object) -> Reference:
     """The image that `text` names. Raises ValueError, with what is wrong in words, for anything else."""
+    image = parse_pinned(text)
+    if image.tag is not None and image.digest is not None:
+        raise ValueError("leave out the tag or the digest, of the two Docker looks at the digest alone")
+    return image
+
+
+def parse_pinned(text: object) -> Reference:
+    """As `parse_reference`, with a tag beside the digest if there is one: so admins pin images."""
     if not isinstance(text, str) or not 0 < len(text) <= MAX_CHARS:
         raise ValueError("it is not the name of an image")
     host, path, tag, digest = _split(text)
@@ -63,8 +71,6 @@ def parse_reference(text: object) -> Reference:
         raise ValueError("a tag has letters, digits, '_', '.' and '-' only, and 128 of them at most")
     if digest is not None and not _DIGEST.fullmatch(digest):
         raise ValueError("a digest is written like sha256: and 64 hexadecimal digits")
-    if tag is not None and digest is not None:
-        raise ValueError("leave out the tag or the digest, of the two Docker looks at the digest alone")
     return Reference(host, path, tag, digest)
 
 

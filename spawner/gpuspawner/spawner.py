@@ -28,7 +28,7 @@ from .enginespawner import EngineSpawner
 from .errors import ConfigError, EngineFault
 from .launch import LaunchJob
 from .model import ContainerPatch
-from .reference import allow_images, parse_reference
+from .reference import allow_images, parse_pinned
 
 
 class GpuDockerSpawner(EngineSpawner):
@@ -181,7 +181,7 @@ class GpuDockerSpawner(EngineSpawner):
     @validate("image")
     def _validate_image(self, proposal: Any) -> str:
         try:
-            parse_reference(proposal.value)
+            parse_pinned(proposal.value)
         except ValueError as problem:
             raise TraitError(f"c.GpuDockerSpawner.image is {proposal.value!r}: {problem}") from None
         return str(proposal.value)

@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .model import Mode, Tier
-from .reference import parse_reference
+from .reference import parse_pinned
 from .units import parse_bytes
 
 DEFAULT_TIERS: list[dict[str, Any]] = [
@@ -136,7 +136,7 @@ def _parse_image(raw: dict[str, Any], where: str) -> str | None:
     if not image:
         return None
     try:
-        parse_reference(image)
+        parse_pinned(image)
     except ValueError as problem:
         raise ConfigError(
             f'{where}: image is {image!r}: {problem}. Write it like "gpuspawner/lab-torch:0.1.0"'

@@ -274,6 +274,13 @@ def test_an_image_that_has_no_image_s_name_is_refused_at_load() -> None:
         make_spawner(Config({"GpuDockerSpawner": {"image": "Lab"}}))
 
 
+def test_an_image_may_be_pinned_by_a_digest_beside_its_tag() -> None:
+    image = f"quay.io/jupyter/base-notebook:2026-11-02@sha256:{'a' * 64}"
+    site = {"tiers": [{"name": "cpu", "devices": 0, "image": image}]}
+    spawner = make_spawner(Config({"GpuDockerSpawner": {"image": image}, "GpuSite": site}))
+    assert (spawner.image, spawner.tiers[0].image) == (image, image)
+
+
 def test_a_callable_says_who_may_have_which_image() -> None:
     config = Config()
     config.GpuDockerSpawner.allowed_images = lambda spawner: [f"quay.io/{spawner.user.name.lower()}/*:*"]
