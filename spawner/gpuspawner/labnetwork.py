@@ -62,7 +62,7 @@ def ensure_network(client: APIClient, name: str, subnet: str) -> str:
                     "Set another one (GPUSPAWNER_SUBNET, c.GpuDockerSpawner.subnet)"
                 ) from error
         present = client.inspect_network(name)
-    found = _subnets_of(present)
+    found = [entry.get("Subnet") for entry in _ipam_of(present)]
     if config["Subnet"] not in found:
         raise ConfigError(
             f"the network {name!r} has the addresses {found}, not {config['Subnet']}: remove it with "
@@ -102,7 +102,8 @@ _turns: dict[tuple[str, str], Addresses] = {}
 def free_address(client: APIClient, name: str, subnet: str) -> str | None:
     """An address that the next server may take; None where Docker has to find one. Blocks on Docker.
 
-    That is so in a network of the site's own, where Docker may not take orders, and in one that isn't there.
+    That is so in a network of the site's own, where Docker may not take orders, in one that isn't there, and
+    in one of whose subnet Docker has but a range: the rest may be that of other machines.
     """
     if name in DOCKERS_OWN:
         return None
@@ -110,7 +111,8 @@ def free_address(client: APIClient, name: str, subnet: str) -> str | None:
         network = client.inspect_network(name)
     except docker.errors.NotFound:
         return None
-    if subnet not in _subnets_of(network):
+    ranges = [entry.get("IPRange") for entry in _ipam_of(network) if entry.get("Subnet") == subnet]
+    if not ranges or any(ranges):
         return None
     used = {str(each["IPv4Address"]).partition("/")[0] for each in (network["Containers"] or {}).values()}
     return _turns.setdefault((name, subnet), Addresses(subnet)).next(used)
@@ -130,9 +132,9 @@ def move(client: APIClient, container_id: str, name: str, subnet: str) -> None:
     client.connect_container_to_network(container_id, name, ipv4_address=free_address(client, name, subnet))
 
 
-def _subnets_of(network: dict[str, Any]) -> list[Any]:
-    """The subnets in Docker's document of a network."""
-    return [entry.get("Subnet") for entry in (network.get("IPAM") or {}).get("Config") or ()]
+def _ipam_of(network: dict[str, Any]) -> list[dict[str, Any]]:
+    """What Docker's document of a network says of each of its subnets."""
+    return (network.get("IPAM") or {}).get("Config") or []
 
 
 def _subnet(text: str) -> Any:

@@ -120,6 +120,12 @@ def test_a_server_s_address_is_neither_in_use_nor_the_last_one_s() -> None:
         ("bridge", network("10.9.2.0/29")),
         ("labs", Networks(None)),
         ("labs", network("10.8.0.0/16")),
+        (
+            "labs",
+            Networks(
+                {"IPAM": {"Config": [{"Subnet": "10.9.2.0/29", "IPRange": "10.9.2.4/30"}]}, "Containers": {}}
+            ),
+        ),
         ("labs", network("10.9.2.0/29", *(f"10.9.2.{each}" for each in range(2, 7)))),
     ],
 )
