@@ -103,7 +103,7 @@ def free_address(client: APIClient, name: str, subnet: str) -> str | None:
     """An address that the next server may take; None where Docker has to find one. Blocks on Docker.
 
     That is so in a network of the site's own, where Docker may not take orders, in one that isn't there, and
-    in one of whose subnet Docker has but a range: the rest may be that of other machines.
+    in one of whose subnet Docker has but a range: the rest may be that of other machines. Raises ConfigError.
     """
     if name in DOCKERS_OWN:
         return None
@@ -111,7 +111,8 @@ def free_address(client: APIClient, name: str, subnet: str) -> str | None:
         network = client.inspect_network(name)
     except docker.errors.NotFound:
         return None
-    ranges = [entry.get("IPRange") for entry in _ipam_of(network) if entry.get("Subnet") == subnet]
+    wanted = str(_subnet(subnet))
+    ranges = [entry.get("IPRange") for entry in _ipam_of(network) if entry.get("Subnet") == wanted]
     if not ranges or any(ranges):
         return None
     used = {str(each["IPv4Address"]).partition("/")[0] for each in (network["Containers"] or {}).values()}

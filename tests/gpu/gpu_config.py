@@ -7,7 +7,6 @@ folders, read-only and under their own names. Homes are then in memory.
 
 import json
 import os
-import sys
 from pathlib import Path
 
 c = get_config()  # noqa: F821
@@ -19,7 +18,7 @@ if "GPUSPAWNER_GPU_SITE" in os.environ:  # pools and tiers of one test
     for name, value in json.loads(os.environ["GPUSPAWNER_GPU_SITE"]).items():
         c.GpuSite[name] = value
 service = c.JupyterHub.services[0]
-service["command"] = [sys.executable, "-m", "gpuspawner.broker", "--config", str(this_file), "--take-over"]
+service["command"][service["command"].index("--config") + 1] = str(this_file)
 service["environment"] = {
     **service["environment"],
     **{key: os.environ[key] for key in ("LD_LIBRARY_PATH", "PYTHONPATH", "PATH") if key in os.environ},

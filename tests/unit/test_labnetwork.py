@@ -109,6 +109,7 @@ def test_a_server_s_address_is_neither_in_use_nor_the_last_one_s() -> None:
     found = [free_address(client, "labs", "10.9.1.0/29") for _ in range(6)]
     assert set(found[:3]) == {"10.9.1.2", "10.9.1.4", "10.9.1.6"}
     assert found[3:] == found[:3]
+    assert free_address(client, "labs", "10.9.1.0/255.255.255.248") in found
     assert place(client, "labs", "10.9.1.0/29") == {
         "EndpointsConfig": {"labs": {"IPAMConfig": {"IPv4Address": found[0]}}}
     }

@@ -232,6 +232,15 @@ async def test_a_network_that_was_missing_is_mended_and_the_start_goes_on(answer
     assert docker.calls.count("start") == 2
 
 
+async def test_a_network_that_is_full_names_the_remedy(answers: list[Answer]) -> None:
+    docker, broker = Docker(), Broker()
+    words = "no available IPv4 addresses on this network's address pools: gpuspawner (3d9a)"
+    docker.faults["start"] = [EngineFault(words, 500)]
+    start, _ = make(docker, broker)
+    with pytest.raises(StartFault, match=r"All addresses .* Admin: set a larger c\.GpuDockerSpawner\.subnet"):
+        await start.run()
+
+
 async def test_an_image_removed_while_waiting_names_the_remedy(answers: list[Answer]) -> None:
     docker, broker = Docker(), Broker()
     docker.faults["create"] = [EngineFault("No such image: lab:1", 404)]
