@@ -275,13 +275,19 @@ class HubProcess:
 
     async def broker_status(self) -> dict[str, Any]:
         """The broker's whole status, over its socket."""
-        connector = aiohttp.UnixConnector(str(self.folder / "broker.sock"))
-        async with (
-            aiohttp.ClientSession(connector=connector) as session,
-            session.get("http://b/status") as answer,
-        ):
-            document: dict[str, Any] = await answer.json()
-        return document
+        documents: list[dict[str, Any]] = []
+
+        async def told() -> bool:  # a broker may just be taking over from another one
+            connector = aiohttp.UnixConnector(str(self.folder / "broker.sock"))
+            async with (
+                aiohttp.ClientSession(connector=connector) as session,
+                session.get("http://b/status") as answer,
+            ):
+                documents.append(await answer.json())
+            return True
+
+        await eventually(told)
+        return documents[0]
 
     async def leases(self, user: str = "") -> list[tuple[str, str, str]]:
         """User, server and state of the living leases."""
@@ -306,3 +312,8 @@ async def eventually(check: Any, seconds: float = SOON_SECONDS) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"after {seconds} s: {problem!r}")
         await asyncio.sleep(0.1)
+
+
+async def is_leased(hub: HubProcess, user: str, profile: str) -> bool:
+    """Whether the broker has what a running server of this profile holds, and no more."""
+    return await hub.leases(user) == ([(user, "", "running")] if profile == "gpu" else [])

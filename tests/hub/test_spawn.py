@@ -10,7 +10,7 @@ import docker.errors
 import pytest
 from gpuspawner.labnetwork import gateway_of
 
-from tests.hub.hubprocess import IMAGE, NAME, SUBNET, HubProcess, eventually
+from tests.hub.hubprocess import IMAGE, NAME, SUBNET, HubProcess, eventually, is_leased
 
 pytestmark = pytest.mark.docker
 
@@ -89,7 +89,7 @@ async def test_a_gpu_server_has_a_lease_for_as_long_as_it_runs(hub: HubProcess) 
         "object_name": f"{NAME}-grace",
         "lease_id": labels["gpuspawner.lease"],
     }
-    assert await hub.leases("grace") == [("grace", "", "running")]
+    await eventually(lambda: is_leased(hub, "grace", "gpu"))
     assert safety(container) == expected_safety(
         "grace", **{"gpu environment": ["GPUSPAWNER_TIER=gpu", "NVIDIA_VISIBLE_DEVICES=void"]}
     )
@@ -339,7 +339,7 @@ async def test_an_admin_starts_a_server_for_somebody_else(hub: HubProcess) -> No
     async with Browser(hub, "admin", hub.admin_password) as browser:
         await browser.post_spawn("/hub/spawn/sam", {"profile": "gpu"})
     await eventually(lambda: ready(hub, "sam"))
-    assert await hub.leases("sam") == [("sam", "", "running")]
+    await eventually(lambda: is_leased(hub, "sam", "gpu"))
     await hub.stop_server("sam")
 
 
