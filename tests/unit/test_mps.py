@@ -235,6 +235,28 @@ async def test_one_that_dies_is_told_and_started_again(machine: Machine) -> None
     assert machine.commands(A) == [*SET, "start_server -uid 1000", *SET]
 
 
+async def test_one_that_a_start_replaced_before_its_death_was_noticed_stays(machine: Machine) -> None:
+    service = machine.service()
+    daemon, replaced = service._daemon(A), list[int | None]()
+    until_dead = daemon._until_dead
+
+    async def until_replaced() -> float:
+        lived = await until_dead()
+        if not replaced:
+            assert await service.ensure(A, LIMITS)
+            replaced.append(machine.pid())
+        return lived
+
+    daemon._until_dead = until_replaced  # type: ignore[method-assign]
+    await service.ensure(A, LIMITS)
+    pid = machine.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert await machine.until_told(2) == [MpsChange(A, False, DIED), MpsChange(A, True, BACK)]
+    assert replaced == [machine.pid()]
+    assert service.reason(A) == ""
+
+
 async def test_one_that_dies_again_and_again_is_tried_with_pauses(machine: Machine) -> None:
     service = machine.service()
     await service.ensure(A, LIMITS)

@@ -231,10 +231,11 @@ class MpsDaemon:
         backoff = self._pace.backoff_seconds
         while True:
             try:
+                watched = self._daemon
                 lived = await self._until_dead()
                 if lived > self._pace.longest_backoff_seconds:
                     backoff = self._pace.backoff_seconds
-                await self._bury()
+                await self._bury(watched)
                 backoff = await self._restart(backoff)
             except Exception:  # the top of this loop
                 self._log.exception("Watching MPS failed; it goes on devices=%s", self.place.uuid)
@@ -258,12 +259,13 @@ class MpsDaemon:
                     break
         return time.monotonic() - began
 
-    async def _bury(self) -> None:
+    async def _bury(self, daemon: Process | None) -> None:
         async with self._lock:
-            self.reason = "MPS ended and is started again"
             self._log.warning("MPS ended devices=%s", self.place.uuid)
-            self._let_go()
-            await self._end_rest()
+            if self._daemon is daemon:  # `ensure` may have been quicker, and have a new one
+                self.reason = "MPS ended and is started again"
+                self._let_go()
+                await self._end_rest()
         await self._tell(MpsChange(self.place.uuid, False, DIED))
 
     async def _restart(self, backoff: float) -> float:
