@@ -16,7 +16,7 @@ import pytest
 from gpuspawner.errors import DeviceFault
 from gpuspawner.model import ContainerPatch
 from gpuspawner.node.mps import BACK, DIED, MpsChange, MpsPace, MpsService
-from gpuspawner.node.mpscontrol import MpsLimits, MpsPlace, find_all, find_daemon, find_program, place_of
+from gpuspawner.node.mpscontrol import MpsLimits, MpsPlace, find_all, find_daemon, place_of
 from gpuspawner.node.processes import ProcessTable
 
 from tests.mps import standin
@@ -136,16 +136,6 @@ async def test_who_may_pass_to_the_pipe_folder(machine: Machine) -> None:
     look = f"import os; os.setgid(100); os.setuid(1000); print(os.listdir({str(place.pipe)!r}))"
     seen = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", look], text=True)
     assert "control" in seen
-
-
-def test_the_pipe_folder_is_outside_of_the_state_folder() -> None:
-    place = place_of(A, Path("/root/course/.state"))
-    assert (str(place.pipe), str(place.log)) == (
-        f"/run/gpuspawner/mps-276de0a0/{A}",
-        f"/root/course/.state/mps/{A}",
-    )
-    assert len(str(place.pipe / "control_privileged")) < 107  # the most that Linux takes as a socket's path
-    assert place_of(A, Path("/srv/other")).pipe.parent != place.pipe.parent
 
 
 async def test_what_a_container_gets(machine: Machine) -> None:
@@ -386,34 +376,3 @@ async def test_a_folder_that_cannot_be_made(machine: Machine) -> None:
     (machine.folder / "run").write_text("")
     with pytest.raises(DeviceFault, match=r"^MPS's folder /tmp/gsm-.* can't be made: Not a directory$"):
         await machine.service().ensure(A, LIMITS)
-
-
-def test_a_large_log_is_put_aside(tmp_path: Path) -> None:
-    place = MpsPlace("GPU-1", tmp_path / "pipe", tmp_path / "log")
-    place.pipe.mkdir()
-    place.log.mkdir()
-    (place.log / "control.log").write_bytes(b"x" * (16 << 20) + b"x")
-    (place.log / "server.log").write_bytes(b"x")
-    place.clean()
-    assert sorted(path.name for path in place.log.iterdir()) == ["control.log.1", "server.log"]
-
-
-def test_finding_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = standin.install(tmp_path)
-    assert find_program(str(program), uid=0).path == program
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_program(uid=0).path == program
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("gpuspawner.node.mpscontrol.KNOWN_PLACES", (str(tmp_path),))
-    assert find_program(uid=0).path == program
-    monkeypatch.setattr("gpuspawner.node.mpscontrol.KNOWN_PLACES", ())
-    reasons = [
-        find_program(uid=0).reason,
-        find_program("/nowhere/x", uid=0).reason,
-        find_program(uid=1000).reason,
-    ]
-    assert reasons == [
-        "nvidia-cuda-mps-control was not found: install the driver's compute utilities",
-        "/nowhere/x is no program: name nvidia-cuda-mps-control's path, or leave it to be found",
-        "MPS needs a broker that runs as root: containers have users of their own",
-    ]
