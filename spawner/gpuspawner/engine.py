@@ -124,6 +124,16 @@ def unmet_condition(words: str) -> str | None:
     return rest.split(", please")[0].strip() if found else None
 
 
+def network_is_full(fault: EngineFault) -> bool:
+    """Whether Docker found no address for a container (Engine 20.10)."""
+    return "no available ipv4 addresses" in str(fault).lower()
+
+
+def address_is_taken(fault: EngineFault) -> bool:
+    """Whether Docker holds the address that a container asks for (Engine 20.10 and 28.5)."""
+    return fault.status == 403 and "address already in use" in str(fault).lower()
+
+
 class Removals:
     """What is being taken away in the background, by container name: one task a name.
 

@@ -257,7 +257,7 @@ class Launch:
                     f"{self.job.image} needs {condition} of the driver, which this machine doesn't have: "
                     "choose another image, or a server without a GPU. Admin: update the driver."
                 ) from fault
-            if "no available ipv4 addresses" in str(fault).lower():  # Engine 20.10 and 28.5
+            if engine.network_is_full(fault):
                 raise StartFault(
                     "All addresses of the labs' network are taken, so no more servers can run: try again "
                     "once somebody has stopped theirs. Admin: set a larger c.GpuDockerSpawner.subnet.",

@@ -15,7 +15,7 @@ from docker.api.client import APIClient
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
 
-from . import labnetwork
+from . import engine, labnetwork
 from .container import (
     ContainerFacts,
     ContainerPlan,
@@ -284,7 +284,7 @@ class GpuDockerSpawner(EngineSpawner):
         A network that was missing (somebody pruned it) is created; an address that Docker holds for another
         is changed for the next. Raises ConfigError, EngineFault.
         """
-        if fault.status == 403 and "address already in use" in str(fault).lower():
+        if engine.address_is_taken(fault):
             await self.run(
                 "move",
                 lambda client: labnetwork.move(client, container_id, self.network_name, self.subnet),
