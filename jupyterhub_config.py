@@ -20,7 +20,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from gpuspawner.labnetwork import gateway_of
+from gpuspawner.hub.network import gateway_of
 
 c = get_config()  # noqa: F821  (JupyterHub and the broker define it)
 
@@ -91,7 +91,7 @@ c.JupyterHub.services = [
     {
         "name": "images",
         "display": False,
-        "command": [sys.executable, "-m", "gpuspawner.prepull", "--config", config_file, "--stay"],
+        "command": [sys.executable, "-m", "gpuspawner.tools.prepull", "--config", config_file, "--stay"],
         "environment": environment,
     },
 ]

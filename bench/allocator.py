@@ -23,9 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.model import Device, GpuRequest, Lease, LeaseState
+from gpuspawner.core.model import Device, GpuRequest, Lease, LeaseState
 from rich.console import Console
 from rich.table import Table
 

@@ -24,9 +24,9 @@ from pathlib import Path
 import rich
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpuspawner.node.guard import Guard, GuardEvent
+from gpuspawner.node.guard.guard import Guard, GuardEvent
+from gpuspawner.node.guard.judge import Orders, Quota
 from gpuspawner.node.inventory import Inventory, NvmlInventory
-from gpuspawner.node.judge import Orders, Quota
 from gpuspawner.node.processes import Process, ProcessTable
 
 from tests.nvml import scripted
@@ -116,7 +116,7 @@ def main() -> int:
         inventory.close()
         what = f"{len(orders.quotas)} real GPUs"
     else:
-        import gpuspawner.node.guard as module
+        import gpuspawner.node.guard.guard as module
 
         module.ProcessTable = _InContainers  # type: ignore[attr-defined]
         share, alone = scripted_run(wanted.processes, wanted.gpus, wanted.seconds)

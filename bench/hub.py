@@ -60,7 +60,7 @@ class Hub:
         """Starts the hub; returns when its API answers. RuntimeError with the log's end if it doesn't."""
         config = HERE / f"config_{self.kind}.py"
         if self.kind == "ours":
-            prepare = [sys.executable, "-m", "gpuspawner.network", "--config", str(config)]
+            prepare = [sys.executable, "-m", "gpuspawner.tools.make_network", "--config", str(config)]
             subprocess.run(prepare, env=self._environment, check=True, stdout=subprocess.DEVNULL)
         self._process = start_hub(config, Path(self.folder.name), self._environment, self.log_path)
         self._session = aiohttp.ClientSession(

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import rich
-from gpuspawner.client import BrokerClient
-from gpuspawner.container import ContainerFacts, Owner, plan
-from gpuspawner.errors import Refusal
-from gpuspawner.model import GpuRequest
+from gpuspawner.core.errors import Refusal
+from gpuspawner.core.model import GpuRequest
+from gpuspawner.hub.container import ContainerFacts, Owner, plan
+from gpuspawner.protocol.client import BrokerClient
 from rich.table import Table
 from spawn import percentile
 

@@ -34,9 +34,9 @@ installations:
 def documented_classes() -> list[type[Configurable]]:
     """The classes whose settings are ours, in the order of the page."""
     from gpuspawner.broker.app import GpuBroker
-    from gpuspawner.cli import Command
-    from gpuspawner.settings import GpuSite
-    from gpuspawner.spawner import GpuDockerSpawner
+    from gpuspawner.config.site import GpuSite
+    from gpuspawner.hub.spawner import GpuDockerSpawner
+    from gpuspawner.tools.cli import Command
 
     return [GpuSite, GpuDockerSpawner, GpuBroker, Command]
 

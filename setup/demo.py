@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuspawner.errors import ConfigError
-from gpuspawner.labnetwork import gateway_of
+from gpuspawner.core.errors import ConfigError
+from gpuspawner.hub.network import gateway_of
 
 from images.table import read_table
 from setup.steps import ROOT, SetupError

@@ -62,8 +62,8 @@ def _set_up(demo: Demo) -> None:
 
 
 def _ensure_network(demo: Demo, current: Step) -> None:
-    from gpuspawner.errors import ConfigError
-    from gpuspawner.labnetwork import ensure_network
+    from gpuspawner.core.errors import ConfigError
+    from gpuspawner.hub.network import ensure_network
 
     client = docker.from_env(timeout=60)
     try:

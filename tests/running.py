@@ -117,7 +117,7 @@ def _network_of(engine: docker.DockerClient, settings: dict[str, str]) -> Iterat
     name = settings["GPUSPAWNER_NAME"]
     try:
         made = subprocess.run(
-            [sys.executable, "-m", "gpuspawner.network", "--config", str(CONFIG)],
+            [sys.executable, "-m", "gpuspawner.tools.make_network", "--config", str(CONFIG)],
             env={**os.environ, **settings},
             capture_output=True,
             text=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpuspawner.broker.web import make_handlers, make_settings
+from gpuspawner.broker.pages import make_handlers, make_settings
 from tornado.web import Application
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import docker
 import docker.errors
 import pytest
-from gpuspawner.client import BrokerClient
-from gpuspawner.model import BROKER_LABEL
+from gpuspawner.core.model import BROKER_LABEL
+from gpuspawner.protocol.client import BrokerClient
 
 from tests.docker.faulty_docker import FaultyDocker
 from tests.docker.life import IMAGE, remove

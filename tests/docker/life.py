@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import docker
 import docker.errors
-from gpuspawner.client import BrokerClient, Grant
-from gpuspawner.model import ContainerPatch, GpuRequest
+from gpuspawner.core.model import ContainerPatch, GpuRequest
+from gpuspawner.protocol.client import BrokerClient, Grant
 
 T = TypeVar("T")
 IMAGE = "gpuspawner-test/tiny"

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from gpuspawner.client import BrokerClient
-from gpuspawner.errors import BrokerUnavailable
-from gpuspawner.model import BROKER_LABEL, LEASE_LABEL
+from gpuspawner.core.errors import BrokerUnavailable
+from gpuspawner.core.model import BROKER_LABEL, LEASE_LABEL
+from gpuspawner.protocol.client import BrokerClient
 
 from tests.docker.faulty_docker import FaultyDocker
 from tests.docker.life import Server

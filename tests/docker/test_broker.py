@@ -10,9 +10,9 @@ import uuid
 from dataclasses import replace
 
 import pytest
-from gpuspawner.client import BrokerClient
-from gpuspawner.errors import BrokerUnavailable, LeaseConflict, NoCapacity, QueueTimeout
-from gpuspawner.model import GpuRequest
+from gpuspawner.core.errors import BrokerUnavailable, LeaseConflict, NoCapacity, QueueTimeout
+from gpuspawner.core.model import GpuRequest
+from gpuspawner.protocol.client import BrokerClient
 
 from tests.docker.faulty_docker import Rule
 from tests.docker.life import remove

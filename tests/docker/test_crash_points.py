@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from gpuspawner.errors import BrokerUnavailable
+from gpuspawner.core.errors import BrokerUnavailable
 
 from tests.docker.faulty_docker import Rule
 from tests.docker.life import STEPS

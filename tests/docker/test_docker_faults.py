@@ -7,7 +7,7 @@ import asyncio
 import docker.errors
 import pytest
 import requests
-from gpuspawner.errors import BrokerUnavailable
+from gpuspawner.core.errors import BrokerUnavailable
 
 from tests.docker.faulty_docker import Action, Rule
 from tests.docker.life import remove
@@ -183,7 +183,7 @@ async def test_the_former_container_is_removed_before_a_new_lease(place: Place) 
 async def test_a_broker_that_hangs_is_taken_for_unavailable(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpuspawner.client.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("gpuspawner.protocol.client.ANSWER_SECONDS", 0.5)
     pid = await place.start()
     kill(pid, 19)  # SIGSTOP
     with pytest.raises(BrokerUnavailable, match="doesn't answer"):

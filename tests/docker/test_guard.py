@@ -14,9 +14,9 @@ from pathlib import Path
 
 import docker
 import pytest
-from gpuspawner.node.guard import Guard, GuardEvent, GuardSettings
+from gpuspawner.node.guard.guard import Guard, GuardEvent, GuardSettings
+from gpuspawner.node.guard.judge import Offence, Orders, Quota, Rules
 from gpuspawner.node.inventory import NvmlInventory
-from gpuspawner.node.judge import Offence, Orders, Quota, Rules
 from gpuspawner.node.processes import ProcessTable
 
 from tests.docker.life import remove

@@ -15,8 +15,8 @@ from typing import Any
 import docker
 import pytest
 from docker.errors import APIError
-from gpuspawner.errors import ConfigError
-from gpuspawner.model import Lease, LeaseState
+from gpuspawner.core.errors import ConfigError
+from gpuspawner.core.model import Lease, LeaseState
 from gpuspawner.node.injection import (
     EngineFacts,
     Injection,
@@ -26,7 +26,7 @@ from gpuspawner.node.injection import (
     make_patch,
     read_local,
 )
-from gpuspawner.node.leasefolder import LeaseFolders
+from gpuspawner.node.lease_folder import LeaseFolders
 
 from tests.docker.engine import SecondEngine, missing, second_engine
 

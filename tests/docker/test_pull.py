@@ -14,9 +14,9 @@ from typing import Any
 
 import docker
 import pytest
-from gpuspawner.errors import StartFault
-from gpuspawner.prepull import prepull, wanted
-from gpuspawner.spawner import GpuDockerSpawner
+from gpuspawner.core.errors import StartFault
+from gpuspawner.hub.spawner import GpuDockerSpawner
+from gpuspawner.tools.prepull import prepull, wanted
 from traitlets.config import Config
 
 from tests.registry import Registry, running_registry
@@ -219,7 +219,7 @@ def test_the_hubs_service_stays_and_ends_with_the_hub(tmp_path: Path, end: signa
     """The hub starts a service anew that ends; one that outlived a killed hub would be left for ever."""
     config = tmp_path / "config.py"
     config.write_text("c.GpuDockerSpawner.pull_policy = 'never'\n")
-    service = [sys.executable, "-m", "gpuspawner.prepull", "--config", str(config), "--stay"]
+    service = [sys.executable, "-m", "gpuspawner.tools.prepull", "--config", str(config), "--stay"]
     hub = subprocess.Popen(
         [sys.executable, "-c", _PARENT, *service],
         stdout=subprocess.PIPE,

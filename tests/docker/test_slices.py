@@ -22,12 +22,12 @@ import aiohttp
 import docker
 import pytest
 from gpuspawner.broker.app import GpuBroker
-from gpuspawner.client import BrokerClient, Grant
-from gpuspawner.errors import NoCapacity
-from gpuspawner.model import GpuRequest, Mode
+from gpuspawner.core.errors import NoCapacity
+from gpuspawner.core.model import GpuRequest, Mode
 from gpuspawner.node.injection import Injection
-from gpuspawner.node.mpscontrol import find_all, find_daemon, pipes_of, place_of
+from gpuspawner.node.mps.control import find_all, find_daemon, pipes_of, place_of
 from gpuspawner.node.processes import ProcessTable
+from gpuspawner.protocol.client import BrokerClient, Grant
 
 from tests.docker.life import remove
 from tests.docker.place import until
@@ -162,7 +162,7 @@ async def site(
 
     monkeypatch.setattr(GpuBroker, "_probe", probe)
     async with slice_site(engine, tiny_image, tmp_path, monkeypatch) as site:
-        monkeypatch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", site.folder / "run")
+        monkeypatch.setattr("gpuspawner.node.mps.control.RUN_DIR", site.folder / "run")
         yield site
 
 
@@ -234,7 +234,7 @@ async def test_a_gpu_that_is_read_late_is_guarded_and_leased_from_then_on(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It could not be read in the moment in which the broker was started anew."""
-    monkeypatch.setattr("gpuspawner.broker.late.LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("gpuspawner.broker.enforce.late.LOOK_SECONDS", 0.3)
     async with site.broker():
         anna, anna_box = await site.start("anna")
         await until(lambda: _running(site, 1))

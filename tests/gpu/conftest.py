@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.errors import GpuSpawnerError
+from gpuspawner.config.site import GpuSite
+from gpuspawner.core.errors import GpuSpawnerError
 from gpuspawner.node.inventory import open_inventory
-from gpuspawner.settings import GpuSite
 
 from images.table import read_table
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import docker
 import pytest
-from gpuspawner.node.mps import MPS_MOUNT
-from gpuspawner.node.mpscontrol import find_program
+from gpuspawner.node.mps.control import find_program
+from gpuspawner.node.mps.daemon import MPS_MOUNT
 from lab import inspected
 from running import System
 from webclient import Client, logged_in, start, stop, whole_status

@@ -15,7 +15,7 @@ from pathlib import Path
 import docker
 import docker.errors
 import pytest
-from gpuspawner.labnetwork import ensure_network
+from gpuspawner.hub.network import ensure_network
 
 from tests.hub.hubprocess import DOCKER_SOCKET, NAME, SUBNET, HubProcess, ProxyThread
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import docker
 import pytest
-from gpuspawner.pulls import TELL_SECONDS
+from gpuspawner.hub.pulls import TELL_SECONDS
 
 from tests.hub.hubprocess import HubProcess, eventually
 from tests.hub.test_spawn import Browser, ready

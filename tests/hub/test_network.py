@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import docker
 import docker.errors
 import pytest
-from gpuspawner.container import ContainerPlan
-from gpuspawner.errors import EngineFault
-from gpuspawner.labnetwork import ensure_network, place
-from gpuspawner.spawner import GpuDockerSpawner
+from gpuspawner.core.errors import EngineFault
+from gpuspawner.hub.container import ContainerPlan
+from gpuspawner.hub.network import ensure_network, place
+from gpuspawner.hub.spawner import GpuDockerSpawner
 from traitlets.config import Config
 
 from tests.hub.hubprocess import IMAGE, NAME
@@ -119,7 +119,7 @@ def test_the_command_makes_it_once_and_refuses_another_subnet(
             f"c = get_config()\nc.GpuDockerSpawner.network_name = {NETWORK!r}\n"
             f"c.GpuDockerSpawner.subnet = {subnet!r}\n"
         )
-        command = [sys.executable, "-m", "gpuspawner.network", "--config", str(config)]
+        command = [sys.executable, "-m", "gpuspawner.tools.make_network", "--config", str(config)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
@@ -132,5 +132,5 @@ def test_the_command_makes_it_once_and_refuses_another_subnet(
     )
     assert run("nonsense") == (1, "the network 'nonsense' can't be read: write it like \"10.213.0.0/20\"\n")
     config.unlink()
-    command = [sys.executable, "-m", "gpuspawner.network", "--config", str(config)]
+    command = [sys.executable, "-m", "gpuspawner.tools.make_network", "--config", str(config)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import docker.errors
 import pytest
-from gpuspawner.labnetwork import gateway_of
+from gpuspawner.hub.network import gateway_of
 
 from tests.hub.hubprocess import IMAGE, NAME, SUBNET, HubProcess, eventually, is_leased
 

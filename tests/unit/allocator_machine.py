@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.errors import LeaseConflict, LedgerFault, NoCapacity
-from gpuspawner.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from gpuspawner.core.errors import LeaseConflict, LedgerFault, NoCapacity
+from gpuspawner.core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 

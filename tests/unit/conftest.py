@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger, Steady
-from gpuspawner.errors import LedgerFault
+from gpuspawner.core.errors import LedgerFault
 from gpuspawner.node.inventory import NvmlInventory
 
 from tests.nvml import scripted

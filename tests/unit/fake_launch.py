@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpuspawner.client import Grant
-from gpuspawner.container import ContainerPlan, Owner
-from gpuspawner.errors import EngineFault, GpuSpawnerError, Refusal
-from gpuspawner.launch import Launch, LaunchJob
-from gpuspawner.model import ContainerPatch, GpuRequest, Lease, LeaseState, Tier
-from gpuspawner.progress import Progress
-from gpuspawner.readiness import Slots
-from gpuspawner.units import utc_now
+from gpuspawner.core.errors import EngineFault, GpuSpawnerError, Refusal
+from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState, Tier
+from gpuspawner.core.units import utc_now
+from gpuspawner.hub.container import ContainerPlan, Owner
+from gpuspawner.hub.launch import Launch, LaunchJob
+from gpuspawner.hub.progress import Progress
+from gpuspawner.hub.readiness import Slots
+from gpuspawner.protocol.client import Grant
 
 OWNER = Owner("hub", "ada", "", "gpu")
 LEASE = Lease(

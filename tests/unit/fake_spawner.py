@@ -6,7 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from gpuspawner.spawner import GpuDockerSpawner
+from gpuspawner.hub.spawner import GpuDockerSpawner
 from jupyterhub import orm
 from traitlets.config import Config
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from gpuspawner.model import Device, GpuRequest, Lease, LeaseState
+from gpuspawner.core.model import Device, GpuRequest, Lease, LeaseState
 
 NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 SIZE = 80 << 30

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.allocator import Allocator
-from gpuspawner.broker.api import MAX_BODY_BYTES, Site, bind_socket, make_app
-from gpuspawner.broker.containers import Container, ContainerEvent
-from gpuspawner.broker.leasing import LeaseService, Parts
+from gpuspawner.broker.api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
+from gpuspawner.broker.leases.allocator import Allocator
+from gpuspawner.broker.leases.containers import Container, ContainerEvent
+from gpuspawner.broker.leases.leasing import LeaseService, Parts
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.broker.metrics import Metrics
-from gpuspawner.client import BrokerClient
-from gpuspawner.errors import EngineFault, LedgerFault
-from gpuspawner.model import ContainerPatch, Device, GpuRequest, Lease
+from gpuspawner.broker.observe.metrics import Metrics
+from gpuspawner.core.errors import EngineFault, LedgerFault
+from gpuspawner.core.model import ContainerPatch, Device, GpuRequest, Lease
+from gpuspawner.protocol.client import BrokerClient
 from tornado.httpserver import HTTPServer
 
 HOUR = 3600.0
@@ -133,8 +133,8 @@ class Bench:
 async def make_bench(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, queue_seconds: float
 ) -> AsyncIterator[Bench]:
-    monkeypatch.setattr("gpuspawner.broker.leasing.READY_SECONDS", 0.2)
-    monkeypatch.setattr("gpuspawner.broker.leasing.SUPERSEDE_SECONDS", 0.5)
+    monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.2)
+    monkeypatch.setattr("gpuspawner.broker.leases.leasing.SUPERSEDE_SECONDS", 0.5)
     engine, folders, metrics = FakeEngine(), FakeFolders(), Metrics()
     allocator = Allocator(ledger)
     await allocator.load([Device("GPU-1", "H100 80GB", 80 << 30, simulated=True)])

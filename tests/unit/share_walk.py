@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import EndedProcess
-from gpuspawner.broker.terms import Terms
-from gpuspawner.errors import LeaseConflict, NoCapacity
-from gpuspawner.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState, Mode
+from gpuspawner.core.errors import LeaseConflict, NoCapacity
+from gpuspawner.core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState, Mode
 
 GIB, MIB = 1 << 30, 1 << 20
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

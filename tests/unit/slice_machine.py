@@ -16,17 +16,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.allocator import Allocator
-from gpuspawner.broker.enforcement import Enforcement, Tools
-from gpuspawner.broker.journal import Journal
-from gpuspawner.broker.metrics import Metrics
-from gpuspawner.broker.pooling import Pooling
-from gpuspawner.broker.terms import Terms
-from gpuspawner.model import Device, DeviceHealth, GpuRequest, Lease, Mode
-from gpuspawner.node.mps import MpsPace
-from gpuspawner.node.mpscontrol import MpsPlace, find_all, find_daemon, place_of
+from gpuspawner.broker.decide.pooling import Pooling
+from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.enforce.enforcement import Enforcement, Tools
+from gpuspawner.broker.leases.allocator import Allocator
+from gpuspawner.broker.observe.journal import Journal
+from gpuspawner.broker.observe.metrics import Metrics
+from gpuspawner.core.model import Device, DeviceHealth, GpuRequest, Lease, Mode
+from gpuspawner.node.inventory.simulated import SimulatedInventory
+from gpuspawner.node.mps.control import MpsPlace, find_all, find_daemon, place_of
+from gpuspawner.node.mps.daemon import MpsPace
 from gpuspawner.node.processes import ProcessTable
-from gpuspawner.node.simulated import SimulatedInventory
 
 from tests.mps import standin
 from tests.prompt import going_first
@@ -146,7 +146,7 @@ async def machine_in(tmp_path: Path) -> AsyncIterator[Machine]:
     folder = Path("/tmp") / f"gse-{os.getpid()}-{tmp_path.name[-12:]}"
     folder.mkdir()
     with going_first(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", folder / "run")
+        patch.setattr("gpuspawner.node.mps.control.RUN_DIR", folder / "run")
         machine = Machine(folder, standin.install(tmp_path))
         yield machine
         await machine.end()

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.decide.snapshot import Capacity, Change, DeviceView, QueueEntry, Snapshot
+from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.broker.snapshot import Capacity, Change, DeviceView, QueueEntry, Snapshot
-from gpuspawner.errors import BadOption, LeaseConflict, NoCapacity
-from gpuspawner.model import Device, DeviceHealth, GpuRequest
+from gpuspawner.core.errors import BadOption, LeaseConflict, NoCapacity
+from gpuspawner.core.model import Device, DeviceHealth, GpuRequest
 
 from tests.unit.lease_examples import (
     CLOSED,

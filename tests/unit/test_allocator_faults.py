@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, Snapshot
+from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.broker.snapshot import Capacity, DeviceView, Snapshot
-from gpuspawner.errors import LeaseConflict, LedgerFault, NoCapacity
-from gpuspawner.model import Device, DeviceHealth, GpuRequest, Lease
+from gpuspawner.core.errors import LeaseConflict, LedgerFault, NoCapacity
+from gpuspawner.core.model import Device, DeviceHealth, GpuRequest, Lease
 
 from tests.unit.lease_examples import (
     GPU0,

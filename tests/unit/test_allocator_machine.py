@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.model import LeaseState
+from gpuspawner.core.model import LeaseState
 from hypothesis import settings
 
 from tests.unit.allocator_machine import RELEASING, RESERVED, RUNNING, USERS, WAITING, AllocatorMachine

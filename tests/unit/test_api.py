@@ -12,11 +12,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from gpuspawner.broker import api
-from gpuspawner.broker.api import MAX_BODY_BYTES, bind_socket
+from gpuspawner.broker.api import socket as api
+from gpuspawner.broker.api.socket import MAX_BODY_BYTES, bind_socket
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.errors import ConfigError, LeaseConflict, QueueTimeout
-from gpuspawner.model import ContainerPatch
+from gpuspawner.core.errors import ConfigError, LeaseConflict, QueueTimeout
+from gpuspawner.core.model import ContainerPatch
 
 from tests.unit.service_bench import HOUR, Bench, make_bench
 
@@ -155,7 +155,7 @@ async def test_the_queue_times_out(ledger: Ledger, monkeypatch: pytest.MonkeyPat
 
 async def test_a_waiting_stream_beats(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr("gpuspawner.client.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("gpuspawner.protocol.client.SILENCE_SECONDS", 0.3)
     async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
         await asyncio.sleep(0.6)
         assert grant.lost is None

@@ -20,9 +20,9 @@ import pytest
 from gpuspawner.broker import app as module
 from gpuspawner.broker.app import GpuBroker, main
 from gpuspawner.broker.lock import BrokerLock
-from gpuspawner.client import BrokerClient
-from gpuspawner.errors import BrokerUnavailable, ConfigError, EngineFault
-from gpuspawner.model import GpuRequest
+from gpuspawner.core.errors import BrokerUnavailable, ConfigError, EngineFault
+from gpuspawner.core.model import GpuRequest
+from gpuspawner.protocol.client import BrokerClient
 from jupyterhub.services.auth import HubOAuth
 
 REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", 1)
@@ -220,7 +220,7 @@ async def running(folder: Path, text: str = "") -> AsyncIterator[tuple[GpuBroker
 async def test_without_docker_it_answers_and_gives_nothing_out(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpuspawner.broker.leasing.READY_SECONDS", 0.1)
+    monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.1)
     async with running(folder) as (_, client):
         status = await client.status()
         found = (status["simulated"], len(status["devices"]), status["leases"], status["queue"])
@@ -280,7 +280,7 @@ async def test_a_round_that_fails_in_any_way_does_not_end_the_timer(
         return True
 
     monkeypatch.setattr(GpuBroker, "_look", look)
-    monkeypatch.setattr("gpuspawner.broker.leasing.READY_SECONDS", 0.1)
+    monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.1)
     async with running(folder, "c.GpuBroker.reconcile_seconds = 0.1") as (broker, _):
         async with asyncio.timeout(5):
             while looked < 2:

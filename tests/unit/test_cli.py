@@ -18,10 +18,10 @@ import gpuspawner
 import pytest
 from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
-from gpuspawner import cli
-from gpuspawner.client import UNAVAILABLE
-from gpuspawner.doctor import Facts, Finding, Level, unreachable
-from gpuspawner.errors import BrokerUnavailable
+from gpuspawner.core.errors import BrokerUnavailable
+from gpuspawner.protocol.client import UNAVAILABLE
+from gpuspawner.tools import cli
+from gpuspawner.tools.doctor import Facts, Finding, Level, unreachable
 from rich.console import Console
 
 DEVICE = {
@@ -132,7 +132,7 @@ def test_status_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_times_are_local() -> None:
     text = subprocess.run(
-        [sys.executable, "-c", f"from gpuspawner import cli; print(cli._local_time({DEVICE['since']!r}))"],
+        [sys.executable, "-c", f"from gpuspawner.tools import cli; print(cli._local_time({DEVICE['since']!r}))"],
         env={"TZ": "Asia/Tokyo", "PYTHONPATH": str(Path(gpuspawner.__file__).parents[1])},
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip

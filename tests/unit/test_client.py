@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner import client as module
-from gpuspawner.client import BrokerClient
-from gpuspawner.errors import (
+from gpuspawner.core.errors import (
     BadOption,
     BrokerUnavailable,
     LeaseConflict,
@@ -21,8 +19,10 @@ from gpuspawner.errors import (
     QueueTimeout,
     Refusal,
 )
-from gpuspawner.model import ContainerPatch, GpuRequest, Lease, LeaseState
-from gpuspawner.wire import lease_to_json, patch_to_json, request_to_json
+from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState
+from gpuspawner.protocol import client as module
+from gpuspawner.protocol.client import BrokerClient
+from gpuspawner.protocol.messages import lease_to_json, patch_to_json, request_to_json
 
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
 REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", 1)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpuspawner.errors import DeviceFault
-from gpuspawner.node.computemode import FILE, ComputeModes
+from gpuspawner.core.errors import DeviceFault
+from gpuspawner.node.compute_mode import FILE, ComputeModes
 from gpuspawner.node.inventory import ComputeMode, NvmlInventory
 
 from tests.nvml import scripted

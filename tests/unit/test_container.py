@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gpuspawner.container import (
+from gpuspawner.core.errors import ConfigError
+from gpuspawner.core.model import ContainerPatch
+from gpuspawner.hub.container import (
     ContainerFacts,
     ContainerPlan,
     Owner,
@@ -17,8 +19,6 @@ from gpuspawner.container import (
     plan,
     server_command,
 )
-from gpuspawner.errors import ConfigError
-from gpuspawner.model import ContainerPatch
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from gpuspawner.broker import containers as module
-from gpuspawner.broker.containers import Container, ContainerEvent, DockerEngine, EventsConnected
-from gpuspawner.errors import EngineFault
+from gpuspawner.broker.leases import containers as module
+from gpuspawner.broker.leases.containers import Container, ContainerEvent, DockerEngine, EventsConnected
+from gpuspawner.core.errors import EngineFault
 
 LISTED = {
     "Id": "c1" * 32,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gpuspawner
 import pytest
-from gpuspawner.node.daemonpool import DaemonPool
+from gpuspawner.node.daemon_pool import DaemonPool
 
 
 async def test_results_and_errors_come_back() -> None:
@@ -60,7 +60,7 @@ async def test_closing_ends_the_threads() -> None:
 
 PROGRAM = """
 import asyncio, time
-from gpuspawner.node.daemonpool import DaemonPool
+from gpuspawner.node.daemon_pool import DaemonPool
 async def main():
     hanging = DaemonPool("nvml").submit(lambda: time.sleep(60))
     done, _ = await asyncio.wait({hanging}, timeout=0.1)

@@ -10,16 +10,25 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.app import GpuBroker
-from gpuspawner.broker.pooling import Pooling
-from gpuspawner.broker.terms import WHOLE
-from gpuspawner.doctor import BrokerFacts, Facts, Finding, ImageFacts, LedgerFacts, Level, examine, machine
-from gpuspawner.doctor.checks import describe, main_job_runs, memory_limits, version_of
-from gpuspawner.doctor.reach import ELSEWHERE
-from gpuspawner.model import Device
+from gpuspawner.broker.decide.pooling import Pooling
+from gpuspawner.broker.decide.terms import WHOLE
+from gpuspawner.config.tiers import DEFAULT_TIERS, parse_tiers
+from gpuspawner.core.model import Device
 from gpuspawner.node.injection import EngineFacts
 from gpuspawner.node.inventory import ComputeMode, DriverFacts
-from gpuspawner.node.simulated import parse_simulated
-from gpuspawner.tiers import DEFAULT_TIERS, parse_tiers
+from gpuspawner.node.inventory.simulated import parse_simulated
+from gpuspawner.tools.doctor import (
+    BrokerFacts,
+    Facts,
+    Finding,
+    ImageFacts,
+    LedgerFacts,
+    Level,
+    examine,
+    machine,
+)
+from gpuspawner.tools.doctor.checks import describe, main_job_runs, memory_limits, version_of
+from gpuspawner.tools.doctor.reach import ELSEWHERE
 
 from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Script
@@ -310,7 +319,7 @@ def test_the_facts_of_this_machine(script: Script, tmp_path: Path, monkeypatch: 
     control = tmp_path / "bin" / "nvidia-cuda-mps-control"
     control.write_text("#!/bin/sh\n[ \"$1\" = -v ] && echo 'MPS control  580'\n")
     control.chmod(0o755)
-    monkeypatch.setattr("gpuspawner.node.mpscontrol.KNOWN_PLACES", (str(control.parent),))
+    monkeypatch.setattr("gpuspawner.node.mps.control.KNOWN_PLACES", (str(control.parent),))
     script.change(0, mode=ComputeMode.PROHIBITED)
     monkeypatch.setattr(machine, "nvidia_pci_devices", lambda: ("0000:01:00.0",))
     facts = machine.collect(settings_of(tmp_path, "c.GpuSite.injection = 'cdi'\n"))

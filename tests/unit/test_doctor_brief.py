@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gpuspawner.doctor import BrokerFacts, Facts, Finding, Level, brief, examine
 from gpuspawner.node.injection import EngineFacts
-from gpuspawner.node.simulated import parse_simulated
+from gpuspawner.node.inventory.simulated import parse_simulated
+from gpuspawner.tools.doctor import BrokerFacts, Facts, Finding, Level, brief, examine
 
 
 def test_what_only_real_gpus_need_is_one_line_on_a_simulated_machine() -> None:

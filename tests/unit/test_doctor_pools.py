@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.pooling import Host, Pooling, make_pooling
-from gpuspawner.doctor import Facts, Finding, Level
-from gpuspawner.doctor.pools import pool_findings
-from gpuspawner.model import Device
-from gpuspawner.node.mpscontrol import MpsProgram
-from gpuspawner.pools import parse_pools
-from gpuspawner.tiers import parse_tiers
+from gpuspawner.broker.decide.pooling import Host, Pooling, make_pooling
+from gpuspawner.config.pools import parse_pools
+from gpuspawner.config.tiers import parse_tiers
+from gpuspawner.core.model import Device
+from gpuspawner.node.mps.control import MpsProgram
+from gpuspawner.tools.doctor import Facts, Finding, Level
+from gpuspawner.tools.doctor.pooling import pool_findings
 
 H0 = Device("GPU-0", "H100", 81559 << 20, (9, 0), index=0)
 H1 = Device("GPU-1", "H100", 81559 << 20, (9, 0), index=1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from gpuspawner.broker.documents import News, status_document, tier_document
+from gpuspawner.broker.api.documents import News, status_document, tier_document
+from gpuspawner.broker.decide.placement import Share
+from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+from gpuspawner.broker.decide.terms import Terms
 from gpuspawner.broker.ledger import EndedProcess
-from gpuspawner.broker.placement import Share
-from gpuspawner.broker.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from gpuspawner.broker.terms import Terms
-from gpuspawner.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
+from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
 from gpuspawner.node.usage import Usage
 
 NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)

@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.enforcement import Enforcement
+from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.enforce.enforcement import Enforcement
 from gpuspawner.broker.ledger import EndedProcess
-from gpuspawner.broker.terms import Terms
-from gpuspawner.errors import DeviceFault
-from gpuspawner.model import ContainerPatch, DeviceHealth, Mode
-from gpuspawner.node.guard import GuardEvent
+from gpuspawner.core.errors import DeviceFault
+from gpuspawner.core.model import ContainerPatch, DeviceHealth, Mode
+from gpuspawner.node.guard.guard import GuardEvent
+from gpuspawner.node.guard.judge import Offence, Orders, Quota
 from gpuspawner.node.inventory import ComputeMode
-from gpuspawner.node.judge import Offence, Orders, Quota
-from gpuspawner.node.mps import BACK, DIED
+from gpuspawner.node.mps.daemon import BACK, DIED
 
 from tests.unit.share_walk import MemoryLedger
 from tests.unit.slice_machine import GIB, NEEDS_ROOT, NOW, SLICED, A, B, C, Machine, machine_in, until

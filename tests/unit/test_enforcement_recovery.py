@@ -10,15 +10,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.devices import MISSING
-from gpuspawner.broker.pooling import Pooling
-from gpuspawner.broker.terms import Terms
-from gpuspawner.errors import DeviceFault, LedgerFault
-from gpuspawner.model import DeviceHealth
-from gpuspawner.node.guard import GuardEvent
+from gpuspawner.broker.decide.devices import MISSING
+from gpuspawner.broker.decide.pooling import Pooling
+from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.core.errors import DeviceFault, LedgerFault
+from gpuspawner.core.model import DeviceHealth
+from gpuspawner.node.guard.guard import GuardEvent
+from gpuspawner.node.guard.judge import Offence
 from gpuspawner.node.inventory import ComputeMode
-from gpuspawner.node.judge import Offence
-from gpuspawner.node.mps import BACK, DIED
+from gpuspawner.node.mps.daemon import BACK, DIED
 
 from tests.unit.slice_machine import DEVICES, NEEDS_ROOT, NOW, SLICED, A, B, C, Machine, machine_in, until
 

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from gpuspawner import engine
-from gpuspawner.engine import Removals
-from gpuspawner.errors import EngineFault
+from gpuspawner.core.errors import EngineFault
+from gpuspawner.hub import lab_container as engine
+from gpuspawner.hub.lab_container import Removals
 
 
 def calls(*answers: Any) -> tuple[engine.Call, list[str]]:

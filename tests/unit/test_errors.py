@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from gpuspawner import errors
-from gpuspawner.errors import GpuSpawnerError, Refusal, all_refusals
+from gpuspawner.core import errors
+from gpuspawner.core.errors import GpuSpawnerError, Refusal, all_refusals
 
 _LINE = re.compile(r"^    (?P<indent>[│ ]*)(?:[├└]── )?(?P<name>[A-Z]\w+)(?:\s+(?P<rest>.*))?$")
 

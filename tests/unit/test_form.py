@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import pytest
-from gpuspawner.form import TierCard, hinder, make_cards, render_form
-from gpuspawner.model import Mode, Tier
-from gpuspawner.options import Filled
-from gpuspawner.reference import MAX_CHARS, allow_images
+from gpuspawner.core.image_reference import MAX_CHARS, allow_images
+from gpuspawner.core.model import Mode, Tier
+from gpuspawner.hub.form import TierCard, hinder, make_cards, render_form
+from gpuspawner.hub.options import Filled
 
 CPU = Tier("cpu", "CPU", "No GPU.")
 GPU = Tier("gpu", "One GPU", "A whole GPU.", device_count=1)

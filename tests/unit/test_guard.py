@@ -10,14 +10,14 @@ import time
 from dataclasses import replace
 
 import pytest
-from gpuspawner.errors import DeviceFault
-from gpuspawner.model import Device
-from gpuspawner.node.guard import DeviceGuard, Guard, GuardEvent, GuardSettings, Pace
+from gpuspawner.core.errors import DeviceFault
+from gpuspawner.core.model import Device
+from gpuspawner.node.guard.guard import DeviceGuard, Guard, GuardEvent, GuardSettings, Pace
+from gpuspawner.node.guard.judge import Offence, Orders, Quota, Seen, Verdict
+from gpuspawner.node.guard.sentence import sentence_of
 from gpuspawner.node.inventory import GpuProcess
-from gpuspawner.node.judge import Offence, Orders, Quota, Seen, Verdict
+from gpuspawner.node.inventory.simulated import SimulatedInventory
 from gpuspawner.node.processes import Process, ProcessTable
-from gpuspawner.node.sentence import sentence_of
-from gpuspawner.node.simulated import SimulatedInventory
 
 GPU = "GPU-1"
 GIB = 1 << 30

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pynvml
 import pytest
-from gpuspawner.errors import DeviceFault
-from gpuspawner.model import DeviceHealth
+from gpuspawner.core.errors import DeviceFault
+from gpuspawner.core.model import DeviceHealth
 from gpuspawner.node.health import IGNORED_XIDS, HealthMonitor
 from gpuspawner.node.inventory import NvmlInventory, XidEvent
-from gpuspawner.node.simulated import SimulatedInventory, parse_simulated
+from gpuspawner.node.inventory.simulated import SimulatedInventory, parse_simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from docker.types import HostConfig
-from gpuspawner.errors import ConfigError
-from gpuspawner.model import ContainerPatch, Lease, Mode
-from gpuspawner.node.cdispec import CdiSpecs
+from gpuspawner.core.errors import ConfigError
+from gpuspawner.core.model import ContainerPatch, Lease, Mode
+from gpuspawner.node.cdi_spec import CdiSpecs
 from gpuspawner.node.injection import (
     EngineFacts,
     Injection,

@@ -14,8 +14,9 @@ from pathlib import Path
 import gpuspawner
 import pynvml
 import pytest
-from gpuspawner.errors import ConfigError, DeviceFault
-from gpuspawner.model import Device
+from gpuspawner.config.site import GpuSite
+from gpuspawner.core.errors import ConfigError, DeviceFault
+from gpuspawner.core.model import Device
 from gpuspawner.node.inventory import (
     DriverFacts,
     NvmlInventory,
@@ -24,8 +25,7 @@ from gpuspawner.node.inventory import (
     nvidia_pci_devices,
     open_inventory,
 )
-from gpuspawner.node.simulated import SimulatedInventory
-from gpuspawner.settings import GpuSite
+from gpuspawner.node.inventory.simulated import SimulatedInventory
 
 from tests.nvml.scripted import Gpu, Script
 from tests.unit.lease_examples import UUIDS
@@ -289,9 +289,9 @@ def test_absent_is_not_broken(script: Script) -> None:
 
 PROGRAM = """
 import json, sys
-from gpuspawner.errors import GpuSpawnerError
+from gpuspawner.core.errors import GpuSpawnerError
 from gpuspawner.node.inventory import open_inventory
-from gpuspawner.settings import GpuSite
+from gpuspawner.config.site import GpuSite
 try:
     inventory = open_inventory(GpuSite(inventory=sys.argv[1]))
     print(json.dumps([inventory.simulated, [device.model for device in inventory.devices()]]))

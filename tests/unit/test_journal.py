@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.journal import Journal
 from gpuspawner.broker.ledger import EndedProcess, Ledger
-from gpuspawner.errors import LedgerFault
+from gpuspawner.broker.observe.journal import Journal
+from gpuspawner.core.errors import LedgerFault
 
 LOG = logging.getLogger("journal")
 FIRST = EndedProcess(

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import pytest
-from gpuspawner.node.judge import History, Judgement, Offence, Orders, Quota, Rules, Seen, Verdict, judge
+from gpuspawner.node.guard.judge import (
+    History,
+    Judgement,
+    Offence,
+    Orders,
+    Quota,
+    Rules,
+    Seen,
+    Verdict,
+    judge,
+)
 from gpuspawner.node.processes import Process
 from hypothesis import given
 from hypothesis import strategies as st

@@ -7,8 +7,15 @@ from typing import Any
 
 import docker.errors
 import pytest
-from gpuspawner.errors import ConfigError
-from gpuspawner.labnetwork import Addresses, ensure_network, free_address, gateway_of, network_settings, place
+from gpuspawner.core.errors import ConfigError
+from gpuspawner.hub.network import (
+    Addresses,
+    ensure_network,
+    free_address,
+    gateway_of,
+    network_settings,
+    place,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +29,7 @@ def test_the_labs_network() -> None:
             "com.docker.network.bridge.enable_ip_masquerade": "true",
         },
         "ipam": {"Driver": "default", "Config": [{"Subnet": "10.213.0.0/20", "Gateway": "10.213.0.1"}]},
-        "labels": {"gpuspawner.network": "labs"},
+        "labels": {"gpuspawner.tools.make_network": "labs"},
     }
 
 

@@ -6,9 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from gpuspawner import launch as launch_module
-from gpuspawner import readiness
-from gpuspawner.errors import (
+from gpuspawner.core.errors import (
     BrokerUnavailable,
     EngineFault,
     ImageUnfit,
@@ -16,10 +14,12 @@ from gpuspawner.errors import (
     QueueTimeout,
     StartFault,
 )
-from gpuspawner.launch import LaunchJob
-from gpuspawner.model import Tier
-from gpuspawner.progress import Progress
-from gpuspawner.readiness import Answer
+from gpuspawner.core.model import Tier
+from gpuspawner.hub import launch as launch_module
+from gpuspawner.hub import readiness
+from gpuspawner.hub.launch import LaunchJob
+from gpuspawner.hub.progress import Progress
+from gpuspawner.hub.readiness import Answer
 
 from tests.unit.fake_launch import JOB, LEASE, OWNER, Broker, Docker, make
 

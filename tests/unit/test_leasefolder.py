@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gpuspawner.errors import LedgerFault
-from gpuspawner.node.leasefolder import LeaseFolders
+from gpuspawner.core.errors import LedgerFault
+from gpuspawner.node.lease_folder import LeaseFolders
 
 from tests.unit.lease_examples import TRAIN, UUIDS
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.containers import ContainerEvent, EventsConnected
+from gpuspawner.broker.leases.containers import ContainerEvent, EventsConnected
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.errors import BrokerUnavailable
-from gpuspawner.model import DeviceHealth, Lease
+from gpuspawner.core.errors import BrokerUnavailable
+from gpuspawner.core.model import DeviceHealth, Lease
 
 from tests.unit.service_bench import HOUR, Bench, make_bench
 
@@ -157,7 +157,7 @@ async def test_a_broker_that_ends_gives_nothing_back(bench: Bench) -> None:
 async def test_leases_of_a_former_broker_may_be_held_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpuspawner.broker.leasing.RESTORE_SECONDS", 0.3)
+    monkeypatch.setattr("gpuspawner.broker.leases.leasing.RESTORE_SECONDS", 0.3)
     held, lost = bench.request(1), bench.request(2, "ben")
     await bench.allocator.acquire(held)
     await bench.allocator.acquire(lost)

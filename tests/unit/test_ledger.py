@@ -21,7 +21,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from gpuspawner.broker.ledger import Ledger, migrate, schema
-from gpuspawner.model import Lease, LeaseState
+from gpuspawner.core.model import Lease, LeaseState
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.ledger import Ledger, read_steady
-from gpuspawner.model import LeaseState
+from gpuspawner.core.model import LeaseState
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.ledger import Ledger, schema
-from gpuspawner.errors import ConfigError, LedgerFault
+from gpuspawner.core.errors import ConfigError, LedgerFault
 
 from tests.unit.lease_examples import NOON, PAIR, PAIR_RUNNING
 
@@ -18,7 +18,7 @@ from tests.unit.lease_examples import NOON, PAIR, PAIR_RUNNING
 
 
 async def test_locked_by_another_program(path: Path, times: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpuspawner.broker.ledger.engine.BUSY_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("gpuspawner.broker.ledger.database.BUSY_TIMEOUT_SECONDS", 0.2)
     ledger = times.make_ledger(path)
     await ledger.open()
     await ledger.save(PAIR, at=NOON)

@@ -9,11 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from gpuspawner.broker.allocator import Allocator
+from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger.migrate import MIGRATIONS
 from gpuspawner.broker.ledger.schema import HEAD, metadata
-from gpuspawner.broker.terms import Terms
-from gpuspawner.model import Device, GpuRequest, Lease, LeaseState, Mode
+from gpuspawner.core.model import Device, GpuRequest, Lease, LeaseState, Mode
 
 GIB = 1 << 30
 GPU = Device("GPU-0", "H100 80GB", 80 * GIB, index=0)

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gpuspawner import choice as choice_module
-from gpuspawner import lifecycle
-from gpuspawner.errors import (
+from gpuspawner.core.errors import (
     EngineFault,
 )
-from gpuspawner.spawner import GpuDockerSpawner
+from gpuspawner.hub import choice as choice_module
+from gpuspawner.hub import lifecycle
+from gpuspawner.hub.spawner import GpuDockerSpawner
 from jupyterhub.spawner import SpawnException
 
 from tests.unit.fake_spawner import make_container, make_spawner

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
-from gpuspawner.errors import DeviceFault
-from gpuspawner.model import Device
+from gpuspawner.core.errors import DeviceFault
+from gpuspawner.core.model import Device
 from gpuspawner.node.inventory import ComputeMode, GpuProcess, NvmlInventory, XidEvent
 from gpuspawner.node.inventory.listing import profile_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from gpuspawner.broker import lock as module
 from gpuspawner.broker.lock import BrokerLock
-from gpuspawner.errors import ConfigError
+from gpuspawner.core.errors import ConfigError
 
 HOLD = """
 import signal, sys, time

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from gpuspawner.broker.metrics import Metrics
-from gpuspawner.errors import all_refusals
-from gpuspawner.model import Lease, LeaseState
+from gpuspawner.broker.observe.metrics import Metrics
+from gpuspawner.core.errors import all_refusals
+from gpuspawner.core.model import Lease, LeaseState
 
 NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from gpuspawner.errors import DeviceFault
-from gpuspawner.model import ContainerPatch
-from gpuspawner.node.mps import BACK, DIED, MpsChange, MpsPace, MpsService
-from gpuspawner.node.mpscontrol import MpsLimits, MpsPlace, find_all, find_daemon, place_of
+from gpuspawner.core.errors import DeviceFault
+from gpuspawner.core.model import ContainerPatch
+from gpuspawner.node.mps.control import MpsLimits, MpsPlace, find_all, find_daemon, place_of
+from gpuspawner.node.mps.daemon import BACK, DIED, MpsChange, MpsPace, MpsService
 from gpuspawner.node.processes import ProcessTable
 
 from tests.mps import standin
@@ -86,7 +86,7 @@ class Machine:
 async def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Machine]:
     folder = Path("/tmp") / f"gsm-{os.getpid()}-{tmp_path.name[-12:]}"
     folder.mkdir()
-    monkeypatch.setattr("gpuspawner.node.mpscontrol.RUN_DIR", folder / "run")
+    monkeypatch.setattr("gpuspawner.node.mps.control.RUN_DIR", folder / "run")
     machine = Machine(folder, standin.install(tmp_path))
     yield machine
     for service in machine.services:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gpuspawner.node.mpscontrol import MpsPlace, find_program, place_of
+from gpuspawner.node.mps.control import MpsPlace, find_program, place_of
 
 from tests.mps import standin
 from tests.unit.lease_examples import UUIDS
@@ -39,9 +39,9 @@ def test_finding_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_program(uid=0).path == program
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("gpuspawner.node.mpscontrol.KNOWN_PLACES", (str(tmp_path),))
+    monkeypatch.setattr("gpuspawner.node.mps.control.KNOWN_PLACES", (str(tmp_path),))
     assert find_program(uid=0).path == program
-    monkeypatch.setattr("gpuspawner.node.mpscontrol.KNOWN_PLACES", ())
+    monkeypatch.setattr("gpuspawner.node.mps.control.KNOWN_PLACES", ())
     reasons = [
         find_program(uid=0).reason,
         find_program("/nowhere/x", uid=0).reason,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gpuspawner.needs import Machine, Needs, obstacle, read_machine, read_needs
+from gpuspawner.core.image_needs import Machine, Needs, obstacle, read_machine, read_needs
 
 REAL = Machine(False, "535.230.02", "12.2")
 SIMULATED = Machine(True)

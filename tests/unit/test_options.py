@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gpuspawner.errors import BadOption
-from gpuspawner.model import Tier
-from gpuspawner.options import NO_IMAGES, Choice, Filled, parse_form, parse_options, refill
-from gpuspawner.reference import allow_images
+from gpuspawner.core.errors import BadOption
+from gpuspawner.core.image_reference import allow_images
+from gpuspawner.core.model import Tier
+from gpuspawner.hub.options import NO_IMAGES, Choice, Filled, parse_form, parse_options, refill
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from gpuspawner.broker.placement import (
+from gpuspawner.broker.decide.placement import (
     Kind,
     Room,
     Share,
@@ -17,7 +17,7 @@ from gpuspawner.broker.placement import (
     take,
     whole_share,
 )
-from gpuspawner.model import Device
+from gpuspawner.core.model import Device
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gpuspawner.broker import policy
-from gpuspawner.errors import BadOption
-from gpuspawner.model import GpuRequest
+from gpuspawner.broker.decide import policy
+from gpuspawner.core.errors import BadOption
+from gpuspawner.core.model import GpuRequest
 
 GOOD = GpuRequest("0" * 32, "hub", "ada", "", "gpu", 1, "H100", ("class-a",))
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.placement import Room, Want, count_free
-from gpuspawner.broker.pooling import Host, Pooling, make_pooling
-from gpuspawner.broker.terms import DRIVER_BYTES, WHOLE, Terms, worth_compute
-from gpuspawner.errors import ConfigError
-from gpuspawner.model import Device, Guarantee, Mode
+from gpuspawner.broker.decide.placement import Room, Want, count_free
+from gpuspawner.broker.decide.pooling import Host, Pooling, make_pooling
+from gpuspawner.broker.decide.terms import DRIVER_BYTES, WHOLE, Terms, worth_compute
+from gpuspawner.config.pools import parse_pools
+from gpuspawner.config.tiers import parse_tiers
+from gpuspawner.core.errors import ConfigError
+from gpuspawner.core.model import Device, Guarantee, Mode
 from gpuspawner.node.inventory import ComputeMode
-from gpuspawner.node.mpscontrol import MpsProgram
-from gpuspawner.pools import parse_pools
-from gpuspawner.tiers import parse_tiers
+from gpuspawner.node.mps.control import MpsProgram
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gpuspawner.errors import ConfigError
-from gpuspawner.model import Mode, Pool, Tier
-from gpuspawner.pools import check_tiers, parse_pools
-from gpuspawner.settings import GpuSite
-from gpuspawner.tiers import parse_tiers
+from gpuspawner.config.pools import check_tiers, parse_pools
+from gpuspawner.config.site import GpuSite
+from gpuspawner.config.tiers import parse_tiers
+from gpuspawner.core.errors import ConfigError
+from gpuspawner.core.model import Mode, Pool, Tier
 from traitlets.config import Config
 
 GIB = 1 << 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gpuspawner.progress import Progress
+from gpuspawner.hub.progress import Progress
 
 
 async def read(progress: Progress) -> list[dict[str, Any]]:

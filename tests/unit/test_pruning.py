@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.broker.pruning import ROUND_ROWS, Pruning
-from gpuspawner.model import Lease, LeaseState
+from gpuspawner.broker.observe.pruning import ROUND_ROWS, Pruning
+from gpuspawner.core.model import Lease, LeaseState
 
 from tests.unit.test_journal import FIRST
 
@@ -52,8 +52,8 @@ async def test_a_round_is_limited_and_so_is_each_step(
     ledger: Ledger, times: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clock that is wrong for an hour can't take the whole history."""
-    monkeypatch.setattr("gpuspawner.broker.pruning.STEP_ROWS", 2)
-    monkeypatch.setattr("gpuspawner.broker.pruning.ROUND_ROWS", 6)
+    monkeypatch.setattr("gpuspawner.broker.observe.pruning.STEP_ROWS", 2)
+    monkeypatch.setattr("gpuspawner.broker.observe.pruning.ROUND_ROWS", 6)
     await fill(ledger, times, 10)
     times.set_clock(40 * 365 * 86400)
     assert await Pruning(ledger, 400, LOG, times.now).round() == 8  # two steps of two leases and two records

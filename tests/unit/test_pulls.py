@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from gpuspawner import pulls as pulls_module
-from gpuspawner.errors import EngineFault
-from gpuspawner.pulls import SILENT, Event, Layers, Pulls, explain
+from gpuspawner.core.errors import EngineFault
+from gpuspawner.hub import pulls as pulls_module
+from gpuspawner.hub.pulls import SILENT, Event, Layers, Pulls, explain
 from hypothesis import given
 from hypothesis import strategies as st
 

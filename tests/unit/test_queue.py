@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from gpuspawner.broker.placement import Kind, Room, Want, kind_of, make_want, rank, whole_share
-from gpuspawner.broker.queue import Place, Queue, Waiting, competes, plan
-from gpuspawner.model import Device
+from gpuspawner.broker.decide.placement import Kind, Room, Want, kind_of, make_want, rank, whole_share
+from gpuspawner.broker.decide.queue import Place, Queue, Waiting, competes, plan
+from gpuspawner.core.model import Device
 from hypothesis import given
 from hypothesis import strategies as st
 

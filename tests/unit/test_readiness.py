@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from gpuspawner import readiness
-from gpuspawner.readiness import Answer, Pace, Slots, ask
+from gpuspawner.hub import readiness
+from gpuspawner.hub.readiness import Answer, Pace, Slots, ask
 
 
 @asynccontextmanager

@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from gpuspawner.broker.containers import Container
-from gpuspawner.broker.reconcile import (
+from gpuspawner.broker.leases.containers import Container
+from gpuspawner.broker.leases.reconcile import (
     Adopt,
     Facts,
     Release,
@@ -18,8 +18,8 @@ from gpuspawner.broker.reconcile import (
     plan,
     unknown_ids,
 )
-from gpuspawner.errors import LeaseConflict
-from gpuspawner.model import Lease, LeaseState, Mode
+from gpuspawner.core.errors import LeaseConflict
+from gpuspawner.core.model import Lease, LeaseState, Mode
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-from gpuspawner.errors import ConfigError
-from gpuspawner.reference import AllowedImages, Reference, allow_images, parse_pattern, parse_reference
+from gpuspawner.core.errors import ConfigError
+from gpuspawner.core.image_reference import (
+    AllowedImages,
+    Reference,
+    allow_images,
+    parse_pattern,
+    parse_reference,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,7 +11,7 @@ START = """\
     at TCP.onStreamRead (node:internal)
 Traceback (most recent call last):
   File "app.py", line 1, in <module>
-gpuspawner.errors.LedgerFault: the ledger is locked: end the program that has it open
+gpuspawner.core.errors.LedgerFault: the ledger is locked: end the program that has it open
 [C 2026-11-23 18:24:27.438 JupyterHub app:3808] Service gpu exited with status 1
 2026-11-23T18:24:28.153Z [ConfigProxy] \x1b[33mwarn\x1b[39m: Terminated
 """
@@ -39,7 +39,7 @@ def test_the_reason_is_found_among_the_noise() -> None:
     log = HubLog()
     shown(log, START)
     assert log.last_words() == [
-        "gpuspawner.errors.LedgerFault: the ledger is locked: end the program that has it open",
+        "gpuspawner.core.errors.LedgerFault: the ledger is locked: end the program that has it open",
         "[C 2026-11-23 18:24:27.438 JupyterHub app:3808] Service gpu exited with status 1",
     ]
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gpuspawner.errors import ConfigError, DeviceFault
-from gpuspawner.model import Device
+from gpuspawner.config.site import GpuSite
+from gpuspawner.core.errors import ConfigError, DeviceFault
+from gpuspawner.core.model import Device
 from gpuspawner.node.inventory import XidEvent
-from gpuspawner.node.simulated import FAULTS_FILE, SimulatedInventory, parse_simulated
-from gpuspawner.settings import GpuSite
+from gpuspawner.node.inventory.simulated import FAULTS_FILE, SimulatedInventory, parse_simulated
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,9 +7,7 @@ import logging
 from typing import Any
 
 import pytest
-from gpuspawner import choice as choice_module
-from gpuspawner.container import Owner
-from gpuspawner.errors import (
+from gpuspawner.core.errors import (
     BadOption,
     BrokerUnavailable,
     ConfigError,
@@ -18,8 +16,10 @@ from gpuspawner.errors import (
     QueueTimeout,
     StartFault,
 )
-from gpuspawner.launch import LaunchJob
-from gpuspawner.model import ContainerPatch, GpuRequest
+from gpuspawner.core.model import ContainerPatch, GpuRequest
+from gpuspawner.hub import choice as choice_module
+from gpuspawner.hub.container import Owner
+from gpuspawner.hub.launch import LaunchJob
 from jupyterhub.spawner import SpawnException
 from traitlets import TraitError
 from traitlets.config import Config

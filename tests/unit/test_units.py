@@ -6,8 +6,8 @@ import contextlib
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from gpuspawner.errors import ConfigError
-from gpuspawner.units import format_bytes, format_time, ordinal, parse_bytes, utc_now
+from gpuspawner.core.errors import ConfigError
+from gpuspawner.core.units import format_bytes, format_time, ordinal, parse_bytes, utc_now
 from hypothesis import given
 from hypothesis import strategies as st
 

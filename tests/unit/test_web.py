@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gpuspawner.broker.web.look import Look, PageUser, hub_of, look_of
-from gpuspawner.broker.web.page import Holding, ModelRow, Moment, Page, build_page, moment
-from gpuspawner.broker.web.view import READ_SCOPE, Viewer, viewer_of, visible_status
+from gpuspawner.broker.api.visible import READ_SCOPE, Viewer, viewer_of, visible_status
+from gpuspawner.broker.pages.look import Look, PageUser, hub_of, look_of
+from gpuspawner.broker.pages.page import Holding, ModelRow, Moment, Page, build_page, moment
 from hypothesis import given
 from hypothesis import strategies as st
 from traitlets.config.loader import Config

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import pytest
 from aiohttp import web
-from gpuspawner.broker.web import READ_SCOPE, make_handlers, make_settings
+from gpuspawner.broker.pages import READ_SCOPE, make_handlers, make_settings
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth
 from tornado.httpserver import HTTPServer

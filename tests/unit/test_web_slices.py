@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from gpuspawner.broker.web.page import Page, build_page
-from gpuspawner.broker.web.view import Viewer, visible_status
+from gpuspawner.broker.api.visible import Viewer, visible_status
+from gpuspawner.broker.pages.page import Page, build_page
 
 from tests.unit.test_web import ADMIN, ANNA, device, html, lease
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from gpuspawner import wire
-from gpuspawner.errors import BadOption
-from gpuspawner.model import ContainerPatch, GpuRequest, Lease, LeaseState
+from gpuspawner.core.errors import BadOption
+from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState
+from gpuspawner.protocol import messages as wire
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -15,30 +15,30 @@ from traitlets import Bool, Float, TraitError, Unicode, default
 from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
 
-from ..errors import BrokerUnavailable, ConfigError, EngineFault, Fault, GpuSpawnerError
-from ..model import ContainerPatch, Lease, Tier
-from ..node.daemonpool import DaemonPool
+from ..config.site import GpuSite
+from ..core.errors import BrokerUnavailable, ConfigError, EngineFault, Fault, GpuSpawnerError
+from ..core.model import ContainerPatch, Lease, Tier
+from ..node.daemon_pool import DaemonPool
 from ..node.health import HealthMonitor
 from ..node.injection import Injection, choose, engine_facts, make_patch, read_local
 from ..node.inventory import Inventory, open_inventory
 from ..node.usage import UsageMonitor
-from ..settings import GpuSite
-from .allocator import Allocator
-from .api import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
-from .containers import DockerEngine
-from .enforcement import Enforcement, Tools
-from .folders import DiskFolders
-from .journal import Journal
-from .late import LateDevices, LateParts
-from .leasing import NOT_READY, LeaseService, Parts
+from .api.answers import About, View
+from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .decide.pooling import Pooling
+from .enforce.enforcement import Enforcement, Tools
+from .enforce.late import LateDevices, LateParts
+from .enforce.sharing import Sharing
+from .leases.allocator import Allocator
+from .leases.containers import DockerEngine
+from .leases.folders import DiskFolders
+from .leases.leasing import NOT_READY, LeaseService, Parts
 from .ledger import Ledger
 from .lock import BrokerLock
-from .metrics import Metrics
-from .pooling import Pooling
-from .pruning import Pruning
-from .sharing import Sharing
-from .view import About, View
-from .web import serve_pages
+from .observe.journal import Journal
+from .observe.metrics import Metrics
+from .observe.pruning import Pruning
+from .pages import serve_pages
 
 RETRY_SECONDS = 0.5
 """So soon comes the next round after one that failed."""

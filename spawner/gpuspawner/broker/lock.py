@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 
 TAKE_OVER_SECONDS = 15.0
 _LOOK_AGAIN_SECONDS = 0.05

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ..errors import DeviceFault
-from ..model import Device, DeviceHealth
-from ..units import Clock, utc_now
-from .daemonpool import DaemonPool
+from ..core.errors import DeviceFault
+from ..core.model import Device, DeviceHealth
+from ..core.units import Clock, utc_now
+from .daemon_pool import DaemonPool
 from .inventory import Inventory, XidEvent
 
 IGNORED_XIDS = frozenset({13, 31, 43, 45, 68, 109})

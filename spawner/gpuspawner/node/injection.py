@@ -12,8 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from ..model import (
+from ..core.errors import ConfigError
+from ..core.model import (
     COMPUTE_LABEL,
     DEVICES_LABEL,
     HUB_LABEL,
@@ -27,7 +27,7 @@ from ..model import (
     Lease,
     Mode,
 )
-from .cdispec import DEFAULT_DIRS, NVIDIA_KIND, CdiSpecs, read_specs
+from .cdi_spec import DEFAULT_DIRS, NVIDIA_KIND, CdiSpecs, read_specs
 
 HOOK = "nvidia-container-runtime-hook"
 """The engine registers its classic GPU driver if it finds this on its PATH (moby 20.10 to 28,

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DeviceFault
-from .daemonpool import DaemonPool
+from ..core.errors import DeviceFault
+from .daemon_pool import DaemonPool
 from .inventory import Inventory
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]

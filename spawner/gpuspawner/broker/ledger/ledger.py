@@ -20,11 +20,11 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from ...errors import LedgerFault
-from ...model import Lease, LeaseState
-from ...units import Clock, utc_now
+from ...core.errors import LedgerFault
+from ...core.model import Lease, LeaseState
+from ...core.units import Clock, utc_now
+from . import database as database
 from . import ended, prune, rows
-from . import engine as database
 from .clock import Steady, read_steady
 from .ended import EndedProcess
 from .migrate import upgrade

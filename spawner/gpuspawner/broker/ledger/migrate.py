@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from ...errors import ConfigError
+from ...core.errors import ConfigError
 from .schema import HEAD
 
 MIGRATIONS = Path(__file__).parent / "migrations"

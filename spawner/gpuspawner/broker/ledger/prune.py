@@ -6,7 +6,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from ...model import LeaseState
+from ...core.model import LeaseState
 from .schema import awake, ended_processes, lease_devices, leases
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ...model import Lease, LeaseState, Mode
+from ...core.model import Lease, LeaseState, Mode
 from .clock import Steady
 from .schema import awake, lease_devices, leases
 

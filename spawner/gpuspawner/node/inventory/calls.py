@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pynvml
 
-from ...errors import DeviceFault
+from ...core.errors import DeviceFault
 
 T = TypeVar("T")
 

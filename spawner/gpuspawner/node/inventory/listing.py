@@ -10,8 +10,8 @@ from typing import Any
 
 import pynvml
 
-from ...errors import DeviceFault
-from ...model import Device
+from ...core.errors import DeviceFault
+from ...core.model import Device
 from .calls import call, optional
 
 _log = logging.getLogger(__name__)

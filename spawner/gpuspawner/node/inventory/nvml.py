@@ -11,8 +11,8 @@ from typing import Any
 
 import pynvml
 
-from ...errors import DeviceFault
-from ...model import Device
+from ...core.errors import DeviceFault
+from ...core.model import Device
 from .calls import call, fault_of, optional
 from .listing import instance_handles, instance_of, mig_is_on, parent_handle, read_all
 from .protocol import ComputeMode, DriverFacts, GpuProcess, XidEvent

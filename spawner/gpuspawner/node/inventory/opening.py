@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ...errors import ConfigError, DeviceFault
-from ...settings import GpuSite
+from ...config.site import GpuSite
+from ...core.errors import ConfigError, DeviceFault
 from .calls import is_absent
 from .nvml import NvmlInventory
 from .protocol import Inventory
@@ -20,7 +20,7 @@ def open_inventory(site: GpuSite) -> Inventory:
     `auto` takes simulated GPUs only where there is no driver or no GPU. A driver that is there and
     fails is an error: a machine with GPUs must not hand out simulated ones after a bad upgrade.
     """
-    from ..simulated import SimulatedInventory
+    from .simulated import SimulatedInventory
 
     if site.inventory == "simulated":
         return SimulatedInventory.from_site(site)

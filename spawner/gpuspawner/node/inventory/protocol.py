@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-from ...model import Device
+from ...core.model import Device
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,67 @@
+"""What API and pages show of the broker, from memory: status, tiers, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ...core.model import Tier
+from ...node.inventory import DriverFacts
+from ...node.usage import Usage
+from ..decide.placement import want_of_tier
+from ..leases.allocator import Allocator
+from ..ledger import EndedProcess
+from ..observe.metrics import Metrics
+from .documents import Document, News, driver_document, status_document, tier_document
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Beside the leases: what doesn't change while a broker runs, and where to ask for what does.
+
+    `blind` says on which devices no quota is held, and why; asking it also brings its gauge up to date.
+    `driver` has the versions of the driver; None where devices are simulated.
+    """
+
+    tiers: tuple[Tier, ...]
+    simulated: bool
+    metrics: Metrics
+    blind: Callable[[], Mapping[str, str]]
+    usage: Callable[[], Mapping[str, Usage]]
+    ended: Callable[[], tuple[EndedProcess, ...]]
+    driver: DriverFacts | None = None
+
+
+class View:
+    """Answers at once, without Docker, NVML or database."""
+
+    def __init__(self, allocator: Allocator, about: About) -> None:
+        self._allocator = allocator
+        self._about = about
+
+    def status(self) -> Document:
+        """The whole status document."""
+        about = self._about
+        news = News(about.usage(), about.blind(), about.ended())
+        return status_document(self._allocator.snapshot(), about.simulated, news)
+
+    def tiers(self) -> Document:
+        """The tiers with what is free of each."""
+        return {
+            "simulated": self._about.simulated,
+            "driver": driver_document(self._about.driver),
+            "tiers": [self._tier(tier) for tier in self._about.tiers],
+        }
+
+    def metrics(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        self._about.blind()
+        healthy = (view.health.healthy for view in self._allocator.snapshot().devices)
+        return self._about.metrics.text(self._allocator.leases(), healthy)
+
+    def _tier(self, tier: Tier) -> Document:
+        if not tier.needs_gpu:
+            return tier_document(tier, None, self._about.simulated)
+        want = want_of_tier(tier)
+        capacity, share = self._allocator.capacity(want), self._allocator.example(want)
+        return tier_document(tier, capacity, self._about.simulated, share)

@@ -1,0 +1,366 @@
+"""The broker's HTTP on the unix socket: parsing at the edge, the streamed request, the hold.
+
+POST   /leases               one JSON object a line; the open connection is the hold
+POST   /leases/{id}/confirm  204: the fence right before `docker start`
+DELETE /leases/{id}          202: the server was stopped
+GET    /status /tiers /metrics
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tornado.iostream import StreamClosedError
+from tornado.web import Application, RequestHandler
+
+from ...core.errors import (
+    BadOption,
+    BrokerUnavailable,
+    ConfigError,
+    EngineFault,
+    Fault,
+    LeaseConflict,
+    LedgerFault,
+    QueueTimeout,
+    Refusal,
+)
+from ...core.model import GpuRequest, Lease, LeaseState
+from ...core.units import ordinal
+from ...protocol.messages import lease_to_json, patch_to_json, request_from_json
+from ..leases.leasing import LeaseService
+from ..leases.logline import ending
+from ..observe.metrics import Metrics
+
+MAX_BODY_BYTES = 512 * 1024
+"""The longest request that `wire.py` accepts: a thousand groups with long names."""
+MAX_PATH_BYTES = 107
+"""`sun_path` of unix(7), without its closing zero."""
+_BACKLOG = 512
+"""Connections that may wait to be accepted: a whole class that clicks at once."""
+HEARTBEAT_SECONDS = 5.0
+"""An empty line this often: the client takes a long silence for a broker that hangs."""
+
+
+class View(Protocol):
+    """What the documents are made from; answers from memory, at once."""
+
+    def status(self) -> dict[str, Any]:
+        """The status document."""
+        ...
+
+    def tiers(self) -> dict[str, Any]:
+        """The tiers with what is free of each."""
+        ...
+
+    def metrics(self) -> bytes:
+        """Prometheus' text format."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What the handlers work with."""
+
+    service: LeaseService
+    view: View
+    metrics: Metrics
+    queue_timeout_seconds: float
+    log: logging.Logger
+    simulated: bool = False
+
+
+def make_app(site: Site) -> Application:
+    """The tornado application for the unix socket."""
+    wanted: dict[str, Any] = {"site": site}
+    lease_id = "([0-9a-f]{32})"
+    return Application(
+        [
+            (r"/leases", LeasesHandler, wanted),
+            (rf"/leases/{lease_id}/confirm", ConfirmHandler, wanted),
+            (rf"/leases/{lease_id}", LeaseHandler, wanted),
+            (r"/status", StatusHandler, wanted),
+            (r"/tiers", TiersHandler, wanted),
+            (r"/metrics", MetricsHandler, wanted),
+            (r".*", UnknownHandler, wanted),
+        ],
+        log_function=lambda handler: None,
+    )
+
+
+class Handler(RequestHandler):
+    """Turns refusals and faults into the client's JSON."""
+
+    def initialize(self, site: Site) -> None:
+        self.site = site
+
+    def answer(self, document: dict[str, Any]) -> None:
+        """Writes a JSON document."""
+        self.set_header("Content-Type", "application/json")
+        self.write(json.dumps(document))
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answers with the refusal's status, reason and sentence, and counts it."""
+        self.set_status(refusal.status)
+        self.answer({"reason": refusal.reason, "message": refusal.message})
+        self.site.metrics.refused(refusal.reason)
+
+    def refusal_of(self, fault: Fault) -> Refusal:
+        """What the user is told of a fault; what exactly happened is for the log."""
+        self.site.log.error("A request failed: %s", fault)
+        what = {EngineFault: "Docker doesn't do its part", LedgerFault: "the ledger can't be written"}
+        why = what.get(type(fault), "a GPU doesn't do its part")
+        return BrokerUnavailable(
+            f"GPUs can't be given out right now: {why}. Try again in a minute, or choose CPU. "
+            "Admin: see the log of the broker."
+        )
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's own errors (wrong method, broken code) as JSON."""
+        self.answer({"reason": BrokerUnavailable.reason, "message": f"The GPU broker failed ({status_code})"})
+
+
+class UnknownHandler(Handler):
+    """Everything that isn't there."""
+
+    def prepare(self) -> None:
+        self.set_status(404)
+        self.finish({"reason": BadOption.reason, "message": f"The broker has no {self.request.path!r}"})
+
+
+class ConfirmHandler(Handler):
+    """POST /leases/{id}/confirm"""
+
+    async def post(self, lease_id: str) -> None:
+        """204 if the lease is held and may be used; 409 if not: the container must not start."""
+        try:
+            self.site.service.confirm(lease_id)
+        except Refusal as refusal:
+            self.refuse(refusal)
+            return
+        self.set_status(204)
+
+
+class LeaseHandler(Handler):
+    """DELETE /leases/{id}"""
+
+    async def delete(self, lease_id: str) -> None:
+        """202 once it is in the ledger that the lease ends; an unknown lease has ended already."""
+        try:
+            await self.site.service.stopped(lease_id)
+        except Fault as fault:
+            self.refuse(self.refusal_of(fault))
+            return
+        self.set_status(202)
+
+
+class StatusHandler(Handler):
+    """GET /status"""
+
+    def get(self) -> None:
+        """Devices, leases and queue, everything."""
+        self.answer(self.site.view.status())
+
+
+class TiersHandler(Handler):
+    """GET /tiers"""
+
+    def get(self) -> None:
+        """The tiers and what is free of each."""
+        self.answer(self.site.view.tiers())
+
+
+class MetricsHandler(Handler):
+    """GET /metrics"""
+
+    def get(self) -> None:
+        """Prometheus' text format."""
+        self.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.write(self.site.view.metrics())
+
+
+class LeasesHandler(Handler):
+    """POST /leases: from the request to the lease, and then the hold."""
+
+    _lease_id: str | None = None
+
+    def prepare(self) -> None:
+        self._closed = asyncio.Event()
+        self._granted = False
+        self._started = asyncio.get_running_loop().time()
+
+    def on_connection_close(self) -> None:
+        """The client closed: the hold ends. Not a cancellation: a commit under way is finished."""
+        self._closed.set()
+
+    async def post(self) -> None:
+        """Answers 200 and streams, or the refusal's status."""
+        try:
+            request = request_from_json(_json(self.request.body))
+        except Refusal as refusal:
+            self.refuse(refusal)
+            return
+        service = self.site.service
+        try:
+            with service.hold(request.lease_id), suppress(StreamClosedError):
+                await self._serve(request)
+        finally:
+            await service.dropped(request.lease_id)
+
+    async def _serve(self, request: GpuRequest) -> None:
+        streaming = False
+        try:
+            lease = await self.site.service.open(request)
+            self.set_header("Content-Type", "application/x-ndjson")
+            await self.flush()
+            streaming = True
+            await self._follow(lease)
+            return
+        except Refusal as refused:
+            refusal = refused
+        except Fault as fault:
+            refusal = self.refusal_of(fault)
+        self.site.log.info(
+            "Refused (%s): %s user=%s server=%s lease=%s devices=- container=-",
+            refusal.reason,
+            refusal.message,
+            request.user,
+            request.server or "-",
+            request.lease_id,
+        )
+        if streaming:
+            self.site.metrics.refused(refusal.reason)
+            await self._send({"event": "refused", "reason": refusal.reason, "message": refusal.message})
+        else:
+            self.refuse(refusal)
+
+    async def _follow(self, lease: Lease) -> None:
+        """Sends what changes until the client closes. Raises the refusal that ends the stream."""
+        site = self.site
+        loop = asyncio.get_running_loop()
+        waited = (site.service.now() - lease.created_at).total_seconds()
+        deadline = loop.time() + max(0.0, site.queue_timeout_seconds - max(0.0, waited))
+        closed = asyncio.ensure_future(self._closed.wait())
+        coming: asyncio.Future[Any] | None = None
+        try:
+            async with site.service.watch(lease.id) as changes:
+                while not closed.done():
+                    coming = coming or asyncio.ensure_future(anext(changes))
+                    pause = (
+                        HEARTBEAT_SECONDS if self._granted else min(HEARTBEAT_SECONDS, deadline - loop.time())
+                    )
+                    await asyncio.wait(
+                        {coming, closed}, timeout=max(0.0, pause), return_when="FIRST_COMPLETED"
+                    )
+                    if coming.done():
+                        change, coming = coming.result(), None
+                        await self._tell(change.lease, change.position, change.waiting)
+                    elif not self._granted and loop.time() >= deadline:
+                        await self._time_out(lease)
+                    elif not closed.done():
+                        self.write("\n")
+                        await self.flush()
+        finally:
+            for future in (closed, coming):
+                if future is not None:
+                    future.cancel()
+                    await asyncio.wait({future})
+
+    async def _tell(self, lease: Lease, position: int | None, waiting: int) -> None:
+        if lease.state is LeaseState.WAITING:
+            if position is not None:
+                message = queued_message(position, lease.device_count, self.site.simulated)
+                await self._send(
+                    {"event": "queued", "position": position, "waiting": waiting, "message": message}
+                )
+        elif lease.state in (LeaseState.RELEASING, LeaseState.CLOSED):
+            raise LeaseConflict(
+                f"The lease of this server has ended ({lease.reason}): start the server again"
+            )
+        elif not self._granted:
+            patch = await self.site.service.patch(lease)
+            self._granted = True
+            self.site.metrics.acquire_seconds.observe(asyncio.get_running_loop().time() - self._started)
+            await self._send({"event": "lease", "lease": lease_to_json(lease), "patch": patch_to_json(patch)})
+
+    async def _time_out(self, lease: Lease) -> None:
+        self.site.log.info("The queue's time is over %s", ending(lease))
+        await self.site.service.release(lease.id, "the queue's time was over")
+        raise QueueTimeout(timeout_message(self.site.queue_timeout_seconds, lease.device_count))
+
+    async def _send(self, event: dict[str, Any]) -> None:
+        self.write(json.dumps(event) + "\n")
+        await self.flush()
+
+
+def bind_socket(path: str) -> socket.socket:
+    """Listens on the unix socket `path`, mode 0600; one that a dead broker left behind is replaced.
+
+    Call it with the lock held. Raises ConfigError with the remedy if the path can't be used.
+    """
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise ConfigError(
+            f"The socket's path {path!r} is longer than {MAX_PATH_BYTES} bytes, which Linux refuses: set "
+            "c.GpuSite.socket_path to a shorter one, like /run/gpuspawner/broker.sock"
+        )
+    if _answers(path):
+        raise ConfigError(f"Another broker answers on {path}: set c.GpuSite.socket_path to another one")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)  # mode 0600 from the first moment on
+    try:
+        with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise FileExistsError("a file that is not a socket is in its place")
+            os.unlink(path)
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"The socket {path} can't be made: {error}. Its folder must exist and be writable; set "
+            "c.GpuSite.socket_path to another place if need be"
+        ) from error
+    finally:
+        os.umask(before)
+    return listener
+
+
+def unbind_socket(path: str) -> None:
+    """Removes the socket's file; call it before the lock is given back."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(path) == 0
+
+
+def queued_message(position: int, device_count: int, simulated: bool = False) -> str:
+    """The place in the queue for the hub's progress page: "2nd in line for a GPU"."""
+    kind = "simulated GPU" if simulated else "GPU"
+    what = f"a {kind}" if device_count == 1 else f"{device_count} {kind}s"
+    return f"{ordinal(position)} in line for {what}"
+
+
+def timeout_message(seconds: float, device_count: int) -> str:
+    """Why the spawn ended, and what to do."""
+    span = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+    what = "No GPU" if device_count == 1 else f"Not enough GPUs (you asked for {device_count})"
+    return f"{what} became free in {span}: all are in use. Choose CPU, or try again later."
+
+
+def _json(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadOption("The request is not JSON") from None

@@ -1,0 +1,181 @@
+"""The devices of the broker, their health, and who holds which share of them. In memory, no clock, no ledger.
+
+A device that a lease holds but the inventory doesn't have is kept as a *placeholder*: withdrawn, never
+placed, and forgotten once its last lease has ended or the device was found after all.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from ...core.model import Device, DeviceHealth, Lease
+from .placement import Kind, Room, Share, Want, count_free, rank, share_of, suits
+from .terms import WHOLE, Terms
+
+NO_TERMS: Mapping[str, Terms] = MappingProxyType({})
+
+MISSING = "it was not found when the broker started"
+"""Why a placeholder is withdrawn."""
+
+
+class Devices:
+    """Every device with its room and health; the rooms that may be leased are kept sorted for placement.
+
+    `terms` says by UUID how a device is shared; one that it doesn't name is leased whole.
+    """
+
+    def __init__(self, devices: Iterable[Device] = (), terms: Mapping[str, Terms] = NO_TERMS) -> None:
+        self._rooms = {device.uuid: Room(device, terms=terms.get(device.uuid, WHOLE)) for device in devices}
+        self._health = {uuid: DeviceHealth(uuid, healthy=True) for uuid in self._rooms}
+        self._holders: dict[str, tuple[str, ...]] = dict.fromkeys(self._rooms, ())
+        self._placeholders: set[str] = set()
+        self._known = Counter(room.kind for room in self._rooms.values())
+        self._open: dict[Kind, list[Room]] = {kind: [] for kind in self._known}
+        for room in self._rooms.values():
+            self._list(room)
+
+    def __contains__(self, uuid: str) -> bool:
+        return uuid in self._rooms
+
+    def device(self, uuid: str) -> Device:
+        """The device. Raises KeyError for one that is not known."""
+        return self._rooms[uuid].device
+
+    def terms(self, uuid: str) -> Terms:
+        """How the device's pool shares it. Raises KeyError for one that is not known."""
+        return self._rooms[uuid].terms
+
+    def all(self) -> list[Device]:
+        """Every device, placeholders included, by index, then UUID."""
+        found = [room.device for room in self._rooms.values()]
+        return sorted(found, key=lambda each: (each.index is None, each.index or 0, each.uuid))
+
+    def health(self, uuid: str) -> DeviceHealth:
+        """Whether the device may be leased, and why not."""
+        return self._health[uuid]
+
+    def holders(self, uuid: str) -> tuple[str, ...]:
+        """Ids of the leases that hold a share of the device."""
+        return self._holders.get(uuid, ())
+
+    def is_placeholder(self, uuid: str) -> bool:
+        """Whether the inventory did not have this device."""
+        return uuid in self._placeholders
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of devices there are, leased or withdrawn ones too."""
+        return tuple(self._known)
+
+    def known(self, want: Want) -> int:
+        """How many devices suit `want`, leased, free or withdrawn."""
+        return sum(count for kind, count in self._known.items() if suits(want, kind))
+
+    def count(self, want: Want) -> tuple[int, int]:
+        """How many devices, or slices, like `want` the healthy devices have: those that are free, and all."""
+        able = [
+            room
+            for uuid, room in self._rooms.items()
+            if self._health[uuid].healthy and suits(want, room.kind)
+        ]
+        total = sum(count_free(want, replace(room, shares=())) for room in able)
+        return sum(count_free(want, room) for room in able), total
+
+    def can_hold(self, lease: Lease) -> bool:
+        """Whether the devices of `lease` are known and what it would hold of them is free."""
+        if not all(uuid in self._rooms for uuid in lease.device_uuids):
+            return False
+        return all(self._rooms[share.device_uuid].has(share) for share in self.shares(lease))
+
+    def exceeded_by(self, lease: Lease) -> bool:
+        """Whether a device has too little memory left for the share of `lease`, whatever its pool gives."""
+        return any(self._rooms[share.device_uuid].exceeded_by(share) for share in self.shares(lease))
+
+    def rooms(self, freed: Iterable[Share] = ()) -> dict[Kind, list[Room]]:
+        """The rooms that may be leased, by kind and in order; a copy, in which `freed` is given back."""
+        copy = {kind: list(listed) for kind, listed in self._open.items()}
+        for share in freed:
+            room = self._rooms[share.device_uuid]
+            if self._health[share.device_uuid].healthy:
+                listed = copy[room.kind]
+                if room in listed:
+                    listed.remove(room)
+                bisect.insort(listed, room.minus(share), key=rank)
+        return copy
+
+    def shares(self, lease: Lease) -> tuple[Share, ...]:
+        """The shares that `lease` holds; unknown devices become placeholders."""
+        return tuple(share_of(lease, self._device_of(lease, uuid)) for uuid in lease.device_uuids)
+
+    def hold(self, lease: Lease) -> None:
+        """Mark the shares of `lease` as held."""
+        for share in self.shares(lease):
+            self._change(share.device_uuid, self._rooms[share.device_uuid].plus(share))
+            self._holders[share.device_uuid] += (lease.id,)
+
+    def give_back(self, lease: Lease) -> None:
+        """Mark the shares of `lease` as free. Raises ValueError if it does not hold them."""
+        for share in self.shares(lease):
+            uuid = share.device_uuid
+            self._change(uuid, self._rooms[uuid].minus(share))
+            self._holders[uuid] = tuple(each for each in self._holders[uuid] if each != lease.id)
+            if uuid in self._placeholders and not self._holders[uuid]:
+                self._forget(uuid)
+
+    def add(self, device: Device, terms: Terms, holders: Iterable[Lease] = ()) -> None:
+        """A device that was not found before, or only as the placeholder that `holders` hold."""
+        uuid = device.uuid
+        if uuid in self._rooms and uuid not in self._placeholders:
+            return
+        self._placeholders.discard(uuid)
+        room = Room(device, tuple(share_of(lease, device) for lease in holders), terms)
+        self._rooms[uuid] = room
+        self._health[uuid] = DeviceHealth(uuid, healthy=True)
+        self._holders.setdefault(uuid, ())
+        self._known[room.kind] += 1
+        self._open.setdefault(room.kind, [])
+        self._list(room)
+
+    def set_health(self, health: DeviceHealth) -> bool:
+        """Withdraw a device or give it back to placement; whether anything changed.
+
+        A placeholder stays withdrawn: its model and size are not known before it is found (`add`).
+        """
+        uuid = health.uuid
+        if uuid not in self._rooms or uuid in self._placeholders or self._health[uuid] == health:
+            return False
+        self._unlist(self._rooms[uuid])
+        self._health[uuid] = health
+        self._list(self._rooms[uuid])
+        return True
+
+    def _device_of(self, lease: Lease, uuid: str) -> Device:
+        if uuid not in self._rooms:
+            memory_bytes = lease.memory_bytes // max(1, len(lease.device_uuids))
+            self._rooms[uuid] = Room(Device(uuid, "not found", memory_bytes))
+            self._health[uuid] = DeviceHealth(uuid, healthy=False, reason=MISSING, since=lease.since)
+            self._holders[uuid] = ()
+            self._placeholders.add(uuid)
+        return self._rooms[uuid].device
+
+    def _forget(self, uuid: str) -> None:
+        del self._rooms[uuid], self._health[uuid], self._holders[uuid]
+        self._placeholders.remove(uuid)
+
+    def _change(self, uuid: str, room: Room) -> None:
+        self._unlist(self._rooms[uuid])
+        self._rooms[uuid] = room
+        self._list(self._rooms[uuid])
+
+    def _list(self, room: Room) -> None:
+        if self._health[room.device.uuid].healthy and not room.full:
+            bisect.insort(self._open[room.kind], room, key=rank)
+
+    def _unlist(self, room: Room) -> None:
+        if self._health[room.device.uuid].healthy and not room.full:
+            listed = self._open[room.kind]
+            del listed[bisect.bisect_left(listed, rank(room), key=rank)]

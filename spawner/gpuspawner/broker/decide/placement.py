@@ -1,0 +1,276 @@
+"""Which devices a request gets: pure functions from wants and rooms to shares.
+
+A *room* is a device with the shares that are held of it; what nobody holds is free. Rooms come grouped by
+*kind* (devices that a request can't tell apart: one model and size in one pool) and ordered by `rank`. A mode
+is one `ShareRule`: it says which share of a room a want would get. `whole` asks for a room that nobody else
+is in, `slice` for memory that nobody holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from ...core.model import Device, GpuRequest, Lease, Mode, Tier
+from .terms import WHOLE, Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of one device that one lease holds."""
+
+    device_uuid: str
+    memory_bytes: int
+    compute_percent: float
+    mps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a request needs of the devices: two requests with equal wants are served by the same ones."""
+
+    device_count: int
+    model: str | None = None
+    mode: Mode = Mode.WHOLE
+    pool: str | None = None
+    mig_profile: str | None = None
+    memory_bytes: int | None = None
+    compute_percent: float | None = None
+
+
+class Kind(NamedTuple):
+    """What a request can tell devices apart by."""
+
+    model: str
+    memory_bytes: int
+    mig_profile: str | None
+    terms: Terms
+
+    @property
+    def order(self) -> tuple[int, str, str, str]:
+        """The smallest devices first, so that large ones stay free for those who ask for them."""
+        return (self.memory_bytes, self.model, self.mig_profile or "", self.terms.pool)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A device, the shares that are held of it, and how its pool shares it."""
+
+    device: Device
+    shares: tuple[Share, ...] = ()
+    terms: Terms = WHOLE
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of its device."""
+        return kind_of(self.device, self.terms)
+
+    @property
+    def free_memory_bytes(self) -> int:
+        """Memory that no lease holds and one may have; never negative."""
+        usable = self.terms.usable_bytes(self.device.memory_bytes)
+        return max(0, usable - sum(share.memory_bytes for share in self.shares))
+
+    @property
+    def free_compute_percent(self) -> float:
+        """Compute that no lease holds; never negative."""
+        return max(0.0, 100.0 - sum(share.compute_percent for share in self.shares))
+
+    @property
+    def full(self) -> bool:
+        """Whether there is nothing left to give."""
+        if not self.shares:
+            return False
+        if self.terms.sliced:
+            most = self.terms.most_leases
+            return self.free_memory_bytes == 0 or (most is not None and len(self.shares) >= most)
+        return self.free_memory_bytes == 0 or self.free_compute_percent == 0
+
+    def has(self, share: Share) -> bool:
+        """Whether `share` of this device is free: its memory always, its compute where that is divided."""
+        if not self.shares:
+            return share.memory_bytes <= self.device.memory_bytes
+        enough_compute = self.terms.sliced or share.compute_percent <= self.free_compute_percent
+        return not self.full and share.memory_bytes <= self.free_memory_bytes and enough_compute
+
+    def exceeded_by(self, share: Share) -> bool:
+        """Whether the device has too little memory left for `share`: somebody was given it twice."""
+        held = sum(each.memory_bytes for each in self.shares)
+        return held + share.memory_bytes > self.device.memory_bytes
+
+    def plus(self, share: Share) -> Room:
+        """This room once `share` is held as well."""
+        return replace(self, shares=(*self.shares, share))
+
+    def minus(self, share: Share) -> Room:
+        """This room once `share` is given back. Raises ValueError if it is not held."""
+        at = self.shares.index(share)
+        return replace(self, shares=self.shares[:at] + self.shares[at + 1 :])
+
+
+Rooms = Mapping[Kind, Sequence[Room]]
+"""Rooms that have something to give, by kind, each kind in the order of `rank`."""
+
+ShareRule = Callable[[Want, Room], Share | None]
+"""The share of this room that the want would get, or None where it doesn't fit."""
+
+
+def whole(want: Want, room: Room) -> Share | None:
+    """The entire device, if nobody holds any of it."""
+    return whole_share(room.device) if not room.shares else None
+
+
+def whole_share(device: Device) -> Share:
+    """The share that is the entire device."""
+    return Share(device.uuid, device.memory_bytes, 100.0)
+
+
+def slice_(want: Want, room: Room) -> Share | None:
+    """The part that the pool gives, if so much memory is free."""
+    part = room.terms.slice_of(room.device.memory_bytes, want.memory_bytes, want.compute_percent)
+    if part is None:
+        return None
+    share = Share(room.device.uuid, *part, mps=room.terms.mps)
+    return share if room.has(share) else None
+
+
+RULES: Mapping[Mode, ShareRule] = {Mode.WHOLE: whole, Mode.MIG: whole, Mode.SLICE: slice_}
+"""How each mode shares a device; a MIG instance is a device of its own, and has one owner."""
+
+
+def make_want(device_count: int, model: str | None) -> Want:
+    """A want; the model's name may be in upper or lower case, and an empty one asks for nothing."""
+    return Want(device_count, model.casefold() if model else None)
+
+
+def want_of(item: GpuRequest | Lease) -> Want:
+    """What a request, or the lease that waits for it, needs of the devices."""
+    return replace(
+        make_want(item.device_count, item.model),
+        mode=item.mode,
+        pool=item.pool,
+        mig_profile=item.mig_profile,
+        memory_bytes=item.slice_memory_bytes,
+        compute_percent=item.slice_compute_percent,
+    )
+
+
+def want_of_tier(tier: Tier) -> Want:
+    """What a server of the tier needs of the devices."""
+    return replace(
+        make_want(tier.device_count, tier.model),
+        mode=tier.mode,
+        pool=tier.pool,
+        mig_profile=tier.mig_profile,
+        memory_bytes=tier.memory_bytes,
+        compute_percent=tier.compute_percent,
+    )
+
+
+def share_of(lease: Lease, device: Device) -> Share:
+    """The share of `device` that `lease` holds: what `place` gave it, for a lease read from the ledger.
+
+    A slice has the same of each of its devices, so the lease's sum tells what it has of one.
+    """
+    if lease.mode is Mode.SLICE:
+        memory_bytes = lease.memory_bytes // len(lease.device_uuids)
+        return Share(device.uuid, memory_bytes, lease.compute_percent, lease.mps)
+    return whole_share(device)
+
+
+def kind_of(device: Device, terms: Terms = WHOLE) -> Kind:
+    """What a request can tell devices apart by."""
+    return Kind(device.model, device.memory_bytes, device.mig_profile, terms)
+
+
+def suits(want: Want, kind: Kind) -> bool:
+    """Whether devices of `kind` can serve `want` at all: pool, mode, profile, size, and the model's name.
+
+    The model is part of theirs, upper or lower case.
+    """
+    terms = kind.terms
+    if not terms.serves(want.mode) or want.pool not in (None, terms.pool):
+        return False
+    if want.mig_profile not in (None, kind.mig_profile):
+        return False
+    if want.model is not None and want.model not in kind.model.casefold():
+        return False
+    if want.mode is not Mode.SLICE:
+        return True
+    return terms.slice_of(kind.memory_bytes, want.memory_bytes, want.compute_percent) is not None
+
+
+def rank(room: Room) -> tuple[int, float, int, str]:
+    """The order in which rooms are tried: the tightest first (best fit), then by index, then by UUID.
+
+    In a slice pool the emptiest first: fewest leases, then most memory. Its devices are shared anyhow, so
+    nothing is won by filling one before the next, and whoever is alone on a GPU computes faster.
+    """
+    index = room.device.index if room.device.index is not None else 1 << 30
+    if room.terms.sliced:
+        return (len(room.shares), -room.free_memory_bytes, index, room.device.uuid)
+    return (room.free_memory_bytes, room.free_compute_percent, index, room.device.uuid)
+
+
+def example(want: Want, kinds: Iterable[Kind]) -> Share | None:
+    """What the want would get of one device: of the smallest kind that suits; None if none does."""
+    for kind in sorted((each for each in kinds if suits(want, each)), key=lambda each: each.order):
+        device = Device("", kind.model, kind.memory_bytes, mig_profile=kind.mig_profile)
+        return RULES[want.mode](want, Room(device, terms=kind.terms))
+    return None
+
+
+def count_free(want: Want, room: Room) -> int:
+    """How many leases like `want` still fit into the room: of whole devices one at most."""
+    rule, count = RULES[want.mode], 0
+    while (share := rule(want, room)) is not None:
+        room = room.plus(share)
+        count += 1
+    return count
+
+
+def place(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
+    """The shares that serve `want` now, or None. Always the same answer for the same rooms.
+
+    Several devices are taken from one kind where one has enough, because a program over unlike GPUs runs
+    at the pace of the slowest; kinds with the smallest devices come first, so that large ones stay free
+    for those who ask for them.
+    """
+    offers = [_offers(want, rooms[kind]) for kind in _kinds_in_order(want, rooms)]
+    for offer in offers:
+        if len(offer) == want.device_count:
+            return tuple(offer)
+    mixed = [share for offer in offers for share in offer][: want.device_count]
+    return tuple(mixed) if len(mixed) == want.device_count else None
+
+
+def take(rooms: dict[Kind, list[Room]], shares: Iterable[Share]) -> None:
+    """Mark `shares`, just placed in `rooms`, as held there: full rooms leave their list."""
+    for share in shares:
+        for listed in rooms.values():
+            at = next((n for n, room in enumerate(listed) if room.device.uuid == share.device_uuid), None)
+            if at is not None:
+                left = listed.pop(at).plus(share)
+                if not left.full:
+                    listed.append(left)
+                    listed.sort(key=rank)
+                break
+
+
+def _kinds_in_order(want: Want, rooms: Rooms) -> list[Kind]:
+    suitable = [kind for kind, listed in rooms.items() if listed and suits(want, kind)]
+    return sorted(suitable, key=lambda kind: kind.order)
+
+
+def _offers(want: Want, listed: Sequence[Room]) -> list[Share]:
+    """Up to `device_count` shares of rooms of one kind, each of another device."""
+    rule = RULES[want.mode]
+    found: list[Share] = []
+    for room in listed:
+        if len(found) == want.device_count:
+            break
+        share = rule(want, room)
+        if share is not None:
+            found.append(share)
+    return found

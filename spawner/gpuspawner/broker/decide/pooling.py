@@ -1,0 +1,294 @@
+"""The pools of the settings on the devices of this machine: who shares what, and what can't work. Pure.
+
+What contradicts itself, or asks for what the machine lacks, is a ConfigError. Where a GPU could not be
+read (`Host.incomplete`) that may be why, and a broker that doesn't start for it would let down everybody
+else: it is a warning then, and the tier is shown as one that can't be had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ...core.errors import ConfigError
+from ...core.model import Device, Mode, Pool, Tier
+from ...core.units import format_bytes
+from ...node.inventory import ComputeMode
+from ...node.mps.control import MpsProgram
+from .placement import Kind, Want, kind_of, suits, want_of_tier
+from .terms import Terms, terms_of
+
+VOLTA = (7, 0)
+"""MPS limits compute and memory from this compute capability on (CUDA MPS, r580, "Volta MPS")."""
+DEFAULT_POOLS = (Pool("whole"), Pool("mig", Mode.MIG))
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the machine has. `guard_obstacle`: why the guard can't end processes here, with the remedy.
+
+    `incomplete`: some GPU could not be read, so what is missing may be there. `modes` are the GPUs'
+    compute modes by UUID, as far as they can be read.
+    """
+
+    simulated: bool
+    mps: MpsProgram
+    guard_obstacle: str = ""
+    incomplete: bool = False
+    modes: Mapping[str, ComputeMode] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """The devices that are in pools, the terms of each by UUID, and what is odd but not wrong.
+
+    `managed` are the GPUs whose compute mode may be set.
+    """
+
+    devices: tuple[Device, ...]
+    terms: Mapping[str, Terms]
+    managed: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
+
+    def with_late(self, later: Pooling) -> Pooling:
+        """This one with the devices that only `later` has. Those that are here keep their terms."""
+        late = [device for device in later.devices if device.uuid not in self.terms]
+        uuids = {device.uuid for device in late}
+        return Pooling(
+            devices=(*self.devices, *late),
+            terms={**self.terms, **{uuid: later.terms[uuid] for uuid in uuids}},
+            managed=self.managed | (later.managed & uuids),
+            warnings=tuple(warning for warning in later.warnings if warning not in self.warnings),
+        )
+
+
+def make_pooling(
+    pools: Sequence[Pool], tiers: Sequence[Tier], devices: Sequence[Device], host: Host
+) -> Pooling:
+    """Who shares what. Raises ConfigError, with the remedy, for what can't work here."""
+    warnings: list[str] = []
+    taken = _members(pools or DEFAULT_POOLS, devices, warnings)
+    terms: dict[str, Terms] = {}
+    managed: set[str] = set()
+    for pool, members in taken:
+        if pools and not members:
+            _say(
+                f"c.GpuSite.pools: pool {pool.name!r} has no device: {_remedy(pool, devices)}", host, warnings
+            )
+        of_pool = _terms(pool, tiers, members, host, warnings)
+        if not pools and pool.mode is Mode.MIG:
+            of_pool = Terms("mig", Mode.MIG, lends_whole=all(device.is_mig for device in devices))
+        for device in members:
+            terms[device.uuid] = of_pool
+            if pool.manage_compute_mode and of_pool.mps:
+                managed.add(device.uuid)
+        _check_slices(of_pool, members)
+        warnings.extend(_check_modes(of_pool, members, host))
+    pooled = tuple(device for device in devices if device.uuid in terms)
+    left = [device.uuid for device in devices if device.uuid not in terms]
+    if left:
+        warnings.append(f"In no pool of c.GpuSite.pools, and so leased to nobody: {', '.join(left)}")
+    for tier in tiers:
+        if tier.needs_gpu:
+            _check_tier(tier, pooled, terms, host, warnings)
+    return Pooling(pooled, terms, frozenset(managed), tuple(warnings))
+
+
+def _members(
+    pools: Sequence[Pool], devices: Sequence[Device], warnings: list[str]
+) -> list[tuple[Pool, list[Device]]]:
+    """Each pool's devices: first those that are named, then those of a model, then all the others."""
+    left = {device.uuid: device for device in devices}
+    found: dict[str, list[Device]] = {pool.name: [] for pool in pools}
+    for pool in pools:
+        for uuid in pool.uuids:
+            device = left.pop(uuid, None)
+            if device is None:
+                warnings.append(f"c.GpuSite.pools: pool {pool.name!r} names {uuid}, which is not here")
+                continue
+            if device.is_mig != (pool.mode is Mode.MIG):
+                raise ConfigError(_wrong_sort(pool, device))
+            found[pool.name].append(device)
+    for pool in sorted((each for each in pools if not each.uuids), key=lambda each: each.takes_all):
+        fitting = [device for device in left.values() if _fits(pool, device)]
+        if pool.count is not None and len(fitting) < pool.count:
+            warnings.append(
+                f"c.GpuSite.pools: pool {pool.name!r} is to have {pool.count} devices, and {len(fitting)} "
+                "are left for it"
+            )
+        for device in fitting[: pool.count]:
+            found[pool.name].append(left.pop(device.uuid))
+    return [(pool, found[pool.name]) for pool in pools]
+
+
+def _fits(pool: Pool, device: Device) -> bool:
+    if device.is_mig != (pool.mode is Mode.MIG):
+        return False
+    return pool.model is None or pool.model.casefold() in device.model.casefold()
+
+
+def _wrong_sort(pool: Pool, device: Device) -> str:
+    what = "a MIG instance" if device.is_mig else "no MIG instance but a whole GPU"
+    modes = "'mig'" if device.is_mig else "'whole' or 'slice'"
+    return (
+        f"c.GpuSite.pools: {device.uuid} is {what}, and pool {pool.name!r} has mode {pool.mode.value!r}: "
+        f"put it into a pool of mode {modes}"
+    )
+
+
+def _terms(
+    pool: Pool, tiers: Sequence[Tier], members: Sequence[Device], host: Host, warnings: list[str]
+) -> Terms:
+    if pool.mode is not Mode.SLICE:
+        return terms_of(pool, mps=False)
+    if host.simulated:
+        return terms_of(pool, mps=pool.mps is not False)
+    where = f"c.GpuSite.pools: pool {pool.name!r}"
+    if host.guard_obstacle:
+        raise ConfigError(
+            f"{where} has slices, whose memory the guard holds, and it can't: {host.guard_obstacle}"
+        )
+    obstacle = "" if pool.mps is False else _mps_obstacle(members, host)
+    if obstacle and (needs := _needs_mps(pool, tiers)):
+        raise ConfigError(
+            f"{where}: {needs} needs MPS. {obstacle}. Or leave it out: slices are time-slices then"
+        )
+    if obstacle:
+        warnings.append(
+            f"{where}: no MPS, so its slices are time-slices: memory is guarded, compute is not. {obstacle}"
+        )
+    return terms_of(pool, mps=pool.mps is not False and not obstacle)
+
+
+def _mps_obstacle(members: Sequence[Device], host: Host) -> str:
+    if host.mps.path is None:
+        return host.mps.reason.rstrip(".")
+    old = [each for each in members if each.compute_capability and each.compute_capability < VOLTA]
+    if old:
+        return f"{old[0].uuid} ({old[0].model}) is older than compute capability 7.0, which MPS's limits need"
+    return ""
+
+
+def _needs_mps(pool: Pool, tiers: Sequence[Tier]) -> str:
+    """Which setting asks for MPS; "" if none does."""
+    for key, value in (
+        ("mps", pool.mps), ("compute_percent", pool.compute_percent),
+        ("manage_compute_mode", pool.manage_compute_mode),
+    ):  # fmt: skip
+        if value:
+            return f"{key} = {value:g}" if key == "compute_percent" else f"{key} = {value}"
+    asking = [
+        tier.name
+        for tier in tiers
+        if tier.mode is Mode.SLICE and tier.compute_percent is not None and tier.pool in (None, pool.name)
+    ]
+    return f"compute_percent of tier {asking[0]!r}" if asking else ""
+
+
+def _check_slices(terms: Terms, members: Sequence[Device]) -> None:
+    """Slices over the device: refused here, before anybody waits for one."""
+    if not terms.sliced or not members:
+        return
+    where = f"c.GpuSite.pools: pool {terms.pool!r}"
+    most = max(terms.usable_bytes(device.memory_bytes) for device in members)
+    over = [size for size in terms.sizes_bytes if size > most]
+    if over:
+        raise ConfigError(
+            f"{where}: a slice of {format_bytes(over[0])} is over the device, of which slices may have "
+            f"{format_bytes(most)}: take it out of sizes"
+        )
+    for device in members:
+        if terms.largest_bytes(device.memory_bytes) == 0:
+            raise ConfigError(
+                f"{where}: {device.uuid} has {format_bytes(terms.usable_bytes(device.memory_bytes))} to "
+                "give, too little for even one slice: lower slices or sizes, or leave the device out"
+            )
+
+
+def _check_modes(terms: Terms, members: Sequence[Device], host: Host) -> Iterator[str]:
+    """What a GPU's compute mode keeps from working. A warning: the mode may be another in a minute."""
+    for device in members:
+        mode = host.modes.get(device.uuid, ComputeMode.DEFAULT)
+        shut = mode is ComputeMode.PROHIBITED
+        if shut or (terms.sliced and not terms.mps and mode is not ComputeMode.DEFAULT):
+            who = "no program" if shut else "one program alone, and so one slice,"
+            yield (
+                f"c.GpuSite.pools: pool {terms.pool!r}: {device.uuid} is in compute mode {mode.name}, where "
+                f"{who} can use it: set it with `nvidia-smi -i {device.uuid} -c DEFAULT`"
+            )
+
+
+def _check_tier(
+    tier: Tier, devices: Sequence[Device], terms: Mapping[str, Terms], host: Host, warnings: list[str]
+) -> None:
+    want = want_of_tier(tier)
+    kinds = [kind_of(device, terms[device.uuid]) for device in devices]
+    count = sum(suits(want, kind) for kind in kinds)
+    where = f"c.GpuSite.tiers: tier {tier.name!r}"
+    if not count:
+        message = f"{where} can be served by no device: {_why(want, kinds)}"
+        if want.mode is Mode.WHOLE and want.pool is None:
+            warnings.append(message)  # shown as one that can't be had, as long as there is no such GPU
+        else:
+            _say(message, host, warnings)
+    elif count < tier.device_count:
+        warnings.append(f"{where} has {tier.device_count} devices, and this machine has {count} of that kind")
+
+
+def _why(want: Want, kinds: Sequence[Kind]) -> str:
+    """What is missing, and what to do."""
+    serving = [
+        each for each in kinds if each.terms.serves(want.mode) and want.pool in (None, each.terms.pool)
+    ]
+    if not serving:
+        return f"none is in a pool of mode {want.mode.value!r}. See `gpuspawner doctor` for what is here"
+    named = [each for each in serving if want.model is None or want.model in each.model.casefold()]
+    if not named:
+        return f"none has {want.model!r} in its name. There are: {_listed(each.model for each in serving)}"
+    if want.mode is Mode.MIG:
+        there = _listed(each.mig_profile or "not available" for each in named)
+        return (
+            f"there is no MIG instance {want.mig_profile!r}, there are: {there}. Set it up with `nvidia-smi "
+            f"mig -cgi {want.mig_profile} -C`, or take another mig_profile"
+        )
+    if want.mode is Mode.SLICE:
+        return _why_no_slice(want, named)
+    return "none is free for it"
+
+
+def _why_no_slice(want: Want, kinds: Sequence[Kind]) -> str:
+    best = max(kinds, key=lambda kind: kind.terms.largest_bytes(kind.memory_bytes))
+    largest = best.terms.largest_bytes(best.memory_bytes)
+    if want.memory_bytes is not None and want.memory_bytes > largest:
+        return (
+            f"memory {format_bytes(want.memory_bytes)} ({want.memory_bytes}) is over the largest slice of "
+            f"pool {best.terms.pool!r}, {format_bytes(largest)} ({largest}): lower memory, or the number of "
+            "slices"
+        )
+    most = best.terms.largest_percent(best.memory_bytes)
+    if want.compute_percent is not None and want.compute_percent > most:
+        return (
+            f"compute_percent {want.compute_percent:g} is more than the {most:g} that pool "
+            f"{best.terms.pool!r} gives: lower it, or set the pool's compute_percent"
+        )
+    return f"no pool has slices of {format_bytes(want.memory_bytes)}: take one of the pool's sizes"
+
+
+def _listed(names: object) -> str:
+    return ", ".join(sorted(set(names)))  # type: ignore[call-overload]
+
+
+def _remedy(pool: Pool, devices: Sequence[Device]) -> str:
+    if pool.uuids:
+        return f"name devices that are here: {', '.join(device.uuid for device in devices)}"
+    if pool.mode is Mode.MIG:
+        return (
+            "there is no MIG instance. Set some up with `nvidia-smi mig -cgi <profiles> -C`, or take it out"
+        )
+    return "none that fits is left for it. Take it out, or leave it some devices"
+
+
+def _say(message: str, host: Host, warnings: list[str]) -> None:
+    if not host.incomplete:
+        raise ConfigError(message)
+    warnings.append(f"{message}. A GPU of this machine can't be read; that may be why")

@@ -1,0 +1,58 @@
+"""What the allocator shows of itself: values that stay as they were when memory changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ...core.model import Device, DeviceHealth, Lease
+from .terms import WHOLE, Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Devices, or slices, that suit a request.
+
+    `free` may be leased now; `total` counts the healthy ones, leased or not; `waiting` is how many requests
+    wait for any of them.
+    """
+
+    free: int
+    total: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A device, its health, who holds a share of it, and how its pool shares it."""
+
+    device: Device
+    health: DeviceHealth
+    holders: tuple[Lease, ...]
+    terms: Terms = WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEntry:
+    """A waiting lease and its place: `position` from 1 among the `waiting` that compete with it."""
+
+    lease: Lease
+    position: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything at one moment: devices by index, leases and queue in the order of arrival."""
+
+    devices: tuple[DeviceView, ...]
+    leases: tuple[Lease, ...]
+    queue: tuple[QueueEntry, ...]
+
+
+class Change(NamedTuple):
+    """News of one lease; `position` and `waiting` are None unless it waits."""
+
+    lease: Lease
+    position: int | None
+    waiting: int | None

@@ -1,0 +1,1 @@
+"""Makes the node hold what the leases say."""

@@ -1,0 +1,1 @@
+"""Leases carried out: ledger, memory and Docker kept in agreement."""

@@ -1,0 +1,394 @@
+"""Owns the leases: who waits, who holds what, in memory as in the ledger.
+
+Every change happens under one lock, and in this order: decide, commit to the ledger, change memory. A commit
+that fails changes nothing in memory. A step that has begun is finished even if its caller is cancelled, so
+memory and ledger can't part: after a cancelled `acquire`, call `begin_release`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, ParamSpec, TypeVar
+
+from ...core.errors import LeaseConflict, NoCapacity
+from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from ...core.units import Clock, utc_now
+from ..decide import notice, policy
+from ..decide.book import Book, with_shares
+from ..decide.devices import NO_TERMS
+from ..decide.placement import Share, Want, make_want, want_of
+from ..decide.snapshot import Capacity, Snapshot
+from ..decide.terms import Terms
+from ..ledger import Ledger
+from .logline import ending
+from .watch import Watch, Watches
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Allocator:
+    """The leases of all hubs on the devices of one node; to be used from one event loop."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        clock: Clock = utc_now,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._log = log or logging.getLogger(__name__)
+        self._lock = asyncio.Lock()
+        self._steps: set[asyncio.Task[Any]] = set()
+        self._book = Book()
+        self._doubtful: set[str] = set()
+        self._watches = Watches()
+        self.on_lease: Callable[[Lease], None] | None = None
+        """Called with each lease that was committed, once memory has it; must not block or fail."""
+
+    # Reading: from memory, at once.
+
+    def lease(self, lease_id: str) -> Lease | None:
+        """The living lease with this id."""
+        return self._book.lease(lease_id)
+
+    def leases(self) -> tuple[Lease, ...]:
+        """All living leases, in the order of arrival."""
+        return self._book.leases()
+
+    def of_server(self, hub: str, user: str, server: str) -> tuple[Lease, ...]:
+        """The living leases of one server: one or none, unless the ledger was tampered with."""
+        return self._book.of_server(hub, user, server)
+
+    def capacity(self, wanted: int | Want, model: str | None = None) -> Capacity:
+        """How many devices, or slices, suit such a request, and how many requests wait for them.
+
+        `wanted` is a number of whole devices, or what a tier wants.
+        """
+        return self._book.capacity(wanted if isinstance(wanted, Want) else make_want(wanted, model))
+
+    def example(self, want: Want) -> Share | None:
+        """What such a request would get of one device; None if none suits."""
+        return self._book.example(want)
+
+    def snapshot(self) -> Snapshot:
+        """Devices, living leases and queue at this moment."""
+        return self._book.snapshot()
+
+    def misses_devices(self) -> bool:
+        """Whether a lease holds a device that was not found."""
+        return any(self._book.missing(lease) for lease in self.leases())
+
+    def watch(self, lease_id: str) -> Watch:
+        """Follow a lease: `async with allocator.watch(id) as changes: async for change in changes: ...`."""
+        return Watch(lease_id, self._watches, self._book.lease, self._book.place_of)
+
+    # Changing: each is one step under the lock.
+
+    async def load(self, devices: Iterable[Device], terms: Mapping[str, Terms] = NO_TERMS) -> None:
+        """Take over these devices and the ledger's living leases; call once, before anything else.
+
+        `terms` says by UUID how a device is shared; left out, it is leased whole. A lease whose device is
+        gone keeps it as a withdrawn placeholder. Waiting leases keep their order.
+        """
+        await self._step(self._load, tuple(devices), terms)
+
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> tuple[Lease, ...]:
+        """Take up devices that could not be found at `load`; the leases whose `notice` changed.
+
+        Known ones stay as they are. If it could not be recorded (LedgerFault), call again.
+        """
+        return await self._step(self._add, tuple(devices), terms)
+
+    async def acquire(self, request: GpuRequest) -> Lease:
+        """A lease for the request, RESERVED or WAITING; asking again with the same id gives the same lease.
+
+        Raises BadOption for a malformed request, NoCapacity if these devices can never serve it,
+        LeaseConflict if the id is another's or has ended, or the server has another living lease (end that
+        one first), LedgerFault if it could not be recorded.
+        """
+        policy.check(request)
+        return await self._step(self._acquire, request)
+
+    async def find(self, lease_id: str) -> Lease | None:
+        """The lease, living or closed, or None if there never was one. Raises LedgerFault."""
+        return await self._step(self._find, lease_id)
+
+    async def set_running(self, lease_id: str, container_id: str) -> Lease:
+        """The lease's container has started.
+
+        Idempotent. Raises LeaseConflict if the lease may not have a container, or has another one.
+        """
+        return await self._step(self._set_running, lease_id, container_id)
+
+    async def begin_release(
+        self, lease_id: str, reason: str, *, ended_at: datetime | None = None
+    ) -> Lease | None:
+        """End a lease: a waiting one closes, another keeps its devices as RELEASING until `close`.
+
+        Idempotent: None for a lease that is not living. `ended_at` is when the container stopped, if that was
+        noticed late; the time since is not charged.
+        """
+        return await self._step(self._begin_release, lease_id, reason, ended_at)
+
+    async def close(self, lease_id: str) -> None:
+        """No container carries the lease any more: its devices are free, and the queue advances.
+
+        Idempotent. Raises LeaseConflict unless `begin_release` came first.
+        """
+        await self._step(self._close, lease_id)
+
+    async def adopt(self, lease: Lease) -> Lease:
+        """Take in a running container that the ledger doesn't know, as its labels describe it.
+
+        Raises LeaseConflict if the ledger knows the lease, its server has another, or a device is not free.
+        """
+        return await self._step(self._adopt, lease)
+
+    async def set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
+        """Withdraw a device or take it back; the leases whose `notice` changed, for their holders to be told.
+
+        If that could not be recorded (LedgerFault), a withdrawn device stays withdrawn and one that came back
+        does not count as back; call again.
+        """
+        return await self._step(self._set_health, health)
+
+    async def tell(self, lease_id: str, sentence: str) -> Lease | None:
+        """Give the holder a notice; the lease with it, or None if it has ended. Raises LedgerFault."""
+        return await self._step(self._tell, lease_id, sentence)
+
+    # The steps themselves.
+
+    async def _load(self, devices: tuple[Device, ...], terms: Mapping[str, Terms]) -> None:
+        living = await self._ledger.living()
+        self._book = Book(devices, terms)
+        for lease in living:
+            if lease.state.holds_devices and not self._book.can_hold(lease):
+                self._report_trouble(lease)
+            self._book.enter(lease)
+        told = [lease for lease in map(self._book.with_notice, living) if lease != self.lease(lease.id)]
+        await self._commit(*told, *self._book.placed(self._clock()))
+
+    async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, Terms]) -> tuple[Lease, ...]:
+        self._book.add(devices, terms)
+        held = {lease.id: lease for device in devices for lease in self._book.holders(device.uuid)}
+        told = [
+            lease for lease in map(self._book.with_notice, held.values()) if lease != self.lease(lease.id)
+        ]
+        await self._commit(*told, *self._book.placed(self._clock()))
+        return tuple(told)
+
+    async def _acquire(self, request: GpuRequest) -> Lease:
+        known = self.lease(request.lease_id)
+        if known is not None:
+            return await self._resume(known, request)
+        if self.of_server(request.hub, request.user, request.server):
+            raise LeaseConflict("This server still has a lease that is being ended: try again in a moment.")
+        if await self._find(request.lease_id) is not None:
+            raise LeaseConflict("This lease has ended: start the server again.")
+        self._check_capacity(want_of(request))
+        lease = _waiting(request, self._clock())
+        placed = {each.id: each for each in self._book.placed(lease.since, newcomer=lease)}
+        lease = placed.pop(lease.id, lease)
+        await self._commit(lease, *placed.values())
+        return lease
+
+    async def _find(self, lease_id: str) -> Lease | None:
+        await self._settle()
+        return self.lease(lease_id) or await self._ledger.find(lease_id)
+
+    async def _resume(self, lease: Lease, request: GpuRequest) -> Lease:
+        same_owner = (lease.hub, lease.user, lease.server) == (request.hub, request.user, request.server)
+        if not same_owner or want_of(lease) != want_of(request):
+            raise LeaseConflict("This lease belongs to another request: start the server again.")
+        if lease.state is LeaseState.RELEASING:
+            raise LeaseConflict("This lease is being ended: start the server again.")
+        if lease.state is LeaseState.WAITING:
+            try:
+                self._check_capacity(want_of(lease))
+            except NoCapacity:
+                await self._begin_release(lease.id, "no_capacity", None)
+                raise
+        return lease
+
+    async def _set_running(self, lease_id: str, container_id: str) -> Lease:
+        lease = self.lease(lease_id)
+        if lease is None:
+            raise LeaseConflict("This lease has ended: start the server again.")
+        if lease.state is LeaseState.RUNNING and lease.container_id == container_id:
+            return lease
+        if lease.state is LeaseState.RUNNING:
+            raise LeaseConflict("This lease has a container already: start the server again.")
+        if lease.state is not LeaseState.RESERVED:
+            raise LeaseConflict(f"A {lease.state} lease can't get a container: start the server again.")
+        lease = replace(lease, state=LeaseState.RUNNING, container_id=container_id, since=self._clock())
+        await self._commit(lease)
+        return lease
+
+    async def _begin_release(self, lease_id: str, reason: str, ended_at: datetime | None) -> Lease | None:
+        lease = self.lease(lease_id)
+        if lease is None or lease.state is LeaseState.RELEASING:
+            return lease
+        now = self._clock()
+        if lease.state is LeaseState.WAITING:
+            ended = replace(lease, state=LeaseState.CLOSED, since=now, reason=reason)
+            await self._commit(ended, *self._book.placed(now, without=lease_id))
+            return ended
+        ended = replace(lease, state=LeaseState.RELEASING, since=now, reason=reason)
+        ago_seconds = (now - ended_at).total_seconds() if ended_at is not None else 0.0
+        await self._commit(ended, ago_seconds=ago_seconds)
+        return ended
+
+    async def _close(self, lease_id: str) -> None:
+        lease = self.lease(lease_id)
+        if lease is None:
+            return
+        if lease.state is not LeaseState.RELEASING:
+            raise LeaseConflict(f"A {lease.state} lease can't be closed before its release has begun.")
+        freed = self._book.shares(lease)
+        now = self._clock()
+        closed = replace(lease, state=LeaseState.CLOSED, since=now)
+        await self._commit(closed, *self._book.placed(now, freed=freed))
+
+    async def _adopt(self, lease: Lease) -> Lease:
+        if await self._find(lease.id) is not None:
+            raise LeaseConflict("The ledger knows this lease already.")
+        if self.of_server(lease.hub, lease.user, lease.server):
+            raise LeaseConflict("This server has another lease.")
+        if not lease.device_uuids or not self._book.can_hold(lease):
+            raise LeaseConflict("A device of this lease is not free, or not of this machine.")
+        shares = self._book.shares(lease)
+        adopted = self._book.with_notice(with_shares(replace(lease, state=LeaseState.RUNNING), shares))
+        await self._commit(adopted)
+        return adopted
+
+    async def _set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
+        uuid = health.uuid
+        before = self._book.health(uuid)
+        if before is None:
+            return ()
+        if not health.healthy and health.since is None:
+            health = replace(health, since=self._clock())
+        if self._book.set_health(health):
+            say = self._log.info if health.healthy else self._log.warning
+            say("Device %s is %s: %s", uuid, "back" if health.healthy else "withdrawn", health.reason)
+        told = [
+            each
+            for each in map(self._book.with_notice, self._book.holders(uuid))
+            if each != self.lease(each.id)
+        ]
+        try:
+            await self._commit(*told, *self._book.placed(self._clock()))
+        except BaseException:
+            if health.healthy:
+                self._book.set_health(before)
+            raise
+        return tuple(told)
+
+    async def _tell(self, lease_id: str, sentence: str) -> Lease | None:
+        lease = self.lease(lease_id)
+        if lease is None or not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
+            return None
+        if lease.notice != sentence:
+            lease = replace(lease, notice=sentence)
+            await self._commit(lease)
+        return lease
+
+    def _check_capacity(self, want: Want) -> None:
+        known = self._book.known(want)
+        if known < want.device_count:
+            raise NoCapacity(notice.no_capacity(want, known))
+
+    # Committing, then remembering.
+
+    async def _step(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one step under the lock, to its end even if the caller is cancelled meanwhile."""
+        task = asyncio.create_task(self._locked(work, *args, **kwargs))
+        self._steps.add(task)
+        task.add_done_callback(self._step_done)
+        return await asyncio.shield(task)
+
+    async def _locked(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        async with self._lock:
+            return await work(*args, **kwargs)
+
+    def _step_done(self, task: asyncio.Task[Any]) -> None:
+        self._steps.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio doesn't report it when the caller was cancelled
+
+    async def _commit(self, *leases: Lease, ago_seconds: float = 0.0) -> None:
+        """Write the leases in one transaction; then, and only then, change memory.
+
+        An error may hide a commit that succeeded (its answer was lost). Such leases are doubtful: before
+        the next change they are written again as memory has them, or erased if it doesn't have them.
+        """
+        if not leases:
+            return
+        await self._settle()
+        try:
+            await self._ledger.save(*leases, at=self._clock(), ago_seconds=ago_seconds)
+        except BaseException:
+            self._doubtful.update(lease.id for lease in leases)
+            raise
+        queued = self._book.waiting_count
+        for lease in leases:
+            self._log_change(self.lease(lease.id), lease)
+            self._book.enter(lease)
+            self._watches.put(lease)
+            if self.on_lease is not None:
+                self.on_lease(lease)
+        if self._book.waiting_count < queued:
+            self._watches.wake_waiting()
+
+    async def _settle(self) -> None:
+        """Make the ledger agree with memory where a failed commit left that open."""
+        if not self._doubtful:
+            return
+        living = [lease for each in self._doubtful if (lease := self.lease(each)) is not None]
+        erase = self._doubtful - {lease.id for lease in living}
+        await self._ledger.save(*living, at=self._clock(), erase=erase)
+        self._doubtful.clear()
+
+    def _log_change(self, before: Lease | None, lease: Lease) -> None:
+        if before is None or before.state is not lease.state:
+            why = f" ({lease.reason})" if lease.reason else ""
+            self._log.info("Lease is %s%s: %s", lease.state, why, ending(lease))
+        elif before.notice != lease.notice:
+            self._log.info("Its holder is told %r: %s", lease.notice, ending(lease))
+
+    def _report_trouble(self, lease: Lease) -> None:
+        missing = self._book.missing(lease)
+        if missing:
+            self._log.warning("Not found but leased: %s: %s", ",".join(missing), ending(lease))
+        elif self._book.exceeded_by(lease):
+            self._log.error("The ledger gives a device twice, and nobody loses it: %s", ending(lease))
+        else:
+            self._log.warning("It keeps more than its device's pool now gives: %s", ending(lease))
+
+
+def _waiting(request: GpuRequest, now: datetime) -> Lease:
+    """The lease that a request begins as."""
+    return Lease(
+        id=request.lease_id,
+        hub=request.hub,
+        user=request.user,
+        server=request.server,
+        tier=request.tier,
+        state=LeaseState.WAITING,
+        device_count=request.device_count,
+        created_at=now,
+        since=now,
+        model=request.model,
+        mode=request.mode,
+        pool=request.pool,
+        mig_profile=request.mig_profile,
+        slice_memory_bytes=request.slice_memory_bytes,
+        slice_compute_percent=request.slice_compute_percent,
+    )

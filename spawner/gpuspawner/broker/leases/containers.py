@@ -1,0 +1,322 @@
+"""All of the broker's Docker access: containers by label, removal, events, the engine's facts.
+
+Every call runs in this module's own threads, each thread with a client of its own, and has a
+timeout. Whatever goes wrong comes out as EngineFault: the caller then knows nothing, and unknown is
+not free. Docker Engine API as of 20.10 (1.41).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import logging
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+import docker
+import docker.errors
+import requests.exceptions
+import urllib3.exceptions
+from docker.utils import kwargs_from_env
+
+from ...core.errors import EngineFault
+from ...core.model import (
+    BROKER_LABEL,
+    COMPUTE_LABEL,
+    DEVICES_LABEL,
+    HUB_LABEL,
+    LEASE_LABEL,
+    MEMORY_LABEL,
+    MODE_LABEL,
+    SERVER_LABEL,
+    TIER_LABEL,
+    USER_LABEL,
+)
+from ...node.daemon_pool import DaemonPool
+
+T = TypeVar("T")
+
+LIST_SECONDS = 5
+REMOVE_SECONDS = 20
+"""Docker itself waits up to 10 s for a killed process to go before it removes its container."""
+STOP_SECONDS = 2
+_EVENTS = ("start", "die", "destroy")
+_RECONNECT_SECONDS = 0.5
+_NANOSECONDS = re.compile(r"(\.\d{6})\d+")
+_ALIVE = frozenset({"running", "paused", "restarting"})
+
+# docker-py lets some errors of the libraries below it through as they are.
+_Errors = (
+    docker.errors.DockerException,
+    requests.exceptions.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,
+    KeyError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container that carries the lease label. `state` is Docker's word ("created", "running", …).
+
+    The last texts are labels as they stand there, "" where there is none.
+    """
+
+    id: str
+    lease_id: str
+    state: str
+    name: str = ""
+    broker: str = ""
+    hub: str = ""
+    user: str = ""
+    server: str = ""
+    tier: str = ""
+    device_uuids: tuple[str, ...] = ()
+    mode: str = ""
+    memory_bytes: str = ""
+    compute_percent: str = ""
+    created_unix_seconds: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether its processes may use a device now or without anybody's doing."""
+        return self.state in _ALIVE
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerEvent:
+    """Docker says that something happened to a container with the lease label."""
+
+    action: str
+    container_id: str
+    lease_id: str
+    broker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EventsConnected:
+    """The event stream is there (again): what happened before it is unknown, so look at everything."""
+
+
+class Engine(Protocol):
+    """What the broker needs of Docker. Every method raises EngineFault, and then nothing is known."""
+
+    async def list(self, lease_id: str | None = None) -> tuple[Container, ...]:
+        """Every container with the lease label, or with this lease's; one being removed still counts."""
+        ...
+
+    async def remove(self, container_id: str) -> None:
+        """Kills and removes it. No error if it is gone or going: only `list` says that it is gone."""
+        ...
+
+    async def stop(self, container_id: str) -> None:
+        """SIGTERM, and SIGKILL after `STOP_SECONDS`. No error if it is gone."""
+        ...
+
+    async def finished_at(self, container_id: str) -> datetime | None:
+        """When it stopped; None if it runs, never ran, or is gone."""
+        ...
+
+    async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The engine's `info` and `version`, for the probe of the injection."""
+        ...
+
+
+class DockerEngine:
+    """The Docker Engine that `DOCKER_HOST` names (default: the local socket), through docker-py."""
+
+    def __init__(self, *, threads: int = 4, log: logging.Logger | None = None) -> None:
+        self._log = log or logging.getLogger("gpuspawner.broker")
+        self._pool = DaemonPool("docker", most=threads)
+        self._local = threading.local()
+        self._events: _EventThread | None = None
+
+    async def list(self, lease_id: str | None = None) -> tuple[Container, ...]:
+        label = LEASE_LABEL if lease_id is None else f"{LEASE_LABEL}={lease_id}"
+
+        def read(client: docker.APIClient) -> tuple[Container, ...]:
+            found = client.containers(all=True, trunc=False, filters={"label": label})
+            return tuple(_container(item) for item in found)
+
+        return await self._call(LIST_SECONDS, "list containers", read)
+
+    async def remove(self, container_id: str) -> None:
+        def remove(client: docker.APIClient) -> None:
+            # v: the anonymous volumes go with it; homes are named volumes and stay.
+            _unless_gone(lambda: client.remove_container(container_id, v=True, force=True))
+
+        await self._call(REMOVE_SECONDS, "remove a container", remove)
+
+    async def stop(self, container_id: str) -> None:
+        def stop(client: docker.APIClient) -> None:
+            _unless_gone(lambda: client.stop(container_id, timeout=STOP_SECONDS))
+
+        await self._call(REMOVE_SECONDS, "stop a container", stop)
+
+    async def finished_at(self, container_id: str) -> datetime | None:
+        def inspect(client: docker.APIClient) -> datetime | None:
+            state: dict[str, Any] = {}
+            _unless_gone(lambda: state.update(client.inspect_container(container_id)["State"]))
+            finished = str(state.get("FinishedAt", ""))
+            if state.get("Running") or not finished or finished.startswith("0001-"):
+                return None
+            return datetime.fromisoformat(_NANOSECONDS.sub(r"\1", finished)).astimezone(UTC)
+
+        return await self._call(LIST_SECONDS, "inspect a container", inspect)
+
+    async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return await self._call(
+            LIST_SECONDS, "read the engine's facts", lambda client: (client.info(), client.version())
+        )
+
+    async def image_labels(self, reference: str) -> dict[str, str] | None:
+        """The image's labels; None if it isn't here. Raises EngineFault."""
+
+        def inspect(client: docker.APIClient) -> dict[str, str] | None:
+            found: dict[str, Any] = {}
+            _unless_gone(lambda: found.update(client.inspect_image(reference)))  # type: ignore[no-untyped-call]
+            return dict(found["Config"].get("Labels") or {}) if found else None
+
+        return await self._call(LIST_SECONDS, "inspect an image", inspect)
+
+    def watch_events(self, sink: Callable[[ContainerEvent | EventsConnected], None]) -> None:
+        """Starts the event thread; `sink` is called on the present loop for each event and connection."""
+        if self._events is not None:
+            raise RuntimeError("the events are watched already")
+        loop = asyncio.get_running_loop()
+        self._events = _EventThread(lambda item: _post(loop, sink, item), self._log)
+        self._events.start()
+
+    async def close(self) -> None:
+        """Ends the event thread and the idle threads; a hanging call is left behind."""
+        if self._events is not None:
+            self._events.stop()
+            await asyncio.to_thread(self._events.join, 5)
+            self._events = None
+        self._pool.close()
+
+    async def _call(self, seconds: int, what: str, function: Callable[[docker.APIClient], T]) -> T:
+        def run() -> T:
+            client = self._client(seconds)
+            client.timeout = seconds  # docker-py's only per-call timeout: the client is this thread's own
+            return function(client)
+
+        try:
+            return await self._pool.submit(run)
+        except _Errors as error:
+            raise EngineFault(f"Docker did not {what}: {_short(error)}") from error
+
+    def _client(self, seconds: int) -> docker.APIClient:
+        client: docker.APIClient | None = getattr(self._local, "client", None)
+        if client is None:
+            client = docker.APIClient(version="auto", timeout=seconds, **kwargs_from_env())  # asks the engine
+            self._local.client = client
+        return client
+
+
+class _EventThread(threading.Thread):
+    """Reads Docker's event stream; connects again for ever; a connection first says EventsConnected."""
+
+    def __init__(self, post: Callable[[ContainerEvent | EventsConnected], None], log: logging.Logger) -> None:
+        super().__init__(name="docker-events", daemon=True)
+        self._post = post
+        self._log = log
+        self._halt = threading.Event()
+        self._stream: Any = None
+
+    def stop(self) -> None:
+        """Makes `run` return, also out of a read."""
+        self._halt.set()
+        stream = self._stream
+        if stream is not None:
+            _close_quietly(stream)
+
+    def run(self) -> None:
+        down = False
+        while not self._halt.is_set():
+            try:
+                self._read()
+                down = False
+            except Exception as error:  # the top of this thread's loop
+                if not down and not self._halt.is_set():
+                    self._log.warning("Docker's events can't be read, trying again: %s", _short(error))
+                down = True
+            self._halt.wait(_RECONNECT_SECONDS)
+
+    def _read(self) -> None:
+        client = docker.APIClient(version="auto", timeout=LIST_SECONDS, **kwargs_from_env())
+        try:
+            filters = {"type": "container", "label": LEASE_LABEL, "event": list(_EVENTS)}
+            self._stream = client.events(filters=filters, decode=True)
+            self._post(EventsConnected())
+            for item in () if self._halt.is_set() else self._stream:
+                event = _event(item)
+                if event is not None:
+                    self._post(event)
+        finally:
+            self._stream = None
+            client.close()
+
+
+def _post(loop: asyncio.AbstractEventLoop, sink: Callable[[T], None], item: T) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(sink, item)
+
+
+def _close_quietly(stream: Any) -> None:
+    try:
+        stream.close()
+    except (*_Errors, AttributeError):
+        return  # it is closed already
+
+
+def _unless_gone(call: Callable[[], Any]) -> None:
+    """404: gone. 409: being removed by somebody. Both are for `list` to verify."""
+    try:
+        call()
+    except docker.errors.APIError as error:
+        if error.response is None or error.response.status_code not in (404, 409):
+            raise
+
+
+def _container(item: dict[str, Any]) -> Container:
+    labels = item.get("Labels") or {}
+    names = item.get("Names") or [""]
+    return Container(
+        id=item["Id"],
+        lease_id=labels[LEASE_LABEL],
+        state=item["State"],
+        name=names[0].lstrip("/"),
+        broker=labels.get(BROKER_LABEL, ""),
+        hub=labels.get(HUB_LABEL, ""),
+        user=labels.get(USER_LABEL, ""),
+        server=labels.get(SERVER_LABEL, ""),
+        tier=labels.get(TIER_LABEL, ""),
+        device_uuids=tuple(uuid for uuid in labels.get(DEVICES_LABEL, "").split(",") if uuid),
+        mode=labels.get(MODE_LABEL, ""),
+        memory_bytes=labels.get(MEMORY_LABEL, ""),
+        compute_percent=labels.get(COMPUTE_LABEL, ""),
+        created_unix_seconds=int(item.get("Created", 0)),
+    )
+
+
+def _event(item: dict[str, Any]) -> ContainerEvent | None:
+    attributes = item.get("Actor", {}).get("Attributes", {})
+    if item.get("Type") != "container" or LEASE_LABEL not in attributes:
+        return None
+    return ContainerEvent(
+        action=item.get("Action", ""),
+        container_id=item["Actor"].get("ID", ""),
+        lease_id=attributes[LEASE_LABEL],
+        broker=attributes.get(BROKER_LABEL, ""),
+    )
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,57 @@
+"""The leases' folders from the event loop: disk work in a thread of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from ...core.model import Lease
+from ...node.daemon_pool import DaemonPool
+from ...node.lease_folder import LeaseFolders
+
+
+class Folders(Protocol):
+    """What the node writes for a lease and mounts into its container."""
+
+    async def write(self, lease: Lease) -> None:
+        """Writes what the container may read about its lease; also a changed notice."""
+        ...
+
+    async def remove(self, lease_id: str) -> None:
+        """Removes the folder; no error if there is none."""
+        ...
+
+
+class DiskFolders:
+    """`<state_dir>/leases`, written by one thread."""
+
+    def __init__(self, state_dir: Path, *, simulated: bool) -> None:
+        self._folders = LeaseFolders(state_dir)
+        self._simulated = simulated
+        self._pool = DaemonPool("folders", most=1)
+
+    def path(self, lease_id: str) -> Path:
+        """Where the lease's folder is."""
+        return self._folders.path(lease_id)
+
+    async def write(self, lease: Lease) -> None:
+        """Writes lease and notice. Raises LedgerFault if the state folder can't be written."""
+        await self._pool.submit(lambda: self._folders.write(lease, self._simulated))
+
+    async def remove(self, lease_id: str) -> None:
+        """Removes the folder; no error if there is none."""
+        await self._pool.submit(lambda: self._folders.remove(lease_id))
+
+    async def keep_only(self, lease_ids: Collection[str]) -> None:
+        """Removes the folders of all other leases: what a crash left behind."""
+
+        def sweep() -> None:
+            for lease_id in set(self._folders.ids()) - set(lease_ids):
+                self._folders.remove(lease_id)
+
+        await self._pool.submit(sweep)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._pool.close()

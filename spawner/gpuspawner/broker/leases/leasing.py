@@ -1,0 +1,392 @@
+"""The life of leases inside the broker: holds, the one release path, and carrying out the plan.
+
+Every change of a lease goes through the allocator (and so is committed first); every question about
+containers goes to Docker. A fault frees nothing: what could not be done now is done by a later round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ...core.errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Refusal
+from ...core.model import BROKER_LABEL, ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from ...core.units import Clock, utc_now
+from ..decide.terms import Terms
+from ..ledger import Ledger
+from ..observe.metrics import Metrics
+from .allocator import Allocator
+from .containers import Container, ContainerEvent, Engine, EventsConnected
+from .folders import Folders
+from .logline import ending_of
+from .reconcile import Adopt, Facts, Release, Remove, SetRunning, Step, lease_of, plan, unknown_ids
+from .watch import Watch
+
+RESTORE_SECONDS = 3.0
+"""After a restart of the broker a hub has this long to take up its holds again: it tries five times a
+second, and an orphan must be gone within 5 s."""
+READY_SECONDS = 5.0
+SUPERSEDE_SECONDS = 10.0
+_LOOK_AGAIN_SECONDS = 0.2
+
+NOT_READY = (
+    "GPUs can't be given out right now: the GPU broker can't reach Docker yet. Try again in a minute. "
+    "Admin: is the Docker Engine running ('docker info')?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the service works with.
+
+    `make_patch` is pure; `prepare` makes the node ready for the lease first, and may raise a Fault;
+    `broker` is the value of BROKER_LABEL.
+    """
+
+    broker: str
+    allocator: Allocator
+    ledger: Ledger
+    engine: Engine
+    folders: Folders
+    make_patch: Callable[[Lease], ContainerPatch]
+    metrics: Metrics
+    clock: Clock = utc_now
+    prepare: Callable[[Lease], Awaitable[object]] | None = None
+
+
+class LeaseService:
+    """Leases from request to close. All methods run on one event loop."""
+
+    def __init__(self, parts: Parts, log: logging.Logger) -> None:
+        self._parts = parts
+        self._allocator = parts.allocator
+        self._engine = parts.engine
+        self.log = log
+        self.ready = asyncio.Event()
+        """Set once Docker was compared with the ledger: before, nothing new is given out."""
+        self._holds: dict[str, int] = {}
+        self._restored: set[str] = set()
+        self._restore_until: float | None = None
+        self._round = asyncio.Lock()
+        self._servers: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.not_ready = NOT_READY
+        """What a request is told that comes before that."""
+        self._closing = False
+        self._docker_down = False
+        self._failing: set[str] = set()
+
+    def now(self) -> datetime:
+        """The wall clock of the leases."""
+        return self._parts.clock()
+
+    def leases(self) -> tuple[Lease, ...]:
+        """All living leases."""
+        return self._allocator.leases()
+
+    def misses_devices(self) -> bool:
+        """Whether a lease holds a device that was not found."""
+        return self._allocator.misses_devices()
+
+    def watch(self, lease_id: str) -> Watch:
+        """Follows one lease; see Allocator.watch."""
+        return self._allocator.watch(lease_id)
+
+    # ---- what the API calls
+
+    @contextmanager
+    def hold(self, lease_id: str) -> Iterator[None]:
+        """Counts a connection that holds the lease; the caller awaits `dropped` after it."""
+        self._holds[lease_id] = self._holds.get(lease_id, 0) + 1
+        try:
+            yield
+        finally:
+            self._holds[lease_id] -= 1
+            if not self._holds[lease_id]:
+                del self._holds[lease_id]
+                self._restored.discard(lease_id)
+
+    async def open(self, request: GpuRequest) -> Lease:
+        """A lease for the request, waiting or reserved; the same one when asked again.
+
+        Raises Refusal; EngineFault or LedgerFault if Docker or the ledger fail. An older lease of the
+        same server ends first: the hub says that the server isn't running.
+        """
+        if self._allocator.lease(request.lease_id) is None:
+            await self._wait_ready()
+        key = (request.hub, request.user, request.server)
+        lock = self._servers.setdefault(key, asyncio.Lock())
+        async with lock:
+            if self._allocator.lease(request.lease_id) is None:
+                await self._supersede(request)
+            return await self._allocator.acquire(request)
+
+    async def patch(self, lease: Lease) -> ContainerPatch:
+        """What the lease changes in its container; its folder is on disk before this returns."""
+        if self._parts.prepare is not None:
+            await self._parts.prepare(lease)
+        await self._parts.folders.write(lease)
+        patch = self._parts.make_patch(lease)
+        return replace(patch, labels={**patch.labels, BROKER_LABEL: self._parts.broker})
+
+    def confirm(self, lease_id: str) -> None:
+        """The fence before `docker start`. Raises LeaseConflict unless the lease is held and in use."""
+        lease = self._allocator.lease(lease_id)
+        usable = lease is not None and lease.state in (LeaseState.RESERVED, LeaseState.RUNNING)
+        if not usable or not self._kept(lease_id):
+            raise LeaseConflict("The lease of this server has ended: start the server again")
+
+    async def stopped(self, lease_id: str) -> None:
+        """The hub says that the server was stopped: what is left of it is removed, then all is freed."""
+        lease = await self._allocator.begin_release(lease_id, "stopped by its user or the hub")
+        if lease is not None and lease.state is not LeaseState.CLOSED:
+            self.spawn(self.release(lease_id, lease.reason), "hold")
+
+    async def dropped(self, lease_id: str) -> None:
+        """A hold closed: a place in the queue goes at once, a reservation unless its container runs."""
+        lease = self._allocator.lease(lease_id)
+        if self._closing or lease is None or self._kept(lease_id):
+            return
+        if lease.state is LeaseState.WAITING:
+            self.spawn(self.release(lease_id, "the spawn was given up"), "hold")
+        else:
+            self.spawn(self.settle(lease_id), "hold")
+
+    # ---- Docker and ledger
+
+    async def release(self, lease_id: str, reason: str, ended_at: datetime | None = None) -> bool:
+        """The one way in which a lease ends: idempotent; True once it is closed.
+
+        Its containers are removed, and only when Docker says that none is left are the devices free.
+        `ended_at` is when its container stopped, if that is known.
+        Raises EngineFault or LedgerFault; the lease then stays as it is for a later round.
+        """
+        lease = await self._allocator.begin_release(lease_id, reason, ended_at=ended_at)
+        if lease is None:
+            return True
+        if lease.state is LeaseState.CLOSED:
+            await self._parts.folders.remove(lease_id)
+            return True
+        containers = await self._engine.list(lease_id)
+        for container in containers:
+            if container.state != "removing":
+                await self._engine.remove(container.id)
+        if containers and await self._engine.list(lease_id):
+            return False
+        await self._parts.folders.remove(lease_id)
+        await self._allocator.close(lease_id)
+        return True
+
+    async def settle(self, lease_id: str) -> None:
+        """A round for one lease. Raises EngineFault or LedgerFault if it could not look."""
+        lease = self._allocator.lease(lease_id)
+        containers = await self._engine.list(lease_id)
+        await self._agree(() if lease is None else (lease,), containers)
+
+    async def reconcile(self) -> None:
+        """A round for everything. Raises EngineFault or LedgerFault if it could not look.
+
+        Steps that fail don't fail the round: one container that can't be removed holds up nobody else.
+        """
+        async with self._round:
+            leases = self._allocator.leases()  # before the containers: see reconcile.py
+            containers = await self._engine.list()
+            await self._agree(leases, containers)
+
+    async def reconcile_or_log(self) -> bool:
+        """A round whose failure is logged once and counted; False if it failed."""
+        try:
+            await self.reconcile()
+        except Exception as error:  # the top of the timer's loop
+            self._parts.metrics.failed("reconcile")
+            self._parts.metrics.docker_up.set(0)
+            if not self._docker_down:
+                self.log.warning("Docker and ledger can't be compared, nothing is freed: %s", error)
+            self._docker_down = True
+            return False
+        if self._docker_down:
+            self.log.info("Docker and ledger were compared again")
+        self._parts.metrics.docker_up.set(1)
+        self._docker_down = False
+        return True
+
+    def on_event(self, item: ContainerEvent | EventsConnected) -> None:
+        """Something happened in Docker: look at that lease, or at everything after a reconnect."""
+        if isinstance(item, EventsConnected):
+            self.spawn(self.reconcile(), "events")
+        elif item.broker == self._parts.broker or self._allocator.lease(item.lease_id) is not None:
+            self.spawn(self.settle(item.lease_id), "events")
+
+    async def set_health(self, health: DeviceHealth) -> None:
+        """A device was withdrawn or came back: its holders are told. A fault is for the caller to retry."""
+        for lease in await self._allocator.set_health(health):
+            await self._parts.folders.write(lease)
+
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> None:
+        """Devices that were not found at the start are there; who held one all along is told."""
+        for lease in await self._allocator.add(devices, terms):
+            await self._parts.folders.write(lease)
+
+    async def tell(self, lease_id: str, sentence: str) -> None:
+        """Gives the holder a notice, in the lab and on the GPU page; nothing if the lease has ended."""
+        lease = await self._allocator.tell(lease_id, sentence)
+        if lease is not None:
+            await self._parts.folders.write(lease)
+
+    # ---- start and end
+
+    def restore(self) -> None:
+        """Marks the leases that were read from the ledger: their hubs may take up their holds again."""
+        unsettled = (LeaseState.WAITING, LeaseState.RESERVED)
+        self._restored = {lease.id for lease in self._allocator.leases() if lease.state in unsettled}
+        self._restore_until = None
+
+    def reachable(self) -> None:
+        """The socket is up: from now on a hub has RESTORE_SECONDS."""
+        loop = asyncio.get_running_loop()
+        self._restore_until = loop.time() + RESTORE_SECONDS
+        if self._restored:
+            loop.call_at(self._restore_until + 0.01, lambda: self.spawn(self.reconcile(), "reconcile"))
+
+    async def close(self) -> None:
+        """Ends what runs in the background. Leases stay in the ledger, containers go on."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def spawn(self, work: Coroutine[Any, Any, object], loop: str) -> None:
+        """Runs `work` in the background; a failure is logged and counted, the timer tries again."""
+        if self._closing:
+            work.close()
+            return
+        task = asyncio.create_task(self._guarded(work, loop))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began
+
+    # ---- inside
+
+    async def _guarded(self, work: Coroutine[Any, Any, object], loop: str) -> None:
+        try:
+            await work
+        except GpuSpawnerError as error:
+            self._parts.metrics.failed(loop)
+            self.log.warning("%s; the next round tries again", error)
+        except Exception:  # the top of a background task
+            self._parts.metrics.failed(loop)
+            self.log.exception("A background task failed; the next round tries again")
+
+    async def _wait_ready(self) -> None:
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self.ready.wait()
+        except TimeoutError:
+            raise BrokerUnavailable(self.not_ready) from None
+
+    async def _supersede(self, request: GpuRequest) -> None:
+        older = self._allocator.of_server(request.hub, request.user, request.server)
+        for lease in older:
+            if lease.id != request.lease_id:
+                await self._end_older(lease)
+
+    async def _end_older(self, lease: Lease) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + SUPERSEDE_SECONDS
+        while not await self.release(lease.id, "the server is started anew"):
+            if loop.time() > deadline:
+                raise BrokerUnavailable(
+                    "Docker is still removing this server's former container: try again in a minute"
+                )
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+    def _kept(self, lease_id: str) -> bool:
+        if lease_id in self._holds:
+            return True
+        if lease_id not in self._restored:
+            return False
+        return self._restore_until is None or asyncio.get_running_loop().time() < self._restore_until
+
+    async def _agree(self, leases: Iterable[Lease], containers: tuple[Container, ...]) -> None:
+        leases = tuple(leases)
+        closed, undecided = await self._ask_ledger(unknown_ids(leases, containers))
+        facts = Facts(
+            leases=leases,
+            containers=tuple(item for item in containers if item.lease_id not in undecided),
+            kept=frozenset(lease.id for lease in leases if self._kept(lease.id)),
+            closed=closed,
+            broker=self._parts.broker,
+        )
+        await asyncio.gather(*(self._carry_out_or_log(step) for step in plan(facts)))
+
+    async def _carry_out_or_log(self, step: Step) -> None:
+        """One step; what fails is logged once, counted, and left to the next round: others go on."""
+        subject = step.container.id if isinstance(step, Remove | Adopt) else step.lease.id
+        what = f"{type(step).__name__} {subject}"
+        try:
+            await self._carry_out(step)
+        except Exception as error:
+            self._parts.metrics.failed("reconcile")
+            level = logging.DEBUG if what in self._failing else logging.WARNING
+            self._failing.add(what)
+            known = isinstance(error, GpuSpawnerError)
+            self.log.log(level, "%s failed, it is tried again: %s", what, error, exc_info=not known)
+        else:
+            self._failing.discard(what)
+
+    async def _ask_ledger(self, lease_ids: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+        """Which of the ids are closed leases, and which are living ones that came up meanwhile."""
+        closed: set[str] = set()
+        living: set[str] = set()
+        for lease_id in lease_ids:
+            lease = await self._parts.ledger.find(lease_id)
+            if lease is not None:
+                (closed if lease.state is LeaseState.CLOSED else living).add(lease_id)
+        return frozenset(closed), frozenset(living)
+
+    async def _carry_out(self, step: Step) -> None:
+        """One step, unless the lease has changed since the plan was made: then the next round decides."""
+        match step:
+            case SetRunning(lease, container_id):
+                if self._allocator.lease(lease.id) == lease:
+                    await self._allocator.set_running(lease.id, container_id)
+                    self._parts.metrics.stepped("set_running")
+            case Release(lease, reason, ended):
+                unsettled = lease.state in (LeaseState.WAITING, LeaseState.RESERVED)
+                if self._allocator.lease(lease.id) == lease and not (unsettled and self._kept(lease.id)):
+                    self._parts.metrics.stepped("release")
+                    ended_at = None if ended is None else await self._engine.finished_at(ended.id)
+                    await self.release(lease.id, reason, ended_at)
+            case Remove(container, reason, unexpected):
+                await self._remove(container, reason, unexpected)
+            case Adopt(container):
+                if self._allocator.lease(container.lease_id) is None:
+                    await self._adopt(container)
+
+    async def _remove(self, container: Container, reason: str, unexpected: bool) -> None:
+        level = logging.ERROR if unexpected else logging.INFO
+        self.log.log(level, "Removing a container: %s %s", reason, ending_of(container))
+        self._parts.metrics.stepped("remove")
+        await self._engine.remove(container.id)
+
+    async def _adopt(self, container: Container) -> None:
+        memory = {view.device.uuid: view.device.memory_bytes for view in self._allocator.snapshot().devices}
+        size = sum(memory.get(uuid, 0) for uuid in container.device_uuids)
+        self._parts.metrics.stepped("adopt")
+        try:
+            await self._allocator.adopt(lease_of(container, self._parts.clock(), size))
+        except Refusal as refusal:
+            self.log.error(
+                "Stopping a running container whose lease is unknown: %s %s",
+                refusal.message,
+                ending_of(container),
+            )
+            await self._engine.stop(container.id)
+            return
+        self.log.warning("Took up an unknown lease from its container's labels %s", ending_of(container))

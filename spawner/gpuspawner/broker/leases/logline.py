@@ -1,0 +1,22 @@
+"""How every log line about a lease or its container ends."""
+
+from __future__ import annotations
+
+from ...core.model import Lease
+from .containers import Container
+
+
+def ending(lease: Lease) -> str:
+    """Whose lease it is, what it holds, and where it runs."""
+    return (
+        f"user={lease.user} server={lease.server or '-'} lease={lease.id}"
+        f" devices={','.join(lease.device_uuids) or '-'} container={(lease.container_id or '-')[:12]}"
+    )
+
+
+def ending_of(container: Container) -> str:
+    """The same, from a container's labels."""
+    return (
+        f"user={container.user or '-'} server={container.server or '-'} lease={container.lease_id}"
+        f" devices={','.join(container.device_uuids) or '-'} container={container.id[:12]}"
+    )

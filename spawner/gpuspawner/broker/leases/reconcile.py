@@ -1,0 +1,207 @@
+"""What must be done so that ledger and Docker agree: leases and containers in, steps out. Pure.
+
+The caller reads the leases first and the containers after them, so that a lease that is running in
+`leases` had its container before `containers` was read: not finding one means that it is gone.
+The steps are carried out by `leasing.py`, on the path by which every release goes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from ...core.errors import LeaseConflict
+from ...core.model import Lease, LeaseState, Mode
+from ...protocol.messages import is_lease_id
+from .containers import Container
+
+
+@dataclass(frozen=True, slots=True)
+class SetRunning:
+    """Its container runs: the lease is in use."""
+
+    lease: Lease
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The lease has ended: remove what carries its label, then free its devices.
+
+    `ended` is the container that had it and stopped, if it is still there to be asked when.
+    """
+
+    lease: Lease
+    reason: str
+    ended: Container | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A container that must not be there. `unexpected` is an invariant that broke."""
+
+    container: Container
+    reason: str
+    unexpected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """A running container whose lease the ledger has lost: take the lease up again, or stop it."""
+
+    container: Container
+
+
+Step = SetRunning | Release | Remove | Adopt
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one round looks at.
+
+    `leases` are the living ones, read before `containers`. `kept` are the ids of those whose hold is
+    open, or may yet be made again after a restart of the broker. `closed` are the ids of leases that
+    the ledger knows as closed. `broker` is this broker's name on its containers: one of another broker
+    matters only if it carries a lease of ours.
+    """
+
+    leases: Sequence[Lease]
+    containers: Sequence[Container]
+    kept: Collection[str] = frozenset()
+    closed: Collection[str] = frozenset()
+    broker: str = ""
+
+
+def plan(facts: Facts) -> tuple[Step, ...]:
+    """The steps that make ledger and Docker agree; none if they do."""
+    by_lease: Mapping[str, list[Container]] = _by_lease(facts.containers)
+    living = {lease.id for lease in facts.leases}
+    steps: list[Step] = []
+    for lease in facts.leases:
+        steps.extend(_plan_lease(lease, by_lease.get(lease.id, []), lease.id in facts.kept))
+    for container in facts.containers:
+        if container.lease_id not in living and container.broker == facts.broker:
+            steps.extend(_plan_stray(container, container.lease_id in facts.closed))
+    return tuple(steps)
+
+
+def unknown_ids(leases: Iterable[Lease], containers: Iterable[Container]) -> tuple[str, ...]:
+    """Lease ids on containers that no living lease has: the caller asks the ledger about them."""
+    living = {lease.id for lease in leases}
+    return tuple(sorted({item.lease_id for item in containers} - living))
+
+
+def lease_of(container: Container, now: datetime, memory_bytes: int) -> Lease:
+    """The lease that a container's labels tell of, as running; `memory_bytes` is of its whole devices.
+
+    Raises LeaseConflict for a slice whose labels don't tell its size.
+    """
+    lease = Lease(
+        id=container.lease_id,
+        hub=container.hub,
+        user=container.user,
+        server=container.server,
+        tier=container.tier,
+        state=LeaseState.RUNNING,
+        device_count=len(container.device_uuids),
+        created_at=now,
+        since=now,
+        device_uuids=container.device_uuids,
+        memory_bytes=memory_bytes,
+        container_id=container.id,
+    )
+    if container.mode in ("", Mode.WHOLE):
+        return lease
+    if container.mode == Mode.MIG:
+        return replace(lease, mode=Mode.MIG)
+    return _slice_of(lease, container)
+
+
+def _slice_of(lease: Lease, container: Container) -> Lease:
+    try:
+        mode, memory_bytes = Mode(container.mode), int(container.memory_bytes)
+        percent = float(container.compute_percent) if container.compute_percent else None
+    except ValueError:
+        raise LeaseConflict("Its labels don't tell what it holds of its device.") from None
+    known = memory_bytes > 0 and (percent is None or 0 < percent <= 100) and lease.device_count == 1
+    if mode is not Mode.SLICE or not known:
+        raise LeaseConflict("Its labels don't tell what it holds of its device.")
+    return replace(
+        lease,
+        mode=mode,
+        memory_bytes=memory_bytes,
+        compute_percent=100.0 if percent is None else percent,
+        mps=percent is not None,
+        slice_memory_bytes=memory_bytes,
+        slice_compute_percent=percent,
+    )
+
+
+def _plan_lease(lease: Lease, containers: list[Container], kept: bool) -> list[Step]:
+    alive = [item for item in containers if item.alive]
+    match lease.state:
+        case LeaseState.WAITING:
+            steps: list[Step] = [
+                Remove(item, "its lease waits still", unexpected=True)
+                for item in containers
+                if not _going(item)
+            ]
+            return steps if kept else [*steps, Release(lease, "nobody waits for it any more")]
+        case LeaseState.RESERVED:
+            if alive:
+                return _use(lease, alive, containers)
+            return [] if kept else [Release(lease, "the spawn was given up")]
+        case LeaseState.RUNNING | LeaseState.ASLEEP:
+            if alive:
+                return _use(lease, alive, containers)
+            if not containers:
+                return [Release(lease, "its container is gone")]
+            if kept:  # it failed to start: who holds it may read its log first
+                return []
+            return [Release(lease, "its container has ended", containers[-1])]
+        case LeaseState.RELEASING:
+            return [Release(lease, lease.reason or "released")]
+        case _:
+            return []
+
+
+def _use(lease: Lease, alive: list[Container], containers: list[Container]) -> list[Step]:
+    """One running container keeps the lease, by preference the one that has it; others must go."""
+    used = next((item for item in alive if item.id == lease.container_id), alive[0])
+    steps: list[Step] = []
+    if lease.state is LeaseState.RESERVED:
+        steps.append(SetRunning(lease, used.id))
+    for item in containers:
+        if item.id != used.id and not _going(item):
+            steps.append(Remove(item, "another container has its lease", unexpected=item.alive))
+    return steps
+
+
+def _plan_stray(container: Container, closed: bool) -> list[Step]:
+    """A container whose lease doesn't live: only a running one of an unknown lease may be wanted."""
+    if _going(container):
+        return []
+    if closed:
+        return [Remove(container, "its lease is closed", unexpected=container.alive)]
+    if container.alive and _tells_lease(container):
+        return [Adopt(container)]
+    return [Remove(container, "the ledger doesn't know its lease", unexpected=container.alive)]
+
+
+def _tells_lease(container: Container) -> bool:
+    return bool(
+        is_lease_id(container.lease_id) and container.hub and container.user and container.device_uuids
+    )
+
+
+def _going(container: Container) -> bool:
+    return container.state == "removing"
+
+
+def _by_lease(containers: Iterable[Container]) -> dict[str, list[Container]]:
+    found: dict[str, list[Container]] = defaultdict(list)
+    for container in sorted(containers, key=lambda item: (item.created_unix_seconds, item.id)):
+        found[container.lease_id].append(container)
+    return dict(found)

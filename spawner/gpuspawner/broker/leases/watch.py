@@ -1,0 +1,106 @@
+"""Following one lease: its state and its place in the queue, as they change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from ...core.errors import LeaseConflict
+from ...core.model import Lease, LeaseState
+from ..decide.queue import Place
+from ..decide.snapshot import Change
+
+
+class Watches:
+    """Everybody who follows a lease; woken cheaply, each then looks for itself what is new."""
+
+    def __init__(self) -> None:
+        self._by_lease: dict[str, list[Watch]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_lease.values()))
+
+    def put(self, lease: Lease) -> None:
+        """Tell who follows it that the lease is now like this."""
+        for watch in self._by_lease.get(lease.id, ()):
+            watch.put(lease)
+
+    def wake_waiting(self) -> None:
+        """Somebody left the queue: those who follow a waiting lease look at its place again."""
+        for watches in self._by_lease.values():
+            for watch in watches:
+                watch.wake()
+
+    def add(self, watch: Watch) -> None:
+        """Register a watch."""
+        self._by_lease.setdefault(watch.lease_id, []).append(watch)
+
+    def remove(self, watch: Watch) -> None:
+        """Forget a watch."""
+        watches = self._by_lease[watch.lease_id]
+        watches.remove(watch)
+        if not watches:
+            del self._by_lease[watch.lease_id]
+
+
+class Watch:
+    """`async with` it, then `async for` a `Change`: first how things are, then every state and position.
+
+    Ends after the change to CLOSED. Of changes that come faster than they are read, the latest counts.
+    """
+
+    def __init__(
+        self,
+        lease_id: str,
+        watches: Watches,
+        find: Callable[[str], Lease | None],
+        place_of: Callable[[str], Place | None],
+    ) -> None:
+        self.lease_id = lease_id
+        self._watches = watches
+        self._find = find
+        self._place_of = place_of
+        self._news = asyncio.Event()
+        self._lease: Lease | None = None
+        self._last: Change | None = None
+
+    async def __aenter__(self) -> AsyncIterator[Change]:
+        """Start to follow. Raises LeaseConflict if there is no such living lease."""
+        self._lease = self._find(self.lease_id)
+        if self._lease is None:
+            raise LeaseConflict("This lease has ended: start the server again.")
+        self._watches.add(self)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._watches.remove(self)
+
+    def __aiter__(self) -> AsyncIterator[Change]:
+        return self
+
+    async def __anext__(self) -> Change:
+        while self._last is None or self._last.lease.state is not LeaseState.CLOSED:
+            self._news.clear()
+            change = self._look()
+            if self._last is None or change[:2] != self._last[:2]:
+                self._last = change
+                return change
+            await self._news.wait()
+        raise StopAsyncIteration
+
+    def put(self, lease: Lease) -> None:
+        """The lease is now like this."""
+        self._lease = lease
+        self._news.set()
+
+    def wake(self) -> None:
+        """The place of a waiting lease may have changed."""
+        if self._lease is not None and self._lease.state is LeaseState.WAITING:
+            self._news.set()
+
+    def _look(self) -> Change:
+        assert self._lease is not None  # set on entry
+        place = self._place_of(self.lease_id)
+        if place is None:
+            return Change(self._lease, None, None)
+        return Change(self._lease, place.position, place.waiting)

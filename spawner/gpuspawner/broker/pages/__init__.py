@@ -1,0 +1,18 @@
+"""The GPU page and its API, as the hub's service: `serve_pages` for the broker.
+
+/services/gpu/             the page, in the hub's own templates
+/services/gpu/live         the page's changing part, fetched by its script
+/services/gpu/api/status   devices, leases, queue, as far as the asker may see them
+/services/gpu/api/tiers    what can be picked, with what is free
+/services/gpu/metrics      Prometheus text, for holders of `custom:gpu:read`
+/services/gpu/health       "the broker answers"; needs no login
+"""
+
+from __future__ import annotations
+
+from ..api.visible import READ_SCOPE, BrokerView
+from .handlers import make_handlers, make_settings
+from .look import hub_of, look_of
+from .serving import serve_pages
+
+__all__ = ["READ_SCOPE", "BrokerView", "hub_of", "look_of", "make_handlers", "make_settings", "serve_pages"]

@@ -1,0 +1,38 @@
+"""The pages' HTTP server: on the address that the hub gave to its service."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+from tornado.httpserver import HTTPServer
+from tornado.web import Application
+from traitlets.config import Config
+
+from ...core.errors import ConfigError
+from ..api.visible import BrokerView
+from .handlers import make_handlers, make_settings
+from .look import hub_of, look_of
+
+MAX_BODY_BYTES = 64 * 1024
+"""The longest body: the pages take none but the login's few fields."""
+
+
+def serve_pages(view: BrokerView, config: Config) -> list[HTTPServer]:
+    """A server that listens; none where no hub started this. Raises ConfigError if the port is taken."""
+    url = os.environ.get("JUPYTERHUB_SERVICE_URL")
+    if not url:
+        return []
+    where = urlsplit(url)
+    prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
+    handlers: list[Any] = list(make_handlers(view, prefix, look=look_of(config), hub=hub_of(config)))
+    server = HTTPServer(Application(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
+    try:
+        server.listen(where.port or 80, where.hostname or "127.0.0.1")
+    except OSError as error:
+        raise ConfigError(
+            f"The GPU page can't listen on {url}: {error.strerror}. Set another port for the service "
+            "in jupyterhub_config.py, or end what uses this one"
+        ) from error
+    return [server]

@@ -1,0 +1,197 @@
+"""Pools from their settings: `c.GpuSite.pools` to values, and whether the tiers find theirs. Pure.
+
+What depends on the devices of the machine is checked by the broker (`broker/pooling.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.errors import ConfigError
+from ..core.model import Mode, Pool, Tier
+from ..core.units import parse_bytes
+from .tiers import NAME, parse_mode, parse_percent
+
+MOST_SLICES = 48
+"""An MPS server takes so many clients on one device (CUDA MPS, r580, "Volta MPS")."""
+
+_KEYS = {
+    "name", "mode", "devices", "slices", "sizes", "compute_percent", "mps", "manage_compute_mode",
+}  # fmt: skip
+_SLICE_KEYS = ("slices", "sizes", "compute_percent", "mps", "manage_compute_mode")
+
+
+def parse_pools(raw: list[dict[str, Any]]) -> tuple[Pool, ...]:
+    """Pools from their settings. Raises ConfigError, naming pool and key, for what can't work."""
+    pools = tuple(_parse_pool(item) for item in raw)
+    names = [pool.name for pool in pools]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"c.GpuSite.pools has {twice[0]!r} twice: give each pool a name of its own")
+    _check_devices(pools)
+    return pools
+
+
+def check_tiers(tiers: Sequence[Tier], pools: Sequence[Pool]) -> None:
+    """Raises ConfigError for a tier that no pool can serve, whatever devices the machine has."""
+    for tier in tiers:
+        if tier.needs_gpu:
+            _check_tier(tier, pools)
+
+
+def _check_tier(tier: Tier, pools: Sequence[Pool]) -> None:
+    where = f"c.GpuSite.tiers: tier {tier.name!r}"
+    named = [pool for pool in pools if tier.pool in (None, pool.name)]
+    if tier.pool is not None and not named:
+        known = ", ".join(repr(pool.name) for pool in pools)
+        has = f"has {known}" if known else "is not set"
+        raise ConfigError(f"{where} names the pool {tier.pool!r}: c.GpuSite.pools {has}")
+    if not pools and tier.mode is not Mode.SLICE:
+        return  # without pools of one's own there are one of whole GPUs and one of MIG instances
+    serving = [pool for pool in named if pool.mode is tier.mode]
+    if not serving:
+        what = (
+            f"pool {tier.pool!r} has mode {named[0].mode.value!r}" if tier.pool else "no pool has that mode"
+        )
+        raise ConfigError(
+            f"{where} has mode {tier.mode.value!r}, but {what}: mend one of the two, or add a pool like "
+            f"{_example(tier.mode)} to c.GpuSite.pools"
+        )
+    obstacles = [_obstacle(tier, pool) for pool in serving]
+    if all(obstacles):
+        raise ConfigError(f"{where}: {obstacles[0]}")
+
+
+def _obstacle(tier: Tier, pool: Pool) -> str:
+    """Why the pool can't serve the tier, with the remedy; "" if nothing here says so."""
+    if pool.sizes_bytes and tier.memory_bytes is None and len(pool.sizes_bytes) > 1:
+        return f"memory is missing, and pool {pool.name!r} has several sizes: say which"
+    if pool.sizes_bytes and tier.memory_bytes not in (None, *pool.sizes_bytes):
+        return f"memory is not one of the sizes of pool {pool.name!r}: add it to them, or take one of them"
+    if tier.compute_percent is not None and pool.mps is False:
+        return (
+            f"compute_percent can't be held: pool {pool.name!r} has MPS switched off. Leave compute_percent "
+            "out, or mps"
+        )
+    if tier.compute_percent is not None and tier.compute_percent > (pool.compute_percent or 100):
+        return (
+            f"compute_percent {tier.compute_percent:g} is more than the {pool.compute_percent:g} of pool "
+            f"{pool.name!r}: raise the pool's, which is the daemon's limit, or lower the tier's"
+        )
+    return ""
+
+
+def _example(mode: Mode) -> str:
+    slices = ', "slices": 8' if mode is Mode.SLICE else ""
+    return f'{{"name": "{mode.value}", "mode": "{mode.value}"{slices}}}'
+
+
+def _parse_pool(raw: dict[str, Any]) -> Pool:
+    name = raw.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ConfigError(
+            f"c.GpuSite.pools: name {name!r} can't be used: take lower-case letters, digits, '-', '_'"
+        )
+    where = f"c.GpuSite.pools: pool {name!r}"
+    unknown = sorted(set(raw) - _KEYS)
+    if unknown:
+        raise ConfigError(f"{where} has an unknown key {unknown[0]!r}: use {', '.join(sorted(_KEYS))}")
+    mode = parse_mode(raw.get("mode", Mode.WHOLE), where)
+    uuids, model, count = _parse_devices(raw.get("devices", "all"), where)
+    for key in _SLICE_KEYS:
+        if raw.get(key) and mode is not Mode.SLICE:
+            raise ConfigError(f"{where}: {key} is of mode 'slice' only: leave it out, or set the mode")
+    mps, manage = raw.get("mps"), raw.get("manage_compute_mode", False)
+    if mps not in (None, True, False) or manage not in (True, False):
+        raise ConfigError(f"{where}: mps and manage_compute_mode are True or False")
+    pool = Pool(
+        name=name,
+        mode=mode,
+        uuids=uuids,
+        model=model,
+        count=count,
+        slices=_parse_slices(raw.get("slices"), where),
+        sizes_bytes=_parse_sizes(raw.get("sizes"), where),
+        compute_percent=parse_percent(raw.get("compute_percent"), where),
+        mps=mps,
+        manage_compute_mode=manage,
+    )
+    if mode is Mode.SLICE:
+        _check_slices(pool, where)
+    return pool
+
+
+def _check_slices(pool: Pool, where: str) -> None:
+    if (pool.slices is None) == (not pool.sizes_bytes):
+        raise ConfigError(
+            f'{where}: say either how many equal slices a device has, "slices": 8, or which sizes they may '
+            'have, "sizes": ["8G", "16G"]'
+        )
+    if pool.mps is False and pool.compute_percent is not None:
+        raise ConfigError(
+            f"{where}: compute_percent can't be held with MPS switched off: leave one of the two out"
+        )
+    if pool.mps is False and pool.manage_compute_mode:
+        raise ConfigError(
+            f"{where}: manage_compute_mode lets only MPS reach the GPU, and mps is False: leave one of the "
+            "two out"
+        )
+
+
+def _parse_devices(value: object, where: str) -> tuple[tuple[str, ...], str | None, int | None]:
+    """UUIDs, model and count of `devices`."""
+    if value == "all":
+        return (), None, None
+    if isinstance(value, list | tuple) and value and all(isinstance(each, str) and each for each in value):
+        if len(set(value)) < len(value):
+            raise ConfigError(f"{where}: devices names a UUID twice: name each once")
+        return tuple(value), None, None
+    if isinstance(value, dict) and value and set(value) <= {"model", "count"}:
+        model, count = value.get("model"), value.get("count")
+        good_model = model is None or (isinstance(model, str) and model)
+        good_count = count is None or (isinstance(count, int) and not isinstance(count, bool) and count > 0)
+        if good_model and good_count:
+            return (), model, count
+    raise ConfigError(
+        f'{where}: devices is {value!r}: give "all", a list of UUIDs (`nvidia-smi -L` shows them), or '
+        '{"model": "H100", "count": 2}'
+    )
+
+
+def _parse_slices(value: object, where: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SLICES:
+        raise ConfigError(f"{where}: slices is {value!r}: give a whole number from 1 to {MOST_SLICES}")
+    return value
+
+
+def _parse_sizes(value: object, where: str) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or not value:
+        raise ConfigError(f'{where}: sizes is {value!r}: give a list like ["8G", "16G"]')
+    return tuple(sorted({parse_bytes(each, f"{where}: sizes") for each in value}))
+
+
+def _check_devices(pools: Sequence[Pool]) -> None:
+    """No device in two pools, as far as that can be told without the devices."""
+    owner: dict[str, str] = {}
+    everything: dict[bool, str] = {}
+    for pool in pools:
+        for uuid in pool.uuids:
+            if uuid in owner:
+                raise ConfigError(
+                    f"c.GpuSite.pools: {uuid} is in pool {owner[uuid]!r} and in pool {pool.name!r}: a device "
+                    "is in one pool only, name it once"
+                )
+            owner[uuid] = pool.name
+        mig = pool.mode is Mode.MIG
+        if pool.takes_all and mig in everything:
+            raise ConfigError(
+                f"c.GpuSite.pools: pools {everything[mig]!r} and {pool.name!r} both have all devices: a "
+                'device is in one pool only, give one of them a list of UUIDs or {"model": …, "count": …}'
+            )
+        if pool.takes_all:
+            everything[mig] = pool.name

@@ -1,0 +1,175 @@
+"""What hub and broker must both know, read by both from one `jupyterhub_config.py`."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from traitlets import Dict, Enum, Float, List, Unicode, default
+from traitlets.config import Configurable
+
+from ..core.errors import ConfigError
+from ..core.model import Pool, Tier
+from .pools import check_tiers, parse_pools
+from .tiers import DEFAULT_TIERS, parse_tiers
+
+
+class GpuSite(Configurable):
+    """Settings of the whole installation: `c.GpuSite.<name>` in `jupyterhub_config.py`."""
+
+    tiers = List(
+        Dict(),
+        help="""
+        What users can pick on the spawn page, in this order; the first is preselected.
+
+        Each is a dict: `name` (lower case; also what the admin page shows), `title`, and, where
+        wanted, `description`, `devices` (how many GPUs; 0, the default, is a CPU server), `model`
+        (part of the GPU's name, "H100"), `image`, `mem_limit` ("16G", main memory), `cpu_limit` (cores).
+
+        `mode` says how its devices are shared: "whole" (the default), "slice" or "mig"; pools of that
+        mode serve it, or the one named with `pool`. A slice has `memory` ("8G", of the GPU; left out,
+        the pool's slice) and, with MPS, `compute_percent` (left out, the pool's). A MIG tier may name
+        its `mig_profile` ("1g.10gb"). `devices` of these two is 1 if left out.
+
+        Default: `cpu` and `gpu` (one whole device). A name that is not in the list is refused. A tier
+        of slices or MIG instances that no pool can serve keeps the broker from starting, with the
+        reason; one of whole GPUs that this machine doesn't have is shown, and can't be picked.
+
+        Example::
+
+            c.GpuSite.tiers = [
+                {"name": "cpu", "title": "CPU"},
+                {"name": "slice", "title": "A slice of a GPU", "mode": "slice", "memory": "8G"},
+                {"name": "gpu", "title": "One GPU", "devices": 1},
+                {"name": "pair", "title": "Two H100", "devices": 2, "model": "H100"},
+            ]
+        """,
+    ).tag(config=True)
+
+    @default("tiers")
+    def _tiers_default(self) -> list[dict[str, Any]]:
+        return [dict(tier) for tier in DEFAULT_TIERS]
+
+    pools = List(
+        Dict(),
+        help="""
+        Which devices are shared in which mode. A device is in one pool at most.
+
+        Each is a dict: `name`; `mode` ("whole", the default, "slice" or "mig"); `devices`: "all" (the
+        default: all of the mode's sort, whole GPUs or MIG instances, that no other pool names), a list
+        of UUIDs, or {"model": "H100", "count": 2}. A slice pool also has `slices` (so many equal ones
+        of each device) or `sizes` (a list; leases of these sizes in any mix that fits), and may have
+        `compute_percent` (what one slice may use of the device's compute at most; left out,
+        min(100, 200/n)), `mps` (left out: where it is installed; True: the broker refuses to start
+        without it; False: plain time-slicing) and `manage_compute_mode` (False: the GPU's compute mode
+        is left alone; True: EXCLUSIVE_PROCESS while the pool is in use, so that only MPS reaches it).
+        New slices go to the device with the fewest. What each mode holds, and who holds it, is in
+        docs/admins.md.
+
+        Default: whole GPUs are one pool, MIG instances another. Where all GPUs are split by MIG, tiers
+        in mode "whole" get an instance. What can't work keeps the broker from starting.
+
+        Example::
+
+            c.GpuSite.pools = [
+                {"name": "class", "mode": "slice", "devices": {"count": 1}, "slices": 8},
+                {"name": "whole"},
+            ]
+        """,
+    ).tag(config=True)
+
+    state_dir = Unicode(
+        help="""
+        Folder of the ledger, the socket and what the broker writes for each lease.
+
+        Default: `$GPUSPAWNER_STATE_DIR`, else `/var/lib/gpuspawner`. It must outlast restarts: a
+        lost ledger is rebuilt from the running containers, but the history is gone.
+        Example: `c.GpuSite.state_dir = "/srv/gpuspawner"`
+        """,
+    ).tag(config=True)
+
+    @default("state_dir")
+    def _state_dir_default(self) -> str:
+        return os.environ.get("GPUSPAWNER_STATE_DIR", "/var/lib/gpuspawner")
+
+    socket_path = Unicode(
+        help="""
+        Unix socket on which the broker answers the spawner. Mode 0600: only the hub's own user.
+
+        Default: `broker.sock` in `state_dir`.
+        Example: `c.GpuSite.socket_path = "/run/gpuspawner/broker.sock"`
+        """,
+    ).tag(config=True)
+
+    @default("socket_path")
+    def _socket_path_default(self) -> str:
+        return str(Path(self.state_dir) / "broker.sock")
+
+    inventory = Enum(
+        ("auto", "nvml", "simulated"),
+        default_value="auto",
+        help="""
+        Where devices come from: `nvml` (real GPUs), `simulated` (none; containers run on the CPU), `auto`.
+
+        Default `auto`: real ones where NVML finds any, else simulated. Pages, status
+        and notebooks say "simulated" wherever a simulated GPU is shown.
+        Example: `c.GpuSite.inventory = "nvml"` refuses to start on a machine without GPUs.
+        """,
+    ).tag(config=True)
+
+    simulated_devices = Unicode(
+        "2 x H100 80GB",
+        help="""
+        The simulated GPUs: "count x model memory", several kinds separated by commas; with "MIG" and a
+        profile after it, so many instances ("7 x H100 80GB MIG 1g.10gb").
+
+        Default: two, enough to see the queue with three users.
+        Example: `c.GpuSite.simulated_devices = "4 x H100 80GB, 2 x A100 40GB"`
+        """,
+    ).tag(config=True)
+
+    injection = Enum(
+        ("auto", "cdi", "nvidia", "none"),
+        default_value="auto",
+        help="""
+        How a leased device gets into its container: `cdi` (Docker Engine 25 or newer with a CDI
+        spec), `nvidia` (nvidia-container-toolkit's hook), `none` (simulated devices only).
+
+        Default `auto`: what a probe of the engine finds, CDI first; `gpuspawner doctor` shows it.
+        Example: `c.GpuSite.injection = "cdi"`
+        """,
+    ).tag(config=True)
+
+    queue_timeout = Float(
+        900.0,
+        min=1.0,
+        help="""
+        Seconds that a spawn waits for a device before it ends with a sentence and the offer of CPU.
+
+        Default: 15 minutes, longer than most people wait in front of a page. The spawner's
+        `start_timeout` is raised to cover it.
+        Example: `c.GpuSite.queue_timeout = 300`
+        """,
+    ).tag(config=True)
+
+    def parsed_tiers(self) -> tuple[Tier, ...]:
+        """The tiers as values. Raises ConfigError with the remedy for what can't work."""
+        self._check_names()
+        tiers = parse_tiers(self.tiers)
+        check_tiers(tiers, self.parsed_pools())
+        return tiers
+
+    def parsed_pools(self) -> tuple[Pool, ...]:
+        """The pools as values; none if there is no setting. Raises ConfigError with the remedy."""
+        self._check_names()
+        return parse_pools(self.pools)
+
+    def _check_names(self) -> None:
+        """Raises ConfigError for a setting that isn't there: traitlets leaves it out with a warning."""
+        known = self.trait_names(config=True)
+        for name in self.config.get("GpuSite", {}):
+            if name not in known:
+                close = get_close_matches(name, known, 1) or [", ".join(sorted(known))]
+                raise ConfigError(f"There is no setting c.GpuSite.{name}: use {close[0]}")

@@ -1,0 +1,149 @@
+"""Tiers from their settings: `c.GpuSite.tiers` to values, or a ConfigError that names the remedy. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..core.errors import ConfigError
+from ..core.image_reference import parse_pinned
+from ..core.model import Mode, Tier
+from ..core.units import parse_bytes
+
+DEFAULT_TIERS: list[dict[str, Any]] = [
+    {
+        "name": "cpu",
+        "title": "CPU",
+        "description": "No GPU. Starts at once.",
+    },
+    {
+        "name": "gpu",
+        "title": "One GPU",
+        "description": "A whole GPU of your own.",
+        "devices": 1,
+    },
+]
+
+NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
+"""What tiers and pools may be called."""
+PROFILE = re.compile(r"^(\d+c\.)?\d+g\.\d+gb(\+\w+(\.\w+)*)?$")
+"""A MIG profile as nvidia-smi names it: "1g.10gb", "1c.3g.20gb", "1g.10gb+me"."""
+
+_KEYS = {
+    "name", "title", "description", "devices", "model", "mode", "image", "mem_limit", "cpu_limit",
+    "memory", "compute_percent", "mig_profile", "pool",
+}  # fmt: skip
+_ONLY_IN = {"memory": Mode.SLICE, "compute_percent": Mode.SLICE, "mig_profile": Mode.MIG}
+
+
+def parse_tiers(raw: list[dict[str, Any]]) -> tuple[Tier, ...]:
+    """Tiers from their settings. Raises ConfigError, naming tier and key, for what can't work."""
+    if not raw:
+        raise ConfigError("c.GpuSite.tiers is empty: give at least one tier, or leave the default")
+    tiers = tuple(_parse_tier(item) for item in raw)
+    names = [tier.name for tier in tiers]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"c.GpuSite.tiers has {twice[0]!r} twice: give each tier a name of its own")
+    return tiers
+
+
+def parse_mode(value: object, where: str) -> Mode:
+    """A mode that this version has. Raises ConfigError."""
+    if value == Mode.TURNS:
+        raise ConfigError(f"{where}: mode 'turns' is not in this version: take 'whole', 'slice' or 'mig'")
+    try:
+        return Mode(str(value))
+    except ValueError:
+        raise ConfigError(f"{where}: mode is {value!r}: take 'whole', 'slice' or 'mig'") from None
+
+
+def parse_percent(value: object, where: str) -> float | None:
+    """A whole percentage from 1 to 100; None stays None. Raises ConfigError.
+
+    Whole, because the control daemon takes no fractions (CUDA MPS, `set_default_active_thread_percentage`).
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 100 or value % 1:
+        raise ConfigError(f"{where}: compute_percent is {value!r}: give a whole number from 1 to 100")
+    return float(value)
+
+
+def _parse_tier(raw: dict[str, Any]) -> Tier:
+    name = raw.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ConfigError(
+            f"c.GpuSite.tiers: name {name!r} can't be used: take lower-case letters, digits, '-', '_'"
+        )
+    where = f"c.GpuSite.tiers: tier {name!r}"
+    unknown = sorted(set(raw) - _KEYS)
+    if unknown:
+        raise ConfigError(f"{where} has an unknown key {unknown[0]!r}: use {', '.join(sorted(_KEYS))}")
+    mode = parse_mode(raw.get("mode", Mode.WHOLE), where)
+    _check_keys_of_mode(raw, mode, where)
+    cpu_limit = raw.get("cpu_limit")
+    if cpu_limit is not None and (not isinstance(cpu_limit, int | float) or cpu_limit <= 0):
+        raise ConfigError(f"{where}: cpu_limit is {cpu_limit!r}: give a number of cores, like 2 or 0.5")
+    return Tier(
+        name=name,
+        title=str(raw.get("title") or name),
+        description=str(raw.get("description", "")),
+        device_count=_parse_count(raw, mode, where),
+        model=str(raw["model"]) if raw.get("model") else None,
+        mode=mode,
+        image=_parse_image(raw, where),
+        mem_limit_bytes=_parse_size(raw, "mem_limit", where),
+        cpu_limit=None if cpu_limit is None else float(cpu_limit),
+        memory_bytes=_parse_size(raw, "memory", where),
+        compute_percent=parse_percent(raw.get("compute_percent"), where),
+        mig_profile=raw.get("mig_profile"),
+        pool=raw.get("pool"),
+    )
+
+
+def _check_keys_of_mode(raw: dict[str, Any], mode: Mode, where: str) -> None:
+    for key, needed in _ONLY_IN.items():
+        if raw.get(key) is not None and mode is not needed:
+            raise ConfigError(
+                f"{where}: {key} is of mode {needed.value!r}, and the tier's mode is {mode.value!r}: "
+                f'add "mode": "{needed.value}", or leave {key} out'
+            )
+    profile = raw.get("mig_profile")
+    if profile is not None and not (isinstance(profile, str) and PROFILE.fullmatch(profile)):
+        raise ConfigError(f'{where}: mig_profile is {profile!r}: write it as `nvidia-smi -L` does, "1g.10gb"')
+    pool = raw.get("pool")
+    if pool is not None and not (isinstance(pool, str) and NAME.fullmatch(pool)):
+        raise ConfigError(f"{where}: pool is {pool!r}: give the name of a pool of c.GpuSite.pools")
+
+
+def _parse_count(raw: dict[str, Any], mode: Mode, where: str) -> int:
+    devices = raw.get("devices", 0 if mode is Mode.WHOLE else 1)
+    if not isinstance(devices, int) or isinstance(devices, bool) or not 0 <= devices <= 64:
+        raise ConfigError(f"{where}: devices is {devices!r}: give a whole number from 0 (CPU) to 64")
+    if mode is Mode.SLICE and devices != 1:
+        # One MPS daemon serves one GPU, and a process can reach one daemon only.
+        raise ConfigError(f"{where}: devices is {devices}: a slice is of one device, leave devices out")
+    if mode is Mode.MIG and devices == 0:
+        raise ConfigError(f"{where}: devices is 0: a CPU tier has no mode, leave mode out")
+    if raw.get("pool") is not None and devices == 0:
+        raise ConfigError(f'{where}: it has a pool but no devices: add "devices": 1, or leave pool out')
+    return devices
+
+
+def _parse_image(raw: dict[str, Any], where: str) -> str | None:
+    image = raw.get("image")
+    if not image:
+        return None
+    try:
+        parse_pinned(image)
+    except ValueError as problem:
+        raise ConfigError(
+            f'{where}: image is {image!r}: {problem}. Write it like "gpuspawner/lab-torch:0.1.0"'
+        ) from None
+    return str(image)
+
+
+def _parse_size(raw: dict[str, Any], key: str, where: str) -> int | None:
+    value = raw.get(key)
+    return None if value is None else parse_bytes(value, f"{where}: {key}")

@@ -1,0 +1,1 @@
+"""Words without I/O: imported by all, importing nobody."""

@@ -1,0 +1,1 @@
+"""The hub's side: what a click passes before its container runs."""

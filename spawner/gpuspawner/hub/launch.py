@@ -1,0 +1,357 @@
+"""One start of one server, step by step, and how everything it began is given back.
+
+A start may be cancelled at any await: by its user, by the hub's timeout, by the hub's end. Docker
+calls can't be cancelled: their thread carries on. So each call that changes something is kept, and
+giving back waits for it before it removes what it made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..core.errors import BrokerUnavailable, EngineFault, ImageUnfit, LeaseConflict, Refusal, StartFault
+from ..core.image_needs import Needs, obstacle, read_machine, read_needs
+from ..core.model import ContainerPatch, GpuRequest, Lease, Mode, Tier
+from ..protocol.client import BrokerClient, Grant
+from . import lab_container as engine
+from .container import ContainerPlan, Owner
+from .progress import Progress
+from .readiness import Answer, Pace, Slots, ask
+
+RETRY_SECONDS = 1.0
+"""Pause between attempts to give back while Docker doesn't answer."""
+_NOUNS = {Mode.SLICE: "slice of a GPU", Mode.MIG: "MIG instance"}
+_LOOK_SECONDS = 1.0
+"""How often a start that waits for an answer looks whether its container still runs."""
+_RELEASE_SECONDS = 2.0
+CONFIRM_SECONDS = 10.0
+"""So long a start waits for a broker that is being restarted, as the client does with its hold."""
+WAITING_ADVICE = (
+    "All that suit your choice are taken. This page goes on by itself when it is your turn, and you may "
+    "close it meanwhile. To have a server at once, press Stop Server and choose CPU. How many are free is on "
+    "the GPU page, under Services."
+)
+_CONFIRM_PAUSE_SECONDS = 0.1
+_JUPYTER = re.compile("jupyter|lab|notebook|singleuser", re.IGNORECASE)
+"""What commands that start a server are called."""
+
+
+class LaunchHost(Protocol):
+    """What a start needs of its spawner. `docker` raises EngineFault."""
+
+    log: logging.Logger
+
+    @property
+    def slots(self) -> Slots:
+        """How many servers may come up at once; the same for all starts of the process."""
+        ...
+
+    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of docker-py's APIClient by name."""
+        ...
+
+    async def pull_image(self, image: str, tell: Callable[[str], None]) -> dict[str, Any]:
+        """Docker's document of the image, pulled if the policy says so. Raises StartFault."""
+        ...
+
+    async def plan_container(
+        self, job: LaunchJob, image: dict[str, Any], patch: ContainerPatch | None
+    ) -> ContainerPlan:
+        """The container to create. Raises ConfigError."""
+        ...
+
+    async def create_container(self, plan: ContainerPlan) -> str:
+        """Creates it and returns its id."""
+        ...
+
+    async def mend_network(self, fault: EngineFault, container_id: str) -> bool:
+        """Whether the labs' network takes the container now, where that was what failed."""
+        ...
+
+    def address_of(self, container: dict[str, Any]) -> tuple[str, int]:
+        """Where the server will answer, from Docker's document of the running container."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchJob:
+    """What is to be started. `request` is None for a tier without a GPU. `secret` is kept out of logs."""
+
+    name: str
+    owner: Owner
+    tier: Tier
+    image: str
+    api_path: str
+    http_timeout_seconds: float
+    request: GpuRequest | None = None
+    secret: str = ""
+    waits: bool = True
+    """Whether to wait until the server answers; the hub waits in any case."""
+
+
+class Launch:
+    """The steps of one start: lease, image, container, confirmation, start, first answer."""
+
+    pace = Pace()
+    """Shared by all starts of the process."""
+
+    def __init__(self, job: LaunchJob, host: LaunchHost, broker: BrokerClient, progress: Progress) -> None:
+        self.job = job
+        self.lease: Lease | None = None
+        self.container_id = ""
+        self._command = ""
+        self._grant: Grant | None = None
+        self._host = host
+        self._broker = broker
+        self._progress = progress
+        self._changes: list[asyncio.Task[Any]] = []
+
+    async def run(self) -> tuple[str, int]:
+        """Starts the server; returns its address. Raises Refusal, StartFault, EngineFault, ConfigError.
+
+        The caller gives back (`give_back`) whenever this doesn't return, cancelled or not.
+        """
+        job = self.job
+        # Before the queue: who waits for a GPU shouldn't learn at its end that there is no image.
+        pull = self._host.pull_image(job.image, lambda news: self._progress.say(2, news))
+        image, _ = await asyncio.gather(pull, self._remove_leftover())
+        needs = read_needs(image)
+        known = await self._check_needs(needs)
+        if job.request is None:
+            return await self._launch(image, None)
+        self._progress.say(5, "Asking for a GPU")
+        async with self._broker.acquire(job.request, self._say_queued) as grant:
+            self._grant, self.lease = grant, grant.lease
+            self._say_granted(grant.lease, grant.patch)
+            if not known:
+                await self._check_needs(needs)
+            return await self._launch(image, grant.patch)
+
+    async def _check_needs(self, needs: Needs) -> bool:
+        """Whether the broker could say of its machine that the image works there. Raises ImageUnfit.
+
+        A broker that is being restarted is waited for by the request of the lease: then it is asked again.
+        """
+        gpu = self.job.request is not None
+        document = None
+        if gpu and needs:
+            with suppress(BrokerUnavailable):
+                document = await self._broker.tiers()
+        if why := obstacle(self.job.image, needs, gpu, read_machine(document)):
+            raise ImageUnfit(why)
+        return document is not None or not (gpu and needs)
+
+    async def give_back(self) -> None:
+        """Removes the container, if there may be one, and says so to the broker. Goes on until it is done."""
+        await asyncio.gather(*self._changes, return_exceptions=True)
+        warned = False
+        while self._changes:
+            try:
+                await self._remove_ours()
+                break
+            except EngineFault as fault:
+                if not warned:
+                    self._log(logging.WARNING, "Can't remove what a start left yet, trying on: %s", fault)
+                warned = True
+            await asyncio.sleep(RETRY_SECONDS)
+        if self.lease is not None:
+            await release(self._broker, self.lease.id)
+
+    async def _launch(self, image: dict[str, Any], patch: ContainerPatch | None) -> tuple[str, int]:
+        plan = await self._host.plan_container(self.job, image, patch)
+        self._command = str((plan.create.get("command") or [""])[0])
+        await self._create(plan)
+        self._progress.say(40, "Container created")
+        if self._host.slots.taken:
+            self._progress.say(45, "Waiting for others that are starting")
+        async with self._host.slots.one():
+            return await self._come_up()
+
+    async def _come_up(self) -> tuple[str, int]:
+        await self._confirm()
+        await self._start()
+        container = await self._inspect_running()
+        address = self._host.address_of(container)
+        self._progress.say(60, "Container started: waiting for the server's first answer")
+        if self.job.waits:
+            await self._wait_answer(address)
+            self._progress.say(95, "The server answers")
+        return address
+
+    async def _confirm(self) -> None:
+        """The fence: from here on the device is in use. Raises Refusal.
+
+        A broker that is being restarted is waited for, and after that for the hold to be there again:
+        without a hold the new one says LeaseConflict.
+        """
+        if self._grant is None:
+            return
+        loop = asyncio.get_running_loop()
+        deadline, broken = loop.time() + CONFIRM_SECONDS, False
+        while True:
+            try:
+                await self._broker.confirm(self._grant.lease.id)
+                return
+            except (BrokerUnavailable, LeaseConflict) as refusal:
+                broken = broken or isinstance(refusal, BrokerUnavailable)
+                if self._grant.lost is not None or not broken or loop.time() > deadline:
+                    raise
+            await asyncio.sleep(_CONFIRM_PAUSE_SECONDS)
+
+    def _say_queued(self, position: int, waiting: int, message: str) -> None:
+        self._progress.say(10, message, WAITING_ADVICE)
+        self._log(logging.INFO, "Waiting for a device: place %s of %s", position, waiting)
+
+    def _say_granted(self, lease: Lease, patch: ContainerPatch) -> None:
+        kind = _NOUNS.get(lease.mode, "GPU")
+        kind = f"simulated {kind}" if patch.env.get("GPUSPAWNER_SIMULATED") else kind
+        count = len(lease.device_uuids)
+        self._progress.say(25, f"{count} {kind}{'' if count == 1 else 's'} reserved for you")
+        self._log(logging.INFO, "Lease reserved")
+
+    async def _remove_leftover(self) -> None:
+        """Removes what an earlier life of this server left under the container's name."""
+        if await self._remove_ours():
+            self._log(logging.WARNING, "Removed a container that should have been gone")
+
+    async def _remove_ours(self) -> bool:
+        """Removes the container of our name. Raises StartFault if it is somebody else's."""
+        container = await engine.inspect(self._host.docker, self.job.name)
+        if container is None:
+            return False
+        if not self.job.owner.owns(container.get("Config", {}).get("Labels")):
+            raise StartFault(
+                f"Another container is called {self.job.name}, and it isn't this server's. "
+                "Admin: remove it, or set c.GpuDockerSpawner.prefix.",
+                "name_taken",
+            )
+        await engine.remove(self._host.docker, container["Id"])
+        return True
+
+    async def _create(self, plan: ContainerPlan) -> None:
+        try:
+            self.container_id = await self._change(self._host.create_container(plan))
+        except EngineFault as fault:
+            if fault.status == 404:
+                raise image_missing(self.job.image) from fault
+            if fault.status != 409:
+                raise
+            await self._remove_leftover()  # one that was still being created when we looked
+            self.container_id = await self._change(self._host.create_container(plan))
+        self._log(logging.INFO, "Container created from image %s", self.job.image)
+
+    async def _start(self) -> None:
+        try:
+            await self._change(self._host.docker("start", self.container_id))
+        except EngineFault as fault:
+            if (reason := engine.unable_to_run(str(fault))) is not None:
+                raise no_server(self.job.image, self._command, reason) from fault
+            if (condition := engine.unmet_condition(str(fault))) is not None:
+                raise ImageUnfit(
+                    f"{self.job.image} needs {condition} of the driver, which this machine doesn't have: "
+                    "choose another image, or a server without a GPU. Admin: update the driver."
+                ) from fault
+            if engine.network_is_full(fault):
+                raise StartFault(
+                    "All addresses of the labs' network are taken, so no more servers can run: try again "
+                    "once somebody has stopped theirs. Admin: set a larger c.GpuDockerSpawner.subnet.",
+                    "addresses",
+                ) from fault
+            if not await self._host.mend_network(fault, self.container_id):
+                raise
+            await self._change(self._host.docker("start", self.container_id))
+        self._log(logging.INFO, "Container started")
+
+    async def _change(self, call: Coroutine[Any, Any, Any]) -> Any:
+        """Awaits a call that changes something; it goes on, and is remembered, if we are cancelled."""
+        task = asyncio.ensure_future(call)
+        self._changes.append(task)
+        return await asyncio.shield(task)
+
+    async def _inspect_running(self) -> dict[str, Any]:
+        container = await engine.inspect(self._host.docker, self.container_id)
+        if container is None:
+            raise StartFault("The server's container was removed while it was starting.", "exited")
+        if not engine.running(container):
+            words = await engine.log_tail(self._host.docker, self.container_id, self.job.secret)
+            said = f" Its last words: {words}" if words else ""
+            if engine.exit_code(container) in engine.NOT_RUN:
+                raise no_server(self.job.image, self._command, words)
+            raise StartFault(
+                f"The server stopped while it was starting ({engine.exit_status(container)}).{said}",
+                "exited",
+            )
+        return container
+
+    async def _wait_answer(self, address: tuple[str, int]) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        look_at = begun + _LOOK_SECONDS
+        with self.pace as pace:
+            while (answer := await ask(*address, self.job.api_path)) is not Answer.READY:
+                now = loop.time()
+                if now >= look_at or answer is Answer.SILENT:
+                    with suppress(EngineFault):  # unknown is not gone
+                        await self._inspect_running()
+                    look_at = now + _LOOK_SECONDS
+                if now - begun > self.job.http_timeout_seconds:
+                    raise await self._no_answer()
+                await asyncio.sleep(pace.seconds)
+        self._log(logging.INFO, "The server answers after %.2f s", loop.time() - begun)
+
+    async def _no_answer(self) -> StartFault:
+        words = await engine.log_tail(self._host.docker, self.container_id, self.job.secret)
+        said = f" Its last words: {words}" if words else ""
+        if not _JUPYTER.search(self._command):
+            said += f" The image starts {self._command!r}, which may not be a server for JupyterHub."
+        return StartFault(
+            f"The server started but didn't answer within {self.job.http_timeout_seconds:.0f} seconds.{said}",
+            "timeout",
+        )
+
+    def _log(self, level: int, message: str, *args: object) -> None:
+        devices = ",".join(self.lease.device_uuids) if self.lease else "-"
+        request = self.job.request
+        self._host.log.log(
+            level,
+            message + " user=%s server=%s lease=%s devices=%s container=%s",
+            *args,
+            self.job.owner.user,
+            self.job.owner.server,
+            request.lease_id if request else "-",
+            devices,
+            self.container_id[:12] or "-",
+        )
+
+
+async def release(broker: BrokerClient, lease_id: str) -> None:
+    """Tells the broker that the server is gone. Best effort: it sees the container go in any case."""
+    with suppress(Refusal, TimeoutError):
+        async with asyncio.timeout(_RELEASE_SECONDS):
+            await broker.release(lease_id)
+
+
+def no_server(image: str, command: str, words: str) -> StartFault:
+    """The sentence for an image that can't run its server's command, which it most likely lacks."""
+    said = f" Docker says: {words[:300]}" if words else ""
+    return StartFault(
+        f"The image {image} can't be a server here: it can't run {command or 'its command'}. Choose another "
+        "one, like the Jupyter docker-stacks; to use this one, build an image on top of it with 'pip install "
+        f"jupyterhub jupyterlab'.{said}",
+        "no_server",
+    )
+
+
+def image_missing(image: str) -> StartFault:
+    """The sentence for an image that is neither here nor to be had."""
+    return StartFault(
+        f"The image {image} isn't on this machine, and nothing is pulled here. "
+        f"Admin: run 'make images', which builds the lab images, or 'docker pull {image}'.",
+        "image_missing",
+    )

@@ -1,0 +1,1 @@
+"""Holds memory quotas from outside the containers."""

@@ -1,0 +1,276 @@
+"""Who is over a quota, for how long, and which process ends for it. Pure: samples in, verdicts out.
+
+A container's memory on a device is the sum over its processes. What counts is the time over quota: it
+adds up while the container is over and is paid back slowly while it is not, so that bursts add up
+too. At the grace those end that grew most since the container was last within its quota, as many as it
+takes. Processes that have no business on the device are counted likewise, so that short ones add up too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+from ..processes import Process
+
+Key = tuple[int, int]
+"""Pid and start time: one process, whatever becomes of its pid."""
+
+
+class Offence(StrEnum):
+    """What a process ends for."""
+
+    MEMORY = "memory"
+    NO_LEASE = "no_lease"
+    ROUND_MPS = "round_mps"
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What the container of a lease may use of one device.
+
+    `memory_bytes` None: the hardware holds it, so nobody ends for what NVML counts there.
+    """
+
+    lease_id: str
+    container_id: str
+    device_uuid: str
+    memory_bytes: int | None
+    mps_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A process on the device. `container_id`: whose it is; None if that can't be said."""
+
+    process: Process
+    container_id: str | None
+    memory_bytes: int | None
+    through_mps: bool | None = None
+
+    @property
+    def key(self) -> Key:
+        """Which process it is."""
+        return self.process.pid, self.process.start_ticks
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How patient the guard is. The defaults hold a quota within about three seconds.
+
+    `tolerance_bytes`: NVML counts in pages and includes what the driver puts beside a context, so a
+    process that MPS stopped at its limit may be a little over the quota. `hard_factor`: from this
+    multiple of the quota on it takes two samples in a row and no grace: neighbours are hit at once.
+    `repay`: seconds within the quota pay back this part of a second over it, so bursts of more than
+    one twentieth of the time end too. `settle_seconds`: how long an ended process may take to give
+    its memory back before it counts again.
+    """
+
+    grace_seconds: float = 2.0
+    tolerance_bytes: int = 64 << 20
+    hard_factor: float = 1.5
+    repay: float = 0.05
+    settle_seconds: float = 5.0
+    longest_step_seconds: float = 2.0
+
+
+_RULES = Rules()
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A container's time over its quota on the device."""
+
+    over_seconds: float = 0.0
+    is_over: bool = False
+    is_hard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """A container's time with processes that commit an offence, and those that did at the last sample."""
+
+    seconds: float = 0.0
+    keys: frozenset[Key] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the former samples of a device left. `at` is None where the time before can't be counted."""
+
+    at: float | None = None
+    accounts: Mapping[str, Account] = field(default_factory=lambda: MappingProxyType({}))
+    within: Mapping[Key, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Each process's memory when its container was last within its quota."""
+    wrong: Mapping[tuple[str, Offence], Wrong] = field(default_factory=lambda: MappingProxyType({}))
+    """By container and offence."""
+    ending: Mapping[Key, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A process that must end. `used_bytes` is the container's on the device; `quota` None: no lease."""
+
+    seen: Seen
+    offence: Offence
+    quota: Quota | None
+    used_bytes: int
+    over_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`alert`: somebody is on the way to a verdict, so look again soon."""
+
+    verdicts: tuple[Verdict, ...]
+    history: History
+    alert: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the guard holds up, as the broker gives it: replaced as a whole.
+
+    `containers` are those of this broker's leases, on whatever device: only theirs are ever ended.
+    """
+
+    quotas: tuple[Quota, ...] = ()
+    containers: frozenset[str] = frozenset()
+    device_uuids: frozenset[str] = frozenset()
+    """The devices to watch; those of the quotas are watched in any case."""
+
+    def watched(self) -> frozenset[str]:
+        """Every device to watch."""
+        return self.device_uuids | {quota.device_uuid for quota in self.quotas}
+
+    def ours(self) -> frozenset[str]:
+        """Every container whose processes may be ended."""
+        return self.containers | {quota.container_id for quota in self.quotas}
+
+    def on(self, device_uuid: str) -> Orders:
+        """The orders for one device: its quotas, and every container of ours."""
+        quotas = tuple(quota for quota in self.quotas if quota.device_uuid == device_uuid)
+        return Orders(quotas, self.ours(), frozenset({device_uuid}))
+
+
+def judge(
+    samples: Iterable[Seen], orders: Orders, history: History, now: float, rules: Rules = _RULES
+) -> Judgement:
+    """The verdicts on one device at `now` (monotonic seconds), and what to remember.
+
+    `orders` are those of the device (`Orders.on`). A container of ours without a quota there has no
+    business on it. Processes of other containers, and of none, are left alone.
+    """
+    present = tuple(samples)
+    keys = {seen.key for seen in present}
+    ending = {
+        key: since
+        for key, since in history.ending.items()
+        if key in keys and now - since < rules.settle_seconds
+    }
+    court = _Court(history, now, rules, ending)
+    held = {quota.container_id: quota for quota in orders.quotas}
+    by_container: dict[str, list[Seen]] = {container: [] for container in (*held, *orders.ours())}
+    for seen in present:
+        if seen.container_id in by_container and seen.key not in ending:
+            by_container[seen.container_id].append(seen)
+    for container, processes in by_container.items():
+        if container in held:
+            court.with_quota(held[container], processes)
+        else:
+            court.without_lease(container, processes)
+    return court.judgement()
+
+
+class _Court:
+    """One sitting of `judge`: gathers verdicts and the next history."""
+
+    def __init__(self, history: History, now: float, rules: Rules, ending: dict[Key, float]) -> None:
+        self._history, self._now, self._rules, self._ending = history, now, rules, ending
+        step = 0.0 if history.at is None else now - history.at
+        self._step = min(max(step, 0.0), rules.longest_step_seconds)
+        self._accounts: dict[str, Account] = {}
+        self._within: dict[Key, int] = {}
+        self._wrong: dict[tuple[str, Offence], Wrong] = {}
+        self._verdicts: dict[Key, Verdict] = {}
+
+    def judgement(self) -> Judgement:
+        """What came of it."""
+        alert = any(account.is_over for account in self._accounts.values()) or any(
+            wrong.keys for wrong in self._wrong.values()
+        )
+        history = History(self._now, self._accounts, self._within, self._wrong, self._ending)
+        return Judgement(tuple(self._verdicts.values()), history, alert)
+
+    def without_lease(self, container: str, processes: list[Seen]) -> None:
+        """Processes of a container of ours that has no lease for this device."""
+        self._wrongs(container, Offence.NO_LEASE, None, processes, _used(processes))
+
+    def with_quota(self, quota: Quota, processes: list[Seen]) -> None:
+        """Processes of a container with a quota on this device."""
+        round_mps = [seen for seen in processes if quota.mps_required and seen.through_mps is False]
+        self._wrongs(quota.container_id, Offence.ROUND_MPS, quota, round_mps, _used(processes))
+        if quota.memory_bytes is not None:
+            left = [seen for seen in processes if seen.key not in self._verdicts]
+            self._memory(quota, quota.memory_bytes, left)
+
+    def _memory(self, quota: Quota, quota_bytes: int, processes: list[Seen]) -> None:
+        rules, used = self._rules, _used(processes)
+        before = self._history.accounts.get(quota.container_id, Account())
+        change = self._step if before.is_over else -self._step * rules.repay
+        seconds = max(0.0, before.over_seconds + change)
+        most = quota_bytes + rules.tolerance_bytes
+        far = max(most, quota_bytes * rules.hard_factor)
+        is_over, is_hard = used > most, used > far
+        allowed: float = used
+        if is_over and seconds >= rules.grace_seconds:
+            allowed = most
+        elif is_hard and before.is_hard:
+            allowed = far
+        rest = used
+        for worst in sorted(processes, key=self._growth, reverse=True) if used > allowed else ():
+            if rest > allowed and worst.memory_bytes:
+                self._end(Verdict(worst, Offence.MEMORY, quota, rest, seconds))
+                rest -= worst.memory_bytes
+        ended = rest < used and rest <= most
+        self._accounts[quota.container_id] = Account() if ended else Account(seconds, is_over, is_hard)
+        for seen in processes:
+            if not is_over:
+                self._within[seen.key] = seen.memory_bytes or 0
+            elif seen.key in self._history.within:
+                self._within[seen.key] = self._history.within[seen.key]
+
+    def _growth(self, seen: Seen) -> tuple[int, int, int, int]:
+        """By growth; then by size, then the younger: what somebody just started."""
+        memory_bytes = seen.memory_bytes or 0
+        grown = memory_bytes - self._history.within.get(seen.key, 0)
+        return (grown, memory_bytes, seen.process.start_ticks, seen.process.pid)
+
+    def _wrongs(
+        self, container: str, offence: Offence, quota: Quota | None, wrong: list[Seen], used: int
+    ) -> None:
+        """One is ended only if it was wrong at the last sample, too: NVML's lists are read one by one."""
+        before = self._history.wrong.get((container, offence))
+        if before is None and not wrong:
+            return
+        before = before or Wrong()
+        change = self._step if before.keys else -self._step * self._rules.repay
+        seconds = max(0.0, before.seconds + change)
+        for seen in wrong:
+            known = seen.key in before.keys and self._history.at is not None
+            if known and seconds >= self._rules.grace_seconds:
+                self._end(Verdict(seen, offence, quota, used, seconds))
+        keys = frozenset(seen.key for seen in wrong) - self._verdicts.keys()
+        if keys or seconds:
+            kept = min(seconds, self._rules.grace_seconds)
+            self._wrong[container, offence] = Wrong(kept, keys)
+
+    def _end(self, verdict: Verdict) -> None:
+        self._verdicts[verdict.seen.key] = verdict
+        self._ending[verdict.seen.key] = self._now
+
+
+def _used(processes: Iterable[Seen]) -> int:
+    return sum(seen.memory_bytes or 0 for seen in processes)

@@ -1,0 +1,201 @@
+"""GPUs that are not there: the same tiers, leases and pages on a machine without one.
+
+A simulated device's UUID starts with `GPU-facade00-`: a valid UUID, and one that says what it is.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...config.site import GpuSite
+from ...core.errors import ConfigError, DeviceFault
+from ...core.model import Device
+from ...core.units import parse_bytes
+from . import ComputeMode, GpuProcess, XidEvent
+
+FAULTS_FILE = "simulated_faults"
+"""In the state folder: one line a broken simulated device, its index or UUID, then why."""
+
+_KIND = re.compile(
+    r"^\s*(\d+)\s*[x×]\s*(\S.*?)\s+(\d+(?:\.\d+)?\s*[MGT]i?B?)(?:\s+MIG\s+(\S+))?\s*$", re.IGNORECASE
+)
+_PROFILE = re.compile(r"^\d+g\.(\d+)gb$")
+_MOST = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    capability: tuple[int, int]
+    sm_count: int
+    bus_width_bits: int
+    memory_clock_hz: int
+
+
+_KNOWN = {
+    ("H100", 80): _Known((9, 0), 132, 5120, 2_619_000_000),
+    ("A100", 40): _Known((8, 0), 108, 5120, 1_215_000_000),
+    ("A100", 80): _Known((8, 0), 108, 5120, 1_593_000_000),
+    ("V100", 16): _Known((7, 0), 80, 4096, 877_000_000),
+    ("V100", 32): _Known((7, 0), 80, 4096, 877_000_000),
+    ("L40S", 48): _Known((8, 9), 142, 384, 9_001_000_000),
+    ("L4", 24): _Known((8, 9), 58, 192, 6_251_000_000),
+    ("T4", 16): _Known((7, 5), 40, 256, 5_001_000_000),
+}
+"""SMs, bus width and memory clock from NVIDIA's data sheets of the SXM (H100, A100, V100) and PCIe
+(L40S, L4, T4) boards: 2 x clock x width gives the sheet's bandwidth (3.35, 1.56, 2.04, 0.90, 0.86,
+0.30 and 0.32 TB/s). A model that is not here has None for all of them."""
+
+
+def parse_simulated(text: str) -> tuple[Device, ...]:
+    """The devices of "2 x H100 80GB, 1 x A100 40GB". Raises ConfigError with the remedy."""
+    devices: list[Device] = []
+    for part in text.split(","):
+        match = _KIND.match(part)
+        count = int(match[1]) if match else 0
+        if match is None or count < 1 or len(devices) + count > _MOST:
+            raise ConfigError(
+                f"c.GpuSite.simulated_devices: {part.strip()!r} can't be read: write a count from 1 to "
+                f'{_MOST}, a model and its memory, like "2 x H100 80GB, 1 x A100 40GB"'
+            )
+        memory_bytes = parse_bytes(match[3].replace(" ", ""), "c.GpuSite.simulated_devices: memory")
+        for _ in range(count):
+            device = _device(len(devices), match[2], match[3].replace(" ", ""), memory_bytes)
+            devices.append(device if match[4] is None else _instance(device, match[4].lower()))
+    return tuple(devices)
+
+
+def _instance(gpu: Device, profile: str) -> Device:
+    """A MIG instance of a simulated GPU, one of each; NVML tells no bandwidth of one, nor do we."""
+    size = _PROFILE.search(profile)
+    if size is None or int(size[1]) << 30 > gpu.memory_bytes:
+        raise ConfigError(
+            f"c.GpuSite.simulated_devices: {profile!r} is no MIG profile of a {gpu.model}: write it like "
+            '"7 x H100 80GB MIG 1g.10gb"'
+        )
+    return replace(
+        gpu,
+        uuid=gpu.uuid.replace("GPU-", "MIG-"),
+        model=f"{gpu.model} MIG {profile}",
+        memory_bytes=int(size[1]) << 30,
+        sm_count=None,
+        memory_bus_width_bits=None,
+        memory_clock_hz=None,
+        parent_uuid=gpu.uuid,
+        mig_profile=profile,
+    )
+
+
+def _device(index: int, kind: str, size: str, memory_bytes: int) -> Device:
+    known = _KNOWN.get((kind.upper().removeprefix("NVIDIA "), memory_bytes >> 30))
+    return Device(
+        uuid=f"GPU-facade00-0000-4000-8000-{index:012x}",
+        model=f"{kind} {size}",
+        memory_bytes=memory_bytes,
+        compute_capability=known.capability if known else None,
+        sm_count=known.sm_count if known else None,
+        memory_bus_width_bits=known.bus_width_bits if known else None,
+        memory_clock_hz=known.memory_clock_hz if known else None,
+        index=index,
+        simulated=True,
+    )
+
+
+class SimulatedInventory:
+    """Devices from a line of text; what is broken comes from a file or from the methods below."""
+
+    simulated = True
+
+    def __init__(self, devices: tuple[Device, ...], faults_file: Path | None = None) -> None:
+        self._devices = devices
+        self._faults_file = faults_file
+        self._faults: dict[str, str] = {}
+        self._pending: dict[str, str] = {}
+        self._modes: dict[str, ComputeMode] = {}
+        self._xids: queue.Queue[XidEvent] = queue.Queue()
+
+    @classmethod
+    def from_site(cls, site: GpuSite) -> SimulatedInventory:
+        """The inventory of `c.GpuSite.simulated_devices`. Raises ConfigError with the remedy."""
+        return cls(parse_simulated(site.simulated_devices), Path(site.state_dir) / FAULTS_FILE)
+
+    def devices(self) -> tuple[Device, ...]:
+        """Every simulated device, broken or not."""
+        return self._devices
+
+    def check(self, uuid: str) -> None:
+        """Raises DeviceFault if the device was broken by `break_device` or in the faults file."""
+        device = next((device for device in self._devices if device.uuid == uuid), None)
+        if device is None:
+            raise DeviceFault("There is no such simulated GPU")
+        reason = self._faults.get(uuid) or self._file_fault(device)
+        if reason:
+            raise DeviceFault(reason)
+
+    def _file_fault(self, device: Device) -> str:
+        if self._faults_file is None:
+            return ""
+        try:
+            lines = self._faults_file.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise DeviceFault(f"{self._faults_file} can't be read: {error.strerror}") from error
+        for line in lines:
+            name, _, reason = line.strip().partition(" ")
+            if name in (device.uuid, str(device.index)):
+                return reason.strip() or "Broken on purpose"
+        return ""
+
+    def reset_pending(self, uuid: str) -> str:
+        """What `hold_for_reset` said about it."""
+        return self._pending.get(uuid, "")
+
+    def wait_xid(self, timeout_seconds: float) -> XidEvent | None:
+        """The next event of `send_xid`."""
+        try:
+            return self._xids.get(timeout=timeout_seconds)
+        except queue.Empty:
+            return None
+
+    def processes(self, uuid: str) -> tuple[GpuProcess, ...]:
+        """None: what runs in the containers computes on the CPU."""
+        self.check(uuid)
+        return ()
+
+    def used_bytes(self, uuid: str) -> int:
+        """Nothing is in use."""
+        self.check(uuid)
+        return 0
+
+    def utilization_percent(self, uuid: str) -> float | None:
+        """Not available: there is nothing that could be busy."""
+        self.check(uuid)
+        return None
+
+    def compute_mode(self, uuid: str) -> ComputeMode:
+        """What was set, at first the default."""
+        self.check(uuid)
+        return self._modes.get(uuid, ComputeMode.DEFAULT)
+
+    def set_compute_mode(self, uuid: str, mode: ComputeMode) -> None:
+        """Remembered, and of no effect."""
+        self.check(uuid)
+        self._modes[uuid] = mode
+
+    def close(self) -> None:
+        """Nothing to end: no library was opened."""
+
+    def break_device(self, uuid: str, reason: str) -> None:
+        """From now on `check` fails with `reason`; with "" it passes again."""
+        self._faults[uuid] = reason
+
+    def hold_for_reset(self, uuid: str, reason: str) -> None:
+        """From now on `reset_pending` says `reason`."""
+        self._pending[uuid] = reason
+
+    def send_xid(self, uuid: str | None, xid: int) -> None:
+        """Delivers an XID, as the driver would."""
+        self._xids.put(XidEvent(uuid, xid))

@@ -1,0 +1,75 @@
+"""The folder that a lease's container sees read-only at /run/gpuspawner: what it holds, and notices."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from ..core.errors import LedgerFault
+from ..core.model import Lease, guarantee_of
+
+_LEASE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class LeaseFolders:
+    """`<state_dir>/leases/<id>`, with `lease.json` and `notice` (a sentence, or empty).
+
+    Files are replaced whole, so that a reader never sees half of one, and are readable by any user
+    of the container. Blocks on disk; raises LedgerFault if the state folder can't be written.
+    """
+
+    def __init__(self, state_dir: Path | str) -> None:
+        self._root = Path(state_dir) / "leases"
+
+    def path(self, lease_id: str) -> Path:
+        """The folder of a lease. The id must be 32 hexadecimal digits: it becomes a file name."""
+        if not _LEASE_ID.fullmatch(lease_id):
+            raise ValueError(f"{lease_id!r} is no lease id")
+        return self._root / lease_id
+
+    def write(self, lease: Lease, simulated: bool) -> Path:
+        """Writes the lease and its notice, making the folder if needed; returns the folder."""
+        folder = self.path(lease.id)
+        document = {
+            "id": lease.id,
+            "user": lease.user,
+            "server": lease.server,
+            "tier": lease.tier,
+            "device_uuids": list(lease.device_uuids),
+            "mode": lease.mode.value,
+            "memory_bytes": lease.memory_bytes,
+            "compute_percent": lease.compute_percent,
+            "guarantee": guarantee_of(lease.mode, simulated).value,
+            "simulated": simulated,
+            "notice": lease.notice,
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o755)
+            _replace(folder / "lease.json", json.dumps(document, indent=1) + "\n")
+            _replace(folder / "notice", lease.notice)
+        except OSError as error:
+            raise LedgerFault(
+                f"{folder} can't be written: {error.strerror}. Check disk and rights"
+            ) from error
+        return folder
+
+    def remove(self, lease_id: str) -> None:
+        """Removes the folder; one that is gone is fine."""
+        shutil.rmtree(self.path(lease_id), ignore_errors=True)
+
+    def ids(self) -> tuple[str, ...]:
+        """The leases that have a folder: what the reconciler compares with the ledger."""
+        if not self._root.is_dir():
+            return ()
+        return tuple(sorted(entry.name for entry in self._root.iterdir() if _LEASE_ID.fullmatch(entry.name)))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.chmod(0o644)
+    os.replace(temporary, path)

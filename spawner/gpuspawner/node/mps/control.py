@@ -1,0 +1,297 @@
+"""NVIDIA's MPS control program: where it is, how it is asked, and which of its processes run.
+
+Commands and files as in NVIDIA's "Multi-Process Service" r580, "Tools and Interface Reference", and
+nvidia-cuda-mps-control(1). Every command has a time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...core.errors import DeviceFault
+from ..processes import Process, ProcessTable
+
+PROGRAM = "nvidia-cuda-mps-control"
+PID_FILE = f"{PROGRAM}.pid"
+KNOWN_PLACES = ("/usr/bin", "/usr/local/nvidia/bin", "/opt/nvidia/bin", "/usr/local/bin")
+COMM = PROGRAM[:15]
+"""What the kernel keeps of the name; MPS's server has the same (proc(5))."""
+RUN_DIR = Path("/run/gpuspawner")
+"""Where the pipe folders are. MPS's server runs as its client's user and reaches its sockets by their path,
+so every folder on the way must let that user pass; a state folder below /root would not. Measured with
+driver 580: behind a folder of mode 0700 each client got CUDA error 805; 0711 is enough, also for the logs,
+which the server inherits open."""
+_LARGEST_LOG_BYTES = 16 << 20
+_SIZE = re.compile(r"(\d+)\s*([MG])B?\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class MpsProgram:
+    """Where the control program is; without it, `reason` says why there is no MPS, with the remedy."""
+
+    path: Path | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MpsLimits:
+    """What the daemon gives each client at most. `memory_bytes` None: no limit of MPS's own.
+
+    MPS takes whole MiB; the memory limit is for each process, and its user can throw it off, so it is
+    the first wall only: the guard holds the quota.
+    """
+
+    percent: float
+    memory_bytes: int | None = None
+
+    @property
+    def size(self) -> str | None:
+        """The memory limit as MPS reads it: "8192M", rounded down."""
+        return None if self.memory_bytes is None else f"{self.memory_bytes >> 20}M"
+
+
+@dataclass(frozen=True, slots=True)
+class MpsPlace:
+    """The folders of one GPU's daemon. The pipe folder outlives it: containers have it mounted.
+
+    `pipe`: sockets and pid file; mounted into containers, read-only. `log`: MPS's own logs and what the
+    daemon printed: `control.log`, `server.log`, `daemon.out`.
+    """
+
+    uuid: str
+    pipe: Path
+    log: Path
+
+    def make(self) -> None:
+        """Makes the folders, whatever the umask. Raises DeviceFault.
+
+        Who may pass to the pipe folder may compute through the daemon, not command it: that takes root
+        (measured, driver 580).
+        """
+        try:
+            self.log.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.pipe.mkdir(parents=True, exist_ok=True)
+            for folder in (self.pipe.parent.parent, self.pipe.parent):
+                folder.chmod(0o711)
+            self.pipe.chmod(0o755)
+        except OSError as error:
+            raise DeviceFault(f"MPS's folder {error.filename} can't be made: {error.strerror}") from error
+
+    def remove(self) -> None:
+        """Removes the pipe folder, once nobody has it mounted; the logs are kept."""
+        self.clean()
+        with contextlib.suppress(OSError):
+            self.pipe.rmdir()
+
+    def clean(self) -> None:
+        """Removes what a dead daemon left in the pipe folder; the folder itself stays.
+
+        A log over 16 MiB becomes `<name>.1`, in place of the one before.
+        """
+        with contextlib.suppress(OSError):
+            for leftover in self.pipe.iterdir():
+                leftover.unlink()
+        with contextlib.suppress(OSError):
+            for log in (*self.log.glob("*.log"), *self.log.glob("*.out")):
+                if log.stat().st_size > _LARGEST_LOG_BYTES:
+                    log.replace(f"{log}.1")
+
+    def environment(self) -> dict[str, str]:
+        """For daemon and commands: this GPU alone, these folders, and no other CUDA setting."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
+        return {
+            **ours,
+            "CUDA_VISIBLE_DEVICES": self.uuid,
+            "CUDA_MPS_PIPE_DIRECTORY": str(self.pipe),
+            "CUDA_MPS_LOG_DIRECTORY": str(self.log),
+        }
+
+
+def pipes_of(state_dir: Path) -> Path:
+    """Where this state folder's broker has its pipe folders: the same after a restart, nobody else's."""
+    return RUN_DIR / f"mps-{hashlib.sha256(os.fsencode(state_dir.absolute())).hexdigest()[:8]}"
+
+
+def place_of(uuid: str, state_dir: Path) -> MpsPlace:
+    """Where the daemon of a GPU is, for the broker of this state folder."""
+    return MpsPlace(uuid, pipes_of(state_dir) / uuid, state_dir.absolute() / "mps" / uuid)
+
+
+def find_program(setting: str = "", *, uid: int | None = None) -> MpsProgram:
+    """The control program of `setting` (a path), else on PATH, else where NVIDIA's packages put it."""
+    if (os.geteuid() if uid is None else uid) != 0:
+        # A daemon serves other users' programs only as root (MPS r580, "Security Considerations").
+        return MpsProgram(None, "MPS needs a broker that runs as root: containers have users of their own")
+    if setting:
+        if os.access(setting, os.X_OK) and os.path.isfile(setting):
+            return MpsProgram(Path(setting).absolute())
+        return MpsProgram(None, f"{setting} is no program: name {PROGRAM}'s path, or leave it to be found")
+    places = os.pathsep.join([os.environ.get("PATH", ""), *KNOWN_PLACES])
+    found = shutil.which(PROGRAM, path=places)
+    if found is None:
+        return MpsProgram(None, f"{PROGRAM} was not found: install the driver's compute utilities")
+    return MpsProgram(Path(found).absolute())
+
+
+class MpsControl:
+    """Asks one GPU's daemon through the control program."""
+
+    def __init__(self, program: Path, place: MpsPlace, *, seconds: float = 5.0) -> None:
+        self._program = str(program)
+        self._place = place
+        self._seconds = seconds
+
+    async def launch(self, seconds: float) -> None:
+        """Starts the daemon, which goes on by itself (`-d`). Raises DeviceFault."""
+        # Not through a pipe: the daemon keeps what it is given. It opens its socket to every user by itself
+        # (0666, driver 580); the umask keeps logs and the privileged socket from being written by others.
+        out = self._place.log / "daemon.out"
+        with out.open("ab") as output:
+            code = await self._run(
+                ["-d"], seconds, stdout=output, stderr=output, stdin=asyncio.subprocess.DEVNULL, umask=0o022,
+                cwd="/", start_new_session=True,
+            )  # fmt: skip
+        if code != 0:
+            raise DeviceFault(f"MPS did not start (exit status {code}): see {out} and control.log beside it")
+
+    async def ask(self, command: str, seconds: float | None = None) -> str:
+        """The daemon's answer. Raises DeviceFault if it refuses or takes longer than `seconds`."""
+        answer = bytearray()
+        limit = self._seconds if seconds is None else seconds
+        pipe = asyncio.subprocess.PIPE
+        code = await self._run(
+            [],
+            limit,
+            f"{command}\n".encode(),
+            answer,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        text = answer.decode("utf-8", "replace").strip()
+        if code != 0 or re.match(r"(error|failed|cannot|invalid|unknown)\b", text, re.IGNORECASE):
+            raise DeviceFault(f"MPS refused {command!r}: {text[:200] or f'exit status {code}'}")
+        return text
+
+    async def _run(
+        self,
+        arguments: list[str],
+        seconds: float,
+        said: bytes = b"",
+        answer: bytearray | None = None,
+        **how: object,
+    ) -> int:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self._program,
+                *arguments,
+                env=self._place.environment(),
+                **how,  # type: ignore[arg-type]
+            )
+        except OSError as error:
+            raise DeviceFault(f"{self._program} can't be run: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(seconds):
+                out, _ = await process.communicate(said or None)
+        except TimeoutError:
+            words = said.decode().strip() or "starting"
+            raise DeviceFault(f"MPS has not answered {words!r} for {seconds:g} s") from None
+        finally:
+            if process.returncode is None:
+                await _kill(process)
+        if answer is not None:
+            answer.extend(out or b"")
+        return process.returncode or 0
+
+    async def set_limits(self, limits: MpsLimits) -> None:
+        """For servers to come, and for clients to come of those that run. Raises DeviceFault.
+
+        The device is 0: the daemon sees this GPU alone.
+        """
+        await self.ask(f"set_default_active_thread_percentage {limits.percent:g}")
+        if limits.size is not None:
+            await self.ask(f"set_default_device_pinned_mem_limit 0 {limits.size}")
+        for server in await self.servers():
+            await self.ask(f"set_active_thread_percentage {server} {limits.percent:g}")
+            if limits.size is not None:
+                await self.ask(f"set_device_pinned_mem_limit {server} 0 {limits.size}")
+        await self._verify(limits)
+
+    async def _verify(self, limits: MpsLimits) -> None:
+        percent = await self.percent()
+        if abs(percent - limits.percent) > 0.5:
+            raise DeviceFault(f"MPS gives {percent:g} % of the GPU instead of {limits.percent:g} %")
+        if limits.size is None:
+            return
+        answer = await self.ask("get_default_device_pinned_mem_limit 0")
+        match = _SIZE.search(answer)  # where a driver words it otherwise, the guard holds anyway
+        if match is None or limits.memory_bytes is None:
+            return
+        # The answer is in whole units, rounded down: driver 580 says "9G" of a limit of 10098M.
+        unit_bytes = 1 << (30 if match[2] in "gG" else 20)
+        if int(match[1]) != (limits.memory_bytes >> 20 << 20) // unit_bytes:
+            raise DeviceFault(f"MPS's memory limit is {answer} instead of {limits.size}")
+
+    async def percent(self) -> float:
+        """The default active thread percentage ("25.0"): asked to see that the daemon answers."""
+        answer = await self.ask("get_default_active_thread_percentage")
+        try:
+            return float(answer.split()[-1])
+        except (ValueError, IndexError):
+            raise DeviceFault(f"MPS answered {answer[:200]!r} instead of a percentage") from None
+
+    async def servers(self) -> tuple[int, ...]:
+        """The pids of the daemon's servers: one while there are clients. Raises DeviceFault."""
+        answer = await self.ask("get_server_list")
+        return tuple(int(line) for line in answer.split() if line.isdecimal())
+
+    async def quit(self, seconds: float) -> None:
+        """Ends daemon and servers. Raises DeviceFault if that takes longer."""
+        await self.ask("quit", seconds)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    with contextlib.suppress(TimeoutError):  # one that hangs in the driver is left to init
+        async with asyncio.timeout(1):
+            await process.wait()
+
+
+def find_daemon(place: MpsPlace, table: ProcessTable) -> Process | None:
+    """The daemon that serves the pipe folder now, also one of a former broker. Blocks shortly."""
+    try:
+        pid = int((place.pipe / PID_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return _ours(pid, place, table)
+
+
+def find_all(place: MpsPlace, table: ProcessTable) -> tuple[Process, ...]:
+    """Daemon and servers of the pipe folder, whatever its pid file says. Blocks: looks at all of /proc."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())
+    return tuple(process for pid in pids if (process := _ours(pid, place, table)) is not None)
+
+
+def _ours(pid: int, place: MpsPlace, table: ProcessTable) -> Process | None:
+    """By its name, by the folder in its environment, and by being where the broker is.
+
+    The last keeps out a process in a container, which can give itself that name and environment.
+    """
+    try:
+        if Path(f"/proc/{pid}/comm").read_text().rstrip("\n") != COMM:
+            return None
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    process, broker = table.look(pid), table.look(os.getpid())
+    if f"CUDA_MPS_PIPE_DIRECTORY={place.pipe}".encode() not in environment:
+        return None
+    return process if process and broker and process.container_ids == broker.container_ids else None

@@ -1,0 +1,282 @@
+"""The hub's side of the unix socket: asks the broker for a lease and keeps the connection as the hold.
+
+Closing the connection before the lease is used gives place or reservation back. So cancelling a
+spawn, closing the hub or killing it needs no clean-up here: the kernel closes the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from ..core.errors import BrokerUnavailable, LeaseConflict, Refusal, all_refusals
+from ..core.model import ContainerPatch, GpuRequest, Lease
+from .messages import lease_from_json, patch_from_json, request_to_json
+
+OnQueued = Callable[[int, int, str], None]
+"""Called with position (1 is next), number waiting, and a sentence, whenever the place changes."""
+
+UNAVAILABLE = (
+    "GPUs can't be given out right now: the GPU broker isn't running. A CPU server still starts. "
+    "Admin: see the log of the broker, or run 'gpuspawner doctor'."
+)
+_SILENT = (
+    "GPUs can't be given out right now: the GPU broker doesn't answer. A CPU server still starts. "
+    "Admin: see the log of the broker, or run 'gpuspawner doctor'."
+)
+_UNREADABLE = (
+    "The GPU broker's answer can't be read. A CPU server still starts. Admin: hub and broker must run "
+    "the same version of gpuspawner; restart both."
+)
+
+CONNECT_SECONDS = 2.0
+RETRY_SECONDS = 10.0
+"""For so long a broken connection is made again under the same lease id: a broker restart takes less."""
+_PAUSE_SECONDS = 0.2
+ANSWER_SECONDS = 30.0
+"""Longest wait for an answer's first byte: the broker may have to remove an old container first."""
+SILENCE_SECONDS = 20.0
+"""The broker sends an empty line every 5 s: silence for longer means that it hangs."""
+_MAX_LINE_BYTES = 1 << 20
+
+_Broken = (aiohttp.ClientError, OSError, TimeoutError)
+
+
+@dataclass(slots=True)
+class Grant:
+    """A lease and what it changes in the container. `lost` says why the hold ended early, if it did."""
+
+    lease: Lease
+    patch: ContainerPatch
+    lost: Refusal | None = None
+
+
+class BrokerClient:
+    """Talks to the broker on `socket_path`; one for a whole hub is enough.
+
+    Every method raises the broker's refusals as the classes of `errors.py`, and BrokerUnavailable,
+    with a sentence, when the broker can't be reached or doesn't answer. Nothing blocks the loop.
+    """
+
+    def __init__(self, socket_path: str, *, log: logging.Logger | None = None) -> None:
+        self.socket_path = socket_path
+        self.log = log or logging.getLogger("gpuspawner.protocol.client")
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def acquire(self, request: GpuRequest, on_queued: OnQueued) -> AbstractAsyncContextManager[Grant]:
+        """Waits for the lease; `async with` is the hold, and leaving it closes the hold.
+
+        A connection that breaks, while waiting or holding, is made again under the same id for
+        `RETRY_SECONDS`. Raises Refusal; cancelling closes the connection at once.
+        """
+        return self._hold(request, on_queued)
+
+    @asynccontextmanager
+    async def _hold(self, request: GpuRequest, on_queued: OnQueued) -> AsyncIterator[Grant]:
+        stream = _LeaseStream(self, request, on_queued)
+        keeper: asyncio.Task[None] | None = None
+        try:
+            grant = await stream.first_grant()
+            keeper = asyncio.create_task(stream.keep(grant), name=f"hold {request.lease_id}")
+            yield grant
+        finally:
+            stream.close()  # first, and without an await: a cancelled spawn gives back at once
+            if keeper is not None:
+                keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
+
+    async def confirm(self, lease_id: str) -> None:
+        """The fence right before `docker start`. Raises LeaseConflict if the lease is no longer ours."""
+        await self._call("POST", f"/leases/{lease_id}/confirm")
+
+    async def release(self, lease_id: str) -> None:
+        """Says that the server was stopped; the broker removes what is left and frees. Idempotent."""
+        await self._call("DELETE", f"/leases/{lease_id}")
+
+    async def tiers(self) -> dict[str, Any]:
+        """The document of `GET /tiers`: what is free now in each tier."""
+        return await self._document("/tiers")
+
+    async def status(self) -> dict[str, Any]:
+        """The document of `GET /status`: devices, leases and queue."""
+        return await self._document("/status")
+
+    async def close(self) -> None:
+        """Closes every connection, and with them every hold."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def post_lease(self, request: GpuRequest) -> aiohttp.ClientResponse:
+        """One `POST /leases`; the caller closes the stream. Raises Refusal, or what aiohttp raises."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+        session = self._open_session()
+        post = session.post("http://broker/leases", json=request_to_json(request), timeout=timeout)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            response = await post
+        if response.status != 200:
+            async with response:
+                raise await _refusal_of(response)
+        return response
+
+    async def _document(self, path: str) -> dict[str, Any]:
+        document: Any = None
+        text = await self._call("GET", path)
+        with suppress(ValueError):
+            document = json.loads(text)
+        if not isinstance(document, dict):
+            raise BrokerUnavailable(_UNREADABLE)
+        return document
+
+    async def _call(self, method: str, path: str) -> str:
+        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+        try:
+            session = self._open_session()
+            async with session.request(method, "http://broker" + path, timeout=timeout) as response:
+                if response.status >= 300:
+                    raise await _refusal_of(response)
+                return await response.text()
+        except _Broken as error:
+            raise _unavailable(error) from error
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._session.closed or self._loop is not loop:
+            # limit=0: a hold keeps its connection, and as many spawns may wait as there are users.
+            connector = aiohttp.UnixConnector(self.socket_path, limit=0, force_close=True)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                read_bufsize=_MAX_LINE_BYTES,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+            self._loop = loop
+        return self._session
+
+
+class _LeaseStream:
+    """The stream of one lease over as many connections as it takes."""
+
+    def __init__(self, client: BrokerClient, request: GpuRequest, on_queued: OnQueued) -> None:
+        self._client = client
+        self._request = request
+        self._on_queued = on_queued
+        self._response: aiohttp.ClientResponse | None = None
+
+    def close(self) -> None:
+        """Closes the connection at once; the broker sees it and gives back."""
+        response, self._response = self._response, None
+        if response is not None:
+            response.close()
+
+    async def first_grant(self) -> Grant:
+        """Connects, and reads until the lease is there. Raises Refusal."""
+        await self._connect(CONNECT_SECONDS)
+        while True:
+            try:
+                return await self._read_grant()
+            except _Broken as error:
+                self._log_broken(error)
+                await self._connect(RETRY_SECONDS)
+
+    async def keep(self, grant: Grant) -> None:
+        """Keeps the hold until cancelled; makes it again when it breaks. Sets `grant.lost` at its end."""
+        try:
+            while True:
+                try:
+                    await self._read_grant()  # only a broken or refused stream ends this
+                except _Broken as error:
+                    self._log_broken(error)
+                    await self._connect(RETRY_SECONDS)
+        except Refusal as refusal:
+            self.close()
+            grant.lost = refusal
+            self._client.log.warning(
+                "The hold ended: %s user=%s server=%s lease=%s devices=%s container=-",
+                refusal.message,
+                self._request.user,
+                self._request.server,
+                self._request.lease_id,
+                ",".join(grant.lease.device_uuids),
+            )
+
+    async def _connect(self, seconds: float) -> None:
+        """POSTs until a broker answers; for `seconds`, then BrokerUnavailable. A refusal ends it."""
+        self.close()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while True:
+            try:
+                self._response = await self._client.post_lease(self._request)
+                return
+            except _Broken as error:
+                if loop.time() + _PAUSE_SECONDS >= deadline:
+                    raise _unavailable(error) from error
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _read_grant(self) -> Grant:
+        """Reads events until a lease comes. Raises Refusal, or an error of `_Broken`."""
+        if self._response is None:
+            raise aiohttp.ClientConnectionError("no connection")
+        while True:
+            line = await self._response.content.readline()
+            if not line.endswith(b"\n"):
+                raise aiohttp.ClientPayloadError("the stream ended")
+            if line.strip():
+                grant = self._handle(line)
+                if grant is not None:
+                    return grant
+
+    def _handle(self, line: bytes) -> Grant | None:
+        try:
+            event = json.loads(line)
+            kind = event["event"]
+            if kind == "lease":
+                return Grant(lease_from_json(event["lease"]), patch_from_json(event["patch"]))
+            if kind == "queued":
+                self._on_queued(int(event["position"]), int(event["waiting"]), str(event["message"]))
+                return None
+            if kind == "refused":
+                raise _refusal(event)
+        except (ValueError, KeyError, TypeError) as error:
+            raise BrokerUnavailable(_UNREADABLE) from error
+        return None
+
+    def _log_broken(self, error: BaseException) -> None:
+        self._client.log.warning(
+            "The connection to the GPU broker broke (%s); connecting again user=%s server=%s lease=%s "
+            "devices=- container=-",
+            str(error) or type(error).__name__,
+            self._request.user,
+            self._request.server,
+            self._request.lease_id,
+        )
+
+
+def _unavailable(error: BaseException) -> BrokerUnavailable:
+    silent = isinstance(error, TimeoutError)
+    return BrokerUnavailable(_SILENT if silent else UNAVAILABLE)
+
+
+async def _refusal_of(response: aiohttp.ClientResponse) -> Refusal:
+    body: Any = None
+    with suppress(ValueError):
+        body = json.loads(await response.text())
+    if not isinstance(body, dict):
+        body = {}
+    if response.status == 409 and "reason" not in body:
+        return LeaseConflict("The lease is no longer valid: start the server again")
+    return _refusal(body)
+
+
+def _refusal(body: dict[str, Any]) -> Refusal:
+    """The refusal that the broker meant; one that this version doesn't know becomes the nearest."""
+    kind = all_refusals().get(str(body.get("reason")), BrokerUnavailable)
+    return kind(str(body.get("message") or _SILENT))

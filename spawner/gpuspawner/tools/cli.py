@@ -1,0 +1,274 @@
+"""`gpuspawner doctor | status | broker`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from traitlets import Bool, Unicode, default
+from traitlets.config import Application
+
+from .. import __version__
+from ..broker import app as broker_app
+from ..broker.app import GpuBroker
+from ..config.site import GpuSite
+from ..core.errors import BrokerUnavailable, ConfigError
+from ..core.units import format_bytes, ordinal
+from ..protocol.client import BrokerClient
+from .doctor import ELSEWHERE, Facts, Finding, Level, brief, collect, examine, state_beside, unreachable
+from .doctor.checks import main_job_runs
+
+_MARKS = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.PROBLEM: "[bold red]problem[/]"}
+
+
+PIPE_WIDTH = 200
+"""Columns of the tables where stdout is no terminal."""
+
+
+class Command(Application):
+    """What the commands share: the settings of the site, and JSON instead of tables."""
+
+    version = __version__
+    classes = [GpuSite]  # noqa: RUF012 - traitlets reads it as a plain class attribute
+    aliases = {"config": "Command.config_file"}  # noqa: RUF012
+    flags = {"json": ({"Command": {"json": True}}, "print JSON instead of tables")}  # noqa: RUF012
+    exit_status = 0
+
+    config_file = Unicode(
+        help="""
+        The file with the settings, the hub's own `jupyterhub_config.py`.
+
+        Default: `jupyterhub_config.py` in the present folder, where there is one; else none, and
+        every setting has its default.
+        Example: `gpuspawner doctor --config /srv/jupyterhub/jupyterhub_config.py`
+        """,
+    ).tag(config=True)
+
+    @default("config_file")
+    def _config_file_default(self) -> str:
+        here = Path("jupyterhub_config.py")
+        return str(here) if here.is_file() else ""
+
+    json = Bool(
+        False,
+        help="""
+        Print JSON instead of tables.
+
+        Default: off. Keys carry their unit in the name.
+        Example: `gpuspawner status --json`
+        """,
+    ).tag(config=True)
+
+    def settings(self) -> GpuBroker:
+        """The broker's settings, read but not run; the command line wins. Raises ConfigError."""
+        broker = GpuBroker()
+        with state_beside(self.config_file):
+            broker.initialize(["--config", self.config_file] if self.config_file else [])
+            broker.update_config(self.cli_config)
+            broker.site = GpuSite(parent=broker)
+            broker.site.state_dir = broker.site.state_dir  # its default is read from the environment
+        broker.tiers = broker.site.parsed_tiers()
+        return broker
+
+
+class Doctor(Command):
+    """Looks at driver, GPUs, Docker, images, ledger and broker, and says what to do."""
+
+    name = "gpuspawner-doctor"
+    description = __doc__
+    flags = {  # noqa: RUF012
+        **Command.flags,
+        "all": ({"Doctor": {"all": True}}, "with simulated GPUs: also what only real GPUs need"),
+    }
+
+    all = Bool(
+        False,
+        help="""
+        Show every note, also those on what only real GPUs need.
+
+        Default: off; where GPUs are simulated these are one line. JSON always has all.
+        Example: `gpuspawner doctor --all`
+        """,
+    ).tag(config=True)
+
+    def start(self) -> None:
+        """Prints the findings; `exit_status` is 1 if a server with a GPU can't run here."""
+        try:
+            facts = collect(self.settings())
+        except ConfigError as error:
+            facts = Facts(config_error=str(error))
+        findings = examine(facts)
+        self.exit_status = 0 if main_job_runs(findings) else 1
+        if self.json:
+            print(
+                json.dumps(
+                    {"simulated": facts.simulated, "findings": [asdict(finding) for finding in findings]},
+                    indent=1,
+                )
+            )
+        else:
+            shown = findings if self.all else brief(findings, facts)
+            show_findings(shown, facts.simulated, make_console())
+
+
+class Status(Command):
+    """Shows the devices and leases of the running broker."""
+
+    name = "gpuspawner-status"
+    description = __doc__
+
+    def start(self) -> None:
+        """Prints the tables; `exit_status` is 1 if the broker does not answer."""
+        try:
+            socket_path = self.settings().site.socket_path
+        except ConfigError as error:
+            self._fail(str(error))
+            return
+        try:
+            status = asyncio.run(_ask(socket_path))
+        except BrokerUnavailable as error:
+            reason = unreachable(error, socket_path, self.config_file)
+            self._fail(f"{reason}. {ELSEWHERE}; `gpuspawner doctor` says more.")
+            return
+        if self.json:
+            print(json.dumps(status, indent=1))
+        else:
+            show_status(status, make_console())
+
+    def _fail(self, sentence: str) -> None:
+        self.exit_status = 1
+        print(f"gpuspawner status: {sentence}", file=sys.stderr)
+
+
+class GpuSpawnerApp(Application):
+    """Gives every notebook user of a JupyterHub on plain Docker a GPU of their own."""
+
+    name = "gpuspawner"
+    description = __doc__
+    version = __version__
+    subcommands = {  # noqa: RUF012
+        "doctor": (lambda parent: Doctor(parent=parent), "look at this machine and say what to do"),
+        "status": (lambda parent: Status(parent=parent), "show the devices and leases of the running broker"),
+        "broker": (GpuBroker, "run the broker in this terminal"),
+    }
+
+    def start(self) -> None:
+        """Runs the subcommand, or says which there are."""
+        if self.subapp is None:
+            self.print_help()
+        else:
+            self.subapp.start()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `gpuspawner`; returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["broker"]:
+        return broker_app.main(arguments[1:])
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in GpuSpawnerApp.subcommands:
+        known = ", ".join(GpuSpawnerApp.subcommands)
+        print(f"gpuspawner: there is no command {arguments[0]!r}: take {known}", file=sys.stderr)
+        return 2
+    app = GpuSpawnerApp()
+    app.initialize(arguments)
+    app.start()
+    return app.subapp.exit_status if isinstance(app.subapp, Command) else 0
+
+
+async def _ask(socket_path: str) -> dict[str, Any]:
+    client = BrokerClient(socket_path)
+    try:
+        return await client.status()
+    finally:
+        await client.close()
+
+
+def make_console() -> Console:
+    """As wide as the terminal; wide where there is none, so that a pipe gets whole lines."""
+    return Console(emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def show_findings(findings: tuple[Finding, ...], simulated: bool, console: Console) -> None:
+    """The report as a table: what to do stands under each finding."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        text = escape(finding.text)
+        if finding.remedy:
+            text += f"\n→ {escape(finding.remedy)}"
+        table.add_row(_MARKS[finding.level], escape(finding.subject), text)
+    console.print(table)
+    kind = "simulated GPU" if simulated else "GPU"
+    if main_job_runs(findings):
+        console.print(f"\nServers with a {kind} can run here.")
+    else:
+        console.print(f"\n[bold red]Servers with a {kind} can't run here yet:[/] see each problem above.")
+
+
+def show_status(status: dict[str, Any], console: Console) -> None:
+    """Devices, leases and queue of a status document as tables."""
+    if status["simulated"]:
+        console.print("The GPUs are [bold]simulated[/]: servers get leases, but compute on the CPU.\n")
+    devices = _table("Devices", "GPU", "Model", "Memory", "State", "Since", "UUID")
+    for device in status["devices"]:
+        simulated = " (simulated)" if device["simulated"] else ""
+        devices.add_row(
+            "–" if device["index"] is None else str(device["index"]),
+            escape(device["model"]) + simulated,
+            format_bytes(device["memory_bytes"]),
+            _state(device),
+            _local_time(device["since"]),
+            device["uuid"],
+        )
+    console.print(devices)
+    leases = _table("Leases", "User", "Server", "Tier", "State", "Since", "GPUs", "Notice")
+    for lease in status["leases"]:
+        names = [lease[key] for key in ("user", "server", "tier", "state")]
+        count = str(len(lease["device_uuids"]))
+        leases.add_row(*map(escape, names), _local_time(lease["since"]), count, escape(lease["notice"]))
+    console.print(leases)
+    if status["queue"]:
+        queue = _table("Waiting", "Place", "User", "Server", "Tier", "Since")
+        for entry in status["queue"]:
+            names = [escape(entry[key]) for key in ("user", "server", "tier")]
+            queue.add_row(ordinal(entry["position"]), *names, _local_time(entry["since"]))
+        console.print(queue)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "UUID")
+    return table
+
+
+def _state(device: dict[str, Any]) -> str:
+    holder = ""
+    if device["user"] is not None:
+        server = f" ({escape(device['server'])})" if device["server"] else ""
+        holder = f"{escape(device['user'])}{server}"
+    total = device.get("total_slices")
+    if total is not None:
+        users = ", ".join(dict.fromkeys(escape(share["user"]) for share in device["shares"]))
+        holder = f"{device['free_slices']} of {total} slices free" + (f"\n{users}" if users else "")
+    if not device["healthy"]:
+        return f"[red]withdrawn[/] {holder}\n{escape(device['reason'])}".strip()
+    return holder or "[green]free[/]"
+
+
+def _local_time(text: str | None) -> str:
+    return "" if text is None else datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

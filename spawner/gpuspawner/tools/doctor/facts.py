@@ -1,0 +1,69 @@
+"""What `doctor` looks at. Plain values, so that its judgement can be tested without the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ...broker.decide.pooling import Pooling
+from ...core.model import Device, Tier
+from ...node.injection import EngineFacts
+from ...node.inventory import ComputeMode, DriverFacts
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """An image that a tier starts. `cuda` and `min_driver` are its labels `gpuspawner.…`; "" if none."""
+
+    reference: str
+    present: bool
+    cuda: str = ""
+    min_driver: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerFacts:
+    """Where the ledger is; `lease_count` is None if it was never made; `error` if it can't be read."""
+
+    place: str
+    lease_count: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerFacts:
+    """Whether a broker answers on the socket, and what it leases."""
+
+    socket_path: str
+    error: str = ""
+    simulated: bool = False
+    device_count: int = 0
+    withdrawn: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything at once; None or "" where something could not be found out, with the reason beside it."""
+
+    config_error: str = ""
+    inventory_setting: str = "auto"
+    injection_setting: str = "auto"
+    simulated: bool = False
+    devices: tuple[Device, ...] = ()
+    inventory_error: str = ""
+    driver: DriverFacts | None = None
+    driver_error: str = ""
+    pci_gpus: tuple[str, ...] = ()
+    modes: Mapping[str, ComputeMode] = field(default_factory=dict)
+    tiers: tuple[Tier, ...] = ()
+    pooling: Pooling | None = None
+    pooling_error: str = ""
+    engine: EngineFacts | None = None
+    engine_error: str = ""
+    cgroup_version: str | None = None
+    mps_path: str | None = None
+    mps_version: str | None = None
+    cuda_bindings_version: str | None = None
+    images: tuple[ImageFacts, ...] = ()
+    ledger: LedgerFacts | None = None
+    broker: BrokerFacts | None = None

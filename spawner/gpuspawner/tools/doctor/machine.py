@@ -1,0 +1,188 @@
+"""Collects the facts. Blocks; touches NVML, Docker and disk, and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import sqlite3
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from ...broker.app import GpuBroker
+from ...broker.decide.pooling import Host, make_pooling
+from ...broker.enforce.sharing import modes_of
+from ...broker.leases.containers import DockerEngine
+from ...config.site import GpuSite
+from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault
+from ...node.injection import EngineFacts, engine_facts, read_local
+from ...node.inventory import DriverFacts, NvmlInventory, nvidia_pci_devices, open_inventory
+from ...node.mps.control import find_program
+from ...node.processes import ending_obstacle
+from ...protocol.client import BrokerClient
+from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
+from .reach import unreachable
+
+
+def collect(settings: GpuBroker) -> Facts:
+    """All facts for the site of `settings` (initialized)."""
+    facts = _pools(_hardware(settings.site), settings)
+    mps = find_program(uid=0).path  # whether it is installed: who runs doctor need not be root
+    mps_path = None if mps is None else str(mps)
+    engine, engine_error, images = asyncio.run(_docker(image_references(settings)))
+    return replace(
+        facts,
+        engine=engine,
+        engine_error=engine_error,
+        images=images,
+        cgroup_version="2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "1",
+        mps_path=mps_path,
+        mps_version=_mps_version(mps_path) if mps_path else None,
+        cuda_bindings_version=_installed("cuda-bindings"),
+        ledger=read_ledger(settings.database_url),
+        broker=asyncio.run(_broker(settings.site, settings.config_file)),
+    )
+
+
+def image_references(settings: GpuBroker) -> tuple[str, ...]:
+    """The images that the tiers start: the spawner's own, and those that tiers name."""
+    default = None
+    for section in ("GpuDockerSpawner", "DockerSpawner"):
+        if default is None and settings.config.has_key(section):
+            default = settings.config[section].get("image")
+    wanted = [tier.image or default for tier in settings.tiers]
+    return tuple(dict.fromkeys(str(image) for image in wanted if image))
+
+
+def _hardware(site: GpuSite) -> Facts:
+    driver, driver_error = _driver()
+    facts = Facts(
+        inventory_setting=site.inventory,
+        injection_setting=site.injection,
+        driver=driver,
+        driver_error=driver_error,
+        pci_gpus=nvidia_pci_devices(),
+    )
+    try:
+        inventory = open_inventory(site)
+    except ConfigError as error:
+        return replace(facts, inventory_error=str(error))
+    try:
+        devices = inventory.devices()
+        modes = modes_of(inventory, devices)
+        return replace(facts, simulated=inventory.simulated, devices=devices, modes=modes)
+    except DeviceFault as fault:
+        return replace(facts, inventory_error=str(fault))
+    finally:
+        inventory.close()
+
+
+def _pools(facts: Facts, settings: GpuBroker) -> Facts:
+    """As the broker would share the devices at its start."""
+    if facts.inventory_error:
+        return facts
+    incomplete = bool(facts.driver and facts.driver.left_out)
+    host = Host(facts.simulated, find_program(), ending_obstacle(), incomplete, facts.modes)
+    try:
+        pooling = make_pooling(settings.site.parsed_pools(), settings.tiers, facts.devices, host)
+    except ConfigError as error:
+        return replace(facts, pooling_error=str(error))
+    return replace(facts, tiers=settings.tiers, pooling=pooling)
+
+
+def _driver() -> tuple[DriverFacts | None, str]:
+    try:
+        nvml = NvmlInventory()
+    except DeviceFault as fault:
+        return None, str(fault)
+    try:
+        return nvml.driver(), ""
+    except DeviceFault as fault:
+        return None, str(fault)
+    finally:
+        nvml.close()
+
+
+async def _docker(references: tuple[str, ...]) -> tuple[EngineFacts | None, str, tuple[ImageFacts, ...]]:
+    engine = DockerEngine(threads=1)
+    try:
+        info, version = await engine.facts()
+        labels = {reference: await engine.image_labels(reference) for reference in references}
+    except EngineFault as fault:
+        return None, str(fault), ()
+    finally:
+        await engine.close()
+    local = None
+    if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
+        local = read_local(tuple(info.get("CDISpecDirs") or ()))
+    return engine_facts(info, version, local), "", tuple(_image(*pair) for pair in labels.items())
+
+
+def _image(reference: str, labels: dict[str, str] | None) -> ImageFacts:
+    if labels is None:
+        return ImageFacts(reference, present=False)
+    cuda, min_driver = labels.get("gpuspawner.cuda", ""), labels.get("gpuspawner.min-driver", "")
+    return ImageFacts(reference, True, cuda, min_driver)
+
+
+def _mps_version(path: str) -> str | None:
+    # `-v` prints the version and ends (man nvidia-cuda-mps-control, driver 580).
+    try:
+        done = subprocess.run([path, "-v"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return " ".join(done.stdout.split()) or None
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def read_ledger(url: str) -> LedgerFacts:
+    """How many leases the ledger has, read without changing or creating it. Blocks."""
+    parsed = sa.make_url(url)
+    place = parsed.render_as_string(hide_password=True)
+    if parsed.get_backend_name() != "sqlite":
+        return _read_server(parsed, place)
+    path = Path(parsed.database or "")
+    if not path.exists():
+        return LedgerFacts(str(path))
+    try:
+        connection = sqlite3.connect(f"file:{path.absolute()}?mode=ro", uri=True, timeout=2)
+        try:
+            connection.execute("PRAGMA quick_check").fetchone()
+            (count,) = connection.execute("SELECT count(*) FROM leases").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return LedgerFacts(str(path), error=str(error))
+    return LedgerFacts(str(path), count)
+
+
+def _read_server(url: sa.URL, place: str) -> LedgerFacts:
+    try:
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            if not sa.inspect(connection).has_table("leases"):
+                return LedgerFacts(place)
+            return LedgerFacts(place, connection.execute(sa.text("SELECT count(*) FROM leases")).scalar_one())
+    except (sa.exc.SQLAlchemyError, ImportError) as error:
+        return LedgerFacts(place, error=str(error).splitlines()[0])
+
+
+async def _broker(site: GpuSite, config_file: str) -> BrokerFacts:
+    client = BrokerClient(site.socket_path)
+    try:
+        status = await client.status()
+    except BrokerUnavailable as error:
+        return BrokerFacts(site.socket_path, error=unreachable(error, site.socket_path, config_file))
+    finally:
+        await client.close()
+    withdrawn = [f"{each['uuid']}: {each['reason']}" for each in status["devices"] if not each["healthy"]]
+    return BrokerFacts(site.socket_path, "", status["simulated"], len(status["devices"]), tuple(withdrawn))

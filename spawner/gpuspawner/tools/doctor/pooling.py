@@ -1,0 +1,68 @@
+"""What pools and tiers are worth on this machine: facts in, findings out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ...broker.decide.placement import example, kind_of, want_of_tier
+from ...broker.decide.pooling import Pooling
+from ...broker.decide.terms import Terms, worth_compute
+from ...core.model import Device, Mode, Tier, guarantee_of
+from ...core.units import format_bytes
+from .facts import Facts
+from .finding import Finding, Level
+
+
+def pool_findings(facts: Facts) -> Iterator[Finding]:
+    """One for each pool and each tier with a GPU, and for each thing that is odd."""
+    if facts.pooling_error:
+        remedy = "Mend the setting: the broker doesn't start with it"
+        yield Finding(Level.PROBLEM, "Pools", facts.pooling_error, remedy)
+    if facts.pooling is None:
+        return
+    for warning in facts.pooling.warnings:
+        yield Finding(Level.NOTE, "Pools", warning, "Nothing, if that is meant; else mend setting or machine")
+    for terms, devices in _pools(facts.pooling):
+        yield Finding(Level.OK, f"Pool {terms.pool}", _pool(terms, devices, facts.simulated))
+    for tier in facts.tiers:
+        if tier.needs_gpu and (text := _tier(tier, facts.pooling, facts.simulated)):
+            yield Finding(Level.OK, f"Tier {tier.name}", text)
+
+
+def _pools(pooling: Pooling) -> list[tuple[Terms, list[Device]]]:
+    found: dict[str, tuple[Terms, list[Device]]] = {}
+    for device in pooling.devices:
+        terms = pooling.terms[device.uuid]
+        found.setdefault(terms.pool, (terms, []))[1].append(device)
+    return list(found.values())
+
+
+def _pool(terms: Terms, devices: Sequence[Device], simulated: bool) -> str:
+    kind = "simulated device" if simulated else "device"
+    text = f"{len(devices)} {kind}{'' if len(devices) == 1 else 's'}, mode {terms.mode.value}"
+    if terms.mode is not Mode.SLICE:
+        return text
+    size = devices[0].memory_bytes
+    if terms.slices is not None:
+        text += f", each in {terms.slices} of up to {format_bytes(terms.largest_bytes(size))}"
+    else:
+        text += f", in sizes of {', '.join(format_bytes(each) for each in terms.sizes_bytes)}"
+    if simulated:
+        return f"{text}; simulated, so nothing is held"
+    if not terms.mps:
+        return f"{text}; without MPS: memory is guarded, compute is not limited"
+    return f"{text}; compute up to {terms.largest_percent(size):g} % by MPS, memory guarded"
+
+
+def _tier(tier: Tier, pooling: Pooling, simulated: bool) -> str:
+    kinds = [kind_of(device, pooling.terms[device.uuid]) for device in pooling.devices]
+    share = example(want_of_tier(tier), kinds)
+    if share is None:
+        return ""  # a warning says so already
+    memory = guarantee_of(tier.mode, simulated)
+    compute = worth_compute(tier.mode, share.mps, simulated)
+    if tier.mode is not Mode.SLICE:
+        return f"mode {tier.mode.value}, guarantee {memory.value}"
+    limit = f"up to {share.compute_percent:g} % of the compute" if share.mps else "compute"
+    size = format_bytes(share.memory_bytes)
+    return f"mode slice, {size}: guarantee {memory.value}; {limit}: guarantee {compute.value}"

@@ -1,0 +1,63 @@
+"""Creates the labs' own Docker network before the hub starts.
+
+`python -m gpuspawner.tools.make_network --config FILE`
+
+The hub listens on the host's address in that network, so the network has to be there first. The
+config file itself only holds settings: the broker reads it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from traitlets.config.loader import PyFileConfigLoader
+
+from ..core.errors import ConfigError, EngineFault, GpuSpawnerError
+from ..hub.network import ensure_network
+from ..hub.spawner import GpuDockerSpawner
+
+
+def spawner_of(config_file: Path) -> GpuDockerSpawner:
+    """A spawner without a server, for its settings. Raises ConfigError if the file isn't there."""
+    if not config_file.is_file():
+        raise ConfigError(f"The config file {config_file} isn't there: name the hub's own with --config")
+    config = PyFileConfigLoader(config_file.name, path=str(config_file.parent.absolute())).load_config()
+    # DockerSpawner makes a name for a server in any case.
+    return GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
+
+
+def prepare_network(config_file: Path) -> str:
+    """Creates the network that `config_file` names, where it is missing; returns the host's address on it.
+
+    Blocks on Docker. Raises ConfigError with the remedy, EngineFault if Docker doesn't answer.
+    """
+    spawner = spawner_of(config_file)
+    address: str = spawner.run_here(
+        lambda client: ensure_network(client, spawner.network_name, spawner.subnet)
+    )
+    return address
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; prints the address. Exit status 1, with a sentence, if the network can't be had."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gpuspawner.tools.make_network", description=prepare_network.__doc__
+    )
+    parser.add_argument("--config", type=Path, default=Path("jupyterhub_config.py"), help="the hub's own")
+    options = parser.parse_args(arguments)
+    try:
+        print(prepare_network(options.config))
+    except EngineFault as fault:
+        print(f"{fault}\nStart Docker, then try again.", file=sys.stderr)
+        return 1
+    except GpuSpawnerError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

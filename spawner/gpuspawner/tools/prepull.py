@@ -1,0 +1,108 @@
+"""Pulls what images are missing when the hub starts: `python -m gpuspawner.tools.prepull --config FILE`.
+
+The hub's service `images` runs it with `--stay`: the hub starts a service anew that has ended, so this one
+turns into a `sleep` when it is done, which ends with the hub. By hand, and from cron, it just ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from traitlets import TraitError
+
+from ..core.errors import ConfigError, EngineFault, StartFault
+from ..hub.spawner import GpuDockerSpawner
+from .make_network import spawner_of
+
+LOG = logging.getLogger("gpuspawner.tools.prepull")
+NEWS_SECONDS = 30.0
+"""How often the log hears of a pull."""
+RETRY_SECONDS = 10.0
+_NICE = 10
+"""Servers that start meanwhile have the cores first."""
+
+
+def wanted(spawner: GpuDockerSpawner) -> tuple[str, ...]:
+    """The images that servers start from, as far as the settings name them; none if nothing may be pulled.
+
+    Raises ConfigError.
+    """
+    if not spawner.pull_at_start or spawner.pull_policy.lower() not in ("ifnotpresent", "always"):
+        return ()
+    images = [spawner.image, *(tier.image for tier in spawner.tiers)]
+    if not callable(spawner.allowed_images):
+        images += spawner.offered_images().listed.values()
+    return tuple(dict.fromkeys(image for image in images if image))
+
+
+async def prepull(spawner: GpuDockerSpawner) -> bool:
+    """Pulls one image after the other as the policy says. True if all are here; what failed is logged.
+
+    Waits for a Docker that doesn't answer yet.
+    """
+    complete = True
+    for image in wanted(spawner):
+        try:
+            await _pull(spawner, image)
+        except StartFault as fault:
+            LOG.warning("%s", fault)
+            complete = False
+    return complete
+
+
+async def _pull(spawner: GpuDockerSpawner, image: str) -> None:
+    told = time.monotonic()
+
+    def tell(news: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= NEWS_SECONDS:
+            told = time.monotonic()
+            LOG.info("%s", news)
+
+    doubted = False
+    while True:
+        try:
+            await spawner.pull_image(image, tell)
+            return
+        except EngineFault as fault:
+            if not doubted:
+                LOG.warning("Docker doesn't answer yet, trying on: %s", fault)
+            doubted = True
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Exit status 1 if something could not be pulled."""
+    parser = argparse.ArgumentParser(prog="python -m gpuspawner.tools.prepull", description=prepull.__doc__)
+    parser.add_argument("--config", type=Path, default=Path("jupyterhub_config.py"), help="the hub's own")
+    parser.add_argument("--stay", action="store_true", help="sleep when done, until the parent ends")
+    options = parser.parse_args(arguments)
+    parent = os.getppid()
+    # The hub ends services with this; a shell in the background hands it down as ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.nice(_NICE)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="[%(levelname).1s prepull] %(message)s")
+    complete = False
+    try:
+        spawner = spawner_of(options.config)
+        spawner.log = LOG
+        complete = asyncio.run(prepull(spawner))
+    except (ConfigError, TraitError) as error:
+        LOG.warning("No image is pulled: %s", error)
+    except Exception:  # the top: a service that breaks is started again and again
+        LOG.exception("No image is pulled")
+    if options.stay and os.getppid() == parent:
+        # setpriv is of util-linux; the signal comes when the hub is killed, too.
+        os.execvp("setpriv", ["setpriv", "--pdeathsig", "TERM", "sleep", "infinity"])
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
