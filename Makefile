@@ -38,7 +38,7 @@ test-unit: venv ## the tests that need no Docker, under a minute
 	@$(PYTEST) tests/unit $(ARGS)
 
 test-nightly: venv ## the allocator's property tests at length: 10^6 steps each, hours on one core
-	@nice $(PYTEST) --hypothesis-profile=nightly tests/unit/test_shares.py tests/unit/test_allocator_machine.py $(ARGS)
+	@nice $(PYTEST) --hypothesis-profile=nightly tests/unit/broker/test_shares.py tests/unit/broker/test_allocator_machine.py $(ARGS)
 
 test-gpu: venv ## the tests that need a real NVIDIA GPU
 	@GPUSPAWNER_REQUIRE_GPU=1 $(PYTEST) tests/gpu -s $(ARGS)

@@ -13,7 +13,7 @@ from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.observe.pruning import ROUND_ROWS, Pruning
 from gpuspawner.core.model import Lease, LeaseState
 
-from tests.unit.test_journal import FIRST
+from tests.unit.broker.test_journal import FIRST
 
 LOG = logging.getLogger("pruning")
 

@@ -10,7 +10,7 @@ import pytest
 from gpuspawner.broker.api.visible import Viewer, visible_status
 from gpuspawner.broker.pages.page import Page, build_page
 
-from tests.unit.test_web import ADMIN, ANNA, device, html, lease
+from tests.unit.broker.test_pages import ADMIN, ANNA, device, html, lease
 
 NOW = datetime(2026, 3, 1, 10, 0, tzinfo=UTC)
 SINCE = "2026-03-01T09:00:00Z"
