@@ -131,8 +131,9 @@ def test_status_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_times_are_local() -> None:
+    program = f"from gpuspawner.tools import cli; print(cli._local_time({DEVICE['since']!r}))"
     text = subprocess.run(
-        [sys.executable, "-c", f"import gpuspawner.tools.cli as c; print(c._local_time({DEVICE['since']!r}))"],
+        [sys.executable, "-c", program],
         env={"TZ": "Asia/Tokyo", "PYTHONPATH": str(Path(gpuspawner.__file__).parents[1])},
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
