@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from gpuspawner.broker.decide.pooling import Pooling
-from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.enforce.enforcement import Enforcement, Tools
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.observe.journal import Journal
@@ -36,8 +36,8 @@ GIB = 1 << 30
 NOW = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
 A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000001" for letter in "abc")
 DEVICES = tuple(Device(uuid, "H100", 80 * GIB, index=number) for number, uuid in enumerate((A, B, C)))
-SLICED = Terms("class", Mode.SLICE, slices=8, mps=True)
-TERMS = {A: SLICED, B: SLICED, C: Terms("whole")}
+SLICED = SharingRules("class", Mode.SLICE, slices=8, mps=True)
+TERMS = {A: SLICED, B: SLICED, C: SharingRules("whole")}
 PACE = MpsPace(
     command_seconds=2, start_seconds=1.5, quit_seconds=1, probe_seconds=0.2, silent_seconds=0.5,
     backoff_seconds=0.05, longest_backoff_seconds=0.4,
@@ -89,7 +89,7 @@ class Machine:
         self.allocator: Allocator
 
     async def broker(
-        self, terms: dict[str, Terms] = TERMS, managed: frozenset[str] = frozenset()
+        self, terms: dict[str, SharingRules] = TERMS, managed: frozenset[str] = frozenset()
     ) -> Enforcement:
         """A new broker takes over."""
         await self.end()

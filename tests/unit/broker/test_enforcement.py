@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.enforce.enforcement import Enforcement
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.errors import DeviceFault
 from gpuspawner.core.model import ContainerPatch, DeviceHealth, Mode
 from gpuspawner.node.guard.guard import GuardEvent
-from gpuspawner.node.guard.judge import Offence, Orders, Quota
+from gpuspawner.node.guard.judge import Offence, Quota, QuotaPlan
 from gpuspawner.node.inventory import ComputeMode
 from gpuspawner.node.mps.daemon import BACK, DIED
 
@@ -70,7 +70,9 @@ async def test_a_daemon_starts_with_the_first_slice_and_has_the_largest_s_limits
 
 
 async def test_whole_leases_and_slices_without_mps_need_nothing(machine: Machine) -> None:
-    broker = await machine.broker({A: Terms("plain", Mode.SLICE, slices=8), B: Terms(), C: Terms()})
+    broker = await machine.broker(
+        {A: SharingRules("plain", Mode.SLICE, slices=8), B: SharingRules(), C: SharingRules()}
+    )
     for lease in (await machine.lease(), await machine.lease(mode=Mode.WHOLE)):
         await broker.prepare(lease)
         assert broker.patch(lease, ContainerPatch(env={"A": "b"})) == ContainerPatch(env={"A": "b"})
@@ -88,7 +90,7 @@ async def test_a_daemon_outlives_the_broker_and_the_next_one_watches_it(machine:
     await machine.end()
     assert (machine.pid(A), machine.pid(B)) == (before, machine.pid(B))
     # B leaves the pool, A goes on; its death is noticed although another broker started it.
-    await machine.broker({A: SLICED, B: Terms(), C: Terms()})
+    await machine.broker({A: SLICED, B: SharingRules(), C: SharingRules()})
     assert machine.pid(A) == before
     assert machine.pid(B) is None
     assert "quit" in machine.commands(B)
@@ -156,10 +158,10 @@ async def test_a_gpu_whose_mps_does_not_start_is_out_of_use_and_tried_again(mach
 
 async def test_quotas_follow_the_leases_and_are_there_after_a_restart(machine: Machine) -> None:
     broker = await machine.broker()
-    seen: list[Orders] = []
+    seen: list[QuotaPlan] = []
 
     def note(enforcement: Enforcement) -> None:
-        enforcement._guard.set_orders = seen.append  # type: ignore[method-assign]
+        enforcement._guard.set_plan = seen.append  # type: ignore[method-assign]
 
     note(broker)
     slice_, whole = await machine.lease(slice_memory_bytes=4 * GIB), await machine.lease(mode=Mode.WHOLE)
@@ -169,16 +171,16 @@ async def test_quotas_follow_the_leases_and_are_there_after_a_restart(machine: M
         Quota(whole.id, f"{2:064x}", C, None),
     )
     devices = frozenset({A, B, C})
-    wanted = Orders(quotas, frozenset({f"{1:064x}", f"{2:064x}"}), devices)
+    wanted = QuotaPlan(quotas, frozenset({f"{1:064x}", f"{2:064x}"}), devices)
     assert seen[-1] == wanted
     again = await machine.broker()
     assert again._orders() == wanted
-    assert again._guard._orders == wanted
+    assert again._guard._plan == wanted
     note(again)
     await machine.allocator.begin_release(whole.id, "stopped")
     assert seen[-1:] in ([], [wanted])  # its container may still run
     await machine.allocator.close(whole.id)
-    assert seen[-1] == Orders(quotas[:1], frozenset({f"{1:064x}"}), devices)
+    assert seen[-1] == QuotaPlan(quotas[:1], frozenset({f"{1:064x}"}), devices)
 
 
 async def test_who_loses_a_process_is_told_and_it_is_counted(machine: Machine) -> None:
@@ -216,7 +218,7 @@ async def test_the_compute_mode_is_set_while_the_pool_is_in_use_and_put_back(mac
     await machine.broker(managed=frozenset({A}))
     assert machine.inventory.compute_mode(A) is ComputeMode.EXCLUSIVE_PROCESS
     # The pool is gone from the settings; its last lease still runs, then ends.
-    await machine.broker({A: Terms(), B: SLICED, C: Terms()})
+    await machine.broker({A: SharingRules(), B: SLICED, C: SharingRules()})
     assert machine.inventory.compute_mode(A) is ComputeMode.EXCLUSIVE_PROCESS
     assert machine.pid(A) is not None
     await machine.close(first)

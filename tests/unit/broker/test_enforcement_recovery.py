@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from gpuspawner.broker.decide.devices import MISSING
 from gpuspawner.broker.decide.pooling import Pooling
-from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.core.errors import DeviceFault, LedgerFault
 from gpuspawner.core.model import DeviceHealth
 from gpuspawner.node.guard.guard import GuardEvent
@@ -145,7 +145,7 @@ async def test_a_leased_gpu_that_is_not_found_is_one_where_nothing_is_held(machi
     broker = await machine.broker()
     lease = await machine.lease(running=False)
     assert broker.blind() == {}
-    broker.extend(Pooling(DEVICES[1:], {B: SLICED, C: Terms("whole")}))
+    broker.extend(Pooling(DEVICES[1:], {B: SLICED, C: SharingRules("whole")}))
     assert (lease.device_uuids, broker.blind()) == ((A,), {A: MISSING})
     assert machine.metrics.registry.get_sample_value("gpuspawner_guard_blind_devices") == 1
     await machine.close(lease)

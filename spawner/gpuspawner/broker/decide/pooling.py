@@ -16,7 +16,7 @@ from ...core.units import format_bytes
 from ...node.inventory import ComputeMode
 from ...node.mps.control import MpsProgram
 from .placement import Kind, Want, kind_of, suits, want_of_tier
-from .terms import Terms, terms_of
+from .sharing_rules import SharingRules, rules_of
 
 VOLTA = (7, 0)
 """MPS limits compute and memory from this compute capability on (CUDA MPS, r580, "Volta MPS")."""
@@ -46,7 +46,7 @@ class Pooling:
     """
 
     devices: tuple[Device, ...]
-    terms: Mapping[str, Terms]
+    terms: Mapping[str, SharingRules]
     managed: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
 
@@ -68,7 +68,7 @@ def make_pooling(
     """Who shares what. Raises ConfigError, with the remedy, for what can't work here."""
     warnings: list[str] = []
     taken = _members(pools or DEFAULT_POOLS, devices, warnings)
-    terms: dict[str, Terms] = {}
+    terms: dict[str, SharingRules] = {}
     managed: set[str] = set()
     for pool, members in taken:
         if pools and not members:
@@ -77,7 +77,7 @@ def make_pooling(
             )
         of_pool = _terms(pool, tiers, members, host, warnings)
         if not pools and pool.mode is Mode.MIG:
-            of_pool = Terms("mig", Mode.MIG, lends_whole=all(device.is_mig for device in devices))
+            of_pool = SharingRules("mig", Mode.MIG, lends_whole=all(device.is_mig for device in devices))
         for device in members:
             terms[device.uuid] = of_pool
             if pool.manage_compute_mode and of_pool.mps:
@@ -138,11 +138,11 @@ def _wrong_sort(pool: Pool, device: Device) -> str:
 
 def _terms(
     pool: Pool, tiers: Sequence[Tier], members: Sequence[Device], host: Host, warnings: list[str]
-) -> Terms:
+) -> SharingRules:
     if pool.mode is not Mode.SLICE:
-        return terms_of(pool, mps=False)
+        return rules_of(pool, mps=False)
     if host.simulated:
-        return terms_of(pool, mps=pool.mps is not False)
+        return rules_of(pool, mps=pool.mps is not False)
     where = f"c.GpuSite.pools: pool {pool.name!r}"
     if host.guard_obstacle:
         raise ConfigError(
@@ -157,7 +157,7 @@ def _terms(
         warnings.append(
             f"{where}: no MPS, so its slices are time-slices: memory is guarded, compute is not. {obstacle}"
         )
-    return terms_of(pool, mps=pool.mps is not False and not obstacle)
+    return rules_of(pool, mps=pool.mps is not False and not obstacle)
 
 
 def _mps_obstacle(members: Sequence[Device], host: Host) -> str:
@@ -185,7 +185,7 @@ def _needs_mps(pool: Pool, tiers: Sequence[Tier]) -> str:
     return f"compute_percent of tier {asking[0]!r}" if asking else ""
 
 
-def _check_slices(terms: Terms, members: Sequence[Device]) -> None:
+def _check_slices(terms: SharingRules, members: Sequence[Device]) -> None:
     """Slices over the device: refused here, before anybody waits for one."""
     if not terms.sliced or not members:
         return
@@ -205,7 +205,7 @@ def _check_slices(terms: Terms, members: Sequence[Device]) -> None:
             )
 
 
-def _check_modes(terms: Terms, members: Sequence[Device], host: Host) -> Iterator[str]:
+def _check_modes(terms: SharingRules, members: Sequence[Device], host: Host) -> Iterator[str]:
     """What a GPU's compute mode keeps from working. A warning: the mode may be another in a minute."""
     for device in members:
         mode = host.modes.get(device.uuid, ComputeMode.DEFAULT)
@@ -219,7 +219,7 @@ def _check_modes(terms: Terms, members: Sequence[Device], host: Host) -> Iterato
 
 
 def _check_tier(
-    tier: Tier, devices: Sequence[Device], terms: Mapping[str, Terms], host: Host, warnings: list[str]
+    tier: Tier, devices: Sequence[Device], terms: Mapping[str, SharingRules], host: Host, warnings: list[str]
 ) -> None:
     want = want_of_tier(tier)
     kinds = [kind_of(device, terms[device.uuid]) for device in devices]

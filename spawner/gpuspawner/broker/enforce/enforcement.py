@@ -21,7 +21,7 @@ from ...core.units import format_time
 from ...node.compute_mode import ComputeModes
 from ...node.daemon_pool import DaemonPool
 from ...node.guard.guard import Guard, GuardEvent, GuardSettings
-from ...node.guard.judge import Orders, Quota
+from ...node.guard.judge import Quota, QuotaPlan
 from ...node.inventory import Inventory
 from ...node.mps.control import MpsLimits
 from ...node.mps.daemon import BACK, MpsChange, MpsPace, MpsService
@@ -131,7 +131,7 @@ class Enforcement:
         self._sizes = {device.uuid: device.memory_bytes for device in pooling.devices}
         if not self._started:
             return
-        self._guard.set_orders(self._orders())
+        self._guard.set_plan(self._orders())
         for uuid in sorted(self._sizes.keys() - self._cared_for):
             if self._users(uuid):
                 self._spawn(self._take_up(uuid))
@@ -188,7 +188,7 @@ class Enforcement:
         if not self._started:
             return
         if lease.container_id is not None or lease.state is LeaseState.CLOSED:
-            self._guard.set_orders(self._orders())
+            self._guard.set_plan(self._orders())
         if not _through_mps(lease):
             return
         uuid = lease.device_uuids[0]
@@ -214,12 +214,12 @@ class Enforcement:
 
     # ---- the guard
 
-    def _orders(self) -> Orders:
+    def _orders(self) -> QuotaPlan:
         """Quotas of the leases that have a container, for every device that is leased here."""
         with_container = [lease for lease in self._holders.leases() if lease.container_id is not None]
         quotas = [quota for lease in with_container for quota in self._quotas(lease)]
         containers = frozenset(str(lease.container_id) for lease in with_container)
-        return Orders(tuple(quotas), containers, frozenset(self._sizes))
+        return QuotaPlan(tuple(quotas), containers, frozenset(self._sizes))
 
     def _quotas(self, lease: Lease) -> Iterable[Quota]:
         for uuid in lease.device_uuids:
