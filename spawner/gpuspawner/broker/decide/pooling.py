@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from ...core.errors import ConfigError
 from ...core.model import Device, Mode, Pool, Tier
 from ...core.units import format_bytes
-from ...node.inventory import ComputeMode
-from ...node.mps.control import MpsProgram
+from ...node.api import ComputeMode, MpsProgram, NodeFacts
 from .placement import Kind, Want, kind_of, suits, want_of_tier
 from .sharing_rules import SharingRules, rules_of
 
@@ -28,14 +27,19 @@ class Host:
     """What the machine has. `guard_obstacle`: why the guard can't end processes here, with the remedy.
 
     `incomplete`: some GPU could not be read, so what is missing may be there. `modes` are the GPUs'
-    compute modes by UUID, as far as they can be read.
+    compute modes by UUID; None where it can't be read.
     """
 
     simulated: bool
     mps: MpsProgram
     guard_obstacle: str = ""
     incomplete: bool = False
-    modes: Mapping[str, ComputeMode] = field(default_factory=dict)
+    modes: Mapping[str, ComputeMode | None] = field(default_factory=dict)
+
+
+def host_of(facts: NodeFacts) -> Host:
+    """What the node says of its machine, as the pools need it."""
+    return Host(facts.simulated, facts.mps, facts.guard_obstacle, facts.incomplete, facts.compute_modes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +213,12 @@ def _check_modes(terms: SharingRules, members: Sequence[Device], host: Host) -> 
     """What a GPU's compute mode keeps from working. A warning: the mode may be another in a minute."""
     for device in members:
         mode = host.modes.get(device.uuid, ComputeMode.DEFAULT)
+        if mode is None:
+            yield (
+                f"c.GpuSite.pools: pool {terms.pool!r}: the compute mode of {device.uuid} can't be read, "
+                f"it may refuse programs: see `nvidia-smi -q -i {device.uuid} -d COMPUTE`"
+            )
+            continue
         shut = mode is ComputeMode.PROHIBITED
         if shut or (terms.sliced and not terms.mps and mode is not ComputeMode.DEFAULT):
             who = "no program" if shut else "one program alone, and so one slice,"
