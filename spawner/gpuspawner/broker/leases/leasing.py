@@ -15,17 +15,18 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
+from ...core import labels
 from ...core.errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Refusal
-from ...core.model import BROKER_LABEL, ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from ...core.model import ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.units import Clock, utc_now
-from ..decide.terms import Terms
+from ..decide.sharing_rules import SharingRules
 from ..ledger import Ledger
 from ..observe.metrics import Metrics
 from .allocator import Allocator
 from .containers import Container, ContainerEvent, Engine, EventsConnected
 from .folders import Folders
 from .logline import container_context
-from .reconcile import Adopt, Charge, Facts, Release, Remove, SetRunning, Step, lease_of, plan, unknown_ids
+from .reconcile import Adopt, Charge, Facts, Release, Remove, SetRunning, Step, plan, unknown_ids
 from .removals import Removals
 from .watch import Watch
 
@@ -47,7 +48,7 @@ class Parts:
     """What the service works with.
 
     `make_patch` is pure; `prepare` makes the node ready for the lease first, and may raise a Fault;
-    `broker` is the value of BROKER_LABEL.
+    `broker` is its name on its containers (`labels.broker_label`).
     """
 
     broker: str
@@ -136,7 +137,7 @@ class LeaseService:
             await self._parts.prepare(lease)
         await self._parts.folders.write(lease)
         patch = self._parts.make_patch(lease)
-        return replace(patch, labels={**patch.labels, BROKER_LABEL: self._parts.broker})
+        return replace(patch, labels={**patch.labels, **labels.broker_label(self._parts.broker)})
 
     def confirm(self, lease_id: str) -> None:
         """The fence before `docker start`. Raises LeaseConflict unless the lease is held and in use."""
@@ -241,7 +242,7 @@ class LeaseService:
         for lease in await self._allocator.set_health(health):
             await self._parts.folders.write(lease)
 
-    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> None:
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
         """Devices that were not found at the start are there; who held one all along is told."""
         for lease in await self._allocator.add(devices, terms):
             await self._parts.folders.write(lease)
@@ -429,9 +430,10 @@ class LeaseService:
     async def _adopt(self, container: Container) -> bool:
         """Whether it is decided: the lease was adopted, or its container is stopped."""
         memory = {view.device.uuid: view.device.memory_bytes for view in self._allocator.snapshot().devices}
-        size = sum(memory.get(uuid, 0) for uuid in container.device_uuids)
+        size = sum(memory.get(uuid, 0) for uuid in container.labels.device_uuids)
         try:
-            await self._allocator.adopt(lease_of(container, self._parts.clock(), size))
+            lease = container.labels.lease(container.id, self._parts.clock(), size)
+            await self._allocator.adopt(lease)
         except Refusal as refusal:
             if not self._allocator.placing and await self._clear_way(container):
                 return False
@@ -454,7 +456,8 @@ class LeaseService:
         Only leases without a container whose hub does not hold them: their places were given back, or their
         devices to this one, after the copy was made.
         """
-        server = (container.hub, container.user, container.server)
+        labels = container.labels
+        server = (labels.hub, labels.user, labels.server)
         found = [
             lease
             for lease in self._allocator.leases()
@@ -462,7 +465,7 @@ class LeaseService:
             and lease.id not in self._holds
             and (
                 (lease.hub, lease.user, lease.server) == server
-                or not set(lease.device_uuids).isdisjoint(container.device_uuids)
+                or not set(lease.device_uuids).isdisjoint(labels.device_uuids)
             )
         ]
         for lease in found:
