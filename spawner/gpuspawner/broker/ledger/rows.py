@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ...core.model import Lease, LeaseState
+from ...core.states import AWAKE
 from ...core.want import Mode, Want
 from .clock import Steady
 from .schema import awake, lease_devices, leases
@@ -88,7 +89,7 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
         },
     )
     _write_devices(connection, lease)
-    if lease.state is LeaseState.RUNNING:
+    if lease.state in AWAKE:
         _open_interval(connection, lease, moment)
     else:
         _close_intervals(connection, lease.id, moment)
