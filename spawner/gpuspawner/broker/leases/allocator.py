@@ -20,7 +20,7 @@ from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event, Frees
 from ...core.units import Clock, utc_now
 from ...core.want import Want
-from ..decide import notice, policy
+from ..decide import notice
 from ..decide.book import Book, with_shares
 from ..decide.devices import NO_TERMS
 from ..decide.placement import Share
@@ -111,11 +111,10 @@ class Allocator:
     async def acquire(self, request: GpuRequest) -> Lease:
         """A lease for the request, RESERVED or WAITING; asking again with the same id gives the same lease.
 
-        Raises BadOption for a malformed request, NoCapacity if these devices can never serve it,
+        `request` is well formed (`protocol.messages`). Raises NoCapacity if these devices can never serve it,
         LeaseConflict if the id is another's or has ended, or the server has another living lease (end that
         one first), LedgerFault if it could not be recorded.
         """
-        policy.check(request)
         return await self._step(self._acquire, request)
 
     async def find(self, lease_id: str) -> Lease | None:
