@@ -224,7 +224,7 @@ async def test_two_students_on_one_gpu_and_the_one_who_takes_too_much(site: Site
         outside = ben_box.sleeper("outside")
         site.script.process(outside, GIB)
         await until(lambda: not alive(outside), 8)
-        await until(lambda: "went round MPS" in site.notice(ben))
+        await until(lambda: "bypassed MPS" in site.notice(ben))
         # The daemon dies: both are told; it is back at once.
         os.kill(daemon.pid, signal.SIGKILL)
         await until(lambda: "runs again: restart your kernel" in site.notice(anna), 10)
@@ -235,7 +235,7 @@ async def test_a_gpu_that_is_read_late_is_guarded_and_leased_from_then_on(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It could not be read in the moment in which the broker was started anew."""
-    monkeypatch.setattr("gpuspawner.broker.enforce.late.LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("gpuspawner.node.local.LOOK_SECONDS", 0.3)
     async with site.broker():
         anna, anna_box = await site.start("anna")
         await until(lambda: _running(site, 1))

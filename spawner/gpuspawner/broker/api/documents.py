@@ -20,8 +20,8 @@ from ...protocol.messages import (
     TierDocument,
 )
 from ..decide.placement import Room, Share, count_free, share_of
+from ..decide.sharing_rules import worth_compute
 from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from ..decide.terms import worth_compute
 from ..ledger import EndedProcess
 
 

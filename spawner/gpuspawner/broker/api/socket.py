@@ -45,7 +45,7 @@ from ...protocol.messages import (
     request_from_json,
 )
 from ..leases.leasing import LeaseService
-from ..leases.logline import ending
+from ..leases.logline import log_context
 from ..observe.metrics import Metrics
 
 MAX_BODY_BYTES = 512 * 1024
@@ -303,7 +303,7 @@ class LeasesHandler(Handler):
             await self._send(lease_event(lease, patch))
 
     async def _time_out(self, lease: Lease) -> None:
-        self.site.log.info("The queue's time is over %s", ending(lease))
+        self.site.log.info("The queue's time is over %s", log_context(lease))
         await self.site.service.release(lease.id, "the queue's time was over")
         raise QueueTimeout(timeout_message(self.site.queue_timeout_seconds, lease.want.device_count))
 
