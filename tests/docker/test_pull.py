@@ -95,7 +95,7 @@ async def test_a_newer_image_of_the_same_name(
     registry.push(lab.partition("/")[2], tiny_image, MEGABYTE)
     engine.tag(old, *lab.rsplit(":", 1))
     started = spawner(policy)
-    started.pulls._pulled_at.clear()
+    started.shared.pulls.forget_pulled()
     new = (await started.pull_image(lab))["Id"]
     assert (new != old) == (policy == "always")
 
@@ -103,20 +103,21 @@ async def test_a_newer_image_of_the_same_name(
 async def test_always_doesnt_pull_again_for_each_of_a_class(registry: Registry, lab: str) -> None:
     started = spawner("always")
     begun: list[str] = []
-    pull = started.pulls.pull
+    pulls = started.shared.pulls
+    pull = pulls.pull
 
     async def counted(image: str, *rest: Any) -> None:
         begun.append(image)
         await pull(image, *rest)
 
-    started.pulls.pull = counted  # type: ignore[method-assign]
+    pulls.pull = counted  # type: ignore[method-assign]
     documents = await asyncio.gather(*(started.pull_image(lab) for _ in range(30)))
     assert len({document["Id"] for document in documents}) == 1
     before = len(begun)
     registry.wire.cut()  # within a minute nobody asks the registry again
     await asyncio.gather(*(started.pull_image(lab) for _ in range(30)))
     assert len(begun) == before
-    started.pulls._pulled_at.clear()
+    started.shared.pulls.forget_pulled()
     with pytest.raises(StartFault) as fault:
         await started.pull_image(lab)
     assert str(fault.value).endswith(

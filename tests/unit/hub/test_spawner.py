@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from gpuspawner.core.errors import (
     StartFault,
 )
 from gpuspawner.core.model import ContainerPatch, GpuRequest
-from gpuspawner.hub import choice as choice_module
+from gpuspawner.hub import offer
 from gpuspawner.hub.container import Owner
 from gpuspawner.hub.launch import LaunchJob
+from gpuspawner.hub.problem import CONFIG_SENTENCE, ENGINE_SENTENCE
 from jupyterhub.spawner import SpawnException
 from traitlets import TraitError
 from traitlets.config import Config
@@ -164,20 +166,18 @@ def test_stored_options_whose_tier_is_gone_trap_nobody(stored: dict[str, Any], k
     assert spawner.user_options == kept
 
 
-async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu() -> None:
     spawner = make_spawner(inspect_image=[EngineFault("none", 404)])
 
     class Down:
         async def tiers(self) -> dict[str, Any]:
             raise BrokerUnavailable("GPUs can't be given out right now.")
 
-    monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, spawner.site.socket_path, Down())
+    spawner.shared = replace(spawner.shared, broker=Down())
     form = await spawner.get_options_form()
     assert 'value="cpu"\n aria-describedby="tier-cpu-about" required checked>' in form
     assert 'value="gpu"\n aria-describedby="tier-gpu-about" required disabled>' in form
-    assert "A whole GPU of your own. GPUs can&#x27;t be given out right now." in form
+    assert "A whole GPU of your own. GPUs can&#39;t be given out right now." in form
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +188,9 @@ async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.Monk
             await asyncio.sleep(60)
             return {}
 
-    monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, spawner.site.socket_path, Silent())
-    monkeypatch.setattr(choice_module, "_FORM_SECONDS", 0.05)
-    assert "The GPU broker doesn&#x27;t answer right now." in await spawner.get_options_form()
+    spawner.shared = replace(spawner.shared, broker=Silent())
+    monkeypatch.setattr(offer, "BROKER_SECONDS", 0.05)
+    assert "The GPU broker doesn&#39;t answer right now." in await spawner.get_options_form()
 
 
 OFFER = ' <a href="/hub/spawn/Ada?opt-profile=cpu">Start with CPU now</a>'
@@ -203,8 +203,8 @@ OFFER = ' <a href="/hub/spawn/Ada?opt-profile=cpu">Start with CPU now</a>'
         (NoCapacity("Too many"), 503, "no_capacity", "Too many", OFFER),
         (QueueTimeout("Waited"), 503, "queue_timeout", "Waited", OFFER),
         (StartFault("It ended", "exited"), 500, "exited", "It ended", ""),
-        (EngineFault("socket gone"), 503, "docker", choice_module._ENGINE_SENTENCE, ""),
-        (ConfigError("set x"), 500, "config", choice_module._CONFIG_SENTENCE + "set x", ""),
+        (EngineFault("socket gone"), 503, "docker", ENGINE_SENTENCE, ""),
+        (ConfigError("set x"), 500, "config", CONFIG_SENTENCE, ""),
     ],
 )
 def test_every_problem_becomes_a_sentence(
@@ -213,7 +213,7 @@ def test_every_problem_becomes_a_sentence(
     spawner = make_spawner()
     spawner.log = logging.getLogger("test")
     caplog.set_level(logging.INFO)
-    error: Any = spawner._sorry(problem)
+    error: Any = spawner._exception(problem)
     assert isinstance(error, SpawnException)
     html = message.replace("<tier>", "&lt;tier&gt;").replace("'", "&#x27;") + offer
     assert (error.status_code, error.reason, error.jupyterhub_message, error.jupyterhub_html_message) == (
@@ -246,12 +246,16 @@ def test_every_problem_becomes_a_sentence(
 )
 def test_where_a_server_answers(settings: dict[str, Any], network: Any, address: tuple[str, int]) -> None:
     spawner = make_spawner(Config({"GpuDockerSpawner": settings}))
-    assert spawner.address_of({"NetworkSettings": network}) == address
+    assert (
+        spawner.lab_network.address_of({"Name": "/gpuspawner--41da", "NetworkSettings": network}) == address
+    )
 
 
 def test_a_container_without_an_address_names_the_setting() -> None:
     with pytest.raises(ConfigError, match=r"c\.GpuDockerSpawner\.network_name"):
-        make_spawner().address_of({"NetworkSettings": {"Networks": {"other": {"IPAddress": "1.2.3.4"}}}})
+        make_spawner().lab_network.address_of(
+            {"NetworkSettings": {"Networks": {"other": {"IPAddress": "1.2.3.4"}}}}
+        )
 
 
 # ---- images
@@ -288,13 +292,13 @@ def test_a_callable_says_who_may_have_which_image() -> None:
     spawner.user_options = {"image": "quay.io/ada/lab:1"}
     assert spawner._choose().image == "quay.io/ada/lab:1"
     spawner.allowed_images = lambda spawner: ["quay.io/ada/*"]
-    with pytest.raises(SpawnException, match=r"The hub's configuration can't work.*say which tags"):
+    with pytest.raises(SpawnException, match="A setting of this hub can't be used"):
         spawner._read_form({"image": ["quay.io/ada/lab:1"]})
     spawner.load_state({})
     assert spawner.user_options == {}
 
 
-async def test_the_form_says_which_tier_s_image_is_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_form_says_which_tier_s_image_is_of_no_use() -> None:
     document = {"Config": {"Labels": {"gpuspawner.needs-gpu": "1"}}}
 
     class Up:
@@ -304,11 +308,11 @@ async def test_the_form_says_which_tier_s_image_is_of_no_use(monkeypatch: pytest
     for allowed, disabled in (({}, 2), (["quay.io/jupyter/*:*"], 0)):
         config = Config({"GpuDockerSpawner": {"image": "lab:1", "allowed_images": allowed}})
         spawner = make_spawner(config, inspect_image=[document])
-        monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, spawner.site.socket_path, Up())
+        spawner.shared = replace(spawner.shared, broker=Up())
         form = await spawner.get_options_form()
         assert "lab:1 is of no use without a GPU: choose a tier with a GPU, or another image." in form
-        assert "lab:1 needs a real GPU, and this machine&#x27;s are simulated: choose another image." in form
-        assert (form.count(" disabled>"), spawner.calls) == (disabled, ["inspect_image"])
+        assert "lab:1 needs a real GPU, and this machine&#39;s are simulated: choose another image." in form
+        assert (form.count(" disabled>"), spawner.shared.docker.calls) == (disabled, ["inspect_image"])
 
 
 async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() -> None:
