@@ -12,6 +12,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.observe.journal import Journal
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.core.model import Device, DeviceHealth, GpuRequest, Lease, Mode
+from gpuspawner.core.want import Want
 from gpuspawner.node.inventory.simulated import SimulatedInventory
 from gpuspawner.node.mps.control import MpsPlace, find_all, find_daemon, place_of
 from gpuspawner.node.mps.daemon import MpsPace
@@ -115,8 +117,8 @@ class Machine:
     async def lease(self, running: bool = True, **want: object) -> Lease:
         """A slice, with a container or without."""
         self.number += 1
-        want = {"mode": Mode.SLICE, **want}
-        request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "slice", 1, **want)  # type: ignore[arg-type]
+        asked = replace(Want(1, mode=Mode.SLICE), **want)  # type: ignore[arg-type]
+        request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "slice", asked)
         lease = await self.allocator.acquire(request)
         return await self.allocator.set_running(lease.id, f"{self.number:064x}") if running else lease
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.model import HUB_LABEL, SERVER_LABEL, TIER_LABEL, USER_LABEL, ContainerPatch
+from ..core.labels import Owner
+from ..core.model import ContainerPatch
 
 CPU_PERIOD_US = 100_000
 """Docker's default CFS period; `cpu_quota` is cores times this."""
@@ -20,32 +21,6 @@ _GPU_ENV_PREFIXES = ("NVIDIA_", "CUDA_")
 _GPU_DEVICE_PREFIXES = ("/dev/nvidia", "/dev/dri")
 NO_DEVICES = {"NVIDIA_VISIBLE_DEVICES": "void"}
 """With the nvidia runtime as default, an image that says `all` would show every GPU; `void` shows none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose container it is. The values are labels, and decide what may be removed as ours."""
-
-    hub: str
-    user: str
-    server: str
-    tier: str
-
-    def labels(self) -> dict[str, str]:
-        """The labels of every container, with or without a lease."""
-        return {
-            HUB_LABEL: self.hub,
-            USER_LABEL: self.user,
-            SERVER_LABEL: self.server,
-            TIER_LABEL: self.tier,
-        }
-
-    def owns(self, labels: Mapping[str, str] | None) -> bool:
-        """Whether a container with these labels is of this hub, user and server; the tier may differ."""
-        mine = self.labels()
-        return labels is not None and all(
-            labels.get(key) == mine[key] for key in (HUB_LABEL, USER_LABEL, SERVER_LABEL)
-        )
 
 
 @dataclass(frozen=True, slots=True)

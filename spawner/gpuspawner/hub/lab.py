@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import ConfigError, EngineFault
-from .container import ContainerPlan, Owner, own_home
+from ..core.labels import Owner
+from .container import ContainerPlan, own_home
 from .docker import Call, DockerEngine
 from .docker_answers import running
 from .network import LabNetwork

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 from ..core.errors import BrokerUnavailable, EngineFault, ImageUnfit, LeaseConflict, Refusal, StartFault
 from ..core.image_needs import Needs, obstacle, read_machine, read_needs
+from ..core.labels import Owner
 from ..core.model import ContainerPatch, GpuRequest, Lease, Mode, Tier
 from ..protocol.client import BrokerClient, Grant
-from .container import ContainerPlan, Owner
+from .container import ContainerPlan
 from .docker_answers import (
     NOT_RUN,
     exit_code,

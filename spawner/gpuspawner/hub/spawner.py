@@ -25,6 +25,7 @@ from traitlets import Any as AnyTrait
 from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
 
 from ..config.site import GpuSite
+from ..core import labels
 from ..core.errors import (
     BadOption,
     ConfigError,
@@ -35,9 +36,10 @@ from ..core.errors import (
     StartFault,
 )
 from ..core.image_reference import AllowedImages, allow_images, parse_pinned
-from ..core.model import LEASE_LABEL, ContainerPatch, GpuRequest, Tier
+from ..core.labels import Owner
+from ..core.model import ContainerPatch, GpuRequest, Tier
 from . import offer
-from .container import ContainerFacts, ContainerPlan, Owner, home_beside, plan, server_command
+from .container import ContainerFacts, ContainerPlan, home_beside, plan, server_command
 from .docker_answers import exit_status, running
 from .form import render_form, render_unusable
 from .images import Images
@@ -455,14 +457,8 @@ class GpuDockerSpawner(DockerSpawner):
             user=self.user.name,
             server=self.name,
             tier=tier.name,
-            device_count=tier.device_count,
-            model=tier.model,
+            want=tier.want,
             groups=tuple(sorted(group.name for group in self.user.groups)),
-            mode=tier.mode,
-            pool=tier.pool,
-            mig_profile=tier.mig_profile,
-            slice_memory_bytes=tier.memory_bytes,
-            slice_compute_percent=tier.compute_percent,
         )
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
@@ -570,7 +566,7 @@ class GpuDockerSpawner(DockerSpawner):
             self.object_id = ""
             return None
         self.object_id = container["Id"]
-        self.lease_id = container["Config"]["Labels"].get(LEASE_LABEL, "")
+        self.lease_id = container["Config"]["Labels"].get(labels.LEASE, "")
         return container
 
     async def poll(self) -> Any:

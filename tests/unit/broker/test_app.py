@@ -22,10 +22,11 @@ from gpuspawner.broker.app import GpuBroker, main
 from gpuspawner.broker.lock import BrokerLock
 from gpuspawner.core.errors import BrokerUnavailable, ConfigError, EngineFault
 from gpuspawner.core.model import GpuRequest
+from gpuspawner.core.want import Want
 from gpuspawner.protocol.client import BrokerClient
 from jupyterhub.services.auth import HubOAuth
 
-REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", 1)
+REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", Want(1))
 
 
 class HangUp(BaseRequestHandler):
@@ -78,7 +79,7 @@ def test_settings_of_hub_and_broker_come_from_one_file(folder: Path) -> None:
         broker.site.queue_timeout,
         broker.take_over,
         tier.name,
-        tier.device_count,
+        tier.want.device_count,
     )
     assert found == (1.0, 60.0, True, "pair", 2)
     assert broker.state_dir == folder

@@ -58,7 +58,7 @@ async def test_a_daemon_starts_with_the_first_slice_and_has_the_largest_s_limits
     patch = ContainerPatch(env={"A": "b"}, mounts=({"source": "/x"},))
     env = {"A": "b", "CUDA_MPS_PIPE_DIRECTORY": "/run/gpuspawner-mps"}
     assert broker.patch(lease, patch) == ContainerPatch(env=env, mounts=({"source": "/x"}, mount))
-    small = await machine.lease(slice_memory_bytes=4 * GIB, slice_compute_percent=10.0, pool="class")
+    small = await machine.lease(memory_bytes=4 * GIB, compute_percent=10.0, pool="class")
     small = replace(small, device_uuids=(A,))
     await broker.prepare(small)
     assert machine.pid(A) == first
@@ -162,7 +162,7 @@ async def test_quotas_follow_the_leases_and_are_there_after_a_restart(machine: M
         enforcement._guard.set_orders = seen.append  # type: ignore[method-assign]
 
     note(broker)
-    slice_, whole = await machine.lease(slice_memory_bytes=4 * GIB), await machine.lease(mode=Mode.WHOLE)
+    slice_, whole = await machine.lease(memory_bytes=4 * GIB), await machine.lease(mode=Mode.WHOLE)
     await machine.lease(running=False)  # no container yet: nothing to guard
     quotas = (
         Quota(slice_.id, f"{1:064x}", A, 4 * GIB, mps_required=True),

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from gpuspawner.core.errors import ConfigError
+from gpuspawner.core.labels import Owner
 from gpuspawner.core.model import ContainerPatch
 from gpuspawner.hub.container import (
     ContainerFacts,
     ContainerPlan,
-    Owner,
     home_beside,
     own_home,
     plan,

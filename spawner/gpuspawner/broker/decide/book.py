@@ -11,9 +11,10 @@ from dataclasses import replace
 from datetime import datetime
 
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
+from ...core.want import Want
 from . import notice
 from .devices import NO_TERMS, Devices
-from .placement import Share, Want, example, want_of
+from .placement import Share, example
 from .queue import Place, Queue, Waiting, plan
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 from .terms import WHOLE, Terms
@@ -137,7 +138,7 @@ class Book:
         """
         lines = list(self._queue.lines())
         if newcomer is not None:
-            lines.append([Waiting(self._arrivals + 1, newcomer.id, want_of(newcomer))])
+            lines.append([Waiting(self._arrivals + 1, newcomer.id, newcomer.want)])
         placed = []
         for lease_id, shares in plan(lines, self._devices.rooms(freed), without).items():
             waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
@@ -163,7 +164,7 @@ class Book:
             self._queue.remove(lease.id)
         if waits and not waited:
             self._arrivals += 1
-            self._queue.add(Waiting(self._arrivals, lease.id, want_of(lease)))
+            self._queue.add(Waiting(self._arrivals, lease.id, lease.want))
         self._move_shares(before, lease)
         server = (lease.hub, lease.user, lease.server)
         if lease.state is not LeaseState.CLOSED:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ...core.model import Device, DeviceHealth, Lease
-from .placement import Kind, Room, Share, Want, count_free, rank, share_of, suits
+from ...core.want import Want
+from .placement import Kind, Room, Share, count_free, rank, share_of, suits
 from .terms import WHOLE, Terms
 
 NO_TERMS: Mapping[str, Terms] = MappingProxyType({})

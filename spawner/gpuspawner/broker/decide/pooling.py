@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from ...core.errors import ConfigError
 from ...core.model import Device, Mode, Pool, Tier
 from ...core.units import format_bytes
+from ...core.want import Want
 from ...node.inventory import ComputeMode
 from ...node.mps.control import MpsProgram
-from .placement import Kind, Want, kind_of, suits, want_of_tier
+from .placement import Kind, kind_of, suits
 from .terms import Terms, terms_of
 
 VOLTA = (7, 0)
@@ -180,7 +181,9 @@ def _needs_mps(pool: Pool, tiers: Sequence[Tier]) -> str:
     asking = [
         tier.name
         for tier in tiers
-        if tier.mode is Mode.SLICE and tier.compute_percent is not None and tier.pool in (None, pool.name)
+        if tier.want.mode is Mode.SLICE
+        and tier.want.compute_percent is not None
+        and tier.want.pool in (None, pool.name)
     ]
     return f"compute_percent of tier {asking[0]!r}" if asking else ""
 
@@ -221,7 +224,7 @@ def _check_modes(terms: Terms, members: Sequence[Device], host: Host) -> Iterato
 def _check_tier(
     tier: Tier, devices: Sequence[Device], terms: Mapping[str, Terms], host: Host, warnings: list[str]
 ) -> None:
-    want = want_of_tier(tier)
+    want = tier.want
     kinds = [kind_of(device, terms[device.uuid]) for device in devices]
     count = sum(suits(want, kind) for kind in kinds)
     where = f"c.GpuSite.tiers: tier {tier.name!r}"
@@ -231,8 +234,8 @@ def _check_tier(
             warnings.append(message)  # shown as one that can't be had, as long as there is no such GPU
         else:
             _say(message, host, warnings)
-    elif count < tier.device_count:
-        warnings.append(f"{where} has {tier.device_count} devices, and this machine has {count} of that kind")
+    elif count < want.device_count:
+        warnings.append(f"{where} has {want.device_count} devices, and this machine has {count} of that kind")
 
 
 def _why(want: Want, kinds: Sequence[Kind]) -> str:

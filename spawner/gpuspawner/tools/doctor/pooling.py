@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ...broker.decide.placement import example, kind_of, want_of_tier
+from ...broker.decide.placement import example, kind_of
 from ...broker.decide.pooling import Pooling
 from ...broker.decide.terms import Terms, worth_compute
 from ...core.model import Device, Mode, Tier, guarantee_of
@@ -56,13 +56,13 @@ def _pool(terms: Terms, devices: Sequence[Device], simulated: bool) -> str:
 
 def _tier(tier: Tier, pooling: Pooling, simulated: bool) -> str:
     kinds = [kind_of(device, pooling.terms[device.uuid]) for device in pooling.devices]
-    share = example(want_of_tier(tier), kinds)
+    share = example(tier.want, kinds)
     if share is None:
         return ""  # a warning says so already
-    memory = guarantee_of(tier.mode, simulated)
-    compute = worth_compute(tier.mode, share.mps, simulated)
-    if tier.mode is not Mode.SLICE:
-        return f"mode {tier.mode.value}, guarantee {memory.value}"
+    memory = guarantee_of(tier.want.mode, simulated)
+    compute = worth_compute(tier.want.mode, share.mps, simulated)
+    if tier.want.mode is not Mode.SLICE:
+        return f"mode {tier.want.mode.value}, guarantee {memory.value}"
     limit = f"up to {share.compute_percent:g} % of the compute" if share.mps else "compute"
     size = format_bytes(share.memory_bytes)
     return f"mode slice, {size}: guarantee {memory.value}; {limit}: guarantee {compute.value}"
