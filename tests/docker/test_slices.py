@@ -224,7 +224,7 @@ async def test_two_students_on_one_gpu_and_the_one_who_takes_too_much(site: Site
         outside = ben_box.sleeper("outside")
         site.script.process(outside, GIB)
         await until(lambda: not alive(outside), 8)
-        await until(lambda: "went round MPS" in site.notice(ben))
+        await until(lambda: "bypassed MPS" in site.notice(ben))
         # The daemon dies: both are told; it is back at once.
         os.kill(daemon.pid, signal.SIGKILL)
         await until(lambda: "runs again: restart your kernel" in site.notice(anna), 10)

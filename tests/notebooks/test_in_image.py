@@ -58,6 +58,7 @@ def outcomes(
     return {one["notebook"]: one for one in report["notebooks"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_starter_runs_whole_without_a_gpu(path: Path, outcomes: dict[str, dict[str, Any]]) -> None:
     cells = rules.code_cells(read(path))

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.errors import LeaseConflict, NoCapacity
@@ -32,9 +32,9 @@ FLEET = (
     Device("MIG-0", "H100 MIG 1g.10gb", 10 * GIB, index=6, mig_profile="1g.10gb"),
     Device("MIG-1", "H100 MIG 3g.40gb", 40 * GIB, index=7, mig_profile="3g.40gb"),
 )
-QUARTERS = Terms("quarters", Mode.SLICE, slices=4, mps=True, reserve_bytes=GIB)
-SIZES = Terms("sizes", Mode.SLICE, sizes_bytes=(8 * GIB, 24 * GIB, 64 * GIB))
-WHOLE, MIG = Terms("whole"), Terms("mig", Mode.MIG)
+QUARTERS = SharingRules("quarters", Mode.SLICE, slices=4, mps=True, reserve_bytes=GIB)
+SIZES = SharingRules("sizes", Mode.SLICE, sizes_bytes=(8 * GIB, 24 * GIB, 64 * GIB))
+WHOLE, MIG = SharingRules("whole"), SharingRules("mig", Mode.MIG)
 LAYOUTS = (
     (WHOLE, QUARTERS, QUARTERS, SIZES, WHOLE, QUARTERS, MIG, MIG),
     (SIZES, QUARTERS, WHOLE, SIZES, QUARTERS, WHOLE, MIG, MIG),
@@ -101,7 +101,7 @@ class Model:
     """The rules, naively: everything is found by looking at everything."""
 
     fleet: dict[str, Device] = field(default_factory=dict)
-    terms: dict[str, Terms] = field(default_factory=dict)
+    terms: dict[str, SharingRules] = field(default_factory=dict)
     withdrawn: set[str] = field(default_factory=set)
     leases: dict[str, Entry] = field(default_factory=dict)
 
@@ -190,7 +190,7 @@ class Walk:
         self.run(ledger.open())
         self.open(FLEET, LAYOUTS[0])
 
-    def open(self, devices: Iterable[Device], layout: tuple[Terms, ...]) -> None:
+    def open(self, devices: Iterable[Device], layout: tuple[SharingRules, ...]) -> None:
         """The broker starts on these devices, in these pools."""
         devices = tuple(devices)
         terms = {device.uuid: each for device, each in zip(FLEET, layout, strict=True)}

@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
@@ -298,15 +298,14 @@ async def test_a_way_in_that_docker_does_not_tell_yet_is_asked_for_again(folder:
         async def reconciled() -> bool:
             return True
 
-        async def probe() -> object:
+        async def probe(late: Iterable[str] = ()) -> None:
             nonlocal asked
             asked += 1
             if asked == 1:
                 raise EngineFault("down")
-            return module.Injection.NONE
 
         broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
-        broker._probe = probe  # type: ignore[method-assign,assignment]
+        broker.way_in.probe = probe  # type: ignore[method-assign]
         await broker._look()
         assert not broker.service.ready.is_set()
         await broker._look()

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from gpuspawner.broker.api.documents import News, status_document, tier_document
 from gpuspawner.broker.decide.placement import Share
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from gpuspawner.broker.decide.terms import Terms
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
 from gpuspawner.core.want import Want
@@ -96,7 +96,7 @@ def test_slices_of_a_device_that_has_left_its_pool_are_shown_as_such() -> None:
         replace(LEASE, id=letter * 32, user=user, want=SLICE, memory_bytes=8 << 30, mps=True)
         for letter, user in (("a", "anna"), ("b", "ben"))
     ]
-    view = DeviceView(HELD, DeviceHealth("GPU-1", True), tuple(held), Terms())
+    view = DeviceView(HELD, DeviceHealth("GPU-1", True), tuple(held), SharingRules())
     blind = News(blind={"GPU-1": "NVML hangs"})
     (found,) = status_document(Snapshot((view,), (), ()), simulated=False, news=NEWS)["devices"]
     (unguarded,) = status_document(Snapshot((view,), (), ()), simulated=False, news=blind)["devices"]
@@ -112,7 +112,7 @@ def test_slices_that_nobody_guards_are_worth_nothing() -> None:
     news = News(blind={"GPU-1": "NVML hangs"})
     views = tuple(
         DeviceView(HELD, DeviceHealth("GPU-1", True), (), terms)
-        for terms in (Terms("s", Mode.SLICE, slices=2, mps=True), Terms())
+        for terms in (SharingRules("s", Mode.SLICE, slices=2, mps=True), SharingRules())
     )
     devices = status_document(Snapshot(views, (), ()), simulated=False, news=news)["devices"]
     keys = ("guarantee", "compute_guarantee", "unguarded_reason")

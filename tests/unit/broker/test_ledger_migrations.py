@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger.migrate import MIGRATIONS
 from gpuspawner.broker.ledger.schema import HEAD, metadata
@@ -18,7 +18,7 @@ from gpuspawner.core.want import Want
 
 GIB = 1 << 30
 GPU = Device("GPU-0", "H100 80GB", 80 * GIB, index=0)
-SLICED = {"GPU-0": Terms("class", Mode.SLICE, slices=8, mps=True)}
+SLICED = {"GPU-0": SharingRules("class", Mode.SLICE, slices=8, mps=True)}
 COLUMNS = (
     "id, hub, user, server, tier, state, device_count, created_at, since, model, memory_bytes, "
     "compute_percent, container_id, notice, reason"

@@ -32,7 +32,7 @@ def test_everything_is_there_from_the_start() -> None:
         *(f'gpuspawner_loop_errors_total{{loop="{loop}"}}'
           for loop in ("reconcile", "events", "hold", "enforcement", "late")),
         *(f'gpuspawner_guard_ended_total{{offence="{offence}"}}'
-          for offence in ("memory", "no_lease", "round_mps")),
+          for offence in ("memory", "no_lease", "bypassed_mps")),
         "gpuspawner_guard_blind_devices",
         "gpuspawner_mps_deaths_total",
         "gpuspawner_queue_length",

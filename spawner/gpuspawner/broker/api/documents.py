@@ -12,8 +12,8 @@ from ...node.inventory import DriverFacts
 from ...node.usage import Usage
 from ...protocol.messages import time_to_text
 from ..decide.placement import Room, Share, count_free, share_of
+from ..decide.sharing_rules import worth_compute
 from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from ..decide.terms import worth_compute
 from ..ledger import EndedProcess
 
 Document = dict[str, Any]

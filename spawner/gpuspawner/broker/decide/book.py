@@ -13,17 +13,17 @@ from datetime import datetime
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.want import Want
 from . import notice
-from .devices import NO_TERMS, Devices
+from .devices import NO_RULES, Devices
 from .placement import Share, example
 from .queue import Place, Queue, Waiting, plan
+from .sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from .terms import WHOLE, Terms
 
 
 class Book:
     """Who holds what and who waits, on these devices."""
 
-    def __init__(self, devices: Iterable[Device] = (), terms: Mapping[str, Terms] = NO_TERMS) -> None:
+    def __init__(self, devices: Iterable[Device] = (), terms: Mapping[str, SharingRules] = NO_RULES) -> None:
         self._devices = Devices(devices, terms)
         self._queue = Queue(self._devices.kinds)
         self._leases: dict[str, Lease] = {}
@@ -55,7 +55,7 @@ class Book:
         """How many leases wait."""
         return len(self._queue)
 
-    def terms(self, uuid: str) -> Terms:
+    def terms(self, uuid: str) -> SharingRules:
         """How the device's pool shares it. Raises KeyError for one that is not known."""
         return self._devices.terms(uuid)
 
@@ -110,7 +110,7 @@ class Book:
         )
         return Snapshot(devices, self.leases(), queue)
 
-    def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> None:
+    def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
         """Devices that were not found before; a lease that held one all along goes on with it."""
         for device in devices:
             self._devices.add(device, terms.get(device.uuid, WHOLE), self.holders(device.uuid))

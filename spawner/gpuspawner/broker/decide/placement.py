@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ...core.model import Device, Lease
 from ...core.want import Mode, Want
-from .terms import WHOLE, Terms
+from .sharing_rules import WHOLE, SharingRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
     model: str
     memory_bytes: int
     mig_profile: str | None
-    terms: Terms
+    terms: SharingRules
 
     @property
     def order(self) -> tuple[int, str, str, str]:
@@ -47,7 +47,7 @@ class Room:
 
     device: Device
     shares: tuple[Share, ...] = ()
-    terms: Terms = WHOLE
+    terms: SharingRules = WHOLE
 
     @property
     def kind(self) -> Kind:
@@ -138,7 +138,7 @@ def share_of(lease: Lease, device: Device) -> Share:
     return whole_share(device)
 
 
-def kind_of(device: Device, terms: Terms = WHOLE) -> Kind:
+def kind_of(device: Device, terms: SharingRules = WHOLE) -> Kind:
     """What a request can tell devices apart by."""
     return Kind(device.model, device.memory_bytes, device.mig_profile, terms)
 

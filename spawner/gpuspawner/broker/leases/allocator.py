@@ -20,10 +20,10 @@ from ...core.units import Clock, utc_now
 from ...core.want import Want
 from ..decide import notice, policy
 from ..decide.book import Book, with_shares
-from ..decide.devices import NO_TERMS
+from ..decide.devices import NO_RULES
 from ..decide.placement import Share
+from ..decide.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
-from ..decide.terms import Terms
 from ..ledger import Ledger
 from .logline import ending
 from .watch import Watch, Watches
@@ -89,7 +89,7 @@ class Allocator:
 
     # Changing: each is one step under the lock.
 
-    async def load(self, devices: Iterable[Device], terms: Mapping[str, Terms] = NO_TERMS) -> None:
+    async def load(self, devices: Iterable[Device], terms: Mapping[str, SharingRules] = NO_RULES) -> None:
         """Take over these devices and the ledger's living leases; call once, before anything else.
 
         `terms` says by UUID how a device is shared; left out, it is leased whole. A lease whose device is
@@ -97,7 +97,7 @@ class Allocator:
         """
         await self._step(self._load, tuple(devices), terms)
 
-    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> tuple[Lease, ...]:
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         """Take up devices that could not be found at `load`; the leases whose `notice` changed.
 
         Known ones stay as they are. If it could not be recorded (LedgerFault), call again.
@@ -163,7 +163,7 @@ class Allocator:
 
     # The steps themselves.
 
-    async def _load(self, devices: tuple[Device, ...], terms: Mapping[str, Terms]) -> None:
+    async def _load(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> None:
         living = await self._ledger.living()
         self._book = Book(devices, terms)
         for lease in living:
@@ -173,7 +173,7 @@ class Allocator:
         told = [lease for lease in map(self._book.with_notice, living) if lease != self.lease(lease.id)]
         await self._commit(*told, *self._book.placed(self._clock()))
 
-    async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, Terms]) -> tuple[Lease, ...]:
+    async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         self._book.add(devices, terms)
         held = {lease.id: lease for device in devices for lease in self._book.holders(device.uuid)}
         told = [

@@ -19,7 +19,7 @@ from ...core import labels
 from ...core.errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Refusal
 from ...core.model import ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.units import Clock, utc_now
-from ..decide.terms import Terms
+from ..decide.sharing_rules import SharingRules
 from ..ledger import Ledger
 from ..observe.metrics import Metrics
 from .allocator import Allocator
@@ -229,7 +229,7 @@ class LeaseService:
         for lease in await self._allocator.set_health(health):
             await self._parts.folders.write(lease)
 
-    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> None:
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
         """Devices that were not found at the start are there; who held one all along is told."""
         for lease in await self._allocator.add(devices, terms):
             await self._parts.folders.write(lease)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ...broker.decide.placement import example, kind_of
 from ...broker.decide.pooling import Pooling
-from ...broker.decide.terms import Terms, worth_compute
+from ...broker.decide.sharing_rules import SharingRules, worth_compute
 from ...core.model import Device, Mode, Tier, guarantee_of
 from ...core.units import format_bytes
 from .facts import Facts
@@ -29,15 +29,15 @@ def pool_findings(facts: Facts) -> Iterator[Finding]:
             yield Finding(Level.OK, f"Tier {tier.name}", text)
 
 
-def _pools(pooling: Pooling) -> list[tuple[Terms, list[Device]]]:
-    found: dict[str, tuple[Terms, list[Device]]] = {}
+def _pools(pooling: Pooling) -> list[tuple[SharingRules, list[Device]]]:
+    found: dict[str, tuple[SharingRules, list[Device]]] = {}
     for device in pooling.devices:
         terms = pooling.terms[device.uuid]
         found.setdefault(terms.pool, (terms, []))[1].append(device)
     return list(found.values())
 
 
-def _pool(terms: Terms, devices: Sequence[Device], simulated: bool) -> str:
+def _pool(terms: SharingRules, devices: Sequence[Device], simulated: bool) -> str:
     kind = "simulated device" if simulated else "device"
     text = f"{len(devices)} {kind}{'' if len(devices) == 1 else 's'}, mode {terms.mode.value}"
     if terms.mode is not Mode.SLICE:
