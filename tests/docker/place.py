@@ -17,7 +17,6 @@ from typing import Any
 
 import docker
 from gpuspawner.core.errors import BrokerUnavailable
-from gpuspawner.core.model import BROKER_LABEL, LEASE_LABEL
 from gpuspawner.protocol.client import BrokerClient
 
 from tests.docker.faulty_docker import FaultyDocker
@@ -176,7 +175,7 @@ class Place:
     def containers(self) -> dict[str, str]:
         """This place's containers: the name's last part and the state."""
         found = self.engine.containers(
-            all=True, filters={"label": [LEASE_LABEL, f"{BROKER_LABEL}={self.folder}"]}
+            all=True, filters={"label": ["gpuspawner.lease", f"gpuspawner.broker={self.folder}"]}
         )
         return {item["Names"][0].rsplit("-", 1)[1]: item["State"] for item in found}
 

@@ -185,7 +185,8 @@ async def test_a_cancelled_pull_goes_on_and_is_joined(
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     await spawner().pull_image(lab)
-    assert [record.getMessage() for record in caplog.records].count(f"Pulling image {lab}") == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count(f"Pulling image {lab} user=nobody") == 1
     assert registry.here(lab)
 
 

@@ -137,7 +137,10 @@ def test_the_command_makes_it_once_and_refuses_another_subnet(
         f"the network '{NETWORK}' has the addresses ['{SUBNET}'], not 10.214.9.0/24: remove it with "
         f"'docker network rm {NETWORK}', or set GPUSPAWNER_SUBNET to what it has\n",
     )
-    assert run("nonsense") == (1, "the network 'nonsense' can't be read: write it like \"10.213.0.0/20\"\n")
+    assert run("nonsense") == (
+        1,
+        "c.GpuDockerSpawner.subnet: the network 'nonsense' can't be read: write it like \"10.213.0.0/20\"\n",
+    )
     config.unlink()
     command = [sys.executable, "-m", "gpuspawner.tools.make_network", "--config", str(config)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1

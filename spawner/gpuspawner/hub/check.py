@@ -15,9 +15,12 @@ from .spawner import GpuDockerSpawner
 
 
 def spawner_of(config: Config) -> GpuDockerSpawner:
-    """A spawner without a server, for its settings. Raises TraitError for one that can't be used."""
-    # DockerSpawner makes a name for a server in any case.
-    return GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
+    """A spawner without a server, for its settings. Raises ConfigError for one that can't be used."""
+    try:
+        # DockerSpawner makes a name for a server in any case.
+        return GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
+    except TraitError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_spawner(config: Config) -> None:

@@ -15,8 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-from traitlets import TraitError
-
 from ..core.errors import ConfigError, EngineFault, StartFault
 from ..hub.spawner import GpuDockerSpawner
 from .make_network import spawner_of_file
@@ -94,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         spawner = spawner_of_file(options.config)
         spawner.log = LOG
         complete = asyncio.run(prepull(spawner))
-    except (ConfigError, TraitError) as error:
+    except ConfigError as error:
         LOG.warning("No image is pulled: %s", error)
     except Exception:  # the top: a service that breaks is started again and again
         LOG.exception("No image is pulled")

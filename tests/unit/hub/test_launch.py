@@ -209,6 +209,24 @@ async def test_a_leftover_of_ours_is_replaced_and_anybody_elses_is_not(answers: 
     assert docker.containers[JOB.name]["Id"] == "foreign"
 
 
+async def test_a_leftover_that_cant_be_removed_leaves_no_pull_behind(answers: list[Answer]) -> None:
+    docker = Docker()
+    docker.faults["inspect_container"] = [EngineFault("down", 500)]
+    ended = []
+
+    async def pull(image: str, tell: Any) -> Any:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(image)
+
+    docker.pull_image = pull  # type: ignore[method-assign]
+    start, _ = make(docker, Broker())
+    with pytest.raises(EngineFault, match="down"):
+        await start.run()
+    assert ended == ["lab:1"]
+
+
 async def test_a_container_that_came_late_is_replaced(answers: list[Answer]) -> None:
     docker, broker = Docker(), Broker()
     start, _ = make(docker, broker)

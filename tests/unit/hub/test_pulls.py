@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.hub import pulls as pulls_module
-from gpuspawner.hub.pulls import Cancel, Event, Pulls
+from gpuspawner.hub.pulls import Cancel, Event, PullLimits, Pulls
 
 
 def layer(name: str, status: str, current: int | None = None, total: int | None = None) -> Event:
@@ -101,3 +101,146 @@ async def test_a_thread_that_breaks_is_a_fault(pulls: Pulls, monkeypatch: pytest
     with pytest.raises(EngineFault, match="the pull's thread broke"):
         await pulls.pull("lab", "ada", broken, lambda news: None)
     assert await asyncio.to_thread(told.wait, 5)
+
+
+# ---- limits
+
+
+class Registry:
+    """Each image trickles for ever, until it is let go or its pull is told to stop."""
+
+    def __init__(self) -> None:
+        self.go: dict[str, threading.Event] = {}
+        self.begun: list[str] = []
+        self.given_up: list[str] = []
+        self.stubborn: set[str] = set()
+        """Those whose thread doesn't hear that it shall stop."""
+
+    def work(self, image: str) -> Callable[[Callable[[Event], None], Cancel], None]:
+        done = self.go.setdefault(image, threading.Event())
+
+        def work(feed: Callable[[Event], None], cancel: Cancel) -> None:
+            self.begun.append(image)
+            if image not in self.stubborn:
+                cancel.then(done.set)
+            while not done.wait(0.01):
+                feed(layer("a", "Downloading", 1, 10**9))
+            if cancel.is_set:
+                self.given_up.append(image)
+                raise EngineFault("the connection was closed")
+
+        return work
+
+    def end(self) -> None:
+        for event in self.go.values():
+            event.set()
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    found = Registry()
+    yield found
+    found.end()
+
+
+class Bench:
+    """Users who pull, and leave."""
+
+    def __init__(self, registry: Registry, limits: PullLimits) -> None:
+        self.registry, self.pulls = registry, Pulls(logging.getLogger("test"), limits)
+        self.told: dict[str, list[str]] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def come(self, user: str, image: str) -> None:
+        told = self.told.setdefault(image, [])
+        pull = self.pulls.pull(image, user, self.registry.work(image), told.append)
+        self.tasks[f"{user} {image}"] = asyncio.create_task(pull)
+        await asyncio.sleep(0.05)
+
+    async def leave(self, user: str, image: str) -> None:
+        task = self.tasks.pop(f"{user} {image}")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.05)
+
+    async def end(self) -> None:
+        self.registry.end()
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+async def bench(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(pulls_module, "TELL_SECONDS", 0.02)
+    found = Bench(registry, PullLimits(at_once=6, by_user=2, unattended_seconds=60))
+    yield found
+    await found.end()
+
+
+async def test_pulls_whose_users_have_left_make_room_for_one_that_somebody_waits_for(bench: Bench) -> None:
+    """Six that trickle: each byte is a sign of life, so that silence alone ends none of them."""
+    for number in range(6):
+        await bench.come(f"mallory{number}", f"evil/{number}")
+    await bench.come("ada", "lab:1")
+    assert bench.told["lab:1"] == ["Waiting for other pulls to finish before pulling image lab:1"]
+    assert bench.registry.begun == [f"evil/{number}" for number in range(6)]
+    await bench.leave("mallory3", "evil/3")
+    assert (bench.registry.given_up, bench.registry.begun[6:]) == (["evil/3"], ["lab:1"])
+    assert bench.told["lab:1"][1] == "Pulling image lab:1"
+    for number in (0, 1, 2, 4, 5):
+        await bench.leave(f"mallory{number}", f"evil/{number}")
+    assert bench.registry.given_up == ["evil/3"]  # nobody needs the places of the others
+    await bench.come("bob", "lab:2")
+    assert (bench.registry.given_up, bench.registry.begun[7:]) == (["evil/3", "evil/0"], ["lab:2"])
+
+
+async def test_one_user_takes_but_two_places(bench: Bench) -> None:
+    for number in range(4):
+        await bench.come("mallory", f"evil/{number}")
+    await bench.come("ada", "lab:1")
+    assert bench.registry.begun == ["evil/0", "evil/1", "lab:1"]
+    bench.registry.go["evil/0"].set()
+    await asyncio.sleep(0.1)
+    assert bench.registry.begun == ["evil/0", "evil/1", "lab:1", "evil/2"]
+    assert bench.registry.given_up == []
+
+
+async def test_who_leaves_pull_after_pull_gives_up_their_own(bench: Bench) -> None:
+    bench.registry.stubborn = {"evil/0", "evil/1"}
+    for number in range(6):
+        await bench.come("mallory", f"evil/{number}")
+        await bench.leave("mallory", f"evil/{number}")
+    # The thread of a pull that was given up counts for its user until it has ended.
+    assert bench.registry.begun == ["evil/0", "evil/1"]
+    await bench.come("mallory", "evil/6")
+    bench.registry.go["evil/0"].set()
+    await asyncio.sleep(0.1)
+    assert (bench.registry.given_up, bench.registry.begun[2:]) == (["evil/0"], ["evil/6"])
+
+
+async def test_a_pull_that_nobody_waits_for_ends_after_a_while(registry: Registry) -> None:
+    bench = Bench(registry, PullLimits(unattended_seconds=0.3))
+    await bench.come("ada", "lab:1")
+    await bench.leave("ada", "lab:1")
+    await bench.come("bob", "lab:1")  # in time: it is joined
+    await asyncio.sleep(0.5)
+    assert (registry.begun, registry.given_up) == (["lab:1"], [])
+    await bench.leave("bob", "lab:1")
+    await asyncio.sleep(0.5)
+    assert registry.given_up == ["lab:1"]
+    registry.go.clear()
+    await bench.come("ada", "lab:1")  # too late: a new one
+    assert registry.begun == ["lab:1", "lab:1"]
+    await bench.end()
+
+
+async def test_who_leaves_the_line_is_out_of_it(bench: Bench) -> None:
+    for number in range(6):
+        await bench.come(f"user{number}", f"big/{number}")
+    await bench.come("ada", "lab:1")
+    await bench.leave("ada", "lab:1")
+    bench.registry.go["big/0"].set()
+    await asyncio.sleep(0.1)
+    assert len(bench.registry.begun) == 6

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from docker.api.client import APIClient
 from gpuspawner.core.errors import (
     BadOption,
     BrokerUnavailable,
@@ -21,12 +22,16 @@ from gpuspawner.core.labels import Owner
 from gpuspawner.core.model import ContainerPatch, GpuRequest
 from gpuspawner.core.want import Want
 from gpuspawner.hub import offer
+from gpuspawner.hub.container import ContainerPlan
 from gpuspawner.hub.launch import LaunchJob
 from gpuspawner.hub.problem import CONFIG_SENTENCE, ENGINE_SENTENCE
+from gpuspawner.hub.spawner import GpuDockerSpawner
 from jupyterhub.spawner import SpawnException
+from jupyterhub.utils import maybe_future
 from traitlets import TraitError
 from traitlets.config import Config
 
+from tests.unit.fake_docker import ScriptedDocker
 from tests.unit.fake_spawner import make_spawner
 
 # ---- settings
@@ -325,3 +330,117 @@ async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() ->
     for shown in ("quay.io/jupiter/base:1", "quay.io/jupyter/base:1", "quay.io/jupyter/base:1"):
         form = await spawner.get_options_form()
         assert f'value="{shown}" autocomplete' in form
+
+
+# ---- settings that can't be used
+
+BROKEN = [
+    ("GpuSite", "tiers", [{"name": "gpu", "title": "x", "mode": "slice"}], "no pool has that mode"),
+    ("GpuSite", "tiers", [], "c.GpuSite.tiers is empty"),
+    ("GpuSite", "tires", [], "There is no setting c.GpuSite.tires: use tiers"),
+    ("GpuSite", "pools", [{"name": "x", "mode": "slice"}], "c.GpuSite.pools"),
+    ("GpuDockerSpawner", "allowed_images", lambda spawner: ["quay.io/jupyter/*"], "say which tags"),
+    (
+        "GpuDockerSpawner",
+        "allowed_images",
+        lambda spawner: 1 // 0,
+        "c.GpuDockerSpawner.allowed_images is a callable that failed with ZeroDivisionError",
+    ),
+]
+"""Class, setting, value, and what the admin reads in the log."""
+
+
+@pytest.mark.filterwarnings("ignore:Config option")
+@pytest.mark.parametrize(("cls", "setting", "value", "reason"), BROKEN)
+async def test_with_a_setting_that_cant_be_used_users_read_a_sentence_and_the_log_has_the_reason(
+    cls: str, setting: str, value: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spawner = make_spawner(Config({cls: {setting: value}}), name="x", inspect_image=[None])
+    spawner.log = logging.getLogger("test")
+    form = await spawner.get_options_form()
+    assert f'<p class="alert alert-danger" role="alert">{CONFIG_SENTENCE}</p>'.replace("'", "&#39;") in form
+    for attempt in (
+        spawner.start,
+        lambda: spawner.run_options_from_form({"profile": ["gpu"]}),
+        lambda: spawner.options_from_query({"profile": ["gpu"]}),
+    ):
+        with pytest.raises(SpawnException) as error:
+            await maybe_future(attempt())
+        shown: Any = error.value
+        assert (shown.reason, shown.status_code) == ("config", 500)
+        assert shown.jupyterhub_message == CONFIG_SENTENCE
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(lines) == 4
+    assert all(reason in line for line in lines)
+    assert all(record.exc_info is None for record in caplog.records)
+    spawner.load_state({})  # at the hub's start
+    assert await spawner.poll() == 0
+
+
+async def fail_later(spawner: Any) -> Any:
+    await asyncio.sleep(0)
+    return 1 // 0
+
+
+@pytest.mark.parametrize("setting", ["extra_host_config", "extra_create_kwargs"])
+@pytest.mark.parametrize("value", [lambda spawner: 1 // 0, fail_later])
+async def test_a_setting_of_a_container_that_fails_names_itself(setting: str, value: Any) -> None:
+    spawner = make_spawner(Config({"GpuDockerSpawner": {setting: value}}))
+    job = spawner._make_job(spawner._choose())
+    with pytest.raises(ConfigError, match=rf"c\.GpuDockerSpawner\.{setting} "):
+        await spawner.plan_container(job, {}, None)
+
+
+async def test_a_site_s_callable_may_refuse_on_purpose() -> None:
+    def refuse(spawner: Any) -> Any:
+        raise SpawnException("Not on Sundays", reason="sunday")
+
+    spawner = make_spawner(Config({"GpuDockerSpawner": {"extra_host_config": refuse}}))
+    with pytest.raises(SpawnException, match="Not on Sundays"):
+        await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
+
+
+# ---- subclasses and settings of a site
+
+
+async def test_a_site_may_override_form_options_and_steps() -> None:
+    class Ours(GpuDockerSpawner):
+        async def pull_image(self, image: str, tell: Any = print) -> dict[str, Any]:
+            return {**await super().pull_image(image, tell), "ours": True}
+
+        def get_env(self) -> dict[str, str]:
+            return {**super().get_env(), "COURSE": self.user.name}
+
+        def _render_options_form(self) -> str:
+            return "<p>our form</p>"
+
+    usual = make_spawner(inspect_image=[{"Id": "i"}])
+    spawner = Ours(config=Config(), user=usual.user, hub=usual.hub, api_token="s3cret")
+    spawner.shared = usual.shared
+    assert await spawner.get_options_form() == "<p>our form</p>"
+    assert await spawner.pull_image("lab:1") == {"Id": "i", "ours": True}
+    planned = await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
+    assert planned.create["environment"]["COURSE"] == "Ada"
+    config = Config()
+    config.Spawner.options_form = "<p>theirs</p>"
+    config.Spawner.options_from_form = lambda form: {"profile": form["choice"][0]}
+    spawner = make_spawner(config)
+    assert await spawner.get_options_form() == "<p>theirs</p>"
+    assert spawner.run_options_from_form({"choice": ["gpu"]}) == {"profile": "gpu"}
+
+
+async def test_docker_py_s_words_for_an_unknown_key_are_told_with_the_setting() -> None:
+    docker: Any = ScriptedDocker({})
+
+    def call(method: str, *args: Any, **kwargs: Any) -> Any:
+        return APIClient(version="1.41").create_host_config(**kwargs)
+
+    async def run(work: Any) -> Any:
+        return work(call)
+
+    docker.run = run
+    spawner = make_spawner()
+    spawner.shared = replace(spawner.shared, docker=docker)
+    plan = ContainerPlan({"name": "x"}, {"network_mode": "none", "shared_memory": "1g"}, ())
+    with pytest.raises(ConfigError, match=r"extra_host_config .*shared_memory"):
+        await spawner.create_container(plan)

@@ -48,7 +48,8 @@ MAX_PATH_BYTES = 107
 _BACKLOG = 512
 """Connections that may wait to be accepted: a whole class that clicks at once."""
 HEARTBEAT_SECONDS = 5.0
-"""An empty line this often, from the first one to the end: for a client, a long silence is a broker that hangs."""
+"""An empty line this often, from the first line to the end: the client takes a long silence for a broker that
+hangs."""
 
 
 class View(Protocol):
