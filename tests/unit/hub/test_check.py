@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import gpuspawner
@@ -50,3 +53,18 @@ def test_only_where_a_hub_reads_the_file_it_is_checked() -> None:
             gpuspawner.check_settings(broken)
     finally:
         JupyterHub.clear_instance()
+
+
+def test_a_real_hub_says_it_in_one_line_and_does_not_start(tmp_path: Path) -> None:
+    config = tmp_path / "jupyterhub_config.py"
+    config.write_text(
+        "from gpuspawner import check_settings\n"
+        "c.JupyterHub.spawner_class = 'gpu-docker'\n"
+        "c.GpuSite.tiers = [{'name': 'gpu', 'mode': 'slice'}]\n"
+        "check_settings(c)\n"
+    )
+    command = [sys.executable, "-m", "jupyterhub", "-f", str(config)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "Bad config encountered during initialization: c.GpuSite.tiers: tier 'gpu' has mode" in line
