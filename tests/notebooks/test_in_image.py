@@ -103,7 +103,7 @@ def _notebook(folder: Path, *cells: tuple[str, list[str]]) -> str:
     [
         ("assert 1 + 1 == 3", "AssertionError"),
         ("import os; os._exit(1)", "Kernel died"),
-        ("import starter\nget_ipython().run_cell_magic('needs', 'gpu', '1')", "stepped aside"),
+        ("import starter\nget_ipython().run_cell_magic('needs', 'gpu', '1')", "skipped"),
     ],
 )
 def test_the_runner_reports_what_fails(code: str, says: str, tmp_path: Path) -> None:

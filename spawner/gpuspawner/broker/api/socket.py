@@ -38,7 +38,7 @@ from ...core.units import ordinal
 from ...protocol.messages import lease_to_json, patch_to_json, request_from_json
 from ...protocol.stream import WAITED_HEADER
 from ..leases.leasing import LeaseService
-from ..leases.logline import ending
+from ..leases.logline import log_context
 from ..observe.metrics import Metrics
 
 MAX_BODY_BYTES = 512 * 1024
@@ -326,7 +326,7 @@ class LeasesHandler(Handler):
             await self._send({"event": "lease", "lease": lease_to_json(lease), "patch": patch_to_json(patch)})
 
     async def _time_out(self, lease: Lease) -> None:
-        self.site.log.info("The queue's time is over %s", ending(lease))
+        self.site.log.info("The queue's time is over %s", log_context(lease))
         await self.site.service.release(lease.id, "the queue's time was over")
         raise QueueTimeout(timeout_message(self.site.queue_timeout_seconds, lease.want.device_count))
 

@@ -25,7 +25,7 @@ from ..decide.placement import Share
 from ..decide.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
-from .logline import ending
+from .logline import log_context
 from .watch import Watch, Watches
 
 P = ParamSpec("P")
@@ -48,12 +48,18 @@ class Allocator:
         self._lock = asyncio.Lock()
         self._steps: set[asyncio.Task[Any]] = set()
         self._book = Book()
+        self._placing = True
         self._doubtful: set[str] = set()
         self._watches = Watches()
         self.on_lease: Callable[[Lease], None] | None = None
         """Called with each lease that was committed, once memory has it; must not block or fail."""
 
     # Reading: from memory, at once.
+
+    @property
+    def placing(self) -> bool:
+        """Whether those who wait get devices."""
+        return self._placing
 
     def lease(self, lease_id: str) -> Lease | None:
         """The living lease with this id."""
@@ -89,13 +95,20 @@ class Allocator:
 
     # Changing: each is one step under the lock.
 
-    async def load(self, devices: Iterable[Device], terms: Mapping[str, SharingRules] = NO_RULES) -> None:
+    async def load(
+        self, devices: Iterable[Device], terms: Mapping[str, SharingRules] = NO_RULES, *, place: bool = True
+    ) -> None:
         """Take over these devices and the ledger's living leases; call once, before anything else.
 
         `terms` says by UUID how a device is shared; left out, it is leased whole. A lease whose device is
-        gone keeps it as a withdrawn placeholder. Waiting leases keep their order.
+        gone keeps it as a withdrawn placeholder. Waiting leases keep their order. With `place=False` all of
+        them wait until `start_placing`: the ledger may be an old copy, and only Docker knows what runs.
         """
-        await self._step(self._load, tuple(devices), terms)
+        await self._step(self._load, tuple(devices), terms, place)
+
+    async def start_placing(self) -> None:
+        """Docker was compared with the ledger: from now on those who wait get devices."""
+        await self._step(self._start_placing)
 
     async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         """Take up devices that could not be found at `load`; the leases whose `notice` changed.
@@ -124,6 +137,13 @@ class Allocator:
         Idempotent. Raises LeaseConflict if the lease may not have a container, or has another one.
         """
         return await self._step(self._set_running, lease_id, container_id)
+
+    async def charge(self, lease_id: str, awake_since: datetime) -> None:
+        """A running lease whose awake interval a reboot has ended is awake again, since then.
+
+        Does nothing for a lease that does not run, or has an open interval.
+        """
+        await self._step(self._charge, lease_id, awake_since)
 
     async def begin_release(
         self, lease_id: str, reason: str, *, ended_at: datetime | None = None
@@ -163,15 +183,31 @@ class Allocator:
 
     # The steps themselves.
 
-    async def _load(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> None:
+    async def _load(
+        self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules], place: bool
+    ) -> None:
         living = await self._ledger.living()
+        self._placing = place
         self._book = Book(devices, terms)
         for lease in living:
             if lease.state.holds_devices and not self._book.can_hold(lease):
                 self._report_trouble(lease)
             self._book.enter(lease)
         told = [lease for lease in map(self._book.with_notice, living) if lease != self.lease(lease.id)]
-        await self._commit(*told, *self._book.placed(self._clock()))
+        await self._commit(*told, *self._placed(self._clock()))
+
+    async def _start_placing(self) -> None:
+        self._placing = True
+        try:
+            await self._commit(*self._placed(self._clock()))
+        except BaseException:
+            self._placing = False
+            raise
+
+    async def _charge(self, lease_id: str, awake_since: datetime) -> None:
+        lease = self.lease(lease_id)
+        if lease is not None and lease.state is LeaseState.RUNNING:
+            await self._commit(lease, ago_seconds=(self._clock() - awake_since).total_seconds())
 
     async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         self._book.add(devices, terms)
@@ -179,7 +215,7 @@ class Allocator:
         told = [
             lease for lease in map(self._book.with_notice, held.values()) if lease != self.lease(lease.id)
         ]
-        await self._commit(*told, *self._book.placed(self._clock()))
+        await self._commit(*told, *self._placed(self._clock()))
         return tuple(told)
 
     async def _acquire(self, request: GpuRequest) -> Lease:
@@ -192,7 +228,7 @@ class Allocator:
             raise LeaseConflict("This lease has ended: start the server again.")
         self._check_capacity(request.want)
         lease = _waiting(request, self._clock())
-        placed = {each.id: each for each in self._book.placed(lease.since, newcomer=lease)}
+        placed = {each.id: each for each in self._placed(lease.since, newcomer=lease)}
         lease = placed.pop(lease.id, lease)
         await self._commit(lease, *placed.values())
         return lease
@@ -236,7 +272,7 @@ class Allocator:
         now = self._clock()
         if lease.state is LeaseState.WAITING:
             ended = replace(lease, state=LeaseState.CLOSED, since=now, reason=reason)
-            await self._commit(ended, *self._book.placed(now, without=lease_id))
+            await self._commit(ended, *self._placed(now, without=lease_id))
             return ended
         ended = replace(lease, state=LeaseState.RELEASING, since=now, reason=reason)
         ago_seconds = (now - ended_at).total_seconds() if ended_at is not None else 0.0
@@ -252,7 +288,7 @@ class Allocator:
         freed = self._book.shares(lease)
         now = self._clock()
         closed = replace(lease, state=LeaseState.CLOSED, since=now)
-        await self._commit(closed, *self._book.placed(now, freed=freed))
+        await self._commit(closed, *self._placed(now, freed=freed))
 
     async def _adopt(self, lease: Lease) -> Lease:
         if await self._find(lease.id) is not None:
@@ -282,7 +318,7 @@ class Allocator:
             if each != self.lease(each.id)
         ]
         try:
-            await self._commit(*told, *self._book.placed(self._clock()))
+            await self._commit(*told, *self._placed(self._clock()))
         except BaseException:
             if health.healthy:
                 self._book.set_health(before)
@@ -297,6 +333,19 @@ class Allocator:
             lease = replace(lease, notice=sentence)
             await self._commit(lease)
         return lease
+
+    def _placed(
+        self,
+        now: datetime,
+        *,
+        freed: Iterable[Share] = (),
+        without: str | None = None,
+        newcomer: Lease | None = None,
+    ) -> list[Lease]:
+        """The waiting leases that get devices now; see Book.placed."""
+        if not self._placing:
+            return []
+        return self._book.placed(now, freed=freed, without=without, newcomer=newcomer)
 
     def _check_capacity(self, want: Want) -> None:
         known = self._book.known(want)
@@ -357,18 +406,18 @@ class Allocator:
     def _log_change(self, before: Lease | None, lease: Lease) -> None:
         if before is None or before.state is not lease.state:
             why = f" ({lease.reason})" if lease.reason else ""
-            self._log.info("Lease is %s%s: %s", lease.state, why, ending(lease))
+            self._log.info("Lease is %s%s: %s", lease.state, why, log_context(lease))
         elif before.notice != lease.notice:
-            self._log.info("Its holder is told %r: %s", lease.notice, ending(lease))
+            self._log.info("Its holder is told %r: %s", lease.notice, log_context(lease))
 
     def _report_trouble(self, lease: Lease) -> None:
         missing = self._book.missing(lease)
         if missing:
-            self._log.warning("Not found but leased: %s: %s", ",".join(missing), ending(lease))
+            self._log.warning("Not found but leased: %s: %s", ",".join(missing), log_context(lease))
         elif self._book.exceeded_by(lease):
-            self._log.error("The ledger gives a device twice, and nobody loses it: %s", ending(lease))
+            self._log.error("The ledger gives a device twice, and nobody loses it: %s", log_context(lease))
         else:
-            self._log.warning("It keeps more than its device's pool now gives: %s", ending(lease))
+            self._log.warning("It keeps more than its device's pool now gives: %s", log_context(lease))
 
 
 def _waiting(request: GpuRequest, now: datetime) -> Lease:

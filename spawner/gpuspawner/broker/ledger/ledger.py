@@ -77,6 +77,9 @@ class Ledger:
         self._log = log or logging.getLogger(__name__)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._opened = False
+        self.uncharged: frozenset[str] = frozenset()
+        """After `open`: ids of the running leases that are not charged: a reboot ended their interval.
+        Whether their containers run again, only Docker knows."""
         self._beating: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -214,6 +217,7 @@ class Ledger:
                 database.quick_check(connection)
                 upgrade(connection)
                 ended = rows.end_at_reboot(connection, self._steady().boot_id)
+                self.uncharged = rows.uncharged(connection)
         except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise database.explain(error, self._engine, opening=True) from error
         if ended:

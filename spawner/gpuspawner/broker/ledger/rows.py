@@ -69,8 +69,8 @@ class Moment:
     steady: Steady
 
     def before(self, seconds: float) -> Moment:
-        """The moment `seconds` earlier; a negative number counts as none."""
-        ago = max(0.0, seconds)
+        """The moment `seconds` earlier, not before the machine's boot; negative seconds count as none."""
+        ago = min(max(0.0, seconds), max(0.0, self.steady.seconds))
         return Moment(
             self.at - timedelta(seconds=ago), Steady(self.steady.boot_id, self.steady.seconds - ago)
         )
@@ -139,6 +139,15 @@ def end_at_reboot(connection: sa.Connection, boot_id: str) -> int:
         .values(ended_at=awake.c.seen_at)
     )
     return ended.rowcount
+
+
+def uncharged(connection: sa.Connection) -> frozenset[str]:
+    """Ids of the running leases without an open interval: a reboot has ended it."""
+    open_ids = sa.select(awake.c.lease_id).where(awake.c.ended_at.is_(None))
+    running = leases.c.state == LeaseState.RUNNING.value
+    return frozenset(
+        connection.execute(sa.select(leases.c.id).where(running, leases.c.id.not_in(open_ids))).scalars()
+    )
 
 
 def gpu_seconds(connection: sa.Connection, user: str, since: datetime, now: Moment) -> float:
