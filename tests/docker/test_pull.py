@@ -169,7 +169,7 @@ async def test_a_pull_that_is_stuck_ends_in_time_and_the_next_works(registry: Re
     with pytest.raises(StartFault) as fault:
         await spawner(pull_silence=3).pull_image(lab)
     assert fault.value.reason == "pull_stalled"
-    assert "Nothing came for 3 seconds: try again, what has come is kept." in str(fault.value)
+    assert "No data came for 3 seconds: try again; the layers that have arrived are kept." in str(fault.value)
     assert time.monotonic() - begun < 12
     registry.wire.mend()
     assert (await asyncio.wait_for(spawner().pull_image(lab), 20))["RepoTags"] == [lab]

@@ -31,7 +31,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         ("pull access denied", "unauthorized", "authentication required", "denied", "no basic auth",
          "forbidden"),
         "registry_denied",
-        "The registry doesn't give it out: it isn't there, or needs a login. Check the name. Admin: "
+        "The registry refuses it: the image isn't there, or needs a login. Check the name. Admin: "
         "'docker login' as the user that the hub runs as.",
     ),
     (
@@ -45,7 +45,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
          "server misbehaving", "connection reset", "deadline exceeded", "eof"),
         "registry_silent",
         "The registry doesn't answer: try again in a few minutes, or choose an image that is here. Admin: "
-        "see that this machine reaches it ('docker pull' on the command line).",
+        "check that this machine reaches it ('docker pull' on the command line).",
     ),
 )  # fmt: skip
 
@@ -59,8 +59,8 @@ def explain(image: str, fault: EngineFault, *, here: bool = False, silence_secon
         use = " 'make images' builds the project's own."
     if fault.status == SILENT:
         return StartFault(
-            f"{what}Nothing came for {silence_seconds:.0f} seconds: try again, what has come is kept. Admin: "
-            f"see the network to its registry.{use}",
+            f"{what}No data came for {silence_seconds:.0f} seconds: try again; the layers that have arrived are "
+            f"kept. Admin: check the network to the registry.{use}",
             "pull_stalled",
         )
     words = str(fault).lower()

@@ -125,7 +125,7 @@ def test_the_first_tier_that_can_start_is_chosen() -> None:
 
 
 def test_nothing_to_choose_is_said() -> None:
-    assert "No choice can start now." in render_form(make_cards([GPU], None, "Down."))
+    assert "No tier can be started now." in render_form(make_cards([GPU], None, "Down."))
 
 
 def test_images_are_offered_where_there_are_several_and_all_is_escaped() -> None:

@@ -18,9 +18,9 @@ from gpuspawner.hub.pulls import SILENT
          "registry_silent", "The registry doesn't answer: "),
         ("pull access denied for lab, repository does not exist or may require 'docker login': denied: "
          "requested access to the resource is denied", 404, "registry_denied",
-         "The registry doesn't give it out: "),
+         "The registry refuses it: "),
         ("Get \"https://r/v2/\": no basic auth credentials", 500, "registry_denied",
-         "The registry doesn't give it"),
+         "The registry refuses it"),
         ("Get https://r/v2/: net/http: request canceled while waiting for connection (Client.Timeout "
          "exceeded while awaiting headers)", 500, "registry_silent", "The registry doesn't answer: "),
         ("Get \"https://r/v2/\": http: server gave HTTP response to HTTPS client", 500, "registry_silent",
@@ -31,7 +31,7 @@ from gpuspawner.hub.pulls import SILENT
          "The registry has had too"),
         ("something new", 500, "image_missing",
          "Docker says: something new. Admin: run 'docker pull lab' to see more."),
-        ("", SILENT, "pull_stalled", "Nothing came for 300 seconds: try again, what has come is kept. "),
+        ("", SILENT, "pull_stalled", "No data came for 300 seconds: try again; the layers that have arrived are kept. "),
     ],
 )  # fmt: skip
 def test_what_an_error_means(words: str, status: int, reason: str, sentence: str) -> None:
