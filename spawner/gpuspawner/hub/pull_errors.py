@@ -59,8 +59,8 @@ def explain(image: str, fault: EngineFault, *, here: bool = False, silence_secon
         use = " 'make images' builds the project's own."
     if fault.status == SILENT:
         return StartFault(
-            f"{what}No data came for {silence_seconds:.0f} seconds: try again; the layers that have arrived are "
-            f"kept. Admin: check the network to the registry.{use}",
+            f"{what}No data came for {silence_seconds:.0f} seconds: try again; the layers that have arrived "
+            f"are kept. Admin: check the network to the registry.{use}",
             "pull_stalled",
         )
     words = str(fault).lower()

@@ -216,7 +216,7 @@ async def test_the_queue_s_time_is_that_of_all_connections_whatever_the_wall_clo
                 aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(bench.socket))) as session,
                 session.post(
                     "http://b/leases",
-                    json=request_to_json(bench.request(2, "ben")),
+                    data=request_to_json(bench.request(2, "ben")),
                     headers={WAITED_HEADER: waited},
                 ) as response,
             ):
@@ -231,7 +231,7 @@ async def test_a_time_that_is_no_time_is_refused(bench: Bench, waited: str) -> N
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(bench.socket))) as session,
         session.post(
-            "http://b/leases", json=request_to_json(bench.request(1)), headers={WAITED_HEADER: waited}
+            "http://b/leases", data=request_to_json(bench.request(1)), headers={WAITED_HEADER: waited}
         ) as response,
     ):
         assert (response.status, (await response.json())["reason"]) == (400, "bad_option")

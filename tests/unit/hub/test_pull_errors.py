@@ -31,7 +31,8 @@ from gpuspawner.hub.pulls import SILENT
          "The registry has had too"),
         ("something new", 500, "image_missing",
          "Docker says: something new. Admin: run 'docker pull lab' to see more."),
-        ("", SILENT, "pull_stalled", "No data came for 300 seconds: try again; the layers that have arrived are kept. "),
+        ("", SILENT, "pull_stalled",
+         "No data came for 300 seconds: try again; the layers that have arrived are kept. "),
     ],
 )  # fmt: skip
 def test_what_an_error_means(words: str, status: int, reason: str, sentence: str) -> None:
