@@ -190,6 +190,26 @@ async def test_a_cancelled_pull_goes_on_and_is_joined(
     assert registry.here(lab)
 
 
+async def test_a_pull_that_nobody_waits_for_is_given_up_and_docker_stops(
+    registry: Registry, lab: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    registry.wire.bytes_per_second = MEGABYTE // 2  # it trickles: silence alone would not end it
+    left = asyncio.create_task(spawner(pull_unattended=0.5).pull_image(lab))
+    await asyncio.sleep(1.5)
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    await asyncio.sleep(2)
+    assert f"Gave up pulling image {lab}: nobody waits for it user=nobody" in caplog.messages
+    before = registry.wire.sent_bytes
+    assert before > 0
+    await asyncio.sleep(1.5)
+    assert registry.wire.sent_bytes == before
+    assert not registry.here(lab)
+    registry.wire.mend()
+    assert (await spawner().pull_image(lab))["RepoTags"] == [lab]
+
+
 async def test_what_is_missing_is_pulled_beforehand(registry: Registry, lab: str, tiny_image: str) -> None:
     other = registry.push("labs/other:1", tiny_image, MEGABYTE)
     config = Config()

@@ -19,9 +19,9 @@ from .messages import (
     StatusDocument,
     TiersDocument,
 )  # fmt: skip
+from .stream import WAITED_HEADER
 
 _EVENTS: tuple[type[Message], ...] = (QueuedEvent, LeaseEvent, RefusedEvent, HeartbeatEvent)
-from .stream import WAITED_HEADER
 
 _MODELS: tuple[type[Message], ...] = (RequestMessage, *_EVENTS, RefusalMessage, StatusDocument, TiersDocument)
 _REF = "#/components/schemas/{model}"
@@ -71,8 +71,8 @@ def _ask() -> Document:
         "description": (
             "The answer is a stream with one event a line. The open connection is the hold: if it closes "
             "before the server uses the lease, the place in the queue or the reservation is given back. "
-            "The same lease_id again is the same lease. A refusal that takes longer than a heartbeat comes as "
-            "an event of the stream."
+            "The same lease_id again is the same lease. A refusal that takes longer than a heartbeat is an "
+            "event of the stream."
         ),
         "parameters": [
             {
