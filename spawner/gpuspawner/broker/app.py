@@ -336,7 +336,7 @@ class GpuBroker(Application):
             simulated=self.facts.simulated,
             metrics=self.measures,
             blind=self.enforcement.blind,
-            driver=self.facts.driver,
+            node=self.enforcement.node_facts,
             usage=self.enforcement.usage,
             ended=self.journal.recent,
         )

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ...core.model import Tier
-from ...node.inventory import DriverFacts
-from ...node.usage import Usage
+from ...node.api import NodeFacts, Usage
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
 from ..observe.metrics import Metrics
@@ -19,7 +18,7 @@ class About:
     """Beside the leases: what doesn't change while a broker runs, and where to ask for what does.
 
     `blind` says on which devices no quota is held, and why; asking it also brings its gauge up to date.
-    `driver` has the versions of the driver; None where devices are simulated.
+    `node` has what the machine has: its driver, and why its GPUs can't be listed.
     """
 
     tiers: tuple[Tier, ...]
@@ -28,7 +27,7 @@ class About:
     blind: Callable[[], Mapping[str, str]]
     usage: Callable[[], Mapping[str, Usage]]
     ended: Callable[[], tuple[EndedProcess, ...]]
-    driver: DriverFacts | None = None
+    node: Callable[[], NodeFacts]
 
 
 class View:
@@ -41,14 +40,14 @@ class View:
     def status(self) -> Document:
         """The whole status document."""
         about = self._about
-        news = News(about.usage(), about.blind(), about.ended())
+        news = News(about.usage(), about.blind(), about.ended(), about.node().fault)
         return status_document(self._allocator.snapshot(), about.simulated, news)
 
     def tiers(self) -> Document:
         """The tiers with what is free of each."""
         return {
             "simulated": self._about.simulated,
-            "driver": driver_document(self._about.driver),
+            "driver": driver_document(self._about.node().driver),
             "tiers": [self._tier(tier) for tier in self._about.tiers],
         }
 

@@ -21,18 +21,20 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What is known beside the leases: the use of devices by UUID, those without a guard and why, and the
-    processes that were ended, youngest first."""
+    """What is known beside the leases: the use of devices by UUID, those without a guard and why, the
+    processes that were ended, youngest first, and why the GPUs can't be listed now ("" if they can)."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
     ended: Sequence[EndedProcess] = ()
+    fault: str = ""
 
 
 def status_document(snapshot: Snapshot, simulated: bool, news: News) -> Document:
     """Devices, leases and queue as JSON values: units in the key names, times in UTC with "Z"."""
     return {
         "simulated": simulated,
+        "fault": news.fault,
         "devices": [_device(view, news) for view in snapshot.devices],
         "leases": [_lease(lease) for lease in snapshot.leases],
         "queue": [_entry(entry) for entry in snapshot.queue],

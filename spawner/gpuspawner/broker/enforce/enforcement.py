@@ -65,6 +65,7 @@ class Enforcement:
         self._node, self._log = tools.node, tools.log
         self._holders = holders
         self._pooling = tools.pooling
+        self._facts = tools.facts
         self._hardware: dict[str, DeviceHealth] = {}
         self._readings = Readings()
         self._applying = asyncio.Lock()
@@ -206,6 +207,7 @@ class Enforcement:
             case Readings():
                 self._readings = event
             case NodeFacts():
+                self._facts = event
                 self.on_facts(event)
 
     async def report_health(self) -> None:
@@ -243,6 +245,10 @@ class Enforcement:
             await self._tell(lease.id, f"{format_time(event.at)}: {event.sentence}")
 
     # ---- what the pages show
+
+    def node_facts(self) -> NodeFacts:
+        """What the node has, as it said last."""
+        return self._facts
 
     def usage(self) -> Mapping[str, Usage]:
         """What of each device is in use, by UUID."""
