@@ -34,7 +34,16 @@ from ...core.errors import (
 )
 from ...core.model import GpuRequest, Lease, LeaseState
 from ...core.units import ordinal
-from ...protocol.messages import lease_to_json, patch_to_json, request_from_json
+from ...protocol.messages import (
+    Event,
+    HeartbeatEvent,
+    QueuedEvent,
+    RefusalMessage,
+    event_to_line,
+    lease_event,
+    refused_event,
+    request_from_json,
+)
 from ..leases.leasing import LeaseService
 from ..leases.logline import log_context
 from ..observe.metrics import Metrics
@@ -46,7 +55,7 @@ MAX_PATH_BYTES = 107
 _BACKLOG = 512
 """Connections that may wait to be accepted: a whole class that clicks at once."""
 HEARTBEAT_SECONDS = 5.0
-"""An empty line this often: the client takes a long silence for a broker that hangs."""
+"""A heartbeat this often: the client takes a long silence for a broker that hangs."""
 
 
 class View(Protocol):
@@ -109,8 +118,13 @@ class Handler(RequestHandler):
     def refuse(self, refusal: Refusal) -> None:
         """Answers with the refusal's status, reason and sentence, and counts it."""
         self.set_status(refusal.status)
-        self.answer({"reason": refusal.reason, "message": refusal.message})
+        self.explain(refusal.reason, refusal.message)
         self.site.metrics.refused(refusal.reason)
+
+    def explain(self, reason: str, message: str) -> None:
+        """Writes why there is no other answer."""
+        self.set_header("Content-Type", "application/json")
+        self.write(RefusalMessage(reason=reason, message=message).model_dump_json())
 
     def refusal_of(self, fault: Fault) -> Refusal:
         """What the user is told of a fault; what exactly happened is for the log."""
@@ -124,7 +138,7 @@ class Handler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's own errors (wrong method, broken code) as JSON."""
-        self.answer({"reason": BrokerUnavailable.reason, "message": f"The GPU broker failed ({status_code})"})
+        self.explain(BrokerUnavailable.reason, f"The GPU broker failed ({status_code})")
 
 
 class UnknownHandler(Handler):
@@ -132,7 +146,8 @@ class UnknownHandler(Handler):
 
     def prepare(self) -> None:
         self.set_status(404)
-        self.finish({"reason": BadOption.reason, "message": f"The broker has no {self.request.path!r}"})
+        self.explain(BadOption.reason, "The broker has no such address")
+        self.finish()
 
 
 class ConfirmHandler(Handler):
@@ -203,7 +218,7 @@ class LeasesHandler(Handler):
     async def post(self) -> None:
         """Answers 200 and streams, or the refusal's status."""
         try:
-            request = request_from_json(_json(self.request.body))
+            request = request_from_json(self.request.body)
         except Refusal as refusal:
             self.refuse(refusal)
             return
@@ -237,7 +252,7 @@ class LeasesHandler(Handler):
         )
         if streaming:
             self.site.metrics.refused(refusal.reason)
-            await self._send({"event": "refused", "reason": refusal.reason, "message": refusal.message})
+            await self._send(refused_event(refusal))
         else:
             self.refuse(refusal)
 
@@ -265,8 +280,7 @@ class LeasesHandler(Handler):
                     elif not self._granted and loop.time() >= deadline:
                         await self._time_out(lease)
                     elif not closed.done():
-                        self.write("\n")
-                        await self.flush()
+                        await self._send(HeartbeatEvent())
         finally:
             for future in (closed, coming):
                 if future is not None:
@@ -277,9 +291,7 @@ class LeasesHandler(Handler):
         if lease.state is LeaseState.WAITING:
             if position is not None:
                 message = queued_message(position, lease.want.device_count, self.site.simulated)
-                await self._send(
-                    {"event": "queued", "position": position, "waiting": waiting, "message": message}
-                )
+                await self._send(QueuedEvent(position=position, waiting=waiting, message=message))
         elif lease.state in (LeaseState.RELEASING, LeaseState.CLOSED):
             raise LeaseConflict(
                 f"The lease of this server has ended ({lease.reason}): start the server again"
@@ -288,15 +300,15 @@ class LeasesHandler(Handler):
             patch = await self.site.service.patch(lease)
             self._granted = True
             self.site.metrics.acquire_seconds.observe(asyncio.get_running_loop().time() - self._started)
-            await self._send({"event": "lease", "lease": lease_to_json(lease), "patch": patch_to_json(patch)})
+            await self._send(lease_event(lease, patch))
 
     async def _time_out(self, lease: Lease) -> None:
         self.site.log.info("The queue's time is over %s", log_context(lease))
         await self.site.service.release(lease.id, "the queue's time was over")
         raise QueueTimeout(timeout_message(self.site.queue_timeout_seconds, lease.want.device_count))
 
-    async def _send(self, event: dict[str, Any]) -> None:
-        self.write(json.dumps(event) + "\n")
+    async def _send(self, event: Event) -> None:
+        self.write(event_to_line(event))
         await self.flush()
 
 
@@ -357,10 +369,3 @@ def timeout_message(seconds: float, device_count: int) -> str:
     span = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     what = "No GPU" if device_count == 1 else f"Not enough GPUs (you asked for {device_count})"
     return f"{what} became free in {span}: all are in use. Choose CPU, or try again later."
-
-
-def _json(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadOption("The request is not JSON") from None
