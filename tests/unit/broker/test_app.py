@@ -140,7 +140,7 @@ def test_a_state_folder_that_is_a_file_is_named(
     monkeypatch.setenv("GPUSPAWNER_STATE_DIR", str(folder / "file"))
     assert fails(capsys, []) == (
         f"The state folder {folder}/file can't be made: File exists. Name another one with "
-        "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or mend the rights"
+        "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or fix the permissions"
     )
 
 

@@ -317,7 +317,7 @@ def test_open_refuses_a_driver_that_fails_rather_than_simulate(script: Script, s
         open_inventory(GpuSite(inventory=setting))
     assert str(caught.value) == (
         "Driver and NVML library have different versions, as after an upgrade: restart the machine, or "
-        "reload the driver (NVML: RM has detected an NVML/RM version mismatch.). Until that is mended, "
+        "reload the driver (NVML: RM has detected an NVML/RM version mismatch.). Until that is fixed, "
         'c.GpuSite.inventory = "simulated" starts without real GPUs'
     )
 
@@ -333,9 +333,7 @@ def test_open_refuses_gpus_that_can_not_be_leased(script: Script, setting: str) 
 def test_open_nvml_without_a_gpu(script: Script) -> None:
     script.gpus = []
     script.write()
-    with pytest.raises(
-        ConfigError, match=r"^NVML lists no GPU\. Until that is mended, c\.GpuSite\.inventory"
-    ):
+    with pytest.raises(ConfigError, match=r"^NVML lists no GPU\. Until that is fixed, c\.GpuSite\.inventory"):
         open_inventory(GpuSite(inventory="nvml"))
 
 
@@ -383,7 +381,7 @@ def test_a_process_without_the_library(tmp_path: Path) -> None:
     assert in_process("nvml", environment) == [
         "ConfigError",
         "libnvidia-ml.so.1 was not found: install the NVIDIA driver (NVML: NVML Shared Library Not Found). "
-        'Until that is mended, c.GpuSite.inventory = "simulated" starts without real GPUs',
+        'Until that is fixed, c.GpuSite.inventory = "simulated" starts without real GPUs',
     ]
 
 

@@ -20,7 +20,6 @@ from ...node.api import (
     DaemonPlan,
     DesiredState,
     GuardEvent,
-    MpsEvent,
     Node,
     NodeEvent,
     NodeFacts,
@@ -87,7 +86,7 @@ class Enforcement:
     # ---- start and end
 
     async def start(self) -> None:
-        """Takes up what a former broker left: quotas at once, then daemons and compute modes.
+        """Adopts what a former broker left: quotas at once, then daemons and compute modes.
 
         The health of every device is known when this returns.
         """
@@ -199,9 +198,6 @@ class Enforcement:
             case DeviceHealth():
                 self._hardware[event.uuid] = event
                 await self.report(event.uuid)
-            case MpsEvent():
-                for mode in self._all_modes():
-                    await mode.on_mps(event)
             case GuardEvent():
                 await self._on_guard(event)
             case Readings():
@@ -209,6 +205,9 @@ class Enforcement:
             case NodeFacts():
                 self._facts = event
                 self.on_facts(event)
+            case _:
+                for mode in self._all_modes():
+                    await mode.on_event(event)
 
     async def report_health(self) -> None:
         """Brings the health of all devices up to date from what the node knows now."""
