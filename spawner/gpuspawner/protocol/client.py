@@ -30,6 +30,7 @@ from .messages import (
     event_from_line,
     request_to_json,
 )
+from .stream import WAITED_HEADER
 
 OnQueued = Callable[[int, int, str], None]
 """Called with position (1 is next), number waiting, and a sentence, whenever the place changes."""
@@ -126,11 +127,15 @@ class BrokerClient:
         if session is not None:
             await session.close()
 
-    async def post_lease(self, request: GpuRequest) -> aiohttp.ClientResponse:
-        """One `POST /leases`; the caller closes the stream. Raises Refusal, or what aiohttp raises."""
+    async def post_lease(self, request: GpuRequest, waited_seconds: float = 0.0) -> aiohttp.ClientResponse:
+        """One `POST /leases`; the caller closes the stream. Raises Refusal, or what aiohttp raises.
+
+        `waited_seconds`: since the first request for this lease.
+        """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
         session = self._open_session()
-        body, head = request_to_json(request), {"Content-Type": "application/json"}
+        head = {"Content-Type": "application/json", WAITED_HEADER: f"{waited_seconds:.3f}"}
+        body = request_to_json(request)
         post = session.post("http://broker/leases", data=body, headers=head, timeout=timeout)
         async with asyncio.timeout(ANSWER_SECONDS):
             response = await post
@@ -179,6 +184,7 @@ class _LeaseStream:
         self._request = request
         self._on_queued = on_queued
         self._response: aiohttp.ClientResponse | None = None
+        self._begun_at = asyncio.get_running_loop().time()
 
     def close(self) -> None:
         """Closes the connection at once; the broker sees it and gives back."""
@@ -224,7 +230,8 @@ class _LeaseStream:
         deadline = loop.time() + seconds
         while True:
             try:
-                self._response = await self._client.post_lease(self._request)
+                waited = loop.time() - self._begun_at
+                self._response = await self._client.post_lease(self._request, waited)
                 return
             except _Broken as error:
                 if loop.time() + _PAUSE_SECONDS >= deadline:

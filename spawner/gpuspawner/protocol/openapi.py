@@ -19,8 +19,10 @@ from .messages import (
     StatusDocument,
     TiersDocument,
 )  # fmt: skip
+from .stream import WAITED_HEADER
 
 _EVENTS: tuple[type[Message], ...] = (QueuedEvent, LeaseEvent, RefusedEvent, HeartbeatEvent)
+
 _MODELS: tuple[type[Message], ...] = (RequestMessage, *_EVENTS, RefusalMessage, StatusDocument, TiersDocument)
 _REF = "#/components/schemas/{model}"
 
@@ -69,8 +71,18 @@ def _ask() -> Document:
         "description": (
             "The answer is a stream with one event a line. The open connection is the hold: if it closes "
             "before the server uses the lease, the place in the queue or the reservation is given back. "
-            "The same lease_id again is the same lease."
+            "The same lease_id again is the same lease. A refusal that takes longer than a heartbeat is an "
+            "event of the stream."
         ),
+        "parameters": [
+            {
+                "name": WAITED_HEADER,
+                "in": "header",
+                "required": False,
+                "description": "Seconds since the first request for this lease, over all connections",
+                "schema": {"type": "number", "minimum": 0, "default": 0},
+            }
+        ],
         "requestBody": {"required": True, "content": _json(RequestMessage)},
         "responses": {
             "200": {"description": "The stream", "content": {"application/x-ndjson": {"schema": events}}},

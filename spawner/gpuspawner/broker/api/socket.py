@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import socket
 import stat
@@ -44,6 +45,7 @@ from ...protocol.messages import (
     refused_event,
     request_from_json,
 )
+from ...protocol.stream import WAITED_HEADER
 from ..leases.leasing import LeaseService
 from ..leases.logline import log_context
 from ..observe.metrics import Metrics
@@ -55,7 +57,7 @@ MAX_PATH_BYTES = 107
 _BACKLOG = 512
 """Connections that may wait to be accepted: a whole class that clicks at once."""
 HEARTBEAT_SECONDS = 5.0
-"""A heartbeat this often: the client takes a long silence for a broker that hangs."""
+"""A heartbeat this often, from the first line on: the client takes a long silence for a broker that hangs."""
 
 
 class View(Protocol):
@@ -204,11 +206,10 @@ class MetricsHandler(Handler):
 class LeasesHandler(Handler):
     """POST /leases: from the request to the lease, and then the hold."""
 
-    _lease_id: str | None = None
-
     def prepare(self) -> None:
         self._closed = asyncio.Event()
         self._granted = False
+        self._streaming = False
         self._started = asyncio.get_running_loop().time()
 
     def on_connection_close(self) -> None:
@@ -230,18 +231,14 @@ class LeasesHandler(Handler):
             await service.dropped(request.lease_id)
 
     async def _serve(self, request: GpuRequest) -> None:
-        streaming = False
+        beating = asyncio.create_task(self._beat())
         try:
-            lease = await self.site.service.open(request)
-            self.set_header("Content-Type", "application/x-ndjson")
-            await self.flush()
-            streaming = True
-            await self._follow(lease)
+            refusal = await self._stream(request)
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+        if refusal is None:
             return
-        except Refusal as refused:
-            refusal = refused
-        except Fault as fault:
-            refusal = self.refusal_of(fault)
         self.site.log.info(
             "Refused (%s): %s user=%s server=%s lease=%s devices=- container=-",
             refusal.reason,
@@ -250,37 +247,74 @@ class LeasesHandler(Handler):
             request.server or "-",
             request.lease_id,
         )
-        if streaming:
+        if self._streaming:
             self.site.metrics.refused(refusal.reason)
             await self._send(refused_event(refusal))
         else:
             self.refuse(refusal)
 
-    async def _follow(self, lease: Lease) -> None:
-        """Sends what changes until the client closes. Raises the refusal that ends the stream."""
+    async def _stream(self, request: GpuRequest) -> Refusal | None:
+        """From the request to the end of the hold; the refusal that ended it, if one did."""
+        try:
+            deadline = self._started + self.site.queue_timeout_seconds - self._waited_seconds()
+            lease = await self.site.service.open(request)
+            await self._begin_stream()
+            await self._follow(lease, deadline)
+        except Refusal as refusal:
+            return refusal
+        except Fault as fault:
+            return self.refusal_of(fault)
+        return None
+
+    def _waited_seconds(self) -> float:
+        """For how long the client has asked for this lease already, over other connections. By its own clock,
+        which neither a change of the wall clock nor a restart of this broker moves. Raises BadOption.
+        """
+        text = self.request.headers.get(WAITED_HEADER, "0")
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            raise BadOption(f"The header {WAITED_HEADER} must be a number of seconds")
+        return seconds
+
+    async def _begin_stream(self) -> None:
+        if not self._streaming:
+            self._streaming = True
+            self.set_header("Content-Type", "application/x-ndjson")
+            await self.flush()
+
+    async def _beat(self) -> None:
+        """Heartbeats until cancelled, whatever else is being done for the client: an old container that is
+        removed first, a daemon that is started. A request that is refused sooner than the first has a status.
+        """
+        with suppress(StreamClosedError):
+            while True:
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+                await self._begin_stream()
+                await self._send(HeartbeatEvent())
+
+    async def _follow(self, lease: Lease, deadline: float) -> None:
+        """Sends what changes until the client closes. Raises the refusal that ends the stream.
+
+        `deadline` is the end of the queue's time, by the loop's clock.
+        """
         site = self.site
         loop = asyncio.get_running_loop()
-        waited = (site.service.now() - lease.created_at).total_seconds()
-        deadline = loop.time() + max(0.0, site.queue_timeout_seconds - max(0.0, waited))
         closed = asyncio.ensure_future(self._closed.wait())
         coming: asyncio.Future[Any] | None = None
         try:
             async with site.service.watch(lease.id) as changes:
                 while not closed.done():
                     coming = coming or asyncio.ensure_future(anext(changes))
-                    pause = (
-                        HEARTBEAT_SECONDS if self._granted else min(HEARTBEAT_SECONDS, deadline - loop.time())
-                    )
-                    await asyncio.wait(
-                        {coming, closed}, timeout=max(0.0, pause), return_when="FIRST_COMPLETED"
-                    )
+                    pause = None if self._granted else max(0.0, deadline - loop.time())
+                    await asyncio.wait({coming, closed}, timeout=pause, return_when="FIRST_COMPLETED")
                     if coming.done():
                         change, coming = coming.result(), None
                         await self._tell(change.lease, change.position, change.waiting)
-                    elif not self._granted and loop.time() >= deadline:
+                    elif not closed.done() and not self._granted:
                         await self._time_out(lease)
-                    elif not closed.done():
-                        await self._send(HeartbeatEvent())
         finally:
             for future in (closed, coming):
                 if future is not None:
