@@ -114,8 +114,10 @@ def test_a_health_that_can_not_be_read_is_no_good_one(
 def test_a_gpu_that_hangs_in_listing_is_left_out_alone_and_asked_once(script: Script) -> None:
     line = script.hang("nvmlDeviceGetName", gpu=0)
     inventory = NvmlInventory(Patience(0.3))
-    for _ in range(3):
+    began = time.monotonic()
+    for _ in range(5):
         assert uuids(inventory) == [B]
+    assert time.monotonic() - began < 1.0  # it is waited for once
     assert inventory.left_out == ("GPU 0: It has not answered for 0.3 s: see `dmesg` and `nvidia-smi`.",)
     hanging = [thread for thread in threading.enumerate() if thread.name == "nvml-GPU 0"]
     assert len(hanging) == 1

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from ...core.model import Guarantee, Lease, Tier, guarantee_of
 from ...core.want import Mode, Want
-from ...node.inventory import DriverFacts
-from ...node.usage import Usage
+from ...node.api import DriverFacts, Usage
 from ...protocol.messages import (
     DeviceDocument,
     DriverDocument,
