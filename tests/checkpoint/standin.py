@@ -57,7 +57,9 @@ class Standin:
                     each["state"] = each.pop("to")
                     each["gpus"] = each.pop("gpus_then")
             yield found
-            self._path.write_text(json.dumps(found))
+            new = self._path.with_suffix(".new")  # a helper may be killed while it writes
+            new.write_text(json.dumps(found))
+            os.replace(new, self._path)
 
     def add(self, pid: int, gpus: dict[str, int], **more: Any) -> None:
         """A process makes a context."""
@@ -87,11 +89,17 @@ class Standin:
                 if process is None:
                     return Answer(NOT_INITIALIZED)
                 answer = self._begin(order, process)
-            if answer is not None and not (answer.code == NOT_READY and time.monotonic() < until):
+            if answer is None:
+                return self._wait(order.pid)
+            if answer.code != NOT_READY or time.monotonic() >= until:
                 return answer
             time.sleep(0.005)
-            if answer is None and self._state(order.pid) is not None:
-                return Answer(SUCCESS)
+
+    def _wait(self, pid: int) -> Answer:
+        """What takes time has ended."""
+        while self._state(pid) is None:
+            time.sleep(0.005)
+        return Answer(SUCCESS)
 
     def _state(self, pid: int) -> ProcessState | None:
         """Its state, unless it is being moved."""
@@ -105,12 +113,7 @@ class Standin:
         if order.operation is Operation.STATE:
             return Answer(SUCCESS, state)
         if "to" in process:
-            mine = {"checkpointed": Operation.CHECKPOINT, "locked": Operation.RESTORE}[process["to"]]
-            return (
-                None
-                if mine is order.operation and process.get("caller") == os.getpid()
-                else Answer(ILLEGAL_STATE)
-            )
+            return Answer(ILLEGAL_STATE)
         match order.operation, state:
             case Operation.LOCK, ProcessState.RUNNING:
                 if time.monotonic() < process.get("busy_until", 0.0):
@@ -139,9 +142,7 @@ class Standin:
 
     def _move(self, process: dict[str, Any], to: ProcessState, gpus: dict[str, int], speed: float) -> None:
         size = sum((process["gpus"] or gpus).values())
-        process.update(
-            to=to.value, at=time.monotonic() + 0.05 + size / speed, gpus_then=gpus, caller=os.getpid()
-        )
+        process.update(to=to.value, at=time.monotonic() + 0.05 + size / speed, gpus_then=gpus)
 
 
 if __name__ == "__main__":

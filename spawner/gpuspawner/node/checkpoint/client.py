@@ -49,6 +49,8 @@ class HelperDriver:
         self._helper: _Helper | None = None
         self._reader: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
+        self._left: list[subprocess.Popen[bytes]] = []
+        """Former helpers: ended, or finishing what they began."""
         self.starts = 0
 
     @property
@@ -60,6 +62,7 @@ class HelperDriver:
         """The helper runs and has attached to the driver when this returns. Raises DeviceFault."""
         async with self._lock:
             if self._helper is None:
+                self._left = [each for each in self._left if each.poll() is None]
                 self._helper = helper = await _launch(self._command)
                 self.starts += 1
                 self._reader = asyncio.create_task(self._read(helper), name="checkpoint-helper")
@@ -95,12 +98,17 @@ class HelperDriver:
         async with self._lock:
             helper, reader = self._helper, self._reader
             self._helper = self._reader = None
-        if helper is None or reader is None:
-            return
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
-        self._lose()
-        await helper.leave(seconds)
+        if helper is not None and reader is not None:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            self._lose()
+            helper.writer.close()
+            self._left.append(helper.process)
+        end = time.monotonic() + seconds
+        while any(each.poll() is None for each in self._left):
+            if time.monotonic() > end:
+                return
+            await asyncio.sleep(0.02)
 
     async def _read(self, helper: _Helper) -> None:
         with contextlib.suppress(ConnectionError):
@@ -114,7 +122,8 @@ class HelperDriver:
         )
         self._helper = self._reader = None
         self._lose()
-        await helper.leave(1.0)
+        self._left.append(helper.process)
+        helper.writer.close()
 
     def _lose(self) -> None:
         for future in self._waiting.values():
@@ -129,15 +138,6 @@ class _Helper:
     process: subprocess.Popen[bytes]
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-
-    async def leave(self, seconds: float) -> None:
-        """Closes the connection and waits for its end, at most so long: it may have to finish a call."""
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
-        end = time.monotonic() + seconds
-        while self.process.poll() is None and time.monotonic() < end:  # noqa: ASYNC110 (nothing tells of it)
-            await asyncio.sleep(0.02)
 
 
 async def _launch(command: Sequence[str]) -> _Helper:
@@ -163,7 +163,9 @@ async def _launch(command: Sequence[str]) -> _Helper:
     except (TimeoutError, ConnectionError, ValueError):
         first = {}
     if not first.get("ready"):
-        await helper.leave(1.0)
+        writer.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(process.wait, 1.0)  # it has said that it ends
         raise DeviceFault(first.get("reason") or "The checkpoint helper ended while it started: see the log")
     return helper
 
