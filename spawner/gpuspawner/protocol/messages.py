@@ -151,6 +151,8 @@ def lease_to_json(lease: Lease) -> dict[str, Any]:
         "created_at": time_to_text(lease.created_at),
         "since": time_to_text(lease.since),
         "device_uuids": list(lease.device_uuids),
+        "groups": list(lease.groups),
+        "device_fractions": list(lease.device_fractions),
     }
 
 
@@ -164,6 +166,8 @@ def lease_from_json(body: Mapping[str, Any]) -> Lease:
             "created_at": time_from_text(body["created_at"]),
             "since": time_from_text(body["since"]),
             "device_uuids": tuple(body["device_uuids"]),
+            "groups": tuple(body["groups"]),
+            "device_fractions": tuple(body["device_fractions"]),
         }
     )
 

@@ -9,8 +9,10 @@ import pytest
 from gpuspawner.broker.leases.containers import Container
 from gpuspawner.broker.leases.removals import Removals
 from gpuspawner.core.errors import EngineFault
+from gpuspawner.core.labels import ContainerLabels
 
-ONE, OTHER = Container("c1", "a" * 32, "running"), Container("c2", "b" * 32, "exited")
+ONE = Container("c1", ContainerLabels("a" * 32), "running")
+OTHER = Container("c2", ContainerLabels("b" * 32), "exited")
 
 
 class Docker:

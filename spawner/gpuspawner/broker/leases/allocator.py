@@ -165,7 +165,9 @@ class Allocator:
     async def adopt(self, lease: Lease) -> Lease:
         """Take in a running container that the ledger doesn't know, as its labels describe it.
 
-        Raises LeaseConflict if the ledger knows the lease, its server has another, or a device is not free.
+        One that the ledger has as another broker's is taken over: its container is here, so that broker was
+        this one before it lost its id. Raises LeaseConflict if the ledger has the lease as this broker's own,
+        its server has another, or a device is not free.
         """
         return await self._step(self._adopt, lease)
 
@@ -193,7 +195,8 @@ class Allocator:
             if lease.state.holds_devices and not self._book.can_hold(lease):
                 self._report_trouble(lease)
             self._book.enter(lease)
-        told = [lease for lease in map(self._book.with_notice, living) if lease != self.lease(lease.id)]
+        now = [self._book.with_fractions(self._book.with_notice(lease)) for lease in living]
+        told = [lease for lease in now if lease != self.lease(lease.id)]
         await self._commit(*told, *self._placed(self._clock()))
 
     async def _start_placing(self) -> None:
@@ -212,9 +215,8 @@ class Allocator:
     async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         self._book.add(devices, terms)
         held = {lease.id: lease for device in devices for lease in self._book.holders(device.uuid)}
-        told = [
-            lease for lease in map(self._book.with_notice, held.values()) if lease != self.lease(lease.id)
-        ]
+        now = [self._book.with_fractions(self._book.with_notice(lease)) for lease in held.values()]
+        told = [lease for lease in now if lease != self.lease(lease.id)]
         await self._commit(*told, *self._placed(self._clock()))
         return tuple(told)
 
@@ -291,15 +293,20 @@ class Allocator:
         await self._commit(closed, *self._placed(now, freed=freed))
 
     async def _adopt(self, lease: Lease) -> Lease:
-        if await self._find(lease.id) is not None:
+        known = await self._find(lease.id)
+        foreign = known is not None and await self._ledger.owned_elsewhere(lease.id)
+        if known is not None and not foreign:
             raise LeaseConflict("The ledger knows this lease already.")
         if self.of_server(lease.hub, lease.user, lease.server):
             raise LeaseConflict("This server has another lease.")
         if not lease.device_uuids or not self._book.can_hold(lease):
             raise LeaseConflict("A device of this lease is not free, or not of this machine.")
         shares = self._book.shares(lease)
-        adopted = self._book.with_notice(with_shares(replace(lease, state=LeaseState.RUNNING), shares))
-        await self._commit(adopted)
+        running = with_shares(replace(lease, state=LeaseState.RUNNING), shares)
+        adopted = self._book.with_fractions(self._book.with_notice(running))
+        if known is not None:
+            adopted = replace(adopted, groups=known.groups, created_at=known.created_at)
+        await self._commit(adopted, take_over=foreign)
         return adopted
 
     async def _set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
@@ -370,7 +377,7 @@ class Allocator:
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio doesn't report it when the caller was cancelled
 
-    async def _commit(self, *leases: Lease, ago_seconds: float = 0.0) -> None:
+    async def _commit(self, *leases: Lease, ago_seconds: float = 0.0, take_over: bool = False) -> None:
         """Write the leases in one transaction; then, and only then, change memory.
 
         An error may hide a commit that succeeded (its answer was lost). Such leases are doubtful: before
@@ -380,7 +387,7 @@ class Allocator:
             return
         await self._settle()
         try:
-            await self._ledger.save(*leases, at=self._clock(), ago_seconds=ago_seconds)
+            await self._ledger.save(*leases, at=self._clock(), ago_seconds=ago_seconds, take_over=take_over)
         except BaseException:
             self._doubtful.update(lease.id for lease in leases)
             raise
@@ -430,6 +437,7 @@ def _waiting(request: GpuRequest, now: datetime) -> Lease:
         tier=request.tier,
         state=LeaseState.WAITING,
         want=request.want,
+        groups=request.groups,
         created_at=now,
         since=now,
     )
