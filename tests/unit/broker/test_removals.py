@@ -11,8 +11,8 @@ from gpuspawner.broker.leases.removals import Removals
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.core.labels import ContainerLabels
 
-ONE = Container("c1", ContainerLabels("a" * 32), "running")
-OTHER = Container("c2", ContainerLabels("b" * 32), "exited")
+ONE = Container("c1", ContainerLabels(lease_id="a" * 32), "running")
+OTHER = Container("c2", ContainerLabels(lease_id="b" * 32), "exited")
 
 
 class Docker:

@@ -14,11 +14,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
+from ...core import states
 from ...core.errors import LeaseConflict, NoCapacity
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from ...core.states import Actor, Event, Frees
 from ...core.units import Clock, utc_now
 from ...core.want import Want
-from ..decide import notice, policy
+from ..decide import notice
 from ..decide.book import Book, with_shares
 from ..decide.devices import NO_RULES
 from ..decide.placement import Share
@@ -27,6 +29,8 @@ from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
 from .logline import log_context
 from .watch import Watch, Watches
+
+_WITH_CONTAINER = (LeaseState.RUNNING, LeaseState.ASLEEP)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -120,11 +124,10 @@ class Allocator:
     async def acquire(self, request: GpuRequest) -> Lease:
         """A lease for the request, RESERVED or WAITING; asking again with the same id gives the same lease.
 
-        Raises BadOption for a malformed request, NoCapacity if these devices can never serve it,
+        `request` is well formed (`protocol.messages`). Raises NoCapacity if these devices can never serve it,
         LeaseConflict if the id is another's or has ended, or the server has another living lease (end that
         one first), LedgerFault if it could not be recorded.
         """
-        policy.check(request)
         return await self._step(self._acquire, request)
 
     async def find(self, lease_id: str) -> Lease | None:
@@ -146,14 +149,14 @@ class Allocator:
         await self._step(self._charge, lease_id, awake_since)
 
     async def begin_release(
-        self, lease_id: str, reason: str, *, ended_at: datetime | None = None
+        self, lease_id: str, reason: str, *, by: Actor = Actor.BROKER, ended_at: datetime | None = None
     ) -> Lease | None:
         """End a lease: a waiting one closes, another keeps its devices as RELEASING until `close`.
 
         Idempotent: None for a lease that is not living. `ended_at` is when the container stopped, if that was
         noticed late; the time since is not charged.
         """
-        return await self._step(self._begin_release, lease_id, reason, ended_at)
+        return await self._step(self._begin_release, lease_id, reason, by, ended_at)
 
     async def close(self, lease_id: str) -> None:
         """No container carries the lease any more: its devices are free, and the queue advances.
@@ -209,7 +212,7 @@ class Allocator:
 
     async def _charge(self, lease_id: str, awake_since: datetime) -> None:
         lease = self.lease(lease_id)
-        if lease is not None and lease.state is LeaseState.RUNNING:
+        if lease is not None and lease.state in states.AWAKE:
             await self._commit(lease, ago_seconds=(self._clock() - awake_since).total_seconds())
 
     async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
@@ -226,10 +229,10 @@ class Allocator:
             return await self._resume(known, request)
         if self.of_server(request.hub, request.user, request.server):
             raise LeaseConflict("This server still has a lease that is being ended: try again in a moment.")
-        if await self._find(request.lease_id) is not None:
-            raise LeaseConflict("This lease has ended: start the server again.")
+        past = await self._find(request.lease_id)
+        asked = states.after(None if past is None else past.state, Event.ASK, Actor.HUB)
         self._check_capacity(request.want)
-        lease = _waiting(request, self._clock())
+        lease = _new(request, asked.to, self._clock())
         placed = {each.id: each for each in self._placed(lease.since, newcomer=lease)}
         lease = placed.pop(lease.id, lease)
         await self._commit(lease, *placed.values())
@@ -243,40 +246,40 @@ class Allocator:
         same_owner = (lease.hub, lease.user, lease.server) == (request.hub, request.user, request.server)
         if not same_owner or lease.want != request.want:
             raise LeaseConflict("This lease belongs to another request: start the server again.")
-        if lease.state is LeaseState.RELEASING:
-            raise LeaseConflict("This lease is being ended: start the server again.")
+        states.after(lease.state, Event.ASK, Actor.HUB)
         if lease.state is LeaseState.WAITING:
             try:
                 self._check_capacity(lease.want)
             except NoCapacity:
-                await self._begin_release(lease.id, "no_capacity", None)
+                await self._begin_release(lease.id, "no_capacity", Actor.BROKER, None)
                 raise
         return lease
 
     async def _set_running(self, lease_id: str, container_id: str) -> Lease:
         lease = self.lease(lease_id)
         if lease is None:
-            raise LeaseConflict("This lease has ended: start the server again.")
-        if lease.state is LeaseState.RUNNING and lease.container_id == container_id:
+            raise LeaseConflict(states.ENDED)
+        if lease.state in _WITH_CONTAINER and lease.container_id == container_id:
             return lease
-        if lease.state is LeaseState.RUNNING:
-            raise LeaseConflict("This lease has a container already: start the server again.")
-        if lease.state is not LeaseState.RESERVED:
-            raise LeaseConflict(f"A {lease.state} lease can't get a container: start the server again.")
-        lease = replace(lease, state=LeaseState.RUNNING, container_id=container_id, since=self._clock())
+        started = states.after(lease.state, Event.START, Actor.DOCKER)
+        lease = replace(lease, state=started.to, container_id=container_id, since=self._clock())
         await self._commit(lease)
         return lease
 
-    async def _begin_release(self, lease_id: str, reason: str, ended_at: datetime | None) -> Lease | None:
+    async def _begin_release(
+        self, lease_id: str, reason: str, by: Actor, ended_at: datetime | None
+    ) -> Lease | None:
         lease = self.lease(lease_id)
-        if lease is None or lease.state is LeaseState.RELEASING:
+        if lease is None:
+            return None
+        end = states.after(lease.state, Event.END, by)
+        if end.to is lease.state:
             return lease
         now = self._clock()
-        if lease.state is LeaseState.WAITING:
-            ended = replace(lease, state=LeaseState.CLOSED, since=now, reason=reason)
+        ended = replace(lease, state=end.to, since=now, reason=reason)
+        if end.frees is Frees.PLACE:
             await self._commit(ended, *self._placed(now, without=lease_id))
             return ended
-        ended = replace(lease, state=LeaseState.RELEASING, since=now, reason=reason)
         ago_seconds = (now - ended_at).total_seconds() if ended_at is not None else 0.0
         await self._commit(ended, ago_seconds=ago_seconds)
         return ended
@@ -285,24 +288,23 @@ class Allocator:
         lease = self.lease(lease_id)
         if lease is None:
             return
-        if lease.state is not LeaseState.RELEASING:
-            raise LeaseConflict(f"A {lease.state} lease can't be closed before its release has begun.")
-        freed = self._book.shares(lease)
+        gone = states.after(lease.state, Event.GONE, Actor.DOCKER)
+        freed = self._book.shares(lease) if gone.frees is Frees.DEVICES else ()
         now = self._clock()
-        closed = replace(lease, state=LeaseState.CLOSED, since=now)
+        closed = replace(lease, state=gone.to, since=now)
         await self._commit(closed, *self._placed(now, freed=freed))
 
     async def _adopt(self, lease: Lease) -> Lease:
         known = await self._find(lease.id)
         foreign = known is not None and await self._ledger.owned_elsewhere(lease.id)
-        if known is not None and not foreign:
-            raise LeaseConflict("The ledger knows this lease already.")
+        before = None if known is None or foreign else known.state
+        adopted_as = states.after(before, Event.ADOPT, Actor.DOCKER)
         if self.of_server(lease.hub, lease.user, lease.server):
             raise LeaseConflict("This server has another lease.")
         if not lease.device_uuids or not self._book.can_hold(lease):
             raise LeaseConflict("A device of this lease is not free, or not of this machine.")
         shares = self._book.shares(lease)
-        running = with_shares(replace(lease, state=LeaseState.RUNNING), shares)
+        running = with_shares(replace(lease, state=adopted_as.to), shares)
         adopted = self._book.with_fractions(self._book.with_notice(running))
         if known is not None:
             adopted = replace(adopted, groups=known.groups, created_at=known.created_at)
@@ -427,7 +429,7 @@ class Allocator:
             self._log.warning("It keeps more than its device's pool now gives: %s", log_context(lease))
 
 
-def _waiting(request: GpuRequest, now: datetime) -> Lease:
+def _new(request: GpuRequest, state: LeaseState, now: datetime) -> Lease:
     """The lease that a request begins as."""
     return Lease(
         id=request.lease_id,
@@ -435,7 +437,7 @@ def _waiting(request: GpuRequest, now: datetime) -> Lease:
         user=request.user,
         server=request.server,
         tier=request.tier,
-        state=LeaseState.WAITING,
+        state=state,
         want=request.want,
         groups=request.groups,
         created_at=now,

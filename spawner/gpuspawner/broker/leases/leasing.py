@@ -15,9 +15,10 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ...core import labels
+from ...core import labels, states
 from ...core.errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Refusal
 from ...core.model import ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from ...core.states import Actor, Event
 from ...core.units import Clock, utc_now
 from ..decide.sharing_rules import SharingRules
 from ..ledger import Ledger
@@ -142,13 +143,12 @@ class LeaseService:
     def confirm(self, lease_id: str) -> None:
         """The fence before `docker start`. Raises LeaseConflict unless the lease is held and in use."""
         lease = self._allocator.lease(lease_id)
-        usable = lease is not None and lease.state in (LeaseState.RESERVED, LeaseState.RUNNING)
-        if not usable or not self._kept(lease_id):
-            raise LeaseConflict("The lease of this server has ended: start the server again")
+        held = lease is not None and self._kept(lease_id)  # one that nobody holds is as good as closed
+        states.after(lease.state if lease and held else LeaseState.CLOSED, Event.CONFIRM, Actor.HUB)
 
     async def stopped(self, lease_id: str) -> None:
         """The hub says that the server was stopped: what is left of it is removed, then all is freed."""
-        lease = await self._allocator.begin_release(lease_id, "stopped by its user or the hub")
+        lease = await self._allocator.begin_release(lease_id, "stopped by its user or the hub", by=Actor.HUB)
         if lease is not None and lease.state is not LeaseState.CLOSED:
             self.spawn(self.release(lease_id, lease.reason), "hold")
 
@@ -257,8 +257,7 @@ class LeaseService:
 
     def restore(self) -> None:
         """Marks the leases that were read from the ledger: their hubs may take up their holds again."""
-        unsettled = (LeaseState.WAITING, LeaseState.RESERVED)
-        self._restored = {lease.id for lease in self._allocator.leases() if lease.state in unsettled}
+        self._restored = {lease.id for lease in self._allocator.leases() if lease.state in states.UNSETTLED}
         self._uncharged = {
             lease.id for lease in self._allocator.leases() if lease.id in self._parts.ledger.uncharged
         }
@@ -294,7 +293,7 @@ class LeaseService:
     async def _follow(self, event: ContainerEvent) -> None:
         """Docker's word that a container was started is enough to guard it; then its lease is looked at."""
         lease = self._allocator.lease(event.lease_id)
-        if event.action == "start" and lease is not None and lease.state is LeaseState.RESERVED:
+        if event.action == "start" and lease is not None and states.can(lease.state, Event.START):
             with suppress(LeaseConflict):  # it has changed meanwhile
                 await self._allocator.set_running(lease.id, event.container_id)
         await self.settle(event.lease_id)
@@ -403,7 +402,7 @@ class LeaseService:
             case Charge(lease, container_id):
                 await self._charge(lease, container_id)
             case Release(lease, reason, ended):
-                unsettled = lease.state in (LeaseState.WAITING, LeaseState.RESERVED)
+                unsettled = lease.state in states.UNSETTLED
                 if self._allocator.lease(lease.id) == lease and not (unsettled and self._kept(lease.id)):
                     self._parts.metrics.stepped("release")
                     ended_at = None if ended is None else await self._engine.finished_at(ended.id)

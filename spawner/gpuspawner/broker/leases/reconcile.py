@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...core.model import Lease, LeaseState
+from ...core.states import AWAKE, Event, can
 from .containers import Container
 
 
@@ -140,9 +141,9 @@ def _use(lease: Lease, alive: list[Container], containers: list[Container], fact
     """One running container keeps the lease, by preference the one that has it; others must go."""
     used = next((item for item in alive if item.id == lease.container_id), alive[0])
     steps: list[Step] = []
-    if lease.state is LeaseState.RESERVED:
+    if can(lease.state, Event.START):
         steps.append(SetRunning(lease, used.id))
-    elif lease.state is LeaseState.RUNNING and lease.id in facts.uncharged:
+    elif lease.state in AWAKE and lease.id in facts.uncharged:
         steps.append(Charge(lease, used.id))
     for item in containers:
         if item.id != used.id and not facts.going(item):

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 
 from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
+from ...core.states import LIVING
 from ...core.units import Clock, utc_now
 from . import database as database
 from . import ended, prune, rows
@@ -34,7 +35,7 @@ from .thread import LedgerThread
 T = TypeVar("T")
 
 _FIND = sa.select(leases).where(leases.c.id == sa.bindparam("of_lease"))
-_LIVING = [state.value for state in LeaseState if state is not LeaseState.CLOSED]
+_LIVING = [state.value for state in LeaseState if state in LIVING]
 
 
 @dataclass(frozen=True, slots=True)

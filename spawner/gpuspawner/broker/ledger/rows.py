@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
+from ...core.states import AWAKE
 from ...core.want import Mode, Want
 from .clock import Steady
 from .schema import awake, lease_devices, lease_groups, leases
@@ -111,7 +112,7 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -
         )
     _write_devices(connection, lease)
     _write_groups(connection, lease)
-    if lease.state is LeaseState.RUNNING:
+    if lease.state in AWAKE:
         _open_interval(connection, lease, moment)
     else:
         _close_intervals(connection, lease.id, moment)
@@ -165,7 +166,9 @@ def claim(connection: sa.Connection, owner: str) -> None:
 
 def _owned_by(owner: str) -> sa.ColumnElement[bool]:
     """Whether an open interval is of a lease of this broker."""
-    mine = sa.select(leases.c.id).where(leases.c.state == LeaseState.RUNNING.value, leases.c.owner == owner)
+    mine = sa.select(leases.c.id).where(
+        leases.c.state.in_([state.value for state in AWAKE]), leases.c.owner == owner
+    )
     return sa.and_(awake.c.ended_at.is_(None), awake.c.lease_id.in_(mine))
 
 
@@ -194,7 +197,7 @@ def end_at_reboot(connection: sa.Connection, boot_id: str, owner: str) -> int:
 def uncharged(connection: sa.Connection, owner: str) -> frozenset[str]:
     """Ids of the owner's running leases without an open interval: a reboot has ended it."""
     open_ids = sa.select(awake.c.lease_id).where(awake.c.ended_at.is_(None))
-    running = sa.and_(leases.c.state == LeaseState.RUNNING.value, leases.c.owner == owner)
+    running = sa.and_(leases.c.state.in_([state.value for state in AWAKE]), leases.c.owner == owner)
     return frozenset(
         connection.execute(sa.select(leases.c.id).where(running, leases.c.id.not_in(open_ids))).scalars()
     )
