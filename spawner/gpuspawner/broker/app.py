@@ -95,7 +95,9 @@ class GpuBroker(Application):
 
     database_url = Unicode(
         help="""
-        Where the ledger is, as SQLAlchemy's URL. Not the hub's own database.
+        Where the ledger is, as SQLAlchemy's URL. Not the hub's own database. Several brokers may have one
+        database on PostgreSQL (15 is tested; `pip install 'gpuspawner[postgresql]'`): each is known by
+        `broker.id` in its state folder, and changes its own leases only.
 
         Default: SQLite in `ledger.sqlite` in the state folder.
         Example: `c.GpuBroker.database_url = "postgresql+psycopg://gpuspawner@db/gpuspawner"`

@@ -239,7 +239,7 @@ async def test_killed_in_a_commit(path: str, times: Any) -> None:
         "async def main():\n"
         "    await ledger.open()\n"
         "    await ledger.save(here.PAIR, at=here.NOON)\n"
-        "    rows._open_interval = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    rows.charge = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    await ledger.save(replace(here.PAIR, id='2' * 32), here.PAIR_RUNNING, at=here.NOON)\n"
         "asyncio.run(main())\n"
     )

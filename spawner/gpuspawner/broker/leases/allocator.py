@@ -213,7 +213,9 @@ class Allocator:
     async def _charge(self, lease_id: str, awake_since: datetime) -> None:
         lease = self.lease(lease_id)
         if lease is not None and lease.state in states.AWAKE:
-            await self._commit(lease, ago_seconds=(self._clock() - awake_since).total_seconds())
+            await self._settle()
+            now = self._clock()
+            await self._ledger.charge(lease, at=now, ago_seconds=(now - awake_since).total_seconds())
 
     async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         self._book.add(devices, terms)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -42,7 +42,8 @@ _LIVING = [state.value for state in LeaseState if state in LIVING]
 class Change:
     """What one commit writes: leases as they are now, ids to erase; `beat`: the awake still are awake.
 
-    With `take_over` the leases are this broker's from now on, if another one's before.
+    `charge` are running leases that are awake again after a reboot. With `take_over` the leases are this
+    broker's from now on, if another one's before.
     `ended` are processes that the guard ended. `prune` lets go of so many of the oldest rows at most that
     are older than `before`.
     """
@@ -55,6 +56,7 @@ class Change:
     before: datetime | None = None
     prune: int = 0
     take_over: bool = False
+    charge: tuple[Lease, ...] = ()
 
 
 class Ledger:
@@ -112,9 +114,7 @@ class Ledger:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
             self._beating = None
-        with suppress(LedgerFault):  # closed already, or without an answer
-            await self._thread.run(self._close)
-        self._thread.close()
+        await self._thread.close(self._close)
 
     async def save(
         self,
@@ -134,6 +134,14 @@ class Ledger:
         moment = Moment(at, self._steady()).before(ago_seconds)
         await self._in_thread(self.commit, Change(moment, leases, frozenset(erase), take_over=take_over))
 
+    async def charge(self, lease: Lease, *, at: datetime, ago_seconds: float = 0.0) -> None:
+        """A running lease whose interval a reboot ended is awake again, on disk when this returns.
+
+        Nothing changes if it has an open interval. `ago_seconds` is as for `save`. Raises LedgerFault.
+        """
+        moment = Moment(at, self._steady()).before(ago_seconds)
+        await self._in_thread(self.commit, Change(moment, charge=(lease,)))
+
     def commit(self, change: Change) -> int:
         """Write one change in one transaction: the only way by which anything gets into the ledger.
 
@@ -145,6 +153,8 @@ class Ledger:
                 if change.take_over:
                     rows.take_over(connection, lease.id, self._owner)
                 rows.write(connection, lease, change.moment, self._owner)
+            for lease in change.charge:
+                rows.charge(connection, lease, change.moment)
             rows.erase(connection, change.erase, self._owner)
             if change.beat:
                 rows.see(connection, change.moment, self._owner)

@@ -43,19 +43,17 @@ def _upsert(insert: Any) -> sa.Executable:
 
 
 def _insert_interval(insert: Any) -> sa.Executable:
-    statement = insert(awake)
-    upsert: sa.Executable = statement.on_conflict_do_update(
-        index_elements=["lease_id"],
-        index_where=sa.text("ended_at IS NULL"),
-        # Of a lease from before there were fractions it may be known only now.
-        set_={"gpu_fraction": statement.excluded["gpu_fraction"]},
+    statement: sa.Executable = insert(awake).on_conflict_do_nothing(
+        index_elements=["lease_id"], index_where=sa.text("ended_at IS NULL")
     )
-    return upsert
+    return statement
 
 
 # Made once: to put a statement together takes longer than to run it.
 _UPSERT = {name: _upsert(insert) for name, insert in _INSERTS.items()}
 _INSERT_INTERVAL = {name: _insert_interval(insert) for name, insert in _INSERTS.items()}
+_AWAKE = frozenset(state.value for state in AWAKE)
+_STATE = sa.select(leases.c.state).where(leases.c.id == sa.bindparam("of_lease"))
 _DEVICES = (
     sa.select(lease_devices.c.device_uuid, lease_devices.c.gpu_fraction)
     .where(lease_devices.c.lease_id == sa.bindparam("of_lease"))
@@ -95,6 +93,7 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -
 
     Raises LedgerFault if it is another broker's.
     """
+    was_awake = lease.state in AWAKE and connection.execute(_STATE, {"of_lease": lease.id}).scalar() in _AWAKE
     done = connection.execute(
         _UPSERT[connection.dialect.name],
         {
@@ -112,8 +111,13 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -
         )
     _write_devices(connection, lease)
     _write_groups(connection, lease)
-    if lease.state in AWAKE:
-        _open_interval(connection, lease, moment)
+    if was_awake:
+        # No new interval: one that a reboot ended begins again only when its container does (`charge`).
+        # Of a lease from before there were fractions, its part may be known only now.
+        part = sa.update(awake).where(awake.c.lease_id == lease.id, awake.c.ended_at.is_(None))
+        connection.execute(part.values(gpu_fraction=lease.gpu_fraction))
+    elif lease.state in AWAKE:
+        charge(connection, lease, moment)
     else:
         _close_intervals(connection, lease.id, moment)
 
@@ -166,9 +170,7 @@ def claim(connection: sa.Connection, owner: str) -> None:
 
 def _owned_by(owner: str) -> sa.ColumnElement[bool]:
     """Whether an open interval is of a lease of this broker."""
-    mine = sa.select(leases.c.id).where(
-        leases.c.state.in_([state.value for state in AWAKE]), leases.c.owner == owner
-    )
+    mine = sa.select(leases.c.id).where(leases.c.state.in_(_AWAKE), leases.c.owner == owner)
     return sa.and_(awake.c.ended_at.is_(None), awake.c.lease_id.in_(mine))
 
 
@@ -197,7 +199,7 @@ def end_at_reboot(connection: sa.Connection, boot_id: str, owner: str) -> int:
 def uncharged(connection: sa.Connection, owner: str) -> frozenset[str]:
     """Ids of the owner's running leases without an open interval: a reboot has ended it."""
     open_ids = sa.select(awake.c.lease_id).where(awake.c.ended_at.is_(None))
-    running = sa.and_(leases.c.state.in_([state.value for state in AWAKE]), leases.c.owner == owner)
+    running = sa.and_(leases.c.state.in_(_AWAKE), leases.c.owner == owner)
     return frozenset(
         connection.execute(sa.select(leases.c.id).where(running, leases.c.id.not_in(open_ids))).scalars()
     )
@@ -269,7 +271,8 @@ def _write_groups(connection: sa.Connection, lease: Lease) -> None:
         )
 
 
-def _open_interval(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
+def charge(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
+    """Open an awake interval of the lease, unless one is open."""
     connection.execute(
         _INSERT_INTERVAL[connection.dialect.name],
         {

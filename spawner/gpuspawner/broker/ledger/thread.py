@@ -76,7 +76,16 @@ class LedgerThread:
             if done:
                 return True
 
-    def close(self) -> None:
-        """No more calls; the thread ends once the present one has returned."""
+    async def close(self, last: Callable[[], None]) -> None:
+        """No more calls but `last`, which is waited for as others are; then the thread ends.
+
+        Where the database hangs, both happen once the call in progress has returned. May be called twice.
+        """
+        if self._closed:
+            return
         self._closed = True
+        future = self._pool.submit(last)
+        if not await self._answered(future, ANSWER_SECONDS):
+            self._break_off()
+            await asyncio.wait({future}, timeout=BREAK_SECONDS)
         self._pool.close()
