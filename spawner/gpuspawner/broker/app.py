@@ -164,7 +164,7 @@ class GpuBroker(Application):
             raise ConfigError(f"The config file {path} isn't there: name the hub's own with --config")
         try:
             config = PyFileConfigLoader(path.name, path=str(path.parent)).load_config()
-        except Exception as error:  # it is code of the site: whatever it raises is the site's to mend
+        except Exception as error:  # it is code of the site: whatever it raises is the site's to fix
             raise ConfigError(f"The config file {path} failed: {type(error).__name__}: {error}") from error
         self.update_config(config)
 
@@ -341,7 +341,7 @@ class GpuBroker(Application):
             simulated=self.facts.simulated,
             metrics=self.measures,
             blind=self.enforcement.blind,
-            driver=self.facts.driver,
+            node=self.enforcement.node_facts,
             usage=self.enforcement.usage,
             ended=self.journal.recent,
         )
@@ -368,7 +368,7 @@ def _make_state_dir(path: Path) -> None:
     except OSError as error:
         raise ConfigError(
             f"The state folder {path} can't be made: {error.strerror}. Name another one with "
-            "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or mend the rights"
+            "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or fix the permissions"
         ) from error
 
 

@@ -71,7 +71,7 @@ class SharingRules:
     def slice_of(
         self, memory_bytes: int, wanted_bytes: int | None, wanted_percent: float | None
     ) -> tuple[int, float] | None:
-        """Memory and compute ceiling of a slice of such a device; None where that can't be had.
+        """Memory and compute ceiling of a slice of such a device; None where that is not available.
 
         Nothing wanted is the largest slice.
         """
