@@ -148,7 +148,8 @@ class Tier:
     """What a user picks on the spawn page. `device_count == 0` is a server without a GPU.
 
     `memory_bytes` and `compute_percent` are of a slice (None: the pool's), `mig_profile` of a MIG
-    instance (None: any). `pool` None: any of the mode.
+    instance (None: any). `pool` None: any of the mode. `shm_bytes` is the size of /dev/shm, `pids` the
+    most processes, `cpu_shares` Docker's weight: None where the site's rule for all labs applies.
     """
 
     name: str
@@ -164,6 +165,11 @@ class Tier:
     compute_percent: float | None = None
     mig_profile: str | None = None
     pool: str | None = None
+    shm_bytes: int | None = None
+    pids: int | None = None
+    cpu_shares: int | None = None
+    default: bool = False
+    """Whether it is preselected, and taken where nothing is chosen; else the first tier is."""
 
     @property
     def needs_gpu(self) -> bool:

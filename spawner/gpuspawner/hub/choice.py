@@ -29,15 +29,12 @@ from ..core.image_needs import obstacle, read_machine, read_needs
 from ..core.image_reference import AllowedImages, allow_images
 from ..core.model import Tier
 from ..protocol.client import BrokerClient
+from .engine_words import explain
 from .form import hinder, make_cards, render_form
 from .options import PROFILE, Choice, parse_form, parse_options, refill
 
 _FORM_SECONDS = 2.0
 _LABELS_SECONDS = 1.0
-_ENGINE_SENTENCE = (
-    "Docker doesn't work on this machine right now, so no server can be started. Try again in a minute. "
-    "Admin: see 'docker info' and the log of the hub."
-)
 _CONFIG_SENTENCE = "The hub's configuration can't work, so no server can be started. Admin: "
 
 
@@ -183,18 +180,19 @@ class ChoiceSpawner(DockerSpawner):
 
         Logs the problem: a refusal as INFO, a fault as ERROR with its cause.
         """
-        message, reason, status = str(problem), "fault", 500
+        message, reason, status, admin = str(problem), "fault", 500, ""
         if isinstance(problem, Refusal):
             reason, status = problem.reason, problem.status
         elif isinstance(problem, StartFault):
             reason = problem.reason
         elif isinstance(problem, EngineFault):
-            message, reason, status = _ENGINE_SENTENCE, "docker", 503
+            said = explain(problem)
+            message, reason, status, admin = said.user, said.reason, said.status, f" Admin: {said.admin}"
         elif isinstance(problem, ConfigError):
             message, reason = _CONFIG_SENTENCE + message, "config"
         level = logging.INFO if isinstance(problem, Refusal) else logging.ERROR
         cause = "" if isinstance(problem, Refusal) else f" ({problem}; cause: {problem.__cause__!r})"
-        self._note(level, "Not started: %s%s", message, cause)
+        self._note(level, "Not started: %s%s%s", message, admin, cause)
         error = SpawnException(message, reason=reason, status_code=status)
         # Pages show these two (jupyterhub.utils.format_exception); without them nothing, or a class name.
         vars(error).update(

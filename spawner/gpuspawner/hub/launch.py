@@ -21,6 +21,7 @@ from ..core.model import ContainerPatch, GpuRequest, Lease, Mode, Tier
 from ..protocol.client import BrokerClient, Grant
 from . import lab_container as engine
 from .container import ContainerPlan, Owner
+from .engine_words import home_fault
 from .progress import Progress
 from .readiness import Answer, Pace, Slots, ask
 
@@ -106,6 +107,7 @@ class Launch:
         self.lease: Lease | None = None
         self.container_id = ""
         self._command = ""
+        self._plan: ContainerPlan | None = None
         self._grant: Grant | None = None
         self._host = host
         self._broker = broker
@@ -165,6 +167,7 @@ class Launch:
 
     async def _launch(self, image: dict[str, Any], patch: ContainerPatch | None) -> tuple[str, int]:
         plan = await self._host.plan_container(self.job, image, patch)
+        self._plan = plan
         self._command = str((plan.create.get("command") or [""])[0])
         await self._create(plan)
         self._progress.say(40, "Container created")
@@ -238,7 +241,7 @@ class Launch:
         try:
             self.container_id = await self._change(self._host.create_container(plan))
         except EngineFault as fault:
-            if fault.status == 404:
+            if fault.status == 404 and "no such image" in str(fault).lower():
                 raise image_missing(self.job.image) from fault
             if fault.status != 409:
                 raise
@@ -283,11 +286,19 @@ class Launch:
             said = f" Its last words: {words}" if words else ""
             if engine.exit_code(container) in engine.NOT_RUN:
                 raise no_server(self.job.image, self._command, words)
+            if why := self._home_fault(words):
+                raise StartFault(why, "home")
             raise StartFault(
                 f"The server stopped while it was starting ({engine.exit_status(container)}).{said}",
                 "exited",
             )
         return container
+
+    def _home_fault(self, words: str) -> str:
+        if self._plan is None:
+            return ""
+        user = str(self._plan.create.get("user", ""))
+        return home_fault(words, self._plan.home, user, self.job.image)
 
     async def _wait_answer(self, address: tuple[str, int]) -> None:
         loop = asyncio.get_running_loop()

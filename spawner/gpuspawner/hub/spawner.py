@@ -7,21 +7,31 @@ the way to Docker.
 
 from __future__ import annotations
 
+import asyncio
 import inspect as python_inspect
-from typing import Any
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import docker.errors
 from docker.api.client import APIClient
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
 
+from ..config.lab import GpuLab
 from ..core.errors import ConfigError, EngineFault
 from ..core.image_reference import allow_images, parse_pinned
-from ..core.model import ContainerPatch
+from ..core.limits import Limits, Machine, Wish, limits_of
+from ..core.model import ContainerPatch, Tier
+from ..core.units import parse_bytes
 from . import lab_container as engine
 from . import network as labnetwork
-from .container import ContainerFacts, ContainerPlan, home_beside, own_home, plan, server_command
+from .container import ContainerFacts, ContainerPlan, plan, server_command
 from .docker import EngineSpawner
+from .engine_rights import may_raise_limits
+from .engine_words import unusable
+from .home import Home, Volume, belongs_to_root, find_home, own_home
 from .launch import LaunchJob
 
 
@@ -137,6 +147,13 @@ class GpuDockerSpawner(EngineSpawner):
         """,
     )
 
+    _machines: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Machine]] = WeakKeyDictionary()
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lab = GpuLab(parent=self)
+        self._plain_limits = (self.mem_limit, self.cpu_limit)
+
     @default("prefix")
     def _prefix_default(self) -> str:
         return "gpuspawner"
@@ -204,42 +221,95 @@ class GpuDockerSpawner(EngineSpawner):
         self, job: LaunchJob, image: dict[str, Any], patch: ContainerPatch | None
     ) -> ContainerPlan:
         """The container to create, from the settings, the image and the lease. Raises ConfigError."""
-        memory = job.tier.mem_limit_bytes or self.mem_limit
-        cores = job.tier.cpu_limit or self.cpu_limit
-        env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
-        if memory:
-            env["MEM_LIMIT"] = str(memory)
-        if cores:
-            env["CPU_LIMIT"] = str(cores)
         config = image.get("Config") or {}
-        command = [*(self.cmd or server_command(config.get("Cmd"))), *self.get_args()]
+        machine, extra_host = await self._machine(), await self._evaluate(self.extra_host_config)
+        rules = self.lab.rules(self.site.state_dir)
+        limits = limits_of(self._wish(job.tier, extra_host), rules, machine)
         facts = ContainerFacts(
             name=job.name,
             image=job.image,
-            command=tuple(command),
+            command=(*(self.cmd or server_command(config.get("Cmd"))), *self.get_args()),
             owner=job.owner,
-            env=env,
+            env=self._lab_env(job, limits),
             port=self.port,
             container_user=self.container_user,
             network=self.network_name,
             binds=self.volume_binds,
-            home=home_beside(str(config.get("WorkingDir") or ""), self.volume_binds),
+            home=self._find_home(str(config.get("WorkingDir") or "")),
             mounts=tuple(self.mount_binds),
             links=self.links,
-            mem_limit_bytes=memory or None,
-            cpu_limit=cores or None,
+            limits=limits,
+            rules=rules,
+            machine=machine,
+            entrypoint=tuple(config.get("Entrypoint") or ()),
             published_ip=None if self.use_internal_ip or self.use_internal_hostname else self.host_ip,
             extra_create=await self._evaluate(self.extra_create_kwargs),
-            extra_host=await self._evaluate(self.extra_host_config),
+            extra_host=extra_host,
         )
         planned = plan(facts, patch)
         if planned.dropped:
             self.log.warning(
-                "Left out what only a lease may give: %s. Take it out of extra_host_config or "
-                "extra_create_kwargs of c.GpuDockerSpawner",
+                "Left out what only a lease may give: %s. Take it out of extra_host_config, "
+                "extra_create_kwargs or environment of c.GpuDockerSpawner",
                 ", ".join(planned.dropped),
             )
         return planned
+
+    def _wish(self, tier: Tier, extra_host: dict[str, Any]) -> Wish:
+        """What is configured for this lab.
+
+        Of memory and CPU: what `extra_host_config` says; else what a group's override or a hook has set on
+        this spawner; else the tier; else `c.Spawner.mem_limit` and `cpu_limit`. Raises ConfigError.
+        """
+        memory, cores = self._plain_limits
+        if "mem_limit" in extra_host:
+            chosen = parse_bytes(extra_host["mem_limit"], "mem_limit of extra_host_config")
+        else:
+            chosen = self.mem_limit if self.mem_limit != memory else tier.mem_limit_bytes or memory
+        return Wish(
+            memory_bytes=chosen or None,
+            cpu_cores=(self.cpu_limit if self.cpu_limit != cores else tier.cpu_limit or cores) or None,
+            shm_bytes=tier.shm_bytes,
+            pids=tier.pids,
+            cpu_shares=tier.cpu_shares,
+        )
+
+    def _lab_env(self, job: LaunchJob, limits: Limits) -> dict[str, Any]:
+        env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
+        if limits.memory_bytes:
+            env["MEM_LIMIT"] = str(limits.memory_bytes)
+        if limits.cpu_cores:
+            env["CPU_LIMIT"] = str(limits.cpu_cores)
+        return env
+
+    def _find_home(self, working_dir: str) -> Home | None:
+        names = (self.user.name, self.escaped_name)
+        return find_home(tuple(self._volumes()), names, working_dir, self.lab.home)
+
+    def _volumes(self) -> Iterator[Volume]:
+        """Every volume of the settings, with what its name was made from."""
+        for setting, read_only in ((self.volumes, False), (self.read_only_volumes, True)):
+            for template, value in setting.items():
+                bind = value if isinstance(value, dict) else {"bind": value}
+                yield Volume(
+                    template=template,
+                    source=self.format_volume_name(template, self),
+                    target=self.format_volume_name(bind["bind"], self),
+                    read_only=read_only or "ro" in str(bind.get("mode", "rw")).split(","),
+                )
+        for mount, rendered in zip(self.mounts, self.mount_binds, strict=True):
+            read_only = bool(rendered.get("ReadOnly"))
+            yield Volume(mount["source"], rendered["Source"], rendered["Target"], read_only)
+
+    async def _machine(self) -> Machine:
+        """What labs share, asked of Docker once. Raises EngineFault."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._machines:
+            info = await self.docker("info")
+            memory, cores = info.get("MemTotal") or None, info.get("NCPU") or None
+            raises = await asyncio.to_thread(may_raise_limits, info)
+            self._machines[loop] = Machine(memory, cores, str(info.get("LoggingDriver") or ""), raises)
+        return self._machines[loop]
 
     async def _evaluate(self, setting: Any) -> dict[str, Any]:
         """A setting that may be a callable, async or not, with its templates filled in."""
@@ -253,24 +323,33 @@ class GpuDockerSpawner(EngineSpawner):
         """Creates the container and returns its id. A home that its image doesn't know is made its user's."""
 
         def create(client: APIClient) -> str:
-            host = client.create_host_config(**plan.host)
             place = None
             if plan.host["network_mode"] == self.network_name:  # not another one of extra_host_config
                 place = labnetwork.place(client, self.network_name, self.subnet)
-            settings = {"networking_config": place, **plan.create}
-            container_id = str(client.create_container(**settings, host_config=host)["Id"])
-            if plan.home:
-                parent, archive = own_home(plan.home, self.container_user)
-                # Without a running container, so as nobody: Docker unpacks it into the volume.
-                try:
-                    client.put_archive(container_id, parent, archive)
-                except docker.errors.APIError as error:
-                    self.log.warning(
-                        "The home in container %s may not be writable: %s", plan.create["name"], error
-                    )
+            try:
+                host = client.create_host_config(**plan.host)
+                settings = {"networking_config": place, **plan.create}
+                container_id = str(client.create_container(**settings, host_config=host)["Id"])
+            except TypeError as error:  # of docker-py, for its arguments
+                raise unusable(error) from error
+            if plan.new_home:
+                self._give_home(client, container_id, plan.new_home)
             return container_id
 
         return str(await self.run("create", create))
+
+    def _give_home(self, client: APIClient, container_id: str, home: str) -> None:
+        """Makes a home that Docker has just made its user's; one that isn't root's is left as it is."""
+        parent, archive = own_home(home, self.container_user)
+        try:
+            stream, _ = client.get_archive(container_id, home)
+            with closing(stream):
+                first = next(iter(stream), b"")
+            if belongs_to_root(first):
+                # Without a running container, so as nobody: Docker unpacks it into the volume.
+                client.put_archive(container_id, parent, archive)
+        except docker.errors.APIError as error:
+            self.log.warning("The home in container %s may not be writable: %s", container_id[:12], error)
 
     async def mend_network(self, fault: EngineFault, container_id: str) -> bool:
         """Whether what kept the labs' network from taking the container is done away with.

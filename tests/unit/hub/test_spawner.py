@@ -19,6 +19,7 @@ from gpuspawner.core.errors import (
 from gpuspawner.core.model import ContainerPatch, GpuRequest
 from gpuspawner.hub import choice as choice_module
 from gpuspawner.hub.container import Owner
+from gpuspawner.hub.engine_words import explain
 from gpuspawner.hub.launch import LaunchJob
 from jupyterhub.spawner import SpawnException
 from traitlets import TraitError
@@ -82,7 +83,7 @@ def test_server_names_that_differ_only_in_case_have_containers_of_their_own() ->
     ]
 
 
-async def test_what_a_start_asks_for_and_creates() -> None:
+async def test_what_a_start_asks_for_and_creates(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config()
     config.GpuSite.tiers = [
         {"name": "pair", "title": "Two", "devices": 2, "model": "H100", "mem_limit": "2G", "cpu_limit": 1.5}
@@ -90,7 +91,8 @@ async def test_what_a_start_asks_for_and_creates() -> None:
     config.GpuDockerSpawner.image = "lab:1"
     config.GpuDockerSpawner.cmd = ["start", "{username}"]
     config.GpuDockerSpawner.extra_host_config = lambda spawner: {"shm_size": "1g"}
-    spawner = make_spawner(config)
+    monkeypatch.setattr("gpuspawner.hub.spawner.may_raise_limits", lambda info: True)
+    spawner = make_spawner(config, info=[{"MemTotal": 8 << 30, "NCPU": 2, "LoggingDriver": "local"}])
     job = spawner._make_job(spawner._choose())
     assert job.request is not None
     assert job == LaunchJob(
@@ -132,7 +134,17 @@ async def test_what_a_start_asks_for_and_creates() -> None:
         "privileged": False,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
+        "ulimits": [
+            {"Name": "memlock", "Soft": -1, "Hard": -1},
+            {"Name": "stack", "Soft": 64 << 20, "Hard": 64 << 20},
+            {"Name": "nofile", "Soft": 65_536, "Hard": 65_536},
+        ],
+        "oom_score_adj": 500,
+        "init": True,
+        "pids_limit": 4096,
+        "cpu_shares": 256,
         "mem_limit": 2 << 30,
+        "memswap_limit": 2 << 30,
         "cpu_period": 100_000,
         "cpu_quota": 150_000,
         "shm_size": "1g",
@@ -203,7 +215,7 @@ OFFER = ' <a href="/hub/spawn/Ada?opt-profile=cpu">Start with CPU now</a>'
         (NoCapacity("Too many"), 503, "no_capacity", "Too many", OFFER),
         (QueueTimeout("Waited"), 503, "queue_timeout", "Waited", OFFER),
         (StartFault("It ended", "exited"), 500, "exited", "It ended", ""),
-        (EngineFault("socket gone"), 503, "docker", choice_module._ENGINE_SENTENCE, ""),
+        (EngineFault("socket gone"), 503, "docker", explain(EngineFault("socket gone")).user, ""),
         (ConfigError("set x"), 500, "config", choice_module._CONFIG_SENTENCE + "set x", ""),
     ],
 )
@@ -320,3 +332,75 @@ async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() ->
     for shown in ("quay.io/jupiter/base:1", "quay.io/jupyter/base:1", "quay.io/jupyter/base:1"):
         form = await spawner.get_options_form()
         assert f'value="{shown}" autocomplete' in form
+
+
+# ---- what a lab may use
+
+
+@pytest.mark.parametrize(
+    ("tier", "settings", "overrides", "extra", "limits"),
+    [
+        ({}, {}, {}, {}, (6 << 30, None)),  # what is left of 8 GiB; one seat on two cores
+        ({}, {"mem_limit": "3G", "cpu_limit": 1}, {}, {}, (3 << 30, 1.0)),
+        ({"mem_limit": "2G", "cpu_limit": 2}, {"mem_limit": "3G", "cpu_limit": 1}, {}, {}, (2 << 30, 2.0)),
+        (
+            {"mem_limit": "2G", "cpu_limit": 2},
+            {"mem_limit": "3G"},
+            {"mem_limit": "5G", "cpu_limit": 4},
+            {},
+            (5 << 30, 4.0),
+        ),
+        ({"mem_limit": "2G"}, {}, {"mem_limit": "5G"}, {"mem_limit": "7g"}, (7 << 30, None)),
+    ],
+    ids=["default", "setting", "tier", "group", "extra_host_config"],
+)
+async def test_whose_limit_of_memory_and_cpu_counts(
+    tier: dict[str, Any],
+    settings: dict[str, Any],
+    overrides: dict[str, Any],
+    extra: dict[str, Any],
+    limits: tuple[int, float | None],
+) -> None:
+    config = Config()
+    config.GpuSite.tiers = [{"name": "t", **tier}]
+    config.GpuDockerSpawner.update(settings)
+    config.GpuDockerSpawner.extra_host_config = extra
+    config.GpuDockerSpawner.group_overrides = {
+        "01": {"groups": {"ml"}, "spawner_override": overrides},
+        "02": {"groups": {"others"}, "spawner_override": {"mem_limit": "1G", "cpu_limit": 9}},
+    }
+    spawner = make_spawner(config, info=[{"MemTotal": 8 << 30, "NCPU": 2}])
+    for _ in range(2):  # the hub applies them before each start, to the same spawner
+        await spawner.apply_group_overrides()
+        planned = await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
+        assert (planned.limits.memory_bytes, planned.limits.cpu_cores) == limits
+    assert planned.create["environment"]["MEM_LIMIT"] == str(limits[0])
+    assert spawner.calls == ["info"]
+
+
+async def test_a_shared_folder_in_front_is_no_home() -> None:
+    config = Config()
+    config.GpuDockerSpawner.volumes = {
+        "/srv/shared": {"bind": "/shared", "mode": "rw"},
+        "/srv/data": {"bind": "/data", "mode": "ro"},
+        "home-{username}": "/home/{raw_username}",
+    }
+    config.GpuDockerSpawner.read_only_volumes = {"/srv/exams/{username}": "/exams"}
+    spawner = make_spawner(config, info=[{}])
+    image = {"Config": {"WorkingDir": "/workspace"}}
+    planned = await spawner.plan_container(spawner._make_job(spawner._choose()), image, None)
+    assert (planned.new_home, planned.create["working_dir"], planned.create["environment"]["HOME"]) == (
+        "/home/Ada", "/home/Ada", "/home/Ada",
+    )  # fmt: skip
+
+
+async def test_mounts_count_as_volumes() -> None:
+    config = Config()
+    config.GpuDockerSpawner.volumes = {}
+    config.GpuDockerSpawner.mounts = [
+        {"source": "shared", "target": "/shared", "type": "volume"},
+        {"source": "home-{username}", "target": "/home/jovyan", "type": "volume"},
+    ]
+    spawner = make_spawner(config, info=[{}])
+    planned = await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
+    assert planned.new_home == "/home/jovyan"
