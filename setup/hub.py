@@ -19,6 +19,7 @@ from typing import Any
 
 import docker
 from docker.errors import DockerException
+from gpuspawner.core import labels
 
 from setup.children import adopt_orphans, end_children, end_with_parent
 from setup.demo import Demo, check_ports, lock, read_demo
@@ -244,7 +245,7 @@ def running_notebooks(name: str) -> int | None:
     """How many containers of this hub run; None if Docker does not say."""
     try:
         with contextlib.closing(docker.from_env(timeout=10)) as client:
-            return len(client.api.containers(filters={"label": f"gpuspawner.hub={name}"}))
+            return len(client.api.containers(filters={"label": f"{labels.HUB}={name}"}))
     except DockerException:
         return None
 

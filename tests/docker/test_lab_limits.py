@@ -12,8 +12,9 @@ import docker
 import docker.errors
 import pytest
 from gpuspawner.core.errors import EngineFault
+from gpuspawner.core.labels import Owner
 from gpuspawner.core.limits import LabRules, Limits, Machine
-from gpuspawner.hub.container import ContainerFacts, Owner, plan
+from gpuspawner.hub.container import ContainerFacts, plan
 from gpuspawner.hub.engine_rights import may_raise_limits
 from gpuspawner.hub.engine_words import explain
 from gpuspawner.hub.home import belongs_to_root, own_home

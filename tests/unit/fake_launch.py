@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpuspawner.core.errors import EngineFault, GpuSpawnerError, Refusal
+from gpuspawner.core.labels import Owner
 from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState, Tier
 from gpuspawner.core.units import utc_now
-from gpuspawner.hub.container import ContainerPlan, Owner
+from gpuspawner.core.want import Want
+from gpuspawner.hub.container import ContainerPlan
 from gpuspawner.hub.launch import Launch, LaunchJob
 from gpuspawner.hub.progress import Progress
 from gpuspawner.hub.readiness import Slots
@@ -20,14 +22,14 @@ from gpuspawner.protocol.client import Grant
 
 OWNER = Owner("hub", "ada", "", "gpu")
 LEASE = Lease(
-    id="a" * 32, hub="hub", user="ada", server="", tier="gpu", state=LeaseState.RESERVED, device_count=1,
+    id="a" * 32, hub="hub", user="ada", server="", tier="gpu", state=LeaseState.RESERVED, want=Want(1),
     created_at=utc_now(), since=utc_now(), device_uuids=("GPU-1",),
 )  # fmt: skip
-REQUEST = GpuRequest(LEASE.id, "hub", "ada", "", "gpu", 1)
+REQUEST = GpuRequest(LEASE.id, "hub", "ada", "", "gpu", Want(1))
 JOB = LaunchJob(
     name="gpuspawner-ada",
     owner=OWNER,
-    tier=Tier("gpu", "GPU", device_count=1),
+    tier=Tier("gpu", "GPU", want=Want(1)),
     image="lab:1",
     api_path="/user/ada/api",
     http_timeout_seconds=5,

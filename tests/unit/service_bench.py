@@ -18,8 +18,10 @@ from gpuspawner.broker.leases.containers import Container, ContainerEvent
 from gpuspawner.broker.leases.leasing import LeaseService, Parts
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.observe.metrics import Metrics
+from gpuspawner.core import labels
 from gpuspawner.core.errors import EngineFault, LedgerFault
 from gpuspawner.core.model import ContainerPatch, Device, GpuRequest, Lease
+from gpuspawner.core.want import Want
 from gpuspawner.protocol.client import BrokerClient
 from tornado.httpserver import HTTPServer
 
@@ -106,14 +108,13 @@ class Bench:
     metrics: Metrics
     client: BrokerClient
 
-    def request(self, number: int, user: str = "anna", **more: Any) -> GpuRequest:
-        return GpuRequest(f"{number:032x}", "hub", user, "", "gpu", 1, **more)
+    def request(self, number: int, user: str = "anna", count: int = 1) -> GpuRequest:
+        return GpuRequest(f"{number:032x}", "hub", user, "", "gpu", Want(count))
 
     def put(self, lease: Lease, container_id: str = "c1", state: str = "running") -> ContainerEvent:
         """The container is there; returns Docker's event."""
         self.engine.boxes[container_id] = Container(
-            id=container_id, lease_id=lease.id, state=state, broker="here", hub=lease.hub, user=lease.user,
-            server=lease.server, tier=lease.tier, device_uuids=lease.device_uuids,
+            container_id, labels.parse({**labels.lease_labels(lease), **labels.broker_label("here")}), state
         )  # fmt: skip
         return ContainerEvent("start", container_id, lease.id, "here")
 

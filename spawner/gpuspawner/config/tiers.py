@@ -7,8 +7,9 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.image_reference import parse_pinned
-from ..core.model import Mode, Tier
+from ..core.model import Tier
 from ..core.units import format_bytes, parse_bytes
+from ..core.want import Mode, Want
 
 DEFAULT_TIERS: list[dict[str, Any]] = [
     {
@@ -94,20 +95,26 @@ def _parse_tier(raw: dict[str, Any]) -> Tier:
         name=name,
         title=str(raw.get("title") or name),
         description=str(raw.get("description", "")),
-        device_count=_parse_count(raw, mode, where),
-        model=str(raw["model"]) if raw.get("model") else None,
-        mode=mode,
+        want=_parse_want(raw, mode, where),
         image=_parse_image(raw, where),
         mem_limit_bytes=_parse_size(raw, "mem_limit", where),
         cpu_limit=None if cpu_limit is None else float(cpu_limit),
-        memory_bytes=_parse_size(raw, "memory", where),
-        compute_percent=parse_percent(raw.get("compute_percent"), where),
-        mig_profile=raw.get("mig_profile"),
-        pool=raw.get("pool"),
         shm_bytes=_parse_shm(raw, where),
         pids=_parse_whole(raw, "pids", (64, 4_194_304), where),
         cpu_shares=_parse_whole(raw, "cpu_shares", (2, 262_144), where),
         default=_parse_default(raw, where),
+    )
+
+
+def _parse_want(raw: dict[str, Any], mode: Mode, where: str) -> Want:
+    return Want(
+        device_count=_parse_count(raw, mode, where),
+        model=str(raw["model"]) if raw.get("model") else None,
+        mode=mode,
+        pool=raw.get("pool"),
+        mig_profile=raw.get("mig_profile"),
+        memory_bytes=_parse_size(raw, "memory", where),
+        compute_percent=parse_percent(raw.get("compute_percent"), where),
     )
 
 

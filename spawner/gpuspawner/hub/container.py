@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.labels import Owner
 from ..core.limits import LabRules, Limits, Machine
-from ..core.model import HUB_LABEL, SERVER_LABEL, TIER_LABEL, USER_LABEL, ContainerPatch
+from ..core.model import ContainerPatch
 from .home import Home
 from .reach import check, drop_devices, ways
 
@@ -48,32 +49,6 @@ _INITS = frozenset(
 """Programs that collect ended children; an image that starts with one needs none of Docker's."""
 NO_DEVICES = {"NVIDIA_VISIBLE_DEVICES": "void"}
 """With the nvidia runtime as default, an image that says `all` would show every GPU; `void` shows none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose container it is. The values are labels, and decide what may be removed as ours."""
-
-    hub: str
-    user: str
-    server: str
-    tier: str
-
-    def labels(self) -> dict[str, str]:
-        """The labels of every container, with or without a lease."""
-        return {
-            HUB_LABEL: self.hub,
-            USER_LABEL: self.user,
-            SERVER_LABEL: self.server,
-            TIER_LABEL: self.tier,
-        }
-
-    def owns(self, labels: Mapping[str, str] | None) -> bool:
-        """Whether a container with these labels is of this hub, user and server; the tier may differ."""
-        mine = self.labels()
-        return labels is not None and all(
-            labels.get(key) == mine[key] for key in (HUB_LABEL, USER_LABEL, SERVER_LABEL)
-        )
 
 
 @dataclass(frozen=True, slots=True)

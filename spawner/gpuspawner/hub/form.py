@@ -90,16 +90,16 @@ def _make_card(tier: Tier, live: Mapping[str, Any] | None, simulated: bool, prob
         return TierCard(tier, True, tier.description)
     if live is None:
         return TierCard(tier, False, _sentences(tier.description, problem or "Not available now."))
-    kind = f"simulated {_NOUNS[tier.mode]}" if simulated else _NOUNS[tier.mode]
-    total, free = live.get("total"), live.get("free")
-    if not isinstance(total, int) or total < tier.device_count:
-        missing = f"This machine can't give {tier.device_count} {kind}{_s(tier.device_count)} of that kind."
+    kind = f"simulated {_NOUNS[tier.want.mode]}" if simulated else _NOUNS[tier.want.mode]
+    total, free, wanted = live.get("total"), live.get("free"), tier.want.device_count
+    if not isinstance(total, int) or total < wanted:
+        missing = f"This machine can't give {wanted} {kind}{_s(wanted)} of that kind."
         return TierCard(tier, False, _sentences(tier.description, missing))
     count = f"{free if isinstance(free, int) else 0} of {total} {kind}{_s(total)} free now."
     waiting = live.get("waiting")
     ahead = waiting if isinstance(waiting, int) and waiting > 0 else 0
     line = f"{ahead} waiting in line." if ahead else ""
-    if ahead or not isinstance(free, int) or free < tier.device_count:
+    if ahead or not isinstance(free, int) or free < wanted:
         line = _sentences(line, "You will wait in line.")
     return TierCard(tier, True, _sentences(tier.description, _worth(tier, live), count, line))
 
@@ -109,7 +109,7 @@ def _worth(tier: Tier, live: Mapping[str, Any]) -> str:
     guarantee, size = live.get("guarantee"), live.get("memory_bytes")
     if guarantee not in _GUARANTEES:
         return ""
-    if tier.mode is not Mode.SLICE:
+    if tier.want.mode is not Mode.SLICE:
         return f"Guarantee: {_GUARANTEES[guarantee]}."
     memory = f"{format_bytes(size)} of GPU memory" if isinstance(size, int) else "GPU memory"
     percent, simulated = live.get("compute_percent"), guarantee == Guarantee.NONE

@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 from ..core.errors import BrokerUnavailable, EngineFault, ImageUnfit, LeaseConflict, Refusal, StartFault
 from ..core.image_needs import Needs, obstacle, read_machine, read_needs
+from ..core.labels import Owner
 from ..core.model import ContainerPatch, GpuRequest, Lease, Mode, Tier
 from ..protocol.client import BrokerClient, Grant
 from . import lab_container as engine
-from .container import ContainerPlan, Owner
+from .container import ContainerPlan
 from .engine_words import home_fault
 from .progress import Progress
 from .readiness import Answer, Pace, Slots, ask

@@ -12,11 +12,12 @@ from weakref import WeakKeyDictionary
 
 from jupyterhub.utils import fmt_ip_url, maybe_future, url_path_join
 
+from ..core import labels
 from ..core.errors import ConfigError, EngineFault, Refusal, StartFault
-from ..core.model import LEASE_LABEL, GpuRequest, Tier
+from ..core.labels import Owner
+from ..core.model import GpuRequest, Tier
 from . import lab_container as engine
 from .choice import ChoiceSpawner
-from .container import Owner
 from .lab_container import Removals
 from .launch import RETRY_SECONDS, Launch, LaunchHost, LaunchJob, release
 from .options import Choice
@@ -111,14 +112,8 @@ class LifecycleSpawner(ChoiceSpawner):
             user=self.user.name,
             server=self.name,
             tier=tier.name,
-            device_count=tier.device_count,
-            model=tier.model,
+            want=tier.want,
             groups=tuple(sorted(group.name for group in self.user.groups)),
-            mode=tier.mode,
-            pool=tier.pool,
-            mig_profile=tier.mig_profile,
-            slice_memory_bytes=tier.memory_bytes,
-            slice_compute_percent=tier.compute_percent,
         )
 
     def _owner(self, tier: Tier | None = None) -> Owner:
@@ -142,7 +137,7 @@ class LifecycleSpawner(ChoiceSpawner):
             self.object_id = ""
             return None
         self.object_id = container["Id"]
-        self.lease_id = container["Config"]["Labels"].get(LEASE_LABEL, "")
+        self.lease_id = container["Config"]["Labels"].get(labels.LEASE, "")
         return container
 
     async def poll(self) -> Any:

@@ -6,22 +6,19 @@ test sees, not a value that gets lost.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
 from ..core.errors import BadOption
-from ..core.model import ContainerPatch, GpuRequest, Lease, LeaseState, Mode
+from ..core.model import ContainerPatch, GpuRequest, Lease, LeaseState, is_lease_id
+from ..core.want import Mode, Want
 
-_LEASE_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_TEXT = 255
 _MAX_DEVICES = 64
 _MAX_GROUPS = 1000
 _MAX_BYTES = 1 << 60
-_REQUEST_KEYS = {item.name for item in fields(GpuRequest)}
-_REQUEST_REQUIRED = {item.name for item in fields(GpuRequest) if item.default is MISSING}
 
 
 def time_to_text(time: datetime) -> str:
@@ -37,27 +34,35 @@ def time_from_text(text: str) -> datetime:
     return time.astimezone(UTC)
 
 
-def is_lease_id(value: object) -> bool:
-    """Whether `value` has the form of a lease's id: 32 lower-case hexadecimal digits."""
-    return isinstance(value, str) and _LEASE_ID.fullmatch(value) is not None
-
-
 def request_to_json(request: GpuRequest) -> dict[str, Any]:
     """The body of `POST /leases`."""
-    return {**asdict(request), "mode": request.mode.value, "groups": list(request.groups)}
+    return {**asdict(request), "want": _want_to_json(request.want), "groups": list(request.groups)}
 
 
 def request_from_json(body: object) -> GpuRequest:
     """The request in the body of `POST /leases`. Raises BadOption, naming the key, for all that is odd."""
+    return GpuRequest(**_parse(GpuRequest, body, "The request"))
+
+
+def _want(value: object, what: str) -> Want:
+    return Want(**_parse(Want, value, what))
+
+
+def _want_to_json(want: Want) -> dict[str, Any]:
+    return {**asdict(want), "mode": want.mode.value}
+
+
+def _parse(kind: type[GpuRequest] | type[Want], body: object, what: str) -> dict[str, Any]:
+    """The fields of `kind` in a JSON object. Raises BadOption, naming the key, for all that is odd."""
     if not isinstance(body, Mapping):
-        raise BadOption("The request is not a JSON object")
-    unknown = sorted(str(key) for key in set(body) - _REQUEST_KEYS)
+        raise BadOption(f"{what} is not a JSON object")
+    unknown = sorted(str(key) for key in set(body) - {item.name for item in fields(kind)})
     if unknown:
-        raise BadOption(f"The request has an unknown key {unknown[0][:40]!r}")
-    missing = sorted(_REQUEST_REQUIRED - set(body))
+        raise BadOption(f"{what} has an unknown key {unknown[0][:40]!r}")
+    missing = sorted({item.name for item in fields(kind) if item.default is MISSING} - set(body))
     if missing:
-        raise BadOption(f"The request lacks {missing[0]!r}")
-    return GpuRequest(**{key: _PARSERS[key](value, key) for key, value in body.items()})
+        raise BadOption(f"{what} lacks {missing[0]!r}")
+    return {key: _PARSERS[key](value, key) for key, value in body.items()}
 
 
 def _lease_id(value: object, what: str) -> str:
@@ -124,16 +129,17 @@ _PARSERS: dict[str, Callable[[object, str], Any]] = {
     "user": _text,
     "server": _server,
     "tier": _text,
+    "want": _want,
+    "groups": _groups,
     "device_count": _count,
     "model": _text_or_none,
-    "groups": _groups,
     "mode": _mode,
     "pool": _text_or_none,
     "mig_profile": _text_or_none,
-    "slice_memory_bytes": _bytes_or_none,
-    "slice_compute_percent": _percent_or_none,
+    "memory_bytes": _bytes_or_none,
+    "compute_percent": _percent_or_none,
 }
-"""How each field of a request is read; a field without one is refused in the tests."""
+"""How each field of a request and of what it wants is read; a field without one is refused in the tests."""
 
 
 def lease_to_json(lease: Lease) -> dict[str, Any]:
@@ -141,7 +147,7 @@ def lease_to_json(lease: Lease) -> dict[str, Any]:
     return {
         **asdict(lease),
         "state": lease.state.value,
-        "mode": lease.mode.value,
+        "want": _want_to_json(lease.want),
         "created_at": time_to_text(lease.created_at),
         "since": time_to_text(lease.since),
         "device_uuids": list(lease.device_uuids),
@@ -154,11 +160,10 @@ def lease_from_json(body: Mapping[str, Any]) -> Lease:
         **{
             **body,
             "state": LeaseState(body["state"]),
-            "mode": Mode(body["mode"]),
+            "want": Want(**{**body["want"], "mode": Mode(body["want"]["mode"])}),
             "created_at": time_from_text(body["created_at"]),
             "since": time_from_text(body["since"]),
             "device_uuids": tuple(body["device_uuids"]),
-            **({"mode": Mode(body["mode"])} if "mode" in body else {}),
         }
     )
 

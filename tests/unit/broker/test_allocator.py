@@ -14,6 +14,7 @@ from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import BadOption, LeaseConflict, NoCapacity
 from gpuspawner.core.model import Device, DeviceHealth, GpuRequest
+from gpuspawner.core.want import Want
 
 from tests.unit.lease_examples import (
     CLOSED,
@@ -73,14 +74,14 @@ async def test_snapshot_and_capacity(allocator: Allocator) -> None:
         (first, second, third),
         (QueueEntry(third, 1, 1),),
     )
-    assert allocator.capacity(1) == Capacity(free=0, total=2, waiting=1)
-    assert allocator.capacity(1, "h100") == Capacity(free=0, total=2, waiting=1)
-    assert allocator.capacity(1, "A100") == Capacity(free=0, total=0, waiting=0)
+    assert allocator.capacity(Want(1)) == Capacity(free=0, total=2, waiting=1)
+    assert allocator.capacity(Want(1, "h100")) == Capacity(free=0, total=2, waiting=1)
+    assert allocator.capacity(Want(1, "A100")) == Capacity(free=0, total=0, waiting=0)
     await allocator.begin_release(A, "stopped")
-    assert allocator.capacity(1) == Capacity(free=0, total=2, waiting=1)  # releasing is not free
+    assert allocator.capacity(Want(1)) == Capacity(free=0, total=2, waiting=1)  # releasing is not free
     await allocator.begin_release(C, "cancelled")
     await allocator.close(A)
-    assert allocator.capacity(1) == Capacity(free=1, total=2, waiting=0)
+    assert allocator.capacity(Want(1)) == Capacity(free=1, total=2, waiting=0)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ async def test_a_withdrawn_device_tells_its_holder_and_goes_to_nobody(
         assert await anext(changes) == Change(told, None, None)
     assert await allocator.set_health(LOST) == ()
     assert await ledger.find(A) == told
-    assert allocator.capacity(1) == Capacity(free=1, total=1, waiting=0)
+    assert allocator.capacity(Want(1)) == Capacity(free=1, total=1, waiting=0)
     await allocator.begin_release(A, "stopped")
     await allocator.close(A)
     await allocator.acquire(request(B))

@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
@@ -22,10 +22,11 @@ from gpuspawner.broker.app import GpuBroker, main
 from gpuspawner.broker.lock import BrokerLock
 from gpuspawner.core.errors import BrokerUnavailable, ConfigError, EngineFault
 from gpuspawner.core.model import GpuRequest
+from gpuspawner.core.want import Want
 from gpuspawner.protocol.client import BrokerClient
 from jupyterhub.services.auth import HubOAuth
 
-REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", 1)
+REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", Want(1))
 
 
 class HangUp(BaseRequestHandler):
@@ -78,7 +79,7 @@ def test_settings_of_hub_and_broker_come_from_one_file(folder: Path) -> None:
         broker.site.queue_timeout,
         broker.take_over,
         tier.name,
-        tier.device_count,
+        tier.want.device_count,
     )
     assert found == (1.0, 60.0, True, "pair", 2)
     assert broker.state_dir == folder
@@ -297,15 +298,14 @@ async def test_a_way_in_that_docker_does_not_tell_yet_is_asked_for_again(folder:
         async def reconciled() -> bool:
             return True
 
-        async def probe() -> object:
+        async def probe(late: Iterable[str] = ()) -> None:
             nonlocal asked
             asked += 1
             if asked == 1:
                 raise EngineFault("down")
-            return module.Injection.NONE
 
         broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
-        broker._probe = probe  # type: ignore[method-assign,assignment]
+        broker.way_in.probe = probe  # type: ignore[method-assign]
         await broker._look()
         assert not broker.service.ready.is_set()
         await broker._look()

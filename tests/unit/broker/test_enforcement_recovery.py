@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from gpuspawner.broker.decide.devices import MISSING
 from gpuspawner.broker.decide.pooling import Pooling
-from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.core.errors import DeviceFault, LedgerFault
 from gpuspawner.core.model import DeviceHealth
+from gpuspawner.node.api import MpsEvent, MpsState
 from gpuspawner.node.guard.guard import GuardEvent
 from gpuspawner.node.guard.judge import Offence
 from gpuspawner.node.inventory import ComputeMode
@@ -90,7 +91,6 @@ async def test_a_daemon_that_starts_when_nobody_waits_any_more_ends_too(machine:
     with pytest.raises(DeviceFault):
         await broker.prepare(lease)
     await machine.close(lease)
-    await until(lambda: machine.inventory.compute_mode(A) is ComputeMode.DEFAULT)
     order(machine, "")
     await until(lambda: machine.healthy(A))
     await until(lambda: machine.pid() is None)
@@ -121,7 +121,7 @@ async def test_a_gpu_whose_return_can_not_be_recorded_comes_back_later(machine: 
 async def test_a_notice_that_can_not_be_written_is_given_later_unless_there_is_newer(
     machine: Machine,
 ) -> None:
-    broker = await machine.broker()
+    await machine.broker()
     lease, other = await machine.lease(running=False), await machine.lease(running=False)
     event = GuardEvent(NOW, Offence.MEMORY, "c" * 64, lease.id, A, 7, "python3", 9, 8, 2.0, "First.")
     tell, refused = machine.holders.tell, []
@@ -131,9 +131,9 @@ async def test_a_notice_that_can_not_be_written_is_given_later_unless_there_is_n
         raise LedgerFault("The disk is full")
 
     machine.holders.tell = full  # type: ignore[method-assign]
-    await broker._on_guard(event)
-    await broker._tell(lease.id, "Second.")
-    await broker._tell(other.id, "Third.")
+    await machine.node.report(event)
+    await machine.node.report(MpsEvent(A, MpsState.RUNNING, notice="Second."))
+    await machine.node.report(MpsEvent(B, MpsState.RUNNING, notice="Third."))
     await until(lambda: len(refused) > 6)
     machine.holders.tell = tell  # type: ignore[method-assign]
     await until(lambda: len(machine.holders.told) == 2)
@@ -145,7 +145,7 @@ async def test_a_leased_gpu_that_is_not_found_is_one_where_nothing_is_held(machi
     broker = await machine.broker()
     lease = await machine.lease(running=False)
     assert broker.blind() == {}
-    broker.extend(Pooling(DEVICES[1:], {B: SLICED, C: Terms("whole")}))
+    await broker.extend(Pooling(DEVICES[1:], {B: SLICED, C: SharingRules("whole")}))
     assert (lease.device_uuids, broker.blind()) == ((A,), {A: MISSING})
     assert machine.metrics.registry.get_sample_value("gpuspawner_guard_blind_devices") == 1
     await machine.close(lease)

@@ -13,6 +13,7 @@ from gpuspawner.broker.leases.containers import ContainerEvent, EventsConnected
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.core.model import DeviceHealth, Lease
+from gpuspawner.core.want import Want
 
 from tests.unit.service_bench import HOUR, Bench, make_bench
 
@@ -172,7 +173,7 @@ async def test_leases_of_a_former_broker_may_be_held_again(
 def _lease_fields() -> dict[str, Any]:
     now = datetime.fromisoformat("2025-03-01T12:00:00+00:00")
     return {"id": "e" * 32, "hub": "hub", "user": "anna", "server": "", "tier": "gpu", "state": "running",
-            "device_count": 1, "created_at": now, "since": now}  # fmt: skip
+            "want": Want(1), "created_at": now, "since": now}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])

@@ -9,15 +9,16 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger.migrate import MIGRATIONS
 from gpuspawner.broker.ledger.schema import HEAD, metadata
 from gpuspawner.core.model import Device, GpuRequest, Lease, LeaseState, Mode
+from gpuspawner.core.want import Want
 
 GIB = 1 << 30
 GPU = Device("GPU-0", "H100 80GB", 80 * GIB, index=0)
-SLICED = {"GPU-0": Terms("class", Mode.SLICE, slices=8, mps=True)}
+SLICED = {"GPU-0": SharingRules("class", Mode.SLICE, slices=8, mps=True)}
 COLUMNS = (
     "id, hub, user, server, tier, state, device_count, created_at, since, model, memory_bytes, "
     "compute_percent, container_id, notice, reason"
@@ -65,7 +66,7 @@ async def test_leases_of_an_older_ledger_go_on(path: Path, times: Any) -> None:
     await ledger.open()
     try:
         living = {lease.id[0]: lease for lease in await ledger.living()}
-        assert [(lease.mode, lease.mps, lease.pool) for lease in living.values()] == [
+        assert [(lease.want.mode, lease.mps, lease.want.pool) for lease in living.values()] == [
             (Mode.WHOLE, False, None)
         ] * 2
         assert (living["a"].device_uuids, living["a"].memory_bytes) == (("GPU-0",), 80 * GIB)
@@ -95,10 +96,8 @@ async def test_a_slice_is_the_same_after_a_restart(path: Path, times: Any) -> No
     allocator = Allocator(ledger, clock=times.now)
     await allocator.load([GPU], SLICED)
     requests = [
-        GpuRequest("a" * 32, "hub", "anna", "", "s", 1, mode=Mode.SLICE, slice_memory_bytes=4 * GIB),
-        GpuRequest(
-            "b" * 32, "hub", "bob", "", "s", 1, mode=Mode.SLICE, pool="class", slice_compute_percent=9.0
-        ),
+        GpuRequest("a" * 32, "hub", "anna", "", "s", Want(1, mode=Mode.SLICE, memory_bytes=4 * GIB)),
+        GpuRequest("b" * 32, "hub", "bob", "", "s", Want(1, None, Mode.SLICE, "class", compute_percent=9.0)),
     ]
     leases = [await allocator.acquire(request) for request in requests]
     assert [(lease.memory_bytes, lease.compute_percent, lease.mps) for lease in leases] == [
@@ -120,5 +119,7 @@ async def test_a_slice_is_the_same_after_a_restart(path: Path, times: Any) -> No
 
 
 def test_a_lease_has_a_column_for_everything() -> None:
-    fields = {name for name in Lease.__dataclass_fields__ if name != "device_uuids"}
-    assert {column.name for column in metadata.tables["leases"].columns} - {"number"} == fields
+    fields = {name for name in Lease.__dataclass_fields__ if name not in ("want", "device_uuids")}
+    sizes = {"memory_bytes": "slice_memory_bytes", "compute_percent": "slice_compute_percent"}
+    asked = {sizes.get(name, name) for name in Want.__dataclass_fields__}
+    assert {column.name for column in metadata.tables["leases"].columns} - {"number"} == fields | asked

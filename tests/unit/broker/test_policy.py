@@ -9,8 +9,9 @@ import pytest
 from gpuspawner.broker.decide import policy
 from gpuspawner.core.errors import BadOption
 from gpuspawner.core.model import GpuRequest
+from gpuspawner.core.want import Want
 
-GOOD = GpuRequest("0" * 32, "hub", "ada", "", "gpu", 1, "H100", ("class-a",))
+GOOD = GpuRequest("0" * 32, "hub", "ada", "", "gpu", Want(1, "H100"), ("class-a",))
 
 
 @pytest.mark.parametrize(
@@ -19,9 +20,9 @@ GOOD = GpuRequest("0" * 32, "hub", "ada", "", "gpu", 1, "H100", ("class-a",))
         {},
         {"server": "a named server"},
         {"user": "Ада Лавлейс"},
-        {"model": None},
+        {"want": Want(1)},
         {"groups": ()},
-        {"device_count": 64},
+        {"want": Want(64)},
         {"user": "a" * 255},
     ],
 )
@@ -42,18 +43,17 @@ AGAIN = "start the server again."
         ({"hub": ""}, f"The hub is missing: {AGAIN}"),
         ({"user": ""}, f"The user is missing: {AGAIN}"),
         ({"tier": ""}, f"The tier is missing: {AGAIN}"),
-        ({"model": ""}, f"The model is missing: {AGAIN}"),
         ({"user": None}, f"The user is not text: {AGAIN}"),
         ({"server": 3}, f"The server is not text: {AGAIN}"),
         ({"groups": (b"class",)}, f"The group is not text: {AGAIN}"),
         ({"user": "a" * 256}, "The user is longer than 255 characters: choose a shorter one."),
         ({"server": "a\nb"}, "The server 'a\\nb' has characters that can't be printed: choose another one."),
         ({"user": "\ud800"}, "The user '\\ud800' has characters that can't be printed: choose another one."),
-        ({"device_count": 0}, "The number of GPUs is 0: choose from 1 to 64."),
-        ({"device_count": -1}, "The number of GPUs is -1: choose from 1 to 64."),
-        ({"device_count": 65}, "The number of GPUs is 65: choose from 1 to 64."),
-        ({"device_count": True}, "The number of GPUs is True: choose from 1 to 64."),
-        ({"device_count": 1.5}, "The number of GPUs is 1.5: choose from 1 to 64."),
+        ({"want": Want(0)}, "The number of GPUs is 0: choose from 1 to 64."),
+        ({"want": Want(-1)}, "The number of GPUs is -1: choose from 1 to 64."),
+        ({"want": Want(65)}, "The number of GPUs is 65: choose from 1 to 64."),
+        ({"want": Want(True)}, "The number of GPUs is True: choose from 1 to 64."),
+        ({"want": Want(1.5)}, "The number of GPUs is 1.5: choose from 1 to 64."),
     ],
 )
 def test_malformed(change: dict[str, Any], message: str) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from gpuspawner.core.errors import ConfigError
+from gpuspawner.core.labels import Owner
 from gpuspawner.core.limits import LabRules, Limits, Machine
 from gpuspawner.core.model import ContainerPatch
 from gpuspawner.hub.container import (
     HARMLESS_ENV,
     ContainerFacts,
     ContainerPlan,
-    Owner,
     has_init,
     plan,
     server_command,

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from gpuspawner.core.image_reference import MAX_CHARS, allow_images
 from gpuspawner.core.model import Mode, Tier
+from gpuspawner.core.want import Want
 from gpuspawner.hub.form import TierCard, hinder, make_cards, render_form
 from gpuspawner.hub.options import Filled
 
 CPU = Tier("cpu", "CPU", "No GPU.")
-GPU = Tier("gpu", "One GPU", "A whole GPU.", device_count=1)
-PAIR = Tier("pair", "Two", "", device_count=2)
+GPU = Tier("gpu", "One GPU", "A whole GPU.", Want(1))
+PAIR = Tier("pair", "Two", "", Want(2))
 
 
 def document(simulated: bool = False, **gpu: Any) -> dict[str, Any]:
@@ -57,8 +58,8 @@ def test_a_gpu_tier_says_what_is_free(live: Any, problem: str, usable: bool, abo
     ]
 
 
-SLICE = Tier("gpu", "A slice", "", device_count=1, mode=Mode.SLICE)
-MIG = Tier("gpu", "A MIG instance", "", device_count=1, mode=Mode.MIG)
+SLICE = Tier("gpu", "A slice", "", Want(1, mode=Mode.SLICE))
+MIG = Tier("gpu", "A MIG instance", "", Want(1, mode=Mode.MIG))
 GUARDED = {
     "free": 5, "total": 10, "memory_bytes": 8 << 30, "compute_percent": 25.0, "guarantee": "guarded",
     "compute_guarantee": "guarded",

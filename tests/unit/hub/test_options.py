@@ -9,12 +9,13 @@ import pytest
 from gpuspawner.core.errors import BadOption
 from gpuspawner.core.image_reference import allow_images
 from gpuspawner.core.model import Tier
+from gpuspawner.core.want import Want
 from gpuspawner.hub.options import NO_IMAGES, Choice, Filled, parse_form, parse_options, refill
 from hypothesis import given
 from hypothesis import strategies as st
 
 CPU = Tier("cpu", "CPU")
-GPU = Tier("gpu", "One GPU", device_count=1)
+GPU = Tier("gpu", "One GPU", want=Want(1))
 TIERS = (CPU, GPU)
 IMAGES = allow_images({"usual": "lab:1", "other": "lab:2"})
 PATTERNS = allow_images({"usual": "lab:1", "stacks": "quay.io/jupyter/*:2026-*"})

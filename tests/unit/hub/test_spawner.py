@@ -16,9 +16,10 @@ from gpuspawner.core.errors import (
     QueueTimeout,
     StartFault,
 )
+from gpuspawner.core.labels import Owner
 from gpuspawner.core.model import ContainerPatch, GpuRequest
+from gpuspawner.core.want import Want
 from gpuspawner.hub import choice as choice_module
-from gpuspawner.hub.container import Owner
 from gpuspawner.hub.engine_words import explain
 from gpuspawner.hub.launch import LaunchJob
 from jupyterhub.spawner import SpawnException
@@ -102,7 +103,7 @@ async def test_what_a_start_asks_for_and_creates(monkeypatch: pytest.MonkeyPatch
         image="lab:1",
         api_path="/api",
         http_timeout_seconds=120.0,
-        request=GpuRequest(job.request.lease_id, "hub", "Ada", "", "pair", 2, "H100", ("ml",)),
+        request=GpuRequest(job.request.lease_id, "hub", "Ada", "", "pair", Want(2, "H100"), ("ml",)),
         secret="s3cret",
         waits=True,
     )

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from gpuspawner.core.errors import DeviceFault
-from gpuspawner.core.model import ContainerPatch
 from gpuspawner.node.mps.control import MpsLimits, MpsPlace, find_all, find_daemon, place_of
 from gpuspawner.node.mps.daemon import BACK, DIED, MpsChange, MpsPace, MpsService
 from gpuspawner.node.processes import ProcessTable
@@ -136,20 +135,6 @@ async def test_who_may_pass_to_the_pipe_folder(machine: Machine) -> None:
     look = f"import os; os.setgid(100); os.setuid(1000); print(os.listdir({str(place.pipe)!r}))"
     seen = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", look], text=True)
     assert "control" in seen
-
-
-async def test_what_a_container_gets(machine: Machine) -> None:
-    service = machine.service()
-    pipe = str(machine.place().pipe)
-    mount = {"source": pipe, "target": "/run/gpuspawner-mps", "type": "bind", "read_only": True}
-    assert service.patch_for(A) == ContainerPatch(
-        env={"CUDA_MPS_PIPE_DIRECTORY": "/run/gpuspawner-mps"}, mounts=(mount,)
-    )
-    assert service.patch_for(A, MpsLimits(12.5, 4 * GIB)).env == {
-        "CUDA_MPS_PIPE_DIRECTORY": "/run/gpuspawner-mps",
-        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "12.5",
-        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=4096M",
-    }
 
 
 async def test_other_limits_reach_the_servers_that_run(machine: Machine) -> None:
@@ -322,13 +307,16 @@ async def test_one_that_does_not_quit_is_killed(machine: Machine) -> None:
     assert find_all(machine.place(), ProcessTable()) == ()
 
 
-async def test_daemons_of_gpus_that_left_their_pool_end(machine: Machine) -> None:
+async def test_what_a_former_broker_left_is_found(machine: Machine) -> None:
     first = machine.service()
+    assert first.left_behind() == frozenset()
     await first.ensure(A, LIMITS)
     await first.ensure(B, LIMITS)
     await first.leave()
-    await machine.service().stop_others({B})
-    assert (machine.pid(A), machine.pid(B) is None) == (None, False)
+    again = machine.service()
+    assert again.left_behind() == {A, B}
+    await again.stop(A)
+    assert again.left_behind() == {B}
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,16 @@ from gpuspawner.core.errors import (
     Refusal,
 )
 from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState
+from gpuspawner.core.want import Want
 from gpuspawner.protocol import client as module
 from gpuspawner.protocol.client import BrokerClient
 from gpuspawner.protocol.messages import lease_to_json, patch_to_json, request_to_json
 
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
-REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", 1)
-LEASE = Lease("a" * 32, "hub", "anna", "", "gpu", LeaseState.RESERVED, 1, NOW, NOW, device_uuids=("GPU-1",))
+REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", Want(1))
+LEASE = Lease(
+    "a" * 32, "hub", "anna", "", "gpu", LeaseState.RESERVED, Want(1), NOW, NOW, device_uuids=("GPU-1",)
+)
 PATCH = ContainerPatch(env={"A": "b"}, labels={"gpuspawner.lease": "a" * 32})
 GRANTED = {"event": "lease", "lease": lease_to_json(LEASE), "patch": patch_to_json(PATCH)}
 QUEUED = {"event": "queued", "position": 2, "waiting": 3, "message": "2nd in line for a GPU"}

@@ -10,32 +10,33 @@ from typing import Any
 import pytest
 from gpuspawner.core.errors import BadOption
 from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState
+from gpuspawner.core.want import Want
 from gpuspawner.protocol import messages as wire
 from hypothesis import given
 from hypothesis import strategies as st
 
 GOOD = {
     "lease_id": "0123456789abcdef" * 2, "hub": "hub", "user": "anna", "server": "", "tier": "gpu",
-    "device_count": 1,
+    "want": {"device_count": 1},
 }  # fmt: skip
 TEXT = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=40)
 TIMES = st.datetimes(timezones=st.just(UTC))
 
 
 def test_the_smallest_request() -> None:
-    assert wire.request_from_json(GOOD) == GpuRequest(GOOD["lease_id"], "hub", "anna", "", "gpu", 1)  # type: ignore[arg-type]
+    assert wire.request_from_json(GOOD) == GpuRequest(GOOD["lease_id"], "hub", "anna", "", "gpu", Want(1))  # type: ignore[arg-type]
 
 
 @given(st.builds(GpuRequest, lease_id=st.just("f" * 32), hub=TEXT, user=TEXT, server=TEXT | st.just(""),
-                 tier=TEXT, device_count=st.integers(1, 64), model=st.none() | TEXT,
+                 tier=TEXT, want=st.builds(Want, st.integers(1, 64), st.none() | TEXT),
                  groups=st.lists(TEXT, max_size=3).map(tuple)))  # fmt: skip
 def test_a_request_comes_back_as_it_went(request_: GpuRequest) -> None:
     assert wire.request_from_json(json.loads(json.dumps(wire.request_to_json(request_)))) == request_
 
 
 @given(st.builds(Lease, id=st.just("f" * 32), hub=TEXT, user=TEXT, server=TEXT, tier=TEXT,
-                 state=st.sampled_from(LeaseState), device_count=st.integers(1, 8), created_at=TIMES,
-                 since=TIMES, model=st.none() | TEXT, device_uuids=st.lists(TEXT, max_size=3).map(tuple),
+                 state=st.sampled_from(LeaseState), want=st.builds(Want, st.integers(1, 8), st.none() | TEXT),
+                 created_at=TIMES, since=TIMES, device_uuids=st.lists(TEXT, max_size=3).map(tuple),
                  memory_bytes=st.integers(0, 1 << 50), container_id=st.none() | TEXT))  # fmt: skip
 def test_a_lease_comes_back_as_it_went(lease: Lease) -> None:
     assert wire.lease_from_json(json.loads(json.dumps(wire.lease_to_json(lease)))) == lease
@@ -63,12 +64,12 @@ def test_a_patch_comes_back_as_it_went() -> None:
         ({"user": "a" * 256}, "user must be text of 1 to 255 characters"),
         ({"user": "a\nb"}, "user has characters that can't be printed"),
         ({"server": ["x"]}, "server must be text of 1 to 255 characters"),
-        ({"device_count": 0}, "device_count must be a whole number from 1 to 64"),
-        ({"device_count": 65}, "device_count must be a whole number from 1 to 64"),
-        ({"device_count": True}, "device_count must be a whole number from 1 to 64"),
-        ({"device_count": 1.0}, "device_count must be a whole number from 1 to 64"),
-        ({"device_count": "1"}, "device_count must be a whole number from 1 to 64"),
-        ({"model": ""}, "model must be text of 1 to 255 characters"),
+        ({"want": {"device_count": 0}}, "device_count must be a whole number from 1 to 64"),
+        ({"want": {"device_count": 65}}, "device_count must be a whole number from 1 to 64"),
+        ({"want": {"device_count": True}}, "device_count must be a whole number from 1 to 64"),
+        ({"want": {"device_count": 1.0}}, "device_count must be a whole number from 1 to 64"),
+        ({"want": {"device_count": "1"}}, "device_count must be a whole number from 1 to 64"),
+        ({"want": {"device_count": 1, "model": ""}}, "model must be text of 1 to 255 characters"),
         ({"groups": "staff"}, "groups must be a list of at most 1000 names"),
         ({"groups": [1]}, "groups must be text of 1 to 255 characters"),
         ({"groups": ["a"] * 1001}, "groups must be a list of at most 1000 names"),
@@ -104,7 +105,7 @@ def test_any_json_is_a_request_or_refused(body: Any) -> None:
 
 
 def test_every_field_of_a_request_is_read() -> None:
-    assert {item.name for item in fields(GpuRequest)} <= set(wire._PARSERS)
+    assert {item.name for kind in (GpuRequest, Want) for item in fields(kind)} == set(wire._PARSERS)
 
 
 def test_times_are_utc() -> None:

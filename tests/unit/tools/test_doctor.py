@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gpuspawner.broker.app import GpuBroker
 from gpuspawner.broker.decide.pooling import Pooling
-from gpuspawner.broker.decide.terms import WHOLE
+from gpuspawner.broker.decide.sharing_rules import WHOLE
 from gpuspawner.config.tiers import DEFAULT_TIERS, parse_tiers
 from gpuspawner.core.model import Device
 from gpuspawner.node.injection import EngineFacts

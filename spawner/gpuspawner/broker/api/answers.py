@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ...core.model import Tier
 from ...node.inventory import DriverFacts
 from ...node.usage import Usage
-from ..decide.placement import want_of_tier
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
 from ..observe.metrics import Metrics
@@ -62,6 +61,5 @@ class View:
     def _tier(self, tier: Tier) -> Document:
         if not tier.needs_gpu:
             return tier_document(tier, None, self._about.simulated)
-        want = want_of_tier(tier)
-        capacity, share = self._allocator.capacity(want), self._allocator.example(want)
+        capacity, share = self._allocator.capacity(tier.want), self._allocator.example(tier.want)
         return tier_document(tier, capacity, self._about.simulated, share)

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ...core.model import Guarantee, Lease, Mode, Tier, guarantee_of
+from ...core.model import Guarantee, Lease, Tier, guarantee_of
+from ...core.want import Mode, Want
 from ...node.inventory import DriverFacts
 from ...node.usage import Usage
 from ...protocol.messages import time_to_text
-from ..decide.placement import Room, Share, Want, count_free, share_of
+from ..decide.placement import Room, Share, count_free, share_of
+from ..decide.sharing_rules import worth_compute
 from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from ..decide.terms import worth_compute
 from ..ledger import EndedProcess
 
 Document = dict[str, Any]
@@ -53,13 +54,13 @@ def tier_document(
         "name": tier.name,
         "title": tier.title,
         "description": tier.description,
-        "device_count": tier.device_count,
-        "model": tier.model,
-        "mode": tier.mode.value if gpu else None,
+        "device_count": tier.want.device_count,
+        "model": tier.want.model,
+        "mode": tier.want.mode.value if gpu else None,
         "memory_bytes": None if share is None else share.memory_bytes,
         "compute_percent": None if share is None else share.compute_percent,
-        "guarantee": guarantee_of(tier.mode, simulated).value if gpu else None,
-        "compute_guarantee": worth_compute(tier.mode, mps, simulated).value if gpu else None,
+        "guarantee": guarantee_of(tier.want.mode, simulated).value if gpu else None,
+        "compute_guarantee": worth_compute(tier.want.mode, mps, simulated).value if gpu else None,
         "free": None if capacity is None else capacity.free,
         "total": None if capacity is None else capacity.total,
         "waiting": 0 if capacity is None else capacity.waiting,

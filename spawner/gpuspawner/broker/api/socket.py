@@ -40,7 +40,7 @@ from ..leases.logline import ending
 from ..observe.metrics import Metrics
 
 MAX_BODY_BYTES = 512 * 1024
-"""The longest request that `wire.py` accepts: a thousand groups with long names."""
+"""The longest request that `messages.py` accepts: a thousand groups with long names."""
 MAX_PATH_BYTES = 107
 """`sun_path` of unix(7), without its closing zero."""
 _BACKLOG = 512
@@ -276,7 +276,7 @@ class LeasesHandler(Handler):
     async def _tell(self, lease: Lease, position: int | None, waiting: int) -> None:
         if lease.state is LeaseState.WAITING:
             if position is not None:
-                message = queued_message(position, lease.device_count, self.site.simulated)
+                message = queued_message(position, lease.want.device_count, self.site.simulated)
                 await self._send(
                     {"event": "queued", "position": position, "waiting": waiting, "message": message}
                 )
@@ -293,7 +293,7 @@ class LeasesHandler(Handler):
     async def _time_out(self, lease: Lease) -> None:
         self.site.log.info("The queue's time is over %s", ending(lease))
         await self.site.service.release(lease.id, "the queue's time was over")
-        raise QueueTimeout(timeout_message(self.site.queue_timeout_seconds, lease.device_count))
+        raise QueueTimeout(timeout_message(self.site.queue_timeout_seconds, lease.want.device_count))
 
     async def _send(self, event: dict[str, Any]) -> None:
         self.write(json.dumps(event) + "\n")

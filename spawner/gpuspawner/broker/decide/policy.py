@@ -24,29 +24,29 @@ def check(request: GpuRequest) -> None:
     _check_name("user", request.user)
     _check_name("server", request.server, may_be_empty=True)
     _check_name("tier", request.tier)
-    if request.model is not None:
-        _check_name("model", request.model)
+    if request.want.model is not None:
+        _check_name("model", request.want.model)
     for group in request.groups:
         _check_name("group", group)
-    for what, name in (("pool", request.pool), ("MIG profile", request.mig_profile)):
+    for what, name in (("pool", request.want.pool), ("MIG profile", request.want.mig_profile)):
         if name is not None:
             _check_name(what, name)
     _check_share(request)
-    count = request.device_count
+    count = request.want.device_count
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_DEVICES:
         raise BadOption(f"The number of GPUs is {count!r}: choose from 1 to {MAX_DEVICES}.")
 
 
 def _check_share(request: GpuRequest) -> None:
-    if request.mode is Mode.TURNS:
+    if request.want.mode is Mode.TURNS:
         raise BadOption("This version has no turns: choose another tier.")
-    if request.mode is not Mode.SLICE:
-        if request.slice_memory_bytes is not None or request.slice_compute_percent is not None:
+    if request.want.mode is not Mode.SLICE:
+        if request.want.memory_bytes is not None or request.want.compute_percent is not None:
             raise BadOption("Only a slice has a size of its own: choose another tier.")
         return
-    if request.device_count != 1:
+    if request.want.device_count != 1:
         raise BadOption("A slice is of one GPU: choose another tier.")
-    size, percent = request.slice_memory_bytes, request.slice_compute_percent
+    size, percent = request.want.memory_bytes, request.want.compute_percent
     if (size is not None and size <= 0) or (percent is not None and not 0 < percent <= 100):
         raise BadOption("The size of the slice can't be used: choose another tier.")
 

@@ -17,12 +17,13 @@ from typing import Any, ParamSpec, TypeVar
 from ...core.errors import LeaseConflict, NoCapacity
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.units import Clock, utc_now
+from ...core.want import Want
 from ..decide import notice, policy
 from ..decide.book import Book, with_shares
-from ..decide.devices import NO_TERMS
-from ..decide.placement import Share, Want, make_want, want_of
+from ..decide.devices import NO_RULES
+from ..decide.placement import Share
+from ..decide.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
-from ..decide.terms import Terms
 from ..ledger import Ledger
 from .logline import ending
 from .watch import Watch, Watches
@@ -66,12 +67,9 @@ class Allocator:
         """The living leases of one server: one or none, unless the ledger was tampered with."""
         return self._book.of_server(hub, user, server)
 
-    def capacity(self, wanted: int | Want, model: str | None = None) -> Capacity:
-        """How many devices, or slices, suit such a request, and how many requests wait for them.
-
-        `wanted` is a number of whole devices, or what a tier wants.
-        """
-        return self._book.capacity(wanted if isinstance(wanted, Want) else make_want(wanted, model))
+    def capacity(self, want: Want) -> Capacity:
+        """How many devices, or slices, suit such a request, and how many requests wait for them."""
+        return self._book.capacity(want)
 
     def example(self, want: Want) -> Share | None:
         """What such a request would get of one device; None if none suits."""
@@ -91,7 +89,7 @@ class Allocator:
 
     # Changing: each is one step under the lock.
 
-    async def load(self, devices: Iterable[Device], terms: Mapping[str, Terms] = NO_TERMS) -> None:
+    async def load(self, devices: Iterable[Device], terms: Mapping[str, SharingRules] = NO_RULES) -> None:
         """Take over these devices and the ledger's living leases; call once, before anything else.
 
         `terms` says by UUID how a device is shared; left out, it is leased whole. A lease whose device is
@@ -99,7 +97,7 @@ class Allocator:
         """
         await self._step(self._load, tuple(devices), terms)
 
-    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> tuple[Lease, ...]:
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         """Take up devices that could not be found at `load`; the leases whose `notice` changed.
 
         Known ones stay as they are. If it could not be recorded (LedgerFault), call again.
@@ -165,7 +163,7 @@ class Allocator:
 
     # The steps themselves.
 
-    async def _load(self, devices: tuple[Device, ...], terms: Mapping[str, Terms]) -> None:
+    async def _load(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> None:
         living = await self._ledger.living()
         self._book = Book(devices, terms)
         for lease in living:
@@ -175,7 +173,7 @@ class Allocator:
         told = [lease for lease in map(self._book.with_notice, living) if lease != self.lease(lease.id)]
         await self._commit(*told, *self._book.placed(self._clock()))
 
-    async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, Terms]) -> tuple[Lease, ...]:
+    async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         self._book.add(devices, terms)
         held = {lease.id: lease for device in devices for lease in self._book.holders(device.uuid)}
         told = [
@@ -192,7 +190,7 @@ class Allocator:
             raise LeaseConflict("This server still has a lease that is being ended: try again in a moment.")
         if await self._find(request.lease_id) is not None:
             raise LeaseConflict("This lease has ended: start the server again.")
-        self._check_capacity(want_of(request))
+        self._check_capacity(request.want)
         lease = _waiting(request, self._clock())
         placed = {each.id: each for each in self._book.placed(lease.since, newcomer=lease)}
         lease = placed.pop(lease.id, lease)
@@ -205,13 +203,13 @@ class Allocator:
 
     async def _resume(self, lease: Lease, request: GpuRequest) -> Lease:
         same_owner = (lease.hub, lease.user, lease.server) == (request.hub, request.user, request.server)
-        if not same_owner or want_of(lease) != want_of(request):
+        if not same_owner or lease.want != request.want:
             raise LeaseConflict("This lease belongs to another request: start the server again.")
         if lease.state is LeaseState.RELEASING:
             raise LeaseConflict("This lease is being ended: start the server again.")
         if lease.state is LeaseState.WAITING:
             try:
-                self._check_capacity(want_of(lease))
+                self._check_capacity(lease.want)
             except NoCapacity:
                 await self._begin_release(lease.id, "no_capacity", None)
                 raise
@@ -382,13 +380,7 @@ def _waiting(request: GpuRequest, now: datetime) -> Lease:
         server=request.server,
         tier=request.tier,
         state=LeaseState.WAITING,
-        device_count=request.device_count,
+        want=request.want,
         created_at=now,
         since=now,
-        model=request.model,
-        mode=request.mode,
-        pool=request.pool,
-        mig_profile=request.mig_profile,
-        slice_memory_bytes=request.slice_memory_bytes,
-        slice_compute_percent=request.slice_compute_percent,
     )

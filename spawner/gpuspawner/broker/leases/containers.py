@@ -23,19 +23,9 @@ import requests.exceptions
 import urllib3.exceptions
 from docker.utils import kwargs_from_env
 
+from ...core import labels
 from ...core.errors import EngineFault
-from ...core.model import (
-    BROKER_LABEL,
-    COMPUTE_LABEL,
-    DEVICES_LABEL,
-    HUB_LABEL,
-    LEASE_LABEL,
-    MEMORY_LABEL,
-    MODE_LABEL,
-    SERVER_LABEL,
-    TIER_LABEL,
-    USER_LABEL,
-)
+from ...core.labels import ContainerLabels
 from ...node.daemon_pool import DaemonPool
 
 T = TypeVar("T")
@@ -63,25 +53,18 @@ _Errors = (
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container that carries the lease label. `state` is Docker's word ("created", "running", …).
-
-    The last texts are labels as they stand there, "" where there is none.
-    """
+    """A container that carries the lease label. `state` is Docker's word ("created", "running", …)."""
 
     id: str
-    lease_id: str
+    labels: ContainerLabels
     state: str
     name: str = ""
-    broker: str = ""
-    hub: str = ""
-    user: str = ""
-    server: str = ""
-    tier: str = ""
-    device_uuids: tuple[str, ...] = ()
-    mode: str = ""
-    memory_bytes: str = ""
-    compute_percent: str = ""
     created_unix_seconds: int = 0
+
+    @property
+    def lease_id(self) -> str:
+        """The lease whose label it carries."""
+        return self.labels.lease_id
 
     @property
     def alive(self) -> bool:
@@ -138,7 +121,7 @@ class DockerEngine:
         self._events: _EventThread | None = None
 
     async def list(self, lease_id: str | None = None) -> tuple[Container, ...]:
-        label = LEASE_LABEL if lease_id is None else f"{LEASE_LABEL}={lease_id}"
+        label = labels.LEASE if lease_id is None else f"{labels.LEASE}={lease_id}"
 
         def read(client: docker.APIClient) -> tuple[Container, ...]:
             found = client.containers(all=True, trunc=False, filters={"label": label})
@@ -252,7 +235,7 @@ class _EventThread(threading.Thread):
     def _read(self) -> None:
         client = docker.APIClient(version="auto", timeout=LIST_SECONDS, **kwargs_from_env())
         try:
-            filters = {"type": "container", "label": LEASE_LABEL, "event": list(_EVENTS)}
+            filters = {"type": "container", "label": labels.LEASE, "event": list(_EVENTS)}
             self._stream = client.events(filters=filters, decode=True)
             self._post(EventsConnected())
             for item in () if self._halt.is_set() else self._stream:
@@ -286,35 +269,26 @@ def _unless_gone(call: Callable[[], Any]) -> None:
 
 
 def _container(item: dict[str, Any]) -> Container:
-    labels = item.get("Labels") or {}
     names = item.get("Names") or [""]
     return Container(
         id=item["Id"],
-        lease_id=labels[LEASE_LABEL],
+        labels=labels.parse(item.get("Labels")),
         state=item["State"],
         name=names[0].lstrip("/"),
-        broker=labels.get(BROKER_LABEL, ""),
-        hub=labels.get(HUB_LABEL, ""),
-        user=labels.get(USER_LABEL, ""),
-        server=labels.get(SERVER_LABEL, ""),
-        tier=labels.get(TIER_LABEL, ""),
-        device_uuids=tuple(uuid for uuid in labels.get(DEVICES_LABEL, "").split(",") if uuid),
-        mode=labels.get(MODE_LABEL, ""),
-        memory_bytes=labels.get(MEMORY_LABEL, ""),
-        compute_percent=labels.get(COMPUTE_LABEL, ""),
         created_unix_seconds=int(item.get("Created", 0)),
     )
 
 
 def _event(item: dict[str, Any]) -> ContainerEvent | None:
     attributes = item.get("Actor", {}).get("Attributes", {})
-    if item.get("Type") != "container" or LEASE_LABEL not in attributes:
+    found = labels.parse(attributes)  # Docker puts a container's labels among an event's attributes
+    if item.get("Type") != "container" or not found.lease_id:
         return None
     return ContainerEvent(
         action=item.get("Action", ""),
         container_id=item["Actor"].get("ID", ""),
-        lease_id=attributes[LEASE_LABEL],
-        broker=attributes.get(BROKER_LABEL, ""),
+        lease_id=found.lease_id,
+        broker=found.broker,
     )
 
 

@@ -15,17 +15,18 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
+from ...core import labels
 from ...core.errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Refusal
-from ...core.model import BROKER_LABEL, ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from ...core.model import ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.units import Clock, utc_now
-from ..decide.terms import Terms
+from ..decide.sharing_rules import SharingRules
 from ..ledger import Ledger
 from ..observe.metrics import Metrics
 from .allocator import Allocator
 from .containers import Container, ContainerEvent, Engine, EventsConnected
 from .folders import Folders
 from .logline import ending_of
-from .reconcile import Adopt, Facts, Release, Remove, SetRunning, Step, lease_of, plan, unknown_ids
+from .reconcile import Adopt, Facts, Release, Remove, SetRunning, Step, plan, unknown_ids
 from .watch import Watch
 
 RESTORE_SECONDS = 3.0
@@ -46,7 +47,7 @@ class Parts:
     """What the service works with.
 
     `make_patch` is pure; `prepare` makes the node ready for the lease first, and may raise a Fault;
-    `broker` is the value of BROKER_LABEL.
+    `broker` is its name on its containers (`labels.broker_label`).
     """
 
     broker: str
@@ -133,7 +134,7 @@ class LeaseService:
             await self._parts.prepare(lease)
         await self._parts.folders.write(lease)
         patch = self._parts.make_patch(lease)
-        return replace(patch, labels={**patch.labels, BROKER_LABEL: self._parts.broker})
+        return replace(patch, labels={**patch.labels, **labels.broker_label(self._parts.broker)})
 
     def confirm(self, lease_id: str) -> None:
         """The fence before `docker start`. Raises LeaseConflict unless the lease is held and in use."""
@@ -228,7 +229,7 @@ class LeaseService:
         for lease in await self._allocator.set_health(health):
             await self._parts.folders.write(lease)
 
-    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> None:
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
         """Devices that were not found at the start are there; who held one all along is told."""
         for lease in await self._allocator.add(devices, terms):
             await self._parts.folders.write(lease)
@@ -377,10 +378,11 @@ class LeaseService:
 
     async def _adopt(self, container: Container) -> None:
         memory = {view.device.uuid: view.device.memory_bytes for view in self._allocator.snapshot().devices}
-        size = sum(memory.get(uuid, 0) for uuid in container.device_uuids)
+        size = sum(memory.get(uuid, 0) for uuid in container.labels.device_uuids)
         self._parts.metrics.stepped("adopt")
         try:
-            await self._allocator.adopt(lease_of(container, self._parts.clock(), size))
+            lease = container.labels.lease(container.id, self._parts.clock(), size)
+            await self._allocator.adopt(lease)
         except Refusal as refusal:
             self.log.error(
                 "Stopping a running container whose lease is unknown: %s %s",

@@ -16,7 +16,8 @@ def ending(lease: Lease) -> str:
 
 def ending_of(container: Container) -> str:
     """The same, from a container's labels."""
+    found = container.labels
     return (
-        f"user={container.user or '-'} server={container.server or '-'} lease={container.lease_id}"
-        f" devices={','.join(container.device_uuids) or '-'} container={container.id[:12]}"
+        f"user={found.user or '-'} server={found.server or '-'} lease={found.lease_id}"
+        f" devices={','.join(found.device_uuids) or '-'} container={container.id[:12]}"
     )

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 
-from ...core.errors import LeaseConflict
-from ...core.model import Lease, LeaseState, Mode
-from ...protocol.messages import is_lease_id
+from ...core.model import Lease, LeaseState
 from .containers import Container
 
 
@@ -82,7 +79,7 @@ def plan(facts: Facts) -> tuple[Step, ...]:
     for lease in facts.leases:
         steps.extend(_plan_lease(lease, by_lease.get(lease.id, []), lease.id in facts.kept))
     for container in facts.containers:
-        if container.lease_id not in living and container.broker == facts.broker:
+        if container.lease_id not in living and container.labels.broker == facts.broker:
             steps.extend(_plan_stray(container, container.lease_id in facts.closed))
     return tuple(steps)
 
@@ -91,52 +88,6 @@ def unknown_ids(leases: Iterable[Lease], containers: Iterable[Container]) -> tup
     """Lease ids on containers that no living lease has: the caller asks the ledger about them."""
     living = {lease.id for lease in leases}
     return tuple(sorted({item.lease_id for item in containers} - living))
-
-
-def lease_of(container: Container, now: datetime, memory_bytes: int) -> Lease:
-    """The lease that a container's labels tell of, as running; `memory_bytes` is of its whole devices.
-
-    Raises LeaseConflict for a slice whose labels don't tell its size.
-    """
-    lease = Lease(
-        id=container.lease_id,
-        hub=container.hub,
-        user=container.user,
-        server=container.server,
-        tier=container.tier,
-        state=LeaseState.RUNNING,
-        device_count=len(container.device_uuids),
-        created_at=now,
-        since=now,
-        device_uuids=container.device_uuids,
-        memory_bytes=memory_bytes,
-        container_id=container.id,
-    )
-    if container.mode in ("", Mode.WHOLE):
-        return lease
-    if container.mode == Mode.MIG:
-        return replace(lease, mode=Mode.MIG)
-    return _slice_of(lease, container)
-
-
-def _slice_of(lease: Lease, container: Container) -> Lease:
-    try:
-        mode, memory_bytes = Mode(container.mode), int(container.memory_bytes)
-        percent = float(container.compute_percent) if container.compute_percent else None
-    except ValueError:
-        raise LeaseConflict("Its labels don't tell what it holds of its device.") from None
-    known = memory_bytes > 0 and (percent is None or 0 < percent <= 100) and lease.device_count == 1
-    if mode is not Mode.SLICE or not known:
-        raise LeaseConflict("Its labels don't tell what it holds of its device.")
-    return replace(
-        lease,
-        mode=mode,
-        memory_bytes=memory_bytes,
-        compute_percent=100.0 if percent is None else percent,
-        mps=percent is not None,
-        slice_memory_bytes=memory_bytes,
-        slice_compute_percent=percent,
-    )
 
 
 def _plan_lease(lease: Lease, containers: list[Container], kept: bool) -> list[Step]:
@@ -185,15 +136,9 @@ def _plan_stray(container: Container, closed: bool) -> list[Step]:
         return []
     if closed:
         return [Remove(container, "its lease is closed", unexpected=container.alive)]
-    if container.alive and _tells_lease(container):
+    if container.alive and container.labels.tells_lease:
         return [Adopt(container)]
     return [Remove(container, "the ledger doesn't know its lease", unexpected=container.alive)]
-
-
-def _tells_lease(container: Container) -> bool:
-    return bool(
-        is_lease_id(container.lease_id) and container.hub and container.user and container.device_uuids
-    )
 
 
 def _going(container: Container) -> bool:

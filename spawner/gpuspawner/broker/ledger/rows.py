@@ -10,19 +10,31 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ...core.model import Lease, LeaseState, Mode
+from ...core.model import Lease, LeaseState
+from ...core.want import Mode, Want
 from .clock import Steady
 from .schema import awake, lease_devices, leases
 
-_FIELDS = tuple(column.name for column in leases.columns if column.name != "number")
-"""The fields of a lease that are columns: all but its devices (a test holds it)."""
+_WANT = {
+    "device_count": "device_count",
+    "model": "model",
+    "mode": "mode",
+    "pool": "pool",
+    "mig_profile": "mig_profile",
+    "slice_memory_bytes": "memory_bytes",
+    "slice_compute_percent": "compute_percent",
+}
+"""The columns of what was asked for, and the field of `Want` that each holds (a test holds it)."""
+_COLUMNS = tuple(column.name for column in leases.columns if column.name != "number")
+_FIELDS = tuple(name for name in _COLUMNS if name not in _WANT)
+"""The fields of a lease that are columns: all but what it wants and its devices (a test holds it)."""
 
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 def _upsert(insert: Any) -> sa.Executable:
     statement = insert(leases)
-    changes = {name: statement.excluded[name] for name in _FIELDS if name != "id"}
+    changes = {name: statement.excluded[name] for name in _COLUMNS if name != "id"}
     upsert: sa.Executable = statement.on_conflict_do_update(index_elements=["id"], set_=changes)
     return upsert
 
@@ -70,8 +82,9 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
         _UPSERT[connection.dialect.name],
         {
             **{name: getattr(lease, name) for name in _FIELDS},
+            **{column: getattr(lease.want, name) for column, name in _WANT.items()},
             "state": lease.state.value,
-            "mode": lease.mode.value,
+            "mode": lease.want.mode.value,
         },
     )
     _write_devices(connection, lease)
@@ -146,9 +159,14 @@ def gpu_seconds(connection: sa.Connection, user: str, since: datetime, now: Mome
 
 
 def _lease(row: Any, uuids: Iterable[str]) -> Lease:
+    asked = {name: row[column] for column, name in _WANT.items()}
     values = {name: row[name] for name in _FIELDS}
-    values |= {"state": LeaseState(values["state"]), "mode": Mode(values["mode"])}
-    return Lease(**{**values, "device_uuids": tuple(uuids)})
+    values |= {
+        "state": LeaseState(row["state"]),
+        "want": Want(**{**asked, "mode": Mode(row["mode"])}),
+        "device_uuids": tuple(uuids),
+    }
+    return Lease(**values)
 
 
 def _write_devices(connection: sa.Connection, lease: Lease) -> None:
@@ -171,7 +189,7 @@ def _open_interval(connection: sa.Connection, lease: Lease, moment: Moment) -> N
         _INSERT_INTERVAL[connection.dialect.name],
         {
             "lease_id": lease.id,
-            "device_count": lease.device_count,
+            "device_count": lease.want.device_count,
             "started_at": moment.at,
             "seen_at": moment.at,
             "seconds": 0.0,

@@ -113,7 +113,7 @@ class NvmlInventory:
 
         Memory that Vulkan or OpenGL took is in a third list alone, of graphics: without it, they would be
         a way round the quota. The compute list is read first: a client that comes between the calls then
-        is known as one. One that goes between them looks as if it went round MPS: believe that only when
+        is known as one. One that goes between them looks as if it bypassed MPS: believe that only when
         it is seen again.
         """
         handle = self._handle(uuid)

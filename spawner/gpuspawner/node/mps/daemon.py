@@ -11,18 +11,14 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import DeviceFault
-from ...core.model import ContainerPatch
 from ..processes import Process, ProcessTable
 from .control import MpsControl, MpsLimits, MpsPlace, find_all, find_daemon, pipes_of, place_of
-
-MPS_MOUNT = "/run/gpuspawner-mps"
-"""Where the pipe folder is in the container, read-only: enough to connect (measured, driver 580)."""
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -320,13 +316,10 @@ class MpsService:
         await self._daemon(uuid).stop()
         del self._daemons[uuid]
 
-    async def stop_others(self, keep: Collection[str]) -> None:
-        """At start: ends daemons of a former broker for GPUs that are in no slice pool any more."""
+    def left_behind(self) -> frozenset[str]:
+        """GPUs that have a pipe folder of this state folder's broker, or of one before it. Reads a folder."""
         pipes = pipes_of(self._state_dir)
-        names = sorted(path.name for path in pipes.iterdir()) if pipes.is_dir() else []
-        for uuid in names:
-            if uuid not in keep and find_all(self._daemon(uuid).place, ProcessTable()):
-                await self.stop(uuid)
+        return frozenset(path.name for path in pipes.iterdir()) if pipes.is_dir() else frozenset()
 
     async def leave(self) -> None:
         """The broker ends: daemons go on without being watched."""
@@ -335,22 +328,6 @@ class MpsService:
     def reason(self, uuid: str) -> str:
         """Why the GPU's daemon does not run; "" while it does."""
         return self._daemon(uuid).reason
-
-    def patch_for(self, uuid: str, share: MpsLimits | None = None) -> ContainerPatch:
-        """What a container needs to compute through the GPU's daemon: one GPU only, as MPS has one pipe.
-
-        `share` is for a lease that is smaller than the daemon's limits. Its user can undo these two
-        settings of a client, up to the daemon's: the percentage is then not held, the memory is, by the
-        guard.
-        """
-        env = {"CUDA_MPS_PIPE_DIRECTORY": MPS_MOUNT}
-        if share is not None:
-            env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{share.percent:g}"
-            if share.size is not None:
-                env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={share.size}"
-        source = str(self._daemon(uuid).place.pipe)
-        mount = {"source": source, "target": MPS_MOUNT, "type": "bind", "read_only": True}
-        return ContainerPatch(env=env, mounts=(mount,))
 
     def _daemon(self, uuid: str) -> MpsDaemon:
         if uuid not in self._daemons:

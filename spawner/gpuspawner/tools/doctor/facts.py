@@ -54,7 +54,7 @@ class Facts:
     driver: DriverFacts | None = None
     driver_error: str = ""
     pci_gpus: tuple[str, ...] = ()
-    modes: Mapping[str, ComputeMode] = field(default_factory=dict)
+    modes: Mapping[str, ComputeMode | None] = field(default_factory=dict)
     tiers: tuple[Tier, ...] = ()
     pooling: Pooling | None = None
     pooling_error: str = ""

@@ -14,12 +14,11 @@ import sqlalchemy as sa
 
 from ...broker.app import GpuBroker
 from ...broker.decide.pooling import Host, make_pooling
-from ...broker.enforce.sharing import modes_of
 from ...broker.leases.containers import DockerEngine
 from ...config.site import GpuSite
 from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault
 from ...node.injection import EngineFacts, engine_facts, read_local
-from ...node.inventory import DriverFacts, NvmlInventory, nvidia_pci_devices, open_inventory
+from ...node.inventory import DriverFacts, NvmlInventory, modes_of, nvidia_pci_devices, open_inventory
 from ...node.mps.control import find_program
 from ...node.processes import ending_obstacle
 from ...protocol.client import BrokerClient

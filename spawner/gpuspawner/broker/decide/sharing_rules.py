@@ -22,7 +22,7 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class SharingRules:
     """How the devices of one pool are shared.
 
     `lends_whole`: its MIG instances also serve tiers in mode whole. `mps` False: nothing holds compute.
@@ -97,7 +97,7 @@ class Terms:
         return min(100.0, max(1.0, float(int(part))))
 
 
-WHOLE = Terms()
+WHOLE = SharingRules()
 
 
 def worth_compute(mode: Mode, mps: bool, simulated: bool) -> Guarantee:
@@ -107,10 +107,10 @@ def worth_compute(mode: Mode, mps: bool, simulated: bool) -> Guarantee:
     return guarantee_of(mode, simulated)
 
 
-def terms_of(pool: Pool, *, mps: bool) -> Terms:
+def rules_of(pool: Pool, *, mps: bool) -> SharingRules:
     """The terms of a pool of the settings on this host."""
     sliced = pool.mode is Mode.SLICE
-    return Terms(
+    return SharingRules(
         pool=pool.name,
         mode=pool.mode,
         slices=pool.slices,
