@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect as python_inspect
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -22,16 +21,15 @@ from traitlets import Bool, Float, Integer, TraitError, Unicode, default, valida
 from ..config.lab import GpuLab
 from ..core.errors import ConfigError, EngineFault
 from ..core.image_reference import allow_images, parse_pinned
-from ..core.limits import Limits, Machine, Wish, limits_of
-from ..core.model import ContainerPatch, Tier
-from ..core.units import parse_bytes
+from ..core.limits import Machine, limits_of
+from ..core.model import ContainerPatch
 from . import lab_container as engine
 from . import network as labnetwork
 from .container import ContainerFacts, ContainerPlan, plan, server_command
 from .docker import EngineSpawner
-from .engine_rights import may_raise_limits
 from .engine_words import unusable
-from .home import Home, Volume, belongs_to_root, find_home, own_home
+from .home import belongs_to_root, find_home, own_home
+from .lab_facts import Configured, ask_machine, limits_env, volumes_of, wish_of
 from .launch import LaunchJob
 
 
@@ -151,8 +149,8 @@ class GpuDockerSpawner(EngineSpawner):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.lab = GpuLab(parent=self)
-        self._plain_limits = (self.mem_limit, self.cpu_limit)
+        self.lab_settings = GpuLab(parent=self)
+        self._general_limits = self._limits_now
 
     @default("prefix")
     def _prefix_default(self) -> str:
@@ -223,19 +221,22 @@ class GpuDockerSpawner(EngineSpawner):
         """The container to create, from the settings, the image and the lease. Raises ConfigError."""
         config = image.get("Config") or {}
         machine, extra_host = await self._machine(), await self._evaluate(self.extra_host_config)
-        rules = self.lab.rules(self.site.state_dir)
-        limits = limits_of(self._wish(job.tier, extra_host), rules, machine)
+        rules = self.lab_settings.rules(self.site.state_dir)
+        wish = wish_of(job.tier, self._general_limits, self._limits_now, extra_host)
+        limits = limits_of(wish, rules, machine)
+        env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
+        names, folder = (self.user.name, self.escaped_name), str(config.get("WorkingDir") or "")
         facts = ContainerFacts(
             name=job.name,
             image=job.image,
             command=(*(self.cmd or server_command(config.get("Cmd"))), *self.get_args()),
             owner=job.owner,
-            env=self._lab_env(job, limits),
+            env={**env, **limits_env(limits)},
             port=self.port,
             container_user=self.container_user,
             network=self.network_name,
             binds=self.volume_binds,
-            home=self._find_home(str(config.get("WorkingDir") or "")),
+            home=find_home(volumes_of(self), names, folder, self.lab_settings.home),
             mounts=tuple(self.mount_binds),
             links=self.links,
             limits=limits,
@@ -255,60 +256,15 @@ class GpuDockerSpawner(EngineSpawner):
             )
         return planned
 
-    def _wish(self, tier: Tier, extra_host: dict[str, Any]) -> Wish:
-        """What is configured for this lab.
-
-        Of memory and CPU: what `extra_host_config` says; else what a group's override or a hook has set on
-        this spawner; else the tier; else `c.Spawner.mem_limit` and `cpu_limit`. Raises ConfigError.
-        """
-        memory, cores = self._plain_limits
-        if "mem_limit" in extra_host:
-            chosen = parse_bytes(extra_host["mem_limit"], "mem_limit of extra_host_config")
-        else:
-            chosen = self.mem_limit if self.mem_limit != memory else tier.mem_limit_bytes or memory
-        return Wish(
-            memory_bytes=chosen or None,
-            cpu_cores=(self.cpu_limit if self.cpu_limit != cores else tier.cpu_limit or cores) or None,
-            shm_bytes=tier.shm_bytes,
-            pids=tier.pids,
-            cpu_shares=tier.cpu_shares,
-        )
-
-    def _lab_env(self, job: LaunchJob, limits: Limits) -> dict[str, Any]:
-        env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
-        if limits.memory_bytes:
-            env["MEM_LIMIT"] = str(limits.memory_bytes)
-        if limits.cpu_cores:
-            env["CPU_LIMIT"] = str(limits.cpu_cores)
-        return env
-
-    def _find_home(self, working_dir: str) -> Home | None:
-        names = (self.user.name, self.escaped_name)
-        return find_home(tuple(self._volumes()), names, working_dir, self.lab.home)
-
-    def _volumes(self) -> Iterator[Volume]:
-        """Every volume of the settings, with what its name was made from."""
-        for setting, read_only in ((self.volumes, False), (self.read_only_volumes, True)):
-            for template, value in setting.items():
-                bind = value if isinstance(value, dict) else {"bind": value}
-                yield Volume(
-                    template=template,
-                    source=self.format_volume_name(template, self),
-                    target=self.format_volume_name(bind["bind"], self),
-                    read_only=read_only or "ro" in str(bind.get("mode", "rw")).split(","),
-                )
-        for mount, rendered in zip(self.mounts, self.mount_binds, strict=True):
-            read_only = bool(rendered.get("ReadOnly"))
-            yield Volume(mount["source"], rendered["Source"], rendered["Target"], read_only)
+    @property
+    def _limits_now(self) -> Configured:
+        return Configured(self.mem_limit, self.cpu_limit)
 
     async def _machine(self) -> Machine:
         """What labs share, asked of Docker once. Raises EngineFault."""
         loop = asyncio.get_running_loop()
         if loop not in self._machines:
-            info = await self.docker("info")
-            memory, cores = info.get("MemTotal") or None, info.get("NCPU") or None
-            raises = await asyncio.to_thread(may_raise_limits, info)
-            self._machines[loop] = Machine(memory, cores, str(info.get("LoggingDriver") or ""), raises)
+            self._machines[loop] = await ask_machine(self.docker)
         return self._machines[loop]
 
     async def _evaluate(self, setting: Any) -> dict[str, Any]:

@@ -92,7 +92,7 @@ async def test_what_a_start_asks_for_and_creates(monkeypatch: pytest.MonkeyPatch
     config.GpuDockerSpawner.image = "lab:1"
     config.GpuDockerSpawner.cmd = ["start", "{username}"]
     config.GpuDockerSpawner.extra_host_config = lambda spawner: {"shm_size": "1g"}
-    monkeypatch.setattr("gpuspawner.hub.spawner.may_raise_limits", lambda info: True)
+    monkeypatch.setattr("gpuspawner.hub.lab_facts.may_raise_limits", lambda info: True)
     spawner = make_spawner(config, info=[{"MemTotal": 8 << 30, "NCPU": 2, "LoggingDriver": "local"}])
     job = spawner._make_job(spawner._choose())
     assert job.request is not None
