@@ -13,6 +13,7 @@ from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import url_escape_path, url_path_join
 from sqlalchemy.orm import object_session
+from tornado.web import HTTPError
 from traitlets import default
 
 from ..config.site import GpuSite
@@ -31,7 +32,7 @@ from ..core.model import Tier
 from ..protocol.client import BrokerClient
 from .engine_words import explain
 from .form import hinder, make_cards, render_form
-from .options import PROFILE, Choice, parse_form, parse_options, refill
+from .options import PROFILE, Choice, parse_form, parse_options, parse_query, refill
 
 _FORM_SECONDS = 2.0
 _LABELS_SECONDS = 1.0
@@ -124,17 +125,35 @@ class ChoiceSpawner(DockerSpawner):
             raise
         return document
 
-    def _read_form(self, form: Any) -> dict[str, str]:
+    def _read_form(self, form: Any) -> dict[str, Any]:
         """What the form sent, as `user_options`; a refusal is shown above the form."""
+        return self._read(parse_form, form)
+
+    def _read(self, parse: Callable[..., Choice], form: Any) -> dict[str, Any]:
         try:
-            return parse_form(form, self.tiers, self.offered_images()).as_options()
+            return parse(form, self.tiers, self.offered_images()).as_options()
         except (BadOption, ConfigError) as problem:
             self._refused = form
             raise self._sorry(problem) from None
 
-    def options_from_query(self, query_data: Any) -> dict[str, str]:
+    def options_from_query(self, query_data: Any) -> Any:
         """What the address of the spawn page says, as `user_options`."""
-        return self._read_form(query_data)
+        if self._site_reads_form:
+            return self.options_from_form(query_data)
+        return self._read(parse_query, query_data)
+
+    @property
+    def _site_reads_form(self) -> bool:
+        """Whether the site has an `options_from_form` of its own, whose options then are its own business."""
+        return getattr(self.options_from_form, "__func__", None) is not ChoiceSpawner._read_form
+
+    async def check_allowed(self, image: str) -> str:
+        """The image behind a name of `allowed_images`, as DockerSpawner has it. Raises HTTPError 400."""
+        try:
+            return self.offered_images().find(image)
+        except ValueError as problem:
+            offer = f": choose {self.offered_images().offer()}" if self.offered_images() else ""
+            raise HTTPError(400, f"The image {image!r} {problem}{offer}") from None
 
     def offered_images(self) -> AllowedImages:
         """What users may choose. Raises ConfigError (of a callable; a value was checked at load)."""
@@ -147,14 +166,18 @@ class ChoiceSpawner(DockerSpawner):
         What can't be used isn't kept: a start without options then has the first tier. Raises BadOption.
         """
         try:
-            choice = parse_options(self.user_options, self.tiers, self.offered_images())
+            choice = self._parse_stored()
         except BadOption:
             self._keep_options({})
             raise
         self._keep_options(choice.as_options())
         return choice
 
-    def _keep_options(self, options: dict[str, str]) -> None:
+    def _parse_stored(self) -> Choice:
+        images = self.offered_images()
+        return parse_options(self.user_options, self.tiers, images, others=self._site_reads_form)
+
+    def _keep_options(self, options: dict[str, Any]) -> None:
         """Stores them here and in the hub's database; committed, for a request's end rolls back the rest."""
         self.user_options = options
         stored = self.orm_spawner
@@ -170,7 +193,7 @@ class ChoiceSpawner(DockerSpawner):
         self.lease_id = str(state.get("lease_id") or "")
         if self.server is None and self.user_options:
             try:
-                parse_options(self.user_options, self.tiers, self.offered_images())
+                self._parse_stored()
             except (BadOption, ConfigError) as problem:
                 self._note(logging.INFO, "Forgot the options of the last start: %s", problem)
                 self._keep_options({})

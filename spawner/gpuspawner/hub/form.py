@@ -124,10 +124,11 @@ def render_form(
 ) -> str:
     """The form's inside; JupyterHub puts `<form>` and the button round it. Everything is escaped.
 
-    Of `filled` is picked what can still be picked; else the first tier that can start, and its own image.
+    Of `filled` is picked what can still be picked; else the default tier, or the first that can start, and its own image.
     """
     usable = [card.tier.name for card in cards if card.usable]
-    picked = filled.profile if filled.profile in usable else next(iter(usable), None)
+    first = next((card.tier.name for card in cards if card.usable and card.tier.default), None)
+    picked = filled.profile if filled.profile in usable else first or next(iter(usable), None)
     tiers = "\n".join(_render_card(card, card.tier.name == picked) for card in cards)
     note = "" if usable else '<p class="text-danger">No choice can start now.</p>\n'
     return _FORM.format(tiers=tiers, note=note, images=_render_images(images, filled))

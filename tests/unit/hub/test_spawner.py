@@ -23,6 +23,7 @@ from gpuspawner.hub import choice as choice_module
 from gpuspawner.hub.engine_words import explain
 from gpuspawner.hub.launch import LaunchJob
 from jupyterhub.spawner import SpawnException
+from tornado.web import HTTPError
 from traitlets import TraitError
 from traitlets.config import Config
 
@@ -405,3 +406,38 @@ async def test_mounts_count_as_volumes() -> None:
     spawner = make_spawner(config, info=[{}])
     planned = await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
     assert planned.new_home == "/home/jovyan"
+
+
+# ---- options of the site's own, and names of images as DockerSpawner has them
+
+
+async def test_a_site_that_reads_the_form_itself_keeps_its_options() -> None:
+    config = Config()
+    config.GpuDockerSpawner.options_from_form = lambda form: {"profile": form["profile"][0], "course": "ml"}
+    spawner = make_spawner(config)
+    spawner.user_options = spawner.options_from_query({"profile": ["gpu"]})
+    assert spawner._choose().tier.name == "gpu"
+    assert spawner.user_options == {"profile": "gpu", "course": "ml"}
+    with pytest.raises(BadOption):
+        make_spawner_with({"course": "ml"})._choose()
+
+
+def make_spawner_with(options: dict[str, Any]) -> Any:
+    spawner = make_spawner()
+    spawner.user_options = options
+    return spawner
+
+
+async def test_check_allowed_of_a_list_a_dict_and_a_pattern() -> None:
+    for setting, name, image in (
+        (["lab:1", "lab:2"], "lab:2", "lab:2"),
+        ({"usual": "lab:1"}, "usual", "lab:1"),
+        (["quay.io/jupyter/*:2026-*"], "quay.io/jupyter/a:2026-1", "quay.io/jupyter/a:2026-1"),
+    ):
+        config = Config()
+        config.GpuDockerSpawner.allowed_images = setting
+        spawner = make_spawner(config)
+        assert await spawner.check_allowed(name) == image
+        with pytest.raises(HTTPError) as refused:
+            await spawner.check_allowed("evil:1")
+        assert refused.value.status_code == 400
