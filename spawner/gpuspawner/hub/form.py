@@ -124,7 +124,8 @@ def render_form(
 ) -> str:
     """The form's inside; JupyterHub puts `<form>` and the button round it. Everything is escaped.
 
-    Of `filled` is picked what can still be picked; else the default tier, or the first that can start, and its own image.
+    Of `filled` is picked what can still be picked; else the default tier, or the first that can start, and its
+    own image.
     """
     usable = [card.tier.name for card in cards if card.usable]
     first = next((card.tier.name for card in cards if card.usable and card.tier.default), None)
