@@ -63,15 +63,17 @@ def _set_up(demo: Demo) -> None:
 
 
 def _ensure_network(demo: Demo, current: Step) -> None:
-    from gpuspawner.core.errors import ConfigError
+    from gpuspawner.core.errors import ConfigError, EngineFault
+    from gpuspawner.hub.docker import calls_of
     from gpuspawner.hub.network import ensure_network
 
     client = docker.from_env(timeout=60)
     try:
-        current.note = f"{demo.name}, {ensure_network(client.api, demo.name, demo.subnet)} is this machine"
+        address = ensure_network(calls_of(client.api), demo.name, demo.subnet)
+        current.note = f"{demo.name}, {address} is this machine"
     except ConfigError as error:
         raise SetupError(str(error), "then run this again") from error
-    except DockerException as error:
+    except EngineFault as error:
         raise SetupError(f"Docker Engine fails: {error}", "see its log, then run this again") from error
     finally:
         client.close()

@@ -78,7 +78,7 @@ async def test_a_container_that_cannot_be_removed_holds_up_nobody_else(place: Pl
     await place.settled("stuck")
     place.proxy.rules.append(Rule(REMOVE + stuck.container_id, "500", times=10_000))
     place.engine.kill(stuck.container_id)
-    await until(lambda: "Release" in place.log and "made up 500" in place.log)
+    await until(lambda: "could not be ended" in place.log and "made up 500" in place.log)
     anna = place.server()
     await anna.spawn()
 

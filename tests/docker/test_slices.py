@@ -235,7 +235,7 @@ async def test_a_gpu_that_is_read_late_is_guarded_and_leased_from_then_on(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It could not be read in the moment in which the broker was started anew."""
-    monkeypatch.setattr("gpuspawner.broker.enforce.late.LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("gpuspawner.node.local.LOOK_SECONDS", 0.3)
     async with site.broker():
         anna, anna_box = await site.start("anna")
         await until(lambda: _running(site, 1))

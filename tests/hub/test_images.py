@@ -153,7 +153,7 @@ async def test_a_stuck_and_a_missing_registry_end_in_a_sentence(hub: HubProcess,
         return (spawned.body or spawned.messages[-1]).removeprefix("Spawn failed: ")
 
     assert (await refusal()).startswith(
-        f"The image {image} isn't here and could not be pulled. Nothing came for 5 seconds: try again"
+        f"The image {image} isn't here and could not be pulled. No data came for 5 seconds: try again"
     )
     registry.wire.cut()
     said = await refusal()

@@ -35,7 +35,7 @@ FLOORS = ("decide", "ledger", "observe", "leases", "enforce", "api", "pages")
 
 ONLY_IN = {
     "pynvml": ("node/inventory/",),
-    "docker": ("broker/leases/containers.py", "hub/docker.py", "hub/network.py", "hub/spawner.py"),
+    "docker": ("broker/leases/containers.py", "hub/docker.py"),
     "cuda": ("node/checkpoint/",),
     "rich": ("tools/",),
 }

@@ -202,7 +202,7 @@ class GpuBroker(Application):
         for warning in pooling.warnings:
             self.log.warning("%s", warning)
         self.allocator = Allocator(ledger, log=self.log)
-        await self.allocator.load(pooling.devices, pooling.terms)
+        await self.allocator.load(pooling.devices, pooling.terms, place=False)
         self.service = await self._make_service(ledger)
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)

@@ -168,13 +168,7 @@ def _parse_image(value: object, images: AllowedImages) -> tuple[str, str]:
 
 
 def _choices(tiers: Sequence[Tier]) -> str:
-    return f"Choose as profile: {_listed([tier.name for tier in tiers])}."
-
-
-def _listed(names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    return f"Available profiles: {', '.join(tier.name for tier in tiers)}."
 
 
 def _shown(value: object, most: int = _SHOWN_CHARS) -> str:

@@ -19,19 +19,19 @@ from typing import Any
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, DeviceFault, GpuSpawnerError
 from ..core.model import DeviceHealth
-from .api import DesiredState, Injection, MpsProgram, Node, NodeEvent, NodeFacts, Readings
+from .api import DesiredState, DriverFacts, Injection, MpsProgram, Node, NodeEvent, NodeFacts, Readings
 from .daemon_pool import DaemonPool
 from .daemons import RETRY_SECONDS, DaemonTools, GpuDaemons
 from .guard.guard import Guard, GuardSettings
 from .health import HealthMonitor
 from .injection import choose, engine_facts, read_local
-from .inventory import Inventory, modes_of, open_inventory
+from .inventory import Inventory, Patience, modes_of, open_inventory
 from .mps.control import find_program, pipes_of
 from .mps.daemon import MpsPace
 from .processes import ending_obstacle
 from .usage import UsageMonitor
 
-OPEN_SECONDS = 10.0
+OPEN_SECONDS = 15.0
 """Longest wait for NVML at the start. With the persistence daemon it answers in 0.1 s; without it, each GPU
 takes about a second to be initialized."""
 LOOK_SECONDS = 30.0
@@ -64,7 +64,11 @@ class LocalSettings:
 def open_node(site: GpuSite, log: _Log) -> Node:
     """The node of this machine by the site's settings; nothing is touched before `start`."""
     settings = LocalSettings(
-        partial(open_inventory, site), Path(site.state_dir).absolute(), injection=site.injection
+        partial(open_inventory, site),
+        Path(site.state_dir).absolute(),
+        injection=site.injection,
+        open_seconds=OPEN_SECONDS,
+        look_seconds=LOOK_SECONDS,
     )
     return LocalNode(settings, log)
 
@@ -75,6 +79,7 @@ class LocalNode:
     def __init__(self, settings: LocalSettings, log: _Log) -> None:
         self._settings, self._log = settings, log
         self._nvml = DaemonPool("nvml", most=1)
+        self._patience = Patience()
         self._events: asyncio.Queue[NodeEvent | None] = asyncio.Queue()
         self._facts = NodeFacts(socket.gethostname())
         self._desired: DesiredState | None = None
@@ -170,10 +175,18 @@ class LocalNode:
             devices=devices,
             left_out=inventory.left_out,
             fault="",
-            compute_modes=modes_of(inventory, devices),
-            driver=inventory.driver(),
+            compute_modes=modes_of(inventory, devices, self._patience),
+            driver=self._driver(inventory),
             mps_pipes=pipes,
         )
+
+    def _driver(self, inventory: Inventory) -> DriverFacts | None:
+        """None where it doesn't tell its versions: its GPUs can be leased all the same."""
+        try:
+            return inventory.driver()
+        except DeviceFault as fault:
+            self._log.warning("The driver doesn't tell its versions: %s", fault)
+            return None
 
     def _found(self, inventory: Inventory, facts: NodeFacts) -> None:
         self._facts = facts

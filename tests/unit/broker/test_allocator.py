@@ -12,7 +12,7 @@ import pytest
 from gpuspawner.broker.decide.snapshot import Capacity, Change, DeviceView, QueueEntry, Snapshot
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.core.errors import BadOption, LeaseConflict, NoCapacity
+from gpuspawner.core.errors import LeaseConflict, NoCapacity
 from gpuspawner.core.model import Device, DeviceHealth, GpuRequest
 from gpuspawner.core.want import Want
 
@@ -97,11 +97,6 @@ async def test_snapshot_and_capacity(allocator: Allocator) -> None:
             NoCapacity,
             "You asked for a GPU with 'a100' in its name, and this machine has none:"
             " choose another tier, or CPU.",
-        ),
-        (
-            replace(request(A), lease_id="x"),
-            BadOption,
-            "The lease id must be 32 hexadecimal digits: start the server again.",
         ),
         (
             replace(request(B), user="user-z"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
-from gpuspawner.broker.api.documents import News, status_document, tier_document
+from gpuspawner.broker.api import documents
+from gpuspawner.broker.api.documents import News
 from gpuspawner.broker.decide.placement import Share
 from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
@@ -13,6 +15,7 @@ from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
 from gpuspawner.core.want import Want
 from gpuspawner.node.usage import Usage
+from gpuspawner.protocol.messages import document
 
 NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 LATER = datetime(2025, 3, 1, 12, 5, tzinfo=UTC)
@@ -29,6 +32,16 @@ ENDED = EndedProcess(
 NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,))
 SLICE = Want(1, mode=Mode.SLICE)
 WAITING = Lease("b" * 32, "hub", "ben", "", "gpu", LeaseState.WAITING, Want(1), NOW, NOW)
+
+
+def status_document(*args: Any, **more: Any) -> dict[str, Any]:
+    """As it stands on the socket."""
+    return document(documents.status_document(*args, **more))
+
+
+def tier_document(*args: Any, **more: Any) -> dict[str, Any]:
+    """As it stands on the socket."""
+    return document(documents.tier_document(*args, **more))
 
 
 def test_status() -> None:

@@ -177,3 +177,39 @@ async def test_a_gpu_that_hangs_in_nvml_leaves_the_others_compute_modes_alone(ma
     await machine.close(second)
     await machine.end()
     assert [ask(uuid) for uuid in (A, B)] == [ComputeMode.DEFAULT] * 2
+
+
+async def test_a_gpu_whose_mps_failed_comes_back_although_everybody_has_left(machine: Machine) -> None:
+    """It is tried until it runs, whoever leaves and however long nobody uses it; then it ends as idle."""
+    machine.idle_seconds = 0.2
+    broker = await machine.broker(managed=frozenset({A}))
+    lease = await machine.lease()
+    await broker.prepare(lease)
+    order(machine, "no-start")
+    os.kill(machine.pid() or 0, signal.SIGKILL)
+    await until(lambda: not machine.healthy(A))
+    await machine.close(lease)
+    await asyncio.sleep(1.0)  # nobody has used it for five times as long as a daemon may be idle
+    assert not machine.healthy(A)
+    order(machine, "")
+    await until(lambda: machine.healthy(A))
+    await until(lambda: machine.pid() is None)
+    await until(lambda: machine.inventory.compute_mode(A) is ComputeMode.DEFAULT)
+    assert machine.healthy(A)
+    assert {(await machine.lease()).device_uuids for _ in range(2)} == {(A,), (B,)}
+
+
+async def test_a_gpu_whose_mps_failed_at_the_start_comes_back_although_everybody_has_left(
+    machine: Machine,
+) -> None:
+    machine.idle_seconds = 0.2
+    broker = await machine.broker()
+    order(machine, "fail")
+    lease = await machine.lease(running=False)
+    with pytest.raises(DeviceFault):
+        await broker.prepare(lease)
+    await machine.close(lease)
+    await asyncio.sleep(0.5)
+    assert not machine.healthy(A)
+    order(machine, "")
+    await until(lambda: machine.healthy(A))

@@ -28,9 +28,9 @@ def test_everything_is_there_from_the_start() -> None:
         *(f'gpuspawner_devices{{health="{health}"}}' for health in ("healthy", "withdrawn")),
         *(f'gpuspawner_refusals_total{{reason="{reason}"}}' for reason in all_refusals()),
         *(f'gpuspawner_reconcile_steps_total{{step="{step}"}}'
-          for step in ("set_running", "release", "remove", "adopt")),
+          for step in ("set_running", "charge", "release", "remove", "adopt")),
         *(f'gpuspawner_loop_errors_total{{loop="{loop}"}}'
-          for loop in ("reconcile", "events", "hold", "enforcement", "late")),
+          for loop in ("reconcile", "events", "hold", "removals", "enforcement", "late")),
         *(f'gpuspawner_guard_ended_total{{offence="{offence}"}}'
           for offence in ("memory", "no_lease", "bypassed_mps")),
         "gpuspawner_guard_blind_devices",

@@ -10,6 +10,7 @@ import pytest
 from gpuspawner.broker.leases.containers import Container
 from gpuspawner.broker.leases.reconcile import (
     Adopt,
+    Charge,
     Facts,
     Release,
     Remove,
@@ -102,7 +103,7 @@ def test_a_waiting_lease_lives_as_long_as_it_is_held_and_has_no_container() -> N
     assert steps([waiting], [], ID) == ()
     assert steps([waiting], []) == (Release(waiting, "nobody waits for it any more"),)
     assert steps([waiting], [box("created")], ID) == (
-        Remove(box("created"), "its lease waits still", unexpected=True),
+        Remove(box("created"), "its lease is still waiting", unexpected=True),
     )
 
 
@@ -110,6 +111,33 @@ def test_a_release_goes_on_until_it_is_closed() -> None:
     releasing = replace(lease(RELEASING), reason="its container is gone")
     assert steps([releasing], []) == (Release(releasing, "its container is gone"),)
     assert steps([releasing], [box("running")], ID) == (Release(releasing, "its container is gone"),)
+
+
+def test_a_container_that_is_being_ended_is_left_alone() -> None:
+    """Its removal hangs, or failed a moment ago: the lease is looked at again when that is over."""
+    releasing = replace(lease(RELEASING), reason="stopped")
+    boxes = [box("running", "c1"), box("removing", "c2")]
+    ending = frozenset({"c1"})
+    assert plan(Facts([releasing], boxes, ending=ending)) == ()
+    assert plan(Facts([releasing], [*boxes, box("exited", "c3")], ending=ending)) == (
+        Release(releasing, "stopped"),
+    )
+    assert plan(Facts([releasing], [], ending=ending)) == (Release(releasing, "stopped"),)
+    assert plan(Facts([], [box("running")], closed={ID}, broker="here", ending=ending)) == ()
+    assert plan(Facts([], [box("running")], broker="here", ending=ending)) == ()
+    assert plan(Facts([lease(WAITING)], [box("created")], {ID}, ending=ending)) == ()
+    running = lease(RUNNING, container_id="c2")
+    assert plan(Facts([running], [box("created"), box("running", "c2")], ending=ending)) == ()
+
+
+def test_a_running_lease_that_is_not_charged_is_charged_once_its_container_runs() -> None:
+    running, asleep = lease(RUNNING, container_id="c1"), lease(ASLEEP, container_id="c1")
+    assert plan(Facts([running], [box("running")], uncharged={ID})) == (Charge(running, "c1"),)
+    assert plan(Facts([running], [box("exited")], uncharged={ID})) == (
+        Release(running, "its container has ended", box("exited")),
+    )
+    assert plan(Facts([asleep], [box("running")], uncharged={ID})) == ()
+    assert plan(Facts([running], [box("running")])) == ()
 
 
 def test_a_container_of_a_closed_lease_is_removed() -> None:
@@ -161,5 +189,6 @@ def test_no_plan_ends_a_lease_in_use_nor_touches_its_container(
         assert not any(isinstance(step, Release) for step in made)
         removed = {step.container.id for step in made if isinstance(step, Remove)}
         assert len([item for item in alive if item.id not in removed]) == 1
-    if not alive and not kept:
+    going = state is RELEASING and states and set(states) == {"removing"}
+    if not alive and not kept and not going:
         assert [step for step in made if isinstance(step, Release)] != []

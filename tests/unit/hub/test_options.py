@@ -101,7 +101,7 @@ def outcome(parse: Callable[[Any, Any, Any], Choice], raw: Any, allowed: Any) ->
     return choice
 
 
-OPTIONS = "The options are profile and image. Choose as profile: cpu or gpu."
+OPTIONS = "The options are profile and image. Available profiles: cpu, gpu."
 
 
 @pytest.mark.parametrize(
@@ -147,11 +147,11 @@ def test_what_a_form_can_choose(raw: Any, choice: Choice) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ([], "Options must be an object with a 'profile'. Choose as profile: cpu or gpu."),
-        ({"profile": "tpu"}, "There is no profile 'tpu'. Choose as profile: cpu or gpu."),
-        ({"profile": True}, "There is no profile of type bool. Choose as profile: cpu or gpu."),
-        ({"profile": "y" * 10**6}, f"There is no profile '{'y' * 40}…'. Choose as profile: cpu or gpu."),
-        ({"profile": "a\x1b\ud800"}, "There is no profile 'a\\x1b\\ud800'. Choose as profile: cpu or gpu."),
+        ([], "Options must be an object with a 'profile'. Available profiles: cpu, gpu."),
+        ({"profile": "tpu"}, "There is no profile 'tpu'. Available profiles: cpu, gpu."),
+        ({"profile": True}, "There is no profile of type bool. Available profiles: cpu, gpu."),
+        ({"profile": "y" * 10**6}, f"There is no profile '{'y' * 40}…'. Available profiles: cpu, gpu."),
+        ({"profile": "a\x1b\ud800"}, "There is no profile 'a\\x1b\\ud800'. Available profiles: cpu, gpu."),
         (
             {"devices": []},
             f"There is no option 'devices'. {OPTIONS}",
@@ -173,11 +173,11 @@ def test_a_refusal_says_what_can_be_chosen(raw: Any, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ("profile=gpu", "The form can't be read. Choose as profile: cpu or gpu."),
-        ({"profile": "gpu"}, "Give 'profile' once. Choose as profile: cpu or gpu."),
-        ({"profile": ["cpu", "gpu"]}, "Give 'profile' once. Choose as profile: cpu or gpu."),
-        ({"profile": []}, "Give 'profile' once. Choose as profile: cpu or gpu."),
-        ({"profile": [""]}, "There is no profile ''. Choose as profile: cpu or gpu."),
+        ("profile=gpu", "The form can't be read. Available profiles: cpu, gpu."),
+        ({"profile": "gpu"}, "Give 'profile' once. Available profiles: cpu, gpu."),
+        ({"profile": ["cpu", "gpu"]}, "Give 'profile' once. Available profiles: cpu, gpu."),
+        ({"profile": []}, "Give 'profile' once. Available profiles: cpu, gpu."),
+        ({"profile": [""]}, "There is no profile ''. Available profiles: cpu, gpu."),
         (
             {"key_file": [{"body": b"x"}]},
             f"There is no option 'key_file'. {OPTIONS}",

@@ -8,6 +8,8 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from gpuspawner.core.errors import DeviceFault
 from gpuspawner.node.mps.control import MpsLimits, MpsPlace, find_all, find_daemon, place_of
 from gpuspawner.node.mps.daemon import BACK, DIED, MpsChange, MpsPace, MpsService
-from gpuspawner.node.processes import ProcessTable
+from gpuspawner.node.processes import Process, ProcessTable
 
 from tests.mps import standin
 from tests.prompt import going_first
@@ -297,6 +299,62 @@ async def test_stop_ends_daemon_and_servers_and_keeps_the_logs(machine: Machine)
     assert not machine.place().pipe.exists()
     assert machine.told == []
     await service.stop(A)
+
+
+@pytest.mark.parametrize("orders", [(), ("stay",)])
+async def test_looks_at_all_processes_are_few_and_off_the_event_loop(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, orders: tuple[str, ...]
+) -> None:
+    """A look goes through all of /proc: 0.2 s with 3000 processes."""
+    looked: list[str] = []
+
+    def slow(place: MpsPlace, table: ProcessTable) -> tuple[Process, ...]:
+        looked.append(threading.current_thread().name)
+        time.sleep(0.2)
+        return find_all(place, table)
+
+    monkeypatch.setattr("gpuspawner.node.mps.daemon.find_all", slow)
+    service = machine.service()
+    late = [0.0]
+
+    async def tick() -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.01)
+            late.append(time.monotonic() - began - 0.01)
+
+    ticking = asyncio.create_task(tick())
+    await service.ensure(A, LIMITS)
+    await service._daemon(A)._control.ask("start_server -uid 1000")
+    machine.order(*orders)
+    await service.stop(A)
+    ticking.cancel()
+    assert find_all(machine.place(), ProcessTable()) == ()
+    assert {name.partition("-")[0] for name in looked} == {"mps"}
+    assert len(looked) <= 4
+    assert max(late) < 0.15
+
+
+async def test_logs_that_grow_while_the_daemon_runs_are_cut(machine: Machine) -> None:
+    """The daemon keeps its log open: what it writes later is in the file, which takes little disk."""
+    service = machine.service()
+    await service.ensure(A, LIMITS)
+    logs = machine.place().log
+    small = logs / "server.log"
+    small.write_text("a line")
+    with (logs / "control.log").open("wb") as control:
+        for number in range(17):
+            control.write(bytes([number]) * (1 << 20))
+        control.flush()
+        async with asyncio.timeout(5):
+            while (logs / "control.log").stat().st_blocks * 512 > 1 << 20:
+                await asyncio.sleep(0.05)
+        assert (logs / "control.log.1").read_bytes() == bytes([16]) * (1 << 20)
+        control.write(b"after")
+        control.flush()
+    cut = (logs / "control.log").stat()
+    assert (cut.st_size, cut.st_blocks * 512 < 1 << 20) == ((17 << 20) + 5, True)
+    assert (small.read_text(), machine.told) == ("a line", [])
 
 
 async def test_one_that_does_not_quit_is_killed(machine: Machine) -> None:

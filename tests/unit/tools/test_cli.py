@@ -30,14 +30,24 @@ DEVICE = {
     "index": 0,
     "memory_bytes": 80 << 30,
     "compute_capability": "9.0",
+    "pool": "whole",
+    "mode": "whole",
     "healthy": True,
     "reason": "",
     "since": "2026-01-01T00:00:00Z",
     "guarantee": "none",
+    "compute_guarantee": "none",
+    "unguarded_reason": "",
+    "used_bytes": None,
+    "utilization_percent": None,
     "simulated": True,
     "lease_id": "0" * 32,
     "user": "ada",
     "server": "[red]train",
+    "free_slices": None,
+    "total_slices": None,
+    "free_memory_bytes": None,
+    "shares": [],
 }
 STATUS: dict[str, Any] = {
     "simulated": True,
@@ -57,6 +67,7 @@ STATUS: dict[str, Any] = {
             "device_uuids": [DEVICE["uuid"]],
             "memory_bytes": 80 << 30,
             "compute_percent": 100.0,
+            "mode": "whole",
             "since": "2026-01-01T00:00:00Z",
             "notice": "Save your work",
         }
@@ -65,6 +76,7 @@ STATUS: dict[str, Any] = {
         {"id": "1" * 32, "user": "bob", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
          "since": "2026-01-01T00:00:00Z"}
     ],
+    "ended": [],
 }  # fmt: skip
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ...core.model import Tier
 from ...node.inventory import DriverFacts
 from ...node.usage import Usage
+from ...protocol.messages import TierDocument, TiersDocument, document
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
 from ..observe.metrics import Metrics
-from .documents import Document, News, driver_document, status_document, tier_document
+from .documents import News, driver_document, status_document, tier_document
+
+Document = dict[str, Any]
+"""Plain JSON values, as the models of `protocol.messages` describe them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +47,14 @@ class View:
         """The whole status document."""
         about = self._about
         news = News(about.usage(), about.blind(), about.ended())
-        return status_document(self._allocator.snapshot(), about.simulated, news)
+        return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:
         """The tiers with what is free of each."""
-        return {
-            "simulated": self._about.simulated,
-            "driver": driver_document(self._about.driver),
-            "tiers": [self._tier(tier) for tier in self._about.tiers],
-        }
+        about = self._about
+        tiers = tuple(self._tier(tier) for tier in about.tiers)
+        driver = driver_document(about.driver)
+        return document(TiersDocument(simulated=about.simulated, driver=driver, tiers=tiers))
 
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""
@@ -58,7 +62,7 @@ class View:
         healthy = (view.health.healthy for view in self._allocator.snapshot().devices)
         return self._about.metrics.text(self._allocator.leases(), healthy)
 
-    def _tier(self, tier: Tier) -> Document:
+    def _tier(self, tier: Tier) -> TierDocument:
         if not tier.needs_gpu:
             return tier_document(tier, None, self._about.simulated)
         capacity, share = self._allocator.capacity(tier.want), self._allocator.example(tier.want)

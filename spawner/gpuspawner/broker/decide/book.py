@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
+from ...core.states import Actor, Event, after
 from ...core.want import Want
 from . import notice
 from .devices import NO_RULES, Devices
@@ -142,7 +143,8 @@ class Book:
         placed = []
         for lease_id, shares in plan(lines, self._devices.rooms(freed), without).items():
             waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
-            placed.append(with_shares(replace(waiting, state=LeaseState.RESERVED, since=now), shares))
+            to = after(waiting.state, Event.PLACE, Actor.BROKER).to
+            placed.append(with_shares(replace(waiting, state=to, since=now), shares))
         return placed
 
     def with_notice(self, lease: Lease) -> Lease:

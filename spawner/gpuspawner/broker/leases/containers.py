@@ -1,8 +1,8 @@
 """All of the broker's Docker access: containers by label, removal, events, the engine's facts.
 
-Every call runs in this module's own threads, each thread with a client of its own, and has a
-timeout. Whatever goes wrong comes out as EngineFault: the caller then knows nothing, and unknown is
-not free. Docker Engine API as of 20.10 (1.41).
+Every call runs in this module's own threads, each thread with a client of its own, and has a timeout. What
+may hang on one container has other threads than what looks at all of them. Whatever goes wrong comes out as
+EngineFault: the caller then knows nothing, and unknown is not free. Docker Engine API as of 20.10 (1.41).
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ LIST_SECONDS = 5
 REMOVE_SECONDS = 20
 """Docker itself waits up to 10 s for a killed process to go before it removes its container."""
 STOP_SECONDS = 2
+ENDING_THREADS = 64
+"""Threads for calls that concern one container that ends: each may hang for REMOVE_SECONDS, and the calls for
+all containers must not wait for them."""
 _EVENTS = ("start", "die", "destroy")
 _RECONNECT_SECONDS = 0.5
 _NANOSECONDS = re.compile(r"(\.\d{6})\d+")
@@ -106,6 +109,10 @@ class Engine(Protocol):
         """When it stopped; None if it runs, never ran, or is gone."""
         ...
 
+    async def started_at(self, container_id: str) -> datetime | None:
+        """When it was last started; None if it does not run."""
+        ...
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The engine's `info` and `version`, for the probe of the injection."""
         ...
@@ -117,6 +124,7 @@ class DockerEngine:
     def __init__(self, *, threads: int = 4, log: logging.Logger | None = None) -> None:
         self._log = log or logging.getLogger("gpuspawner.broker")
         self._pool = DaemonPool("docker", most=threads)
+        self._endings = DaemonPool("docker-end", most=ENDING_THREADS)
         self._local = threading.local()
         self._events: _EventThread | None = None
 
@@ -134,24 +142,29 @@ class DockerEngine:
             # v: the anonymous volumes go with it; homes are named volumes and stay.
             _unless_gone(lambda: client.remove_container(container_id, v=True, force=True))
 
-        await self._call(REMOVE_SECONDS, "remove a container", remove)
+        await self._call(REMOVE_SECONDS, "remove a container", remove, self._endings)
 
     async def stop(self, container_id: str) -> None:
         def stop(client: docker.APIClient) -> None:
             _unless_gone(lambda: client.stop(container_id, timeout=STOP_SECONDS))
 
-        await self._call(REMOVE_SECONDS, "stop a container", stop)
+        await self._call(REMOVE_SECONDS, "stop a container", stop, self._endings)
 
     async def finished_at(self, container_id: str) -> datetime | None:
-        def inspect(client: docker.APIClient) -> datetime | None:
+        state = await self._state(container_id)
+        return None if state.get("Running") else _time(state.get("FinishedAt"))
+
+    async def started_at(self, container_id: str) -> datetime | None:
+        state = await self._state(container_id)
+        return _time(state.get("StartedAt")) if state.get("Running") else None
+
+    async def _state(self, container_id: str) -> dict[str, Any]:
+        def inspect(client: docker.APIClient) -> dict[str, Any]:
             state: dict[str, Any] = {}
             _unless_gone(lambda: state.update(client.inspect_container(container_id)["State"]))
-            finished = str(state.get("FinishedAt", ""))
-            if state.get("Running") or not finished or finished.startswith("0001-"):
-                return None
-            return datetime.fromisoformat(_NANOSECONDS.sub(r"\1", finished)).astimezone(UTC)
+            return state
 
-        return await self._call(LIST_SECONDS, "inspect a container", inspect)
+        return await self._call(LIST_SECONDS, "inspect a container", inspect, self._endings)
 
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return await self._call(
@@ -183,15 +196,22 @@ class DockerEngine:
             await asyncio.to_thread(self._events.join, 5)
             self._events = None
         self._pool.close()
+        self._endings.close()
 
-    async def _call(self, seconds: int, what: str, function: Callable[[docker.APIClient], T]) -> T:
+    async def _call(
+        self,
+        seconds: int,
+        what: str,
+        function: Callable[[docker.APIClient], T],
+        pool: DaemonPool | None = None,
+    ) -> T:
         def run() -> T:
             client = self._client(seconds)
             client.timeout = seconds  # docker-py's only per-call timeout: the client is this thread's own
             return function(client)
 
         try:
-            return await self._pool.submit(run)
+            return await (pool or self._pool).submit(run)
         except _Errors as error:
             raise EngineFault(f"Docker did not {what}: {_short(error)}") from error
 
@@ -290,6 +310,13 @@ def _event(item: dict[str, Any]) -> ContainerEvent | None:
         lease_id=found.lease_id,
         broker=found.broker,
     )
+
+
+def _time(text: object) -> datetime | None:
+    """Docker's time, in nanoseconds; its year 1 means never."""
+    if not text or str(text).startswith("0001-"):
+        return None
+    return datetime.fromisoformat(_NANOSECONDS.sub(r"\1", str(text))).astimezone(UTC)
 
 
 def _short(error: BaseException) -> str:

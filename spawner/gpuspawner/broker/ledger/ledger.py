@@ -22,6 +22,7 @@ import sqlalchemy as sa
 
 from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
+from ...core.states import LIVING
 from ...core.units import Clock, utc_now
 from . import database as database
 from . import ended, prune, rows
@@ -34,7 +35,7 @@ from .schema import leases
 T = TypeVar("T")
 
 _FIND = sa.select(leases).where(leases.c.id == sa.bindparam("of_lease"))
-_LIVING = [state.value for state in LeaseState if state is not LeaseState.CLOSED]
+_LIVING = [state.value for state in LeaseState if state in LIVING]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,9 @@ class Ledger:
         self._log = log or logging.getLogger(__name__)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._opened = False
+        self.uncharged: frozenset[str] = frozenset()
+        """After `open`: ids of the running leases that are not charged: a reboot ended their interval.
+        Whether their containers run again, only Docker knows."""
         self._beating: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -214,6 +218,7 @@ class Ledger:
                 database.quick_check(connection)
                 upgrade(connection)
                 ended = rows.end_at_reboot(connection, self._steady().boot_id)
+                self.uncharged = rows.uncharged(connection)
         except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise database.explain(error, self._engine, opening=True) from error
         if ended:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ...core.model import Lease, LeaseState
+from ...core.states import AWAKE
 from ...core.want import Mode, Want
 from .clock import Steady
 from .schema import awake, lease_devices, leases
@@ -69,8 +70,8 @@ class Moment:
     steady: Steady
 
     def before(self, seconds: float) -> Moment:
-        """The moment `seconds` earlier; a negative number counts as none."""
-        ago = max(0.0, seconds)
+        """The moment `seconds` earlier, not before the machine's boot; negative seconds count as none."""
+        ago = min(max(0.0, seconds), max(0.0, self.steady.seconds))
         return Moment(
             self.at - timedelta(seconds=ago), Steady(self.steady.boot_id, self.steady.seconds - ago)
         )
@@ -88,7 +89,7 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
         },
     )
     _write_devices(connection, lease)
-    if lease.state is LeaseState.RUNNING:
+    if lease.state in AWAKE:
         _open_interval(connection, lease, moment)
     else:
         _close_intervals(connection, lease.id, moment)
@@ -139,6 +140,15 @@ def end_at_reboot(connection: sa.Connection, boot_id: str) -> int:
         .values(ended_at=awake.c.seen_at)
     )
     return ended.rowcount
+
+
+def uncharged(connection: sa.Connection) -> frozenset[str]:
+    """Ids of the running leases without an open interval: a reboot has ended it."""
+    open_ids = sa.select(awake.c.lease_id).where(awake.c.ended_at.is_(None))
+    running = leases.c.state.in_([state.value for state in AWAKE])
+    return frozenset(
+        connection.execute(sa.select(leases.c.id).where(running, leases.c.id.not_in(open_ids))).scalars()
+    )
 
 
 def gpu_seconds(connection: sa.Connection, user: str, since: datetime, now: Moment) -> float:

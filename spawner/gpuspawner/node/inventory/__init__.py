@@ -7,6 +7,7 @@ thread-safe (NVML API Reference r580, "Known issues and thread safety").
 from .calls import is_absent
 from .nvml import NvmlInventory
 from .opening import nvidia_pci_devices, open_inventory
+from .patience import Patience
 from .protocol import ComputeMode, DriverFacts, GpuProcess, Inventory, XidEvent, modes_of
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "GpuProcess",
     "Inventory",
     "NvmlInventory",
+    "Patience",
     "XidEvent",
     "is_absent",
     "modes_of",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Protocol
 
 from ...core.errors import DeviceFault
 from ...core.model import Device
+from .patience import Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +94,10 @@ class Inventory(Protocol):
         """Ends the use of NVML; further calls fail."""
 
 
-def modes_of(inventory: Inventory, devices: Iterable[Device]) -> dict[str, ComputeMode | None]:
-    """The compute modes of the whole GPUs, by UUID; None where it can't be read. Blocks."""
-    modes: dict[str, ComputeMode | None] = {}
-    for device in devices:
-        if not device.is_mig:
-            try:
-                modes[device.uuid] = inventory.compute_mode(device.uuid)
-            except DeviceFault:
-                modes[device.uuid] = None
-    return modes
+def modes_of(
+    inventory: Inventory, devices: Iterable[Device], patience: Patience
+) -> dict[str, ComputeMode | None]:
+    """The compute modes of the whole GPUs, by UUID; None where it can't be read in time. Blocks."""
+    whole = [device.uuid for device in devices if not device.is_mig]
+    answers = patience.ask({uuid: partial(inventory.compute_mode, uuid) for uuid in whole})
+    return {uuid: None if isinstance(mode, DeviceFault) else mode for uuid, mode in answers.items()}

@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import DeviceFault
-from ..processes import Process, ProcessTable
+from ..daemon_pool import DaemonPool
+from ..processes import Process, ProcessTable, wait_ended
 from .control import MpsControl, MpsLimits, MpsPlace, find_all, find_daemon, pipes_of, place_of
+
+_MOST_LOOKS = 3
+_KILL_SECONDS = 2.0
+"""How long a killed process may take to end; one that hangs in the driver takes for ever."""
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -74,6 +79,7 @@ class MpsDaemon:
         self._pace = pace
         self._log = log
         self._table = ProcessTable()
+        self._disk = DaemonPool("mps-disk", most=1)
         self._lock = asyncio.Lock()
         self._limits: MpsLimits | None = None
         self._daemon: Process | None = None
@@ -107,14 +113,16 @@ class MpsDaemon:
         await self.leave()
         async with self._lock:
             if find_daemon(self.place, self._table) is not None:
+                processes = await self._find_all()
                 try:
                     await self._control.quit(self._pace.quit_seconds)
-                    await self._all_gone(self._pace.quit_seconds)
+                    await wait_ended(processes, self._pace.quit_seconds)
                 except DeviceFault as fault:
                     self._log.warning("%s; it is killed devices=%s", fault, self.place.uuid)
             await self._end_rest()
-            self.place.remove()
+            await self._disk.submit(self.place.remove)
             self.reason = "MPS was stopped"
+        self._disk.close()
 
     async def leave(self) -> None:
         """Ends the watching alone: the broker ends, and notebooks go on."""
@@ -123,6 +131,7 @@ class MpsDaemon:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         self._let_go()
+        self._disk.close()
 
     # ---- start
 
@@ -134,7 +143,7 @@ class MpsDaemon:
             self._log.info("MPS of a former broker goes on devices=%s pid=%d", self.place.uuid, daemon.pid)
             return False
         await self._end_rest()
-        self.place.clean()
+        await self._disk.submit(self.place.clean)
         try:
             await self._launch(limits)
         except DeviceFault as fault:
@@ -206,20 +215,21 @@ class MpsDaemon:
 
     async def _end_rest(self) -> None:
         """Ends what is left of a daemon: it, and servers without one, which nobody can ask any more."""
-        for process in find_all(self.place, self._table):
-            self._log.info("A rest of MPS is ended pid=%d devices=%s", process.pid, self.place.uuid)
-            self._table.end(process)
-        if not await self._all_gone(2.0):
-            self._log.warning("A rest of MPS doesn't end devices=%s", self.place.uuid)
+        for _ in range(_MOST_LOOKS):  # one that is ending may start another
+            left = await self._find_all()
+            for process in left:
+                self._log.info(
+                    "Ending a leftover MPS process pid=%d devices=%s", process.pid, self.place.uuid
+                )
+                self._table.end(process)
+            if not left or not await wait_ended(left, _KILL_SECONDS):
+                break
+        if left:
+            self._log.warning("A leftover MPS process doesn't end devices=%s", self.place.uuid)
 
-    async def _all_gone(self, seconds: float) -> bool:
-        """Waits until neither daemon nor server is there; False if that takes longer."""
-        end = time.monotonic() + seconds
-        while find_all(self.place, self._table):
-            if time.monotonic() > end:
-                return False
-            await asyncio.sleep(0.05)
-        return True
+    async def _find_all(self) -> tuple[Process, ...]:
+        """Daemon and servers of this GPU. Looks at all of /proc, so in a thread and as rarely as can be."""
+        return await self._disk.submit(lambda: find_all(self.place, ProcessTable()))
 
     # ---- watching
 
@@ -245,6 +255,7 @@ class MpsDaemon:
                 async with asyncio.timeout(self._pace.probe_seconds):
                     await self._died.wait()
                     break
+            await asyncio.wait({self._disk.submit(self.place.trim_logs)}, timeout=self._pace.command_seconds)
             try:
                 await self._control.percent()
                 answered = time.monotonic()

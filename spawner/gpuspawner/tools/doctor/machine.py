@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import sqlite3
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,15 @@ from ...broker.leases.containers import DockerEngine
 from ...config.site import GpuSite
 from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault
 from ...node.injection import EngineFacts, engine_facts, read_local
-from ...node.inventory import DriverFacts, NvmlInventory, modes_of, nvidia_pci_devices, open_inventory
+from ...node.inventory import (
+    DriverFacts,
+    NvmlInventory,
+    Patience,
+    modes_of,
+    nvidia_pci_devices,
+    open_inventory,
+)
+from ...node.local import OPEN_SECONDS
 from ...node.mps.control import find_program
 from ...node.processes import ending_obstacle
 from ...protocol.client import BrokerClient
@@ -60,21 +69,26 @@ def image_references(settings: GpuBroker) -> tuple[str, ...]:
 
 
 def _hardware(site: GpuSite) -> Facts:
-    driver, driver_error = _driver()
     facts = Facts(
-        inventory_setting=site.inventory,
-        injection_setting=site.injection,
-        driver=driver,
-        driver_error=driver_error,
-        pci_gpus=nvidia_pci_devices(),
+        inventory_setting=site.inventory, injection_setting=site.injection, pci_gpus=nvidia_pci_devices()
     )
+    try:
+        return Patience(OPEN_SECONDS).one("NVML", lambda: _read_nvml(facts, site))
+    except DeviceFault as fault:
+        return replace(facts, driver_error=str(fault), inventory_error=str(fault))
+
+
+def _read_nvml(facts: Facts, site: GpuSite) -> Facts:
+    """What NVML says. Blocks for as long as it likes."""
+    driver, driver_error = _driver()
+    facts = replace(facts, driver=driver, driver_error=driver_error)
     try:
         inventory = open_inventory(site)
     except ConfigError as error:
         return replace(facts, inventory_error=str(error))
     try:
         devices = inventory.devices()
-        modes = modes_of(inventory, devices)
+        modes = modes_of(inventory, devices, Patience())
         return replace(facts, simulated=inventory.simulated, devices=devices, modes=modes)
     except DeviceFault as fault:
         return replace(facts, inventory_error=str(fault))
@@ -101,6 +115,8 @@ def _driver() -> tuple[DriverFacts | None, str]:
     except DeviceFault as fault:
         return None, str(fault)
     try:
+        with suppress(DeviceFault):  # none can be leased; what is left out says why
+            nvml.devices()
         return nvml.driver(), ""
     except DeviceFault as fault:
         return None, str(fault)
