@@ -1,7 +1,7 @@
 """The holder of a lease is told that the lab's memory was full; the notice goes after a while.
 
-Docker's event `oom` says it, with the labels of the container (seen on Engine 20.10 with cgroups 1). Labs without
-a GPU have no lease: there the notebook itself looks at its control group.
+Docker's event `oom` says it, with the container's labels (seen on Engine 20.10 with cgroups 1). A lab without
+a GPU has no lease: there the notebook looks at its control group.
 """
 
 from __future__ import annotations
