@@ -5,6 +5,7 @@ Sizes are bytes, percentages 0-100, times timezone-aware UTC. "Not available" is
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -66,7 +67,8 @@ class Device:
 
     `index` is for display only: it changes when a driver is reloaded. `memory_clock_hz` is the
     maximum; `memory_bus_width_bits` and it give the bandwidth. `parent_uuid` and `mig_profile`
-    ("1g.10gb") are set for MIG.
+    ("1g.10gb") are set for MIG. `node` is the name of its machine. `gpu_fraction` (0-1) is the part of the
+    physical GPU that it is: 1 for a whole GPU, less for a MIG instance.
     """
 
     uuid: str
@@ -80,6 +82,8 @@ class Device:
     parent_uuid: str | None = None
     simulated: bool = False
     mig_profile: str | None = None
+    node: str = ""
+    gpu_fraction: float = 1.0
 
     @property
     def is_mig(self) -> bool:
@@ -204,6 +208,17 @@ class Lease:
     """Why it ended; empty while it lives."""
     mps: bool = False
     """Whether `compute_percent` is a ceiling that MPS holds (or would, where devices are simulated)."""
+    groups: tuple[str, ...] = ()
+    """The user's groups when it was asked for."""
+    node: str = ""
+    """The machine of its devices; "" while it holds none."""
+    device_fractions: tuple[float, ...] = ()
+    """For each of its devices the part of the physical GPU (0-1) that it is charged with; () if not known."""
+
+    @property
+    def gpu_fraction(self) -> float:
+        """How many GPUs a second of it is charged as; whole devices where the parts are not known."""
+        return math.fsum(self.device_fractions) if self.device_fractions else float(len(self.device_uuids))
 
     @property
     def mode(self) -> Mode:

@@ -78,7 +78,7 @@ class DaemonPlan:
     """An MPS daemon that should run for a GPU.
 
     `exclusive`: the GPU should be in compute mode EXCLUSIVE_PROCESS meanwhile. `in_use`: programs compute
-    through the daemon already; if it has to be started anew, they have lost their work and the event says so.
+    through the daemon already; if it has to be started again, their work is lost, and the event says so.
     """
 
     limits: MpsLimits
@@ -114,7 +114,7 @@ class MpsState(StrEnum):
 class MpsEvent:
     """A GPU's MPS daemon has changed. `reason` says why it FAILED.
 
-    `died`: it ran before, and what computed through it has ended. `restarted`: it had to be started anew
+    `died`: it ran before, and what computed through it has ended. `restarted`: it had to be started again
     although programs computed through it. `notice` is then the sentence for their users; "" otherwise.
     """
 

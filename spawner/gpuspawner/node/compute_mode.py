@@ -1,7 +1,7 @@
 """Sets a GPU's compute mode while its pool needs it, and puts back what was there, after a crash too.
 
 In EXCLUSIVE_PROCESS one process only may have a CUDA context on the GPU: MPS's server. A program that
-goes round MPS then gets no GPU at all (MPS guide r580, "GPU Compute Modes").
+bypasses MPS then gets no GPU at all (MPS guide r580, "GPU Compute Modes").
 """
 
 from __future__ import annotations

@@ -163,6 +163,9 @@ class LeaseMessage(Message):
     notice: str
     reason: str
     mps: bool
+    groups: tuple[str, ...]
+    node: str
+    device_fractions: tuple[float, ...]
 
     def lease(self) -> Lease:
         """The value that the hub works with."""
@@ -308,9 +311,13 @@ class EndedDocument(Message):
 
 
 class StatusDocument(Message):
-    """The answer to `GET /status`: everything at one moment."""
+    """The answer to `GET /status`: everything at one moment.
+
+    `fault`: why the machine's GPUs can't be listed now; "" if they can.
+    """
 
     simulated: bool
+    fault: str = ""
     devices: tuple[DeviceDocument, ...]
     leases: tuple[LeaseDocument, ...]
     queue: tuple[QueueDocument, ...]

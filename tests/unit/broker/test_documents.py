@@ -29,7 +29,7 @@ ENDED = EndedProcess(
     LATER, "memory", "a" * 32, "hub", "anna", "train", "c" * 64, "GPU-1", 7, "python3", 9, 8, 2.0,
     "It was over.",
 )  # fmt: skip
-NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,))
+NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,), "NVML hangs")
 SLICE = Want(1, mode=Mode.SLICE)
 WAITING = Lease("b" * 32, "hub", "ben", "", "gpu", LeaseState.WAITING, Want(1), NOW, NOW)
 
@@ -55,6 +55,7 @@ def test_status() -> None:
     )
     assert status_document(snapshot, simulated=False, news=NEWS) == {
         "simulated": False,
+        "fault": "NVML hangs",
         "devices": [
             {
                 "uuid": "GPU-1", "model": "H100 80GB", "index": 0, "memory_bytes": 80 << 30,

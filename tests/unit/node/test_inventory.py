@@ -114,8 +114,10 @@ def test_a_health_that_can_not_be_read_is_no_good_one(
 def test_a_gpu_that_hangs_in_listing_is_left_out_alone_and_asked_once(script: Script) -> None:
     line = script.hang("nvmlDeviceGetName", gpu=0)
     inventory = NvmlInventory(Patience(0.3))
-    for _ in range(3):
+    began = time.monotonic()
+    for _ in range(5):
         assert uuids(inventory) == [B]
+    assert time.monotonic() - began < 1.0  # it is waited for once
     assert inventory.left_out == ("GPU 0: It has not answered for 0.3 s: see `dmesg` and `nvidia-smi`.",)
     hanging = [thread for thread in threading.enumerate() if thread.name == "nvml-GPU 0"]
     assert len(hanging) == 1
@@ -317,7 +319,7 @@ def test_open_refuses_a_driver_that_fails_rather_than_simulate(script: Script, s
         open_inventory(GpuSite(inventory=setting))
     assert str(caught.value) == (
         "Driver and NVML library have different versions, as after an upgrade: restart the machine, or "
-        "reload the driver (NVML: RM has detected an NVML/RM version mismatch.). Until that is mended, "
+        "reload the driver (NVML: RM has detected an NVML/RM version mismatch.). Until that is fixed, "
         'c.GpuSite.inventory = "simulated" starts without real GPUs'
     )
 
@@ -333,9 +335,7 @@ def test_open_refuses_gpus_that_can_not_be_leased(script: Script, setting: str) 
 def test_open_nvml_without_a_gpu(script: Script) -> None:
     script.gpus = []
     script.write()
-    with pytest.raises(
-        ConfigError, match=r"^NVML lists no GPU\. Until that is mended, c\.GpuSite\.inventory"
-    ):
+    with pytest.raises(ConfigError, match=r"^NVML lists no GPU\. Until that is fixed, c\.GpuSite\.inventory"):
         open_inventory(GpuSite(inventory="nvml"))
 
 
@@ -383,7 +383,7 @@ def test_a_process_without_the_library(tmp_path: Path) -> None:
     assert in_process("nvml", environment) == [
         "ConfigError",
         "libnvidia-ml.so.1 was not found: install the NVIDIA driver (NVML: NVML Shared Library Not Found). "
-        'Until that is mended, c.GpuSite.inventory = "simulated" starts without real GPUs',
+        'Until that is fixed, c.GpuSite.inventory = "simulated" starts without real GPUs',
     ]
 
 

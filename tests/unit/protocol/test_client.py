@@ -35,7 +35,14 @@ PATCH = ContainerPatch(env={"A": "b"}, labels={"gpuspawner.lease": "a" * 32})
 GRANTED = json.loads(event_to_line(lease_event(LEASE, PATCH)))
 HEARTBEAT = {"event": "heartbeat"}
 TIERS: dict[str, Any] = {"simulated": True, "driver": {"version": "580.1", "cuda": None}, "tiers": []}
-STATUS: dict[str, Any] = {"simulated": True, "devices": [], "leases": [], "queue": [], "ended": []}
+STATUS: dict[str, Any] = {
+    "simulated": True,
+    "fault": "",
+    "devices": [],
+    "leases": [],
+    "queue": [],
+    "ended": [],
+}
 QUEUED = {"event": "queued", "position": 2, "waiting": 3, "message": "2nd in line for a GPU"}
 
 Answer = Callable[["Exchange"], Awaitable[None]]

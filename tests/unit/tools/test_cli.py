@@ -51,6 +51,7 @@ DEVICE = {
 }
 STATUS: dict[str, Any] = {
     "simulated": True,
+    "fault": "",
     "devices": [
         DEVICE,
         {**DEVICE, "index": None, "user": None, "server": None, "since": None},

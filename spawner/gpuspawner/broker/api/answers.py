@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.model import Tier
-from ...node.inventory import DriverFacts
-from ...node.usage import Usage
+from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
@@ -24,7 +23,7 @@ class About:
     """Beside the leases: what doesn't change while a broker runs, and where to ask for what does.
 
     `blind` says on which devices no quota is held, and why; asking it also brings its gauge up to date.
-    `driver` has the versions of the driver; None where devices are simulated.
+    `node` has what the machine has: its driver, and why its GPUs can't be listed.
     """
 
     tiers: tuple[Tier, ...]
@@ -33,7 +32,7 @@ class About:
     blind: Callable[[], Mapping[str, str]]
     usage: Callable[[], Mapping[str, Usage]]
     ended: Callable[[], tuple[EndedProcess, ...]]
-    driver: DriverFacts | None = None
+    node: Callable[[], NodeFacts]
 
 
 class View:
@@ -46,14 +45,14 @@ class View:
     def status(self) -> Document:
         """The whole status document."""
         about = self._about
-        news = News(about.usage(), about.blind(), about.ended())
+        news = News(about.usage(), about.blind(), about.ended(), about.node().fault)
         return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:
         """The tiers with what is free of each."""
         about = self._about
         tiers = tuple(self._tier(tier) for tier in about.tiers)
-        driver = driver_document(about.driver)
+        driver = driver_document(about.node().driver)
         return document(TiersDocument(simulated=about.simulated, driver=driver, tiers=tiers))
 
     def metrics(self) -> bytes:

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from ...core.model import Guarantee, Lease, Tier, guarantee_of
 from ...core.want import Mode, Want
-from ...node.inventory import DriverFacts
-from ...node.usage import Usage
+from ...node.api import DriverFacts, Usage
 from ...protocol.messages import (
     DeviceDocument,
     DriverDocument,
@@ -27,18 +26,20 @@ from ..ledger import EndedProcess
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What is known beside the leases: the use of devices by UUID, those without a guard and why, and the
-    processes that were ended, youngest first."""
+    """What is known beside the leases: the use of devices by UUID, those without a guard and why, the
+    processes that were ended, youngest first, and why the GPUs can't be listed now ("" if they can)."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
     ended: Sequence[EndedProcess] = ()
+    fault: str = ""
 
 
 def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDocument:
     """Devices, leases and queue at this moment."""
     return StatusDocument(
         simulated=simulated,
+        fault=news.fault,
         devices=tuple(_device(view, news) for view in snapshot.devices),
         leases=tuple(_lease(lease) for lease in snapshot.leases),
         queue=tuple(_entry(entry) for entry in snapshot.queue),

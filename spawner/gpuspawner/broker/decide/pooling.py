@@ -2,7 +2,7 @@
 
 What contradicts itself, or asks for what the machine lacks, is a ConfigError. Where a GPU could not be
 read (`Host.incomplete`) that may be why, and a broker that doesn't start for it would let down everybody
-else: it is a warning then, and the tier is shown as one that can't be had.
+else: it is a warning then, and the tier is shown as not available.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def _check_tier(
     if not count:
         message = f"{where} can be served by no device: {_why(want, kinds)}"
         if want.mode is Mode.WHOLE and want.pool is None:
-            warnings.append(message)  # shown as one that can't be had, as long as there is no such GPU
+            warnings.append(message)  # shown as not available as long as there is no such GPU
         else:
             _say(message, host, warnings)
     elif count < want.device_count:

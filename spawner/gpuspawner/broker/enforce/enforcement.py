@@ -20,7 +20,6 @@ from ...node.api import (
     DaemonPlan,
     DesiredState,
     GuardEvent,
-    MpsEvent,
     Node,
     NodeEvent,
     NodeFacts,
@@ -65,6 +64,7 @@ class Enforcement:
         self._node, self._log = tools.node, tools.log
         self._holders = holders
         self._pooling = tools.pooling
+        self._facts = tools.facts
         self._hardware: dict[str, DeviceHealth] = {}
         self._readings = Readings()
         self._applying = asyncio.Lock()
@@ -86,7 +86,7 @@ class Enforcement:
     # ---- start and end
 
     async def start(self) -> None:
-        """Takes up what a former broker left: quotas at once, then daemons and compute modes.
+        """Adopts what a former broker left: quotas at once, then daemons and compute modes.
 
         The health of every device is known when this returns.
         """
@@ -198,15 +198,16 @@ class Enforcement:
             case DeviceHealth():
                 self._hardware[event.uuid] = event
                 await self.report(event.uuid)
-            case MpsEvent():
-                for mode in self._all_modes():
-                    await mode.on_mps(event)
             case GuardEvent():
                 await self._on_guard(event)
             case Readings():
                 self._readings = event
             case NodeFacts():
+                self._facts = event
                 self.on_facts(event)
+            case _:
+                for mode in self._all_modes():
+                    await mode.on_event(event)
 
     async def report_health(self) -> None:
         """Brings the health of all devices up to date from what the node knows now."""
@@ -243,6 +244,10 @@ class Enforcement:
             await self._tell(lease.id, f"{format_time(event.at)}: {event.sentence}")
 
     # ---- what the pages show
+
+    def node_facts(self) -> NodeFacts:
+        """What the node has, as it said last."""
+        return self._facts
 
     def usage(self) -> Mapping[str, Usage]:
         """What of each device is in use, by UUID."""

@@ -1,4 +1,4 @@
-"""Devices that could not be read when the broker started are taken up once the node has them.
+"""Devices that could not be read when the broker started are added once the node has them.
 
 Without this, a GPU that came back would be idle, and what runs on it without a guard, until the next start.
 """
@@ -43,29 +43,29 @@ class LateDevices:
         self._news = asyncio.Event()
 
     def offer(self, facts: NodeFacts) -> None:
-        """The node has new facts: what is new in them is taken up soon."""
+        """The node has new facts: what is new in them is added soon."""
         self._facts = facts
         self._news.set()
 
     async def run(self) -> None:
-        """Takes up what is offered; runs until cancelled. The same failure is logged once."""
+        """Adds what is offered; runs until cancelled. The same failure is logged once."""
         parts, told = self._parts, ""
         while True:
             await self._news.wait()
             self._news.clear()
             try:
-                await self.take_up()
+                await self.add_new()
                 told = ""
             except Exception as error:  # the top of this loop
                 parts.metrics.failed("late")
                 if str(error) != told:
                     known = isinstance(error, GpuSpawnerError)
-                    parts.log.warning("A late device is not taken up: %s", error, exc_info=not known)
+                    parts.log.warning("A late device could not be added: %s", error, exc_info=not known)
                 told = str(error)
                 self._news.set()
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def take_up(self) -> None:
+    async def add_new(self) -> None:
         """What is new. Raises ConfigError, EngineFault or LedgerFault; it is then tried again."""
         if self._facts is not None:
             pooling = self._parts.sharing.find_late(self._facts)
@@ -83,4 +83,4 @@ class LateDevices:
         for warning in pooling.warnings:
             parts.log.warning("%s", warning)
         uuids = ",".join(device.uuid for device in late)
-        parts.log.info("Can be read after all and is taken up devices=%s", uuids)
+        parts.log.info("Can be read now and was added devices=%s", uuids)

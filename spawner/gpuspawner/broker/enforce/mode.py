@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ...core.model import ContainerPatch, DeviceHealth, Lease
-from ...node.api import DaemonPlan, MpsEvent, Node, NodeFacts, Quota
+from ...node.api import DaemonPlan, Node, NodeEvent, NodeFacts, Quota
 from ..decide.pooling import Pooling
 from ..observe.metrics import Metrics
 
@@ -73,7 +73,7 @@ class SharingMode(Protocol):
     """One way of sharing GPUs. All methods on the event loop; the pure ones are fast."""
 
     def begin(self) -> None:
-        """The broker has started: takes up the leases that exist. Called again when pools were extended."""
+        """The broker has started: adopts the leases that exist. Called again when pools were extended."""
         ...
 
     async def prepare(self, lease: Lease) -> None:
@@ -104,8 +104,8 @@ class SharingMode(Protocol):
         """Why this mode keeps a healthy device out of use; "" if it doesn't. Pure."""
         ...
 
-    async def on_mps(self, event: MpsEvent) -> None:
-        """The MPS daemon of a GPU has changed; of any GPU."""
+    async def on_event(self, event: NodeEvent) -> None:
+        """Something on the node has changed that only modes know about, as an MPS daemon; of any GPU."""
         ...
 
     def end(self) -> frozenset[str]:

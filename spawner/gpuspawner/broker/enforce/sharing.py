@@ -17,7 +17,7 @@ class Sharing:
         self._site, self._tiers = site, tiers
         self._offered: tuple[Device, ...] = ()
         self.pooling = Pooling((), {})
-        """The devices that were taken up, and how each is shared."""
+        """The devices that were added, and how each is shared."""
 
     def find(self, facts: NodeFacts) -> Pooling:
         """What is shared from the start on. Raises ConfigError for what can't work."""
@@ -28,7 +28,7 @@ class Sharing:
     def find_late(self, facts: NodeFacts) -> Pooling | None:
         """Also the devices that could not be read before; None if there are none. Raises ConfigError.
 
-        What was taken up stays where it is: the pools take those that they had first.
+        What was added stays where it is: the pools take those that they had first.
         """
         known = {device.uuid for device in self._offered}
         late = tuple(device for device in facts.devices if device.uuid not in known)
@@ -39,7 +39,7 @@ class Sharing:
         return pooling if len(pooling.devices) > len(self.pooling.devices) else None
 
     def took(self, pooling: Pooling) -> None:
-        """What `find_late` found was taken up."""
+        """What `find_late` found was added."""
         self.pooling = pooling
         known = {device.uuid for device in self._offered}
         self._offered += tuple(device for device in pooling.devices if device.uuid not in known)

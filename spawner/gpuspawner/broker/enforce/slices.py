@@ -15,7 +15,7 @@ from pathlib import PurePath
 
 from ...core.errors import GpuSpawnerError
 from ...core.model import ContainerPatch, Lease, LeaseState, Mode
-from ...node.api import DaemonPlan, MpsEvent, MpsLimits, MpsState, Quota
+from ...node.api import DaemonPlan, MpsEvent, MpsLimits, MpsState, NodeEvent, Quota
 from ...node.mps.patch import patch_for
 from .mode import Surroundings, Wishes
 
@@ -141,10 +141,9 @@ class Slices:
         gpu = self._gpus.get(uuid)
         return "" if gpu is None else gpu.fault
 
-    async def on_mps(self, event: MpsEvent) -> None:
+    async def on_event(self, event: NodeEvent) -> None:
         """Nothing new goes to a GPU whose daemon doesn't run, and its holders are told."""
-        gpu = self._gpus.get(event.uuid)
-        if gpu is None:
+        if not isinstance(event, MpsEvent) or (gpu := self._gpus.get(event.uuid)) is None:
             return
         if event.died:
             self._around.metrics.mps_died()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...core.model import ContainerPatch, Lease
-from ...node.api import MpsEvent, Quota
+from ...node.api import NodeEvent, Quota
 from .mode import Wishes
 
 
@@ -13,7 +13,7 @@ class Whole:
     """The modes `whole` and `mig`. Nothing has to be prepared, and nothing runs on the node for them."""
 
     def begin(self) -> None:
-        """Nothing to take up."""
+        """Nothing to adopt."""
 
     async def prepare(self, lease: Lease) -> None:
         """They are ready."""
@@ -40,8 +40,8 @@ class Whole:
         """There is none."""
         return ""
 
-    async def on_mps(self, event: MpsEvent) -> None:
-        """Not of these devices."""
+    async def on_event(self, event: NodeEvent) -> None:
+        """Nothing runs for these devices that could change."""
 
     def end(self) -> frozenset[str]:
         """Nothing to end."""

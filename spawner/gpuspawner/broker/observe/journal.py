@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ...core.errors import LedgerFault
 from ...core.model import Lease
-from ...node.guard.guard import GuardEvent
+from ...node.api import GuardEvent
 from ..ledger import EndedProcess
 
 SHOWN = 50

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ...core.errors import all_refusals
 from ...core.model import Lease, LeaseState
-from ...node.guard.judge import Offence
+from ...node.api import Offence
 
 LOOPS = ("reconcile", "events", "hold", "removals", "enforcement", "late")
 STEPS = ("set_running", "charge", "release", "remove", "adopt")

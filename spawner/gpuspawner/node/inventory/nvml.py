@@ -122,7 +122,7 @@ class NvmlInventory:
         """By pid. Driver 580 has an MPS client in two of NVML's lists, of compute and of MPS clients.
 
         Memory that Vulkan or OpenGL took is in a third list alone, of graphics: without it, they would be
-        a way round the quota. The compute list is read first: a client that comes between the calls then
+        outside the quota. The compute list is read first: a client that comes between the calls then
         is known as one. One that goes between them looks as if it bypassed MPS: believe that only when
         it is seen again.
         """
@@ -164,7 +164,7 @@ class NvmlInventory:
         """Waits in NVML's event set. A GPU without events is polled only (`check`).
 
         An error of a GPU in MIG mode is one event for the instance that NVML names, or one for each.
-        After an error the set is made anew from the GPUs that still answer. One thread at a time.
+        After an error the set is recreated from the GPUs that still answer. One thread at a time.
         """
         with self._event_lock:
             if self._waiting:

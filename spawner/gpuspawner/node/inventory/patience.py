@@ -19,8 +19,8 @@ LIST_SECONDS = 8.0
 class Patience:
     """Calls side by side, each in a thread of its own, until a common time limit.
 
-    A subject whose call still hangs is not asked again before that call returns, so that threads don't pile
-    up. For one thread at a time.
+    A subject whose call still hangs is neither asked again nor waited for, so that threads don't pile up and
+    a second list takes no longer. For one thread at a time.
     """
 
     def __init__(self, seconds: float = LIST_SECONDS) -> None:
@@ -29,12 +29,14 @@ class Patience:
 
     def ask(self, calls: Mapping[str, Callable[[], T]], who: str = "It") -> dict[str, T | DeviceFault]:
         """The answer of each subject, or the fault that it raised or that it did not answer in time."""
+        hanging = {subject for subject, running in self._running.items() if not running.done()}
         asked = {subject: self._start(subject, call) for subject, call in calls.items()}
         end = time.monotonic() + self._seconds
         answers: dict[str, T | DeviceFault] = {}
         for subject, answer in asked.items():
             try:
-                answers[subject] = answer.result(max(0.0, end - time.monotonic()))  # type: ignore[assignment]
+                limit = 0.0 if subject in hanging else max(0.0, end - time.monotonic())
+                answers[subject] = answer.result(limit)  # type: ignore[assignment]
             except DeviceFault as fault:
                 answers[subject] = fault
             except TimeoutError:

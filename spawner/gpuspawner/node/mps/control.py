@@ -101,7 +101,7 @@ class MpsPlace:
     def trim_logs(self) -> None:
         """Empties each log that takes over 16 MiB of disk; its last MiB becomes `<name>.1`. Blocks.
 
-        Daemon and servers keep their logs open and have no command to open them anew, so the file itself
+        Daemon and servers keep their logs open and have no command to reopen them, so the file itself
         is cut. One that doesn't write at the file's end leaves a hole, which takes no disk.
         """
         with contextlib.suppress(OSError):

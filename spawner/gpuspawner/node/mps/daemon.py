@@ -97,16 +97,16 @@ class MpsDaemon:
 
         True if it had to be started: what computed through an earlier one has ended. Raises DeviceFault.
         """
-        anew = False
+        started = False
         async with self._lock:
             if not self.running:
-                anew = await self._begin(limits)
+                started = await self._begin(limits)
             elif limits != self._limits:
                 await self._control.set_limits(limits)
             self._limits = limits
             if self._watching is None:
                 self._watching = asyncio.create_task(self._watch(), name=f"mps-{self.place.uuid}")
-        return anew
+        return started
 
     async def stop(self) -> None:
         """Ends daemon and servers, and with them what runs on them. No error if none runs."""
@@ -319,7 +319,10 @@ class MpsService:
         self._daemons: dict[str, MpsDaemon] = {}
 
     async def ensure(self, uuid: str, limits: MpsLimits) -> bool:
-        """The GPU's daemon runs with these limits when this returns; True if anew. Raises DeviceFault."""
+        """The GPU's daemon runs with these limits when this returns. Raises DeviceFault.
+
+        True if it had to be started: what computed through an earlier one has ended.
+        """
         return await self._daemon(uuid).ensure(limits)
 
     async def stop(self, uuid: str) -> None:

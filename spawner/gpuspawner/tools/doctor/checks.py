@@ -260,5 +260,9 @@ def _own_parts(facts: Facts) -> Iterator[Finding]:
         return
     kind = "simulated devices" if broker.simulated else "devices"
     yield _ok("Broker", f"answers on {broker.socket_path}, {broker.device_count} {kind}")
+    if broker.fault:
+        yield _problem(
+            "Broker", broker.fault, "See what hangs with `dmesg` and `nvidia-smi`; the broker waits"
+        )
     for sentence in broker.withdrawn:
         yield _note("Withdrawn", sentence, "It comes back by itself once it was verified")

@@ -40,6 +40,8 @@ class BrokerFacts:
     simulated: bool = False
     device_count: int = 0
     withdrawn: tuple[str, ...] = ()
+    fault: str = ""
+    """Why it can't list the GPUs now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,4 +205,6 @@ async def _broker(site: GpuSite, config_file: str) -> BrokerFacts:
     finally:
         await client.close()
     withdrawn = [f"{each['uuid']}: {each['reason']}" for each in status["devices"] if not each["healthy"]]
-    return BrokerFacts(site.socket_path, "", status["simulated"], len(status["devices"]), tuple(withdrawn))
+    return BrokerFacts(
+        site.socket_path, "", status["simulated"], len(status["devices"]), tuple(withdrawn), status["fault"]
+    )
