@@ -25,6 +25,8 @@ from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
 from .enforce.sharing import Sharing
 from .enforce.way_in import WayIn
+from .identity import broker_id
+from .keeper import EXIT_SETTINGS
 from .leases.allocator import Allocator
 from .leases.containers import DockerEngine
 from .leases.folders import DiskFolders
@@ -98,7 +100,9 @@ class GpuBroker(Application):
 
     database_url = Unicode(
         help="""
-        Where the ledger is, as SQLAlchemy's URL. Not the hub's own database.
+        Where the ledger is, as SQLAlchemy's URL. Not the hub's own database. Several brokers may have one
+        database on PostgreSQL (15 is tested; `pip install 'gpuspawner[postgresql]'`): each is known by
+        `broker.id` in its state folder, and changes its own leases only.
 
         Default: SQLite in `ledger.sqlite` in the state folder.
         Example: `c.GpuBroker.database_url = "postgresql+psycopg://gpuspawner@db/gpuspawner"`
@@ -186,7 +190,8 @@ class GpuBroker(Application):
             lock.release()
 
     async def _run_locked(self, stop: asyncio.Event) -> None:
-        ledger = Ledger(self.database_url, log=self.log)
+        owner = await asyncio.to_thread(broker_id, self.state_dir)
+        ledger = Ledger(self.database_url, owner=owner, log=self.log)
         await ledger.open()
         try:
             await self._run_with(ledger, stop)
@@ -377,12 +382,12 @@ def _make_state_dir(path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a broker; the exit status is 1, after one sentence, if it can't start."""
+    """Runs a broker; if it can't start, it says why: exit status EXIT_SETTINGS or, for a fault, 1."""
     broker = GpuBroker()
     try:
         broker.initialize(argv)
         asyncio.run(broker.run())
     except (ConfigError, Fault) as error:
         print(f"gpuspawner broker: {error}", file=sys.stderr)
-        return 1
+        return EXIT_SETTINGS if isinstance(error, ConfigError) else 1
     return 0

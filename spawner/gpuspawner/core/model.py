@@ -5,6 +5,7 @@ Sizes are bytes, percentages 0-100, times timezone-aware UTC. "Not available" is
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -66,7 +67,8 @@ class Device:
 
     `index` is for display only: it changes when a driver is reloaded. `memory_clock_hz` is the
     maximum; `memory_bus_width_bits` and it give the bandwidth. `parent_uuid` and `mig_profile`
-    ("1g.10gb") are set for MIG.
+    ("1g.10gb") are set for MIG. `node` is the name of its machine. `gpu_fraction` (0-1) is the part of the
+    physical GPU that it is: 1 for a whole GPU, less for a MIG instance.
     """
 
     uuid: str
@@ -80,6 +82,8 @@ class Device:
     parent_uuid: str | None = None
     simulated: bool = False
     mig_profile: str | None = None
+    node: str = ""
+    gpu_fraction: float = 1.0
 
     @property
     def is_mig(self) -> bool:
@@ -136,7 +140,11 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """What a user picks on the spawn page: a name, what its servers want of the devices, an image, limits."""
+    """What a user picks on the spawn page: a name, what its servers want of the devices, an image, limits.
+
+    `shm_bytes` is the size of /dev/shm, `pids` the most processes, `cpu_shares` Docker's weight: None where
+    the site's rule for all labs applies.
+    """
 
     name: str
     title: str
@@ -145,6 +153,11 @@ class Tier:
     image: str | None = None
     mem_limit_bytes: int | None = None
     cpu_limit: float | None = None
+    shm_bytes: int | None = None
+    pids: int | None = None
+    cpu_shares: int | None = None
+    default: bool = False
+    """Whether it is preselected, and taken where nothing is chosen; else the first tier is."""
 
     @property
     def needs_gpu(self) -> bool:
@@ -195,6 +208,17 @@ class Lease:
     """Why it ended; empty while it lives."""
     mps: bool = False
     """Whether `compute_percent` is a ceiling that MPS holds (or would, where devices are simulated)."""
+    groups: tuple[str, ...] = ()
+    """The user's groups when it was asked for."""
+    node: str = ""
+    """The machine of its devices; "" while it holds none."""
+    device_fractions: tuple[float, ...] = ()
+    """For each of its devices the part of the physical GPU (0-1) that it is charged with; () if not known."""
+
+    @property
+    def gpu_fraction(self) -> float:
+        """How many GPUs a second of it is charged as; whole devices where the parts are not known."""
+        return math.fsum(self.device_fractions) if self.device_fractions else float(len(self.device_uuids))
 
     @property
     def mode(self) -> Mode:

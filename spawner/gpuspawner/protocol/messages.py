@@ -163,6 +163,9 @@ class LeaseMessage(Message):
     notice: str
     reason: str
     mps: bool
+    groups: tuple[str, ...]
+    node: str
+    device_fractions: tuple[float, ...]
 
     def lease(self) -> Lease:
         """The value that the hub works with."""

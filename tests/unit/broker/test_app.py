@@ -20,6 +20,7 @@ import pytest
 from gpuspawner.broker import app as module
 from gpuspawner.broker.app import GpuBroker, main
 from gpuspawner.broker.enforce.way_in import WayIn
+from gpuspawner.broker.keeper import EXIT_SETTINGS
 from gpuspawner.broker.lock import BrokerLock
 from gpuspawner.core.errors import BrokerUnavailable, ConfigError, EngineFault
 from gpuspawner.core.model import GpuRequest
@@ -97,9 +98,9 @@ def test_the_command_line_wins_over_the_file(folder: Path) -> None:
     assert broker.reconcile_seconds == 0.5
 
 
-def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
-    """The last line that a broker prints that can't start; its exit status is 1."""
-    assert main(argv) == 1
+def fails(capsys: pytest.CaptureFixture[str], argv: list[str], status: int = EXIT_SETTINGS) -> str:
+    """The last line that a broker prints that can't start; its exit status is `status`."""
+    assert main(argv) == status
     error = capsys.readouterr().err
     assert "Traceback" not in error
     last = error.splitlines()[-1]
@@ -148,14 +149,14 @@ def test_a_damaged_ledger_is_named_and_left_as_it_is(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "ledger.sqlite").write_bytes(b"garbage" * 1000)
-    assert str(folder / "ledger.sqlite") in fails(capsys, [])
+    assert str(folder / "ledger.sqlite") in fails(capsys, [], status=1)
     assert (folder / "ledger.sqlite").read_bytes() == b"garbage" * 1000
 
 
 def test_a_locked_ledger_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     connection = sqlite3.connect(folder / "ledger.sqlite")
     connection.execute("BEGIN EXCLUSIVE")
-    assert "locked" in fails(capsys, [])
+    assert "locked" in fails(capsys, [], status=1)
     connection.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -397,3 +398,61 @@ async def test_a_clock_that_is_wrong_after_a_reboot_charges_no_more_than_since_b
         await bench.service.reconcile()
         assert await second.gpu_seconds("anna", NOON) == 10.0
     await second.close()
+
+
+# Several brokers with one database.
+
+
+@pytest.fixture
+async def pair(
+    database: str, times: Any, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Bench, Bench]]:
+    """Two machines, each with its Docker and its state folder at the same path: two ids, one label."""
+    benches = []
+    async with AsyncExitStack() as stack:
+        for owner in ("one", "other"):
+            ledger = times.make_ledger(database, owner=owner)
+            await ledger.open()
+            stack.push_async_callback(ledger.close)
+            made = make_bench(ledger, monkeypatch, queue_seconds=HOUR)
+            benches.append(await anext(made))
+            stack.push_async_callback(anext, made, None)  # its end
+        yield benches[0], benches[1]
+
+
+async def test_two_brokers_with_one_database_leave_each_others_leases_alone(
+    pair: tuple[Bench, Bench],
+) -> None:
+    one, other = pair
+    lease = await one.allocator.acquire(one.request(1))
+    one.put(lease)
+    await one.service.reconcile()
+    await restart(other)  # it starts, and has no such container
+    await other.service.reconcile()
+    await other.service.reconcile()
+    assert (one.states(), other.states()) == ({"anna": "running"}, {})
+    found = await one.ledger.find(lease.id)
+    assert found is not None
+    assert found.state is LeaseState.RUNNING
+    await restart(one)
+    await one.service.reconcile()
+    assert one.states() == {"anna": "running"}
+
+
+async def test_a_broker_that_lost_its_id_takes_over_what_runs(pair: tuple[Bench, Bench]) -> None:
+    """Its state folder was lost, and the database is another machine's: the containers are here."""
+    before, after = pair
+    lease = await before.allocator.acquire(before.request(1, groups=("class",)))
+    before.put(lease)
+    await before.service.reconcile()
+    await restart(after)
+    after.engine.boxes.update(before.engine.boxes)
+    assert await after.service.reconcile()
+    assert (after.states(), after.engine.boxes["c1"].state) == ({"anna": "running"}, "running")
+    taken = after.allocator.lease(lease.id)
+    assert taken is not None
+    assert (taken.groups, taken.created_at, taken.device_fractions) == (
+        ("class",), lease.created_at, (1.0,)
+    )  # fmt: skip
+    assert [each.id for each in await after.ledger.living()] == [lease.id]
+    assert await before.ledger.living() == ()

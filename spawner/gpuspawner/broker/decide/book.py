@@ -12,7 +12,7 @@ from datetime import datetime
 
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
-from ...core.want import Want
+from ...core.want import Mode, Want
 from . import notice
 from .devices import NO_RULES, Devices
 from .placement import Share, example
@@ -144,8 +144,32 @@ class Book:
         for lease_id, shares in plan(lines, self._devices.rooms(freed), without).items():
             waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
             to = after(waiting.state, Event.PLACE, Actor.BROKER).to
-            placed.append(with_shares(replace(waiting, state=to, since=now), shares))
+            reserved = with_shares(replace(waiting, state=to, since=now), shares)
+            placed.append(self.with_fractions(reserved))
         return placed
+
+    def with_fractions(self, lease: Lease) -> Lease:
+        """The lease with its node, and with the part of each of its devices that it is charged with.
+
+        What it has of them stays; a device that is not known leaves it without.
+        """
+        if lease.device_fractions or not lease.device_uuids or self.missing(lease):
+            return lease
+        devices = [self._devices.device(uuid) for uuid in lease.device_uuids]
+        shares = self._devices.shares(lease)
+        return replace(
+            lease,
+            node=devices[0].node,
+            device_fractions=tuple(
+                device.gpu_fraction * self._part(lease, device, share)
+                for device, share in zip(devices, shares, strict=True)
+            ),
+        )
+
+    def _part(self, lease: Lease, device: Device, share: Share) -> float:
+        if lease.mode is not Mode.SLICE:
+            return 1.0
+        return self._devices.terms(device.uuid).gpu_fraction(device.memory_bytes, share.memory_bytes)
 
     def with_notice(self, lease: Lease) -> Lease:
         """The lease with the notice that its devices' health calls for; if they are well, another stays."""

@@ -168,7 +168,9 @@ class Allocator:
     async def adopt(self, lease: Lease) -> Lease:
         """Take in a running container that the ledger doesn't know, as its labels describe it.
 
-        Raises LeaseConflict if the ledger knows the lease, its server has another, or a device is not free.
+        One that the ledger has as another broker's is taken over: its container is here, so that broker was
+        this one before it lost its id. Raises LeaseConflict if the ledger has the lease as this broker's own,
+        its server has another, or a device is not free.
         """
         return await self._step(self._adopt, lease)
 
@@ -196,7 +198,8 @@ class Allocator:
             if lease.state.holds_devices and not self._book.can_hold(lease):
                 self._report_trouble(lease)
             self._book.enter(lease)
-        told = [lease for lease in map(self._book.with_notice, living) if lease != self.lease(lease.id)]
+        now = [self._book.with_fractions(self._book.with_notice(lease)) for lease in living]
+        told = [lease for lease in now if lease != self.lease(lease.id)]
         await self._commit(*told, *self._placed(self._clock()))
 
     async def _start_placing(self) -> None:
@@ -210,14 +213,15 @@ class Allocator:
     async def _charge(self, lease_id: str, awake_since: datetime) -> None:
         lease = self.lease(lease_id)
         if lease is not None and lease.state in states.AWAKE:
-            await self._commit(lease, ago_seconds=(self._clock() - awake_since).total_seconds())
+            await self._settle()
+            now = self._clock()
+            await self._ledger.charge(lease, at=now, ago_seconds=(now - awake_since).total_seconds())
 
     async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         self._book.add(devices, terms)
         held = {lease.id: lease for device in devices for lease in self._book.holders(device.uuid)}
-        told = [
-            lease for lease in map(self._book.with_notice, held.values()) if lease != self.lease(lease.id)
-        ]
+        now = [self._book.with_fractions(self._book.with_notice(lease)) for lease in held.values()]
+        told = [lease for lease in now if lease != self.lease(lease.id)]
         await self._commit(*told, *self._placed(self._clock()))
         return tuple(told)
 
@@ -294,14 +298,19 @@ class Allocator:
 
     async def _adopt(self, lease: Lease) -> Lease:
         known = await self._find(lease.id)
-        adopted_as = states.after(None if known is None else known.state, Event.ADOPT, Actor.DOCKER)
+        foreign = known is not None and await self._ledger.owned_elsewhere(lease.id)
+        before = None if known is None or foreign else known.state
+        adopted_as = states.after(before, Event.ADOPT, Actor.DOCKER)
         if self.of_server(lease.hub, lease.user, lease.server):
             raise LeaseConflict("This server has another lease.")
         if not lease.device_uuids or not self._book.can_hold(lease):
             raise LeaseConflict("A device of this lease is not free, or not of this machine.")
         shares = self._book.shares(lease)
-        adopted = self._book.with_notice(with_shares(replace(lease, state=adopted_as.to), shares))
-        await self._commit(adopted)
+        running = with_shares(replace(lease, state=adopted_as.to), shares)
+        adopted = self._book.with_fractions(self._book.with_notice(running))
+        if known is not None:
+            adopted = replace(adopted, groups=known.groups, created_at=known.created_at)
+        await self._commit(adopted, take_over=foreign)
         return adopted
 
     async def _set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
@@ -372,7 +381,7 @@ class Allocator:
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio doesn't report it when the caller was cancelled
 
-    async def _commit(self, *leases: Lease, ago_seconds: float = 0.0) -> None:
+    async def _commit(self, *leases: Lease, ago_seconds: float = 0.0, take_over: bool = False) -> None:
         """Write the leases in one transaction; then, and only then, change memory.
 
         An error may hide a commit that succeeded (its answer was lost). Such leases are doubtful: before
@@ -382,7 +391,7 @@ class Allocator:
             return
         await self._settle()
         try:
-            await self._ledger.save(*leases, at=self._clock(), ago_seconds=ago_seconds)
+            await self._ledger.save(*leases, at=self._clock(), ago_seconds=ago_seconds, take_over=take_over)
         except BaseException:
             self._doubtful.update(lease.id for lease in leases)
             raise
@@ -432,6 +441,7 @@ def _new(request: GpuRequest, state: LeaseState, now: datetime) -> Lease:
         tier=request.tier,
         state=state,
         want=request.want,
+        groups=request.groups,
         created_at=now,
         since=now,
     )

@@ -387,8 +387,9 @@ class LeaseService:
         living: set[str] = set()
         for lease_id in lease_ids:
             lease = await self._parts.ledger.find(lease_id)
-            if lease is not None:
-                (closed if lease.state is LeaseState.CLOSED else living).add(lease_id)
+            if lease is None or await self._parts.ledger.owned_elsewhere(lease_id):
+                continue
+            (closed if lease.state is LeaseState.CLOSED else living).add(lease_id)
         return frozenset(closed), frozenset(living)
 
     async def _carry_out(self, step: Step) -> bool:
