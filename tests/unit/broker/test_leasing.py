@@ -85,7 +85,7 @@ async def test_a_new_spawn_ends_the_older_lease_of_its_server(bench: Bench) -> N
             while old.lost is None:
                 await asyncio.sleep(0.01)
             assert old.lost.message == (
-                "The lease of this server has ended (the server is started anew): start the server again"
+                "The lease of this server has ended (the server is started again): start the server again"
             )
 
 
