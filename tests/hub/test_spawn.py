@@ -323,12 +323,12 @@ async def test_a_hostile_form_is_shown_again_with_the_reason(
 
 async def test_an_address_with_options_is_validated_as_the_form(hub: HubProcess) -> None:
     async with Browser(hub, "quinn", hub.password) as browser:
-        for query in ("opt-devices=/dev/nvidia0", "privileged=true", "opt-profile=cpu&opt-profile=gpu"):
+        for query in ("opt-profil=gpu", "profile=root", "opt-profile=cpu&opt-profile=gpu"):
             page = await browser.get(f"/hub/spawn?{query}")
             assert browser.status == 400, page
             assert 'name="profile"' in page
         assert hub.containers("quinn") == []
-        await browser.get("/hub/spawn?opt-profile=cpu")
+        await browser.get("/hub/spawn?opt-profile=cpu&opt-privileged=true&opt-devices=/dev/nvidia0&fbclid=1")
     await eventually(lambda: ready(hub, "quinn"))
     assert safety(hub.inspect("quinn")) == expected_safety("quinn")
     await hub.stop_server("quinn")

@@ -140,7 +140,11 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """What a user picks on the spawn page: a name, what its servers want of the devices, an image, limits."""
+    """What a user picks on the spawn page: a name, what its servers want of the devices, an image, limits.
+
+    `shm_bytes` is the size of /dev/shm, `pids` the most processes, `cpu_shares` Docker's weight: None where
+    the site's rule for all labs applies.
+    """
 
     name: str
     title: str
@@ -149,6 +153,11 @@ class Tier:
     image: str | None = None
     mem_limit_bytes: int | None = None
     cpu_limit: float | None = None
+    shm_bytes: int | None = None
+    pids: int | None = None
+    cpu_shares: int | None = None
+    default: bool = False
+    """Whether it is preselected, and taken where nothing is chosen; else the first tier is."""
 
     @property
     def needs_gpu(self) -> bool:

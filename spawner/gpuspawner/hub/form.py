@@ -111,10 +111,12 @@ def render_form(
 ) -> str:
     """The form's inside; JupyterHub puts `<form>` and the button round it.
 
-    Of `filled` is picked what can still be picked; else the first tier that can start, and its own image.
+    Of `filled` is picked what can still be picked; else the default tier, or the first that
+    can start, and its own image.
     """
     usable = [card.tier.name for card in cards if card.usable]
-    picked = filled.profile if filled.profile in usable else next(iter(usable), None)
+    first = next((card.tier.name for card in cards if card.usable and card.tier.default), None)
+    picked = filled.profile if filled.profile in usable else first or next(iter(usable), None)
     return _render(
         "form.html", cards=cards, picked=picked, images=image_fields(images, filled), max_chars=MAX_CHARS
     )

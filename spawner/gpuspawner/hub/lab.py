@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.errors import ConfigError, EngineFault
+from ..core.errors import EngineFault
 from ..core.labels import Owner
-from .container import ContainerPlan, own_home
+from .container import ContainerPlan
 from .docker import Call, DockerEngine
 from .docker_answers import running
+from .engine_words import unusable
+from .home import belongs_to_root, own_home
 from .network import LabNetwork
 from .removals import Removals
 
@@ -103,20 +106,25 @@ async def create(
             host = call("create_host_config", **plan.host)
             container_id = str(call("create_container", **settings, host_config=host)["Id"])
         except TypeError as error:
-            raise ConfigError(
-                f"docker-py refuses a key of extra_host_config or extra_create_kwargs of c.GpuDockerSpawner "
-                f"({error}): remove it, or write it as docker-py's create_host_config does"
-            ) from error
-        return container_id, _give_home(call, container_id, plan.home, user) if plan.home else ""
+            raise unusable(error) from error
+        return container_id, _give_home(call, container_id, plan.new_home, user) if plan.new_home else ""
 
     return await docker.run(work)
 
 
 def _give_home(call: Call, container_id: str, home: str, user: str) -> str:
-    """Without a running container, so as nobody: Docker unpacks an archive into the volume."""
+    """Without a running container, so as nobody: Docker unpacks an archive into the volume.
+
+    Only where the folder is root's, as Docker makes it: a home that is its user's keeps its rights.
+    """
     parent, archive = own_home(home, user)
     try:
-        call("put_archive", container_id, parent, archive)
+        # docker-py's get_archive leaves a response that isn't read to its end open; a home may be large.
+        address = call("_url", "/containers/{0}/archive", container_id)
+        with call("_get", address, params={"path": home}, stream=True) as answer:
+            first = next(answer.iter_content(tarfile.BLOCKSIZE), b"") if answer.ok else b""
+        if belongs_to_root(first):
+            call("put_archive", container_id, parent, archive)
     except EngineFault as fault:
         if fault.status is None:
             raise

@@ -30,6 +30,7 @@ from .docker_answers import (
     unable_to_run,
     unmet_condition,
 )
+from .engine_words import home_fault
 from .images import image_missing
 from .network import LabNetwork
 from .progress import Progress
@@ -102,6 +103,7 @@ class Launch:
         self.lease: Lease | None = None
         self.container_id = ""
         self._command = ""
+        self._plan: ContainerPlan | None = None
         self._grant: Grant | None = None
         self._steps = steps
         self._network = network
@@ -164,6 +166,7 @@ class Launch:
 
     async def _launch(self, image: dict[str, Any], patch: ContainerPatch | None) -> tuple[str, int]:
         plan = await self._steps.plan_container(self.job, image, patch)
+        self._plan = plan
         self._command = str((plan.create.get("command") or [""])[0])
         await self._create(plan)
         self._progress.say(40, "Container created")
@@ -237,7 +240,7 @@ class Launch:
         try:
             self.container_id = await self._change(self._steps.create_container(plan))
         except EngineFault as fault:
-            if fault.status == 404:
+            if fault.status == 404 and "no such image" in str(fault).lower():
                 raise image_missing(self.job.image) from fault
             if fault.status != 409:
                 raise
@@ -288,11 +291,19 @@ class Launch:
             lines = await self._docker.log_tail(self.container_id, self.job.secret)
             if exit_code(container) in NOT_RUN:
                 raise no_server(self.job.image, self._command, lines)
+            if why := self._home_fault(lines):
+                raise StartFault(why, "home")
             raise StartFault(
                 f"The server stopped while it was starting ({exit_status(container)}).{_last_lines(lines)}",
                 "exited",
             )
         return container
+
+    def _home_fault(self, lines: str) -> str:
+        if self._plan is None:
+            return ""
+        user = str(self._plan.create.get("user", ""))
+        return home_fault(lines, self._plan.home, user, self.job.image)
 
     async def _wait_answer(self, address: tuple[str, int]) -> None:
         loop = asyncio.get_running_loop()

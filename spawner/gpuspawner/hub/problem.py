@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError, EngineFault, GpuSpawnerError, Refusal, StartFault
+from .engine_words import explain
 
-ENGINE_SENTENCE = (
-    "Docker doesn't work on this machine right now, so no server can be started. Try again in a minute. "
-    "Admin: see 'docker info' and the log of the hub."
-)
 CONFIG_SENTENCE = (
     "A setting of this hub can't be used, so no server can be started. Tell your admin. "
     "Admin: the log of the hub says which setting, and what to do."
@@ -23,6 +20,8 @@ class Problem:
     message: str
     reason: str
     status: int
+    admin: str = ""
+    """What to do, for the log."""
 
 
 def describe(error: GpuSpawnerError) -> Problem:
@@ -32,7 +31,8 @@ def describe(error: GpuSpawnerError) -> Problem:
     if isinstance(error, StartFault):
         return Problem(str(error), error.reason, 500)
     if isinstance(error, EngineFault):
-        return Problem(ENGINE_SENTENCE, "docker", 503)
+        said = explain(error)
+        return Problem(said.user, said.reason, said.status, said.admin)
     if isinstance(error, ConfigError):
         return Problem(CONFIG_SENTENCE, "config", 500)
     return Problem(str(error), "fault", 500)

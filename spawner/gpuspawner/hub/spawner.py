@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from functools import cached_property
 from html import escape
 from inspect import isawaitable
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
@@ -24,6 +25,7 @@ from tornado.web import HTTPError
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
 
+from ..config.lab import GpuLab
 from ..config.site import GpuSite
 from ..core import labels
 from ..core.errors import (
@@ -37,16 +39,20 @@ from ..core.errors import (
 )
 from ..core.image_reference import AllowedImages, allow_images, parse_pinned
 from ..core.labels import Owner
+from ..core.limits import Machine, limits_of
 from ..core.model import ContainerPatch, GpuRequest, Tier
 from . import offer
-from .container import ContainerFacts, ContainerPlan, home_beside, plan, server_command
+from .container import ContainerFacts, ContainerPlan, plan, server_command
+from .docker import DockerEngine
 from .docker_answers import exit_status, running
 from .form import render_form, render_unusable
+from .home import find_home
 from .images import Images
 from .lab import Lab, create
+from .lab_facts import Configured, ask_machine, limits_env, volumes_of, wish_of
 from .launch import Launch, LaunchJob, release
 from .network import LabNetwork, Reach, gateway_of
-from .options import PROFILE, Choice, parse_form, parse_options, refill
+from .options import PROFILE, Choice, parse_form, parse_options, parse_query, refill
 from .problem import describe
 from .progress import Progress
 from .pulls import PullLimits, Tell
@@ -279,9 +285,13 @@ class GpuDockerSpawner(DockerSpawner):
             )
         return str(proposal.value)
 
+    _machines: ClassVar[WeakKeyDictionary[DockerEngine, Machine]] = WeakKeyDictionary()
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.site = GpuSite(parent=self)
+        self.lab_settings = GpuLab(parent=self)
+        self._general_limits = self._limits_now
         self.lease_id = ""
         self._refused_form: object = None
         self._progress = Progress()
@@ -362,17 +372,36 @@ class GpuDockerSpawner(DockerSpawner):
         refused, self._refused_form = self._refused_form, None
         return render_form(cards, images, refill(self.user_options if refused is None else refused))
 
-    def _read_form(self, form: Any) -> dict[str, str]:
+    def _read_form(self, form: Any) -> dict[str, Any]:
         """What the form sent, as `user_options`; a refusal is shown above the form."""
+        return self._read(parse_form, form)
+
+    def _read(self, parse: Callable[..., Choice], form: Any) -> dict[str, Any]:
         try:
-            return parse_form(form, self.tiers, self.offered_images()).as_options()
+            return parse(form, self.tiers, self.offered_images()).as_options()
         except (BadOption, ConfigError) as error:
             self._refused_form = form
             raise self._exception(error) from None
 
-    def options_from_query(self, query_data: Any) -> dict[str, str]:
+    def options_from_query(self, query_data: Any) -> Any:
         """What the address of the spawn page says, as `user_options`."""
-        return self._read_form(query_data)
+        if self._site_reads_form:
+            return self.options_from_form(query_data)
+        return self._read(parse_query, query_data)
+
+    @property
+    def _site_reads_form(self) -> bool:
+        """Whether the site has an `options_from_form` of its own, whose options then are its own business."""
+        return getattr(self.options_from_form, "__func__", None) is not GpuDockerSpawner._read_form
+
+    async def check_allowed(self, image: str) -> str:
+        """The image behind a name of `allowed_images`, as DockerSpawner has it. Raises HTTPError 400."""
+        images = self.offered_images()
+        try:
+            return images.find(image)
+        except ValueError as problem:
+            offer = f": choose {images.offer()}" if images else ""
+            raise HTTPError(400, f"The image {image!r} {problem}{offer}") from None
 
     def offered_images(self) -> AllowedImages:
         """What users may choose. Raises ConfigError (of a callable; a value was checked at load)."""
@@ -381,17 +410,21 @@ class GpuDockerSpawner(DockerSpawner):
     def _choose(self) -> Choice:
         """The choice in `user_options`, kept in its shortest form for the next start and the admin page.
 
-        What can't be used isn't kept: a start without options then has the first tier. Raises BadOption.
+        What can't be used isn't kept: a start without options then has the default tier. Raises BadOption.
         """
         try:
-            choice = parse_options(self.user_options, self.tiers, self.offered_images())
+            choice = self._parse_stored()
         except BadOption:
             self._keep_options({})
             raise
         self._keep_options(choice.as_options())
         return choice
 
-    def _keep_options(self, options: dict[str, str]) -> None:
+    def _parse_stored(self) -> Choice:
+        images = self.offered_images()
+        return parse_options(self.user_options, self.tiers, images, others=self._site_reads_form)
+
+    def _keep_options(self, options: dict[str, Any]) -> None:
         """Stores them here and in the hub's database; committed, for a request's end rolls back the rest."""
         self.user_options = options
         stored = self.orm_spawner
@@ -487,42 +520,53 @@ class GpuDockerSpawner(DockerSpawner):
         self, job: LaunchJob, image: dict[str, Any], patch: ContainerPatch | None
     ) -> ContainerPlan:
         """The container to create, from the settings, the image and the lease. Raises ConfigError."""
-        memory = job.tier.mem_limit_bytes or self.mem_limit
-        cores = job.tier.cpu_limit or self.cpu_limit
-        env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
-        if memory:
-            env["MEM_LIMIT"] = str(memory)
-        if cores:
-            env["CPU_LIMIT"] = str(cores)
         config = image.get("Config") or {}
-        command = [*(self.cmd or server_command(config.get("Cmd"))), *self.get_args()]
+        machine, extra_host = await self._machine(), await self._evaluate("extra_host_config")
+        rules = self.lab_settings.rules(self.site.state_dir)
+        wish = wish_of(job.tier, self._general_limits, self._limits_now, extra_host)
+        limits = limits_of(wish, rules, machine)
+        env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
+        names, folder = (self.user.name, self.escaped_name), str(config.get("WorkingDir") or "")
         facts = ContainerFacts(
             name=job.name,
             image=job.image,
-            command=tuple(command),
+            command=(*(self.cmd or server_command(config.get("Cmd"))), *self.get_args()),
             owner=job.owner,
-            env=env,
+            env={**env, **limits_env(limits)},
             port=self.port,
             container_user=self.container_user,
             network=self.network_name,
             binds=self.volume_binds,
-            home=home_beside(str(config.get("WorkingDir") or ""), self.volume_binds),
+            home=find_home(volumes_of(self), names, folder, self.lab_settings.home),
             mounts=tuple(self.mount_binds),
             links=self.links,
-            mem_limit_bytes=memory or None,
-            cpu_limit=cores or None,
+            limits=limits,
+            rules=rules,
+            machine=machine,
+            entrypoint=tuple(config.get("Entrypoint") or ()),
             published_ip=None if self.use_internal_ip or self.use_internal_hostname else self.host_ip,
             extra_create=await self._evaluate("extra_create_kwargs"),
-            extra_host=await self._evaluate("extra_host_config"),
+            extra_host=extra_host,
         )
         planned = plan(facts, patch)
         if planned.dropped:
             self.log.warning(
-                "Left out what only a lease may give: %s. Remove it from extra_host_config or "
-                "extra_create_kwargs of c.GpuDockerSpawner",
+                "Left out what only a lease may give: %s. Remove it from extra_host_config, "
+                "extra_create_kwargs or environment of c.GpuDockerSpawner",
                 ", ".join(planned.dropped),
             )
         return planned
+
+    @property
+    def _limits_now(self) -> Configured:
+        return Configured(self.mem_limit, self.cpu_limit)
+
+    async def _machine(self) -> Machine:
+        """What labs share, asked of Docker once. Raises EngineFault."""
+        docker = self.shared.docker
+        if docker not in self._machines:
+            self._machines[docker] = await ask_machine(docker.call)
+        return self._machines[docker]
 
     async def create_container(self, plan: ContainerPlan) -> str:
         """Creates the container and returns its id. Raises EngineFault, ConfigError."""
@@ -648,7 +692,7 @@ class GpuDockerSpawner(DockerSpawner):
         self.lease_id = str(state.get("lease_id") or "")
         if self.server is None and self.user_options:
             try:
-                parse_options(self.user_options, self.tiers, self.offered_images())
+                self._parse_stored()
             except (BadOption, ConfigError) as error:
                 self._note(logging.INFO, "Forgot the options of the last start: %s", error)
                 self._keep_options({})
@@ -684,7 +728,8 @@ class GpuDockerSpawner(DockerSpawner):
         if isinstance(error, Refusal):
             self._note(logging.INFO, "Not started: %s", problem.message)
         else:
-            self._note(logging.ERROR, "Not started: %s (cause: %r)", error, error.__cause__)
+            admin = f" {problem.admin}" if problem.admin else ""
+            self._note(logging.ERROR, "Not started: %s%s (cause: %r)", error, admin, error.__cause__)
         exception = SpawnException(problem.message, reason=problem.reason, status_code=problem.status)
         # Pages show these two (jupyterhub.utils.format_exception); without them nothing, or a class name.
         vars(exception).update(
