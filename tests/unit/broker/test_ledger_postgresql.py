@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,19 @@ def stopped(server: Server, name: str) -> Iterator[None]:
     """The server and its sessions say nothing more: SIGSTOP, as a machine that hangs."""
     with server.connect(name) as other:
         pids = [row[0] for row in other.execute("SELECT pid FROM pg_stat_activity").fetchall()]
-    pids = [server.process.pid, *(pid for pid in pids if Path(f"/proc/{pid}").exists())]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    pids = [server.process.pid, *pids]
     try:
+        for pid in pids:
+            _signal(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            _signal(pid, signal.SIGCONT)
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # a session that has ended meanwhile, as autovacuum's
+        os.kill(pid, number)
 
 
 async def test_a_foreign_lock_holds_up_nobody_for_long(
