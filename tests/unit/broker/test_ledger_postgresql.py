@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -140,6 +142,7 @@ async def test_a_statement_that_takes_too_long_ends(ledger: Ledger) -> None:
     assert await ledger.living() == (PAIR,)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_server_that_hangs_is_broken_off(ledger: Ledger, server: Server, name: str) -> None:
     with stopped(server, name):
         began = time.monotonic()
@@ -157,8 +160,10 @@ async def test_a_server_that_hangs_is_broken_off(ledger: Ledger, server: Server,
                 await asyncio.sleep(0.1)
     await ledger.save(PAIR_RUNNING, at=NOON)
     assert await ledger.living() == (PAIR_RUNNING,)
+    gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_closing_while_the_server_hangs(server: Server, name: str, times: Any) -> None:
     ledger = times.make_ledger(server.url(name))
     await ledger.open()
@@ -169,6 +174,14 @@ async def test_closing_while_the_server_hangs(server: Server, name: str, times: 
             await ledger.close()
         with pytest.raises(LedgerFault):
             await saving
+    await asyncio.to_thread(_join_ledgers)
+    gc.collect()  # psycopg leaves a connection that could not be made to the garbage collector
+
+
+def _join_ledgers() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("ledger-"):
+            thread.join(SOON_SECONDS)
 
 
 async def test_a_session_that_an_admin_ends_is_replaced(ledger: Ledger, server: Server, name: str) -> None:

@@ -133,7 +133,12 @@ class LeaseService:
             return await self._allocator.acquire(request)
 
     async def patch(self, lease: Lease) -> ContainerPatch:
-        """What the lease changes in its container; its folder is on disk before this returns."""
+        """What the lease changes in its container; its folder is on disk before this returns.
+
+        Waits for the way by which devices get into containers: the first round may have placed the lease
+        before that is known. Raises Refusal, or a Fault.
+        """
+        await self._wait_ready()
         if self._parts.prepare is not None:
             await self._parts.prepare(lease)
         await self._parts.folders.write(lease)
