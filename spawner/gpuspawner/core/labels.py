@@ -24,6 +24,8 @@ _MODE = "gpuspawner.mode"
 """How the lease holds its devices; without it whole. The next two are there for a slice only."""
 _MEMORY = "gpuspawner.memory-bytes"
 _COMPUTE = "gpuspawner.compute-percent"
+MEMORY_LIMIT = "gpuspawner.mem-limit-bytes"
+"""How much main memory the lab may use; where there is a limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.leases.containers import ContainerEvent, EventsConnected
+from gpuspawner.broker.leases.memory_notice import sentence
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState
@@ -398,6 +399,17 @@ async def test_a_clock_that_is_wrong_after_a_reboot_charges_no_more_than_since_b
         await bench.service.reconcile()
         assert await second.gpu_seconds("anna", NOON) == 10.0
     await second.close()
+
+
+async def test_out_of_memory_is_told_to_the_holder(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        bench.service.on_event(bench.put(grant.lease))
+        await bench.become(anna="running")
+        bench.service.on_event(ContainerEvent("oom", "c1", grant.lease.id, mem_limit_bytes=8 << 30))
+        while not (lease := bench.allocator.lease(grant.lease.id)) or not lease.notice:
+            await asyncio.sleep(0.01)
+        assert lease.notice == sentence(8 << 30)
+        assert bench.states() == {"anna": "running"}
 
 
 # Several brokers with one database.

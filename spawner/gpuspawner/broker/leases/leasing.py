@@ -27,6 +27,7 @@ from .allocator import Allocator
 from .containers import Container, ContainerEvent, Engine, EventsConnected
 from .folders import Folders
 from .logline import container_context
+from .memory_notice import OUT_OF_MEMORY, MemoryNotices
 from .reconcile import Adopt, Charge, Facts, Release, Remove, SetRunning, Step, plan, unknown_ids
 from .removals import Removals
 from .watch import Watch
@@ -72,6 +73,7 @@ class LeaseService:
         self._engine = parts.engine
         self.log = log
         self.ready = asyncio.Event()
+        self._memory = MemoryNotices(self._allocator.lease, self.tell)
         """Set once Docker was compared with the ledger: before, nothing new is given out."""
         self._holds: dict[str, int] = {}
         self._restored: set[str] = set()
@@ -297,6 +299,9 @@ class LeaseService:
 
     async def _follow(self, event: ContainerEvent) -> None:
         """Docker's word that a container was started is enough to guard it; then its lease is looked at."""
+        if event.action == OUT_OF_MEMORY:
+            self.spawn(self._memory.show(event.lease_id, event.mem_limit_bytes), "events")
+            return
         lease = self._allocator.lease(event.lease_id)
         if event.action == "start" and lease is not None and states.can(lease.state, Event.START):
             with suppress(LeaseConflict):  # it has changed meanwhile
