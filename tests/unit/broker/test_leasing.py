@@ -86,7 +86,7 @@ async def test_a_new_spawn_ends_the_older_lease_of_its_server(bench: Bench) -> N
             while old.lost is None:
                 await asyncio.sleep(0.01)
             assert old.lost.message == (
-                "The lease of this server has ended (the server is started anew): start the server again"
+                "The lease of this server has ended (the server is started again): start the server again"
             )
 
 
@@ -468,3 +468,17 @@ async def test_a_broker_that_lost_its_id_takes_over_what_runs(pair: tuple[Bench,
     )  # fmt: skip
     assert [each.id for each in await after.ledger.living()] == [lease.id]
     assert await before.ledger.living() == ()
+
+
+async def test_a_lease_placed_by_the_first_round_waits_for_the_way_into_its_container(bench: Bench) -> None:
+    """The round places it, and only then the broker finds out how devices get into containers."""
+    lease = await bench.allocator.acquire(bench.request(1))
+    bench.service.ready.clear()
+    patch = asyncio.create_task(bench.service.patch(lease))
+    await asyncio.sleep(0.05)
+    assert (patch.done(), bench.folders.written) == (False, {})
+    bench.service.ready.set()
+    assert (await patch).env == {"GPUSPAWNER_LEASE": lease.id}
+    bench.service.ready.clear()
+    with pytest.raises(BrokerUnavailable, match="can't reach Docker yet"):
+        await bench.service.patch(lease)

@@ -33,7 +33,7 @@ from .removals import Removals
 from .watch import Watch
 
 RESTORE_SECONDS = 3.0
-"""After a restart of the broker a hub has this long to take up its holds again: it tries five times a
+"""After a restart of the broker a hub has this long to open its holds again: it tries five times a
 second, and an orphan must be gone within 5 s."""
 READY_SECONDS = 5.0
 SUPERSEDE_SECONDS = 10.0
@@ -135,7 +135,12 @@ class LeaseService:
             return await self._allocator.acquire(request)
 
     async def patch(self, lease: Lease) -> ContainerPatch:
-        """What the lease changes in its container; its folder is on disk before this returns."""
+        """What the lease changes in its container; its folder is on disk before this returns.
+
+        Waits for the way by which devices get into containers: the first round may have placed the lease
+        before that is known. Raises Refusal, or a Fault.
+        """
+        await self._wait_ready()
         if self._parts.prepare is not None:
             await self._parts.prepare(lease)
         await self._parts.folders.write(lease)
@@ -240,7 +245,7 @@ class LeaseService:
             self.spawn(self._follow(item), "events")
 
     async def set_health(self, health: DeviceHealth) -> None:
-        """A device was withdrawn or came back: its holders are told. A fault is for the caller to retry."""
+        """A device went out of service or came back: tell its users. After a fault, call again."""
         for lease in await self._allocator.set_health(health):
             await self._parts.folders.write(lease)
 
@@ -258,7 +263,7 @@ class LeaseService:
     # ---- start and end
 
     def restore(self) -> None:
-        """Marks the leases that were read from the ledger: their hubs may take up their holds again."""
+        """Marks the leases that were read from the ledger: their hubs may open their holds again."""
         self._restored = {lease.id for lease in self._allocator.leases() if lease.state in states.UNSETTLED}
         self._uncharged = {
             lease.id for lease in self._allocator.leases() if lease.id in self._parts.ledger.uncharged
@@ -330,7 +335,7 @@ class LeaseService:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + SUPERSEDE_SECONDS
         while not await self.release(
-            lease.id, "the server is started anew", wait_seconds=max(0.0, deadline - loop.time())
+            lease.id, "the server is started again", wait_seconds=max(0.0, deadline - loop.time())
         ):
             if loop.time() > deadline:
                 raise BrokerUnavailable(
