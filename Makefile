@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help hub test check test-unit test-nightly test-gpu bench images bundle lock engine clean-demo venv
+.PHONY: help hub test test-all test-slow check test-unit test-nightly test-gpu bench images bundle lock engine clean-demo venv
 
 ifdef PY
 venv:
@@ -16,6 +16,10 @@ venv:
 endif
 ON_PATH = PATH="$(CURDIR)/.cache/proxy/node_modules/.bin:$(CURDIR)/.venv/bin:$$PATH"
 PYTEST = $(ON_PATH) $(PY) -m pytest
+# Files run beside each other, the tests of a file one after the other: a file may share one hub. Most of
+# them wait for Docker or a hub, so that one more than the cores is not too many.
+WORKERS ?= 3
+PARALLEL = -n $(WORKERS) --dist loadfile
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,9 +27,15 @@ help: ## this list
 hub: venv ## set up what is missing and start the hub; Ctrl-C stops it
 	@exec $(PY) -m setup.hub
 
-test: venv ## set up what is missing and run every test of this machine
+test: check ## lint, types, and every test of this machine but the slow ones, setting up what is missing
 	@$(PY) -m setup.ready proxy engine programs cdi images </dev/null
-	@$(PYTEST) $(ARGS) </dev/null
+	@$(PYTEST) -m "not slow" $(PARALLEL) $(ARGS) </dev/null
+
+test-slow: venv ## the slow rest: images built in every way, every starter in every image
+	@$(PY) -m setup.ready proxy engine programs cdi images </dev/null
+	@$(PYTEST) -m slow $(PARALLEL) $(ARGS) </dev/null
+
+test-all: test test-slow ## both, as CI runs them
 
 check: venv ## lint and types
 	@$(PY) -m ruff check .

@@ -20,6 +20,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from gpuspawner import check_settings
 from gpuspawner.hub.network import gateway_of
 
 c = get_config()  # noqa: F821  (JupyterHub and the broker define it)
@@ -116,3 +117,6 @@ c.JupyterHub.cleanup_servers = False
 c.JupyterHub.db_url = f"sqlite:///{state_dir / 'jupyterhub.sqlite'}"
 c.JupyterHub.cookie_secret_file = str(state_dir / "cookie_secret")
 c.JupyterHub.pid_file = str(state_dir / "hub.pid")
+
+# 9. A setting that can't be used keeps the hub from starting, with a sentence that says what to do.
+check_settings(c)

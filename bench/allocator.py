@@ -26,6 +26,7 @@ from typing import Any
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.model import Device, GpuRequest, Lease, LeaseState
+from gpuspawner.core.want import Want
 from rich.console import Console
 from rich.table import Table
 
@@ -64,10 +65,9 @@ def past_lease(number: int, device: Device | None, rest: LeaseState, now: dateti
         server="",
         tier="gpu",
         state=rest if device is None else LeaseState.RUNNING,
-        device_count=1,
+        want=Want(1, (None, "H100", "A100")[number % 3]),
         created_at=now,
         since=now,
-        model=(None, "H100", "A100")[number % 3],
         device_uuids=() if device is None else (device.uuid,),
         memory_bytes=0 if device is None else device.memory_bytes,
     )
@@ -93,7 +93,7 @@ async def measure(folder: Path, count: int, load: str, rounds: int) -> Times:
     ids = (f"{number:032x}" for number in itertools.count(LEASES))
     oldest = [lease.id for lease in allocator.leases() if lease.state is LeaseState.RUNNING]
     for number in range(rounds):
-        asked = GpuRequest(next(ids), "hub", f"new-{number}", "", "gpu", 1, (None, "H100")[number % 2])
+        asked = GpuRequest(next(ids), "hub", f"new-{number}", "", "gpu", Want(1, (None, "H100")[number % 2]))
         lease = await timed(times["acquire"], allocator.acquire(asked))
         if load == "queue":
             # The newcomer waits; somebody else ends, and the head of the queue gets the device.

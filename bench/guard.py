@@ -25,7 +25,7 @@ import rich
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpuspawner.node.guard.guard import Guard, GuardEvent
-from gpuspawner.node.guard.judge import Orders, Quota
+from gpuspawner.node.guard.judge import Quota, QuotaPlan
 from gpuspawner.node.inventory import Inventory, NvmlInventory
 from gpuspawner.node.processes import Process, ProcessTable
 
@@ -58,7 +58,7 @@ class _InContainers(ProcessTable):
         return replace(found, container_ids=(f"{found.pid // 25:064x}",))
 
 
-async def cpu_percent(inventory: Inventory, orders: Orders, seconds: float) -> tuple[float, float]:
+async def cpu_percent(inventory: Inventory, plan: QuotaPlan, seconds: float) -> tuple[float, float]:
     """CPU of one core that this process takes with the guard, and without, in percent."""
 
     async def on_event(event: GuardEvent) -> None:
@@ -68,7 +68,7 @@ async def cpu_percent(inventory: Inventory, orders: Orders, seconds: float) -> t
     for guarded in (False, True):
         guard = Guard(inventory, on_event)
         if guarded:
-            await guard.start(orders)
+            await guard.start(plan)
         await asyncio.sleep(1)
         cpu, wall = time.process_time(), time.monotonic()
         await asyncio.sleep(seconds)
@@ -96,7 +96,7 @@ def scripted_run(count: int, gpus: int, seconds: float) -> tuple[float, float]:
                 for uuid in uuids
             )
             inventory = NvmlInventory()
-            found = asyncio.run(cpu_percent(inventory, Orders(quotas), seconds))
+            found = asyncio.run(cpu_percent(inventory, QuotaPlan(quotas), seconds))
             inventory.close()
     return found
 
@@ -111,10 +111,10 @@ def main() -> int:
     wanted = parser.parse_args()
     if wanted.nvml == "real":
         inventory = NvmlInventory()
-        orders = Orders(tuple(Quota("none", "0" * 64, each.uuid, 1 << 60) for each in inventory.devices()))
-        share, alone = asyncio.run(cpu_percent(inventory, orders, wanted.seconds))
+        plan = QuotaPlan(tuple(Quota("none", "0" * 64, each.uuid, 1 << 60) for each in inventory.devices()))
+        share, alone = asyncio.run(cpu_percent(inventory, plan, wanted.seconds))
         inventory.close()
-        what = f"{len(orders.quotas)} real GPUs"
+        what = f"{len(plan.quotas)} real GPUs"
     else:
         import gpuspawner.node.guard.guard as module
 

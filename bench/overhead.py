@@ -21,8 +21,10 @@ from pathlib import Path
 
 import rich
 from gpuspawner.core.errors import Refusal
+from gpuspawner.core.labels import Owner
 from gpuspawner.core.model import GpuRequest
-from gpuspawner.hub.container import ContainerFacts, Owner, plan
+from gpuspawner.core.want import Want
+from gpuspawner.hub.container import ContainerFacts, plan
 from gpuspawner.protocol.client import BrokerClient
 from rich.table import Table
 from spawn import percentile
@@ -53,7 +55,7 @@ def running_broker(folder: Path) -> Iterator[Path]:
 async def one(client: BrokerClient, number: int) -> tuple[float, float]:
     """Seconds until the container's settings are known, and of the fence; the lease is given back."""
     begin = time.perf_counter()
-    request = GpuRequest(uuid.uuid4().hex, "bench", f"user-{number}", "", "gpu", 1)
+    request = GpuRequest(uuid.uuid4().hex, "bench", f"user-{number}", "", "gpu", Want(1))
     async with client.acquire(request, lambda *_: None) as grant:
         facts = ContainerFacts(
             name=f"lab-{number}",

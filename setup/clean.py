@@ -7,6 +7,7 @@ import sys
 
 import docker
 from docker.errors import APIError, DockerException
+from gpuspawner.core import labels
 
 from setup.demo import lock, read_demo
 from setup.steps import SetupError, step
@@ -32,7 +33,7 @@ def clean(name: str, homes: bool) -> None:
     try:
         client = docker.from_env(timeout=60)
         with step("notebooks") as current:
-            containers = client.containers.list(all=True, filters={"label": f"gpuspawner.hub={name}"})
+            containers = client.containers.list(all=True, filters={"label": f"{labels.HUB}={name}"})
             for container in containers:
                 container.remove(force=True)
             current.note = f"{len(containers)} ended"

@@ -46,6 +46,8 @@ class Wire:
         self.bytes_per_second: int | None = None
         self.stuck_after_bytes: int | None = None
         """So much of what the registry sends comes through on each connection, and then nothing more."""
+        self.sent_bytes = 0
+        """What the registry has sent to Docker, over all connections."""
         self._upstream = upstream
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -108,6 +110,7 @@ class Wire:
                 writer.write(data)
                 await writer.drain()
                 sent += len(data)
+                self.sent_bytes += len(data) if limited else 0
                 if limited and self.bytes_per_second:
                     await asyncio.sleep(len(data) / self.bytes_per_second)
         if writer.can_write_eof():

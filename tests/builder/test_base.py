@@ -22,7 +22,7 @@ from setup.steps import SetupError, step
 
 from .registry import running_registry
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from tests.docker.engine import SecondEngine, missing, second_engine
 
 pytestmark = [
     pytest.mark.docker,
+    pytest.mark.slow,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
     pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare on this machine"),
 ]

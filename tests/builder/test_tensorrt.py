@@ -22,7 +22,7 @@ from setup.steps import SetupError
 from .conftest import lines
 from .packageindex import add_source, add_wheel, served
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 TENSORRT = next(image for image in read_table().images if image.name == "lab-tensorrt")
 PINS = pins_of(TENSORRT.folder / TENSORRT.lock)

@@ -14,7 +14,7 @@ from pathlib import Path
 import docker
 import docker.errors
 import pytest
-from gpuspawner.core.model import BROKER_LABEL
+from gpuspawner.core.labels import broker_label
 from gpuspawner.protocol.client import BrokerClient
 
 from tests.docker.faulty_docker import FaultyDocker
@@ -71,6 +71,9 @@ async def place(
         print(hub_log.read_text() if hub_log.exists() else "")
         await client.close()
         zygote.kill_children()
-        for item in engine.containers(all=True, filters={"label": f"{BROKER_LABEL}={folder}"}):
+        for item in engine.containers(
+            all=True,
+            filters={"label": [f"{key}={value}" for key, value in broker_label(str(folder)).items()]},
+        ):
             remove(engine, item["Id"])
     shutil.rmtree(folder, ignore_errors=True)

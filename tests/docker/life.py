@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import docker
 import docker.errors
 from gpuspawner.core.model import ContainerPatch, GpuRequest
+from gpuspawner.core.want import Want
 from gpuspawner.protocol.client import BrokerClient, Grant
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ class Server:
     @asynccontextmanager
     async def spawning(self) -> AsyncIterator[Grant]:
         """The spawn up to `ready`; the hold closes at the end of the block."""
-        request = GpuRequest(self.lease_id, self.hub, self.user, "", "gpu", self.device_count)
+        request = GpuRequest(self.lease_id, self.hub, self.user, "", "gpu", Want(self.device_count))
         self.at_step("acquire", "before")
         async with self.client.acquire(request, lambda *place: self.queued.append(place[2])) as grant:
             self.at_step("acquire", "after")

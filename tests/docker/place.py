@@ -17,7 +17,7 @@ from typing import Any
 
 import docker
 from gpuspawner.core.errors import BrokerUnavailable
-from gpuspawner.core.model import BROKER_LABEL, LEASE_LABEL
+from gpuspawner.core.labels import LEASE, broker_label
 from gpuspawner.protocol.client import BrokerClient
 
 from tests.docker.faulty_docker import FaultyDocker
@@ -176,7 +176,10 @@ class Place:
     def containers(self) -> dict[str, str]:
         """This place's containers: the name's last part and the state."""
         found = self.engine.containers(
-            all=True, filters={"label": [LEASE_LABEL, f"{BROKER_LABEL}={self.folder}"]}
+            all=True,
+            filters={
+                "label": [LEASE, *(f"{key}={value}" for key, value in broker_label(str(self.folder)).items())]
+            },
         )
         return {item["Names"][0].rsplit("-", 1)[1]: item["State"] for item in found}
 

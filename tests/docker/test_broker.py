@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from gpuspawner.core.errors import BrokerUnavailable, LeaseConflict, NoCapacity, QueueTimeout
 from gpuspawner.core.model import GpuRequest
+from gpuspawner.core.want import Want
 from gpuspawner.protocol.client import BrokerClient
 
 from tests.docker.faulty_docker import Rule
@@ -298,7 +299,7 @@ async def test_a_late_container_of_a_closed_lease_is_removed(place: Place) -> No
 
 async def test_confirm_refuses_what_is_not_held(place: Place) -> None:
     await place.start()
-    request = GpuRequest(uuid.uuid4().hex, "hub", "anna", "", "gpu", 1)
+    request = GpuRequest(uuid.uuid4().hex, "hub", "anna", "", "gpu", Want(1))
     with pytest.raises(LeaseConflict):
         await place.client.confirm(request.lease_id)
     async with place.client.acquire(request, lambda *_: None):

@@ -15,7 +15,7 @@ from pathlib import Path
 import docker
 import pytest
 from gpuspawner.node.guard.guard import Guard, GuardEvent, GuardSettings
-from gpuspawner.node.guard.judge import Offence, Orders, Quota, Rules
+from gpuspawner.node.guard.judge import Offence, Quota, QuotaPlan, Rules
 from gpuspawner.node.inventory import NvmlInventory
 from gpuspawner.node.processes import ProcessTable
 
@@ -83,7 +83,7 @@ class Lab:
             self.events.append(event)
 
         guard = Guard(self.inventory, on_event)
-        await guard.start(Orders(quotas, **more))
+        await guard.start(QuotaPlan(quotas, **more))
         try:
             yield guard
             assert guard.failures == 0
@@ -225,16 +225,16 @@ async def test_who_is_not_ours_is_left_alone(lab: Lab, caplog: pytest.LogCapture
 
 async def test_no_lease_for_the_device_and_round_mps(lab: Lab) -> None:
     anna, ben = lab.box(), lab.box()
-    intruder, round_mps, client = anna.sleeper("intruder"), ben.sleeper("round"), ben.sleeper("client")
+    intruder, bypassed_mps, client = anna.sleeper("intruder"), ben.sleeper("round"), ben.sleeper("client")
     lab.script.process(intruder, 1 * GIB, gpu=1)
-    lab.script.process(round_mps, 1 * GIB, gpu=1)
+    lab.script.process(bypassed_mps, 1 * GIB, gpu=1)
     lab.script.process(client, 1 * GIB, gpu=1, mps=1)
     async with lab.guarding(quota(anna), quota(ben, device=B, mps_required=True)):
         took = await lab.until_events(2)
     assert took < 3.5
     found = {(each.offence, each.pid, each.lease_id, each.over_bytes) for each in lab.events}
     lease = f"lease-of-{ben.id[:4]}"
-    assert found == {(Offence.NO_LEASE, intruder, None, None), (Offence.ROUND_MPS, round_mps, lease, 0)}
+    assert found == {(Offence.NO_LEASE, intruder, None, None), (Offence.BYPASSED_MPS, bypassed_mps, lease, 0)}
     assert alive(client)
 
 
@@ -326,7 +326,7 @@ async def test_one_in_a_paused_container_is_told_of_once_and_ends_when_that_goes
         lab.events.append(event)
 
     guard = Guard(lab.inventory, on_event, settings=GuardSettings(Rules(settle_seconds=0.3)))
-    await guard.start(Orders((quota(anna),)))
+    await guard.start(QuotaPlan((quota(anna),)))
     await lab.until_events(1)
     await asyncio.sleep(2.5)
     lab.engine.unpause(anna.id)
@@ -354,12 +354,12 @@ async def test_orders_change_while_it_runs(lab: Lab) -> None:
     pid = anna.sleeper("kernel")
     lab.script.process(pid, 9 * GIB, gpu=1)
     async with lab.guarding() as guard:
-        guard.set_orders(Orders((replace(quota(anna, 16, B)),)))
+        guard.set_plan(QuotaPlan((replace(quota(anna, 16, B)),)))
         await asyncio.sleep(2.6)
         assert lab.events == []
-        guard.set_orders(Orders((quota(anna, 8, B),)))
+        guard.set_plan(QuotaPlan((quota(anna, 8, B),)))
         await lab.until_events(1)
-        guard.set_orders(Orders())
+        guard.set_plan(QuotaPlan())
     assert [event.device_uuid for event in lab.events] == [B]
 
 
@@ -375,7 +375,7 @@ async def test_a_handler_that_fails_stops_nothing(lab: Lab, caplog: pytest.LogCa
     for pid in pids:
         lab.script.process(pid, 20 * GIB)
     guard = Guard(lab.inventory, on_event)
-    await guard.start(Orders((quota(anna),)))
+    await guard.start(QuotaPlan((quota(anna),)))
     await asyncio.to_thread(lambda: [waited(lambda pid=pid: not alive(pid)) for pid in pids])
     await asyncio.sleep(0.1)
     await guard.stop()

@@ -17,6 +17,7 @@ import pytest
 from docker.errors import APIError
 from gpuspawner.core.errors import ConfigError
 from gpuspawner.core.model import Lease, LeaseState
+from gpuspawner.core.want import Want
 from gpuspawner.node.injection import (
     EngineFacts,
     Injection,
@@ -96,7 +97,7 @@ def lease_of(*uuids: str) -> Lease:
         server="",
         tier="gpu",
         state=LeaseState.RESERVED,
-        device_count=len(uuids),
+        want=Want(len(uuids)),
         created_at=NOW,
         since=NOW,
         device_uuids=uuids,

@@ -95,7 +95,7 @@ async def test_a_newer_image_of_the_same_name(
     registry.push(lab.partition("/")[2], tiny_image, MEGABYTE)
     engine.tag(old, *lab.rsplit(":", 1))
     started = spawner(policy)
-    started.pulls._pulled_at.clear()
+    started.shared.pulls.forget_pulled()
     new = (await started.pull_image(lab))["Id"]
     assert (new != old) == (policy == "always")
 
@@ -103,20 +103,21 @@ async def test_a_newer_image_of_the_same_name(
 async def test_always_doesnt_pull_again_for_each_of_a_class(registry: Registry, lab: str) -> None:
     started = spawner("always")
     begun: list[str] = []
-    pull = started.pulls.pull
+    pulls = started.shared.pulls
+    pull = pulls.pull
 
     async def counted(image: str, *rest: Any) -> None:
         begun.append(image)
         await pull(image, *rest)
 
-    started.pulls.pull = counted  # type: ignore[method-assign]
+    pulls.pull = counted  # type: ignore[method-assign]
     documents = await asyncio.gather(*(started.pull_image(lab) for _ in range(30)))
     assert len({document["Id"] for document in documents}) == 1
     before = len(begun)
     registry.wire.cut()  # within a minute nobody asks the registry again
     await asyncio.gather(*(started.pull_image(lab) for _ in range(30)))
     assert len(begun) == before
-    started.pulls._pulled_at.clear()
+    started.shared.pulls.forget_pulled()
     with pytest.raises(StartFault) as fault:
         await started.pull_image(lab)
     assert str(fault.value).endswith(
@@ -168,7 +169,7 @@ async def test_a_pull_that_is_stuck_ends_in_time_and_the_next_works(registry: Re
     with pytest.raises(StartFault) as fault:
         await spawner(pull_silence=3).pull_image(lab)
     assert fault.value.reason == "pull_stalled"
-    assert "Nothing came for 3 seconds: try again, what has come is kept." in str(fault.value)
+    assert "No data came for 3 seconds: try again; the layers that have arrived are kept." in str(fault.value)
     assert time.monotonic() - begun < 12
     registry.wire.mend()
     assert (await asyncio.wait_for(spawner().pull_image(lab), 20))["RepoTags"] == [lab]
@@ -184,8 +185,29 @@ async def test_a_cancelled_pull_goes_on_and_is_joined(
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     await spawner().pull_image(lab)
-    assert [record.getMessage() for record in caplog.records].count(f"Pulling image {lab}") == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count(f"Pulling image {lab} user=nobody") == 1
     assert registry.here(lab)
+
+
+async def test_a_pull_that_nobody_waits_for_is_given_up_and_docker_stops(
+    registry: Registry, lab: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    registry.wire.bytes_per_second = MEGABYTE // 2  # it trickles: silence alone would not end it
+    left = asyncio.create_task(spawner(pull_unattended=0.5).pull_image(lab))
+    await asyncio.sleep(1.5)
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    await asyncio.sleep(2)
+    assert f"Gave up pulling image {lab}: nobody waits for it user=nobody" in caplog.messages
+    before = registry.wire.sent_bytes
+    assert before > 0
+    await asyncio.sleep(1.5)
+    assert registry.wire.sent_bytes == before
+    assert not registry.here(lab)
+    registry.wire.mend()
+    assert (await spawner().pull_image(lab))["RepoTags"] == [lab]
 
 
 async def test_what_is_missing_is_pulled_beforehand(registry: Registry, lab: str, tiny_image: str) -> None:

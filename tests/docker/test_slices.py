@@ -24,6 +24,7 @@ import pytest
 from gpuspawner.broker.app import GpuBroker
 from gpuspawner.core.errors import NoCapacity
 from gpuspawner.core.model import GpuRequest, Mode
+from gpuspawner.core.want import Want
 from gpuspawner.node.injection import Injection
 from gpuspawner.node.mps.control import find_all, find_daemon, pipes_of, place_of
 from gpuspawner.node.processes import ProcessTable
@@ -87,10 +88,10 @@ class Site:
             await running
 
     def request(self, user: str, **more: Any) -> GpuRequest:
-        base = GpuRequest(
-            uuid.uuid4().hex, "hub", user, "", "slice", 1, mode=Mode.SLICE, slice_memory_bytes=8 * GIB
-        )
-        return replace(base, **more)
+        """A slice of 8 GiB, or what `more` says of tier and want."""
+        tier = more.pop("tier", "slice")
+        want = replace(Want(1, mode=Mode.SLICE, memory_bytes=8 * GIB), **more)
+        return GpuRequest(uuid.uuid4().hex, "hub", user, "", tier, want)
 
     async def start(self, user: str, **more: Any) -> tuple[Grant, Box]:
         """A student's server, as the spawner starts it."""
@@ -157,10 +158,10 @@ async def slice_site(
 async def site(
     engine: docker.APIClient, tiny_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Site]:
-    async def probe(self: GpuBroker, late: object = ()) -> Injection:
+    async def way_in(*_: object) -> Injection:
         return Injection.NONE  # there is nothing to inject
 
-    monkeypatch.setattr(GpuBroker, "_probe", probe)
+    monkeypatch.setattr("gpuspawner.node.local.LocalNode.way_in", way_in)
     async with slice_site(engine, tiny_image, tmp_path, monkeypatch) as site:
         monkeypatch.setattr("gpuspawner.node.mps.control.RUN_DIR", site.folder / "run")
         yield site
@@ -223,7 +224,7 @@ async def test_two_students_on_one_gpu_and_the_one_who_takes_too_much(site: Site
         outside = ben_box.sleeper("outside")
         site.script.process(outside, GIB)
         await until(lambda: not alive(outside), 8)
-        await until(lambda: "went round MPS" in site.notice(ben))
+        await until(lambda: "bypassed MPS" in site.notice(ben))
         # The daemon dies: both are told; it is back at once.
         os.kill(daemon.pid, signal.SIGKILL)
         await until(lambda: "runs again: restart your kernel" in site.notice(anna), 10)
@@ -234,7 +235,7 @@ async def test_a_gpu_that_is_read_late_is_guarded_and_leased_from_then_on(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It could not be read in the moment in which the broker was started anew."""
-    monkeypatch.setattr("gpuspawner.broker.enforce.late.LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("gpuspawner.node.local.LOOK_SECONDS", 0.3)
     async with site.broker():
         anna, anna_box = await site.start("anna")
         await until(lambda: _running(site, 1))
@@ -260,7 +261,7 @@ async def test_a_gpu_that_is_read_late_is_guarded_and_leased_from_then_on(
 async def test_a_lost_ledger_is_made_again_from_the_labels(site: Site) -> None:
     async with site.broker():
         await site.start("anna")
-        await site.start("ben", tier="small", slice_memory_bytes=4 * GIB, slice_compute_percent=10.0)
+        await site.start("ben", tier="small", memory_bytes=4 * GIB, compute_percent=10.0)
         await until(lambda: _running(site, 2))
     for path in site.folder.glob("ledger.sqlite*"):
         path.unlink()
@@ -268,7 +269,7 @@ async def test_a_lost_ledger_is_made_again_from_the_labels(site: Site) -> None:
         await until(lambda: _running(site, 2))
         assert sorted(await site.shares()) == [("anna", 8 * GIB, 25.0), ("ben", 4 * GIB, 10.0)]
         with pytest.raises(NoCapacity, match="a slice of 20 GiB of a GPU, and this machine has none"):
-            await site.start("carl", slice_memory_bytes=20 * GIB)
+            await site.start("carl", memory_bytes=20 * GIB)
 
 
 async def _running(site: Site, count: int) -> bool:

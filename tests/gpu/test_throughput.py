@@ -20,7 +20,7 @@ from typing import Any
 import docker
 import pytest
 from gpuspawner.node.mps.control import find_program
-from gpuspawner.node.mps.daemon import MPS_MOUNT
+from gpuspawner.node.mps.patch import MPS_MOUNT
 from lab import inspected
 from running import System
 from webclient import Client, logged_in, start, stop, whole_status

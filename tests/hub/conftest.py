@@ -15,6 +15,7 @@ from pathlib import Path
 import docker
 import docker.errors
 import pytest
+from gpuspawner.hub.docker import calls_of
 from gpuspawner.hub.network import ensure_network
 
 from tests.hub.hubprocess import DOCKER_SOCKET, NAME, SUBNET, HubProcess, ProxyThread
@@ -141,7 +142,7 @@ def hub(
     The module may set HUB_ENVIRONMENT.
     """
     _put_proxy_on_path()
-    ensure_network(engine, NAME, SUBNET)
+    ensure_network(calls_of(engine), NAME, SUBNET)
     folder = Path(tempfile.mkdtemp(prefix="gh-"))
     process = HubProcess(folder, docker_proxy.proxy.host, **getattr(request.module, "HUB_ENVIRONMENT", {}))
     process.remove_containers()

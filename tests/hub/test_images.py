@@ -96,7 +96,7 @@ async def test_five_users_share_a_pull_one_leaves_and_it_goes_on(hub: HubProcess
     registry.wire.mend()
     spawned = await asyncio.gather(*starts)
     assert [start.ready for start in spawned] == [False, True, True, True, True]
-    assert hub.log.count(f"] Pulling image {image}\n") == 1
+    assert hub.log.count(f"] Pulling image {image} user=") == 1
     assert (await hub.spawn(users[0], {"profile": "cpu", "image": image})).ready
     for user in users:
         await hub.stop_server(user)
@@ -121,7 +121,7 @@ async def test_what_isnt_allowed_is_refused_by_all_ways_with_what_is(
         page = await browser.post_spawn("/hub/spawn", {"profile": "cpu", "image": "", "image_typed": image})
         assert browser.status == 400
         assert "isn&#39;t allowed here." in page
-        assert f'value="{image}" autocomplete="off"' in page  # to be mended
+        assert f'value="{image}" autocomplete="off"' in page  # to be corrected
         await browser.get(f"/hub/spawn?opt-profile=cpu&opt-image={image}")
         assert browser.status == 400
     assert hub.containers("mallory") == []
@@ -153,7 +153,7 @@ async def test_a_stuck_and_a_missing_registry_end_in_a_sentence(hub: HubProcess,
         return (spawned.body or spawned.messages[-1]).removeprefix("Spawn failed: ")
 
     assert (await refusal()).startswith(
-        f"The image {image} isn't here and could not be pulled. Nothing came for 5 seconds: try again"
+        f"The image {image} isn't here and could not be pulled. No data came for 5 seconds: try again"
     )
     registry.wire.cut()
     said = await refusal()

@@ -15,7 +15,8 @@ import docker.errors
 import pytest
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.hub.container import ContainerPlan
-from gpuspawner.hub.network import ensure_network, place
+from gpuspawner.hub.docker import calls_of
+from gpuspawner.hub.network import ensure_network
 from gpuspawner.hub.spawner import GpuDockerSpawner
 from traitlets.config import Config
 
@@ -44,6 +45,12 @@ def missing(engine: docker.APIClient, images: None) -> Iterator[docker.APIClient
     remove()
 
 
+async def repaired(spawner: GpuDockerSpawner, fault: EngineFault, container: str) -> bool:
+    """Whether the spawner's network takes the container now."""
+    repair = spawner.lab_network.repair
+    return await spawner.shared.docker.run(lambda call: repair(call, fault, container))
+
+
 async def test_a_start_makes_the_network_that_somebody_pruned(missing: docker.APIClient) -> None:
     config = Config({"GpuDockerSpawner": {"network_name": NETWORK, "subnet": SUBNET}})
     spawner = GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
@@ -51,10 +58,10 @@ async def test_a_start_makes_the_network_that_somebody_pruned(missing: docker.AP
     missing.create_container(IMAGE, name=NETWORK, host_config=host)
     with pytest.raises(EngineFault) as fault:
         await spawner.docker("start", NETWORK)
-    assert await spawner.mend_network(fault.value, NETWORK)
+    assert await repaired(spawner, fault.value, NETWORK)
     await spawner.docker("start", NETWORK)
     container = missing.inspect_container(NETWORK)
-    assert spawner.address_of(container) == (SECOND, 8888)
+    assert spawner.lab_network.address_of(container) == (SECOND, 8888)
     options = missing.inspect_network(NETWORK)["Options"]
     assert options["com.docker.network.bridge.enable_icc"] == "false"
 
@@ -62,8 +69,8 @@ async def test_a_start_makes_the_network_that_somebody_pruned(missing: docker.AP
 async def test_a_start_takes_another_address_where_docker_holds_its_own(missing: docker.APIClient) -> None:
     config = Config({"GpuDockerSpawner": {"network_name": NETWORK, "subnet": SUBNET}})
     spawner = GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
-    ensure_network(missing, NETWORK, SUBNET)
-    networking = place(missing, NETWORK, SUBNET)
+    ensure_network(calls_of(missing), NETWORK, SUBNET)
+    networking = spawner.lab_network.endpoint(calls_of(missing))
     assert networking is not None
     ids = []
     try:
@@ -76,9 +83,9 @@ async def test_a_start_takes_another_address_where_docker_holds_its_own(missing:
         missing.start(ids[0])
         with pytest.raises(EngineFault) as fault:
             await spawner.docker("start", ids[1])
-        assert await spawner.mend_network(fault.value, ids[1])
+        assert await repaired(spawner, fault.value, ids[1])
         await spawner.docker("start", ids[1])
-        first, second = (spawner.address_of(missing.inspect_container(each))[0] for each in ids)
+        first, second = (spawner.lab_network.address_of(missing.inspect_container(each))[0] for each in ids)
         assert ip_address(second) in ip_network(SUBNET)
         assert first != second
     finally:
@@ -90,7 +97,7 @@ async def test_a_network_of_extra_host_config_is_the_only_one(missing: docker.AP
     """Docker (20.10, 28.5) joins the network of an address that is asked for, whatever the mode says."""
     config = Config({"GpuDockerSpawner": {"network_name": NETWORK, "subnet": SUBNET}})
     spawner = GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
-    ensure_network(missing, NETWORK, SUBNET)
+    ensure_network(calls_of(missing), NETWORK, SUBNET)
     networks = []
     for mode in (NETWORK, "none"):
         plan = ContainerPlan({"image": IMAGE, "name": NETWORK}, {"network_mode": mode}, ())
@@ -101,12 +108,12 @@ async def test_a_network_of_extra_host_config_is_the_only_one(missing: docker.AP
     assert networks == [[NETWORK], ["none"]]
 
 
-async def test_another_fault_of_a_start_is_not_mended(missing: docker.APIClient) -> None:
+async def test_another_fault_of_a_start_is_left_alone(missing: docker.APIClient) -> None:
     config = Config({"GpuDockerSpawner": {"network_name": NETWORK, "subnet": SUBNET}})
     spawner = GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
     with pytest.raises(EngineFault) as fault:
         await spawner.docker("start", NETWORK)
-    assert not await spawner.mend_network(fault.value, NETWORK)
+    assert not await repaired(spawner, fault.value, NETWORK)
 
 
 def test_the_command_makes_it_once_and_refuses_another_subnet(
@@ -130,7 +137,10 @@ def test_the_command_makes_it_once_and_refuses_another_subnet(
         f"the network '{NETWORK}' has the addresses ['{SUBNET}'], not 10.214.9.0/24: remove it with "
         f"'docker network rm {NETWORK}', or set GPUSPAWNER_SUBNET to what it has\n",
     )
-    assert run("nonsense") == (1, "the network 'nonsense' can't be read: write it like \"10.213.0.0/20\"\n")
+    assert run("nonsense") == (
+        1,
+        "c.GpuDockerSpawner.subnet: the network 'nonsense' can't be read: write it like \"10.213.0.0/20\"\n",
+    )
     config.unlink()
     command = [sys.executable, "-m", "gpuspawner.tools.make_network", "--config", str(config)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1

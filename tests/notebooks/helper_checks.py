@@ -201,7 +201,7 @@ class Needs(unittest.TestCase):
     def test_a_cell_steps_aside_and_says_why(self) -> None:
         self.shell.user_ns.pop("untouched", None)
         said = self.run_cell("gpu tensorrt", "untouched = 1", {"gpu"})
-        self.assertIn("Stepped aside: this cell needs Torch-TensorRT", said)
+        self.assertIn("Skipped: this cell needs Torch-TensorRT", said)
         self.assertNotIn("untouched", self.shell.user_ns)
 
     def test_what_to_do_depends_on_whether_the_gpu_is_simulated(self) -> None:

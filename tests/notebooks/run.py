@@ -74,9 +74,9 @@ def run_notebook(path: Path, runnable: set[str]) -> dict[str, Any]:
     except (CellExecutionError, TimeoutError, RuntimeError) as error:
         problem = str(error)
     texts = list(_texts(notebook))
-    aside = [text for stream, text in texts if stream == "stdout" and text.startswith("Stepped aside:")]
+    aside = [text for stream, text in texts if stream == "stdout" and text.startswith("Skipped:")]
     if aside and not problem:
-        problem = f"a cell that was to run stepped aside: {aside[0]}"
+        problem = f"a cell that was to run was skipped: {aside[0]}"
     return {
         "notebook": path.stem,
         "cells_run": ran,

@@ -58,6 +58,7 @@ def outcomes(
     return {one["notebook"]: one for one in report["notebooks"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_starter_runs_whole_without_a_gpu(path: Path, outcomes: dict[str, dict[str, Any]]) -> None:
     cells = rules.code_cells(read(path))
@@ -102,7 +103,7 @@ def _notebook(folder: Path, *cells: tuple[str, list[str]]) -> str:
     [
         ("assert 1 + 1 == 3", "AssertionError"),
         ("import os; os._exit(1)", "Kernel died"),
-        ("import starter\nget_ipython().run_cell_magic('needs', 'gpu', '1')", "stepped aside"),
+        ("import starter\nget_ipython().run_cell_magic('needs', 'gpu', '1')", "skipped"),
     ],
 )
 def test_the_runner_reports_what_fails(code: str, says: str, tmp_path: Path) -> None:

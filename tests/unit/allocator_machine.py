@@ -22,6 +22,7 @@ from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import LeaseConflict, LedgerFault, NoCapacity
 from gpuspawner.core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from gpuspawner.core.want import Want
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -58,7 +59,7 @@ class Model:
     closed: list[str] = field(default_factory=list)
 
     def suiting(self, request: GpuRequest) -> set[str]:
-        part = (request.model or "").lower()
+        part = (request.want.model or "").lower()
         return {uuid for uuid, device in self.fleet.items() if part in device.model.lower()}
 
     def held(self) -> set[str]:
@@ -71,11 +72,11 @@ class Model:
             if entry.state is not WAITING:
                 continue
             able = self.suiting(entry.request) - self.withdrawn - self.held() - blocked
-            if len(able) < entry.request.device_count:
+            if len(able) < entry.request.want.device_count:
                 blocked |= self.suiting(entry.request)
                 continue
             entry.devices = chosen(lease_id)
-            assert len(set(entry.devices)) == len(entry.devices) == entry.request.device_count
+            assert len(set(entry.devices)) == len(entry.devices) == entry.request.want.device_count
             assert set(entry.devices) <= able
             entry.state = RESERVED
 
@@ -85,10 +86,7 @@ class Model:
             other
             for other, entry in self.leases.items()
             if entry.state is WAITING
-            and (
-                self.suiting(mine) & self.suiting(entry.request)
-                or (mine.device_count, mine.model) == (entry.request.device_count, entry.request.model)
-            )
+            and (self.suiting(mine) & self.suiting(entry.request) or mine.want == entry.request.want)
         ]
         return rivals.index(lease_id) + 1, len(rivals)
 
@@ -201,7 +199,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         busy = {entry.request.user for entry in self.model.leases.values()}
         free = [user for user in (f"user-{number}" for number in range(1, USERS + 1)) if user not in busy]
         user = free[which % len(free)]
-        request = GpuRequest(f"{next(self.ids):032x}", "hub", user, "", "gpu", count, model)
+        request = GpuRequest(f"{next(self.ids):032x}", "hub", user, "", "gpu", Want(count, model))
         if len(self.model.suiting(request)) < count:
             with pytest.raises(NoCapacity):
                 self.run(self.allocator.acquire(request))
@@ -221,7 +219,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         entry = self.model.leases[lease_id]
         with pytest.raises(LeaseConflict):  # another lease for the same server
             self.run(self.allocator.acquire(replace(entry.request, lease_id="f" * 32)))
-        lost = len(self.model.suiting(entry.request)) < entry.request.device_count
+        lost = len(self.model.suiting(entry.request)) < entry.request.want.device_count
         if entry.state is RELEASING:
             with pytest.raises(LeaseConflict):
                 self.run(self.allocator.acquire(entry.request))
@@ -238,7 +236,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     def acquire_closed(self, which: int) -> None:
         lease_id = self.model.closed[which % len(self.model.closed)]
         with pytest.raises(LeaseConflict):
-            self.run(self.allocator.acquire(GpuRequest(lease_id, "hub", "user-0", "", "gpu", 1)))
+            self.run(self.allocator.acquire(GpuRequest(lease_id, "hub", "user-0", "", "gpu", Want(1))))
 
     @precondition(lambda self: self.has(RESERVED, RUNNING))
     @rule(which=whiches, fault=faults)
@@ -276,14 +274,14 @@ class AllocatorMachine(RuleBasedStateMachine):
         lease_id = f"{next(self.ids):032x}"
         now = self.times.now()
         lease = Lease(
-            lease_id, "hub", "user-0", lease_id, "gpu", RUNNING, count, now, now,
+            lease_id, "hub", "user-0", lease_id, "gpu", RUNNING, Want(count), now, now,
             device_uuids=uuids, container_id=f"container-{lease_id}",
         )  # fmt: skip
         if set(uuids) & self.model.held() or not set(uuids) <= set(self.model.fleet):
             with pytest.raises(LeaseConflict):
                 self.run(self.allocator.adopt(lease))
             return
-        request = GpuRequest(lease_id, "hub", "user-0", lease_id, "gpu", count)
+        request = GpuRequest(lease_id, "hub", "user-0", lease_id, "gpu", Want(count))
 
         def op(on: Model) -> None:
             on.leases[lease_id] = Entry(request, RUNNING, uuids, f"container-{lease_id}")

@@ -10,24 +10,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpuspawner.core.errors import EngineFault, GpuSpawnerError, Refusal
+from gpuspawner.core.labels import Owner
 from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState, Tier
 from gpuspawner.core.units import utc_now
-from gpuspawner.hub.container import ContainerPlan, Owner
+from gpuspawner.core.want import Want
+from gpuspawner.hub.container import ContainerPlan
+from gpuspawner.hub.docker import DockerEngine
 from gpuspawner.hub.launch import Launch, LaunchJob
+from gpuspawner.hub.network import LabNetwork
 from gpuspawner.hub.progress import Progress
+from gpuspawner.hub.pulls import Pulls
 from gpuspawner.hub.readiness import Slots
+from gpuspawner.hub.shared import HubShared
 from gpuspawner.protocol.client import Grant
 
+NETWORK = LabNetwork("gpuspawner", "10.213.0.0/20", 8888)
 OWNER = Owner("hub", "ada", "", "gpu")
 LEASE = Lease(
-    id="a" * 32, hub="hub", user="ada", server="", tier="gpu", state=LeaseState.RESERVED, device_count=1,
+    id="a" * 32, hub="hub", user="ada", server="", tier="gpu", state=LeaseState.RESERVED, want=Want(1),
     created_at=utc_now(), since=utc_now(), device_uuids=("GPU-1",),
 )  # fmt: skip
-REQUEST = GpuRequest(LEASE.id, "hub", "ada", "", "gpu", 1)
+REQUEST = GpuRequest(LEASE.id, "hub", "ada", "", "gpu", Want(1))
 JOB = LaunchJob(
     name="gpuspawner-ada",
     owner=OWNER,
-    tier=Tier("gpu", "GPU", device_count=1),
+    tier=Tier("gpu", "GPU", want=Want(1)),
     image="lab:1",
     api_path="/user/ada/api",
     http_timeout_seconds=5,
@@ -50,10 +57,14 @@ class Docker:
     news: tuple[str, ...] = ()
     slow: str = ""
     slots: Slots = field(default_factory=lambda: Slots(1))
+    networks: list[str] = field(default_factory=list)
     pause: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
 
-    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return await self._thread(method, lambda: getattr(self, method)(*args, **kwargs))
+
+    async def run(self, work: Callable[[Any], Any]) -> Any:
+        return await self._thread("run", lambda: work(lambda method, *a, **k: getattr(self, method)(*a, **k)))
 
     async def _thread(self, method: str, call: Callable[[], Any]) -> Any:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -84,7 +95,7 @@ class Docker:
     async def pull_image(self, image: str, tell: Callable[[str], None]) -> dict[str, Any]:
         for news in self.news:
             tell(news)
-        return dict(await self.docker("inspect_image", image))
+        return dict(await self.call("inspect_image", image))
 
     def inspect_image(self, image: str) -> dict[str, Any]:
         return {"Id": image, **self.image}
@@ -107,34 +118,50 @@ class Docker:
                 "Id": f"id-{len(self.calls)}",
                 "Config": {"Labels": plan.create["labels"]},
                 "State": {"Running": False, "ExitCode": 0},
+                "NetworkSettings": {"Networks": {"gpuspawner": {"IPAddress": "10.213.0.2"}}},
             }
             return str(self.containers[name]["Id"])
 
         return str(await self._thread("create", create))
 
-    def _find(self, key: str) -> tuple[str, dict[str, Any]]:
+    def _by_name(self, key: str) -> tuple[str, dict[str, Any]]:
         for name, container in self.containers.items():
             if key in (name, container["Id"]):
                 return name, container
         raise EngineFault("no such container", 404)
 
     def start(self, key: str) -> None:
-        self._find(key)[1]["State"] = {"Running": not self.dies, "ExitCode": self.exit_code}
+        self._by_name(key)[1]["State"] = {"Running": not self.dies, "ExitCode": self.exit_code}
 
     def inspect_container(self, key: str) -> dict[str, Any]:
-        return self._find(key)[1]
+        return self._by_name(key)[1]
 
     def remove_container(self, key: str, **_: Any) -> None:
-        del self.containers[self._find(key)[0]]
+        del self.containers[self._by_name(key)[0]]
 
     def logs(self, key: str, **_: Any) -> bytes:
         return b"hello\ntoken=s3cret\n"
 
-    async def mend_network(self, fault: EngineFault, container_id: str) -> bool:
-        return "network" in str(fault)
+    def inspect_network(self, name: str) -> dict[str, Any]:
+        if name not in self.networks:
+            raise EngineFault(f"network {name} not found", 404)
+        return {"IPAM": {"Config": [{"Subnet": NETWORK.subnet}]}, "Containers": {}}
 
-    def address_of(self, container: dict[str, Any]) -> tuple[str, int]:
-        return "10.213.0.2", 8888
+    def create_network(self, **wanted: Any) -> None:
+        self.networks.append(wanted["name"])
+
+
+class Engine(DockerEngine):
+    """The hub's own access to Docker, on top of that one."""
+
+    def __init__(self, docker: Docker) -> None:
+        self._docker = docker
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return await self._docker.call(method, *args, **kwargs)
+
+    async def run(self, work: Callable[[Any], Any]) -> Any:
+        return await self._docker.run(work)
 
 
 @dataclass
@@ -188,4 +215,5 @@ class Broker:
 
 def make(docker: Docker, broker: Broker, job: LaunchJob = JOB) -> tuple[Launch, Progress]:
     progress = Progress()
-    return Launch(job, docker, broker, progress), progress  # type: ignore[arg-type]
+    shared = HubShared(Engine(docker), broker, Pulls(docker.log), docker.slots, docker.log)  # type: ignore[arg-type]
+    return Launch(job, docker, NETWORK, shared, progress), progress

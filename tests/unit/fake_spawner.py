@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 from gpuspawner.hub.spawner import GpuDockerSpawner
 from jupyterhub import orm
 from traitlets.config import Config
+
+from tests.unit.fake_docker import ScriptedDocker, make_shared
 
 LABELS = {
     "gpuspawner.hub": "hub",
@@ -18,27 +19,14 @@ LABELS = {
 }
 
 
-class Spawner(GpuDockerSpawner):
-    """Docker's answers come from `answers`: a value, or an error to raise, for each method in turn."""
-
-    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        self.calls.append(method)
-        planned = self.answers[method]
-        answer = planned.pop(0) if len(planned) > 1 else planned[0]
-        await asyncio.sleep(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-def make_spawner(config: Config | None = None, name: str = "", **answers: list[Any]) -> Spawner:
+def make_spawner(config: Config | None = None, name: str = "", **answers: list[Any]) -> GpuDockerSpawner:
+    """A spawner of the user Ada. For Docker's answers see `ScriptedDocker`."""
     user = SimpleNamespace(
         name="Ada", url="/user/ada/", escaped_name="Ada", groups=[SimpleNamespace(name="ml")]
     )
     hub = SimpleNamespace(base_url="/hub/", public_host="", api_url="http://10.213.0.1:8002/hub/api")
-    spawner = Spawner(config=config or Config(), user=user, hub=hub, api_token="s3cret")
-    spawner.answers = answers
-    spawner.calls = []
+    spawner = GpuDockerSpawner(config=config or Config(), user=user, hub=hub, api_token="s3cret")
+    spawner.shared = make_shared(ScriptedDocker(answers))
     if name:
         spawner.orm_spawner = orm.Spawner(name=name)
     return spawner

@@ -18,8 +18,11 @@ from gpuspawner.broker.leases.containers import Container, ContainerEvent
 from gpuspawner.broker.leases.leasing import LeaseService, Parts
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.observe.metrics import Metrics
+from gpuspawner.core import labels
 from gpuspawner.core.errors import EngineFault, LedgerFault
 from gpuspawner.core.model import ContainerPatch, Device, GpuRequest, Lease
+from gpuspawner.core.units import Clock, utc_now
+from gpuspawner.core.want import Want
 from gpuspawner.protocol.client import BrokerClient
 from tornado.httpserver import HTTPServer
 
@@ -33,8 +36,12 @@ class FakeEngine:
     boxes: dict[str, Container] = field(default_factory=dict)
     fault: str = ""
     calls: list[str] = field(default_factory=list)
+    started: dict[str, datetime] = field(default_factory=dict)
+    """When containers were started, as far as the test says it."""
     slow: set[str] = field(default_factory=set)
     """Containers whose removal takes until the test ends it."""
+    stuck: set[str] = field(default_factory=set)
+    """Containers whose removal hangs without an answer."""
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -47,6 +54,9 @@ class FakeEngine:
 
     async def remove(self, container_id: str) -> None:
         self._call(f"remove {container_id}")
+        if container_id in self.stuck:
+            await asyncio.sleep(60)
+            raise EngineFault("the test was too slow")
         if container_id in self.slow:
             self.boxes[container_id] = replace(self.boxes[container_id], state="removing")
         else:
@@ -59,6 +69,10 @@ class FakeEngine:
     async def finished_at(self, container_id: str) -> datetime | None:
         self._call(f"inspect {container_id}")
         return None
+
+    async def started_at(self, container_id: str) -> datetime | None:
+        self._call(f"inspect {container_id}")
+        return self.started.get(container_id)
 
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         raise AssertionError("not asked here")
@@ -106,14 +120,15 @@ class Bench:
     metrics: Metrics
     client: BrokerClient
 
-    def request(self, number: int, user: str = "anna", **more: Any) -> GpuRequest:
-        return GpuRequest(f"{number:032x}", "hub", user, "", "gpu", 1, **more)
+    def request(
+        self, number: int, user: str = "anna", count: int = 1, groups: tuple[str, ...] = ()
+    ) -> GpuRequest:
+        return GpuRequest(f"{number:032x}", "hub", user, "", "gpu", Want(count), groups)
 
     def put(self, lease: Lease, container_id: str = "c1", state: str = "running") -> ContainerEvent:
         """The container is there; returns Docker's event."""
         self.engine.boxes[container_id] = Container(
-            id=container_id, lease_id=lease.id, state=state, broker="here", hub=lease.hub, user=lease.user,
-            server=lease.server, tier=lease.tier, device_uuids=lease.device_uuids,
+            container_id, labels.parse({**labels.lease_labels(lease), **labels.broker_label("here")}), state
         )  # fmt: skip
         return ContainerEvent("start", container_id, lease.id, "here")
 
@@ -131,16 +146,16 @@ class Bench:
 
 
 async def make_bench(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, queue_seconds: float
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, queue_seconds: float, clock: Clock = utc_now
 ) -> AsyncIterator[Bench]:
     monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.2)
     monkeypatch.setattr("gpuspawner.broker.leases.leasing.SUPERSEDE_SECONDS", 0.5)
     engine, folders, metrics = FakeEngine(), FakeFolders(), Metrics()
-    allocator = Allocator(ledger)
+    allocator = Allocator(ledger, clock=clock)
     await allocator.load([Device("GPU-1", "H100 80GB", 80 << 30, simulated=True)])
     parts = Parts(
         "here", allocator, ledger, engine, folders,
-        lambda lease: ContainerPatch(env={"GPUSPAWNER_LEASE": lease.id}), metrics,
+        lambda lease: ContainerPatch(env={"GPUSPAWNER_LEASE": lease.id}), metrics, clock,
     )  # fmt: skip
     log = logging.getLogger("test_api")
     service = LeaseService(parts, log)

@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.errors import LeaseConflict, NoCapacity
 from gpuspawner.core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState, Mode
+from gpuspawner.core.want import Want
 
 GIB, MIB = 1 << 30, 1 << 20
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -31,23 +32,23 @@ FLEET = (
     Device("MIG-0", "H100 MIG 1g.10gb", 10 * GIB, index=6, mig_profile="1g.10gb"),
     Device("MIG-1", "H100 MIG 3g.40gb", 40 * GIB, index=7, mig_profile="3g.40gb"),
 )
-QUARTERS = Terms("quarters", Mode.SLICE, slices=4, mps=True, reserve_bytes=GIB)
-SIZES = Terms("sizes", Mode.SLICE, sizes_bytes=(8 * GIB, 24 * GIB, 64 * GIB))
-WHOLE, MIG = Terms("whole"), Terms("mig", Mode.MIG)
+QUARTERS = SharingRules("quarters", Mode.SLICE, slices=4, mps=True, reserve_bytes=GIB)
+SIZES = SharingRules("sizes", Mode.SLICE, sizes_bytes=(8 * GIB, 24 * GIB, 64 * GIB))
+WHOLE, MIG = SharingRules("whole"), SharingRules("mig", Mode.MIG)
 LAYOUTS = (
     (WHOLE, QUARTERS, QUARTERS, SIZES, WHOLE, QUARTERS, MIG, MIG),
     (SIZES, QUARTERS, WHOLE, SIZES, QUARTERS, WHOLE, MIG, MIG),
     (QUARTERS, SIZES, SIZES, WHOLE, WHOLE, WHOLE, MIG, replace(MIG, pool="other")),
 )
 """Which device is in which pool; a restart may come with another one."""
-WANTS: tuple[dict[str, Any], ...] = (
-    {}, {"model": "a100"}, {"device_count": 2}, {"pool": "whole"},
-    {"mode": Mode.MIG}, {"mode": Mode.MIG, "mig_profile": "3g.40gb"}, {"mode": Mode.MIG, "device_count": 2},
-    {"mode": Mode.SLICE}, {"mode": Mode.SLICE, "pool": "quarters"}, {"mode": Mode.SLICE, "pool": "sizes"},
-    {"mode": Mode.SLICE, "slice_memory_bytes": 8 * GIB}, {"mode": Mode.SLICE, "slice_memory_bytes": 24 * GIB},
-    {"mode": Mode.SLICE, "slice_memory_bytes": 12 * GIB, "slice_compute_percent": 10.0},
-    {"mode": Mode.SLICE, "slice_memory_bytes": 64 * GIB}, {"mode": Mode.SLICE, "model": "A100"},
-    {"mode": Mode.SLICE, "slice_memory_bytes": 81 * GIB}, {"mode": Mode.MIG, "mig_profile": "7g.80gb"},
+WANTS = (
+    Want(1), Want(1, "a100"), Want(2), Want(1, pool="whole"),
+    Want(1, mode=Mode.MIG), Want(1, mode=Mode.MIG, mig_profile="3g.40gb"), Want(2, mode=Mode.MIG),
+    Want(1, mode=Mode.SLICE), Want(1, None, Mode.SLICE, "quarters"), Want(1, None, Mode.SLICE, "sizes"),
+    Want(1, mode=Mode.SLICE, memory_bytes=8 * GIB), Want(1, mode=Mode.SLICE, memory_bytes=24 * GIB),
+    Want(1, mode=Mode.SLICE, memory_bytes=12 * GIB, compute_percent=10.0),
+    Want(1, mode=Mode.SLICE, memory_bytes=64 * GIB), Want(1, "A100", Mode.SLICE),
+    Want(1, mode=Mode.SLICE, memory_bytes=81 * GIB), Want(1, mode=Mode.MIG, mig_profile="7g.80gb"),
 )  # fmt: skip
 MOST = 24
 
@@ -73,7 +74,9 @@ class MemoryLedger:
     async def close(self) -> None:
         """Nothing to give back."""
 
-    async def save(self, *leases: Lease, at: datetime, ago_seconds: float = 0, erase: Any = ()) -> None:
+    async def save(
+        self, *leases: Lease, at: datetime, ago_seconds: float = 0, erase: Any = (), take_over: bool = False
+    ) -> None:
         """Insert or replace; the order is that of the first time."""
         self.rows.update((lease.id, lease) for lease in leases)
 
@@ -100,7 +103,7 @@ class Model:
     """The rules, naively: everything is found by looking at everything."""
 
     fleet: dict[str, Device] = field(default_factory=dict)
-    terms: dict[str, Terms] = field(default_factory=dict)
+    terms: dict[str, SharingRules] = field(default_factory=dict)
     withdrawn: set[str] = field(default_factory=set)
     leases: dict[str, Entry] = field(default_factory=dict)
 
@@ -110,24 +113,24 @@ class Model:
 
     def size(self, request: GpuRequest, uuid: str) -> int | None:
         """What the request would get of the device if nobody else were there; None if it does not suit."""
-        device, terms = self.fleet[uuid], self.terms[uuid]
-        if terms.mode is not request.mode or request.pool not in (None, terms.pool):
+        device, terms, want = self.fleet[uuid], self.terms[uuid], request.want
+        if terms.mode is not want.mode or want.pool not in (None, terms.pool):
             return None
-        if request.mig_profile not in (None, device.mig_profile):
+        if want.mig_profile not in (None, device.mig_profile):
             return None
-        if (request.model or "").lower() not in device.model.lower():
+        if (want.model or "").lower() not in device.model.lower():
             return None
-        if request.mode is not Mode.SLICE:
+        if want.mode is not Mode.SLICE:
             return device.memory_bytes
         if terms.pool == "quarters":
             most, sizes = (device.memory_bytes - GIB) // 4 // MIB * MIB, None
         else:
             sizes = [size for size in (8 * GIB, 24 * GIB, 64 * GIB) if size <= device.memory_bytes]
             most = max(sizes)
-        size = most if request.slice_memory_bytes is None else request.slice_memory_bytes
+        size = most if want.memory_bytes is None else want.memory_bytes
         if size > most or (sizes is not None and size not in sizes):
             return None
-        return None if request.slice_compute_percent is not None and not terms.mps else size
+        return None if want.compute_percent is not None and not terms.mps else size
 
     def suiting(self, request: GpuRequest) -> set[str]:
         return {uuid for uuid in self.fleet if self.size(request, uuid) is not None}
@@ -151,13 +154,13 @@ class Model:
             if entry.state is not WAITING:
                 continue
             able = self.able(entry.request) - blocked
-            if len(able) < entry.request.device_count:
+            if len(able) < entry.request.want.device_count:
                 blocked |= self.suiting(entry.request)
                 continue
             lease = chosen(lease_id)
             sizes = {uuid: self.size(entry.request, uuid) for uuid in lease.device_uuids}
             assert set(lease.device_uuids) <= able
-            assert len(sizes) == len(lease.device_uuids) == entry.request.device_count
+            assert len(sizes) == len(lease.device_uuids) == entry.request.want.device_count
             assert lease.memory_bytes == sum(size or 0 for size in sizes.values())
             self.check_spread(lease, able)
             entry.held = {uuid: size or 0 for uuid, size in sizes.items()}
@@ -189,7 +192,7 @@ class Walk:
         self.run(ledger.open())
         self.open(FLEET, LAYOUTS[0])
 
-    def open(self, devices: Iterable[Device], layout: tuple[Terms, ...]) -> None:
+    def open(self, devices: Iterable[Device], layout: tuple[SharingRules, ...]) -> None:
         """The broker starts on these devices, in these pools."""
         devices = tuple(devices)
         terms = {device.uuid: each for device, each in zip(FLEET, layout, strict=True)}
@@ -219,9 +222,9 @@ class Walk:
         if len(self.model.leases) >= MOST:
             return
         self.number += 1
-        want = {"device_count": 1, **self.draw.choice(WANTS)}
-        request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "tier", **want)
-        if len(self.model.suiting(request)) < request.device_count:
+        want = self.draw.choice(WANTS)
+        request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "tier", want)
+        if len(self.model.suiting(request)) < want.device_count:
             with pytest.raises(NoCapacity):
                 self.run(self.allocator.acquire(request))
             return
@@ -263,9 +266,10 @@ class Walk:
         sliced = self.model.terms[device.uuid].sliced and self.draw.random() < 0.8
         size = self.draw.choice([8, 12, 40]) * GIB if sliced else device.memory_bytes
         mode = Mode.SLICE if sliced else Mode.MIG if device.is_mig else Mode.WHOLE
+        want = Want(1, mode=mode, memory_bytes=size if sliced else None)
         lease = Lease(
-            f"{self.number:032x}", "hub", f"user-{self.number}", "", "tier", RUNNING, 1, NOW, NOW, mode=mode,
-            device_uuids=(device.uuid,), memory_bytes=size, slice_memory_bytes=size if sliced else None,
+            f"{self.number:032x}", "hub", f"user-{self.number}", "", "tier", RUNNING, want, NOW, NOW,
+            device_uuids=(device.uuid,), memory_bytes=size,
             container_id=f"container-{self.number}",
         )  # fmt: skip
         if not self.has_room(device.uuid, size):
@@ -273,7 +277,7 @@ class Walk:
                 self.run(self.allocator.adopt(lease))
             return
         assert self.run(self.allocator.adopt(lease)).memory_bytes == size
-        request = GpuRequest(lease.id, "hub", lease.user, "", "tier", 1, mode=mode)
+        request = GpuRequest(lease.id, "hub", lease.user, "", "tier", want)
         self.model.leases[lease.id] = Entry(request, RUNNING, {device.uuid: size})
 
     def has_room(self, uuid: str, size: int) -> bool:

@@ -12,18 +12,22 @@ import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from gpuspawner.broker.decide.pooling import Pooling
-from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.enforce.enforcement import Enforcement, Tools
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.observe.journal import Journal
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.core.model import Device, DeviceHealth, GpuRequest, Lease, Mode
+from gpuspawner.core.want import Want
+from gpuspawner.node.api import DesiredState, MpsProgram, NodeEvent, NodeFacts
 from gpuspawner.node.inventory.simulated import SimulatedInventory
+from gpuspawner.node.local import LocalNode, LocalSettings
 from gpuspawner.node.mps.control import MpsPlace, find_all, find_daemon, place_of
 from gpuspawner.node.mps.daemon import MpsPace
 from gpuspawner.node.processes import ProcessTable
@@ -36,8 +40,8 @@ GIB = 1 << 30
 NOW = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
 A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000001" for letter in "abc")
 DEVICES = tuple(Device(uuid, "H100", 80 * GIB, index=number) for number, uuid in enumerate((A, B, C)))
-SLICED = Terms("class", Mode.SLICE, slices=8, mps=True)
-TERMS = {A: SLICED, B: SLICED, C: Terms("whole")}
+SLICED = SharingRules("class", Mode.SLICE, slices=8, mps=True)
+TERMS = {A: SLICED, B: SLICED, C: SharingRules("whole")}
 PACE = MpsPace(
     command_seconds=2, start_seconds=1.5, quit_seconds=1, probe_seconds=0.2, silent_seconds=0.5,
     backoff_seconds=0.05, longest_backoff_seconds=0.4,
@@ -73,23 +77,61 @@ class Holders:
         await self.allocator.set_health(health)
 
 
+class WatchedNode(LocalNode):
+    """The local node; a test sees what it was given, and adds news of its own."""
+
+    def __init__(self, settings: LocalSettings) -> None:
+        super().__init__(settings, LOG)
+        self.applied: list[DesiredState] = []
+        self.facts: NodeFacts
+        self.news: asyncio.Queue[NodeEvent] = asyncio.Queue()
+
+    async def start(self) -> NodeFacts:
+        self.facts = await super().start()
+        return self.facts
+
+    async def apply(self, desired: DesiredState) -> None:
+        self.applied.append(desired)
+        await super().apply(desired)
+
+    async def events(self) -> AsyncIterator[NodeEvent]:
+        async def forward() -> None:
+            async for event in LocalNode.events(self):
+                self.news.put_nowait(event)
+
+        forwarding = asyncio.create_task(forward())
+        try:
+            while True:
+                yield await self.news.get()
+                self.news.task_done()
+        finally:
+            forwarding.cancel()
+
+    async def report(self, *events: NodeEvent) -> None:
+        """As if the machine had reported it; the broker has dealt with it when this returns."""
+        for event in events:
+            self.news.put_nowait(event)
+        await self.news.join()
+
+
 class Machine:
     """A state folder and a ledger on which brokers come and go."""
 
     def __init__(self, folder: Path, program: Path) -> None:
         self.folder, self.program = folder, program
-        self.inventory = Hardware(DEVICES)
+        self.inventory: Hardware = Hardware(DEVICES)
         self.ledger = MemoryLedger()
         self.metrics = Metrics()
         self.number = 0
         self.running: Enforcement | None = None
         self.idle_seconds = 300.0
+        self.node: WatchedNode
         self.holders: Holders
         self.journal: Journal
         self.allocator: Allocator
 
     async def broker(
-        self, terms: dict[str, Terms] = TERMS, managed: frozenset[str] = frozenset()
+        self, terms: dict[str, SharingRules] = TERMS, managed: frozenset[str] = frozenset()
     ) -> Enforcement:
         """A new broker takes over."""
         await self.end()
@@ -97,10 +139,15 @@ class Machine:
         await self.allocator.load(DEVICES, terms)
         self.holders = Holders(self.allocator)
         self.journal = Journal(self.ledger, LOG)
+        settings = LocalSettings(
+            lambda: self.inventory, self.folder, find_mps=lambda: MpsProgram(self.program), pace=PACE,
+            read_seconds=0.05, retry_seconds=0.05,
+        )  # fmt: skip
+        self.node = WatchedNode(settings)
+        facts = await self.node.start()
         tools = Tools(
-            pooling=Pooling(DEVICES, terms, managed), inventory=self.inventory, state_dir=self.folder,
-            program=self.program, metrics=self.metrics, journal=self.journal, log=LOG, pace=PACE,
-            retry_seconds=0.05, idle_seconds=self.idle_seconds,
+            node=self.node, facts=facts, pooling=Pooling(DEVICES, terms, managed), metrics=self.metrics,
+            journal=self.journal, log=LOG, retry_seconds=0.05, idle_seconds=self.idle_seconds,
         )  # fmt: skip
         self.running = Enforcement(tools, self.holders)
         self.allocator.on_lease = self.running.on_lease
@@ -110,13 +157,14 @@ class Machine:
     async def end(self) -> None:
         if self.running is not None:
             await self.running.stop()
+            await self.node.close()
             self.running = None
 
     async def lease(self, running: bool = True, **want: object) -> Lease:
         """A slice, with a container or without."""
         self.number += 1
-        want = {"mode": Mode.SLICE, **want}
-        request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "slice", 1, **want)  # type: ignore[arg-type]
+        asked = replace(Want(1, mode=Mode.SLICE), **want)  # type: ignore[arg-type]
+        request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "slice", asked)
         lease = await self.allocator.acquire(request)
         return await self.allocator.set_running(lease.id, f"{self.number:064x}") if running else lease
 

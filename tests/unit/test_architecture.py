@@ -35,11 +35,16 @@ FLOORS = ("decide", "ledger", "observe", "leases", "enforce", "api", "pages")
 
 ONLY_IN = {
     "pynvml": ("node/inventory/",),
-    "docker": ("broker/leases/containers.py", "hub/docker.py", "hub/network.py", "hub/spawner.py"),
+    "docker": ("broker/leases/containers.py", "hub/docker.py"),
     "cuda": ("node/checkpoint/",),
     "rich": ("tools/",),
 }
 """Libraries that one place wraps, so that what they do can be found, tested and replaced there."""
+
+
+NODE_DOORS = ("api", "local", "injection", "mps.patch", "lease_folder", "daemon_pool")
+"""What the broker may import of `node`: the interface, the one place that makes a node, and what is pure or
+holds no hardware. A node on another machine would replace `local` alone."""
 
 
 def sources() -> list[Path]:
@@ -100,6 +105,17 @@ def test_imports_point_down() -> None:
         if name.startswith("gpuspawner.") and not may_import(module_of(path), name)
     ]
     assert wrong == []
+
+
+def test_the_broker_reaches_hardware_through_the_node_s_interface_alone() -> None:
+    found = {
+        (str(path.relative_to(PACKAGE)), name.removeprefix("gpuspawner.node."))
+        for path in sources()
+        for name in imports_of(path)
+        if path.is_relative_to(PACKAGE / "broker") and name.startswith("gpuspawner.node")
+    }
+    assert [each for each in sorted(found) if each[1] not in NODE_DOORS] == []
+    assert {file for file, name in found if name == "local"} == {"broker/app.py"}
 
 
 def test_every_module_lies_in_a_folder() -> None:
@@ -179,3 +195,29 @@ def test_nothing_is_touched_at_import() -> None:
                 if ast.unparse(call.func).split(".")[0] in touching:
                     found.append(f"{path.relative_to(PACKAGE)}:{call.lineno}: {ast.unparse(call)}")
     assert found == []
+
+
+def drawn() -> set[str]:
+    """The folders and files that the tree of docs/architecture.md names, relative to the package."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    lines = text.split("<!-- tree -->")[1].split("<!-- end of tree -->")[0].splitlines()
+    found: set[str] = set()
+    above: list[str] = []
+    for line in (each for each in lines if each.startswith("  ")):
+        folder = re.match(r"( +)(\w+)/ ", line)
+        if folder:
+            above = [*above[: len(folder[1]) // 2 - 1], folder[2]]
+            found.add("/".join(above))
+        found.update("/".join([*above, name]) for name in re.findall(r"\b\w+\.py\b", line))
+    return found
+
+
+def test_the_tree_in_the_docs_is_the_tree_that_exists() -> None:
+    folders = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*")
+        if path.is_dir() and path.name not in ("__pycache__", "versions") and any(path.glob("*.*"))
+    }
+    tree = drawn()
+    assert {name for name in tree if not name.endswith(".py")} == folders
+    assert [name for name in sorted(tree) if not (PACKAGE / name).exists()] == []

@@ -127,10 +127,10 @@ def advise(own: Quota) -> str:
             return "You hold a GPU, but this image's PyTorch was built for CPUs: choose a CUDA lab image."
         return "You hold a GPU, but PyTorch can't see it: restart the server, or else tell your admin."
     if own.kind == "simulated":
-        return "Nothing to do: run everything. Cells for a real GPU say so and step aside."
+        return "Nothing to do: run everything. Cells that need a real GPU say so and are skipped."
     if own.kind == "absent":
         return (
-            "Run everything: the sizes are scaled down, and cells that need a GPU step aside. "
+            "Run everything: the sizes are smaller, and cells that need a GPU are skipped. "
             "To run those too: File → Hub Control Panel → Stop My Server, then start it with a GPU tier."
         )
     return ""

@@ -1,4 +1,4 @@
-"""`%%needs`, by which cells step aside where they can't run."""
+"""`%%needs`: a cell that can't run here is skipped, with a sentence that says why."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def needs(line: str, cell: str) -> None:
     """`%%needs gpu`: run the cell if what it needs is here, else say what is missing and go on."""
     missing = [word for word in line.split() if word not in available()]
     if missing:
-        print(f"Stepped aside: this cell needs {_lacking(missing[0])}")
+        print(f"Skipped: this cell needs {_lacking(missing[0])}")
         return
     if not get_ipython().run_cell(cell).success:
         raise _AlreadyShown("the cell failed, see above")

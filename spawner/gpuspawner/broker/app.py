@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from tornado.httpserver import HTTPServer
@@ -16,19 +14,19 @@ from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
 
 from ..config.site import GpuSite
-from ..core.errors import BrokerUnavailable, ConfigError, EngineFault, Fault, GpuSpawnerError
+from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
-from ..node.daemon_pool import DaemonPool
-from ..node.health import HealthMonitor
-from ..node.injection import Injection, choose, engine_facts, make_patch, read_local
-from ..node.inventory import Inventory, open_inventory
-from ..node.usage import UsageMonitor
+from ..node.api import Node, NodeFacts
+from ..node.local import open_node
 from .api.answers import About, View
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .decide.pooling import Pooling
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
 from .enforce.sharing import Sharing
+from .enforce.way_in import WayIn
+from .identity import broker_id
+from .keeper import EXIT_SETTINGS
 from .leases.allocator import Allocator
 from .leases.containers import DockerEngine
 from .leases.folders import DiskFolders
@@ -45,6 +43,11 @@ RETRY_SECONDS = 0.5
 NOT_SET_UP = (
     "GPUs can't be given out right now: this machine isn't set up for it. Choose CPU. "
     "Admin: run 'gpuspawner doctor', and see the log of the broker."
+)
+
+GPUS_SILENT = (
+    "GPUs can't be given out right now: the GPUs of this machine don't answer. Choose CPU, or try again in a "
+    "few minutes. Admin: see the GPU page, and run 'gpuspawner doctor'."
 )
 
 
@@ -97,7 +100,9 @@ class GpuBroker(Application):
 
     database_url = Unicode(
         help="""
-        Where the ledger is, as SQLAlchemy's URL. Not the hub's own database.
+        Where the ledger is, as SQLAlchemy's URL. Not the hub's own database. Several brokers may have one
+        database on PostgreSQL (15 is tested; `pip install 'gpuspawner[postgresql]'`): each is known by
+        `broker.id` in its state folder, and changes its own leases only.
 
         Default: SQLite in `ledger.sqlite` in the state folder.
         Example: `c.GpuBroker.database_url = "postgresql+psycopg://gpuspawner@db/gpuspawner"`
@@ -134,10 +139,10 @@ class GpuBroker(Application):
     service: LeaseService
     enforcement: Enforcement
     journal: Journal
-    usage: UsageMonitor
     sharing: Sharing
-    inventory: Inventory
-    injection: Injection | None = None
+    node: Node
+    facts: NodeFacts
+    way_in: WayIn
 
     @property
     def state_dir(self) -> Path:
@@ -164,7 +169,7 @@ class GpuBroker(Application):
             raise ConfigError(f"The config file {path} isn't there: name the hub's own with --config")
         try:
             config = PyFileConfigLoader(path.name, path=str(path.parent)).load_config()
-        except Exception as error:  # it is code of the site: whatever it raises is the site's to mend
+        except Exception as error:  # it is code of the site: whatever it raises is the site's to fix
             raise ConfigError(f"The config file {path} failed: {type(error).__name__}: {error}") from error
         self.update_config(config)
 
@@ -185,7 +190,8 @@ class GpuBroker(Application):
             lock.release()
 
     async def _run_locked(self, stop: asyncio.Event) -> None:
-        ledger = Ledger(self.database_url, log=self.log)
+        owner = await asyncio.to_thread(broker_id, self.state_dir)
+        ledger = Ledger(self.database_url, owner=owner, log=self.log)
         await ledger.open()
         try:
             await self._run_with(ledger, stop)
@@ -193,24 +199,25 @@ class GpuBroker(Application):
             await ledger.close()
 
     async def _run_with(self, ledger: Ledger, stop: asyncio.Event) -> None:
-        self._nvml = DaemonPool("nvml", most=1)
-        self.inventory = await self._nvml.submit(lambda: open_inventory(self.site))
-        self.sharing = Sharing(self.site, self.tiers, self.inventory)
-        pooling = await self._nvml.submit(self.sharing.find)
+        self.node = open_node(self.site, self.log)
+        try:
+            self.facts = await self.node.start()
+            await self._run_node(ledger, stop)
+        finally:
+            await self.node.close()
+
+    async def _run_node(self, ledger: Ledger, stop: asyncio.Event) -> None:
+        self.sharing = Sharing(self.site, self.tiers)
+        pooling = self.sharing.find(self.facts)
         for warning in pooling.warnings:
             self.log.warning("%s", warning)
         self.allocator = Allocator(ledger, log=self.log)
-        await self.allocator.load(pooling.devices, pooling.terms)
+        await self.allocator.load(pooling.devices, pooling.terms, place=False)
         self.service = await self._make_service(ledger)
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
-        health = HealthMonitor(self.inventory, self.enforcement.set_health, log=self.log)
         await self.journal.load()
         await self.enforcement.start()
-        await health.start(pooling.devices)
-        self.usage = UsageMonitor(self.inventory, self.log)
-        if not self.inventory.simulated:
-            self.usage.start(device.uuid for device in pooling.devices)
         servers: list[HTTPServer] = []
         loops: list[asyncio.Task[None]] = []
         try:
@@ -220,7 +227,7 @@ class GpuBroker(Application):
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
-            loops.append(asyncio.create_task(self._make_late(health).run(), name="late devices"))
+            loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
             pruning = Pruning(ledger, self.history_days, self.log)
             loops.append(asyncio.create_task(pruning.run(), name="pruning"))
             self._say_ready(len(pooling.devices))
@@ -230,31 +237,26 @@ class GpuBroker(Application):
             for task in loops:
                 task.cancel()
             await self.service.close()  # first: a hold that breaks from now on gives nothing back
-            await self._close(servers, health)
+            await self._close(servers)
 
-    def _make_late(self, health: HealthMonitor) -> LateDevices:
-        async def probe(uuids: Iterable[str]) -> None:
-            self.injection = await self._probe(uuids)
-
+    def _make_late(self) -> LateDevices:
         parts = LateParts(
             sharing=self.sharing,
-            nvml=self._nvml,
             service=self.service,
             enforcement=self.enforcement,
-            health=health,
-            usage=self.usage,
-            probe=probe,
+            probe=self.way_in.probe,
             metrics=self.measures,
             log=self.log,
         )
-        return LateDevices(parts)
+        late = LateDevices(parts)
+        self.enforcement.on_facts = late.offer
+        return late
 
     def _make_enforcement(self, pooling: Pooling) -> Enforcement:
         tools = Tools(
+            node=self.node,
+            facts=self.facts,
             pooling=pooling,
-            inventory=self.inventory,
-            state_dir=self.state_dir,
-            program=self.sharing.mps.path,
             metrics=self.measures,
             journal=self.journal,
             log=self.log,
@@ -266,7 +268,8 @@ class GpuBroker(Application):
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics()
         self.engine = DockerEngine(log=self.log)
-        self.folders = DiskFolders(self.state_dir, simulated=self.inventory.simulated)
+        self.way_in = WayIn(self.node, self.engine, self._device_uuids, simulated=self.facts.simulated)
+        self.folders = DiskFolders(self.state_dir, simulated=self.facts.simulated)
         await self.folders.keep_only({lease.id for lease in self.allocator.leases()})
         parts = Parts(
             broker=str(self.state_dir),
@@ -282,20 +285,16 @@ class GpuBroker(Application):
         service.restore()
         return service
 
-    async def _close(self, servers: list[HTTPServer], health: HealthMonitor) -> None:
+    async def _close(self, servers: list[HTTPServer]) -> None:
         for server in servers:
             server.stop()
         if servers:
             unbind_socket(self.site.socket_path)
         for server in servers:
             await server.close_all_connections()
-        await health.stop()
-        await self.usage.stop()
         await self.enforcement.stop()
         await self.engine.close()
         self.folders.close()
-        self.inventory.close()
-        self._nvml.close()
 
     async def _tick(self) -> None:
         told, looked = "", True
@@ -315,64 +314,58 @@ class GpuBroker(Application):
                 told = str(error)
 
     async def _look(self) -> bool:
-        """A round; the first good one opens the broker for new leases. False if Docker didn't answer.
+        """A round; the first good one opens the broker for new leases, once the node has listed its GPUs.
+
+        False if Docker didn't answer.
 
         Raises ConfigError if there is no way for a device into a container.
         """
         if not await self.service.reconcile_or_log():
             return False
-        if not self.service.ready.is_set():
+        if self.enforcement.node_facts().fault and not self.service.ready.is_set():
+            self.service.not_ready = GPUS_SILENT
+        elif not self.service.ready.is_set():
             try:
-                self.injection = await self._probe()
+                await self.way_in.probe()
             except EngineFault as fault:
                 self.log.warning("%s; the next round tries again", fault)
                 return False
             self.service.ready.set()
         return True
 
-    async def _probe(self, late: Iterable[str] = ()) -> Injection:
-        if self.inventory.simulated:
-            return Injection.NONE
-        info, version = await self.engine.facts()
-        local = None
-        if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
-            local = await asyncio.to_thread(read_local, tuple(info.get("CDISpecDirs") or ()))
-        uuids = [*(view.device.uuid for view in self.allocator.snapshot().devices), *late]
-        return choose(self.site.injection, engine_facts(info, version, local), False, uuids)
+    def _device_uuids(self) -> tuple[str, ...]:
+        return tuple(view.device.uuid for view in self.allocator.snapshot().devices)
 
     async def _prepare(self, lease: Lease) -> None:
         await self.enforcement.prepare(lease)
 
     def _make_patch(self, lease: Lease) -> ContainerPatch:
-        if self.injection is None:
-            raise BrokerUnavailable(NOT_READY)
-        simulated, folder = self.inventory.simulated, self.folders.path(lease.id)
-        return self.enforcement.patch(lease, make_patch(lease, self.injection, simulated, folder))
+        return self.enforcement.patch(lease, self.way_in.patch(lease, self.folders.path(lease.id)))
 
     # ---- servers
 
     def _view(self) -> View:
         about = About(
             tiers=self.tiers,
-            simulated=self.inventory.simulated,
+            simulated=self.facts.simulated,
             metrics=self.measures,
             blind=self.enforcement.blind,
-            driver=self.sharing.driver,
-            usage=self.usage.now,
+            node=self.enforcement.node_facts,
+            usage=self.enforcement.usage,
             ended=self.journal.recent,
         )
         return View(self.allocator, about)
 
     def _serve_socket(self) -> HTTPServer:
-        waits, simulated = self.site.queue_timeout, self.inventory.simulated
+        waits, simulated = self.site.queue_timeout, self.facts.simulated
         site = Site(self.service, self._view(), self.measures, waits, self.log, simulated)
         server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))
         return server
 
     def _say_ready(self, count: int) -> None:
-        kind = "simulated devices" if self.inventory.simulated else "devices"
-        ways = self.injection.value if self.injection else "not known yet: Docker doesn't answer"
+        kind = "simulated devices" if self.facts.simulated else "devices"
+        ways = self.way_in.way.value if self.way_in.way else "not known yet: Docker doesn't answer"
         self.log.info(
             "The broker answers on %s: %d %s, injection %s", self.site.socket_path, count, kind, ways
         )
@@ -384,17 +377,17 @@ def _make_state_dir(path: Path) -> None:
     except OSError as error:
         raise ConfigError(
             f"The state folder {path} can't be made: {error.strerror}. Name another one with "
-            "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or mend the rights"
+            "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or fix the permissions"
         ) from error
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a broker; the exit status is 1, after one sentence, if it can't start."""
+    """Runs a broker; if it can't start, it says why: exit status EXIT_SETTINGS or, for a fault, 1."""
     broker = GpuBroker()
     try:
         broker.initialize(argv)
         asyncio.run(broker.run())
     except (ConfigError, Fault) as error:
         print(f"gpuspawner broker: {error}", file=sys.stderr)
-        return 1
+        return EXIT_SETTINGS if isinstance(error, ConfigError) else 1
     return 0

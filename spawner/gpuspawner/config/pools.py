@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.model import Mode, Pool, Tier
+from ..core.model import Pool, Tier
 from ..core.units import parse_bytes
+from ..core.want import Mode, Want
 from .tiers import NAME, parse_mode, parse_percent
 
 MOST_SLICES = 48
@@ -41,42 +42,42 @@ def check_tiers(tiers: Sequence[Tier], pools: Sequence[Pool]) -> None:
 
 
 def _check_tier(tier: Tier, pools: Sequence[Pool]) -> None:
-    where = f"c.GpuSite.tiers: tier {tier.name!r}"
-    named = [pool for pool in pools if tier.pool in (None, pool.name)]
-    if tier.pool is not None and not named:
+    where, want = f"c.GpuSite.tiers: tier {tier.name!r}", tier.want
+    named = [pool for pool in pools if want.pool in (None, pool.name)]
+    if want.pool is not None and not named:
         known = ", ".join(repr(pool.name) for pool in pools)
         has = f"has {known}" if known else "is not set"
-        raise ConfigError(f"{where} names the pool {tier.pool!r}: c.GpuSite.pools {has}")
-    if not pools and tier.mode is not Mode.SLICE:
+        raise ConfigError(f"{where} names the pool {want.pool!r}: c.GpuSite.pools {has}")
+    if not pools and want.mode is not Mode.SLICE:
         return  # without pools of one's own there are one of whole GPUs and one of MIG instances
-    serving = [pool for pool in named if pool.mode is tier.mode]
+    serving = [pool for pool in named if pool.mode is want.mode]
     if not serving:
         what = (
-            f"pool {tier.pool!r} has mode {named[0].mode.value!r}" if tier.pool else "no pool has that mode"
+            f"pool {want.pool!r} has mode {named[0].mode.value!r}" if want.pool else "no pool has that mode"
         )
         raise ConfigError(
-            f"{where} has mode {tier.mode.value!r}, but {what}: mend one of the two, or add a pool like "
-            f"{_example(tier.mode)} to c.GpuSite.pools"
+            f"{where} has mode {want.mode.value!r}, but {what}: mend one of the two, or add a pool like "
+            f"{_example(want.mode)} to c.GpuSite.pools"
         )
-    obstacles = [_obstacle(tier, pool) for pool in serving]
+    obstacles = [_obstacle(want, pool) for pool in serving]
     if all(obstacles):
         raise ConfigError(f"{where}: {obstacles[0]}")
 
 
-def _obstacle(tier: Tier, pool: Pool) -> str:
-    """Why the pool can't serve the tier, with the remedy; "" if nothing here says so."""
-    if pool.sizes_bytes and tier.memory_bytes is None and len(pool.sizes_bytes) > 1:
+def _obstacle(want: Want, pool: Pool) -> str:
+    """Why the pool can't serve what a tier wants, with the remedy; "" if nothing here says so."""
+    if pool.sizes_bytes and want.memory_bytes is None and len(pool.sizes_bytes) > 1:
         return f"memory is missing, and pool {pool.name!r} has several sizes: say which"
-    if pool.sizes_bytes and tier.memory_bytes not in (None, *pool.sizes_bytes):
+    if pool.sizes_bytes and want.memory_bytes not in (None, *pool.sizes_bytes):
         return f"memory is not one of the sizes of pool {pool.name!r}: add it to them, or take one of them"
-    if tier.compute_percent is not None and pool.mps is False:
+    if want.compute_percent is not None and pool.mps is False:
         return (
             f"compute_percent can't be held: pool {pool.name!r} has MPS switched off. Leave compute_percent "
             "out, or mps"
         )
-    if tier.compute_percent is not None and tier.compute_percent > (pool.compute_percent or 100):
+    if want.compute_percent is not None and want.compute_percent > (pool.compute_percent or 100):
         return (
-            f"compute_percent {tier.compute_percent:g} is more than the {pool.compute_percent:g} of pool "
+            f"compute_percent {want.compute_percent:g} is more than the {pool.compute_percent:g} of pool "
             f"{pool.name!r}: raise the pool's, which is the daemon's limit, or lower the tier's"
         )
     return ""

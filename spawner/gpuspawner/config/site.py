@@ -22,11 +22,15 @@ class GpuSite(Configurable):
     tiers = List(
         Dict(),
         help="""
-        What users can pick on the spawn page, in this order; the first is preselected.
+        What users can pick on the spawn page, in this order. The one with `"default": True` is preselected
+        and taken where nothing is chosen; without it the first.
 
         Each is a dict: `name` (lower case; also what the admin page shows), `title`, and, where
         wanted, `description`, `devices` (how many GPUs; 0, the default, is a CPU server), `model`
-        (part of the GPU's name, "H100"), `image`, `mem_limit` ("16G", main memory), `cpu_limit` (cores).
+        (part of the GPU's name, "H100"), `image`, `mem_limit` ("16G", main memory), `cpu_limit` (cores),
+        `shm` ("8G", of /dev/shm, which counts in `mem_limit`), `pids` (most processes), `cpu_shares` (weight
+        where the CPU is short). What is left out of these is as `c.GpuLab` says. Memory and CPU of
+        `group_overrides`, or set by a hook, go before the tier's; those of `c.Spawner` come after it.
 
         `mode` says how its devices are shared: "whole" (the default), "slice" or "mig"; pools of that
         mode serve it, or the one named with `pool`. A slice has `memory` ("8G", of the GPU; left out,

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.image_reference import parse_pinned
-from ..core.model import Mode, Tier
-from ..core.units import parse_bytes
+from ..core.model import Tier
+from ..core.units import format_bytes, parse_bytes
+from ..core.want import Mode, Want
 
 DEFAULT_TIERS: list[dict[str, Any]] = [
     {
@@ -31,7 +32,7 @@ PROFILE = re.compile(r"^(\d+c\.)?\d+g\.\d+gb(\+\w+(\.\w+)*)?$")
 
 _KEYS = {
     "name", "title", "description", "devices", "model", "mode", "image", "mem_limit", "cpu_limit",
-    "memory", "compute_percent", "mig_profile", "pool",
+    "memory", "compute_percent", "mig_profile", "pool", "shm", "pids", "cpu_shares", "default",
 }  # fmt: skip
 _ONLY_IN = {"memory": Mode.SLICE, "compute_percent": Mode.SLICE, "mig_profile": Mode.MIG}
 
@@ -45,6 +46,11 @@ def parse_tiers(raw: list[dict[str, Any]]) -> tuple[Tier, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"c.GpuSite.tiers has {twice[0]!r} twice: give each tier a name of its own")
+    defaults = [tier.name for tier in tiers if tier.default]
+    if len(defaults) > 1:
+        raise ConfigError(
+            f"c.GpuSite.tiers: {defaults[0]!r} and {defaults[1]!r} both are the default: leave it to one"
+        )
     return tiers
 
 
@@ -89,16 +95,26 @@ def _parse_tier(raw: dict[str, Any]) -> Tier:
         name=name,
         title=str(raw.get("title") or name),
         description=str(raw.get("description", "")),
-        device_count=_parse_count(raw, mode, where),
-        model=str(raw["model"]) if raw.get("model") else None,
-        mode=mode,
+        want=_parse_want(raw, mode, where),
         image=_parse_image(raw, where),
         mem_limit_bytes=_parse_size(raw, "mem_limit", where),
         cpu_limit=None if cpu_limit is None else float(cpu_limit),
+        shm_bytes=_parse_shm(raw, where),
+        pids=_parse_whole(raw, "pids", (64, 4_194_304), where),
+        cpu_shares=_parse_whole(raw, "cpu_shares", (2, 262_144), where),
+        default=_parse_default(raw, where),
+    )
+
+
+def _parse_want(raw: dict[str, Any], mode: Mode, where: str) -> Want:
+    return Want(
+        device_count=_parse_count(raw, mode, where),
+        model=str(raw["model"]) if raw.get("model") else None,
+        mode=mode,
+        pool=raw.get("pool"),
+        mig_profile=raw.get("mig_profile"),
         memory_bytes=_parse_size(raw, "memory", where),
         compute_percent=parse_percent(raw.get("compute_percent"), where),
-        mig_profile=raw.get("mig_profile"),
-        pool=raw.get("pool"),
     )
 
 
@@ -147,3 +163,31 @@ def _parse_image(raw: dict[str, Any], where: str) -> str | None:
 def _parse_size(raw: dict[str, Any], key: str, where: str) -> int | None:
     value = raw.get(key)
     return None if value is None else parse_bytes(value, f"{where}: {key}")
+
+
+def _parse_shm(raw: dict[str, Any], where: str) -> int | None:
+    """The size of /dev/shm. What lies there counts in the memory limit, so it can't be larger."""
+    size, memory = _parse_size(raw, "shm", where), _parse_size(raw, "mem_limit", where)
+    if size is not None and memory is not None and size > memory:
+        raise ConfigError(
+            f"{where}: shm is {format_bytes(size)}, more than the mem_limit in which it counts "
+            f"({format_bytes(memory)}): make shm smaller or mem_limit larger"
+        )
+    return size
+
+
+def _parse_whole(raw: dict[str, Any], key: str, between: tuple[int, int], where: str) -> int | None:
+    """A whole number within Docker's bounds. Raises ConfigError."""
+    value, (least, most) = raw.get(key), between
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ConfigError(f"{where}: {key} is {value!r}: give a whole number from {least} to {most}")
+    return value
+
+
+def _parse_default(raw: dict[str, Any], where: str) -> bool:
+    value = raw.get("default", False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{where}: default is {value!r}: write True for the tier that is preselected")
+    return value

@@ -131,13 +131,13 @@ def parse_pattern(text: str) -> Pattern:
     host, path, tag, digest = _split(text)
     if "*" in host or not _HOST.fullmatch(host) or host != host.lower():
         raise ConfigError(f'{where}: write the registry out, in lower case, as in "quay.io/jupyter/*:2026-*"')
-    if tag is None and digest is None:
+    good = all(_COMPONENT_PATTERN.fullmatch(part) for part in path.split("/"))
+    if good and tag is None and digest is None:
         raise ConfigError(
             f'{where}: say which tags ("{text}:2026-*"; "{text}:*" for any) or "{text}@sha256:*"'
         )
     if tag is not None and digest is not None:
         raise ConfigError(f"{where}: leave out the tag or the digest, Docker ignores a tag beside a digest")
-    good = all(_COMPONENT_PATTERN.fullmatch(part) for part in path.split("/"))
     good = good and (tag is None or _TAG_PATTERN.fullmatch(tag) is not None)
     if not good or (digest is not None and not _DIGEST_PATTERN.fullmatch(digest)):
         raise ConfigError(f'{where} is no pattern of images: write one like "quay.io/jupyter/*:2026-*"')

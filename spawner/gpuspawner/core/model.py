@@ -5,34 +5,21 @@ Sizes are bytes, percentages 0-100, times timezone-aware UTC. "Not available" is
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-LEASE_LABEL = "gpuspawner.lease"
-"""Label of every container that holds a lease; its value is the lease's id."""
-HUB_LABEL = "gpuspawner.hub"
-USER_LABEL = "gpuspawner.user"
-SERVER_LABEL = "gpuspawner.server"
-TIER_LABEL = "gpuspawner.tier"
-BROKER_LABEL = "gpuspawner.broker"
-"""Which broker the container belongs to, by its state folder: to brokers beside it, it is no orphan."""
-DEVICES_LABEL = "gpuspawner.devices"
-"""The leased devices' UUIDs, comma-separated: enough to take a lease up again without the ledger."""
-MODE_LABEL = "gpuspawner.mode"
-"""How the lease holds its devices; without it whole. The next two are there for a slice only."""
-MEMORY_LABEL = "gpuspawner.memory-bytes"
-COMPUTE_LABEL = "gpuspawner.compute-percent"
+from .want import NO_GPU, Mode, Want
 
+__all__ = [
+    "ContainerPatch", "Device", "DeviceHealth", "GpuRequest", "Guarantee", "Lease", "LeaseState", "Mode",
+    "Pool", "Tier", "Want", "guarantee_of", "is_lease_id",
+]  # fmt: skip
 
-class Mode(StrEnum):
-    """How a pool's devices are shared."""
-
-    WHOLE = "whole"
-    MIG = "mig"
-    SLICE = "slice"
-    TURNS = "turns"
+_LEASE_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Guarantee(StrEnum):
@@ -48,6 +35,11 @@ def guarantee_of(mode: Mode, simulated: bool) -> Guarantee:
     if simulated:
         return Guarantee.NONE
     return Guarantee.GUARDED if mode is Mode.SLICE else Guarantee.HARD
+
+
+def is_lease_id(value: object) -> bool:
+    """Whether `value` has the form of a lease's id: 32 lower-case hexadecimal digits."""
+    return isinstance(value, str) and _LEASE_ID.fullmatch(value) is not None
 
 
 class LeaseState(StrEnum):
@@ -75,7 +67,8 @@ class Device:
 
     `index` is for display only: it changes when a driver is reloaded. `memory_clock_hz` is the
     maximum; `memory_bus_width_bits` and it give the bandwidth. `parent_uuid` and `mig_profile`
-    ("1g.10gb") are set for MIG.
+    ("1g.10gb") are set for MIG. `node` is the name of its machine. `gpu_fraction` (0-1) is the part of the
+    physical GPU that it is: 1 for a whole GPU, less for a MIG instance.
     """
 
     uuid: str
@@ -89,6 +82,8 @@ class Device:
     parent_uuid: str | None = None
     simulated: bool = False
     mig_profile: str | None = None
+    node: str = ""
+    gpu_fraction: float = 1.0
 
     @property
     def is_mig(self) -> bool:
@@ -145,39 +140,36 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """What a user picks on the spawn page. `device_count == 0` is a server without a GPU.
+    """What a user picks on the spawn page: a name, what its servers want of the devices, an image, limits.
 
-    `memory_bytes` and `compute_percent` are of a slice (None: the pool's), `mig_profile` of a MIG
-    instance (None: any). `pool` None: any of the mode.
+    `shm_bytes` is the size of /dev/shm, `pids` the most processes, `cpu_shares` Docker's weight: None where
+    the site's rule for all labs applies.
     """
 
     name: str
     title: str
     description: str = ""
-    device_count: int = 0
-    model: str | None = None
-    mode: Mode = Mode.WHOLE
+    want: Want = NO_GPU
     image: str | None = None
     mem_limit_bytes: int | None = None
     cpu_limit: float | None = None
-    memory_bytes: int | None = None
-    compute_percent: float | None = None
-    mig_profile: str | None = None
-    pool: str | None = None
+    shm_bytes: int | None = None
+    pids: int | None = None
+    cpu_shares: int | None = None
+    default: bool = False
+    """Whether it is preselected, and taken where nothing is chosen; else the first tier is."""
 
     @property
     def needs_gpu(self) -> bool:
         """Whether a server of this tier needs a lease."""
-        return self.device_count > 0
+        return self.want.device_count > 0
 
 
 @dataclass(frozen=True, slots=True)
 class GpuRequest:
     """What the spawner asks the broker for. The id becomes the lease's: asking twice is one lease.
 
-    `lease_id` is 32 hexadecimal digits made up by the hub side. `model` is compared with the
-    device's model name, case-insensitively, as a substring ("h100"). `slice_memory_bytes` and
-    `slice_compute_percent` are what a slice should have of its device; None: what the pool gives.
+    `lease_id` is 32 hexadecimal digits made up by the hub side; `groups` are the user's in the hub.
     """
 
     lease_id: str
@@ -185,23 +177,17 @@ class GpuRequest:
     user: str
     server: str
     tier: str
-    device_count: int
-    model: str | None = None
+    want: Want
     groups: tuple[str, ...] = ()
-    mode: Mode = Mode.WHOLE
-    pool: str | None = None
-    mig_profile: str | None = None
-    slice_memory_bytes: int | None = None
-    slice_compute_percent: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
     """What one server holds, or waits for.
 
-    `since` is when the present state began; `created_at` orders the queue; `memory_bytes` is the
-    sum over the devices; `notice` is a sentence for the holder ("" when all is well). `mode` and what
-    follows it are as asked for; what is held of each device stands in the others.
+    `want` is what was asked for; `device_uuids`, `memory_bytes` (the sum over the devices),
+    `compute_percent` and `mps` are what is held. `since` is when the present state began; `created_at`
+    orders the queue; `notice` is a sentence for the holder ("" when all is well).
     """
 
     id: str
@@ -210,10 +196,9 @@ class Lease:
     server: str
     tier: str
     state: LeaseState
-    device_count: int
+    want: Want
     created_at: datetime
     since: datetime
-    model: str | None = None
     device_uuids: tuple[str, ...] = ()
     memory_bytes: int = 0
     compute_percent: float = 100.0
@@ -221,13 +206,24 @@ class Lease:
     notice: str = ""
     reason: str = ""
     """Why it ended; empty while it lives."""
-    mode: Mode = Mode.WHOLE
-    pool: str | None = None
-    mig_profile: str | None = None
-    slice_memory_bytes: int | None = None
-    slice_compute_percent: float | None = None
     mps: bool = False
     """Whether `compute_percent` is a ceiling that MPS holds (or would, where devices are simulated)."""
+    groups: tuple[str, ...] = ()
+    """The user's groups when it was asked for."""
+    node: str = ""
+    """The machine of its devices; "" while it holds none."""
+    device_fractions: tuple[float, ...] = ()
+    """For each of its devices the part of the physical GPU (0-1) that it is charged with; () if not known."""
+
+    @property
+    def gpu_fraction(self) -> float:
+        """How many GPUs a second of it is charged as; whole devices where the parts are not known."""
+        return math.fsum(self.device_fractions) if self.device_fractions else float(len(self.device_uuids))
+
+    @property
+    def mode(self) -> Mode:
+        """How it holds its devices: as was asked for."""
+        return self.want.mode
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,47 +5,51 @@ What a lease says about devices replaces what a configuration says; nothing of i
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core import labels
 from ..core.errors import ConfigError
-from ..core.model import HUB_LABEL, SERVER_LABEL, TIER_LABEL, USER_LABEL, ContainerPatch
+from ..core.labels import Owner
+from ..core.limits import LabRules, Limits, Machine
+from ..core.model import ContainerPatch
+from .home import Home
+from .reach import bind_table, check, drop_devices, ways
 
 CPU_PERIOD_US = 100_000
 """Docker's default CFS period; `cpu_quota` is cores times this."""
 _GPU_ENV_PREFIXES = ("NVIDIA_", "CUDA_")
-_GPU_DEVICE_PREFIXES = ("/dev/nvidia", "/dev/dri")
+HARMLESS_ENV = frozenset({
+    "CUDA_BINARY_LOADER_THREAD_COUNT", "CUDA_CACHE_DISABLE", "CUDA_CACHE_MAXSIZE", "CUDA_CACHE_PATH",
+    "CUDA_COREDUMP_FILE", "CUDA_COREDUMP_GENERATION_FLAGS", "CUDA_COREDUMP_SHOW_PROGRESS",
+    "CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_ORDER", "CUDA_DEVICE_WAITS_ON_EXCEPTION", "CUDA_DISABLE_JIT",
+    "CUDA_DISABLE_PTX_JIT", "CUDA_ENABLE_COREDUMP_ON_EXCEPTION", "CUDA_ENABLE_LIGHTWEIGHT_COREDUMP",
+    "CUDA_FORCE_JIT", "CUDA_FORCE_PTX_JIT", "CUDA_HOME", "CUDA_LAUNCH_BLOCKING", "CUDA_LOG_FILE",
+    "CUDA_MODULE_DATA_LOADING", "CUDA_MODULE_LOADING", "CUDA_PATH", "CUDA_ROOT",
+    "CUDA_SCALE_LAUNCH_QUEUES", "CUDA_VERSION", "NVIDIA_BUILD_ID", "NVIDIA_DISABLE_REQUIRE",
+    "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_PRODUCT_NAME", "NVIDIA_PYTORCH_VERSION", "NVIDIA_REQUIRE_CUDA",
+    "NVIDIA_TF32_OVERRIDE",
+})  # fmt: skip
+"""Those of NVIDIA's variables that pick no device and change no limit: CUDA C++ Programming Guide 13.0,
+"CUDA Environment Variables", and NVIDIA's Container Toolkit 1.18, "Environment variables"."""
+OPEN_FILES = 65_536
+STACK_BYTES = 64 << 20
+_ULIMITS = [
+    {"Name": "memlock", "Soft": -1, "Hard": -1},
+    {"Name": "stack", "Soft": STACK_BYTES, "Hard": STACK_BYTES},
+    {"Name": "nofile", "Soft": OPEN_FILES, "Hard": OPEN_FILES},
+]
+"""As NVIDIA asks for its framework containers (`--ulimit memlock=-1 --ulimit stack=67108864`; Containers For
+Deep Learning Frameworks User Guide, "Running A Container") and its servers (`--ulimit nofile=65536`)."""
+OOM_SCORE = 500
+"""Where the machine's own memory runs out, the kernel ends a process of a lab before one of the host's."""
+_INITS = frozenset(
+    {"tini", "tini-static", "dumb-init", "docker-init", "catatonit", "my_init", "init", "s6-svscan"}
+)
+"""Programs that collect ended children; an image that starts with one needs none of Docker's."""
 NO_DEVICES = {"NVIDIA_VISIBLE_DEVICES": "void"}
 """With the nvidia runtime as default, an image that says `all` would show every GPU; `void` shows none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose container it is. The values are labels, and decide what may be removed as ours."""
-
-    hub: str
-    user: str
-    server: str
-    tier: str
-
-    def labels(self) -> dict[str, str]:
-        """The labels of every container, with or without a lease."""
-        return {
-            HUB_LABEL: self.hub,
-            USER_LABEL: self.user,
-            SERVER_LABEL: self.server,
-            TIER_LABEL: self.tier,
-        }
-
-    def owns(self, labels: Mapping[str, str] | None) -> bool:
-        """Whether a container with these labels is of this hub, user and server; the tier may differ."""
-        mine = self.labels()
-        return labels is not None and all(
-            labels.get(key) == mine[key] for key in (HUB_LABEL, USER_LABEL, SERVER_LABEL)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,12 @@ class ContainerFacts:
     binds: Mapping[str, Any] = field(default_factory=dict)
     mounts: tuple[Mapping[str, Any], ...] = ()
     links: Mapping[str, str] = field(default_factory=dict)
-    mem_limit_bytes: int | None = None
-    cpu_limit: float | None = None
-    home: str | None = None
-    """Where HOME and the working directory are put; None where the image has both right."""
+    limits: Limits = field(default_factory=Limits)
+    rules: LabRules = field(default_factory=LabRules)
+    machine: Machine = field(default_factory=Machine)
+    entrypoint: tuple[str, ...] = ()
+    """The image's own."""
+    home: Home | None = None
     published_ip: str | None = None
     """Address on the host to publish the port on; None where the container's own is used."""
     extra_create: Mapping[str, Any] = field(default_factory=dict)
@@ -80,9 +86,15 @@ class ContainerPlan:
     create: dict[str, Any]
     host: dict[str, Any]
     dropped: tuple[str, ...]
-    """Settings that were left out because only a lease may give devices."""
-    home: str | None = None
-    """Folder of a volume that has to be made the user's, as the image doesn't know it."""
+    """Settings and variables that were left out because only a lease may give devices."""
+    home: Home | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def new_home(self) -> str | None:
+        """Folder of a volume of Docker's that has to be made the user's, as the image doesn't know it."""
+        home = self.home
+        return home.volume.target if home and home.unknown and home.volume.of_docker else None
 
 
 def plan(facts: ContainerFacts, patch: ContainerPatch | None) -> ContainerPlan:
@@ -96,15 +108,18 @@ def plan(facts: ContainerFacts, patch: ContainerPatch | None) -> ContainerPlan:
         )
     lease = patch or ContainerPatch()
     create = merge(_create(facts), facts.extra_create)
-    host = merge(_host(facts), facts.extra_host)
-    dropped = _drop_devices(create, host)
-    create["environment"] = _environment(create.get("environment") or {}, lease)
+    host = _merge_host(facts)
+    dropped = drop_devices(create, host, facts.rules.past_lease)
+    check(ways(create, host, facts.rules.private), facts.rules.past_lease)
+    create["environment"], left_out = _environment(create.get("environment") or {}, lease)
     create["labels"] = {**(create.get("labels") or {}), **lease.labels, **facts.owner.labels()}
+    if facts.limits.memory_bytes is not None:
+        create["labels"][labels.MEMORY_LIMIT] = str(facts.limits.memory_bytes)
     host["device_requests"] = [dict(request) for request in lease.device_requests] or None
     if lease.runtime is not None:
         host["runtime"] = lease.runtime
     host["mounts"] = [*host.get("mounts", ()), *(_mount(mount) for mount in lease.mounts)]
-    return ContainerPlan(create, host, dropped, _volume_home(facts))
+    return ContainerPlan(create, host, (*dropped, *left_out), facts.home, facts.limits)
 
 
 _PLAIN_PROGRAMS = frozenset({"sh", "bash", "dash", "zsh", "python", "python3", "ipython"})
@@ -123,32 +138,6 @@ def server_command(command: Sequence[str] | None) -> list[str]:
     return [SERVER_COMMAND] if plain or not words else words
 
 
-def home_beside(working_dir: str, binds: Mapping[str, Any]) -> str | None:
-    """The first volume's folder, for an image that works elsewhere (`/workspace`, `/`); None if it knows one.
-
-    An image knows a volume that lies in its working directory, or the other way round. Without this, the
-    work of who starts NVIDIA's image would be gone with the container.
-    """
-    folders = [str(bind["bind"]).rstrip("/") for bind in binds.values()]
-    place = working_dir.rstrip("/")
-    for folder in folders:
-        if place and (f"{place}/".startswith(f"{folder}/") or f"{folder}/".startswith(f"{place}/")):
-            return None
-    return folders[0] if folders else None
-
-
-def own_home(home: str, user: str) -> tuple[str, bytes]:
-    """The folder above `home`, and a tar archive that makes `home` the property of `user` ("uid:gid")."""
-    parent, _, name = home.rpartition("/")
-    uid, _, gid = user.partition(":")
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o755, int(uid), int(gid)
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as archive:
-        archive.addfile(entry)
-    return parent or "/", data.getvalue()
-
-
 def merge(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `extra` over it; dicts are merged, everything else is replaced, as DockerSpawner does."""
     merged = dict(base)
@@ -162,22 +151,28 @@ def merge(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _create(facts: ContainerFacts) -> dict[str, Any]:
+    home = facts.home.volume.target if facts.home and facts.home.unknown else None
+    threads = facts.limits.threads
     return {
         "image": facts.image,
         "name": facts.name,
         "command": list(facts.command),
-        "environment": {**({"HOME": facts.home} if facts.home else {}), **facts.env},
+        "environment": {
+            **({"HOME": home} if home else {}),
+            # Numeric libraries start a thread for each core of the machine, whatever the lab may use.
+            **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+            **facts.env,
+        },
         "user": facts.container_user,
         "volumes": sorted(bind["bind"] for bind in facts.binds.values()),
         "ports": {f"{facts.port}/tcp": None},
-        **({"working_dir": facts.home} if facts.home else {}),
+        **({"working_dir": home} if home else {}),
     }
 
 
-def _volume_home(facts: ContainerFacts) -> str | None:
-    """The home, if it is a volume of Docker's; whom a folder of the host belongs to is the site's."""
-    named = [bind["bind"] for source, bind in facts.binds.items() if not str(source).startswith("/")]
-    return facts.home if facts.home in named else None
+def has_init(words: Iterable[str]) -> bool:
+    """Whether an entrypoint starts a program that collects ended children; one without leaves zombies."""
+    return any(word.rpartition("/")[2] in _INITS for word in words)
 
 
 def _host(facts: ContainerFacts) -> dict[str, Any]:
@@ -191,47 +186,80 @@ def _host(facts: ContainerFacts) -> dict[str, Any]:
         "privileged": False,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
+        "oom_score_adj": OOM_SCORE,
+        **_limits(facts.limits, facts.extra_host.get("cpu_period", CPU_PERIOD_US)),
     }
-    if facts.mem_limit_bytes is not None:
-        host["mem_limit"] = facts.mem_limit_bytes
-    if facts.cpu_limit is not None:
-        period = facts.extra_host.get("cpu_period", CPU_PERIOD_US)
-        host["cpu_period"] = period
-        host["cpu_quota"] = int(facts.cpu_limit * period)
+    entrypoint = facts.extra_create.get("entrypoint", facts.entrypoint)
+    if not has_init(entrypoint.split() if isinstance(entrypoint, str) else entrypoint or ()):
+        host["init"] = True
+    if facts.machine.raises_limits:
+        host["ulimits"] = [dict(limit) for limit in _ULIMITS]
+    if facts.machine.log_driver == "json-file":
+        sizes = {"max-size": str(facts.rules.log_size_bytes), "max-file": str(facts.rules.log_files)}
+        host["log_config"] = {"Type": "json-file", "Config": sizes}
     if facts.published_ip is not None:
         host["port_bindings"] = {facts.port: (facts.published_ip,)}
     return host
 
 
-def _environment(configured: Mapping[str, Any], lease: ContainerPatch) -> dict[str, str]:
-    """What configuration and user brought without anything that picks GPUs, then what the lease says."""
-    kept = {
-        str(key): str(value)
-        for key, value in configured.items()
-        if not str(key).upper().startswith(_GPU_ENV_PREFIXES)
-    }
-    return {**kept, **NO_DEVICES, **lease.env}
+def _limits(limits: Limits, cpu_period: int) -> dict[str, Any]:
+    """The limits in Docker's words. Memory has no swap beside it: a lab that swaps slows down everybody."""
+    host: dict[str, Any] = {}
+    if limits.memory_bytes is not None:
+        host |= {"mem_limit": limits.memory_bytes, "memswap_limit": limits.memory_bytes}
+    if limits.cpu_cores is not None:
+        host |= {"cpu_period": cpu_period, "cpu_quota": int(limits.cpu_cores * cpu_period)}
+    if limits.shm_bytes is not None:
+        host["shm_size"] = limits.shm_bytes
+    if limits.pids is not None:
+        host["pids_limit"] = limits.pids
+    if limits.cpu_shares is not None:
+        host["cpu_shares"] = limits.cpu_shares
+    return host
 
 
-def _drop_devices(create: dict[str, Any], host: dict[str, Any]) -> tuple[str, ...]:
-    """Takes out of both what would give GPUs past the lease; returns the names of what was there."""
-    dropped = [name for name in ("device_requests",) if host.pop(name, None)]
-    for options in (create, host):
-        if options.get("runtime") == "nvidia":
-            del options["runtime"]
-            dropped.append("runtime")
-    devices = host.get("devices")
-    if devices:
-        kept = [device for device in devices if not _device_path(device).startswith(_GPU_DEVICE_PREFIXES)]
-        if len(kept) < len(devices):
-            dropped.append("devices")
-        host["devices"] = kept
-    return tuple(dropped)
+def _merge_host(facts: ContainerFacts) -> dict[str, Any]:
+    """`extra_host_config` over ours, where a list that only adds doesn't take ours away.
+
+    Binds as a list ("/data:/data:ro") would take the home away, a `security_opt` for seccomp the
+    no-new-privileges, one ulimit the others. A logging driver of the site's own has its own options.
+    """
+    extra, host = dict(facts.extra_host), _host(facts)
+    if isinstance(extra.get("binds"), Sequence):
+        extra["binds"] = bind_table(extra["binds"])
+    if extra.get("log_config") is not None:
+        host.pop("log_config", None)
+    own = {_limit_name(each) for each in extra.get("ulimits") or ()}
+    if own:
+        extra["ulimits"] = [
+            *(each for each in host.get("ulimits", ()) if each["Name"] not in own),
+            *extra["ulimits"],
+        ]
+    options = extra.get("security_opt")
+    if options is not None and not any(str(each).startswith("no-new-privileges") for each in options):
+        extra["security_opt"] = [*host["security_opt"], *options]
+    return merge(host, extra)
 
 
-def _device_path(device: Any) -> str:
-    """The host's path of a device setting: docker-py takes "host:container:rwm" and Engine API dicts."""
-    return str(device.get("PathOnHost", "") if isinstance(device, Mapping) else device)
+def _limit_name(limit: Mapping[str, Any]) -> str:
+    return str(limit.get("Name") or limit.get("name") or "")
+
+
+def _environment(
+    configured: Mapping[str, Any], lease: ContainerPatch
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What configuration and user brought without anything that picks GPUs, then what the lease says.
+
+    Beside it the names of what was left out.
+    """
+    kept, left_out = {}, []
+    for name, value in configured.items():
+        upper = str(name).upper()
+        if not upper.startswith(_GPU_ENV_PREFIXES) or name in HARMLESS_ENV:
+            kept[str(name)] = str(value)
+        elif (name, str(value)) not in NO_DEVICES.items():
+            left_out.append(str(name))
+    return {**kept, **NO_DEVICES, **lease.env}, tuple(sorted(left_out))
 
 
 def _mount(mount: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,18 @@
-"""The hub's way to Docker: calls in threads, and the images that servers start from."""
+"""The hub's access to Docker: one client with one connection pool, calls in threads, errors as EngineFault.
+
+"Unknown" never reads as "gone": only a 404 of Docker means that a container or an image isn't there.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from contextlib import closing, contextmanager, suppress
+from typing import Any, TypeVar
 
 import docker.auth
 import docker.errors
@@ -17,132 +20,234 @@ import docker.tls
 import docker.utils
 import requests
 from docker.api.client import APIClient
+from docker.transport import UnixHTTPAdapter
 
-from ..core.errors import EngineFault, StartFault
-from .launch import image_missing
-from .lifecycle import LifecycleSpawner
-from .pulls import SILENT, Event, Pulls, Tell, explain
+from ..core.errors import EngineFault
+from .docker_answers import log_line
+from .pulls import SILENT, Cancel, Event
 
-_THREADS = 16
+THREADS = 16
 """Docker calls at once. DockerSpawner has one thread for all users: a slow call holds up everybody."""
 _SLOW = frozenset({"stop"})
 """Methods that take seconds have threads of their own, so that they can't hold up a start."""
 _TIMEOUT_SECONDS = {"inspect_container": 5, "inspect_image": 10, "logs": 5}
 _USUAL_TIMEOUT_SECONDS = 60
+GONE_SECONDS = 60.0
+"""How long a removal that Docker says is under way may take before it counts as failed."""
+_PAUSE_SECONDS = 0.1
+_TAIL_LINES = 5
 
 # docker-py lets some errors of the libraries below it through as they are: requests' and urllib3's
 # derive from OSError or ValueError.
 _Errors = (docker.errors.DockerException, OSError, ValueError)
 
+Call = Callable[..., Any]
+"""`call("inspect_network", name)`: a method of docker-py's APIClient by name; blocks, raises EngineFault."""
+_T = TypeVar("_T")
 
-class EngineSpawner(LifecycleSpawner):
-    """A `LifecycleSpawner` with Docker: what it does is done here, what is asked for isn't."""
 
-    pull_silence: float
+class DockerEngine:
+    """One Docker Engine for a whole hub. Every method raises EngineFault, with Docker's status if any.
 
-    _local: ClassVar[threading.local] = threading.local()
-    _executors: ClassVar[dict[bool, ThreadPoolExecutor]] = {}
-    _pulls: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Pulls]] = WeakKeyDictionary()
+    All threads share one pool of connections, so the hub never holds more sockets than it has calls at once
+    (2 x THREADS), whatever has happened before. docker-py (7.1) alone keeps 25 pools for each client, by the
+    address that was asked for: with a client for each thread, 300 starts left 730 idle sockets.
+    """
 
-    @property
-    def pulls(self) -> Pulls:
-        """What is being pulled; one for the whole hub."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._pulls:
-            self._pulls[loop] = Pulls(self.log)
-        return self._pulls[loop]
+    def __init__(
+        self, client_kwargs: Mapping[str, Any] | None = None, tls_config: Mapping[str, Any] | None = None
+    ) -> None:
+        settings: dict[str, Any] = {"version": "auto", "num_pools": 1}
+        if tls_config:
+            settings["tls"] = docker.tls.TLSConfig(**tls_config)
+        self._settings = {**settings, **docker.utils.kwargs_from_env(), **(client_kwargs or {})}
+        self._lock = threading.Lock()
+        self._clients: dict[float, APIClient] = {}
+        self._pool: _OnePool | None = None
+        self._executors = {
+            slow: ThreadPoolExecutor(THREADS, thread_name_prefix="docker-slow" if slow else "docker")
+            for slow in (False, True)
+        }
 
-    async def pull_image(self, image: str, tell: Tell = lambda news: None) -> dict[str, Any]:
-        """Docker's document of the image, pulled first if `pull_policy` says so. Raises StartFault.
+    # ---- calls
 
-        `tell` gets a sentence whenever a pull has news. "skip" (DockerSpawner 14: like "never", but without
-        an error where the image isn't) gives an empty document then: creating the container decides.
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of docker-py's APIClient by name, in a thread."""
+        executor = self._executors[method in _SLOW]
+        return await asyncio.wrap_future(executor.submit(self.call_here, method, *args, **kwargs))
+
+    async def run(self, work: Callable[[Call], _T]) -> _T:
+        """`work(call)` in a thread, for several calls that belong together."""
+        return await asyncio.wrap_future(self._executors[False].submit(work, self.call_here))
+
+    def call_here(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of docker-py's APIClient by name, in this thread: blocks on Docker."""
+        with _engine_faults():
+            client = self.client(_TIMEOUT_SECONDS.get(method, _USUAL_TIMEOUT_SECONDS))
+            return getattr(client, method)(*args, **kwargs)
+
+    def client(self, timeout_seconds: float = _USUAL_TIMEOUT_SECONDS) -> APIClient:
+        """docker-py's client with this time limit; all of them share one pool of connections.
+
+        The first one asks Docker for its version. Raises docker-py's errors.
         """
-        policy = self.pull_policy.lower()
-        present = await self.find_image(image)
-        stale = policy == "always" and not self.pulls.fresh(image)
-        if stale or (present is None and policy in ("always", "ifnotpresent")):
-            await self._pull(image, tell, present is not None)
-            present = await self.find_image(image)
-        if present is None and policy != "skip":
-            raise image_missing(image)
-        return present or {}
+        with self._lock:
+            client = self._clients.get(timeout_seconds)
+            if client is None:
+                known = next(iter(self._clients.values()), None)
+                client = self._make_client(timeout_seconds, known.api_version if known else None)
+                self._share_pool(client)
+                self._clients[timeout_seconds] = client
+            return client
 
-    async def _pull(self, image: str, tell: Tell, here: bool) -> None:
+    def close(self) -> None:
+        """Closes all connections and ends the threads; for tools and tests. A hub keeps them to its end."""
+        for executor in self._executors.values():
+            executor.shutdown()
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()
+            self._pool = None
+
+    # ---- containers and images
+
+    async def find_container(self, container: str) -> dict[str, Any] | None:
+        """Docker's document of a container by name or id; None only if Docker says that there is none."""
+        return await self._find("inspect_container", container)
+
+    async def find_image(self, image: str) -> dict[str, Any] | None:
+        """Docker's document of an image; None only if Docker says that it isn't here."""
+        return await self._find("inspect_image", image)
+
+    async def stop_container(self, container: str, grace_seconds: int) -> None:
+        """SIGTERM, then SIGKILL after `grace_seconds`. No error if it is gone."""
         try:
-            await self.pulls.pull(image, lambda feed: self.pull_here(image, feed), tell)
+            await self.call("stop", container, timeout=grace_seconds)
         except EngineFault as fault:
-            if fault.status is None:
+            if fault.status != 404:
                 raise
-            raise self._explain(image, fault, here) from fault
 
-    def _explain(self, image: str, fault: EngineFault, here: bool) -> StartFault:
-        return explain(image, fault, here=here, silence_seconds=self.pull_silence)
+    async def remove_container(self, container: str) -> None:
+        """Kills and removes a container and its anonymous volumes, and waits until Docker says it is gone.
 
-    def pull_here(self, image: str, feed: Callable[[Event], None]) -> None:
-        """Pulls in this thread. Raises EngineFault: with status None if Docker is gone, SILENT for silence.
+        409 is Docker's "removal is already in progress": asked again until 404, for GONE_SECONDS at most.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + GONE_SECONDS
+        while True:
+            try:
+                await self.call("remove_container", container, v=True, force=True)
+                return
+            except EngineFault as error:
+                if error.status == 404:
+                    return
+                if error.status != 409 or loop.time() > deadline:
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS)
 
+    async def log_tail(self, container: str, secret: str = "") -> str:
+        """The last log lines of a container in one line, without `secret`; empty if they can't be read."""
+        raw: Any = b""
+        with suppress(EngineFault):
+            raw = await self.call("logs", container, stdout=True, stderr=True, tail=_TAIL_LINES)
+        return log_line(raw, secret) if isinstance(raw, bytes) else ""
+
+    def pull_here(
+        self, image: str, feed: Callable[[Event], None], cancel: Cancel, silence_seconds: float
+    ) -> None:
+        """Pulls in this thread, with a connection of its own, until it is done or `cancel` is set.
+
+        Raises EngineFault: with status None if Docker is gone, SILENT if nothing came for so long.
         docker-py's `pull` waits without a limit and takes Docker's errors in the stream for success, so this
-        asks for it itself (Engine API 1.41, `POST /images/create`).
+        asks for it itself (Engine API 1.41, `POST /images/create`). Docker ends a pull whose connection
+        closes.
         """
         name, tag = docker.utils.parse_repository_tag(image)
-        with closing(self._make_client()) as client:
-            try:
-                registry, _ = docker.auth.resolve_repository_name(name)
-                login = docker.auth.get_config_header(client, registry)
-                answer = client.post(
-                    f"{client.base_url}/v{client.api_version}/images/create",
-                    params={"fromImage": name, "tag": tag or "latest"},
-                    headers={"X-Registry-Auth": login} if login else {},
-                    stream=True,
-                    timeout=(_USUAL_TIMEOUT_SECONDS, self.pull_silence),
-                )
-                with answer:
-                    _read_pull(answer, feed)
-            except requests.RequestException as error:
-                if "timed out" in str(error).lower():
-                    raise EngineFault(f"nothing came for {self.pull_silence:.0f} s", SILENT) from error
-                raise EngineFault(f"Docker does not answer: {error}") from error
-            except _Errors as error:
-                raise EngineFault(f"Docker does not answer: {error}") from error
+        with _engine_faults(silence_seconds), self._own_client() as client:
+            registry, _ = docker.auth.resolve_repository_name(name)
+            login = docker.auth.get_config_header(client, registry)
+            answer = client.post(
+                f"{client.base_url}/v{client.api_version}/images/create",
+                params={"fromImage": name, "tag": tag or "latest"},
+                headers={"X-Registry-Auth": login} if login else {},
+                stream=True,
+                timeout=(_USUAL_TIMEOUT_SECONDS, silence_seconds),
+            )
+            with answer:
+                cancel.then(lambda: _shut_down(answer))
+                _read_pull(answer, feed)
 
-    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A method of docker-py's APIClient in a thread. Raises EngineFault, with Docker's status if any."""
-        return await self.run(method, lambda client: getattr(client, method)(*args, **kwargs))
+    # ---- inside
 
-    async def run(self, method: str, call: Callable[[APIClient], Any]) -> Any:
-        """`call(client)` in a thread; `method` decides on its time limit. Raises EngineFault."""
-        slow = method in _SLOW
-        if slow not in self._executors:
-            name = "docker-slow" if slow else "docker"
-            self._executors[slow] = ThreadPoolExecutor(_THREADS, thread_name_prefix=name)
-        return await asyncio.wrap_future(self._executors[slow].submit(self.run_here, call, method))
-
-    def run_here(self, call: Callable[[APIClient], Any], method: str = "") -> Any:
-        """`call(client)` in this thread: blocks on Docker. Raises EngineFault."""
+    async def _find(self, method: str, name: str) -> dict[str, Any] | None:
         try:
-            client = self.client
-            client.timeout = _TIMEOUT_SECONDS.get(method, _USUAL_TIMEOUT_SECONDS)
-            return call(client)
-        except docker.errors.APIError as error:
-            raise EngineFault(str(error.explanation or error), error.status_code) from error
-        except _Errors as error:
-            raise EngineFault(f"Docker does not answer: {error}") from error
+            found: dict[str, Any] = await self.call(method, name)
+        except EngineFault as fault:
+            if fault.status == 404:
+                return None
+            raise
+        return found
 
-    @property
-    def client(self) -> APIClient:
-        """docker-py's client, one a thread: its connections aren't made for being shared."""
-        client: APIClient | None = getattr(self._local, "client", None)
-        if client is None:
-            client = self._local.client = self._make_client()
-        return client
+    def _own_client(self) -> closing[APIClient]:
+        return closing(self._make_client(_USUAL_TIMEOUT_SECONDS, None))
 
-    def _make_client(self) -> APIClient:
-        settings: dict[str, Any] = {"version": "auto", "timeout": 10}
-        if self.tls_config:
-            settings["tls"] = docker.tls.TLSConfig(**self.tls_config)
-        settings |= {**docker.utils.kwargs_from_env(), **self.client_kwargs}
-        return APIClient(**settings)
+    def _make_client(self, timeout_seconds: float, version: str | None) -> APIClient:
+        settings = {**self._settings, "timeout": timeout_seconds}
+        return APIClient(**({**settings, "version": version} if version else settings))
+
+    def _share_pool(self, client: APIClient) -> None:
+        """Gives the client the pool of the others. By TCP, requests keeps one pool for each host as it is."""
+        own = client.get_adapter(client.base_url)
+        if isinstance(own, UnixHTTPAdapter):
+            if self._pool is None:
+                self._pool = _OnePool(own.socket_path, max_pool_size=2 * THREADS)
+            client.mount(client.base_url, self._pool)
+            own.close()
+
+
+class _OnePool(UnixHTTPAdapter):
+    """docker-py's adapter for a unix socket, with one pool for all addresses."""
+
+    def get_connection(self, url: Any, proxies: Any = None) -> Any:
+        """The pool; docker-py (7.1) makes one for each `url`."""
+        return super().get_connection("http+docker://localhost", proxies)
+
+
+@contextmanager
+def _engine_faults(silence_seconds: float | None = None) -> Iterator[None]:
+    """Turns the errors of docker-py and of the libraries below it into EngineFault.
+
+    `silence_seconds` is the time limit of a stream: a timeout is then SILENT.
+    """
+    try:
+        yield
+    except docker.errors.APIError as error:
+        raise EngineFault(str(error.explanation or error), error.status_code) from error
+    except _Errors as error:
+        timed_out = isinstance(error, requests.RequestException) and "timed out" in str(error).lower()
+        if silence_seconds is not None and timed_out:
+            raise EngineFault(f"nothing came for {silence_seconds:.0f} s", SILENT) from error
+        raise EngineFault(f"Docker does not answer: {error}") from error
+
+
+def calls_of(client: APIClient) -> Call:
+    """The calls of a client of one's own, with its errors as EngineFault; for tools."""
+
+    def call(method: str, *args: Any, **kwargs: Any) -> Any:
+        with _engine_faults():
+            return getattr(client, method)(*args, **kwargs)
+
+    return call
+
+
+def _shut_down(answer: requests.Response) -> None:
+    """Wakes the thread that reads the stream; closing alone would not."""
+    connection: Any = getattr(answer.raw, "connection", None)
+    stream = getattr(connection, "sock", None)
+    if stream is not None:
+        with suppress(OSError):
+            stream.shutdown(socket.SHUT_RDWR)
 
 
 def _read_pull(answer: requests.Response, feed: Callable[[Event], None]) -> None:

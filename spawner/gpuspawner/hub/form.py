@@ -1,59 +1,32 @@
-"""The spawn page's form: tiers as radio buttons, with what is free now. Pure: values in, HTML out."""
+"""The spawn page's form: tiers as radio buttons, with what is free now. Values in, HTML out.
+
+The HTML is in `templates/`, and Jinja escapes everything that is put into it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..core.image_reference import MAX_CHARS, AllowedImages
 from ..core.model import Guarantee, Mode, Tier
 from ..core.units import format_bytes
 from .options import NO_IMAGES, Filled
 
+_TEMPLATES = Path(__file__).with_name("templates")
 _NOUNS = {Mode.WHOLE: "GPU", Mode.SLICE: "slice", Mode.MIG: "MIG instance", Mode.TURNS: "turn"}
 _GUARANTEES = {
     Guarantee.HARD: "hard",
-    Guarantee.GUARDED: "guarded, whatever goes over it is ended within seconds",
+    Guarantee.GUARDED: "guarded; a process that exceeds it is ended within seconds",
     Guarantee.NONE: "none, it is simulated",
 }
 
 _NOTHING = Filled()
-
-_FORM = """\
-<fieldset class="gpuspawner-tiers mb-3">
-<legend>What should the server have?</legend>
-{note}{tiers}
-</fieldset>
-{images}"""
-
-_TIER = """\
-<div class="form-check mb-2">
-<input class="form-check-input" type="radio" name="profile" id="tier-{name}" value="{name}"
- aria-describedby="tier-{name}-about" required{checked}{disabled}>
-<label class="form-check-label" for="tier-{name}"><strong>{title}</strong></label>
-<div class="form-text" id="tier-{name}-about">{about}</div>
-</div>"""
-
-_IMAGES = """\
-<div class="mb-3">
-<label class="form-label" for="server-image">Image</label>
-<select class="form-select" name="image" id="server-image">
-{options}
-</select>
-</div>
-"""
-
-_TYPED = """\
-<div class="mb-3">
-<label class="form-label" for="server-image-typed">{label}</label>
-<input class="form-control" type="text" name="image_typed" id="server-image-typed" maxlength="{most}"
- value="{value}" autocomplete="off" autocapitalize="none" spellcheck="false"
- aria-describedby="server-image-about">
-<div class="form-text" id="server-image-about">{about}</div>
-</div>
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +51,8 @@ def make_cards(
     return [_make_card(tier, known.get(tier.name), simulated, problem) for tier in tiers]
 
 
-def hinder(card: TierCard, why: str, *, usable: bool) -> TierCard:
-    """The card with why its image is of no use; still `usable` where another image can be chosen."""
+def with_obstacle(card: TierCard, why: str, *, usable: bool) -> TierCard:
+    """The card with why its image can't work; still `usable` where another image can be chosen."""
     if not why:
         return card
     return TierCard(card.tier, card.usable and usable, _sentences(card.about, why))
@@ -90,16 +63,17 @@ def _make_card(tier: Tier, live: Mapping[str, Any] | None, simulated: bool, prob
         return TierCard(tier, True, tier.description)
     if live is None:
         return TierCard(tier, False, _sentences(tier.description, problem or "Not available now."))
-    kind = f"simulated {_NOUNS[tier.mode]}" if simulated else _NOUNS[tier.mode]
-    total, free = live.get("total"), live.get("free")
-    if not isinstance(total, int) or total < tier.device_count:
-        missing = f"This machine can't give {tier.device_count} {kind}{_s(tier.device_count)} of that kind."
+    kind = f"simulated {_NOUNS[tier.want.mode]}" if simulated else _NOUNS[tier.want.mode]
+    total, free, wanted = live.get("total"), live.get("free"), tier.want.device_count
+    if not isinstance(total, int) or total < wanted:
+        present = total if isinstance(total, int) else 0
+        missing = f"Needs {wanted} {kind}{_s(wanted)}; this machine has {present} for this tier."
         return TierCard(tier, False, _sentences(tier.description, missing))
     count = f"{free if isinstance(free, int) else 0} of {total} {kind}{_s(total)} free now."
     waiting = live.get("waiting")
     ahead = waiting if isinstance(waiting, int) and waiting > 0 else 0
     line = f"{ahead} waiting in line." if ahead else ""
-    if ahead or not isinstance(free, int) or free < tier.device_count:
+    if ahead or not isinstance(free, int) or free < wanted:
         line = _sentences(line, "You will wait in line.")
     return TierCard(tier, True, _sentences(tier.description, _worth(tier, live), count, line))
 
@@ -109,7 +83,7 @@ def _worth(tier: Tier, live: Mapping[str, Any]) -> str:
     guarantee, size = live.get("guarantee"), live.get("memory_bytes")
     if guarantee not in _GUARANTEES:
         return ""
-    if tier.mode is not Mode.SLICE:
+    if tier.want.mode is not Mode.SLICE:
         return f"Guarantee: {_GUARANTEES[guarantee]}."
     memory = f"{format_bytes(size)} of GPU memory" if isinstance(size, int) else "GPU memory"
     percent, simulated = live.get("compute_percent"), guarantee == Guarantee.NONE
@@ -119,55 +93,58 @@ def _worth(tier: Tier, live: Mapping[str, Any]) -> str:
     return f"{memory} and up to {percent:g} % of the GPU's compute. Guarantee: {_GUARANTEES[guarantee]}."
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFields:
+    """What the form shows of images: a list, and a field to type a name in; either may be left out."""
+
+    listed: tuple[str, ...] = ()
+    picked: str = ""
+    """The entry of the list that is selected; empty for the default image."""
+    allowed: str = ""
+    """Which names may be typed, in words; empty for no field."""
+    typed: str = ""
+    has_patterns: bool = False
+
+
 def render_form(
     cards: Sequence[TierCard], images: AllowedImages = NO_IMAGES, filled: Filled = _NOTHING
 ) -> str:
-    """The form's inside; JupyterHub puts `<form>` and the button round it. Everything is escaped.
+    """The form's inside; JupyterHub puts `<form>` and the button round it.
 
-    Of `filled` is picked what can still be picked; else the first tier that can start, and its own image.
+    Of `filled` is picked what can still be picked; else the default tier, or the first that
+    can start, and its own image.
     """
     usable = [card.tier.name for card in cards if card.usable]
-    picked = filled.profile if filled.profile in usable else next(iter(usable), None)
-    tiers = "\n".join(_render_card(card, card.tier.name == picked) for card in cards)
-    note = "" if usable else '<p class="text-danger">No choice can start now.</p>\n'
-    return _FORM.format(tiers=tiers, note=note, images=_render_images(images, filled))
-
-
-def _render_card(card: TierCard, checked: bool) -> str:
-    return _TIER.format(
-        name=escape(card.tier.name),
-        title=escape(card.tier.title),
-        about=escape(card.about),
-        checked=" checked" if checked else "",
-        disabled="" if card.usable else " disabled",
+    first = next((card.tier.name for card in cards if card.usable and card.tier.default), None)
+    picked = filled.profile if filled.profile in usable else first or next(iter(usable), None)
+    return _render(
+        "form.html", cards=cards, picked=picked, images=image_fields(images, filled), max_chars=MAX_CHARS
     )
 
 
-def _render_images(images: AllowedImages, filled: Filled) -> str:
+def render_unusable(sentence: str) -> str:
+    """What stands in place of the form where the hub's settings can't be used."""
+    return _render("unusable.html", sentence=sentence)
+
+
+def image_fields(images: AllowedImages, filled: Filled) -> ImageFields:
     """A list if there is something to choose in it, and a field where a name may be typed.
 
     The field goes before the list. So a name that was typed for the last start is in the list, if there is
     one: in the field it would be started again whatever is chosen in the list now.
     """
-    names = list(images.listed)
-    parts, typed = [], filled.typed or filled.image
+    names, picked, typed = list(images.listed), "", filled.typed or filled.image
     if len(names) > 1 or (names and images.typed):
         if filled.image not in names and _is_allowed(filled.image, images):
             names.append(filled.image)
-        listed = filled.image if filled.image in names else ""
-        typed = filled.typed if listed else typed
-        choices = [("", "The usual one"), *((name, name) for name in names)]
-        options = "\n".join(_render_option(*choice, listed) for choice in choices)
-        parts.append(_IMAGES.format(options=options))
-    if images.typed:
-        label = "Or another image, by its name" if parts else "Image, by its name"
-        kinds = "any" if images.any else ", ".join(pattern.text for pattern in images.patterns)
-        about = f"Left empty: {'what is chosen above' if parts else 'the usual one'}. Allowed: {kinds}."
-        if not images.any:
-            about += " * stands for any characters but /."
-        value = escape(typed[:MAX_CHARS])
-        parts.append(_TYPED.format(label=label, about=escape(about), most=MAX_CHARS, value=value))
-    return "".join(parts)
+        picked = filled.image if filled.image in names else ""
+        typed = filled.typed if picked else typed
+    else:
+        names = []
+    if not images.typed:
+        return ImageFields(tuple(names), picked)
+    allowed = "any" if images.any else ", ".join(pattern.text for pattern in images.patterns)
+    return ImageFields(tuple(names), picked, allowed, typed[:MAX_CHARS], has_patterns=not images.any)
 
 
 def _is_allowed(option: str, images: AllowedImages) -> bool:
@@ -178,9 +155,18 @@ def _is_allowed(option: str, images: AllowedImages) -> bool:
     return True
 
 
-def _render_option(value: str, label: str, picked: str) -> str:
-    selected = " selected" if value == picked else ""
-    return f'<option value="{escape(value)}"{selected}>{escape(label)}</option>'
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(**values)
 
 
 def _sentences(*parts: str) -> str:

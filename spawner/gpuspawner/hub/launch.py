@@ -17,12 +17,26 @@ from typing import Any, Protocol
 
 from ..core.errors import BrokerUnavailable, EngineFault, ImageUnfit, LeaseConflict, Refusal, StartFault
 from ..core.image_needs import Needs, obstacle, read_machine, read_needs
+from ..core.labels import Owner
 from ..core.model import ContainerPatch, GpuRequest, Lease, Mode, Tier
 from ..protocol.client import BrokerClient, Grant
-from . import lab_container as engine
-from .container import ContainerPlan, Owner
+from .container import ContainerPlan
+from .docker_answers import (
+    NOT_RUN,
+    exit_code,
+    exit_status,
+    network_is_full,
+    running,
+    unable_to_run,
+    unmet_condition,
+)
+from .engine_words import home_fault
+from .images import image_missing
+from .network import LabNetwork
 from .progress import Progress
-from .readiness import Answer, Pace, Slots, ask
+from .readiness import Answer, Pace, ask
+from .shared import HubShared
+from .tasks import all_or_none
 
 RETRY_SECONDS = 1.0
 """Pause between attempts to give back while Docker doesn't answer."""
@@ -33,31 +47,20 @@ _RELEASE_SECONDS = 2.0
 CONFIRM_SECONDS = 10.0
 """So long a start waits for a broker that is being restarted, as the client does with its hold."""
 WAITING_ADVICE = (
-    "All that suit your choice are taken. This page goes on by itself when it is your turn, and you may "
-    "close it meanwhile. To have a server at once, press Stop Server and choose CPU. How many are free is on "
-    "the GPU page, under Services."
+    "All matching GPUs are in use. Your server starts automatically when it is your turn; you can close this "
+    "page. If you need a server now, press Stop Server and choose CPU. The GPU page, under Services, shows "
+    "how many GPUs are free."
 )
 _CONFIRM_PAUSE_SECONDS = 0.1
 _JUPYTER = re.compile("jupyter|lab|notebook|singleuser", re.IGNORECASE)
 """What commands that start a server are called."""
 
 
-class LaunchHost(Protocol):
-    """What a start needs of its spawner. `docker` raises EngineFault."""
-
-    log: logging.Logger
-
-    @property
-    def slots(self) -> Slots:
-        """How many servers may come up at once; the same for all starts of the process."""
-        ...
-
-    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A method of docker-py's APIClient by name."""
-        ...
+class LaunchSteps(Protocol):
+    """The steps of a start that depend on the spawner's settings, which a site's subclass may change."""
 
     async def pull_image(self, image: str, tell: Callable[[str], None]) -> dict[str, Any]:
-        """Docker's document of the image, pulled if the policy says so. Raises StartFault."""
+        """Docker's document of the image, pulled if the policy says so. Raises StartFault, EngineFault."""
         ...
 
     async def plan_container(
@@ -67,15 +70,7 @@ class LaunchHost(Protocol):
         ...
 
     async def create_container(self, plan: ContainerPlan) -> str:
-        """Creates it and returns its id."""
-        ...
-
-    async def mend_network(self, fault: EngineFault, container_id: str) -> bool:
-        """Whether the labs' network takes the container now, where that was what failed."""
-        ...
-
-    def address_of(self, container: dict[str, Any]) -> tuple[str, int]:
-        """Where the server will answer, from Docker's document of the running container."""
+        """Creates it and returns its id. Raises EngineFault, ConfigError."""
         ...
 
 
@@ -101,14 +96,20 @@ class Launch:
     pace = Pace()
     """Shared by all starts of the process."""
 
-    def __init__(self, job: LaunchJob, host: LaunchHost, broker: BrokerClient, progress: Progress) -> None:
+    def __init__(
+        self, job: LaunchJob, steps: LaunchSteps, network: LabNetwork, shared: HubShared, progress: Progress
+    ) -> None:
         self.job = job
         self.lease: Lease | None = None
         self.container_id = ""
         self._command = ""
+        self._plan: ContainerPlan | None = None
         self._grant: Grant | None = None
-        self._host = host
-        self._broker = broker
+        self._steps = steps
+        self._network = network
+        self._shared = shared
+        self._docker = shared.docker
+        self._broker = shared.broker
         self._progress = progress
         self._changes: list[asyncio.Task[Any]] = []
 
@@ -119,8 +120,8 @@ class Launch:
         """
         job = self.job
         # Before the queue: who waits for a GPU shouldn't learn at its end that there is no image.
-        pull = self._host.pull_image(job.image, lambda news: self._progress.say(2, news))
-        image, _ = await asyncio.gather(pull, self._remove_leftover())
+        pull = self._steps.pull_image(job.image, lambda news: self._progress.say(2, news))
+        image, _ = await all_or_none(pull, self._remove_leftover())
         needs = read_needs(image)
         known = await self._check_needs(needs)
         if job.request is None:
@@ -157,27 +158,28 @@ class Launch:
                 break
             except EngineFault as fault:
                 if not warned:
-                    self._log(logging.WARNING, "Can't remove what a start left yet, trying on: %s", fault)
+                    self._log(logging.WARNING, "Can't remove what a start left yet, retrying: %s", fault)
                 warned = True
             await asyncio.sleep(RETRY_SECONDS)
         if self.lease is not None:
             await release(self._broker, self.lease.id)
 
     async def _launch(self, image: dict[str, Any], patch: ContainerPatch | None) -> tuple[str, int]:
-        plan = await self._host.plan_container(self.job, image, patch)
+        plan = await self._steps.plan_container(self.job, image, patch)
+        self._plan = plan
         self._command = str((plan.create.get("command") or [""])[0])
         await self._create(plan)
         self._progress.say(40, "Container created")
-        if self._host.slots.taken:
+        if self._shared.slots.taken:
             self._progress.say(45, "Waiting for others that are starting")
-        async with self._host.slots.one():
+        async with self._shared.slots.one():
             return await self._come_up()
 
     async def _come_up(self) -> tuple[str, int]:
         await self._confirm()
         await self._start()
         container = await self._inspect_running()
-        address = self._host.address_of(container)
+        address = self._network.address_of(container)
         self._progress.say(60, "Container started: waiting for the server's first answer")
         if self.job.waits:
             await self._wait_answer(address)
@@ -222,51 +224,58 @@ class Launch:
 
     async def _remove_ours(self) -> bool:
         """Removes the container of our name. Raises StartFault if it is somebody else's."""
-        container = await engine.inspect(self._host.docker, self.job.name)
+        container = await self._docker.find_container(self.job.name)
         if container is None:
             return False
         if not self.job.owner.owns(container.get("Config", {}).get("Labels")):
             raise StartFault(
-                f"Another container is called {self.job.name}, and it isn't this server's. "
+                f"Another container is called {self.job.name}, and it doesn't belong to this server. "
                 "Admin: remove it, or set c.GpuDockerSpawner.prefix.",
                 "name_taken",
             )
-        await engine.remove(self._host.docker, container["Id"])
+        await self._docker.remove_container(container["Id"])
         return True
 
     async def _create(self, plan: ContainerPlan) -> None:
         try:
-            self.container_id = await self._change(self._host.create_container(plan))
+            self.container_id = await self._change(self._steps.create_container(plan))
         except EngineFault as fault:
-            if fault.status == 404:
+            if fault.status == 404 and "no such image" in str(fault).lower():
                 raise image_missing(self.job.image) from fault
             if fault.status != 409:
                 raise
             await self._remove_leftover()  # one that was still being created when we looked
-            self.container_id = await self._change(self._host.create_container(plan))
+            self.container_id = await self._change(self._steps.create_container(plan))
         self._log(logging.INFO, "Container created from image %s", self.job.image)
 
     async def _start(self) -> None:
         try:
-            await self._change(self._host.docker("start", self.container_id))
+            await self._change(self._docker.call("start", self.container_id))
         except EngineFault as fault:
-            if (reason := engine.unable_to_run(str(fault))) is not None:
+            if (reason := unable_to_run(str(fault))) is not None:
                 raise no_server(self.job.image, self._command, reason) from fault
-            if (condition := engine.unmet_condition(str(fault))) is not None:
+            if (condition := unmet_condition(str(fault))) is not None:
                 raise ImageUnfit(
                     f"{self.job.image} needs {condition} of the driver, which this machine doesn't have: "
                     "choose another image, or a server without a GPU. Admin: update the driver."
                 ) from fault
-            if engine.network_is_full(fault):
+            if network_is_full(fault):
                 raise StartFault(
-                    "All addresses of the labs' network are taken, so no more servers can run: try again "
-                    "once somebody has stopped theirs. Admin: set a larger c.GpuDockerSpawner.subnet.",
+                    "All addresses of the labs' network are in use, so no more servers can run: try again "
+                    "when somebody has stopped their server. Admin: set a larger c.GpuDockerSpawner.subnet.",
                     "addresses",
                 ) from fault
-            if not await self._host.mend_network(fault, self.container_id):
+            if not await self._change(self._repair_network(fault)):
                 raise
-            await self._change(self._host.docker("start", self.container_id))
+            await self._change(self._docker.call("start", self.container_id))
         self._log(logging.INFO, "Container started")
+
+    async def _repair_network(self, fault: EngineFault) -> bool:
+        repair, container_id = self._network.repair, self.container_id
+        repaired = await self._docker.run(lambda call: repair(call, fault, container_id))
+        if repaired:
+            self._log(logging.WARNING, "Repaired the labs' network %s: %s", self._network.name, fault)
+        return repaired
 
     async def _change(self, call: Coroutine[Any, Any, Any]) -> Any:
         """Awaits a call that changes something; it goes on, and is remembered, if we are cancelled."""
@@ -275,19 +284,26 @@ class Launch:
         return await asyncio.shield(task)
 
     async def _inspect_running(self) -> dict[str, Any]:
-        container = await engine.inspect(self._host.docker, self.container_id)
+        container = await self._docker.find_container(self.container_id)
         if container is None:
             raise StartFault("The server's container was removed while it was starting.", "exited")
-        if not engine.running(container):
-            words = await engine.log_tail(self._host.docker, self.container_id, self.job.secret)
-            said = f" Its last words: {words}" if words else ""
-            if engine.exit_code(container) in engine.NOT_RUN:
-                raise no_server(self.job.image, self._command, words)
+        if not running(container):
+            lines = await self._docker.log_tail(self.container_id, self.job.secret)
+            if exit_code(container) in NOT_RUN:
+                raise no_server(self.job.image, self._command, lines)
+            if why := self._home_fault(lines):
+                raise StartFault(why, "home")
             raise StartFault(
-                f"The server stopped while it was starting ({engine.exit_status(container)}).{said}",
+                f"The server stopped while it was starting ({exit_status(container)}).{_last_lines(lines)}",
                 "exited",
             )
         return container
+
+    def _home_fault(self, lines: str) -> str:
+        if self._plan is None:
+            return ""
+        user = str(self._plan.create.get("user", ""))
+        return home_fault(lines, self._plan.home, user, self.job.image)
 
     async def _wait_answer(self, address: tuple[str, int]) -> None:
         loop = asyncio.get_running_loop()
@@ -306,8 +322,7 @@ class Launch:
         self._log(logging.INFO, "The server answers after %.2f s", loop.time() - begun)
 
     async def _no_answer(self) -> StartFault:
-        words = await engine.log_tail(self._host.docker, self.container_id, self.job.secret)
-        said = f" Its last words: {words}" if words else ""
+        said = _last_lines(await self._docker.log_tail(self.container_id, self.job.secret))
         if not _JUPYTER.search(self._command):
             said += f" The image starts {self._command!r}, which may not be a server for JupyterHub."
         return StartFault(
@@ -318,7 +333,7 @@ class Launch:
     def _log(self, level: int, message: str, *args: object) -> None:
         devices = ",".join(self.lease.device_uuids) if self.lease else "-"
         request = self.job.request
-        self._host.log.log(
+        self._shared.log.log(
             level,
             message + " user=%s server=%s lease=%s devices=%s container=%s",
             *args,
@@ -337,21 +352,16 @@ async def release(broker: BrokerClient, lease_id: str) -> None:
             await broker.release(lease_id)
 
 
-def no_server(image: str, command: str, words: str) -> StartFault:
+def _last_lines(lines: str) -> str:
+    return f" Last log lines: {lines}" if lines else ""
+
+
+def no_server(image: str, command: str, message: str) -> StartFault:
     """The sentence for an image that can't run its server's command, which it most likely lacks."""
-    said = f" Docker says: {words[:300]}" if words else ""
+    said = f" Docker says: {message[:300]}" if message else ""
     return StartFault(
         f"The image {image} can't be a server here: it can't run {command or 'its command'}. Choose another "
         "one, like the Jupyter docker-stacks; to use this one, build an image on top of it with 'pip install "
         f"jupyterhub jupyterlab'.{said}",
         "no_server",
-    )
-
-
-def image_missing(image: str) -> StartFault:
-    """The sentence for an image that is neither here nor to be had."""
-    return StartFault(
-        f"The image {image} isn't on this machine, and nothing is pulled here. "
-        f"Admin: run 'make images', which builds the lab images, or 'docker pull {image}'.",
-        "image_missing",
     )

@@ -1,17 +1,22 @@
-"""The labs' own Docker network: made where it is missing, and which address in it a server gets."""
+"""The labs' own Docker network: created where it is missing, repaired, and which address a server gets.
+
+The functions take `call`, a method of docker-py's APIClient by name, which blocks and raises EngineFault.
+"""
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import ip_network
 from typing import Any
 
-import docker.errors
-from docker.api.client import APIClient
+from ..core.errors import ConfigError, EngineFault
+from .docker_answers import address_is_taken, network_is_missing
 
-from ..core.errors import ConfigError
+Call = Callable[..., Any]
 
 DOCKERS_OWN = frozenset({"bridge", "host", "none", "default"})
 """Networks that are always there."""
@@ -43,25 +48,26 @@ def gateway_of(subnet: str) -> str:
     return str(_subnet(subnet)[1])
 
 
-def ensure_network(client: APIClient, name: str, subnet: str) -> str:
-    """Creates the labs' network if there is none; returns the host's address on it. Blocks on Docker.
+def ensure_network(call: Call, name: str, subnet: str) -> str:
+    """Creates the labs' network if there is none; returns the host's address on it.
 
     Raises ConfigError if one of that name has another subnet, or if Docker refuses the subnet.
     """
     wanted = network_settings(name, subnet)
     config = wanted["ipam"]["Config"][0]
-    try:
-        present = client.inspect_network(name)
-    except docker.errors.NotFound:
+    present = _find(call, name)
+    if present is None:
         try:
-            client.create_network(**wanted, check_duplicate=True)
-        except docker.errors.APIError as error:
-            if error.status_code != 409:  # somebody else created it just now
+            call("create_network", **wanted, check_duplicate=True)
+        except EngineFault as fault:
+            if fault.status is None:
+                raise
+            if fault.status != 409:  # somebody else created it just now
                 raise ConfigError(
-                    f"Docker can't create the network {name!r} with {subnet}: {error.explanation}. "
+                    f"Docker can't create the network {name!r} with {subnet}: {fault}. "
                     "Set another one (GPUSPAWNER_SUBNET, c.GpuDockerSpawner.subnet)"
-                ) from error
-        present = client.inspect_network(name)
+                ) from fault
+        present = call("inspect_network", name)
     found = [entry.get("Subnet") for entry in _ipam_of(present)]
     if config["Subnet"] not in found:
         raise ConfigError(
@@ -99,17 +105,14 @@ class Addresses:
 _turns: dict[tuple[str, str], Addresses] = {}
 
 
-def free_address(client: APIClient, name: str, subnet: str) -> str | None:
-    """An address that the next server may take; None where Docker has to find one. Blocks on Docker.
+def free_address(call: Call, name: str, subnet: str) -> str | None:
+    """An address that the next server may take; None where Docker has to find one.
 
     That is so in a network of the site's own, where Docker may not take orders, in one that isn't there, and
-    in one of whose subnet Docker has but a range: the rest may be that of other machines. Raises ConfigError.
+    in one of whose subnet Docker has only a range: the rest may belong to other machines. Raises ConfigError.
     """
-    if name in DOCKERS_OWN:
-        return None
-    try:
-        network = client.inspect_network(name)
-    except docker.errors.NotFound:
+    network = None if name in DOCKERS_OWN else _find(call, name)
+    if network is None:
         return None
     wanted = str(_subnet(subnet))
     ranges = [entry.get("IPRange") for entry in _ipam_of(network) if entry.get("Subnet") == wanted]
@@ -119,18 +122,73 @@ def free_address(client: APIClient, name: str, subnet: str) -> str | None:
     return _turns.setdefault((name, subnet), Addresses(subnet)).next(used)
 
 
-def place(client: APIClient, name: str, subnet: str) -> dict[str, Any] | None:
-    """The `networking_config` of a container's creation; None as in `free_address`. Blocks on Docker."""
-    address = free_address(client, name, subnet)
-    if address is None:
-        return None
-    return {"EndpointsConfig": {name: {"IPAMConfig": {"IPv4Address": address}}}}
+class Reach(StrEnum):
+    """How hub and proxy reach a server."""
+
+    ADDRESS = "its address on the network"
+    HOSTNAME = "its container's name"
+    PUBLISHED = "a port of the host"
 
 
-def move(client: APIClient, container_id: str, name: str, subnet: str) -> None:
-    """Gives a container that doesn't run another address. Blocks on Docker."""
-    client.disconnect_container_from_network(container_id, name)
-    client.connect_container_to_network(container_id, name, ipv4_address=free_address(client, name, subnet))
+@dataclass(frozen=True, slots=True)
+class LabNetwork:
+    """The network of the settings, and how a server on it is reached."""
+
+    name: str
+    subnet: str
+    port: int
+    reach: Reach = Reach.ADDRESS
+
+    def endpoint(self, call: Call) -> dict[str, Any] | None:
+        """The `networking_config` of a container's creation; None as in `free_address`."""
+        address = free_address(call, self.name, self.subnet)
+        if address is None:
+            return None
+        return {"EndpointsConfig": {self.name: {"IPAMConfig": {"IPv4Address": address}}}}
+
+    def repair(self, call: Call, fault: EngineFault, container_id: str) -> bool:
+        """Whether the cause of the fault, with which a container did not start, is removed.
+
+        A network that is missing (somebody pruned it) is created; an address that Docker holds for another
+        container is changed for the next. Raises ConfigError, EngineFault.
+        """
+        if address_is_taken(fault):
+            address = free_address(call, self.name, self.subnet)
+            call("disconnect_container_from_network", container_id, self.name)
+            call("connect_container_to_network", container_id, self.name, ipv4_address=address)
+            return True
+        if not network_is_missing(fault, self.name) or self.name in DOCKERS_OWN:
+            return False
+        ensure_network(call, self.name, self.subnet)
+        return True
+
+    def address_of(self, container: dict[str, Any]) -> tuple[str, int]:
+        """Where the server answers, by Docker's document. Raises ConfigError if it isn't on the network."""
+        if self.reach is Reach.HOSTNAME:
+            return str(container["Name"]).lstrip("/"), self.port
+        settings = container["NetworkSettings"]
+        if self.reach is Reach.ADDRESS:
+            network = (settings.get("Networks") or {}).get(self.name) or {}
+            if not network.get("IPAddress"):
+                raise ConfigError(
+                    f"the container has no address on the network {self.name!r}: "
+                    "set c.GpuDockerSpawner.network_name, or use_internal_ip = False"
+                )
+            return str(network["IPAddress"]), self.port
+        published = (settings.get("Ports") or {}).get(f"{self.port}/tcp") or [{}]
+        ip = published[0].get("HostIp") or "127.0.0.1"
+        return "127.0.0.1" if ip == "0.0.0.0" else ip, int(published[0].get("HostPort") or self.port)
+
+
+def _find(call: Call, name: str) -> dict[str, Any] | None:
+    """Docker's document of a network; None only if Docker says that there is none."""
+    try:
+        found: dict[str, Any] = call("inspect_network", name)
+    except EngineFault as fault:
+        if fault.status == 404:
+            return None
+        raise
+    return found
 
 
 def _ipam_of(network: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,13 +1,16 @@
 """Hostile input to a choice: form data, REST body and query string become a known tier, or BadOption.
 
 Pure. Whatever comes in, and however often, nothing but `profile` (a tier's name) and, where the
-site allows it, `image` comes out.
+site allows it, `image` decides anything. Where a site reads the form itself, what it adds comes out as it
+came in, for the site's own hooks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
 
 from ..core.errors import BadOption
 from ..core.image_reference import AllowedImages
@@ -33,10 +36,12 @@ class Choice:
     image: str | None = None
     image_option: str | None = None
     """The name under which the user chose the image; what is kept for the next start."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Options that the site added itself: nothing here looks at them."""
 
-    def as_options(self) -> dict[str, str]:
+    def as_options(self) -> dict[str, Any]:
         """The choice as `user_options`; `profile` is always there, for the admin page."""
-        options = {PROFILE: self.tier.name}
+        options = {**self.others, PROFILE: self.tier.name}
         if self.image_option is not None:
             options[IMAGE] = self.image_option
         return options
@@ -52,24 +57,31 @@ class Filled:
     typed: str = ""
 
 
-def parse_options(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES) -> Choice:
-    """`user_options` as they arrive by REST, or as stored. Nothing chosen is the first tier.
+def default_tier(tiers: Sequence[Tier]) -> Tier:
+    """The tier of who chose none: the one that is the default, else the first."""
+    return next((tier for tier in tiers if tier.default), tiers[0])
 
-    Raises BadOption, with a sentence that names what can be chosen, for anything else.
+
+def parse_options(
+    raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES, *, others: bool = False
+) -> Choice:
+    """`user_options` as they arrive by REST, or as stored. Nothing chosen is the default tier.
+
+    `others`: the site adds options of its own, which are kept. Raises BadOption, with a sentence that names
+    what can be chosen, for anything else.
     """
     options = {} if raw is None else raw
     if not isinstance(options, Mapping):
         raise BadOption(f"Options must be an object with a 'profile'. {_choices(tiers)}")
-    for key in options:
-        if key not in (PROFILE, IMAGE):
-            raise BadOption(
-                f"There is no option {_shown(key)}. The options are {PROFILE} and {IMAGE}. {_choices(tiers)}"
-            )
-    tier = _parse_tier(options[PROFILE], tiers) if PROFILE in options else tiers[0]
+    kept = {key: value for key, value in options.items() if key not in (PROFILE, IMAGE)}
+    for key in kept:
+        if not others or not isinstance(key, str):
+            raise _no_option(key, tiers)
+    tier = _parse_tier(options[PROFILE], tiers) if PROFILE in options else default_tier(tiers)
     if IMAGE not in options:
-        return Choice(tier)
+        return Choice(tier, others=kept)
     option, image = _parse_image(options[IMAGE], images)
-    return Choice(tier, image, option)
+    return Choice(tier, image, option, kept)
 
 
 def parse_form(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES) -> Choice:
@@ -95,6 +107,23 @@ def parse_form(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IM
     return parse_options(options, tiers, images)
 
 
+def parse_query(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES) -> Choice:
+    """What the address of the spawn page says. Raises BadOption as `parse_form`.
+
+    Parameters of others (`fbclid`, `utm_source`) are none of ours and are let go; one that is spelled almost
+    as ours is refused, for its user meant something.
+    """
+    if not isinstance(raw, Mapping):
+        return parse_form(raw, tiers, images)
+    ours = {}
+    for name, values in _fields(raw):
+        if name in (PROFILE, IMAGE, TYPED):
+            ours[name] = values
+        elif isinstance(name, str) and get_close_matches(name[:_SHOWN_CHARS], (PROFILE, IMAGE), 1, 0.75):
+            raise _no_option(name, tiers)
+    return parse_form(ours, tiers, images)
+
+
 def refill(raw: object) -> Filled:
     """What of form data, or of stored options, can be shown in the form again."""
     values = {}
@@ -108,6 +137,12 @@ def _fields(raw: Mapping[object, object]) -> Iterator[tuple[object, object]]:
     """Form data with the names that the form's fields have."""
     for key, values in raw.items():
         yield key.removeprefix(_QUERY_PREFIX) if isinstance(key, str) else key, values
+
+
+def _no_option(key: object, tiers: Sequence[Tier]) -> BadOption:
+    return BadOption(
+        f"There is no option {_shown(key)}. The options are {PROFILE} and {IMAGE}. {_choices(tiers)}"
+    )
 
 
 def _parse_tier(value: object, tiers: Sequence[Tier]) -> Tier:
@@ -133,13 +168,7 @@ def _parse_image(value: object, images: AllowedImages) -> tuple[str, str]:
 
 
 def _choices(tiers: Sequence[Tier]) -> str:
-    return f"Choose as profile: {_listed([tier.name for tier in tiers])}."
-
-
-def _listed(names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    return f"Available profiles: {', '.join(tier.name for tier in tiers)}."
 
 
 def _shown(value: object, most: int = _SHOWN_CHARS) -> str:

@@ -1,7 +1,8 @@
-"""Pulls of images: one for all who want the same, with what is told meanwhile and why one failed.
+"""Pulls of images: one for all who want the same image, with limits in total and by user.
 
-A pull goes on when who asked for it leaves: the next start of the image joins it. It ends with the hub,
-and when nothing has come for too long. Nothing here knows Docker's client: `work` blocks on it.
+A pull continues when the user who asked for it leaves: the next start of the image joins it. Nobody can
+hold a place for ever in this way: a pull that nobody waits for is given up after a while, and at once when
+its place is needed. Nothing here knows Docker's client: `work` blocks on it, in a thread.
 """
 
 from __future__ import annotations
@@ -9,157 +10,249 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
-from ..core.errors import EngineFault, StartFault
+from ..core.errors import EngineFault
+from .pull_progress import Event, Layers
 
-Event = Mapping[str, Any]
-"""A line of Docker's `POST /images/create`."""
-Work = Callable[[Callable[[Event], None]], None]
-"""Pulls in the calling thread and gives each event; raises EngineFault."""
+__all__ = ["SILENT", "Cancel", "Event", "PullLimits", "Pulls", "Tell", "Work"]
+
 Tell = Callable[[str], None]
-
 TELL_SECONDS = 2.0
 """How often a progress page hears of a pull, at most: Docker sends tens of events a second."""
 FRESH_SECONDS = 60.0
 """With `always`, an image that was pulled so lately isn't pulled again: thirty users who click together."""
-_AT_ONCE = 6
-"""Pulls of different images at a time. The engine loads three layers at a time in any case."""
 SILENT = 504
 """Status of the EngineFault of a pull of which nothing was heard for too long."""
-_HERE_ALREADY = "Already exists"
-_DONE = frozenset({_HERE_ALREADY, "Pull complete"})
-_LOADED = frozenset({"Verifying Checksum", "Download complete", "Extracting"})
-_MEGABYTE = 1_000_000
-_OURS = "gpuspawner/"
 
 
-@dataclass(slots=True)
-class _Layer:
-    status: str = ""
-    current_bytes: int = 0
-    total_bytes: int | None = None
-
-
-class Layers:
-    """How far a pull is, from Docker's events."""
+class Cancel:
+    """Tells a pull's thread to stop. For any thread."""
 
     def __init__(self) -> None:
-        self._layers: dict[str, _Layer] = {}
+        self._lock = threading.Lock()
+        self._action: Callable[[], None] | None = None
+        self._set = False
 
-    def feed(self, event: Event) -> None:
-        """Takes one event. Those that are of no layer are passed over."""
-        name, status = event.get("id"), str(event.get("status") or "")
-        if not isinstance(name, str) or status.startswith("Pulling from"):
-            return
-        layer = self._layers.setdefault(name, _Layer())
-        layer.status = status
-        detail = event.get("progressDetail") or {}
-        current, total = detail.get("current"), detail.get("total")
-        if status == "Downloading" and isinstance(current, int):
-            layer.current_bytes = current
-            if isinstance(total, int) and total > 0:
-                layer.total_bytes = total
-        elif status in _LOADED and layer.total_bytes is not None:
-            layer.current_bytes = layer.total_bytes
+    @property
+    def is_set(self) -> bool:
+        """Whether the thread shall stop."""
+        return self._set
 
-    def __str__(self) -> str:
-        """ "3 of 7 layers, 120 of 840 MB, 14 %"; sizes once Docker has told those of all layers."""
-        if not self._layers:
-            return ""
-        done = sum(layer.status in _DONE for layer in self._layers.values())
-        text = f"{done} of {len(self._layers)} layers"
-        coming = [layer for layer in self._layers.values() if layer.status != _HERE_ALREADY]
-        # A small layer may be through before Docker says its size: it doesn't count.
-        sized = [layer for layer in coming if layer.total_bytes is not None]
-        current = sum(layer.current_bytes for layer in sized)
-        if any(layer.total_bytes is None and layer.status not in _DONE | _LOADED for layer in coming):
-            return f"{text}, {_megabytes(current)} MB so far"
-        total = sum(layer.total_bytes or 0 for layer in sized)
-        if not total:
-            return text
-        return f"{text}, {_megabytes(current)} of {_megabytes(total)} MB, {100 * current // total} %"
+    def set(self) -> None:
+        """Stops the thread by what it gave to `then`."""
+        with self._lock:
+            self._set = True
+            if self._action is not None:
+                self._action()
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Calls `action` when this is set; at once if it already is."""
+        with self._lock:
+            self._action = action
+            if self._set:
+                action()
 
 
-def _megabytes(size_bytes: int) -> str:
-    size = size_bytes / _MEGABYTE
-    return f"{size:.0f}" if size >= 10 else f"{size:.1f}"
+Work = Callable[[Callable[[Event], None], Cancel], None]
+"""Pulls in the calling thread, gives each event, and stops when told to; raises EngineFault."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class PullLimits:
+    """How many pulls run at a time, in total and by user; how long one may run that nobody waits for."""
+
+    at_once: int = 6
+    by_user: int = 2
+    unattended_seconds: float = 300.0
+
+
+class _State(Enum):
+    IN_LINE = "in line"
+    RUNNING = "running"
+    GIVEN_UP = "given up"
+    """Its place is free again; its thread may take a moment to end, and until then counts for its user."""
+
+
+@dataclass(eq=False, slots=True)
 class _Pull:
+    image: str
+    user: str
+    """Who waits for it, the first of them; who left last, if nobody does."""
+    work: Work
+    done: asyncio.Future[EngineFault | None]
+    state: _State = _State.IN_LINE
     layers: Layers = field(default_factory=Layers)
-    listeners: list[Tell] = field(default_factory=list)
-    task: asyncio.Task[EngineFault | None] | None = None
+    listeners: list[tuple[str, Tell]] = field(default_factory=list)
+    cancel: Cancel = field(default_factory=Cancel)
+    said: str = ""
+    """The sentence that everyone has heard."""
+    unattended_since: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+
+    def sentence(self) -> str:
+        """The news for the progress page."""
+        if self.state is _State.IN_LINE:
+            return f"Waiting for other pulls to finish before pulling image {self.image}"
+        how_far = str(self.layers)
+        return f"Pulling image {self.image}" + (f": {how_far}" if how_far else "")
+
+    def tell(self) -> None:
+        """Gives the news, if there is any, to everyone who waits."""
+        if (news := self.sentence()) != self.said:
+            self.said = news
+            for _, tell in list(self.listeners):
+                tell(news)
 
 
 class Pulls:
     """What is being pulled now, by image. One for a hub's loop."""
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, log: logging.Logger, limits: PullLimits | None = None) -> None:
         self._log = log
-        self._running: dict[str, _Pull] = {}
+        self._limits = limits or PullLimits()
+        self._by_image: dict[str, _Pull] = {}
+        """Those that a start may join, in the order in which they came."""
+        self._working: list[_Pull] = []
+        """Those that have a thread: running or given up."""
         self._pulled_at: dict[str, float] = {}
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def fresh(self, image: str) -> bool:
         """Whether it was pulled within the last FRESH_SECONDS."""
         at = self._pulled_at.get(image)
         return at is not None and asyncio.get_running_loop().time() - at < FRESH_SECONDS
 
-    async def pull(self, image: str, work: Work, tell: Tell) -> None:
+    def forget_pulled(self) -> None:
+        """Forgets what was pulled lately, so that `always` asks the registry again."""
+        self._pulled_at.clear()
+
+    async def pull(self, image: str, user: str, work: Work, tell: Tell) -> None:
         """Waits until the image is pulled, with all others who wait for it. Raises EngineFault.
 
         `tell` gets a sentence at once and then whenever there is news. Cancelling leaves the pull to itself.
         """
-        pull = self._running.get(image)
+        pull = self._by_image.get(image)
         if pull is None:
-            pull = self._running[image] = _Pull()
-            pull.task = asyncio.create_task(self._run(image, work, pull), name=f"pull {image}")
-            pull.task.add_done_callback(lambda _: self._running.pop(image, None))
-        assert pull.task is not None
-        pull.listeners.append(tell)
-        tell(_sentence(image, pull.layers))
-        try:
-            fault = await asyncio.shield(pull.task)
-        finally:
-            pull.listeners.remove(tell)
+            pull = _Pull(image, user, work, asyncio.get_running_loop().create_future())
+            self._by_image[image] = pull
+        with self._listening(pull, user, tell):
+            self._start_next()
+            pull.said = pull.sentence()
+            tell(pull.said)
+            fault = await asyncio.shield(pull.done)
         if fault is not None:
             raise EngineFault(str(fault), fault.status) from fault
 
-    async def _run(self, image: str, work: Work, pull: _Pull) -> EngineFault | None:
-        async with self._turns:
-            loop = asyncio.get_running_loop()
-            begun = loop.time()
-            self._log.info("Pulling image %s", image)
-            done = _in_thread(work, pull.layers.feed, image)
-            told = ""
-            while not done.done():
-                await asyncio.wait([done], timeout=TELL_SECONDS)
-                if (news := _sentence(image, pull.layers)) != told:
-                    told = news
-                    for tell in list(pull.listeners):
-                        tell(news)
-            fault = done.result()
-            seconds = loop.time() - begun
-            if fault is None:
-                self._pulled_at[image] = loop.time()
-                self._log.info("Pulled image %s in %.1f s", image, seconds)
-            else:
-                self._log.warning("Image %s was not pulled, after %.1f s: %s", image, seconds, fault)
-            return fault
+    # ---- who waits
+
+    @contextmanager
+    def _listening(self, pull: _Pull, user: str, tell: Tell) -> Iterator[None]:
+        listener = (user, tell)
+        pull.listeners.append(listener)
+        pull.user = pull.listeners[0][0]
+        if pull.timer is not None:
+            pull.timer.cancel()
+            pull.timer = None
+        try:
+            yield
+        finally:
+            pull.listeners.remove(listener)
+            pull.user = pull.listeners[0][0] if pull.listeners else user
+            if not pull.listeners and not pull.done.done():
+                self._leave_alone(pull)
+            self._start_next()
+
+    def _leave_alone(self, pull: _Pull) -> None:
+        """Nobody waits for it any more."""
+        if pull.state is _State.IN_LINE:
+            del self._by_image[pull.image]
+            return
+        loop = asyncio.get_running_loop()
+        pull.unattended_since = loop.time()
+        pull.timer = loop.call_later(self._limits.unattended_seconds, self._give_up, pull)
+
+    # ---- whose turn it is
+
+    def _start_next(self) -> None:
+        """Starts those in line for which there is a place; makes room for them where nobody waits."""
+        for pull in list(self._by_image.values()):
+            if pull.state is not _State.IN_LINE:
+                continue
+            if not self._has_place(pull) and (unattended := self._in_the_way(pull)) is not None:
+                self._give_up(unattended)
+            if self._has_place(pull):
+                self._begin(pull)
+
+    def _has_place(self, pull: _Pull) -> bool:
+        running = sum(each.state is _State.RUNNING for each in self._working)
+        return running < self._limits.at_once and len(self._of(pull.user)) < self._limits.by_user
+
+    def _of(self, user: str) -> list[_Pull]:
+        return [each for each in self._working if each.user == user]
+
+    def _in_the_way(self, pull: _Pull) -> _Pull | None:
+        """The pull that is given up for this one: that for which nobody has waited longest; None if all do.
+
+        Who is at their own limit makes room with a pull of their own, and waits until its thread has ended.
+        """
+        candidates = self._working
+        if len(own := self._of(pull.user)) >= self._limits.by_user:
+            candidates = own
+            if any(each.state is _State.GIVEN_UP for each in own):
+                return None
+        alone = [each for each in candidates if each.state is _State.RUNNING and not each.listeners]
+        return min(alone, key=lambda each: each.unattended_since, default=None)
+
+    def _give_up(self, pull: _Pull) -> None:
+        self._log.info("Gave up pulling image %s: nobody waits for it user=%s", pull.image, pull.user)
+        if pull.timer is not None:
+            pull.timer.cancel()
+        pull.state = _State.GIVEN_UP
+        del self._by_image[pull.image]
+        pull.cancel.set()
+
+    # ---- the work
+
+    def _begin(self, pull: _Pull) -> None:
+        pull.state = _State.RUNNING
+        self._working.append(pull)
+        task = asyncio.create_task(self._run(pull), name=f"pull {pull.image}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, pull: _Pull) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        self._log.info("Pulling image %s user=%s", pull.image, pull.user)
+        done = _in_thread(pull)
+        pull.tell()
+        while not done.done():
+            await asyncio.wait([done], timeout=TELL_SECONDS)
+            pull.tell()
+        self._end(pull, done.result(), loop.time() - begun)
+
+    def _end(self, pull: _Pull, fault: EngineFault | None, seconds: float) -> None:
+        self._working.remove(pull)
+        if pull.timer is not None:
+            pull.timer.cancel()
+        if fault is None:
+            self._pulled_at[pull.image] = asyncio.get_running_loop().time()
+            self._log.info("Pulled image %s in %.1f s", pull.image, seconds)
+        elif pull.state is _State.RUNNING:
+            self._log.warning("Image %s was not pulled, after %.1f s: %s", pull.image, seconds, fault)
+        if pull.state is _State.RUNNING:
+            del self._by_image[pull.image]
+        pull.done.set_result(fault)
+        self._start_next()
 
 
-def _sentence(image: str, layers: Layers) -> str:
-    how_far = str(layers)
-    return f"Pulling image {image}" + (f": {how_far}" if how_far else "")
-
-
-def _in_thread(work: Work, feed: Callable[[Event], None], image: str) -> asyncio.Future[EngineFault | None]:
-    """Runs `work` in a thread of its own that doesn't keep the hub from ending, as an executor's would."""
+def _in_thread(pull: _Pull) -> asyncio.Future[EngineFault | None]:
+    """Runs the work in a thread of its own that doesn't keep the hub from ending, as an executor's would."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[EngineFault | None] = loop.create_future()
 
@@ -174,78 +267,12 @@ def _in_thread(work: Work, feed: Callable[[Event], None], image: str) -> asyncio
     def run() -> None:
         fault: EngineFault | None = EngineFault("the pull's thread broke")
         try:
-            work(lambda event: on_loop(feed, event))
+            pull.work(lambda event: on_loop(pull.layers.feed, event), pull.cancel)
             fault = None
         except EngineFault as error:
             fault = error
         finally:
             on_loop(finish, fault)
 
-    threading.Thread(target=run, name=f"pull {image}"[:60], daemon=True).start()
+    threading.Thread(target=run, name=f"pull {pull.image}"[:60], daemon=True).start()
     return done
-
-
-# What Docker says (20.10 and 28.5, with the registries of Docker, Quay and Debian's docker-registry), and
-# what it means. The first that fits counts.
-_MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (
-        ("no space left on device",),
-        "disk_full",
-        "This machine's disk is full: tell your admin. Admin: see 'docker system df', and make room with "
-        "'docker image prune'.",
-    ),
-    (
-        ("manifest unknown", "not found: manifest", "manifest for"),
-        "image_missing",
-        "The registry doesn't have it: check the name and the tag.",
-    ),
-    (
-        ("toomanyrequests", "too many requests", "rate limit"),
-        "registry_denied",
-        "The registry has had too many requests from here: try again later. Admin: 'docker login' raises the "
-        "limit of most registries.",
-    ),
-    (
-        ("pull access denied", "unauthorized", "authentication required", "denied", "no basic auth",
-         "forbidden"),
-        "registry_denied",
-        "The registry doesn't give it out: it isn't there, or needs a login. Check the name. Admin: "
-        "'docker login' as the user whom the hub runs as.",
-    ),
-    (
-        ("http response to https", "x509", "certificate", "tls"),
-        "registry_silent",
-        "The registry's connection can't be trusted. Admin: install its certificate, or name it under "
-        "'insecure-registries' in Docker's daemon.json.",
-    ),
-    (
-        ("connection refused", "no such host", "i/o timeout", "timeout exceeded", "no route", "unreachable",
-         "server misbehaving", "connection reset", "deadline exceeded", "eof"),
-        "registry_silent",
-        "The registry doesn't answer: try again in a few minutes, or choose an image that is here. Admin: "
-        "see that this machine reaches it ('docker pull' on the command line).",
-    ),
-)  # fmt: skip
-
-
-def explain(image: str, fault: EngineFault, *, here: bool = False, silence_seconds: float = 0) -> StartFault:
-    """The sentence for an image that could not be pulled. `here`: an older one of that name is present."""
-    what = f"The image {image} could not be pulled" if here else f"The image {image} isn't here"
-    what += ". " if here else " and could not be pulled. "
-    use = " An older one is here. Admin: pull_policy = 'ifnotpresent' starts that." if here else ""
-    if image.removeprefix("docker.io/").startswith(_OURS) and not here:
-        use = " 'make images' builds the project's own."
-    if fault.status == SILENT:
-        return StartFault(
-            f"{what}Nothing came for {silence_seconds:.0f} seconds: try again, what has come is kept. Admin: "
-            f"see the network to its registry.{use}",
-            "pull_stalled",
-        )
-    words = str(fault).lower()
-    for signs, reason, sentence in _MEANINGS:
-        if any(sign in words for sign in signs):
-            return StartFault(f"{what}{sentence}{use}", reason)
-    return StartFault(
-        f"{what}Docker says: {str(fault)[:300]}. Admin: run 'docker pull {image}' to see more.{use}",
-        "image_missing",
-    )

@@ -1,7 +1,7 @@
 """Sets a GPU's compute mode while its pool needs it, and puts back what was there, after a crash too.
 
 In EXCLUSIVE_PROCESS one process only may have a CUDA context on the GPU: MPS's server. A program that
-goes round MPS then gets no GPU at all (MPS guide r580, "GPU Compute Modes").
+bypasses MPS then gets no GPU at all (MPS guide r580, "GPU Compute Modes").
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +63,12 @@ class ComputeModes:
             self._log.info("Compute mode %s was set by others and stays devices=%s", now.name, uuid)
         self._note(uuid, None)
 
-    def restore(self, keep: Collection[str] = ()) -> None:
-        """At start: gives back what a former broker took, but for `keep`, where it is needed on.
+    def taken(self) -> frozenset[str]:
+        """GPUs whose mode was changed by this broker or by one before it, and not given back.
 
-        A GPU that can't be read is logged and tried again the next time.
+        Raises DeviceFault.
         """
-        for uuid in self._read():
-            if uuid in keep:
-                continue
-            try:
-                self.give_back(uuid)
-            except DeviceFault as fault:
-                self._log.warning("The compute mode can't be put back: %s devices=%s", fault, uuid)
+        return frozenset(self._read())
 
     def _read(self) -> dict[str, ComputeMode]:
         try:

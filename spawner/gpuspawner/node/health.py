@@ -103,30 +103,20 @@ class HealthMonitor:
         """The present health of each watched device."""
         return {uuid: watch.health for uuid, watch in self._watches.items()}
 
-    async def start(self, devices: Iterable[Device] | None = None) -> None:
-        """Checks all once, then goes on in the background. A second call does nothing.
+    async def watch(self, devices: Iterable[Device]) -> None:
+        """Watches these from now on, and those of before.
 
-        `devices` are those the broker leases; by default what the inventory lists now. A device
-        that is broken already was reported when this returns. Raises DeviceFault if asking the
-        inventory fails.
+        Each was checked once when this returns, and what is broken already was reported.
         """
-        if self._tasks:
-            return
-        if devices is None:
-            devices = await self._checks.submit(self._inventory.devices)
-        self._watches = {device.uuid: DeviceWatch(device.uuid, self._recover_seconds) for device in devices}
-        await self.check_round()
-        self._tasks = [
-            asyncio.create_task(self._loop(self._wait_and_check), name="health-check"),
-            asyncio.create_task(self._loop(self._wait_for_xid), name="health-xid"),
-        ]
-
-    async def add(self, devices: Iterable[Device]) -> None:
-        """Watches these too from now on; checked once when this returns."""
         fresh = [DeviceWatch(each.uuid, self._recover_seconds) for each in devices]
         fresh = [watch for watch in fresh if watch.uuid not in self._watches]
         self._watches |= {watch.uuid: watch for watch in fresh}
         await asyncio.gather(*(self._check(watch) for watch in fresh))
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._loop(self._wait_and_check), name="health-check"),
+                asyncio.create_task(self._loop(self._wait_for_xid), name="health-xid"),
+            ]
 
     async def stop(self) -> None:
         """Ends the background work. A hanging NVML call is left behind in its thread."""

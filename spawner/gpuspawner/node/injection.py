@@ -13,20 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.model import (
-    COMPUTE_LABEL,
-    DEVICES_LABEL,
-    HUB_LABEL,
-    LEASE_LABEL,
-    MEMORY_LABEL,
-    MODE_LABEL,
-    SERVER_LABEL,
-    TIER_LABEL,
-    USER_LABEL,
-    ContainerPatch,
-    Lease,
-    Mode,
-)
+from ..core.labels import lease_labels
+from ..core.model import ContainerPatch, Lease
 from .cdi_spec import DEFAULT_DIRS, NVIDIA_KIND, CdiSpecs, read_specs
 
 HOOK = "nvidia-container-runtime-hook"
@@ -183,7 +171,7 @@ def make_patch(
         "GPUSPAWNER_LEASE": lease.id,
         "GPUSPAWNER_TIER": lease.tier,
         "GPUSPAWNER_DEVICES": ",".join(lease.device_uuids),
-        "GPUSPAWNER_DEVICE_COUNT": str(lease.device_count),
+        "GPUSPAWNER_DEVICE_COUNT": str(lease.want.device_count),
         "GPUSPAWNER_MEMORY_BYTES": str(lease.memory_bytes),
         "GPUSPAWNER_COMPUTE_PERCENT": f"{lease.compute_percent:g}",
     }
@@ -194,28 +182,10 @@ def make_patch(
         env["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility"
     return ContainerPatch(
         env=env,
-        labels=_labels(lease),
+        labels=lease_labels(lease),
         mounts=({"source": str(lease_folder), "target": LEASE_MOUNT, "type": "bind", "read_only": True},),
         device_requests=_device_requests(injection, lease.device_uuids),
     )
-
-
-def _labels(lease: Lease) -> dict[str, str]:
-    labels = {
-        LEASE_LABEL: lease.id,
-        HUB_LABEL: lease.hub,
-        USER_LABEL: lease.user,
-        SERVER_LABEL: lease.server,
-        TIER_LABEL: lease.tier,
-        DEVICES_LABEL: ",".join(lease.device_uuids),
-    }
-    if lease.mode is not Mode.WHOLE:
-        labels[MODE_LABEL] = lease.mode.value
-    if lease.mode is Mode.SLICE:
-        labels[MEMORY_LABEL] = str(lease.memory_bytes)
-        if lease.mps:
-            labels[COMPUTE_LABEL] = f"{lease.compute_percent:g}"
-    return labels
 
 
 def _device_requests(injection: Injection, uuids: tuple[str, ...]) -> tuple[dict[str, Any], ...]:

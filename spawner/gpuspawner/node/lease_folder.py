@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
 from ..core.errors import LedgerFault
-from ..core.model import Lease, guarantee_of
-
-_LEASE_ID = re.compile(r"[0-9a-f]{32}")
+from ..core.model import Lease, guarantee_of, is_lease_id
 
 
 class LeaseFolders:
@@ -26,7 +23,7 @@ class LeaseFolders:
 
     def path(self, lease_id: str) -> Path:
         """The folder of a lease. The id must be 32 hexadecimal digits: it becomes a file name."""
-        if not _LEASE_ID.fullmatch(lease_id):
+        if not is_lease_id(lease_id):
             raise ValueError(f"{lease_id!r} is no lease id")
         return self._root / lease_id
 
@@ -65,7 +62,7 @@ class LeaseFolders:
         """The leases that have a folder: what the reconciler compares with the ledger."""
         if not self._root.is_dir():
             return ()
-        return tuple(sorted(entry.name for entry in self._root.iterdir() if _LEASE_ID.fullmatch(entry.name)))
+        return tuple(sorted(entry.name for entry in self._root.iterdir() if is_lease_id(entry.name)))
 
 
 def _replace(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ A pid alone names nothing: it is reused. A process is known by its pid and its s
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import select
@@ -171,6 +172,38 @@ class ProcessTable:
         finally:
             os.close(descriptor)
         return Outcome.ENDED
+
+
+async def wait_ended(processes: Collection[Process], seconds: float) -> bool:
+    """Waits until all of them have ended; False if that takes longer. Looks at nothing meanwhile.
+
+    The kernel tells of each end through a pidfd (pidfd_open(2)). Takes an event loop.
+    """
+    loop, ends = asyncio.get_running_loop(), []
+    descriptors: list[int] = []
+    table = ProcessTable()
+    try:
+        for process in processes:
+            try:
+                descriptor = os.pidfd_open(process.pid)
+            except ProcessLookupError:
+                continue
+            descriptors.append(descriptor)
+            now = table.look(process.pid)
+            if now is None or now.start_ticks != process.start_ticks:
+                continue
+            ended = asyncio.Event()
+            loop.add_reader(descriptor, ended.set)
+            ends.append(ended.wait())
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(*ends)
+    except TimeoutError:
+        return False
+    finally:
+        for descriptor in descriptors:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+    return True
 
 
 def ending_obstacle(status: Path = Path("/proc/self/status")) -> str:

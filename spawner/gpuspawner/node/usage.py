@@ -39,15 +39,12 @@ class UsageMonitor:
         """What was found the last time; nothing of a device that does not answer."""
         return dict(self._usage)
 
-    def add(self, uuids: Iterable[str]) -> None:
-        """Asks these too from now on."""
+    def watch(self, uuids: Iterable[str]) -> None:
+        """Asks these from now on, and those of before. On the event loop."""
         for uuid in uuids:
             self._asked.setdefault(uuid, None)
-
-    def start(self, uuids: Iterable[str]) -> None:
-        """Asks from now on."""
-        self.add(uuids)
-        self._task = asyncio.create_task(self._run(), name="usage")
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="usage")
 
     async def stop(self) -> None:
         """Ends it; a call that hangs is left behind."""

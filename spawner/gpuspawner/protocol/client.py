@@ -7,10 +7,9 @@ spawn, closing the hub or killing it needs no clean-up here: the kernel closes t
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,20 @@ import aiohttp
 
 from ..core.errors import BrokerUnavailable, LeaseConflict, Refusal, all_refusals
 from ..core.model import ContainerPatch, GpuRequest, Lease
-from .messages import lease_from_json, patch_from_json, request_to_json
+from .messages import (
+    HeartbeatEvent,
+    LeaseEvent,
+    Message,
+    QueuedEvent,
+    RefusalMessage,
+    RefusedEvent,
+    StatusDocument,
+    TiersDocument,
+    document,
+    event_from_line,
+    request_to_json,
+)
+from .stream import WAITED_HEADER
 
 OnQueued = Callable[[int, int, str], None]
 """Called with position (1 is next), number waiting, and a sentence, whenever the place changes."""
@@ -43,7 +55,7 @@ _PAUSE_SECONDS = 0.2
 ANSWER_SECONDS = 30.0
 """Longest wait for an answer's first byte: the broker may have to remove an old container first."""
 SILENCE_SECONDS = 20.0
-"""The broker sends an empty line every 5 s: silence for longer means that it hangs."""
+"""The broker sends a heartbeat every 5 s: silence for longer means that it hangs."""
 _MAX_LINE_BYTES = 1 << 20
 
 _Broken = (aiohttp.ClientError, OSError, TimeoutError)
@@ -103,11 +115,11 @@ class BrokerClient:
 
     async def tiers(self) -> dict[str, Any]:
         """The document of `GET /tiers`: what is free now in each tier."""
-        return await self._document("/tiers")
+        return await self._document("/tiers", TiersDocument)
 
     async def status(self) -> dict[str, Any]:
         """The document of `GET /status`: devices, leases and queue."""
-        return await self._document("/status")
+        return await self._document("/status", StatusDocument)
 
     async def close(self) -> None:
         """Closes every connection, and with them every hold."""
@@ -115,11 +127,16 @@ class BrokerClient:
         if session is not None:
             await session.close()
 
-    async def post_lease(self, request: GpuRequest) -> aiohttp.ClientResponse:
-        """One `POST /leases`; the caller closes the stream. Raises Refusal, or what aiohttp raises."""
+    async def post_lease(self, request: GpuRequest, waited_seconds: float = 0.0) -> aiohttp.ClientResponse:
+        """One `POST /leases`; the caller closes the stream. Raises Refusal, or what aiohttp raises.
+
+        `waited_seconds`: since the first request for this lease.
+        """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
         session = self._open_session()
-        post = session.post("http://broker/leases", json=request_to_json(request), timeout=timeout)
+        head = {"Content-Type": "application/json", WAITED_HEADER: f"{waited_seconds:.3f}"}
+        body = request_to_json(request)
+        post = session.post("http://broker/leases", data=body, headers=head, timeout=timeout)
         async with asyncio.timeout(ANSWER_SECONDS):
             response = await post
         if response.status != 200:
@@ -127,14 +144,12 @@ class BrokerClient:
                 raise await _refusal_of(response)
         return response
 
-    async def _document(self, path: str) -> dict[str, Any]:
-        document: Any = None
+    async def _document(self, path: str, kind: type[Message]) -> dict[str, Any]:
         text = await self._call("GET", path)
-        with suppress(ValueError):
-            document = json.loads(text)
-        if not isinstance(document, dict):
-            raise BrokerUnavailable(_UNREADABLE)
-        return document
+        try:
+            return document(kind.model_validate_json(text))
+        except ValueError as error:
+            raise BrokerUnavailable(_UNREADABLE) from error
 
     async def _call(self, method: str, path: str) -> str:
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
@@ -169,6 +184,7 @@ class _LeaseStream:
         self._request = request
         self._on_queued = on_queued
         self._response: aiohttp.ClientResponse | None = None
+        self._begun_at = asyncio.get_running_loop().time()
 
     def close(self) -> None:
         """Closes the connection at once; the broker sees it and gives back."""
@@ -214,7 +230,8 @@ class _LeaseStream:
         deadline = loop.time() + seconds
         while True:
             try:
-                self._response = await self._client.post_lease(self._request)
+                waited = loop.time() - self._begun_at
+                self._response = await self._client.post_lease(self._request, waited)
                 return
             except _Broken as error:
                 if loop.time() + _PAUSE_SECONDS >= deadline:
@@ -229,24 +246,24 @@ class _LeaseStream:
             line = await self._response.content.readline()
             if not line.endswith(b"\n"):
                 raise aiohttp.ClientPayloadError("the stream ended")
-            if line.strip():
-                grant = self._handle(line)
-                if grant is not None:
-                    return grant
+            grant = self._handle(line)
+            if grant is not None:
+                return grant
 
     def _handle(self, line: bytes) -> Grant | None:
         try:
-            event = json.loads(line)
-            kind = event["event"]
-            if kind == "lease":
-                return Grant(lease_from_json(event["lease"]), patch_from_json(event["patch"]))
-            if kind == "queued":
-                self._on_queued(int(event["position"]), int(event["waiting"]), str(event["message"]))
-                return None
-            if kind == "refused":
-                raise _refusal(event)
-        except (ValueError, KeyError, TypeError) as error:
+            event = event_from_line(line)
+        except ValueError as error:
             raise BrokerUnavailable(_UNREADABLE) from error
+        match event:
+            case LeaseEvent():
+                return Grant(event.lease.lease(), event.patch.patch())
+            case RefusedEvent():
+                raise _refusal(event)
+            case QueuedEvent():
+                self._on_queued(event.position, event.waiting, event.message)
+            case HeartbeatEvent() | None:  # None: of a kind that a later version added
+                pass
         return None
 
     def _log_broken(self, error: BaseException) -> None:
@@ -266,17 +283,15 @@ def _unavailable(error: BaseException) -> BrokerUnavailable:
 
 
 async def _refusal_of(response: aiohttp.ClientResponse) -> Refusal:
-    body: Any = None
-    with suppress(ValueError):
-        body = json.loads(await response.text())
-    if not isinstance(body, dict):
-        body = {}
-    if response.status == 409 and "reason" not in body:
-        return LeaseConflict("The lease is no longer valid: start the server again")
-    return _refusal(body)
+    try:
+        return _refusal(RefusalMessage.model_validate_json(await response.text()))
+    except ValueError:
+        if response.status == LeaseConflict.status:
+            return LeaseConflict("The lease is no longer valid: start the server again")
+        return BrokerUnavailable(_SILENT)
 
 
-def _refusal(body: dict[str, Any]) -> Refusal:
+def _refusal(said: RefusalMessage) -> Refusal:
     """The refusal that the broker meant; one that this version doesn't know becomes the nearest."""
-    kind = all_refusals().get(str(body.get("reason")), BrokerUnavailable)
-    return kind(str(body.get("message") or _SILENT))
+    kind = all_refusals().get(said.reason, BrokerUnavailable)
+    return kind(said.message or _SILENT)

@@ -1,179 +1,456 @@
-"""What passes between spawner and broker on the unix socket: values to JSON and back, parsed strictly.
+"""Every message between hub and broker, one pydantic model each: checks, refusals and the API's description.
 
-Both ends use this module, so a field that one end adds and the other doesn't know is an error that a
-test sees, not a value that gets lost.
+Nothing is coerced, unknown keys are refused. Both ends use this module, so a field that one end adds and the
+other doesn't know is an error that a test sees, not a value that gets lost. Sizes are bytes, percentages
+0-100, times ISO 8601 in UTC with "Z". A field's `description` also ends the sentence "<field> must be ...".
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from ..core.errors import BadOption
-from ..core.model import ContainerPatch, GpuRequest, Lease, LeaseState, Mode
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)  # fmt: skip
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-_LEASE_ID = re.compile(r"[0-9a-f]{32}")
+from ..core.errors import BadOption, Refusal
+from ..core.model import ContainerPatch, GpuRequest, Guarantee, Lease, LeaseState
+from ..core.want import Mode, Want
+
+MAX_DEVICES = 64
 _MAX_TEXT = 255
-_MAX_DEVICES = 64
 _MAX_GROUPS = 1000
 _MAX_BYTES = 1 << 60
-_REQUEST_KEYS = {item.name for item in fields(GpuRequest)}
-_REQUEST_REQUIRED = {item.name for item in fields(GpuRequest) if item.default is MISSING}
+_MAX_KEY_SHOWN = 40
+"""Of a key that somebody sent, so much is repeated in the answer at most."""
 
 
-def time_to_text(time: datetime) -> str:
-    """`time` as ISO 8601 in UTC with "Z"; whole microseconds are kept."""
-    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("not_printable", "not printable")
+    return text
 
 
-def time_from_text(text: str) -> datetime:
-    """The aware time of `time_to_text`. Raises ValueError for anything else."""
-    time = datetime.fromisoformat(text)
-    if time.tzinfo is None:
-        raise ValueError(f"{text!r} has no time zone")
+def _in_utc(time: datetime) -> datetime:
     return time.astimezone(UTC)
 
 
-def is_lease_id(value: object) -> bool:
-    """Whether `value` has the form of a lease's id: 32 lower-case hexadecimal digits."""
-    return isinstance(value, str) and _LEASE_ID.fullmatch(value) is not None
+_TEXT = f"text of 1 to {_MAX_TEXT} printable characters"
+LeaseId = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="32 lower-case hexadecimal digits")]
+Text = Annotated[
+    str, Field(min_length=1, max_length=_MAX_TEXT, description=_TEXT), AfterValidator(_printable)
+]
+TextOrEmpty = Annotated[
+    str,
+    Field(max_length=_MAX_TEXT, description=f"text of up to {_MAX_TEXT} printable characters"),
+    AfterValidator(_printable),
+]
+Groups = Annotated[
+    tuple[Text, ...],
+    Field(max_length=_MAX_GROUPS, description=f"a list of at most {_MAX_GROUPS} names, each {_TEXT}"),
+]
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc), Field(description="a time with its zone, ISO 8601")]
+Count = Annotated[int, Field(ge=0, description="a whole number, 0 or more")]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, description="a number from 0 to 100")]
 
 
-def request_to_json(request: GpuRequest) -> dict[str, Any]:
-    """The body of `POST /leases`."""
-    return {**asdict(request), "mode": request.mode.value, "groups": list(request.groups)}
+class Message(BaseModel):
+    """The base of all: strict, closed, and unchangeable once it is read."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-def request_from_json(body: object) -> GpuRequest:
-    """The request in the body of `POST /leases`. Raises BadOption, naming the key, for all that is odd."""
-    if not isinstance(body, Mapping):
-        raise BadOption("The request is not a JSON object")
-    unknown = sorted(str(key) for key in set(body) - _REQUEST_KEYS)
-    if unknown:
-        raise BadOption(f"The request has an unknown key {unknown[0][:40]!r}")
-    missing = sorted(_REQUEST_REQUIRED - set(body))
-    if missing:
-        raise BadOption(f"The request lacks {missing[0]!r}")
-    return GpuRequest(**{key: _PARSERS[key](value, key) for key, value in body.items()})
+M = TypeVar("M", bound=Message)
 
 
-def _lease_id(value: object, what: str) -> str:
-    if not isinstance(value, str) or not is_lease_id(value):
-        raise BadOption(f"{what} must be 32 lower-case hexadecimal digits")
-    return value
+# ---- what the hub sends
 
 
-def _text(value: object, what: str) -> str:
-    """`value` if it is a short printable string."""
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT:
-        raise BadOption(f"{what} must be text of 1 to {_MAX_TEXT} characters")
-    if not value.isprintable():
-        raise BadOption(f"{what} has characters that can't be printed")
-    return value
+class WantMessage(Message):
+    """What is asked of the devices, as `core.want.Want`."""
 
-
-def _server(value: object, what: str) -> str:
-    """The default server's name is empty."""
-    return "" if value == "" else _text(value, what)
-
-
-def _text_or_none(value: object, what: str) -> str | None:
-    return None if value is None else _text(value, what)
-
-
-def _count(value: object, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_DEVICES:
-        raise BadOption(f"{what} must be a whole number from 1 to {_MAX_DEVICES}")
-    return value
-
-
-def _bytes_or_none(value: object, what: str) -> int | None:
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_BYTES:
-        raise BadOption(f"{what} must be a whole number of bytes")
-    return value
-
-
-def _percent_or_none(value: object, what: str) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 100:
-        raise BadOption(f"{what} must be a number above 0 and up to 100")
-    return float(value)
-
-
-def _mode(value: object, what: str) -> Mode:
-    if not isinstance(value, str) or value not in list(Mode):
-        raise BadOption(f"{what} must be one of {', '.join(Mode)}")
-    return Mode(value)
-
-
-def _groups(value: object, what: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > _MAX_GROUPS:
-        raise BadOption(f"{what} must be a list of at most {_MAX_GROUPS} names")
-    return tuple(_text(item, what) for item in value)
-
-
-_PARSERS: dict[str, Callable[[object, str], Any]] = {
-    "lease_id": _lease_id,
-    "hub": _text,
-    "user": _text,
-    "server": _server,
-    "tier": _text,
-    "device_count": _count,
-    "model": _text_or_none,
-    "groups": _groups,
-    "mode": _mode,
-    "pool": _text_or_none,
-    "mig_profile": _text_or_none,
-    "slice_memory_bytes": _bytes_or_none,
-    "slice_compute_percent": _percent_or_none,
-}
-"""How each field of a request is read; a field without one is refused in the tests."""
-
-
-def lease_to_json(lease: Lease) -> dict[str, Any]:
-    """Every field of `lease`, times as text."""
-    return {
-        **asdict(lease),
-        "state": lease.state.value,
-        "mode": lease.mode.value,
-        "created_at": time_to_text(lease.created_at),
-        "since": time_to_text(lease.since),
-        "device_uuids": list(lease.device_uuids),
-    }
-
-
-def lease_from_json(body: Mapping[str, Any]) -> Lease:
-    """The lease that `lease_to_json` wrote. Raises ValueError, TypeError or KeyError for anything else."""
-    return Lease(
-        **{
-            **body,
-            "state": LeaseState(body["state"]),
-            "mode": Mode(body["mode"]),
-            "created_at": time_from_text(body["created_at"]),
-            "since": time_from_text(body["since"]),
-            "device_uuids": tuple(body["device_uuids"]),
-            **({"mode": Mode(body["mode"])} if "mode" in body else {}),
-        }
+    device_count: int = Field(ge=1, le=MAX_DEVICES, description=f"a whole number from 1 to {MAX_DEVICES}")
+    model: Text | None = Field(None, description=f"{_TEXT}, a part of the device's model name")
+    mode: Mode = Field(Mode.WHOLE, description=f"one of {', '.join(Mode)}")
+    pool: Text | None = Field(None, description=f"{_TEXT}, the name of a pool")
+    mig_profile: Text | None = Field(None, description=f'{_TEXT}, a MIG profile as "1g.10gb"')
+    memory_bytes: int | None = Field(
+        None, ge=1, le=_MAX_BYTES, description="a whole number of bytes, 1 or more"
+    )
+    compute_percent: float | None = Field(
+        None, gt=0, le=100, allow_inf_nan=False, description="a number above 0 and up to 100"
     )
 
+    @model_validator(mode="after")
+    def _check_mode(self) -> WantMessage:
+        """What contradicts the mode."""
+        if self.mode is Mode.TURNS:
+            raise PydanticCustomError("refused", "This version has no turns: choose another tier.")
+        if self.mode is Mode.SLICE and self.device_count != 1:
+            raise PydanticCustomError("refused", "A slice is of one GPU: choose another tier.")
+        sized = self.memory_bytes is not None or self.compute_percent is not None
+        if self.mode is not Mode.SLICE and sized:
+            raise PydanticCustomError("refused", "Only a slice has a size of its own: choose another tier.")
+        return self
 
-def patch_to_json(patch: ContainerPatch) -> dict[str, Any]:
-    """Every field of `patch`."""
-    return asdict(patch)
+
+class RequestMessage(Message):
+    """The body of `POST /leases`, as `core.model.GpuRequest`."""
+
+    lease_id: LeaseId
+    hub: Text
+    user: Text
+    server: TextOrEmpty
+    tier: Text
+    want: WantMessage = Field(description="an object that says what is asked of the devices")
+    groups: Groups = ()
+
+    def request(self) -> GpuRequest:
+        """The value that the broker works with."""
+        return GpuRequest(**{**dict(self), "want": Want(**dict(self.want))})
 
 
-def patch_from_json(body: Mapping[str, Any]) -> ContainerPatch:
-    """The patch that `patch_to_json` wrote. Raises TypeError or KeyError for anything else."""
-    return ContainerPatch(
-        **{
-            **body,
-            "mounts": tuple(body["mounts"]),
-            "device_requests": tuple(body["device_requests"]),
-        }
-    )
+# ---- what the broker answers
+
+
+class RefusalMessage(Message):
+    """The body of every answer of 400 and more."""
+
+    reason: str = Field(description="one of the fixed reasons of `core.errors`, as a metric's label")
+    message: str = Field(description="the sentence for the user, with what to do next")
+
+
+class HeldWant(Message):
+    """What a lease asked for. It was checked as a request; an old ledger may have what is refused today."""
+
+    device_count: Count
+    model: str | None
+    mode: Mode
+    pool: str | None
+    mig_profile: str | None
+    memory_bytes: int | None
+    compute_percent: float | None
+
+
+class LeaseMessage(Message):
+    """A lease, as `core.model.Lease`."""
+
+    id: LeaseId
+    hub: str
+    user: str
+    server: str
+    tier: str
+    state: LeaseState
+    want: HeldWant
+    created_at: Time
+    since: Time
+    device_uuids: tuple[str, ...]
+    memory_bytes: Count
+    compute_percent: Percent
+    container_id: str | None
+    notice: str
+    reason: str
+    mps: bool
+    groups: tuple[str, ...]
+    node: str
+    device_fractions: tuple[float, ...]
+
+    def lease(self) -> Lease:
+        """The value that the hub works with."""
+        return Lease(**{**dict(self), "want": Want(**dict(self.want))})
+
+
+class PatchMessage(Message):
+    """What the lease changes in its container, as `core.model.ContainerPatch`."""
+
+    env: dict[str, str]
+    labels: dict[str, str]
+    mounts: tuple[dict[str, JsonValue], ...]
+    device_requests: tuple[dict[str, JsonValue], ...]
+    runtime: str | None
+
+    def patch(self) -> ContainerPatch:
+        """The value that the hub works with."""
+        return ContainerPatch(**dict(self))
+
+
+class QueuedEvent(Message):
+    """The request waits; sent when it joins the queue and whenever its place changes."""
+
+    event: Literal["queued"] = "queued"
+    position: int = Field(ge=1, description="its place among those that wait for the same devices; 1 is next")
+    waiting: int = Field(ge=1, description="how many wait for the same devices, itself included")
+    message: str = Field(description="the place in words")
+
+
+class LeaseEvent(Message):
+    """Devices are reserved: what the lease is, and what it changes in the container."""
+
+    event: Literal["lease"] = "lease"
+    lease: LeaseMessage
+    patch: PatchMessage
+
+
+class RefusedEvent(RefusalMessage):
+    """The stream ends here: the request is refused, or the lease has ended."""
+
+    event: Literal["refused"] = "refused"
+
+
+class HeartbeatEvent(Message):
+    """Nothing is new; a long silence means that the broker hangs."""
+
+    event: Literal["heartbeat"] = "heartbeat"
+
+
+Event = QueuedEvent | LeaseEvent | RefusedEvent | HeartbeatEvent
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+
+
+# ---- the documents
+
+
+class ShareDocument(Message):
+    """A lease's slice of a device."""
+
+    lease_id: LeaseId
+    user: str
+    server: str
+    hub: str
+    memory_bytes: Count
+    compute_percent: Percent
+    since: Time
+
+
+class DeviceDocument(Message):
+    """A device, its health, and who holds it. None: not available, or nobody."""
+
+    uuid: str
+    model: str
+    index: int | None
+    memory_bytes: Count
+    compute_capability: str | None
+    pool: str
+    mode: Mode
+    healthy: bool
+    reason: str
+    since: Time | None
+    guarantee: Guarantee
+    compute_guarantee: Guarantee
+    unguarded_reason: str
+    used_bytes: int | None
+    utilization_percent: float | None
+    simulated: bool
+    lease_id: str | None
+    user: str | None
+    server: str | None
+    free_slices: int | None
+    total_slices: int | None
+    free_memory_bytes: int | None
+    shares: tuple[ShareDocument, ...]
+
+
+class LeaseDocument(Message):
+    """A living lease, as status and pages show it."""
+
+    id: LeaseId
+    user: str
+    server: str
+    hub: str
+    tier: str
+    state: LeaseState
+    device_uuids: tuple[str, ...]
+    memory_bytes: Count
+    compute_percent: Percent
+    mode: Mode
+    since: Time
+    notice: str
+
+
+class QueueDocument(Message):
+    """A waiting lease and its place."""
+
+    id: LeaseId
+    user: str
+    server: str
+    hub: str
+    tier: str
+    position: int
+    since: Time
+
+
+class EndedDocument(Message):
+    """A process that the guard ended, and why."""
+
+    at: Time
+    offence: str
+    lease_id: str | None
+    hub: str
+    user: str
+    server: str
+    container_id: str
+    device_uuid: str
+    pid: int
+    name: str
+    used_bytes: int
+    quota_bytes: int | None
+    over_seconds: float
+    sentence: str
+
+
+class StatusDocument(Message):
+    """The answer to `GET /status`: everything at one moment.
+
+    `fault`: why the machine's GPUs can't be listed now; "" if they can.
+    """
+
+    simulated: bool
+    fault: str = ""
+    devices: tuple[DeviceDocument, ...]
+    leases: tuple[LeaseDocument, ...]
+    queue: tuple[QueueDocument, ...]
+    ended: tuple[EndedDocument, ...]
+
+
+class DriverDocument(Message):
+    """The driver's version and the newest CUDA that it runs; the hub compares images with them."""
+
+    version: str | None
+    cuda: str | None
+
+
+class TierDocument(Message):
+    """One tier and what is free of it; None where the tier has no GPU, or no device suits."""
+
+    name: str
+    title: str
+    description: str
+    device_count: Count
+    model: str | None
+    mode: Mode | None
+    memory_bytes: int | None
+    compute_percent: float | None
+    guarantee: Guarantee | None
+    compute_guarantee: Guarantee | None
+    free: int | None
+    total: int | None
+    waiting: Count
+
+
+class TiersDocument(Message):
+    """The answer to `GET /tiers`."""
+
+    simulated: bool
+    driver: DriverDocument | None
+    tiers: tuple[TierDocument, ...]
+
+
+# ---- there and back
+
+
+def request_to_json(request: GpuRequest) -> str:
+    """The body of `POST /leases`. Raises BadOption for a request that no broker would take."""
+    try:
+        return RequestMessage(**_with_want(request, WantMessage)).model_dump_json()
+    except ValidationError as error:
+        raise BadOption(sentence_of(error, RequestMessage)) from None
+
+
+def request_from_json(body: bytes | str) -> GpuRequest:
+    """The request in the body of `POST /leases`. Raises BadOption, naming the field and what would do."""
+    try:
+        return RequestMessage.model_validate_json(body).request()
+    except ValidationError as error:
+        raise BadOption(sentence_of(error, RequestMessage)) from None
+
+
+def lease_event(lease: Lease, patch: ContainerPatch) -> LeaseEvent:
+    """The event that gives the lease to the hub."""
+    return LeaseEvent(lease=LeaseMessage(**_with_want(lease, HeldWant)), patch=PatchMessage(**asdict(patch)))
+
+
+def refused_event(refusal: Refusal) -> RefusedEvent:
+    """The event that ends the stream with a refusal."""
+    return RefusedEvent(reason=refusal.reason, message=refusal.message)
+
+
+def event_to_line(event: Event) -> str:
+    """The event as one line of the stream, with its end."""
+    return event.model_dump_json() + "\n"
+
+
+def event_from_line(line: bytes | str) -> Event | None:
+    """The event in one line; None for a kind that this version doesn't know. Raises ValueError."""
+    try:
+        return _EVENT.validate_json(line)
+    except ValidationError as error:
+        if error.errors(include_url=False)[0]["type"] == "union_tag_invalid":
+            return None
+        raise
+
+
+def document(message: Message) -> dict[str, Any]:
+    """The message as plain JSON values."""
+    return message.model_dump(mode="json")
+
+
+def _with_want(item: GpuRequest | Lease, kind: type[WantMessage] | type[HeldWant]) -> dict[str, Any]:
+    """The fields of `item`, with the message of what it wants; everything else is left as it is."""
+    fields = {name: getattr(item, name) for name in item.__dataclass_fields__}
+    return {**fields, "want": kind(**asdict(item.want))}
+
+
+# ---- refusals
+
+
+def sentence_of(error: ValidationError, kind: type[Message]) -> str:
+    """The first fault of a message of `kind`, for who sent it: the field, and what would do.
+
+    Of what was sent, nothing but the beginning of an unknown key is repeated.
+    """
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = [str(part) for part in fault["loc"]]
+    inside = ".".join(place[:-1]) or "The request"
+    match fault["type"]:
+        case "refused":
+            return fault["msg"]
+        case "json_invalid":
+            return "The request is not JSON"
+        case "missing":
+            return f"{inside} lacks {place[-1]!r}"
+        case "extra_forbidden":
+            return f"{inside} has an unknown key {place[-1][:_MAX_KEY_SHOWN]!r}"
+        case _ if not place:
+            return "The request is not a JSON object"
+        case _:
+            return f"{_name(fault)} must be {_described(kind, fault)}"
+
+
+def _name(fault: ErrorDetails) -> str:
+    """The field's name; which element of a list it was is left out."""
+    return ".".join(part for part in fault["loc"] if isinstance(part, str))
+
+
+def _described(kind: type[Message], fault: ErrorDetails) -> str:
+    """What the schema says of the field."""
+    description = "something else"
+    fields: Mapping[str, Any] = kind.model_fields
+    for part in fault["loc"]:
+        if part not in fields:
+            break
+        description = fields[str(part)].description or description
+        inner = fields[str(part)].annotation
+        fields = inner.model_fields if isinstance(inner, type) and issubclass(inner, Message) else {}
+    return description

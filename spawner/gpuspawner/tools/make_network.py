@@ -11,22 +11,22 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from traitlets.config.loader import PyFileConfigLoader
 
 from ..core.errors import ConfigError, EngineFault, GpuSpawnerError
+from ..hub.check import spawner_of
+from ..hub.docker import DockerEngine
 from ..hub.network import ensure_network
 from ..hub.spawner import GpuDockerSpawner
 
 
-def spawner_of(config_file: Path) -> GpuDockerSpawner:
+def spawner_of_file(config_file: Path) -> GpuDockerSpawner:
     """A spawner without a server, for its settings. Raises ConfigError if the file isn't there."""
     if not config_file.is_file():
         raise ConfigError(f"The config file {config_file} isn't there: name the hub's own with --config")
     config = PyFileConfigLoader(config_file.name, path=str(config_file.parent.absolute())).load_config()
-    # DockerSpawner makes a name for a server in any case.
-    return GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
+    return spawner_of(config)
 
 
 def prepare_network(config_file: Path) -> str:
@@ -34,15 +34,16 @@ def prepare_network(config_file: Path) -> str:
 
     Blocks on Docker. Raises ConfigError with the remedy, EngineFault if Docker doesn't answer.
     """
-    spawner = spawner_of(config_file)
-    address: str = spawner.run_here(
-        lambda client: ensure_network(client, spawner.network_name, spawner.subnet)
-    )
-    return address
+    spawner = spawner_of_file(config_file)
+    engine = DockerEngine(spawner.client_kwargs, spawner.tls_config)
+    try:
+        return ensure_network(engine.call_here, spawner.network_name, spawner.subnet)
+    finally:
+        engine.close()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; prints the address. Exit status 1, with a sentence, if the network can't be had."""
+    """The command; prints the address. Exit status 1, with a sentence, if the network can't be created."""
     parser = argparse.ArgumentParser(
         prog="python -m gpuspawner.tools.make_network", description=prepare_network.__doc__
     )

@@ -1,6 +1,6 @@
-"""Pulls what images are missing when the hub starts: `python -m gpuspawner.tools.prepull --config FILE`.
+"""Pulls the images that are missing when the hub starts: `python -m gpuspawner.tools.prepull --config FILE`.
 
-The hub's service `images` runs it with `--stay`: the hub starts a service anew that has ended, so this one
+The hub's service `images` runs it with `--stay`: the hub restarts a service that has ended, so this one
 turns into a `sleep` when it is done, which ends with the hub. By hand, and from cron, it just ends.
 """
 
@@ -15,11 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from traitlets import TraitError
-
 from ..core.errors import ConfigError, EngineFault, StartFault
 from ..hub.spawner import GpuDockerSpawner
-from .make_network import spawner_of
+from .make_network import spawner_of_file
 
 LOG = logging.getLogger("gpuspawner.tools.prepull")
 NEWS_SECONDS = 30.0
@@ -73,7 +71,7 @@ async def _pull(spawner: GpuDockerSpawner, image: str) -> None:
             return
         except EngineFault as fault:
             if not doubted:
-                LOG.warning("Docker doesn't answer yet, trying on: %s", fault)
+                LOG.warning("Docker doesn't answer yet, retrying: %s", fault)
             doubted = True
         await asyncio.sleep(RETRY_SECONDS)
 
@@ -91,10 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="[%(levelname).1s prepull] %(message)s")
     complete = False
     try:
-        spawner = spawner_of(options.config)
+        spawner = spawner_of_file(options.config)
         spawner.log = LOG
         complete = asyncio.run(prepull(spawner))
-    except (ConfigError, TraitError) as error:
+    except ConfigError as error:
         LOG.warning("No image is pulled: %s", error)
     except Exception:  # the top: a service that breaks is started again and again
         LOG.exception("No image is pulled")

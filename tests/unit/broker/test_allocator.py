@@ -12,8 +12,9 @@ import pytest
 from gpuspawner.broker.decide.snapshot import Capacity, Change, DeviceView, QueueEntry, Snapshot
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.core.errors import BadOption, LeaseConflict, NoCapacity
+from gpuspawner.core.errors import LeaseConflict, NoCapacity
 from gpuspawner.core.model import Device, DeviceHealth, GpuRequest
+from gpuspawner.core.want import Want
 
 from tests.unit.lease_examples import (
     CLOSED,
@@ -73,14 +74,14 @@ async def test_snapshot_and_capacity(allocator: Allocator) -> None:
         (first, second, third),
         (QueueEntry(third, 1, 1),),
     )
-    assert allocator.capacity(1) == Capacity(free=0, total=2, waiting=1)
-    assert allocator.capacity(1, "h100") == Capacity(free=0, total=2, waiting=1)
-    assert allocator.capacity(1, "A100") == Capacity(free=0, total=0, waiting=0)
+    assert allocator.capacity(Want(1)) == Capacity(free=0, total=2, waiting=1)
+    assert allocator.capacity(Want(1, "h100")) == Capacity(free=0, total=2, waiting=1)
+    assert allocator.capacity(Want(1, "A100")) == Capacity(free=0, total=0, waiting=0)
     await allocator.begin_release(A, "stopped")
-    assert allocator.capacity(1) == Capacity(free=0, total=2, waiting=1)  # releasing is not free
+    assert allocator.capacity(Want(1)) == Capacity(free=0, total=2, waiting=1)  # releasing is not free
     await allocator.begin_release(C, "cancelled")
     await allocator.close(A)
-    assert allocator.capacity(1) == Capacity(free=1, total=2, waiting=0)
+    assert allocator.capacity(Want(1)) == Capacity(free=1, total=2, waiting=0)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +97,6 @@ async def test_snapshot_and_capacity(allocator: Allocator) -> None:
             NoCapacity,
             "You asked for a GPU with 'a100' in its name, and this machine has none:"
             " choose another tier, or CPU.",
-        ),
-        (
-            replace(request(A), lease_id="x"),
-            BadOption,
-            "The lease id must be 32 hexadecimal digits: start the server again.",
         ),
         (
             replace(request(B), user="user-z"),
@@ -208,7 +204,7 @@ async def test_a_withdrawn_device_tells_its_holder_and_goes_to_nobody(
         assert await anext(changes) == Change(told, None, None)
     assert await allocator.set_health(LOST) == ()
     assert await ledger.find(A) == told
-    assert allocator.capacity(1) == Capacity(free=1, total=1, waiting=0)
+    assert allocator.capacity(Want(1)) == Capacity(free=1, total=1, waiting=0)
     await allocator.begin_release(A, "stopped")
     await allocator.close(A)
     await allocator.acquire(request(B))
@@ -278,7 +274,7 @@ async def test_what_the_log_says(allocator: Allocator, caplog: pytest.LogCapture
     assert caplog.messages == [
         f"Lease is reserved: {ending}-",
         f"Lease is running: {ending}{'c' * 12}",
-        "Device GPU-0 is withdrawn: XID 79: GPU has fallen off the bus",
-        f"Its holder is told {NOTICE!r}: {ending}{'c' * 12}",
+        "Device GPU-0 is out of service: XID 79: GPU has fallen off the bus",
+        f"Notice for its user: {NOTICE!r} {ending}{'c' * 12}",
         f"Lease is releasing (stopped): {ending}{'c' * 12}",
     ]

@@ -18,6 +18,7 @@ from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import LeaseConflict, LedgerFault, NoCapacity
 from gpuspawner.core.model import Device, DeviceHealth, GpuRequest, Lease
+from gpuspawner.core.want import Want
 
 from tests.unit.lease_examples import (
     GPU0,
@@ -80,10 +81,10 @@ async def test_a_device_that_is_gone_stays_with_its_lease(
         (),
     )
     assert caplog.messages == [
-        f"Not found but leased: GPU-0: user=user-a server=- lease={A} devices=GPU-0 container=-"
+        f"A leased device was not found: GPU-0 user=user-a server=- lease={A} devices=GPU-0 container=-"
     ]
     assert await again.set_health(DeviceHealth("GPU-0", True)) == ()  # still withdrawn: its size isn't known
-    assert again.capacity(1) == Capacity(free=1, total=1, waiting=0)
+    assert again.capacity(Want(1)) == Capacity(free=1, total=1, waiting=0)
     back = Allocator(ledger, clock=times.now)
     await back.load([GPU0, GPU1])
     assert back.leases() == (lease(A, RESERVED, "GPU-0"),)
@@ -114,7 +115,7 @@ async def test_a_device_that_is_found_late_goes_on_with_its_lease(
     ]
     await again.begin_release(A, "stopped")
     await again.close(A)
-    assert again.capacity(1) == Capacity(free=1, total=3, waiting=0)
+    assert again.capacity(Want(1)) == Capacity(free=1, total=3, waiting=0)
 
 
 async def test_waiting_for_devices_that_are_gone(allocator: Allocator, ledger: Ledger, times: Any) -> None:
@@ -139,7 +140,7 @@ async def test_a_ledger_that_gives_a_device_twice(
     assert [(each.levelname, each.message) for each in caplog.records if each.levelno >= logging.WARNING] == [
         (
             "ERROR",
-            "The ledger gives a device twice, and nobody loses it:"
+            "The ledger gives a device to two leases; both keep it:"
             f" user=user-b server=- lease={B} devices=GPU-0 container=-",
         )
     ]
@@ -201,12 +202,12 @@ async def test_a_broken_device_is_withdrawn_even_if_the_ledger_fails(failing: An
     failing.fault = "before"
     with pytest.raises(LedgerFault):
         await allocator.set_health(LOST)
-    assert allocator.capacity(1).total == 0
+    assert allocator.capacity(Want(1)).total == 0
     assert [each.notice for each in await allocator.set_health(LOST)] == [NOTICE]
     failing.fault = "before"
     with pytest.raises(LedgerFault):
         await allocator.set_health(DeviceHealth("GPU-0", True))
-    assert allocator.capacity(1).total == 0
+    assert allocator.capacity(Want(1)).total == 0
     assert [each.notice for each in await allocator.set_health(DeviceHealth("GPU-0", True))] == [""]
 
 
@@ -224,11 +225,13 @@ async def test_a_cancelled_caller_leaves_memory_and_ledger_alike(
     assert ended in (None, lease(A, RELEASING, "GPU-0", reason="cancelled"))
     assert allocator.leases() == await ledger.living() == (() if ended is None else (ended,))
     await allocator.close(A)
-    assert allocator.capacity(1) == Capacity(free=2, total=2, waiting=0)
+    assert allocator.capacity(Want(1)) == Capacity(free=2, total=2, waiting=0)
 
 
 async def test_thirty_at_once(allocator: Allocator, ledger: Ledger) -> None:
-    requests = [GpuRequest(f"{number:032x}", "hub", f"user-{number}", "", "gpu", 1) for number in range(30)]
+    requests = [
+        GpuRequest(f"{number:032x}", "hub", f"user-{number}", "", "gpu", Want(1)) for number in range(30)
+    ]
     leases = await asyncio.gather(*map(allocator.acquire, requests))
     assert [each.state for each in leases] == [RESERVED] * 2 + [WAITING] * 28
     assert await ledger.living() == allocator.leases() == tuple(leases)
@@ -260,7 +263,7 @@ async def test_closed_leases_leave_no_trace_in_memory(allocator: Allocator) -> N
 
     async def one(number: int) -> weakref.ref[GpuRequest] | None:
         lease_id = f"{number:032x}"
-        asked = GpuRequest(lease_id, "hub", f"user-{number}", "", "gpu", 1 + number % 2)
+        asked = GpuRequest(lease_id, "hub", f"user-{number}", "", "gpu", Want(1 + number % 2))
         await allocator.acquire(asked)
         async with allocator.watch(lease_id) as changes:
             await anext(changes)

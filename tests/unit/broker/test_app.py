@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
@@ -19,13 +19,19 @@ import aiohttp
 import pytest
 from gpuspawner.broker import app as module
 from gpuspawner.broker.app import GpuBroker, main
+from gpuspawner.broker.enforce.way_in import WayIn
+from gpuspawner.broker.keeper import EXIT_SETTINGS
 from gpuspawner.broker.lock import BrokerLock
 from gpuspawner.core.errors import BrokerUnavailable, ConfigError, EngineFault
 from gpuspawner.core.model import GpuRequest
+from gpuspawner.core.want import Want
 from gpuspawner.protocol.client import BrokerClient
 from jupyterhub.services.auth import HubOAuth
 
-REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", 1)
+from tests.nvml.scripted import Script
+from tests.unit.lease_examples import UUIDS
+
+REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", Want(1))
 
 
 class HangUp(BaseRequestHandler):
@@ -78,7 +84,7 @@ def test_settings_of_hub_and_broker_come_from_one_file(folder: Path) -> None:
         broker.site.queue_timeout,
         broker.take_over,
         tier.name,
-        tier.device_count,
+        tier.want.device_count,
     )
     assert found == (1.0, 60.0, True, "pair", 2)
     assert broker.state_dir == folder
@@ -92,9 +98,9 @@ def test_the_command_line_wins_over_the_file(folder: Path) -> None:
     assert broker.reconcile_seconds == 0.5
 
 
-def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
-    """The last line that a broker prints that can't start; its exit status is 1."""
-    assert main(argv) == 1
+def fails(capsys: pytest.CaptureFixture[str], argv: list[str], status: int = EXIT_SETTINGS) -> str:
+    """The last line that a broker prints that can't start; its exit status is `status`."""
+    assert main(argv) == status
     error = capsys.readouterr().err
     assert "Traceback" not in error
     last = error.splitlines()[-1]
@@ -135,7 +141,7 @@ def test_a_state_folder_that_is_a_file_is_named(
     monkeypatch.setenv("GPUSPAWNER_STATE_DIR", str(folder / "file"))
     assert fails(capsys, []) == (
         f"The state folder {folder}/file can't be made: File exists. Name another one with "
-        "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or mend the rights"
+        "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or fix the permissions"
     )
 
 
@@ -143,14 +149,14 @@ def test_a_damaged_ledger_is_named_and_left_as_it_is(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "ledger.sqlite").write_bytes(b"garbage" * 1000)
-    assert str(folder / "ledger.sqlite") in fails(capsys, [])
+    assert str(folder / "ledger.sqlite") in fails(capsys, [], status=1)
     assert (folder / "ledger.sqlite").read_bytes() == b"garbage" * 1000
 
 
 def test_a_locked_ledger_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     connection = sqlite3.connect(folder / "ledger.sqlite")
     connection.execute("BEGIN EXCLUSIVE")
-    assert "locked" in fails(capsys, [])
+    assert "locked" in fails(capsys, [], status=1)
     connection.close()
 
 
@@ -297,16 +303,53 @@ async def test_a_way_in_that_docker_does_not_tell_yet_is_asked_for_again(folder:
         async def reconciled() -> bool:
             return True
 
-        async def probe() -> object:
+        async def probe(late: Iterable[str] = ()) -> None:
             nonlocal asked
             asked += 1
             if asked == 1:
                 raise EngineFault("down")
-            return module.Injection.NONE
 
         broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
-        broker._probe = probe  # type: ignore[method-assign,assignment]
+        broker.way_in.probe = probe  # type: ignore[method-assign]
         await broker._look()
         assert not broker.service.ready.is_set()
+        await broker._look()
+        assert broker.service.ready.is_set()
+
+
+async def test_it_comes_up_while_nvml_hangs_and_takes_the_gpus_up_when_it_answers(
+    folder: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def probe(_: WayIn, late: Iterable[str] = ()) -> None:
+        """Docker is not what this is about."""
+
+    monkeypatch.setattr("gpuspawner.node.local.OPEN_SECONDS", 0.3)
+    monkeypatch.setattr(WayIn, "probe", probe)
+    line = script.hang("nvmlInitWithFlags")
+
+    async def reconciled() -> bool:
+        return True
+
+    monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.1)
+    async with running(folder, "c.GpuSite.inventory = 'nvml'") as (broker, client):
+        broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
+        await broker._look()
+        with pytest.raises(BrokerUnavailable, match="the GPUs of this machine don't answer"):
+            await client.acquire(REQUEST, lambda *_: None).__aenter__()
+        status = await client.status()
+        fault = (
+            "NVML has not answered for 0.3 s: see `dmesg` and `nvidia-smi`. GPUs are leased once it answers"
+        )
+        assert (status["fault"], status["devices"], status["simulated"]) == (fault, [], False)
+        tiers = await client.tiers()
+        assert (tiers["driver"], tiers["tiers"][1]["total"]) == (None, 0)
+        script.drop(line)
+        async with asyncio.timeout(10):
+            while not (status := await client.status())["devices"]:
+                await asyncio.sleep(0.05)
+        found = (status["fault"], [device["uuid"] for device in status["devices"]])
+        assert found == ("", list(UUIDS))
+        tiers = await client.tiers()
+        assert (tiers["driver"]["version"], tiers["tiers"][1]["total"]) == ("580.159.04", 2)
         await broker._look()
         assert broker.service.ready.is_set()

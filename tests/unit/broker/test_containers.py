@@ -20,6 +20,7 @@ import pytest
 from gpuspawner.broker.leases import containers as module
 from gpuspawner.broker.leases.containers import Container, ContainerEvent, DockerEngine, EventsConnected
 from gpuspawner.core.errors import EngineFault
+from gpuspawner.core.labels import ContainerLabels
 
 LISTED = {
     "Id": "c1" * 32,
@@ -37,9 +38,11 @@ LISTED = {
     },
 }
 CONTAINER = Container(
-    id="c1" * 32, lease_id="a" * 32, state="running", name="jupyter-anna", broker="/var/lib/gpuspawner",
-    hub="hub", user="anna", server="", tier="pair", device_uuids=("GPU-1", "GPU-2"),
-    created_unix_seconds=1740830400,
+    id="c1" * 32, state="running", name="jupyter-anna", created_unix_seconds=1740830400,
+    labels=ContainerLabels(
+        "a" * 32, broker="/var/lib/gpuspawner", hub="hub", user="anna", tier="pair",
+        device_uuids=("GPU-1", "GPU-2"),
+    ),
 )  # fmt: skip
 
 Answer = tuple[int, Any]
@@ -143,7 +146,7 @@ async def test_containers_are_listed_whatever_their_state(docker: Scripted, engi
 
 async def test_a_container_with_few_labels(docker: Scripted, engine: DockerEngine) -> None:
     docker.answer = lambda _: (200, [{"Id": "c1", "State": "dead", "Labels": {"gpuspawner.lease": "x"}}])
-    assert await engine.list() == (Container("c1", "x", "dead"),)
+    assert await engine.list() == (Container("c1", ContainerLabels("x"), "dead"),)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ async def test_a_container_with_few_labels(docker: Scripted, engine: DockerEngin
      ("exited", False), ("dead", False)],
 )  # fmt: skip
 def test_which_states_may_use_a_device(state: str, alive: bool) -> None:
-    assert Container("c1", "a", state).alive is alive
+    assert Container("c1", ContainerLabels("a"), state).alive is alive
 
 
 @pytest.mark.parametrize("status", [204, 404, 409])
@@ -256,7 +259,11 @@ async def test_events_begin_with_the_connection(docker: Scripted, engine: Docker
         ContainerEvent("die", "c1", "a" * 32, "/var/lib/gpuspawner"),
     ]
     call, query = docker.requests[0]
-    wanted = {"type": ["container"], "label": ["gpuspawner.lease"], "event": ["start", "die", "destroy"]}
+    wanted = {
+        "type": ["container"],
+        "label": ["gpuspawner.lease"],
+        "event": ["start", "die", "destroy", "oom"],
+    }
     assert (call, json.loads(query["filters"][0])) == ("GET /events", wanted)
 
 

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
-from gpuspawner.broker.api.documents import News, status_document, tier_document
+from gpuspawner.broker.api import documents
+from gpuspawner.broker.api.documents import News
 from gpuspawner.broker.decide.placement import Share
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from gpuspawner.broker.decide.terms import Terms
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
+from gpuspawner.core.want import Want
 from gpuspawner.node.usage import Usage
+from gpuspawner.protocol.messages import document
 
 NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 LATER = datetime(2025, 3, 1, 12, 5, tzinfo=UTC)
 HELD = Device("GPU-1", "H100 80GB", 80 << 30, compute_capability=(9, 0), index=0)
 LOST = Device("GPU-2", "Unknown", 40 << 30, simulated=True)
 LEASE = Lease(
-    "a" * 32, "hub", "anna", "train", "gpu", LeaseState.RUNNING, 1, NOW, LATER, device_uuids=("GPU-1",),
+    "a" * 32, "hub", "anna", "train", "gpu", LeaseState.RUNNING, Want(1), NOW, LATER, device_uuids=("GPU-1",),
     memory_bytes=80 << 30, notice="Save your work.",
 )  # fmt: skip
 ENDED = EndedProcess(
     LATER, "memory", "a" * 32, "hub", "anna", "train", "c" * 64, "GPU-1", 7, "python3", 9, 8, 2.0,
     "It was over.",
 )  # fmt: skip
-NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,))
-WAITING = Lease("b" * 32, "hub", "ben", "", "gpu", LeaseState.WAITING, 1, NOW, NOW)
+NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,), "NVML hangs")
+SLICE = Want(1, mode=Mode.SLICE)
+WAITING = Lease("b" * 32, "hub", "ben", "", "gpu", LeaseState.WAITING, Want(1), NOW, NOW)
+
+
+def status_document(*args: Any, **more: Any) -> dict[str, Any]:
+    """As it stands on the socket."""
+    return document(documents.status_document(*args, **more))
+
+
+def tier_document(*args: Any, **more: Any) -> dict[str, Any]:
+    """As it stands on the socket."""
+    return document(documents.tier_document(*args, **more))
 
 
 def test_status() -> None:
@@ -40,6 +55,7 @@ def test_status() -> None:
     )
     assert status_document(snapshot, simulated=False, news=NEWS) == {
         "simulated": False,
+        "fault": "NVML hangs",
         "devices": [
             {
                 "uuid": "GPU-1", "model": "H100 80GB", "index": 0, "memory_bytes": 80 << 30,
@@ -91,10 +107,10 @@ def test_status() -> None:
 
 def test_slices_of_a_device_that_has_left_its_pool_are_shown_as_such() -> None:
     held = [
-        replace(LEASE, id=letter * 32, user=user, mode=Mode.SLICE, memory_bytes=8 << 30, mps=True)
+        replace(LEASE, id=letter * 32, user=user, want=SLICE, memory_bytes=8 << 30, mps=True)
         for letter, user in (("a", "anna"), ("b", "ben"))
     ]
-    view = DeviceView(HELD, DeviceHealth("GPU-1", True), tuple(held), Terms())
+    view = DeviceView(HELD, DeviceHealth("GPU-1", True), tuple(held), SharingRules())
     blind = News(blind={"GPU-1": "NVML hangs"})
     (found,) = status_document(Snapshot((view,), (), ()), simulated=False, news=NEWS)["devices"]
     (unguarded,) = status_document(Snapshot((view,), (), ()), simulated=False, news=blind)["devices"]
@@ -110,7 +126,7 @@ def test_slices_that_nobody_guards_are_worth_nothing() -> None:
     news = News(blind={"GPU-1": "NVML hangs"})
     views = tuple(
         DeviceView(HELD, DeviceHealth("GPU-1", True), (), terms)
-        for terms in (Terms("s", Mode.SLICE, slices=2, mps=True), Terms())
+        for terms in (SharingRules("s", Mode.SLICE, slices=2, mps=True), SharingRules())
     )
     devices = status_document(Snapshot(views, (), ()), simulated=False, news=news)["devices"]
     keys = ("guarantee", "compute_guarantee", "unguarded_reason")
@@ -120,11 +136,11 @@ def test_slices_that_nobody_guards_are_worth_nothing() -> None:
 
 
 def test_a_tier_with_and_without_a_gpu() -> None:
-    pair = Tier("pair", "Two H100", "For big models.", device_count=2, model="H100")
+    pair = Tier("pair", "Two H100", "For big models.", want=Want(2, "H100"))
     share = Share("GPU-1", 80 << 30, 100.0)
     assert tier_document(pair, Capacity(3, 4, 1), simulated=False, share=share) == {
         "name": "pair", "title": "Two H100", "description": "For big models.", "device_count": 2,
-        "model": "H100", "mode": "whole", "memory_bytes": 80 << 30, "compute_percent": 100.0,
+        "model": "h100", "mode": "whole", "memory_bytes": 80 << 30, "compute_percent": 100.0,
         "guarantee": "hard", "compute_guarantee": "hard", "free": 3, "total": 4, "waiting": 1,
     }  # fmt: skip
     assert tier_document(Tier("cpu", "CPU"), None, simulated=True) == {

@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.decide.terms import Terms
-from gpuspawner.broker.enforce.enforcement import Enforcement
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.errors import DeviceFault
 from gpuspawner.core.model import ContainerPatch, DeviceHealth, Mode
 from gpuspawner.node.guard.guard import GuardEvent
-from gpuspawner.node.guard.judge import Offence, Orders, Quota
+from gpuspawner.node.guard.judge import Offence, Quota, QuotaPlan
 from gpuspawner.node.inventory import ComputeMode
 from gpuspawner.node.mps.daemon import BACK, DIED
 
@@ -58,7 +57,7 @@ async def test_a_daemon_starts_with_the_first_slice_and_has_the_largest_s_limits
     patch = ContainerPatch(env={"A": "b"}, mounts=({"source": "/x"},))
     env = {"A": "b", "CUDA_MPS_PIPE_DIRECTORY": "/run/gpuspawner-mps"}
     assert broker.patch(lease, patch) == ContainerPatch(env=env, mounts=({"source": "/x"}, mount))
-    small = await machine.lease(slice_memory_bytes=4 * GIB, slice_compute_percent=10.0, pool="class")
+    small = await machine.lease(memory_bytes=4 * GIB, compute_percent=10.0, pool="class")
     small = replace(small, device_uuids=(A,))
     await broker.prepare(small)
     assert machine.pid(A) == first
@@ -70,7 +69,9 @@ async def test_a_daemon_starts_with_the_first_slice_and_has_the_largest_s_limits
 
 
 async def test_whole_leases_and_slices_without_mps_need_nothing(machine: Machine) -> None:
-    broker = await machine.broker({A: Terms("plain", Mode.SLICE, slices=8), B: Terms(), C: Terms()})
+    broker = await machine.broker(
+        {A: SharingRules("plain", Mode.SLICE, slices=8), B: SharingRules(), C: SharingRules()}
+    )
     for lease in (await machine.lease(), await machine.lease(mode=Mode.WHOLE)):
         await broker.prepare(lease)
         assert broker.patch(lease, ContainerPatch(env={"A": "b"})) == ContainerPatch(env={"A": "b"})
@@ -88,12 +89,11 @@ async def test_a_daemon_outlives_the_broker_and_the_next_one_watches_it(machine:
     await machine.end()
     assert (machine.pid(A), machine.pid(B)) == (before, machine.pid(B))
     # B leaves the pool, A goes on; its death is noticed although another broker started it.
-    await machine.broker({A: SLICED, B: Terms(), C: Terms()})
+    await machine.broker({A: SLICED, B: SharingRules(), C: SharingRules()})
     assert machine.pid(A) == before
-    assert machine.pid(B) is None
+    await until(lambda: machine.pid(B) is None)
     assert "quit" in machine.commands(B)
-    await until(lambda: machine.running is not None and machine.running._mps is not None
-                and machine.running._mps.reason(A) == "")  # fmt: skip
+    await machine.node.settle(A)
     os.kill(before or 0, signal.SIGKILL)
     await until(lambda: (first.id, BACK) in machine.holders.told)
 
@@ -108,9 +108,8 @@ async def test_a_lease_from_a_containers_labels_has_its_daemon_looked_after(mach
     await machine.broker()
     assert machine.pid(A) == before
     await machine.allocator.adopt(lease)
-    await until(lambda: machine.running is not None and machine.running._cared_for == {A})
-    await until(lambda: machine.running is not None and machine.running._mps is not None
-                and machine.running._mps.reason(A) == "")  # fmt: skip
+    await until(lambda: A in machine.node.applied[-1].daemons)
+    await machine.node.settle(A)
     os.kill(before or 0, signal.SIGKILL)
     await until(lambda: (lease.id, BACK) in machine.holders.told)
 
@@ -146,48 +145,42 @@ async def test_a_gpu_whose_mps_does_not_start_is_out_of_use_and_tried_again(mach
     await machine.close(lease)
     assert (await machine.lease(running=False)).device_uuids == (B,)
     # The hardware itself is well, and says so: that does not bring it back.
-    await broker.set_health(DeviceHealth(A, healthy=True))
+    await machine.node.report(DeviceHealth(A, healthy=True))
     assert not machine.healthy(A)
     (machine.place().log / "orders").unlink()
     await until(lambda: machine.healthy(A))
-    await broker.set_health(DeviceHealth(A, healthy=False, reason="XID 79"))
+    await machine.node.report(DeviceHealth(A, healthy=False, reason="XID 79"))
     assert not machine.healthy(A)
 
 
 async def test_quotas_follow_the_leases_and_are_there_after_a_restart(machine: Machine) -> None:
-    broker = await machine.broker()
-    seen: list[Orders] = []
-
-    def note(enforcement: Enforcement) -> None:
-        enforcement._guard.set_orders = seen.append  # type: ignore[method-assign]
-
-    note(broker)
-    slice_, whole = await machine.lease(slice_memory_bytes=4 * GIB), await machine.lease(mode=Mode.WHOLE)
+    await machine.broker()
+    slice_, whole = await machine.lease(memory_bytes=4 * GIB), await machine.lease(mode=Mode.WHOLE)
     await machine.lease(running=False)  # no container yet: nothing to guard
     quotas = (
         Quota(slice_.id, f"{1:064x}", A, 4 * GIB, mps_required=True),
         Quota(whole.id, f"{2:064x}", C, None),
     )
     devices = frozenset({A, B, C})
-    wanted = Orders(quotas, frozenset({f"{1:064x}", f"{2:064x}"}), devices)
-    assert seen[-1] == wanted
+    wanted = QuotaPlan(quotas, frozenset({f"{1:064x}", f"{2:064x}"}), devices)
+    await until(lambda: machine.node.applied[-1].quotas == wanted)
     again = await machine.broker()
-    assert again._orders() == wanted
-    assert again._guard._orders == wanted
-    note(again)
+    assert again.desired().quotas == wanted
+    assert machine.node.applied[0].quotas == wanted
     await machine.allocator.begin_release(whole.id, "stopped")
-    assert seen[-1:] in ([], [wanted])  # its container may still run
+    assert again.desired().quotas == wanted  # its container may still run
     await machine.allocator.close(whole.id)
-    assert seen[-1] == Orders(quotas[:1], frozenset({f"{1:064x}"}), devices)
+    left = QuotaPlan(quotas[:1], frozenset({f"{1:064x}"}), devices)
+    await until(lambda: machine.node.applied[-1].quotas == left)
 
 
 async def test_who_loses_a_process_is_told_and_it_is_counted(machine: Machine) -> None:
-    broker = await machine.broker()
+    await machine.broker()
     lease = await machine.lease()
     event = GuardEvent(NOW, Offence.MEMORY, f"{1:064x}", lease.id, A, 7, "python3", 9, 8, 2.0, "It was over.")
-    await broker._on_guard(event)
-    await broker._on_guard(replace(event, offence=Offence.NO_LEASE, lease_id=None))
-    await broker._on_guard(replace(event, lease_id=None, container_id="gone"))
+    await machine.node.report(event)
+    await machine.node.report(replace(event, offence=Offence.NO_LEASE, lease_id=None))
+    await machine.node.report(replace(event, lease_id=None, container_id="gone"))
     assert machine.holders.told == [(lease.id, "2026-01-01 12:30 UTC: It was over.")] * 2
     record = EndedProcess(
         NOW, "memory", lease.id, "hub", "user-1", "", f"{1:064x}", A, 7, "python3", 9, 8, 2.0, "It was over."
@@ -198,10 +191,10 @@ async def test_who_loses_a_process_is_told_and_it_is_counted(machine: Machine) -
     ended = [counted(machine, "guard_ended", offence=offence) for offence in ("memory", "no_lease")]
     assert ended == [2, 1]
     # It stays when the device's health changes, and through a restart.
-    await broker.set_health(DeviceHealth(A, healthy=False, reason="XID 79"))
+    await machine.node.report(DeviceHealth(A, healthy=False, reason="XID 79"))
     assert "Save your work" in (machine.allocator.lease(lease.id) or lease).notice
     await machine.holders.tell(lease.id, "It was over.")
-    await broker.set_health(DeviceHealth(A, healthy=True))
+    await machine.node.report(DeviceHealth(A, healthy=True))
     await machine.broker()
     assert (machine.allocator.lease(lease.id) or lease).notice == "It was over."
 
@@ -216,7 +209,7 @@ async def test_the_compute_mode_is_set_while_the_pool_is_in_use_and_put_back(mac
     await machine.broker(managed=frozenset({A}))
     assert machine.inventory.compute_mode(A) is ComputeMode.EXCLUSIVE_PROCESS
     # The pool is gone from the settings; its last lease still runs, then ends.
-    await machine.broker({A: Terms(), B: SLICED, C: Terms()})
+    await machine.broker({A: SharingRules(), B: SLICED, C: SharingRules()})
     assert machine.inventory.compute_mode(A) is ComputeMode.EXCLUSIVE_PROCESS
     assert machine.pid(A) is not None
     await machine.close(first)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from gpuspawner.broker.decide.devices import MISSING
 from gpuspawner.broker.decide.pooling import Pooling
-from gpuspawner.broker.decide.terms import Terms
+from gpuspawner.broker.decide.sharing_rules import SharingRules
 from gpuspawner.core.errors import DeviceFault, LedgerFault
 from gpuspawner.core.model import DeviceHealth
+from gpuspawner.node.api import MpsEvent, MpsState
 from gpuspawner.node.guard.guard import GuardEvent
 from gpuspawner.node.guard.judge import Offence
 from gpuspawner.node.inventory import ComputeMode
@@ -90,7 +91,6 @@ async def test_a_daemon_that_starts_when_nobody_waits_any_more_ends_too(machine:
     with pytest.raises(DeviceFault):
         await broker.prepare(lease)
     await machine.close(lease)
-    await until(lambda: machine.inventory.compute_mode(A) is ComputeMode.DEFAULT)
     order(machine, "")
     await until(lambda: machine.healthy(A))
     await until(lambda: machine.pid() is None)
@@ -121,7 +121,7 @@ async def test_a_gpu_whose_return_can_not_be_recorded_comes_back_later(machine: 
 async def test_a_notice_that_can_not_be_written_is_given_later_unless_there_is_newer(
     machine: Machine,
 ) -> None:
-    broker = await machine.broker()
+    await machine.broker()
     lease, other = await machine.lease(running=False), await machine.lease(running=False)
     event = GuardEvent(NOW, Offence.MEMORY, "c" * 64, lease.id, A, 7, "python3", 9, 8, 2.0, "First.")
     tell, refused = machine.holders.tell, []
@@ -131,9 +131,9 @@ async def test_a_notice_that_can_not_be_written_is_given_later_unless_there_is_n
         raise LedgerFault("The disk is full")
 
     machine.holders.tell = full  # type: ignore[method-assign]
-    await broker._on_guard(event)
-    await broker._tell(lease.id, "Second.")
-    await broker._tell(other.id, "Third.")
+    await machine.node.report(event)
+    await machine.node.report(MpsEvent(A, MpsState.RUNNING, notice="Second."))
+    await machine.node.report(MpsEvent(B, MpsState.RUNNING, notice="Third."))
     await until(lambda: len(refused) > 6)
     machine.holders.tell = tell  # type: ignore[method-assign]
     await until(lambda: len(machine.holders.told) == 2)
@@ -145,7 +145,7 @@ async def test_a_leased_gpu_that_is_not_found_is_one_where_nothing_is_held(machi
     broker = await machine.broker()
     lease = await machine.lease(running=False)
     assert broker.blind() == {}
-    broker.extend(Pooling(DEVICES[1:], {B: SLICED, C: Terms("whole")}))
+    await broker.extend(Pooling(DEVICES[1:], {B: SLICED, C: SharingRules("whole")}))
     assert (lease.device_uuids, broker.blind()) == ((A,), {A: MISSING})
     assert machine.metrics.registry.get_sample_value("gpuspawner_guard_blind_devices") == 1
     await machine.close(lease)
@@ -177,3 +177,39 @@ async def test_a_gpu_that_hangs_in_nvml_leaves_the_others_compute_modes_alone(ma
     await machine.close(second)
     await machine.end()
     assert [ask(uuid) for uuid in (A, B)] == [ComputeMode.DEFAULT] * 2
+
+
+async def test_a_gpu_whose_mps_failed_comes_back_although_everybody_has_left(machine: Machine) -> None:
+    """It is tried until it runs, whoever leaves and however long nobody uses it; then it ends as idle."""
+    machine.idle_seconds = 0.2
+    broker = await machine.broker(managed=frozenset({A}))
+    lease = await machine.lease()
+    await broker.prepare(lease)
+    order(machine, "no-start")
+    os.kill(machine.pid() or 0, signal.SIGKILL)
+    await until(lambda: not machine.healthy(A))
+    await machine.close(lease)
+    await asyncio.sleep(1.0)  # nobody has used it for five times as long as a daemon may be idle
+    assert not machine.healthy(A)
+    order(machine, "")
+    await until(lambda: machine.healthy(A))
+    await until(lambda: machine.pid() is None)
+    await until(lambda: machine.inventory.compute_mode(A) is ComputeMode.DEFAULT)
+    assert machine.healthy(A)
+    assert {(await machine.lease()).device_uuids for _ in range(2)} == {(A,), (B,)}
+
+
+async def test_a_gpu_whose_mps_failed_at_the_start_comes_back_although_everybody_has_left(
+    machine: Machine,
+) -> None:
+    machine.idle_seconds = 0.2
+    broker = await machine.broker()
+    order(machine, "fail")
+    lease = await machine.lease(running=False)
+    with pytest.raises(DeviceFault):
+        await broker.prepare(lease)
+    await machine.close(lease)
+    await asyncio.sleep(0.5)
+    assert not machine.healthy(A)
+    order(machine, "")
+    await until(lambda: machine.healthy(A))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.core.errors import all_refusals
 from gpuspawner.core.model import Lease, LeaseState
+from gpuspawner.core.want import Want
 
 NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -27,11 +28,11 @@ def test_everything_is_there_from_the_start() -> None:
         *(f'gpuspawner_devices{{health="{health}"}}' for health in ("healthy", "withdrawn")),
         *(f'gpuspawner_refusals_total{{reason="{reason}"}}' for reason in all_refusals()),
         *(f'gpuspawner_reconcile_steps_total{{step="{step}"}}'
-          for step in ("set_running", "release", "remove", "adopt")),
+          for step in ("set_running", "charge", "release", "remove", "adopt")),
         *(f'gpuspawner_loop_errors_total{{loop="{loop}"}}'
-          for loop in ("reconcile", "events", "hold", "enforcement", "late")),
+          for loop in ("reconcile", "events", "hold", "removals", "enforcement", "late")),
         *(f'gpuspawner_guard_ended_total{{offence="{offence}"}}'
-          for offence in ("memory", "no_lease", "round_mps")),
+          for offence in ("memory", "no_lease", "bypassed_mps")),
         "gpuspawner_guard_blind_devices",
         "gpuspawner_mps_deaths_total",
         "gpuspawner_queue_length",
@@ -50,7 +51,7 @@ def test_what_changes_them() -> None:
     metrics.failed("events")
     metrics.docker_up.set(1)
     metrics.acquire_seconds.observe(0.5)
-    lease = Lease("a" * 32, "hub", "anna", "", "gpu", LeaseState.WAITING, 1, NOW, NOW)
+    lease = Lease("a" * 32, "hub", "anna", "", "gpu", LeaseState.WAITING, Want(1), NOW, NOW)
     after = samples(metrics, lease, healthy=(True, False, True))
     assert {name: value for name, value in after.items() if value != before[name]} == {
         'gpuspawner_leases{state="waiting"}': 1.0,

@@ -73,6 +73,7 @@ def document() -> dict[str, Any]:
     """Anna and bob hold a device each, one is withdrawn, one is free; carl and anna wait."""
     return {
         "simulated": False,
+        "fault": "NVML hangs",
         "devices": [
             device(0, lease_id="a" * 32, user="anna", server=""),
             device(1, lease_id="b" * 32, user="bob", server="train"),
@@ -96,6 +97,7 @@ def test_scope_shows_everything() -> None:
 def test_without_scope_only_what_is_ones_own() -> None:
     assert visible_status(document(), ANNA) == {
         "simulated": False,
+        "fault": "NVML hangs",
         "devices": [
             {**device(0, lease_id="a" * 32, user="anna", server=""), "free": False},
             {**device(1), "free": False},
@@ -275,6 +277,13 @@ def test_summary(free: int, waiting: int, simulated: bool, sentence: str) -> Non
         "ended": [],
     }
     assert build(whole, Viewer("anna")).summary == sentence
+
+
+def test_gpus_that_do_not_answer_are_said_to_all_and_why_to_the_admin() -> None:
+    whole = {**document(), "devices": [], "leases": [], "queue": []}
+    seen = [(page.summary, page.fault) for page in (build(whole, ADMIN), build(whole, ANNA))]
+    summary = "The GPUs of this machine don't answer; they appear here once they do. Nobody waits."
+    assert seen == [(summary, "NVML hangs"), (summary, "")]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ class FakeBroker:
     def status(self) -> dict[str, Any]:
         return {
             "simulated": True,
+            "fault": "",
             "devices": [
                 device(0, lease_id="a", user="anna", server=""),
                 device(1, lease_id="b", user="bob", server=""),
@@ -156,6 +157,7 @@ async def test_a_student_reads_their_own(pages: Pages) -> None:
     assert (status, headers["Content-Type"]) == (200, "application/json")
     assert json.loads(text) == {
         "simulated": True,
+        "fault": "",
         "devices": [
             {**device(0, lease_id="a", user="anna", server=""), "free": False},
             {**device(1), "free": False},

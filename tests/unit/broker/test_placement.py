@@ -9,15 +9,14 @@ from gpuspawner.broker.decide.placement import (
     Kind,
     Room,
     Share,
-    Want,
     kind_of,
-    make_want,
     place,
     rank,
     take,
     whole_share,
 )
 from gpuspawner.core.model import Device
+from gpuspawner.core.want import Want
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,17 +39,17 @@ def rooms_of(devices: Iterable[Device]) -> dict[Kind, list[Room]]:
 @pytest.mark.parametrize(
     ("want", "devices", "expected"),
     [
-        (make_want(1, None), [], None),
-        (make_want(1, None), [H2], [H2]),
-        (make_want(1, None), [H2, A1, A0], [A0]),  # the smallest that does: an H100 stays for who asks for it
-        (make_want(1, "h100"), [A0, H10, H3], [H3]),  # 3 before 10: by index, not by text
-        (make_want(1, "H100"), [NAMELESS, H10], [H10]),  # no index: last
-        (make_want(1, "V100"), [A0, H2], None),
-        (make_want(2, None), [A0, H3, H2], [H2, H3]),  # two of one kind rather than a small and a large one
-        (make_want(2, None), [A0, A1, H2, H3], [A0, A1]),
-        (make_want(3, None), [H3, H2, A0], [A0, H2, H3]),  # mixed only where nothing else does
-        (make_want(3, "h100"), [H3, H2, A0], None),
-        (make_want(4, None), [H3, H2, A0], None),
+        (Want(1, None), [], None),
+        (Want(1, None), [H2], [H2]),
+        (Want(1, None), [H2, A1, A0], [A0]),  # the smallest that does: an H100 stays for who asks for it
+        (Want(1, "h100"), [A0, H10, H3], [H3]),  # 3 before 10: by index, not by text
+        (Want(1, "H100"), [NAMELESS, H10], [H10]),  # no index: last
+        (Want(1, "V100"), [A0, H2], None),
+        (Want(2, None), [A0, H3, H2], [H2, H3]),  # two of one kind rather than a small and a large one
+        (Want(2, None), [A0, A1, H2, H3], [A0, A1]),
+        (Want(3, None), [H3, H2, A0], [A0, H2, H3]),  # mixed only where nothing else does
+        (Want(3, "h100"), [H3, H2, A0], None),
+        (Want(4, None), [H3, H2, A0], None),
     ],
 )
 def test_by_example(want: Want, devices: list[Device], expected: list[Device] | None) -> None:
@@ -60,8 +59,8 @@ def test_by_example(want: Want, devices: list[Device], expected: list[Device] | 
 
 def test_whole_needs_an_untouched_room() -> None:
     touched = Room(A0, (Share(A0.uuid, GIB, 10.0),))
-    assert place(make_want(1, None), {kind_of(A0): [touched]}) is None
-    assert place(make_want(1, None), {kind_of(A0): [touched, Room(A1)]}) == (whole_share(A1),)
+    assert place(Want(1, None), {kind_of(A0): [touched]}) is None
+    assert place(Want(1, None), {kind_of(A0): [touched, Room(A1)]}) == (whole_share(A1),)
 
 
 def test_room_arithmetic() -> None:
@@ -103,7 +102,7 @@ def fleets(draw: st.DrawFn) -> list[Device]:
     ]
 
 
-wants = st.builds(make_want, st.integers(1, 4), st.sampled_from([None, "", "a100", "H100", "80GB", "tpu"]))
+wants = st.builds(Want, st.integers(1, 4), st.sampled_from([None, "", "a100", "H100", "80GB", "tpu"]))
 
 
 @given(fleets(), wants, st.randoms(use_true_random=False))

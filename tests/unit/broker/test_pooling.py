@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gpuspawner.broker.decide.placement import Room, Want, count_free
 from gpuspawner.broker.decide.pooling import Host, Pooling, make_pooling
-from gpuspawner.broker.decide.terms import DRIVER_BYTES, WHOLE, Terms, worth_compute
+from gpuspawner.broker.decide.sharing_rules import DRIVER_BYTES, WHOLE, SharingRules, worth_compute
 from gpuspawner.config.pools import parse_pools
 from gpuspawner.config.tiers import parse_tiers
 from gpuspawner.core.errors import ConfigError
@@ -42,13 +42,13 @@ def pooling(pools: list[Any], tiers: list[Any], devices: list[Device], host: Hos
 
 def test_without_pools_whole_gpus_and_mig_instances_are_two() -> None:
     found = pooling([], [{"name": "gpu", "devices": 1}], [H0, MIG, H1])
-    mig = Terms("mig", Mode.MIG)
+    mig = SharingRules("mig", Mode.MIG)
     assert found == Pooling((H0, MIG, H1), {"GPU-0": WHOLE, "GPU-1": WHOLE, "MIG-0": mig})
 
 
 def test_where_all_is_mig_an_instance_is_a_gpu() -> None:
     found = pooling([], [{"name": "gpu", "devices": 1}], [MIG, MIG3])
-    mig = Terms("mig", Mode.MIG, lends_whole=True)
+    mig = SharingRules("mig", Mode.MIG, lends_whole=True)
     assert found == Pooling((MIG, MIG3), {"MIG-0": mig, "MIG-1": mig})
 
 
@@ -63,10 +63,10 @@ def test_pools_take_what_they_name_then_models_then_the_rest() -> None:
     assert found == Pooling(
         (H0, H1, A2, MIG),
         {
-            "GPU-0": Terms("named", Mode.SLICE, slices=8, mps=True, reserve_bytes=DRIVER_BYTES),
-            "GPU-1": Terms("big", Mode.SLICE, slices=4, reserve_bytes=DRIVER_BYTES),
-            "GPU-2": Terms("rest"),
-            "MIG-0": Terms("mig", Mode.MIG),
+            "GPU-0": SharingRules("named", Mode.SLICE, slices=8, mps=True, reserve_bytes=DRIVER_BYTES),
+            "GPU-1": SharingRules("big", Mode.SLICE, slices=4, reserve_bytes=DRIVER_BYTES),
+            "GPU-2": SharingRules("rest"),
+            "MIG-0": SharingRules("mig", Mode.MIG),
         },
         frozenset({"GPU-0"}),
         ("In no pool of c.GpuSite.pools, and so leased to nobody: MIG-1",),
@@ -77,7 +77,7 @@ def test_simulated_devices_serve_slices_as_if_there_were_mps() -> None:
     simulated = Host(True, NO_MPS, "not root")
     found = pooling([SLICES], [{"name": "s", "mode": "slice", "compute_percent": 10}], [H0], simulated)
     assert found.terms == {
-        "GPU-0": Terms("class", Mode.SLICE, slices=8, mps=True, reserve_bytes=DRIVER_BYTES)
+        "GPU-0": SharingRules("class", Mode.SLICE, slices=8, mps=True, reserve_bytes=DRIVER_BYTES)
     }
 
 
@@ -177,25 +177,45 @@ def test_too_few_are_a_warning() -> None:
 @pytest.mark.parametrize(
     ("terms", "wanted", "got"),
     [
-        (Terms("p", Mode.SLICE, slices=8, mps=True), (None, None), (10 * GIB, 25.0)),
-        (Terms("p", Mode.SLICE, slices=8, mps=True), (8 * GIB, None), (8 * GIB, 25.0)),
-        (Terms("p", Mode.SLICE, slices=8, mps=True), (8 * GIB, 10.0), (8 * GIB, 10.0)),
-        (Terms("p", Mode.SLICE, slices=8, mps=True), (8 * GIB, 26.0), None),
-        (Terms("p", Mode.SLICE, slices=8, mps=True), (10 * GIB + 1, None), None),
-        (Terms("p", Mode.SLICE, slices=8), (None, None), (10 * GIB, 100.0)),  # nothing holds compute
-        (Terms("p", Mode.SLICE, slices=8), (None, 10.0), None),
-        (Terms("p", Mode.SLICE, slices=15, mps=True), (None, None), (5461 * MIB, 13.0)),
-        (Terms("p", Mode.SLICE, slices=1, mps=True), (None, None), (80 * GIB, 100.0)),
-        (Terms("p", Mode.SLICE, slices=15, mps=True, compute_percent=25.0), (None, None), (5461 * MIB, 25.0)),
-        (Terms("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True), (8 * GIB, None), (8 * GIB, 20.0)),
-        (Terms("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True), (None, None), (16 * GIB, 40.0)),
-        (Terms("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True), (8 * GIB, 40.0), (8 * GIB, 40.0)),
-        (Terms("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True), (9 * GIB, None), None),
-        (Terms("p", Mode.SLICE, sizes_bytes=(90 * GIB,), mps=True), (90 * GIB, None), None),
-        (Terms("p", Mode.SLICE, slices=8, mps=True, reserve_bytes=8 * GIB), (None, None), (9 * GIB, 25.0)),
+        (SharingRules("p", Mode.SLICE, slices=8, mps=True), (None, None), (10 * GIB, 25.0)),
+        (SharingRules("p", Mode.SLICE, slices=8, mps=True), (8 * GIB, None), (8 * GIB, 25.0)),
+        (SharingRules("p", Mode.SLICE, slices=8, mps=True), (8 * GIB, 10.0), (8 * GIB, 10.0)),
+        (SharingRules("p", Mode.SLICE, slices=8, mps=True), (8 * GIB, 26.0), None),
+        (SharingRules("p", Mode.SLICE, slices=8, mps=True), (10 * GIB + 1, None), None),
+        (SharingRules("p", Mode.SLICE, slices=8), (None, None), (10 * GIB, 100.0)),  # nothing holds compute
+        (SharingRules("p", Mode.SLICE, slices=8), (None, 10.0), None),
+        (SharingRules("p", Mode.SLICE, slices=15, mps=True), (None, None), (5461 * MIB, 13.0)),
+        (SharingRules("p", Mode.SLICE, slices=1, mps=True), (None, None), (80 * GIB, 100.0)),
+        (
+            SharingRules("p", Mode.SLICE, slices=15, mps=True, compute_percent=25.0),
+            (None, None),
+            (5461 * MIB, 25.0),
+        ),
+        (
+            SharingRules("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True),
+            (8 * GIB, None),
+            (8 * GIB, 20.0),
+        ),
+        (
+            SharingRules("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True),
+            (None, None),
+            (16 * GIB, 40.0),
+        ),
+        (
+            SharingRules("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True),
+            (8 * GIB, 40.0),
+            (8 * GIB, 40.0),
+        ),
+        (SharingRules("p", Mode.SLICE, sizes_bytes=(8 * GIB, 16 * GIB), mps=True), (9 * GIB, None), None),
+        (SharingRules("p", Mode.SLICE, sizes_bytes=(90 * GIB,), mps=True), (90 * GIB, None), None),
+        (
+            SharingRules("p", Mode.SLICE, slices=8, mps=True, reserve_bytes=8 * GIB),
+            (None, None),
+            (9 * GIB, 25.0),
+        ),
     ],
 )
-def test_what_a_slice_of_80_gib_has(terms: Terms, wanted: Any, got: Any) -> None:
+def test_what_a_slice_of_80_gib_has(terms: SharingRules, wanted: Any, got: Any) -> None:
     assert terms.slice_of(80 * GIB, *wanted) == got
 
 
@@ -228,7 +248,9 @@ def test_a_compute_mode_in_which_a_pool_can_not_work_is_said(
 
 @pytest.mark.parametrize(("mps", "most"), [(True, 48), (False, 80)])
 def test_no_more_small_slices_than_mps_takes_clients(mps: bool, most: int) -> None:
-    room = Room(Device("GPU-0", "H100", 80 * GIB), terms=Terms("p", Mode.SLICE, sizes_bytes=(GIB,), mps=mps))
+    room = Room(
+        Device("GPU-0", "H100", 80 * GIB), terms=SharingRules("p", Mode.SLICE, sizes_bytes=(GIB,), mps=mps)
+    )
     assert count_free(Want(1, mode=Mode.SLICE), room) == most
 
 
@@ -239,7 +261,9 @@ def test_no_more_small_slices_than_mps_takes_clients(mps: bool, most: int) -> No
 def test_so_many_slices_always_fit(
     size: int, slices: int, reserve: int, mps: bool, percent: int | None
 ) -> None:
-    terms = Terms("p", Mode.SLICE, slices=slices, compute_percent=percent, mps=mps, reserve_bytes=reserve)
+    terms = SharingRules(
+        "p", Mode.SLICE, slices=slices, compute_percent=percent, mps=mps, reserve_bytes=reserve
+    )
     part = terms.slice_of(size, None, None)
     if part is None:
         assert max(0, size - reserve) // slices < MIB

@@ -12,6 +12,7 @@ import pytest
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.observe.pruning import ROUND_ROWS, Pruning
 from gpuspawner.core.model import Lease, LeaseState
+from gpuspawner.core.want import Want
 
 from tests.unit.broker.test_journal import FIRST
 
@@ -22,7 +23,7 @@ async def fill(ledger: Ledger, times: Any, count: int) -> None:
     """Leases that ran for a minute and were closed, a day apart; the last one still runs."""
     for number in range(count):
         lease = Lease(
-            f"{number:032x}", "hub", "anna", str(number), "gpu", LeaseState.RUNNING, 1, times.now(),
+            f"{number:032x}", "hub", "anna", str(number), "gpu", LeaseState.RUNNING, Want(1), times.now(),
             times.now(), device_uuids=("GPU-1",), memory_bytes=1, container_id="c",
         )  # fmt: skip
         await ledger.save(lease, at=times.now())
@@ -65,4 +66,6 @@ async def test_it_goes_on_after_a_fault(ledger: Ledger, times: Any, caplog: pyte
     await ledger.close()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(Pruning(ledger, 400, LOG, times.now).run(), 0.1)
-    assert caplog.messages[0].startswith("History stays longer: The ledger is")
+    assert caplog.messages[0].startswith(
+        "Old history could not be pruned; the next round tries again: The ledger is"
+    )

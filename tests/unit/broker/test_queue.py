@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from gpuspawner.broker.decide.placement import Kind, Room, Want, kind_of, make_want, rank, whole_share
+from gpuspawner.broker.decide.placement import Kind, Room, kind_of, rank, whole_share
 from gpuspawner.broker.decide.queue import Place, Queue, Waiting, competes, plan
 from gpuspawner.core.model import Device
+from gpuspawner.core.want import Want
 from hypothesis import given
 from hypothesis import strategies as st
 
 MODELS = ["A100 40GB", "A100 80GB", "H100 80GB"]
-ANY, A100, H100, PAIR = make_want(1, None), make_want(1, "A100"), make_want(1, "H100"), make_want(2, None)
+ANY, A100, H100, PAIR = Want(1, None), Want(1, "A100"), Want(1, "H100"), Want(2, None)
 
 
 def kind(model: str) -> Kind:
@@ -41,7 +42,7 @@ def test_place_counts_those_who_compete() -> None:
         "lease-4": Place(3, 3),
         "lease-5": Place(3, 3),
     }
-    assert (queue.count(A100), queue.count(H100), queue.count(PAIR), queue.count(make_want(1, "V100"))) == (
+    assert (queue.count(A100), queue.count(H100), queue.count(PAIR), queue.count(Want(1, "V100"))) == (
         3,
         3,
         5,
@@ -81,7 +82,7 @@ def test_other_devices_other_competitors() -> None:
         ([PAIR, ANY], ["A100 40GB", "A100 40GB"], {1: [0, 1]}),
         ([PAIR, ANY], ["A100 40GB", "A100 40GB", "H100 80GB"], {1: [0, 1], 2: [2]}),
         ([H100, ANY, H100], ["H100 80GB", "H100 80GB"], {1: [0], 2: [1]}),
-        ([make_want(2, "H100"), ANY, H100], ["H100 80GB", "A100 40GB"], {2: [1]}),
+        ([Want(2, "H100"), ANY, H100], ["H100 80GB", "A100 40GB"], {2: [1]}),
     ],
 )
 def test_plan_by_example(wants: list[Want], models: list[str], placed: dict[int, list[int]]) -> None:
@@ -91,7 +92,7 @@ def test_plan_by_example(wants: list[Want], models: list[str], placed: dict[int,
     assert {who: tuple(share.device_uuid for share in shares) for who, shares in found.items()} == expected
 
 
-wants = st.builds(make_want, st.integers(1, 3), st.sampled_from([None, "A100", "h100", "80gb", "V100"]))
+wants = st.builds(Want, st.integers(1, 3), st.sampled_from([None, "A100", "h100", "80gb", "V100"]))
 
 
 @given(st.lists(wants, max_size=8), st.lists(st.sampled_from(MODELS), max_size=6), st.integers(0, 9))

@@ -6,7 +6,9 @@ import asyncio
 import json
 import stat
 import tempfile
+import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import pytest
 from gpuspawner.broker.api import socket as api
 from gpuspawner.broker.api.socket import MAX_BODY_BYTES, bind_socket
 from gpuspawner.broker.ledger import Ledger
-from gpuspawner.core.errors import ConfigError, LeaseConflict, QueueTimeout
+from gpuspawner.core.errors import BrokerUnavailable, ConfigError, LeaseConflict, QueueTimeout
 from gpuspawner.core.model import ContainerPatch
+from gpuspawner.protocol.messages import request_to_json
+from gpuspawner.protocol.stream import WAITED_HEADER
 
 from tests.unit.service_bench import HOUR, Bench, make_bench
 
@@ -160,6 +164,78 @@ async def test_a_waiting_stream_beats(bench: Bench, monkeypatch: pytest.MonkeyPa
         await asyncio.sleep(0.6)
         assert grant.lost is None
         assert bench.refusals("lease_conflict") == 0
+
+
+@pytest.mark.parametrize("slow", ["open", "patch"])
+async def test_a_stream_beats_whatever_the_broker_is_doing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """An old container that has to be removed first, a daemon that has to be started: no silence."""
+    monkeypatch.setattr(api, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("gpuspawner.protocol.client.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("gpuspawner.protocol.client.ANSWER_SECONDS", 0.3)
+    done = getattr(bench.service, slow)
+    asked = []
+
+    async def slowly(*arguments: Any) -> Any:
+        asked.append(slow)
+        await asyncio.sleep(0.8)
+        return await done(*arguments)
+
+    monkeypatch.setattr(bench.service, slow, slowly)
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        assert (asked, grant.lost, bench.states()) == ([slow], None, {"anna": "reserved"})
+
+
+async def test_a_refusal_that_takes_long_comes_in_the_stream(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "HEARTBEAT_SECONDS", 0.05)
+
+    async def refuse(request: Any) -> Any:
+        await asyncio.sleep(0.3)
+        raise BrokerUnavailable("Docker is still removing this server's former container")
+
+    monkeypatch.setattr(bench.service, "open", refuse)
+    with pytest.raises(BrokerUnavailable, match="still removing this server's former container"):
+        await bench.client.acquire(bench.request(1), lambda *_: None).__aenter__()
+    assert bench.refusals("broker_unavailable") == 1
+
+
+@pytest.mark.parametrize(("waited", "least", "most"), [("0", 0.5, 1.5), ("0.4", 0.05, 0.4), ("7", 0.0, 0.3)])
+async def test_the_queue_s_time_is_that_of_all_connections_whatever_the_wall_clock_says(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, waited: str, least: float, most: float
+) -> None:
+    """A broker took the waiting lease from its ledger, and meanwhile somebody set the clock an hour back."""
+    async for bench in make_bench(ledger, monkeypatch, queue_seconds=0.5):
+        now = bench.service.now() - timedelta(hours=1)
+        monkeypatch.setattr(bench.service, "now", lambda now=now: now)
+        async with bench.client.acquire(bench.request(1), lambda *_: None):
+            begun = time.monotonic()
+            async with (
+                aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(bench.socket))) as session,
+                session.post(
+                    "http://b/leases",
+                    data=request_to_json(bench.request(2, "ben")),
+                    headers={WAITED_HEADER: waited},
+                ) as response,
+            ):
+                events = [json.loads(line)["event"] for line in (await response.text()).splitlines()]
+            assert least <= time.monotonic() - begun < most
+            assert events[-1] == "refused"
+        assert bench.refusals("queue_timeout") == 1
+
+
+@pytest.mark.parametrize("waited", ["-1", "nan", "inf", "soon", ""])
+async def test_a_time_that_is_no_time_is_refused(bench: Bench, waited: str) -> None:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(bench.socket))) as session,
+        session.post(
+            "http://b/leases", data=request_to_json(bench.request(1)), headers={WAITED_HEADER: waited}
+        ) as response,
+    ):
+        assert (response.status, (await response.json())["reason"]) == (400, "bad_option")
+    assert bench.states() == {}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from gpuspawner.config.site import GpuSite
 from gpuspawner.config.tiers import parse_tiers
 from gpuspawner.core.errors import ConfigError
 from gpuspawner.core.model import Mode, Pool, Tier
+from gpuspawner.core.want import Want
 from traitlets.config import Config
 
 GIB = 1 << 30
@@ -28,16 +29,17 @@ def test_tiers() -> None:
         ]
     ) == (
         Tier("cpu", "cpu"),
-        Tier("gpu", "One", device_count=1, model="H100", pool="big"),
+        Tier("gpu", "One", want=Want(1, "H100", pool="big")),
         Tier(
-            "slice", "slice", device_count=1, mode=Mode.SLICE, memory_bytes=8 * GIB, compute_percent=25.0
+            "slice", "slice",
+            want=Want(1, mode=Mode.SLICE, memory_bytes=8 * GIB, compute_percent=25.0),
         ),
-        Tier("any-slice", "any-slice", device_count=1, mode=Mode.SLICE),
+        Tier("any-slice", "any-slice", want=Want(1, mode=Mode.SLICE)),
         Tier(
-            "mig", "mig", device_count=1, mode=Mode.MIG, mig_profile="1g.10gb", mem_limit_bytes=16 * GIB,
+            "mig", "mig", want=Want(1, mode=Mode.MIG, mig_profile="1g.10gb"), mem_limit_bytes=16 * GIB,
             cpu_limit=2.0,
         ),
-        Tier("two", "two", device_count=2, mode=Mode.MIG, mig_profile="1c.3g.20gb"),
+        Tier("two", "two", want=Want(2, mode=Mode.MIG, mig_profile="1c.3g.20gb")),
     )  # fmt: skip
 
 
@@ -186,13 +188,13 @@ def test_one_pool_that_can_is_enough() -> None:
     tiers = parse_tiers([{"name": "t", "mode": "slice", "memory": "16G", "compute_percent": 40}])
     check_tiers(tiers, pools)
     with pytest.raises(ConfigError, match="not one of the sizes of pool 'p'"):
-        check_tiers([Tier("t", "t", device_count=1, mode=Mode.SLICE, memory_bytes=5)], pools)
+        check_tiers([Tier("t", "t", want=Want(1, mode=Mode.SLICE, memory_bytes=5))], pools)
 
 
 def test_by_default_everything_is_as_before() -> None:
     site = GpuSite()
     assert site.parsed_pools() == ()
-    assert [(tier.name, tier.mode, tier.device_count) for tier in site.parsed_tiers()] == [
+    assert [(tier.name, tier.want.mode, tier.want.device_count) for tier in site.parsed_tiers()] == [
         ("cpu", Mode.WHOLE, 0),
         ("gpu", Mode.WHOLE, 1),
     ]

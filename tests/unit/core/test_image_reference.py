@@ -134,6 +134,8 @@ def test_what_a_pattern_allows(pattern: str, image: str, matches: bool) -> None:
         ("quay.io/jupyter/*", 'say which tags ("quay.io/jupyter/*:2026-*"'),
         ("quay.io/*:1@sha256:*", "leave out the tag or the digest"),
         ("quay.io/ *:1", "is no pattern of images"),
+        ("quay.io/Jupyter/*", "is no pattern of images"),  # with a tag it would be refused as well
+        ("quay.io/ *", "is no pattern of images"),
         ("quay.io/*:1 2", "is no pattern of images"),
         ("quay.io/*@sha256:x*", "is no pattern of images"),
     ],

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from gpuspawner.core.image_reference import MAX_CHARS, allow_images
 from gpuspawner.core.model import Mode, Tier
-from gpuspawner.hub.form import TierCard, hinder, make_cards, render_form
+from gpuspawner.core.want import Want
+from gpuspawner.hub.form import TierCard, make_cards, render_form, with_obstacle
 from gpuspawner.hub.options import Filled
 
 CPU = Tier("cpu", "CPU", "No GPU.")
-GPU = Tier("gpu", "One GPU", "A whole GPU.", device_count=1)
-PAIR = Tier("pair", "Two", "", device_count=2)
+GPU = Tier("gpu", "One GPU", "A whole GPU.", Want(1))
+PAIR = Tier("pair", "Two", "", Want(2))
 
 
 def document(simulated: bool = False, **gpu: Any) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def document(simulated: bool = False, **gpu: Any) -> dict[str, Any]:
             document(free=0, total=0),
             "",
             False,
-            "A whole GPU. This machine can't give 1 GPU of that kind.",
+            "A whole GPU. Needs 1 GPU; this machine has 0 for this tier.",
         ),
         (None, "The broker is down.", False, "A whole GPU. The broker is down."),
         ({}, "", False, "A whole GPU. Not available now."),
@@ -46,7 +48,7 @@ def document(simulated: bool = False, **gpu: Any) -> dict[str, Any]:
             {"tiers": ["junk", {"name": "gpu", "total": "x"}]},
             "",
             False,
-            "A whole GPU. This machine can't give 1 GPU of that kind.",
+            "A whole GPU. Needs 1 GPU; this machine has 0 for this tier.",
         ),
     ],
 )
@@ -57,8 +59,8 @@ def test_a_gpu_tier_says_what_is_free(live: Any, problem: str, usable: bool, abo
     ]
 
 
-SLICE = Tier("gpu", "A slice", "", device_count=1, mode=Mode.SLICE)
-MIG = Tier("gpu", "A MIG instance", "", device_count=1, mode=Mode.MIG)
+SLICE = Tier("gpu", "A slice", "", Want(1, mode=Mode.SLICE))
+MIG = Tier("gpu", "A MIG instance", "", Want(1, mode=Mode.MIG))
 GUARDED = {
     "free": 5, "total": 10, "memory_bytes": 8 << 30, "compute_percent": 25.0, "guarantee": "guarded",
     "compute_guarantee": "guarded",
@@ -71,8 +73,8 @@ GUARDED = {
         (
             SLICE,
             document(**GUARDED),
-            "8.0 GiB of GPU memory and up to 25 % of the GPU's compute. Guarantee: guarded, whatever goes "
-            "over it is ended within seconds. 5 of 10 slices free now.",
+            "8.0 GiB of GPU memory and up to 25 % of the GPU's compute. Guarantee: guarded; a process "
+            "that exceeds it is ended within seconds. 5 of 10 slices free now.",
         ),
         (
             SLICE,
@@ -106,7 +108,7 @@ def test_the_first_tier_that_can_start_is_chosen() -> None:
     page = render_form(make_cards([GPU, CPU], None, "Down."))
     assert page == (
         '<fieldset class="gpuspawner-tiers mb-3">\n'
-        "<legend>What should the server have?</legend>\n"
+        "<legend>Choose what your server gets</legend>\n"
         '<div class="form-check mb-2">\n'
         '<input class="form-check-input" type="radio" name="profile" id="tier-gpu" value="gpu"\n'
         ' aria-describedby="tier-gpu-about" required disabled>\n'
@@ -124,16 +126,16 @@ def test_the_first_tier_that_can_start_is_chosen() -> None:
 
 
 def test_nothing_to_choose_is_said() -> None:
-    assert "No choice can start now." in render_form(make_cards([GPU], None, "Down."))
+    assert "No tier can be started now." in render_form(make_cards([GPU], None, "Down."))
 
 
 def test_images_are_offered_where_there_are_several_and_all_is_escaped() -> None:
     card = TierCard(Tier("x", "<b>", ""), True, 'a "quote" & <script>')
     page = render_form([card], allow_images(["one", "<two>"]))
     assert '<option value="&lt;two&gt;">&lt;two&gt;</option>' in page
-    assert '<option value="" selected>The usual one</option>' in page
+    assert '<option value="" selected>Default image</option>' in page
     assert "<strong>&lt;b&gt;</strong>" in page
-    assert "a &quot;quote&quot; &amp; &lt;script&gt;" in page
+    assert "a &#34;quote&#34; &amp; &lt;script&gt;" in page
     assert "image" not in render_form([card], allow_images(["one"]))
 
 
@@ -143,11 +145,11 @@ def test_where_patterns_are_allowed_a_name_may_be_typed() -> None:
     assert '<option value="one">one</option>' in page
     assert 'for="server-image-typed">Or another image, by its name</label>' in page
     assert '<input class="form-control" type="text" name="image_typed"' in page
-    assert "Left empty: what is chosen above. Allowed: quay.io/jupyter/*:2026-*. " in page
-    assert "* stands for any characters but /." in page
+    assert "Leave empty for what is chosen above. Allowed: quay.io/jupyter/*:2026-*. " in page
+    assert "* stands for any characters except /." in page
     page = render_form([card], allow_images("*"))
     assert "<select" not in page
-    assert "Left empty: the usual one. Allowed: any.</div>" in page
+    assert "Leave empty for the default image. Allowed: any.</div>" in page
 
 
 @pytest.mark.parametrize(
@@ -155,8 +157,8 @@ def test_where_patterns_are_allowed_a_name_may_be_typed() -> None:
     [
         (Filled(), "cpu", "", ""),
         (Filled("pair", "two"), "pair", "two", ""),
-        (Filled("pair", 'quay.io/"x'), "pair", "", "quay.io/&quot;x"),
-        (Filled("pair", "", 'quay.io/"x'), "pair", "", "quay.io/&quot;x"),
+        (Filled("pair", 'quay.io/"x'), "pair", "", "quay.io/&#34;x"),
+        (Filled("pair", "", 'quay.io/"x'), "pair", "", "quay.io/&#34;x"),
         (Filled("pair", "two", "quay.io/x"), "pair", "two", "quay.io/x"),
         (Filled("pair", "quay.io/lab:1"), "pair", "quay.io/lab:1", ""),  # typed for the last start
         (Filled("gpu"), "cpu", "", ""),  # not usable now
@@ -176,8 +178,21 @@ def test_what_was_picked_last_is_picked_again_where_it_can_be(
 
 def test_a_tier_whose_image_is_of_no_use_says_so_before_the_click() -> None:
     card = TierCard(GPU, True, "A whole GPU.")
-    assert hinder(card, "", usable=False) == card
-    assert hinder(card, "lab needs more.", usable=False) == TierCard(
+    assert with_obstacle(card, "", usable=False) == card
+    assert with_obstacle(card, "lab needs more.", usable=False) == TierCard(
         GPU, False, "A whole GPU. lab needs more."
     )
-    assert hinder(card, "lab needs more.", usable=True) == TierCard(GPU, True, "A whole GPU. lab needs more.")
+    assert with_obstacle(card, "lab needs more.", usable=True) == TierCard(
+        GPU, True, "A whole GPU. lab needs more."
+    )
+
+
+def test_the_default_tier_is_picked_where_it_can_start() -> None:
+    tiers = (Tier("a", "A"), Tier("b", "B", default=True))
+    both = render_form(make_cards(tiers, None))
+    assert both.index("checked") > both.index('value="b"')
+    shut = [
+        card if card.tier.name == "a" else replace(card, usable=False) for card in make_cards(tiers, None)
+    ]
+    page = render_form(shut)
+    assert page.index('value="a"') < page.index("checked") < page.index('value="b"')

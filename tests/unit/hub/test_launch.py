@@ -126,7 +126,7 @@ async def test_giving_back_goes_on_until_docker_answers(
     await start.give_back()
     assert (docker.containers, broker.confirmed, broker.released) == ({}, [], [LEASE.id])
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "Can't remove what a start left yet, trying on: down "
+        "Can't remove what a start left yet, retrying: down "
         f"user=ada server= lease={LEASE.id} devices=GPU-1 container=id-3"
     ]
 
@@ -203,10 +203,28 @@ async def test_a_leftover_of_ours_is_replaced_and_anybody_elses_is_not(answers: 
     assert start.container_id != "old"
     docker.containers[JOB.name] = {"Id": "foreign", "Config": {"Labels": None}, "State": {}}
     start, _ = make(docker, broker)
-    with pytest.raises(StartFault, match="isn't this server's"):
+    with pytest.raises(StartFault, match="doesn't belong to this server"):
         await start.run()
     await start.give_back()
     assert docker.containers[JOB.name]["Id"] == "foreign"
+
+
+async def test_a_leftover_that_cant_be_removed_leaves_no_pull_behind(answers: list[Answer]) -> None:
+    docker = Docker()
+    docker.faults["inspect_container"] = [EngineFault("down", 500)]
+    ended = []
+
+    async def pull(image: str, tell: Any) -> Any:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(image)
+
+    docker.pull_image = pull  # type: ignore[method-assign]
+    start, _ = make(docker, Broker())
+    with pytest.raises(EngineFault, match="down"):
+        await start.run()
+    assert ended == ["lab:1"]
 
 
 async def test_a_container_that_came_late_is_replaced(answers: list[Answer]) -> None:
@@ -224,12 +242,12 @@ async def test_a_container_that_came_late_is_replaced(answers: list[Answer]) -> 
     assert docker.containers[JOB.name]["Id"] == start.container_id != "late"
 
 
-async def test_a_network_that_was_missing_is_mended_and_the_start_goes_on(answers: list[Answer]) -> None:
+async def test_a_network_that_was_missing_is_created_and_the_start_goes_on(answers: list[Answer]) -> None:
     docker, broker = Docker(), Broker()
     docker.faults["start"] = [EngineFault("network gpuspawner not found", 404)]
     start, _ = make(docker, broker)
     await start.run()
-    assert docker.calls.count("start") == 2
+    assert (docker.calls.count("start"), docker.networks) == (2, ["gpuspawner"])
 
 
 async def test_a_network_that_is_full_names_the_remedy(answers: list[Answer]) -> None:
@@ -237,7 +255,7 @@ async def test_a_network_that_is_full_names_the_remedy(answers: list[Answer]) ->
     words = "no available IPv4 addresses on this network's address pools: gpuspawner (3d9a)"
     docker.faults["start"] = [EngineFault(words, 500)]
     start, _ = make(docker, broker)
-    with pytest.raises(StartFault, match=r"All addresses .* Admin: set a larger c\.GpuDockerSpawner\.subnet"):
+    with pytest.raises(StartFault, match=r"are in use, .* Admin: set a larger c\.GpuDockerSpawner\.subnet"):
         await start.run()
 
 
@@ -261,7 +279,7 @@ async def test_a_container_that_ends_says_why(answers: list[Answer]) -> None:
         await start.run()
     assert (fault.value.reason, str(fault.value)) == (
         "exited",
-        "The server stopped while it was starting (exit code 3). Its last words: hello / token=***",
+        "The server stopped while it was starting (exit code 3). Last log lines: hello / token=***",
     )
 
 
@@ -274,7 +292,7 @@ async def test_a_silent_server_is_looked_at_at_once_and_given_up_in_time(answers
         await start.run()
     assert (fault.value.reason, str(fault.value)) == (
         "timeout",
-        "The server started but didn't answer within 0 seconds. Its last words: hello / token=s3cret",
+        "The server started but didn't answer within 0 seconds. Last log lines: hello / token=s3cret",
     )
     assert docker.calls.count("inspect_container") > 2
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
-import docker.errors
 import pytest
-from gpuspawner.core.errors import ConfigError
+from gpuspawner.core.errors import ConfigError, EngineFault
 from gpuspawner.hub.network import (
     Addresses,
+    LabNetwork,
     ensure_network,
     free_address,
     gateway_of,
     network_settings,
-    place,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,26 +38,34 @@ def test_a_subnet_that_cant_be_used_is_refused_with_an_example(subnet: str) -> N
 
 
 class Networks:
-    """docker-py's part for networks."""
+    """Docker's part for networks: called with the name of a method."""
 
     def __init__(self, present: dict[str, Any] | None, refusal: Exception | None = None) -> None:
         self.present, self.refusal = present, refusal
         self.created: list[dict[str, Any]] = []
+        self.calls: list[tuple[str, ...]] = []
+        self.connected: list[str | None] = []
+
+    def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((method, *args))
+        return getattr(self, method)(*args, **kwargs)
+
+    def disconnect_container_from_network(self, container: str, name: str) -> None:
+        pass
+
+    def connect_container_to_network(self, container: str, name: str, *, ipv4_address: str | None) -> None:
+        self.connected.append(ipv4_address)
 
     def inspect_network(self, name: str) -> dict[str, Any]:
         if self.present is None:
-            raise docker.errors.NotFound("none")
+            raise EngineFault("none", 404)
         return self.present
 
     def create_network(self, **wanted: Any) -> None:
         if self.refusal is not None:
             raise self.refusal
         self.created.append(wanted)
-        self.present = {"IPAM": wanted["ipam"]}
-
-
-def api_error(status: int, explanation: str) -> Exception:
-    return docker.errors.APIError("x", SimpleNamespace(status_code=status), explanation)  # type: ignore[arg-type]
+        self.present = {"IPAM": wanted["ipam"], "Containers": {}}
 
 
 def test_the_network_is_made_once_and_then_left_alone() -> None:
@@ -73,7 +79,7 @@ def test_the_network_is_made_once_and_then_left_alone() -> None:
     [
         (Networks({"IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}]}}), "docker network rm labs"),
         (
-            Networks(None, api_error(403, "Pool overlaps with other one")),
+            Networks(None, EngineFault("Pool overlaps with other one", 403)),
             "Pool overlaps with other one. Set another",
         ),
     ],
@@ -117,7 +123,7 @@ def test_a_server_s_address_is_neither_in_use_nor_the_last_one_s() -> None:
     assert set(found[:3]) == {"10.9.1.2", "10.9.1.4", "10.9.1.6"}
     assert found[3:] == found[:3]
     assert free_address(client, "labs", "10.9.1.0/255.255.255.248") in found
-    assert place(client, "labs", "10.9.1.0/29") == {
+    assert LabNetwork("labs", "10.9.1.0/29", 8888).endpoint(client) == {
         "EndpointsConfig": {"labs": {"IPAMConfig": {"IPv4Address": found[0]}}}
     }
 
@@ -138,4 +144,35 @@ def test_a_server_s_address_is_neither_in_use_nor_the_last_one_s() -> None:
     ],
 )
 def test_where_docker_has_to_find_an_address(name: str, client: Any) -> None:
-    assert place(client, name, "10.9.2.0/29") is None
+    assert LabNetwork(name, "10.9.2.0/29", 8888).endpoint(client) is None
+
+
+# ---- repairs
+
+LABS = LabNetwork("labs", "10.9.3.0/29", 8888)
+
+
+def test_a_network_that_was_pruned_is_created_and_a_taken_address_changed() -> None:
+    pruned = Networks(None)
+    assert LABS.repair(pruned, EngineFault("network labs not found", 404), "c1")
+    assert [network["name"] for network in pruned.created] == ["labs"]
+    busy = network("10.9.3.0/29", "10.9.3.2")
+    assert LABS.repair(busy, EngineFault("Address already in use", 403), "c1")
+    assert len(busy.connected) == 1
+    assert busy.connected[0] in {f"10.9.3.{number}" for number in range(3, 7)}
+    assert busy.calls[-2] == ("disconnect_container_from_network", "c1", "labs")
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("labs", EngineFault("network other not found", 404)),
+        ("labs", EngineFault("port is already allocated", 500)),
+        ("labs", EngineFault("no answer")),
+        ("bridge", EngineFault("network bridge not found", 404)),
+    ],
+)
+def test_another_fault_is_left_alone(name: str, fault: EngineFault) -> None:
+    client = Networks(None)
+    assert not LabNetwork(name, "10.9.3.0/29", 8888).repair(client, fault, "c1")
+    assert client.calls == []

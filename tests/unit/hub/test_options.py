@@ -9,12 +9,22 @@ import pytest
 from gpuspawner.core.errors import BadOption
 from gpuspawner.core.image_reference import allow_images
 from gpuspawner.core.model import Tier
-from gpuspawner.hub.options import NO_IMAGES, Choice, Filled, parse_form, parse_options, refill
+from gpuspawner.core.want import Want
+from gpuspawner.hub.options import (
+    NO_IMAGES,
+    Choice,
+    Filled,
+    default_tier,
+    parse_form,
+    parse_options,
+    parse_query,
+    refill,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 CPU = Tier("cpu", "CPU")
-GPU = Tier("gpu", "One GPU", device_count=1)
+GPU = Tier("gpu", "One GPU", want=Want(1))
 TIERS = (CPU, GPU)
 IMAGES = allow_images({"usual": "lab:1", "other": "lab:2"})
 PATTERNS = allow_images({"usual": "lab:1", "stacks": "quay.io/jupyter/*:2026-*"})
@@ -91,7 +101,7 @@ def outcome(parse: Callable[[Any, Any, Any], Choice], raw: Any, allowed: Any) ->
     return choice
 
 
-OPTIONS = "The options are profile and image. Choose as profile: cpu or gpu."
+OPTIONS = "The options are profile and image. Available profiles: cpu, gpu."
 
 
 @pytest.mark.parametrize(
@@ -137,11 +147,11 @@ def test_what_a_form_can_choose(raw: Any, choice: Choice) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ([], "Options must be an object with a 'profile'. Choose as profile: cpu or gpu."),
-        ({"profile": "tpu"}, "There is no profile 'tpu'. Choose as profile: cpu or gpu."),
-        ({"profile": True}, "There is no profile of type bool. Choose as profile: cpu or gpu."),
-        ({"profile": "y" * 10**6}, f"There is no profile '{'y' * 40}…'. Choose as profile: cpu or gpu."),
-        ({"profile": "a\x1b\ud800"}, "There is no profile 'a\\x1b\\ud800'. Choose as profile: cpu or gpu."),
+        ([], "Options must be an object with a 'profile'. Available profiles: cpu, gpu."),
+        ({"profile": "tpu"}, "There is no profile 'tpu'. Available profiles: cpu, gpu."),
+        ({"profile": True}, "There is no profile of type bool. Available profiles: cpu, gpu."),
+        ({"profile": "y" * 10**6}, f"There is no profile '{'y' * 40}…'. Available profiles: cpu, gpu."),
+        ({"profile": "a\x1b\ud800"}, "There is no profile 'a\\x1b\\ud800'. Available profiles: cpu, gpu."),
         (
             {"devices": []},
             f"There is no option 'devices'. {OPTIONS}",
@@ -163,11 +173,11 @@ def test_a_refusal_says_what_can_be_chosen(raw: Any, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ("profile=gpu", "The form can't be read. Choose as profile: cpu or gpu."),
-        ({"profile": "gpu"}, "Give 'profile' once. Choose as profile: cpu or gpu."),
-        ({"profile": ["cpu", "gpu"]}, "Give 'profile' once. Choose as profile: cpu or gpu."),
-        ({"profile": []}, "Give 'profile' once. Choose as profile: cpu or gpu."),
-        ({"profile": [""]}, "There is no profile ''. Choose as profile: cpu or gpu."),
+        ("profile=gpu", "The form can't be read. Available profiles: cpu, gpu."),
+        ({"profile": "gpu"}, "Give 'profile' once. Available profiles: cpu, gpu."),
+        ({"profile": ["cpu", "gpu"]}, "Give 'profile' once. Available profiles: cpu, gpu."),
+        ({"profile": []}, "Give 'profile' once. Available profiles: cpu, gpu."),
+        ({"profile": [""]}, "There is no profile ''. Available profiles: cpu, gpu."),
         (
             {"key_file": [{"body": b"x"}]},
             f"There is no option 'key_file'. {OPTIONS}",
@@ -210,3 +220,43 @@ def test_images_only_where_the_site_allows_them(allowed: Any, value: Any, senten
     with pytest.raises(BadOption) as refusal:
         parse_options({"image": value}, TIERS, allowed)
     assert refusal.value.message == sentence
+
+
+@given(forms, images)
+def test_a_query_is_a_choice_or_refused(raw: Any, allowed: Any) -> None:
+    outcome(parse_query, raw, allowed)
+
+
+@pytest.mark.parametrize(
+    ("raw", "choice"),
+    [
+        ({"fbclid": ["1"]}, Choice(CPU)),
+        ({"profile": ["gpu"], "utm_source": ["mail", "twice"], "privileged": ["true"]}, Choice(GPU)),
+        ({"opt-profile": ["gpu"], "opt-image": ["other"]}, Choice(GPU, "lab:2", "other")),
+    ],
+)
+def test_parameters_of_others_in_an_address_are_let_go(raw: Any, choice: Choice) -> None:
+    assert parse_query(raw, TIERS, IMAGES) == choice
+
+
+@pytest.mark.parametrize("name", ["profil", "Profile", "profiles", "images"])
+def test_a_parameter_that_is_almost_ours_is_refused(name: str) -> None:
+    with pytest.raises(BadOption) as refusal:
+        parse_query({name: ["gpu"]}, TIERS, IMAGES)
+    assert refusal.value.message == f"There is no option {name!r}. {OPTIONS}"
+
+
+def test_options_of_the_sites_own_are_kept_and_decide_nothing() -> None:
+    raw = {"profile": "gpu", "course": {"id": 7}, "privileged": True}
+    choice = parse_options(raw, TIERS, IMAGES, others=True)
+    assert choice == Choice(GPU, others={"course": {"id": 7}, "privileged": True})
+    assert choice.as_options() == raw
+    with pytest.raises(BadOption):
+        parse_options({7: []}, TIERS, IMAGES, others=True)
+
+
+def test_a_tier_may_be_the_default() -> None:
+    usual = Tier("usual", "Usual", default=True)
+    assert default_tier(TIERS) == CPU
+    assert default_tier((*TIERS, usual)) == usual
+    assert parse_options({}, (*TIERS, usual), IMAGES) == Choice(usual)

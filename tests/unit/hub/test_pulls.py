@@ -1,77 +1,21 @@
-"""One pull for all who want an image; what is told meanwhile; what an error means."""
+"""One pull for all who want an image, what is told meanwhile, and limits in total and by user."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.hub import pulls as pulls_module
-from gpuspawner.hub.pulls import SILENT, Event, Layers, Pulls, explain
-from hypothesis import given
-from hypothesis import strategies as st
+from gpuspawner.hub.pulls import Cancel, Event, PullLimits, Pulls
 
 
 def layer(name: str, status: str, current: int | None = None, total: int | None = None) -> Event:
     detail = {} if current is None else {"current": current, "total": total}
     return {"id": name, "status": status, "progressDetail": detail}
-
-
-def test_how_far_a_pull_is() -> None:
-    layers, told = Layers(), []
-    for event in (
-        {"id": "2026-1", "status": "Pulling from jupyter/lab"},
-        layer("a", "Already exists"),
-        layer("b", "Pulling fs layer"),
-        layer("c", "Waiting"),
-        layer("b", "Downloading", 5_000_000, 40_000_000),
-        layer("c", "Downloading", 1_000_000, 60_000_000),
-        layer("b", "Verifying Checksum"),
-        layer("b", "Extracting", 1_000_000, 40_000_000),
-        layer("b", "Pull complete"),
-        {"status": "Digest: sha256:0a"},
-        layer("c", "Download complete"),
-        layer("c", "Pull complete"),
-    ):
-        layers.feed(event)
-        told.append(str(layers))
-    assert told == [
-        "",
-        "1 of 1 layers",
-        "1 of 2 layers, 0.0 MB so far",
-        "1 of 3 layers, 0.0 MB so far",
-        "1 of 3 layers, 5.0 MB so far",
-        "1 of 3 layers, 6.0 of 100 MB, 6 %",
-        "1 of 3 layers, 41 of 100 MB, 41 %",
-        "1 of 3 layers, 41 of 100 MB, 41 %",
-        "2 of 3 layers, 41 of 100 MB, 41 %",
-        "2 of 3 layers, 41 of 100 MB, 41 %",
-        "2 of 3 layers, 100 of 100 MB, 100 %",
-        "3 of 3 layers, 100 of 100 MB, 100 %",
-    ]
-
-
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "id": st.sampled_from(["a", "b", 7, None]),
-                "status": st.sampled_from(["Downloading", "Pull complete", "Waiting", "x", None]),
-                "progressDetail": st.none()
-                | st.dictionaries(st.sampled_from(["current", "total"]), st.integers() | st.text()),
-            },
-        )
-    )
-)
-def test_odd_events_break_nothing(events: list[Event]) -> None:
-    layers = Layers()
-    for event in events:
-        layers.feed(event)
-        assert len(str(layers)) < 200
 
 
 class Docker:
@@ -80,7 +24,7 @@ class Docker:
     def __init__(self, fault: EngineFault | None = None) -> None:
         self.go, self.fault, self.pulls = threading.Event(), fault, 0
 
-    def work(self, feed: Callable[[Event], None]) -> None:
+    def work(self, feed: Callable[[Event], None], cancel: Cancel) -> None:
         self.pulls += 1
         feed(layer("a", "Downloading", 1_000_000, 4_000_000))
         assert self.go.wait(10)
@@ -97,10 +41,10 @@ def pulls(monkeypatch: pytest.MonkeyPatch) -> Pulls:
 
 async def test_thirty_users_share_one_pull_and_all_are_told(pulls: Pulls) -> None:
     docker, told = Docker(), [[] for _ in range(30)]
-    waiting = [asyncio.create_task(pulls.pull("lab", docker.work, told[user].append)) for user in range(30)]
+    waiting = [asyncio.create_task(pulls.pull("lab", "ada", docker.work, lines.append)) for lines in told]
     await asyncio.sleep(0.1)
     late: list[str] = []
-    waiting.append(asyncio.create_task(pulls.pull("lab", docker.work, late.append)))
+    waiting.append(asyncio.create_task(pulls.pull("lab", "ada", docker.work, late.append)))
     await asyncio.sleep(0.05)
     assert not pulls.fresh("lab")
     docker.go.set()
@@ -115,23 +59,25 @@ async def test_thirty_users_share_one_pull_and_all_are_told(pulls: Pulls) -> Non
 
 async def test_it_goes_on_without_who_asked_and_the_next_joins(pulls: Pulls) -> None:
     docker = Docker()
-    first = asyncio.create_task(pulls.pull("lab", docker.work, lambda news: None))
+    first = asyncio.create_task(pulls.pull("lab", "ada", docker.work, lambda news: None))
     await asyncio.sleep(0.05)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     assert first.cancelled()
-    second = asyncio.create_task(pulls.pull("lab", docker.work, lambda news: None))
+    second = asyncio.create_task(pulls.pull("lab", "ada", docker.work, lambda news: None))
     await asyncio.sleep(0.05)
     docker.go.set()
     await second
     assert docker.pulls == 1
-    await pulls.pull("lab", docker.work, lambda news: None)  # later, it is a new one
+    await pulls.pull("lab", "ada", docker.work, lambda news: None)  # later, it is a new one
     assert docker.pulls == 2
 
 
 async def test_all_learn_of_a_fault_and_the_next_tries_again(pulls: Pulls) -> None:
     docker = Docker(EngineFault("manifest unknown", 404))
-    waiting = [asyncio.create_task(pulls.pull("lab", docker.work, lambda news: None)) for _ in range(3)]
+    waiting = [
+        asyncio.create_task(pulls.pull("lab", "ada", docker.work, lambda news: None)) for _ in range(3)
+    ]
     await asyncio.sleep(0.05)
     docker.go.set()
     faults = await asyncio.gather(*waiting, return_exceptions=True)
@@ -141,7 +87,7 @@ async def test_all_learn_of_a_fault_and_the_next_tries_again(pulls: Pulls) -> No
     assert len({id(fault) for fault in faults}) == 3
     assert not pulls.fresh("lab")
     docker.fault = None
-    await pulls.pull("lab", docker.work, lambda news: None)
+    await pulls.pull("lab", "ada", docker.work, lambda news: None)
     assert docker.pulls == 2
 
 
@@ -149,50 +95,152 @@ async def test_a_thread_that_breaks_is_a_fault(pulls: Pulls, monkeypatch: pytest
     told = threading.Event()  # by Python, in the thread, after the fault was passed on
     monkeypatch.setattr(threading, "excepthook", lambda arguments: told.set())
 
-    def broken(feed: Callable[[Event], None]) -> None:
+    def broken(feed: Callable[[Event], None], cancel: Cancel) -> None:
         raise RuntimeError("odd")
 
     with pytest.raises(EngineFault, match="the pull's thread broke"):
-        await pulls.pull("lab", broken, lambda news: None)
+        await pulls.pull("lab", "ada", broken, lambda news: None)
     assert await asyncio.to_thread(told.wait, 5)
 
 
-@pytest.mark.parametrize(
-    ("words", "status", "reason", "sentence"),
-    [
-        # Engine 20.10.24 against Debian's docker-registry, as seen in tests/docker/test_pull.py
-        ("manifest for 127.0.0.1:5000/lab:2 not found: manifest unknown: manifest unknown", 404,
-         "image_missing", "The registry doesn't have it: check the name and the tag."),
-        ("Get \"http://127.0.0.1:5000/v2/\": dial tcp 127.0.0.1:5000: connect: connection refused", 500,
-         "registry_silent", "The registry doesn't answer: "),
-        ("pull access denied for lab, repository does not exist or may require 'docker login': denied: "
-         "requested access to the resource is denied", 404, "registry_denied",
-         "The registry doesn't give it out: "),
-        ("Get \"https://r/v2/\": no basic auth credentials", 500, "registry_denied",
-         "The registry doesn't give it"),
-        ("Get https://r/v2/: net/http: request canceled while waiting for connection (Client.Timeout "
-         "exceeded while awaiting headers)", 500, "registry_silent", "The registry doesn't answer: "),
-        ("Get \"https://r/v2/\": http: server gave HTTP response to HTTPS client", 500, "registry_silent",
-         "The registry's connection can't be trusted. "),
-        ("failed to register layer: write /x: no space left on device", 500, "disk_full",
-         "This machine's disk is full"),
-        ("toomanyrequests: You have reached your pull rate limit.", 500, "registry_denied",
-         "The registry has had too"),
-        ("something new", 500, "image_missing",
-         "Docker says: something new. Admin: run 'docker pull lab' to see more."),
-        ("", SILENT, "pull_stalled", "Nothing came for 300 seconds: try again, what has come is kept. "),
-    ],
-)  # fmt: skip
-def test_what_an_error_means(words: str, status: int, reason: str, sentence: str) -> None:
-    fault = explain("lab", EngineFault(words, status), silence_seconds=300)
-    assert fault.reason == reason
-    assert str(fault).startswith(f"The image lab isn't here and could not be pulled. {sentence}")
+# ---- limits
 
 
-def test_an_older_one_and_the_projects_own_are_spoken_of() -> None:
-    fault = EngineFault("connection refused", 500)
-    assert str(explain("lab", fault, here=True)).startswith("The image lab could not be pulled. The registry")
-    assert str(explain("lab", fault, here=True)).endswith(
-        " An older one is here. Admin: pull_policy = 'ifnotpresent' starts that."
-    )
-    assert str(explain("gpuspawner/lab:1", fault)).endswith(" 'make images' builds the project's own.")
+class Registry:
+    """Each image trickles for ever, until it is let go or its pull is told to stop."""
+
+    def __init__(self) -> None:
+        self.go: dict[str, threading.Event] = {}
+        self.begun: list[str] = []
+        self.given_up: list[str] = []
+        self.stubborn: set[str] = set()
+        """Those whose thread doesn't hear that it shall stop."""
+
+    def work(self, image: str) -> Callable[[Callable[[Event], None], Cancel], None]:
+        done = self.go.setdefault(image, threading.Event())
+
+        def work(feed: Callable[[Event], None], cancel: Cancel) -> None:
+            self.begun.append(image)
+            if image not in self.stubborn:
+                cancel.then(done.set)
+            while not done.wait(0.01):
+                feed(layer("a", "Downloading", 1, 10**9))
+            if cancel.is_set:
+                self.given_up.append(image)
+                raise EngineFault("the connection was closed")
+
+        return work
+
+    def end(self) -> None:
+        for event in self.go.values():
+            event.set()
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    found = Registry()
+    yield found
+    found.end()
+
+
+class Bench:
+    """Users who pull, and leave."""
+
+    def __init__(self, registry: Registry, limits: PullLimits) -> None:
+        self.registry, self.pulls = registry, Pulls(logging.getLogger("test"), limits)
+        self.told: dict[str, list[str]] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def come(self, user: str, image: str) -> None:
+        told = self.told.setdefault(image, [])
+        pull = self.pulls.pull(image, user, self.registry.work(image), told.append)
+        self.tasks[f"{user} {image}"] = asyncio.create_task(pull)
+        await asyncio.sleep(0.05)
+
+    async def leave(self, user: str, image: str) -> None:
+        task = self.tasks.pop(f"{user} {image}")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.05)
+
+    async def end(self) -> None:
+        self.registry.end()
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+async def bench(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(pulls_module, "TELL_SECONDS", 0.02)
+    found = Bench(registry, PullLimits(at_once=6, by_user=2, unattended_seconds=60))
+    yield found
+    await found.end()
+
+
+async def test_pulls_whose_users_have_left_make_room_for_one_that_somebody_waits_for(bench: Bench) -> None:
+    """Six that trickle: each byte is a sign of life, so that silence alone ends none of them."""
+    for number in range(6):
+        await bench.come(f"mallory{number}", f"evil/{number}")
+    await bench.come("ada", "lab:1")
+    assert bench.told["lab:1"] == ["Waiting for other pulls to finish before pulling image lab:1"]
+    assert bench.registry.begun == [f"evil/{number}" for number in range(6)]
+    await bench.leave("mallory3", "evil/3")
+    assert (bench.registry.given_up, bench.registry.begun[6:]) == (["evil/3"], ["lab:1"])
+    assert bench.told["lab:1"][1] == "Pulling image lab:1"
+    for number in (0, 1, 2, 4, 5):
+        await bench.leave(f"mallory{number}", f"evil/{number}")
+    assert bench.registry.given_up == ["evil/3"]  # nobody needs the places of the others
+    await bench.come("bob", "lab:2")
+    assert (bench.registry.given_up, bench.registry.begun[7:]) == (["evil/3", "evil/0"], ["lab:2"])
+
+
+async def test_one_user_takes_but_two_places(bench: Bench) -> None:
+    for number in range(4):
+        await bench.come("mallory", f"evil/{number}")
+    await bench.come("ada", "lab:1")
+    assert bench.registry.begun == ["evil/0", "evil/1", "lab:1"]
+    bench.registry.go["evil/0"].set()
+    await asyncio.sleep(0.1)
+    assert bench.registry.begun == ["evil/0", "evil/1", "lab:1", "evil/2"]
+    assert bench.registry.given_up == []
+
+
+async def test_who_leaves_pull_after_pull_gives_up_their_own(bench: Bench) -> None:
+    bench.registry.stubborn = {"evil/0", "evil/1"}
+    for number in range(6):
+        await bench.come("mallory", f"evil/{number}")
+        await bench.leave("mallory", f"evil/{number}")
+    # The thread of a pull that was given up counts for its user until it has ended.
+    assert bench.registry.begun == ["evil/0", "evil/1"]
+    await bench.come("mallory", "evil/6")
+    bench.registry.go["evil/0"].set()
+    await asyncio.sleep(0.1)
+    assert (bench.registry.given_up, bench.registry.begun[2:]) == (["evil/0"], ["evil/6"])
+
+
+async def test_a_pull_that_nobody_waits_for_ends_after_a_while(registry: Registry) -> None:
+    bench = Bench(registry, PullLimits(unattended_seconds=0.3))
+    await bench.come("ada", "lab:1")
+    await bench.leave("ada", "lab:1")
+    await bench.come("bob", "lab:1")  # in time: it is joined
+    await asyncio.sleep(0.5)
+    assert (registry.begun, registry.given_up) == (["lab:1"], [])
+    await bench.leave("bob", "lab:1")
+    await asyncio.sleep(0.5)
+    assert registry.given_up == ["lab:1"]
+    registry.go.clear()
+    await bench.come("ada", "lab:1")  # too late: a new one
+    assert registry.begun == ["lab:1", "lab:1"]
+    await bench.end()
+
+
+async def test_who_leaves_the_line_is_out_of_it(bench: Bench) -> None:
+    for number in range(6):
+        await bench.come(f"user{number}", f"big/{number}")
+    await bench.come("ada", "lab:1")
+    await bench.leave("ada", "lab:1")
+    bench.registry.go["big/0"].set()
+    await asyncio.sleep(0.1)
+    assert len(bench.registry.begun) == 6

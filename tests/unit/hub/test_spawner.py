@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from docker.api.client import APIClient
 from gpuspawner.core.errors import (
     BadOption,
     BrokerUnavailable,
@@ -16,14 +18,22 @@ from gpuspawner.core.errors import (
     QueueTimeout,
     StartFault,
 )
+from gpuspawner.core.labels import Owner
 from gpuspawner.core.model import ContainerPatch, GpuRequest
-from gpuspawner.hub import choice as choice_module
-from gpuspawner.hub.container import Owner
+from gpuspawner.core.want import Want
+from gpuspawner.hub import offer
+from gpuspawner.hub.container import ContainerPlan
+from gpuspawner.hub.engine_words import explain
 from gpuspawner.hub.launch import LaunchJob
+from gpuspawner.hub.problem import CONFIG_SENTENCE
+from gpuspawner.hub.spawner import GpuDockerSpawner
 from jupyterhub.spawner import SpawnException
+from jupyterhub.utils import maybe_future
+from tornado.web import HTTPError
 from traitlets import TraitError
 from traitlets.config import Config
 
+from tests.unit.fake_docker import ScriptedDocker
 from tests.unit.fake_spawner import make_spawner
 
 # ---- settings
@@ -82,7 +92,7 @@ def test_server_names_that_differ_only_in_case_have_containers_of_their_own() ->
     ]
 
 
-async def test_what_a_start_asks_for_and_creates() -> None:
+async def test_what_a_start_asks_for_and_creates(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config()
     config.GpuSite.tiers = [
         {"name": "pair", "title": "Two", "devices": 2, "model": "H100", "mem_limit": "2G", "cpu_limit": 1.5}
@@ -90,7 +100,8 @@ async def test_what_a_start_asks_for_and_creates() -> None:
     config.GpuDockerSpawner.image = "lab:1"
     config.GpuDockerSpawner.cmd = ["start", "{username}"]
     config.GpuDockerSpawner.extra_host_config = lambda spawner: {"shm_size": "1g"}
-    spawner = make_spawner(config)
+    monkeypatch.setattr("gpuspawner.hub.lab_facts.may_raise_limits", lambda info: True)
+    spawner = make_spawner(config, info=[{"MemTotal": 8 << 30, "NCPU": 2, "LoggingDriver": "local"}])
     job = spawner._make_job(spawner._choose())
     assert job.request is not None
     assert job == LaunchJob(
@@ -100,7 +111,7 @@ async def test_what_a_start_asks_for_and_creates() -> None:
         image="lab:1",
         api_path="/api",
         http_timeout_seconds=120.0,
-        request=GpuRequest(job.request.lease_id, "hub", "Ada", "", "pair", 2, "H100", ("ml",)),
+        request=GpuRequest(job.request.lease_id, "hub", "Ada", "", "pair", Want(2, "H100"), ("ml",)),
         secret="s3cret",
         waits=True,
     )
@@ -132,7 +143,17 @@ async def test_what_a_start_asks_for_and_creates() -> None:
         "privileged": False,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
+        "ulimits": [
+            {"Name": "memlock", "Soft": -1, "Hard": -1},
+            {"Name": "stack", "Soft": 64 << 20, "Hard": 64 << 20},
+            {"Name": "nofile", "Soft": 65_536, "Hard": 65_536},
+        ],
+        "oom_score_adj": 500,
+        "init": True,
+        "pids_limit": 4096,
+        "cpu_shares": 256,
         "mem_limit": 2 << 30,
+        "memswap_limit": 2 << 30,
         "cpu_period": 100_000,
         "cpu_quota": 150_000,
         "shm_size": "1g",
@@ -164,20 +185,18 @@ def test_stored_options_whose_tier_is_gone_trap_nobody(stored: dict[str, Any], k
     assert spawner.user_options == kept
 
 
-async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu() -> None:
     spawner = make_spawner(inspect_image=[EngineFault("none", 404)])
 
     class Down:
         async def tiers(self) -> dict[str, Any]:
             raise BrokerUnavailable("GPUs can't be given out right now.")
 
-    monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, spawner.site.socket_path, Down())
+    spawner.shared = replace(spawner.shared, broker=Down())
     form = await spawner.get_options_form()
     assert 'value="cpu"\n aria-describedby="tier-cpu-about" required checked>' in form
     assert 'value="gpu"\n aria-describedby="tier-gpu-about" required disabled>' in form
-    assert "A whole GPU of your own. GPUs can&#x27;t be given out right now." in form
+    assert "A whole GPU of your own. GPUs can&#39;t be given out right now." in form
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +207,9 @@ async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.Monk
             await asyncio.sleep(60)
             return {}
 
-    monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, spawner.site.socket_path, Silent())
-    monkeypatch.setattr(choice_module, "_FORM_SECONDS", 0.05)
-    assert "The GPU broker doesn&#x27;t answer right now." in await spawner.get_options_form()
+    spawner.shared = replace(spawner.shared, broker=Silent())
+    monkeypatch.setattr(offer, "BROKER_SECONDS", 0.05)
+    assert "The GPU broker doesn&#39;t answer right now." in await spawner.get_options_form()
 
 
 OFFER = ' <a href="/hub/spawn/Ada?opt-profile=cpu">Start with CPU now</a>'
@@ -203,8 +222,8 @@ OFFER = ' <a href="/hub/spawn/Ada?opt-profile=cpu">Start with CPU now</a>'
         (NoCapacity("Too many"), 503, "no_capacity", "Too many", OFFER),
         (QueueTimeout("Waited"), 503, "queue_timeout", "Waited", OFFER),
         (StartFault("It ended", "exited"), 500, "exited", "It ended", ""),
-        (EngineFault("socket gone"), 503, "docker", choice_module._ENGINE_SENTENCE, ""),
-        (ConfigError("set x"), 500, "config", choice_module._CONFIG_SENTENCE + "set x", ""),
+        (EngineFault("socket gone"), 503, "docker", explain(EngineFault("socket gone")).user, ""),
+        (ConfigError("set x"), 500, "config", CONFIG_SENTENCE, ""),
     ],
 )
 def test_every_problem_becomes_a_sentence(
@@ -213,7 +232,7 @@ def test_every_problem_becomes_a_sentence(
     spawner = make_spawner()
     spawner.log = logging.getLogger("test")
     caplog.set_level(logging.INFO)
-    error: Any = spawner._sorry(problem)
+    error: Any = spawner._exception(problem)
     assert isinstance(error, SpawnException)
     html = message.replace("<tier>", "&lt;tier&gt;").replace("'", "&#x27;") + offer
     assert (error.status_code, error.reason, error.jupyterhub_message, error.jupyterhub_html_message) == (
@@ -246,12 +265,16 @@ def test_every_problem_becomes_a_sentence(
 )
 def test_where_a_server_answers(settings: dict[str, Any], network: Any, address: tuple[str, int]) -> None:
     spawner = make_spawner(Config({"GpuDockerSpawner": settings}))
-    assert spawner.address_of({"NetworkSettings": network}) == address
+    assert (
+        spawner.lab_network.address_of({"Name": "/gpuspawner--41da", "NetworkSettings": network}) == address
+    )
 
 
 def test_a_container_without_an_address_names_the_setting() -> None:
     with pytest.raises(ConfigError, match=r"c\.GpuDockerSpawner\.network_name"):
-        make_spawner().address_of({"NetworkSettings": {"Networks": {"other": {"IPAddress": "1.2.3.4"}}}})
+        make_spawner().lab_network.address_of(
+            {"NetworkSettings": {"Networks": {"other": {"IPAddress": "1.2.3.4"}}}}
+        )
 
 
 # ---- images
@@ -288,13 +311,13 @@ def test_a_callable_says_who_may_have_which_image() -> None:
     spawner.user_options = {"image": "quay.io/ada/lab:1"}
     assert spawner._choose().image == "quay.io/ada/lab:1"
     spawner.allowed_images = lambda spawner: ["quay.io/ada/*"]
-    with pytest.raises(SpawnException, match=r"The hub's configuration can't work.*say which tags"):
+    with pytest.raises(SpawnException, match="A setting of this hub can't be used"):
         spawner._read_form({"image": ["quay.io/ada/lab:1"]})
     spawner.load_state({})
     assert spawner.user_options == {}
 
 
-async def test_the_form_says_which_tier_s_image_is_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_form_says_which_tier_s_image_is_of_no_use() -> None:
     document = {"Config": {"Labels": {"gpuspawner.needs-gpu": "1"}}}
 
     class Up:
@@ -304,11 +327,11 @@ async def test_the_form_says_which_tier_s_image_is_of_no_use(monkeypatch: pytest
     for allowed, disabled in (({}, 2), (["quay.io/jupyter/*:*"], 0)):
         config = Config({"GpuDockerSpawner": {"image": "lab:1", "allowed_images": allowed}})
         spawner = make_spawner(config, inspect_image=[document])
-        monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, spawner.site.socket_path, Up())
+        spawner.shared = replace(spawner.shared, broker=Up())
         form = await spawner.get_options_form()
         assert "lab:1 is of no use without a GPU: choose a tier with a GPU, or another image." in form
-        assert "lab:1 needs a real GPU, and this machine&#x27;s are simulated: choose another image." in form
-        assert (form.count(" disabled>"), spawner.calls) == (disabled, ["inspect_image"])
+        assert "lab:1 needs a real GPU, and this machine&#39;s are simulated: choose another image." in form
+        assert (form.count(" disabled>"), spawner.shared.docker.calls) == (disabled, ["inspect_image"])
 
 
 async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() -> None:
@@ -320,3 +343,224 @@ async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() ->
     for shown in ("quay.io/jupiter/base:1", "quay.io/jupyter/base:1", "quay.io/jupyter/base:1"):
         form = await spawner.get_options_form()
         assert f'value="{shown}" autocomplete' in form
+
+
+# ---- what a lab may use
+
+
+@pytest.mark.parametrize(
+    ("tier", "settings", "overrides", "extra", "limits"),
+    [
+        ({}, {}, {}, {}, (6 << 30, None)),  # what is left of 8 GiB; one seat on two cores
+        ({}, {"mem_limit": "3G", "cpu_limit": 1}, {}, {}, (3 << 30, 1.0)),
+        ({"mem_limit": "2G", "cpu_limit": 2}, {"mem_limit": "3G", "cpu_limit": 1}, {}, {}, (2 << 30, 2.0)),
+        (
+            {"mem_limit": "2G", "cpu_limit": 2},
+            {"mem_limit": "3G"},
+            {"mem_limit": "5G", "cpu_limit": 4},
+            {},
+            (5 << 30, 4.0),
+        ),
+        ({"mem_limit": "2G"}, {}, {"mem_limit": "5G"}, {"mem_limit": "7g"}, (7 << 30, None)),
+    ],
+    ids=["default", "setting", "tier", "group", "extra_host_config"],
+)
+async def test_whose_limit_of_memory_and_cpu_counts(
+    tier: dict[str, Any],
+    settings: dict[str, Any],
+    overrides: dict[str, Any],
+    extra: dict[str, Any],
+    limits: tuple[int, float | None],
+) -> None:
+    config = Config()
+    config.GpuSite.tiers = [{"name": "t", **tier}]
+    config.GpuDockerSpawner.update(settings)
+    config.GpuDockerSpawner.extra_host_config = extra
+    config.GpuDockerSpawner.group_overrides = {
+        "01": {"groups": {"ml"}, "spawner_override": overrides},
+        "02": {"groups": {"others"}, "spawner_override": {"mem_limit": "1G", "cpu_limit": 9}},
+    }
+    spawner = make_spawner(config, info=[{"MemTotal": 8 << 30, "NCPU": 2}])
+    for _ in range(2):  # the hub applies them before each start, to the same spawner
+        await spawner.apply_group_overrides()
+        planned = await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
+        assert (planned.limits.memory_bytes, planned.limits.cpu_cores) == limits
+    assert planned.create["environment"]["MEM_LIMIT"] == str(limits[0])
+    assert spawner.shared.docker.calls == ["info"]  # type: ignore[attr-defined]
+
+
+async def test_a_shared_folder_in_front_is_no_home() -> None:
+    config = Config()
+    config.GpuDockerSpawner.volumes = {
+        "/srv/shared": {"bind": "/shared", "mode": "rw"},
+        "/srv/data": {"bind": "/data", "mode": "ro"},
+        "home-{username}": "/home/{raw_username}",
+    }
+    config.GpuDockerSpawner.read_only_volumes = {"/srv/exams/{username}": "/exams"}
+    spawner = make_spawner(config, info=[{}])
+    image = {"Config": {"WorkingDir": "/workspace"}}
+    planned = await spawner.plan_container(spawner._make_job(spawner._choose()), image, None)
+    assert (planned.new_home, planned.create["working_dir"], planned.create["environment"]["HOME"]) == (
+        "/home/Ada", "/home/Ada", "/home/Ada",
+    )  # fmt: skip
+
+
+async def test_mounts_count_as_volumes() -> None:
+    config = Config()
+    config.GpuDockerSpawner.volumes = {}
+    config.GpuDockerSpawner.mounts = [
+        {"source": "shared", "target": "/shared", "type": "volume"},
+        {"source": "home-{username}", "target": "/home/jovyan", "type": "volume"},
+    ]
+    spawner = make_spawner(config, info=[{}])
+    planned = await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
+    assert planned.new_home == "/home/jovyan"
+
+
+# ---- options of the site's own, and names of images as DockerSpawner has them
+
+
+async def test_a_site_that_reads_the_form_itself_keeps_its_options() -> None:
+    config = Config()
+    config.GpuDockerSpawner.options_from_form = lambda form: {"profile": form["profile"][0], "course": "ml"}
+    spawner = make_spawner(config)
+    spawner.user_options = spawner.options_from_query({"profile": ["gpu"]})
+    assert spawner._choose().tier.name == "gpu"
+    assert spawner.user_options == {"profile": "gpu", "course": "ml"}
+    with pytest.raises(BadOption):
+        make_spawner_with({"course": "ml"})._choose()
+
+
+def make_spawner_with(options: dict[str, Any]) -> Any:
+    spawner = make_spawner()
+    spawner.user_options = options
+    return spawner
+
+
+async def test_check_allowed_of_a_list_a_dict_and_a_pattern() -> None:
+    for setting, name, image in (
+        (["lab:1", "lab:2"], "lab:2", "lab:2"),
+        ({"usual": "lab:1"}, "usual", "lab:1"),
+        (["quay.io/jupyter/*:2026-*"], "quay.io/jupyter/a:2026-1", "quay.io/jupyter/a:2026-1"),
+    ):
+        config = Config()
+        config.GpuDockerSpawner.allowed_images = setting
+        spawner = make_spawner(config)
+        assert await spawner.check_allowed(name) == image
+        with pytest.raises(HTTPError) as refused:
+            await spawner.check_allowed("evil:1")
+        assert refused.value.status_code == 400
+
+
+# ---- settings that can't be used
+
+BROKEN = [
+    ("GpuSite", "tiers", [{"name": "gpu", "title": "x", "mode": "slice"}], "no pool has that mode"),
+    ("GpuSite", "tiers", [], "c.GpuSite.tiers is empty"),
+    ("GpuSite", "tires", [], "There is no setting c.GpuSite.tires: use tiers"),
+    ("GpuSite", "pools", [{"name": "x", "mode": "slice"}], "c.GpuSite.pools"),
+    ("GpuDockerSpawner", "allowed_images", lambda spawner: ["quay.io/jupyter/*"], "say which tags"),
+    (
+        "GpuDockerSpawner",
+        "allowed_images",
+        lambda spawner: 1 // 0,
+        "c.GpuDockerSpawner.allowed_images is a callable that failed with ZeroDivisionError",
+    ),
+]
+"""Class, setting, value, and what the admin reads in the log."""
+
+
+@pytest.mark.filterwarnings("ignore:Config option")
+@pytest.mark.parametrize(("cls", "setting", "value", "reason"), BROKEN)
+async def test_with_a_setting_that_cant_be_used_users_read_a_sentence_and_the_log_has_the_reason(
+    cls: str, setting: str, value: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spawner = make_spawner(Config({cls: {setting: value}}), name="x", inspect_image=[None])
+    spawner.log = logging.getLogger("test")
+    form = await spawner.get_options_form()
+    assert f'<p class="alert alert-danger" role="alert">{CONFIG_SENTENCE}</p>'.replace("'", "&#39;") in form
+    for attempt in (
+        spawner.start,
+        lambda: spawner.run_options_from_form({"profile": ["gpu"]}),
+        lambda: spawner.options_from_query({"profile": ["gpu"]}),
+    ):
+        with pytest.raises(SpawnException) as error:
+            await maybe_future(attempt())
+        shown: Any = error.value
+        assert (shown.reason, shown.status_code) == ("config", 500)
+        assert shown.jupyterhub_message == CONFIG_SENTENCE
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(lines) == 4
+    assert all(reason in line for line in lines)
+    assert all(record.exc_info is None for record in caplog.records)
+    spawner.load_state({})  # at the hub's start
+    assert await spawner.poll() == 0
+
+
+async def fail_later(spawner: Any) -> Any:
+    await asyncio.sleep(0)
+    return 1 // 0
+
+
+@pytest.mark.parametrize("setting", ["extra_host_config", "extra_create_kwargs"])
+@pytest.mark.parametrize("value", [lambda spawner: 1 // 0, fail_later])
+async def test_a_setting_of_a_container_that_fails_names_itself(setting: str, value: Any) -> None:
+    spawner = make_spawner(Config({"GpuDockerSpawner": {setting: value}}))
+    job = spawner._make_job(spawner._choose())
+    with pytest.raises(ConfigError, match=rf"c\.GpuDockerSpawner\.{setting} "):
+        await spawner.plan_container(job, {}, None)
+
+
+async def test_a_site_s_callable_may_refuse_on_purpose() -> None:
+    def refuse(spawner: Any) -> Any:
+        raise SpawnException("Not on Sundays", reason="sunday")
+
+    spawner = make_spawner(Config({"GpuDockerSpawner": {"extra_host_config": refuse}}))
+    with pytest.raises(SpawnException, match="Not on Sundays"):
+        await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
+
+
+# ---- subclasses and settings of a site
+
+
+async def test_a_site_may_override_form_options_and_steps() -> None:
+    class Ours(GpuDockerSpawner):
+        async def pull_image(self, image: str, tell: Any = print) -> dict[str, Any]:
+            return {**await super().pull_image(image, tell), "ours": True}
+
+        def get_env(self) -> dict[str, str]:
+            return {**super().get_env(), "COURSE": self.user.name}
+
+        def _render_options_form(self) -> str:
+            return "<p>our form</p>"
+
+    usual = make_spawner(inspect_image=[{"Id": "i"}])
+    spawner = Ours(config=Config(), user=usual.user, hub=usual.hub, api_token="s3cret")
+    spawner.shared = usual.shared
+    assert await spawner.get_options_form() == "<p>our form</p>"
+    assert await spawner.pull_image("lab:1") == {"Id": "i", "ours": True}
+    planned = await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
+    assert planned.create["environment"]["COURSE"] == "Ada"
+    config = Config()
+    config.Spawner.options_form = "<p>theirs</p>"
+    config.Spawner.options_from_form = lambda form: {"profile": form["choice"][0]}
+    spawner = make_spawner(config)
+    assert await spawner.get_options_form() == "<p>theirs</p>"
+    assert spawner.run_options_from_form({"choice": ["gpu"]}) == {"profile": "gpu"}
+
+
+async def test_docker_py_s_words_for_an_unknown_key_are_told_with_the_setting() -> None:
+    docker: Any = ScriptedDocker({})
+
+    def call(method: str, *args: Any, **kwargs: Any) -> Any:
+        return APIClient(version="1.41").create_host_config(**kwargs)
+
+    async def run(work: Any) -> Any:
+        return work(call)
+
+    docker.run = run
+    spawner = make_spawner()
+    spawner.shared = replace(spawner.shared, docker=docker)
+    plan = ContainerPlan({"name": "x"}, {"network_mode": "none", "shared_memory": "1g"}, ())
+    with pytest.raises(ConfigError, match=r"extra_host_config .*shared_memory"):
+        await spawner.create_container(plan)

@@ -13,7 +13,7 @@ import pytest
 from gpuspawner.core.errors import DeviceFault
 from gpuspawner.core.model import Device
 from gpuspawner.node.guard.guard import DeviceGuard, Guard, GuardEvent, GuardSettings, Pace
-from gpuspawner.node.guard.judge import Offence, Orders, Quota, Seen, Verdict
+from gpuspawner.node.guard.judge import Offence, ProcessSample, Quota, QuotaPlan, Verdict
 from gpuspawner.node.guard.sentence import sentence_of
 from gpuspawner.node.inventory import GpuProcess
 from gpuspawner.node.inventory.simulated import SimulatedInventory
@@ -23,7 +23,7 @@ GPU = "GPU-1"
 GIB = 1 << 30
 ANNA = "a" * 64
 QUOTA = Quota("lease", ANNA, GPU, 8 * GIB)
-ORDERS = Orders((QUOTA,))
+ORDERS = QuotaPlan((QUOTA,))
 ADVICE = (
     "If it was a notebook's kernel, restart it; use smaller batches or a smaller model, and shut down "
     "kernels that you no longer need: each keeps its memory."
@@ -51,7 +51,7 @@ class Fake(SimulatedInventory):
 
 
 def verdict(offence: Offence, used_gib: float = 9, seconds: float = 2.04) -> Verdict:
-    seen = Seen(Process(7, 1, "python3", (ANNA,)), ANNA, GIB)
+    seen = ProcessSample(Process(7, 1, "python3", (ANNA,)), ANNA, GIB)
     quota = None if offence is Offence.NO_LEASE else QUOTA
     return Verdict(seen, offence, quota, int(used_gib * GIB), seconds)
 
@@ -77,8 +77,8 @@ def verdict(offence: Offence, used_gib: float = 9, seconds: float = 2.04) -> Ver
             "another one, start a server with another tier.",
         ),
         (
-            verdict(Offence.ROUND_MPS),
-            "it went round MPS, through which this GPU is shared. Leave the CUDA_MPS_ settings as they are "
+            verdict(Offence.BYPASSED_MPS),
+            "it bypassed MPS, through which this GPU is shared. Leave the CUDA_MPS_ settings as they are "
             "and restart the kernel.",
         ),
     ],
@@ -171,17 +171,17 @@ async def test_a_jump_of_the_device_s_memory_is_looked_at_soon() -> None:
 async def test_orders_are_obeyed_at_once_and_threads_end() -> None:
     inventory = Fake()
     guard = Guard(inventory, ignore, settings=GuardSettings(pace=Pace(interval_seconds=30)))
-    await guard.start(Orders())
+    await guard.start(QuotaPlan())
     assert inventory.looks == []
-    guard.set_orders(ORDERS)
+    guard.set_plan(ORDERS)
     await asyncio.sleep(0.2)
-    guard.set_orders(ORDERS)
+    guard.set_plan(ORDERS)
     await asyncio.sleep(0.2)
     assert len(inventory.looks) == 1  # the same orders are no reason to look
-    guard.set_orders(Orders((), device_uuids=frozenset({GPU})))
+    guard.set_plan(QuotaPlan((), device_uuids=frozenset({GPU})))
     await asyncio.sleep(0.2)
     assert len(inventory.looks) == 2
-    guard.set_orders(Orders())
+    guard.set_plan(QuotaPlan())
     await asyncio.sleep(0.2)
     await guard.stop()
     await guard.stop()
@@ -206,4 +206,4 @@ async def test_an_error_of_our_own_is_counted_and_the_guard_goes_on(caplog: pyte
 
 def test_a_guard_that_was_not_started_takes_no_orders() -> None:
     with pytest.raises(RuntimeError, match="not started"):
-        Guard(Fake(), ignore).set_orders(ORDERS)
+        Guard(Fake(), ignore).set_plan(ORDERS)

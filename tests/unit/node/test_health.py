@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pynvml
 import pytest
-from gpuspawner.core.errors import DeviceFault
 from gpuspawner.core.model import DeviceHealth
 from gpuspawner.node.health import IGNORED_XIDS, HealthMonitor
 from gpuspawner.node.inventory import NvmlInventory, XidEvent
@@ -67,7 +66,7 @@ class Bench:
 
 @asynccontextmanager
 async def running(bench: Bench) -> AsyncIterator[Bench]:
-    await bench.monitor.start()
+    await bench.monitor.watch(bench.inventory.devices())
     try:
         yield bench
     finally:
@@ -177,8 +176,9 @@ async def test_an_inventory_that_raises_anything_else_is_unreadable_too() -> Non
     async def on_change(health: DeviceHealth) -> None:
         changes.append(health)
 
-    monitor = HealthMonitor(Odd(parse_simulated("1 x H100 80GB")), on_change, clock=lambda: START)
-    await monitor.start()
+    odd = Odd(parse_simulated("1 x H100 80GB"))
+    monitor = HealthMonitor(odd, on_change, clock=lambda: START)
+    await monitor.watch(odd.devices())
     await monitor.stop()
     assert changes == [withdrawn(A, "Checking the GPU failed: ZeroDivisionError('odd')", 0)]
 
@@ -247,7 +247,7 @@ class Live:
 async def live(script: Script) -> AsyncIterator[Live]:
     with going_first():
         live = Live()
-        await live.monitor.start()
+        await live.monitor.watch(live.inventory.devices())
         yield live
         await live.monitor.stop()
         await asyncio.to_thread(live.inventory.close)
@@ -303,14 +303,3 @@ async def test_a_gpu_that_takes_the_event_set_with_it(script: Script, live: Live
     await asyncio.sleep(1.5)
     script.xid(1, 79)
     assert await live.next(5) == (B, False, XID_79)
-
-
-async def test_start_fails_where_nothing_can_be_read(script: Script) -> None:
-    inventory = NvmlInventory()
-    script.change(0, lost=15)
-    script.change(1, lost=15)
-    monitor = HealthMonitor(inventory, asyncio.Queue[DeviceHealth]().put)
-    with pytest.raises(DeviceFault, match="No GPU can be leased"):
-        await monitor.start()
-    await monitor.stop()
-    inventory.close()

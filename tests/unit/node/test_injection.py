@@ -12,6 +12,7 @@ import pytest
 from docker.types import HostConfig
 from gpuspawner.core.errors import ConfigError
 from gpuspawner.core.model import ContainerPatch, Lease, Mode
+from gpuspawner.core.want import Want
 from gpuspawner.node.cdi_spec import CdiSpecs
 from gpuspawner.node.injection import (
     EngineFacts,
@@ -217,10 +218,15 @@ SLICE = {
 @pytest.mark.parametrize(
     ("lease", "labels"),
     [
-        (replace(TRAIN, mode=Mode.MIG), {"gpuspawner.mode": "mig"}),
-        (replace(TRAIN, mode=Mode.SLICE, memory_bytes=8 << 30, compute_percent=25.0, mps=True), SLICE),
+        (replace(TRAIN, want=Want(2, mode=Mode.MIG)), {"gpuspawner.mode": "mig"}),
         (
-            replace(TRAIN, mode=Mode.SLICE, memory_bytes=8 << 30),
+            replace(
+                TRAIN, want=Want(2, mode=Mode.SLICE), memory_bytes=8 << 30, compute_percent=25.0, mps=True
+            ),
+            SLICE,
+        ),
+        (
+            replace(TRAIN, want=Want(2, mode=Mode.SLICE), memory_bytes=8 << 30),
             {name: value for name, value in SLICE.items() if "percent" not in name},
         ),
     ],

@@ -20,6 +20,7 @@ from gpuspawner.core.model import Device
 from gpuspawner.node.inventory import (
     DriverFacts,
     NvmlInventory,
+    Patience,
     XidEvent,
     is_absent,
     nvidia_pci_devices,
@@ -63,18 +64,82 @@ def test_what_nvml_does_not_tell_is_none(script: Script, inventory: NvmlInventor
     assert inventory.devices() == (Device(uuid=C, model="Old", memory_bytes=85_520_809_984, index=0),)
 
 
+VALUES = [
+    "nvmlDeviceGetNumGpuCores", "nvmlDeviceGetMaxClockInfo", "nvmlDeviceGetName",
+    "nvmlDeviceGetMemoryBusWidth", "nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetMigMode",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("code", [pynvml.NVML_ERROR_UNKNOWN, pynvml.NVML_ERROR_NO_PERMISSION, 7, 20, 23, 26])
-def test_a_value_that_fails_is_none_and_the_device_stays(
+@pytest.mark.parametrize("function", VALUES)
+def test_a_value_that_can_not_be_read_leaves_the_gpu_out_alone(
+    script: Script, inventory: NvmlInventory, function: str, code: int
+) -> None:
+    """A GPU whose MIG mode is unknown is no whole GPU."""
+    script.fault(function, code, gpu=0)
+    assert uuids(inventory) == [B]
+    assert [sentence.partition(":")[0] for sentence in inventory.left_out] == ["GPU 0"]
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND])
+def test_a_value_that_the_gpu_does_not_have_is_none_and_the_device_stays(
     script: Script, inventory: NvmlInventory, code: int
 ) -> None:
-    for function in (
-        "nvmlDeviceGetNumGpuCores", "nvmlDeviceGetMaxClockInfo", "nvmlDeviceGetName",
-        "nvmlDeviceGetMemoryBusWidth", "nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetMigMode",
-    ):  # fmt: skip
+    for function in VALUES:
         script.fault(function, code, gpu=0)
     bare = Device(uuid=A, model="NVIDIA GPU", memory_bytes=85_520_809_984, index=0)
     assert inventory.devices()[0] == bare
     assert uuids(inventory) == [A, B]
+
+
+@pytest.mark.parametrize(
+    "code", [pynvml.NVML_ERROR_UNKNOWN, pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_TIMEOUT, 7, 20, 26]
+)
+@pytest.mark.parametrize("function", ["nvmlDeviceGetRemappedRows", "nvmlDeviceGetMigMode"])
+def test_a_health_that_can_not_be_read_is_no_good_one(
+    script: Script, inventory: NvmlInventory, function: str, code: int
+) -> None:
+    inventory.devices()
+    line = script.fault(function, code, gpu=0)
+    with pytest.raises(DeviceFault, match=r"The GPU can't be read|NVML refuses"):
+        inventory.check(A)
+    inventory.check(B)
+    script.drop(line)
+    inventory.check(A)
+    script.fault("nvmlDeviceGetRetiredPagesPendingStatus", code, gpu=0)
+    with pytest.raises(DeviceFault):
+        inventory.reset_pending(A)
+
+
+def test_a_gpu_that_hangs_in_listing_is_left_out_alone_and_asked_once(script: Script) -> None:
+    line = script.hang("nvmlDeviceGetName", gpu=0)
+    inventory = NvmlInventory(Patience(0.3))
+    began = time.monotonic()
+    for _ in range(5):
+        assert uuids(inventory) == [B]
+    assert time.monotonic() - began < 1.0  # it is waited for once
+    assert inventory.left_out == ("GPU 0: It has not answered for 0.3 s: see `dmesg` and `nvidia-smi`.",)
+    hanging = [thread for thread in threading.enumerate() if thread.name == "nvml-GPU 0"]
+    assert len(hanging) == 1
+    script.drop(line)
+    hanging[0].join(5)
+    assert uuids(inventory) == [A, B]
+    inventory.close()
+
+
+def test_no_look_up_asks_a_gpu_that_hangs_beside_it(script: Script, inventory: NvmlInventory) -> None:
+    """A look-up by UUID asks every GPU of the machine, and a fault makes the handle be looked up again."""
+    inventory.devices()
+    line = script.hang("nvmlDeviceGetHandleByUUID", gpu=0)
+    inventory.check(B)
+    script.change(1, lost=LOST)
+    with pytest.raises(DeviceFault):
+        inventory.check(B)
+    script.change(1, lost=0)
+    inventory.check(B)
+    assert inventory.used_bytes(B) == 0
+    assert inventory.wait_xid(0.01) is None
+    script.drop(line)
 
 
 CALLS_OF_A_LISTING = [
@@ -205,7 +270,7 @@ def test_gpus_without_events_are_polled_only(
     assert inventory.wait_xid(0.1) is None
     assert time.monotonic() - begin >= 0.1
     assert caplog.messages == [
-        f"No XID events from {uuid}, it is only polled: Not Supported" for uuid in (A, B)
+        f"No XID events from {uuid}, it is only polled: it has none" for uuid in (A, B)
     ]
 
 
@@ -254,7 +319,7 @@ def test_open_refuses_a_driver_that_fails_rather_than_simulate(script: Script, s
         open_inventory(GpuSite(inventory=setting))
     assert str(caught.value) == (
         "Driver and NVML library have different versions, as after an upgrade: restart the machine, or "
-        "reload the driver (NVML: RM has detected an NVML/RM version mismatch.). Until that is mended, "
+        "reload the driver (NVML: RM has detected an NVML/RM version mismatch.). Until that is fixed, "
         'c.GpuSite.inventory = "simulated" starts without real GPUs'
     )
 
@@ -270,9 +335,7 @@ def test_open_refuses_gpus_that_can_not_be_leased(script: Script, setting: str) 
 def test_open_nvml_without_a_gpu(script: Script) -> None:
     script.gpus = []
     script.write()
-    with pytest.raises(
-        ConfigError, match=r"^NVML lists no GPU\. Until that is mended, c\.GpuSite\.inventory"
-    ):
+    with pytest.raises(ConfigError, match=r"^NVML lists no GPU\. Until that is fixed, c\.GpuSite\.inventory"):
         open_inventory(GpuSite(inventory="nvml"))
 
 
@@ -320,7 +383,7 @@ def test_a_process_without_the_library(tmp_path: Path) -> None:
     assert in_process("nvml", environment) == [
         "ConfigError",
         "libnvidia-ml.so.1 was not found: install the NVIDIA driver (NVML: NVML Shared Library Not Found). "
-        'Until that is mended, c.GpuSite.inventory = "simulated" starts without real GPUs',
+        'Until that is fixed, c.GpuSite.inventory = "simulated" starts without real GPUs',
     ]
 
 

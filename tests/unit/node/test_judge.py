@@ -9,10 +9,10 @@ from gpuspawner.node.guard.judge import (
     History,
     Judgement,
     Offence,
-    Orders,
+    ProcessSample,
     Quota,
+    QuotaPlan,
     Rules,
-    Seen,
     Verdict,
     judge,
 )
@@ -25,27 +25,27 @@ GIB = 1 << 30
 RULES = Rules()
 ANNA, BEN, STRANGER = "a" * 64, "b" * 64, "c" * 64
 QUOTA = Quota("lease-a", ANNA, GPU, 8 * GIB)
-ORDERS = Orders((QUOTA,), frozenset({ANNA, BEN}), frozenset({GPU}))
+ORDERS = QuotaPlan((QUOTA,), frozenset({ANNA, BEN}), frozenset({GPU}))
 
 
 def seen(
     pid: int, gib: float | None, container: str | None = ANNA, *, mps: bool | None = None, start: int = 0
-) -> Seen:
+) -> ProcessSample:
     memory_bytes = None if gib is None else int(gib * GIB)
     ids = () if container is None else (container,)
-    return Seen(Process(pid, start or pid * 10, "python3", ids), container, memory_bytes, mps)
+    return ProcessSample(Process(pid, start or pid * 10, "python3", ids), container, memory_bytes, mps)
 
 
 @dataclass
 class Sitting:
     """A device over time."""
 
-    orders: Orders = ORDERS
+    orders: QuotaPlan = ORDERS
     history: History = field(default_factory=History)
     now: float = 0.0
     last: Judgement | None = None
 
-    def at(self, now: float, *samples: Seen) -> list[tuple[int, Offence, float]]:
+    def at(self, now: float, *samples: ProcessSample) -> list[tuple[int, Offence, float]]:
         """The verdicts at `now`: pid, offence, seconds."""
         self.now = now
         self.last = judge(samples, self.orders, self.history, now, RULES)
@@ -185,14 +185,14 @@ def test_round_mps() -> None:
     sitting = Sitting(replace(ORDERS, quotas=(quota,)))
     samples = seen(1, 1, mps=True), seen(2, 1, mps=False), seen(3, 1, mps=None)
     assert [sitting.at(now, *samples) for now in (0, 1)] == [[], []]
-    assert sitting.at(2, *samples) == [(2, Offence.ROUND_MPS, 2.0)]
+    assert sitting.at(2, *samples) == [(2, Offence.BYPASSED_MPS, 2.0)]
 
 
-@pytest.mark.parametrize("offence", [Offence.ROUND_MPS, Offence.NO_LEASE])
+@pytest.mark.parametrize("offence", [Offence.BYPASSED_MPS, Offence.NO_LEASE])
 def test_short_processes_one_after_the_other_add_up(offence: Offence) -> None:
     """Each ends by itself before its grace: the time is the container's."""
     quota = replace(QUOTA, mps_required=True)
-    container = ANNA if offence is Offence.ROUND_MPS else BEN
+    container = ANNA if offence is Offence.BYPASSED_MPS else BEN
     sitting, ended, alive_seconds = Sitting(replace(ORDERS, quotas=(quota,))), [], 0.0
     for number in range(30):
         for tick in range(6):  # 1.5 s each, looked at four times a second
@@ -212,7 +212,7 @@ def test_round_mps_and_over_quota_is_one_verdict() -> None:
     sitting = Sitting(replace(ORDERS, quotas=(quota,)))
     samples = seen(1, 4, mps=True), seen(2, 7, mps=False)
     sitting.at(0, *samples)
-    assert sitting.at(2, *samples) == [(2, Offence.ROUND_MPS, 2.0)]
+    assert sitting.at(2, *samples) == [(2, Offence.BYPASSED_MPS, 2.0)]
 
 
 def test_one_blink_round_mps_is_not_believed() -> None:
@@ -227,7 +227,7 @@ def test_where_the_hardware_holds_the_memory_nobody_ends_for_it() -> None:
     sitting = Sitting(replace(ORDERS, quotas=(replace(QUOTA, memory_bytes=None, mps_required=True),)))
     assert [sitting.at(now, seen(1, 300)) for now in range(10)] == [[]] * 10
     sitting.at(10, seen(1, 300, mps=False))
-    assert sitting.at(12, seen(1, 300, mps=False)) == [(1, Offence.ROUND_MPS, 2.0)]
+    assert sitting.at(12, seen(1, 300, mps=False)) == [(1, Offence.BYPASSED_MPS, 2.0)]
 
 
 @pytest.mark.parametrize("container", [None, STRANGER])
@@ -239,9 +239,9 @@ def test_others_are_left_alone(container: str | None) -> None:
 
 def test_orders_of_one_device() -> None:
     other = Quota("lease-b", BEN, "GPU-2", GIB)
-    orders = Orders((QUOTA, other), frozenset({STRANGER}), frozenset({"GPU-3"}))
+    orders = QuotaPlan((QUOTA, other), frozenset({STRANGER}), frozenset({"GPU-3"}))
     assert orders.watched() == {"GPU-1", "GPU-2", "GPU-3"}
-    assert orders.on("GPU-2") == Orders((other,), frozenset({ANNA, BEN, STRANGER}), frozenset({"GPU-2"}))
+    assert orders.on("GPU-2") == QuotaPlan((other,), frozenset({ANNA, BEN, STRANGER}), frozenset({"GPU-2"}))
 
 
 # ---- properties
@@ -260,10 +260,10 @@ steps = st.tuples(st.floats(0, 5), st.lists(processes, max_size=6, unique_by=lam
 
 @given(st.lists(steps, max_size=40), st.booleans())
 def test_a_verdict_hits_only_a_present_process_of_ours_and_for_a_reason(
-    course: list[tuple[float, list[Seen]]], mps_required: bool
+    course: list[tuple[float, list[ProcessSample]]], mps_required: bool
 ) -> None:
     quota = replace(QUOTA, mps_required=mps_required)
-    sitting = Sitting(Orders((quota,), frozenset({ANNA, BEN})))
+    sitting = Sitting(QuotaPlan((quota,), frozenset({ANNA, BEN})))
     now = 0.0
     for step, samples in course:
         now += step
@@ -282,7 +282,7 @@ def test_a_verdict_hits_only_a_present_process_of_ours_and_for_a_reason(
                     assert verdict.seen.memory_bytes
                 case Offence.NO_LEASE:
                     assert verdict.seen.container_id == BEN
-                case Offence.ROUND_MPS:
+                case Offence.BYPASSED_MPS:
                     assert mps_required
                     assert (verdict.seen.container_id, verdict.seen.through_mps) == (ANNA, False)
 
@@ -293,7 +293,7 @@ def test_a_verdict_hits_only_a_present_process_of_ours_and_for_a_reason(
     st.lists(st.integers(9, 60), min_size=40, max_size=40),
 )
 def test_over_for_longer_than_the_grace_always_ends_somebody(
-    before: list[tuple[float, list[Seen]]], pauses: list[float], sizes: list[int]
+    before: list[tuple[float, list[ProcessSample]]], pauses: list[float], sizes: list[int]
 ) -> None:
     """Whatever was before, and however the memory moves while it is over."""
     sitting, now, ended = Sitting(), 0.0, []

@@ -23,14 +23,15 @@ def test_the_pipe_folder_is_outside_of_the_state_folder() -> None:
     assert place_of(A, Path("/srv/other")).pipe.parent != place.pipe.parent
 
 
-def test_a_large_log_is_put_aside(tmp_path: Path) -> None:
+def test_a_large_log_is_emptied_and_its_end_kept(tmp_path: Path) -> None:
     place = MpsPlace("GPU-1", tmp_path / "pipe", tmp_path / "log")
     place.pipe.mkdir()
     place.log.mkdir()
     (place.log / "control.log").write_bytes(b"x" * (16 << 20) + b"x")
     (place.log / "server.log").write_bytes(b"x")
     place.clean()
-    assert sorted(path.name for path in place.log.iterdir()) == ["control.log.1", "server.log"]
+    sizes = {path.name: path.stat().st_size for path in place.log.iterdir()}
+    assert sizes == {"control.log": 0, "control.log.1": 1 << 20, "server.log": 1}
 
 
 def test_finding_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,7 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpuspawner.node.processes import Outcome, Process, ProcessTable, container_ids, ending_obstacle
+from gpuspawner.node.processes import (
+    Outcome,
+    Process,
+    ProcessTable,
+    container_ids,
+    ending_obstacle,
+    wait_ended,
+)
 
 A, B = "a1" * 32, "b2" * 32
 
@@ -193,3 +201,17 @@ def test_the_right_to_end_processes(tmp_path: Path) -> None:
     refusal = "The broker may not end processes of containers: run it as root, or give it CAP_KILL"
     assert ending_obstacle(status) == refusal
     assert ending_obstacle(tmp_path / "missing") == refusal
+
+
+async def test_waiting_for_ends(child: subprocess.Popen[bytes]) -> None:
+    process = ProcessTable().look(child.pid)
+    assert process is not None
+    before = len(os.listdir("/proc/self/fd"))
+    assert not await wait_ended([process], 0.1)
+    another = Process(process.pid, process.start_ticks - 1, "x")  # its pid belongs to somebody else by now
+    assert await wait_ended([another], 5)
+    asyncio.get_running_loop().call_later(0.1, child.kill)
+    assert await wait_ended([process, another], 5)
+    child.wait()
+    assert await wait_ended([process], 5)
+    assert len(os.listdir("/proc/self/fd")) == before

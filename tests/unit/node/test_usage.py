@@ -30,7 +30,7 @@ def script(tmp_path: Path) -> Iterator[Script]:
 async def test_what_is_in_use_and_how_busy_it_is(script: Script) -> None:
     inventory = NvmlInventory()
     monitor = UsageMonitor(inventory, LOG, interval_seconds=0.2)
-    monitor.add([A, SMALL])
+    monitor.watch([A, SMALL])
     await monitor.round()
     found = monitor.now()
     assert found[A] == Usage(5 << 30, 71.0)
@@ -49,7 +49,7 @@ async def test_what_is_in_use_and_how_busy_it_is(script: Script) -> None:
 async def test_a_device_that_hangs_is_not_told_and_delays_nobody(script: Script) -> None:
     inventory = NvmlInventory()
     monitor = UsageMonitor(inventory, LOG, interval_seconds=0.2)
-    monitor.add([A, SMALL])
+    monitor.watch([A, SMALL])
     line = script.hang("nvmlDeviceGetUtilizationRates", gpu=0)
     began = time.monotonic()
     await monitor.round()

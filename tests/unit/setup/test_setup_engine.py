@@ -145,6 +145,9 @@ def test_an_error_ends_setting_up_with_its_block(
 
 def test_ci_and_the_readme_run_these_verbs() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for verb in ("hub", "test", "check", "test-unit", "test-gpu", "bench", "images", "lock", "clean-demo"):
+    verbs = ("hub", "check", "test-slow", "test-unit", "test-gpu", "bench", "images", "lock", "clean-demo")
+    for verb in verbs:
         assert f"\n{verb}: venv ## " in makefile
-    assert Path(ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
+    assert "\ntest: check ## " in makefile
+    assert "\ntest-all: test test-slow ## " in makefile
+    assert Path(ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test-all"

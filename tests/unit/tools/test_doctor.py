@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from gpuspawner.broker.app import GpuBroker
 from gpuspawner.broker.decide.pooling import Pooling
-from gpuspawner.broker.decide.terms import WHOLE
+from gpuspawner.broker.decide.sharing_rules import WHOLE
 from gpuspawner.config.tiers import DEFAULT_TIERS, parse_tiers
 from gpuspawner.core.model import Device
 from gpuspawner.node.injection import EngineFacts
@@ -221,6 +222,18 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
             True,
         ),
         (
+            {"broker": BrokerFacts("/s", "", False, 0, fault="NVML has not answered for 15 s")},
+            [
+                ok("Broker", "answers on /s, 0 devices"),
+                problem(
+                    "Broker",
+                    "NVML has not answered for 15 s",
+                    "See what hangs with `dmesg` and `nvidia-smi`; the broker waits",
+                ),
+            ],
+            False,
+        ),
+        (
             {"broker": BrokerFacts("/s", "It isn't running.")},
             [
                 note(
@@ -352,6 +365,20 @@ def test_the_facts_of_this_machine(script: Script, tmp_path: Path, monkeypatch: 
     assert facts.driver is None
     assert facts.inventory_error.startswith("Driver and NVML library have different versions")
     assert not main_job_runs(examine(facts))
+
+
+def test_an_nvml_that_hangs_is_said(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")  # refused
+    monkeypatch.setattr(machine, "OPEN_SECONDS", 0.3)
+    line = script.hang("nvmlInitWithFlags")
+    facts = machine.collect(settings_of(tmp_path, ""))
+    fault = "NVML has not answered for 0.3 s: see `dmesg` and `nvidia-smi`"
+    assert (facts.driver_error, facts.inventory_error, facts.devices) == (fault, fault, ())
+    assert not main_job_runs(examine(facts))
+    script.drop(line)
+    for thread in threading.enumerate():
+        if thread.name == "nvml-NVML":
+            thread.join(5)
 
 
 def test_the_images_of_the_tiers(tmp_path: Path) -> None:

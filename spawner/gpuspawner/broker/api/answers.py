@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ...core.model import Tier
-from ...node.inventory import DriverFacts
-from ...node.usage import Usage
-from ..decide.placement import want_of_tier
+from ...node.api import NodeFacts, Usage
+from ...protocol.messages import TierDocument, TiersDocument, document
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
 from ..observe.metrics import Metrics
-from .documents import Document, News, driver_document, status_document, tier_document
+from .documents import News, driver_document, status_document, tier_document
+
+Document = dict[str, Any]
+"""Plain JSON values, as the models of `protocol.messages` describe them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class About:
     """Beside the leases: what doesn't change while a broker runs, and where to ask for what does.
 
     `blind` says on which devices no quota is held, and why; asking it also brings its gauge up to date.
-    `driver` has the versions of the driver; None where devices are simulated.
+    `node` has what the machine has: its driver, and why its GPUs can't be listed.
     """
 
     tiers: tuple[Tier, ...]
@@ -29,7 +32,7 @@ class About:
     blind: Callable[[], Mapping[str, str]]
     usage: Callable[[], Mapping[str, Usage]]
     ended: Callable[[], tuple[EndedProcess, ...]]
-    driver: DriverFacts | None = None
+    node: Callable[[], NodeFacts]
 
 
 class View:
@@ -42,16 +45,15 @@ class View:
     def status(self) -> Document:
         """The whole status document."""
         about = self._about
-        news = News(about.usage(), about.blind(), about.ended())
-        return status_document(self._allocator.snapshot(), about.simulated, news)
+        news = News(about.usage(), about.blind(), about.ended(), about.node().fault)
+        return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:
         """The tiers with what is free of each."""
-        return {
-            "simulated": self._about.simulated,
-            "driver": driver_document(self._about.driver),
-            "tiers": [self._tier(tier) for tier in self._about.tiers],
-        }
+        about = self._about
+        tiers = tuple(self._tier(tier) for tier in about.tiers)
+        driver = driver_document(about.node().driver)
+        return document(TiersDocument(simulated=about.simulated, driver=driver, tiers=tiers))
 
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""
@@ -59,9 +61,8 @@ class View:
         healthy = (view.health.healthy for view in self._allocator.snapshot().devices)
         return self._about.metrics.text(self._allocator.leases(), healthy)
 
-    def _tier(self, tier: Tier) -> Document:
+    def _tier(self, tier: Tier) -> TierDocument:
         if not tier.needs_gpu:
             return tier_document(tier, None, self._about.simulated)
-        want = want_of_tier(tier)
-        capacity, share = self._allocator.capacity(want), self._allocator.example(want)
+        capacity, share = self._allocator.capacity(tier.want), self._allocator.example(tier.want)
         return tier_document(tier, capacity, self._about.simulated, share)

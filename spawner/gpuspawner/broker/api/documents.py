@@ -1,47 +1,55 @@
-"""The documents that the broker shows, made from memory: status and tiers. Pure."""
+"""The documents that the broker shows, made from memory: status and tiers. Pure; see `protocol.messages`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
-from ...core.model import Guarantee, Lease, Mode, Tier, guarantee_of
-from ...node.inventory import DriverFacts
-from ...node.usage import Usage
-from ...protocol.messages import time_to_text
-from ..decide.placement import Room, Share, Want, count_free, share_of
+from ...core.model import Guarantee, Lease, Tier, guarantee_of
+from ...core.want import Mode, Want
+from ...node.api import DriverFacts, Usage
+from ...protocol.messages import (
+    DeviceDocument,
+    DriverDocument,
+    EndedDocument,
+    LeaseDocument,
+    QueueDocument,
+    ShareDocument,
+    StatusDocument,
+    TierDocument,
+)
+from ..decide.placement import Room, Share, count_free, share_of
+from ..decide.sharing_rules import worth_compute
 from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from ..decide.terms import worth_compute
 from ..ledger import EndedProcess
-
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What is known beside the leases: the use of devices by UUID, those without a guard and why, and the
-    processes that were ended, youngest first."""
+    """What is known beside the leases: the use of devices by UUID, those without a guard and why, the
+    processes that were ended, youngest first, and why the GPUs can't be listed now ("" if they can)."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
     ended: Sequence[EndedProcess] = ()
+    fault: str = ""
 
 
-def status_document(snapshot: Snapshot, simulated: bool, news: News) -> Document:
-    """Devices, leases and queue as JSON values: units in the key names, times in UTC with "Z"."""
-    return {
-        "simulated": simulated,
-        "devices": [_device(view, news) for view in snapshot.devices],
-        "leases": [_lease(lease) for lease in snapshot.leases],
-        "queue": [_entry(entry) for entry in snapshot.queue],
-        "ended": [{**asdict(each), "at": time_to_text(each.at)} for each in news.ended],
-    }
+def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDocument:
+    """Devices, leases and queue at this moment."""
+    return StatusDocument(
+        simulated=simulated,
+        fault=news.fault,
+        devices=tuple(_device(view, news) for view in snapshot.devices),
+        leases=tuple(_lease(lease) for lease in snapshot.leases),
+        queue=tuple(_entry(entry) for entry in snapshot.queue),
+        ended=tuple(EndedDocument(**asdict(each)) for each in news.ended),
+    )
 
 
 def tier_document(
     tier: Tier, capacity: Capacity | None, simulated: bool, share: Share | None = None
-) -> Document:
+) -> TierDocument:
     """One tier for the spawn page; `capacity` is None for a tier without a GPU.
 
     `share` is what a server of the tier gets of one device; None where no device suits. `free` and `total`
@@ -49,29 +57,31 @@ def tier_document(
     """
     gpu = capacity is not None
     mps = share is not None and share.mps
-    return {
-        "name": tier.name,
-        "title": tier.title,
-        "description": tier.description,
-        "device_count": tier.device_count,
-        "model": tier.model,
-        "mode": tier.mode.value if gpu else None,
-        "memory_bytes": None if share is None else share.memory_bytes,
-        "compute_percent": None if share is None else share.compute_percent,
-        "guarantee": guarantee_of(tier.mode, simulated).value if gpu else None,
-        "compute_guarantee": worth_compute(tier.mode, mps, simulated).value if gpu else None,
-        "free": None if capacity is None else capacity.free,
-        "total": None if capacity is None else capacity.total,
-        "waiting": 0 if capacity is None else capacity.waiting,
-    }
+    return TierDocument(
+        name=tier.name,
+        title=tier.title,
+        description=tier.description,
+        device_count=tier.want.device_count,
+        model=tier.want.model,
+        mode=tier.want.mode if gpu else None,
+        memory_bytes=None if share is None else share.memory_bytes,
+        compute_percent=None if share is None else share.compute_percent,
+        guarantee=guarantee_of(tier.want.mode, simulated) if gpu else None,
+        compute_guarantee=worth_compute(tier.want.mode, mps, simulated) if gpu else None,
+        free=None if capacity is None else capacity.free,
+        total=None if capacity is None else capacity.total,
+        waiting=0 if capacity is None else capacity.waiting,
+    )
 
 
-def driver_document(driver: DriverFacts | None) -> Document | None:
-    """The driver's version and the newest CUDA that it runs, as the spawner holds images against it."""
-    return None if driver is None else {"version": driver.driver_version, "cuda": driver.cuda_version}
+def driver_document(driver: DriverFacts | None) -> DriverDocument | None:
+    """The driver's version and the newest CUDA that it runs; the spawner compares images with them."""
+    if driver is None:
+        return None
+    return DriverDocument(version=driver.driver_version, cuda=driver.cuda_version)
 
 
-def _device(view: DeviceView, news: News) -> Document:
+def _device(view: DeviceView, news: News) -> DeviceDocument:
     device, terms = view.device, view.terms
     shared = _is_shared(view)
     mode = Mode.SLICE if shared else terms.mode
@@ -82,31 +92,31 @@ def _device(view: DeviceView, news: News) -> Document:
     capability = device.compute_capability
     since = view.health.since if not view.health.healthy else (holder.since if holder else None)
     free, total = _slices(view)
-    return {
-        "uuid": device.uuid,
-        "model": device.model,
-        "index": device.index,
-        "memory_bytes": device.memory_bytes,
-        "compute_capability": None if capability is None else f"{capability[0]}.{capability[1]}",
-        "pool": terms.pool,
-        "mode": mode.value,
-        "healthy": view.health.healthy,
-        "reason": view.health.reason,
-        "since": None if since is None else time_to_text(since),
-        "guarantee": Guarantee.NONE.value if unguarded else guarantee.value,
-        "compute_guarantee": worth_compute(mode, mps, device.simulated).value,
-        "unguarded_reason": unguarded,
-        "used_bytes": usage.used_bytes,
-        "utilization_percent": usage.utilization_percent,
-        "simulated": device.simulated,
-        "lease_id": holder.id if holder else None,
-        "user": holder.user if holder else None,
-        "server": holder.server if holder else None,
-        "free_slices": free,
-        "total_slices": total,
-        "free_memory_bytes": None if free is None else _room(view).free_memory_bytes if terms.sliced else 0,
-        "shares": [_share(lease, view) for lease in view.holders] if shared else [],
-    }
+    return DeviceDocument(
+        uuid=device.uuid,
+        model=device.model,
+        index=device.index,
+        memory_bytes=device.memory_bytes,
+        compute_capability=None if capability is None else f"{capability[0]}.{capability[1]}",
+        pool=terms.pool,
+        mode=mode,
+        healthy=view.health.healthy,
+        reason=view.health.reason,
+        since=since,
+        guarantee=Guarantee.NONE if unguarded else guarantee,
+        compute_guarantee=worth_compute(mode, mps, device.simulated),
+        unguarded_reason=unguarded,
+        used_bytes=usage.used_bytes,
+        utilization_percent=usage.utilization_percent,
+        simulated=device.simulated,
+        lease_id=holder.id if holder else None,
+        user=holder.user if holder else None,
+        server=holder.server if holder else None,
+        free_slices=free,
+        total_slices=total,
+        free_memory_bytes=None if free is None else _room(view).free_memory_bytes if terms.sliced else 0,
+        shares=tuple(_share(lease, view) for lease in view.holders) if shared else (),
+    )
 
 
 def _is_shared(view: DeviceView) -> bool:
@@ -134,44 +144,44 @@ def _slices(view: DeviceView) -> tuple[int | None, int | None]:
     return count_free(want, room), count_free(want, replace(room, shares=()))
 
 
-def _share(lease: Lease, view: DeviceView) -> Document:
+def _share(lease: Lease, view: DeviceView) -> ShareDocument:
     share = share_of(lease, view.device)
-    return {
-        "lease_id": lease.id,
-        "user": lease.user,
-        "server": lease.server,
-        "hub": lease.hub,
-        "memory_bytes": share.memory_bytes,
-        "compute_percent": share.compute_percent,
-        "since": time_to_text(lease.since),
-    }
+    return ShareDocument(
+        lease_id=lease.id,
+        user=lease.user,
+        server=lease.server,
+        hub=lease.hub,
+        memory_bytes=share.memory_bytes,
+        compute_percent=share.compute_percent,
+        since=lease.since,
+    )
 
 
-def _lease(lease: Lease) -> Document:
-    return {
-        "id": lease.id,
-        "user": lease.user,
-        "server": lease.server,
-        "hub": lease.hub,
-        "tier": lease.tier,
-        "state": lease.state.value,
-        "device_uuids": list(lease.device_uuids),
-        "memory_bytes": lease.memory_bytes,
-        "compute_percent": lease.compute_percent,
-        "mode": lease.mode.value,
-        "since": time_to_text(lease.since),
-        "notice": lease.notice,
-    }
+def _lease(lease: Lease) -> LeaseDocument:
+    return LeaseDocument(
+        id=lease.id,
+        user=lease.user,
+        server=lease.server,
+        hub=lease.hub,
+        tier=lease.tier,
+        state=lease.state,
+        device_uuids=lease.device_uuids,
+        memory_bytes=lease.memory_bytes,
+        compute_percent=lease.compute_percent,
+        mode=lease.mode,
+        since=lease.since,
+        notice=lease.notice,
+    )
 
 
-def _entry(entry: QueueEntry) -> Document:
+def _entry(entry: QueueEntry) -> QueueDocument:
     lease = entry.lease
-    return {
-        "id": lease.id,
-        "user": lease.user,
-        "server": lease.server,
-        "hub": lease.hub,
-        "tier": lease.tier,
-        "position": entry.position,
-        "since": time_to_text(lease.created_at),
-    }
+    return QueueDocument(
+        id=lease.id,
+        user=lease.user,
+        server=lease.server,
+        hub=lease.hub,
+        tier=lease.tier,
+        position=entry.position,
+        since=lease.created_at,
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import socket
 import stat
@@ -34,19 +35,29 @@ from ...core.errors import (
 )
 from ...core.model import GpuRequest, Lease, LeaseState
 from ...core.units import ordinal
-from ...protocol.messages import lease_to_json, patch_to_json, request_from_json
+from ...protocol.messages import (
+    Event,
+    HeartbeatEvent,
+    QueuedEvent,
+    RefusalMessage,
+    event_to_line,
+    lease_event,
+    refused_event,
+    request_from_json,
+)
+from ...protocol.stream import WAITED_HEADER
 from ..leases.leasing import LeaseService
-from ..leases.logline import ending
+from ..leases.logline import log_context
 from ..observe.metrics import Metrics
 
 MAX_BODY_BYTES = 512 * 1024
-"""The longest request that `wire.py` accepts: a thousand groups with long names."""
+"""The longest request that `messages.py` accepts: a thousand groups with long names."""
 MAX_PATH_BYTES = 107
 """`sun_path` of unix(7), without its closing zero."""
 _BACKLOG = 512
 """Connections that may wait to be accepted: a whole class that clicks at once."""
 HEARTBEAT_SECONDS = 5.0
-"""An empty line this often: the client takes a long silence for a broker that hangs."""
+"""A heartbeat this often, from the first line on: the client takes a long silence for a broker that hangs."""
 
 
 class View(Protocol):
@@ -109,8 +120,13 @@ class Handler(RequestHandler):
     def refuse(self, refusal: Refusal) -> None:
         """Answers with the refusal's status, reason and sentence, and counts it."""
         self.set_status(refusal.status)
-        self.answer({"reason": refusal.reason, "message": refusal.message})
+        self.explain(refusal.reason, refusal.message)
         self.site.metrics.refused(refusal.reason)
+
+    def explain(self, reason: str, message: str) -> None:
+        """Writes why there is no other answer."""
+        self.set_header("Content-Type", "application/json")
+        self.write(RefusalMessage(reason=reason, message=message).model_dump_json())
 
     def refusal_of(self, fault: Fault) -> Refusal:
         """What the user is told of a fault; what exactly happened is for the log."""
@@ -124,7 +140,7 @@ class Handler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's own errors (wrong method, broken code) as JSON."""
-        self.answer({"reason": BrokerUnavailable.reason, "message": f"The GPU broker failed ({status_code})"})
+        self.explain(BrokerUnavailable.reason, f"The GPU broker failed ({status_code})")
 
 
 class UnknownHandler(Handler):
@@ -132,7 +148,8 @@ class UnknownHandler(Handler):
 
     def prepare(self) -> None:
         self.set_status(404)
-        self.finish({"reason": BadOption.reason, "message": f"The broker has no {self.request.path!r}"})
+        self.explain(BadOption.reason, "The broker has no such address")
+        self.finish()
 
 
 class ConfirmHandler(Handler):
@@ -189,11 +206,10 @@ class MetricsHandler(Handler):
 class LeasesHandler(Handler):
     """POST /leases: from the request to the lease, and then the hold."""
 
-    _lease_id: str | None = None
-
     def prepare(self) -> None:
         self._closed = asyncio.Event()
         self._granted = False
+        self._streaming = False
         self._started = asyncio.get_running_loop().time()
 
     def on_connection_close(self) -> None:
@@ -203,7 +219,7 @@ class LeasesHandler(Handler):
     async def post(self) -> None:
         """Answers 200 and streams, or the refusal's status."""
         try:
-            request = request_from_json(_json(self.request.body))
+            request = request_from_json(self.request.body)
         except Refusal as refusal:
             self.refuse(refusal)
             return
@@ -215,18 +231,14 @@ class LeasesHandler(Handler):
             await service.dropped(request.lease_id)
 
     async def _serve(self, request: GpuRequest) -> None:
-        streaming = False
+        beating = asyncio.create_task(self._beat())
         try:
-            lease = await self.site.service.open(request)
-            self.set_header("Content-Type", "application/x-ndjson")
-            await self.flush()
-            streaming = True
-            await self._follow(lease)
+            refusal = await self._stream(request)
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+        if refusal is None:
             return
-        except Refusal as refused:
-            refusal = refused
-        except Fault as fault:
-            refusal = self.refusal_of(fault)
         self.site.log.info(
             "Refused (%s): %s user=%s server=%s lease=%s devices=- container=-",
             refusal.reason,
@@ -235,38 +247,74 @@ class LeasesHandler(Handler):
             request.server or "-",
             request.lease_id,
         )
-        if streaming:
+        if self._streaming:
             self.site.metrics.refused(refusal.reason)
-            await self._send({"event": "refused", "reason": refusal.reason, "message": refusal.message})
+            await self._send(refused_event(refusal))
         else:
             self.refuse(refusal)
 
-    async def _follow(self, lease: Lease) -> None:
-        """Sends what changes until the client closes. Raises the refusal that ends the stream."""
+    async def _stream(self, request: GpuRequest) -> Refusal | None:
+        """From the request to the end of the hold; the refusal that ended it, if one did."""
+        try:
+            deadline = self._started + self.site.queue_timeout_seconds - self._waited_seconds()
+            lease = await self.site.service.open(request)
+            await self._begin_stream()
+            await self._follow(lease, deadline)
+        except Refusal as refusal:
+            return refusal
+        except Fault as fault:
+            return self.refusal_of(fault)
+        return None
+
+    def _waited_seconds(self) -> float:
+        """For how long the client has asked for this lease already, over other connections. By its own clock,
+        which neither a change of the wall clock nor a restart of this broker moves. Raises BadOption.
+        """
+        text = self.request.headers.get(WAITED_HEADER, "0")
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            raise BadOption(f"The header {WAITED_HEADER} must be a number of seconds")
+        return seconds
+
+    async def _begin_stream(self) -> None:
+        if not self._streaming:
+            self._streaming = True
+            self.set_header("Content-Type", "application/x-ndjson")
+            await self.flush()
+
+    async def _beat(self) -> None:
+        """Heartbeats until cancelled, whatever else is being done for the client: an old container that is
+        removed first, a daemon that is started. A request that is refused sooner than the first has a status.
+        """
+        with suppress(StreamClosedError):
+            while True:
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+                await self._begin_stream()
+                await self._send(HeartbeatEvent())
+
+    async def _follow(self, lease: Lease, deadline: float) -> None:
+        """Sends what changes until the client closes. Raises the refusal that ends the stream.
+
+        `deadline` is the end of the queue's time, by the loop's clock.
+        """
         site = self.site
         loop = asyncio.get_running_loop()
-        waited = (site.service.now() - lease.created_at).total_seconds()
-        deadline = loop.time() + max(0.0, site.queue_timeout_seconds - max(0.0, waited))
         closed = asyncio.ensure_future(self._closed.wait())
         coming: asyncio.Future[Any] | None = None
         try:
             async with site.service.watch(lease.id) as changes:
                 while not closed.done():
                     coming = coming or asyncio.ensure_future(anext(changes))
-                    pause = (
-                        HEARTBEAT_SECONDS if self._granted else min(HEARTBEAT_SECONDS, deadline - loop.time())
-                    )
-                    await asyncio.wait(
-                        {coming, closed}, timeout=max(0.0, pause), return_when="FIRST_COMPLETED"
-                    )
+                    pause = None if self._granted else max(0.0, deadline - loop.time())
+                    await asyncio.wait({coming, closed}, timeout=pause, return_when="FIRST_COMPLETED")
                     if coming.done():
                         change, coming = coming.result(), None
                         await self._tell(change.lease, change.position, change.waiting)
-                    elif not self._granted and loop.time() >= deadline:
+                    elif not closed.done() and not self._granted:
                         await self._time_out(lease)
-                    elif not closed.done():
-                        self.write("\n")
-                        await self.flush()
         finally:
             for future in (closed, coming):
                 if future is not None:
@@ -276,10 +324,8 @@ class LeasesHandler(Handler):
     async def _tell(self, lease: Lease, position: int | None, waiting: int) -> None:
         if lease.state is LeaseState.WAITING:
             if position is not None:
-                message = queued_message(position, lease.device_count, self.site.simulated)
-                await self._send(
-                    {"event": "queued", "position": position, "waiting": waiting, "message": message}
-                )
+                message = queued_message(position, lease.want.device_count, self.site.simulated)
+                await self._send(QueuedEvent(position=position, waiting=waiting, message=message))
         elif lease.state in (LeaseState.RELEASING, LeaseState.CLOSED):
             raise LeaseConflict(
                 f"The lease of this server has ended ({lease.reason}): start the server again"
@@ -288,15 +334,15 @@ class LeasesHandler(Handler):
             patch = await self.site.service.patch(lease)
             self._granted = True
             self.site.metrics.acquire_seconds.observe(asyncio.get_running_loop().time() - self._started)
-            await self._send({"event": "lease", "lease": lease_to_json(lease), "patch": patch_to_json(patch)})
+            await self._send(lease_event(lease, patch))
 
     async def _time_out(self, lease: Lease) -> None:
-        self.site.log.info("The queue's time is over %s", ending(lease))
+        self.site.log.info("The queue's time is over %s", log_context(lease))
         await self.site.service.release(lease.id, "the queue's time was over")
-        raise QueueTimeout(timeout_message(self.site.queue_timeout_seconds, lease.device_count))
+        raise QueueTimeout(timeout_message(self.site.queue_timeout_seconds, lease.want.device_count))
 
-    async def _send(self, event: dict[str, Any]) -> None:
-        self.write(json.dumps(event) + "\n")
+    async def _send(self, event: Event) -> None:
+        self.write(event_to_line(event))
         await self.flush()
 
 
@@ -357,10 +403,3 @@ def timeout_message(seconds: float, device_count: int) -> str:
     span = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     what = "No GPU" if device_count == 1 else f"Not enough GPUs (you asked for {device_count})"
     return f"{what} became free in {span}: all are in use. Choose CPU, or try again later."
-
-
-def _json(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadOption("The request is not JSON") from None

@@ -72,6 +72,7 @@ def visible_status(document: Document, viewer: Viewer) -> Document:
     mine = {lease["id"] for lease in leases}
     return {
         "simulated": document["simulated"],
+        "fault": document.get("fault", ""),
         "devices": [_visible_device(device, viewer, mine) for device in document["devices"]],
         "leases": leases,
         "queue": [dict(entry) for entry in document["queue"] if viewer.sees_all or viewer.is_mine(entry)],

@@ -11,18 +11,20 @@ from dataclasses import replace
 from datetime import datetime
 
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
+from ...core.states import Actor, Event, after
+from ...core.want import Mode, Want
 from . import notice
-from .devices import NO_TERMS, Devices
-from .placement import Share, Want, example, want_of
+from .devices import NO_RULES, Devices
+from .placement import Share, example
 from .queue import Place, Queue, Waiting, plan
+from .sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
-from .terms import WHOLE, Terms
 
 
 class Book:
     """Who holds what and who waits, on these devices."""
 
-    def __init__(self, devices: Iterable[Device] = (), terms: Mapping[str, Terms] = NO_TERMS) -> None:
+    def __init__(self, devices: Iterable[Device] = (), terms: Mapping[str, SharingRules] = NO_RULES) -> None:
         self._devices = Devices(devices, terms)
         self._queue = Queue(self._devices.kinds)
         self._leases: dict[str, Lease] = {}
@@ -54,7 +56,7 @@ class Book:
         """How many leases wait."""
         return len(self._queue)
 
-    def terms(self, uuid: str) -> Terms:
+    def terms(self, uuid: str) -> SharingRules:
         """How the device's pool shares it. Raises KeyError for one that is not known."""
         return self._devices.terms(uuid)
 
@@ -109,7 +111,7 @@ class Book:
         )
         return Snapshot(devices, self.leases(), queue)
 
-    def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> None:
+    def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
         """Devices that were not found before; a lease that held one all along goes on with it."""
         for device in devices:
             self._devices.add(device, terms.get(device.uuid, WHOLE), self.holders(device.uuid))
@@ -137,12 +139,37 @@ class Book:
         """
         lines = list(self._queue.lines())
         if newcomer is not None:
-            lines.append([Waiting(self._arrivals + 1, newcomer.id, want_of(newcomer))])
+            lines.append([Waiting(self._arrivals + 1, newcomer.id, newcomer.want)])
         placed = []
         for lease_id, shares in plan(lines, self._devices.rooms(freed), without).items():
             waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
-            placed.append(with_shares(replace(waiting, state=LeaseState.RESERVED, since=now), shares))
+            to = after(waiting.state, Event.PLACE, Actor.BROKER).to
+            reserved = with_shares(replace(waiting, state=to, since=now), shares)
+            placed.append(self.with_fractions(reserved))
         return placed
+
+    def with_fractions(self, lease: Lease) -> Lease:
+        """The lease with its node, and with the part of each of its devices that it is charged with.
+
+        What it has of them stays; a device that is not known leaves it without.
+        """
+        if lease.device_fractions or not lease.device_uuids or self.missing(lease):
+            return lease
+        devices = [self._devices.device(uuid) for uuid in lease.device_uuids]
+        shares = self._devices.shares(lease)
+        return replace(
+            lease,
+            node=devices[0].node,
+            device_fractions=tuple(
+                device.gpu_fraction * self._part(lease, device, share)
+                for device, share in zip(devices, shares, strict=True)
+            ),
+        )
+
+    def _part(self, lease: Lease, device: Device, share: Share) -> float:
+        if lease.mode is not Mode.SLICE:
+            return 1.0
+        return self._devices.terms(device.uuid).gpu_fraction(device.memory_bytes, share.memory_bytes)
 
     def with_notice(self, lease: Lease) -> Lease:
         """The lease with the notice that its devices' health calls for; if they are well, another stays."""
@@ -163,7 +190,7 @@ class Book:
             self._queue.remove(lease.id)
         if waits and not waited:
             self._arrivals += 1
-            self._queue.add(Waiting(self._arrivals, lease.id, want_of(lease)))
+            self._queue.add(Waiting(self._arrivals, lease.id, lease.want))
         self._move_shares(before, lease)
         server = (lease.hub, lease.user, lease.server)
         if lease.state is not LeaseState.CLOSED:

@@ -13,10 +13,11 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ...core.model import Device, DeviceHealth, Lease
-from .placement import Kind, Room, Share, Want, count_free, rank, share_of, suits
-from .terms import WHOLE, Terms
+from ...core.want import Want
+from .placement import Kind, Room, Share, count_free, rank, share_of, suits
+from .sharing_rules import WHOLE, SharingRules
 
-NO_TERMS: Mapping[str, Terms] = MappingProxyType({})
+NO_RULES: Mapping[str, SharingRules] = MappingProxyType({})
 
 MISSING = "it was not found when the broker started"
 """Why a placeholder is withdrawn."""
@@ -28,7 +29,7 @@ class Devices:
     `terms` says by UUID how a device is shared; one that it doesn't name is leased whole.
     """
 
-    def __init__(self, devices: Iterable[Device] = (), terms: Mapping[str, Terms] = NO_TERMS) -> None:
+    def __init__(self, devices: Iterable[Device] = (), terms: Mapping[str, SharingRules] = NO_RULES) -> None:
         self._rooms = {device.uuid: Room(device, terms=terms.get(device.uuid, WHOLE)) for device in devices}
         self._health = {uuid: DeviceHealth(uuid, healthy=True) for uuid in self._rooms}
         self._holders: dict[str, tuple[str, ...]] = dict.fromkeys(self._rooms, ())
@@ -45,7 +46,7 @@ class Devices:
         """The device. Raises KeyError for one that is not known."""
         return self._rooms[uuid].device
 
-    def terms(self, uuid: str) -> Terms:
+    def terms(self, uuid: str) -> SharingRules:
         """How the device's pool shares it. Raises KeyError for one that is not known."""
         return self._rooms[uuid].terms
 
@@ -126,7 +127,7 @@ class Devices:
             if uuid in self._placeholders and not self._holders[uuid]:
                 self._forget(uuid)
 
-    def add(self, device: Device, terms: Terms, holders: Iterable[Lease] = ()) -> None:
+    def add(self, device: Device, terms: SharingRules, holders: Iterable[Lease] = ()) -> None:
         """A device that was not found before, or only as the placeholder that `holders` hold."""
         uuid = device.uuid
         if uuid in self._rooms and uuid not in self._placeholders:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...core.model import Device, DeviceHealth, Mode
+from ...core.model import Device, DeviceHealth
 from ...core.units import format_bytes, format_time
-from .placement import Want
+from ...core.want import Mode, Want
 
 _SAVE = "Save your work, stop this server and start a new one."
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ...core.model import Device, GpuRequest, Lease, Mode, Tier
-from .terms import WHOLE, Terms
+from ...core.model import Device, Lease
+from ...core.want import Mode, Want
+from .sharing_rules import WHOLE, SharingRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +27,13 @@ class Share:
     mps: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
-    """What a request needs of the devices: two requests with equal wants are served by the same ones."""
-
-    device_count: int
-    model: str | None = None
-    mode: Mode = Mode.WHOLE
-    pool: str | None = None
-    mig_profile: str | None = None
-    memory_bytes: int | None = None
-    compute_percent: float | None = None
-
-
 class Kind(NamedTuple):
     """What a request can tell devices apart by."""
 
     model: str
     memory_bytes: int
     mig_profile: str | None
-    terms: Terms
+    terms: SharingRules
 
     @property
     def order(self) -> tuple[int, str, str, str]:
@@ -59,7 +47,7 @@ class Room:
 
     device: Device
     shares: tuple[Share, ...] = ()
-    terms: Terms = WHOLE
+    terms: SharingRules = WHOLE
 
     @property
     def kind(self) -> Kind:
@@ -139,35 +127,6 @@ RULES: Mapping[Mode, ShareRule] = {Mode.WHOLE: whole, Mode.MIG: whole, Mode.SLIC
 """How each mode shares a device; a MIG instance is a device of its own, and has one owner."""
 
 
-def make_want(device_count: int, model: str | None) -> Want:
-    """A want; the model's name may be in upper or lower case, and an empty one asks for nothing."""
-    return Want(device_count, model.casefold() if model else None)
-
-
-def want_of(item: GpuRequest | Lease) -> Want:
-    """What a request, or the lease that waits for it, needs of the devices."""
-    return replace(
-        make_want(item.device_count, item.model),
-        mode=item.mode,
-        pool=item.pool,
-        mig_profile=item.mig_profile,
-        memory_bytes=item.slice_memory_bytes,
-        compute_percent=item.slice_compute_percent,
-    )
-
-
-def want_of_tier(tier: Tier) -> Want:
-    """What a server of the tier needs of the devices."""
-    return replace(
-        make_want(tier.device_count, tier.model),
-        mode=tier.mode,
-        pool=tier.pool,
-        mig_profile=tier.mig_profile,
-        memory_bytes=tier.memory_bytes,
-        compute_percent=tier.compute_percent,
-    )
-
-
 def share_of(lease: Lease, device: Device) -> Share:
     """The share of `device` that `lease` holds: what `place` gave it, for a lease read from the ledger.
 
@@ -179,7 +138,7 @@ def share_of(lease: Lease, device: Device) -> Share:
     return whole_share(device)
 
 
-def kind_of(device: Device, terms: Terms = WHOLE) -> Kind:
+def kind_of(device: Device, terms: SharingRules = WHOLE) -> Kind:
     """What a request can tell devices apart by."""
     return Kind(device.model, device.memory_bytes, device.mig_profile, terms)
 

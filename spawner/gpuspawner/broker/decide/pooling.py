@@ -2,7 +2,7 @@
 
 What contradicts itself, or asks for what the machine lacks, is a ConfigError. Where a GPU could not be
 read (`Host.incomplete`) that may be why, and a broker that doesn't start for it would let down everybody
-else: it is a warning then, and the tier is shown as one that can't be had.
+else: it is a warning then, and the tier is shown as not available.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from ...core.errors import ConfigError
 from ...core.model import Device, Mode, Pool, Tier
 from ...core.units import format_bytes
-from ...node.inventory import ComputeMode
-from ...node.mps.control import MpsProgram
-from .placement import Kind, Want, kind_of, suits, want_of_tier
-from .terms import Terms, terms_of
+from ...core.want import Want
+from ...node.api import ComputeMode, MpsProgram, NodeFacts
+from .placement import Kind, kind_of, suits
+from .sharing_rules import SharingRules, rules_of
 
 VOLTA = (7, 0)
 """MPS limits compute and memory from this compute capability on (CUDA MPS, r580, "Volta MPS")."""
@@ -28,14 +28,19 @@ class Host:
     """What the machine has. `guard_obstacle`: why the guard can't end processes here, with the remedy.
 
     `incomplete`: some GPU could not be read, so what is missing may be there. `modes` are the GPUs'
-    compute modes by UUID, as far as they can be read.
+    compute modes by UUID; None where it can't be read.
     """
 
     simulated: bool
     mps: MpsProgram
     guard_obstacle: str = ""
     incomplete: bool = False
-    modes: Mapping[str, ComputeMode] = field(default_factory=dict)
+    modes: Mapping[str, ComputeMode | None] = field(default_factory=dict)
+
+
+def host_of(facts: NodeFacts) -> Host:
+    """What the node says of its machine, as the pools need it."""
+    return Host(facts.simulated, facts.mps, facts.guard_obstacle, facts.incomplete, facts.compute_modes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Pooling:
     """
 
     devices: tuple[Device, ...]
-    terms: Mapping[str, Terms]
+    terms: Mapping[str, SharingRules]
     managed: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
 
@@ -68,7 +73,7 @@ def make_pooling(
     """Who shares what. Raises ConfigError, with the remedy, for what can't work here."""
     warnings: list[str] = []
     taken = _members(pools or DEFAULT_POOLS, devices, warnings)
-    terms: dict[str, Terms] = {}
+    terms: dict[str, SharingRules] = {}
     managed: set[str] = set()
     for pool, members in taken:
         if pools and not members:
@@ -77,7 +82,7 @@ def make_pooling(
             )
         of_pool = _terms(pool, tiers, members, host, warnings)
         if not pools and pool.mode is Mode.MIG:
-            of_pool = Terms("mig", Mode.MIG, lends_whole=all(device.is_mig for device in devices))
+            of_pool = SharingRules("mig", Mode.MIG, lends_whole=all(device.is_mig for device in devices))
         for device in members:
             terms[device.uuid] = of_pool
             if pool.manage_compute_mode and of_pool.mps:
@@ -138,11 +143,11 @@ def _wrong_sort(pool: Pool, device: Device) -> str:
 
 def _terms(
     pool: Pool, tiers: Sequence[Tier], members: Sequence[Device], host: Host, warnings: list[str]
-) -> Terms:
+) -> SharingRules:
     if pool.mode is not Mode.SLICE:
-        return terms_of(pool, mps=False)
+        return rules_of(pool, mps=False)
     if host.simulated:
-        return terms_of(pool, mps=pool.mps is not False)
+        return rules_of(pool, mps=pool.mps is not False)
     where = f"c.GpuSite.pools: pool {pool.name!r}"
     if host.guard_obstacle:
         raise ConfigError(
@@ -157,7 +162,7 @@ def _terms(
         warnings.append(
             f"{where}: no MPS, so its slices are time-slices: memory is guarded, compute is not. {obstacle}"
         )
-    return terms_of(pool, mps=pool.mps is not False and not obstacle)
+    return rules_of(pool, mps=pool.mps is not False and not obstacle)
 
 
 def _mps_obstacle(members: Sequence[Device], host: Host) -> str:
@@ -180,12 +185,14 @@ def _needs_mps(pool: Pool, tiers: Sequence[Tier]) -> str:
     asking = [
         tier.name
         for tier in tiers
-        if tier.mode is Mode.SLICE and tier.compute_percent is not None and tier.pool in (None, pool.name)
+        if tier.want.mode is Mode.SLICE
+        and tier.want.compute_percent is not None
+        and tier.want.pool in (None, pool.name)
     ]
     return f"compute_percent of tier {asking[0]!r}" if asking else ""
 
 
-def _check_slices(terms: Terms, members: Sequence[Device]) -> None:
+def _check_slices(terms: SharingRules, members: Sequence[Device]) -> None:
     """Slices over the device: refused here, before anybody waits for one."""
     if not terms.sliced or not members:
         return
@@ -205,10 +212,16 @@ def _check_slices(terms: Terms, members: Sequence[Device]) -> None:
             )
 
 
-def _check_modes(terms: Terms, members: Sequence[Device], host: Host) -> Iterator[str]:
+def _check_modes(terms: SharingRules, members: Sequence[Device], host: Host) -> Iterator[str]:
     """What a GPU's compute mode keeps from working. A warning: the mode may be another in a minute."""
     for device in members:
         mode = host.modes.get(device.uuid, ComputeMode.DEFAULT)
+        if mode is None:
+            yield (
+                f"c.GpuSite.pools: pool {terms.pool!r}: the compute mode of {device.uuid} can't be read, "
+                f"it may refuse programs: see `nvidia-smi -q -i {device.uuid} -d COMPUTE`"
+            )
+            continue
         shut = mode is ComputeMode.PROHIBITED
         if shut or (terms.sliced and not terms.mps and mode is not ComputeMode.DEFAULT):
             who = "no program" if shut else "one program alone, and so one slice,"
@@ -219,20 +232,20 @@ def _check_modes(terms: Terms, members: Sequence[Device], host: Host) -> Iterato
 
 
 def _check_tier(
-    tier: Tier, devices: Sequence[Device], terms: Mapping[str, Terms], host: Host, warnings: list[str]
+    tier: Tier, devices: Sequence[Device], terms: Mapping[str, SharingRules], host: Host, warnings: list[str]
 ) -> None:
-    want = want_of_tier(tier)
+    want = tier.want
     kinds = [kind_of(device, terms[device.uuid]) for device in devices]
     count = sum(suits(want, kind) for kind in kinds)
     where = f"c.GpuSite.tiers: tier {tier.name!r}"
     if not count:
         message = f"{where} can be served by no device: {_why(want, kinds)}"
         if want.mode is Mode.WHOLE and want.pool is None:
-            warnings.append(message)  # shown as one that can't be had, as long as there is no such GPU
+            warnings.append(message)  # shown as not available as long as there is no such GPU
         else:
             _say(message, host, warnings)
-    elif count < tier.device_count:
-        warnings.append(f"{where} has {tier.device_count} devices, and this machine has {count} of that kind")
+    elif count < want.device_count:
+        warnings.append(f"{where} has {want.device_count} devices, and this machine has {count} of that kind")
 
 
 def _why(want: Want, kinds: Sequence[Kind]) -> str:

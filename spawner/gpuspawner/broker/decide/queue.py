@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .placement import Kind, Rooms, Share, Want, place, suits, take
+from ...core.want import Want
+from .placement import Kind, Rooms, Share, place, suits, take
 
 
 class Waiting(NamedTuple):

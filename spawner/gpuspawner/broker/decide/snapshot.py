@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...core.model import Device, DeviceHealth, Lease
-from .terms import WHOLE, Terms
+from .sharing_rules import WHOLE, SharingRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class DeviceView:
     device: Device
     health: DeviceHealth
     holders: tuple[Lease, ...]
-    terms: Terms = WHOLE
+    terms: SharingRules = WHOLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,78 +1,57 @@
-"""Makes the node hold what the leases say: MPS daemons, compute modes, the guard's quotas, and their news.
+"""Makes the node hold what the leases say, and passes on what the node reports.
 
-An MPS daemon is started when the first slice of its GPU is given out. It runs until nobody has had one for
-a while, or the GPU leaves its pool; it and the notebooks on it outlive the broker. The guard goes by the
-leases that run, from the moment on at which the ledger was read. Nothing of this is done where GPUs are
-simulated.
+Each lease belongs to a mode (`mode.py`). From what the modes wish and the quotas of the leases that have a
+container, one document is made of all that should hold; the node makes it true. Its events change the health
+of devices, are told to holders and are recorded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from ...core.errors import DeviceFault, GpuSpawnerError
+from ...core.errors import GpuSpawnerError
 from ...core.model import ContainerPatch, DeviceHealth, Lease, LeaseState, Mode
 from ...core.units import format_time
-from ...node.compute_mode import ComputeModes
-from ...node.daemon_pool import DaemonPool
-from ...node.guard.guard import Guard, GuardEvent, GuardSettings
-from ...node.guard.judge import Orders, Quota
-from ...node.inventory import Inventory
-from ...node.mps.control import MpsLimits
-from ...node.mps.daemon import BACK, MpsChange, MpsPace, MpsService
+from ...node.api import (
+    DaemonPlan,
+    DesiredState,
+    GuardEvent,
+    Node,
+    NodeEvent,
+    NodeFacts,
+    Quota,
+    QuotaPlan,
+    Readings,
+    Usage,
+)
 from ..decide.devices import MISSING
 from ..decide.pooling import Pooling
 from ..observe.journal import Journal, is_of, record_of
 from ..observe.metrics import Metrics
+from .mode import Holders, SharingMode, Surroundings
+from .slices import IDLE_SECONDS, Slices
+from .whole import Whole
 
 RETRY_SECONDS = 30.0
-"""How long a GPU whose MPS did not start is out of use before it is tried again."""
-IDLE_SECONDS = 300.0
-"""How long a GPU's daemon and its compute mode stay after the last slice: the next one need not wait."""
+"""Pause before what could not be recorded is tried again."""
 END_SECONDS = 5.0
-"""How long the end of the broker may take for those that nobody uses; the next broker ends the rest."""
-_USING = (LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.ASLEEP, LeaseState.RELEASING)
-
-
-class Holders(Protocol):
-    """Who holds what, and how they are told: the lease service.
-
-    `ready` is set once Docker was compared with the ledger: before that, a lease may be missing here.
-    """
-
-    ready: asyncio.Event
-
-    def leases(self) -> tuple[Lease, ...]:
-        """All living leases."""
-        ...
-
-    async def tell(self, lease_id: str, sentence: str) -> None:
-        """Gives the holder a notice. Raises LedgerFault."""
-        ...
-
-    async def set_health(self, health: DeviceHealth) -> None:
-        """Withdraws a device or takes it back. Raises LedgerFault."""
-        ...
+"""How long the end of the broker may take for the GPUs that nobody uses; the next broker ends the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the enforcement works with. `mps` is None where no pool uses it."""
+    """What the enforcement works with. `facts` are those that `node.start` returned."""
 
+    node: Node
+    facts: NodeFacts
     pooling: Pooling
-    inventory: Inventory
-    state_dir: Path
-    program: Path | None
     metrics: Metrics
     journal: Journal
     log: logging.Logger
-    guard: GuardSettings = field(default_factory=GuardSettings)
-    pace: MpsPace = field(default_factory=MpsPace)
     retry_seconds: float = RETRY_SECONDS
     idle_seconds: float = IDLE_SECONDS
 
@@ -82,151 +61,180 @@ class Enforcement:
 
     def __init__(self, tools: Tools, holders: Holders) -> None:
         self._tools = tools
+        self._node, self._log = tools.node, tools.log
         self._holders = holders
         self._pooling = tools.pooling
-        self._active = not tools.inventory.simulated
-        self._sizes = {device.uuid: device.memory_bytes for device in tools.pooling.devices}
-        self._guard = Guard(tools.inventory, self._on_guard, settings=tools.guard, log=tools.log)
-        self._mps: MpsService | None = None
-        if tools.program is not None:
-            self._mps = MpsService(
-                tools.program, tools.state_dir, self._on_mps, pace=tools.pace, log=tools.log
-            )
-        self._modes = ComputeModes(tools.inventory, tools.state_dir, log=tools.log)
-        self._pool = DaemonPool("compute-mode")
+        self._facts = tools.facts
         self._hardware: dict[str, DeviceHealth] = {}
-        self._without_mps: dict[str, str] = {}
-        self._cared_for: set[str] = set()
-        self._idle: dict[str, object] = {}
+        self._readings = Readings()
+        self._applying = asyncio.Lock()
+        self._changed = asyncio.Event()
         self._latest: dict[str, str] = {}
-        self._locks = {uuid: asyncio.Lock() for uuid in self._sizes}
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
+        self.on_facts: Callable[[NodeFacts], None] = lambda _: None
+        """Called with the node's new facts, as when a device appears late."""
+        whole = Whole()
+        around = Surroundings(
+            node=self._node, facts=tools.facts, holders=holders, pooling=lambda: self._pooling,
+            apply=self.apply, report=self.report, tell=self._tell, spawn=self._spawn,
+            metrics=tools.metrics, log=tools.log,
+        )  # fmt: skip
+        slices = Slices(around, idle_seconds=tools.idle_seconds)
+        self._modes: dict[Mode, SharingMode] = {Mode.WHOLE: whole, Mode.MIG: whole, Mode.SLICE: slices}
 
     # ---- start and end
 
     async def start(self) -> None:
-        """Takes up what a former broker left: quotas at once, then daemons and compute modes."""
-        if not self._active:
-            return
-        await self._guard.start(self._orders())
-        self._started = True
-        leases = self._holders.leases()
-        needed = {lease.device_uuids[0] for lease in leases if _through_mps(lease)}
-        keep = self._sliced() | needed
-        try:
-            await self._pool.submit(lambda: self._modes.restore(self._pooling.managed | needed))
-            if self._mps is not None:
-                await self._mps.stop_others(keep)
-        except GpuSpawnerError as error:
-            self._tools.log.warning("%s", error)
-        for uuid in sorted(needed):
-            self._spawn(self._take_up(uuid))
-        for uuid in sorted(self._sliced() - needed):
-            self._spawn(self._leave(uuid))
+        """Adopts what a former broker left: quotas at once, then daemons and compute modes.
 
-    def extend(self, pooling: Pooling) -> None:
+        The health of every device is known when this returns.
+        """
+        self._started = True
+        for mode in self._all_modes():
+            mode.begin()
+        await self.apply()
+        await self.report_health()
+        self._spawn(self._listen())
+        self._spawn(self._apply_changes())
+
+    async def extend(self, pooling: Pooling) -> None:
         """Devices that could not be read at the start are there: from now on quotas hold there too."""
         self._pooling = pooling
-        self._sizes = {device.uuid: device.memory_bytes for device in pooling.devices}
-        if not self._started:
-            return
-        self._guard.set_orders(self._orders())
-        for uuid in sorted(self._sizes.keys() - self._cared_for):
-            if self._users(uuid):
-                self._spawn(self._take_up(uuid))
+        if self._started:
+            for mode in self._all_modes():
+                mode.begin()
+            await self.apply()
 
     async def stop(self) -> None:
-        """The broker ends. Daemons and compute modes stay for the notebooks that go on, and only for them."""
+        """The broker ends. What runs on the node stays for the notebooks that go on, and only for them."""
         started, self._started = self._started, False
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if started:
-            await self._guard.stop()
         if started and self._holders.ready.is_set():
-            unused = [uuid for uuid in self._sliced() | self._cared_for if not self._users(uuid)]
-            ending = [asyncio.create_task(self._guarded(self._end_mps(uuid))) for uuid in unused]
+            unused = frozenset().union(*(mode.end() for mode in self._all_modes()))
+            await self.apply()
+            ending = [asyncio.create_task(self._guarded(self._node.settle(uuid))) for uuid in unused]
             if ending:
                 await asyncio.wait(ending, timeout=END_SECONDS)
-        if self._mps is not None:
-            await self._mps.leave()
-        self._pool.close()
 
     # ---- a lease
 
     async def prepare(self, lease: Lease) -> None:
-        """The GPU of a slice is ready for its container when this returns.
+        """The devices of the lease are ready for its container when this returns. Raises DeviceFault.
 
-        Raises DeviceFault if MPS does not run; the GPU is out of use then until it does.
+        A device that can't be made ready is out of use until it can.
         """
-        if not self._active or not _through_mps(lease):
-            return
-        uuid = lease.device_uuids[0]
-        known = uuid in self._without_mps
-        try:
-            await self._ensure(uuid)
-        except GpuSpawnerError as error:
-            await self._lose_mps(uuid, str(error))
-            if not known:
-                self._spawn(self._retry(uuid))
-            raise
-        await self._have_mps(uuid)
+        await self._modes[lease.mode].prepare(lease)
 
     def patch(self, lease: Lease, patch: ContainerPatch) -> ContainerPatch:
-        """`patch` with what the lease's container needs to compute through MPS; pure."""
-        if not self._active or not _through_mps(lease) or self._mps is None:
-            return patch
-        uuid = lease.device_uuids[0]
-        own = MpsLimits(lease.compute_percent, lease.memory_bytes)
-        smaller = own != self._limits(uuid)
-        extra = self._mps.patch_for(uuid, own if smaller else None)
-        return replace(patch, env={**patch.env, **extra.env}, mounts=(*patch.mounts, *extra.mounts))
+        """`patch` with what the lease's container needs for its mode; pure."""
+        return self._modes[lease.mode].patch(lease, patch)
 
     def on_lease(self, lease: Lease) -> None:
-        """The allocator has committed this lease: the guard's quotas follow; a daemon may not be needed."""
+        """The allocator has committed this lease: what should hold follows."""
         if not self._started:
             return
-        if lease.container_id is not None or lease.state is LeaseState.CLOSED:
-            self._guard.set_orders(self._orders())
-        if not _through_mps(lease):
-            return
-        uuid = lease.device_uuids[0]
-        if lease.state is LeaseState.RUNNING and uuid not in self._cared_for:
-            self._cared_for.add(uuid)
-            self._spawn(self._take_up(uuid))  # it was taken up from its container's labels
-        if lease.state is LeaseState.CLOSED and not self._users(uuid):
-            self._spawn(self._leave(uuid))
+        if lease.state is LeaseState.CLOSED:
+            self._modes[lease.mode].leave(lease)
+        elif lease.state.holds_devices:
+            self._modes[lease.mode].follow(lease)
+        self._changed.set()
 
-    async def set_health(self, health: DeviceHealth) -> None:
-        """What the health monitor found of a device; one whose MPS doesn't run stays out of use."""
-        self._hardware[health.uuid] = health
-        await self._holders.set_health(self._health(health.uuid))
+    # ---- what should hold
 
-    def blind(self) -> dict[str, str]:
-        """Devices whose processes can't be read now, and why: there no quota is held."""
-        found = self._guard.blind() if self._started else {}
-        if self._started:
-            held = (uuid for lease in self._holders.leases() for uuid in lease.device_uuids)
-            found |= {uuid: MISSING for uuid in held if uuid not in self._sizes}
-        self._tools.metrics.guard_blind.set(len(found))
-        return found
-
-    # ---- the guard
-
-    def _orders(self) -> Orders:
-        """Quotas of the leases that have a container, for every device that is leased here."""
-        with_container = [lease for lease in self._holders.leases() if lease.container_id is not None]
-        quotas = [quota for lease in with_container for quota in self._quotas(lease)]
+    def desired(self) -> DesiredState:
+        """All that should hold on the node now; pure."""
+        leases = self._holders.leases()
+        pooled = frozenset(device.uuid for device in self._pooling.devices)
+        held = frozenset(uuid for lease in leases for uuid in lease.device_uuids)
+        with_container = [lease for lease in leases if lease.container_id is not None]
+        quotas = tuple(quota for lease in with_container for quota in self._quotas(lease, pooled))
         containers = frozenset(str(lease.container_id) for lease in with_container)
-        return Orders(tuple(quotas), containers, frozenset(self._sizes))
+        daemons: dict[str, DaemonPlan] = {}
+        undecided: frozenset[str] = frozenset()
+        for wishes in (mode.wishes() for mode in self._all_modes()):
+            daemons |= wishes.daemons
+            undecided |= wishes.undecided
+        return DesiredState(pooled | held, QuotaPlan(quotas, containers, pooled), daemons, undecided)
 
-    def _quotas(self, lease: Lease) -> Iterable[Quota]:
-        for uuid in lease.device_uuids:
-            if uuid not in self._sizes:
-                continue  # it was not found: there is nothing to look at
-            size = lease.memory_bytes if lease.mode is Mode.SLICE else None
-            yield Quota(lease.id, str(lease.container_id), uuid, size, mps_required=_through_mps(lease))
+    async def apply(self) -> None:
+        """Gives the node what should hold now; it has taken that over when this returns."""
+        async with self._applying:
+            await self._node.apply(self.desired())
+
+    async def _apply_changes(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self.apply()
+            except Exception:  # the top of this loop
+                self._tools.metrics.failed("enforcement")
+                self._log.exception("What should hold could not be given to the node; it is tried again")
+                self._changed.set()
+                await asyncio.sleep(self._tools.retry_seconds)
+
+    def _quotas(self, lease: Lease, pooled: frozenset[str]) -> Iterable[Quota]:
+        """Of a device that was not found there is nothing to look at."""
+        return (each for each in self._modes[lease.mode].quotas(lease) if each.device_uuid in pooled)
+
+    def _all_modes(self) -> tuple[SharingMode, ...]:
+        return tuple(dict.fromkeys(self._modes.values()))
+
+    # ---- what the node reports
+
+    async def _listen(self) -> None:
+        async for event in self._node.events():
+            try:
+                await self._on_event(event)
+            except Exception:  # the top of this loop
+                self._tools.metrics.failed("enforcement")
+                self._log.exception("An event of the node was lost: %r", event)
+
+    async def _on_event(self, event: NodeEvent) -> None:
+        match event:
+            case DeviceHealth():
+                self._hardware[event.uuid] = event
+                await self.report(event.uuid)
+            case GuardEvent():
+                await self._on_guard(event)
+            case Readings():
+                self._readings = event
+            case NodeFacts():
+                self._facts = event
+                self.on_facts(event)
+            case _:
+                for mode in self._all_modes():
+                    await mode.on_event(event)
+
+    async def report_health(self) -> None:
+        """Brings the health of all devices up to date from what the node knows now."""
+        for health in await self._node.health():
+            self._hardware[health.uuid] = health
+            if not health.healthy:
+                await self.report(health.uuid)
+
+    async def report(self, uuid: str) -> None:
+        """Withdraws a device or takes it back; what can't be recorded now is tried again."""
+        try:
+            await self._holders.set_health(self._health(uuid))
+        except GpuSpawnerError as error:  # it is withdrawn all the same, or not back yet
+            self._log.warning("%s devices=%s", error, uuid)
+            self._spawn(self._report_later(uuid))
+
+    async def _report_later(self, uuid: str) -> None:
+        await asyncio.sleep(self._tools.retry_seconds)
+        await self.report(uuid)
+
+    def _health(self, uuid: str) -> DeviceHealth:
+        """The hardware's own, unless a mode keeps the device out of use."""
+        hardware = self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
+        reason = next(filter(None, (mode.obstacle(uuid) for mode in self._all_modes())), "")
+        if not reason or not hardware.healthy:
+            return hardware
+        return DeviceHealth(uuid, healthy=False, reason=reason)
 
     async def _on_guard(self, event: GuardEvent) -> None:
         self._tools.metrics.ended(event.offence)
@@ -235,13 +243,35 @@ class Enforcement:
         if lease is not None:
             await self._tell(lease.id, f"{format_time(event.at)}: {event.sentence}")
 
+    # ---- what the pages show
+
+    def node_facts(self) -> NodeFacts:
+        """What the node has, as it said last."""
+        return self._facts
+
+    def usage(self) -> Mapping[str, Usage]:
+        """What of each device is in use, by UUID."""
+        return self._readings.usage
+
+    def blind(self) -> dict[str, str]:
+        """Devices whose processes can't be read now, and why: there no quota is held."""
+        found = dict(self._readings.blind)
+        if self._started and not self._tools.facts.simulated:
+            pooled = {device.uuid for device in self._pooling.devices}
+            held = (uuid for lease in self._holders.leases() for uuid in lease.device_uuids)
+            found |= {uuid: MISSING for uuid in held if uuid not in pooled}
+        self._tools.metrics.guard_blind.set(len(found))
+        return found
+
+    # ---- notices and tasks
+
     async def _tell(self, lease_id: str, sentence: str) -> None:
         """What can't be recorded now, as on a full disk, is told later, unless there is newer."""
         self._latest[lease_id] = sentence
         try:
             await self._holders.tell(lease_id, sentence)
         except GpuSpawnerError as error:
-            self._tools.log.warning("A notice is given later: %s lease=%s", error, lease_id)
+            self._log.warning("A notice is given later: %s lease=%s", error, lease_id)
             self._spawn(self._tell_later(lease_id, sentence))
         else:
             self._latest.pop(lease_id, None)
@@ -251,143 +281,18 @@ class Enforcement:
         if self._latest.get(lease_id) == sentence:
             await self._tell(lease_id, sentence)
 
-    # ---- MPS
-
-    def _sliced(self) -> set[str]:
-        return {uuid for uuid, terms in self._pooling.terms.items() if terms.sliced and terms.mps}
-
-    def _users(self, uuid: str) -> list[Lease]:
-        """The leases that compute through the GPU's daemon, or will."""
-        return [
-            lease
-            for lease in self._holders.leases()
-            if lease.state in _USING and uuid in lease.device_uuids and _through_mps(lease)
-        ]
-
-    def _limits(self, uuid: str) -> MpsLimits:
-        """The daemon's: those of the pool's largest slice, or of a larger one that is held from before."""
-        terms, size = self._pooling.terms.get(uuid), self._sizes.get(uuid, 0)
-        percents = [lease.compute_percent for lease in self._users(uuid)]
-        sizes = [lease.memory_bytes for lease in self._users(uuid)]
-        if terms is not None and terms.sliced and terms.mps:
-            percents.append(terms.largest_percent(size))
-            sizes.append(terms.largest_bytes(size))
-        return MpsLimits(max(percents, default=100.0), max(sizes, default=None))
-
-    async def _ensure(self, uuid: str) -> bool:
-        """The GPU's daemon runs when this returns; True if it had to be started. Raises DeviceFault."""
-        if self._mps is None:
-            raise DeviceFault("MPS is not installed, and this GPU is shared through it")
-        async with self._locks.setdefault(uuid, asyncio.Lock()):
-            if uuid in self._pooling.managed:
-                await self._pool.submit(lambda: self._modes.take(uuid))
-            self._cared_for.add(uuid)
-            return await self._mps.ensure(uuid, self._limits(uuid))
-
-    async def _take_up(self, uuid: str) -> None:
-        """After a start: the daemon of leases that are held."""
-        try:
-            anew = await self._ensure(uuid)
-        except GpuSpawnerError as error:
-            self._tools.log.error("MPS does not run: %s devices=%s", error, uuid)
-            await self._lose_mps(uuid, str(error))
-            await self._retry(uuid)
-        else:
-            await self._runs_again(uuid, anew)
-
-    async def _retry(self, uuid: str) -> None:
-        while uuid in self._without_mps:
-            await asyncio.sleep(self._tools.retry_seconds)
-            try:
-                anew = await self._ensure(uuid)
-            except GpuSpawnerError as error:
-                self._tools.log.warning("MPS still does not run: %s devices=%s", error, uuid)
-                self._tools.metrics.failed("enforcement")
-                continue
-            await self._runs_again(uuid, anew)
-            break
-        if not self._users(uuid):
-            await self._leave(uuid)  # nobody waited for it
-
-    async def _runs_again(self, uuid: str, anew: bool) -> None:
-        """Without this broker's having watched: if `anew`, what computed through its predecessor ended."""
-        await self._have_mps(uuid)
-        if anew:
-            await self._tell_users(uuid, BACK)
-
-    async def _on_mps(self, change: MpsChange) -> None:
-        """The GPU's daemon died or is back: nothing new goes there meanwhile, and its holders are told."""
-        if change.running:
-            await self._have_mps(change.uuid)
-        else:
-            self._tools.metrics.mps_died()
-            await self._lose_mps(change.uuid, "the service through which it is shared (MPS) ended")
-        await self._tell_users(change.uuid, change.sentence)
-
-    async def _tell_users(self, uuid: str, sentence: str) -> None:
-        for lease in self._users(uuid):
-            await self._tell(lease.id, sentence)
-
-    async def _lose_mps(self, uuid: str, reason: str) -> None:
-        self._without_mps[uuid] = reason
-        try:
-            await self._holders.set_health(self._health(uuid))
-        except GpuSpawnerError as error:  # it is withdrawn all the same
-            self._tools.log.warning("%s", error)
-
-    async def _have_mps(self, uuid: str) -> None:
-        reason = self._without_mps.pop(uuid, None)
-        if reason is None:
-            return
-        try:
-            await self._holders.set_health(self._health(uuid))
-        except GpuSpawnerError as error:  # not recorded, not back: it is tried again
-            self._tools.log.warning("%s", error)
-            self._without_mps[uuid] = reason
-            self._spawn(self._retry(uuid))
-
-    def _health(self, uuid: str) -> DeviceHealth:
-        hardware = self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
-        reason = self._without_mps.get(uuid)
-        if reason is None or not hardware.healthy:
-            return hardware
-        return DeviceHealth(uuid, healthy=False, reason=reason)
-
-    async def _leave(self, uuid: str) -> None:
-        """Nobody has a slice of the GPU: at once if it has left its pool, else if that stays so."""
-        self._idle[uuid] = idle = object()
-        if uuid in self._sliced():
-            await asyncio.sleep(self._tools.idle_seconds)
-        await self._holders.ready.wait()
-        if self._idle.get(uuid) is idle:
-            del self._idle[uuid]
-            await self._end_mps(uuid)
-
-    async def _end_mps(self, uuid: str) -> None:
-        """Ends the GPU's daemon and gives its compute mode back, if nobody uses them."""
-        async with self._locks.setdefault(uuid, asyncio.Lock()):
-            if self._users(uuid):
-                return
-            if self._mps is not None:
-                await self._mps.stop(uuid)
-            self._cared_for.discard(uuid)
-            await self._pool.submit(lambda: self._modes.give_back(uuid))
-
-    # ---- tasks
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began
+        return task
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
+        except GpuSpawnerError as error:
+            self._log.warning("%s", error)
         except Exception:  # the top of a background task
             self._tools.metrics.failed("enforcement")
-            self._tools.log.exception("A task of the enforcement failed")
-
-
-def _through_mps(lease: Lease) -> bool:
-    return lease.mode is Mode.SLICE and lease.mps and bool(lease.device_uuids)
+            self._log.exception("A task of the enforcement failed")

@@ -14,18 +14,23 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
+from ...core import states
 from ...core.errors import LeaseConflict, NoCapacity
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from ...core.states import Actor, Event, Frees
 from ...core.units import Clock, utc_now
-from ..decide import notice, policy
+from ...core.want import Want
+from ..decide import notice
 from ..decide.book import Book, with_shares
-from ..decide.devices import NO_TERMS
-from ..decide.placement import Share, Want, make_want, want_of
+from ..decide.devices import NO_RULES
+from ..decide.placement import Share
+from ..decide.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
-from ..decide.terms import Terms
 from ..ledger import Ledger
-from .logline import ending
+from .logline import log_context
 from .watch import Watch, Watches
+
+_WITH_CONTAINER = (LeaseState.RUNNING, LeaseState.ASLEEP)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,12 +52,18 @@ class Allocator:
         self._lock = asyncio.Lock()
         self._steps: set[asyncio.Task[Any]] = set()
         self._book = Book()
+        self._placing = True
         self._doubtful: set[str] = set()
         self._watches = Watches()
         self.on_lease: Callable[[Lease], None] | None = None
         """Called with each lease that was committed, once memory has it; must not block or fail."""
 
     # Reading: from memory, at once.
+
+    @property
+    def placing(self) -> bool:
+        """Whether those who wait get devices."""
+        return self._placing
 
     def lease(self, lease_id: str) -> Lease | None:
         """The living lease with this id."""
@@ -66,12 +77,9 @@ class Allocator:
         """The living leases of one server: one or none, unless the ledger was tampered with."""
         return self._book.of_server(hub, user, server)
 
-    def capacity(self, wanted: int | Want, model: str | None = None) -> Capacity:
-        """How many devices, or slices, suit such a request, and how many requests wait for them.
-
-        `wanted` is a number of whole devices, or what a tier wants.
-        """
-        return self._book.capacity(wanted if isinstance(wanted, Want) else make_want(wanted, model))
+    def capacity(self, want: Want) -> Capacity:
+        """How many devices, or slices, suit such a request, and how many requests wait for them."""
+        return self._book.capacity(want)
 
     def example(self, want: Want) -> Share | None:
         """What such a request would get of one device; None if none suits."""
@@ -91,16 +99,24 @@ class Allocator:
 
     # Changing: each is one step under the lock.
 
-    async def load(self, devices: Iterable[Device], terms: Mapping[str, Terms] = NO_TERMS) -> None:
+    async def load(
+        self, devices: Iterable[Device], terms: Mapping[str, SharingRules] = NO_RULES, *, place: bool = True
+    ) -> None:
         """Take over these devices and the ledger's living leases; call once, before anything else.
 
         `terms` says by UUID how a device is shared; left out, it is leased whole. A lease whose device is
-        gone keeps it as a withdrawn placeholder. Waiting leases keep their order.
+        gone keeps it as a placeholder that is out of service. Waiting leases keep their order. With
+        `place=False` all of them wait until `start_placing`: the ledger may be an old copy, and only Docker
+        knows what runs.
         """
-        await self._step(self._load, tuple(devices), terms)
+        await self._step(self._load, tuple(devices), terms, place)
 
-    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> tuple[Lease, ...]:
-        """Take up devices that could not be found at `load`; the leases whose `notice` changed.
+    async def start_placing(self) -> None:
+        """Docker was compared with the ledger: from now on those who wait get devices."""
+        await self._step(self._start_placing)
+
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
+        """Add devices that could not be found at `load`; the leases whose `notice` changed.
 
         Known ones stay as they are. If it could not be recorded (LedgerFault), call again.
         """
@@ -109,11 +125,10 @@ class Allocator:
     async def acquire(self, request: GpuRequest) -> Lease:
         """A lease for the request, RESERVED or WAITING; asking again with the same id gives the same lease.
 
-        Raises BadOption for a malformed request, NoCapacity if these devices can never serve it,
+        `request` is well formed (`protocol.messages`). Raises NoCapacity if these devices can never serve it,
         LeaseConflict if the id is another's or has ended, or the server has another living lease (end that
         one first), LedgerFault if it could not be recorded.
         """
-        policy.check(request)
         return await self._step(self._acquire, request)
 
     async def find(self, lease_id: str) -> Lease | None:
@@ -127,15 +142,22 @@ class Allocator:
         """
         return await self._step(self._set_running, lease_id, container_id)
 
+    async def charge(self, lease_id: str, awake_since: datetime) -> None:
+        """A running lease whose awake interval a reboot has ended is awake again, since then.
+
+        Does nothing for a lease that does not run, or has an open interval.
+        """
+        await self._step(self._charge, lease_id, awake_since)
+
     async def begin_release(
-        self, lease_id: str, reason: str, *, ended_at: datetime | None = None
+        self, lease_id: str, reason: str, *, by: Actor = Actor.BROKER, ended_at: datetime | None = None
     ) -> Lease | None:
         """End a lease: a waiting one closes, another keeps its devices as RELEASING until `close`.
 
         Idempotent: None for a lease that is not living. `ended_at` is when the container stopped, if that was
         noticed late; the time since is not charged.
         """
-        return await self._step(self._begin_release, lease_id, reason, ended_at)
+        return await self._step(self._begin_release, lease_id, reason, by, ended_at)
 
     async def close(self, lease_id: str) -> None:
         """No container carries the lease any more: its devices are free, and the queue advances.
@@ -147,14 +169,16 @@ class Allocator:
     async def adopt(self, lease: Lease) -> Lease:
         """Take in a running container that the ledger doesn't know, as its labels describe it.
 
-        Raises LeaseConflict if the ledger knows the lease, its server has another, or a device is not free.
+        One that the ledger has as another broker's is taken over: its container is here, so that broker was
+        this one before it lost its id. Raises LeaseConflict if the ledger has the lease as this broker's own,
+        its server has another, or a device is not free.
         """
         return await self._step(self._adopt, lease)
 
     async def set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
         """Withdraw a device or take it back; the leases whose `notice` changed, for their holders to be told.
 
-        If that could not be recorded (LedgerFault), a withdrawn device stays withdrawn and one that came back
+        If that could not be recorded (LedgerFault), a device stays out of service, and one that came back
         does not count as back; call again.
         """
         return await self._step(self._set_health, health)
@@ -165,23 +189,41 @@ class Allocator:
 
     # The steps themselves.
 
-    async def _load(self, devices: tuple[Device, ...], terms: Mapping[str, Terms]) -> None:
+    async def _load(
+        self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules], place: bool
+    ) -> None:
         living = await self._ledger.living()
+        self._placing = place
         self._book = Book(devices, terms)
         for lease in living:
             if lease.state.holds_devices and not self._book.can_hold(lease):
                 self._report_trouble(lease)
             self._book.enter(lease)
-        told = [lease for lease in map(self._book.with_notice, living) if lease != self.lease(lease.id)]
-        await self._commit(*told, *self._book.placed(self._clock()))
+        now = [self._book.with_fractions(self._book.with_notice(lease)) for lease in living]
+        told = [lease for lease in now if lease != self.lease(lease.id)]
+        await self._commit(*told, *self._placed(self._clock()))
 
-    async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, Terms]) -> tuple[Lease, ...]:
+    async def _start_placing(self) -> None:
+        self._placing = True
+        try:
+            await self._commit(*self._placed(self._clock()))
+        except BaseException:
+            self._placing = False
+            raise
+
+    async def _charge(self, lease_id: str, awake_since: datetime) -> None:
+        lease = self.lease(lease_id)
+        if lease is not None and lease.state in states.AWAKE:
+            await self._settle()
+            now = self._clock()
+            await self._ledger.charge(lease, at=now, ago_seconds=(now - awake_since).total_seconds())
+
+    async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         self._book.add(devices, terms)
         held = {lease.id: lease for device in devices for lease in self._book.holders(device.uuid)}
-        told = [
-            lease for lease in map(self._book.with_notice, held.values()) if lease != self.lease(lease.id)
-        ]
-        await self._commit(*told, *self._book.placed(self._clock()))
+        now = [self._book.with_fractions(self._book.with_notice(lease)) for lease in held.values()]
+        told = [lease for lease in now if lease != self.lease(lease.id)]
+        await self._commit(*told, *self._placed(self._clock()))
         return tuple(told)
 
     async def _acquire(self, request: GpuRequest) -> Lease:
@@ -190,11 +232,11 @@ class Allocator:
             return await self._resume(known, request)
         if self.of_server(request.hub, request.user, request.server):
             raise LeaseConflict("This server still has a lease that is being ended: try again in a moment.")
-        if await self._find(request.lease_id) is not None:
-            raise LeaseConflict("This lease has ended: start the server again.")
-        self._check_capacity(want_of(request))
-        lease = _waiting(request, self._clock())
-        placed = {each.id: each for each in self._book.placed(lease.since, newcomer=lease)}
+        past = await self._find(request.lease_id)
+        asked = states.after(None if past is None else past.state, Event.ASK, Actor.HUB)
+        self._check_capacity(request.want)
+        lease = _new(request, asked.to, self._clock())
+        placed = {each.id: each for each in self._placed(lease.since, newcomer=lease)}
         lease = placed.pop(lease.id, lease)
         await self._commit(lease, *placed.values())
         return lease
@@ -205,42 +247,42 @@ class Allocator:
 
     async def _resume(self, lease: Lease, request: GpuRequest) -> Lease:
         same_owner = (lease.hub, lease.user, lease.server) == (request.hub, request.user, request.server)
-        if not same_owner or want_of(lease) != want_of(request):
+        if not same_owner or lease.want != request.want:
             raise LeaseConflict("This lease belongs to another request: start the server again.")
-        if lease.state is LeaseState.RELEASING:
-            raise LeaseConflict("This lease is being ended: start the server again.")
+        states.after(lease.state, Event.ASK, Actor.HUB)
         if lease.state is LeaseState.WAITING:
             try:
-                self._check_capacity(want_of(lease))
+                self._check_capacity(lease.want)
             except NoCapacity:
-                await self._begin_release(lease.id, "no_capacity", None)
+                await self._begin_release(lease.id, "no_capacity", Actor.BROKER, None)
                 raise
         return lease
 
     async def _set_running(self, lease_id: str, container_id: str) -> Lease:
         lease = self.lease(lease_id)
         if lease is None:
-            raise LeaseConflict("This lease has ended: start the server again.")
-        if lease.state is LeaseState.RUNNING and lease.container_id == container_id:
+            raise LeaseConflict(states.ENDED)
+        if lease.state in _WITH_CONTAINER and lease.container_id == container_id:
             return lease
-        if lease.state is LeaseState.RUNNING:
-            raise LeaseConflict("This lease has a container already: start the server again.")
-        if lease.state is not LeaseState.RESERVED:
-            raise LeaseConflict(f"A {lease.state} lease can't get a container: start the server again.")
-        lease = replace(lease, state=LeaseState.RUNNING, container_id=container_id, since=self._clock())
+        started = states.after(lease.state, Event.START, Actor.DOCKER)
+        lease = replace(lease, state=started.to, container_id=container_id, since=self._clock())
         await self._commit(lease)
         return lease
 
-    async def _begin_release(self, lease_id: str, reason: str, ended_at: datetime | None) -> Lease | None:
+    async def _begin_release(
+        self, lease_id: str, reason: str, by: Actor, ended_at: datetime | None
+    ) -> Lease | None:
         lease = self.lease(lease_id)
-        if lease is None or lease.state is LeaseState.RELEASING:
+        if lease is None:
+            return None
+        end = states.after(lease.state, Event.END, by)
+        if end.to is lease.state:
             return lease
         now = self._clock()
-        if lease.state is LeaseState.WAITING:
-            ended = replace(lease, state=LeaseState.CLOSED, since=now, reason=reason)
-            await self._commit(ended, *self._book.placed(now, without=lease_id))
+        ended = replace(lease, state=end.to, since=now, reason=reason)
+        if end.frees is Frees.PLACE:
+            await self._commit(ended, *self._placed(now, without=lease_id))
             return ended
-        ended = replace(lease, state=LeaseState.RELEASING, since=now, reason=reason)
         ago_seconds = (now - ended_at).total_seconds() if ended_at is not None else 0.0
         await self._commit(ended, ago_seconds=ago_seconds)
         return ended
@@ -249,23 +291,27 @@ class Allocator:
         lease = self.lease(lease_id)
         if lease is None:
             return
-        if lease.state is not LeaseState.RELEASING:
-            raise LeaseConflict(f"A {lease.state} lease can't be closed before its release has begun.")
-        freed = self._book.shares(lease)
+        gone = states.after(lease.state, Event.GONE, Actor.DOCKER)
+        freed = self._book.shares(lease) if gone.frees is Frees.DEVICES else ()
         now = self._clock()
-        closed = replace(lease, state=LeaseState.CLOSED, since=now)
-        await self._commit(closed, *self._book.placed(now, freed=freed))
+        closed = replace(lease, state=gone.to, since=now)
+        await self._commit(closed, *self._placed(now, freed=freed))
 
     async def _adopt(self, lease: Lease) -> Lease:
-        if await self._find(lease.id) is not None:
-            raise LeaseConflict("The ledger knows this lease already.")
+        known = await self._find(lease.id)
+        foreign = known is not None and await self._ledger.owned_elsewhere(lease.id)
+        before = None if known is None or foreign else known.state
+        adopted_as = states.after(before, Event.ADOPT, Actor.DOCKER)
         if self.of_server(lease.hub, lease.user, lease.server):
             raise LeaseConflict("This server has another lease.")
         if not lease.device_uuids or not self._book.can_hold(lease):
             raise LeaseConflict("A device of this lease is not free, or not of this machine.")
         shares = self._book.shares(lease)
-        adopted = self._book.with_notice(with_shares(replace(lease, state=LeaseState.RUNNING), shares))
-        await self._commit(adopted)
+        running = with_shares(replace(lease, state=adopted_as.to), shares)
+        adopted = self._book.with_fractions(self._book.with_notice(running))
+        if known is not None:
+            adopted = replace(adopted, groups=known.groups, created_at=known.created_at)
+        await self._commit(adopted, take_over=foreign)
         return adopted
 
     async def _set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
@@ -277,14 +323,19 @@ class Allocator:
             health = replace(health, since=self._clock())
         if self._book.set_health(health):
             say = self._log.info if health.healthy else self._log.warning
-            say("Device %s is %s: %s", uuid, "back" if health.healthy else "withdrawn", health.reason)
+            say(
+                "Device %s is %s: %s",
+                uuid,
+                "in service" if health.healthy else "out of service",
+                health.reason,
+            )
         told = [
             each
             for each in map(self._book.with_notice, self._book.holders(uuid))
             if each != self.lease(each.id)
         ]
         try:
-            await self._commit(*told, *self._book.placed(self._clock()))
+            await self._commit(*told, *self._placed(self._clock()))
         except BaseException:
             if health.healthy:
                 self._book.set_health(before)
@@ -299,6 +350,19 @@ class Allocator:
             lease = replace(lease, notice=sentence)
             await self._commit(lease)
         return lease
+
+    def _placed(
+        self,
+        now: datetime,
+        *,
+        freed: Iterable[Share] = (),
+        without: str | None = None,
+        newcomer: Lease | None = None,
+    ) -> list[Lease]:
+        """The waiting leases that get devices now; see Book.placed."""
+        if not self._placing:
+            return []
+        return self._book.placed(now, freed=freed, without=without, newcomer=newcomer)
 
     def _check_capacity(self, want: Want) -> None:
         known = self._book.known(want)
@@ -323,7 +387,7 @@ class Allocator:
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio doesn't report it when the caller was cancelled
 
-    async def _commit(self, *leases: Lease, ago_seconds: float = 0.0) -> None:
+    async def _commit(self, *leases: Lease, ago_seconds: float = 0.0, take_over: bool = False) -> None:
         """Write the leases in one transaction; then, and only then, change memory.
 
         An error may hide a commit that succeeded (its answer was lost). Such leases are doubtful: before
@@ -333,7 +397,7 @@ class Allocator:
             return
         await self._settle()
         try:
-            await self._ledger.save(*leases, at=self._clock(), ago_seconds=ago_seconds)
+            await self._ledger.save(*leases, at=self._clock(), ago_seconds=ago_seconds, take_over=take_over)
         except BaseException:
             self._doubtful.update(lease.id for lease in leases)
             raise
@@ -359,21 +423,21 @@ class Allocator:
     def _log_change(self, before: Lease | None, lease: Lease) -> None:
         if before is None or before.state is not lease.state:
             why = f" ({lease.reason})" if lease.reason else ""
-            self._log.info("Lease is %s%s: %s", lease.state, why, ending(lease))
+            self._log.info("Lease is %s%s: %s", lease.state, why, log_context(lease))
         elif before.notice != lease.notice:
-            self._log.info("Its holder is told %r: %s", lease.notice, ending(lease))
+            self._log.info("Notice for its user: %r %s", lease.notice, log_context(lease))
 
     def _report_trouble(self, lease: Lease) -> None:
         missing = self._book.missing(lease)
         if missing:
-            self._log.warning("Not found but leased: %s: %s", ",".join(missing), ending(lease))
+            self._log.warning("A leased device was not found: %s %s", ",".join(missing), log_context(lease))
         elif self._book.exceeded_by(lease):
-            self._log.error("The ledger gives a device twice, and nobody loses it: %s", ending(lease))
+            self._log.error("The ledger gives a device to two leases; both keep it: %s", log_context(lease))
         else:
-            self._log.warning("It keeps more than its device's pool now gives: %s", ending(lease))
+            self._log.warning("The lease keeps more than its pool gives now: %s", log_context(lease))
 
 
-def _waiting(request: GpuRequest, now: datetime) -> Lease:
+def _new(request: GpuRequest, state: LeaseState, now: datetime) -> Lease:
     """The lease that a request begins as."""
     return Lease(
         id=request.lease_id,
@@ -381,14 +445,9 @@ def _waiting(request: GpuRequest, now: datetime) -> Lease:
         user=request.user,
         server=request.server,
         tier=request.tier,
-        state=LeaseState.WAITING,
-        device_count=request.device_count,
+        state=state,
+        want=request.want,
+        groups=request.groups,
         created_at=now,
         since=now,
-        model=request.model,
-        mode=request.mode,
-        pool=request.pool,
-        mig_profile=request.mig_profile,
-        slice_memory_bytes=request.slice_memory_bytes,
-        slice_compute_percent=request.slice_compute_percent,
     )

@@ -1,8 +1,8 @@
 """All of the broker's Docker access: containers by label, removal, events, the engine's facts.
 
-Every call runs in this module's own threads, each thread with a client of its own, and has a
-timeout. Whatever goes wrong comes out as EngineFault: the caller then knows nothing, and unknown is
-not free. Docker Engine API as of 20.10 (1.41).
+Every call runs in this module's own threads, each thread with a client of its own, and has a timeout. What
+may hang on one container has other threads than what looks at all of them. Whatever goes wrong comes out as
+EngineFault: the caller then knows nothing, and unknown is not free. Docker Engine API as of 20.10 (1.41).
 """
 
 from __future__ import annotations
@@ -23,20 +23,11 @@ import requests.exceptions
 import urllib3.exceptions
 from docker.utils import kwargs_from_env
 
+from ...core import labels
 from ...core.errors import EngineFault
-from ...core.model import (
-    BROKER_LABEL,
-    COMPUTE_LABEL,
-    DEVICES_LABEL,
-    HUB_LABEL,
-    LEASE_LABEL,
-    MEMORY_LABEL,
-    MODE_LABEL,
-    SERVER_LABEL,
-    TIER_LABEL,
-    USER_LABEL,
-)
+from ...core.labels import ContainerLabels
 from ...node.daemon_pool import DaemonPool
+from .memory_notice import OUT_OF_MEMORY
 
 T = TypeVar("T")
 
@@ -44,7 +35,10 @@ LIST_SECONDS = 5
 REMOVE_SECONDS = 20
 """Docker itself waits up to 10 s for a killed process to go before it removes its container."""
 STOP_SECONDS = 2
-_EVENTS = ("start", "die", "destroy")
+ENDING_THREADS = 64
+"""Threads for calls that concern one container that ends: each may hang for REMOVE_SECONDS, and the calls for
+all containers must not wait for them."""
+_EVENTS = ("start", "die", "destroy", OUT_OF_MEMORY)
 _RECONNECT_SECONDS = 0.5
 _NANOSECONDS = re.compile(r"(\.\d{6})\d+")
 _ALIVE = frozenset({"running", "paused", "restarting"})
@@ -63,25 +57,18 @@ _Errors = (
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container that carries the lease label. `state` is Docker's word ("created", "running", …).
-
-    The last texts are labels as they stand there, "" where there is none.
-    """
+    """A container that carries the lease label. `state` is Docker's word ("created", "running", …)."""
 
     id: str
-    lease_id: str
+    labels: ContainerLabels
     state: str
     name: str = ""
-    broker: str = ""
-    hub: str = ""
-    user: str = ""
-    server: str = ""
-    tier: str = ""
-    device_uuids: tuple[str, ...] = ()
-    mode: str = ""
-    memory_bytes: str = ""
-    compute_percent: str = ""
     created_unix_seconds: int = 0
+
+    @property
+    def lease_id(self) -> str:
+        """The lease whose label it carries."""
+        return self.labels.lease_id
 
     @property
     def alive(self) -> bool:
@@ -97,6 +84,7 @@ class ContainerEvent:
     container_id: str
     lease_id: str
     broker: str = ""
+    mem_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +111,10 @@ class Engine(Protocol):
         """When it stopped; None if it runs, never ran, or is gone."""
         ...
 
+    async def started_at(self, container_id: str) -> datetime | None:
+        """When it was last started; None if it does not run."""
+        ...
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The engine's `info` and `version`, for the probe of the injection."""
         ...
@@ -134,11 +126,12 @@ class DockerEngine:
     def __init__(self, *, threads: int = 4, log: logging.Logger | None = None) -> None:
         self._log = log or logging.getLogger("gpuspawner.broker")
         self._pool = DaemonPool("docker", most=threads)
+        self._endings = DaemonPool("docker-end", most=ENDING_THREADS)
         self._local = threading.local()
         self._events: _EventThread | None = None
 
     async def list(self, lease_id: str | None = None) -> tuple[Container, ...]:
-        label = LEASE_LABEL if lease_id is None else f"{LEASE_LABEL}={lease_id}"
+        label = labels.LEASE if lease_id is None else f"{labels.LEASE}={lease_id}"
 
         def read(client: docker.APIClient) -> tuple[Container, ...]:
             found = client.containers(all=True, trunc=False, filters={"label": label})
@@ -151,24 +144,29 @@ class DockerEngine:
             # v: the anonymous volumes go with it; homes are named volumes and stay.
             _unless_gone(lambda: client.remove_container(container_id, v=True, force=True))
 
-        await self._call(REMOVE_SECONDS, "remove a container", remove)
+        await self._call(REMOVE_SECONDS, "remove a container", remove, self._endings)
 
     async def stop(self, container_id: str) -> None:
         def stop(client: docker.APIClient) -> None:
             _unless_gone(lambda: client.stop(container_id, timeout=STOP_SECONDS))
 
-        await self._call(REMOVE_SECONDS, "stop a container", stop)
+        await self._call(REMOVE_SECONDS, "stop a container", stop, self._endings)
 
     async def finished_at(self, container_id: str) -> datetime | None:
-        def inspect(client: docker.APIClient) -> datetime | None:
+        state = await self._state(container_id)
+        return None if state.get("Running") else _time(state.get("FinishedAt"))
+
+    async def started_at(self, container_id: str) -> datetime | None:
+        state = await self._state(container_id)
+        return _time(state.get("StartedAt")) if state.get("Running") else None
+
+    async def _state(self, container_id: str) -> dict[str, Any]:
+        def inspect(client: docker.APIClient) -> dict[str, Any]:
             state: dict[str, Any] = {}
             _unless_gone(lambda: state.update(client.inspect_container(container_id)["State"]))
-            finished = str(state.get("FinishedAt", ""))
-            if state.get("Running") or not finished or finished.startswith("0001-"):
-                return None
-            return datetime.fromisoformat(_NANOSECONDS.sub(r"\1", finished)).astimezone(UTC)
+            return state
 
-        return await self._call(LIST_SECONDS, "inspect a container", inspect)
+        return await self._call(LIST_SECONDS, "inspect a container", inspect, self._endings)
 
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return await self._call(
@@ -200,15 +198,22 @@ class DockerEngine:
             await asyncio.to_thread(self._events.join, 5)
             self._events = None
         self._pool.close()
+        self._endings.close()
 
-    async def _call(self, seconds: int, what: str, function: Callable[[docker.APIClient], T]) -> T:
+    async def _call(
+        self,
+        seconds: int,
+        what: str,
+        function: Callable[[docker.APIClient], T],
+        pool: DaemonPool | None = None,
+    ) -> T:
         def run() -> T:
             client = self._client(seconds)
             client.timeout = seconds  # docker-py's only per-call timeout: the client is this thread's own
             return function(client)
 
         try:
-            return await self._pool.submit(run)
+            return await (pool or self._pool).submit(run)
         except _Errors as error:
             raise EngineFault(f"Docker did not {what}: {_short(error)}") from error
 
@@ -252,7 +257,7 @@ class _EventThread(threading.Thread):
     def _read(self) -> None:
         client = docker.APIClient(version="auto", timeout=LIST_SECONDS, **kwargs_from_env())
         try:
-            filters = {"type": "container", "label": LEASE_LABEL, "event": list(_EVENTS)}
+            filters = {"type": "container", "label": labels.LEASE, "event": list(_EVENTS)}
             self._stream = client.events(filters=filters, decode=True)
             self._post(EventsConnected())
             for item in () if self._halt.is_set() else self._stream:
@@ -286,36 +291,36 @@ def _unless_gone(call: Callable[[], Any]) -> None:
 
 
 def _container(item: dict[str, Any]) -> Container:
-    labels = item.get("Labels") or {}
     names = item.get("Names") or [""]
     return Container(
         id=item["Id"],
-        lease_id=labels[LEASE_LABEL],
+        labels=labels.parse(item.get("Labels")),
         state=item["State"],
         name=names[0].lstrip("/"),
-        broker=labels.get(BROKER_LABEL, ""),
-        hub=labels.get(HUB_LABEL, ""),
-        user=labels.get(USER_LABEL, ""),
-        server=labels.get(SERVER_LABEL, ""),
-        tier=labels.get(TIER_LABEL, ""),
-        device_uuids=tuple(uuid for uuid in labels.get(DEVICES_LABEL, "").split(",") if uuid),
-        mode=labels.get(MODE_LABEL, ""),
-        memory_bytes=labels.get(MEMORY_LABEL, ""),
-        compute_percent=labels.get(COMPUTE_LABEL, ""),
         created_unix_seconds=int(item.get("Created", 0)),
     )
 
 
 def _event(item: dict[str, Any]) -> ContainerEvent | None:
     attributes = item.get("Actor", {}).get("Attributes", {})
-    if item.get("Type") != "container" or LEASE_LABEL not in attributes:
+    found = labels.parse(attributes)  # Docker puts a container's labels among an event's attributes
+    if item.get("Type") != "container" or not found.lease_id:
         return None
+    limit = str(attributes.get(labels.MEMORY_LIMIT, ""))
     return ContainerEvent(
         action=item.get("Action", ""),
         container_id=item["Actor"].get("ID", ""),
-        lease_id=attributes[LEASE_LABEL],
-        broker=attributes.get(BROKER_LABEL, ""),
+        lease_id=found.lease_id,
+        broker=found.broker,
+        mem_limit_bytes=int(limit) if limit.isdecimal() else None,
     )
+
+
+def _time(text: object) -> datetime | None:
+    """Docker's time, in nanoseconds; its year 1 means never."""
+    if not text or str(text).startswith("0001-"):
+        return None
+    return datetime.fromisoformat(_NANOSECONDS.sub(r"\1", str(text))).astimezone(UTC)
 
 
 def _short(error: BaseException) -> str:

@@ -9,27 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
+from ...core import labels, states
 from ...core.errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Refusal
-from ...core.model import BROKER_LABEL, ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from ...core.model import ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
+from ...core.states import Actor, Event
 from ...core.units import Clock, utc_now
-from ..decide.terms import Terms
+from ..decide.sharing_rules import SharingRules
 from ..ledger import Ledger
 from ..observe.metrics import Metrics
 from .allocator import Allocator
 from .containers import Container, ContainerEvent, Engine, EventsConnected
 from .folders import Folders
-from .logline import ending_of
-from .reconcile import Adopt, Facts, Release, Remove, SetRunning, Step, lease_of, plan, unknown_ids
+from .logline import container_context
+from .memory_notice import OUT_OF_MEMORY, MemoryNotices
+from .reconcile import Adopt, Charge, Facts, Release, Remove, SetRunning, Step, plan, unknown_ids
+from .removals import Removals
 from .watch import Watch
 
 RESTORE_SECONDS = 3.0
-"""After a restart of the broker a hub has this long to take up its holds again: it tries five times a
+"""After a restart of the broker a hub has this long to open its holds again: it tries five times a
 second, and an orphan must be gone within 5 s."""
 READY_SECONDS = 5.0
 SUPERSEDE_SECONDS = 10.0
@@ -46,7 +50,7 @@ class Parts:
     """What the service works with.
 
     `make_patch` is pure; `prepare` makes the node ready for the lease first, and may raise a Fault;
-    `broker` is the value of BROKER_LABEL.
+    `broker` is its name on its containers (`labels.broker_label`).
     """
 
     broker: str
@@ -69,6 +73,7 @@ class LeaseService:
         self._engine = parts.engine
         self.log = log
         self.ready = asyncio.Event()
+        self._memory = MemoryNotices(self._allocator.lease, self.tell)
         """Set once Docker was compared with the ledger: before, nothing new is given out."""
         self._holds: dict[str, int] = {}
         self._restored: set[str] = set()
@@ -81,6 +86,8 @@ class LeaseService:
         self._closing = False
         self._docker_down = False
         self._failing: set[str] = set()
+        self._uncharged: set[str] = set()
+        self._removals = Removals(lambda item: self.spawn(self.settle(item.lease_id), "removals"), log)
 
     def now(self) -> datetime:
         """The wall clock of the leases."""
@@ -128,23 +135,27 @@ class LeaseService:
             return await self._allocator.acquire(request)
 
     async def patch(self, lease: Lease) -> ContainerPatch:
-        """What the lease changes in its container; its folder is on disk before this returns."""
+        """What the lease changes in its container; its folder is on disk before this returns.
+
+        Waits for the way by which devices get into containers: the first round may have placed the lease
+        before that is known. Raises Refusal, or a Fault.
+        """
+        await self._wait_ready()
         if self._parts.prepare is not None:
             await self._parts.prepare(lease)
         await self._parts.folders.write(lease)
         patch = self._parts.make_patch(lease)
-        return replace(patch, labels={**patch.labels, BROKER_LABEL: self._parts.broker})
+        return replace(patch, labels={**patch.labels, **labels.broker_label(self._parts.broker)})
 
     def confirm(self, lease_id: str) -> None:
         """The fence before `docker start`. Raises LeaseConflict unless the lease is held and in use."""
         lease = self._allocator.lease(lease_id)
-        usable = lease is not None and lease.state in (LeaseState.RESERVED, LeaseState.RUNNING)
-        if not usable or not self._kept(lease_id):
-            raise LeaseConflict("The lease of this server has ended: start the server again")
+        held = lease is not None and self._kept(lease_id)  # one that nobody holds is as good as closed
+        states.after(lease.state if lease and held else LeaseState.CLOSED, Event.CONFIRM, Actor.HUB)
 
     async def stopped(self, lease_id: str) -> None:
         """The hub says that the server was stopped: what is left of it is removed, then all is freed."""
-        lease = await self._allocator.begin_release(lease_id, "stopped by its user or the hub")
+        lease = await self._allocator.begin_release(lease_id, "stopped by its user or the hub", by=Actor.HUB)
         if lease is not None and lease.state is not LeaseState.CLOSED:
             self.spawn(self.release(lease_id, lease.reason), "hold")
 
@@ -160,10 +171,13 @@ class LeaseService:
 
     # ---- Docker and ledger
 
-    async def release(self, lease_id: str, reason: str, ended_at: datetime | None = None) -> bool:
+    async def release(
+        self, lease_id: str, reason: str, ended_at: datetime | None = None, *, wait_seconds: float = 0.0
+    ) -> bool:
         """The one way in which a lease ends: idempotent; True once it is closed.
 
-        Its containers are removed, and only when Docker says that none is left are the devices free.
+        Its containers are removed in the background, and only when Docker says that none is left are the
+        devices free: when the removals end, `settle` closes it. It waits `wait_seconds` for them at most.
         `ended_at` is when its container stopped, if that is known.
         Raises EngineFault or LedgerFault; the lease then stays as it is for a later round.
         """
@@ -176,9 +190,11 @@ class LeaseService:
         containers = await self._engine.list(lease_id)
         for container in containers:
             if container.state != "removing":
-                await self._engine.remove(container.id)
-        if containers and await self._engine.list(lease_id):
-            return False
+                self._removals.begin(container, self._engine.remove)
+        if containers:
+            await self._removals.wait((each.id for each in containers), wait_seconds)
+            if not wait_seconds or await self._engine.list(lease_id):
+                return False
         await self._parts.folders.remove(lease_id)
         await self._allocator.close(lease_id)
         return True
@@ -189,20 +205,25 @@ class LeaseService:
         containers = await self._engine.list(lease_id)
         await self._agree(() if lease is None else (lease,), containers)
 
-    async def reconcile(self) -> None:
-        """A round for everything. Raises EngineFault or LedgerFault if it could not look.
+    async def reconcile(self) -> bool:
+        """A round for everything; the first good one lets the allocator place those who wait.
 
-        Steps that fail don't fail the round: one container that can't be removed holds up nobody else.
+        False if it was not good enough for that: the lease of a running container could not be adopted yet.
+        Raises EngineFault or LedgerFault if it could not look. Steps that fail don't fail the round, and no
+        removal is waited for: one container that can't be removed holds up nobody else.
         """
         async with self._round:
             leases = self._allocator.leases()  # before the containers: see reconcile.py
             containers = await self._engine.list()
-            await self._agree(leases, containers)
+            adopted = await self._agree(leases, containers)
+            if adopted and not self._allocator.placing:
+                await self._allocator.start_placing()
+            return self._allocator.placing
 
     async def reconcile_or_log(self) -> bool:
-        """A round whose failure is logged once and counted; False if it failed."""
+        """A round whose failure is logged once and counted; False if it failed, or has to be made again."""
         try:
-            await self.reconcile()
+            good = await self.reconcile()
         except Exception as error:  # the top of the timer's loop
             self._parts.metrics.failed("reconcile")
             self._parts.metrics.docker_up.set(0)
@@ -214,21 +235,21 @@ class LeaseService:
             self.log.info("Docker and ledger were compared again")
         self._parts.metrics.docker_up.set(1)
         self._docker_down = False
-        return True
+        return good
 
     def on_event(self, item: ContainerEvent | EventsConnected) -> None:
         """Something happened in Docker: look at that lease, or at everything after a reconnect."""
         if isinstance(item, EventsConnected):
             self.spawn(self.reconcile(), "events")
         elif item.broker == self._parts.broker or self._allocator.lease(item.lease_id) is not None:
-            self.spawn(self.settle(item.lease_id), "events")
+            self.spawn(self._follow(item), "events")
 
     async def set_health(self, health: DeviceHealth) -> None:
-        """A device was withdrawn or came back: its holders are told. A fault is for the caller to retry."""
+        """A device went out of service or came back: tell its users. After a fault, call again."""
         for lease in await self._allocator.set_health(health):
             await self._parts.folders.write(lease)
 
-    async def add(self, devices: Iterable[Device], terms: Mapping[str, Terms]) -> None:
+    async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
         """Devices that were not found at the start are there; who held one all along is told."""
         for lease in await self._allocator.add(devices, terms):
             await self._parts.folders.write(lease)
@@ -242,9 +263,11 @@ class LeaseService:
     # ---- start and end
 
     def restore(self) -> None:
-        """Marks the leases that were read from the ledger: their hubs may take up their holds again."""
-        unsettled = (LeaseState.WAITING, LeaseState.RESERVED)
-        self._restored = {lease.id for lease in self._allocator.leases() if lease.state in unsettled}
+        """Marks the leases that were read from the ledger: their hubs may open their holds again."""
+        self._restored = {lease.id for lease in self._allocator.leases() if lease.state in states.UNSETTLED}
+        self._uncharged = {
+            lease.id for lease in self._allocator.leases() if lease.id in self._parts.ledger.uncharged
+        }
         self._restore_until = None
 
     def reachable(self) -> None:
@@ -260,6 +283,7 @@ class LeaseService:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._removals.close()
 
     def spawn(self, work: Coroutine[Any, Any, object], loop: str) -> None:
         """Runs `work` in the background; a failure is logged and counted, the timer tries again."""
@@ -272,6 +296,17 @@ class LeaseService:
         task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began
 
     # ---- inside
+
+    async def _follow(self, event: ContainerEvent) -> None:
+        """Docker's word that a container was started is enough to guard it; then its lease is looked at."""
+        if event.action == OUT_OF_MEMORY:
+            self.spawn(self._memory.show(event.lease_id, event.mem_limit_bytes), "events")
+            return
+        lease = self._allocator.lease(event.lease_id)
+        if event.action == "start" and lease is not None and states.can(lease.state, Event.START):
+            with suppress(LeaseConflict):  # it has changed meanwhile
+                await self._allocator.set_running(lease.id, event.container_id)
+        await self.settle(event.lease_id)
 
     async def _guarded(self, work: Coroutine[Any, Any, object], loop: str) -> None:
         try:
@@ -299,7 +334,9 @@ class LeaseService:
     async def _end_older(self, lease: Lease) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + SUPERSEDE_SECONDS
-        while not await self.release(lease.id, "the server is started anew"):
+        while not await self.release(
+            lease.id, "the server is started again", wait_seconds=max(0.0, deadline - loop.time())
+        ):
             if loop.time() > deadline:
                 raise BrokerUnavailable(
                     "Docker is still removing this server's former container: try again in a minute"
@@ -313,32 +350,46 @@ class LeaseService:
             return False
         return self._restore_until is None or asyncio.get_running_loop().time() < self._restore_until
 
-    async def _agree(self, leases: Iterable[Lease], containers: tuple[Container, ...]) -> None:
+    async def _agree(self, leases: Iterable[Lease], containers: tuple[Container, ...]) -> bool:
+        """Carry out the plan; False if a running container's lease could not be adopted yet.
+
+        What makes a container guarded and charged comes first. Ends come before adoptions: what has ended
+        must not keep its device from a container that runs.
+        """
         leases = tuple(leases)
         closed, undecided = await self._ask_ledger(unknown_ids(leases, containers))
-        facts = Facts(
-            leases=leases,
-            containers=tuple(item for item in containers if item.lease_id not in undecided),
-            kept=frozenset(lease.id for lease in leases if self._kept(lease.id)),
-            closed=closed,
-            broker=self._parts.broker,
+        steps = plan(
+            Facts(
+                leases=leases,
+                containers=tuple(item for item in containers if item.lease_id not in undecided),
+                kept=frozenset(lease.id for lease in leases if self._kept(lease.id)),
+                closed=closed,
+                broker=self._parts.broker,
+                ending=frozenset(self._removals.busy()),
+                uncharged=frozenset(self._uncharged),
+            )
         )
-        await asyncio.gather(*(self._carry_out_or_log(step) for step in plan(facts)))
+        adopted: list[bool] = []
+        for kinds in (SetRunning | Charge, Release | Remove, Adopt):
+            chosen = [step for step in steps if isinstance(step, kinds)]
+            adopted = await asyncio.gather(*map(self._carry_out_or_log, chosen))
+        return all(adopted)
 
-    async def _carry_out_or_log(self, step: Step) -> None:
-        """One step; what fails is logged once, counted, and left to the next round: others go on."""
+    async def _carry_out_or_log(self, step: Step) -> bool:
+        """One step, and whether it is done; a failure is logged once, counted, and left to the next round."""
         subject = step.container.id if isinstance(step, Remove | Adopt) else step.lease.id
         what = f"{type(step).__name__} {subject}"
         try:
-            await self._carry_out(step)
+            done = await self._carry_out(step)
         except Exception as error:
             self._parts.metrics.failed("reconcile")
             level = logging.DEBUG if what in self._failing else logging.WARNING
             self._failing.add(what)
             known = isinstance(error, GpuSpawnerError)
             self.log.log(level, "%s failed, it is tried again: %s", what, error, exc_info=not known)
-        else:
-            self._failing.discard(what)
+            return False
+        self._failing.discard(what)
+        return done
 
     async def _ask_ledger(self, lease_ids: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
         """Which of the ids are closed leases, and which are living ones that came up meanwhile."""
@@ -346,47 +397,87 @@ class LeaseService:
         living: set[str] = set()
         for lease_id in lease_ids:
             lease = await self._parts.ledger.find(lease_id)
-            if lease is not None:
-                (closed if lease.state is LeaseState.CLOSED else living).add(lease_id)
+            if lease is None or await self._parts.ledger.owned_elsewhere(lease_id):
+                continue
+            (closed if lease.state is LeaseState.CLOSED else living).add(lease_id)
         return frozenset(closed), frozenset(living)
 
-    async def _carry_out(self, step: Step) -> None:
+    async def _carry_out(self, step: Step) -> bool:
         """One step, unless the lease has changed since the plan was made: then the next round decides."""
         match step:
             case SetRunning(lease, container_id):
                 if self._allocator.lease(lease.id) == lease:
                     await self._allocator.set_running(lease.id, container_id)
                     self._parts.metrics.stepped("set_running")
+            case Charge(lease, container_id):
+                await self._charge(lease, container_id)
             case Release(lease, reason, ended):
-                unsettled = lease.state in (LeaseState.WAITING, LeaseState.RESERVED)
+                unsettled = lease.state in states.UNSETTLED
                 if self._allocator.lease(lease.id) == lease and not (unsettled and self._kept(lease.id)):
                     self._parts.metrics.stepped("release")
                     ended_at = None if ended is None else await self._engine.finished_at(ended.id)
                     await self.release(lease.id, reason, ended_at)
             case Remove(container, reason, unexpected):
-                await self._remove(container, reason, unexpected)
+                self._remove(container, reason, unexpected)
             case Adopt(container):
-                if self._allocator.lease(container.lease_id) is None:
-                    await self._adopt(container)
+                return self._allocator.lease(container.lease_id) is not None or await self._adopt(container)
+        return True
 
-    async def _remove(self, container: Container, reason: str, unexpected: bool) -> None:
+    async def _charge(self, lease: Lease, container_id: str) -> None:
+        """Its container runs again: it is charged from the moment on at which Docker started it."""
+        started_at = await self._engine.started_at(container_id)
+        if started_at is not None and self._allocator.lease(lease.id) == lease:
+            await self._allocator.charge(lease.id, started_at)
+            self._parts.metrics.stepped("charge")
+            self._uncharged.discard(lease.id)
+
+    def _remove(self, container: Container, reason: str, unexpected: bool) -> None:
         level = logging.ERROR if unexpected else logging.INFO
-        self.log.log(level, "Removing a container: %s %s", reason, ending_of(container))
+        self.log.log(level, "Removing a container: %s %s", reason, container_context(container))
         self._parts.metrics.stepped("remove")
-        await self._engine.remove(container.id)
+        self._removals.begin(container, self._engine.remove)
 
-    async def _adopt(self, container: Container) -> None:
+    async def _adopt(self, container: Container) -> bool:
+        """Whether it is decided: the lease was adopted, or its container is stopped."""
         memory = {view.device.uuid: view.device.memory_bytes for view in self._allocator.snapshot().devices}
-        size = sum(memory.get(uuid, 0) for uuid in container.device_uuids)
-        self._parts.metrics.stepped("adopt")
+        size = sum(memory.get(uuid, 0) for uuid in container.labels.device_uuids)
         try:
-            await self._allocator.adopt(lease_of(container, self._parts.clock(), size))
+            lease = container.labels.lease(container.id, self._parts.clock(), size)
+            await self._allocator.adopt(lease)
         except Refusal as refusal:
+            if not self._allocator.placing and await self._clear_way(container):
+                return False
             self.log.error(
                 "Stopping a running container whose lease is unknown: %s %s",
                 refusal.message,
-                ending_of(container),
+                container_context(container),
             )
-            await self._engine.stop(container.id)
-            return
-        self.log.warning("Took up an unknown lease from its container's labels %s", ending_of(container))
+            self._removals.begin(container, self._engine.stop)
+        else:
+            self.log.warning(
+                "Adopted an unknown lease from its container's labels %s", container_context(container)
+            )
+        self._parts.metrics.stepped("adopt")
+        return True
+
+    async def _clear_way(self, container: Container) -> bool:
+        """Release what an old copy of the ledger puts before a container that runs; whether there was any.
+
+        Only leases without a container whose hub does not hold them: their places were given back, or their
+        devices to this one, after the copy was made.
+        """
+        labels = container.labels
+        server = (labels.hub, labels.user, labels.server)
+        found = [
+            lease
+            for lease in self._allocator.leases()
+            if lease.state in (LeaseState.WAITING, LeaseState.RESERVED)
+            and lease.id not in self._holds
+            and (
+                (lease.hub, lease.user, lease.server) == server
+                or not set(lease.device_uuids).isdisjoint(labels.device_uuids)
+            )
+        ]
+        for lease in found:
+            await self.release(lease.id, "a container of another lease runs in its place")
+        return bool(found)

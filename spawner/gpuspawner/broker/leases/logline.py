@@ -6,7 +6,7 @@ from ...core.model import Lease
 from .containers import Container
 
 
-def ending(lease: Lease) -> str:
+def log_context(lease: Lease) -> str:
     """Whose lease it is, what it holds, and where it runs."""
     return (
         f"user={lease.user} server={lease.server or '-'} lease={lease.id}"
@@ -14,9 +14,10 @@ def ending(lease: Lease) -> str:
     )
 
 
-def ending_of(container: Container) -> str:
+def container_context(container: Container) -> str:
     """The same, from a container's labels."""
+    found = container.labels
     return (
-        f"user={container.user or '-'} server={container.server or '-'} lease={container.lease_id}"
-        f" devices={','.join(container.device_uuids) or '-'} container={container.id[:12]}"
+        f"user={found.user or '-'} server={found.server or '-'} lease={found.lease_id}"
+        f" devices={','.join(found.device_uuids) or '-'} container={container.id[:12]}"
     )

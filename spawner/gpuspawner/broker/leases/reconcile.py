@@ -9,18 +9,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 
-from ...core.errors import LeaseConflict
-from ...core.model import Lease, LeaseState, Mode
-from ...protocol.messages import is_lease_id
+from ...core.model import Lease, LeaseState
+from ...core.states import AWAKE, Event, can
 from .containers import Container
 
 
 @dataclass(frozen=True, slots=True)
 class SetRunning:
     """Its container runs: the lease is in use."""
+
+    lease: Lease
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """Its container runs, but no awake interval is open: Docker started it again after a reboot."""
 
     lease: Lease
     container_id: str
@@ -49,12 +55,12 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """A running container whose lease the ledger has lost: take the lease up again, or stop it."""
+    """A running container whose lease the ledger has lost: adopt the lease, or stop the container."""
 
     container: Container
 
 
-Step = SetRunning | Release | Remove | Adopt
+Step = SetRunning | Charge | Release | Remove | Adopt
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,8 @@ class Facts:
     `leases` are the living ones, read before `containers`. `kept` are the ids of those whose hold is
     open, or may yet be made again after a restart of the broker. `closed` are the ids of leases that
     the ledger knows as closed. `broker` is this broker's name on its containers: one of another broker
-    matters only if it carries a lease of ours.
+    matters only if it carries a lease of ours. `ending` are the ids of containers that are being ended
+    already, or could not be a moment ago. `uncharged` are the ids of running leases without an open interval.
     """
 
     leases: Sequence[Lease]
@@ -72,6 +79,12 @@ class Facts:
     kept: Collection[str] = frozenset()
     closed: Collection[str] = frozenset()
     broker: str = ""
+    ending: Collection[str] = frozenset()
+    uncharged: Collection[str] = frozenset()
+
+    def going(self, container: Container) -> bool:
+        """Whether it is being removed, so that there is nothing to do but to wait."""
+        return container.state == "removing" or container.id in self.ending
 
 
 def plan(facts: Facts) -> tuple[Step, ...]:
@@ -80,10 +93,10 @@ def plan(facts: Facts) -> tuple[Step, ...]:
     living = {lease.id for lease in facts.leases}
     steps: list[Step] = []
     for lease in facts.leases:
-        steps.extend(_plan_lease(lease, by_lease.get(lease.id, []), lease.id in facts.kept))
+        steps.extend(_plan_lease(lease, by_lease.get(lease.id, []), facts))
     for container in facts.containers:
-        if container.lease_id not in living and container.broker == facts.broker:
-            steps.extend(_plan_stray(container, container.lease_id in facts.closed))
+        if container.lease_id not in living and container.labels.broker == facts.broker:
+            steps.extend(_plan_stray(container, facts))
     return tuple(steps)
 
 
@@ -93,111 +106,60 @@ def unknown_ids(leases: Iterable[Lease], containers: Iterable[Container]) -> tup
     return tuple(sorted({item.lease_id for item in containers} - living))
 
 
-def lease_of(container: Container, now: datetime, memory_bytes: int) -> Lease:
-    """The lease that a container's labels tell of, as running; `memory_bytes` is of its whole devices.
-
-    Raises LeaseConflict for a slice whose labels don't tell its size.
-    """
-    lease = Lease(
-        id=container.lease_id,
-        hub=container.hub,
-        user=container.user,
-        server=container.server,
-        tier=container.tier,
-        state=LeaseState.RUNNING,
-        device_count=len(container.device_uuids),
-        created_at=now,
-        since=now,
-        device_uuids=container.device_uuids,
-        memory_bytes=memory_bytes,
-        container_id=container.id,
-    )
-    if container.mode in ("", Mode.WHOLE):
-        return lease
-    if container.mode == Mode.MIG:
-        return replace(lease, mode=Mode.MIG)
-    return _slice_of(lease, container)
-
-
-def _slice_of(lease: Lease, container: Container) -> Lease:
-    try:
-        mode, memory_bytes = Mode(container.mode), int(container.memory_bytes)
-        percent = float(container.compute_percent) if container.compute_percent else None
-    except ValueError:
-        raise LeaseConflict("Its labels don't tell what it holds of its device.") from None
-    known = memory_bytes > 0 and (percent is None or 0 < percent <= 100) and lease.device_count == 1
-    if mode is not Mode.SLICE or not known:
-        raise LeaseConflict("Its labels don't tell what it holds of its device.")
-    return replace(
-        lease,
-        mode=mode,
-        memory_bytes=memory_bytes,
-        compute_percent=100.0 if percent is None else percent,
-        mps=percent is not None,
-        slice_memory_bytes=memory_bytes,
-        slice_compute_percent=percent,
-    )
-
-
-def _plan_lease(lease: Lease, containers: list[Container], kept: bool) -> list[Step]:
+def _plan_lease(lease: Lease, containers: list[Container], facts: Facts) -> list[Step]:
     alive = [item for item in containers if item.alive]
+    kept = lease.id in facts.kept
     match lease.state:
         case LeaseState.WAITING:
             steps: list[Step] = [
-                Remove(item, "its lease waits still", unexpected=True)
+                Remove(item, "its lease is still waiting", unexpected=True)
                 for item in containers
-                if not _going(item)
+                if not facts.going(item)
             ]
             return steps if kept else [*steps, Release(lease, "nobody waits for it any more")]
         case LeaseState.RESERVED:
             if alive:
-                return _use(lease, alive, containers)
+                return _use(lease, alive, containers, facts)
             return [] if kept else [Release(lease, "the spawn was given up")]
         case LeaseState.RUNNING | LeaseState.ASLEEP:
             if alive:
-                return _use(lease, alive, containers)
+                return _use(lease, alive, containers, facts)
             if not containers:
                 return [Release(lease, "its container is gone")]
             if kept:  # it failed to start: who holds it may read its log first
                 return []
             return [Release(lease, "its container has ended", containers[-1])]
         case LeaseState.RELEASING:
+            if containers and all(map(facts.going, containers)):
+                return []  # the end of their removal closes it
             return [Release(lease, lease.reason or "released")]
         case _:
             return []
 
 
-def _use(lease: Lease, alive: list[Container], containers: list[Container]) -> list[Step]:
+def _use(lease: Lease, alive: list[Container], containers: list[Container], facts: Facts) -> list[Step]:
     """One running container keeps the lease, by preference the one that has it; others must go."""
     used = next((item for item in alive if item.id == lease.container_id), alive[0])
     steps: list[Step] = []
-    if lease.state is LeaseState.RESERVED:
+    if can(lease.state, Event.START):
         steps.append(SetRunning(lease, used.id))
+    elif lease.state in AWAKE and lease.id in facts.uncharged:
+        steps.append(Charge(lease, used.id))
     for item in containers:
-        if item.id != used.id and not _going(item):
+        if item.id != used.id and not facts.going(item):
             steps.append(Remove(item, "another container has its lease", unexpected=item.alive))
     return steps
 
 
-def _plan_stray(container: Container, closed: bool) -> list[Step]:
+def _plan_stray(container: Container, facts: Facts) -> list[Step]:
     """A container whose lease doesn't live: only a running one of an unknown lease may be wanted."""
-    if _going(container):
+    if facts.going(container):
         return []
-    if closed:
+    if container.lease_id in facts.closed:
         return [Remove(container, "its lease is closed", unexpected=container.alive)]
-    if container.alive and _tells_lease(container):
+    if container.alive and container.labels.tells_lease:
         return [Adopt(container)]
     return [Remove(container, "the ledger doesn't know its lease", unexpected=container.alive)]
-
-
-def _tells_lease(container: Container) -> bool:
-    return bool(
-        is_lease_id(container.lease_id) and container.hub and container.user and container.device_uuids
-    )
-
-
-def _going(container: Container) -> bool:
-    return container.state == "removing"
 
 
 def _by_lease(containers: Iterable[Container]) -> dict[str, list[Container]]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 from ...core.errors import LeaseConflict
 from ...core.model import Lease, LeaseState
+from ...core.states import ENDED
 from ..decide.queue import Place
 from ..decide.snapshot import Change
 
@@ -68,7 +69,7 @@ class Watch:
         """Start to follow. Raises LeaseConflict if there is no such living lease."""
         self._lease = self._find(self.lease_id)
         if self._lease is None:
-            raise LeaseConflict("This lease has ended: start the server again.")
+            raise LeaseConflict(ENDED)
         self._watches.add(self)
         return self
 

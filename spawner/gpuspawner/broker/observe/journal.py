@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ...core.errors import LedgerFault
 from ...core.model import Lease
-from ...node.guard.guard import GuardEvent
+from ...node.api import GuardEvent
 from ..ledger import EndedProcess
 
 SHOWN = 50
@@ -55,7 +55,7 @@ class Journal:
             await self._records.record(*writing)
         except LedgerFault as fault:
             self._pending.extendleft(reversed(writing))
-            self._log.warning("An ended process is recorded later: %s", fault)
+            self._log.warning("An ended process could not be recorded yet, it is tried again: %s", fault)
 
 
 def is_of(event: GuardEvent, lease: Lease) -> bool:

@@ -12,10 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ...core.errors import all_refusals
 from ...core.model import Lease, LeaseState
-from ...node.guard.judge import Offence
+from ...node.api import Offence
 
-LOOPS = ("reconcile", "events", "hold", "enforcement", "late")
-STEPS = ("set_running", "release", "remove", "adopt")
+LOOPS = ("reconcile", "events", "hold", "removals", "enforcement", "late")
+STEPS = ("set_running", "charge", "release", "remove", "adopt")
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900)
 
 

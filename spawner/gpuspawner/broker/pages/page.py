@@ -128,6 +128,8 @@ class Page:
     notices: tuple[Holding, ...]
     spawn_url: str
     ended: tuple[EndedRow, ...] = ()
+    fault: str = ""
+    """Why the GPUs can't be listed now, for who sees all; empty if they can."""
 
 
 def build_page(status: Document, tiers: Document, viewer: Viewer, *, hub_url: str, now: datetime) -> Page:
@@ -151,6 +153,7 @@ def build_page(status: Document, tiers: Document, viewer: Viewer, *, hub_url: st
         notices=tuple(holding for holding in leases if holding.notice),
         spawn_url=f"{hub_url}spawn",
         ended=tuple(rows.ended(each) for each in seen["ended"][:MOST_ENDED]) if viewer.sees_all else (),
+        fault=seen["fault"] if viewer.sees_all else "",
     )
 
 
@@ -176,6 +179,8 @@ def _summary(status: Document) -> str:
     kind = "simulated GPU" if status["simulated"] else "GPU"
     waiting = len(status["queue"])
     queue = "nobody waits" if not waiting else "1 server waits" if waiting == 1 else f"{waiting} servers wait"
+    if not devices and status.get("fault"):
+        return f"The GPUs of this machine don't answer; they appear here once they do. {queue.capitalize()}."
     if not devices:
         return f"No {kind} on this machine, {queue}."
     unshared = [device for device in devices if not _sliced(device)]

@@ -21,7 +21,7 @@ from ...core.errors import DeviceFault
 from ...core.units import Clock, utc_now
 from ..inventory import Inventory
 from ..processes import Outcome, ProcessTable
-from .judge import History, Judgement, Key, Offence, Orders, Rules, Seen, Verdict, judge
+from .judge import History, Judgement, Key, Offence, ProcessSample, QuotaPlan, Rules, Verdict, judge
 from .sentence import sentence_of
 
 MPS_SERVER = "nvidia-cuda-mps"
@@ -99,34 +99,34 @@ class Guard:
         self._on_event = on_event
         self._settings = settings or GuardSettings()
         self._log = log or logging.getLogger(__name__)
-        self._orders = Orders()
+        self._plan = QuotaPlan()
         self._threads: dict[str, _DeviceThread] = {}
         self._poller = _Poller(self, self._settings.pace.poll_seconds)
         self._telling: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def start(self, orders: Orders) -> None:
+    async def start(self, plan: QuotaPlan) -> None:
         """Starts guarding; the first look at each device is taken at once."""
         self._loop = asyncio.get_running_loop()
         self._poller = _Poller(self, self._settings.pace.poll_seconds)
         self._poller.start()
-        self.set_orders(orders)
+        self.set_plan(plan)
 
-    def set_orders(self, orders: Orders) -> None:
-        """From now on `orders` hold: also for devices that weren't watched before. On the loop's thread."""
+    def set_plan(self, plan: QuotaPlan) -> None:
+        """From now on `plan` holds: also for devices that weren't watched before. On the loop's thread."""
         if self._loop is None:
             raise RuntimeError("the guard was not started")
-        if orders == self._orders and self._threads:
+        if plan == self._plan and self._threads:
             return
-        self._orders = orders
-        watched = orders.watched()
+        self._plan = plan
+        watched = plan.watched()
         for uuid in self._threads.keys() - watched:
             self._threads.pop(uuid).halt()
         for thread in self._threads.values():
-            thread.obey(orders)
+            thread.obey(plan)
         for uuid in sorted(watched - self._threads.keys()):
             watch = DeviceGuard(uuid, self._inventory, self._settings, self._log)
-            self._threads[uuid] = thread = _DeviceThread(watch, orders, self._post)
+            self._threads[uuid] = thread = _DeviceThread(watch, plan, self._post)
             thread.start()
 
     async def stop(self) -> None:
@@ -176,11 +176,11 @@ class Guard:
 class _DeviceThread(threading.Thread):
     """Looks at one device again and again."""
 
-    def __init__(self, watch: DeviceGuard, orders: Orders, post: Callable[[GuardEvent], None]) -> None:
+    def __init__(self, watch: DeviceGuard, plan: QuotaPlan, post: Callable[[GuardEvent], None]) -> None:
         super().__init__(name=f"guard-{watch.uuid}", daemon=True)
         self.watch = watch
         self.failures = 0
-        self._orders = orders
+        self._plan = plan
         self._post = post
         self._halted = False
         self._wake = threading.Event()
@@ -190,9 +190,9 @@ class _DeviceThread(threading.Thread):
         self._halted = True
         self._wake.set()
 
-    def obey(self, orders: Orders) -> None:
-        """Looks at once, by these orders."""
-        self._orders = orders
+    def obey(self, plan: QuotaPlan) -> None:
+        """Looks at once, by this plan."""
+        self._plan = plan
         self._wake.set()
 
     def poll(self) -> None:
@@ -206,7 +206,7 @@ class _DeviceThread(threading.Thread):
             if self._halted:  # after clearing: what is said from here on wakes it again
                 break
             try:
-                pause = self.watch.look(self._orders, self._post)
+                pause = self.watch.look(self._plan, self._post)
             except Exception:  # the top of this thread's loop
                 self.failures += 1
                 self.watch.log.exception("Guarding a device failed; it goes on devices=%s", self.watch.uuid)
@@ -265,18 +265,18 @@ class DeviceGuard:
             return "NVML doesn't say how much memory the processes on the GPU have"
         return self._fault
 
-    def look(self, orders: Orders, post: Callable[[GuardEvent], None]) -> float:
+    def look(self, plan: QuotaPlan, post: Callable[[GuardEvent], None]) -> float:
         """Looks once, ends what must end, and says in how many seconds to look again."""
         self._looking_since = self._settings.monotonic()
         try:
-            return self._look(orders.on(self.uuid), post)
+            return self._look(plan.on(self.uuid), post)
         finally:
             self._looking_since = None
 
-    def _look(self, orders: Orders, post: Callable[[GuardEvent], None]) -> float:
-        limited = {quota.container_id for quota in orders.quotas if quota.memory_bytes is not None}
+    def _look(self, plan: QuotaPlan, post: Callable[[GuardEvent], None]) -> float:
+        limited = {quota.container_id for quota in plan.quotas if quota.memory_bytes is not None}
         self._guarded = bool(limited)
-        samples = self._samples(orders.ours())
+        samples = self._samples(plan.ours())
         if samples is None:
             self._history = replace(self._history, at=None)
             return self.pace.interval_seconds
@@ -285,7 +285,7 @@ class DeviceGuard:
         elif self._untold_since is None:
             self._untold_since = self._settings.monotonic()
         now, rules = self._settings.monotonic(), self._settings.rules
-        found = judge(samples, orders, self._history, now, rules)
+        found = judge(samples, plan, self._history, now, rules)
         self._history = found.history
         for verdict in found.verdicts:
             self._carry_out(verdict, post)
@@ -307,7 +307,7 @@ class DeviceGuard:
         except DeviceFault:
             return False  # the next look says it
 
-    def _samples(self, ours: frozenset[str]) -> list[Seen] | None:
+    def _samples(self, ours: frozenset[str]) -> list[ProcessSample] | None:
         """Who is on the device; None where that can't be read: then nothing is known of anybody."""
         try:
             self._used_bytes = self._inventory.used_bytes(self.uuid) if self._guarded else None
@@ -326,11 +326,11 @@ class DeviceGuard:
             process = processes.get(each.pid)
             if process is not None:
                 container = process.container(ours)
-                samples.append(Seen(process, container, each.memory_bytes, each.through_mps))
+                samples.append(ProcessSample(process, container, each.memory_bytes, each.through_mps))
         self._mention(samples, ours)
         return samples
 
-    def _mention(self, samples: list[Seen], ours: frozenset[str]) -> None:
+    def _mention(self, samples: list[ProcessSample], ours: frozenset[str]) -> None:
         """Says once of each process that nobody here answers for it."""
         present = {seen.key for seen in samples}
         self._mentioned &= present
@@ -387,6 +387,6 @@ def _where(event: GuardEvent) -> str:
     )
 
 
-def _is_mps_server(seen: Seen) -> bool:
+def _is_mps_server(seen: ProcessSample) -> bool:
     """MPS's own server: on the host. A process in a container that calls itself so is none."""
     return seen.container_id is None and seen.process.name == MPS_SERVER

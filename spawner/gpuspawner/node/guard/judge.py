@@ -24,7 +24,7 @@ class Offence(StrEnum):
 
     MEMORY = "memory"
     NO_LEASE = "no_lease"
-    ROUND_MPS = "round_mps"
+    BYPASSED_MPS = "bypassed_mps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ProcessSample:
     """A process on the device. `container_id`: whose it is; None if that can't be said."""
 
     process: Process
@@ -113,7 +113,7 @@ class History:
 class Verdict:
     """A process that must end. `used_bytes` is the container's on the device; `quota` None: no lease."""
 
-    seen: Seen
+    seen: ProcessSample
     offence: Offence
     quota: Quota | None
     used_bytes: int
@@ -130,8 +130,8 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
-    """What the guard holds up, as the broker gives it: replaced as a whole.
+class QuotaPlan:
+    """The quotas that the guard enforces, as the broker gives them: replaced as a whole.
 
     `containers` are those of this broker's leases, on whatever device: only theirs are ever ended.
     """
@@ -149,18 +149,18 @@ class Orders:
         """Every container whose processes may be ended."""
         return self.containers | {quota.container_id for quota in self.quotas}
 
-    def on(self, device_uuid: str) -> Orders:
-        """The orders for one device: its quotas, and every container of ours."""
+    def on(self, device_uuid: str) -> QuotaPlan:
+        """The plan for one device: its quotas, and every container of ours."""
         quotas = tuple(quota for quota in self.quotas if quota.device_uuid == device_uuid)
-        return Orders(quotas, self.ours(), frozenset({device_uuid}))
+        return QuotaPlan(quotas, self.ours(), frozenset({device_uuid}))
 
 
 def judge(
-    samples: Iterable[Seen], orders: Orders, history: History, now: float, rules: Rules = _RULES
+    samples: Iterable[ProcessSample], plan: QuotaPlan, history: History, now: float, rules: Rules = _RULES
 ) -> Judgement:
     """The verdicts on one device at `now` (monotonic seconds), and what to remember.
 
-    `orders` are those of the device (`Orders.on`). A container of ours without a quota there has no
+    `plan` is the part for the device (`QuotaPlan.on`). A container of ours without a quota there has no
     business on it. Processes of other containers, and of none, are left alone.
     """
     present = tuple(samples)
@@ -170,22 +170,22 @@ def judge(
         for key, since in history.ending.items()
         if key in keys and now - since < rules.settle_seconds
     }
-    court = _Court(history, now, rules, ending)
-    held = {quota.container_id: quota for quota in orders.quotas}
-    by_container: dict[str, list[Seen]] = {container: [] for container in (*held, *orders.ours())}
+    evaluation = _Evaluation(history, now, rules, ending)
+    held = {quota.container_id: quota for quota in plan.quotas}
+    by_container: dict[str, list[ProcessSample]] = {container: [] for container in (*held, *plan.ours())}
     for seen in present:
         if seen.container_id in by_container and seen.key not in ending:
             by_container[seen.container_id].append(seen)
     for container, processes in by_container.items():
         if container in held:
-            court.with_quota(held[container], processes)
+            evaluation.with_quota(held[container], processes)
         else:
-            court.without_lease(container, processes)
-    return court.judgement()
+            evaluation.without_lease(container, processes)
+    return evaluation.judgement()
 
 
-class _Court:
-    """One sitting of `judge`: gathers verdicts and the next history."""
+class _Evaluation:
+    """One evaluation of a device's samples: gathers the verdicts and the next history."""
 
     def __init__(self, history: History, now: float, rules: Rules, ending: dict[Key, float]) -> None:
         self._history, self._now, self._rules, self._ending = history, now, rules, ending
@@ -204,19 +204,19 @@ class _Court:
         history = History(self._now, self._accounts, self._within, self._wrong, self._ending)
         return Judgement(tuple(self._verdicts.values()), history, alert)
 
-    def without_lease(self, container: str, processes: list[Seen]) -> None:
+    def without_lease(self, container: str, processes: list[ProcessSample]) -> None:
         """Processes of a container of ours that has no lease for this device."""
         self._wrongs(container, Offence.NO_LEASE, None, processes, _used(processes))
 
-    def with_quota(self, quota: Quota, processes: list[Seen]) -> None:
+    def with_quota(self, quota: Quota, processes: list[ProcessSample]) -> None:
         """Processes of a container with a quota on this device."""
-        round_mps = [seen for seen in processes if quota.mps_required and seen.through_mps is False]
-        self._wrongs(quota.container_id, Offence.ROUND_MPS, quota, round_mps, _used(processes))
+        bypassed_mps = [seen for seen in processes if quota.mps_required and seen.through_mps is False]
+        self._wrongs(quota.container_id, Offence.BYPASSED_MPS, quota, bypassed_mps, _used(processes))
         if quota.memory_bytes is not None:
             left = [seen for seen in processes if seen.key not in self._verdicts]
             self._memory(quota, quota.memory_bytes, left)
 
-    def _memory(self, quota: Quota, quota_bytes: int, processes: list[Seen]) -> None:
+    def _memory(self, quota: Quota, quota_bytes: int, processes: list[ProcessSample]) -> None:
         rules, used = self._rules, _used(processes)
         before = self._history.accounts.get(quota.container_id, Account())
         change = self._step if before.is_over else -self._step * rules.repay
@@ -242,14 +242,14 @@ class _Court:
             elif seen.key in self._history.within:
                 self._within[seen.key] = self._history.within[seen.key]
 
-    def _growth(self, seen: Seen) -> tuple[int, int, int, int]:
+    def _growth(self, seen: ProcessSample) -> tuple[int, int, int, int]:
         """By growth; then by size, then the younger: what somebody just started."""
         memory_bytes = seen.memory_bytes or 0
         grown = memory_bytes - self._history.within.get(seen.key, 0)
         return (grown, memory_bytes, seen.process.start_ticks, seen.process.pid)
 
     def _wrongs(
-        self, container: str, offence: Offence, quota: Quota | None, wrong: list[Seen], used: int
+        self, container: str, offence: Offence, quota: Quota | None, wrong: list[ProcessSample], used: int
     ) -> None:
         """One is ended only if it was wrong at the last sample, too: NVML's lists are read one by one."""
         before = self._history.wrong.get((container, offence))
@@ -272,5 +272,5 @@ class _Court:
         self._ending[verdict.seen.key] = self._now
 
 
-def _used(processes: Iterable[Seen]) -> int:
+def _used(processes: Iterable[ProcessSample]) -> int:
     return sum(seen.memory_bytes or 0 for seen in processes)

@@ -14,9 +14,9 @@ def sentence_of(verdict: Verdict) -> str:
             f"{ended} it used a GPU that this server has no lease for. Use the GPU that the server was "
             "given; for another one, start a server with another tier."
         )
-    if verdict.offence is Offence.ROUND_MPS:
+    if verdict.offence is Offence.BYPASSED_MPS:
         return (
-            f"{ended} it went round MPS, through which this GPU is shared. Leave the CUDA_MPS_ settings as "
+            f"{ended} it bypassed MPS, through which this GPU is shared. Leave the CUDA_MPS_ settings as "
             "they are and restart the kernel."
         )
     assert verdict.quota is not None

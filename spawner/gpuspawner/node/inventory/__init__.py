@@ -7,7 +7,8 @@ thread-safe (NVML API Reference r580, "Known issues and thread safety").
 from .calls import is_absent
 from .nvml import NvmlInventory
 from .opening import nvidia_pci_devices, open_inventory
-from .protocol import ComputeMode, DriverFacts, GpuProcess, Inventory, XidEvent
+from .patience import Patience
+from .protocol import ComputeMode, DriverFacts, GpuProcess, Inventory, XidEvent, modes_of
 
 __all__ = [
     "ComputeMode",
@@ -15,8 +16,10 @@ __all__ = [
     "GpuProcess",
     "Inventory",
     "NvmlInventory",
+    "Patience",
     "XidEvent",
     "is_absent",
+    "modes_of",
     "nvidia_pci_devices",
     "open_inventory",
 ]

@@ -26,7 +26,8 @@ _SENTENCES = {
     pynvml.NVML_ERROR_NOT_FOUND: "The GPU is no longer there: see `nvidia-smi -L`",
 }  # fmt: skip
 
-_DEVICE_GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
+NOT_THERE = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+"""This GPU, or this driver, has no such thing."""
 _ABSENT = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
 
@@ -45,13 +46,21 @@ def call(function: Callable[..., T], *args: Any) -> T:
 
 
 def optional(function: Callable[..., T], *args: Any) -> T | None:
-    """As `call`, but None where this GPU or driver doesn't say. A lost GPU still is a fault."""
+    """As `call`, but None where this GPU or driver has no such thing.
+
+    Any other error is a fault: what could not be read is unknown, and must not be taken for "no".
+    """
     try:
         return function(*args)
     except pynvml.NVMLError as error:
-        if error.value in _DEVICE_GONE:
-            raise fault_of(error) from error
-        return None
+        if error.value in NOT_THERE:
+            return None
+        raise fault_of(error) from error
+
+
+def is_not_there(fault: DeviceFault) -> bool:
+    """Whether the fault says that this GPU or driver has no such thing."""
+    return isinstance(fault.__cause__, pynvml.NVMLError) and fault.__cause__.value in NOT_THERE
 
 
 def is_absent(fault: DeviceFault) -> bool:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pynvml
 
 from ...core.errors import DeviceFault
 from ...core.model import Device
-from .calls import call, optional
+from .calls import call, fault_of, optional
+from .mig import gpu_fraction
+from .patience import Patience
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +34,21 @@ _PROFILE = re.compile(r"\bMIG (\S+)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
+class Handle:
+    """NVML's handles of a device: its own, and that of the whole GPU; the same for a whole GPU."""
+
+    own: Any
+    whole: Any
+    is_instance: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
-    """What can be leased, and one sentence for each thing that can't."""
+    """What can be leased, with NVML's handles by UUID, and one sentence for each thing that can't."""
 
     devices: tuple[Device, ...]
     left_out: tuple[str, ...]
+    handles: Mapping[str, Handle]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +60,52 @@ class Instance:
     compute_instance: int
 
 
-def read_all() -> Listing:
-    """All of this machine, by NVML's index. One GPU that can't be read doesn't hide the others.
+def read_all(patience: Patience) -> Listing:
+    """All of this machine, by NVML's index. A GPU that can't be read, or hangs, doesn't hide the others.
 
     Raises DeviceFault if NVML itself can't be read.
     """
     devices: list[Device] = []
     left_out: list[str] = []
-    for index in range(call(pynvml.nvmlDeviceGetCount)):
-        try:
-            handle = call(pynvml.nvmlDeviceGetHandleByIndex, index)
-            if mig_is_on(handle):
-                found = _read_instances(handle, index)
-                devices.extend(found.devices)
-                left_out.extend(found.left_out)
-            else:
-                devices.append(_read_gpu(handle, index))
-        except DeviceFault as fault:
-            left_out.append(_left_out(f"GPU {index}", fault))
-    return Listing(tuple(devices), tuple(left_out))
+    handles: dict[str, Handle] = {}
+    count = call(pynvml.nvmlDeviceGetCount)
+    found = patience.ask({f"GPU {index}": partial(_read_index, index) for index in range(count)})
+    for subject, listing in found.items():
+        if isinstance(listing, DeviceFault):
+            left_out.append(_left_out(subject, listing))
+            continue
+        devices.extend(listing.devices)
+        left_out.extend(listing.left_out)
+        handles |= listing.handles
+    return Listing(tuple(devices), tuple(left_out), handles)
+
+
+def _read_index(index: int) -> Listing:
+    """The GPU with that index, or its instances. Raises DeviceFault if it can't be read."""
+    handle = call(pynvml.nvmlDeviceGetHandleByIndex, index)
+    if mig_is_on(handle):
+        return _read_instances(handle, index)
+    device = _read_gpu(handle, index)
+    return Listing((device,), (), {device.uuid: Handle(handle, handle)})
+
+
+def find_handle(uuid: str, device: Device | None) -> Handle:
+    """NVML's handles of a device that was listed as `device`, or never. Raises DeviceFault.
+
+    By its index, which asks that GPU alone: a look-up by UUID asks every GPU of the machine until it finds
+    the one (NVML API Reference r580, nvmlDeviceGetHandleByUUID), and one that hangs would hold up all.
+    """
+    if device is not None and device.index is not None:
+        whole = call(pynvml.nvmlDeviceGetHandleByIndex, device.index)
+        if call(pynvml.nvmlDeviceGetUUID, whole) == (device.parent_uuid or uuid):
+            if device.parent_uuid is None:
+                return Handle(whole, whole)
+            for instance in instance_handles(whole):
+                if call(pynvml.nvmlDeviceGetUUID, instance) == uuid:
+                    return Handle(instance, whole, is_instance=True)
+    own = call(pynvml.nvmlDeviceGetHandleByUUID, uuid)
+    parent = parent_handle(own)
+    return Handle(own, own if parent is None else parent, is_instance=parent is not None)
 
 
 def _left_out(subject: str, fault: DeviceFault) -> str:
@@ -73,7 +114,7 @@ def _left_out(subject: str, fault: DeviceFault) -> str:
 
 
 def mig_is_on(handle: Any) -> bool:
-    """Whether the whole GPU is in MIG mode now; False for an instance."""
+    """Whether the whole GPU is in MIG mode now. Raises DeviceFault where that is not known."""
     mode = optional(pynvml.nvmlDeviceGetMigMode, handle)
     return mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
 
@@ -82,9 +123,11 @@ def instance_handles(handle: Any) -> list[Any]:
     """NVML's handles of the GPU's MIG devices. Raises DeviceFault."""
     found = []
     for index in range(optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
-        instance = optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
-        if instance is not None:
-            found.append(instance)
+        try:
+            found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
+        except pynvml.NVMLError as error:
+            if error.value != pynvml.NVML_ERROR_NOT_FOUND:  # this place has no instance
+                raise fault_of(error) from error
     return found
 
 
@@ -144,7 +187,7 @@ def _read_instances(parent: Any, index: int) -> Listing:
         )
     instances = [(instance_of(handle), handle) for handle in handles]
     shared = Counter(instance.gpu_instance for instance, _ in instances)
-    devices, left_out = [], []
+    devices, left_out, found = [], [], {}
     for instance, handle in instances:
         try:
             if shared[instance.gpu_instance] > 1:
@@ -153,26 +196,36 @@ def _read_instances(parent: Any, index: int) -> Listing:
                     "instances: make one compute instance in each GPU instance"
                 )
             devices.append(_read_instance(parent, index, instance, handle))
+            found[instance.uuid] = Handle(handle, parent, is_instance=True)
         except DeviceFault as fault:
             left_out.append(_left_out(f"MIG instance {instance.uuid} of GPU {index}", fault))
-    return Listing(tuple(devices), tuple(left_out))
+    return Listing(tuple(devices), tuple(left_out), found)
 
 
 def _read_instance(parent: Any, index: int, instance: Instance, handle: Any) -> Device:
     attributes = optional(pynvml.nvmlDeviceGetAttributes_v2, handle)
     name = optional(pynvml.nvmlDeviceGetName, handle) or "NVIDIA GPU"
-    profile = profile_of(name, attributes)
+    profile, size_bytes = profile_of(name, attributes), _memory_bytes(handle)
     # Bus width and clock are the whole GPU's, an instance has a part of them: not told, so not available.
     return Device(
         uuid=instance.uuid,
         model=name if profile is None or _PROFILE.search(name) else f"{name} MIG {profile}",
-        memory_bytes=_memory_bytes(handle),
+        memory_bytes=size_bytes,
         compute_capability=optional(pynvml.nvmlDeviceGetCudaComputeCapability, parent),
         sm_count=attributes.multiprocessorCount or None if attributes is not None else None,
         index=index,
         parent_uuid=str(call(pynvml.nvmlDeviceGetUUID, parent)),
         mig_profile=profile,
+        gpu_fraction=gpu_fraction(size_bytes, _gpu_bytes(parent), profile),
     )
+
+
+def _gpu_bytes(parent: Any) -> int | None:
+    """The memory of the whole GPU; None where NVML does not tell it, as in MIG mode to others than root."""
+    try:
+        return _memory_bytes(parent)
+    except DeviceFault:
+        return None
 
 
 def profile_of(name: str, attributes: Any | None) -> str | None:

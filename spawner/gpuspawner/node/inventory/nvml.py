@@ -6,15 +6,17 @@ import ctypes
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pynvml
 
 from ...core.errors import DeviceFault
 from ...core.model import Device
-from .calls import call, fault_of, optional
-from .listing import instance_handles, instance_of, mig_is_on, parent_handle, read_all
+from .calls import call, fault_of, is_not_there, optional
+from .listing import Handle, find_handle, instance_handles, instance_of, mig_is_on, read_all
+from .patience import Patience
 from .protocol import ComputeMode, DriverFacts, GpuProcess, XidEvent
 
 _log = logging.getLogger(__name__)
@@ -31,12 +33,13 @@ class NvmlInventory:
 
     simulated = False
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience | None = None) -> None:
         call(pynvml.nvmlInit)
         self._devices: tuple[Device, ...] = ()
         self.left_out: tuple[str, ...] = ()
         """One sentence for each device that could not be listed the last time."""
-        self._handles: dict[str, Any] = {}
+        self._patience = patience or Patience()
+        self._handles: dict[str, Handle] = {}
         self._events: Any = None
         self._event_uuids: dict[int, str] = {}
         self._waiting: deque[XidEvent] = deque()
@@ -50,8 +53,9 @@ class NvmlInventory:
 
         Raises DeviceFault if NVML lists some and none can be leased.
         """
-        found = read_all()
+        found = read_all(self._patience)
         self.left_out = found.left_out
+        self._handles.update(found.handles)
         if found.left_out and not found.devices:
             raise DeviceFault(f"No GPU can be leased. {' '.join(found.left_out)}")
         listed = {device.uuid for device in found.devices}
@@ -63,13 +67,13 @@ class NvmlInventory:
         return found.devices
 
     def driver(self) -> DriverFacts:
-        """Versions and what is left out, for `doctor`. Raises DeviceFault."""
+        """Versions and what was left out of the last list of devices, for `doctor`. Raises DeviceFault."""
         cuda = optional(pynvml.nvmlSystemGetCudaDriverVersion_v2)
         return DriverFacts(
             driver_version=optional(pynvml.nvmlSystemGetDriverVersion),
             cuda_version=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
             gpu_count=call(pynvml.nvmlDeviceGetCount),
-            left_out=read_all().left_out,
+            left_out=self.left_out,
         )
 
     # ---- health
@@ -79,32 +83,38 @@ class NvmlInventory:
 
         A failed remap means replacing the GPU (NVIDIA GPU Memory Error Management r580, RMA policy).
         """
-        handle = call(pynvml.nvmlDeviceGetHandleByUUID, uuid)
-        call(pynvml.nvmlDeviceGetMemoryInfo, handle)
-        whole = parent_handle(handle)
-        rows = optional(pynvml.nvmlDeviceGetRemappedRows, handle if whole is None else whole)
-        if rows is not None and rows[3]:
-            raise DeviceFault("A bad memory row could not be remapped: the GPU must be replaced")
-        if whole is None and mig_is_on(handle):
-            raise DeviceFault("The GPU was switched to MIG mode: switch it back, or restart the broker")
+        with self._handle(uuid) as handle:
+            call(pynvml.nvmlDeviceGetMemoryInfo, handle.own)
+            rows = optional(pynvml.nvmlDeviceGetRemappedRows, handle.whole)
+            if rows is not None and rows[3]:
+                raise DeviceFault("A bad memory row could not be remapped: the GPU must be replaced")
+            if not handle.is_instance and mig_is_on(handle.own):
+                raise DeviceFault("The GPU was switched to MIG mode: switch it back, or restart the broker")
         if uuid in self._not_registered:
             self._stale.set()
 
     def reset_pending(self, uuid: str) -> str:
         """Why the GPU must be reset first: remapped rows or retired pages wait for it. Raises DeviceFault."""
-        handle = self._whole(uuid)
-        rows = optional(pynvml.nvmlDeviceGetRemappedRows, handle)
-        if rows is not None and rows[2]:
-            return "Remapped memory rows wait for a reset: run `nvidia-smi --gpu-reset`"
-        if optional(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle):
-            return "Retired memory pages wait for a reset: run `nvidia-smi --gpu-reset`"
-        return ""
+        with self._handle(uuid) as handle:
+            rows = optional(pynvml.nvmlDeviceGetRemappedRows, handle.whole)
+            if rows is not None and rows[2]:
+                return "Remapped memory rows wait for a reset: run `nvidia-smi --gpu-reset`"
+            if optional(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle.whole):
+                return "Retired memory pages wait for a reset: run `nvidia-smi --gpu-reset`"
+            return ""
 
-    def _whole(self, uuid: str) -> Any:
-        """The handle of the device's whole GPU."""
-        handle = call(pynvml.nvmlDeviceGetHandleByUUID, uuid)
-        parent = parent_handle(handle)
-        return handle if parent is None else parent
+    @contextmanager
+    def _handle(self, uuid: str) -> Iterator[Handle]:
+        """The device's handles: kept, and found again after any fault. Raises DeviceFault."""
+        try:
+            handle = self._handles.get(uuid)
+            if handle is None:
+                device = next((each for each in self._devices if each.uuid == uuid), None)
+                handle = self._handles[uuid] = find_handle(uuid, device)
+            yield handle
+        except DeviceFault:
+            self._handles.pop(uuid, None)
+            raise
 
     # ---- what goes on on a device
 
@@ -112,18 +122,15 @@ class NvmlInventory:
         """By pid. Driver 580 has an MPS client in two of NVML's lists, of compute and of MPS clients.
 
         Memory that Vulkan or OpenGL took is in a third list alone, of graphics: without it, they would be
-        a way round the quota. The compute list is read first: a client that comes between the calls then
-        is known as one. One that goes between them looks as if it went round MPS: believe that only when
+        outside the quota. The compute list is read first: a client that comes between the calls then
+        is known as one. One that goes between them looks as if it bypassed MPS: believe that only when
         it is seen again.
         """
-        handle = self._handle(uuid)
-        try:
-            listed = {each.pid: each for each in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)}
-            drawing = _listed(pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, handle) or {}
-            clients = _listed(pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3, handle)
-        except pynvml.NVMLError as error:
-            self._handles.pop(uuid, None)
-            raise fault_of(error) from error
+        with self._handle(uuid) as handle:
+            own = handle.own
+            listed = {each.pid: each for each in call(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, own)}
+            drawing = _listed(pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, own) or {}
+            clients = _listed(pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3, own)
         through = clients or {}
         return tuple(
             GpuProcess(pid, info.usedGpuMemory, None if clients is None else pid in through)
@@ -132,31 +139,24 @@ class NvmlInventory:
 
     def used_bytes(self, uuid: str) -> int:
         """As `nvidia-smi` shows it: with what the driver itself uses."""
-        try:
-            return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle(uuid)).used)
-        except pynvml.NVMLError as error:
-            self._handles.pop(uuid, None)
-            raise fault_of(error) from error
-
-    def _handle(self, uuid: str) -> Any:
-        # Kept: looking a device up by UUID asks every GPU of the machine. Forgotten after any error.
-        handle = self._handles.get(uuid)
-        if handle is None:
-            handle = self._handles[uuid] = call(pynvml.nvmlDeviceGetHandleByUUID, uuid)
-        return handle
+        with self._handle(uuid) as handle:
+            return int(call(pynvml.nvmlDeviceGetMemoryInfo, handle.own).used)
 
     def utilization_percent(self, uuid: str) -> float | None:
         """Time with a kernel running, over NVML's last sample (`utilization.gpu`). None for MIG."""
-        rates = optional(pynvml.nvmlDeviceGetUtilizationRates, self._handle(uuid))
+        with self._handle(uuid) as handle:
+            rates = optional(pynvml.nvmlDeviceGetUtilizationRates, handle.own)
         return None if rates is None else float(rates.gpu)
 
     def compute_mode(self, uuid: str) -> ComputeMode:
         """As `nvidia-smi -q -d COMPUTE` shows it."""
-        return ComputeMode(call(pynvml.nvmlDeviceGetComputeMode, self._handle(uuid)))
+        with self._handle(uuid) as handle:
+            return ComputeMode(call(pynvml.nvmlDeviceGetComputeMode, handle.own))
 
     def set_compute_mode(self, uuid: str, mode: ComputeMode) -> None:
         """Needs root. Lasts until it is changed or the driver is reloaded."""
-        call(pynvml.nvmlDeviceSetComputeMode, self._handle(uuid), int(mode))
+        with self._handle(uuid) as handle:
+            call(pynvml.nvmlDeviceSetComputeMode, handle.own, int(mode))
 
     # ---- events
 
@@ -164,7 +164,7 @@ class NvmlInventory:
         """Waits in NVML's event set. A GPU without events is polled only (`check`).
 
         An error of a GPU in MIG mode is one event for the instance that NVML names, or one for each.
-        After an error the set is made anew from the GPUs that still answer. One thread at a time.
+        After an error the set is recreated from the GPUs that still answer. One thread at a time.
         """
         with self._event_lock:
             if self._waiting:
@@ -192,7 +192,8 @@ class NvmlInventory:
         if not instances or gpu_instance == _NO_INSTANCE:
             return instances
         try:
-            handles = instance_handles(call(pynvml.nvmlDeviceGetHandleByUUID, uuid))
+            with self._handle(instances[0]) as handle:
+                handles = instance_handles(handle.whole)
             named = {each.uuid for each in map(instance_of, handles) if each.gpu_instance == gpu_instance}
         except DeviceFault:
             return instances  # it can't be told which: all of them
@@ -221,16 +222,19 @@ class NvmlInventory:
             if uuid in self._event_uuids.values():
                 continue
             try:
-                handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-                if not pynvml.nvmlDeviceGetSupportedEventTypes(handle) & wanted:
-                    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-                pynvml.nvmlDeviceRegisterEvents(handle, wanted, events)
-            except pynvml.NVMLError as error:
-                if error.value != pynvml.NVML_ERROR_NOT_SUPPORTED:
+                with self._handle(device.uuid) as handle:
+                    whole = handle.whole
+                    types = optional(pynvml.nvmlDeviceGetSupportedEventTypes, whole)
+                    if not types or not types & wanted:
+                        _log.warning("No XID events from %s, it is only polled: it has none", uuid)
+                        continue
+                    call(pynvml.nvmlDeviceRegisterEvents, whole, wanted, events)
+            except DeviceFault as fault:
+                if not is_not_there(fault):
                     self._not_registered.add(device.uuid)
-                _log.warning("No XID events from %s, it is only polled: %s", uuid, error)
+                _log.warning("No XID events from %s, it is only polled: %s", uuid, fault)
                 continue
-            self._event_uuids[ctypes.cast(handle, ctypes.c_void_p).value or 0] = uuid
+            self._event_uuids[ctypes.cast(whole, ctypes.c_void_p).value or 0] = uuid
         self._events = events
 
     def _drop_events(self) -> None:
@@ -258,10 +262,6 @@ class NvmlInventory:
 
 
 def _listed(ask: Callable[[Any], list[Any]], handle: Any) -> dict[int, Any] | None:
-    """The processes of one of NVML's lists, by pid; None where GPU or driver has none. Raises NVMLError."""
-    try:
-        return {each.pid: each for each in ask(handle)}
-    except pynvml.NVMLError as error:
-        if error.value in (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND):
-            return None
-        raise
+    """The processes of one of NVML's lists, by pid; None where GPU or driver has none. Raises DeviceFault."""
+    processes = optional(ask, handle)
+    return None if processes is None else {each.pid: each for each in processes}

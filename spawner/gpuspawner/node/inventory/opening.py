@@ -46,7 +46,7 @@ def open_inventory(site: GpuSite) -> Inventory:
 
 def _no_nvml(fault: DeviceFault) -> ConfigError:
     return ConfigError(
-        f'{fault}. Until that is mended, c.GpuSite.inventory = "simulated" starts without real GPUs'
+        f'{fault}. Until that is fixed, c.GpuSite.inventory = "simulated" starts without real GPUs'
     )
 
 

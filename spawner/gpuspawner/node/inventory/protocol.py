@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Protocol
 
+from ...core.errors import DeviceFault
 from ...core.model import Device
+from .patience import Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +57,14 @@ class Inventory(Protocol):
     """The seam between the broker and the hardware. Everything blocks and may be called in any thread."""
 
     simulated: bool
+    left_out: tuple[str, ...]
+    """One sentence for each device that could not be listed the last time."""
 
     def devices(self) -> tuple[Device, ...]:
         """Every device that can be leased. Raises DeviceFault if nothing can be read."""
+
+    def driver(self) -> DriverFacts | None:
+        """Versions of the driver; None where devices are simulated. Raises DeviceFault."""
 
     def check(self, uuid: str) -> None:
         """Returns if the device answers; raises DeviceFault with a sentence if lost or unreadable."""
@@ -83,3 +92,12 @@ class Inventory(Protocol):
 
     def close(self) -> None:
         """Ends the use of NVML; further calls fail."""
+
+
+def modes_of(
+    inventory: Inventory, devices: Iterable[Device], patience: Patience
+) -> dict[str, ComputeMode | None]:
+    """The compute modes of the whole GPUs, by UUID; None where it can't be read in time. Blocks."""
+    whole = [device.uuid for device in devices if not device.is_mig]
+    answers = patience.ask({uuid: partial(inventory.compute_mode, uuid) for uuid in whole})
+    return {uuid: None if isinstance(mode, DeviceFault) else mode for uuid, mode in answers.items()}

@@ -14,7 +14,8 @@ from ...config.site import GpuSite
 from ...core.errors import ConfigError, DeviceFault
 from ...core.model import Device
 from ...core.units import parse_bytes
-from . import ComputeMode, GpuProcess, XidEvent
+from . import ComputeMode, DriverFacts, GpuProcess, XidEvent
+from .mig import gpu_fraction
 
 FAULTS_FILE = "simulated_faults"
 """In the state folder: one line a broken simulated device, its index or UUID, then why."""
@@ -85,6 +86,7 @@ def _instance(gpu: Device, profile: str) -> Device:
         memory_clock_hz=None,
         parent_uuid=gpu.uuid,
         mig_profile=profile,
+        gpu_fraction=gpu_fraction(int(size[1]) << 30, gpu.memory_bytes, profile),
     )
 
 
@@ -107,6 +109,7 @@ class SimulatedInventory:
     """Devices from a line of text; what is broken comes from a file or from the methods below."""
 
     simulated = True
+    left_out: tuple[str, ...] = ()
 
     def __init__(self, devices: tuple[Device, ...], faults_file: Path | None = None) -> None:
         self._devices = devices
@@ -124,6 +127,10 @@ class SimulatedInventory:
     def devices(self) -> tuple[Device, ...]:
         """Every simulated device, broken or not."""
         return self._devices
+
+    def driver(self) -> DriverFacts | None:
+        """None: there is no driver."""
+        return None
 
     def check(self, uuid: str) -> None:
         """Raises DeviceFault if the device was broken by `break_device` or in the faults file."""

@@ -29,6 +29,7 @@ so every folder on the way must let that user pass; a state folder below /root w
 driver 580: behind a folder of mode 0700 each client got CUDA error 805; 0711 is enough, also for the logs,
 which the server inherits open."""
 _LARGEST_LOG_BYTES = 16 << 20
+_KEPT_LOG_BYTES = 1 << 20
 _SIZE = re.compile(r"(\d+)\s*([MG])B?\s*$", re.IGNORECASE)
 
 
@@ -91,17 +92,22 @@ class MpsPlace:
             self.pipe.rmdir()
 
     def clean(self) -> None:
-        """Removes what a dead daemon left in the pipe folder; the folder itself stays.
-
-        A log over 16 MiB becomes `<name>.1`, in place of the one before.
-        """
+        """Removes what a dead daemon left in the pipe folder; the folder itself stays."""
         with contextlib.suppress(OSError):
             for leftover in self.pipe.iterdir():
                 leftover.unlink()
+        self.trim_logs()
+
+    def trim_logs(self) -> None:
+        """Empties each log that takes over 16 MiB of disk; its last MiB becomes `<name>.1`. Blocks.
+
+        Daemon and servers keep their logs open and have no command to reopen them, so the file itself
+        is cut. One that doesn't write at the file's end leaves a hole, which takes no disk.
+        """
         with contextlib.suppress(OSError):
             for log in (*self.log.glob("*.log"), *self.log.glob("*.out")):
-                if log.stat().st_size > _LARGEST_LOG_BYTES:
-                    log.replace(f"{log}.1")
+                if log.stat().st_blocks * 512 > _LARGEST_LOG_BYTES:
+                    _cut(log)
 
     def environment(self) -> dict[str, str]:
         """For daemon and commands: this GPU alone, these folders, and no other CUDA setting."""
@@ -112,6 +118,14 @@ class MpsPlace:
             "CUDA_MPS_PIPE_DIRECTORY": str(self.pipe),
             "CUDA_MPS_LOG_DIRECTORY": str(self.log),
         }
+
+
+def _cut(log: Path) -> None:
+    """Keeps the end of it beside it. Raises OSError."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _KEPT_LOG_BYTES))
+        Path(f"{log}.1").write_bytes(file.read(_KEPT_LOG_BYTES))
+    os.truncate(log, 0)
 
 
 def pipes_of(state_dir: Path) -> Path:

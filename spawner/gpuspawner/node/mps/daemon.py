@@ -11,18 +11,19 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import DeviceFault
-from ...core.model import ContainerPatch
-from ..processes import Process, ProcessTable
+from ..daemon_pool import DaemonPool
+from ..processes import Process, ProcessTable, wait_ended
 from .control import MpsControl, MpsLimits, MpsPlace, find_all, find_daemon, pipes_of, place_of
 
-MPS_MOUNT = "/run/gpuspawner-mps"
-"""Where the pipe folder is in the container, read-only: enough to connect (measured, driver 580)."""
+_MOST_LOOKS = 3
+_KILL_SECONDS = 2.0
+"""How long a killed process may take to end; one that hangs in the driver takes for ever."""
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -78,6 +79,7 @@ class MpsDaemon:
         self._pace = pace
         self._log = log
         self._table = ProcessTable()
+        self._disk = DaemonPool("mps-disk", most=1)
         self._lock = asyncio.Lock()
         self._limits: MpsLimits | None = None
         self._daemon: Process | None = None
@@ -95,30 +97,32 @@ class MpsDaemon:
 
         True if it had to be started: what computed through an earlier one has ended. Raises DeviceFault.
         """
-        anew = False
+        started = False
         async with self._lock:
             if not self.running:
-                anew = await self._begin(limits)
+                started = await self._begin(limits)
             elif limits != self._limits:
                 await self._control.set_limits(limits)
             self._limits = limits
             if self._watching is None:
                 self._watching = asyncio.create_task(self._watch(), name=f"mps-{self.place.uuid}")
-        return anew
+        return started
 
     async def stop(self) -> None:
         """Ends daemon and servers, and with them what runs on them. No error if none runs."""
         await self.leave()
         async with self._lock:
             if find_daemon(self.place, self._table) is not None:
+                processes = await self._find_all()
                 try:
                     await self._control.quit(self._pace.quit_seconds)
-                    await self._all_gone(self._pace.quit_seconds)
+                    await wait_ended(processes, self._pace.quit_seconds)
                 except DeviceFault as fault:
                     self._log.warning("%s; it is killed devices=%s", fault, self.place.uuid)
             await self._end_rest()
-            self.place.remove()
+            await self._disk.submit(self.place.remove)
             self.reason = "MPS was stopped"
+        self._disk.close()
 
     async def leave(self) -> None:
         """Ends the watching alone: the broker ends, and notebooks go on."""
@@ -127,6 +131,7 @@ class MpsDaemon:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         self._let_go()
+        self._disk.close()
 
     # ---- start
 
@@ -138,7 +143,7 @@ class MpsDaemon:
             self._log.info("MPS of a former broker goes on devices=%s pid=%d", self.place.uuid, daemon.pid)
             return False
         await self._end_rest()
-        self.place.clean()
+        await self._disk.submit(self.place.clean)
         try:
             await self._launch(limits)
         except DeviceFault as fault:
@@ -210,20 +215,21 @@ class MpsDaemon:
 
     async def _end_rest(self) -> None:
         """Ends what is left of a daemon: it, and servers without one, which nobody can ask any more."""
-        for process in find_all(self.place, self._table):
-            self._log.info("A rest of MPS is ended pid=%d devices=%s", process.pid, self.place.uuid)
-            self._table.end(process)
-        if not await self._all_gone(2.0):
-            self._log.warning("A rest of MPS doesn't end devices=%s", self.place.uuid)
+        for _ in range(_MOST_LOOKS):  # one that is ending may start another
+            left = await self._find_all()
+            for process in left:
+                self._log.info(
+                    "Ending a leftover MPS process pid=%d devices=%s", process.pid, self.place.uuid
+                )
+                self._table.end(process)
+            if not left or not await wait_ended(left, _KILL_SECONDS):
+                break
+        if left:
+            self._log.warning("A leftover MPS process doesn't end devices=%s", self.place.uuid)
 
-    async def _all_gone(self, seconds: float) -> bool:
-        """Waits until neither daemon nor server is there; False if that takes longer."""
-        end = time.monotonic() + seconds
-        while find_all(self.place, self._table):
-            if time.monotonic() > end:
-                return False
-            await asyncio.sleep(0.05)
-        return True
+    async def _find_all(self) -> tuple[Process, ...]:
+        """Daemon and servers of this GPU. Looks at all of /proc, so in a thread and as rarely as can be."""
+        return await self._disk.submit(lambda: find_all(self.place, ProcessTable()))
 
     # ---- watching
 
@@ -249,6 +255,7 @@ class MpsDaemon:
                 async with asyncio.timeout(self._pace.probe_seconds):
                     await self._died.wait()
                     break
+            await asyncio.wait({self._disk.submit(self.place.trim_logs)}, timeout=self._pace.command_seconds)
             try:
                 await self._control.percent()
                 answered = time.monotonic()
@@ -312,7 +319,10 @@ class MpsService:
         self._daemons: dict[str, MpsDaemon] = {}
 
     async def ensure(self, uuid: str, limits: MpsLimits) -> bool:
-        """The GPU's daemon runs with these limits when this returns; True if anew. Raises DeviceFault."""
+        """The GPU's daemon runs with these limits when this returns. Raises DeviceFault.
+
+        True if it had to be started: what computed through an earlier one has ended.
+        """
         return await self._daemon(uuid).ensure(limits)
 
     async def stop(self, uuid: str) -> None:
@@ -320,13 +330,10 @@ class MpsService:
         await self._daemon(uuid).stop()
         del self._daemons[uuid]
 
-    async def stop_others(self, keep: Collection[str]) -> None:
-        """At start: ends daemons of a former broker for GPUs that are in no slice pool any more."""
+    def left_behind(self) -> frozenset[str]:
+        """GPUs that have a pipe folder of this state folder's broker, or of one before it. Reads a folder."""
         pipes = pipes_of(self._state_dir)
-        names = sorted(path.name for path in pipes.iterdir()) if pipes.is_dir() else []
-        for uuid in names:
-            if uuid not in keep and find_all(self._daemon(uuid).place, ProcessTable()):
-                await self.stop(uuid)
+        return frozenset(path.name for path in pipes.iterdir()) if pipes.is_dir() else frozenset()
 
     async def leave(self) -> None:
         """The broker ends: daemons go on without being watched."""
@@ -335,22 +342,6 @@ class MpsService:
     def reason(self, uuid: str) -> str:
         """Why the GPU's daemon does not run; "" while it does."""
         return self._daemon(uuid).reason
-
-    def patch_for(self, uuid: str, share: MpsLimits | None = None) -> ContainerPatch:
-        """What a container needs to compute through the GPU's daemon: one GPU only, as MPS has one pipe.
-
-        `share` is for a lease that is smaller than the daemon's limits. Its user can undo these two
-        settings of a client, up to the daemon's: the percentage is then not held, the memory is, by the
-        guard.
-        """
-        env = {"CUDA_MPS_PIPE_DIRECTORY": MPS_MOUNT}
-        if share is not None:
-            env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{share.percent:g}"
-            if share.size is not None:
-                env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={share.size}"
-        source = str(self._daemon(uuid).place.pipe)
-        mount = {"source": source, "target": MPS_MOUNT, "type": "bind", "read_only": True}
-        return ContainerPatch(env=env, mounts=(mount,))
 
     def _daemon(self, uuid: str) -> MpsDaemon:
         if uuid not in self._daemons:

@@ -11,6 +11,7 @@ from ...core.units import format_bytes
 from ...node.injection import EngineFacts, Injection, cdi_obstacle, choose, classic_obstacle
 from .facts import Facts, ImageFacts
 from .finding import Finding, Level
+from .lab import lab_findings
 from .pooling import pool_findings
 from .reach import ELSEWHERE
 
@@ -36,6 +37,7 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
         *_injection(facts),
         *_extras(facts),
         *_images(facts),
+        *(lab_findings(facts.lab, facts.tiers) if facts.lab else ()),
         *_own_parts(facts),
     )
 
@@ -258,5 +260,9 @@ def _own_parts(facts: Facts) -> Iterator[Finding]:
         return
     kind = "simulated devices" if broker.simulated else "devices"
     yield _ok("Broker", f"answers on {broker.socket_path}, {broker.device_count} {kind}")
+    if broker.fault:
+        yield _problem(
+            "Broker", broker.fault, "See what hangs with `dmesg` and `nvidia-smi`; the broker waits"
+        )
     for sentence in broker.withdrawn:
         yield _note("Withdrawn", sentence, "It comes back by itself once it was verified")

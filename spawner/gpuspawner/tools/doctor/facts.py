@@ -9,6 +9,7 @@ from ...broker.decide.pooling import Pooling
 from ...core.model import Device, Tier
 from ...node.injection import EngineFacts
 from ...node.inventory import ComputeMode, DriverFacts
+from .lab import LabFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class BrokerFacts:
     simulated: bool = False
     device_count: int = 0
     withdrawn: tuple[str, ...] = ()
+    fault: str = ""
+    """Why it can't list the GPUs now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Facts:
     driver: DriverFacts | None = None
     driver_error: str = ""
     pci_gpus: tuple[str, ...] = ()
-    modes: Mapping[str, ComputeMode] = field(default_factory=dict)
+    modes: Mapping[str, ComputeMode | None] = field(default_factory=dict)
     tiers: tuple[Tier, ...] = ()
     pooling: Pooling | None = None
     pooling_error: str = ""
@@ -67,3 +70,4 @@ class Facts:
     images: tuple[ImageFacts, ...] = ()
     ledger: LedgerFacts | None = None
     broker: BrokerFacts | None = None
+    lab: LabFacts | None = None

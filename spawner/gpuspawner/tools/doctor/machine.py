@@ -7,23 +7,33 @@ import importlib.metadata
 import os
 import sqlite3
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from ...broker.app import GpuBroker
 from ...broker.decide.pooling import Host, make_pooling
-from ...broker.enforce.sharing import modes_of
 from ...broker.leases.containers import DockerEngine
 from ...config.site import GpuSite
 from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault
 from ...node.injection import EngineFacts, engine_facts, read_local
-from ...node.inventory import DriverFacts, NvmlInventory, nvidia_pci_devices, open_inventory
+from ...node.inventory import (
+    DriverFacts,
+    NvmlInventory,
+    Patience,
+    modes_of,
+    nvidia_pci_devices,
+    open_inventory,
+)
+from ...node.local import OPEN_SECONDS
 from ...node.mps.control import find_program
 from ...node.processes import ending_obstacle
 from ...protocol.client import BrokerClient
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
+from .lab import read_lab
 from .reach import unreachable
 
 
@@ -32,7 +42,7 @@ def collect(settings: GpuBroker) -> Facts:
     facts = _pools(_hardware(settings.site), settings)
     mps = find_program(uid=0).path  # whether it is installed: who runs doctor need not be root
     mps_path = None if mps is None else str(mps)
-    engine, engine_error, images = asyncio.run(_docker(image_references(settings)))
+    engine, engine_error, images, info = asyncio.run(_docker(image_references(settings)))
     return replace(
         facts,
         engine=engine,
@@ -44,6 +54,7 @@ def collect(settings: GpuBroker) -> Facts:
         cuda_bindings_version=_installed("cuda-bindings"),
         ledger=read_ledger(settings.database_url),
         broker=asyncio.run(_broker(settings.site, settings.config_file)),
+        lab=read_lab(settings.config, info, settings.site.state_dir) if engine else None,
     )
 
 
@@ -58,21 +69,26 @@ def image_references(settings: GpuBroker) -> tuple[str, ...]:
 
 
 def _hardware(site: GpuSite) -> Facts:
-    driver, driver_error = _driver()
     facts = Facts(
-        inventory_setting=site.inventory,
-        injection_setting=site.injection,
-        driver=driver,
-        driver_error=driver_error,
-        pci_gpus=nvidia_pci_devices(),
+        inventory_setting=site.inventory, injection_setting=site.injection, pci_gpus=nvidia_pci_devices()
     )
+    try:
+        return Patience(OPEN_SECONDS).one("NVML", lambda: _read_nvml(facts, site))
+    except DeviceFault as fault:
+        return replace(facts, driver_error=str(fault), inventory_error=str(fault))
+
+
+def _read_nvml(facts: Facts, site: GpuSite) -> Facts:
+    """What NVML says. Blocks for as long as it likes."""
+    driver, driver_error = _driver()
+    facts = replace(facts, driver=driver, driver_error=driver_error)
     try:
         inventory = open_inventory(site)
     except ConfigError as error:
         return replace(facts, inventory_error=str(error))
     try:
         devices = inventory.devices()
-        modes = modes_of(inventory, devices)
+        modes = modes_of(inventory, devices, Patience())
         return replace(facts, simulated=inventory.simulated, devices=devices, modes=modes)
     except DeviceFault as fault:
         return replace(facts, inventory_error=str(fault))
@@ -99,6 +115,8 @@ def _driver() -> tuple[DriverFacts | None, str]:
     except DeviceFault as fault:
         return None, str(fault)
     try:
+        with suppress(DeviceFault):  # none can be leased; what is left out says why
+            nvml.devices()
         return nvml.driver(), ""
     except DeviceFault as fault:
         return None, str(fault)
@@ -106,19 +124,21 @@ def _driver() -> tuple[DriverFacts | None, str]:
         nvml.close()
 
 
-async def _docker(references: tuple[str, ...]) -> tuple[EngineFacts | None, str, tuple[ImageFacts, ...]]:
+async def _docker(
+    references: tuple[str, ...],
+) -> tuple[EngineFacts | None, str, tuple[ImageFacts, ...], dict[str, Any]]:
     engine = DockerEngine(threads=1)
     try:
         info, version = await engine.facts()
         labels = {reference: await engine.image_labels(reference) for reference in references}
     except EngineFault as fault:
-        return None, str(fault), ()
+        return None, str(fault), (), {}
     finally:
         await engine.close()
     local = None
     if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
         local = read_local(tuple(info.get("CDISpecDirs") or ()))
-    return engine_facts(info, version, local), "", tuple(_image(*pair) for pair in labels.items())
+    return engine_facts(info, version, local), "", tuple(_image(*pair) for pair in labels.items()), info
 
 
 def _image(reference: str, labels: dict[str, str] | None) -> ImageFacts:
@@ -185,4 +205,6 @@ async def _broker(site: GpuSite, config_file: str) -> BrokerFacts:
     finally:
         await client.close()
     withdrawn = [f"{each['uuid']}: {each['reason']}" for each in status["devices"] if not each["healthy"]]
-    return BrokerFacts(site.socket_path, "", status["simulated"], len(status["devices"]), tuple(withdrawn))
+    return BrokerFacts(
+        site.socket_path, "", status["simulated"], len(status["devices"]), tuple(withdrawn), status["fault"]
+    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ...broker.decide.placement import example, kind_of, want_of_tier
+from ...broker.decide.placement import example, kind_of
 from ...broker.decide.pooling import Pooling
-from ...broker.decide.terms import Terms, worth_compute
+from ...broker.decide.sharing_rules import SharingRules, worth_compute
 from ...core.model import Device, Mode, Tier, guarantee_of
 from ...core.units import format_bytes
 from .facts import Facts
@@ -29,15 +29,15 @@ def pool_findings(facts: Facts) -> Iterator[Finding]:
             yield Finding(Level.OK, f"Tier {tier.name}", text)
 
 
-def _pools(pooling: Pooling) -> list[tuple[Terms, list[Device]]]:
-    found: dict[str, tuple[Terms, list[Device]]] = {}
+def _pools(pooling: Pooling) -> list[tuple[SharingRules, list[Device]]]:
+    found: dict[str, tuple[SharingRules, list[Device]]] = {}
     for device in pooling.devices:
         terms = pooling.terms[device.uuid]
         found.setdefault(terms.pool, (terms, []))[1].append(device)
     return list(found.values())
 
 
-def _pool(terms: Terms, devices: Sequence[Device], simulated: bool) -> str:
+def _pool(terms: SharingRules, devices: Sequence[Device], simulated: bool) -> str:
     kind = "simulated device" if simulated else "device"
     text = f"{len(devices)} {kind}{'' if len(devices) == 1 else 's'}, mode {terms.mode.value}"
     if terms.mode is not Mode.SLICE:
@@ -56,13 +56,13 @@ def _pool(terms: Terms, devices: Sequence[Device], simulated: bool) -> str:
 
 def _tier(tier: Tier, pooling: Pooling, simulated: bool) -> str:
     kinds = [kind_of(device, pooling.terms[device.uuid]) for device in pooling.devices]
-    share = example(want_of_tier(tier), kinds)
+    share = example(tier.want, kinds)
     if share is None:
         return ""  # a warning says so already
-    memory = guarantee_of(tier.mode, simulated)
-    compute = worth_compute(tier.mode, share.mps, simulated)
-    if tier.mode is not Mode.SLICE:
-        return f"mode {tier.mode.value}, guarantee {memory.value}"
+    memory = guarantee_of(tier.want.mode, simulated)
+    compute = worth_compute(tier.want.mode, share.mps, simulated)
+    if tier.want.mode is not Mode.SLICE:
+        return f"mode {tier.want.mode.value}, guarantee {memory.value}"
     limit = f"up to {share.compute_percent:g} % of the compute" if share.mps else "compute"
     size = format_bytes(share.memory_bytes)
     return f"mode slice, {size}: guarantee {memory.value}; {limit}: guarantee {compute.value}"

@@ -22,7 +22,7 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class SharingRules:
     """How the devices of one pool are shared.
 
     `lends_whole`: its MIG instances also serve tiers in mode whole. `mps` False: nothing holds compute.
@@ -71,7 +71,7 @@ class Terms:
     def slice_of(
         self, memory_bytes: int, wanted_bytes: int | None, wanted_percent: float | None
     ) -> tuple[int, float] | None:
-        """Memory and compute ceiling of a slice of such a device; None where that can't be had.
+        """Memory and compute ceiling of a slice of such a device; None where that is not available.
 
         Nothing wanted is the largest slice.
         """
@@ -83,6 +83,15 @@ class Terms:
             return (size, 100.0) if wanted_percent is None else None
         percent = self._percent(size, memory_bytes) if wanted_percent is None else wanted_percent
         return (size, percent) if percent <= self.largest_percent(memory_bytes) else None
+
+    def gpu_fraction(self, memory_bytes: int, held_bytes: int) -> float:
+        """The part (0-1) of a device with `memory_bytes` that a slice of `held_bytes` is charged with.
+
+        Its part of what slices may have together; in a pool of n equal slices at least 1/n, as nobody else
+        can have its place.
+        """
+        part = held_bytes / max(1, self.usable_bytes(memory_bytes))
+        return min(1.0, max(part, 1 / self.slices if self.slices else 0.0))
 
     def _percent(self, size_bytes: int, memory_bytes: int) -> float:
         """min(100, 200/n), n being how many of that size fit; a whole number, as MPS takes it."""
@@ -97,7 +106,7 @@ class Terms:
         return min(100.0, max(1.0, float(int(part))))
 
 
-WHOLE = Terms()
+WHOLE = SharingRules()
 
 
 def worth_compute(mode: Mode, mps: bool, simulated: bool) -> Guarantee:
@@ -107,10 +116,10 @@ def worth_compute(mode: Mode, mps: bool, simulated: bool) -> Guarantee:
     return guarantee_of(mode, simulated)
 
 
-def terms_of(pool: Pool, *, mps: bool) -> Terms:
+def rules_of(pool: Pool, *, mps: bool) -> SharingRules:
     """The terms of a pool of the settings on this host."""
     sliced = pool.mode is Mode.SLICE
-    return Terms(
+    return SharingRules(
         pool=pool.name,
         mode=pool.mode,
         slices=pool.slices,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,21 +11,18 @@ import pytest
 from gpuspawner.core.errors import (
     EngineFault,
 )
-from gpuspawner.hub import choice as choice_module
-from gpuspawner.hub import lifecycle
-from gpuspawner.hub.spawner import GpuDockerSpawner
+from gpuspawner.hub import lab, launch
+from gpuspawner.hub import spawner as module
 from jupyterhub.spawner import SpawnException
 
 from tests.unit.fake_spawner import make_container, make_spawner
 
 
 @pytest.fixture(autouse=True)
-async def nothing_left_behind() -> AsyncIterator[None]:
-    """Ends what a test left to the background."""
-    yield
-    for task in list(GpuDockerSpawner._removals._tasks.values()):
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+def retry_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(launch, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.001)
 
 
 # ---- poll
@@ -35,7 +31,7 @@ async def nothing_left_behind() -> AsyncIterator[None]:
 async def test_a_server_that_was_never_started_isnt_running() -> None:
     spawner = make_spawner()
     assert await spawner.poll() == 0
-    assert spawner.calls == []
+    assert spawner.shared.docker.calls == []
 
 
 @pytest.mark.parametrize(
@@ -67,15 +63,12 @@ async def test_a_doubt_is_logged_once_until_docker_is_back(caplog: pytest.LogCap
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
 
-async def test_at_the_hubs_start_a_silent_docker_is_asked_until_it_answers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(lifecycle, "_CHECK_SECONDS", 0.001)
+async def test_at_the_hubs_start_a_silent_docker_is_asked_until_it_answers() -> None:
     fault = EngineFault("no answer")
     spawner = make_spawner(inspect_container=[fault, fault, fault, EngineFault("gone", 404)])
     spawner._check_pending = True
     assert await spawner.poll() == 0
-    assert len(spawner.calls) == 4
+    assert len(spawner.shared.docker.calls) == 4
 
 
 async def test_at_the_hubs_start_a_server_that_answers_runs_whatever_docker_says() -> None:
@@ -110,25 +103,7 @@ async def test_a_server_whose_hub_died_in_mid_start_is_found_by_name() -> None:
 # ---- stop
 
 
-class Released:
-    """A broker that remembers what was released."""
-
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-
-    async def release(self, lease_id: str) -> None:
-        self.ids.append(lease_id)
-
-
-@pytest.fixture
-def released(monkeypatch: pytest.MonkeyPatch) -> Released:
-    broker = Released()
-    monkeypatch.setitem(choice_module.ChoiceSpawner._brokers, make_spawner().site.socket_path, broker)
-    monkeypatch.setattr(lifecycle, "RETRY_SECONDS", 0.001)
-    return broker
-
-
-async def test_a_stop_ends_when_the_container_is_gone(released: Released) -> None:
+async def test_a_stop_ends_when_the_container_is_gone() -> None:
     spawner = make_spawner(
         inspect_container=[make_container()],
         stop=[None],
@@ -136,19 +111,24 @@ async def test_a_stop_ends_when_the_container_is_gone(released: Released) -> Non
     )
     spawner.load_state({"object_id": "c1", "lease_id": "a1"})
     await spawner.stop()
-    assert spawner.calls == ["inspect_container", "stop", "remove_container", "remove_container"]
-    assert (spawner.object_id, released.ids) == ("", ["a1"])
+    assert spawner.shared.docker.calls == [
+        "inspect_container",
+        "stop",
+        "remove_container",
+        "remove_container",
+    ]
+    assert (spawner.object_id, spawner.shared.broker.released) == ("", ["a1"])
     assert await spawner.poll() == 0
 
 
-async def test_a_stop_of_what_is_gone_is_no_error(released: Released) -> None:
+async def test_a_stop_of_what_is_gone_is_no_error() -> None:
     spawner = make_spawner(inspect_container=[EngineFault("gone", 404)])
     await spawner.stop()
     await spawner.stop()
-    assert released.ids == []
+    assert spawner.shared.broker.released == []
 
 
-async def test_a_stop_goes_on_while_docker_doesnt_answer(released: Released) -> None:
+async def test_a_stop_goes_on_while_docker_doesnt_answer() -> None:
     fault = EngineFault("no answer")
     spawner = make_spawner(
         inspect_container=[fault, make_container(), fault, make_container(), make_container(running=False)],
@@ -157,15 +137,15 @@ async def test_a_stop_goes_on_while_docker_doesnt_answer(released: Released) -> 
     )
     spawner.load_state({"object_id": "c1", "lease_id": "a1"})
     await spawner.stop()
-    assert spawner.calls == [
+    assert spawner.shared.docker.calls == [
         "inspect_container",
         *("inspect_container", "stop", "remove_container", "inspect_container"),
         *("inspect_container", "stop", "remove_container"),
     ]
-    assert released.ids == ["a1"]
+    assert spawner.shared.broker.released == ["a1"]
 
 
-async def test_a_dead_container_that_cant_be_removed_holds_up_nobody(released: Released) -> None:
+async def test_a_dead_container_that_cant_be_removed_holds_up_nobody() -> None:
     spawner = make_spawner(
         inspect_container=[make_container(), make_container(running=False)],
         stop=[None],
@@ -173,31 +153,27 @@ async def test_a_dead_container_that_cant_be_removed_holds_up_nobody(released: R
     )
     spawner.load_state({"object_id": "c1", "lease_id": "a1"})
     await spawner.stop()
-    assert spawner._removals.pending(spawner.object_name)
+    assert spawner.shared.removals.pending(spawner.object_name)
     assert await spawner.poll() is None
-    await spawner._removals.wait(spawner.object_name)
-    assert spawner.calls.count("remove_container") == 3
+    await spawner.shared.removals.wait(spawner.object_name)
+    assert spawner.shared.docker.calls.count("remove_container") == 3
 
 
-async def test_a_server_that_ended_by_itself_is_taken_away_after_the_hub_has_noticed(
-    released: Released,
-) -> None:
+async def test_a_server_that_ended_by_itself_is_taken_away_after_the_hub_has_noticed() -> None:
     spawner = make_spawner(inspect_container=[make_container(running=False)], remove_container=[None])
     spawner.load_state({"object_id": "c1", "lease_id": "a1"})
     assert await spawner.poll() == "exit code 137"
     await spawner.run_post_stop_hook()
-    await spawner._removals.wait(spawner.object_name)
-    assert spawner.calls == ["inspect_container", "remove_container"]
+    await spawner.shared.removals.wait(spawner.object_name)
+    assert spawner.shared.docker.calls == ["inspect_container", "remove_container"]
 
 
 # ---- start
 
 
-async def test_a_start_that_fails_says_so_ends_its_progress_and_lets_the_next_one_begin(
-    released: Released,
-) -> None:
+async def test_a_start_that_fails_says_so_ends_its_progress_and_lets_the_next_one_begin() -> None:
     spawner = make_spawner(
-        inspect_image=[{"Config": {"Cmd": ["x"]}}], inspect_container=[EngineFault("gone", 404)]
+        info=[{}], inspect_image=[{"Config": {"Cmd": ["x"]}}], inspect_container=[EngineFault("gone", 404)]
     )
     spawner.user_options = {"profile": "cpu"}
     created: list[Any] = [EngineFault("no space left on device", 500)]
@@ -208,7 +184,7 @@ async def test_a_start_that_fails_says_so_ends_its_progress_and_lets_the_next_on
     spawner.create_container = create  # type: ignore[method-assign]
     with pytest.raises(SpawnException) as error:
         await spawner.start()
-    assert error.value.reason == "docker"
+    assert error.value.reason == "disk_full"
     assert await spawner.poll() is None  # still being given back
     await spawner.stop()
     assert await spawner.poll() == 0

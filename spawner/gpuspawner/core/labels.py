@@ -1,0 +1,150 @@
+"""The labels of a container: their names, what is written into them and how they are read. Nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from .errors import LeaseConflict
+from .model import Lease, LeaseState, is_lease_id
+from .want import Mode, Want
+
+LEASE = "gpuspawner.lease"
+"""On every container that holds a lease; its value is the lease's id."""
+HUB = "gpuspawner.hub"
+USER = "gpuspawner.user"
+SERVER = "gpuspawner.server"
+TIER = "gpuspawner.tier"
+_BROKER = "gpuspawner.broker"
+"""Which broker the container belongs to, by its state folder: other brokers don't take it for an orphan."""
+_DEVICES = "gpuspawner.devices"
+"""The leased devices' UUIDs, comma-separated: enough to adopt a lease again without the ledger."""
+_MODE = "gpuspawner.mode"
+"""How the lease holds its devices; without it whole. The next two are there for a slice only."""
+_MEMORY = "gpuspawner.memory-bytes"
+_COMPUTE = "gpuspawner.compute-percent"
+MEMORY_LIMIT = "gpuspawner.mem-limit-bytes"
+"""How much main memory the lab may use; where there is a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose container it is. The values are labels, and decide what may be removed as ours."""
+
+    hub: str
+    user: str
+    server: str
+    tier: str
+
+    def labels(self) -> dict[str, str]:
+        """The labels of every container, with or without a lease."""
+        return {HUB: self.hub, USER: self.user, SERVER: self.server, TIER: self.tier}
+
+    def owns(self, labels: Mapping[str, str] | None) -> bool:
+        """Whether a container with these labels is of this hub, user and server; the tier may differ."""
+        mine = self.labels()
+        return labels is not None and all(labels.get(key) == mine[key] for key in (HUB, USER, SERVER))
+
+
+def lease_labels(lease: Lease) -> dict[str, str]:
+    """The labels of a container that holds `lease`; which broker it belongs to is `broker_label`."""
+    labels = {
+        LEASE: lease.id,
+        **Owner(lease.hub, lease.user, lease.server, lease.tier).labels(),
+        _DEVICES: ",".join(lease.device_uuids),
+    }
+    if lease.mode is not Mode.WHOLE:
+        labels[_MODE] = lease.mode.value
+    if lease.mode is Mode.SLICE:
+        labels[_MEMORY] = str(lease.memory_bytes)
+        if lease.mps:
+            labels[_COMPUTE] = f"{lease.compute_percent:g}"
+    return labels
+
+
+def broker_label(broker: str) -> dict[str, str]:
+    """The label that says to which broker a container belongs."""
+    return {_BROKER: broker}
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerLabels:
+    """What a container's labels say, as it stands there; "" where there is none.
+
+    Anybody who may use Docker can have written them, so the last three may be any text.
+    """
+
+    lease_id: str = ""
+    broker: str = ""
+    hub: str = ""
+    user: str = ""
+    server: str = ""
+    tier: str = ""
+    device_uuids: tuple[str, ...] = ()
+    mode: str = ""
+    memory_bytes: str = ""
+    compute_percent: str = ""
+
+    @property
+    def tells_lease(self) -> bool:
+        """Whether they say who holds which devices under which lease."""
+        return bool(is_lease_id(self.lease_id) and self.hub and self.user and self.device_uuids)
+
+    def lease(self, container_id: str, now: datetime, memory_bytes: int) -> Lease:
+        """The lease that they describe, as running in that container since `now`.
+
+        `memory_bytes` is the sum over its whole devices. Raises LeaseConflict for a slice whose size they
+        don't tell.
+        """
+        want, held = self._held(memory_bytes)
+        return Lease(
+            id=self.lease_id,
+            hub=self.hub,
+            user=self.user,
+            server=self.server,
+            tier=self.tier,
+            state=LeaseState.RUNNING,
+            want=want,
+            created_at=now,
+            since=now,
+            device_uuids=self.device_uuids,
+            memory_bytes=held,
+            compute_percent=100.0 if want.compute_percent is None else want.compute_percent,
+            container_id=container_id,
+            mps=want.compute_percent is not None,
+        )
+
+    def _held(self, memory_bytes: int) -> tuple[Want, int]:
+        """What was asked for, and how much memory is held of all devices together."""
+        count = len(self.device_uuids)
+        if self.mode in ("", Mode.WHOLE):
+            return Want(count), memory_bytes
+        if self.mode == Mode.MIG:
+            return Want(count, mode=Mode.MIG), memory_bytes
+        try:
+            mode, size = Mode(self.mode), int(self.memory_bytes)
+            percent = float(self.compute_percent) if self.compute_percent else None
+        except ValueError:
+            raise LeaseConflict("Its labels don't tell what it holds of its device.") from None
+        known = size > 0 and (percent is None or 0 < percent <= 100) and count == 1
+        if mode is not Mode.SLICE or not known:
+            raise LeaseConflict("Its labels don't tell what it holds of its device.")
+        return Want(1, mode=mode, memory_bytes=size, compute_percent=percent), size
+
+
+def parse(labels: Mapping[str, str] | None) -> ContainerLabels:
+    """What a container's labels say; an image or a user may have written them too, so all are only text."""
+    found = labels or {}
+    return ContainerLabels(
+        lease_id=found.get(LEASE, ""),
+        broker=found.get(_BROKER, ""),
+        hub=found.get(HUB, ""),
+        user=found.get(USER, ""),
+        server=found.get(SERVER, ""),
+        tier=found.get(TIER, ""),
+        device_uuids=tuple(uuid for uuid in found.get(_DEVICES, "").split(",") if uuid),
+        mode=found.get(_MODE, ""),
+        memory_bytes=found.get(_MEMORY, ""),
+        compute_percent=found.get(_COMPUTE, ""),
+    )

@@ -1,0 +1,65 @@
+"""What the spawn page can offer now: asks broker and Docker, and waits for neither for long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from ..core.errors import EngineFault, Refusal
+from ..core.image_needs import obstacle, read_machine, read_needs
+from ..core.image_reference import AllowedImages
+from ..core.model import Tier
+from ..protocol.client import BrokerClient
+from .docker import DockerEngine
+from .form import TierCard, make_cards, with_obstacle
+from .tasks import all_or_none
+
+BROKER_SECONDS = 2.0
+LABELS_SECONDS = 1.0
+_SILENT = "The GPU broker doesn't answer right now."
+
+
+async def look(
+    tiers: Sequence[Tier],
+    default_image: str,
+    images: AllowedImages,
+    broker: BrokerClient,
+    docker: DockerEngine,
+) -> list[TierCard]:
+    """The tiers with what is free now; without the broker, those with a GPU are shown as unavailable."""
+    document, problem = None, ""
+    if any(tier.needs_gpu for tier in tiers):
+        try:
+            async with asyncio.timeout(BROKER_SECONDS):
+                document = await broker.tiers()
+        except Refusal as refusal:
+            problem = refusal.message
+        except TimeoutError:
+            problem = _SILENT
+    obstacles = await _obstacles({tier: tier.image or default_image for tier in tiers}, document, docker)
+    return [
+        with_obstacle(card, obstacles.get(card.tier.name, ""), usable=bool(images))
+        for card in make_cards(tiers, document, problem)
+    ]
+
+
+async def _obstacles(
+    wanted: dict[Tier, str], document: dict[str, Any] | None, docker: DockerEngine
+) -> dict[str, str]:
+    """Why the image of a tier can't work here, by the tier's name. What isn't known is no obstacle.
+
+    Only images that are here have labels to look at. The start looks again, once it has pulled.
+    """
+    machine, found = read_machine(document), {}
+    with suppress(EngineFault, TimeoutError):
+        async with asyncio.timeout(LABELS_SECONDS):
+            distinct = list(dict.fromkeys(wanted.values()))
+            seen = await all_or_none(*(docker.find_image(image) for image in distinct))
+            documents = dict(zip(distinct, seen, strict=True))
+            for tier, image in wanted.items():
+                needs = read_needs(documents[image] or {})
+                if why := obstacle(image, needs, tier.needs_gpu, machine):
+                    found[tier.name] = why
+    return found

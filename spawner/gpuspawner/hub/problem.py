@@ -1,0 +1,38 @@
+"""What a user reads of each error of ours: a sentence, the label of the hub's metric, an HTTP status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.errors import ConfigError, EngineFault, GpuSpawnerError, Refusal, StartFault
+from .engine_words import explain
+
+CONFIG_SENTENCE = (
+    "A setting of this hub can't be used, so no server can be started. Tell your admin. "
+    "Admin: the log of the hub says which setting, and what to do."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What the user reads, the label of the hub's metric, and the HTTP status."""
+
+    message: str
+    reason: str
+    status: int
+    admin: str = ""
+    """What to do, for the log."""
+
+
+def describe(error: GpuSpawnerError) -> Problem:
+    """What the user is told of an error. What exactly happened is for the log."""
+    if isinstance(error, Refusal):
+        return Problem(error.message, error.reason, error.status)
+    if isinstance(error, StartFault):
+        return Problem(str(error), error.reason, 500)
+    if isinstance(error, EngineFault):
+        said = explain(error)
+        return Problem(said.user, said.reason, said.status, said.admin)
+    if isinstance(error, ConfigError):
+        return Problem(CONFIG_SENTENCE, "config", 500)
+    return Problem(str(error), "fault", 500)

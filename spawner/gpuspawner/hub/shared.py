@@ -1,0 +1,67 @@
+"""What all spawners of a hub have together: Docker, the broker's client, pulls, removals, turns to start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ..protocol.client import BrokerClient
+from .docker import DockerEngine
+from .pulls import PullLimits, Pulls
+from .readiness import Slots
+from .removals import Removals
+
+
+@dataclass(frozen=True)
+class HubShared:
+    """One for a hub. Made from the settings of the first spawner that asks for it."""
+
+    docker: DockerEngine
+    broker: BrokerClient
+    pulls: Pulls
+    slots: Slots
+    """How many servers may come up at once."""
+    log: logging.Logger
+    removals: Removals = field(default_factory=Removals)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSettings:
+    """What it is made from. `starts_at_once` 0: one more than this machine has cores."""
+
+    socket_path: str
+    client_kwargs: Mapping[str, Any]
+    tls_config: Mapping[str, Any]
+    starts_at_once: int
+    pulls: PullLimits
+
+
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, HubShared]] = WeakKeyDictionary()
+_engines: dict[str, DockerEngine] = {}
+
+
+def shared_by_all(settings: SharedSettings, log: logging.Logger) -> HubShared:
+    """What the spawners of the running event loop share, by the socket of their broker."""
+    of_loop = _shared.setdefault(asyncio.get_running_loop(), {})
+    if settings.socket_path not in of_loop:
+        of_loop[settings.socket_path] = HubShared(
+            docker=engine_of(settings.client_kwargs, settings.tls_config),
+            broker=BrokerClient(settings.socket_path, log=log),
+            pulls=Pulls(log, settings.pulls),
+            slots=Slots(settings.starts_at_once or (os.cpu_count() or 1) + 1),
+            log=log,
+        )
+    return of_loop[settings.socket_path]
+
+
+def engine_of(client_kwargs: Mapping[str, Any], tls_config: Mapping[str, Any]) -> DockerEngine:
+    """The Docker Engine of these settings, one for the process."""
+    key = repr((sorted(client_kwargs.items()), sorted(tls_config.items())))
+    if key not in _engines:
+        _engines[key] = DockerEngine(client_kwargs, tls_config)
+    return _engines[key]

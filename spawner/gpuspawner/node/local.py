@@ -1,0 +1,321 @@
+"""This machine as a node: what the broker asks of it, done with its own NVML, MPS and /proc.
+
+NVML may hang, at the start too. It is opened in a thread; a machine whose NVML doesn't answer in time is one
+without GPUs for now, with the reason, and its GPUs are reported once NVML answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..config.site import GpuSite
+from ..core.errors import ConfigError, DeviceFault, GpuSpawnerError
+from ..core.model import DeviceHealth
+from .api import DesiredState, DriverFacts, Injection, MpsProgram, Node, NodeEvent, NodeFacts, Readings
+from .daemon_pool import DaemonPool
+from .daemons import RETRY_SECONDS, DaemonTools, GpuDaemons
+from .guard.guard import Guard, GuardSettings
+from .health import HealthMonitor
+from .injection import choose, engine_facts, read_local
+from .inventory import Inventory, Patience, modes_of, open_inventory
+from .mps.control import find_program, pipes_of
+from .mps.daemon import MpsPace
+from .processes import ending_obstacle
+from .usage import UsageMonitor
+
+OPEN_SECONDS = 15.0
+"""Longest wait for NVML at the start. With the persistence daemon it answers in 0.1 s; without it, each GPU
+takes about a second to be initialized."""
+LOOK_SECONDS = 30.0
+"""How often it is looked whether GPUs that could not be read can be read now."""
+READ_SECONDS = 1.0
+"""How often what the pages show is compared with what was reported."""
+
+_Log = logging.Logger | logging.LoggerAdapter[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    """What a local node is made with; the times are the product's own, tests have shorter ones.
+
+    `open_inventory` blocks and raises ConfigError. `injection` is `c.GpuSite.injection`.
+    """
+
+    open_inventory: Callable[[], Inventory]
+    state_dir: Path
+    injection: str = "auto"
+    find_mps: Callable[[], MpsProgram] = find_program
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    pace: MpsPace = field(default_factory=MpsPace)
+    open_seconds: float = OPEN_SECONDS
+    look_seconds: float = LOOK_SECONDS
+    read_seconds: float = READ_SECONDS
+    retry_seconds: float = RETRY_SECONDS
+
+
+def open_node(site: GpuSite, log: _Log) -> Node:
+    """The node of this machine by the site's settings; nothing is touched before `start`."""
+    settings = LocalSettings(
+        partial(open_inventory, site),
+        Path(site.state_dir).absolute(),
+        injection=site.injection,
+        open_seconds=OPEN_SECONDS,
+        look_seconds=LOOK_SECONDS,
+    )
+    return LocalNode(settings, log)
+
+
+class LocalNode:
+    """One a broker, on its event loop. See `Node` for what the methods do."""
+
+    def __init__(self, settings: LocalSettings, log: _Log) -> None:
+        self._settings, self._log = settings, log
+        self._nvml = DaemonPool("nvml", most=1)
+        self._patience = Patience()
+        self._events: asyncio.Queue[NodeEvent | None] = asyncio.Queue()
+        self._facts = NodeFacts(socket.gethostname())
+        self._desired: DesiredState | None = None
+        self._applying = asyncio.Lock()
+        self._hardware: _Hardware | None = None
+        self._readings = Readings()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ---- the interface
+
+    async def start(self) -> NodeFacts:
+        """Opens NVML and lists the devices."""
+        mps = self._settings.find_mps()
+        self._facts = replace(self._facts, mps=mps, guard_obstacle=ending_obstacle())
+        opening = self._nvml.submit(self._open)
+        done, _ = await asyncio.wait({opening}, timeout=self._settings.open_seconds)
+        if done:
+            self._found(*opening.result())
+        else:
+            seconds = self._settings.open_seconds
+            fault = f"NVML has not answered for {seconds:g} s: see `dmesg` and `nvidia-smi`. GPUs are leased "
+            self._facts = replace(self._facts, fault=f"{fault}once it answers")
+            self._log.error("%s", self._facts.fault)
+        self._tasks = [
+            asyncio.create_task(self._look_again(None if done else opening), name="late devices"),
+            asyncio.create_task(self._read(), name="readings"),
+        ]
+        return self._facts
+
+    async def apply(self, desired: DesiredState) -> None:
+        """Takes over the document; it is kept for devices that can be read only later."""
+        self._desired = desired
+        async with self._applying:
+            if self._hardware is not None:
+                await self._hardware.apply(desired, self._facts)
+
+    async def settle(self, uuid: str) -> None:
+        """Waits for the GPU's daemon; nothing to do where GPUs are simulated."""
+        if self._hardware is not None:
+            await self._hardware.daemons.settle(uuid)
+        elif not self._facts.simulated:
+            raise DeviceFault(self._facts.fault)
+
+    async def health(self) -> tuple[DeviceHealth, ...]:
+        """Of the devices that are watched."""
+        return () if self._hardware is None else tuple(self._hardware.monitor.health.values())
+
+    async def way_in(
+        self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
+    ) -> Injection:
+        """From what the engine says and, for an engine on this machine, what lies beside it."""
+        local = None
+        if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
+            local = await asyncio.to_thread(read_local, tuple(info.get("CDISpecDirs") or ()))
+        facts = engine_facts(info, version, local)
+        return choose(self._settings.injection, facts, self._facts.simulated, uuids)
+
+    async def events(self) -> AsyncIterator[NodeEvent]:
+        """Ends when the node is closed."""
+        while (event := await self._events.get()) is not None:
+            yield event
+
+    async def close(self) -> None:
+        """Ends all reading; what hangs in NVML is left behind."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        hardware, self._hardware = self._hardware, None
+        if hardware is not None:
+            await hardware.close()
+        self._nvml.close()
+        self._events.put_nowait(None)
+
+    # ---- devices
+
+    def _open(self) -> tuple[Inventory, NodeFacts]:
+        """Blocks, for as long as NVML likes. Raises ConfigError."""
+        inventory = self._settings.open_inventory()
+        try:
+            return inventory, self._list(inventory)
+        except DeviceFault:
+            inventory.close()
+            raise
+
+    def _list(self, inventory: Inventory) -> NodeFacts:
+        """The present facts. Blocks. Raises DeviceFault if nothing can be listed."""
+        devices = tuple(replace(each, node=self._facts.name) for each in inventory.devices())
+        pipes = "" if inventory.simulated else str(pipes_of(self._settings.state_dir))
+        return replace(
+            self._facts,
+            simulated=inventory.simulated,
+            devices=devices,
+            left_out=inventory.left_out,
+            fault="",
+            compute_modes=modes_of(inventory, devices, self._patience),
+            driver=self._driver(inventory),
+            mps_pipes=pipes,
+        )
+
+    def _driver(self, inventory: Inventory) -> DriverFacts | None:
+        """None where it doesn't tell its versions: its GPUs can be leased all the same."""
+        try:
+            return inventory.driver()
+        except DeviceFault as fault:
+            self._log.warning("The driver doesn't tell its versions: %s", fault)
+            return None
+
+    def _found(self, inventory: Inventory, facts: NodeFacts) -> None:
+        self._facts = facts
+        self._hardware = _Hardware(inventory, facts, self._settings, self._events.put_nowait, self._log)
+
+    async def _look_again(self, opening: asyncio.Future[tuple[Inventory, NodeFacts]] | None) -> None:
+        """Until the end: opens NVML where that took too long, and lists again what is missing."""
+        told = ""
+        while True:
+            try:
+                if opening is not None:
+                    await self._open_late(await opening)
+                    opening = None
+                elif self._hardware is None:
+                    opening = self._nvml.submit(self._open)
+                    continue
+                elif self._misses_devices():
+                    await self._list_late(self._hardware.inventory)
+                told = ""
+            except GpuSpawnerError as error:
+                if opening is not None:
+                    self._facts, opening = replace(self._facts, fault=str(error)), None
+                    self._events.put_nowait(self._facts)
+                if str(error) != told:
+                    self._log.warning("GPUs can't be listed: %s", error)
+                told = str(error)
+            except Exception:  # the top of this loop
+                self._log.exception("Listing the GPUs failed; it is tried again")
+            await asyncio.sleep(self._settings.look_seconds)
+
+    async def _open_late(self, found: tuple[Inventory, NodeFacts]) -> None:
+        inventory, facts = found
+        if inventory.simulated:
+            raise ConfigError("NVML answered late, and there is no GPU: restart the broker")
+        self._log.info("NVML answers now: %d devices", len(facts.devices))
+        self._found(inventory, facts)
+        if self._desired is not None:
+            await self.apply(self._desired)
+        self._events.put_nowait(facts)
+
+    def _misses_devices(self) -> bool:
+        listed = {device.uuid for device in self._facts.devices}
+        wanted = self._desired.device_uuids if self._desired is not None else frozenset()
+        return self._facts.incomplete or bool(wanted - listed)
+
+    async def _list_late(self, inventory: Inventory) -> None:
+        """Devices that were listed once stay in the facts: their health says whether they answer."""
+        fresh = await self._nvml.submit(lambda: self._list(inventory))
+        listed = {device.uuid for device in fresh.devices}
+        lost = tuple(device for device in self._facts.devices if device.uuid not in listed)
+        facts = replace(fresh, devices=(*fresh.devices, *lost))
+        late = listed - {device.uuid for device in self._facts.devices}
+        changed = late or facts.left_out != self._facts.left_out
+        self._facts = facts
+        if late and self._desired is not None:
+            await self.apply(self._desired)
+        if changed:
+            self._events.put_nowait(facts)
+
+    # ---- readings
+
+    async def _read(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.read_seconds)
+            if self._hardware is None:
+                continue
+            readings = self._hardware.readings()
+            if readings != self._readings:
+                self._readings = readings
+                self._events.put_nowait(readings)
+
+
+class _Hardware:
+    """What works with an inventory that is open: health, guard, use, daemons.
+
+    Where GPUs are simulated, that is health alone.
+    """
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        facts: NodeFacts,
+        settings: LocalSettings,
+        post: Callable[[NodeEvent], None],
+        log: _Log,
+    ) -> None:
+        self.inventory = inventory
+        self._real = not inventory.simulated
+        self._post, self._log = post, log
+        self.monitor = HealthMonitor(inventory, self._tell, log=log)
+        self._usage = UsageMonitor(inventory, log)
+        self._guard = Guard(inventory, self._tell, settings=settings.guard, log=log)
+        self._guarding = False
+        tools = DaemonTools(
+            inventory, facts.mps.path, settings.state_dir, post, log,
+            pace=settings.pace, retry_seconds=settings.retry_seconds,
+        )  # fmt: skip
+        self.daemons = GpuDaemons(tools)
+
+    async def apply(self, desired: DesiredState, facts: NodeFacts) -> None:
+        """Quotas first; devices that weren't watched before are checked once when this returns."""
+        watched = [device for device in facts.devices if device.uuid in desired.device_uuids]
+        if self._real:
+            await self._set_quotas(desired)
+            await self.daemons.apply(desired)
+            self._usage.watch(device.uuid for device in watched)
+        await self.monitor.watch(watched)
+
+    async def _set_quotas(self, desired: DesiredState) -> None:
+        if self._guarding:
+            self._guard.set_plan(desired.quotas)
+            return
+        self._guarding = True
+        await self._guard.start(desired.quotas)
+
+    def readings(self) -> Readings:
+        """What the pages show, from memory."""
+        return Readings(self._usage.now(), self._guard.blind() if self._guarding else {})
+
+    async def close(self) -> None:
+        """Ends all of them."""
+        await self.monitor.stop()
+        await self._usage.stop()
+        if self._guarding:
+            await self._guard.stop()
+        await self.daemons.close()
+        closing = DaemonPool("nvml-close", most=1)
+        await closing.submit(self.inventory.close)
+        closing.close()
+
+    async def _tell(self, event: NodeEvent) -> None:
+        self._post(event)

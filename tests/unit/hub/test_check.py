@@ -1,0 +1,75 @@
+"""Settings that can't be used keep the hub from starting: told when the config file has been read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpuspawner
+import pytest
+from gpuspawner.hub.check import check_spawner
+from jupyterhub.app import JupyterHub
+from traitlets import TraitError
+from traitlets.config import Config
+
+
+@pytest.mark.filterwarnings("ignore:Config option")
+@pytest.mark.parametrize(
+    ("cls", "setting", "value", "sentence"),
+    [
+        ("DockerSpawner", "remove", False, "must stay True"),
+        ("GpuDockerSpawner", "image", "Lab", "it is not the name of an image"),
+        ("GpuDockerSpawner", "subnet", "10.213.0.0/33", r"c\.GpuDockerSpawner\.subnet: the network"),
+        ("GpuDockerSpawner", "container_user", "root", "give numbers"),
+        ("GpuDockerSpawner", "allowed_images", ["quay.io/jupyter/*"], "say which tags"),
+        ("GpuSite", "tiers", [{"name": "gpu", "mode": "slice"}], "no pool has that mode"),
+        ("GpuSite", "tiers", "gpu", "tiers"),
+        ("GpuDockerSpawner", "extra_host_config", {"privileged": True}, r'past_lease = \["privileged"\]'),
+        ("DockerSpawner", "extra_host_config", {"binds": ["/dev:/dev"]}, r'past_lease = \["binds"\]'),
+        ("DockerSpawner", "extra_create_kwargs", {"user": "0:0"}, r'past_lease = \["user"\]'),
+        ("GpuLab", "past_lease", ["all"], "c.GpuLab.past_lease has 'all': use user, privileged"),
+        ("GpuLab", "shm", "much", "c.GpuLab.shm is 'much'"),
+        ("GpuSite", "pool", [], r"There is no setting c\.GpuSite\.pool: use pools"),
+    ],
+)
+def test_it_says_what_and_what_to_do(cls: str, setting: str, value: Any, sentence: str) -> None:
+    with pytest.raises(TraitError, match=sentence):
+        check_spawner(Config({cls: {setting: value}}))
+
+
+def test_what_only_a_user_can_tell_is_left_to_the_spawn() -> None:
+    config = Config()
+    config.GpuDockerSpawner.allowed_images = lambda spawner: 1 // 0
+    config.GpuDockerSpawner.extra_host_config = lambda spawner: 1 // 0
+    check_spawner(config)
+    check_spawner(Config())
+
+
+def test_only_where_a_hub_reads_the_file_it_is_checked() -> None:
+    """The broker and the commands read it too, without JupyterHub, and check what they use."""
+    broken = Config({"DockerSpawner": {"remove": False}})
+    assert not JupyterHub.initialized()
+    gpuspawner.check_settings(broken)
+    JupyterHub.instance()
+    try:
+        with pytest.raises(TraitError, match="must stay True"):
+            gpuspawner.check_settings(broken)
+    finally:
+        JupyterHub.clear_instance()
+
+
+def test_a_real_hub_says_it_in_one_line_and_does_not_start(tmp_path: Path) -> None:
+    config = tmp_path / "jupyterhub_config.py"
+    config.write_text(
+        "from gpuspawner import check_settings\n"
+        "c.JupyterHub.spawner_class = 'gpu-docker'\n"
+        "c.GpuSite.tiers = [{'name': 'gpu', 'mode': 'slice'}]\n"
+        "check_settings(c)\n"
+    )
+    command = [sys.executable, "-m", "jupyterhub", "-f", str(config)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "Bad config encountered during initialization: c.GpuSite.tiers: tier 'gpu' has mode" in line
