@@ -45,6 +45,11 @@ NOT_SET_UP = (
     "Admin: run 'gpuspawner doctor', and see the log of the broker."
 )
 
+GPUS_SILENT = (
+    "GPUs can't be given out right now: the GPUs of this machine don't answer. Choose CPU, or try again in a "
+    "few minutes. Admin: see the GPU page, and run 'gpuspawner doctor'."
+)
+
 
 class GpuBroker(Application):
     """Leases GPUs to the servers of JupyterHub; see the settings of GpuSite for what hub and broker share."""
@@ -309,13 +314,17 @@ class GpuBroker(Application):
                 told = str(error)
 
     async def _look(self) -> bool:
-        """A round; the first good one opens the broker for new leases. False if Docker didn't answer.
+        """A round; the first good one opens the broker for new leases, once the node has listed its GPUs.
+
+        False if Docker didn't answer.
 
         Raises ConfigError if there is no way for a device into a container.
         """
         if not await self.service.reconcile_or_log():
             return False
-        if not self.service.ready.is_set():
+        if self.enforcement.node_facts().fault and not self.service.ready.is_set():
+            self.service.not_ready = GPUS_SILENT
+        elif not self.service.ready.is_set():
             try:
                 await self.way_in.probe()
             except EngineFault as fault:

@@ -24,6 +24,8 @@ _MODE = "gpuspawner.mode"
 """The mode of the lease; without this label it is "whole". Only slices have the next two labels."""
 _MEMORY = "gpuspawner.memory-bytes"
 _COMPUTE = "gpuspawner.compute-percent"
+MEMORY_LIMIT = "gpuspawner.mem-limit-bytes"
+"""How much main memory the lab may use; where there is a limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,15 @@ JupyterHub creates the first spawner for the first user, so by itself it starts 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Any
 
 from traitlets import TraitError
 from traitlets.config import Config
 
 from ..core.errors import ConfigError
+from .reach import check, drop_devices, ways
 from .spawner import GpuDockerSpawner
 
 
@@ -33,5 +36,19 @@ def check_spawner(config: Config) -> None:
         spawner.tiers  # noqa: B018  (parsed here)
         if not callable(spawner.allowed_images):
             spawner.offered_images()
+        _check_reach(spawner)
     except ConfigError as error:
         raise TraitError(str(error)) from error
+
+
+def _check_reach(spawner: GpuDockerSpawner) -> None:
+    """What a container could reach past its lease; a function is asked at each start. Raises ConfigError."""
+    rules = spawner.lab_settings.rules(spawner.site.state_dir)
+    create = {"user": spawner.container_user, **_known(spawner.extra_create_kwargs)}
+    host = {"cap_drop": ["ALL"], **_known(spawner.extra_host_config)}
+    drop_devices(create, host, rules.past_lease)
+    check(ways(create, host, rules.private), rules.past_lease)
+
+
+def _known(setting: Any) -> dict[str, Any]:
+    return dict(setting) if isinstance(setting, Mapping) else {}

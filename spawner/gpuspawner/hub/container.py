@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core import labels
 from ..core.errors import ConfigError
 from ..core.labels import Owner
 from ..core.limits import LabRules, Limits, Machine
 from ..core.model import ContainerPatch
 from .home import Home
-from .reach import check, drop_devices, ways
+from .reach import bind_table, check, drop_devices, ways
 
 CPU_PERIOD_US = 100_000
 """Docker's default CFS period; `cpu_quota` is cores times this."""
@@ -113,6 +114,8 @@ def plan(facts: ContainerFacts, patch: ContainerPatch | None) -> ContainerPlan:
     check(ways(create, host, facts.rules.private), facts.rules.past_lease)
     create["environment"], left_out = _environment(create.get("environment") or {}, lease)
     create["labels"] = {**(create.get("labels") or {}), **lease.labels, **facts.owner.labels()}
+    if facts.limits.memory_bytes is not None:
+        create["labels"][labels.MEMORY_LIMIT] = str(facts.limits.memory_bytes)
     host["device_requests"] = [dict(request) for request in lease.device_requests] or None
     if lease.runtime is not None:
         host["runtime"] = lease.runtime
@@ -227,7 +230,7 @@ def _merge_host(facts: ContainerFacts) -> dict[str, Any]:
     """
     extra, host = dict(facts.extra_host), _host(facts)
     if isinstance(extra.get("binds"), Sequence):
-        extra["binds"] = dict(map(_bind, extra["binds"]))
+        extra["binds"] = bind_table(extra["binds"])
     if extra.get("log_config") is not None:
         host.pop("log_config", None)
     own = {_limit_name(each) for each in extra.get("ulimits") or ()}
@@ -240,13 +243,6 @@ def _merge_host(facts: ContainerFacts) -> dict[str, Any]:
     if options is not None and not any(str(each).startswith("no-new-privileges") for each in options):
         extra["security_opt"] = [*host["security_opt"], *options]
     return merge(host, extra)
-
-
-def _bind(text: str) -> tuple[str, dict[str, str]]:
-    """Converts Docker's "source:target:mode" to docker-py's dict form."""
-    source, _, rest = str(text).partition(":")
-    target, _, mode = rest.partition(":")
-    return source, {"bind": target, "mode": mode or "rw"}
 
 
 def _limit_name(limit: Mapping[str, Any]) -> str:

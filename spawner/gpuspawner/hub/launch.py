@@ -361,7 +361,7 @@ def no_server(image: str, command: str, message: str) -> StartFault:
     said = f" Docker says: {message[:300]}" if message else ""
     return StartFault(
         f"The image {image} can't start a server here: it can't run {command or 'its command'}. "
-        "Choose another one, like the Jupyter docker-stacks; to use this one, build an image on top of it with "
-        f"'pip install jupyterhub jupyterlab'.{said}",
+        "Choose another one, like the Jupyter docker-stacks; to use this one, build an image on top of it "
+        f"with 'pip install jupyterhub jupyterlab'.{said}",
         "no_server",
     )

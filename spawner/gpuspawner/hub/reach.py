@@ -80,6 +80,18 @@ def drop_devices(create: dict[str, Any], host: dict[str, Any], allowed: frozense
     return tuple(dropped)
 
 
+def bind_table(binds: Any) -> dict[str, Any]:
+    """Docker's list of "source:target:mode" as docker-py's other form; that stays as it is."""
+    if isinstance(binds, Mapping):
+        return dict(binds)
+    table = {}
+    for text in binds or ():
+        source, _, rest = str(text).partition(":")
+        target, _, mode = rest.partition(":")
+        table[source] = {"bind": target, "mode": mode or "rw"}
+    return table
+
+
 def _user(create: Mapping[str, Any]) -> Iterator[Way]:
     """Reports root, by number or name. Other names can't be checked here: only the image knows them."""
     user = str(create.get("user") or "")
@@ -115,13 +127,13 @@ def _devices(host: Mapping[str, Any]) -> Iterator[Way]:
 
 
 def _sources(host: Mapping[str, Any], private: tuple[str, ...]) -> Iterator[Way]:
-    for source, bind in dict(host.get("binds") or {}).items():
+    for source, bind in bind_table(host.get("binds")).items():
         target = str(bind["bind"] if isinstance(bind, Mapping) else bind)
         yield from _mounted("binds", str(source), target, private)
     for mount in host.get("mounts") or ():
         options = ((mount.get("VolumeOptions") or {}).get("DriverConfig") or {}).get("Options") or {}
-        for source in (mount.get("Source"), options.get("device")):
-            yield from _mounted("mounts", str(source or ""), str(mount.get("Target") or ""), private)
+        for place in (mount.get("Source"), options.get("device")):
+            yield from _mounted("mounts", str(place or ""), str(mount.get("Target") or ""), private)
 
 
 def _mounted(name: str, source: str, target: str, private: tuple[str, ...]) -> Iterator[Way]:

@@ -326,7 +326,16 @@ async def test_it_comes_up_while_nvml_hangs_and_takes_the_gpus_up_when_it_answer
     monkeypatch.setattr("gpuspawner.node.local.OPEN_SECONDS", 0.3)
     monkeypatch.setattr(WayIn, "probe", probe)
     line = script.hang("nvmlInitWithFlags")
-    async with running(folder, "c.GpuSite.inventory = 'nvml'") as (_, client):
+
+    async def reconciled() -> bool:
+        return True
+
+    monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.1)
+    async with running(folder, "c.GpuSite.inventory = 'nvml'") as (broker, client):
+        broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
+        await broker._look()
+        with pytest.raises(BrokerUnavailable, match="the GPUs of this machine don't answer"):
+            await client.acquire(REQUEST, lambda *_: None).__aenter__()
         status = await client.status()
         fault = (
             "NVML has not answered for 0.3 s: see `dmesg` and `nvidia-smi`. GPUs are leased once it answers"
@@ -342,3 +351,5 @@ async def test_it_comes_up_while_nvml_hangs_and_takes_the_gpus_up_when_it_answer
         assert found == ("", list(UUIDS))
         tiers = await client.tiers()
         assert (tiers["driver"]["version"], tiers["tiers"][1]["total"]) == ("580.159.04", 2)
+        await broker._look()
+        assert broker.service.ready.is_set()

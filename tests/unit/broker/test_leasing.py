@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.leases.containers import ContainerEvent, EventsConnected
+from gpuspawner.broker.leases.memory_notice import sentence
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState
@@ -85,7 +86,7 @@ async def test_a_new_spawn_ends_the_older_lease_of_its_server(bench: Bench) -> N
             while old.lost is None:
                 await asyncio.sleep(0.01)
             assert old.lost.message == (
-                "The lease of this server has ended (the server is started anew): start the server again"
+                "The lease of this server has ended (the server is started again): start the server again"
             )
 
 
@@ -400,6 +401,17 @@ async def test_a_clock_that_is_wrong_after_a_reboot_charges_no_more_than_since_b
     await second.close()
 
 
+async def test_out_of_memory_is_told_to_the_holder(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        bench.service.on_event(bench.put(grant.lease))
+        await bench.become(anna="running")
+        bench.service.on_event(ContainerEvent("oom", "c1", grant.lease.id, mem_limit_bytes=8 << 30))
+        while not (lease := bench.allocator.lease(grant.lease.id)) or not lease.notice:
+            await asyncio.sleep(0.01)
+        assert lease.notice == sentence(8 << 30)
+        assert bench.states() == {"anna": "running"}
+
+
 # Several brokers with one database.
 
 
@@ -456,3 +468,17 @@ async def test_a_broker_that_lost_its_id_takes_over_what_runs(pair: tuple[Bench,
     )  # fmt: skip
     assert [each.id for each in await after.ledger.living()] == [lease.id]
     assert await before.ledger.living() == ()
+
+
+async def test_a_lease_placed_by_the_first_round_waits_for_the_way_into_its_container(bench: Bench) -> None:
+    """The round places it, and only then the broker finds out how devices get into containers."""
+    lease = await bench.allocator.acquire(bench.request(1))
+    bench.service.ready.clear()
+    patch = asyncio.create_task(bench.service.patch(lease))
+    await asyncio.sleep(0.05)
+    assert (patch.done(), bench.folders.written) == (False, {})
+    bench.service.ready.set()
+    assert (await patch).env == {"GPUSPAWNER_LEASE": lease.id}
+    bench.service.ready.clear()
+    with pytest.raises(BrokerUnavailable, match="can't reach Docker yet"):
+        await bench.service.patch(lease)

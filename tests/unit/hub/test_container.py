@@ -101,7 +101,11 @@ def test_limits_and_published_ports() -> None:
     limits = Limits(8 * GIB, 1.5, 4 * GIB, 4096, 256)
     facts = replace(FACTS, limits=limits, published_ip="127.0.0.1")
     assert plan(facts, None) == ContainerPlan(
-        {**CREATE, "environment": {**CREATE["environment"], "OMP_NUM_THREADS": "1"}},
+        {
+            **CREATE,
+            "environment": {**CREATE["environment"], "OMP_NUM_THREADS": "1"},
+            "labels": {**CREATE["labels"], "gpuspawner.mem-limit-bytes": str(8 * GIB)},
+        },
         {
             **HOST,
             "mem_limit": 8 * GIB,

@@ -61,6 +61,7 @@ def test_other_users_reach_nothing(user: str) -> None:
         ({"devices": ["nvidia.com/gpu=all"]}, ("devices", "GPUs that aren't leased to it")),
         (bind("/dev"), ("binds", ALL)),
         (bind("/dev/"), ("binds", ALL)),
+        ({"binds": ["/srv/data:/data:ro", "/dev:/dev"]}, ("binds", ALL)),
         (bind("/tmp/../dev"), ("binds", ALL)),
         (bind("/"), ("binds", ALL)),
         (bind("/dev/nvidia0", "/dev/nvidia0"), ("binds", ALL)),
@@ -117,6 +118,7 @@ def test_a_way_past_the_lease(host: dict[str, Any], way: tuple[str, str]) -> Non
         {"security_opt": ["no-new-privileges:true", "seccomp=unconfined"]},
         bind("gpuspawner-home-ada"),
         bind("/srv/homes/ada"),
+        {"binds": ["/srv/data:/data:ro", "home:/home/jovyan"]},
         bind("/srv/state-of-the-art"),
         bind("/devel"),
         bind("/dev/shm"),
@@ -134,8 +136,8 @@ def test_the_sentence_names_the_setting_and_what_allows_it() -> None:
         check([way], frozenset({"privileged"}))
     assert str(refused.value) == (
         "extra_host_config or extra_create_kwargs: pid_mode is host: this gives a lab access to the "
-        "processes of other labs, regardless of its lease. Remove it, or, to allow it, set c.GpuLab.past_lease = "
-        '["pid_mode"]'
+        "processes of other labs, regardless of its lease. Remove it, or, to allow it, set "
+        'c.GpuLab.past_lease = ["pid_mode"]'
     )
     check([way], frozenset({"pid_mode"}))
 

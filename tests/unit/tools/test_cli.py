@@ -340,5 +340,41 @@ def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bogus"]) == 2
     assert capsys.readouterr().err == (
-        "gpuspawner: there is no command 'bogus': take doctor, status, broker\n"
+        "gpuspawner: there is no command 'bogus': take doctor, status, homes, broker\n"
     )
+
+
+class Volumes:
+    """Docker with one home, in place of the hub's way to Docker."""
+
+    def __init__(self, client_kwargs: Any, tls_config: Any) -> None:
+        pass
+
+    def call_here(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        home = {"Name": "gpuspawner-home-ada", "UsageData": {"Size": 5 << 20, "RefCount": 0}}
+        return {"Volumes": [home]} if method == "df" else None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["homes", "--json"], 0, '"user": "ada"'),
+        (["homes", "remove", "ada"], 1, "would remove gpuspawner-home-ada (5.0 MiB): say --yes to do it"),
+        (["homes", "remove", "ada", "--yes"], 0, "removed gpuspawner-home-ada"),
+        (["homes", "remove", "ben"], 1, "'ben' has no home here"),
+        (["homes", "remove"], 1, "say `list`, `archive USER …` or `remove USER …`"),
+    ],
+)
+def test_homes(
+    arguments: list[str],
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "DockerEngine", Volumes)
+    assert cli.main(arguments) == status
+    shown = capsys.readouterr()
+    assert said in shown.out + shown.err

@@ -105,8 +105,9 @@ class Allocator:
         """Take over these devices and the ledger's living leases; call once, before anything else.
 
         `terms` says by UUID how a device is shared; left out, it is leased whole. A lease whose device is
-        gone keeps it as a withdrawn placeholder. Waiting leases keep their order. With `place=False` all of
-        them wait until `start_placing`: the ledger may be an old copy, and only Docker knows what runs.
+        gone keeps it as a placeholder that is out of service. Waiting leases keep their order. With
+        `place=False` all of them wait until `start_placing`: the ledger may be an old copy, and only Docker
+        knows what runs.
         """
         await self._step(self._load, tuple(devices), terms, place)
 
@@ -115,7 +116,7 @@ class Allocator:
         await self._step(self._start_placing)
 
     async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
-        """Take up devices that could not be found at `load`; the leases whose `notice` changed.
+        """Add devices that could not be found at `load`; the leases whose `notice` changed.
 
         Known ones stay as they are. If it could not be recorded (LedgerFault), call again.
         """
@@ -177,7 +178,7 @@ class Allocator:
     async def set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
         """Withdraw a device or take it back; the leases whose `notice` changed, for their holders to be told.
 
-        If that could not be recorded (LedgerFault), a withdrawn device stays withdrawn and one that came back
+        If that could not be recorded (LedgerFault), a device stays out of service, and one that came back
         does not count as back; call again.
         """
         return await self._step(self._set_health, health)
@@ -322,7 +323,12 @@ class Allocator:
             health = replace(health, since=self._clock())
         if self._book.set_health(health):
             say = self._log.info if health.healthy else self._log.warning
-            say("Device %s is %s: %s", uuid, "back" if health.healthy else "withdrawn", health.reason)
+            say(
+                "Device %s is %s: %s",
+                uuid,
+                "in service" if health.healthy else "out of service",
+                health.reason,
+            )
         told = [
             each
             for each in map(self._book.with_notice, self._book.holders(uuid))
@@ -419,16 +425,16 @@ class Allocator:
             why = f" ({lease.reason})" if lease.reason else ""
             self._log.info("Lease is %s%s: %s", lease.state, why, log_context(lease))
         elif before.notice != lease.notice:
-            self._log.info("Its holder is told %r: %s", lease.notice, log_context(lease))
+            self._log.info("Notice for its user: %r %s", lease.notice, log_context(lease))
 
     def _report_trouble(self, lease: Lease) -> None:
         missing = self._book.missing(lease)
         if missing:
-            self._log.warning("Not found but leased: %s: %s", ",".join(missing), log_context(lease))
+            self._log.warning("A leased device was not found: %s %s", ",".join(missing), log_context(lease))
         elif self._book.exceeded_by(lease):
-            self._log.error("The ledger gives a device twice, and nobody loses it: %s", log_context(lease))
+            self._log.error("The ledger gives a device to two leases; both keep it: %s", log_context(lease))
         else:
-            self._log.warning("It keeps more than its device's pool now gives: %s", log_context(lease))
+            self._log.warning("The lease keeps more than its pool gives now: %s", log_context(lease))
 
 
 def _new(request: GpuRequest, state: LeaseState, now: datetime) -> Lease:

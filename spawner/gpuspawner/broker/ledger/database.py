@@ -21,7 +21,7 @@ CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_SECONDS = 5.0
 """How long PostgreSQL may work on one statement; ours take milliseconds."""
 MIGRATION_TIMEOUT_SECONDS = 600.0
-"""The same while the ledger is opened: a migration may have to write every row anew."""
+"""The same while the ledger is opened: a migration may have to rewrite every row."""
 _OPEN_LOCK = 0x67707573  # "gpus"
 """PostgreSQL's advisory lock of whoever opens a ledger: two brokers must not migrate it at the same time."""
 

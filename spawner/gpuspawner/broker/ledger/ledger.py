@@ -44,7 +44,7 @@ class Change:
 
     `charge` are running leases that are awake again after a reboot. With `take_over` the leases are this
     broker's from now on, if another one's before.
-    `ended` are processes that the guard ended. `prune` lets go of so many of the oldest rows at most that
+    `ended` are processes that the guard ended. `prune` deletes so many of the oldest rows at most that
     are older than `before`.
     """
 
@@ -145,7 +145,7 @@ class Ledger:
     def commit(self, change: Change) -> int:
         """Write one change in one transaction: the only way by which anything gets into the ledger.
 
-        Runs in the ledger's thread, and blocks on fsync; how many rows were let go of. Raises LedgerFault;
+        Runs in the ledger's thread, and blocks on fsync; how many rows were pruned. Raises LedgerFault;
         nothing is written then.
         """
         with self._transaction(write=True) as connection:
@@ -199,7 +199,7 @@ class Ledger:
         return await self._in_thread(run)
 
     async def prune(self, before: datetime, most: int) -> int:
-        """Let go of up to `most` of what ended before that: how many it were. Raises LedgerFault."""
+        """Delete up to `most` rows of what ended before that; how many were deleted. Raises LedgerFault."""
         moment = Moment(self._clock(), self._steady())
         return await self._in_thread(self.commit, Change(moment, before=before, prune=most))
 
@@ -259,7 +259,9 @@ class Ledger:
         except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise database.explain(error, self._engine, opening=True) from error
         if ended:
-            self._log.info("The machine was restarted: %d awake intervals ended where last seen", ended)
+            self._log.info(
+                "The machine was rebooted: ended %d awake intervals at the time they were last seen", ended
+            )
         self._opened = True
 
     def _close(self) -> None:

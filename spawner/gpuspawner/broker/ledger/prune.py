@@ -1,4 +1,4 @@
-"""Lets go of what ended long ago; plain functions on a connection."""
+"""Deletes what ended long ago; plain functions on a connection."""
 
 from __future__ import annotations
 
