@@ -380,7 +380,7 @@ async def test_a_handler_that_fails_stops_nothing(lab: Lab, caplog: pytest.LogCa
     await asyncio.sleep(0.1)
     await guard.stop()
     assert sorted(told) == sorted(pids)
-    assert caplog.text.count("Telling of an ended process failed") == 2
+    assert caplog.text.count("Reporting an ended process failed") == 2
 
 
 def test_this_machine_s_user_may_end_processes() -> None:

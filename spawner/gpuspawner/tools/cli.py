@@ -341,7 +341,7 @@ def _state(device: dict[str, Any]) -> str:
         users = ", ".join(dict.fromkeys(escape(share["user"]) for share in device["shares"]))
         holder = f"{device['free_slices']} of {total} slices free" + (f"\n{users}" if users else "")
     if not device["healthy"]:
-        return f"[red]withdrawn[/] {holder}\n{escape(device['reason'])}".strip()
+        return f"[red]out of service[/] {holder}\n{escape(device['reason'])}".strip()
     return holder or "[green]free[/]"
 
 

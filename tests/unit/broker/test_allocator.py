@@ -90,12 +90,12 @@ async def test_snapshot_and_capacity(allocator: Allocator) -> None:
         (
             request(A, 3),
             NoCapacity,
-            "You asked for 3 GPUs, and this machine has only 2: choose another tier, or CPU.",
+            "You asked for 3 GPUs, but this machine has only 2: choose another tier, or CPU.",
         ),
         (
             request(A, 1, "A100"),
             NoCapacity,
-            "You asked for a GPU with 'a100' in its name, and this machine has none:"
+            "You asked for a GPU with 'a100' in its name, but this machine has none:"
             " choose another tier, or CPU.",
         ),
         (
@@ -185,7 +185,7 @@ async def test_two_watchers_and_one_that_goes(allocator: Allocator) -> None:
 
 
 NOTICE = (
-    "GPU 0 was withdrawn at 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
+    "GPU 0 is out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
     " Save your work, stop this server and start a new one."
 )
 LOST = DeviceHealth(
@@ -229,8 +229,8 @@ async def test_notice_of_two_simulated_or_unnumbered_devices(ledger: Ledger, tim
     await allocator.set_health(DeviceHealth("GPU-2", False, "it can't be read."))
     (told,) = await allocator.set_health(DeviceHealth("GPU-x", False))
     assert told.notice == (
-        "Simulated GPU 2 was withdrawn at 2025-03-01 12:00 UTC: it can't be read."
-        " GPU GPU-x was withdrawn at 2025-03-01 12:00 UTC: it can't be used."
+        "Simulated GPU 2 is out of service since 2025-03-01 12:00 UTC: it can't be read."
+        " GPU GPU-x is out of service since 2025-03-01 12:00 UTC: it can't be used."
         " Save your work, stop this server and start a new one."
     )
     assert await allocator.set_health(DeviceHealth("GPU-unknown", False)) == ()

@@ -181,7 +181,10 @@ LOGIN = {
     "reason": "login_required",
     "message": "Log in first: send a JupyterHub API token as 'Authorization: token …', or reload the page.",
 }
-REFUSED = {"reason": "not_allowed", "message": "Your account may not see this. Ask the admin of this hub."}
+REFUSED = {
+    "reason": "not_allowed",
+    "message": "Your account has no permission to see this. Ask the admin of this hub.",
+}
 
 
 @pytest.mark.parametrize("path", ["api/status", "api/tiers", "api/else", "metrics"])
@@ -221,7 +224,7 @@ async def test_a_hub_that_is_down_is_503_in_json(pages: Pages, path: str) -> Non
         503,
         {
             "reason": "hub_unavailable",
-            "message": "JupyterHub did not answer, so nobody can be logged in. Try again in a moment.",
+            "message": "JupyterHub did not answer, so you can't be logged in. Try again in a moment.",
         },
     )
 
@@ -229,11 +232,11 @@ async def test_a_hub_that_is_down_is_503_in_json(pages: Pages, path: str) -> Non
 async def test_unknown_address(pages: Pages) -> None:
     status, _, text = await pages.get("api/else", "anna-token")
     assert (status, json.loads(text)) == (
-        404, {"reason": "not_found", "message": "There is no such page."},
+        404, {"reason": "not_found", "message": "This page does not exist."},
     )  # fmt: skip
     status, _, text = await pages.get("else", "anna-token")
     assert status == 404
-    assert "There is no such page." in text
+    assert "This page does not exist." in text
     assert "/base/hub/static/css/style.min.css" in text
 
 
@@ -280,7 +283,7 @@ async def test_page_without_access_is_the_hubs_error_page(pages: Pages) -> None:
     await pages.log_in("outsider")
     status, _, text = await pages.get("")
     assert status == 403
-    assert "Your account may not see this." in text
+    assert "Your account has no permission to see this." in text
     assert "/base/hub/static/css/style.min.css" in text
 
 

@@ -101,7 +101,7 @@ def test_without_mps_it_says_that_nothing_limits_compute() -> None:
     status["devices"][0]["compute_guarantee"] = "none"
     status["devices"][0]["healthy"] = False
     page = build(status, ADMIN)
-    assert page.devices[0].guarantee_help.endswith("compute not limited, slices take turns")
+    assert page.devices[0].guarantee_help.endswith("compute not limited, by time-slicing")
     assert page.summary == "1 of 1 GPU, 0 of 10 slices free, nobody waits."
     assert page.devices[0].slices == "0 of 10 slices free"
 
@@ -167,4 +167,4 @@ def test_what_is_in_use_is_never_0_where_nobody_knows_it() -> None:
 
 def test_a_device_that_nobody_guards_says_so() -> None:
     row = build(document(unguarded_reason="NVML hangs"), ADMIN).devices[0]
-    assert row.guarantee_help == "nothing is held now: NVML hangs"
+    assert row.guarantee_help == "not enforced now: NVML hangs"

@@ -20,7 +20,7 @@ from .sharing_rules import WHOLE, SharingRules
 NO_RULES: Mapping[str, SharingRules] = MappingProxyType({})
 
 MISSING = "it was not found when the broker started"
-"""Why a placeholder is withdrawn."""
+"""Why a placeholder is out of service."""
 
 
 class Devices:

@@ -1,4 +1,4 @@
-"""The sentences that holders of a lease and people who are refused get to read."""
+"""Messages for lease holders and for people whose request is refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SAVE = "Save your work, stop this server and start a new one."
 
 
 def is_withdrawal(sentence: str) -> bool:
-    """Whether the sentence is one of `withdrawn`: it goes once the devices are well."""
+    """Whether the sentence comes from `withdrawn`: it is removed when the devices are healthy again."""
     return sentence.endswith(_SAVE)
 
 
 def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
-    """What the holder of withdrawn devices is told; "" if there are none."""
+    """The message for the holder of devices that are out of service; "" if there are none."""
     if not lost:
         return ""
     told = [_withdrawn_one(device, health) for device, health in lost]
@@ -25,7 +25,7 @@ def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
 
 
 def no_capacity(want: Want, known: int) -> str:
-    """Why a request can never be served here, and what to do."""
+    """The message for a request that can never be served here, with what to do."""
     named = "" if want.model is None else f" with {want.model!r} in its name"
     found = f"only {known}" if known else "none"
     wanted = "a GPU" if want.device_count == 1 else f"{want.device_count} GPUs"
@@ -36,13 +36,13 @@ def no_capacity(want: Want, known: int) -> str:
         what = f"MIG instance{'' if want.device_count == 1 else 's'}"
         profile = "" if want.mig_profile is None else f" {want.mig_profile}"
         wanted = f"{'a' if want.device_count == 1 else want.device_count} {what}{profile}"
-    return f"You asked for {wanted}{named}, and this machine has {found}: choose another tier, or CPU."
+    return f"You asked for {wanted}{named}, but this machine has {found}: choose another tier, or CPU."
 
 
 def _withdrawn_one(device: Device, health: DeviceHealth) -> str:
-    when = f" at {format_time(health.since)}" if health.since is not None else ""
+    when = f" since {format_time(health.since)}" if health.since is not None else ""
     reason = health.reason.rstrip(". ") or "it can't be used"
-    return f"{_name(device)} was withdrawn{when}: {reason}."
+    return f"{_name(device)} is out of service{when}: {reason}."
 
 
 def _name(device: Device) -> str:

@@ -250,7 +250,7 @@ class _EventThread(threading.Thread):
                 down = False
             except Exception as error:  # the top of this thread's loop
                 if not down and not self._halt.is_set():
-                    self._log.warning("Docker's events can't be read, trying again: %s", _short(error))
+                    self._log.warning("Docker's events can't be read, retrying: %s", _short(error))
                 down = True
             self._halt.wait(_RECONNECT_SECONDS)
 

@@ -1,4 +1,4 @@
-"""The life of leases inside the broker: holds, the one release path, and carrying out the plan.
+"""Leases from request to end: holds, the only release path, and the steps of reconciliation.
 
 Every change of a lease goes through the allocator (and so is committed first); every question about
 containers goes to Docker. A fault frees nothing: what could not be done now is done by a later round.
@@ -228,7 +228,7 @@ class LeaseService:
             self._parts.metrics.failed("reconcile")
             self._parts.metrics.docker_up.set(0)
             if not self._docker_down:
-                self.log.warning("Docker and ledger can't be compared, nothing is freed: %s", error)
+                self.log.warning("Docker and ledger can't be compared, so nothing is freed: %s", error)
             self._docker_down = True
             return False
         if self._docker_down:
@@ -386,7 +386,7 @@ class LeaseService:
             level = logging.DEBUG if what in self._failing else logging.WARNING
             self._failing.add(what)
             known = isinstance(error, GpuSpawnerError)
-            self.log.log(level, "%s failed, it is tried again: %s", what, error, exc_info=not known)
+            self.log.log(level, "%s failed, retrying: %s", what, error, exc_info=not known)
             return False
         self._failing.discard(what)
         return done

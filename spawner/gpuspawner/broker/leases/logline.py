@@ -1,4 +1,4 @@
-"""How every log line about a lease or its container ends."""
+"""The fields at the end of every log line about a lease or its container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `doctor` looks at. Plain values, so that its judgement can be tested without the machine."""
+"""The facts for `doctor`, as plain values, so that its checks can be tested without the machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class LedgerFacts:
-    """Where the ledger is; `lease_count` is None if it was never made; `error` if it can't be read."""
+    """The ledger's place; `lease_count` None: it doesn't exist yet; `error`: why it can't be read."""
 
     place: str
     lease_count: int | None = None
@@ -33,7 +33,7 @@ class LedgerFacts:
 
 @dataclass(frozen=True, slots=True)
 class BrokerFacts:
-    """Whether a broker answers on the socket, and what it leases."""
+    """Whether a broker answers on the socket, and its devices."""
 
     socket_path: str
     error: str = ""
@@ -46,7 +46,7 @@ class BrokerFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything at once; None or "" where something could not be found out, with the reason beside it."""
+    """All facts; None or "" for an unknown one, with the reason in another field."""
 
     config_error: str = ""
     inventory_setting: str = "auto"
