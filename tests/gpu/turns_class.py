@@ -179,8 +179,8 @@ def row(way: str, found: Results, gpus: int) -> str:
         f"; {len(found.failed_steps)} steps failed: {found.failed_steps[:3]}" if found.failed_steps else ""
     )
     return (
-        f"| {way} | {found.steps / found.seconds / gpus:.0f} | {len(waits)} | {statistics.median(waits or [0]):.2f} | "
-        f"{p95:.2f} | {wrong} | {switches}{failed} |"
+        f"| {way} | {found.steps / found.seconds / gpus:.0f} | {len(waits)} | "
+        f"{statistics.median(waits or [0]):.2f} | {p95:.2f} | {wrong} | {switches}{failed} |"
     )
 
 
