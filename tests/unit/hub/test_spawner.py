@@ -196,7 +196,7 @@ async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu() -> No
     form = await spawner.get_options_form()
     assert 'value="cpu"\n aria-describedby="tier-cpu-about" required checked>' in form
     assert 'value="gpu"\n aria-describedby="tier-gpu-about" required disabled>' in form
-    assert "A whole GPU of your own. GPUs can&#39;t be given out right now." in form
+    assert "A whole GPU that only you use. GPUs can&#39;t be given out right now." in form
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
