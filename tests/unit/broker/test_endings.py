@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
-from gpuspawner.broker.leases.gate import QuotaGate
+from gpuspawner.broker.leases.gate import Hold, QueueTerms, QuotaGate
 from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.config.idle import IdleRules
@@ -45,6 +45,7 @@ class Bench:
     allocator: Allocator
     rulebook: Rulebook
     rules: RuleService
+    gate: QuotaGate
     said: list[tuple[str, str]] = field(default_factory=list)
     busy_percent: dict[str, float | None] = field(default_factory=dict)
     endings: Endings = field(init=False)
@@ -91,7 +92,7 @@ async def bench(path: Path, times: Any) -> AsyncIterator[Bench]:
     await allocator.load([GPU0, GPU1])
     gate.floor = allocator
     rules = RuleService(rulebook, gate, allocator, ledger, times.now)
-    found = Bench(times, ledger, allocator, rulebook, rules)
+    found = Bench(times, ledger, allocator, rulebook, rules, gate)
     found.endings = Endings(
         EndingParts(
             rulebook=rulebook,
@@ -275,3 +276,23 @@ async def test_a_session_that_ends_before_is_not_touched_and_unused_places_go_ba
     bench.times.pass_seconds(65 * 60)  # 11:46: the grace is over, and nobody came
     assert (await bench.run(2)).state is LeaseState.RUNNING
     assert await bench.minutes(1) == []
+
+
+async def test_what_the_queue_is_told_of_quotas_and_sessions(bench: Bench) -> None:
+    """Plain values: the queue knows nothing of quotas."""
+    change = {"priority": 5, "weight": 2, "guaranteed_devices": 1, "session_hours": 2}
+    await bench.rules.change_quota("group:phd", change, "noether", "")
+    await bench.rules.change_quota("group:class", {"weight": 3}, "noether", "")
+    lease = await bench.run(1, "phd", "class")
+    assert bench.rules.rulebook.allowance("ada", ["phd", "class"]).priority == 5
+    assert bench.gate.terms_of(lease) == QueueTerms("phd", 5, 2.0, 1.0, 7200.0)
+    assert bench.gate.terms_of(await bench.run(2, user="bob")) == QueueTerms("", 0, 1.0, 0.0, None)
+    assert bench.gate.holds(bench.times.now()) == []
+    await bench.rules.save_session(LAB, "noether", "")
+    bench.times.pass_seconds(600)
+    assert bench.gate.terms_of(lease) == QueueTerms("class", 5, 3.0, 0.0, 7200.0)
+    start = bench.times.now().replace(hour=9, minute=0).timestamp()
+    kept = Hold("class", Want(1), 1, start - 3600, start, start + 7200)
+    assert bench.gate.holds(bench.times.now()) == [kept]
+    bench.times.pass_seconds(65 * 60)
+    assert bench.gate.holds(bench.times.now()) == []  # a quarter of an hour after the beginning

@@ -24,7 +24,7 @@ from ...core.units import Clock, utc_now
 from ..decide.budget import runs_out_at
 from ..decide.deadline import WARNINGS_SECONDS, Cause, Deadline, Told, due, earliest, session_deadline
 from ..decide.idle import Activity, Step, Warned, idle_since, judge
-from ..decide.sessions import Occupant, Reservation, make_room, reservations
+from ..decide.sessions import Occupant, Reservation, make_room
 from .allocator import Allocator
 from .gate import QuotaGate
 from .rulebook import Rulebook
@@ -190,7 +190,7 @@ class Endings:
         """Which servers have to make room for a lab session, and when."""
         sessions = self._parts.rulebook.rules.sessions
         ends: dict[str, Deadline] = {}
-        for kept in reservations(sessions.values(), now, now + _LAB_LOOKAHEAD):
+        for kept in self._parts.gate.kept.near(now, _LAB_LOOKAHEAD):
             session = sessions[kept.meeting.session]
             starts_soon = kept.meeting.start - now <= _LAB_LOOKAHEAD and now < kept.release_at
             if not starts_soon or session.move_out is EndAction.NOTHING:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from ...core.errors import Refusal
 from ...core.model import GpuRequest, Lease, LeaseState
-from ...core.quota import Allowance
+from ...core.quota import UNLIMITED, Allowance
 from ...core.units import Clock, utc_now
 from ...core.want import Want
 from ..decide.budget import Spent, applying, spend
 from ..decide.period import window_at
-from ..decide.quota import Ask, Holding, check, survivors
-from ..decide.sessions import Reservation, longest_start, reservations
+from ..decide.quota import Ask, Holding, allowance, check, survivors
+from ..decide.sessions import Reservation, longest_start
 from ..ledger import Ledger
+from .kept import KeptPlaces
 from .rulebook import Rulebook
 
 
@@ -52,6 +53,29 @@ class Cap:
     sentence: str
 
 
+@dataclass(frozen=True, slots=True)
+class QueueTerms:
+    """What the queue needs to know of a lease's quota; `session_seconds` None: nothing ends it."""
+
+    group: str
+    priority: int
+    weight: float
+    guaranteed_devices: float
+    session_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """`count` places like `want`, kept for a group; times are seconds since 1970."""
+
+    group: str
+    want: Want
+    count: int
+    from_seconds: float
+    begins_seconds: float
+    ends_seconds: float
+
+
 class QuotaGate:
     """Holds the rulebook's quotas and what is kept for lab sessions.
 
@@ -66,6 +90,7 @@ class QuotaGate:
         self._ledger = ledger
         self._clock = clock
         self._caps: dict[str, Cap] = {}
+        self.kept = KeptPlaces(rulebook)
 
     def cap_of(self, lease_id: str) -> Cap | None:
         """When a lease has to end for a lab session that was known at its start."""
@@ -103,10 +128,9 @@ class QuotaGate:
             return
         now, living = self._clock(), self.floor.leases()
         self._caps = {lease.id: cap for lease in living if (cap := self.cap_of(lease.id)) is not None}
-        sessions = self._rulebook.rules.sessions.values()
         in_the_way = [
             kept
-            for kept in reservations(sessions, now, now + timedelta(seconds=1))
+            for kept in self.kept.near(now)
             if kept.group not in request.groups and self._lacks(request.want, kept, living, now)
         ]
         seconds, sentence = longest_start(now, allowed.session_seconds, in_the_way)
@@ -122,6 +146,50 @@ class QuotaGate:
         count = kept.kept(now, taken)
         wanted = next(tier.want for tier in self._rulebook.known.tiers if tier.name == kept.tier)
         return count > 0 and self.floor is not None and self.floor.lacks(want, wanted, count)
+
+    def terms_of(self, lease: Lease) -> QueueTerms:
+        """What the queue needs to know of the lease's quota, at this moment.
+
+        Who is a member of a class that meets now, and asks for its tier, counts for the class.
+        """
+        try:
+            allowed = self._rulebook.allowance(lease.user, lease.groups)
+        except Refusal:
+            allowed = Allowance()
+        now = self._clock()
+        counts = allowed
+        for kept in self.kept.near(now):
+            if kept.group in lease.groups and kept.tier == lease.tier:
+                counts = replace(allowance(self._rulebook.rules.quotas, "", [kept.group]), group=kept.group)
+                break
+        extended = self._rulebook.rules.extended_seconds.get(lease.id, 0.0)
+        cap = self.cap_of(lease.id)
+        seconds = allowed.session_seconds + extended
+        if cap is not None:
+            seconds = min(seconds, max(0.0, (cap.ends_at - now).total_seconds()))
+        return QueueTerms(
+            group=counts.group,
+            priority=allowed.priority,
+            weight=counts.weight,
+            guaranteed_devices=counts.guaranteed_devices,
+            session_seconds=None if seconds == UNLIMITED else seconds,
+        )
+
+    def holds(self, now: datetime) -> list[Hold]:
+        """The places that are kept for lab sessions now; those that nobody took in time have gone back."""
+        wants = {tier.name: tier.want for tier in self._rulebook.known.tiers}
+        return [
+            Hold(
+                group=kept.group,
+                want=wants[kept.tier],
+                count=kept.seats,
+                from_seconds=kept.keep_from.timestamp(),
+                begins_seconds=kept.meeting.start.timestamp(),
+                ends_seconds=kept.meeting.end.timestamp(),
+            )
+            for kept in self.kept.near(now)
+            if now < kept.release_at
+        ]
 
     async def spent(self, hub: str, user: str, groups: Iterable[str], allowed: Allowance) -> list[Spent]:
         """What the user used of each of their budgets in its present period. Raises LedgerFault."""
