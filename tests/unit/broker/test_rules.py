@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from gpuspawner.broker.decide.budget import Entry
-from gpuspawner.broker.decide.rules import Rules, fold
+from gpuspawner.broker.decide.rules import Rules, fold, make_base
 from gpuspawner.config.quotas import Known
 from gpuspawner.config.sessions import session_to_json
 from gpuspawner.core.decision import Decision, DecisionKind
@@ -31,7 +31,7 @@ def quota(subject: Subject, **values: Any) -> Decision:
 
 
 def test_without_decisions_the_settings_hold() -> None:
-    assert fold(BASE, [], KNOWN) == Rules(
+    assert fold(make_base(BASE, KNOWN), [], KNOWN) == Rules(
         (Quota(EVERYBODY, Limits(devices=1)), Quota(STUDENTS, Limits(devices=1, leases=2)))
     )
 
@@ -44,7 +44,7 @@ def test_later_decisions_count_before_earlier_ones_and_can_be_taken_back() -> No
         quota(STUDENTS, leases=None),
         quota(ADA, devices=None),
     ]
-    found = fold(BASE, decisions, KNOWN)
+    found = fold(make_base(BASE, KNOWN), decisions, KNOWN)
     assert found.quotas == (Quota(EVERYBODY, Limits(devices=1)), Quota(STUDENTS, Limits(devices=3, leases=2)))
     assert found.changed == {STUDENTS: {"devices": 3}}
 
@@ -61,7 +61,7 @@ def test_grants_sessions_and_extensions_add_up() -> None:
         decided(DecisionKind.EXTENSION, "a" * 32, {"seconds": 600}),
         decided(DecisionKind.EXTENSION, "a" * 32, {"seconds": 300}),
     ]
-    assert fold([], decisions, KNOWN) == Rules(
+    assert fold(make_base([], KNOWN), decisions, KNOWN) == Rules(
         entries=(
             Entry(ADA, 3600.0, NOW, "noether", "because"),
             Entry(STUDENTS, -60.5, NOW, "noether", "because"),
@@ -79,8 +79,8 @@ def test_what_can_t_be_used_any_more_is_said_and_the_settings_count() -> None:
         quota(ADA, tiers=["big"]),
         decided(DecisionKind.SESSION, "cs231n", gone),
     ]
-    found = fold(BASE, decisions, KNOWN)
-    assert (found.quotas, found.sessions) == (fold(BASE, [], KNOWN).quotas, {})
+    found = fold(make_base(BASE, KNOWN), decisions, KNOWN)
+    assert (found.quotas, found.sessions) == (fold(make_base(BASE, KNOWN), [], KNOWN).quotas, {})
     assert [each.split(":")[0] for each in found.problems] == [
         "The quota of group",
         "The quota of user",

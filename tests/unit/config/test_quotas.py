@@ -10,7 +10,6 @@ import pytest
 from gpuspawner.config.quotas import (
     Known,
     limits_to_json,
-    merge_changes,
     parse_properties,
     parse_quotas,
     subject_from_text,
@@ -184,22 +183,6 @@ def test_the_same_subject_twice_is_refused() -> None:
 def test_where_the_hub_s_groups_are_not_known_any_group_may_be_named() -> None:
     (quota,) = parse_quotas([{"group": "others", "devices": 1}], Known((CPU,)))
     assert quota == Quota(Subject(SubjectKind.GROUP, "others"), Limits(devices=1))
-
-
-def test_changes_at_run_time_lie_over_the_file_key_by_key() -> None:
-    base = [{"devices": 1}, {"group": "students", "devices": 1, "gpu_hours": 10}]
-    changes = {
-        STUDENTS: {"devices": 2},
-        Subject(SubjectKind.USER, "ada"): {"devices": 4},
-        Subject(SubjectKind.USER, "bob"): {},
-        EVERYBODY: {"leases": 3},
-    }
-    assert merge_changes(base, changes) == [
-        {"devices": 1, "leases": 3},
-        {"group": "students", "devices": 2, "gpu_hours": 10},
-        {"user": "ada", "devices": 4},
-    ]
-    assert base == [{"devices": 1}, {"group": "students", "devices": 1, "gpu_hours": 10}]
 
 
 def test_properties_of_a_hub_group_have_the_same_keys_and_may_have_others() -> None:

@@ -69,15 +69,28 @@ def allowance(
     In the queue a user counts for one of their groups, with its weight; with a weight of their own for
     themselves.
     """
-    by_subject = {quota.subject: quota.limits for quota in quotas}
-    by_properties = {quota.subject: quota.limits for quota in properties}
+    return combine(by_subject(quotas), user, groups, by_subject(properties))
+
+
+def by_subject(quotas: Iterable[Quota]) -> dict[Subject, Limits]:
+    """The limits by whom they are for."""
+    return {quota.subject: quota.limits for quota in quotas}
+
+
+def combine(
+    quotas: Mapping[Subject, Limits],
+    user: str,
+    groups: Iterable[str],
+    properties: Mapping[Subject, Limits],
+) -> Allowance:
+    """As `allowance`, for limits that are at hand by subject: with 10,000 quotas it takes no longer."""
     subjects = [Subject(SubjectKind.GROUP, each) for each in dict.fromkeys(groups)]
     of_groups = {
-        subject.name: _over(by_subject.get(subject, Limits()), by_properties.get(subject, Limits()))
+        subject.name: _over(quotas.get(subject, Limits()), properties.get(subject, Limits()))
         for subject in subjects
     }
-    own = by_subject.get(Subject(SubjectKind.USER, user), Limits())
-    everybody = by_subject.get(Subject(SubjectKind.EVERYBODY), Limits())
+    own = quotas.get(Subject(SubjectKind.USER, user), Limits())
+    everybody = quotas.get(Subject(SubjectKind.EVERYBODY), Limits())
     limits = _over(own, _over(_most_generous(list(of_groups.values())), everybody))
     group = _queue_group(of_groups)
     counts = own if own.weight is not None else of_groups.get(group, Limits())

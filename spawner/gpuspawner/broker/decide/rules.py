@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...config.quotas import Known, merge_changes, parse_quota, parse_subject, subject_from_text
+from ...config.quotas import Known, parse_quota, parse_quotas, raw_limits, subject_from_text
 from ...config.sessions import session_from_json
 from ...core.decision import Decision, DecisionKind
 from ...core.errors import BadOption, ConfigError
@@ -34,8 +34,24 @@ class Rules:
     problems: tuple[str, ...] = ()
 
 
-def fold(base: Sequence[Mapping[str, Any]], decisions: Iterable[Decision], known: Known) -> Rules:
-    """The rules that follow from the settings' entries and the decisions, in their order."""
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The settings' quotas by subject, as they are written and as they were parsed."""
+
+    raw: Mapping[Subject, Mapping[str, Any]]
+    quotas: Mapping[Subject, Quota]
+
+
+def make_base(entries: Sequence[Mapping[str, Any]], known: Known) -> Base:
+    """The base of these entries of `c.GpuSite.quotas`. Raises ConfigError for what can't work."""
+    return Base(raw_limits(entries), {quota.subject: quota for quota in parse_quotas(entries, known)})
+
+
+def fold(base: Base, decisions: Iterable[Decision], known: Known) -> Rules:
+    """The rules that follow from the settings' entries and the decisions, in their order.
+
+    Only what was changed is parsed: with 10,000 quotas in the settings a change takes no longer.
+    """
     changed: dict[Subject, dict[str, Any]] = {}
     entries: list[Entry] = []
     documents: dict[str, Mapping[str, Any]] = {}
@@ -75,21 +91,17 @@ def fold(base: Sequence[Mapping[str, Any]], decisions: Iterable[Decision], known
 
 
 def _quotas(
-    base: Sequence[Mapping[str, Any]], changed: Mapping[Subject, Mapping[str, Any]], known: Known
+    base: Base, changed: Mapping[Subject, Mapping[str, Any]], known: Known
 ) -> tuple[tuple[Quota, ...], list[str]]:
-    of_file = {parse_subject(entry, "c.GpuSite.quotas"): entry for entry in base}
-    quotas, problems = [], []
-    for entry in merge_changes(base, changed):
-        subject = parse_subject(entry, "quotas")
-        limits = {key: value for key, value in entry.items() if key not in ("user", "group")}
+    """The settings' quotas with the changes over them, key by key."""
+    quotas, problems = dict(base.quotas), []
+    for subject, values in changed.items():
+        merged = {**base.raw.get(subject, {}), **values}
         try:
-            quotas.append(parse_quota(subject, limits, known, f"The quota of {subject}"))
+            quotas[subject] = parse_quota(subject, merged, known, f"The quota of {subject}")
         except ConfigError as error:
             problems.append(f"{error}. Change it with `gpuspawner quota set`, or remove it.")
-            if subject in of_file:
-                only = {key: value for key, value in of_file[subject].items() if key not in ("user", "group")}
-                quotas.append(parse_quota(subject, only, known, f"The quota of {subject}"))
-    return tuple(quotas), problems
+    return tuple(quotas.values()), problems
 
 
 def _sessions(

@@ -14,7 +14,7 @@ from ...core.units import Clock, utc_now
 from ...core.want import Want
 from ..decide.budget import Spent, applying, spend
 from ..decide.period import window_at
-from ..decide.quota import Ask, Holding, allowance, check, survivors
+from ..decide.quota import Ask, Holding, check, survivors
 from ..decide.sessions import Reservation, longest_start
 from ..ledger import Ledger
 from .kept import KeptPlaces
@@ -160,7 +160,7 @@ class QuotaGate:
         counts = allowed
         for kept in self.kept.near(now):
             if kept.group in lease.groups and kept.tier == lease.tier:
-                counts = replace(allowance(self._rulebook.rules.quotas, "", [kept.group]), group=kept.group)
+                counts = replace(self._rulebook.of_group(kept.group), group=kept.group)
                 break
         extended = self._rulebook.rules.extended_seconds.get(lease.id, 0.0)
         cap = self.cap_of(lease.id)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from ...config.quotas import limits_to_json, parse_quotas, subject_from_text
+from ...config.quotas import limits_to_json, subject_from_text
 from ...config.sessions import session_from_json, session_to_json
 from ...core.decision import Decision, DecisionKind
 from ...core.errors import BadOption, ConfigError, LeaseConflict, NotAllowed, Refusal
@@ -76,8 +76,9 @@ class RuleService:
 
     def quotas(self) -> list[QuotaView]:
         """Every quota there is, by subject."""
-        settings = parse_quotas(self.rulebook.base, self.rulebook.known)
-        of_file = {quota.subject: limits_to_json(quota.limits) for quota in settings}
+        of_file = {
+            subject: limits_to_json(quota.limits) for subject, quota in self.rulebook.base.quotas.items()
+        }
         changed = self.rulebook.rules.changed
         quotas: dict[Subject, Quota] = {quota.subject: quota for quota in self.rulebook.rules.quotas}
         return [

@@ -10,10 +10,10 @@ from typing import Any
 from ...config.quotas import Known, parse_properties
 from ...core.decision import Decision, DecisionKind
 from ...core.errors import BadOption, ConfigError, QuotaUnreadable
-from ...core.quota import Allowance, Quota
+from ...core.quota import Allowance, Limits, Quota, Subject
 from ...core.units import Clock, utc_now
-from ..decide.quota import allowance
-from ..decide.rules import Rules, fold
+from ..decide.quota import by_subject, combine
+from ..decide.rules import Rules, fold, make_base
 from ..ledger import Ledger
 
 
@@ -33,39 +33,40 @@ class Rulebook:
         log: logging.Logger | None = None,
     ) -> None:
         self._ledger = ledger
-        self._base = tuple(base)
+        self.base = make_base(base, known)
         self._clock = clock
         self._log = log or logging.getLogger(__name__)
         self._lock = asyncio.Lock()
         self._decisions: tuple[Decision, ...] = ()
         self._doubtful = False
         self.known = known
-        self.rules = fold(self._base, (), known)
+        self.rules = fold(self.base, (), known)
+        self._limits_of: Rules | None = None
+        self._by_subject: Mapping[Subject, Limits] = {}
         self.on_change: list[Callable[[], None]] = []
         """Called after each change, once memory has it; must not block or fail."""
-
-    @property
-    def base(self) -> tuple[Mapping[str, Any], ...]:
-        """The settings' own entries."""
-        return self._base
 
     async def load(self) -> None:
         """Take over what was decided before. What can't be used any more is logged. Raises LedgerFault."""
         self._decisions = await self._ledger.decisions()
         self._doubtful = False
-        self.rules = fold(self._base, self._decisions, self.known)
+        self.rules = fold(self.base, self._decisions, self.known)
         for problem in self.rules.problems:
             self._log.error("%s", problem)
+
+    def of_group(self, group: str) -> Allowance:
+        """What a member of this one group may have."""
+        return combine(self._limits(), "", [group], {})
 
     def allowance(self, user: str, groups: Iterable[str]) -> Allowance:
         """What the user may have. Raises QuotaUnreadable if a group's properties can't be read."""
         members = tuple(groups)
-        return allowance(self.rules.quotas, user, members, self._of_properties(members))
+        return combine(self._limits(), user, members, by_subject(self._of_properties(members)))
 
     def preview(self, *decisions: Decision) -> Rules:
         """The rules that would hold after these too. Raises BadOption for what can't be used."""
         try:
-            rules = fold(self._base, (*self._decisions, *decisions), self.known)
+            rules = fold(self.base, (*self._decisions, *decisions), self.known)
         except ConfigError as error:
             raise BadOption(f"{error}.") from None
         new = [problem for problem in rules.problems if problem not in self.rules.problems]
@@ -124,6 +125,12 @@ class Rulebook:
         self._doubtful = False
         self._decisions = (*self._decisions, decision)
         self.rules = rules
+
+    def _limits(self) -> Mapping[Subject, Limits]:
+        """The quotas by subject; made anew once they have changed."""
+        if self._limits_of is not self.rules:
+            self._limits_of, self._by_subject = self.rules, by_subject(self.rules.quotas)
+        return self._by_subject
 
     def _of_properties(self, groups: Iterable[str]) -> list[Quota]:
         found = []
