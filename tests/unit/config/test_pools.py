@@ -211,7 +211,7 @@ def test_by_default_everything_is_as_before() -> None:
     ("name", "said"),
     [
         ("pool", "There is no setting c.GpuSite.pool: use pools"),
-        ("x", "There is no setting c.GpuSite.x: use injection, inventory, pools, queue_timeout, "),
+        ("x", "There is no setting c.GpuSite.x: use idle, injection, inventory, pools, "),
     ],
 )
 def test_a_setting_that_isnt_there_is_not_left_out_in_silence(name: str, said: str) -> None:
