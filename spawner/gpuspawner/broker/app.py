@@ -20,6 +20,8 @@ from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .decide.book import QueueRules
+from .decide.fairshare import FairShare
 from .decide.pooling import Pooling
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
@@ -211,7 +213,7 @@ class GpuBroker(Application):
         pooling = self.sharing.find(self.facts)
         for warning in pooling.warnings:
             self.log.warning("%s", warning)
-        self.allocator = Allocator(ledger, log=self.log)
+        self.allocator = Allocator(ledger, log=self.log, rules=self._queue_rules())
         await self.allocator.load(pooling.devices, pooling.terms, place=False)
         self.service = await self._make_service(ledger)
         self.journal = Journal(ledger, self.log)
@@ -227,6 +229,7 @@ class GpuBroker(Application):
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
+            loops.append(asyncio.create_task(self.allocator.waits.run(), name="waits"))
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
             pruning = Pruning(ledger, self.history_days, self.log)
             loops.append(asyncio.create_task(pruning.run(), name="pruning"))
@@ -238,6 +241,12 @@ class GpuBroker(Application):
                 task.cancel()
             await self.service.close()  # first: a hold that breaks from now on gives nothing back
             await self._close(servers)
+
+    def _queue_rules(self) -> QueueRules:
+        """Who is next, as the settings say."""
+        half_life_seconds = self.site.fair_share_half_life_days * 86400
+        fair = FairShare(half_life_seconds) if self.site.fair_share else None
+        return QueueRules(fair=fair, patience_seconds=self.site.queue_patience)
 
     def _make_late(self) -> LateDevices:
         parts = LateParts(
@@ -331,6 +340,7 @@ class GpuBroker(Application):
                 self.log.warning("%s; the next round tries again", fault)
                 return False
             self.service.ready.set()
+        await self.allocator.advance()
         return True
 
     def _device_uuids(self) -> tuple[str, ...]:
@@ -358,7 +368,12 @@ class GpuBroker(Application):
 
     def _serve_socket(self) -> HTTPServer:
         waits, simulated = self.site.queue_timeout, self.facts.simulated
-        site = Site(self.service, self._view(), self.measures, waits, self.log, simulated)
+        timeouts = {
+            tier.name: tier.queue_timeout_seconds
+            for tier in self.tiers
+            if tier.queue_timeout_seconds is not None
+        }
+        site = Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
         server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))
         return server

@@ -297,7 +297,7 @@ class GpuDockerSpawner(DockerSpawner):
         self._progress = Progress()
         self._starting = False
         self._doubted = False
-        longest = self.site.queue_timeout + self.http_timeout + _PULL_SECONDS + _SPARE_SECONDS
+        longest = self.site.longest_queue_timeout() + self.http_timeout + _PULL_SECONDS + _SPARE_SECONDS
         if self.start_timeout < longest:
             self.start_timeout = int(longest)
 

@@ -75,7 +75,7 @@ STATUS: dict[str, Any] = {
     ],
     "queue": [
         {"id": "1" * 32, "user": "bob", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
-         "since": "2026-01-01T00:00:00Z"}
+         "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None}
     ],
     "ended": [],
 }  # fmt: skip

@@ -24,12 +24,13 @@ from ...core.model import Lease, LeaseState
 from ...core.states import LIVING
 from ...core.units import Clock, utc_now
 from . import database as database
-from . import ended, prune, rows
+from . import ended, prune, rows, sessions
 from .clock import Steady, read_steady
 from .ended import EndedProcess
 from .migrate import upgrade
 from .rows import Moment
 from .schema import leases
+from .sessions import PastSession
 from .thread import LedgerThread
 
 T = TypeVar("T")
@@ -195,6 +196,15 @@ class Ledger:
         def run() -> tuple[EndedProcess, ...]:
             with self._transaction() as connection:
                 return ended.read(connection, limit)
+
+        return await self._in_thread(run)
+
+    async def sessions(self, since: datetime, most: int = 100_000) -> tuple[PastSession, ...]:
+        """The sessions that were awake after `since`, by their begin. Raises LedgerFault."""
+
+        def run() -> tuple[PastSession, ...]:
+            with self._transaction() as connection:
+                return sessions.read(connection, since, most)
 
         return await self._in_thread(run)
 
