@@ -340,7 +340,7 @@ def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bogus"]) == 2
     assert capsys.readouterr().err == (
-        "gpuspawner: there is no command 'bogus': take doctor, status, homes, broker\n"
+        "gpuspawner: there is no command 'bogus': take doctor, status, homes, plan, broker\n"
     )
 
 
