@@ -71,7 +71,9 @@ async def test_a_cpu_server_starts_and_stops(hub: HubProcess) -> None:
         "gpuspawner.user": "ada",
         "gpuspawner.server": "",
         "gpuspawner.tier": "cpu",
+        "gpuspawner.mem-limit-bytes": str(container["HostConfig"]["Memory"]),
     }
+    assert container["HostConfig"]["Memory"] == 2 * container["HostConfig"]["ShmSize"] > 0
     assert "COURSE=ml" in container["Config"]["Env"]
     await hub.stop_server("ada")
     assert hub.containers("ada") == []
