@@ -95,9 +95,36 @@ async def test_capacity_that_was_kept_goes_back_in_time(ledger: Ledger, times: A
     allocator = Allocator(ledger, clock=times.now, rules=rules)
     await allocator.load([GPU0])
     assert (await allocator.acquire(request(A))).state is WAITING
+    async with allocator.watch(A) as changes:
+        assert (await anext(changes)).obstacle == (
+            "What is free is kept for the lab session of cs, from 2025-03-01 13:00 UTC to 2025-03-01 14:00 UTC."
+            " Your server starts when something else is free, or places of the session are left over."
+        )
     assert (await allocator.acquire(request(B))).state is RESERVED
     await end(allocator, B)
     assert states(allocator) == {"a": "waiting"}
     times.pass_seconds(2 * HOUR)
     await allocator.advance()
     assert states(allocator) == {"a": "reserved"}
+
+
+async def test_who_waits_is_told_of_a_lab_session(ledger: Ledger, times: Any) -> None:
+    """It begins while somebody waits; then the GPU becomes free, and is kept."""
+    begins = times.now().timestamp() + HOUR
+    lab = SessionHold("cs", Want(1), 1, begins - HOUR / 2, begins, begins + HOUR)
+    rules = QueueRules(sessions=lambda now: [lab] if lab.applies(now) else [])
+    allocator = Allocator(ledger, clock=times.now, rules=rules)
+    await allocator.load([GPU0])
+    await allocator.acquire(request(A))
+    await allocator.acquire(request(B))
+    async with allocator.watch(B) as changes:
+        assert (await anext(changes)).obstacle == ""
+        times.pass_seconds(HOUR)
+        await allocator.advance()
+        await end(allocator, A)
+        assert (await anext(changes)).obstacle.startswith(
+            "What is free is kept for the lab session of cs, from"
+        )
+        times.pass_seconds(HOUR)
+        await allocator.advance()
+        assert (await anext(changes)).lease.state is RESERVED

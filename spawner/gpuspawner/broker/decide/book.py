@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
@@ -20,8 +20,8 @@ from .backfill import Fleet, Holding, SessionHold, plan
 from .devices import NO_RULES, Devices
 from .estimate import Arrival, Line, Session
 from .fairshare import FairShare
-from .placement import Share, example
-from .queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, servable
+from .placement import Share, example, place
+from .queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, competes, servable
 from .sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 
@@ -103,14 +103,26 @@ class Book:
         return self._devices.known(want)
 
     def obstacle(self, lease_id: str) -> str:
-        """Why the healthy devices can't serve a waiting lease at all; "" if they can or it doesn't wait."""
+        """Why a waiting lease can't be served whatever its place; "" if it can, or if it doesn't wait.
+
+        Too few of its devices are in service, or those that are free are kept for a lab session.
+        """
         lease = self._leases.get(lease_id)
         if lease is None or lease.state is not LeaseState.WAITING:
             return ""
-        want = lease.want
-        if servable(want, self._devices.healthy):
+        if not servable(lease.want, self._devices.healthy):
+            return notice.out_of_service(lease.want, self._devices.unhealthy(lease.want))
+        group, kinds = self._claim(lease).group, self._devices.kinds
+        kept = [
+            each
+            for each in self._rules.sessions(self._now)
+            if each.applies(self._now) and each.group != group and competes(each.want, lease.want, kinds)
+        ]
+        if not kept or place(lease.want, self._devices.rooms()) is None:
             return ""
-        return notice.out_of_service(want, self._devices.unhealthy(want))
+        first = min(kept, key=lambda each: each.begins_seconds)
+        times = (datetime.fromtimestamp(each, UTC) for each in (first.begins_seconds, first.ends_seconds))
+        return notice.kept_for_session(first.group, *times)
 
     def example(self, want: Want) -> Share | None:
         """What `want` would get of one device; None if none suits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from ...core.model import Device, DeviceHealth
 from ...core.units import format_bytes, format_time
@@ -28,6 +29,15 @@ def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> s
     """Why a waiting request can't be served before a device is back in service."""
     told = " ".join(_withdrawn_one(device, health) for device, health in lost)
     return f"Too few GPUs are in service for {_wanted(want)}. {told}".rstrip()
+
+
+def kept_for_session(group: str, begins: datetime, ends: datetime) -> str:
+    """Why a request waits although devices are free: a class is going to need them."""
+    times = f"from {format_time(begins)} to {format_time(ends)}"
+    return (
+        f"What is free is kept for the lab session of {group}, {times}. "
+        "Your server starts when something else is free, or places of the session are left over."
+    )
 
 
 def no_capacity(want: Want, known: int) -> str:

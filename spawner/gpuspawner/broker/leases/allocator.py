@@ -21,6 +21,7 @@ from ...core.states import Actor, Event, Frees
 from ...core.units import Clock, utc_now
 from ...core.want import Want
 from ..decide import notice
+from ..decide.backfill import SessionHold
 from ..decide.book import Book, QueueRules, with_shares
 from ..decide.devices import NO_RULES
 from ..decide.estimate import Arrival, Line
@@ -56,6 +57,7 @@ class Allocator:
         self._steps: set[asyncio.Task[Any]] = set()
         self._rules = rules or QueueRules()
         self._book = Book(rules=self._rules)
+        self._sessions: tuple[SessionHold, ...] = ()
         self._placing = True
         self._doubtful: set[str] = set()
         self._watches = Watches()
@@ -250,7 +252,12 @@ class Allocator:
         self.waits.learn_past(past)
 
     async def _advance(self) -> None:
-        await self._commit(*self._placed(self._clock()))
+        now = self._clock()
+        await self._commit(*self._placed(now))
+        sessions = tuple(self._rules.sessions(now.timestamp()))
+        if sessions != self._sessions:
+            self._sessions = sessions
+            self._watches.wake_waiting()
 
     async def _rules_changed(self) -> None:
         self._book.read_claims()
@@ -472,7 +479,8 @@ class Allocator:
             if self.on_lease is not None:
                 self.on_lease(lease)
         joined, left = self._book.waiting_count > queued, self._book.waiting_count < queued
-        if left or (joined and self._book.may_pass):
+        freed = any(lease.state is LeaseState.CLOSED for lease in leases)
+        if left or (joined and self._book.may_pass) or (freed and self._sessions):
             self._watches.wake_waiting()
 
     async def _settle(self) -> None:
