@@ -1,7 +1,7 @@
-"""One tree of errors.
+"""All errors of gpuspawner, as one tree.
 
     GpuSpawnerError
-    ├── Refusal           we understood and say no; a sentence for the user, no traceback
+    ├── Refusal           a valid request that we refuse; a sentence for the user, no traceback
     │   ├── BadOption         400  bad_option
     │   ├── NotAllowed        403  not_allowed
     │   ├── ImageUnfit        409  image_unfit
@@ -16,7 +16,8 @@
         ├── LedgerFault       the database
         └── StartFault        the server itself did not start
 
-A refusal's message says what to do next. An error from Docker, NVML or the database frees nothing.
+A refusal's message says what to do next. After an error from Docker, NVML or the database, no device is
+freed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import ClassVar
 
 
 class GpuSpawnerError(Exception):
-    """The root: everything that gpuspawner raises on purpose."""
+    """The base class of everything that gpuspawner raises on purpose."""
 
 
 class Refusal(GpuSpawnerError):
@@ -41,7 +42,7 @@ class Refusal(GpuSpawnerError):
 
 
 class BadOption(Refusal):
-    """What came from form, REST body or query string can't be used."""
+    """The form, REST body or query string has a value that can't be used."""
 
     reason = "bad_option"
     status = 400
@@ -55,28 +56,28 @@ class NotAllowed(Refusal):
 
 
 class ImageUnfit(Refusal):
-    """The image would be of no use on this machine, or without a GPU."""
+    """The image can't work on this machine, or needs a GPU."""
 
     reason = "image_unfit"
     status = 409
 
 
 class LeaseConflict(Refusal):
-    """The lease is not, or no longer, what the caller believes."""
+    """The lease is not in the state that the caller expects."""
 
     reason = "lease_conflict"
     status = 409
 
 
 class NoCapacity(Refusal):
-    """This machine can never serve the request as it stands."""
+    """This machine can never serve this request."""
 
     reason = "no_capacity"
     status = 503
 
 
 class QueueTimeout(Refusal):
-    """The request waited as long as it may."""
+    """The request waited for the maximum time."""
 
     reason = "queue_timeout"
     status = 503
@@ -102,7 +103,7 @@ class DeviceFault(Fault):
 
 
 class EngineFault(Fault):
-    """Docker answered with an error `status`, or (None) did not answer: then nothing is known."""
+    """Docker answered with the HTTP error `status`, or did not answer (None): then the result is unknown."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -114,7 +115,7 @@ class LedgerFault(Fault):
 
 
 class StartFault(Fault):
-    """The server did not start, in a sentence for its user; `reason` labels the metric."""
+    """The server did not start; the message is a sentence for its user; `reason` labels the metric."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -122,7 +123,7 @@ class StartFault(Fault):
 
 
 def all_refusals() -> dict[str, type[Refusal]]:
-    """Every refusal by its reason: the client turns the broker's answer back into one."""
+    """All refusal classes by reason; the client raises the broker's answer with them."""
     found: dict[str, type[Refusal]] = {}
     pending: list[type[Refusal]] = [Refusal]
     while pending:

@@ -97,7 +97,8 @@ async def test_capacity_that_was_kept_goes_back_in_time(ledger: Ledger, times: A
     assert (await allocator.acquire(request(A))).state is WAITING
     async with allocator.watch(A) as changes:
         assert (await anext(changes)).obstacle == (
-            "What is free is kept for the lab session of cs, from 2025-03-01 13:00 UTC to 2025-03-01 14:00 UTC."
+            "What is free is kept for the lab session of cs,"
+            " from 2025-03-01 13:00 UTC to 2025-03-01 14:00 UTC."
             " Your server starts when something else is free, or places of the session are left over."
         )
     assert (await allocator.acquire(request(B))).state is RESERVED
