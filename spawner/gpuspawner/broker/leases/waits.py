@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ...core.model import Lease, LeaseState
 from ...core.states import UNSETTLED
 from ...core.units import Clock, utc_now
+from ...node.daemon_pool import DaemonPool
 from ..decide.estimate import Arrival, Estimate, Estimator, Line
 from ..ledger import PastSession
 
@@ -48,6 +49,7 @@ class Waits:
         self._began: dict[str, tuple[str, float]] = {}
         self._lessons: deque[Callable[[], None]] = deque(maxlen=_MOST_LESSONS)
         self._changed = asyncio.Event()
+        self._pool = DaemonPool("waits", most=1)
 
     def of(self, lease_id: str) -> Estimate | None:
         """When a waiting lease is likely served; None if that isn't known."""
@@ -79,6 +81,12 @@ class Waits:
 
     async def run(self) -> None:
         """Makes the estimates anew after each change, until cancelled."""
+        try:
+            await self._follow()
+        finally:
+            self._pool.close()
+
+    async def _follow(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(_AGAIN_SECONDS):
@@ -98,7 +106,7 @@ class Waits:
         lessons = list(self._lessons)
         self._lessons.clear()
         if line.waiting or lessons:
-            self._take(await asyncio.to_thread(self._work, line, now, lessons), now)
+            self._take(await self._pool.submit(lambda: self._work(line, now, lessons)), now)
 
     def _work(
         self, line: Line, now: float, lessons: list[Callable[[], None]]
