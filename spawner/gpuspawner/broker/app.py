@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tornado.httpserver import HTTPServer
@@ -13,16 +16,21 @@ from traitlets import Bool, Float, TraitError, Unicode, default
 from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
 
+from ..config.idle import IdleRules
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
+from ..core.quota import Quota
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
+from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .decide.backfill import SessionHold
 from .decide.book import QueueRules
 from .decide.fairshare import FairShare
 from .decide.pooling import Pooling
+from .decide.queue import Claim
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
 from .enforce.sharing import Sharing
@@ -31,8 +39,13 @@ from .identity import broker_id
 from .keeper import EXIT_SETTINGS
 from .leases.allocator import Allocator
 from .leases.containers import DockerEngine
+from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
+from .leases.gate import QuotaGate
 from .leases.leasing import NOT_READY, LeaseService, Parts
+from .leases.prestart import HubApi, Prestart
+from .leases.rule_service import RuleService
+from .leases.rulebook import Rulebook
 from .ledger import Ledger
 from .lock import BrokerLock
 from .observe.journal import Journal
@@ -137,6 +150,12 @@ class GpuBroker(Application):
 
     site: GpuSite
     tiers: tuple[Tier, ...]
+    quotas: tuple[Quota, ...]
+    idle: IdleRules
+    rulebook: Rulebook
+    gate: QuotaGate
+    rules: RuleService
+    endings: Endings
     allocator: Allocator
     service: LeaseService
     enforcement: Enforcement
@@ -163,6 +182,8 @@ class GpuBroker(Application):
                 self.update_config(command_line)
             self.site = GpuSite(parent=self)
             self.tiers = self.site.parsed_tiers()
+            self.quotas = self.site.parsed_quotas()
+            self.idle = self.site.parsed_idle()
         except TraitError as error:
             raise ConfigError(f"A setting can't be used: {error}") from error
 
@@ -213,11 +234,17 @@ class GpuBroker(Application):
         pooling = self.sharing.find(self.facts)
         for warning in pooling.warnings:
             self.log.warning("%s", warning)
-        self.allocator = Allocator(ledger, log=self.log, rules=self._queue_rules())
+        self.rulebook = Rulebook(ledger, self.site.quotas, self.site.known(), log=self.log)
+        await self.rulebook.load()
+        self.gate = QuotaGate(self.rulebook, ledger)
+        self.allocator = Allocator(ledger, gate=self.gate, log=self.log, rules=self._queue_rules())
+        self.gate.floor = self.allocator
+        self.rules = RuleService(self.rulebook, self.gate, self.allocator, ledger)
         await self.allocator.load(pooling.devices, pooling.terms, place=False)
         self.service = await self._make_service(ledger)
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
+        self.endings = self._make_endings()
         await self.journal.load()
         await self.enforcement.start()
         servers: list[HTTPServer] = []
@@ -231,6 +258,10 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
             loops.append(asyncio.create_task(self.allocator.waits.run(), name="waits"))
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
+            loops.append(asyncio.create_task(self.endings.run(), name="endings"))
+            if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
+                prestart = Prestart(self.rulebook, HubApi(os.environ), self.log)
+                loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
             loops.append(asyncio.create_task(pruning.run(), name="pruning"))
             self._say_ready(len(pooling.devices))
@@ -243,10 +274,32 @@ class GpuBroker(Application):
             await self._close(servers)
 
     def _queue_rules(self) -> QueueRules:
-        """Who is next, as the settings say."""
+        """Who is next, as the settings and quotas say."""
         half_life_seconds = self.site.fair_share_half_life_days * 86400
-        fair = FairShare(half_life_seconds) if self.site.fair_share else None
-        return QueueRules(fair=fair, patience_seconds=self.site.queue_patience)
+        return QueueRules(
+            claim=lambda lease: Claim(**asdict(self.gate.terms_of(lease))),
+            fair=FairShare(half_life_seconds) if self.site.fair_share else None,
+            sessions=self._kept_for_sessions,
+            patience_seconds=self.site.queue_patience,
+        )
+
+    def _kept_for_sessions(self, now_seconds: float) -> list[SessionHold]:
+        """The places that are kept for lab sessions at that time."""
+        now = datetime.fromtimestamp(now_seconds, UTC)
+        return [SessionHold(**asdict(hold) | {"want": hold.want}) for hold in self.gate.holds(now)]
+
+    def _make_endings(self) -> Endings:
+        usage = self.enforcement.usage
+        parts = EndingParts(
+            rulebook=self.rulebook,
+            gate=self.gate,
+            allocator=self.allocator,
+            service=self.service,
+            utilization=lambda: {uuid: each.utilization_percent for uuid, each in usage().items()},
+            idle=self.idle,
+            timezone=self.site.timezone,
+        )
+        return Endings(parts, self.log)
 
     def _make_late(self) -> LateDevices:
         parts = LateParts(
@@ -374,7 +427,9 @@ class GpuBroker(Application):
             if tier.queue_timeout_seconds is not None
         }
         site = Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
-        server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
+        server = HTTPServer(
+            make_app(site, rule_routes(site, self.rules, self.endings)), max_body_size=MAX_BODY_BYTES
+        )
         server.add_socket(bind_socket(self.site.socket_path))
         return server
 

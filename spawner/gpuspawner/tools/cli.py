@@ -1,13 +1,15 @@
-"""`gpuspawner doctor | status | plan | broker`."""
+"""`gpuspawner doctor | status | plan | broker`; quota, report and session are in `rules_cli.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,16 @@ _MARKS = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.PROBLEM
 
 PIPE_WIDTH = 200
 """Columns of the tables where stdout is no terminal."""
+
+
+def _of_rules(name: str) -> Callable[[Application], Command]:
+    """Makes a command of `rules_cli`, which is imported only when it is used."""
+
+    def make(parent: Application) -> Command:
+        command: Command = getattr(import_module("gpuspawner.tools.rules_cli"), name)(parent=parent)
+        return command
+
+    return make
 
 
 class Command(Application):
@@ -84,6 +96,8 @@ class Command(Application):
             broker.site = GpuSite(parent=broker)
             broker.site.state_dir = broker.site.state_dir  # its default is read from the environment
         broker.tiers = broker.site.parsed_tiers()
+        broker.quotas = broker.site.parsed_quotas()
+        broker.idle = broker.site.parsed_idle()
         return broker
 
 
@@ -207,11 +221,11 @@ class Homes(Command):
         if self.json:
             print(json.dumps([asdict(home) for home in found], indent=1))
             return
-        table = _table("Homes", "User", "Size", "In use", "Volume")
+        shown = table("Homes", "User", "Size", "In use", "Volume")
         for home in found:
             size = format_bytes(home.size_bytes)
-            table.add_row(escape(home.user), size, "yes" if home.in_use else "", escape(home.name))
-        make_console().print(table)
+            shown.add_row(escape(home.user), size, "yes" if home.in_use else "", escape(home.name))
+        make_console().print(shown)
 
     def _change(
         self, verb: str, call: homes.Call, chosen: tuple[homes.HomeVolume, ...], images: tuple[str, ...]
@@ -357,6 +371,9 @@ class GpuSpawnerApp(Application):
     subcommands = {  # noqa: RUF012
         "doctor": (lambda parent: Doctor(parent=parent), "look at this machine and say what to do"),
         "status": (lambda parent: Status(parent=parent), "show the devices and leases of the running broker"),
+        "quota": (_of_rules("Quota"), "show and change what users and groups may have"),
+        "report": (_of_rules("Report"), "show who used how many GPU-hours"),
+        "session": (_of_rules("Session"), "show and change lab sessions"),
         "homes": (lambda parent: Homes(parent=parent), "list, measure, archive and remove users' homes"),
         "plan": (
             lambda parent: PlanCommand(parent=parent),
@@ -424,7 +441,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     """Devices, leases and queue of a status document as tables."""
     if status["simulated"]:
         console.print("The GPUs are [bold]simulated[/]: servers get leases, but compute on the CPU.\n")
-    devices = _table("Devices", "GPU", "Model", "Memory", "State", "Since", "UUID")
+    devices = table("Devices", "GPU", "Model", "Memory", "State", "Since", "UUID")
     for device in status["devices"]:
         simulated = " (simulated)" if device["simulated"] else ""
         devices.add_row(
@@ -436,21 +453,22 @@ def show_status(status: dict[str, Any], console: Console) -> None:
             device["uuid"],
         )
     console.print(devices)
-    leases = _table("Leases", "User", "Server", "Tier", "State", "Since", "GPUs", "Notice")
+    leases = table("Leases", "User", "Server", "Tier", "State", "Since", "GPUs", "Notice")
     for lease in status["leases"]:
         names = [lease[key] for key in ("user", "server", "tier", "state")]
         count = str(len(lease["device_uuids"]))
         leases.add_row(*map(escape, names), _local_time(lease["since"]), count, escape(lease["notice"]))
     console.print(leases)
     if status["queue"]:
-        queue = _table("Waiting", "Place", "User", "Server", "Tier", "Since")
+        queue = table("Waiting", "Place", "User", "Server", "Tier", "Since")
         for entry in status["queue"]:
             names = [escape(entry[key]) for key in ("user", "server", "tier")]
             queue.add_row(ordinal(entry["position"]), *names, _local_time(entry["since"]))
         console.print(queue)
 
 
-def _table(title: str, *columns: str) -> Table:
+def table(title: str, *columns: str) -> Table:
+    """An empty table in the look of all of them."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "UUID")

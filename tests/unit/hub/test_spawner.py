@@ -34,7 +34,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from tests.unit.fake_docker import ScriptedDocker
-from tests.unit.fake_spawner import make_spawner
+from tests.unit.fake_spawner import make_allowance, make_spawner
 
 # ---- settings
 
@@ -196,7 +196,7 @@ async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu() -> No
     form = await spawner.get_options_form()
     assert 'value="cpu"\n aria-describedby="tier-cpu-about" required checked>' in form
     assert 'value="gpu"\n aria-describedby="tier-gpu-about" required disabled>' in form
-    assert "A whole GPU of your own. GPUs can&#39;t be given out right now." in form
+    assert "A whole GPU that only you use. GPUs can&#39;t be given out right now." in form
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +323,9 @@ async def test_the_form_says_which_tier_s_image_can_t_work() -> None:
     class Up:
         async def tiers(self) -> dict[str, Any]:
             return {"simulated": True, "driver": None, "tiers": [{"name": "gpu", "free": 1, "total": 1}]}
+
+        async def ask(self, path: str, kind: Any, body: Any) -> Any:
+            return make_allowance()
 
     for allowed, disabled in (({}, 2), (["quay.io/jupyter/*:*"], 0)):
         config = Config({"GpuDockerSpawner": {"image": "lab:1", "allowed_images": allowed}})

@@ -4,6 +4,8 @@ POST   /leases               one JSON object a line; the open connection is the 
 POST   /leases/{id}/confirm  204: the fence right before `docker start`
 DELETE /leases/{id}          202: the server was stopped
 GET    /status /tiers /metrics
+
+What concerns quotas and lab sessions is in `rules.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import math
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +36,7 @@ from ...core.errors import (
     LedgerFault,
     QueueTimeout,
     Refusal,
+    refusal_in,
 )
 from ...core.model import GpuRequest, Lease, LeaseState
 from ...core.units import format_bytes, ordinal
@@ -100,8 +103,8 @@ class Site:
         return self.tier_timeouts_seconds.get(tier, self.queue_timeout_seconds)
 
 
-def make_app(site: Site) -> Application:
-    """The tornado application for the unix socket."""
+def make_app(site: Site, more: Sequence[tuple[Any, ...]] = ()) -> Application:
+    """The tornado application for the unix socket; `more` are routes of other files."""
     wanted: dict[str, Any] = {"site": site}
     lease_id = "([0-9a-f]{32})"
     return Application(
@@ -112,6 +115,7 @@ def make_app(site: Site) -> Application:
             (r"/status", StatusHandler, wanted),
             (r"/tiers", TiersHandler, wanted),
             (r"/metrics", MetricsHandler, wanted),
+            *more,
             (r".*", UnknownHandler, wanted),
         ],
         log_function=lambda handler: None,
@@ -121,7 +125,7 @@ def make_app(site: Site) -> Application:
 class Handler(RequestHandler):
     """Turns refusals and faults into the client's JSON."""
 
-    def initialize(self, site: Site) -> None:
+    def initialize(self, site: Site, **more: Any) -> None:
         self.site = site
 
     def answer(self, document: dict[str, Any]) -> None:
@@ -343,7 +347,7 @@ class LeasesHandler(Handler):
                 message = obstacle or wait_message(place, lease.want, change.wait, self.site.simulated)
                 await self._send(queued_event(place, message, change.wait))
         elif lease.state in (LeaseState.RELEASING, LeaseState.CLOSED):
-            raise LeaseConflict(
+            raise refusal_in(lease.reason) or LeaseConflict(
                 f"The lease of this server has ended ({lease.reason}): start the server again"
             )
         elif not self._granted:

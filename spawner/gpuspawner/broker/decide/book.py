@@ -20,7 +20,8 @@ from .backfill import Fleet, Holding, SessionHold, plan
 from .devices import NO_RULES, Devices
 from .estimate import Arrival, Line, Session
 from .fairshare import FairShare
-from .placement import Share, example, place
+from .fitting import fits, grouped, places
+from .placement import Share, example, place, take
 from .queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, competes, servable
 from .sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
@@ -75,6 +76,10 @@ class Book:
     def of_server(self, hub: str, user: str, server: str) -> tuple[Lease, ...]:
         """The living leases of one server."""
         return tuple(self._leases[each] for each in self._by_server.get((hub, user, server), ()))
+
+    def of_user(self, hub: str, user: str) -> tuple[Lease, ...]:
+        """The living leases of all servers of a user, in the order of arrival."""
+        return tuple(each for each in self._leases.values() if (each.hub, each.user) == (hub, user))
 
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
@@ -132,6 +137,28 @@ class Book:
         """How many healthy devices, or slices of them, suit `want`, and how many requests wait for them."""
         free, total = self._devices.count(want)
         return Capacity(free, total, self._queue.count(want))
+
+    def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
+        """Whether so many leases of each want fit on the healthy devices once nobody else is there."""
+        rooms = self._devices.healthy_rooms().values()
+        return fits(wanted, grouped(replace(room, shares=()) for room in rooms))
+
+    def places(self, want: Want, most: int, without: Iterable[str] = ()) -> int:
+        """How many leases like `want` fit now, up to `most`, if those leases had given back their devices."""
+        leaving = [self._leases[each] for each in without if self._leases[each].state.holds_devices]
+        freed = [share for lease in leaving for share in self.shares(lease)]
+        return places(want, most, grouped(self._devices.healthy_rooms(freed).values()))
+
+    def lacks(self, want: Want, kept: Want, count: int) -> bool:
+        """Whether a lease like `want`, placed now, would take one of `count` places like `kept`."""
+        rooms = grouped(self._devices.healthy_rooms().values())
+        shares = place(want, rooms)
+        if shares is None:
+            return False
+        before = places(kept, count, rooms)
+        take(rooms, shares)
+        after = places(kept, count, rooms)
+        return after < count and after < before
 
     def can_hold(self, lease: Lease) -> bool:
         """Whether the devices of `lease` are known and what it would hold of them is free."""

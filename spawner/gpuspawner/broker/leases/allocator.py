@@ -29,11 +29,15 @@ from ..decide.placement import Share
 from ..decide.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
+from .gate import Gate
 from .logline import log_context
 from .waits import Waits
 from .watch import WaitNews, Watch, Watches
 
 _WITH_CONTAINER = (LeaseState.RUNNING, LeaseState.ASLEEP)
+
+_MOST_PAST = 20_000
+"""Past sessions that are read at the start at most, the youngest: they say who had how much."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,11 +51,13 @@ class Allocator:
         ledger: Ledger,
         *,
         clock: Clock = utc_now,
+        gate: Gate | None = None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
         rules: QueueRules | None = None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
+        self._gate = gate
         self._log = log or logging.getLogger(__name__)
         self._lock = asyncio.Lock()
         self._steps: set[asyncio.Task[Any]] = set()
@@ -88,6 +94,18 @@ class Allocator:
     def capacity(self, want: Want) -> Capacity:
         """How many devices, or slices, suit such a request, and how many requests wait for them."""
         return self._book.capacity(want)
+
+    def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
+        """Whether so many leases of each want fit on the healthy devices once nobody else is there."""
+        return self._book.fits(wanted)
+
+    def places(self, want: Want, most: int, without: Iterable[str] = ()) -> int:
+        """How many leases like `want` fit now, up to `most`, if those leases had given back their devices."""
+        return self._book.places(want, most, without)
+
+    def lacks(self, want: Want, kept: Want, count: int) -> bool:
+        """Whether a lease like `want`, placed now, would take one of `count` places like `kept`."""
+        return self._book.lacks(want, kept, count)
 
     def example(self, want: Want) -> Share | None:
         """What such a request would get of one device; None if none suits."""
@@ -158,11 +176,20 @@ class Allocator:
     async def acquire(self, request: GpuRequest) -> Lease:
         """A lease for the request, RESERVED or WAITING; asking again with the same id gives the same lease.
 
-        `request` is well formed (`protocol.messages`). Raises NoCapacity if these devices can never serve it,
+        `request` is well formed (`protocol.messages`). Raises a quota refusal for what the user may not have,
+        asked under the lock in which it is given, NoCapacity if these devices can never serve it,
         LeaseConflict if the id is another's or has ended, or the server has another living lease (end that
         one first), LedgerFault if it could not be recorded.
         """
         return await self._step(self._acquire, request)
+
+    async def recheck(self) -> tuple[Lease, ...]:
+        """A quota was changed, or used up: those who wait and may not any more leave the queue.
+
+        Who holds a GPU keeps it. The leases that ended; their reason has the refusal, for `refusal_in`.
+        Raises LedgerFault.
+        """
+        return await self._step(self._recheck)
 
     async def find(self, lease_id: str) -> Lease | None:
         """The lease, living or closed, or None if there never was one. Raises LedgerFault."""
@@ -243,7 +270,7 @@ class Allocator:
         if fair is None:
             return
         holding = {lease.id for lease in living if lease.state.holds_devices}
-        past = await self._ledger.sessions(self._clock() - timedelta(seconds=fair.memory_seconds))
+        past = await self._ledger.sessions(self._clock() - timedelta(seconds=fair.memory_seconds), _MOST_PAST)
         for each in past:
             if each.lease.id not in holding:
                 group = self._rules.claim(each.lease).group
@@ -295,12 +322,30 @@ class Allocator:
             raise LeaseConflict("This server still has a lease that is being ended: try again in a moment.")
         past = await self._find(request.lease_id)
         asked = states.after(None if past is None else past.state, Event.ASK, Actor.HUB)
+        if self._gate is not None:
+            await self._gate.admit(request, self._book.of_user(request.hub, request.user))
         self._check_capacity(request.want)
         lease = _new(request, asked.to, self._clock())
         placed = {each.id: each for each in self._placed(lease.since, newcomer=lease)}
         lease = placed.pop(lease.id, lease)
         await self._commit(lease, *placed.values())
         return lease
+
+    async def _recheck(self) -> tuple[Lease, ...]:
+        if self._gate is None:
+            return ()
+        now, ended = self._clock(), []
+        users = dict.fromkeys(
+            (lease.hub, lease.user) for lease in self.leases() if lease.state is LeaseState.WAITING
+        )
+        for hub, user in users:
+            for lease, refusal in await self._gate.refused(self._book.of_user(hub, user)):
+                reason = f"{refusal.reason}: {refusal.message}"
+                end = states.after(lease.state, Event.END, Actor.BROKER)
+                ended.append(replace(lease, state=end.to, since=now, reason=reason))
+        await self._commit(*ended)
+        await self._rules_changed()
+        return tuple(ended)
 
     async def _find(self, lease_id: str) -> Lease | None:
         await self._settle()
