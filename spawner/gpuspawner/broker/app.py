@@ -7,8 +7,6 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tornado.httpserver import HTTPServer
@@ -26,11 +24,9 @@ from ..node.local import open_node
 from .api.answers import About, View
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
-from .decide.backfill import SessionHold
 from .decide.book import QueueRules
 from .decide.fairshare import FairShare
 from .decide.pooling import Pooling
-from .decide.queue import Claim
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
 from .enforce.sharing import Sharing
@@ -44,6 +40,7 @@ from .leases.folders import DiskFolders
 from .leases.gate import QuotaGate
 from .leases.leasing import NOT_READY, LeaseService, Parts
 from .leases.prestart import HubApi, Prestart
+from .leases.queue_rules import queue_rules
 from .leases.rule_service import RuleService
 from .leases.rulebook import Rulebook
 from .ledger import Ledger
@@ -276,17 +273,8 @@ class GpuBroker(Application):
     def _queue_rules(self) -> QueueRules:
         """Who is next, as the settings and quotas say."""
         half_life_seconds = self.site.fair_share_half_life_days * 86400
-        return QueueRules(
-            claim=lambda lease: Claim(**asdict(self.gate.terms_of(lease))),
-            fair=FairShare(half_life_seconds) if self.site.fair_share else None,
-            sessions=self._kept_for_sessions,
-            patience_seconds=self.site.queue_patience,
-        )
-
-    def _kept_for_sessions(self, now_seconds: float) -> list[SessionHold]:
-        """The places that are kept for lab sessions at that time."""
-        now = datetime.fromtimestamp(now_seconds, UTC)
-        return [SessionHold(**asdict(hold) | {"want": hold.want}) for hold in self.gate.holds(now)]
+        fair = FairShare(half_life_seconds) if self.site.fair_share else None
+        return queue_rules(self.gate, fair, self.site.queue_patience)
 
     def _make_endings(self) -> Endings:
         usage = self.enforcement.usage

@@ -1,7 +1,8 @@
-"""The allocator with the site's rules of the queue: use from the ledger, limits that change, time."""
+"""The allocator with the rules of the queue: use from the ledger, limits that change, time, quotas."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,12 @@ from gpuspawner.broker.decide.book import QueueRules
 from gpuspawner.broker.decide.fairshare import FairShare
 from gpuspawner.broker.decide.queue import Claim
 from gpuspawner.broker.leases.allocator import Allocator
+from gpuspawner.broker.leases.gate import QuotaGate
+from gpuspawner.broker.leases.queue_rules import queue_rules
+from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.broker.ledger import Ledger
+from gpuspawner.config.quotas import Known
+from gpuspawner.config.tiers import parse_tiers
 from gpuspawner.core.model import Lease
 from gpuspawner.core.want import Want
 
@@ -129,3 +135,24 @@ async def test_who_waits_is_told_of_a_lab_session(ledger: Ledger, times: Any) ->
         times.pass_seconds(HOUR)
         await allocator.advance()
         assert (await anext(changes)).lease.state is RESERVED
+
+
+async def test_quotas_say_who_is_next(ledger: Ledger, times: Any) -> None:
+    """Priority and weight come from the quotas in the settings, the user's groups from the request."""
+    known = Known(parse_tiers([{"name": "gpu", "devices": 1}]), None, "UTC")
+    quotas = [{"group": "phd", "priority": 1}, {"group": "heavy", "weight": 4}, {"group": "light"}]
+    rulebook = Rulebook(ledger, quotas, known, clock=times.now)
+    await rulebook.load()
+    gate = QuotaGate(rulebook, ledger, times.now)
+    fair = FairShare()
+    allocator = Allocator(ledger, clock=times.now, gate=gate, rules=queue_rules(gate, fair, 86400.0))
+    gate.floor = allocator
+    await allocator.load([GPU0])
+    now = times.now().timestamp()
+    fair.add_past("x", "light", 1, now - HOUR, now)
+    fair.add_past("y", "heavy", 1, now - 2 * HOUR, now)
+    await allocator.acquire(request(A))
+    for lease_id, group in ((B, "light"), (C, "heavy"), (D, "phd")):
+        await allocator.acquire(replace(request(lease_id), groups=(group,)))
+    places = {entry.lease.id[0]: entry.position for entry in allocator.snapshot().queue}
+    assert places == {"d": 1, "c": 2, "b": 3}
