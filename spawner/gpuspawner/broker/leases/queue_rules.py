@@ -1,4 +1,4 @@
-"""The queue's rules from the site's quotas and lab sessions: what the gate says, in the words of the queue."""
+"""The queue's rules from quotas and lab sessions: what the gate says, in the words of the queue."""
 
 from __future__ import annotations
 
