@@ -41,7 +41,7 @@ from gpuspawner.node.checkpoint.outcome import Condition, Obstacle, Outcome
 from gpuspawner.node.checkpoint.rules import abilities
 from gpuspawner.node.inventory.nvml import NvmlInventory
 from gpuspawner.node.processes import Process, ProcessTable
-from gpuspawner.node.waiting import WaitWatch, read_waits
+from gpuspawner.node.waiting import ThreadWait, WaitWatch, read_wait
 
 HERE = Path(__file__).resolve().parent
 LOG = logging.getLogger("turns")
@@ -539,13 +539,22 @@ async def check_newcomer(bench: Bench) -> None:
     bench.end([student])
 
 
+def _mapping(pid: int, address: int) -> str:
+    """Which part of the process's memory has the address."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        start, end = (int(each, 16) for each in line.split()[0].split("-"))
+        if start <= address < end:
+            return " ".join(line.split()[1:2] + line.split()[5:]) + f" +{address - start:#x}"
+    return "nothing that is mapped"
+
+
 async def check_wants(bench: Bench) -> None:
     (student,) = await bench.start(1)
     slept = await bench.mover.sleep(student.seat, 5.0)
     watch, pid = WaitWatch(), student.process.pid
     idle = []
     for _ in range(40):
-        idle.append(watch.see(read_waits(pid), time.monotonic()))
+        idle.append(watch.see(read_wait(pid) or ThreadWait(), time.monotonic()))
         await asyncio.sleep(0.025)
     lines = Path(f"/proc/{pid}/task/{pid}/syscall").read_text().strip()
     asked = time.monotonic()
@@ -553,20 +562,28 @@ async def check_wants(bench: Bench) -> None:
     noticed = None
     while noticed is None and time.monotonic() - asked < 5.0:
         began = time.monotonic()
-        waits = read_waits(pid)
+        wait = read_wait(pid) or ThreadWait()
         cost = time.monotonic() - began
-        if watch.see(waits, time.monotonic()):
+        if watch.see(wait, time.monotonic()):
             noticed = time.monotonic() - asked
         await asyncio.sleep(0.01)
     wchan = Path(f"/proc/{pid}/task/{pid}/wchan").read_text()
     waiting = Path(f"/proc/{pid}/task/{pid}/syscall").read_text().strip()
     bench.row("its syscall before and while it waits", f"{lines} | {wchan} {waiting}")
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+        fields = (task / "syscall").read_text().split()
+        if fields[0] == "202":
+            name = (task / "comm").read_text().strip()
+            bench.row(
+                f"thread {task.name} ({name}) waits on",
+                f"{' '.join(fields[1:5])}: {_mapping(pid, int(fields[1], 16))}",
+            )
     woke = await bench.mover.wake(student.seat, bench.uuids[0])
     answer = await student.answer()
     bench.row(
         "a sleeping one calls CUDA",
         f"noticed after {noticed and round(noticed, 3)} s; false alarms before: "
-        f"{sum(idle)} of 40; {len(waits)} threads read in {cost * 1000:.1f} ms; {said(slept)}; {said(woke)}",
+        f"{sum(idle)} of 40; read in {cost * 1000:.2f} ms; {said(slept)}; {said(woke)}",
         noticed is not None and not any(idle) and answer["sum"] == student.first["sum"],
     )
     bench.end([student])

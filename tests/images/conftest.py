@@ -12,7 +12,7 @@ import pytest
 from docker.errors import DockerException, ImageNotFound
 from docker.models.containers import Container
 from gpuspawner.core.labels import Owner
-from gpuspawner.core.limits import LabRules, Machine, Wish, limits_of
+from gpuspawner.core.limits import ConfiguredLimits, LabRules, Machine, limits_of
 from gpuspawner.hub.container import ContainerFacts, plan
 from gpuspawner.hub.engine_rights import may_raise_limits
 
@@ -87,7 +87,7 @@ def lab(image: Image, engine: docker.DockerClient) -> Iterator[Container]:
         port=8888,
         container_user="1000:100",
         network="bridge",  # where its own name resolves, as in the labs' network
-        limits=limits_of(Wish(memory_bytes=4 << 30, cpu_cores=2), LabRules(), Machine()),
+        limits=limits_of(ConfiguredLimits(memory_bytes=4 << 30, cpu_cores=2), LabRules(), Machine()),
         entrypoint=tuple(engine.api.inspect_image(image.reference)["Config"]["Entrypoint"]),
         machine=Machine(raises_limits=may_raise_limits({})),
     )

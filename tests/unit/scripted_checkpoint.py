@@ -32,6 +32,7 @@ from gpuspawner.node.checkpoint.order import (
     ProcessState,
 )
 from gpuspawner.node.processes import Process
+from gpuspawner.node.waiting import ThreadWait
 
 GIB = 1 << 30
 SIZE = 80 * GIB
@@ -50,6 +51,9 @@ class Program:
     managed: bool = False
     busy: bool = False
     gone: bool = False
+    container: str = "c"
+    waits_on: int | None = None
+    """The futex that its main thread waits on."""
 
 
 @dataclass
@@ -66,9 +70,13 @@ class Machine:
     going_on: dict[int, int] = field(default_factory=dict)
     """Calls of a lost helper that the driver goes on with: states that are asked for until it ends."""
 
-    def add(self, pid: int, gib: int = 8, gpu: str = A) -> Program:
+    computing: set[str] = field(default_factory=set)
+    """GPUs that NVML calls busy."""
+
+    def add(self, pid: int, gib: int = 8, gpu: str = A, container: str = "c") -> Program:
         """A program that computes."""
-        program = Program(Process(pid, pid * 10, f"python{pid}"), gpus={gpu: gib * GIB})
+        process = Process(pid, pid * 10, f"python{pid}")
+        program = Program(process, gpus={gpu: gib * GIB}, container=container)
         self.programs[pid] = program
         return program
 
@@ -83,7 +91,8 @@ class Machine:
     # ---- the host
 
     def processes(self, seat: Seat) -> tuple[Process, ...]:
-        found = tuple(each.process for each in self.programs.values() if not each.gone)
+        mine = (each for each in self.programs.values() if each.container == seat.container_id)
+        found = tuple(each.process for each in mine if not each.gone)
         if self.arrivals:
             newcomer = self.arrivals.pop(0)
             self.programs[newcomer.process.pid] = newcomer
@@ -104,6 +113,13 @@ class Machine:
     def memory(self, seat: Seat) -> MemoryCgroup | None:
         folder = self.folder / "docker" / "c"
         return MemoryCgroup(folder, 2, self.folder) if folder.exists() else None
+
+    def utilization_percent(self, uuid: str) -> float | None:
+        return 50.0 if uuid in self.computing else 0.0
+
+    def wait_of(self, pid: int) -> ThreadWait | None:
+        program = self.programs.get(pid)
+        return None if program is None or program.gone else ThreadWait(program.waits_on)
 
     # ---- the driver
 

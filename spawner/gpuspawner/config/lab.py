@@ -1,4 +1,4 @@
-"""What every lab gets, whatever its tier: `c.GpuLab` to the values of core.limits."""
+"""What every lab gets in every tier: `c.GpuLab`, converted to the types of core.limits."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ PAST_LEASE = (
     "ipc_mode",
     "restart_policy",
 )
-"""What an admin may allow although a lab reaches past its lease with it."""
+"""Settings that let a lab bypass its lease; an admin may allow them."""
 
 
 class GpuLab(Configurable):
-    """Settings of every lab's container: `c.GpuLab.<name>`. A tier's own keys go before them."""
+    """Settings of every lab's container: `c.GpuLab.<name>`. A tier's own keys take precedence."""
 
     limit_memory = Bool(
         True,
         config=True,
         help="""
-        Whether a lab for which no `mem_limit` is set gets one all the same.
+        Whether a lab without a configured `mem_limit` gets a default one.
 
-        Default: True: the machine's memory, less `host_reserve`, shared among the `seats`. A lab that needs
-        more is ended, not the hub. `gpuspawner doctor` says the number. False: it may
-        take all memory.
+        Default: True: the machine's memory, less `host_reserve`, shared among the `seats`. If a lab
+        needs more, the kernel ends one of its processes, not the hub. `gpuspawner doctor` shows the number.
+        False: a lab may use all memory.
         Example: `c.GpuLab.limit_memory = False`
         """,
     )
@@ -48,7 +48,7 @@ class GpuLab(Configurable):
         "",
         config=True,
         help="""
-        Memory that labs leave to the host: hub, broker, Docker, the system ("4G").
+        Memory reserved for the host: hub, broker, Docker, the system ("4G").
 
         Default: a tenth of the machine's memory, at least 2 GiB; never more than half of it.
         Example: `c.GpuLab.host_reserve = "8G"`
@@ -59,10 +59,10 @@ class GpuLab(Configurable):
         min=0,
         config=True,
         help="""
-        How many labs share the memory of the machine. Used for labs without a `mem_limit` of their own.
+        How many labs share the memory of the machine. Used for labs without their own `mem_limit`.
 
-        Default: 0: `c.JupyterHub.active_server_limit` where that is set, else one for each two cores. More
-        labs than seats may run; if memory runs out then, the kernel ends a process of a lab, not the hub.
+        Default: 0: `c.JupyterHub.active_server_limit` if it is set, else one for each two cores. More
+        labs than seats may run; if they use up the memory, the kernel ends a process of a lab, not the hub.
         Example: `c.GpuLab.seats = 30`
         """,
     )
@@ -70,11 +70,11 @@ class GpuLab(Configurable):
         "",
         config=True,
         help="""
-        Size of a lab's /dev/shm, where PyTorch's data loaders pass their batches ("8G"). A tier may have its
-        own, `shm`.
+        Size of a lab's /dev/shm, where PyTorch's data loaders pass their batches ("8G"). A tier may set
+        its own `shm`.
 
         Default: half of the lab's memory limit; without a limit, half of the machine's memory shared among
-        the `seats`. It is not extra memory: what lies in /dev/shm counts in the lab's memory limit.
+        the `seats`. It is not extra memory: files in /dev/shm count towards the lab's memory limit.
         Example: `c.GpuLab.shm = "8G"`
         """,
     )
@@ -84,10 +84,10 @@ class GpuLab(Configurable):
         max=4_194_304,
         config=True,
         help="""
-        How many processes and threads a lab may have at a time. A tier may have its own, `pids`.
+        How many processes and threads a lab may have at a time. A tier may set its own `pids`.
 
         Default: 4096. At the limit a program can't start another one ("Resource temporarily unavailable");
-        the notebook says why. The other labs go on.
+        the notebook says why. The other labs are not affected.
         Example: `c.GpuLab.pids = 8192`
         """,
     )
@@ -97,10 +97,10 @@ class GpuLab(Configurable):
         max=262_144,
         config=True,
         help="""
-        Weight of a lab where the CPU is short, relative to 1024 of the system's services. A tier may have
-        its own, `cpu_shares`.
+        CPU weight of a lab when the CPU is busy, relative to 1024 for the system's services. A tier may set
+        its own `cpu_shares`.
 
-        Default: 256, a quarter of a service such as the hub. A lab that is alone still gets the whole CPU.
+        Default: 256, a quarter of a service such as the hub. A lab that runs alone still gets the whole CPU.
         Example: `c.GpuLab.cpu_shares = 512`
         """,
     )
@@ -108,10 +108,10 @@ class GpuLab(Configurable):
         "10M",
         config=True,
         help="""
-        Size at which Docker begins a new file for the log of a lab's server; three files are kept.
+        Size at which Docker starts a new log file for a lab's server; it keeps three files.
 
-        Default: 10 MiB, so 30 MiB for a lab at most. Used where Docker's logging driver is json-file, which
-        keeps everything otherwise; other drivers are left as they are.
+        Default: 10 MiB, so at most 30 MiB per lab. Used if Docker's logging driver is json-file, which would
+        otherwise keep everything; other drivers are not changed.
         Example: `c.GpuLab.log_size = "50M"`
         """,
     )
@@ -119,11 +119,11 @@ class GpuLab(Configurable):
         "",
         config=True,
         help="""
-        Folder in the container that is the user's home, one of those at which volumes are mounted.
+        The folder in the container that is the user's home; a volume must be mounted there.
 
-        Default: the volume whose name has the user's name in it (`{username}`) and that can be written to.
-        An image that works in another folder gets HOME and its working directory there. Shared folders and
-        read-only data are left as they are.
+        Default: the writable volume whose name contains the user's name (`{username}`).
+        If an image works in another folder, its HOME and working directory are set to this one. Shared
+        folders and read-only data are not changed.
         Example: `c.GpuLab.home = "/home/jovyan"`
         """,
     )
@@ -131,14 +131,14 @@ class GpuLab(Configurable):
         Unicode(),
         config=True,
         help="""
-        Settings of `extra_host_config`, `extra_create_kwargs` and `volumes` that are allowed although a lab
-        can reach GPUs with them that aren't leased to it.
+        Settings of `extra_host_config`, `extra_create_kwargs` and `volumes` that are allowed although they
+        let a lab reach GPUs that aren't leased to it.
 
-        Default: none. A start with one of these is refused, and the sentence names it: "user" (root),
+        Default: none. A start with one of these is refused with a message that names it: "user" (root),
         "privileged", "cap_add", "cap_drop", "security_opt" (without no-new-privileges),
         "device_cgroup_rules", "devices" (of GPUs; left out with a warning), "binds" and "mounts" (of /dev,
-        Docker's socket, the broker's state), "volumes_from", "pid_mode", "ipc_mode", "restart_policy". Name
-        here what you mean; `gpuspawner doctor` goes on naming it.
+        Docker's socket, the broker's state), "volumes_from", "pid_mode", "ipc_mode", "restart_policy". List
+        here the ones that you want to allow; `gpuspawner doctor` still reports them.
         Example: `c.GpuLab.past_lease = ["cap_add"]`
         """,
     )
@@ -153,7 +153,9 @@ class GpuLab(Configurable):
     @validate("home")
     def _validate_home(self, proposal: Any) -> str:
         if proposal.value and not proposal.value.startswith("/"):
-            raise TraitError(f'c.GpuLab.home is {proposal.value!r}: give a whole path, as in "/home/jovyan"')
+            raise TraitError(
+                f'c.GpuLab.home is {proposal.value!r}: give an absolute path, like "/home/jovyan"'
+            )
         return str(proposal.value).rstrip("/")
 
     @validate("host_reserve", "shm", "log_size")
@@ -166,7 +168,7 @@ class GpuLab(Configurable):
         return str(proposal.value)
 
     def rules(self, state_dir: str = "") -> LabRules:
-        """The settings as values. `state_dir` is the broker's folder, which no lab may see."""
+        """The settings as values. `state_dir` is the broker's folder, which no lab may mount."""
         return LabRules(
             limit_memory=self.limit_memory,
             reserve_bytes=parse_bytes(self.host_reserve) if self.host_reserve else None,

@@ -1,4 +1,4 @@
-"""What hub and broker must both know, read by both from one `jupyterhub_config.py`."""
+"""The settings that hub and broker share; both read them from the same `jupyterhub_config.py`."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ class GpuSite(Configurable):
         Dict(),
         help="""
         What users can pick on the spawn page, in this order. The one with `"default": True` is preselected
-        and taken where nothing is chosen; without it the first.
+        and used if nothing is chosen; without it, the first one.
 
-        Each is a dict: `name` (lower case; also what the admin page shows), `title`, and, where
-        wanted, `description`, `devices` (how many GPUs; 0, the default, is a CPU server), `model`
+        Each is a dict: `name` (lower case; also what the admin page shows), `title`, and
+        optionally `description`, `devices` (how many GPUs; 0, the default, is a CPU server), `model`
         (part of the GPU's name, "H100"), `image`, `mem_limit` ("16G", main memory), `cpu_limit` (cores),
-        `shm` ("8G", of /dev/shm, which counts in `mem_limit`), `pids` (most processes), `cpu_shares` (weight
-        where the CPU is short). What is left out of these is as `c.GpuLab` says. Memory and CPU of
-        `group_overrides`, or set by a hook, go before the tier's; those of `c.Spawner` come after it.
+        `shm` ("8G", size of /dev/shm, part of `mem_limit`), `pids` (maximum number of processes),
+        `cpu_shares` (weight when the CPU is busy). `c.GpuLab` sets the defaults for the last three. Memory
+        and CPU limits of `group_overrides` or of a hook override the tier's; the tier's override those of
+        `c.Spawner`.
 
         `mode` says how its devices are shared: "whole" (the default), "slice" or "mig"; pools of that
-        mode serve it, or the one named with `pool`. A slice has `memory` ("8G", of the GPU; left out,
-        the pool's slice) and, with MPS, `compute_percent` (left out, the pool's). A MIG tier may name
-        its `mig_profile` ("1g.10gb"). `devices` of these two is 1 if left out.
+        mode serve it, or only the pool named in `pool`. A slice has `memory` ("8G" of GPU memory; default:
+        the pool's slice) and, with MPS, `compute_percent` (default: the pool's). A MIG tier may set
+        `mig_profile` ("1g.10gb"). For these two modes, the default of `devices` is 1.
 
-        Default: `cpu` and `gpu` (one whole device). A name that is not in the list is refused. A tier
-        of slices or MIG instances that no pool can serve keeps the broker from starting, with the
-        reason; one of whole GPUs that this machine doesn't have is shown, and can't be picked.
+        Default: `cpu` and `gpu` (one whole device). Other names are refused. If no pool can serve a tier
+        of slices or MIG instances, the broker doesn't start and says why. A tier of whole GPUs that this
+        machine doesn't have is shown, but can't be picked.
 
         Example::
 
@@ -63,21 +64,21 @@ class GpuSite(Configurable):
     pools = List(
         Dict(),
         help="""
-        Which devices are shared in which mode. A device is in one pool at most.
+        Which devices are shared in which mode. A device can be in one pool only.
 
         Each is a dict: `name`; `mode` ("whole", the default, "slice" or "mig"); `devices`: "all" (the
-        default: all of the mode's sort, whole GPUs or MIG instances, that no other pool names), a list
-        of UUIDs, or {"model": "H100", "count": 2}. A slice pool also has `slices` (so many equal ones
+        default: all whole GPUs or MIG instances, as the mode needs, that no other pool names), a list
+        of UUIDs, or {"model": "H100", "count": 2}. A slice pool also has `slices` (the number of equal slices
         of each device) or `sizes` (a list; leases of these sizes in any mix that fits), and may have
-        `compute_percent` (what one slice may use of the device's compute at most; left out,
-        min(100, 200/n)), `mps` (left out: where it is installed; True: the broker refuses to start
+        `compute_percent` (the most compute of the device that one slice may use; default:
+        min(100, 200/n)), `mps` (default: used if it is installed; True: the broker refuses to start
         without it; False: plain time-slicing) and `manage_compute_mode` (False: the GPU's compute mode
-        is left alone; True: EXCLUSIVE_PROCESS while the pool is in use, so that only MPS reaches it).
-        New slices go to the device with the fewest. What each mode holds, and who holds it, is in
-        docs/admins.md.
+        is not changed; True: EXCLUSIVE_PROCESS while the pool is in use, so that only MPS reaches it).
+        New slices go to the device with the fewest slices. docs/admins.md says what each mode limits, and
+        what enforces the limit.
 
-        Default: whole GPUs are one pool, MIG instances another. Where all GPUs are split by MIG, tiers
-        in mode "whole" get an instance. What can't work keeps the broker from starting.
+        Default: one pool of all whole GPUs and one of all MIG instances. If MIG splits all GPUs, tiers
+        in mode "whole" get an instance. The broker doesn't start with pools that can't work.
 
         Example::
 
@@ -148,10 +149,10 @@ class GpuSite(Configurable):
 
     state_dir = Unicode(
         help="""
-        Folder of the ledger, the socket and what the broker writes for each lease.
+        Folder of the ledger, the socket and the files that the broker writes for each lease.
 
-        Default: `$GPUSPAWNER_STATE_DIR`, else `/var/lib/gpuspawner`. It must outlast restarts: a
-        lost ledger is rebuilt from the running containers, but the history is gone.
+        Default: `$GPUSPAWNER_STATE_DIR`, else `/var/lib/gpuspawner`. It must survive restarts: the
+        broker rebuilds a lost ledger from the running containers, but the history is lost.
         Example: `c.GpuSite.state_dir = "/srv/gpuspawner"`
         """,
     ).tag(config=True)
@@ -162,7 +163,8 @@ class GpuSite(Configurable):
 
     socket_path = Unicode(
         help="""
-        Unix socket on which the broker answers the spawner. Mode 0600: only the hub's own user.
+        Unix socket on which the broker answers the spawner. Its mode is 0600: only the hub's own user can
+        open it.
 
         Default: `broker.sock` in `state_dir`.
         Example: `c.GpuSite.socket_path = "/run/gpuspawner/broker.sock"`
@@ -177,9 +179,10 @@ class GpuSite(Configurable):
         ("auto", "nvml", "simulated"),
         default_value="auto",
         help="""
-        Where devices come from: `nvml` (real GPUs), `simulated` (none; containers run on the CPU), `auto`.
+        Where the list of devices comes from: `nvml` (real GPUs), `simulated` (none; containers run on the
+        CPU), `auto`.
 
-        Default `auto`: real ones where NVML finds any, else simulated. Pages, status
+        Default `auto`: real ones if NVML finds any, else simulated ones. Pages, status
         and notebooks say "simulated" wherever a simulated GPU is shown.
         Example: `c.GpuSite.inventory = "nvml"` refuses to start on a machine without GPUs.
         """,
@@ -188,8 +191,8 @@ class GpuSite(Configurable):
     simulated_devices = Unicode(
         "2 x H100 80GB",
         help="""
-        The simulated GPUs: "count x model memory", several kinds separated by commas; with "MIG" and a
-        profile after it, so many instances ("7 x H100 80GB MIG 1g.10gb").
+        The simulated GPUs: "count x model memory", several kinds separated by commas. With "MIG" and a
+        profile after it, that many MIG instances ("7 x H100 80GB MIG 1g.10gb").
 
         Default: two, enough to see the queue with three users.
         Example: `c.GpuSite.simulated_devices = "4 x H100 80GB, 2 x A100 40GB"`
@@ -200,10 +203,10 @@ class GpuSite(Configurable):
         ("auto", "cdi", "nvidia", "none"),
         default_value="auto",
         help="""
-        How a leased device gets into its container: `cdi` (Docker Engine 25 or newer with a CDI
+        How a container gets its leased devices: `cdi` (Docker Engine 25 or newer with a CDI
         spec), `nvidia` (nvidia-container-toolkit's hook), `none` (simulated devices only).
 
-        Default `auto`: what a probe of the engine finds, CDI first; `gpuspawner doctor` shows it.
+        Default `auto`: what a test of the Docker Engine finds, CDI first; `gpuspawner doctor` shows it.
         Example: `c.GpuSite.injection = "cdi"`
         """,
     ).tag(config=True)
@@ -212,7 +215,7 @@ class GpuSite(Configurable):
         900.0,
         min=1.0,
         help="""
-        Seconds that a spawn waits for a device before it ends with a sentence and the offer of CPU.
+        Seconds that a spawn waits for a device. After that it ends with a message that offers a CPU server.
 
         Default: 15 minutes, longer than most people wait in front of a page. The spawner's
         `start_timeout` is raised to cover it.
@@ -221,14 +224,14 @@ class GpuSite(Configurable):
     ).tag(config=True)
 
     def parsed_tiers(self) -> tuple[Tier, ...]:
-        """The tiers as values. Raises ConfigError with the remedy for what can't work."""
+        """The tiers as values. Raises ConfigError, with the remedy, for an invalid setting."""
         self._check_names()
         tiers = parse_tiers(self.tiers)
         check_tiers(tiers, self.parsed_pools())
         return tiers
 
     def parsed_pools(self) -> tuple[Pool, ...]:
-        """The pools as values; none if there is no setting. Raises ConfigError with the remedy."""
+        """The pools as values; empty if the setting is empty. Raises ConfigError with the remedy."""
         self._check_names()
         return parse_pools(self.pools)
 
@@ -267,7 +270,7 @@ class GpuSite(Configurable):
         return ""
 
     def _check_names(self) -> None:
-        """Raises ConfigError for a setting that isn't there: traitlets leaves it out with a warning."""
+        """Raises ConfigError for an unknown setting, which traitlets ignores with a warning."""
         known = self.trait_names(config=True)
         for name in self.config.get("GpuSite", {}):
             if name not in known:

@@ -1,7 +1,7 @@
-"""One tree of errors.
+"""All errors of gpuspawner, as one tree.
 
     GpuSpawnerError
-    ├── Refusal           we understood and say no; a sentence for the user, no traceback
+    ├── Refusal           a valid request that we refuse; a sentence for the user, no traceback
     │   ├── BadOption         400  bad_option
     │   ├── NotAllowed        403  not_allowed
     │   ├── QuotaTier         403  quota_tier
@@ -25,7 +25,8 @@
         ├── HubFault          JupyterHub's API
         └── StartFault        the server itself did not start
 
-A refusal's message says what to do next. An error from Docker, NVML or the database frees nothing.
+A refusal's message says what to do next. After an error from Docker, NVML or the database, no device is
+freed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import ClassVar
 
 
 class GpuSpawnerError(Exception):
-    """The root: everything that gpuspawner raises on purpose."""
+    """The base class of everything that gpuspawner raises on purpose."""
 
 
 class Refusal(GpuSpawnerError):
@@ -50,7 +51,7 @@ class Refusal(GpuSpawnerError):
 
 
 class BadOption(Refusal):
-    """What came from form, REST body or query string can't be used."""
+    """The form, REST body or query string has a value that can't be used."""
 
     reason = "bad_option"
     status = 400
@@ -120,28 +121,28 @@ class SessionUnfit(Refusal):
 
 
 class ImageUnfit(Refusal):
-    """The image would be of no use on this machine, or without a GPU."""
+    """The image can't work on this machine, or needs a GPU."""
 
     reason = "image_unfit"
     status = 409
 
 
 class LeaseConflict(Refusal):
-    """The lease is not, or no longer, what the caller believes."""
+    """The lease is not in the state that the caller expects."""
 
     reason = "lease_conflict"
     status = 409
 
 
 class NoCapacity(Refusal):
-    """This machine can never serve the request as it stands."""
+    """This machine can never serve this request."""
 
     reason = "no_capacity"
     status = 503
 
 
 class QueueTimeout(Refusal):
-    """The request waited as long as it may."""
+    """The request waited for the maximum time."""
 
     reason = "queue_timeout"
     status = 503
@@ -167,7 +168,7 @@ class DeviceFault(Fault):
 
 
 class EngineFault(Fault):
-    """Docker answered with an error `status`, or (None) did not answer: then nothing is known."""
+    """Docker answered with the HTTP error `status`, or did not answer (None): then the result is unknown."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -183,7 +184,7 @@ class HubFault(Fault):
 
 
 class StartFault(Fault):
-    """The server did not start, in a sentence for its user; `reason` labels the metric."""
+    """The server did not start; the message is a sentence for its user; `reason` labels the metric."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -191,7 +192,7 @@ class StartFault(Fault):
 
 
 def all_refusals() -> dict[str, type[Refusal]]:
-    """Every refusal by its reason: the client turns the broker's answer back into one."""
+    """All refusal classes by reason; the client raises the broker's answer with them."""
     found: dict[str, type[Refusal]] = {}
     pending: list[type[Refusal]] = [Refusal]
     while pending:

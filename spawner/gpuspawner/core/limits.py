@@ -1,6 +1,6 @@
-"""What a lab may use of the machine beside its GPU: memory, shared memory, processes, CPU. Pure.
+"""What a lab may use of the machine besides its GPU: memory, shared memory, processes, CPU. Pure.
 
-Docker holds these limits; nothing here measures. Sizes are bytes.
+Docker enforces these limits; this file only computes them. Sizes are bytes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from .units import format_bytes
 GIB = 1 << 30
 LEAST_RESERVE_BYTES = 2 * GIB
 LEAST_SHM_BYTES = 64 << 20
-"""Docker's own size of /dev/shm: never less than this."""
+"""Docker's default size of /dev/shm, and our minimum."""
 CORES_PER_SEAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine that Docker runs on, as `docker info` says it; None where it doesn't say."""
+    """The machine that Docker runs on, as `docker info` describes it; None for what it doesn't say."""
 
     memory_bytes: int | None = None
     cores: int | None = None
@@ -29,11 +29,11 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class LabRules:
-    """What every lab gets, from the settings of `c.GpuLab`; a tier's own values go before it."""
+    """What every lab gets, from the settings of `c.GpuLab`; a tier's own values take precedence."""
 
     limit_memory: bool = True
     reserve_bytes: int | None = None
-    """What labs leave to the host; None: a tenth of the memory, at least 2 GiB."""
+    """Memory reserved for the host; None: a tenth of the memory, at least 2 GiB."""
     seats: int = 0
     """How many labs share the machine; 0: one for each two cores."""
     shm_bytes: int | None = None
@@ -45,12 +45,12 @@ class LabRules:
     past_lease: frozenset[str] = frozenset()
     home: str = ""
     private: tuple[str, ...] = ()
-    """Folders of the host that no lab may see: the broker's state."""
+    """Folders of the host that no lab may mount: the broker's state."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What is configured for one lab; None where nothing is."""
+class ConfiguredLimits:
+    """The limits configured for one lab; None where none is configured."""
 
     memory_bytes: int | None = None
     cpu_cores: float | None = None
@@ -61,7 +61,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What Docker is told for one lab. None: no limit. `shm_bytes` is part of `memory_bytes`."""
+    """The limits that Docker gets for one lab. None: no limit. `shm_bytes` is part of `memory_bytes`."""
 
     memory_bytes: int | None = None
     cpu_cores: float | None = None
@@ -77,9 +77,7 @@ class Limits:
     def sentence(self) -> str:
         """The limits for people: "8.0 GiB of memory, up to 4.0 GiB of it in /dev/shm; 4096 processes"."""
         memory = (
-            "no limit of memory"
-            if self.memory_bytes is None
-            else f"{format_bytes(self.memory_bytes)} of memory"
+            "no memory limit" if self.memory_bytes is None else f"{format_bytes(self.memory_bytes)} of memory"
         )
         of_it = "" if self.memory_bytes is None else " of it"
         shm = "" if self.shm_bytes is None else f", up to {format_bytes(self.shm_bytes)}{of_it} in /dev/shm"
@@ -92,7 +90,7 @@ class Limits:
 
 
 def reserve(rules: LabRules, memory_bytes: int) -> int:
-    """What the host keeps for itself; half of the memory where the setting would leave labs nothing."""
+    """Memory reserved for the host; half of the memory if the setting would leave nothing for labs."""
     wanted = rules.reserve_bytes
     if wanted is None:
         wanted = max(LEAST_RESERVE_BYTES, memory_bytes // 10)
@@ -107,7 +105,7 @@ def seats(rules: LabRules, machine: Machine) -> int:
 def default_memory(rules: LabRules, machine: Machine) -> int | None:
     """The memory limit of a lab for which none is configured; None where labs have none by default.
 
-    As many labs as there are seats can fill theirs, and the host still has its reserve.
+    If one lab for each seat uses all of its memory, the host still has its reserve.
     """
     if not rules.limit_memory or machine.memory_bytes is None:
         return None
@@ -115,18 +113,18 @@ def default_memory(rules: LabRules, machine: Machine) -> int | None:
     return left // seats(rules, machine)
 
 
-def limits_of(wish: Wish, rules: LabRules, machine: Machine) -> Limits:
+def limits_of(configured: ConfiguredLimits, rules: LabRules, machine: Machine) -> Limits:
     """The limits of a lab: what is configured for it, else the defaults of `rules` on this machine."""
-    memory = wish.memory_bytes or default_memory(rules, machine)
-    shm = wish.shm_bytes or rules.shm_bytes
+    memory = configured.memory_bytes or default_memory(rules, machine)
+    shm = configured.shm_bytes or rules.shm_bytes
     if shm is None:
         shm = _default_shm(memory, rules, machine)
     return Limits(
         memory_bytes=memory,
-        cpu_cores=wish.cpu_cores,
+        cpu_cores=configured.cpu_cores,
         shm_bytes=shm,
-        pids=wish.pids or rules.pids,
-        cpu_shares=wish.cpu_shares or rules.cpu_shares,
+        pids=configured.pids or rules.pids,
+        cpu_shares=configured.cpu_shares or rules.cpu_shares,
     )
 
 
@@ -139,15 +137,13 @@ def _default_shm(memory: int | None, rules: LabRules, machine: Machine) -> int |
 
 
 def default_sentence(rules: LabRules, machine: Machine) -> str:
-    """How the default memory limit comes about, for the admin."""
+    """Explains to the admin how the default memory limit is computed."""
     memory = default_memory(rules, machine)
     if memory is None or machine.memory_bytes is None:
-        return (
-            "a lab without a mem_limit of its own may take all memory of the machine, and the hub's with it"
-        )
+        return "a lab without its own mem_limit may use all memory of the machine, also the hub's"
     places = seats(rules, machine)
     whole, kept = machine.memory_bytes, reserve(rules, machine.memory_bytes)
     return (
-        f"a lab without a mem_limit of its own gets {format_bytes(memory)}: {format_bytes(whole)} less "
+        f"a lab without its own mem_limit gets {format_bytes(memory)}: {format_bytes(whole)} less "
         f"{format_bytes(kept)} for the host, shared among {places} seat{'' if places == 1 else 's'}"
     )

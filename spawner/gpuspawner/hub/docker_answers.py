@@ -49,8 +49,11 @@ def unable_to_run(message: str) -> str | None:
     """What Docker said of a command that the image can't run; None if it failed to start for another reason.
 
     Engine 20.10 and 28.5 pass on runc's message: `exec: "jupyterhub-singleuser": executable file not found`.
+    `docker-init` is Docker's own program: if that is missing, the image is not the reason.
     """
     lower = message.lower()
+    if '"docker-init"' in lower:
+        return None
     if "exec" not in lower or "mount" in lower or not any(sign in lower for sign in _NOT_RUN_SIGNS):
         return None
     return message[message.find("exec:") :] if "exec:" in message else message

@@ -9,7 +9,7 @@ from typing import Any
 
 from dockerspawner import DockerSpawner
 
-from ..core.limits import Limits, Machine, Wish
+from ..core.limits import ConfiguredLimits, Limits, Machine
 from ..core.model import Tier
 from ..core.units import parse_bytes
 from .engine_rights import may_raise_limits
@@ -24,7 +24,9 @@ class Configured:
     cpu_cores: float | None = None
 
 
-def wish_of(tier: Tier, general: Configured, own: Configured, extra_host: Mapping[str, Any]) -> Wish:
+def configured_limits(
+    tier: Tier, general: Configured, own: Configured, extra_host: Mapping[str, Any]
+) -> ConfiguredLimits:
     """What is configured for a lab of this tier.
 
     Of memory and CPU: what `extra_host_config` says; else what a group's override or a hook has set on this
@@ -39,7 +41,7 @@ def wish_of(tier: Tier, general: Configured, own: Configured, extra_host: Mappin
     cores = own.cpu_cores
     if cores == general.cpu_cores:
         cores = tier.cpu_limit or cores
-    return Wish(memory or None, cores or None, tier.shm_bytes, tier.pids, tier.cpu_shares)
+    return ConfiguredLimits(memory or None, cores or None, tier.shm_bytes, tier.pids, tier.cpu_shares)
 
 
 def limits_env(limits: Limits) -> dict[str, str]:

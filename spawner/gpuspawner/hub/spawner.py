@@ -51,7 +51,7 @@ from .home import find_home
 from .images import Images
 from .kernels import KernelReporter
 from .lab import Lab, create
-from .lab_facts import Configured, ask_machine, limits_env, volumes_of, wish_of
+from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, release
 from .network import LabNetwork, Reach, gateway_of
 from .options import PROFILE, Choice, parse_form, parse_options, parse_query, refill
@@ -530,8 +530,8 @@ class GpuDockerSpawner(DockerSpawner):
         config = image.get("Config") or {}
         machine, extra_host = await self._machine(), await self._evaluate("extra_host_config")
         rules = self.lab_settings.rules(self.site.state_dir)
-        wish = wish_of(job.tier, self._general_limits, self._limits_now, extra_host)
-        limits = limits_of(wish, rules, machine)
+        configured = configured_limits(job.tier, self._general_limits, self._limits_now, extra_host)
+        limits = limits_of(configured, rules, machine)
         env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
         names, folder = (self.user.name, self.escaped_name), str(config.get("WorkingDir") or "")
         facts = ContainerFacts(

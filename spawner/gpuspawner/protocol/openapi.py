@@ -57,7 +57,7 @@ Document = dict[str, Any]
 
 
 def openapi() -> Document:
-    """The whole document: plain JSON values, a new one for each call."""
+    """The whole document: plain JSON values, a new document for each call."""
     _, schemas = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
     lease_id = {
         "name": "lease_id",
@@ -77,14 +77,14 @@ def openapi() -> Document:
         "info": {
             "title": "GPU broker, unix socket",
             "version": __version__,
-            "description": "How the hub asks for GPUs. Only the broker's user can open the socket.",
+            "description": "The hub asks for GPUs here. Only the broker's user can open the socket.",
         },
         "paths": {
             "/leases": {"post": _ask()},
             "/leases/{lease_id}/confirm": {"parameters": [lease_id], "post": _confirm()},
             "/leases/{lease_id}": {"parameters": [lease_id], "delete": _release()},
             "/status": {"get": _read("status", "Devices, leases and queue", StatusDocument)},
-            "/tiers": {"get": _read("tiers", "The tiers and what is free of each", TiersDocument)},
+            "/tiers": {"get": _read("tiers", "The tiers and how much of each is free", TiersDocument)},
             "/metrics": {"get": _metrics()},
             **rules_paths,
         },
@@ -104,9 +104,10 @@ def _ask() -> Document:
         "operationId": "ask",
         "summary": "Ask for a lease, wait for it, and hold it",
         "description": (
-            "The answer is a stream with one event a line. The open connection is the hold: if it closes "
-            "before the server uses the lease, the place in the queue or the reservation is given back. "
-            "The same lease_id again is the same lease. A refusal that takes longer than a heartbeat is an "
+            "The answer is a stream with one event per line. The open connection is the hold: if it closes "
+            "before the server uses the lease, the place in the queue or the reservation is freed. "
+            "A request with the same lease_id again refers to the same lease. A refusal "
+            "that takes longer than a heartbeat is an "
             "event of the stream."
         ),
         "parameters": [
@@ -171,7 +172,7 @@ def _metrics() -> Document:
 
 
 def _refusals(*only: str) -> Document:
-    """The refusals by HTTP status: all there are, or only those."""
+    """The refusals by HTTP status: all of them, or only those of `only`."""
     reasons: dict[str, list[str]] = {}
     for reason, kind in sorted(all_refusals().items()):
         reasons.setdefault(str(kind.status), []).append(reason)

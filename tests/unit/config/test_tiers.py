@@ -33,14 +33,14 @@ def test_what_the_labs_of_a_tier_may_use() -> None:
     [
         (
             {"shm": "9G", "mem_limit": "8G"},
-            "shm is 9.0 GiB, more than the mem_limit in which it counts (8.0 GiB): make shm smaller or "
+            "shm is 9.0 GiB, more than the mem_limit that includes it (8.0 GiB): make shm smaller or "
             "mem_limit larger",
         ),
         ({"shm": "much"}, 'shm is \'much\': write it like "8G", "512M" or a number of bytes'),
         ({"pids": 0}, "pids is 0: give a whole number from 64 to 4194304"),
         ({"pids": True}, "pids is True: give a whole number from 64 to 4194304"),
         ({"cpu_shares": 1.5}, "cpu_shares is 1.5: give a whole number from 2 to 262144"),
-        ({"default": "yes"}, "default is 'yes': write True for the tier that is preselected"),
+        ({"default": "yes"}, "default is 'yes': set it to True for the tier that is preselected"),
     ],
 )
 def test_what_cant_work(raw: dict[str, Any], sentence: str) -> None:
@@ -50,5 +50,5 @@ def test_what_cant_work(raw: dict[str, Any], sentence: str) -> None:
 
 
 def test_one_tier_is_the_default_at_most() -> None:
-    with pytest.raises(ConfigError, match="'a' and 'c' both are the default: leave it to one"):
+    with pytest.raises(ConfigError, match="'a' and 'c' are both the default: choose one"):
         parse_tiers([{"name": "a", "default": True}, {"name": "b"}, {"name": "c", "default": True}])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from gpuspawner.core.limits import (
+    ConfiguredLimits,
     LabRules,
     Limits,
     Machine,
-    Wish,
     default_memory,
     default_sentence,
     limits_of,
@@ -49,25 +49,25 @@ def test_as_many_labs_as_seats_leave_the_host_its_reserve(
 
 def test_without_anything_configured() -> None:
     memory = (128 * GIB - 128 * GIB // 10) // 8
-    assert limits_of(Wish(), LabRules(), BIG) == Limits(memory, None, memory // 2, 4096, 256)
+    assert limits_of(ConfiguredLimits(), LabRules(), BIG) == Limits(memory, None, memory // 2, 4096, 256)
 
 
 def test_what_is_configured_goes_before_the_rules() -> None:
-    wish = Wish(32 * GIB, 4.5, 20 * GIB, 100, 1024)
-    assert limits_of(wish, LabRules(shm_bytes=GIB, pids=64), BIG) == Limits(
+    configured = ConfiguredLimits(32 * GIB, 4.5, 20 * GIB, 100, 1024)
+    assert limits_of(configured, LabRules(shm_bytes=GIB, pids=64), BIG) == Limits(
         32 * GIB, 4.5, 20 * GIB, 100, 1024
     )
 
 
 def test_without_a_memory_limit_the_seats_share_half_of_the_machine_as_shared_memory() -> None:
-    assert limits_of(Wish(), LabRules(limit_memory=False, seats=4), BIG) == Limits(
+    assert limits_of(ConfiguredLimits(), LabRules(limit_memory=False, seats=4), BIG) == Limits(
         None, None, 16 * GIB, 4096, 256
     )
-    assert limits_of(Wish(), LabRules(), Machine()) == Limits(None, None, None, 4096, 256)
+    assert limits_of(ConfiguredLimits(), LabRules(), Machine()) == Limits(None, None, None, 4096, 256)
 
 
 def test_shared_memory_is_never_less_than_dockers() -> None:
-    assert limits_of(Wish(100 << 20), LabRules(), BIG).shm_bytes == 64 << 20
+    assert limits_of(ConfiguredLimits(100 << 20), LabRules(), BIG).shm_bytes == 64 << 20
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(None, None), (0.5, 1), (1.0, 1), (3.9, 3), (8.0, 8)])
@@ -79,12 +79,11 @@ def test_the_sentences() -> None:
     assert Limits(8 * GIB, 2.0, 4 * GIB, 4096).sentence() == (
         "8.0 GiB of memory, up to 4.0 GiB of it in /dev/shm; 2 cores; 4096 processes"
     )
-    assert Limits(None, 1.0, GIB).sentence() == "no limit of memory, up to 1.0 GiB in /dev/shm; 1 core"
-    assert Limits().sentence() == "no limit of memory"
+    assert Limits(None, 1.0, GIB).sentence() == "no memory limit, up to 1.0 GiB in /dev/shm; 1 core"
+    assert Limits().sentence() == "no memory limit"
     assert default_sentence(LabRules(seats=4, reserve_bytes=8 * GIB), BIG) == (
-        "a lab without a mem_limit of its own gets 30 GiB: 128 GiB less 8.0 GiB for the host, "
-        "shared among 4 seats"
+        "a lab without its own mem_limit gets 30 GiB: 128 GiB less 8.0 GiB for the host, shared among 4 seats"
     )
     assert default_sentence(LabRules(limit_memory=False), BIG) == (
-        "a lab without a mem_limit of its own may take all memory of the machine, and the hub's with it"
+        "a lab without its own mem_limit may use all memory of the machine, also the hub's"
     )

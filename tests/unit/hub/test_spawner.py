@@ -196,7 +196,7 @@ async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu() -> No
     form = await spawner.get_options_form()
     assert 'value="cpu"\n aria-describedby="tier-cpu-about" required checked>' in form
     assert 'value="gpu"\n aria-describedby="tier-gpu-about" required disabled>' in form
-    assert "A whole GPU of your own. GPUs can&#39;t be given out right now." in form
+    assert "A whole GPU that only you use. GPUs can&#39;t be given out right now." in form
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +317,7 @@ def test_a_callable_says_who_may_have_which_image() -> None:
     assert spawner.user_options == {}
 
 
-async def test_the_form_says_which_tier_s_image_is_of_no_use() -> None:
+async def test_the_form_says_which_tier_s_image_can_t_work() -> None:
     document = {"Config": {"Labels": {"gpuspawner.needs-gpu": "1"}}}
 
     class Up:
@@ -332,8 +332,11 @@ async def test_the_form_says_which_tier_s_image_is_of_no_use() -> None:
         spawner = make_spawner(config, inspect_image=[document])
         spawner.shared = replace(spawner.shared, broker=Up())
         form = await spawner.get_options_form()
-        assert "lab:1 is of no use without a GPU: choose a tier with a GPU, or another image." in form
-        assert "lab:1 needs a real GPU, and this machine&#39;s are simulated: choose another image." in form
+        assert "lab:1 needs a GPU: choose a tier with a GPU, or another image." in form
+        assert (
+            "lab:1 needs a real GPU, but the GPUs of this machine are simulated: choose another image."
+            in form
+        )
         assert (form.count(" disabled>"), spawner.shared.docker.calls) == (disabled, ["inspect_image"])
 
 

@@ -51,7 +51,7 @@ def test_the_reason_is_found_among_the_noise() -> None:
 
 def test_what_keeps_the_broker_from_starting_is_a_reason() -> None:
     log = HubLog()
-    words = "gpuspawner broker: c.GpuSite.pools has 'class' twice: give each pool a name of its own"
+    words = "gpuspawner broker: c.GpuSite.pools has 'class' twice: give each pool a different name"
     ended = "[C 2026-11-23 18:24:27.438 JupyterHub app:3808] Service gpu exited with status 1"
     shown(log, f"{words}\n{ended}\n1Z [ConfigProxy] warn: Terminated\n")
     assert log.last_words() == [words, ended]

@@ -245,7 +245,7 @@ def test_doctor_is_brief_on_a_simulated_machine(
 @pytest.mark.parametrize(
     ("tiers", "sentence"),
     [
-        ([], "c.GpuSite.tiers is empty: give at least one tier, or leave the default"),
+        ([], "c.GpuSite.tiers is empty: give at least one tier, or remove the setting to use the default"),
         ([{"name": "t", "image": "Foo/Bar:x:y"}], "image is 'Foo/Bar:x:y': it is not the name of an image"),
     ],
 )

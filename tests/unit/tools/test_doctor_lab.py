@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.config.tiers import parse_tiers
-from gpuspawner.core.limits import LabRules, Machine, Wish
+from gpuspawner.core.limits import ConfiguredLimits, LabRules, Machine
 from gpuspawner.tools.doctor import Finding, Level
 from gpuspawner.tools.doctor.lab import Disk, LabFacts, lab_findings, read_lab
 from traitlets.config import Config
@@ -24,8 +24,7 @@ GOOD = LabFacts(LabRules(), Machine(128 * GIB, 16), {"user": "1000:100"}, {"cap_
 MEMORY = Finding(
     Level.OK,
     "Memory of labs",
-    "a lab without a mem_limit of its own gets 14 GiB: 128 GiB less 13 GiB "
-    "for the host, shared among 8 seats",
+    "a lab without its own mem_limit gets 14 GiB: 128 GiB less 13 GiB for the host, shared among 8 seats",
 )
 CPU = Finding(
     Level.OK, "Labs of tier cpu", "14 GiB of memory, up to 7.2 GiB of it in /dev/shm; 4096 processes"
@@ -47,10 +46,10 @@ def test_labs_without_a_limit() -> None:
     assert memory == Finding(
         Level.NOTE,
         "Memory of labs",
-        "a lab without a mem_limit of its own may take all memory of the machine, and the hub's with it",
+        "a lab without its own mem_limit may use all memory of the machine, also the hub's",
         "Set c.GpuLab.limit_memory = True, or c.Spawner.mem_limit",
     )
-    memory, *_ = lab_findings(replace(facts, general=Wish(GIB)), ())
+    memory, *_ = lab_findings(replace(facts, general=ConfiguredLimits(GIB)), ())
     assert memory.level is Level.OK
 
 
@@ -175,6 +174,6 @@ def test_facts_of_real_settings(tmp_path: Path) -> None:
         machine=Machine(64 * GIB, 8, "", False),
         create={"user": "1000:100"},
         host={"cap_drop": ["ALL"], "binds": {"/dev": "/dev"}, "privileged": True},
-        general=Wish(3 * GIB),
+        general=ConfiguredLimits(3 * GIB),
         computed=("extra_create_kwargs",),
     )

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-SLEEP_BYTES_A_SECOND = 2.2 * (1 << 30)
-WAKE_BYTES_A_SECOND = 5.7 * (1 << 30)
-"""Measured on H200 with driver 580; only used to compare waiting with moving."""
+SLEEP_BYTES_A_SECOND = 2.0 * (1 << 30)
+WAKE_BYTES_A_SECOND = 5.5 * (1 << 30)
+"""Measured on H100 and H200 with driver 580; only used to compare waiting with moving."""
 CONTEXT_SECONDS = 0.3
 """What a sleep or a wake takes without any memory."""
 

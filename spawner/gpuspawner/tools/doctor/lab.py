@@ -14,7 +14,7 @@ from typing import Any
 from traitlets.config import Config
 
 from ...config.lab import GpuLab
-from ...core.limits import LabRules, Machine, Wish, default_memory, default_sentence, limits_of
+from ...core.limits import ConfiguredLimits, LabRules, Machine, default_memory, default_sentence, limits_of
 from ...core.model import Tier
 from ...core.units import format_bytes, parse_bytes
 from ...hub.engine_rights import may_raise_limits
@@ -46,7 +46,7 @@ class LabFacts:
     machine: Machine
     create: Mapping[str, Any]
     host: Mapping[str, Any]
-    general: Wish = field(default_factory=Wish)
+    general: ConfiguredLimits = field(default_factory=ConfiguredLimits)
     """`c.Spawner.mem_limit` and `cpu_limit`."""
     computed: tuple[str, ...] = ()
     """Settings that are functions: only a start knows what they return."""
@@ -89,14 +89,14 @@ def lab_findings(facts: LabFacts, tiers: tuple[Tier, ...]) -> Iterator[Finding]:
     """One for the default limit, one for each tier, and one for each thing that somebody should know."""
     yield from _memory(facts)
     for tier in tiers:
-        wish = Wish(
+        configured = ConfiguredLimits(
             tier.mem_limit_bytes or facts.general.memory_bytes,
             tier.cpu_limit or facts.general.cpu_cores,
             tier.shm_bytes,
             tier.pids,
             tier.cpu_shares,
         )
-        text = limits_of(wish, facts.rules, facts.machine).sentence()
+        text = limits_of(configured, facts.rules, facts.machine).sentence()
         yield Finding(Level.OK, f"Labs of tier {tier.name}", text)
     if not facts.machine.raises_limits:
         yield Finding(
@@ -178,10 +178,10 @@ def _disks(docker_root: str, state_dir: str) -> tuple[Disk, ...]:
     return tuple(found.values())
 
 
-def _general(settings: Mapping[str, Any]) -> Wish:
+def _general(settings: Mapping[str, Any]) -> ConfiguredLimits:
     """`mem_limit` and `cpu_limit` for all labs; a function isn't asked."""
     memory, cores = settings.get("mem_limit"), settings.get("cpu_limit")
-    return Wish(
+    return ConfiguredLimits(
         parse_bytes(memory, "mem_limit") if isinstance(memory, str | int) and memory else None,
         float(cores) if isinstance(cores, int | float) and cores else None,
     )
