@@ -209,7 +209,7 @@ async def test_an_image_without_a_server_is_told_at_once(hub: HubProcess, image:
     spawned = await asyncio.wait_for(hub.spawn(image, {"profile": "cpu", "image": name}), 8)
     said = (spawned.body or spawned.messages[-1]).removeprefix("Spawn failed: ")
     assert said.startswith(
-        f"The image docker.io/{name} can't be a server here: it can't run jupyterhub-singleuser. Choose"
+        f"The image docker.io/{name} can't start a server here: it can't run jupyterhub-singleuser. Choose"
     )
     assert hub.containers(image) == []
 

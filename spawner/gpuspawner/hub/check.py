@@ -1,6 +1,6 @@
-"""Settings that can't be used keep the hub from starting: what is known when the config file has been read.
+"""Stops the hub from starting with invalid settings: checks them when the config file has been read.
 
-JupyterHub makes no spawner before the first user comes, so it would start with any setting of a spawner.
+JupyterHub creates the first spawner for the first user, so by itself it starts with any spawner settings.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from .spawner import GpuDockerSpawner
 
 
 def spawner_of(config: Config) -> GpuDockerSpawner:
-    """A spawner without a server, for its settings. Raises ConfigError for one that can't be used."""
+    """A spawner without a server, to read its settings. Raises ConfigError for an invalid setting."""
     try:
-        # DockerSpawner makes a name for a server in any case.
+        # DockerSpawner needs a server's name in any case.
         return GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
     except TraitError as error:
         raise ConfigError(str(error)) from error
 
 
 def check_spawner(config: Config) -> None:
-    """Raises TraitError, with the remedy, for settings of spawner and site that can't be used.
+    """Raises TraitError, with the remedy, for invalid settings of spawner and site.
 
-    JupyterHub (6.1) prints its sentence and doesn't start.
+    JupyterHub (6.1) prints its message and doesn't start.
     """
     try:
         spawner = spawner_of(config)

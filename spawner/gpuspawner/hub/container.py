@@ -1,6 +1,6 @@
-"""Facts in, Docker's create arguments out: pure, so that a test can compare the whole result.
+"""Computes Docker's create arguments from facts. Pure, so that a test can compare the whole result.
 
-What a lease says about devices replaces what a configuration says; nothing of it is merged.
+The lease's device settings replace those of the configuration; they are never merged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HARMLESS_ENV = frozenset({
     "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_PRODUCT_NAME", "NVIDIA_PYTORCH_VERSION", "NVIDIA_REQUIRE_CUDA",
     "NVIDIA_TF32_OVERRIDE",
 })  # fmt: skip
-"""Those of NVIDIA's variables that pick no device and change no limit: CUDA C++ Programming Guide 13.0,
+"""NVIDIA's variables that select no device and change no limit: CUDA C++ Programming Guide 13.0,
 "CUDA Environment Variables", and NVIDIA's Container Toolkit 1.18, "Environment variables"."""
 OPEN_FILES = 65_536
 STACK_BYTES = 64 << 20
@@ -40,21 +40,22 @@ _ULIMITS = [
     {"Name": "stack", "Soft": STACK_BYTES, "Hard": STACK_BYTES},
     {"Name": "nofile", "Soft": OPEN_FILES, "Hard": OPEN_FILES},
 ]
-"""As NVIDIA asks for its framework containers (`--ulimit memlock=-1 --ulimit stack=67108864`; Containers For
-Deep Learning Frameworks User Guide, "Running A Container") and its servers (`--ulimit nofile=65536`)."""
+"""What NVIDIA recommends for its framework containers (`--ulimit memlock=-1 --ulimit stack=67108864`;
+Containers For Deep Learning Frameworks User Guide, "Running A Container") and its servers (`--ulimit
+nofile=65536`)."""
 OOM_SCORE = 500
-"""Where the machine's own memory runs out, the kernel ends a process of a lab before one of the host's."""
+"""If the machine runs out of memory, the kernel ends a lab's process before one of the host's."""
 _INITS = frozenset(
     {"tini", "tini-static", "dumb-init", "docker-init", "catatonit", "my_init", "init", "s6-svscan"}
 )
-"""Programs that collect ended children; an image that starts with one needs none of Docker's."""
+"""Init programs, which reap ended child processes; an image that starts one needs no docker-init."""
 NO_DEVICES = {"NVIDIA_VISIBLE_DEVICES": "void"}
-"""With the nvidia runtime as default, an image that says `all` would show every GPU; `void` shows none."""
+"""If nvidia is the default runtime, an image with `all` would show every GPU; `void` shows none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerFacts:
-    """What is known before a container is created. Memory is bytes, the CPU limit cores."""
+    """The facts that a container is created from. Memory is bytes, the CPU limit cores."""
 
     name: str
     image: str
@@ -74,7 +75,7 @@ class ContainerFacts:
     """The image's own."""
     home: Home | None = None
     published_ip: str | None = None
-    """Address on the host to publish the port on; None where the container's own is used."""
+    """Address on the host to publish the port on; None if the container's own address is used."""
     extra_create: Mapping[str, Any] = field(default_factory=dict)
     extra_host: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,25 +87,25 @@ class ContainerPlan:
     create: dict[str, Any]
     host: dict[str, Any]
     dropped: tuple[str, ...]
-    """Settings and variables that were left out because only a lease may give devices."""
+    """Settings and variables that were removed because only a lease may give devices."""
     home: Home | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property
     def new_home(self) -> str | None:
-        """Folder of a volume of Docker's that has to be made the user's, as the image doesn't know it."""
+        """The Docker volume's folder that must be given to the user, because the image has no such folder."""
         home = self.home
         return home.volume.target if home and home.unknown and home.volume.of_docker else None
 
 
 def plan(facts: ContainerFacts, patch: ContainerPatch | None) -> ContainerPlan:
-    """The container of these facts with what the lease changes (None: no lease, no device).
+    """The create arguments for these facts and the lease's changes (None: no lease, no device).
 
-    Raises ConfigError for a configuration that would go round this.
+    Raises ConfigError for a configuration that would bypass the lease.
     """
     if "host_config" in facts.extra_create:
         raise ConfigError(
-            "c.GpuDockerSpawner.extra_create_kwargs holds 'host_config': put it into extra_host_config"
+            "c.GpuDockerSpawner.extra_create_kwargs has 'host_config': move it to extra_host_config"
         )
     lease = patch or ContainerPatch()
     create = merge(_create(facts), facts.extra_create)
@@ -127,11 +128,11 @@ SERVER_COMMAND = "jupyterhub-singleuser"
 
 
 def server_command(command: Sequence[str] | None) -> list[str]:
-    """What starts the server in an image whose own command is `command`.
+    """The command that starts the server in an image whose own command is `command`.
 
-    The image's own, as with DockerSpawner: the docker-stacks' (`start-notebook.py`) and the project's start
-    a server of the hub. NVIDIA's images and base images have a shell there, or nothing: then
-    `jupyterhub-singleuser`.
+    It is the image's own, as with DockerSpawner, if that starts a hub's server, as the docker-stacks'
+    (`start-notebook.py`) and this project's do. NVIDIA's images and base images have a shell or nothing
+    there; then it is `jupyterhub-singleuser`.
     """
     words = [str(word) for word in command or ()]
     plain = len(words) == 1 and words[0].rpartition("/")[2] in _PLAIN_PROGRAMS
@@ -139,7 +140,7 @@ def server_command(command: Sequence[str] | None) -> list[str]:
 
 
 def merge(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `extra` over it; dicts are merged, everything else is replaced, as DockerSpawner does."""
+    """`base` updated with `extra`: dicts are merged, other values are replaced, as DockerSpawner does."""
     merged = dict(base)
     for key, value in extra.items():
         present = merged.get(key)
@@ -159,7 +160,7 @@ def _create(facts: ContainerFacts) -> dict[str, Any]:
         "command": list(facts.command),
         "environment": {
             **({"HOME": home} if home else {}),
-            # Numeric libraries start a thread for each core of the machine, whatever the lab may use.
+            # Numeric libraries start a thread for each core of the machine, and ignore the lab's limit.
             **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
             **facts.env,
         },
@@ -171,13 +172,13 @@ def _create(facts: ContainerFacts) -> dict[str, Any]:
 
 
 def has_init(words: Iterable[str]) -> bool:
-    """Whether an entrypoint starts a program that collects ended children; one without leaves zombies."""
+    """Whether an entrypoint starts an init program, which reaps ended child processes."""
     return any(word.rpartition("/")[2] in _INITS for word in words)
 
 
 def _host(facts: ContainerFacts) -> dict[str, Any]:
     host: dict[str, Any] = {
-        # Not auto_remove: the last words of a container that ended must stay readable. We remove it.
+        # Not auto_remove: the log of an ended container must stay readable. We remove it later.
         "auto_remove": False,
         "binds": dict(facts.binds),
         "links": dict(facts.links),
@@ -203,7 +204,10 @@ def _host(facts: ContainerFacts) -> dict[str, Any]:
 
 
 def _limits(limits: Limits, cpu_period: int) -> dict[str, Any]:
-    """The limits in Docker's words. Memory has no swap beside it: a lab that swaps slows down everybody."""
+    """The limits as Docker's arguments.
+
+    No swap on top of the memory: a lab that swaps slows down everybody.
+    """
     host: dict[str, Any] = {}
     if limits.memory_bytes is not None:
         host |= {"mem_limit": limits.memory_bytes, "memswap_limit": limits.memory_bytes}
@@ -219,10 +223,10 @@ def _limits(limits: Limits, cpu_period: int) -> dict[str, Any]:
 
 
 def _merge_host(facts: ContainerFacts) -> dict[str, Any]:
-    """`extra_host_config` over ours, where a list that only adds doesn't take ours away.
+    """Our arguments updated with `extra_host_config`; for some keys, both lists are combined.
 
-    Binds as a list ("/data:/data:ro") would take the home away, a `security_opt` for seccomp the
-    no-new-privileges, one ulimit the others. A logging driver of the site's own has its own options.
+    Otherwise a list of binds ("/data:/data:ro") would remove the home, a `security_opt` for seccomp would
+    remove no-new-privileges, and one ulimit the others. The site's own logging driver has its own options.
     """
     extra, host = dict(facts.extra_host), _host(facts)
     if isinstance(extra.get("binds"), Sequence):
@@ -248,9 +252,9 @@ def _limit_name(limit: Mapping[str, Any]) -> str:
 def _environment(
     configured: Mapping[str, Any], lease: ContainerPatch
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """What configuration and user brought without anything that picks GPUs, then what the lease says.
+    """The configured variables without those that select GPUs, updated with the lease's.
 
-    Beside it the names of what was left out.
+    Also returns the names of the removed ones.
     """
     kept, left_out = {}, []
     for name, value in configured.items():
@@ -263,7 +267,7 @@ def _environment(
 
 
 def _mount(mount: Mapping[str, Any]) -> dict[str, Any]:
-    """A patch's mount with the Engine API's keys."""
+    """A mount of a patch, with the Engine API's keys."""
     return {
         "Type": mount.get("type", "bind"),
         "Source": mount["source"],

@@ -1,7 +1,7 @@
 """Whether the Docker Engine of this machine may raise the limits of processes (CAP_SYS_RESOURCE).
 
-An engine that runs in a container, or as a user (rootless), may not: runc then ends each start with "error
-setting rlimit". Docker doesn't say, but the kernel does, of the process at the other end of its socket.
+An engine that runs in a container, or as a user (rootless), may not: runc then fails each start with "error
+setting rlimit". Docker doesn't tell this, but the kernel does, about the process that listens on its socket.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _DEFAULT = "unix:///var/run/docker.sock"
 
 
 def may_raise_limits(info: Mapping[str, Any], host: str = "", proc: Path = Path("/proc")) -> bool:
-    """Whether it may, by `docker info` and the process behind the socket; True where nobody knows.
+    """Whether it may, by `docker info` and the process that listens on the socket; True if unknown.
 
     `host` is an address as in DOCKER_HOST, whose value is the default. An engine on another machine, or
-    outside our own pid namespace, can't be looked at.
+    outside our own pid namespace, can't be checked.
     """
     if any("name=rootless" in str(option) for option in info.get("SecurityOptions") or ()):
         return False
@@ -40,7 +40,7 @@ def may_raise_limits(info: Mapping[str, Any], host: str = "", proc: Path = Path(
 
 
 def _peer(path: str) -> int:
-    """The pid of who listens on a unix socket (unix(7), SO_PEERCRED); 0 if it is in another namespace."""
+    """The pid of the process that listens on a unix socket (SO_PEERCRED); 0 if it is in another namespace."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(1)
         connection.connect(path)

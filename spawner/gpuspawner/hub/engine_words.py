@@ -1,7 +1,7 @@
-"""Docker's errors as sentences: what its user reads, and what the admin has to do. Pure.
+"""Docker's errors as sentences: what the user reads, and what the admin has to do. Pure.
 
-The words are those of Docker Engine 20.10 to 28.5 and of runc 1.1. What isn't known here still says
-what Docker said, to the admin.
+The patterns match messages of Docker Engine 20.10 to 28.5 and of runc 1.1. For an unknown error, the
+admin reads Docker's own message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .home import Home
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A fault in two parts. `reason` labels the metric, `status` is HTTP's."""
+    """The two sentences about a fault. `reason` labels the metric, `status` is HTTP's."""
 
     user: str
     admin: str
@@ -31,7 +31,7 @@ _Make = Callable[[re.Match[str]], Said]
 
 
 def explain(fault: EngineFault) -> Said:
-    """What a fault of Docker means for who wanted a server."""
+    """What a Docker fault means for the user whose server didn't start."""
     words = str(fault)
     if fault.status is None:
         return _unreachable(words)
@@ -39,7 +39,7 @@ def explain(fault: EngineFault) -> Said:
         if match := pattern.search(words):
             return make(match)
     return Said(
-        "Docker refused to start your server. Trying again won't help until an admin has looked at it.",
+        "Docker refused to start your server. Trying again doesn't help until an admin has fixed it.",
         f"Docker says: {words[:400]}",
         status=500,
     )
@@ -50,16 +50,16 @@ def unusable(error: TypeError) -> ConfigError:
     words = str(error)
     if match := re.search(r"unexpected keyword argument '(\w+)'", words):
         return ConfigError(
-            f"extra_host_config or extra_create_kwargs has {match[1]!r}, which docker-py doesn't know: take "
-            "it out, or write it as docker-py's create_host_config or create_container do"
+            f"extra_host_config or extra_create_kwargs has {match[1]!r}, which docker-py doesn't know: "
+            "remove it, or use the names of docker-py's create_host_config or create_container"
         )
     return ConfigError(f"extra_host_config or extra_create_kwargs: {words}")
 
 
 def home_fault(words: str, home: Home | None, user: str, image: str) -> str:
-    """The sentence for a server that ended as its home isn't its user's; "" if it ended for another reason.
+    """The sentence for a server that ended because its user can't write to its home; "" for other reasons.
 
-    `words` are the last lines of its log, `user` the "uid:gid" of its processes, `image` one that is here.
+    `words` are its last log lines, `user` the "uid:gid" of its processes, `image` an image on this machine.
     """
     if home is None:
         return ""
@@ -71,7 +71,7 @@ def home_fault(words: str, home: Home | None, user: str, image: str) -> str:
     else:
         command = f"docker run --rm -u 0 --entrypoint chown -v {source}:/home {image} -R {user} /home"
     return (
-        f"Your server can't write to your home {target}: it belongs to somebody else, most likely root. "
+        f"Your server can't write to your home {target}: it belongs to another user, probably root. "
         f"Admin: run `{command}`."
     )
 
@@ -79,8 +79,8 @@ def home_fault(words: str, home: Home | None, user: str, image: str) -> str:
 def _unreachable(words: str) -> Said:
     if "permission denied" in words.lower():
         return Said(
-            "No server can be started right now: the hub may not use Docker.",
-            "let the user that runs the hub reach Docker's socket (group docker), then restart the hub.",
+            "No server can be started right now: the hub has no permission to use Docker.",
+            "give the user that runs the hub access to Docker's socket (group docker), then restart the hub.",
         )
     return Said(
         "Docker doesn't answer right now, so no server can be started. Try again in a minute.",
@@ -92,15 +92,15 @@ def _device(match: re.Match[str]) -> Said:
     return Said(
         "Docker can't give your server its GPU. Choose a server without a GPU, or tell an admin.",
         f"Docker says: {match[0][:300]}. Run `gpuspawner doctor`; `nvidia-ctk cdi generate "
-        "--output=/etc/cdi/nvidia.yaml` writes the CDI spec anew.",
+        "--output=/etc/cdi/nvidia.yaml` writes a new CDI spec.",
         "device",
     )
 
 
 def _mount(match: re.Match[str]) -> Said:
     return Said(
-        "A folder that belongs to every server here can't be mounted, so yours can't be started.",
-        f"Docker says: {match[0][:300]}. Create the folder on the host, or take it out of "
+        "A folder that all servers here mount can't be mounted, so your server can't be started.",
+        f"Docker says: {match[0][:300]}. Create the folder on the host, or remove it from "
         "c.GpuDockerSpawner.volumes.",
         "mount",
     )
@@ -109,7 +109,7 @@ def _mount(match: re.Match[str]) -> Said:
 def _too_long(match: re.Match[str]) -> Said:
     return Said(
         "The name of your server is too long for Docker. Give it a shorter one.",
-        f"Docker says: {match[0][:300]}. A shorter c.GpuDockerSpawner.prefix or volume name helps, too.",
+        f"Docker says: {match[0][:300]}. A shorter c.GpuDockerSpawner.prefix or volume name also helps.",
         "name_too_long",
         400,
     )
@@ -117,16 +117,16 @@ def _too_long(match: re.Match[str]) -> Said:
 
 def _full(match: re.Match[str]) -> Said:
     return Said(
-        "The disk of this machine is full, so no server can be started. Your files are as they were.",
-        "`docker system df` says what takes the room, `gpuspawner homes` how large the homes are.",
+        "The disk of this machine is full, so no server can be started. Your files are not changed.",
+        "`docker system df` shows what uses the space, `gpuspawner homes` how large the homes are.",
         "disk_full",
     )
 
 
 def _runtime(match: re.Match[str]) -> Said:
     return Said(
-        "Docker has no program to run your server with.",
-        f"Docker says: {match[0][:300]}. Install it, or take `runtime` out of extra_host_config.",
+        "Docker lacks the runtime that your server needs.",
+        f"Docker says: {match[0][:300]}. Install it, or remove `runtime` from extra_host_config.",
         "runtime",
         500,
     )
@@ -187,4 +187,4 @@ _KNOWN: tuple[tuple[re.Pattern[str], _Make], ...] = (
     (_compile(r"error setting rlimit.*"), _limits),
     (_compile(r"port is already allocated.*|address already in use.*"), _port),
 )
-"""What Docker and runc say, and what it means; the first that is found."""
+"""Patterns of Docker's and runc's messages and their explanations; the first match counts."""

@@ -1,7 +1,7 @@
-"""Which volume is the user's home, and how it becomes the user's. Pure.
+"""Finds the volume that is the user's home, and makes the user its owner. Pure.
 
-A home is the volume that has the user's name, or the one that a setting names. Every other volume is
-somebody else's: shared folders and data sets are left as they are.
+A home is the volume that has the user's name, or the one that a setting names. Other volumes, such as
+shared folders and data sets, are not changed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A folder of the container that outlasts it.
+    """A folder of the container that remains when the container is removed.
 
     `template` is the source as the settings have it ("{prefix}-home-{username}"), `source` what it is for
-    this user: a name is a volume of Docker's, a path a folder of the host.
+    this user: a name means a Docker volume, a path means a folder of the host.
     """
 
     template: str
@@ -31,13 +31,13 @@ class Volume:
 
     @property
     def of_docker(self) -> bool:
-        """Whether Docker keeps it; a folder of the host belongs to whom the site gave it."""
+        """Whether it is a Docker volume; the site decides who owns a folder of the host."""
         return not self.source.startswith("/")
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The user's volume. `unknown` is True where the image works elsewhere, so that HOME must be set."""
+    """The user's volume. `unknown` is True if the image works in another folder, so that HOME must be set."""
 
     volume: Volume
     unknown: bool
@@ -46,16 +46,16 @@ class Home:
 def find_home(
     volumes: Sequence[Volume], names: Sequence[str], working_dir: str, setting: str = ""
 ) -> Home | None:
-    """The home among the volumes of the user with these names (plain, escaped); None if there is none.
+    """The home among the user's volumes; None if there is none. `names` are the user's (plain, escaped).
 
-    An image knows a home that lies in its working directory, or the other way round. Without the rest, the
-    work of who starts NVIDIA's image (`/workspace`) would be gone with the container. Raises ConfigError.
+    An image knows a home that lies in its working directory, or the other way round. For other images, such
+    as NVIDIA's (`/workspace`), files would otherwise be lost with the container. Raises ConfigError.
     """
     if setting:
         named = [volume for volume in volumes if _folder(volume.target) == _folder(setting)]
         if not named:
             raise ConfigError(
-                f"c.GpuLab.home is {setting!r}, and no volume is mounted there: name one of "
+                f"c.GpuLab.home is {setting!r}, but no volume is mounted there: use one of "
                 f"{', '.join(sorted(volume.target for volume in volumes)) or 'c.GpuDockerSpawner.volumes'}"
             )
         return Home(named[0], unknown=not _knows(working_dir, named[0]))
@@ -78,7 +78,7 @@ def _folder(path: str) -> str:
 
 
 def _names_user(template: str) -> bool:
-    """Whether the setting has the user's name filled in: `{username}`, `{raw_username}`, …"""
+    """Whether the setting contains a template of the user's name: `{username}`, `{raw_username}`, …"""
     try:
         return any("user" in (name or "") for _, name, _, _ in Formatter().parse(template))
     except ValueError:
@@ -86,7 +86,7 @@ def _names_user(template: str) -> bool:
 
 
 def _has_name(source: str, names: Sequence[str]) -> bool:
-    """Whether a name that a hook or a callable made has the user's in it, as a word of its own."""
+    """Whether a name from a hook or a callable contains the user's name, as a separate word."""
     words = re.split(r"[/_.-]", source)
     return any(name and (name in words or source.endswith((f"-{name}", f"/{name}"))) for name in names)
 
@@ -104,10 +104,10 @@ def own_home(home: str, user: str) -> tuple[str, bytes]:
 
 
 def belongs_to_root(block: bytes) -> bool:
-    """Whether the first entry of a tar archive that Docker made of the folder is root's.
+    """Whether the first entry of Docker's tar archive of the folder belongs to root.
 
-    A volume that Docker has just made is, where the image has no such folder. One that was given to its user
-    already isn't: then its rights are the user's own business.
+    A new Docker volume does, if the image has no such folder. A volume that was already given to its user
+    doesn't: then its permissions are not changed.
     """
     try:
         return tarfile.TarInfo.frombuf(block[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape").uid == 0

@@ -1,4 +1,4 @@
-"""What the settings and the machine say about one lab: limits wished for it, its volumes, what labs share."""
+"""Facts about one lab from settings and machine: its configured limits, its volumes, the machine's size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .home import Volume
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """`mem_limit` (bytes) and `cpu_limit` (cores) of a spawner; None or 0 where there is none."""
+    """`mem_limit` (bytes) and `cpu_limit` (cores) of a spawner; None or 0 if there is none."""
 
     memory_bytes: int | None = None
     cpu_cores: float | None = None
@@ -29,8 +29,8 @@ def configured_limits(
 ) -> ConfiguredLimits:
     """What is configured for a lab of this tier.
 
-    Of memory and CPU: what `extra_host_config` says; else what a group's override or a hook has set on this
-    spawner (`own` differs from `general`, which the settings say for all); else the tier; else `general`.
+    Memory and CPU come from the first of these that is set: `extra_host_config`; a group's override or a hook
+    on this spawner (`own` differs from `general`, the settings for all spawners); the tier; `general`.
     Raises ConfigError.
     """
     memory = own.memory_bytes
@@ -45,13 +45,13 @@ def configured_limits(
 
 
 def limits_env(limits: Limits) -> dict[str, str]:
-    """The variables in which JupyterHub tells a server its limits."""
+    """The environment variables with which JupyterHub tells a server its limits."""
     known = {"MEM_LIMIT": limits.memory_bytes, "CPU_LIMIT": limits.cpu_cores}
     return {name: str(value) for name, value in known.items() if value}
 
 
 def volumes_of(spawner: DockerSpawner) -> tuple[Volume, ...]:
-    """Every volume of DockerSpawner's settings, with what its name was made from."""
+    """Every volume of DockerSpawner's settings, with the template of its name."""
 
     def fill(template: str) -> str:
         return str(spawner.format_volume_name(template, spawner))
@@ -69,7 +69,10 @@ def volumes_of(spawner: DockerSpawner) -> tuple[Volume, ...]:
 
 
 async def ask_machine(docker: Callable[[str], Awaitable[Any]]) -> Machine:
-    """What labs share, by Docker. `docker` runs a method of docker-py's client. Raises EngineFault."""
+    """The machine that labs share, according to Docker.
+
+    `docker` runs a method of docker-py's client. Raises EngineFault.
+    """
     info = await docker("info")
     raises = await asyncio.to_thread(may_raise_limits, info)
     driver = str(info.get("LoggingDriver") or "")

@@ -1,4 +1,4 @@
-"""What the spawn page can offer now: asks broker and Docker, and waits for neither for long."""
+"""What the spawn page can offer now: asks broker and Docker, with short time limits."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ async def look(
 async def _obstacles(
     wanted: dict[Tier, str], document: dict[str, Any] | None, docker: DockerEngine
 ) -> dict[str, str]:
-    """Why the image of a tier can't work here, by the tier's name. What isn't known is no obstacle.
+    """By tier name, why the tier's image can't work here. An unknown fact is no obstacle.
 
-    Only images that are here have labels to look at. The start looks again, once it has pulled.
+    Only images on this machine can be checked. The start checks again after the pull.
     """
     machine, found = read_machine(document), {}
     with suppress(EngineFault, TimeoutError):

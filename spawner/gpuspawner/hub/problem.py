@@ -1,4 +1,4 @@
-"""What a user reads of each error of ours: a sentence, the label of the hub's metric, an HTTP status."""
+"""How each of our errors is shown: a sentence, the label of the hub's metric, an HTTP status."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Problem:
     reason: str
     status: int
     admin: str = ""
-    """What to do, for the log."""
+    """What the admin should do; for the log."""
 
 
 def describe(error: GpuSpawnerError) -> Problem:
-    """What the user is told of an error. What exactly happened is for the log."""
+    """How an error is shown to the user. The details go to the log."""
     if isinstance(error, Refusal):
         return Problem(error.message, error.reason, error.status)
     if isinstance(error, StartFault):

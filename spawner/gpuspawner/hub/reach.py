@@ -1,8 +1,8 @@
-"""What a container could reach past its lease, by its settings: one rule for all ways. Pure.
+"""Finds settings with which a container would bypass its lease. Pure.
 
-Two kinds. What only a lease may give (device requests, NVIDIA's runtime, GPUs in `devices`) is left out
-with a warning: the container works without. Everything else is refused, for a container without it would
-not be what the admin asked for. `c.GpuLab.past_lease` allows what is meant.
+There are two kinds. Settings that only a lease may give (device requests, NVIDIA's runtime, GPUs in
+`devices`) are removed with a warning: the container works without them. All others are refused, because a
+container without them would not be what the admin asked for. `c.GpuLab.past_lease` allows them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..core.errors import ConfigError
 
 GPU_DEVICES = ("/dev/nvidia", "/dev/dri")
 _DEVICES = (*GPU_DEVICES, "/dev/char", "/dev/block", "/dev/mem", "/dev/kmem", "/dev/port", "/dev/vfio")
-"""Folders and beginnings of device files with which a GPU, or the memory of the machine, can be reached.
+"""Folders and prefixes of device files that give access to a GPU or to the machine's memory.
 /dev/char names every device by its number."""
 _ENGINE_SOCKETS = (
     "/run/docker.sock",
@@ -26,16 +26,16 @@ _ENGINE_SOCKETS = (
     "/run/podman/podman.sock",
 )
 _GPU_FOLDERS = ("/run/nvidia-container-devices", "/var/run/nvidia-container-devices")
-"""A mount at such a folder asks NVIDIA's runtime for a GPU (nvidia-container-toolkit,
+"""With a mount at such a folder, a container requests a GPU from NVIDIA's runtime (nvidia-container-toolkit,
 `accept-nvidia-visible-devices-as-volume-mounts`)."""
 _HARMLESS_CAPABILITIES = frozenset({"AUDIT_WRITE", "IPC_LOCK", "NET_BIND_SERVICE", "SYS_NICE", "SYS_PTRACE"})
-"""Those that reach neither devices nor other containers (capabilities(7), Linux 6.1)."""
+"""Capabilities that give access to neither devices nor other containers (capabilities(7), Linux 6.1)."""
 _ALL = "every GPU of this machine"
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One setting that reaches past the lease. `name` is what `c.GpuLab.past_lease` calls it."""
+    """One setting that bypasses the lease. `name` is its name in `c.GpuLab.past_lease`."""
 
     name: str
     value: str
@@ -44,25 +44,28 @@ class Way:
     def sentence(self) -> str:
         """What is wrong and what to do, for the admin."""
         return (
-            f"{self.name} is {self.value}: with that a lab reaches {self.reaches}, whatever its lease says. "
-            f'Take it out, or, if it is meant, set c.GpuLab.past_lease = ["{self.name}"]'
+            f"{self.name} is {self.value}: this gives a lab access to {self.reaches}, regardless of its "
+            f'lease. Remove it, or, to allow it, set c.GpuLab.past_lease = ["{self.name}"]'
         )
 
 
 def ways(create: Mapping[str, Any], host: Mapping[str, Any], private: tuple[str, ...] = ()) -> list[Way]:
-    """Every way past the lease in Docker's arguments. `private` are folders of the host for no lab."""
+    """All settings in Docker's arguments that bypass the lease.
+
+    No lab may mount the host folders `private`.
+    """
     return [*_user(create), *_rights(host), *_devices(host), *_sources(host, private), *_others(host)]
 
 
 def check(found: list[Way], allowed: frozenset[str]) -> None:
-    """Raises ConfigError, naming the setting, for a way that the admin didn't allow."""
+    """Raises ConfigError, naming the setting, for one that the admin didn't allow."""
     refused = [way for way in found if way.name not in allowed]
     if refused:
         raise ConfigError(f"extra_host_config or extra_create_kwargs: {refused[0].sentence()}")
 
 
 def drop_devices(create: dict[str, Any], host: dict[str, Any], allowed: frozenset[str]) -> tuple[str, ...]:
-    """Takes out of both what only a lease may give; returns the names of what was there."""
+    """Removes from both the settings that only a lease may give; returns the names of the removed ones."""
     dropped = [name for name in ("device_requests",) if host.pop(name, None)]
     for options in (create, host):
         if str(options.get("runtime") or "").startswith("nvidia"):
@@ -90,7 +93,7 @@ def bind_table(binds: Any) -> dict[str, Any]:
 
 
 def _user(create: Mapping[str, Any]) -> Iterator[Way]:
-    """Root, by number or name. Another name than a number can't be looked up here: the image knows it."""
+    """Reports root, by number or name. Other names can't be checked here: only the image knows them."""
     user = str(create.get("user") or "")
     uid = user.partition(":")[0]
     if not uid.isdigit() or int(uid) == 0:
@@ -104,10 +107,10 @@ def _rights(host: Mapping[str, Any]) -> Iterator[Way]:
     added = [str(each).upper().removeprefix("CAP_") for each in host.get("cap_add") or ()]
     beyond = sorted(set(added) - _HARMLESS_CAPABILITIES)
     if beyond:
-        yield Way("cap_add", ", ".join(beyond), "what only the machine's root should")
+        yield Way("cap_add", ", ".join(beyond), "what only the machine's root should access")
     dropped = {str(each).upper() for each in host.get("cap_drop") or ()}
     if "ALL" not in dropped:
-        yield Way("cap_drop", "without ALL", "what only root should: labs need no capability")
+        yield Way("cap_drop", "without ALL", "what only root should access: labs need no capability")
     for option in host.get("security_opt") or ():
         if str(option).replace("=", ":") == "no-new-privileges:false":
             reaches = "root by a setuid program, and with it the MPS daemon of its GPU"
@@ -141,7 +144,7 @@ def _mounted(name: str, source: str, target: str, private: tuple[str, ...]) -> I
 
 
 def _reached(path: str, private: tuple[str, ...]) -> str:
-    """What somebody reaches who sees this path of the host; "" where that is nothing of ours."""
+    """What this path of the host gives access to; "" if that is harmless."""
     if _reaches_device(path):
         return _ALL
     if any(_within(socket, path) for socket in _ENGINE_SOCKETS):
@@ -162,7 +165,7 @@ def _others(host: Mapping[str, Any]) -> Iterator[Way]:
             yield Way(name, mode, "the processes of other labs")
     policy = host.get("restart_policy") or {}
     if policy.get("Name") not in (None, "", "no"):
-        reaches = "devices that another user has by the time it starts again"
+        reaches = "devices that another user may hold when it restarts"
         yield Way("restart_policy", str(policy["Name"]), reaches)
 
 

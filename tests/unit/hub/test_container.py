@@ -231,7 +231,7 @@ def test_a_lease_may_set_the_runtime() -> None:
 
 
 def test_a_host_config_in_the_wrong_place_is_refused() -> None:
-    with pytest.raises(ConfigError, match="put it into extra_host_config"):
+    with pytest.raises(ConfigError, match="move it to extra_host_config"):
         plan(replace(FACTS, extra_create={"host_config": {"DeviceRequests": [{"Count": -1}]}}), None)
 
 

@@ -40,7 +40,7 @@ def test_the_admins_part_has_dockers_words_and_the_command() -> None:
     assert explain(EngineFault(words, 500)) == Said(
         "Docker can't give your server its GPU. Choose a server without a GPU, or tell an admin.",
         f"Docker says: {words}. Run `gpuspawner doctor`; `nvidia-ctk cdi generate "
-        "--output=/etc/cdi/nvidia.yaml` writes the CDI spec anew.",
+        "--output=/etc/cdi/nvidia.yaml` writes a new CDI spec.",
         "device",
     )
 
@@ -50,14 +50,17 @@ def test_only_a_docker_that_doesnt_answer_is_called_so() -> None:
         "Docker doesn't answer right now, so no server can be started. Try again in a minute.",
         "see `docker info` and the log of the hub.",
     )
-    assert "may not use Docker" in explain(EngineFault("Docker does not answer: Permission denied")).user
+    assert (
+        "has no permission to use Docker"
+        in explain(EngineFault("Docker does not answer: Permission denied")).user
+    )
 
 
 def test_a_keyword_that_docker_py_doesnt_have() -> None:
     error = TypeError("HostConfig.__init__() got an unexpected keyword argument 'shm'")
     assert str(unusable(error)) == (
-        "extra_host_config or extra_create_kwargs has 'shm', which docker-py doesn't know: take it out, or "
-        "write it as docker-py's create_host_config or create_container do"
+        "extra_host_config or extra_create_kwargs has 'shm', which docker-py doesn't know: remove it, "
+        "or use the names of docker-py's create_host_config or create_container"
     )
     assert str(unusable(TypeError("Invalid type for ulimits param"))).endswith(
         ": Invalid type for ulimits param"
@@ -70,7 +73,7 @@ DENIED = "PermissionError: [Errno 13] Permission denied: '/home/jovyan/.local'"
 
 def test_a_home_that_belongs_to_root() -> None:
     assert home_fault(DENIED, HOME, "1000:100", "lab:1") == (
-        "Your server can't write to your home /home/jovyan: it belongs to somebody else, most likely root. "
+        "Your server can't write to your home /home/jovyan: it belongs to another user, probably root. "
         "Admin: run `chown -R 1000:100 /srv/homes/ada`."
     )
     volume = Home(Volume("home-{username}", "home-ada", "/home/jovyan"), unknown=False)

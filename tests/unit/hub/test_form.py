@@ -79,8 +79,8 @@ GUARDED = {
         (
             SLICE,
             document(**{**GUARDED, "compute_guarantee": "none", "compute_percent": 100.0}),
-            "8.0 GiB of GPU memory, guarded. Compute is shared in turns, nothing limits it. 5 of 10 slices "
-            "free now.",
+            "8.0 GiB of GPU memory, guarded. Users share the compute by time-slicing; nothing limits it. "
+            "5 of 10 slices free now.",
         ),
         (
             SLICE,

@@ -83,7 +83,7 @@ def test_braces_that_are_no_template() -> None:
 def test_a_setting_names_the_home() -> None:
     assert find_home((SHARED, HOME), NAMES, "/", "/shared/") == Home(SHARED, unknown=True)
     assert find_home((SHARED, HOME), NAMES, "/home/jovyan", "/home/jovyan") == Home(HOME, unknown=False)
-    with pytest.raises(ConfigError, match="no volume is mounted there: name one of /home/jovyan, /shared"):
+    with pytest.raises(ConfigError, match="no volume is mounted there: use one of /home/jovyan, /shared"):
         find_home((SHARED, HOME), NAMES, "/", "/home/ada")
 
 

@@ -197,7 +197,7 @@ OFFER = "Choose usual or one like quay.io/jupyter/*:2026-*."
 @pytest.mark.parametrize(
     ("allowed", "value", "sentence"),
     [
-        (NO_IMAGES, "lab:1", "An image can't be chosen here: leave it out"),
+        (NO_IMAGES, "lab:1", "An image can't be chosen here: remove the image option"),
         (
             ANY,
             ["lab:1"],

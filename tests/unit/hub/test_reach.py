@@ -36,11 +36,11 @@ def test_other_users_reach_nothing(user: str) -> None:
     ("host", "way"),
     [
         ({"privileged": True}, ("privileged", ALL)),
-        ({"cap_add": ["SYS_ADMIN"]}, ("cap_add", "what only the machine's root should")),
-        ({"cap_add": ["cap_mknod", "SYS_NICE"]}, ("cap_add", "what only the machine's root should")),
-        ({"cap_add": ["ALL"]}, ("cap_add", "what only the machine's root should")),
-        ({"cap_drop": []}, ("cap_drop", "what only root should: labs need no capability")),
-        ({"cap_drop": ["NET_RAW"]}, ("cap_drop", "what only root should: labs need no capability")),
+        ({"cap_add": ["SYS_ADMIN"]}, ("cap_add", "what only the machine's root should access")),
+        ({"cap_add": ["cap_mknod", "SYS_NICE"]}, ("cap_add", "what only the machine's root should access")),
+        ({"cap_add": ["ALL"]}, ("cap_add", "what only the machine's root should access")),
+        ({"cap_drop": []}, ("cap_drop", "what only root should access: labs need no capability")),
+        ({"cap_drop": ["NET_RAW"]}, ("cap_drop", "what only root should access: labs need no capability")),
         (
             {"security_opt": ["no-new-privileges:false"]},
             ("security_opt", "root by a setuid program, and with it the MPS daemon of its GPU"),
@@ -93,7 +93,7 @@ def test_other_users_reach_nothing(user: str) -> None:
         ({"ipc_mode": "host"}, ("ipc_mode", "the processes of other labs")),
         (
             {"restart_policy": {"Name": "always"}},
-            ("restart_policy", "devices that another user has by the time it starts again"),
+            ("restart_policy", "devices that another user may hold when it restarts"),
         ),
     ],
 )
@@ -135,9 +135,9 @@ def test_the_sentence_names_the_setting_and_what_allows_it() -> None:
     with pytest.raises(ConfigError) as refused:
         check([way], frozenset({"privileged"}))
     assert str(refused.value) == (
-        "extra_host_config or extra_create_kwargs: pid_mode is host: with that a lab reaches the processes "
-        "of other labs, whatever its lease says. Take it out, or, if it is meant, set c.GpuLab.past_lease = "
-        '["pid_mode"]'
+        "extra_host_config or extra_create_kwargs: pid_mode is host: this gives a lab access to the "
+        "processes of other labs, regardless of its lease. Remove it, or, to allow it, set "
+        'c.GpuLab.past_lease = ["pid_mode"]'
     )
     check([way], frozenset({"pid_mode"}))
 

@@ -62,10 +62,9 @@ def test_labs_without_a_limit() -> None:
                 Finding(
                     Level.PROBLEM,
                     "Past the lease",
-                    "privileged is True: with that a lab reaches every GPU of this "
-                    "machine, whatever its lease "
-                    "says: no lab starts",
-                    'Take it out, or, if it is meant, set c.GpuLab.past_lease = ["privileged"]',
+                    "privileged is True: this gives a lab access to every GPU of this machine, "
+                    "regardless of its lease: no lab starts",
+                    'Remove it, or, to allow it, set c.GpuLab.past_lease = ["privileged"]',
                 )
             ],
         ),
