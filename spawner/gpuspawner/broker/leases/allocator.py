@@ -192,7 +192,9 @@ class Allocator:
         users = dict.fromkeys(
             (lease.hub, lease.user) for lease in self.leases() if lease.state is LeaseState.WAITING
         )
-        return tuple([lease for user in users for lease in await self._step(self._recheck, *user)])
+        ended = [lease for user in users for lease in await self._step(self._recheck, *user)]
+        await self._step(self._rules_changed)
+        return tuple(ended)
 
     async def find(self, lease_id: str) -> Lease | None:
         """The lease, living or closed, or None if there never was one. Raises LedgerFault."""
@@ -343,7 +345,6 @@ class Allocator:
             reason = f"{refusal.reason}: {refusal.message}"
             ended.append(replace(lease, state=end.to, since=now, reason=reason))
         await self._commit(*ended)
-        await self._rules_changed()
         return tuple(ended)
 
     async def _find(self, lease_id: str) -> Lease | None:
