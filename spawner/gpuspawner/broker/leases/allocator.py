@@ -186,10 +186,15 @@ class Allocator:
     async def recheck(self) -> tuple[Lease, ...]:
         """A quota was changed, or used up: those who wait and may not any more leave the queue.
 
-        Who holds a GPU keeps it. The leases that ended; their reason has the refusal, for `refusal_in`.
-        Raises LedgerFault.
+        Who holds a GPU keeps it. The leases that ended; their reason has the refusal, for `refusal_in`. Each
+        user is a step of their own, so nobody else waits for long. Raises LedgerFault.
         """
-        return await self._step(self._recheck)
+        users = dict.fromkeys(
+            (lease.hub, lease.user) for lease in self.leases() if lease.state is LeaseState.WAITING
+        )
+        ended = [lease for user in users for lease in await self._step(self._recheck, *user)]
+        await self._step(self._rules_changed)
+        return tuple(ended)
 
     async def find(self, lease_id: str) -> Lease | None:
         """The lease, living or closed, or None if there never was one. Raises LedgerFault."""
@@ -331,20 +336,15 @@ class Allocator:
         await self._commit(lease, *placed.values())
         return lease
 
-    async def _recheck(self) -> tuple[Lease, ...]:
+    async def _recheck(self, hub: str, user: str) -> tuple[Lease, ...]:
         if self._gate is None:
             return ()
         now, ended = self._clock(), []
-        users = dict.fromkeys(
-            (lease.hub, lease.user) for lease in self.leases() if lease.state is LeaseState.WAITING
-        )
-        for hub, user in users:
-            for lease, refusal in await self._gate.refused(self._book.of_user(hub, user)):
-                reason = f"{refusal.reason}: {refusal.message}"
-                end = states.after(lease.state, Event.END, Actor.BROKER)
-                ended.append(replace(lease, state=end.to, since=now, reason=reason))
+        for lease, refusal in await self._gate.refused(self._book.of_user(hub, user)):
+            end = states.after(lease.state, Event.END, Actor.BROKER)
+            reason = f"{refusal.reason}: {refusal.message}"
+            ended.append(replace(lease, state=end.to, since=now, reason=reason))
         await self._commit(*ended)
-        await self._rules_changed()
         return tuple(ended)
 
     async def _find(self, lease_id: str) -> Lease | None:
