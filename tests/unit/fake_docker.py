@@ -40,6 +40,9 @@ class SilentBroker:
     async def tiers(self) -> dict[str, Any]:
         raise BrokerUnavailable("GPUs can't be given out right now.")
 
+    async def ask(self, *_: Any) -> Any:
+        raise BrokerUnavailable("GPUs can't be given out right now.")
+
     async def release(self, lease_id: str) -> None:
         self.released.append(lease_id)
 

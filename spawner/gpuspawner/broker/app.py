@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,13 +14,18 @@ from traitlets import Bool, Float, TraitError, Unicode, default
 from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
 
+from ..config.idle import IdleRules
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
+from ..core.quota import Quota
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
+from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .decide.book import QueueRules
+from .decide.fairshare import FairShare
 from .decide.pooling import Pooling
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
@@ -29,8 +35,14 @@ from .identity import broker_id
 from .keeper import EXIT_SETTINGS
 from .leases.allocator import Allocator
 from .leases.containers import DockerEngine
+from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
+from .leases.gate import QuotaGate
 from .leases.leasing import NOT_READY, LeaseService, Parts
+from .leases.prestart import HubApi, Prestart
+from .leases.queue_rules import queue_rules
+from .leases.rule_service import RuleService
+from .leases.rulebook import Rulebook
 from .ledger import Ledger
 from .lock import BrokerLock
 from .observe.journal import Journal
@@ -135,6 +147,12 @@ class GpuBroker(Application):
 
     site: GpuSite
     tiers: tuple[Tier, ...]
+    quotas: tuple[Quota, ...]
+    idle: IdleRules
+    rulebook: Rulebook
+    gate: QuotaGate
+    rules: RuleService
+    endings: Endings
     allocator: Allocator
     service: LeaseService
     enforcement: Enforcement
@@ -161,6 +179,8 @@ class GpuBroker(Application):
                 self.update_config(command_line)
             self.site = GpuSite(parent=self)
             self.tiers = self.site.parsed_tiers()
+            self.quotas = self.site.parsed_quotas()
+            self.idle = self.site.parsed_idle()
         except TraitError as error:
             raise ConfigError(f"A setting can't be used: {error}") from error
 
@@ -213,11 +233,17 @@ class GpuBroker(Application):
         pooling = self.sharing.find(self.facts)
         for warning in pooling.warnings:
             self.log.warning("%s", warning)
-        self.allocator = Allocator(ledger, log=self.log)
+        self.rulebook = Rulebook(ledger, self.site.quotas, self.site.known(), log=self.log)
+        await self.rulebook.load()
+        self.gate = QuotaGate(self.rulebook, ledger)
+        self.allocator = Allocator(ledger, gate=self.gate, log=self.log, rules=self._queue_rules())
+        self.gate.floor = self.allocator
+        self.rules = RuleService(self.rulebook, self.gate, self.allocator, ledger)
         await self.allocator.load(pooling.devices, pooling.terms, place=False)
         self.service = await self._make_service(ledger)
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
+        self.endings = self._make_endings()
         await self.journal.load()
         await self.enforcement.start()
         servers: list[HTTPServer] = []
@@ -229,7 +255,12 @@ class GpuBroker(Application):
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
+            loops.append(asyncio.create_task(self.allocator.waits.run(), name="waits"))
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
+            loops.append(asyncio.create_task(self.endings.run(), name="endings"))
+            if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
+                prestart = Prestart(self.rulebook, HubApi(os.environ), self.log)
+                loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
             loops.append(asyncio.create_task(pruning.run(), name="pruning"))
             self._say_ready(len(pooling.devices))
@@ -240,6 +271,25 @@ class GpuBroker(Application):
                 task.cancel()
             await self.service.close()  # first: from now on, a broken hold frees nothing
             await self._close(servers)
+
+    def _queue_rules(self) -> QueueRules:
+        """Who is next, as the settings and quotas say."""
+        half_life_seconds = self.site.fair_share_half_life_days * 86400
+        fair = FairShare(half_life_seconds) if self.site.fair_share else None
+        return queue_rules(self.gate, fair, self.site.queue_patience)
+
+    def _make_endings(self) -> Endings:
+        usage = self.enforcement.usage
+        parts = EndingParts(
+            rulebook=self.rulebook,
+            gate=self.gate,
+            allocator=self.allocator,
+            service=self.service,
+            utilization=lambda: {uuid: each.utilization_percent for uuid, each in usage().items()},
+            idle=self.idle,
+            timezone=self.site.timezone,
+        )
+        return Endings(parts, self.log)
 
     def _make_late(self) -> LateDevices:
         parts = LateParts(
@@ -334,6 +384,7 @@ class GpuBroker(Application):
                 self.log.warning("%s; the next round tries again", fault)
                 return False
             self.service.ready.set()
+        await self.allocator.advance()
         return True
 
     def _device_uuids(self) -> tuple[str, ...]:
@@ -361,8 +412,15 @@ class GpuBroker(Application):
 
     def _serve_socket(self) -> HTTPServer:
         waits, simulated = self.site.queue_timeout, self.facts.simulated
-        site = Site(self.service, self._view(), self.measures, waits, self.log, simulated)
-        server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
+        timeouts = {
+            tier.name: tier.queue_timeout_seconds
+            for tier in self.tiers
+            if tier.queue_timeout_seconds is not None
+        }
+        site = Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
+        server = HTTPServer(
+            make_app(site, rule_routes(site, self.rules, self.endings)), max_body_size=MAX_BODY_BYTES
+        )
         server.add_socket(bind_socket(self.site.socket_path))
         return server
 

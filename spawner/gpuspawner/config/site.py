@@ -7,12 +7,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from traitlets import Dict, Enum, Float, List, Unicode, default
+from traitlets import Bool, Dict, Enum, Float, List, Unicode, default
 from traitlets.config import Configurable
 
 from ..core.errors import ConfigError
 from ..core.model import Pool, Tier
+from ..core.quota import Quota
+from .idle import IdleRules, parse_idle
+from .lines import line_of
 from .pools import check_tiers, parse_pools
+from .quotas import Known, check_timezone, parse_quotas
 from .tiers import DEFAULT_TIERS, parse_tiers
 
 
@@ -28,6 +32,7 @@ class GpuSite(Configurable):
         Each is a dict: `name` (lower case; also what the admin page shows), `title`, and
         optionally `description`, `devices` (how many GPUs; 0, the default, is a CPU server), `model`
         (part of the GPU's name, "H100"), `image`, `mem_limit` ("16G", main memory), `cpu_limit` (cores),
+        `queue_timeout` (seconds that its servers wait for a device; default: `c.GpuSite.queue_timeout`),
         `shm` ("8G", size of /dev/shm, part of `mem_limit`), `pids` (maximum number of processes),
         `cpu_shares` (weight when the CPU is busy). `c.GpuLab` sets the defaults for the last three. Memory
         and CPU limits of `group_overrides` or of a hook override the tier's; the tier's override those of
@@ -82,6 +87,64 @@ class GpuSite(Configurable):
                 {"name": "class", "mode": "slice", "devices": {"count": 1}, "slices": 8},
                 {"name": "whole"},
             ]
+        """,
+    ).tag(config=True)
+
+    quotas = List(
+        Dict(),
+        help="""
+        What users and groups may have. What nobody limits is not limited.
+
+        Each is a dict for one `group` of the hub (for each of its members), for one `user`, or, with neither,
+        for everybody. The keys, all of them optional: `tiers` (a list: these may be used), `leases` (servers
+        with a GPU at once), `devices` (whole GPUs and MIG instances at once), `slices` (at once);
+        `gpu_hours` in a `period`: "day", "week" (from Monday; the default), "week from sunday" or
+        "2026-10-12 to 2027-02-12", in a `timezone` ("Europe/Berlin"; left out, `c.GpuSite.timezone`);
+        `session_hours` (a server with a GPU ends after so long), `extend_hours` (by how much in all its user
+        may make that longer); `weight` (the share in the queue; 2 is twice that of 1), `priority` (higher is
+        served first), and for a group `guaranteed_devices` (what all its members together are entitled to).
+        "unlimited" lifts a limit.
+
+        A user's own value counts, else the most generous of their groups', else everybody's. The
+        `properties` of a hub group may have the same keys; where both say something, this setting counts.
+        `gpuspawner quota` changes all of them at run time, and a restart keeps that.
+
+        Default: none, so nothing is limited. Who asks for more reads what they have, what their limit is,
+        and what to do. A quota that can't work keeps hub and broker from starting, with the line to change.
+
+        Example::
+
+            c.GpuSite.quotas = [
+                {"devices": 1, "tiers": ["cpu", "gpu"]},
+                {"group": "students", "devices": 1, "gpu_hours": 10, "session_hours": 4},
+                {"group": "phd", "devices": 2, "priority": 10},
+            ]
+        """,
+    ).tag(config=True)
+
+    timezone = Unicode(
+        "UTC",
+        help="""
+        The time zone of quotas and lab sessions that name none, by its IANA name.
+
+        Default: UTC, because a hub's users may be anywhere; every sentence with a time says its zone.
+        Example: `c.GpuSite.timezone = "Europe/Berlin"`
+        """,
+    ).tag(config=True)
+
+    idle = Dict(
+        help="""
+        When a server whose GPU nobody uses is warned, and what becomes of it.
+
+        Idle is a server of which no process uses the GPU while no kernel computes. Keys: `first_warning` and
+        `second_warning` (seconds of idleness), `after` (seconds of idleness until the action, at least five
+        minutes after the second warning), `action` ("stop", or "nothing": warnings only) and
+        `only_when_waiting` (True: only while somebody waits for such a GPU). Whether the GPU of a MIG
+        instance or a simulated one is used can't be measured: there the kernels alone count, and the warning
+        says so. A shared GPU counts as used by everybody on it while it is busy.
+
+        Default: warned after 15 and 55 minutes, stopped after 60, only when somebody waits.
+        Example: `c.GpuSite.idle = {"after": 7200, "second_warning": 6900, "only_when_waiting": False}`
         """,
     ).tag(config=True)
 
@@ -149,6 +212,41 @@ class GpuSite(Configurable):
         """,
     ).tag(config=True)
 
+    fair_share = Bool(
+        True,
+        help="""
+        Whether those who have had less of the GPUs are served before those who have had more.
+
+        Default: on. Groups come first by their weight and use, then users by theirs; use of a week ago counts
+        half. Off: first come, first served, among requests of the same priority.
+        Example: `c.GpuSite.fair_share = False`
+        """,
+    ).tag(config=True)
+
+    fair_share_half_life_days = Float(
+        7.0,
+        min=0.01,
+        help="""
+        Days after which use of the GPUs counts half in the fair share.
+
+        Default: 7, so that a busy week is forgotten within a month. Longer is fairer over a term, shorter
+        forgives sooner.
+        Example: `c.GpuSite.fair_share_half_life_days = 30`
+        """,
+    ).tag(config=True)
+
+    queue_patience = Float(
+        86400.0,
+        min=1.0,
+        help="""
+        Seconds after which a waiting request is passed by nobody any more: it is served by arrival.
+
+        Default: 86400, a day. It bounds the wait of people who had much, or whose priority is low: so long,
+        and then one longest session for each request that came before. Users see their place move up.
+        Example: `c.GpuSite.queue_patience = 4 * 3600`
+        """,
+    ).tag(config=True)
+
     queue_timeout = Float(
         900.0,
         min=1.0,
@@ -161,6 +259,14 @@ class GpuSite(Configurable):
         """,
     ).tag(config=True)
 
+    def longest_queue_timeout(self) -> float:
+        """The longest that a spawn of any tier waits for a device, in seconds. Broken tiers are left out."""
+        try:
+            tiers = self.parsed_tiers()
+        except ConfigError:
+            return self.queue_timeout
+        return max(self.queue_timeout, *(tier.queue_timeout_seconds or 0.0 for tier in tiers))
+
     def parsed_tiers(self) -> tuple[Tier, ...]:
         """The tiers as values. Raises ConfigError, with the remedy, for an invalid setting."""
         self._check_names()
@@ -172,6 +278,40 @@ class GpuSite(Configurable):
         """The pools as values; empty if the setting is empty. Raises ConfigError with the remedy."""
         self._check_names()
         return parse_pools(self.pools)
+
+    def known(self) -> Known:
+        """What quotas may name. Raises ConfigError for tiers or a time zone that can't be used."""
+        check_timezone(self.timezone, "c.GpuSite.timezone", 'c.GpuSite.timezone = "{}"')
+        return Known(self.parsed_tiers(), self._groups(), self.timezone)
+
+    def parsed_quotas(self) -> tuple[Quota, ...]:
+        """The quotas as values. Raises ConfigError with the line to change for what can't work."""
+        return parse_quotas(self.quotas, self.known(), self._place_of)
+
+    def parsed_idle(self) -> IdleRules:
+        """What becomes of idle servers. Raises ConfigError."""
+        self._check_names()
+        return parse_idle(self.idle)
+
+    def _groups(self) -> frozenset[str] | None:
+        """The hub's groups, as far as this file can know them: None if a login service manages them."""
+        groups = self.config.get("JupyterHub", {}).get("load_groups", {})
+        sections = [values for name, values in self.config.items() if name.endswith("Authenticator")]
+        if not groups or any(section.get("manage_groups") for section in sections):
+            return None
+        return frozenset(groups)
+
+    def _place_of(self, number: int) -> str:
+        """File and line of an entry of `quotas`, "jupyterhub_config.py:12: "; "" if that can't be told."""
+        parent = self.parent
+        for path in (getattr(parent, "config_file", ""), *getattr(parent, "loaded_config_files", ())[::-1]):
+            try:
+                line = line_of(Path(path).read_text(encoding="utf-8"), "GpuSite", "quotas", number)
+            except (OSError, UnicodeDecodeError):
+                continue
+            if line is not None:
+                return f"{path}:{line}: "
+        return ""
 
     def _check_names(self) -> None:
         """Raises ConfigError for an unknown setting, which traitlets ignores with a warning."""

@@ -4,6 +4,14 @@
     ├── Refusal           a valid request that we refuse; a sentence for the user, no traceback
     │   ├── BadOption         400  bad_option
     │   ├── NotAllowed        403  not_allowed
+    │   ├── QuotaTier         403  quota_tier
+    │   ├── QuotaLeases       403  quota_leases
+    │   ├── QuotaDevices      403  quota_devices
+    │   ├── QuotaSlices       403  quota_slices
+    │   ├── QuotaGpuHours     403  quota_gpu_hours
+    │   ├── QuotaUnreadable   403  quota_unreadable
+    │   ├── SessionReserved   409  session_reserved
+    │   ├── SessionUnfit      409  session_unfit
     │   ├── ImageUnfit        409  image_unfit
     │   ├── LeaseConflict     409  lease_conflict
     │   ├── NoCapacity        503  no_capacity
@@ -14,6 +22,7 @@
         ├── DeviceFault       NVML or the GPU
         ├── EngineFault       Docker
         ├── LedgerFault       the database
+        ├── HubFault          JupyterHub's API
         └── StartFault        the server itself did not start
 
 A refusal's message says what to do next. After an error from Docker, NVML or the database, no device is
@@ -53,6 +62,62 @@ class NotAllowed(Refusal):
 
     reason = "not_allowed"
     status = 403
+
+
+class QuotaTier(Refusal):
+    """The user's quota does not include the tier."""
+
+    reason = "quota_tier"
+    status = 403
+
+
+class QuotaLeases(Refusal):
+    """The user has as many servers with a GPU as the quota allows."""
+
+    reason = "quota_leases"
+    status = 403
+
+
+class QuotaDevices(Refusal):
+    """The user holds, or waits for, as many GPUs as the quota allows."""
+
+    reason = "quota_devices"
+    status = 403
+
+
+class QuotaSlices(Refusal):
+    """The user holds, or waits for, as many slices as the quota allows."""
+
+    reason = "quota_slices"
+    status = 403
+
+
+class QuotaGpuHours(Refusal):
+    """The user's GPU-hours of this period are used up."""
+
+    reason = "quota_gpu_hours"
+    status = 403
+
+
+class QuotaUnreadable(Refusal):
+    """A hub group's properties hold a limit that can't be read, so it can't be held."""
+
+    reason = "quota_unreadable"
+    status = 403
+
+
+class SessionReserved(Refusal):
+    """A lab session needs the GPUs before this server would end."""
+
+    reason = "session_reserved"
+    status = 409
+
+
+class SessionUnfit(Refusal):
+    """A lab session doesn't fit on these GPUs, or beside the other sessions."""
+
+    reason = "session_unfit"
+    status = 409
 
 
 class ImageUnfit(Refusal):
@@ -114,6 +179,10 @@ class LedgerFault(Fault):
     """The ledger can't be read or written."""
 
 
+class HubFault(Fault):
+    """JupyterHub's API refused, or didn't answer."""
+
+
 class StartFault(Fault):
     """The server did not start; the message is a sentence for its user; `reason` labels the metric."""
 
@@ -131,3 +200,10 @@ def all_refusals() -> dict[str, type[Refusal]]:
         found[kind.reason] = kind
         pending.extend(kind.__subclasses__())
     return found
+
+
+def refusal_in(reason: str) -> Refusal | None:
+    """The refusal for which a lease ended, "quota_tier: Your quota …"; None if it ended otherwise."""
+    label, colon, sentence = reason.partition(": ")
+    kind = all_refusals().get(label) if colon else None
+    return None if kind is None else kind(sentence)

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..core.errors import Refusal
 from ..core.image_reference import MAX_CHARS, AllowedImages
 from ..core.model import Guarantee, Mode, Tier
 from ..core.units import format_bytes
@@ -56,6 +57,13 @@ def with_obstacle(card: TierCard, why: str, *, usable: bool) -> TierCard:
     if not why:
         return card
     return TierCard(card.tier, card.usable and usable, _sentences(card.about, why))
+
+
+def with_refusal(card: TierCard, refusal: Refusal | None) -> TierCard:
+    """The card with why this user may not have the tier now: it can't be chosen."""
+    if refusal is None:
+        return card
+    return TierCard(card.tier, False, _sentences(card.tier.description, refusal.message))
 
 
 def _make_card(tier: Tier, live: Mapping[str, Any] | None, simulated: bool, problem: str) -> TierCard:

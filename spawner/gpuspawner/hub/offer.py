@@ -11,9 +11,11 @@ from ..core.errors import EngineFault, Refusal
 from ..core.image_needs import obstacle, read_machine, read_needs
 from ..core.image_reference import AllowedImages
 from ..core.model import Tier
-from ..protocol.client import BrokerClient
+from ..protocol.rules import WhoAsks
 from .docker import DockerEngine
-from .form import TierCard, make_cards, with_obstacle
+from .form import TierCard, make_cards, with_obstacle, with_refusal
+from .quota import refused_tiers
+from .shared import HubShared
 from .tasks import all_or_none
 
 BROKER_SECONDS = 2.0
@@ -25,24 +27,31 @@ async def look(
     tiers: Sequence[Tier],
     default_image: str,
     images: AllowedImages,
-    broker: BrokerClient,
-    docker: DockerEngine,
+    shared: HubShared,
+    who: WhoAsks,
 ) -> list[TierCard]:
-    """The tiers with what is free now; without the broker, those with a GPU are shown as unavailable."""
+    """The tiers with what is free now, and what this user may not have, with the reason.
+
+    Without the broker, those with a GPU are shown as unavailable.
+    """
+    broker, docker = shared.broker, shared.docker
     document, problem = None, ""
+    refused: dict[str, Refusal] = {}
     if any(tier.needs_gpu for tier in tiers):
         try:
             async with asyncio.timeout(BROKER_SECONDS):
                 document = await broker.tiers()
+                refused = await refused_tiers(broker, who)
         except Refusal as refusal:
             problem = refusal.message
         except TimeoutError:
             problem = _SILENT
     obstacles = await _obstacles({tier: tier.image or default_image for tier in tiers}, document, docker)
-    return [
+    cards = [
         with_obstacle(card, obstacles.get(card.tier.name, ""), usable=bool(images))
         for card in make_cards(tiers, document, problem)
     ]
+    return [with_refusal(card, refused.get(card.tier.name)) for card in cards]
 
 
 async def _obstacles(

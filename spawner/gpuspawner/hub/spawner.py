@@ -42,13 +42,15 @@ from ..core.image_reference import AllowedImages, allow_images, parse_pinned
 from ..core.labels import Owner
 from ..core.limits import Machine, limits_of
 from ..core.model import ContainerPatch, GpuRequest, Tier
-from . import offer
+from ..protocol.rules import WhoAsks
+from . import offer, quota
 from .container import ContainerFacts, ContainerPlan, plan, server_command
 from .docker import DockerEngine
 from .docker_answers import exit_status, running
 from .form import render_form, render_unusable
 from .home import find_home
 from .images import Images
+from .kernels import KernelReporter
 from .lab import Lab, create
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, release
@@ -304,7 +306,8 @@ class GpuDockerSpawner(DockerSpawner):
         self._progress = Progress()
         self._starting = False
         self._doubted = False
-        longest = self.site.queue_timeout + self.http_timeout + _PULL_SECONDS + _SPARE_SECONDS
+        self._kernels = KernelReporter()
+        longest = self.site.longest_queue_timeout() + self.http_timeout + _PULL_SECONDS + _SPARE_SECONDS
         if self.start_timeout < longest:
             self.start_timeout = int(longest)
 
@@ -371,7 +374,7 @@ class GpuDockerSpawner(DockerSpawner):
         """The form: the tiers with what is free now, or a message if the settings are invalid."""
         try:
             images = self.offered_images()
-            cards = await offer.look(self.tiers, self.image, images, self.shared.broker, self.shared.docker)
+            cards = await offer.look(self.tiers, self.image, images, self.shared, self._who())
         except ConfigError as error:
             self._note(logging.ERROR, "The spawn page can't offer anything: %s", error)
             return render_unusable(describe(error).message)
@@ -463,6 +466,7 @@ class GpuDockerSpawner(DockerSpawner):
         try:
             job = self._make_job(self._choose())
             self.lease_id = job.request.lease_id if job.request else ""
+            await quota.check(self.shared.broker, self._who(), job.tier)
             await self.shared.removals.wait(job.name)
             launch = Launch(job, self, self.lab_network, self.shared, self._progress)
             ip, port = await launch.run()
@@ -498,6 +502,9 @@ class GpuDockerSpawner(DockerSpawner):
             secret=self.api_token,
             waits=not self.internal_ssl,
         )
+
+    def _who(self) -> WhoAsks:
+        return quota.who_asks(self.hub_id, self.user.name, self.name, self.user.groups)
 
     def _make_request(self, tier: Tier) -> GpuRequest:
         return GpuRequest(
@@ -651,7 +658,17 @@ class GpuDockerSpawner(DockerSpawner):
         self._doubted = False
         if container is None:
             return 0
-        return None if running(container) else exit_status(container)
+        if not running(container):
+            return exit_status(container)
+        self._report_kernels(container)
+        return None
+
+    def _report_kernels(self, container: dict[str, Any]) -> None:
+        """Tells the broker, in the background, whether the kernels of a server with a GPU compute."""
+        if not self.lease_id or self.server is None or self.internal_ssl:
+            return
+        url = self._address_url(*self.lab_network.address_of(container)) + str(self.server.base_url)
+        self._kernels.begin(self.shared.broker, self.lease_id, url, self.api_token)
 
     def _doubt(self, fault: EngineFault) -> None:
         if not self._doubted:

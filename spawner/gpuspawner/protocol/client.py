@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -31,6 +31,8 @@ from .messages import (
     request_to_json,
 )
 from .stream import WAITED_HEADER
+
+M = TypeVar("M", bound=Message)
 
 OnQueued = Callable[[int, int, str], None]
 """Called when the queue place changes, with the position (1 is next), the number waiting and a sentence."""
@@ -124,6 +126,22 @@ class BrokerClient:
         """The document of `GET /status`: devices, leases and queue."""
         return await self._document("/status", StatusDocument)
 
+    async def ask(self, path: str, kind: type[M], body: Message | None = None) -> M:
+        """The message of `kind` at `path`: GET, or POST with a body. Raises Refusal."""
+        text = await self._call("GET" if body is None else "POST", path, body)
+        try:
+            return kind.model_validate_json(text)
+        except ValueError as error:
+            raise BrokerUnavailable(_UNREADABLE) from error
+
+    async def text(self, path: str) -> str:
+        """What `GET` of the path answers, as it is. Raises Refusal."""
+        return await self._call("GET", path)
+
+    async def tell(self, method: str, path: str, body: Message) -> None:
+        """Send a message that has no answer but success. Raises Refusal."""
+        await self._call(method, path, body)
+
     async def close(self) -> None:
         """Closes every connection, and with them every hold."""
         session, self._session = self._session, None
@@ -154,11 +172,16 @@ class BrokerClient:
         except ValueError as error:
             raise BrokerUnavailable(_UNREADABLE) from error
 
-    async def _call(self, method: str, path: str) -> str:
+    async def _call(self, method: str, path: str, body: Message | None = None) -> str:
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+        data = None if body is None else body.model_dump_json()
+        head = {} if body is None else {"Content-Type": "application/json"}
         try:
             session = self._open_session()
-            async with session.request(method, "http://broker" + path, timeout=timeout) as response:
+            request = session.request(
+                method, "http://broker" + path, data=data, headers=head, timeout=timeout
+            )
+            async with request as response:
                 if response.status >= 300:
                     raise await _refusal_of(response)
                 return await response.text()

@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from .. import __version__
 from ..core.errors import all_refusals
+from . import rules
 from .messages import (
     HeartbeatEvent,
     LeaseEvent,
@@ -23,7 +24,33 @@ from .stream import WAITED_HEADER
 
 _EVENTS: tuple[type[Message], ...] = (QueuedEvent, LeaseEvent, RefusedEvent, HeartbeatEvent)
 
-_MODELS: tuple[type[Message], ...] = (RequestMessage, *_EVENTS, RefusalMessage, StatusDocument, TiersDocument)
+_RULES: tuple[tuple[str, str, str, str, type[Message] | None, type[Message] | None], ...] = (
+    ("/quotas", "get", "quotas", "What users and groups may have", None, rules.QuotasDocument),
+    ("/quotas", "post", "change_quota", "Change a quota at run time", rules.QuotaChange, None),
+    ("/quotas", "delete", "remove_quota", "Take changes of a quota back", rules.QuotaRemoval, None),
+    ("/grants", "post", "grant", "Give GPU-hours in the present period", rules.Grant, None),
+    ("/allowance", "post", "allowance", "What a user may have", rules.WhoAsks, rules.AllowanceDocument),
+    ("/report", "get", "report", "Who used how many GPU-hours", None, rules.ReportDocument),
+    ("/sessions", "get", "sessions", "Lab sessions", None, rules.SessionsDocument),
+    ("/sessions", "post", "save_session", "Add a session, or change it", rules.SessionChange,
+     rules.SessionDocument),
+    ("/sessions/calendar", "get", "calendar", "All sessions as an iCalendar", None, None),
+    ("/sessions/calendar", "post", "import_calendar", "Take over a calendar", rules.CalendarImport,
+     rules.SessionsDocument),
+    ("/sessions/{name}", "delete", "cancel_session", "End a session for good", rules.SessionCancel, None),
+    ("/leases/{lease_id}/extend", "post", "extend", "Make a session longer", rules.Extend,
+     rules.ExtendedDocument),
+    ("/leases/{lease_id}/kernels", "post", "kernels", "Say whether kernels compute", rules.KernelsMessage,
+     None),
+    ("/servers", "get", "servers", "Since when servers are idle, and when they end", None,
+     rules.ServersDocument),
+)  # fmt: skip
+"""What `broker/api/rules.py` serves: path, method, name, summary, body and answer."""
+
+_MODELS: tuple[type[Message], ...] = (
+    RequestMessage, *_EVENTS, RefusalMessage, StatusDocument, TiersDocument,
+    *dict.fromkeys(model for *_, body, answer in _RULES for model in (body, answer) if model is not None),
+)  # fmt: skip
 _REF = "#/components/schemas/{model}"
 
 Document = dict[str, Any]
@@ -38,6 +65,13 @@ def openapi() -> Document:
         "required": True,
         "schema": schemas["$defs"]["RequestMessage"]["properties"]["lease_id"],
     }
+    rules_paths: Document = {}
+    for path, method, name, summary, body, answer in _RULES:
+        item = rules_paths.setdefault(path, {"parameters": [lease_id]} if "{lease_id}" in path else {})
+        item[method] = _rule(name, summary, body, answer)
+    rules_paths["/sessions/{name}"]["parameters"] = [
+        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    ]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -52,6 +86,7 @@ def openapi() -> Document:
             "/status": {"get": _read("status", "Devices, leases and queue", StatusDocument)},
             "/tiers": {"get": _read("tiers", "The tiers and how much of each is free", TiersDocument)},
             "/metrics": {"get": _metrics()},
+            **rules_paths,
         },
         "components": {"schemas": schemas["$defs"]},
     }
@@ -114,6 +149,17 @@ def _read(name: str, summary: str, model: type[Message]) -> Document:
         "summary": summary,
         "responses": {"200": {"description": summary, "content": _json(model)}},
     }
+
+
+def _rule(name: str, summary: str, body: type[Message] | None, answer: type[Message] | None) -> Document:
+    """An operation of the rules; one that is no JSON answers with a calendar."""
+    done: Document = {"204": {"description": "It is done"}}
+    if answer is not None:
+        done = {"200": {"description": summary, "content": _json(answer)}}
+    elif body is None:
+        done = {"200": {"description": summary, "content": {"text/calendar": {"schema": {"type": "string"}}}}}
+    asked = {} if body is None else {"requestBody": {"required": True, "content": _json(body)}}
+    return {"operationId": name, "summary": summary, **asked, "responses": {**done, **_refusals()}}
 
 
 def _metrics() -> Document:

@@ -1,30 +1,37 @@
-"""`gpuspawner doctor | status | broker`."""
+"""`gpuspawner doctor | status | plan | broker`; quota, report and session are in `rules_cli.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from traitlets import Bool, Unicode, default
+from traitlets import Bool, Int, Unicode, default
 from traitlets.config import Application
 
 from .. import __version__
 from ..broker import app as broker_app
 from ..broker.app import GpuBroker
+from ..broker.decide.course import parse_course, parse_split
 from ..config.site import GpuSite
-from ..core.errors import BrokerUnavailable, ConfigError, EngineFault
+from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault
+from ..core.model import Device
 from ..core.units import format_bytes, ordinal
 from ..hub.docker import DockerEngine
+from ..node.inventory import open_inventory
+from ..node.inventory.simulated import parse_simulated
 from ..protocol.client import BrokerClient
-from . import homes
+from . import homes, plan
 from .doctor import ELSEWHERE, Facts, Finding, Level, brief, collect, examine, state_beside, unreachable
 from .doctor.checks import main_job_runs
 from .doctor.machine import image_references
@@ -34,6 +41,16 @@ _MARKS = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.PROBLEM
 
 PIPE_WIDTH = 200
 """Columns of the tables where stdout is no terminal."""
+
+
+def _of_rules(name: str) -> Callable[[Application], Command]:
+    """Makes a command of `rules_cli`, which is imported only when it is used."""
+
+    def make(parent: Application) -> Command:
+        command: Command = getattr(import_module("gpuspawner.tools.rules_cli"), name)(parent=parent)
+        return command
+
+    return make
 
 
 class Command(Application):
@@ -79,6 +96,8 @@ class Command(Application):
             broker.site = GpuSite(parent=broker)
             broker.site.state_dir = broker.site.state_dir  # its default is read from the environment
         broker.tiers = broker.site.parsed_tiers()
+        broker.quotas = broker.site.parsed_quotas()
+        broker.idle = broker.site.parsed_idle()
         return broker
 
 
@@ -202,11 +221,11 @@ class Homes(Command):
         if self.json:
             print(json.dumps([asdict(home) for home in found], indent=1))
             return
-        table = _table("Homes", "User", "Size", "In use", "Volume")
+        shown = table("Homes", "User", "Size", "In use", "Volume")
         for home in found:
             size = format_bytes(home.size_bytes)
-            table.add_row(escape(home.user), size, "yes" if home.in_use else "", escape(home.name))
-        make_console().print(table)
+            shown.add_row(escape(home.user), size, "yes" if home.in_use else "", escape(home.name))
+        make_console().print(shown)
 
     def _change(
         self, verb: str, call: homes.Call, chosen: tuple[homes.HomeVolume, ...], images: tuple[str, ...]
@@ -226,6 +245,123 @@ class Homes(Command):
                 print(f"would remove {home.name} ({format_bytes(home.size_bytes)}): say --yes to do it")
 
 
+class PlanCommand(Command):
+    """Says what a class would get of the GPUs, split in several ways; exit status 1 if it doesn't fit."""
+
+    name = "gpuspawner-plan"
+    description = __doc__
+    aliases = {  # noqa: RUF012
+        **Command.aliases,
+        "class": "PlanCommand.course",
+        "devices": "PlanCommand.devices",
+        "split": "PlanCommand.split",
+        "weeks": "PlanCommand.weeks",
+        "picture": "PlanCommand.picture",
+    }
+    flags = {  # noqa: RUF012
+        **Command.flags,
+        "recorded": ({"PlanCommand": {"recorded": True}}, "replay what the ledger has, not a class"),
+    }
+
+    course = Unicode(
+        "30 students, Mon 10-12",
+        help="""
+        The class: how many students, when, how much of the time each computes, how much memory each needs.
+
+        Default: 30 students with a whole GPU each. Parts are separated by commas, days by +.
+        Example: `gpuspawner plan --class "30 students, Mon+Thu 10-12, busy 30%, 6 GB"`
+        """,
+    ).tag(config=True)
+
+    devices = Unicode(
+        "",
+        help="""
+        The GPUs to plan with, written as `c.GpuSite.simulated_devices`.
+
+        Default: those of this machine, or the simulated ones of the settings.
+        Example: `gpuspawner plan --devices "4 x H100 80GB"`
+        """,
+    ).tag(config=True)
+
+    split = Unicode(
+        "",
+        help="""
+        How the GPUs are shared: `whole`, `8 slices` (of each GPU), `slices of 10 GB`; several ways
+        separated by commas. The answer (and the exit status) is of the first; the others stand beside it.
+
+        Default: whole, and 2, 4 and 8 slices of each GPU.
+        Example: `gpuspawner plan --split "8 slices, whole"`
+        """,
+    ).tag(config=True)
+
+    weeks = Int(
+        15,
+        min=1,
+        help="""
+        How many weeks are replayed; with `--recorded`, how far back.
+
+        Default: 15, a term.
+        Example: `gpuspawner plan --weeks 1`
+        """,
+    ).tag(config=True)
+
+    recorded = Bool(
+        False,
+        help="""
+        Replay the sessions that the ledger has, instead of a class.
+
+        Default: off.
+        Example: `gpuspawner plan --recorded --split "whole, 4 slices"`
+        """,
+    ).tag(config=True)
+
+    picture = Unicode(
+        "",
+        help="""
+        Write the first week as a picture, an SVG or PNG by its name: GPUs held and people waiting.
+
+        Default: none. It needs matplotlib: `pip install 'gpuspawner[plan]'`.
+        Example: `gpuspawner plan --picture week.svg`
+        """,
+    ).tag(config=True)
+
+    def start(self) -> None:
+        """Prints the splits side by side, and in one line whether the class fits."""
+        try:
+            self._plan()
+        except (ConfigError, BadOption, LedgerFault) as error:
+            self.exit_status = 2
+            print(f"gpuspawner plan: {error}", file=sys.stderr)
+
+    def _plan(self) -> None:
+        devices = plan.pooled(self._devices())
+        texts = [each for each in self.split.split(",") if each.strip()]
+        splits = tuple(parse_split(each, devices) for each in texts) or plan.default_splits(devices)
+        course = None if self.recorded else parse_course(self.course)
+        if course is None:
+            since = datetime.now(UTC) - timedelta(weeks=self.weeks)
+            sessions = plan.read_recorded(self.settings().database_url, since)
+            plans = plan.plan_recorded(devices, splits, sessions)
+        else:
+            plans = plan.plan_class(devices, splits, course, self.weeks)
+            self.exit_status = 0 if plan.fits(plans[0]) else 1
+        if self.picture:
+            plan.draw(plans, Path(self.picture))
+        answer = "" if course is None else plan.verdict(course, plans)
+        if self.json:
+            print(json.dumps({"answer": answer, "splits": plan.as_json(plans)}, indent=1))
+            return
+        plan.show(plans, make_console())
+        if answer:
+            print(f"\n{answer}")
+
+    def _devices(self) -> tuple[Device, ...]:
+        if self.devices:
+            return parse_simulated(self.devices)
+        with closing(open_inventory(self.settings().site)) as inventory:
+            return inventory.devices()
+
+
 class GpuSpawnerApp(Application):
     """Gives every notebook user of a JupyterHub on plain Docker a GPU of their own."""
 
@@ -235,7 +371,14 @@ class GpuSpawnerApp(Application):
     subcommands = {  # noqa: RUF012
         "doctor": (lambda parent: Doctor(parent=parent), "look at this machine and say what to do"),
         "status": (lambda parent: Status(parent=parent), "show the devices and leases of the running broker"),
+        "quota": (_of_rules("Quota"), "show and change what users and groups may have"),
+        "report": (_of_rules("Report"), "show who used how many GPU-hours"),
+        "session": (_of_rules("Session"), "show and change lab sessions"),
         "homes": (lambda parent: Homes(parent=parent), "list, measure, archive and remove users' homes"),
+        "plan": (
+            lambda parent: PlanCommand(parent=parent),
+            "say what a class would get of these GPUs, and whether it fits",
+        ),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 
@@ -298,7 +441,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     """Devices, leases and queue of a status document as tables."""
     if status["simulated"]:
         console.print("The GPUs are [bold]simulated[/]: servers get leases, but compute on the CPU.\n")
-    devices = _table("Devices", "GPU", "Model", "Memory", "State", "Since", "UUID")
+    devices = table("Devices", "GPU", "Model", "Memory", "State", "Since", "UUID")
     for device in status["devices"]:
         simulated = " (simulated)" if device["simulated"] else ""
         devices.add_row(
@@ -310,21 +453,22 @@ def show_status(status: dict[str, Any], console: Console) -> None:
             device["uuid"],
         )
     console.print(devices)
-    leases = _table("Leases", "User", "Server", "Tier", "State", "Since", "GPUs", "Notice")
+    leases = table("Leases", "User", "Server", "Tier", "State", "Since", "GPUs", "Notice")
     for lease in status["leases"]:
         names = [lease[key] for key in ("user", "server", "tier", "state")]
         count = str(len(lease["device_uuids"]))
         leases.add_row(*map(escape, names), _local_time(lease["since"]), count, escape(lease["notice"]))
     console.print(leases)
     if status["queue"]:
-        queue = _table("Waiting", "Place", "User", "Server", "Tier", "Since")
+        queue = table("Waiting", "Place", "User", "Server", "Tier", "Since")
         for entry in status["queue"]:
             names = [escape(entry[key]) for key in ("user", "server", "tier")]
             queue.add_row(ordinal(entry["position"]), *names, _local_time(entry["since"]))
         console.print(queue)
 
 
-def _table(title: str, *columns: str) -> Table:
+def table(title: str, *columns: str) -> Table:
+    """An empty table in the look of all of them."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "UUID")

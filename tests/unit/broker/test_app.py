@@ -115,6 +115,10 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str], status: int = EXI
         ("c.GpuSite.queue_timeout = 0", "A setting can't be used: The value of the 'queue_timeout' trait"),
         ("c.GpuSite.tiers = []", "c.GpuSite.tiers is empty: give at least one tier"),
         ("c.GpuSite.tiers =", "failed: SyntaxError"),
+        (
+            "c.GpuSite.quotas = [\n{'devices': -1}]",
+            "config.py:3: c.GpuSite.quotas, entry 1 (everybody): devices",
+        ),
         ("1 / 0", "failed: ZeroDivisionError: division by zero"),
         ("c.GpuSite.simulated_devices = 'many'", "c.GpuSite.simulated_devices: 'many' can't be read"),
         ("c.GpuSite.socket_path = '/nowhere/b.sock'", "set c.GpuSite.socket_path to another path"),

@@ -13,6 +13,7 @@ from gpuspawner.broker.decide.turns import Gpu, Step, Turn, TurnRules
 from gpuspawner.broker.enforce.turns import IN_THE_WAY, OUT_OF_TURN, Told, TurnKeeper
 from gpuspawner.node.checkpoint import hands as hands_module
 from gpuspawner.node.checkpoint.book import SleepBook
+from gpuspawner.node.checkpoint.cgroup import MemoryCgroup
 from gpuspawner.node.checkpoint.hands import LocalHands
 from gpuspawner.node.checkpoint.host import Seat
 from gpuspawner.node.checkpoint.mover import Mover, MoverRules
@@ -81,7 +82,8 @@ class Class:
 
 
 @pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Class]:
+async def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Class]:
+    monkeypatch.setattr(MemoryCgroup, "room_bytes", lambda self: 500 * GIB)
     room = Class(tmp_path)
     yield room
     await room.keeper.settled()
@@ -244,6 +246,36 @@ async def test_a_lease_that_ends_in_any_state_leaves_its_place(room: Class) -> N
     await room.look(2)
     assert room.seats() == {"bob": (Turn.AWAKE, A)}
     assert room.turns == [("ann", True), ("ann", False), ("bob", True)]
+
+
+async def test_what_is_on_disk_of_a_lease_goes_with_it(room: Class) -> None:
+    room.admit("ann", "bob", promise_gib=80)
+    room.machine.add(11, gib=30, container="ann")
+    await room.look(15)
+    room.machine.add(12, gib=30, container="bob")
+    await room.look(15)
+    assert SleepBook(room.folder / "asleep.json").slept((11, 110)) is not None
+    room.machine.programs.pop(11)
+    room.keeper.leave("ann")
+    await room.look(1)
+    assert SleepBook(room.folder / "asleep.json").slept((11, 110)) is None
+
+
+async def test_a_memory_limit_that_could_not_be_put_back_is_later(room: Class) -> None:
+    cgroup = room.machine.cgroup(limit_bytes=8 * GIB, used_bytes=GIB)
+    (cgroup.folder.parent / "memory.max").write_text("max")
+    (cgroup.folder.parent / "memory.current").write_text("0")
+    place = Seat("ann", 1, UUIDS)
+    room.admit("ann")
+    room.machine.add(11, gib=1, container="ann")
+    await room.look()
+    await room.hands.sleep(place)
+    (cgroup.folder / "memory.current").write_text(str(9 * GIB))
+    await room.hands.wake(place, A)
+    assert cgroup.limit().memory_bytes == 10 * GIB
+    (cgroup.folder / "memory.current").write_text(str(GIB))
+    await room.look(1)
+    assert cgroup.limit().memory_bytes == 8 * GIB
 
 
 async def test_places_in_line_are_shown(room: Class) -> None:

@@ -34,7 +34,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from tests.unit.fake_docker import ScriptedDocker
-from tests.unit.fake_spawner import make_spawner
+from tests.unit.fake_spawner import make_allowance, make_spawner
 
 # ---- settings
 
@@ -323,6 +323,9 @@ async def test_the_form_says_which_tier_s_image_can_t_work() -> None:
     class Up:
         async def tiers(self) -> dict[str, Any]:
             return {"simulated": True, "driver": None, "tiers": [{"name": "gpu", "free": 1, "total": 1}]}
+
+        async def ask(self, path: str, kind: Any, body: Any) -> Any:
+            return make_allowance()
 
     for allowed, disabled in (({}, 2), (["quay.io/jupyter/*:*"], 0)):
         config = Config({"GpuDockerSpawner": {"image": "lab:1", "allowed_images": allowed}})

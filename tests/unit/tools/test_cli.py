@@ -75,7 +75,7 @@ STATUS: dict[str, Any] = {
     ],
     "queue": [
         {"id": "1" * 32, "user": "bob", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
-         "since": "2026-01-01T00:00:00Z"}
+         "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None}
     ],
     "ended": [],
 }  # fmt: skip
@@ -260,6 +260,15 @@ def test_a_bad_config_file_is_a_sentence(
     assert "Traceback" not in said
 
 
+def test_doctor_names_the_line_of_a_quota_that_cannot_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.py").write_text("c.GpuSite.quotas = [\n    {'group': 'a', 'devices': -1},\n]\n")
+    assert cli.main(["doctor", "--config", str(tmp_path / "config.py")]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{tmp_path}/config.py:2: c.GpuSite.quotas, entry 1 (group:a): devices is -1" in said
+
+
 def test_the_config_file_of_the_present_folder_is_taken_and_the_command_line_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,7 +349,8 @@ def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bogus"]) == 2
     assert capsys.readouterr().err == (
-        "gpuspawner: there is no command 'bogus': take doctor, status, homes, broker\n"
+        "gpuspawner: there is no command 'bogus': take doctor, status, quota, report, session, homes, "
+        "plan, broker\n"
     )
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...core.errors import GpuSpawnerError
 from ...node.api import Condition, Obstacle, Outcome, SeatReading, TurnHands, TurnReadings
 from ...node.api import Seat as Place
 from ..decide.turns import Action, Gpu, Seat, Step, Turn, TurnRules, plan, waiting_order
@@ -123,6 +124,7 @@ class TurnKeeper:
         entry = self._entries.pop(lease_id, None)
         if entry is not None and entry.turn is Turn.AWAKE:
             self.told.turn(lease_id, False)
+        self._spawn(self._forget(), "forget")
 
     def want(self, lease_id: str) -> None:
         """Its user asks for a GPU, as with "wake now"."""
@@ -247,9 +249,19 @@ class TurnKeeper:
         if entry.under_way is not None or entry.retry_at > self.clock():
             return
         entry.under_way = action
-        task = asyncio.create_task(self._carry_out(action, entry), name=f"turn-{action.lease_id}")
+        self._spawn(self._carry_out(action, entry), action.lease_id)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=f"turn-{name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _forget(self) -> None:
+        """What is on disk of leases that have ended goes; if that can't be done now, with the next one."""
+        try:
+            await self.hands.forget([entry.place for entry in self._entries.values()])
+        except GpuSpawnerError as error:
+            self.log.warning("%s", error)
 
     async def _carry_out(self, action: Action, entry: _Entry) -> None:
         try:

@@ -19,17 +19,20 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from ...core.decision import Decision
 from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
 from ...core.states import LIVING
 from ...core.units import Clock, utc_now
+from ..decide.report import Charged
 from . import database as database
-from . import ended, prune, rows
+from . import decided, ended, prune, rows, sessions
 from .clock import Steady, read_steady
 from .ended import EndedProcess
 from .migrate import upgrade
 from .rows import Moment
 from .schema import leases
+from .sessions import PastSession
 from .thread import LedgerThread
 
 T = TypeVar("T")
@@ -44,8 +47,8 @@ class Change:
 
     `charge` are running leases that are awake again after a reboot. With `take_over` the leases are this
     broker's from now on, if another one's before.
-    `ended` are processes that the guard ended. `prune` deletes so many of the oldest rows at most that
-    are older than `before`.
+    `ended` are processes that the guard ended, `decided` what people decided. `prune` deletes so many of the
+    oldest rows at most that are older than `before`.
     """
 
     moment: Moment
@@ -53,6 +56,7 @@ class Change:
     erase: frozenset[str] = frozenset()
     beat: bool = False
     ended: tuple[EndedProcess, ...] = ()
+    decided: tuple[Decision, ...] = ()
     before: datetime | None = None
     prune: int = 0
     take_over: bool = False
@@ -159,6 +163,7 @@ class Ledger:
             if change.beat:
                 rows.see(connection, change.moment, self._owner)
             ended.write(connection, change.ended)
+            decided.write(connection, change.decided)
             return prune.prune(connection, change.before, change.prune) if change.before else 0
 
     async def living(self) -> tuple[Lease, ...]:
@@ -195,6 +200,41 @@ class Ledger:
         def run() -> tuple[EndedProcess, ...]:
             with self._transaction() as connection:
                 return ended.read(connection, limit)
+
+        return await self._in_thread(run)
+
+    async def sessions(self, since: datetime, most: int = 100_000) -> tuple[PastSession, ...]:
+        """The sessions that were awake after `since`, by their begin. Raises LedgerFault."""
+
+        def run() -> tuple[PastSession, ...]:
+            with self._transaction() as connection:
+                return sessions.read(connection, since, most)
+
+        return await self._in_thread(run)
+
+    async def decide(self, *items: Decision) -> None:
+        """Keep what somebody decided, on disk when this returns. Raises LedgerFault."""
+        await self._in_thread(self.commit, Change(Moment(self._clock(), self._steady()), decided=items))
+
+    async def decisions(self) -> tuple[Decision, ...]:
+        """Everything that was decided at run time, in its order. Raises LedgerFault."""
+
+        def run() -> tuple[Decision, ...]:
+            with self._transaction() as connection:
+                return decided.read(connection)
+
+        return await self._in_thread(run)
+
+    async def charged(self, since: datetime, user: tuple[str, str] | None = None) -> tuple[Charged, ...]:
+        """The awake intervals that reach beyond `since`, of one (hub, user) or of all; open ones up to now.
+
+        Raises LedgerFault.
+        """
+        now = Moment(self._clock(), self._steady())
+
+        def run() -> tuple[Charged, ...]:
+            with self._transaction() as connection:
+                return rows.charged(connection, since, now, user)
 
         return await self._in_thread(run)
 

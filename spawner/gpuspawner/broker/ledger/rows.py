@@ -14,6 +14,8 @@ from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
 from ...core.states import AWAKE
 from ...core.want import Mode, Want
+from ..decide.budget import Interval
+from ..decide.report import Charged
 from .clock import Steady
 from .schema import awake, lease_devices, lease_groups, leases
 
@@ -72,6 +74,9 @@ _OPEN_OF_LEASE = sa.select(awake).where(
     awake.c.ended_at.is_(None), awake.c.lease_id == sa.bindparam("of_lease")
 )
 
+_CLOCK_MARGIN = timedelta(days=2)
+"""`ended_at` goes by the wall clock, an interval's length doesn't: the two may be this far apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -128,16 +133,13 @@ def read(
     """The leases of a query on the table `leases`, with their devices, in the query's order."""
     rows = connection.execute(query, values).mappings().all()
     devices: dict[str, list[tuple[str, float | None]]] = {row["id"]: [] for row in rows}
-    groups: dict[str, list[str]] = {row["id"]: [] for row in rows}
+    groups = _groups_of(connection, devices)
     ids = list(devices)
     for start in range(0, len(ids), 500):  # SQLite takes a limited number of parameters
         some = ids[start : start + 500]
         held = sa.select(lease_devices).where(lease_devices.c.lease_id.in_(some))
         for each in connection.execute(held.order_by(lease_devices.c.lease_id, lease_devices.c.ordinal)):
             devices[each.lease_id].append((each.device_uuid, each.gpu_fraction))
-        of = sa.select(lease_groups).where(lease_groups.c.lease_id.in_(some))
-        for each in connection.execute(of.order_by(lease_groups.c.lease_id, lease_groups.c.ordinal)):
-            groups[each.lease_id].append(each.name)
     return tuple(_lease(row, devices[row["id"]], groups[row["id"]]) for row in rows)
 
 
@@ -223,6 +225,38 @@ def gpu_seconds(connection: sa.Connection, user: str, since: datetime, now: Mome
             seconds = min(seconds, max(0.0, (end - since).total_seconds()))
         total += seconds * row.gpu_fraction
     return total
+
+
+def charged(
+    connection: sa.Connection, since: datetime, now: Moment, user: tuple[str, str] | None = None
+) -> tuple[Charged, ...]:
+    """The awake intervals that may reach beyond `since`, open ones up to now; of a (hub, user) or all.
+
+    Of all brokers that have this database; what runs on other machines counts up to when it was last seen.
+    """
+    query = sa.select(awake, leases.c.user, leases.c.tier).join(leases, leases.c.id == awake.c.lease_id)
+    query = query.where(sa.or_(awake.c.ended_at.is_(None), awake.c.ended_at >= since - _CLOCK_MARGIN))
+    if user is not None:
+        query = query.where(leases.c.hub == user[0], leases.c.user == user[1])
+    rows = connection.execute(query.order_by(awake.c.number)).all()
+    groups = _groups_of(connection, dict.fromkeys(row.lease_id for row in rows))
+    found = []
+    for row in rows:
+        seconds = row.seconds if row.ended_at is not None else _length(row, now)
+        interval = Interval(row.started_at, float(seconds), float(row.gpu_fraction))
+        found.append(Charged(row.lease_id, row.user, tuple(groups[row.lease_id]), row.tier, interval))
+    return tuple(found)
+
+
+def _groups_of(connection: sa.Connection, lease_ids: Iterable[str]) -> dict[str, list[str]]:
+    """The groups of each lease, in their order."""
+    groups: dict[str, list[str]] = {lease_id: [] for lease_id in lease_ids}
+    ids = list(groups)
+    for start in range(0, len(ids), 500):  # SQLite takes a limited number of parameters
+        of = sa.select(lease_groups).where(lease_groups.c.lease_id.in_(ids[start : start + 500]))
+        for each in connection.execute(of.order_by(lease_groups.c.lease_id, lease_groups.c.ordinal)):
+            groups[each.lease_id].append(each.name)
+    return groups
 
 
 def _lease(row: Any, devices: Sequence[tuple[str, float | None]], groups: Iterable[str]) -> Lease:

@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -132,3 +132,18 @@ ended_processes = sa.Table(
     sqlite_autoincrement=True,
 )
 """What the guard did. No foreign key: it is kept on its own, and a lease may be unknown."""
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("document", sa.Text),
+    sa.Column("author", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Index("decisions_by_subject", "kind", "subject"),
+    sqlite_autoincrement=True,
+)
+"""What people decided at run time. Rows are only ever added: what holds now follows from all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,10 @@ class TurnHands(Protocol):
         """Ends its programs that use CUDA, and no others; how many."""
         ...
 
+    async def forget(self, alive: Sequence[Seat]) -> None:
+        """Only these seats exist now: what is kept on disk of others is let go. Raises DeviceFault."""
+        ...
+
 
 class LocalHands:
     """This machine. All methods on one event loop."""
@@ -88,8 +93,15 @@ class LocalHands:
         self._mover.close()
 
     async def read(self, seats: Sequence[Seat]) -> TurnReadings:
-        """Asks the driver for each seat, and reads /proc and NVML."""
-        conditions = {seat.container_id: await self._mover.look(seat) for seat in seats}
+        """Asks the driver for each seat, and reads /proc and NVML.
+
+        Puts back the memory limit of a container that used more than its own when it was woken.
+        """
+        looks = await asyncio.gather(*(self._mover.look(seat) for seat in seats))
+        conditions = {seat.container_id: look for seat, look in zip(seats, looks, strict=True)}
+        for seat in seats:
+            if conditions[seat.container_id] is Condition.AWAKE and self._book.limit(seat.container_id):
+                await self._mover.settle(seat)
         return await self._pool.submit(lambda: self._read(seats, conditions))
 
     async def pause(self, seat: Seat) -> Outcome:
@@ -119,6 +131,10 @@ class LocalHands:
             return len(found)
 
         return await self._pool.submit(blocking)
+
+    async def forget(self, alive: Sequence[Seat]) -> None:
+        """As the mover does it."""
+        await self._mover.forget(alive)
 
     def _begin_watching(self, seat: Seat) -> None:
         for process in self._host.processes(seat):
