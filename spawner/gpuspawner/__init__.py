@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,8 +11,10 @@ if TYPE_CHECKING:
 
     from .hub.spawner import GpuDockerSpawner
 
-__all__ = ["GpuDockerSpawner", "__version__", "check_settings"]
+__all__ = ["HUB_TEMPLATES", "GpuDockerSpawner", "__version__", "check_settings"]
 __version__ = "0.1.0"
+HUB_TEMPLATES = str(Path(__file__).parent / "hub" / "templates" / "pages")
+"""Our versions of JupyterHub's pages, for `c.JupyterHub.template_paths`."""
 
 
 def check_settings(config: Config) -> None:

@@ -68,3 +68,17 @@ def test_a_real_hub_says_it_in_one_line_and_does_not_start(tmp_path: Path) -> No
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
     assert "Bad config encountered during initialization: c.GpuSite.tiers: tier 'gpu' has mode" in line
+
+
+def test_a_hub_that_would_listen_in_a_network_that_isnt_there_says_how_to_make_it() -> None:
+    config = Config()
+    config.GpuDockerSpawner.subnet = "192.0.2.0/24"  # for documentation: no machine has it
+    check_spawner(config)
+    config.JupyterHub.hub_ip = "192.0.2.1"
+    with pytest.raises(TraitError) as refused:
+        check_spawner(config)
+    assert str(refused.value) == (
+        "The hub can't listen on 192.0.2.1, this machine's address in the labs' network 'gpuspawner', "
+        "because Docker has no such network yet: run 'python -m gpuspawner.tools.make_network --config FILE' "
+        "with the hub's own config file, then start the hub again"
+    )

@@ -11,6 +11,7 @@ from ...core.units import format_bytes
 from ...node.injection import EngineFacts, Injection, cdi_obstacle, choose, classic_obstacle
 from .facts import Facts, ImageFacts
 from .finding import Finding, Level
+from .network import network_findings
 from .pooling import pool_findings
 from .reach import ELSEWHERE
 
@@ -33,6 +34,7 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
         *_devices(facts),
         *pool_findings(facts),
         *_docker(facts),
+        *network_findings(facts),
         *_injection(facts),
         *_extras(facts),
         *_images(facts),

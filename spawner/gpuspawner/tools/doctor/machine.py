@@ -32,6 +32,7 @@ from ...node.mps.control import find_program
 from ...node.processes import ending_obstacle
 from ...protocol.client import BrokerClient
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
+from .network import read_network
 from .reach import unreachable
 
 
@@ -52,6 +53,7 @@ def collect(settings: GpuBroker) -> Facts:
         cuda_bindings_version=_installed("cuda-bindings"),
         ledger=read_ledger(settings.database_url),
         broker=asyncio.run(_broker(settings.site, settings.config_file)),
+        network=read_network(settings.config),
     )
 
 
