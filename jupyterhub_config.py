@@ -62,6 +62,12 @@ c.JupyterHub.load_roles = [
         "scopes": ["custom:gpu:read", "access:services!service=gpu"],
     },
     {
+        "name": "gpu-broker",
+        "description": "Starts the servers of a lab session before it begins",
+        "services": ["gpu"],
+        "scopes": ["read:groups", "start:servers"],
+    },
+    {
         "name": "user",  # the hub's own role for everybody, with the GPU page added
         "scopes": ["self", "access:services!service=gpu"],
     },

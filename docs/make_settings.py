@@ -34,11 +34,12 @@ installations:
 def documented_classes() -> list[type[Configurable]]:
     """The classes whose settings are ours, in the order of the page."""
     from gpuspawner.broker.app import GpuBroker
+    from gpuspawner.config.lab import GpuLab
     from gpuspawner.config.site import GpuSite
     from gpuspawner.hub.spawner import GpuDockerSpawner
     from gpuspawner.tools.cli import Command
 
-    return [GpuSite, GpuDockerSpawner, GpuBroker, Command]
+    return [GpuSite, GpuLab, GpuDockerSpawner, GpuBroker, Command]
 
 
 def own_settings(cls: type[Configurable]) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class Task:
                     )
         if image.needs_gpu and not has_driver():
             return (
-                "it is of no use without an NVIDIA GPU, and no driver is loaded here",
+                "it needs an NVIDIA GPU, and no driver is loaded here",
                 "build it where a driver is, or set CPU=0 to build it all the same",
             )
         return "", ""

@@ -171,7 +171,7 @@ def _state_dir_error(folder: Path, error: OSError) -> SetupError:
         return SetupError(f"the state folder {folder} is no folder", "set GPUSPAWNER_STATE_DIR to one")
     return SetupError(
         f"the state folder {folder} can't be written: {error.strerror}",
-        "mend its rights, or set GPUSPAWNER_STATE_DIR to a folder of yours",
+        "correct its permissions, or set GPUSPAWNER_STATE_DIR to a folder of yours",
     )
 
 

@@ -23,7 +23,7 @@ def ensure_engine(step: Step) -> None:
     refused = _ask(step)
     if refused is None:
         return
-    _explain_what_root_cannot_mend(refused)
+    _explain_what_root_cannot_fix(refused)
     if _dockerd() is None:
         apt.install(["docker.io", "iptables"], "Docker Engine", step)
     if _wait(step, seconds=3.0):
@@ -48,7 +48,7 @@ def _ask(step: Step) -> str | None:
     return None
 
 
-def _explain_what_root_cannot_mend(refused: str) -> None:
+def _explain_what_root_cannot_fix(refused: str) -> None:
     host = os.environ.get("DOCKER_HOST", "")
     if host:
         raise SetupError(

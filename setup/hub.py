@@ -23,13 +23,12 @@ from gpuspawner.core import labels
 
 from setup.children import adopt_orphans, end_children, end_with_parent
 from setup.demo import Demo, check_ports, lock, read_demo
-from setup.hublog import HubLog
+from setup.hublog import HubLog, LogFile
 from setup.proxy import search_path
 from setup.steps import ROOT, SetupError, Step, step
 
 READY_SECONDS = 90.0
 STOP_SECONDS = 20.0
-LOG_BYTES = 10 << 20  # a longer log is moved aside at the next start
 _NO_ENVIRONMENT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -117,8 +116,6 @@ class Launch:
         )
 
     def _start(self) -> subprocess.Popen[str]:
-        if self._demo.log.exists() and self._demo.log.stat().st_size > LOG_BYTES:
-            self._demo.log.rename(self._demo.log.with_suffix(".log.1"))
         environment = {**os.environ, **self._demo.environment(), "PATH": search_path()}
         command = [sys.executable, "-m", "jupyterhub", "-f", str(self._demo.config)]
         # A session of its own: Ctrl-C reaches this program alone, which then ends the hub in order.
@@ -133,12 +130,14 @@ class Launch:
     def _keep_log(self, hub: subprocess.Popen[str]) -> None:
         """All goes to the log file; warnings and errors, with what follows them, to the terminal too."""
         assert hub.stdout is not None
-        with self._demo.log.open("a", buffering=1) as log:
-            for line in hub.stdout:
-                with contextlib.suppress(OSError):  # a full disk must not stop the hub
-                    log.write(line)
-                if self._log.take(line) and not self._ending:
-                    print(line, end="", flush=True)
+        log = LogFile(self._demo.log)
+        for line in hub.stdout:
+            with contextlib.suppress(OSError):  # a full disk must not stop the hub
+                log.write(line)
+            if self._log.take(line) and not self._ending:
+                print(line, end="", flush=True)
+        with contextlib.suppress(OSError):
+            log.close()
 
     def _wait_ready(self, hub: subprocess.Popen[str], current: Step) -> bool:
         """True once hub and broker answer; False if the hub has ended, or was told to."""

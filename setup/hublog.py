@@ -1,15 +1,19 @@
-"""Which lines of the hub's log belong on the terminal, and which say why it ended."""
+"""The hub's log: a file of bounded size, and which lines are for the terminal or say why the hub ended."""
 
 from __future__ import annotations
 
 import re
 from collections import deque
+from pathlib import Path
+from typing import TextIO
 
 _HUB = re.compile(r"^\[(?P<level>[DIWEC]) ")
 _PROXY = re.compile(r"^\S+Z \[ConfigProxy\] (?:\x1b\[\d+m)?(?P<level>debug|info|warn|error)")
 _REASON = re.compile(r"^\s*(?:[\w.]+\.)?\w*(?:Error|Exception|Fault)\b\s*:|^gpuspawner broker: ")
 _LATE_LINES = 60
 """A line that far from the end is not why the hub ended."""
+LOG_BYTES = 10 << 20
+"""A log file that is full becomes `hub.log.1`, in place of the one before, and a new one begins."""
 _PROXY_LEVELS = {"debug": "D", "info": "I", "warn": "I", "error": "W"}
 
 
@@ -43,3 +47,33 @@ class HubLog:
         """The lines that most likely say why the hub ended."""
         late = [text for line, text in self._reasons if line > self._lines - _LATE_LINES]
         return late or list(self._tail)
+
+
+class LogFile:
+    """A file for lines that is moved aside when it is full: two of `most_bytes` are there at most."""
+
+    def __init__(self, path: Path, most_bytes: int = LOG_BYTES) -> None:
+        self._path = path
+        self._most_bytes = most_bytes
+        self._file: TextIO | None = None
+        self._bytes = 0
+
+    def write(self, line: str) -> None:
+        """Appends the line. Raises OSError if it can't be written; a later line may be."""
+        size = len(line.encode("utf-8", "replace"))
+        if self._file is None:
+            self._file = self._path.open("a", buffering=1, encoding="utf-8", errors="replace")
+            self._bytes = self._path.stat().st_size
+        if self._bytes and self._bytes + size > self._most_bytes:
+            self.close()
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+            self.write(line)
+            return
+        self._bytes += size
+        self._file.write(line)
+
+    def close(self) -> None:
+        """Closes the file; a later line opens it again."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()

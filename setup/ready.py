@@ -26,9 +26,10 @@ TEST_PROGRAMS = {
     "file": ("file",),
     "git": ("git",),
     "docker-registry": ("docker-registry",),
+    "postgresql": ("/usr/lib/postgresql",),
 }
 # Packages that start a service when they are installed, which nobody asked for here.
-UNWANTED_SERVICES = ("docker-registry",)
+UNWANTED_SERVICES = ("docker-registry", "postgresql")
 
 
 def proxy() -> None:

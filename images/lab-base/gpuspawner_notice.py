@@ -1,34 +1,47 @@
-"""Tells the person at the notebook what happened to their GPU.
+"""Tells the person at the notebook what happened to their GPU and to their lab's memory.
 
 The broker writes a sentence to `/run/gpuspawner/notice` when a lease's device is lost, withdrawn or
-back. After each cell this IPython extension looks whether that file changed (one `stat`) and shows it.
+back. The kernel of Linux counts in the lab's own cgroup what it ended for lack of memory, and how often no
+further process could be started. After each cell this IPython extension looks at both and shows what is new.
+A notice goes when its cause is gone, and its reader can dismiss it.
 """
 
 from __future__ import annotations
 
 import html
+import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 NOTICE_PATH = Path("/run/gpuspawner/notice")
+CGROUP = Path("/sys/fs/cgroup")
 MAX_BYTES = 4096
+_STYLE = "border-left:4px solid #d9822b;padding:.5em .8em;margin:.4em 0"
+_DISMISS = (
+    '<button type="button" style="float:right;border:0;background:none;cursor:pointer" title="Dismiss" '
+    'aria-label="Dismiss" onclick="this.parentNode.remove()">&#10005;</button>'
+)
 
 
 class Notice:
-    """Shows the notice once for each time that it changed."""
+    """Shows the notice once for each time that it changed; an empty one takes the last one away."""
 
     def __init__(self, path: Path = NOTICE_PATH) -> None:
         self._path = path
         self._shown: tuple[int, int, int] | None = None
+        self._on_screen = 0
+        self._count = 0
 
     def unseen(self) -> str | None:
-        """The notice if it changed since it was last asked for, else None."""
+        """The notice if it changed since it was last asked for, else None; empty if it is gone."""
         try:
             stat = os.stat(self._path)
         except OSError:
-            self._shown = None
-            return None
+            had, self._shown = self._shown, None
+            return None if had is None else ""
         version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if version == self._shown:
             return None
@@ -37,25 +50,152 @@ class Notice:
                 text = file.read(MAX_BYTES).decode("utf-8", "replace").strip()
         except OSError:
             return None
-        self._shown = version
-        return text or None
+        first, self._shown = self._shown is None, version
+        return None if first and not text else text
 
     def after_cell(self, result: object = None) -> None:
-        """Publishes an unseen notice below the cell that just ran."""
+        """Publishes an unseen notice below the cell that just ran; takes away one whose cause is gone."""
         text = self.unseen()
         if text is None:
             return
-        from IPython.display import publish_display_data
+        if self._on_screen:
+            _publish("GPU", "", self._on_screen, update=True)
+            self._on_screen = 0
+        if text:
+            self._count += 1
+            self._on_screen = self._count
+            _publish("GPU", text, self._on_screen)
 
-        style = "border-left:4px solid #d9822b;padding:.5em .8em;margin:.4em 0"
-        publish_display_data(
-            {
-                "text/plain": f"[GPU] {text}",
-                "text/html": f'<div role="alert" style="{style}"><b>GPU</b> {html.escape(text)}</div>',
-            }
+
+class Cgroup:
+    """What the lab's own control group counts: version 2 (files in its root) or 1 (in folders)."""
+
+    def __init__(self, root: Path = CGROUP) -> None:
+        self._root = root
+
+    def ended(self) -> int:
+        """How many processes were ended as the memory was full; 0 where it isn't counted."""
+        files = ("memory.events", "memory/memory.oom_control")
+        return max(self._counter(file, "oom_kill") for file in files)
+
+    def refused(self) -> int:
+        """How often a further process was refused."""
+        return self._counter("pids.events", "max") or self._counter("pids/pids.events", "max")
+
+    def memory_limit(self) -> int | None:
+        """Bytes; None without a limit (version 1 then says a number near 2^63)."""
+        limit = self._number("memory.max") or self._number("memory/memory.limit_in_bytes")
+        return limit if limit and limit < 1 << 60 else None
+
+    def process_limit(self) -> int | None:
+        """The most processes and threads; None without a limit."""
+        return self._number("pids.max") or self._number("pids/pids.max")
+
+    def _counter(self, name: str, key: str) -> int:
+        for line in self._read(name).splitlines():
+            word, _, number = line.partition(" ")
+            if word == key and number.isdecimal():
+                return int(number)
+        return 0
+
+    def _number(self, name: str) -> int | None:
+        text = self._read(name).strip()
+        return int(text) if text.isdecimal() else None
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self._root / name).read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return ""
+
+
+class Limits:
+    """Tells when the lab's limits ended something or refused it.
+
+    `state` outlasts a kernel that was ended: the one that is started in its place finds there what its
+    predecessor had seen, and says why it had to begin anew.
+    """
+
+    def __init__(self, cgroup: Cgroup, state: Path) -> None:
+        self._cgroup = cgroup
+        self._state = state
+        self._seen = self._load()
+        self._restarted = self._seen is not None
+        if self._seen is None:
+            self._seen = self._now()
+            self._save()
+
+    def unseen(self) -> list[str]:
+        """A sentence for each limit that was met since the last look."""
+        now, seen = self._now(), self._seen or [0, 0]
+        if now == seen:
+            self._restarted = False
+            return []
+        found = []
+        if now[0] > seen[0]:
+            found.append(self._memory(self._restarted))
+        if now[1] > seen[1]:
+            most = self._cgroup.process_limit()
+            of = "" if most is None else f" of {most}"
+            found.append(f"A program could not be started: the limit{of} processes and threads is reached.")
+        self._seen, self._restarted = now, False
+        self._save()
+        return found
+
+    def after_cell(self, result: object = None) -> None:
+        """Publishes what is new below the cell that just ran."""
+        for text in self.unseen():
+            _publish("Lab", text)
+
+    def _memory(self, restarted: bool) -> str:
+        what = "Your kernel was ended" if restarted else "A program of your lab was ended"
+        limit = self._cgroup.memory_limit()
+        if limit is None:
+            return f"{what}: the machine had no memory left."
+        size = f"{limit / (1 << 30):.1f}"
+        return (
+            f"{what}: the lab used {size} of {size} GiB of memory. Load less at a time, or shut down "
+            "notebooks that you don't need."
         )
+
+    def _now(self) -> list[int]:
+        return [self._cgroup.ended(), self._cgroup.refused()]
+
+    def _load(self) -> list[int] | None:
+        try:
+            seen = json.loads(self._state.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+        known = isinstance(seen, list) and len(seen) == 2 and all(isinstance(each, int) for each in seen)
+        return seen if known else None
+
+    def _save(self) -> None:
+        with suppress(OSError):  # a full disk: then it is told once more
+            self._state.write_text(json.dumps(self._seen), encoding="ascii")
+
+
+def _publish(title: str, text: str, number: int = 0, *, update: bool = False) -> None:
+    """Shows a notice that can be dismissed; one with a number can be taken away (an empty text)."""
+    from IPython.display import publish_display_data
+
+    body = f'<div role="alert" style="{_STYLE}">{_DISMISS}<b>{title}</b> {html.escape(text)}</div>'
+    publish_display_data(
+        {"text/plain": f"[{title}] {text}" if text else "", "text/html": body if text else ""},
+        transient={"display_id": f"gpuspawner-notice-{os.getpid()}-{number}"} if number else None,
+        update=update,
+    )
+
+
+def state_of(shell: Any) -> Path:
+    """Where a kernel remembers what it told: its connection file keeps its name when it is restarted."""
+    config = getattr(shell, "config", {})
+    file = str((config.get("IPKernelApp") or {}).get("connection_file") or f"pid-{os.getpid()}")
+    return Path("/tmp") / f"gpuspawner-told-{Path(file).stem}.json"
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Called by IPython at the kernel's start: a notice is looked for after each cell."""
-    shell.events.register("post_run_cell", Notice().after_cell)
+    """Called by IPython at the kernel's start: notices are looked for after each cell."""
+    limits = Limits(Cgroup(), state_of(shell))
+    looks: tuple[Callable[..., None], ...] = (Notice().after_cell, limits.after_cell)
+    for look in looks:
+        shell.events.register("post_run_cell", look)

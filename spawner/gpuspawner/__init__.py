@@ -18,10 +18,10 @@ HUB_TEMPLATES = str(Path(__file__).parent / "hub" / "templates" / "pages")
 
 
 def check_settings(config: Config) -> None:
-    """The last line of a `jupyterhub_config.py`: a setting that can't be used keeps the hub from starting.
+    """Checks all settings; call it in the last line of `jupyterhub_config.py`.
 
-    Raises TraitError, with the remedy, where the file is read by JupyterHub. Broker and commands, which read
-    the same file, check what they use.
+    Raises TraitError, with the remedy, for an invalid setting if JupyterHub reads the file: then the hub
+    doesn't start. Broker and commands read the same file, but check only the settings that they use.
     """
     app = sys.modules.get("jupyterhub.app")
     if app is None or not app.JupyterHub.initialized():

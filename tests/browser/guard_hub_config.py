@@ -6,19 +6,19 @@ Read by hub and broker. Only the way into the container is left out, as there is
 import os
 from pathlib import Path
 
-from gpuspawner.broker.app import GpuBroker
 from gpuspawner.node.injection import Injection
+from gpuspawner.node.local import LocalNode
 
 c = get_config()  # noqa: F821
 load_subconfig(str(Path(__file__).resolve().parents[2] / "jupyterhub_config.py"))  # noqa: F821
 
 
-async def no_way(broker: GpuBroker, late: object = ()) -> Injection:
+async def no_way(*_: object) -> Injection:
     """Instead of asking the engine."""
     return Injection.NONE
 
 
-GpuBroker._probe = no_way  # type: ignore[method-assign]
+LocalNode.way_in = no_way  # type: ignore[method-assign,assignment]
 c.GpuSite.inventory = "nvml"
 c.GpuSite.pools = [{"name": "class", "mode": "slice", "slices": 8}]
 c.GpuSite.tiers = [

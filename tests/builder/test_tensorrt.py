@@ -113,5 +113,5 @@ def test_left_out_without_a_driver(
     pip(True)
     monkeypatch.setenv("CPU", "1")
     build_images(engine, table, [], Stock(tmp_path))
-    reason = "it is of no use without an NVIDIA GPU, and no driver is loaded here"
+    reason = "it needs an NVIDIA GPU, and no driver is loaded here"
     assert lines(capsys)[-1] == f"– image lab-tensorrt: not built: {reason}"

@@ -78,7 +78,7 @@ async def test_an_image_that_isnt_here(
             await spawner(policy).pull_image(lab)
         assert fault.value.reason == reason
         assert str(fault.value).startswith(
-            f"The image {lab} isn't on this machine, and nothing is pulled here."
+            f"The image {lab} isn't on this machine, and this hub doesn't pull images."
         )
     else:
         assert ((await spawner(policy).pull_image(lab)) != {}) == pulled
@@ -200,7 +200,7 @@ async def test_a_pull_that_nobody_waits_for_is_given_up_and_docker_stops(
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
     await asyncio.sleep(2)
-    assert f"Gave up pulling image {lab}: nobody waits for it user=nobody" in caplog.messages
+    assert f"Cancelled the pull of image {lab}: nobody waits for it user=nobody" in caplog.messages
     before = registry.wire.sent_bytes
     assert before > 0
     await asyncio.sleep(1.5)

@@ -158,10 +158,10 @@ async def slice_site(
 async def site(
     engine: docker.APIClient, tiny_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Site]:
-    async def probe(self: GpuBroker, late: object = ()) -> Injection:
+    async def way_in(*_: object) -> Injection:
         return Injection.NONE  # there is nothing to inject
 
-    monkeypatch.setattr(GpuBroker, "_probe", probe)
+    monkeypatch.setattr("gpuspawner.node.local.LocalNode.way_in", way_in)
     async with slice_site(engine, tiny_image, tmp_path, monkeypatch) as site:
         monkeypatch.setattr("gpuspawner.node.mps.control.RUN_DIR", site.folder / "run")
         yield site

@@ -7,6 +7,7 @@ folders, read-only and under their own names. Homes are then in memory.
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 c = get_config()  # noqa: F821
@@ -44,4 +45,5 @@ if "GPUSPAWNER_GPU_LAB" in os.environ:
     }
     c.GpuDockerSpawner.extra_host_config = {  # exec: torch.compile loads what it compiled there
         "tmpfs": {"/tmp": "mode=1777,exec", "/home/jovyan": "uid=1000,gid=100,mode=755,exec"},
+        **({} if shutil.which("docker-init") else {"init": False}),
     }

@@ -11,6 +11,7 @@ IMAGE = os.environ["GPUSPAWNER_IMAGE"]
 
 scripted = "GPUSPAWNER_TEST_NVML" in os.environ  # tests/nvml: real pynvml on GPUs that aren't there
 c.GpuSite.inventory = "nvml" if scripted else "simulated"
+c.GpuSite.quotas = json.loads(os.environ.get("GPUSPAWNER_TEST_QUOTAS", "[]"))
 c.GpuSite.queue_timeout = float(os.environ.get("GPUSPAWNER_TEST_QUEUE_TIMEOUT", "900"))
 c.GpuSite.tiers = [
     {"name": "cpu", "title": "CPU"},
@@ -58,6 +59,13 @@ c.JupyterHub.load_roles = [
     {
         "name": "tester",
         "services": ["tester"],
-        "scopes": ["admin:users", "admin:servers", "admin:server_state", "read:hub", "custom:gpu:read"],
+        "scopes": [
+            "admin:users",
+            "admin:servers",
+            "admin:server_state",
+            "admin:groups",
+            "read:hub",
+            "custom:gpu:read",
+        ],
     },
 ]

@@ -209,7 +209,7 @@ async def test_an_image_without_a_server_is_told_at_once(hub: HubProcess, image:
     spawned = await asyncio.wait_for(hub.spawn(image, {"profile": "cpu", "image": name}), 8)
     said = (spawned.body or spawned.messages[-1]).removeprefix("Spawn failed: ")
     assert said.startswith(
-        f"The image docker.io/{name} can't be a server here: it can't run jupyterhub-singleuser. Choose"
+        f"The image docker.io/{name} can't start a server here: it can't run jupyterhub-singleuser. Choose"
     )
     assert hub.containers(image) == []
 
@@ -219,11 +219,12 @@ async def test_an_image_that_needs_a_gpu_is_refused_where_there_is_none(hub: Hub
     status, message = await hub.post("ned", {"profile": "cpu", "image": name})
     assert (status, message) == (
         409,
-        f"docker.io/{name} is of no use without a GPU: choose a tier with a GPU, or another image.",
+        f"docker.io/{name} needs a GPU: choose a tier with a GPU, or another image.",
     )
     status, message = await hub.post("ned", {"profile": "gpu", "image": name})
     assert (status, message) == (
         409,
-        f"docker.io/{name} needs a real GPU, and this machine's are simulated: choose another image.",
+        f"docker.io/{name} needs a real GPU, but the GPUs of this machine are simulated: "
+        "choose another image.",
     )
     assert (await hub.leases("ned"), hub.containers("ned")) == ([], [])

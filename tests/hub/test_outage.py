@@ -131,7 +131,7 @@ async def test_docker_down_while_servers_run_and_stop(hub: HubProcess, docker_pr
         assert model["ready"]
         status, message = await hub.post("late")
         assert status == 503
-        assert message.startswith("Docker doesn't work on this machine right now")
+        assert message.startswith("Docker doesn't answer right now")
         stop = asyncio.create_task(hub.call("DELETE", "/users/calm/server"))
 
         async def stopping() -> bool:

@@ -71,7 +71,9 @@ async def test_a_cpu_server_starts_and_stops(hub: HubProcess) -> None:
         "gpuspawner.user": "ada",
         "gpuspawner.server": "",
         "gpuspawner.tier": "cpu",
+        "gpuspawner.mem-limit-bytes": str(container["HostConfig"]["Memory"]),
     }
+    assert container["HostConfig"]["Memory"] == 2 * container["HostConfig"]["ShmSize"] > 0
     assert "COURSE=ml" in container["Config"]["Env"]
     await hub.stop_server("ada")
     assert hub.containers("ada") == []
@@ -226,7 +228,7 @@ async def test_a_container_that_isnt_ours_is_left_alone(hub: HubProcess) -> None
         status, message = await hub.post("olga")
         assert status == 500
         assert message == (
-            f"Another container is called {NAME}-olga, and it doesn't belong to this server. "
+            f"Another container has the name {NAME}-olga, and it doesn't belong to this server. "
             "Admin: remove it, or set c.GpuDockerSpawner.prefix."
         )
         assert hub.engine.inspect_container(other["Id"])["State"]["Status"] == "created"
@@ -323,12 +325,12 @@ async def test_a_hostile_form_is_shown_again_with_the_reason(
 
 async def test_an_address_with_options_is_validated_as_the_form(hub: HubProcess) -> None:
     async with Browser(hub, "quinn", hub.password) as browser:
-        for query in ("opt-devices=/dev/nvidia0", "privileged=true", "opt-profile=cpu&opt-profile=gpu"):
+        for query in ("opt-profil=gpu", "profile=root", "opt-profile=cpu&opt-profile=gpu"):
             page = await browser.get(f"/hub/spawn?{query}")
             assert browser.status == 400, page
             assert 'name="profile"' in page
         assert hub.containers("quinn") == []
-        await browser.get("/hub/spawn?opt-profile=cpu")
+        await browser.get("/hub/spawn?opt-profile=cpu&opt-privileged=true&opt-devices=/dev/nvidia0&fbclid=1")
     await eventually(lambda: ready(hub, "quinn"))
     assert safety(hub.inspect("quinn")) == expected_safety("quinn")
     await hub.stop_server("quinn")

@@ -11,6 +11,10 @@ import docker
 import pytest
 from docker.errors import DockerException, ImageNotFound
 from docker.models.containers import Container
+from gpuspawner.core.labels import Owner
+from gpuspawner.core.limits import ConfiguredLimits, LabRules, Machine, limits_of
+from gpuspawner.hub.container import ContainerFacts, plan
+from gpuspawner.hub.engine_rights import may_raise_limits
 
 from images.table import Image
 from tests.labs import offspring
@@ -69,3 +73,27 @@ def output(container: Container, *command: str, user: str = "") -> str:
     text = str(done.output.decode(errors="replace"))
     assert done.exit_code == 0, f"{command} ended with {done.exit_code}: {text}"
     return text
+
+
+@pytest.fixture
+def lab(image: Image, engine: docker.DockerClient) -> Iterator[Container]:
+    """A container of the image as the spawner makes it, with 4 GiB; removed after the test."""
+    facts = ContainerFacts(
+        name=f"gpuspawner-test-{uuid.uuid4().hex[:8]}",
+        image=image.reference,
+        command=("sleep", "infinity"),
+        owner=Owner("test", "ada", "", "cpu"),
+        env={},
+        port=8888,
+        container_user="1000:100",
+        network="bridge",  # where its own name resolves, as in the labs' network
+        limits=limits_of(ConfiguredLimits(memory_bytes=4 << 30, cpu_cores=2), LabRules(), Machine()),
+        entrypoint=tuple(engine.api.inspect_image(image.reference)["Config"]["Entrypoint"]),
+        machine=Machine(raises_limits=may_raise_limits({})),
+    )
+    planned = plan(facts, None)
+    host = engine.api.create_host_config(**planned.host)
+    container = engine.containers.get(engine.api.create_container(**planned.create, host_config=host)["Id"])
+    container.start()
+    yield container
+    container.remove(force=True, v=True)

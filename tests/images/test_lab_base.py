@@ -252,7 +252,10 @@ def test_a_home_without_room_starts_all_the_same(start: Start) -> None:
     assert lab.wait(timeout=WAIT_SECONDS)["StatusCode"] == 0
     assert lab.logs(stderr=False) == b"started\n"
     said = lab.logs(stdout=False).decode().splitlines()  # two streams: Docker may mix their lines in the log
-    assert said[-1] == "start-lab: the starters could not be copied to /home/jovyan/starters"
+    assert said[-1] == (
+        "start-lab: nothing can be written to /home/jovyan: it is full, or not yours. "
+        "Delete what you don't need"
+    )
 
 
 def test_the_server_answers_and_is_healthy(start: Start) -> None:
@@ -299,3 +302,58 @@ def _wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "not within the time"
         time.sleep(0.1)
+
+
+def test_programs_that_people_expect(start: Start) -> None:
+    found = output(start("sleep", "infinity"), "sh", "-c", "command -v ps top curl wget unzip less git")
+    assert [line.rpartition("/")[2] for line in found.split()] == [
+        "ps", "top", "curl", "wget", "unzip", "less", "git",
+    ]  # fmt: skip
+
+
+def test_a_home_that_is_full_starts_and_says_so(start: Start) -> None:
+    container = start(
+        "sh", "-c", "echo $JUPYTER_RUNTIME_DIR; sleep 60", tmpfs={"/home/jovyan": "size=4k,uid=1000"}
+    )
+    deadline = time.monotonic() + WAIT_SECONDS
+    while "/tmp/jupyter-runtime" not in (said := container.logs().decode()):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
+    assert "nothing can be written to /home/jovyan: it is full, or not yours" in said
+
+
+KERNEL_THAT_IS_ENDED = """
+import asyncio, logging
+from jupyter_client.manager import AsyncKernelManager
+
+logging.disable(logging.WARNING)
+
+async def main():
+    manager = AsyncKernelManager(kernel_name="python3")
+    await manager.start_kernel(stderr=-3)
+    client = manager.client()
+    client.start_channels()
+    await client.wait_for_ready(timeout=60)
+    client.execute("x = b'1' * (800 << 20)")
+    while await manager.is_alive():
+        await asyncio.sleep(0.2)
+    await manager.restart_kernel(now=True, stderr=-3)
+    await client.wait_for_ready(timeout=60)
+    shown = []
+    def show(message):
+        if message["msg_type"] == "display_data":
+            shown.append(message["content"]["data"]["text/plain"])
+    await client.execute_interactive("1", output_hook=show, timeout=60)
+    print(shown)
+    await manager.shutdown_kernel(now=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_kernel_that_was_ended_for_lack_of_memory_says_so(start: Start) -> None:
+    container = start("sleep", "infinity", mem_limit="400m", memswap_limit="400m")
+    assert output(container, "python", "-W", "ignore", "-c", KERNEL_THAT_IS_ENDED).splitlines()[-1] == (
+        '["[Lab] Your kernel was ended: the lab used 0.4 of 0.4 GiB of memory. Load less at a time, or shut '
+        "down notebooks that you don't need.\"]"
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
+import itertools
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger, Steady
 from gpuspawner.core.errors import LedgerFault
 from gpuspawner.node.inventory import NvmlInventory
 
+from tests import postgres as postgresql
 from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Script
 from tests.unit.lease_examples import GPU0, GPU1, UUIDS
@@ -50,9 +53,10 @@ class Times:
         self.wall += timedelta(seconds=down_seconds)
         self.steady = Steady(self.steady.boot_id + "'", 10.0)
 
-    def make_ledger(self, path: Path, kind: type[Ledger] = Ledger, **settings: Any) -> Ledger:
-        """A ledger in this file, not yet open."""
-        return kind(f"sqlite:///{path}", clock=self.now, steady=lambda: self.steady, **settings)
+    def make_ledger(self, where: Path | str, kind: type[Ledger] = Ledger, **settings: Any) -> Ledger:
+        """A ledger in this file, or at this URL, not yet open."""
+        url = where if isinstance(where, str) and "://" in where else f"sqlite:///{where}"
+        return kind(url, clock=self.now, steady=lambda: self.steady, **settings)
 
 
 class FaultyLedger(Ledger):
@@ -113,17 +117,54 @@ async def allocator(ledger: Ledger, times: Times) -> Allocator:
 
 
 @pytest.fixture
-def query(path: Path) -> Callable[[str], list[tuple[Any, ...]]]:
-    """Rows of the ledger's file as another program sees them."""
+def query(path: Path | str) -> Callable[[str], list[tuple[Any, ...]]]:
+    """Rows of the ledger as another program sees them."""
 
     def run(sql: str) -> list[tuple[Any, ...]]:
-        connection = sqlite3.connect(path)
+        engine = sa.create_engine(path if isinstance(path, str) else f"sqlite:///{path}")
         try:
-            return connection.execute(sql).fetchall()
+            with engine.connect() as connection:
+                return [tuple(row) for row in connection.exec_driver_sql(sql)]
         finally:
-            connection.close()
+            engine.dispose()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgresql.Server]:
+    """A PostgreSQL server for the tests of this process."""
+    if postgresql.programs() is None:
+        pytest.skip("needs PostgreSQL's server: python -m setup.ready programs")
+    with postgresql.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables. A test with it runs on both kinds."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    server: postgresql.Server = request.getfixturevalue("postgres")
+    return server.url(server.create())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fresh(request: pytest.FixtureRequest, fast_folder: Path) -> Callable[[], str]:
+    """Gives the URL of an empty ledger, again and again, as Hypothesis needs them. On both kinds."""
+    if request.param == "sqlite":
+        names = itertools.count()
+        return lambda: f"sqlite:///{shutil.copy(fast_folder / 'empty', fast_folder / f'fresh-{next(names)}')}"
+    server: postgresql.Server = request.getfixturevalue("postgres")
+    name = server.create()
+    asyncio.run(_make_empty(server.url(name)))
+
+    def emptied() -> str:
+        with server.connect(name) as connection:
+            connection.execute("TRUNCATE leases, lease_devices, lease_groups, awake, ended_processes")
+        return server.url(name)
+
+    return emptied
 
 
 @pytest.fixture
@@ -152,7 +193,7 @@ def fast_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-async def _make_empty(path: Path) -> None:
-    ledger = Times().make_ledger(path)
+async def _make_empty(where: Path | str) -> None:
+    ledger = Times().make_ledger(where)
     await ledger.open()
     await ledger.close()

@@ -18,7 +18,7 @@ class ScriptedDocker(DockerEngine):
     """Gives for each method its answers in turn, the last one again and again; an error is raised."""
 
     def __init__(self, answers: Mapping[str, list[Any]]) -> None:
-        self.answers = {method: list(planned) for method, planned in answers.items()}
+        self.answers = {"info": [{}], **{method: list(planned) for method, planned in answers.items()}}
         self.calls: list[str] = []
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -38,6 +38,9 @@ class SilentBroker:
         self.released: list[str] = []
 
     async def tiers(self) -> dict[str, Any]:
+        raise BrokerUnavailable("GPUs can't be given out right now.")
+
+    async def ask(self, *_: Any) -> Any:
         raise BrokerUnavailable("GPUs can't be given out right now.")
 
     async def release(self, lease_id: str) -> None:

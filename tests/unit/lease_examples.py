@@ -27,7 +27,8 @@ def lease(lease_id: str, state: LeaseState, *uuids: str, count: int = 1, **more:
     """What the allocator makes of such a request."""
     return Lease(
         lease_id, "hub", f"user-{lease_id[0]}", "", "gpu", state, Want(count), NOON, more.pop("since", NOON),
-        device_uuids=uuids, memory_bytes=SIZE * len(uuids), **more,
+        device_uuids=uuids, memory_bytes=SIZE * len(uuids),
+        device_fractions=more.pop("fractions", (1.0,) * len(uuids)), **more,
     )  # fmt: skip
 
 

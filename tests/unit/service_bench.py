@@ -120,8 +120,10 @@ class Bench:
     metrics: Metrics
     client: BrokerClient
 
-    def request(self, number: int, user: str = "anna", count: int = 1) -> GpuRequest:
-        return GpuRequest(f"{number:032x}", "hub", user, "", "gpu", Want(count))
+    def request(
+        self, number: int, user: str = "anna", count: int = 1, groups: tuple[str, ...] = ()
+    ) -> GpuRequest:
+        return GpuRequest(f"{number:032x}", "hub", user, "", "gpu", Want(count), groups)
 
     def put(self, lease: Lease, container_id: str = "c1", state: str = "running") -> ContainerEvent:
         """The container is there; returns Docker's event."""

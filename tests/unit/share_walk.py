@@ -74,7 +74,9 @@ class MemoryLedger:
     async def close(self) -> None:
         """Nothing to give back."""
 
-    async def save(self, *leases: Lease, at: datetime, ago_seconds: float = 0, erase: Any = ()) -> None:
+    async def save(
+        self, *leases: Lease, at: datetime, ago_seconds: float = 0, erase: Any = (), take_over: bool = False
+    ) -> None:
         """Insert or replace; the order is that of the first time."""
         self.rows.update((lease.id, lease) for lease in leases)
 

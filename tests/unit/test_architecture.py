@@ -195,3 +195,29 @@ def test_nothing_is_touched_at_import() -> None:
                 if ast.unparse(call.func).split(".")[0] in touching:
                     found.append(f"{path.relative_to(PACKAGE)}:{call.lineno}: {ast.unparse(call)}")
     assert found == []
+
+
+def drawn() -> set[str]:
+    """The folders and files that the tree of docs/architecture.md names, relative to the package."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    lines = text.split("<!-- tree -->")[1].split("<!-- end of tree -->")[0].splitlines()
+    found: set[str] = set()
+    above: list[str] = []
+    for line in (each for each in lines if each.startswith("  ")):
+        folder = re.match(r"( +)(\w+)/ ", line)
+        if folder:
+            above = [*above[: len(folder[1]) // 2 - 1], folder[2]]
+            found.add("/".join(above))
+        found.update("/".join([*above, name]) for name in re.findall(r"\b\w+\.py\b", line))
+    return found
+
+
+def test_the_tree_in_the_docs_is_the_tree_that_exists() -> None:
+    folders = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*")
+        if path.is_dir() and path.name not in ("__pycache__", "versions") and any(path.glob("*.*"))
+    }
+    tree = drawn()
+    assert {name for name in tree if not name.endswith(".py")} == folders
+    assert [name for name in sorted(tree) if not (PACKAGE / name).exists()] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,22 +14,32 @@ from traitlets import Bool, Float, TraitError, Unicode, default
 from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
 
+from ..config.idle import IdleRules
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
+from ..core.quota import Quota
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
+from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .decide.pooling import Pooling
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
 from .enforce.sharing import Sharing
 from .enforce.way_in import WayIn
+from .identity import broker_id
+from .keeper import EXIT_SETTINGS
 from .leases.allocator import Allocator
 from .leases.containers import DockerEngine
+from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
+from .leases.gate import QuotaGate
 from .leases.leasing import NOT_READY, LeaseService, Parts
+from .leases.prestart import HubApi, Prestart
+from .leases.rule_service import RuleService
+from .leases.rulebook import Rulebook
 from .ledger import Ledger
 from .lock import BrokerLock
 from .observe.journal import Journal
@@ -41,6 +52,11 @@ RETRY_SECONDS = 0.5
 NOT_SET_UP = (
     "GPUs can't be given out right now: this machine isn't set up for it. Choose CPU. "
     "Admin: run 'gpuspawner doctor', and see the log of the broker."
+)
+
+GPUS_SILENT = (
+    "GPUs can't be given out right now: the GPUs of this machine don't answer. Choose CPU, or try again in a "
+    "few minutes. Admin: see the GPU page, and run 'gpuspawner doctor'."
 )
 
 
@@ -93,7 +109,9 @@ class GpuBroker(Application):
 
     database_url = Unicode(
         help="""
-        Where the ledger is, as SQLAlchemy's URL. Not the hub's own database.
+        Where the ledger is, as SQLAlchemy's URL. Not the hub's own database. Several brokers may have one
+        database on PostgreSQL (15 is tested; `pip install 'gpuspawner[postgresql]'`): each is known by
+        `broker.id` in its state folder, and changes its own leases only.
 
         Default: SQLite in `ledger.sqlite` in the state folder.
         Example: `c.GpuBroker.database_url = "postgresql+psycopg://gpuspawner@db/gpuspawner"`
@@ -126,6 +144,12 @@ class GpuBroker(Application):
 
     site: GpuSite
     tiers: tuple[Tier, ...]
+    quotas: tuple[Quota, ...]
+    idle: IdleRules
+    rulebook: Rulebook
+    gate: QuotaGate
+    rules: RuleService
+    endings: Endings
     allocator: Allocator
     service: LeaseService
     enforcement: Enforcement
@@ -152,6 +176,8 @@ class GpuBroker(Application):
                 self.update_config(command_line)
             self.site = GpuSite(parent=self)
             self.tiers = self.site.parsed_tiers()
+            self.quotas = self.site.parsed_quotas()
+            self.idle = self.site.parsed_idle()
         except TraitError as error:
             raise ConfigError(f"A setting can't be used: {error}") from error
 
@@ -181,7 +207,8 @@ class GpuBroker(Application):
             lock.release()
 
     async def _run_locked(self, stop: asyncio.Event) -> None:
-        ledger = Ledger(self.database_url, log=self.log)
+        owner = await asyncio.to_thread(broker_id, self.state_dir)
+        ledger = Ledger(self.database_url, owner=owner, log=self.log)
         await ledger.open()
         try:
             await self._run_with(ledger, stop)
@@ -201,11 +228,17 @@ class GpuBroker(Application):
         pooling = self.sharing.find(self.facts)
         for warning in pooling.warnings:
             self.log.warning("%s", warning)
-        self.allocator = Allocator(ledger, log=self.log)
+        self.rulebook = Rulebook(ledger, self.site.quotas, self.site.known(), log=self.log)
+        await self.rulebook.load()
+        self.gate = QuotaGate(self.rulebook, ledger)
+        self.allocator = Allocator(ledger, gate=self.gate, log=self.log)
+        self.gate.floor = self.allocator
+        self.rules = RuleService(self.rulebook, self.gate, self.allocator, ledger)
         await self.allocator.load(pooling.devices, pooling.terms, place=False)
         self.service = await self._make_service(ledger)
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
+        self.endings = self._make_endings()
         await self.journal.load()
         await self.enforcement.start()
         servers: list[HTTPServer] = []
@@ -218,6 +251,10 @@ class GpuBroker(Application):
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
+            loops.append(asyncio.create_task(self.endings.run(), name="endings"))
+            if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
+                prestart = Prestart(self.rulebook, HubApi(os.environ), self.log)
+                loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
             loops.append(asyncio.create_task(pruning.run(), name="pruning"))
             self._say_ready(len(pooling.devices))
@@ -228,6 +265,19 @@ class GpuBroker(Application):
                 task.cancel()
             await self.service.close()  # first: a hold that breaks from now on gives nothing back
             await self._close(servers)
+
+    def _make_endings(self) -> Endings:
+        usage = self.enforcement.usage
+        parts = EndingParts(
+            rulebook=self.rulebook,
+            gate=self.gate,
+            allocator=self.allocator,
+            service=self.service,
+            utilization=lambda: {uuid: each.utilization_percent for uuid, each in usage().items()},
+            idle=self.idle,
+            timezone=self.site.timezone,
+        )
+        return Endings(parts, self.log)
 
     def _make_late(self) -> LateDevices:
         parts = LateParts(
@@ -304,13 +354,17 @@ class GpuBroker(Application):
                 told = str(error)
 
     async def _look(self) -> bool:
-        """A round; the first good one opens the broker for new leases. False if Docker didn't answer.
+        """A round; the first good one opens the broker for new leases, once the node has listed its GPUs.
+
+        False if Docker didn't answer.
 
         Raises ConfigError if there is no way for a device into a container.
         """
         if not await self.service.reconcile_or_log():
             return False
-        if not self.service.ready.is_set():
+        if self.enforcement.node_facts().fault and not self.service.ready.is_set():
+            self.service.not_ready = GPUS_SILENT
+        elif not self.service.ready.is_set():
             try:
                 await self.way_in.probe()
             except EngineFault as fault:
@@ -345,7 +399,9 @@ class GpuBroker(Application):
     def _serve_socket(self) -> HTTPServer:
         waits, simulated = self.site.queue_timeout, self.facts.simulated
         site = Site(self.service, self._view(), self.measures, waits, self.log, simulated)
-        server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
+        server = HTTPServer(
+            make_app(site, rule_routes(site, self.rules, self.endings)), max_body_size=MAX_BODY_BYTES
+        )
         server.add_socket(bind_socket(self.site.socket_path))
         return server
 
@@ -368,12 +424,12 @@ def _make_state_dir(path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a broker; the exit status is 1, after one sentence, if it can't start."""
+    """Runs a broker; if it can't start, it says why: exit status EXIT_SETTINGS or, for a fault, 1."""
     broker = GpuBroker()
     try:
         broker.initialize(argv)
         asyncio.run(broker.run())
     except (ConfigError, Fault) as error:
         print(f"gpuspawner broker: {error}", file=sys.stderr)
-        return 1
+        return EXIT_SETTINGS if isinstance(error, ConfigError) else 1
     return 0

@@ -1,4 +1,4 @@
-"""`python -m gpuspawner.broker.keeper`: runs the broker, and starts it again at once if it is killed.
+"""`python -m gpuspawner.broker.keeper`: runs the broker, and starts it again at once when it ends unasked.
 
 JupyterHub looks after its services every 30 s (6.1, `Service.start` sets no `poll_interval`), and while there
 is no broker no quota of a slice is held. Under systemd `Restart=always` does the same without this.
@@ -17,21 +17,32 @@ from types import FrameType
 LOG = logging.getLogger(__name__)
 BROKER = (sys.executable, "-m", "gpuspawner.broker")
 TAKE_OVER = "--take-over"
+EXIT_SETTINGS = 78
+"""Exit status of a broker that can't run with its settings (EX_CONFIG of sysexits.h)."""
 SHORT_SECONDS = 10.0
-"""A broker that lived no longer than that is killed by something that lasts."""
-PAUSE_SECONDS = 5.0
+"""A broker that lived no longer than that is ended by something that lasts."""
+FIRST_PAUSE_SECONDS = 1.0
+"""Before the second of several brokers that lived so short; each further pause is twice as long."""
+LONGEST_PAUSE_SECONDS = 60.0
+SETTINGS_TRIES = 5
+"""So many in a row may end because of a setting, if one ran before: the file may be half written now."""
 
 
 class Keeper:
-    """Passes SIGTERM and SIGINT on to the broker and ends with it; only another signal starts a new one.
+    """Passes SIGTERM and SIGINT on to the broker and ends with it; whatever else ends it, another is started.
 
-    That one doesn't take over: if a later hub has a broker on the state folder by then, it is left alone.
+    That one doesn't take over: if a later hub has a broker on the state folder by then, it is left alone. A
+    broker that can't run with its settings (exit status EXIT_SETTINGS) ends the keeper, too: another start
+    changes nothing, and the hub shows why. If one ran before, it is tried SETTINGS_TRIES times.
     """
 
     def __init__(self, arguments: Sequence[str], command: Sequence[str] = BROKER) -> None:
         self._arguments, self._command = list(arguments), command
         self._told: int | None = None
         self._broker: subprocess.Popen[bytes] | None = None
+        self._ran = False
+        self._short = 0
+        self._bad_settings = 0
 
     def run(self) -> int:
         """The broker's own exit status, 128 and more for a signal, once it has ended for good. Blocks."""
@@ -43,24 +54,51 @@ class Keeper:
             if self._told is not None:  # while it was being started
                 self._broker.send_signal(self._told)
             status = self._broker.wait()
-            if self._told is not None or status >= 0:
-                return status if status >= 0 else 128 - status
-            LOG.warning("The broker was ended by %s: starting it again", signal.Signals(-status).name)
+            self._count(status, time.monotonic() - began)
+            if not self._again(status):
+                return _shell_status(status)
+            pause = self._pause_seconds()
+            LOG.warning("The broker %s: starting it again in %g s", _end_of(status), pause)
             self._arguments = [each for each in self._arguments if each != TAKE_OVER]
-            if time.monotonic() - began < SHORT_SECONDS:
-                self._pause()
+            self._wait(pause)
             if self._told is not None:
-                return 128 - status
+                return _shell_status(status)
+
+    def _count(self, status: int, seconds: float) -> None:
+        long = seconds >= SHORT_SECONDS
+        self._ran = self._ran or long
+        self._short = 0 if long else self._short + 1
+        self._bad_settings = self._bad_settings + 1 if status == EXIT_SETTINGS else 0
+
+    def _again(self, status: int) -> bool:
+        if self._told is not None or status == 0:  # 0: somebody asked the broker itself to end
+            return False
+        return status != EXIT_SETTINGS or (self._ran and self._bad_settings < SETTINGS_TRIES)
+
+    def _pause_seconds(self) -> float:
+        if not self._short:
+            return 0.0
+        return float(min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (self._short - 1)))
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._told = number
         if self._broker is not None:
             self._broker.send_signal(number)
 
-    def _pause(self) -> None:
-        end = time.monotonic() + PAUSE_SECONDS
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
         while self._told is None and time.monotonic() < end:
             time.sleep(0.1)
+
+
+def _shell_status(status: int) -> int:
+    return status if status >= 0 else 128 - status
+
+
+def _end_of(status: int) -> str:
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"ended with exit status {status}, see its log lines above"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,1 +1,1 @@
-"""The site's settings, checked at load and turned into core's words."""
+"""The site's settings: checked when they are loaded and converted to core's types."""

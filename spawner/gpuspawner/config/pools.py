@@ -1,6 +1,6 @@
-"""Pools from their settings: `c.GpuSite.pools` to values, and whether the tiers find theirs. Pure.
+"""Converts `c.GpuSite.pools` to values and checks that each tier has a pool. Pure.
 
-What depends on the devices of the machine is checked by the broker (`broker/pooling.py`).
+The broker checks what depends on the devices of the machine (`broker/pooling.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..core.want import Mode, Want
 from .tiers import NAME, parse_mode, parse_percent
 
 MOST_SLICES = 48
-"""An MPS server takes so many clients on one device (CUDA MPS, r580, "Volta MPS")."""
+"""The maximum number of clients of an MPS server on one device (CUDA MPS, r580, "Volta MPS")."""
 
 _KEYS = {
     "name", "mode", "devices", "slices", "sizes", "compute_percent", "mps", "manage_compute_mode",
@@ -24,18 +24,18 @@ _SLICE_KEYS = ("slices", "sizes", "compute_percent", "mps", "manage_compute_mode
 
 
 def parse_pools(raw: list[dict[str, Any]]) -> tuple[Pool, ...]:
-    """Pools from their settings. Raises ConfigError, naming pool and key, for what can't work."""
+    """Converts the pools' settings to values. Raises ConfigError with pool and key for an invalid setting."""
     pools = tuple(_parse_pool(item) for item in raw)
     names = [pool.name for pool in pools]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"c.GpuSite.pools has {twice[0]!r} twice: give each pool a name of its own")
+        raise ConfigError(f"c.GpuSite.pools has {twice[0]!r} twice: give each pool a different name")
     _check_devices(pools)
     return pools
 
 
 def check_tiers(tiers: Sequence[Tier], pools: Sequence[Pool]) -> None:
-    """Raises ConfigError for a tier that no pool can serve, whatever devices the machine has."""
+    """Raises ConfigError for a tier that no pool could serve on any machine."""
     for tier in tiers:
         if tier.needs_gpu:
             _check_tier(tier, pools)
@@ -49,14 +49,14 @@ def _check_tier(tier: Tier, pools: Sequence[Pool]) -> None:
         has = f"has {known}" if known else "is not set"
         raise ConfigError(f"{where} names the pool {want.pool!r}: c.GpuSite.pools {has}")
     if not pools and want.mode is not Mode.SLICE:
-        return  # without pools of one's own there are one of whole GPUs and one of MIG instances
+        return  # without this setting there is one pool of whole GPUs and one of MIG instances
     serving = [pool for pool in named if pool.mode is want.mode]
     if not serving:
         what = (
             f"pool {want.pool!r} has mode {named[0].mode.value!r}" if want.pool else "no pool has that mode"
         )
         raise ConfigError(
-            f"{where} has mode {want.mode.value!r}, but {what}: mend one of the two, or add a pool like "
+            f"{where} has mode {want.mode.value!r}, but {what}: correct one of the two, or add a pool like "
             f"{_example(want.mode)} to c.GpuSite.pools"
         )
     obstacles = [_obstacle(want, pool) for pool in serving]
@@ -65,20 +65,22 @@ def _check_tier(tier: Tier, pools: Sequence[Pool]) -> None:
 
 
 def _obstacle(want: Want, pool: Pool) -> str:
-    """Why the pool can't serve what a tier wants, with the remedy; "" if nothing here says so."""
+    """Why the pool can't serve the tier's want, with the remedy; "" if no reason is found here."""
     if pool.sizes_bytes and want.memory_bytes is None and len(pool.sizes_bytes) > 1:
-        return f"memory is missing, and pool {pool.name!r} has several sizes: say which"
+        return f"memory is missing, and pool {pool.name!r} has several sizes: set memory to one of them"
     if pool.sizes_bytes and want.memory_bytes not in (None, *pool.sizes_bytes):
-        return f"memory is not one of the sizes of pool {pool.name!r}: add it to them, or take one of them"
+        return (
+            f"memory is not one of the sizes of pool {pool.name!r}: add it to the sizes, or use one of them"
+        )
     if want.compute_percent is not None and pool.mps is False:
         return (
-            f"compute_percent can't be held: pool {pool.name!r} has MPS switched off. Leave compute_percent "
-            "out, or mps"
+            f"compute_percent can't be enforced: pool {pool.name!r} has MPS switched off. "
+            "Remove compute_percent, or mps"
         )
     if want.compute_percent is not None and want.compute_percent > (pool.compute_percent or 100):
         return (
             f"compute_percent {want.compute_percent:g} is more than the {pool.compute_percent:g} of pool "
-            f"{pool.name!r}: raise the pool's, which is the daemon's limit, or lower the tier's"
+            f"{pool.name!r}: raise the pool's (the MPS daemon's limit), or lower the tier's"
         )
     return ""
 
@@ -92,7 +94,7 @@ def _parse_pool(raw: dict[str, Any]) -> Pool:
     name = raw.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(
-            f"c.GpuSite.pools: name {name!r} can't be used: take lower-case letters, digits, '-', '_'"
+            f"c.GpuSite.pools: name {name!r} can't be used: use lower-case letters, digits, '-', '_'"
         )
     where = f"c.GpuSite.pools: pool {name!r}"
     unknown = sorted(set(raw) - _KEYS)
@@ -102,7 +104,7 @@ def _parse_pool(raw: dict[str, Any]) -> Pool:
     uuids, model, count = _parse_devices(raw.get("devices", "all"), where)
     for key in _SLICE_KEYS:
         if raw.get(key) and mode is not Mode.SLICE:
-            raise ConfigError(f"{where}: {key} is of mode 'slice' only: leave it out, or set the mode")
+            raise ConfigError(f"{where}: {key} is only for mode 'slice': remove it, or set the mode")
     mps, manage = raw.get("mps"), raw.get("manage_compute_mode", False)
     if mps not in (None, True, False) or manage not in (True, False):
         raise ConfigError(f"{where}: mps and manage_compute_mode are True or False")
@@ -126,17 +128,17 @@ def _parse_pool(raw: dict[str, Any]) -> Pool:
 def _check_slices(pool: Pool, where: str) -> None:
     if (pool.slices is None) == (not pool.sizes_bytes):
         raise ConfigError(
-            f'{where}: say either how many equal slices a device has, "slices": 8, or which sizes they may '
-            'have, "sizes": ["8G", "16G"]'
+            f'{where}: give either the number of equal slices of a device, "slices": 8, or '
+            'the sizes they may have, "sizes": ["8G", "16G"]'
         )
     if pool.mps is False and pool.compute_percent is not None:
         raise ConfigError(
-            f"{where}: compute_percent can't be held with MPS switched off: leave one of the two out"
+            f"{where}: compute_percent can't be enforced if mps is False: remove one of the two"
         )
     if pool.mps is False and pool.manage_compute_mode:
         raise ConfigError(
-            f"{where}: manage_compute_mode lets only MPS reach the GPU, and mps is False: leave one of the "
-            "two out"
+            f"{where}: manage_compute_mode lets only MPS reach the GPU, but mps is False: remove one of the "
+            "two"
         )
 
 
@@ -146,7 +148,7 @@ def _parse_devices(value: object, where: str) -> tuple[tuple[str, ...], str | No
         return (), None, None
     if isinstance(value, list | tuple) and value and all(isinstance(each, str) and each for each in value):
         if len(set(value)) < len(value):
-            raise ConfigError(f"{where}: devices names a UUID twice: name each once")
+            raise ConfigError(f"{where}: devices has a UUID twice: list each UUID once")
         return tuple(value), None, None
     if isinstance(value, dict) and value and set(value) <= {"model", "count"}:
         model, count = value.get("model"), value.get("count")
@@ -177,7 +179,7 @@ def _parse_sizes(value: object, where: str) -> tuple[int, ...]:
 
 
 def _check_devices(pools: Sequence[Pool]) -> None:
-    """No device in two pools, as far as that can be told without the devices."""
+    """Raises ConfigError if a device is in two pools, as far as the settings alone show it."""
     owner: dict[str, str] = {}
     everything: dict[bool, str] = {}
     for pool in pools:
@@ -191,7 +193,7 @@ def _check_devices(pools: Sequence[Pool]) -> None:
         mig = pool.mode is Mode.MIG
         if pool.takes_all and mig in everything:
             raise ConfigError(
-                f"c.GpuSite.pools: pools {everything[mig]!r} and {pool.name!r} both have all devices: a "
+                f"c.GpuSite.pools: pools {everything[mig]!r} and {pool.name!r} both take all devices: a "
                 'device is in one pool only, give one of them a list of UUIDs or {"model": …, "count": …}'
             )
         if pool.takes_all:

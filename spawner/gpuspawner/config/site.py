@@ -1,4 +1,4 @@
-"""What hub and broker must both know, read by both from one `jupyterhub_config.py`."""
+"""The settings that hub and broker share; both read them from the same `jupyterhub_config.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from traitlets.config import Configurable
 
 from ..core.errors import ConfigError
 from ..core.model import Pool, Tier
+from ..core.quota import Quota
+from .idle import IdleRules, parse_idle
+from .lines import line_of
 from .pools import check_tiers, parse_pools
+from .quotas import Known, check_timezone, parse_quotas
 from .tiers import DEFAULT_TIERS, parse_tiers
 
 
@@ -22,20 +26,25 @@ class GpuSite(Configurable):
     tiers = List(
         Dict(),
         help="""
-        What users can pick on the spawn page, in this order; the first is preselected.
+        What users can pick on the spawn page, in this order. The one with `"default": True` is preselected
+        and used if nothing is chosen; without it, the first one.
 
-        Each is a dict: `name` (lower case; also what the admin page shows), `title`, and, where
-        wanted, `description`, `devices` (how many GPUs; 0, the default, is a CPU server), `model`
-        (part of the GPU's name, "H100"), `image`, `mem_limit` ("16G", main memory), `cpu_limit` (cores).
+        Each is a dict: `name` (lower case; also what the admin page shows), `title`, and
+        optionally `description`, `devices` (how many GPUs; 0, the default, is a CPU server), `model`
+        (part of the GPU's name, "H100"), `image`, `mem_limit` ("16G", main memory), `cpu_limit` (cores),
+        `shm` ("8G", size of /dev/shm, part of `mem_limit`), `pids` (maximum number of processes),
+        `cpu_shares` (weight when the CPU is busy). `c.GpuLab` sets the defaults for the last three. Memory
+        and CPU limits of `group_overrides` or of a hook override the tier's; the tier's override those of
+        `c.Spawner`.
 
         `mode` says how its devices are shared: "whole" (the default), "slice" or "mig"; pools of that
-        mode serve it, or the one named with `pool`. A slice has `memory` ("8G", of the GPU; left out,
-        the pool's slice) and, with MPS, `compute_percent` (left out, the pool's). A MIG tier may name
-        its `mig_profile` ("1g.10gb"). `devices` of these two is 1 if left out.
+        mode serve it, or only the pool named in `pool`. A slice has `memory` ("8G" of GPU memory; default:
+        the pool's slice) and, with MPS, `compute_percent` (default: the pool's). A MIG tier may set
+        `mig_profile` ("1g.10gb"). For these two modes, the default of `devices` is 1.
 
-        Default: `cpu` and `gpu` (one whole device). A name that is not in the list is refused. A tier
-        of slices or MIG instances that no pool can serve keeps the broker from starting, with the
-        reason; one of whole GPUs that this machine doesn't have is shown, and can't be picked.
+        Default: `cpu` and `gpu` (one whole device). Other names are refused. If no pool can serve a tier
+        of slices or MIG instances, the broker doesn't start and says why. A tier of whole GPUs that this
+        machine doesn't have is shown, but can't be picked.
 
         Example::
 
@@ -55,21 +64,21 @@ class GpuSite(Configurable):
     pools = List(
         Dict(),
         help="""
-        Which devices are shared in which mode. A device is in one pool at most.
+        Which devices are shared in which mode. A device can be in one pool only.
 
         Each is a dict: `name`; `mode` ("whole", the default, "slice" or "mig"); `devices`: "all" (the
-        default: all of the mode's sort, whole GPUs or MIG instances, that no other pool names), a list
-        of UUIDs, or {"model": "H100", "count": 2}. A slice pool also has `slices` (so many equal ones
+        default: all whole GPUs or MIG instances, as the mode needs, that no other pool names), a list
+        of UUIDs, or {"model": "H100", "count": 2}. A slice pool also has `slices` (the number of equal slices
         of each device) or `sizes` (a list; leases of these sizes in any mix that fits), and may have
-        `compute_percent` (what one slice may use of the device's compute at most; left out,
-        min(100, 200/n)), `mps` (left out: where it is installed; True: the broker refuses to start
+        `compute_percent` (the most compute of the device that one slice may use; default:
+        min(100, 200/n)), `mps` (default: used if it is installed; True: the broker refuses to start
         without it; False: plain time-slicing) and `manage_compute_mode` (False: the GPU's compute mode
-        is left alone; True: EXCLUSIVE_PROCESS while the pool is in use, so that only MPS reaches it).
-        New slices go to the device with the fewest. What each mode holds, and who holds it, is in
-        docs/admins.md.
+        is not changed; True: EXCLUSIVE_PROCESS while the pool is in use, so that only MPS reaches it).
+        New slices go to the device with the fewest slices. docs/admins.md says what each mode limits, and
+        what enforces the limit.
 
-        Default: whole GPUs are one pool, MIG instances another. Where all GPUs are split by MIG, tiers
-        in mode "whole" get an instance. What can't work keeps the broker from starting.
+        Default: one pool of all whole GPUs and one of all MIG instances. If MIG splits all GPUs, tiers
+        in mode "whole" get an instance. The broker doesn't start with pools that can't work.
 
         Example::
 
@@ -80,12 +89,70 @@ class GpuSite(Configurable):
         """,
     ).tag(config=True)
 
+    quotas = List(
+        Dict(),
+        help="""
+        What users and groups may have. What nobody limits is not limited.
+
+        Each is a dict for one `group` of the hub (for each of its members), for one `user`, or, with neither,
+        for everybody. The keys, all of them optional: `tiers` (a list: these may be used), `leases` (servers
+        with a GPU at once), `devices` (whole GPUs and MIG instances at once), `slices` (at once);
+        `gpu_hours` in a `period`: "day", "week" (from Monday; the default), "week from sunday" or
+        "2026-10-12 to 2027-02-12", in a `timezone` ("Europe/Berlin"; left out, `c.GpuSite.timezone`);
+        `session_hours` (a server with a GPU ends after so long), `extend_hours` (by how much in all its user
+        may make that longer); `weight` (the share in the queue; 2 is twice that of 1), `priority` (higher is
+        served first), and for a group `guaranteed_devices` (what all its members together are entitled to).
+        "unlimited" lifts a limit.
+
+        A user's own value counts, else the most generous of their groups', else everybody's. The
+        `properties` of a hub group may have the same keys; where both say something, this setting counts.
+        `gpuspawner quota` changes all of them at run time, and a restart keeps that.
+
+        Default: none, so nothing is limited. Who asks for more reads what they have, what their limit is,
+        and what to do. A quota that can't work keeps hub and broker from starting, with the line to change.
+
+        Example::
+
+            c.GpuSite.quotas = [
+                {"devices": 1, "tiers": ["cpu", "gpu"]},
+                {"group": "students", "devices": 1, "gpu_hours": 10, "session_hours": 4},
+                {"group": "phd", "devices": 2, "priority": 10},
+            ]
+        """,
+    ).tag(config=True)
+
+    timezone = Unicode(
+        "UTC",
+        help="""
+        The time zone of quotas and lab sessions that name none, by its IANA name.
+
+        Default: UTC, because a hub's users may be anywhere; every sentence with a time says its zone.
+        Example: `c.GpuSite.timezone = "Europe/Berlin"`
+        """,
+    ).tag(config=True)
+
+    idle = Dict(
+        help="""
+        When a server whose GPU nobody uses is warned, and what becomes of it.
+
+        Idle is a server of which no process uses the GPU while no kernel computes. Keys: `first_warning` and
+        `second_warning` (seconds of idleness), `after` (seconds of idleness until the action, at least five
+        minutes after the second warning), `action` ("stop", or "nothing": warnings only) and
+        `only_when_waiting` (True: only while somebody waits for such a GPU). Whether the GPU of a MIG
+        instance or a simulated one is used can't be measured: there the kernels alone count, and the warning
+        says so. A shared GPU counts as used by everybody on it while it is busy.
+
+        Default: warned after 15 and 55 minutes, stopped after 60, only when somebody waits.
+        Example: `c.GpuSite.idle = {"after": 7200, "second_warning": 6900, "only_when_waiting": False}`
+        """,
+    ).tag(config=True)
+
     state_dir = Unicode(
         help="""
-        Folder of the ledger, the socket and what the broker writes for each lease.
+        Folder of the ledger, the socket and the files that the broker writes for each lease.
 
-        Default: `$GPUSPAWNER_STATE_DIR`, else `/var/lib/gpuspawner`. It must outlast restarts: a
-        lost ledger is rebuilt from the running containers, but the history is gone.
+        Default: `$GPUSPAWNER_STATE_DIR`, else `/var/lib/gpuspawner`. It must survive restarts: the
+        broker rebuilds a lost ledger from the running containers, but the history is lost.
         Example: `c.GpuSite.state_dir = "/srv/gpuspawner"`
         """,
     ).tag(config=True)
@@ -96,7 +163,8 @@ class GpuSite(Configurable):
 
     socket_path = Unicode(
         help="""
-        Unix socket on which the broker answers the spawner. Mode 0600: only the hub's own user.
+        Unix socket on which the broker answers the spawner. Its mode is 0600: only the hub's own user can
+        open it.
 
         Default: `broker.sock` in `state_dir`.
         Example: `c.GpuSite.socket_path = "/run/gpuspawner/broker.sock"`
@@ -111,9 +179,10 @@ class GpuSite(Configurable):
         ("auto", "nvml", "simulated"),
         default_value="auto",
         help="""
-        Where devices come from: `nvml` (real GPUs), `simulated` (none; containers run on the CPU), `auto`.
+        Where the list of devices comes from: `nvml` (real GPUs), `simulated` (none; containers run on the
+        CPU), `auto`.
 
-        Default `auto`: real ones where NVML finds any, else simulated. Pages, status
+        Default `auto`: real ones if NVML finds any, else simulated ones. Pages, status
         and notebooks say "simulated" wherever a simulated GPU is shown.
         Example: `c.GpuSite.inventory = "nvml"` refuses to start on a machine without GPUs.
         """,
@@ -122,8 +191,8 @@ class GpuSite(Configurable):
     simulated_devices = Unicode(
         "2 x H100 80GB",
         help="""
-        The simulated GPUs: "count x model memory", several kinds separated by commas; with "MIG" and a
-        profile after it, so many instances ("7 x H100 80GB MIG 1g.10gb").
+        The simulated GPUs: "count x model memory", several kinds separated by commas. With "MIG" and a
+        profile after it, that many MIG instances ("7 x H100 80GB MIG 1g.10gb").
 
         Default: two, enough to see the queue with three users.
         Example: `c.GpuSite.simulated_devices = "4 x H100 80GB, 2 x A100 40GB"`
@@ -134,10 +203,10 @@ class GpuSite(Configurable):
         ("auto", "cdi", "nvidia", "none"),
         default_value="auto",
         help="""
-        How a leased device gets into its container: `cdi` (Docker Engine 25 or newer with a CDI
+        How a container gets its leased devices: `cdi` (Docker Engine 25 or newer with a CDI
         spec), `nvidia` (nvidia-container-toolkit's hook), `none` (simulated devices only).
 
-        Default `auto`: what a probe of the engine finds, CDI first; `gpuspawner doctor` shows it.
+        Default `auto`: what a test of the Docker Engine finds, CDI first; `gpuspawner doctor` shows it.
         Example: `c.GpuSite.injection = "cdi"`
         """,
     ).tag(config=True)
@@ -146,7 +215,7 @@ class GpuSite(Configurable):
         900.0,
         min=1.0,
         help="""
-        Seconds that a spawn waits for a device before it ends with a sentence and the offer of CPU.
+        Seconds that a spawn waits for a device. After that it ends with a message that offers a CPU server.
 
         Default: 15 minutes, longer than most people wait in front of a page. The spawner's
         `start_timeout` is raised to cover it.
@@ -155,19 +224,53 @@ class GpuSite(Configurable):
     ).tag(config=True)
 
     def parsed_tiers(self) -> tuple[Tier, ...]:
-        """The tiers as values. Raises ConfigError with the remedy for what can't work."""
+        """The tiers as values. Raises ConfigError, with the remedy, for an invalid setting."""
         self._check_names()
         tiers = parse_tiers(self.tiers)
         check_tiers(tiers, self.parsed_pools())
         return tiers
 
     def parsed_pools(self) -> tuple[Pool, ...]:
-        """The pools as values; none if there is no setting. Raises ConfigError with the remedy."""
+        """The pools as values; empty if the setting is empty. Raises ConfigError with the remedy."""
         self._check_names()
         return parse_pools(self.pools)
 
+    def known(self) -> Known:
+        """What quotas may name. Raises ConfigError for tiers or a time zone that can't be used."""
+        check_timezone(self.timezone, "c.GpuSite.timezone", 'c.GpuSite.timezone = "{}"')
+        return Known(self.parsed_tiers(), self._groups(), self.timezone)
+
+    def parsed_quotas(self) -> tuple[Quota, ...]:
+        """The quotas as values. Raises ConfigError with the line to change for what can't work."""
+        return parse_quotas(self.quotas, self.known(), self._place_of)
+
+    def parsed_idle(self) -> IdleRules:
+        """What becomes of idle servers. Raises ConfigError."""
+        self._check_names()
+        return parse_idle(self.idle)
+
+    def _groups(self) -> frozenset[str] | None:
+        """The hub's groups, as far as this file can know them: None if a login service manages them."""
+        groups = self.config.get("JupyterHub", {}).get("load_groups", {})
+        sections = [values for name, values in self.config.items() if name.endswith("Authenticator")]
+        if not groups or any(section.get("manage_groups") for section in sections):
+            return None
+        return frozenset(groups)
+
+    def _place_of(self, number: int) -> str:
+        """File and line of an entry of `quotas`, "jupyterhub_config.py:12: "; "" if that can't be told."""
+        parent = self.parent
+        for path in (getattr(parent, "config_file", ""), *getattr(parent, "loaded_config_files", ())[::-1]):
+            try:
+                line = line_of(Path(path).read_text(encoding="utf-8"), "GpuSite", "quotas", number)
+            except (OSError, UnicodeDecodeError):
+                continue
+            if line is not None:
+                return f"{path}:{line}: "
+        return ""
+
     def _check_names(self) -> None:
-        """Raises ConfigError for a setting that isn't there: traitlets leaves it out with a warning."""
+        """Raises ConfigError for an unknown setting, which traitlets ignores with a warning."""
         known = self.trait_names(config=True)
         for name in self.config.get("GpuSite", {}):
             if name not in known:

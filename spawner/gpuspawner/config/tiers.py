@@ -1,4 +1,4 @@
-"""Tiers from their settings: `c.GpuSite.tiers` to values, or a ConfigError that names the remedy. Pure."""
+"""Converts `c.GpuSite.tiers` to values, or raises ConfigError with the remedy. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.image_reference import parse_pinned
 from ..core.model import Tier
-from ..core.units import parse_bytes
+from ..core.units import format_bytes, parse_bytes
 from ..core.want import Mode, Want
 
 DEFAULT_TIERS: list[dict[str, Any]] = [
@@ -20,49 +20,56 @@ DEFAULT_TIERS: list[dict[str, Any]] = [
     {
         "name": "gpu",
         "title": "One GPU",
-        "description": "A whole GPU of your own.",
+        "description": "A whole GPU that only you use.",
         "devices": 1,
     },
 ]
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
-"""What tiers and pools may be called."""
+"""Valid names of tiers and pools."""
 PROFILE = re.compile(r"^(\d+c\.)?\d+g\.\d+gb(\+\w+(\.\w+)*)?$")
 """A MIG profile as nvidia-smi names it: "1g.10gb", "1c.3g.20gb", "1g.10gb+me"."""
 
 _KEYS = {
     "name", "title", "description", "devices", "model", "mode", "image", "mem_limit", "cpu_limit",
-    "memory", "compute_percent", "mig_profile", "pool",
+    "memory", "compute_percent", "mig_profile", "pool", "shm", "pids", "cpu_shares", "default",
 }  # fmt: skip
 _ONLY_IN = {"memory": Mode.SLICE, "compute_percent": Mode.SLICE, "mig_profile": Mode.MIG}
 
 
 def parse_tiers(raw: list[dict[str, Any]]) -> tuple[Tier, ...]:
-    """Tiers from their settings. Raises ConfigError, naming tier and key, for what can't work."""
+    """Converts the tiers' settings to values. Raises ConfigError with tier and key for an invalid setting."""
     if not raw:
-        raise ConfigError("c.GpuSite.tiers is empty: give at least one tier, or leave the default")
+        raise ConfigError(
+            "c.GpuSite.tiers is empty: give at least one tier, or remove the setting to use the default"
+        )
     tiers = tuple(_parse_tier(item) for item in raw)
     names = [tier.name for tier in tiers]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"c.GpuSite.tiers has {twice[0]!r} twice: give each tier a name of its own")
+        raise ConfigError(f"c.GpuSite.tiers has {twice[0]!r} twice: give each tier a different name")
+    defaults = [tier.name for tier in tiers if tier.default]
+    if len(defaults) > 1:
+        raise ConfigError(
+            f"c.GpuSite.tiers: {defaults[0]!r} and {defaults[1]!r} are both the default: choose one"
+        )
     return tiers
 
 
 def parse_mode(value: object, where: str) -> Mode:
-    """A mode that this version has. Raises ConfigError."""
+    """The mode named by `value`. Raises ConfigError for an unknown one."""
     if value == Mode.TURNS:
-        raise ConfigError(f"{where}: mode 'turns' is not in this version: take 'whole', 'slice' or 'mig'")
+        raise ConfigError(f"{where}: mode 'turns' is not in this version: use 'whole', 'slice' or 'mig'")
     try:
         return Mode(str(value))
     except ValueError:
-        raise ConfigError(f"{where}: mode is {value!r}: take 'whole', 'slice' or 'mig'") from None
+        raise ConfigError(f"{where}: mode is {value!r}: use 'whole', 'slice' or 'mig'") from None
 
 
 def parse_percent(value: object, where: str) -> float | None:
     """A whole percentage from 1 to 100; None stays None. Raises ConfigError.
 
-    Whole, because the control daemon takes no fractions (CUDA MPS, `set_default_active_thread_percentage`).
+    The MPS control daemon accepts only whole numbers (CUDA MPS, `set_default_active_thread_percentage`).
     """
     if value is None:
         return None
@@ -75,7 +82,7 @@ def _parse_tier(raw: dict[str, Any]) -> Tier:
     name = raw.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(
-            f"c.GpuSite.tiers: name {name!r} can't be used: take lower-case letters, digits, '-', '_'"
+            f"c.GpuSite.tiers: name {name!r} can't be used: use lower-case letters, digits, '-', '_'"
         )
     where = f"c.GpuSite.tiers: tier {name!r}"
     unknown = sorted(set(raw) - _KEYS)
@@ -94,6 +101,10 @@ def _parse_tier(raw: dict[str, Any]) -> Tier:
         image=_parse_image(raw, where),
         mem_limit_bytes=_parse_size(raw, "mem_limit", where),
         cpu_limit=None if cpu_limit is None else float(cpu_limit),
+        shm_bytes=_parse_shm(raw, where),
+        pids=_parse_whole(raw, "pids", (64, 4_194_304), where),
+        cpu_shares=_parse_whole(raw, "cpu_shares", (2, 262_144), where),
+        default=_parse_default(raw, where),
     )
 
 
@@ -113,8 +124,8 @@ def _check_keys_of_mode(raw: dict[str, Any], mode: Mode, where: str) -> None:
     for key, needed in _ONLY_IN.items():
         if raw.get(key) is not None and mode is not needed:
             raise ConfigError(
-                f"{where}: {key} is of mode {needed.value!r}, and the tier's mode is {mode.value!r}: "
-                f'add "mode": "{needed.value}", or leave {key} out'
+                f"{where}: {key} is only for mode {needed.value!r}, but the tier's mode is {mode.value!r}: "
+                f'add "mode": "{needed.value}", or remove {key}'
             )
     profile = raw.get("mig_profile")
     if profile is not None and not (isinstance(profile, str) and PROFILE.fullmatch(profile)):
@@ -130,11 +141,11 @@ def _parse_count(raw: dict[str, Any], mode: Mode, where: str) -> int:
         raise ConfigError(f"{where}: devices is {devices!r}: give a whole number from 0 (CPU) to 64")
     if mode is Mode.SLICE and devices != 1:
         # One MPS daemon serves one GPU, and a process can reach one daemon only.
-        raise ConfigError(f"{where}: devices is {devices}: a slice is of one device, leave devices out")
+        raise ConfigError(f"{where}: devices is {devices}: a slice is part of one device, remove devices")
     if mode is Mode.MIG and devices == 0:
-        raise ConfigError(f"{where}: devices is 0: a CPU tier has no mode, leave mode out")
+        raise ConfigError(f"{where}: devices is 0: a CPU tier has no mode, remove mode")
     if raw.get("pool") is not None and devices == 0:
-        raise ConfigError(f'{where}: it has a pool but no devices: add "devices": 1, or leave pool out')
+        raise ConfigError(f'{where}: it has a pool but no devices: add "devices": 1, or remove pool')
     return devices
 
 
@@ -154,3 +165,31 @@ def _parse_image(raw: dict[str, Any], where: str) -> str | None:
 def _parse_size(raw: dict[str, Any], key: str, where: str) -> int | None:
     value = raw.get(key)
     return None if value is None else parse_bytes(value, f"{where}: {key}")
+
+
+def _parse_shm(raw: dict[str, Any], where: str) -> int | None:
+    """The size of /dev/shm. Its files count towards the memory limit, so it can't be larger than that."""
+    size, memory = _parse_size(raw, "shm", where), _parse_size(raw, "mem_limit", where)
+    if size is not None and memory is not None and size > memory:
+        raise ConfigError(
+            f"{where}: shm is {format_bytes(size)}, more than the mem_limit that includes it "
+            f"({format_bytes(memory)}): make shm smaller or mem_limit larger"
+        )
+    return size
+
+
+def _parse_whole(raw: dict[str, Any], key: str, between: tuple[int, int], where: str) -> int | None:
+    """A whole number within Docker's bounds. Raises ConfigError."""
+    value, (least, most) = raw.get(key), between
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ConfigError(f"{where}: {key} is {value!r}: give a whole number from {least} to {most}")
+    return value
+
+
+def _parse_default(raw: dict[str, Any], where: str) -> bool:
+    value = raw.get("default", False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{where}: default is {value!r}: set it to True for the tier that is preselected")
+    return value

@@ -1,1 +1,1 @@
-"""Words without I/O: imported by all, importing nobody."""
+"""Shared types and pure functions, without I/O. Every folder imports them; they import no other folder."""

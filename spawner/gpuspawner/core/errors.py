@@ -1,9 +1,17 @@
-"""One tree of errors.
+"""All errors of gpuspawner, as one tree.
 
     GpuSpawnerError
-    ├── Refusal           we understood and say no; a sentence for the user, no traceback
+    ├── Refusal           a valid request that we refuse; a sentence for the user, no traceback
     │   ├── BadOption         400  bad_option
     │   ├── NotAllowed        403  not_allowed
+    │   ├── QuotaTier         403  quota_tier
+    │   ├── QuotaLeases       403  quota_leases
+    │   ├── QuotaDevices      403  quota_devices
+    │   ├── QuotaSlices       403  quota_slices
+    │   ├── QuotaGpuHours     403  quota_gpu_hours
+    │   ├── QuotaUnreadable   403  quota_unreadable
+    │   ├── SessionReserved   409  session_reserved
+    │   ├── SessionUnfit      409  session_unfit
     │   ├── ImageUnfit        409  image_unfit
     │   ├── LeaseConflict     409  lease_conflict
     │   ├── NoCapacity        503  no_capacity
@@ -14,9 +22,11 @@
         ├── DeviceFault       NVML or the GPU
         ├── EngineFault       Docker
         ├── LedgerFault       the database
+        ├── HubFault          JupyterHub's API
         └── StartFault        the server itself did not start
 
-A refusal's message says what to do next. An error from Docker, NVML or the database frees nothing.
+A refusal's message says what to do next. After an error from Docker, NVML or the database, no device is
+freed.
 """
 
 from __future__ import annotations
@@ -25,7 +35,7 @@ from typing import ClassVar
 
 
 class GpuSpawnerError(Exception):
-    """The root: everything that gpuspawner raises on purpose."""
+    """The base class of everything that gpuspawner raises on purpose."""
 
 
 class Refusal(GpuSpawnerError):
@@ -41,7 +51,7 @@ class Refusal(GpuSpawnerError):
 
 
 class BadOption(Refusal):
-    """What came from form, REST body or query string can't be used."""
+    """The form, REST body or query string has a value that can't be used."""
 
     reason = "bad_option"
     status = 400
@@ -54,29 +64,85 @@ class NotAllowed(Refusal):
     status = 403
 
 
+class QuotaTier(Refusal):
+    """The user's quota does not include the tier."""
+
+    reason = "quota_tier"
+    status = 403
+
+
+class QuotaLeases(Refusal):
+    """The user has as many servers with a GPU as the quota allows."""
+
+    reason = "quota_leases"
+    status = 403
+
+
+class QuotaDevices(Refusal):
+    """The user holds, or waits for, as many GPUs as the quota allows."""
+
+    reason = "quota_devices"
+    status = 403
+
+
+class QuotaSlices(Refusal):
+    """The user holds, or waits for, as many slices as the quota allows."""
+
+    reason = "quota_slices"
+    status = 403
+
+
+class QuotaGpuHours(Refusal):
+    """The user's GPU-hours of this period are used up."""
+
+    reason = "quota_gpu_hours"
+    status = 403
+
+
+class QuotaUnreadable(Refusal):
+    """A hub group's properties hold a limit that can't be read, so it can't be held."""
+
+    reason = "quota_unreadable"
+    status = 403
+
+
+class SessionReserved(Refusal):
+    """A lab session needs the GPUs before this server would end."""
+
+    reason = "session_reserved"
+    status = 409
+
+
+class SessionUnfit(Refusal):
+    """A lab session doesn't fit on these GPUs, or beside the other sessions."""
+
+    reason = "session_unfit"
+    status = 409
+
+
 class ImageUnfit(Refusal):
-    """The image would be of no use on this machine, or without a GPU."""
+    """The image can't work on this machine, or needs a GPU."""
 
     reason = "image_unfit"
     status = 409
 
 
 class LeaseConflict(Refusal):
-    """The lease is not, or no longer, what the caller believes."""
+    """The lease is not in the state that the caller expects."""
 
     reason = "lease_conflict"
     status = 409
 
 
 class NoCapacity(Refusal):
-    """This machine can never serve the request as it stands."""
+    """This machine can never serve this request."""
 
     reason = "no_capacity"
     status = 503
 
 
 class QueueTimeout(Refusal):
-    """The request waited as long as it may."""
+    """The request waited for the maximum time."""
 
     reason = "queue_timeout"
     status = 503
@@ -102,7 +168,7 @@ class DeviceFault(Fault):
 
 
 class EngineFault(Fault):
-    """Docker answered with an error `status`, or (None) did not answer: then nothing is known."""
+    """Docker answered with the HTTP error `status`, or did not answer (None): then the result is unknown."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -113,8 +179,12 @@ class LedgerFault(Fault):
     """The ledger can't be read or written."""
 
 
+class HubFault(Fault):
+    """JupyterHub's API refused, or didn't answer."""
+
+
 class StartFault(Fault):
-    """The server did not start, in a sentence for its user; `reason` labels the metric."""
+    """The server did not start; the message is a sentence for its user; `reason` labels the metric."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -122,7 +192,7 @@ class StartFault(Fault):
 
 
 def all_refusals() -> dict[str, type[Refusal]]:
-    """Every refusal by its reason: the client turns the broker's answer back into one."""
+    """All refusal classes by reason; the client raises the broker's answer with them."""
     found: dict[str, type[Refusal]] = {}
     pending: list[type[Refusal]] = [Refusal]
     while pending:
@@ -130,3 +200,10 @@ def all_refusals() -> dict[str, type[Refusal]]:
         found[kind.reason] = kind
         pending.extend(kind.__subclasses__())
     return found
+
+
+def refusal_in(reason: str) -> Refusal | None:
+    """The refusal for which a lease ended, "quota_tier: Your quota …"; None if it ended otherwise."""
+    label, colon, sentence = reason.partition(": ")
+    kind = all_refusals().get(label) if colon else None
+    return None if kind is None else kind(sentence)

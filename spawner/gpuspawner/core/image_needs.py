@@ -1,8 +1,8 @@
-"""What an image needs of a machine, from its labels, and why a server of it would be of no use. Pure.
+"""What an image needs from a machine, according to its labels, and why it can't work there. Pure.
 
-The images of this project say it in the labels `gpuspawner.min-driver` and `gpuspawner.needs-gpu`; NVIDIA's
-own say it in `NVIDIA_REQUIRE_CUDA` and the like, as nvidia-container-toolkit reads them. An image with
-neither is not held against anything.
+The images of this project declare it in the labels `gpuspawner.min-driver` and `gpuspawner.needs-gpu`;
+NVIDIA's images in variables like `NVIDIA_REQUIRE_CUDA`, which nvidia-container-toolkit reads. An image with
+neither is accepted everywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COMPARE = {
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Lowest driver ("580"; "" for any), whether it is of no use without a GPU, and NVIDIA's conditions."""
+    """Lowest driver ("580"; "" for any), whether it needs a GPU, and NVIDIA's conditions."""
 
     min_driver: str = ""
     gpu: bool = False
@@ -37,7 +37,7 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the broker says of its machine: versions as text, None where not known or simulated."""
+    """What the broker says about its machine: versions as text, None if unknown or simulated."""
 
     simulated: bool
     driver_version: str | None = None
@@ -45,7 +45,7 @@ class Machine:
 
 
 def read_needs(image: Mapping[str, Any]) -> Needs:
-    """The needs in Docker's document of an image."""
+    """The needs declared in Docker's document of an image."""
     config = image.get("Config") or {}
     labels = config.get("Labels") or {}
     environment = dict(item.partition("=")[::2] for item in config.get("Env") or () if isinstance(item, str))
@@ -69,15 +69,15 @@ def read_machine(document: Mapping[str, Any] | None) -> Machine | None:
 
 
 def obstacle(image: str, needs: Needs, gpu: bool, machine: Machine | None) -> str:
-    """Why a server of this image, with or without a GPU, would be of no use here; "" if nothing is known."""
+    """Why a server with this image, with or without a GPU, can't work here; "" if no reason is known."""
     if needs.gpu and not gpu:
-        return f"{image} is of no use without a GPU: choose a tier with a GPU, or another image."
+        return f"{image} needs a GPU: choose a tier with a GPU, or another image."
     if not gpu or machine is None:
         return ""
     if machine.simulated:
         if not needs.gpu:
             return ""
-        return f"{image} needs a real GPU, and this machine's are simulated: choose another image."
+        return f"{image} needs a real GPU, but the GPUs of this machine are simulated: choose another image."
     here = machine.driver_version
     if here is None:
         return ""
@@ -98,10 +98,10 @@ def _refuse(image: str, needed: str, here: str) -> str:
 
 
 def _holds(condition: str, machine: Machine) -> bool:
-    """NVIDIA's syntax: groups separated by spaces, one of which must hold; in a group all, by commas.
+    """NVIDIA's syntax: spaces separate groups, and one group must hold; commas separate terms, and all must.
 
-    libnvidia-container, `cuda>=12.8 brand=tesla,driver>=535,driver<536`. What isn't known here (brand,
-    arch) may hold.
+    libnvidia-container, `cuda>=12.8 brand=tesla,driver>=535,driver<536`. A term that we
+    can't check (brand, arch) counts as true.
     """
     known = {"driver": machine.driver_version, "cuda": machine.cuda_version}
     return any(all(_term_holds(term, known) for term in group.split(",")) for group in condition.split())
@@ -114,7 +114,7 @@ def _term_holds(term: str, known: Mapping[str, str | None]) -> bool:
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """The numbers of "580.159.04"; empty where there are none."""
+    """The numbers in "580.159.04"; empty if there are none."""
     return tuple(int(number) for number in re.findall(r"\d+", text)[:8])
 
 

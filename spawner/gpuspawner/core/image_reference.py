@@ -1,9 +1,9 @@
 """References to images, and which of them a site allows: `quay.io/jupyter/scipy-notebook:2026-11-02`. Pure.
 
-The grammar is that of the distribution project (github.com/distribution/reference, v0.6: `reference.go`,
-`regexp.go`, and `normalize.go` for the host that Docker adds), but for three things that it permits and
-that can only mislead: a host in upper case, a tag beside a digest (Docker ignores the tag), and names
-that Docker would try as the id of an image (they are always written out with their host).
+The grammar is the one of the distribution project (github.com/distribution/reference, v0.6: `reference.go`,
+`regexp.go`, and `normalize.go` for the host that Docker adds), except for three things that it
+permits and that would mislead users: a host in upper case, a tag beside a digest (Docker ignores the tag),
+and names that Docker would try as the id of an image (names are always written with their host).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .errors import ConfigError
 
 DEFAULT_HOST = "docker.io"
 MAX_CHARS = 520
-"""Longest text that is looked at: 255 characters of name, 128 of tag or a sha512 digest, and some."""
+"""Longer texts are refused: a name has up to 255 characters, then come a tag (128) or a sha512 digest."""
 _MAX_NAME_CHARS = 255
 _MOST_SHOWN = 8
 
@@ -27,7 +27,7 @@ _HOST = re.compile(
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}")
-# The same with "*" in them, for patterns.
+# The same expressions, but they also accept "*"; for patterns.
 _COMPONENT_PATTERN = re.compile(r"[a-z0-9._*-]+")
 _TAG_PATTERN = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
 _DIGEST_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F*]+")
@@ -35,7 +35,10 @@ _DIGEST_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F*]+")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An image's name in its parts. `path` has no host; a tag or a digest, or neither (then `latest`)."""
+    """The parts of an image's name.
+
+    `path` has no host. It has a tag, a digest, or neither (then `latest`).
+    """
 
     host: str
     path: str
@@ -43,21 +46,21 @@ class Reference:
     digest: str | None = None
 
     def __str__(self) -> str:
-        """Written out in full: neither host nor tag is left to whoever reads it."""
+        """The full name, always with its host and its tag or digest."""
         end = f"@{self.digest}" if self.digest else f":{self.tag or 'latest'}"
         return f"{self.host}/{self.path}{end}"
 
 
 def parse_reference(text: object) -> Reference:
-    """The image that `text` names. Raises ValueError, with what is wrong in words, for anything else."""
+    """The image that `text` names. Raises ValueError with a sentence that says what is wrong."""
     image = parse_pinned(text)
     if image.tag is not None and image.digest is not None:
-        raise ValueError("leave out the tag or the digest, of the two Docker looks at the digest alone")
+        raise ValueError("leave out the tag or the digest: Docker ignores the tag if there is a digest")
     return image
 
 
 def parse_pinned(text: object) -> Reference:
-    """As `parse_reference`, with a tag beside the digest if there is one: so admins pin images."""
+    """Like `parse_reference`, but a tag beside the digest is allowed: admins pin images this way."""
     if not isinstance(text, str) or not 0 < len(text) <= MAX_CHARS:
         raise ValueError("it is not the name of an image")
     host, path, tag, digest = _split(text)
@@ -68,14 +71,14 @@ def parse_pinned(text: object) -> Reference:
     if len(host) + len(path) >= _MAX_NAME_CHARS:
         raise ValueError("its name is too long")
     if tag is not None and not _TAG.fullmatch(tag):
-        raise ValueError("a tag has letters, digits, '_', '.' and '-' only, and 128 of them at most")
+        raise ValueError("a tag has only letters, digits, '_', '.' and '-', and at most 128 characters")
     if digest is not None and not _DIGEST.fullmatch(digest):
         raise ValueError("a digest is written like sha256: and 64 hexadecimal digits")
     return Reference(host, path, tag, digest)
 
 
 def _split(text: str) -> tuple[str, str, str | None, str | None]:
-    """Host, path, tag and digest of a reference or a pattern, not yet looked at."""
+    """Host, path, tag and digest of a reference or a pattern, not yet checked."""
     name, at, after = text.partition("@")
     digest = after if at else None
     slash = name.rfind("/")
@@ -83,7 +86,7 @@ def _split(text: str) -> tuple[str, str, str | None, str | None]:
     tag = name[colon + 1 :] if colon >= 0 else None
     name = name[:colon] if colon >= 0 else name
     first, slashed, rest = name.partition("/")
-    # Docker takes the first part for a host if it can't be a part of a name on its own registry.
+    # Docker reads the first part as a host if it can't be part of a name on Docker's own registry.
     if slashed and (set(first) & set(".:[") or first == "localhost" or first != first.lower()):
         host, path = first, rest
     else:
@@ -106,7 +109,7 @@ class Pattern:
     digest: str | None
 
     def matches(self, image: Reference) -> bool:
-        """Whether the image is one of these: same host, as many parts, a tag or digest as demanded."""
+        """Whether the image matches: same host, as many parts, and a tag or digest that is allowed."""
         parts = image.path.split("/")
         return (
             image.host == self.host
@@ -118,7 +121,7 @@ class Pattern:
 
 
 def _fits(pattern: str | None, part: str | None) -> bool:
-    """Whether `part` is what `pattern` allows; where one is missing, so must the other be."""
+    """Whether `pattern` allows `part`; if one of them is missing, the other must be missing too."""
     if pattern is None or part is None:
         return pattern is part
     wanted = ".*".join(re.escape(piece) for piece in pattern.split("*"))
@@ -126,27 +129,27 @@ def _fits(pattern: str | None, part: str | None) -> bool:
 
 
 def parse_pattern(text: str) -> Pattern:
-    """An entry with `*`. Raises ConfigError, with the remedy, for one that says too little."""
+    """Parses an entry with `*`. Raises ConfigError, with the remedy, if it is incomplete."""
     where = f"c.GpuDockerSpawner.allowed_images: {text[:MAX_CHARS]!r}"
     host, path, tag, digest = _split(text)
     if "*" in host or not _HOST.fullmatch(host) or host != host.lower():
         raise ConfigError(f'{where}: write the registry out, in lower case, as in "quay.io/jupyter/*:2026-*"')
-    if tag is None and digest is None:
+    good = all(_COMPONENT_PATTERN.fullmatch(part) for part in path.split("/"))
+    if good and tag is None and digest is None:
         raise ConfigError(
             f'{where}: say which tags ("{text}:2026-*"; "{text}:*" for any) or "{text}@sha256:*"'
         )
     if tag is not None and digest is not None:
         raise ConfigError(f"{where}: leave out the tag or the digest, Docker ignores a tag beside a digest")
-    good = all(_COMPONENT_PATTERN.fullmatch(part) for part in path.split("/"))
     good = good and (tag is None or _TAG_PATTERN.fullmatch(tag) is not None)
     if not good or (digest is not None and not _DIGEST_PATTERN.fullmatch(digest)):
-        raise ConfigError(f'{where} is no pattern of images: write one like "quay.io/jupyter/*:2026-*"')
+        raise ConfigError(f'{where} is not a valid image pattern: write one like "quay.io/jupyter/*:2026-*"')
     return Pattern(text, host, tuple(path.split("/")), tag, digest)
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedImages:
-    """What users may choose beside the tier's own: names of a list, patterns, or (`any`) every image."""
+    """Images that users may choose besides the tier's own: a list, patterns, or (`any`) every image."""
 
     listed: Mapping[str, str] = field(default_factory=dict)
     patterns: tuple[Pattern, ...] = ()
@@ -161,7 +164,10 @@ class AllowedImages:
         return bool(self.listed) or self.typed
 
     def find(self, option: object) -> str:
-        """The image behind what a user chose, as Docker gets it. Raises ValueError with why not in words."""
+        """The image that a user chose, as Docker gets it.
+
+        Raises ValueError with a sentence that says why not.
+        """
         if isinstance(option, str) and option in self.listed:
             return self.listed[option]
         try:
@@ -175,12 +181,12 @@ class AllowedImages:
         raise ValueError("isn't allowed here")
 
     def offer(self) -> str:
-        """What can be chosen, for a sentence: "usual, other or one like quay.io/jupyter/*:2026-*"."""
+        """The choices, as part of a sentence: "usual, other or one like quay.io/jupyter/*:2026-*"."""
         if self.any:
             return "any image by its name, like quay.io/jupyter/scipy-notebook:2026-11-02"
         names = [*self.listed, *(f"one like {pattern.text}" for pattern in self.patterns)]
         if len(names) > _MOST_SHOWN:
-            names = [*names[:_MOST_SHOWN], "another of the list"]
+            names = [*names[:_MOST_SHOWN], "another one from the list"]
         return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 

@@ -1,4 +1,4 @@
-"""The labels of a container: their names, what is written into them and how they are read. Nowhere else."""
+"""The labels of a container: their names, and the only code that writes and reads them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ USER = "gpuspawner.user"
 SERVER = "gpuspawner.server"
 TIER = "gpuspawner.tier"
 _BROKER = "gpuspawner.broker"
-"""Which broker the container belongs to, by its state folder: other brokers don't take it for an orphan."""
+"""The broker that the container belongs to (its state folder); other brokers leave the container alone."""
 _DEVICES = "gpuspawner.devices"
-"""The leased devices' UUIDs, comma-separated: enough to adopt a lease again without the ledger."""
+"""The leased devices' UUIDs, comma-separated: a broker without its ledger adopts the lease from them."""
 _MODE = "gpuspawner.mode"
-"""How the lease holds its devices; without it whole. The next two are there for a slice only."""
+"""The mode of the lease; without this label it is "whole". Only slices have the next two labels."""
 _MEMORY = "gpuspawner.memory-bytes"
 _COMPUTE = "gpuspawner.compute-percent"
+MEMORY_LIMIT = "gpuspawner.mem-limit-bytes"
+"""How much main memory the lab may use; where there is a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose container it is. The values are labels, and decide what may be removed as ours."""
+    """The owner of a container. The values are labels; we only remove containers whose labels match."""
 
     hub: str
     user: str
@@ -40,13 +42,13 @@ class Owner:
         return {HUB: self.hub, USER: self.user, SERVER: self.server, TIER: self.tier}
 
     def owns(self, labels: Mapping[str, str] | None) -> bool:
-        """Whether a container with these labels is of this hub, user and server; the tier may differ."""
+        """Whether a container with these labels belongs to this hub, user and server; the tier may differ."""
         mine = self.labels()
         return labels is not None and all(labels.get(key) == mine[key] for key in (HUB, USER, SERVER))
 
 
 def lease_labels(lease: Lease) -> dict[str, str]:
-    """The labels of a container that holds `lease`; which broker it belongs to is `broker_label`."""
+    """The labels of a container that holds `lease`; `broker_label` adds the one that names its broker."""
     labels = {
         LEASE: lease.id,
         **Owner(lease.hub, lease.user, lease.server, lease.tier).labels(),
@@ -68,9 +70,9 @@ def broker_label(broker: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ContainerLabels:
-    """What a container's labels say, as it stands there; "" where there is none.
+    """The values of a container's labels, unchecked; "" for a missing label.
 
-    Anybody who may use Docker can have written them, so the last three may be any text.
+    Anybody who may use Docker can write them, so the last three may be any text.
     """
 
     lease_id: str = ""
@@ -86,13 +88,13 @@ class ContainerLabels:
 
     @property
     def tells_lease(self) -> bool:
-        """Whether they say who holds which devices under which lease."""
+        """Whether they name the lease, its holder and its devices."""
         return bool(is_lease_id(self.lease_id) and self.hub and self.user and self.device_uuids)
 
     def lease(self, container_id: str, now: datetime, memory_bytes: int) -> Lease:
         """The lease that they describe, as running in that container since `now`.
 
-        `memory_bytes` is the sum over its whole devices. Raises LeaseConflict for a slice whose size they
+        `memory_bytes` is the sum over its whole devices. Raises LeaseConflict for a slice if they don't
         don't tell.
         """
         want, held = self._held(memory_bytes)
@@ -114,7 +116,7 @@ class ContainerLabels:
         )
 
     def _held(self, memory_bytes: int) -> tuple[Want, int]:
-        """What was asked for, and how much memory is held of all devices together."""
+        """The request, and the memory that the lease holds on all devices together."""
         count = len(self.device_uuids)
         if self.mode in ("", Mode.WHOLE):
             return Want(count), memory_bytes
@@ -124,15 +126,15 @@ class ContainerLabels:
             mode, size = Mode(self.mode), int(self.memory_bytes)
             percent = float(self.compute_percent) if self.compute_percent else None
         except ValueError:
-            raise LeaseConflict("Its labels don't tell what it holds of its device.") from None
+            raise LeaseConflict("Its labels don't say how much of its device it holds.") from None
         known = size > 0 and (percent is None or 0 < percent <= 100) and count == 1
         if mode is not Mode.SLICE or not known:
-            raise LeaseConflict("Its labels don't tell what it holds of its device.")
+            raise LeaseConflict("Its labels don't say how much of its device it holds.")
         return Want(1, mode=mode, memory_bytes=size, compute_percent=percent), size
 
 
 def parse(labels: Mapping[str, str] | None) -> ContainerLabels:
-    """What a container's labels say; an image or a user may have written them too, so all are only text."""
+    """Reads a container's labels as text: an image or a user may have written them too."""
     found = labels or {}
     return ContainerLabels(
         lease_id=found.get(LEASE, ""),

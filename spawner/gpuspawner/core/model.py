@@ -1,10 +1,11 @@
-"""The words of gpuspawner as frozen dataclasses: what passes between hub, broker and node.
+"""The data types of gpuspawner, as frozen dataclasses: what hub, broker and node exchange.
 
 Sizes are bytes, percentages 0-100, times timezone-aware UTC. "Not available" is None, never zero.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +23,7 @@ _LEASE_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Guarantee(StrEnum):
-    """What a quota is worth: held by hardware, guarded from outside, or simulated."""
+    """How a quota is enforced: by hardware, by the guard outside the container, or not at all (simulated)."""
 
     HARD = "hard"
     GUARDED = "guarded"
@@ -30,7 +31,7 @@ class Guarantee(StrEnum):
 
 
 def guarantee_of(mode: Mode, simulated: bool) -> Guarantee:
-    """What a quota in this mode is worth (design, section 6); nothing where devices are simulated."""
+    """The guarantee of a quota in this mode (design, section 6); NONE for simulated devices."""
     if simulated:
         return Guarantee.NONE
     return Guarantee.GUARDED if mode is Mode.SLICE else Guarantee.HARD
@@ -65,8 +66,9 @@ class Device:
     """A physical GPU or a MIG instance, named by its UUID.
 
     `index` is for display only: it changes when a driver is reloaded. `memory_clock_hz` is the
-    maximum; `memory_bus_width_bits` and it give the bandwidth. `parent_uuid` and `mig_profile`
-    ("1g.10gb") are set for MIG.
+    maximum; with `memory_bus_width_bits` it gives the bandwidth. `parent_uuid` and `mig_profile`
+    ("1g.10gb") are set for MIG. `node` is the name of its machine. `gpu_fraction` (0-1) is the part of the
+    physical GPU that it is: 1 for a whole GPU, less for a MIG instance.
     """
 
     uuid: str
@@ -80,6 +82,8 @@ class Device:
     parent_uuid: str | None = None
     simulated: bool = False
     mig_profile: str | None = None
+    node: str = ""
+    gpu_fraction: float = 1.0
 
     @property
     def is_mig(self) -> bool:
@@ -88,7 +92,7 @@ class Device:
 
     @property
     def bandwidth_bytes_per_second(self) -> int | None:
-        """Peak memory bandwidth: two transfers a clock over the whole bus, as for all GDDR and HBM."""
+        """Peak memory bandwidth: two transfers per clock over the whole bus, as all GDDR and HBM do."""
         if self.memory_bus_width_bits is None or self.memory_clock_hz is None:
             return None
         return 2 * self.memory_clock_hz * self.memory_bus_width_bits // 8
@@ -96,10 +100,10 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class DeviceHealth:
-    """Whether a device may be leased, and in words why not.
+    """Whether a device may be leased, and if not, a sentence that says why.
 
-    `healthy=False` means withdrawn: it goes to nobody, and who holds it is told. A device that
-    could not be read is withdrawn too: unknown is not free.
+    `healthy=False` means out of service: nobody new gets it, and its holder is told. A device that
+    could not be read is out of service too: an unknown state never counts as free.
     """
 
     uuid: str
@@ -112,9 +116,10 @@ class DeviceHealth:
 class Pool:
     """Devices that are shared in one mode, as the settings name them.
 
-    `uuids` names them; else `model` (a part of the name, upper or lower case) takes `count` of them (None:
-    each that no other pool names); else it is all that no other pool names. Of a slice pool, `slices`
-    equal ones or slices of the `sizes_bytes`. `mps` None: where it is installed.
+    `uuids` lists them. Without it, the pool takes `count` devices whose name contains `model` (in upper or
+    lower case; None: any name; `count` None: all of them that no other pool names). Without `uuids`, `model`
+    and `count`, it takes all devices that no other pool names. A slice pool has `slices` equal slices, or
+    slices of the `sizes_bytes`. `mps` None: MPS is used if it is installed.
     """
 
     name: str
@@ -130,13 +135,17 @@ class Pool:
 
     @property
     def takes_all(self) -> bool:
-        """Whether it has the devices that no other pool names."""
+        """Whether it takes all devices that no other pool names."""
         return not self.uuids and self.model is None and self.count is None
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """What a user picks on the spawn page: a name, what its servers want of the devices, an image, limits."""
+    """What a user picks on the spawn page: a name, what its servers want of the devices, an image, limits.
+
+    `shm_bytes` is the size of /dev/shm, `pids` the maximum number of processes, `cpu_shares` Docker's
+    weight; for each, None means that the site's rule for all labs applies.
+    """
 
     name: str
     title: str
@@ -145,6 +154,11 @@ class Tier:
     image: str | None = None
     mem_limit_bytes: int | None = None
     cpu_limit: float | None = None
+    shm_bytes: int | None = None
+    pids: int | None = None
+    cpu_shares: int | None = None
+    default: bool = False
+    """Whether it is preselected and used if nothing is chosen; without such a tier, the first one is."""
 
     @property
     def needs_gpu(self) -> bool:
@@ -154,9 +168,9 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class GpuRequest:
-    """What the spawner asks the broker for. The id becomes the lease's: asking twice is one lease.
+    """What the spawner asks the broker for. The lease gets this id, so asking twice gives one lease.
 
-    `lease_id` is 32 hexadecimal digits made up by the hub side; `groups` are the user's in the hub.
+    `lease_id` is 32 hexadecimal digits chosen by the hub's side; `groups` are the user's groups in the hub.
     """
 
     lease_id: str
@@ -173,7 +187,7 @@ class Lease:
     """What one server holds, or waits for.
 
     `want` is what was asked for; `device_uuids`, `memory_bytes` (the sum over the devices),
-    `compute_percent` and `mps` are what is held. `since` is when the present state began; `created_at`
+    `compute_percent` and `mps` are what it holds. `since` is when the current state began; `created_at`
     orders the queue; `notice` is a sentence for the holder ("" when all is well).
     """
 
@@ -192,13 +206,24 @@ class Lease:
     container_id: str | None = None
     notice: str = ""
     reason: str = ""
-    """Why it ended; empty while it lives."""
+    """Why it ended; empty until then."""
     mps: bool = False
-    """Whether `compute_percent` is a ceiling that MPS holds (or would, where devices are simulated)."""
+    """Whether MPS enforces `compute_percent` (or would, if the devices weren't simulated)."""
+    groups: tuple[str, ...] = ()
+    """The user's groups at the time of the request."""
+    node: str = ""
+    """The machine of its devices; "" while it holds none."""
+    device_fractions: tuple[float, ...] = ()
+    """For each of its devices, the part of the physical GPU (0-1) that it is charged for; () if not known."""
+
+    @property
+    def gpu_fraction(self) -> float:
+        """GPU-seconds charged per second; if the parts are not known, whole devices are charged."""
+        return math.fsum(self.device_fractions) if self.device_fractions else float(len(self.device_uuids))
 
     @property
     def mode(self) -> Mode:
-        """How it holds its devices: as was asked for."""
+        """How it holds its devices: the mode of the request."""
         return self.want.mode
 
 

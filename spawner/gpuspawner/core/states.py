@@ -1,11 +1,11 @@
-"""The life of a lease as one table: state × event → state, who may cause it, and what it frees. Pure.
+"""The states of a lease as one table: state × event → state, who may cause it, and what it frees. Pure.
 
     ask ──► waiting ──place──► reserved ──start──► running ⇄ asleep
                │ end              │ end              │ end     │ end
                ▼                  ▼                  ▼         ▼
             closed ◄────gone───────────── releasing
 
-What is not in the table is a LeaseConflict, with the sentence that says what to do.
+An event that is not in the table raises LeaseConflict, with a sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Event(StrEnum):
     ASK = "ask"
     """The hub asks for it, for the first time or again after its connection broke."""
     PLACE = "place"
-    """It is its turn, and devices that suit it are free."""
+    """It is next in the queue, and matching devices are free."""
     CONFIRM = "confirm"
     """The hub asks, right before `docker start`, whether it is still valid."""
     START = "start"
@@ -35,11 +35,11 @@ class Event(StrEnum):
     WAKE = "wake"
     """Its processes are on a GPU again."""
     END = "end"
-    """It is no longer wanted: stopped, given up, timed out, or its container has ended."""
+    """It is no longer needed: stopped, cancelled, timed out, or its container has ended."""
     GONE = "gone"
     """Docker says that no container carries its label."""
     ADOPT = "adopt"
-    """A running container tells of it by its labels."""
+    """The labels of a running container describe it."""
 
 
 class Actor(StrEnum):
@@ -50,13 +50,13 @@ class Actor(StrEnum):
     BROKER = "broker"
     """The broker itself: its queue, its timers, its turns."""
     DOCKER = "docker"
-    """What Docker says of the containers."""
+    """What Docker reports about the containers."""
     ADMIN = "admin"
-    """A person with the right to it."""
+    """A person with the right to cause it."""
 
 
 class Frees(StrEnum):
-    """What others may have after the event."""
+    """What is free for others after the event."""
 
     NOTHING = "nothing"
     PLACE = "place"
@@ -101,7 +101,7 @@ TRANSITIONS: Mapping[tuple[LeaseState | None, Event], Transition] = MappingProxy
         (_RELEASING, Event.GONE): Transition(_CLOSED, _DOCKER, Frees.DEVICES),
     }
 )
-"""Every event that may happen in a state. The state None is that of a lease that never was."""
+"""Every event that may happen in a state. The state None stands for a lease that doesn't exist yet."""
 
 LIVING = frozenset(LeaseState) - {_CLOSED}
 """The states of leases that have not ended."""
@@ -111,11 +111,11 @@ AWAKE = frozenset({_RUNNING})
 """GPU-seconds are charged in these states."""
 
 ENDED = "This lease has ended: start the server again."
-"""What is said of a lease that is closed, or that nobody knows."""
+"""The message for a lease that is closed or unknown."""
 
 
 def after(state: LeaseState | None, event: Event, by: Actor) -> Transition:
-    """What `event`, caused by `by`, does to a lease in `state`; None is a lease that never was.
+    """What `event`, caused by `by`, does to a lease in `state`; None is a lease that doesn't exist yet.
 
     Raises LeaseConflict if the event can't happen in that state, NotAllowed if `by` may not cause it.
     """

@@ -1,4 +1,4 @@
-"""Conversion at the edge: text to bytes and back, time to text, ordinals. Inside all is bytes and UTC."""
+"""Converts text to bytes and back, and times and ordinals to text. Other code uses only bytes and UTC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from .errors import ConfigError
 
 Clock = Callable[[], datetime]
-"""Returns the present time, aware and in UTC; injected, so that a test can move time."""
+"""Returns the current time, timezone-aware and in UTC; injected, so that tests can set the time."""
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
 _FACTOR = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -21,7 +21,7 @@ def utc_now() -> datetime:
 
 
 def format_time(at: datetime) -> str:
-    """`at` for people, who may read it days later: "2026-03-01 12:30 UTC"."""
+    """`at` as text for people, with the date, as they may read it days later: "2026-03-01 12:30 UTC"."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 

@@ -1,6 +1,6 @@
-"""What is asked of the devices: one value for tier, request and lease, and for the queue that compares them.
+"""What a request needs: one value for tier, request and lease; the queue compares these values.
 
-Sizes are bytes, percentages 0-100. "Not asked for" is None, never zero.
+Sizes are bytes, percentages 0-100. None means "not requested"; zero never does.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Mode(StrEnum):
 class Want:
     """What a request needs of the devices: requests with equal wants are served by the same devices.
 
-    `device_count` 0 needs no GPU. `model` is compared with the device's model name as a substring, upper or
+    `device_count` 0 means no GPU. `model` is compared with the device's model name as a substring, upper or
     lower case ("H100"), and kept casefolded; an empty one becomes None. `pool` None: any of the mode.
-    `memory_bytes` and `compute_percent` are of a slice (None: what the pool gives), `mig_profile` is of a MIG
+    `memory_bytes` and `compute_percent` are for a slice (None: the pool's values), `mig_profile` for a MIG
     instance ("1g.10gb"; None: any).
     """
 
@@ -37,7 +37,7 @@ class Want:
     compute_percent: float | None = None
 
     def __post_init__(self) -> None:
-        # Equal wants must be equal values: they are keys of the queue. Frozen, so past its own __setattr__.
+        # Equal wants must be equal values: the queue uses them as keys. Frozen: so object.__setattr__.
         object.__setattr__(self, "model", self.model.casefold() if self.model else None)
 
 

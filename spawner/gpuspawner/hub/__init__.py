@@ -1,1 +1,1 @@
-"""The hub's side: what a click passes before its container runs."""
+"""The hub's side: everything between a click on "Start" and a running container."""

@@ -1,6 +1,6 @@
 """The hub's access to Docker: one client with one connection pool, calls in threads, errors as EngineFault.
 
-"Unknown" never reads as "gone": only a 404 of Docker means that a container or an image isn't there.
+"Unknown" never counts as "gone": only Docker's 404 means that a container or an image doesn't exist.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from .docker_answers import log_line
 from .pulls import SILENT, Cancel, Event
 
 THREADS = 16
-"""Docker calls at once. DockerSpawner has one thread for all users: a slow call holds up everybody."""
+"""Docker calls at the same time. DockerSpawner has one thread for all users: a slow call delays everybody."""
 _SLOW = frozenset({"stop"})
-"""Methods that take seconds have threads of their own, so that they can't hold up a start."""
+"""Methods that take seconds have their own threads, so that they can't delay a start."""
 _TIMEOUT_SECONDS = {"inspect_container": 5, "inspect_image": 10, "logs": 5}
 _USUAL_TIMEOUT_SECONDS = 60
 GONE_SECONDS = 60.0
-"""How long a removal that Docker says is under way may take before it counts as failed."""
+"""How long a removal in progress may take before it counts as failed."""
 _PAUSE_SECONDS = 0.1
 _TAIL_LINES = 5
 
-# docker-py lets some errors of the libraries below it through as they are: requests' and urllib3's
+# docker-py doesn't convert some errors of the libraries that it uses: requests' and urllib3's
 # derive from OSError or ValueError.
 _Errors = (docker.errors.DockerException, OSError, ValueError)
 
@@ -49,9 +49,9 @@ _T = TypeVar("_T")
 class DockerEngine:
     """One Docker Engine for a whole hub. Every method raises EngineFault, with Docker's status if any.
 
-    All threads share one pool of connections, so the hub never holds more sockets than it has calls at once
-    (2 x THREADS), whatever has happened before. docker-py (7.1) alone keeps 25 pools for each client, by the
-    address that was asked for: with a client for each thread, 300 starts left 730 idle sockets.
+    All threads share one pool of connections, so the hub never has more sockets than simultaneous calls
+    (2 x THREADS). By default, docker-py (7.1) keeps up to 25 pools per client, one for each requested
+    address: with a client for each thread, 300 starts left 730 idle sockets.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class DockerEngine:
     # ---- calls
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A method of docker-py's APIClient by name, in a thread."""
+        """Calls a method of docker-py's APIClient by name, in a thread."""
         executor = self._executors[method in _SLOW]
         return await asyncio.wrap_future(executor.submit(self.call_here, method, *args, **kwargs))
 
     async def run(self, work: Callable[[Call], _T]) -> _T:
-        """`work(call)` in a thread, for several calls that belong together."""
+        """Runs `work(call)` in a thread, for several calls that belong together."""
         return await asyncio.wrap_future(self._executors[False].submit(work, self.call_here))
 
     def call_here(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A method of docker-py's APIClient by name, in this thread: blocks on Docker."""
+        """Calls a method of docker-py's APIClient by name, in this thread; blocks on Docker."""
         with _engine_faults():
             client = self.client(_TIMEOUT_SECONDS.get(method, _USUAL_TIMEOUT_SECONDS))
             return getattr(client, method)(*args, **kwargs)
@@ -89,7 +89,7 @@ class DockerEngine:
     def client(self, timeout_seconds: float = _USUAL_TIMEOUT_SECONDS) -> APIClient:
         """docker-py's client with this time limit; all of them share one pool of connections.
 
-        The first one asks Docker for its version. Raises docker-py's errors.
+        The first call asks Docker for its version. Raises docker-py's errors.
         """
         with self._lock:
             client = self._clients.get(timeout_seconds)
@@ -101,7 +101,10 @@ class DockerEngine:
             return client
 
     def close(self) -> None:
-        """Closes all connections and ends the threads; for tools and tests. A hub keeps them to its end."""
+        """Closes all connections and ends the threads; for tools and tests.
+
+        A hub keeps them until it ends.
+        """
         for executor in self._executors.values():
             executor.shutdown()
         with self._lock:
@@ -117,11 +120,11 @@ class DockerEngine:
         return await self._find("inspect_container", container)
 
     async def find_image(self, image: str) -> dict[str, Any] | None:
-        """Docker's document of an image; None only if Docker says that it isn't here."""
+        """Docker's document of an image; None only if Docker says that there is none."""
         return await self._find("inspect_image", image)
 
     async def stop_container(self, container: str, grace_seconds: int) -> None:
-        """SIGTERM, then SIGKILL after `grace_seconds`. No error if it is gone."""
+        """Sends SIGTERM, then SIGKILL after `grace_seconds`. No error if the container is gone."""
         try:
             await self.call("stop", container, timeout=grace_seconds)
         except EngineFault as fault:
@@ -131,7 +134,7 @@ class DockerEngine:
     async def remove_container(self, container: str) -> None:
         """Kills and removes a container and its anonymous volumes, and waits until Docker says it is gone.
 
-        409 is Docker's "removal is already in progress": asked again until 404, for GONE_SECONDS at most.
+        409 is Docker's "removal is already in progress": it is repeated until 404, for at most GONE_SECONDS.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + GONE_SECONDS
@@ -156,11 +159,11 @@ class DockerEngine:
     def pull_here(
         self, image: str, feed: Callable[[Event], None], cancel: Cancel, silence_seconds: float
     ) -> None:
-        """Pulls in this thread, with a connection of its own, until it is done or `cancel` is set.
+        """Pulls in this thread, with its own connection, until it is done or `cancel` is set.
 
-        Raises EngineFault: with status None if Docker is gone, SILENT if nothing came for so long.
-        docker-py's `pull` waits without a limit and takes Docker's errors in the stream for success, so this
-        asks for it itself (Engine API 1.41, `POST /images/create`). Docker ends a pull whose connection
+        Raises EngineFault: status None if Docker is gone, SILENT if no data came for `silence_seconds`.
+        docker-py's `pull` waits without a limit and ignores Docker's errors in the stream, so this method
+        sends the request itself (Engine API 1.41, `POST /images/create`). Docker ends a pull whose connection
         closes.
         """
         name, tag = docker.utils.parse_repository_tag(image)
@@ -178,7 +181,7 @@ class DockerEngine:
                 cancel.then(lambda: _shut_down(answer))
                 _read_pull(answer, feed)
 
-    # ---- inside
+    # ---- private
 
     async def _find(self, method: str, name: str) -> dict[str, Any] | None:
         try:
@@ -197,7 +200,7 @@ class DockerEngine:
         return APIClient(**({**settings, "version": version} if version else settings))
 
     def _share_pool(self, client: APIClient) -> None:
-        """Gives the client the pool of the others. By TCP, requests keeps one pool for each host as it is."""
+        """Makes the client use the shared pool. Over TCP, requests already keeps one pool for each host."""
         own = client.get_adapter(client.base_url)
         if isinstance(own, UnixHTTPAdapter):
             if self._pool is None:
@@ -207,16 +210,16 @@ class DockerEngine:
 
 
 class _OnePool(UnixHTTPAdapter):
-    """docker-py's adapter for a unix socket, with one pool for all addresses."""
+    """docker-py's adapter for a unix socket, but with one pool for all addresses."""
 
     def get_connection(self, url: Any, proxies: Any = None) -> Any:
-        """The pool; docker-py (7.1) makes one for each `url`."""
+        """The one pool; docker-py (7.1) makes one for each `url`."""
         return super().get_connection("http+docker://localhost", proxies)
 
 
 @contextmanager
 def _engine_faults(silence_seconds: float | None = None) -> Iterator[None]:
-    """Turns the errors of docker-py and of the libraries below it into EngineFault.
+    """Converts the errors of docker-py, and of the libraries that it uses, to EngineFault.
 
     `silence_seconds` is the time limit of a stream: a timeout is then SILENT.
     """
@@ -227,12 +230,12 @@ def _engine_faults(silence_seconds: float | None = None) -> Iterator[None]:
     except _Errors as error:
         timed_out = isinstance(error, requests.RequestException) and "timed out" in str(error).lower()
         if silence_seconds is not None and timed_out:
-            raise EngineFault(f"nothing came for {silence_seconds:.0f} s", SILENT) from error
+            raise EngineFault(f"no data came for {silence_seconds:.0f} s", SILENT) from error
         raise EngineFault(f"Docker does not answer: {error}") from error
 
 
 def calls_of(client: APIClient) -> Call:
-    """The calls of a client of one's own, with its errors as EngineFault; for tools."""
+    """A call function for the caller's own client, with its errors as EngineFault; for tools."""
 
     def call(method: str, *args: Any, **kwargs: Any) -> Any:
         with _engine_faults():
@@ -242,7 +245,7 @@ def calls_of(client: APIClient) -> Call:
 
 
 def _shut_down(answer: requests.Response) -> None:
-    """Wakes the thread that reads the stream; closing alone would not."""
+    """Wakes the thread that reads the stream; closing the response alone would not."""
     connection: Any = getattr(answer.raw, "connection", None)
     stream = getattr(connection, "sock", None)
     if stream is not None:

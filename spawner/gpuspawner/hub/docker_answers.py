@@ -7,7 +7,7 @@ from typing import Any
 from ..core.errors import EngineFault
 
 NOT_RUN = frozenset({126, 127})
-"""Exit codes of a shell, of tini and of Docker for a command that can't be run or isn't there."""
+"""Exit codes of a shell, tini and Docker for a command that can't be run or doesn't exist."""
 _NOT_RUN_SIGNS = (
     "executable file not found",
     "no such file or directory",
@@ -18,7 +18,7 @@ _TAIL_CHARS = 600
 
 
 def running(container: dict[str, Any]) -> bool:
-    """Whether Docker's document says that the container runs (paused counts)."""
+    """Whether the container runs, or is paused, according to Docker's document."""
     return bool(container.get("State", {}).get("Running"))
 
 
@@ -29,7 +29,7 @@ def exit_code(container: dict[str, Any]) -> int | None:
 
 
 def exit_status(container: dict[str, Any]) -> str:
-    """How it ended, in words."""
+    """How it ended, as a phrase."""
     state = container.get("State", {})
     if state.get("OOMKilled"):
         return "it ran out of memory"
@@ -46,18 +46,21 @@ def log_line(raw: bytes, secret: str) -> str:
 
 
 def unable_to_run(message: str) -> str | None:
-    """What Docker said of a command that the image can't run; None if it failed to start for another reason.
+    """Docker's message about a command that the image can't run; None if the start failed for another reason.
 
     Engine 20.10 and 28.5 pass on runc's message: `exec: "jupyterhub-singleuser": executable file not found`.
+    `docker-init` is Docker's own program: if that is missing, the image is not the reason.
     """
     lower = message.lower()
+    if '"docker-init"' in lower:
+        return None
     if "exec" not in lower or "mount" in lower or not any(sign in lower for sign in _NOT_RUN_SIGNS):
         return None
     return message[message.find("exec:") :] if "exec:" in message else message
 
 
 def unmet_condition(message: str) -> str | None:
-    """The condition of an NVIDIA image that NVIDIA's hook found unmet; None if it was something else.
+    """The condition of an NVIDIA image that NVIDIA's hook found not met; None for another error.
 
     libnvidia-container 1.17: "requirement error: unsatisfied condition: cuda>=13.0, please update ...".
     """
@@ -66,15 +69,15 @@ def unmet_condition(message: str) -> str | None:
 
 
 def network_is_full(fault: EngineFault) -> bool:
-    """Whether Docker found no address for a container (Engine 20.10)."""
+    """Whether Docker had no free address for a container (Engine 20.10)."""
     return "no available ipv4 addresses" in str(fault).lower()
 
 
 def address_is_taken(fault: EngineFault) -> bool:
-    """Whether Docker holds the address that a container asks for (Engine 20.10 and 28.5)."""
+    """Whether Docker uses the requested address for another container (Engine 20.10 and 28.5)."""
     return fault.status == 403 and "address already in use" in str(fault).lower()
 
 
 def network_is_missing(fault: EngineFault, network: str) -> bool:
-    """Whether a container could not start because its network isn't there (Engine 20.10 and 28.5)."""
+    """Whether a container could not start because its network doesn't exist (Engine 20.10 and 28.5)."""
     return fault.status == 404 and f"network {network} not found" in str(fault)

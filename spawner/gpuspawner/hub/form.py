@@ -1,6 +1,6 @@
-"""The spawn page's form: tiers as radio buttons, with what is free now. Values in, HTML out.
+"""Renders the spawn page's form: tiers as radio buttons, with what is free now.
 
-The HTML is in `templates/`, and Jinja escapes everything that is put into it.
+The HTML is in `templates/`, and Jinja escapes all values.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..core.errors import Refusal
 from ..core.image_reference import MAX_CHARS, AllowedImages
 from ..core.model import Guarantee, Mode, Tier
 from ..core.units import format_bytes
@@ -31,7 +32,7 @@ _NOTHING = Filled()
 
 @dataclass(frozen=True, slots=True)
 class TierCard:
-    """One tier as the form shows it."""
+    """One tier, as the form shows it."""
 
     tier: Tier
     usable: bool
@@ -41,9 +42,9 @@ class TierCard:
 def make_cards(
     tiers: Sequence[Tier], document: Mapping[str, Any] | None, problem: str = ""
 ) -> list[TierCard]:
-    """The tiers with the broker's `GET /tiers` document; None if the broker couldn't be asked.
+    """The tiers with the broker's `GET /tiers` document (None if the broker couldn't be reached).
 
-    `problem` is then the sentence shown at every tier with a GPU.
+    `problem` is then shown at every tier with a GPU.
     """
     listed = (document or {}).get("tiers") or ()
     known = {str(item.get("name")): item for item in listed if isinstance(item, Mapping)}
@@ -52,10 +53,17 @@ def make_cards(
 
 
 def with_obstacle(card: TierCard, why: str, *, usable: bool) -> TierCard:
-    """The card with why its image can't work; still `usable` where another image can be chosen."""
+    """The card with the reason why its image can't work; it stays `usable` if another image can be chosen."""
     if not why:
         return card
     return TierCard(card.tier, card.usable and usable, _sentences(card.about, why))
+
+
+def with_refusal(card: TierCard, refusal: Refusal | None) -> TierCard:
+    """The card with why this user may not have the tier now: it can't be chosen."""
+    if refusal is None:
+        return card
+    return TierCard(card.tier, False, _sentences(card.tier.description, refusal.message))
 
 
 def _make_card(tier: Tier, live: Mapping[str, Any] | None, simulated: bool, problem: str) -> TierCard:
@@ -79,7 +87,7 @@ def _make_card(tier: Tier, live: Mapping[str, Any] | None, simulated: bool, prob
 
 
 def _worth(tier: Tier, live: Mapping[str, Any]) -> str:
-    """What the tier's quota is worth, in words; empty if the broker didn't say."""
+    """How the tier's quota is enforced, as a sentence; empty if the broker didn't say."""
     guarantee, size = live.get("guarantee"), live.get("memory_bytes")
     if guarantee not in _GUARANTEES:
         return ""
@@ -89,19 +97,19 @@ def _worth(tier: Tier, live: Mapping[str, Any]) -> str:
     percent, simulated = live.get("compute_percent"), guarantee == Guarantee.NONE
     unlimited = live.get("compute_guarantee") == Guarantee.NONE and not simulated
     if unlimited or not isinstance(percent, int | float):
-        return f"{memory}, guarded. Compute is shared in turns, nothing limits it."
+        return f"{memory}, guarded. Users share the compute by time-slicing; nothing limits it."
     return f"{memory} and up to {percent:g} % of the GPU's compute. Guarantee: {_GUARANTEES[guarantee]}."
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFields:
-    """What the form shows of images: a list, and a field to type a name in; either may be left out."""
+    """How the form lets users choose an image: a list, and a field to type a name in; both are optional."""
 
     listed: tuple[str, ...] = ()
     picked: str = ""
     """The entry of the list that is selected; empty for the default image."""
     allowed: str = ""
-    """Which names may be typed, in words; empty for no field."""
+    """Which names may be typed, as text; empty if there is no field."""
     typed: str = ""
     has_patterns: bool = False
 
@@ -109,27 +117,29 @@ class ImageFields:
 def render_form(
     cards: Sequence[TierCard], images: AllowedImages = NO_IMAGES, filled: Filled = _NOTHING
 ) -> str:
-    """The form's inside; JupyterHub puts `<form>` and the button round it.
+    """The form's content; JupyterHub adds `<form>` and the button.
 
-    Of `filled` is picked what can still be picked; else the first tier that can start, and its own image.
+    The values of `filled` are preselected if they can still be chosen; else the default tier, or the first
+    that can start, and its own image.
     """
     usable = [card.tier.name for card in cards if card.usable]
-    picked = filled.profile if filled.profile in usable else next(iter(usable), None)
+    first = next((card.tier.name for card in cards if card.usable and card.tier.default), None)
+    picked = filled.profile if filled.profile in usable else first or next(iter(usable), None)
     return _render(
         "form.html", cards=cards, picked=picked, images=image_fields(images, filled), max_chars=MAX_CHARS
     )
 
 
 def render_unusable(sentence: str) -> str:
-    """What stands in place of the form where the hub's settings can't be used."""
+    """Shown instead of the form if the hub's settings are invalid."""
     return _render("unusable.html", sentence=sentence)
 
 
 def image_fields(images: AllowedImages, filled: Filled) -> ImageFields:
-    """A list if there is something to choose in it, and a field where a name may be typed.
+    """A list if there is more than one image to choose, and a field if a name may be typed.
 
-    The field goes before the list. So a name that was typed for the last start is in the list, if there is
-    one: in the field it would be started again whatever is chosen in the list now.
+    The field overrides the list. So a name that was typed for the last start is shown in the list, if there
+    is one: in the field it would override whatever the user chooses in the list now.
     """
     names, picked, typed = list(images.listed), "", filled.typed or filled.image
     if len(names) > 1 or (names and images.typed):

@@ -1,4 +1,4 @@
-"""The image of a start: looked up on this machine, and pulled where the policy says so."""
+"""The image of a start: found on this machine, or pulled if the policy says so."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class Images:
     user: str
 
     async def fetch(self, image: str, tell: Tell) -> dict[str, Any]:
-        """Docker's document of the image, pulled first if the policy says so. Raises StartFault, EngineFault.
+        """Docker's document of the image, which is pulled first if the policy says so. Raises StartFault,
+        EngineFault.
 
-        `tell` gets a sentence whenever a pull has news. "skip" (DockerSpawner 14: like "never", but without
-        an error where the image isn't) gives an empty document then: creating the container decides.
+        `tell` gets a sentence whenever a pull progresses. "skip" (DockerSpawner 14: like "never", but without
+        an error for a missing image) returns an empty document then: creating the container fails instead.
         """
         present = await self.docker.find_image(image)
         stale = self.policy == "always" and not self.pulls.fresh(image)
@@ -51,9 +52,9 @@ class Images:
 
 
 def image_missing(image: str) -> StartFault:
-    """The sentence for an image that isn't on this machine and isn't pulled."""
+    """The message for an image that isn't on this machine and isn't pulled."""
     return StartFault(
-        f"The image {image} isn't on this machine, and nothing is pulled here. "
+        f"The image {image} isn't on this machine, and this hub doesn't pull images. "
         f"Admin: run 'make images', which builds the lab images, or 'docker pull {image}'.",
         "image_missing",
     )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.errors import ConfigError, EngineFault
+from ..core.errors import EngineFault
 from ..core.labels import Owner
-from .container import ContainerPlan, own_home
+from .container import ContainerPlan
 from .docker import Call, DockerEngine
 from .docker_answers import running
+from .engine_words import unusable
+from .home import belongs_to_root, own_home
 from .network import LabNetwork
 from .removals import Removals
 
@@ -22,7 +25,7 @@ RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """One server's container, whether or not there is one now. `log` gets a level and a line."""
+    """One server's container, which may not exist. `log` gets a level and a line."""
 
     name: str
     owner: Owner
@@ -33,7 +36,7 @@ class Lab:
     async def find(self) -> dict[str, Any] | None:
         """Docker's document of the container; None only if Docker says that this server has none.
 
-        Raises EngineFault when Docker doesn't say. (DockerSpawner reads a 500 as "gone".)
+        Raises EngineFault if Docker doesn't answer. (DockerSpawner treats a 500 as "gone".)
         """
         container = await self.docker.find_container(self.name)
         if container is None or not self.owner.owns(container.get("Config", {}).get("Labels")):
@@ -43,7 +46,7 @@ class Lab:
     async def end(self, grace_seconds: int) -> None:
         """Stops the container and returns when it is gone. Idempotent.
 
-        While Docker doesn't answer this goes on trying: what may be running isn't called stopped.
+        While Docker doesn't answer, this keeps trying: a container that may run doesn't count as stopped.
         """
         doubted = False
         while True:
@@ -71,7 +74,7 @@ class Lab:
         self.removals.begin(self.name, work())
 
     async def _end_once(self, grace_seconds: int) -> None:
-        """Raises EngineFault if it may still run; a dead container that stays is left to the background."""
+        """Raises EngineFault if it may still run; an ended container is removed later in the background."""
         container = await self.find()
         if container is None:
             return
@@ -89,34 +92,39 @@ class Lab:
 async def create(
     docker: DockerEngine, plan: ContainerPlan, network: LabNetwork, user: str
 ) -> tuple[str, str]:
-    """Creates the container; returns its id, and why its home may not be writable (empty: it is).
+    """Creates the container; returns its id, and a problem with its home ("": none).
 
-    A home that its image doesn't know is made the property of `user` ("uid:gid"). Raises EngineFault, and
+    If the image doesn't know the home, `user` ("uid:gid") becomes its owner. Raises EngineFault, and
     ConfigError for arguments that docker-py doesn't know.
     """
 
     def work(call: Call) -> tuple[str, str]:
-        # Not another network, which extra_host_config may name.
+        # Only on this network; extra_host_config may name another one.
         on_ours = plan.host["network_mode"] == network.name
         settings = {"networking_config": network.endpoint(call) if on_ours else None, **plan.create}
         try:
             host = call("create_host_config", **plan.host)
             container_id = str(call("create_container", **settings, host_config=host)["Id"])
         except TypeError as error:
-            raise ConfigError(
-                f"docker-py refuses a key of extra_host_config or extra_create_kwargs of c.GpuDockerSpawner "
-                f"({error}): remove it, or write it as docker-py's create_host_config does"
-            ) from error
-        return container_id, _give_home(call, container_id, plan.home, user) if plan.home else ""
+            raise unusable(error) from error
+        return container_id, _give_home(call, container_id, plan.new_home, user) if plan.new_home else ""
 
     return await docker.run(work)
 
 
 def _give_home(call: Call, container_id: str, home: str, user: str) -> str:
-    """Without a running container, so as nobody: Docker unpacks an archive into the volume."""
+    """Gives the home to its user. Docker unpacks an archive into the volume, so nothing has to run.
+
+    Only if root owns the folder, as in a new Docker volume; otherwise its permissions don't change.
+    """
     parent, archive = own_home(home, user)
     try:
-        call("put_archive", container_id, parent, archive)
+        # docker-py's get_archive doesn't close a response that isn't read to its end; a home may be large.
+        address = call("_url", "/containers/{0}/archive", container_id)
+        with call("_get", address, params={"path": home}, stream=True) as answer:
+            first = next(answer.iter_content(tarfile.BLOCKSIZE), b"") if answer.ok else b""
+        if belongs_to_root(first):
+            call("put_archive", container_id, parent, archive)
     except EngineFault as fault:
         if fault.status is None:
             raise

@@ -1,8 +1,8 @@
-"""One start of one server, step by step, and how everything it began is given back.
+"""One start of one server, step by step, and the clean-up after a start that fails.
 
 A start may be cancelled at any await: by its user, by the hub's timeout, by the hub's end. Docker
-calls can't be cancelled: their thread carries on. So each call that changes something is kept, and
-giving back waits for it before it removes what it made.
+calls can't be cancelled: their thread keeps running. So the start remembers each call that changes
+something, and the clean-up waits for that call before it removes its result.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .docker_answers import (
     unable_to_run,
     unmet_condition,
 )
+from .engine_words import home_fault
 from .images import image_missing
 from .network import LabNetwork
 from .progress import Progress
@@ -38,13 +39,13 @@ from .shared import HubShared
 from .tasks import all_or_none
 
 RETRY_SECONDS = 1.0
-"""Pause between attempts to give back while Docker doesn't answer."""
+"""Pause between clean-up attempts while Docker doesn't answer."""
 _NOUNS = {Mode.SLICE: "slice of a GPU", Mode.MIG: "MIG instance"}
 _LOOK_SECONDS = 1.0
-"""How often a start that waits for an answer looks whether its container still runs."""
+"""How often a start checks that its container still runs, while it waits for the server's answer."""
 _RELEASE_SECONDS = 2.0
 CONFIRM_SECONDS = 10.0
-"""So long a start waits for a broker that is being restarted, as the client does with its hold."""
+"""A start waits this long for a broker that restarts, like the client with its hold."""
 WAITING_ADVICE = (
     "All matching GPUs are in use. Your server starts automatically when it is your turn; you can close this "
     "page. If you need a server now, press Stop Server and choose CPU. The GPU page, under Services, shows "
@@ -52,11 +53,11 @@ WAITING_ADVICE = (
 )
 _CONFIRM_PAUSE_SECONDS = 0.1
 _JUPYTER = re.compile("jupyter|lab|notebook|singleuser", re.IGNORECASE)
-"""What commands that start a server are called."""
+"""Names of commands that start a server."""
 
 
 class LaunchSteps(Protocol):
-    """The steps of a start that depend on the spawner's settings, which a site's subclass may change."""
+    """The steps of a start that depend on the spawner's settings; a site's subclass may change them."""
 
     async def pull_image(self, image: str, tell: Callable[[str], None]) -> dict[str, Any]:
         """Docker's document of the image, pulled if the policy says so. Raises StartFault, EngineFault."""
@@ -75,7 +76,7 @@ class LaunchSteps(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LaunchJob:
-    """What is to be started. `request` is None for a tier without a GPU. `secret` is kept out of logs."""
+    """The server to start. `request` is None for a tier without a GPU. `secret` never appears in logs."""
 
     name: str
     owner: Owner
@@ -86,7 +87,7 @@ class LaunchJob:
     request: GpuRequest | None = None
     secret: str = ""
     waits: bool = True
-    """Whether to wait until the server answers; the hub waits in any case."""
+    """Whether the start waits until the server answers; the hub waits in any case."""
 
 
 class Launch:
@@ -102,6 +103,7 @@ class Launch:
         self.lease: Lease | None = None
         self.container_id = ""
         self._command = ""
+        self._plan: ContainerPlan | None = None
         self._grant: Grant | None = None
         self._steps = steps
         self._network = network
@@ -114,10 +116,10 @@ class Launch:
     async def run(self) -> tuple[str, int]:
         """Starts the server; returns its address. Raises Refusal, StartFault, EngineFault, ConfigError.
 
-        The caller gives back (`give_back`) whenever this doesn't return, cancelled or not.
+        If this raises or is cancelled, the caller must call `give_back`.
         """
         job = self.job
-        # Before the queue: who waits for a GPU shouldn't learn at its end that there is no image.
+        # Before the queue: a user shouldn't wait for a GPU and only then learn that there is no image.
         pull = self._steps.pull_image(job.image, lambda news: self._progress.say(2, news))
         image, _ = await all_or_none(pull, self._remove_leftover())
         needs = read_needs(image)
@@ -133,9 +135,9 @@ class Launch:
             return await self._launch(image, grant.patch)
 
     async def _check_needs(self, needs: Needs) -> bool:
-        """Whether the broker could say of its machine that the image works there. Raises ImageUnfit.
+        """Asks the broker for its machine; returns whether it answered. Raises ImageUnfit.
 
-        A broker that is being restarted is waited for by the request of the lease: then it is asked again.
+        If the broker is restarting, the lease request waits for it; then the caller asks again.
         """
         gpu = self.job.request is not None
         document = None
@@ -147,7 +149,7 @@ class Launch:
         return document is not None or not (gpu and needs)
 
     async def give_back(self) -> None:
-        """Removes the container, if there may be one, and says so to the broker. Goes on until it is done."""
+        """Removes the container, if there may be one, and tells the broker. Retries until this is done."""
         await asyncio.gather(*self._changes, return_exceptions=True)
         warned = False
         while self._changes:
@@ -156,7 +158,7 @@ class Launch:
                 break
             except EngineFault as fault:
                 if not warned:
-                    self._log(logging.WARNING, "Can't remove what a start left yet, retrying: %s", fault)
+                    self._log(logging.WARNING, "Can't clean up after a start yet, retrying: %s", fault)
                 warned = True
             await asyncio.sleep(RETRY_SECONDS)
         if self.lease is not None:
@@ -164,11 +166,12 @@ class Launch:
 
     async def _launch(self, image: dict[str, Any], patch: ContainerPatch | None) -> tuple[str, int]:
         plan = await self._steps.plan_container(self.job, image, patch)
+        self._plan = plan
         self._command = str((plan.create.get("command") or [""])[0])
         await self._create(plan)
         self._progress.say(40, "Container created")
         if self._shared.slots.taken:
-            self._progress.say(45, "Waiting for others that are starting")
+            self._progress.say(45, "Waiting for other servers that are starting")
         async with self._shared.slots.one():
             return await self._come_up()
 
@@ -184,10 +187,10 @@ class Launch:
         return address
 
     async def _confirm(self) -> None:
-        """The fence: from here on the device is in use. Raises Refusal.
+        """Confirms the lease; after this, the device counts as in use. Raises Refusal.
 
-        A broker that is being restarted is waited for, and after that for the hold to be there again:
-        without a hold the new one says LeaseConflict.
+        If the broker is restarting, this waits for it, and until the hold is restored: without a hold, the
+        new broker answers LeaseConflict.
         """
         if self._grant is None:
             return
@@ -215,18 +218,18 @@ class Launch:
         self._log(logging.INFO, "Lease reserved")
 
     async def _remove_leftover(self) -> None:
-        """Removes what an earlier life of this server left under the container's name."""
+        """Removes a container with our name that an earlier start of this server left."""
         if await self._remove_ours():
             self._log(logging.WARNING, "Removed a container that should have been gone")
 
     async def _remove_ours(self) -> bool:
-        """Removes the container of our name. Raises StartFault if it is somebody else's."""
+        """Removes the container with our name. Raises StartFault if it doesn't belong to this server."""
         container = await self._docker.find_container(self.job.name)
         if container is None:
             return False
         if not self.job.owner.owns(container.get("Config", {}).get("Labels")):
             raise StartFault(
-                f"Another container is called {self.job.name}, and it doesn't belong to this server. "
+                f"Another container has the name {self.job.name}, and it doesn't belong to this server. "
                 "Admin: remove it, or set c.GpuDockerSpawner.prefix.",
                 "name_taken",
             )
@@ -237,11 +240,11 @@ class Launch:
         try:
             self.container_id = await self._change(self._steps.create_container(plan))
         except EngineFault as fault:
-            if fault.status == 404:
+            if fault.status == 404 and "no such image" in str(fault).lower():
                 raise image_missing(self.job.image) from fault
             if fault.status != 409:
                 raise
-            await self._remove_leftover()  # one that was still being created when we looked
+            await self._remove_leftover()  # it was still being created when we checked
             self.container_id = await self._change(self._steps.create_container(plan))
         self._log(logging.INFO, "Container created from image %s", self.job.image)
 
@@ -258,7 +261,7 @@ class Launch:
                 ) from fault
             if network_is_full(fault):
                 raise StartFault(
-                    "All addresses of the labs' network are in use, so no more servers can run: try again "
+                    "All addresses of the labs' network are in use, so no more servers can run. Try again "
                     "when somebody has stopped their server. Admin: set a larger c.GpuDockerSpawner.subnet.",
                     "addresses",
                 ) from fault
@@ -275,7 +278,7 @@ class Launch:
         return repaired
 
     async def _change(self, call: Coroutine[Any, Any, Any]) -> Any:
-        """Awaits a call that changes something; it goes on, and is remembered, if we are cancelled."""
+        """Awaits a call that changes something. If we are cancelled, the call continues and is remembered."""
         task = asyncio.ensure_future(call)
         self._changes.append(task)
         return await asyncio.shield(task)
@@ -288,11 +291,19 @@ class Launch:
             lines = await self._docker.log_tail(self.container_id, self.job.secret)
             if exit_code(container) in NOT_RUN:
                 raise no_server(self.job.image, self._command, lines)
+            if why := self._home_fault(lines):
+                raise StartFault(why, "home")
             raise StartFault(
                 f"The server stopped while it was starting ({exit_status(container)}).{_last_lines(lines)}",
                 "exited",
             )
         return container
+
+    def _home_fault(self, lines: str) -> str:
+        if self._plan is None:
+            return ""
+        user = str(self._plan.create.get("user", ""))
+        return home_fault(lines, self._plan.home, user, self.job.image)
 
     async def _wait_answer(self, address: tuple[str, int]) -> None:
         loop = asyncio.get_running_loop()
@@ -302,7 +313,7 @@ class Launch:
             while (answer := await ask(*address, self.job.api_path)) is not Answer.READY:
                 now = loop.time()
                 if now >= look_at or answer is Answer.SILENT:
-                    with suppress(EngineFault):  # unknown is not gone
+                    with suppress(EngineFault):  # an unknown state doesn't count as gone
                         await self._inspect_running()
                     look_at = now + _LOOK_SECONDS
                 if now - begun > self.job.http_timeout_seconds:
@@ -335,7 +346,7 @@ class Launch:
 
 
 async def release(broker: BrokerClient, lease_id: str) -> None:
-    """Tells the broker that the server is gone. Best effort: it sees the container go in any case."""
+    """Tells the broker that the server is gone. Errors are ignored: Docker also tells the broker."""
     with suppress(Refusal, TimeoutError):
         async with asyncio.timeout(_RELEASE_SECONDS):
             await broker.release(lease_id)
@@ -346,11 +357,11 @@ def _last_lines(lines: str) -> str:
 
 
 def no_server(image: str, command: str, message: str) -> StartFault:
-    """The sentence for an image that can't run its server's command, which it most likely lacks."""
+    """The message for an image that can't run its server's command, probably because it lacks it."""
     said = f" Docker says: {message[:300]}" if message else ""
     return StartFault(
-        f"The image {image} can't be a server here: it can't run {command or 'its command'}. Choose another "
-        "one, like the Jupyter docker-stacks; to use this one, build an image on top of it with 'pip install "
-        f"jupyterhub jupyterlab'.{said}",
+        f"The image {image} can't start a server here: it can't run {command or 'its command'}. "
+        "Choose another one, like the Jupyter docker-stacks; to use this one, build an image on top of it "
+        f"with 'pip install jupyterhub jupyterlab'.{said}",
         "no_server",
     )

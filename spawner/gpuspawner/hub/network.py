@@ -1,6 +1,6 @@
-"""The labs' own Docker network: created where it is missing, repaired, and which address a server gets.
+"""The labs' own Docker network: creates and repairs it, and picks each server's address.
 
-The functions take `call`, a method of docker-py's APIClient by name, which blocks and raises EngineFault.
+The functions take `call`: it calls a method of docker-py's APIClient, blocks, and raises EngineFault.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .docker_answers import address_is_taken, network_is_missing
 Call = Callable[..., Any]
 
 DOCKERS_OWN = frozenset({"bridge", "host", "none", "default"})
-"""Networks that are always there."""
+"""Networks that always exist."""
 
 
 def network_settings(name: str, subnet: str) -> dict[str, Any]:
     """Arguments of docker-py's `create_network` for the labs' own network.
 
-    Containers on it reach the world and the hub, not each other; the bridge's own address, the first
-    of the subnet, is where the hub listens. Raises ConfigError for a subnet that can't be used.
+    Containers on it reach the internet and the hub, but not each other. The hub listens on the bridge's own
+    address, the first of the subnet. Raises ConfigError for a subnet that can't be used.
     """
     return {
         "name": name,
@@ -81,7 +81,7 @@ def look_at(call: Call, name: str) -> NetworkSeen | None:
 def ensure_network(call: Call, name: str, subnet: str) -> str:
     """Creates the labs' network if there is none; returns the host's address on it.
 
-    Raises ConfigError if one of that name has another subnet, or if Docker refuses the subnet.
+    Raises ConfigError if a network of that name has another subnet, or if Docker refuses the subnet.
     """
     wanted = network_settings(name, subnet)
     config = wanted["ipam"]["Config"][0]
@@ -92,7 +92,7 @@ def ensure_network(call: Call, name: str, subnet: str) -> str:
         except EngineFault as fault:
             if fault.status is None:
                 raise
-            if fault.status != 409:  # somebody else created it just now
+            if fault.status != 409:  # another process has just created it
                 raise ConfigError(
                     f"Docker can't create the network {name!r} with {subnet}: {fault}. "
                     "Set another one (GPUSPAWNER_SUBNET, c.GpuDockerSpawner.subnet)"
@@ -102,27 +102,29 @@ def ensure_network(call: Call, name: str, subnet: str) -> str:
     if config["Subnet"] not in found:
         raise ConfigError(
             f"the network {name!r} has the addresses {found}, not {config['Subnet']}: remove it with "
-            f"'docker network rm {name}', or set GPUSPAWNER_SUBNET to what it has"
+            f"'docker network rm {name}', or set GPUSPAWNER_SUBNET to the network's addresses"
         )
     return str(config["Gateway"])
 
 
 class Addresses:
-    """A subnet's addresses in turn: one that is free again comes back after all the others.
+    """Gives out a subnet's addresses one after the other, so a freed address is reused last.
 
-    Docker gives the lowest that is free, so the next server would have the address of one that died a moment
-    ago. Until the hub notices that death, its proxy sends the former user's requests there, with their
-    token. For any thread. Source: seen with JupyterHub 6.1 and Docker 20.10.
+    Docker always gives the lowest free address, so the next server would get the address of a server that has
+    just ended. Until the hub notices that end, its proxy would send the former user's requests, with their
+    token, to the new server. Thread-safe. Source: seen with JupyterHub 6.1 and Docker 20.10.
     """
 
     def __init__(self, subnet: str) -> None:
         self._network = _subnet(subnet)
-        self._count = self._network.num_addresses - 3  # not the network's, the host's, and broadcast
+        self._count = (
+            self._network.num_addresses - 3
+        )  # without the network's, the host's and the broadcast address
         self._turn = random.randrange(self._count)
         self._lock = threading.Lock()
 
     def next(self, used: Collection[str]) -> str | None:
-        """The next that isn't in `used`; None if all are."""
+        """The next address that isn't in `used`; None if all are."""
         with self._lock:
             for _ in range(self._count):
                 address = str(self._network[2 + self._turn])
@@ -136,10 +138,11 @@ _turns: dict[tuple[str, str], Addresses] = {}
 
 
 def free_address(call: Call, name: str, subnet: str) -> str | None:
-    """An address that the next server may take; None where Docker has to find one.
+    """An address for the next server; None if Docker must choose one.
 
-    That is so in a network of the site's own, where Docker may not take orders, in one that isn't there, and
-    in one of whose subnet Docker has only a range: the rest may belong to other machines. Raises ConfigError.
+    Docker chooses in a network of the site's own, where it may refuse a requested address; in a network that
+    doesn't exist; and if Docker manages only a range of the subnet: other machines may use the other
+    addresses. Raises ConfigError.
     """
     network = None if name in DOCKERS_OWN else _find(call, name)
     if network is None:
@@ -177,10 +180,10 @@ class LabNetwork:
         return {"EndpointsConfig": {self.name: {"IPAMConfig": {"IPv4Address": address}}}}
 
     def repair(self, call: Call, fault: EngineFault, container_id: str) -> bool:
-        """Whether the cause of the fault, with which a container did not start, is removed.
+        """Repairs the network after a failed start; returns whether it fixed the cause of `fault`.
 
-        A network that is missing (somebody pruned it) is created; an address that Docker holds for another
-        container is changed for the next. Raises ConfigError, EngineFault.
+        It creates a missing network (somebody pruned it), and takes the next address if Docker uses this one
+        for another container. Raises ConfigError, EngineFault.
         """
         if address_is_taken(fault):
             address = free_address(call, self.name, self.subnet)
@@ -193,7 +196,7 @@ class LabNetwork:
         return True
 
     def address_of(self, container: dict[str, Any]) -> tuple[str, int]:
-        """Where the server answers, by Docker's document. Raises ConfigError if it isn't on the network."""
+        """The server's address, from Docker's document. Raises ConfigError if it isn't on the network."""
         if self.reach is Reach.HOSTNAME:
             return str(container["Name"]).lstrip("/"), self.port
         settings = container["NetworkSettings"]
@@ -222,7 +225,7 @@ def _find(call: Call, name: str) -> dict[str, Any] | None:
 
 
 def _ipam_of(network: dict[str, Any]) -> list[dict[str, Any]]:
-    """What Docker's document of a network says of each of its subnets."""
+    """The subnets in Docker's document of a network."""
     return (network.get("IPAM") or {}).get("Config") or []
 
 

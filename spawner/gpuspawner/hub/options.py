@@ -1,13 +1,15 @@
-"""Hostile input to a choice: form data, REST body and query string become a known tier, or BadOption.
+"""Converts untrusted form data, REST bodies and query strings to a valid choice, or raises BadOption.
 
-Pure. Whatever comes in, and however often, nothing but `profile` (a tier's name) and, where the
-site allows it, `image` comes out.
+Pure. Only `profile` (a tier's name) and, if the site allows it, `image` have an effect. If a site reads
+the form itself, its additional options are returned unchanged, for the site's own hooks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
 
 from ..core.errors import BadOption
 from ..core.image_reference import AllowedImages
@@ -17,7 +19,7 @@ PROFILE = "profile"
 """Key of the tier in `user_options`: what JupyterHub's admin page shows as "Profile"."""
 IMAGE = "image"
 TYPED = "image_typed"
-"""The form's field for an image's name, beside its list; used if it isn't empty."""
+"""The form's text field for an image's name; if it isn't empty, it overrides the list."""
 NO_IMAGES = AllowedImages()
 _SHOWN_CHARS = 40
 _SHOWN_IMAGE_CHARS = 100
@@ -27,16 +29,18 @@ _IGNORED = frozenset({"_xsrf"})
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a user picked: a tier that exists, and an image if the site lets users choose one."""
+    """A user's choice: an existing tier, and an image if the site lets users choose one."""
 
     tier: Tier
     image: str | None = None
     image_option: str | None = None
-    """The name under which the user chose the image; what is kept for the next start."""
+    """The name by which the user chose the image; it is stored for the next start."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Options that the site added itself; this module doesn't check them."""
 
-    def as_options(self) -> dict[str, str]:
+    def as_options(self) -> dict[str, Any]:
         """The choice as `user_options`; `profile` is always there, for the admin page."""
-        options = {PROFILE: self.tier.name}
+        options = {**self.others, PROFILE: self.tier.name}
         if self.image_option is not None:
             options[IMAGE] = self.image_option
         return options
@@ -44,38 +48,45 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """What stands in the form when it is shown: what its user sent or started last. Nothing is checked."""
+    """The values shown in the form: those that the user sent or started last. They are not checked."""
 
     profile: str = ""
     image: str = ""
-    """Chosen in the list, or what was stored: then a name that was typed, too."""
+    """The image chosen in the list, or stored; a stored one may have been typed."""
     typed: str = ""
 
 
-def parse_options(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES) -> Choice:
-    """`user_options` as they arrive by REST, or as stored. Nothing chosen is the first tier.
+def default_tier(tiers: Sequence[Tier]) -> Tier:
+    """The tier if none was chosen: the default one, else the first."""
+    return next((tier for tier in tiers if tier.default), tiers[0])
 
-    Raises BadOption, with a sentence that names what can be chosen, for anything else.
+
+def parse_options(
+    raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES, *, others: bool = False
+) -> Choice:
+    """Parses `user_options` from REST or the database. Without a choice, it returns the default tier.
+
+    `others`: keep unknown options, because the site adds its own. Raises BadOption, with a sentence that
+    names the valid choices, for anything else.
     """
     options = {} if raw is None else raw
     if not isinstance(options, Mapping):
         raise BadOption(f"Options must be an object with a 'profile'. {_choices(tiers)}")
-    for key in options:
-        if key not in (PROFILE, IMAGE):
-            raise BadOption(
-                f"There is no option {_shown(key)}. The options are {PROFILE} and {IMAGE}. {_choices(tiers)}"
-            )
-    tier = _parse_tier(options[PROFILE], tiers) if PROFILE in options else tiers[0]
+    kept = {key: value for key, value in options.items() if key not in (PROFILE, IMAGE)}
+    for key in kept:
+        if not others or not isinstance(key, str):
+            raise _no_option(key, tiers)
+    tier = _parse_tier(options[PROFILE], tiers) if PROFILE in options else default_tier(tiers)
     if IMAGE not in options:
-        return Choice(tier)
+        return Choice(tier, others=kept)
     option, image = _parse_image(options[IMAGE], images)
-    return Choice(tier, image, option)
+    return Choice(tier, image, option, kept)
 
 
 def parse_form(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES) -> Choice:
-    """Form data or a query: every value is a list of strings. Raises BadOption as `parse_options`.
+    """Parses form data or a query: every value is a list of strings. Raises BadOption like `parse_options`.
 
-    An empty image means none chosen; one that was typed goes before the list. A query's keys may carry
+    An empty image means that none was chosen; a typed one overrides the list. A query's keys may have
     the hub's `opt-` prefix.
     """
     if not isinstance(raw, Mapping):
@@ -91,12 +102,29 @@ def parse_form(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IM
         options[name] = values[0]
     if TYPED in options:
         typed = options.pop(TYPED)
-        options[IMAGE] = typed.strip(" ") if isinstance(typed, str) else typed  # as pasted
+        options[IMAGE] = typed.strip(" ") if isinstance(typed, str) else typed  # pasted text may have spaces
     return parse_options(options, tiers, images)
 
 
+def parse_query(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_IMAGES) -> Choice:
+    """Parses the query of the spawn page's address. Raises BadOption like `parse_form`.
+
+    Unknown parameters (`fbclid`, `utm_source`) are ignored. A parameter that is spelled almost like one of
+    ours is refused, because the user probably meant ours.
+    """
+    if not isinstance(raw, Mapping):
+        return parse_form(raw, tiers, images)
+    ours = {}
+    for name, values in _fields(raw):
+        if name in (PROFILE, IMAGE, TYPED):
+            ours[name] = values
+        elif isinstance(name, str) and get_close_matches(name[:_SHOWN_CHARS], (PROFILE, IMAGE), 1, 0.75):
+            raise _no_option(name, tiers)
+    return parse_form(ours, tiers, images)
+
+
 def refill(raw: object) -> Filled:
-    """What of form data, or of stored options, can be shown in the form again."""
+    """The values of form data, or of stored options, that the form can show again."""
     values = {}
     for name, value in _fields(raw) if isinstance(raw, Mapping) else ():
         first = value[0] if isinstance(value, list) and value else value
@@ -105,9 +133,15 @@ def refill(raw: object) -> Filled:
 
 
 def _fields(raw: Mapping[object, object]) -> Iterator[tuple[object, object]]:
-    """Form data with the names that the form's fields have."""
+    """Form data, limited to the form's own fields."""
     for key, values in raw.items():
         yield key.removeprefix(_QUERY_PREFIX) if isinstance(key, str) else key, values
+
+
+def _no_option(key: object, tiers: Sequence[Tier]) -> BadOption:
+    return BadOption(
+        f"There is no option {_shown(key)}. The options are {PROFILE} and {IMAGE}. {_choices(tiers)}"
+    )
 
 
 def _parse_tier(value: object, tiers: Sequence[Tier]) -> Tier:
@@ -121,7 +155,7 @@ def _parse_tier(value: object, tiers: Sequence[Tier]) -> Tier:
 def _parse_image(value: object, images: AllowedImages) -> tuple[str, str]:
     """The name chosen and the image behind it."""
     if not images:
-        raise BadOption("An image can't be chosen here: leave it out")
+        raise BadOption("An image can't be chosen here: remove the image option")
     try:
         return str(value), images.find(value)
     except ValueError as problem:
@@ -137,7 +171,7 @@ def _choices(tiers: Sequence[Tier]) -> str:
 
 
 def _shown(value: object, most: int = _SHOWN_CHARS) -> str:
-    """The value for a sentence: short, printable, and never the whole of something huge."""
+    """The value for a sentence: printable, and shortened if it is long."""
     if not isinstance(value, str):
         return f"of type {type(value).__name__}"
     shown = value if len(value) <= most else value[:most] + "…"

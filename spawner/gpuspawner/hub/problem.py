@@ -1,15 +1,12 @@
-"""What a user reads of each error of ours: a sentence, the label of the hub's metric, an HTTP status."""
+"""How each of our errors is shown: a sentence, the label of the hub's metric, an HTTP status."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError, EngineFault, GpuSpawnerError, Refusal, StartFault
+from .engine_words import explain
 
-ENGINE_SENTENCE = (
-    "Docker doesn't work on this machine right now, so no server can be started. Try again in a minute. "
-    "Admin: see 'docker info' and the log of the hub."
-)
 CONFIG_SENTENCE = (
     "A setting of this hub can't be used, so no server can be started. Tell your admin. "
     "Admin: the log of the hub says which setting, and what to do."
@@ -23,16 +20,19 @@ class Problem:
     message: str
     reason: str
     status: int
+    admin: str = ""
+    """What the admin should do; for the log."""
 
 
 def describe(error: GpuSpawnerError) -> Problem:
-    """What the user is told of an error. What exactly happened is for the log."""
+    """How an error is shown to the user. The details go to the log."""
     if isinstance(error, Refusal):
         return Problem(error.message, error.reason, error.status)
     if isinstance(error, StartFault):
         return Problem(str(error), error.reason, 500)
     if isinstance(error, EngineFault):
-        return Problem(ENGINE_SENTENCE, "docker", 503)
+        said = explain(error)
+        return Problem(said.user, said.reason, said.status, said.admin)
     if isinstance(error, ConfigError):
         return Problem(CONFIG_SENTENCE, "config", 500)
     return Problem(str(error), "fault", 500)

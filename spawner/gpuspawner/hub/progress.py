@@ -1,4 +1,4 @@
-"""The steps of one start, told to everybody who watches its progress page."""
+"""The steps of one start, sent to every browser that shows its progress page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Progress:
-    """Collects events and gives all of them to each follower, however late it comes."""
+    """Collects events; each follower gets all of them, also those from before it connected."""
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
@@ -17,9 +17,9 @@ class Progress:
         self.ended = False
 
     def say(self, percent: int, message: str, advice: str = "") -> None:
-        """Adds an event, as JupyterHub's progress page takes it. The same sentence isn't repeated.
+        """Adds an event in the format of JupyterHub's progress page. The same sentence isn't repeated.
 
-        `advice` is text for people who look at the page; programs get the message alone.
+        `advice` is text for people who read the page; programs get only the message.
         """
         event: dict[str, Any] = {"progress": percent, "message": message}
         if advice:
@@ -29,12 +29,12 @@ class Progress:
             self._wake()
 
     def end(self) -> None:
-        """Says that no more events come: every follower stops after the last one."""
+        """Ends the stream: every follower stops after the last event."""
         self.ended = True
         self._wake()
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
-        """All events from the first on, until the end."""
+        """Yields all events from the first one until the end."""
         sent = 0
         while True:
             changed = self._changed

@@ -1,4 +1,4 @@
-"""How far the pull of an image is, from the events that Docker sends. Pure."""
+"""The progress of an image's pull, from the events that Docker sends. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Event = Mapping[str, Any]
-"""A line of Docker's `POST /images/create`."""
+"""One line of Docker's answer to `POST /images/create`."""
 _HERE_ALREADY = "Already exists"
 _DONE = frozenset({_HERE_ALREADY, "Pull complete"})
 _LOADED = frozenset({"Verifying Checksum", "Download complete", "Extracting"})
@@ -22,13 +22,13 @@ class _Layer:
 
 
 class Layers:
-    """How far a pull is, from Docker's events."""
+    """The progress of a pull, from Docker's events."""
 
     def __init__(self) -> None:
         self._layers: dict[str, _Layer] = {}
 
     def feed(self, event: Event) -> None:
-        """Takes one event. Those that are of no layer are passed over."""
+        """Adds one event. Events without a layer are ignored."""
         name, status = event.get("id"), str(event.get("status") or "")
         if not isinstance(name, str) or status.startswith("Pulling from"):
             return
@@ -44,13 +44,13 @@ class Layers:
             layer.current_bytes = layer.total_bytes
 
     def __str__(self) -> str:
-        """ "3 of 7 layers, 120 of 840 MB, 14 %"; sizes once Docker has told those of all layers."""
+        """ "3 of 7 layers, 120 of 840 MB, 14 %"; sizes appear when Docker has sent those of all layers."""
         if not self._layers:
             return ""
         done = sum(layer.status in _DONE for layer in self._layers.values())
         text = f"{done} of {len(self._layers)} layers"
         coming = [layer for layer in self._layers.values() if layer.status != _HERE_ALREADY]
-        # A small layer may be through before Docker says its size: it doesn't count.
+        # A small layer may be complete before Docker sends its size: it isn't counted.
         sized = [layer for layer in coming if layer.total_bytes is not None]
         current = sum(layer.current_bytes for layer in sized)
         if any(layer.total_bytes is None and layer.status not in _DONE | _LOADED for layer in coming):

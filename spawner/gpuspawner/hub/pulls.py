@@ -1,8 +1,8 @@
-"""Pulls of images: one for all who want the same image, with limits in total and by user.
+"""Pulls of images: one pull serves all users who want an image; limits in total and per user.
 
-A pull continues when the user who asked for it leaves: the next start of the image joins it. Nobody can
-hold a place for ever in this way: a pull that nobody waits for is given up after a while, and at once when
-its place is needed. Nothing here knows Docker's client: `work` blocks on it, in a thread.
+A pull continues when its user leaves; the next start of the image joins it. But nobody can occupy a slot
+for ever: a pull that nobody waits for is cancelled after a while, and at once if another pull needs
+its slot. This module doesn't use Docker's client: `work` does, in a thread.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["SILENT", "Cancel", "Event", "PullLimits", "Pulls", "Tell", "Work"]
 
 Tell = Callable[[str], None]
 TELL_SECONDS = 2.0
-"""How often a progress page hears of a pull, at most: Docker sends tens of events a second."""
+"""Shortest time between two updates of a progress page: Docker sends tens of events per second."""
 FRESH_SECONDS = 60.0
-"""With `always`, an image that was pulled so lately isn't pulled again: thirty users who click together."""
+"""With `always`, an image isn't pulled again within this time, for example for thirty users at once."""
 SILENT = 504
-"""Status of the EngineFault of a pull of which nothing was heard for too long."""
+"""Status of the EngineFault of a pull that sent no data for too long."""
 
 
 class Cancel:
-    """Tells a pull's thread to stop. For any thread."""
+    """Tells a pull's thread to stop. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -40,11 +40,11 @@ class Cancel:
 
     @property
     def is_set(self) -> bool:
-        """Whether the thread shall stop."""
+        """Whether the thread must stop."""
         return self._set
 
     def set(self) -> None:
-        """Stops the thread by what it gave to `then`."""
+        """Stops the thread: calls the action given to `then`."""
         with self._lock:
             self._set = True
             if self._action is not None:
@@ -59,12 +59,12 @@ class Cancel:
 
 
 Work = Callable[[Callable[[Event], None], Cancel], None]
-"""Pulls in the calling thread, gives each event, and stops when told to; raises EngineFault."""
+"""Pulls in the calling thread, passes on each event, and stops if cancelled; raises EngineFault."""
 
 
 @dataclass(frozen=True, slots=True)
 class PullLimits:
-    """How many pulls run at a time, in total and by user; how long one may run that nobody waits for."""
+    """How many pulls run at a time, in total and per user; how long a pull may run that nobody waits for."""
 
     at_once: int = 6
     by_user: int = 2
@@ -75,14 +75,14 @@ class _State(Enum):
     IN_LINE = "in line"
     RUNNING = "running"
     GIVEN_UP = "given up"
-    """Its place is free again; its thread may take a moment to end, and until then counts for its user."""
+    """Its slot is free; its thread may need a moment to end and counts for its user until then."""
 
 
 @dataclass(eq=False, slots=True)
 class _Pull:
     image: str
     user: str
-    """Who waits for it, the first of them; who left last, if nobody does."""
+    """The first user who waits for it; if nobody waits, the last user who left."""
     work: Work
     done: asyncio.Future[EngineFault | None]
     state: _State = _State.IN_LINE
@@ -90,19 +90,19 @@ class _Pull:
     listeners: list[tuple[str, Tell]] = field(default_factory=list)
     cancel: Cancel = field(default_factory=Cancel)
     said: str = ""
-    """The sentence that everyone has heard."""
+    """The last sentence that was sent to everybody who waits."""
     unattended_since: float = 0.0
     timer: asyncio.TimerHandle | None = None
 
     def sentence(self) -> str:
-        """The news for the progress page."""
+        """The sentence for the progress page."""
         if self.state is _State.IN_LINE:
             return f"Waiting for other pulls to finish before pulling image {self.image}"
         how_far = str(self.layers)
         return f"Pulling image {self.image}" + (f": {how_far}" if how_far else "")
 
     def tell(self) -> None:
-        """Gives the news, if there is any, to everyone who waits."""
+        """Sends the sentence, if it has changed, to everybody who waits."""
         if (news := self.sentence()) != self.said:
             self.said = news
             for _, tell in list(self.listeners):
@@ -110,15 +110,15 @@ class _Pull:
 
 
 class Pulls:
-    """What is being pulled now, by image. One for a hub's loop."""
+    """The current pulls, by image. One object for a hub's event loop."""
 
     def __init__(self, log: logging.Logger, limits: PullLimits | None = None) -> None:
         self._log = log
         self._limits = limits or PullLimits()
         self._by_image: dict[str, _Pull] = {}
-        """Those that a start may join, in the order in which they came."""
+        """Pulls that a start may join, in the order of their requests."""
         self._working: list[_Pull] = []
-        """Those that have a thread: running or given up."""
+        """Pulls that have a thread: running or cancelled."""
         self._pulled_at: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -128,13 +128,13 @@ class Pulls:
         return at is not None and asyncio.get_running_loop().time() - at < FRESH_SECONDS
 
     def forget_pulled(self) -> None:
-        """Forgets what was pulled lately, so that `always` asks the registry again."""
+        """Clears the list of recent pulls, so that `always` asks the registry again."""
         self._pulled_at.clear()
 
     async def pull(self, image: str, user: str, work: Work, tell: Tell) -> None:
-        """Waits until the image is pulled, with all others who wait for it. Raises EngineFault.
+        """Waits until the image is pulled; joins a pull of the same image. Raises EngineFault.
 
-        `tell` gets a sentence at once and then whenever there is news. Cancelling leaves the pull to itself.
+        `tell` gets a sentence at once and at each progress. If the caller is cancelled, the pull continues.
         """
         pull = self._by_image.get(image)
         if pull is None:
@@ -148,7 +148,7 @@ class Pulls:
         if fault is not None:
             raise EngineFault(str(fault), fault.status) from fault
 
-    # ---- who waits
+    # ---- users who wait
 
     @contextmanager
     def _listening(self, pull: _Pull, user: str, tell: Tell) -> Iterator[None]:
@@ -168,7 +168,7 @@ class Pulls:
             self._start_next()
 
     def _leave_alone(self, pull: _Pull) -> None:
-        """Nobody waits for it any more."""
+        """Called when nobody waits for it any more."""
         if pull.state is _State.IN_LINE:
             del self._by_image[pull.image]
             return
@@ -176,10 +176,10 @@ class Pulls:
         pull.unattended_since = loop.time()
         pull.timer = loop.call_later(self._limits.unattended_seconds, self._give_up, pull)
 
-    # ---- whose turn it is
+    # ---- which pull runs next
 
     def _start_next(self) -> None:
-        """Starts those in line for which there is a place; makes room for them where nobody waits."""
+        """Starts queued pulls that have a free slot; if needed, cancels pulls that nobody waits for."""
         for pull in list(self._by_image.values()):
             if pull.state is not _State.IN_LINE:
                 continue
@@ -196,9 +196,11 @@ class Pulls:
         return [each for each in self._working if each.user == user]
 
     def _in_the_way(self, pull: _Pull) -> _Pull | None:
-        """The pull that is given up for this one: that for which nobody has waited longest; None if all do.
+        """The pull to cancel for this one: the one without users for the longest time; None if all have
+        users.
 
-        Who is at their own limit makes room with a pull of their own, and waits until its thread has ended.
+        If the user is at their own limit, it is one of their pulls; then this one waits until its thread has
+        ended.
         """
         candidates = self._working
         if len(own := self._of(pull.user)) >= self._limits.by_user:
@@ -209,7 +211,7 @@ class Pulls:
         return min(alone, key=lambda each: each.unattended_since, default=None)
 
     def _give_up(self, pull: _Pull) -> None:
-        self._log.info("Gave up pulling image %s: nobody waits for it user=%s", pull.image, pull.user)
+        self._log.info("Cancelled the pull of image %s: nobody waits for it user=%s", pull.image, pull.user)
         if pull.timer is not None:
             pull.timer.cancel()
         pull.state = _State.GIVEN_UP
@@ -244,7 +246,7 @@ class Pulls:
             self._pulled_at[pull.image] = asyncio.get_running_loop().time()
             self._log.info("Pulled image %s in %.1f s", pull.image, seconds)
         elif pull.state is _State.RUNNING:
-            self._log.warning("Image %s was not pulled, after %.1f s: %s", pull.image, seconds, fault)
+            self._log.warning("The pull of image %s failed after %.1f s: %s", pull.image, seconds, fault)
         if pull.state is _State.RUNNING:
             del self._by_image[pull.image]
         pull.done.set_result(fault)
@@ -252,7 +254,7 @@ class Pulls:
 
 
 def _in_thread(pull: _Pull) -> asyncio.Future[EngineFault | None]:
-    """Runs the work in a thread of its own that doesn't keep the hub from ending, as an executor's would."""
+    """Runs the work in its own daemon thread: an executor's thread would delay the hub's end."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[EngineFault | None] = loop.create_future()
 
@@ -265,7 +267,7 @@ def _in_thread(pull: _Pull) -> asyncio.Future[EngineFault | None]:
             loop.call_soon_threadsafe(call, value)
 
     def run() -> None:
-        fault: EngineFault | None = EngineFault("the pull's thread broke")
+        fault: EngineFault | None = EngineFault("the pull's thread failed")
         try:
             pull.work(lambda event: on_loop(pull.layers.feed, event), pull.cancel)
             fault = None

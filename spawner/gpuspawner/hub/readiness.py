@@ -1,4 +1,4 @@
-"""Waiting until a server answers, with polls cheap enough to make them often."""
+"""Waits until a server answers, with polls that are cheap enough to repeat often."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ANSWER_SECONDS = 5.0
 
 
 class Answer(StrEnum):
-    """What came of one request: a refused connection is a container whose server isn't up yet."""
+    """The result of one request; a refused connection means that the server isn't up yet."""
 
     READY = "ready"
     REFUSED = "refused"
@@ -23,11 +23,11 @@ class Answer(StrEnum):
 
 
 class Slots:
-    """Lets a few servers come up at a time, first come first served.
+    """Lets a few servers start at a time, first come first served.
 
-    A starting server keeps a core busy for seconds. All at once they share the cores, everybody
-    waits for the last one, and the switching costs besides; in turns the first are ready at once.
-    A slot is given back after `longest_seconds` in any case: one that hangs holds up nobody.
+    A starting server uses a whole core for seconds. If all start at once, they share the cores, everybody
+    waits for the last one, and switching between them costs time; one after the other, the first are ready
+    soon. A slot is freed after at most `longest_seconds`, so a server that hangs delays nobody.
     """
 
     def __init__(self, count: int, longest_seconds: float = 10.0) -> None:
@@ -36,12 +36,12 @@ class Slots:
 
     @property
     def taken(self) -> bool:
-        """Whether who comes now has to wait."""
+        """Whether a new start has to wait."""
         return self._free.locked()
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        """Waits for a slot, and has it until the end of the block or of its time."""
+        """Waits for a slot and keeps it until the block or the slot's time ends."""
         await self._free.acquire()
         held = True
 
@@ -60,9 +60,9 @@ class Slots:
 
 
 class Pace:
-    """How long to wait between polls: 25 ms for a few servers, longer the more start at once.
+    """The pause between polls: 25 ms for a few servers, longer if more start at once.
 
-    With 30 at once it is 190 ms: polling may not take the cores that the starting servers need.
+    With 30 at once it is 190 ms, so that polling doesn't use the cores that the starting servers need.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Pace:
 async def ask(host: str, port: int, path: str, *, wanted: int | None = None) -> Answer:
     """One `GET path` to `host:port`. READY for any status below 500, or only for `wanted`.
 
-    Never raises for what the other side does. SILENT: no host, no answer in time, or another status.
+    Never raises because of the other side. SILENT: no host, no answer in time, or another status.
     """
     try:
         async with asyncio.timeout(_CONNECT_SECONDS):
@@ -99,7 +99,7 @@ async def ask(host: str, port: int, path: str, *, wanted: int | None = None) -> 
             writer.write(request.encode("ascii", "replace"))
             line = await reader.readline()
         return _judge(line, wanted)
-    except (OSError, ValueError):  # ValueError: a first line without an end
+    except (OSError, ValueError):  # ValueError: the first line has no end
         return Answer.SILENT
     finally:
         writer.close()

@@ -1,4 +1,4 @@
-"""Removals of containers in the background: one at a time for each name. Starts and stops wait for them."""
+"""Removes containers in the background, one at a time for each name. Starts and stops wait for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Removals:
-    """What is being removed in the background, by container name: one task for each name.
+    """The removals in the background: one task for each container name.
 
     A start waits for the removal of its own name; a stop waits for it too.
     """
@@ -17,7 +17,7 @@ class Removals:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Starts `work`, after what is under way for the same name."""
+        """Starts `work`, after a running removal of the same name."""
         earlier = self._tasks.get(name)
 
         async def run() -> None:
@@ -34,13 +34,13 @@ class Removals:
         return name in self._tasks
 
     async def wait(self, name: str) -> None:
-        """Returns when nothing is under way for this name. Cancelling it doesn't stop the removal."""
+        """Waits until no removal of this name is running. Cancelling this doesn't stop the removal."""
         while (task := self._tasks.get(name)) is not None:
             await asyncio.wait([task])
             await asyncio.sleep(0)  # lets the done callback run
 
     async def cancel(self) -> None:
-        """Stops all removals; what they had to remove stays."""
+        """Cancels all removals; their containers stay."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

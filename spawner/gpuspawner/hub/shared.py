@@ -1,4 +1,4 @@
-"""What all spawners of a hub have together: Docker, the broker's client, pulls, removals, turns to start."""
+"""What all spawners of a hub share: Docker, the broker's client, pulls, removals, start slots."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .removals import Removals
 
 @dataclass(frozen=True)
 class HubShared:
-    """One for a hub. Made from the settings of the first spawner that asks for it."""
+    """One object for a hub, created from the settings of the first spawner that needs it."""
 
     docker: DockerEngine
     broker: BrokerClient
     pulls: Pulls
     slots: Slots
-    """How many servers may come up at once."""
+    """How many servers may start at once."""
     log: logging.Logger
     removals: Removals = field(default_factory=Removals)
 
 
 @dataclass(frozen=True, slots=True)
 class SharedSettings:
-    """What it is made from. `starts_at_once` 0: one more than this machine has cores."""
+    """The settings that `HubShared` needs. `starts_at_once` 0: one more than this machine has cores."""
 
     socket_path: str
     client_kwargs: Mapping[str, Any]
@@ -46,7 +46,7 @@ _engines: dict[str, DockerEngine] = {}
 
 
 def shared_by_all(settings: SharedSettings, log: logging.Logger) -> HubShared:
-    """What the spawners of the running event loop share, by the socket of their broker."""
+    """The object shared by the spawners of the running event loop, by their broker's socket."""
     of_loop = _shared.setdefault(asyncio.get_running_loop(), {})
     if settings.socket_path not in of_loop:
         of_loop[settings.socket_path] = HubShared(
@@ -60,7 +60,7 @@ def shared_by_all(settings: SharedSettings, log: logging.Logger) -> HubShared:
 
 
 def engine_of(client_kwargs: Mapping[str, Any], tls_config: Mapping[str, Any]) -> DockerEngine:
-    """The Docker Engine of these settings, one for the process."""
+    """The Docker Engine of these settings; one object for the process."""
     key = repr((sorted(client_kwargs.items()), sorted(tls_config.items())))
     if key not in _engines:
         _engines[key] = DockerEngine(client_kwargs, tls_config)

@@ -1,8 +1,9 @@
-"""GpuDockerSpawner: DockerSpawner whose containers have a GPU only through a lease of the broker.
+"""GpuDockerSpawner: a DockerSpawner whose containers get a GPU only with a lease from the broker.
 
-This file has the settings and what the hub calls. `offer` and `form` make the spawn page, `options` reads
-what comes back, `launch` is one start, `container` makes Docker's arguments, `lab` finds and ends the
-container, `shared` has what all spawners of a hub share: `docker`, `pulls` and the broker's client.
+This file has the settings and the methods that the hub calls. `offer` and `form` make the spawn page,
+`options` reads what comes back, `launch` is one start, `container` makes Docker's arguments, `lab` finds and
+ends the container, `shared` has the objects that all spawners of a hub share: `docker`, `pulls` and the
+broker's client.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import AsyncIterator, Callable
 from functools import cached_property
 from html import escape
 from inspect import isawaitable
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
@@ -24,6 +26,7 @@ from tornado.web import HTTPError
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
 
+from ..config.lab import GpuLab
 from ..config.site import GpuSite
 from ..core import labels
 from ..core.errors import (
@@ -37,17 +40,23 @@ from ..core.errors import (
 )
 from ..core.image_reference import AllowedImages, allow_images, parse_pinned
 from ..core.labels import Owner
+from ..core.limits import Machine, limits_of
 from ..core.model import ContainerPatch, GpuRequest, Tier
-from . import offer
-from .container import ContainerFacts, ContainerPlan, home_beside, plan, server_command
+from ..protocol.rules import WhoAsks
+from . import offer, quota
+from .container import ContainerFacts, ContainerPlan, plan, server_command
+from .docker import DockerEngine
 from .docker_answers import exit_status, running
 from .form import render_form, render_unusable
+from .home import find_home
 from .images import Images
+from .kernels import KernelReporter
 from .lab import Lab, create
+from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, release
 from .names import escape_name, oauth_client_of
 from .network import LabNetwork, Reach, gateway_of
-from .options import PROFILE, Choice, parse_form, parse_options, refill
+from .options import PROFILE, Choice, parse_form, parse_options, parse_query, refill
 from .problem import describe
 from .progress import Progress
 from .pulls import PullLimits, Tell
@@ -57,26 +66,26 @@ from .shared import HubShared, SharedSettings, shared_by_all
 _STOP_GRACE_SECONDS = 10
 CHECK_SECONDS = 0.5
 _PULL_SECONDS = 900.0
-"""For so long a start waits for a pull. The pull continues after that, and the next start joins it."""
+"""A start waits this long for a pull. After that, the pull continues, and the next start joins it."""
 _SPARE_SECONDS = 120.0
-"""What a start may take beside all that: leftover, create, start."""
+"""Time for the other steps of a start: remove a leftover container, create, start."""
 
 
 class GpuDockerSpawner(DockerSpawner):
-    """Starts each user's server in a container of its own, with GPUs by lease. Entry point `gpu-docker`.
+    """Starts each user's server in its own container, with GPUs by lease. Entry point `gpu-docker`.
 
-    What hub and broker share is set on `c.GpuSite`; DockerSpawner's settings work here too.
+    Hub and broker share the settings of `c.GpuSite`; DockerSpawner's settings work here too.
     """
 
     hub_id = Unicode(
         "hub",
         config=True,
         help="""
-        Name of this hub at the broker and on its containers' labels.
+        Name of this hub, for the broker and in the labels of its containers.
 
         Default: "hub". Two hubs that share a broker or a Docker Engine need two names (and two
-        `prefix`): each leaves alone what carries the other's. Keep it: containers that run under an
-        old name are no longer this hub's. Example: `c.GpuDockerSpawner.hub_id = "course-a"`
+        `prefix`): a hub doesn't touch containers with another name. Don't change it: this hub no longer
+        finds containers that run under an old name. Example: `c.GpuDockerSpawner.hub_id = "course-a"`
         """,
     )
 
@@ -86,7 +95,7 @@ class GpuDockerSpawner(DockerSpawner):
         help="""
         User and group id of the processes in the container, "uid:gid".
 
-        Default: 1000:100, as the lab images have it. Never 0: root in a container can stop a GPU's
+        Default: 1000:100, as in the lab images. Never 0: root in a container can stop a GPU's
         MPS daemon, even without capabilities. Example: `c.GpuDockerSpawner.container_user = "1001:100"`
         """,
     )
@@ -96,9 +105,12 @@ class GpuDockerSpawner(DockerSpawner):
         help="""
         Whether a stopped server's container is removed.
 
-        Default: True, and nothing else can be used: a container that is kept would start again with
-        devices that another user has by then. What shall last is in the home, a volume of its own.
-        Example: none; leave it.
+        Default: True, and no other value is valid: a container that is kept would start again with
+
+               devices that another user may hold by then. Files that must last belong in the home, a volume.
+
+
+        Example: none; don't change it.
         """,
     )
     starts_at_once = Integer(
@@ -106,11 +118,11 @@ class GpuDockerSpawner(DockerSpawner):
         min=0,
         config=True,
         help="""
-        How many containers come up at a time; the others wait in line for their turn.
+        How many servers may start at the same time; the others wait in a queue.
 
-        Default: 0, one more than this machine has cores. A starting server keeps a core busy for
-        seconds: thirty at once make everybody wait for the last, in turns most are ready much sooner.
-        A server that is slow gives its turn on after 10 s. Example, for Docker on another machine with
+        Default: 0, one more than this machine has cores. A starting server uses a whole core for
+        seconds: if thirty start at once, everybody waits for the last one; with a limit, most are ready much
+        sooner. A slow server frees its slot after 10 s. Example, for Docker on another machine with
         32 cores: `c.GpuDockerSpawner.starts_at_once = 33`
         """,
     )
@@ -119,10 +131,10 @@ class GpuDockerSpawner(DockerSpawner):
         "10.213.0.0/20",
         config=True,
         help="""
-        Addresses of the labs' own network (`network_name`), in CIDR notation; the host is the first.
+        Addresses of the labs' own network (`network_name`), in CIDR notation; the host has the first one.
 
-        Default: 10.213.0.0/20, 4,092 servers. Used when the network has to be created; Docker refuses
-        one that overlaps another network. Example: `c.GpuDockerSpawner.subnet = "172.30.0.0/16"`
+        Default: 10.213.0.0/20, 4,092 servers. Used when the network is created; Docker refuses
+        a subnet that overlaps another network. Example: `c.GpuDockerSpawner.subnet = "172.30.0.0/16"`
         """,
     )
 
@@ -130,15 +142,16 @@ class GpuDockerSpawner(DockerSpawner):
         {},
         config=True,
         help="""
-        Images that users may choose beside the tier's own: a list, a dict of shown names to images, or "*".
+        Images that users may choose besides the tier's own: a list, a dict of shown names to images, or "*".
 
-        An entry with `*` is a pattern, and users may then type a name: the registry is written out, each
-        `*` stands for characters within one part, and there is a tag (`:*` for any) or a digest
-        (`@sha256:*`). An image without either matches none. "*" alone allows every image. A callable gets
-        the spawner and returns one of these. An image needs `jupyterhub-singleuser`; NVIDIA's libraries of
-        the driver come with the lease.
+        An entry with `*` is a pattern, and users may then type a name. A pattern needs the full registry and
+        a tag (`:*` for any) or a digest (`@sha256:*`); each `*` stands for characters within one part. An
+        image without tag and digest matches no pattern. "*" alone allows every image. A callable gets the
+        spawner and returns one of these. An image needs `jupyterhub-singleuser`; the lease adds NVIDIA's
+        driver libraries.
 
-        Default: none; each tier has the one image. What isn't allowed is refused with what is.
+        Default: none; each tier has one image. Other images are refused with a message that lists the allowed
+        ones.
         Example::
 
             c.GpuDockerSpawner.allowed_images = [
@@ -153,10 +166,10 @@ class GpuDockerSpawner(DockerSpawner):
         min=1.0,
         config=True,
         help="""
-        Seconds without a sign of life after which the pull of an image is given up.
+        Seconds without data after which the pull of an image is cancelled.
 
-        Default: 5 minutes, longer than a big layer takes to be checked. The start ends with a sentence; what
-        has come is kept. Example: `c.GpuDockerSpawner.pull_silence = 60`
+        Default: 5 minutes, longer than Docker needs to verify a big layer. The start ends with a message; the
+        layers that have arrived are kept. Example: `c.GpuDockerSpawner.pull_silence = 60`
         """,
     )
     pulls_at_once = Integer(
@@ -164,10 +177,10 @@ class GpuDockerSpawner(DockerSpawner):
         min=1,
         config=True,
         help="""
-        How many images are pulled at the same time; further pulls wait in line, and their users are told so.
+        How many images are pulled at the same time; further pulls wait, and their users read why.
 
-        Default: 6; the Docker Engine downloads three layers at a time in any case. A pull that nobody waits
-        for makes room at once for one that somebody waits for.
+        Default: 6; the Docker Engine downloads three layers at a time in any case. If nobody waits
+        for a pull, it is cancelled as soon as another one needs its slot.
         Example: `c.GpuDockerSpawner.pulls_at_once = 2`
         """,
     )
@@ -176,10 +189,12 @@ class GpuDockerSpawner(DockerSpawner):
         min=1,
         config=True,
         help="""
-        How many of these pulls may be one user's; a further one waits until one of the user's own has ended.
+        How many of these pulls one user may have; a further one waits until one of the user's pulls has
+        ended.
 
         Default: 2, so that one user can't keep the others from pulling. A pull counts for the first user who
-        waits for it, or for the last who left it. Example: `c.GpuDockerSpawner.pulls_by_user = 1`
+        waits for it, or, if nobody waits, for the last user who left. Example:
+        `c.GpuDockerSpawner.pulls_by_user = 1`
         """,
     )
     pull_unattended = Float(
@@ -187,10 +202,10 @@ class GpuDockerSpawner(DockerSpawner):
         min=0.0,
         config=True,
         help="""
-        Seconds after which a pull is given up that nobody waits for any more, because its users stopped or
+        Seconds after which a pull is cancelled if nobody waits for it any more, because its users stopped or
         cancelled their start.
 
-        Default: 5 minutes: who comes back in time joins the pull. The layers that have come are kept.
+        Default: 5 minutes: a user who comes back in time joins the pull. Layers that have arrived are kept.
         Example: `c.GpuDockerSpawner.pull_unattended = 60`
         """,
     )
@@ -202,9 +217,9 @@ class GpuDockerSpawner(DockerSpawner):
         patterns) are pulled when the hub starts, as `pull_policy` says: those that are missing
         ("ifnotpresent"), all ("always"), none.
 
-        Default: True, so that the first user of a day doesn't wait for gigabytes. It is done by a service of
-        the hub, `python -m gpuspawner.tools.prepull`, in the background: the hub starts without it, and a
-        start that needs an image meanwhile joins. What can't be pulled is a warning in the log.
+        Default: True, so that the first user of a day doesn't wait for gigabytes. A service of
+        the hub, `python -m gpuspawner.tools.prepull`, pulls in the background: the hub doesn't wait for it,
+        and a start that needs an image joins its pull. A pull that fails is a warning in the log.
         Example: `c.GpuDockerSpawner.pull_at_start = False`
         """,
     )
@@ -236,7 +251,7 @@ class GpuDockerSpawner(DockerSpawner):
 
     @default("poll_interval")
     def _poll_interval_default(self) -> int:
-        # Of a server that died the proxy keeps the route until the hub looks; a look is one call to Docker.
+        # The proxy keeps the route of an ended server until the hub polls; a poll is one call to Docker.
         return 10
 
     @default("progress_ready_hook")
@@ -248,7 +263,7 @@ class GpuDockerSpawner(DockerSpawner):
         if not proposal.value:
             raise TraitError(
                 "c.GpuDockerSpawner.remove must stay True: a stopped container that is kept would start "
-                "again with devices that another user has by then"
+                "again with devices that another user may hold by then"
             )
         return True
 
@@ -270,7 +285,7 @@ class GpuDockerSpawner(DockerSpawner):
 
     @validate("allowed_images")
     def _validate_allowed_images(self, proposal: Any) -> Any:
-        """DockerSpawner's, with patterns checked at load. Raises TraitError that names the remedy."""
+        """DockerSpawner's check, which also checks patterns. Raises TraitError with the remedy."""
         if not callable(proposal["value"]):
             try:
                 allow_images(proposal["value"])
@@ -288,9 +303,13 @@ class GpuDockerSpawner(DockerSpawner):
             )
         return str(proposal.value)
 
+    _machines: ClassVar[WeakKeyDictionary[DockerEngine, Machine]] = WeakKeyDictionary()
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.site = GpuSite(parent=self)
+        self.lab_settings = GpuLab(parent=self)
+        self._general_limits = self._limits_now
         if self.oauth_client_id:  # the hub gave one
             self.oauth_client_id = oauth_client_of(self.user.name, self.name)
         self.lease_id = ""
@@ -299,15 +318,16 @@ class GpuDockerSpawner(DockerSpawner):
         self._progress = Progress()
         self._starting = False
         self._doubted = False
+        self._kernels = KernelReporter()
         longest = self.site.queue_timeout + self.http_timeout + _PULL_SECONDS + _SPARE_SECONDS
         if self.start_timeout < longest:
             self.start_timeout = int(longest)
 
-    # ---- what it works with
+    # ---- its objects
 
     @cached_property
     def shared(self) -> HubShared:
-        """What all spawners of the hub share."""
+        """The objects that all spawners of the hub share."""
         settings = SharedSettings(
             socket_path=self.site.socket_path,
             client_kwargs=self.client_kwargs,
@@ -319,11 +339,11 @@ class GpuDockerSpawner(DockerSpawner):
 
     @property
     def client(self) -> Any:
-        """docker-py's client, as DockerSpawner has it; its calls block."""
+        """docker-py's client, as in DockerSpawner; its calls block."""
         return self.shared.docker.client()
 
     async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A method of docker-py's client by name, as DockerSpawner has it. Raises EngineFault."""
+        """Calls a method of docker-py's client by name, as in DockerSpawner. Raises EngineFault."""
         return await self.shared.docker.call(method, *args, **kwargs)
 
     @property
@@ -333,7 +353,7 @@ class GpuDockerSpawner(DockerSpawner):
 
     @property
     def lab_network(self) -> LabNetwork:
-        """The network of the labs, and how a server on it is reached."""
+        """The labs' network, and how to reach a server on it."""
         reach = Reach.ADDRESS if self.use_internal_ip else Reach.PUBLISHED
         if self.use_internal_hostname:
             reach = Reach.HOSTNAME
@@ -341,13 +361,13 @@ class GpuDockerSpawner(DockerSpawner):
 
     @property
     def lab(self) -> Lab:
-        """This server's container, whether or not there is one now."""
+        """This server's container, which may not exist."""
         return Lab(self.object_name, self._owner(), self.shared.docker, self.shared.removals, self._note)
 
     def _owner(self, tier: Tier | None = None) -> Owner:
         return Owner(self.hub_id, self.user.name, self.name, tier.name if tier else "")
 
-    # ---- the spawn page, and what comes back from it
+    # ---- the spawn page and its form data
 
     @default("options_form")
     def _options_form_default(self) -> Callable[..., Any]:
@@ -359,52 +379,81 @@ class GpuDockerSpawner(DockerSpawner):
 
     @default("apply_user_options")
     def _apply_user_options_default(self) -> Callable[..., None]:
-        # start() reads and validates them; this only keeps the hub from warning that nobody does.
+        # start() reads and validates the options; without this, the hub warns that nobody does.
         return lambda spawner, user_options: None
 
     async def _render_options_form(self) -> str:
-        """The tiers with what is free now; a sentence if the settings can't be used."""
+        """The form: the tiers with what is free now, or a message if the settings are invalid."""
         try:
             images = self.offered_images()
-            cards = await offer.look(self.tiers, self.image, images, self.shared.broker, self.shared.docker)
+            cards = await offer.look(self.tiers, self.image, images, self.shared, self._who())
         except ConfigError as error:
             self._note(logging.ERROR, "The spawn page can't offer anything: %s", error)
             return render_unusable(describe(error).message)
-        # What was refused is shown once more, to be corrected; else what the last start had.
+        # A refused choice is shown once more, so that the user can correct it; else the last start's.
         refused, self._refused_form = self._refused_form, None
         return render_form(cards, images, refill(self.user_options if refused is None else refused))
 
-    def _read_form(self, form: Any) -> dict[str, str]:
-        """What the form sent, as `user_options`; a refusal is shown above the form."""
+    def _read_form(self, form: Any) -> dict[str, Any]:
+        """Form data as `user_options`; a refusal is shown above the form."""
+        return self._read(parse_form, form)
+
+    def _read(self, parse: Callable[..., Choice], form: Any) -> dict[str, Any]:
         try:
-            return parse_form(form, self.tiers, self.offered_images()).as_options()
+            return parse(form, self.tiers, self.offered_images()).as_options()
         except (BadOption, ConfigError) as error:
             self._refused_form = form
             raise self._exception(error) from None
 
-    def options_from_query(self, query_data: Any) -> dict[str, str]:
-        """What the address of the spawn page says, as `user_options`."""
-        return self._read_form(query_data)
+    def options_from_query(self, query_data: Any) -> Any:
+        """The query of the spawn page's address, as `user_options`."""
+        if self._site_reads_form:
+            return self.options_from_form(query_data)
+        return self._read(parse_query, query_data)
+
+    @property
+    def _site_reads_form(self) -> bool:
+        """Whether the site has its own `options_from_form`; we don't check its options."""
+        return getattr(self.options_from_form, "__func__", None) is not GpuDockerSpawner._read_form
+
+    async def check_allowed(self, image: str) -> str:
+        """The image for a name of `allowed_images`, as in DockerSpawner. Raises HTTPError 400."""
+        images = self.offered_images()
+        try:
+            return images.find(image)
+        except ValueError as problem:
+            offer = f": choose {images.offer()}" if images else ""
+            raise HTTPError(400, f"The image {image!r} {problem}{offer}") from None
 
     def offered_images(self) -> AllowedImages:
-        """What users may choose. Raises ConfigError (of a callable; a value was checked at load)."""
+        """The images that users may choose.
+
+        Raises ConfigError for a callable; values were checked at load.
+        """
         return allow_images(self._of_site("allowed_images"))
 
     def _choose(self) -> Choice:
-        """The choice in `user_options`, kept in its shortest form for the next start and the admin page.
+        """The choice in `user_options`; its shortest form is stored for the next start and the admin page.
 
-        What can't be used isn't kept: a start without options then has the first tier. Raises BadOption.
+        An invalid choice isn't stored: a start without options then gets the default tier. Raises BadOption.
         """
         try:
-            choice = parse_options(self.user_options, self.tiers, self.offered_images())
+            choice = self._parse_stored()
         except BadOption:
             self._keep_options({})
             raise
         self._keep_options(choice.as_options())
         return choice
 
-    def _keep_options(self, options: dict[str, str]) -> None:
-        """Stores them here and in the hub's database; committed, for a request's end rolls back the rest."""
+    def _parse_stored(self) -> Choice:
+        images = self.offered_images()
+        return parse_options(self.user_options, self.tiers, images, others=self._site_reads_form)
+
+    def _keep_options(self, options: dict[str, Any]) -> None:
+        """Stores them here and in the hub's database.
+
+        It commits: the hub rolls back at the end of a request.
+        """
         self.user_options = options
         stored = self.orm_spawner
         if stored is not None and stored.user_options != options:
@@ -418,8 +467,8 @@ class GpuDockerSpawner(DockerSpawner):
     async def start(self) -> str:
         """Starts the server and returns its URL once it answers.
 
-        Raises SpawnException, with a sentence for the user, for refusals and faults alike. Whatever
-        was begun is given back in the background; `poll` says None until then, and `stop` waits for it.
+        Raises SpawnException, with a sentence for the user, for refusals and faults. After a failure it
+        cleans up in the background; `poll` returns None until then, and `stop` waits for it.
         """
         self._starting = True
         if self._progress.ended:
@@ -429,6 +478,7 @@ class GpuDockerSpawner(DockerSpawner):
         try:
             job = self._make_job(self._choose())
             self.lease_id = job.request.lease_id if job.request else ""
+            await quota.check(self.shared.broker, self._who(), job.tier)
             await self.shared.removals.wait(job.name)
             launch = Launch(job, self, self.lab_network, self.shared, self._progress)
             ip, port = await launch.run()
@@ -448,9 +498,9 @@ class GpuDockerSpawner(DockerSpawner):
             self._progress.end()
 
     def _make_job(self, choice: Choice) -> LaunchJob:
-        """What is to be started. Until the end, `image` is what was chosen: for names and the site's hooks.
+        """The server to start. Until the end, `image` is what was chosen: for names and the site's hooks.
 
-        The container's name is recreated, as the server may have a new one.
+        The container's name is computed again, because the server's may have changed.
         """
         self._site_image = self._site_image or self.image
         self.image = choice.image or choice.tier.image or self._site_image
@@ -467,6 +517,9 @@ class GpuDockerSpawner(DockerSpawner):
             waits=not self.internal_ssl,
         )
 
+    def _who(self) -> WhoAsks:
+        return quota.who_asks(self.hub_id, self.user.name, self.name, self.user.groups)
+
     def _make_request(self, tier: Tier) -> GpuRequest:
         return GpuRequest(
             lease_id=uuid.uuid4().hex,
@@ -479,8 +532,8 @@ class GpuDockerSpawner(DockerSpawner):
         )
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
-        """The steps of the start that is under way, for each browser that watches; ends with it."""
-        # The page may ask before start() has begun; the hub's flag has no event to wait for.
+        """Yields the steps of the current start, for each browser that shows them; ends with the start."""
+        # The page may call this before start() has begun; the hub has a flag, but no event to await.
         while self._progress.ended and self._spawn_pending:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         async for event in self._progress.follow():
@@ -489,7 +542,7 @@ class GpuDockerSpawner(DockerSpawner):
     async def pull_image(self, image: str, tell: Tell = lambda news: None) -> dict[str, Any]:
         """Docker's document of the image, pulled first if `pull_policy` says so.
 
-        `tell` gets a sentence whenever a pull has news. Raises StartFault, EngineFault.
+        `tell` gets a sentence at each progress of a pull. Raises StartFault, EngineFault.
         """
         images = Images(
             docker=self.shared.docker,
@@ -504,42 +557,53 @@ class GpuDockerSpawner(DockerSpawner):
         self, job: LaunchJob, image: dict[str, Any], patch: ContainerPatch | None
     ) -> ContainerPlan:
         """The container to create, from the settings, the image and the lease. Raises ConfigError."""
-        memory = job.tier.mem_limit_bytes or self.mem_limit
-        cores = job.tier.cpu_limit or self.cpu_limit
-        env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
-        if memory:
-            env["MEM_LIMIT"] = str(memory)
-        if cores:
-            env["CPU_LIMIT"] = str(cores)
         config = image.get("Config") or {}
-        command = [*(self.cmd or server_command(config.get("Cmd"))), *self.get_args()]
+        machine, extra_host = await self._machine(), await self._evaluate("extra_host_config")
+        rules = self.lab_settings.rules(self.site.state_dir)
+        configured = configured_limits(job.tier, self._general_limits, self._limits_now, extra_host)
+        limits = limits_of(configured, rules, machine)
+        env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
+        names, folder = (self.user.name, self.escaped_name), str(config.get("WorkingDir") or "")
         facts = ContainerFacts(
             name=job.name,
             image=job.image,
-            command=tuple(command),
+            command=(*(self.cmd or server_command(config.get("Cmd"))), *self.get_args()),
             owner=job.owner,
-            env=env,
+            env={**env, **limits_env(limits)},
             port=self.port,
             container_user=self.container_user,
             network=self.network_name,
             binds=self.volume_binds,
-            home=home_beside(str(config.get("WorkingDir") or ""), self.volume_binds),
+            home=find_home(volumes_of(self), names, folder, self.lab_settings.home),
             mounts=tuple(self.mount_binds),
             links=self.links,
-            mem_limit_bytes=memory or None,
-            cpu_limit=cores or None,
+            limits=limits,
+            rules=rules,
+            machine=machine,
+            entrypoint=tuple(config.get("Entrypoint") or ()),
             published_ip=None if self.use_internal_ip or self.use_internal_hostname else self.host_ip,
             extra_create=await self._evaluate("extra_create_kwargs"),
-            extra_host=await self._evaluate("extra_host_config"),
+            extra_host=extra_host,
         )
         planned = plan(facts, patch)
         if planned.dropped:
             self.log.warning(
-                "Left out what only a lease may give: %s. Remove it from extra_host_config or "
-                "extra_create_kwargs of c.GpuDockerSpawner",
+                "Ignored settings that only a lease may give: %s. Remove them from extra_host_config, "
+                "extra_create_kwargs or environment of c.GpuDockerSpawner",
                 ", ".join(planned.dropped),
             )
         return planned
+
+    @property
+    def _limits_now(self) -> Configured:
+        return Configured(self.mem_limit, self.cpu_limit)
+
+    async def _machine(self) -> Machine:
+        """The machine that labs share; Docker is asked only once. Raises EngineFault."""
+        docker = self.shared.docker
+        if docker not in self._machines:
+            self._machines[docker] = await ask_machine(docker.call)
+        return self._machines[docker]
 
     async def create_container(self, plan: ContainerPlan) -> str:
         """Creates the container and returns its id. Raises EngineFault, ConfigError."""
@@ -549,7 +613,7 @@ class GpuDockerSpawner(DockerSpawner):
         return container_id
 
     async def _evaluate(self, name: str) -> dict[str, Any]:
-        """A setting that may be a callable, async or not, with its templates filled in; or ConfigError."""
+        """A setting's value, which may come from a callable (async or not), with its templates filled in."""
         value = self._of_site(name)
         try:
             if isawaitable(value):
@@ -562,21 +626,21 @@ class GpuDockerSpawner(DockerSpawner):
         return rendered
 
     def _of_site(self, name: str) -> Any:
-        """A setting's value, or what it returns if it is a callable. Raises ConfigError if that fails."""
+        """A setting's value, or the result if it is a callable. Raises ConfigError if the callable fails."""
         setting = getattr(self, name)
         try:
             return setting(self) if callable(setting) else setting
         except (HTTPError, GpuSpawnerError):  # the site refuses on purpose
             raise
-        except Exception as error:  # it is code of the site: whatever it raises is the site's to fix
+        except Exception as error:  # it is the site's code, and may raise anything
             raise _failed(name, error) from error
 
-    # ---- is it running, where, and its end
+    # ---- poll, address and stop
 
     async def get_object(self) -> dict[str, Any] | None:
         """Docker's document of this server's container; None only if Docker says that there is none.
 
-        Raises EngineFault when Docker doesn't say. (DockerSpawner reads a 500 as "gone".)
+        Raises EngineFault if Docker doesn't answer. (DockerSpawner treats a 500 as "gone".)
         """
         container = await self.lab.find()
         if container is None:
@@ -587,10 +651,10 @@ class GpuDockerSpawner(DockerSpawner):
         return container
 
     async def poll(self) -> Any:
-        """None while it runs, starts, or is being given back, and while nobody knows; else how it ended.
+        """None while it runs, starts or is cleaned up, and while its state is unknown; else how it ended.
 
-        At the hub's start, a server of which neither Docker nor the server itself says anything is
-        asked for until one does: the hub would stop it otherwise (6.1, check_spawner).
+        At the hub's start, this waits until Docker or the server itself answers; otherwise the hub would stop
+        the server (6.1, check_spawner).
         """
         if self._starting or self.shared.removals.pending(self.object_name):
             return None
@@ -608,17 +672,30 @@ class GpuDockerSpawner(DockerSpawner):
         self._doubted = False
         if container is None:
             return 0
-        return None if running(container) else exit_status(container)
+        if not running(container):
+            return exit_status(container)
+        self._report_kernels(container)
+        return None
+
+    def _report_kernels(self, container: dict[str, Any]) -> None:
+        """Tells the broker, in the background, whether the kernels of a server with a GPU compute."""
+        if not self.lease_id or self.server is None or self.internal_ssl:
+            return
+        url = self._address_url(*self.lab_network.address_of(container)) + str(self.server.base_url)
+        self._kernels.begin(self.shared.broker, self.lease_id, url, self.api_token)
 
     def _doubt(self, fault: EngineFault) -> None:
         if not self._doubted:
             self._note(
-                logging.WARNING, "Docker doesn't say whether it runs; as far as known it does: %s", fault
+                logging.WARNING, "Docker doesn't answer; assuming that the server still runs: %s", fault
             )
         self._doubted = True
 
     async def _answers(self) -> bool:
-        """Whether the server itself answers where the hub's database says. 200: only a lab of this path."""
+        """Whether the server answers at the hub's stored address.
+
+        Only 200 counts: another lab's path differs.
+        """
         server = self.server
         if server is None or not server.ip or not server.port or self.internal_ssl:
             return False
@@ -626,7 +703,7 @@ class GpuDockerSpawner(DockerSpawner):
         return await ask(server.ip, server.port, path, wanted=200) is Answer.READY
 
     async def get_url(self) -> str:
-        """Where the server answers, by Docker; by the hub's database while Docker doesn't say."""
+        """The server's URL, from Docker; from the hub's database while Docker doesn't answer."""
         known: str = self.server.url
         try:
             container = await self.get_object()
@@ -642,7 +719,7 @@ class GpuDockerSpawner(DockerSpawner):
     async def stop(self, now: bool = False) -> None:
         """Stops the server and returns when its container is gone. Idempotent.
 
-        While Docker doesn't answer this goes on trying: what may be running isn't called stopped.
+        While Docker doesn't answer, this keeps trying: a container that may run doesn't count as stopped.
         """
         await self.shared.removals.wait(self.object_name)
         await self.lab.end(1 if now else _STOP_GRACE_SECONDS)
@@ -657,7 +734,7 @@ class GpuDockerSpawner(DockerSpawner):
             self.lab.remove_later(self.object_id)
         await maybe_future(super().run_post_stop_hook())
 
-    # ---- what the hub keeps of it
+    # ---- state in the hub's database
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores container and lease; forgets options whose tier or image is gone from the settings."""
@@ -665,7 +742,7 @@ class GpuDockerSpawner(DockerSpawner):
         self.lease_id = str(state.get("lease_id") or "")
         if self.server is None and self.user_options:
             try:
-                parse_options(self.user_options, self.tiers, self.offered_images())
+                self._parse_stored()
             except (BadOption, ConfigError) as error:
                 self._note(logging.INFO, "Forgot the options of the last start: %s", error)
                 self._keep_options({})
@@ -687,25 +764,26 @@ class GpuDockerSpawner(DockerSpawner):
         self._doubted = False
 
     def template_namespace(self) -> dict[str, Any]:
-        """DockerSpawner's, with server names that differ only in case kept apart."""
+        """DockerSpawner's names, but different for server names that differ only in case."""
         names: dict[str, Any] = super().template_namespace()
         names["servername"] = self.escape(self.name)
         return names
 
-    # ---- what people read
+    # ---- messages and logs
 
     def _exception(self, error: GpuSpawnerError) -> SpawnException:
-        """The exception by which JupyterHub (6.1) shows a sentence, without a traceback, and counts `reason`.
+        """An exception with which JupyterHub (6.1) shows a message without a traceback, and counts `reason`.
 
-        Logs the error: a refusal as INFO, everything else as ERROR with its cause.
+        It also logs the error: a refusal as INFO, other errors as ERROR with their cause.
         """
         problem = describe(error)
         if isinstance(error, Refusal):
             self._note(logging.INFO, "Not started: %s", problem.message)
         else:
-            self._note(logging.ERROR, "Not started: %s (cause: %r)", error, error.__cause__)
+            admin = f" {problem.admin}" if problem.admin else ""
+            self._note(logging.ERROR, "Not started: %s%s (cause: %r)", error, admin, error.__cause__)
         exception = SpawnException(problem.message, reason=problem.reason, status_code=problem.status)
-        # Pages show these two (jupyterhub.utils.format_exception); without them nothing, or a class name.
+        # JupyterHub's pages show these two (jupyterhub.utils.format_exception).
         vars(exception).update(
             jupyterhub_message=problem.message,
             jupyterhub_html_message=escape(problem.message) + self._plain_link(error),
@@ -713,7 +791,7 @@ class GpuDockerSpawner(DockerSpawner):
         return exception
 
     def _plain_link(self, error: GpuSpawnerError) -> str:
-        """A link that starts the server without a GPU, where that would help; HTML."""
+        """A link that starts the server without a GPU, if that would help; HTML."""
         if not isinstance(error, Refusal) or isinstance(error, BadOption | ImageUnfit):
             return ""
         plain = next((tier for tier in self.tiers if not tier.needs_gpu), None)
@@ -721,11 +799,11 @@ class GpuDockerSpawner(DockerSpawner):
             return ""
         url = url_path_join(
             self.hub.base_url, "spawn", self.user.escaped_name, url_escape_path(self.name)
-        )  # the hub takes options of a query with this prefix
+        )  # the hub reads a query's options with this prefix
         return f' <a href="{escape(url)}?opt-{PROFILE}={plain.name}">Start with {escape(plain.title)} now</a>'
 
     def _note(self, level: int, message: str, *args: object) -> None:
-        """Logs a line about this server, with the ending that all of them have."""
+        """Logs a line about this server, with the fields that all such lines have."""
         self.log.log(
             level,
             message + " user=%s server=%s lease=%s devices=- container=%s",

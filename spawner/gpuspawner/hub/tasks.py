@@ -1,4 +1,4 @@
-"""Several awaits at once, of which none is left running when one fails."""
+"""Awaits several things at once; if one fails, none keeps running."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 async def all_or_none(*work: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Awaits all and returns their results in order, as `asyncio.gather`.
+    """Awaits all and returns their results in order, like `asyncio.gather`.
 
     When one fails, or this is cancelled, the others are cancelled and awaited; then the error is raised.
     (`gather` leaves them running.)

@@ -16,6 +16,9 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from ..core.model import Device, DeviceHealth
+from .checkpoint.hands import SeatReading, TurnHands, TurnReadings
+from .checkpoint.host import Seat
+from .checkpoint.outcome import Condition, Obstacle, Outcome
 from .guard.guard import GuardEvent
 from .guard.judge import Offence, Quota, QuotaPlan
 from .injection import Injection
@@ -25,6 +28,7 @@ from .usage import Usage
 
 __all__ = [
     "ComputeMode",
+    "Condition",
     "DaemonPlan",
     "DesiredState",
     "DriverFacts",
@@ -37,10 +41,16 @@ __all__ = [
     "Node",
     "NodeEvent",
     "NodeFacts",
+    "Obstacle",
     "Offence",
+    "Outcome",
     "Quota",
     "QuotaPlan",
     "Readings",
+    "Seat",
+    "SeatReading",
+    "TurnHands",
+    "TurnReadings",
     "Usage",
 ]
 

@@ -15,11 +15,7 @@ from ..core.model import Device, DeviceHealth
 from ..core.units import Clock, utc_now
 from .daemon_pool import DaemonPool
 from .inventory import Inventory, XidEvent
-
-IGNORED_XIDS = frozenset({13, 31, 43, 45, 68, 109})
-"""XIDs of faulty programs, not of faulty hardware: graphics engine exception, GPU memory page fault,
-GPU stopped processing, preemptive cleanup, video processor exception, context switch timeout. The
-list of NVIDIA's k8s-device-plugin 0.17 (`internal/rm/health.go`, "the GPU should still be healthy")."""
+from .xid import resolution, sentence
 
 _XID_WAIT_SECONDS = 0.5
 _XID_RETRY_SECONDS = 1.0
@@ -64,7 +60,7 @@ class HealthMonitor:
 
     `on_change` is awaited with each change of a device's health; if it raises, it is called again in
     the next round. It should be quick: rounds wait for it. A device is withdrawn when its check
-    fails or takes longer than `timeout_seconds`, or by an XID that is not in IGNORED_XIDS: with the
+    fails or takes longer than `timeout_seconds`, or by an XID that is a fault of the GPU (`xid`): with the
     defaults within 3.1 s at most. It comes back after checks were good for `recover_seconds` without
     a bad XID, unless NVML says that it waits for a reset.
 
@@ -187,14 +183,15 @@ class HealthMonitor:
 
     async def handle_xid(self, event: XidEvent) -> None:
         """Withdraws the device that `event` names, or every one where it names none."""
-        if event.xid in IGNORED_XIDS:
-            self._log.info("XID %d of a program ignored devices=%s", event.xid, event.uuid or "all")
+        found = resolution(event.xid)
+        if not found.is_fault:
+            self._log.info("XID %d: %s devices=%s", event.xid, found.value, event.uuid or "all")
             return
         hit = [watch for watch in self._watches.values() if event.uuid in (None, watch.uuid)]
         if not hit:
             self._log.warning("XID %d of a GPU that is not leased devices=%s", event.xid, event.uuid)
         for watch in hit:
-            watch.bad(f"The driver reported a hardware error (XID {event.xid}): see `dmesg`", self._clock())
+            watch.bad(sentence(event.xid), self._clock())
         await asyncio.gather(*(self._tell(watch) for watch in hit))
 
     async def _tell(self, watch: DeviceWatch) -> None:

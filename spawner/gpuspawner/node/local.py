@@ -167,7 +167,7 @@ class LocalNode:
 
     def _list(self, inventory: Inventory) -> NodeFacts:
         """The present facts. Blocks. Raises DeviceFault if nothing can be listed."""
-        devices = inventory.devices()
+        devices = tuple(replace(each, node=self._facts.name) for each in inventory.devices())
         pipes = "" if inventory.simulated else str(pipes_of(self._settings.state_dir))
         return replace(
             self._facts,

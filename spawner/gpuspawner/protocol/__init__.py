@@ -1,1 +1,1 @@
-"""What passes between hub and broker."""
+"""The messages between hub and broker, and the client that the hub uses."""

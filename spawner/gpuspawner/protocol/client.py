@@ -1,7 +1,7 @@
 """The hub's side of the unix socket: asks the broker for a lease and keeps the connection as the hold.
 
-Closing the connection before the lease is used gives place or reservation back. So cancelling a
-spawn, closing the hub or killing it needs no clean-up here: the kernel closes the socket.
+If the connection closes before the lease is used, the broker frees the queue place or the reservation. So
+no clean-up is needed when a spawn is cancelled or the hub ends: the kernel closes the socket.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -32,8 +32,10 @@ from .messages import (
 )
 from .stream import WAITED_HEADER
 
+M = TypeVar("M", bound=Message)
+
 OnQueued = Callable[[int, int, str], None]
-"""Called with position (1 is next), number waiting, and a sentence, whenever the place changes."""
+"""Called when the queue place changes, with the position (1 is next), the number waiting and a sentence."""
 
 UNAVAILABLE = (
     "GPUs can't be given out right now: the GPU broker isn't running. A CPU server still starts. "
@@ -50,12 +52,12 @@ _UNREADABLE = (
 
 CONNECT_SECONDS = 2.0
 RETRY_SECONDS = 10.0
-"""For so long a broken connection is made again under the same lease id: a broker restart takes less."""
+"""A broken connection is retried for this long under the same lease id; a broker restart takes less."""
 _PAUSE_SECONDS = 0.2
 ANSWER_SECONDS = 30.0
 """Longest wait for an answer's first byte: the broker may have to remove an old container first."""
 SILENCE_SECONDS = 20.0
-"""The broker sends a heartbeat every 5 s: silence for longer means that it hangs."""
+"""The broker sends a heartbeat every 5 s: a longer silence means that it hangs."""
 _MAX_LINE_BYTES = 1 << 20
 
 _Broken = (aiohttp.ClientError, OSError, TimeoutError)
@@ -71,10 +73,10 @@ class Grant:
 
 
 class BrokerClient:
-    """Talks to the broker on `socket_path`; one for a whole hub is enough.
+    """Talks to the broker on `socket_path`; one client is enough for a whole hub.
 
     Every method raises the broker's refusals as the classes of `errors.py`, and BrokerUnavailable,
-    with a sentence, when the broker can't be reached or doesn't answer. Nothing blocks the loop.
+    with a sentence, when the broker can't be reached or doesn't answer. No method blocks the event loop.
     """
 
     def __init__(self, socket_path: str, *, log: logging.Logger | None = None) -> None:
@@ -84,9 +86,9 @@ class BrokerClient:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def acquire(self, request: GpuRequest, on_queued: OnQueued) -> AbstractAsyncContextManager[Grant]:
-        """Waits for the lease; `async with` is the hold, and leaving it closes the hold.
+        """Waits for the lease and holds it during the `async with` block.
 
-        A connection that breaks, while waiting or holding, is made again under the same id for
+        If the connection breaks, while waiting or holding, it is retried under the same id for
         `RETRY_SECONDS`. Raises Refusal; cancelling closes the connection at once.
         """
         return self._hold(request, on_queued)
@@ -100,17 +102,20 @@ class BrokerClient:
             keeper = asyncio.create_task(stream.keep(grant), name=f"hold {request.lease_id}")
             yield grant
         finally:
-            stream.close()  # first, and without an await: a cancelled spawn gives back at once
+            stream.close()  # first, without an await: a cancelled spawn frees its lease at once
             if keeper is not None:
                 keeper.cancel()
                 await asyncio.gather(keeper, return_exceptions=True)
 
     async def confirm(self, lease_id: str) -> None:
-        """The fence right before `docker start`. Raises LeaseConflict if the lease is no longer ours."""
+        """Asks right before `docker start` whether the lease is still valid. Raises LeaseConflict if not."""
         await self._call("POST", f"/leases/{lease_id}/confirm")
 
     async def release(self, lease_id: str) -> None:
-        """Says that the server was stopped; the broker removes what is left and frees. Idempotent."""
+        """Says that the server was stopped; the broker removes its container and frees the devices.
+
+        Idempotent.
+        """
         await self._call("DELETE", f"/leases/{lease_id}")
 
     async def tiers(self) -> dict[str, Any]:
@@ -120,6 +125,22 @@ class BrokerClient:
     async def status(self) -> dict[str, Any]:
         """The document of `GET /status`: devices, leases and queue."""
         return await self._document("/status", StatusDocument)
+
+    async def ask(self, path: str, kind: type[M], body: Message | None = None) -> M:
+        """The message of `kind` at `path`: GET, or POST with a body. Raises Refusal."""
+        text = await self._call("GET" if body is None else "POST", path, body)
+        try:
+            return kind.model_validate_json(text)
+        except ValueError as error:
+            raise BrokerUnavailable(_UNREADABLE) from error
+
+    async def text(self, path: str) -> str:
+        """What `GET` of the path answers, as it is. Raises Refusal."""
+        return await self._call("GET", path)
+
+    async def tell(self, method: str, path: str, body: Message) -> None:
+        """Send a message that has no answer but success. Raises Refusal."""
+        await self._call(method, path, body)
 
     async def close(self) -> None:
         """Closes every connection, and with them every hold."""
@@ -151,11 +172,16 @@ class BrokerClient:
         except ValueError as error:
             raise BrokerUnavailable(_UNREADABLE) from error
 
-    async def _call(self, method: str, path: str) -> str:
+    async def _call(self, method: str, path: str, body: Message | None = None) -> str:
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+        data = None if body is None else body.model_dump_json()
+        head = {} if body is None else {"Content-Type": "application/json"}
         try:
             session = self._open_session()
-            async with session.request(method, "http://broker" + path, timeout=timeout) as response:
+            request = session.request(
+                method, "http://broker" + path, data=data, headers=head, timeout=timeout
+            )
+            async with request as response:
                 if response.status >= 300:
                     raise await _refusal_of(response)
                 return await response.text()
@@ -177,7 +203,7 @@ class BrokerClient:
 
 
 class _LeaseStream:
-    """The stream of one lease over as many connections as it takes."""
+    """The stream of one lease, over one or more connections."""
 
     def __init__(self, client: BrokerClient, request: GpuRequest, on_queued: OnQueued) -> None:
         self._client = client
@@ -187,13 +213,13 @@ class _LeaseStream:
         self._begun_at = asyncio.get_running_loop().time()
 
     def close(self) -> None:
-        """Closes the connection at once; the broker sees it and gives back."""
+        """Closes the connection at once; the broker notices it and frees the lease."""
         response, self._response = self._response, None
         if response is not None:
             response.close()
 
     async def first_grant(self) -> Grant:
-        """Connects, and reads until the lease is there. Raises Refusal."""
+        """Connects, and reads until the lease arrives. Raises Refusal."""
         await self._connect(CONNECT_SECONDS)
         while True:
             try:
@@ -203,7 +229,7 @@ class _LeaseStream:
                 await self._connect(RETRY_SECONDS)
 
     async def keep(self, grant: Grant) -> None:
-        """Keeps the hold until cancelled; makes it again when it breaks. Sets `grant.lost` at its end."""
+        """Keeps the hold until cancelled; reconnects when it breaks. Sets `grant.lost` if the hold ends."""
         try:
             while True:
                 try:
@@ -224,7 +250,10 @@ class _LeaseStream:
             )
 
     async def _connect(self, seconds: float) -> None:
-        """POSTs until a broker answers; for `seconds`, then BrokerUnavailable. A refusal ends it."""
+        """POSTs until a broker answers.
+
+        Raises BrokerUnavailable after `seconds`, and the broker's refusals.
+        """
         self.close()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
@@ -262,13 +291,13 @@ class _LeaseStream:
                 raise _refusal(event)
             case QueuedEvent():
                 self._on_queued(event.position, event.waiting, event.message)
-            case HeartbeatEvent() | None:  # None: of a kind that a later version added
+            case HeartbeatEvent() | None:  # None: a kind of event that a later version added
                 pass
         return None
 
     def _log_broken(self, error: BaseException) -> None:
         self._client.log.warning(
-            "The connection to the GPU broker broke (%s); connecting again user=%s server=%s lease=%s "
+            "The connection to the GPU broker broke (%s); reconnecting user=%s server=%s lease=%s "
             "devices=- container=-",
             str(error) or type(error).__name__,
             self._request.user,
@@ -292,6 +321,6 @@ async def _refusal_of(response: aiohttp.ClientResponse) -> Refusal:
 
 
 def _refusal(said: RefusalMessage) -> Refusal:
-    """The refusal that the broker meant; one that this version doesn't know becomes the nearest."""
+    """The refusal as an exception; BrokerUnavailable if this version doesn't know its reason."""
     kind = all_refusals().get(said.reason, BrokerUnavailable)
     return kind(said.message or _SILENT)

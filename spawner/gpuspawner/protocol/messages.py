@@ -1,7 +1,7 @@
-"""Every message between hub and broker, one pydantic model each: checks, refusals and the API's description.
+"""All messages between hub and broker as pydantic models, with checks, error sentences and API description.
 
 Nothing is coerced, unknown keys are refused. Both ends use this module, so a field that one end adds and the
-other doesn't know is an error that a test sees, not a value that gets lost. Sizes are bytes, percentages
+other doesn't know is an error that a test finds, not a value that is lost. Sizes are bytes, percentages
 0-100, times ISO 8601 in UTC with "Z". A field's `description` also ends the sentence "<field> must be ...".
 """
 
@@ -34,7 +34,7 @@ _MAX_TEXT = 255
 _MAX_GROUPS = 1000
 _MAX_BYTES = 1 << 60
 _MAX_KEY_SHOWN = 40
-"""Of a key that somebody sent, so much is repeated in the answer at most."""
+"""At most this many characters of an unknown key are repeated in the answer."""
 
 
 def _printable(text: str) -> str:
@@ -67,7 +67,7 @@ Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, description=
 
 
 class Message(BaseModel):
-    """The base of all: strict, closed, and unchangeable once it is read."""
+    """The base class of all messages: strict types, no unknown keys, frozen."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -95,14 +95,14 @@ class WantMessage(Message):
 
     @model_validator(mode="after")
     def _check_mode(self) -> WantMessage:
-        """What contradicts the mode."""
+        """Raises an error if a value contradicts the mode."""
         if self.mode is Mode.TURNS:
             raise PydanticCustomError("refused", "This version has no turns: choose another tier.")
         if self.mode is Mode.SLICE and self.device_count != 1:
             raise PydanticCustomError("refused", "A slice is of one GPU: choose another tier.")
         sized = self.memory_bytes is not None or self.compute_percent is not None
         if self.mode is not Mode.SLICE and sized:
-            raise PydanticCustomError("refused", "Only a slice has a size of its own: choose another tier.")
+            raise PydanticCustomError("refused", "Only a slice has its own size: choose another tier.")
         return self
 
 
@@ -133,7 +133,10 @@ class RefusalMessage(Message):
 
 
 class HeldWant(Message):
-    """What a lease asked for. It was checked as a request; an old ledger may have what is refused today."""
+    """What a lease asked for.
+
+    It isn't checked again: an old ledger may have values that are refused today.
+    """
 
     device_count: Count
     model: str | None
@@ -163,6 +166,9 @@ class LeaseMessage(Message):
     notice: str
     reason: str
     mps: bool
+    groups: tuple[str, ...]
+    node: str
+    device_fractions: tuple[float, ...]
 
     def lease(self) -> Lease:
         """The value that the hub works with."""
@@ -207,7 +213,7 @@ class RefusedEvent(RefusalMessage):
 
 
 class HeartbeatEvent(Message):
-    """Nothing is new; a long silence means that the broker hangs."""
+    """Sent when there is no news; a long silence means that the broker hangs."""
 
     event: Literal["heartbeat"] = "heartbeat"
 
@@ -216,7 +222,7 @@ Event = QueuedEvent | LeaseEvent | RefusedEvent | HeartbeatEvent
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
-# ---- the documents
+# ---- documents
 
 
 class ShareDocument(Message):
@@ -232,7 +238,7 @@ class ShareDocument(Message):
 
 
 class DeviceDocument(Message):
-    """A device, its health, and who holds it. None: not available, or nobody."""
+    """A device, its health and its holder. None: not available, or no holder."""
 
     uuid: str
     model: str
@@ -260,7 +266,7 @@ class DeviceDocument(Message):
 
 
 class LeaseDocument(Message):
-    """A living lease, as status and pages show it."""
+    """A lease that has not ended, as status and pages show it."""
 
     id: LeaseId
     user: str
@@ -308,7 +314,7 @@ class EndedDocument(Message):
 
 
 class StatusDocument(Message):
-    """The answer to `GET /status`: everything at one moment.
+    """The answer to `GET /status`: devices, leases and queue at one moment.
 
     `fault`: why the machine's GPUs can't be listed now; "" if they can.
     """
@@ -329,7 +335,7 @@ class DriverDocument(Message):
 
 
 class TierDocument(Message):
-    """One tier and what is free of it; None where the tier has no GPU, or no device suits."""
+    """One tier and how much of it is free; None if the tier has no GPU, or no device matches."""
 
     name: str
     title: str
@@ -354,11 +360,11 @@ class TiersDocument(Message):
     tiers: tuple[TierDocument, ...]
 
 
-# ---- there and back
+# ---- conversion to JSON and back
 
 
 def request_to_json(request: GpuRequest) -> str:
-    """The body of `POST /leases`. Raises BadOption for a request that no broker would take."""
+    """The body of `POST /leases`. Raises BadOption for a request that a broker would refuse."""
     try:
         return RequestMessage(**_with_want(request, WantMessage)).model_dump_json()
     except ValidationError as error:
@@ -366,7 +372,7 @@ def request_to_json(request: GpuRequest) -> str:
 
 
 def request_from_json(body: bytes | str) -> GpuRequest:
-    """The request in the body of `POST /leases`. Raises BadOption, naming the field and what would do."""
+    """The request in the body of `POST /leases`. Raises BadOption, naming the field and its valid values."""
     try:
         return RequestMessage.model_validate_json(body).request()
     except ValidationError as error:
@@ -384,12 +390,15 @@ def refused_event(refusal: Refusal) -> RefusedEvent:
 
 
 def event_to_line(event: Event) -> str:
-    """The event as one line of the stream, with its end."""
+    """The event as one line of the stream, with its line end."""
     return event.model_dump_json() + "\n"
 
 
 def event_from_line(line: bytes | str) -> Event | None:
-    """The event in one line; None for a kind that this version doesn't know. Raises ValueError."""
+    """The event in one line of the stream; None for a kind that this version doesn't know.
+
+    Raises ValueError.
+    """
     try:
         return _EVENT.validate_json(line)
     except ValidationError as error:
@@ -404,7 +413,7 @@ def document(message: Message) -> dict[str, Any]:
 
 
 def _with_want(item: GpuRequest | Lease, kind: type[WantMessage] | type[HeldWant]) -> dict[str, Any]:
-    """The fields of `item`, with the message of what it wants; everything else is left as it is."""
+    """The fields of `item`, with `want` as a message and everything else unchanged."""
     fields = {name: getattr(item, name) for name in item.__dataclass_fields__}
     return {**fields, "want": kind(**asdict(item.want))}
 
@@ -413,9 +422,9 @@ def _with_want(item: GpuRequest | Lease, kind: type[WantMessage] | type[HeldWant
 
 
 def sentence_of(error: ValidationError, kind: type[Message]) -> str:
-    """The first fault of a message of `kind`, for who sent it: the field, and what would do.
+    """A sentence for the sender about the first fault of a message of `kind`: the field and its valid values.
 
-    Of what was sent, nothing but the beginning of an unknown key is repeated.
+    The sentence repeats nothing that was sent, except the beginning of an unknown key.
     """
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = [str(part) for part in fault["loc"]]
@@ -436,7 +445,7 @@ def sentence_of(error: ValidationError, kind: type[Message]) -> str:
 
 
 def _name(fault: ErrorDetails) -> str:
-    """The field's name; which element of a list it was is left out."""
+    """The field's name, without the index in a list."""
     return ".".join(part for part in fault["loc"] if isinstance(part, str))
 
 

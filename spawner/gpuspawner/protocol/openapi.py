@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from .. import __version__
 from ..core.errors import all_refusals
+from . import rules
 from .messages import (
     HeartbeatEvent,
     LeaseEvent,
@@ -23,14 +24,40 @@ from .stream import WAITED_HEADER
 
 _EVENTS: tuple[type[Message], ...] = (QueuedEvent, LeaseEvent, RefusedEvent, HeartbeatEvent)
 
-_MODELS: tuple[type[Message], ...] = (RequestMessage, *_EVENTS, RefusalMessage, StatusDocument, TiersDocument)
+_RULES: tuple[tuple[str, str, str, str, type[Message] | None, type[Message] | None], ...] = (
+    ("/quotas", "get", "quotas", "What users and groups may have", None, rules.QuotasDocument),
+    ("/quotas", "post", "change_quota", "Change a quota at run time", rules.QuotaChange, None),
+    ("/quotas", "delete", "remove_quota", "Take changes of a quota back", rules.QuotaRemoval, None),
+    ("/grants", "post", "grant", "Give GPU-hours in the present period", rules.Grant, None),
+    ("/allowance", "post", "allowance", "What a user may have", rules.WhoAsks, rules.AllowanceDocument),
+    ("/report", "get", "report", "Who used how many GPU-hours", None, rules.ReportDocument),
+    ("/sessions", "get", "sessions", "Lab sessions", None, rules.SessionsDocument),
+    ("/sessions", "post", "save_session", "Add a session, or change it", rules.SessionChange,
+     rules.SessionDocument),
+    ("/sessions/calendar", "get", "calendar", "All sessions as an iCalendar", None, None),
+    ("/sessions/calendar", "post", "import_calendar", "Take over a calendar", rules.CalendarImport,
+     rules.SessionsDocument),
+    ("/sessions/{name}", "delete", "cancel_session", "End a session for good", rules.SessionCancel, None),
+    ("/leases/{lease_id}/extend", "post", "extend", "Make a session longer", rules.Extend,
+     rules.ExtendedDocument),
+    ("/leases/{lease_id}/kernels", "post", "kernels", "Say whether kernels compute", rules.KernelsMessage,
+     None),
+    ("/servers", "get", "servers", "Since when servers are idle, and when they end", None,
+     rules.ServersDocument),
+)  # fmt: skip
+"""What `broker/api/rules.py` serves: path, method, name, summary, body and answer."""
+
+_MODELS: tuple[type[Message], ...] = (
+    RequestMessage, *_EVENTS, RefusalMessage, StatusDocument, TiersDocument,
+    *dict.fromkeys(model for *_, body, answer in _RULES for model in (body, answer) if model is not None),
+)  # fmt: skip
 _REF = "#/components/schemas/{model}"
 
 Document = dict[str, Any]
 
 
 def openapi() -> Document:
-    """The whole document: plain JSON values, a new one for each call."""
+    """The whole document: plain JSON values, a new document for each call."""
     _, schemas = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
     lease_id = {
         "name": "lease_id",
@@ -38,20 +65,28 @@ def openapi() -> Document:
         "required": True,
         "schema": schemas["$defs"]["RequestMessage"]["properties"]["lease_id"],
     }
+    rules_paths: Document = {}
+    for path, method, name, summary, body, answer in _RULES:
+        item = rules_paths.setdefault(path, {"parameters": [lease_id]} if "{lease_id}" in path else {})
+        item[method] = _rule(name, summary, body, answer)
+    rules_paths["/sessions/{name}"]["parameters"] = [
+        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    ]
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "GPU broker, unix socket",
             "version": __version__,
-            "description": "How the hub asks for GPUs. Only the broker's user can open the socket.",
+            "description": "The hub asks for GPUs here. Only the broker's user can open the socket.",
         },
         "paths": {
             "/leases": {"post": _ask()},
             "/leases/{lease_id}/confirm": {"parameters": [lease_id], "post": _confirm()},
             "/leases/{lease_id}": {"parameters": [lease_id], "delete": _release()},
             "/status": {"get": _read("status", "Devices, leases and queue", StatusDocument)},
-            "/tiers": {"get": _read("tiers", "The tiers and what is free of each", TiersDocument)},
+            "/tiers": {"get": _read("tiers", "The tiers and how much of each is free", TiersDocument)},
             "/metrics": {"get": _metrics()},
+            **rules_paths,
         },
         "components": {"schemas": schemas["$defs"]},
     }
@@ -69,9 +104,10 @@ def _ask() -> Document:
         "operationId": "ask",
         "summary": "Ask for a lease, wait for it, and hold it",
         "description": (
-            "The answer is a stream with one event a line. The open connection is the hold: if it closes "
-            "before the server uses the lease, the place in the queue or the reservation is given back. "
-            "The same lease_id again is the same lease. A refusal that takes longer than a heartbeat is an "
+            "The answer is a stream with one event per line. The open connection is the hold: if it closes "
+            "before the server uses the lease, the place in the queue or the reservation is freed. "
+            "A request with the same lease_id again refers to the same lease. A refusal "
+            "that takes longer than a heartbeat is an "
             "event of the stream."
         ),
         "parameters": [
@@ -115,6 +151,17 @@ def _read(name: str, summary: str, model: type[Message]) -> Document:
     }
 
 
+def _rule(name: str, summary: str, body: type[Message] | None, answer: type[Message] | None) -> Document:
+    """An operation of the rules; one that is no JSON answers with a calendar."""
+    done: Document = {"204": {"description": "It is done"}}
+    if answer is not None:
+        done = {"200": {"description": summary, "content": _json(answer)}}
+    elif body is None:
+        done = {"200": {"description": summary, "content": {"text/calendar": {"schema": {"type": "string"}}}}}
+    asked = {} if body is None else {"requestBody": {"required": True, "content": _json(body)}}
+    return {"operationId": name, "summary": summary, **asked, "responses": {**done, **_refusals()}}
+
+
 def _metrics() -> Document:
     text = {"text/plain": {"schema": {"type": "string"}}}
     return {
@@ -125,7 +172,7 @@ def _metrics() -> Document:
 
 
 def _refusals(*only: str) -> Document:
-    """The refusals by HTTP status: all there are, or only those."""
+    """The refusals by HTTP status: all of them, or only those of `only`."""
     reasons: dict[str, list[str]] = {}
     for reason, kind in sorted(all_refusals().items()):
         reasons.setdefault(str(kind.status), []).append(reason)

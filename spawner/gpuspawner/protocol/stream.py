@@ -1,8 +1,8 @@
-"""What goes with the streamed request for a lease beside its messages."""
+"""The HTTP header of the streamed request for a lease."""
 
 WAITED_HEADER = "X-Waited-Seconds"
-"""For how long the client has asked for this lease already, over earlier connections, by its steady clock.
+"""Seconds since the client first asked for this lease, over all connections, by its monotonic clock.
 
-The queue's time ends by it. The wall clock may be set, and a restarted broker has no clock of its own for
-it.
+The broker uses it for the queue's timeout: somebody may set the wall clock, and a restarted broker can't
+measure the time before its start.
 """

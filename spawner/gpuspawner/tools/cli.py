@@ -1,12 +1,14 @@
-"""`gpuspawner doctor | status | broker`."""
+"""`gpuspawner doctor | status | broker`; quota, report and session are in `rules_cli.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,30 @@ from .. import __version__
 from ..broker import app as broker_app
 from ..broker.app import GpuBroker
 from ..config.site import GpuSite
-from ..core.errors import BrokerUnavailable, ConfigError
+from ..core.errors import BrokerUnavailable, ConfigError, EngineFault
 from ..core.units import format_bytes, ordinal
+from ..hub.docker import DockerEngine
 from ..protocol.client import BrokerClient
+from . import homes
 from .doctor import ELSEWHERE, Facts, Finding, Level, brief, collect, examine, state_beside, unreachable
 from .doctor.checks import main_job_runs
+from .doctor.machine import image_references
 
 _MARKS = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.PROBLEM: "[bold red]problem[/]"}
 
 
 PIPE_WIDTH = 200
 """Columns of the tables where stdout is no terminal."""
+
+
+def _of_rules(name: str) -> Callable[[Application], Command]:
+    """Makes a command of `rules_cli`, which is imported only when it is used."""
+
+    def make(parent: Application) -> Command:
+        command: Command = getattr(import_module("gpuspawner.tools.rules_cli"), name)(parent=parent)
+        return command
+
+    return make
 
 
 class Command(Application):
@@ -76,6 +91,8 @@ class Command(Application):
             broker.site = GpuSite(parent=broker)
             broker.site.state_dir = broker.site.state_dir  # its default is read from the environment
         broker.tiers = broker.site.parsed_tiers()
+        broker.quotas = broker.site.parsed_quotas()
+        broker.idle = broker.site.parsed_idle()
         return broker
 
 
@@ -148,6 +165,81 @@ class Status(Command):
         print(f"gpuspawner status: {sentence}", file=sys.stderr)
 
 
+class Homes(Command):
+    """Lists the homes that Docker keeps with their sizes, archives or removes those of users.
+
+    `gpuspawner homes`; `gpuspawner homes archive ada ben --to=/srv/archive`; `gpuspawner homes remove ada`.
+    """
+
+    name = "gpuspawner-homes"
+    description = __doc__
+    aliases = {**Command.aliases, "to": "Homes.to"}  # noqa: RUF012
+    flags = {**Command.flags, "yes": ({"Homes": {"yes": True}}, "remove without asking back")}  # noqa: RUF012
+
+    to = Unicode(
+        ".",
+        help="""
+        Folder into which `archive` writes a tar file for each home.
+
+        Default: the present folder. A file of that name stays, and the command ends.
+        Example: `gpuspawner homes archive ada --to=/srv/archive`
+        """,
+    ).tag(config=True)
+    yes = Bool(
+        False,
+        help="""
+        Whether `remove` removes; without it, it says what it would remove.
+
+        Default: off: a home that was removed is gone.
+        Example: `gpuspawner homes remove ada --yes`
+        """,
+    ).tag(config=True)
+
+    def start(self) -> None:
+        """Does what the first word says; `exit_status` is 1 if it could not, or asks back."""
+        verb, *users = self.extra_args or ["list"]
+        try:
+            settings = self.settings()
+            call = DockerEngine({}, {}).call_here
+            found = homes.list_homes(call, homes.patterns_of(settings.config))
+            if verb == "list":
+                self._show(found)
+            elif verb in ("archive", "remove") and users:
+                self._change(verb, call, homes.of_users(found, users), image_references(settings))
+            else:
+                raise ConfigError("say `list`, `archive USER …` or `remove USER …`")
+        except (ConfigError, EngineFault, OSError) as error:
+            self.exit_status = 1
+            print(f"gpuspawner homes: {error}", file=sys.stderr)
+
+    def _show(self, found: tuple[homes.HomeVolume, ...]) -> None:
+        if self.json:
+            print(json.dumps([asdict(home) for home in found], indent=1))
+            return
+        shown = table("Homes", "User", "Size", "In use", "Volume")
+        for home in found:
+            size = format_bytes(home.size_bytes)
+            shown.add_row(escape(home.user), size, "yes" if home.in_use else "", escape(home.name))
+        make_console().print(shown)
+
+    def _change(
+        self, verb: str, call: homes.Call, chosen: tuple[homes.HomeVolume, ...], images: tuple[str, ...]
+    ) -> None:
+        for home in chosen:
+            if verb == "archive":
+                if not images:
+                    raise ConfigError(
+                        "no image is set that could read the home: set c.GpuDockerSpawner.image"
+                    )
+                print(homes.archive(call, home, Path(self.to), images[0]))
+            elif self.yes:
+                homes.remove(call, home)
+                print(f"removed {home.name}")
+            else:
+                self.exit_status = 1
+                print(f"would remove {home.name} ({format_bytes(home.size_bytes)}): say --yes to do it")
+
+
 class GpuSpawnerApp(Application):
     """Gives every notebook user of a JupyterHub on plain Docker a GPU of their own."""
 
@@ -157,6 +249,10 @@ class GpuSpawnerApp(Application):
     subcommands = {  # noqa: RUF012
         "doctor": (lambda parent: Doctor(parent=parent), "look at this machine and say what to do"),
         "status": (lambda parent: Status(parent=parent), "show the devices and leases of the running broker"),
+        "quota": (_of_rules("Quota"), "show and change what users and groups may have"),
+        "report": (_of_rules("Report"), "show who used how many GPU-hours"),
+        "session": (_of_rules("Session"), "show and change lab sessions"),
+        "homes": (lambda parent: Homes(parent=parent), "list, measure, archive and remove users' homes"),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 
@@ -219,7 +315,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     """Devices, leases and queue of a status document as tables."""
     if status["simulated"]:
         console.print("The GPUs are [bold]simulated[/]: servers get leases, but compute on the CPU.\n")
-    devices = _table("Devices", "GPU", "Model", "Memory", "State", "Since", "UUID")
+    devices = table("Devices", "GPU", "Model", "Memory", "State", "Since", "UUID")
     for device in status["devices"]:
         simulated = " (simulated)" if device["simulated"] else ""
         devices.add_row(
@@ -231,21 +327,22 @@ def show_status(status: dict[str, Any], console: Console) -> None:
             device["uuid"],
         )
     console.print(devices)
-    leases = _table("Leases", "User", "Server", "Tier", "State", "Since", "GPUs", "Notice")
+    leases = table("Leases", "User", "Server", "Tier", "State", "Since", "GPUs", "Notice")
     for lease in status["leases"]:
         names = [lease[key] for key in ("user", "server", "tier", "state")]
         count = str(len(lease["device_uuids"]))
         leases.add_row(*map(escape, names), _local_time(lease["since"]), count, escape(lease["notice"]))
     console.print(leases)
     if status["queue"]:
-        queue = _table("Waiting", "Place", "User", "Server", "Tier", "Since")
+        queue = table("Waiting", "Place", "User", "Server", "Tier", "Since")
         for entry in status["queue"]:
             names = [escape(entry[key]) for key in ("user", "server", "tier")]
             queue.add_row(ordinal(entry["position"]), *names, _local_time(entry["since"]))
         console.print(queue)
 
 
-def _table(title: str, *columns: str) -> Table:
+def table(title: str, *columns: str) -> Table:
+    """An empty table in the look of all of them."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "UUID")

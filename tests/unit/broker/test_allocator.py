@@ -274,7 +274,7 @@ async def test_what_the_log_says(allocator: Allocator, caplog: pytest.LogCapture
     assert caplog.messages == [
         f"Lease is reserved: {ending}-",
         f"Lease is running: {ending}{'c' * 12}",
-        "Device GPU-0 is withdrawn: XID 79: GPU has fallen off the bus",
-        f"Its holder is told {NOTICE!r}: {ending}{'c' * 12}",
+        "Device GPU-0 is out of service: XID 79: GPU has fallen off the bus",
+        f"Notice for its user: {NOTICE!r} {ending}{'c' * 12}",
         f"Lease is releasing (stopped): {ending}{'c' * 12}",
     ]

@@ -81,7 +81,7 @@ async def test_a_device_that_is_gone_stays_with_its_lease(
         (),
     )
     assert caplog.messages == [
-        f"Not found but leased: GPU-0: user=user-a server=- lease={A} devices=GPU-0 container=-"
+        f"A leased device was not found: GPU-0 user=user-a server=- lease={A} devices=GPU-0 container=-"
     ]
     assert await again.set_health(DeviceHealth("GPU-0", True)) == ()  # still withdrawn: its size isn't known
     assert again.capacity(Want(1)) == Capacity(free=1, total=1, waiting=0)
@@ -140,7 +140,7 @@ async def test_a_ledger_that_gives_a_device_twice(
     assert [(each.levelname, each.message) for each in caplog.records if each.levelno >= logging.WARNING] == [
         (
             "ERROR",
-            "The ledger gives a device twice, and nobody loses it:"
+            "The ledger gives a device to two leases; both keep it:"
             f" user=user-b server=- lease={B} devices=GPU-0 container=-",
         )
     ]

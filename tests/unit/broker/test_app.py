@@ -20,6 +20,7 @@ import pytest
 from gpuspawner.broker import app as module
 from gpuspawner.broker.app import GpuBroker, main
 from gpuspawner.broker.enforce.way_in import WayIn
+from gpuspawner.broker.keeper import EXIT_SETTINGS
 from gpuspawner.broker.lock import BrokerLock
 from gpuspawner.core.errors import BrokerUnavailable, ConfigError, EngineFault
 from gpuspawner.core.model import GpuRequest
@@ -97,9 +98,9 @@ def test_the_command_line_wins_over_the_file(folder: Path) -> None:
     assert broker.reconcile_seconds == 0.5
 
 
-def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
-    """The last line that a broker prints that can't start; its exit status is 1."""
-    assert main(argv) == 1
+def fails(capsys: pytest.CaptureFixture[str], argv: list[str], status: int = EXIT_SETTINGS) -> str:
+    """The last line that a broker prints that can't start; its exit status is `status`."""
+    assert main(argv) == status
     error = capsys.readouterr().err
     assert "Traceback" not in error
     last = error.splitlines()[-1]
@@ -114,6 +115,10 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
         ("c.GpuSite.queue_timeout = 0", "A setting can't be used: The value of the 'queue_timeout' trait"),
         ("c.GpuSite.tiers = []", "c.GpuSite.tiers is empty: give at least one tier"),
         ("c.GpuSite.tiers =", "failed: SyntaxError"),
+        (
+            "c.GpuSite.quotas = [\n{'devices': -1}]",
+            "config.py:3: c.GpuSite.quotas, entry 1 (everybody): devices",
+        ),
         ("1 / 0", "failed: ZeroDivisionError: division by zero"),
         ("c.GpuSite.simulated_devices = 'many'", "c.GpuSite.simulated_devices: 'many' can't be read"),
         ("c.GpuSite.socket_path = '/nowhere/b.sock'", "set c.GpuSite.socket_path to another place"),
@@ -148,14 +153,14 @@ def test_a_damaged_ledger_is_named_and_left_as_it_is(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "ledger.sqlite").write_bytes(b"garbage" * 1000)
-    assert str(folder / "ledger.sqlite") in fails(capsys, [])
+    assert str(folder / "ledger.sqlite") in fails(capsys, [], status=1)
     assert (folder / "ledger.sqlite").read_bytes() == b"garbage" * 1000
 
 
 def test_a_locked_ledger_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     connection = sqlite3.connect(folder / "ledger.sqlite")
     connection.execute("BEGIN EXCLUSIVE")
-    assert "locked" in fails(capsys, [])
+    assert "locked" in fails(capsys, [], status=1)
     connection.close()
 
 
@@ -325,7 +330,16 @@ async def test_it_comes_up_while_nvml_hangs_and_takes_the_gpus_up_when_it_answer
     monkeypatch.setattr("gpuspawner.node.local.OPEN_SECONDS", 0.3)
     monkeypatch.setattr(WayIn, "probe", probe)
     line = script.hang("nvmlInitWithFlags")
-    async with running(folder, "c.GpuSite.inventory = 'nvml'") as (_, client):
+
+    async def reconciled() -> bool:
+        return True
+
+    monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.1)
+    async with running(folder, "c.GpuSite.inventory = 'nvml'") as (broker, client):
+        broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
+        await broker._look()
+        with pytest.raises(BrokerUnavailable, match="the GPUs of this machine don't answer"):
+            await client.acquire(REQUEST, lambda *_: None).__aenter__()
         status = await client.status()
         fault = (
             "NVML has not answered for 0.3 s: see `dmesg` and `nvidia-smi`. GPUs are leased once it answers"
@@ -341,3 +355,5 @@ async def test_it_comes_up_while_nvml_hangs_and_takes_the_gpus_up_when_it_answer
         assert found == ("", list(UUIDS))
         tiers = await client.tiers()
         assert (tiers["driver"]["version"], tiers["tiers"][1]["total"]) == ("580.159.04", 2)
+        await broker._look()
+        assert broker.service.ready.is_set()

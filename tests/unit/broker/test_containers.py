@@ -259,7 +259,11 @@ async def test_events_begin_with_the_connection(docker: Scripted, engine: Docker
         ContainerEvent("die", "c1", "a" * 32, "/var/lib/gpuspawner"),
     ]
     call, query = docker.requests[0]
-    wanted = {"type": ["container"], "label": ["gpuspawner.lease"], "event": ["start", "die", "destroy"]}
+    wanted = {
+        "type": ["container"],
+        "label": ["gpuspawner.lease"],
+        "event": ["start", "die", "destroy", "oom"],
+    }
     assert (call, json.loads(query["filters"][0])) == ("GET /events", wanted)
 
 

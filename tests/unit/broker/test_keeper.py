@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from gpuspawner.broker import keeper as keeper_module
 
 KEEPER = """
 import sys
 from gpuspawner.broker import keeper
 keeper.SHORT_SECONDS = {short}
+keeper.FIRST_PAUSE_SECONDS = {pause}
 command = [sys.executable, "-c", {broker!r}, {folder!r}]
 sys.exit(keeper.Keeper(["--config", "x", "--take-over"], command).run())
 """
@@ -30,12 +32,20 @@ number = len(list(folder.iterdir()))
 {then}
 """
 WAITS = "time.sleep(60)"
+RAISES = f"""
+if number < 3:
+    raise RuntimeError("a bug")
+{WAITS}
+"""
 
 
 @contextmanager
-def kept(folder: Path, then: str, short: float = 0.0) -> Iterator[subprocess.Popen[bytes]]:
+def kept(
+    folder: Path, then: str, short: float = 0.0, pause: float = 60.0
+) -> Iterator[subprocess.Popen[bytes]]:
     folder.mkdir()
-    code = KEEPER.format(broker=BROKER.replace("{then}", then), folder=str(folder), short=short)
+    broker = BROKER.replace("{then}", then)
+    code = KEEPER.format(broker=broker, folder=str(folder), short=short, pause=pause)
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
         yield process
@@ -73,14 +83,39 @@ def test_a_broker_that_is_killed_is_started_again_and_takes_nothing_over(tmp_pat
         assert len(brokers(folder)) == 3
 
 
-@pytest.mark.parametrize(("then", "status"), [("sys.exit(3)", 3), ("", 0)])
-def test_a_broker_that_ends_by_itself_ends_its_keeper(tmp_path: Path, then: str, status: int) -> None:
-    """The hub says so, and starts both again when it sees fit: 3 may be settings that can't work."""
-    with kept(tmp_path / "brokers", then) as keeper:
-        assert keeper.wait(20) == status
+def test_a_broker_that_was_asked_to_end_ends_its_keeper(tmp_path: Path) -> None:
+    with kept(tmp_path / "brokers", "") as keeper:
+        assert keeper.wait(20) == 0
 
 
-def test_a_broker_that_is_killed_soon_is_not_started_again_at_once(tmp_path: Path) -> None:
+def test_settings_that_cannot_work_end_the_keeper(tmp_path: Path) -> None:
+    """Nobody has run with them: the hub says so, and starting again would change nothing."""
+    folder = tmp_path / "brokers"
+    with kept(folder, "sys.exit(78)", short=60.0, pause=0.0) as keeper:
+        assert keeper.wait(20) == 78
+        assert len(brokers(folder)) == 1
+
+
+@pytest.mark.parametrize("end", ["sys.exit(1)", "raise RuntimeError('a bug')", "os.abort()"])
+def test_a_broker_that_ends_unasked_is_started_again(tmp_path: Path, end: str) -> None:
+    folder = tmp_path / "brokers"
+    with kept(folder, f"{end} if number < 3 else {WAITS}" if "raise" not in end else RAISES) as keeper:
+        assert [arguments for _, arguments in wait_for(folder, 4)] == [
+            "--config x --take-over", *["--config x"] * 3,
+        ]  # fmt: skip
+        keeper.send_signal(signal.SIGTERM)
+        assert keeper.wait(20) == 0
+
+
+def test_settings_that_cannot_work_any_more_are_tried_a_few_times(tmp_path: Path) -> None:
+    """One ran before: somebody may be writing the file just now."""
+    folder = tmp_path / "brokers"
+    with kept(folder, "sys.exit(1 if number == 0 else 78)") as keeper:
+        assert keeper.wait(30) == 78
+        assert len(brokers(folder)) == 1 + 5
+
+
+def test_a_broker_that_ends_soon_is_not_started_again_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "brokers"
     with kept(folder, "os.kill(os.getpid(), signal.SIGSEGV)", short=60.0) as keeper:
         wait_for(folder, 1)
@@ -88,3 +123,28 @@ def test_a_broker_that_is_killed_soon_is_not_started_again_at_once(tmp_path: Pat
         assert len(brokers(folder)) == 1
         keeper.send_signal(signal.SIGINT)
         assert keeper.wait(20) == 128 + signal.SIGSEGV
+
+
+def test_the_pauses_grow_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a broker has lived for a while: then the next one comes at once."""
+    pauses: list[float] = []
+    lives = iter([*[1.0] * 9, 100.0, 1.0])
+    clock = [0.0]
+
+    class Broker:
+        def __init__(self, command: list[str]) -> None:
+            pass
+
+        def wait(self) -> int:
+            try:
+                clock[0] += next(lives)
+            except StopIteration:
+                return 0
+            return 1
+
+    monkeypatch.setattr(keeper_module.subprocess, "Popen", Broker)
+    monkeypatch.setattr(keeper_module.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(keeper_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(keeper_module.Keeper, "_wait", lambda _, seconds: pauses.append(seconds))
+    assert keeper_module.Keeper([]).run() == 0
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 0.0, 1.0]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gpuspawner.broker.leases.containers import ContainerEvent, EventsConnected
+from gpuspawner.broker.leases.memory_notice import sentence
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState
@@ -84,7 +86,7 @@ async def test_a_new_spawn_ends_the_older_lease_of_its_server(bench: Bench) -> N
             while old.lost is None:
                 await asyncio.sleep(0.01)
             assert old.lost.message == (
-                "The lease of this server has ended (the server is started anew): start the server again"
+                "The lease of this server has ended (the server is started again): start the server again"
             )
 
 
@@ -397,3 +399,86 @@ async def test_a_clock_that_is_wrong_after_a_reboot_charges_no_more_than_since_b
         await bench.service.reconcile()
         assert await second.gpu_seconds("anna", NOON) == 10.0
     await second.close()
+
+
+async def test_out_of_memory_is_told_to_the_holder(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        bench.service.on_event(bench.put(grant.lease))
+        await bench.become(anna="running")
+        bench.service.on_event(ContainerEvent("oom", "c1", grant.lease.id, mem_limit_bytes=8 << 30))
+        while not (lease := bench.allocator.lease(grant.lease.id)) or not lease.notice:
+            await asyncio.sleep(0.01)
+        assert lease.notice == sentence(8 << 30)
+        assert bench.states() == {"anna": "running"}
+
+
+# Several brokers with one database.
+
+
+@pytest.fixture
+async def pair(
+    database: str, times: Any, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Bench, Bench]]:
+    """Two machines, each with its Docker and its state folder at the same path: two ids, one label."""
+    benches = []
+    async with AsyncExitStack() as stack:
+        for owner in ("one", "other"):
+            ledger = times.make_ledger(database, owner=owner)
+            await ledger.open()
+            stack.push_async_callback(ledger.close)
+            made = make_bench(ledger, monkeypatch, queue_seconds=HOUR)
+            benches.append(await anext(made))
+            stack.push_async_callback(anext, made, None)  # its end
+        yield benches[0], benches[1]
+
+
+async def test_two_brokers_with_one_database_leave_each_others_leases_alone(
+    pair: tuple[Bench, Bench],
+) -> None:
+    one, other = pair
+    lease = await one.allocator.acquire(one.request(1))
+    one.put(lease)
+    await one.service.reconcile()
+    await restart(other)  # it starts, and has no such container
+    await other.service.reconcile()
+    await other.service.reconcile()
+    assert (one.states(), other.states()) == ({"anna": "running"}, {})
+    found = await one.ledger.find(lease.id)
+    assert found is not None
+    assert found.state is LeaseState.RUNNING
+    await restart(one)
+    await one.service.reconcile()
+    assert one.states() == {"anna": "running"}
+
+
+async def test_a_broker_that_lost_its_id_takes_over_what_runs(pair: tuple[Bench, Bench]) -> None:
+    """Its state folder was lost, and the database is another machine's: the containers are here."""
+    before, after = pair
+    lease = await before.allocator.acquire(before.request(1, groups=("class",)))
+    before.put(lease)
+    await before.service.reconcile()
+    await restart(after)
+    after.engine.boxes.update(before.engine.boxes)
+    assert await after.service.reconcile()
+    assert (after.states(), after.engine.boxes["c1"].state) == ({"anna": "running"}, "running")
+    taken = after.allocator.lease(lease.id)
+    assert taken is not None
+    assert (taken.groups, taken.created_at, taken.device_fractions) == (
+        ("class",), lease.created_at, (1.0,)
+    )  # fmt: skip
+    assert [each.id for each in await after.ledger.living()] == [lease.id]
+    assert await before.ledger.living() == ()
+
+
+async def test_a_lease_placed_by_the_first_round_waits_for_the_way_into_its_container(bench: Bench) -> None:
+    """The round places it, and only then the broker finds out how devices get into containers."""
+    lease = await bench.allocator.acquire(bench.request(1))
+    bench.service.ready.clear()
+    patch = asyncio.create_task(bench.service.patch(lease))
+    await asyncio.sleep(0.05)
+    assert (patch.done(), bench.folders.written) == (False, {})
+    bench.service.ready.set()
+    assert (await patch).env == {"GPUSPAWNER_LEASE": lease.id}
+    bench.service.ready.clear()
+    with pytest.raises(BrokerUnavailable, match="can't reach Docker yet"):
+        await bench.service.patch(lease)

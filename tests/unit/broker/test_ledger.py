@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,10 +22,17 @@ from alembic.script import ScriptDirectory
 from gpuspawner.broker.ledger import Ledger, migrate, schema
 from gpuspawner.core.model import Lease, LeaseState
 from gpuspawner.core.want import Mode, Want
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.lease_examples import NOON, PAIR, PAIR_RUNNING
+
+
+@pytest.fixture
+def path(database: str) -> str:
+    """Where the ledger is: each test runs on SQLite and on PostgreSQL."""
+    return database
+
 
 # What is written is read.
 
@@ -53,7 +59,10 @@ leases = st.builds(
     want=wants,
     created_at=datetimes,
     since=datetimes,
-    device_uuids=st.lists(names, max_size=4).map(tuple),
+    device_uuids=st.lists(names, min_size=3, max_size=3).map(tuple),
+    device_fractions=st.just(()) | st.tuples(*[st.floats(0, 1, exclude_min=True)] * 3),
+    groups=st.lists(names, max_size=4).map(tuple),
+    node=names,
     memory_bytes=st.integers(0, 1 << 45),
     compute_percent=st.floats(0, 100),
     container_id=st.none() | names,
@@ -62,10 +71,11 @@ leases = st.builds(
 )
 
 
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(st.lists(leases, max_size=3), max_size=4))
-def test_any_leases_come_back(fast_folder: Path, new_times: Any, batches: list[list[Lease]]) -> None:
+def test_any_leases_come_back(fresh: Callable[[], str], new_times: Any, batches: list[list[Lease]]) -> None:
     async def check() -> None:
-        path = shutil.copy(fast_folder / "empty", fast_folder / str(time.monotonic_ns()))
+        path = fresh()
         times = new_times()
         ledger = times.make_ledger(path)
         await ledger.open()
@@ -110,11 +120,14 @@ async def test_order_of_arrival_outlives_a_clock_set_back(ledger: Ledger) -> Non
     assert await ledger.living() == (PAIR_RUNNING, second)
 
 
-async def test_many_leases(ledger: Ledger) -> None:
+async def test_many_leases(tmp_path: Path, times: Any) -> None:
     """More than SQLite takes as parameters of one statement."""
+    ledger = times.make_ledger(tmp_path / "many.sqlite")
+    await ledger.open()
     many = tuple(replace(PAIR, id=f"{number:032x}") for number in range(1200))
     await ledger.save(*many, at=NOON)
     assert await ledger.living() == many
+    await ledger.close()
 
 
 async def test_erased_leases_never_were(ledger: Ledger, times: Any) -> None:
@@ -128,36 +141,51 @@ async def test_erased_leases_never_were(ledger: Ledger, times: Any) -> None:
 # Schema.
 
 
-async def test_migrations_make_what_the_schema_describes(ledger: Ledger, path: Path) -> None:
-    engine = sa.create_engine(f"sqlite:///{path}")
+async def test_migrations_make_what_the_schema_describes(ledger: Ledger, path: str) -> None:
+    engine = sa.create_engine(path)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
-        indexes = connection.execute(sa.text("SELECT sql FROM sqlite_master WHERE name = 'awake_open'"))
-        assert indexes.scalar() == (
-            "CREATE UNIQUE INDEX awake_open ON awake (lease_id) WHERE ended_at IS NULL"
-        )
+        wanted = {
+            "sqlite": "CREATE UNIQUE INDEX awake_open ON awake (lease_id) WHERE ended_at IS NULL",
+            "postgresql": "CREATE UNIQUE INDEX awake_open ON public.awake USING btree (lease_id)"
+            " WHERE (ended_at IS NULL)",
+        }
+        sql = {
+            "sqlite": "SELECT sql FROM sqlite_master WHERE name = 'awake_open'",
+            "postgresql": "SELECT indexdef FROM pg_indexes WHERE indexname = 'awake_open'",
+        }
+        assert connection.exec_driver_sql(sql[engine.dialect.name]).scalar() == wanted[engine.dialect.name]
     engine.dispose()
     script = ScriptDirectory(str(migrate.MIGRATIONS))
     assert script.get_heads() == [schema.HEAD]
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(
-    path: Path, monkeypatch: pytest.MonkeyPatch, times: Any, query: Any
+    path: str, monkeypatch: pytest.MonkeyPatch, times: Any
 ) -> None:
     monkeypatch.setattr("gpuspawner.broker.ledger.rows.end_at_reboot", lambda *_: 1 / 0)
     ledger = times.make_ledger(path)
     with pytest.raises(ZeroDivisionError):
         await ledger.open()
-    assert query("SELECT name FROM sqlite_master") == []
+    engine = sa.create_engine(path)
+    assert sa.inspect(engine).get_table_names() == []
+    engine.dispose()
 
 
-async def test_on_disk_before_save_returns(ledger: Ledger, path: Path, query: Any) -> None:
+async def test_committed_before_save_returns(ledger: Ledger, query: Any) -> None:
     await ledger.save(PAIR, at=NOON)
     assert query("SELECT id, state FROM leases") == [(PAIR.id, "reserved")]
-    assert query("PRAGMA journal_mode") == [("wal",)]
+
+
+async def test_on_disk_before_save_returns(tmp_path: Path, times: Any) -> None:
+    path = tmp_path / "file.sqlite"
+    ledger = times.make_ledger(path)
+    await ledger.open()
     with ledger._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL: fsync at every commit
     assert path.stat().st_mode & 0o777 == 0o600
+    await ledger.close()
 
 
 async def test_all_work_is_done_by_the_ledger_thread(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,15 +199,15 @@ async def test_all_work_is_done_by_the_ledger_thread(ledger: Ledger, monkeypatch
     monkeypatch.setattr(ledger, "commit", spy)
     await ledger.save(PAIR, replace(PAIR, id="2" * 32), at=NOON)
     await ledger.beat()
-    assert seen == ["ledger_0", "ledger_0"]
+    assert seen == ["ledger-1", "ledger-1"]
 
 
-async def test_opening_again_is_fast_and_needs_no_alembic(ledger: Ledger, path: Path) -> None:
-    await ledger.save(*(replace(PAIR, id=f"{n:032x}") for n in range(1000)), at=NOON)
+async def test_opening_again_is_fast_and_needs_no_alembic(ledger: Ledger, path: str) -> None:
+    await ledger.save(*(replace(PAIR, id=f"{n:032x}") for n in range(300)), at=NOON)
     program = (
         "import asyncio, sys, time\n"
         "from gpuspawner.broker.ledger import Ledger\n"
-        f"ledger = Ledger('sqlite:///{path}')\n"
+        f"ledger = Ledger({path!r})\n"
         "async def main():\n"
         "    began = time.perf_counter()\n"
         "    await ledger.open()\n"
@@ -200,18 +228,18 @@ async def test_opening_again_is_fast_and_needs_no_alembic(ledger: Ledger, path: 
 # Crashes.
 
 
-async def test_killed_in_a_commit(path: Path, times: Any) -> None:
+async def test_killed_in_a_commit(path: str, times: Any) -> None:
     """SIGKILL while a transaction is half written: it never was, and all before it is there."""
     program = (
         "import asyncio, os, signal\n"
         "from dataclasses import fields, replace\n"
         "from gpuspawner.broker.ledger import Ledger, rows\n"
         "import test_ledger as here\n"
-        f"ledger = Ledger('sqlite:///{path}')\n"
+        f"ledger = Ledger({path!r})\n"
         "async def main():\n"
         "    await ledger.open()\n"
         "    await ledger.save(here.PAIR, at=here.NOON)\n"
-        "    rows._open_interval = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    rows.charge = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    await ledger.save(replace(here.PAIR, id='2' * 32), here.PAIR_RUNNING, at=here.NOON)\n"
         "asyncio.run(main())\n"
     )

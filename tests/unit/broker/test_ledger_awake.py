@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from gpuspawner.broker.ledger import Ledger, read_steady
+from gpuspawner.core.errors import LedgerFault
 from gpuspawner.core.model import LeaseState
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.lease_examples import NOON, PAIR, PAIR_RUNNING
+
+
+@pytest.fixture
+def path(database: str) -> str:
+    """Where the ledger is: each test runs on SQLite and on PostgreSQL."""
+    return database
+
 
 # Awake seconds.
 
@@ -70,7 +76,7 @@ async def test_a_stop_that_was_noticed_late_is_charged_to_when_it_was(ledger: Le
     assert await ledger.gpu_seconds("bob", NOON) == 0.0
 
 
-async def test_a_broker_that_was_killed_charges_through(path: Path, times: Any) -> None:
+async def test_a_broker_that_was_killed_charges_through(path: str, times: Any) -> None:
     first = times.make_ledger(path)
     await first.open()
     await first.save(PAIR_RUNNING, at=times.wall)
@@ -84,7 +90,7 @@ async def test_a_broker_that_was_killed_charges_through(path: Path, times: Any) 
     await second.close()
 
 
-async def test_a_reboot_ends_what_was_awake_where_it_was_last_seen(path: Path, times: Any) -> None:
+async def test_a_reboot_ends_what_was_awake_where_it_was_last_seen(path: str, times: Any) -> None:
     first = times.make_ledger(path)
     await first.open()
     await first.save(PAIR_RUNNING, at=times.wall)
@@ -101,7 +107,7 @@ async def test_a_reboot_ends_what_was_awake_where_it_was_last_seen(path: Path, t
     await second.close()
 
 
-async def test_beats_come_by_themselves(path: Path, times: Any, query: Any) -> None:
+async def test_beats_come_by_themselves(path: str, times: Any, query: Any) -> None:
     ledger = times.make_ledger(path, beat_seconds=0.01)
     await ledger.open()
     await ledger.save(PAIR_RUNNING, at=times.wall)
@@ -123,15 +129,16 @@ steps = st.lists(
 )
 
 
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps)
 def test_charged_is_the_sum_of_the_awake_intervals(
-    fast_folder: Path, steps: list[tuple[LeaseState | str, int, int, int]], new_times: Any
+    fresh: Callable[[], str], steps: list[tuple[LeaseState | str, int, int, int]], new_times: Any
 ) -> None:
     """Against a naive sum, through restarts of the broker and clocks that are set."""
 
     async def check() -> None:
         times = new_times()
-        path = shutil.copy(fast_folder / "empty", fast_folder / str(time.monotonic_ns()))
+        path = fresh()
         ledger = times.make_ledger(path)
         await ledger.open()
         awake = [False, False]
@@ -164,3 +171,84 @@ def test_the_steady_clock_goes_forward_within_a_boot() -> None:
     one, other = read_steady(), read_steady()
     assert one.boot_id == other.boot_id
     assert 0 < one.seconds <= other.seconds
+
+
+# Parts of a GPU.
+
+
+async def test_a_part_of_a_gpu_is_charged_as_a_part(ledger: Ledger, times: Any) -> None:
+    slice_ = replace(PAIR_RUNNING, device_uuids=("GPU-a",), device_fractions=(1 / 8,))
+    both = replace(PAIR_RUNNING, id="2" * 32, device_fractions=(0.5, 1 / 3))  # several devices add up
+    await ledger.save(slice_, both, at=times.wall)
+    times.pass_seconds(240)
+    assert await ledger.gpu_seconds("ada", NOON) == 240 / 8 + 240 * (0.5 + 1 / 3)
+    await ledger.save(replace(slice_, state=LeaseState.RELEASING), at=times.wall)
+    times.pass_seconds(60)
+    assert await ledger.gpu_seconds("ada", NOON) == 240 / 8 + 300 * (0.5 + 1 / 3)
+
+
+async def test_a_part_that_becomes_known_later_holds_for_the_whole_interval(
+    ledger: Ledger, times: Any
+) -> None:
+    """As of a slice that runs while the ledger is upgraded."""
+    running = replace(PAIR_RUNNING, device_uuids=("GPU-a",))
+    await ledger.save(running, at=times.wall)
+    times.pass_seconds(100)
+    assert await ledger.gpu_seconds("ada", NOON) == 100.0
+    await ledger.save(replace(running, device_fractions=(0.25,)), at=times.wall)
+    times.pass_seconds(100)
+    assert await ledger.gpu_seconds("ada", NOON) == 50.0
+
+
+# Several brokers with one database.
+
+
+async def two_brokers(path: str, times: Any) -> tuple[Ledger, Ledger]:
+    one, other = times.make_ledger(path, owner="one"), times.make_ledger(path, owner="other")
+    await one.open()
+    await other.open()
+    return one, other
+
+
+async def test_another_brokers_lease_cannot_be_changed(path: str, times: Any) -> None:
+    one, other = await two_brokers(path, times)
+    await one.save(PAIR_RUNNING, at=times.wall)
+    assert (await one.living(), await other.living()) == ((PAIR_RUNNING,), ())
+    assert await other.find(PAIR.id) == PAIR_RUNNING  # an id is used once, whoever asks
+    assert (await one.owned_elsewhere(PAIR.id), await other.owned_elsewhere(PAIR.id)) == (False, True)
+    assert not await one.owned_elsewhere("9" * 32)
+    mine = replace(PAIR, id="2" * 32)
+    closed = replace(PAIR_RUNNING, state=LeaseState.CLOSED)
+    with pytest.raises(LedgerFault, match=f"Lease {PAIR.id} belongs to another broker"):
+        await other.save(mine, closed, at=times.wall)
+    await other.save(at=times.wall, erase=[PAIR.id])
+    assert (await one.living(), await other.living()) == ((PAIR_RUNNING,), ())
+    await other.save(PAIR_RUNNING, at=times.wall, take_over=True)
+    assert (await one.living(), await other.living()) == ((), (PAIR_RUNNING,))
+    await one.close()
+    await other.close()
+
+
+async def test_a_reboot_ends_the_intervals_of_its_own_machine_only(path: str, times: Any) -> None:
+    one, other = await two_brokers(path, times)
+    await one.save(PAIR_RUNNING, at=times.wall)
+    await other.save(replace(PAIR_RUNNING, id="2" * 32, user="bob"), at=times.wall)
+    times.pass_seconds(60)
+    await one.beat()
+    assert await other.gpu_seconds("ada", NOON) == 120.0
+    await one.close()
+    boot = times.steady
+    times.reboot(down_seconds=600)  # the first machine
+    one = times.make_ledger(path, owner="one")
+    await one.open()
+    assert one.uncharged == {PAIR.id}
+    assert await one.gpu_seconds("ada", NOON) == 120.0
+    assert await one.gpu_seconds("bob", NOON) == 0.0  # his machine has not said yet that he is awake
+    times.steady = boot._replace(seconds=boot.seconds + 600)  # the other machine runs on
+    await other.beat()
+    await other.save(
+        replace(PAIR_RUNNING, id="2" * 32, user="bob", state=LeaseState.RELEASING), at=times.wall
+    )
+    assert await one.gpu_seconds("bob", NOON) == 1320.0
+    await one.close()
+    await other.close()

@@ -71,16 +71,22 @@ def test_pools() -> None:
 @pytest.mark.parametrize(
     ("tier", "said"),
     [
-        ({"mode": "turns", "devices": 1}, "mode 'turns' is not in this version: take 'whole', 'slice' or"),
-        ({"mode": "half"}, "mode is 'half': take 'whole', 'slice' or 'mig'"),
-        ({"memory": "8G", "devices": 1}, "memory is of mode 'slice', and the tier's mode is 'whole'"),
-        ({"mode": "mig", "compute_percent": 5}, "compute_percent is of mode 'slice', and the tier's mode is"),
-        ({"mode": "slice", "mig_profile": "1g.10gb"}, "mig_profile is of mode 'mig', and the tier's mode"),
+        ({"mode": "turns", "devices": 1}, "mode 'turns' is not in this version: use 'whole', 'slice' or"),
+        ({"mode": "half"}, "mode is 'half': use 'whole', 'slice' or 'mig'"),
+        ({"memory": "8G", "devices": 1}, "memory is only for mode 'slice', but the tier's mode is 'whole'"),
+        (
+            {"mode": "mig", "compute_percent": 5},
+            "compute_percent is only for mode 'slice', but the tier's mode is",
+        ),
+        (
+            {"mode": "slice", "mig_profile": "1g.10gb"},
+            "mig_profile is only for mode 'mig', but the tier's mode",
+        ),
         ({"mode": "mig", "mig_profile": "10gb"}, "mig_profile is '10gb': write it as `nvidia-smi -L` does"),
-        ({"mode": "slice", "devices": 2}, "devices is 2: a slice is of one device, leave devices out"),
-        ({"mode": "slice", "devices": 0}, "devices is 0: a slice is of one device, leave devices out"),
-        ({"mode": "mig", "devices": 0}, "devices is 0: a CPU tier has no mode, leave mode out"),
-        ({"pool": "big"}, 'it has a pool but no devices: add "devices": 1, or leave pool out'),
+        ({"mode": "slice", "devices": 2}, "devices is 2: a slice is part of one device, remove devices"),
+        ({"mode": "slice", "devices": 0}, "devices is 0: a slice is part of one device, remove devices"),
+        ({"mode": "mig", "devices": 0}, "devices is 0: a CPU tier has no mode, remove mode"),
+        ({"pool": "big"}, 'it has a pool but no devices: add "devices": 1, or remove pool'),
         ({"pool": "Big!", "devices": 1}, "pool is 'Big!': give the name of a pool of c.GpuSite.pools"),
         ({"mode": "slice", "memory": "much"}, "memory is 'much': write it like"),
         ({"mode": "slice", "compute_percent": 0}, "compute_percent is 0: give a whole number from 1 to 100"),
@@ -101,24 +107,24 @@ def test_tiers_that_cannot_work(tier: dict[str, Any], said: str) -> None:
     ("pool", "said"),
     [
         ({"mode": "turns"}, "mode 'turns' is not in this version"),
-        ({"mode": "slice"}, "say either how many equal slices a device has"),
-        ({"mode": "slice", "slices": 2, "sizes": ["8G"]}, "say either how many equal slices a device has"),
+        ({"mode": "slice"}, "give either the number of equal slices"),
+        ({"mode": "slice", "slices": 2, "sizes": ["8G"]}, "give either the number of equal slices"),
         ({"mode": "slice", "slices": 0}, "slices is 0: give a whole number from 1 to 48"),
         ({"mode": "slice", "slices": 49}, "slices is 49: give a whole number from 1 to 48"),
         ({"mode": "slice", "slices": True}, "slices is True"),
         ({"mode": "slice", "sizes": []}, 'sizes is []: give a list like ["8G", "16G"]'),
         ({"mode": "slice", "sizes": ["8 apples"]}, "sizes is '8 apples': write it like"),
-        ({"slices": 4}, "slices is of mode 'slice' only: leave it out, or set the mode"),
-        ({"mode": "mig", "manage_compute_mode": True}, "manage_compute_mode is of mode 'slice' only"),
+        ({"slices": 4}, "slices is only for mode 'slice': remove it, or set the mode"),
+        ({"mode": "mig", "manage_compute_mode": True}, "manage_compute_mode is only for mode 'slice'"),
         ({"mode": "slice", "slices": 2, "mps": "yes"}, "mps and manage_compute_mode are True or False"),
         (
             {**SLICES, "mps": False, "compute_percent": 5},
-            "compute_percent can't be held with MPS switched off",
+            "compute_percent can't be enforced if mps is False",
         ),
         ({**SLICES, "mps": False, "manage_compute_mode": True}, "manage_compute_mode lets only MPS reach"),
         ({**SLICES, "compute_percent": 101}, "compute_percent is 101: give a whole number"),
         ({"devices": []}, 'devices is []: give "all", a list of UUIDs'),
-        ({"devices": ["GPU-a", "GPU-a"]}, "devices names a UUID twice"),
+        ({"devices": ["GPU-a", "GPU-a"]}, "devices has a UUID twice"),
         ({"devices": {"count": 0}}, "devices is {'count': 0}: give"),
         ({"devices": {"size": 1}}, "devices is {'size': 1}: give"),
         ({"devices": 2}, "devices is 2: give"),
@@ -136,14 +142,14 @@ def test_pools_that_cannot_work(pool: dict[str, Any], said: str) -> None:
     [
         ([{"name": "P"}], "name 'P' can't be used"),
         ([{}], "name None can't be used"),
-        ([{"name": "p"}, {"name": "p"}], "c.GpuSite.pools has 'p' twice: give each pool a name of its own"),
+        ([{"name": "p"}, {"name": "p"}], "c.GpuSite.pools has 'p' twice: give each pool a different name"),
         (
             [{"name": "p", "devices": ["GPU-a"]}, {"name": "q", "devices": ["GPU-b", "GPU-a"]}],
             "GPU-a is in pool 'p' and in pool 'q': a device is in one pool only, name it once",
         ),
         (
             [{"name": "p"}, SLICES],
-            "pools 'p' and 'class' both have all devices: a device is in one pool only",
+            "pools 'p' and 'class' both take all devices: a device is in one pool only",
         ),
     ],
 )
@@ -156,7 +162,7 @@ def test_pools_that_cannot_work_together(pools: list[dict[str, Any]], said: str)
 @pytest.mark.parametrize(
     ("tier", "pools", "said"),
     [
-        ({"mode": "slice"}, [], "has mode 'slice', but no pool has that mode: mend one of the two, or add a"),
+        ({"mode": "slice"}, [], "has mode 'slice', but no pool has that mode: correct one of the two"),
         ({"mode": "slice"}, [{"name": "p"}], "has mode 'slice', but no pool has that mode"),
         ({"devices": 1}, [SLICES], "has mode 'whole', but no pool has that mode"),
         ({"devices": 1, "pool": "q"}, [{"name": "p"}], "names the pool 'q': c.GpuSite.pools has 'p'"),
@@ -167,7 +173,7 @@ def test_pools_that_cannot_work_together(pools: list[dict[str, Any]], said: str)
         ({"mode": "slice", "memory": "9G"}, [{"name": "p", "mode": "slice", "sizes": ["8G", "16G"]}],
          "memory is not one of the sizes of pool 'p'"),
         ({"mode": "slice", "compute_percent": 5}, [{**SLICES, "mps": False}],
-         "compute_percent can't be held: pool 'class' has MPS switched off"),
+         "compute_percent can't be enforced: pool 'class' has MPS switched off"),
         ({"mode": "slice", "compute_percent": 30}, [{**SLICES, "compute_percent": 25}],
          "compute_percent 30 is more than the 25 of pool 'class': raise the pool's"),
     ],
@@ -205,7 +211,7 @@ def test_by_default_everything_is_as_before() -> None:
     ("name", "said"),
     [
         ("pool", "There is no setting c.GpuSite.pool: use pools"),
-        ("x", "There is no setting c.GpuSite.x: use injection, inventory, pools, queue_timeout, "),
+        ("x", "There is no setting c.GpuSite.x: use idle, injection, inventory, pools, "),
     ],
 )
 def test_a_setting_that_isnt_there_is_not_left_out_in_silence(name: str, said: str) -> None:

@@ -58,3 +58,9 @@ def test_a_refusal_s_message_is_its_sentence() -> None:
     for kind in all_refusals().values():
         assert kind("Take CPU.").message == "Take CPU."
         assert 400 <= kind.status < 600
+
+
+def test_the_refusal_for_which_a_lease_ended_is_found_in_its_reason() -> None:
+    found = errors.refusal_in("quota_tier: Choose 'cpu': it is free.")
+    assert (type(found), str(found)) == (errors.QuotaTier, "Choose 'cpu': it is free.")
+    assert [errors.refusal_in(each) for each in ("stopped", "the hub: gone", "quota_tier")] == [None] * 3

@@ -52,9 +52,9 @@ def test_what_an_image_says(config: dict[str, Any], needs: Needs) -> None:
         (Needs("580"), True, None, ""),
         (Needs("580"), True, Machine(False), ""),
         (Needs("580", True), False, None,
-         "is of no use without a GPU: choose a tier with a GPU, or another image."),
+         "needs a GPU: choose a tier with a GPU, or another image."),
         (Needs("", True), True, SIMULATED,
-         "needs a real GPU, and this machine's are simulated: choose another image."),
+         "needs a real GPU, but the GPUs of this machine are simulated: choose another image."),
         (Needs("", True), True, REAL, ""),
         (Needs(conditions=("cuda>=12.2",)), True, REAL, ""),
         (Needs(conditions=(REQUIRE,)), True, REAL, ""),  # a Tesla may; which one is here isn't known

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 SHA = "sha256:" + "0a" * 32
-TAG = "a tag has letters, digits, '_', '.' and '-' only, and 128 of them at most"
+TAG = "a tag has only letters, digits, '_', '.' and '-', and at most 128 characters"
 DIGEST = "a digest is written like sha256: and 64 hexadecimal digits"
 PATTERN = "quay.io/jupyter/*:2026-*"
 
@@ -73,7 +73,7 @@ def test_names_of_images(text: str, reference: Reference, written: str) -> None:
         ("lab@sha256:abc", DIGEST),
         (f"lab@{SHA}\n", DIGEST),
         (f"lab@{SHA}@{SHA}", DIGEST),
-        (f"lab:1@{SHA}", "leave out the tag or the digest, of the two Docker looks at the digest alone"),
+        (f"lab:1@{SHA}", "leave out the tag or the digest: Docker ignores the tag if there is a digest"),
     ],
 )  # fmt: skip
 def test_what_is_no_name(text: object, why: str) -> None:
@@ -133,9 +133,11 @@ def test_what_a_pattern_allows(pattern: str, image: str, matches: bool) -> None:
         ("Quay.io/jupyter/*:1", "write the registry out"),
         ("quay.io/jupyter/*", 'say which tags ("quay.io/jupyter/*:2026-*"'),
         ("quay.io/*:1@sha256:*", "leave out the tag or the digest"),
-        ("quay.io/ *:1", "is no pattern of images"),
-        ("quay.io/*:1 2", "is no pattern of images"),
-        ("quay.io/*@sha256:x*", "is no pattern of images"),
+        ("quay.io/ *:1", "is not a valid image pattern"),
+        ("quay.io/Jupyter/*", "is not a valid image pattern"),  # with a tag it would be refused as well
+        ("quay.io/ *", "is not a valid image pattern"),
+        ("quay.io/*:1 2", "is not a valid image pattern"),
+        ("quay.io/*@sha256:x*", "is not a valid image pattern"),
     ],
 )
 def test_a_pattern_that_says_too_little_is_refused_at_load(pattern: str, sentence: str) -> None:
@@ -159,4 +161,4 @@ def test_the_setting() -> None:
 
 def test_a_long_offer_is_cut() -> None:
     names = [f"lab:{number}" for number in range(20)]
-    assert allow_images(names).offer() == f"{', '.join(names[:8])} or another of the list"
+    assert allow_images(names).offer() == f"{', '.join(names[:8])} or another one from the list"

@@ -106,7 +106,7 @@ def test_a_share_from_labels(said: dict[str, str], told: dict[str, object]) -> N
     ],
 )
 def test_a_share_that_labels_do_not_tell_is_not_made_up(said: dict[str, object]) -> None:
-    with pytest.raises(LeaseConflict, match="Its labels don't tell what it holds of its device"):
+    with pytest.raises(LeaseConflict, match="Its labels don't say how much of its device it holds"):
         replace(PLAIN, **said).lease("c1", NOON, 80)  # type: ignore[arg-type]
 
 

@@ -26,6 +26,11 @@ from traitlets.config import Config
         ("GpuDockerSpawner", "allowed_images", ["quay.io/jupyter/*"], "say which tags"),
         ("GpuSite", "tiers", [{"name": "gpu", "mode": "slice"}], "no pool has that mode"),
         ("GpuSite", "tiers", "gpu", "tiers"),
+        ("GpuDockerSpawner", "extra_host_config", {"privileged": True}, r'past_lease = \["privileged"\]'),
+        ("DockerSpawner", "extra_host_config", {"binds": ["/dev:/dev"]}, r'past_lease = \["binds"\]'),
+        ("DockerSpawner", "extra_create_kwargs", {"user": "0:0"}, r'past_lease = \["user"\]'),
+        ("GpuLab", "past_lease", ["all"], "c.GpuLab.past_lease has 'all': use user, privileged"),
+        ("GpuLab", "shm", "much", "c.GpuLab.shm is 'much'"),
         ("GpuSite", "pool", [], r"There is no setting c\.GpuSite\.pool: use pools"),
     ],
 )

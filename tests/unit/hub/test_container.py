@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from gpuspawner.core.errors import ConfigError
 from gpuspawner.core.labels import Owner
+from gpuspawner.core.limits import LabRules, Limits, Machine
 from gpuspawner.core.model import ContainerPatch
 from gpuspawner.hub.container import (
+    HARMLESS_ENV,
     ContainerFacts,
     ContainerPlan,
-    home_beside,
-    own_home,
+    has_init,
     plan,
     server_command,
 )
+from gpuspawner.hub.home import Home, Volume
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ FACTS = ContainerFacts(
     image="lab:1",
     command=("start",),
     owner=OWNER,
-    env={"JUPYTERHUB_USER": "ada", "NVIDIA_VISIBLE_DEVICES": "all", "cuda_visible_devices": "0"},
+    env={"JUPYTERHUB_USER": "ada"},
     port=8888,
     container_user="1000:100",
     network="gpuspawner",
@@ -59,8 +59,16 @@ HOST: dict[str, Any] = {
     "privileged": False,
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
+    "ulimits": [
+        {"Name": "memlock", "Soft": -1, "Hard": -1},
+        {"Name": "stack", "Soft": 64 << 20, "Hard": 64 << 20},
+        {"Name": "nofile", "Soft": 65_536, "Hard": 65_536},
+    ],
+    "oom_score_adj": 500,
+    "init": True,
     "device_requests": None,
 }
+GIB = 1 << 30
 
 
 def test_without_a_lease_there_is_no_device() -> None:
@@ -90,13 +98,91 @@ def test_a_lease_adds_its_device_its_labels_and_its_mount() -> None:
 
 
 def test_limits_and_published_ports() -> None:
-    facts = replace(FACTS, mem_limit_bytes=1 << 30, cpu_limit=1.5, published_ip="127.0.0.1")
-    assert plan(facts, None).host == {
+    limits = Limits(8 * GIB, 1.5, 4 * GIB, 4096, 256)
+    facts = replace(FACTS, limits=limits, published_ip="127.0.0.1")
+    assert plan(facts, None) == ContainerPlan(
+        {
+            **CREATE,
+            "environment": {**CREATE["environment"], "OMP_NUM_THREADS": "1"},
+            "labels": {**CREATE["labels"], "gpuspawner.mem-limit-bytes": str(8 * GIB)},
+        },
+        {
+            **HOST,
+            "mem_limit": 8 * GIB,
+            "memswap_limit": 8 * GIB,
+            "shm_size": 4 * GIB,
+            "cpu_period": 100_000,
+            "cpu_quota": 150_000,
+            "pids_limit": 4096,
+            "cpu_shares": 256,
+            "port_bindings": {8888: ("127.0.0.1",)},
+        },
+        (),
+        None,
+        limits,
+    )
+
+
+def test_threads_that_somebody_asked_for_stay() -> None:
+    facts = replace(FACTS, limits=Limits(cpu_cores=4), env={"OMP_NUM_THREADS": "2"})
+    assert plan(facts, None).create["environment"]["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_log_that_docker_would_keep_for_ever_is_rotated() -> None:
+    facts = replace(FACTS, machine=Machine(log_driver="json-file"))
+    rotated = {"Type": "json-file", "Config": {"max-size": str(10 << 20), "max-file": "3"}}
+    assert plan(facts, None).host == {**HOST, "log_config": rotated}
+    for driver in ("local", "journald", ""):
+        assert plan(replace(FACTS, machine=Machine(log_driver=driver)), None).host == HOST
+    own = {"log_config": {"Type": "syslog", "Config": {"tag": "lab"}}}
+    assert plan(replace(facts, extra_host=own), None).host == {**HOST, **own}
+
+
+def test_an_engine_that_may_not_raise_limits_isnt_asked_to() -> None:
+    facts = replace(FACTS, machine=Machine(raises_limits=False))
+    assert plan(facts, None).host == {key: value for key, value in HOST.items() if key != "ulimits"}
+    own = [{"Name": "nofile", "Soft": 10, "Hard": 20}]
+    assert plan(replace(facts, extra_host={"ulimits": own}), None).host == {**HOST, "ulimits": own}
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "has"),
+    [
+        (("tini", "-g", "--", "start-lab"), True),
+        (("/usr/bin/dumb-init", "--"), True),
+        (("/sbin/init",), True),
+        (("/opt/nvidia/nvidia_entrypoint.sh",), False),
+        ((), False),
+    ],
+)
+def test_an_init_where_the_image_has_none(entrypoint: tuple[str, ...], has: bool) -> None:
+    assert has_init(entrypoint) is has
+    host = plan(replace(FACTS, entrypoint=entrypoint), None).host
+    assert host == ({key: value for key, value in HOST.items() if key != "init"} if has else HOST)
+
+
+def test_an_entrypoint_of_the_settings_decides_about_the_init() -> None:
+    facts = replace(FACTS, entrypoint=("tini",), extra_create={"entrypoint": "/start.sh --now"})
+    assert plan(facts, None).host["init"] is True
+    facts = replace(FACTS, extra_create={"entrypoint": ["tini", "--", "start"]})
+    assert "init" not in plan(facts, None).host
+
+
+def test_lists_of_a_configuration_add_to_ours() -> None:
+    extra = {
+        "binds": ["/srv/data:/data:ro", "/srv/more:/more"],
+        "security_opt": ["seccomp=/etc/lab.json"],
+        "ulimits": [{"Name": "nofile", "Soft": 100, "Hard": 200}, {"name": "core", "soft": 0, "hard": 0}],
+    }
+    assert plan(replace(FACTS, extra_host=extra), None).host == {
         **HOST,
-        "mem_limit": 1 << 30,
-        "cpu_period": 100_000,
-        "cpu_quota": 150_000,
-        "port_bindings": {8888: ("127.0.0.1",)},
+        "binds": {
+            "gpuspawner-home-ada": {"bind": "/home/jovyan", "mode": "rw"},
+            "/srv/data": {"bind": "/data", "mode": "ro"},
+            "/srv/more": {"bind": "/more", "mode": "rw"},
+        },
+        "security_opt": ["no-new-privileges", "seccomp=/etc/lab.json"],
+        "ulimits": [*HOST["ulimits"][:2], *extra["ulimits"]],
     }
 
 
@@ -105,7 +191,12 @@ def test_what_a_configuration_says_about_gpus_is_replaced_as_a_whole(patch: Cont
     facts = replace(
         FACTS,
         extra_create={
-            "environment": {"NVIDIA_DRIVER_CAPABILITIES": "all", "COURSE": "ml"},
+            "environment": {
+                "NVIDIA_VISIBLE_DEVICES": "all",
+                "cuda_visible_devices": "0",
+                "CUDA_LAUNCH_BLOCKING": "1",
+                "COURSE": "ml",
+            },
             "labels": {"gpuspawner.user": "eve", "course": "ml"},
             "runtime": "nvidia",
         },
@@ -120,11 +211,18 @@ def test_what_a_configuration_says_about_gpus_is_replaced_as_a_whole(patch: Cont
     assert plan(facts, patch) == ContainerPlan(
         {
             **plain.create,
-            "environment": {**plain.create["environment"], "COURSE": "ml"},
+            "environment": {**plain.create["environment"], "CUDA_LAUNCH_BLOCKING": "1", "COURSE": "ml"},
             "labels": {**plain.create["labels"], "course": "ml"},
         },
         {**plain.host, "devices": ["/dev/fuse"], "shm_size": "1g"},
-        ("device_requests", "runtime", "runtime", "devices"),
+        (
+            "device_requests",
+            "runtime",
+            "runtime",
+            "devices",
+            "NVIDIA_VISIBLE_DEVICES",
+            "cuda_visible_devices",
+        ),
     )
 
 
@@ -133,19 +231,34 @@ def test_a_lease_may_set_the_runtime() -> None:
 
 
 def test_a_host_config_in_the_wrong_place_is_refused() -> None:
-    with pytest.raises(ConfigError, match="put it into extra_host_config"):
+    with pytest.raises(ConfigError, match="move it to extra_host_config"):
         plan(replace(FACTS, extra_create={"host_config": {"DeviceRequests": [{"Count": -1}]}}), None)
 
 
-names = st.sampled_from(["NVIDIA_VISIBLE_DEVICES", "nvidia_x", "CUDA_MPS_PIPE_DIRECTORY", "Cuda", "PATH"])
+names = st.sampled_from(
+    ["NVIDIA_VISIBLE_DEVICES", "nvidia_x", "CUDA_MPS_PIPE_DIRECTORY", "Cuda", "cuda_launch_blocking", "PATH"]
+)
 
 
-@given(st.dictionaries(names | st.text(max_size=12), st.text(max_size=5), max_size=6))
+@given(
+    st.dictionaries(
+        names | st.sampled_from(sorted(HARMLESS_ENV)) | st.text(max_size=12), st.text(max_size=5), max_size=6
+    )
+)
 def test_no_environment_picks_a_gpu(environment: dict[str, str]) -> None:
-    made = plan(replace(FACTS, env=environment), None).create["environment"]
-    assert {key: value for key, value in made.items() if key.upper().startswith(("NVIDIA_", "CUDA_"))} == {
-        "NVIDIA_VISIBLE_DEVICES": "void"
-    }
+    planned = plan(replace(FACTS, env=environment), None)
+    made = planned.create["environment"]
+    gpu = {key: value for key, value in made.items() if key.upper().startswith(("NVIDIA_", "CUDA_"))}
+    harmless = {key: value for key, value in environment.items() if key in HARMLESS_ENV}
+    assert gpu == {"NVIDIA_VISIBLE_DEVICES": "void", **harmless}
+    assert {*environment} == {*planned.dropped} | ({*made} & {*environment}) | (
+        {"NVIDIA_VISIBLE_DEVICES"} & {*environment}
+    )
+
+
+def test_what_is_let_through_picks_no_device() -> None:
+    assert [name for name in HARMLESS_ENV if "VISIBLE" in name or "MPS" in name or "MIG" in name] == []
+    assert all(name.startswith(("NVIDIA_", "CUDA_")) for name in HARMLESS_ENV)
 
 
 @pytest.mark.parametrize(
@@ -180,29 +293,15 @@ def test_what_starts_the_server(command: list[str] | None, started: list[str]) -
     assert server_command(command) == started
 
 
-@pytest.mark.parametrize(
-    ("place", "home"),
-    [
-        ("/home/jovyan", None),
-        ("/home/jovyan/work", None),
-        ("/home", None),
-        ("/home/jovyanna", "/home/jovyan"),
-        ("/workspace", "/home/jovyan"),
-        ("/", "/home/jovyan"),
-        ("", "/home/jovyan"),
-    ],
-)
-def test_the_home_of_an_image_that_works_elsewhere(place: str, home: str | None) -> None:
-    assert home_beside(place, FACTS.binds) == home
-    assert home_beside(place, {}) is None
+HOME = Volume("{prefix}-home-{username}", "gpuspawner-home-ada", "/home/jovyan")
 
 
-@pytest.mark.parametrize(
-    ("source", "owned"), [("gpuspawner-home-ada", "/home/jovyan"), ("/srv/homes/ada", None)]
-)
-def test_home_and_working_directory_are_put_together(source: str, owned: str | None) -> None:
+@pytest.mark.parametrize("source", ["gpuspawner-home-ada", "/srv/homes/ada"])
+def test_home_and_working_directory_are_put_together(source: str) -> None:
     binds = {source: {"bind": "/home/jovyan", "mode": "rw"}}
-    assert plan(replace(FACTS, binds=binds, home="/home/jovyan"), None) == ContainerPlan(
+    home = Home(replace(HOME, source=source), unknown=True)
+    planned = plan(replace(FACTS, binds=binds, home=home), None)
+    assert planned == ContainerPlan(
         {
             **CREATE,
             "working_dir": "/home/jovyan",
@@ -214,14 +313,35 @@ def test_home_and_working_directory_are_put_together(source: str, owned: str | N
         },
         {**HOST, "binds": binds},
         (),
-        owned,
+        home,
     )
+    assert planned.new_home == (None if source.startswith("/") else "/home/jovyan")
 
 
-def test_the_archive_that_makes_a_home_its_users() -> None:
-    parent, data = own_home("/home/jovyan", "1001:100")
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        (entry,) = archive.getmembers()
-    assert (parent, entry.name, entry.isdir(), entry.mode, entry.uid, entry.gid) == (
-        "/home", "jovyan", True, 0o755, 1001, 100,
-    )  # fmt: skip
+def test_a_home_that_the_image_knows_is_left_to_it() -> None:
+    home = Home(HOME, unknown=False)
+    planned = plan(replace(FACTS, home=home), None)
+    assert planned == ContainerPlan(CREATE, HOST, (), home)
+    assert planned.new_home is None
+
+
+def test_a_way_past_the_lease_is_refused_and_allowed_by_name() -> None:
+    facts = replace(FACTS, extra_host={"privileged": True})
+    with pytest.raises(ConfigError, match=r'set c\.GpuLab\.past_lease = \["privileged"\]'):
+        plan(facts, None)
+    allowed = replace(facts, rules=LabRules(past_lease=frozenset({"privileged"})))
+    assert plan(allowed, None).host == {**HOST, "privileged": True}
+
+
+def test_gpus_that_are_meant_stay() -> None:
+    facts = replace(FACTS, extra_host={"devices": ["/dev/dri/renderD128"]})
+    assert plan(facts, None).host == {**HOST, "devices": []}
+    allowed = replace(facts, rules=LabRules(past_lease=frozenset({"devices"})))
+    assert plan(allowed, None) == ContainerPlan(CREATE, {**HOST, "devices": ["/dev/dri/renderD128"]}, ())
+
+
+def test_the_brokers_state_is_for_no_lab_but_the_folder_of_its_lease_is() -> None:
+    facts = replace(FACTS, rules=LabRules(private=("/state",)))
+    assert plan(facts, PATCH).host["mounts"][0]["Source"] == "/state/a1"
+    with pytest.raises(ConfigError, match="the broker's state"):
+        plan(replace(facts, binds={"/state/leases": {"bind": "/x", "mode": "ro"}}), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,8 +79,8 @@ GUARDED = {
         (
             SLICE,
             document(**{**GUARDED, "compute_guarantee": "none", "compute_percent": 100.0}),
-            "8.0 GiB of GPU memory, guarded. Compute is shared in turns, nothing limits it. 5 of 10 slices "
-            "free now.",
+            "8.0 GiB of GPU memory, guarded. Users share the compute by time-slicing; nothing limits it. "
+            "5 of 10 slices free now.",
         ),
         (
             SLICE,
@@ -184,3 +185,14 @@ def test_a_tier_whose_image_is_of_no_use_says_so_before_the_click() -> None:
     assert with_obstacle(card, "lab needs more.", usable=True) == TierCard(
         GPU, True, "A whole GPU. lab needs more."
     )
+
+
+def test_the_default_tier_is_picked_where_it_can_start() -> None:
+    tiers = (Tier("a", "A"), Tier("b", "B", default=True))
+    both = render_form(make_cards(tiers, None))
+    assert both.index("checked") > both.index('value="b"')
+    shut = [
+        card if card.tier.name == "a" else replace(card, usable=False) for card in make_cards(tiers, None)
+    ]
+    page = render_form(shut)
+    assert page.index('value="a"') < page.index("checked") < page.index('value="b"')

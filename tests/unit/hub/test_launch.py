@@ -126,7 +126,7 @@ async def test_giving_back_goes_on_until_docker_answers(
     await start.give_back()
     assert (docker.containers, broker.confirmed, broker.released) == ({}, [], [LEASE.id])
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "Can't remove what a start left yet, retrying: down "
+        "Can't clean up after a start yet, retrying: down "
         f"user=ada server= lease={LEASE.id} devices=GPU-1 container=id-3"
     ]
 
@@ -143,7 +143,7 @@ async def test_starts_take_turns_and_say_so(answers: list[Answer]) -> None:
         assert docker.calls.count("start") == 0
     await asyncio.gather(*starts)
     assert docker.calls.count("start") == 2
-    assert "Waiting for others that are starting" in await events(progress)
+    assert "Waiting for other servers that are starting" in await events(progress)
 
 
 async def test_a_broker_that_restarts_is_waited_for(
@@ -267,8 +267,8 @@ async def test_an_image_removed_while_waiting_names_the_remedy(answers: list[Ans
         await start.run()
     assert (fault.value.reason, str(fault.value)) == (
         "image_missing",
-        "The image lab:1 isn't on this machine, and nothing is pulled here. Admin: run 'make images', which "
-        "builds the lab images, or 'docker pull lab:1'.",
+        "The image lab:1 isn't on this machine, and this hub doesn't pull images. "
+        "Admin: run 'make images', which builds the lab images, or 'docker pull lab:1'.",
     )
 
 
@@ -344,12 +344,12 @@ async def test_without_a_gpu_an_image_starts_that_can_work_so(answers: list[Answ
     start, _ = make(Docker(image=TORCH), Broker(), job)
     assert await start.run() == ("10.213.0.2", 8888)
     start, _ = make(Docker(image={"Config": {"Labels": {"gpuspawner.needs-gpu": "1"}}}), Broker(), job)
-    with pytest.raises(ImageUnfit, match="lab:1 is of no use without a GPU"):
+    with pytest.raises(ImageUnfit, match="lab:1 needs a GPU"):
         await start.run()
 
 
 NO_SERVER = (
-    "The image lab:1 can't be a server here: it can't run jupyterhub-singleuser. Choose another one, like "
+    "The image lab:1 can't start a server here: it can't run jupyterhub-singleuser. Choose another one, like "
     "the Jupyter docker-stacks; to use this one, build an image on top of it with 'pip install jupyterhub "
     "jupyterlab'. Docker says: "
 )

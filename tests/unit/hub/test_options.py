@@ -10,7 +10,16 @@ from gpuspawner.core.errors import BadOption
 from gpuspawner.core.image_reference import allow_images
 from gpuspawner.core.model import Tier
 from gpuspawner.core.want import Want
-from gpuspawner.hub.options import NO_IMAGES, Choice, Filled, parse_form, parse_options, refill
+from gpuspawner.hub.options import (
+    NO_IMAGES,
+    Choice,
+    Filled,
+    default_tier,
+    parse_form,
+    parse_options,
+    parse_query,
+    refill,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -188,7 +197,7 @@ OFFER = "Choose usual or one like quay.io/jupyter/*:2026-*."
 @pytest.mark.parametrize(
     ("allowed", "value", "sentence"),
     [
-        (NO_IMAGES, "lab:1", "An image can't be chosen here: leave it out"),
+        (NO_IMAGES, "lab:1", "An image can't be chosen here: remove the image option"),
         (
             ANY,
             ["lab:1"],
@@ -211,3 +220,43 @@ def test_images_only_where_the_site_allows_them(allowed: Any, value: Any, senten
     with pytest.raises(BadOption) as refusal:
         parse_options({"image": value}, TIERS, allowed)
     assert refusal.value.message == sentence
+
+
+@given(forms, images)
+def test_a_query_is_a_choice_or_refused(raw: Any, allowed: Any) -> None:
+    outcome(parse_query, raw, allowed)
+
+
+@pytest.mark.parametrize(
+    ("raw", "choice"),
+    [
+        ({"fbclid": ["1"]}, Choice(CPU)),
+        ({"profile": ["gpu"], "utm_source": ["mail", "twice"], "privileged": ["true"]}, Choice(GPU)),
+        ({"opt-profile": ["gpu"], "opt-image": ["other"]}, Choice(GPU, "lab:2", "other")),
+    ],
+)
+def test_parameters_of_others_in_an_address_are_let_go(raw: Any, choice: Choice) -> None:
+    assert parse_query(raw, TIERS, IMAGES) == choice
+
+
+@pytest.mark.parametrize("name", ["profil", "Profile", "profiles", "images"])
+def test_a_parameter_that_is_almost_ours_is_refused(name: str) -> None:
+    with pytest.raises(BadOption) as refusal:
+        parse_query({name: ["gpu"]}, TIERS, IMAGES)
+    assert refusal.value.message == f"There is no option {name!r}. {OPTIONS}"
+
+
+def test_options_of_the_sites_own_are_kept_and_decide_nothing() -> None:
+    raw = {"profile": "gpu", "course": {"id": 7}, "privileged": True}
+    choice = parse_options(raw, TIERS, IMAGES, others=True)
+    assert choice == Choice(GPU, others={"course": {"id": 7}, "privileged": True})
+    assert choice.as_options() == raw
+    with pytest.raises(BadOption):
+        parse_options({7: []}, TIERS, IMAGES, others=True)
+
+
+def test_a_tier_may_be_the_default() -> None:
+    usual = Tier("usual", "Usual", default=True)
+    assert default_tier(TIERS) == CPU
+    assert default_tier((*TIERS, usual)) == usual
+    assert parse_options({}, (*TIERS, usual), IMAGES) == Choice(usual)

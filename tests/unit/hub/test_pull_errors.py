@@ -24,11 +24,11 @@ from gpuspawner.hub.pulls import SILENT
         ("Get https://r/v2/: net/http: request canceled while waiting for connection (Client.Timeout "
          "exceeded while awaiting headers)", 500, "registry_silent", "The registry doesn't answer: "),
         ("Get \"https://r/v2/\": http: server gave HTTP response to HTTPS client", 500, "registry_silent",
-         "The registry's connection can't be trusted. "),
+         "The connection to the registry isn't secure. "),
         ("failed to register layer: write /x: no space left on device", 500, "disk_full",
          "This machine's disk is full"),
         ("toomanyrequests: You have reached your pull rate limit.", 500, "registry_denied",
-         "The registry has had too"),
+         "The registry got too"),
         ("something new", 500, "image_missing",
          "Docker says: something new. Admin: run 'docker pull lab' to see more."),
         ("", SILENT, "pull_stalled",

@@ -1,4 +1,4 @@
-"""How far a pull is, from Docker's events."""
+"""The progress of a pull, from Docker's events."""
 
 from __future__ import annotations
 

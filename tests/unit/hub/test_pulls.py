@@ -98,7 +98,7 @@ async def test_a_thread_that_breaks_is_a_fault(pulls: Pulls, monkeypatch: pytest
     def broken(feed: Callable[[Event], None], cancel: Cancel) -> None:
         raise RuntimeError("odd")
 
-    with pytest.raises(EngineFault, match="the pull's thread broke"):
+    with pytest.raises(EngineFault, match="the pull's thread failed"):
         await pulls.pull("lab", "ada", broken, lambda news: None)
     assert await asyncio.to_thread(told.wait, 5)
 

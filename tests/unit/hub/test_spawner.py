@@ -23,16 +23,18 @@ from gpuspawner.core.model import ContainerPatch, GpuRequest
 from gpuspawner.core.want import Want
 from gpuspawner.hub import offer
 from gpuspawner.hub.container import ContainerPlan
+from gpuspawner.hub.engine_words import explain
 from gpuspawner.hub.launch import LaunchJob
-from gpuspawner.hub.problem import CONFIG_SENTENCE, ENGINE_SENTENCE
+from gpuspawner.hub.problem import CONFIG_SENTENCE
 from gpuspawner.hub.spawner import GpuDockerSpawner
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import maybe_future
+from tornado.web import HTTPError
 from traitlets import TraitError
 from traitlets.config import Config
 
 from tests.unit.fake_docker import ScriptedDocker
-from tests.unit.fake_spawner import make_spawner
+from tests.unit.fake_spawner import make_allowance, make_spawner
 
 # ---- settings
 
@@ -90,7 +92,7 @@ def test_server_names_that_differ_only_in_case_have_containers_of_their_own() ->
     ]
 
 
-async def test_what_a_start_asks_for_and_creates() -> None:
+async def test_what_a_start_asks_for_and_creates(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config()
     config.GpuSite.tiers = [
         {"name": "pair", "title": "Two", "devices": 2, "model": "H100", "mem_limit": "2G", "cpu_limit": 1.5}
@@ -98,7 +100,8 @@ async def test_what_a_start_asks_for_and_creates() -> None:
     config.GpuDockerSpawner.image = "lab:1"
     config.GpuDockerSpawner.cmd = ["start", "{username}"]
     config.GpuDockerSpawner.extra_host_config = lambda spawner: {"shm_size": "1g"}
-    spawner = make_spawner(config)
+    monkeypatch.setattr("gpuspawner.hub.lab_facts.may_raise_limits", lambda info: True)
+    spawner = make_spawner(config, info=[{"MemTotal": 8 << 30, "NCPU": 2, "LoggingDriver": "local"}])
     job = spawner._make_job(spawner._choose())
     assert job.request is not None
     assert job == LaunchJob(
@@ -140,7 +143,17 @@ async def test_what_a_start_asks_for_and_creates() -> None:
         "privileged": False,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
+        "ulimits": [
+            {"Name": "memlock", "Soft": -1, "Hard": -1},
+            {"Name": "stack", "Soft": 64 << 20, "Hard": 64 << 20},
+            {"Name": "nofile", "Soft": 65_536, "Hard": 65_536},
+        ],
+        "oom_score_adj": 500,
+        "init": True,
+        "pids_limit": 4096,
+        "cpu_shares": 256,
         "mem_limit": 2 << 30,
+        "memswap_limit": 2 << 30,
         "cpu_period": 100_000,
         "cpu_quota": 150_000,
         "shm_size": "1g",
@@ -183,7 +196,7 @@ async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu() -> No
     form = await spawner.get_options_form()
     assert 'value="cpu"\n aria-describedby="tier-cpu-about" required checked>' in form
     assert 'value="gpu"\n aria-describedby="tier-gpu-about" required disabled>' in form
-    assert "A whole GPU of your own. GPUs can&#39;t be given out right now." in form
+    assert "A whole GPU that only you use. GPUs can&#39;t be given out right now." in form
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +222,7 @@ OFFER = ' <a href="/hub/spawn/Ada?opt-profile=cpu">Start with CPU now</a>'
         (NoCapacity("Too many"), 503, "no_capacity", "Too many", OFFER),
         (QueueTimeout("Waited"), 503, "queue_timeout", "Waited", OFFER),
         (StartFault("It ended", "exited"), 500, "exited", "It ended", ""),
-        (EngineFault("socket gone"), 503, "docker", ENGINE_SENTENCE, ""),
+        (EngineFault("socket gone"), 503, "docker", explain(EngineFault("socket gone")).user, ""),
         (ConfigError("set x"), 500, "config", CONFIG_SENTENCE, ""),
     ],
 )
@@ -304,20 +317,26 @@ def test_a_callable_says_who_may_have_which_image() -> None:
     assert spawner.user_options == {}
 
 
-async def test_the_form_says_which_tier_s_image_is_of_no_use() -> None:
+async def test_the_form_says_which_tier_s_image_can_t_work() -> None:
     document = {"Config": {"Labels": {"gpuspawner.needs-gpu": "1"}}}
 
     class Up:
         async def tiers(self) -> dict[str, Any]:
             return {"simulated": True, "driver": None, "tiers": [{"name": "gpu", "free": 1, "total": 1}]}
 
+        async def ask(self, path: str, kind: Any, body: Any) -> Any:
+            return make_allowance()
+
     for allowed, disabled in (({}, 2), (["quay.io/jupyter/*:*"], 0)):
         config = Config({"GpuDockerSpawner": {"image": "lab:1", "allowed_images": allowed}})
         spawner = make_spawner(config, inspect_image=[document])
         spawner.shared = replace(spawner.shared, broker=Up())
         form = await spawner.get_options_form()
-        assert "lab:1 is of no use without a GPU: choose a tier with a GPU, or another image." in form
-        assert "lab:1 needs a real GPU, and this machine&#39;s are simulated: choose another image." in form
+        assert "lab:1 needs a GPU: choose a tier with a GPU, or another image." in form
+        assert (
+            "lab:1 needs a real GPU, but the GPUs of this machine are simulated: choose another image."
+            in form
+        )
         assert (form.count(" disabled>"), spawner.shared.docker.calls) == (disabled, ["inspect_image"])
 
 
@@ -330,6 +349,113 @@ async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() ->
     for shown in ("quay.io/jupiter/base:1", "quay.io/jupyter/base:1", "quay.io/jupyter/base:1"):
         form = await spawner.get_options_form()
         assert f'value="{shown}" autocomplete' in form
+
+
+# ---- what a lab may use
+
+
+@pytest.mark.parametrize(
+    ("tier", "settings", "overrides", "extra", "limits"),
+    [
+        ({}, {}, {}, {}, (6 << 30, None)),  # what is left of 8 GiB; one seat on two cores
+        ({}, {"mem_limit": "3G", "cpu_limit": 1}, {}, {}, (3 << 30, 1.0)),
+        ({"mem_limit": "2G", "cpu_limit": 2}, {"mem_limit": "3G", "cpu_limit": 1}, {}, {}, (2 << 30, 2.0)),
+        (
+            {"mem_limit": "2G", "cpu_limit": 2},
+            {"mem_limit": "3G"},
+            {"mem_limit": "5G", "cpu_limit": 4},
+            {},
+            (5 << 30, 4.0),
+        ),
+        ({"mem_limit": "2G"}, {}, {"mem_limit": "5G"}, {"mem_limit": "7g"}, (7 << 30, None)),
+    ],
+    ids=["default", "setting", "tier", "group", "extra_host_config"],
+)
+async def test_whose_limit_of_memory_and_cpu_counts(
+    tier: dict[str, Any],
+    settings: dict[str, Any],
+    overrides: dict[str, Any],
+    extra: dict[str, Any],
+    limits: tuple[int, float | None],
+) -> None:
+    config = Config()
+    config.GpuSite.tiers = [{"name": "t", **tier}]
+    config.GpuDockerSpawner.update(settings)
+    config.GpuDockerSpawner.extra_host_config = extra
+    config.GpuDockerSpawner.group_overrides = {
+        "01": {"groups": {"ml"}, "spawner_override": overrides},
+        "02": {"groups": {"others"}, "spawner_override": {"mem_limit": "1G", "cpu_limit": 9}},
+    }
+    spawner = make_spawner(config, info=[{"MemTotal": 8 << 30, "NCPU": 2}])
+    for _ in range(2):  # the hub applies them before each start, to the same spawner
+        await spawner.apply_group_overrides()
+        planned = await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
+        assert (planned.limits.memory_bytes, planned.limits.cpu_cores) == limits
+    assert planned.create["environment"]["MEM_LIMIT"] == str(limits[0])
+    assert spawner.shared.docker.calls == ["info"]  # type: ignore[attr-defined]
+
+
+async def test_a_shared_folder_in_front_is_no_home() -> None:
+    config = Config()
+    config.GpuDockerSpawner.volumes = {
+        "/srv/shared": {"bind": "/shared", "mode": "rw"},
+        "/srv/data": {"bind": "/data", "mode": "ro"},
+        "home-{username}": "/home/{raw_username}",
+    }
+    config.GpuDockerSpawner.read_only_volumes = {"/srv/exams/{username}": "/exams"}
+    spawner = make_spawner(config, info=[{}])
+    image = {"Config": {"WorkingDir": "/workspace"}}
+    planned = await spawner.plan_container(spawner._make_job(spawner._choose()), image, None)
+    assert (planned.new_home, planned.create["working_dir"], planned.create["environment"]["HOME"]) == (
+        "/home/Ada", "/home/Ada", "/home/Ada",
+    )  # fmt: skip
+
+
+async def test_mounts_count_as_volumes() -> None:
+    config = Config()
+    config.GpuDockerSpawner.volumes = {}
+    config.GpuDockerSpawner.mounts = [
+        {"source": "shared", "target": "/shared", "type": "volume"},
+        {"source": "home-{username}", "target": "/home/jovyan", "type": "volume"},
+    ]
+    spawner = make_spawner(config, info=[{}])
+    planned = await spawner.plan_container(spawner._make_job(spawner._choose()), {}, None)
+    assert planned.new_home == "/home/jovyan"
+
+
+# ---- options of the site's own, and names of images as DockerSpawner has them
+
+
+async def test_a_site_that_reads_the_form_itself_keeps_its_options() -> None:
+    config = Config()
+    config.GpuDockerSpawner.options_from_form = lambda form: {"profile": form["profile"][0], "course": "ml"}
+    spawner = make_spawner(config)
+    spawner.user_options = spawner.options_from_query({"profile": ["gpu"]})
+    assert spawner._choose().tier.name == "gpu"
+    assert spawner.user_options == {"profile": "gpu", "course": "ml"}
+    with pytest.raises(BadOption):
+        make_spawner_with({"course": "ml"})._choose()
+
+
+def make_spawner_with(options: dict[str, Any]) -> Any:
+    spawner = make_spawner()
+    spawner.user_options = options
+    return spawner
+
+
+async def test_check_allowed_of_a_list_a_dict_and_a_pattern() -> None:
+    for setting, name, image in (
+        (["lab:1", "lab:2"], "lab:2", "lab:2"),
+        ({"usual": "lab:1"}, "usual", "lab:1"),
+        (["quay.io/jupyter/*:2026-*"], "quay.io/jupyter/a:2026-1", "quay.io/jupyter/a:2026-1"),
+    ):
+        config = Config()
+        config.GpuDockerSpawner.allowed_images = setting
+        spawner = make_spawner(config)
+        assert await spawner.check_allowed(name) == image
+        with pytest.raises(HTTPError) as refused:
+            await spawner.check_allowed("evil:1")
+        assert refused.value.status_code == 400
 
 
 # ---- settings that can't be used

@@ -173,7 +173,7 @@ async def test_a_server_that_ended_by_itself_is_taken_away_after_the_hub_has_not
 
 async def test_a_start_that_fails_says_so_ends_its_progress_and_lets_the_next_one_begin() -> None:
     spawner = make_spawner(
-        inspect_image=[{"Config": {"Cmd": ["x"]}}], inspect_container=[EngineFault("gone", 404)]
+        info=[{}], inspect_image=[{"Config": {"Cmd": ["x"]}}], inspect_container=[EngineFault("gone", 404)]
     )
     spawner.user_options = {"profile": "cpu"}
     created: list[Any] = [EngineFault("no space left on device", 500)]
@@ -184,7 +184,7 @@ async def test_a_start_that_fails_says_so_ends_its_progress_and_lets_the_next_on
     spawner.create_container = create  # type: ignore[method-assign]
     with pytest.raises(SpawnException) as error:
         await spawner.start()
-    assert error.value.reason == "docker"
+    assert error.value.reason == "disk_full"
     assert await spawner.poll() is None  # still being given back
     await spawner.stop()
     assert await spawner.poll() == 0

@@ -36,7 +36,7 @@ def script(tmp_path: Path) -> Iterator[Script]:
         yield script
 
 
-def device(uuid: str, profile: str, memory_bytes: int, sm_count: int) -> Device:
+def device(uuid: str, profile: str, memory_bytes: int, sm_count: int, eighths: int) -> Device:
     return Device(
         uuid=uuid,
         model=f"NVIDIA H100 80GB HBM3 MIG {profile}",
@@ -46,6 +46,7 @@ def device(uuid: str, profile: str, memory_bytes: int, sm_count: int) -> Device:
         index=1,
         parent_uuid=B,
         mig_profile=profile,
+        gpu_fraction=eighths / 8,
     )
 
 
@@ -53,8 +54,8 @@ def test_instances_beside_a_whole_gpu(script: Script, inventory: NvmlInventory) 
     whole, *instances = inventory.devices()
     assert (whole.uuid, whole.parent_uuid, whole.mig_profile) == (A, None, None)
     assert instances == [
-        device(SMALL, "1g.10gb", 10_468_982_784, 16),
-        device(LARGE, "3g.40gb", 42_144_366_592, 60),
+        device(SMALL, "1g.10gb", 10_468_982_784, 16, 1),
+        device(LARGE, "3g.40gb", 42_144_366_592, 60, 4),
     ]
 
 

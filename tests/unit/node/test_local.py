@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ async def test_what_a_machine_has(script: Script, tmp_path: Path) -> None:
         facts = await node.start()
         assert facts == NodeFacts(
             name=facts.name,
-            devices=(h100(A, 0), h100(B, 1)),
+            devices=tuple(replace(each, node=facts.name) for each in (h100(A, 0), h100(B, 1))),
             compute_modes={A: ComputeMode.DEFAULT, B: ComputeMode.PROHIBITED},
             driver=DriverFacts("580.159.04", "13.0", 2, ()),
             guard_obstacle=facts.guard_obstacle,

@@ -150,6 +150,7 @@ def test_mig_instances() -> None:
         parent_uuid="GPU-facade00-0000-4000-8000-000000000001",
         simulated=True,
         mig_profile="1g.10gb",
+        gpu_fraction=1 / 8,
     )
     assert second == replace(
         first,

@@ -260,8 +260,8 @@ def test_what_is_odd_is_refused_by_name(change: dict[str, Any], sentence: str) -
             "want.compute_percent must be a number above 0 and up to 100",
         ),
         ({"mode": "slice", "device_count": 2}, "A slice is of one GPU: choose another tier."),
-        ({"memory_bytes": 1}, "Only a slice has a size of its own: choose another tier."),
-        ({"mode": "mig", "compute_percent": 1}, "Only a slice has a size of its own: choose another tier."),
+        ({"memory_bytes": 1}, "Only a slice has its own size: choose another tier."),
+        ({"mode": "mig", "compute_percent": 1}, "Only a slice has its own size: choose another tier."),
         ({"mode": "turns"}, "This version has no turns: choose another tier."),
     ],
 )

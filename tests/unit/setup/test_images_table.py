@@ -35,7 +35,18 @@ def test_the_table() -> None:
         base=Base(
             tag="0.1.0",
             pull="debian:bookworm-slim",
-            packages=("ca-certificates", "git", "less", "python3-minimal", "python3-venv", "tini"),
+            packages=(
+                "ca-certificates",
+                "curl",
+                "git",
+                "less",
+                "procps",
+                "python3-minimal",
+                "python3-venv",
+                "tini",
+                "unzip",
+                "wget",
+            ),
         ),
         default="lab-torch",
         images=(

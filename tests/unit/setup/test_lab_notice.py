@@ -33,7 +33,7 @@ def test_each_change_is_shown_once(module: Any, tmp_path: Path) -> None:
             other.write_text(text)
             other.rename(path)
         seen.append(notice.unseen())
-    assert seen == [None, "lost", None, "back", None, None, "lost"]
+    assert seen == [None, "lost", None, "back", "", None, "lost"]
 
 
 def test_a_notice_that_goes_and_comes_back_is_shown_again(module: Any, tmp_path: Path) -> None:
@@ -44,7 +44,14 @@ def test_a_notice_that_goes_and_comes_back_is_shown_again(module: Any, tmp_path:
     path.unlink()
     between = notice.unseen()
     path.write_text("lost")
-    assert (first, between, notice.unseen()) == ("lost", None, "lost")
+    assert (first, between, notice.unseen()) == ("lost", "", "lost")
+
+
+def test_one_that_was_empty_all_along_shows_nothing(module: Any, tmp_path: Path) -> None:
+    path = tmp_path / "notice"
+    path.write_text("")
+    notice = module.Notice(path)
+    assert [notice.unseen(), notice.unseen()] == [None, None]
 
 
 def test_a_huge_or_strange_notice_disturbs_no_cell(module: Any, tmp_path: Path) -> None:
@@ -65,4 +72,112 @@ def test_it_is_looked_for_after_each_cell(module: Any) -> None:
         events = Events()
 
     module.load_ipython_extension(Shell())
-    assert registered == [("post_run_cell", "after_cell")]
+    assert registered == [("post_run_cell", "after_cell")] * 2
+
+
+@pytest.fixture
+def published(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What is shown: title, text, number, and whether it replaces what has that number."""
+    shown: list[tuple[Any, ...]] = []
+
+    def publish(title: str, text: str, number: int = 0, *, update: bool = False) -> None:
+        shown.append((title, text, number, update))
+
+    monkeypatch.setattr(module, "_publish", publish)
+    return shown
+
+
+def test_a_notice_goes_when_its_cause_is_gone(
+    module: Any, published: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    path = tmp_path / "notice"
+    notice = module.Notice(path)
+    for text in ("lost", "", "lost again", "back"):
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+        notice.after_cell()
+    assert published == [
+        ("GPU", "lost", 1, False),
+        ("GPU", "", 1, True),
+        ("GPU", "lost again", 2, False),
+        ("GPU", "", 2, True),
+        ("GPU", "back", 3, False),
+    ]
+
+
+GIB = 1 << 30
+FULL = (
+    "the lab used 8.0 of 8.0 GiB of memory. Load less at a time, or shut down notebooks that you don't need."
+)
+
+
+def write(root: Path, version: int, ended: int, refused: int) -> None:
+    """The files of a lab's control group as Linux 6.1 has them."""
+    files = {
+        2: {
+            "memory.events": f"low 0\nhigh 0\nmax 9\noom {ended}\noom_kill {ended}\n",
+            "memory.max": f"{8 * GIB}\n",
+            "pids.events": f"max {refused}\n",
+            "pids.max": "4096\n",
+        },
+        1: {
+            "memory/memory.oom_control": f"oom_kill_disable 0\nunder_oom 0\noom_kill {ended}\n",
+            "memory/memory.limit_in_bytes": f"{8 * GIB}\n",
+            "pids/pids.events": f"max {refused}\n",
+            "pids/pids.max": "4096\n",
+        },
+    }[version]
+    for name, text in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_kernel_that_was_ended_says_so_when_it_is_back(module: Any, tmp_path: Path, version: int) -> None:
+    state = tmp_path / "told.json"
+    write(tmp_path, version, 3, 0)
+    assert module.Limits(module.Cgroup(tmp_path), state).unseen() == []  # what was before this kernel
+    write(tmp_path, version, 4, 0)
+    back = module.Limits(module.Cgroup(tmp_path), state)
+    assert [back.unseen(), back.unseen()] == [[f"Your kernel was ended: {FULL}"], []]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_happened_beside_a_kernel_is_told_too(module: Any, tmp_path: Path, version: int) -> None:
+    write(tmp_path, version, 0, 0)
+    limits = module.Limits(module.Cgroup(tmp_path), tmp_path / "told.json")
+    seen = [limits.unseen()]
+    write(tmp_path, version, 1, 7)
+    seen += [limits.unseen(), limits.unseen()]
+    assert seen == [
+        [],
+        [
+            f"A program of your lab was ended: {FULL}",
+            "A program could not be started: the limit of 4096 processes and threads is reached.",
+        ],
+        [],
+    ]
+
+
+@pytest.mark.parametrize("limit", ["max", "9223372036854771712", ""])
+def test_without_a_limit_the_machine_was_full(module: Any, tmp_path: Path, limit: str) -> None:
+    write(tmp_path, 2, 0, 0)
+    (tmp_path / "memory.max").write_text(limit)
+    limits = module.Limits(module.Cgroup(tmp_path), tmp_path / "told.json")
+    (tmp_path / "memory.events").write_text("oom_kill 1\n")
+    assert limits.unseen() == ["A program of your lab was ended: the machine had no memory left."]
+
+
+def test_no_control_group_and_a_broken_memory_disturb_no_cell(module: Any, tmp_path: Path) -> None:
+    state = tmp_path / "told.json"
+    state.write_text('{"a": 1}')
+    limits = module.Limits(module.Cgroup(tmp_path / "none"), state)
+    assert limits.unseen() == []
+    assert module.Limits(module.Cgroup(tmp_path / "none"), tmp_path / "no" / "folder").unseen() == []
+
+
+def test_each_kernel_remembers_by_its_connection_file(module: Any) -> None:
+    class Shell:
+        config = {"IPKernelApp": {"connection_file": "/run/user/kernel-ab12.json"}}  # noqa: RUF012
+
+    assert module.state_of(Shell()) == Path("/tmp/gpuspawner-told-kernel-ab12.json")

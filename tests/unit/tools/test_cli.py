@@ -245,7 +245,7 @@ def test_doctor_is_brief_on_a_simulated_machine(
 @pytest.mark.parametrize(
     ("tiers", "sentence"),
     [
-        ([], "c.GpuSite.tiers is empty: give at least one tier, or leave the default"),
+        ([], "c.GpuSite.tiers is empty: give at least one tier, or remove the setting to use the default"),
         ([{"name": "t", "image": "Foo/Bar:x:y"}], "image is 'Foo/Bar:x:y': it is not the name of an image"),
     ],
 )
@@ -258,6 +258,15 @@ def test_a_bad_config_file_is_a_sentence(
     said = " ".join("".join(capsys.readouterr()).split())
     assert sentence in said
     assert "Traceback" not in said
+
+
+def test_doctor_names_the_line_of_a_quota_that_cannot_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.py").write_text("c.GpuSite.quotas = [\n    {'group': 'a', 'devices': -1},\n]\n")
+    assert cli.main(["doctor", "--config", str(tmp_path / "config.py")]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{tmp_path}/config.py:2: c.GpuSite.quotas, entry 1 (group:a): devices is -1" in said
 
 
 def test_the_config_file_of_the_present_folder_is_taken_and_the_command_line_wins(
@@ -340,5 +349,42 @@ def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bogus"]) == 2
     assert capsys.readouterr().err == (
-        "gpuspawner: there is no command 'bogus': take doctor, status, broker\n"
+        "gpuspawner: there is no command 'bogus': take doctor, status, quota, report, session, homes, "
+        "broker\n"
     )
+
+
+class Volumes:
+    """Docker with one home, in place of the hub's way to Docker."""
+
+    def __init__(self, client_kwargs: Any, tls_config: Any) -> None:
+        pass
+
+    def call_here(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        home = {"Name": "gpuspawner-home-ada", "UsageData": {"Size": 5 << 20, "RefCount": 0}}
+        return {"Volumes": [home]} if method == "df" else None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["homes", "--json"], 0, '"user": "ada"'),
+        (["homes", "remove", "ada"], 1, "would remove gpuspawner-home-ada (5.0 MiB): say --yes to do it"),
+        (["homes", "remove", "ada", "--yes"], 0, "removed gpuspawner-home-ada"),
+        (["homes", "remove", "ben"], 1, "'ben' has no home here"),
+        (["homes", "remove"], 1, "say `list`, `archive USER …` or `remove USER …`"),
+    ],
+)
+def test_homes(
+    arguments: list[str],
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "DockerEngine", Volumes)
+    assert cli.main(arguments) == status
+    shown = capsys.readouterr()
+    assert said in shown.out + shown.err

@@ -4,6 +4,8 @@ POST   /leases               one JSON object a line; the open connection is the 
 POST   /leases/{id}/confirm  204: the fence right before `docker start`
 DELETE /leases/{id}          202: the server was stopped
 GET    /status /tiers /metrics
+
+What concerns quotas and lab sessions is in `rules.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 import os
 import socket
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +35,7 @@ from ...core.errors import (
     LedgerFault,
     QueueTimeout,
     Refusal,
+    refusal_in,
 )
 from ...core.model import GpuRequest, Lease, LeaseState
 from ...core.units import ordinal
@@ -88,8 +92,8 @@ class Site:
     simulated: bool = False
 
 
-def make_app(site: Site) -> Application:
-    """The tornado application for the unix socket."""
+def make_app(site: Site, more: Sequence[tuple[Any, ...]] = ()) -> Application:
+    """The tornado application for the unix socket; `more` are routes of other files."""
     wanted: dict[str, Any] = {"site": site}
     lease_id = "([0-9a-f]{32})"
     return Application(
@@ -100,6 +104,7 @@ def make_app(site: Site) -> Application:
             (r"/status", StatusHandler, wanted),
             (r"/tiers", TiersHandler, wanted),
             (r"/metrics", MetricsHandler, wanted),
+            *more,
             (r".*", UnknownHandler, wanted),
         ],
         log_function=lambda handler: None,
@@ -109,7 +114,7 @@ def make_app(site: Site) -> Application:
 class Handler(RequestHandler):
     """Turns refusals and faults into the client's JSON."""
 
-    def initialize(self, site: Site) -> None:
+    def initialize(self, site: Site, **more: Any) -> None:
         self.site = site
 
     def answer(self, document: dict[str, Any]) -> None:
@@ -327,7 +332,7 @@ class LeasesHandler(Handler):
                 message = queued_message(position, lease.want.device_count, self.site.simulated)
                 await self._send(QueuedEvent(position=position, waiting=waiting, message=message))
         elif lease.state in (LeaseState.RELEASING, LeaseState.CLOSED):
-            raise LeaseConflict(
+            raise refusal_in(lease.reason) or LeaseConflict(
                 f"The lease of this server has ended ({lease.reason}): start the server again"
             )
         elif not self._granted:

@@ -12,10 +12,11 @@ from datetime import datetime
 
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
-from ...core.want import Want
+from ...core.want import Mode, Want
 from . import notice
 from .devices import NO_RULES, Devices
-from .placement import Share, example
+from .fitting import fits, grouped, places
+from .placement import Share, example, place, take
 from .queue import Place, Queue, Waiting, plan
 from .sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
@@ -42,6 +43,10 @@ class Book:
     def of_server(self, hub: str, user: str, server: str) -> tuple[Lease, ...]:
         """The living leases of one server."""
         return tuple(self._leases[each] for each in self._by_server.get((hub, user, server), ()))
+
+    def of_user(self, hub: str, user: str) -> tuple[Lease, ...]:
+        """The living leases of all servers of a user, in the order of arrival."""
+        return tuple(each for each in self._leases.values() if (each.hub, each.user) == (hub, user))
 
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
@@ -72,6 +77,28 @@ class Book:
         """How many healthy devices, or slices of them, suit `want`, and how many requests wait for them."""
         free, total = self._devices.count(want)
         return Capacity(free, total, self._queue.count(want))
+
+    def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
+        """Whether so many leases of each want fit on the healthy devices once nobody else is there."""
+        rooms = self._devices.healthy_rooms().values()
+        return fits(wanted, grouped(replace(room, shares=()) for room in rooms))
+
+    def places(self, want: Want, most: int, without: Iterable[str] = ()) -> int:
+        """How many leases like `want` fit now, up to `most`, if those leases had given back their devices."""
+        leaving = [self._leases[each] for each in without if self._leases[each].state.holds_devices]
+        freed = [share for lease in leaving for share in self.shares(lease)]
+        return places(want, most, grouped(self._devices.healthy_rooms(freed).values()))
+
+    def lacks(self, want: Want, kept: Want, count: int) -> bool:
+        """Whether a lease like `want`, placed now, would take one of `count` places like `kept`."""
+        rooms = grouped(self._devices.healthy_rooms().values())
+        shares = place(want, rooms)
+        if shares is None:
+            return False
+        before = places(kept, count, rooms)
+        take(rooms, shares)
+        after = places(kept, count, rooms)
+        return after < count and after < before
 
     def can_hold(self, lease: Lease) -> bool:
         """Whether the devices of `lease` are known and what it would hold of them is free."""
@@ -144,8 +171,32 @@ class Book:
         for lease_id, shares in plan(lines, self._devices.rooms(freed), without).items():
             waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
             to = after(waiting.state, Event.PLACE, Actor.BROKER).to
-            placed.append(with_shares(replace(waiting, state=to, since=now), shares))
+            reserved = with_shares(replace(waiting, state=to, since=now), shares)
+            placed.append(self.with_fractions(reserved))
         return placed
+
+    def with_fractions(self, lease: Lease) -> Lease:
+        """The lease with its node, and with the part of each of its devices that it is charged with.
+
+        What it has of them stays; a device that is not known leaves it without.
+        """
+        if lease.device_fractions or not lease.device_uuids or self.missing(lease):
+            return lease
+        devices = [self._devices.device(uuid) for uuid in lease.device_uuids]
+        shares = self._devices.shares(lease)
+        return replace(
+            lease,
+            node=devices[0].node,
+            device_fractions=tuple(
+                device.gpu_fraction * self._part(lease, device, share)
+                for device, share in zip(devices, shares, strict=True)
+            ),
+        )
+
+    def _part(self, lease: Lease, device: Device, share: Share) -> float:
+        if lease.mode is not Mode.SLICE:
+            return 1.0
+        return self._devices.terms(device.uuid).gpu_fraction(device.memory_bytes, share.memory_bytes)
 
     def with_notice(self, lease: Lease) -> Lease:
         """The lease with the notice that its devices' health calls for; if they are well, another stays."""

@@ -112,6 +112,14 @@ class Devices:
         """The shares that `lease` holds; unknown devices become placeholders."""
         return tuple(share_of(lease, self._device_of(lease, uuid)) for uuid in lease.device_uuids)
 
+    def healthy_rooms(self, freed: Iterable[Share] = ()) -> dict[str, Room]:
+        """The rooms of all healthy devices by UUID, the full ones too, as if `freed` were given back."""
+        found = {uuid: room for uuid, room in self._rooms.items() if self._health[uuid].healthy}
+        for share in freed:
+            if share.device_uuid in found:
+                found[share.device_uuid] = found[share.device_uuid].minus(share)
+        return found
+
     def hold(self, lease: Lease) -> None:
         """Mark the shares of `lease` as held."""
         for share in self.shares(lease):

@@ -84,6 +84,15 @@ class SharingRules:
         percent = self._percent(size, memory_bytes) if wanted_percent is None else wanted_percent
         return (size, percent) if percent <= self.largest_percent(memory_bytes) else None
 
+    def gpu_fraction(self, memory_bytes: int, held_bytes: int) -> float:
+        """The part (0-1) of a device with `memory_bytes` that a slice of `held_bytes` is charged with.
+
+        Its part of what slices may have together; in a pool of n equal slices at least 1/n, as nobody else
+        can have its place.
+        """
+        part = held_bytes / max(1, self.usable_bytes(memory_bytes))
+        return min(1.0, max(part, 1 / self.slices if self.slices else 0.0))
+
     def _percent(self, size_bytes: int, memory_bytes: int) -> float:
         """min(100, 200/n), n being how many of that size fit; a whole number, as MPS takes it."""
         if not self.mps:

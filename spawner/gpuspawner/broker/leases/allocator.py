@@ -27,6 +27,7 @@ from ..decide.placement import Share
 from ..decide.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
+from .gate import Gate
 from .logline import log_context
 from .watch import Watch, Watches
 
@@ -44,10 +45,12 @@ class Allocator:
         ledger: Ledger,
         *,
         clock: Clock = utc_now,
+        gate: Gate | None = None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
+        self._gate = gate
         self._log = log or logging.getLogger(__name__)
         self._lock = asyncio.Lock()
         self._steps: set[asyncio.Task[Any]] = set()
@@ -81,6 +84,18 @@ class Allocator:
         """How many devices, or slices, suit such a request, and how many requests wait for them."""
         return self._book.capacity(want)
 
+    def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
+        """Whether so many leases of each want fit on the healthy devices once nobody else is there."""
+        return self._book.fits(wanted)
+
+    def places(self, want: Want, most: int, without: Iterable[str] = ()) -> int:
+        """How many leases like `want` fit now, up to `most`, if those leases had given back their devices."""
+        return self._book.places(want, most, without)
+
+    def lacks(self, want: Want, kept: Want, count: int) -> bool:
+        """Whether a lease like `want`, placed now, would take one of `count` places like `kept`."""
+        return self._book.lacks(want, kept, count)
+
     def example(self, want: Want) -> Share | None:
         """What such a request would get of one device; None if none suits."""
         return self._book.example(want)
@@ -105,8 +120,9 @@ class Allocator:
         """Take over these devices and the ledger's living leases; call once, before anything else.
 
         `terms` says by UUID how a device is shared; left out, it is leased whole. A lease whose device is
-        gone keeps it as a withdrawn placeholder. Waiting leases keep their order. With `place=False` all of
-        them wait until `start_placing`: the ledger may be an old copy, and only Docker knows what runs.
+        gone keeps it as a placeholder that is out of service. Waiting leases keep their order. With
+        `place=False` all of them wait until `start_placing`: the ledger may be an old copy, and only Docker
+        knows what runs.
         """
         await self._step(self._load, tuple(devices), terms, place)
 
@@ -115,7 +131,7 @@ class Allocator:
         await self._step(self._start_placing)
 
     async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
-        """Take up devices that could not be found at `load`; the leases whose `notice` changed.
+        """Add devices that could not be found at `load`; the leases whose `notice` changed.
 
         Known ones stay as they are. If it could not be recorded (LedgerFault), call again.
         """
@@ -124,11 +140,20 @@ class Allocator:
     async def acquire(self, request: GpuRequest) -> Lease:
         """A lease for the request, RESERVED or WAITING; asking again with the same id gives the same lease.
 
-        `request` is well formed (`protocol.messages`). Raises NoCapacity if these devices can never serve it,
+        `request` is well formed (`protocol.messages`). Raises a quota refusal for what the user may not have,
+        asked under the lock in which it is given, NoCapacity if these devices can never serve it,
         LeaseConflict if the id is another's or has ended, or the server has another living lease (end that
         one first), LedgerFault if it could not be recorded.
         """
         return await self._step(self._acquire, request)
+
+    async def recheck(self) -> tuple[Lease, ...]:
+        """A quota was changed, or used up: those who wait and may not any more leave the queue.
+
+        Who holds a GPU keeps it. The leases that ended; their reason has the refusal, for `refusal_in`.
+        Raises LedgerFault.
+        """
+        return await self._step(self._recheck)
 
     async def find(self, lease_id: str) -> Lease | None:
         """The lease, living or closed, or None if there never was one. Raises LedgerFault."""
@@ -168,14 +193,16 @@ class Allocator:
     async def adopt(self, lease: Lease) -> Lease:
         """Take in a running container that the ledger doesn't know, as its labels describe it.
 
-        Raises LeaseConflict if the ledger knows the lease, its server has another, or a device is not free.
+        One that the ledger has as another broker's is taken over: its container is here, so that broker was
+        this one before it lost its id. Raises LeaseConflict if the ledger has the lease as this broker's own,
+        its server has another, or a device is not free.
         """
         return await self._step(self._adopt, lease)
 
     async def set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
         """Withdraw a device or take it back; the leases whose `notice` changed, for their holders to be told.
 
-        If that could not be recorded (LedgerFault), a withdrawn device stays withdrawn and one that came back
+        If that could not be recorded (LedgerFault), a device stays out of service, and one that came back
         does not count as back; call again.
         """
         return await self._step(self._set_health, health)
@@ -196,7 +223,8 @@ class Allocator:
             if lease.state.holds_devices and not self._book.can_hold(lease):
                 self._report_trouble(lease)
             self._book.enter(lease)
-        told = [lease for lease in map(self._book.with_notice, living) if lease != self.lease(lease.id)]
+        now = [self._book.with_fractions(self._book.with_notice(lease)) for lease in living]
+        told = [lease for lease in now if lease != self.lease(lease.id)]
         await self._commit(*told, *self._placed(self._clock()))
 
     async def _start_placing(self) -> None:
@@ -210,14 +238,15 @@ class Allocator:
     async def _charge(self, lease_id: str, awake_since: datetime) -> None:
         lease = self.lease(lease_id)
         if lease is not None and lease.state in states.AWAKE:
-            await self._commit(lease, ago_seconds=(self._clock() - awake_since).total_seconds())
+            await self._settle()
+            now = self._clock()
+            await self._ledger.charge(lease, at=now, ago_seconds=(now - awake_since).total_seconds())
 
     async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         self._book.add(devices, terms)
         held = {lease.id: lease for device in devices for lease in self._book.holders(device.uuid)}
-        told = [
-            lease for lease in map(self._book.with_notice, held.values()) if lease != self.lease(lease.id)
-        ]
+        now = [self._book.with_fractions(self._book.with_notice(lease)) for lease in held.values()]
+        told = [lease for lease in now if lease != self.lease(lease.id)]
         await self._commit(*told, *self._placed(self._clock()))
         return tuple(told)
 
@@ -229,12 +258,31 @@ class Allocator:
             raise LeaseConflict("This server still has a lease that is being ended: try again in a moment.")
         past = await self._find(request.lease_id)
         asked = states.after(None if past is None else past.state, Event.ASK, Actor.HUB)
+        if self._gate is not None:
+            await self._gate.admit(request, self._book.of_user(request.hub, request.user))
         self._check_capacity(request.want)
         lease = _new(request, asked.to, self._clock())
         placed = {each.id: each for each in self._placed(lease.since, newcomer=lease)}
         lease = placed.pop(lease.id, lease)
         await self._commit(lease, *placed.values())
         return lease
+
+    async def _recheck(self) -> tuple[Lease, ...]:
+        if self._gate is None:
+            return ()
+        now, ended = self._clock(), []
+        users = dict.fromkeys(
+            (lease.hub, lease.user) for lease in self.leases() if lease.state is LeaseState.WAITING
+        )
+        for hub, user in users:
+            for lease, refusal in await self._gate.refused(self._book.of_user(hub, user)):
+                reason = f"{refusal.reason}: {refusal.message}"
+                end = states.after(lease.state, Event.END, Actor.BROKER)
+                ended.append(replace(lease, state=end.to, since=now, reason=reason))
+        await self._commit(*ended)
+        if ended:
+            await self._commit(*self._placed(now))
+        return tuple(ended)
 
     async def _find(self, lease_id: str) -> Lease | None:
         await self._settle()
@@ -294,14 +342,19 @@ class Allocator:
 
     async def _adopt(self, lease: Lease) -> Lease:
         known = await self._find(lease.id)
-        adopted_as = states.after(None if known is None else known.state, Event.ADOPT, Actor.DOCKER)
+        foreign = known is not None and await self._ledger.owned_elsewhere(lease.id)
+        before = None if known is None or foreign else known.state
+        adopted_as = states.after(before, Event.ADOPT, Actor.DOCKER)
         if self.of_server(lease.hub, lease.user, lease.server):
             raise LeaseConflict("This server has another lease.")
         if not lease.device_uuids or not self._book.can_hold(lease):
             raise LeaseConflict("A device of this lease is not free, or not of this machine.")
         shares = self._book.shares(lease)
-        adopted = self._book.with_notice(with_shares(replace(lease, state=adopted_as.to), shares))
-        await self._commit(adopted)
+        running = with_shares(replace(lease, state=adopted_as.to), shares)
+        adopted = self._book.with_fractions(self._book.with_notice(running))
+        if known is not None:
+            adopted = replace(adopted, groups=known.groups, created_at=known.created_at)
+        await self._commit(adopted, take_over=foreign)
         return adopted
 
     async def _set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
@@ -313,7 +366,12 @@ class Allocator:
             health = replace(health, since=self._clock())
         if self._book.set_health(health):
             say = self._log.info if health.healthy else self._log.warning
-            say("Device %s is %s: %s", uuid, "back" if health.healthy else "withdrawn", health.reason)
+            say(
+                "Device %s is %s: %s",
+                uuid,
+                "in service" if health.healthy else "out of service",
+                health.reason,
+            )
         told = [
             each
             for each in map(self._book.with_notice, self._book.holders(uuid))
@@ -372,7 +430,7 @@ class Allocator:
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio doesn't report it when the caller was cancelled
 
-    async def _commit(self, *leases: Lease, ago_seconds: float = 0.0) -> None:
+    async def _commit(self, *leases: Lease, ago_seconds: float = 0.0, take_over: bool = False) -> None:
         """Write the leases in one transaction; then, and only then, change memory.
 
         An error may hide a commit that succeeded (its answer was lost). Such leases are doubtful: before
@@ -382,7 +440,7 @@ class Allocator:
             return
         await self._settle()
         try:
-            await self._ledger.save(*leases, at=self._clock(), ago_seconds=ago_seconds)
+            await self._ledger.save(*leases, at=self._clock(), ago_seconds=ago_seconds, take_over=take_over)
         except BaseException:
             self._doubtful.update(lease.id for lease in leases)
             raise
@@ -410,16 +468,16 @@ class Allocator:
             why = f" ({lease.reason})" if lease.reason else ""
             self._log.info("Lease is %s%s: %s", lease.state, why, log_context(lease))
         elif before.notice != lease.notice:
-            self._log.info("Its holder is told %r: %s", lease.notice, log_context(lease))
+            self._log.info("Notice for its user: %r %s", lease.notice, log_context(lease))
 
     def _report_trouble(self, lease: Lease) -> None:
         missing = self._book.missing(lease)
         if missing:
-            self._log.warning("Not found but leased: %s: %s", ",".join(missing), log_context(lease))
+            self._log.warning("A leased device was not found: %s %s", ",".join(missing), log_context(lease))
         elif self._book.exceeded_by(lease):
-            self._log.error("The ledger gives a device twice, and nobody loses it: %s", log_context(lease))
+            self._log.error("The ledger gives a device to two leases; both keep it: %s", log_context(lease))
         else:
-            self._log.warning("It keeps more than its device's pool now gives: %s", log_context(lease))
+            self._log.warning("The lease keeps more than its pool gives now: %s", log_context(lease))
 
 
 def _new(request: GpuRequest, state: LeaseState, now: datetime) -> Lease:
@@ -432,6 +490,7 @@ def _new(request: GpuRequest, state: LeaseState, now: datetime) -> Lease:
         tier=request.tier,
         state=state,
         want=request.want,
+        groups=request.groups,
         created_at=now,
         since=now,
     )

@@ -27,6 +27,7 @@ from ...core import labels
 from ...core.errors import EngineFault
 from ...core.labels import ContainerLabels
 from ...node.daemon_pool import DaemonPool
+from .memory_notice import OUT_OF_MEMORY
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ STOP_SECONDS = 2
 ENDING_THREADS = 64
 """Threads for calls that concern one container that ends: each may hang for REMOVE_SECONDS, and the calls for
 all containers must not wait for them."""
-_EVENTS = ("start", "die", "destroy")
+_EVENTS = ("start", "die", "destroy", OUT_OF_MEMORY)
 _RECONNECT_SECONDS = 0.5
 _NANOSECONDS = re.compile(r"(\.\d{6})\d+")
 _ALIVE = frozenset({"running", "paused", "restarting"})
@@ -83,6 +84,7 @@ class ContainerEvent:
     container_id: str
     lease_id: str
     broker: str = ""
+    mem_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,11 +306,13 @@ def _event(item: dict[str, Any]) -> ContainerEvent | None:
     found = labels.parse(attributes)  # Docker puts a container's labels among an event's attributes
     if item.get("Type") != "container" or not found.lease_id:
         return None
+    limit = str(attributes.get(labels.MEMORY_LIMIT, ""))
     return ContainerEvent(
         action=item.get("Action", ""),
         container_id=item["Actor"].get("ID", ""),
         lease_id=found.lease_id,
         broker=found.broker,
+        mem_limit_bytes=int(limit) if limit.isdecimal() else None,
     )
 
 

@@ -27,12 +27,13 @@ from .allocator import Allocator
 from .containers import Container, ContainerEvent, Engine, EventsConnected
 from .folders import Folders
 from .logline import container_context
+from .memory_notice import OUT_OF_MEMORY, MemoryNotices
 from .reconcile import Adopt, Charge, Facts, Release, Remove, SetRunning, Step, plan, unknown_ids
 from .removals import Removals
 from .watch import Watch
 
 RESTORE_SECONDS = 3.0
-"""After a restart of the broker a hub has this long to take up its holds again: it tries five times a
+"""After a restart of the broker a hub has this long to open its holds again: it tries five times a
 second, and an orphan must be gone within 5 s."""
 READY_SECONDS = 5.0
 SUPERSEDE_SECONDS = 10.0
@@ -72,6 +73,7 @@ class LeaseService:
         self._engine = parts.engine
         self.log = log
         self.ready = asyncio.Event()
+        self._memory = MemoryNotices(self._allocator.lease, self.tell)
         """Set once Docker was compared with the ledger: before, nothing new is given out."""
         self._holds: dict[str, int] = {}
         self._restored: set[str] = set()
@@ -133,7 +135,12 @@ class LeaseService:
             return await self._allocator.acquire(request)
 
     async def patch(self, lease: Lease) -> ContainerPatch:
-        """What the lease changes in its container; its folder is on disk before this returns."""
+        """What the lease changes in its container; its folder is on disk before this returns.
+
+        Waits for the way by which devices get into containers: the first round may have placed the lease
+        before that is known. Raises Refusal, or a Fault.
+        """
+        await self._wait_ready()
         if self._parts.prepare is not None:
             await self._parts.prepare(lease)
         await self._parts.folders.write(lease)
@@ -238,7 +245,7 @@ class LeaseService:
             self.spawn(self._follow(item), "events")
 
     async def set_health(self, health: DeviceHealth) -> None:
-        """A device was withdrawn or came back: its holders are told. A fault is for the caller to retry."""
+        """A device went out of service or came back: tell its users. After a fault, call again."""
         for lease in await self._allocator.set_health(health):
             await self._parts.folders.write(lease)
 
@@ -256,7 +263,7 @@ class LeaseService:
     # ---- start and end
 
     def restore(self) -> None:
-        """Marks the leases that were read from the ledger: their hubs may take up their holds again."""
+        """Marks the leases that were read from the ledger: their hubs may open their holds again."""
         self._restored = {lease.id for lease in self._allocator.leases() if lease.state in states.UNSETTLED}
         self._uncharged = {
             lease.id for lease in self._allocator.leases() if lease.id in self._parts.ledger.uncharged
@@ -292,6 +299,9 @@ class LeaseService:
 
     async def _follow(self, event: ContainerEvent) -> None:
         """Docker's word that a container was started is enough to guard it; then its lease is looked at."""
+        if event.action == OUT_OF_MEMORY:
+            self.spawn(self._memory.show(event.lease_id, event.mem_limit_bytes), "events")
+            return
         lease = self._allocator.lease(event.lease_id)
         if event.action == "start" and lease is not None and states.can(lease.state, Event.START):
             with suppress(LeaseConflict):  # it has changed meanwhile
@@ -325,7 +335,7 @@ class LeaseService:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + SUPERSEDE_SECONDS
         while not await self.release(
-            lease.id, "the server is started anew", wait_seconds=max(0.0, deadline - loop.time())
+            lease.id, "the server is started again", wait_seconds=max(0.0, deadline - loop.time())
         ):
             if loop.time() > deadline:
                 raise BrokerUnavailable(
@@ -387,8 +397,9 @@ class LeaseService:
         living: set[str] = set()
         for lease_id in lease_ids:
             lease = await self._parts.ledger.find(lease_id)
-            if lease is not None:
-                (closed if lease.state is LeaseState.CLOSED else living).add(lease_id)
+            if lease is None or await self._parts.ledger.owned_elsewhere(lease_id):
+                continue
+            (closed if lease.state is LeaseState.CLOSED else living).add(lease_id)
         return frozenset(closed), frozenset(living)
 
     async def _carry_out(self, step: Step) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,15 @@ from ...core.errors import ConfigError, GpuSpawnerError, LedgerFault
 
 BUSY_TIMEOUT_SECONDS = 2.0
 """How long a commit waits for another program's lock; everybody who wants a lease waits with it."""
+
+CONNECT_TIMEOUT_SECONDS = 5
+"""How long PostgreSQL may take to accept a connection; libpq takes whole seconds, 2 at least."""
+STATEMENT_TIMEOUT_SECONDS = 5.0
+"""How long PostgreSQL may work on one statement; ours take milliseconds."""
+MIGRATION_TIMEOUT_SECONDS = 600.0
+"""The same while the ledger is opened: a migration may have to rewrite every row."""
+_OPEN_LOCK = 0x67707573  # "gpus"
+"""PostgreSQL's advisory lock of whoever opens a ledger: two brokers must not migrate it at the same time."""
 
 QUICK_CHECK_MAX_BYTES = 64 << 20
 """Up to this size the file is checked for damage at open, at about 0.2 s."""
@@ -32,7 +43,7 @@ def make_engine(url: str) -> sa.Engine:
                 f"The ledger's URL names {backend!r}: use sqlite:////folder/ledger.sqlite or postgresql://…"
             )
         if backend == "postgresql":
-            return sa.create_engine(parsed, pool_size=1, max_overflow=0, pool_pre_ping=True)
+            return _make_postgresql(parsed)
         engine = sa.create_engine(
             parsed, poolclass=sa.pool.StaticPool, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
         )
@@ -43,6 +54,51 @@ def make_engine(url: str) -> sa.Engine:
     sa.event.listen(engine, "connect", _set_up_sqlite)
     sa.event.listen(engine, "begin", _begin)
     return engine
+
+
+def _make_postgresql(url: sa.URL) -> sa.Engine:
+    """An engine whose every wait has an end: for the connection, for locks, for an answer.
+
+    The limits are set in the session and not with libpq's `options`, which PgBouncer refuses.
+    """
+    engine = sa.create_engine(
+        url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url,
+        pool_size=1,
+        max_overflow=0,
+        pool_pre_ping=True,
+        pool_timeout=CONNECT_TIMEOUT_SECONDS,
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS},
+    )
+    sa.event.listen(engine, "connect", _set_up_postgresql)
+    return engine
+
+
+def _set_up_postgresql(connection: Any, _record: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET lock_timeout = {int(BUSY_TIMEOUT_SECONDS * 1000)}")
+        cursor.execute(f"SET statement_timeout = {int(STATEMENT_TIMEOUT_SECONDS * 1000)}")
+    connection.commit()
+
+
+def begin_open(connection: sa.Connection) -> None:
+    """In the transaction that opens the ledger: nobody else does so now, and a migration has its time."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_OPEN_LOCK})")
+        milliseconds = int(MIGRATION_TIMEOUT_SECONDS * 1000)
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+
+
+def hang_up(raw: Any) -> None:
+    """Break the connection `raw` (psycopg's) from another thread: whoever waits for its answer gets an error.
+
+    Nothing for SQLite, which waits for no other machine.
+    """
+    try:
+        number = raw.fileno()
+    except Exception:  # closed already, or no connection of a network
+        return
+    with suppress(OSError), socket.socket(fileno=os.dup(number)) as copy:
+        copy.shutdown(socket.SHUT_RDWR)
 
 
 def sqlite_path(engine: sa.Engine) -> Path | None:
@@ -76,6 +132,8 @@ def explain(error: Exception, engine: sa.Engine, *, opening: bool = False) -> Gp
     folder = path.parent if path is not None else Path()
     name = str(getattr(cause, "sqlite_errorname", ""))
     text = " ".join(str(cause).split())
+    if engine.dialect.name == "postgresql":
+        return _explain_postgresql(cause, where, text, opening)
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return LedgerFault(
             f"The ledger {where} is locked by another program: close it (a second broker, an open sqlite3"
@@ -101,6 +159,43 @@ def explain(error: Exception, engine: sa.Engine, *, opening: bool = False) -> Gp
     if name.startswith("SQLITE_IOERR"):
         return LedgerFault(
             f"The disk under the ledger {where} fails ({text}): see dmesg, then free or replace it."
+        )
+    return LedgerFault(f"The ledger {where} gave an error ({text}): see the broker's log.")
+
+
+def _explain_postgresql(cause: object, where: str, text: str, opening: bool) -> GpuSpawnerError:
+    """By SQLSTATE (PostgreSQL 15, appendix A); without one there was no answer."""
+    state = str(getattr(cause, "sqlstate", None) or "")
+    if state in ("55P03", "40P01"):
+        return LedgerFault(
+            f"The ledger {where} is locked by another session: see pg_stat_activity and pg_locks, end that"
+            " session (pg_terminate_backend), and try again. Nothing was lost."
+        )
+    if state == "57014":
+        return LedgerFault(
+            f"The ledger {where} took longer than {STATEMENT_TIMEOUT_SECONDS:g} s for one statement: see the"
+            " load of the database server. Nothing was lost."
+        )
+    if state in ("53100", "53200", "53300"):
+        return LedgerFault(
+            f"The database server of the ledger {where} lacks disk, memory or connections ({text}): free"
+            " some. Nothing was lost."
+        )
+    if state == "25006":
+        return LedgerFault(
+            f"The ledger {where} can only be read: name the primary server, not a standby, in"
+            " c.GpuBroker.database_url."
+        )
+    refused = state.startswith(("28", "3D", "3F", "42501")) or "authentication failed" in text
+    if opening and (refused or "does not exist" in text):
+        return ConfigError(
+            f"The ledger {where} can't be opened ({text}): create the database and let its user create"
+            " tables, or correct c.GpuBroker.database_url."
+        )
+    if not state or state.startswith(("08", "57P")):
+        return LedgerFault(
+            f"The database server of the ledger {where} does not answer ({text}): see that it runs and can be"
+            " reached from here."
         )
     return LedgerFault(f"The ledger {where} gave an error ({text}): see the broker's log.")
 

@@ -1,9 +1,9 @@
 """The ledger: leases and awake intervals in a database, written before anything happens.
 
 All database work is done by one thread named "ledger" on one connection. A change is one call of `commit`,
-which is one transaction, on disk (fsync) when it returns. Errors are LedgerFault or ConfigError, each with
-a sentence that names the remedy; a failed commit has changed nothing that a later read would show, unless
-the answer itself was lost.
+which is one transaction, on disk (fsync) when it returns. Every wait has an end. Errors are LedgerFault or
+ConfigError, each with a sentence that names the remedy; a failed commit has changed nothing that a later read
+would show, unless the answer itself was lost.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from ...core.decision import Decision
 from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
 from ...core.states import LIVING
 from ...core.units import Clock, utc_now
+from ..decide.report import Charged
 from . import database as database
-from . import ended, prune, rows
+from . import decided, ended, prune, rows
 from .clock import Steady, read_steady
 from .ended import EndedProcess
 from .migrate import upgrade
 from .rows import Moment
 from .schema import leases
+from .thread import LedgerThread
 
 T = TypeVar("T")
 
@@ -42,8 +44,10 @@ _LIVING = [state.value for state in LeaseState if state in LIVING]
 class Change:
     """What one commit writes: leases as they are now, ids to erase; `beat`: the awake still are awake.
 
-    `ended` are processes that the guard ended. `prune` lets go of so many of the oldest rows at most that
-    are older than `before`.
+    `charge` are running leases that are awake again after a reboot. With `take_over` the leases are this
+    broker's from now on, if another one's before.
+    `ended` are processes that the guard ended, `decided` what people decided. `prune` deletes so many of the
+    oldest rows at most that are older than `before`.
     """
 
     moment: Moment
@@ -51,12 +55,17 @@ class Change:
     erase: frozenset[str] = frozenset()
     beat: bool = False
     ended: tuple[EndedProcess, ...] = ()
+    decided: tuple[Decision, ...] = ()
     before: datetime | None = None
     prune: int = 0
+    take_over: bool = False
+    charge: tuple[Lease, ...] = ()
 
 
 class Ledger:
     """The ledger at a database URL: `sqlite:////folder/ledger.sqlite`, or PostgreSQL's.
+
+    Several brokers may have one database: `owner` is the id of this one, and it changes its own leases only.
 
     `steady` measures how long a lease was awake, so that setting the clock charges and forgives nothing;
     every `beat_seconds` the awake intervals are marked as seen, which bounds what a power cut can hide.
@@ -66,17 +75,23 @@ class Ledger:
         self,
         url: str,
         *,
+        owner: str = "",
         clock: Clock = utc_now,
         steady: Callable[[], Steady] = read_steady,
         beat_seconds: float = 60.0,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
     ) -> None:
         self._engine = database.make_engine(url)
+        self._owner = owner
         self._clock = clock
         self._steady = steady
         self._beat_seconds = beat_seconds
         self._log = log or logging.getLogger(__name__)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._connection: Any = None
+        if self._engine.dialect.name == "postgresql":
+            sa.event.listen(self._engine, "connect", self._connected)
+        self._thread = LedgerThread(lambda: database.hang_up(self._connection))
+        sa.event.listen(self._engine, "after_cursor_execute", lambda *_: self._thread.heard())
         self._opened = False
         self.uncharged: frozenset[str] = frozenset()
         """After `open`: ids of the running leases that are not charged: a reboot ended their interval.
@@ -90,7 +105,7 @@ class Ledger:
         full or damaged. The ledger is closed again then.
         """
         try:
-            await self._in_thread(self._open)
+            await self._thread.run(self._open, database.MIGRATION_TIMEOUT_SECONDS)
         except BaseException:
             await self.close()
             raise
@@ -102,48 +117,72 @@ class Ledger:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
             self._beating = None
-        try:
-            await self._in_thread(self._close)
-        except LedgerFault:
-            return  # closed already
-        self._thread.shutdown(wait=True)
+        await self._thread.close(self._close)
 
     async def save(
-        self, *leases: Lease, at: datetime, ago_seconds: float = 0.0, erase: Iterable[str] = ()
+        self,
+        *leases: Lease,
+        at: datetime,
+        ago_seconds: float = 0.0,
+        erase: Iterable[str] = (),
+        take_over: bool = False,
     ) -> None:
         """Insert or replace `leases` in one transaction, on disk when this returns.
 
         A lease that is now running starts an awake interval at `at`, one that no longer is ends it. With
         `ago_seconds` the change itself happened that long before `at` and was only noticed then. Leases with
         an id in `erase` never were: a commit whose failure was reported may have been written all the same.
+        A lease that is another broker's raises LedgerFault, and nothing is written, but with `take_over`.
         """
         moment = Moment(at, self._steady()).before(ago_seconds)
-        await self._in_thread(self.commit, Change(moment, leases, frozenset(erase)))
+        await self._in_thread(self.commit, Change(moment, leases, frozenset(erase), take_over=take_over))
+
+    async def charge(self, lease: Lease, *, at: datetime, ago_seconds: float = 0.0) -> None:
+        """A running lease whose interval a reboot ended is awake again, on disk when this returns.
+
+        Nothing changes if it has an open interval. `ago_seconds` is as for `save`. Raises LedgerFault.
+        """
+        moment = Moment(at, self._steady()).before(ago_seconds)
+        await self._in_thread(self.commit, Change(moment, charge=(lease,)))
 
     def commit(self, change: Change) -> int:
         """Write one change in one transaction: the only way by which anything gets into the ledger.
 
-        Runs in the ledger's thread, and blocks on fsync; how many rows were let go of. Raises LedgerFault;
+        Runs in the ledger's thread, and blocks on fsync; how many rows were pruned. Raises LedgerFault;
         nothing is written then.
         """
         with self._transaction(write=True) as connection:
             for lease in change.leases:
-                rows.write(connection, lease, change.moment)
-            rows.erase(connection, change.erase)
+                if change.take_over:
+                    rows.take_over(connection, lease.id, self._owner)
+                rows.write(connection, lease, change.moment, self._owner)
+            for lease in change.charge:
+                rows.charge(connection, lease, change.moment)
+            rows.erase(connection, change.erase, self._owner)
             if change.beat:
-                rows.see(connection, change.moment)
+                rows.see(connection, change.moment, self._owner)
             ended.write(connection, change.ended)
+            decided.write(connection, change.decided)
             return prune.prune(connection, change.before, change.prune) if change.before else 0
 
     async def living(self) -> tuple[Lease, ...]:
-        """All leases that are not closed, in the order in which they were first saved."""
-        query = sa.select(leases).where(leases.c.state.in_(_LIVING)).order_by(leases.c.number)
-        return await self._read(query)
+        """All leases of this broker that are not closed, in the order in which they were first saved."""
+        query = sa.select(leases).where(leases.c.state.in_(_LIVING), leases.c.owner == self._owner)
+        return await self._read(query.order_by(leases.c.number))
 
     async def find(self, lease_id: str) -> Lease | None:
-        """The lease, in whatever state, or None if there never was one with this id."""
+        """The lease, in whatever state and of whichever broker; None if there never was one with this id."""
         found = await self._read(_FIND, {"of_lease": lease_id})
         return found[0] if found else None
+
+    async def owned_elsewhere(self, lease_id: str) -> bool:
+        """Whether another broker answers for the lease. Raises LedgerFault."""
+
+        def run() -> bool:
+            with self._transaction() as connection:
+                return rows.owner_of(connection, lease_id) not in (None, self._owner)
+
+        return await self._in_thread(run)
 
     async def history(self, limit: int = 100) -> tuple[Lease, ...]:
         """Closed leases, the youngest first."""
@@ -163,13 +202,39 @@ class Ledger:
 
         return await self._in_thread(run)
 
+    async def decide(self, *items: Decision) -> None:
+        """Keep what somebody decided, on disk when this returns. Raises LedgerFault."""
+        await self._in_thread(self.commit, Change(Moment(self._clock(), self._steady()), decided=items))
+
+    async def decisions(self) -> tuple[Decision, ...]:
+        """Everything that was decided at run time, in its order. Raises LedgerFault."""
+
+        def run() -> tuple[Decision, ...]:
+            with self._transaction() as connection:
+                return decided.read(connection)
+
+        return await self._in_thread(run)
+
+    async def charged(self, since: datetime, user: tuple[str, str] | None = None) -> tuple[Charged, ...]:
+        """The awake intervals that reach beyond `since`, of one (hub, user) or of all; open ones up to now.
+
+        Raises LedgerFault.
+        """
+        now = Moment(self._clock(), self._steady())
+
+        def run() -> tuple[Charged, ...]:
+            with self._transaction() as connection:
+                return rows.charged(connection, since, now, user)
+
+        return await self._in_thread(run)
+
     async def prune(self, before: datetime, most: int) -> int:
-        """Let go of up to `most` of what ended before that: how many it were. Raises LedgerFault."""
+        """Delete up to `most` rows of what ended before that; how many were deleted. Raises LedgerFault."""
         moment = Moment(self._clock(), self._steady())
         return await self._in_thread(self.commit, Change(moment, before=before, prune=most))
 
     async def gpu_seconds(self, user: str, since: datetime) -> float:
-        """What the user used after `since`: awake seconds × devices; running leases count up to now."""
+        """What the user used after `since`: awake seconds × part of a GPU; running leases count up to now."""
         now = Moment(self._clock(), self._steady())
 
         def sum_up() -> float:
@@ -200,11 +265,11 @@ class Ledger:
         return await self._in_thread(run)
 
     async def _in_thread(self, run: Callable[..., T], *args: object) -> T:
-        try:
-            answer = asyncio.get_running_loop().run_in_executor(self._thread, run, *args)
-        except RuntimeError as error:  # the thread has ended
-            raise LedgerFault("The ledger is closed: start the broker again.") from error
-        return await answer
+        return await self._thread.run(lambda: run(*args))
+
+    def _connected(self, connection: Any, _record: object) -> None:
+        """PostgreSQL's connection, to be broken off should it not answer; in the ledger's thread."""
+        self._connection = connection
 
     def _open(self) -> None:
         path = database.sqlite_path(self._engine)
@@ -215,14 +280,18 @@ class Ledger:
                 self._engine.connect().execution_options(**{database.WRITE: True}) as connection,
                 connection.begin(),
             ):
+                database.begin_open(connection)
                 database.quick_check(connection)
                 upgrade(connection)
-                ended = rows.end_at_reboot(connection, self._steady().boot_id)
-                self.uncharged = rows.uncharged(connection)
+                rows.claim(connection, self._owner)
+                ended = rows.end_at_reboot(connection, self._steady().boot_id, self._owner)
+                self.uncharged = rows.uncharged(connection, self._owner)
         except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise database.explain(error, self._engine, opening=True) from error
         if ended:
-            self._log.info("The machine was restarted: %d awake intervals ended where last seen", ended)
+            self._log.info(
+                "The machine was rebooted: ended %d awake intervals at the time they were last seen", ended
+            )
         self._opened = True
 
     def _close(self) -> None:

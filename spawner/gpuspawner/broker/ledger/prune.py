@@ -1,4 +1,4 @@
-"""Lets go of what ended long ago; plain functions on a connection."""
+"""Deletes what ended long ago; plain functions on a connection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from ...core.model import LeaseState
-from .schema import awake, ended_processes, lease_devices, leases
+from .schema import awake, ended_processes, lease_devices, lease_groups, leases
 
 
 def prune(connection: sa.Connection, before: datetime, most: int) -> int:
@@ -22,7 +22,7 @@ def prune(connection: sa.Connection, before: datetime, most: int) -> int:
         .limit(most)
     )
     ids = list(connection.execute(closed).scalars())
-    for table in (awake, lease_devices):
+    for table in (awake, lease_devices, lease_groups):
         connection.execute(sa.delete(table).where(table.c.lease_id.in_(ids)))
     connection.execute(sa.delete(leases).where(leases.c.id.in_(ids)))
     old = sa.select(ended_processes.c.number).where(ended_processes.c.at < before)

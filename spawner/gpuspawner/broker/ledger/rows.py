@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,11 +10,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
 from ...core.states import AWAKE
 from ...core.want import Mode, Want
+from ..decide.budget import Interval
+from ..decide.report import Charged
 from .clock import Steady
-from .schema import awake, lease_devices, leases
+from .schema import awake, lease_devices, lease_groups, leases
 
 _WANT = {
     "device_count": "device_count",
@@ -27,8 +30,8 @@ _WANT = {
 }
 """The columns of what was asked for, and the field of `Want` that each holds (a test holds it)."""
 _COLUMNS = tuple(column.name for column in leases.columns if column.name != "number")
-_FIELDS = tuple(name for name in _COLUMNS if name not in _WANT)
-"""The fields of a lease that are columns: all but what it wants and its devices (a test holds it)."""
+_FIELDS = tuple(name for name in _COLUMNS if name not in _WANT and name != "owner")
+"""The fields of a lease that are columns: all but what it wants, its devices and groups (a test holds it)."""
 
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
@@ -36,8 +39,9 @@ _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.in
 def _upsert(insert: Any) -> sa.Executable:
     statement = insert(leases)
     changes = {name: statement.excluded[name] for name in _COLUMNS if name != "id"}
-    upsert: sa.Executable = statement.on_conflict_do_update(index_elements=["id"], set_=changes)
-    return upsert
+    own = leases.c.owner == statement.excluded["owner"]
+    upsert: sa.Executable = statement.on_conflict_do_update(index_elements=["id"], set_=changes, where=own)
+    return upsert.execution_options(preserve_rowcount=True)  # psycopg's is not kept for an INSERT otherwise
 
 
 def _insert_interval(insert: Any) -> sa.Executable:
@@ -50,16 +54,28 @@ def _insert_interval(insert: Any) -> sa.Executable:
 # Made once: to put a statement together takes longer than to run it.
 _UPSERT = {name: _upsert(insert) for name, insert in _INSERTS.items()}
 _INSERT_INTERVAL = {name: _insert_interval(insert) for name, insert in _INSERTS.items()}
+_AWAKE = frozenset(state.value for state in AWAKE)
+_STATE = sa.select(leases.c.state).where(leases.c.id == sa.bindparam("of_lease"))
 _DEVICES = (
-    sa.select(lease_devices.c.device_uuid)
+    sa.select(lease_devices.c.device_uuid, lease_devices.c.gpu_fraction)
     .where(lease_devices.c.lease_id == sa.bindparam("of_lease"))
     .order_by(lease_devices.c.ordinal)
 )
 _INSERT_DEVICES = sa.insert(lease_devices)
 _DELETE_DEVICES = sa.delete(lease_devices).where(lease_devices.c.lease_id == sa.bindparam("of_lease"))
+_GROUPS = (
+    sa.select(lease_groups.c.name)
+    .where(lease_groups.c.lease_id == sa.bindparam("of_lease"))
+    .order_by(lease_groups.c.ordinal)
+)
+_INSERT_GROUPS = sa.insert(lease_groups)
+_DELETE_GROUPS = sa.delete(lease_groups).where(lease_groups.c.lease_id == sa.bindparam("of_lease"))
 _OPEN_OF_LEASE = sa.select(awake).where(
     awake.c.ended_at.is_(None), awake.c.lease_id == sa.bindparam("of_lease")
 )
+
+_CLOCK_MARGIN = timedelta(days=2)
+"""`ended_at` goes by the wall clock, an interval's length doesn't: the two may be this far apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +93,36 @@ class Moment:
         )
 
 
-def write(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
-    """Insert or replace one lease, and open or close its awake interval to match its state."""
-    connection.execute(
+def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -> None:
+    """Insert or replace one lease of `owner`, and open or close its awake interval to match its state.
+
+    Raises LedgerFault if it is another broker's.
+    """
+    was_awake = lease.state in AWAKE and connection.execute(_STATE, {"of_lease": lease.id}).scalar() in _AWAKE
+    done = connection.execute(
         _UPSERT[connection.dialect.name],
         {
             **{name: getattr(lease, name) for name in _FIELDS},
             **{column: getattr(lease.want, name) for column, name in _WANT.items()},
             "state": lease.state.value,
             "mode": lease.want.mode.value,
+            "owner": owner,
         },
     )
+    if done.rowcount == 0:
+        raise LedgerFault(
+            f"Lease {lease.id} belongs to another broker with the same database: give each hub names of its "
+            "own, and look for a state folder that was copied from the other broker."
+        )
     _write_devices(connection, lease)
-    if lease.state in AWAKE:
-        _open_interval(connection, lease, moment)
+    _write_groups(connection, lease)
+    if was_awake:
+        # No new interval: one that a reboot ended begins again only when its container does (`charge`).
+        # Of a lease from before there were fractions, its part may be known only now.
+        part = sa.update(awake).where(awake.c.lease_id == lease.id, awake.c.ended_at.is_(None))
+        connection.execute(part.values(gpu_fraction=lease.gpu_fraction))
+    elif lease.state in AWAKE:
+        charge(connection, lease, moment)
     else:
         _close_intervals(connection, lease.id, moment)
 
@@ -100,31 +132,54 @@ def read(
 ) -> tuple[Lease, ...]:
     """The leases of a query on the table `leases`, with their devices, in the query's order."""
     rows = connection.execute(query, values).mappings().all()
-    uuids: dict[str, list[str]] = {row["id"]: [] for row in rows}
-    ids = list(uuids)
+    devices: dict[str, list[tuple[str, float | None]]] = {row["id"]: [] for row in rows}
+    groups = _groups_of(connection, devices)
+    ids = list(devices)
     for start in range(0, len(ids), 500):  # SQLite takes a limited number of parameters
-        found = connection.execute(
-            sa.select(lease_devices.c.lease_id, lease_devices.c.device_uuid)
-            .where(lease_devices.c.lease_id.in_(ids[start : start + 500]))
-            .order_by(lease_devices.c.lease_id, lease_devices.c.ordinal)
-        )
-        for lease_id, uuid in found:
-            uuids[lease_id].append(uuid)
-    return tuple(_lease(row, uuids[row["id"]]) for row in rows)
+        some = ids[start : start + 500]
+        held = sa.select(lease_devices).where(lease_devices.c.lease_id.in_(some))
+        for each in connection.execute(held.order_by(lease_devices.c.lease_id, lease_devices.c.ordinal)):
+            devices[each.lease_id].append((each.device_uuid, each.gpu_fraction))
+    return tuple(_lease(row, devices[row["id"]], groups[row["id"]]) for row in rows)
 
 
-def erase(connection: sa.Connection, lease_ids: Iterable[str]) -> None:
-    """Remove every trace of these leases."""
+def erase(connection: sa.Connection, lease_ids: Iterable[str], owner: str) -> None:
+    """Remove every trace of these leases, as far as they are the owner's."""
     for lease_id in lease_ids:
-        for table in (awake, lease_devices):
+        if owner_of(connection, lease_id) != owner:
+            continue
+        for table in (awake, lease_devices, lease_groups):
             connection.execute(sa.delete(table).where(table.c.lease_id == lease_id))
         connection.execute(sa.delete(leases).where(leases.c.id == lease_id))
 
 
-def see(connection: sa.Connection, moment: Moment) -> None:
+def owner_of(connection: sa.Connection, lease_id: str) -> str | None:
+    """The broker that answers for the lease; None if there is no such lease."""
+    owner: str | None = connection.execute(sa.select(leases.c.owner).where(leases.c.id == lease_id)).scalar()
+    return owner
+
+
+def take_over(connection: sa.Connection, lease_id: str, owner: str) -> None:
+    """From now on `owner` answers for the lease."""
+    connection.execute(sa.update(leases).where(leases.c.id == lease_id).values(owner=owner))
+
+
+def claim(connection: sa.Connection, owner: str) -> None:
+    """The living leases that an older version wrote, without an owner, are this broker's."""
+    unowned = sa.and_(leases.c.owner == "", leases.c.state != LeaseState.CLOSED.value)
+    connection.execute(sa.update(leases).where(unowned).values(owner=owner))
+
+
+def _owned_by(owner: str) -> sa.ColumnElement[bool]:
+    """Whether an open interval is of a lease of this broker."""
+    mine = sa.select(leases.c.id).where(leases.c.state.in_(_AWAKE), leases.c.owner == owner)
+    return sa.and_(awake.c.ended_at.is_(None), awake.c.lease_id.in_(mine))
+
+
+def see(connection: sa.Connection, moment: Moment, owner: str) -> None:
     """Note that whoever is awake still is: after a reboot an interval ends where it was last seen."""
     same_boot = awake.c.boot_id == moment.steady.boot_id
-    for row in connection.execute(sa.select(awake).where(awake.c.ended_at.is_(None), same_boot)).all():
+    for row in connection.execute(sa.select(awake).where(_owned_by(owner), same_boot)).all():
         connection.execute(
             sa.update(awake)
             .where(awake.c.number == row.number)
@@ -132,27 +187,31 @@ def see(connection: sa.Connection, moment: Moment) -> None:
         )
 
 
-def end_at_reboot(connection: sa.Connection, boot_id: str) -> int:
-    """End the intervals of an earlier boot where they were last seen; nothing outlives a reboot."""
+def end_at_reboot(connection: sa.Connection, boot_id: str, owner: str) -> int:
+    """End the owner's intervals of an earlier boot where they were last seen; nothing outlives a reboot.
+
+    Those of other brokers are measured by another machine's boot.
+    """
     ended = connection.execute(
-        sa.update(awake)
-        .where(awake.c.ended_at.is_(None), awake.c.boot_id != boot_id)
-        .values(ended_at=awake.c.seen_at)
+        sa.update(awake).where(_owned_by(owner), awake.c.boot_id != boot_id).values(ended_at=awake.c.seen_at)
     )
     return ended.rowcount
 
 
-def uncharged(connection: sa.Connection) -> frozenset[str]:
-    """Ids of the running leases without an open interval: a reboot has ended it."""
+def uncharged(connection: sa.Connection, owner: str) -> frozenset[str]:
+    """Ids of the owner's running leases without an open interval: a reboot has ended it."""
     open_ids = sa.select(awake.c.lease_id).where(awake.c.ended_at.is_(None))
-    running = leases.c.state.in_([state.value for state in AWAKE])
+    running = sa.and_(leases.c.state.in_(_AWAKE), leases.c.owner == owner)
     return frozenset(
         connection.execute(sa.select(leases.c.id).where(running, leases.c.id.not_in(open_ids))).scalars()
     )
 
 
 def gpu_seconds(connection: sa.Connection, user: str, since: datetime, now: Moment) -> float:
-    """Sum over the user's awake intervals of length × devices, as far as they lie after `since`."""
+    """Sum over the user's awake intervals of length × part of a GPU, as far as they lie after `since`.
+
+    Of all brokers that have this database; what runs on other machines counts up to when it was last seen.
+    """
     rows = connection.execute(
         sa.select(awake)
         .join(leases, leases.c.id == awake.c.lease_id)
@@ -164,42 +223,96 @@ def gpu_seconds(connection: sa.Connection, user: str, since: datetime, now: Mome
         if row.started_at < since:
             end = row.ended_at if row.ended_at is not None else now.at
             seconds = min(seconds, max(0.0, (end - since).total_seconds()))
-        total += seconds * row.device_count
+        total += seconds * row.gpu_fraction
     return total
 
 
-def _lease(row: Any, uuids: Iterable[str]) -> Lease:
+def charged(
+    connection: sa.Connection, since: datetime, now: Moment, user: tuple[str, str] | None = None
+) -> tuple[Charged, ...]:
+    """The awake intervals that may reach beyond `since`, open ones up to now; of a (hub, user) or all.
+
+    Of all brokers that have this database; what runs on other machines counts up to when it was last seen.
+    """
+    query = sa.select(awake, leases.c.user, leases.c.tier).join(leases, leases.c.id == awake.c.lease_id)
+    query = query.where(sa.or_(awake.c.ended_at.is_(None), awake.c.ended_at >= since - _CLOCK_MARGIN))
+    if user is not None:
+        query = query.where(leases.c.hub == user[0], leases.c.user == user[1])
+    rows = connection.execute(query.order_by(awake.c.number)).all()
+    groups = _groups_of(connection, dict.fromkeys(row.lease_id for row in rows))
+    found = []
+    for row in rows:
+        seconds = row.seconds if row.ended_at is not None else _length(row, now)
+        interval = Interval(row.started_at, float(seconds), float(row.gpu_fraction))
+        found.append(Charged(row.lease_id, row.user, tuple(groups[row.lease_id]), row.tier, interval))
+    return tuple(found)
+
+
+def _groups_of(connection: sa.Connection, lease_ids: Iterable[str]) -> dict[str, list[str]]:
+    """The groups of each lease, in their order."""
+    groups: dict[str, list[str]] = {lease_id: [] for lease_id in lease_ids}
+    ids = list(groups)
+    for start in range(0, len(ids), 500):  # SQLite takes a limited number of parameters
+        of = sa.select(lease_groups).where(lease_groups.c.lease_id.in_(ids[start : start + 500]))
+        for each in connection.execute(of.order_by(lease_groups.c.lease_id, lease_groups.c.ordinal)):
+            groups[each.lease_id].append(each.name)
+    return groups
+
+
+def _lease(row: Any, devices: Sequence[tuple[str, float | None]], groups: Iterable[str]) -> Lease:
+    fractions = tuple(fraction for _, fraction in devices if fraction is not None)
     asked = {name: row[column] for column, name in _WANT.items()}
     values = {name: row[name] for name in _FIELDS}
     values |= {
         "state": LeaseState(row["state"]),
         "want": Want(**{**asked, "mode": Mode(row["mode"])}),
-        "device_uuids": tuple(uuids),
+        "device_uuids": tuple(uuid for uuid, _ in devices),
+        "device_fractions": fractions if len(fractions) == len(devices) else (),
+        "groups": tuple(groups),
     }
     return Lease(**values)
 
 
 def _write_devices(connection: sa.Connection, lease: Lease) -> None:
     of_lease = {"of_lease": lease.id}
-    if tuple(connection.execute(_DEVICES, of_lease).scalars()) == lease.device_uuids:
+    fractions = lease.device_fractions or (None,) * len(lease.device_uuids)
+    devices = list(zip(lease.device_uuids, fractions, strict=True))
+    if [tuple(row) for row in connection.execute(_DEVICES, of_lease)] == devices:
         return
     connection.execute(_DELETE_DEVICES, of_lease)
-    if lease.device_uuids:
+    if devices:
         connection.execute(
             _INSERT_DEVICES,
             [
-                {"lease_id": lease.id, "ordinal": ordinal, "device_uuid": uuid}
-                for ordinal, uuid in enumerate(lease.device_uuids)
+                {"lease_id": lease.id, "ordinal": ordinal, "device_uuid": uuid, "gpu_fraction": fraction}
+                for ordinal, (uuid, fraction) in enumerate(devices)
             ],
         )
 
 
-def _open_interval(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
+def _write_groups(connection: sa.Connection, lease: Lease) -> None:
+    of_lease = {"of_lease": lease.id}
+    if tuple(connection.execute(_GROUPS, of_lease).scalars()) == lease.groups:
+        return
+    connection.execute(_DELETE_GROUPS, of_lease)
+    if lease.groups:
+        connection.execute(
+            _INSERT_GROUPS,
+            [
+                {"lease_id": lease.id, "ordinal": ordinal, "name": name}
+                for ordinal, name in enumerate(lease.groups)
+            ],
+        )
+
+
+def charge(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
+    """Open an awake interval of the lease, unless one is open."""
     connection.execute(
         _INSERT_INTERVAL[connection.dialect.name],
         {
             "lease_id": lease.id,
             "device_count": lease.want.device_count,
+            "gpu_fraction": lease.gpu_fraction,
             "started_at": moment.at,
             "seen_at": moment.at,
             "seconds": 0.0,

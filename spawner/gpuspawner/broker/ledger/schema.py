@@ -1,7 +1,10 @@
 """The ledger's tables, as SQLAlchemy Core; `migrations/` makes them, this describes them.
 
 `leases.number` is the order of arrival and outlives a clock that is set back. `memory_bytes` is held of all
-devices together, in a slice the same of each; `mode` and what follows it is what was asked for. An interval
+devices together, in a slice the same of each; `mode` and what follows it is what was asked for. `owner` is
+the broker that answers for the lease: several may have one database, and each changes its own leases only.
+`gpu_fraction` is the part of the physical GPU (0-1) that is charged, in `awake` summed up over the lease's
+devices: GPU-seconds are `seconds` × `gpu_fraction`. An interval
 of `awake` is open while `ended_at` is NULL; `seconds` is its length on a steady clock up to `seen_at`, so the
 wall clock may be set in between, and after a reboot the interval ends where it was last seen.
 """
@@ -13,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0003"
+HEAD = "0005"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -61,6 +64,8 @@ leases = sa.Table(
     sa.Column("slice_memory_bytes", sa.BigInteger),
     sa.Column("slice_compute_percent", sa.Float),
     sa.Column("mps", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("owner", sa.Text, nullable=False, server_default=""),
+    sa.Column("node", sa.Text, nullable=False, server_default=""),
     sa.Index("leases_by_state", "state", "number"),
     sa.Index("leases_by_user", "user", "number"),
     sa.Index("leases_by_age", "state", "since"),
@@ -73,7 +78,18 @@ lease_devices = sa.Table(
     sa.Column("lease_id", sa.Text, sa.ForeignKey("leases.id"), primary_key=True),
     sa.Column("ordinal", sa.Integer, primary_key=True),
     sa.Column("device_uuid", sa.Text, nullable=False),
+    sa.Column("gpu_fraction", sa.Float),
 )
+
+lease_groups = sa.Table(
+    "lease_groups",
+    metadata,
+    sa.Column("lease_id", sa.Text, sa.ForeignKey("leases.id"), primary_key=True),
+    sa.Column("ordinal", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Index("lease_groups_by_name", "name"),
+)
+"""The user's groups when the lease was asked for."""
 
 awake = sa.Table(
     "awake",
@@ -81,6 +97,7 @@ awake = sa.Table(
     sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
     sa.Column("lease_id", sa.Text, sa.ForeignKey("leases.id"), nullable=False),
     sa.Column("device_count", sa.Integer, nullable=False),
+    sa.Column("gpu_fraction", sa.Float, nullable=False, server_default="1"),
     sa.Column("started_at", UtcTime, nullable=False),
     sa.Column("ended_at", UtcTime),
     sa.Column("seen_at", UtcTime, nullable=False),
@@ -115,3 +132,18 @@ ended_processes = sa.Table(
     sqlite_autoincrement=True,
 )
 """What the guard did. No foreign key: it is kept on its own, and a lease may be unknown."""
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("document", sa.Text),
+    sa.Column("author", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Index("decisions_by_subject", "kind", "subject"),
+    sqlite_autoincrement=True,
+)
+"""What people decided at run time. Rows are only ever added: what holds now follows from all of them."""

@@ -55,7 +55,7 @@ class Journal:
             await self._records.record(*writing)
         except LedgerFault as fault:
             self._pending.extendleft(reversed(writing))
-            self._log.warning("An ended process is recorded later: %s", fault)
+            self._log.warning("An ended process could not be recorded yet, it is tried again: %s", fault)
 
 
 def is_of(event: GuardEvent, lease: Lease) -> bool:

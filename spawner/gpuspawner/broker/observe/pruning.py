@@ -1,4 +1,4 @@
-"""Lets go of history, a little at a time."""
+"""Prunes old history, a little at a time."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Pruning:
             try:
                 await self.round()
             except LedgerFault as fault:
-                self._log.warning("History stays longer: %s", fault)
+                self._log.warning("Old history could not be pruned; the next round tries again: %s", fault)
             except Exception:  # the top of this loop
-                self._log.exception("Letting go of history failed; the next round tries again")
+                self._log.exception("Pruning history failed; the next round tries again")
             await asyncio.sleep(ROUND_SECONDS)
 
     async def round(self) -> int:
-        """How many rows were let go of. Raises LedgerFault."""
+        """How many rows were pruned. Raises LedgerFault."""
         before, gone = self._clock() - self._keep, 0
         while gone < ROUND_ROWS and (step := await self._ledger.prune(before, STEP_ROWS)):
             gone += step
             await asyncio.sleep(0.02)
         if gone:
-            self._log.info("Let go of %d rows of history from before %s", gone, f"{before:%Y-%m-%d}")
+            self._log.info("Pruned %d history rows from before %s", gone, f"{before:%Y-%m-%d}")
         return gone

@@ -15,6 +15,7 @@ import pynvml
 from ...core.errors import DeviceFault
 from ...core.model import Device
 from .calls import call, fault_of, optional
+from .mig import gpu_fraction
 from .patience import Patience
 
 _log = logging.getLogger(__name__)
@@ -204,18 +205,27 @@ def _read_instances(parent: Any, index: int) -> Listing:
 def _read_instance(parent: Any, index: int, instance: Instance, handle: Any) -> Device:
     attributes = optional(pynvml.nvmlDeviceGetAttributes_v2, handle)
     name = optional(pynvml.nvmlDeviceGetName, handle) or "NVIDIA GPU"
-    profile = profile_of(name, attributes)
+    profile, size_bytes = profile_of(name, attributes), _memory_bytes(handle)
     # Bus width and clock are the whole GPU's, an instance has a part of them: not told, so not available.
     return Device(
         uuid=instance.uuid,
         model=name if profile is None or _PROFILE.search(name) else f"{name} MIG {profile}",
-        memory_bytes=_memory_bytes(handle),
+        memory_bytes=size_bytes,
         compute_capability=optional(pynvml.nvmlDeviceGetCudaComputeCapability, parent),
         sm_count=attributes.multiprocessorCount or None if attributes is not None else None,
         index=index,
         parent_uuid=str(call(pynvml.nvmlDeviceGetUUID, parent)),
         mig_profile=profile,
+        gpu_fraction=gpu_fraction(size_bytes, _gpu_bytes(parent), profile),
     )
+
+
+def _gpu_bytes(parent: Any) -> int | None:
+    """The memory of the whole GPU; None where NVML does not tell it, as in MIG mode to others than root."""
+    try:
+        return _memory_bytes(parent)
+    except DeviceFault:
+        return None
 
 
 def profile_of(name: str, attributes: Any | None) -> str | None:

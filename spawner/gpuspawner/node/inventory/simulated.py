@@ -15,6 +15,7 @@ from ...core.errors import ConfigError, DeviceFault
 from ...core.model import Device
 from ...core.units import parse_bytes
 from . import ComputeMode, DriverFacts, GpuProcess, XidEvent
+from .mig import gpu_fraction
 
 FAULTS_FILE = "simulated_faults"
 """In the state folder: one line a broken simulated device, its index or UUID, then why."""
@@ -85,6 +86,7 @@ def _instance(gpu: Device, profile: str) -> Device:
         memory_clock_hz=None,
         parent_uuid=gpu.uuid,
         mig_profile=profile,
+        gpu_fraction=gpu_fraction(int(size[1]) << 30, gpu.memory_bytes, profile),
     )
 
 

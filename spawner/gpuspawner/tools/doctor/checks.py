@@ -11,6 +11,7 @@ from ...core.units import format_bytes
 from ...node.injection import EngineFacts, Injection, cdi_obstacle, choose, classic_obstacle
 from .facts import Facts, ImageFacts
 from .finding import Finding, Level
+from .lab import lab_findings
 from .network import network_findings
 from .pooling import pool_findings
 from .reach import ELSEWHERE
@@ -38,6 +39,7 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
         *_injection(facts),
         *_extras(facts),
         *_images(facts),
+        *(lab_findings(facts.lab, facts.tiers) if facts.lab else ()),
         *_own_parts(facts),
     )
 

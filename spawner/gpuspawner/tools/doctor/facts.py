@@ -9,6 +9,7 @@ from ...broker.decide.pooling import Pooling
 from ...core.model import Device, Tier
 from ...node.injection import EngineFacts
 from ...node.inventory import ComputeMode, DriverFacts
+from .lab import LabFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +86,5 @@ class Facts:
     images: tuple[ImageFacts, ...] = ()
     ledger: LedgerFacts | None = None
     broker: BrokerFacts | None = None
+    lab: LabFacts | None = None
     network: NetworkFacts | None = None

@@ -10,6 +10,7 @@ import subprocess
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -32,6 +33,7 @@ from ...node.mps.control import find_program
 from ...node.processes import ending_obstacle
 from ...protocol.client import BrokerClient
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
+from .lab import read_lab
 from .network import read_network
 from .reach import unreachable
 
@@ -41,7 +43,7 @@ def collect(settings: GpuBroker) -> Facts:
     facts = _pools(_hardware(settings.site), settings)
     mps = find_program(uid=0).path  # whether it is installed: who runs doctor need not be root
     mps_path = None if mps is None else str(mps)
-    engine, engine_error, images = asyncio.run(_docker(image_references(settings)))
+    engine, engine_error, images, info = asyncio.run(_docker(image_references(settings)))
     return replace(
         facts,
         engine=engine,
@@ -53,6 +55,7 @@ def collect(settings: GpuBroker) -> Facts:
         cuda_bindings_version=_installed("cuda-bindings"),
         ledger=read_ledger(settings.database_url),
         broker=asyncio.run(_broker(settings.site, settings.config_file)),
+        lab=read_lab(settings.config, info, settings.site.state_dir) if engine else None,
         network=read_network(settings.config),
     )
 
@@ -123,19 +126,21 @@ def _driver() -> tuple[DriverFacts | None, str]:
         nvml.close()
 
 
-async def _docker(references: tuple[str, ...]) -> tuple[EngineFacts | None, str, tuple[ImageFacts, ...]]:
+async def _docker(
+    references: tuple[str, ...],
+) -> tuple[EngineFacts | None, str, tuple[ImageFacts, ...], dict[str, Any]]:
     engine = DockerEngine(threads=1)
     try:
         info, version = await engine.facts()
         labels = {reference: await engine.image_labels(reference) for reference in references}
     except EngineFault as fault:
-        return None, str(fault), ()
+        return None, str(fault), (), {}
     finally:
         await engine.close()
     local = None
     if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
         local = read_local(tuple(info.get("CDISpecDirs") or ()))
-    return engine_facts(info, version, local), "", tuple(_image(*pair) for pair in labels.items())
+    return engine_facts(info, version, local), "", tuple(_image(*pair) for pair in labels.items()), info
 
 
 def _image(reference: str, labels: dict[str, str] | None) -> ImageFacts:

@@ -1,0 +1,396 @@
+"""The unix socket's part about rules: quotas, GPU-hours, reports, lab sessions. Whoever reaches it is admin.
+
+GET POST DELETE /quotas            see, change and take back what users and groups may have
+POST            /grants            more GPU-hours, or fewer, in the present period
+POST            /allowance         what one user may have and has
+GET             /report            ?by=user|group|tier|day &start= &end= &timezone=
+GET POST        /sessions          lab sessions
+DELETE          /sessions/{name}
+GET POST        /sessions/calendar iCalendar, out and in
+POST            /leases/{id}/extend
+POST            /leases/{id}/kernels  whether a server's kernels compute, as the hub knows it
+GET             /servers           since when each server's GPU is idle, and when it ends
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from pydantic import ValidationError
+
+from ...config.quotas import check_timezone, period_to_text
+from ...config.sessions import session_to_json
+from ...core.decision import Decision, DecisionKind
+from ...core.errors import BadOption, ConfigError, Fault, Refusal
+from ...core.model import Lease
+from ...core.quota import UNLIMITED
+from ...core.session import LabSession, Meeting
+from ...protocol.messages import Message, RefusalMessage, document, sentence_of
+from ...protocol.rules import (
+    AllowanceDocument,
+    BudgetDocument,
+    CalendarImport,
+    DecisionDocument,
+    Extend,
+    ExtendedDocument,
+    Grant,
+    KernelsMessage,
+    MeetingDocument,
+    QuotaChange,
+    QuotaDocument,
+    QuotaRemoval,
+    QuotasDocument,
+    ReportDocument,
+    ReportLine,
+    ServerDocument,
+    ServersDocument,
+    SessionCancel,
+    SessionChange,
+    SessionDocument,
+    SessionsDocument,
+    WhoAsks,
+)
+from ..decide.budget import Spent
+from ..decide.calendar import Defaults
+from ..decide.period import window_at
+from ..decide.report import By, Line, Report
+from ..decide.timetable import describe
+from ..leases.endings import Endings
+from ..leases.rule_service import RuleService, Standing, report_window
+from .socket import Handler, Site
+
+P = ParamSpec("P")
+M = TypeVar("M", bound=Message)
+H = TypeVar("H", bound="RuleHandler")
+
+
+def rule_routes(site: Site, rules: RuleService, endings: Endings) -> list[tuple[Any, ...]]:
+    """The routes, for `make_app`."""
+    wanted = {"site": site, "rules": rules, "endings": endings}
+    return [
+        (r"/quotas", QuotasHandler, wanted),
+        (r"/grants", GrantsHandler, wanted),
+        (r"/allowance", AllowanceHandler, wanted),
+        (r"/report", ReportHandler, wanted),
+        (r"/sessions", SessionsHandler, wanted),
+        (r"/sessions/calendar", CalendarHandler, wanted),
+        (r"/sessions/([a-z0-9][a-z0-9._-]{0,62})", SessionHandler, wanted),
+        (r"/leases/([0-9a-f]{32})/extend", ExtendHandler, wanted),
+        (r"/leases/([0-9a-f]{32})/kernels", KernelsHandler, wanted),
+        (r"/servers", ServersHandler, wanted),
+    ]
+
+
+def answering(
+    method: Callable[Concatenate[H, P], Awaitable[None]],
+) -> Callable[Concatenate[H, P], Awaitable[None]]:
+    """The method with refusals and faults turned into answers."""
+
+    async def run(handler: H, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            await method(handler, *args, **kwargs)
+        except Refusal as refusal:
+            handler.refuse(refusal)
+        except Fault as fault:
+            handler.refuse(handler.refusal_of(fault))
+
+    return run
+
+
+class RuleHandler(Handler):
+    """A handler that has the rules."""
+
+    rules: RuleService
+    endings: Endings
+
+    def initialize(self, site: Site, **more: Any) -> None:
+        super().initialize(site)
+        self.rules, self.endings = more["rules"], more["endings"]
+
+    def read(self, kind: type[M]) -> M:
+        """The request's body. Raises BadOption, naming the field and what would do."""
+        try:
+            return kind.model_validate_json(self.request.body or b"{}")
+        except ValidationError as error:
+            raise BadOption(sentence_of(error, kind)) from None
+
+    def send(self, message: Message) -> None:
+        """Answers with it."""
+        self.answer(document(message))
+
+
+class QuotasHandler(RuleHandler):
+    """GET POST DELETE /quotas"""
+
+    @answering
+    async def get(self) -> None:
+        """All quotas, with what was changed at run time, by whom and why."""
+        rulebook = self.rules.rulebook
+        self.send(
+            QuotasDocument(
+                quotas=tuple(
+                    QuotaDocument(
+                        subject=str(view.subject),
+                        limits=dict(view.limits),
+                        settings=dict(view.settings),
+                        changed=dict(view.changed),
+                    )
+                    for view in self.rules.quotas()
+                ),
+                problems=rulebook.rules.problems,
+                history=tuple(
+                    decision_document(each)
+                    for kind in (DecisionKind.QUOTA, DecisionKind.GRANT)
+                    for each in rulebook.history(kind)
+                ),
+            )
+        )
+
+    @answering
+    async def post(self) -> None:
+        """204 once the change holds."""
+        change = self.read(QuotaChange)
+        await self.rules.change_quota(change.subject, change.values, change.author, change.reason)
+        self.set_status(204)
+
+    @answering
+    async def delete(self) -> None:
+        """204 once the run-time changes are taken back."""
+        removal = self.read(QuotaRemoval)
+        await self.rules.remove_quota(removal.subject, removal.author, removal.reason)
+        self.set_status(204)
+
+
+class GrantsHandler(RuleHandler):
+    """POST /grants"""
+
+    @answering
+    async def post(self) -> None:
+        """204 once it is granted."""
+        grant = self.read(Grant)
+        await self.rules.grant(grant.subject, grant.gpu_hours, grant.author, grant.reason)
+        self.set_status(204)
+
+
+class AllowanceHandler(RuleHandler):
+    """POST /allowance"""
+
+    @answering
+    async def post(self) -> None:
+        """What the user may have and has; the hub's form shows it."""
+        who = self.read(WhoAsks)
+        await self.rules.rulebook.note_properties(who.properties)
+        self.send(allowance_document(await self.rules.standing(who.hub, who.user, who.groups, who.server)))
+
+
+class ReportHandler(RuleHandler):
+    """GET /report"""
+
+    @answering
+    async def get(self) -> None:
+        """Who used how much."""
+        by = self.get_query_argument("by", By.USER.value)
+        if by not in list(By):
+            raise BadOption(f"A report is by one of {', '.join(By)}.")
+        timezone = self.get_query_argument("timezone", self.rules.rulebook.known.timezone)
+        try:
+            check_timezone(timezone, "timezone")
+        except ConfigError as error:
+            raise BadOption(f"{error}.") from None
+        window = report_window(self._time("start"), self._time("end"), self.site.service.now())
+        self.send(report_document(await self.rules.report(By(by), window, timezone)))
+
+    def _time(self, key: str) -> datetime | None:
+        text = self.get_query_argument(key, None)
+        if text is None:
+            return None
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            at = None
+        if at is None or at.tzinfo is None:
+            raise BadOption(f'{key} must be a time with its zone, like "2026-10-12T00:00:00Z".')
+        return at
+
+
+class SessionsHandler(RuleHandler):
+    """GET POST /sessions"""
+
+    @answering
+    async def get(self) -> None:
+        """All lab sessions, and when they meet next."""
+        listed = tuple(session_document(*each) for each in self.rules.sessions())
+        self.send(SessionsDocument(sessions=listed, problems=self.rules.rulebook.rules.problems))
+
+    @answering
+    async def post(self) -> None:
+        """The session as it was taken."""
+        change = self.read(SessionChange)
+        session = await self.rules.save_session(change.session, change.author, change.reason)
+        self.send(session_document(session, dict(self._next()).get(session.name, [])))
+
+    def _next(self) -> list[tuple[str, list[Meeting]]]:
+        return [(session.name, following) for session, following in self.rules.sessions()]
+
+
+class SessionHandler(RuleHandler):
+    """DELETE /sessions/{name}"""
+
+    @answering
+    async def delete(self, name: str) -> None:
+        """204 once it is cancelled."""
+        cancel = self.read(SessionCancel)
+        await self.rules.cancel_session(name, cancel.author, cancel.reason)
+        self.set_status(204)
+
+
+class CalendarHandler(RuleHandler):
+    """GET POST /sessions/calendar"""
+
+    @answering
+    async def get(self) -> None:
+        """All sessions as an iCalendar."""
+        self.set_header("Content-Type", "text/calendar; charset=utf-8")
+        self.write(self.rules.calendar())
+
+    @answering
+    async def post(self) -> None:
+        """The sessions that were taken over."""
+        body = self.read(CalendarImport)
+        defaults = Defaults(body.group, body.tier, body.seats)
+        taken = await self.rules.import_calendar(body.calendar, defaults, body.author, body.reason)
+        names = {session.name for session in taken}
+        listed = tuple(session_document(*each) for each in self.rules.sessions() if each[0].name in names)
+        self.send(SessionsDocument(sessions=listed, problems=()))
+
+
+class ExtendHandler(RuleHandler):
+    """POST /leases/{id}/extend"""
+
+    @answering
+    async def post(self, lease_id: str) -> None:
+        """By how many seconds the session was made longer."""
+        body = self.read(Extend)
+        more = await self.rules.extend(lease_id, body.seconds, body.author)
+        self.send(ExtendedDocument(seconds=more))
+
+
+class KernelsHandler(RuleHandler):
+    """POST /leases/{id}/kernels"""
+
+    @answering
+    async def post(self, lease_id: str) -> None:
+        """204."""
+        body = self.read(KernelsMessage)
+        self.endings.note_kernels(lease_id, body.busy, body.active_at)
+        self.set_status(204)
+
+
+class ServersHandler(RuleHandler):
+    """GET /servers"""
+
+    async def get(self) -> None:
+        """Since when each server with a lease is idle, and when it ends."""
+        listed = tuple(self._document(lease) for lease in self.site.service.leases())
+        self.send(ServersDocument(servers=listed))
+
+    def _document(self, lease: Lease) -> ServerDocument:
+        deadline = self.endings.deadline_of(lease.id)
+        return ServerDocument(
+            hub=lease.hub,
+            user=lease.user,
+            server=lease.server,
+            state=lease.state,
+            idle_since=self.endings.idle_since(lease),
+            ends_at=None if deadline is None else deadline.at,
+            ends_because="" if deadline is None else deadline.cause.value,
+        )
+
+
+def allowance_document(standing: Standing) -> AllowanceDocument:
+    """What a user may have and has, as plain values."""
+    allowed, asks = standing.allowed, [each.ask for each in standing.holdings]
+    return AllowanceDocument(
+        leases=_whole(allowed.leases),
+        devices=_whole(allowed.devices),
+        slices=_whole(allowed.slices),
+        session_seconds=_finite(allowed.session_seconds),
+        extend_seconds=_finite(allowed.extend_seconds),
+        priority=allowed.priority,
+        held_leases=len(asks),
+        held_devices=sum(ask.devices for ask in asks),
+        held_slices=sum(ask.slices for ask in asks),
+        budgets=tuple(budget_document(each) for each in standing.spent),
+        refused={
+            tier: RefusalMessage(reason=refusal.reason, message=refusal.message)
+            for tier, refusal in standing.refused.items()
+        },
+    )
+
+
+def budget_document(spent: Spent) -> BudgetDocument:
+    """One budget."""
+    period, window = spent.budget.period, spent.window
+    following = None if window is None else window_at(period, window.end)
+    return BudgetDocument(
+        limit_gpu_seconds=spent.limit_gpu_seconds,
+        used_gpu_seconds=spent.used_gpu_seconds,
+        left_gpu_seconds=spent.left_gpu_seconds,
+        period=period_to_text(period),
+        timezone=period.timezone,
+        renewed_at=None if window is None or following is None else window.end,
+    )
+
+
+def report_document(report: Report) -> ReportDocument:
+    """A report."""
+    return ReportDocument(
+        by=report.by.value,
+        start=report.window.start,
+        end=report.window.end,
+        timezone=report.timezone,
+        lines=tuple(map(_line, report.lines)),
+        total=_line(report.total),
+    )
+
+
+def session_document(session: LabSession, following: list[Meeting]) -> SessionDocument:
+    """A lab session and when it meets next."""
+    return SessionDocument(
+        session=session_to_json(session),
+        words=describe(session),
+        next=tuple(MeetingDocument(start=each.start, end=each.end) for each in following),
+    )
+
+
+def decision_document(decision: Decision) -> DecisionDocument:
+    """A decision of the ledger."""
+    return DecisionDocument(
+        at=decision.at,
+        kind=decision.kind.value,
+        subject=decision.subject,
+        document=None if decision.document is None else json.loads(json.dumps(decision.document)),
+        author=decision.author,
+        reason=decision.reason,
+    )
+
+
+def _line(line: Line) -> ReportLine:
+    return ReportLine(
+        name=line.name,
+        gpu_seconds=line.gpu_seconds,
+        lease_count=line.lease_count,
+        user_count=line.user_count,
+    )
+
+
+def _whole(value: float) -> int | None:
+    return None if value == UNLIMITED else int(value)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

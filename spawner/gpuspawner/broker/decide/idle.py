@@ -1,0 +1,123 @@
+"""When a GPU counts as idle, and what then happens: a warning, a second one, the action. Pure.
+
+Idle is about the GPU and the kernels together: a server is idle from the moment on at which no process of it
+used the GPU and no kernel was busy. What can't be known is not taken for idle: without both it never is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from ...config.idle import IdleRules
+from ...core.session import EndAction
+
+NOTICE_SECONDS = 300.0
+"""Between the second warning and the action at least so much time passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What is known of one server.
+
+    `gpu_used_at` is when a process last used the GPU (or when the lease got it), None where that can't be
+    measured: on MIG instances and simulated devices. `kernel_busy` is None while the hub says nothing of the
+    kernels; `kernel_active_at` is when one was last busy.
+    """
+
+    gpu_used_at: datetime | None
+    kernel_busy: bool | None
+    kernel_active_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """When the warnings were given, in this stretch of idleness; None: not yet."""
+
+    first_at: datetime | None = None
+    second_at: datetime | None = None
+
+
+class Step(StrEnum):
+    """What is to be done now. BACK: it is used again, and earlier warnings are void."""
+
+    NONE = "none"
+    BACK = "back"
+    FIRST_WARNING = "first_warning"
+    SECOND_WARNING = "second_warning"
+    ACT = "act"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The next step, since when the server is idle (None: it is not), and the sentence for its user."""
+
+    step: Step
+    idle_since: datetime | None = None
+    sentence: str = ""
+
+
+def idle_since(activity: Activity) -> datetime | None:
+    """Since when nothing was done; None if something is, or if that can't be told."""
+    if activity.kernel_busy is None or activity.kernel_busy:
+        return None
+    known = [at for at in (activity.gpu_used_at, activity.kernel_active_at) if at is not None]
+    return max(known, default=None)
+
+
+def judge(
+    policy: IdleRules, activity: Activity, warned: Warned, now: datetime, somebody_waits: bool
+) -> Verdict:
+    """The next step for one server that holds a GPU. Call it again within a minute or so.
+
+    No step is skipped: who was not warned twice is warned first, however long the idleness.
+    """
+    since = idle_since(activity)
+    seconds = 0.0 if since is None else (now - since).total_seconds()
+    if since is None or seconds < policy.first_warning_seconds:
+        return Verdict(Step.BACK if warned != Warned() else Step.NONE, since)
+    if warned.first_at is not None and warned.first_at < since:
+        warned = Warned()  # it was used in between, and nobody looked
+    if warned.first_at is None:
+        return Verdict(Step.FIRST_WARNING, since, _warning(policy, activity, since, now, None))
+    if seconds < policy.second_warning_seconds:
+        return Verdict(Step.NONE, since)
+    if warned.second_at is None:
+        acts_at = max(
+            since + timedelta(seconds=policy.after_seconds), now + timedelta(seconds=NOTICE_SECONDS)
+        )
+        return Verdict(Step.SECOND_WARNING, since, _warning(policy, activity, since, now, acts_at))
+    told_seconds = (now - warned.second_at).total_seconds()
+    due = seconds >= policy.after_seconds and told_seconds >= NOTICE_SECONDS
+    held_back = policy.only_when_waiting and not somebody_waits
+    if not due or held_back or policy.action is EndAction.NOTHING:
+        return Verdict(Step.NONE, since)
+    return Verdict(Step.ACT, since, _acted(policy, since, now))
+
+
+def _warning(
+    policy: IdleRules, activity: Activity, since: datetime, now: datetime, acts_at: datetime | None
+) -> str:
+    minutes = (now - since).total_seconds() / 60
+    what = (
+        "no notebook of this server has computed anything (whether its GPU was used can't be measured here)"
+        if activity.gpu_used_at is None
+        else "this server has not used its GPU, and no notebook of it computes"
+    )
+    sentence = f"For {minutes:.0f} minutes {what}."
+    if policy.action is EndAction.NOTHING:
+        return f"{sentence} Others may need it: stop the server if you are done."
+    at = acts_at if acts_at is not None else since + timedelta(seconds=policy.after_seconds)
+    left = max(1, round((at - now).total_seconds() / 60))
+    when = f"in {left} minute{'' if left == 1 else 's'}"
+    if policy.only_when_waiting:
+        when = f"{when} if somebody waits for it"
+    becomes = "is put to sleep" if policy.action is EndAction.SLEEP else "is stopped"
+    return f"{sentence} It {becomes} {when}: run a cell to keep it, or save your work and stop it."
+
+
+def _acted(policy: IdleRules, since: datetime, now: datetime) -> str:
+    minutes = (now - since).total_seconds() / 60
+    done = "put to sleep" if policy.action is EndAction.SLEEP else "stopped"
+    return f"This server was {done} because its GPU was not used for {minutes:.0f} minutes."

@@ -1,0 +1,246 @@
+"""Lab sessions: when they meet, whether they fit, what is kept for them, and who has to make room. Pure.
+
+Rules are expanded in local time and then put into the time zone, so a class stays at 10:00 when the clocks
+change. What fits on the devices is asked of the caller (`Fits`), who knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from zoneinfo import ZoneInfo
+
+from dateutil.rrule import rrulestr
+
+from ...core.errors import SessionReserved, SessionUnfit
+from ...core.quota import Window
+from ...core.session import LabSession, Meeting
+from .period import format_local
+
+Fits = Callable[[Mapping[str, int]], bool]
+"""Whether so many places of each tier fit on the empty devices at once."""
+
+HORIZON = timedelta(days=366)
+"""How far ahead a session without an end is checked against the others."""
+SHORTEST_SECONDS = 1200.0
+"""A start that a session would end sooner than that is refused: both its warnings need 15 minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What is kept for a meeting: `seats` places of the tier, from `keep_from` until `release_at`."""
+
+    meeting: Meeting
+    group: str
+    tier: str
+    seats: int
+    timezone: str
+    keep_from: datetime
+    release_at: datetime
+
+    def kept(self, now: datetime, taken: int) -> int:
+        """How many places must stay free now, when members of the group have `taken`."""
+        return max(0, self.seats - taken) if self.keep_from <= now < self.release_at else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Occupant:
+    """A server that is not of the session and may be in its way; `since` is when it got its GPU."""
+
+    lease_id: str
+    since: datetime
+
+
+def meetings(session: LabSession, window: Window) -> list[Meeting]:
+    """The times at which the session meets that touch the window, in order."""
+    zone = ZoneInfo(session.timezone)
+    changed = {change.on: change for change in session.changes}
+    begin = datetime.combine(session.first, session.begins)
+    # What the rule puts outside of the window may have been moved into it, and the other way round.
+    margin = timedelta(days=2, seconds=session.length_seconds)
+    found = []
+    for local in _local_begins(session, begin, window.end.astimezone(zone).replace(tzinfo=None) + margin):
+        if local.date() in changed or local.date() in session.exdates:
+            continue
+        found.append((local.date(), local, session.length_seconds))
+    found += [
+        (change.on, change.begins, change.length_seconds)
+        for change in session.changes
+        if change.on not in session.exdates
+    ]
+    made = [_meeting(session.name, on, local.replace(tzinfo=zone), seconds) for on, local, seconds in found]
+    return sorted(each for each in made if each.start < window.end and each.end > window.start)
+
+
+def check_session(session: LabSession, others: Iterable[LabSession], fits: Fits, now: datetime) -> None:
+    """Refuse a session that doesn't fit on the devices or beside the others, with what does fit.
+
+    Raises SessionUnfit. Looks `HORIZON` ahead; the others are supposed to fit among themselves.
+    """
+    window = Window(now, now + HORIZON)
+    own = meetings(session, window)
+    if not own:
+        raise SessionUnfit(
+            f"The session {session.name!r} has no date after now: check its first day, its rule and its end."
+        )
+    for one, following in pairwise(own):
+        if following.start < one.end:
+            raise SessionUnfit(
+                f"The session {session.name!r} would meet twice at once on {one.on} and {following.on}: make "
+                "it shorter, or change its rule."
+            )
+    by_name = {other.name: other for other in others if other.name != session.name}
+    booked = [each for other in by_name.values() for each in meetings(other, window)]
+    clashes = []
+    for meeting in own:
+        beside = _worst(meeting, booked, by_name, session, fits)
+        if beside is not None:
+            clashes.append((meeting, *beside))
+    if clashes:
+        raise SessionUnfit(_unfit_sentence(session, clashes, len(own), now))
+
+
+def reservations(sessions: Iterable[LabSession], now: datetime, until: datetime) -> list[Reservation]:
+    """What is kept, or will be until `until`, in the order of time; meetings that are over are left out."""
+    found = []
+    for session in sessions:
+        lead, grace = timedelta(seconds=session.lead_seconds), timedelta(seconds=session.grace_seconds)
+        for meeting in meetings(session, Window(now, until + lead)):
+            if meeting.start - lead < until:
+                found.append(
+                    Reservation(
+                        meeting=meeting,
+                        group=session.group,
+                        tier=session.tier,
+                        seats=session.seats,
+                        timezone=session.timezone,
+                        keep_from=meeting.start - lead,
+                        release_at=min(meeting.start + grace, meeting.end),
+                    )
+                )
+    return sorted(found, key=lambda each: (each.keep_from, each.meeting))
+
+
+def longest_start(
+    now: datetime, session_seconds: float, in_the_way: Iterable[Reservation]
+) -> tuple[float, str]:
+    """How long a server that starts now may keep its GPU, and a sentence if that is shorter ("" if not).
+
+    `in_the_way` are the reservations, kept from now on, that would lack places if it stayed. Before a session
+    begins, the start may use what time is left. Raises SessionReserved where that is too little.
+    """
+    seconds, sentence = session_seconds, ""
+    for reservation in in_the_way:
+        left = (reservation.meeting.start - now).total_seconds()
+        if seconds <= left:
+            continue
+        name, zone = reservation.meeting.session, reservation.timezone
+        if left < SHORTEST_SECONDS:
+            again = reservation.release_at if left <= 0 else reservation.meeting.end
+            raise SessionReserved(
+                f"The lab session {name!r} has these GPUs {_span(reservation, now)}: choose CPU, or start "
+                f"after {format_local(again, zone, now)}."
+            )
+        seconds = left
+        at = format_local(reservation.meeting.start, zone, now)
+        sentence = f"This server ends on {at}, when the lab session {name!r} needs its GPU."
+    return seconds, sentence
+
+
+def make_room(occupants: Iterable[Occupant], enough: Callable[[frozenset[str]], bool]) -> tuple[str, ...]:
+    """Which servers end so that a session has its places: who came last goes first, and nobody in vain.
+
+    `enough` says whether the session's places are free without these leases. If not even all of them are
+    enough, all that help go: the rest is not theirs to give.
+    """
+    ordered = sorted(occupants, key=lambda each: (each.since, each.lease_id), reverse=True)
+    leaving: list[str] = []
+    for occupant in ordered:
+        if enough(frozenset(leaving)):
+            break
+        leaving.append(occupant.lease_id)
+    for lease_id in list(leaving):  # one that came late may free nothing that is of use
+        without = frozenset(leaving) - {lease_id}
+        if enough(frozenset(leaving)) and enough(without):
+            leaving.remove(lease_id)
+    return tuple(leaving)
+
+
+def prestarts(meeting: Meeting, users: Sequence[str], prestart_seconds: float) -> list[tuple[str, datetime]]:
+    """When each member's server is started: in turns, evenly over the time before the class begins."""
+    if prestart_seconds <= 0 or not users:
+        return []
+    begin = meeting.start - timedelta(seconds=prestart_seconds)
+    step = timedelta(seconds=prestart_seconds / len(users))
+    return [(user, begin + step * number) for number, user in enumerate(users)]
+
+
+def _local_begins(session: LabSession, begin: datetime, until: datetime) -> list[datetime]:
+    if not session.rule:
+        return [begin]
+    rule = rrulestr(session.rule, dtstart=begin)
+    return list(rule.between(begin, max(begin, until), inc=True))
+
+
+def _meeting(name: str, on: date, local: datetime, seconds: float) -> Meeting:
+    start = local.astimezone(UTC)
+    return Meeting(start, start + timedelta(seconds=seconds), name, on)
+
+
+def _worst(
+    meeting: Meeting,
+    booked: Iterable[Meeting],
+    by_name: Mapping[str, LabSession],
+    session: LabSession,
+    fits: Fits,
+) -> tuple[int, tuple[str, ...]] | None:
+    """How many seats fit at the fullest moment of the meeting, and beside whom; None if all do."""
+    beside = [each for each in booked if each.start < meeting.end and each.end > meeting.start]
+    worst: tuple[int, tuple[str, ...]] | None = None
+    for moment in {max(meeting.start, each.start) for each in [meeting, *beside]}:
+        there = [by_name[each.session] for each in beside if each.start <= moment < each.end]
+        demand: dict[str, int] = {}
+        for other in there:
+            demand[other.tier] = demand.get(other.tier, 0) + other.seats
+        most = _most(session, demand, fits)
+        if most < session.seats and (worst is None or most < worst[0]):
+            in_the_way = _most(session, {}, fits) > most
+            worst = (most, tuple(sorted(other.name for other in there)) if in_the_way else ())
+    return worst
+
+
+def _most(session: LabSession, demand: Mapping[str, int], fits: Fits) -> int:
+    """The most seats, up to the session's, that fit beside the demand."""
+    low, high = 0, session.seats
+    while low < high:
+        middle = (low + high + 1) // 2
+        wanted = {**demand, session.tier: demand.get(session.tier, 0) + middle}
+        low, high = (middle, high) if fits(wanted) else (low, middle - 1)
+    return low
+
+
+def _unfit_sentence(
+    session: LabSession,
+    clashes: Sequence[tuple[Meeting, int, tuple[str, ...]]],
+    total: int,
+    now: datetime,
+) -> str:
+    most = min(seats for _, seats, _ in clashes)
+    meeting, _, names = next(each for each in clashes if each[1] == most)
+    when = format_local(meeting.start, session.timezone, now)
+    beside = f" beside {' and '.join(map(repr, names))}" if names else ""
+    what = f"{session.seats} places of the tier {session.tier!r}"
+    dates = f" ({len(clashes)} of its {total} dates)" if total > 1 else ""
+    fits = "none fits" if most == 0 else f"{most} {'fits' if most == 1 else 'fit'}"
+    advice = "choose another time or tier" if most == 0 else f"ask for {most}, or choose another time or tier"
+    return f"The session {session.name!r} needs {what} on {when}{dates}, and{beside} {fits}: {advice}."
+
+
+def _span(reservation: Reservation, now: datetime) -> str:
+    local = [
+        each.astimezone(ZoneInfo(reservation.timezone))
+        for each in (reservation.meeting.start, reservation.meeting.end)
+    ]
+    return f"from {local[0]:%H:%M} to {local[1]:%H:%M} ({reservation.timezone})"

@@ -1,0 +1,330 @@
+"""Keeps the turns of one pool: looks at its seats, asks the plan what to begin, and has it done.
+
+What a look says counts, not what was done before: a program that computes out of turn is paused within one
+look, whoever started it, and after a restart of the broker the seats are taken over as they are.
+
+No setting leads here yet: pools of mode `turns` are refused at load, until leases, pages and `doctor` know
+them too. `tests/gpu/turns_class.py` runs it on real GPUs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...core.errors import GpuSpawnerError
+from ...node.api import Condition, Obstacle, Outcome, SeatReading, TurnHands, TurnReadings
+from ...node.api import Seat as Place
+from ..decide.turns import Action, Gpu, Seat, Step, Turn, TurnRules, plan, waiting_order
+
+_Log = logging.Logger | logging.LoggerAdapter[Any]
+
+RETRY_SECONDS = 2.0
+SPITE_SECONDS = 10.0
+"""Who still computes out of turn so long after that was to be stopped ends."""
+UNMOVABLE = (Obstacle.UNSUPPORTED, Obstacle.SEVERAL_GPUS)
+_STOPPED = (Condition.PAUSED, Condition.ASLEEP)
+OUT_OF_TURN = "A program went on computing on the GPU although it was not your turn, and was ended."
+IN_THE_WAY = "A program whose memory could not leave the GPU kept others from computing, and was ended."
+
+
+@dataclass(frozen=True, slots=True)
+class SeatStatus:
+    """A seat for pages and API. `position`: its place among those that wait for a GPU, from 1."""
+
+    lease_id: str
+    turn: Turn
+    since: float
+    gpu_uuid: str | None
+    memory_bytes: int
+    moves: bool
+    position: int | None
+
+
+@dataclass
+class _Entry:
+    """One lease of the pool. `out_of_turn_since`: it computes without being awake, since then."""
+
+    place: Place
+    promise_bytes: int
+    rank: tuple[float, ...]
+    since: float
+    turn: Turn = Turn.ASLEEP
+    gpu_uuid: str | None = None
+    memory_bytes: int = 0
+    known: bool = False
+    wants_since: float | None = None
+    idle_since: float | None = None
+    unmovable_since: float | None = None
+    out_of_turn_since: float | None = None
+    retry_at: float = 0.0
+    under_way: Action | None = None
+
+    def seat(self, lease_id: str) -> Seat:
+        """As the plan sees it."""
+        return Seat(
+            lease_id=lease_id,
+            turn=self.turn,
+            since=self.since,
+            promise_bytes=self.promise_bytes,
+            gpu_uuid=self.gpu_uuid,
+            memory_bytes=self.memory_bytes,
+            wants_since=self.wants_since,
+            idle_since=self.idle_since,
+            rank=self.rank,
+            under_way=self.under_way,
+            unmovable_since=self.unmovable_since,
+            retry_at=self.retry_at,
+        )
+
+    def become(self, turn: Turn, gpu_uuid: str | None, now: float) -> None:
+        """It is this from now on; nothing if it was already."""
+        if (turn, gpu_uuid) != (self.turn, self.gpu_uuid):
+            self.turn, self.gpu_uuid, self.since = turn, gpu_uuid, now
+            self.idle_since = None
+
+    def want(self, now: float) -> None:
+        """It waits for a GPU, since now at the latest."""
+        self.wants_since = now if self.wants_since is None else self.wants_since
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Whom the keeper tells: `turn(lease_id, awake)` for what is charged, `notice(lease_id, sentence)` for
+    its holder, `step(step, outcome)` for the metrics."""
+
+    turn: Callable[[str, bool], None] = lambda lease_id, awake: None
+    notice: Callable[[str, str], Awaitable[None]] | None = None
+    step: Callable[[Step, Outcome], None] = lambda step, outcome: None
+
+
+@dataclass
+class TurnKeeper:
+    """One pool. All methods on one event loop; `tick` is called several times a second."""
+
+    hands: TurnHands
+    gpus: tuple[Gpu, ...]
+    rules: TurnRules
+    clock: Callable[[], float]
+    log: _Log
+    told: Told = field(default_factory=Told)
+    _entries: dict[str, _Entry] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def admit(self, lease_id: str, place: Place, promise_bytes: int, rank: tuple[float, ...] = ()) -> None:
+        """A lease has a container now, or is taken over with it."""
+        if lease_id not in self._entries:
+            self._entries[lease_id] = _Entry(place, promise_bytes, rank, self.clock())
+
+    def leave(self, lease_id: str) -> None:
+        """Its container has ended."""
+        entry = self._entries.pop(lease_id, None)
+        if entry is not None and entry.turn is Turn.AWAKE:
+            self.told.turn(lease_id, False)
+        self._spawn(self._forget(), "forget")
+
+    def want(self, lease_id: str) -> None:
+        """Its user asks for a GPU, as with "wake now"."""
+        entry = self._entries.get(lease_id)
+        if entry is not None and entry.turn is not Turn.AWAKE:
+            entry.want(self.clock())
+
+    def status(self) -> tuple[SeatStatus, ...]:
+        """Every seat, as it is known now."""
+        seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
+        order = [seat.lease_id for seat in waiting_order(seats, self.clock(), self.rules)]
+        return tuple(
+            SeatStatus(
+                lease_id=seat.lease_id,
+                turn=seat.turn,
+                since=seat.since,
+                gpu_uuid=seat.gpu_uuid,
+                memory_bytes=seat.memory_bytes,
+                moves=seat.under_way is not None,
+                position=order.index(seat.lease_id) + 1 if seat.lease_id in order else None,
+            )
+            for seat in seats
+        )
+
+    async def tick(self) -> None:
+        """Looks, plans and begins. Returns without waiting for what it began."""
+        still = {lease_id: each for lease_id, each in self._entries.items() if each.under_way is None}
+        readings = await self.hands.read([entry.place for entry in still.values()])
+        now = self.clock()
+        for lease_id, entry in still.items():
+            if self._entries.get(lease_id) is entry and entry.under_way is None:
+                self._take(lease_id, entry, readings, now)
+        seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items() if entry.known]
+        for action in plan(seats, self.gpus, now, self.rules):
+            self._begin(action)
+
+    async def settled(self) -> None:
+        """Returns when nothing is under way."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- what a look says
+
+    def _take(self, lease_id: str, entry: _Entry, readings: TurnReadings, now: float) -> None:
+        reading = readings.seats.get(entry.place.container_id)
+        if reading is None or reading.condition is Condition.UNKNOWN:
+            entry.retry_at = max(entry.retry_at, now + RETRY_SECONDS)
+            return
+        first, entry.known = not entry.known, True
+        entry.memory_bytes = sum(reading.on_gpus.values()) + reading.asleep_bytes
+        if reading.condition in (Condition.AWAKE, Condition.MIXED):
+            self._computes(lease_id, entry, reading, now)
+        else:
+            entry.out_of_turn_since = None
+            self._is_still(lease_id, entry, reading, now)
+            # Whether it waited already before this broker looked can't be said: it gets a turn.
+            if reading.waits or (first and reading.condition in _STOPPED):
+                entry.want(now)
+        self._mark_idle(entry, readings, now)
+
+    def _computes(self, lease_id: str, entry: _Entry, reading: SeatReading, now: float) -> None:
+        """Some of its programs may compute: on the GPU where it is awake, or out of turn."""
+        where = set(reading.on_gpus)
+        if entry.turn is Turn.AWAKE and entry.gpu_uuid is not None:
+            if where - {entry.gpu_uuid} or reading.condition is Condition.MIXED:
+                self._begin(Action(Step.WAKE, lease_id, entry.gpu_uuid))  # a new program began elsewhere
+            return
+        if not where:
+            return  # its context isn't complete yet
+        gpu_uuid = next(iter(sorted(where)))
+        if len(where) == 1 and reading.condition is Condition.AWAKE and self._is_free(gpu_uuid):
+            self._is_awake(lease_id, entry, gpu_uuid, now)
+            return
+        entry.want(now)
+        entry.become(Turn.PAUSED, gpu_uuid, now)
+        entry.out_of_turn_since = now if entry.out_of_turn_since is None else entry.out_of_turn_since
+        spiteful = now - entry.out_of_turn_since >= SPITE_SECONDS
+        self._begin(Action(Step.END if spiteful else Step.PAUSE, lease_id))
+
+    def _is_still(self, lease_id: str, entry: _Entry, reading: SeatReading, now: float) -> None:
+        """None of its programs computes."""
+        if reading.condition is Condition.NONE:
+            entry.unmovable_since = None
+            if entry.turn is Turn.PAUSED:
+                entry.become(Turn.ASLEEP, None, now)
+            return
+        was_awake = entry.turn is Turn.AWAKE
+        if reading.condition is Condition.ASLEEP:
+            entry.become(Turn.ASLEEP, None, now)
+        elif reading.on_gpus:
+            entry.become(Turn.PAUSED, next(iter(sorted(reading.on_gpus))), now)
+        if was_awake and entry.turn is not Turn.AWAKE:
+            self.told.turn(lease_id, False)
+            entry.want(now)
+
+    def _mark_idle(self, entry: _Entry, readings: TurnReadings, now: float) -> None:
+        """Since when it has not computed; a GPU that doesn't say counts as computing."""
+        uuid = entry.gpu_uuid if entry.turn is Turn.AWAKE else None
+        if uuid is None or readings.busy.get(uuid, True):
+            entry.idle_since = None
+        elif entry.idle_since is None:
+            entry.idle_since = now
+
+    def _is_free(self, gpu_uuid: str) -> bool:
+        """Whether nobody computes there or is about to, and nobody waits: then who comes is welcome."""
+        seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
+        usable = any(gpu.uuid == gpu_uuid and gpu.usable for gpu in self.gpus)
+        occupied = any(seat.occupies(gpu_uuid) for seat in seats)
+        return usable and not occupied and not any(seat.wants_since is not None for seat in seats)
+
+    def _is_awake(self, lease_id: str, entry: _Entry, gpu_uuid: str, now: float) -> None:
+        was_awake = entry.turn is Turn.AWAKE
+        entry.become(Turn.AWAKE, gpu_uuid, now)
+        entry.wants_since = entry.out_of_turn_since = None
+        if not was_awake:
+            self.told.turn(lease_id, True)
+
+    # ---- what is begun
+
+    def _begin(self, action: Action) -> None:
+        entry = self._entries[action.lease_id]
+        if entry.under_way is not None or entry.retry_at > self.clock():
+            return
+        entry.under_way = action
+        self._spawn(self._carry_out(action, entry), action.lease_id)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=f"turn-{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _forget(self) -> None:
+        """What is on disk of leases that have ended goes; if that can't be done now, with the next one."""
+        try:
+            await self.hands.forget([entry.place for entry in self._entries.values()])
+        except GpuSpawnerError as error:
+            self.log.warning("%s", error)
+
+    async def _carry_out(self, action: Action, entry: _Entry) -> None:
+        try:
+            if action.step is Step.END:
+                await self._end(action, entry)
+            else:
+                outcome = await self._move(action, entry.place)
+                self.told.step(action.step, outcome)
+                await self._ended(action, entry, outcome)
+        except Exception:  # the top of a task
+            self.log.exception("A turn could not be changed: %s lease=%s", action.step.value, action.lease_id)
+            entry.retry_at = self.clock() + RETRY_SECONDS
+        finally:
+            entry.under_way = None
+
+    def _move(self, action: Action, place: Place) -> Awaitable[Outcome]:
+        if action.step is Step.PAUSE:
+            return self.hands.pause(place)
+        if action.step is Step.SLEEP:
+            return self.hands.sleep(place)
+        assert action.gpu_uuid is not None
+        return self.hands.wake(place, action.gpu_uuid)
+
+    async def _ended(self, action: Action, entry: _Entry, outcome: Outcome) -> None:
+        """What came of it; the next look says the rest."""
+        now, lease_id = self.clock(), action.lease_id
+        self.log.info("Turn: %s lease=%s", f"{action.step.value}, {outcome.log_text()}", lease_id)
+        if outcome.done:
+            entry.retry_at = 0.0
+            self._done(action, entry, outcome, now)
+            return
+        entry.retry_at = now + RETRY_SECONDS
+        if outcome.obstacle in UNMOVABLE:
+            if entry.unmovable_since is None:
+                entry.unmovable_since = now
+                await self._notice(lease_id, outcome.sentence)
+        elif outcome.obstacle is not Obstacle.BUSY:
+            self.log.warning("%s lease=%s detail=%s", outcome.sentence, lease_id, outcome.detail)
+
+    def _done(self, action: Action, entry: _Entry, outcome: Outcome, now: float) -> None:
+        if action.step is Step.WAKE and action.gpu_uuid is not None:
+            self._is_awake(action.lease_id, entry, action.gpu_uuid, now)
+            return
+        was_awake, was_busy = entry.turn is Turn.AWAKE, entry.idle_since is None
+        if outcome.condition in (Condition.ASLEEP, Condition.NONE):
+            entry.become(Turn.ASLEEP, None, now)
+        else:
+            entry.become(Turn.PAUSED, entry.gpu_uuid, now)
+        if was_awake:
+            self.told.turn(action.lease_id, False)
+            if was_busy:
+                entry.want(now)
+
+    async def _end(self, action: Action, entry: _Entry) -> None:
+        count = await self.hands.end(entry.place)
+        self.log.warning("Ended %d programs lease=%s", count, action.lease_id)
+        spite = entry.out_of_turn_since is not None
+        if entry.turn is Turn.AWAKE:
+            self.told.turn(action.lease_id, False)
+        entry.become(Turn.ASLEEP, None, self.clock())
+        entry.wants_since = entry.out_of_turn_since = entry.unmovable_since = None
+        await self._notice(action.lease_id, OUT_OF_TURN if spite else IN_THE_WAY)
+
+    async def _notice(self, lease_id: str, sentence: str) -> None:
+        if self.told.notice is not None:
+            await self.told.notice(lease_id, sentence)

@@ -1,0 +1,307 @@
+"""Ends servers whose time is over, after both warnings: session limit, GPU-hours, a lab session, an idle GPU.
+
+One round looks at everything; what is due follows from pure code (`decide/deadline.py`, `decide/idle.py`).
+What users were told is in memory: after a restart of the broker they are warned again, and a late warning
+moves the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from ...config.idle import IdleRules
+from ...core.errors import GpuSpawnerError, LedgerFault, Refusal
+from ...core.model import Lease, LeaseState
+from ...core.quota import Allowance
+from ...core.session import EndAction
+from ...core.states import AWAKE
+from ...core.units import Clock, utc_now
+from ..decide.budget import runs_out_at
+from ..decide.deadline import WARNINGS_SECONDS, Cause, Deadline, Told, due, earliest, session_deadline
+from ..decide.idle import Activity, Step, Warned, idle_since, judge
+from ..decide.sessions import Occupant, Reservation, make_room
+from .allocator import Allocator
+from .gate import QuotaGate
+from .rulebook import Rulebook
+
+ROUND_SECONDS = 20.0
+"""So often everything is looked at."""
+UNKNOWN_AFTER_SECONDS = 300.0
+"""What the hub said of a server's kernels counts for so long; then nothing is known of them."""
+_LAB_LOOKAHEAD = timedelta(seconds=WARNINGS_SECONDS[0] + 2 * ROUND_SECONDS)
+
+Utilization = Callable[[], Mapping[str, float | None]]
+"""How busy each device is now, in percent by UUID; None where that can't be measured."""
+
+
+class Ender(Protocol):
+    """Tells the holder of a lease, and ends it: the LeaseService."""
+
+    async def tell(self, lease_id: str, sentence: str) -> None:
+        """Gives the holder a notice; nothing if the lease has ended."""
+        ...
+
+    async def release(self, lease_id: str, reason: str) -> bool:
+        """Ends the lease; True once it is closed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What the hub said of a server's kernels, and when."""
+
+    busy: bool
+    active_at: datetime | None
+    told_at: datetime
+
+
+@dataclass(slots=True)
+class Followed:
+    """What is remembered of one running lease."""
+
+    began_at: datetime
+    told: Told = field(default_factory=Told)
+    warned: Warned = field(default_factory=Warned)
+    used_at: datetime | None = None
+    capped: bool = False
+    """Whether it was told that it ends for a lab session."""
+    sentence: str = ""
+    """The notice that was given from here; another one is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndingParts:
+    """What the rounds work with. `timezone` is the one in which times are told."""
+
+    rulebook: Rulebook
+    gate: QuotaGate
+    allocator: Allocator
+    service: Ender
+    utilization: Utilization
+    idle: IdleRules
+    timezone: str = "UTC"
+    clock: Clock = utc_now
+
+
+class Endings:
+    """Warns and ends; to be used from one event loop."""
+
+    def __init__(self, parts: EndingParts, log: logging.Logger) -> None:
+        self._parts = parts
+        self._log = log
+        self._followed: dict[str, Followed] = {}
+        self._kernels: dict[str, Kernels] = {}
+
+    async def run(self) -> None:
+        """Rounds until cancelled; a fault is logged, and the next round tries again."""
+        while True:
+            await asyncio.sleep(ROUND_SECONDS)
+            try:
+                await self.round()
+            except GpuSpawnerError as error:
+                self._log.warning("Sessions can't be looked at now: %s", error)
+            except Exception:  # the top of this loop
+                self._log.exception("Looking at the sessions failed; it goes on")
+
+    def note_kernels(self, lease_id: str, busy: bool, active_at: datetime | None) -> None:
+        """What the hub knows of a server's kernels."""
+        self._kernels[lease_id] = Kernels(busy, active_at, self._parts.clock())
+
+    def deadline_of(self, lease_id: str) -> Deadline | None:
+        """When the lease ends, as of the last round; None if nothing ends it."""
+        followed = self._followed.get(lease_id)
+        return None if followed is None else followed.told.deadline
+
+    def idle_since(self, lease: Lease) -> datetime | None:
+        """Since when nobody uses the server; None if somebody does, or if that isn't known."""
+        if lease.state not in AWAKE:
+            return None
+        return idle_since(self._activity(lease, self._parts.clock()))
+
+    async def round(self) -> None:
+        """Look at everything once. Raises LedgerFault if it can't be known what was used."""
+        await self._parts.allocator.recheck()
+        running = [lease for lease in self._parts.allocator.leases() if lease.state in AWAKE]
+        self._forget_all_but({lease.id for lease in running})
+        now = self._parts.clock()
+        allowances = {lease.id: self._allowance(lease) for lease in running}
+        budget_ends = await self._budget_ends(running, allowances, now)
+        own = {
+            lease.id: earliest(
+                [
+                    self._session_end(lease, allowances[lease.id]),
+                    budget_ends.get((lease.hub, lease.user)),
+                    self._cap_end(lease),
+                ]
+            )
+            for lease in running
+        }
+        lab_ends = self._lab_ends(running, own, now)
+        for lease in running:
+            await self._tell_of_cap(lease)
+            await self._warn_or_end(lease, earliest([own[lease.id], lab_ends.get(lease.id)]), now)
+            await self._look_at_idleness(lease, now)
+
+    # ---- when a server ends
+
+    def _allowance(self, lease: Lease) -> Allowance | None:
+        """None if its groups can't be read: who runs already isn't ended for that."""
+        try:
+            return self._parts.rulebook.allowance(lease.user, lease.groups)
+        except Refusal:
+            return None
+
+    def _session_end(self, lease: Lease, allowed: Allowance | None) -> Deadline | None:
+        if allowed is None:
+            return None
+        extended = self._parts.rulebook.rules.extended_seconds.get(lease.id, 0.0)
+        return session_deadline(self._follow(lease).began_at, allowed.session_seconds, extended)
+
+    def _cap_end(self, lease: Lease) -> Deadline | None:
+        cap = self._parts.gate.cap_of(lease.id)
+        return None if cap is None else Deadline(cap.ends_at, Cause.LAB_SESSION)
+
+    async def _budget_ends(
+        self, running: Iterable[Lease], allowances: Mapping[str, Allowance | None], now: datetime
+    ) -> dict[tuple[str, str], Deadline]:
+        """When each user's GPU-hours are used up, by what all their servers hold together."""
+        of_user: dict[tuple[str, str], list[Lease]] = {}
+        for lease in running:
+            of_user.setdefault((lease.hub, lease.user), []).append(lease)
+        ends = {}
+        for user, leases in of_user.items():
+            allowed = allowances[leases[-1].id]
+            if allowed is None or not allowed.budgets:
+                continue
+            spent = await self._parts.gate.spent(*user, leases[-1].groups, allowed)
+            at = runs_out_at(spent, sum(lease.gpu_fraction for lease in leases), now)
+            if at is not None:
+                ends[user] = Deadline(at, Cause.GPU_HOURS)
+        return ends
+
+    def _lab_ends(
+        self, running: Iterable[Lease], own: Mapping[str, Deadline | None], now: datetime
+    ) -> dict[str, Deadline]:
+        """Which servers have to make room for a lab session, and when."""
+        sessions = self._parts.rulebook.rules.sessions
+        ends: dict[str, Deadline] = {}
+        for kept in self._parts.gate.kept.near(now, _LAB_LOOKAHEAD):
+            session = sessions[kept.meeting.session]
+            starts_soon = kept.meeting.start - now <= _LAB_LOOKAHEAD and now < kept.release_at
+            if not starts_soon or session.move_out is EndAction.NOTHING:
+                continue
+            for lease_id in self._in_the_way(kept, running, own):
+                ends.setdefault(lease_id, Deadline(kept.meeting.start, Cause.LAB_SESSION))
+        return ends
+
+    def _in_the_way(
+        self, kept: Reservation, running: Iterable[Lease], own: Mapping[str, Deadline | None]
+    ) -> tuple[str, ...]:
+        """Who has to go so that the session's places are free when it begins."""
+        want = next(tier.want for tier in self._parts.rulebook.known.tiers if tier.name == kept.tier)
+        members = [lease for lease in running if kept.group in lease.groups]
+        taken = sum(lease.tier == kept.tier for lease in members)
+        missing = max(0, kept.seats - taken)
+        others = [lease for lease in running if lease not in members]
+        gone = frozenset(
+            lease.id
+            for lease in others
+            if (end := own[lease.id]) is not None and end.at <= kept.meeting.start
+        )
+        occupants = [
+            Occupant(lease.id, self._follow(lease).began_at) for lease in others if lease.id not in gone
+        ]
+        return make_room(
+            occupants,
+            lambda leaving: self._parts.allocator.places(want, missing, gone | leaving) >= missing,
+        )
+
+    # ---- warning and ending
+
+    async def _tell_of_cap(self, lease: Lease) -> None:
+        """A start that has to end for a lab session says so from the beginning, once."""
+        cap, followed = self._parts.gate.cap_of(lease.id), self._follow(lease)
+        if cap is not None and not followed.capped:
+            followed.capped = True
+            await self._tell(lease, cap.sentence)
+
+    async def _warn_or_end(self, lease: Lease, deadline: Deadline | None, now: datetime) -> None:
+        followed = self._follow(lease)
+        notice = due(deadline, followed.told, now, self._parts.timezone)
+        followed.told = notice.told
+        if notice.withdrawn:
+            await self._take_back(lease)
+        if notice.ends:
+            assert deadline is not None
+            await self._end(lease, f"{deadline.cause}: {notice.sentence}")
+        elif notice.sentence:
+            await self._tell(lease, notice.sentence)
+
+    async def _look_at_idleness(self, lease: Lease, now: datetime) -> None:
+        followed = self._follow(lease)
+        waits = self._parts.allocator.capacity(lease.want).waiting > 0
+        verdict = judge(self._parts.idle, self._activity(lease, now), followed.warned, now, waits)
+        match verdict.step:
+            case Step.BACK:
+                followed.warned = Warned()
+                await self._take_back(lease)
+            case Step.FIRST_WARNING:
+                followed.warned = Warned(now)
+                await self._tell(lease, verdict.sentence)
+            case Step.SECOND_WARNING:
+                followed.warned = replace(followed.warned, second_at=now)
+                await self._tell(lease, verdict.sentence)
+            case Step.ACT:
+                await self._end(lease, f"idle: {verdict.sentence}")
+
+    def _activity(self, lease: Lease, now: datetime) -> Activity:
+        """What is known of the use of the lease's devices and of its kernels.
+
+        Devices that are shared count as used by everybody on them while they are busy: who of them it was
+        isn't known here, and what isn't known is not taken for idle.
+        """
+        followed = self._follow(lease)
+        busy = [self._parts.utilization().get(uuid) for uuid in lease.device_uuids]
+        if any(percent for percent in busy):
+            followed.used_at = now
+        measured = bool(busy) and all(percent is not None for percent in busy)
+        told = self._kernels.get(lease.id)
+        if told is None or (now - told.told_at).total_seconds() > UNKNOWN_AFTER_SECONDS:
+            return Activity(followed.used_at if measured else None, None)
+        used_at = followed.used_at or followed.began_at
+        return Activity(used_at if measured else None, told.busy, told.active_at)
+
+    def _follow(self, lease: Lease) -> Followed:
+        return self._followed.setdefault(lease.id, Followed(lease.since))
+
+    def _forget_all_but(self, lease_ids: set[str]) -> None:
+        for known in (self._followed, self._kernels):
+            for lease_id in [each for each in known if each not in lease_ids]:
+                # One that sleeps comes back with what it was told.
+                lease = self._parts.allocator.lease(lease_id)
+                if lease is None or lease.state is not LeaseState.ASLEEP:
+                    del known[lease_id]
+
+    async def _tell(self, lease: Lease, sentence: str) -> None:
+        self._follow(lease).sentence = sentence
+        await self._parts.service.tell(lease.id, sentence)
+
+    async def _take_back(self, lease: Lease) -> None:
+        """The warning that was given is not true any more; somebody else's notice stays."""
+        followed, present = self._follow(lease), self._parts.allocator.lease(lease.id)
+        if present is not None and present.notice and present.notice == followed.sentence:
+            await self._parts.service.tell(lease.id, "")
+        followed.sentence = ""
+
+    async def _end(self, lease: Lease, reason: str) -> None:
+        try:
+            await self._parts.service.release(lease.id, reason)
+        except LedgerFault:
+            raise
+        except GpuSpawnerError as error:  # Docker: the lease ends in the ledger first, the rest follows
+            self._log.warning("A server that has to end is still there: %s lease=%s", error, lease.id)

@@ -1,0 +1,218 @@
+"""What a user's quota says to a request; asked by the allocator, under its lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from ...core.errors import Refusal
+from ...core.model import GpuRequest, Lease, LeaseState
+from ...core.quota import UNLIMITED, Allowance
+from ...core.units import Clock, utc_now
+from ...core.want import Want
+from ..decide.budget import Spent, applying, spend
+from ..decide.period import window_at
+from ..decide.quota import Ask, Holding, check, survivors
+from ..decide.sessions import Reservation, longest_start
+from ..ledger import Ledger
+from .kept import KeptPlaces
+from .rulebook import Rulebook
+
+
+class Gate(Protocol):
+    """Who may have a lease beside those that they have."""
+
+    async def admit(self, request: GpuRequest, leases: Sequence[Lease]) -> None:
+        """Raises a Refusal if the request is too much beside `leases`, all living ones of this user."""
+        ...
+
+    async def refused(self, leases: Sequence[Lease]) -> list[tuple[Lease, Refusal]]:
+        """Of one user's living leases those that may not wait any longer, each with the reason."""
+        ...
+
+
+class Floor(Protocol):
+    """What is held at this moment: the allocator."""
+
+    def leases(self) -> tuple[Lease, ...]:
+        """All living leases."""
+        ...
+
+    def lacks(self, want: Want, kept: Want, count: int) -> bool:
+        """Whether a lease like `want`, placed now, would take one of `count` places like `kept`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """A start that has to make room for a lab session: when it ends, and what its user is told."""
+
+    ends_at: datetime
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueTerms:
+    """What the queue needs to know of a lease's quota; `session_seconds` None: nothing ends it."""
+
+    group: str
+    priority: int
+    weight: float
+    guaranteed_devices: float
+    session_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """`count` places like `want`, kept for a group; times are seconds since 1970."""
+
+    group: str
+    want: Want
+    count: int
+    from_seconds: float
+    begins_seconds: float
+    ends_seconds: float
+
+
+class QuotaGate:
+    """Holds the rulebook's quotas and what is kept for lab sessions.
+
+    GPU-hours are read from the ledger, so they are exact.
+    """
+
+    floor: Floor | None = None
+    """What is held now; without it nothing is kept for sessions."""
+
+    def __init__(self, rulebook: Rulebook, ledger: Ledger, clock: Clock = utc_now) -> None:
+        self._rulebook = rulebook
+        self._ledger = ledger
+        self._clock = clock
+        self._caps: dict[str, Cap] = {}
+        self.kept = KeptPlaces(rulebook)
+
+    def cap_of(self, lease_id: str) -> Cap | None:
+        """When a lease has to end for a lab session that was known at its start."""
+        return self._caps.get(lease_id)
+
+    async def admit(self, request: GpuRequest, leases: Sequence[Lease]) -> None:
+        """Raises a quota refusal, SessionReserved, or LedgerFault if it can't be known what was used."""
+        allowed = self._rulebook.allowance(request.user, request.groups)
+        spent = await self.spent(request.hub, request.user, request.groups, allowed)
+        holdings = [holding_of(lease) for lease in leases]
+        check(allowed, Ask(request.tier, request.want), holdings, spent, self._clock())
+        self._make_way(request, allowed)
+
+    async def refused(self, leases: Sequence[Lease]) -> list[tuple[Lease, Refusal]]:
+        """See Gate. Who holds a GPU is never among them. A group that can't be read refuses all."""
+        waiting = [lease for lease in leases if lease.state is LeaseState.WAITING]
+        if not waiting:
+            return []
+        last = waiting[-1]
+        try:
+            allowed = self._rulebook.allowance(last.user, last.groups)
+        except Refusal as refusal:
+            return [(lease, refusal) for lease in waiting]
+        spent = await self.spent(last.hub, last.user, last.groups, allowed)
+        judged = survivors(allowed, [holding_of(lease) for lease in leases], spent, self._clock())
+        return [
+            (lease, refusal)
+            for lease, (_, refusal) in zip(leases, judged, strict=True)
+            if refusal is not None
+        ]
+
+    def _make_way(self, request: GpuRequest, allowed: Allowance) -> None:
+        """Notes when the start ends for a lab session. Raises SessionReserved if there is too little time."""
+        if self.floor is None:
+            return
+        now, living = self._clock(), self.floor.leases()
+        self._caps = {lease.id: cap for lease in living if (cap := self.cap_of(lease.id)) is not None}
+        in_the_way = [
+            kept
+            for kept in self.kept.near(now)
+            if kept.group not in request.groups and self._lacks(request.want, kept, living, now)
+        ]
+        seconds, sentence = longest_start(now, allowed.session_seconds, in_the_way)
+        if sentence:
+            self._caps[request.lease_id] = Cap(now + timedelta(seconds=seconds), sentence)
+
+    def _lacks(self, want: Want, kept: Reservation, living: Sequence[Lease], now: datetime) -> bool:
+        taken = sum(
+            lease.tier == kept.tier and kept.group in lease.groups
+            for lease in living
+            if lease.state.holds_devices
+        )
+        count = kept.kept(now, taken)
+        wanted = next(tier.want for tier in self._rulebook.known.tiers if tier.name == kept.tier)
+        return count > 0 and self.floor is not None and self.floor.lacks(want, wanted, count)
+
+    def terms_of(self, lease: Lease) -> QueueTerms:
+        """What the queue needs to know of the lease's quota, at this moment.
+
+        Who is a member of a class that meets now, and asks for its tier, counts for the class.
+        """
+        try:
+            allowed = self._rulebook.allowance(lease.user, lease.groups)
+        except Refusal:
+            allowed = Allowance()
+        now = self._clock()
+        counts = allowed
+        for kept in self.kept.near(now):
+            if kept.group in lease.groups and kept.tier == lease.tier:
+                counts = replace(self._rulebook.of_group(kept.group), group=kept.group)
+                break
+        extended = self._rulebook.rules.extended_seconds.get(lease.id, 0.0)
+        cap = self.cap_of(lease.id)
+        seconds = allowed.session_seconds + extended
+        if cap is not None:
+            seconds = min(seconds, max(0.0, (cap.ends_at - now).total_seconds()))
+        return QueueTerms(
+            group=counts.group,
+            priority=allowed.priority,
+            weight=counts.weight,
+            guaranteed_devices=counts.guaranteed_devices,
+            session_seconds=None if seconds == UNLIMITED else seconds,
+        )
+
+    def holds(self, now: datetime) -> list[Hold]:
+        """The places that are kept for lab sessions now; those that nobody took in time have gone back."""
+        wants = {tier.name: tier.want for tier in self._rulebook.known.tiers}
+        return [
+            Hold(
+                group=kept.group,
+                want=wants[kept.tier],
+                count=kept.seats,
+                from_seconds=kept.keep_from.timestamp(),
+                begins_seconds=kept.meeting.start.timestamp(),
+                ends_seconds=kept.meeting.end.timestamp(),
+            )
+            for kept in self.kept.near(now)
+            if now < kept.release_at
+        ]
+
+    async def spent(self, hub: str, user: str, groups: Iterable[str], allowed: Allowance) -> list[Spent]:
+        """What the user used of each of their budgets in its present period. Raises LedgerFault."""
+        if not allowed.budgets:
+            return []
+        now = self._clock()
+        starts = [
+            window.start
+            for budget in allowed.budgets
+            if (window := window_at(budget.period, now)) is not None
+        ]
+        since = min(starts, default=now)
+        charged = await self._ledger.charged(since, (hub, user))
+        intervals = [each.interval for each in charged]
+        entries = applying(self._rulebook.rules.entries, user, groups)
+        return [spend(budget, intervals, entries, now) for budget in allowed.budgets]
+
+
+def holding_of(lease: Lease) -> Holding:
+    """What a living lease counts for."""
+    return Holding(
+        server=lease.server,
+        ask=Ask(lease.tier, lease.want),
+        waits=lease.state is LeaseState.WAITING,
+        ends=lease.state is LeaseState.RELEASING,
+    )

@@ -1,0 +1,119 @@
+"""Starts the members' servers of a lab session some minutes before it begins, in turns, through the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Protocol
+from urllib.parse import quote
+
+import aiohttp
+
+from ...core.errors import HubFault
+from ...core.quota import Window
+from ...core.session import LabSession, Meeting
+from ...core.units import Clock, utc_now
+from ..decide.sessions import meetings, prestarts
+from .rulebook import Rulebook
+
+ROUND_SECONDS = 5.0
+_ANSWER_SECONDS = 20.0
+
+
+class Hub(Protocol):
+    """What is asked of the hub."""
+
+    async def members(self, group: str) -> list[str]:
+        """The users of a group, by name. Raises HubFault."""
+        ...
+
+    async def start(self, user: str, tier: str) -> None:
+        """Begin to start the user's default server, if it isn't running. Raises HubFault."""
+        ...
+
+
+class HubApi:
+    """The hub's REST API, for a broker that is a service of the hub.
+
+    Its role needs the scopes `read:groups` and `start:servers`; see `jupyterhub_config.py`.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._url = environment["JUPYTERHUB_API_URL"].rstrip("/")
+        self._head = {"Authorization": f"token {environment['JUPYTERHUB_API_TOKEN']}"}
+
+    async def members(self, group: str) -> list[str]:
+        """The users of a group, by name. Raises HubFault."""
+        document = await self._ask("GET", f"/groups/{quote(group, safe='')}")
+        users = document.get("users") if isinstance(document, dict) else None
+        return sorted(map(str, users or ()))
+
+    async def start(self, user: str, tier: str) -> None:
+        """Begin to start the user's default server, if it isn't running. Raises HubFault."""
+        path = f"/users/{quote(user, safe='')}/server"
+        await self._ask("POST", path, {"profile": tier}, running=400)
+
+    async def _ask(self, method: str, path: str, body: object = None, running: int | None = None) -> object:
+        timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
+        try:
+            async with (
+                aiohttp.ClientSession(headers=self._head, timeout=timeout) as session,
+                session.request(method, self._url + path, json=body) as response,
+            ):
+                if response.status >= 400 and response.status != running:
+                    text = (await response.text())[:200]
+                    raise HubFault(f"{method} {path} was answered with {response.status}: {text}")
+                return await response.json() if response.content_type == "application/json" else None
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise HubFault(f"{method} {path}: {error or 'no answer'}") from error
+
+
+class Prestart:
+    """Follows the sessions; to be used from one event loop."""
+
+    def __init__(self, rulebook: Rulebook, hub: Hub, log: logging.Logger, clock: Clock = utc_now) -> None:
+        self._rulebook = rulebook
+        self._hub = hub
+        self._log = log
+        self._clock = clock
+        self._begun: dict[Meeting, set[str]] = {}
+
+    async def run(self) -> None:
+        """Rounds until cancelled."""
+        while True:
+            await asyncio.sleep(ROUND_SECONDS)
+            try:
+                await self.round()
+            except Exception:  # the top of this loop
+                self._log.exception("Starting servers before a lab session failed; it goes on")
+
+    async def round(self) -> None:
+        """Start whose turn it is. What the hub refuses is logged once, and that user starts by hand."""
+        now = self._clock()
+        self._begun = {meeting: users for meeting, users in self._begun.items() if meeting.end > now}
+        for session in self._rulebook.rules.sessions.values():
+            if session.prestart_seconds <= 0:
+                continue
+            ahead = now + timedelta(seconds=session.prestart_seconds + 1)
+            for meeting in meetings(session, Window(now, ahead)):
+                if meeting.start > now:
+                    await self._start_members(session, meeting)
+
+    async def _start_members(self, session: LabSession, meeting: Meeting) -> None:
+        try:
+            members = await self._hub.members(session.group)
+        except HubFault as fault:
+            self._log.warning("The members of %r can't be asked for: %s", session.group, fault)
+            return
+        begun = self._begun.setdefault(meeting, set())
+        for user, at in prestarts(meeting, members[: session.seats], session.prestart_seconds):
+            if at > self._clock() or user in begun:
+                continue
+            begun.add(user)
+            try:
+                await self._hub.start(user, session.tier)
+                self._log.info("Started for the lab session %r: user=%s", session.name, user)
+            except HubFault as fault:
+                self._log.warning("Not started for the lab session %r: %s user=%s", session.name, fault, user)

@@ -1,0 +1,257 @@
+"""What admins, instructors and users may ask of the rules: change them, see them, report, extend.
+
+Who may ask is the caller's to check: the unix socket is the admin's, the pages look at scopes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from ...config.quotas import limits_to_json, subject_from_text
+from ...config.sessions import session_from_json, session_to_json
+from ...core.decision import Decision, DecisionKind
+from ...core.errors import BadOption, ConfigError, LeaseConflict, NotAllowed, Refusal
+from ...core.model import LeaseState
+from ...core.quota import UNLIMITED, Allowance, Quota, Subject, Window
+from ...core.session import LabSession, Meeting
+from ...core.units import Clock, utc_now
+from ..decide.budget import Spent
+from ..decide.calendar import Defaults, from_ical, to_ical
+from ..decide.deadline import extension_seconds
+from ..decide.quota import Ask, Holding, refusals
+from ..decide.report import By, Report, make_report
+from ..decide.sessions import check_session, meetings
+from ..decide.timetable import checked_rule
+from ..ledger import Ledger
+from .allocator import Allocator
+from .gate import QuotaGate, holding_of
+from .rulebook import Rulebook
+
+UPCOMING = timedelta(days=60)
+"""So far ahead the next meetings of a session are shown."""
+_SHOWN_MEETINGS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a user may have and has; `refused` is the first refusal that each tier would meet now."""
+
+    allowed: Allowance
+    holdings: tuple[Holding, ...]
+    spent: tuple[Spent, ...]
+    refused: Mapping[str, Refusal]
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaView:
+    """One subject's limits as they hold, as the settings have them, and what was changed, in their form."""
+
+    subject: Subject
+    limits: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    changed: Mapping[str, Any]
+
+
+class RuleService:
+    """The rulebook's changes and answers. All methods on one event loop."""
+
+    def __init__(
+        self,
+        rulebook: Rulebook,
+        gate: QuotaGate,
+        allocator: Allocator,
+        ledger: Ledger,
+        clock: Clock = utc_now,
+    ) -> None:
+        self.rulebook = rulebook
+        self._gate = gate
+        self._allocator = allocator
+        self._ledger = ledger
+        self._clock = clock
+
+    # ---- quotas
+
+    def quotas(self) -> list[QuotaView]:
+        """Every quota there is, by subject."""
+        of_file = {
+            subject: limits_to_json(quota.limits) for subject, quota in self.rulebook.base.quotas.items()
+        }
+        changed = self.rulebook.rules.changed
+        quotas: dict[Subject, Quota] = {quota.subject: quota for quota in self.rulebook.rules.quotas}
+        return [
+            QuotaView(
+                subject,
+                limits_to_json(quota.limits),
+                of_file.get(subject, {}),
+                dict(changed.get(subject, {})),
+            )
+            for subject, quota in quotas.items()
+        ]
+
+    async def change_quota(self, subject: str, values: Mapping[str, Any], author: str, reason: str) -> None:
+        """Change keys of a subject's quota; None takes a change back. It counts at once.
+
+        Who holds a GPU keeps it; who waits and may not any more leaves the queue. Raises BadOption for what
+        can't be used, LedgerFault.
+        """
+        whom = _subject(subject)
+        if not values:
+            raise BadOption("Nothing is changed: give a key and a value, like devices=2.")
+        await self._decide(DecisionKind.QUOTA, str(whom), dict(values), author, reason)
+        await self._allocator.recheck()
+
+    async def remove_quota(self, subject: str, author: str, reason: str) -> None:
+        """Take back all that was changed for a subject. Raises BadOption if nothing was, LedgerFault."""
+        changed = self.rulebook.rules.changed.get(_subject(subject))
+        if not changed:
+            raise BadOption(
+                f"Nothing was changed for {subject} at run time. What stands in c.GpuSite.quotas is changed "
+                "there, or lifted here with a value of 'unlimited'."
+            )
+        await self.change_quota(subject, dict.fromkeys(changed), author, reason)
+
+    async def grant(self, subject: str, gpu_hours: float, author: str, reason: str) -> None:
+        """Give GPU-hours in the present period, or take some. Raises BadOption, LedgerFault."""
+        if not gpu_hours:
+            raise BadOption("A grant of 0 GPU-hours changes nothing: give a number, like 5.")
+        document = {"gpu_seconds": gpu_hours * 3600}
+        await self._decide(DecisionKind.GRANT, str(_subject(subject)), document, author, reason)
+        await self._allocator.recheck()
+
+    async def standing(
+        self, hub: str, user: str, groups: Iterable[str], server: str | None = None
+    ) -> Standing:
+        """What a user may have and has. Raises QuotaUnreadable, LedgerFault.
+
+        Of `server`, which is about to start, nothing counts: what it has ends first.
+        """
+        members = tuple(groups)
+        allowed = self.rulebook.allowance(user, members)
+        spent = await self._gate.spent(hub, user, members, allowed)
+        holdings = tuple(
+            holding_of(lease)
+            for lease in self._allocator.leases()
+            if (lease.hub, lease.user) == (hub, user) and lease.server != server
+        )
+        refused = {}
+        for tier in self.rulebook.known.tiers:
+            found = refusals(allowed, Ask(tier.name, tier.want), holdings, spent, self._clock())
+            if found:
+                refused[tier.name] = found[0]
+        return Standing(allowed, holdings, tuple(spent), refused)
+
+    # ---- use
+
+    async def report(self, by: By, window: Window, timezone: str) -> Report:
+        """Who used how much in the window. Raises LedgerFault."""
+        return make_report(await self._ledger.charged(window.start), by, window, timezone)
+
+    async def extend(self, lease_id: str, seconds: float, author: str) -> float:
+        """Make a session longer, as far as the quota allows and nobody waits; by how many seconds it was.
+
+        Raises LeaseConflict if it isn't running, NotAllowed with the reason, LedgerFault.
+        """
+        lease = self._allocator.lease(lease_id)
+        if lease is None or lease.state not in (LeaseState.RUNNING, LeaseState.ASLEEP):
+            raise LeaseConflict("This server isn't running: start it again.")
+        allowed = self.rulebook.allowance(lease.user, lease.groups)
+        if allowed.session_seconds == UNLIMITED:
+            raise NotAllowed("This server has no end: there is nothing to extend.")
+        waiting = self._allocator.capacity(lease.want).waiting
+        if waiting:
+            others = "1 other waits" if waiting == 1 else f"{waiting} others wait"
+            raise NotAllowed(f"{others} for such a GPU, so this server can't be extended: save your work.")
+        done = self.rulebook.rules.extended_seconds.get(lease_id, 0.0)
+        more = extension_seconds(allowed.extend_seconds, done, seconds)
+        if more <= 0:
+            limit = f"{allowed.extend_seconds / 3600:g} hours" if allowed.extend_seconds else "none"
+            raise NotAllowed(f"Your quota allows no further extension ({limit} in all): save your work.")
+        await self._decide(DecisionKind.EXTENSION, lease_id, {"seconds": more}, author, "extended")
+        return more
+
+    # ---- lab sessions
+
+    def sessions(self) -> list[tuple[LabSession, list[Meeting]]]:
+        """Every session, by name, with the next times that it meets."""
+        now = self._clock()
+        window = Window(now, now + UPCOMING)
+        listed = sorted(self.rulebook.rules.sessions.values(), key=lambda each: each.name)
+        return [(session, meetings(session, window)[:_SHOWN_MEETINGS]) for session in listed]
+
+    def session(self, name: str) -> LabSession:
+        """The session of that name. Raises BadOption if there is none."""
+        found = self.rulebook.rules.sessions.get(name)
+        if found is None:
+            known = ", ".join(map(repr, sorted(self.rulebook.rules.sessions))) or "none"
+            raise BadOption(f"There is no lab session {name!r}: there are {known}.")
+        return found
+
+    async def save_session(self, document: Mapping[str, Any], author: str, reason: str) -> LabSession:
+        """Add a session, or put it in place of the one of its name; the session as it was taken.
+
+        Raises BadOption for what can't be read, SessionUnfit with what would fit, LedgerFault.
+        """
+        session = self._checked(document, tuple(self.rulebook.rules.sessions.values()))
+        await self._decide(DecisionKind.SESSION, session.name, session_to_json(session), author, reason)
+        return session
+
+    async def cancel_session(self, name: str, author: str, reason: str) -> None:
+        """End a session for good. Raises BadOption if there is none, LedgerFault."""
+        await self._decide(DecisionKind.SESSION, self.session(name).name, None, author, reason)
+
+    def calendar(self) -> bytes:
+        """All sessions as an iCalendar."""
+        return to_ical(self.rulebook.rules.sessions.values(), self._clock())
+
+    async def import_calendar(
+        self, text: str, defaults: Defaults, author: str, reason: str
+    ) -> Sequence[LabSession]:
+        """Take over the sessions of a calendar, all or none of them.
+
+        Raises BadOption for what can't be read, SessionUnfit with what would fit, LedgerFault.
+        """
+        zone = self.rulebook.known.timezone
+        found = from_ical(text.encode(), replace(defaults, timezone=zone))
+        taken = dict(self.rulebook.rules.sessions)
+        for session in found:
+            taken[session.name] = self._checked(session_to_json(session), tuple(taken.values()))
+        for session in found:
+            await self._decide(DecisionKind.SESSION, session.name, session_to_json(session), author, reason)
+        return found
+
+    def _checked(self, document: Mapping[str, Any], others: Sequence[LabSession]) -> LabSession:
+        session = session_from_json(document, self.rulebook.known)
+        if session.rule:
+            session = replace(session, rule=checked_rule(session.rule, session.timezone))
+        check_session(session, others, self._fits, self._clock())
+        return session
+
+    def _fits(self, wanted: Mapping[str, int]) -> bool:
+        wants = {tier.name: tier.want for tier in self.rulebook.known.tiers}
+        return self._allocator.fits([(wants[tier], count) for tier, count in wanted.items()])
+
+    async def _decide(
+        self, kind: DecisionKind, subject: str, document: Mapping[str, Any] | None, author: str, reason: str
+    ) -> Decision:
+        decision = self.rulebook.decision(kind, subject, document, author, reason)
+        await self.rulebook.decide(decision)
+        return decision
+
+
+def report_window(start: datetime | None, end: datetime | None, now: datetime) -> Window:
+    """The window of a report: the last 30 days where nothing is said. Raises BadOption for an empty one."""
+    last = end or now
+    first = start or last - timedelta(days=30)
+    if first >= last:
+        raise BadOption("The report's first moment is not before its last: turn them round.")
+    return Window(first, last)
+
+
+def _subject(text: str) -> Subject:
+    try:
+        return subject_from_text(text)
+    except ConfigError as error:
+        raise BadOption(f"{error}.") from None

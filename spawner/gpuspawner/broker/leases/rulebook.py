@@ -1,0 +1,146 @@
+"""The rules that hold at this moment, and their changes: committed to the ledger first, then in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ...config.quotas import Known, parse_properties
+from ...core.decision import Decision, DecisionKind
+from ...core.errors import BadOption, ConfigError, QuotaUnreadable
+from ...core.quota import Allowance, Limits, Quota, Subject
+from ...core.units import Clock, utc_now
+from ..decide.quota import by_subject, combine
+from ..decide.rules import Rules, fold, make_base
+from ..ledger import Ledger
+
+
+class Rulebook:
+    """Quotas, grants, lab sessions and extensions; to be used from one event loop.
+
+    `base` are the entries of `c.GpuSite.quotas`, which were checked at load.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        base: Sequence[Mapping[str, Any]],
+        known: Known,
+        *,
+        clock: Clock = utc_now,
+        log: logging.Logger | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self.base = make_base(base, known)
+        self._clock = clock
+        self._log = log or logging.getLogger(__name__)
+        self._lock = asyncio.Lock()
+        self._decisions: tuple[Decision, ...] = ()
+        self._doubtful = False
+        self.known = known
+        self.rules = fold(self.base, (), known)
+        self._limits_of: Rules | None = None
+        self._by_subject: Mapping[Subject, Limits] = {}
+        self.on_change: list[Callable[[], None]] = []
+        """Called after each change, once memory has it; must not block or fail."""
+
+    async def load(self) -> None:
+        """Take over what was decided before. What can't be used any more is logged. Raises LedgerFault."""
+        self._decisions = await self._ledger.decisions()
+        self._doubtful = False
+        self.rules = fold(self.base, self._decisions, self.known)
+        for problem in self.rules.problems:
+            self._log.error("%s", problem)
+
+    def of_group(self, group: str) -> Allowance:
+        """What a member of this one group may have."""
+        return combine(self._limits(), "", [group], {})
+
+    def allowance(self, user: str, groups: Iterable[str]) -> Allowance:
+        """What the user may have. Raises QuotaUnreadable if a group's properties can't be read."""
+        members = tuple(groups)
+        return combine(self._limits(), user, members, by_subject(self._of_properties(members)))
+
+    def preview(self, *decisions: Decision) -> Rules:
+        """The rules that would hold after these too. Raises BadOption for what can't be used."""
+        try:
+            rules = fold(self.base, (*self._decisions, *decisions), self.known)
+        except ConfigError as error:
+            raise BadOption(f"{error}.") from None
+        new = [problem for problem in rules.problems if problem not in self.rules.problems]
+        if new:
+            raise BadOption(new[0])
+        return rules
+
+    async def decide(self, decision: Decision) -> Rules:
+        """Make a change: checked, committed, then in memory.
+
+        Raises BadOption for what can't be used, LedgerFault if it could not be recorded. Where only the
+        answer of the ledger was lost, it was recorded all the same: the ledger is read again before the next
+        change, and `gpuspawner quota show` says what holds.
+        """
+        async with self._lock:
+            if self._doubtful:
+                await self.load()
+            rules = self.preview(decision)
+            await asyncio.shield(self._commit(decision, rules))
+        self._log.info(
+            "Decided: %s of %s: %s (%s, by %s)",
+            decision.kind,
+            decision.subject,
+            decision.document,
+            decision.reason,
+            decision.author,
+        )
+        for callback in self.on_change:
+            callback()
+        return rules
+
+    def decision(
+        self, kind: DecisionKind, subject: str, document: Mapping[str, Any] | None, author: str, reason: str
+    ) -> Decision:
+        """A decision of this moment."""
+        return Decision(self._clock(), kind, subject, document, author, reason)
+
+    def history(self, kind: DecisionKind, subject: str | None = None) -> tuple[Decision, ...]:
+        """What was decided of this kind, of one subject or of all, in its order."""
+        return tuple(
+            item
+            for item in self._decisions
+            if item.kind is kind and (subject is None or item.subject == subject)
+        )
+
+    async def note_properties(self, properties: Mapping[str, Mapping[str, Any]]) -> None:
+        """What the hub says of its groups' limits; kept, so that a restart knows it. Raises LedgerFault."""
+        for group, values in properties.items():
+            if dict(self.rules.properties.get(group, {})) != dict(values):
+                told = self.decision(DecisionKind.PROPERTIES, group, values, "hub", "the group's properties")
+                await self.decide(told)
+
+    async def _commit(self, decision: Decision, rules: Rules) -> None:
+        self._doubtful = True
+        await self._ledger.decide(decision)
+        self._doubtful = False
+        self._decisions = (*self._decisions, decision)
+        self.rules = rules
+
+    def _limits(self) -> Mapping[Subject, Limits]:
+        """The quotas by subject; made anew once they have changed."""
+        if self._limits_of is not self.rules:
+            self._limits_of, self._by_subject = self.rules, by_subject(self.rules.quotas)
+        return self._by_subject
+
+    def _of_properties(self, groups: Iterable[str]) -> list[Quota]:
+        found = []
+        for group in groups:
+            try:
+                quota = parse_properties(group, self.rules.properties.get(group, {}), self.known)
+            except ConfigError as error:
+                raise QuotaUnreadable(
+                    f"{error}. Ask an admin of the hub to change it, or choose CPU."
+                ) from None
+            if quota is not None:
+                found.append(quota)
+        return found

@@ -1,0 +1,207 @@
+"""What the broker needs for turns on one machine: how each seat is, and to pause, move, wake or end it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+
+from ...core.errors import DeviceFault
+from ..daemon_pool import DaemonPool
+from ..inventory import Inventory
+from ..processes import Process, ProcessTable
+from ..waiting import ThreadWait, WaitWatch, read_wait
+from .book import Key, SleepBook
+from .host import Host, Seat
+from .mover import Mover, key_of
+from .outcome import Condition, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class SeatReading:
+    """A seat as it is. `on_gpus`: bytes by UUID, nothing of who sleeps. `asleep_bytes`: in host memory.
+
+    `waits`: the main thread of one of its programs has come to wait, as it does for the GPU.
+    """
+
+    condition: Condition
+    on_gpus: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    asleep_bytes: int = 0
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnReadings:
+    """One look. `busy`: whether anybody computed on a GPU lately; a GPU that doesn't say is left out."""
+
+    seats: Mapping[str, SeatReading]
+    """By container id."""
+    busy: Mapping[str, bool]
+
+
+class TurnHands(Protocol):
+    """The seam between who decides on turns and the machine."""
+
+    async def read(self, seats: Sequence[Seat]) -> TurnReadings:
+        """How these seats are. One whose state can't be read is UNKNOWN."""
+        ...
+
+    async def pause(self, seat: Seat) -> Outcome:
+        """See `Mover`, also for the next two."""
+        ...
+
+    async def sleep(self, seat: Seat) -> Outcome:
+        """Moves its memory to the host's."""
+        ...
+
+    async def wake(self, seat: Seat, gpu_uuid: str) -> Outcome:
+        """Lets it compute on that GPU."""
+        ...
+
+    async def end(self, seat: Seat) -> int:
+        """Ends its programs that use CUDA, and no others; how many."""
+        ...
+
+    async def forget(self, alive: Sequence[Seat]) -> None:
+        """Only these seats exist now: what is kept on disk of others is let go. Raises DeviceFault."""
+        ...
+
+
+class LocalHands:
+    """This machine. All methods on one event loop."""
+
+    def __init__(
+        self,
+        mover: Mover,
+        host: Host,
+        inventory: Inventory,
+        book: SleepBook,
+        wait_of: Callable[[int], ThreadWait | None] = read_wait,
+    ) -> None:
+        self._mover, self._host, self._inventory, self._book = mover, host, inventory, book
+        self._wait_of = wait_of
+        self._watches: dict[Key, WaitWatch] = {}
+        self._table = ProcessTable()
+        self._pool = DaemonPool("turns", most=1)
+
+    def close(self) -> None:
+        """Ends its threads. Seats stay as they are."""
+        self._pool.close()
+        self._mover.close()
+
+    async def read(self, seats: Sequence[Seat]) -> TurnReadings:
+        """Asks the driver for each seat, and reads /proc and NVML.
+
+        Puts back the memory limit of a container that used more than its own when it was woken.
+        """
+        looks = await asyncio.gather(*(self._mover.look(seat) for seat in seats))
+        conditions = {seat.container_id: look for seat, look in zip(seats, looks, strict=True)}
+        for seat in seats:
+            if conditions[seat.container_id] is Condition.AWAKE and self._book.limit(seat.container_id):
+                await self._mover.settle(seat)
+        return await self._pool.submit(lambda: self._read(seats, conditions))
+
+    async def pause(self, seat: Seat) -> Outcome:
+        """What its programs wait on just before is what they usually do."""
+        await self._pool.submit(lambda: self._begin_watching(seat))
+        return await self._mover.pause(seat)
+
+    async def sleep(self, seat: Seat) -> Outcome:
+        """The same, unless it was paused before."""
+        await self._pool.submit(lambda: self._begin_watching(seat))
+        return await self._mover.sleep(seat)
+
+    async def wake(self, seat: Seat, gpu_uuid: str) -> Outcome:
+        """From then on its programs aren't watched."""
+        outcome = await self._mover.wake(seat, gpu_uuid)
+        if outcome.done:
+            await self._pool.submit(lambda: self._end_watching(seat))
+        return outcome
+
+    async def end(self, seat: Seat) -> int:
+        """SIGKILL to each program of it that uses CUDA."""
+
+        def blocking() -> int:
+            found = self._host.processes(seat)
+            for process in found:
+                self._table.end(process)
+            return len(found)
+
+        return await self._pool.submit(blocking)
+
+    async def forget(self, alive: Sequence[Seat]) -> None:
+        """As the mover does it."""
+        await self._mover.forget(alive)
+
+    def _begin_watching(self, seat: Seat) -> None:
+        for process in self._host.processes(seat):
+            if key_of(process) not in self._watches:
+                self._look_at(process)
+
+    def _end_watching(self, seat: Seat) -> None:
+        for process in self._host.processes(seat):
+            self._watches.pop(key_of(process), None)
+
+    def _look_at(self, process: Process) -> bool:
+        """One sample of its main thread: whether it waits."""
+        watch = self._watches.setdefault(key_of(process), WaitWatch())
+        return watch.see(self._wait_of(process.pid) or ThreadWait(), time.monotonic())
+
+    def _read(self, seats: Sequence[Seat], conditions: Mapping[str, Condition]) -> TurnReadings:
+        uuids = tuple(dict.fromkeys(uuid for seat in seats for uuid in seat.gpu_uuids))
+        on_gpus = self._on_gpus(uuids)
+        found, alive = {}, set()
+        for seat in seats:
+            condition = conditions[seat.container_id]
+            try:
+                processes = self._host.processes(seat)
+            except DeviceFault:
+                processes, condition = (), Condition.UNKNOWN
+            alive |= {key_of(each) for each in processes}
+            found[seat.container_id] = self._reading(condition, processes, on_gpus)
+        gone = [key for key in self._watches.keys() - alive if self._wait_of(key[0]) is None]
+        for key in gone:
+            del self._watches[key]
+        return TurnReadings(found, self._busy(uuids))
+
+    def _reading(
+        self, condition: Condition, processes: Iterable[Process], on_gpus: Mapping[int, Mapping[str, int]]
+    ) -> SeatReading:
+        sums: dict[str, int] = {}
+        asleep_bytes, waits = 0, False
+        for process in processes:
+            mine = on_gpus.get(process.pid, {})
+            for uuid, size in mine.items():
+                sums[uuid] = sums.get(uuid, 0) + size
+            slept = self._book.slept(key_of(process))
+            if not mine and slept is not None:
+                asleep_bytes += slept.memory_bytes
+            if condition in (Condition.PAUSED, Condition.ASLEEP):
+                waits |= self._look_at(process)
+        return SeatReading(condition, sums, asleep_bytes, waits)
+
+    def _on_gpus(self, uuids: Iterable[str]) -> Mapping[int, Mapping[str, int]]:
+        found: dict[int, dict[str, int]] = {}
+        for uuid in uuids:
+            try:
+                listed = self._host.on_gpus((uuid,))
+            except DeviceFault:
+                continue
+            for pid, sizes in listed.items():
+                found.setdefault(pid, {}).update(sizes)
+        return found
+
+    def _busy(self, uuids: Iterable[str]) -> dict[str, bool]:
+        """Only one seat computes on a GPU, so that the GPU's own use is that seat's."""
+        found = {}
+        for uuid in uuids:
+            try:
+                percent = self._inventory.utilization_percent(uuid)
+            except DeviceFault:
+                continue
+            if percent is not None:
+                found[uuid] = percent > 0
+        return found

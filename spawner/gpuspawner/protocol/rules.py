@@ -1,0 +1,224 @@
+"""The messages about quotas, GPU-hours, reports and lab sessions on the broker's unix socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, JsonValue
+
+from ..core.model import LeaseState
+from .messages import Groups, Message, RefusalMessage, Text, TextOrEmpty, Time
+
+_AUTHOR = "who decided it, for the ledger"
+_REASON = "why, for the ledger"
+
+
+class QuotaChange(Message):
+    """The body of `POST /quotas`: keys of `c.GpuSite.quotas` that change; null takes a change back."""
+
+    subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
+    values: dict[str, JsonValue] = Field(description="the keys of c.GpuSite.quotas that change")
+    author: Text = Field(description=_AUTHOR)
+    reason: TextOrEmpty = Field("", description=_REASON)
+
+
+class QuotaRemoval(Message):
+    """The body of `DELETE /quotas`: all run-time changes of one subject are taken back."""
+
+    subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
+    author: Text = Field(description=_AUTHOR)
+    reason: TextOrEmpty = Field("", description=_REASON)
+
+
+class Grant(Message):
+    """The body of `POST /grants`: more GPU-hours in the present period, or fewer if negative."""
+
+    subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
+    gpu_hours: float = Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="a number of GPU-hours")
+    author: Text = Field(description=_AUTHOR)
+    reason: Text = Field(description=_REASON)
+
+
+class WhoAsks(Message):
+    """The body of `POST /allowance`: what this user may have, by the hub's groups and their properties."""
+
+    hub: Text = Field(description="the hub's id")
+    user: Text = Field(description="the user's name")
+    server: TextOrEmpty | None = Field(
+        None, description="the server that is to start: what it has now doesn't count"
+    )
+    groups: Groups = ()
+    properties: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict, description="the properties of the user's groups, by group"
+    )
+
+
+class SessionChange(Message):
+    """The body of `POST /sessions`: a lab session, new or in place of the one of that name."""
+
+    session: dict[str, JsonValue] = Field(description="the session; see docs/instructors.md for its keys")
+    author: Text = Field(description=_AUTHOR)
+    reason: TextOrEmpty = Field("", description=_REASON)
+
+
+class SessionCancel(Message):
+    """The body of `DELETE /sessions/{name}`."""
+
+    author: Text = Field(description=_AUTHOR)
+    reason: TextOrEmpty = Field("", description=_REASON)
+
+
+class CalendarImport(Message):
+    """The body of `POST /sessions/calendar`: an iCalendar, and what its events don't say."""
+
+    calendar: str = Field(min_length=1, max_length=400_000, description="the text of an .ics file")
+    group: Text = Field(description="the hub group of events that name none")
+    tier: Text = Field(description="the tier of events that name none")
+    seats: int = Field(ge=1, le=10_000, description="a whole number from 1 to 10000")
+    author: Text = Field(description=_AUTHOR)
+    reason: TextOrEmpty = Field("", description=_REASON)
+
+
+class Extend(Message):
+    """The body of `POST /leases/{id}/extend`."""
+
+    seconds: float = Field(gt=0, le=86400, allow_inf_nan=False, description="a number of seconds up to a day")
+    author: Text = Field(description=_AUTHOR)
+
+
+class KernelsMessage(Message):
+    """The body of `POST /leases/{id}/kernels`: what the hub knows of a server's kernels."""
+
+    busy: bool = Field(description="whether one of them computes")
+    active_at: Time | None = Field(None, description="when one last did something")
+
+
+# ---- answers
+
+
+class BudgetDocument(Message):
+    """GPU-hours of one period. `renewed_at` None: a term, or none runs now."""
+
+    limit_gpu_seconds: float
+    used_gpu_seconds: float
+    left_gpu_seconds: float
+    period: str
+    timezone: str
+    renewed_at: Time | None
+
+
+class AllowanceDocument(Message):
+    """What a user may have and has. `refused` gives the refusal of each tier that can't be started now.
+
+    None stands for no limit.
+    """
+
+    leases: int | None
+    devices: int | None
+    slices: int | None
+    session_seconds: float | None
+    extend_seconds: float | None
+    priority: int
+    held_leases: int
+    held_devices: int
+    held_slices: int
+    budgets: tuple[BudgetDocument, ...]
+    refused: dict[str, RefusalMessage]
+
+
+class QuotaDocument(Message):
+    """One subject's limits: as they hold, as the settings have them, and what was changed at run time."""
+
+    subject: str
+    limits: dict[str, Any]
+    settings: dict[str, Any]
+    changed: dict[str, Any]
+
+
+class DecisionDocument(Message):
+    """A decision of the ledger."""
+
+    at: Time
+    kind: str
+    subject: str
+    document: dict[str, Any] | None
+    author: str
+    reason: str
+
+
+class QuotasDocument(Message):
+    """The answer to `GET /quotas`."""
+
+    quotas: tuple[QuotaDocument, ...]
+    problems: tuple[str, ...]
+    history: tuple[DecisionDocument, ...]
+
+
+class ReportLine(Message):
+    """One line of a report."""
+
+    name: str
+    gpu_seconds: float
+    lease_count: int
+    user_count: int
+
+
+class ReportDocument(Message):
+    """The answer to `GET /report`."""
+
+    by: str
+    start: Time
+    end: Time
+    timezone: str
+    lines: tuple[ReportLine, ...]
+    total: ReportLine
+
+
+class MeetingDocument(Message):
+    """One time that a session meets."""
+
+    start: Time
+    end: Time
+
+
+class SessionDocument(Message):
+    """A lab session, in words, and the next times that it meets."""
+
+    session: dict[str, Any]
+    words: str
+    next: tuple[MeetingDocument, ...]
+
+
+class SessionsDocument(Message):
+    """The answer to `GET /sessions`."""
+
+    sessions: tuple[SessionDocument, ...]
+    problems: tuple[str, ...]
+
+
+class ExtendedDocument(Message):
+    """The answer to `POST /leases/{id}/extend`."""
+
+    seconds: float = Field(description="by how much the session was made longer")
+
+
+class ServerDocument(Message):
+    """A server with a lease.
+
+    `idle_since` None: it is used, waits, or that isn't known. `ends_at` None: nothing ends it; `ends_because`
+    is then "".
+    """
+
+    hub: str
+    user: str
+    server: str
+    state: LeaseState
+    idle_since: Time | None
+    ends_at: Time | None = None
+    ends_because: str = ""
+
+
+class ServersDocument(Message):
+    """The answer to `GET /servers`."""
+
+    servers: tuple[ServerDocument, ...]

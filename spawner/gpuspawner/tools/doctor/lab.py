@@ -1,0 +1,196 @@
+"""What labs get on this machine, what its settings let them reach, and where the disk gets full. Pure.
+
+`read_lab` collects the facts; it asks the disk and the process behind Docker's socket.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from traitlets.config import Config
+
+from ...config.lab import GpuLab
+from ...core.limits import ConfiguredLimits, LabRules, Machine, default_memory, default_sentence, limits_of
+from ...core.model import Tier
+from ...core.units import format_bytes, parse_bytes
+from ...hub.engine_rights import may_raise_limits
+from ...hub.reach import ways
+from .finding import Finding, Level
+
+GIB = 1 << 30
+FULL_BYTES = GIB
+"""Below this no server starts for long: its log, its container and its user's files need more."""
+LOW_BYTES, LOW_FRACTION = 10 * GIB, 0.1
+_WEAKER = ("seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined", "label=disable")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A file system, named by what of ours is on it."""
+
+    holds: str
+    folder: str
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabFacts:
+    """Settings and machine. `create` and `host` are what the site's settings add to Docker's arguments."""
+
+    rules: LabRules
+    machine: Machine
+    create: Mapping[str, Any]
+    host: Mapping[str, Any]
+    general: ConfiguredLimits = field(default_factory=ConfiguredLimits)
+    """`c.Spawner.mem_limit` and `cpu_limit`."""
+    computed: tuple[str, ...] = ()
+    """Settings that are functions: only a start knows what they return."""
+    disks: tuple[Disk, ...] = ()
+
+
+def read_lab(config: Config, info: Mapping[str, Any], state_dir: str) -> LabFacts:
+    """The facts, with Docker's `info`. Blocks on disk. Raises TraitError for a setting of `c.GpuLab`."""
+    create: dict[str, Any] = {"user": "1000:100"}
+    host: dict[str, Any] = {}
+    computed: list[str] = []
+    settings = _spawner_settings(config)
+    for name, target in (("extra_create_kwargs", create), ("extra_host_config", host)):
+        value = settings.get(name)
+        if callable(value):
+            computed.append(name)
+        elif isinstance(value, Mapping):
+            target.update(value)
+    volumes = settings.get("volumes")
+    binds = (
+        {str(source): target for source, target in volumes.items()} if isinstance(volumes, Mapping) else {}
+    )
+    return LabFacts(
+        rules=GpuLab(config=config).rules(state_dir),
+        machine=Machine(
+            info.get("MemTotal") or None,
+            info.get("NCPU") or None,
+            str(info.get("LoggingDriver") or ""),
+            may_raise_limits(info),
+        ),
+        create=create,
+        host={"cap_drop": ["ALL"], "binds": binds, **host},
+        general=_general(settings),
+        computed=tuple(computed),
+        disks=_disks(str(info.get("DockerRootDir") or ""), state_dir),
+    )
+
+
+def lab_findings(facts: LabFacts, tiers: tuple[Tier, ...]) -> Iterator[Finding]:
+    """One for the default limit, one for each tier, and one for each thing that somebody should know."""
+    yield from _memory(facts)
+    for tier in tiers:
+        configured = ConfiguredLimits(
+            tier.mem_limit_bytes or facts.general.memory_bytes,
+            tier.cpu_limit or facts.general.cpu_cores,
+            tier.shm_bytes,
+            tier.pids,
+            tier.cpu_shares,
+        )
+        text = limits_of(configured, facts.rules, facts.machine).sentence()
+        yield Finding(Level.OK, f"Labs of tier {tier.name}", text)
+    if not facts.machine.raises_limits:
+        yield Finding(
+            Level.NOTE,
+            "Limits of processes",
+            "Docker may not raise them: labs have Docker's own limits of locked memory, stack and open files",
+            "Run Docker with CAP_SYS_RESOURCE to give labs what NVIDIA asks for",
+        )
+    yield from _reach(facts)
+    for disk in facts.disks:
+        yield _disk(disk)
+
+
+def _memory(facts: LabFacts) -> Iterator[Finding]:
+    text = default_sentence(facts.rules, facts.machine)
+    if default_memory(facts.rules, facts.machine) is None and not facts.general.memory_bytes:
+        yield Finding(
+            Level.NOTE, "Memory of labs", text, "Set c.GpuLab.limit_memory = True, or c.Spawner.mem_limit"
+        )
+    else:
+        yield Finding(Level.OK, "Memory of labs", text)
+
+
+def _reach(facts: LabFacts) -> Iterator[Finding]:
+    for way in ways(facts.create, facts.host, facts.rules.private):
+        if way.name in facts.rules.past_lease:
+            text = f"{way.name} is {way.value}: a lab reaches {way.reaches}, as c.GpuLab.past_lease allows"
+            yield Finding(Level.NOTE, "Past the lease", text, "Take both out, if that is no longer meant")
+        elif way.name == "devices":
+            text = f"devices has {way.value}: labs start without it"
+            yield Finding(
+                Level.NOTE, "Past the lease", text, 'Take it out, or allow "devices" in c.GpuLab.past_lease'
+            )
+        else:
+            sentence, _, remedy = way.sentence().partition(". ")
+            yield Finding(Level.PROBLEM, "Past the lease", f"{sentence}: no lab starts", remedy)
+    for option in facts.host.get("security_opt") or ():
+        if str(option).replace(":", "=") in _WEAKER:
+            text = f"security_opt has {option}: a lab has more of the kernel to attack"
+            yield Finding(
+                Level.NOTE, "Labs' isolation", text, "Take it out of extra_host_config, if it isn't needed"
+            )
+    if facts.host.get("network_mode") == "host":
+        text = (
+            "network_mode is host: labs reach every port of this machine, also those of the hub and its proxy"
+        )
+        yield Finding(
+            Level.NOTE, "Labs' isolation", text, "Take it out of extra_host_config: labs have their network"
+        )
+    for name in facts.computed:
+        text = f"{name} is a function: what it returns is checked at each start"
+        yield Finding(Level.OK, "Past the lease", text)
+
+
+def _disk(disk: Disk) -> Finding:
+    subject = f"Disk of {disk.holds}"
+    text = f"{format_bytes(disk.free_bytes)} of {format_bytes(disk.total_bytes)} free at {disk.folder}"
+    remedy = "`gpuspawner homes` says how large each home is, `docker system df` what images and logs take"
+    if disk.free_bytes < FULL_BYTES:
+        return Finding(Level.PROBLEM, subject, f"{text}: full, so that servers can't start", remedy)
+    if disk.free_bytes < min(LOW_BYTES, disk.total_bytes * LOW_FRACTION):
+        return Finding(Level.NOTE, subject, f"{text}: low", remedy)
+    return Finding(Level.OK, subject, text)
+
+
+def _disks(docker_root: str, state_dir: str) -> tuple[Disk, ...]:
+    """Each file system once. Docker's folder isn't here where Docker is elsewhere."""
+    found: dict[int, Disk] = {}
+    for holds, folder in (("images, homes and logs", docker_root), ("the broker's state", state_dir)):
+        path = Path(folder)
+        while folder and not path.exists() and path != path.parent and holds != "images, homes and logs":
+            path = path.parent  # the broker makes its folder at its first start
+        try:
+            usage, number = shutil.disk_usage(path), path.stat().st_dev
+        except OSError:
+            continue
+        if folder and number not in found:
+            found[number] = Disk(holds, folder, usage.free, usage.total)
+    return tuple(found.values())
+
+
+def _general(settings: Mapping[str, Any]) -> ConfiguredLimits:
+    """`mem_limit` and `cpu_limit` for all labs; a function isn't asked."""
+    memory, cores = settings.get("mem_limit"), settings.get("cpu_limit")
+    return ConfiguredLimits(
+        parse_bytes(memory, "mem_limit") if isinstance(memory, str | int) and memory else None,
+        float(cores) if isinstance(cores, int | float) and cores else None,
+    )
+
+
+def _spawner_settings(config: Config) -> dict[str, Any]:
+    """The spawner's settings as traitlets would take them: those of the subclass go before the others."""
+    merged: dict[str, Any] = {}
+    for section in ("Spawner", "DockerSpawner", "GpuDockerSpawner"):
+        if config.has_key(section):
+            merged.update(config[section])
+    return merged

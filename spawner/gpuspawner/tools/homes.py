@@ -1,0 +1,134 @@
+"""The homes that Docker keeps: listed, measured, archived, removed; also those of users who left.
+
+A home is a volume of Docker's whose name is made from a user's by a setting of `volumes`. Folders of the host
+that a site mounts as homes are the site's own: they aren't touched here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from traitlets.config import Config
+
+from ..core.errors import ConfigError, EngineFault
+
+DEFAULT_VOLUMES = {"{prefix}-home-{username}": "/home/jovyan"}
+DEFAULT_PREFIX = "gpuspawner"
+_MOUNTED_AT = "/home-to-archive"
+_USER_FIELDS = frozenset({"username", "safe_username", "raw_username"})
+
+Call = Callable[..., Any]
+"""A method of docker-py's APIClient by name; raises EngineFault."""
+
+
+@dataclass(frozen=True, slots=True)
+class HomeVolume:
+    """A volume that is a home. `user` is as it stands in the volume's name (escaped, lower case).
+
+    `size_bytes` is None where Docker doesn't say; `in_use` is whether a container has it, running or not.
+    """
+
+    name: str
+    user: str
+    size_bytes: int | None
+    in_use: bool
+
+
+def patterns_of(config: Config) -> tuple[re.Pattern[str], ...]:
+    """What the names of homes look like, by the settings; the group `user` is the user's name.
+
+    Raises ConfigError where a function of the site makes them.
+    """
+    settings: dict[str, Any] = {}
+    for section in ("DockerSpawner", "GpuDockerSpawner"):
+        if config.has_key(section):
+            settings.update(config[section])
+    if "format_volume_name" in settings:
+        raise ConfigError("c.DockerSpawner.format_volume_name is set: homes can't be told by their names")
+    prefix = str(settings.get("prefix", DEFAULT_PREFIX))
+    volumes = settings.get("volumes", DEFAULT_VOLUMES)
+    templates = volumes if isinstance(volumes, Mapping) else {}
+    found = (_pattern(str(template), prefix) for template in templates)
+    return tuple(pattern for pattern in found if pattern is not None)
+
+
+def _pattern(template: str, prefix: str) -> re.Pattern[str] | None:
+    """The pattern of a template that names the user; None for a folder of the host or a shared volume."""
+    if template.startswith("/"):
+        return None
+    pattern, has_user = "", False
+    for text, field, _, _ in Formatter().parse(template):
+        pattern += re.escape(text)
+        if field in _USER_FIELDS:
+            pattern += "(?P=user)" if has_user else "(?P<user>.+)"
+            has_user = True
+        elif field == "prefix":
+            pattern += re.escape(prefix)
+        elif field is not None:
+            pattern += ".*"
+    return re.compile(pattern) if has_user else None
+
+
+def list_homes(call: Call, patterns: tuple[re.Pattern[str], ...]) -> tuple[HomeVolume, ...]:
+    """Every home, the largest first. Docker measures them, for minutes maybe. Raises EngineFault."""
+    found = []
+    for volume in call("df").get("Volumes") or ():
+        match = next((hit for each in patterns if (hit := each.fullmatch(volume["Name"]))), None)
+        if match is not None:
+            usage = volume.get("UsageData") or {}
+            size, count = usage.get("Size", -1), usage.get("RefCount", 0)
+            found.append(HomeVolume(volume["Name"], match["user"], size if size >= 0 else None, count > 0))
+    return tuple(sorted(found, key=lambda home: (-(home.size_bytes or 0), home.name)))
+
+
+def of_users(homes: tuple[HomeVolume, ...], users: list[str]) -> tuple[HomeVolume, ...]:
+    """The homes of these users, or with these names of volumes. Raises ConfigError for one who has none."""
+    chosen = tuple(home for home in homes if home.user in users or home.name in users)
+    known = {home.user for home in chosen} | {home.name for home in chosen}
+    missing = [user for user in users if user not in known]
+    if missing:
+        raise ConfigError(f"{missing[0]!r} has no home here: `gpuspawner homes` lists them")
+    return chosen
+
+
+def archive(call: Call, home: HomeVolume, folder: Path, image: str) -> Path:
+    """Writes the home as `<volume>.tar` into `folder`, which must exist; an older file of that name stays.
+
+    A container of `image` is made for it and never started. Raises EngineFault, OSError.
+    """
+    target = folder / f"{home.name}.tar"
+    host = call(
+        "create_host_config", binds={home.name: {"bind": _MOUNTED_AT, "mode": "ro"}}, network_mode="none"
+    )
+    made = call("create_container", image, command=["true"], host_config=host)["Id"]
+    try:
+        stream, _ = call("get_archive", made, f"{_MOUNTED_AT}/.")
+        with closing(stream), target.open("xb") as file:
+            try:
+                for part in stream:
+                    file.write(part)
+            except BaseException:
+                target.unlink()  # half of a home looks like a whole one
+                raise
+    finally:
+        call("remove_container", made, force=True)
+    return target
+
+
+def remove(call: Call, home: HomeVolume) -> None:
+    """Removes the home for good. Raises ConfigError while a container has it, EngineFault."""
+    if home.in_use:
+        raise ConfigError(f"The home {home.name} is in use: stop the user's servers first")
+    try:
+        call("remove_volume", home.name)
+    except EngineFault as fault:
+        if fault.status == 409:
+            raise ConfigError(f"The home {home.name} is in use: stop the user's servers first") from fault
+        if fault.status != 404:
+            raise

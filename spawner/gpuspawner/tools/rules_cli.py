@@ -1,0 +1,451 @@
+"""`gpuspawner quota | report | session`: what users may have, what they used, and lab sessions, as typed."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import getpass
+import io
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+from zoneinfo import ZoneInfo
+
+from rich.markup import escape
+from traitlets import Bool, Unicode
+
+from ..broker.decide.timetable import checked_rule, make_rule, parse_when
+from ..config.quotas import subject_from_text, value_from_text
+from ..core.errors import BadOption, BrokerUnavailable, ConfigError, Refusal
+from ..protocol.client import BrokerClient
+from ..protocol.messages import document
+from ..protocol.rules import (
+    CalendarImport,
+    Grant,
+    QuotaChange,
+    QuotaRemoval,
+    QuotasDocument,
+    ReportDocument,
+    SessionCancel,
+    SessionChange,
+    SessionDocument,
+    SessionsDocument,
+)
+from .cli import Command, make_console, table
+from .doctor import ELSEWHERE, unreachable
+
+T = TypeVar("T")
+
+Verb = Callable[[Sequence[str]], None]
+
+
+class RuleCommand(Command):
+    """What the commands of this file share: verbs, a reason, and sentences in place of tracebacks."""
+
+    aliases = {**Command.aliases, "reason": "RuleCommand.reason"}  # noqa: RUF012
+
+    reason = Unicode(
+        "",
+        help="""
+        Why, for the ledger: whoever looks later reads it beside the change.
+
+        Default: none.
+        Example: `gpuspawner quota set group:students devices=2 --reason "exam week"`
+        """,
+    ).tag(config=True)
+
+    usage = ""
+
+    def verbs(self) -> Mapping[str, Verb]:
+        """The command's verbs."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Runs the verb; `exit_status` is 1 for a refusal, 2 for a line that can't be understood."""
+        verbs = self.verbs()
+        verb, *rest = self.extra_args or [""]
+        if verb not in verbs:
+            self._fail(2, self.usage)
+            return
+        try:
+            verbs[verb](rest)
+        except BrokerUnavailable as error:
+            path = self.settings().site.socket_path
+            self._fail(1, f"{unreachable(error, path, self.config_file)}. {ELSEWHERE}")
+        except (Refusal, ConfigError) as error:
+            self._fail(1, str(error))
+
+    def ask(self, work: Callable[[BrokerClient], Awaitable[T]]) -> T:
+        """What the broker answers. Raises Refusal, ConfigError."""
+
+        async def run() -> T:
+            client = BrokerClient(self.settings().site.socket_path)
+            try:
+                return await work(client)
+            finally:
+                await client.close()
+
+        return asyncio.run(run())
+
+    @property
+    def author(self) -> str:
+        """Who types this."""
+        return getpass.getuser()
+
+    def _fail(self, status: int, sentence: str) -> None:
+        self.exit_status = status
+        print(f"{self.name.replace('-', ' ')}: {sentence}", file=sys.stderr)
+
+
+class Quota(RuleCommand):
+    """Shows and changes what users and groups may have, while the broker runs."""
+
+    name = "gpuspawner-quota"
+    description = __doc__
+    usage = (
+        "use: gpuspawner quota show [SUBJECT] | set SUBJECT KEY=VALUE… | remove SUBJECT | grant SUBJECT "
+        "HOURS. "
+        'A SUBJECT is "everybody", "group:NAME" or "user:NAME"; the KEYs are those of c.GpuSite.quotas.'
+    )
+
+    def verbs(self) -> Mapping[str, Verb]:
+        return {"show": self._show, "set": self._set, "remove": self._remove, "grant": self._grant}
+
+    def _show(self, words: Sequence[str]) -> None:
+        wanted = str(subject_from_text(words[0])) if words else None
+        answer = self.ask(lambda client: client.ask("/quotas", QuotasDocument))
+        quotas = tuple(each for each in answer.quotas if wanted in (None, each.subject))
+        history = tuple(each for each in answer.history if wanted in (None, each.subject))
+        if self.json:
+            print(
+                json.dumps(
+                    document(answer.model_copy(update={"quotas": quotas, "history": history})), indent=1
+                )
+            )
+            return
+        console = make_console()
+        shown = table("Quotas", "For", "Limits", "Changed at run time")
+        for each in quotas:
+            shown.add_row(escape(each.subject), escape(_pairs(each.limits)), escape(_pairs(each.changed)))
+        console.print(shown)
+        if history:
+            past = table("Changes", "When", "For", "What", "By", "Why")
+            for item in history:
+                cells = (item.subject, _pairs(item.document or {}), item.author, item.reason)
+                past.add_row(f"{item.at.astimezone():%Y-%m-%d %H:%M}", *map(escape, cells))
+            console.print(past)
+        for problem in answer.problems:
+            console.print(f"[bold red]{escape(problem)}[/]")
+
+    def _set(self, words: Sequence[str]) -> None:
+        if len(words) < 2:
+            raise BadOption(self.usage)
+        values = {}
+        for word in words[1:]:
+            key, equals, text = word.partition("=")
+            if not equals:
+                raise BadOption(f"{word!r} is no KEY=VALUE: write it like devices=2.")
+            values[key] = value_from_text(key, text)
+        change = QuotaChange(
+            subject=str(subject_from_text(words[0])), values=values, author=self.author, reason=self.reason
+        )
+        self.ask(lambda client: client.tell("POST", "/quotas", change))
+
+    def _remove(self, words: Sequence[str]) -> None:
+        if len(words) != 1:
+            raise BadOption(self.usage)
+        removal = QuotaRemoval(
+            subject=str(subject_from_text(words[0])), author=self.author, reason=self.reason
+        )
+        self.ask(lambda client: client.tell("DELETE", "/quotas", removal))
+
+    def _grant(self, words: Sequence[str]) -> None:
+        try:
+            subject, hours = words[0], float(words[1])
+        except (IndexError, ValueError):
+            raise BadOption(self.usage) from None
+        if not self.reason:
+            raise BadOption('A grant needs a reason, for the ledger: add --reason "…".')
+        grant = Grant(
+            subject=str(subject_from_text(subject)), gpu_hours=hours, author=self.author, reason=self.reason
+        )
+        self.ask(lambda client: client.tell("POST", "/grants", grant))
+
+
+class Report(RuleCommand):
+    """Shows who used how many GPU-hours: by user, group, tier or day."""
+
+    name = "gpuspawner-report"
+    description = __doc__
+    aliases = {  # noqa: RUF012
+        **RuleCommand.aliases,
+        "by": "Report.by",
+        "start": "Report.first_day",
+        "end": "Report.last_day",
+    }
+    flags = {  # noqa: RUF012
+        **Command.flags,
+        "csv": ({"Report": {"as_csv": True}}, "print CSV instead of a table"),
+    }
+
+    by = Unicode(
+        "user",
+        help="""
+        What the report has a line for: `user`, `group`, `tier` or `day`.
+
+        Default: user. Who is in several groups counts in each.
+        Example: `gpuspawner report --by group`
+        """,
+    ).tag(config=True)
+    first_day = Unicode(
+        "",
+        help="""
+        The first day of the report, in the site's time zone.
+
+        Default: 30 days before its last.
+        Example: `gpuspawner report --start 2026-10-12`
+        """,
+    ).tag(config=True)
+    last_day = Unicode(
+        "",
+        help="""
+        The last day of the report; it counts whole.
+
+        Default: today, up to now.
+        Example: `gpuspawner report --end 2027-02-12`
+        """,
+    ).tag(config=True)
+    as_csv = Bool(
+        False,
+        help="""
+        Print CSV instead of a table.
+
+        Default: off. GPU-hours have three decimals.
+        Example: `gpuspawner report --csv > use.csv`
+        """,
+    ).tag(config=True)
+
+    def verbs(self) -> Mapping[str, Verb]:
+        return {"": self._show}
+
+    def _show(self, _words: Sequence[str]) -> None:
+        zone = self.settings().site.timezone
+        query = {"by": self.by, "timezone": zone}
+        if self.first_day:
+            query["start"] = _midnight(_day(self.first_day), zone)
+        if self.last_day:
+            query["end"] = _midnight(_day(self.last_day) + timedelta(days=1), zone)
+        found = self.ask(lambda client: client.ask(f"/report?{urlencode(query)}", ReportDocument))
+        rows = [
+            (line.name, f"{line.gpu_seconds / 3600:.3f}", str(line.user_count), str(line.lease_count))
+            for line in (*found.lines, found.total)
+        ]
+        if self.json:
+            print(json.dumps(document(found), indent=1))
+        elif self.as_csv:
+            print(_csv((self.by, "gpu_hours", "users", "leases"), rows[:-1]), end="")
+        else:
+            ends = [f"{at.astimezone(ZoneInfo(zone)):%Y-%m-%d %H:%M}" for at in (found.start, found.end)]
+            console = make_console()
+            console.print(f"From {ends[0]} to {ends[1]} ({zone})")
+            shown = table("GPU-hours", self.by, "GPU-hours", "Users", "Servers")
+            for row in rows:
+                shown.add_row(*map(escape, row))
+            console.print(shown)
+
+
+class Session(RuleCommand):
+    """Shows and changes lab sessions: times at which GPUs are kept for a group."""
+
+    name = "gpuspawner-session"
+    description = __doc__
+    usage = (
+        "use: gpuspawner session list | add NAME KEY=VALUE… | change NAME KEY=VALUE… | cancel NAME [DATE] | "
+        'calendar | import FILE KEY=VALUE…. KEYs: group, tier, seats, when ("Mondays 10-12"), from, until, '
+        "rule, timezone, lead, grace, prestart (minutes), move_out (stop, sleep, nothing), skip (dates), "
+        "move (DATE:NEW TIME)."
+    )
+
+    def verbs(self) -> Mapping[str, Verb]:
+        return {
+            "list": self._list,
+            "add": self._add,
+            "change": self._change,
+            "cancel": self._cancel,
+            "calendar": self._calendar,
+            "import": self._import,
+        }
+
+    def _list(self, _words: Sequence[str]) -> None:
+        self._print(self.ask(lambda client: client.ask("/sessions", SessionsDocument)))
+
+    def _add(self, words: Sequence[str]) -> None:
+        name, values = _name_and_values(words, self.usage)
+        missing = [key for key in ("group", "tier", "seats", "when") if key not in values]
+        if missing:
+            raise BadOption(f"The lab session needs {missing[0]}=…: {self.usage}")
+        present = self.ask(lambda client: client.ask("/sessions", SessionsDocument))
+        if any(each.session["name"] == name for each in present.sessions):
+            raise BadOption(f"There is a lab session {name!r} already: change it, or take another name.")
+        self._save({"name": name, "timezone": self.settings().site.timezone}, values)
+
+    def _change(self, words: Sequence[str]) -> None:
+        name, values = _name_and_values(words, self.usage)
+        self._save(self._known(name), values)
+
+    def _cancel(self, words: Sequence[str]) -> None:
+        if not 1 <= len(words) <= 2:
+            raise BadOption(self.usage)
+        name = words[0]
+        if len(words) == 2:
+            self._save(self._known(name), {"skip": words[1]})
+            return
+        cancel = SessionCancel(author=self.author, reason=self.reason)
+        self.ask(lambda client: client.tell("DELETE", f"/sessions/{quote(name)}", cancel))
+
+    def _calendar(self, _words: Sequence[str]) -> None:
+        print(self.ask(lambda client: client.text("/sessions/calendar")), end="")
+
+    def _import(self, words: Sequence[str]) -> None:
+        path, values = _name_and_values(words, self.usage)
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadOption(f"The calendar {path} can't be read: {error}.") from None
+        body = CalendarImport(
+            calendar=text,
+            group=values.get("group", "everybody"),
+            tier=values.get("tier", "gpu"),
+            seats=_int(values.get("seats", "1"), "seats"),
+            author=self.author,
+            reason=self.reason,
+        )
+        self._print(self.ask(lambda client: client.ask("/sessions/calendar", SessionsDocument, body)))
+
+    def _known(self, name: str) -> dict[str, Any]:
+        answer = self.ask(lambda client: client.ask("/sessions", SessionsDocument))
+        found = [each.session for each in answer.sessions if each.session["name"] == name]
+        if not found:
+            names = ", ".join(repr(each.session["name"]) for each in answer.sessions) or "none"
+            raise BadOption(f"There is no lab session {name!r}: there are {names}.")
+        return dict(found[0])
+
+    def _save(self, base: dict[str, Any], values: Mapping[str, str]) -> None:
+        today = datetime.now(ZoneInfo(self.settings().site.timezone)).date()
+        change = SessionChange(
+            session=session_document(base, values, today), author=self.author, reason=self.reason
+        )
+        taken = self.ask(lambda client: client.ask("/sessions", SessionDocument, change))
+        self._print(SessionsDocument(sessions=(taken,), problems=()))
+
+    def _print(self, answer: SessionsDocument) -> None:
+        if self.json:
+            print(json.dumps(document(answer), indent=1))
+            return
+        shown = table("Lab sessions", "Name", "Group", "Places", "When", "Next")
+        for each in answer.sessions:
+            session = each.session
+            zone = ZoneInfo(session["timezone"])
+            following = ", ".join(f"{at.start.astimezone(zone):%Y-%m-%d %H:%M}" for at in each.next[:3])
+            places = f"{session['seats']} x {session['tier']}"
+            shown.add_row(*map(escape, (session["name"], session["group"], places, each.words, following)))
+        console = make_console()
+        console.print(shown)
+        for problem in answer.problems:
+            console.print(f"[bold red]{escape(problem)}[/]")
+
+
+_MINUTES = {"lead": "lead_seconds", "grace": "grace_seconds", "prestart": "prestart_seconds"}
+_TEXTS = ("group", "tier", "timezone", "move_out")
+
+
+def session_document(base: Mapping[str, Any], values: Mapping[str, str], today: date) -> dict[str, Any]:
+    """The session of `base` with what was typed over it, as the API takes it. Raises BadOption."""
+    session = {**base, **{key: values[key] for key in _TEXTS if key in values}}
+    unknown = set(values) - {*_TEXTS, *_MINUTES, "seats", "when", "from", "until", "rule", "skip", "move"}
+    if unknown:
+        raise BadOption(f"A lab session has no {sorted(unknown)[0]!r}: see `gpuspawner session`.")
+    if "seats" in values:
+        session["seats"] = _int(values["seats"], "seats")
+    for key, field in _MINUTES.items():
+        if key in values:
+            session[field] = _int(values[key], key) * 60
+    if "when" in values:
+        first = _day(values["from"]) if "from" in values else today
+        until = _day(values["until"]) if "until" in values else None
+        when = parse_when(values["when"])
+        day, rule = make_rule(when, first, until, session["timezone"])
+        session |= {
+            "first": day.isoformat(), "begins": f"{when.begins:%H:%M}", "length_seconds": when.length_seconds,
+            "rule": rule,
+        }  # fmt: skip
+    elif "until" in values or "from" in values:
+        raise BadOption('from and until belong to when: write all three, like when="Mondays 10-12".')
+    if "rule" in values:
+        session["rule"] = checked_rule(values["rule"], session["timezone"])
+    if "skip" in values:
+        days = [_day(text).isoformat() for text in values["skip"].split(",")]
+        session["exdates"] = sorted({*session.get("exdates", []), *days})
+    if "move" in values:
+        session["changes"] = [*session.get("changes", []), _moved(values["move"])]
+    return session
+
+
+def _moved(text: str) -> dict[str, Any]:
+    """The change of a day's meeting from "2026-10-26:2026-10-27 14-16"."""
+    day, colon, new = text.partition(":")
+    when = parse_when(new) if colon else None
+    if when is None or when.day is None:
+        raise BadOption(f'move is {text!r}: write it like move="2026-10-26:2026-10-27 14-16".')
+    begins = datetime.combine(when.day, when.begins)
+    return {
+        "on": _day(day).isoformat(),
+        "begins": begins.isoformat(timespec="minutes"),
+        "length_seconds": when.length_seconds,
+    }
+
+
+def _name_and_values(words: Sequence[str], usage: str) -> tuple[str, dict[str, str]]:
+    if not words or any("=" not in word for word in words[1:]):
+        raise BadOption(usage)
+    return words[0], {key: text for key, _, text in (word.partition("=") for word in words[1:])}
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    """As typed, "devices=2, tiers=cpu,gpu"; for a change that was taken back "devices taken back"."""
+    return ", ".join(
+        f"{key} taken back"
+        if value is None
+        else f"{key}={','.join(value) if isinstance(value, list) else value}"
+        for key, value in values.items()
+    )
+
+
+def _csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _int(text: str, key: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise BadOption(f"{key} is {text!r}: give a whole number.") from None
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise BadOption(f"{text!r} is no date: write it like 2026-10-12.") from None
+
+
+def _midnight(day: date, zone: str) -> str:
+    return datetime.combine(day, time(), ZoneInfo(zone)).astimezone(UTC).isoformat()

@@ -1,0 +1,298 @@
+"""Rounds over running servers: warnings, ends, extensions, lab sessions, idle GPUs; real allocator and "
+"ledger."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.broker.leases.allocator import Allocator
+from gpuspawner.broker.leases.endings import EndingParts, Endings
+from gpuspawner.broker.leases.gate import Hold, QueueTerms, QuotaGate
+from gpuspawner.broker.leases.rule_service import RuleService
+from gpuspawner.broker.leases.rulebook import Rulebook
+from gpuspawner.config.idle import IdleRules
+from gpuspawner.config.quotas import Known
+from gpuspawner.core.errors import LeaseConflict, NotAllowed, SessionReserved
+from gpuspawner.core.model import GpuRequest, Lease, LeaseState, Tier
+from gpuspawner.core.want import Want
+
+from tests.unit.lease_examples import GPU0, GPU1
+
+KNOWN = Known((Tier("cpu", "CPU"), Tier("gpu", "One GPU", want=Want(1))), None, "Europe/Berlin")
+QUOTAS: list[dict[str, Any]] = [
+    {"group": "short", "session_hours": 1, "extend_hours": 0.5},
+    {"group": "poor", "gpu_hours": 2},
+]
+
+LAB = {
+    "name": "cs231n", "group": "class", "tier": "gpu", "seats": 1, "first": "2026-11-26",
+    "begins": "10:00", "length_seconds": 7200,
+}  # fmt: skip
+
+
+@dataclass
+class Bench:
+    """What a round works with; it is the service itself: it tells, and ends without Docker."""
+
+    times: Any
+    ledger: Any
+    allocator: Allocator
+    rulebook: Rulebook
+    rules: RuleService
+    gate: QuotaGate
+    said: list[tuple[str, str]] = field(default_factory=list)
+    busy_percent: dict[str, float | None] = field(default_factory=dict)
+    endings: Endings = field(init=False)
+
+    async def tell(self, lease_id: str, sentence: str) -> None:
+        if await self.allocator.tell(lease_id, sentence) is not None:
+            self.said.append((lease_id[-1], sentence))
+
+    async def release(self, lease_id: str, reason: str) -> bool:
+        self.said.append((lease_id[-1], reason))
+        await self.allocator.begin_release(lease_id, reason)
+        await self.allocator.close(lease_id)
+        return True
+
+    async def run(self, number: int, *groups: str, user: str = "ada") -> Lease:
+        """A lease that runs, or waits where no device is free."""
+        request = GpuRequest(f"{number:032x}", "hub", user, f"s{number}", "gpu", Want(1), groups)
+        lease = await self.allocator.acquire(request)
+        if lease.state is LeaseState.RESERVED:
+            return await self.allocator.set_running(lease.id, f"c{number}")
+        return lease
+
+    async def minutes(
+        self, minutes: float, *, kernels: Iterable[int] = (), busy: bool = False
+    ) -> list[tuple[str, str]]:
+        """Time passes with a round each half minute; what was said meanwhile."""
+        self.said.clear()
+        for _ in range(round(minutes * 2)):
+            self.times.pass_seconds(30)
+            for number in kernels:
+                self.endings.note_kernels(f"{number:032x}", busy, None)
+            await self.endings.round()
+        return list(self.said)
+
+
+@pytest.fixture
+async def bench(path: Path, times: Any) -> AsyncIterator[Bench]:
+    times.wall = times.wall.replace(year=2026, month=11, day=26, hour=8)  # a Thursday, 9 o'clock in Berlin
+    ledger = times.make_ledger(path)
+    await ledger.open()
+    rulebook = Rulebook(ledger, QUOTAS, KNOWN, clock=times.now)
+    gate = QuotaGate(rulebook, ledger, times.now)
+    allocator = Allocator(ledger, clock=times.now, gate=gate)
+    await allocator.load([GPU0, GPU1])
+    gate.floor = allocator
+    rules = RuleService(rulebook, gate, allocator, ledger, times.now)
+    found = Bench(times, ledger, allocator, rulebook, rules, gate)
+    found.endings = Endings(
+        EndingParts(
+            rulebook=rulebook,
+            gate=gate,
+            allocator=allocator,
+            service=found,
+            utilization=lambda: found.busy_percent,
+            idle=IdleRules(),
+            timezone="Europe/Berlin",
+            clock=times.now,
+        ),
+        logging.getLogger("test"),
+    )
+    yield found
+    await ledger.close()
+
+
+async def test_a_session_ends_after_both_warnings(bench: Bench) -> None:
+    await bench.run(1, "short")
+    assert await bench.minutes(44.5) == []
+    why = "the longest time that your quota allows is over then. Save your work."
+    assert await bench.minutes(15.5) == [
+        ("1", f"This server ends in 15 minutes, on Thursday 10:00 (Europe/Berlin): {why}"),
+        ("1", f"This server ends in 5 minutes, on Thursday 10:00 (Europe/Berlin): {why}"),
+        ("1", "session_limit: This server was ended: the longest time that your quota allows was over."),
+    ]
+    assert bench.allocator.leases() == ()
+
+
+async def test_an_extension_takes_the_warning_back_and_outlives_a_restart(bench: Bench) -> None:
+    lease = await bench.run(1, "short")
+    await bench.minutes(50)
+    assert await bench.rules.extend(lease.id, 3600, "ada") == 1800
+    assert await bench.minutes(1) == [("1", "")]
+    with pytest.raises(NotAllowed, match="Your quota allows no further extension"):
+        await bench.rules.extend(lease.id, 60, "ada")
+    await bench.rulebook.load()
+    assert [said[0:2] for said in await bench.minutes(39.5)][-1][1].startswith("session_limit: ")
+    with pytest.raises(LeaseConflict):
+        await bench.rules.extend(lease.id, 60, "ada")
+
+
+async def test_nobody_extends_while_others_wait_or_without_an_end(bench: Bench) -> None:
+    short, free = await bench.run(1, "short"), await bench.run(2, user="bob")
+    with pytest.raises(NotAllowed, match="This server has no end"):
+        await bench.rules.extend(free.id, 60, "bob")
+    await bench.run(3, user="eve")
+    with pytest.raises(NotAllowed, match="1 other waits for such a GPU"):
+        await bench.rules.extend(short.id, 60, "ada")
+
+
+async def test_gpu_hours_that_run_out_end_all_servers_of_the_user(bench: Bench) -> None:
+    await bench.run(1, "poor")
+    await bench.run(2, "poor")
+    said = await bench.minutes(61)
+    assert [(number, sentence.split(",")[0].split(":")[0]) for number, sentence in said] == [
+        ("1", "This server ends in 15 minutes"),
+        ("2", "This server ends in 15 minutes"),
+        ("1", "This server ends in 5 minutes"),
+        ("2", "This server ends in 5 minutes"),
+        ("1", "gpu_hours"),
+        ("2", "gpu_hours"),
+    ]
+    (spent,) = (await bench.rules.standing("hub", "ada", ["poor"])).spent
+    assert spent.used_gpu_seconds == pytest.approx(2 * 3600, abs=60)
+
+
+async def test_a_grant_in_time_takes_the_warning_back(bench: Bench) -> None:
+    await bench.run(1, "poor")
+    assert len(await bench.minutes(106)) == 1
+    await bench.rules.grant("user:ada", 5, "noether", "deadline")
+    assert await bench.minutes(20) == [("1", "")]
+
+
+async def test_who_waits_leaves_the_queue_when_the_hours_are_used_up(bench: Bench) -> None:
+    await bench.run(1, "poor")
+    await bench.run(2, user="bob")
+    waiting = await bench.run(3, "poor")
+    assert waiting.state is LeaseState.WAITING
+    await bench.minutes(121)
+    ended = await bench.ledger.find(waiting.id)
+    assert ended.state is LeaseState.CLOSED
+    assert ended.reason.startswith(
+        "quota_gpu_hours: You have used 2.0 of 2 GPU-hours this week; new ones from"
+    )
+
+
+async def test_a_lab_session_moves_out_who_came_last(bench: Bench) -> None:
+    await bench.rules.save_session({**LAB, "lead_seconds": 0}, "noether", "")
+    await bench.run(1)
+    bench.times.pass_seconds(60)
+    await bench.run(2, user="bob")
+    said = await bench.minutes(59)
+    assert [(number, sentence.split(":")[0]) for number, sentence in said] == [
+        ("2", "This server ends in 15 minutes, on Thursday 10"),
+        ("2", "This server ends in 5 minutes, on Thursday 10"),
+        ("2", "lab_session"),
+    ]
+    assert [lease.user for lease in bench.allocator.leases()] == ["ada"]
+
+
+async def test_members_who_have_their_places_already_move_out_nobody(bench: Bench) -> None:
+    await bench.rules.save_session(LAB, "noether", "")
+    await bench.run(1, "class")
+    await bench.run(2, user="bob")
+    assert await bench.minutes(70) == []
+
+
+async def test_an_idle_gpu_is_given_back_only_when_somebody_waits(bench: Bench) -> None:
+    bench.busy_percent.update({GPU0.uuid: 0.0, GPU1.uuid: 90.0})
+    await bench.run(1)
+    await bench.run(2, user="bob")
+    said = await bench.minutes(90, kernels=[1, 2])
+    assert [(number, sentence.split(" minutes")[0]) for number, sentence in said] == [
+        ("1", "For 15"),
+        ("1", "For 55"),
+    ]
+    await bench.run(3, user="eve")
+    ((number, reason),) = await bench.minutes(0.5, kernels=[1, 2])
+    assert (number, reason) == (
+        "1", "idle: This server was stopped because its GPU was not used for 90 minutes.",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("percent", "kernels", "busy"), [(5.0, [1], False), (0.0, [1], True), (0.0, [], False)]
+)
+async def test_what_computes_or_is_not_known_is_not_idle(
+    bench: Bench, percent: float, kernels: list[int], busy: bool
+) -> None:
+    """A process outside of the kernels, a silent cell, and a hub that says nothing."""
+    bench.busy_percent[GPU0.uuid] = percent
+    await bench.run(1)
+    assert await bench.minutes(70, kernels=kernels, busy=busy) == []
+
+
+async def test_used_again_the_warning_is_taken_back_and_others_notices_stay(bench: Bench) -> None:
+    bench.busy_percent[GPU0.uuid] = 0.0
+    lease = await bench.run(1)
+    assert len(await bench.minutes(16, kernels=[1])) == 1
+    bench.busy_percent[GPU0.uuid] = 50.0
+    assert await bench.minutes(1, kernels=[1]) == [("1", "")]
+    bench.busy_percent[GPU0.uuid] = 0.0
+    await bench.minutes(16, kernels=[1])
+    await bench.allocator.tell(lease.id, "Your GPU is hot.")
+    bench.busy_percent[GPU0.uuid] = 50.0
+    assert await bench.minutes(1, kernels=[1]) == []
+    now = bench.allocator.lease(lease.id)
+    assert now is not None
+    assert now.notice == "Your GPU is hot."
+    assert now.since + timedelta(minutes=33) <= bench.times.now()
+
+
+async def test_who_starts_in_the_lead_of_a_session_is_told_its_end_or_refused(bench: Bench) -> None:
+    await bench.rules.save_session({**LAB, "seats": 2}, "noether", "")
+    bench.times.pass_seconds(600)  # 9:10 in Berlin; kept from 9:00 on
+    lease = await bench.run(1)
+    when = "This server ends on Thursday 10:00 (Europe/Berlin)"
+    sentence = f"{when}, when the lab session 'cs231n' needs its GPU."
+    assert await bench.minutes(1) == [("1", sentence)]
+    said = await bench.minutes(49)
+    assert [(number, each.split(":")[0]) for number, each in said] == [
+        ("1", "This server ends in 15 minutes, on Thursday 10"),
+        ("1", "This server ends in 5 minutes, on Thursday 10"),
+        ("1", "lab_session"),
+    ]
+    assert bench.allocator.lease(lease.id) is None
+    with pytest.raises(SessionReserved, match="The lab session 'cs231n' has these GPUs from 10:00 to 12:00"):
+        await bench.run(2)
+    members = [await bench.run(number, "class", user=f"m{number}") for number in (3, 4)]
+    assert [lease.state for lease in members] == [LeaseState.RUNNING] * 2
+
+
+async def test_a_session_that_ends_before_is_not_touched_and_unused_places_go_back(bench: Bench) -> None:
+    await bench.rules.save_session({**LAB, "seats": 2, "begins": "11:30"}, "noether", "")
+    bench.times.pass_seconds(100 * 60)  # 10:40; kept from 10:30 on, and 'short' may run an hour
+    with_lab = await bench.run(1, "short")
+    assert bench.rules.rulebook.rules.sessions["cs231n"].grace_seconds == 900
+    assert (await bench.minutes(1))[0][1].startswith("This server ends on Thursday 11:30")
+    await bench.release(with_lab.id, "stopped")
+    bench.times.pass_seconds(65 * 60)  # 11:46: the grace is over, and nobody came
+    assert (await bench.run(2)).state is LeaseState.RUNNING
+    assert await bench.minutes(1) == []
+
+
+async def test_what_the_queue_is_told_of_quotas_and_sessions(bench: Bench) -> None:
+    """Plain values: the queue knows nothing of quotas."""
+    change = {"priority": 5, "weight": 2, "guaranteed_devices": 1, "session_hours": 2}
+    await bench.rules.change_quota("group:phd", change, "noether", "")
+    await bench.rules.change_quota("group:class", {"weight": 3}, "noether", "")
+    lease = await bench.run(1, "phd", "class")
+    assert bench.rules.rulebook.allowance("ada", ["phd", "class"]).priority == 5
+    assert bench.gate.terms_of(lease) == QueueTerms("phd", 5, 2.0, 1.0, 7200.0)
+    assert bench.gate.terms_of(await bench.run(2, user="bob")) == QueueTerms("", 0, 1.0, 0.0, None)
+    assert bench.gate.holds(bench.times.now()) == []
+    await bench.rules.save_session(LAB, "noether", "")
+    bench.times.pass_seconds(600)
+    assert bench.gate.terms_of(lease) == QueueTerms("class", 5, 3.0, 0.0, 7200.0)
+    start = bench.times.now().replace(hour=9, minute=0).timestamp()
+    kept = Hold("class", Want(1), 1, start - 3600, start, start + 7200)
+    assert bench.gate.holds(bench.times.now()) == [kept]
+    bench.times.pass_seconds(65 * 60)
+    assert bench.gate.holds(bench.times.now()) == []  # a quarter of an hour after the beginning

@@ -1,0 +1,295 @@
+"""The turns of a pool, kept by the real plan and the real mover on a machine with a scripted driver."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from gpuspawner.broker.decide.turns import Gpu, Step, Turn, TurnRules
+from gpuspawner.broker.enforce.turns import IN_THE_WAY, OUT_OF_TURN, Told, TurnKeeper
+from gpuspawner.node.checkpoint import hands as hands_module
+from gpuspawner.node.checkpoint.book import SleepBook
+from gpuspawner.node.checkpoint.cgroup import MemoryCgroup
+from gpuspawner.node.checkpoint.hands import LocalHands
+from gpuspawner.node.checkpoint.host import Seat
+from gpuspawner.node.checkpoint.mover import Mover, MoverRules
+from gpuspawner.node.checkpoint.order import Operation, ProcessState
+from gpuspawner.node.processes import Outcome, Process
+
+from tests.unit.scripted_checkpoint import GIB, SIZE, UUIDS, A, B, C, Machine
+
+RULES = TurnRules(
+    pause_after_seconds=1.0, sleep_after_seconds=1000.0, min_turn_seconds=1.0, max_turn_seconds=10.0,
+    warn_seconds=5.0,
+)  # fmt: skip
+DRIVER = 0x2000
+
+
+class Class:
+    """Students with a container and a program each; time passes only when told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.machine = Machine(folder / "cgroup")
+        self.now = 1000.0
+        self.turns: list[tuple[str, bool]] = []
+        self.notices: list[tuple[str, str]] = []
+        self.steps: list[Step] = []
+        self.restart((A,))
+
+    def restart(self, gpus: tuple[str, ...]) -> None:
+        """A new broker: it knows what is on disk, and what the driver says."""
+        book = SleepBook(self.folder / "asleep.json")
+        mover = Mover(self.machine, self.machine, book, MoverRules(settle_seconds=0.2, lock_seconds=0.1))
+        self.hands = LocalHands(mover, self.machine, cast(Any, self.machine), book, self.machine.wait_of)
+        told = Told(
+            lambda *turn: self.turns.append(turn), self.notice, lambda step, _: self.steps.append(step)
+        )
+        pool = tuple(Gpu(uuid, SIZE) for uuid in gpus)
+        self.keeper = TurnKeeper(self.hands, pool, RULES, lambda: self.now, logging.getLogger("turns"), told)
+
+    async def notice(self, lease_id: str, sentence: str) -> None:
+        self.notices.append((lease_id, sentence))
+
+    def admit(self, *names: str, promise_gib: int = 24) -> None:
+        for name in names:
+            self.keeper.admit(name, Seat(name, 1, UUIDS), promise_gib * GIB)
+
+    async def look(self, times: int = 3, seconds: float = 0.1) -> None:
+        """Some ticks, and what they begin."""
+        for _ in range(times):
+            self.now += seconds
+            await self.keeper.tick()
+            await self.keeper.settled()
+
+    def seats(self) -> dict[str, tuple[Turn, str | None]]:
+        return {each.lease_id: (each.turn, each.gpu_uuid) for each in self.keeper.status()}
+
+    def runs(self, pid: int) -> bool:
+        return self.machine.programs[pid].state is ProcessState.RUNNING
+
+    async def calls_cuda(self, pid: int) -> None:
+        """Its main thread comes to wait in the driver, and that is seen."""
+        self.machine.programs[pid].waits_on = DRIVER
+        await self.look(1)
+        await asyncio.sleep(0.12)  # the watch takes the real time
+        await self.look(1)
+        self.machine.programs[pid].waits_on = None
+
+
+@pytest.fixture
+async def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Class]:
+    monkeypatch.setattr(MemoryCgroup, "room_bytes", lambda self: 500 * GIB)
+    room = Class(tmp_path)
+    yield room
+    await room.keeper.settled()
+    room.hands.close()
+
+
+async def test_who_comes_first_to_a_free_gpu_just_computes(room: Class) -> None:
+    room.admit("ann")
+    await room.look()
+    assert room.seats() == {"ann": (Turn.ASLEEP, None)}
+    room.machine.add(11, container="ann")
+    await room.look()
+    assert (room.seats(), room.steps) == ({"ann": (Turn.AWAKE, A)}, [])
+    assert room.turns == [("ann", True)]
+
+
+async def test_a_second_one_is_paused_at_once_and_gets_its_turn(room: Class) -> None:
+    room.admit("ann", "bob")
+    room.machine.add(11, container="ann")
+    room.machine.computing = {A}
+    await room.look()
+    room.machine.add(12, container="bob")
+    await room.look(1)
+    assert (room.runs(11), room.runs(12)) == (True, False)
+    assert room.seats()["bob"] == (Turn.PAUSED, A)
+    await room.look(110)  # ann computes on, until max_turn
+    assert (room.runs(11), room.runs(12)) == (False, True)
+    await room.look(110)
+    assert (room.runs(11), room.runs(12)) == (True, False)
+    assert set(room.steps) == {Step.PAUSE, Step.WAKE}
+    assert room.turns[:5] == [("ann", True), ("ann", False), ("bob", True), ("bob", False), ("ann", True)]
+
+
+async def test_an_idle_one_gives_way_and_comes_back_when_it_calls_cuda(room: Class) -> None:
+    room.admit("ann", "bob")
+    room.machine.add(11, container="ann")
+    await room.look(15)
+    room.machine.add(12, container="bob")
+    await room.look(5)
+    assert (room.runs(11), room.runs(12)) == (False, True)
+    await room.look(30)
+    assert room.runs(12)  # ann wants nothing
+    await room.calls_cuda(11)
+    await room.look(5)
+    assert (room.runs(11), room.runs(12)) == (True, False)
+
+
+async def test_a_promise_of_the_whole_gpu_moves_the_other_to_host_memory(room: Class) -> None:
+    room.admit("ann", "bob", promise_gib=80)
+    room.machine.add(11, gib=30, container="ann")
+    await room.look(15)
+    room.machine.add(12, gib=30, container="bob")
+    await room.look(15)
+    assert room.seats() == {"ann": (Turn.ASLEEP, None), "bob": (Turn.AWAKE, A)}
+    status = {each.lease_id: each.memory_bytes for each in room.keeper.status()}
+    assert status == {"ann": 30 * GIB, "bob": 30 * GIB}
+    await room.calls_cuda(11)
+    await room.look(15)
+    assert room.seats() == {"ann": (Turn.AWAKE, A), "bob": (Turn.ASLEEP, None)}
+
+
+async def test_two_gpus_are_both_used_and_a_new_program_moves_to_its_lease_s_gpu(room: Class) -> None:
+    room.restart((A, B))
+    room.admit("ann", "bob")
+    room.machine.computing = {A, B}
+    room.machine.add(11, container="ann")
+    await room.look()
+    room.machine.add(12, container="bob")  # it begins on the first GPU, too
+    await room.look(6)
+    assert room.seats() == {"ann": (Turn.AWAKE, A), "bob": (Turn.AWAKE, B)}
+    room.machine.add(13, gib=1, container="bob")
+    await room.look(2)
+    assert room.machine.on_gpus(UUIDS)[13] == {B: GIB}
+    assert room.runs(13)
+
+
+async def test_the_next_broker_takes_over_what_is_there(room: Class) -> None:
+    room.admit("ann", "bob")
+    room.machine.computing = {A}
+    room.machine.add(11, container="ann")
+    await room.look()
+    room.machine.add(12, container="bob")
+    await room.look(2)
+    room.hands.close()
+    room.restart((A,))
+    room.admit("bob", "ann")
+    await room.look(2)
+    assert room.seats() == {"bob": (Turn.PAUSED, A), "ann": (Turn.AWAKE, A)}
+    assert room.runs(11)
+    await room.look(110)  # bob waited, as far as anybody knows
+    assert room.runs(12)
+
+
+async def test_memory_that_cannot_move_is_told_and_ends_only_if_nobody_else_can_compute(
+    room: Class, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    def end(self: object, process: Process) -> Outcome:
+        ended.append(process.pid)
+        room.machine.programs[process.pid].gone = True
+        room.machine.programs[process.pid].gpus = {}
+        return Outcome.ENDED
+
+    monkeypatch.setattr(hands_module.ProcessTable, "end", end)
+    room.admit("ann", "bob", promise_gib=80)
+    room.machine.add(11, gib=30, container="ann").managed = True
+    await room.look(15)
+    room.machine.add(12, gib=2, container="bob")
+    await room.look(30)
+    assert [lease for lease, _ in room.notices] == ["ann"]
+    assert "managed memory" in room.notices[0][1]
+    assert not room.runs(12)
+    await room.look(60)
+    assert (ended, room.runs(12)) == ([11], True)
+    assert room.notices[1:] == [("ann", IN_THE_WAY)]
+
+
+async def test_who_computes_on_in_spite_of_it_ends(room: Class, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.admit("ann", "bob")
+    room.machine.computing = {A}
+    room.machine.add(11, container="ann")
+    await room.look()
+
+    def end(self: object, process: Process) -> Outcome:
+        room.machine.programs[process.pid].gone = True
+        return Outcome.ENDED
+
+    monkeypatch.setattr(hands_module.ProcessTable, "end", end)
+    room.machine.add(12, container="bob").busy = True  # can't be locked
+    await room.look(80)
+    assert room.notices == []
+    await room.look(60)
+    assert room.notices == [("bob", OUT_OF_TURN)]
+    assert room.machine.programs[12].gone
+    assert not room.machine.programs[11].gone
+
+
+async def test_a_step_that_fails_is_tried_again_later(room: Class) -> None:
+    room.admit("ann", "bob")
+    room.machine.add(11, container="ann")
+    await room.look(15)
+    room.machine.failures[Operation.LOCK, 11] = ["CUDA_ERROR_UNKNOWN"]
+    room.machine.add(12, container="bob")
+    await room.look(8)
+    assert room.runs(11)
+    await room.look(25)
+    assert (room.runs(11), room.runs(12)) == (False, True)
+
+
+async def test_a_lease_that_ends_in_any_state_leaves_its_place(room: Class) -> None:
+    room.admit("ann", "bob")
+    room.machine.computing = {A}
+    room.machine.add(11, container="ann")
+    await room.look()
+    room.machine.add(12, container="bob")
+    await room.look(2)
+    room.machine.programs.pop(11)
+    room.keeper.leave("ann")
+    await room.look(2)
+    assert room.seats() == {"bob": (Turn.AWAKE, A)}
+    assert room.turns == [("ann", True), ("ann", False), ("bob", True)]
+
+
+async def test_what_is_on_disk_of_a_lease_goes_with_it(room: Class) -> None:
+    room.admit("ann", "bob", promise_gib=80)
+    room.machine.add(11, gib=30, container="ann")
+    await room.look(15)
+    room.machine.add(12, gib=30, container="bob")
+    await room.look(15)
+    assert SleepBook(room.folder / "asleep.json").slept((11, 110)) is not None
+    room.machine.programs.pop(11)
+    room.keeper.leave("ann")
+    await room.look(1)
+    assert SleepBook(room.folder / "asleep.json").slept((11, 110)) is None
+
+
+async def test_a_memory_limit_that_could_not_be_put_back_is_later(room: Class) -> None:
+    cgroup = room.machine.cgroup(limit_bytes=8 * GIB, used_bytes=GIB)
+    (cgroup.folder.parent / "memory.max").write_text("max")
+    (cgroup.folder.parent / "memory.current").write_text("0")
+    place = Seat("ann", 1, UUIDS)
+    room.admit("ann")
+    room.machine.add(11, gib=1, container="ann")
+    await room.look()
+    await room.hands.sleep(place)
+    (cgroup.folder / "memory.current").write_text(str(9 * GIB))
+    await room.hands.wake(place, A)
+    assert cgroup.limit().memory_bytes == 10 * GIB
+    (cgroup.folder / "memory.current").write_text(str(GIB))
+    await room.look(1)
+    assert cgroup.limit().memory_bytes == 8 * GIB
+
+
+async def test_places_in_line_are_shown(room: Class) -> None:
+    room.admit("ann", "bob", "cyd")
+    room.machine.computing = {A}
+    room.machine.add(11, container="ann")
+    await room.look()
+    room.machine.add(12, container="bob")
+    await room.look(1)
+    room.machine.add(13, container="cyd")
+    await room.look(1)
+    assert {each.lease_id: each.position for each in room.keeper.status()} == {
+        "ann": None,
+        "bob": 1,
+        "cyd": 2,
+    }
+    assert C not in {each.gpu_uuid for each in room.keeper.status()}

@@ -1,0 +1,224 @@
+"""Who is awake, paused, asleep and woken in a pool of turns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from gpuspawner.broker.decide.turns import (
+    Action,
+    Gpu,
+    Seat,
+    Step,
+    Turn,
+    TurnRules,
+    most_seats,
+    plan,
+    sleep_seconds,
+    wait_seconds,
+    waiting_order,
+    wake_seconds,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.turns_machine import GIB, RULES, SIZE, Pool, TurnsMachine
+
+A, B = "GPU-0", "GPU-1"
+ONE = (Gpu(A, SIZE),)
+TWO = (Gpu(A, SIZE), Gpu(B, SIZE))
+NOW = 1000.0
+
+TestTurns = TurnsMachine.TestCase
+TestTurns.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=25)
+
+
+def awake(name: str, gpu: str = A, *, turn: float = 100.0, idle: float | None = None, gib: int = 10) -> Seat:
+    idle_since = None if idle is None else NOW - idle
+    return Seat(name, Turn.AWAKE, NOW - turn, 24 * GIB, gpu, gib * GIB, idle_since=idle_since)
+
+
+def paused(
+    name: str, gpu: str = A, *, since: float = 50.0, wants: float | None = None, gib: int = 10
+) -> Seat:
+    wants_since = None if wants is None else NOW - wants
+    return Seat(name, Turn.PAUSED, NOW - since, 24 * GIB, gpu, gib * GIB, wants_since=wants_since)
+
+
+def asleep(name: str, *, since: float = 50.0, wants: float | None = None, gib: int = 10) -> Seat:
+    wants_since = None if wants is None else NOW - wants
+    return Seat(name, Turn.ASLEEP, NOW - since, 24 * GIB, None, gib * GIB, wants_since=wants_since)
+
+
+def test_who_wants_is_woken_on_the_gpu_that_has_its_memory() -> None:
+    seats = [paused("a", B, wants=1), awake("b", A, idle=0.1)]
+    assert plan(seats, TWO, NOW, RULES) == (Action(Step.WAKE, "a", B),)
+
+
+def test_nobody_wants_so_nothing_is_done() -> None:
+    assert plan([awake("a", idle=5), paused("b", since=29), asleep("c")], TWO, NOW, RULES) == ()
+
+
+def test_an_idle_turn_ends_when_somebody_wants_and_a_busy_one_at_max_turn() -> None:
+    wanting = paused("w", wants=1)
+    assert plan([awake("a", idle=0.5, turn=5), wanting], ONE, NOW, RULES) == ()
+    assert plan([awake("a", idle=1.0, turn=5), wanting], ONE, NOW, RULES) == (Action(Step.PAUSE, "a"),)
+    assert plan([awake("a", idle=1.0, turn=1.5), wanting], ONE, NOW, RULES) == ()  # min_turn
+    assert plan([awake("a", turn=9.9), wanting], ONE, NOW, RULES) == ()
+    assert plan([awake("a", turn=10.0), wanting], ONE, NOW, RULES) == (Action(Step.PAUSE, "a"),)
+    assert plan([awake("a", turn=1000.0)], ONE, NOW, RULES) == ()  # nobody else wants
+
+
+def test_the_longest_idle_makes_room_for_the_promise() -> None:
+    """24 GiB are promised to w; 30 + 30 + 24 don't fit in 80."""
+    seats = [paused("old", gib=30, since=90), paused("new", gib=30, since=10), asleep("w", wants=1, gib=5)]
+    assert plan(seats, ONE, NOW, RULES) == (Action(Step.SLEEP, "old"),)
+    moved = [replace(seats[0], under_way=Action(Step.SLEEP, "old")), *seats[1:]]
+    assert plan(moved, ONE, NOW, RULES) == ()  # its memory is still there
+    gone = [replace(seats[0], turn=Turn.ASLEEP, gpu_uuid=None), *seats[1:]]
+    assert plan(gone, ONE, NOW, RULES) == (Action(Step.WAKE, "w", A),)
+
+
+def test_an_empty_gpu_is_taken_before_somebody_is_moved() -> None:
+    seats = [paused("old", A, gib=70, since=5), asleep("w", wants=1)]
+    assert plan(seats, TWO, NOW, RULES) == (Action(Step.WAKE, "w", B),)
+
+
+def test_moving_is_worth_it_only_when_the_wait_is_longer() -> None:
+    """Moving 10 GiB takes 5.3 + 2.1 s. The one who computes on its own GPU may go on for 10 s."""
+    wanting = paused("w", A, wants=1, gib=10)
+    assert sleep_seconds(10 * GIB) + wake_seconds(10 * GIB) == pytest.approx(7.4, abs=0.1)
+    assert plan([wanting, awake("a", A, turn=4)], TWO, NOW, RULES) == ()
+    assert plan([wanting, awake("a", A, turn=2)], TWO, NOW, RULES) == (Action(Step.SLEEP, "w"),)
+
+
+def test_the_order_is_rank_then_time_and_nobody_is_passed_for_ever() -> None:
+    late, early = (
+        replace(asleep(name, wants=since), rank=(0.0,)) for name, since in (("late", 5), ("early", 9))
+    )
+    first = replace(asleep("first", wants=1), rank=(-1.0,))
+    starving = replace(asleep("starving", wants=61), rank=(5.0,))
+    order = waiting_order([late, early, first, starving, asleep("idle")], NOW, RULES)
+    assert [seat.lease_id for seat in order] == ["starving", "first", "early", "late"]
+
+
+def test_who_computes_does_not_give_way_to_a_lower_rank_before_its_patience_ends() -> None:
+    strong = replace(awake("strong", turn=30), rank=(0.0,))
+    weak = replace(paused("weak", wants=59), rank=(1.0,))
+    assert plan([strong, weak], ONE, NOW, RULES) == ()
+    assert plan([replace(strong, idle_since=NOW - 1), weak], ONE, NOW, RULES) == (
+        Action(Step.PAUSE, "strong"),
+    )
+    assert plan([strong, weak], ONE, NOW + 1, RULES) == (Action(Step.PAUSE, "strong"),)
+
+
+def test_idle_memory_leaves_the_gpu_in_the_end() -> None:
+    seats = [paused("a", since=30), paused("b", since=29), awake("c", B, idle=31, turn=40)]
+    assert plan(seats, TWO, NOW, RULES) == (Action(Step.SLEEP, "a"), Action(Step.SLEEP, "c"))
+
+
+def test_memory_that_cannot_move_ends_after_a_warning_if_nobody_else_can_compute() -> None:
+    pinned = replace(paused("pinned", gib=70, since=20), unmovable_since=NOW - 4)
+    wanting = asleep("w", wants=15)
+    assert plan([pinned, wanting], ONE, NOW, RULES) == ()
+    assert plan([pinned, wanting], ONE, NOW + 1, RULES) == (Action(Step.END, "pinned"),)
+    assert plan([pinned, wanting], ONE, NOW + 1, replace(RULES, warn_seconds=None)) == ()
+    assert plan([pinned, wanting], TWO, NOW + 1, RULES) == (Action(Step.WAKE, "w", B),)
+
+
+def test_nothing_is_begun_with_a_seat_that_failed_or_is_under_way() -> None:
+    assert plan([replace(paused("a", wants=1), retry_at=NOW + 0.1)], ONE, NOW, RULES) == ()
+    waking = replace(paused("a", wants=1), under_way=Action(Step.WAKE, "a", A))
+    assert plan([waking, paused("b", wants=5)], ONE, NOW, RULES) == ()
+
+
+def test_seats_are_as_many_as_host_memory_holds_asleep() -> None:
+    assert most_seats(200 * GIB, 24 * GIB) == 8
+
+
+def test_three_with_small_memory_take_turns_in_milliseconds_in_the_order_of_their_wanting() -> None:
+    pool = Pool([Gpu(A, SIZE)])
+    for name in ("a", "b", "c"):
+        pool.join(name, 24 * GIB)
+        pool.compute(name, 1000.0, 0)
+        pool.run(0.5)
+    for student in pool.students.values():
+        student.seat = replace(student.seat, memory_bytes=20 * GIB)
+    pool.run(95)
+    wakes = [action.lease_id for action in pool.log if action.step is Step.WAKE]
+    assert wakes[:9] == ["a", "b", "c"] * 3
+    assert {action.step for action in pool.log} == {Step.PAUSE, Step.WAKE}
+    computed = [student.computed_seconds for student in pool.students.values()]
+    assert sum(computed) > 85  # a switch takes up to three ticks here
+    assert max(computed) - min(computed) <= RULES.max_turn_seconds + 1
+
+
+def join_queue(queue: list[str], pool: Pool) -> None:
+    """Who has come to want the GPU since goes to the end."""
+    for seat in sorted(pool.seats(), key=lambda seat: (seat.wants_since or 0, seat.lease_id)):
+        if seat.wants_since is not None and seat.lease_id not in queue and seat.under_way is None:
+            queue.append(seat.lease_id)
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 60)), min_size=1, max_size=8))
+def test_one_naive_queue_says_who_is_next(bursts: list[tuple[int, int]]) -> None:
+    """Equal seats on one GPU: a list of who waits, in which those paused go to the end, is all it takes."""
+    pool = Pool([Gpu(A, SIZE)])
+    queue: list[str] = []
+    for number in range(len(bursts)):
+        pool.join(f"{number:02}", 8 * GIB)
+    for tick in range(300):
+        pool.now += 0.01  # who begins to want comes after who was paused in the last tick
+        for number, (at, seconds) in enumerate(bursts):
+            if at == tick:
+                pool.compute(f"{number:02}", float(seconds), 0)
+        join_queue(queue, pool)
+        seen = len(pool.log)
+        pool.tick()
+        join_queue(queue, pool)
+        woken = [action.lease_id for action in pool.log[seen:] if action.step is Step.WAKE]
+        assert woken == queue[: len(woken)]
+        del queue[: len(woken)]
+        assert not queue or any(each.occupies(A) for each in pool.seats())
+
+
+SEATS = st.lists(
+    st.builds(
+        Seat,
+        lease_id=st.uuids().map(str),
+        turn=st.just(Turn.ASLEEP),
+        since=st.floats(0, NOW),
+        promise_bytes=st.sampled_from([8 * GIB, 24 * GIB, SIZE]),
+        memory_bytes=st.integers(0, 8).map(lambda gib: gib * GIB),
+        wants_since=st.none() | st.floats(0, NOW),
+    ),
+    max_size=6,
+)
+
+
+@given(SEATS, SEATS, st.integers(1, 3))
+def test_nobody_asleep_waits_beside_a_free_gpu(sleepers: list[Seat], stayers: list[Seat], count: int) -> None:
+    """In any state: the first in line is woken, or room is made on a free GPU, or that is under way."""
+    gpus = [Gpu(f"GPU-{number}", SIZE) for number in range(count)]
+    seats = [
+        *sleepers,
+        *(replace(each, turn=Turn.PAUSED, gpu_uuid=f"GPU-{n % count}") for n, each in enumerate(stayers)),
+    ]
+    actions = plan(seats, gpus, NOW, RULES)
+    order = waiting_order(seats, NOW, RULES)
+    begun = {action.lease_id: action for action in actions}
+    if order and order[0].turn is Turn.ASLEEP:
+        helped = begun.get(order[0].lease_id, Action(Step.PAUSE, "")).step is Step.WAKE
+        assert helped or any(action.step is Step.SLEEP for action in actions)
+    assert len(begun) == len(actions)
+    for gpu in gpus:
+        assert sum(action.gpu_uuid == gpu.uuid for action in actions) <= 1
+
+
+@given(st.floats(0, 100), st.none() | st.floats(0, 100))
+def test_a_turn_that_could_end_now_has_no_wait(turn: float, idle: float | None) -> None:
+    seat = awake("a", turn=turn, idle=None if idle is None else min(idle, turn))
+    rules = TurnRules()
+    wait = wait_seconds(seat, NOW, rules)
+    later = replace(seat, since=seat.since - wait, idle_since=seat.idle_since and seat.idle_since - wait)
+    assert wait_seconds(later, NOW, rules) == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,91 @@
+"""A broker's socket with the rules behind it, in a thread: real allocator and ledger, no Docker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from gpuspawner.broker.api.rules import rule_routes
+from gpuspawner.broker.api.socket import Site, bind_socket, make_app
+from gpuspawner.broker.leases.allocator import Allocator
+from gpuspawner.broker.leases.endings import EndingParts, Endings
+from gpuspawner.broker.leases.gate import QuotaGate
+from gpuspawner.broker.leases.rule_service import RuleService
+from gpuspawner.broker.leases.rulebook import Rulebook
+from gpuspawner.broker.ledger import Ledger
+from gpuspawner.broker.observe.metrics import Metrics
+from gpuspawner.config.idle import IdleRules
+from gpuspawner.config.quotas import Known
+from gpuspawner.config.tiers import parse_tiers
+from tornado.httpserver import HTTPServer
+
+from tests.unit.lease_examples import GPU0, GPU1
+
+TIERS = [{"name": "cpu"}, {"name": "gpu", "devices": 1}]
+QUOTAS = [{"group": "students", "devices": 1}]
+CONFIG = "c.GpuSite.timezone = 'Europe/Berlin'\nc.GpuSite.socket_path = {socket!r}\n"
+
+
+class Served:
+    """A broker's socket in a thread of its own; `times` moves its clock."""
+
+    def __init__(self, folder: Path, times: Any) -> None:
+        self._folder, self._times = folder, times
+        self.loop = asyncio.new_event_loop()
+        self.config = folder / "config.py"
+        self.socket = str(folder / "b.sock")
+        self.config.write_text(CONFIG.format(socket=self.socket))
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(20)
+
+    def do(self, work: Any) -> Any:
+        """The result of a coroutine on the broker's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(self._open())
+        self._ready.set()
+        self.loop.run_forever()
+        self.server.stop()
+        self.loop.run_until_complete(self.server.close_all_connections())
+        self.loop.run_until_complete(self.ledger.close())
+        self.loop.close()
+
+    async def _open(self) -> None:
+        times = self._times
+        self.ledger: Ledger = times.make_ledger(self._folder / "ledger")
+        await self.ledger.open()
+        known = Known(parse_tiers(TIERS), None, "Europe/Berlin")
+        rulebook = Rulebook(self.ledger, QUOTAS, known, clock=times.now)
+        gate = QuotaGate(rulebook, self.ledger, times.now)
+        self.allocator = Allocator(self.ledger, clock=times.now, gate=gate)
+        await self.allocator.load([GPU0, GPU1])
+        rules = RuleService(rulebook, gate, self.allocator, self.ledger, times.now)
+        service: Any = type(
+            "Service", (), {"now": staticmethod(times.now), "leases": staticmethod(self.allocator.leases)}
+        )
+        parts = EndingParts(
+            rulebook=rulebook,
+            gate=gate,
+            allocator=self.allocator,
+            service=service,
+            utilization=lambda: {GPU0.uuid: 0.0, GPU1.uuid: None},
+            idle=IdleRules(),
+            clock=times.now,
+        )
+        self.endings = Endings(parts, logging.getLogger("test"))
+        site = Site(service, service, Metrics(), 60.0, logging.getLogger("test"))
+        self.server = HTTPServer(make_app(site, rule_routes(site, rules, self.endings)))
+        self.server.add_socket(bind_socket(self.socket))

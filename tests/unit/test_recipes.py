@@ -1,0 +1,46 @@
+"""The recipes of docs/quotas.md do what they say: settings load, commands run in their order."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.broker.app import GpuBroker
+from gpuspawner.tools import cli
+
+from tests.unit.rules_bench import Served
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "quotas.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+SETTINGS = [text for kind, text in BLOCKS if kind == "python"]
+COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
+
+
+def test_there_are_recipes() -> None:
+    assert (len(SETTINGS), len(COMMANDS)) == (7, 15)
+
+
+@pytest.mark.parametrize("text", SETTINGS)
+def test_settings_load(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.py").write_text(text)
+    broker = GpuBroker()
+    broker.initialize(["--config", str(tmp_path / "config.py")])
+    assert len(broker.quotas) == len(broker.site.quotas)
+    assert ("quotas" in text) == bool(broker.quotas)
+
+
+def test_commands_run(tmp_path: Path, times: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    times.wall = times.wall.replace(year=2026, month=11, day=26)
+    served = Served(tmp_path, times)
+    served.start()
+    try:
+        for line in COMMANDS:
+            words = shlex.split(line)
+            assert words[0] == "gpuspawner"
+            status = cli.main([*words[1:], "--config", str(served.config)])
+            assert (line, status, capsys.readouterr().err) == (line, 0, "")
+    finally:
+        served.stop()

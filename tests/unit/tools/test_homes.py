@@ -1,0 +1,128 @@
+"""Homes are told from other volumes by their names; what is done to them is done to them alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.core.errors import ConfigError, EngineFault
+from gpuspawner.tools.homes import HomeVolume, archive, list_homes, of_users, patterns_of, remove
+from traitlets.config import Config
+
+ADA = HomeVolume("gpuspawner-home-ada", "ada", 5 << 30, True)
+BEN = HomeVolume("gpuspawner-home-ben", "ben", 1 << 20, False)
+
+
+class Docker:
+    """Docker with volumes; remembers what was asked of it."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers: dict[str, Any] = {"create_host_config": {"made": "host"}, **answers}
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((method, *args, *kwargs.values()))
+        answer = self.answers.get(method)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def volume(name: str, size: int, count: int) -> dict[str, Any]:
+    return {"Name": name, "UsageData": {"Size": size, "RefCount": count}}
+
+
+def test_homes_are_listed_the_largest_first() -> None:
+    docker = Docker(
+        df={
+            "Volumes": [
+                volume("gpuspawner-home-ben", 1 << 20, 0),
+                volume("gpuspawner-home-ada", 5 << 30, 2),
+                volume("gpuspawner-home-", 7, 0),
+                volume("course-data", 9, 0),
+                volume("other-gpuspawner-home-ada", 9, 0),
+                volume("gpuspawner-home-cy-2d-x", -1, 0),
+            ]
+        }
+    )
+    assert list_homes(docker, patterns_of(Config())) == (
+        ADA,
+        BEN,
+        HomeVolume("gpuspawner-home-cy-2d-x", "cy-2d-x", None, False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "user"),
+    [
+        ({"prefix": "course-a"}, "course-a-home-ada", "ada"),
+        ({"volumes": {"home-{username}": "/home"}}, "home-ada", "ada"),
+        ({"volumes": {"{username}-{servername}-x": "/home"}}, "ada-train-x", "ada"),
+        ({"volumes": {"{username}-of-{username}": "/home"}}, "ada-of-ada", "ada"),
+        ({"volumes": {"{username}-of-{username}": "/home"}}, "ada-of-ben", None),
+        ({"volumes": {"/srv/{username}": "/home"}}, "/srv/ada", None),
+        ({"volumes": {"shared": "/shared"}}, "shared", None),
+    ],
+)
+def test_names_of_homes_by_the_settings(settings: dict[str, Any], name: str, user: str | None) -> None:
+    config = Config()
+    config.GpuDockerSpawner.update(settings)
+    found = list_homes(Docker(df={"Volumes": [volume(name, 1, 0)]}), patterns_of(config))
+    assert [home.user for home in found] == ([] if user is None else [user])
+
+
+def test_names_that_the_site_makes_itself() -> None:
+    config = Config()
+    config.DockerSpawner.format_volume_name = lambda name, spawner: name
+    with pytest.raises(ConfigError, match="homes can't be told by their names"):
+        patterns_of(config)
+
+
+def test_homes_of_users() -> None:
+    assert of_users((ADA, BEN), ["ben"]) == (BEN,)
+    assert of_users((ADA, BEN), ["gpuspawner-home-ada", "ben"]) == (ADA, BEN)
+    with pytest.raises(ConfigError, match="'cy' has no home here: `gpuspawner homes` lists them"):
+        of_users((ADA, BEN), ["ben", "cy"])
+
+
+def test_an_archive_is_made_by_a_container_that_never_starts(tmp_path: Path) -> None:
+    docker = Docker(create_container={"Id": "c1"}, get_archive=((part for part in (b"ab", b"c")), {}))
+    assert archive(docker, BEN, tmp_path, "lab:1") == tmp_path / "gpuspawner-home-ben.tar"
+    assert (tmp_path / "gpuspawner-home-ben.tar").read_bytes() == b"abc"
+    assert docker.calls == [
+        ("create_host_config", {BEN.name: {"bind": "/home-to-archive", "mode": "ro"}}, "none"),
+        ("create_container", "lab:1", ["true"], {"made": "host"}),
+        ("get_archive", "c1", "/home-to-archive/."),
+        ("remove_container", "c1", True),
+    ]
+
+
+def test_half_an_archive_is_no_archive_and_an_older_one_stays(tmp_path: Path) -> None:
+    def broken() -> Any:
+        yield b"a"
+        raise EngineFault("gone")
+
+    docker = Docker(create_container={"Id": "c1"}, get_archive=(broken(), {}))
+    with pytest.raises(EngineFault):
+        archive(docker, BEN, tmp_path, "lab:1")
+    assert list(tmp_path.iterdir()) == []
+    assert docker.calls[-1] == ("remove_container", "c1", True)
+    old = tmp_path / "gpuspawner-home-ben.tar"
+    old.write_bytes(b"old")
+    docker = Docker(create_container={"Id": "c1"}, get_archive=((part for part in (b"new",)), {}))
+    with pytest.raises(FileExistsError):
+        archive(docker, BEN, tmp_path, "lab:1")
+    assert old.read_bytes() == b"old"
+
+
+def test_a_home_is_removed_unless_it_is_in_use() -> None:
+    docker = Docker()
+    remove(docker, BEN)
+    assert docker.calls == [("remove_volume", BEN.name)]
+    remove(Docker(remove_volume=EngineFault("no such volume", 404)), BEN)
+    for used, volume_ in ((Docker(), ADA), (Docker(remove_volume=EngineFault("in use", 409)), BEN)):
+        with pytest.raises(ConfigError, match="is in use: stop the user's servers first"):
+            remove(used, volume_)
+    with pytest.raises(EngineFault):
+        remove(Docker(remove_volume=EngineFault("down")), BEN)

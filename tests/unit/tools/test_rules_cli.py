@@ -1,0 +1,219 @@
+"""`gpuspawner quota | report | session` as typed, against a real socket, allocator and ledger."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.core.errors import BadOption
+from gpuspawner.core.model import GpuRequest
+from gpuspawner.core.states import Actor
+from gpuspawner.core.want import Want
+from gpuspawner.tools import cli
+from gpuspawner.tools.rules_cli import session_document
+
+from tests.unit.rules_bench import CONFIG, Served
+
+
+@pytest.fixture
+def served(tmp_path: Path, times: Any) -> Iterator[Served]:
+    times.wall = times.wall.replace(year=2026, month=11, day=26)  # a Thursday
+    broker = Served(tmp_path, times)
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+Typed = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def typed(served: Served, capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Types a command; exit status, what it printed, and what it complained of."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = cli.main([*words, "--config", str(served.config)])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def lines(text: str) -> list[list[str]]:
+    """The cells of a printed table."""
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
+    return [row for row in rows if row]
+
+
+def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:
+    assert typed("quota", "set", "group:students", "devices=2", "gpu_hours=10", "--reason", "exam week") == (
+        0,
+        "",
+        "",
+    )
+    assert typed("quota", "set", "user:ada", "tiers=cpu") == (0, "", "")
+    status, out, _ = typed("quota", "show")
+    assert status == 0
+    me = getpass.getuser()
+    assert lines(out) == [
+        ["Quotas"],
+        ["For", "Limits", "Changed at run time"],
+        [
+            "group:students",
+            "devices=2, gpu_hours=10, period=week, timezone=Europe/Berlin",
+            "devices=2, gpu_hours=10",
+        ],
+        ["user:ada", "tiers=cpu", "tiers=cpu"],
+        ["Changes"],
+        ["When", "For", "What", "By", "Why"],
+        [lines(out)[6][0], "group:students", "devices=2, gpu_hours=10", me, "exam week"],
+        [lines(out)[7][0], "user:ada", "tiers=cpu", me],
+    ]
+    assert typed("quota", "remove", "group:students") == (0, "", "")
+    shown = json.loads(typed("quota", "show", "group:students", "--json")[1])
+    assert shown["quotas"] == [
+        {"subject": "group:students", "limits": {"devices": 1}, "settings": {"devices": 1}, "changed": {}}
+    ]
+    assert [item["document"] for item in shown["history"]] == [
+        {"devices": 2, "gpu_hours": 10},
+        {"devices": None, "gpu_hours": None},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["set", "group:students", "devices=-1"], "The quota of group:students: devices is -1: give a whole"),
+        (["set", "group:students", "device=1"], "There is no key 'device': use devices"),
+        (["set", "group:students", "devices"], "'devices' is no KEY=VALUE: write it like devices=2."),
+        (["set", "students", "devices=1"], 'A quota is for "everybody", "group:NAME" or "user:NAME"'),
+        (["set", "user:ada", "period=day"], "period belongs to gpu_hours, which is missing"),
+        (["remove", "user:eve"], "Nothing was changed for user:eve at run time."),
+        (["grant", "user:ada", "5"], "A grant needs a reason"),
+        (["grant", "user:ada", "many"], "use: gpuspawner quota"),
+        (["grant", "user:ada", "0", "--reason", "x"], "A grant of 0 GPU-hours changes nothing"),
+    ],
+)
+def test_what_cannot_be_used_is_a_sentence(typed: Typed, words: list[str], sentence: str) -> None:
+    status, out, err = typed("quota", *words)
+    assert (status, out) == (1, "")
+    assert sentence in err
+    assert err.startswith("gpuspawner quota: ")
+
+
+def test_a_verb_that_is_not_there(typed: Typed) -> None:
+    for command in ("quota", "session"):
+        status, _, err = typed(command, "frobnicate")
+        assert (status, err.startswith(f"gpuspawner {command}: use: gpuspawner {command}")) == (2, True)
+
+
+def test_without_a_broker_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(socket=str(tmp_path / "none.sock")))
+    assert cli.main(["report", "--config", str(config)]) == 1
+    assert capsys.readouterr().err.startswith("gpuspawner report: ")
+
+
+def use(served: Served, times: Any, user: str, hours: float, number: int) -> None:
+    """A lease that runs so long."""
+    request = GpuRequest(f"{number:032x}", "hub", user, "", "gpu", Want(1), ("students",))
+    served.do(served.allocator.acquire(request))
+    served.do(served.allocator.set_running(request.lease_id, "c"))
+    times.pass_seconds(hours * 3600)
+    served.do(served.allocator.begin_release(request.lease_id, "stopped", by=Actor.HUB))
+    served.do(served.allocator.close(request.lease_id))
+
+
+def test_reports_as_table_csv_and_json(served: Served, typed: Typed, times: Any) -> None:
+    use(served, times, "ada", 1.5, 1)
+    use(served, times, "bob", 14, 2)
+    times.pass_seconds(60)
+    assert lines(typed("report")[1]) == [
+        ["From 2026-10-28 04:31 to 2026-11-27 04:31 (Europe/Berlin)"],
+        ["GPU-hours"],
+        ["user", "GPU-hours", "Users", "Servers"],
+        ["bob", "14.000", "1", "1"],
+        ["ada", "1.500", "1", "1"],
+        ["total", "15.500", "2", "2"],
+    ]
+    assert typed("report", "--by=tier", "--csv")[1] == "tier,gpu_hours,users,leases\ngpu,15.500,2,2\n"
+    day = json.loads(typed("report", "--by=day", "--start=2026-11-27", "--end=2026-11-27", "--json")[1])
+    assert (day["start"], day["end"], day["timezone"]) == (
+        "2026-11-26T23:00:00Z", "2026-11-27T23:00:00Z", "Europe/Berlin",
+    )  # fmt: skip
+    assert day["lines"] == [
+        {"name": "2026-11-27", "gpu_seconds": 4.5 * 3600, "lease_count": 1, "user_count": 1}
+    ]
+    assert "A report is by one of user, group, tier, day" in typed("report", "--by=color")[2]
+    assert "'soon' is no date" in typed("report", "--start=soon")[2]
+    assert "not before its last" in typed("report", "--start=2027-02-01", "--end=2027-01-01")[2]
+
+
+def test_lab_sessions_are_added_changed_and_cancelled(typed: Typed, tmp_path: Path) -> None:
+    lab = ("session", "add", "cs231n", "group=students", "tier=gpu", "seats=2", "when=Mondays 10-12")
+    status, out, err = typed(*lab, "from=2026-11-26", "until=2026-12-18", "prestart=15")
+    assert (status, err) == (0, "")
+    assert lines(out)[2] == [
+        "cs231n", "students", "2 x gpu", "Mondays 10:00–12:00 (Europe/Berlin) until 2026-12-18",
+        "2026-11-30 10:00, 2026-12-07 10:00, 2026-12-14 10:00",
+    ]  # fmt: skip
+    assert "There is a lab session 'cs231n' already" in typed(*lab)[2]
+    other = ("session", "add", "ml", "group=phd", "tier=gpu", "when=Mondays 11-13", "from=2026-11-26")
+    assert "and beside 'cs231n' none fits" in typed(*other, "seats=1")[2]
+    assert typed("session", "change", "cs231n", "seats=1", "move=2026-12-07:2026-12-08 14-16")[0] == 0
+    assert typed(*other, "seats=1")[0] == 0
+    assert typed("session", "cancel", "cs231n", "2026-11-30")[0] == 0
+    listed = json.loads(typed("session", "list", "--json")[1])["sessions"]
+    assert [(each["session"]["name"], each["next"][0]["start"]) for each in listed] == [
+        ("cs231n", "2026-12-08T13:00:00Z"),
+        ("ml", "2026-11-30T10:00:00Z"),
+    ]
+    assert listed[0]["session"]["prestart_seconds"] == 900
+    calendar = typed("session", "calendar")[1]
+    assert "BEGIN:VCALENDAR" in calendar
+    (tmp_path / "out.ics").write_text(calendar)
+    assert typed("session", "cancel", "cs231n")[0] == 0
+    assert "There is no lab session 'cs231n': there are 'ml'." in typed("session", "cancel", "cs231n")[2]
+    assert typed("session", "import", str(tmp_path / "out.ics"))[0] == 0
+    assert json.loads(typed("session", "list", "--json")[1])["sessions"] == listed
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["add", "a", "group=g", "tier=gpu", "seats=1"], "The lab session needs when="),
+        (["add", "a", "group=g", "tier=gpu", "seats=1", "when=never"], "The time 'never' can't be read"),
+        (
+            ["add", "a", "group=g", "tier=gpu", "seats=x", "when=daily 9-10"],
+            "seats is 'x': give a whole number.",
+        ),
+        (
+            ["add", "a", "group=g", "tier=cpu", "seats=1", "when=daily 9-10"],
+            "There is no tier with a GPU called",
+        ),
+        (["add", "a", "group=g", "tier=gpu", "seats=9", "when=daily 9-10"], "2 fit: ask for 2"),
+        (["add", "a", "group=g", "tier=gpu", "seats=1", "when=daily 9-10", "colour=red"], "has no 'colour'"),
+        (["change", "b", "seats=1"], "There is no lab session 'b': there are none."),
+        (["import", "/nowhere.ics"], "The calendar /nowhere.ics can't be read"),
+    ],
+)
+def test_what_a_session_cannot_be_is_a_sentence(typed: Typed, words: list[str], sentence: str) -> None:
+    status, _, err = typed("session", *words)
+    assert status == 1
+    assert sentence in err
+
+
+def test_what_is_typed_lies_over_what_there_is() -> None:
+    base = {"name": "a", "timezone": "Europe/Berlin", "seats": 1, "exdates": ["2026-12-07"]}
+    assert session_document(base, {"skip": "2026-11-30,2026-12-07", "grace": "10"}, date(2026, 1, 1)) == {
+        **base, "exdates": ["2026-11-30", "2026-12-07"], "grace_seconds": 600,
+    }  # fmt: skip
+    with pytest.raises(BadOption, match="from and until belong to when"):
+        session_document(base, {"until": "2026-12-18"}, date(2026, 1, 1))
+    with pytest.raises(BadOption, match="move is 'x'"):
+        session_document(base, {"move": "x"}, date(2026, 1, 1))
