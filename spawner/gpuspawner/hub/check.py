@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 from traitlets import TraitError
-from traitlets.config import Config
+from traitlets.config import Application, Config
 
 from ..core.errors import ConfigError
 from .network import gateway_of, has_address
@@ -27,6 +28,35 @@ def spawner_of(config: Config) -> GpuDockerSpawner:
         raise ConfigError(str(error)) from error
 
 
+def watch_settings(app: Application) -> None:
+    """Has JupyterHub's whole configuration checked when it has been read, before anything listens.
+
+    `session_factory` is the first trait that JupyterHub (6.1) itself sets after that, in `init_db`. Its trait
+    `config` tells too early: `update_config` merges into it without a notice.
+    """
+    app.observe(_check_all, names="session_factory")
+
+
+def _check_all(change: Any) -> None:
+    """Ends the hub, after one sentence, for settings that can't be used."""
+    app: Application = change.owner
+    try:
+        check_spawner(app.config)
+        check_addresses(app.config)
+    except TraitError as error:
+        app.log.critical("The hub doesn't start: %s", error)
+        app.exit(1)
+
+
+def check_addresses(config: Config) -> None:
+    """Raises TraitError, with the remedy, for an address on which hub or proxy can't or mustn't listen."""
+    try:
+        _check_proxy(config)
+        _check_address(config, spawner_of(config))
+    except ConfigError as error:
+        raise TraitError(str(error)) from error
+
+
 def check_spawner(config: Config) -> None:
     """Raises TraitError, with the remedy, for invalid settings of spawner and site.
 
@@ -38,7 +68,6 @@ def check_spawner(config: Config) -> None:
         if not callable(spawner.allowed_images):
             spawner.offered_images()
         _check_reach(spawner)
-        _check_address(config, spawner)
     except ConfigError as error:
         raise TraitError(str(error)) from error
 
@@ -69,3 +98,23 @@ def _check_address(config: Config, spawner: GpuDockerSpawner) -> None:
             "gpuspawner.tools.make_network --config FILE' with the hub's own config file, then start the hub "
             "again"
         )
+
+
+def _check_proxy(config: Config) -> None:
+    """Raises ConfigError for settings by which the proxy would listen elsewhere than `bind_url` says.
+
+    With `base_url`, `ip` or `port` beside it JupyterHub (6.1) makes a new one of these three, whose defaults
+    are all addresses and port 8000.
+    """
+    hub = config.get("JupyterHub", Config())
+    beside = [name for name in ("base_url", "ip", "port") if name in hub]
+    if not beside or "bind_url" not in hub:
+        return
+    address = urlsplit(str(hub["bind_url"]))
+    host, port = hub.get("ip", address.hostname or ""), hub.get("port", address.port or 8000)
+    path = hub.get("base_url", address.path or "/").strip("/")
+    wanted = f"{address.scheme}://{host}:{port}/{path}{'/' if path else ''}"
+    raise ConfigError(
+        f"c.JupyterHub.{beside[0]} is set beside c.JupyterHub.bind_url, which JupyterHub would then ignore, "
+        f'and its proxy could listen on all addresses: set c.JupyterHub.bind_url = "{wanted}" instead'
+    )
