@@ -39,7 +39,7 @@ c.GpuDockerSpawner.allowed_images = json.loads(
 c.GpuDockerSpawner.pull_silence = 5
 c.JupyterHub.init_spawners_timeout = 1
 
-gpu, images = map(dict, c.JupyterHub.services)
+gpu, network, images = map(dict, c.JupyterHub.services)
 gpu["environment"] = {
     **gpu["environment"],
     "DOCKER_HOST": os.environ["GPUSPAWNER_TEST_BROKER_DOCKER"],
@@ -50,6 +50,7 @@ puller = [images] if os.environ.get("GPUSPAWNER_TEST_PULL_AT_START") else []
 
 c.JupyterHub.services = [
     *broker,
+    network,
     *puller,
     {"name": "tester", "api_token": os.environ["GPUSPAWNER_TEST_TOKEN"]},
 ]

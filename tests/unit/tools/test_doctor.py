@@ -351,9 +351,11 @@ def test_the_facts_of_this_machine(script: Script, tmp_path: Path, monkeypatch: 
     assert "is in compute mode PROHIBITED" in facts.pooling.warnings[0]
     assert facts.broker is not None
     assert facts.broker.error
+    assert facts.network is not None
+    assert facts.network.error
     assert facts.cgroup_version in ("1", "2")
     assert replace(
-        facts, engine_error="", broker=None, cgroup_version=None, cuda_bindings_version=None
+        facts, engine_error="", broker=None, cgroup_version=None, cuda_bindings_version=None, network=None
     ) == Facts(
         injection_setting="cdi",
         devices=(H100,),

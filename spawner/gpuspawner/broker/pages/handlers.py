@@ -30,6 +30,8 @@ STATIC_DIR = Path(__file__).parent / "static"
 
 _HUB_SECONDS = 10.0
 """How long the hub may take to identify the sender. The event loop keeps running."""
+TOKEN_SECONDS = 30
+"""Seconds for which the hub's answer about a token is cached; jupyterhub's own default is 300."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,11 @@ def make_handlers(
     hub's service, unless given; `hub` is the broker's name for this hub, where several share it.
     """
     prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"
-    site = Site(broker, prefix, look or Look(), hub_auth or HubOAuth.instance(), hub)
+    site = Site(broker, prefix, look or Look(), hub_auth or hub_oauth(), hub)
     wanted: dict[str, Any] = {"site": site}
+    without_slash = [(prefix.rstrip("/"), SlashHandler, {"target": prefix})] if prefix != "/" else []
     return [
+        *without_slash,
         (prefix, PageHandler, wanted),
         (f"{prefix}live", LiveHandler, wanted),
         (f"{prefix}api/status", StatusHandler, wanted),
@@ -72,6 +76,11 @@ def make_handlers(
         (f"{prefix}api/.*", UnknownApiHandler, wanted),
         (f"{prefix}.*", UnknownPageHandler, wanted),
     ]
+
+
+def hub_oauth() -> HubOAuth:
+    """jupyterhub's own, from the environment of a hub's service, that asks the hub again soon."""
+    return HubOAuth.instance(cache_max_age=TOKEN_SECONDS)
 
 
 def make_settings() -> dict[str, Any]:
@@ -94,7 +103,28 @@ def log_request(handler: RequestHandler) -> None:
 
 
 class Discreet(RequestHandler):
-    """Removes the query from tornado's own error lines, too."""
+    """The base of all handlers here: HEAD like GET without its body, `Allow` with a 405 (RFC 9110).
+
+    Removes the query from tornado's own error lines, too.
+    """
+
+    def head(self, *path: str) -> Any:
+        """The same headers as GET; tornado leaves the body out."""
+        return self.get(*path)
+
+    def allowed(self) -> tuple[str, ...]:
+        """The methods that this address accepts."""
+        return tuple(
+            method
+            for method in ("GET", "HEAD", "POST")
+            if getattr(type(self), method.lower()) is not getattr(RequestHandler, method.lower())
+        )
+
+    def set_status(self, status_code: int, reason: str | None = None) -> None:
+        """Adds `Allow` to a 405; tornado has cleared the other headers before."""
+        super().set_status(status_code, reason)
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self.allowed()))
 
     def _request_summary(self) -> str:
         return f"{self.request.method} {self.request.path}"
@@ -109,6 +139,8 @@ class HubHandler(HubOAuthenticated, Discreet):
 
     site: Site
     viewer: Viewer
+    lacks_xsrf = False
+    """Whether the browser's cookie was not looked at, for want of the XSRF token."""
 
     def initialize(self, site: Site) -> None:
         self.site = site
@@ -120,9 +152,12 @@ class HubHandler(HubOAuthenticated, Discreet):
         self.set_header("Cache-Control", "no-cache, private")
 
     async def prepare(self) -> None:
+        if self.request.method not in self.allowed():
+            raise HTTPError(405)  # whoever asks
         model = await self._ask_hub()
         if model is None:
             self.current_user = None
+            self._check_forged()
             self.on_unknown()
             return
         try:
@@ -147,15 +182,31 @@ class HubHandler(HubOAuthenticated, Discreet):
             raise HTTPError(503, "the hub can't identify the sender: %s", failed) from failed
         return model
 
+    def _check_forged(self) -> None:
+        """Raises HTTPError 403 for a cookie that jupyterhub ignored because the XSRF token is missing."""
+        if self.get_secure_cookie(self.hub_auth.cookie_name) is None:
+            return
+        try:
+            self.check_xsrf_cookie()  # type: ignore[no-untyped-call]
+        except HTTPError as refused:
+            self.lacks_xsrf = True
+            raise HTTPError(403, "%s", refused.log_message) from refused
+
     def on_unknown(self) -> None:
         """Answers a request whose sender the hub does not know."""
         raise HTTPError(401)
 
     def sentence(self, status_code: int) -> str:
         """The error message for people."""
+        if self.lacks_xsrf:
+            return _LACKS_XSRF
         return _SENTENCES.get(status_code, responses.get(status_code, "Unknown error"))
 
 
+_LACKS_XSRF = (
+    "This request lacks the page's XSRF token, or brings that of an earlier login: reload the page and try "
+    "again. A program sends an API token in place of the browser's cookie."
+)
 _SENTENCES = {
     401: "Log in first: send a JupyterHub API token as 'Authorization: token …', or reload the page.",
     403: "Your account has no permission to see this. Ask the admin of this hub.",
@@ -189,7 +240,7 @@ class ApiHandler(HubHandler):
         """Sends `{"reason", "message"}`, like the broker's other refusals."""
         if status_code == 401:
             self.set_header("WWW-Authenticate", "token")
-        reason = _REASONS.get(status_code, "error")
+        reason = "xsrf_missing" if self.lacks_xsrf else _REASONS.get(status_code, "error")
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps({"reason": reason, "message": self.sentence(status_code)}))
 
@@ -225,7 +276,7 @@ class UnknownApiHandler(ApiHandler):
         raise HTTPError(404)
 
 
-class HealthHandler(RequestHandler):
+class HealthHandler(Discreet):
     """`GET health`: answers while the broker's event loop runs. Shows no data and needs no login."""
 
     def get(self) -> None:
@@ -300,8 +351,28 @@ class CallbackHandler(HubOAuthCallbackHandler, Discreet):
         self.set_header("Content-Security-Policy", "frame-ancestors 'none'")
 
 
-class AssetHandler(StaticFileHandler):
+class SlashHandler(Discreet):
+    """The service's address without its slash, as people type it."""
+
+    def initialize(self, target: str) -> None:
+        self.target = target
+
+    def get(self) -> None:
+        query = self.request.query
+        self.redirect(f"{self.target}?{query}" if query else self.target)
+
+
+class AssetHandler(Discreet, StaticFileHandler):
     """Script and style sheet of the page; public, like the hub's own."""
+
+    def head(self, *path: str) -> Any:
+        """tornado's own: it reads no file for it."""
+        return StaticFileHandler.head(self, *path)
+
+    def prepare(self) -> None:
+        """No file's name has a NUL, and the operating system's calls raise ValueError for one."""
+        if "\0" in (self.path_args[0] or ""):
+            raise HTTPError(404)
 
     def set_default_headers(self) -> None:
         self.set_header("X-Content-Type-Options", "nosniff")

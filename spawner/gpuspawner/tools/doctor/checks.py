@@ -12,6 +12,7 @@ from ...node.injection import EngineFacts, Injection, cdi_obstacle, choose, clas
 from .facts import Facts, ImageFacts
 from .finding import Finding, Level
 from .lab import lab_findings
+from .network import network_findings
 from .pooling import pool_findings
 from .reach import ELSEWHERE
 
@@ -34,6 +35,7 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
         *_devices(facts),
         *pool_findings(facts),
         *_docker(facts),
+        *network_findings(facts),
         *_injection(facts),
         *_extras(facts),
         *_images(facts),

@@ -45,6 +45,22 @@ class BrokerFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkFacts:
+    """The labs' network, as the settings name it and as Docker has it; `error` if Docker doesn't say."""
+
+    name: str
+    subnet: str
+    error: str = ""
+    present: bool = False
+    subnets: tuple[str, ...] = ()
+    isolated: bool = True
+    """Whether no lab reaches another."""
+    hub_listens: bool = False
+    """Whether the hub listens on the host's address in it."""
+    address_here: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """All facts; None or "" for an unknown one, with the reason in another field."""
 
@@ -71,3 +87,4 @@ class Facts:
     ledger: LedgerFacts | None = None
     broker: BrokerFacts | None = None
     lab: LabFacts | None = None
+    network: NetworkFacts | None = None

@@ -34,6 +34,7 @@ from ...node.processes import ending_obstacle
 from ...protocol.client import BrokerClient
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
 from .lab import read_lab
+from .network import read_network
 from .reach import unreachable
 
 
@@ -55,6 +56,7 @@ def collect(settings: GpuBroker) -> Facts:
         ledger=read_ledger(settings.database_url),
         broker=asyncio.run(_broker(settings.site, settings.config_file)),
         lab=read_lab(settings.config, info, settings.site.state_dir) if engine else None,
+        network=read_network(settings.config),
     )
 
 
