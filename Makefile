@@ -56,6 +56,7 @@ test-gpu: venv ## the tests that need a real NVIDIA GPU
 bench: venv ## paired benchmarks against stock DockerSpawner
 	@$(PY) -m setup.ready proxy engine images
 	@$(ON_PATH) $(PY) bench/allocator.py
+	@$(ON_PATH) $(PY) bench/policy.py
 	@$(ON_PATH) $(PY) bench/overhead.py
 	@$(ON_PATH) $(PY) bench/startup.py
 	@$(ON_PATH) $(PY) bench/spawn.py $(ARGS)

@@ -172,7 +172,6 @@ def row(way: str, found: Results, gpus: int) -> str:
     switches = ", ".join(
         f"{len(each)} × {kind} p50 {1000 * statistics.median(each):.0f} ms"
         for kind, each in found.switches.items()
-        for kind, each in found.switches.items()
     )
     wrong = "; ".join(found.wrong) or "all equal"
     failed = (

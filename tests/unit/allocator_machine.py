@@ -73,7 +73,8 @@ class Model:
                 continue
             able = self.suiting(entry.request) - self.withdrawn - self.held() - blocked
             if len(able) < entry.request.want.device_count:
-                blocked |= self.suiting(entry.request)
+                if len(self.suiting(entry.request) - self.withdrawn) >= entry.request.want.device_count:
+                    blocked |= self.suiting(entry.request)
                 continue
             entry.devices = chosen(lease_id)
             assert len(set(entry.devices)) == len(entry.devices) == entry.request.want.device_count
@@ -86,6 +87,10 @@ class Model:
             other
             for other, entry in self.leases.items()
             if entry.state is WAITING
+            and (
+                other == lease_id
+                or len(self.suiting(entry.request) - self.withdrawn) >= entry.request.want.device_count
+            )
             and (self.suiting(mine) & self.suiting(entry.request) or mine.want == entry.request.want)
         ]
         return rivals.index(lease_id) + 1, len(rivals)

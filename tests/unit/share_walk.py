@@ -155,7 +155,8 @@ class Model:
                 continue
             able = self.able(entry.request) - blocked
             if len(able) < entry.request.want.device_count:
-                blocked |= self.suiting(entry.request)
+                if len(self.suiting(entry.request) - self.withdrawn) >= entry.request.want.device_count:
+                    blocked |= self.suiting(entry.request)
                 continue
             lease = chosen(lease_id)
             sizes = {uuid: self.size(entry.request, uuid) for uuid in lease.device_uuids}

@@ -24,6 +24,8 @@ from ..node.local import open_node
 from .api.answers import About, View
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .decide.book import QueueRules
+from .decide.fairshare import FairShare
 from .decide.pooling import Pooling
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
@@ -38,6 +40,7 @@ from .leases.folders import DiskFolders
 from .leases.gate import QuotaGate
 from .leases.leasing import NOT_READY, LeaseService, Parts
 from .leases.prestart import HubApi, Prestart
+from .leases.queue_rules import queue_rules
 from .leases.rule_service import RuleService
 from .leases.rulebook import Rulebook
 from .ledger import Ledger
@@ -231,7 +234,7 @@ class GpuBroker(Application):
         self.rulebook = Rulebook(ledger, self.site.quotas, self.site.known(), log=self.log)
         await self.rulebook.load()
         self.gate = QuotaGate(self.rulebook, ledger)
-        self.allocator = Allocator(ledger, gate=self.gate, log=self.log)
+        self.allocator = Allocator(ledger, gate=self.gate, log=self.log, rules=self._queue_rules())
         self.gate.floor = self.allocator
         self.rules = RuleService(self.rulebook, self.gate, self.allocator, ledger)
         await self.allocator.load(pooling.devices, pooling.terms, place=False)
@@ -250,6 +253,7 @@ class GpuBroker(Application):
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
+            loops.append(asyncio.create_task(self.allocator.waits.run(), name="waits"))
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
             if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
@@ -265,6 +269,12 @@ class GpuBroker(Application):
                 task.cancel()
             await self.service.close()  # first: a hold that breaks from now on gives nothing back
             await self._close(servers)
+
+    def _queue_rules(self) -> QueueRules:
+        """Who is next, as the settings and quotas say."""
+        half_life_seconds = self.site.fair_share_half_life_days * 86400
+        fair = FairShare(half_life_seconds) if self.site.fair_share else None
+        return queue_rules(self.gate, fair, self.site.queue_patience)
 
     def _make_endings(self) -> Endings:
         usage = self.enforcement.usage
@@ -371,6 +381,7 @@ class GpuBroker(Application):
                 self.log.warning("%s; the next round tries again", fault)
                 return False
             self.service.ready.set()
+        await self.allocator.advance()
         return True
 
     def _device_uuids(self) -> tuple[str, ...]:
@@ -398,7 +409,12 @@ class GpuBroker(Application):
 
     def _serve_socket(self) -> HTTPServer:
         waits, simulated = self.site.queue_timeout, self.facts.simulated
-        site = Site(self.service, self._view(), self.measures, waits, self.log, simulated)
+        timeouts = {
+            tier.name: tier.queue_timeout_seconds
+            for tier in self.tiers
+            if tier.queue_timeout_seconds is not None
+        }
+        site = Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
         server = HTTPServer(
             make_app(site, rule_routes(site, self.rules, self.endings)), max_body_size=MAX_BODY_BYTES
         )

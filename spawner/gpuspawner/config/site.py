@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from traitlets import Dict, Enum, Float, List, Unicode, default
+from traitlets import Bool, Dict, Enum, Float, List, Unicode, default
 from traitlets.config import Configurable
 
 from ..core.errors import ConfigError
@@ -32,6 +32,7 @@ class GpuSite(Configurable):
         Each is a dict: `name` (lower case; also what the admin page shows), `title`, and
         optionally `description`, `devices` (how many GPUs; 0, the default, is a CPU server), `model`
         (part of the GPU's name, "H100"), `image`, `mem_limit` ("16G", main memory), `cpu_limit` (cores),
+        `queue_timeout` (seconds that its servers wait for a device; default: `c.GpuSite.queue_timeout`),
         `shm` ("8G", size of /dev/shm, part of `mem_limit`), `pids` (maximum number of processes),
         `cpu_shares` (weight when the CPU is busy). `c.GpuLab` sets the defaults for the last three. Memory
         and CPU limits of `group_overrides` or of a hook override the tier's; the tier's override those of
@@ -211,6 +212,41 @@ class GpuSite(Configurable):
         """,
     ).tag(config=True)
 
+    fair_share = Bool(
+        True,
+        help="""
+        Whether those who have had less of the GPUs are served before those who have had more.
+
+        Default: on. Groups come first by their weight and use, then users by theirs; use of a week ago counts
+        half. Off: first come, first served, among requests of the same priority.
+        Example: `c.GpuSite.fair_share = False`
+        """,
+    ).tag(config=True)
+
+    fair_share_half_life_days = Float(
+        7.0,
+        min=0.01,
+        help="""
+        Days after which use of the GPUs counts half in the fair share.
+
+        Default: 7, so that a busy week is forgotten within a month. Longer is fairer over a term, shorter
+        forgives sooner.
+        Example: `c.GpuSite.fair_share_half_life_days = 30`
+        """,
+    ).tag(config=True)
+
+    queue_patience = Float(
+        86400.0,
+        min=1.0,
+        help="""
+        Seconds after which a waiting request is passed by nobody any more: it is served by arrival.
+
+        Default: 86400, a day. It bounds the wait of people who had much, or whose priority is low: so long,
+        and then one longest session for each request that came before. Users see their place move up.
+        Example: `c.GpuSite.queue_patience = 4 * 3600`
+        """,
+    ).tag(config=True)
+
     queue_timeout = Float(
         900.0,
         min=1.0,
@@ -222,6 +258,14 @@ class GpuSite(Configurable):
         Example: `c.GpuSite.queue_timeout = 300`
         """,
     ).tag(config=True)
+
+    def longest_queue_timeout(self) -> float:
+        """The longest that a spawn of any tier waits for a device, in seconds. Broken tiers are left out."""
+        try:
+            tiers = self.parsed_tiers()
+        except ConfigError:
+            return self.queue_timeout
+        return max(self.queue_timeout, *(tier.queue_timeout_seconds or 0.0 for tier in tiers))
 
     def parsed_tiers(self) -> tuple[Tier, ...]:
         """The tiers as values. Raises ConfigError, with the remedy, for an invalid setting."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -33,6 +34,7 @@ PROFILE = re.compile(r"^(\d+c\.)?\d+g\.\d+gb(\+\w+(\.\w+)*)?$")
 _KEYS = {
     "name", "title", "description", "devices", "model", "mode", "image", "mem_limit", "cpu_limit",
     "memory", "compute_percent", "mig_profile", "pool", "shm", "pids", "cpu_shares", "default",
+    "queue_timeout",
 }  # fmt: skip
 _ONLY_IN = {"memory": Mode.SLICE, "compute_percent": Mode.SLICE, "mig_profile": Mode.MIG}
 
@@ -101,11 +103,21 @@ def _parse_tier(raw: dict[str, Any]) -> Tier:
         image=_parse_image(raw, where),
         mem_limit_bytes=_parse_size(raw, "mem_limit", where),
         cpu_limit=None if cpu_limit is None else float(cpu_limit),
+        queue_timeout_seconds=_parse_seconds(raw, "queue_timeout", where),
         shm_bytes=_parse_shm(raw, where),
         pids=_parse_whole(raw, "pids", (64, 4_194_304), where),
         cpu_shares=_parse_whole(raw, "cpu_shares", (2, 262_144), where),
         default=_parse_default(raw, where),
     )
+
+
+def _parse_seconds(raw: dict[str, Any], key: str, where: str) -> float | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf:
+        raise ConfigError(f"{where}: {key} is {value!r}: give a number of seconds, 1 or more, like 1800")
+    return float(value)
 
 
 def _parse_want(raw: dict[str, Any], mode: Mode, where: str) -> Want:

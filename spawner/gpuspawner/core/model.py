@@ -143,6 +143,7 @@ class Pool:
 class Tier:
     """What a user picks on the spawn page: a name, what its servers want of the devices, an image, limits.
 
+    `queue_timeout_seconds` is how long its servers wait for a device; None: as long as the site says.
     `shm_bytes` is the size of /dev/shm, `pids` the maximum number of processes, `cpu_shares` Docker's
     weight; for each, None means that the site's rule for all labs applies.
     """
@@ -154,6 +155,7 @@ class Tier:
     image: str | None = None
     mem_limit_bytes: int | None = None
     cpu_limit: float | None = None
+    queue_timeout_seconds: float | None = None
     shm_bytes: int | None = None
     pids: int | None = None
     cpu_shares: int | None = None

@@ -319,7 +319,7 @@ class GpuDockerSpawner(DockerSpawner):
         self._starting = False
         self._doubted = False
         self._kernels = KernelReporter()
-        longest = self.site.queue_timeout + self.http_timeout + _PULL_SECONDS + _SPARE_SECONDS
+        longest = self.site.longest_queue_timeout() + self.http_timeout + _PULL_SECONDS + _SPARE_SECONDS
         if self.start_timeout < longest:
             self.start_timeout = int(longest)
 

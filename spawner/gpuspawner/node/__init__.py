@@ -1,1 +1,1 @@
-"""The only code that touches hardware."""
+"""The only code that accesses hardware."""

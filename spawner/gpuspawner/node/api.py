@@ -1,10 +1,10 @@
-"""What the broker may ask of a machine with GPUs, and what that machine reports.
+"""The interface between the broker and a machine with GPUs.
 
-Only plain values pass: no NVML handle, no function, no object of the broker. There are async calls and one
-stream of events, so that a node may as well be a process on another machine. This machine is `local.py`.
+Only plain values are passed: no NVML handles, functions or objects of the broker. There are async calls and
+one stream of events, so that a node can also be a process on another machine. `local.py` is this machine.
 
-The broker says what should hold (`DesiredState`, always all of it) and the node makes it true, again and
-again where that takes several attempts. The node reads NVML by itself and reports what has changed.
+The broker sends the complete desired state (`DesiredState`), and the node establishes it, with retries if
+needed. The node reads NVML by itself and reports changes.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What a machine has, as of its last look at its GPUs.
+    """What a machine has, according to the last listing of its GPUs.
 
     `fault`: why its GPUs can't be listed now; "" if they can. `left_out`: one sentence for each GPU that
-    can't be read. `compute_modes`: of the whole GPUs, by UUID; None where it can't be read. `driver` is None
-    where GPUs are simulated or can't be listed. `guard_obstacle`: why processes of containers can't be ended
-    here, with the remedy. `mps_pipes`: the folder with a pipe folder for each GPU's MPS daemon; "" where MPS
+    can't be read. `compute_modes`: of the whole GPUs, by UUID; None if it can't be read. `driver` is None
+    if GPUs are simulated or can't be listed. `guard_obstacle`: why processes of containers can't be ended
+    here, with the remedy. `mps_pipes`: the folder with a pipe folder for each GPU's MPS daemon; "" if MPS
     is not used.
     """
 
@@ -87,8 +87,8 @@ class NodeFacts:
 class DaemonPlan:
     """An MPS daemon that should run for a GPU.
 
-    `exclusive`: the GPU should be in compute mode EXCLUSIVE_PROCESS meanwhile. `in_use`: programs compute
-    through the daemon already; if it has to be started again, their work is lost, and the event says so.
+    `exclusive`: the GPU should be in compute mode EXCLUSIVE_PROCESS meanwhile. `in_use`: programs already
+    compute through the daemon; if it must be restarted, their work is lost, and the event says so.
     """
 
     limits: MpsLimits
@@ -98,12 +98,12 @@ class DaemonPlan:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """All that should hold on a node. A later one replaces an earlier one completely.
+    """The complete desired state of a node. It replaces the earlier one completely.
 
-    `device_uuids`: devices whose health and use are watched; one that isn't listed is looked for. `quotas`:
-    what the guard enforces. `daemons`: the MPS daemons that should run, by the UUID of their GPU.
-    `undecided`: GPUs whose daemon and compute mode stay as they are, because it isn't known yet who uses
-    them. On all other GPUs no daemon of this broker runs and the compute mode is the machine's own.
+    `device_uuids`: devices whose health and use are watched; the node keeps looking for one that isn't
+    listed. `quotas`: what the guard enforces. `daemons`: the MPS daemons that should run, by the UUID of
+    their GPU. `undecided`: GPUs whose daemon and compute mode must not change, because it isn't known yet who
+    uses them. On all other GPUs, no daemon of this broker runs and the machine's own compute mode is set.
     """
 
     device_uuids: frozenset[str] = frozenset()
@@ -113,7 +113,7 @@ class DesiredState:
 
 
 class MpsState(StrEnum):
-    """How a GPU's MPS daemon is. FAILED: it should run and doesn't; the node goes on trying."""
+    """The state of a GPU's MPS daemon. FAILED: it should run, but doesn't; the node keeps trying."""
 
     RUNNING = "running"
     FAILED = "failed"
@@ -124,8 +124,8 @@ class MpsState(StrEnum):
 class MpsEvent:
     """A GPU's MPS daemon has changed. `reason` says why it FAILED.
 
-    `died`: it ran before, and what computed through it has ended. `restarted`: it had to be started again
-    although programs computed through it. `notice` is then the sentence for their users; "" otherwise.
+    `died`: it ran before, and the programs that used it have ended. `restarted`: it had to be restarted
+    although programs used it. `notice` is then the sentence for their users; "" otherwise.
     """
 
     uuid: str
@@ -138,7 +138,7 @@ class MpsEvent:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What the node read last. `usage` by UUID: nothing for a device that doesn't answer.
+    """The node's last readings. `usage` by UUID, without devices that don't answer.
 
     `blind`: devices where no quota is enforced at the moment, and why.
     """
@@ -148,50 +148,52 @@ class Readings:
 
 
 NodeEvent = NodeFacts | DeviceHealth | GuardEvent | MpsEvent | Readings
-"""NodeFacts: the list of devices has changed, as when a GPU can be read after all."""
+"""What a node reports. NodeFacts: the list of devices has changed, for example because a GPU answers
+again."""
 
 
 class Node(Protocol):
-    """A machine with GPUs. All methods on one event loop; a call never waits for a GPU that hangs."""
+    """A machine with GPUs. Call all methods on one event loop; no call waits for a GPU that hangs."""
 
     async def start(self) -> NodeFacts:
-        """Begins, and says what the machine has. If NVML doesn't answer in time, `fault` says so.
+        """Starts the node and returns what the machine has. If NVML doesn't answer in time, `fault` says so.
 
-        Once it does, the facts come as an event. Raises ConfigError for settings that can't work here.
+        When it does, the node sends the facts as an event. Raises ConfigError for settings that can't work
+        here.
         """
         ...
 
     async def apply(self, desired: DesiredState) -> None:
-        """Takes over what should hold. Quotas hold when this returns, and new devices were checked once.
+        """Sets the desired state. When this returns, quotas are enforced and new devices were checked once.
 
-        MPS daemons and compute modes follow; `settle` waits for them.
+        MPS daemons and compute modes are changed in the background; `settle` waits for them.
         """
         ...
 
     async def settle(self, uuid: str) -> None:
-        """Tries now, and returns when daemon and compute mode of that GPU are as they should be.
+        """Tries now, and returns when daemon and compute mode of that GPU are in the desired state.
 
-        Raises DeviceFault if they can't be made so; the node then tries again by itself.
+        Raises DeviceFault if that fails; the node then retries by itself.
         """
         ...
 
     async def health(self) -> tuple[DeviceHealth, ...]:
-        """The present health of every watched device: what earlier events came to."""
+        """The current health of every watched device, after all earlier events."""
         ...
 
     async def way_in(
         self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
     ) -> Injection:
-        """How these devices get into containers of an engine with these `/info` and `/version`.
+        """How containers of an engine with these `/info` and `/version` get these devices.
 
-        Raises ConfigError, with the remedy, if there is no way.
+        Raises ConfigError, with the remedy, if they can't.
         """
         ...
 
     def events(self) -> AsyncIterator[NodeEvent]:
-        """What happens, in order. One reader; what happens before it reads is kept for it."""
+        """Yields events in order, for one reader; earlier events are kept until it reads."""
         ...
 
     async def close(self) -> None:
-        """Ends the reading. MPS daemons and compute modes stay as they are, for the notebooks that go on."""
+        """Stops the node. MPS daemons and compute modes don't change, because notebooks keep running."""
         ...

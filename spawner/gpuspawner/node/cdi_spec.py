@@ -17,14 +17,14 @@ DEFAULT_DIRS = ("/etc/cdi", "/var/run/cdi")
 
 @dataclass(frozen=True, slots=True)
 class CdiSpecs:
-    """Names of `nvidia.com/gpu` devices ("0", "GPU-…", "all"), and a sentence for each broken spec."""
+    """Names of `nvidia.com/gpu` devices ("0", "GPU-…", "all"), and a sentence for each invalid spec."""
 
     devices: tuple[str, ...]
     problems: tuple[str, ...]
 
 
 def read_specs(dirs: Iterable[str]) -> CdiSpecs:
-    """Reads `*.json` and `*.yaml` in `dirs`, as the engine does. Missing folders are empty. Blocks."""
+    """Reads `*.json` and `*.yaml` in `dirs`, as the engine does. Missing folders count as empty. Blocks."""
     names: set[str] = set()
     problems: list[str] = []
     for folder in dirs:
@@ -45,7 +45,7 @@ def _load(path: Path) -> Any:
 
 def _names(spec: Any) -> Iterable[str]:
     if not isinstance(spec, dict) or not isinstance(spec.get("devices"), list):
-        raise ValueError("it is no CDI spec: `kind` and `devices` are expected")
+        raise ValueError("it is not a CDI spec: `kind` or `devices` is missing")
     if spec.get("kind") != NVIDIA_KIND:
         return ()
     return [

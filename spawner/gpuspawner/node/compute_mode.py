@@ -1,7 +1,7 @@
-"""Sets a GPU's compute mode while its pool needs it, and puts back what was there, after a crash too.
+"""Sets a GPU's compute mode while its pool needs it, and restores the former one, also after a crash.
 
-In EXCLUSIVE_PROCESS one process only may have a CUDA context on the GPU: MPS's server. A program that
-bypasses MPS then gets no GPU at all (MPS guide r580, "GPU Compute Modes").
+In EXCLUSIVE_PROCESS, only one process may have a CUDA context on the GPU: MPS's server. A program that
+bypasses MPS then can't use the GPU (MPS guide r580, "GPU Compute Modes").
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ EXCLUSIVE = ComputeMode.EXCLUSIVE_PROCESS
 
 
 class ComputeModes:
-    """What was found is on disk before it is changed. Blocks; needs root.
+    """Stores the former mode on disk before it changes the mode. Blocks; needs root.
 
-    For any thread, but one at a time for each GPU: one that hangs in NVML holds up no other.
+    Any thread may call it, but only one at a time for each GPU: a hanging call delays no other GPU.
     """
 
     def __init__(
@@ -39,18 +39,19 @@ class ComputeModes:
         self._writing = threading.Lock()
 
     def take(self, uuid: str) -> None:
-        """EXCLUSIVE_PROCESS from now on; before its MPS daemon starts. Raises DeviceFault."""
+        """Sets EXCLUSIVE_PROCESS; call it before the MPS daemon starts. Raises DeviceFault."""
         found = self._inventory.compute_mode(uuid)
         if found is EXCLUSIVE:
-            return  # the admin's own choice, or ours already
+            return  # the admin's choice, or we have set it already
         self._note(uuid, found)
         self._inventory.set_compute_mode(uuid, EXCLUSIVE)
-        self._log.info("Compute mode EXCLUSIVE_PROCESS instead of %s devices=%s", found.name, uuid)
+        self._log.info("Changed compute mode from %s to EXCLUSIVE_PROCESS devices=%s", found.name, uuid)
 
     def give_back(self, uuid: str) -> None:
-        """What `take` found, if it still is as `take` left it; after its MPS daemon ended.
+        """Restores the mode that `take` found, unless somebody changed it since. Call it after the MPS daemon
+        ended.
 
-        Raises DeviceFault; the record then stays for the next try.
+        Raises DeviceFault; the stored mode then stays for the next attempt.
         """
         found = self._read().get(uuid)
         if found is None:
@@ -58,13 +59,13 @@ class ComputeModes:
         now = self._inventory.compute_mode(uuid)
         if now is EXCLUSIVE:
             self._inventory.set_compute_mode(uuid, found)
-            self._log.info("Compute mode %s is back devices=%s", found.name, uuid)
+            self._log.info("Restored compute mode %s devices=%s", found.name, uuid)
         else:
-            self._log.info("Compute mode %s was set by others and stays devices=%s", now.name, uuid)
+            self._log.info("Kept compute mode %s, which somebody else set devices=%s", now.name, uuid)
         self._note(uuid, None)
 
     def taken(self) -> frozenset[str]:
-        """GPUs whose mode was changed by this broker or by one before it, and not given back.
+        """GPUs whose mode this broker or an earlier one changed and did not restore.
 
         Raises DeviceFault.
         """
@@ -78,12 +79,12 @@ class ComputeModes:
             return {}
         except (OSError, ValueError, AttributeError) as error:
             raise DeviceFault(
-                f"{self._path} can't be read, so the GPUs' former compute modes aren't known: set them with "
+                f"{self._path} can't be read, so the GPUs' former compute modes are unknown: set them with "
                 "`nvidia-smi -c 0`, then remove the file"
             ) from error
 
     def _note(self, uuid: str, found: ComputeMode | None) -> None:
-        """What to put back, or that nothing is left to. On disk when this returns."""
+        """Stores the mode to restore, or removes it. It is on disk when this returns."""
         with self._writing:
             others = {each: mode for each, mode in self._read().items() if each != uuid}
             self._write(others if found is None else {**others, uuid: found})

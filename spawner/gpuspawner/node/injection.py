@@ -1,6 +1,6 @@
-"""How a leased device gets into its container: probed from the engine, written as a ContainerPatch.
+"""How a container gets its leased devices: chosen from the engine's abilities, written as a ContainerPatch.
 
-Pure: docker's `info()` and `version()` come in as plain dicts.
+Pure: Docker's `info()` and `version()` are passed in as plain dicts.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ HOOK = "nvidia-container-runtime-hook"
 """The engine registers its classic GPU driver if it finds this on its PATH (moby 20.10 to 28,
 `daemon/nvidia_linux.go`)."""
 LEASE_MOUNT = "/run/gpuspawner"
-"""Where the lease's folder is in the container, read-only."""
+"""The lease's folder in the container, read-only."""
 CDI_ENGINE = 25
 """First Docker Engine with CDI."""
 _GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
 
 
 class Injection(StrEnum):
-    """The ways into a container: CDI, NVIDIA's classic device request, or none (simulated)."""
+    """How devices get into a container: CDI, NVIDIA's classic device request, or none (simulated)."""
 
     CDI = "cdi"
     NVIDIA = "nvidia"
@@ -37,11 +37,11 @@ class Injection(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What the engine says of itself, and what was found beside it.
+    """What the engine reports, and what was found on its machine.
 
     `cdi_enabled`: `CDISpecDirs` in `/info` is not empty (API 1.44; on by default from Engine 28.3,
     `features.cdi` from 25). `cdi_devices`: names after `nvidia.com/gpu=`, from `DiscoveredDevices`
-    (API 1.50) and from the spec files where the engine is local.
+    (API 1.50) and from the spec files if the engine is local.
     """
 
     version: str
@@ -57,13 +57,13 @@ class EngineFacts:
 
     @property
     def classic(self) -> bool:
-        """Whether nvidia-container-toolkit is there for the classic request."""
+        """Whether nvidia-container-toolkit is installed for the classic request."""
         return self.hook_path is not None or "nvidia" in self.runtimes
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFacts:
-    """What lies beside a local engine: CDI specs and NVIDIA's hook."""
+    """What was found on a local engine's machine: CDI specs and NVIDIA's hook."""
 
     cdi: CdiSpecs = field(default_factory=lambda: CdiSpecs((), ()))
     hook_path: str | None = None
@@ -77,7 +77,7 @@ def read_local(spec_dirs: Iterable[str] = ()) -> LocalFacts:
 def engine_facts(
     info: Mapping[str, Any], version: Mapping[str, Any], local: LocalFacts | None = None
 ) -> EngineFacts:
-    """Facts from the Engine API's `/info` and `/version`; `local` is None for an engine elsewhere."""
+    """Facts from the Engine API's `/info` and `/version`; `local` is None for a remote engine."""
     local = local or LocalFacts()
     prefix = f"{NVIDIA_KIND}="
     discovered = {
@@ -107,10 +107,10 @@ def cdi_obstacle(facts: EngineFacts, uuids: Iterable[str]) -> str:
         if major.isdecimal() and int(major) < CDI_ENGINE:
             return (
                 f"Docker Engine {facts.version} has no CDI (it came with Engine {CDI_ENGINE}): "
-                "take Engine 28.3 or newer"
+                "use Engine 28.3 or newer"
             )
         return (
-            f"Docker Engine {facts.version} has CDI switched off: take Engine 28.3 or newer, or set "
+            f"Docker Engine {facts.version} has CDI switched off: use Engine 28.3 or newer, or set "
             '{"features": {"cdi": true}} in /etc/docker/daemon.json (Engine 25 or newer)'
         )
     missing = [uuid for uuid in uuids if uuid not in facts.cdi_devices]
@@ -130,10 +130,10 @@ def classic_obstacle(facts: EngineFacts) -> str:
 
 
 def choose(setting: str, facts: EngineFacts, simulated: bool, uuids: Iterable[str] = ()) -> Injection:
-    """The way in for `c.GpuSite.injection`. Raises ConfigError, with the remedy, if it can't work.
+    """The injection for `c.GpuSite.injection`. Raises ConfigError, with the remedy, if it can't work.
 
-    `auto` takes CDI where the specs name every device of `uuids`, else the classic request.
-    Simulated devices need no way in.
+    `auto` uses CDI if the specs name every device of `uuids`, else the classic request.
+    Simulated devices need no injection.
     """
     if simulated:
         return Injection.NONE
@@ -144,13 +144,13 @@ def choose(setting: str, facts: EngineFacts, simulated: bool, uuids: Iterable[st
             if not obstacle:
                 return way
         raise ConfigError(
-            "No way to get a GPU into a container. CDI: "
+            "No GPU can be injected into a container. CDI: "
             f"{obstacles[Injection.CDI]}. Classic: {obstacles[Injection.NVIDIA]}"
         )
     way = Injection(setting)
     if way is Injection.NONE:
         raise ConfigError(
-            'c.GpuSite.injection is "none", but the devices are real: take "auto", or set '
+            'c.GpuSite.injection is "none", but the devices are real: use "auto", or set '
             'c.GpuSite.inventory = "simulated"'
         )
     if obstacles[way]:
@@ -161,10 +161,10 @@ def choose(setting: str, facts: EngineFacts, simulated: bool, uuids: Iterable[st
 def make_patch(
     lease: Lease, injection: Injection, simulated: bool, lease_folder: Path | str
 ) -> ContainerPatch:
-    """What `lease` changes in its container: nothing but its own devices, by UUID.
+    """What `lease` changes in its container: it gets only the lease's devices, by UUID.
 
-    `NVIDIA_VISIBLE_DEVICES` is "void" unless the classic way uses it: the nvidia runtime, where it
-    is the default, then adds nothing of its own (nvidia-container-toolkit 1.17).
+    `NVIDIA_VISIBLE_DEVICES` is "void" unless the classic request uses it: if the nvidia runtime is
+    the default, it then adds no devices (nvidia-container-toolkit 1.17).
     """
     env = {
         "NVIDIA_VISIBLE_DEVICES": "void",

@@ -1,4 +1,4 @@
-"""The folder that a lease's container sees read-only at /run/gpuspawner: what it holds, and notices."""
+"""The folder that a lease's container sees read-only at /run/gpuspawner: the lease, and notices."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..core.model import Lease, guarantee_of, is_lease_id
 class LeaseFolders:
     """`<state_dir>/leases/<id>`, with `lease.json` and `notice` (a sentence, or empty).
 
-    Files are replaced whole, so that a reader never sees half of one, and are readable by any user
-    of the container. Blocks on disk; raises LedgerFault if the state folder can't be written.
+    Files are replaced atomically, so that a reader never sees a partial file, and any user of the container
+    can read them. Blocks on disk; raises LedgerFault if the state folder can't be written.
     """
 
     def __init__(self, state_dir: Path | str) -> None:
@@ -24,11 +24,11 @@ class LeaseFolders:
     def path(self, lease_id: str) -> Path:
         """The folder of a lease. The id must be 32 hexadecimal digits: it becomes a file name."""
         if not is_lease_id(lease_id):
-            raise ValueError(f"{lease_id!r} is no lease id")
+            raise ValueError(f"{lease_id!r} is not a lease id")
         return self._root / lease_id
 
     def write(self, lease: Lease, simulated: bool) -> Path:
-        """Writes the lease and its notice, making the folder if needed; returns the folder."""
+        """Writes the lease and its notice, and creates the folder if needed; returns the folder."""
         folder = self.path(lease.id)
         document = {
             "id": lease.id,
@@ -50,16 +50,16 @@ class LeaseFolders:
             _replace(folder / "notice", lease.notice)
         except OSError as error:
             raise LedgerFault(
-                f"{folder} can't be written: {error.strerror}. Check disk and rights"
+                f"{folder} can't be written: {error.strerror}. Check disk and permissions"
             ) from error
         return folder
 
     def remove(self, lease_id: str) -> None:
-        """Removes the folder; one that is gone is fine."""
+        """Removes the folder. No error if it doesn't exist."""
         shutil.rmtree(self.path(lease_id), ignore_errors=True)
 
     def ids(self) -> tuple[str, ...]:
-        """The leases that have a folder: what the reconciler compares with the ledger."""
+        """The ids of leases that have a folder; the reconciler compares them with the ledger."""
         if not self._root.is_dir():
             return ()
         return tuple(sorted(entry.name for entry in self._root.iterdir() if is_lease_id(entry.name)))

@@ -1,6 +1,6 @@
-"""Which container a process on the host belongs to, and ending exactly that process.
+"""Finds the container of a process on the host, and ends exactly that process.
 
-A pid alone names nothing: it is reused. A process is known by its pid and its start time.
+Pids are reused, so a process is identified by its pid and its start time.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 
 _CONTAINER = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?=\.scope(?:/|$)|/|$)")
 """A container's id in a cgroup's path: `/docker/<id>` (cgroupfs driver), `docker-<id>.scope` (systemd),
-below any number of folders and in both versions of cgroups (moby 20.10 to 28, cgroups(7))."""
+in any subfolder and in both versions of cgroups (moby 20.10 to 28, cgroups(7))."""
 _UNPRINTABLE = re.compile(r"[^ -~]")
 _CAP_KILL = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process on the host. `name` is what it calls itself: shown, never trusted.
+    """A process on the host. `name` is set by the process itself: it is shown, but never trusted.
 
-    `container_ids` are the containers that it lies in, outermost first; none for a process of the host.
+    `container_ids` are the containers that it runs in, outermost first; empty for a process of the host.
     """
 
     pid: int
@@ -35,33 +35,33 @@ class Process:
     container_ids: tuple[str, ...] = ()
 
     def container(self, ours: Collection[str]) -> str | None:
-        """The outermost of its containers that is one of `ours`, else its innermost; None on the host."""
+        """Its outermost container in `ours`, else its innermost one; None for a process of the host."""
         mine = next((each for each in self.container_ids if each in ours), None)
         return mine or (self.container_ids[-1] if self.container_ids else None)
 
 
 class Outcome(StrEnum):
-    """What became of ending a process. Only `ENDED` sent a signal."""
+    """The result of ending a process. Only with `ENDED` a signal was sent."""
 
     ENDED = "ended"
     GONE = "gone"
     ANOTHER = "another"
-    """The pid belongs to another process by now, or the process to another container."""
+    """Now the pid belongs to another process, or the process to another container."""
     REFUSED = "refused"
-    """The broker's user may not end it."""
+    """The broker's user has no permission to end it."""
 
 
 def container_ids(cgroup: str) -> tuple[str, ...]:
     """The containers in the text of `/proc/<pid>/cgroup`, outermost first.
 
-    None where the lines name different ones: then it can't be said whose the process is.
+    None if the lines name different containers: then its container is unknown.
     """
     found = {tuple(_CONTAINER.findall(line.split(":", 2)[-1])) for line in cgroup.splitlines()} - {()}
     return found.pop() if len(found) == 1 else ()
 
 
 class ProcessTable:
-    """Reads processes from `/proc` and remembers which container each is in. For one thread."""
+    """Reads processes from `/proc` and caches their containers. For use in one thread."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = str(proc)
@@ -72,17 +72,17 @@ class ProcessTable:
         self._poll = select.poll()
 
     def look(self, pid: int) -> Process | None:
-        """The process that has the pid now; None if there is none or it can't be read.
+        """The process that has this pid now; None if there is none or it can't be read.
 
-        Where it belongs is remembered as long as its start time is the same. Not so for a process
-        without a container: one may still be on its way into it.
+        Its containers are cached as long as its start time is the same, but not for a process without a
+        container: it may move into one later.
         """
         stat = _read(f"{self._proc}/{pid}/stat")
         end = stat.rfind(b")")
         if end < 0:
             return None
         fields = stat[end + 2 :].split(None, 20)
-        start_ticks = int(fields[19])  # field 22 of proc(5)'s stat, the state being field 3
+        start_ticks = int(fields[19])  # field 22 of proc(5)'s stat; the state is field 3
         known = self._known.get(pid)
         if known is not None and known.start_ticks == start_ticks and known.container_ids:
             return known
@@ -93,10 +93,10 @@ class ProcessTable:
         return found
 
     def look_all(self, pids: Collection[int]) -> dict[int, Process]:
-        """The processes that have these pids now; forgets all others.
+        """The processes that have these pids now; removes all others from the cache.
 
-        Those in a container are held by a pidfd: while that says that it lives, its pid is its own, and
-        nothing need be read. One system call for all, instead of three for each.
+        It keeps a pidfd for each process in a container: while the pidfd shows that the process lives, nobody
+        else has its pid, and /proc needn't be read. One system call checks all, instead of three for each.
         """
         for descriptor, _ in self._poll.poll(0):
             self._drop(self._pids[descriptor])
@@ -115,10 +115,10 @@ class ProcessTable:
     def _hold(self, pid: int) -> Process | None:
         try:
             descriptor = os.pidfd_open(pid)
-        except OSError:  # it is gone, or no descriptor is left: then it is read each time
+        except OSError:  # it ended, or no descriptor is free: then it is read each time
             return self.look(pid)
         process = self.look(pid)
-        # What was read is of the pidfd's process if that still lives: till then nobody else had the pid.
+        # If the pidfd's process still lives, nobody else had its pid, so the values read are its own.
         if process is None or not process.container_ids or _has_ended(descriptor):
             os.close(descriptor)
             return process
@@ -137,7 +137,7 @@ class ProcessTable:
         text = _read(f"{self._proc}/{pid}/cgroup").decode("ascii", "replace")
         if state != b"Z" or container_ids(text):
             return text
-        # Its first thread has ended, but others go on: these are where the process was.
+        # Its first thread has ended, but others run: they are still in the process's cgroup.
         try:
             threads = os.listdir(f"{self._proc}/{pid}/task")
         except OSError:
@@ -148,10 +148,10 @@ class ProcessTable:
         return "".join(texts)
 
     def end(self, process: Process) -> Outcome:
-        """SIGKILL to that process and to no other.
+        """Sends SIGKILL to exactly that process.
 
-        The pidfd is opened first and the process looked at again after that: as it was seen earlier
-        under this pid and start time and still is, the pidfd names it, and no reuse can come between.
+        It opens the pidfd first and then reads the process again: if pid and start time are still the same,
+        the pidfd refers to that process, and the pid can't be reused in between.
         """
         try:
             descriptor = os.pidfd_open(process.pid)
@@ -175,9 +175,9 @@ class ProcessTable:
 
 
 async def wait_ended(processes: Collection[Process], seconds: float) -> bool:
-    """Waits until all of them have ended; False if that takes longer. Looks at nothing meanwhile.
+    """Waits until all of them have ended; returns False after `seconds`. It doesn't poll:
 
-    The kernel tells of each end through a pidfd (pidfd_open(2)). Takes an event loop.
+    the kernel reports each end through a pidfd (pidfd_open(2)). Needs an event loop.
     """
     loop, ends = asyncio.get_running_loop(), []
     descriptors: list[int] = []
@@ -207,9 +207,9 @@ async def wait_ended(processes: Collection[Process], seconds: float) -> bool:
 
 
 def ending_obstacle(status: Path = Path("/proc/self/status")) -> str:
-    """Why this process couldn't end those of containers, with the remedy; "" if it can.
+    """Why we can't end processes of containers, with the remedy; "" if we can.
 
-    Containers run as users of their own, so it takes CAP_KILL (root has it), and pidfds (Linux 5.3).
+    Containers run as other users, so we need CAP_KILL (root has it), and pidfds (Linux 5.3).
     """
     try:
         os.close(os.pidfd_open(os.getpid()))
@@ -217,25 +217,27 @@ def ending_obstacle(status: Path = Path("/proc/self/status")) -> str:
         return f"The kernel has no pidfds ({error.strerror}): Linux 5.3 or newer is needed"
     match = re.search(r"^CapEff:\s*([0-9a-f]+)", _read(str(status)).decode("ascii", "replace"), re.MULTILINE)
     if match is None or not int(match[1], 16) >> _CAP_KILL & 1:
-        return "The broker may not end processes of containers: run it as root, or give it CAP_KILL"
+        return (
+            "The broker has no permission to end processes of containers: run it as root, or give it CAP_KILL"
+        )
     return ""
 
 
 def _has_ended(descriptor: int) -> bool:
-    poll = select.poll()  # not select(), which takes no descriptor over 1023
+    poll = select.poll()  # not select(), which accepts no descriptor over 1023
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def _read(path: str) -> bytes:
-    """The file's beginning; empty if it is gone or may not be read. Three system calls, no more."""
+    """The start of the file; empty if it doesn't exist or can't be read. Uses only three system calls."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
     try:
         return os.read(descriptor, 16384)
-    except OSError:  # the process ended meanwhile
+    except OSError:  # the process has ended
         return b""
     finally:
         os.close(descriptor)

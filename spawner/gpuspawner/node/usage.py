@@ -1,4 +1,4 @@
-"""How much of each device is in use and how busy it is, asked now and then and kept for the pages."""
+"""Reads each device's memory use and utilization at intervals, and stores them for the pages."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _Log = logging.Logger | logging.LoggerAdapter[Any]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """By whomever. None where it is not told: NVML has no utilization of a MIG instance."""
+    """Memory use and utilization of a device by all processes. None if NVML doesn't report it, as for MIG."""
 
     used_bytes: int | None = None
     utilization_percent: float | None = None
 
 
 class UsageMonitor:
-    """Asks every device each `interval_seconds`, in a thread of its own: one that hangs delays no other."""
+    """Asks every device each `interval_seconds`, each in its own thread: one that hangs delays no other."""
 
     def __init__(self, inventory: Inventory, log: _Log, interval_seconds: float = 5.0) -> None:
         self._inventory = inventory
@@ -36,18 +36,18 @@ class UsageMonitor:
         self._task: asyncio.Task[None] | None = None
 
     def now(self) -> dict[str, Usage]:
-        """What was found the last time; nothing of a device that does not answer."""
+        """The last readings, without devices that do not answer."""
         return dict(self._usage)
 
     def watch(self, uuids: Iterable[str]) -> None:
-        """Asks these from now on, and those of before. On the event loop."""
+        """Adds these devices. Call it on the event loop."""
         for uuid in uuids:
             self._asked.setdefault(uuid, None)
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="usage")
 
     async def stop(self) -> None:
-        """Ends it; a call that hangs is left behind."""
+        """Stops the monitor; a hanging call is abandoned in its thread."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -57,12 +57,12 @@ class UsageMonitor:
         while True:
             try:
                 await self.round()
-            except Exception:  # the top of this loop
-                self._log.exception("Asking for the use of the devices failed; it goes on")
+            except Exception:  # top of the loop: it must continue
+                self._log.exception("Reading the devices' use failed; retrying")
             await asyncio.sleep(self._interval_seconds)
 
     async def round(self) -> None:
-        """Asks once; waits for no answer longer than an interval."""
+        """Asks each device once; waits for an interval at most."""
         for uuid, asked in self._asked.items():
             if asked is None:
                 self._asked[uuid] = self._pool.submit(lambda uuid=uuid: self._ask(uuid))  # type: ignore[misc]

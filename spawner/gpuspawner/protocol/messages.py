@@ -195,7 +195,16 @@ class QueuedEvent(Message):
     event: Literal["queued"] = "queued"
     position: int = Field(ge=1, description="its place among those that wait for the same devices; 1 is next")
     waiting: int = Field(ge=1, description="how many wait for the same devices, itself included")
-    message: str = Field(description="the place in words")
+    message: str = Field(description="the place in words, with the likely wait where that is known")
+    earliest_at: Time | None = Field(
+        default=None, description="the likely begin, at the earliest; null: not known"
+    )
+    latest_at: Time | None = Field(
+        default=None, description="the likely begin, at the latest; null: not known"
+    )
+    sessions_before: int | None = Field(
+        default=None, ge=0, description="sessions that end before; null: not known"
+    )
 
 
 class LeaseEvent(Message):
@@ -292,6 +301,8 @@ class QueueDocument(Message):
     tier: str
     position: int
     since: Time
+    earliest_at: Time | None = Field(default=None, description="the earliest likely begin; null: not known")
+    latest_at: Time | None = Field(default=None, description="the latest likely begin; null: not known")
 
 
 class EndedDocument(Message):

@@ -1,4 +1,4 @@
-"""`gpuspawner doctor | status | broker`; quota, report and session are in `rules_cli.py`."""
+"""`gpuspawner doctor | status | plan | broker`; quota, report and session are in `rules_cli.py`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,22 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from traitlets import Bool, Unicode, default
+from traitlets import Bool, Int, Unicode, default
 from traitlets.config import Application
 
 from .. import __version__
 from ..broker import app as broker_app
 from ..broker.app import GpuBroker
+from ..broker.decide.course import parse_course, parse_split
 from ..config.site import GpuSite
-from ..core.errors import BrokerUnavailable, ConfigError, EngineFault
+from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault
+from ..core.model import Device
 from ..core.units import format_bytes, ordinal
 from ..hub.docker import DockerEngine
+from ..node.inventory import open_inventory
+from ..node.inventory.simulated import parse_simulated
 from ..protocol.client import BrokerClient
-from . import homes
+from . import homes, plan
 from .doctor import ELSEWHERE, Facts, Finding, Level, brief, collect, examine, state_beside, unreachable
 from .doctor.checks import main_job_runs
 from .doctor.machine import image_references
@@ -240,6 +245,123 @@ class Homes(Command):
                 print(f"would remove {home.name} ({format_bytes(home.size_bytes)}): say --yes to do it")
 
 
+class PlanCommand(Command):
+    """Says what a class would get of the GPUs, split in several ways; exit status 1 if it doesn't fit."""
+
+    name = "gpuspawner-plan"
+    description = __doc__
+    aliases = {  # noqa: RUF012
+        **Command.aliases,
+        "class": "PlanCommand.course",
+        "devices": "PlanCommand.devices",
+        "split": "PlanCommand.split",
+        "weeks": "PlanCommand.weeks",
+        "picture": "PlanCommand.picture",
+    }
+    flags = {  # noqa: RUF012
+        **Command.flags,
+        "recorded": ({"PlanCommand": {"recorded": True}}, "replay what the ledger has, not a class"),
+    }
+
+    course = Unicode(
+        "30 students, Mon 10-12",
+        help="""
+        The class: how many students, when, how much of the time each computes, how much memory each needs.
+
+        Default: 30 students with a whole GPU each. Parts are separated by commas, days by +.
+        Example: `gpuspawner plan --class "30 students, Mon+Thu 10-12, busy 30%, 6 GB"`
+        """,
+    ).tag(config=True)
+
+    devices = Unicode(
+        "",
+        help="""
+        The GPUs to plan with, written as `c.GpuSite.simulated_devices`.
+
+        Default: those of this machine, or the simulated ones of the settings.
+        Example: `gpuspawner plan --devices "4 x H100 80GB"`
+        """,
+    ).tag(config=True)
+
+    split = Unicode(
+        "",
+        help="""
+        How the GPUs are shared: `whole`, `8 slices` (of each GPU), `slices of 10 GB`; several ways
+        separated by commas. The answer (and the exit status) is of the first; the others stand beside it.
+
+        Default: whole, and 2, 4 and 8 slices of each GPU.
+        Example: `gpuspawner plan --split "8 slices, whole"`
+        """,
+    ).tag(config=True)
+
+    weeks = Int(
+        15,
+        min=1,
+        help="""
+        How many weeks are replayed; with `--recorded`, how far back.
+
+        Default: 15, a term.
+        Example: `gpuspawner plan --weeks 1`
+        """,
+    ).tag(config=True)
+
+    recorded = Bool(
+        False,
+        help="""
+        Replay the sessions that the ledger has, instead of a class.
+
+        Default: off.
+        Example: `gpuspawner plan --recorded --split "whole, 4 slices"`
+        """,
+    ).tag(config=True)
+
+    picture = Unicode(
+        "",
+        help="""
+        Write the first week as a picture, an SVG or PNG by its name: GPUs held and people waiting.
+
+        Default: none. It needs matplotlib: `pip install 'gpuspawner[plan]'`.
+        Example: `gpuspawner plan --picture week.svg`
+        """,
+    ).tag(config=True)
+
+    def start(self) -> None:
+        """Prints the splits side by side, and in one line whether the class fits."""
+        try:
+            self._plan()
+        except (ConfigError, BadOption, LedgerFault) as error:
+            self.exit_status = 2
+            print(f"gpuspawner plan: {error}", file=sys.stderr)
+
+    def _plan(self) -> None:
+        devices = plan.pooled(self._devices())
+        texts = [each for each in self.split.split(",") if each.strip()]
+        splits = tuple(parse_split(each, devices) for each in texts) or plan.default_splits(devices)
+        course = None if self.recorded else parse_course(self.course)
+        if course is None:
+            since = datetime.now(UTC) - timedelta(weeks=self.weeks)
+            sessions = plan.read_recorded(self.settings().database_url, since)
+            plans = plan.plan_recorded(devices, splits, sessions)
+        else:
+            plans = plan.plan_class(devices, splits, course, self.weeks)
+            self.exit_status = 0 if plan.fits(plans[0]) else 1
+        if self.picture:
+            plan.draw(plans, Path(self.picture))
+        answer = "" if course is None else plan.verdict(course, plans)
+        if self.json:
+            print(json.dumps({"answer": answer, "splits": plan.as_json(plans)}, indent=1))
+            return
+        plan.show(plans, make_console())
+        if answer:
+            print(f"\n{answer}")
+
+    def _devices(self) -> tuple[Device, ...]:
+        if self.devices:
+            return parse_simulated(self.devices)
+        with closing(open_inventory(self.settings().site)) as inventory:
+            return inventory.devices()
+
+
 class GpuSpawnerApp(Application):
     """Gives every notebook user of a JupyterHub on plain Docker a GPU of their own."""
 
@@ -253,6 +375,10 @@ class GpuSpawnerApp(Application):
         "report": (_of_rules("Report"), "show who used how many GPU-hours"),
         "session": (_of_rules("Session"), "show and change lab sessions"),
         "homes": (lambda parent: Homes(parent=parent), "list, measure, archive and remove users' homes"),
+        "plan": (
+            lambda parent: PlanCommand(parent=parent),
+            "say what a class would get of these GPUs, and whether it fits",
+        ),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 

@@ -214,6 +214,32 @@ async def test_a_withdrawn_device_tells_its_holder_and_goes_to_nobody(
     assert allocator.lease(C) == lease(C, RESERVED, "GPU-0")
 
 
+async def test_who_waits_for_a_withdrawn_device_blocks_nobody(allocator: Allocator) -> None:
+    """Two GPUs, one out of service: who asks for both waits, is told why, and the other GPU is given out."""
+    await allocator.set_health(LOST)
+    obstacle = (
+        "Too few GPUs are in service for 2 GPUs."
+        " GPU 0 was withdrawn at 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
+    )
+    pair = lease(A, WAITING, count=2)
+    assert await allocator.acquire(request(A, 2)) == pair
+    assert await allocator.acquire(request(B)) == lease(B, RESERVED, "GPU-1")
+    await allocator.acquire(request(C))
+    async with allocator.watch(A) as pairs, allocator.watch(C) as singles:
+        assert await anext(pairs) == Change(pair, 1, 2, obstacle)
+        assert await anext(singles) == Change(lease(C, WAITING), 1, 1)
+        await allocator.begin_release(B, "stopped")
+        await allocator.close(B)
+        assert await anext(singles) == Change(lease(C, RESERVED, "GPU-1"), None, None)
+        await allocator.set_health(DeviceHealth("GPU-0", True))
+        assert await anext(pairs) == Change(pair, 1, 1)
+        # All are healthy again: now it is the first, and keeps the free GPU for itself.
+        assert await allocator.acquire(request(D)) == lease(D, WAITING)
+        await allocator.begin_release(C, "stopped")
+        await allocator.close(C)
+        assert await anext(pairs) == Change(lease(A, RESERVED, "GPU-0", "GPU-1", count=2), None, None)
+
+
 async def test_a_device_that_comes_back_clears_the_notice(allocator: Allocator) -> None:
     await allocator.acquire(request(A))
     await allocator.set_health(LOST)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -256,7 +257,7 @@ async def test_closed_leases_leave_no_trace_in_memory(allocator: Allocator) -> N
         pending: list[object] = [allocator._book, allocator._watches, allocator._doubtful, allocator._steps]
         while pending:
             item = pending.pop()
-            if id(item) not in seen and not isinstance(item, type):
+            if id(item) not in seen and not isinstance(item, type | FunctionType):
                 seen.add(id(item))
                 pending.extend(gc.get_referents(item))
         return len(seen)

@@ -91,7 +91,7 @@ def test_status() -> None:
         "queue": [
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
-                "since": "2025-03-01T12:00:00Z",
+                "since": "2025-03-01T12:00:00Z", "earliest_at": None, "latest_at": None,
             },
         ],
         "ended": [

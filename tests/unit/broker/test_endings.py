@@ -14,6 +14,7 @@ import pytest
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
 from gpuspawner.broker.leases.gate import Hold, QueueTerms, QuotaGate
+from gpuspawner.broker.leases.queue_rules import queue_rules
 from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.config.idle import IdleRules
@@ -88,11 +89,12 @@ async def bench(path: Path, times: Any) -> AsyncIterator[Bench]:
     await ledger.open()
     rulebook = Rulebook(ledger, QUOTAS, KNOWN, clock=times.now)
     gate = QuotaGate(rulebook, ledger, times.now)
-    allocator = Allocator(ledger, clock=times.now, gate=gate)
+    rules = queue_rules(gate, None, 86400.0)
+    allocator = Allocator(ledger, clock=times.now, gate=gate, rules=rules)
     await allocator.load([GPU0, GPU1])
     gate.floor = allocator
-    rules = RuleService(rulebook, gate, allocator, ledger, times.now)
-    found = Bench(times, ledger, allocator, rulebook, rules, gate)
+    service = RuleService(rulebook, gate, allocator, ledger, times.now)
+    found = Bench(times, ledger, allocator, rulebook, service, gate)
     found.endings = Endings(
         EndingParts(
             rulebook=rulebook,
@@ -296,3 +298,25 @@ async def test_what_the_queue_is_told_of_quotas_and_sessions(bench: Bench) -> No
     assert bench.gate.holds(bench.times.now()) == [kept]
     bench.times.pass_seconds(65 * 60)
     assert bench.gate.holds(bench.times.now()) == []  # a quarter of an hour after the beginning
+
+
+async def test_a_place_that_comes_free_in_the_lead_is_for_the_class(bench: Bench) -> None:
+    """Two GPUs, a class that needs both: whoever waits doesn't get the one that is given back before."""
+    await bench.rules.save_session({**LAB, "seats": 2, "lead_seconds": 3000}, "noether", "")
+    await bench.run(1)  # at nine in Berlin; kept from ten past nine on
+    early = await bench.run(2, user="eve")
+    waits = await bench.run(3, user="bob")
+    await bench.minutes(20)
+    await bench.release(early.id, "stopped")
+    await bench.minutes(5)
+    assert [(lease.user, lease.state) for lease in bench.allocator.leases()] == [
+        ("ada", LeaseState.RUNNING),
+        ("bob", LeaseState.WAITING),
+    ]
+    said = await bench.minutes(36)
+    assert said[-1][1].startswith("lab_session: ")
+    members = [await bench.run(number, "class", user=f"m{number}") for number in (4, 5)]
+    assert [lease.state for lease in members] == [LeaseState.RUNNING] * 2
+    still = bench.allocator.lease(waits.id)
+    assert still is not None
+    assert still.state is LeaseState.WAITING

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
 import pytest
+from gpuspawner.broker.decide.backfill import Fleet, plan
 from gpuspawner.broker.decide.placement import Kind, Room, kind_of, rank, whole_share
-from gpuspawner.broker.decide.queue import Place, Queue, Waiting, competes, plan
+from gpuspawner.broker.decide.queue import Lineup, Place, Queue, Waiting, competes
 from gpuspawner.core.model import Device
 from gpuspawner.core.want import Want
 from hypothesis import given
@@ -16,6 +20,14 @@ ANY, A100, H100, PAIR = Want(1, None), Want(1, "A100"), Want(1, "H100"), Want(2,
 
 def kind(model: str) -> Kind:
     return kind_of(Device("GPU", model, 40 << 30))
+
+
+HEALTHY = {kind(model): 9 for model in MODELS}
+
+
+def fleet(rooms: Mapping[Kind, list[Room]], healthy: Mapping[Kind, int]) -> Fleet:
+    """Devices of which the others are held by nobody knows whom, for nobody knows how long."""
+    return Fleet(rooms, healthy, lambda: {room.device.uuid: room for each in rooms.values() for room in each})
 
 
 def queue_of(*wants: Want) -> Queue:
@@ -88,19 +100,28 @@ def test_other_devices_other_competitors() -> None:
 def test_plan_by_example(wants: list[Want], models: list[str], placed: dict[int, list[int]]) -> None:
     rooms = rooms_of(*models)
     expected = {f"lease-{who}": tuple(f"GPU-{which}" for which in got) for who, got in placed.items()}
-    found = plan(queue_of(*wants).lines(), rooms)
+    found = plan(queue_of(*wants).lineup(), fleet(rooms, HEALTHY))
     assert {who: tuple(share.device_uuid for share in shares) for who, shares in found.items()} == expected
 
 
 wants = st.builds(Want, st.integers(1, 3), st.sampled_from([None, "A100", "h100", "80gb", "V100"]))
 
 
-@given(st.lists(wants, max_size=8), st.lists(st.sampled_from(MODELS), max_size=6), st.integers(0, 9))
-def test_plan_against_the_naive_queue(line: list[Want], models: list[str], skipped: int) -> None:
+@given(
+    st.lists(wants, max_size=8),
+    st.lists(st.sampled_from(MODELS), max_size=6),
+    st.lists(st.sampled_from(MODELS), max_size=3),
+    st.integers(0, 9),
+)
+def test_plan_against_the_naive_queue(
+    line: list[Want], models: list[str], leased: list[str], skipped: int
+) -> None:
+    """`models` are free, `leased` healthy and held by others; nothing else is in service."""
     rooms = rooms_of(*models)
+    healthy = Counter(map(kind, models + leased))
     before = {kind: list(listed) for kind, listed in rooms.items()}
     skip = f"lease-{skipped}"
-    found = plan(queue_of(*line).lines(), rooms, skip)
+    found = plan(queue_of(*line).lineup(without=skip), fleet(rooms, healthy))
     assert rooms == before
     free = {f"GPU-{number}": model for number, model in enumerate(models)}
     blocked: set[str] = set()
@@ -112,6 +133,9 @@ def test_plan_against_the_naive_queue(line: list[Want], models: list[str], skipp
         shares = found.get(f"lease-{number}")
         if len(able) < want.device_count:
             assert shares is None
+            in_service = [m for m in models + leased if (want.model or "") in m.lower()]
+            if len(in_service) < want.device_count:
+                continue
             blocked |= {u for u, m in free.items() if (want.model or "") in m.lower()}
             continue
         assert shares is not None
@@ -139,21 +163,23 @@ def test_places_against_the_naive_queue(line: list[Want], models: list[str], lea
 
 
 def test_planning_does_not_look_at_everybody() -> None:
-    """10,000 who want the same cost as much as one: only the head of their line is tried."""
+    """10,000 who want the same cost as much as one: only who is next is tried."""
     queue = Queue(map(kind, MODELS))
     for number in range(10_000):
         queue.add(Waiting(number, f"lease-{number}", ANY))
+    read = 0
 
-    class Counted(list[Waiting]):
-        read = 0
-
-        def __iter__(self):  # type: ignore[no-untyped-def]
-            for item in super().__iter__():
-                Counted.read += 1
-                yield item
+    class Counted(Lineup):
+        def __iter__(self) -> Iterator[Waiting]:
+            nonlocal read
+            for waiting in super().__iter__():
+                read += 1
+                yield waiting
 
     device = Device("GPU-0", "H100 80GB", 80 << 30)
-    found = plan([Counted(line) for line in queue.lines()], {kind_of(device): [Room(device)]})
+    lineup = queue.lineup()
+    lineup.__class__ = Counted
+    found = plan(lineup, fleet({kind_of(device): [Room(device)]}, HEALTHY))
     assert found == {"lease-0": (whole_share(device),)}
-    assert Counted.read == 2
+    assert read <= 2
     assert rank(Room(device)) == (80 << 30, 100.0, 1 << 30, "GPU-0")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ import aiohttp
 import pytest
 from gpuspawner.broker.api import socket as api
 from gpuspawner.broker.api.socket import MAX_BODY_BYTES, bind_socket
-from gpuspawner.broker.ledger import Ledger
+from gpuspawner.broker.decide.estimate import Estimate
+from gpuspawner.broker.decide.queue import Place
+from gpuspawner.broker.ledger import Ledger, PastSession
 from gpuspawner.core.errors import BrokerUnavailable, ConfigError, LeaseConflict, QueueTimeout
-from gpuspawner.core.model import ContainerPatch
+from gpuspawner.core.model import ContainerPatch, DeviceHealth, LeaseState
+from gpuspawner.core.want import Mode, Want
 from gpuspawner.protocol.messages import request_to_json
 from gpuspawner.protocol.stream import WAITED_HEADER
 
-from tests.unit.service_bench import HOUR, Bench, make_bench
+from tests.unit.service_bench import HOUR, Bench, View, make_bench
 
 
 @pytest.fixture
@@ -238,13 +243,103 @@ async def test_a_time_that_is_no_time_is_refused(bench: Bench, waited: str) -> N
     assert bench.states() == {}
 
 
+SLICE = Want(1, mode=Mode.SLICE, memory_bytes=8 << 30)
+
+
 @pytest.mark.parametrize(
-    ("position", "count", "sentence"),
-    [(1, 1, "1st in line for a GPU"), (22, 1, "22nd in line for a GPU"), (3, 2, "3rd in line for 2 GPUs")],
+    ("place", "want", "sentence"),
+    [
+        (Place(1, 1), Want(1), "1st in line for a GPU"),
+        (Place(22, 30), Want(1), "22nd in line for a GPU"),
+        (Place(3, 3), Want(2), "3rd in line for 2 GPUs"),
+        (Place(2, 3), SLICE, "2nd in line for an 8.0 GiB slice"),
+        (Place(2, 3), Want(1, mode=Mode.SLICE), "2nd in line for a slice"),
+        (Place(2, 3), Want(2, mode=Mode.MIG), "2nd in line for 2 MIG instances"),
+    ],
 )
-def test_the_place_in_words(position: int, count: int, sentence: str) -> None:
-    assert api.queued_message(position, count) == sentence
-    assert api.queued_message(position, count, simulated=True) == sentence.replace("GPU", "simulated GPU")
+def test_the_place_in_words(place: Place, want: Want, sentence: str) -> None:
+    assert api.wait_message(place, want, None) == sentence
+    for word in ("GPU", "MIG instance", "slice"):
+        assert word not in sentence or "simulated" in api.wait_message(place, want, None, simulated=True)
+
+
+def local(hour: int, minute: int, day: int = 2) -> float:
+    """Seconds since 1970 of a time in March 2026 on the clock of this machine."""
+    return datetime(2026, 3, day, hour, minute).astimezone().timestamp()
+
+
+@pytest.mark.parametrize(
+    ("earliest", "latest", "endings", "likely"),
+    [
+        (local(11, 35), local(12, 10) + 20, 2, "between 11:35 and 12:10 ZONE, when two sessions have ended"),
+        (local(11, 35), local(11, 35) + 20, 1, "about 11:35 ZONE, when one session has ended"),
+        (
+            local(22, 0),
+            local(1, 30, 3),
+            12,
+            "between Mon 22:00 and Tue 01:30 ZONE, when 12 sessions have ended",
+        ),
+        (local(11, 35), local(12, 10), 0, "between 11:35 and 12:10 ZONE"),
+    ],
+)
+def test_the_likely_wait_in_words(earliest: float, latest: float, endings: int, likely: str) -> None:
+    wait = Estimate(earliest, latest, endings, earliest, 60.0)
+    zone = datetime(2026, 3, 2, 12).astimezone().tzname() or ""
+    expected = f"3rd of 7 for an 8.0 GiB slice: likely {likely.replace('ZONE', zone)}"
+    assert api.wait_message(Place(3, 7), SLICE, wait) == expected
+    event = api.queued_event(Place(3, 7), expected, wait)
+    assert (event.earliest_at, event.latest_at, event.sessions_before) == (
+        datetime.fromtimestamp(earliest, UTC),
+        datetime.fromtimestamp(latest, UTC),
+        endings,
+    )
+
+
+async def test_the_likely_wait_is_told_and_changes(bench: Bench) -> None:
+    """Three sessions of this tier took an hour: who waits is told when, over the same stream."""
+    said: list[str] = []
+    async with bench.client.acquire(bench.request(1), lambda *_: None):
+        ben = bench.client.acquire(bench.request(2, "ben"), lambda *place: said.append(place[2]))
+        task = asyncio.create_task(ben.__aenter__())
+        await bench.become(anna="reserved", ben="waiting")
+        await bench.allocator.waits.look()
+        assert bench.allocator.waits.of(bench.request(2).lease_id) is None
+        lease = bench.allocator.lease(bench.request(1).lease_id)
+        assert lease is not None
+        closed = replace(lease, state=LeaseState.CLOSED)
+        past = PastSession(closed, lease.since - timedelta(hours=2), lease.since, 3600.0)
+        bench.allocator.waits.learn_past([past] * 3)
+        await bench.allocator.waits.look()
+        async with asyncio.timeout(5):
+            while len(said) < 2:
+                await asyncio.sleep(0.01)
+    await task
+    await ben.__aexit__(None, None, None)
+    assert said[0] == "1st in line for a GPU"
+    assert said[1].startswith("1st of 1 for a GPU: likely ")
+    assert said[1].endswith(", when one session has ended")
+
+
+async def test_cancelling_gives_the_place_back_within_a_second(bench: Bench) -> None:
+    said: list[int] = []
+    async with bench.client.acquire(bench.request(1), lambda *_: None):
+        ben = asyncio.create_task(bench.client.acquire(bench.request(2, "ben"), lambda *_: None).__aenter__())
+        await bench.become(anna="reserved", ben="waiting")
+        cleo = bench.client.acquire(bench.request(3, "cleo"), lambda *place: said.append(place[0]))
+        waiting = asyncio.create_task(cleo.__aenter__())
+        await bench.become(anna="reserved", ben="waiting", cleo="waiting")
+        async with asyncio.timeout(1):
+            ben.cancel()
+            while said != [2, 1]:
+                await asyncio.sleep(0.01)
+        assert bench.states() == {"anna": "reserved", "cleo": "waiting"}
+    await waiting
+    await cleo.__aexit__(None, None, None)
+
+
+def test_a_tier_may_have_a_queue_timeout_of_its_own(bench: Bench) -> None:
+    site = api.Site(bench.service, View(), bench.metrics, 900.0, logging.getLogger(), False, {"big": 3600.0})
+    assert (site.timeout_of("gpu"), site.timeout_of("big")) == (900.0, 3600.0)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +357,29 @@ def test_the_place_in_words(position: int, count: int, sentence: str) -> None:
 )
 def test_the_end_of_the_wait_in_words(seconds: float, count: int, sentence: str) -> None:
     assert api.timeout_message(seconds, count) == sentence
+
+
+async def test_who_waits_for_a_withdrawn_device_is_told(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = DeviceHealth("GPU-1", False, "XID 79", since=datetime(2025, 3, 1, 10, 21, tzinfo=UTC))
+    why = (
+        "Too few GPUs are in service for a GPU."
+        " Simulated GPU 1 was withdrawn at 2025-03-01 10:21 UTC: XID 79."
+    ).replace("GPU 1", "GPU GPU-1")
+    said: list[str] = []
+    async for bench in make_bench(ledger, monkeypatch, queue_seconds=0.5):
+        async with bench.client.acquire(bench.request(1), lambda *_: None):
+            ben = bench.client.acquire(bench.request(2, "ben"), lambda *place: said.append(place[2]))
+            task = asyncio.create_task(ben.__aenter__())
+            await bench.become(anna="reserved", ben="waiting")
+            await bench.service.set_health(lost)
+            with pytest.raises(QueueTimeout) as refused:
+                await task
+    assert said == ["1st in line for a GPU", why]
+    assert refused.value.message == (
+        f"No GPU became free in 0 seconds. {why} Choose another tier or CPU, or try again later."
+    )
 
 
 def test_a_dead_brokers_socket_is_replaced(tmp_path: Path) -> None:

@@ -94,6 +94,9 @@ def test_pools() -> None:
         ({"mode": "slice", "compute_percent": True}, "compute_percent is True: give a whole number"),
         ({"image": "Foo/Bar:x:y"}, "image is 'Foo/Bar:x:y': it is not the name of an image. Write it like"),
         ({"image": 7}, "image is 7: it is not the name of an image"),
+        ({"queue_timeout": 0}, "queue_timeout is 0: give a number of seconds, 1 or more, like 1800"),
+        ({"queue_timeout": "soon"}, "queue_timeout is 'soon': give a number of seconds"),
+        ({"queue_timeout": True}, "queue_timeout is True: give a number of seconds"),
         ({"memroy": "8G"}, "has an unknown key 'memroy': use compute_percent, cpu_limit"),
     ],
 )
@@ -211,7 +214,7 @@ def test_by_default_everything_is_as_before() -> None:
     ("name", "said"),
     [
         ("pool", "There is no setting c.GpuSite.pool: use pools"),
-        ("x", "There is no setting c.GpuSite.x: use idle, injection, inventory, pools, "),
+        ("x", "There is no setting c.GpuSite.x: use fair_share, fair_share_half_life_days, idle, "),
     ],
 )
 def test_a_setting_that_isnt_there_is_not_left_out_in_silence(name: str, said: str) -> None:
@@ -220,3 +223,12 @@ def test_a_setting_that_isnt_there_is_not_left_out_in_silence(name: str, said: s
         with pytest.raises(ConfigError) as error:
             read()
         assert str(error.value).startswith(said)
+
+
+def test_the_longest_queue_timeout() -> None:
+    """What a start may take depends on it; broken tiers are told elsewhere."""
+    tiers = [{"name": "gpu", "devices": 1}, {"name": "big", "devices": 2, "queue_timeout": 7200}]
+    assert [tier.queue_timeout_seconds for tier in parse_tiers(tiers)] == [None, 7200.0]
+    assert GpuSite(tiers=tiers, queue_timeout=900).longest_queue_timeout() == 7200.0
+    assert GpuSite(tiers=tiers, queue_timeout=9000).longest_queue_timeout() == 9000.0
+    assert GpuSite(tiers=[{"nam": "x"}], queue_timeout=900).longest_queue_timeout() == 900.0

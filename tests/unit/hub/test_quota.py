@@ -95,5 +95,5 @@ async def test_the_form_greys_out_what_is_not_allowed_with_the_reason() -> None:
     spawner.shared = replace(spawner.shared, broker=broker)
     form = await spawner.get_options_form()
     about = SENTENCE.replace("'", "&#39;")
-    assert f'id="tier-gpu-about">A whole GPU of your own. {about}</div>' in form
+    assert f'id="tier-gpu-about">A whole GPU that only you use. {about}</div>' in form
     assert form.count(" disabled>") == 1

@@ -32,5 +32,5 @@ def test_cdi_specs_are_read_as_the_engine_reads_them(tmp_path: Path) -> None:
     assert bad_yaml.startswith(f"{tmp_path}/b/bad.yaml can't be read: while parsing a flow")
     assert (
         bad_list
-        == f"{tmp_path}/b/list.yaml can't be read: it is no CDI spec: `kind` and `devices` are expected"
+        == f"{tmp_path}/b/list.yaml can't be read: it is not a CDI spec: `kind` or `devices` is missing"
     )

@@ -117,7 +117,7 @@ def test_an_unreadable_record_is_never_overwritten(
     inventory: NvmlInventory, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / FILE).write_text(text)
-    with pytest.raises(DeviceFault, match="former compute modes aren't known"):
+    with pytest.raises(DeviceFault, match="former compute modes are unknown"):
         ComputeModes(inventory, tmp_path).take(A)
     assert inventory.compute_mode(A) is DEFAULT
     assert (tmp_path / FILE).read_text() == text

@@ -47,9 +47,9 @@ INFO_28 = {
     ],
 }
 GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
-NO_CDI = "Docker Engine 20.10.24+dfsg1 has no CDI (it came with Engine 25): take Engine 28.3 or newer"
+NO_CDI = "Docker Engine 20.10.24+dfsg1 has no CDI (it came with Engine 25): use Engine 28.3 or newer"
 SWITCHED_OFF = (
-    "Docker Engine 27.1.0 has CDI switched off: take Engine 28.3 or newer, or set "
+    "Docker Engine 27.1.0 has CDI switched off: use Engine 28.3 or newer, or set "
     '{"features": {"cdi": true}} in /etc/docker/daemon.json (Engine 25 or newer)'
 )
 NO_HOOK = (
@@ -124,7 +124,7 @@ def test_simulated_devices_need_no_way(setting: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "facts", "sentence"),
     [
-        ("auto", OLD, f"No way to get a GPU into a container. CDI: {NO_CDI}. Classic: {NO_HOOK}"),
+        ("auto", OLD, f"No GPU can be injected into a container. CDI: {NO_CDI}. Classic: {NO_HOOK}"),
         ("cdi", OLD, f'c.GpuSite.injection is "cdi": {NO_CDI}'),
         ("cdi", replace(OLD, version="27.1.0"), f'c.GpuSite.injection is "cdi": {SWITCHED_OFF}'),
         ("nvidia", OLD, f'c.GpuSite.injection is "nvidia": {NO_HOOK}'),
@@ -143,7 +143,7 @@ def test_simulated_devices_need_no_way(setting: str) -> None:
         (
             "none",
             NEW,
-            'c.GpuSite.injection is "none", but the devices are real: take "auto", or set '
+            'c.GpuSite.injection is "none", but the devices are real: use "auto", or set '
             'c.GpuSite.inventory = "simulated"',
         ),
     ],

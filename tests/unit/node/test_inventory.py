@@ -155,7 +155,7 @@ def test_a_gpu_lost_at_any_call_is_left_out_alone(
 ) -> None:
     script.fault(function, LOST, gpu=0)
     assert uuids(inventory) == [B]
-    assert [record.getMessage() for record in caplog.records] == [f"GPU 0 is left out: {LOST_SENTENCE}"]
+    assert [record.getMessage() for record in caplog.records] == [f"GPU 0 is not listed: {LOST_SENTENCE}"]
 
 
 def test_all_lost_is_a_fault_that_names_each(script: Script, inventory: NvmlInventory) -> None:
@@ -183,10 +183,10 @@ def test_a_gpu_in_mig_mode_without_instances_is_left_out(
     script.change(1, mig=1)
     assert uuids(inventory) == [A]
     sentence = (
-        "It is in MIG mode and has no instances: make some (`nvidia-smi mig -cgi <profiles> -C`), or switch "
-        "MIG off"
+        "It is in MIG mode but has no instances: create some (`nvidia-smi mig -cgi <profiles> -C`), or "
+        "switch MIG off"
     )
-    assert caplog.messages == [f"GPU 1 is left out: {sentence}"]
+    assert caplog.messages == [f"GPU 1 is not listed: {sentence}"]
     caplog.set_level(logging.ERROR)
     assert inventory.driver() == DriverFacts("580.159.04", "13.0", 2, (f"GPU 1: {sentence}.",))
 
@@ -224,7 +224,7 @@ def test_check_of_a_gpu_that_is_gone(script: Script, inventory: NvmlInventory) -
     script.write()
     with pytest.raises(DeviceFault) as caught:
         inventory.check(A)
-    assert str(caught.value) == "The GPU is no longer there: see `nvidia-smi -L` (NVML: Not Found)"
+    assert str(caught.value) == "The GPU no longer exists: see `nvidia-smi -L` (NVML: Not Found)"
 
 
 def test_reset_pending(script: Script, inventory: NvmlInventory) -> None:
@@ -269,9 +269,7 @@ def test_gpus_without_events_are_polled_only(
     begin = time.monotonic()
     assert inventory.wait_xid(0.1) is None
     assert time.monotonic() - begin >= 0.1
-    assert caplog.messages == [
-        f"No XID events from {uuid}, it is only polled: it has none" for uuid in (A, B)
-    ]
+    assert caplog.messages == [f"{uuid} is only polled: it has no XID events" for uuid in (A, B)]
 
 
 def test_a_failed_wait_starts_over_and_a_gpu_that_returns_is_heard_again(

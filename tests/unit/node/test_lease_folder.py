@@ -50,7 +50,7 @@ def test_the_lease_s_folder(tmp_path: Path) -> None:
     "lease_id", ["", "..", "../" * 10 + "ab", TRAIN.id.upper(), TRAIN.id + "\n", "0" * 31]
 )
 def test_only_a_lease_id_becomes_a_folder(tmp_path: Path, lease_id: str) -> None:
-    with pytest.raises(ValueError, match=r"is no lease id$"):
+    with pytest.raises(ValueError, match=r"is not a lease id$"):
         LeaseFolders(tmp_path).write(replace(TRAIN, id=lease_id), simulated=True)
 
 
@@ -59,5 +59,5 @@ def test_a_state_folder_that_can_not_be_written_is_a_fault(tmp_path: Path) -> No
     with pytest.raises(LedgerFault) as caught:
         LeaseFolders(tmp_path).write(TRAIN, simulated=True)
     assert str(caught.value) == (
-        f"{tmp_path}/leases/{TRAIN.id} can't be written: Not a directory. Check disk and rights"
+        f"{tmp_path}/leases/{TRAIN.id} can't be written: Not a directory. Check disk and permissions"
     )

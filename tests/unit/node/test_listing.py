@@ -86,11 +86,11 @@ def test_compute_instances_that_share_memory_are_left_out(
     script.add(Mig("MIG-33333333", gpu=1, gi=9, ci=1).line())
     assert [each.uuid for each in inventory.devices()] == [A, LARGE]
     why = (
-        "It shares the memory of GPU instance 9 with other compute instances: make one compute instance in "
+        "It shares the memory of GPU instance 9 with other compute instances: create one compute instance in "
         "each GPU instance"
     )
     assert caplog.messages == [
-        f"MIG instance {uuid} of GPU 1 is left out: {why}" for uuid in (SMALL, "MIG-33333333")
+        f"MIG instance {uuid} of GPU 1 is not listed: {why}" for uuid in (SMALL, "MIG-33333333")
     ]
 
 
@@ -111,7 +111,7 @@ def test_an_instance_is_as_well_as_its_gpu(script: Script, inventory: NvmlInvent
 def test_an_instance_that_is_gone(script: Script, inventory: NvmlInventory) -> None:
     script.lines = [line for line in script.lines if SMALL not in line]
     script.write()
-    with pytest.raises(DeviceFault, match=r"^The GPU is no longer there"):
+    with pytest.raises(DeviceFault, match=r"^The GPU no longer exists"):
         inventory.check(SMALL)
 
 

@@ -198,7 +198,9 @@ def test_the_right_to_end_processes(tmp_path: Path) -> None:
     status.write_text("Name:\tx\nCapEff:\t0000000000000020\n")
     assert ending_obstacle(status) == ""
     status.write_text("Name:\tx\nCapEff:\t00000000a80425db\n")
-    refusal = "The broker may not end processes of containers: run it as root, or give it CAP_KILL"
+    refusal = (
+        "The broker has no permission to end processes of containers: run it as root, or give it CAP_KILL"
+    )
     assert ending_obstacle(status) == refusal
     assert ending_obstacle(tmp_path / "missing") == refusal
 

@@ -159,5 +159,5 @@ def test_mig_instances() -> None:
         parent_uuid="GPU-facade00-0000-4000-8000-000000000002",
     )
     for odd in ("1 x H100 80GB MIG tiny", "1 x H100 80GB MIG 1g.90gb"):
-        with pytest.raises(ConfigError, match="is no MIG profile of a H100 80GB: write it like"):
+        with pytest.raises(ConfigError, match="is not a MIG profile of a H100 80GB: write it like"):
             parse_simulated(odd)

@@ -75,7 +75,7 @@ STATUS: dict[str, Any] = {
     ],
     "queue": [
         {"id": "1" * 32, "user": "bob", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
-         "since": "2026-01-01T00:00:00Z"}
+         "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None}
     ],
     "ended": [],
 }  # fmt: skip
@@ -350,7 +350,7 @@ def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(["bogus"]) == 2
     assert capsys.readouterr().err == (
         "gpuspawner: there is no command 'bogus': take doctor, status, quota, report, session, homes, "
-        "broker\n"
+        "plan, broker\n"
     )
 
 

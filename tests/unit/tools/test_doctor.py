@@ -178,7 +178,8 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
                 ),
                 problem(
                     "Injection",
-                    f"No way to get a GPU into a container. CDI: {CDI_MISSING} {A} by its UUID: {GENERATE}. "
+                    f"No GPU can be injected into a container. CDI: {CDI_MISSING} {A} by its "
+                    f"UUID: {GENERATE}. "
                     f"Classic: {NO_HOOK}: install nvidia-container-toolkit and restart Docker",
                     "Follow either way above, then restart the broker",
                 ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 
 from ...core.model import Guarantee, Lease, Tier, guarantee_of
 from ...core.want import Mode, Want
@@ -175,7 +176,7 @@ def _lease(lease: Lease) -> LeaseDocument:
 
 
 def _entry(entry: QueueEntry) -> QueueDocument:
-    lease = entry.lease
+    lease, wait = entry.lease, entry.wait
     return QueueDocument(
         id=lease.id,
         user=lease.user,
@@ -184,4 +185,6 @@ def _entry(entry: QueueEntry) -> QueueDocument:
         tier=lease.tier,
         position=entry.position,
         since=lease.created_at,
+        earliest_at=None if wait is None else datetime.fromtimestamp(wait.earliest_seconds, UTC),
+        latest_at=None if wait is None else datetime.fromtimestamp(wait.latest_seconds, UTC),
     )

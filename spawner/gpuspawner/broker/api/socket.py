@@ -17,9 +17,10 @@ import math
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from tornado.iostream import StreamClosedError
@@ -38,7 +39,8 @@ from ...core.errors import (
     refusal_in,
 )
 from ...core.model import GpuRequest, Lease, LeaseState
-from ...core.units import ordinal
+from ...core.units import format_bytes, ordinal
+from ...core.want import Mode, Want
 from ...protocol.messages import (
     Event,
     HeartbeatEvent,
@@ -50,6 +52,9 @@ from ...protocol.messages import (
     request_from_json,
 )
 from ...protocol.stream import WAITED_HEADER
+from ..decide.estimate import Estimate
+from ..decide.queue import Place
+from ..decide.snapshot import Change
 from ..leases.leasing import LeaseService
 from ..leases.logline import log_context
 from ..observe.metrics import Metrics
@@ -90,6 +95,12 @@ class Site:
     queue_timeout_seconds: float
     log: logging.Logger
     simulated: bool = False
+    tier_timeouts_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of tiers that have another queue timeout, by name."""
+
+    def timeout_of(self, tier: str) -> float:
+        """How long a request of this tier waits at most, in seconds."""
+        return self.tier_timeouts_seconds.get(tier, self.queue_timeout_seconds)
 
 
 def make_app(site: Site, more: Sequence[tuple[Any, ...]] = ()) -> Application:
@@ -261,7 +272,7 @@ class LeasesHandler(Handler):
     async def _stream(self, request: GpuRequest) -> Refusal | None:
         """From the request to the end of the hold; the refusal that ended it, if one did."""
         try:
-            deadline = self._started + self.site.queue_timeout_seconds - self._waited_seconds()
+            deadline = self._started + self.site.timeout_of(request.tier) - self._waited_seconds()
             lease = await self.site.service.open(request)
             await self._begin_stream()
             await self._follow(lease, deadline)
@@ -309,6 +320,7 @@ class LeasesHandler(Handler):
         loop = asyncio.get_running_loop()
         closed = asyncio.ensure_future(self._closed.wait())
         coming: asyncio.Future[Any] | None = None
+        obstacle = ""
         try:
             async with site.service.watch(lease.id) as changes:
                 while not closed.done():
@@ -317,20 +329,23 @@ class LeasesHandler(Handler):
                     await asyncio.wait({coming, closed}, timeout=pause, return_when="FIRST_COMPLETED")
                     if coming.done():
                         change, coming = coming.result(), None
-                        await self._tell(change.lease, change.position, change.waiting)
+                        obstacle = change.obstacle
+                        await self._tell(change)
                     elif not closed.done() and not self._granted:
-                        await self._time_out(lease)
+                        await self._time_out(lease, obstacle)
         finally:
             for future in (closed, coming):
                 if future is not None:
                     future.cancel()
                     await asyncio.wait({future})
 
-    async def _tell(self, lease: Lease, position: int | None, waiting: int) -> None:
+    async def _tell(self, change: Change) -> None:
+        lease, position, waiting, obstacle, _ = change
         if lease.state is LeaseState.WAITING:
-            if position is not None:
-                message = queued_message(position, lease.want.device_count, self.site.simulated)
-                await self._send(QueuedEvent(position=position, waiting=waiting, message=message))
+            if position is not None and waiting is not None:
+                place = Place(position, waiting)
+                message = obstacle or wait_message(place, lease.want, change.wait, self.site.simulated)
+                await self._send(queued_event(place, message, change.wait))
         elif lease.state in (LeaseState.RELEASING, LeaseState.CLOSED):
             raise refusal_in(lease.reason) or LeaseConflict(
                 f"The lease of this server has ended ({lease.reason}): start the server again"
@@ -341,10 +356,11 @@ class LeasesHandler(Handler):
             self.site.metrics.acquire_seconds.observe(asyncio.get_running_loop().time() - self._started)
             await self._send(lease_event(lease, patch))
 
-    async def _time_out(self, lease: Lease) -> None:
+    async def _time_out(self, lease: Lease, obstacle: str) -> None:
         self.site.log.info("The queue's time is over %s", log_context(lease))
         await self.site.service.release(lease.id, "the queue's time was over")
-        raise QueueTimeout(timeout_message(self.site.queue_timeout_seconds, lease.want.device_count))
+        seconds = self.site.timeout_of(lease.tier)
+        raise QueueTimeout(timeout_message(seconds, lease.want.device_count, obstacle))
 
     async def _send(self, event: Event) -> None:
         self.write(event_to_line(event))
@@ -396,15 +412,63 @@ def _answers(path: str) -> bool:
         return probe.connect_ex(path) == 0
 
 
-def queued_message(position: int, device_count: int, simulated: bool = False) -> str:
-    """The place in the queue for the hub's progress page: "2nd in line for a GPU"."""
-    kind = "simulated GPU" if simulated else "GPU"
-    what = f"a {kind}" if device_count == 1 else f"{device_count} {kind}s"
-    return f"{ordinal(position)} in line for {what}"
+def queued_event(place: Place, message: str, wait: Estimate | None) -> QueuedEvent:
+    """The place and the likely wait for programs and, in words, for people."""
+    if wait is None:
+        return QueuedEvent(position=place.position, waiting=place.waiting, message=message)
+    return QueuedEvent(
+        position=place.position,
+        waiting=place.waiting,
+        message=message,
+        earliest_at=datetime.fromtimestamp(wait.earliest_seconds, UTC),
+        latest_at=datetime.fromtimestamp(wait.latest_seconds, UTC),
+        sessions_before=wait.endings,
+    )
 
 
-def timeout_message(seconds: float, device_count: int) -> str:
-    """Why the spawn ended, and what to do."""
+def wait_message(place: Place, want: Want, wait: Estimate | None, simulated: bool = False) -> str:
+    """The place and the likely wait: "2nd in line for a GPU" where nothing is known of the wait, else
+    "3rd of 7 for an 8 GiB slice: likely between 11:35 and 12:10, when two sessions have ended".
+    """
+    what = asked_for(want, simulated)
+    if wait is None:
+        return f"{ordinal(place.position)} in line for {what}"
+    earliest, latest = (_local(each) for each in (wait.earliest_seconds, wait.latest_seconds))
+    zone = f" {latest:%Z}".rstrip()
+    first = f"{earliest:%H:%M}" if earliest.date() == latest.date() else f"{earliest:%a %H:%M}"
+    last = f"{latest:%H:%M}" if earliest.date() == latest.date() else f"{latest:%a %H:%M}"
+    likely = f"about {last}{zone}" if first == last else f"between {first} and {last}{zone}"
+    ended = f", when {_sessions(wait.endings)} ended" if wait.endings else ""
+    return f"{ordinal(place.position)} of {place.waiting} for {what}: likely {likely}{ended}"
+
+
+def asked_for(want: Want, simulated: bool = False) -> str:
+    """What is waited for, in words: "a GPU", "2 simulated GPUs", "an 8 GiB slice"."""
+    word = "simulated " if simulated else ""
+    if want.mode is Mode.SLICE:
+        size = "" if want.memory_bytes is None else f"{format_bytes(want.memory_bytes)} "
+        name = f"{word}{size}slice"
+    else:
+        name = f"{word}MIG instance" if want.mode is Mode.MIG else f"{word}GPU"
+    if want.device_count > 1:
+        return f"{want.device_count} {name}s"
+    return f"{'an' if name.startswith(('8', '11', '18')) else 'a'} {name}"
+
+
+def _sessions(count: int) -> str:
+    numbers = ("", "one session has", "two sessions have", "three sessions have")
+    return numbers[count] if count < len(numbers) else f"{count} sessions have"
+
+
+def _local(seconds: float) -> datetime:
+    """The time on the clock of the machine, as people read it; a minute is precise enough."""
+    return datetime.fromtimestamp(round(seconds / 60) * 60, UTC).astimezone()
+
+
+def timeout_message(seconds: float, device_count: int, obstacle: str = "") -> str:
+    """Why the spawn ended, and what to do; `obstacle` is why no healthy device could serve it."""
     span = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     what = "No GPU" if device_count == 1 else f"Not enough GPUs (you asked for {device_count})"
+    if obstacle:
+        return f"{what} became free in {span}. {obstacle} Choose another tier or CPU, or try again later."
     return f"{what} became free in {span}: all are in use. Choose CPU, or try again later."

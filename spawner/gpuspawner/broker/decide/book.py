@@ -6,28 +6,61 @@ enters it. Closed leases leave no trace here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
 
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
 from ...core.want import Mode, Want
 from . import notice
+from .backfill import Fleet, Holding, SessionHold, plan
 from .devices import NO_RULES, Devices
+from .estimate import Arrival, Line, Session
+from .fairshare import FairShare
 from .fitting import fits, grouped, places
 from .placement import Share, example, place, take
-from .queue import Place, Queue, Waiting, plan
+from .queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, competes, servable
 from .sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 
+_USING = frozenset({LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.RELEASING})
+"""States in which a lease uses its devices; one that is asleep keeps its place and uses none."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRules:
+    """What the site says of the queue.
+
+    `claim` gives each lease's; `sessions` the capacity that is kept for groups, at a moment in seconds since
+    1970. Without `fair` there is no fair share: requests of equal priority are served by arrival.
+    """
+
+    claim: Callable[[Lease], Claim] = lambda lease: NO_CLAIM
+    fair: FairShare | None = None
+    sessions: Callable[[float], Sequence[SessionHold]] = lambda now_seconds: ()
+    patience_seconds: float = PATIENCE_SECONDS
+
 
 class Book:
-    """Who holds what and who waits, on these devices."""
+    """Who holds what and who waits, on these devices; `rules` say in which order."""
 
-    def __init__(self, devices: Iterable[Device] = (), terms: Mapping[str, SharingRules] = NO_RULES) -> None:
+    def __init__(
+        self,
+        devices: Iterable[Device] = (),
+        terms: Mapping[str, SharingRules] = NO_RULES,
+        rules: QueueRules | None = None,
+    ) -> None:
+        self._rules = rules or QueueRules()
         self._devices = Devices(devices, terms)
-        self._queue = Queue(self._devices.kinds)
+        self._queue = Queue(self._devices.kinds, self._rules.fair, self._rules.patience_seconds)
+        self._claims: dict[str, Claim] = {}
+        self._counted: dict[str, tuple[str, str, float]] = {}
+        self._held: dict[str, Holding] = {}
+        self._began: dict[str, float] = {}
+        self._now = 0.0
         self._leases: dict[str, Lease] = {}
         self._by_server: dict[tuple[str, str, str], dict[str, None]] = {}
         self._arrivals = 0
@@ -54,7 +87,12 @@ class Book:
 
     def place_of(self, lease_id: str) -> Place | None:
         """Where a lease stands in the queue, or None if it does not wait."""
-        return self._queue.place_of(lease_id)
+        return self._queue.place_of(lease_id, self._now, self._devices.healthy)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether a request that comes may be served before one that waits."""
+        return self._rules.fair is not None or self._queue.has_priorities
 
     @property
     def waiting_count(self) -> int:
@@ -68,6 +106,28 @@ class Book:
     def known(self, want: Want) -> int:
         """How many devices suit `want`, leased, free or withdrawn."""
         return self._devices.known(want)
+
+    def obstacle(self, lease_id: str) -> str:
+        """Why a waiting lease can't be served whatever its place; "" if it can, or if it doesn't wait.
+
+        Too few of its devices are in service, or those that are free are kept for a lab session.
+        """
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.state is not LeaseState.WAITING:
+            return ""
+        if not servable(lease.want, self._devices.healthy):
+            return notice.out_of_service(lease.want, self._devices.unhealthy(lease.want))
+        group, kinds = self._claim(lease).group, self._devices.kinds
+        kept = [
+            each
+            for each in self._rules.sessions(self._now)
+            if each.applies(self._now) and each.group != group and competes(each.want, lease.want, kinds)
+        ]
+        if not kept or place(lease.want, self._devices.rooms()) is None:
+            return ""
+        first = min(kept, key=lambda each: each.begins_seconds)
+        times = (datetime.fromtimestamp(each, UTC) for each in (first.begins_seconds, first.ends_seconds))
+        return notice.kept_for_session(first.group, *times)
 
     def example(self, want: Want) -> Share | None:
         """What `want` would get of one device; None if none suits."""
@@ -134,9 +194,38 @@ class Book:
         queue = tuple(
             QueueEntry(self._leases[waiting.lease_id], place.position, place.waiting)
             for waiting in self._queue.in_order()
-            if (place := self._queue.place_of(waiting.lease_id)) is not None
+            if (place := self.place_of(waiting.lease_id)) is not None
         )
         return Snapshot(devices, self.leases(), queue)
+
+    def line(self) -> Line:
+        """What the waits are estimated from, as of the last change."""
+        sessions = tuple(
+            Session(holding, self._leases[lease_id].tier, self._began[lease_id])
+            for lease_id, holding in self._held.items()
+        )
+        waiting = tuple(self._queue.lineup(self._now))
+        tiers = {each.lease_id: self._leases[each.lease_id].tier for each in waiting}
+        rooms, all_rooms = self._devices.rooms(), self._devices.healthy_rooms()
+        return Line(rooms, all_rooms, sessions, waiting, tiers, self.may_pass)
+
+    def arrival(self, lease: Lease) -> Arrival:
+        """A lease that has just come, and which part of the queue is before it."""
+        place, waiting = self.place_of(lease.id), self._waiting(lease, 0)
+        before = None if place is None or place.waiting < 2 else (place.position - 1) / (place.waiting - 1)
+        return Arrival(lease.created_at.timestamp(), waiting, lease.tier, before)
+
+    def read_claims(self) -> None:
+        """Ask the rules again what each lease may claim: the queue and the ends of sessions follow."""
+        self._claims.clear()
+        for waiting in self._queue.in_order():
+            self._queue.remove(waiting.lease_id)
+            self._queue.add(self._waiting(self._leases[waiting.lease_id], waiting.number))
+        for lease_id, holding in self._held.items():
+            claim = self._claim(self._leases[lease_id])
+            seconds = claim.session_seconds
+            ends = None if seconds is None else self._began[lease_id] + seconds
+            self._held[lease_id] = replace(holding, ends_seconds=ends, group=claim.group)
 
     def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
         """Devices that were not found before; a lease that held one all along goes on with it."""
@@ -150,6 +239,7 @@ class Book:
 
     def set_health(self, health: DeviceHealth) -> bool:
         """Withdraw a device or take it back; whether anything changed."""
+        self._queue.changed()
         return self._devices.set_health(health)
 
     def placed(
@@ -160,15 +250,23 @@ class Book:
         without: str | None = None,
         newcomer: Lease | None = None,
     ) -> list[Lease]:
-        """The waiting leases that get devices now, in order, as they will be.
+        """The waiting leases that get devices now, in the order in which they get them, as they will be.
 
         Supposing that `freed` was given back, that `without` no longer waits, and that `newcomer` came last.
         """
-        lines = list(self._queue.lines())
-        if newcomer is not None:
-            lines.append([Waiting(self._arrivals + 1, newcomer.id, newcomer.want)])
+        self._pass_time(now)
+        freed = tuple(freed)
+        last = None if newcomer is None else self._waiting(newcomer, self._arrivals + 1)
+        lineup = self._queue.lineup(self._now, without, last)
+        fleet = Fleet(
+            rooms=self._devices.rooms(freed),
+            healthy=self._devices.healthy,
+            all_rooms=cache(lambda: self._devices.healthy_rooms(freed)),
+            holdings=cache(lambda: self._holdings(freed)),
+            sessions=self._rules.sessions(self._now),
+        )
         placed = []
-        for lease_id, shares in plan(lines, self._devices.rooms(freed), without).items():
+        for lease_id, shares in plan(lineup, fleet, self._now).items():
             waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
             to = after(waiting.state, Event.PLACE, Actor.BROKER).to
             reserved = with_shares(replace(waiting, state=to, since=now), shares)
@@ -217,14 +315,17 @@ class Book:
             self._queue.remove(lease.id)
         if waits and not waited:
             self._arrivals += 1
-            self._queue.add(Waiting(self._arrivals, lease.id, lease.want))
+            self._queue.add(self._waiting(lease, self._arrivals))
+        self._pass_time(lease.since)
         self._move_shares(before, lease)
+        self._count_use(lease)
         server = (lease.hub, lease.user, lease.server)
         if lease.state is not LeaseState.CLOSED:
             self._leases[lease.id] = lease
             self._by_server.setdefault(server, {})[lease.id] = None
         elif before is not None:
             del self._leases[lease.id]
+            self._claims.pop(lease.id, None)
             del self._by_server[server][lease.id]
             if not self._by_server[server]:
                 del self._by_server[server]
@@ -233,8 +334,59 @@ class Book:
         held = before is not None and before.state.holds_devices
         if lease.state.holds_devices and not held:
             self._devices.hold(lease)
+            self._held[lease.id] = self._holding(lease)
+            self._began[lease.id] = lease.since.timestamp()
         elif before is not None and held and not lease.state.holds_devices:
             self._devices.give_back(before)
+            del self._held[lease.id], self._began[lease.id]
+
+    def _pass_time(self, now: datetime) -> None:
+        """Time went on; the order by use may be another one now. A clock that goes back is not followed."""
+        seconds = now.timestamp()
+        if seconds > self._now:
+            self._now = seconds
+            self._queue.changed()
+
+    def _claim(self, lease: Lease) -> Claim:
+        if lease.id not in self._claims:
+            self._claims[lease.id] = self._rules.claim(lease)
+        return self._claims[lease.id]
+
+    def _waiting(self, lease: Lease, number: int) -> Waiting:
+        since = lease.created_at.timestamp()
+        return Waiting(number, lease.id, lease.want, lease.user, since, self._rules.claim(lease))
+
+    def _holdings(self, freed: Sequence[Share]) -> tuple[Holding, ...]:
+        """Who holds devices, and until when; without the lease that gives back `freed`."""
+        held = list(self._held.values())
+        if not freed:
+            return tuple(held)
+        given = Counter(freed)
+        for holding in self._held.values():
+            ending = self._leases[holding.lease_id].state is LeaseState.RELEASING
+            if ending and not Counter(holding.shares) - given:
+                held.remove(holding)
+                given -= Counter(holding.shares)
+        return tuple(held)
+
+    def _holding(self, lease: Lease) -> Holding:
+        """What a lease that begins to hold devices keeps, and until when at the latest."""
+        claim = self._claim(lease)
+        seconds = claim.session_seconds
+        ends = None if seconds is None else lease.since.timestamp() + seconds
+        return Holding(lease.id, self._devices.shares(lease), ends, claim.group)
+
+    def _count_use(self, lease: Lease) -> None:
+        """The user's and the group's use go on, or end, from the moment of this change on."""
+        if self._rules.fair is None:
+            return
+        at, counts = lease.since.timestamp(), lease.state in _USING
+        if counts and lease.id not in self._counted:
+            self._counted[lease.id] = (lease.user, self._claim(lease).group, lease.gpu_fraction)
+            self._rules.fair.hold(*self._counted[lease.id], at)
+        elif not counts and lease.id in self._counted:
+            user, group, devices = self._counted.pop(lease.id)
+            self._rules.fair.hold(user, group, -devices, at)
 
 
 def with_shares(lease: Lease, shares: Sequence[Share]) -> Lease:

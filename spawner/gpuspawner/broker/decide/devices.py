@@ -35,6 +35,7 @@ class Devices:
         self._holders: dict[str, tuple[str, ...]] = dict.fromkeys(self._rooms, ())
         self._placeholders: set[str] = set()
         self._known = Counter(room.kind for room in self._rooms.values())
+        self._healthy = self._known.copy()
         self._open: dict[Kind, list[Room]] = {kind: [] for kind in self._known}
         for room in self._rooms.values():
             self._list(room)
@@ -75,6 +76,19 @@ class Devices:
     def known(self, want: Want) -> int:
         """How many devices suit `want`, leased, free or withdrawn."""
         return sum(count for kind, count in self._known.items() if suits(want, kind))
+
+    def unhealthy(self, want: Want) -> list[tuple[Device, DeviceHealth]]:
+        """The devices that suit `want` and are out of service, with the reason, by index."""
+        return [
+            (device, self._health[device.uuid])
+            for device in self.all()
+            if not self._health[device.uuid].healthy and suits(want, self._rooms[device.uuid].kind)
+        ]
+
+    @property
+    def healthy(self) -> Mapping[Kind, int]:
+        """How many devices of each kind are healthy, leased or free."""
+        return self._healthy
 
     def count(self, want: Want) -> tuple[int, int]:
         """How many devices, or slices, like `want` the healthy devices have: those that are free, and all."""
@@ -146,6 +160,7 @@ class Devices:
         self._health[uuid] = DeviceHealth(uuid, healthy=True)
         self._holders.setdefault(uuid, ())
         self._known[room.kind] += 1
+        self._healthy[room.kind] += 1
         self._open.setdefault(room.kind, [])
         self._list(room)
 
@@ -157,9 +172,11 @@ class Devices:
         uuid = health.uuid
         if uuid not in self._rooms or uuid in self._placeholders or self._health[uuid] == health:
             return False
-        self._unlist(self._rooms[uuid])
+        room = self._rooms[uuid]
+        self._unlist(room)
+        self._healthy[room.kind] += health.healthy - self._health[uuid].healthy
         self._health[uuid] = health
-        self._list(self._rooms[uuid])
+        self._list(room)
         return True
 
     def _device_of(self, lease: Lease, uuid: str) -> Device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from ...core.model import Device, DeviceHealth
 from ...core.units import format_bytes, format_time
@@ -24,10 +25,30 @@ def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
     return " ".join([*told, _SAVE])
 
 
+def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
+    """Why a waiting request can't be served before a device is back in service."""
+    told = " ".join(_withdrawn_one(device, health) for device, health in lost)
+    return f"Too few GPUs are in service for {_wanted(want)}. {told}".rstrip()
+
+
+def kept_for_session(group: str, begins: datetime, ends: datetime) -> str:
+    """Why a request waits although devices are free: a class is going to need them."""
+    times = f"from {format_time(begins)} to {format_time(ends)}"
+    return (
+        f"What is free is kept for the lab session of {group}, {times}. "
+        "Your server starts when something else is free, or places of the session are left over."
+    )
+
+
 def no_capacity(want: Want, known: int) -> str:
     """Why a request can never be served here, and what to do."""
-    named = "" if want.model is None else f" with {want.model!r} in its name"
     found = f"only {known}" if known else "none"
+    return f"You asked for {_wanted(want)}, and this machine has {found}: choose another tier, or CPU."
+
+
+def _wanted(want: Want) -> str:
+    """What was asked for: "2 GPUs", "a slice of 8 GiB of a GPU", with the model if one was named."""
+    named = "" if want.model is None else f" with {want.model!r} in its name"
     wanted = "a GPU" if want.device_count == 1 else f"{want.device_count} GPUs"
     if want.mode is Mode.SLICE:
         size = "" if want.memory_bytes is None else f" of {format_bytes(want.memory_bytes)}"
@@ -36,7 +57,7 @@ def no_capacity(want: Want, known: int) -> str:
         what = f"MIG instance{'' if want.device_count == 1 else 's'}"
         profile = "" if want.mig_profile is None else f" {want.mig_profile}"
         wanted = f"{'a' if want.device_count == 1 else want.device_count} {what}{profile}"
-    return f"You asked for {wanted}{named}, and this machine has {found}: choose another tier, or CPU."
+    return f"{wanted}{named}"
 
 
 def _withdrawn_one(device: Device, health: DeviceHealth) -> str:

@@ -9,7 +9,7 @@ is in, `slice` for memory that nobody holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...core.model import Device, Lease
@@ -89,12 +89,12 @@ class Room:
 
     def plus(self, share: Share) -> Room:
         """This room once `share` is held as well."""
-        return replace(self, shares=(*self.shares, share))
+        return Room(self.device, (*self.shares, share), self.terms)
 
     def minus(self, share: Share) -> Room:
         """This room once `share` is given back. Raises ValueError if it is not held."""
         at = self.shares.index(share)
-        return replace(self, shares=self.shares[:at] + self.shares[at + 1 :])
+        return Room(self.device, self.shares[:at] + self.shares[at + 1 :], self.terms)
 
 
 Rooms = Mapping[Kind, Sequence[Room]]

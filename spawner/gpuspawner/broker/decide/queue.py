@@ -1,50 +1,104 @@
-"""Who is next: strictly first come, first served among requests that compete for a device.
+"""Who is next: by priority, then by fair share, then by arrival. No clock and no database.
 
-Two requests compete when some kind of device suits both. One that can't be served yet keeps every device
-that suits it from all who came later; requests for other devices pass it by. No clock and no database here:
-the order is the order of arrival, as numbered by the caller.
+The order of those who wait:
+
+1. who has waited longer than the patience of the site, by arrival, whatever else is said below;
+2. the higher priority;
+3. groups that hold less than they are guaranteed, then the group with the least use for its weight;
+4. within a group the user with the least use;
+5. who came earlier.
+
+Without fair share, 3 and 4 are left out. Rule 1 is what bounds the wait: see `backfill`, which gives the
+devices out in this order.
 """
 
 from __future__ import annotations
 
-import bisect
 import heapq
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...core.want import Want
-from .placement import Kind, Rooms, Share, place, suits, take
+from .fairshare import FairShare
+from .placement import Kind, suits
+
+PATIENCE_SECONDS = 86400.0
+"""After so long a wait nobody passes any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the rules of the site give a request: all that the queue needs to know of quotas.
+
+    `group` is whose share of the devices is charged; `weight` and `guaranteed_devices` are that group's.
+    `session_seconds` is the longest that the session can last, None where nothing ends it. Before
+    `minimum_seconds` have passed, nobody's device is asked back.
+    """
+
+    group: str = ""
+    priority: int = 0
+    weight: float = 1.0
+    guaranteed_devices: float = 0.0
+    session_seconds: float | None = None
+    minimum_seconds: float = 0.0
+
+
+NO_CLAIM = Claim()
 
 
 class Waiting(NamedTuple):
-    """A place in the queue; a lower number came earlier."""
+    """A place in the queue; a lower number came earlier. `since_seconds` is when, since 1970."""
 
     number: int
     lease_id: str
     want: Want
+    user: str = ""
+    since_seconds: float = 0.0
+    claim: Claim = NO_CLAIM
+
+
+Flavour = tuple[Want, float | None, str]
+"""What decides whether a request can begin now: want, longest session, group."""
+
+
+def flavour(waiting: Waiting) -> Flavour:
+    """The flavour of a request."""
+    return waiting.want, waiting.claim.session_seconds, waiting.claim.group
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a request stands: `position` counts from 1 among the `waiting` that compete with it."""
+    """Where a request stands: `position` counts from 1 among the `waiting` that compete with it.
+
+    Requests that no healthy device can serve are counted among neither, except by themselves.
+    """
 
     position: int
     waiting: int
 
 
 class Queue:
-    """The waiting requests, one line for each want.
+    """The waiting requests. Without `fair`, and with equal priorities, first come, first served."""
 
-    Everybody in a line needs the same, so only its head has to be tried: the cost of planning grows with the
-    number of different wants (about one a tier), not with the number of people who wait.
-    """
-
-    def __init__(self, kinds: Iterable[Kind] = ()) -> None:
+    def __init__(
+        self,
+        kinds: Iterable[Kind] = (),
+        fair: FairShare | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self._kinds: tuple[Kind, ...] = ()
-        self._lines: dict[Want, list[Waiting]] = {}
+        self._fair = fair
+        self._patience_seconds = patience_seconds
         self._places: dict[str, Waiting] = {}
-        self._rivals: dict[Want, tuple[Want, ...]] = {}
+        self._classes: dict[int, dict[str, dict[str, Waiting]]] = {}
+        self._wants: Counter[Want] = Counter()
+        self._flavours: Counter[Flavour] = Counter()
+        self._known_wants: dict[Want, Want] = {}
+        """One object for equal wants: what is looked up by it is found without comparing."""
+        self._rivals: dict[Want, frozenset[Want]] = {}
+        self._standings: dict[str, Place] | None = None
         self.set_kinds(kinds)
 
     def __len__(self) -> int:
@@ -53,57 +107,221 @@ class Queue:
     def __contains__(self, lease_id: str) -> bool:
         return lease_id in self._places
 
+    @property
+    def has_priorities(self) -> bool:
+        """Whether those who wait have different priorities."""
+        return len(self._classes) > 1
+
     def set_kinds(self, kinds: Iterable[Kind]) -> None:
         """Say which kinds of devices there are: they decide who competes with whom."""
         self._kinds = tuple(dict.fromkeys(kinds))
         self._rivals.clear()
+        self._standings = None
 
     def add(self, waiting: Waiting) -> None:
-        """Put a request in its line. Raises ValueError if it is in the queue already."""
+        """Put a request in the queue. Raises ValueError if it is in already."""
         if waiting.lease_id in self._places:
             raise ValueError(f"lease {waiting.lease_id} is in the queue already")
-        if waiting.want not in self._lines:
-            self._lines[waiting.want] = []
+        waiting = waiting._replace(want=self._known_wants.setdefault(waiting.want, waiting.want))
+        groups = self._classes.setdefault(waiting.claim.priority, {})
+        for places in (self._places, groups.setdefault(waiting.claim.group, {})):
+            last = next(reversed(places.values()), None)
+            places[waiting.lease_id] = waiting
+            if last is not None and last.number > waiting.number:
+                in_order = {each.lease_id: each for each in sorted(places.values())}
+                places.clear()
+                places.update(in_order)
+        self._wants[waiting.want] += 1
+        self._flavours[flavour(waiting)] += 1
+        if self._wants[waiting.want] == 1:
             self._rivals.clear()
-        bisect.insort(self._lines[waiting.want], waiting)
-        self._places[waiting.lease_id] = waiting
+        self.changed()
 
     def remove(self, lease_id: str) -> None:
         """Take a request out. Raises KeyError if it is not in the queue."""
         waiting = self._places.pop(lease_id)
-        line = self._lines[waiting.want]
-        del line[bisect.bisect_left(line, waiting)]
-        if not line:
-            del self._lines[waiting.want]
+        groups = self._classes[waiting.claim.priority]
+        members = groups[waiting.claim.group]
+        del members[lease_id]
+        if not members:
+            del groups[waiting.claim.group]
+        if not groups:
+            del self._classes[waiting.claim.priority]
+        self._wants[waiting.want] -= 1
+        self._flavours[flavour(waiting)] -= 1
+        if not self._flavours[flavour(waiting)]:
+            del self._flavours[flavour(waiting)]
+        if not self._wants[waiting.want]:
+            del self._wants[waiting.want], self._known_wants[waiting.want]
             self._rivals.clear()
+        self.changed()
 
-    def lines(self) -> tuple[Sequence[Waiting], ...]:
-        """The lines, oldest first in each."""
-        return tuple(self._lines.values())
+    def changed(self) -> None:
+        """Use, health or time went on: the places are counted anew when they are next asked for."""
+        self._standings = None
 
     def in_order(self) -> list[Waiting]:
-        """Everybody, oldest first."""
-        return sorted(self._places.values())
+        """Everybody, by arrival."""
+        return list(self._places.values())
 
-    def place_of(self, lease_id: str) -> Place | None:
-        """Where a request stands, or None if it does not wait."""
-        waiting = self._places.get(lease_id)
-        if waiting is None:
+    def lineup(
+        self, now_seconds: float = 0.0, without: str | None = None, newcomer: Waiting | None = None
+    ) -> Lineup:
+        """The order at this moment, supposing that `without` had left and `newcomer` had come."""
+        everybody: dict[str, Waiting] = self._places
+        classes: Mapping[int, Mapping[str, Mapping[str, Waiting]]] = self._classes
+        flavours = set(self._flavours)
+        if newcomer is not None:
+            newcomer = newcomer._replace(want=self._known_wants.get(newcomer.want, newcomer.want))
+            flavours.add(flavour(newcomer))
+            priority, group = newcomer.claim.priority, newcomer.claim.group
+            one = {newcomer.lease_id: newcomer}
+            everybody = {**everybody, **one}
+            groups = classes.get(priority, {})
+            classes = {**classes, priority: {**groups, group: {**groups.get(group, {}), **one}}}
+        moments = now_seconds, now_seconds - self._patience_seconds
+        return Lineup(everybody, classes, self._fair, moments, without, frozenset(flavours))
+
+    def place_of(
+        self, lease_id: str, now_seconds: float = 0.0, healthy: Mapping[Kind, int] | None = None
+    ) -> Place | None:
+        """Where a request stands, or None if it does not wait; as of the last change of the queue.
+
+        `healthy` counts the devices in service of each kind; None: enough of each.
+        """
+        if lease_id not in self._places:
             return None
-        lines = [self._lines[want] for want in self._compete(waiting.want)]
-        ahead = sum(bisect.bisect_left(line, waiting) for line in lines)
-        return Place(ahead + 1, sum(map(len, lines)))
+        if self._standings is None:
+            self._standings = self._count(self.lineup(now_seconds), healthy)
+        return self._standings[lease_id]
 
     def count(self, want: Want) -> int:
         """How many of the waiting compete with `want`, which need not be in the queue itself."""
-        return sum(len(line) for other, line in self._lines.items() if competes(want, other, self._kinds))
+        return sum(self._wants[other] for other in self._wants if competes(want, other, self._kinds))
 
-    def _compete(self, want: Want) -> tuple[Want, ...]:
+    def _count(self, lineup: Iterable[Waiting], healthy: Mapping[Kind, int] | None) -> dict[str, Place]:
+        """Everybody's place, in one pass: what is counted for each want is how many of it came so far."""
+        out = {w for w in self._wants if healthy is not None and not servable(w, healthy)}
+        ahead: Counter[Want] = Counter()
+        found: dict[str, Place] = {}
+        totals = {want: sum(self._wants[each] for each in self._compete(want) - out) for want in self._wants}
+        for waiting in lineup:
+            want = waiting.want
+            before = sum(ahead[rival] for rival in self._compete(want) - out)
+            if want in out:
+                found[waiting.lease_id] = Place(before + 1, totals[want] + 1)
+            else:
+                found[waiting.lease_id] = Place(before + 1, totals[want])
+            ahead[want] += 1
+        return found
+
+    def _compete(self, want: Want) -> frozenset[Want]:
         if want not in self._rivals:
-            self._rivals[want] = tuple(
-                other for other in self._lines if other == want or competes(want, other, self._kinds)
-            )
+            self._rivals = {
+                one: frozenset(
+                    other for other in self._wants if other == one or competes(one, other, self._kinds)
+                )
+                for one in self._wants
+            }
         return self._rivals[want]
+
+
+class Lineup:
+    """The waiting in the order in which they are served; iterate once.
+
+    What is `placed` on the way counts as use at once, so one group doesn't get everything that is free now.
+    """
+
+    def __init__(
+        self,
+        everybody: Mapping[str, Waiting],
+        classes: Mapping[int, Mapping[str, Mapping[str, Waiting]]],
+        fair: FairShare | None,
+        moments: tuple[float, float],
+        without: str | None,
+        flavours: frozenset[Flavour],
+    ) -> None:
+        self.everybody = everybody
+        self.flavours = flavours
+        self._classes = classes
+        self._fair = fair
+        self._now_seconds, self._overdue_before = moments
+        self._left_out = {without}
+        self.settled: Callable[[str], bool] = lambda group: False
+        """Whether it is known what becomes of everybody in the group: then nobody of it need come."""
+        self._users: defaultdict[str, float] = defaultdict(float)
+        self._groups: defaultdict[str, float] = defaultdict(float)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        for waiting in self.everybody.values():
+            if waiting.since_seconds > self._overdue_before:
+                break
+            yield from self._once(waiting)
+        for priority in sorted(self._classes, reverse=True):
+            groups = self._classes[priority]
+            yield from self._by_arrival(groups) if self._fair is None else self._by_use(groups, self._fair)
+
+    def first(self, groups: Iterable[str]) -> Iterator[Waiting]:
+        """The waiting of these groups by arrival; they don't come again after."""
+        chosen = frozenset(groups)
+        for waiting in self.everybody.values() if chosen else ():
+            if waiting.claim.group in chosen and waiting.lease_id not in self._left_out:
+                yield waiting
+
+    def placed(self, waiting: Waiting, devices: float) -> None:
+        """`waiting` gets so many devices now."""
+        self._left_out.add(waiting.lease_id)
+        self._users[waiting.user] += devices
+        self._groups[waiting.claim.group] += devices
+
+    def _once(self, waiting: Waiting) -> Iterator[Waiting]:
+        if waiting.lease_id not in self._left_out:
+            self._left_out.add(waiting.lease_id)
+            yield waiting
+
+    def _by_arrival(self, groups: Mapping[str, Mapping[str, Waiting]]) -> Iterator[Waiting]:
+        for waiting in heapq.merge(*(members.values() for members in groups.values())):
+            yield from self._once(waiting)
+
+    def _by_use(self, groups: Mapping[str, Mapping[str, Waiting]], fair: FairShare) -> Iterator[Waiting]:
+        """The groups by their use; keys only grow, so one that is no longer the least is put back."""
+        heap = [(*self._group_key(group, members, fair), group) for group, members in groups.items()]
+        heapq.heapify(heap)
+        members_left: dict[str, Iterator[Waiting]] = {}
+        while heap:
+            *_, group = heapq.heappop(heap)
+            if self.settled(group):
+                continue
+            key = (*self._group_key(group, groups[group], fair), group)
+            if heap and key > heap[0]:
+                heapq.heappush(heap, key)
+                continue
+            if group not in members_left:
+                members_left[group] = self._members_by_use(groups[group], fair)
+            waiting = next(members_left[group], None)
+            if waiting is not None:
+                yield waiting
+                heapq.heappush(heap, key)
+
+    def _group_key(
+        self, group: str, members: Mapping[str, Waiting], fair: FairShare
+    ) -> tuple[bool, float, int]:
+        oldest = next(iter(members.values()))
+        use, held = fair.group_standing(group, self._now_seconds, self._groups.get(group, 0.0))
+        return held >= oldest.claim.guaranteed_devices, use / oldest.claim.weight, oldest.number
+
+    def _members_by_use(self, members: Mapping[str, Waiting], fair: FairShare) -> Iterator[Waiting]:
+        at, more = self._now_seconds, self._users
+        standings = fair.user_standings([each.user for each in members.values()], at, more)
+        heap = list(zip(standings, members.values(), strict=True))
+        heapq.heapify(heap)
+        while heap:
+            use, waiting = heapq.heappop(heap)
+            (now,) = fair.user_standings((waiting.user,), at, more)
+            if now > use and heap and (now, waiting) > heap[0]:
+                heapq.heappush(heap, (now, waiting))
+                continue
+            yield from self._once(waiting)
 
 
 def competes(one: Want, other: Want, kinds: Iterable[Kind]) -> bool:
@@ -111,32 +329,6 @@ def competes(one: Want, other: Want, kinds: Iterable[Kind]) -> bool:
     return any(suits(one, kind) and suits(other, kind) for kind in kinds)
 
 
-def plan(
-    lines: Iterable[Sequence[Waiting]], rooms: Rooms, skip: str | None = None
-) -> dict[str, tuple[Share, ...]]:
-    """Who gets what now, in the order of arrival: lease id → shares. `skip` is a lease id to leave out."""
-    left = {kind: list(listed) for kind, listed in rooms.items() if listed}
-    rest = [iter(line) for line in lines]
-    heads: list[tuple[int, int, Waiting]] = []
-
-    def push_next(line: int) -> None:
-        for waiting in rest[line]:
-            if waiting.lease_id != skip:
-                heapq.heappush(heads, (waiting.number, line, waiting))
-                return
-
-    for line in range(len(rest)):
-        push_next(line)
-    placed: dict[str, tuple[Share, ...]] = {}
-    while heads and left:
-        _, line, waiting = heapq.heappop(heads)
-        shares = place(waiting.want, left)
-        if shares is None:
-            # What this one waits for is not for those behind it; its own line needs the same and waits too.
-            left = {kind: listed for kind, listed in left.items() if not suits(waiting.want, kind)}
-            continue
-        placed[waiting.lease_id] = shares
-        take(left, shares)
-        left = {kind: listed for kind, listed in left.items() if listed}
-        push_next(line)
-    return placed
+def servable(want: Want, healthy: Mapping[Kind, int]) -> bool:
+    """Whether the healthy devices, as counted by kind, could serve `want` if nobody held any of them."""
+    return sum(count for kind, count in healthy.items() if suits(want, kind)) >= want.device_count

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...core.model import Device, DeviceHealth, Lease
+from .estimate import Estimate
 from .sharing_rules import WHOLE, SharingRules
 
 
@@ -34,11 +35,15 @@ class DeviceView:
 
 @dataclass(frozen=True, slots=True)
 class QueueEntry:
-    """A waiting lease and its place: `position` from 1 among the `waiting` that compete with it."""
+    """A waiting lease and its place: `position` from 1 among the `waiting` that compete with it.
+
+    `wait` is when it is likely served; None if that isn't known.
+    """
 
     lease: Lease
     position: int
     waiting: int
+    wait: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +56,14 @@ class Snapshot:
 
 
 class Change(NamedTuple):
-    """News of one lease; `position` and `waiting` are None unless it waits."""
+    """News of one lease; `position` and `waiting` are None unless it waits.
+
+    `obstacle` says why the healthy devices can't serve it at all; "" if they can. `wait` is when it is likely
+    served; None if that isn't known.
+    """
 
     lease: Lease
     position: int | None
     waiting: int | None
+    obstacle: str = ""
+    wait: Estimate | None = None

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from ...core import states
@@ -21,17 +21,23 @@ from ...core.states import Actor, Event, Frees
 from ...core.units import Clock, utc_now
 from ...core.want import Want
 from ..decide import notice
-from ..decide.book import Book, with_shares
+from ..decide.backfill import SessionHold
+from ..decide.book import Book, QueueRules, with_shares
 from ..decide.devices import NO_RULES
+from ..decide.estimate import Arrival, Line
 from ..decide.placement import Share
 from ..decide.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
 from .gate import Gate
 from .logline import log_context
-from .watch import Watch, Watches
+from .waits import Waits
+from .watch import WaitNews, Watch, Watches
 
 _WITH_CONTAINER = (LeaseState.RUNNING, LeaseState.ASLEEP)
+
+_MOST_PAST = 20_000
+"""Past sessions that are read at the start at most, the youngest: they say who had how much."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,6 +53,7 @@ class Allocator:
         clock: Clock = utc_now,
         gate: Gate | None = None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
+        rules: QueueRules | None = None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -54,12 +61,16 @@ class Allocator:
         self._log = log or logging.getLogger(__name__)
         self._lock = asyncio.Lock()
         self._steps: set[asyncio.Task[Any]] = set()
-        self._book = Book()
+        self._rules = rules or QueueRules()
+        self._book = Book(rules=self._rules)
+        self._sessions: tuple[SessionHold, ...] = ()
         self._placing = True
         self._doubtful: set[str] = set()
         self._watches = Watches()
         self.on_lease: Callable[[Lease], None] | None = None
         """Called with each lease that was committed, once memory has it; must not block or fail."""
+        self.waits = Waits(self.line, self._arrival, self.wake_waiting, self._log, clock)
+        """When those who wait are likely served."""
 
     # Reading: from memory, at once.
 
@@ -102,7 +113,14 @@ class Allocator:
 
     def snapshot(self) -> Snapshot:
         """Devices, living leases and queue at this moment."""
-        return self._book.snapshot()
+        found = self._book.snapshot()
+        return replace(
+            found, queue=tuple(replace(each, wait=self.waits.of(each.lease.id)) for each in found.queue)
+        )
+
+    def line(self) -> Line:
+        """The queue, and who holds what until when: what waits are estimated from."""
+        return self._book.line()
 
     def misses_devices(self) -> bool:
         """Whether a lease holds a device that was not found."""
@@ -110,7 +128,11 @@ class Allocator:
 
     def watch(self, lease_id: str) -> Watch:
         """Follow a lease: `async with allocator.watch(id) as changes: async for change in changes: ...`."""
-        return Watch(lease_id, self._watches, self._book.lease, self._book.place_of)
+        return Watch(lease_id, self._watches, self._book.lease, self._news_of)
+
+    def wake_waiting(self) -> None:
+        """Those who follow a waiting lease look again at what is new."""
+        self._watches.wake_waiting()
 
     # Changing: each is one step under the lock.
 
@@ -129,6 +151,20 @@ class Allocator:
     async def start_placing(self) -> None:
         """Docker was compared with the ledger: from now on those who wait get devices."""
         await self._step(self._start_placing)
+
+    async def advance(self) -> None:
+        """Time went on: a lab session begins, or somebody has waited for so long that nobody passes any more.
+
+        Raises LedgerFault if what follows could not be recorded; call again.
+        """
+        await self._step(self._advance)
+
+    async def rules_changed(self) -> None:
+        """What `rules.claim` says of leases may have changed: who waits is ordered anew, and told.
+
+        Raises LedgerFault if what follows could not be recorded; call again.
+        """
+        await self._step(self._rules_changed)
 
     async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
         """Add devices that could not be found at `load`; the leases whose `notice` changed.
@@ -150,10 +186,15 @@ class Allocator:
     async def recheck(self) -> tuple[Lease, ...]:
         """A quota was changed, or used up: those who wait and may not any more leave the queue.
 
-        Who holds a GPU keeps it. The leases that ended; their reason has the refusal, for `refusal_in`.
-        Raises LedgerFault.
+        Who holds a GPU keeps it. The leases that ended; their reason has the refusal, for `refusal_in`. Each
+        user is a step of their own, so nobody else waits for long. Raises LedgerFault.
         """
-        return await self._step(self._recheck)
+        users = dict.fromkeys(
+            (lease.hub, lease.user) for lease in self.leases() if lease.state is LeaseState.WAITING
+        )
+        ended = [lease for user in users for lease in await self._step(self._recheck, *user)]
+        await self._step(self._rules_changed)
+        return tuple(ended)
 
     async def find(self, lease_id: str) -> Lease | None:
         """The lease, living or closed, or None if there never was one. Raises LedgerFault."""
@@ -218,7 +259,8 @@ class Allocator:
     ) -> None:
         living = await self._ledger.living()
         self._placing = place
-        self._book = Book(devices, terms)
+        await self._count_past(living)
+        self._book = Book(devices, terms, self._rules)
         for lease in living:
             if lease.state.holds_devices and not self._book.can_hold(lease):
                 self._report_trouble(lease)
@@ -226,6 +268,33 @@ class Allocator:
         now = [self._book.with_fractions(self._book.with_notice(lease)) for lease in living]
         told = [lease for lease in now if lease != self.lease(lease.id)]
         await self._commit(*told, *self._placed(self._clock()))
+
+    async def _count_past(self, living: Iterable[Lease]) -> None:
+        """Take over what users and groups had of the devices before, as the ledger has it."""
+        fair = self._rules.fair
+        if fair is None:
+            return
+        holding = {lease.id for lease in living if lease.state.holds_devices}
+        past = await self._ledger.sessions(self._clock() - timedelta(seconds=fair.memory_seconds), _MOST_PAST)
+        for each in past:
+            if each.lease.id not in holding:
+                group = self._rules.claim(each.lease).group
+                began, ended = each.began_at.timestamp(), each.ended_at.timestamp()
+                fair.add_past(each.lease.user, group, each.lease.gpu_fraction, began, ended)
+        self.waits.learn_past(past)
+
+    async def _advance(self) -> None:
+        now = self._clock()
+        await self._commit(*self._placed(now))
+        sessions = tuple(self._rules.sessions(now.timestamp()))
+        if sessions != self._sessions:
+            self._sessions = sessions
+            self._watches.wake_waiting()
+
+    async def _rules_changed(self) -> None:
+        self._book.read_claims()
+        await self._commit(*self._placed(self._clock()))
+        self._watches.wake_waiting()
 
     async def _start_placing(self) -> None:
         self._placing = True
@@ -267,21 +336,15 @@ class Allocator:
         await self._commit(lease, *placed.values())
         return lease
 
-    async def _recheck(self) -> tuple[Lease, ...]:
+    async def _recheck(self, hub: str, user: str) -> tuple[Lease, ...]:
         if self._gate is None:
             return ()
         now, ended = self._clock(), []
-        users = dict.fromkeys(
-            (lease.hub, lease.user) for lease in self.leases() if lease.state is LeaseState.WAITING
-        )
-        for hub, user in users:
-            for lease, refusal in await self._gate.refused(self._book.of_user(hub, user)):
-                reason = f"{refusal.reason}: {refusal.message}"
-                end = states.after(lease.state, Event.END, Actor.BROKER)
-                ended.append(replace(lease, state=end.to, since=now, reason=reason))
+        for lease, refusal in await self._gate.refused(self._book.of_user(hub, user)):
+            end = states.after(lease.state, Event.END, Actor.BROKER)
+            reason = f"{refusal.reason}: {refusal.message}"
+            ended.append(replace(lease, state=end.to, since=now, reason=reason))
         await self._commit(*ended)
-        if ended:
-            await self._commit(*self._placed(now))
         return tuple(ended)
 
     async def _find(self, lease_id: str) -> Lease | None:
@@ -383,6 +446,8 @@ class Allocator:
             if health.healthy:
                 self._book.set_health(before)
             raise
+        finally:
+            self._watches.wake_waiting()
         return tuple(told)
 
     async def _tell(self, lease_id: str, sentence: str) -> Lease | None:
@@ -411,6 +476,12 @@ class Allocator:
         known = self._book.known(want)
         if known < want.device_count:
             raise NoCapacity(notice.no_capacity(want, known))
+
+    def _arrival(self, lease: Lease) -> Arrival:
+        return self._book.arrival(lease)
+
+    def _news_of(self, lease_id: str) -> WaitNews:
+        return WaitNews(self._book.place_of(lease_id), self._book.obstacle(lease_id), self.waits.of(lease_id))
 
     # Committing, then remembering.
 
@@ -449,9 +520,12 @@ class Allocator:
             self._log_change(self.lease(lease.id), lease)
             self._book.enter(lease)
             self._watches.put(lease)
+            self.waits.on_lease(lease)
             if self.on_lease is not None:
                 self.on_lease(lease)
-        if self._book.waiting_count < queued:
+        joined, left = self._book.waiting_count > queued, self._book.waiting_count < queued
+        freed = any(lease.state is LeaseState.CLOSED for lease in leases)
+        if left or (joined and self._book.may_pass) or (freed and self._sessions):
             self._watches.wake_waiting()
 
     async def _settle(self) -> None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 from ...core.errors import LeaseConflict
 from ...core.model import Lease, LeaseState
 from ...core.states import ENDED
+from ..decide.estimate import Estimate
 from ..decide.queue import Place
 from ..decide.snapshot import Change
+
+
+class WaitNews(NamedTuple):
+    """What there is to say of a waiting lease; all empty for one that doesn't wait."""
+
+    place: Place | None
+    obstacle: str
+    wait: Estimate | None
 
 
 class Watches:
@@ -55,12 +65,12 @@ class Watch:
         lease_id: str,
         watches: Watches,
         find: Callable[[str], Lease | None],
-        place_of: Callable[[str], Place | None],
+        news_of: Callable[[str], WaitNews],
     ) -> None:
         self.lease_id = lease_id
         self._watches = watches
         self._find = find
-        self._place_of = place_of
+        self._news_of = news_of
         self._news = asyncio.Event()
         self._lease: Lease | None = None
         self._last: Change | None = None
@@ -83,7 +93,7 @@ class Watch:
         while self._last is None or self._last.lease.state is not LeaseState.CLOSED:
             self._news.clear()
             change = self._look()
-            if self._last is None or change[:2] != self._last[:2]:
+            if self._last is None or _worth_telling(change) != _worth_telling(self._last):
                 self._last = change
                 return change
             await self._news.wait()
@@ -101,7 +111,12 @@ class Watch:
 
     def _look(self) -> Change:
         assert self._lease is not None  # set on entry
-        place = self._place_of(self.lease_id)
-        if place is None:
+        news = self._news_of(self.lease_id)
+        if news.place is None:
             return Change(self._lease, None, None)
-        return Change(self._lease, place.position, place.waiting)
+        return Change(self._lease, news.place.position, news.place.waiting, news.obstacle, news.wait)
+
+
+def _worth_telling(change: Change) -> tuple[object, ...]:
+    """What is news when it changes: how many wait behind a place is not."""
+    return change.lease, change.position, change.obstacle, change.wait

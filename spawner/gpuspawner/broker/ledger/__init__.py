@@ -3,5 +3,6 @@
 from .clock import Steady, read_steady
 from .ended import EndedProcess
 from .ledger import Ledger
+from .sessions import PastSession
 
-__all__ = ["EndedProcess", "Ledger", "Steady", "read_steady"]
+__all__ = ["EndedProcess", "Ledger", "PastSession", "Steady", "read_steady"]

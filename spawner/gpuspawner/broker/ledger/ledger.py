@@ -26,12 +26,13 @@ from ...core.states import LIVING
 from ...core.units import Clock, utc_now
 from ..decide.report import Charged
 from . import database as database
-from . import decided, ended, prune, rows
+from . import decided, ended, prune, rows, sessions
 from .clock import Steady, read_steady
 from .ended import EndedProcess
 from .migrate import upgrade
 from .rows import Moment
 from .schema import leases
+from .sessions import PastSession
 from .thread import LedgerThread
 
 T = TypeVar("T")
@@ -199,6 +200,15 @@ class Ledger:
         def run() -> tuple[EndedProcess, ...]:
             with self._transaction() as connection:
                 return ended.read(connection, limit)
+
+        return await self._in_thread(run)
+
+    async def sessions(self, since: datetime, most: int = 100_000) -> tuple[PastSession, ...]:
+        """The sessions that were awake after `since`, by their begin. Raises LedgerFault."""
+
+        def run() -> tuple[PastSession, ...]:
+            with self._transaction() as connection:
+                return sessions.read(connection, since, most)
 
         return await self._in_thread(run)
 

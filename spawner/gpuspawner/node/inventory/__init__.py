@@ -1,6 +1,6 @@
-"""Which devices this machine has, and what goes on on them: the only user of NVML.
+"""The devices of this machine and their use. This folder is the only user of NVML.
 
-Everything here blocks; callers give it threads of its own (`health.py` does). NVML's own calls are
+All calls here block; callers run them in separate threads (as `health.py` does). NVML's own calls are
 thread-safe (NVML API Reference r580, "Known issues and thread safety").
 """
 

@@ -1,4 +1,4 @@
-"""Calling NVML: its errors become DeviceFault with a sentence."""
+"""Calls NVML and converts its errors to DeviceFault with a sentence."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _SENTENCES = {
     pynvml.NVML_ERROR_NO_PERMISSION: "NVML refuses this user: the broker's user needs access to /dev/nvidia*",
     pynvml.NVML_ERROR_INSUFFICIENT_POWER: "The GPU's power cables are not attached: attach them",
     pynvml.NVML_ERROR_IRQ_ISSUE: "The kernel found an interrupt problem with the GPU: see `dmesg`",
-    pynvml.NVML_ERROR_NOT_FOUND: "The GPU is no longer there: see `nvidia-smi -L`",
+    pynvml.NVML_ERROR_NOT_FOUND: "The GPU no longer exists: see `nvidia-smi -L`",
 }  # fmt: skip
 
 NOT_THERE = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
-"""This GPU, or this driver, has no such thing."""
+"""Errors that mean: this GPU or driver doesn't have this feature."""
 _ABSENT = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
 
 def fault_of(error: pynvml.NVMLError) -> DeviceFault:
-    """A sentence for NVML's error, with NVML's own word for it."""
+    """A sentence for NVML's error, with NVML's own text."""
     sentence = _SENTENCES.get(error.value, "The GPU can't be read: see `dmesg` and `nvidia-smi`")
     return DeviceFault(f"{sentence} (NVML: {error})")
 
@@ -46,9 +46,9 @@ def call(function: Callable[..., T], *args: Any) -> T:
 
 
 def optional(function: Callable[..., T], *args: Any) -> T | None:
-    """As `call`, but None where this GPU or driver has no such thing.
+    """Like `call`, but None if this GPU or driver doesn't have this feature.
 
-    Any other error is a fault: what could not be read is unknown, and must not be taken for "no".
+    Any other error is a fault: a value that can't be read is unknown, and must not count as "no".
     """
     try:
         return function(*args)
@@ -59,10 +59,10 @@ def optional(function: Callable[..., T], *args: Any) -> T | None:
 
 
 def is_not_there(fault: DeviceFault) -> bool:
-    """Whether the fault says that this GPU or driver has no such thing."""
+    """Whether the fault means that this GPU or driver doesn't have this feature."""
     return isinstance(fault.__cause__, pynvml.NVMLError) and fault.__cause__.value in NOT_THERE
 
 
 def is_absent(fault: DeviceFault) -> bool:
-    """Whether the fault says that there is no NVIDIA driver, rather than a broken one."""
+    """Whether the fault means that there is no NVIDIA driver; False for a broken one."""
     return isinstance(fault.__cause__, pynvml.NVMLError) and fault.__cause__.value in _ABSENT

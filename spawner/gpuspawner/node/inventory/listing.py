@@ -1,4 +1,4 @@
-"""Lists what can be leased: whole GPUs, and the instances of GPUs in MIG mode, by their UUIDs."""
+"""Lists the devices that can be leased: whole GPUs, and the instances of GPUs in MIG mode, by their UUIDs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CORES_PER_SM = {
 }  # fmt: skip
 """FP32 cores of an SM by compute capability (CUDA C++ Programming Guide 13.0, arithmetic throughput).
 
-NVML tells the cores of a whole GPU, and its SMs only for MIG (`nvmlDeviceGetAttributes_v2`).
+NVML reports the cores of a whole GPU, but its SMs only for MIG (`nvmlDeviceGetAttributes_v2`).
 """
 
 _PROFILE = re.compile(r"\bMIG (\S+)\s*$")
@@ -35,7 +35,7 @@ _PROFILE = re.compile(r"\bMIG (\S+)\s*$")
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """NVML's handles of a device: its own, and that of the whole GPU; the same for a whole GPU."""
+    """NVML's handles of a device and of its whole GPU; they are the same for a whole GPU."""
 
     own: Any
     whole: Any
@@ -44,7 +44,7 @@ class Handle:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What can be leased, with NVML's handles by UUID, and one sentence for each thing that can't."""
+    """The devices that can be leased, NVML's handles by UUID, and a sentence for each other device."""
 
     devices: tuple[Device, ...]
     left_out: tuple[str, ...]
@@ -61,7 +61,7 @@ class Instance:
 
 
 def read_all(patience: Patience) -> Listing:
-    """All of this machine, by NVML's index. A GPU that can't be read, or hangs, doesn't hide the others.
+    """Lists the devices of this machine, by NVML's index. A GPU that hangs or fails doesn't hide the others.
 
     Raises DeviceFault if NVML itself can't be read.
     """
@@ -90,10 +90,10 @@ def _read_index(index: int) -> Listing:
 
 
 def find_handle(uuid: str, device: Device | None) -> Handle:
-    """NVML's handles of a device that was listed as `device`, or never. Raises DeviceFault.
+    """NVML's handles of `device`, which may be None if it was never listed. Raises DeviceFault.
 
-    By its index, which asks that GPU alone: a look-up by UUID asks every GPU of the machine until it finds
-    the one (NVML API Reference r580, nvmlDeviceGetHandleByUUID), and one that hangs would hold up all.
+    It looks the device up by index, which asks only that GPU. A look-up by UUID asks one GPU after the other
+    (NVML API Reference r580, nvmlDeviceGetHandleByUUID), and one that hangs would block all look-ups.
     """
     if device is not None and device.index is not None:
         whole = call(pynvml.nvmlDeviceGetHandleByIndex, device.index)
@@ -109,12 +109,12 @@ def find_handle(uuid: str, device: Device | None) -> Handle:
 
 
 def _left_out(subject: str, fault: DeviceFault) -> str:
-    _log.warning("%s is left out: %s", subject, fault)
+    _log.warning("%s is not listed: %s", subject, fault)
     return f"{subject}: {fault}."
 
 
 def mig_is_on(handle: Any) -> bool:
-    """Whether the whole GPU is in MIG mode now. Raises DeviceFault where that is not known."""
+    """Whether the whole GPU is in MIG mode now. Raises DeviceFault if that is unknown."""
     mode = optional(pynvml.nvmlDeviceGetMigMode, handle)
     return mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
 
@@ -126,13 +126,13 @@ def instance_handles(handle: Any) -> list[Any]:
         try:
             found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
         except pynvml.NVMLError as error:
-            if error.value != pynvml.NVML_ERROR_NOT_FOUND:  # this place has no instance
+            if error.value != pynvml.NVML_ERROR_NOT_FOUND:  # this index has no instance
                 raise fault_of(error) from error
     return found
 
 
 def instance_of(handle: Any) -> Instance:
-    """Which MIG device the handle is. Raises DeviceFault."""
+    """The MIG device of the handle. Raises DeviceFault."""
     return Instance(
         uuid=str(call(pynvml.nvmlDeviceGetUUID, handle)),
         gpu_instance=call(pynvml.nvmlDeviceGetGpuInstanceId, handle),
@@ -141,14 +141,17 @@ def instance_of(handle: Any) -> Instance:
 
 
 def parent_handle(handle: Any) -> Any | None:
-    """The whole GPU of a MIG device's handle; None for a whole GPU. Raises DeviceFault if it is lost."""
+    """The whole GPU's handle for a MIG device's handle; None for a whole GPU.
+
+    Raises DeviceFault if it is lost.
+    """
     if not optional(pynvml.nvmlDeviceIsMigDeviceHandle, handle):
         return None
     return call(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle)
 
 
 def _read_gpu(handle: Any, index: int) -> Device:
-    """A whole GPU. Raises DeviceFault where it can't be leased; values that NVML lacks are None."""
+    """Reads a whole GPU. Raises DeviceFault if it can't be leased; values that NVML lacks are None."""
     capability = optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     cores = optional(pynvml.nvmlDeviceGetNumGpuCores, handle)
     cores_per_sm = CORES_PER_SM.get(capability) if capability else None
@@ -168,21 +171,20 @@ def _read_gpu(handle: Any, index: int) -> Device:
 def _memory_bytes(handle: Any) -> int:
     memory = optional(pynvml.nvmlDeviceGetMemoryInfo, handle)
     if memory is None or memory.total <= 0:
-        raise DeviceFault("It does not tell the size of its memory")
+        raise DeviceFault("It does not report the size of its memory")
     return int(memory.total)
 
 
 def _read_instances(parent: Any, index: int) -> Listing:
     """The MIG devices of a GPU. Raises DeviceFault if the GPU can't be read or has none.
 
-    Compute instances that share a GPU instance share its memory, and nothing divides it between
-    them (NVIDIA MIG User Guide r580, "Compute Instance"): a quota would not be hard, so they are
-    left out.
+    Compute instances of the same GPU instance share its memory without limits between them (NVIDIA MIG User
+    Guide r580, "Compute Instance"): a quota would not be hard, so they are not listed.
     """
     handles = instance_handles(parent)
     if not handles:
         raise DeviceFault(
-            "It is in MIG mode and has no instances: make some (`nvidia-smi mig -cgi <profiles> -C`), or "
+            "It is in MIG mode but has no instances: create some (`nvidia-smi mig -cgi <profiles> -C`), or "
             "switch MIG off"
         )
     instances = [(instance_of(handle), handle) for handle in handles]
@@ -193,7 +195,7 @@ def _read_instances(parent: Any, index: int) -> Listing:
             if shared[instance.gpu_instance] > 1:
                 raise DeviceFault(
                     f"It shares the memory of GPU instance {instance.gpu_instance} with other compute "
-                    "instances: make one compute instance in each GPU instance"
+                    "instances: create one compute instance in each GPU instance"
                 )
             devices.append(_read_instance(parent, index, instance, handle))
             found[instance.uuid] = Handle(handle, parent, is_instance=True)
@@ -206,7 +208,7 @@ def _read_instance(parent: Any, index: int, instance: Instance, handle: Any) -> 
     attributes = optional(pynvml.nvmlDeviceGetAttributes_v2, handle)
     name = optional(pynvml.nvmlDeviceGetName, handle) or "NVIDIA GPU"
     profile, size_bytes = profile_of(name, attributes), _memory_bytes(handle)
-    # Bus width and clock are the whole GPU's, an instance has a part of them: not told, so not available.
+    # NVML reports bus width and clock only for the whole GPU; an instance has a part of them: not available.
     return Device(
         uuid=instance.uuid,
         model=name if profile is None or _PROFILE.search(name) else f"{name} MIG {profile}",
@@ -221,7 +223,7 @@ def _read_instance(parent: Any, index: int, instance: Instance, handle: Any) -> 
 
 
 def _gpu_bytes(parent: Any) -> int | None:
-    """The memory of the whole GPU; None where NVML does not tell it, as in MIG mode to others than root."""
+    """The memory of the whole GPU; None if NVML doesn't report it, as in MIG mode without root."""
     try:
         return _memory_bytes(parent)
     except DeviceFault:
@@ -229,10 +231,10 @@ def _gpu_bytes(parent: Any) -> int | None:
 
 
 def profile_of(name: str, attributes: Any | None) -> str | None:
-    """The MIG profile ("1g.10gb"): NVML's name of the instance ends in it, else it is made of its slices.
+    """The MIG profile ("1g.10gb"): the end of NVML's name of the instance, else computed from its slices.
 
-    Made the way nvidia-smi names them: compute slices only where fewer than the GPU instance's,
-    memory in GiB rounded up.
+    It is computed as nvidia-smi does: compute slices are shown only if they are fewer than the GPU
+    instance's, and memory is rounded up to GiB.
     """
     match = _PROFILE.search(name)
     if match:

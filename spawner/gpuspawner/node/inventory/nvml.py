@@ -1,4 +1,4 @@
-"""The GPUs and MIG instances of this machine, as NVML tells them."""
+"""The GPUs and MIG instances of this machine, read from NVML."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .protocol import ComputeMode, DriverFacts, GpuProcess, XidEvent
 _log = logging.getLogger(__name__)
 
 _NO_INSTANCE = 0xFFFFFFFF
-"""NVML's instance id of an event or process that belongs to none."""
+"""NVML's instance id of an event or process without an instance."""
 
 
 class NvmlInventory:
-    """What NVML lists. Raises DeviceFault where there is no usable NVML.
+    """The devices that NVML lists. Raises DeviceFault if NVML can't be used.
 
-    One GPU that is lost or can't be read is left out with a logged sentence; the others stay usable.
+    A GPU that is lost or can't be read is not listed, and the log says why; the others stay usable.
     """
 
     simulated = False
@@ -37,7 +37,7 @@ class NvmlInventory:
         call(pynvml.nvmlInit)
         self._devices: tuple[Device, ...] = ()
         self.left_out: tuple[str, ...] = ()
-        """One sentence for each device that could not be listed the last time."""
+        """One sentence for each device that the last listing could not read."""
         self._patience = patience or Patience()
         self._handles: dict[str, Handle] = {}
         self._events: Any = None
@@ -49,9 +49,9 @@ class NvmlInventory:
         self._closed = threading.Event()
 
     def devices(self) -> tuple[Device, ...]:
-        """By NVML's index: whole GPUs, and of a GPU in MIG mode its instances.
+        """By NVML's index: whole GPUs, or the instances of a GPU in MIG mode.
 
-        Raises DeviceFault if NVML lists some and none can be leased.
+        Raises DeviceFault if NVML lists GPUs but none can be leased.
         """
         found = read_all(self._patience)
         self.left_out = found.left_out
@@ -60,14 +60,14 @@ class NvmlInventory:
             raise DeviceFault(f"No GPU can be leased. {' '.join(found.left_out)}")
         listed = {device.uuid for device in found.devices}
         before = {device.uuid for device in self._devices}
-        # One that can't be read at the moment is not forgotten: its events still tell of it.
+        # A GPU that can't be read now stays known, so that its events are still reported.
         self._devices = (*found.devices, *(each for each in self._devices if each.uuid not in listed))
         if before and listed - before:
-            self._stale.set()  # the new ones' events are wanted too
+            self._stale.set()  # register for the new devices' events, too
         return found.devices
 
     def driver(self) -> DriverFacts:
-        """Versions and what was left out of the last list of devices, for `doctor`. Raises DeviceFault."""
+        """Versions, and the devices missing from the last listing, for `doctor`. Raises DeviceFault."""
         cuda = optional(pynvml.nvmlSystemGetCudaDriverVersion_v2)
         return DriverFacts(
             driver_version=optional(pynvml.nvmlSystemGetDriverVersion),
@@ -79,9 +79,10 @@ class NvmlInventory:
     # ---- health
 
     def check(self, uuid: str) -> None:
-        """Asks the device for its memory and its GPU for rows that could not be remapped. Raises DeviceFault.
+        """Reads the device's memory and whether a row remapping of its GPU failed. Raises DeviceFault.
 
-        A failed remap means replacing the GPU (NVIDIA GPU Memory Error Management r580, RMA policy).
+        After a failed remapping, the GPU must be replaced (NVIDIA GPU Memory Error Management r580, RMA
+        policy).
         """
         with self._handle(uuid) as handle:
             call(pynvml.nvmlDeviceGetMemoryInfo, handle.own)
@@ -94,7 +95,7 @@ class NvmlInventory:
             self._stale.set()
 
     def reset_pending(self, uuid: str) -> str:
-        """Why the GPU must be reset first: remapped rows or retired pages wait for it. Raises DeviceFault."""
+        """Why the GPU must be reset first: remapped rows or retired pages are pending. Raises DeviceFault."""
         with self._handle(uuid) as handle:
             rows = optional(pynvml.nvmlDeviceGetRemappedRows, handle.whole)
             if rows is not None and rows[2]:
@@ -105,7 +106,7 @@ class NvmlInventory:
 
     @contextmanager
     def _handle(self, uuid: str) -> Iterator[Handle]:
-        """The device's handles: kept, and found again after any fault. Raises DeviceFault."""
+        """The device's handles: cached, and looked up again after a fault. Raises DeviceFault."""
         try:
             handle = self._handles.get(uuid)
             if handle is None:
@@ -116,15 +117,16 @@ class NvmlInventory:
             self._handles.pop(uuid, None)
             raise
 
-    # ---- what goes on on a device
+    # ---- use of a device
 
     def processes(self, uuid: str) -> tuple[GpuProcess, ...]:
-        """By pid. Driver 580 has an MPS client in two of NVML's lists, of compute and of MPS clients.
+        """By pid. With driver 580, an MPS client is in two of NVML's lists: compute processes and MPS
+        clients.
 
-        Memory that Vulkan or OpenGL took is in a third list alone, of graphics: without it, they would be
-        outside the quota. The compute list is read first: a client that comes between the calls then
-        is known as one. One that goes between them looks as if it bypassed MPS: believe that only when
-        it is seen again.
+        Memory used by Vulkan or OpenGL is only in a third list, of graphics processes: without it, that
+        memory would not count towards the quota. The compute list is read first, so that a client that starts
+        between the calls is recognised as an MPS client. One that ends between them looks as if it bypassed
+        MPS: believe that only if it is seen again.
         """
         with self._handle(uuid) as handle:
             own = handle.own
@@ -138,7 +140,7 @@ class NvmlInventory:
         )
 
     def used_bytes(self, uuid: str) -> int:
-        """As `nvidia-smi` shows it: with what the driver itself uses."""
+        """As `nvidia-smi` shows it, including the driver's own use."""
         with self._handle(uuid) as handle:
             return int(call(pynvml.nvmlDeviceGetMemoryInfo, handle.own).used)
 
@@ -161,10 +163,11 @@ class NvmlInventory:
     # ---- events
 
     def wait_xid(self, timeout_seconds: float) -> XidEvent | None:
-        """Waits in NVML's event set. A GPU without events is polled only (`check`).
+        """Waits in NVML's event set. A GPU without events is only polled (`check`).
 
-        An error of a GPU in MIG mode is one event for the instance that NVML names, or one for each.
-        After an error the set is recreated from the GPUs that still answer. One thread at a time.
+        For a GPU in MIG mode, it returns an event for the instance that NVML names, or one for each instance.
+        After an error, it recreates the set from the GPUs that still answer. Only one thread may call it at a
+        time.
         """
         with self._event_lock:
             if self._waiting:
@@ -187,7 +190,7 @@ class NvmlInventory:
             return self._waiting.popleft()
 
     def _instances_hit(self, uuid: str | None, gpu_instance: int) -> tuple[str, ...]:
-        """The leased instances of that GPU which an event hits; none for a whole GPU."""
+        """The listed instances of that GPU that an event affects; none for a whole GPU."""
         instances = tuple(device.uuid for device in self._devices if uuid and device.parent_uuid == uuid)
         if not instances or gpu_instance == _NO_INSTANCE:
             return instances
@@ -196,11 +199,11 @@ class NvmlInventory:
                 handles = instance_handles(handle.whole)
             named = {each.uuid for each in map(instance_of, handles) if each.gpu_instance == gpu_instance}
         except DeviceFault:
-            return instances  # it can't be told which: all of them
+            return instances  # the instance is unknown: all of them
         return tuple(each for each in instances if each in named) or instances
 
     def _uuid_of(self, handle: Any) -> str | None:
-        # By the handle that was registered: a GPU that fell off the bus no longer tells its UUID.
+        # By the registered handle: a GPU that fell off the bus no longer reports its UUID.
         address = ctypes.cast(handle, ctypes.c_void_p).value
         if not address:
             return None
@@ -226,13 +229,13 @@ class NvmlInventory:
                     whole = handle.whole
                     types = optional(pynvml.nvmlDeviceGetSupportedEventTypes, whole)
                     if not types or not types & wanted:
-                        _log.warning("No XID events from %s, it is only polled: it has none", uuid)
+                        _log.warning("%s is only polled: it has no XID events", uuid)
                         continue
                     call(pynvml.nvmlDeviceRegisterEvents, whole, wanted, events)
             except DeviceFault as fault:
                 if not is_not_there(fault):
                     self._not_registered.add(device.uuid)
-                _log.warning("No XID events from %s, it is only polled: %s", uuid, fault)
+                _log.warning("%s is only polled, without XID events: %s", uuid, fault)
                 continue
             self._event_uuids[ctypes.cast(whole, ctypes.c_void_p).value or 0] = uuid
         self._events = events
@@ -247,10 +250,10 @@ class NvmlInventory:
                 _log.warning("NVML's event set was not freed: %s", error)
 
     def close(self) -> None:
-        """Frees the event set and shuts NVML down, unless a call hangs in it: then it is left."""
+        """Frees the event set and shuts NVML down, but not if a call hangs in it."""
         self._closed.set()
         if not self._event_lock.acquire(timeout=2.0):
-            _log.warning("NVML is left open: a call still hangs in it")
+            _log.warning("NVML was not shut down: a call still hangs in it")
             return
         try:
             self._drop_events()
@@ -262,6 +265,9 @@ class NvmlInventory:
 
 
 def _listed(ask: Callable[[Any], list[Any]], handle: Any) -> dict[int, Any] | None:
-    """The processes of one of NVML's lists, by pid; None where GPU or driver has none. Raises DeviceFault."""
+    """The processes of one of NVML's lists, by pid; None if GPU or driver has no such list.
+
+    Raises DeviceFault.
+    """
     processes = optional(ask, handle)
     return None if processes is None else {each.pid: each for each in processes}

@@ -1,4 +1,4 @@
-"""Which inventory a site gets: real GPUs or simulated ones."""
+"""Opens the inventory of a site: real GPUs or simulated ones."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _log = logging.getLogger(__name__)
 
 
 def open_inventory(site: GpuSite) -> Inventory:
-    """The inventory that `c.GpuSite.inventory` asks for. Blocks; raises ConfigError with the remedy.
+    """Opens the inventory for `c.GpuSite.inventory`. Blocks; raises ConfigError with the remedy.
 
-    `auto` takes simulated GPUs only where there is no driver or no GPU. A driver that is there and
-    fails is an error: a machine with GPUs must not hand out simulated ones after a bad upgrade.
+    `auto` uses simulated GPUs only if there is no driver or no GPU. A driver that fails is an error: a
+    machine with GPUs must not offer simulated ones after a failed upgrade.
     """
     from .simulated import SimulatedInventory
 
@@ -51,7 +51,7 @@ def _no_nvml(fault: DeviceFault) -> ConfigError:
 
 
 def nvidia_pci_devices(root: Path = Path("/sys/bus/pci/devices")) -> tuple[str, ...]:
-    """PCI addresses of NVIDIA display controllers, driver or not (vendor 0x10de, class 0x03)."""
+    """PCI addresses of NVIDIA display controllers, with or without a driver (vendor 0x10de, class 0x03)."""
     found = []
     for device in sorted(root.glob("*")):
         try:

@@ -1,4 +1,4 @@
-"""Blocking calls with a time limit: what hangs in a driver is left behind in its thread."""
+"""Blocking calls with a time limit; a call that hangs in a driver is abandoned in its thread."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ...core.errors import DeviceFault
 T = TypeVar("T")
 
 LIST_SECONDS = 8.0
-"""Limit for listing: without the persistence daemon a GPU takes about a second to be initialized."""
+"""Time limit for listing: without the persistence daemon, a GPU needs about a second to initialize."""
 
 
 class Patience:
-    """Calls side by side, each in a thread of its own, until a common time limit.
+    """Runs calls in parallel, each in its own thread, with a common time limit.
 
-    A subject whose call still hangs is neither asked again nor waited for, so that threads don't pile up and
-    a second list takes no longer. For one thread at a time.
+    If a subject's call still hangs, it isn't called again, so that threads don't accumulate and the next
+    listing doesn't take longer. Use it from one thread at a time.
     """
 
     def __init__(self, seconds: float = LIST_SECONDS) -> None:
@@ -28,7 +28,7 @@ class Patience:
         self._running: dict[str, Future[object]] = {}
 
     def ask(self, calls: Mapping[str, Callable[[], T]], who: str = "It") -> dict[str, T | DeviceFault]:
-        """The answer of each subject, or the fault that it raised or that it did not answer in time."""
+        """For each subject its result, or the fault: what it raised, or that it did not answer in time."""
         hanging = {subject for subject, running in self._running.items() if not running.done()}
         asked = {subject: self._start(subject, call) for subject, call in calls.items()}
         end = time.monotonic() + self._seconds
@@ -46,7 +46,7 @@ class Patience:
         return answers
 
     def one(self, subject: str, call: Callable[[], T]) -> T:
-        """The answer of one call. Raises DeviceFault, also if it does not answer in time."""
+        """The result of one call. Raises DeviceFault, also if it does not answer in time."""
         answer = self.ask({subject: call}, subject)[subject]
         if isinstance(answer, DeviceFault):
             raise answer
@@ -64,7 +64,7 @@ class Patience:
 def _work(answer: Future[object], call: Callable[[], object]) -> None:
     try:
         result = call()
-    except BaseException as error:  # handed to who waits
+    except BaseException as error:  # passed to the waiting thread
         answer.set_exception(error)
     else:
         answer.set_result(result)

@@ -1,6 +1,6 @@
-"""GPUs that are not there: the same tiers, leases and pages on a machine without one.
+"""Simulated GPUs: the same tiers, leases and pages on a machine without a GPU.
 
-A simulated device's UUID starts with `GPU-facade00-`: a valid UUID, and one that says what it is.
+A simulated device's UUID starts with `GPU-facade00-`: a valid UUID that shows that the device is simulated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from . import ComputeMode, DriverFacts, GpuProcess, XidEvent
 from .mig import gpu_fraction
 
 FAULTS_FILE = "simulated_faults"
-"""In the state folder: one line a broken simulated device, its index or UUID, then why."""
+"""A file in the state folder with one line per broken simulated device: its index or UUID, then the
+reason."""
 
 _KIND = re.compile(
     r"^\s*(\d+)\s*[x×]\s*(\S.*?)\s+(\d+(?:\.\d+)?\s*[MGT]i?B?)(?:\s+MIG\s+(\S+))?\s*$", re.IGNORECASE
@@ -47,7 +48,7 @@ _KNOWN = {
 }
 """SMs, bus width and memory clock from NVIDIA's data sheets of the SXM (H100, A100, V100) and PCIe
 (L40S, L4, T4) boards: 2 x clock x width gives the sheet's bandwidth (3.35, 1.56, 2.04, 0.90, 0.86,
-0.30 and 0.32 TB/s). A model that is not here has None for all of them."""
+0.30 and 0.32 TB/s). For other models, all of them are None."""
 
 
 def parse_simulated(text: str) -> tuple[Device, ...]:
@@ -69,11 +70,11 @@ def parse_simulated(text: str) -> tuple[Device, ...]:
 
 
 def _instance(gpu: Device, profile: str) -> Device:
-    """A MIG instance of a simulated GPU, one of each; NVML tells no bandwidth of one, nor do we."""
+    """A MIG instance of a simulated GPU, one per GPU; like NVML, without a bandwidth."""
     size = _PROFILE.search(profile)
     if size is None or int(size[1]) << 30 > gpu.memory_bytes:
         raise ConfigError(
-            f"c.GpuSite.simulated_devices: {profile!r} is no MIG profile of a {gpu.model}: write it like "
+            f"c.GpuSite.simulated_devices: {profile!r} is not a MIG profile of a {gpu.model}: write it like "
             '"7 x H100 80GB MIG 1g.10gb"'
         )
     return replace(
@@ -106,7 +107,7 @@ def _device(index: int, kind: str, size: str, memory_bytes: int) -> Device:
 
 
 class SimulatedInventory:
-    """Devices from a line of text; what is broken comes from a file or from the methods below."""
+    """Devices from a line of text; a file or the methods below can break them."""
 
     simulated = True
     left_out: tuple[str, ...] = ()
@@ -125,7 +126,7 @@ class SimulatedInventory:
         return cls(parse_simulated(site.simulated_devices), Path(site.state_dir) / FAULTS_FILE)
 
     def devices(self) -> tuple[Device, ...]:
-        """Every simulated device, broken or not."""
+        """All simulated devices, also broken ones."""
         return self._devices
 
     def driver(self) -> DriverFacts | None:
@@ -133,7 +134,7 @@ class SimulatedInventory:
         return None
 
     def check(self, uuid: str) -> None:
-        """Raises DeviceFault if the device was broken by `break_device` or in the faults file."""
+        """Raises DeviceFault if `break_device` or the faults file broke the device."""
         device = next((device for device in self._devices if device.uuid == uuid), None)
         if device is None:
             raise DeviceFault("There is no such simulated GPU")
@@ -157,7 +158,7 @@ class SimulatedInventory:
         return ""
 
     def reset_pending(self, uuid: str) -> str:
-        """What `hold_for_reset` said about it."""
+        """The reason given to `hold_for_reset`."""
         return self._pending.get(uuid, "")
 
     def wait_xid(self, timeout_seconds: float) -> XidEvent | None:
@@ -168,39 +169,39 @@ class SimulatedInventory:
             return None
 
     def processes(self, uuid: str) -> tuple[GpuProcess, ...]:
-        """None: what runs in the containers computes on the CPU."""
+        """An empty dict: programs in the containers compute on the CPU."""
         self.check(uuid)
         return ()
 
     def used_bytes(self, uuid: str) -> int:
-        """Nothing is in use."""
+        """Always 0."""
         self.check(uuid)
         return 0
 
     def utilization_percent(self, uuid: str) -> float | None:
-        """Not available: there is nothing that could be busy."""
+        """Always None: a simulated device has no utilization."""
         self.check(uuid)
         return None
 
     def compute_mode(self, uuid: str) -> ComputeMode:
-        """What was set, at first the default."""
+        """The mode that was set; the default at first."""
         self.check(uuid)
         return self._modes.get(uuid, ComputeMode.DEFAULT)
 
     def set_compute_mode(self, uuid: str, mode: ComputeMode) -> None:
-        """Remembered, and of no effect."""
+        """Stores the mode; it has no effect."""
         self.check(uuid)
         self._modes[uuid] = mode
 
     def close(self) -> None:
-        """Nothing to end: no library was opened."""
+        """Does nothing: no library was opened."""
 
     def break_device(self, uuid: str, reason: str) -> None:
-        """From now on `check` fails with `reason`; with "" it passes again."""
+        """Makes `check` fail with `reason`; "" makes it pass again."""
         self._faults[uuid] = reason
 
     def hold_for_reset(self, uuid: str, reason: str) -> None:
-        """From now on `reset_pending` says `reason`."""
+        """Makes `reset_pending` return `reason`."""
         self._pending[uuid] = reason
 
     def send_xid(self, uuid: str | None, xid: int) -> None:

@@ -1,0 +1,347 @@
+"""Who gets which devices now: in the order of the queue, small requests pass big ones that must wait. Pure.
+
+A request that can't be placed keeps what it waits for: from the ends of the sessions that hold devices (known
+where sessions have a limit) follow the moment and the devices with which it could begin, its *reservation*. A
+request behind it may begin now only if it ends before that moment or leaves those devices their room. Where
+the moment is not known, every device that suits the first request is kept for it. What the healthy devices
+can't serve at all keeps nothing.
+
+The bound. Let A be the queue's patience, L the longest session that any request may have, and m the number of
+requests that came earlier and still wait. While devices stay in service and none are kept for lab sessions,
+no request waits longer than A + (m + 1) L: once it has waited A, only those m are before it, by arrival; the
+first of them has a reservation no later than L from then (every session has ended by then), which nobody
+delays; when it has begun, the next one is the first. `tests/unit/broker/test_backfill.py` holds this against
+random sequences.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from ...core.want import Want
+from .fairshare import part_of
+from .placement import RULES, Kind, Room, Rooms, Share, place, rank, suits, take
+from .queue import Flavour, Lineup, Waiting, flavour, servable
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Shares that a lease holds, and when it ends at the latest; None where nothing ends it."""
+
+    lease_id: str
+    shares: tuple[Share, ...]
+    ends_seconds: float | None = None
+    group: str = ""
+
+    def outlasts(self, at_seconds: float) -> bool:
+        """Whether the lease may still hold them then."""
+        return self.ends_seconds is None or self.ends_seconds > at_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class SessionHold:
+    """Capacity that is kept for a group: places like `want`, from `begins_seconds` to `ends_seconds`.
+
+    From `from_seconds` on (the lead time) nobody else may begin what would still run at its begin. Places
+    that the group doesn't use go back when the caller leaves the hold out, or lowers `count`.
+    """
+
+    group: str
+    want: Want
+    count: int
+    from_seconds: float
+    begins_seconds: float
+    ends_seconds: float
+
+    def applies(self, now_seconds: float) -> bool:
+        """Whether starts of others are held against it now."""
+        return self.from_seconds <= now_seconds < self.ends_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The devices at one moment.
+
+    `rooms` have something to give; `all_rooms` gives every healthy room by UUID, the full ones too; `healthy`
+    counts devices by kind.
+    """
+
+    rooms: Rooms
+    healthy: Mapping[Kind, int]
+    all_rooms: Callable[[], Mapping[str, Room]]
+    holdings: Callable[[], Sequence[Holding]] = tuple
+    sessions: Sequence[SessionHold] = ()
+
+
+@dataclass(slots=True)
+class Reservation:
+    """What a request that can't begin yet will begin with.
+
+    `at_seconds` None: the moment is not known, and every device that suits `want` is kept. `rooms` are those
+    of its devices as they will be then, without its own shares.
+    """
+
+    want: Want
+    group: str
+    at_seconds: float | None
+    shares: tuple[Share, ...] = ()
+    rooms: dict[str, Room] = field(default_factory=dict)
+
+    def leaves_room(self, shares: Sequence[Share], rooms: Mapping[str, Room]) -> bool:
+        """Whether `shares` of these rooms, held beyond its moment, leave it what it needs."""
+        if self.at_seconds is None:
+            return not any(suits(self.want, rooms[share.device_uuid].kind) for share in shares)
+        own = {share.device_uuid: share for share in self.shares}
+        return all(
+            share.device_uuid not in own
+            or _room_for(self.want, self.rooms[share.device_uuid].plus(share), own[share.device_uuid])
+            for share in shares
+        )
+
+    def reach(self, shares: Sequence[Share]) -> None:
+        """`shares` were given to somebody who holds them beyond its moment."""
+        for share in shares:
+            if share.device_uuid in self.rooms:
+                self.rooms[share.device_uuid] = self.rooms[share.device_uuid].plus(share)
+
+
+def plan(lineup: Lineup, fleet: Fleet, now_seconds: float = 0.0) -> dict[str, tuple[Share, ...]]:
+    """Who gets what now: lease id → shares, in the order in which they were given."""
+    return _Plan(lineup, fleet, now_seconds).carry_out()
+
+
+class _Plan:
+    """One walk along the queue."""
+
+    def __init__(self, lineup: Lineup, fleet: Fleet, now_seconds: float) -> None:
+        self._lineup = lineup
+        self._fleet = fleet
+        self._now = now_seconds
+        self._left = {kind: list(listed) for kind, listed in fleet.rooms.items() if listed}
+        self._blocked: dict[Want, None] = {}
+        self._reservations: list[Reservation] = []
+        self._reserved: set[Want] = set()
+        self._denied: set[Flavour] = set()
+        self._hopeful: set[Flavour] = set()
+        self._aside: set[Want] = set()
+        self._flavours: defaultdict[str, list[Flavour]] = defaultdict(list)
+        self._placed: dict[str, tuple[Share, ...]] = {}
+        self._taken: list[Holding] = []
+        self._with_session: set[str] = set()
+
+    def carry_out(self) -> dict[str, tuple[Share, ...]]:
+        """Serve everybody who can be served."""
+        self._placeable = {
+            want
+            for want in {each[0] for each in self._lineup.flavours}
+            if place(want, self._left) is not None
+        }
+        if not self._placeable:
+            return {}
+        self._rooms = dict(self._fleet.all_rooms())
+        open_places = self._keep_sessions()
+        for waiting in self._lineup.first(open_places):
+            if open_places[waiting.claim.group] > 0 and self._serve(waiting):
+                open_places[waiting.claim.group] -= 1
+        self._hopeful = {self._flavour(*each) for each in self._lineup.flavours if each[0] in self._placeable}
+        for each in self._lineup.flavours:
+            self._flavours[each[2]].append(self._flavour(*each))
+        self._lineup.settled = self._settled
+        for waiting in self._lineup:
+            if not self._hopeful:
+                break
+            self._serve(waiting)
+        return self._placed
+
+    def _settled(self, group: str) -> bool:
+        """Whether nobody of the group can begin any more, and everybody who keeps something does."""
+        return all(
+            each in self._denied or each[0] in self._blocked or each[0] in self._aside
+            for each in self._flavours[group]
+        )
+
+    def _flavour(self, want: Want, session_seconds: float | None, group: str) -> Flavour:
+        """The group makes a difference only where a lab session is kept for it."""
+        return want, session_seconds, group if group in self._with_session else ""
+
+    def _serve(self, waiting: Waiting) -> bool:
+        if waiting.want not in self._placeable:
+            if servable(waiting.want, self._fleet.healthy):
+                self._blocked.setdefault(waiting.want)
+            else:
+                self._aside.add(waiting.want)
+            return False
+        own = self._flavour(*flavour(waiting))
+        if own in self._denied:
+            return False
+        shares = self._find(waiting)
+        if shares is None:
+            self._denied.add(own)
+            self._hopeful.discard(own)
+            if any(each.at_seconds is None for each in self._reservations):
+                self._blocked.setdefault(waiting.want)
+            return False
+        self._give(waiting, shares)
+        return True
+
+    def _find(self, waiting: Waiting) -> tuple[Share, ...] | None:
+        """Shares that leave every reservation of others its room, or None."""
+        self._reserve()
+        ends = self._ends(waiting)
+        heeded = [each for each in self._reservations if self._heeds(waiting, ends, each)]
+        shares = place(waiting.want, self._left)
+        if shares is None or not heeded:
+            return shares
+        if all(each.leaves_room(shares, self._rooms) for each in heeded):
+            return shares
+        aside: dict[Kind, list[Room]] = {}
+        for kind, listed in self._left.items():
+            if any(each.at_seconds is None and suits(each.want, kind) for each in heeded):
+                continue
+            kept = [room for room in listed if not any(room.device.uuid in each.rooms for each in heeded)]
+            if kept:
+                aside[kind] = kept
+        return place(waiting.want, aside)
+
+    def _give(self, waiting: Waiting, shares: tuple[Share, ...]) -> None:
+        devices = sum(part_of(share, self._rooms[share.device_uuid]) for share in shares)
+        ends = self._ends(waiting)
+        for reservation in self._reservations:
+            if self._heeds(waiting, ends, reservation):
+                reservation.reach(shares)
+        for reservation in self._reservations:
+            if waiting.claim.group and reservation.group == waiting.claim.group:
+                self._reservations.remove(reservation)  # one of the places kept for its session is taken
+                break
+        take(self._left, shares)
+        for share in shares:
+            self._rooms[share.device_uuid] = self._rooms[share.device_uuid].plus(share)
+        self._left = {kind: listed for kind, listed in self._left.items() if listed}
+        self._placed[waiting.lease_id] = shares
+        self._taken.append(Holding(waiting.lease_id, shares, ends, waiting.claim.group))
+        self._lineup.placed(waiting, devices)
+        self._placeable = {want for want in self._placeable if place(want, self._left) is not None}
+        self._hopeful = {each for each in self._hopeful if each[0] in self._placeable}
+
+    def _ends(self, waiting: Waiting) -> float | None:
+        seconds = waiting.claim.session_seconds
+        return None if seconds is None else self._now + seconds
+
+    def _heeds(self, waiting: Waiting, ends: float | None, reservation: Reservation) -> bool:
+        """Whether `waiting`, given devices now, would hold them when the reservation begins."""
+        if reservation.group and reservation.group == waiting.claim.group:
+            return False
+        return ends is None or reservation.at_seconds is None or ends > reservation.at_seconds
+
+    # Reservations.
+
+    def _keep_sessions(self) -> Counter[str]:
+        """Reserve what is kept for lab sessions; how many places are open now, by group."""
+        open_places: Counter[str] = Counter()
+        for hold in self._fleet.sessions:
+            if not hold.applies(self._now):
+                continue
+            at = max(self._now, hold.begins_seconds)
+            used = sum(each.group == hold.group and each.outlasts(at) for each in self._fleet.holdings())
+            count = max(0, hold.count - used)
+            self._with_session.add(hold.group)
+            if hold.begins_seconds <= self._now:
+                open_places[hold.group] += count
+            later = _Later(hold.want, self._left, self._rooms)
+            later.keep(self._reservations)
+            later.pass_time(each for each in self._endings() if not each.outlasts(at))
+            for _ in range(count):
+                shares = later.place()
+                if shares is None:
+                    break
+                self._reservations.append(Reservation(hold.want, hold.group, at, shares, later.rooms(shares)))
+                later.keep(self._reservations[-1:])
+        return open_places
+
+    def _reserve(self) -> None:
+        """Reservations for those who were blocked since the last look, in their order."""
+        for want in self._blocked:
+            if want not in self._reserved:
+                self._reserved.add(want)
+                self._reserve_for(want)
+
+    def _reserve_for(self, want: Want) -> None:
+        """A reservation beside those there are; if it can only come after them, they are enough."""
+        found = self._earliest(want, self._reservations)
+        if found is not None:
+            self._reservations.append(found)
+        elif self._earliest(want, ()) is None:
+            self._reservations.append(Reservation(want, "", None))
+
+    def _earliest(self, want: Want, kept: Sequence[Reservation]) -> Reservation | None:
+        """When and with what `want` could begin, with `kept` left out; None if that is not known."""
+        later = _Later(want, self._left, self._rooms)
+        later.keep(kept)
+        for at, ending in groupby(self._endings(), lambda each: each.ends_seconds):
+            assert at is not None  # of `_endings`
+            if later.pass_time(ending) and (shares := later.place()) is not None:
+                return Reservation(want, "", max(at, self._now), shares, later.rooms(shares))
+        return None
+
+    def _endings(self) -> list[Holding]:
+        """Who holds devices and ends at a known moment, the first to end first."""
+        ending = [each for each in (*self._fleet.holdings(), *self._taken) if each.ends_seconds is not None]
+        return sorted(ending, key=lambda each: each.ends_seconds or 0.0)
+
+
+class _Later:
+    """The rooms that suit one want, as they will be when some who hold shares of them have ended."""
+
+    def __init__(self, want: Want, left: Rooms, rooms: Mapping[str, Room]) -> None:
+        self._want = want
+        self._base = rooms
+        self._changed: dict[str, Room] = {}
+        self._open = {kind: list(listed) for kind, listed in left.items() if suits(want, kind)}
+
+    def keep(self, reservations: Iterable[Reservation]) -> None:
+        """What these will hold can't be had."""
+        for reservation in reservations:
+            for share in reservation.shares:
+                self._put(share.device_uuid, self._room(share.device_uuid).plus(share))
+
+    def pass_time(self, ending: Iterable[Holding]) -> bool:
+        """These have ended; whether that left anything that suits."""
+        freed = False
+        for holding in ending:
+            for share in holding.shares:
+                if share.device_uuid in self._base:
+                    freed |= self._put(share.device_uuid, self._room(share.device_uuid).minus(share))
+        return freed
+
+    def place(self) -> tuple[Share, ...] | None:
+        """The shares that would serve the want then."""
+        return place(self._want, self._open)
+
+    def rooms(self, shares: Iterable[Share]) -> dict[str, Room]:
+        """The rooms of these shares, without them."""
+        return {share.device_uuid: self._room(share.device_uuid) for share in shares}
+
+    def _room(self, uuid: str) -> Room:
+        return self._changed.get(uuid) or self._base[uuid]
+
+    def _put(self, uuid: str, room: Room) -> bool:
+        kind = room.kind
+        self._changed[uuid] = room
+        if not suits(self._want, kind):
+            return False
+        listed = self._open.setdefault(kind, [])
+        at = next((n for n, each in enumerate(listed) if each.device.uuid == uuid), None)
+        if at is not None:
+            del listed[at]
+        if not room.full:
+            insort(listed, room, key=rank)
+        return True
+
+
+def _room_for(want: Want, room: Room, share: Share) -> bool:
+    """Whether the want would still get `share` of this room."""
+    return RULES[want.mode](want, room) == share

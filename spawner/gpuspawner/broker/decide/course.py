@@ -1,0 +1,173 @@
+"""A class in words ("30 students, Mon 10-12, 6 GB"), ways to split GPUs, and what they give it. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ...core.errors import BadOption
+from ...core.model import Device, Tier
+from ...core.units import format_bytes
+from ...core.want import Mode, Want
+from .book import QueueRules
+from .fairshare import FairShare
+from .queue import NO_CLAIM
+from .sharing_rules import DRIVER_BYTES, WHOLE, SharingRules
+from .simulate import Outcome, SimulatedSite, Simulation, Summary, Visit, summarize
+
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+ARRIVE_SECONDS = 600.0
+"""The students of a class come within so long."""
+_DAY, _WEEK = 86400.0, 7 * 86400.0
+_EXAMPLE = "write it like '30 students, Mon 10-12, busy 30%, 6 GB'"
+_STUDENTS = re.compile(r"(\d+) students?")
+_TIMES = re.compile(
+    r"((?:[a-z]{3}[a-z]*)(?:\s*\+\s*[a-z]+)*) (\d{1,2})(?::(\d\d))?\s*[-–]\s*(\d{1,2})(?::(\d\d))?"
+)
+_BUSY = re.compile(r"(?:each )?busy (\d+(?:\.\d+)?) ?%(?: of the time)?")
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?(?:gb|gib|g)")
+_SPLIT = re.compile(r"(\d+) slices?|slices? of (\d+(?:\.\d+)?) ?(?:gb|gib|g)")
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A class: how many people come to each session of the week, and what each needs.
+
+    `days` count from Monday, 0; times are seconds after midnight. `memory_bytes` None: a whole GPU each.
+    """
+
+    students: int
+    days: tuple[int, ...]
+    begins_seconds: float
+    ends_seconds: float
+    busy_fraction: float = 1.0
+    memory_bytes: int | None = None
+
+    @property
+    def when(self) -> str:
+        """Its times: "Mon 10:00"."""
+        hours, minutes = divmod(int(self.begins_seconds) // 60, 60)
+        return f"{'+'.join(DAYS[day] for day in self.days)} {hours}:{minutes:02d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A way to share the devices: its name for people, and the rules of every device."""
+
+    name: str
+    rules: SharingRules
+
+    def tier(self, memory_bytes: int | None) -> Tier:
+        """What somebody who needs so much memory asks for; the smallest slice that is large enough."""
+        if not self.rules.sliced:
+            return Tier("gpu", "One GPU", want=Want(1))
+        sizes = sorted(
+            size for size in self.rules.sizes_bytes if memory_bytes is None or size >= memory_bytes
+        )
+        size = sizes[0] if sizes else memory_bytes
+        return Tier("slice", "A slice", want=Want(1, mode=Mode.SLICE, memory_bytes=size))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a split gives: the numbers, and every visit for the picture."""
+
+    split: Split
+    summary: Summary
+    outcomes: tuple[Outcome, ...]
+
+
+def parse_course(text: str) -> Course:
+    """The class in words, its parts separated by commas. Raises BadOption, naming the part."""
+    students: int | None = None
+    times: tuple[tuple[int, ...], float, float] | None = None
+    busy, memory = 1.0, None
+    for part in (each.strip().casefold() for each in text.split(",")):
+        if found := _STUDENTS.fullmatch(part):
+            students = int(found[1])
+        elif found := _TIMES.fullmatch(part):
+            times = _times(found)
+        elif found := _BUSY.fullmatch(part):
+            busy = float(found[1]) / 100
+        elif found := _MEMORY.fullmatch(part):
+            memory = int(float(found[1]) * (1 << 30))
+        else:
+            raise BadOption(f"The class has a part {part[:60]!r} that can't be read: {_EXAMPLE}.")
+    if not students or times is None or not 0 < busy <= 1 or memory == 0:
+        raise BadOption(f"The class {text[:80]!r} lacks how many students come, or when: {_EXAMPLE}.")
+    return Course(students, *times, busy, memory)
+
+
+def _times(found: re.Match[str]) -> tuple[tuple[int, ...], float, float]:
+    days = []
+    for word in re.split(r"\s*\+\s*", found[1]):
+        known = [n for n, day in enumerate(DAYS) if word.startswith(day.casefold())]
+        if not known:
+            raise BadOption(f"{word!r} is no day: take {', '.join(DAYS)}, with + between several.")
+        days += known
+    begins = int(found[2]) * 3600 + int(found[3] or 0) * 60
+    ends = int(found[4]) * 3600 + int(found[5] or 0) * 60
+    if not begins < ends <= _DAY:
+        raise BadOption("The class must end after it begins, on the same day: Mon 10-12.")
+    return tuple(sorted(set(days))), float(begins), float(ends)
+
+
+def parse_split(text: str, devices: Sequence[Device]) -> Split:
+    """ "whole", "8 slices" (of each GPU) or "slices of 10 GB". Raises BadOption, also if none would fit."""
+    words = text.strip().casefold()
+    if words in ("whole", "whole gpus"):
+        return Split("whole GPUs", WHOLE)
+    found = _SPLIT.fullmatch(words)
+    if found is None:
+        raise BadOption(f"The split {text[:60]!r} is unknown: take 'whole', '8 slices' or 'slices of 10 GB'.")
+    slices = int(found[1]) if found[1] else None
+    sizes = () if found[1] else (int(float(found[2]) * (1 << 30)),)
+    if slices == 0:
+        raise BadOption("A GPU can't be cut into no slices: take 'whole', or '8 slices'.")
+    rules = SharingRules("plan", Mode.SLICE, slices, sizes, mps=True, reserve_bytes=DRIVER_BYTES)
+    largest = min((rules.largest_bytes(each.memory_bytes) for each in devices), default=0)
+    if not largest:
+        raise BadOption(f"{text.strip()!r} doesn't fit these GPUs: take smaller slices.")
+    size = format_bytes(largest)
+    return Split(f"{slices} slices of {size}" if slices else f"slices of {size}", rules)
+
+
+def visits_of(course: Course, tier: Tier, weeks: int) -> list[Visit]:
+    """Who comes when: evenly within the first ten minutes; who still waits at the end gives up."""
+    length = course.ends_seconds - course.begins_seconds
+    found = []
+    for day in (week * 7 + day for week in range(weeks) for day in course.days):
+        begins = day * _DAY + course.begins_seconds
+        for number in range(course.students):
+            late = min(ARRIVE_SECONDS, length / 2) * number / course.students
+            left = length - late
+            end = begins + length
+            found.append(
+                Visit(begins + late, f"student-{number + 1}", tier, left, left, course.busy_fraction, end)
+            )
+    return found
+
+
+def replay(devices: Sequence[Device], split: Split, visits: Iterable[Visit], span_seconds: float) -> Plan:
+    """What the visits get where the devices are split so; `span_seconds` is the time that is looked at."""
+    rules = {device.uuid: split.rules for device in devices}
+    site = SimulatedSite(devices, rules, QueueRules(lambda lease: NO_CLAIM, FairShare()))
+    outcomes = tuple(Simulation(site).run(visits))
+    return Plan(split, summarize(outcomes, span_seconds * len(devices)), outcomes)
+
+
+def span_of(course: Course, weeks: int) -> float:
+    """Seconds in which the class is held."""
+    return weeks * len(course.days) * (course.ends_seconds - course.begins_seconds)
+
+
+def with_tier(visits: Iterable[Visit], split: Split) -> list[Visit]:
+    """Recorded visits as they would be with this split: everybody asks for what it has."""
+    found = []
+    for visit in visits:
+        want = visit.tier.want
+        several = want.device_count > 1 and not split.rules.sliced
+        memory = want.memory_bytes if want.mode is Mode.SLICE else None
+        found.append(visit if several else replace(visit, tier=split.tier(memory)))
+    return found

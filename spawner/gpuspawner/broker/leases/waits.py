@@ -1,0 +1,144 @@
+"""Keeps the estimates of the waits up to date: they are worked out in a thread, from a copy of the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+
+from ...core.model import Lease, LeaseState
+from ...core.states import UNSETTLED
+from ...core.units import Clock, utc_now
+from ...node.daemon_pool import DaemonPool
+from ..decide.estimate import Arrival, Estimate, Estimator, Line
+from ..ledger import PastSession
+
+LOOK_SECONDS = 2.0
+"""So soon after a change the estimates follow."""
+_AGAIN_SECONDS = 30.0
+"""Without a change they are made anew as often: time itself changes them."""
+_MINUTE = 60.0
+_MOST_LESSONS = 1000
+"""What is kept to be learnt; more comes only before `run` has begun."""
+_NEWS_FRACTION = 0.1
+
+
+class Waits:
+    """What is said to those who wait.
+
+    `line` copies the queue, `arrival` describes a lease that has just come, `wake` says that there is news.
+    """
+
+    def __init__(
+        self,
+        line: Callable[[], Line],
+        arrival: Callable[[Lease], Arrival],
+        wake: Callable[[], None],
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+        clock: Clock = utc_now,
+    ) -> None:
+        self._line = line
+        self._arrival = arrival
+        self._wake = wake
+        self._log = log
+        self._clock = clock
+        self._estimator = Estimator()
+        self._said: dict[str, Estimate] = {}
+        self._first: dict[str, Estimate] = {}
+        self._began: dict[str, tuple[str, float]] = {}
+        self._lessons: deque[Callable[[], None]] = deque(maxlen=_MOST_LESSONS)
+        self._changed = asyncio.Event()
+        self._pool = DaemonPool("waits", most=1)
+
+    def of(self, lease_id: str) -> Estimate | None:
+        """When a waiting lease is likely served; None if that isn't known."""
+        return self._said.get(lease_id)
+
+    def learn_past(self, sessions: Iterable[PastSession]) -> None:
+        """What the ledger has of sessions that have ended."""
+        for each in sessions:
+            if each.lease.state is LeaseState.CLOSED:
+                self._learn_length(each.lease.tier, each.awake_seconds)
+
+    def on_lease(self, lease: Lease) -> None:
+        """A lease has changed: what it teaches is kept, and the estimates follow."""
+        at = lease.since.timestamp()
+        if lease.since == lease.created_at and lease.state in UNSETTLED:
+            arrival = self._arrival(lease)
+            self._lessons.append(lambda: self._estimator.arrived(arrival))
+        if lease.state is not LeaseState.WAITING:
+            self._said.pop(lease.id, None)
+            first = self._first.pop(lease.id, None)
+            if first is not None and lease.state is LeaseState.RESERVED:
+                self._lessons.append(lambda: self._estimator.learn(first, at))
+        if lease.state in (LeaseState.RESERVED, LeaseState.RUNNING):
+            self._began.setdefault(lease.id, (lease.tier, at))
+        elif lease.state is LeaseState.CLOSED and lease.id in self._began:
+            tier, began = self._began.pop(lease.id)
+            self._learn_length(tier, at - began)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Makes the estimates anew after each change, until cancelled."""
+        try:
+            await self._follow()
+        finally:
+            self._pool.close()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_AGAIN_SECONDS):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+            try:
+                await self.look()
+            except Exception:  # the top of the loop: an estimate is no reason to stop leasing
+                self._log.exception("The waits could not be estimated; the next change tries again")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Makes the estimates once; who waits is told if the range has moved by much."""
+        line, now = self._line(), self._clock().timestamp()
+        lessons = list(self._lessons)
+        self._lessons.clear()
+        if line.waiting or lessons:
+            self._take(await self._pool.submit(lambda: self._work(line, now, lessons)), now)
+
+    def _work(
+        self, line: Line, now: float, lessons: list[Callable[[], None]]
+    ) -> Mapping[str, Estimate | None]:
+        """In the thread; only one runs at a time, and nobody else touches the estimator."""
+        for lesson in lessons:
+            lesson()
+        return self._estimator.estimate(line, now) if line.waiting else {}
+
+    def _take(self, found: Mapping[str, Estimate | None], now: float) -> None:
+        news = False
+        for lease_id, estimate in found.items():
+            said = self._said.get(lease_id)
+            if estimate is None:
+                news |= self._said.pop(lease_id, None) is not None
+            elif said is None or _moved(said, estimate, now):
+                self._said[lease_id] = estimate
+                self._first.setdefault(lease_id, estimate)
+                news = True
+        for lease_id in self._said.keys() - found.keys():
+            del self._said[lease_id]
+        if news:
+            self._wake()
+
+    def _learn_length(self, tier: str, seconds: float) -> None:
+        self._lessons.append(lambda: self._estimator.lengths.add(tier, seconds))
+
+
+def _moved(said: Estimate, now: Estimate, now_seconds: float) -> bool:
+    """Whether the news is worth telling: a tenth of the wait, and a minute at least."""
+    enough = max(_MINUTE, _NEWS_FRACTION * (said.latest_seconds - now_seconds))
+    return (
+        abs(said.earliest_seconds - now.earliest_seconds) >= enough
+        or abs(said.latest_seconds - now.latest_seconds) >= enough
+    )

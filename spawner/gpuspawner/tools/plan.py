@@ -1,0 +1,220 @@
+"""`gpuspawner plan`: what a class, or what the ledger has, would get of these GPUs, split in several ways."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..broker.decide.course import (
+    Course,
+    Plan,
+    Split,
+    parse_split,
+    replay,
+    span_of,
+    visits_of,
+    with_tier,
+)
+from ..broker.decide.simulate import Visit
+from ..broker.ledger import Ledger
+from ..broker.ledger.sessions import PastSession
+from ..core.errors import BadOption, ConfigError
+from ..core.model import Device, Tier
+
+SOON_SECONDS = 60.0
+"""A class fits if nobody waits longer than this for a GPU."""
+_REASONS = {
+    "queue_timeout": "gave up at the end of class",
+    "no_capacity": "need more memory than it has",
+}
+
+
+def plan_class(
+    devices: Sequence[Device], splits: Sequence[Split], course: Course, weeks: int
+) -> tuple[Plan, ...]:
+    """The class in each of the splits."""
+    return tuple(
+        replay(
+            devices, split, visits_of(course, split.tier(course.memory_bytes), weeks), span_of(course, weeks)
+        )
+        for split in splits
+    )
+
+
+def plan_recorded(
+    devices: Sequence[Device], splits: Sequence[Split], sessions: Sequence[PastSession]
+) -> tuple[Plan, ...]:
+    """What the ledger has, in each of the splits: every session asked for when it was, and as long."""
+    visits = [
+        Visit(
+            each.lease.created_at.timestamp(),
+            each.lease.user,
+            Tier(each.lease.tier, each.lease.tier, want=each.lease.want),
+            each.awake_seconds,
+        )
+        for each in sessions
+    ]
+    first = min((visit.at_seconds for visit in visits), default=0.0)
+    last = max((each.ended_at.timestamp() for each in sessions), default=0.0)
+    return tuple(replay(devices, split, with_tier(visits, split), last - first) for split in splits)
+
+
+async def recorded(database_url: str, since: datetime) -> tuple[PastSession, ...]:
+    """The sessions since then. Raises LedgerFault or ConfigError if the ledger can't be read."""
+    ledger = Ledger(database_url)
+    await ledger.open()
+    try:
+        return await ledger.sessions(since)
+    finally:
+        await ledger.close()
+
+
+def read_recorded(database_url: str, since: datetime) -> tuple[PastSession, ...]:
+    """The same, for a command."""
+    return asyncio.run(recorded(database_url, since))
+
+
+def default_splits(devices: Sequence[Device]) -> tuple[Split, ...]:
+    """Whole GPUs, and each in 2, 4 and 8 slices, as far as they fit."""
+    found = []
+    for text in ("whole", "2 slices", "4 slices", "8 slices"):
+        try:
+            found.append(parse_split(text, devices))
+        except BadOption:
+            continue
+    return tuple(found)
+
+
+def fits(plan: Plan) -> bool:
+    """Whether everybody gets a GPU or slice at once."""
+    summary = plan.summary
+    if summary.refused or summary.served < summary.visits:
+        return False
+    return max((each.wait_seconds or 0.0 for each in plan.outcomes), default=0.0) <= SOON_SECONDS
+
+
+def verdict(course: Course, plans: Sequence[Plan]) -> str:
+    """Whether the class fits, in one line: of the first split, and else which of the others do."""
+    first, what = plans[0], f"{course.students} students at {course.when}"
+    if fits(first):
+        return f"Yes: {what} fit with {first.split.name}. Nobody waits."
+    others = [plan.split.name for plan in plans[1:] if fits(plan)]
+    hint = f" They fit with {' or with '.join(others)}." if others else ""
+    most = _most_at_once(first)
+    return f"No: {what} do not fit with {first.split.name}, which serve {most} at once.{hint}"
+
+
+def _most_at_once(plan: Plan) -> int:
+    """How many were served at the same time at most."""
+    events = [(each.began_seconds, 1) for each in plan.outcomes if each.began_seconds is not None]
+    events += [(each.ended_seconds, -1) for each in plan.outcomes if each.ended_seconds is not None]
+    now = most = 0
+    for _, step in sorted(events, key=lambda event: (event[0] or 0.0, event[1])):
+        now += step
+        most = max(most, now)
+    return most
+
+
+def as_json(plans: Sequence[Plan]) -> list[dict[str, Any]]:
+    """The numbers of each split, with units in the names."""
+    return [
+        {"split": plan.split.name, **asdict(plan.summary), "refused": dict(plan.summary.refused)}
+        for plan in plans
+    ]
+
+
+def show(plans: Sequence[Plan], console: Console) -> None:
+    """The splits side by side."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("Split")
+    for name in ("Asked", "Served", "Waited", "Median wait", "95 % wait at most", "GPUs held", "GPUs busy"):
+        table.add_column(name, justify="right")
+    table.add_column("Not served")
+    for plan in plans:
+        summary = plan.summary
+        counts = (str(each) for each in (summary.visits, summary.served, summary.waited))
+        refused = "\n".join(f"{count} {_REASONS.get(why, why)}" for why, count in summary.refused.items())
+        table.add_row(
+            escape(plan.split.name),
+            *counts,
+            span(summary.median_wait_seconds),
+            span(summary.p95_wait_seconds),
+            f"{summary.held_fraction:.0%}",
+            f"{summary.busy_fraction:.0%}",
+            escape(refused),
+        )
+    console.print(table)
+
+
+def span(seconds: float | None) -> str:
+    """Seconds for people: "0 s", "41 min", "2 h 05 min"; "–" for None."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def draw(plans: Sequence[Plan], path: Path) -> None:
+    """The first week as a picture, SVG or PNG by its name: GPUs held and people waiting, for each split.
+
+    Raises ConfigError where matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure  # an extra: loaded for the picture alone
+    except ImportError:
+        raise ConfigError("A picture needs matplotlib: pip install 'gpuspawner[plan]'") from None
+    figure = Figure(figsize=(10, 2.4 * len(plans)), layout="constrained")
+    all_axes = figure.subplots(len(plans), 1, sharex=True, squeeze=False)[:, 0]
+    first = min((each.visit.at_seconds for plan in plans for each in plan.outcomes), default=0.0)
+    monday = _monday(first)
+    for axes, plan in zip(all_axes, plans, strict=True):
+        hours = [hour / 4 for hour in range(7 * 24 * 4)]
+        moments = [monday + hour * 3600 for hour in hours]
+        axes.plot(hours, [_held(plan, at) for at in moments], label="GPUs held", drawstyle="steps-post")
+        axes.plot(
+            hours, [_waiting(plan, at) for at in moments], label="people waiting", drawstyle="steps-post"
+        )
+        axes.set_title(plan.split.name, loc="left")
+        axes.legend(loc="upper right")
+    all_axes[-1].set_xticks(range(0, 7 * 24 + 1, 24), ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun", ""])
+    figure.savefig(path)
+
+
+def _monday(seconds: float) -> float:
+    """Midnight of the Monday before: of a described class that is 0."""
+    if seconds < 7 * 86400:
+        return 0.0
+    at = datetime.fromtimestamp(seconds, UTC)
+    return seconds - at.weekday() * 86400 - seconds % 86400
+
+
+def _held(plan: Plan, at: float) -> float:
+    return sum(
+        each.parts
+        for each in plan.outcomes
+        if each.began_seconds is not None and each.began_seconds <= at < (each.ended_seconds or at)
+    )
+
+
+def _waiting(plan: Plan, at: float) -> int:
+    found = 0
+    for each in plan.outcomes:
+        gave_up = each.visit.at_seconds + (each.visit.gives_up_seconds or 0.0)
+        until = each.began_seconds if each.began_seconds is not None else gave_up
+        found += each.visit.at_seconds <= at < until and each.refused != "no_capacity"
+    return found
+
+
+def pooled(devices: Sequence[Device]) -> tuple[Device, ...]:
+    """The devices that can be split: GPUs, not the MIG instances of one."""
+    return tuple(replace(device, simulated=True) for device in devices if not device.is_mig)

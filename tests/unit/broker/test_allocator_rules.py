@@ -1,0 +1,158 @@
+"""The allocator with the rules of the queue: use from the ledger, limits that change, time, quotas."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from gpuspawner.broker.decide.backfill import SessionHold
+from gpuspawner.broker.decide.book import QueueRules
+from gpuspawner.broker.decide.fairshare import FairShare
+from gpuspawner.broker.decide.queue import Claim
+from gpuspawner.broker.leases.allocator import Allocator
+from gpuspawner.broker.leases.gate import QuotaGate
+from gpuspawner.broker.leases.queue_rules import queue_rules
+from gpuspawner.broker.leases.rulebook import Rulebook
+from gpuspawner.broker.ledger import Ledger
+from gpuspawner.config.quotas import Known
+from gpuspawner.config.tiers import parse_tiers
+from gpuspawner.core.model import Lease
+from gpuspawner.core.want import Want
+
+from tests.unit.lease_examples import GPU0, GPU1, RESERVED, WAITING, A, B, C, D, request
+
+HOUR = 3600.0
+
+
+async def end(allocator: Allocator, lease_id: str) -> None:
+    await allocator.begin_release(lease_id, "stopped")
+    await allocator.close(lease_id)
+
+
+def states(allocator: Allocator) -> dict[str, str]:
+    return {lease.id[0]: lease.state.value for lease in allocator.leases()}
+
+
+async def test_use_outlives_the_broker(ledger: Ledger, times: Any) -> None:
+    """User a had the GPU for an hour; after a restart user b, who came later, is served first."""
+    for number in range(2):
+        allocator = Allocator(ledger, clock=times.now, rules=QueueRules(fair=FairShare()))
+        await allocator.load([GPU0])
+        if number == 0:
+            await allocator.acquire(request(A))
+            await allocator.set_running(A, "c0")
+            times.pass_seconds(HOUR)
+            await end(allocator, A)
+    again = "e" * 32
+    await allocator.acquire(request(C))
+    mine = request(A)
+    await allocator.acquire(type(mine)(again, "hub", mine.user, "", "gpu", mine.want))
+    await allocator.acquire(request(B))
+    assert [entry.lease.id[0] for entry in allocator.snapshot().queue] == ["e", "b"]
+    place = {entry.lease.id[0]: entry.position for entry in allocator.snapshot().queue}
+    assert place == {"b": 1, "e": 2}
+    await end(allocator, C)
+    assert states(allocator) == {"e": "waiting", "b": "reserved"}
+
+
+async def test_what_is_held_at_the_restart_counts_once(ledger: Ledger, times: Any) -> None:
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load([GPU0, GPU1])
+    await allocator.acquire(request(A))
+    await allocator.set_running(A, "c0")
+    times.pass_seconds(HOUR)
+    fair = FairShare()
+    allocator = Allocator(ledger, clock=times.now, rules=QueueRules(fair=fair))
+    await allocator.load([GPU0, GPU1])
+    times.pass_seconds(HOUR)
+    assert fair.user_use("user-a", times.now().timestamp()) == pytest.approx(2 * HOUR, rel=0.01)
+    assert (fair.user_held("user-a"), fair.group_held("")) == (1.0, 1.0)
+
+
+async def test_a_limit_that_changes_counts_at_once(ledger: Ledger, times: Any) -> None:
+    """Who waits is ordered anew and told; a running lease keeps its GPU."""
+    priorities = {"user-d": 0}
+
+    def claim(lease: Lease) -> Claim:
+        return Claim(priority=priorities.get(lease.user, 0), session_seconds=HOUR)
+
+    allocator = Allocator(ledger, clock=times.now, rules=QueueRules(claim))
+    await allocator.load([GPU0])
+    for lease_id in (A, B, C, D):
+        await allocator.acquire(request(lease_id))
+    async with allocator.watch(D) as changes:
+        assert (await anext(changes)).position == 3
+        priorities["user-d"] = 1
+        await allocator.rules_changed()
+        assert (await anext(changes)).position == 1
+        await end(allocator, A)
+        assert (await anext(changes)).lease.state is RESERVED
+    assert states(allocator) == {"b": "waiting", "c": "waiting", "d": "reserved"}
+
+
+async def test_capacity_that_was_kept_goes_back_in_time(ledger: Ledger, times: Any) -> None:
+    begins = times.now().timestamp() + HOUR
+    lab = SessionHold("cs", Want(1), 1, begins - HOUR, begins, begins + HOUR)
+    rules = QueueRules(
+        lambda lease: Claim("cs" if lease.user == "user-b" else ""),
+        sessions=lambda now: [lab] if lab.applies(now) else [],
+    )
+    allocator = Allocator(ledger, clock=times.now, rules=rules)
+    await allocator.load([GPU0])
+    assert (await allocator.acquire(request(A))).state is WAITING
+    async with allocator.watch(A) as changes:
+        assert (await anext(changes)).obstacle == (
+            "What is free is kept for the lab session of cs,"
+            " from 2025-03-01 13:00 UTC to 2025-03-01 14:00 UTC."
+            " Your server starts when something else is free, or places of the session are left over."
+        )
+    assert (await allocator.acquire(request(B))).state is RESERVED
+    await end(allocator, B)
+    assert states(allocator) == {"a": "waiting"}
+    times.pass_seconds(2 * HOUR)
+    await allocator.advance()
+    assert states(allocator) == {"a": "reserved"}
+
+
+async def test_who_waits_is_told_of_a_lab_session(ledger: Ledger, times: Any) -> None:
+    """It begins while somebody waits; then the GPU becomes free, and is kept."""
+    begins = times.now().timestamp() + HOUR
+    lab = SessionHold("cs", Want(1), 1, begins - HOUR / 2, begins, begins + HOUR)
+    rules = QueueRules(sessions=lambda now: [lab] if lab.applies(now) else [])
+    allocator = Allocator(ledger, clock=times.now, rules=rules)
+    await allocator.load([GPU0])
+    await allocator.acquire(request(A))
+    await allocator.acquire(request(B))
+    async with allocator.watch(B) as changes:
+        assert (await anext(changes)).obstacle == ""
+        times.pass_seconds(HOUR)
+        await allocator.advance()
+        await end(allocator, A)
+        assert (await anext(changes)).obstacle.startswith(
+            "What is free is kept for the lab session of cs, from"
+        )
+        times.pass_seconds(HOUR)
+        await allocator.advance()
+        assert (await anext(changes)).lease.state is RESERVED
+
+
+async def test_quotas_say_who_is_next(ledger: Ledger, times: Any) -> None:
+    """Priority and weight come from the quotas in the settings, the user's groups from the request."""
+    known = Known(parse_tiers([{"name": "gpu", "devices": 1}]), None, "UTC")
+    quotas = [{"group": "phd", "priority": 1}, {"group": "heavy", "weight": 4}, {"group": "light"}]
+    rulebook = Rulebook(ledger, quotas, known, clock=times.now)
+    await rulebook.load()
+    gate = QuotaGate(rulebook, ledger, times.now)
+    fair = FairShare()
+    allocator = Allocator(ledger, clock=times.now, gate=gate, rules=queue_rules(gate, fair, 86400.0))
+    gate.floor = allocator
+    await allocator.load([GPU0])
+    now = times.now().timestamp()
+    fair.add_past("x", "light", 1, now - HOUR, now)
+    fair.add_past("y", "heavy", 1, now - 2 * HOUR, now)
+    await allocator.acquire(request(A))
+    for lease_id, group in ((B, "light"), (C, "heavy"), (D, "phd")):
+        await allocator.acquire(replace(request(lease_id), groups=(group,)))
+    places = {entry.lease.id[0]: entry.position for entry in allocator.snapshot().queue}
+    assert places == {"d": 1, "c": 2, "b": 3}
