@@ -1,9 +1,8 @@
-"""What happens at real sites: a pruned network, and from inside a lab the fence around it."""
+"""What happens at real sites: a pruned network, and names that JupyterHub takes for one."""
 
 from __future__ import annotations
 
 import time
-from urllib.parse import unquote
 
 import docker
 import pytest
@@ -12,8 +11,6 @@ from tests.hub.hubprocess import NAME, HubProcess, eventually
 
 pytestmark = pytest.mark.docker
 
-SAME = ("a%1Fb", "a%01fb")
-"""Two users, as addresses name them, whom DockerSpawner's own escape takes for one."""
 REPAIR_SECONDS = 10.0
 """Longer than this nobody may be without a hub after a prune."""
 
@@ -44,18 +41,6 @@ async def test_a_network_made_for_a_prune_s_filter_is_spared(
     # Only this hub's own: another run's networks on this engine are not ours to prune.
     engine.prune_networks({"label": [f"gpuspawner.network={NAME}"], "label!": ["gpuspawner.network"]})
     assert engine.inspect_network(NAME)["Id"] == before
-
-
-async def test_users_whose_names_hold_control_characters_have_two_homes(hub: HubProcess) -> None:
-    homes = set()
-    for user in SAME:
-        await hub.add_users(user)
-        assert (await hub.spawn(user, {"profile": "cpu"})).ready
-        (mount,) = hub.inspect(unquote(user))["Mounts"]
-        homes.add(mount["Name"])
-    assert len(homes) == 2
-    for user in SAME:
-        await hub.stop_server(user)
 
 
 async def test_a_named_server_and_a_user_of_that_name_are_two_clients(hub: HubProcess) -> None:
