@@ -93,7 +93,7 @@ def test_an_admin_stops_what_the_page_of_somebody_else_is_about(
     wait_for(hub.stop_server("admin"))
 
 
-def test_after_a_restart_of_the_hub_an_open_page_says_that_the_start_is_gone(
+def test_after_a_restart_of_the_hub_an_open_page_says_that_the_start_has_ended(
     waiting: Page,
     hub: HubProcess,  # noqa: F811
 ) -> None:
@@ -101,7 +101,7 @@ def test_after_a_restart_of_the_hub_an_open_page_says_that_the_start_is_gone(
     expect(waiting.locator("#progress-message")).to_contain_text("does not answer", timeout=SILENCE_MS)
     hub.start()
     expect(waiting.locator("#progress-message")).to_contain_text(
-        "This start is gone: the hub was restarted", timeout=SECONDS_MS
+        "This start has ended: the hub was restarted", timeout=SECONDS_MS
     )
     expect(waiting.locator("#stop-server-btn")).to_be_hidden()
     leases_settle(hub, [])
