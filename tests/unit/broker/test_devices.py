@@ -35,7 +35,7 @@ def full(*compute_percent: float) -> tuple[Devices, list[Share]]:
 
 
 def test_several_freed_shares_of_one_device_are_all_given_back() -> None:
-    """The room is there once, with what is left after all of them; the devices themselves stay as they are."""
+    """The room is there once, with what is left after all of them; the devices stay as they are."""
     devices, shares = full(20.0, 21.0, 22.0, 23.0)
     kind = kind_of(GPU, RULES)
     for count in range(1, 5):
