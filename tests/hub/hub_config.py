@@ -54,8 +54,9 @@ c.JupyterHub.services = [
     *puller,
     {"name": "tester", "api_token": os.environ["GPUSPAWNER_TEST_TOKEN"]},
 ]
+names = {service["name"] for service in c.JupyterHub.services}
 c.JupyterHub.load_roles = [
-    *c.JupyterHub.load_roles,
+    *(role for role in c.JupyterHub.load_roles if set(role.get("services", ())) <= names),
     {
         "name": "tester",
         "services": ["tester"],

@@ -7,8 +7,9 @@ from urllib.parse import unquote
 
 import docker
 import pytest
+from gpuspawner.hub.network import gateway_of
 
-from tests.hub.hubprocess import NAME, HubProcess, eventually
+from tests.hub.hubprocess import NAME, SUBNET, HubProcess, eventually
 
 pytestmark = pytest.mark.docker
 
@@ -46,16 +47,15 @@ async def test_a_network_made_for_a_prune_s_filter_is_spared(
     assert engine.inspect_network(NAME)["Id"] == before
 
 
-async def test_users_whose_names_hold_control_characters_have_two_homes(hub: HubProcess) -> None:
-    homes = set()
+async def test_a_name_that_cant_be_printed_is_refused_with_a_sentence(hub: HubProcess) -> None:
     for user in SAME:
         await hub.add_users(user)
-        assert (await hub.spawn(user, {"profile": "cpu"})).ready
-        (mount,) = hub.inspect(unquote(user))["Mounts"]
-        homes.add(mount["Name"])
-    assert len(homes) == 2
-    for user in SAME:
-        await hub.stop_server(user)
+        status, sentence = await hub.post(user, {"profile": "cpu"})
+        assert status == 400
+        assert sentence == (
+            f"The user name {unquote(user)!r} has characters that can't be printed, so no server starts "
+            "under it. Ask the admin of this hub to rename you."
+        )
 
 
 async def test_a_named_server_and_a_user_of_that_name_are_two_clients(hub: HubProcess) -> None:
@@ -72,3 +72,47 @@ async def test_a_named_server_and_a_user_of_that_name_are_two_clients(hub: HubPr
     }
     for user, server in (("ada", "b"), ("ada-b", "")):
         await hub.stop_server(user, server)
+
+
+async def test_a_lab_reaches_the_hub_and_neither_another_lab_nor_what_is_behind_the_hub(
+    hub: HubProcess, engine: docker.APIClient
+) -> None:
+    """As a student would try it, from inside."""
+    for user in ("inside", "neighbour"):
+        assert (await hub.spawn(user, {"profile": "cpu"})).ready
+    inside, neighbour = hub.inspect("inside"), hub.inspect("neighbour")
+    other = neighbour["NetworkSettings"]["Networks"][NAME]["IPAddress"]
+    host = gateway_of(SUBNET)
+
+    def connects(address: str, port: int) -> bool:
+        # Not wget: a static busybox's wget ends with a segmentation fault on some machines.
+        command = ["/bin/busybox", "nc", "-w", "3", address, str(port), "-e", "/bin/busybox", "true"]
+        exec_id = engine.exec_create(inside["Id"], command)["Id"]
+        engine.exec_start(exec_id)
+        return bool(engine.exec_inspect(exec_id)["ExitCode"] == 0)
+
+    reached = {
+        "itself": connects("127.0.0.1", 8888),
+        "the hub's API": connects(host, hub.port + 2),
+        "the other lab": connects(other, 8888),
+        "the proxy": connects(host, hub.port),
+        "the proxy's API": connects(host, hub.port + 1),
+        "the GPU page's own port": connects(host, hub.port + 3),
+    }
+    assert reached == {
+        "itself": True,
+        "the hub's API": True,
+        "the other lab": False,
+        "the proxy": False,
+        "the proxy's API": False,
+        "the GPU page's own port": False,
+    }
+    look = ["/bin/busybox", "ls", "-d", "/var/run/docker.sock", "/run/docker.sock", str(hub.folder)]
+    exec_id = engine.exec_create(inside["Id"], look)["Id"]
+    assert b"No such file" in engine.exec_start(exec_id)
+    assert engine.exec_inspect(exec_id)["ExitCode"] == 1
+    settings = inside["HostConfig"]
+    assert (settings["Privileged"], settings["CapDrop"], settings["CapAdd"]) == (False, ["ALL"], None)
+    assert settings["SecurityOpt"] == ["no-new-privileges"]
+    for user in ("inside", "neighbour"):
+        await hub.stop_server(user)

@@ -9,7 +9,20 @@ from __future__ import annotations
 import string
 from urllib.parse import quote
 
+from ..core.errors import BadOption
+
 _PLAIN = frozenset((string.ascii_lowercase + string.digits).encode())
+
+
+def check_names(user: str, server: str) -> None:
+    """Raises BadOption for names with characters that can't be printed, which no message names."""
+    for what, name in (("user", user), ("server", server)):
+        if not name.isprintable():
+            raise BadOption(
+                f"The {what} name {name!r} has characters that can't be printed, so no server starts "
+                "under it. "
+                + ("Choose another name." if what == "server" else "Ask the admin of this hub to rename you.")
+            )
 
 
 def escape_name(name: str) -> str:

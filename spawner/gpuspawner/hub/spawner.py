@@ -54,7 +54,7 @@ from .kernels import KernelReporter
 from .lab import Lab, create
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, release
-from .names import escape_name, oauth_client_of
+from .names import check_names, escape_name, oauth_client_of
 from .network import LabNetwork, Reach, gateway_of
 from .options import PROFILE, Choice, parse_form, parse_options, parse_query, refill
 from .problem import describe
@@ -387,6 +387,8 @@ class GpuDockerSpawner(DockerSpawner):
         try:
             images = self.offered_images()
             cards = await offer.look(self.tiers, self.image, images, self.shared, self._who())
+        except BadOption as refusal:  # of the names: there is nothing to choose
+            return render_unusable(refusal.message)
         except ConfigError as error:
             self._note(logging.ERROR, "The spawn page can't offer anything: %s", error)
             return render_unusable(describe(error).message)
@@ -518,6 +520,7 @@ class GpuDockerSpawner(DockerSpawner):
         )
 
     def _who(self) -> WhoAsks:
+        check_names(self.user.name, self.name)
         return quota.who_asks(self.hub_id, self.user.name, self.name, self.user.groups)
 
     def _make_request(self, tier: Tier) -> GpuRequest:

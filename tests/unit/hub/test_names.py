@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 from dockerspawner import DockerSpawner
+from gpuspawner.core.errors import BadOption
 from gpuspawner.core.labels import Owner
-from gpuspawner.hub.names import escape_name, oauth_client_of
+from gpuspawner.hub.names import check_names, escape_name, oauth_client_of
 from gpuspawner.hub.spawner import GpuDockerSpawner
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -82,3 +83,17 @@ def test_the_client_s_id(user: str, server: str, client: str) -> None:
 def test_a_spawner_takes_its_own_client_s_id_when_it_is_made() -> None:
     spawner = GpuDockerSpawner(user=SimpleNamespace(name="ada-b"), oauth_client_id="jupyterhub-user-ada-b")
     assert spawner.oauth_client_id == oauth_client_of("ada-b", "")
+
+
+@pytest.mark.parametrize(
+    ("user", "server", "start"),
+    [
+        ("a\x1fb", "", "The user name 'a\\x1fb' has characters"),
+        ("ada", "b\n", "The server name 'b\\n' has characters"),
+    ],
+)
+def test_names_that_cant_be_printed_are_refused(user: str, server: str, start: str) -> None:
+    with pytest.raises(BadOption) as refused:
+        check_names(user, server)
+    assert refused.value.message.startswith(start)
+    check_names("ada lovelace@é", "")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
+from typing import TypeVar
 
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
@@ -25,6 +26,8 @@ from .placement import Share, example, place, take
 from .queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, competes, servable
 from .sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+
+K = TypeVar("K")
 
 _USING = frozenset({LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.RELEASING})
 """States in which a lease uses its devices; one that is asleep keeps its place and uses none."""
@@ -63,6 +66,9 @@ class Book:
         self._now = 0.0
         self._leases: dict[str, Lease] = {}
         self._by_server: dict[tuple[str, str, str], dict[str, None]] = {}
+        self._by_user: dict[tuple[str, str], dict[str, None]] = {}
+        self._obstacles: dict[tuple[Want, str], str] = {}
+        """By want and group; as of the last change of anything, which empties it."""
         self._arrivals = 0
 
     def lease(self, lease_id: str) -> Lease | None:
@@ -79,7 +85,7 @@ class Book:
 
     def of_user(self, hub: str, user: str) -> tuple[Lease, ...]:
         """The living leases of all servers of a user, in the order of arrival."""
-        return tuple(each for each in self._leases.values() if (each.hub, each.user) == (hub, user))
+        return tuple(self._leases[each] for each in self._by_user.get((hub, user), ()))
 
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
@@ -115,15 +121,21 @@ class Book:
         lease = self._leases.get(lease_id)
         if lease is None or lease.state is not LeaseState.WAITING:
             return ""
-        if not servable(lease.want, self._devices.healthy):
-            return notice.out_of_service(lease.want, self._devices.unhealthy(lease.want))
-        group, kinds = self._claim(lease).group, self._devices.kinds
+        key = lease.want, self._claim(lease).group
+        if key not in self._obstacles:
+            self._obstacles[key] = self._obstacle(*key)
+        return self._obstacles[key]
+
+    def _obstacle(self, want: Want, group: str) -> str:
+        if not servable(want, self._devices.healthy):
+            return notice.out_of_service(want, self._devices.unhealthy(want))
+        kinds = self._devices.kinds
         kept = [
             each
             for each in self._rules.sessions(self._now)
-            if each.applies(self._now) and each.group != group and competes(each.want, lease.want, kinds)
+            if each.applies(self._now) and each.group != group and competes(each.want, want, kinds)
         ]
-        if not kept or place(lease.want, self._devices.rooms()) is None:
+        if not kept or place(want, self._devices.rooms()) is None:
             return ""
         first = min(kept, key=lambda each: each.begins_seconds)
         times = (datetime.fromtimestamp(each, UTC) for each in (first.begins_seconds, first.ends_seconds))
@@ -210,14 +222,20 @@ class Book:
         return Line(rooms, all_rooms, sessions, waiting, tiers, self.may_pass)
 
     def arrival(self, lease: Lease) -> Arrival:
-        """A lease that has just come, and which part of the queue is before it."""
+        """A lease as it came a moment ago, and which part of the queue is before it.
+
+        Nobody is before one that came to wait and is not in the queue any more.
+        """
         place, waiting = self.place_of(lease.id), self._waiting(lease, 0)
-        before = None if place is None or place.waiting < 2 else (place.position - 1) / (place.waiting - 1)
+        before = 0.0 if place is None and lease.state is LeaseState.WAITING else None
+        if place is not None and place.waiting > 1:
+            before = (place.position - 1) / (place.waiting - 1)
         return Arrival(lease.created_at.timestamp(), waiting, lease.tier, before)
 
     def read_claims(self) -> None:
         """Ask the rules again what each lease may claim: the queue and the ends of sessions follow."""
         self._claims.clear()
+        self._obstacles.clear()
         for waiting in self._queue.in_order():
             self._queue.remove(waiting.lease_id)
             self._queue.add(self._waiting(self._leases[waiting.lease_id], waiting.number))
@@ -231,6 +249,7 @@ class Book:
         """Devices that were not found before; a lease that held one all along goes on with it."""
         for device in devices:
             self._devices.add(device, terms.get(device.uuid, WHOLE), self.holders(device.uuid))
+        self._obstacles.clear()
         self._queue.set_kinds(self._devices.kinds)
 
     def health(self, uuid: str) -> DeviceHealth | None:
@@ -240,6 +259,7 @@ class Book:
     def set_health(self, health: DeviceHealth) -> bool:
         """Withdraw a device or take it back; whether anything changed."""
         self._queue.changed()
+        self._obstacles.clear()
         return self._devices.set_health(health)
 
     def placed(
@@ -316,19 +336,19 @@ class Book:
         if waits and not waited:
             self._arrivals += 1
             self._queue.add(self._waiting(lease, self._arrivals))
+        self._obstacles.clear()
         self._pass_time(lease.since)
         self._move_shares(before, lease)
         self._count_use(lease)
-        server = (lease.hub, lease.user, lease.server)
         if lease.state is not LeaseState.CLOSED:
             self._leases[lease.id] = lease
-            self._by_server.setdefault(server, {})[lease.id] = None
+            self._by_server.setdefault((lease.hub, lease.user, lease.server), {})[lease.id] = None
+            self._by_user.setdefault((lease.hub, lease.user), {})[lease.id] = None
         elif before is not None:
             del self._leases[lease.id]
             self._claims.pop(lease.id, None)
-            del self._by_server[server][lease.id]
-            if not self._by_server[server]:
-                del self._by_server[server]
+            _drop(self._by_server, (lease.hub, lease.user, lease.server), lease.id)
+            _drop(self._by_user, (lease.hub, lease.user), lease.id)
 
     def _move_shares(self, before: Lease | None, lease: Lease) -> None:
         held = before is not None and before.state.holds_devices
@@ -346,6 +366,7 @@ class Book:
         if seconds > self._now:
             self._now = seconds
             self._queue.changed()
+            self._obstacles.clear()
 
     def _claim(self, lease: Lease) -> Claim:
         if lease.id not in self._claims:
@@ -387,6 +408,13 @@ class Book:
         elif not counts and lease.id in self._counted:
             user, group, devices = self._counted.pop(lease.id)
             self._rules.fair.hold(user, group, -devices, at)
+
+
+def _drop(index: dict[K, dict[str, None]], key: K, lease_id: str) -> None:
+    """Take a lease out of an index, and the key with the last of its leases."""
+    del index[key][lease_id]
+    if not index[key]:
+        del index[key]
 
 
 def with_shares(lease: Lease, shares: Sequence[Share]) -> Lease:

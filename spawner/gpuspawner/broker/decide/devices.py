@@ -113,13 +113,17 @@ class Devices:
     def rooms(self, freed: Iterable[Share] = ()) -> dict[Kind, list[Room]]:
         """The rooms that may be leased, by kind and in order; a copy, in which `freed` is given back."""
         copy = {kind: list(listed) for kind, listed in self._open.items()}
+        changed: dict[str, Room] = {}
         for share in freed:
-            room = self._rooms[share.device_uuid]
-            if self._health[share.device_uuid].healthy:
-                listed = copy[room.kind]
-                if room in listed:
-                    listed.remove(room)
-                bisect.insort(listed, room.minus(share), key=rank)
+            uuid = share.device_uuid
+            if not self._health[uuid].healthy:
+                continue
+            room = changed.get(uuid, self._rooms[uuid])
+            changed[uuid] = room.minus(share)
+            listed = copy[room.kind]
+            if room in listed:
+                listed.remove(room)
+            bisect.insort(listed, changed[uuid], key=rank)
         return copy
 
     def shares(self, lease: Lease) -> tuple[Share, ...]:

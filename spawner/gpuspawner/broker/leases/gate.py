@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -126,24 +127,20 @@ class QuotaGate:
         """Notes when the start ends for a lab session. Raises SessionReserved if there is too little time."""
         if self.floor is None:
             return
-        now, living = self._clock(), self.floor.leases()
-        self._caps = {lease.id: cap for lease in living if (cap := self.cap_of(lease.id)) is not None}
+        now, living = self._clock(), {lease.id: lease for lease in self.floor.leases()}
+        self._caps = {lease_id: cap for lease_id, cap in self._caps.items() if lease_id in living}
+        others = [kept for kept in self.kept.near(now) if kept.group not in request.groups]
+        taken = _taken(living.values()) if others else Counter()
         in_the_way = [
             kept
-            for kept in self.kept.near(now)
-            if kept.group not in request.groups and self._lacks(request.want, kept, living, now)
+            for kept in others
+            if self._lacks(request.want, kept, kept.kept(now, taken[kept.tier, kept.group]))
         ]
         seconds, sentence = longest_start(now, allowed.session_seconds, in_the_way)
         if sentence:
             self._caps[request.lease_id] = Cap(now + timedelta(seconds=seconds), sentence)
 
-    def _lacks(self, want: Want, kept: Reservation, living: Sequence[Lease], now: datetime) -> bool:
-        taken = sum(
-            lease.tier == kept.tier and kept.group in lease.groups
-            for lease in living
-            if lease.state.holds_devices
-        )
-        count = kept.kept(now, taken)
+    def _lacks(self, want: Want, kept: Reservation, count: int) -> bool:
         wanted = next(tier.want for tier in self._rulebook.known.tiers if tier.name == kept.tier)
         return count > 0 and self.floor is not None and self.floor.lacks(want, wanted, count)
 
@@ -206,6 +203,13 @@ class QuotaGate:
         intervals = [each.interval for each in charged]
         entries = applying(self._rulebook.rules.entries, user, groups)
         return [spend(budget, intervals, entries, now) for budget in allowed.budgets]
+
+
+def _taken(living: Iterable[Lease]) -> Counter[tuple[str, str]]:
+    """How many leases hold devices, by tier and group."""
+    return Counter(
+        (lease.tier, group) for lease in living if lease.state.holds_devices for group in lease.groups
+    )
 
 
 def holding_of(lease: Lease) -> Holding:

@@ -72,8 +72,8 @@ class LeaseService:
         self._allocator = parts.allocator
         self._engine = parts.engine
         self.log = log
-        self.ready = asyncio.Event()
         self._memory = MemoryNotices(self._allocator.lease, self.tell)
+        self.ready = asyncio.Event()
         """Set once Docker was compared with the ledger: before, nothing new is given out."""
         self._holds: dict[str, int] = {}
         self._restored: set[str] = set()

@@ -27,7 +27,8 @@ _NEWS_FRACTION = 0.1
 class Waits:
     """What is said to those who wait.
 
-    `line` copies the queue, `arrival` describes a lease that has just come, `wake` says that there is news.
+    `line` copies the queue, `arrival` describes a lease that came since the last look (it counts the whole
+    queue, which is too slow for every request), `wake` says that there is news.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Waits:
         self._said: dict[str, Estimate] = {}
         self._first: dict[str, Estimate] = {}
         self._began: dict[str, tuple[str, float]] = {}
+        self._arrived: deque[Lease] = deque(maxlen=_MOST_LESSONS)
         self._lessons: deque[Callable[[], None]] = deque(maxlen=_MOST_LESSONS)
         self._changed = asyncio.Event()
         self._pool = DaemonPool("waits", most=1)
@@ -65,8 +67,7 @@ class Waits:
         """A lease has changed: what it teaches is kept, and the estimates follow."""
         at = lease.since.timestamp()
         if lease.since == lease.created_at and lease.state in UNSETTLED:
-            arrival = self._arrival(lease)
-            self._lessons.append(lambda: self._estimator.arrived(arrival))
+            self._arrived.append(lease)
         if lease.state is not LeaseState.WAITING:
             self._said.pop(lease.id, None)
             first = self._first.pop(lease.id, None)
@@ -103,7 +104,8 @@ class Waits:
     async def look(self) -> None:
         """Makes the estimates once; who waits is told if the range has moved by much."""
         line, now = self._line(), self._clock().timestamp()
-        lessons = list(self._lessons)
+        lessons = [*map(self._lesson_of, self._arrived), *self._lessons]
+        self._arrived.clear()
         self._lessons.clear()
         if line.waiting or lessons:
             self._take(await self._pool.submit(lambda: self._work(line, now, lessons)), now)
@@ -130,6 +132,10 @@ class Waits:
             del self._said[lease_id]
         if news:
             self._wake()
+
+    def _lesson_of(self, arrived: Lease) -> Callable[[], None]:
+        arrival = self._arrival(arrived)
+        return lambda: self._estimator.arrived(arrival)
 
     def _learn_length(self, tier: str, seconds: float) -> None:
         self._lessons.append(lambda: self._estimator.lengths.add(tier, seconds))
