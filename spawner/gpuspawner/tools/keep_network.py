@@ -25,7 +25,7 @@ from .make_network import spawner_of_file
 
 LOG = logging.getLogger("gpuspawner.tools.keep_network")
 LOOK_SECONDS = 0.25
-"""How often it looks whether the address is on this machine. That asks the kernel, not Docker."""
+"""How often it checks whether the address is on this machine. This asks the kernel, not Docker."""
 ASK_SECONDS = 5.0
 """How often it asks Docker in any case: a network without its address is no network for labs."""
 RETRY_SECONDS = 2.0
@@ -33,7 +33,7 @@ RETRY_SECONDS = 2.0
 
 
 class NetworkKeeper:
-    """Creates the labs' network again when it is gone, and says so. `look` blocks on Docker."""
+    """Creates the labs' network again if it was removed, and logs it. `look` blocks on Docker."""
 
     def __init__(
         self, call: Call, name: str, subnet: str, has_address: Callable[[str], bool] = has_address
@@ -53,7 +53,7 @@ class NetworkKeeper:
         try:
             self._repair()
         except EngineFault as fault:
-            self._tell(logging.WARNING, f"Docker doesn't say whether the network is there, retrying: {fault}")
+            self._tell(logging.WARNING, f"Docker doesn't say whether the network exists, retrying: {fault}")
             return RETRY_SECONDS
         except ConfigError as error:
             self._tell(logging.ERROR, f"Servers can't start, and may not reach the hub: {error}")
@@ -77,8 +77,8 @@ class NetworkKeeper:
             return
         ensure_network(self._call, self._name, self._subnet)
         LOG.warning(
-            "The labs' network %s was gone (docker network rm, or a prune), and with it the hub's address "
-            "%s: both are there again. 'docker system prune' and 'docker network prune' spare it with "
+            "The labs' network %s was removed (docker network rm, or a prune), and with it the hub's address "
+            "%s: both are back. 'docker system prune' and 'docker network prune' keep it with "
             '--filter "label!=gpuspawner.network"',
             self._name,
             self._address,

@@ -24,7 +24,7 @@ NEWS_SECONDS = 30.0
 """How often the progress of a pull is logged."""
 RETRY_SECONDS = 10.0
 _NICE = 10
-"""Priority of the pulls: servers that start meanwhile get the cores first."""
+"""Priority of the pulls: servers that start at the same time get the cores first."""
 
 
 def wanted(spawner: GpuDockerSpawner) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def wanted(spawner: GpuDockerSpawner) -> tuple[str, ...]:
 
 
 async def prepull(spawner: GpuDockerSpawner) -> bool:
-    """Pulls one image after the other by the policy; returns whether all are here now. Failures are logged.
+    """Pulls one image after the other by the policy; returns whether all are available. Failures are logged.
 
     Waits until Docker answers.
     """

@@ -107,7 +107,7 @@ async def test_snapshot_and_capacity(allocator: Allocator) -> None:
         (
             replace(request(B), lease_id=A),
             LeaseConflict,
-            "This server still has a lease that is being ended: try again in a moment.",
+            "This server's previous lease is still ending: try again in a moment.",
         ),
         (request(C), LeaseConflict, "This lease is being ended: start the server again."),
         (request(D), LeaseConflict, "This lease has ended: start the server again."),
@@ -269,9 +269,9 @@ async def test_adopting_a_container(allocator: Allocator, ledger: Ledger) -> Non
     for other, message in [
         (running, "The ledger knows this lease already."),
         (replace(running, id=B), "This server has another lease."),
-        (lease(B, RUNNING, "GPU-1"), "A device of this lease is not free, or not of this machine."),
-        (lease(B, RUNNING, "GPU-9"), "A device of this lease is not free, or not of this machine."),
-        (lease(B, RUNNING), "A device of this lease is not free, or not of this machine."),
+        (lease(B, RUNNING, "GPU-1"), "A device of this lease is not free, or not on this machine."),
+        (lease(B, RUNNING, "GPU-9"), "A device of this lease is not free, or not on this machine."),
+        (lease(B, RUNNING), "A device of this lease is not free, or not on this machine."),
     ]:
         with pytest.raises(LeaseConflict) as refused:
             await allocator.adopt(other)

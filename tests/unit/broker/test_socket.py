@@ -199,10 +199,10 @@ async def test_a_refusal_that_takes_long_comes_in_the_stream(
 
     async def refuse(request: Any) -> Any:
         await asyncio.sleep(0.3)
-        raise BrokerUnavailable("Docker is still removing this server's former container")
+        raise BrokerUnavailable("Docker is still removing this server's previous container")
 
     monkeypatch.setattr(bench.service, "open", refuse)
-    with pytest.raises(BrokerUnavailable, match="still removing this server's former container"):
+    with pytest.raises(BrokerUnavailable, match="still removing this server's previous container"):
         await bench.client.acquire(bench.request(1), lambda *_: None).__aenter__()
     assert bench.refusals("broker_unavailable") == 1
 

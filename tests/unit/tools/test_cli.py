@@ -349,7 +349,7 @@ def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bogus"]) == 2
     assert capsys.readouterr().err == (
-        "gpuspawner: there is no command 'bogus': take doctor, status, quota, report, session, homes, "
+        "gpuspawner: there is no command 'bogus': use doctor, status, quota, report, session, homes, "
         "plan, broker\n"
     )
 
@@ -369,10 +369,10 @@ class Volumes:
     ("arguments", "status", "said"),
     [
         (["homes", "--json"], 0, '"user": "ada"'),
-        (["homes", "remove", "ada"], 1, "would remove gpuspawner-home-ada (5.0 MiB): say --yes to do it"),
+        (["homes", "remove", "ada"], 1, "would remove gpuspawner-home-ada (5.0 MiB): add --yes to do it"),
         (["homes", "remove", "ada", "--yes"], 0, "removed gpuspawner-home-ada"),
         (["homes", "remove", "ben"], 1, "'ben' has no home here"),
-        (["homes", "remove"], 1, "say `list`, `archive USER …` or `remove USER …`"),
+        (["homes", "remove"], 1, "use `list`, `archive USER …` or `remove USER …`"),
     ],
 )
 def test_homes(

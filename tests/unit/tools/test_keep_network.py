@@ -59,8 +59,8 @@ def test_a_network_that_was_removed_is_created_again_and_said(caplog: pytest.Log
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        "The labs' network labs was gone (docker network rm, or a prune), and with it the hub's address "
-        "10.213.0.1: both are there again. 'docker system prune' and 'docker network prune' spare it with "
+        "The labs' network labs was removed (docker network rm, or a prune), and with it the hub's address "
+        "10.213.0.1: both are back. 'docker system prune' and 'docker network prune' keep it with "
         '--filter "label!=gpuspawner.network"'
     )
 
@@ -88,7 +88,7 @@ def test_what_cant_be_repaired_is_said_once_and_tried_again(caplog: pytest.LogCa
     machine.bridge = True
     assert keeper.look(12.0) == LOOK_SECONDS
     assert [(record.levelname, record.getMessage().partition(":")[0]) for record in caplog.records] == [
-        ("WARNING", "Docker doesn't say whether the network is there, retrying"),
+        ("WARNING", "Docker doesn't say whether the network exists, retrying"),
         ("ERROR", "Servers can't start, and may not reach the hub"),
         (
             "ERROR",

@@ -1,4 +1,4 @@
-"""What a user's quota says to a request; asked by the allocator, under its lock."""
+"""Checks a request against the user's quota; the allocator calls it under its lock."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from .rulebook import Rulebook
 
 
 class Gate(Protocol):
-    """Who may have a lease beside those that they have."""
+    """Decides whether a user may have another lease beside those that they have."""
 
     async def admit(self, request: GpuRequest, leases: Sequence[Lease]) -> None:
-        """Raises a Refusal if the request is too much beside `leases`, all living ones of this user."""
+        """Raises a Refusal if the request exceeds the quota; `leases` are all living leases of this user."""
         ...
 
     async def refused(self, leases: Sequence[Lease]) -> list[tuple[Lease, Refusal]]:
-        """Of one user's living leases those that may not wait any longer, each with the reason."""
+        """Those of one user's living leases that may no longer wait, each with the reason."""
         ...
 
 
 class Floor(Protocol):
-    """What is held at this moment: the allocator."""
+    """What is held now: the allocator."""
 
     def leases(self) -> tuple[Lease, ...]:
         """All living leases."""
@@ -48,7 +48,7 @@ class Floor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """A start that has to make room for a lab session: when it ends, and what its user is told."""
+    """A new server that has to end for a lab session: when it ends, and the message to its user."""
 
     ends_at: datetime
     sentence: str
@@ -206,14 +206,14 @@ class QuotaGate:
 
 
 def _taken(living: Iterable[Lease]) -> Counter[tuple[str, str]]:
-    """How many leases hold devices, by tier and group."""
+    """The number of leases that hold devices, by tier and group."""
     return Counter(
         (lease.tier, group) for lease in living if lease.state.holds_devices for group in lease.groups
     )
 
 
 def holding_of(lease: Lease) -> Holding:
-    """What a living lease counts for."""
+    """What a living lease counts for in the quota."""
     return Holding(
         server=lease.server,
         ask=Ask(lease.tier, lease.want),
