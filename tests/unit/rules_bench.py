@@ -10,6 +10,7 @@ from typing import Any
 
 from gpuspawner.broker.api.rules import rule_routes
 from gpuspawner.broker.api.socket import Site, bind_socket, make_app
+from gpuspawner.broker.decide.gpu_use import GpuUse
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
 from gpuspawner.broker.leases.gate import QuotaGate
@@ -81,7 +82,7 @@ class Served:
             gate=gate,
             allocator=self.allocator,
             service=service,
-            utilization=lambda: {GPU0.uuid: 0.0, GPU1.uuid: None},
+            gpu_use=lambda lease: GpuUse(GPU1.uuid not in lease.device_uuids),
             idle=IdleRules(),
             clock=times.now,
         )

@@ -19,6 +19,7 @@ from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
 from ..core.quota import Quota
+from ..core.units import utc_now
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
@@ -26,6 +27,7 @@ from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .decide.book import QueueRules
 from .decide.fairshare import FairShare
+from .decide.gpu_use import GpuUse, gpu_use
 from .decide.pooling import Pooling
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
@@ -277,17 +279,20 @@ class GpuBroker(Application):
         return queue_rules(self.gate, fair, self.site.queue_patience)
 
     def _make_endings(self) -> Endings:
-        usage = self.enforcement.usage
         parts = EndingParts(
             rulebook=self.rulebook,
             gate=self.gate,
             allocator=self.allocator,
             service=self.service,
-            utilization=lambda: {uuid: each.utilization_percent for uuid, each in usage().items()},
+            gpu_use=self._gpu_use,
             idle=self.idle,
             timezone=self.site.timezone,
         )
         return Endings(parts, self.log)
+
+    def _gpu_use(self, lease: Lease) -> GpuUse:
+        devices = {device.uuid: device for device in self.enforcement.node_facts().devices}
+        return gpu_use(lease, devices, self.enforcement.usage(), utc_now())
 
     def _make_late(self) -> LateDevices:
         parts = LateParts(
