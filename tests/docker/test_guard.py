@@ -396,7 +396,7 @@ async def test_whose_container_uses_a_shared_gpu_and_who_only_holds_memory(lab: 
     busy, holds = anna.sleeper("trains"), ben.sleeper("forgotten")
     lines = [lab.script.process(busy, GIB), lab.script.process(holds, 40 * GIB)]
     lines += [lab.script.use(busy), lab.script.use(os.getpid())]
-    monitor = UsageMonitor(lab.inventory, logging.getLogger("test"), UsageSettings(0.5))
+    monitor = UsageMonitor(lab.inventory, logging.getLogger("test"), UsageSettings(5))
     monitor.watch([A], frozenset({anna.id, ben.id}))
     began = utc_now()
     await monitor.round()

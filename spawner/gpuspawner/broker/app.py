@@ -50,7 +50,7 @@ from .lock import BrokerLock
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
-from .pages import serve_pages
+from .pages import public_rules, serve_pages
 
 RETRY_SECONDS = 0.5
 """So soon comes the next round after one that failed."""
@@ -251,7 +251,8 @@ class GpuBroker(Application):
         try:
             await self._look()
             servers.append(self._serve_socket())
-            servers.extend(serve_pages(self._view(), self.config))
+            rules = public_rules(self._site(), self.rules, self.endings)
+            servers.extend(serve_pages(self._view(), self.config, rules))
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
@@ -412,14 +413,17 @@ class GpuBroker(Application):
         )
         return View(self.allocator, about)
 
-    def _serve_socket(self) -> HTTPServer:
+    def _site(self) -> Site:
         waits, simulated = self.site.queue_timeout, self.facts.simulated
         timeouts = {
             tier.name: tier.queue_timeout_seconds
             for tier in self.tiers
             if tier.queue_timeout_seconds is not None
         }
-        site = Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
+        return Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
+
+    def _serve_socket(self) -> HTTPServer:
+        site = self._site()
         server = HTTPServer(
             make_app(site, rule_routes(site, self.rules, self.endings)), max_body_size=MAX_BODY_BYTES
         )

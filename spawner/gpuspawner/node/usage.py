@@ -97,7 +97,9 @@ class UsageMonitor:
         if asking:
             await asyncio.wait(asking, timeout=self._settings.interval_seconds)
         for uuid, asked in self._asked.items():
-            if asked is None or not asked.done():
+            if asked is None:  # another round has just read it
+                continue
+            if not asked.done():
                 self._usage.pop(uuid, None)
                 continue
             self._asked[uuid] = None

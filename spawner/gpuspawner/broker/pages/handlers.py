@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import responses
 from pathlib import Path
@@ -44,6 +45,10 @@ class Site:
     clock: Clock = utc_now
 
 
+Route = tuple[str, type[RequestHandler], dict[str, Any]]
+MoreRoutes = Callable[[Site], list[Route]]
+
+
 def make_handlers(
     broker: BrokerView,
     prefix: str,
@@ -51,11 +56,13 @@ def make_handlers(
     look: Look | None = None,
     hub_auth: HubOAuth | None = None,
     hub: str | None = None,
-) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
+    more: MoreRoutes | None = None,
+) -> list[Route]:
     """The routes below `prefix` ("/services/gpu/"), for a tornado Application made with `make_settings()`.
 
     `look` brings the site's own templates; `hub_auth` is jupyterhub's own, from the environment of a
-    hub's service, unless given; `hub` is the broker's name for this hub, where several share it.
+    hub's service, unless given; `hub` is the broker's name for this hub, where several share it. `more` gives
+    further routes below the prefix.
     """
     prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"
     site = Site(broker, prefix, look or Look(), hub_auth or HubOAuth.instance(), hub)
@@ -69,6 +76,7 @@ def make_handlers(
         (f"{prefix}health", HealthHandler, {}),
         (f"{prefix}oauth_callback", CallbackHandler, wanted),
         (f"{prefix}static/(.*)", AssetHandler, {"path": str(STATIC_DIR)}),
+        *(() if more is None else more(site)),
         (f"{prefix}api/.*", UnknownApiHandler, wanted),
         (f"{prefix}.*", UnknownPageHandler, wanted),
     ]
@@ -100,19 +108,19 @@ class Discreet(RequestHandler):
         return f"{self.request.method} {self.request.path}"
 
 
-class HubHandler(HubOAuthenticated, Discreet):
+class HubUser(HubOAuthenticated, Discreet):
     """A request whose sender the hub knows: cookie after OAuth, or a token in the Authorization header.
 
     jupyterhub's own `get_current_user` waits for the hub and stops the event loop meanwhile, on which
     leases and their holds live; so the hub is asked in `prepare`, with a time limit.
     """
 
-    site: Site
     viewer: Viewer
+    hub: str | None = None
 
-    def initialize(self, site: Site) -> None:
-        self.site = site
-        self.hub_auth = site.hub_auth
+    def know(self, site: Site) -> None:
+        """Takes from it how the hub is asked; before `prepare`."""
+        self.hub_auth, self.hub = site.hub_auth, site.hub
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Security-Policy", "frame-ancestors 'none'")
@@ -131,7 +139,7 @@ class HubHandler(HubOAuthenticated, Discreet):
             self.current_user = None
             raise HTTPError(403, "%s", refused) from refused
         self.current_user = model
-        self.viewer = viewer_of(model, self.site.hub)
+        self.viewer = viewer_of(model, self.hub)
 
     async def _ask_hub(self) -> dict[str, Any] | None:
         """The user model, None for nobody. Raises HTTPError 503 if the hub can't say."""
@@ -156,6 +164,16 @@ class HubHandler(HubOAuthenticated, Discreet):
         return _SENTENCES.get(status_code, responses.get(status_code, "Unknown error"))
 
 
+class HubHandler(HubUser):
+    """One that answers from the broker's documents."""
+
+    site: Site
+
+    def initialize(self, site: Site) -> None:
+        self.site = site
+        self.know(site)
+
+
 _SENTENCES = {
     401: "Log in first: send a JupyterHub API token as 'Authorization: token …', or reload the page.",
     403: "Your account may not see this. Ask the admin of this hub.",
@@ -173,7 +191,7 @@ _REASONS = {
 }
 
 
-class ApiHandler(HubHandler):
+class ApiUser(HubUser):
     """Answers JSON, errors too, and never sends a program to a login page."""
 
     def set_default_headers(self) -> None:
@@ -192,6 +210,10 @@ class ApiHandler(HubHandler):
         reason = _REASONS.get(status_code, "error")
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps({"reason": reason, "message": self.sentence(status_code)}))
+
+
+class ApiHandler(ApiUser, HubHandler):
+    """JSON from the broker's documents."""
 
 
 class StatusHandler(ApiHandler):
