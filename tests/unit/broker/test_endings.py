@@ -94,7 +94,13 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(path: Path, times: Any) -> AsyncIterator[Bench]:
+def path(database: str) -> str:
+    """Where the ledger is: each test runs on SQLite and on PostgreSQL."""
+    return database
+
+
+@pytest.fixture
+async def bench(path: str, times: Any) -> AsyncIterator[Bench]:
     times.wall = times.wall.replace(year=2026, month=11, day=26, hour=8)  # a Thursday, 9 o'clock in Berlin
     ledger = times.make_ledger(path)
     await ledger.open()
