@@ -1,7 +1,7 @@
-"""The living leases, their queue and their devices in memory: what follows from a change, and its entry.
+"""The living leases, their queue and their devices in memory: computes the effects of a change and enters it.
 
-No clock, no ledger, no lock: the allocator asks what would be (`placed`, `with_notice`), commits that, and
-enters it. Closed leases leave no trace here.
+No clock, no ledger, no lock: the allocator computes what would follow (`placed`, `with_notice`), commits it,
+and enters it. Closed leases are not kept.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
+from typing import TypeVar
 
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
@@ -26,13 +27,15 @@ from .queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, com
 from .sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 
+K = TypeVar("K")
+
 _USING = frozenset({LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.RELEASING})
 """States in which a lease uses its devices; one that is asleep keeps its place and uses none."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueRules:
-    """What the site says of the queue.
+    """The site's rules for the queue.
 
     `claim` gives each lease's; `sessions` the capacity that is kept for groups, at a moment in seconds since
     1970. Without `fair` there is no fair share: requests of equal priority are served by arrival.
@@ -45,7 +48,7 @@ class QueueRules:
 
 
 class Book:
-    """Who holds what and who waits, on these devices; `rules` say in which order."""
+    """The leases that hold or wait for these devices; `rules` give the order of the queue."""
 
     def __init__(
         self,
@@ -63,6 +66,9 @@ class Book:
         self._now = 0.0
         self._leases: dict[str, Lease] = {}
         self._by_server: dict[tuple[str, str, str], dict[str, None]] = {}
+        self._by_user: dict[tuple[str, str], dict[str, None]] = {}
+        self._obstacles: dict[tuple[Want, str], str] = {}
+        """By want and group; as of the last change of anything, which empties it."""
         self._arrivals = 0
 
     def lease(self, lease_id: str) -> Lease | None:
@@ -79,19 +85,19 @@ class Book:
 
     def of_user(self, hub: str, user: str) -> tuple[Lease, ...]:
         """The living leases of all servers of a user, in the order of arrival."""
-        return tuple(each for each in self._leases.values() if (each.hub, each.user) == (hub, user))
+        return tuple(self._leases[each] for each in self._by_user.get((hub, user), ()))
 
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
         return tuple(self._leases[each] for each in self._devices.holders(uuid))
 
     def place_of(self, lease_id: str) -> Place | None:
-        """Where a lease stands in the queue, or None if it does not wait."""
+        """The place of a lease in the queue, or None if it does not wait."""
         return self._queue.place_of(lease_id, self._now, self._devices.healthy)
 
     @property
     def may_pass(self) -> bool:
-        """Whether a request that comes may be served before one that waits."""
+        """Whether a new request may be served before one that waits."""
         return self._rules.fair is not None or self._queue.has_priorities
 
     @property
@@ -104,26 +110,32 @@ class Book:
         return self._devices.terms(uuid)
 
     def known(self, want: Want) -> int:
-        """How many devices suit `want`, leased, free or withdrawn."""
+        """How many devices suit `want`, whether leased, free or out of service."""
         return self._devices.known(want)
 
     def obstacle(self, lease_id: str) -> str:
-        """Why a waiting lease can't be served whatever its place; "" if it can, or if it doesn't wait.
+        """Why a waiting lease can't be served in any place; "" if it can, or if it doesn't wait.
 
         Too few of its devices are in service, or those that are free are kept for a lab session.
         """
         lease = self._leases.get(lease_id)
         if lease is None or lease.state is not LeaseState.WAITING:
             return ""
-        if not servable(lease.want, self._devices.healthy):
-            return notice.out_of_service(lease.want, self._devices.unhealthy(lease.want))
-        group, kinds = self._claim(lease).group, self._devices.kinds
+        key = lease.want, self._claim(lease).group
+        if key not in self._obstacles:
+            self._obstacles[key] = self._obstacle(*key)
+        return self._obstacles[key]
+
+    def _obstacle(self, want: Want, group: str) -> str:
+        if not servable(want, self._devices.healthy):
+            return notice.out_of_service(want, self._devices.unhealthy(want))
+        kinds = self._devices.kinds
         kept = [
             each
             for each in self._rules.sessions(self._now)
-            if each.applies(self._now) and each.group != group and competes(each.want, lease.want, kinds)
+            if each.applies(self._now) and each.group != group and competes(each.want, want, kinds)
         ]
-        if not kept or place(lease.want, self._devices.rooms()) is None:
+        if not kept or place(want, self._devices.rooms()) is None:
             return ""
         first = min(kept, key=lambda each: each.begins_seconds)
         times = (datetime.fromtimestamp(each, UTC) for each in (first.begins_seconds, first.ends_seconds))
@@ -139,7 +151,7 @@ class Book:
         return Capacity(free, total, self._queue.count(want))
 
     def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
-        """Whether so many leases of each want fit on the healthy devices once nobody else is there."""
+        """Whether this many leases of each want fit on the healthy devices if no other lease holds any."""
         rooms = self._devices.healthy_rooms().values()
         return fits(wanted, grouped(replace(room, shares=()) for room in rooms))
 
@@ -165,7 +177,7 @@ class Book:
         return self._devices.can_hold(lease)
 
     def exceeded_by(self, lease: Lease) -> bool:
-        """Whether what `lease` would hold is more than a device has left, whatever its pool gives."""
+        """Whether `lease` would hold more than a device has left, whatever its pool gives."""
         return self._devices.exceeded_by(lease)
 
     def shares(self, lease: Lease) -> tuple[Share, ...]:
@@ -199,7 +211,7 @@ class Book:
         return Snapshot(devices, self.leases(), queue)
 
     def line(self) -> Line:
-        """What the waits are estimated from, as of the last change."""
+        """The input for estimates of waits, as of the last change."""
         sessions = tuple(
             Session(holding, self._leases[lease_id].tier, self._began[lease_id])
             for lease_id, holding in self._held.items()
@@ -210,14 +222,20 @@ class Book:
         return Line(rooms, all_rooms, sessions, waiting, tiers, self.may_pass)
 
     def arrival(self, lease: Lease) -> Arrival:
-        """A lease that has just come, and which part of the queue is before it."""
+        """A lease as it came a moment ago, and which part of the queue is before it.
+
+        The part is empty for a lease that came to wait and is no longer in the queue.
+        """
         place, waiting = self.place_of(lease.id), self._waiting(lease, 0)
-        before = None if place is None or place.waiting < 2 else (place.position - 1) / (place.waiting - 1)
+        before = 0.0 if place is None and lease.state is LeaseState.WAITING else None
+        if place is not None and place.waiting > 1:
+            before = (place.position - 1) / (place.waiting - 1)
         return Arrival(lease.created_at.timestamp(), waiting, lease.tier, before)
 
     def read_claims(self) -> None:
         """Ask the rules again what each lease may claim: the queue and the ends of sessions follow."""
         self._claims.clear()
+        self._obstacles.clear()
         for waiting in self._queue.in_order():
             self._queue.remove(waiting.lease_id)
             self._queue.add(self._waiting(self._leases[waiting.lease_id], waiting.number))
@@ -228,9 +246,10 @@ class Book:
             self._held[lease_id] = replace(holding, ends_seconds=ends, group=claim.group)
 
     def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
-        """Devices that were not found before; a lease that held one all along goes on with it."""
+        """Add devices that were not found before; a lease that already held one keeps it."""
         for device in devices:
             self._devices.add(device, terms.get(device.uuid, WHOLE), self.holders(device.uuid))
+        self._obstacles.clear()
         self._queue.set_kinds(self._devices.kinds)
 
     def health(self, uuid: str) -> DeviceHealth | None:
@@ -238,8 +257,9 @@ class Book:
         return self._devices.health(uuid) if uuid in self._devices else None
 
     def set_health(self, health: DeviceHealth) -> bool:
-        """Withdraw a device or take it back; whether anything changed."""
+        """Take a device out of service or back into it. Returns whether anything changed."""
         self._queue.changed()
+        self._obstacles.clear()
         return self._devices.set_health(health)
 
     def placed(
@@ -252,7 +272,7 @@ class Book:
     ) -> list[Lease]:
         """The waiting leases that get devices now, in the order in which they get them, as they will be.
 
-        Supposing that `freed` was given back, that `without` no longer waits, and that `newcomer` came last.
+        This assumes that `freed` was given back, `without` no longer waits, and `newcomer` came last.
         """
         self._pass_time(now)
         freed = tuple(freed)
@@ -276,7 +296,7 @@ class Book:
     def with_fractions(self, lease: Lease) -> Lease:
         """The lease with its node, and with the part of each of its devices that it is charged with.
 
-        What it has of them stays; a device that is not known leaves it without.
+        Parts that it already has stay; for an unknown device there is no part.
         """
         if lease.device_fractions or not lease.device_uuids or self.missing(lease):
             return lease
@@ -297,7 +317,7 @@ class Book:
         return self._devices.terms(device.uuid).gpu_fraction(device.memory_bytes, share.memory_bytes)
 
     def with_notice(self, lease: Lease) -> Lease:
-        """The lease with the notice that its devices' health calls for; if they are well, another stays."""
+        """The lease with the notice about its devices' health; if they are healthy, another notice stays."""
         if not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
             return lease
         states = [(self._devices.device(each), self._devices.health(each)) for each in lease.device_uuids]
@@ -307,7 +327,7 @@ class Book:
         return replace(lease, notice=told)
 
     def enter(self, lease: Lease) -> None:
-        """The lease is now like this: new, changed or closed."""
+        """Enter the lease: new, changed or closed."""
         before = self._leases.get(lease.id)
         waited = before is not None and before.state is LeaseState.WAITING
         waits = lease.state is LeaseState.WAITING
@@ -316,19 +336,19 @@ class Book:
         if waits and not waited:
             self._arrivals += 1
             self._queue.add(self._waiting(lease, self._arrivals))
+        self._obstacles.clear()
         self._pass_time(lease.since)
         self._move_shares(before, lease)
         self._count_use(lease)
-        server = (lease.hub, lease.user, lease.server)
         if lease.state is not LeaseState.CLOSED:
             self._leases[lease.id] = lease
-            self._by_server.setdefault(server, {})[lease.id] = None
+            self._by_server.setdefault((lease.hub, lease.user, lease.server), {})[lease.id] = None
+            self._by_user.setdefault((lease.hub, lease.user), {})[lease.id] = None
         elif before is not None:
             del self._leases[lease.id]
             self._claims.pop(lease.id, None)
-            del self._by_server[server][lease.id]
-            if not self._by_server[server]:
-                del self._by_server[server]
+            _drop(self._by_server, (lease.hub, lease.user, lease.server), lease.id)
+            _drop(self._by_user, (lease.hub, lease.user), lease.id)
 
     def _move_shares(self, before: Lease | None, lease: Lease) -> None:
         held = before is not None and before.state.holds_devices
@@ -341,11 +361,12 @@ class Book:
             del self._held[lease.id], self._began[lease.id]
 
     def _pass_time(self, now: datetime) -> None:
-        """Time went on; the order by use may be another one now. A clock that goes back is not followed."""
+        """Time has passed, so the order by use may have changed. A clock that goes back is ignored."""
         seconds = now.timestamp()
         if seconds > self._now:
             self._now = seconds
             self._queue.changed()
+            self._obstacles.clear()
 
     def _claim(self, lease: Lease) -> Claim:
         if lease.id not in self._claims:
@@ -357,7 +378,7 @@ class Book:
         return Waiting(number, lease.id, lease.want, lease.user, since, self._rules.claim(lease))
 
     def _holdings(self, freed: Sequence[Share]) -> tuple[Holding, ...]:
-        """Who holds devices, and until when; without the lease that gives back `freed`."""
+        """The leases that hold devices, and until when; without the lease that gives back `freed`."""
         held = list(self._held.values())
         if not freed:
             return tuple(held)
@@ -370,14 +391,14 @@ class Book:
         return tuple(held)
 
     def _holding(self, lease: Lease) -> Holding:
-        """What a lease that begins to hold devices keeps, and until when at the latest."""
+        """The shares that a lease begins to hold, and the latest time of its end."""
         claim = self._claim(lease)
         seconds = claim.session_seconds
         ends = None if seconds is None else lease.since.timestamp() + seconds
         return Holding(lease.id, self._devices.shares(lease), ends, claim.group)
 
     def _count_use(self, lease: Lease) -> None:
-        """The user's and the group's use go on, or end, from the moment of this change on."""
+        """The user's and the group's use begin, continue or end with this change."""
         if self._rules.fair is None:
             return
         at, counts = lease.since.timestamp(), lease.state in _USING
@@ -387,6 +408,13 @@ class Book:
         elif not counts and lease.id in self._counted:
             user, group, devices = self._counted.pop(lease.id)
             self._rules.fair.hold(user, group, -devices, at)
+
+
+def _drop(index: dict[K, dict[str, None]], key: K, lease_id: str) -> None:
+    """Take a lease out of an index, and the key with the last of its leases."""
+    del index[key][lease_id]
+    if not index[key]:
+        del index[key]
 
 
 def with_shares(lease: Lease, shares: Sequence[Share]) -> Lease:

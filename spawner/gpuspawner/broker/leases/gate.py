@@ -1,7 +1,8 @@
-"""What a user's quota says to a request; asked by the allocator, under its lock."""
+"""Checks a request against the user's quota; the allocator calls it under its lock."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,19 +23,19 @@ from .rulebook import Rulebook
 
 
 class Gate(Protocol):
-    """Who may have a lease beside those that they have."""
+    """Decides whether a user may have another lease beside those that they have."""
 
     async def admit(self, request: GpuRequest, leases: Sequence[Lease]) -> None:
-        """Raises a Refusal if the request is too much beside `leases`, all living ones of this user."""
+        """Raises a Refusal if the request exceeds the quota; `leases` are all living leases of this user."""
         ...
 
     async def refused(self, leases: Sequence[Lease]) -> list[tuple[Lease, Refusal]]:
-        """Of one user's living leases those that may not wait any longer, each with the reason."""
+        """Those of one user's living leases that may no longer wait, each with the reason."""
         ...
 
 
 class Floor(Protocol):
-    """What is held at this moment: the allocator."""
+    """What is held now: the allocator."""
 
     def leases(self) -> tuple[Lease, ...]:
         """All living leases."""
@@ -47,7 +48,7 @@ class Floor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """A start that has to make room for a lab session: when it ends, and what its user is told."""
+    """A new server that has to end for a lab session: when it ends, and the message to its user."""
 
     ends_at: datetime
     sentence: str
@@ -126,24 +127,20 @@ class QuotaGate:
         """Notes when the start ends for a lab session. Raises SessionReserved if there is too little time."""
         if self.floor is None:
             return
-        now, living = self._clock(), self.floor.leases()
-        self._caps = {lease.id: cap for lease in living if (cap := self.cap_of(lease.id)) is not None}
+        now, living = self._clock(), {lease.id: lease for lease in self.floor.leases()}
+        self._caps = {lease_id: cap for lease_id, cap in self._caps.items() if lease_id in living}
+        others = [kept for kept in self.kept.near(now) if kept.group not in request.groups]
+        taken = _taken(living.values()) if others else Counter()
         in_the_way = [
             kept
-            for kept in self.kept.near(now)
-            if kept.group not in request.groups and self._lacks(request.want, kept, living, now)
+            for kept in others
+            if self._lacks(request.want, kept, kept.kept(now, taken[kept.tier, kept.group]))
         ]
         seconds, sentence = longest_start(now, allowed.session_seconds, in_the_way)
         if sentence:
             self._caps[request.lease_id] = Cap(now + timedelta(seconds=seconds), sentence)
 
-    def _lacks(self, want: Want, kept: Reservation, living: Sequence[Lease], now: datetime) -> bool:
-        taken = sum(
-            lease.tier == kept.tier and kept.group in lease.groups
-            for lease in living
-            if lease.state.holds_devices
-        )
-        count = kept.kept(now, taken)
+    def _lacks(self, want: Want, kept: Reservation, count: int) -> bool:
         wanted = next(tier.want for tier in self._rulebook.known.tiers if tier.name == kept.tier)
         return count > 0 and self.floor is not None and self.floor.lacks(want, wanted, count)
 
@@ -208,8 +205,15 @@ class QuotaGate:
         return [spend(budget, intervals, entries, now) for budget in allowed.budgets]
 
 
+def _taken(living: Iterable[Lease]) -> Counter[tuple[str, str]]:
+    """The number of leases that hold devices, by tier and group."""
+    return Counter(
+        (lease.tier, group) for lease in living if lease.state.holds_devices for group in lease.groups
+    )
+
+
 def holding_of(lease: Lease) -> Holding:
-    """What a living lease counts for."""
+    """What a living lease counts for in the quota."""
     return Holding(
         server=lease.server,
         ask=Ask(lease.tier, lease.want),

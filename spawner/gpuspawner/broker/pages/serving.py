@@ -1,4 +1,4 @@
-"""The pages' HTTP server: on the address that the hub gave to its service."""
+"""The pages' HTTP server: on the address that the hub gave its service."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAX_BODY_BYTES = 512 * 1024
 
 
 def serve_pages(view: BrokerView, config: Config, more: MoreRoutes | None = None) -> list[HTTPServer]:
-    """A server that listens; none where no hub started this. `more` are further routes.
+    """A listening server; none if no hub started this process. `more` are further routes.
 
-    Raises ConfigError if the port is taken.
+    Raises ConfigError if the port is in use.
     """
     url = os.environ.get("JUPYTERHUB_SERVICE_URL")
     if not url:
@@ -38,6 +38,6 @@ def serve_pages(view: BrokerView, config: Config, more: MoreRoutes | None = None
     except OSError as error:
         raise ConfigError(
             f"The GPU page can't listen on {url}: {error.strerror}. Set another port for the service "
-            "in jupyterhub_config.py, or end what uses this one"
+            "in jupyterhub_config.py, or stop the program that uses this one"
         ) from error
     return [server]

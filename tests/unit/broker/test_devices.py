@@ -1,0 +1,58 @@
+"""The devices and who holds which share of them: what would be free if shares were given back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+
+from gpuspawner.broker.decide.devices import Devices
+from gpuspawner.broker.decide.placement import Room, Share, kind_of
+from gpuspawner.broker.decide.sharing_rules import SharingRules
+from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState
+from gpuspawner.core.want import Mode, Want
+
+from tests.unit.lease_examples import lease
+
+GIB = 1 << 30
+RULES = SharingRules("slices", Mode.SLICE, 4)
+GPU = Device("GPU-0", "H100", 80 * GIB, index=0)
+SLICE = Want(1, mode=Mode.SLICE, memory_bytes=20 * GIB)
+
+
+def held(number: int, compute_percent: float) -> Lease:
+    """A lease with 19 GiB of the GPU."""
+    whole = lease(str(number) * 32, LeaseState.RUNNING, GPU.uuid)
+    return replace(whole, want=SLICE, memory_bytes=19 * GIB, compute_percent=compute_percent)
+
+
+def full(*compute_percent: float) -> tuple[Devices, list[Share]]:
+    """One GPU of which leases with these percentages hold 19 GiB each; the shares in their order."""
+    devices = Devices([GPU], {GPU.uuid: RULES})
+    leases = [held(number, percent) for number, percent in enumerate(compute_percent)]
+    for each in leases:
+        devices.hold(each)
+    return devices, [share for each in leases for share in devices.shares(each)]
+
+
+def test_several_freed_shares_of_one_device_are_all_given_back() -> None:
+    """The room is there once, with what is left after all of them; the devices stay as they are."""
+    devices, shares = full(20.0, 21.0, 22.0, 23.0)
+    kind = kind_of(GPU, RULES)
+    for count in range(1, 5):
+        for freed in combinations(shares, count):
+            left = tuple(each for each in shares if each not in freed)
+            assert devices.rooms(freed) == {kind: [Room(GPU, left, RULES)]}
+            assert devices.healthy_rooms(freed) == {GPU.uuid: Room(GPU, left, RULES)}
+    assert devices.rooms() == {kind: []}
+
+
+def test_equal_shares_are_given_back_one_by_one() -> None:
+    """Two leases with the same share of a device: giving it back twice leaves two of four."""
+    devices, shares = full(25.0, 25.0, 25.0, 25.0)
+    assert devices.rooms(shares[:2]) == {kind_of(GPU, RULES): [Room(GPU, tuple(shares[2:]), RULES)]}
+
+
+def test_what_is_freed_on_a_device_out_of_service_is_not_open() -> None:
+    devices, shares = full(20.0, 21.0, 22.0, 23.0)
+    devices.set_health(DeviceHealth(GPU.uuid, healthy=False, reason="Xid 79"))
+    assert devices.rooms(shares) == {kind_of(GPU, RULES): []}
