@@ -114,7 +114,7 @@ def parse_quota(subject: Subject, raw: Mapping[str, object], known: Known, where
         close = get_close_matches(unknown[0], LIMIT_KEYS, 1)
         advice = f'write "{close[0]}"' if close else f"use {', '.join(LIMIT_KEYS)}"
         raise ConfigError(f"{where}: there is no key {unknown[0]!r}: {advice}")
-    _check_group(subject, known, where)
+    check_group(subject, known, where)
     limits = Limits(
         tiers=_parse_tiers(raw.get("tiers"), known, where),
         leases=_parse_count(raw, "leases", where),
@@ -256,7 +256,8 @@ def _seconds(hours: float | None) -> float | None:
     return None if hours is None else hours * 3600
 
 
-def _check_group(subject: Subject, known: Known, where: str) -> None:
+def check_group(subject: Subject, known: Known, where: str) -> None:
+    """Raises ConfigError if the subject is a group that the hub doesn't have, as far as that is known."""
     if subject.kind is not SubjectKind.GROUP or known.groups is None or subject.name in known.groups:
         return
     close = get_close_matches(subject.name, sorted(known.groups), 1)

@@ -194,6 +194,7 @@ class SessionsDocument(Message):
 
     sessions: tuple[SessionDocument, ...]
     problems: tuple[str, ...]
+    timezone: str = Field(description="the time zone of a new session that names none, as the broker has it")
 
 
 class ExtendedDocument(Message):

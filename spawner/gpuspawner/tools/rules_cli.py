@@ -91,10 +91,23 @@ class RuleCommand(Command):
 
         return asyncio.run(run())
 
+    def sessions(self) -> SessionsDocument:
+        """All lab sessions. Raises Refusal, ConfigError, BrokerUnavailable."""
+        return self.ask(lambda client: client.ask("/sessions", SessionsDocument))
+
+    def zone(self) -> str:
+        """The site's time zone as the broker has it: without --config this command has only the default."""
+        return self.sessions().timezone
+
     @property
     def author(self) -> str:
         """Who types this."""
         return getpass.getuser()
+
+    def say(self, sentence: str) -> None:
+        """Prints what was done; nothing with --json."""
+        if not self.json:
+            print(sentence)
 
     def _fail(self, status: int, sentence: str) -> None:
         self.exit_status = status
@@ -154,6 +167,7 @@ class Quota(RuleCommand):
             subject=str(subject_from_text(words[0])), values=values, author=self.author, reason=self.reason
         )
         self.ask(lambda client: client.tell("POST", "/quotas", change))
+        self.say(f"Set: {change.subject} may have {_pairs(values)}")
 
     def _remove(self, words: Sequence[str]) -> None:
         if len(words) != 1:
@@ -162,6 +176,9 @@ class Quota(RuleCommand):
             subject=str(subject_from_text(words[0])), author=self.author, reason=self.reason
         )
         self.ask(lambda client: client.tell("DELETE", "/quotas", removal))
+        self.say(
+            f"Removed: for {removal.subject}, what c.GpuSite.quotas and the hub's groups say applies again"
+        )
 
     def _grant(self, words: Sequence[str]) -> None:
         try:
@@ -174,6 +191,8 @@ class Quota(RuleCommand):
             subject=str(subject_from_text(subject)), gpu_hours=hours, author=self.author, reason=self.reason
         )
         self.ask(lambda client: client.tell("POST", "/grants", grant))
+        change = f"{abs(hours):g} GPU-hours {'more' if hours > 0 else 'less'}"
+        self.say(f"Granted: {grant.subject} has {change} in the present period")
 
 
 class Report(RuleCommand):
@@ -233,7 +252,7 @@ class Report(RuleCommand):
         return {"": self._show}
 
     def _show(self, _words: Sequence[str]) -> None:
-        zone = self.settings().site.timezone
+        zone = self.zone()
         query = {"by": self.by, "timezone": zone}
         if self.first_day:
             query["start"] = _midnight(_day(self.first_day), zone)
@@ -281,17 +300,17 @@ class Session(RuleCommand):
         }
 
     def _list(self, _words: Sequence[str]) -> None:
-        self._print(self.ask(lambda client: client.ask("/sessions", SessionsDocument)))
+        self._print(self.sessions())
 
     def _add(self, words: Sequence[str]) -> None:
         name, values = _name_and_values(words, self.usage)
         missing = [key for key in ("group", "tier", "seats", "when") if key not in values]
         if missing:
             raise BadOption(f"The lab session needs {missing[0]}=…: {self.usage}")
-        present = self.ask(lambda client: client.ask("/sessions", SessionsDocument))
+        present = self.sessions()
         if any(each.session["name"] == name for each in present.sessions):
             raise BadOption(f"There is a lab session {name!r} already: change it, or use another name.")
-        self._save({"name": name, "timezone": self.settings().site.timezone}, values)
+        self._save({"name": name, "timezone": present.timezone}, values)
 
     def _change(self, words: Sequence[str]) -> None:
         name, values = _name_and_values(words, self.usage)
@@ -306,6 +325,7 @@ class Session(RuleCommand):
             return
         cancel = SessionCancel(author=self.author, reason=self.reason)
         self.ask(lambda client: client.tell("DELETE", f"/sessions/{quote(name)}", cancel))
+        self.say(f"Cancelled: the lab session {name} doesn't meet any more")
 
     def _calendar(self, _words: Sequence[str]) -> None:
         print(self.ask(lambda client: client.text("/sessions/calendar")), end="")
@@ -327,7 +347,7 @@ class Session(RuleCommand):
         self._print(self.ask(lambda client: client.ask("/sessions/calendar", SessionsDocument, body)))
 
     def _known(self, name: str) -> dict[str, Any]:
-        answer = self.ask(lambda client: client.ask("/sessions", SessionsDocument))
+        answer = self.sessions()
         found = [each.session for each in answer.sessions if each.session["name"] == name]
         if not found:
             names = ", ".join(repr(each.session["name"]) for each in answer.sessions) or "none"
@@ -335,12 +355,13 @@ class Session(RuleCommand):
         return dict(found[0])
 
     def _save(self, base: dict[str, Any], values: Mapping[str, str]) -> None:
-        today = datetime.now(ZoneInfo(self.settings().site.timezone)).date()
+        today = datetime.now(ZoneInfo(base["timezone"])).date()
         change = SessionChange(
             session=session_document(base, values, today), author=self.author, reason=self.reason
         )
         taken = self.ask(lambda client: client.ask("/sessions", SessionDocument, change))
-        self._print(SessionsDocument(sessions=(taken,), problems=()))
+        zone = taken.session["timezone"]
+        self._print(SessionsDocument(sessions=(taken,), problems=(), timezone=zone))
 
     def _print(self, answer: SessionsDocument) -> None:
         if self.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import date, time
 
@@ -22,6 +23,8 @@ TEN = time(10)
         ("Wed, Mon and friday 14:15 - 15:45", When((0, 2, 4), None, time(14, 15), 5400.0)),
         ("mo/tu 9-10", When((0, 1), None, time(9), 3600.0)),
         ("daily 22-2", When((0, 1, 2, 3, 4, 5, 6), None, time(22), 14400.0)),
+        ("daily 21-9", When((0, 1, 2, 3, 4, 5, 6), None, time(21), 43200.0)),
+        ("daily 0-24", When((0, 1, 2, 3, 4, 5, 6), None, time(0), 86400.0)),
         ("weekdays 8-24", When((0, 1, 2, 3, 4), None, time(8), 57600.0)),
         ("2026-12-01 10:00-12:00", When((), date(2026, 12, 1), TEN, 7200.0)),
     ],
@@ -35,6 +38,13 @@ def test_what_people_write(text: str, when: When) -> None:
 )
 def test_what_cannot_be_read_is_answered_with_examples(text: str) -> None:
     with pytest.raises(BadOption, match=r'"Mondays 10-12"'):
+        parse_when(text)
+
+
+@pytest.mark.parametrize("text", ["Mon 12-10", "Mon 10-10", "2026-12-01 21-9:01", "Mon 0-0"])
+def test_an_end_before_the_beginning_is_a_night_of_at_most_12_hours(text: str) -> None:
+    sentence = f"The time {text!r} ends before it begins: write the end after the beginning, like "
+    with pytest.raises(BadOption, match=re.escape(sentence)):
         parse_when(text)
 
 

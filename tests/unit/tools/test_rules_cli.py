@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,10 @@ def lines(text: str) -> list[list[str]]:
 def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:
     assert typed("quota", "set", "group:students", "devices=2", "gpu_hours=10", "--reason", "exam week") == (
         0,
-        "",
+        "Set: group:students may have devices=2, gpu_hours=10\n",
         "",
     )
-    assert typed("quota", "set", "user:ada", "tiers=cpu") == (0, "", "")
+    assert typed("quota", "set", "user:ada", "tiers=cpu") == (0, "Set: user:ada may have tiers=cpu\n", "")
     status, out, _ = typed("quota", "show")
     assert status == 0
     me = getpass.getuser()
@@ -74,7 +75,11 @@ def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:
         [lines(out)[6][0], "group:students", "devices=2, gpu_hours=10", me, "exam week"],
         [lines(out)[7][0], "user:ada", "tiers=cpu", me],
     ]
-    assert typed("quota", "remove", "group:students") == (0, "", "")
+    assert typed("quota", "remove", "group:students") == (
+        0,
+        "Removed: for group:students, what c.GpuSite.quotas and the hub's groups say applies again\n",
+        "",
+    )
     shown = json.loads(typed("quota", "show", "group:students", "--json")[1])
     assert shown["quotas"] == [
         {"subject": "group:students", "limits": {"devices": 1}, "settings": {"devices": 1}, "changed": {}}
@@ -177,7 +182,8 @@ def test_lab_sessions_are_added_changed_and_cancelled(typed: Typed, tmp_path: Pa
     calendar = typed("session", "calendar")[1]
     assert "BEGIN:VCALENDAR" in calendar
     (tmp_path / "out.ics").write_text(calendar)
-    assert typed("session", "cancel", "cs231n")[0] == 0
+    cancelled = "Cancelled: the lab session cs231n doesn't meet any more\n"
+    assert typed("session", "cancel", "cs231n") == (0, cancelled, "")
     assert "There is no lab session 'cs231n': there are 'ml'." in typed("session", "cancel", "cs231n")[2]
     assert typed("session", "import", str(tmp_path / "out.ics"))[0] == 0
     assert json.loads(typed("session", "list", "--json")[1])["sessions"] == listed
@@ -206,6 +212,43 @@ def test_what_a_session_cannot_be_is_a_sentence(typed: Typed, words: list[str], 
     status, _, err = typed("session", *words)
     assert status == 1
     assert sentence in err
+
+
+def test_grants_are_confirmed(typed: Typed) -> None:
+    given = ("--reason", "the machine was down")
+    assert typed("quota", "grant", "user:ada", "5", *given) == (
+        0,
+        "Granted: user:ada has 5 GPU-hours more in the present period\n",
+        "",
+    )
+    assert typed("quota", "grant", "user:ada", "-1.5", *given)[1] == (
+        "Granted: user:ada has 1.5 GPU-hours less in the present period\n"
+    )
+    assert typed("quota", "grant", "user:ada", "5", *given, "--json") == (0, "", "")
+
+
+def test_the_time_zone_is_the_broker_s(served: Served, typed: Typed) -> None:
+    """A command without the site's settings has the zone of traitlets' default, UTC."""
+    served.config.write_text(f"c.GpuSite.socket_path = {served.socket!r}\n")
+    when = ("when=Mondays 10-12", "from=2026-11-26")
+    status, out, _ = typed("session", "add", "a", "group=students", "tier=gpu", "seats=1", *when)
+    assert (status, lines(out)[2][3]) == (0, "Mondays 10:00–12:00 (Europe/Berlin)")
+    day = json.loads(typed("report", "--start=2026-11-26", "--end=2026-11-26", "--json")[1])
+    assert (day["start"], day["end"], day["timezone"]) == (
+        "2026-11-25T23:00:00Z", "2026-11-26T23:00:00Z", "Europe/Berlin",
+    )  # fmt: skip
+
+
+def test_a_session_is_for_a_group_that_the_hub_has(served: Served, typed: Typed) -> None:
+    rulebook = served.rules.rulebook
+    rulebook.known = replace(rulebook.known, groups=frozenset({"students"}))
+    lab = ("tier=gpu", "seats=1", "when=Mondays 10-12", "from=2026-11-26")
+    sentence = (
+        "gpuspawner session: The lab session 'a': the hub has no group 'student': write \"group\": "
+        '"students", or add it to c.JupyterHub.load_groups, like "student": {"users": []}.\n'
+    )
+    assert typed("session", "add", "a", "group=student", *lab) == (1, "", sentence)
+    assert typed("session", "add", "a", "group=students", *lab)[0] == 0
 
 
 def test_what_is_typed_lies_over_what_there_is() -> None:

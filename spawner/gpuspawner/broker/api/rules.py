@@ -228,7 +228,12 @@ class SessionsHandler(RuleHandler):
     async def get(self) -> None:
         """All lab sessions, and when they meet next."""
         listed = tuple(session_document(*each) for each in self.rules.sessions())
-        self.send(SessionsDocument(sessions=listed, problems=self.rules.rulebook.rules.problems))
+        rulebook = self.rules.rulebook
+        self.send(
+            SessionsDocument(
+                sessions=listed, problems=rulebook.rules.problems, timezone=rulebook.known.timezone
+            )
+        )
 
     @answering
     async def post(self) -> None:
@@ -269,7 +274,8 @@ class CalendarHandler(RuleHandler):
         taken = await self.rules.import_calendar(body.calendar, defaults, body.author, body.reason)
         names = {session.name for session in taken}
         listed = tuple(session_document(*each) for each in self.rules.sessions() if each[0].name in names)
-        self.send(SessionsDocument(sessions=listed, problems=()))
+        zone = self.rules.rulebook.known.timezone
+        self.send(SessionsDocument(sessions=listed, problems=(), timezone=zone))
 
 
 class ExtendHandler(RuleHandler):

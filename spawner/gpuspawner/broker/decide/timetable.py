@@ -17,6 +17,8 @@ from .period import WEEKDAYS
 _CODES = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 _TIMES = re.compile(r"^(?P<days>.*?)\s*(?P<from>\d{1,2}(?::\d{2})?)\s*[-–]\s*(?P<to>\d{1,2}(?::\d{2})?)$")
 _EXAMPLES = '"Mondays 10-12", "Mon, Wed 14:15-15:45", "daily 9-11" or "2026-12-01 10:00-12:00"'
+_LONGEST_NIGHT_MINUTES = 12 * 60
+"""A class over midnight is at most this long: an end before the beginning is a slip otherwise ("12-10")."""
 _UNTIL = re.compile(r"UNTIL=(\d{8})(T\d{6}(Z?))?", re.IGNORECASE)
 _FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")
 
@@ -32,7 +34,11 @@ class When:
 
 
 def parse_when(text: str) -> When:
-    """The time of a class. Raises BadOption, with examples, for text that can't be read."""
+    """The time of a class. Raises BadOption, with examples, for text that can't be read.
+
+    An end that isn't after the beginning is on the next day, if the class then lasts 12 hours or less; else
+    it is refused. An end of 24 is midnight.
+    """
     match = _TIMES.match(" ".join(text.split()))
     if match is None:
         raise BadOption(f"The time {text!r} can't be read: write it like {_EXAMPLES}.")
@@ -41,8 +47,15 @@ def parse_when(text: str) -> When:
     except ValueError:
         raise BadOption(f"The time {text!r} has no such hour: write it like {_EXAMPLES}.") from None
     minutes = (ends.hour * 60 + ends.minute) - (begins.hour * 60 + begins.minute)
-    if minutes <= 0:
+    if match["to"] in ("24", "24:00"):
+        minutes += 24 * 60
+    elif minutes <= 0:
         minutes += 24 * 60  # over midnight
+        if minutes > _LONGEST_NIGHT_MINUTES:
+            raise BadOption(
+                f"The time {text!r} ends before it begins: write the end after the beginning, like "
+                f'{_EXAMPLES}. Over midnight a session lasts up to 12 hours, like "Mondays 22-2".'
+            )
     weekdays, day = _days(match["days"].strip(), text)
     return When(weekdays, day, begins, minutes * 60.0)
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from ...config.quotas import limits_to_json, subject_from_text
+from ...config.quotas import check_group, limits_to_json, subject_from_text
 from ...config.sessions import session_from_json, session_to_json
 from ...core.decision import Decision, DecisionKind
 from ...core.errors import BadOption, ConfigError, LeaseConflict, NotAllowed, Refusal
 from ...core.model import LeaseState
-from ...core.quota import UNLIMITED, Allowance, Quota, Subject, Window
+from ...core.quota import UNLIMITED, Allowance, Quota, Subject, SubjectKind, Window
 from ...core.session import LabSession, Meeting
 from ...core.units import Clock, utc_now
 from ..decide.budget import Spent
@@ -224,10 +224,18 @@ class RuleService:
 
     def _checked(self, document: Mapping[str, Any], others: Sequence[LabSession]) -> LabSession:
         session = session_from_json(document, self.rulebook.known)
+        self._check_group(session)
         if session.rule:
             session = replace(session, rule=checked_rule(session.rule, session.timezone))
         check_session(session, others, self._fits, self._clock())
         return session
+
+    def _check_group(self, session: LabSession) -> None:
+        group = Subject(SubjectKind.GROUP, session.group)
+        try:
+            check_group(group, self.rulebook.known, f"The lab session {session.name!r}")
+        except ConfigError as error:
+            raise BadOption(f"{error}.") from None
 
     def _fits(self, wanted: Mapping[str, int]) -> bool:
         wants = {tier.name: tier.want for tier in self.rulebook.known.tiers}
