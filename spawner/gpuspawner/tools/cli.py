@@ -209,17 +209,28 @@ class Homes(Command):
             found = homes.list_homes(call, homes.patterns_of(settings.config))
             if verb == "list":
                 self._show(found)
+                if not found:
+                    print(f"gpuspawner homes: {homes.why_none(call, settings.config)}", file=sys.stderr)
             elif verb in ("archive", "remove") and users:
+                if not found:
+                    raise ConfigError(homes.why_none(call, settings.config))
                 self._change(verb, call, homes.of_users(found, users), image_references(settings))
             else:
                 raise ConfigError("use `list`, `archive USER …` or `remove USER …`")
-        except (ConfigError, EngineFault, OSError) as error:
-            self.exit_status = 1
-            print(f"gpuspawner homes: {error}", file=sys.stderr)
+        except (ConfigError, EngineFault) as error:
+            self._fail(str(error))
+        except OSError as error:
+            self._fail(f"{error.filename or self.to} can't be written: {error.strerror}")
+
+    def _fail(self, sentence: str) -> None:
+        self.exit_status = 1
+        print(f"gpuspawner homes: {sentence}", file=sys.stderr)
 
     def _show(self, found: tuple[homes.HomeVolume, ...]) -> None:
         if self.json:
             print(json.dumps([asdict(home) for home in found], indent=1))
+            return
+        if not found:
             return
         shown = table("Homes", "User", "Size", "In use", "Volume")
         for home in found:

@@ -17,6 +17,7 @@ from typing import Any
 from traitlets.config import Config
 
 from ..core.errors import ConfigError, EngineFault
+from ..hub.names import escape_name
 
 DEFAULT_VOLUMES = {"{prefix}-home-{username}": "/home/jovyan"}
 DEFAULT_PREFIX = "gpuspawner"
@@ -45,13 +46,46 @@ def patterns_of(config: Config) -> tuple[re.Pattern[str], ...]:
 
     Raises ConfigError if a function of the site creates the names.
     """
+    settings = _settings_of(config)
+    if "format_volume_name" in settings:
+        raise ConfigError("c.DockerSpawner.format_volume_name is set: homes can't be found by their names")
+    return _patterns(settings, re.escape(_prefix_of(settings)))
+
+
+def why_none(call: Call, config: Config) -> str:
+    """What to say where no home was found: the prefix that was looked for, and others that Docker has.
+
+    Raises EngineFault.
+    """
+    settings = _settings_of(config)
+    prefix = _prefix_of(settings)
+    patterns = _patterns(settings, "(?P<prefix>.+?)")
+    names = [volume["Name"] for volume in call("volumes").get("Volumes") or ()]
+    hits = (each.fullmatch(name) for name in names for each in patterns if "prefix" in each.groupindex)
+    others = sorted({hit["prefix"] for hit in hits if hit} - {prefix})
+    if not others:
+        return f"Docker has no home of the hub {prefix!r}"
+    return (
+        f"Docker has no home of the hub {prefix!r}, but volumes that look like homes of "
+        f"{' and '.join(map(repr, others))}: set GPUSPAWNER_NAME as it was set when the hub was started, "
+        f"like GPUSPAWNER_NAME={others[0]}, or give the hub's settings with --config"
+    )
+
+
+def _settings_of(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for section in ("DockerSpawner", "GpuDockerSpawner"):
         if config.has_key(section):
             settings.update(config[section])
-    if "format_volume_name" in settings:
-        raise ConfigError("c.DockerSpawner.format_volume_name is set: homes can't be found by their names")
-    prefix = str(settings.get("prefix", DEFAULT_PREFIX))
+    return settings
+
+
+def _prefix_of(settings: Mapping[str, Any]) -> str:
+    return str(settings.get("prefix", DEFAULT_PREFIX))
+
+
+def _patterns(settings: Mapping[str, Any], prefix: str) -> tuple[re.Pattern[str], ...]:
+    """The patterns of the homes' names; `prefix` is the pattern of their prefix."""
     volumes = settings.get("volumes", DEFAULT_VOLUMES)
     templates = volumes if isinstance(volumes, Mapping) else {}
     found = (_pattern(str(template), prefix) for template in templates)
@@ -62,14 +96,15 @@ def _pattern(template: str, prefix: str) -> re.Pattern[str] | None:
     """The pattern of a template that names the user; None for a folder of the host or a shared volume."""
     if template.startswith("/"):
         return None
-    pattern, has_user = "", False
+    pattern, has_user, has_prefix = "", False, False
     for text, field, _, _ in Formatter().parse(template):
         pattern += re.escape(text)
         if field in _USER_FIELDS:
             pattern += "(?P=user)" if has_user else "(?P<user>.+)"
             has_user = True
         elif field == "prefix":
-            pattern += re.escape(prefix)
+            pattern += ".*" if has_prefix else prefix
+            has_prefix = True
         elif field is not None:
             pattern += ".*"
     return re.compile(pattern) if has_user else None
@@ -88,21 +123,38 @@ def list_homes(call: Call, patterns: tuple[re.Pattern[str], ...]) -> tuple[HomeV
 
 
 def of_users(homes: tuple[HomeVolume, ...], users: list[str]) -> tuple[HomeVolume, ...]:
-    """The homes of these users, or with these volume names. Raises ConfigError if one has none."""
-    chosen = tuple(home for home in homes if home.user in users or home.name in users)
-    known = {home.user for home in chosen} | {home.name for home in chosen}
-    missing = [user for user in users if user not in known]
-    if missing:
-        raise ConfigError(f"{missing[0]!r} has no home here: `gpuspawner homes` lists them")
-    return chosen
+    """The homes of these users, as they log in or as the list shows them, or with these volume names.
+
+    Raises ConfigError if one has none, or if a name stands for two users.
+    """
+    chosen: set[HomeVolume] = set()
+    for user in users:
+        theirs = [home for home in homes if home.name == user or home.user in (user, _escaped(user))]
+        if not theirs:
+            raise ConfigError(f"{user!r} has no home here: `gpuspawner homes` lists them")
+        if len({home.user for home in theirs}) > 1:
+            names = " or ".join(sorted(home.name for home in theirs))
+            raise ConfigError(f"{user!r} may be two users here: give the name of the volume, {names}")
+        chosen.update(theirs)
+    return tuple(home for home in homes if home in chosen)
+
+
+def _escaped(user: str) -> str:
+    """The name of a user, as they type it, as it stands in the volume's name; the hub makes it lower case."""
+    return escape_name(user.lower())
 
 
 def archive(call: Call, home: HomeVolume, folder: Path, image: str) -> Path:
-    """Writes the home as `<volume>.tar` into `folder`, which must exist; an older file of that name stays.
+    """Writes the home as `<volume>.tar` into `folder`; an older file of that name stays.
 
-    A container of `image` is made for it and never started. Raises EngineFault, OSError.
+    A container of `image` is made for it and never started. Raises ConfigError without the folder and where
+    the file exists, EngineFault, OSError.
     """
     target = folder / f"{home.name}.tar"
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}: create it, or give another one with --to=FOLDER")
+    if target.exists():
+        raise ConfigError(f"{target} exists and is kept: move it, or give another folder with --to=FOLDER")
     host = call(
         "create_host_config", binds={home.name: {"bind": _MOUNTED_AT, "mode": "ro"}}, network_mode="none"
     )

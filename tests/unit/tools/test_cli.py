@@ -362,7 +362,21 @@ class Volumes:
 
     def call_here(self, method: str, *args: Any, **kwargs: Any) -> Any:
         home = {"Name": "gpuspawner-home-ada", "UsageData": {"Size": 5 << 20, "RefCount": 0}}
-        return {"Volumes": [home]} if method == "df" else None
+        return {"Volumes": [home]} if method in ("df", "volumes") else None
+
+
+def test_homes_where_none_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "DockerEngine", Volumes)
+    config = tmp_path / "config.py"
+    config.write_text('c.GpuDockerSpawner.prefix = "course"\n')
+    said = "gpuspawner homes: Docker has no home of the hub 'course'"
+    for arguments, status, out in ((["--json"], 0, "[]\n"), ([], 0, ""), (["remove", "ada"], 1, "")):
+        assert cli.main(["homes", *arguments, "--config", str(config)]) == status
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err.startswith(said), "'gpuspawner'" in shown.err) == (out, True, True)
 
 
 @pytest.mark.parametrize(
@@ -372,6 +386,7 @@ class Volumes:
         (["homes", "remove", "ada"], 1, "would remove gpuspawner-home-ada (5.0 MiB): add --yes to do it"),
         (["homes", "remove", "ada", "--yes"], 0, "removed gpuspawner-home-ada"),
         (["homes", "remove", "ben"], 1, "'ben' has no home here"),
+        (["homes", "archive", "ada", "--to=/none"], 1, "no image is set"),
         (["homes", "remove"], 1, "use `list`, `archive USER …` or `remove USER …`"),
     ],
 )

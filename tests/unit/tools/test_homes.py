@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.core.errors import ConfigError, EngineFault
-from gpuspawner.tools.homes import HomeVolume, archive, list_homes, of_users, patterns_of, remove
+from gpuspawner.tools.homes import HomeVolume, archive, list_homes, of_users, patterns_of, remove, why_none
 from traitlets.config import Config
 
 ADA = HomeVolume("gpuspawner-home-ada", "ada", 5 << 30, True)
@@ -111,9 +111,39 @@ def test_half_an_archive_is_no_archive_and_an_older_one_stays(tmp_path: Path) ->
     old = tmp_path / "gpuspawner-home-ben.tar"
     old.write_bytes(b"old")
     docker = Docker(create_container={"Id": "c1"}, get_archive=((part for part in (b"new",)), {}))
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ConfigError, match=r"gpuspawner-home-ben.tar exists and is kept: move it, or give"):
         archive(docker, BEN, tmp_path, "lab:1")
     assert old.read_bytes() == b"old"
+    assert docker.calls == []
+
+
+def test_an_archive_needs_its_folder(tmp_path: Path) -> None:
+    docker = Docker()
+    with pytest.raises(ConfigError, match=r"there is no folder .*/none: create it, or give another one"):
+        archive(docker, BEN, tmp_path / "none", "lab:1")
+    assert docker.calls == []
+
+
+def test_where_no_home_is_found_the_other_prefixes_are_named() -> None:
+    volumes = {"Volumes": [{"Name": "course-a-home-ada"}, {"Name": "b-home-ben"}, {"Name": "data"}]}
+    assert why_none(Docker(volumes=volumes), Config()) == (
+        "Docker has no home of the hub 'gpuspawner', but volumes that look like homes of 'b' and 'course-a': "
+        "set GPUSPAWNER_NAME as it was set when the hub was started, like GPUSPAWNER_NAME=b, or give the "
+        "hub's settings with --config"
+    )
+    config = Config({"GpuDockerSpawner": {"prefix": "x", "volumes": {"home-{username}": "/home"}}})
+    for docker in (Docker(volumes=volumes), Docker(volumes={"Volumes": None})):
+        assert why_none(docker, config) == "Docker has no home of the hub 'x'"
+
+
+def test_users_are_named_as_they_log_in() -> None:
+    lovelace = HomeVolume("gpuspawner-home-ada-20lovelace", "ada-20lovelace", 1, False)
+    assert of_users((ADA, lovelace), ["Ada Lovelace"]) == (lovelace,)
+    assert of_users((ADA, lovelace), ["ada-20lovelace"]) == (lovelace,)
+    other = HomeVolume("gpuspawner-home-ada-2d20lovelace", "ada-2d20lovelace", 1, False)
+    with pytest.raises(ConfigError, match="'ada-20lovelace' may be two users here: give the name of the"):
+        of_users((lovelace, other), ["ada-20lovelace"])
+    assert of_users((lovelace, other), [lovelace.name]) == (lovelace,)
 
 
 def test_a_home_is_removed_unless_it_is_in_use() -> None:
