@@ -66,6 +66,8 @@ class NetworkSeen:
     subnets: tuple[str, ...]
     isolated: bool
     """Whether its containers can't reach each other."""
+    running: tuple[str, ...]
+    """The names of the running containers in it."""
 
 
 def look_at(call: Call, name: str) -> NetworkSeen | None:
@@ -75,7 +77,9 @@ def look_at(call: Call, name: str) -> NetworkSeen | None:
         return None
     subnets = tuple(str(entry["Subnet"]) for entry in _ipam_of(found) if entry.get("Subnet"))
     options = found.get("Options") or {}
-    return NetworkSeen(subnets, options.get("com.docker.network.bridge.enable_icc") == "false")
+    running = sorted(str(each.get("Name", "")) for each in (found.get("Containers") or {}).values())
+    isolated = options.get("com.docker.network.bridge.enable_icc") == "false"
+    return NetworkSeen(subnets, isolated, tuple(running))
 
 
 def ensure_network(call: Call, name: str, subnet: str) -> str:

@@ -60,6 +60,33 @@ def test_what_is_wrong_with_it(changes: dict[str, Any], level: Level, text: str)
     assert finding.remedy
 
 
+def test_a_network_that_containers_use_is_not_to_be_removed() -> None:
+    started = (
+        "The hub was probably started with GPUSPAWNER_SUBNET=10.9.0.0/24: set it (c.GpuDockerSpawner.subnet) "
+        "for this command, too; if the network belongs to another hub, give this hub a GPUSPAWNER_NAME of "
+        "its own"
+    )
+    remedies = [
+        finding.remedy
+        for running in ((), ("lab-ada",), ("lab-ada", "lab-ben"), ("a", "b", "c"))
+        for finding in said(subnets=("10.9.0.0/24",), running=running)
+    ]
+    assert remedies == [
+        f"{started}; if nobody needs it, `docker network rm labs`",
+        f"{started}. Don't remove it: lab-ada runs in it",
+        f"{started}. Don't remove it: lab-ada and 1 other run in it",
+        f"{started}. Don't remove it: a and 2 others run in it",
+    ]
+
+
+def test_the_containers_of_a_broken_network_are_stopped_first() -> None:
+    remedies = [said(address_here=False, running=names)[0].remedy for names in ((), ("lab-ada", "lab-ben"))]
+    assert remedies == [
+        "Run `docker network rm labs`: it is created again",
+        "Stop its containers (lab-ada, lab-ben), then run `docker network rm labs`: it is created again",
+    ]
+
+
 def test_before_the_first_start_a_missing_network_is_no_problem() -> None:
     missing = replace(GOOD, present=False)
     for broker in (None, BrokerFacts("/run/broker.sock", error="isn't running")):

@@ -58,6 +58,8 @@ class NetworkFacts:
     hub_listens: bool = False
     """Whether the hub listens on the host's address in it."""
     address_here: bool = False
+    running: tuple[str, ...] = ()
+    """The names of the running containers in it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ def read_network(config: Config) -> NetworkFacts | None:
         isolated=found.isolated if found else True,
         hub_listens=hub_listens,
         address_here=has_address(address),
+        running=found.running if found else (),
     )
 
 
@@ -63,15 +64,14 @@ def network_findings(facts: Facts) -> Iterator[Finding]:
             Level.NOTE,
             _SUBJECT,
             f"{network.name!r} has the addresses {', '.join(network.subnets)}, not {network.subnet}",
-            f"Nothing, if it is your own; else `docker network rm {network.name}`, or set "
-            "c.GpuDockerSpawner.subnet",
+            _other_subnet(network),
         )
     elif network.hub_listens and not network.address_here:
         yield Finding(
             Level.PROBLEM,
             _SUBJECT,
             f"the hub's address {gateway_of(network.subnet)} isn't on this machine: nobody reaches the hub",
-            f"Run `docker network rm {network.name}`: it is created again",
+            f"{_stop(network)} `docker network rm {network.name}`: it is created again",
         )
     elif not network.isolated:
         yield Finding(
@@ -82,3 +82,29 @@ def network_findings(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield Finding(Level.OK, _SUBJECT, f"{network.name!r}, {network.subnet}; no lab reaches another")
+
+
+def _other_subnet(network: NetworkFacts) -> str:
+    """What to do about a network of the right name with other addresses, which is probably another hub's."""
+    started = (
+        f"The hub was probably started with GPUSPAWNER_SUBNET={network.subnets[0]}: set it "
+        "(c.GpuDockerSpawner.subnet) for this command, too"
+        if network.subnets
+        else "Nothing, if the network is your own"
+    )
+    own = "if the network belongs to another hub, give this hub a GPUSPAWNER_NAME of its own"
+    if network.running:
+        return f"{started}; {own}. Don't remove it: {_runs(network)} in it"
+    return f"{started}; {own}; if nobody needs it, `docker network rm {network.name}`"
+
+
+def _stop(network: NetworkFacts) -> str:
+    return f"Stop its containers ({', '.join(network.running)}), then run" if network.running else "Run"
+
+
+def _runs(network: NetworkFacts) -> str:
+    """Who is in the network, with the verb: "lab-ada runs", "lab-ada and 11 others run"."""
+    first, others = network.running[0], len(network.running) - 1
+    if not others:
+        return f"{first} runs"
+    return f"{first} and {others} other{'s' if others > 1 else ''} run"
