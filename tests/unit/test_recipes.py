@@ -20,7 +20,7 @@ COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.split
 
 
 def test_there_are_recipes() -> None:
-    assert (len(SETTINGS), len(COMMANDS)) == (7, 15)
+    assert (len(SETTINGS), len(COMMANDS)) == (8, 15)
 
 
 @pytest.mark.parametrize("text", SETTINGS)

@@ -9,10 +9,12 @@ from gpuspawner.core.errors import ConfigError, EngineFault
 from gpuspawner.hub.network import (
     Addresses,
     LabNetwork,
+    NetworkSeen,
     ensure_network,
     free_address,
     gateway_of,
     has_address,
+    look_at,
     network_settings,
 )
 from hypothesis import given
@@ -73,6 +75,17 @@ def test_the_network_is_made_once_and_then_left_alone() -> None:
     client: Any = Networks(None)
     assert [ensure_network(client, "labs", "10.213.0.0/20") for _ in range(2)] == ["10.213.0.1"] * 2
     assert client.created == [{**network_settings("labs", "10.213.0.0/20"), "check_duplicate": True}]
+
+
+def test_what_docker_has_of_the_network() -> None:
+    document = {
+        "IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}]},
+        "Options": {"com.docker.network.bridge.enable_icc": "false"},
+        "Containers": {"2": {"Name": "lab-ben"}, "1": {"Name": "lab-ada"}},
+    }
+    assert look_at(Networks(document), "labs") == NetworkSeen(("10.9.0.0/24",), True, ("lab-ada", "lab-ben"))
+    assert look_at(Networks({"Containers": None}), "labs") == NetworkSeen((), False, ())
+    assert look_at(Networks(None), "labs") is None
 
 
 @pytest.mark.parametrize(
