@@ -102,6 +102,7 @@ def combine(
         budgets=_budgets(own, list(of_groups.values()), everybody),
         session_seconds=_or(limits.session_seconds, UNLIMITED),
         extend_seconds=_or(limits.extend_seconds, 0.0),
+        minimum_seconds=_or(limits.minimum_seconds, 0.0),
         weight=_or(counts.weight, _or(everybody.weight, 1.0)),
         priority=_or(limits.priority, 0),
         group=group if counts is not own else str(Subject(SubjectKind.USER, user)),
@@ -232,6 +233,7 @@ def _most_generous(several: Sequence[Limits]) -> Limits:
         slices=_greatest([each.slices for each in several]),
         session_seconds=_greatest([each.session_seconds for each in several]),
         extend_seconds=_greatest([each.extend_seconds for each in several]),
+        minimum_seconds=_greatest([each.minimum_seconds for each in several]),
         priority=max((each.priority for each in several if each.priority is not None), default=None),
     )
 
