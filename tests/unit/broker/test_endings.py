@@ -210,7 +210,7 @@ async def test_a_lab_session_moves_out_nobody_within_their_minimum(bench: Bench)
 
 
 async def test_where_all_are_within_their_minimum_the_first_goes_once_it_is_over(bench: Bench) -> None:
-    """Both came at 9:05 and may stay until 10:35; the class begins at 10:00, its place is kept for an hour."""
+    """Both came at 9:05 and may stay until 10:35; the class begins at 10:00, its place is kept until 11."""
     await bench.rules.save_session({**LAB, "lead_seconds": 0, "grace_seconds": 3600}, "noether", "")
     bench.times.pass_seconds(300)
     await bench.run(1, "kept")
