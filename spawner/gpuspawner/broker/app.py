@@ -262,7 +262,7 @@ class GpuBroker(Application):
                 loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
             loops.append(asyncio.create_task(pruning.run(), name="pruning"))
-            gc.freeze()  # what stays, such as modules and rules, is not looked through again by each collection
+            gc.freeze()  # what stays (modules, rules) is not looked through again by each collection
             self._say_ready(len(pooling.devices))
             await stop.wait()
             self.log.info("The broker ends; leases stay in the ledger and running servers go on")
