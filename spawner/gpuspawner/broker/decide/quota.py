@@ -19,6 +19,7 @@ from ...core.errors import (
     QuotaTier,
     Refusal,
 )
+from ...core.model import Lease, LeaseState
 from ...core.quota import ALL_TIERS, UNLIMITED, Allowance, Budget, Limits, Quota, Subject, SubjectKind
 from ...core.want import Mode, Want
 from .budget import Spent, best, describe_spent
@@ -57,6 +58,16 @@ class Holding:
     ask: Ask
     waits: bool = False
     ends: bool = False
+
+
+def holding_of(lease: Lease) -> Holding:
+    """What a living lease counts for."""
+    return Holding(
+        server=lease.server,
+        ask=Ask(lease.tier, lease.want),
+        waits=lease.state is LeaseState.WAITING,
+        ends=lease.state is LeaseState.RELEASING,
+    )
 
 
 def allowance(
@@ -151,10 +162,20 @@ def survivors(
     judged: dict[int, Refusal | None] = {}
     for index, each in enumerate(holdings):
         found = refusals(allowed, each.ask, kept, spent, now) if each.waits else []
-        judged[index] = found[0] if found else None
+        judged[index] = _while_waiting(allowed, each, found[0]) if found else None
         if each.waits and not found:
             kept.append(each)
     return [(each, judged[index]) for index, each in enumerate(holdings)]
+
+
+def _while_waiting(allowed: Allowance, holding: Holding, refusal: Refusal) -> Refusal:
+    """The refusal in the words of one who waits already."""
+    if not isinstance(refusal, QuotaTier):
+        return refusal
+    return QuotaTier(
+        f"The tier {holding.ask.tier!r} was taken out of your quota while you waited for it: choose "
+        f"{_choices(allowed.tiers)}."
+    )
 
 
 def tier_sentence(allowed: Allowance, tier: str) -> str:

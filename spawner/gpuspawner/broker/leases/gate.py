@@ -14,7 +14,7 @@ from ...core.units import Clock, utc_now
 from ...core.want import Want
 from ..decide.budget import Spent, applying, spend
 from ..decide.period import window_at
-from ..decide.quota import Ask, Holding, check, survivors
+from ..decide.quota import Ask, check, holding_of, survivors
 from ..decide.sessions import Reservation, longest_start
 from ..ledger import Ledger
 from .kept import KeptPlaces
@@ -206,13 +206,3 @@ class QuotaGate:
         intervals = await self._ledger.intervals(since, hub, user)
         entries = applying(self._rulebook.rules.entries, user, groups)
         return [spend(budget, intervals, entries, now) for budget in allowed.budgets]
-
-
-def holding_of(lease: Lease) -> Holding:
-    """What a living lease counts for."""
-    return Holding(
-        server=lease.server,
-        ask=Ask(lease.tier, lease.want),
-        waits=lease.state is LeaseState.WAITING,
-        ends=lease.state is LeaseState.RELEASING,
-    )
