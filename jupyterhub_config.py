@@ -20,7 +20,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from gpuspawner import check_settings
+from gpuspawner import HUB_TEMPLATES, check_settings
 from gpuspawner.hub.network import gateway_of
 
 c = get_config()  # noqa: F821  (JupyterHub and the broker define it)
@@ -38,7 +38,8 @@ c.ConfigurableHTTPProxy.command = os.environ.get("GPUSPAWNER_PROXY", "configurab
 c.ConfigurableHTTPProxy.pid_file = str(state_dir / "proxy.pid")
 
 # 2. The proxy passes it to the hub. The hub listens on the host's address in the labs' own network, so
-#    that labs reach it and nobody outside does. `make hub` creates that network before the hub starts.
+#    that labs reach it and nobody outside does. `make hub` creates that network before the hub starts; the
+#    service `network` below creates it again if somebody removes it.
 c.JupyterHub.hub_ip = gateway_of(subnet)
 c.JupyterHub.hub_port = port + 2
 
@@ -79,7 +80,8 @@ if "GPUSPAWNER_SIMULATED" in os.environ:
 
 # 6. The broker hands out the GPUs: a process of its own, which the hub starts, with a keeper that starts
 #    it again if it is killed. It has the GPU page too.
-#    The second one pulls what images are missing, in the background, and then sleeps.
+#    The second one keeps the labs' network, the third pulls what images are missing, in the background,
+#    and then sleeps.
 environment = {  # what this file and Docker's client read, without the passwords
     key: value
     for key, value in os.environ.items()
@@ -94,6 +96,12 @@ c.JupyterHub.services = [
         "environment": environment,
         "oauth_client_allowed_scopes": ["custom:gpu:read", "admin-ui"],  # admin-ui: only the menu's entry
         "oauth_no_confirm": True,
+    },
+    {
+        "name": "network",
+        "display": False,
+        "command": [sys.executable, "-m", "gpuspawner.tools.keep_network", "--config", config_file],
+        "environment": environment,
     },
     {
         "name": "images",
@@ -117,6 +125,9 @@ c.GpuDockerSpawner.network_name = name
 c.GpuDockerSpawner.subnet = subnet
 # Who waits for a GPU counts as a pending spawn: a limit here would turn away those behind them.
 c.JupyterHub.concurrent_spawn_limit = 0
+
+# The page of a server that waits is ours: its Stop button stops that server. Put your own paths before it.
+c.JupyterHub.template_paths = [HUB_TEMPLATES]
 
 # 8. What outlives a restart. Running servers do: neither a stop nor a crash of the hub ends them.
 c.JupyterHub.cleanup_servers = False

@@ -44,7 +44,7 @@ def clean(name: str, homes: bool) -> None:
             for volume in volumes:
                 volume.remove()
             current.note = f"{len(volumes)} deleted" if homes else "kept (HOMES=1 deletes them)"
-        for network in client.networks.list(filters={"label": f"gpuspawner.tools.make_network={name}"}):
+        for network in client.networks.list(filters={"label": f"gpuspawner.network={name}"}):
             network.remove()
         client.close()
     except (APIError, DockerException) as error:

@@ -10,8 +10,10 @@ import re
 import secrets
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpuspawner.core.errors import ConfigError
@@ -40,11 +42,13 @@ class Demo:
     password: str
     admin_password: str
     config: Path = CONFIG
+    base_url: str = "/"
+    """The path of `c.JupyterHub.bind_url`, which a file of one's own may set."""
 
     @property
     def url(self) -> str:
         """Where the browser goes."""
-        return f"http://127.0.0.1:{self.port}/"
+        return f"http://127.0.0.1:{self.port}{self.base_url}"
 
     @property
     def log(self) -> Path:
@@ -87,6 +91,25 @@ def read_demo(environ: Mapping[str, str]) -> Demo:
         admin_password=admin_password,
         config=_config(Path(environ.get("GPUSPAWNER_CONFIG") or CONFIG)),
     )
+
+
+def with_base_url(demo: Demo) -> Demo:
+    """The settings with the base URL of the hub's config file, which is read in a process of its own."""
+    read = (
+        "import sys; from pathlib import Path; from urllib.parse import urlsplit\n"
+        "from traitlets.config.loader import Config, PyFileConfigLoader\n"
+        "path = Path(sys.argv[1])\n"
+        "hub = PyFileConfigLoader(path.name, str(path.parent)).load_config().get('JupyterHub', Config())\n"
+        "print(hub.get('base_url') or urlsplit(str(hub.get('bind_url', ''))).path or '/')\n"
+    )
+    environment = {**os.environ, **demo.environment()}
+    command = [sys.executable, "-c", read, str(demo.config)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=demo.state_dir)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no word on why"])[-1]
+        raise SetupError(f"the config file {demo.config} failed: {last}", "correct it, then run this again")
+    path = done.stdout.strip().splitlines()[-1].strip("/")
+    return replace(demo, base_url=f"/{path}/" if path else "/")
 
 
 def _config(given: Path) -> Path:

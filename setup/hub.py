@@ -22,7 +22,7 @@ from docker.errors import DockerException
 from gpuspawner.core import labels
 
 from setup.children import adopt_orphans, end_children, end_with_parent
-from setup.demo import Demo, check_ports, lock, read_demo
+from setup.demo import Demo, check_ports, lock, read_demo, with_base_url
 from setup.hublog import HubLog, LogFile
 from setup.proxy import search_path
 from setup.steps import ROOT, SetupError, Step, step
@@ -38,7 +38,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     try:
-        demo = read_demo(os.environ)
+        demo = with_base_url(read_demo(os.environ))
         descriptor = lock(demo.state_dir)
         try:
             check_ports(demo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,22 +11,26 @@ if TYPE_CHECKING:
 
     from .hub.spawner import GpuDockerSpawner
 
-__all__ = ["GpuDockerSpawner", "__version__", "check_settings"]
+__all__ = ["HUB_TEMPLATES", "GpuDockerSpawner", "__version__", "check_settings"]
 __version__ = "0.1.0"
+HUB_TEMPLATES = str(Path(__file__).parent / "hub" / "templates" / "pages")
+"""Our versions of JupyterHub's pages, for `c.JupyterHub.template_paths`."""
 
 
 def check_settings(config: Config) -> None:
     """Checks all settings; call it in the last line of `jupyterhub_config.py`.
 
     Raises TraitError, with the remedy, for an invalid setting if JupyterHub reads the file: then the hub
-    doesn't start. Broker and commands read the same file, but check only the settings that they use.
+    doesn't start. What a file of yours sets after it has loaded this one is checked before the hub listens.
+    Broker and commands read the same file, but check only the settings that they use.
     """
     app = sys.modules.get("jupyterhub.app")
     if app is None or not app.JupyterHub.initialized():
         return
-    from .hub.check import check_spawner
+    from .hub.check import check_spawner, watch_settings
 
     check_spawner(config)
+    watch_settings(app.JupyterHub.instance())
 
 
 def __getattr__(name: str) -> Any:

@@ -152,7 +152,7 @@ def test_admin_sees_who_holds_and_what_is_wrong(url: str, status: Status, contex
     )
     rows = page.locator("#gpu-devices tbody tr")
     expect(rows.nth(0)).to_contain_text(HOSTILE)
-    expect(rows.nth(1)).to_contain_text("withdrawn")
+    expect(rows.nth(1)).to_contain_text("out of service")
     expect(rows.nth(1)).to_contain_text("XID 79: lost")
     expect(page.locator("#gpu-queue tbody tr")).to_have_text(re.compile("1st in line\\s+carl"))
 

@@ -217,8 +217,8 @@ async def test_who_is_not_ours_is_left_alone(lab: Lab, caplog: pytest.LogCapture
     assert lab.events == []
     left = [line for line in caplog.messages if line.startswith("A process of")]
     assert sorted(left) == sorted([
-        f"A process of the host uses a guarded device, it is left alone: 'sleep' pid={host.pid} devices={A}",
-        f"A process of container {foreign.id[:12]} uses a guarded device, it is left alone: 'stranger' "
+        f"A process of the host uses a guarded device; it is not ended: 'sleep' pid={host.pid} devices={A}",
+        f"A process of container {foreign.id[:12]} uses a guarded device; it is not ended: 'stranger' "
         f"pid={stranger} devices={A}",
     ])  # fmt: skip
 
@@ -380,7 +380,7 @@ async def test_a_handler_that_fails_stops_nothing(lab: Lab, caplog: pytest.LogCa
     await asyncio.sleep(0.1)
     await guard.stop()
     assert sorted(told) == sorted(pids)
-    assert caplog.text.count("Telling of an ended process failed") == 2
+    assert caplog.text.count("Reporting an ended process failed") == 2
 
 
 def test_this_machine_s_user_may_end_processes() -> None:

@@ -268,7 +268,7 @@ async def test_a_lost_ledger_is_made_again_from_the_labels(site: Site) -> None:
     async with site.broker():
         await until(lambda: _running(site, 2))
         assert sorted(await site.shares()) == [("anna", 8 * GIB, 25.0), ("ben", 4 * GIB, 10.0)]
-        with pytest.raises(NoCapacity, match="a slice of 20 GiB of a GPU, and this machine has none"):
+        with pytest.raises(NoCapacity, match="a slice of 20 GiB of a GPU, but this machine has none"):
             await site.start("carl", memory_bytes=20 * GIB)
 
 

@@ -39,7 +39,7 @@ c.GpuDockerSpawner.allowed_images = json.loads(
 c.GpuDockerSpawner.pull_silence = 5
 c.JupyterHub.init_spawners_timeout = 1
 
-gpu, images = map(dict, c.JupyterHub.services)
+gpu, network, images = map(dict, c.JupyterHub.services)
 gpu["environment"] = {
     **gpu["environment"],
     "DOCKER_HOST": os.environ["GPUSPAWNER_TEST_BROKER_DOCKER"],
@@ -50,11 +50,13 @@ puller = [images] if os.environ.get("GPUSPAWNER_TEST_PULL_AT_START") else []
 
 c.JupyterHub.services = [
     *broker,
+    network,
     *puller,
     {"name": "tester", "api_token": os.environ["GPUSPAWNER_TEST_TOKEN"]},
 ]
+names = {service["name"] for service in c.JupyterHub.services}
 c.JupyterHub.load_roles = [
-    *c.JupyterHub.load_roles,
+    *(role for role in c.JupyterHub.load_roles if set(role.get("services", ())) <= names),
     {
         "name": "tester",
         "services": ["tester"],

@@ -62,5 +62,5 @@ async def test_with_a_newer_driver_nothing_stands_in_its_way(hub: HubProcess, sc
         assert "needs driver" not in await browser.get("/hub/spawn")
     status, message = await hub.post("ned", {"profile": "torch"})
     # As far as the device itself, which Docker can't give here.
-    assert (status, message.split(",")[0]) == (503, "Docker doesn't answer right now")
+    assert (status, message.split(".")[0]) == (503, "Docker can't give your server its GPU")
     assert "Lease reserved user=ned" in hub.log

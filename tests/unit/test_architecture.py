@@ -221,3 +221,10 @@ def test_the_tree_in_the_docs_is_the_tree_that_exists() -> None:
     tree = drawn()
     assert {name for name in tree if not name.endswith(".py")} == folders
     assert [name for name in sorted(tree) if not (PACKAGE / name).exists()] == []
+
+
+def test_every_file_that_the_page_names_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = sorted(set(re.findall(r"`((?:broker|config|core|hub|node|protocol|tools)/[\w/]+\.py)`", text)))
+    assert len(named) > 15
+    assert [name for name in named if not (PACKAGE / name).exists()] == []

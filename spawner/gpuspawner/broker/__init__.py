@@ -1,1 +1,1 @@
-"""The process that owns devices and leases."""
+"""The broker: the process that owns devices and leases."""

@@ -1,4 +1,4 @@
-"""The broker's process: settings, the order of start and end, and the loops."""
+"""The broker's process: its settings, start, end and loops."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from .observe.pruning import Pruning
 from .pages import serve_pages
 
 RETRY_SECONDS = 0.5
-"""So soon comes the next round after one that failed."""
+"""Pause after a failed round."""
 NOT_SET_UP = (
     "GPUs can't be given out right now: this machine isn't set up for it. Choose CPU. "
     "Admin: run 'gpuspawner doctor', and see the log of the broker."
@@ -74,16 +74,16 @@ class GpuBroker(Application):
     flags = {  # noqa: RUF012
         "take-over": (
             {"GpuBroker": {"take_over": True}},
-            "end the broker that runs on this state folder, and go on with its leases",
+            "end the broker that runs on this state folder, and continue with its leases",
         )
     }
 
     config_file = Unicode(
         "",
         help="""
-        The file with the settings, the hub's own `jupyterhub_config.py`.
+        The settings file: the hub's `jupyterhub_config.py`.
 
-        Default: none, every setting has its default.
+        Default: none; all settings have their defaults.
         Example: `python -m gpuspawner.broker --config /srv/jupyterhub/jupyterhub_config.py`
         """,
     ).tag(config=True)
@@ -91,10 +91,10 @@ class GpuBroker(Application):
     take_over = Bool(
         False,
         help="""
-        End the broker that runs on this state folder (SIGTERM) and go on with its leases.
+        End the broker that runs on this state folder (SIGTERM) and continue with its leases.
 
-        Default: off, and a second broker refuses to start. The hub-managed broker has it on, so that
-        it starts although an earlier hub was killed and left its broker behind.
+        Default: off, and a second broker refuses to start. For the hub-managed broker it is on, so that
+        it starts even if an earlier hub was killed and its broker still runs.
         Example: `python -m gpuspawner.broker --take-over`
         """,
     ).tag(config=True)
@@ -105,17 +105,17 @@ class GpuBroker(Application):
         help="""
         Seconds between two comparisons of the ledger with Docker's containers.
 
-        Default: 2, so that what an event missed is put right, and an orphan gone, within 5 s. Each
-        costs Docker one listing of the leased containers.
+        Default: 2, so that missed events are handled, and orphaned containers removed, within 5 s. Each
+        comparison needs one listing of the leased containers from Docker.
         Example: `c.GpuBroker.reconcile_seconds = 1`
         """,
     ).tag(config=True)
 
     database_url = Unicode(
         help="""
-        Where the ledger is, as SQLAlchemy's URL. Not the hub's own database. Several brokers may have one
-        database on PostgreSQL (15 is tested; `pip install 'gpuspawner[postgresql]'`): each is known by
-        `broker.id` in its state folder, and changes its own leases only.
+        SQLAlchemy URL of the ledger's database. Don't use the hub's own database. Several brokers may share
+        one PostgreSQL database (tested with 15; `pip install 'gpuspawner[postgresql]'`): `broker.id` in its
+        state folder identifies each broker, and it changes only its own leases.
 
         Default: SQLite in `ledger.sqlite` in the state folder.
         Example: `c.GpuBroker.database_url = "postgresql+psycopg://gpuspawner@db/gpuspawner"`
@@ -128,8 +128,8 @@ class GpuBroker(Application):
         help="""
         Days for which the ledger keeps closed leases and ended processes.
 
-        Default: 400, a year and what a yearly report needs. Older ones go hourly and in small steps; so
-        does what they count for in a usage report.
+        Default: 400, enough for a yearly report. Older ones are deleted hourly in small steps; usage reports
+        no longer include them.
         Example: `c.GpuBroker.history_days = 3650`
         """,
     ).tag(config=True)
@@ -165,13 +165,13 @@ class GpuBroker(Application):
 
     @property
     def state_dir(self) -> Path:
-        """The state folder, absolute: it is also this broker's name on its containers."""
+        """The state folder, absolute; it is also this broker's name in the labels of its containers."""
         return Path(self.site.state_dir).absolute()
 
     # ---- settings
 
     def initialize(self, argv: list[str] | None = None) -> None:
-        """Reads command line and config file. Raises ConfigError for what can't work."""
+        """Reads command line and config file. Raises ConfigError for invalid settings."""
         try:
             self.parse_command_line(argv)
             command_line = Config(self.cli_config)
@@ -187,10 +187,12 @@ class GpuBroker(Application):
 
     def _load_file(self, path: Path) -> None:
         if not path.is_file():
-            raise ConfigError(f"The config file {path} isn't there: name the hub's own with --config")
+            raise ConfigError(
+                f"The config file {path} doesn't exist: give the hub's config file with --config"
+            )
         try:
             config = PyFileConfigLoader(path.name, path=str(path.parent)).load_config()
-        except Exception as error:  # it is code of the site: whatever it raises is the site's to fix
+        except Exception as error:  # it is the site's code, and may raise anything
             raise ConfigError(f"The config file {path} failed: {type(error).__name__}: {error}") from error
         self.update_config(config)
 
@@ -265,11 +267,11 @@ class GpuBroker(Application):
             gc.freeze()  # what stays (modules, rules) is not looked through again by each collection
             self._say_ready(len(pooling.devices))
             await stop.wait()
-            self.log.info("The broker ends; leases stay in the ledger and running servers go on")
+            self.log.info("The broker ends; leases stay in the ledger and running servers keep running")
         finally:
             for task in loops:
                 task.cancel()
-            await self.service.close()  # first: a hold that breaks from now on gives nothing back
+            await self.service.close()  # first: from now on, a broken hold frees nothing
             await self._close(servers)
 
     def _queue_rules(self) -> QueueRules:
@@ -361,16 +363,17 @@ class GpuBroker(Application):
                 looked = False
                 self.measures.failed("reconcile")
                 self.service.not_ready = NOT_SET_UP if isinstance(error, ConfigError) else NOT_READY
-                if str(error) != told:  # once, not every round
+                if str(error) != told:  # only once, not in every round
                     self.log.error("%s", error, exc_info=not isinstance(error, GpuSpawnerError))
                 told = str(error)
 
     async def _look(self) -> bool:
-        """A round; the first good one opens the broker for new leases, once the node has listed its GPUs.
+        """Makes a round. After the first successful one, and when the node has listed its GPUs, new leases
+        are given.
 
-        False if Docker didn't answer.
+        Returns False if Docker didn't answer.
 
-        Raises ConfigError if there is no way for a device into a container.
+        Raises ConfigError if containers can't get a device.
         """
         if not await self.service.reconcile_or_log():
             return False
@@ -436,13 +439,13 @@ def _make_state_dir(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"The state folder {path} can't be made: {error.strerror}. Name another one with "
+            f"The state folder {path} can't be created: {error.strerror}. Set another one with "
             "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or fix the permissions"
         ) from error
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a broker; if it can't start, it says why: exit status EXIT_SETTINGS or, for a fault, 1."""
+    """Runs a broker. If it can't start, it prints why and exits with EXIT_SETTINGS, or with 1 for a fault."""
     broker = GpuBroker()
     try:
         broker.initialize(argv)

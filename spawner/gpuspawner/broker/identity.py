@@ -1,4 +1,4 @@
-"""Which broker this is: an id in its state folder, by which leases in a shared database are told apart."""
+"""This broker's id, in its state folder: it distinguishes the leases of brokers in a shared database."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 def broker_id(state_dir: Path) -> str:
-    """The id in the file `broker.id`, made at the first start; to be asked under the broker's lock.
+    """The id in the file `broker.id`, created at the first start; call this under the broker's lock.
 
     It is on disk when this returns. Blocks on fsync. Raises ConfigError if it can't be read or written.
     """
@@ -37,7 +37,7 @@ def broker_id(state_dir: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing, whatever happens meanwhile."""
+    """Write the whole file or nothing, also in a crash."""
     new = path.with_suffix(".new")
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
         file.write(f"{text}\n")

@@ -1,7 +1,7 @@
-"""`python -m gpuspawner.broker.keeper`: runs the broker, and starts it again at once when it ends unasked.
+"""`python -m gpuspawner.broker.keeper`: runs the broker, and restarts it at once if it ends by itself.
 
-JupyterHub looks after its services every 30 s (6.1, `Service.start` sets no `poll_interval`), and while there
-is no broker no quota of a slice is held. Under systemd `Restart=always` does the same without this.
+JupyterHub checks its services every 30 s (6.1, `Service.start` sets no `poll_interval`), and without a broker
+no slice's quota is enforced. Under systemd, `Restart=always` does the same without this.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ TAKE_OVER = "--take-over"
 EXIT_SETTINGS = 78
 """Exit status of a broker that can't run with its settings (EX_CONFIG of sysexits.h)."""
 SHORT_SECONDS = 10.0
-"""A broker that lived no longer than that is ended by something that lasts."""
+"""If a broker ended within this time, its cause probably persists."""
 FIRST_PAUSE_SECONDS = 1.0
-"""Before the second of several brokers that lived so short; each further pause is twice as long."""
+"""Pause before the second restart after such short runs; each further pause is twice as long."""
 LONGEST_PAUSE_SECONDS = 60.0
 SETTINGS_TRIES = 5
-"""So many in a row may end because of a setting, if one ran before: the file may be half written now."""
+"""How many brokers in a row may end because of a setting, if one ran before: somebody may be editing the
+file."""
 
 
 class Keeper:
-    """Passes SIGTERM and SIGINT on to the broker and ends with it; whatever else ends it, another is started.
+    """Passes SIGTERM and SIGINT on to the broker and then ends with it; after any other end, it restarts the
+    broker.
 
-    That one doesn't take over: if a later hub has a broker on the state folder by then, it is left alone. A
-    broker that can't run with its settings (exit status EXIT_SETTINGS) ends the keeper, too: another start
-    changes nothing, and the hub shows why. If one ran before, it is tried SETTINGS_TRIES times.
+    The restarted broker doesn't take over: if a later hub has started a broker on the state folder, that one
+    stays. A broker that can't run with its settings (exit status EXIT_SETTINGS) ends the keeper, too: a
+    restart doesn't help, and the hub shows why. If one ran before, it is tried SETTINGS_TRIES times.
     """
 
     def __init__(self, arguments: Sequence[str], command: Sequence[str] = BROKER) -> None:
@@ -45,20 +47,23 @@ class Keeper:
         self._bad_settings = 0
 
     def run(self) -> int:
-        """The broker's own exit status, 128 and more for a signal, once it has ended for good. Blocks."""
+        """Runs until the broker has finally ended; returns its exit status (128 and more for a signal).
+
+        Blocks.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._pass_on)
         while True:
             began = time.monotonic()
             self._broker = subprocess.Popen([*self._command, *self._arguments])
-            if self._told is not None:  # while it was being started
+            if self._told is not None:  # during its start
                 self._broker.send_signal(self._told)
             status = self._broker.wait()
             self._count(status, time.monotonic() - began)
             if not self._again(status):
                 return _shell_status(status)
             pause = self._pause_seconds()
-            LOG.warning("The broker %s: starting it again in %g s", _end_of(status), pause)
+            LOG.warning("The broker %s: restarting it in %g s", _end_of(status), pause)
             self._arguments = [each for each in self._arguments if each != TAKE_OVER]
             self._wait(pause)
             if self._told is not None:

@@ -15,14 +15,14 @@ _LOOK_AGAIN_SECONDS = 0.05
 
 
 class BrokerLock:
-    """The lock file of a state folder; the kernel frees it when its owner dies, however it dies."""
+    """The lock file of a state folder; the kernel frees the lock when its owner ends for any reason."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "broker.lock"
         self._file: int | None = None
 
     def acquire(self, *, take_over: bool) -> None:
-        """Takes the lock; with `take_over` a broker that has it is told to end (SIGTERM) and awaited.
+        """Takes the lock; with `take_over`, a broker that holds it gets SIGTERM, and this waits for its end.
 
         Blocks for up to TAKE_OVER_SECONDS. Raises ConfigError, with the owner's pid, if it isn't free.
         """
@@ -48,7 +48,7 @@ class BrokerLock:
         self._file = file
 
     def release(self) -> None:
-        """Gives the lock back; the file stays, so that nobody locks a file that is no longer there."""
+        """Releases the lock; the file stays, so that nobody locks a deleted file."""
         if self._file is not None:
             os.ftruncate(self._file, 0)
             os.close(self._file)
@@ -61,7 +61,7 @@ def _taken(state_dir: Path, owner: int | None, take_over: bool) -> str:
         return f"The broker on {state_dir} ({who}) does not end: end it with 'kill -9', then start again"
     return (
         f"A broker runs on {state_dir} already ({who}): stop it first, start this one with --take-over, "
-        "or give it a state folder of its own (c.GpuSite.state_dir)"
+        "or give it its own state folder (c.GpuSite.state_dir)"
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 from traitlets import TraitError
-from traitlets.config import Config
+from traitlets.config import Application, Config
 
 from ..core.errors import ConfigError
+from .network import gateway_of, has_address
 from .reach import check, drop_devices, ways
 from .spawner import GpuDockerSpawner
 
@@ -24,6 +26,35 @@ def spawner_of(config: Config) -> GpuDockerSpawner:
         return GpuDockerSpawner(config=config, user=SimpleNamespace(name="nobody"))
     except TraitError as error:
         raise ConfigError(str(error)) from error
+
+
+def watch_settings(app: Application) -> None:
+    """Has JupyterHub's whole configuration checked when it has been read, before anything listens.
+
+    `session_factory` is the first trait that JupyterHub (6.1) itself sets after that, in `init_db`. Its trait
+    `config` tells too early: `update_config` merges into it without a notice.
+    """
+    app.observe(_check_all, names="session_factory")
+
+
+def _check_all(change: Any) -> None:
+    """Ends the hub, after one sentence, for settings that can't be used."""
+    app: Application = change.owner
+    try:
+        check_spawner(app.config)
+        check_addresses(app.config)
+    except TraitError as error:
+        app.log.critical("The hub doesn't start: %s", error)
+        app.exit(1)
+
+
+def check_addresses(config: Config) -> None:
+    """Raises TraitError, with the remedy, for an address on which hub or proxy can't or mustn't listen."""
+    try:
+        _check_proxy(config)
+        _check_address(config, spawner_of(config))
+    except ConfigError as error:
+        raise TraitError(str(error)) from error
 
 
 def check_spawner(config: Config) -> None:
@@ -52,3 +83,38 @@ def _check_reach(spawner: GpuDockerSpawner) -> None:
 
 def _known(setting: Any) -> dict[str, Any]:
     return dict(setting) if isinstance(setting, Mapping) else {}
+
+
+def _check_address(config: Config, spawner: GpuDockerSpawner) -> None:
+    """Raises ConfigError for a hub that is to listen in the labs' network while there is none.
+
+    JupyterHub (6.1) would end with "Cannot assign requested address".
+    """
+    address = gateway_of(spawner.subnet)
+    if config.get("JupyterHub", Config()).get("hub_ip") == address and not has_address(address):
+        raise ConfigError(
+            f"The hub can't listen on {address}, this machine's address in the labs' network "
+            f"{spawner.network_name!r}, because Docker has no such network yet: run 'python -m "
+            "gpuspawner.tools.make_network --config FILE' with the hub's own config file, then start the hub "
+            "again"
+        )
+
+
+def _check_proxy(config: Config) -> None:
+    """Raises ConfigError for settings by which the proxy would listen elsewhere than `bind_url` says.
+
+    With `base_url`, `ip` or `port` beside it JupyterHub (6.1) makes a new one of these three, whose defaults
+    are all addresses and port 8000.
+    """
+    hub = config.get("JupyterHub", Config())
+    beside = [name for name in ("base_url", "ip", "port") if name in hub]
+    if not beside or "bind_url" not in hub:
+        return
+    address = urlsplit(str(hub["bind_url"]))
+    host, port = hub.get("ip", address.hostname or ""), hub.get("port", address.port or 8000)
+    path = hub.get("base_url", address.path or "/").strip("/")
+    wanted = f"{address.scheme}://{host}:{port}/{path}{'/' if path else ''}"
+    raise ConfigError(
+        f"c.JupyterHub.{beside[0]} is set beside c.JupyterHub.bind_url, which JupyterHub would then ignore, "
+        f'and its proxy could listen on all addresses: set c.JupyterHub.bind_url = "{wanted}" instead'
+    )

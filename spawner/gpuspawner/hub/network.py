@@ -6,6 +6,7 @@ The functions take `call`: it calls a method of docker-py's APIClient, blocks, a
 from __future__ import annotations
 
 import random
+import socket
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -39,13 +40,42 @@ def network_settings(name: str, subnet: str) -> dict[str, Any]:
             "Driver": "default",
             "Config": [{"Subnet": str(_subnet(subnet)), "Gateway": gateway_of(subnet)}],
         },
-        "labels": {"gpuspawner.tools.make_network": name},
+        "labels": {"gpuspawner.network": name},
     }
 
 
 def gateway_of(subnet: str) -> str:
     """The first address of the subnet: the host's own on the labs' bridge. Raises ConfigError."""
     return str(_subnet(subnet)[1])
+
+
+def has_address(address: str) -> bool:
+    """Whether this machine has the address: whether a socket can be bound to it (any free port)."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSeen:
+    """What Docker has under the name of the labs' network."""
+
+    subnets: tuple[str, ...]
+    isolated: bool
+    """Whether its containers can't reach each other."""
+
+
+def look_at(call: Call, name: str) -> NetworkSeen | None:
+    """Docker's network of that name; None if there is none. Raises EngineFault when Docker doesn't say."""
+    found = _find(call, name)
+    if found is None:
+        return None
+    subnets = tuple(str(entry["Subnet"]) for entry in _ipam_of(found) if entry.get("Subnet"))
+    options = found.get("Options") or {}
+    return NetworkSeen(subnets, options.get("com.docker.network.bridge.enable_icc") == "false")
 
 
 def ensure_network(call: Call, name: str, subnet: str) -> str:

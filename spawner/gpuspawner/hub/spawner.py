@@ -54,6 +54,7 @@ from .kernels import KernelReporter
 from .lab import Lab, create
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, release
+from .names import check_names, escape_name, oauth_client_of
 from .network import LabNetwork, Reach, gateway_of
 from .options import PROFILE, Choice, parse_form, parse_options, parse_query, refill
 from .problem import describe
@@ -223,6 +224,10 @@ class GpuDockerSpawner(DockerSpawner):
         """,
     )
 
+    @default("escape")
+    def _escape_default(self) -> Callable[[str], str]:
+        return escape_name
+
     @default("prefix")
     def _prefix_default(self) -> str:
         return "gpuspawner"
@@ -248,6 +253,10 @@ class GpuDockerSpawner(DockerSpawner):
     def _poll_interval_default(self) -> int:
         # The proxy keeps the route of an ended server until the hub polls; a poll is one call to Docker.
         return 10
+
+    @default("progress_ready_hook")
+    def _progress_ready_hook_default(self) -> Callable[..., dict[str, Any]]:
+        return _ready_event
 
     @validate("remove")
     def _validate_remove(self, proposal: Any) -> bool:
@@ -301,7 +310,10 @@ class GpuDockerSpawner(DockerSpawner):
         self.site = GpuSite(parent=self)
         self.lab_settings = GpuLab(parent=self)
         self._general_limits = self._limits_now
+        if self.oauth_client_id:  # the hub gave one
+            self.oauth_client_id = oauth_client_of(self.user.name, self.name)
         self.lease_id = ""
+        self._site_image = ""
         self._refused_form: object = None
         self._progress = Progress()
         self._starting = False
@@ -375,6 +387,8 @@ class GpuDockerSpawner(DockerSpawner):
         try:
             images = self.offered_images()
             cards = await offer.look(self.tiers, self.image, images, self.shared, self._who())
+        except BadOption as refusal:  # of the names: there is nothing to choose
+            return render_unusable(refusal.message)
         except ConfigError as error:
             self._note(logging.ERROR, "The spawn page can't offer anything: %s", error)
             return render_unusable(describe(error).message)
@@ -486,16 +500,18 @@ class GpuDockerSpawner(DockerSpawner):
             self._progress.end()
 
     def _make_job(self, choice: Choice) -> LaunchJob:
-        """The server to start.
+        """The server to start. Until the end, `image` is what was chosen: for names and the site's hooks.
 
         The container's name is computed again, because the server's may have changed.
         """
+        self._site_image = self._site_image or self.image
+        self.image = choice.image or choice.tier.image or self._site_image
         self.object_name = self._object_name_default()
         return LaunchJob(
             name=self.object_name,
             owner=self._owner(choice.tier),
             tier=choice.tier,
-            image=choice.image or choice.tier.image or self.image,
+            image=self.image,
             api_path=url_path_join(self.server.base_url if self.server else "/", "api"),
             http_timeout_seconds=float(self.http_timeout),
             request=self._make_request(choice.tier) if choice.tier.needs_gpu else None,
@@ -504,6 +520,7 @@ class GpuDockerSpawner(DockerSpawner):
         )
 
     def _who(self) -> WhoAsks:
+        check_names(self.user.name, self.name)
         return quota.who_asks(self.hub_id, self.user.name, self.name, self.user.groups)
 
     def _make_request(self, tier: Tier) -> GpuRequest:
@@ -741,8 +758,10 @@ class GpuDockerSpawner(DockerSpawner):
         return state
 
     def clear_state(self) -> None:
-        """Forgets container and lease."""
+        """Forgets container, lease and what image was chosen."""
         super().clear_state()
+        if self._site_image:
+            self.image, self._site_image = self._site_image, ""
         self.object_id = ""
         self.lease_id = ""
         self._doubted = False
@@ -797,6 +816,17 @@ class GpuDockerSpawner(DockerSpawner):
             self.lease_id or "-",
             (self.object_id or "")[:12] or "-",
         )
+
+
+def _ready_event(spawner: GpuDockerSpawner, event: dict[str, Any]) -> dict[str, Any]:
+    """The last event of a start; "cancelled" where the hub says "ready" of a start that was stopped.
+
+    For a second after somebody stops a server that is starting, JupyterHub (6.1) takes it for ready, and its
+    pages would go to a server that isn't there.
+    """
+    if spawner.object_id:
+        return event
+    return {"progress": 100, "failed": True, "message": "The start was cancelled."}
 
 
 def _failed(name: str, error: Exception) -> ConfigError:

@@ -16,9 +16,9 @@ _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]
 class DaemonPool:
     """Runs blocking calls in daemon threads called `<name>-<number>`.
 
-    `ThreadPoolExecutor` won't do: its threads are joined when the process ends, so one hanging
-    driver call would keep the broker from ending. Here such a thread is left behind, and another one
-    takes its place. To be used from one event loop's thread.
+    `ThreadPoolExecutor` can't be used: its threads are joined when the process ends, so one hanging
+    driver call would keep the broker from ending. Here such a thread is abandoned, and another one
+    replaces it. Use it from one event loop's thread.
     """
 
     def __init__(self, name: str, most: int = 128) -> None:
@@ -30,7 +30,7 @@ class DaemonPool:
         self._unfinished = 0
 
     def submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        """The future of `call()`. Cancelling it doesn't end the call, only the interest in it."""
+        """The future of `call()`. Cancelling it doesn't end the call."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._unfinished += 1
@@ -54,11 +54,11 @@ class DaemonPool:
             error: BaseException | None = None
             try:
                 result = call()
-            except BaseException as caught:  # handed to who awaits the future
+            except BaseException as caught:  # passed on through the future
                 error = caught
             try:
                 loop.call_soon_threadsafe(self._finish, future, result, error)
-            except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
+            except RuntimeError:  # the loop is closed: nobody waits any more
                 return
 
     def _finish(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
@@ -69,4 +69,4 @@ class DaemonPool:
             future.set_result(result)
         else:
             future.set_exception(error)
-            future.exception()  # a check that was given up on is logged by its owner, not by asyncio
+            future.exception()  # the owner logs an abandoned check, not asyncio

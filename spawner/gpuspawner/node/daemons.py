@@ -1,7 +1,7 @@
-"""Makes MPS daemons and compute modes what the broker's document says: one object for each GPU.
+"""Brings MPS daemons and compute modes to the state that the broker wants: one object for each GPU.
 
-An attempt that fails is repeated until it succeeds or the document says otherwise, so that no GPU stays out
-of use once the cause is gone.
+A failed attempt is repeated until it succeeds or the broker wants another state, so that a GPU works again
+when the cause is gone.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .mps.daemon import BACK, DIED, MpsChange, MpsPace, MpsService
 RETRY_SECONDS = 30.0
 """Pause after an attempt that failed."""
 SETTLE_SECONDS = 90.0
-"""Longest wait for one attempt: a daemon that is silent for 60 s, then replaced in 15 s, and some more."""
-ENDED = "the service through which it is shared (MPS) ended"
+"""Longest wait for one attempt: a daemon is silent for 60 s and replaced in 15 s; some reserve is added."""
+ENDED = "MPS, the service that shares it, ended"
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonTools:
-    """What the daemons are made with. `program` None: MPS is not installed."""
+    """What the daemons need. `program` None: MPS is not installed."""
 
     inventory: Inventory
     program: Path | None
@@ -59,7 +59,7 @@ class GpuDaemons:
         self._undecided: frozenset[str] | None = None
 
     async def apply(self, desired: DesiredState) -> None:
-        """Takes over the document; the first time also what a former broker left on any GPU."""
+        """Sets the desired state; the first call also adopts what an earlier broker left on any GPU."""
         before = await self._left_behind() if self._undecided is None else self._undecided
         self._undecided = desired.undecided
         for uuid in (before | desired.daemons.keys()) - desired.undecided - self._gpus.keys():
@@ -69,20 +69,20 @@ class GpuDaemons:
                 gpu.set(desired.daemons.get(uuid))
 
     async def settle(self, uuid: str) -> None:
-        """One attempt for that GPU, now. Raises DeviceFault."""
+        """Makes one attempt for that GPU now. Raises DeviceFault."""
         gpu = self._gpus.get(uuid)
         if gpu is not None:
             await gpu.settle()
 
     async def close(self) -> None:
-        """Ends the attempts; what runs goes on."""
+        """Stops the attempts; running daemons keep running."""
         await asyncio.gather(*(gpu.close() for gpu in self._gpus.values()))
         if self._mps is not None:
             await self._mps.leave()
         self._pool.close()
 
     async def _left_behind(self) -> frozenset[str]:
-        """GPUs with a pipe folder or a changed compute mode of a former broker."""
+        """GPUs with a pipe folder or a changed compute mode from an earlier broker."""
         found = frozenset() if self._mps is None else self._mps.left_behind()
         try:
             return found | await self._pool.submit(self._modes.taken)
@@ -91,7 +91,7 @@ class GpuDaemons:
             return found
 
     async def _on_mps(self, change: MpsChange) -> None:
-        """A daemon that was watched died, or was started again by its watch."""
+        """Called when a watched daemon died or was restarted."""
         gpu = self._gpus.get(change.uuid)
         if gpu is not None:
             gpu.changed(change)
@@ -99,7 +99,7 @@ class GpuDaemons:
 
 @dataclass(frozen=True, slots=True)
 class _Means:
-    """What makes a document true: MPS (None where it is not installed), compute modes, threads."""
+    """The tools to reach the desired state: MPS (None if not installed), compute modes, threads."""
 
     mps: MpsService | None
     modes: ComputeModes
@@ -107,7 +107,7 @@ class _Means:
 
 
 class _Gpu:
-    """One GPU: what should hold, and the attempts to make it so."""
+    """One GPU: its desired state, and the attempts to reach it."""
 
     def __init__(self, uuid: str, tools: DaemonTools, means: _Means) -> None:
         self._uuid, self._tools, self._means = uuid, tools, means
@@ -119,14 +119,14 @@ class _Gpu:
         self._working: asyncio.Task[None] | None = None
 
     def set(self, plan: DaemonPlan | None) -> None:
-        """What should hold from now on; None: no daemon, and the machine's own compute mode."""
+        """Sets the desired state; None: no daemon, and the machine's own compute mode."""
         if self._is_set and plan == self._plan:
             return
         self._plan, self._is_set = plan, True
         self._work()
 
     async def settle(self) -> None:
-        """One attempt. Raises DeviceFault; it is then repeated in the background."""
+        """Makes one attempt. Raises DeviceFault; the attempt is then repeated in the background."""
         attempt = self._attempting()
         done, _ = await asyncio.wait({attempt}, timeout=self._tools.settle_seconds)
         if not done:
@@ -148,10 +148,10 @@ class _Gpu:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def changed(self, change: MpsChange) -> None:
-        """The daemon's watch has seen it die, or started it again."""
+        """Called when the daemon died or was restarted."""
         if not change.running:
             self._post(MpsEvent(self._uuid, MpsState.FAILED, ENDED, died=True, notice=DIED))
-        elif self._told.state is not MpsState.RUNNING:  # else an attempt was quicker, and has told
+        elif self._told.state is not MpsState.RUNNING:  # else an attempt was faster and has reported it
             self._post(MpsEvent(self._uuid, MpsState.RUNNING, restarted=True, notice=BACK))
 
     def _work(self, pause_seconds: float = 0.0) -> None:
@@ -171,10 +171,10 @@ class _Gpu:
             elif isinstance(error, GpuSpawnerError):
                 self._tools.log.warning("MPS or compute mode: %s devices=%s", error, self._uuid)
             else:
-                self._tools.log.error("Making a GPU ready failed devices=%s", self._uuid, exc_info=error)
+                self._tools.log.error("Preparing a GPU failed devices=%s", self._uuid, exc_info=error)
 
     def _attempting(self) -> asyncio.Task[None]:
-        """The attempt that is made for the present plan: one at a time, whoever waits for it."""
+        """The attempt for the current plan: all callers wait for the same one."""
         if self._attempt is None or self._attempt[1].done() or self._attempt[0] != self._plan:
             self._attempt = self._plan, asyncio.create_task(self._try(self._plan))
         return self._attempt[1]
@@ -195,10 +195,10 @@ class _Gpu:
             self._post(MpsEvent(self._uuid, MpsState.RUNNING, restarted=lost, notice=BACK if lost else ""))
 
     async def _run(self, plan: DaemonPlan) -> bool:
-        """The daemon runs when this returns; True if it had to be started. Raises DeviceFault."""
+        """Makes the daemon run; returns True if it had to be started. Raises DeviceFault."""
         means = self._means
         if means.mps is None:
-            raise DeviceFault("MPS is not installed, and this GPU is shared through it")
+            raise DeviceFault("MPS is not installed, but it shares this GPU")
         if plan.exclusive:
             await means.pool.submit(lambda: means.modes.take(self._uuid))
         return await means.mps.ensure(self._uuid, plan.limits)
@@ -210,7 +210,7 @@ class _Gpu:
         await means.pool.submit(lambda: means.modes.give_back(self._uuid))
 
     def _post(self, event: MpsEvent) -> None:
-        """Tells of it unless that was told last."""
+        """Reports the state unless it was the last one reported."""
         if event != self._told:
             self._told = event
             self._tools.post(event)

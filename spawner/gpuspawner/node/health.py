@@ -23,7 +23,7 @@ _XID_RETRY_SECONDS = 1.0
 
 @dataclass(slots=True)
 class DeviceWatch:
-    """What is known of one device's health. Pure: times come in, `health` comes out."""
+    """The health of one device. Pure: it gets times and events and computes `health`."""
 
     uuid: str
     recover_seconds: float
@@ -42,7 +42,7 @@ class DeviceWatch:
         self.good_since = None
 
     def ready(self, now: float) -> bool:
-        """A good check at `now`: whether a withdrawn device has been good for long enough."""
+        """Reports a good check; returns whether the device was good long enough to return to service."""
         if self.health.healthy:
             return False
         if self.good_since is None:
@@ -92,17 +92,17 @@ class HealthMonitor:
         self._xids = DaemonPool("nvml-xid", most=1)
         self._tasks: list[asyncio.Task[None]] = []
         self.failures = 0
-        """Rounds that ended in an error of our own; each was logged."""
+        """Number of rounds that failed with an internal error; each was logged."""
 
     @property
     def health(self) -> dict[str, DeviceHealth]:
-        """The present health of each watched device."""
+        """The current health of each watched device."""
         return {uuid: watch.health for uuid, watch in self._watches.items()}
 
     async def watch(self, devices: Iterable[Device]) -> None:
-        """Watches these from now on, and those of before.
+        """Adds these devices to the watched ones.
 
-        Each was checked once when this returns, and what is broken already was reported.
+        When this returns, each was checked once, and broken ones were reported.
         """
         fresh = [DeviceWatch(each.uuid, self._recover_seconds) for each in devices]
         fresh = [watch for watch in fresh if watch.uuid not in self._watches]
@@ -115,7 +115,7 @@ class HealthMonitor:
             ]
 
     async def stop(self) -> None:
-        """Ends the background work. A hanging NVML call is left behind in its thread."""
+        """Stops the background work. A hanging NVML call is abandoned in its thread."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -124,7 +124,7 @@ class HealthMonitor:
         self._xids.close()
 
     async def check_round(self) -> None:
-        """Checks every device once, side by side, and reports what changed."""
+        """Checks all devices once, in parallel, and reports changes."""
         await asyncio.gather(*(self._check(watch) for watch in list(self._watches.values())))
 
     async def _loop(self, step: Callable[[], Awaitable[None]]) -> None:
@@ -133,7 +133,7 @@ class HealthMonitor:
                 await step()
             except Exception:
                 self.failures += 1
-                self._log.exception("Watching the devices failed; it goes on")
+                self._log.exception("Watching the devices failed; retrying")
                 await asyncio.sleep(self._interval_seconds)
 
     async def _wait_and_check(self) -> None:
@@ -149,7 +149,7 @@ class HealthMonitor:
             held = await self._still_held(watch)
             if held:
                 watch.bad(held, self._clock())
-            elif watch.ready(now):  # no XID came while it was asked
+            elif watch.ready(now):  # no XID came during the check
                 watch.recovered(self._clock())
         await self._tell(watch)
 
@@ -175,7 +175,7 @@ class HealthMonitor:
         try:
             event = await self._xids.submit(lambda: self._inventory.wait_xid(_XID_WAIT_SECONDS))
         except DeviceFault as fault:
-            self._log.warning("Waiting for XIDs failed, devices are polled: %s", fault)
+            self._log.warning("Waiting for XIDs failed; devices are only polled: %s", fault)
             await asyncio.sleep(_XID_RETRY_SECONDS)
             return
         if event is not None:
@@ -195,19 +195,19 @@ class HealthMonitor:
         await asyncio.gather(*(self._tell(watch) for watch in hit))
 
     async def _tell(self, watch: DeviceWatch) -> None:
-        """Reports what has not been reported; a failure is logged and tried again next round."""
+        """Reports changes; a failure is logged and retried in the next round."""
         if watch.health == watch.told:
             return
         health = watch.health
         if health.healthy:
-            self._log.info("Device may be leased again devices=%s", watch.uuid)
+            self._log.info("Device is in service again devices=%s", watch.uuid)
         else:
-            self._log.warning("Device withdrawn: %s devices=%s", health.reason, watch.uuid)
+            self._log.warning("Device is out of service: %s devices=%s", health.reason, watch.uuid)
         try:
             await self._on_change(health)
         except Exception:
             self.failures += 1
-            self._log.exception("Reporting a device's health failed, tried again devices=%s", watch.uuid)
+            self._log.exception("Reporting a device's health failed; retrying devices=%s", watch.uuid)
             return
         watch.told = health
 
@@ -218,4 +218,4 @@ def _sentence(answered: asyncio.Future[Any]) -> str:
         return ""
     if isinstance(error, DeviceFault):
         return str(error)
-    return f"Checking the GPU failed: {error!r}"  # unreadable, whatever the cause
+    return f"Checking the GPU failed: {error!r}"  # unreadable, for any cause

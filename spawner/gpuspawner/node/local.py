@@ -1,7 +1,7 @@
-"""This machine as a node: what the broker asks of it, done with its own NVML, MPS and /proc.
+"""This machine as a node: implements `Node` with the local NVML, MPS and /proc.
 
-NVML may hang, at the start too. It is opened in a thread; a machine whose NVML doesn't answer in time is one
-without GPUs for now, with the reason, and its GPUs are reported once NVML answers.
+NVML may hang, even at the start, so a thread opens it. If it doesn't answer in time, the node reports no GPUs
+and the reason; it reports its GPUs when NVML answers.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ OPEN_SECONDS = 15.0
 """Longest wait for NVML at the start. With the persistence daemon it answers in 0.1 s; without it, each GPU
 takes about a second to be initialized."""
 LOOK_SECONDS = 30.0
-"""How often it is looked whether GPUs that could not be read can be read now."""
+"""How often the node checks whether GPUs that could not be read can be read now."""
 READ_SECONDS = 1.0
-"""How often what the pages show is compared with what was reported."""
+"""How often the readings for the pages are compared with the last reported ones."""
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class LocalSettings:
-    """What a local node is made with; the times are the product's own, tests have shorter ones.
+    """The settings of a local node. The defaults are for production; tests use shorter times.
 
     `open_inventory` blocks and raises ConfigError. `injection` is `c.GpuSite.injection`.
     """
@@ -62,7 +62,7 @@ class LocalSettings:
 
 
 def open_node(site: GpuSite, log: _Log) -> Node:
-    """The node of this machine by the site's settings; nothing is touched before `start`."""
+    """The node of this machine, by the site's settings. It accesses no hardware before `start`."""
     settings = LocalSettings(
         partial(open_inventory, site),
         Path(site.state_dir).absolute(),
@@ -110,14 +110,14 @@ class LocalNode:
         return self._facts
 
     async def apply(self, desired: DesiredState) -> None:
-        """Takes over the document; it is kept for devices that can be read only later."""
+        """Sets the desired state; it is kept for devices that can only be read later."""
         self._desired = desired
         async with self._applying:
             if self._hardware is not None:
                 await self._hardware.apply(desired, self._facts)
 
     async def settle(self, uuid: str) -> None:
-        """Waits for the GPU's daemon; nothing to do where GPUs are simulated."""
+        """Waits for the GPU's daemon; does nothing if GPUs are simulated."""
         if self._hardware is not None:
             await self._hardware.daemons.settle(uuid)
         elif not self._facts.simulated:
@@ -130,7 +130,7 @@ class LocalNode:
     async def way_in(
         self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
     ) -> Injection:
-        """From what the engine says and, for an engine on this machine, what lies beside it."""
+        """Decides from the engine's facts and, for a local engine, from the files on this machine."""
         local = None
         if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
             local = await asyncio.to_thread(read_local, tuple(info.get("CDISpecDirs") or ()))
@@ -143,7 +143,7 @@ class LocalNode:
             yield event
 
     async def close(self) -> None:
-        """Ends all reading; what hangs in NVML is left behind."""
+        """Stops all readings; calls that hang in NVML are abandoned."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -157,7 +157,7 @@ class LocalNode:
     # ---- devices
 
     def _open(self) -> tuple[Inventory, NodeFacts]:
-        """Blocks, for as long as NVML likes. Raises ConfigError."""
+        """Blocks, possibly for ever if NVML hangs. Raises ConfigError."""
         inventory = self._settings.open_inventory()
         try:
             return inventory, self._list(inventory)
@@ -181,11 +181,11 @@ class LocalNode:
         )
 
     def _driver(self, inventory: Inventory) -> DriverFacts | None:
-        """None where it doesn't tell its versions: its GPUs can be leased all the same."""
+        """None if the driver doesn't report its versions; its GPUs can still be leased."""
         try:
             return inventory.driver()
         except DeviceFault as fault:
-            self._log.warning("The driver doesn't tell its versions: %s", fault)
+            self._log.warning("The driver doesn't report its versions: %s", fault)
             return None
 
     def _found(self, inventory: Inventory, facts: NodeFacts) -> None:
@@ -193,7 +193,7 @@ class LocalNode:
         self._hardware = _Hardware(inventory, facts, self._settings, self._events.put_nowait, self._log)
 
     async def _look_again(self, opening: asyncio.Future[tuple[Inventory, NodeFacts]] | None) -> None:
-        """Until the end: opens NVML where that took too long, and lists again what is missing."""
+        """Runs until the node stops: opens NVML if that took too long, and lists missing devices again."""
         told = ""
         while True:
             try:
@@ -214,7 +214,7 @@ class LocalNode:
                     self._log.warning("GPUs can't be listed: %s", error)
                 told = str(error)
             except Exception:  # the top of this loop
-                self._log.exception("Listing the GPUs failed; it is tried again")
+                self._log.exception("Listing the GPUs failed; retrying")
             await asyncio.sleep(self._settings.look_seconds)
 
     async def _open_late(self, found: tuple[Inventory, NodeFacts]) -> None:
@@ -233,7 +233,7 @@ class LocalNode:
         return self._facts.incomplete or bool(wanted - listed)
 
     async def _list_late(self, inventory: Inventory) -> None:
-        """Devices that were listed once stay in the facts: their health says whether they answer."""
+        """Devices that were listed once stay in the facts; their health shows whether they answer."""
         fresh = await self._nvml.submit(lambda: self._list(inventory))
         listed = {device.uuid for device in fresh.devices}
         lost = tuple(device for device in self._facts.devices if device.uuid not in listed)
@@ -260,9 +260,9 @@ class LocalNode:
 
 
 class _Hardware:
-    """What works with an inventory that is open: health, guard, use, daemons.
+    """The parts that use an open inventory: health, guard, use, daemons.
 
-    Where GPUs are simulated, that is health alone.
+    If GPUs are simulated, only health.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class _Hardware:
         self.daemons = GpuDaemons(tools)
 
     async def apply(self, desired: DesiredState, facts: NodeFacts) -> None:
-        """Quotas first; devices that weren't watched before are checked once when this returns."""
+        """Sets quotas first. New devices were checked once when this returns."""
         watched = [device for device in facts.devices if device.uuid in desired.device_uuids]
         if self._real:
             await self._set_quotas(desired)
@@ -303,7 +303,7 @@ class _Hardware:
         await self._guard.start(desired.quotas)
 
     def readings(self) -> Readings:
-        """What the pages show, from memory."""
+        """The readings for the pages, from memory."""
         return Readings(self._usage.now(), self._guard.blind() if self._guarding else {})
 
     async def close(self) -> None:

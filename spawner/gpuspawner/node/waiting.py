@@ -1,9 +1,9 @@
-"""Who waits for the GPU, seen from outside: programs whose main thread has come to wait in a futex and stays.
+"""Detects from outside which programs wait for the GPU: their main thread began to wait in a futex and stays.
 
 A thread that calls CUDA in a process that is paused or asleep waits in a futex from that moment on (measured,
 driver 580: 16 ms after a notebook's cell began, no change to the notebook). Only the main thread counts: it
 runs a notebook's cells, and in other programs it waits for the thread that calls CUDA. Helper threads wait on
-a new lock for each thing that they wait for (IPython's history does), which tells nothing. A main thread that
+a new lock for each thing that they wait for (IPython's history does), which says nothing. A main thread that
 blocks on a lock of its own program looks the same as one that waits for the GPU: its lease gets a short turn
 that it did not need.
 """
@@ -30,15 +30,15 @@ class ThreadWait:
 
 @dataclass(slots=True)
 class WaitWatch:
-    """One process while it may not compute: fed with samples, says whether it wants to. Pure.
+    """One process while it may not compute: from samples, says whether it wants to compute. Pure.
 
-    `steady_seconds`: so long its thread must wait at one place. Shorter waits are those for threads that
+    `steady_seconds`: its thread must wait this long at one place. Shorter waits are for threads that
     share work on the CPU.
     """
 
     steady_seconds: float = 0.1
     _usual: int | None = None
-    """The futex that it waited on at the first look."""
+    """The futex that it waited on in the first sample."""
     _futex: int | None = None
     _since: float = 0.0
     _begun: bool = False

@@ -1,8 +1,8 @@
-"""What an XID of the driver calls for, by NVIDIA's catalogue. Pure.
+"""The action for an XID of the driver, by NVIDIA's catalogue. Pure.
 
 NVIDIA, "Analyzing Xid Errors with the Xid Catalog" (docs.nvidia.com/deploy/xid-errors, which names drivers up
-to R575), for Ampere and newer GPUs: its column "Resolution Bucket (Immediate Action)". Where that names a
-workflow, it is what the workflow comes to. What isn't in the catalogue counts as a fault.
+to R575), for Ampere and newer GPUs: its column "Resolution Bucket (Immediate Action)". If it names a
+workflow, the table has the workflow's result. An XID that isn't in the catalogue counts as a fault.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class Resolution(StrEnum):
-    """What NVIDIA says to do at once. Only the first two leave the GPU in use."""
+    """NVIDIA's immediate action. Only with the first two the GPU stays in use."""
 
     IGNORE = "ignore"
     RESTART_APP = "restart the application"
@@ -21,7 +21,7 @@ class Resolution(StrEnum):
 
     @property
     def is_fault(self) -> bool:
-        """Whether the GPU may not be used until somebody has looked at it."""
+        """Whether the GPU may not be used until somebody has checked it."""
         return self not in (Resolution.IGNORE, Resolution.RESTART_APP)
 
 
@@ -52,7 +52,7 @@ _RESOLUTIONS = {
 _ADVICE = {
     Resolution.RESET_GPU: "An admin has to reset it (`nvidia-smi --gpu-reset`)",
     Resolution.RESTART_MACHINE: "An admin has to restart the machine",
-    Resolution.CONTACT_SUPPORT: "An admin has to look at it (`dmesg`)",
+    Resolution.CONTACT_SUPPORT: "An admin has to check it (`dmesg`)",
 }
 
 

@@ -42,7 +42,7 @@ _MARKS = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.PROBLEM
 
 
 PIPE_WIDTH = 200
-"""Columns of the tables where stdout is no terminal."""
+"""Columns of the tables if stdout is not a terminal."""
 
 
 def _of_rules(name: str) -> Callable[[Application], Command]:
@@ -68,7 +68,7 @@ class Command(Application):
         help="""
         The file with the settings, the hub's own `jupyterhub_config.py`.
 
-        Default: `jupyterhub_config.py` in the present folder, where there is one; else none, and
+        Default: `jupyterhub_config.py` in the current folder, if it exists; else none, and
         every setting has its default.
         Example: `gpuspawner doctor --config /srv/jupyterhub/jupyterhub_config.py`
         """,
@@ -90,7 +90,7 @@ class Command(Application):
     ).tag(config=True)
 
     def settings(self) -> GpuBroker:
-        """The broker's settings, read but not run; the command line wins. Raises ConfigError."""
+        """The broker's settings, without a broker; the command line takes precedence. Raises ConfigError."""
         broker = GpuBroker()
         with state_beside(self.config_file):
             broker.initialize(["--config", self.config_file] if self.config_file else [])
@@ -104,7 +104,7 @@ class Command(Application):
 
 
 class Doctor(Command):
-    """Looks at driver, GPUs, Docker, images, ledger and broker, and says what to do."""
+    """Checks driver, GPUs, Docker, images, ledger and broker, and says what to do."""
 
     name = "gpuspawner-doctor"
     description = __doc__
@@ -118,7 +118,7 @@ class Doctor(Command):
         help="""
         Show every note, also those on what only real GPUs need.
 
-        Default: off; where GPUs are simulated these are one line. JSON always has all.
+        Default: off; with simulated GPUs these notes are one line. JSON always has all.
         Example: `gpuspawner doctor --all`
         """,
     ).tag(config=True)
@@ -181,14 +181,14 @@ class Homes(Command):
     name = "gpuspawner-homes"
     description = __doc__
     aliases = {**Command.aliases, "to": "Homes.to"}  # noqa: RUF012
-    flags = {**Command.flags, "yes": ({"Homes": {"yes": True}}, "remove without asking back")}  # noqa: RUF012
+    flags = {**Command.flags, "yes": ({"Homes": {"yes": True}}, "remove without a further question")}  # noqa: RUF012
 
     to = Unicode(
         ".",
         help="""
         Folder into which `archive` writes a tar file for each home.
 
-        Default: the present folder. A file of that name stays, and the command ends.
+        Default: the current folder. An existing file of that name is kept, and the command ends.
         Example: `gpuspawner homes archive ada --to=/srv/archive`
         """,
     ).tag(config=True)
@@ -197,13 +197,13 @@ class Homes(Command):
         help="""
         Whether `remove` removes; without it, it says what it would remove.
 
-        Default: off: a home that was removed is gone.
+        Default: off, because a removed home can't be restored.
         Example: `gpuspawner homes remove ada --yes`
         """,
     ).tag(config=True)
 
     def start(self) -> None:
-        """Does what the first word says; `exit_status` is 1 if it could not, or asks back."""
+        """Runs the action in the first word; `exit_status` is 1 if it failed or needs --yes."""
         verb, *users = self.extra_args or ["list"]
         try:
             settings = self.settings()
@@ -214,7 +214,7 @@ class Homes(Command):
             elif verb in ("archive", "remove") and users:
                 self._change(verb, call, homes.of_users(found, users), image_references(settings))
             else:
-                raise ConfigError("say `list`, `archive USER …` or `remove USER …`")
+                raise ConfigError("use `list`, `archive USER …` or `remove USER …`")
         except (ConfigError, EngineFault, OSError) as error:
             self.exit_status = 1
             print(f"gpuspawner homes: {error}", file=sys.stderr)
@@ -244,11 +244,11 @@ class Homes(Command):
                 print(f"removed {home.name}")
             else:
                 self.exit_status = 1
-                print(f"would remove {home.name} ({format_bytes(home.size_bytes)}): say --yes to do it")
+                print(f"would remove {home.name} ({format_bytes(home.size_bytes)}): add --yes to do it")
 
 
 class PlanCommand(Command):
-    """Says what a class would get of the GPUs, split in several ways; exit status 1 if it doesn't fit."""
+    """Shows what a class would get from the GPUs, split in several ways; exit status 1 if it doesn't fit."""
 
     name = "gpuspawner-plan"
     description = __doc__
@@ -263,8 +263,8 @@ class PlanCommand(Command):
     }
     flags = {  # noqa: RUF012
         **Command.flags,
-        "recorded": ({"PlanCommand": {"recorded": True}}, "replay what the ledger has, not a class"),
-        "quotas": ({"PlanCommand": {"quotas": True}}, "hold the quotas, and say who would be refused"),
+        "recorded": ({"PlanCommand": {"recorded": True}}, "replay the ledger's sessions instead of a class"),
+        "quotas": ({"PlanCommand": {"quotas": True}}, "apply the quotas, and say who would be refused"),
     }
 
     course = Unicode(
@@ -291,7 +291,8 @@ class PlanCommand(Command):
         "",
         help="""
         How the GPUs are shared: `whole`, `8 slices` (of each GPU), `slices of 10 GB`; several ways
-        separated by commas. The answer (and the exit status) is of the first; the others stand beside it.
+        separated by commas. The answer (and the exit status) is for the first; the others are shown beside
+        it.
 
         Default: whole, and 2, 4 and 8 slices of each GPU.
         Example: `gpuspawner plan --split "8 slices, whole"`
@@ -302,7 +303,7 @@ class PlanCommand(Command):
         15,
         min=1,
         help="""
-        How many weeks are replayed; with `--recorded`, how far back.
+        How many weeks are replayed; with `--recorded`, how many weeks back.
 
         Default: 15, a term.
         Example: `gpuspawner plan --weeks 1`
@@ -312,7 +313,7 @@ class PlanCommand(Command):
     recorded = Bool(
         False,
         help="""
-        Replay the sessions that the ledger has, instead of a class.
+        Replay the sessions in the ledger instead of a class.
 
         Default: off.
         Example: `gpuspawner plan --recorded --split "whole, 4 slices"`
@@ -322,7 +323,7 @@ class PlanCommand(Command):
     quotas = Bool(
         False,
         help="""
-        Hold the quotas of the settings, with `--recorded` also what was changed and granted at run time, and
+        Apply the quotas of the settings, with `--recorded` also what was changed and granted at run time, and
         say who would be refused and why. Limits on tiers don't count: a split has tiers of its own.
 
         Default: off, so nobody is limited.
@@ -351,7 +352,7 @@ class PlanCommand(Command):
     ).tag(config=True)
 
     def start(self) -> None:
-        """Prints the splits side by side, and in one line whether the class fits."""
+        """Prints the splits as a table, and one line that says whether the class fits."""
         try:
             self._plan()
         except (ConfigError, BadOption, LedgerFault) as error:
@@ -404,7 +405,7 @@ class GpuSpawnerApp(Application):
     description = __doc__
     version = __version__
     subcommands = {  # noqa: RUF012
-        "doctor": (lambda parent: Doctor(parent=parent), "look at this machine and say what to do"),
+        "doctor": (lambda parent: Doctor(parent=parent), "check this machine and say what to do"),
         "status": (lambda parent: Status(parent=parent), "show the devices and leases of the running broker"),
         "quota": (_of_rules("Quota"), "show and change what users and groups may have"),
         "report": (_of_rules("Report"), "show who used how many GPU-hours"),
@@ -412,13 +413,13 @@ class GpuSpawnerApp(Application):
         "homes": (lambda parent: Homes(parent=parent), "list, measure, archive and remove users' homes"),
         "plan": (
             lambda parent: PlanCommand(parent=parent),
-            "say what a class would get of these GPUs, and whether it fits",
+            "show what a class would get from these GPUs, and whether it fits",
         ),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 
     def start(self) -> None:
-        """Runs the subcommand, or says which there are."""
+        """Runs the subcommand, or lists the subcommands."""
         if self.subapp is None:
             self.print_help()
         else:
@@ -432,7 +433,7 @@ def main(argv: list[str] | None = None) -> int:
         return broker_app.main(arguments[1:])
     if arguments and not arguments[0].startswith("-") and arguments[0] not in GpuSpawnerApp.subcommands:
         known = ", ".join(GpuSpawnerApp.subcommands)
-        print(f"gpuspawner: there is no command {arguments[0]!r}: take {known}", file=sys.stderr)
+        print(f"gpuspawner: there is no command {arguments[0]!r}: use {known}", file=sys.stderr)
         return 2
     app = GpuSpawnerApp()
     app.initialize(arguments)
@@ -449,12 +450,12 @@ async def _ask(socket_path: str) -> dict[str, Any]:
 
 
 def make_console() -> Console:
-    """As wide as the terminal; wide where there is none, so that a pipe gets whole lines."""
+    """As wide as the terminal; without a terminal wide enough that a pipe gets whole lines."""
     return Console(emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def show_findings(findings: tuple[Finding, ...], simulated: bool, console: Console) -> None:
-    """The report as a table: what to do stands under each finding."""
+    """The report as a table, with what to do below each finding."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -503,7 +504,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
 
 
 def table(title: str, *columns: str) -> Table:
-    """An empty table in the look of all of them."""
+    """An empty table in the common style."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "UUID")
@@ -520,7 +521,7 @@ def _state(device: dict[str, Any]) -> str:
         users = ", ".join(dict.fromkeys(escape(share["user"]) for share in device["shares"]))
         holder = f"{device['free_slices']} of {total} slices free" + (f"\n{users}" if users else "")
     if not device["healthy"]:
-        return f"[red]withdrawn[/] {holder}\n{escape(device['reason'])}".strip()
+        return f"[red]out of service[/] {holder}\n{escape(device['reason'])}".strip()
     return holder or "[green]free[/]"
 
 

@@ -43,14 +43,14 @@ class HomeVolume:
 def patterns_of(config: Config) -> tuple[re.Pattern[str], ...]:
     """What the names of homes look like, by the settings; the group `user` is the user's name.
 
-    Raises ConfigError where a function of the site makes them.
+    Raises ConfigError if a function of the site creates the names.
     """
     settings: dict[str, Any] = {}
     for section in ("DockerSpawner", "GpuDockerSpawner"):
         if config.has_key(section):
             settings.update(config[section])
     if "format_volume_name" in settings:
-        raise ConfigError("c.DockerSpawner.format_volume_name is set: homes can't be told by their names")
+        raise ConfigError("c.DockerSpawner.format_volume_name is set: homes can't be found by their names")
     prefix = str(settings.get("prefix", DEFAULT_PREFIX))
     volumes = settings.get("volumes", DEFAULT_VOLUMES)
     templates = volumes if isinstance(volumes, Mapping) else {}
@@ -76,7 +76,7 @@ def _pattern(template: str, prefix: str) -> re.Pattern[str] | None:
 
 
 def list_homes(call: Call, patterns: tuple[re.Pattern[str], ...]) -> tuple[HomeVolume, ...]:
-    """Every home, the largest first. Docker measures them, for minutes maybe. Raises EngineFault."""
+    """Every home, the largest first. Docker measures them, which may take minutes. Raises EngineFault."""
     found = []
     for volume in call("df").get("Volumes") or ():
         match = next((hit for each in patterns if (hit := each.fullmatch(volume["Name"]))), None)
@@ -88,7 +88,7 @@ def list_homes(call: Call, patterns: tuple[re.Pattern[str], ...]) -> tuple[HomeV
 
 
 def of_users(homes: tuple[HomeVolume, ...], users: list[str]) -> tuple[HomeVolume, ...]:
-    """The homes of these users, or with these names of volumes. Raises ConfigError for one who has none."""
+    """The homes of these users, or with these volume names. Raises ConfigError if one has none."""
     chosen = tuple(home for home in homes if home.user in users or home.name in users)
     known = {home.user for home in chosen} | {home.name for home in chosen}
     missing = [user for user in users if user not in known]
@@ -114,7 +114,7 @@ def archive(call: Call, home: HomeVolume, folder: Path, image: str) -> Path:
                 for part in stream:
                     file.write(part)
             except BaseException:
-                target.unlink()  # half of a home looks like a whole one
+                target.unlink()  # an incomplete archive looks like a complete one
                 raise
     finally:
         call("remove_container", made, force=True)
@@ -122,7 +122,7 @@ def archive(call: Call, home: HomeVolume, folder: Path, image: str) -> Path:
 
 
 def remove(call: Call, home: HomeVolume) -> None:
-    """Removes the home for good. Raises ConfigError while a container has it, EngineFault."""
+    """Removes the home permanently. Raises ConfigError while a container has it, EngineFault."""
     if home.in_use:
         raise ConfigError(f"The home {home.name} is in use: stop the user's servers first")
     try:

@@ -2,8 +2,8 @@
 
 `python -m gpuspawner.tools.make_network --config FILE`
 
-The hub listens on the host's address in that network, so the network has to be there first. The
-config file itself only holds settings: the broker reads it too.
+The hub listens on the host's address in that network, so the network must exist first. The config file
+can't create it: it contains only settings, and the broker reads it too.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from ..hub.spawner import GpuDockerSpawner
 
 
 def spawner_of_file(config_file: Path) -> GpuDockerSpawner:
-    """A spawner without a server, for its settings. Raises ConfigError if the file isn't there."""
+    """A spawner without a server, for its settings. Raises ConfigError if the file doesn't exist."""
     if not config_file.is_file():
-        raise ConfigError(f"The config file {config_file} isn't there: name the hub's own with --config")
+        raise ConfigError(
+            f"The config file {config_file} doesn't exist: give the hub's config file with --config"
+        )
     config = PyFileConfigLoader(config_file.name, path=str(config_file.parent.absolute())).load_config()
     return spawner_of(config)
 
 
 def prepare_network(config_file: Path) -> str:
-    """Creates the network that `config_file` names, where it is missing; returns the host's address on it.
+    """Creates the network of `config_file` if it is missing; returns the host's address on it.
 
     Blocks on Docker. Raises ConfigError with the remedy, EngineFault if Docker doesn't answer.
     """

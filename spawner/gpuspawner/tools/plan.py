@@ -1,4 +1,4 @@
-"""`gpuspawner plan`: what a class, or what the ledger has, would get of these GPUs, split in several ways."""
+"""`gpuspawner plan`: what a class or recorded sessions would get from these GPUs, split in several ways."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def plan_recorded(
     sessions: Sequence[PastSession],
     quotas: PlanQuotas = NO_QUOTAS,
 ) -> tuple[Plan, ...]:
-    """What the ledger has, in each of the splits: every session asked for when it was, and as long."""
+    """The ledger's sessions in each of the splits, at the recorded times and with the recorded lengths."""
     visits = [
         Visit(
             each.lease.created_at.timestamp(),
@@ -156,7 +156,7 @@ def fits(plan: Plan) -> bool:
 
 
 def verdict(course: Course, plans: Sequence[Plan]) -> str:
-    """Whether the class fits, in one line: of the first split, and else which of the others do."""
+    """One line: whether the class fits with the first split, and if not, with which of the others."""
     first, what = plans[0], f"{course.students} students at {course.when}"
     if fits(first):
         return f"Yes: {what} fit with {first.split.name}. Nobody waits."
@@ -221,7 +221,7 @@ def as_json(plans: Sequence[Plan]) -> list[dict[str, Any]]:
 
 
 def show(plans: Sequence[Plan], console: Console) -> None:
-    """The splits side by side."""
+    """The splits as a table."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("Split")
     for name in ("Asked", "Served", "Waited", "Median wait", "95 % wait at most", "GPUs held", "GPUs busy"):
@@ -262,7 +262,7 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
     Raises ConfigError where matplotlib is missing.
     """
     try:
-        from matplotlib.figure import Figure  # an extra: loaded for the picture alone
+        from matplotlib.figure import Figure  # an optional dependency, imported only for the picture
     except ImportError:
         raise ConfigError("A picture needs matplotlib: pip install 'gpuspawner[plan]'") from None
     figure = Figure(figsize=(10, 2.4 * len(plans)), layout="constrained")

@@ -21,14 +21,14 @@ from .make_network import spawner_of_file
 
 LOG = logging.getLogger("gpuspawner.tools.prepull")
 NEWS_SECONDS = 30.0
-"""How often the log hears of a pull."""
+"""How often the progress of a pull is logged."""
 RETRY_SECONDS = 10.0
 _NICE = 10
-"""Servers that start meanwhile have the cores first."""
+"""Priority of the pulls: servers that start at the same time get the cores first."""
 
 
 def wanted(spawner: GpuDockerSpawner) -> tuple[str, ...]:
-    """The images that servers start from, as far as the settings name them; none if nothing may be pulled.
+    """The images of servers that the settings name; none if nothing may be pulled.
 
     Raises ConfigError.
     """
@@ -41,9 +41,9 @@ def wanted(spawner: GpuDockerSpawner) -> tuple[str, ...]:
 
 
 async def prepull(spawner: GpuDockerSpawner) -> bool:
-    """Pulls one image after the other as the policy says. True if all are here; what failed is logged.
+    """Pulls one image after the other by the policy; returns whether all are available. Failures are logged.
 
-    Waits for a Docker that doesn't answer yet.
+    Waits until Docker answers.
     """
     complete = True
     for image in wanted(spawner):
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stay", action="store_true", help="sleep when done, until the parent ends")
     options = parser.parse_args(arguments)
     parent = os.getppid()
-    # The hub ends services with this; a shell in the background hands it down as ignored.
+    # The hub ends services with this signal; a shell in the background starts us with it ignored.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.nice(_NICE)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="[%(levelname).1s prepull] %(message)s")
@@ -94,10 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
         complete = asyncio.run(prepull(spawner))
     except ConfigError as error:
         LOG.warning("No image is pulled: %s", error)
-    except Exception:  # the top: a service that breaks is started again and again
+    except Exception:  # top level: the hub would restart a failing service for ever
         LOG.exception("No image is pulled")
     if options.stay and os.getppid() == parent:
-        # setpriv is of util-linux; the signal comes when the hub is killed, too.
+        # setpriv is from util-linux; the signal is also sent when the hub is killed.
         os.execvp("setpriv", ["setpriv", "--pdeathsig", "TERM", "sleep", "infinity"])
     return 0 if complete else 1
 

@@ -51,7 +51,7 @@ class RuleCommand(Command):
     reason = Unicode(
         "",
         help="""
-        Why, for the ledger: whoever looks later reads it beside the change.
+        The reason, for the ledger: it is shown later beside the change.
 
         Default: none.
         Example: `gpuspawner quota set group:students devices=2 --reason "exam week"`
@@ -65,7 +65,7 @@ class RuleCommand(Command):
         raise NotImplementedError
 
     def start(self) -> None:
-        """Runs the verb; `exit_status` is 1 for a refusal, 2 for a line that can't be understood."""
+        """Runs the verb; `exit_status` is 1 for a refusal, 2 for an invalid command line."""
         verbs = self.verbs()
         verb, *rest = self.extra_args or [""]
         if verb not in verbs:
@@ -148,7 +148,7 @@ class Quota(RuleCommand):
         for word in words[1:]:
             key, equals, text = word.partition("=")
             if not equals:
-                raise BadOption(f"{word!r} is no KEY=VALUE: write it like devices=2.")
+                raise BadOption(f"{word!r} is not KEY=VALUE: write it like devices=2.")
             values[key] = value_from_text(key, text)
         change = QuotaChange(
             subject=str(subject_from_text(words[0])), values=values, author=self.author, reason=self.reason
@@ -197,7 +197,7 @@ class Report(RuleCommand):
         help="""
         What the report has a line for: `user`, `group`, `tier` or `day`.
 
-        Default: user. Who is in several groups counts in each.
+        Default: user. A user in several groups counts in each.
         Example: `gpuspawner report --by group`
         """,
     ).tag(config=True)
@@ -213,7 +213,7 @@ class Report(RuleCommand):
     last_day = Unicode(
         "",
         help="""
-        The last day of the report; it counts whole.
+        The last day of the report; the whole day counts.
 
         Default: today, up to now.
         Example: `gpuspawner report --end 2027-02-12`
@@ -290,7 +290,7 @@ class Session(RuleCommand):
             raise BadOption(f"The lab session needs {missing[0]}=…: {self.usage}")
         present = self.ask(lambda client: client.ask("/sessions", SessionsDocument))
         if any(each.session["name"] == name for each in present.sessions):
-            raise BadOption(f"There is a lab session {name!r} already: change it, or take another name.")
+            raise BadOption(f"There is a lab session {name!r} already: change it, or use another name.")
         self._save({"name": name, "timezone": self.settings().site.timezone}, values)
 
     def _change(self, words: Sequence[str]) -> None:
@@ -416,7 +416,7 @@ def _name_and_values(words: Sequence[str], usage: str) -> tuple[str, dict[str, s
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    """As typed, "devices=2, tiers=cpu,gpu"; for a change that was taken back "devices taken back"."""
+    """As typed, "devices=2, tiers=cpu,gpu"; for a removed change "devices taken back"."""
     return ", ".join(
         f"{key} taken back"
         if value is None

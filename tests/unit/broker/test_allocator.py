@@ -90,12 +90,12 @@ async def test_snapshot_and_capacity(allocator: Allocator) -> None:
         (
             request(A, 3),
             NoCapacity,
-            "You asked for 3 GPUs, and this machine has only 2: choose another tier, or CPU.",
+            "You asked for 3 GPUs, but this machine has only 2: choose another tier, or CPU.",
         ),
         (
             request(A, 1, "A100"),
             NoCapacity,
-            "You asked for a GPU with 'a100' in its name, and this machine has none:"
+            "You asked for a GPU with 'a100' in its name, but this machine has none:"
             " choose another tier, or CPU.",
         ),
         (
@@ -107,7 +107,7 @@ async def test_snapshot_and_capacity(allocator: Allocator) -> None:
         (
             replace(request(B), lease_id=A),
             LeaseConflict,
-            "This server still has a lease that is being ended: try again in a moment.",
+            "This server's previous lease is still ending: try again in a moment.",
         ),
         (request(C), LeaseConflict, "This lease is being ended: start the server again."),
         (request(D), LeaseConflict, "This lease has ended: start the server again."),
@@ -185,7 +185,7 @@ async def test_two_watchers_and_one_that_goes(allocator: Allocator) -> None:
 
 
 NOTICE = (
-    "GPU 0 was withdrawn at 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
+    "GPU 0 is out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
     " Save your work, stop this server and start a new one."
 )
 LOST = DeviceHealth(
@@ -219,7 +219,7 @@ async def test_who_waits_for_a_withdrawn_device_blocks_nobody(allocator: Allocat
     await allocator.set_health(LOST)
     obstacle = (
         "Too few GPUs are in service for 2 GPUs."
-        " GPU 0 was withdrawn at 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
+        " GPU 0 is out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
     )
     pair = lease(A, WAITING, count=2)
     assert await allocator.acquire(request(A, 2)) == pair
@@ -255,8 +255,8 @@ async def test_notice_of_two_simulated_or_unnumbered_devices(ledger: Ledger, tim
     await allocator.set_health(DeviceHealth("GPU-2", False, "it can't be read."))
     (told,) = await allocator.set_health(DeviceHealth("GPU-x", False))
     assert told.notice == (
-        "Simulated GPU 2 was withdrawn at 2025-03-01 12:00 UTC: it can't be read."
-        " GPU GPU-x was withdrawn at 2025-03-01 12:00 UTC: it can't be used."
+        "Simulated GPU 2 is out of service since 2025-03-01 12:00 UTC: it can't be read."
+        " GPU GPU-x is out of service since 2025-03-01 12:00 UTC: it can't be used."
         " Save your work, stop this server and start a new one."
     )
     assert await allocator.set_health(DeviceHealth("GPU-unknown", False)) == ()
@@ -269,9 +269,9 @@ async def test_adopting_a_container(allocator: Allocator, ledger: Ledger) -> Non
     for other, message in [
         (running, "The ledger knows this lease already."),
         (replace(running, id=B), "This server has another lease."),
-        (lease(B, RUNNING, "GPU-1"), "A device of this lease is not free, or not of this machine."),
-        (lease(B, RUNNING, "GPU-9"), "A device of this lease is not free, or not of this machine."),
-        (lease(B, RUNNING), "A device of this lease is not free, or not of this machine."),
+        (lease(B, RUNNING, "GPU-1"), "A device of this lease is not free, or not on this machine."),
+        (lease(B, RUNNING, "GPU-9"), "A device of this lease is not free, or not on this machine."),
+        (lease(B, RUNNING), "A device of this lease is not free, or not on this machine."),
     ]:
         with pytest.raises(LeaseConflict) as refused:
             await allocator.adopt(other)

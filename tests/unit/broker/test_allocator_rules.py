@@ -103,9 +103,9 @@ async def test_capacity_that_was_kept_goes_back_in_time(ledger: Ledger, times: A
     assert (await allocator.acquire(request(A))).state is WAITING
     async with allocator.watch(A) as changes:
         assert (await anext(changes)).obstacle == (
-            "What is free is kept for the lab session of cs,"
+            "The free GPUs are reserved for the lab session of cs,"
             " from 2025-03-01 13:00 UTC to 2025-03-01 14:00 UTC."
-            " Your server starts when something else is free, or places of the session are left over."
+            " Your server starts when another GPU is free, or when the session doesn't need all of them."
         )
     assert (await allocator.acquire(request(B))).state is RESERVED
     await end(allocator, B)
@@ -130,7 +130,7 @@ async def test_who_waits_is_told_of_a_lab_session(ledger: Ledger, times: Any) ->
         await allocator.advance()
         await end(allocator, A)
         assert (await anext(changes)).obstacle.startswith(
-            "What is free is kept for the lab session of cs, from"
+            "The free GPUs are reserved for the lab session of cs, from"
         )
         times.pass_seconds(HOUR)
         await allocator.advance()

@@ -121,7 +121,7 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str], status: int = EXI
         ),
         ("1 / 0", "failed: ZeroDivisionError: division by zero"),
         ("c.GpuSite.simulated_devices = 'many'", "c.GpuSite.simulated_devices: 'many' can't be read"),
-        ("c.GpuSite.socket_path = '/nowhere/b.sock'", "set c.GpuSite.socket_path to another place"),
+        ("c.GpuSite.socket_path = '/nowhere/b.sock'", "set c.GpuSite.socket_path to another path"),
         (f"c.GpuSite.socket_path = '/tmp/{'x' * 103}'", "set c.GpuSite.socket_path to a shorter one"),
         ("c.GpuBroker.database_url = 'sqlite:////nowhere/l.sqlite'", "/nowhere"),
     ],
@@ -134,7 +134,8 @@ def test_a_setting_that_cannot_work_is_named(
 
 def test_a_config_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(capsys, ["--config", "/nowhere/jupyterhub_config.py"]) == (
-        "The config file /nowhere/jupyterhub_config.py isn't there: name the hub's own with --config"
+        "The config file /nowhere/jupyterhub_config.py doesn't exist: give the hub's config "
+        "file with --config"
     )
 
 
@@ -144,7 +145,7 @@ def test_a_state_folder_that_is_a_file_is_named(
     (folder / "file").write_text("")
     monkeypatch.setenv("GPUSPAWNER_STATE_DIR", str(folder / "file"))
     assert fails(capsys, []) == (
-        f"The state folder {folder}/file can't be made: File exists. Name another one with "
+        f"The state folder {folder}/file can't be created: File exists. Set another one with "
         "c.GpuSite.state_dir or GPUSPAWNER_STATE_DIR, or fix the permissions"
     )
 
@@ -169,7 +170,7 @@ def test_a_second_broker_names_the_first(folder: Path, capsys: pytest.CaptureFix
     lock.acquire(take_over=False)
     assert fails(capsys, []) == (
         f"A broker runs on {folder} already (process {os.getpid()}): stop it first, start this one with "
-        "--take-over, or give it a state folder of its own (c.GpuSite.state_dir)"
+        "--take-over, or give it its own state folder (c.GpuSite.state_dir)"
     )
     lock.release()
 
@@ -203,7 +204,7 @@ def test_a_taken_port_is_named(page: int, capsys: pytest.CaptureFixture[str]) ->
         other.listen()
         assert fails(capsys, []) == (
             f"The GPU page can't listen on http://127.0.0.1:{page}: Address already in use. Set another "
-            "port for the service in jupyterhub_config.py, or end what uses this one"
+            "port for the service in jupyterhub_config.py, or stop the program that uses this one"
         )
     gc.collect()
 

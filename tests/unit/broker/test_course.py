@@ -68,7 +68,7 @@ def test_splits_in_words() -> None:
     ]
     for text, sentence in [
         ("8", "is unknown: take 'whole'"),
-        ("0 slices", "no slices"),
+        ("0 slices", "0 slices"),
         ("slices of 81 GB", "doesn't fit these GPUs"),
     ]:
         with pytest.raises(BadOption, match=sentence):

@@ -50,9 +50,7 @@ async def test_what_could_not_be_written_is_written_with_the_next(
     ledger.fault = "before"
     await journal.add(FIRST)
     assert (journal.recent(), await ledger.ended()) == ((FIRST,), ())
-    assert caplog.messages == [
-        "An ended process could not be recorded yet, it is tried again: the disk is full"
-    ]
+    assert caplog.messages == ["An ended process could not be recorded yet, retrying: the disk is full"]
     await journal.add(SECOND)
     await journal.add(THIRD)
     assert await ledger.ended() == (THIRD, SECOND, FIRST) == journal.recent()

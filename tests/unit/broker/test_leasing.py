@@ -95,7 +95,7 @@ async def test_a_new_spawn_waits_for_docker_to_remove_the_former_container(bench
         bench.service.on_event(bench.put(old.lease))
         await bench.become(anna="running")
     bench.engine.slow.add("c1")
-    with pytest.raises(BrokerUnavailable, match="still removing this server's former container"):
+    with pytest.raises(BrokerUnavailable, match="still removing this server's previous container"):
         await bench.client.acquire(bench.request(2), lambda *_: None).__aenter__()
     assert bench.states() == {"anna": "releasing"}
     bench.engine.boxes.clear()

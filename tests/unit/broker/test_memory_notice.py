@@ -72,7 +72,7 @@ async def test_the_second_time_begins_the_while_anew(leases: Leases) -> None:
 
 
 async def test_a_lost_gpu_is_the_graver_news(leases: Leases) -> None:
-    lost = "GPU 0 was withdrawn: lost. Save your work, stop this server and start a new one."
+    lost = "GPU 0 is out of service: lost. Save your work, stop this server and start a new one."
     await leases.tell(ID, lost)
     await MemoryNotices(leases.find, leases.tell, 0).show(ID, None)
     assert leases.told == [lost]

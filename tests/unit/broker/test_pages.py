@@ -282,7 +282,7 @@ def test_summary(free: int, waiting: int, simulated: bool, sentence: str) -> Non
 def test_gpus_that_do_not_answer_are_said_to_all_and_why_to_the_admin() -> None:
     whole = {**document(), "devices": [], "leases": [], "queue": []}
     seen = [(page.summary, page.fault) for page in (build(whole, ADMIN), build(whole, ANNA))]
-    summary = "The GPUs of this machine don't answer; they appear here once they do. Nobody waits."
+    summary = "The GPUs of this machine don't answer; they appear here when they answer. Nobody waits."
     assert seen == [(summary, "NVML hangs"), (summary, "")]
 
 

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from gpuspawner.broker.pages import READ_SCOPE, make_handlers, make_settings
+from gpuspawner.broker.pages.handlers import TOKEN_SECONDS, hub_oauth
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth
 from tornado.httpserver import HTTPServer
@@ -181,7 +182,10 @@ LOGIN = {
     "reason": "login_required",
     "message": "Log in first: send a JupyterHub API token as 'Authorization: token …', or reload the page.",
 }
-REFUSED = {"reason": "not_allowed", "message": "Your account may not see this. Ask the admin of this hub."}
+REFUSED = {
+    "reason": "not_allowed",
+    "message": "Your account has no permission to see this. Ask the admin of this hub.",
+}
 
 
 @pytest.mark.parametrize("path", ["api/status", "api/tiers", "api/else", "metrics"])
@@ -221,7 +225,7 @@ async def test_a_hub_that_is_down_is_503_in_json(pages: Pages, path: str) -> Non
         503,
         {
             "reason": "hub_unavailable",
-            "message": "JupyterHub did not answer, so nobody can be logged in. Try again in a moment.",
+            "message": "JupyterHub did not answer, so you can't be logged in. Try again in a moment.",
         },
     )
 
@@ -229,11 +233,11 @@ async def test_a_hub_that_is_down_is_503_in_json(pages: Pages, path: str) -> Non
 async def test_unknown_address(pages: Pages) -> None:
     status, _, text = await pages.get("api/else", "anna-token")
     assert (status, json.loads(text)) == (
-        404, {"reason": "not_found", "message": "There is no such page."},
+        404, {"reason": "not_found", "message": "This page does not exist."},
     )  # fmt: skip
     status, _, text = await pages.get("else", "anna-token")
     assert status == 404
-    assert "There is no such page." in text
+    assert "This page does not exist." in text
     assert "/base/hub/static/css/style.min.css" in text
 
 
@@ -241,6 +245,58 @@ async def test_only_reading(pages: Pages) -> None:
     headers = {"Authorization": "token anna-token"}
     async with pages.client.post(pages.url + "api/status", headers=headers) as answer:
         assert (answer.status, (await answer.json())["reason"]) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("path", ["", "live", "api/status", "api/else", "health", "static/gpu.js"])
+async def test_a_method_that_an_address_does_not_take_is_405_with_those_it_takes(
+    pages: Pages, path: str
+) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        async with pages.client.request(method, pages.url + path) as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("path", ["live", "api/status", "metrics", "health", "static/gpu.js", "api/else"])
+async def test_head_is_get_without_a_body(pages: Pages, path: str) -> None:
+    headers = {"Authorization": "token admin-token"}
+    seen = []
+    for method in ("GET", "HEAD"):
+        async with pages.client.request(method, pages.url + path, headers=headers) as answer:
+            seen.append((answer.status, answer.headers["Content-Type"], answer.headers["Content-Length"]))
+            assert method == "GET" or await answer.read() == b""
+    assert seen[0] == seen[1]
+
+
+async def test_the_address_without_its_slash_leads_to_the_page(pages: Pages) -> None:
+    for query in ("", "?from=menu"):
+        address = pages.url.rstrip("/") + query
+        async with pages.client.get(address, allow_redirects=False) as answer:
+            assert (answer.status, answer.headers["Location"]) == (302, PREFIX + query)
+
+
+async def test_a_cookie_without_the_xsrf_token_is_told_so(pages: Pages) -> None:
+    await pages.log_in("anna")
+    script = {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}
+    status, _, text = await pages.get("api/status", **script)
+    assert (status, json.loads(text)) == (
+        403,
+        {
+            "reason": "xsrf_missing",
+            "message": "This request lacks the page's XSRF token, or brings that of an earlier login: reload "
+            "the page and try again. A program sends an API token in place of the browser's cookie.",
+        },
+    )
+
+
+def test_the_hub_is_asked_again_soon_about_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"API_TOKEN": "t", "API_URL": "http://127.0.0.1:9/hub/api"}.items():
+        monkeypatch.setenv(f"JUPYTERHUB_{name}", value)
+    HubOAuth.clear_instance()
+    try:
+        auth = hub_oauth()
+        assert (auth.cache_max_age, auth.cache.max_age) == (TOKEN_SECONDS, TOKEN_SECONDS)
+    finally:
+        HubOAuth.clear_instance()
 
 
 async def test_health_asks_nobody(pages: Pages) -> None:
@@ -280,7 +336,7 @@ async def test_page_without_access_is_the_hubs_error_page(pages: Pages) -> None:
     await pages.log_in("outsider")
     status, _, text = await pages.get("")
     assert status == 403
-    assert "Your account may not see this." in text
+    assert "Your account has no permission to see this." in text
     assert "/base/hub/static/css/style.min.css" in text
 
 
@@ -298,8 +354,8 @@ async def test_live_part(pages: Pages) -> None:
 async def test_a_script_of_another_site_gets_nothing_by_cookie(pages: Pages) -> None:
     await pages.log_in("anna")
     foreign = {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-site"}
-    assert (await pages.get("live", **foreign))[0] == 401
-    assert (await pages.get("api/status", **foreign))[0] == 401
+    assert (await pages.get("live", **foreign))[0] == 403
+    assert (await pages.get("api/status", **foreign))[0] == 403
     _, _, page = await pages.get("")
     token = page.split('xsrf_token: "')[1].split('"')[0]
     assert (await pages.get("live", **foreign, **{"X-XSRFToken": token}))[0] == 200
@@ -317,6 +373,16 @@ async def test_nothing_beside_the_assets_is_served(pages: Pages) -> None:
     outside = URL(pages.url + "static/%2e%2e/view.py", encoded=True)
     async with pages.client.get(outside, allow_redirects=False) as answer:
         assert answer.status == 403
+
+
+@pytest.mark.parametrize("name", ["%00", "gpu.js%00", "nothing.js"])
+async def test_an_asset_that_isnt_there_is_404(
+    pages: Pages, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for method in ("GET", "HEAD"):
+        async with pages.client.request(method, URL(pages.url + f"static/{name}", encoded=True)) as answer:
+            assert answer.status == 404
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_no_token_in_the_log(pages: Pages, caplog: pytest.LogCaptureFixture) -> None:

@@ -101,7 +101,7 @@ def test_without_mps_it_says_that_nothing_limits_compute() -> None:
     status["devices"][0]["compute_guarantee"] = "none"
     status["devices"][0]["healthy"] = False
     page = build(status, ADMIN)
-    assert page.devices[0].guarantee_help.endswith("compute not limited, slices take turns")
+    assert page.devices[0].guarantee_help.endswith("compute not limited, by time-slicing")
     assert page.summary == "1 of 1 GPU, 0 of 10 slices free, nobody waits."
     assert page.devices[0].slices == "0 of 10 slices free"
 
@@ -112,7 +112,7 @@ def test_the_html_names_the_sharers_to_those_who_may_know() -> None:
     assert admins.count('<div class="gpu-share">') == 2
     assert "<strong>bob</strong>" in admins
     assert "You hold a slice of NVIDIA H100 80GB HBM3 #0" in annas
-    assert "8.0 GiB, up to 25 % of its compute, tier A slice" in annas
+    assert "A slice · 8.0 GiB, up to 25 % of its compute · " in annas
     assert "8 of 10 slices" in annas
     assert "bob" not in annas
 
@@ -124,9 +124,9 @@ def test_who_shares_a_gpu_is_a_line_each() -> None:
     status["leases"].append(lease("c" * 32, "carl", "GPU-0", server="train"))
     lines = re.findall(r'<div class="gpu-share">(.*?)</div>', html(build(status, ADMIN)), re.DOTALL)
     assert [" ".join(re.sub(r"<[^>]*>", "", line).split()) for line in lines] == [
-        "anna tier A slice, running for 1 hour: 8.0 GiB, up to 25 % of its compute",
-        "bob tier A slice, running for 1 hour: 8.0 GiB",
-        "carl server “train”, tier A slice, running for 1 hour",
+        "anna A slice · running for 1 hour: 8.0 GiB, up to 25 % of its compute",
+        "bob A slice · running for 1 hour: 8.0 GiB",
+        "carl server “train” · A slice · running for 1 hour",
     ]
 
 
@@ -167,4 +167,4 @@ def test_what_is_in_use_is_never_0_where_nobody_knows_it() -> None:
 
 def test_a_device_that_nobody_guards_says_so() -> None:
     row = build(document(unguarded_reason="NVML hangs"), ADMIN).devices[0]
-    assert row.guarantee_help == "nothing is held now: NVML hangs"
+    assert row.guarantee_help == "not enforced now: NVML hangs"

@@ -69,7 +69,7 @@ def test_pools_take_what_they_name_then_models_then_the_rest() -> None:
             "MIG-0": SharingRules("mig", Mode.MIG),
         },
         frozenset({"GPU-0"}),
-        ("In no pool of c.GpuSite.pools, and so leased to nobody: MIG-1",),
+        ("In no pool of c.GpuSite.pools, so nobody can lease them: MIG-1",),
     )
 
 
@@ -98,7 +98,7 @@ def test_without_mps_slices_are_time_slices(pool: Any, devices: Any, host: Host,
     assert {terms.mps for terms in found.terms.values()} == {False}
     (warning,) = found.warnings
     assert warning.startswith(
-        "c.GpuSite.pools: pool 'class': no MPS, so its slices are time-slices: memory is"
+        "c.GpuSite.pools: pool 'class': no MPS, so its slices use time-slicing: memory is"
     )
     assert warned in warning
     for setting in ({"mps": True}, {"compute_percent": 25}, {"manage_compute_mode": True}):
@@ -113,22 +113,21 @@ def test_without_mps_slices_are_time_slices(pool: Any, devices: Any, host: Host,
     ("pools", "tiers", "devices", "said"),
     [
         ([SLICES], [{"name": "s", "mode": "slice", "memory": "10G"}], [H0],
-         "tier 's' can be served by no device: memory 10 GiB (10737418240) is over the largest slice of pool "
-         "'class', 9.9 GiB"),
+         "tier 's' can't be served by any device: memory 10 GiB (10737418240) is more than the largest slice "
+         "of pool 'class', 9.9 GiB"),
         ([{"name": "p", "mode": "slice", "sizes": ["8G", "80G"]}], [], [H0, H1],
-         "pool 'p': a slice of 80 GiB is over the device, of which slices may have 79 GiB: take it out of"),
+         "pool 'p': a slice of 80 GiB is larger than the device, where slices can have 79 GiB: remove it"),
         ([{"name": "p", "mode": "slice", "sizes": ["60G"]}], [], [H0, A2],
-         "pool 'p': GPU-2 has 39 GiB to give, too little for even one slice: lower slices or sizes, or leav"),
-        ([{"name": "p", "mode": "mig"}], [], [H0], "pool 'p' has no device: there is no MIG instance. Set s"),
-        ([{"name": "p", "devices": {"model": "V100"}}], [], [H0], "pool 'p' has no device: none that fits i"),
-        ([{"name": "p", "devices": ["GPU-7"]}], [], [H0], "pool 'p' has no device: name devices that are "
-         "here: GPU-0"),
-        ([{"name": "p", "devices": ["MIG-0"]}], [], [MIG], "MIG-0 is a MIG instance, and pool 'p' has mode "),
-        ([{"name": "p", "mode": "mig", "devices": ["GPU-0"]}], [], [H0], "GPU-0 is no MIG instance but a wh"),
+         "pool 'p': GPU-2 has 39 GiB to give, too little for one slice: lower slices or sizes, or rem"),
+        ([{"name": "p", "mode": "mig"}], [], [H0], "pool 'p' has no device: there is no MIG instance."),
+        ([{"name": "p", "devices": {"model": "V100"}}], [], [H0], "pool 'p' has no device: no matching"),
+        ([{"name": "p", "devices": ["GPU-7"]}], [], [H0], "use devices of this machine: GPU-0"),
+        ([{"name": "p", "devices": ["MIG-0"]}], [], [MIG], "MIG-0 is a MIG instance, but pool 'p' has mode "),
+        ([{"name": "p", "mode": "mig", "devices": ["GPU-0"]}], [], [H0], "GPU-0 is a whole GPU, not a MIG"),
         ([], [{"name": "m", "mode": "mig", "mig_profile": "2g.20gb"}], [MIG, MIG3],
-         "tier 'm' can be served by no device: there is no MIG instance '2g.20gb', there are: 1g.10gb, "
-         "3g.40gb. Set it up with `nvidia-smi mig -cgi 2g.20gb -C`, or take another mig_profile"),
-        ([], [{"name": "m", "mode": "mig"}], [H0], "tier 'm' can be served by no device: none is in a pool "),
+         "tier 'm' can't be served by any device: there is no MIG instance '2g.20gb', there are: 1g.10gb, "
+         "3g.40gb. Set it up with `nvidia-smi mig -cgi 2g.20gb -C`, or use another mig_profile"),
+        ([], [{"name": "m", "mode": "mig"}], [H0], "tier 'm' can't be served by any device: none is in"),
         ([{"name": "p"}], [{"name": "g", "devices": 1, "model": "V100", "pool": "p"}], [H0],
          "none has 'v100' in its name. There are: NVIDIA H100 80GB HBM3"),
         ([{"name": "p", "mode": "slice", "slices": 8}],
@@ -143,7 +142,7 @@ def test_what_cannot_work_is_refused(pools: Any, tiers: Any, devices: Any, said:
 
 
 def test_a_guard_that_cannot_end_anybody_guards_nothing() -> None:
-    with pytest.raises(ConfigError, match="whose memory the guard holds, and it can't: run it as root"):
+    with pytest.raises(ConfigError, match="but the guard can't enforce their memory quotas: run it as root"):
         pooling([SLICES], [], [H0], Host(False, MPS, "run it as root"))
 
 
@@ -156,7 +155,7 @@ def test_a_gpu_that_cannot_be_read_lets_nobody_else_down() -> None:
     assert list(found.terms) == ["GPU-0"]
     assert [warning.partition(":")[2][:35] for warning in found.warnings] == [
         " pool 'mig' has no device: there is",
-        " tier 'm' can be served by no devic",
+        " tier 'm' can't be served by any de",
     ]
 
 
@@ -164,12 +163,12 @@ def test_too_few_are_a_warning() -> None:
     pools = [{"name": "p", "devices": ["GPU-0", "GPU-8"]}, {"name": "q", "devices": {"count": 2}}]
     tiers = [{"name": "two", "devices": 2, "pool": "p"}]
     assert pooling(pools, tiers, [H0, H1]).warnings == (
-        "c.GpuSite.pools: pool 'p' names GPU-8, which is not here",
-        "c.GpuSite.pools: pool 'q' is to have 2 devices, and 1 are left for it",
-        "c.GpuSite.tiers: tier 'two' has 2 devices, and this machine has 1 of that kind",
+        "c.GpuSite.pools: pool 'p' names GPU-8, which this machine doesn't have",
+        "c.GpuSite.pools: pool 'q' needs 2 devices, but 1 are left for it",
+        "c.GpuSite.tiers: tier 'two' has 2 devices, but this machine has 1 of that kind",
     )
     assert pooling([], [{"name": "v", "devices": 1, "model": "V100"}], [H0]).warnings == (
-        "c.GpuSite.tiers: tier 'v' can be served by no device: none has 'v100' in its name. There are: "
+        "c.GpuSite.tiers: tier 'v' can't be served by any device: none has 'v100' in its name. There are: "
         "NVIDIA H100 80GB HBM3",
     )
 
@@ -225,7 +224,7 @@ def test_what_a_slice_of_80_gib_has(terms: SharingRules, wanted: Any, got: Any) 
         (
             {"mode": "slice", "slices": 8, "mps": False},
             ComputeMode.EXCLUSIVE_PROCESS,
-            "one program alone, and so one slice,",
+            "only one program, and so only one slice,",
         ),
         ({"mode": "slice", "slices": 8}, ComputeMode.EXCLUSIVE_PROCESS, ""),
         ({}, ComputeMode.EXCLUSIVE_PROCESS, ""),

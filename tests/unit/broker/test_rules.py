@@ -84,7 +84,7 @@ def test_what_can_t_be_used_any_more_is_said_and_the_settings_count() -> None:
     assert [each.split(":")[0] for each in found.problems] == [
         "The quota of group",
         "The quota of user",
-        "The lab session 'cs231n' can't be held",
+        "The lab session 'cs231n' can't take place",
     ]
 
 

@@ -199,10 +199,10 @@ async def test_a_refusal_that_takes_long_comes_in_the_stream(
 
     async def refuse(request: Any) -> Any:
         await asyncio.sleep(0.3)
-        raise BrokerUnavailable("Docker is still removing this server's former container")
+        raise BrokerUnavailable("Docker is still removing this server's previous container")
 
     monkeypatch.setattr(bench.service, "open", refuse)
-    with pytest.raises(BrokerUnavailable, match="still removing this server's former container"):
+    with pytest.raises(BrokerUnavailable, match="still removing this server's previous container"):
         await bench.client.acquire(bench.request(1), lambda *_: None).__aenter__()
     assert bench.refusals("broker_unavailable") == 1
 
@@ -365,7 +365,7 @@ async def test_who_waits_for_a_withdrawn_device_is_told(
     lost = DeviceHealth("GPU-1", False, "XID 79", since=datetime(2025, 3, 1, 10, 21, tzinfo=UTC))
     why = (
         "Too few GPUs are in service for a GPU."
-        " Simulated GPU 1 was withdrawn at 2025-03-01 10:21 UTC: XID 79."
+        " Simulated GPU 1 is out of service since 2025-03-01 10:21 UTC: XID 79."
     ).replace("GPU 1", "GPU GPU-1")
     said: list[str] = []
     async for bench in make_bench(ledger, monkeypatch, queue_seconds=0.5):

@@ -9,7 +9,7 @@ from typing import Any
 
 import gpuspawner
 import pytest
-from gpuspawner.hub.check import check_spawner
+from gpuspawner.hub.check import check_addresses, check_spawner
 from jupyterhub.app import JupyterHub
 from traitlets import TraitError
 from traitlets.config import Config
@@ -73,3 +73,55 @@ def test_a_real_hub_says_it_in_one_line_and_does_not_start(tmp_path: Path) -> No
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
     assert "Bad config encountered during initialization: c.GpuSite.tiers: tier 'gpu' has mode" in line
+
+
+def test_a_hub_that_would_listen_in_a_network_that_isnt_there_says_how_to_make_it() -> None:
+    config = Config()
+    config.GpuDockerSpawner.subnet = "192.0.2.0/24"  # for documentation: no machine has it
+    check_addresses(config)
+    config.JupyterHub.hub_ip = "192.0.2.1"
+    with pytest.raises(TraitError) as refused:
+        check_addresses(config)
+    assert str(refused.value) == (
+        "The hub can't listen on 192.0.2.1, this machine's address in the labs' network 'gpuspawner', "
+        "because Docker has no such network yet: run 'python -m gpuspawner.tools.make_network --config FILE' "
+        "with the hub's own config file, then start the hub again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "instead"),
+    [
+        ({"base_url": "/x/"}, "http://127.0.0.1:8000/x/"),
+        ({"base_url": "/x"}, "http://127.0.0.1:8000/x/"),
+        ({"ip": "10.0.0.1", "port": 80}, "http://10.0.0.1:80/"),
+    ],
+)
+def test_what_would_open_the_proxy_is_refused_with_what_to_set_instead(
+    settings: dict[str, Any], instead: str
+) -> None:
+    hub = {"bind_url": "http://127.0.0.1:8000", **settings}
+    with pytest.raises(TraitError) as refused:
+        check_addresses(Config({"JupyterHub": hub}))
+    assert str(refused.value) == (
+        f"c.JupyterHub.{next(iter(settings))} is set beside c.JupyterHub.bind_url, which JupyterHub would "
+        "then ignore, and its proxy could listen on all addresses: set "
+        f'c.JupyterHub.bind_url = "{instead}" instead'
+    )
+    check_addresses(Config({"JupyterHub": {"bind_url": instead}}))
+    check_addresses(Config({"JupyterHub": settings}))
+
+
+def test_a_file_of_ones_own_is_checked_to_its_end(tmp_path: Path) -> None:
+    """It loads the project's own, whose last line asks for the check, and sets more after it."""
+    (tmp_path / "theirs.py").write_text(
+        "from gpuspawner import check_settings\n"
+        "c.JupyterHub.bind_url = 'http://127.0.0.1:8000'\n"
+        "check_settings(c)\n"
+    )
+    config = tmp_path / "jupyterhub_config.py"
+    config.write_text("load_subconfig('theirs.py')\nc.JupyterHub.base_url = '/x/'\n")
+    command = [sys.executable, "-m", "jupyterhub", "-f", str(config)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert 'set c.JupyterHub.bind_url = "http://127.0.0.1:8000/x/" instead' in done.stderr

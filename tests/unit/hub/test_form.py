@@ -126,7 +126,7 @@ def test_the_first_tier_that_can_start_is_chosen() -> None:
 
 
 def test_nothing_to_choose_is_said() -> None:
-    assert "No tier can be started now." in render_form(make_cards([GPU], None, "Down."))
+    assert "No tier is available now." in render_form(make_cards([GPU], None, "Down."))
 
 
 def test_images_are_offered_where_there_are_several_and_all_is_escaped() -> None:
@@ -143,9 +143,9 @@ def test_where_patterns_are_allowed_a_name_may_be_typed() -> None:
     card = TierCard(CPU, True, "")
     page = render_form([card], allow_images(["one", "quay.io/jupyter/*:2026-*"]))
     assert '<option value="one">one</option>' in page
-    assert 'for="server-image-typed">Or another image, by its name</label>' in page
+    assert 'for="server-image-typed">Or type the name of another image</label>' in page
     assert '<input class="form-control" type="text" name="image_typed"' in page
-    assert "Leave empty for what is chosen above. Allowed: quay.io/jupyter/*:2026-*. " in page
+    assert "Leave empty for the image chosen above. Allowed: quay.io/jupyter/*:2026-*. " in page
     assert "* stands for any characters except /." in page
     page = render_form([card], allow_images("*"))
     assert "<select" not in page

@@ -12,6 +12,7 @@ from gpuspawner.hub.network import (
     ensure_network,
     free_address,
     gateway_of,
+    has_address,
     network_settings,
 )
 from hypothesis import given
@@ -27,7 +28,7 @@ def test_the_labs_network() -> None:
             "com.docker.network.bridge.enable_ip_masquerade": "true",
         },
         "ipam": {"Driver": "default", "Config": [{"Subnet": "10.213.0.0/20", "Gateway": "10.213.0.1"}]},
-        "labels": {"gpuspawner.tools.make_network": "labs"},
+        "labels": {"gpuspawner.network": "labs"},
     }
 
 
@@ -176,3 +177,10 @@ def test_another_fault_is_left_alone(name: str, fault: EngineFault) -> None:
     client = Networks(None)
     assert not LabNetwork(name, "10.9.3.0/29", 8888).repair(client, fault, "c1")
     assert client.calls == []
+
+
+@pytest.mark.parametrize(
+    ("address", "here"), [("127.0.0.1", True), ("192.0.2.77", False), ("::1:2:3", False)]
+)
+def test_whether_this_machine_has_an_address(address: str, here: bool) -> None:
+    assert has_address(address) is here

@@ -570,3 +570,20 @@ async def test_docker_py_s_words_for_an_unknown_key_are_told_with_the_setting() 
     plan = ContainerPlan({"name": "x"}, {"network_mode": "none", "shared_memory": "1g"}, ())
     with pytest.raises(ConfigError, match=r"extra_host_config .*shared_memory"):
         await spawner.create_container(plan)
+
+
+def test_the_image_that_was_chosen_is_in_names_until_the_end() -> None:
+    config = Config()
+    config.GpuDockerSpawner.image = "site/lab:1"
+    config.GpuDockerSpawner.allowed_images = ["other/lab:2"]
+    config.GpuDockerSpawner.name_template = "{prefix}-{imagename}-{username}"
+    spawner = make_spawner(config)
+    spawner.user_options = {"profile": "cpu", "image": "other/lab:2"}
+    for _ in range(2):  # a second start without an end between, as after a hub that was killed
+        job = spawner._make_job(spawner._choose())
+        assert (job.name, job.image) == ("gpuspawner-other-lab-2--41da", "other/lab:2")
+        assert (spawner.image, spawner.object_name) == (job.image, job.name)
+    spawner.clear_state()
+    assert (spawner.image, spawner.object_name) == ("site/lab:1", "gpuspawner-site-lab-1--41da")
+    spawner.user_options = {"profile": "cpu"}
+    assert spawner._make_job(spawner._choose()).image == "site/lab:1"

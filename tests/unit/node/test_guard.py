@@ -78,7 +78,7 @@ def verdict(offence: Offence, used_gib: float = 9, seconds: float = 2.04) -> Ver
         ),
         (
             verdict(Offence.BYPASSED_MPS),
-            "it bypassed MPS, through which this GPU is shared. Leave the CUDA_MPS_ settings as they are "
+            "it bypassed MPS, which shares this GPU. Don't change the CUDA_MPS_ settings, "
             "and restart the kernel.",
         ),
     ],
@@ -110,7 +110,8 @@ def test_a_device_that_can_not_be_read_is_said_once(caplog: pytest.LogCaptureFix
     watch.look(ORDERS, print)
     assert watch.blind == ""
     assert caplog.messages == [
-        f"Quotas can't be held: The GPU is lost devices={GPU}", f"Quotas are held again devices={GPU}",
+        f"Quotas can't be enforced: The GPU is lost devices={GPU}",
+        f"Quotas are enforced again devices={GPU}",
     ]  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def test_a_look_that_hangs_is_said_while_it_does() -> None:
 
     inventory.processes = hang  # type: ignore[method-assign]
     watch.look(ORDERS, print)
-    assert said == ["", "NVML has not said for 7 s who uses the GPU: see `dmesg`"]
+    assert said == ["", "NVML has not reported for 7 s which processes use the GPU: see `dmesg`"]
     assert watch.blind == ""
 
 
@@ -143,7 +144,7 @@ def test_memory_that_nvml_does_not_tell_is_no_quota_held() -> None:
     for now[0] in (0.0, 4.0, 6.0):
         watch.look(ORDERS, print)
         said.append(watch.blind)
-    assert said == ["", "", "NVML doesn't say how much memory the processes on the GPU have"]
+    assert said == ["", "", "NVML doesn't report how much memory the processes on the GPU use"]
     inventory.listed = (GpuProcess(7, GIB, False),)
     watch.look(ORDERS, print)
     assert watch.blind == ""

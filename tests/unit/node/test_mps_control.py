@@ -50,6 +50,6 @@ def test_finding_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ]
     assert reasons == [
         "nvidia-cuda-mps-control was not found: install the driver's compute utilities",
-        "/nowhere/x is no program: name nvidia-cuda-mps-control's path, or leave it to be found",
-        "MPS needs a broker that runs as root: containers have users of their own",
+        "/nowhere/x is not a program: set the path of nvidia-cuda-mps-control, or remove the setting",
+        "MPS needs a broker that runs as root: containers run as other users",
     ]

@@ -190,7 +190,7 @@ async def test_a_daemon_of_a_former_broker_may_be_silent_for_as_long_as_a_watche
     machine.order("hang")
     pace = replace(PACE, silent_seconds=60)
     starting = asyncio.create_task(machine.service(pace).ensure(A, LIMITS))
-    await until_logged(caplog, "MPS of a former broker: MPS has not answered")
+    await until_logged(caplog, "MPS daemon of an earlier broker: MPS has not answered")
     machine.order()
     assert not await starting
     assert (machine.pid(), machine.told) == (before, [])
@@ -243,7 +243,7 @@ async def test_one_that_dies_again_and_again_is_tried_with_pauses(machine: Machi
     os.kill(pid, signal.SIGKILL)
     await machine.until_told(1)
     await asyncio.sleep(0.3)
-    assert service.reason(A) == "MPS ended and is started again"
+    assert service.reason(A) == "MPS ended and is being restarted"
     with pytest.raises(DeviceFault, match=r"^MPS started and ended again: see "):
         await service.ensure(A, LIMITS)
     assert service.reason(A).startswith("MPS started and ended again")
@@ -420,5 +420,5 @@ async def test_a_cancelled_start_leaves_no_command_behind(machine: Machine) -> N
 
 async def test_a_folder_that_cannot_be_made(machine: Machine) -> None:
     (machine.folder / "run").write_text("")
-    with pytest.raises(DeviceFault, match=r"^MPS's folder /tmp/gsm-.* can't be made: Not a directory$"):
+    with pytest.raises(DeviceFault, match=r"^MPS's folder /tmp/gsm-.* can't be created: Not a directory$"):
         await machine.service().ensure(A, LIMITS)

@@ -29,7 +29,7 @@ def test_only_a_fault_takes_a_gpu_out_of_service() -> None:
     [
         (109, "An admin has to reset it (`nvidia-smi --gpu-reset`)"),
         (79, "An admin has to restart the machine"),
-        (999, "An admin has to look at it (`dmesg`)"),
+        (999, "An admin has to check it (`dmesg`)"),
     ],
 )
 def test_the_sentence(xid: int, advice: str) -> None:

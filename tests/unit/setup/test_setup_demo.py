@@ -8,12 +8,13 @@ import os
 import socket
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from setup import demo as demo_module
-from setup.demo import Demo, check_passwords, check_ports, lock, prepare_state_dir, read_demo
+from setup.demo import Demo, check_passwords, check_ports, lock, prepare_state_dir, read_demo, with_base_url
 from setup.steps import SetupError
 
 
@@ -227,3 +228,26 @@ def test_two_hubs_on_one_state_folder(tmp_path: Path) -> None:
     assert error.value.problem == f"a hub already runs on {tmp_path} (process {os.getpid()})"
     os.close(first)
     os.close(lock(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("lines", "url"),
+    [
+        ("", "http://127.0.0.1:8000/"),
+        ("c.JupyterHub.bind_url = 'http://127.0.0.1:8000/faculty/'", "http://127.0.0.1:8000/faculty/"),
+        ("c.JupyterHub.bind_url = 'http://127.0.0.1:8000/faculty'", "http://127.0.0.1:8000/faculty/"),
+        ("c.JupyterHub.base_url = 'faculty'", "http://127.0.0.1:8000/faculty/"),
+    ],
+)
+def test_a_base_url_of_ones_own_file_is_in_the_address(tmp_path: Path, lines: str, url: str) -> None:
+    config = tmp_path / "own.py"
+    config.write_text(f"c = get_config()\n{lines}\n")
+    own = replace(a_demo(tmp_path, 8000), config=config)
+    assert with_base_url(own).url == url
+
+
+def test_a_config_file_that_fails_says_why(tmp_path: Path) -> None:
+    config = tmp_path / "own.py"
+    config.write_text("1 / 0\n")
+    with pytest.raises(SetupError, match=r"own\.py failed: ZeroDivisionError: division by zero"):
+        with_base_url(replace(a_demo(tmp_path, 8000), config=config))

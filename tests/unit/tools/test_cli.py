@@ -132,7 +132,7 @@ def test_status_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
         ["GPU", "Model", "Memory", "State", "Since", "UUID"],
         ["0", "H100 80GB (simulated)", "80 GiB", "ada ([red]train)", since, DEVICE["uuid"]],
         ["–", "H100 80GB (simulated)", "80 GiB", "free", DEVICE["uuid"]],
-        ["2", "H100 80GB (simulated)", "80 GiB", "withdrawn ada", since, DEVICE["uuid"]],
+        ["2", "H100 80GB (simulated)", "80 GiB", "out of service ada", since, DEVICE["uuid"]],
         ["It is lost"],
         ["Leases"],
         ["User", "Server", "Tier", "State", "Since", "GPUs", "Notice"],
@@ -167,22 +167,22 @@ def test_status_without_a_broker(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert out == ""
     assert err == (
         f"gpuspawner status: the broker isn't running: nothing answers on {tmp_path}/broker.sock "
-        f"(config file: {Path('jupyterhub_config.py').absolute()}). If its state is elsewhere, set "
-        "GPUSPAWNER_STATE_DIR, or name the hub's config file with --config; `gpuspawner doctor` says more.\n"
+        f"(config file: {Path('jupyterhub_config.py').absolute()}). If its state is in another folder, set "
+        "GPUSPAWNER_STATE_DIR, or give the hub's config file with --config; `gpuspawner doctor` says more.\n"
     )
 
 
 def test_what_keeps_us_from_the_broker_is_said() -> None:
     silent = BrokerUnavailable("It hangs")
     assert unreachable(silent, "/s", "") == (
-        "the broker gives no answer that can be read on /s (no config file was found)"
+        "the broker's answer on /s can't be read (no config file was found)"
     )
     forbidden = BrokerUnavailable(UNAVAILABLE)
     forbidden.__cause__ = aiohttp.ClientConnectorError(
         ConnectionKey("broker", 80, False, True, None, None, None), PermissionError(13, "denied")
     )
     assert unreachable(forbidden, "/s", "/c.py") == (
-        "the broker's socket /s may not be opened by this user (config file: /c.py)"
+        "this user has no permission to open the broker's socket /s (config file: /c.py)"
     )
 
 
@@ -349,7 +349,7 @@ def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bogus"]) == 2
     assert capsys.readouterr().err == (
-        "gpuspawner: there is no command 'bogus': take doctor, status, quota, report, session, homes, "
+        "gpuspawner: there is no command 'bogus': use doctor, status, quota, report, session, homes, "
         "plan, broker\n"
     )
 
@@ -369,10 +369,10 @@ class Volumes:
     ("arguments", "status", "said"),
     [
         (["homes", "--json"], 0, '"user": "ada"'),
-        (["homes", "remove", "ada"], 1, "would remove gpuspawner-home-ada (5.0 MiB): say --yes to do it"),
+        (["homes", "remove", "ada"], 1, "would remove gpuspawner-home-ada (5.0 MiB): add --yes to do it"),
         (["homes", "remove", "ada", "--yes"], 0, "removed gpuspawner-home-ada"),
         (["homes", "remove", "ben"], 1, "'ben' has no home here"),
-        (["homes", "remove"], 1, "say `list`, `archive USER …` or `remove USER …`"),
+        (["homes", "remove"], 1, "use `list`, `archive USER …` or `remove USER …`"),
     ],
 )
 def test_homes(

@@ -80,7 +80,7 @@ GOOD_FINDINGS = (
     ok("Injection", "CDI"),
     ok("MPS", "/usr/bin/nvidia-cuda-mps-control, MPS 580"),
     ok("CUDA checkpoint", "the driver has it, cuda-bindings 13.0.1"),
-    ok("GPU memory by cgroup", "not in this driver (from 615 on): the guard holds the quotas of slices"),
+    ok("GPU memory by cgroup", "not in this driver (from 615 on): the guard enforces the quotas of slices"),
     ok("Image lab", "present, CUDA 13.0 on driver 580.159.04"),
     ok("Ledger", "/state/ledger.sqlite: 7 leases"),
     ok("Broker", "answers on /state/broker.sock, 1 devices"),
@@ -95,7 +95,7 @@ def test_a_machine_where_all_is_well() -> None:
 CDI_MISSING = "The CDI specs in /etc/cdi don't name"
 GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
 NO_HOOK = "nvidia-container-runtime-hook is not on the engine's PATH"
-INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI"
+INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or use CDI"
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
             [
                 ok("NVIDIA driver", "550.90.07, CUDA up to not available"),
                 note(
-                    "GPU left out",
+                    "GPU not listed",
                     "GPU 1: It is lost.",
-                    "Mend it; the broker takes it up when it can be read. The others are leased",
+                    "Fix it; the broker adds the GPU when it can be read. The other GPUs are leased",
                 ),
                 note(
                     "CUDA checkpoint",
@@ -153,11 +153,13 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
                 problem(
                     "Image lab",
                     "its CUDA 13.0 needs driver 590, here is 580.159.04",
-                    "Install driver 590 or newer, or take an image with an older CUDA",
+                    "Install driver 590 or newer, or use an image with an older CUDA",
                 ),
                 problem("Image gone", "is not on this machine", "Build it, or run `docker pull gone`"),
                 note(
-                    "Image old", "does not say which CUDA it has", "Take an image with CUDA for the GPU tiers"
+                    "Image old",
+                    "does not say which CUDA version it has",
+                    "Use an image with CUDA for the GPU tiers",
                 ),
             ],
             False,
@@ -174,14 +176,14 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
                 note(
                     "CDI spec",
                     "/etc/cdi/x.yaml can't be read: odd",
-                    "Write the spec anew with `nvidia-ctk cdi generate`, or remove it",
+                    "Write a new spec with `nvidia-ctk cdi generate`, or remove it",
                 ),
                 problem(
                     "Injection",
                     f"No GPU can be injected into a container. CDI: {CDI_MISSING} {A} by its "
                     f"UUID: {GENERATE}. "
                     f"Classic: {NO_HOOK}: install nvidia-container-toolkit and restart Docker",
-                    "Follow either way above, then restart the broker",
+                    "Follow one of the remedies above, then restart the broker",
                 ),
             ],
             False,
@@ -199,7 +201,7 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
         ),
         (
             {"inventory_error": "NVML lists no GPU", "devices": ()},
-            [problem("GPUs", "NVML lists no GPU", "Mend this first: no GPU can be leased")],
+            [problem("GPUs", "NVML lists no GPU", "Fix this first: no GPU can be leased")],
             False,
         ),
         (
@@ -208,7 +210,7 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
                 problem(
                     "Ledger",
                     "/state/ledger.sqlite: file is not a database",
-                    "Mend the file or its rights; it is not remade",
+                    "Fix the file or its permissions; it is not recreated",
                 )
             ],
             False,
@@ -216,9 +218,13 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
         (
             {"broker": BrokerFacts("/s", "", True, 2, (f"{A}: It is lost",)), "ledger": LedgerFacts("/l")},
             [
-                ok("Ledger", "/l: not made yet, the broker makes it"),
+                ok("Ledger", "/l: not created yet, the broker creates it"),
                 ok("Broker", "answers on /s, 2 simulated devices"),
-                note("Withdrawn", f"{A}: It is lost", "It comes back by itself once it was verified"),
+                note(
+                    "Out of service",
+                    f"{A}: It is lost",
+                    "It returns to service by itself when its checks pass again",
+                ),
             ],
             True,
         ),
@@ -229,7 +235,7 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or take CDI
                 problem(
                     "Broker",
                     "NVML has not answered for 15 s",
-                    "See what hangs with `dmesg` and `nvidia-smi`; the broker waits",
+                    "Find what hangs with `dmesg` and `nvidia-smi`; the broker waits",
                 ),
             ],
             False,
@@ -257,7 +263,7 @@ def test_each_trouble_is_named_with_what_to_do(
 
 def test_a_bad_setting_is_all_that_is_said() -> None:
     assert examine(Facts(config_error="c.GpuSite.tiers is empty")) == (
-        problem("Settings", "c.GpuSite.tiers is empty", "Mend the setting, then run doctor again"),
+        problem("Settings", "c.GpuSite.tiers is empty", "Correct the setting, then run doctor again"),
     )
 
 
@@ -345,9 +351,11 @@ def test_the_facts_of_this_machine(script: Script, tmp_path: Path, monkeypatch: 
     assert "is in compute mode PROHIBITED" in facts.pooling.warnings[0]
     assert facts.broker is not None
     assert facts.broker.error
+    assert facts.network is not None
+    assert facts.network.error
     assert facts.cgroup_version in ("1", "2")
     assert replace(
-        facts, engine_error="", broker=None, cgroup_version=None, cuda_bindings_version=None
+        facts, engine_error="", broker=None, cgroup_version=None, cuda_bindings_version=None, network=None
     ) == Facts(
         injection_setting="cdi",
         devices=(H100,),
@@ -412,11 +420,11 @@ def test_the_ledger_is_read_and_not_made(tmp_path: Path) -> None:
     assert (facts.place, bool(facts.error)) == ("postgresql+nodriver://user:***@db/gpu", True)
 
 
-GUARDED = "not in this driver (from 615 on): the guard holds the quotas of slices"
+GUARDED = "not in this driver (from 615 on): the guard enforces the quotas of slices"
 UNUSED = "the driver can limit it; this version leaves the quotas of slices to the guard"
 OLD_CGROUP = (
     "the driver could limit it, but needs cgroup version 2, here is 1",
-    "Boot with systemd.unified_cgroup_hierarchy=1; until then the guard holds the quotas of slices",
+    "Boot with systemd.unified_cgroup_hierarchy=1; until then the guard enforces slices' quotas",
 )
 
 

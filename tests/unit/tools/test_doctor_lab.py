@@ -77,9 +77,9 @@ def test_labs_without_a_limit() -> None:
                 Finding(
                     Level.NOTE,
                     "Past the lease",
-                    "pid_mode is host: a lab reaches the processes of other labs, as "
+                    "pid_mode is host: a lab has access to the processes of other labs, as "
                     "c.GpuLab.past_lease allows",
-                    "Take both out, if that is no longer meant",
+                    "Remove both, if this is no longer intended",
                 )
             ],
         ),
@@ -90,7 +90,7 @@ def test_labs_without_a_limit() -> None:
                     Level.NOTE,
                     "Past the lease",
                     "devices has /dev/nvidia0: labs start without it",
-                    'Take it out, or allow "devices" in c.GpuLab.past_lease',
+                    'Remove it, or allow "devices" in c.GpuLab.past_lease',
                 )
             ],
         ),
@@ -100,8 +100,8 @@ def test_labs_without_a_limit() -> None:
                 Finding(
                     Level.NOTE,
                     "Labs' isolation",
-                    "security_opt has seccomp:unconfined: a lab has more of the kernel to attack",
-                    "Take it out of extra_host_config, if it isn't needed",
+                    "security_opt has seccomp:unconfined: labs can attack more of the kernel",
+                    "Remove it from extra_host_config, if it isn't needed",
                 ),
                 Finding(
                     Level.NOTE,
@@ -109,7 +109,7 @@ def test_labs_without_a_limit() -> None:
                     "network_mode is host: labs reach every port of this machine, also "
                     "those of the hub and its "
                     "proxy",
-                    "Take it out of extra_host_config: labs have their network",
+                    "Remove it from extra_host_config: labs have their own network",
                 ),
             ],
         ),
@@ -119,10 +119,10 @@ def test_labs_without_a_limit() -> None:
                 Finding(
                     Level.NOTE,
                     "Limits of processes",
-                    "Docker may not raise them: labs have Docker's own limits of locked "
+                    "Docker can't raise them: labs have Docker's own limits of locked "
                     "memory, stack and open "
                     "files",
-                    "Run Docker with CAP_SYS_RESOURCE to give labs what NVIDIA asks for",
+                    "Run Docker with CAP_SYS_RESOURCE to give labs the limits that NVIDIA recommends",
                 )
             ],
         ),

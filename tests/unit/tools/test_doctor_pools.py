@@ -49,9 +49,9 @@ def test_pools_and_tiers_with_what_they_are_worth() -> None:
         Finding(
             Level.NOTE,
             "Pools",
-            "c.GpuSite.tiers: tier 'v100' can be served by no device: none has 'v100' in its name. "
+            "c.GpuSite.tiers: tier 'v100' can't be served by any device: none has 'v100' in its name. "
             "There are: H100",
-            "Nothing, if that is meant; else mend setting or machine",
+            "Nothing, if you intend this; else correct the setting or the machine",
         ),
         ok(
             "Pool class",
@@ -86,7 +86,7 @@ def test_slices_without_mps_and_simulated_ones() -> None:
     assert tuple(pool_findings(facts)) == (
         ok(
             "Pool p",
-            "1 simulated device, mode slice, in sizes of 8.0 GiB, 16 GiB; simulated, so nothing is held",
+            "1 simulated device, mode slice, in sizes of 8.0 GiB, 16 GiB; simulated, so nothing is enforced",
         ),
         ok("Tier s", "mode slice, 8.0 GiB: guarantee none; up to 20 % of the compute: guarantee none"),
     )
@@ -103,6 +103,6 @@ def test_what_cannot_work_is_a_problem() -> None:
             Level.PROBLEM,
             "Pools",
             "Two pools have GPU-0",
-            "Mend the setting: the broker doesn't start with it",
+            "Correct the setting: the broker doesn't start with it",
         ),
     )

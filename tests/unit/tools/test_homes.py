@@ -75,7 +75,7 @@ def test_names_of_homes_by_the_settings(settings: dict[str, Any], name: str, use
 def test_names_that_the_site_makes_itself() -> None:
     config = Config()
     config.DockerSpawner.format_volume_name = lambda name, spawner: name
-    with pytest.raises(ConfigError, match="homes can't be told by their names"):
+    with pytest.raises(ConfigError, match="homes can't be found by their names"):
         patterns_of(config)
 
 

@@ -90,7 +90,7 @@ def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:
     [
         (["set", "group:students", "devices=-1"], "The quota of group:students: devices is -1: give a whole"),
         (["set", "group:students", "device=1"], "There is no key 'device': use devices"),
-        (["set", "group:students", "devices"], "'devices' is no KEY=VALUE: write it like devices=2."),
+        (["set", "group:students", "devices"], "'devices' is not KEY=VALUE: write it like devices=2."),
         (["set", "students", "devices=1"], 'A quota is for "everybody", "group:NAME" or "user:NAME"'),
         (["set", "user:ada", "period=day"], "period belongs to gpu_hours, which is missing"),
         (["remove", "user:eve"], "Nothing was changed for user:eve at run time."),
@@ -149,9 +149,9 @@ def test_reports_as_table_csv_and_json(served: Served, typed: Typed, times: Any)
     assert day["lines"] == [
         {"name": "2026-11-27", "gpu_seconds": 4.5 * 3600, "lease_count": 1, "user_count": 1}
     ]
-    assert "A report is by one of user, group, tier, day" in typed("report", "--by=color")[2]
+    assert "A report is grouped by one of user, group, tier, day" in typed("report", "--by=color")[2]
     assert "'soon' is no date" in typed("report", "--start=soon")[2]
-    assert "not before its last" in typed("report", "--start=2027-02-01", "--end=2027-01-01")[2]
+    assert "is not before its end" in typed("report", "--start=2027-02-01", "--end=2027-01-01")[2]
 
 
 def test_lab_sessions_are_added_changed_and_cancelled(typed: Typed, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What the broker answers, and to whom."""
+"""The broker's API on its unix socket, and what each viewer may see."""

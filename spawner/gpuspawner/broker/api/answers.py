@@ -1,4 +1,4 @@
-"""What API and pages show of the broker, from memory: status, tiers, metrics."""
+"""Builds what API and pages show, from memory: status, tiers, metrics."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Beside the leases: what doesn't change while a broker runs, and where to ask for what does.
+    """Besides the leases: facts that don't change while a broker runs, and functions for those that do.
 
-    `blind` says on which devices no quota is held, and why; asking it also brings its gauge up to date.
-    `node` has what the machine has: its driver, and why its GPUs can't be listed.
+    `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
+    `node` returns the machine's facts: its driver, and why its GPUs can't be listed.
     """
 
     tiers: tuple[Tier, ...]
@@ -49,7 +49,7 @@ class View:
         return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:
-        """The tiers with what is free of each."""
+        """The tiers and how much of each is free."""
         about = self._about
         tiers = tuple(self._tier(tier) for tier in about.tiers)
         driver = driver_document(about.node().driver)

@@ -1,4 +1,4 @@
-"""The documents that the broker shows, made from memory: status and tiers. Pure; see `protocol.messages`."""
+"""Builds the broker's documents, status and tiers, from memory. Pure; see `protocol.messages`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ..ledger import EndedProcess
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What is known beside the leases: the use of devices by UUID, those without a guard and why, the
-    processes that were ended, youngest first, and why the GPUs can't be listed now ("" if they can)."""
+    """Facts besides the leases: the use of devices by UUID, devices without a guard and why, the
+    ended processes, newest first, and why the GPUs can't be listed now ("" if they can)."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ def tier_document(
 ) -> TierDocument:
     """One tier for the spawn page; `capacity` is None for a tier without a GPU.
 
-    `share` is what a server of the tier gets of one device; None where no device suits. `free` and `total`
+    `share` is what a server of the tier gets of one device; None if no device matches. `free` and `total`
     count devices, or slices of them.
     """
     gpu = capacity is not None
@@ -121,7 +121,7 @@ def _device(view: DeviceView, news: News) -> DeviceDocument:
 
 
 def _is_shared(view: DeviceView) -> bool:
-    """In a pool of slices, or held in slices still from before the settings were changed."""
+    """Whether it is in a pool of slices, or still held in slices from before a change of settings."""
     return view.terms.sliced or any(lease.mode is Mode.SLICE for lease in view.holders)
 
 
@@ -131,9 +131,9 @@ def _room(view: DeviceView) -> Room:
 
 
 def _slices(view: DeviceView) -> tuple[int | None, int | None]:
-    """How many slices are free, and how many a device has; None where nothing is sliced.
+    """How many slices are free, and how many a device has; None if it isn't sliced.
 
-    Where sizes differ, those of the smallest are counted: so many more leases may come at most.
+    If sizes differ, slices of the smallest size are counted: the maximum number of further leases.
     """
     terms = view.terms
     if not _is_shared(view):

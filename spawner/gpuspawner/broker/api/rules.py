@@ -1,4 +1,4 @@
-"""The unix socket's part about rules: quotas, GPU-hours, reports, lab sessions. Whoever reaches it is admin.
+"""The unix socket's routes for rules: quotas, GPU-hours, reports, lab sessions. All its users are admins.
 
 GET POST DELETE /quotas            see, change and take back what users and groups may have
 POST            /grants            more GPU-hours, or fewer, in the present period
@@ -88,7 +88,7 @@ def rule_routes(site: Site, rules: RuleService, endings: Endings) -> list[tuple[
 def answering(
     method: Callable[Concatenate[H, P], Awaitable[None]],
 ) -> Callable[Concatenate[H, P], Awaitable[None]]:
-    """The method with refusals and faults turned into answers."""
+    """Wraps the method: refusals and faults become answers."""
 
     async def run(handler: H, /, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
@@ -102,7 +102,7 @@ def answering(
 
 
 class RuleHandler(Handler):
-    """A handler that has the rules."""
+    """A handler with access to the rules."""
 
     rules: RuleService
     endings: Endings
@@ -112,7 +112,7 @@ class RuleHandler(Handler):
         self.rules, self.endings = more["rules"], more["endings"]
 
     def read(self, kind: type[M]) -> M:
-        """The request's body. Raises BadOption, naming the field and what would do."""
+        """The request's body. Raises BadOption, which names the field and a valid value."""
         try:
             return kind.model_validate_json(self.request.body or b"{}")
         except ValidationError as error:
@@ -152,14 +152,14 @@ class QuotasHandler(RuleHandler):
 
     @answering
     async def post(self) -> None:
-        """204 once the change holds."""
+        """204 when the change is in force."""
         change = self.read(QuotaChange)
         await self.rules.change_quota(change.subject, change.values, change.author, change.reason)
         self.set_status(204)
 
     @answering
     async def delete(self) -> None:
-        """204 once the run-time changes are taken back."""
+        """204 when the run-time changes are removed."""
         removal = self.read(QuotaRemoval)
         await self.rules.remove_quota(removal.subject, removal.author, removal.reason)
         self.set_status(204)
@@ -192,10 +192,10 @@ class ReportHandler(RuleHandler):
 
     @answering
     async def get(self) -> None:
-        """Who used how much."""
+        """The report."""
         by = self.get_query_argument("by", By.USER.value)
         if by not in list(By):
-            raise BadOption(f"A report is by one of {', '.join(By)}.")
+            raise BadOption(f"A report is grouped by one of {', '.join(By)}.")
         timezone = self.get_query_argument("timezone", self.rules.rulebook.known.timezone)
         try:
             check_timezone(timezone, "timezone")
@@ -228,7 +228,7 @@ class SessionsHandler(RuleHandler):
 
     @answering
     async def post(self) -> None:
-        """The session as it was taken."""
+        """The session as it was stored."""
         change = self.read(SessionChange)
         session = await self.rules.save_session(change.session, change.author, change.reason)
         self.send(session_document(session, dict(self._next()).get(session.name, [])))
@@ -259,7 +259,7 @@ class CalendarHandler(RuleHandler):
 
     @answering
     async def post(self) -> None:
-        """The sessions that were taken over."""
+        """The sessions that were imported."""
         body = self.read(CalendarImport)
         defaults = Defaults(body.group, body.tier, body.seats)
         taken = await self.rules.import_calendar(body.calendar, defaults, body.author, body.reason)
@@ -273,7 +273,7 @@ class ExtendHandler(RuleHandler):
 
     @answering
     async def post(self, lease_id: str) -> None:
-        """By how many seconds the session was made longer."""
+        """The seconds by which the session was extended."""
         body = self.read(Extend)
         more = await self.rules.extend(lease_id, body.seconds, body.author)
         self.send(ExtendedDocument(seconds=more))

@@ -1,7 +1,7 @@
 """The broker's HTTP on the unix socket: parsing at the edge, the streamed request, the hold.
 
-POST   /leases               one JSON object a line; the open connection is the hold
-POST   /leases/{id}/confirm  204: the fence right before `docker start`
+POST   /leases               one JSON object per line; the open connection is the hold
+POST   /leases/{id}/confirm  204: confirms the lease right before `docker start`
 DELETE /leases/{id}          202: the server was stopped
 GET    /status /tiers /metrics
 
@@ -64,20 +64,21 @@ MAX_BODY_BYTES = 512 * 1024
 MAX_PATH_BYTES = 107
 """`sun_path` of unix(7), without its closing zero."""
 _BACKLOG = 512
-"""Connections that may wait to be accepted: a whole class that clicks at once."""
+"""Connections that may wait to be accepted: enough for a whole class that clicks at once."""
 HEARTBEAT_SECONDS = 5.0
-"""A heartbeat this often, from the first line on: the client takes a long silence for a broker that hangs."""
+"""Interval of heartbeats, from the first line on: after a long silence, the client assumes that the broker
+hangs."""
 
 
 class View(Protocol):
-    """What the documents are made from; answers from memory, at once."""
+    """The source of the documents; answers from memory, at once."""
 
     def status(self) -> dict[str, Any]:
         """The status document."""
         ...
 
     def tiers(self) -> dict[str, Any]:
-        """The tiers with what is free of each."""
+        """The tiers and how much of each is free."""
         ...
 
     def metrics(self) -> bytes:
@@ -87,7 +88,7 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What the handlers work with."""
+    """The objects that the handlers need."""
 
     service: LeaseService
     view: View
@@ -123,7 +124,7 @@ def make_app(site: Site, more: Sequence[tuple[Any, ...]] = ()) -> Application:
 
 
 class Handler(RequestHandler):
-    """Turns refusals and faults into the client's JSON."""
+    """Converts refusals and faults to JSON for the client."""
 
     def initialize(self, site: Site, **more: Any) -> None:
         self.site = site
@@ -140,27 +141,27 @@ class Handler(RequestHandler):
         self.site.metrics.refused(refusal.reason)
 
     def explain(self, reason: str, message: str) -> None:
-        """Writes why there is no other answer."""
+        """Writes the reason and the message of an error."""
         self.set_header("Content-Type", "application/json")
         self.write(RefusalMessage(reason=reason, message=message).model_dump_json())
 
     def refusal_of(self, fault: Fault) -> Refusal:
-        """What the user is told of a fault; what exactly happened is for the log."""
+        """The message for the user about a fault; the details go to the log."""
         self.site.log.error("A request failed: %s", fault)
-        what = {EngineFault: "Docker doesn't do its part", LedgerFault: "the ledger can't be written"}
-        why = what.get(type(fault), "a GPU doesn't do its part")
+        what = {EngineFault: "Docker reports an error", LedgerFault: "the ledger can't be written"}
+        why = what.get(type(fault), "a GPU reports an error")
         return BrokerUnavailable(
             f"GPUs can't be given out right now: {why}. Try again in a minute, or choose CPU. "
             "Admin: see the log of the broker."
         )
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's own errors (wrong method, broken code) as JSON."""
+        """Sends tornado's own errors (wrong method, exception) as JSON."""
         self.explain(BrokerUnavailable.reason, f"The GPU broker failed ({status_code})")
 
 
 class UnknownHandler(Handler):
-    """Everything that isn't there."""
+    """Answers all unknown addresses."""
 
     def prepare(self) -> None:
         self.set_status(404)
@@ -185,7 +186,7 @@ class LeaseHandler(Handler):
     """DELETE /leases/{id}"""
 
     async def delete(self, lease_id: str) -> None:
-        """202 once it is in the ledger that the lease ends; an unknown lease has ended already."""
+        """202 when the ledger has recorded that the lease ends; an unknown lease has already ended."""
         try:
             await self.site.service.stopped(lease_id)
         except Fault as fault:
@@ -198,7 +199,7 @@ class StatusHandler(Handler):
     """GET /status"""
 
     def get(self) -> None:
-        """Devices, leases and queue, everything."""
+        """Devices, leases and queue, complete."""
         self.answer(self.site.view.status())
 
 
@@ -229,7 +230,10 @@ class LeasesHandler(Handler):
         self._started = asyncio.get_running_loop().time()
 
     def on_connection_close(self) -> None:
-        """The client closed: the hold ends. Not a cancellation: a commit under way is finished."""
+        """Ends the hold when the client closes the connection.
+
+        It cancels nothing: a running commit is finished.
+        """
         self._closed.set()
 
     async def post(self) -> None:
@@ -270,7 +274,7 @@ class LeasesHandler(Handler):
             self.refuse(refusal)
 
     async def _stream(self, request: GpuRequest) -> Refusal | None:
-        """From the request to the end of the hold; the refusal that ended it, if one did."""
+        """Handles the request until the hold ends; returns the refusal that ended it, or None."""
         try:
             deadline = self._started + self.site.timeout_of(request.tier) - self._waited_seconds()
             lease = await self.site.service.open(request)
@@ -283,8 +287,9 @@ class LeasesHandler(Handler):
         return None
 
     def _waited_seconds(self) -> float:
-        """For how long the client has asked for this lease already, over other connections. By its own clock,
-        which neither a change of the wall clock nor a restart of this broker moves. Raises BadOption.
+        """Seconds since the client first asked for this lease, also over earlier connections. By the client's
+        clock, so neither a change of the wall clock nor a restart of this broker affects it. Raises
+        BadOption.
         """
         text = self.request.headers.get(WAITED_HEADER, "0")
         try:
@@ -302,8 +307,8 @@ class LeasesHandler(Handler):
             await self.flush()
 
     async def _beat(self) -> None:
-        """Heartbeats until cancelled, whatever else is being done for the client: an old container that is
-        removed first, a daemon that is started. A request that is refused sooner than the first has a status.
+        """Sends heartbeats until cancelled, also during other work for the client, such as removing an old
+        container or starting a daemon. A refusal before the first heartbeat is sent as an HTTP status.
         """
         with suppress(StreamClosedError):
             while True:
@@ -312,9 +317,9 @@ class LeasesHandler(Handler):
                 await self._send(HeartbeatEvent())
 
     async def _follow(self, lease: Lease, deadline: float) -> None:
-        """Sends what changes until the client closes. Raises the refusal that ends the stream.
+        """Sends changes until the client closes the connection. Raises the refusal that ends the stream.
 
-        `deadline` is the end of the queue's time, by the loop's clock.
+        `deadline` is the end of the queue timeout, by the loop's clock.
         """
         site = self.site
         loop = asyncio.get_running_loop()
@@ -357,7 +362,7 @@ class LeasesHandler(Handler):
             await self._send(lease_event(lease, patch))
 
     async def _time_out(self, lease: Lease, obstacle: str) -> None:
-        self.site.log.info("The queue's time is over %s", log_context(lease))
+        self.site.log.info("The queue timeout is over %s", log_context(lease))
         await self.site.service.release(lease.id, "the queue's time was over")
         seconds = self.site.timeout_of(lease.tier)
         raise QueueTimeout(timeout_message(seconds, lease.want.device_count, obstacle))
@@ -368,7 +373,7 @@ class LeasesHandler(Handler):
 
 
 def bind_socket(path: str) -> socket.socket:
-    """Listens on the unix socket `path`, mode 0600; one that a dead broker left behind is replaced.
+    """Listens on the unix socket `path`, mode 0600; replaces a socket that a dead broker left.
 
     Call it with the lock held. Raises ConfigError with the remedy if the path can't be used.
     """
@@ -384,7 +389,7 @@ def bind_socket(path: str) -> socket.socket:
     try:
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(os.stat(path).st_mode):
-                raise FileExistsError("a file that is not a socket is in its place")
+                raise FileExistsError("another file, which is not a socket, has this path")
             os.unlink(path)
         listener.bind(path)
         listener.listen(_BACKLOG)
@@ -392,8 +397,8 @@ def bind_socket(path: str) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"The socket {path} can't be made: {error}. Its folder must exist and be writable; set "
-            "c.GpuSite.socket_path to another place if need be"
+            f"The socket {path} can't be created: {error}. Its folder must exist and be writable; set "
+            "c.GpuSite.socket_path to another path if needed"
         ) from error
     finally:
         os.umask(before)
@@ -401,7 +406,7 @@ def bind_socket(path: str) -> socket.socket:
 
 
 def unbind_socket(path: str) -> None:
-    """Removes the socket's file; call it before the lock is given back."""
+    """Removes the socket's file; call it before the lock is released."""
     with suppress(FileNotFoundError):
         os.unlink(path)
 

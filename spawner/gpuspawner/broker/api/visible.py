@@ -1,4 +1,4 @@
-"""What one viewer may see of the broker's status: pure functions, the whole document in, a part out.
+"""Selects the part of the broker's status that a viewer may see. Pure.
 
 A viewer with `custom:gpu:read` sees everything. Anybody else sees the devices without their holders,
 their own leases and their own places in the queue.
@@ -17,7 +17,7 @@ Document = dict[str, Any]
 
 
 class BrokerView(Protocol):
-    """What the pages need of the broker. All three answer from memory, at once."""
+    """What the pages need from the broker. All three methods answer from memory, at once."""
 
     def status(self) -> Document:
         """The whole status document: `simulated`, `devices`, `leases`, `queue`."""
@@ -31,10 +31,10 @@ class BrokerView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who asks: a name that the hub vouched for and what it may see.
+    """The person or service that asks: a name confirmed by the hub, and what it may see.
 
     `owns` is False for a service's token: a service called "anna" is not the user "anna". `hub`
-    tells apart two hubs on one broker, whose users may share names; None where there is one hub.
+    distinguishes two hubs of one broker, whose users may have equal names; None if there is one hub.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Viewer:
 
 
 def viewer_of(model: Mapping[str, Any], hub: str | None = None) -> Viewer:
-    """The viewer behind a user model, as the hub's `GET /api/user` answers it."""
+    """The viewer for a user model from the hub's `GET /api/user`."""
     scopes: Collection[str] = model.get("scopes", ())
     return Viewer(
         name=str(model["name"]),
@@ -63,10 +63,10 @@ def viewer_of(model: Mapping[str, Any], hub: str | None = None) -> Viewer:
 def visible_status(document: Document, viewer: Viewer) -> Document:
     """The part of the status `document` that `viewer` may see, with `free` added to each device.
 
-    `free` says that the device is healthy and nobody holds it: without the scope it is all that
-    tells a foreign device from a free one, for `lease_id`, `user` and `server` are then None. A
-    foreign device's `since` is None too, so that a stranger's hours can't be read from it, and so is what
-    of it is in use; of the `shares` of a sliced device only the viewer's own are left.
+    `free` means that the device is healthy and nobody holds it. Without the scope, only `free` distinguishes
+    another user's device from a free one, because `lease_id`, `user` and `server` are None. The `since` and
+    the use of another user's device are None too, so that nobody can read that user's hours from them; of the
+    `shares` of a sliced device, only the viewer's own remain.
     """
     leases = [dict(lease) for lease in document["leases"] if viewer.sees_all or viewer.is_mine(lease)]
     mine = {lease["id"] for lease in leases}
@@ -83,7 +83,7 @@ def visible_status(document: Document, viewer: Viewer) -> Document:
 def _visible_device(device: Document, viewer: Viewer, mine: Collection[str]) -> Document:
     shown = {**device, "free": is_free(device)}
     if "shares" in device and not viewer.sees_all:
-        # Whose the others are, and how long, is theirs; how many slices are left is for all.
+        # Other holders and their times are private; the number of free slices is public.
         shown["shares"] = [dict(share) for share in device["shares"] if share["lease_id"] in mine]
     if viewer.sees_all or device["lease_id"] in mine:
         return shown

@@ -1,1 +1,1 @@
-"""Who may have what, who is next, which device: pure, no clock, no I/O."""
+"""Decides who may have what, who is next and which device. Pure: no clock, no I/O."""

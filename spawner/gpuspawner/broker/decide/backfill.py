@@ -1,16 +1,16 @@
 """Who gets which devices now: in the order of the queue, small requests pass big ones that must wait. Pure.
 
-A request that can't be placed keeps what it waits for: from the ends of the sessions that hold devices (known
-where sessions have a limit) follow the moment and the devices with which it could begin, its *reservation*. A
-request behind it may begin now only if it ends before that moment or leaves those devices their room. Where
-the moment is not known, every device that suits the first request is kept for it. What the healthy devices
-can't serve at all keeps nothing.
+A request that can't be placed reserves the devices that it waits for: the ends of the sessions that hold
+devices (known if sessions have a limit) give the time and the devices with which it could begin, its
+*reservation*. A request behind it may begin now only if it ends before that time or leaves enough room on
+those devices. If the time is not known, every device that suits the first request is kept for it. A request
+that the healthy devices can't serve at all reserves nothing.
 
 The bound. Let A be the queue's patience, L the longest session that any request may have, and m the number of
 requests that came earlier and still wait. While devices stay in service and none are kept for lab sessions,
 no request waits longer than A + (m + 1) L: once it has waited A, only those m are before it, by arrival; the
 first of them has a reservation no later than L from then (every session has ended by then), which nobody
-delays; when it has begun, the next one is the first. `tests/unit/broker/test_backfill.py` holds this against
+delays; when it has begun, the next one is the first. `tests/unit/broker/test_backfill.py` checks this with
 random sequences.
 """
 
@@ -30,7 +30,7 @@ from .queue import Flavour, Lineup, Waiting, flavour, servable
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Shares that a lease holds, and when it ends at the latest; None where nothing ends it."""
+    """Shares that a lease holds, and the latest time of its end; None if nothing ends it."""
 
     lease_id: str
     shares: tuple[Share, ...]
@@ -58,7 +58,7 @@ class SessionHold:
     ends_seconds: float
 
     def applies(self, now_seconds: float) -> bool:
-        """Whether starts of others are held against it now."""
+        """Whether starts of other users are checked against it now."""
         return self.from_seconds <= now_seconds < self.ends_seconds
 
 
@@ -79,7 +79,7 @@ class Fleet:
 
 @dataclass(slots=True)
 class Reservation:
-    """What a request that can't begin yet will begin with.
+    """The devices and time reserved for a request that can't begin yet.
 
     `at_seconds` None: the moment is not known, and every device that suits `want` is kept. `rooms` are those
     of its devices as they will be then, without its own shares.
@@ -92,7 +92,7 @@ class Reservation:
     rooms: dict[str, Room] = field(default_factory=dict)
 
     def leaves_room(self, shares: Sequence[Share], rooms: Mapping[str, Room]) -> bool:
-        """Whether `shares` of these rooms, held beyond its moment, leave it what it needs."""
+        """Whether `shares` of these rooms, held beyond its time, leave enough for it."""
         if self.at_seconds is None:
             return not any(suits(self.want, rooms[share.device_uuid].kind) for share in shares)
         own = {share.device_uuid: share for share in self.shares}
@@ -103,14 +103,14 @@ class Reservation:
         )
 
     def reach(self, shares: Sequence[Share]) -> None:
-        """`shares` were given to somebody who holds them beyond its moment."""
+        """`shares` were given to a lease that holds them beyond its time."""
         for share in shares:
             if share.device_uuid in self.rooms:
                 self.rooms[share.device_uuid] = self.rooms[share.device_uuid].plus(share)
 
 
 def plan(lineup: Lineup, fleet: Fleet, now_seconds: float = 0.0) -> dict[str, tuple[Share, ...]]:
-    """Who gets what now: lease id → shares, in the order in which they were given."""
+    """The shares that are given now, by lease id, in the order in which they were given."""
     return _Plan(lineup, fleet, now_seconds).carry_out()
 
 
@@ -134,7 +134,7 @@ class _Plan:
         self._with_session: set[str] = set()
 
     def carry_out(self) -> dict[str, tuple[Share, ...]]:
-        """Serve everybody who can be served."""
+        """Serve every request that can be served."""
         self._placeable = {
             want
             for want in {each[0] for each in self._lineup.flavours}
@@ -165,7 +165,7 @@ class _Plan:
         )
 
     def _flavour(self, want: Want, session_seconds: float | None, group: str) -> Flavour:
-        """The group makes a difference only where a lab session is kept for it."""
+        """The group matters only if places are kept for its lab session."""
         return want, session_seconds, group if group in self._with_session else ""
 
     def _serve(self, waiting: Waiting) -> bool:
@@ -240,7 +240,7 @@ class _Plan:
     # Reservations.
 
     def _keep_sessions(self) -> Counter[str]:
-        """Reserve what is kept for lab sessions; how many places are open now, by group."""
+        """Reserve what is kept for lab sessions. Returns how many places are open now, by group."""
         open_places: Counter[str] = Counter()
         for hold in self._fleet.sessions:
             if not hold.applies(self._now):
@@ -263,14 +263,14 @@ class _Plan:
         return open_places
 
     def _reserve(self) -> None:
-        """Reservations for those who were blocked since the last look, in their order."""
+        """Make reservations for the requests that were blocked since the last call, in their order."""
         for want in self._blocked:
             if want not in self._reserved:
                 self._reserved.add(want)
                 self._reserve_for(want)
 
     def _reserve_for(self, want: Want) -> None:
-        """A reservation beside those there are; if it can only come after them, they are enough."""
+        """Add a reservation beside the existing ones; if it can only come after them, they are enough."""
         found = self._earliest(want, self._reservations)
         if found is not None:
             self._reservations.append(found)
@@ -278,7 +278,7 @@ class _Plan:
             self._reservations.append(Reservation(want, "", None))
 
     def _earliest(self, want: Want, kept: Sequence[Reservation]) -> Reservation | None:
-        """When and with what `want` could begin, with `kept` left out; None if that is not known."""
+        """When and with which shares `want` could begin, without `kept`; None if it is not known."""
         later = _Later(want, self._left, self._rooms)
         later.keep(kept)
         for at, ending in groupby(self._endings(), lambda each: each.ends_seconds):
@@ -288,7 +288,7 @@ class _Plan:
         return None
 
     def _endings(self) -> list[Holding]:
-        """Who holds devices and ends at a known moment, the first to end first."""
+        """The leases that hold devices and end at a known time, by that time."""
         ending = [each for each in (*self._fleet.holdings(), *self._taken) if each.ends_seconds is not None]
         return sorted(ending, key=lambda each: each.ends_seconds or 0.0)
 
@@ -303,13 +303,13 @@ class _Later:
         self._open = {kind: list(listed) for kind, listed in left.items() if suits(want, kind)}
 
     def keep(self, reservations: Iterable[Reservation]) -> None:
-        """What these will hold can't be had."""
+        """The shares that these will hold are not available."""
         for reservation in reservations:
             for share in reservation.shares:
                 self._put(share.device_uuid, self._room(share.device_uuid).plus(share))
 
     def pass_time(self, ending: Iterable[Holding]) -> bool:
-        """These have ended; whether that left anything that suits."""
+        """These have ended. Returns whether that freed anything that suits."""
         freed = False
         for holding in ending:
             for share in holding.shares:

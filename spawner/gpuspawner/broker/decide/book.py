@@ -1,7 +1,7 @@
-"""The living leases, their queue and their devices in memory: what follows from a change, and its entry.
+"""The living leases, their queue and their devices in memory: computes the effects of a change and enters it.
 
-No clock, no ledger, no lock: the allocator asks what would be (`placed`, `with_notice`), commits that, and
-enters it. Closed leases leave no trace here.
+No clock, no ledger, no lock: the allocator computes what would follow (`placed`, `with_notice`), commits it,
+and enters it. Closed leases are not kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _USING = frozenset({LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.RELEASIN
 
 @dataclass(frozen=True, slots=True)
 class QueueRules:
-    """What the site says of the queue.
+    """The site's rules for the queue.
 
     `claim` gives each lease's; `sessions` the capacity that is kept for groups, at a moment in seconds since
     1970. Without `fair` there is no fair share: requests of equal priority are served by arrival.
@@ -48,7 +48,7 @@ class QueueRules:
 
 
 class Book:
-    """Who holds what and who waits, on these devices; `rules` say in which order."""
+    """The leases that hold or wait for these devices; `rules` give the order of the queue."""
 
     def __init__(
         self,
@@ -98,12 +98,12 @@ class Book:
         return tuple(self._leases[each] for each in self._devices.holders(uuid))
 
     def place_of(self, lease_id: str) -> Place | None:
-        """Where a lease stands in the queue, or None if it does not wait."""
+        """The place of a lease in the queue, or None if it does not wait."""
         return self._queue.place_of(lease_id, self._now, self._devices.healthy)
 
     @property
     def may_pass(self) -> bool:
-        """Whether a request that comes may be served before one that waits."""
+        """Whether a new request may be served before one that waits."""
         return self._rules.fair is not None or self._queue.has_priorities
 
     @property
@@ -116,11 +116,11 @@ class Book:
         return self._devices.terms(uuid)
 
     def known(self, want: Want) -> int:
-        """How many devices suit `want`, leased, free or withdrawn."""
+        """How many devices suit `want`, whether leased, free or out of service."""
         return self._devices.known(want)
 
     def obstacle(self, lease_id: str) -> str:
-        """Why a waiting lease can't be served whatever its place; "" if it can, or if it doesn't wait.
+        """Why a waiting lease can't be served in any place; "" if it can, or if it doesn't wait.
 
         Too few of its devices are in service, or those that are free are kept for a lab session.
         """
@@ -157,7 +157,7 @@ class Book:
         return Capacity(free, total, self._queue.count(want))
 
     def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
-        """Whether so many leases of each want fit on the healthy devices once nobody else is there."""
+        """Whether this many leases of each want fit on the healthy devices if no other lease holds any."""
         rooms = self._devices.healthy_rooms().values()
         return fits(wanted, grouped(replace(room, shares=()) for room in rooms))
 
@@ -183,7 +183,7 @@ class Book:
         return self._devices.can_hold(lease)
 
     def exceeded_by(self, lease: Lease) -> bool:
-        """Whether what `lease` would hold is more than a device has left, whatever its pool gives."""
+        """Whether `lease` would hold more than a device has left, whatever its pool gives."""
         return self._devices.exceeded_by(lease)
 
     def shares(self, lease: Lease) -> tuple[Share, ...]:
@@ -217,7 +217,7 @@ class Book:
         return Snapshot(devices, self.leases(), queue)
 
     def line(self) -> Line:
-        """What the waits are estimated from, as of the last change."""
+        """The input for estimates of waits, as of the last change."""
         sessions = tuple(
             Session(holding, self._leases[lease_id].tier, self._began[lease_id])
             for lease_id, holding in self._held.items()
@@ -230,7 +230,7 @@ class Book:
     def arrival(self, lease: Lease) -> Arrival:
         """A lease as it came a moment ago, and which part of the queue is before it.
 
-        Nobody is before one that came to wait and is not in the queue any more.
+        The part is empty for a lease that came to wait and is no longer in the queue.
         """
         place, waiting = self.place_of(lease.id), self._waiting(lease, 0)
         before = 0.0 if place is None and lease.state is LeaseState.WAITING else None
@@ -252,7 +252,7 @@ class Book:
             self._held[lease_id] = replace(holding, ends_seconds=ends, group=claim.group)
 
     def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
-        """Devices that were not found before; a lease that held one all along goes on with it."""
+        """Add devices that were not found before; a lease that already held one keeps it."""
         for device in devices:
             self._devices.add(device, terms.get(device.uuid, WHOLE), self.holders(device.uuid))
         self._obstacles.clear()
@@ -263,7 +263,7 @@ class Book:
         return self._devices.health(uuid) if uuid in self._devices else None
 
     def set_health(self, health: DeviceHealth) -> bool:
-        """Withdraw a device or take it back; whether anything changed."""
+        """Take a device out of service or back into it. Returns whether anything changed."""
         self._queue.changed()
         self._obstacles.clear()
         return self._devices.set_health(health)
@@ -278,7 +278,7 @@ class Book:
     ) -> list[Lease]:
         """The waiting leases that get devices now, in the order in which they get them, as they will be.
 
-        Supposing that `freed` was given back, that `without` no longer waits, and that `newcomer` came last.
+        This assumes that `freed` was given back, `without` no longer waits, and `newcomer` came last.
         """
         self._pass_time(now)
         freed = tuple(freed)
@@ -302,7 +302,7 @@ class Book:
     def with_fractions(self, lease: Lease) -> Lease:
         """The lease with its node, and with the part of each of its devices that it is charged with.
 
-        What it has of them stays; a device that is not known leaves it without.
+        Parts that it already has stay; for an unknown device there is no part.
         """
         if lease.device_fractions or not lease.device_uuids or self.missing(lease):
             return lease
@@ -323,7 +323,7 @@ class Book:
         return self._devices.terms(device.uuid).gpu_fraction(device.memory_bytes, share.memory_bytes)
 
     def with_notice(self, lease: Lease) -> Lease:
-        """The lease with the notice that its devices' health calls for; if they are well, another stays."""
+        """The lease with the notice about its devices' health; if they are healthy, another notice stays."""
         if not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
             return lease
         states = [(self._devices.device(each), self._devices.health(each)) for each in lease.device_uuids]
@@ -333,7 +333,7 @@ class Book:
         return replace(lease, notice=told)
 
     def enter(self, lease: Lease) -> None:
-        """The lease is now like this: new, changed or closed."""
+        """Enter the lease: new, changed or closed."""
         before = self._leases.get(lease.id)
         waited = before is not None and before.state is LeaseState.WAITING
         waits = lease.state is LeaseState.WAITING
@@ -369,7 +369,7 @@ class Book:
             self._taken.subtract((before.tier, group) for group in before.groups)
 
     def _pass_time(self, now: datetime) -> None:
-        """Time went on; the order by use may be another one now. A clock that goes back is not followed."""
+        """Time has passed, so the order by use may have changed. A clock that goes back is ignored."""
         seconds = now.timestamp()
         if seconds > self._now:
             self._now = seconds
@@ -386,7 +386,7 @@ class Book:
         return Waiting(number, lease.id, lease.want, lease.user, since, self._rules.claim(lease))
 
     def _holdings(self, freed: Sequence[Share]) -> tuple[Holding, ...]:
-        """Who holds devices, and until when; without the lease that gives back `freed`."""
+        """The leases that hold devices, and until when; without the lease that gives back `freed`."""
         held = list(self._held.values())
         if not freed:
             return tuple(held)
@@ -399,14 +399,14 @@ class Book:
         return tuple(held)
 
     def _holding(self, lease: Lease) -> Holding:
-        """What a lease that begins to hold devices keeps, and until when at the latest."""
+        """The shares that a lease begins to hold, and the latest time of its end."""
         claim = self._claim(lease)
         seconds = claim.session_seconds
         ends = None if seconds is None else lease.since.timestamp() + seconds
         return Holding(lease.id, self._devices.shares(lease), ends, claim.group)
 
     def _count_use(self, lease: Lease) -> None:
-        """The user's and the group's use go on, or end, from the moment of this change on."""
+        """The user's and the group's use begin, continue or end with this change."""
         if self._rules.fair is None:
             return
         at, counts = lease.since.timestamp(), lease.state in _USING

@@ -1,7 +1,7 @@
-"""GPU-seconds: what was held, for how long, in which run of a period; what is left, and when it is used up.
+"""GPU-seconds: the use in one run of a period, what is left, and when it is used up.
 
-Pure. An interval's length is measured on a steady clock, so it is taken from `started_at` on, whatever the
-wall clock did meanwhile. The parts of an interval in windows that follow one another add up to the whole.
+Pure. An interval's length is measured on a steady clock and counted from `started_at`, even if the wall clock
+was set in between. The parts of an interval in windows that follow one another add up to the whole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .period import format_local, window_at, words
 class Interval:
     """A lease was awake for `seconds` from `started_at` on; `charge` is how many devices it held.
 
-    A whole device or MIG instance that was paid for whole is 1, a slice is its part of the device.
+    A whole device or MIG instance that was charged as a whole is 1, a slice is its part of the device.
     """
 
     started_at: datetime
@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a user used of one budget, and what was granted beside it, in the present run of its period.
+    """What a user used of one budget, and what was granted in addition, in the current run of its period.
 
     `window` is None outside of a term: then nothing may be used.
     """
@@ -56,12 +56,12 @@ class Spent:
 
     @property
     def left_gpu_seconds(self) -> float:
-        """What may still be used; not below zero."""
+        """What may still be used; never below zero."""
         return max(0.0, self.limit_gpu_seconds - self.used_gpu_seconds) if self.window is not None else 0.0
 
 
 def gpu_seconds_in(interval: Interval, window: Window) -> float:
-    """What of the interval lies in the window, times what was held."""
+    """The part of the interval in the window, times what was held."""
     from_start = (window.start - interval.started_at).total_seconds()
     to_end = (window.end - interval.started_at).total_seconds()
     return max(0.0, min(interval.seconds, to_end) - max(0.0, from_start)) * interval.charge
@@ -93,14 +93,14 @@ def applying(entries: Iterable[Entry], user: str, groups: Iterable[str]) -> list
 
 
 def best(spent: Sequence[Spent]) -> Spent | None:
-    """The budget with the most left: it decides. None if there is no budget, or one without a limit."""
+    """The budget with the most left, which applies. None if there is no budget, or one without a limit."""
     if any(each.budget.gpu_seconds == UNLIMITED for each in spent):
         return None
     return max(spent, key=lambda each: (each.left_gpu_seconds, each.limit_gpu_seconds), default=None)
 
 
 def runs_out_at(spent: Sequence[Spent], charge: float, now: datetime) -> datetime | None:
-    """When a user who holds `charge` devices from now on has nothing left; None if that doesn't come.
+    """When a user who holds `charge` devices from now on has nothing left; None if never.
 
     A period that ends before then brings new GPU-hours, so its budget doesn't run out.
     """

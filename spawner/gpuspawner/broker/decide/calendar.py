@@ -1,6 +1,6 @@
-"""Lab sessions as an iCalendar (RFC 5545): out, to subscribe to, and in, from a timetable. Pure.
+"""Exports lab sessions as an iCalendar (RFC 5545), to subscribe to, and imports them from a timetable. Pure.
 
-What a calendar has no word for stands in properties of our own, so what goes out comes back the same.
+Values for which iCalendar has no property are in our own properties, so an export can be imported unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _UNTIL = re.compile(r"UNTIL=(\d{8}T\d{6})(?!Z)")
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What an event has that does not say it itself: a timetable of a university knows no tiers."""
+    """The defaults for an event without these values: a university's timetable has no tiers."""
 
     group: str
     tier: str
@@ -37,7 +37,7 @@ class Defaults:
 
 
 def to_ical(sessions: Iterable[LabSession], stamp: datetime) -> bytes:
-    """The sessions as a calendar; `stamp` is when it was made, which the format wants on each event."""
+    """The sessions as a calendar; `stamp` is its creation time, which the format requires on each event."""
     calendar = Calendar()
     calendar.add("prodid", PRODUCT)
     calendar.add("version", "2.0")
@@ -213,7 +213,7 @@ def _action(event: Any, name: str) -> EndAction:
 
 
 def _name(event: Any) -> str:
-    """Our own name of it, else its title in lower case with hyphens for what is no letter or digit."""
+    """Its name in our own property, else its title in lower case with hyphens for other characters."""
     ours, at, _ = str(event.get("UID", "")).rpartition(_AT)
     if at and NAME.fullmatch(ours):
         return ours

@@ -1,4 +1,4 @@
-"""A class in words ("30 students, Mon 10-12, 6 GB"), ways to split GPUs, and what they give it. Pure."""
+"""Parses a class ("30 students, Mon 10-12, 6 GB") and splits of GPUs; computes what the class gets. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .simulate import Outcome, SimulatedSite, Simulation, Summary, Visit, summar
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 ARRIVE_SECONDS = 600.0
-"""The students of a class come within so long."""
+"""The students of a class arrive within this time."""
 _DAY, _WEEK = 86400.0, 7 * 86400.0
 _EXAMPLE = "write it like '30 students, Mon 10-12, busy 30%, 6 GB'"
 _STUDENTS = re.compile(r"(\d+) students?")
@@ -60,7 +60,7 @@ class Split:
     rules: SharingRules
 
     def tier(self, memory_bytes: int | None) -> Tier:
-        """What somebody who needs so much memory asks for; the smallest slice that is large enough."""
+        """The want of somebody who needs this much memory: the smallest slice that is large enough."""
         if not self.rules.sliced:
             return Tier("gpu", "One GPU", want=Want(1))
         sizes = sorted(
@@ -72,7 +72,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a split gives: the numbers, and every visit for the picture."""
+    """The result of a split: the numbers, and every visit for the picture."""
 
     split: Split
     summary: Summary
@@ -125,7 +125,7 @@ def parse_split(text: str, devices: Sequence[Device]) -> Split:
     slices = int(found[1]) if found[1] else None
     sizes = () if found[1] else (int(float(found[2]) * (1 << 30)),)
     if slices == 0:
-        raise BadOption("A GPU can't be cut into no slices: take 'whole', or '8 slices'.")
+        raise BadOption("A GPU can't be split into 0 slices: take 'whole', or '8 slices'.")
     rules = SharingRules("plan", Mode.SLICE, slices, sizes, mps=True, reserve_bytes=DRIVER_BYTES)
     largest = min((rules.largest_bytes(each.memory_bytes) for each in devices), default=0)
     if not largest:
@@ -135,7 +135,7 @@ def parse_split(text: str, devices: Sequence[Device]) -> Split:
 
 
 def visits_of(course: Course, tier: Tier, weeks: int) -> list[Visit]:
-    """Who comes when: evenly within the first ten minutes; who still waits at the end gives up."""
+    """The visits: students arrive evenly in the first ten minutes; those waiting at the end give up."""
     length = course.ends_seconds - course.begins_seconds
     found = []
     for day in (week * 7 + day for week in range(weeks) for day in course.days):
@@ -170,7 +170,7 @@ def span_of(course: Course, weeks: int) -> float:
 
 
 def with_tier(visits: Iterable[Visit], split: Split) -> list[Visit]:
-    """Recorded visits as they would be with this split: everybody asks for what it has."""
+    """Recorded visits as they would be with this split: every visit asks for what the split has."""
     found = []
     for visit in visits:
         want = visit.tier.want

@@ -1,7 +1,7 @@
 """The devices of the broker, their health, and who holds which share of them. In memory, no clock, no ledger.
 
-A device that a lease holds but the inventory doesn't have is kept as a *placeholder*: withdrawn, never
-placed, and forgotten once its last lease has ended or the device was found after all.
+A device that a lease holds but the inventory doesn't have is kept as a *placeholder*: out of service, never
+placed, and removed when its last lease has ended or the device was found.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .sharing_rules import WHOLE, SharingRules
 NO_RULES: Mapping[str, SharingRules] = MappingProxyType({})
 
 MISSING = "it was not found when the broker started"
-"""Why a placeholder is withdrawn."""
+"""Why a placeholder is out of service."""
 
 
 class Devices:
-    """Every device with its room and health; the rooms that may be leased are kept sorted for placement.
+    """Every device with its room and health; rooms that may be leased are kept sorted for placement.
 
     `terms` says by UUID how a device is shared; one that it doesn't name is leased whole.
     """
@@ -70,11 +70,11 @@ class Devices:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of devices there are, leased or withdrawn ones too."""
+        """The kinds of all devices, also of those that are leased or out of service."""
         return tuple(self._known)
 
     def known(self, want: Want) -> int:
-        """How many devices suit `want`, leased, free or withdrawn."""
+        """How many devices suit `want`, whether leased, free or out of service."""
         return sum(count for kind, count in self._known.items() if suits(want, kind))
 
     def unhealthy(self, want: Want) -> list[tuple[Device, DeviceHealth]]:
@@ -154,7 +154,7 @@ class Devices:
                 self._forget(uuid)
 
     def add(self, device: Device, terms: SharingRules, holders: Iterable[Lease] = ()) -> None:
-        """A device that was not found before, or only as the placeholder that `holders` hold."""
+        """Add a device that was not found before, or was only a placeholder that `holders` hold."""
         uuid = device.uuid
         if uuid in self._rooms and uuid not in self._placeholders:
             return
@@ -169,9 +169,9 @@ class Devices:
         self._list(room)
 
     def set_health(self, health: DeviceHealth) -> bool:
-        """Withdraw a device or give it back to placement; whether anything changed.
+        """Take a device out of service or back into it. Returns whether anything changed.
 
-        A placeholder stays withdrawn: its model and size are not known before it is found (`add`).
+        A placeholder stays out of service: its model and size are not known before it is found (`add`).
         """
         uuid = health.uuid
         if uuid not in self._rooms or uuid in self._placeholders or self._health[uuid] == health:

@@ -24,20 +24,20 @@ from .placement import Kind, Room, Rooms, Share, place, rank, suits, take
 from .queue import Waiting
 
 KEPT_LENGTHS = 400
-"""Past sessions that are kept for each tier: the latest."""
+"""At most this many past sessions, the latest, are kept for each tier."""
 KEPT_ERRORS = 200
 _ENOUGH_ERRORS = 25
 _COVERED = 0.88
-"""Part of the past waits that a range must have covered: more than the 80 % that is asked for."""
+"""The part of the past waits that a range must have covered; more than the required 80 %."""
 _MOST_REPLAYS = 24
 _LEAST_REPLAYS = 6
 _STEPS = 3000
-"""Sessions that are replayed for one estimate at most: with a long queue there are fewer replays."""
+"""At most this many sessions are replayed for one estimate: a long queue gets fewer replays."""
 _LEAST_SPREAD_SECONDS = 30.0
 KEPT_ARRIVALS = 5000
 _DAY, _WEEK = 86400.0, 7 * 86400.0
 _SHIFT_SECONDS = 900.0
-"""Who came last week comes so much earlier or later."""
+"""Users who came last week come earlier or later by up to this time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Somebody who holds devices: since when, in which tier, and the latest end (None: no limit)."""
+    """A lease that holds devices: since when, in which tier, and the latest end (None: no limit)."""
 
     holding: Holding
     tier: str
@@ -94,7 +94,7 @@ class Lengths:
         self._sorted: dict[str, list[float]] = {}
 
     def add(self, tier: str, seconds: float) -> None:
-        """A session of this tier lasted so long."""
+        """Record how long a session of this tier lasted."""
         latest = self._latest.setdefault(tier, deque())
         ordered = self._sorted.setdefault(tier, [])
         latest.append(seconds)
@@ -129,7 +129,7 @@ class Estimator:
         self._arrivals: deque[Arrival] = deque(maxlen=KEPT_ARRIVALS)
 
     def learn(self, estimate: Estimate, began_seconds: float) -> None:
-        """A request for which this was said began then."""
+        """Record when a request with this estimate really began."""
         self._errors.append((began_seconds - estimate.middle_seconds) / estimate.spread_seconds)
 
     def arrived(self, arrival: Arrival) -> None:
@@ -160,7 +160,7 @@ class Estimator:
         """The estimates by lease id, None where nothing is known; of `only` one lease if it is given."""
         steps = max(1, len(line.waiting))
         count = max(_LEAST_REPLAYS, min(_MOST_REPLAYS, _STEPS // steps))
-        self._draw.seed(self._seed)  # equal draws again: what moves a range is news, not chance
+        self._draw.seed(self._seed)  # the same random draws again: only new information may change a range
         begun: dict[str, list[tuple[float, int]]] = {each.lease_id: [] for each in line.waiting}
         for _ in range(count):
             for lease_id, found in _Replay(line, self, now_seconds).run(only).items():
@@ -201,7 +201,7 @@ class Estimator:
 
 
 class _Replay:
-    """One way in which the queue may be served."""
+    """One replay of how the queue may be served."""
 
     def __init__(self, line: Line, estimator: Estimator, now_seconds: float) -> None:
         self._line = line

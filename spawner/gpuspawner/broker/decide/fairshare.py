@@ -1,4 +1,4 @@
-"""How much each user and group has had of the GPUs, where old use counts less and less. Pure.
+"""How much each user and group has used the GPUs; older use counts less. Pure.
 
 Use is in GPU-seconds: a whole GPU for a second is 1, a slice or a MIG instance counts as the part of the GPU
 that it is charged with. After one half-life, use counts half.
@@ -15,8 +15,8 @@ from .placement import Room, Share
 HALF_LIFE_SECONDS = 7 * 86400.0
 """Use of last week counts half as much as that of today."""
 PREPAID_SECONDS = 3600.0
-"""Each device that is held now counts as so much use more: otherwise one account could take every GPU that
-becomes free in the same minute, before its use has grown."""
+"""Each device that is held now counts as this much additional use: otherwise one account could get every GPU
+that becomes free in the same minute, before its use has grown."""
 
 
 _REBASE_EXPONENT = 300.0
@@ -25,7 +25,7 @@ _REBASE_EXPONENT = 300.0
 
 @dataclass(slots=True)
 class Account:
-    """What one user or group has had and holds.
+    """What one user or group has used and holds.
 
     Use at a time t is `grown` e^(-(t - epoch) rate) + `held` / rate. What decays is one factor for all, so a
     thousand accounts are compared without a thousand powers.
@@ -52,11 +52,11 @@ class FairShare:
 
     @property
     def memory_seconds(self) -> float:
-        """After so long use counts less than a hundredth, and needn't be read from the ledger."""
+        """Use older than this counts less than a hundredth, and need not be read from the ledger."""
         return 7 * math.log(2) / self._rate
 
     def hold(self, user: str, group: str, devices: float, at_seconds: float) -> None:
-        """From `at_seconds` on the user holds so many devices more; fewer if it is negative."""
+        """From `at_seconds` on the user holds this many more devices; fewer if it is negative."""
         change = devices * self._grown(self._pass_time(at_seconds)) / self._rate
         for account in self._both(user, group):
             account.grown -= change
@@ -133,7 +133,7 @@ class FairShare:
         return math.exp((at_seconds - (self._epoch or 0.0)) * self._rate)
 
     def _left(self, now_seconds: float) -> float:
-        """What is left now of a second of use at the epoch."""
+        """The remaining weight of a second of use at the epoch."""
         if self._epoch is None:
             return 0.0
         return math.exp(-(max(now_seconds, self._latest) - self._epoch) * self._rate)

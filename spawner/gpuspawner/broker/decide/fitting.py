@@ -1,4 +1,4 @@
-"""How many leases fit at once, for lab sessions: nobody is placed by this, it only counts. Pure."""
+"""Counts how many leases fit at once, for lab sessions, without placing any. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def grouped(rooms: Iterable[Room]) -> dict[Kind, list[Room]]:
 
 
 def fits(wanted: Iterable[tuple[Want, int]], rooms: Rooms) -> bool:
-    """Whether so many leases of each want fit; those that need the most devices are placed first."""
+    """Whether this many leases of each want fit; those that need the most devices are placed first."""
     left = {kind: list(listed) for kind, listed in rooms.items()}
     ordered = sorted(wanted, key=lambda each: (-each[0].device_count, -(each[0].memory_bytes or 0)))
     return all(_place_most(want, count, left) == count for want, count in ordered)
@@ -32,7 +32,7 @@ def places(want: Want, most: int, rooms: Rooms) -> int:
 
 
 def _place_most(want: Want, most: int, left: dict[Kind, list[Room]]) -> int:
-    """Places up to `most` in `left`, which is changed; how many it were."""
+    """Places up to `most` in `left`, which is changed. Returns how many were placed."""
     for placed in range(most):
         shares = place(want, left)
         if shares is None:

@@ -1,4 +1,4 @@
-"""The sentences that holders of a lease and people who are refused get to read."""
+"""Messages for lease holders and for people whose request is refused."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _SAVE = "Save your work, stop this server and start a new one."
 
 
 def is_withdrawal(sentence: str) -> bool:
-    """Whether the sentence is one of `withdrawn`: it goes once the devices are well."""
+    """Whether the sentence comes from `withdrawn`: it is removed when the devices are healthy again."""
     return sentence.endswith(_SAVE)
 
 
 def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
-    """What the holder of withdrawn devices is told; "" if there are none."""
+    """The message for the holder of devices that are out of service; "" if there are none."""
     if not lost:
         return ""
     told = [_withdrawn_one(device, health) for device, health in lost]
@@ -35,15 +35,15 @@ def kept_for_session(group: str, begins: datetime, ends: datetime) -> str:
     """Why a request waits although devices are free: a class is going to need them."""
     times = f"from {format_time(begins)} to {format_time(ends)}"
     return (
-        f"What is free is kept for the lab session of {group}, {times}. "
-        "Your server starts when something else is free, or places of the session are left over."
+        f"The free GPUs are reserved for the lab session of {group}, {times}. "
+        "Your server starts when another GPU is free, or when the session doesn't need all of them."
     )
 
 
 def no_capacity(want: Want, known: int) -> str:
-    """Why a request can never be served here, and what to do."""
+    """The message for a request that can never be served here, with what to do."""
     found = f"only {known}" if known else "none"
-    return f"You asked for {_wanted(want)}, and this machine has {found}: choose another tier, or CPU."
+    return f"You asked for {_wanted(want)}, but this machine has {found}: choose another tier, or CPU."
 
 
 def _wanted(want: Want) -> str:
@@ -61,9 +61,9 @@ def _wanted(want: Want) -> str:
 
 
 def _withdrawn_one(device: Device, health: DeviceHealth) -> str:
-    when = f" at {format_time(health.since)}" if health.since is not None else ""
+    when = f" since {format_time(health.since)}" if health.since is not None else ""
     reason = health.reason.rstrip(". ") or "it can't be used"
-    return f"{_name(device)} was withdrawn{when}: {reason}."
+    return f"{_name(device)} is out of service{when}: {reason}."
 
 
 def _name(device: Device) -> str:

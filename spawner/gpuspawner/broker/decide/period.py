@@ -34,7 +34,7 @@ def midnight(day: date, timezone: str) -> datetime:
 
 
 def window_at(period: Period, at: datetime) -> Window | None:
-    """The run of the period that `at` (aware) lies in; None outside of a term."""
+    """The run of the period that contains `at` (aware); None outside a term."""
     today = at.astimezone(ZoneInfo(period.timezone)).date()
     match period.kind:
         case PeriodKind.DAY:

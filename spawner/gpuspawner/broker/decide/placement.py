@@ -1,6 +1,6 @@
 """Which devices a request gets: pure functions from wants and rooms to shares.
 
-A *room* is a device with the shares that are held of it; what nobody holds is free. Rooms come grouped by
+A *room* is a device with the shares of it that leases hold; the rest is free. Rooms come grouped by
 *kind* (devices that a request can't tell apart: one model and size in one pool) and ordered by `rank`. A mode
 is one `ShareRule`: it says which share of a room a want would get. `whole` asks for a room that nobody else
 is in, `slice` for memory that nobody holds.
@@ -83,16 +83,16 @@ class Room:
         return not self.full and share.memory_bytes <= self.free_memory_bytes and enough_compute
 
     def exceeded_by(self, share: Share) -> bool:
-        """Whether the device has too little memory left for `share`: somebody was given it twice."""
+        """Whether the device has too little memory left for `share`, because it was given twice."""
         held = sum(each.memory_bytes for each in self.shares)
         return held + share.memory_bytes > self.device.memory_bytes
 
     def plus(self, share: Share) -> Room:
-        """This room once `share` is held as well."""
+        """This room with `share` held as well."""
         return Room(self.device, (*self.shares, share), self.terms)
 
     def minus(self, share: Share) -> Room:
-        """This room once `share` is given back. Raises ValueError if it is not held."""
+        """This room without `share`. Raises ValueError if `share` is not held."""
         at = self.shares.index(share)
         return Room(self.device, self.shares[:at] + self.shares[at + 1 :], self.terms)
 
@@ -163,8 +163,8 @@ def suits(want: Want, kind: Kind) -> bool:
 def rank(room: Room) -> tuple[int, float, int, str]:
     """The order in which rooms are tried: the tightest first (best fit), then by index, then by UUID.
 
-    In a slice pool the emptiest first: fewest leases, then most memory. Its devices are shared anyhow, so
-    nothing is won by filling one before the next, and whoever is alone on a GPU computes faster.
+    In a slice pool the emptiest first: fewest leases, then most memory. Its devices are shared anyway, so
+    filling one before the next has no advantage, and a lease that is alone on a GPU computes faster.
     """
     index = room.device.index if room.device.index is not None else 1 << 30
     if room.terms.sliced:
@@ -192,8 +192,8 @@ def count_free(want: Want, room: Room) -> int:
 def place(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
     """The shares that serve `want` now, or None. Always the same answer for the same rooms.
 
-    Several devices are taken from one kind where one has enough, because a program over unlike GPUs runs
-    at the pace of the slowest; kinds with the smallest devices come first, so that large ones stay free
+    Several devices are taken from one kind if one has enough, because a program on different GPUs runs
+    at the speed of the slowest; kinds with the smallest devices come first, so that large ones stay free
     for those who ask for them.
     """
     offers = [_offers(want, rooms[kind]) for kind in _kinds_in_order(want, rooms)]

@@ -1,8 +1,8 @@
-"""The pools of the settings on the devices of this machine: who shares what, and what can't work. Pure.
+"""Assigns the devices of this machine to the configured pools, and finds settings that can't work. Pure.
 
-What contradicts itself, or asks for what the machine lacks, is a ConfigError. Where a GPU could not be
-read (`Host.incomplete`) that may be why, and a broker that doesn't start for it would let down everybody
-else: it is a warning then, and the tier is shown as not available.
+Contradictory settings, and settings for devices that the machine lacks, raise ConfigError. If a GPU could not
+be read (`Host.incomplete`), that may be the cause; then there is only a warning and the tier is shown as not
+available, because otherwise the broker would start for nobody.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def make_pooling(
     pooled = tuple(device for device in devices if device.uuid in terms)
     left = [device.uuid for device in devices if device.uuid not in terms]
     if left:
-        warnings.append(f"In no pool of c.GpuSite.pools, and so leased to nobody: {', '.join(left)}")
+        warnings.append(f"In no pool of c.GpuSite.pools, so nobody can lease them: {', '.join(left)}")
     for tier in tiers:
         if tier.needs_gpu:
             _check_tier(tier, pooled, terms, host, warnings)
@@ -109,7 +109,9 @@ def _members(
         for uuid in pool.uuids:
             device = left.pop(uuid, None)
             if device is None:
-                warnings.append(f"c.GpuSite.pools: pool {pool.name!r} names {uuid}, which is not here")
+                warnings.append(
+                    f"c.GpuSite.pools: pool {pool.name!r} names {uuid}, which this machine doesn't have"
+                )
                 continue
             if device.is_mig != (pool.mode is Mode.MIG):
                 raise ConfigError(_wrong_sort(pool, device))
@@ -118,7 +120,7 @@ def _members(
         fitting = [device for device in left.values() if _fits(pool, device)]
         if pool.count is not None and len(fitting) < pool.count:
             warnings.append(
-                f"c.GpuSite.pools: pool {pool.name!r} is to have {pool.count} devices, and {len(fitting)} "
+                f"c.GpuSite.pools: pool {pool.name!r} needs {pool.count} devices, but {len(fitting)} "
                 "are left for it"
             )
         for device in fitting[: pool.count]:
@@ -133,11 +135,11 @@ def _fits(pool: Pool, device: Device) -> bool:
 
 
 def _wrong_sort(pool: Pool, device: Device) -> str:
-    what = "a MIG instance" if device.is_mig else "no MIG instance but a whole GPU"
+    what = "a MIG instance" if device.is_mig else "a whole GPU, not a MIG instance"
     modes = "'mig'" if device.is_mig else "'whole' or 'slice'"
     return (
-        f"c.GpuSite.pools: {device.uuid} is {what}, and pool {pool.name!r} has mode {pool.mode.value!r}: "
-        f"put it into a pool of mode {modes}"
+        f"c.GpuSite.pools: {device.uuid} is {what}, but pool {pool.name!r} has mode {pool.mode.value!r}: "
+        f"move it to a pool of mode {modes}"
     )
 
 
@@ -151,16 +153,16 @@ def _terms(
     where = f"c.GpuSite.pools: pool {pool.name!r}"
     if host.guard_obstacle:
         raise ConfigError(
-            f"{where} has slices, whose memory the guard holds, and it can't: {host.guard_obstacle}"
+            f"{where} has slices, but the guard can't enforce their memory quotas: {host.guard_obstacle}"
         )
     obstacle = "" if pool.mps is False else _mps_obstacle(members, host)
     if obstacle and (needs := _needs_mps(pool, tiers)):
         raise ConfigError(
-            f"{where}: {needs} needs MPS. {obstacle}. Or leave it out: slices are time-slices then"
+            f"{where}: {needs} needs MPS. {obstacle}. Or remove the setting: then the slices use time-slicing"
         )
     if obstacle:
         warnings.append(
-            f"{where}: no MPS, so its slices are time-slices: memory is guarded, compute is not. {obstacle}"
+            f"{where}: no MPS, so its slices use time-slicing: memory is guarded, compute is not. {obstacle}"
         )
     return rules_of(pool, mps=pool.mps is not False and not obstacle)
 
@@ -201,14 +203,14 @@ def _check_slices(terms: SharingRules, members: Sequence[Device]) -> None:
     over = [size for size in terms.sizes_bytes if size > most]
     if over:
         raise ConfigError(
-            f"{where}: a slice of {format_bytes(over[0])} is over the device, of which slices may have "
-            f"{format_bytes(most)}: take it out of sizes"
+            f"{where}: a slice of {format_bytes(over[0])} is larger than the device, where slices can have "
+            f"{format_bytes(most)}: remove it from sizes"
         )
     for device in members:
         if terms.largest_bytes(device.memory_bytes) == 0:
             raise ConfigError(
                 f"{where}: {device.uuid} has {format_bytes(terms.usable_bytes(device.memory_bytes))} to "
-                "give, too little for even one slice: lower slices or sizes, or leave the device out"
+                "give, too little for one slice: lower slices or sizes, or remove the device from the pool"
             )
 
 
@@ -224,7 +226,7 @@ def _check_modes(terms: SharingRules, members: Sequence[Device], host: Host) -> 
             continue
         shut = mode is ComputeMode.PROHIBITED
         if shut or (terms.sliced and not terms.mps and mode is not ComputeMode.DEFAULT):
-            who = "no program" if shut else "one program alone, and so one slice,"
+            who = "no program" if shut else "only one program, and so only one slice,"
             yield (
                 f"c.GpuSite.pools: pool {terms.pool!r}: {device.uuid} is in compute mode {mode.name}, where "
                 f"{who} can use it: set it with `nvidia-smi -i {device.uuid} -c DEFAULT`"
@@ -239,13 +241,13 @@ def _check_tier(
     count = sum(suits(want, kind) for kind in kinds)
     where = f"c.GpuSite.tiers: tier {tier.name!r}"
     if not count:
-        message = f"{where} can be served by no device: {_why(want, kinds)}"
+        message = f"{where} can't be served by any device: {_why(want, kinds)}"
         if want.mode is Mode.WHOLE and want.pool is None:
             warnings.append(message)  # shown as not available as long as there is no such GPU
         else:
             _say(message, host, warnings)
     elif count < want.device_count:
-        warnings.append(f"{where} has {want.device_count} devices, and this machine has {count} of that kind")
+        warnings.append(f"{where} has {want.device_count} devices, but this machine has {count} of that kind")
 
 
 def _why(want: Want, kinds: Sequence[Kind]) -> str:
@@ -254,7 +256,7 @@ def _why(want: Want, kinds: Sequence[Kind]) -> str:
         each for each in kinds if each.terms.serves(want.mode) and want.pool in (None, each.terms.pool)
     ]
     if not serving:
-        return f"none is in a pool of mode {want.mode.value!r}. See `gpuspawner doctor` for what is here"
+        return f"none is in a pool of mode {want.mode.value!r}. `gpuspawner doctor` lists the devices"
     named = [each for each in serving if want.model is None or want.model in each.model.casefold()]
     if not named:
         return f"none has {want.model!r} in its name. There are: {_listed(each.model for each in serving)}"
@@ -262,7 +264,7 @@ def _why(want: Want, kinds: Sequence[Kind]) -> str:
         there = _listed(each.mig_profile or "not available" for each in named)
         return (
             f"there is no MIG instance {want.mig_profile!r}, there are: {there}. Set it up with `nvidia-smi "
-            f"mig -cgi {want.mig_profile} -C`, or take another mig_profile"
+            f"mig -cgi {want.mig_profile} -C`, or use another mig_profile"
         )
     if want.mode is Mode.SLICE:
         return _why_no_slice(want, named)
@@ -274,9 +276,9 @@ def _why_no_slice(want: Want, kinds: Sequence[Kind]) -> str:
     largest = best.terms.largest_bytes(best.memory_bytes)
     if want.memory_bytes is not None and want.memory_bytes > largest:
         return (
-            f"memory {format_bytes(want.memory_bytes)} ({want.memory_bytes}) is over the largest slice of "
-            f"pool {best.terms.pool!r}, {format_bytes(largest)} ({largest}): lower memory, or the number of "
-            "slices"
+            f"memory {format_bytes(want.memory_bytes)} ({want.memory_bytes}) is more than the largest slice "
+            f"of pool {best.terms.pool!r}, {format_bytes(largest)} ({largest}): lower memory, or "
+            "the number of slices"
         )
     most = best.terms.largest_percent(best.memory_bytes)
     if want.compute_percent is not None and want.compute_percent > most:
@@ -284,7 +286,7 @@ def _why_no_slice(want: Want, kinds: Sequence[Kind]) -> str:
             f"compute_percent {want.compute_percent:g} is more than the {most:g} that pool "
             f"{best.terms.pool!r} gives: lower it, or set the pool's compute_percent"
         )
-    return f"no pool has slices of {format_bytes(want.memory_bytes)}: take one of the pool's sizes"
+    return f"no pool has slices of {format_bytes(want.memory_bytes)}: use one of the pool's sizes"
 
 
 def _listed(names: object) -> str:
@@ -293,15 +295,13 @@ def _listed(names: object) -> str:
 
 def _remedy(pool: Pool, devices: Sequence[Device]) -> str:
     if pool.uuids:
-        return f"name devices that are here: {', '.join(device.uuid for device in devices)}"
+        return f"use devices of this machine: {', '.join(device.uuid for device in devices)}"
     if pool.mode is Mode.MIG:
-        return (
-            "there is no MIG instance. Set some up with `nvidia-smi mig -cgi <profiles> -C`, or take it out"
-        )
-    return "none that fits is left for it. Take it out, or leave it some devices"
+        return "there is no MIG instance. Create some with `nvidia-smi mig -cgi <profiles> -C`, or remove it"
+    return "no matching device is left for it. Remove it, or leave some devices for it"
 
 
 def _say(message: str, host: Host, warnings: list[str]) -> None:
     if not host.incomplete:
         raise ConfigError(message)
-    warnings.append(f"{message}. A GPU of this machine can't be read; that may be why")
+    warnings.append(f"{message}. The cause may be a GPU of this machine that can't be read")

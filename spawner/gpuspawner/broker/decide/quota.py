@@ -1,7 +1,8 @@
 """What one user may have: limits put together from everybody's, the groups' and their own; and refusals.
 
-Pure. A waiting lease counts like one that holds a GPU: it will, so two requests in the same instant can't
-both pass. The allocator asks under its lock, so no other request comes between the question and the entry.
+Pure. A waiting lease counts like one that holds a GPU, because it will hold one: two requests at the same
+time can't both pass. The allocator calls this under its lock, so no other request comes between check and
+entry.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _SERVER = "server with a GPU"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a request counts for: whole devices or MIG instances, or slices."""
+    """What a request counts as: whole devices or MIG instances, or slices."""
 
     tier: str
     want: Want
@@ -75,16 +76,16 @@ def allowance(
 ) -> Allowance:
     """What `user`, a member of `groups`, may have.
 
-    Of each limit the user's own counts, else the most generous of their groups', else everybody's, else
-    none. `properties` are the quotas in the hub groups' own properties: the settings say more where both do.
-    In the queue a user counts for one of their groups, with its weight; with a weight of their own for
+    For each limit the user's own value applies, else the most generous of their groups', else everybody's,
+    else none. `properties` are the quotas in the hub groups' own properties: the settings say more where both
+    do. In the queue a user counts for one of their groups, with its weight; with a weight of their own for
     themselves.
     """
     return combine(by_subject(quotas), user, groups, by_subject(properties))
 
 
 def by_subject(quotas: Iterable[Quota]) -> dict[Subject, Limits]:
-    """The limits by whom they are for."""
+    """The limits by subject."""
     return {quota.subject: quota.limits for quota in quotas}
 
 
@@ -124,7 +125,7 @@ def combine(
 def check(
     allowed: Allowance, ask: Ask, holdings: Sequence[Holding], spent: Sequence[Spent], now: datetime
 ) -> None:
-    """Refuse what would be more than the user may have. Raises one of the quota refusals.
+    """Refuse a request that exceeds the user's quota. Raises one of the quota refusals.
 
     `holdings` are the user's other living leases, `spent` what they used of each of their budgets.
     """
@@ -135,7 +136,7 @@ def check(
 def refusals(
     allowed: Allowance, ask: Ask, holdings: Sequence[Holding], spent: Sequence[Spent], now: datetime
 ) -> list[Refusal]:
-    """Everything that speaks against the request, the most lasting reason first."""
+    """All refusals of the request, the most permanent reason first."""
     found: list[Refusal] = []
     if not allowed.allows_tier(ask.tier):
         found.append(QuotaTier(tier_sentence(allowed, ask.tier)))
@@ -179,7 +180,7 @@ def _while_waiting(allowed: Allowance, holding: Holding, refusal: Refusal) -> Re
 
 
 def tier_sentence(allowed: Allowance, tier: str) -> str:
-    """Why a tier may not be used, and which may."""
+    """Why a tier may not be used, and which tiers may."""
     return f"Your quota does not include the tier {tier!r}: choose {_choices(allowed.tiers)}."
 
 
@@ -239,14 +240,14 @@ def _choices(tiers: Sequence[str]) -> str:
 
 
 def _over(upper: Limits, lower: Limits) -> Limits:
-    """What `upper` says, and where it says nothing, what `lower` does."""
+    """The values of `upper`, and where it has none, those of `lower`."""
     return Limits(
         **{each.name: _or(getattr(upper, each.name), getattr(lower, each.name)) for each in fields(Limits)}
     )
 
 
 def _most_generous(several: Sequence[Limits]) -> Limits:
-    """Of each limit the greatest that somebody says; of tiers all that somebody names. Budgets come later."""
+    """The greatest value of each limit; all tiers that any of them names. Budgets come later."""
     return Limits(
         tiers=_union([each.tiers for each in several if each.tiers is not None]),
         leases=_greatest([each.leases for each in several]),
@@ -272,7 +273,7 @@ def _greatest(values: Iterable[float | None]) -> float | None:
 
 
 def _queue_group(of_groups: Mapping[str, Limits]) -> str:
-    """The group that the user's servers count for in the queue: most entitled, then of most weight."""
+    """The group for which the user's servers count in the queue: highest guarantee, then highest weight."""
     named = {
         name: (_or(each.guaranteed_devices, 0.0), _or(each.weight, 1.0))
         for name, each in of_groups.items()
@@ -282,7 +283,7 @@ def _queue_group(of_groups: Mapping[str, Limits]) -> str:
 
 
 def _budgets(own: Limits, groups: Sequence[Limits], everybody: Limits) -> tuple[Budget, ...]:
-    """The budgets of the nearest level that says any; none where one of them has no limit."""
+    """The budgets of the nearest level that has any; none if one of them has no limit."""
     for level in ([own], groups, [everybody]):
         found = tuple(dict.fromkeys(each.budget for each in level if each.budget is not None))
         if found:

@@ -1,4 +1,4 @@
-"""Who used how many GPU-hours: by user, group, tier or day. Pure."""
+"""Reports of used GPU-hours by user, group, tier or day. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Charged:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`gpu_seconds` of one user, group, tier or day, in so many leases of so many users."""
+    """`gpu_seconds` of one user, group, tier or day, with the numbers of leases and users."""
 
     name: str
     gpu_seconds: float
@@ -47,7 +47,7 @@ class Line:
 class Report:
     """The lines, most use first (days in order), and the total of the window.
 
-    Who is in several groups counts in each of them, so groups may add up to more than the total.
+    A user in several groups counts in each of them, so groups may add up to more than the total.
     """
 
     by: By
@@ -58,7 +58,7 @@ class Report:
 
 
 def make_report(charged: Iterable[Charged], by: By, window: Window, timezone: str) -> Report:
-    """The report of a window. Days are days of the time zone; a group of nobody is "(no group)"."""
+    """The report of a window. Days are days of the time zone; users without a group are in "(no group)"."""
     seconds: dict[str, float] = {}
     leases: dict[str, set[str]] = {}
     users: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""What holds now: the settings' quotas with everything that was decided at run time over them. Pure."""
+"""The rules in force: the settings' quotas, overridden by the decisions made at run time. Pure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Base:
 
 
 def make_base(entries: Sequence[Mapping[str, Any]], known: Known) -> Base:
-    """The base of these entries of `c.GpuSite.quotas`. Raises ConfigError for what can't work."""
+    """The base of these entries of `c.GpuSite.quotas`. Raises ConfigError for settings that can't work."""
     return Base(raw_limits(entries), {quota.subject: quota for quota in parse_quotas(entries, known)})
 
 
@@ -112,5 +112,5 @@ def _sessions(
         try:
             sessions[name] = session_from_json(document, known)
         except BadOption as error:
-            problems.append(f"The lab session {name!r} can't be held: {error} Change or cancel it.")
+            problems.append(f"The lab session {name!r} can't take place: {error} Change or cancel it.")
     return sessions, problems

@@ -1,7 +1,7 @@
-"""Lab sessions: when they meet, whether they fit, what is kept for them, and who has to make room. Pure.
+"""Lab sessions: when they meet, whether they fit, what is kept for them, and which servers have to end. Pure.
 
 Rules are expanded in local time and then put into the time zone, so a class stays at 10:00 when the clocks
-change. What fits on the devices is asked of the caller (`Fits`), who knows them.
+change. The caller, which knows the devices, says what fits on them (`Fits`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...core.session import LabSession, Meeting
 from .period import format_local
 
 Fits = Callable[[Mapping[str, int]], bool]
-"""Whether so many places of each tier fit on the empty devices at once."""
+"""Whether this many places of each tier fit on the empty devices at once."""
 
 HORIZON = timedelta(days=366)
 """How far ahead a session without an end is checked against the others."""
@@ -75,7 +75,7 @@ def meetings(session: LabSession, window: Window) -> list[Meeting]:
 
 
 def check_session(session: LabSession, others: Iterable[LabSession], fits: Fits, now: datetime) -> None:
-    """Refuse a session that doesn't fit on the devices or beside the others, with what does fit.
+    """Refuse a session that doesn't fit on the devices or beside the others, and say what would fit.
 
     Raises SessionUnfit. Looks `HORIZON` ahead; the others are supposed to fit among themselves.
     """
@@ -150,7 +150,7 @@ def longest_start(
 
 
 def make_room(occupants: Iterable[Occupant], enough: Callable[[frozenset[str]], bool]) -> tuple[str, ...]:
-    """Which servers end so that a session has its places: who came last goes first, and nobody in vain.
+    """Which servers end so that a session has its places: the newest first, and none unnecessarily.
 
     `enough` says whether the session's places are free without these leases. If not even all of them are
     enough, all that help go: the rest is not theirs to give.
@@ -161,7 +161,7 @@ def make_room(occupants: Iterable[Occupant], enough: Callable[[frozenset[str]], 
         if enough(frozenset(leaving)):
             break
         leaving.append(occupant.lease_id)
-    for lease_id in list(leaving):  # one that came late may free nothing that is of use
+    for lease_id in list(leaving):  # a newer one may free nothing useful
         without = frozenset(leaving) - {lease_id}
         if enough(frozenset(leaving)) and enough(without):
             leaving.remove(lease_id)
@@ -196,7 +196,7 @@ def _worst(
     session: LabSession,
     fits: Fits,
 ) -> tuple[int, tuple[str, ...]] | None:
-    """How many seats fit at the fullest moment of the meeting, and beside whom; None if all do."""
+    """How many seats fit at the meeting's fullest moment, and the sessions beside it; None if all fit."""
     beside = [each for each in booked if each.start < meeting.end and each.end > meeting.start]
     worst: tuple[int, tuple[str, ...]] | None = None
     for moment in {max(meeting.start, each.start) for each in [meeting, *beside]}:

@@ -1,8 +1,8 @@
-"""What a pool says of its devices: how much of one a lease gets. Pure.
+"""A pool's rules for its devices: how much of one a lease gets. Pure.
 
 Memory is strict: the shares of a device never add up to more than it has. Compute in a slice pool is
-a ceiling of each lease, not a part set aside: by default the ceilings add up to twice the device, so
-that what some leave idle others may use (measured: 3.14 times time-slicing at 15 with 25 % each).
+an upper limit of each lease, not a reserved part: by default the limits add up to twice the device, so
+that some leases may use what others leave idle (measured: 3.14 times time-slicing at 15 with 25 % each).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DRIVER_BYTES = 768 << 20
 see, 0.07 GiB of the MPS server). Slices of all the memory would not all get theirs. Of a simulated one too:
 what is tried there shall fit the real one."""
 OVERSUBSCRIBED_PERCENT = 200.0
-"""What the ceilings of a device's slices add up to, unless the pool says otherwise."""
+"""The sum of the compute limits of a device's slices, unless the pool sets another."""
 _MIB = 1 << 20
 
 
@@ -25,7 +25,7 @@ _MIB = 1 << 20
 class SharingRules:
     """How the devices of one pool are shared.
 
-    `lends_whole`: its MIG instances also serve tiers in mode whole. `mps` False: nothing holds compute.
+    `lends_whole`: its MIG instances also serve tiers in mode whole. `mps` False: compute is not limited.
     """
 
     pool: str = "whole"
@@ -65,7 +65,7 @@ class SharingRules:
         return max((size for size in self.sizes_bytes if size <= usable), default=0)
 
     def largest_percent(self, memory_bytes: int) -> float:
-        """The compute ceiling of the largest slice: what the MPS daemon holds for everybody."""
+        """The compute limit of the largest slice, which the MPS daemon enforces for everybody."""
         return self._percent(self.largest_bytes(memory_bytes), memory_bytes)
 
     def slice_of(
@@ -110,14 +110,14 @@ WHOLE = SharingRules()
 
 
 def worth_compute(mode: Mode, mps: bool, simulated: bool) -> Guarantee:
-    """What the compute of a share is worth: nothing in a slice pool without MPS."""
+    """The guarantee of a share's compute: none in a slice pool without MPS."""
     if mode is Mode.SLICE and not mps:
         return Guarantee.NONE
     return guarantee_of(mode, simulated)
 
 
 def rules_of(pool: Pool, *, mps: bool) -> SharingRules:
-    """The terms of a pool of the settings on this host."""
+    """The sharing rules of a configured pool on this host."""
     sliced = pool.mode is Mode.SLICE
     return SharingRules(
         pool=pool.name,

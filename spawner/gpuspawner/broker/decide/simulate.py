@@ -1,8 +1,8 @@
-"""Replays a time with the live code (book, queue, placement, quotas) on a virtual clock. Pure.
+"""Replays a period with the live code (book, queue, placement, quotas) on a virtual clock. Pure.
 
 A *visit* is somebody's wish for a server with a GPU at some moment, for some time. The simulation does with
-it what the allocator does with a request: it is refused, it waits, it holds devices, it ends. What became of
-it is an *outcome*; `Summary` counts the outcomes of a whole replay.
+it what the allocator does with a request: it is refused, it waits, it holds devices, it ends. The result
+is an *outcome*; `Summary` counts the outcomes of a whole replay.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Simulation:
         self._outcomes: dict[str, Outcome] = {}
 
     def run(self, visits: Iterable[Visit], until_seconds: float | None = None) -> list[Outcome]:
-        """What became of every visit, in the order of arrival.
+        """The outcomes of all visits, in the order of arrival.
 
         At `until_seconds` the replay stops: what runs then is counted up to there, what waits has no begin.
         """

@@ -1,4 +1,4 @@
-"""What the allocator shows of itself: values that stay as they were when memory changes."""
+"""Snapshots of the allocator's state, which don't change when memory changes."""
 
 from __future__ import annotations
 

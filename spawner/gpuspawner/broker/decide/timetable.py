@@ -1,4 +1,4 @@
-"""The time of a class as people write it, "Mondays 10-12", to a rule and back to words. Pure."""
+"""Converts the time of a class as people write it, "Mondays 10-12", to a rule and back. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """What a text says: weekdays (0 is Monday) or one `day`, the time of day, and how long."""
+    """A parsed time: weekdays (0 is Monday) or one `day`, the time of day, and the length."""
 
     weekdays: tuple[int, ...]
     day: date | None
@@ -32,7 +32,7 @@ class When:
 
 
 def parse_when(text: str) -> When:
-    """The time of a class. Raises BadOption, with examples, for what can't be read."""
+    """The time of a class. Raises BadOption, with examples, for text that can't be read."""
     match = _TIMES.match(" ".join(text.split()))
     if match is None:
         raise BadOption(f"The time {text!r} can't be read: write it like {_EXAMPLES}.")

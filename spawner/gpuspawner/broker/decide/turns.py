@@ -1,15 +1,15 @@
 """Who computes on which GPU of a pool of turns, who is paused, moved to host memory or woken. Pure.
 
 `plan` is asked again and again. It sees every seat (a lease of the pool), what it does and what is under way,
-and says what to begin now. It remembers nothing: after a restart it goes on from what is there.
+and says what to begin now. It keeps no state: after a restart it continues from what it sees.
 
-What holds of what it says, whatever happened before:
+Its actions keep these rules, whatever happened before:
 1. On each GPU one seat at most is awake or about to be.
 2. On each GPU the memory of who stays and what is promised to who is awake fit beside the reserve.
-3. Nobody who is asleep and wants a GPU waits while one is free: he is woken, or room is made for him.
-4. Nobody is paused before `min_turn`; who computes is paused only after `max_turn` with others waiting.
-5. Whoever wants a GPU gets one: first who is first by the policy's order and then who has wanted for longest,
-   but nobody passes a seat that has wanted for `patience_seconds`.
+3. No sleeping seat that wants a GPU waits while one is free: it is woken, or room is made for it.
+4. No seat is paused before `min_turn`; a seat that computes is paused only after `max_turn` with others
+waiting. 5. Every seat that wants a GPU gets one: by the policy's order, then by how long it has wanted one,
+but no seat passes one that has wanted a GPU for `patience_seconds`.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class TurnRules:
-    """Patience, in seconds. `pause_after`: so long idle, a turn ends when somebody wants. `sleep_after`: so
-    long idle, a seat's memory goes to host memory even if nobody wants the GPU. `warn`: between the notice
-    that a program stands in the way of others and its end; None: it is never ended.
+    """Times in seconds. `pause_after`: a turn idle for this long ends when somebody wants the GPU.
+    `sleep_after`: the memory of a seat idle for this long goes to host memory even if nobody wants the GPU.
+    `warn`: the time between the notice that a program blocks others and its end; None: it is never ended.
     """
 
     pause_after_seconds: float = 2.0
@@ -200,14 +200,14 @@ class _Planning:
     def __init__(self, seats: Sequence[Seat], gpus: Sequence[Gpu], now: float, rules: TurnRules) -> None:
         self._seats, self._gpus, self._now, self._rules = tuple(seats), tuple(gpus), now, rules
         self._taken: set[str] = set()
-        """GPUs on which something goes on, or that an earlier seat gets."""
+        """GPUs on which an action is under way, or that an earlier seat gets."""
         self._rank = {each.lease_id: n for n, each in enumerate(waiting_order(seats, now, rules))}
         self.actions: dict[str, Action] = {}
         for seat in seats:
             self._taken |= _touched(seat, self._gpus)
 
     def serve(self, seat: Seat) -> None:
-        """The next in line: woken, or what stands in its way is moved, or it waits."""
+        """The next waiting seat: it is woken, or the seat in its way is moved, or it waits."""
         if not self._may_begin(seat):
             return
         ways = [way for gpu in self._gpus if (way := self._way(seat, gpu)) is not None]
@@ -219,7 +219,7 @@ class _Planning:
             return
         way = min(ways, key=_Way.sort_key)
         if way.wait_seconds > 0:
-            return  # it isn't worth moving elsewhere meanwhile
+            return  # moving it elsewhere is not worth it
         self._taken.add(way.gpu_uuid)
         if way.occupant is not None:
             self._begin(Action(Step.PAUSE, way.occupant.lease_id))
@@ -232,7 +232,7 @@ class _Planning:
             self._begin(Action(Step.WAKE, seat.lease_id, way.gpu_uuid))
 
     def keep_promise(self, gpu: Gpu) -> None:
-        """Makes room for who is awake there, if others have come to have too much."""
+        """Makes room for the awake seat, if others there have too much memory by now."""
         if gpu.uuid in self._taken:
             return
         awake = next((seat for seat in self._seats if seat.occupies(gpu.uuid)), None)
@@ -243,7 +243,7 @@ class _Planning:
             self._begin(Action(Step.SLEEP, each.lease_id))
 
     def put_idle_to_sleep(self) -> None:
-        """Moves who has not computed for long and wants nothing."""
+        """Moves seats that have not computed for long and don't want a GPU."""
         for seat in self._seats:
             idle_since = seat.since if seat.turn is Turn.PAUSED else seat.idle_since
             if seat.turn is Turn.ASLEEP or seat.wants_since is not None or idle_since is None:
@@ -320,7 +320,7 @@ class _Planning:
         return seat.wants_since is not None, -self._rank.get(seat.lease_id, 0), seat.since, seat.lease_id
 
     def _end_obstacle(self, seat: Seat) -> None:
-        """No GPU has room for it because of memory that can't be moved: who was warned of that ends."""
+        """No GPU has room for it because of memory that can't be moved: ends the seat that was warned."""
         if self._rules.warn_seconds is None or any(gpu.uuid in self._taken for gpu in self._gpus):
             return
         known = [each for each in self._seats if each.unmovable_since is not None and each is not seat]

@@ -1,1 +1,1 @@
-"""Makes the node hold what the leases say."""
+"""Makes the node enforce the leases."""

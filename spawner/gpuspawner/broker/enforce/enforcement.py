@@ -1,8 +1,8 @@
-"""Makes the node hold what the leases say, and passes on what the node reports.
+"""Makes the node enforce the leases, and handles the node's reports.
 
-Each lease belongs to a mode (`mode.py`). From what the modes wish and the quotas of the leases that have a
-container, one document is made of all that should hold; the node makes it true. Its events change the health
-of devices, are told to holders and are recorded.
+Each lease belongs to a mode (`mode.py`). The desired state consists of the modes' parts and of the quotas of
+the leases that have a container; the node establishes it. The node's events change the health of devices;
+they are sent to holders and recorded.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from .slices import IDLE_SECONDS, Slices
 from .whole import Whole
 
 RETRY_SECONDS = 30.0
-"""Pause before what could not be recorded is tried again."""
+"""Pause before a failed record is retried."""
 END_SECONDS = 5.0
-"""How long the end of the broker may take for the GPUs that nobody uses; the next broker ends the rest."""
+"""Time limit for stopping unused GPUs when the broker ends; the next broker stops the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the enforcement works with. `facts` are those that `node.start` returned."""
+    """The objects that the enforcement needs. `facts` are those that `node.start` returned."""
 
     node: Node
     facts: NodeFacts
@@ -73,7 +73,7 @@ class Enforcement:
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
         self.on_facts: Callable[[NodeFacts], None] = lambda _: None
-        """Called with the node's new facts, as when a device appears late."""
+        """Called with the node's new facts, for example when a device appears late."""
         whole = Whole()
         around = Surroundings(
             node=self._node, facts=tools.facts, holders=holders, pooling=lambda: self._pooling,
@@ -86,7 +86,7 @@ class Enforcement:
     # ---- start and end
 
     async def start(self) -> None:
-        """Adopts what a former broker left: quotas at once, then daemons and compute modes.
+        """Adopts what an earlier broker left: quotas at once, then daemons and compute modes.
 
         The health of every device is known when this returns.
         """
@@ -99,7 +99,7 @@ class Enforcement:
         self._spawn(self._apply_changes())
 
     async def extend(self, pooling: Pooling) -> None:
-        """Devices that could not be read at the start are there: from now on quotas hold there too."""
+        """Adds devices that could not be read at the start: their quotas are enforced from now on."""
         self._pooling = pooling
         if self._started:
             for mode in self._all_modes():
@@ -107,7 +107,7 @@ class Enforcement:
             await self.apply()
 
     async def stop(self) -> None:
-        """The broker ends. What runs on the node stays for the notebooks that go on, and only for them."""
+        """Called when the broker ends. The node keeps running only what running notebooks need."""
         started, self._started = self._started, False
         for task in self._tasks:
             task.cancel()
@@ -122,9 +122,9 @@ class Enforcement:
     # ---- a lease
 
     async def prepare(self, lease: Lease) -> None:
-        """The devices of the lease are ready for its container when this returns. Raises DeviceFault.
+        """Prepares the lease's devices for its container. Raises DeviceFault.
 
-        A device that can't be made ready is out of use until it can.
+        A device that can't be prepared is out of service until it can.
         """
         await self._modes[lease.mode].prepare(lease)
 
@@ -133,7 +133,7 @@ class Enforcement:
         return self._modes[lease.mode].patch(lease, patch)
 
     def on_lease(self, lease: Lease) -> None:
-        """The allocator has committed this lease: what should hold follows."""
+        """Called when the allocator has committed this lease: updates the desired state."""
         if not self._started:
             return
         if lease.state is LeaseState.CLOSED:
@@ -142,10 +142,10 @@ class Enforcement:
             self._modes[lease.mode].follow(lease)
         self._changed.set()
 
-    # ---- what should hold
+    # ---- the desired state
 
     def desired(self) -> DesiredState:
-        """All that should hold on the node now; pure."""
+        """The desired state of the node now; pure."""
         leases = self._holders.leases()
         pooled = frozenset(device.uuid for device in self._pooling.devices)
         held = frozenset(uuid for lease in leases for uuid in lease.device_uuids)
@@ -160,7 +160,7 @@ class Enforcement:
         return DesiredState(pooled | held, QuotaPlan(quotas, containers, pooled), daemons, undecided)
 
     async def apply(self) -> None:
-        """Gives the node what should hold now; it has taken that over when this returns."""
+        """Sends the desired state to the node, and waits until the node has accepted it."""
         async with self._applying:
             await self._node.apply(self.desired())
 
@@ -172,12 +172,12 @@ class Enforcement:
                 await self.apply()
             except Exception:  # the top of this loop
                 self._tools.metrics.failed("enforcement")
-                self._log.exception("What should hold could not be given to the node; it is tried again")
+                self._log.exception("The desired state could not be sent to the node; retrying")
                 self._changed.set()
                 await asyncio.sleep(self._tools.retry_seconds)
 
     def _quotas(self, lease: Lease, pooled: frozenset[str]) -> Iterable[Quota]:
-        """Of a device that was not found there is nothing to look at."""
+        """The quotas of all leases with a container, without devices that were not found."""
         return (each for each in self._modes[lease.mode].quotas(lease) if each.device_uuid in pooled)
 
     def _all_modes(self) -> tuple[SharingMode, ...]:
@@ -210,17 +210,17 @@ class Enforcement:
                     await mode.on_event(event)
 
     async def report_health(self) -> None:
-        """Brings the health of all devices up to date from what the node knows now."""
+        """Updates the health of all devices from the node's current values."""
         for health in await self._node.health():
             self._hardware[health.uuid] = health
             if not health.healthy:
                 await self.report(health.uuid)
 
     async def report(self, uuid: str) -> None:
-        """Withdraws a device or takes it back; what can't be recorded now is tried again."""
+        """Puts a device out of service or back into service; retries if that can't be recorded now."""
         try:
             await self._holders.set_health(self._health(uuid))
-        except GpuSpawnerError as error:  # it is withdrawn all the same, or not back yet
+        except GpuSpawnerError as error:  # it is out of service anyway, or not back yet
             self._log.warning("%s devices=%s", error, uuid)
             self._spawn(self._report_later(uuid))
 
@@ -229,7 +229,7 @@ class Enforcement:
         await self.report(uuid)
 
     def _health(self, uuid: str) -> DeviceHealth:
-        """The hardware's own, unless a mode keeps the device out of use."""
+        """The hardware's health, unless a mode keeps the device out of service."""
         hardware = self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
         reason = next(filter(None, (mode.obstacle(uuid) for mode in self._all_modes())), "")
         if not reason or not hardware.healthy:
@@ -246,15 +246,15 @@ class Enforcement:
     # ---- what the pages show
 
     def node_facts(self) -> NodeFacts:
-        """What the node has, as it said last."""
+        """The node's latest facts."""
         return self._facts
 
     def usage(self) -> Mapping[str, Usage]:
-        """What of each device is in use, by UUID."""
+        """The use of each device, by UUID."""
         return self._readings.usage
 
     def blind(self) -> dict[str, str]:
-        """Devices whose processes can't be read now, and why: there no quota is held."""
+        """Devices whose processes can't be read now, and why: no quota is enforced there."""
         found = dict(self._readings.blind)
         if self._started and not self._tools.facts.simulated:
             pooled = {device.uuid for device in self._pooling.devices}
@@ -266,12 +266,12 @@ class Enforcement:
     # ---- notices and tasks
 
     async def _tell(self, lease_id: str, sentence: str) -> None:
-        """What can't be recorded now, as on a full disk, is told later, unless there is newer."""
+        """Gives a notice; if that fails now (full disk), retries later unless there is a newer one."""
         self._latest[lease_id] = sentence
         try:
             await self._holders.tell(lease_id, sentence)
         except GpuSpawnerError as error:
-            self._log.warning("A notice is given later: %s lease=%s", error, lease_id)
+            self._log.warning("A notice can't be recorded yet, retrying: %s lease=%s", error, lease_id)
             self._spawn(self._tell_later(lease_id, sentence))
         else:
             self._latest.pop(lease_id, None)
@@ -285,7 +285,7 @@ class Enforcement:
         task = asyncio.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began
+        task.add_done_callback(lambda _: work.close())  # if it was cancelled before it began
         return task
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:

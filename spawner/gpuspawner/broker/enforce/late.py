@@ -1,6 +1,6 @@
-"""Devices that could not be read when the broker started are added once the node has them.
+"""Adds devices that could not be read when the broker started, as soon as the node reports them.
 
-Without this, a GPU that came back would be idle, and what runs on it without a guard, until the next start.
+Without this, a GPU that works again would stay idle, and programs on it unguarded, until the next start.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .enforcement import Enforcement
 from .sharing import Sharing
 
 RETRY_SECONDS = 30.0
-"""Pause after an attempt that failed, as where no CDI spec names the device yet."""
+"""Pause after a failed attempt, for example because no CDI spec names the device yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class LateParts:
-    """What it works with. `probe` finds the way for these UUIDs, too, into a container."""
+    """The objects that it needs. `probe` detects how containers get these devices."""
 
     sharing: Sharing
     service: LeaseService
@@ -43,12 +43,12 @@ class LateDevices:
         self._news = asyncio.Event()
 
     def offer(self, facts: NodeFacts) -> None:
-        """The node has new facts: what is new in them is added soon."""
+        """Called with new facts of the node: new devices are added soon."""
         self._facts = facts
         self._news.set()
 
     async def run(self) -> None:
-        """Adds what is offered; runs until cancelled. The same failure is logged once."""
+        """Adds the offered devices; runs until cancelled. The same failure is logged only once."""
         parts, told = self._parts, ""
         while True:
             await self._news.wait()
@@ -66,7 +66,7 @@ class LateDevices:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def add_new(self) -> None:
-        """What is new. Raises ConfigError, EngineFault or LedgerFault; it is then tried again."""
+        """Adds the new devices. Raises ConfigError, EngineFault or LedgerFault; it is then retried."""
         if self._facts is not None:
             pooling = self._parts.sharing.find_late(self._facts)
             if pooling is not None:
@@ -83,4 +83,4 @@ class LateDevices:
         for warning in pooling.warnings:
             parts.log.warning("%s", warning)
         uuids = ",".join(device.uuid for device in late)
-        parts.log.info("Can be read now and was added devices=%s", uuids)
+        parts.log.info("Added devices that can be read now devices=%s", uuids)

@@ -1,7 +1,8 @@
-"""The interface of a mode: what one way of sharing GPUs does for its leases, and what it may use for that.
+"""The interface of a mode (one way of sharing GPUs), and the objects that a mode may use.
 
-A mode keeps one object for each GPU (or pool) that it shares, and says from these what should hold on the
-node. The enforcement adds up what all modes say, gives it to the node and passes on what the node reports.
+A mode keeps one object for each GPU (or pool) that it shares, and computes its part of the node's desired
+state from them. The enforcement combines the parts of all modes, gives them to the node and passes on its
+reports.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from ..observe.metrics import Metrics
 
 
 class Holders(Protocol):
-    """Who holds what, and how they are told: the lease service.
+    """The lease service: the leases, and notices to their holders.
 
-    `ready` is set once Docker was compared with the ledger: before that, a lease may be missing here.
+    `ready` is set when Docker has been compared with the ledger: before that, a lease may be missing here.
     """
 
     ready: asyncio.Event
 
     def leases(self) -> tuple[Lease, ...]:
-        """All living leases."""
+        """All leases that have not ended."""
         ...
 
     async def tell(self, lease_id: str, sentence: str) -> None:
@@ -35,13 +36,13 @@ class Holders(Protocol):
         ...
 
     async def set_health(self, health: DeviceHealth) -> None:
-        """Withdraws a device or takes it back. Raises LedgerFault."""
+        """Puts a device out of service or back into service. Raises LedgerFault."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What one mode wants to hold on the node; see `DesiredState` for the two."""
+    """One mode's part of the desired state; see `DesiredState` for the two fields."""
 
     daemons: Mapping[str, DaemonPlan] = field(default_factory=dict)
     undecided: frozenset[str] = frozenset()
@@ -49,10 +50,10 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a mode may use.
+    """The objects and functions that a mode may use.
 
-    `pooling` gives the present pools. `apply` gives the node what should hold, with what the mode wishes now;
-    it returns when the node has taken it over. `report(uuid)` brings a device's health up to date after
+    `pooling` returns the current pools. `apply` sends the desired state, with the mode's current part, to the
+    node, and returns when the node has accepted it. `report(uuid)` updates a device's health after
     `obstacle` has changed. `tell(lease_id, sentence)` gives a holder a notice, now or later. `spawn` runs
     work in the background; it is cancelled when the broker ends.
     """
@@ -70,44 +71,44 @@ class Surroundings:
 
 
 class SharingMode(Protocol):
-    """One way of sharing GPUs. All methods on the event loop; the pure ones are fast."""
+    """One way of sharing GPUs. Call all methods on the event loop; the pure ones are fast."""
 
     def begin(self) -> None:
-        """The broker has started: adopts the leases that exist. Called again when pools were extended."""
+        """Adopts existing leases when the broker starts. Called again when devices are added to pools."""
         ...
 
     async def prepare(self, lease: Lease) -> None:
-        """The lease's GPUs are ready for its container when this returns. Raises DeviceFault."""
+        """Prepares the lease's GPUs for its container. Raises DeviceFault."""
         ...
 
     def patch(self, lease: Lease, patch: ContainerPatch) -> ContainerPatch:
-        """`patch` with what the lease's container needs beside its devices; pure."""
+        """`patch`, with what the lease's container needs besides its devices; pure."""
         ...
 
     def quotas(self, lease: Lease) -> Iterable[Quota]:
-        """What the container of the lease may use of each of its devices; pure."""
+        """The quotas of the lease's container on each of its devices; pure."""
         ...
 
     def follow(self, lease: Lease) -> None:
-        """The lease was committed in a state in which it holds devices."""
+        """Called when a lease was committed in a state in which it holds devices."""
         ...
 
     def leave(self, lease: Lease) -> None:
-        """The lease has ended and holds nothing any more."""
+        """Called when a lease has ended and holds nothing any more."""
         ...
 
     def wishes(self) -> Wishes:
-        """What should hold on the node for this mode; pure."""
+        """This mode's part of the desired state; pure."""
         ...
 
     def obstacle(self, uuid: str) -> str:
-        """Why this mode keeps a healthy device out of use; "" if it doesn't. Pure."""
+        """Why this mode keeps a healthy device out of service; "" if it doesn't. Pure."""
         ...
 
     async def on_event(self, event: NodeEvent) -> None:
-        """Something on the node has changed that only modes know about, as an MPS daemon; of any GPU."""
+        """Handles a node's event that only modes understand, such as an MPS change; for any GPU."""
         ...
 
     def end(self) -> frozenset[str]:
-        """The broker ends: wishes nothing more for what nobody uses, and says which GPUs these are."""
+        """Called when the broker ends: removes unused GPUs from the desired state, and returns them."""
         ...

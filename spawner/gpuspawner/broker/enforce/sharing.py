@@ -1,4 +1,4 @@
-"""How the settings share the devices of a node: at the start, and what comes later."""
+"""Assigns the devices of a node to pools, at the start and when devices appear later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Sharing:
         """The devices that were added, and how each is shared."""
 
     def find(self, facts: NodeFacts) -> Pooling:
-        """What is shared from the start on. Raises ConfigError for what can't work."""
+        """The devices and pools at the start. Raises ConfigError for settings that can't work."""
         self._offered = facts.devices
         self.pooling = self._pool(facts, facts.devices)
         return self.pooling
@@ -28,7 +28,7 @@ class Sharing:
     def find_late(self, facts: NodeFacts) -> Pooling | None:
         """Also the devices that could not be read before; None if there are none. Raises ConfigError.
 
-        What was added stays where it is: the pools take those that they had first.
+        Devices that were added stay in their pools.
         """
         known = {device.uuid for device in self._offered}
         late = tuple(device for device in facts.devices if device.uuid not in known)
@@ -39,7 +39,7 @@ class Sharing:
         return pooling if len(pooling.devices) > len(self.pooling.devices) else None
 
     def took(self, pooling: Pooling) -> None:
-        """What `find_late` found was added."""
+        """Called when the devices of `find_late` were added."""
         self.pooling = pooling
         known = {device.uuid for device in self._offered}
         self._offered += tuple(device for device in pooling.devices if device.uuid not in known)

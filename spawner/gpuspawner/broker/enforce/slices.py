@@ -1,8 +1,8 @@
-"""GPUs in slices: an MPS daemon for each while somebody uses it, and a quota of memory for each container.
+"""GPUs in slices: an MPS daemon for each GPU in use, and a memory quota for each container.
 
-A daemon is started with the first slice of its GPU. It runs until nobody has had one for a while, or the GPU
-leaves its pool. One that can't be started is wanted until it runs, whoever leaves meanwhile: only then does
-its GPU come back into use.
+A daemon starts with the first slice of its GPU. It runs until nobody has used a slice for a while, or the GPU
+leaves its pool. A daemon that can't start is retried until it runs, even if all users leave: only then does
+its GPU return to service.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ...node.mps.patch import patch_for
 from .mode import Surroundings, Wishes
 
 IDLE_SECONDS = 300.0
-"""How long a GPU's daemon and its compute mode stay after the last slice: the next one need not wait."""
+"""How long a GPU's daemon and compute mode stay after the last slice, so that the next one needn't wait."""
 _USING = (LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.ASLEEP, LeaseState.RELEASING)
 
 
 class Daemon(StrEnum):
-    """Whether a GPU's daemon should run. UNDECIDED: one of a former broker may run, and it isn't known yet
-    whether somebody uses it."""
+    """Whether a GPU's daemon should run. UNDECIDED: a daemon of an earlier broker may run, and it isn't known
+    yet whether somebody uses it."""
 
     ON = "on"
     OFF = "off"
@@ -37,8 +37,8 @@ class Daemon(StrEnum):
 class SlicedGpu:
     """One GPU that is shared in slices through MPS.
 
-    `fault`: why its daemon doesn't run although it should; the GPU is out of use meanwhile. `served`: leases
-    that compute through the daemon. `idle`: the timer since nobody uses it.
+    `fault`: why its daemon doesn't run although it should; the GPU is out of service meanwhile. `served`:
+    leases that use the daemon. `idle`: the timer that runs while nobody uses it.
     """
 
     uuid: str
@@ -48,19 +48,19 @@ class SlicedGpu:
     idle: asyncio.Task[None] | None = None
 
     def use(self) -> None:
-        """Somebody has a slice of it, or gets one."""
+        """Called when somebody has or gets a slice of it."""
         self.daemon = Daemon.ON
         self.stop_timer()
 
     def stop_timer(self) -> None:
-        """It is not idle."""
+        """Stops the idle timer."""
         if self.idle is not None:
             self.idle.cancel()
             self.idle = None
 
 
 class Slices:
-    """The mode `slice`. Slices without MPS have a quota alone; where GPUs are simulated, nothing."""
+    """The mode `slice`. Slices without MPS have only a quota; simulated ones have nothing."""
 
     def __init__(self, around: Surroundings, *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._around = around
@@ -70,7 +70,7 @@ class Slices:
     # ---- the interface of a mode
 
     def begin(self) -> None:
-        """Daemons of leases that are held are wanted; what else a former broker left ends after a while."""
+        """Keeps the daemons of current leases; others that an earlier broker left end after a while."""
         if self._around.facts.simulated:
             return
         for lease in self._around.holders.leases():
@@ -80,7 +80,7 @@ class Slices:
             self._idle_from_now(self._gpu(uuid))
 
     async def prepare(self, lease: Lease) -> None:
-        """The GPU's daemon runs when this returns. Raises DeviceFault; the GPU is then out of use."""
+        """Makes the GPU's daemon run. Raises DeviceFault; the GPU is then out of service."""
         if self._around.facts.simulated or not _through_mps(lease):
             return
         gpu = self._gpu(lease.device_uuids[0])
@@ -95,7 +95,7 @@ class Slices:
         await self._set_fault(gpu, "")
 
     def patch(self, lease: Lease, patch: ContainerPatch) -> ContainerPatch:
-        """The daemon's pipe folder, and the lease's own limits where they are lower than the daemon's."""
+        """Adds the daemon's pipe folder, and the lease's own limits if they are lower than the daemon's."""
         pipes = self._around.facts.mps_pipes
         if not pipes or not _through_mps(lease):
             return patch
@@ -111,14 +111,14 @@ class Slices:
         return [Quota(lease.id, container, uuid, size, mps_required=through) for uuid in lease.device_uuids]
 
     def follow(self, lease: Lease) -> None:
-        """A lease that runs has its daemon looked after, also one known from its container's labels alone."""
+        """Keeps the daemon of a running lease, also of a lease known only from its container's labels."""
         if self._around.facts.simulated or not _through_mps(lease):
             return
         if lease.state is LeaseState.RUNNING and lease.id not in self._gpu(lease.device_uuids[0]).served:
             self._take_up(lease)
 
     def leave(self, lease: Lease) -> None:
-        """The last one who leaves starts the timer."""
+        """Starts the idle timer when the last lease leaves."""
         gpu = self._gpus.get(lease.device_uuids[0]) if _through_mps(lease) else None
         if gpu is None:
             return
@@ -127,7 +127,7 @@ class Slices:
             self._idle_from_now(gpu)
 
     def wishes(self) -> Wishes:
-        """A daemon for each GPU in use, and for each where it failed: it is wanted until it runs again."""
+        """A daemon for each GPU in use, and for each GPU where it failed: it is retried until it runs."""
         gpus, managed = self._gpus.values(), self._around.pooling().managed
         daemons = {
             gpu.uuid: DaemonPlan(self._limits(gpu.uuid), gpu.uuid in managed, bool(gpu.served))
@@ -142,7 +142,7 @@ class Slices:
         return "" if gpu is None else gpu.fault
 
     async def on_event(self, event: NodeEvent) -> None:
-        """Nothing new goes to a GPU whose daemon doesn't run, and its holders are told."""
+        """Puts a GPU whose daemon doesn't run out of service, and tells its holders."""
         if not isinstance(event, MpsEvent) or (gpu := self._gpus.get(event.uuid)) is None:
             return
         if event.died:
@@ -154,13 +154,13 @@ class Slices:
                 await self._around.tell(lease.id, event.notice)
 
     def end(self) -> frozenset[str]:
-        """Daemons stay for the notebooks that go on, and only for them."""
+        """Keeps only the daemons that running notebooks use."""
         unused = [gpu for gpu in self._gpus.values() if not self._users(gpu.uuid)]
         for gpu in unused:
             gpu.daemon = Daemon.OFF
         return frozenset(gpu.uuid for gpu in unused)
 
-    # ---- inside
+    # ---- private
 
     def _gpu(self, uuid: str) -> SlicedGpu:
         return self._gpus.setdefault(uuid, SlicedGpu(uuid))
@@ -171,7 +171,7 @@ class Slices:
         return {uuid for uuid, each in rules.items() if each.sliced and each.mps}
 
     def _users(self, uuid: str) -> list[Lease]:
-        """The leases that compute through the GPU's daemon, or will."""
+        """The leases that use the GPU's daemon, or will."""
         return [
             lease
             for lease in self._around.holders.leases()
@@ -179,7 +179,7 @@ class Slices:
         ]
 
     def _limits(self, uuid: str) -> MpsLimits:
-        """The daemon's: those of the pool's largest slice, or of a larger one that is held from before."""
+        """The daemon's limits: those of the pool's largest slice, or of a larger slice that is still held."""
         pooling, users = self._around.pooling(), self._users(uuid)
         rules = pooling.terms.get(uuid)
         size = next((device.memory_bytes for device in pooling.devices if device.uuid == uuid), 0)
@@ -191,7 +191,7 @@ class Slices:
         return MpsLimits(max(percents, default=100.0), max(sizes, default=None))
 
     def _take_up(self, lease: Lease) -> None:
-        """Somebody computes on the GPU already, whose daemon this broker didn't start."""
+        """Adopts a GPU in use whose daemon this broker didn't start."""
         gpu = self._gpu(lease.device_uuids[0])
         gpu.use()
         gpu.served.add(lease.id)
@@ -201,18 +201,18 @@ class Slices:
         gpu.idle = self._around.spawn(self._end_idle(gpu))
 
     async def _end_idle(self, gpu: SlicedGpu) -> None:
-        """Nobody has a slice of the GPU: at once if it has left its pool, else if that stays so."""
+        """Ends an unused GPU's daemon: at once if it has left its pool, else after the idle time."""
         if gpu.uuid in self._pooled():
             await asyncio.sleep(self._idle_seconds)
         await self._around.holders.ready.wait()
-        if self._users(gpu.uuid) or gpu.fault:  # one that failed is ended when it runs again
+        if self._users(gpu.uuid) or gpu.fault:  # a failed one is ended when it runs again
             return
         gpu.daemon, gpu.idle = Daemon.OFF, None
         await self._around.apply()
 
     async def _set_fault(self, gpu: SlicedGpu, fault: str) -> None:
         failed, gpu.fault = bool(gpu.fault), fault
-        if failed or fault:  # also when an event was quicker: it is recorded when this returns
+        if failed or fault:  # also if an event was faster: it is recorded when this returns
             await self._around.report(gpu.uuid)
         if failed and not fault and not self._users(gpu.uuid):
             self._idle_from_now(gpu)

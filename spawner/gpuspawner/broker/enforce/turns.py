@@ -1,10 +1,10 @@
-"""Keeps the turns of one pool: looks at its seats, asks the plan what to begin, and has it done.
+"""Keeps the turns of one pool: samples its seats, asks the plan what to begin, and has it carried out.
 
-What a look says counts, not what was done before: a program that computes out of turn is paused within one
-look, whoever started it, and after a restart of the broker the seats are taken over as they are.
+Each sample counts, not what was done before: a program that computes out of turn is paused within one
+sample, whoever started it, and after a restart of the broker the seats are adopted as they are.
 
-No setting leads here yet: pools of mode `turns` are refused at load, until leases, pages and `doctor` know
-them too. `tests/gpu/turns_class.py` runs it on real GPUs.
+No setting enables this yet: pools of mode `turns` are refused at load, until leases, pages and `doctor`
+support them too. `tests/gpu/turns_class.py` runs it on real GPUs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _Log = logging.Logger | logging.LoggerAdapter[Any]
 
 RETRY_SECONDS = 2.0
 SPITE_SECONDS = 10.0
-"""Who still computes out of turn so long after that was to be stopped ends."""
+"""A program that still computes out of turn this long after it should have stopped is ended."""
 UNMOVABLE = (Obstacle.UNSUPPORTED, Obstacle.SEVERAL_GPUS)
 _STOPPED = (Condition.PAUSED, Condition.ASLEEP)
-OUT_OF_TURN = "A program went on computing on the GPU although it was not your turn, and was ended."
-IN_THE_WAY = "A program whose memory could not leave the GPU kept others from computing, and was ended."
+OUT_OF_TURN = "A program was ended because it kept computing on the GPU when it was not your turn."
+IN_THE_WAY = "A program was ended because its memory could not leave the GPU and others could not compute."
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class _Entry:
         )
 
     def become(self, turn: Turn, gpu_uuid: str | None, now: float) -> None:
-        """It is this from now on; nothing if it was already."""
+        """Set the place; does nothing if it has not changed."""
         if (turn, gpu_uuid) != (self.turn, self.gpu_uuid):
             self.turn, self.gpu_uuid, self.since = turn, gpu_uuid, now
             self.idle_since = None
@@ -93,8 +93,8 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Whom the keeper tells: `turn(lease_id, awake)` for what is charged, `notice(lease_id, sentence)` for
-    its holder, `step(step, outcome)` for the metrics."""
+    """The keeper's listeners: `turn(lease_id, awake)` for what is charged, `notice(lease_id, sentence)` for
+    the lease's user, `step(step, outcome)` for the metrics."""
 
     turn: Callable[[str, bool], None] = lambda lease_id, awake: None
     notice: Callable[[str, str], Awaitable[None]] | None = None
@@ -115,7 +115,7 @@ class TurnKeeper:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def admit(self, lease_id: str, place: Place, promise_bytes: int, rank: tuple[float, ...] = ()) -> None:
-        """A lease has a container now, or is taken over with it."""
+        """A lease has a container now, or is adopted with it."""
         if lease_id not in self._entries:
             self._entries[lease_id] = _Entry(place, promise_bytes, rank, self.clock())
 
@@ -150,7 +150,7 @@ class TurnKeeper:
         )
 
     async def tick(self) -> None:
-        """Looks, plans and begins. Returns without waiting for what it began."""
+        """Samples, plans and begins actions. Returns without waiting for them."""
         still = {lease_id: each for lease_id, each in self._entries.items() if each.under_way is None}
         readings = await self.hands.read([entry.place for entry in still.values()])
         now = self.clock()
@@ -162,11 +162,11 @@ class TurnKeeper:
             self._begin(action)
 
     async def settled(self) -> None:
-        """Returns when nothing is under way."""
+        """Returns when no action is under way."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # ---- what a look says
+    # ---- the effects of a sample
 
     def _take(self, lease_id: str, entry: _Entry, readings: TurnReadings, now: float) -> None:
         reading = readings.seats.get(entry.place.container_id)
@@ -180,7 +180,7 @@ class TurnKeeper:
         else:
             entry.out_of_turn_since = None
             self._is_still(lease_id, entry, reading, now)
-            # Whether it waited already before this broker looked can't be said: it gets a turn.
+            # It isn't known whether it already waited before this broker's first sample: it gets a turn.
             if reading.waits or (first and reading.condition in _STOPPED):
                 entry.want(now)
         self._mark_idle(entry, readings, now)
@@ -229,7 +229,7 @@ class TurnKeeper:
             entry.idle_since = now
 
     def _is_free(self, gpu_uuid: str) -> bool:
-        """Whether nobody computes there or is about to, and nobody waits: then who comes is welcome."""
+        """Whether nobody computes there or is about to, and nobody waits: then a new seat may have it."""
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
         usable = any(gpu.uuid == gpu_uuid and gpu.usable for gpu in self.gpus)
         occupied = any(seat.occupies(gpu_uuid) for seat in seats)
@@ -242,7 +242,7 @@ class TurnKeeper:
         if not was_awake:
             self.told.turn(lease_id, True)
 
-    # ---- what is begun
+    # ---- actions
 
     def _begin(self, action: Action) -> None:
         entry = self._entries[action.lease_id]
@@ -257,7 +257,7 @@ class TurnKeeper:
         task.add_done_callback(self._tasks.discard)
 
     async def _forget(self) -> None:
-        """What is on disk of leases that have ended goes; if that can't be done now, with the next one."""
+        """Removes data on disk of leases that have ended; if this fails, the next call does it."""
         try:
             await self.hands.forget([entry.place for entry in self._entries.values()])
         except GpuSpawnerError as error:
@@ -286,7 +286,7 @@ class TurnKeeper:
         return self.hands.wake(place, action.gpu_uuid)
 
     async def _ended(self, action: Action, entry: _Entry, outcome: Outcome) -> None:
-        """What came of it; the next look says the rest."""
+        """Handles the outcome; the next sample shows the rest."""
         now, lease_id = self.clock(), action.lease_id
         self.log.info("Turn: %s lease=%s", f"{action.step.value}, {outcome.log_text()}", lease_id)
         if outcome.done:

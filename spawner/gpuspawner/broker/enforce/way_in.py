@@ -1,4 +1,4 @@
-"""How leased devices get into their containers: found out once, then written for each lease."""
+"""How containers get their leased devices: detected once, then used for each lease."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..leases.leasing import NOT_READY
 
 
 class WayIn:
-    """One a broker. `uuids` says which devices have to get in."""
+    """One object per broker. `uuids` returns the devices that containers need."""
 
     def __init__(
         self, node: Node, engine: Engine, uuids: Callable[[], Iterable[str]], *, simulated: bool
@@ -22,10 +22,13 @@ class WayIn:
         self._node, self._engine, self._uuids = node, engine, uuids
         self._simulated = simulated
         self.way: Injection | None = None
-        """None until it was found out."""
+        """None until it is detected."""
 
     async def probe(self, late: Iterable[str] = ()) -> None:
-        """Finds out the way for all devices and the `late` ones. Raises EngineFault, ConfigError."""
+        """Detects how all devices, and the `late` ones, get into containers.
+
+        Raises EngineFault, ConfigError.
+        """
         if self._simulated:
             self.way = Injection.NONE
             return
@@ -33,7 +36,7 @@ class WayIn:
         self.way = await self._node.way_in(info, version, [*self._uuids(), *late])
 
     def patch(self, lease: Lease, folder: Path) -> ContainerPatch:
-        """What the lease changes in its container. Raises BrokerUnavailable before the way is known."""
+        """What the lease changes in its container. Raises BrokerUnavailable before `probe` has succeeded."""
         if self.way is None:
             raise BrokerUnavailable(NOT_READY)
         return make_patch(lease, self.way, self._simulated, folder)

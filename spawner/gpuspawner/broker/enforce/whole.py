@@ -1,4 +1,4 @@
-"""Devices with one owner: whole GPUs and MIG instances. The container's device list holds them."""
+"""Devices with one owner: whole GPUs and MIG instances. The container's device list enforces the quota."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from .mode import Wishes
 
 
 class Whole:
-    """The modes `whole` and `mig`. Nothing has to be prepared, and nothing runs on the node for them."""
+    """The modes `whole` and `mig`. They need no preparation, and no process on the node."""
 
     def begin(self) -> None:
         """Nothing to adopt."""
 
     async def prepare(self, lease: Lease) -> None:
-        """They are ready."""
+        """Does nothing: the devices are ready."""
 
     def patch(self, lease: Lease, patch: ContainerPatch) -> ContainerPatch:
-        """Nothing is added."""
+        """Returns the patch unchanged."""
         return patch
 
     def quotas(self, lease: Lease) -> Iterable[Quota]:
-        """No limit of memory; the guard learns whose the device is, and ends what others run on it."""
+        """No memory limit; the guard learns the owner, and ends other containers' processes."""
         return [Quota(lease.id, str(lease.container_id), uuid, None) for uuid in lease.device_uuids]
 
     def follow(self, lease: Lease) -> None:
-        """Nothing changes."""
+        """Does nothing."""
 
     def leave(self, lease: Lease) -> None:
-        """Nothing to clean up."""
+        """Does nothing."""
 
     def wishes(self) -> Wishes:
-        """None."""
+        """Nothing."""
         return Wishes()
 
     def obstacle(self, uuid: str) -> str:
-        """There is none."""
+        """Always ""."""
         return ""
 
     async def on_event(self, event: NodeEvent) -> None:
-        """Nothing runs for these devices that could change."""
+        """Does nothing: no process runs for these devices."""
 
     def end(self) -> frozenset[str]:
-        """Nothing to end."""
+        """No GPUs: nothing has to end."""
         return frozenset()

@@ -1,1 +1,1 @@
-"""Leases carried out: ledger, memory and Docker kept in agreement."""
+"""Carries out leases, and keeps ledger, memory and Docker consistent."""

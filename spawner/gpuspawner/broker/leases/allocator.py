@@ -2,7 +2,7 @@
 
 Every change happens under one lock, and in this order: decide, commit to the ledger, change memory. A commit
 that fails changes nothing in memory. A step that has begun is finished even if its caller is cancelled, so
-memory and ledger can't part: after a cancelled `acquire`, call `begin_release`.
+memory and ledger always agree: after a cancelled `acquire`, call `begin_release`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .watch import WaitNews, Watch, Watches
 _WITH_CONTAINER = (LeaseState.RUNNING, LeaseState.ASLEEP)
 
 _MOST_PAST = 20_000
-"""Past sessions that are read at the start at most, the youngest: they say who had how much."""
+"""At most this many past sessions, the newest, are read at the start: they show each user's past use."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,13 +70,13 @@ class Allocator:
         self.on_lease: Callable[[Lease], None] | None = None
         """Called with each lease that was committed, once memory has it; must not block or fail."""
         self.waits = Waits(self.line, self._arrival, self.wake_waiting, self._log, clock)
-        """When those who wait are likely served."""
+        """The estimated times at which waiting leases are served."""
 
-    # Reading: from memory, at once.
+    # Reading: from memory, without waiting.
 
     @property
     def placing(self) -> bool:
-        """Whether those who wait get devices."""
+        """Whether waiting leases get devices."""
         return self._placing
 
     def lease(self, lease_id: str) -> Lease | None:
@@ -96,7 +96,7 @@ class Allocator:
         return self._book.capacity(want)
 
     def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
-        """Whether so many leases of each want fit on the healthy devices once nobody else is there."""
+        """Whether this many leases of each want fit on the healthy devices if no other lease holds any."""
         return self._book.fits(wanted)
 
     def places(self, want: Want, most: int, without: Iterable[str] = ()) -> int:
@@ -123,7 +123,7 @@ class Allocator:
         )
 
     def line(self) -> Line:
-        """The queue, and who holds what until when: what waits are estimated from."""
+        """The queue, and which lease holds what until when: the input for estimates of waits."""
         return self._book.line()
 
     def misses_devices(self) -> bool:
@@ -135,10 +135,10 @@ class Allocator:
         return Watch(lease_id, self._watches, self._book.lease, self._news_of)
 
     def wake_waiting(self) -> None:
-        """Those who follow a waiting lease look again at what is new."""
+        """Wake everybody who follows a waiting lease, so that they look at their place again."""
         self._watches.wake_waiting()
 
-    # Changing: each is one step under the lock.
+    # Changes: each is one step under the lock.
 
     async def load(
         self, devices: Iterable[Device], terms: Mapping[str, SharingRules] = NO_RULES, *, place: bool = True
@@ -148,50 +148,50 @@ class Allocator:
         `terms` says by UUID how a device is shared; left out, it is leased whole. A lease whose device is
         gone keeps it as a placeholder that is out of service. Waiting leases keep their order. With
         `place=False` all of them wait until `start_placing`: the ledger may be an old copy, and only Docker
-        knows what runs.
+        knows which containers run.
         """
         await self._step(self._load, tuple(devices), terms, place)
 
     async def start_placing(self) -> None:
-        """Docker was compared with the ledger: from now on those who wait get devices."""
+        """Docker was compared with the ledger: from now on waiting leases get devices."""
         await self._step(self._start_placing)
 
     async def advance(self) -> None:
-        """Time went on: a lab session begins, or somebody has waited for so long that nobody passes any more.
+        """Place leases after time has passed: a lab session begins, or a request may no longer be overtaken.
 
         Raises LedgerFault if what follows could not be recorded; call again.
         """
         await self._step(self._advance)
 
     async def rules_changed(self) -> None:
-        """What `rules.claim` says of leases may have changed: who waits is ordered anew, and told.
+        """Sort the queue again and tell those who wait: the results of `rules.claim` may have changed.
 
         Raises LedgerFault if what follows could not be recorded; call again.
         """
         await self._step(self._rules_changed)
 
     async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
-        """Add devices that could not be found at `load`; the leases whose `notice` changed.
+        """Add devices that could not be found at `load`. Returns the leases whose `notice` changed.
 
-        Known ones stay as they are. If it could not be recorded (LedgerFault), call again.
+        Known devices are not changed. If it could not be recorded (LedgerFault), call again.
         """
         return await self._step(self._add, tuple(devices), terms)
 
     async def acquire(self, request: GpuRequest) -> Lease:
-        """A lease for the request, RESERVED or WAITING; asking again with the same id gives the same lease.
+        """A lease for the request, RESERVED or WAITING; the same id always returns the same lease.
 
-        `request` is well formed (`protocol.messages`). Raises a quota refusal for what the user may not have,
-        asked under the lock in which it is given, NoCapacity if these devices can never serve it,
-        LeaseConflict if the id is another's or has ended, or the server has another living lease (end that
-        one first), LedgerFault if it could not be recorded.
+        `request` is well formed (`protocol.messages`). Raises a quota refusal if the quota does not allow it,
+        checked under the same lock under which the lease is given, NoCapacity if these devices can never
+        serve it, LeaseConflict if the id is another's or has ended, or the server has another living lease
+        (end that one first), LedgerFault if it could not be recorded.
         """
         return await self._step(self._acquire, request)
 
     async def recheck(self) -> tuple[Lease, ...]:
-        """A quota was changed, or used up: those who wait and may not any more leave the queue.
+        """Remove leases from the queue that a changed or used-up quota no longer allows.
 
-        Who holds a GPU keeps it. The leases that ended; their reason has the refusal, for `refusal_in`. Each
-        user is a step of their own, so nobody else waits for long. Raises LedgerFault.
+        A lease that holds a GPU keeps it. Returns the leases that ended; their reason has the refusal, for
+        `refusal_in`. Each user is a separate step, so nobody else waits for long. Raises LedgerFault.
         """
         users = dict.fromkeys(
             (lease.hub, lease.user) for lease in self.leases() if lease.state is LeaseState.WAITING
@@ -212,7 +212,7 @@ class Allocator:
         return await self._step(self._set_running, lease_id, container_id)
 
     async def charge(self, lease_id: str, awake_since: datetime) -> None:
-        """A running lease whose awake interval a reboot has ended is awake again, since then.
+        """Open a new awake interval for a running lease whose interval a reboot has ended, from `since`.
 
         Does nothing for a lease that does not run, or has an open interval.
         """
@@ -221,42 +221,41 @@ class Allocator:
     async def begin_release(
         self, lease_id: str, reason: str, *, by: Actor = Actor.BROKER, ended_at: datetime | None = None
     ) -> Lease | None:
-        """End a lease: a waiting one closes, another keeps its devices as RELEASING until `close`.
+        """End a lease. A waiting lease closes; any other keeps its devices as RELEASING until `close`.
 
-        Idempotent: None for a lease that is not living. `ended_at` is when the container stopped, if that was
-        noticed late; the time since is not charged.
+        Idempotent: None for a lease that is not living. `ended_at` is when the container stopped, if the stop
+        was noticed late; the time after it is not charged.
         """
         return await self._step(self._begin_release, lease_id, reason, by, ended_at)
 
     async def close(self, lease_id: str) -> None:
-        """No container carries the lease any more: its devices are free, and the queue advances.
+        """Close a lease that no container carries any more: its devices become free, and the queue advances.
 
         Idempotent. Raises LeaseConflict unless `begin_release` came first.
         """
         await self._step(self._close, lease_id)
 
     async def adopt(self, lease: Lease) -> Lease:
-        """Take in a running container that the ledger doesn't know, as its labels describe it.
+        """Adopt the lease of a running container that the ledger doesn't know, as its labels describe it.
 
-        One that the ledger has as another broker's is taken over: its container is here, so that broker was
-        this one before it lost its id. Raises LeaseConflict if the ledger has the lease as this broker's own,
-        its server has another, or a device is not free.
+        If the ledger has the lease as another broker's, it is taken over: its container is on this machine,
+        so that broker was this one before it lost its id. Raises LeaseConflict if the ledger has the lease as
+        this broker's own, its server has another, or a device is not free.
         """
         return await self._step(self._adopt, lease)
 
     async def set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
-        """Withdraw a device or take it back; the leases whose `notice` changed, for their holders to be told.
+        """Take a device out of service or back into it. Returns the leases whose `notice` changed.
 
-        If that could not be recorded (LedgerFault), a device stays out of service, and one that came back
-        does not count as back; call again.
+        If that could not be recorded (LedgerFault), the device is or stays out of service; call again.
         """
         return await self._step(self._set_health, health)
 
     async def tell(self, lease_id: str, sentence: str) -> Lease | None:
-        """Give the holder a notice; the lease with it, or None if it has ended. Raises LedgerFault."""
+        """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
         return await self._step(self._tell, lease_id, sentence)
 
-    # The steps themselves.
+    # The steps.
 
     async def _load(
         self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules], place: bool
@@ -274,7 +273,7 @@ class Allocator:
         await self._commit(*told, *self._placed(self._clock()))
 
     async def _count_past(self, living: Iterable[Lease]) -> None:
-        """Take over what users and groups had of the devices before, as the ledger has it."""
+        """Read the past use of users and groups from the ledger."""
         fair = self._rules.fair
         if fair is None:
             return
@@ -328,7 +327,7 @@ class Allocator:
         if known is not None:
             return await self._resume(known, request)
         if self.of_server(request.hub, request.user, request.server):
-            raise LeaseConflict("This server still has a lease that is being ended: try again in a moment.")
+            raise LeaseConflict("This server's previous lease is still ending: try again in a moment.")
         past = await self._find(request.lease_id)
         asked = states.after(None if past is None else past.state, Event.ASK, Actor.HUB)
         if self._gate is not None:
@@ -415,7 +414,7 @@ class Allocator:
         if self.of_server(lease.hub, lease.user, lease.server):
             raise LeaseConflict("This server has another lease.")
         if not lease.device_uuids or not self._book.can_hold(lease):
-            raise LeaseConflict("A device of this lease is not free, or not of this machine.")
+            raise LeaseConflict("A device of this lease is not free, or not on this machine.")
         shares = self._book.shares(lease)
         running = with_shares(replace(lease, state=adopted_as.to), shares)
         adopted = self._book.with_fractions(self._book.with_notice(running))
@@ -490,7 +489,7 @@ class Allocator:
     # Committing, then remembering.
 
     async def _step(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run one step under the lock, to its end even if the caller is cancelled meanwhile."""
+        """Run one step under the lock, to its end even if the caller is cancelled."""
         task = asyncio.create_task(self._locked(work, *args, **kwargs))
         self._steps.add(task)
         task.add_done_callback(self._step_done)
@@ -533,7 +532,7 @@ class Allocator:
             self._watches.wake_waiting()
 
     async def _settle(self) -> None:
-        """Make the ledger agree with memory where a failed commit left that open."""
+        """Make the ledger agree with memory for leases whose commit failed with an unknown result."""
         if not self._doubtful:
             return
         living = [lease for each in self._doubtful if (lease := self.lease(each)) is not None]
@@ -555,11 +554,11 @@ class Allocator:
         elif self._book.exceeded_by(lease):
             self._log.error("The ledger gives a device to two leases; both keep it: %s", log_context(lease))
         else:
-            self._log.warning("The lease keeps more than its pool gives now: %s", log_context(lease))
+            self._log.warning("The lease keeps more than its pool now gives: %s", log_context(lease))
 
 
 def _new(request: GpuRequest, state: LeaseState, now: datetime) -> Lease:
-    """The lease that a request begins as."""
+    """The lease of a new request."""
     return Lease(
         id=request.lease_id,
         hub=request.hub,

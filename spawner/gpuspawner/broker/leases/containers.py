@@ -1,8 +1,8 @@
 """All of the broker's Docker access: containers by label, removal, events, the engine's facts.
 
-Every call runs in this module's own threads, each thread with a client of its own, and has a timeout. What
-may hang on one container has other threads than what looks at all of them. Whatever goes wrong comes out as
-EngineFault: the caller then knows nothing, and unknown is not free. Docker Engine API as of 20.10 (1.41).
+Every call runs in this module's own threads, each with its own client, and has a timeout. Calls that may hang
+on one container run in other threads than calls about all containers. Every failure is raised as EngineFault:
+the caller then knows nothing, and unknown is not free. Docker Engine API as of 20.10 (1.41).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _RECONNECT_SECONDS = 0.5
 _NANOSECONDS = re.compile(r"(\.\d{6})\d+")
 _ALIVE = frozenset({"running", "paused", "restarting"})
 
-# docker-py lets some errors of the libraries below it through as they are.
+# docker-py does not convert some errors of the libraries that it uses.
 _Errors = (
     docker.errors.DockerException,
     requests.exceptions.RequestException,
@@ -72,13 +72,13 @@ class Container:
 
     @property
     def alive(self) -> bool:
-        """Whether its processes may use a device now or without anybody's doing."""
+        """Whether its processes may use a device now, or later without further action."""
         return self.state in _ALIVE
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """Docker says that something happened to a container with the lease label."""
+    """Docker reports that something happened to a container with the lease label."""
 
     action: str
     container_id: str
@@ -89,18 +89,18 @@ class ContainerEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventsConnected:
-    """The event stream is there (again): what happened before it is unknown, so look at everything."""
+    """The event stream is connected (again): earlier events may be missing, so check everything."""
 
 
 class Engine(Protocol):
-    """What the broker needs of Docker. Every method raises EngineFault, and then nothing is known."""
+    """What the broker needs from Docker. Every method may raise EngineFault; then nothing is known."""
 
     async def list(self, lease_id: str | None = None) -> tuple[Container, ...]:
         """Every container with the lease label, or with this lease's; one being removed still counts."""
         ...
 
     async def remove(self, container_id: str) -> None:
-        """Kills and removes it. No error if it is gone or going: only `list` says that it is gone."""
+        """Kills and removes it. No error if it is already gone or being removed: only `list` shows that."""
         ...
 
     async def stop(self, container_id: str) -> None:
@@ -121,7 +121,7 @@ class Engine(Protocol):
 
 
 class DockerEngine:
-    """The Docker Engine that `DOCKER_HOST` names (default: the local socket), through docker-py."""
+    """The Docker Engine at `DOCKER_HOST` (default: the local socket), through docker-py."""
 
     def __init__(self, *, threads: int = 4, log: logging.Logger | None = None) -> None:
         self._log = log or logging.getLogger("gpuspawner.broker")
@@ -141,7 +141,7 @@ class DockerEngine:
 
     async def remove(self, container_id: str) -> None:
         def remove(client: docker.APIClient) -> None:
-            # v: the anonymous volumes go with it; homes are named volumes and stay.
+            # v: removes its anonymous volumes too; homes are named volumes and stay.
             _unless_gone(lambda: client.remove_container(container_id, v=True, force=True))
 
         await self._call(REMOVE_SECONDS, "remove a container", remove, self._endings)
@@ -184,7 +184,7 @@ class DockerEngine:
         return await self._call(LIST_SECONDS, "inspect an image", inspect)
 
     def watch_events(self, sink: Callable[[ContainerEvent | EventsConnected], None]) -> None:
-        """Starts the event thread; `sink` is called on the present loop for each event and connection."""
+        """Starts the event thread; `sink` is called on the current loop for each event and connection."""
         if self._events is not None:
             raise RuntimeError("the events are watched already")
         loop = asyncio.get_running_loop()
@@ -192,7 +192,7 @@ class DockerEngine:
         self._events.start()
 
     async def close(self) -> None:
-        """Ends the event thread and the idle threads; a hanging call is left behind."""
+        """Ends the event thread and the idle threads; does not wait for a call that hangs."""
         if self._events is not None:
             self._events.stop()
             await asyncio.to_thread(self._events.join, 5)
@@ -226,7 +226,7 @@ class DockerEngine:
 
 
 class _EventThread(threading.Thread):
-    """Reads Docker's event stream; connects again for ever; a connection first says EventsConnected."""
+    """Reads Docker's event stream and reconnects for ever; each connection first sends EventsConnected."""
 
     def __init__(self, post: Callable[[ContainerEvent | EventsConnected], None], log: logging.Logger) -> None:
         super().__init__(name="docker-events", daemon=True)
@@ -250,7 +250,7 @@ class _EventThread(threading.Thread):
                 down = False
             except Exception as error:  # the top of this thread's loop
                 if not down and not self._halt.is_set():
-                    self._log.warning("Docker's events can't be read, trying again: %s", _short(error))
+                    self._log.warning("Docker's events can't be read, retrying: %s", _short(error))
                 down = True
             self._halt.wait(_RECONNECT_SECONDS)
 
@@ -282,7 +282,7 @@ def _close_quietly(stream: Any) -> None:
 
 
 def _unless_gone(call: Callable[[], Any]) -> None:
-    """404: gone. 409: being removed by somebody. Both are for `list` to verify."""
+    """404: gone. 409: already being removed. `list` has to verify both."""
     try:
         call()
     except docker.errors.APIError as error:

@@ -1,8 +1,8 @@
-"""Ends servers whose time is over, after both warnings: session limit, GPU-hours, a lab session, an idle GPU.
+"""Ends servers after both warnings: session limit, GPU-hours used up, a lab session, an idle GPU.
 
-One round looks at everything; what is due follows from pure code (`decide/deadline.py`, `decide/idle.py`).
-What users were told is in memory: after a restart of the broker they are warned again, and a late warning
-moves the end.
+One round checks everything; pure code says what is due (`decide/deadline.py`, `decide/idle.py`).
+The warnings given are only in memory: after a restart of the broker users are warned again, and a late
+warning moves the end.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from .gate import QuotaGate
 from .rulebook import Rulebook
 
 ROUND_SECONDS = 20.0
-"""So often everything is looked at."""
+"""The interval of the rounds."""
 UNKNOWN_AFTER_SECONDS = 300.0
-"""What the hub said of a server's kernels counts for so long; then nothing is known of them."""
+"""The hub's report on a server's kernels is valid for this long; then nothing is known about them."""
 _LAB_LOOKAHEAD = timedelta(seconds=WARNINGS_SECONDS[0] + 2 * ROUND_SECONDS)
 
 Utilization = Callable[[], Mapping[str, float | None]]
-"""How busy each device is now, in percent by UUID; None where that can't be measured."""
+"""How busy each device is now, in percent by UUID; None if it can't be measured."""
 
 
 class Ender(Protocol):
-    """Tells the holder of a lease, and ends it: the LeaseService."""
+    """Tells the user of a lease, and ends it: the LeaseService."""
 
     async def tell(self, lease_id: str, sentence: str) -> None:
-        """Gives the holder a notice; nothing if the lease has ended."""
+        """Gives the lease's user a notice; does nothing if the lease has ended."""
         ...
 
     async def release(self, lease_id: str, reason: str) -> bool:
@@ -53,7 +53,7 @@ class Ender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What the hub said of a server's kernels, and when."""
+    """The hub's report on a server's kernels, and its time."""
 
     busy: bool
     active_at: datetime | None
@@ -69,14 +69,14 @@ class Followed:
     warned: Warned = field(default_factory=Warned)
     used_at: datetime | None = None
     capped: bool = False
-    """Whether it was told that it ends for a lab session."""
+    """Whether its user was told that it ends for a lab session."""
     sentence: str = ""
-    """The notice that was given from here; another one is left alone."""
+    """The notice that this module gave; other notices are not changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndingParts:
-    """What the rounds work with. `timezone` is the one in which times are told."""
+    """What the rounds use. Messages give times in `timezone`."""
 
     rulebook: Rulebook
     gate: QuotaGate
@@ -104,12 +104,12 @@ class Endings:
             try:
                 await self.round()
             except GpuSpawnerError as error:
-                self._log.warning("Sessions can't be looked at now: %s", error)
+                self._log.warning("Sessions can't be checked now, retrying: %s", error)
             except Exception:  # the top of this loop
-                self._log.exception("Looking at the sessions failed; it goes on")
+                self._log.exception("Checking the sessions failed; the next round tries again")
 
     def note_kernels(self, lease_id: str, busy: bool, active_at: datetime | None) -> None:
-        """What the hub knows of a server's kernels."""
+        """Store the hub's report on a server's kernels."""
         self._kernels[lease_id] = Kernels(busy, active_at, self._parts.clock())
 
     def deadline_of(self, lease_id: str) -> Deadline | None:
@@ -118,13 +118,13 @@ class Endings:
         return None if followed is None else followed.told.deadline
 
     def idle_since(self, lease: Lease) -> datetime | None:
-        """Since when nobody uses the server; None if somebody does, or if that isn't known."""
+        """Since when nobody uses the server; None if somebody does, or if it isn't known."""
         if lease.state not in AWAKE:
             return None
         return idle_since(self._activity(lease, self._parts.clock()))
 
     async def round(self) -> None:
-        """Look at everything once. Raises LedgerFault if it can't be known what was used."""
+        """Check everything once. Raises LedgerFault if the past use can't be read."""
         await self._parts.allocator.recheck()
         running = [lease for lease in self._parts.allocator.leases() if lease.state in AWAKE]
         self._forget_all_but({lease.id for lease in running})
@@ -150,7 +150,7 @@ class Endings:
     # ---- when a server ends
 
     def _allowance(self, lease: Lease) -> Allowance | None:
-        """None if its groups can't be read: who runs already isn't ended for that."""
+        """None if its groups can't be read: a running server isn't ended because of that."""
         try:
             return self._parts.rulebook.allowance(lease.user, lease.groups)
         except Refusal:
@@ -169,7 +169,7 @@ class Endings:
     async def _budget_ends(
         self, running: Iterable[Lease], allowances: Mapping[str, Allowance | None], now: datetime
     ) -> dict[tuple[str, str], Deadline]:
-        """When each user's GPU-hours are used up, by what all their servers hold together."""
+        """When each user's GPU-hours are used up, from what all their servers hold together."""
         of_user: dict[tuple[str, str], list[Lease]] = {}
         for lease in running:
             of_user.setdefault((lease.hub, lease.user), []).append(lease)
@@ -187,7 +187,7 @@ class Endings:
     def _lab_ends(
         self, running: Iterable[Lease], own: Mapping[str, Deadline | None], now: datetime
     ) -> dict[str, Deadline]:
-        """Which servers have to make room for a lab session, and when."""
+        """Which servers have to end for a lab session, and when."""
         sessions = self._parts.rulebook.rules.sessions
         ends: dict[str, Deadline] = {}
         for kept in self._parts.gate.kept.near(now, _LAB_LOOKAHEAD):
@@ -202,7 +202,7 @@ class Endings:
     def _in_the_way(
         self, kept: Reservation, running: Iterable[Lease], own: Mapping[str, Deadline | None]
     ) -> tuple[str, ...]:
-        """Who has to go so that the session's places are free when it begins."""
+        """Which leases have to end so that the session's places are free when it begins."""
         want = next(tier.want for tier in self._parts.rulebook.known.tiers if tier.name == kept.tier)
         members = [lease for lease in running if kept.group in lease.groups]
         taken = sum(lease.tier == kept.tier for lease in members)
@@ -233,7 +233,7 @@ class Endings:
     # ---- warning and ending
 
     async def _tell_of_cap(self, lease: Lease) -> None:
-        """A start that has to end for a lab session says so from the beginning, once."""
+        """Tell the user of a new server, once, that it has to end for a lab session."""
         cap, followed = self._parts.gate.cap_of(lease.id), self._follow(lease)
         if cap is not None and not followed.capped:
             followed.capped = True
@@ -269,10 +269,10 @@ class Endings:
                 await self._end(lease, f"idle: {verdict.sentence}")
 
     def _activity(self, lease: Lease, now: datetime) -> Activity:
-        """What is known of the use of the lease's devices and of its kernels.
+        """The use of the lease's devices and of its kernels, as far as it is known.
 
-        Devices that are shared count as used by everybody on them while they are busy: who of them it was
-        isn't known here, and what isn't known is not taken for idle.
+        A busy shared device counts as used by all its leases: it isn't known here which of them used it,
+        and unknown does not count as idle.
         """
         followed = self._follow(lease)
         busy = [self._parts.utilization().get(uuid) for uuid in lease.device_uuids]
@@ -291,7 +291,7 @@ class Endings:
     def _forget_all_but(self, lease_ids: set[str]) -> None:
         for known in (self._followed, self._kernels):
             for lease_id in [each for each in known if each not in lease_ids]:
-                # One that sleeps comes back with what it was told.
+                # A sleeping lease keeps its notice until it is awake again.
                 lease = self._parts.allocator.lease(lease_id)
                 if lease is None or lease.state is not LeaseState.ASLEEP:
                     del known[lease_id]
@@ -301,7 +301,7 @@ class Endings:
         await self._parts.service.tell(lease.id, sentence)
 
     async def _take_back(self, lease: Lease) -> None:
-        """The warning that was given is not true any more; somebody else's notice stays."""
+        """Remove a warning that no longer applies; another notice stays."""
         followed, present = self._follow(lease), self._parts.allocator.lease(lease.id)
         if present is not None and present.notice and present.notice == followed.sentence:
             await self._parts.service.tell(lease.id, "")
@@ -312,5 +312,5 @@ class Endings:
             await self._parts.service.release(lease.id, reason)
         except LedgerFault:
             raise
-        except GpuSpawnerError as error:  # Docker: the lease ends in the ledger first, the rest follows
-            self._log.warning("A server that has to end is still there: %s lease=%s", error, lease.id)
+        except GpuSpawnerError as error:  # the lease has ended in the ledger; a later round does the rest
+            self._log.warning("A server that has to end still runs, retrying: %s lease=%s", error, lease.id)

@@ -1,4 +1,4 @@
-"""The leases' folders from the event loop: disk work in a thread of its own."""
+"""The leases' folders, for the event loop: disk work runs in a separate thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...node.lease_folder import LeaseFolders
 
 
 class Folders(Protocol):
-    """What the node writes for a lease and mounts into its container."""
+    """Writes and removes the folder of a lease, which is mounted into its container."""
 
     async def write(self, lease: Lease) -> None:
         """Writes what the container may read about its lease; also a changed notice."""
@@ -44,7 +44,7 @@ class DiskFolders:
         await self._pool.submit(lambda: self._folders.remove(lease_id))
 
     async def keep_only(self, lease_ids: Collection[str]) -> None:
-        """Removes the folders of all other leases: what a crash left behind."""
+        """Removes the folders of all other leases, which a crash may have left."""
 
         def sweep() -> None:
             for lease_id in set(self._folders.ids()) - set(lease_ids):

@@ -1,4 +1,4 @@
-"""What a user's quota says to a request; asked by the allocator, under its lock."""
+"""Checks a request against the user's quota; the allocator calls it under its lock."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .rulebook import Rulebook
 
 
 class Gate(Protocol):
-    """Who may have a lease beside those that they have."""
+    """Decides whether a user may have another lease beside those that they have."""
 
     async def admit(self, request: GpuRequest, leases: Sequence[Lease]) -> None:
-        """Raises a Refusal if the request is too much beside `leases`, all living ones of this user."""
+        """Raises a Refusal if the request exceeds the quota; `leases` are all living leases of this user."""
         ...
 
     async def refused(self, leases: Sequence[Lease]) -> list[tuple[Lease, Refusal]]:
-        """Of one user's living leases those that may not wait any longer, each with the reason."""
+        """Those of one user's living leases that may no longer wait, each with the reason."""
         ...
 
 
 class Floor(Protocol):
-    """What is held at this moment: the allocator."""
+    """What is held now: the allocator."""
 
     def lease(self, lease_id: str) -> Lease | None:
         """The living lease with this id."""
@@ -51,7 +51,7 @@ class Floor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """A start that has to make room for a lab session: when it ends, and what its user is told."""
+    """A new server that has to end for a lab session: when it ends, and the message to its user."""
 
     ends_at: datetime
     sentence: str

@@ -1,4 +1,4 @@
-"""The meetings of lab sessions near this moment: found once an hour, as expanding the rules takes a while."""
+"""The meetings of lab sessions around now, computed once an hour because expanding the rules is slow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LASTS = timedelta(hours=1)
 
 
 class KeptPlaces:
-    """What is kept for lab sessions, by the rulebook as it is now."""
+    """What is kept for lab sessions, from the current rulebook."""
 
     def __init__(self, rulebook: Rulebook) -> None:
         self._rulebook = rulebook
@@ -23,7 +23,7 @@ class KeptPlaces:
         self._found: list[Reservation] = []
 
     def near(self, now: datetime, ahead: timedelta = timedelta()) -> list[Reservation]:
-        """Meetings that aren't over, for which places are kept now or within `ahead`, two hours at most."""
+        """Meetings that are not over, for which places are kept now or within `ahead` (at most two hours)."""
         sessions = self._rulebook.rules.sessions
         known = self._from is not None and self._from <= now < self._from + _LASTS
         if not known or self._of is not sessions:

@@ -1,7 +1,7 @@
-"""The life of leases inside the broker: holds, the one release path, and carrying out the plan.
+"""Leases from request to end: holds, the only release path, and the steps of reconciliation.
 
 Every change of a lease goes through the allocator (and so is committed first); every question about
-containers goes to Docker. A fault frees nothing: what could not be done now is done by a later round.
+containers goes to Docker. A fault frees nothing: a later round does what could not be done now.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ NOT_READY = (
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the service works with.
+    """What the service uses.
 
     `make_patch` is pure; `prepare` makes the node ready for the lease first, and may raise a Fault;
     `broker` is its name on its containers (`labels.broker_label`).
@@ -72,9 +72,9 @@ class LeaseService:
         self._allocator = parts.allocator
         self._engine = parts.engine
         self.log = log
-        self.ready = asyncio.Event()
         self._memory = MemoryNotices(self._allocator.lease, self.tell)
-        """Set once Docker was compared with the ledger: before, nothing new is given out."""
+        self.ready = asyncio.Event()
+        """Set once Docker was compared with the ledger: before that, no new lease is given."""
         self._holds: dict[str, int] = {}
         self._restored: set[str] = set()
         self._restore_until: float | None = None
@@ -82,7 +82,7 @@ class LeaseService:
         self._servers: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self.not_ready = NOT_READY
-        """What a request is told that comes before that."""
+        """The refusal of a request that comes before that."""
         self._closing = False
         self._docker_down = False
         self._failing: set[str] = set()
@@ -120,7 +120,7 @@ class LeaseService:
                 self._restored.discard(lease_id)
 
     async def open(self, request: GpuRequest) -> Lease:
-        """A lease for the request, waiting or reserved; the same one when asked again.
+        """A lease for the request, waiting or reserved; the same id always returns the same lease.
 
         Raises Refusal; EngineFault or LedgerFault if Docker or the ledger fail. An older lease of the
         same server ends first: the hub says that the server isn't running.
@@ -150,17 +150,17 @@ class LeaseService:
     def confirm(self, lease_id: str) -> None:
         """The fence before `docker start`. Raises LeaseConflict unless the lease is held and in use."""
         lease = self._allocator.lease(lease_id)
-        held = lease is not None and self._kept(lease_id)  # one that nobody holds is as good as closed
+        held = lease is not None and self._kept(lease_id)  # a lease that nobody holds counts as closed
         states.after(lease.state if lease and held else LeaseState.CLOSED, Event.CONFIRM, Actor.HUB)
 
     async def stopped(self, lease_id: str) -> None:
-        """The hub says that the server was stopped: what is left of it is removed, then all is freed."""
+        """The hub says that the server was stopped: remove its containers, then free its devices."""
         lease = await self._allocator.begin_release(lease_id, "stopped by its user or the hub", by=Actor.HUB)
         if lease is not None and lease.state is not LeaseState.CLOSED:
             self.spawn(self.release(lease_id, lease.reason), "hold")
 
     async def dropped(self, lease_id: str) -> None:
-        """A hold closed: a place in the queue goes at once, a reservation unless its container runs."""
+        """A hold closed: end a waiting lease at once, and a reserved lease unless its container runs."""
         lease = self._allocator.lease(lease_id)
         if self._closing or lease is None or self._kept(lease_id):
             return
@@ -174,7 +174,7 @@ class LeaseService:
     async def release(
         self, lease_id: str, reason: str, ended_at: datetime | None = None, *, wait_seconds: float = 0.0
     ) -> bool:
-        """The one way in which a lease ends: idempotent; True once it is closed.
+        """End a lease; every lease ends in this way. Idempotent; True once it is closed.
 
         Its containers are removed in the background, and only when Docker says that none is left are the
         devices free: when the removals end, `settle` closes it. It waits `wait_seconds` for them at most.
@@ -210,7 +210,7 @@ class LeaseService:
 
         False if it was not good enough for that: the lease of a running container could not be adopted yet.
         Raises EngineFault or LedgerFault if it could not look. Steps that fail don't fail the round, and no
-        removal is waited for: one container that can't be removed holds up nobody else.
+        removal is waited for: a container that can't be removed delays nobody else.
         """
         async with self._round:
             leases = self._allocator.leases()  # before the containers: see reconcile.py
@@ -221,14 +221,14 @@ class LeaseService:
             return self._allocator.placing
 
     async def reconcile_or_log(self) -> bool:
-        """A round whose failure is logged once and counted; False if it failed, or has to be made again."""
+        """A round whose failure is logged once and counted; False if it failed or has to be repeated."""
         try:
             good = await self.reconcile()
         except Exception as error:  # the top of the timer's loop
             self._parts.metrics.failed("reconcile")
             self._parts.metrics.docker_up.set(0)
             if not self._docker_down:
-                self.log.warning("Docker and ledger can't be compared, nothing is freed: %s", error)
+                self.log.warning("Docker and ledger can't be compared, so nothing is freed: %s", error)
             self._docker_down = True
             return False
         if self._docker_down:
@@ -238,24 +238,24 @@ class LeaseService:
         return good
 
     def on_event(self, item: ContainerEvent | EventsConnected) -> None:
-        """Something happened in Docker: look at that lease, or at everything after a reconnect."""
+        """Docker reported an event: check that lease, or everything after a reconnect."""
         if isinstance(item, EventsConnected):
             self.spawn(self.reconcile(), "events")
         elif item.broker == self._parts.broker or self._allocator.lease(item.lease_id) is not None:
             self.spawn(self._follow(item), "events")
 
     async def set_health(self, health: DeviceHealth) -> None:
-        """A device went out of service or came back: tell its users. After a fault, call again."""
+        """A device went out of service or is back: tell its users. After a fault, call again."""
         for lease in await self._allocator.set_health(health):
             await self._parts.folders.write(lease)
 
     async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
-        """Devices that were not found at the start are there; who held one all along is told."""
+        """Devices that were not found at the start were found: tell the users who hold one."""
         for lease in await self._allocator.add(devices, terms):
             await self._parts.folders.write(lease)
 
     async def tell(self, lease_id: str, sentence: str) -> None:
-        """Gives the holder a notice, in the lab and on the GPU page; nothing if the lease has ended."""
+        """Gives the lease's user a notice in the lab and on the GPU page, unless the lease has ended."""
         lease = await self._allocator.tell(lease_id, sentence)
         if lease is not None:
             await self._parts.folders.write(lease)
@@ -278,7 +278,7 @@ class LeaseService:
             loop.call_at(self._restore_until + 0.01, lambda: self.spawn(self.reconcile(), "reconcile"))
 
     async def close(self) -> None:
-        """Ends what runs in the background. Leases stay in the ledger, containers go on."""
+        """Ends the background work. Leases stay in the ledger, containers keep running."""
         self._closing = True
         for task in self._tasks:
             task.cancel()
@@ -293,18 +293,18 @@ class LeaseService:
         task = asyncio.create_task(self._guarded(work, loop))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began
+        task.add_done_callback(lambda _: work.close())  # the task was cancelled before it began
 
     # ---- inside
 
     async def _follow(self, event: ContainerEvent) -> None:
-        """Docker's word that a container was started is enough to guard it; then its lease is looked at."""
+        """Guards a container as soon as Docker reports its start; then checks its lease."""
         if event.action == OUT_OF_MEMORY:
             self.spawn(self._memory.show(event.lease_id, event.mem_limit_bytes), "events")
             return
         lease = self._allocator.lease(event.lease_id)
         if event.action == "start" and lease is not None and states.can(lease.state, Event.START):
-            with suppress(LeaseConflict):  # it has changed meanwhile
+            with suppress(LeaseConflict):  # the lease has changed since
                 await self._allocator.set_running(lease.id, event.container_id)
         await self.settle(event.lease_id)
 
@@ -339,7 +339,7 @@ class LeaseService:
         ):
             if loop.time() > deadline:
                 raise BrokerUnavailable(
-                    "Docker is still removing this server's former container: try again in a minute"
+                    "Docker is still removing this server's previous container: try again in a minute"
                 )
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
@@ -353,8 +353,8 @@ class LeaseService:
     async def _agree(self, leases: Iterable[Lease], containers: tuple[Container, ...]) -> bool:
         """Carry out the plan; False if a running container's lease could not be adopted yet.
 
-        What makes a container guarded and charged comes first. Ends come before adoptions: what has ended
-        must not keep its device from a container that runs.
+        Steps that make a container guarded and charged come first. Ends come before adoptions: a lease that
+        has ended must not keep its device from a container that runs.
         """
         leases = tuple(leases)
         closed, undecided = await self._ask_ledger(unknown_ids(leases, containers))
@@ -386,13 +386,13 @@ class LeaseService:
             level = logging.DEBUG if what in self._failing else logging.WARNING
             self._failing.add(what)
             known = isinstance(error, GpuSpawnerError)
-            self.log.log(level, "%s failed, it is tried again: %s", what, error, exc_info=not known)
+            self.log.log(level, "%s failed, retrying: %s", what, error, exc_info=not known)
             return False
         self._failing.discard(what)
         return done
 
     async def _ask_ledger(self, lease_ids: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
-        """Which of the ids are closed leases, and which are living ones that came up meanwhile."""
+        """Which of the ids are closed leases, and which are living leases that were made since the read."""
         closed: set[str] = set()
         living: set[str] = set()
         for lease_id in lease_ids:
@@ -424,7 +424,7 @@ class LeaseService:
         return True
 
     async def _charge(self, lease: Lease, container_id: str) -> None:
-        """Its container runs again: it is charged from the moment on at which Docker started it."""
+        """Its container runs again: charge the lease from the time at which Docker started it."""
         started_at = await self._engine.started_at(container_id)
         if started_at is not None and self._allocator.lease(lease.id) == lease:
             await self._allocator.charge(lease.id, started_at)
@@ -438,7 +438,7 @@ class LeaseService:
         self._removals.begin(container, self._engine.remove)
 
     async def _adopt(self, container: Container) -> bool:
-        """Whether it is decided: the lease was adopted, or its container is stopped."""
+        """Whether this is done: the lease was adopted, or its container is being stopped."""
         memory = {view.device.uuid: view.device.memory_bytes for view in self._allocator.snapshot().devices}
         size = sum(memory.get(uuid, 0) for uuid in container.labels.device_uuids)
         try:
@@ -461,7 +461,7 @@ class LeaseService:
         return True
 
     async def _clear_way(self, container: Container) -> bool:
-        """Release what an old copy of the ledger puts before a container that runs; whether there was any.
+        """Release leases of an old ledger copy that conflict with a running container; whether any did.
 
         Only leases without a container whose hub does not hold them: their places were given back, or their
         devices to this one, after the copy was made.

@@ -1,4 +1,4 @@
-"""How every log line about a lease or its container ends."""
+"""The fields at the end of every log line about a lease or its container."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .containers import Container
 
 
 def log_context(lease: Lease) -> str:
-    """Whose lease it is, what it holds, and where it runs."""
+    """The user, server, id, devices and container of a lease."""
     return (
         f"user={lease.user} server={lease.server or '-'} lease={lease.id}"
         f" devices={','.join(lease.device_uuids) or '-'} container={(lease.container_id or '-')[:12]}"
@@ -15,7 +15,7 @@ def log_context(lease: Lease) -> str:
 
 
 def container_context(container: Container) -> str:
-    """The same, from a container's labels."""
+    """The same fields, from a container's labels."""
     found = container.labels
     return (
         f"user={found.user or '-'} server={found.server or '-'} lease={found.lease_id}"

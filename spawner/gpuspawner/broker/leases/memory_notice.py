@@ -1,4 +1,4 @@
-"""The holder of a lease is told that the lab's memory was full; the notice goes after a while.
+"""Tells a lease's user that the lab's memory was full; removes the notice after some minutes.
 
 Docker's event `oom` says it, with the container's labels (seen on Engine 20.10 with cgroups 1). A lab without
 a GPU has no lease: there the notebook looks at its control group.
@@ -16,11 +16,11 @@ from ..decide.notice import is_withdrawal
 OUT_OF_MEMORY = "oom"
 """Docker's name of the event."""
 SHOWN_SECONDS = 900.0
-"""For so long the notice stands: who wasn't there when it happened may still find out why."""
+"""The notice stays this long, so that a user who was away can still read the reason."""
 
 
 def sentence(limit_bytes: int | None) -> str:
-    """What the holder reads. The memory was full, so what was used is the limit."""
+    """The message to the user. The memory was full, so the used amount is the limit."""
     size = "" if limit_bytes is None else f" {format_bytes(limit_bytes)} of {format_bytes(limit_bytes)}"
     used = f"used{size} of memory" if size else "had no memory left"
     return (
@@ -30,7 +30,7 @@ def sentence(limit_bytes: int | None) -> str:
 
 
 class MemoryNotices:
-    """Gives the notice and takes it back. `find` is the lease by its id, `tell` gives its holder a notice."""
+    """Gives and removes the notice. `find` returns a lease by its id, `tell` gives its user a notice."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class MemoryNotices:
         self._times: dict[str, int] = {}
 
     async def show(self, lease_id: str, limit_bytes: int | None) -> None:
-        """Tells the holder, and returns when the notice is gone. A GPU that was lost is the graver news."""
+        """Tells the user; returns when the notice is removed. A notice about a lost GPU has precedence."""
         lease = self._find(lease_id)
         if lease is None or is_withdrawal(lease.notice):
             return

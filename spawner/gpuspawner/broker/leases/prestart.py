@@ -1,4 +1,4 @@
-"""Starts the members' servers of a lab session some minutes before it begins, in turns, through the hub."""
+"""Starts the servers of a lab session's members one after the other before it begins, through the hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ANSWER_SECONDS = 20.0
 
 
 class Hub(Protocol):
-    """What is asked of the hub."""
+    """The requests to the hub."""
 
     async def members(self, group: str) -> list[str]:
         """The users of a group, by name. Raises HubFault."""
@@ -87,10 +87,10 @@ class Prestart:
             try:
                 await self.round()
             except Exception:  # the top of this loop
-                self._log.exception("Starting servers before a lab session failed; it goes on")
+                self._log.exception("Starting servers for a lab session failed; the next round tries again")
 
     async def round(self) -> None:
-        """Start whose turn it is. What the hub refuses is logged once, and that user starts by hand."""
+        """Start the servers that are due. The hub's refusals are logged once; those users start by hand."""
         now = self._clock()
         self._begun = {meeting: users for meeting, users in self._begun.items() if meeting.end > now}
         for session in self._rulebook.rules.sessions.values():
@@ -105,7 +105,7 @@ class Prestart:
         try:
             members = await self._hub.members(session.group)
         except HubFault as fault:
-            self._log.warning("The members of %r can't be asked for: %s", session.group, fault)
+            self._log.warning("The members of group %r can't be read: %s", session.group, fault)
             return
         begun = self._begun.setdefault(meeting, set())
         for user, at in prestarts(meeting, members[: session.seats], session.prestart_seconds):
@@ -114,6 +114,6 @@ class Prestart:
             begun.add(user)
             try:
                 await self._hub.start(user, session.tier)
-                self._log.info("Started for the lab session %r: user=%s", session.name, user)
+                self._log.info("Started a server for the lab session %r: user=%s", session.name, user)
             except HubFault as fault:
-                self._log.warning("Not started for the lab session %r: %s user=%s", session.name, fault, user)
+                self._log.warning("No start for the lab session %r: %s user=%s", session.name, fault, user)

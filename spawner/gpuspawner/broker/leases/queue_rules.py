@@ -1,4 +1,4 @@
-"""The queue's rules from quotas and lab sessions: what the gate says, in the words of the queue."""
+"""The queue's rules from quotas and lab sessions: converts the gate's answers for the queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .gate import QuotaGate
 
 
 def queue_rules(gate: QuotaGate, fair: FairShare | None, patience_seconds: float) -> QueueRules:
-    """Who is next, as quotas say; without `fair` those of equal priority are served by arrival."""
+    """The queue's order by quotas; without `fair`, requests of equal priority are served by arrival."""
 
     def sessions(now_seconds: float) -> list[SessionHold]:
         now = datetime.fromtimestamp(now_seconds, UTC)

@@ -1,8 +1,8 @@
-"""What must be done so that ledger and Docker agree: leases and containers in, steps out. Pure.
+"""Computes the steps that make ledger and Docker agree, from leases and containers. Pure.
 
 The caller reads the leases first and the containers after them, so that a lease that is running in
 `leases` had its container before `containers` was read: not finding one means that it is gone.
-The steps are carried out by `leasing.py`, on the path by which every release goes.
+`leasing.py` carries out the steps, with the same release code as for every other release.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """A container that must not be there. `unexpected` is an invariant that broke."""
+    """A container that must not exist. `unexpected`: an invariant was broken."""
 
     container: Container
     reason: str
@@ -65,7 +65,7 @@ Step = SetRunning | Charge | Release | Remove | Adopt
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What one round looks at.
+    """The input of one round.
 
     `leases` are the living ones, read before `containers`. `kept` are the ids of those whose hold is
     open, or may yet be made again after a restart of the broker. `closed` are the ids of leases that
@@ -83,12 +83,12 @@ class Facts:
     uncharged: Collection[str] = frozenset()
 
     def going(self, container: Container) -> bool:
-        """Whether it is being removed, so that there is nothing to do but to wait."""
+        """Whether it is being removed, so that the only thing to do is to wait."""
         return container.state == "removing" or container.id in self.ending
 
 
 def plan(facts: Facts) -> tuple[Step, ...]:
-    """The steps that make ledger and Docker agree; none if they do."""
+    """The steps that make ledger and Docker agree; empty if they agree."""
     by_lease: Mapping[str, list[Container]] = _by_lease(facts.containers)
     living = {lease.id for lease in facts.leases}
     steps: list[Step] = []
@@ -101,7 +101,7 @@ def plan(facts: Facts) -> tuple[Step, ...]:
 
 
 def unknown_ids(leases: Iterable[Lease], containers: Iterable[Container]) -> tuple[str, ...]:
-    """Lease ids on containers that no living lease has: the caller asks the ledger about them."""
+    """Lease ids on containers that match no living lease: the caller looks them up in the ledger."""
     living = {lease.id for lease in leases}
     return tuple(sorted({item.lease_id for item in containers} - living))
 
@@ -126,19 +126,19 @@ def _plan_lease(lease: Lease, containers: list[Container], facts: Facts) -> list
                 return _use(lease, alive, containers, facts)
             if not containers:
                 return [Release(lease, "its container is gone")]
-            if kept:  # it failed to start: who holds it may read its log first
+            if kept:  # it failed to start: the spawner that holds it may read its log first
                 return []
             return [Release(lease, "its container has ended", containers[-1])]
         case LeaseState.RELEASING:
             if containers and all(map(facts.going, containers)):
-                return []  # the end of their removal closes it
+                return []  # the lease is closed when their removal ends
             return [Release(lease, lease.reason or "released")]
         case _:
             return []
 
 
 def _use(lease: Lease, alive: list[Container], containers: list[Container], facts: Facts) -> list[Step]:
-    """One running container keeps the lease, by preference the one that has it; others must go."""
+    """One running container keeps the lease, preferably the one that has it; others are removed."""
     used = next((item for item in alive if item.id == lease.container_id), alive[0])
     steps: list[Step] = []
     if can(lease.state, Event.START):
@@ -152,7 +152,7 @@ def _use(lease: Lease, alive: list[Container], containers: list[Container], fact
 
 
 def _plan_stray(container: Container, facts: Facts) -> list[Step]:
-    """A container whose lease doesn't live: only a running one of an unknown lease may be wanted."""
+    """A container without a living lease: only a running container of an unknown lease may be kept."""
     if facts.going(container):
         return []
     if container.lease_id in facts.closed:

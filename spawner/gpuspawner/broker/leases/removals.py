@@ -1,7 +1,8 @@
 """Removing and stopping containers in the background: one call in flight for each container, with back-off.
 
 A container whose process hangs in the kernel (state D, as on a broken GPU) can't be removed: Docker answers
-after ten seconds, with an error. Nobody else may wait for that, and it must not be asked again and again.
+after ten seconds, with an error. Nobody else may wait for that, and the call must not be repeated all the
+time.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ FIRST_PAUSE_SECONDS = 1.0
 """After the first failed call for a container; each further failure doubles it."""
 LONGEST_PAUSE_SECONDS = 60.0
 FORGET_SECONDS = 600.0
-"""A failure that long ago no longer counts: the container is gone, or a new attempt is due anyway."""
+"""A failure older than this no longer counts: the container is gone, or a new attempt is due anyway."""
 
 Call = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """The latest failure for one container; times of the monotonic clock, in seconds."""
+    """The latest failure for one container; times are seconds of the monotonic clock."""
 
     failed_at: float
     pause_seconds: float
@@ -73,13 +74,13 @@ class Removals:
         return True
 
     async def wait(self, container_ids: Iterable[str], seconds: float) -> None:
-        """Wait for the calls in flight for these containers, at most `seconds`; they go on afterwards."""
+        """Wait at most `seconds` for the calls in flight for these containers; they continue afterwards."""
         tasks = [self._tasks[each] for each in container_ids if each in self._tasks]
         if tasks and seconds > 0:
             await asyncio.wait(tasks, timeout=seconds)
 
     async def close(self) -> None:
-        """Forget the calls in flight. Docker may carry them out all the same."""
+        """Forget the calls in flight. Docker may still carry them out."""
         tasks = tuple(self._tasks.values())
         for task in tasks:
             task.cancel()

@@ -1,6 +1,6 @@
-"""What admins, instructors and users may ask of the rules: change them, see them, report, extend.
+"""The operations on the rules for admins, instructors and users: change, show, report, extend.
 
-Who may ask is the caller's to check: the unix socket is the admin's, the pages look at scopes.
+The caller checks the rights: the unix socket is for the admin, the pages check scopes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .gate import QuotaGate
 from .rulebook import Rulebook
 
 UPCOMING = timedelta(days=60)
-"""So far ahead the next meetings of a session are shown."""
+"""The next meetings of a session are shown for this time ahead."""
 _SHOWN_MEETINGS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a user may have and has; `refused` is the first refusal that each tier would meet now."""
+    """What a user may have and has; `refused` has for each tier the first refusal that would apply now."""
 
     allowed: Allowance
     holdings: tuple[Holding, ...]
@@ -47,7 +47,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class QuotaView:
-    """One subject's limits as they hold, as the settings have them, and what was changed, in their form."""
+    """One subject's limits in the form of the settings: in force, configured, and changed at run time."""
 
     subject: Subject
     limits: Mapping[str, Any]
@@ -92,19 +92,19 @@ class RuleService:
         ]
 
     async def change_quota(self, subject: str, values: Mapping[str, Any], author: str, reason: str) -> None:
-        """Change keys of a subject's quota; None takes a change back. It counts at once.
+        """Change keys of a subject's quota; None removes a change. It applies at once.
 
-        Who holds a GPU keeps it; who waits and may not any more leaves the queue. Raises BadOption for what
-        can't be used, LedgerFault.
+        A lease that holds a GPU keeps it; a waiting lease that is no longer allowed leaves the queue. Raises
+        BadOption for invalid values, LedgerFault.
         """
         whom = _subject(subject)
         if not values:
-            raise BadOption("Nothing is changed: give a key and a value, like devices=2.")
+            raise BadOption("Nothing was changed: give a key and a value, like devices=2.")
         await self._decide(DecisionKind.QUOTA, str(whom), dict(values), author, reason)
         await self._allocator.recheck()
 
     async def remove_quota(self, subject: str, author: str, reason: str) -> None:
-        """Take back all that was changed for a subject. Raises BadOption if nothing was, LedgerFault."""
+        """Remove all run-time changes of a subject. Raises BadOption if there are none, LedgerFault."""
         changed = self.rulebook.rules.changed.get(_subject(subject))
         if not changed:
             raise BadOption(
@@ -126,7 +126,7 @@ class RuleService:
     ) -> Standing:
         """What a user may have and has. Raises QuotaUnreadable, LedgerFault.
 
-        Of `server`, which is about to start, nothing counts: what it has ends first.
+        The leases of `server`, which is about to start, don't count: they end first.
         """
         members = tuple(groups)
         allowed = self.rulebook.allowance(user, members)
@@ -146,11 +146,11 @@ class RuleService:
     # ---- use
 
     async def report(self, by: By, window: Window, timezone: str) -> Report:
-        """Who used how much in the window. Raises LedgerFault."""
+        """The use in the window. Raises LedgerFault."""
         return make_report(await self._ledger.charged(window.start), by, window, timezone)
 
     async def extend(self, lease_id: str, seconds: float, author: str) -> float:
-        """Make a session longer, as far as the quota allows and nobody waits; by how many seconds it was.
+        """Make a session longer, as far as the quota allows and if nobody waits. Returns the added seconds.
 
         Raises LeaseConflict if it isn't running, NotAllowed with the reason, LedgerFault.
         """
@@ -190,7 +190,7 @@ class RuleService:
         return found
 
     async def save_session(self, document: Mapping[str, Any], author: str, reason: str) -> LabSession:
-        """Add a session, or put it in place of the one of its name; the session as it was taken.
+        """Add a session, or replace the one of the same name. Returns the session as it was stored.
 
         Raises BadOption for what can't be read, SessionUnfit with what would fit, LedgerFault.
         """
@@ -209,7 +209,7 @@ class RuleService:
     async def import_calendar(
         self, text: str, defaults: Defaults, author: str, reason: str
     ) -> Sequence[LabSession]:
-        """Take over the sessions of a calendar, all or none of them.
+        """Import the sessions of a calendar, all or none of them.
 
         Raises BadOption for what can't be read, SessionUnfit with what would fit, LedgerFault.
         """
@@ -242,11 +242,11 @@ class RuleService:
 
 
 def report_window(start: datetime | None, end: datetime | None, now: datetime) -> Window:
-    """The window of a report: the last 30 days where nothing is said. Raises BadOption for an empty one."""
+    """The window of a report, by default the last 30 days. Raises BadOption for an empty one."""
     last = end or now
     first = start or last - timedelta(days=30)
     if first >= last:
-        raise BadOption("The report's first moment is not before its last: turn them round.")
+        raise BadOption("The start of the report is not before its end: swap them.")
     return Window(first, last)
 
 

@@ -1,4 +1,4 @@
-"""The rules that hold at this moment, and their changes: committed to the ledger first, then in memory."""
+"""The rules in force and their changes, which are committed to the ledger first, then made in memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Rulebook:
         """Called after each change, once memory has it; must not block or fail."""
 
     async def load(self) -> None:
-        """Take over what was decided before. What can't be used any more is logged. Raises LedgerFault."""
+        """Read the earlier decisions. Decisions that are no longer valid are logged. Raises LedgerFault."""
         self._decisions = await self._ledger.decisions()
         self._doubtful = False
         self.rules = fold(self.base, self._decisions, self.known)
@@ -70,7 +70,7 @@ class Rulebook:
         return self._allowances[key]
 
     def preview(self, *decisions: Decision) -> Rules:
-        """The rules that would hold after these too. Raises BadOption for what can't be used."""
+        """The rules in force after these decisions too. Raises BadOption for invalid values."""
         try:
             rules = fold(self.base, (*self._decisions, *decisions), self.known)
         except ConfigError as error:
@@ -93,7 +93,7 @@ class Rulebook:
             rules = self.preview(decision)
             await asyncio.shield(self._commit(decision, rules))
         self._log.info(
-            "Decided: %s of %s: %s (%s, by %s)",
+            "Rule changed: %s of %s: %s (%s, by %s)",
             decision.kind,
             decision.subject,
             decision.document,
@@ -107,11 +107,11 @@ class Rulebook:
     def decision(
         self, kind: DecisionKind, subject: str, document: Mapping[str, Any] | None, author: str, reason: str
     ) -> Decision:
-        """A decision of this moment."""
+        """A decision with the current time."""
         return Decision(self._clock(), kind, subject, document, author, reason)
 
     def history(self, kind: DecisionKind, subject: str | None = None) -> tuple[Decision, ...]:
-        """What was decided of this kind, of one subject or of all, in its order."""
+        """The decisions of this kind, of one subject or of all, in order."""
         return tuple(
             item
             for item in self._decisions
@@ -119,7 +119,7 @@ class Rulebook:
         )
 
     async def note_properties(self, properties: Mapping[str, Mapping[str, Any]]) -> None:
-        """What the hub says of its groups' limits; kept, so that a restart knows it. Raises LedgerFault."""
+        """Record the limits that the hub reports for its groups, for the next start. Raises LedgerFault."""
         for group, values in properties.items():
             if dict(self.rules.properties.get(group, {})) != dict(values):
                 told = self.decision(DecisionKind.PROPERTIES, group, values, "hub", "the group's properties")
@@ -133,7 +133,7 @@ class Rulebook:
         self.rules = rules
 
     def _limits(self) -> Mapping[Subject, Limits]:
-        """The quotas by subject; made anew once they have changed."""
+        """The quotas by subject; computed again after a change."""
         if self._limits_of is not self.rules:
             self._limits_of, self._by_subject = self.rules, by_subject(self.rules.quotas)
             self._allowances.clear()

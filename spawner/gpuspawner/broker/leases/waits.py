@@ -1,4 +1,4 @@
-"""Keeps the estimates of the waits up to date: they are worked out in a thread, from a copy of the queue."""
+"""Keeps the estimates of the waits up to date: a thread computes them from a copy of the queue."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..decide.estimate import Arrival, Estimate, Estimator, Line
 from ..ledger import PastSession
 
 LOOK_SECONDS = 2.0
-"""So soon after a change the estimates follow."""
+"""The delay between a change and the new estimates."""
 _AGAIN_SECONDS = 30.0
-"""Without a change they are made anew as often: time itself changes them."""
+"""Without a change they are computed again at this interval, because they depend on the time."""
 _MINUTE = 60.0
 _MOST_LESSONS = 1000
 """What is kept to be learnt; more comes only before `run` has begun."""
@@ -25,7 +25,7 @@ _NEWS_FRACTION = 0.1
 
 
 class Waits:
-    """What is said to those who wait.
+    """The estimates for those who wait.
 
     `line` copies the queue, `arrival` describes a lease that came since the last look (it counts the whole
     queue, which is too slow for every request), `wake` says that there is news.
@@ -54,17 +54,17 @@ class Waits:
         self._pool = DaemonPool("waits", most=1)
 
     def of(self, lease_id: str) -> Estimate | None:
-        """When a waiting lease is likely served; None if that isn't known."""
+        """The estimated time at which a waiting lease is served; None if it isn't known."""
         return self._said.get(lease_id)
 
     def learn_past(self, sessions: Iterable[PastSession]) -> None:
-        """What the ledger has of sessions that have ended."""
+        """The sessions in the ledger that have ended."""
         for each in sessions:
             if each.lease.state is LeaseState.CLOSED:
                 self._learn_length(each.lease.tier, each.awake_seconds)
 
     def on_lease(self, lease: Lease) -> None:
-        """A lease has changed: what it teaches is kept, and the estimates follow."""
+        """A lease has changed: record what can be learnt from it, and request new estimates."""
         at = lease.since.timestamp()
         if lease.since == lease.created_at and lease.state in UNSETTLED:
             self._arrived.append(lease)
@@ -81,7 +81,7 @@ class Waits:
         self._changed.set()
 
     async def run(self) -> None:
-        """Makes the estimates anew after each change, until cancelled."""
+        """Computes the estimates again after each change, until cancelled."""
         try:
             await self._follow()
         finally:
@@ -97,12 +97,12 @@ class Waits:
             self._changed.clear()
             try:
                 await self.look()
-            except Exception:  # the top of the loop: an estimate is no reason to stop leasing
+            except Exception:  # the top of the loop: a failed estimate must not stop leasing
                 self._log.exception("The waits could not be estimated; the next change tries again")
             await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self) -> None:
-        """Makes the estimates once; who waits is told if the range has moved by much."""
+        """Computes the estimates once; users who wait are told if the range has changed by much."""
         line, now = self._line(), self._clock().timestamp()
         lessons = [*map(self._lesson_of, self._arrived), *self._lessons]
         self._arrived.clear()
@@ -142,7 +142,7 @@ class Waits:
 
 
 def _moved(said: Estimate, now: Estimate, now_seconds: float) -> bool:
-    """Whether the news is worth telling: a tenth of the wait, and a minute at least."""
+    """Whether the change is large enough to tell: a tenth of the wait, and at least a minute."""
     enough = max(_MINUTE, _NEWS_FRACTION * (said.latest_seconds - now_seconds))
     return (
         abs(said.earliest_seconds - now.earliest_seconds) >= enough

@@ -15,7 +15,7 @@ from ..decide.snapshot import Change
 
 
 class WaitNews(NamedTuple):
-    """What there is to say of a waiting lease; all empty for one that doesn't wait."""
+    """The information about a waiting lease; all empty for a lease that doesn't wait."""
 
     place: Place | None
     obstacle: str
@@ -23,7 +23,7 @@ class WaitNews(NamedTuple):
 
 
 class Watches:
-    """Everybody who follows a lease; woken cheaply, each then looks for itself what is new."""
+    """Everybody who follows a lease; waking is cheap, and each then checks for itself what has changed."""
 
     def __init__(self) -> None:
         self._by_lease: dict[str, list[Watch]] = {}
@@ -32,12 +32,12 @@ class Watches:
         return sum(map(len, self._by_lease.values()))
 
     def put(self, lease: Lease) -> None:
-        """Tell who follows it that the lease is now like this."""
+        """Tell everybody who follows the lease its new state."""
         for watch in self._by_lease.get(lease.id, ()):
             watch.put(lease)
 
     def wake_waiting(self) -> None:
-        """Somebody left the queue: those who follow a waiting lease look at its place again."""
+        """A lease left the queue: everybody who follows a waiting lease checks its place again."""
         for watches in self._by_lease.values():
             for watch in watches:
                 watch.wake()
@@ -55,7 +55,7 @@ class Watches:
 
 
 class Watch:
-    """`async with` it, then `async for` a `Change`: first how things are, then every state and position.
+    """`async with` it, then `async for` a `Change`: first the current one, then every state and position.
 
     Ends after the change to CLOSED. Of changes that come faster than they are read, the latest counts.
     """
@@ -100,7 +100,7 @@ class Watch:
         raise StopAsyncIteration
 
     def put(self, lease: Lease) -> None:
-        """The lease is now like this."""
+        """The lease has changed to this."""
         self._lease = lease
         self._news.set()
 
@@ -118,5 +118,5 @@ class Watch:
 
 
 def _worth_telling(change: Change) -> tuple[object, ...]:
-    """What is news when it changes: how many wait behind a place is not."""
+    """The values whose change is reported: the number that wait behind a place is not one of them."""
     return change.lease, change.position, change.obstacle, change.wait

@@ -1,4 +1,4 @@
-"""Time that is not set by hand: seconds since boot, and which boot."""
+"""A clock that nobody can set: seconds since boot, with the id of the boot."""
 
 from __future__ import annotations
 

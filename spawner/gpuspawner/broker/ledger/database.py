@@ -14,16 +14,16 @@ import sqlalchemy as sa
 from ...core.errors import ConfigError, GpuSpawnerError, LedgerFault
 
 BUSY_TIMEOUT_SECONDS = 2.0
-"""How long a commit waits for another program's lock; everybody who wants a lease waits with it."""
+"""How long a commit waits for another program's lock; all requests for a lease wait as long."""
 
 CONNECT_TIMEOUT_SECONDS = 5
 """How long PostgreSQL may take to accept a connection; libpq takes whole seconds, 2 at least."""
 STATEMENT_TIMEOUT_SECONDS = 5.0
 """How long PostgreSQL may work on one statement; ours take milliseconds."""
 MIGRATION_TIMEOUT_SECONDS = 600.0
-"""The same while the ledger is opened: a migration may have to rewrite every row."""
+"""The same limit while the ledger is opened: a migration may have to rewrite every row."""
 _OPEN_LOCK = 0x67707573  # "gpus"
-"""PostgreSQL's advisory lock of whoever opens a ledger: two brokers must not migrate it at the same time."""
+"""PostgreSQL's advisory lock while a ledger is opened: two brokers must not migrate it at the same time."""
 
 QUICK_CHECK_MAX_BYTES = 64 << 20
 """Up to this size the file is checked for damage at open, at about 0.2 s."""
@@ -34,7 +34,7 @@ WRITE = "gpuspawner_write"
 
 
 def make_engine(url: str) -> sa.Engine:
-    """An engine for one connection. Raises ConfigError for a URL that can't be used."""
+    """An engine for one connection. Raises ConfigError for an invalid URL."""
     try:
         parsed = sa.make_url(url)
         backend = parsed.get_backend_name()
@@ -57,7 +57,7 @@ def make_engine(url: str) -> sa.Engine:
 
 
 def _make_postgresql(url: sa.URL) -> sa.Engine:
-    """An engine whose every wait has an end: for the connection, for locks, for an answer.
+    """An engine with a time limit for every wait: for the connection, for locks, for an answer.
 
     The limits are set in the session and not with libpq's `options`, which PgBouncer refuses.
     """
@@ -81,7 +81,7 @@ def _set_up_postgresql(connection: Any, _record: Any) -> None:
 
 
 def begin_open(connection: sa.Connection) -> None:
-    """In the transaction that opens the ledger: nobody else does so now, and a migration has its time."""
+    """In the transaction that opens the ledger: take the lock, and allow enough time for a migration."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_OPEN_LOCK})")
         milliseconds = int(MIGRATION_TIMEOUT_SECONDS * 1000)
@@ -89,9 +89,9 @@ def begin_open(connection: sa.Connection) -> None:
 
 
 def hang_up(raw: Any) -> None:
-    """Break the connection `raw` (psycopg's) from another thread: whoever waits for its answer gets an error.
+    """Break the connection `raw` (psycopg's) from another thread: a call that waits for its answer fails.
 
-    Nothing for SQLite, which waits for no other machine.
+    Does nothing for SQLite, which waits for no other machine.
     """
     try:
         number = raw.fileno()

@@ -1,4 +1,4 @@
-"""What people decided at run time, as rows; plain functions on a connection."""
+"""The decisions that people made at run time, as rows; plain functions on a connection."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .schema import ended_processes
 
 @dataclass(frozen=True, slots=True)
 class EndedProcess:
-    """One that was ended, whose it was, and why. `user` is "" where the lease is not known any more.
+    """A process that was ended, its user, and the reason. `user` is "" if the lease is no longer known.
 
     `used_bytes` is what its container had on the device, `quota_bytes` None where it had no quota there.
     `sentence` is what its user was told.
@@ -46,7 +46,7 @@ def write(connection: sa.Connection, ended: Iterable[EndedProcess]) -> None:
 
 
 def read(connection: sa.Connection, limit: int) -> tuple[EndedProcess, ...]:
-    """The youngest, youngest first."""
+    """The newest rows, the newest first."""
     query = sa.select(ended_processes).order_by(ended_processes.c.number.desc()).limit(limit)
     rows = connection.execute(query).mappings().all()
     return tuple(EndedProcess(**{name: row[name] for name in _FIELDS}) for row in rows)

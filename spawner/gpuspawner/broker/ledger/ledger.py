@@ -1,9 +1,9 @@
 """The ledger: leases and awake intervals in a database, written before anything happens.
 
 All database work is done by one thread named "ledger" on one connection. A change is one call of `commit`,
-which is one transaction, on disk (fsync) when it returns. Every wait has an end. Errors are LedgerFault or
-ConfigError, each with a sentence that names the remedy; a failed commit has changed nothing that a later read
-would show, unless the answer itself was lost.
+which is one transaction, on disk (fsync) when it returns. Every wait has a time limit. Errors are LedgerFault
+or ConfigError, each with a sentence that names the remedy; a failed commit has changed nothing that a later
+read would show, unless the answer itself was lost.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Ledger:
         self._opened = False
         self.uncharged: frozenset[str] = frozenset()
         """After `open`: ids of the running leases that are not charged: a reboot ended their interval.
-        Whether their containers run again, only Docker knows."""
+        Only Docker knows whether their containers run again."""
         self._beating: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -187,16 +187,16 @@ class Ledger:
         return await self._in_thread(run)
 
     async def history(self, limit: int = 100) -> tuple[Lease, ...]:
-        """Closed leases, the youngest first."""
+        """Closed leases, the newest first."""
         closed = sa.select(leases).where(leases.c.state == LeaseState.CLOSED.value)
         return await self._read(closed.order_by(leases.c.number.desc()).limit(limit))
 
     async def record(self, *items: EndedProcess) -> None:
-        """Keep what the guard did, on disk when this returns. Raises LedgerFault."""
+        """Record what the guard did, on disk when this returns. Raises LedgerFault."""
         await self._in_thread(self.commit, Change(Moment(self._clock(), self._steady()), ended=items))
 
     async def ended(self, limit: int = 100) -> tuple[EndedProcess, ...]:
-        """The processes that the guard ended, the youngest first. Raises LedgerFault."""
+        """The processes that the guard ended, the newest first. Raises LedgerFault."""
 
         def run() -> tuple[EndedProcess, ...]:
             with self._transaction() as connection:
@@ -214,11 +214,11 @@ class Ledger:
         return await self._in_thread(run)
 
     async def decide(self, *items: Decision) -> None:
-        """Keep what somebody decided, on disk when this returns. Raises LedgerFault."""
+        """Record what somebody decided, on disk when this returns. Raises LedgerFault."""
         await self._in_thread(self.commit, Change(Moment(self._clock(), self._steady()), decided=items))
 
     async def decisions(self) -> tuple[Decision, ...]:
-        """Everything that was decided at run time, in its order. Raises LedgerFault."""
+        """All decisions made at run time, in order. Raises LedgerFault."""
 
         def run() -> tuple[Decision, ...]:
             with self._transaction() as connection:
@@ -286,7 +286,7 @@ class Ledger:
         return await self._thread.run(lambda: run(*args))
 
     def _connected(self, connection: Any, _record: object) -> None:
-        """PostgreSQL's connection, to be broken off should it not answer; in the ledger's thread."""
+        """Remembers PostgreSQL's connection, to break it if it does not answer; in the ledger's thread."""
         self._connection = connection
 
     def _open(self) -> None:

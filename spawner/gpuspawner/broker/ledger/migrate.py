@@ -13,7 +13,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def upgrade(connection: sa.Connection) -> None:
-    """Run the missing migrations in the connection's present transaction; at HEAD nothing is done.
+    """Run the missing migrations in the connection's current transaction; does nothing at HEAD.
 
     Raises ConfigError for a ledger that a newer program has written.
     """

@@ -1,4 +1,4 @@
-"""Deletes what ended long ago; plain functions on a connection."""
+"""Deletes rows of leases and processes that ended long ago; plain functions on a connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .schema import awake, ended_processes, lease_devices, lease_groups, leases
 def prune(connection: sa.Connection, before: datetime, most: int) -> int:
     """Deletes up to `most` leases that were closed before that, and as many ended processes.
 
-    The oldest first. How many rows of these two went; less than `most` of each: there are no more.
+    The oldest first. Returns how many of each were deleted; fewer than `most` means that there are no more.
     """
     closed = (
         sa.select(leases.c.id)

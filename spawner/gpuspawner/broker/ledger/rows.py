@@ -28,10 +28,10 @@ _WANT = {
     "slice_memory_bytes": "memory_bytes",
     "slice_compute_percent": "compute_percent",
 }
-"""The columns of what was asked for, and the field of `Want` that each holds (a test holds it)."""
+"""The columns of what was asked for, and the field of `Want` that each contains (a test checks this)."""
 _COLUMNS = tuple(column.name for column in leases.columns if column.name != "number")
 _FIELDS = tuple(name for name in _COLUMNS if name not in _WANT and name != "owner")
-"""The fields of a lease that are columns: all but what it wants, its devices and groups (a test holds it)."""
+"""The fields of a lease that are columns: all but its want, devices and groups (a test checks this)."""
 
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
@@ -41,7 +41,7 @@ def _upsert(insert: Any) -> sa.Executable:
     changes = {name: statement.excluded[name] for name in _COLUMNS if name != "id"}
     own = leases.c.owner == statement.excluded["owner"]
     upsert: sa.Executable = statement.on_conflict_do_update(index_elements=["id"], set_=changes, where=own)
-    return upsert.execution_options(preserve_rowcount=True)  # psycopg's is not kept for an INSERT otherwise
+    return upsert.execution_options(preserve_rowcount=True)  # psycopg drops it for an INSERT otherwise
 
 
 def _insert_interval(insert: Any) -> sa.Executable:
@@ -51,7 +51,7 @@ def _insert_interval(insert: Any) -> sa.Executable:
     return statement
 
 
-# Made once: to put a statement together takes longer than to run it.
+# Built once: building a statement takes longer than running it.
 _UPSERT = {name: _upsert(insert) for name, insert in _INSERTS.items()}
 _INSERT_INTERVAL = {name: _insert_interval(insert) for name, insert in _INSERTS.items()}
 _AWAKE = frozenset(state.value for state in AWAKE)
@@ -144,7 +144,7 @@ def read(
 
 
 def erase(connection: sa.Connection, lease_ids: Iterable[str], owner: str) -> None:
-    """Remove every trace of these leases, as far as they are the owner's."""
+    """Delete all rows of these leases, if they are the owner's."""
     for lease_id in lease_ids:
         if owner_of(connection, lease_id) != owner:
             continue
@@ -177,7 +177,7 @@ def _owned_by(owner: str) -> sa.ColumnElement[bool]:
 
 
 def see(connection: sa.Connection, moment: Moment, owner: str) -> None:
-    """Note that whoever is awake still is: after a reboot an interval ends where it was last seen."""
+    """Record that awake leases are still awake: after a reboot an interval ends where it was last seen."""
     same_boot = awake.c.boot_id == moment.steady.boot_id
     for row in connection.execute(sa.select(awake).where(_owned_by(owner), same_boot)).all():
         connection.execute(
@@ -188,7 +188,7 @@ def see(connection: sa.Connection, moment: Moment, owner: str) -> None:
 
 
 def end_at_reboot(connection: sa.Connection, boot_id: str, owner: str) -> int:
-    """End the owner's intervals of an earlier boot where they were last seen; nothing outlives a reboot.
+    """End the owner's intervals of an earlier boot where they were last seen: no container survives a reboot.
 
     Those of other brokers are measured by another machine's boot.
     """

@@ -131,7 +131,7 @@ ended_processes = sa.Table(
     sa.Index("ended_by_time", "at"),
     sqlite_autoincrement=True,
 )
-"""What the guard did. No foreign key: it is kept on its own, and a lease may be unknown."""
+"""What the guard did. No foreign key: rows are kept independently, and a lease may be unknown."""
 
 decisions = sa.Table(
     "decisions",
@@ -146,4 +146,4 @@ decisions = sa.Table(
     sa.Index("decisions_by_subject", "kind", "subject"),
     sqlite_autoincrement=True,
 )
-"""What people decided at run time. Rows are only ever added: what holds now follows from all of them."""
+"""What people decided at run time. Rows are only added: the rules in force follow from all of them."""

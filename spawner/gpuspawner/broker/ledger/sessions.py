@@ -14,7 +14,7 @@ from .schema import awake, leases
 
 @dataclass(frozen=True, slots=True)
 class PastSession:
-    """A lease that was awake: from when, until when as far as is known, and for how many seconds in all."""
+    """A lease that was awake: from when, until when (as far as known), and for how many seconds in all."""
 
     lease: Lease
     began_at: datetime
@@ -23,7 +23,7 @@ class PastSession:
 
 
 def read(connection: sa.Connection, since: datetime, most: int) -> tuple[PastSession, ...]:
-    """The sessions that were awake after `since`, by their begin; the `most` youngest of them."""
+    """The sessions that were awake after `since`, by their begin; the `most` newest of them."""
     times = (
         sa.select(
             awake.c.lease_id,

@@ -1,4 +1,4 @@
-"""The one thread that talks to the database, and the end of every wait for it."""
+"""The one thread that talks to the database, with a time limit for every wait."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ...node.daemon_pool import DaemonPool
 T = TypeVar("T")
 
 ANSWER_SECONDS = 10.0
-"""How long the database may say nothing at all. Its own limits for locks and statements are shorter: this one
-is for a server, a disk or a network that hangs."""
+"""How long the database may give no answer at all. Its own limits for locks and statements are shorter: this
+limit is for a server, a disk or a network that hangs."""
 BREAK_SECONDS = 1.0
 """How long a call may take to notice that its connection was broken."""
 
 
 class LedgerThread:
-    """Runs calls one after the other in a daemon thread, which keeps no process from ending.
+    """Runs calls one after the other in a daemon thread, which does not prevent the process from ending.
 
     `break_off` makes the call in progress fail, from any thread.
     """
@@ -35,7 +35,7 @@ class LedgerThread:
         self._closed = False
 
     def heard(self) -> None:
-        """The database has answered: whoever waits goes on waiting. To be called in any thread."""
+        """The database has answered: waiting calls may wait longer. May be called in any thread."""
         self._heard_at = self._monotonic()
 
     async def run(self, call: Callable[[], T], silence_seconds: float | None = None) -> T:
@@ -77,7 +77,7 @@ class LedgerThread:
                 return True
 
     async def close(self, last: Callable[[], None]) -> None:
-        """No more calls but `last`, which is waited for as others are; then the thread ends.
+        """Accept no more calls except `last`, which is waited for like others; then the thread ends.
 
         Where the database hangs, both happen once the call in progress has returned. May be called twice.
         """

@@ -1,1 +1,1 @@
-"""What is kept and counted of what happened."""
+"""Metrics, the guard's records, and pruning of old history."""

@@ -1,4 +1,4 @@
-"""What the guard did: the latest in memory for the pages, all of it in the ledger."""
+"""The processes that the guard ended: the latest in memory for the pages, all in the ledger."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ...node.api import GuardEvent
 from ..ledger import EndedProcess
 
 SHOWN = 50
-"""So many of the latest are shown."""
+"""How many of the latest are shown."""
 _MOST_PENDING = 1000
 
 
 class Records(Protocol):
-    """The ledger, as far as this goes."""
+    """The part of the ledger that the journal needs."""
 
     async def record(self, *items: EndedProcess) -> None:
-        """Keeps them. Raises LedgerFault."""
+        """Stores them. Raises LedgerFault."""
         ...
 
     async def ended(self, limit: int = 100) -> tuple[EndedProcess, ...]:
-        """The latest, youngest first. Raises LedgerFault."""
+        """The latest records, newest first. Raises LedgerFault."""
         ...
 
 
@@ -38,15 +38,15 @@ class Journal:
         self._pending: deque[EndedProcess] = deque(maxlen=_MOST_PENDING)
 
     async def load(self) -> None:
-        """What former brokers did. Raises LedgerFault."""
+        """Loads the records of earlier brokers. Raises LedgerFault."""
         self._recent.extend(await self._records.ended(SHOWN))
 
     def recent(self) -> tuple[EndedProcess, ...]:
-        """The latest, youngest first."""
+        """The latest records, newest first."""
         return tuple(self._recent)
 
     async def add(self, item: EndedProcess) -> None:
-        """Shown from now on, and in the ledger; what can't be written now is written with the next."""
+        """Adds a record and writes it to the ledger; if that fails, it is written with the next one."""
         self._recent.appendleft(item)
         self._pending.append(item)
         writing = tuple(self._pending)
@@ -55,7 +55,7 @@ class Journal:
             await self._records.record(*writing)
         except LedgerFault as fault:
             self._pending.extendleft(reversed(writing))
-            self._log.warning("An ended process could not be recorded yet, it is tried again: %s", fault)
+            self._log.warning("An ended process could not be recorded yet, retrying: %s", fault)
 
 
 def is_of(event: GuardEvent, lease: Lease) -> bool:
@@ -66,7 +66,7 @@ def is_of(event: GuardEvent, lease: Lease) -> bool:
 
 
 def record_of(event: GuardEvent, lease: Lease | None) -> EndedProcess:
-    """What is kept of it; `lease` is the container's, None if that has ended."""
+    """The record of an event; `lease` is the container's, None if it has ended."""
     return EndedProcess(
         at=event.at,
         offence=event.offence.value,

@@ -1,6 +1,6 @@
 """The broker's metrics: names and label values exist from the start, so that a dashboard shows zeros.
 
-Units are base units. GPU hardware metrics are dcgm-exporter's business.
+Units are base units. For GPU hardware metrics, use dcgm-exporter.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900)
 
 
 class Metrics:
-    """All metrics of one broker, in a registry of their own."""
+    """All metrics of one broker, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._leases = Gauge("gpuspawner_leases", "Living leases", ["state"], registry=self.registry)
+        self._leases = Gauge(
+            "gpuspawner_leases", "Leases that have not ended", ["state"], registry=self.registry
+        )
         self._devices = Gauge("gpuspawner_devices", "Devices", ["health"], registry=self.registry)
         self._queue = Gauge("gpuspawner_queue_length", "Leases that wait", registry=self.registry)
         self.acquire_seconds = Histogram(
@@ -51,7 +53,7 @@ class Metrics:
         )
         self.guard_blind = Gauge(
             "gpuspawner_guard_blind_devices",
-            "Devices whose processes can't be read: there no quota is held",
+            "Devices whose processes can't be read: no quota is enforced there",
             registry=self.registry,
         )
         self.docker_up = Gauge(
@@ -92,7 +94,7 @@ class Metrics:
         self._errors.labels(loop).inc()
 
     def text(self, leases: Iterable[Lease], healthy: Iterable[bool]) -> bytes:
-        """Everything in Prometheus' text format, with the present leases and devices."""
+        """All metrics in Prometheus' text format, with the current leases and devices."""
         states = Tally(lease.state for lease in leases)
         for state in LeaseState:
             if state is not LeaseState.CLOSED:

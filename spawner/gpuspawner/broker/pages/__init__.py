@@ -3,7 +3,7 @@
 /services/gpu/             the page, in the hub's own templates
 /services/gpu/live         the page's changing part, fetched by its script
 /services/gpu/api/status   devices, leases, queue, as far as the asker may see them
-/services/gpu/api/tiers    what can be picked, with what is free
+/services/gpu/api/tiers    the tiers and how much of each is free
 /services/gpu/metrics      Prometheus text, for holders of `custom:gpu:read`
 /services/gpu/health       "the broker answers"; needs no login
 """

@@ -29,12 +29,14 @@ from .page import build_page
 STATIC_DIR = Path(__file__).parent / "static"
 
 _HUB_SECONDS = 10.0
-"""How long the hub may take to say who asks. The event loop goes on meanwhile."""
+"""How long the hub may take to identify the sender. The event loop keeps running."""
+TOKEN_SECONDS = 30
+"""Seconds for which the hub's answer about a token is cached; jupyterhub's own default is 300."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What every handler knows. `hub` is the name under which this hub asks the broker for leases."""
+    """The objects of all handlers. `hub` is the name with which this hub asks the broker for leases."""
 
     broker: BrokerView
     prefix: str
@@ -58,9 +60,11 @@ def make_handlers(
     hub's service, unless given; `hub` is the broker's name for this hub, where several share it.
     """
     prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"
-    site = Site(broker, prefix, look or Look(), hub_auth or HubOAuth.instance(), hub)
+    site = Site(broker, prefix, look or Look(), hub_auth or hub_oauth(), hub)
     wanted: dict[str, Any] = {"site": site}
+    without_slash = [(prefix.rstrip("/"), SlashHandler, {"target": prefix})] if prefix != "/" else []
     return [
+        *without_slash,
         (prefix, PageHandler, wanted),
         (f"{prefix}live", LiveHandler, wanted),
         (f"{prefix}api/status", StatusHandler, wanted),
@@ -74,11 +78,16 @@ def make_handlers(
     ]
 
 
+def hub_oauth() -> HubOAuth:
+    """jupyterhub's own, from the environment of a hub's service, that asks the hub again soon."""
+    return HubOAuth.instance(cache_max_age=TOKEN_SECONDS)
+
+
 def make_settings() -> dict[str, Any]:
     """Settings of the tornado Application that carries the handlers.
 
-    The cookie secret comes from the service's API token, so that a broker which is started again takes
-    the cookies of the one before. Without a token it is made up.
+    The cookie secret is derived from the service's API token, so that a restarted broker accepts the
+    cookies of the one before. Without a token it is random.
     """
     token = os.environ.get("JUPYTERHUB_API_TOKEN", "")
     secret = hashlib.sha256(f"gpuspawner cookie {token}".encode()).digest() if token else os.urandom(32)
@@ -86,7 +95,7 @@ def make_settings() -> dict[str, Any]:
 
 
 def log_request(handler: RequestHandler) -> None:
-    """One line a request, without its query, in which a token or a code may stand."""
+    """Logs one line per request, without its query, which may contain a token or a code."""
     status, request = handler.get_status(), handler.request
     level = logging.ERROR if status >= 500 else logging.DEBUG
     seconds = request.request_time()
@@ -94,7 +103,28 @@ def log_request(handler: RequestHandler) -> None:
 
 
 class Discreet(RequestHandler):
-    """Keeps the query out of tornado's own lines about errors too."""
+    """The base of all handlers here: HEAD like GET without its body, `Allow` with a 405 (RFC 9110).
+
+    Removes the query from tornado's own error lines, too.
+    """
+
+    def head(self, *path: str) -> Any:
+        """The same headers as GET; tornado leaves the body out."""
+        return self.get(*path)
+
+    def allowed(self) -> tuple[str, ...]:
+        """The methods that this address accepts."""
+        return tuple(
+            method
+            for method in ("GET", "HEAD", "POST")
+            if getattr(type(self), method.lower()) is not getattr(RequestHandler, method.lower())
+        )
+
+    def set_status(self, status_code: int, reason: str | None = None) -> None:
+        """Adds `Allow` to a 405; tornado has cleared the other headers before."""
+        super().set_status(status_code, reason)
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self.allowed()))
 
     def _request_summary(self) -> str:
         return f"{self.request.method} {self.request.path}"
@@ -103,12 +133,14 @@ class Discreet(RequestHandler):
 class HubHandler(HubOAuthenticated, Discreet):
     """A request whose sender the hub knows: cookie after OAuth, or a token in the Authorization header.
 
-    jupyterhub's own `get_current_user` waits for the hub and stops the event loop meanwhile, on which
-    leases and their holds live; so the hub is asked in `prepare`, with a time limit.
+    jupyterhub's own `get_current_user` blocks the event loop, which also serves leases and their holds, while
+    it waits for the hub; so `prepare` asks the hub, with a time limit.
     """
 
     site: Site
     viewer: Viewer
+    lacks_xsrf = False
+    """Whether the browser's cookie was not looked at, for want of the XSRF token."""
 
     def initialize(self, site: Site) -> None:
         self.site = site
@@ -120,9 +152,12 @@ class HubHandler(HubOAuthenticated, Discreet):
         self.set_header("Cache-Control", "no-cache, private")
 
     async def prepare(self) -> None:
+        if self.request.method not in self.allowed():
+            raise HTTPError(405)  # whoever asks
         model = await self._ask_hub()
         if model is None:
             self.current_user = None
+            self._check_forged()
             self.on_unknown()
             return
         try:
@@ -134,7 +169,7 @@ class HubHandler(HubOAuthenticated, Discreet):
         self.viewer = viewer_of(model, self.site.hub)
 
     async def _ask_hub(self) -> dict[str, Any] | None:
-        """The user model, None for nobody. Raises HTTPError 503 if the hub can't say."""
+        """The user model, None without a login. Raises HTTPError 503 if the hub can't answer."""
         # Set before asking, so that showing an error page doesn't ask again.
         self._hub_auth_user_cache = None
         try:
@@ -144,25 +179,41 @@ class HubHandler(HubOAuthenticated, Discreet):
         except TimeoutError as late:
             raise HTTPError(503, "the hub did not answer in %s s", _HUB_SECONDS) from late
         except HTTPError as failed:
-            raise HTTPError(503, "the hub can't say who asks: %s", failed) from failed
+            raise HTTPError(503, "the hub can't identify the sender: %s", failed) from failed
         return model
+
+    def _check_forged(self) -> None:
+        """Raises HTTPError 403 for a cookie that jupyterhub ignored because the XSRF token is missing."""
+        if self.get_secure_cookie(self.hub_auth.cookie_name) is None:
+            return
+        try:
+            self.check_xsrf_cookie()  # type: ignore[no-untyped-call]
+        except HTTPError as refused:
+            self.lacks_xsrf = True
+            raise HTTPError(403, "%s", refused.log_message) from refused
 
     def on_unknown(self) -> None:
         """Answers a request whose sender the hub does not know."""
         raise HTTPError(401)
 
     def sentence(self, status_code: int) -> str:
-        """What went wrong, for people."""
+        """The error message for people."""
+        if self.lacks_xsrf:
+            return _LACKS_XSRF
         return _SENTENCES.get(status_code, responses.get(status_code, "Unknown error"))
 
 
+_LACKS_XSRF = (
+    "This request lacks the page's XSRF token, or brings that of an earlier login: reload the page and try "
+    "again. A program sends an API token in place of the browser's cookie."
+)
 _SENTENCES = {
     401: "Log in first: send a JupyterHub API token as 'Authorization: token …', or reload the page.",
-    403: "Your account may not see this. Ask the admin of this hub.",
-    404: "There is no such page.",
+    403: "Your account has no permission to see this. Ask the admin of this hub.",
+    404: "This page does not exist.",
     405: "This address can only be read.",
-    500: "Something broke on our side; the broker's log says what.",
-    503: "JupyterHub did not answer, so nobody can be logged in. Try again in a moment.",
+    500: "An error occurred in the GPU broker. Admin: see its log.",
+    503: "JupyterHub did not answer, so you can't be logged in. Try again in a moment.",
 }
 _REASONS = {
     401: "login_required",
@@ -174,7 +225,7 @@ _REASONS = {
 
 
 class ApiHandler(HubHandler):
-    """Answers JSON, errors too, and never sends a program to a login page."""
+    """Answers with JSON, also for errors, and never redirects a program to a login page."""
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
@@ -186,23 +237,23 @@ class ApiHandler(HubHandler):
         self.finish(json.dumps(document))
 
     def write_error(self, status_code: int, **_: Any) -> None:
-        """`{"reason", "message"}`, as the broker's other refusals."""
+        """Sends `{"reason", "message"}`, like the broker's other refusals."""
         if status_code == 401:
             self.set_header("WWW-Authenticate", "token")
-        reason = _REASONS.get(status_code, "error")
+        reason = "xsrf_missing" if self.lacks_xsrf else _REASONS.get(status_code, "error")
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps({"reason": reason, "message": self.sentence(status_code)}))
 
 
 class StatusHandler(ApiHandler):
-    """`GET api/status`: devices, leases and queue, as far as the sender may see them."""
+    """`GET api/status`: the part of devices, leases and queue that the sender may see."""
 
     def get(self) -> None:
         self.answer(visible_status(self.site.broker.status(), self.viewer))
 
 
 class TiersHandler(ApiHandler):
-    """`GET api/tiers`: what can be picked on the spawn page, with what is free of each."""
+    """`GET api/tiers`: the tiers on the spawn page and how much of each is free."""
 
     def get(self) -> None:
         self.answer(self.site.broker.tiers())
@@ -225,8 +276,8 @@ class UnknownApiHandler(ApiHandler):
         raise HTTPError(404)
 
 
-class HealthHandler(RequestHandler):
-    """`GET health`: answers while the broker's event loop runs. Tells nothing and needs no login."""
+class HealthHandler(Discreet):
+    """`GET health`: answers while the broker's event loop runs. Shows no data and needs no login."""
 
     def get(self) -> None:
         self.set_header("Cache-Control", "no-store")
@@ -278,7 +329,7 @@ class LiveHandler(PageHandler):
         self.finish(self._render("gpu_live.html"))
 
     def write_error(self, status_code: int, **_: Any) -> None:
-        """One line of text: the script shows its own words."""
+        """Sends one line of text; the script shows its own message."""
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(self.sentence(status_code))
 
@@ -291,7 +342,7 @@ class UnknownPageHandler(PageHandler):
 
 
 class CallbackHandler(HubOAuthCallbackHandler, Discreet):
-    """`GET oauth_callback`: where the hub sends a browser back to after its login."""
+    """`GET oauth_callback`: the hub redirects the browser to it after the login."""
 
     def initialize(self, site: Site) -> None:
         self.hub_auth = site.hub_auth
@@ -300,8 +351,28 @@ class CallbackHandler(HubOAuthCallbackHandler, Discreet):
         self.set_header("Content-Security-Policy", "frame-ancestors 'none'")
 
 
-class AssetHandler(StaticFileHandler):
+class SlashHandler(Discreet):
+    """The service's address without its slash, as people type it."""
+
+    def initialize(self, target: str) -> None:
+        self.target = target
+
+    def get(self) -> None:
+        query = self.request.query
+        self.redirect(f"{self.target}?{query}" if query else self.target)
+
+
+class AssetHandler(Discreet, StaticFileHandler):
     """Script and style sheet of the page; public, like the hub's own."""
+
+    def head(self, *path: str) -> Any:
+        """tornado's own: it reads no file for it."""
+        return StaticFileHandler.head(self, *path)
+
+    def prepare(self) -> None:
+        """No file's name has a NUL, and the operating system's calls raise ValueError for one."""
+        if "\0" in (self.path_args[0] or ""):
+            raise HTTPError(404)
 
     def set_default_headers(self) -> None:
         self.set_header("X-Content-Type-Options", "nosniff")

@@ -1,4 +1,4 @@
-"""The hub's own look: its templates, static files and addresses, for a page of a service.
+"""The hub's look: its templates, static files and addresses, for the pages of a service.
 
 jupyterhub 6.1's `page.html` asks for `base_url` (the hub's), `prefix` (the site's), `static_url`, `user`
 with `name` and `json_escaped_name`, `logout_url`, `services`, `parsed_scopes` and `xsrf_token`.
@@ -23,7 +23,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class PageUser:
-    """The user as the hub's templates take it."""
+    """The user, in the form that the hub's templates need."""
 
     name: str
 
@@ -31,8 +31,8 @@ class PageUser:
     def json_escaped_name(self) -> str:
         """The name for use between quotes in a script.
 
-        Beyond JSON's escapes, what could end the script element is escaped too: the hub's template
-        marks this value as safe.
+        It also escapes characters that could end the script element, because the hub's template marks this
+        value as safe.
         """
         text = json.dumps(self.name)[1:-1]
         return "".join(f"\\u{ord(char):04x}" if char in "<>&'" else char for char in text)
@@ -43,7 +43,7 @@ class Look:
 
     `template_paths` and `template_vars` are the hub's settings of the same names: a site's own
     `page.html`, logo or announcement then shows here as well. Variables that are functions of the
-    hub's user object are left out, for there is no such object in this process.
+    hub's user object are not set, because this process has no such object.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Look:
         return self._environment.get_template(template).render(**namespace)
 
     def hub_url(self, hub_auth: HubOAuth) -> str:
-        """Address of the hub's own pages, with a slash at its end; absolute where users have subdomains."""
+        """Address of the hub's own pages, with a slash at its end; absolute if users have subdomains."""
         return f"{hub_auth.hub_host}{hub_auth.hub_prefix.rstrip('/')}/"
 
     def namespace(
         self, hub_auth: HubOAuth, prefix: str, model: Mapping[str, Any] | None, xsrf_token: str
     ) -> dict[str, Any]:
-        """What `page.html` and ours ask for; `model` is the user model, None for nobody."""
+        """The variables for `page.html` and our templates; `model` is the user, None without a login."""
         hub_url = self.hub_url(hub_auth)
         scopes: Collection[str] = () if model is None else model.get("scopes", ())
 
@@ -106,15 +106,15 @@ class Look:
 
 
 def look_of(config: Config) -> Look:
-    """The look that the hub's settings in the shared config file ask for."""
+    """The look, from the hub's settings in the shared config file."""
     hub = config.get("JupyterHub", Config())
     return Look(_value(hub, "template_paths", []), _value(hub, "template_vars", {}))
 
 
 def hub_of(config: Config) -> str:
-    """The name under which this config's hub asks for leases: its spawner's `hub_id`.
+    """The name of this config's hub for leases: its spawner's `hub_id`.
 
-    Looked for in every section, for the spawner may be a site's own subclass. "hub" is the default.
+    It searches every section, because the spawner may be a site's own subclass. The default is "hub".
     """
     named = (
         section["hub_id"]
@@ -125,11 +125,11 @@ def hub_of(config: Config) -> str:
 
 
 def _value(section: Config, name: str, empty: Any) -> Any:
-    """A setting, also one that was only appended to or updated: traitlets keeps those for later."""
+    """A setting's value, also if it was only appended to or updated: traitlets applies those later."""
     value = section.get(name, empty)
     return value.get_value(empty) if isinstance(value, LazyConfigValue) else value
 
 
 def _version(path: Path) -> str:
-    """A part of the address that changes with the file, so that browsers may keep it."""
+    """A part of the address that changes with the file, so that browsers may cache it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

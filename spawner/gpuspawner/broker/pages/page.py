@@ -1,6 +1,6 @@
-"""The GPU page's content as values: what the templates show, worked out of the status document.
+"""Computes the GPU page's content from the status document, as values for the templates.
 
-Pure: a document, the tiers, a viewer and the time in; sentences and rows out.
+Pure: takes a document, the tiers, a viewer and the time; returns sentences and rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GUARANTEES = {
 }
 
 MOST_ENDED = 20
-"""So many of the latest ended processes are on the page; `api/status` has more."""
+"""How many of the latest ended processes are on the page; `api/status` has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One lease or place in the queue, as its row or card shows it.
+    """One lease or queue place, as its row or card shows it.
 
-    `mine` says that it is the viewer's own; only then `links` holds the addresses of its buttons.
-    `position` is None once a device is held.
+    `mine` means that it is the viewer's own; only then `links` has the addresses of its buttons.
+    `position` is None when a device is held.
     """
 
     id: str
@@ -55,11 +55,11 @@ class Holding:
     links: Mapping[str, str]
     position: int | None = None
     share: str = ""
-    """What a slice has of its device ("8.0 GiB, up to 25 % of its compute"); empty for whole devices."""
+    """A slice's part of its device ("8.0 GiB, up to 25 % of its compute"); empty for whole devices."""
 
     @property
     def place(self) -> str:
-        """Like "1st in line"; empty for what holds a device."""
+        """For example "1st in line"; empty if it holds a device."""
         return "" if self.position is None else f"{ordinal(self.position)} in line"
 
 
@@ -80,11 +80,11 @@ class DeviceRow:
     holder: Holding | None
     shares: tuple[Holding, ...] = ()
     slices: str = ""
-    """Like "5 of 10 slices free"; empty for a device that isn't sliced."""
+    """For example "5 of 10 slices free"; empty for a device that isn't sliced."""
     used: str = "not available"
-    """Memory in use, by whomever, like "12 GiB"; "simulated" where there is none."""
+    """Memory in use by all processes, like "12 GiB"; "simulated" for a simulated device."""
     busy: str = "not available"
-    """Like "71 %"; NVML has none of a MIG instance."""
+    """For example "71 %"; NVML has no value for a MIG instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class EndedRow:
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """Devices of one kind, counted: all that a viewer without the scope sees of them."""
+    """The counts of devices of one kind; a viewer without the scope sees only these."""
 
     model: str
     memory: str
@@ -129,13 +129,13 @@ class Page:
     spawn_url: str
     ended: tuple[EndedRow, ...] = ()
     fault: str = ""
-    """Why the GPUs can't be listed now, for who sees all; empty if they can."""
+    """Why the GPUs can't be listed now, for viewers with the scope; empty if they can."""
 
 
 def build_page(status: Document, tiers: Document, viewer: Viewer, *, hub_url: str, now: datetime) -> Page:
     """The page for `viewer`. `status` is the whole document; `hub_url` ends with a slash.
 
-    Counts come from the whole document, everything with a name in it from the part that the viewer
+    Counts come from the whole document; everything with a name comes from the part that the viewer
     may see.
     """
     seen = visible_status(status, viewer)
@@ -180,7 +180,9 @@ def _summary(status: Document) -> str:
     waiting = len(status["queue"])
     queue = "nobody waits" if not waiting else "1 server waits" if waiting == 1 else f"{waiting} servers wait"
     if not devices and status.get("fault"):
-        return f"The GPUs of this machine don't answer; they appear here once they do. {queue.capitalize()}."
+        return (
+            f"The GPUs of this machine don't answer; they appear here when they answer. {queue.capitalize()}."
+        )
     if not devices:
         return f"No {kind} on this machine, {queue}."
     unshared = [device for device in devices if not _sliced(device)]
@@ -202,7 +204,10 @@ def _sliced(device: Document) -> bool:
 
 
 def _count(devices: Iterable[Document]) -> tuple[int, int]:
-    """Free and all: slices where devices are sliced, else devices. A withdrawn one has none free."""
+    """Free and total: slices if devices are sliced, else devices.
+
+    Nothing is free on a device out of service.
+    """
     free = total = 0
     for device in devices:
         sliced = _sliced(device)
@@ -214,12 +219,12 @@ def _count(devices: Iterable[Document]) -> tuple[int, int]:
 
 def _guarantee_help(device: Document) -> str:
     if device.get("unguarded_reason"):
-        return f"nothing is held now: {device['unguarded_reason']}"
+        return f"not enforced now: {device['unguarded_reason']}"
     text = GUARANTEES[device["guarantee"]]
     if device["guarantee"] != "guarded":
         return text
     compute = device.get("compute_guarantee") == "guarded"
-    return f"memory {text}; compute {'limited by MPS' if compute else 'not limited, slices take turns'}"
+    return f"memory {text}; compute {'limited by MPS' if compute else 'not limited, by time-slicing'}"
 
 
 def _models(devices: Sequence[Document]) -> tuple[ModelRow, ...]:
@@ -248,7 +253,7 @@ def _models(devices: Sequence[Document]) -> tuple[ModelRow, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """Who looks, from which hub, when."""
+    """The viewer, the hub and the time."""
 
     viewer: Viewer
     hub_url: str
@@ -256,7 +261,7 @@ class _Asked:
 
 
 class _Rows:
-    """Rows of one page: holds what they have in common."""
+    """Builds the rows of one page from their common values."""
 
     def __init__(self, status: Document, tiers: Document, asked: _Asked) -> None:
         self._devices = {device["uuid"]: device for device in status["devices"]}
@@ -346,7 +351,7 @@ class _Rows:
         return self._titles.get(name, name)
 
     def _links(self, entry: Document) -> dict[str, str]:
-        """Addresses on the hub: it knows where the server really is, and asks for a login if need be."""
+        """Addresses on the hub: it knows the server's address, and asks for a login if needed."""
         if not self._viewer.is_mine(entry):
             return {}
         name = quote(entry["user"], safe="")
@@ -359,7 +364,7 @@ class _Rows:
 
 
 def _share(lease: Document) -> str:
-    """What a slice has, in words."""
+    """A slice's part, as text."""
     if lease.get("mode") != "slice":
         return ""
     percent = lease["compute_percent"]
@@ -368,7 +373,7 @@ def _share(lease: Document) -> str:
 
 
 def _told(device: Mapping[str, Any], key: str, words: Callable[[Any], str]) -> str:
-    """In words what is told of the device, or why not: never 0 for what nobody knows."""
+    """A device's reading as text, or why there is none; an unknown value is never shown as 0."""
     if device["simulated"]:
         return "simulated"
     value = device.get(key)

@@ -1,4 +1,4 @@
-"""The pages' HTTP server: on the address that the hub gave to its service."""
+"""The pages' HTTP server: on the address that the hub gave its service."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .handlers import make_handlers, make_settings
 from .look import hub_of, look_of
 
 MAX_BODY_BYTES = 64 * 1024
-"""The longest body: the pages take none but the login's few fields."""
+"""The longest body: the pages accept only the few fields of the login."""
 
 
 def serve_pages(view: BrokerView, config: Config) -> list[HTTPServer]:
-    """A server that listens; none where no hub started this. Raises ConfigError if the port is taken."""
+    """A listening server; None if no hub started this process. Raises ConfigError if the port is in use."""
     url = os.environ.get("JUPYTERHUB_SERVICE_URL")
     if not url:
         return []
@@ -33,6 +33,6 @@ def serve_pages(view: BrokerView, config: Config) -> list[HTTPServer]:
     except OSError as error:
         raise ConfigError(
             f"The GPU page can't listen on {url}: {error.strerror}. Set another port for the service "
-            "in jupyterhub_config.py, or end what uses this one"
+            "in jupyterhub_config.py, or stop the program that uses this one"
         ) from error
     return [server]

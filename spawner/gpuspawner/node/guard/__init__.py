@@ -1,1 +1,1 @@
-"""Holds memory quotas from outside the containers."""
+"""Enforces memory quotas from outside the containers."""

@@ -1,9 +1,9 @@
-"""Holds the memory quota of containers from outside them: looks at the devices, ends what is over.
+"""Enforces memory quotas from outside the containers: reads the devices and ends processes over quota.
 
-What it can't see: NVML tells what is allocated when it is asked. Between two looks, up to `poll_seconds`
-apart, a process may allocate and free unseen; NVML's own peak (accounting mode) is a setting of the
-machine that the guard leaves alone. What it can't prevent: until a process has ended, its memory is
-missing to others, so a neighbour's allocation may fail in the two to three seconds that this takes.
+What it can't see: NVML reports only the current allocation. Between two checks, up to `poll_seconds`
+apart, a process may allocate and free memory unseen; NVML's own peak (accounting mode) is a setting of the
+machine that the guard doesn't change. What it can't prevent: until a process has ended, others can't use its
+memory, so a neighbour's allocation may fail in the two to three seconds that this takes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .judge import History, Judgement, Key, Offence, ProcessSample, QuotaPlan, R
 from .sentence import sentence_of
 
 MPS_SERVER = "nvidia-cuda-mps"
-"""What the kernel keeps of the names of MPS's daemon and server (15 characters, proc(5))."""
+"""The names of MPS's daemon and server, as the kernel shortens them (15 characters, proc(5))."""
 
 SILENT_SECONDS = 5.0
-"""A look that takes longer hangs in NVML; a memory that is not told for longer is not told at all."""
+"""A check that takes longer hangs in NVML; memory that is unknown for longer counts as not reported."""
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -51,17 +51,17 @@ class GuardEvent:
 
     @property
     def over_bytes(self) -> int | None:
-        """How far the container was over its quota; None where it had none there."""
+        """How far the container was over its quota; None if it had no quota there."""
         return None if self.quota_bytes is None else max(0, self.used_bytes - self.quota_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often the guard looks, in seconds.
+    """How often the guard checks, in seconds.
 
-    Every `interval_seconds` at all processes; every `alert_seconds` while somebody is over quota. Every
-    `poll_seconds` at the device's memory alone, one cheap call: if it rose by `jump_bytes` since the
-    last look, the processes are looked at right away, so that a burst shorter than the interval is seen.
+    It checks all processes every `interval_seconds`, or every `alert_seconds` while somebody is over quota.
+    Every `poll_seconds` it reads only the device's memory, one cheap call: if that rose by `jump_bytes` since
+    the last check, it checks the processes at once, so that it also sees a burst shorter than the interval.
     """
 
     interval_seconds: float = 1.0
@@ -72,7 +72,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class GuardSettings:
-    """How patient and how frequent the guard is."""
+    """The guard's tolerances and intervals."""
 
     rules: Rules = field(default_factory=Rules)
     pace: Pace = field(default_factory=Pace)
@@ -81,10 +81,10 @@ class GuardSettings:
 
 
 class Guard:
-    """One thread for each watched device, so that one GPU that hangs leaves the others guarded.
+    """One thread for each watched device, so that the others stay guarded if a GPU hangs.
 
-    `on_event` is awaited on the loop of `start` for each process that was ended; what it raises is
-    logged. The threads need the loop for nothing else: a busy broker goes on guarding.
+    `on_event` is awaited on the loop of `start` for each process that was ended; its errors are
+    logged. The threads don't need the loop otherwise: the guard keeps working while the broker is busy.
     """
 
     def __init__(
@@ -106,14 +106,14 @@ class Guard:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self, plan: QuotaPlan) -> None:
-        """Starts guarding; the first look at each device is taken at once."""
+        """Starts guarding; each device is checked at once."""
         self._loop = asyncio.get_running_loop()
         self._poller = _Poller(self, self._settings.pace.poll_seconds)
         self._poller.start()
         self.set_plan(plan)
 
     def set_plan(self, plan: QuotaPlan) -> None:
-        """From now on `plan` holds: also for devices that weren't watched before. On the loop's thread."""
+        """Replaces the plan, which may name new devices. Call it on the loop's thread."""
         if self._loop is None:
             raise RuntimeError("the guard was not started")
         if plan == self._plan and self._threads:
@@ -130,7 +130,7 @@ class Guard:
             thread.start()
 
     async def stop(self) -> None:
-        """Ends the threads; one that hangs in NVML is left behind."""
+        """Ends the threads; one that hangs in NVML is abandoned."""
         threads: list[_DeviceThread | _Poller] = [self._poller, *self._threads.values()]
         self._threads = {}
         for thread in threads:
@@ -142,17 +142,17 @@ class Guard:
         self._loop = None
 
     def blind(self) -> dict[str, str]:
-        """Devices where no quota is held now, and why."""
+        """Devices where no quota is enforced now, and why."""
         found = {uuid: thread.watch.blind for uuid, thread in self._threads.items()}
         return {uuid: reason for uuid, reason in found.items() if reason}
 
     @property
     def failures(self) -> int:
-        """Looks that ended in an error of our own; each was logged."""
+        """Number of checks that failed with an internal error; each was logged."""
         return sum(thread.failures for thread in self._threads.values())
 
     def poll(self) -> None:
-        """Asks each device for its memory, and has a look at what jumped. In the poller's thread."""
+        """Reads each device's memory, and checks those whose memory jumped. Runs in the poller's thread."""
         for thread in list(self._threads.values()):
             thread.poll()
 
@@ -170,11 +170,11 @@ class Guard:
         try:
             await self._on_event(event)
         except Exception:  # the top of a background task
-            self._log.exception("Telling of an ended process failed container=%s", event.container_id[:12])
+            self._log.exception("Reporting an ended process failed container=%s", event.container_id[:12])
 
 
 class _DeviceThread(threading.Thread):
-    """Looks at one device again and again."""
+    """Checks one device repeatedly."""
 
     def __init__(self, watch: DeviceGuard, plan: QuotaPlan, post: Callable[[GuardEvent], None]) -> None:
         super().__init__(name=f"guard-{watch.uuid}", daemon=True)
@@ -186,39 +186,39 @@ class _DeviceThread(threading.Thread):
         self._wake = threading.Event()
 
     def halt(self) -> None:
-        """Makes `run` return after the present look."""
+        """Makes `run` return after the current check."""
         self._halted = True
         self._wake.set()
 
     def obey(self, plan: QuotaPlan) -> None:
-        """Looks at once, by this plan."""
+        """Sets the plan and checks at once."""
         self._plan = plan
         self._wake.set()
 
     def poll(self) -> None:
-        """Looks at once if the device's memory has jumped. Called from the poller's thread."""
+        """Checks at once if the device's memory has jumped. Called from the poller's thread."""
         if self.watch.jumped():
             self._wake.set()
 
     def run(self) -> None:
         while True:
             self._wake.clear()
-            if self._halted:  # after clearing: what is said from here on wakes it again
+            if self._halted:  # after clearing: later calls wake it again
                 break
             try:
                 pause = self.watch.look(self._plan, self._post)
-            except Exception:  # the top of this thread's loop
+            except Exception:  # top of this thread's loop: it must continue
                 self.failures += 1
-                self.watch.log.exception("Guarding a device failed; it goes on devices=%s", self.watch.uuid)
+                self.watch.log.exception("Guarding a device failed; retrying devices=%s", self.watch.uuid)
                 pause = self.watch.pace.interval_seconds
             self._wake.wait(pause)
         self.watch.close()
 
 
 class _Poller(threading.Thread):
-    """Asks every device how much memory is in use, between the looks.
+    """Reads each device's memory between the checks.
 
-    One thread for all, as waking up is what costs here. If a GPU hangs it, the looks go on.
+    One thread for all devices, because waking up is the main cost. If a GPU hangs it, the checks continue.
     """
 
     def __init__(self, guard: Guard, seconds: float) -> None:
@@ -237,7 +237,7 @@ class _Poller(threading.Thread):
 
 
 class DeviceGuard:
-    """The guard of one device: one look at a time, in one thread."""
+    """The guard of one device: one check at a time, in one thread."""
 
     def __init__(self, uuid: str, inventory: Inventory, settings: GuardSettings, log: _Log) -> None:
         self.uuid = uuid
@@ -257,16 +257,16 @@ class DeviceGuard:
 
     @property
     def blind(self) -> str:
-        """Why no quota is held on the device; "" while they are. May be asked in any thread."""
+        """Why no quota is enforced on the device; "" while they are. Thread-safe."""
         now, looking, untold = self._settings.monotonic(), self._looking_since, self._untold_since
         if looking is not None and now - looking > SILENT_SECONDS:
-            return f"NVML has not said for {now - looking:.0f} s who uses the GPU: see `dmesg`"
+            return f"NVML has not reported for {now - looking:.0f} s which processes use the GPU: see `dmesg`"
         if untold is not None and now - untold > SILENT_SECONDS:
-            return "NVML doesn't say how much memory the processes on the GPU have"
+            return "NVML doesn't report how much memory the processes on the GPU use"
         return self._fault
 
     def look(self, plan: QuotaPlan, post: Callable[[GuardEvent], None]) -> float:
-        """Looks once, ends what must end, and says in how many seconds to look again."""
+        """Checks once, ends processes if needed, and returns the seconds until the next check."""
         self._looking_since = self._settings.monotonic()
         try:
             return self._look(plan.on(self.uuid), post)
@@ -295,30 +295,30 @@ class DeviceGuard:
         return self.pace.alert_seconds if found.alert or found.verdicts else self.pace.interval_seconds
 
     def close(self) -> None:
-        """Lets go of the processes that it holds."""
+        """Closes its process handles."""
         self._table.close()
 
     def jumped(self) -> bool:
-        """Whether much more memory is in use than at the last look."""
+        """Whether much more memory is in use than at the last check."""
         if not self._guarded or self._used_bytes is None:
             return False
         try:
             return self._inventory.used_bytes(self.uuid) > self._used_bytes + self.pace.jump_bytes
         except DeviceFault:
-            return False  # the next look says it
+            return False  # the next check reports it
 
     def _samples(self, ours: frozenset[str]) -> list[ProcessSample] | None:
-        """Who is on the device; None where that can't be read: then nothing is known of anybody."""
+        """The processes on the device; None if they can't be read."""
         try:
             self._used_bytes = self._inventory.used_bytes(self.uuid) if self._guarded else None
             listed = self._inventory.processes(self.uuid)
         except DeviceFault as fault:
             if not self._fault:
-                self.log.warning("Quotas can't be held: %s devices=%s", fault, self.uuid)
+                self.log.warning("Quotas can't be enforced: %s devices=%s", fault, self.uuid)
             self._fault = str(fault)
             return None
         if self._fault:
-            self.log.info("Quotas are held again devices=%s", self.uuid)
+            self.log.info("Quotas are enforced again devices=%s", self.uuid)
         self._fault = ""
         samples = []
         processes = self._table.look_all({each.pid for each in listed})
@@ -331,7 +331,7 @@ class DeviceGuard:
         return samples
 
     def _mention(self, samples: list[ProcessSample], ours: frozenset[str]) -> None:
-        """Says once of each process that nobody here answers for it."""
+        """Logs once about each process that belongs to no lease of this broker."""
         present = {seen.key for seen in samples}
         self._mentioned &= present
         self._ended &= present
@@ -341,7 +341,7 @@ class DeviceGuard:
             self._mentioned.add(seen.key)
             owner = f"container {seen.container_id[:12]}" if seen.container_id else "the host"
             self.log.info(
-                "A process of %s uses a guarded device, it is left alone: %r pid=%d devices=%s",
+                "A process of %s uses a guarded device; it is not ended: %r pid=%d devices=%s",
                 owner, seen.process.name, seen.process.pid, self.uuid,
             )  # fmt: skip
 
@@ -350,7 +350,7 @@ class DeviceGuard:
         outcome = self._table.end(process)
         event = self._event(verdict)
         if outcome is Outcome.ENDED and verdict.seen.key in self._ended:
-            self.log.warning("A process that was ended is still there, paused or stuck %s", _where(event))
+            self.log.warning("A process that was ended still exists, paused or stuck %s", _where(event))
         elif outcome is Outcome.ENDED:
             self._ended.add(verdict.seen.key)
             self.log.warning("%s %s", event.sentence, _where(event))
@@ -361,7 +361,7 @@ class DeviceGuard:
                 _where(event),
             )
         else:
-            self.log.info("A process to be ended is %s already %s", outcome, _where(event))
+            self.log.info("A process that should end is already %s %s", outcome, _where(event))
 
     def _event(self, verdict: Verdict) -> GuardEvent:
         process, quota = verdict.seen.process, verdict.quota
@@ -388,5 +388,5 @@ def _where(event: GuardEvent) -> str:
 
 
 def _is_mps_server(seen: ProcessSample) -> bool:
-    """MPS's own server: on the host. A process in a container that calls itself so is none."""
+    """Whether it is MPS's own server, which runs on the host. A container's process can fake the name."""
     return seen.container_id is None and seen.process.name == MPS_SERVER

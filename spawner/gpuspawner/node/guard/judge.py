@@ -1,9 +1,9 @@
-"""Who is over a quota, for how long, and which process ends for it. Pure: samples in, verdicts out.
+"""Decides who is over a quota, for how long, and which process must end. Pure.
 
-A container's memory on a device is the sum over its processes. What counts is the time over quota: it
-adds up while the container is over and is paid back slowly while it is not, so that bursts add up
-too. At the grace those end that grew most since the container was last within its quota, as many as it
-takes. Processes that have no business on the device are counted likewise, so that short ones add up too.
+A container's memory on a device is the sum over its processes. The time over quota
+grows while the container is over, and shrinks slowly while it is not, so that bursts add up. When it
+reaches the grace time, the processes end that grew most since the container was last within its quota, as
+many as needed. Processes that may not use the device are counted in the same way, so that short ones add up.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from types import MappingProxyType
 from ..processes import Process
 
 Key = tuple[int, int]
-"""Pid and start time: one process, whatever becomes of its pid."""
+"""Pid and start time: they identify a process even if its pid is reused."""
 
 
 class Offence(StrEnum):
-    """What a process ends for."""
+    """Why a process must end."""
 
     MEMORY = "memory"
     NO_LEASE = "no_lease"
@@ -31,7 +31,7 @@ class Offence(StrEnum):
 class Quota:
     """What the container of a lease may use of one device.
 
-    `memory_bytes` None: the hardware holds it, so nobody ends for what NVML counts there.
+    `memory_bytes` None: the hardware enforces it, so the guard ignores the memory that NVML reports.
     """
 
     lease_id: str
@@ -43,7 +43,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class ProcessSample:
-    """A process on the device. `container_id`: whose it is; None if that can't be said."""
+    """A process on the device. `container_id`: its container; None if unknown."""
 
     process: Process
     container_id: str | None
@@ -52,17 +52,17 @@ class ProcessSample:
 
     @property
     def key(self) -> Key:
-        """Which process it is."""
+        """Identifies the process."""
         return self.process.pid, self.process.start_ticks
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How patient the guard is. The defaults hold a quota within about three seconds.
+    """The guard's tolerances. The defaults enforce a quota within about three seconds.
 
-    `tolerance_bytes`: NVML counts in pages and includes what the driver puts beside a context, so a
-    process that MPS stopped at its limit may be a little over the quota. `hard_factor`: from this
-    multiple of the quota on it takes two samples in a row and no grace: neighbours are hit at once.
+    `tolerance_bytes`: NVML counts pages and includes the driver's memory for a context, so a
+    process that MPS stopped at its limit may be slightly over the quota. `hard_factor`: from this
+    multiple of the quota on, two samples in a row are enough, without grace: it affects neighbours at once.
     `repay`: seconds within the quota pay back this part of a second over it, so bursts of more than
     one twentieth of the time end too. `settle_seconds`: how long an ended process may take to give
     its memory back before it counts again.
@@ -90,7 +90,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
-    """A container's time with processes that commit an offence, and those that did at the last sample."""
+    """A container's time with offending processes, and the offending processes of the last sample."""
 
     seconds: float = 0.0
     keys: frozenset[Key] = frozenset()
@@ -98,7 +98,7 @@ class Wrong:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the former samples of a device left. `at` is None where the time before can't be counted."""
+    """The state from earlier samples of a device. `at` is None if the time before can't be counted."""
 
     at: float | None = None
     accounts: Mapping[str, Account] = field(default_factory=lambda: MappingProxyType({}))
@@ -122,7 +122,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """`alert`: somebody is on the way to a verdict, so look again soon."""
+    """`alert`: somebody is over quota, so check again soon."""
 
     verdicts: tuple[Verdict, ...]
     history: History
@@ -131,9 +131,9 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class QuotaPlan:
-    """The quotas that the guard enforces, as the broker gives them: replaced as a whole.
+    """The quotas that the guard enforces; the broker always replaces the whole plan.
 
-    `containers` are those of this broker's leases, on whatever device: only theirs are ever ended.
+    `containers` are those of this broker's leases on any device: only their processes are ended.
     """
 
     quotas: tuple[Quota, ...] = ()
@@ -160,8 +160,8 @@ def judge(
 ) -> Judgement:
     """The verdicts on one device at `now` (monotonic seconds), and what to remember.
 
-    `plan` is the part for the device (`QuotaPlan.on`). A container of ours without a quota there has no
-    business on it. Processes of other containers, and of none, are left alone.
+    `plan` is the part for the device (`QuotaPlan.on`). A container of ours without a quota there may not
+    use it. Processes of other containers and of the host are ignored.
     """
     present = tuple(samples)
     keys = {seen.key for seen in present}
@@ -197,7 +197,7 @@ class _Evaluation:
         self._verdicts: dict[Key, Verdict] = {}
 
     def judgement(self) -> Judgement:
-        """What came of it."""
+        """The result."""
         alert = any(account.is_over for account in self._accounts.values()) or any(
             wrong.keys for wrong in self._wrong.values()
         )
@@ -243,7 +243,7 @@ class _Evaluation:
                 self._within[seen.key] = self._history.within[seen.key]
 
     def _growth(self, seen: ProcessSample) -> tuple[int, int, int, int]:
-        """By growth; then by size, then the younger: what somebody just started."""
+        """Sort key: growth, then size, then the younger process, which was probably just started."""
         memory_bytes = seen.memory_bytes or 0
         grown = memory_bytes - self._history.within.get(seen.key, 0)
         return (grown, memory_bytes, seen.process.start_ticks, seen.process.pid)
@@ -251,7 +251,7 @@ class _Evaluation:
     def _wrongs(
         self, container: str, offence: Offence, quota: Quota | None, wrong: list[ProcessSample], used: int
     ) -> None:
-        """One is ended only if it was wrong at the last sample, too: NVML's lists are read one by one."""
+        """A process must offend in two samples in a row: NVML's lists are read one after the other."""
         before = self._history.wrong.get((container, offence))
         if before is None and not wrong:
             return

@@ -1,4 +1,4 @@
-"""What the user is told whose process was ended. Pure."""
+"""The message for a user whose process was ended. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .judge import Offence, Verdict
 
 
 def sentence_of(verdict: Verdict) -> str:
-    """What the user is told: what happened, and what to do."""
+    """The message: what happened, and what to do."""
     ended = f"Your process {verdict.seen.process.name!r} was ended:"
     if verdict.offence is Offence.NO_LEASE:
         return (
@@ -16,8 +16,8 @@ def sentence_of(verdict: Verdict) -> str:
         )
     if verdict.offence is Offence.BYPASSED_MPS:
         return (
-            f"{ended} it bypassed MPS, through which this GPU is shared. Leave the CUDA_MPS_ settings as "
-            "they are and restart the kernel."
+            f"{ended} it bypassed MPS, which shares this GPU. Don't change the CUDA_MPS_ "
+            "settings, and restart the kernel."
         )
     assert verdict.quota is not None
     assert verdict.quota.memory_bytes is not None

@@ -1,4 +1,4 @@
-"""NVIDIA's MPS control program: where it is, how it is asked, and which of its processes run.
+"""NVIDIA's MPS control program: finds it, sends it commands, and finds its processes.
 
 Commands and files as in NVIDIA's "Multi-Process Service" r580, "Tools and Interface Reference", and
 nvidia-cuda-mps-control(1). Every command has a time limit.
@@ -22,10 +22,10 @@ PROGRAM = "nvidia-cuda-mps-control"
 PID_FILE = f"{PROGRAM}.pid"
 KNOWN_PLACES = ("/usr/bin", "/usr/local/nvidia/bin", "/opt/nvidia/bin", "/usr/local/bin")
 COMM = PROGRAM[:15]
-"""What the kernel keeps of the name; MPS's server has the same (proc(5))."""
+"""The name as the kernel shortens it; MPS's server has the same one (proc(5))."""
 RUN_DIR = Path("/run/gpuspawner")
 """Where the pipe folders are. MPS's server runs as its client's user and reaches its sockets by their path,
-so every folder on the way must let that user pass; a state folder below /root would not. Measured with
+so every parent folder must be accessible for that user; below /root they aren't. Measured with
 driver 580: behind a folder of mode 0700 each client got CUDA error 805; 0711 is enough, also for the logs,
 which the server inherits open."""
 _LARGEST_LOG_BYTES = 16 << 20
@@ -35,7 +35,7 @@ _SIZE = re.compile(r"(\d+)\s*([MG])B?\s*$", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class MpsProgram:
-    """Where the control program is; without it, `reason` says why there is no MPS, with the remedy."""
+    """The control program's path; if None, `reason` says why there is no MPS, with the remedy."""
 
     path: Path | None
     reason: str = ""
@@ -43,10 +43,10 @@ class MpsProgram:
 
 @dataclass(frozen=True, slots=True)
 class MpsLimits:
-    """What the daemon gives each client at most. `memory_bytes` None: no limit of MPS's own.
+    """The daemon's limits for each client. `memory_bytes` None: MPS sets no limit.
 
-    MPS takes whole MiB; the memory limit is for each process, and its user can throw it off, so it is
-    the first wall only: the guard holds the quota.
+    MPS accepts only whole MiB. The memory limit applies to each process, and its user can remove it, so it is
+    only a first barrier: the guard enforces the quota.
     """
 
     percent: float
@@ -60,10 +60,10 @@ class MpsLimits:
 
 @dataclass(frozen=True, slots=True)
 class MpsPlace:
-    """The folders of one GPU's daemon. The pipe folder outlives it: containers have it mounted.
+    """The folders of one GPU's daemon. The pipe folder stays when it ends: containers have it mounted.
 
-    `pipe`: sockets and pid file; mounted into containers, read-only. `log`: MPS's own logs and what the
-    daemon printed: `control.log`, `server.log`, `daemon.out`.
+    `pipe`: sockets and pid file; mounted into containers, read-only. `log`: MPS's own logs and the
+    daemon's output: `control.log`, `server.log`, `daemon.out`.
     """
 
     uuid: str
@@ -71,9 +71,9 @@ class MpsPlace:
     log: Path
 
     def make(self) -> None:
-        """Makes the folders, whatever the umask. Raises DeviceFault.
+        """Creates the folders, independent of the umask. Raises DeviceFault.
 
-        Who may pass to the pipe folder may compute through the daemon, not command it: that takes root
+        Users with access to the pipe folder can compute through the daemon, but commanding it needs root
         (measured, driver 580).
         """
         try:
@@ -83,16 +83,16 @@ class MpsPlace:
                 folder.chmod(0o711)
             self.pipe.chmod(0o755)
         except OSError as error:
-            raise DeviceFault(f"MPS's folder {error.filename} can't be made: {error.strerror}") from error
+            raise DeviceFault(f"MPS's folder {error.filename} can't be created: {error.strerror}") from error
 
     def remove(self) -> None:
-        """Removes the pipe folder, once nobody has it mounted; the logs are kept."""
+        """Removes the pipe folder when nobody has it mounted; the logs are kept."""
         self.clean()
         with contextlib.suppress(OSError):
             self.pipe.rmdir()
 
     def clean(self) -> None:
-        """Removes what a dead daemon left in the pipe folder; the folder itself stays."""
+        """Removes a dead daemon's files from the pipe folder; the folder itself stays."""
         with contextlib.suppress(OSError):
             for leftover in self.pipe.iterdir():
                 leftover.unlink()
@@ -110,7 +110,7 @@ class MpsPlace:
                     _cut(log)
 
     def environment(self) -> dict[str, str]:
-        """For daemon and commands: this GPU alone, these folders, and no other CUDA setting."""
+        """For daemon and commands: only this GPU, these folders, and no other CUDA setting."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
         return {
             **ours,
@@ -129,12 +129,12 @@ def _cut(log: Path) -> None:
 
 
 def pipes_of(state_dir: Path) -> Path:
-    """Where this state folder's broker has its pipe folders: the same after a restart, nobody else's."""
+    """The folder of the pipe folders of this state folder's broker: unique, and the same after a restart."""
     return RUN_DIR / f"mps-{hashlib.sha256(os.fsencode(state_dir.absolute())).hexdigest()[:8]}"
 
 
 def place_of(uuid: str, state_dir: Path) -> MpsPlace:
-    """Where the daemon of a GPU is, for the broker of this state folder."""
+    """The folders of a GPU's daemon, for the broker of this state folder."""
     return MpsPlace(uuid, pipes_of(state_dir) / uuid, state_dir.absolute() / "mps" / uuid)
 
 
@@ -142,11 +142,13 @@ def find_program(setting: str = "", *, uid: int | None = None) -> MpsProgram:
     """The control program of `setting` (a path), else on PATH, else where NVIDIA's packages put it."""
     if (os.geteuid() if uid is None else uid) != 0:
         # A daemon serves other users' programs only as root (MPS r580, "Security Considerations").
-        return MpsProgram(None, "MPS needs a broker that runs as root: containers have users of their own")
+        return MpsProgram(None, "MPS needs a broker that runs as root: containers run as other users")
     if setting:
         if os.access(setting, os.X_OK) and os.path.isfile(setting):
             return MpsProgram(Path(setting).absolute())
-        return MpsProgram(None, f"{setting} is no program: name {PROGRAM}'s path, or leave it to be found")
+        return MpsProgram(
+            None, f"{setting} is not a program: set the path of {PROGRAM}, or remove the setting"
+        )
     places = os.pathsep.join([os.environ.get("PATH", ""), *KNOWN_PLACES])
     found = shutil.which(PROGRAM, path=places)
     if found is None:
@@ -155,7 +157,7 @@ def find_program(setting: str = "", *, uid: int | None = None) -> MpsProgram:
 
 
 class MpsControl:
-    """Asks one GPU's daemon through the control program."""
+    """Sends commands to one GPU's daemon through the control program."""
 
     def __init__(self, program: Path, place: MpsPlace, *, seconds: float = 5.0) -> None:
         self._program = str(program)
@@ -163,7 +165,7 @@ class MpsControl:
         self._seconds = seconds
 
     async def launch(self, seconds: float) -> None:
-        """Starts the daemon, which goes on by itself (`-d`). Raises DeviceFault."""
+        """Starts the daemon, which keeps running in the background (`-d`). Raises DeviceFault."""
         # Not through a pipe: the daemon keeps what it is given. It opens its socket to every user by itself
         # (0666, driver 580); the umask keeps logs and the privileged socket from being written by others.
         out = self._place.log / "daemon.out"
@@ -225,9 +227,9 @@ class MpsControl:
         return process.returncode or 0
 
     async def set_limits(self, limits: MpsLimits) -> None:
-        """For servers to come, and for clients to come of those that run. Raises DeviceFault.
+        """Sets the limits for new servers, and for new clients of running servers. Raises DeviceFault.
 
-        The device is 0: the daemon sees this GPU alone.
+        The device is 0, because the daemon sees only this GPU.
         """
         await self.ask(f"set_default_active_thread_percentage {limits.percent:g}")
         if limits.size is not None:
@@ -245,7 +247,7 @@ class MpsControl:
         if limits.size is None:
             return
         answer = await self.ask("get_default_device_pinned_mem_limit 0")
-        match = _SIZE.search(answer)  # where a driver words it otherwise, the guard holds anyway
+        match = _SIZE.search(answer)  # if a driver uses other words, the guard still enforces the quota
         if match is None or limits.memory_bytes is None:
             return
         # The answer is in whole units, rounded down: driver 580 says "9G" of a limit of 10098M.
@@ -274,13 +276,13 @@ class MpsControl:
 async def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
-    with contextlib.suppress(TimeoutError):  # one that hangs in the driver is left to init
+    with contextlib.suppress(TimeoutError):  # init reaps one that hangs in the driver
         async with asyncio.timeout(1):
             await process.wait()
 
 
 def find_daemon(place: MpsPlace, table: ProcessTable) -> Process | None:
-    """The daemon that serves the pipe folder now, also one of a former broker. Blocks shortly."""
+    """The daemon that serves the pipe folder now, also one of an earlier broker. Blocks for a short time."""
     try:
         pid = int((place.pipe / PID_FILE).read_text())
     except (OSError, ValueError):
@@ -289,15 +291,15 @@ def find_daemon(place: MpsPlace, table: ProcessTable) -> Process | None:
 
 
 def find_all(place: MpsPlace, table: ProcessTable) -> tuple[Process, ...]:
-    """Daemon and servers of the pipe folder, whatever its pid file says. Blocks: looks at all of /proc."""
+    """Daemon and servers of the pipe folder, without using its pid file. Blocks: reads all of /proc."""
     pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())
     return tuple(process for pid in pids if (process := _ours(pid, place, table)) is not None)
 
 
 def _ours(pid: int, place: MpsPlace, table: ProcessTable) -> Process | None:
-    """By its name, by the folder in its environment, and by being where the broker is.
+    """Checks its name, the folder in its environment, and that it runs outside containers, like the broker.
 
-    The last keeps out a process in a container, which can give itself that name and environment.
+    The last check excludes a process in a container, which can set that name and environment itself.
     """
     try:
         if Path(f"/proc/{pid}/comm").read_text().rstrip("\n") != COMM:

@@ -1,7 +1,7 @@
-"""One MPS control daemon for each GPU of a slice pool: started, watched, restarted, taken over, stopped.
+"""The MPS control daemon of each GPU of a slice pool: starts, watches, restarts, adopts and stops it.
 
-The daemon outlives the broker, so that running notebooks go on; the next broker finds it by its pipe
-folder. (Under systemd this takes `KillMode=process` in the broker's unit.)
+The daemon keeps running when the broker ends, so that notebooks continue; the next broker finds it by its
+pipe folder. (Under systemd, this needs `KillMode=process` in the broker's unit.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .control import MpsControl, MpsLimits, MpsPlace, find_all, find_daemon, pip
 
 _MOST_LOOKS = 3
 _KILL_SECONDS = 2.0
-"""How long a killed process may take to end; one that hangs in the driver takes for ever."""
+"""How long a killed process may take to end; one that hangs in the driver never ends."""
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -41,9 +41,9 @@ class MpsChange:
 class MpsPace:
     """Time limits and pauses, in seconds.
 
-    A death is noticed at once. Beside that a daemon is asked every `probe_seconds`, and each time writes
-    four lines into its log. One that has not answered for `silent_seconds` counts as dead: new programs
-    hang in it. That is long, as ending it ends the work of everybody on the GPU.
+    A death is noticed at once. A daemon is also asked every `probe_seconds`, and writes four log lines each
+    time. One that has not answered for `silent_seconds` counts as dead: new programs hang in it. That time is
+    long, because ending the daemon ends the work of everybody on the GPU.
     """
 
     command_seconds: float = 5.0
@@ -58,10 +58,10 @@ class MpsPace:
 OnChange = Callable[[MpsChange], Awaitable[object]]
 
 DIED = (
-    "The service through which this GPU is shared (MPS) ended, and with it what you computed on the GPU. It "
-    "is being started again; then restart your kernel."
+    "MPS, the service that shares this GPU, ended, and with it your computations on the GPU. It is being "
+    "restarted; restart your kernel after that."
 )
-BACK = "The service through which this GPU is shared (MPS) runs again: restart your kernel to use the GPU."
+BACK = "MPS, the service that shares this GPU, runs again: restart your kernel to use the GPU."
 
 
 class MpsDaemon:
@@ -72,7 +72,7 @@ class MpsDaemon:
     ) -> None:
         self.place = place
         self.reason = "MPS was not started yet"
-        """Why it does not run; "" while it does."""
+        """Why it does not run; "" while it runs."""
         self.restarts = 0
         self._control = MpsControl(program, place, seconds=pace.command_seconds)
         self._on_change = on_change
@@ -89,13 +89,13 @@ class MpsDaemon:
 
     @property
     def running(self) -> bool:
-        """Whether clients can connect, as far as is known."""
+        """Whether clients can connect, as far as we know."""
         return self._daemon is not None and not self._died.is_set()
 
     async def ensure(self, limits: MpsLimits) -> bool:
-        """Runs with these limits when this returns; they hold for programs started from then on.
+        """Makes the daemon run with these limits; they apply to programs that start afterwards.
 
-        True if it had to be started: what computed through an earlier one has ended. Raises DeviceFault.
+        Returns True if it had to be started: the programs of an earlier one have ended. Raises DeviceFault.
         """
         started = False
         async with self._lock:
@@ -109,7 +109,7 @@ class MpsDaemon:
         return started
 
     async def stop(self) -> None:
-        """Ends daemon and servers, and with them what runs on them. No error if none runs."""
+        """Ends daemon, servers and their programs. No error if none runs."""
         await self.leave()
         async with self._lock:
             if find_daemon(self.place, self._table) is not None:
@@ -118,14 +118,14 @@ class MpsDaemon:
                     await self._control.quit(self._pace.quit_seconds)
                     await wait_ended(processes, self._pace.quit_seconds)
                 except DeviceFault as fault:
-                    self._log.warning("%s; it is killed devices=%s", fault, self.place.uuid)
+                    self._log.warning("%s; killing it devices=%s", fault, self.place.uuid)
             await self._end_rest()
             await self._disk.submit(self.place.remove)
             self.reason = "MPS was stopped"
         self._disk.close()
 
     async def leave(self) -> None:
-        """Ends the watching alone: the broker ends, and notebooks go on."""
+        """Only stops watching: the broker ends, but notebooks keep running."""
         watching, self._watching = self._watching, None
         if watching is not None:
             watching.cancel()
@@ -136,11 +136,13 @@ class MpsDaemon:
     # ---- start
 
     async def _begin(self, limits: MpsLimits) -> bool:
-        """Takes over a daemon that runs, else starts one (True). Raises DeviceFault, and then none runs."""
+        """Adopts a running daemon, else starts one (returns True). If it raises DeviceFault, none runs."""
         self.place.make()
         daemon = find_daemon(self.place, self._table)
         if daemon is not None and await self._take(daemon, limits):
-            self._log.info("MPS of a former broker goes on devices=%s pid=%d", self.place.uuid, daemon.pid)
+            self._log.info(
+                "Adopted the MPS daemon of an earlier broker devices=%s pid=%d", self.place.uuid, daemon.pid
+            )
             return False
         await self._end_rest()
         await self._disk.submit(self.place.clean)
@@ -157,7 +159,10 @@ class MpsDaemon:
         return True
 
     async def _take(self, daemon: Process, limits: MpsLimits) -> bool:
-        """Whether it serves on. It has as long to answer as one that is watched: programs run on it."""
+        """Whether it still serves.
+
+        It has as much time to answer as a watched one, because programs use it.
+        """
         self._hold(daemon)
         began = time.monotonic()
         while True:
@@ -166,7 +171,7 @@ class MpsDaemon:
             except DeviceFault as fault:
                 silent = time.monotonic() - began
                 self._log.warning(
-                    "MPS of a former broker: %s; %.0f s devices=%s", fault, silent, self.place.uuid
+                    "MPS daemon of an earlier broker: %s; %.0f s devices=%s", fault, silent, self.place.uuid
                 )
                 if not self._died.is_set() and silent < self._pace.silent_seconds:
                     await asyncio.sleep(self._pace.backoff_seconds)
@@ -196,13 +201,13 @@ class MpsDaemon:
         self.reason = ""
 
     def _hold(self, daemon: Process) -> None:
-        """Is told from now on when it dies, whoever's child it is."""
+        """Watches for its end, also if it isn't our child."""
         self._let_go()
         self._died.clear()
         try:
             self._pidfd = os.pidfd_open(daemon.pid)
         except ProcessLookupError:
-            raise DeviceFault("MPS ended while it was started") from None
+            raise DeviceFault("MPS ended while it was starting") from None
         asyncio.get_running_loop().add_reader(self._pidfd, self._died.set)
         self._daemon = daemon
 
@@ -214,8 +219,8 @@ class MpsDaemon:
             self._pidfd = None
 
     async def _end_rest(self) -> None:
-        """Ends what is left of a daemon: it, and servers without one, which nobody can ask any more."""
-        for _ in range(_MOST_LOOKS):  # one that is ending may start another
+        """Ends leftover processes: the daemon, and servers without a daemon, which accept no commands."""
+        for _ in range(_MOST_LOOKS):  # a process that is ending may start another one
             left = await self._find_all()
             for process in left:
                 self._log.info(
@@ -228,7 +233,7 @@ class MpsDaemon:
             self._log.warning("A leftover MPS process doesn't end devices=%s", self.place.uuid)
 
     async def _find_all(self) -> tuple[Process, ...]:
-        """Daemon and servers of this GPU. Looks at all of /proc, so in a thread and as rarely as can be."""
+        """Daemon and servers of this GPU. Reads all of /proc, so it runs in a thread and rarely."""
         return await self._disk.submit(lambda: find_all(self.place, ProcessTable()))
 
     # ---- watching
@@ -244,11 +249,11 @@ class MpsDaemon:
                 await self._bury(watched)
                 backoff = await self._restart(backoff)
             except Exception:  # the top of this loop
-                self._log.exception("Watching MPS failed; it goes on devices=%s", self.place.uuid)
+                self._log.exception("Watching MPS failed; retrying devices=%s", self.place.uuid)
                 await asyncio.sleep(self._pace.probe_seconds)
 
     async def _until_dead(self) -> float:
-        """Returns when the daemon has died or been silent for too long; how long it was watched."""
+        """Waits until the daemon has died or was silent for too long; returns how long it was watched."""
         began = answered = time.monotonic()
         while not self._died.is_set():
             with contextlib.suppress(TimeoutError):
@@ -269,24 +274,24 @@ class MpsDaemon:
     async def _bury(self, daemon: Process | None) -> None:
         async with self._lock:
             self._log.warning("MPS ended devices=%s", self.place.uuid)
-            if self._daemon is daemon:  # `ensure` may have been quicker, and have a new one
-                self.reason = "MPS ended and is started again"
+            if self._daemon is daemon:  # `ensure` may have started a new one
+                self.reason = "MPS ended and is being restarted"
                 self._let_go()
                 await self._end_rest()
         await self._tell(MpsChange(self.place.uuid, False, DIED))
 
     async def _restart(self, backoff: float) -> float:
-        """Starts it again, however often that takes; the pause to begin with the next time."""
+        """Restarts it until that succeeds; returns the first pause for the next time."""
         assert self._limits is not None
         while True:
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, self._pace.longest_backoff_seconds)
             try:
                 async with self._lock:
-                    if not self.running:  # `ensure` may have been quicker
+                    if not self.running:  # `ensure` may have started it
                         await self._begin(self._limits)
             except DeviceFault as fault:
-                self._log.warning("MPS can't be started again: %s devices=%s", fault, self.place.uuid)
+                self._log.warning("MPS can't be restarted: %s devices=%s", fault, self.place.uuid)
                 continue
             self.restarts += 1
             await self._tell(MpsChange(self.place.uuid, True, BACK))
@@ -295,8 +300,8 @@ class MpsDaemon:
     async def _tell(self, change: MpsChange) -> None:
         try:
             await self._on_change(change)
-        except Exception:  # what the broker does with it must not end the watching
-            self._log.exception("Telling of MPS failed devices=%s", self.place.uuid)
+        except Exception:  # the broker's callback must not stop the watch
+            self._log.exception("Reporting a change of MPS failed devices=%s", self.place.uuid)
 
 
 class MpsService:
@@ -319,28 +324,31 @@ class MpsService:
         self._daemons: dict[str, MpsDaemon] = {}
 
     async def ensure(self, uuid: str, limits: MpsLimits) -> bool:
-        """The GPU's daemon runs with these limits when this returns. Raises DeviceFault.
+        """Makes the GPU's daemon run with these limits. Raises DeviceFault.
 
-        True if it had to be started: what computed through an earlier one has ended.
+        Returns True if it had to be started: the programs of an earlier one have ended.
         """
         return await self._daemon(uuid).ensure(limits)
 
     async def stop(self, uuid: str) -> None:
-        """The GPU leaves its pool: its daemon ends. Give a managed compute mode back after this."""
+        """Stops the daemon of a GPU that leaves its pool. Restore a managed compute mode after this."""
         await self._daemon(uuid).stop()
         del self._daemons[uuid]
 
     def left_behind(self) -> frozenset[str]:
-        """GPUs that have a pipe folder of this state folder's broker, or of one before it. Reads a folder."""
+        """GPUs that have a pipe folder from this state folder's brokers, also earlier ones.
+
+        Reads a folder.
+        """
         pipes = pipes_of(self._state_dir)
         return frozenset(path.name for path in pipes.iterdir()) if pipes.is_dir() else frozenset()
 
     async def leave(self) -> None:
-        """The broker ends: daemons go on without being watched."""
+        """Stops watching, because the broker ends: daemons keep running."""
         await asyncio.gather(*(daemon.leave() for daemon in self._daemons.values()))
 
     def reason(self, uuid: str) -> str:
-        """Why the GPU's daemon does not run; "" while it does."""
+        """Why the GPU's daemon does not run; "" while it runs."""
         return self._daemon(uuid).reason
 
     def _daemon(self, uuid: str) -> MpsDaemon:

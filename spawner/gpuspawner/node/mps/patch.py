@@ -8,14 +8,14 @@ from ...core.model import ContainerPatch
 from .control import MpsLimits
 
 MPS_MOUNT = "/run/gpuspawner-mps"
-"""Where the pipe folder is in the container, read-only: enough to connect (measured, driver 580)."""
+"""The pipe folder in the container, read-only, which is enough to connect (measured, driver 580)."""
 
 
 def patch_for(pipe: PurePath | str, share: MpsLimits | None = None) -> ContainerPatch:
-    """Mount and environment for the daemon with that pipe folder: one GPU only, as MPS has one pipe.
+    """Mount and environment for the daemon with that pipe folder: one GPU only, because MPS has one pipe.
 
-    `share` is for a lease that is smaller than the daemon's limits. Its user can undo these two settings of
-    a client, up to the daemon's: the percentage is then not held, the memory is, by the guard.
+    `share` is for a lease that is smaller than the daemon's limits. Its user can raise these two client
+    settings up to the daemon's: then the percentage is not enforced, but the guard still enforces the memory.
     """
     env = {"CUDA_MPS_PIPE_DIRECTORY": MPS_MOUNT}
     if share is not None:

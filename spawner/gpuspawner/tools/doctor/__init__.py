@@ -1,4 +1,4 @@
-"""`gpuspawner doctor`: facts of this machine are collected, then judged."""
+"""`gpuspawner doctor`: collects facts about this machine, then evaluates them."""
 
 from .brief import brief
 from .checks import examine

@@ -1,4 +1,4 @@
-"""The report without what doesn't matter here. Pure."""
+"""Shortens the report to what matters on this machine. Pure."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _REAL_ONLY = (
     "CUDA checkpoint",
     "GPU memory by cgroup",
 )
-"""Subjects that only real GPUs need."""
+"""Subjects that matter only for real GPUs."""
 
 
 def brief(findings: tuple[Finding, ...], facts: Facts) -> tuple[Finding, ...]:
-    """With simulated GPUs the notes on what only real ones need become one line; else as it was.
+    """With simulated GPUs, the notes that matter only for real ones become one line; else nothing changes.
 
-    A GPU that is plugged in without its driver stays: somebody wants it to be found.
+    The note about a GPU without a driver stays, because somebody may want to use it.
     """
     if not facts.simulated:
         return findings

@@ -1,4 +1,4 @@
-"""The judgement: facts in, findings out. Pure."""
+"""The checks: they turn facts into findings. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ...node.injection import EngineFacts, Injection, cdi_obstacle, choose, clas
 from .facts import Facts, ImageFacts
 from .finding import Finding, Level
 from .lab import lab_findings
+from .network import network_findings
 from .pooling import pool_findings
 from .reach import ELSEWHERE
 
@@ -26,14 +27,15 @@ MIG; NVML API Reference), which this version does not use yet."""
 
 
 def examine(facts: Facts) -> tuple[Finding, ...]:
-    """Every finding, in the order of the data's way: settings, GPUs, Docker, extras, our own parts."""
+    """All findings, in this order: settings, GPUs, Docker, extras, our own parts."""
     if facts.config_error:
-        return (_problem("Settings", facts.config_error, "Mend the setting, then run doctor again"),)
+        return (_problem("Settings", facts.config_error, "Correct the setting, then run doctor again"),)
     return (
         *_driver(facts),
         *_devices(facts),
         *pool_findings(facts),
         *_docker(facts),
+        *network_findings(facts),
         *_injection(facts),
         *_extras(facts),
         *_images(facts),
@@ -43,7 +45,7 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
 
 
 def main_job_runs(findings: tuple[Finding, ...]) -> bool:
-    """Whether nothing of what was found keeps a server with a GPU from starting."""
+    """Whether servers with a GPU can start, according to the findings."""
     return all(finding.level is not Level.PROBLEM for finding in findings)
 
 
@@ -76,10 +78,10 @@ def _driver(facts: Facts) -> Iterator[Finding]:
 
 def _devices(facts: Facts) -> Iterator[Finding]:
     for sentence in facts.driver.left_out if facts.driver else ():
-        remedy = "Mend it; the broker takes it up when it can be read. The others are leased"
-        yield _note("GPU left out", sentence, remedy)
+        remedy = "Fix it; the broker adds the GPU when it can be read. The other GPUs are leased"
+        yield _note("GPU not listed", sentence, remedy)
     if facts.inventory_error:
-        yield _problem("GPUs", facts.inventory_error, "Mend this first: no GPU can be leased")
+        yield _problem("GPUs", facts.inventory_error, "Fix this first: no GPU can be leased")
         return
     if facts.simulated:
         yield _note(
@@ -137,13 +139,13 @@ def _injection(facts: Facts) -> Iterator[Finding]:
     uuids = tuple(device.uuid for device in facts.devices if not device.simulated)
     yield from _ways(engine, uuids)
     for sentence in engine.cdi_problems:
-        yield _note("CDI spec", sentence, "Write the spec anew with `nvidia-ctk cdi generate`, or remove it")
+        yield _note("CDI spec", sentence, "Write a new spec with `nvidia-ctk cdi generate`, or remove it")
     if facts.inventory_error:
         return
     try:
         way = choose(facts.injection_setting, engine, facts.simulated, uuids)
     except ConfigError as error:
-        yield _problem("Injection", str(error), "Follow either way above, then restart the broker")
+        yield _problem("Injection", str(error), "Follow one of the remedies above, then restart the broker")
         return
     words = {
         Injection.CDI: "CDI",
@@ -165,7 +167,7 @@ def _ways(engine: EngineFacts, uuids: tuple[str, ...]) -> Iterator[Finding]:
     obstacle = classic_obstacle(engine)
     if obstacle:
         text, _, remedy = obstacle.partition(": ")
-        yield _note("Classic request", text, remedy[:1].upper() + remedy[1:] + ", or take CDI")
+        yield _note("Classic request", text, remedy[:1].upper() + remedy[1:] + ", or use CDI")
     else:
         yield _ok("Classic request", engine.hook_path or "the engine has the runtime nvidia")
 
@@ -199,17 +201,17 @@ def _extras(facts: Facts) -> Iterator[Finding]:
 
 
 def memory_limits(driver: tuple[int, ...], cgroup_version: str | None) -> Iterator[Finding]:
-    """Whether the driver could hold memory quotas itself, by cgroup; nothing without a driver."""
+    """Whether the driver could enforce memory quotas itself, by cgroup; no finding without a driver."""
     if not driver:
         return
     subject, first = "GPU memory by cgroup", MEMORY_LIMIT_DRIVER[0]
     if driver < MEMORY_LIMIT_DRIVER:
-        yield _ok(subject, f"not in this driver (from {first} on): the guard holds the quotas of slices")
+        yield _ok(subject, f"not in this driver (from {first} on): the guard enforces the quotas of slices")
     elif cgroup_version != "2":
         yield _note(
             subject,
             f"the driver could limit it, but needs cgroup version 2, here is {cgroup_version or 'none'}",
-            "Boot with systemd.unified_cgroup_hierarchy=1; until then the guard holds the quotas of slices",
+            "Boot with systemd.unified_cgroup_hierarchy=1; until then the guard enforces slices' quotas",
         )
     else:
         yield _ok(subject, "the driver can limit it; this version leaves the quotas of slices to the guard")
@@ -230,14 +232,16 @@ def _image(image: ImageFacts, facts: Facts) -> Finding:
     if not image.cuda:
         if driver is None or facts.simulated:
             return _ok(subject, "present, without CUDA")
-        return _note(subject, "does not say which CUDA it has", "Take an image with CUDA for the GPU tiers")
+        return _note(
+            subject, "does not say which CUDA version it has", "Use an image with CUDA for the GPU tiers"
+        )
     if driver is None:
         return _ok(subject, f"present, CUDA {image.cuda}")
     if image.min_driver and version_of(driver) < version_of(image.min_driver):
         return _problem(
             subject,
             f"its CUDA {image.cuda} needs driver {image.min_driver}, here is {driver}",
-            f"Install driver {image.min_driver} or newer, or take an image with an older CUDA",
+            f"Install driver {image.min_driver} or newer, or use an image with an older CUDA",
         )
     return _ok(subject, f"present, CUDA {image.cuda} on driver {driver}")
 
@@ -246,10 +250,12 @@ def _own_parts(facts: Facts) -> Iterator[Finding]:
     ledger, broker = facts.ledger, facts.broker
     if ledger is not None and ledger.error:
         yield _problem(
-            "Ledger", f"{ledger.place}: {ledger.error}", "Mend the file or its rights; it is not remade"
+            "Ledger",
+            f"{ledger.place}: {ledger.error}",
+            "Fix the file or its permissions; it is not recreated",
         )
     elif ledger is not None and ledger.lease_count is None:
-        yield _ok("Ledger", f"{ledger.place}: not made yet, the broker makes it")
+        yield _ok("Ledger", f"{ledger.place}: not created yet, the broker creates it")
     elif ledger is not None:
         yield _ok("Ledger", f"{ledger.place}: {ledger.lease_count} leases")
     if broker is None:
@@ -262,7 +268,7 @@ def _own_parts(facts: Facts) -> Iterator[Finding]:
     yield _ok("Broker", f"answers on {broker.socket_path}, {broker.device_count} {kind}")
     if broker.fault:
         yield _problem(
-            "Broker", broker.fault, "See what hangs with `dmesg` and `nvidia-smi`; the broker waits"
+            "Broker", broker.fault, "Find what hangs with `dmesg` and `nvidia-smi`; the broker waits"
         )
     for sentence in broker.withdrawn:
-        yield _note("Withdrawn", sentence, "It comes back by itself once it was verified")
+        yield _note("Out of service", sentence, "It returns to service by itself when its checks pass again")

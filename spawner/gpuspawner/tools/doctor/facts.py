@@ -1,4 +1,4 @@
-"""What `doctor` looks at. Plain values, so that its judgement can be tested without the machine."""
+"""The facts for `doctor`, as plain values, so that its checks can be tested without the machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class LedgerFacts:
-    """Where the ledger is; `lease_count` is None if it was never made; `error` if it can't be read."""
+    """The ledger's place; `lease_count` None: it doesn't exist yet; `error`: why it can't be read."""
 
     place: str
     lease_count: int | None = None
@@ -33,7 +33,7 @@ class LedgerFacts:
 
 @dataclass(frozen=True, slots=True)
 class BrokerFacts:
-    """Whether a broker answers on the socket, and what it leases."""
+    """Whether a broker answers on the socket, and its devices."""
 
     socket_path: str
     error: str = ""
@@ -45,8 +45,24 @@ class BrokerFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkFacts:
+    """The labs' network, as the settings name it and as Docker has it; `error` if Docker doesn't say."""
+
+    name: str
+    subnet: str
+    error: str = ""
+    present: bool = False
+    subnets: tuple[str, ...] = ()
+    isolated: bool = True
+    """Whether no lab reaches another."""
+    hub_listens: bool = False
+    """Whether the hub listens on the host's address in it."""
+    address_here: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything at once; None or "" where something could not be found out, with the reason beside it."""
+    """All facts; None or "" for an unknown one, with the reason in another field."""
 
     config_error: str = ""
     inventory_setting: str = "auto"
@@ -71,3 +87,4 @@ class Facts:
     ledger: LedgerFacts | None = None
     broker: BrokerFacts | None = None
     lab: LabFacts | None = None
+    network: NetworkFacts | None = None

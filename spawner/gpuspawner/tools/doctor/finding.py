@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """`problem`: the main job, a server with a GPU, can't run. `note`: something less can't."""
+    """`problem`: servers with a GPU can't run. `note`: something less important doesn't work."""
 
     OK = "ok"
     NOTE = "note"
@@ -16,7 +16,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report; `remedy` says what to do and is empty where all is well."""
+    """One line of the report; `remedy` says what to do; it is empty if all is well."""
 
     level: Level
     subject: str

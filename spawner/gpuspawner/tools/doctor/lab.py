@@ -1,6 +1,6 @@
-"""What labs get on this machine, what its settings let them reach, and where the disk gets full. Pure.
+"""Findings about labs: their limits, settings that bypass the lease, and full disks. Pure.
 
-`read_lab` collects the facts; it asks the disk and the process behind Docker's socket.
+`read_lab` collects the facts from the disk and the process that listens on Docker's socket.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .finding import Finding, Level
 
 GIB = 1 << 30
 FULL_BYTES = GIB
-"""Below this no server starts for long: its log, its container and its user's files need more."""
+"""With less free space, servers soon fail: logs, containers and users' files need more."""
 LOW_BYTES, LOW_FRACTION = 10 * GIB, 0.1
 _WEAKER = ("seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined", "label=disable")
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A file system, named by what of ours is on it."""
+    """A file system, named by our data on it."""
 
     holds: str
     folder: str
@@ -40,7 +40,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class LabFacts:
-    """Settings and machine. `create` and `host` are what the site's settings add to Docker's arguments."""
+    """Settings and machine. `create` and `host` are the arguments that the site's settings add for Docker."""
 
     rules: LabRules
     machine: Machine
@@ -49,7 +49,7 @@ class LabFacts:
     general: ConfiguredLimits = field(default_factory=ConfiguredLimits)
     """`c.Spawner.mem_limit` and `cpu_limit`."""
     computed: tuple[str, ...] = ()
-    """Settings that are functions: only a start knows what they return."""
+    """Settings that are functions: they are only called at a start."""
     disks: tuple[Disk, ...] = ()
 
 
@@ -86,7 +86,7 @@ def read_lab(config: Config, info: Mapping[str, Any], state_dir: str) -> LabFact
 
 
 def lab_findings(facts: LabFacts, tiers: tuple[Tier, ...]) -> Iterator[Finding]:
-    """One for the default limit, one for each tier, and one for each thing that somebody should know."""
+    """One finding for the default limit, one for each tier, and one for each remark."""
     yield from _memory(facts)
     for tier in tiers:
         configured = ConfiguredLimits(
@@ -102,8 +102,8 @@ def lab_findings(facts: LabFacts, tiers: tuple[Tier, ...]) -> Iterator[Finding]:
         yield Finding(
             Level.NOTE,
             "Limits of processes",
-            "Docker may not raise them: labs have Docker's own limits of locked memory, stack and open files",
-            "Run Docker with CAP_SYS_RESOURCE to give labs what NVIDIA asks for",
+            "Docker can't raise them: labs have Docker's own limits of locked memory, stack and open files",
+            "Run Docker with CAP_SYS_RESOURCE to give labs the limits that NVIDIA recommends",
         )
     yield from _reach(facts)
     for disk in facts.disks:
@@ -123,38 +123,43 @@ def _memory(facts: LabFacts) -> Iterator[Finding]:
 def _reach(facts: LabFacts) -> Iterator[Finding]:
     for way in ways(facts.create, facts.host, facts.rules.private):
         if way.name in facts.rules.past_lease:
-            text = f"{way.name} is {way.value}: a lab reaches {way.reaches}, as c.GpuLab.past_lease allows"
-            yield Finding(Level.NOTE, "Past the lease", text, "Take both out, if that is no longer meant")
+            text = (
+                f"{way.name} is {way.value}: a lab has access to {way.reaches}, as c.GpuLab.past_lease allows"
+            )
+            yield Finding(Level.NOTE, "Past the lease", text, "Remove both, if this is no longer intended")
         elif way.name == "devices":
             text = f"devices has {way.value}: labs start without it"
             yield Finding(
-                Level.NOTE, "Past the lease", text, 'Take it out, or allow "devices" in c.GpuLab.past_lease'
+                Level.NOTE, "Past the lease", text, 'Remove it, or allow "devices" in c.GpuLab.past_lease'
             )
         else:
             sentence, _, remedy = way.sentence().partition(". ")
             yield Finding(Level.PROBLEM, "Past the lease", f"{sentence}: no lab starts", remedy)
     for option in facts.host.get("security_opt") or ():
         if str(option).replace(":", "=") in _WEAKER:
-            text = f"security_opt has {option}: a lab has more of the kernel to attack"
+            text = f"security_opt has {option}: labs can attack more of the kernel"
             yield Finding(
-                Level.NOTE, "Labs' isolation", text, "Take it out of extra_host_config, if it isn't needed"
+                Level.NOTE, "Labs' isolation", text, "Remove it from extra_host_config, if it isn't needed"
             )
     if facts.host.get("network_mode") == "host":
         text = (
             "network_mode is host: labs reach every port of this machine, also those of the hub and its proxy"
         )
         yield Finding(
-            Level.NOTE, "Labs' isolation", text, "Take it out of extra_host_config: labs have their network"
+            Level.NOTE,
+            "Labs' isolation",
+            text,
+            "Remove it from extra_host_config: labs have their own network",
         )
     for name in facts.computed:
-        text = f"{name} is a function: what it returns is checked at each start"
+        text = f"{name} is a function: its result is checked at each start"
         yield Finding(Level.OK, "Past the lease", text)
 
 
 def _disk(disk: Disk) -> Finding:
     subject = f"Disk of {disk.holds}"
     text = f"{format_bytes(disk.free_bytes)} of {format_bytes(disk.total_bytes)} free at {disk.folder}"
-    remedy = "`gpuspawner homes` says how large each home is, `docker system df` what images and logs take"
+    remedy = "`gpuspawner homes` shows the size of each home, `docker system df` the size of images and logs"
     if disk.free_bytes < FULL_BYTES:
         return Finding(Level.PROBLEM, subject, f"{text}: full, so that servers can't start", remedy)
     if disk.free_bytes < min(LOW_BYTES, disk.total_bytes * LOW_FRACTION):
@@ -163,12 +168,12 @@ def _disk(disk: Disk) -> Finding:
 
 
 def _disks(docker_root: str, state_dir: str) -> tuple[Disk, ...]:
-    """Each file system once. Docker's folder isn't here where Docker is elsewhere."""
+    """Each file system once. If Docker runs on another machine, its folder isn't here."""
     found: dict[int, Disk] = {}
     for holds, folder in (("images, homes and logs", docker_root), ("the broker's state", state_dir)):
         path = Path(folder)
         while folder and not path.exists() and path != path.parent and holds != "images, homes and logs":
-            path = path.parent  # the broker makes its folder at its first start
+            path = path.parent  # the broker creates its folder at its first start
         try:
             usage, number = shutil.disk_usage(path), path.stat().st_dev
         except OSError:
@@ -179,7 +184,7 @@ def _disks(docker_root: str, state_dir: str) -> tuple[Disk, ...]:
 
 
 def _general(settings: Mapping[str, Any]) -> ConfiguredLimits:
-    """`mem_limit` and `cpu_limit` for all labs; a function isn't asked."""
+    """`mem_limit` and `cpu_limit` for all labs; a function isn't called."""
     memory, cores = settings.get("mem_limit"), settings.get("cpu_limit")
     return ConfiguredLimits(
         parse_bytes(memory, "mem_limit") if isinstance(memory, str | int) and memory else None,
@@ -188,7 +193,7 @@ def _general(settings: Mapping[str, Any]) -> ConfiguredLimits:
 
 
 def _spawner_settings(config: Config) -> dict[str, Any]:
-    """The spawner's settings as traitlets would take them: those of the subclass go before the others."""
+    """The spawner's settings as traitlets merges them: a subclass's settings override the others."""
     merged: dict[str, Any] = {}
     for section in ("Spawner", "DockerSpawner", "GpuDockerSpawner"):
         if config.has_key(section):

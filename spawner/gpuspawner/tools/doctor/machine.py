@@ -1,4 +1,4 @@
-"""Collects the facts. Blocks; touches NVML, Docker and disk, and changes nothing."""
+"""Collects the facts. Blocks; reads NVML, Docker and disk, and changes nothing."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from ...node.processes import ending_obstacle
 from ...protocol.client import BrokerClient
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
 from .lab import read_lab
+from .network import read_network
 from .reach import unreachable
 
 
 def collect(settings: GpuBroker) -> Facts:
     """All facts for the site of `settings` (initialized)."""
     facts = _pools(_hardware(settings.site), settings)
-    mps = find_program(uid=0).path  # whether it is installed: who runs doctor need not be root
+    mps = find_program(uid=0).path  # uid=0: it may be installed although doctor doesn't run as root
     mps_path = None if mps is None else str(mps)
     engine, engine_error, images, info = asyncio.run(_docker(image_references(settings)))
     return replace(
@@ -55,6 +56,7 @@ def collect(settings: GpuBroker) -> Facts:
         ledger=read_ledger(settings.database_url),
         broker=asyncio.run(_broker(settings.site, settings.config_file)),
         lab=read_lab(settings.config, info, settings.site.state_dir) if engine else None,
+        network=read_network(settings.config),
     )
 
 
@@ -79,7 +81,7 @@ def _hardware(site: GpuSite) -> Facts:
 
 
 def _read_nvml(facts: Facts, site: GpuSite) -> Facts:
-    """What NVML says. Blocks for as long as it likes."""
+    """Reads NVML. Blocks, possibly for ever if NVML hangs."""
     driver, driver_error = _driver()
     facts = replace(facts, driver=driver, driver_error=driver_error)
     try:
@@ -97,7 +99,7 @@ def _read_nvml(facts: Facts, site: GpuSite) -> Facts:
 
 
 def _pools(facts: Facts, settings: GpuBroker) -> Facts:
-    """As the broker would share the devices at its start."""
+    """The pools that the broker would create at its start."""
     if facts.inventory_error:
         return facts
     incomplete = bool(facts.driver and facts.driver.left_out)
@@ -115,7 +117,7 @@ def _driver() -> tuple[DriverFacts | None, str]:
     except DeviceFault as fault:
         return None, str(fault)
     try:
-        with suppress(DeviceFault):  # none can be leased; what is left out says why
+        with suppress(DeviceFault):  # no device can be leased; `left_out` says why
             nvml.devices()
         return nvml.driver(), ""
     except DeviceFault as fault:

@@ -1,4 +1,4 @@
-"""What pools and tiers are worth on this machine: facts in, findings out. Pure."""
+"""Findings about pools and tiers on this machine, from facts. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from .finding import Finding, Level
 
 
 def pool_findings(facts: Facts) -> Iterator[Finding]:
-    """One for each pool and each tier with a GPU, and for each thing that is odd."""
+    """One finding for each pool and each tier with a GPU, and for each warning."""
     if facts.pooling_error:
-        remedy = "Mend the setting: the broker doesn't start with it"
+        remedy = "Correct the setting: the broker doesn't start with it"
         yield Finding(Level.PROBLEM, "Pools", facts.pooling_error, remedy)
     if facts.pooling is None:
         return
     for warning in facts.pooling.warnings:
-        yield Finding(Level.NOTE, "Pools", warning, "Nothing, if that is meant; else mend setting or machine")
+        yield Finding(
+            Level.NOTE,
+            "Pools",
+            warning,
+            "Nothing, if you intend this; else correct the setting or the machine",
+        )
     for terms, devices in _pools(facts.pooling):
         yield Finding(Level.OK, f"Pool {terms.pool}", _pool(terms, devices, facts.simulated))
     for tier in facts.tiers:
@@ -48,7 +53,7 @@ def _pool(terms: SharingRules, devices: Sequence[Device], simulated: bool) -> st
     else:
         text += f", in sizes of {', '.join(format_bytes(each) for each in terms.sizes_bytes)}"
     if simulated:
-        return f"{text}; simulated, so nothing is held"
+        return f"{text}; simulated, so nothing is enforced"
     if not terms.mps:
         return f"{text}; without MPS: memory is guarded, compute is not limited"
     return f"{text}; compute up to {terms.largest_percent(size):g} % by MPS, memory guarded"
@@ -58,7 +63,7 @@ def _tier(tier: Tier, pooling: Pooling, simulated: bool) -> str:
     kinds = [kind_of(device, pooling.terms[device.uuid]) for device in pooling.devices]
     share = example(tier.want, kinds)
     if share is None:
-        return ""  # a warning says so already
+        return ""  # a warning says it already
     memory = guarantee_of(tier.want.mode, simulated)
     compute = worth_compute(tier.want.mode, share.mps, simulated)
     if tier.want.mode is not Mode.SLICE:

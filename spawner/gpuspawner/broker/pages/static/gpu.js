@@ -1,4 +1,4 @@
-// Keeps the GPU page up to date: fetches its changing part and swaps only what differs.
+// Keeps the GPU page up to date: fetches the part that changes and replaces only the elements that differ.
 // Without this script the page shows the state of its last load.
 
 const live = document.getElementById("gpu-live");
@@ -15,7 +15,7 @@ function swap(html) {
   for (const part of live.querySelectorAll("[data-live]")) {
     const next = fresh.getElementById(part.id);
     if (!next) continue;
-    // The element stays, so that a screen reader goes on following it, and says only what changed.
+    // The element itself is not replaced, so a screen reader keeps watching it and reads only the changes.
     part.hidden = next.hidden;
     if (part.innerHTML === next.innerHTML) continue;
     const focused = part.contains(document.activeElement) ? document.activeElement.id : "";
@@ -55,7 +55,7 @@ async function update() {
 
 async function follow() {
   clearTimeout(timer);
-  // A page that nobody looks at asks nothing; it catches up when it is shown again.
+  // A hidden page sends no requests; it updates when it is shown again.
   if (document.hidden) return;
   if (await update()) timer = setTimeout(follow, 1000 * seconds);
 }

@@ -1,4 +1,4 @@
-"""What a lease asked for beside whole devices; the leases of before hold whole ones."""
+"""What a lease asked for beside whole devices; earlier leases hold whole devices."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which processes the guard ended, whose and why; and an index by which old leases are found."""
+"""The processes that the guard ended, with user and reason; and an index to find old leases."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Make table and index."""
+    """Create table and index."""
     op.create_index("leases_by_age", "leases", ["state", "since"])
     number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.create_table(

@@ -1,4 +1,4 @@
-"""Whose a lease is, on which machine, of which groups, and with which part of a GPU it is charged."""
+"""A lease's broker, machine, groups, and the part of a GPU with which it is charged."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Add them. Intervals of before keep what they were charged with: whole devices.
+    """Add the columns. Earlier intervals keep what they were charged with: whole devices.
 
     The broker that opens the ledger first claims the living leases; those that run get their part of a GPU
     when it has read its devices, from the beginning of their present interval.

@@ -1,0 +1,44 @@
+"""What is made from the names of users and servers, one for each: pure, and no two names give the same.
+
+Container and home are named with `{username}` and `{servername}` of DockerSpawner's templates. The hub
+registers an OAuth client for a server; its id is the name of the server's cookie, too.
+"""
+
+from __future__ import annotations
+
+import string
+from urllib.parse import quote
+
+from ..core.errors import BadOption
+
+_PLAIN = frozenset((string.ascii_lowercase + string.digits).encode())
+
+
+def check_names(user: str, server: str) -> None:
+    """Raises BadOption for names with characters that can't be printed, which no message names."""
+    for what, name in (("user", user), ("server", server)):
+        if not name.isprintable():
+            raise BadOption(
+                f"The {what} name {name!r} has characters that can't be printed, so no server starts "
+                "under it. "
+                + ("Choose another name." if what == "server" else "Ask the admin of this hub to rename you.")
+            )
+
+
+def escape_name(name: str) -> str:
+    """A name with only `a-z`, `0-9` and `-hh`, two hex digits for each other byte of its UTF-8.
+
+    DockerSpawner's (14.0) writes as few digits as will do, so that the users "a\\x1fb" and "a\\x01fb", which
+    JupyterHub (6.1) takes for two, had one home. All other names look as they do there.
+    """
+    return "".join(chr(byte) if byte in _PLAIN else f"-{byte:02x}" for byte in name.encode())
+
+
+def oauth_client_of(user: str, server: str) -> str:
+    """The id of a server's OAuth client; also the name of a cookie, so all of its characters are a cookie's.
+
+    JupyterHub's (6.1) has a hyphen before the server's name: the user "ada" with a server "b" and the user
+    "ada-b" would be one client, whose secret and address are those of who started last.
+    """
+    client = f"jupyterhub-user-{quote(user, safe='')}"
+    return f"{client}!{quote(server, safe='')}" if server else client

@@ -1,0 +1,124 @@
+"""Keeps the labs' own Docker network while the hub runs.
+
+`python -m gpuspawner.tools.keep_network --config FILE`
+
+The hub listens on the host's address in that network. Docker takes both away as soon as nothing runs in the
+network and somebody calls `docker network rm` or `docker system prune`. From then on nobody reaches the hub,
+so no start of a server can repair it. The hub's service `network` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..core.errors import ConfigError, EngineFault
+from ..hub.docker import DockerEngine
+from ..hub.network import DOCKERS_OWN, Call, ensure_network, gateway_of, has_address, look_at
+from .make_network import spawner_of_file
+
+LOG = logging.getLogger("gpuspawner.tools.keep_network")
+LOOK_SECONDS = 0.25
+"""How often it checks whether the address is on this machine. This asks the kernel, not Docker."""
+ASK_SECONDS = 5.0
+"""How often it asks Docker in any case: a network without its address is no network for labs."""
+RETRY_SECONDS = 2.0
+"""The pause after a round that failed."""
+
+
+class NetworkKeeper:
+    """Creates the labs' network again if it was removed, and logs it. `look` blocks on Docker."""
+
+    def __init__(
+        self, call: Call, name: str, subnet: str, has_address: Callable[[str], bool] = has_address
+    ) -> None:
+        self._call = call
+        self._name = name
+        self._subnet = subnet
+        self._address = gateway_of(subnet)
+        self._has_address = has_address
+        self._asked = -ASK_SECONDS
+        self._told = ""
+
+    def look(self, now: float) -> float:
+        """Repairs what is missing. Returns the pause until the next round; `now` is in monotonic seconds."""
+        if self._has_address(self._address) and now - self._asked < ASK_SECONDS:
+            return LOOK_SECONDS
+        try:
+            self._repair()
+        except EngineFault as fault:
+            self._tell(logging.WARNING, f"Docker doesn't say whether the network exists, retrying: {fault}")
+            return RETRY_SECONDS
+        except ConfigError as error:
+            self._tell(logging.ERROR, f"Servers can't start, and may not reach the hub: {error}")
+            return RETRY_SECONDS
+        self._asked = now
+        if self._has_address(self._address):
+            self._told = ""
+            return LOOK_SECONDS
+        self._tell(
+            logging.ERROR,
+            f"Docker has the network {self._name!r}, but its address {self._address} isn't on this machine, "
+            f"so nobody reaches a hub that listens there: run 'docker network rm {self._name}', and it is "
+            "created again. If Docker runs on another machine, remove the service `network` from "
+            "c.JupyterHub.services",
+        )
+        return RETRY_SECONDS
+
+    def _repair(self) -> None:
+        if look_at(self._call, self._name) is not None:
+            ensure_network(self._call, self._name, self._subnet)  # it may be another one of that name
+            return
+        ensure_network(self._call, self._name, self._subnet)
+        LOG.warning(
+            "The labs' network %s was removed (docker network rm, or a prune), and with it the hub's address "
+            "%s: both are back. 'docker system prune' and 'docker network prune' keep it with "
+            '--filter "label!=gpuspawner.network"',
+            self._name,
+            self._address,
+        )
+
+    def _tell(self, level: int, text: str) -> None:
+        """Logs it once, not every round."""
+        if text != self._told:
+            LOG.log(level, "%s", text)
+        self._told = text
+
+
+def keep(config_file: Path) -> None:
+    """Keeps the network that `config_file` names until the parent process ends. Raises ConfigError."""
+    parent = os.getppid()
+    spawner = spawner_of_file(config_file)
+    if spawner.network_name in DOCKERS_OWN:
+        LOG.info("The network %s is Docker's own: there is nothing to keep", spawner.network_name)
+        signal.pause()
+    engine = DockerEngine(spawner.client_kwargs, spawner.tls_config)
+    keeper = NetworkKeeper(engine.call_here, spawner.network_name, spawner.subnet)
+    while os.getppid() == parent:
+        time.sleep(keeper.look(time.monotonic()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Runs until the process that started it ends, or until a signal."""
+    parser = argparse.ArgumentParser(prog="python -m gpuspawner.tools.keep_network", description=keep.__doc__)
+    parser.add_argument("--config", type=Path, default=Path("jupyterhub_config.py"), help="the hub's own")
+    options = parser.parse_args(arguments)
+    # The hub ends services with this; a shell in the background hands it down as ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="[%(levelname).1s network] %(message)s")
+    try:
+        keep(options.config)
+    except ConfigError as error:
+        LOG.error("The labs' network isn't watched: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""The labs' network is repaired when it is gone, and what can't be repaired is said once."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from gpuspawner.core.errors import EngineFault
+from gpuspawner.hub.network import network_settings
+from gpuspawner.tools.keep_network import ASK_SECONDS, LOOK_SECONDS, RETRY_SECONDS, NetworkKeeper
+
+NAME, SUBNET, ADDRESS = "labs", "10.213.0.0/20", "10.213.0.1"
+
+
+class Machine:
+    """Docker's networks and the machine's addresses: the address is there as long as the network is."""
+
+    def __init__(self) -> None:
+        self.network: dict[str, Any] | None = None
+        self.down = False
+        self.bridge = True
+        """Whether a network's address reaches this machine."""
+        self.calls: list[str] = []
+
+    def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(method)
+        if self.down:
+            raise EngineFault("Docker doesn't answer")
+        if method == "create_network":
+            self.network = {"IPAM": kwargs["ipam"]}
+            return None
+        if self.network is None:
+            raise EngineFault("no such network", status=404)
+        return self.network
+
+    def has_address(self, address: str) -> bool:
+        return self.bridge and self.network is not None and address == ADDRESS
+
+    def keeper(self) -> NetworkKeeper:
+        return NetworkKeeper(self, NAME, SUBNET, self.has_address)
+
+
+def present() -> dict[str, Any]:
+    return {"IPAM": network_settings(NAME, SUBNET)["ipam"]}
+
+
+def test_a_network_that_was_removed_is_created_again_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine()
+    machine.network = present()
+    keeper = machine.keeper()
+    assert keeper.look(0.0) == LOOK_SECONDS
+    machine.calls.clear()
+    assert keeper.look(0.25) == LOOK_SECONDS
+    assert machine.calls == []  # the kernel was asked, not Docker
+    machine.network = None
+    assert keeper.look(0.5) == LOOK_SECONDS
+    assert machine.network == present()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (
+        "The labs' network labs was removed (docker network rm, or a prune), and with it the hub's address "
+        "10.213.0.1: both are back. 'docker system prune' and 'docker network prune' keep it with "
+        '--filter "label!=gpuspawner.network"'
+    )
+
+
+def test_docker_is_asked_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine()
+    machine.network = present()
+    keeper = machine.keeper()
+    keeper.look(0.0)
+    machine.calls.clear()
+    keeper.look(ASK_SECONDS)
+    assert machine.calls != []
+    assert caplog.records == []
+
+
+def test_what_cant_be_repaired_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine()
+    machine.down = True
+    keeper = machine.keeper()
+    assert [keeper.look(number) for number in (0.0, 2.0)] == [RETRY_SECONDS] * 2
+    machine.down, machine.network = False, {"IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}]}}
+    assert [keeper.look(number) for number in (4.0, 6.0)] == [RETRY_SECONDS] * 2
+    machine.network, machine.bridge = present(), False
+    assert [keeper.look(number) for number in (8.0, 10.0)] == [RETRY_SECONDS] * 2
+    machine.bridge = True
+    assert keeper.look(12.0) == LOOK_SECONDS
+    assert [(record.levelname, record.getMessage().partition(":")[0]) for record in caplog.records] == [
+        ("WARNING", "Docker doesn't say whether the network exists, retrying"),
+        ("ERROR", "Servers can't start, and may not reach the hub"),
+        (
+            "ERROR",
+            "Docker has the network 'labs', but its address 10.213.0.1 isn't on this machine, so nobody "
+            "reaches a hub that listens there",
+        ),
+    ]
