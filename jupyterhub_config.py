@@ -53,13 +53,17 @@ c.Authenticator.admin_users = {"admin"}
 # 4. What may they see? Their own GPU with the usual role; everybody's with a scope of our own.
 c.JupyterHub.custom_scopes = {
     "custom:gpu:read": {"description": "See every GPU, who holds it and who waits"},
+    "custom:gpu:admin": {
+        "description": "Change quotas, GPU-hours and lab sessions",
+        "subscopes": ["custom:gpu:read"],
+    },
 }
 c.JupyterHub.load_roles = [
     {
         "name": "gpu-admin",
-        "description": "Sees all GPUs, leases and the queue",
+        "description": "Sees all GPUs, leases and the queue; changes quotas and lab sessions",
         "users": ["admin"],
-        "scopes": ["custom:gpu:read", "access:services!service=gpu"],
+        "scopes": ["custom:gpu:admin", "access:services!service=gpu"],
     },
     {
         "name": "gpu-broker",
@@ -94,7 +98,7 @@ c.JupyterHub.services = [
         "url": f"http://127.0.0.1:{port + 3}",
         "command": [sys.executable, "-m", "gpuspawner.broker.keeper", "--config", config_file, "--take-over"],
         "environment": environment,
-        "oauth_client_allowed_scopes": ["custom:gpu:read", "admin-ui"],  # admin-ui: only the menu's entry
+        "oauth_client_allowed_scopes": ["custom:gpu:admin", "admin-ui"],  # admin-ui: only the menu's entry
         "oauth_no_confirm": True,
     },
     {

@@ -2,11 +2,11 @@
 
     python bench/policy.py [--weeks 15] [--rounds 2000] [--folder DIR]
 
-Fairness: 200 students on 8 GPUs want more than there is, each with sessions of a length of its own. Jain's
+Fairness: 200 students want more than 8 GPUs can give, each with their own length of session. Jain's
 index is over the device-hours that each got; the slowdown is an equal split divided by what the worst-off
 student got. Weights: three groups that always want more, over a term; the error is the largest difference
 from a group's entitlement, in percent of it. Cost: enqueue and release with 10,000 users, 1,000 that wait and
-100 sessions; times are of the processor, so that other programs on the machine don't count. The whole broker:
+100 sessions; times are CPU times, so that other programs on the machine don't count. The whole broker:
 the same with its allocator, the quota of each user asked, and a ledger that is on disk before the answer, by
 the processor (all threads) and by the clock; with `--folder /dev/shm` there is no disk.
 """

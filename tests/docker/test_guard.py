@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import docker
 import pytest
+from gpuspawner.core.units import utc_now
 from gpuspawner.node.guard.guard import Guard, GuardEvent, GuardSettings
 from gpuspawner.node.guard.judge import Offence, Quota, QuotaPlan, Rules
 from gpuspawner.node.inventory import NvmlInventory
 from gpuspawner.node.processes import ProcessTable
+from gpuspawner.node.usage import UsageMonitor, UsageSettings
 
 from tests.docker.life import remove
 from tests.nvml import scripted
@@ -385,3 +388,38 @@ async def test_a_handler_that_fails_stops_nothing(lab: Lab, caplog: pytest.LogCa
 
 def test_this_machine_s_user_may_end_processes() -> None:
     assert os.geteuid() == 0
+
+
+async def test_whose_container_uses_a_shared_gpu_and_who_only_holds_memory(lab: Lab) -> None:
+    """Real pids: one computes, one holds 40 GB, one of the host computes too; then both through MPS."""
+    anna, ben = lab.box(), lab.box()
+    busy, holds = anna.sleeper("trains"), ben.sleeper("forgotten")
+    lines = [lab.script.process(busy, GIB), lab.script.process(holds, 40 * GIB)]
+    lines += [lab.script.use(busy), lab.script.use(os.getpid())]
+    monitor = UsageMonitor(lab.inventory, logging.getLogger("test"), UsageSettings(5))
+    monitor.watch([A], frozenset({anna.id, ben.id}))
+    began = utc_now()
+    await monitor.round()
+    users = monitor.now()[A].users
+    assert users is not None
+    assert (set(users.last_used), users.unknown_at) == ({anna.id}, None)
+    assert users.last_used[anna.id] >= began
+    for line in lines:
+        lab.script.drop(line)
+    server = ["bash", "-c", "echo -n nvidia-cuda-mps-server >/proc/$$/comm; read"]
+    with subprocess.Popen(server, stdin=subprocess.PIPE) as mps:
+        waited(lambda: Path(f"/proc/{mps.pid}/comm").read_text() == "nvidia-cuda-mps\n")
+        anna.run("echo -n computes > /proc/self/comm; while :; do :; done")
+        busy = waited(lambda: anna.pids().get("computes"))
+        for pid in (busy, holds):
+            lab.script.process(pid, GIB, mps=1)
+        lab.script.use(mps.pid)
+        await monitor.round()  # new clients count once
+        began = utc_now()
+        await asyncio.sleep(1)
+        await monitor.round()
+        mps.kill()
+    users = monitor.now()[A].users
+    assert users is not None
+    assert users.last_used[anna.id] >= began > users.last_used[ben.id]
+    await monitor.stop()

@@ -66,7 +66,9 @@ c.JupyterHub.load_roles = [
             "admin:server_state",
             "admin:groups",
             "read:hub",
-            "custom:gpu:read",
+            "custom:gpu:admin",
+            "access:services!service=gpu",
+            "read:metrics",
         ],
     },
 ]

@@ -12,6 +12,7 @@
  *   mig gpu=0 uuid=MIG-… gi=1 ci=0 memory=… sms=16 slices=1 compute=1 name=…      (name: the GPU's if left out)
  *   process gpu=0 pid=4711 memory=… mps=0 draws=0 gi=-1 ci=-1     memory=-1: NVML doesn't say;
  *       draws=1: in the list of graphics alone
+ *   use gpu=0 pid=4711 sm=23 mem=5                       a sample of use by process at each call, as of now
  *   fault function=nvmlDeviceGetName gpu=0 code=999      gpu=-1: any
  *   hang function=nvmlDeviceGetMemoryInfo gpu=0          until the line is gone
  *   xid seq=1 gpu=0 code=79 gi=-1                        gpu=-1: without a device; each is sent once
@@ -39,17 +40,19 @@ struct gpu {
 };
 struct mig { int gpu, gi, ci, sms, slices, compute; char uuid[96], name[96]; u64 memory; };
 struct process { int gpu, gi, ci, mps, draws; unsigned pid; long long memory; };
+struct use { int gpu; unsigned pid, sm, mem; };
 struct fault { char function[96]; int gpu, code, hang; };
 struct xid { u64 seq, code; int gpu, gi; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct stat seen;
-static int initialized, init_code, gpus, migs, processes, faults, xids, modes[MOST], mode_set[MOST];
+static int initialized, init_code, gpus, migs, processes, uses, faults, xids, modes[MOST], mode_set[MOST];
 static int cuda;
 static char driver[96], script[4096];
 static struct gpu gpu[MOST];
 static struct mig mig[MOST];
 static struct process process[MOST_LINES];
+static struct use use[MOST_LINES];
 static struct fault fault[MOST_LINES];
 static struct xid xid[MOST_LINES];
 static struct handle whole[MOST], part[MOST];
@@ -130,6 +133,8 @@ static void read_line(const char *line) {
     else if (!strncmp(line, "process ", 8) && processes < MOST_LINES)
         process[processes++] = (struct process){number_of(line, "gpu", 0), number_of(line, "gi", -1),
             number_of(line, "ci", -1), number_of(line, "mps", 0), number_of(line, "draws", 0), number_of(line, "pid", 0), number_of(line, "memory", 0)};
+    else if (!strncmp(line, "use ", 4) && uses < MOST_LINES)
+        use[uses++] = (struct use){number_of(line, "gpu", 0), number_of(line, "pid", 0), number_of(line, "sm", 0), number_of(line, "mem", 0)};
     else if (!strncmp(line, "fault ", 6) && faults < MOST_LINES) read_fault(line, 0);
     else if (!strncmp(line, "hang ", 5) && faults < MOST_LINES) read_fault(line, 1);
     else if (!strncmp(line, "xid ", 4) && xids < MOST_LINES)
@@ -151,7 +156,7 @@ static void reload(void) {
         snprintf(script, sizeof script, "%s", path);
     }
     char line[1024];
-    init_code = gpus = migs = processes = faults = xids = 0;
+    init_code = gpus = migs = processes = uses = faults = xids = 0;
     cuda = 0;
     driver[0] = 0;
     while (fgets(line, sizeof line, file)) if (line[0] != '#') read_line(line);
@@ -330,6 +335,24 @@ int nvmlDeviceGetMPSComputeRunningProcesses_v3(device_t on, unsigned *count, str
 int nvmlDeviceGetGraphicsRunningProcesses_v3(device_t on, unsigned *count, struct process_info *into) {
     DEVICE(on);
     return give_processes(on, GRAPHICS, count, into);
+}
+struct sample { unsigned pid; u64 time_us; unsigned sm, mem, enc, dec; };
+int nvmlDeviceGetProcessUtilization(device_t on, struct sample *into, unsigned *count, u64 since_us) {
+    WHOLE(on);
+    if (it->mig) return NOT_SUPPORTED;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    u64 now_us = now.tv_sec * 1000000ull + now.tv_nsec / 1000;
+    unsigned found = 0;
+    for (int i = 0; i < uses; i++) {
+        if (use[i].gpu != on->gpu || now_us <= since_us) continue;
+        if (into && found < *count) into[found] = (struct sample){use[i].pid, now_us, use[i].sm, use[i].mem, 0, 0};
+        found++;
+    }
+    if (!found) return NOT_FOUND;
+    int fits = into && found <= *count;
+    *count = found;
+    return fits ? OK : TOO_SMALL;
 }
 int nvmlDeviceGetComputeMode(device_t on, int *into) { WHOLE(on); *into = modes[on->gpu]; return OK; }
 int nvmlDeviceSetComputeMode(device_t on, int mode) {

@@ -119,6 +119,10 @@ class Script:
         """A process on a GPU; `memory` -1: NVML doesn't say. Returns the line, for `drop`."""
         return self.add(f"process gpu={gpu} pid={pid} memory={memory} mps={mps} draws={draws}")
 
+    def use(self, pid: int, sm: int = 50, *, gpu: int = 0, mem: int = 0) -> str:
+        """From now on NVML says that this process uses the GPU, in percent. Returns the line, for `drop`."""
+        return self.add(f"use gpu={gpu} pid={pid} sm={sm} mem={mem}")
+
     def add(self, line: str) -> str:
         """Adds a line of the script."""
         self.lines.append(line)

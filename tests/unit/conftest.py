@@ -161,7 +161,9 @@ def fresh(request: pytest.FixtureRequest, fast_folder: Path) -> Callable[[], str
 
     def emptied() -> str:
         with server.connect(name) as connection:
-            connection.execute("TRUNCATE leases, lease_devices, lease_groups, awake, ended_processes")
+            connection.execute(
+                "TRUNCATE leases, lease_devices, lease_groups, awake, ended_processes, decisions"
+            )
         return server.url(name)
 
     return emptied

@@ -10,6 +10,7 @@ from typing import Any
 
 from gpuspawner.broker.api.rules import rule_routes
 from gpuspawner.broker.api.socket import Site, bind_socket, make_app
+from gpuspawner.broker.decide.gpu_use import GpuUse
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
 from gpuspawner.broker.leases.gate import QuotaGate
@@ -55,15 +56,20 @@ class Served:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_until_complete(self._open())
+        self.loop.run_until_complete(self.open())
         self._ready.set()
         self.loop.run_forever()
-        self.server.stop()
-        self.loop.run_until_complete(self.server.close_all_connections())
-        self.loop.run_until_complete(self.ledger.close())
+        self.loop.run_until_complete(self.close())
         self.loop.close()
 
-    async def _open(self) -> None:
+    async def close(self) -> None:
+        """Ends what `open` began."""
+        self.server.stop()
+        await self.server.close_all_connections()
+        await self.ledger.close()
+
+    async def open(self) -> None:
+        """Opens ledger and socket on the present loop."""
         times = self._times
         self.ledger: Ledger = times.make_ledger(self._folder / "ledger")
         await self.ledger.open()
@@ -72,7 +78,7 @@ class Served:
         gate = QuotaGate(rulebook, self.ledger, times.now)
         self.allocator = Allocator(self.ledger, clock=times.now, gate=gate)
         await self.allocator.load([GPU0, GPU1])
-        rules = RuleService(rulebook, gate, self.allocator, self.ledger, times.now)
+        self.rules = RuleService(rulebook, gate, self.allocator, self.ledger, times.now)
         service: Any = type(
             "Service", (), {"now": staticmethod(times.now), "leases": staticmethod(self.allocator.leases)}
         )
@@ -81,11 +87,11 @@ class Served:
             gate=gate,
             allocator=self.allocator,
             service=service,
-            utilization=lambda: {GPU0.uuid: 0.0, GPU1.uuid: None},
+            gpu_use=lambda lease: GpuUse(GPU1.uuid not in lease.device_uuids),
             idle=IdleRules(),
             clock=times.now,
         )
         self.endings = Endings(parts, logging.getLogger("test"))
-        site = Site(service, service, Metrics(), 60.0, logging.getLogger("test"))
-        self.server = HTTPServer(make_app(site, rule_routes(site, rules, self.endings)))
+        self.site = Site(service, service, Metrics(), 60.0, logging.getLogger("test"))
+        self.server = HTTPServer(make_app(self.site, rule_routes(self.site, self.rules, self.endings)))
         self.server.add_socket(bind_socket(self.socket))

@@ -20,6 +20,7 @@ from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
 from ..core.quota import Quota
+from ..core.units import utc_now
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
@@ -27,6 +28,7 @@ from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .decide.book import QueueRules
 from .decide.fairshare import FairShare
+from .decide.gpu_use import GpuUse, gpu_use
 from .decide.pooling import Pooling
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
@@ -49,7 +51,7 @@ from .lock import BrokerLock
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
-from .pages import serve_pages
+from .pages import public_rules, serve_pages
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -252,7 +254,8 @@ class GpuBroker(Application):
         try:
             await self._look()
             servers.append(self._serve_socket())
-            servers.extend(serve_pages(self._view(), self.config))
+            rules = public_rules(self._site(), self.rules, self.endings)
+            servers.extend(serve_pages(self._view(), self.config, rules))
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
@@ -281,17 +284,20 @@ class GpuBroker(Application):
         return queue_rules(self.gate, fair, self.site.queue_patience)
 
     def _make_endings(self) -> Endings:
-        usage = self.enforcement.usage
         parts = EndingParts(
             rulebook=self.rulebook,
             gate=self.gate,
             allocator=self.allocator,
             service=self.service,
-            utilization=lambda: {uuid: each.utilization_percent for uuid, each in usage().items()},
+            gpu_use=self._gpu_use,
             idle=self.idle,
             timezone=self.site.timezone,
         )
         return Endings(parts, self.log)
+
+    def _gpu_use(self, lease: Lease) -> GpuUse:
+        devices = {device.uuid: device for device in self.enforcement.node_facts().devices}
+        return gpu_use(lease, devices, self.enforcement.usage(), utc_now())
 
     def _make_late(self) -> LateDevices:
         parts = LateParts(
@@ -412,14 +418,17 @@ class GpuBroker(Application):
         )
         return View(self.allocator, about)
 
-    def _serve_socket(self) -> HTTPServer:
+    def _site(self) -> Site:
         waits, simulated = self.site.queue_timeout, self.facts.simulated
         timeouts = {
             tier.name: tier.queue_timeout_seconds
             for tier in self.tiers
             if tier.queue_timeout_seconds is not None
         }
-        site = Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
+        return Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
+
+    def _serve_socket(self) -> HTTPServer:
+        site = self._site()
         server = HTTPServer(
             make_app(site, rule_routes(site, self.rules, self.endings)), max_body_size=MAX_BODY_BYTES
         )

@@ -112,7 +112,7 @@ class Allowance:
 
     A user may start while any of `budgets` has something left: they come from several groups whose periods
     can't be compared. No budget at all is no limit. `group` is the group whose weight and entitlement count
-    in the queue: "" if none of the user's groups has any, "user:ada" for a weight of one's own.
+    in the queue: "" if none of the user's groups has any, "user:ada" for a user's own weight.
     """
 
     tiers: tuple[str, ...] = ALL_TIERS

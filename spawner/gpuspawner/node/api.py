@@ -25,6 +25,7 @@ from .injection import Injection
 from .inventory import ComputeMode, DriverFacts
 from .mps.control import MpsLimits, MpsProgram
 from .usage import Usage
+from .users import Users
 
 __all__ = [
     "ComputeMode",
@@ -52,6 +53,7 @@ __all__ = [
     "TurnHands",
     "TurnReadings",
     "Usage",
+    "Users",
 ]
 
 

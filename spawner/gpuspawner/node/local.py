@@ -292,7 +292,7 @@ class _Hardware:
         if self._real:
             await self._set_quotas(desired)
             await self.daemons.apply(desired)
-            self._usage.watch(device.uuid for device in watched)
+            self._usage.watch((device.uuid for device in watched), desired.quotas.ours())
         await self.monitor.watch(watched)
 
     async def _set_quotas(self, desired: DesiredState) -> None:

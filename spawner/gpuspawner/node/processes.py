@@ -18,6 +18,9 @@ from pathlib import Path
 _CONTAINER = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?=\.scope(?:/|$)|/|$)")
 """A container's id in a cgroup's path: `/docker/<id>` (cgroupfs driver), `docker-<id>.scope` (systemd),
 in any subfolder and in both versions of cgroups (moby 20.10 to 28, cgroups(7))."""
+MPS_SERVER = "nvidia-cuda-mps"
+"""What the kernel keeps of the names of MPS's daemon and server (15 characters, proc(5))."""
+
 _UNPRINTABLE = re.compile(r"[^ -~]")
 _CAP_KILL = 5
 
@@ -38,6 +41,11 @@ class Process:
         """Its outermost container in `ours`, else its innermost one; None for a process of the host."""
         mine = next((each for each in self.container_ids if each in ours), None)
         return mine or (self.container_ids[-1] if self.container_ids else None)
+
+    @property
+    def is_mps_server(self) -> bool:
+        """Whether it is MPS's own, on the host. A process in a container that calls itself so is none."""
+        return not self.container_ids and self.name == MPS_SERVER
 
 
 class Outcome(StrEnum):
@@ -91,6 +99,14 @@ class ProcessTable:
         found = Process(pid, start_ticks, name, container_ids(self._cgroup(pid, fields[0])))
         self._known[pid] = found
         return found
+
+    def cpu_seconds(self, process: Process) -> float | None:
+        """CPU time that all threads of the process have used; None if it has ended. Resolution: 10 ms."""
+        stat = _read(f"{self._proc}/{process.pid}/stat")
+        fields = stat[stat.rfind(b")") + 2 :].split(None, 20)
+        if len(fields) < 20 or int(fields[19]) != process.start_ticks:
+            return None
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime of proc(5)
 
     def look_all(self, pids: Collection[int]) -> dict[int, Process]:
         """The processes that have these pids now; removes all others from the cache.

@@ -1,4 +1,4 @@
-"""Reads each device's memory use and utilization at intervals, and stores them for the pages."""
+"""Reads each device's memory use, utilization and users at intervals: for the pages, and for who is idle."""
 
 from __future__ import annotations
 
@@ -9,27 +9,46 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import DeviceFault
+from ..core.units import Clock, utc_now
 from .daemon_pool import DaemonPool
 from .inventory import Inventory
+from .processes import ProcessTable
+from .users import DeviceUsers, MakeTable, Users
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Memory use and utilization of a device by all processes. None if NVML doesn't report it, as for MIG."""
+    """Memory use and utilization of a device by all processes, and which containers used it.
+
+    None if NVML doesn't report it, as for MIG. `users` is never None only because NVML failed once.
+    """
 
     used_bytes: int | None = None
     utilization_percent: float | None = None
+    users: Users | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSettings:
+    """How often it is read, by which clock, and where processes are looked up."""
+
+    interval_seconds: float = 5.0
+    clock: Clock = utc_now
+    make_table: MakeTable = ProcessTable
 
 
 class UsageMonitor:
-    """Asks every device each `interval_seconds`, each in its own thread: one that hangs delays no other."""
+    """Asks every device each `settings.interval_seconds`, each in its own thread: one that hangs delays no
+    other."""
 
-    def __init__(self, inventory: Inventory, log: _Log, interval_seconds: float = 5.0) -> None:
+    def __init__(self, inventory: Inventory, log: _Log, settings: UsageSettings | None = None) -> None:
         self._inventory = inventory
         self._log = log
-        self._interval_seconds = interval_seconds
+        self._settings = settings or UsageSettings()
+        self._containers: frozenset[str] = frozenset()
+        self._users: dict[str, DeviceUsers] = {}
         self._pool = DaemonPool("nvml-usage")
         self._asked: dict[str, asyncio.Future[Usage] | None] = {}
         self._usage: dict[str, Usage] = {}
@@ -39,10 +58,14 @@ class UsageMonitor:
         """The last readings, without devices that do not answer."""
         return dict(self._usage)
 
-    def watch(self, uuids: Iterable[str]) -> None:
-        """Adds these devices. Call it on the event loop."""
+    def watch(self, uuids: Iterable[str], containers: frozenset[str] = frozenset()) -> None:
+        """Adds these devices; `containers` are those of the leases. Call it on the event loop."""
+        self._containers = containers
         for uuid in uuids:
-            self._asked.setdefault(uuid, None)
+            if uuid not in self._asked:
+                self._asked[uuid] = None
+                table = self._settings.make_table()
+                self._users[uuid] = DeviceUsers(uuid, self._inventory, table, self._settings.clock)
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="usage")
 
@@ -52,6 +75,10 @@ class UsageMonitor:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._pool.close()
+        for uuid, users in self._users.items():
+            asked = self._asked[uuid]
+            if asked is None or asked.done():  # one that hangs still has its processes in hand
+                users.close()
 
     async def _run(self) -> None:
         while True:
@@ -59,7 +86,7 @@ class UsageMonitor:
                 await self.round()
             except Exception:  # top of the loop: it must continue
                 self._log.exception("Reading the devices' use failed; retrying")
-            await asyncio.sleep(self._interval_seconds)
+            await asyncio.sleep(self._settings.interval_seconds)
 
     async def round(self) -> None:
         """Asks each device once; waits for an interval at most."""
@@ -68,17 +95,20 @@ class UsageMonitor:
                 self._asked[uuid] = self._pool.submit(lambda uuid=uuid: self._ask(uuid))  # type: ignore[misc]
         asking = [asked for asked in self._asked.values() if asked is not None]
         if asking:
-            await asyncio.wait(asking, timeout=self._interval_seconds)
+            await asyncio.wait(asking, timeout=self._settings.interval_seconds)
         for uuid, asked in self._asked.items():
-            if asked is None or not asked.done():
+            if asked is None:  # another round has just read it
+                continue
+            if not asked.done():
                 self._usage.pop(uuid, None)
                 continue
             self._asked[uuid] = None
             self._usage[uuid] = asked.result()
 
     def _ask(self, uuid: str) -> Usage:
+        users = self._users[uuid].look(self._containers)
         try:
             used_bytes = self._inventory.used_bytes(uuid)
-            return Usage(used_bytes, self._inventory.utilization_percent(uuid))
+            return Usage(used_bytes, self._inventory.utilization_percent(uuid), users)
         except DeviceFault:
-            return Usage()
+            return Usage(users=users)

@@ -266,7 +266,7 @@ class Session(RuleCommand):
     usage = (
         "use: gpuspawner session list | add NAME KEY=VALUE… | change NAME KEY=VALUE… | cancel NAME [DATE] | "
         'calendar | import FILE KEY=VALUE…. KEYs: group, tier, seats, when ("Mondays 10-12"), from, until, '
-        "rule, timezone, lead, grace, prestart (minutes), move_out (stop, sleep, nothing), skip (dates), "
+        "rule, timezone, lead, grace, prestart (minutes), move_out (stop, nothing), skip (dates), "
         "move (DATE:NEW TIME)."
     )
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
+from collections.abc import Callable
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.core.model import GpuRequest, Mode
 from gpuspawner.core.quota import Budget, Period, PeriodKind, Window
 from gpuspawner.core.want import Want
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.lease_examples import GPU0, GPU1
@@ -35,18 +33,15 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_a_term_s_gpu_seconds_are_the_sum_of_what_was_held(
-    fast_folder: Path, new_times: Any, drawn: list[tuple[str, int]]
+    fresh: Callable[[], str], new_times: Any, drawn: list[tuple[str, int]]
 ) -> None:
-    with tempfile.TemporaryDirectory(dir=fast_folder) as folder:
-        path = Path(folder) / "ledger"
-        shutil.copy(fast_folder / "empty", path)
-        asyncio.run(walk(path, new_times(), drawn))
+    asyncio.run(walk(fresh(), new_times(), drawn))
 
 
-async def walk(path: Path, times: Any, drawn: list[tuple[str, int]]) -> None:
+async def walk(path: str, times: Any, drawn: list[tuple[str, int]]) -> None:
     """Steps of one user; every minute that passes is counted by hand for what runs then."""
     times.wall = datetime(2026, 10, 20, 22, 0, tzinfo=UTC)  # the clocks change five days later
     ledger = times.make_ledger(path)

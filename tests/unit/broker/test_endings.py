@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.broker.decide.gpu_use import gpu_use
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
 from gpuspawner.broker.leases.gate import Hold, QueueTerms, QuotaGate
@@ -22,9 +23,16 @@ from gpuspawner.config.quotas import Known
 from gpuspawner.core.errors import LeaseConflict, NotAllowed, SessionReserved
 from gpuspawner.core.model import GpuRequest, Lease, LeaseState, Tier
 from gpuspawner.core.want import Want
+from gpuspawner.node.api import Usage
+from gpuspawner.node.inventory import NvmlInventory
+from gpuspawner.node.processes import Process
+from gpuspawner.node.usage import UsageMonitor, UsageSettings
 
+from tests.nvml import scripted
+from tests.nvml.scripted import Gpu, Script
 from tests.unit.lease_examples import GPU0, GPU1
 
+DEVICES = {device.uuid: device for device in (GPU0, GPU1)}
 KNOWN = Known((Tier("cpu", "CPU"), Tier("gpu", "One GPU", want=Want(1))), None, "Europe/Berlin")
 QUOTAS: list[dict[str, Any]] = [
     {"group": "short", "session_hours": 1, "extend_hours": 0.5},
@@ -49,7 +57,8 @@ class Bench:
     rules: RuleService
     gate: QuotaGate
     said: list[tuple[str, str]] = field(default_factory=list)
-    busy_percent: dict[str, float | None] = field(default_factory=dict)
+    usage: dict[str, Usage] = field(default_factory=dict)
+    read: Callable[[], Awaitable[object]] | None = None
     endings: Endings = field(init=False)
 
     async def tell(self, lease_id: str, sentence: str) -> None:
@@ -77,6 +86,8 @@ class Bench:
         self.said.clear()
         for _ in range(round(minutes * 2)):
             self.times.pass_seconds(30)
+            if self.read is not None:
+                await self.read()
             for number in kernels:
                 self.endings.note_kernels(f"{number:032x}", busy, None)
             await self.endings.round()
@@ -84,7 +95,13 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(path: Path, times: Any) -> AsyncIterator[Bench]:
+def path(database: str) -> str:
+    """Where the ledger is: each test runs on SQLite and on PostgreSQL."""
+    return database
+
+
+@pytest.fixture
+async def bench(path: str, times: Any) -> AsyncIterator[Bench]:
     times.wall = times.wall.replace(year=2026, month=11, day=26, hour=8)  # a Thursday, 9 o'clock in Berlin
     ledger = times.make_ledger(path)
     await ledger.open()
@@ -102,7 +119,7 @@ async def bench(path: Path, times: Any) -> AsyncIterator[Bench]:
             gate=gate,
             allocator=allocator,
             service=found,
-            utilization=lambda: found.busy_percent,
+            gpu_use=lambda lease: gpu_use(lease, DEVICES, found.usage, times.now()),
             idle=IdleRules(),
             timezone="Europe/Berlin",
             clock=times.now,
@@ -224,7 +241,7 @@ async def test_where_all_are_within_their_minimum_the_first_goes_once_it_is_over
 
 async def test_an_idle_gpu_stays_within_its_minimum(bench: Bench) -> None:
     """Idle for more than an hour, and eve waits: ada keeps her GPU until her 90 minutes are over."""
-    bench.busy_percent.update({GPU0.uuid: 0.0, GPU1.uuid: 90.0})
+    bench.usage.update({GPU0.uuid: Usage(0, 0.0), GPU1.uuid: Usage(0, 90.0)})
     await bench.run(1, "kept")
     await bench.run(2, user="bob")
     await bench.run(3, user="eve")
@@ -245,7 +262,7 @@ async def test_members_who_have_their_places_already_move_out_nobody(bench: Benc
 
 
 async def test_an_idle_gpu_is_given_back_only_when_somebody_waits(bench: Bench) -> None:
-    bench.busy_percent.update({GPU0.uuid: 0.0, GPU1.uuid: 90.0})
+    bench.usage.update({GPU0.uuid: Usage(0, 0.0), GPU1.uuid: Usage(0, 90.0)})
     await bench.run(1)
     await bench.run(2, user="bob")
     said = await bench.minutes(90, kernels=[1, 2])
@@ -267,21 +284,81 @@ async def test_what_computes_or_is_not_known_is_not_idle(
     bench: Bench, percent: float, kernels: list[int], busy: bool
 ) -> None:
     """A process outside of the kernels, a silent cell, and a hub that says nothing."""
-    bench.busy_percent[GPU0.uuid] = percent
+    bench.usage[GPU0.uuid] = Usage(0, percent)
     await bench.run(1)
     assert await bench.minutes(70, kernels=kernels, busy=busy) == []
 
 
+class Processes:
+    """Pid n belongs to the container of lease n."""
+
+    def look_all(self, pids: Iterable[int]) -> dict[int, Process]:
+        return {pid: Process(pid, 1, "python3", (f"c{pid}",)) for pid in pids}
+
+    def cpu_seconds(self, process: Process) -> float | None:
+        return 0.0
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.fixture
+def nvml(tmp_path: Path) -> Iterator[tuple[Script, NvmlInventory]]:
+    """The bench's two GPUs as NVML has them."""
+    with scripted.loaded(tmp_path / "nvml") as script:
+        script.gpus = [Gpu(GPU0.uuid), Gpu(GPU1.uuid)]
+        script.write()
+        inventory = NvmlInventory()
+        yield script, inventory
+        inventory.close()
+
+
+async def test_a_silent_computation_is_not_idle_and_a_forgotten_40_gb_are(
+    bench: Bench, nvml: tuple[Script, NvmlInventory]
+) -> None:
+    """One GPU each, both kernels idle: a process outside of them computes five minutes of each fourteen.
+
+    On the forgotten one's GPU computes somebody else.
+    """
+    script, inventory = nvml
+    containers = frozenset({"c1", "c2"})
+    monitor = UsageMonitor(inventory, logging.getLogger("test"), UsageSettings(5, bench.times.now, Processes))
+    monitor.watch(DEVICES, containers)
+
+    async def read() -> None:
+        await monitor.round()
+        bench.usage = monitor.now()
+
+    bench.read = read
+    await bench.run(1)
+    await bench.run(2, user="bob")
+    await bench.run(3, user="eve")
+    script.process(2, 40 << 30, gpu=1)
+    script.use(77, gpu=1)
+    said: list[tuple[str, str]] = []
+    for _ in range(5):
+        line = script.use(1)
+        said += await bench.minutes(5, kernels=[1, 2])
+        script.drop(line)
+        said += await bench.minutes(9, kernels=[1, 2])
+    assert [(number, sentence.split(" minutes")[0]) for number, sentence in said] == [
+        ("2", "For 15"),
+        ("2", "For 55"),
+        ("2", "idle: This server was stopped because its GPU was not used for 60"),
+    ]
+    await monitor.stop()
+
+
 async def test_used_again_the_warning_is_taken_back_and_others_notices_stay(bench: Bench) -> None:
-    bench.busy_percent[GPU0.uuid] = 0.0
+    bench.usage[GPU0.uuid] = Usage(0, 0.0)
     lease = await bench.run(1)
     assert len(await bench.minutes(16, kernels=[1])) == 1
-    bench.busy_percent[GPU0.uuid] = 50.0
+    bench.usage[GPU0.uuid] = Usage(0, 50.0)
     assert await bench.minutes(1, kernels=[1]) == [("1", "")]
-    bench.busy_percent[GPU0.uuid] = 0.0
+    bench.usage[GPU0.uuid] = Usage(0, 0.0)
     await bench.minutes(16, kernels=[1])
     await bench.allocator.tell(lease.id, "Your GPU is hot.")
-    bench.busy_percent[GPU0.uuid] = 50.0
+    bench.usage[GPU0.uuid] = Usage(0, 50.0)
     assert await bench.minutes(1, kernels=[1]) == []
     now = bench.allocator.lease(lease.id)
     assert now is not None

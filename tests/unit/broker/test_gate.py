@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +24,7 @@ from gpuspawner.core.errors import (
 )
 from gpuspawner.core.model import GpuRequest, LeaseState, Tier
 from gpuspawner.core.want import Want
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.lease_examples import GPU0, GPU1, GPU2
@@ -40,13 +37,19 @@ KNOWN = Known(
 STUDENTS = [{"group": "students", "devices": 1, "gpu_hours": 10}]
 
 
+@pytest.fixture
+def path(database: str) -> str:
+    """Where the ledger is: each test runs on SQLite and on PostgreSQL."""
+    return database
+
+
 def ask(number: int, server: str = "", tier: str = "gpu", user: str = "ada", count: int = 1) -> GpuRequest:
     return GpuRequest(f"{number:032x}", "hub", user, server, tier, Want(count), ("students",))
 
 
 @asynccontextmanager
 async def opened(
-    path: Path, times: Any, quotas: list[dict[str, Any]]
+    path: str, times: Any, quotas: list[dict[str, Any]]
 ) -> AsyncIterator[tuple[Allocator, Rulebook]]:
     """An allocator of three GPUs that holds these quotas."""
     ledger = times.make_ledger(path)
@@ -62,7 +65,7 @@ async def opened(
         await ledger.close()
 
 
-async def test_two_servers_of_one_user_in_the_same_instant(path: Path, times: Any) -> None:
+async def test_two_servers_of_one_user_in_the_same_instant(path: str, times: Any) -> None:
     async with opened(path, times, STUDENTS) as (allocator, _):
         answers = await asyncio.gather(
             *(allocator.acquire(ask(number, f"s{number}")) for number in range(5)), return_exceptions=True
@@ -73,12 +76,12 @@ async def test_two_servers_of_one_user_in_the_same_instant(path: Path, times: An
         assert len(allocator.leases()) == 1
 
 
-async def test_asking_again_with_the_same_id_is_the_same_lease(path: Path, times: Any) -> None:
+async def test_asking_again_with_the_same_id_is_the_same_lease(path: str, times: Any) -> None:
     async with opened(path, times, STUDENTS) as (allocator, _):
         assert await allocator.acquire(ask(1)) == await allocator.acquire(ask(1))
 
 
-async def test_gpu_hours_are_exact_and_come_back(path: Path, times: Any) -> None:
+async def test_gpu_hours_are_exact_and_come_back(path: str, times: Any) -> None:
     times.wall = times.wall.replace(year=2026, month=11, day=26)  # a Thursday
     async with opened(path, times, STUDENTS) as (allocator, rulebook):
         for number in range(10):
@@ -103,7 +106,7 @@ async def test_gpu_hours_are_exact_and_come_back(path: Path, times: Any) -> None
         await allocator.acquire(ask(12))
 
 
-async def test_a_change_counts_at_once_for_who_waits_and_takes_no_gpu(path: Path, times: Any) -> None:
+async def test_a_change_counts_at_once_for_who_waits_and_takes_no_gpu(path: str, times: Any) -> None:
     async with opened(path, times, []) as (allocator, rulebook):
         held = [await allocator.acquire(ask(number, f"s{number}")) for number in range(2)]
         waits = [
@@ -129,7 +132,7 @@ async def test_a_change_counts_at_once_for_who_waits_and_takes_no_gpu(path: Path
 
 
 async def test_a_group_s_properties_count_and_what_can_t_be_read_is_no_free_pass(
-    path: Path, times: Any
+    path: str, times: Any
 ) -> None:
     async with opened(path, times, []) as (allocator, rulebook):
         await rulebook.note_properties({"students": {"tiers": ["cpu"]}})
@@ -144,7 +147,7 @@ async def test_a_group_s_properties_count_and_what_can_t_be_read_is_no_free_pass
         await allocator.acquire(ask(1))
 
 
-async def test_changes_outlive_a_restart_and_bad_ones_change_nothing(path: Path, times: Any) -> None:
+async def test_changes_outlive_a_restart_and_bad_ones_change_nothing(path: str, times: Any) -> None:
     async with opened(path, times, STUDENTS) as (_, rulebook):
         change = rulebook.decision(
             DecisionKind.QUOTA, "group:students", {"leases": 1}, "noether", "exam week"
@@ -168,14 +171,14 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps, st.integers(0, 3), st.integers(1, 3))
 def test_no_interleaving_exceeds_the_quota(
-    fast_folder: Path, new_times: Any, drawn: list[tuple[str, int, int]], devices: int, leases: int
+    fresh: Callable[[], str], new_times: Any, drawn: list[tuple[str, int, int]], devices: int, leases: int
 ) -> None:
     """All steps are begun at once; what is held or waited for never exceeds the limit that held then."""
 
-    async def walk(path: Path) -> None:
+    async def walk(path: str) -> None:
         times = new_times()
         quotas = [{"user": "ada", "devices": devices, "leases": leases}]
         async with opened(path, times, quotas) as (allocator, _):
@@ -204,15 +207,12 @@ def test_no_interleaving_exceeds_the_quota(
                 each for each in answers if isinstance(each, Exception) and not isinstance(each, Refusal)
             ] == []
 
-    with tempfile.TemporaryDirectory(dir=fast_folder) as folder:
-        path = Path(folder) / "ledger"
-        shutil.copy(fast_folder / "empty", path)
-        asyncio.run(walk(path))
+    asyncio.run(walk(fresh()))
 
 
 @pytest.mark.parametrize(("fault", "kept"), [("before", [60.0]), ("after", [3600.0, 60.0])])
 async def test_a_commit_that_fails_leaves_memory_and_ledger_agreed(
-    path: Path, times: Any, faulty_ledger: Any, fault: str, kept: list[float]
+    path: str, times: Any, faulty_ledger: Any, fault: str, kept: list[float]
 ) -> None:
     """The disk was full, or only the answer was lost: what holds is what the ledger has."""
     ledger = times.make_ledger(path, faulty_ledger)

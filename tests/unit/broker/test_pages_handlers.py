@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -12,7 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from gpuspawner.broker.pages import READ_SCOPE, make_handlers, make_settings
-from gpuspawner.broker.pages.handlers import TOKEN_SECONDS, hub_oauth
+from gpuspawner.broker.pages.handlers import TOKEN_SECONDS, MoreRoutes, hub_oauth
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth
 from tornado.httpserver import HTTPServer
@@ -33,6 +34,8 @@ USERS = {
     "anna-token": model("anna", ACCESS),
     "admin-token": model("admin", ACCESS, READ_SCOPE, "admin-ui"),
     "outsider-token": model("otto", "read:users!user=otto"),
+    "noether-token": model("noether", ACCESS, READ_SCOPE, "custom:gpu:admin"),
+    "robot-token": model("robot", ACCESS, READ_SCOPE, "custom:gpu:admin", kind="service"),
     "monitor-token": model("monitor", ACCESS, READ_SCOPE, kind="service"),
 }
 
@@ -121,8 +124,9 @@ class Pages:
         assert (status, headers["Location"]) == (302, PREFIX)
 
 
-@pytest.fixture
-async def pages() -> AsyncIterator[Pages]:
+@asynccontextmanager
+async def serving(more: MoreRoutes | None = None) -> AsyncIterator[Pages]:
+    """The service, with further routes, and its hub."""
     hub = FakeHub()
     app = web.Application()
     app.router.add_get("/base/hub/api/user", hub.user)
@@ -139,7 +143,8 @@ async def pages() -> AsyncIterator[Pages]:
         oauth_client_id="service-gpu",
         access_scopes={ACCESS},
     )
-    server = HTTPServer(Application(make_handlers(FakeBroker(), PREFIX, hub_auth=auth), **make_settings()))
+    handlers: list[Any] = list(make_handlers(FakeBroker(), PREFIX, hub_auth=auth, more=more))
+    server = HTTPServer(Application(handlers, **make_settings()))
     socket, port = bind_unused_port()
     server.add_socket(socket)
     jar = aiohttp.CookieJar(unsafe=True)
@@ -151,6 +156,12 @@ async def pages() -> AsyncIterator[Pages]:
     auth._pool.submit(lambda: auth._thread_loop.close()).result()  # HubAuth never closes its thread's loop
     auth._pool.shutdown()
     await runner.cleanup()
+
+
+@pytest.fixture
+async def pages() -> AsyncIterator[Pages]:
+    async with serving() as found:
+        yield found
 
 
 async def test_a_student_reads_their_own(pages: Pages) -> None:

@@ -88,18 +88,18 @@ def test_what_can_t_be_used_any_more_is_said_and_the_settings_count() -> None:
     ]
 
 
-async def test_what_was_decided_outlives_a_restart(times: Any, path: Any) -> None:
+async def test_what_was_decided_outlives_a_restart(times: Any, database: str) -> None:
     decisions = (
         quota(STUDENTS, tiers=["cpu"], gpu_hours=0.5, leases=None),
         decided(DecisionKind.SESSION, "ml", None),
         Decision(NOW + timedelta(hours=1), DecisionKind.GRANT, "user:ada", {"gpu_seconds": 1}, "a", ""),
     )
-    ledger = times.make_ledger(path)
+    ledger = times.make_ledger(database)
     await ledger.open()
     await ledger.decide(*decisions[:2])
     await ledger.decide(decisions[2])
     await ledger.close()
-    again = times.make_ledger(path)
+    again = times.make_ledger(database)
     await again.open()
     try:
         assert await again.decisions() == decisions

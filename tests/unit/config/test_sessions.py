@@ -17,7 +17,7 @@ from gpuspawner.core.want import Want
 KNOWN = Known((Tier("cpu", "CPU"), Tier("gpu", "One GPU", want=Want(1))), None, "Europe/Berlin")
 FULL = LabSession(
     "cs231n", "students", "gpu", 24, date(2026, 10, 5), time(10, 15), 5400.0,
-    "FREQ=WEEKLY;BYDAY=MO", "America/New_York", 60.0, 120.0, 300.0, EndAction.SLEEP, (date(2026, 10, 12),),
+    "FREQ=WEEKLY;BYDAY=MO", "America/New_York", 60.0, 120.0, 300.0, EndAction.NOTHING, (date(2026, 10, 12),),
     (Change(date(2026, 10, 26), datetime(2026, 10, 27, 14, 0), 3600.0),),
 )  # fmt: skip
 LEAST: dict[str, Any] = {
@@ -50,7 +50,12 @@ def test_what_is_left_out_has_its_default() -> None:
         ({"length_seconds": 0}, "length_seconds is 0: give a number of seconds from 60 to 86400 (a day)."),
         ({"lead_seconds": -1}, "lead_seconds is -1: give a number of seconds from 0 to 86400 (a day)."),
         ({"timezone": "Berlin"}, 'write "timezone": "Europe/Berlin".'),
-        ({"move_out": "kill"}, "move_out is 'kill': take one of nothing, stop, sleep."),
+        ({"move_out": "kill"}, "move_out is 'kill': take 'stop' or 'nothing'."),
+        (
+            {"move_out": "sleep"},
+            "move_out is 'sleep': no pool here can put a server to sleep yet. Take 'stop', which warns "
+            "15 and 5 minutes before, or 'nothing'.",
+        ),
         ({"exdates": "2026-10-12"}, "exdates must be a list of at most 1000."),
         ({"changes": [{"on": "2026-10-12"}]}, 'A change has "on", "begins" and "length_seconds".'),
         ({"changes": [{"on": "2026-10-12", "begins": "14:00", "length_seconds": 60}]},

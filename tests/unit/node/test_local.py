@@ -21,6 +21,7 @@ from gpuspawner.node.api import (
     NodeFacts,
     Readings,
     Usage,
+    Users,
 )
 from gpuspawner.node.inventory import ComputeMode, DriverFacts, Inventory, NvmlInventory, Patience
 from gpuspawner.node.inventory.simulated import SimulatedInventory, parse_simulated
@@ -122,7 +123,7 @@ async def test_an_nvml_that_hangs_at_the_start_is_said_and_its_gpus_come_when_it
         assert isinstance(late, NodeFacts)
         assert ([device.uuid for device in late.devices], late.fault) == ([A, B], "")
         assert await node.health() == (DeviceHealth(A, True), DeviceHealth(B, True))
-        used = Readings({A: Usage(0, 0.0), B: Usage(0, 0.0)})
+        used = Readings({A: Usage(0, 0.0, Users()), B: Usage(0, 0.0, Users())})
         assert await reader.until(lambda event: event == used)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from gpuspawner.node.inventory import NvmlInventory
-from gpuspawner.node.usage import Usage, UsageMonitor
+from gpuspawner.node.usage import Usage, UsageMonitor, UsageSettings
+from gpuspawner.node.users import Users
 
 from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Mig, Script
 
 A, B, SMALL = "GPU-aaaaaaaa", "GPU-bbbbbbbb", "MIG-cccccccc"
+NOON = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 LOG = logging.getLogger("usage")
 
 
@@ -29,26 +32,27 @@ def script(tmp_path: Path) -> Iterator[Script]:
 
 async def test_what_is_in_use_and_how_busy_it_is(script: Script) -> None:
     inventory = NvmlInventory()
-    monitor = UsageMonitor(inventory, LOG, interval_seconds=0.2)
+    monitor = UsageMonitor(inventory, LOG, UsageSettings(0.2, lambda: NOON))
     monitor.watch([A, SMALL])
     await monitor.round()
     found = monitor.now()
-    assert found[A] == Usage(5 << 30, 71.0)
+    assert found[A] == Usage(5 << 30, 71.0, Users())
     assert found[SMALL].utilization_percent is None
     assert found[SMALL].used_bytes is not None
+    assert found[SMALL].users is None
     script.change(0, util=0)
     await monitor.round()
-    assert monitor.now()[A] == Usage(5 << 30, 0.0)  # idle is 0, not told is None
+    assert monitor.now()[A] == Usage(5 << 30, 0.0, Users())  # idle is 0, not told is None
     script.change(0, lost=15)
     await monitor.round()
-    assert monitor.now()[A] == Usage(None, None)
+    assert monitor.now()[A] == Usage(None, None, Users(unknown_at=NOON))
     await monitor.stop()
     inventory.close()
 
 
 async def test_a_device_that_hangs_is_not_told_and_delays_nobody(script: Script) -> None:
     inventory = NvmlInventory()
-    monitor = UsageMonitor(inventory, LOG, interval_seconds=0.2)
+    monitor = UsageMonitor(inventory, LOG, UsageSettings(0.2, lambda: NOON))
     monitor.watch([A, SMALL])
     line = script.hang("nvmlDeviceGetUtilizationRates", gpu=0)
     began = time.monotonic()
@@ -58,6 +62,6 @@ async def test_a_device_that_hangs_is_not_told_and_delays_nobody(script: Script)
     await monitor.round()
     script.drop(line)
     await monitor.round()
-    assert monitor.now()[A] == Usage(5 << 30, 71.0)
+    assert monitor.now()[A] == Usage(5 << 30, 71.0, Users())
     await monitor.stop()
     inventory.close()

@@ -111,10 +111,14 @@ class RuleHandler(Handler):
         super().initialize(site)
         self.rules, self.endings = more["rules"], more["endings"]
 
+    def body(self) -> bytes:
+        """The request's body, JSON if it is well-formed."""
+        return self.request.body or b"{}"
+
     def read(self, kind: type[M]) -> M:
         """The request's body. Raises BadOption, which names the field and a valid value."""
         try:
-            return kind.model_validate_json(self.request.body or b"{}")
+            return kind.model_validate_json(self.body())
         except ValidationError as error:
             raise BadOption(sentence_of(error, kind)) from None
 

@@ -25,7 +25,7 @@ from .fairshare import FairShare
 from .placement import Kind, suits
 
 PATIENCE_SECONDS = 86400.0
-"""After so long a wait nobody passes any more."""
+"""A request that has waited this long is no longer overtaken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class Queue:
         self.changed()
 
     def changed(self) -> None:
-        """Use, health or time went on: the places are counted anew when they are next asked for."""
+        """Use, health or time has changed: the places are counted again when they are next requested."""
         self._standings = None
 
     def in_order(self) -> list[Waiting]:

@@ -23,6 +23,7 @@ from ...core.states import AWAKE
 from ...core.units import Clock, utc_now
 from ..decide.budget import runs_out_at
 from ..decide.deadline import WARNINGS_SECONDS, Cause, Deadline, Told, due, earliest, session_deadline
+from ..decide.gpu_use import GpuUse
 from ..decide.idle import Activity, Step, Warned, idle_since, judge
 from ..decide.sessions import Occupant, Reservation, make_room
 from .allocator import Allocator
@@ -35,8 +36,8 @@ UNKNOWN_AFTER_SECONDS = 300.0
 """The hub's report on a server's kernels is valid for this long; then nothing is known about them."""
 _LAB_LOOKAHEAD = timedelta(seconds=WARNINGS_SECONDS[0] + 2 * ROUND_SECONDS)
 
-Utilization = Callable[[], Mapping[str, float | None]]
-"""How busy each device is now, in percent by UUID; None if it can't be measured."""
+GpuUses = Callable[[Lease], GpuUse]
+"""When a lease last used its GPUs, as the node tells it."""
 
 
 class Ender(Protocol):
@@ -65,9 +66,9 @@ class Followed:
     """What is remembered of one running lease."""
 
     began_at: datetime
+    used_at: datetime
     told: Told = field(default_factory=Told)
     warned: Warned = field(default_factory=Warned)
-    used_at: datetime | None = None
     capped: bool = False
     """Whether its user was told that it ends for a lab session."""
     sentence: str = ""
@@ -82,7 +83,7 @@ class EndingParts:
     gate: QuotaGate
     allocator: Allocator
     service: Ender
-    utilization: Utilization
+    gpu_use: GpuUses
     idle: IdleRules
     timezone: str = "UTC"
     clock: Clock = utc_now
@@ -271,22 +272,19 @@ class Endings:
     def _activity(self, lease: Lease, now: datetime) -> Activity:
         """The use of the lease's devices and of its kernels, as far as it is known.
 
-        A busy shared device counts as used by all its leases: it isn't known here which of them used it,
-        and unknown does not count as idle.
+        Before this broker's first look, the devices may have been used.
         """
-        followed = self._follow(lease)
-        busy = [self._parts.utilization().get(uuid) for uuid in lease.device_uuids]
-        if any(percent for percent in busy):
-            followed.used_at = now
-        measured = bool(busy) and all(percent is not None for percent in busy)
+        followed, use = self._follow(lease), self._parts.gpu_use(lease)
+        if use.used_at is not None:
+            followed.used_at = max(followed.used_at, use.used_at)
+        used_at = followed.used_at if use.measured else None
         told, kept_until = self._kernels.get(lease.id), self._kept_until(lease)
         if told is None or (now - told.told_at).total_seconds() > UNKNOWN_AFTER_SECONDS:
-            return Activity(followed.used_at if measured else None, None, kept_until=kept_until)
-        used_at = followed.used_at or followed.began_at
-        return Activity(used_at if measured else None, told.busy, told.active_at, kept_until)
+            return Activity(used_at, None, kept_until=kept_until)
+        return Activity(used_at, told.busy, told.active_at, kept_until)
 
     def _follow(self, lease: Lease) -> Followed:
-        return self._followed.setdefault(lease.id, Followed(lease.since))
+        return self._followed.setdefault(lease.id, Followed(lease.since, self._parts.clock()))
 
     def _forget_all_but(self, lease_ids: set[str]) -> None:
         for known in (self._followed, self._kernels):

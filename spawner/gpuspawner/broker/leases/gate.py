@@ -177,7 +177,7 @@ class QuotaGate:
         )
 
     def holds(self, now: datetime) -> list[Hold]:
-        """The places that are kept for lab sessions now; those that nobody took in time have gone back."""
+        """The places that are kept for lab sessions now; without those that nobody took in time."""
         wants = {tier.name: tier.want for tier in self._rulebook.known.tiers}
         return [
             Hold(

@@ -84,7 +84,7 @@ class Rulebook:
         """Make a change: checked, committed, then in memory.
 
         Raises BadOption for what can't be used, LedgerFault if it could not be recorded. Where only the
-        answer of the ledger was lost, it was recorded all the same: the ledger is read again before the next
+        answer of the ledger was lost, it was recorded anyway: the ledger is read again before the next
         change, and `gpuspawner quota show` says what holds.
         """
         async with self._lock:

@@ -133,7 +133,7 @@ class Ledger:
 
         A lease that is now running starts an awake interval at `at`, one that no longer is ends it. With
         `ago_seconds` the change itself happened that long before `at` and was only noticed then. Leases with
-        an id in `erase` never were: a commit whose failure was reported may have been written all the same.
+        an id in `erase` never were: a commit whose failure was reported may have been written anyway.
         A lease that is another broker's raises LedgerFault, and nothing is written, but with `take_over`.
         """
         moment = Moment(at, self._steady()).before(ago_seconds)

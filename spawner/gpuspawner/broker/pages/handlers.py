@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import responses
 from pathlib import Path
@@ -46,6 +47,10 @@ class Site:
     clock: Clock = utc_now
 
 
+Route = tuple[str, type[RequestHandler], dict[str, Any]]
+MoreRoutes = Callable[[Site], list[Route]]
+
+
 def make_handlers(
     broker: BrokerView,
     prefix: str,
@@ -53,11 +58,13 @@ def make_handlers(
     look: Look | None = None,
     hub_auth: HubOAuth | None = None,
     hub: str | None = None,
-) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
+    more: MoreRoutes | None = None,
+) -> list[Route]:
     """The routes below `prefix` ("/services/gpu/"), for a tornado Application made with `make_settings()`.
 
     `look` brings the site's own templates; `hub_auth` is jupyterhub's own, from the environment of a
-    hub's service, unless given; `hub` is the broker's name for this hub, where several share it.
+    hub's service, unless given; `hub` is the broker's name for this hub, where several share it. `more` gives
+    further routes below the prefix.
     """
     prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"
     site = Site(broker, prefix, look or Look(), hub_auth or hub_oauth(), hub)
@@ -73,6 +80,7 @@ def make_handlers(
         (f"{prefix}health", HealthHandler, {}),
         (f"{prefix}oauth_callback", CallbackHandler, wanted),
         (f"{prefix}static/(.*)", AssetHandler, {"path": str(STATIC_DIR)}),
+        *(() if more is None else more(site)),
         (f"{prefix}api/.*", UnknownApiHandler, wanted),
         (f"{prefix}.*", UnknownPageHandler, wanted),
     ]
@@ -116,7 +124,7 @@ class Discreet(RequestHandler):
         """The methods that this address accepts."""
         return tuple(
             method
-            for method in ("GET", "HEAD", "POST")
+            for method in ("GET", "HEAD", "POST", "DELETE")
             if getattr(type(self), method.lower()) is not getattr(RequestHandler, method.lower())
         )
 
@@ -130,21 +138,21 @@ class Discreet(RequestHandler):
         return f"{self.request.method} {self.request.path}"
 
 
-class HubHandler(HubOAuthenticated, Discreet):
+class HubUser(HubOAuthenticated, Discreet):
     """A request whose sender the hub knows: cookie after OAuth, or a token in the Authorization header.
 
     jupyterhub's own `get_current_user` blocks the event loop, which also serves leases and their holds, while
     it waits for the hub; so `prepare` asks the hub, with a time limit.
     """
 
-    site: Site
     viewer: Viewer
     lacks_xsrf = False
     """Whether the browser's cookie was not looked at, for want of the XSRF token."""
+    hub: str | None = None
 
-    def initialize(self, site: Site) -> None:
-        self.site = site
-        self.hub_auth = site.hub_auth
+    def know(self, site: Site) -> None:
+        """Takes from it how the hub is asked; before `prepare`."""
+        self.hub_auth, self.hub = site.hub_auth, site.hub
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Security-Policy", "frame-ancestors 'none'")
@@ -166,7 +174,7 @@ class HubHandler(HubOAuthenticated, Discreet):
             self.current_user = None
             raise HTTPError(403, "%s", refused) from refused
         self.current_user = model
-        self.viewer = viewer_of(model, self.site.hub)
+        self.viewer = viewer_of(model, self.hub)
 
     async def _ask_hub(self) -> dict[str, Any] | None:
         """The user model, None without a login. Raises HTTPError 503 if the hub can't answer."""
@@ -203,6 +211,16 @@ class HubHandler(HubOAuthenticated, Discreet):
         return _SENTENCES.get(status_code, responses.get(status_code, "Unknown error"))
 
 
+class HubHandler(HubUser):
+    """One that answers from the broker's documents."""
+
+    site: Site
+
+    def initialize(self, site: Site) -> None:
+        self.site = site
+        self.know(site)
+
+
 _LACKS_XSRF = (
     "This request lacks the page's XSRF token, or brings that of an earlier login: reload the page and try "
     "again. A program sends an API token in place of the browser's cookie."
@@ -224,7 +242,7 @@ _REASONS = {
 }
 
 
-class ApiHandler(HubHandler):
+class ApiUser(HubUser):
     """Answers with JSON, also for errors, and never redirects a program to a login page."""
 
     def set_default_headers(self) -> None:
@@ -243,6 +261,10 @@ class ApiHandler(HubHandler):
         reason = "xsrf_missing" if self.lacks_xsrf else _REASONS.get(status_code, "error")
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps({"reason": reason, "message": self.sentence(status_code)}))
+
+
+class ApiHandler(ApiUser, HubHandler):
+    """JSON from the broker's documents."""
 
 
 class StatusHandler(ApiHandler):

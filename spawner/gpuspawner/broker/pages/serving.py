@@ -12,21 +12,26 @@ from traitlets.config import Config
 
 from ...core.errors import ConfigError
 from ..api.visible import BrokerView
-from .handlers import make_handlers, make_settings
+from .handlers import MoreRoutes, make_handlers, make_settings
 from .look import hub_of, look_of
 
-MAX_BODY_BYTES = 64 * 1024
-"""The longest body: the pages accept only the few fields of the login."""
+MAX_BODY_BYTES = 512 * 1024
+"""The longest body: a timetable's iCalendar."""
 
 
-def serve_pages(view: BrokerView, config: Config) -> list[HTTPServer]:
-    """A listening server; None if no hub started this process. Raises ConfigError if the port is in use."""
+def serve_pages(view: BrokerView, config: Config, more: MoreRoutes | None = None) -> list[HTTPServer]:
+    """A listening server; none if no hub started this process. `more` are further routes.
+
+    Raises ConfigError if the port is in use.
+    """
     url = os.environ.get("JUPYTERHUB_SERVICE_URL")
     if not url:
         return []
     where = urlsplit(url)
     prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
-    handlers: list[Any] = list(make_handlers(view, prefix, look=look_of(config), hub=hub_of(config)))
+    handlers: list[Any] = list(
+        make_handlers(view, prefix, look=look_of(config), hub=hub_of(config), more=more)
+    )
     server = HTTPServer(Application(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
     try:
         server.listen(where.port or 80, where.hostname or "127.0.0.1")

@@ -24,9 +24,6 @@ from ..processes import Outcome, ProcessTable
 from .judge import History, Judgement, Key, Offence, ProcessSample, QuotaPlan, Rules, Verdict, judge
 from .sentence import sentence_of
 
-MPS_SERVER = "nvidia-cuda-mps"
-"""The names of MPS's daemon and server, as the kernel shortens them (15 characters, proc(5))."""
-
 SILENT_SECONDS = 5.0
 """A check that takes longer hangs in NVML; memory that is unknown for longer counts as not reported."""
 
@@ -336,7 +333,7 @@ class DeviceGuard:
         self._mentioned &= present
         self._ended &= present
         for seen in samples:
-            if seen.container_id in ours or seen.key in self._mentioned or _is_mps_server(seen):
+            if seen.container_id in ours or seen.key in self._mentioned or seen.process.is_mps_server:
                 continue
             self._mentioned.add(seen.key)
             owner = f"container {seen.container_id[:12]}" if seen.container_id else "the host"
@@ -385,8 +382,3 @@ def _where(event: GuardEvent) -> str:
         f"pid={event.pid} name={event.name!r} lease={event.lease_id} devices={event.device_uuid} "
         f"container={event.container_id[:12]}"
     )
-
-
-def _is_mps_server(seen: ProcessSample) -> bool:
-    """Whether it is MPS's own server, which runs on the host. A container's process can fake the name."""
-    return seen.container_id is None and seen.process.name == MPS_SERVER

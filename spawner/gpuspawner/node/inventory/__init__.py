@@ -8,7 +8,7 @@ from .calls import is_absent
 from .nvml import NvmlInventory
 from .opening import nvidia_pci_devices, open_inventory
 from .patience import Patience
-from .protocol import ComputeMode, DriverFacts, GpuProcess, Inventory, XidEvent, modes_of
+from .protocol import ComputeMode, DriverFacts, GpuProcess, Inventory, ProcessUse, XidEvent, modes_of
 
 __all__ = [
     "ComputeMode",
@@ -17,6 +17,7 @@ __all__ = [
     "Inventory",
     "NvmlInventory",
     "Patience",
+    "ProcessUse",
     "XidEvent",
     "is_absent",
     "modes_of",

@@ -63,6 +63,16 @@ def is_not_there(fault: DeviceFault) -> bool:
     return isinstance(fault.__cause__, pynvml.NVMLError) and fault.__cause__.value in NOT_THERE
 
 
+def is_empty(fault: DeviceFault) -> bool:
+    """Whether the fault means that there is nothing to list.
+
+    NVML answers NOT_FOUND where no process used the GPU (driver 580.159.04); pynvml 12 and 13 raise the code
+    of success for an empty list.
+    """
+    empty = (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS)
+    return isinstance(fault.__cause__, pynvml.NVMLError) and fault.__cause__.value in empty
+
+
 def is_absent(fault: DeviceFault) -> bool:
     """Whether the fault means that there is no NVIDIA driver; False for a broken one."""
     return isinstance(fault.__cause__, pynvml.NVMLError) and fault.__cause__.value in _ABSENT

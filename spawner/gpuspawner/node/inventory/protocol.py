@@ -44,6 +44,18 @@ class GpuProcess:
     through_mps: bool | None = False
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessUse:
+    """Which processes used a device since an earlier call.
+
+    `until_us` is NVML's time of the newest sample in microseconds, for the next call. A client of MPS is not
+    in `pids`: NVML counts its use for the MPS server (seen with driver 580.159.04 on an H100).
+    """
+
+    pids: frozenset[int]
+    until_us: int
+
+
 class ComputeMode(IntEnum):
     """Which processes may create a CUDA context on a GPU; the values are NVML's (`nvmlComputeMode_t`)."""
 
@@ -83,6 +95,12 @@ class Inventory(Protocol):
 
     def utilization_percent(self, uuid: str) -> float | None:
         """The device's recent utilization; None if it isn't available, as for MIG. Raises DeviceFault."""
+
+    def process_use(self, uuid: str, since_us: int) -> ProcessUse | None:
+        """Who used the device since `ProcessUse.until_us` of the call before, 0 at first.
+
+        None if that isn't available, as for MIG. Raises DeviceFault.
+        """
 
     def compute_mode(self, uuid: str) -> ComputeMode:
         """The GPU's compute mode. Raises DeviceFault."""

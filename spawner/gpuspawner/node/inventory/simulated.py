@@ -14,7 +14,7 @@ from ...config.site import GpuSite
 from ...core.errors import ConfigError, DeviceFault
 from ...core.model import Device
 from ...core.units import parse_bytes
-from . import ComputeMode, DriverFacts, GpuProcess, XidEvent
+from . import ComputeMode, DriverFacts, GpuProcess, ProcessUse, XidEvent
 from .mig import gpu_fraction
 
 FAULTS_FILE = "simulated_faults"
@@ -180,6 +180,11 @@ class SimulatedInventory:
 
     def utilization_percent(self, uuid: str) -> float | None:
         """Always None: a simulated device has no utilization."""
+        self.check(uuid)
+        return None
+
+    def process_use(self, uuid: str, since_us: int) -> ProcessUse | None:
+        """Always None: programs in the containers compute on the CPU."""
         self.check(uuid)
         return None
 

@@ -1,0 +1,184 @@
+"""Rules through a real hub: refusals by form, REST and link, API and commands, prestart, the idle culler."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from gpuspawner.protocol.client import BrokerClient
+from gpuspawner.protocol.rules import KernelsMessage
+
+from tests.hub.hubprocess import NAME, HubProcess, eventually
+from tests.hub.test_quota import make_group
+from tests.hub.test_spawn import Browser
+
+pytestmark = pytest.mark.docker
+
+HUB_ENVIRONMENT = {"GPUSPAWNER_TEST_QUOTAS": json.dumps([{"group": "students", "devices": 1}])}
+API = "/services/gpu/api"
+
+
+async def rules(hub: HubProcess, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """One request to the service's API with the tester's token."""
+    async with (
+        hub.session() as session,
+        session.request(method, f"{API}/{path}", json=body) as answer,
+    ):
+        text = await answer.text()
+        return answer.status, json.loads(text) if text else None
+
+
+async def command(hub: HubProcess, *words: str) -> tuple[int, str]:
+    """Status and output of `gpuspawner …` beside the hub."""
+    line = [
+        sys.executable,
+        "-m",
+        "gpuspawner.tools.cli",
+        *words,
+        "--config",
+        hub.environment["GPUSPAWNER_CONFIG"],
+    ]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*line, env=hub.environment, stdout=pipe, stderr=pipe)
+    out, err = await process.communicate()
+    return process.returncode or 0, (out + err).decode()
+
+
+async def refusals(hub: HubProcess, reason: str) -> int:
+    """How many failed starts the hub has counted for this reason."""
+    async with hub.session() as session, session.get("/hub/metrics") as answer:
+        text = await answer.text()
+    label = rf'server_spawn_duration_seconds_count\{{reason="{reason}",status="failure"\}} (\S+)'
+    return sum(int(float(found)) for found in re.findall(label, text))
+
+
+async def test_a_refusal_by_form_rest_and_link_is_the_same(hub: HubProcess) -> None:
+    await make_group(hub, "students", ["ada"], {})
+    assert (await hub.spawn("ada", {"profile": "gpu"}, "train")).ready
+    sentence = "You hold 1 of 1 GPU in server &#39;train&#39;: stop it, or choose CPU."
+    status, body = await hub.post("ada", {"profile": "gpu"})
+    assert (status, sentence.replace("&#39;", "'") in body) == (403, True)
+    assert await refusals(hub, "quota_devices") == 1
+    async with Browser(hub, "ada", hub.password) as browser:
+        page = await browser.post_spawn("/hub/spawn/ada", {"profile": "gpu"})
+        assert (browser.status, sentence in page, 'name="profile"' in page) == (403, True, True)
+        page = await browser.get("/hub/spawn/ada?opt-profile=gpu")
+        assert (browser.status, sentence in page) == (403, True)
+    assert await refusals(hub, "quota_devices") == 3
+    assert "Traceback" not in hub.log
+    await hub.stop_server("ada", "train")
+
+
+async def test_commands_and_api_change_the_same_rules_and_say_who_did(hub: HubProcess) -> None:
+    change = ("quota", "set", "user:bob", "devices=2", "gpu_hours=3", "--reason", "thesis")
+    assert await command(hub, *change) == (0, "")
+    body = {"subject": "user:bob", "gpu_hours": 2, "reason": "sorry", "author": "the dean"}
+    assert await rules(hub, "POST", "grants", body) == (204, None)
+    status, shown = await rules(hub, "GET", "quotas")
+    (bob,) = (each for each in shown["quotas"] if each["subject"] == "user:bob")
+    assert (status, bob["limits"]) == (200, {"devices": 2, "gpu_hours": 3.0})
+    authors = [(each["author"], each["reason"]) for each in shown["history"]]
+    assert [reason for _, reason in authors] == ["thesis", "sorry"]
+    assert authors[1][0] == "service tester"
+    status, text = await command(hub, "report", "--by=user", "--json")
+    assert (status, json.loads(text)["by"]) == (0, "user")
+    status, text = await command(hub, "quota", "show", "user:bob")
+    assert (status, "devices=2" in text) == (0, True)
+    status, text = await command(hub, "quota", "set", "user:bob", "devices=-1")
+    assert (status, "devices is -1" in text, "Traceback" in text) == (1, True, False)
+    assert await rules(hub, "DELETE", "quotas", {"subject": "user:bob", "reason": "done"}) == (204, None)
+
+
+async def test_a_lab_session_starts_its_members_and_keeps_others_out(hub: HubProcess) -> None:
+    """Both GPUs are the class's; its servers start before it begins, by the hub's own API."""
+    await make_group(hub, "class", ["mia", "max"], {})
+    begin = datetime.now(UTC) + timedelta(minutes=3)
+    lab = {
+        "name": "lab", "group": "class", "tier": "gpu", "seats": 2, "first": f"{begin:%Y-%m-%d}",
+        "begins": f"{begin:%H:%M}", "length_seconds": 3600, "timezone": "UTC", "prestart_seconds": 900,
+    }  # fmt: skip
+    status, taken = await rules(hub, "POST", "sessions", {"session": lab, "reason": "course"})
+    assert (status, len(taken["next"])) == (200, 1)
+    status, text = await command(hub, "session", "list")
+    assert (status, "2 x gpu" in text) == (0, True)
+    status, body = await hub.post("eve", {"profile": "gpu"})
+    assert (status, "The lab session 'lab' has these GPUs" in body) == (403, True)
+
+    async def all_started() -> bool:
+        return await hub.leases() == [("max", "", "running"), ("mia", "", "running")]
+
+    await eventually(all_started)
+    assert await refusals(hub, "session_reserved") == 1
+    assert await command(hub, "session", "cancel", "lab") == (0, "")
+    for user in ("mia", "max"):
+        await hub.stop_server(user)
+    assert "Traceback" not in hub.log
+
+
+@asynccontextmanager
+async def idle_culler(hub: HubProcess) -> AsyncIterator[None]:
+    """The package's own process with our hook; for it, every server is idle after a second."""
+    config = hub.folder / "culler.py"
+    socket = str(hub.folder / "broker.sock")
+    config.write_text(
+        "from gpuspawner.hub.culling import make_cull_arbiter\n"
+        f"c.IdleCuller.cull_arbiter_hook = make_cull_arbiter({socket!r}, {NAME!r})\n"
+    )
+    line = [sys.executable, "-m", "jupyterhub_idle_culler", f"--config={config}", f"--url={hub.url}/hub/api"]
+    environment = {**hub.environment, "JUPYTERHUB_API_TOKEN": hub.token}
+    with open(hub.folder / "culler.log", "wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *line, "--timeout=1", "--cull-every=1", env=environment, stdout=log, stderr=log
+        )
+        try:
+            yield
+            assert process.returncode is None
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def test_the_idle_culler_ends_neither_a_waiting_start_nor_a_busy_gpu(hub: HubProcess) -> None:
+    for user in ("one", "two"):
+        assert (await hub.spawn(user, {"profile": "gpu"})).ready
+    assert (await hub.spawn("cpu", {"profile": "cpu"})).ready
+    waits = asyncio.create_task(hub.spawn("late", {"profile": "gpu"}))
+
+    async def late_waits() -> bool:
+        return [each["user"] for each in (await hub.broker_status())["queue"]] == ["late"]
+
+    async def culled(user: str) -> bool:
+        return user not in [each["Labels"]["gpuspawner.user"] for each in hub.containers()]
+
+    await eventually(late_waits)
+    ids = {
+        each["user"]: each["id"] for each in (await hub.broker_status())["leases"] if each["user"] != "late"
+    }
+    long_ago = datetime.now(UTC) - timedelta(hours=2)
+    client = BrokerClient(str(hub.folder / "broker.sock"))
+    try:
+        await client.tell("POST", f"/leases/{ids['one']}/kernels", KernelsMessage(busy=True))
+        async with idle_culler(hub):
+            await eventually(lambda: culled("cpu"))
+            await asyncio.sleep(3)  # three rounds of the culler
+            assert [each for each in await hub.leases() if each[0] != "late"] == [
+                ("one", "", "running"), ("two", "", "running"),
+            ]  # fmt: skip
+            assert await late_waits()
+            idle = KernelsMessage(busy=False, active_at=long_ago)
+            await client.tell("POST", f"/leases/{ids['two']}/kernels", idle)
+            await eventually(lambda: culled("two"))
+            assert (await waits).ready
+            assert not await culled("one")
+    finally:
+        await client.close()
+    for user in ("one", "late"):
+        await hub.stop_server(user)
