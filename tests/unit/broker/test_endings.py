@@ -247,8 +247,8 @@ async def test_an_idle_gpu_stays_within_its_minimum(bench: Bench) -> None:
     await bench.run(3, user="eve")
     said = await bench.minutes(89.5, kernels=[1, 2])
     assert [sentence.split(" if somebody")[0].split(". ")[1] for _, sentence in said] == [
-        "It is stopped in 75 minutes",
-        "It is stopped in 35 minutes",
+        "It is stopped in 74 minutes",
+        "It is stopped in 34 minutes",
     ]
     ((number, reason),) = await bench.minutes(0.5, kernels=[1, 2])
     assert (number, reason.split(":")[0]) == ("1", "idle")
