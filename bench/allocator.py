@@ -47,7 +47,7 @@ def fleet(count: int) -> list[Device]:
 
 
 def past(devices: list[Device], load: str) -> list[Lease]:
-    """The 10,000 leases that are there before the measurement."""
+    """The 10,000 leases that exist before the measurement."""
     now = datetime.now(UTC)
     held = len(devices) if load == "queue" else len(devices) * 9 // 10
     rest = LeaseState.WAITING if load == "queue" else LeaseState.CLOSED
@@ -74,7 +74,7 @@ def past_lease(number: int, device: Device | None, rest: LeaseState, now: dateti
 
 
 async def timed(times: list[float], work: Awaitable[Any]) -> Any:
-    """Await `work` and note its milliseconds."""
+    """Await `work` and record its milliseconds."""
     began = time.perf_counter()
     answer = await work
     times.append((time.perf_counter() - began) * 1e3)

@@ -1,11 +1,11 @@
 """What the guard costs: CPU time of its threads while it watches 200 real processes.
 
 NVML is the scripted one of the tests, so its own share is missing: measure that on a GPU machine with
-`--nvml real`, where the processes are those that are there. The pair is the same process without a guard.
+`--nvml real`, which watches the machine's own processes. The pair is the same process without a guard.
 
     python bench/guard.py                     # 200 processes on 8 GPUs, 30 s
     python bench/guard.py --gpus 1            # all on one GPU
-    python bench/guard.py --nvml real         # on a GPU machine, with whatever runs there
+    python bench/guard.py --nvml real         # on a GPU machine, with the processes that run there
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ async def one(client: BrokerClient, number: int) -> tuple[float, float]:
 
 
 async def measure(socket: Path, rounds: int) -> list[tuple[float, float]]:
-    """`rounds` spawns' worth, after ten that warm up."""
+    """The times of `rounds` spawns, after ten that warm up."""
     client = BrokerClient(str(socket))
     try:
         for _ in range(100):

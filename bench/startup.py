@@ -1,6 +1,6 @@
 """From `docker start` to the server's first answer: lab-base against the same JupyterLab installed plainly.
 
-Both images stand on the same base and install the same wheels. The plain one (bench/plain/Dockerfile) lets
+Both images have the same base and install the same wheels. The plain one (bench/plain/Dockerfile) lets
 pip compile and runs `jupyterhub-singleuser`; ours runs its own command. A small hub answers what a
 single-user server asks at its start. Containers are created before the clock starts; plain and ours
 alternate, and which goes first alternates too, so that drift and load hit both halves of a pair alike.

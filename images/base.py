@@ -1,4 +1,4 @@
-"""The operating system below all labs: pulled where a registry answers, otherwise bootstrapped."""
+"""The base image of all labs (the operating system): pulled if a registry answers, else bootstrapped."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from images.stock import Stock
 from images.table import Base
 from setup.steps import SetupError, Step
 
-PULL_SECONDS = 20.0  # a registry that has not said a word by then does not answer
+PULL_SECONDS = 20.0  # a registry that has sent nothing by then does not answer
 SOURCE_LABEL = "gpuspawner.base"  # what was pulled, by digest; or the bootstrapped image's name
 DISTRIBUTIONS = {"Debian", "Ubuntu"}
 
 
 def ensure_base(client: docker.DockerClient, base: Base, stock: Stock, step: Step) -> None:
-    """Makes sure that `base.reference` is there and up to date.
+    """Makes sure that `base.reference` exists and is up to date.
 
     Raises SetupError if it can be neither pulled nor bootstrapped.
     """
     wanted = os.environ.get("BASE_IMAGE", "")
-    # With the record's name: a base that was made before there was one is made anew.
+    # With the record's name: a base that was built before there was a record is built again.
     what = json.dumps([wanted or base.source, base.packages, RECORD])
     inputs = hashlib.sha256(what.encode()).hexdigest()
     if inputs_of(client, base.reference) == inputs:
@@ -46,7 +46,7 @@ def ensure_base(client: docker.DockerClient, base: Base, stock: Stock, step: Ste
     elif wanted:
         raise SetupError(
             f"the base image {wanted} could not be pulled",
-            "check BASE_IMAGE and the registry, or unset it: then the base is made from this machine's "
+            "check BASE_IMAGE and the registry, or unset it: then the base is built from this machine's "
             "own package mirror",
         )
     else:
@@ -118,14 +118,14 @@ def _suite() -> str:
 
 
 def _bootstrap(client: docker.DockerClient, reference: str, tar: Path, step: Step) -> None:
-    """Makes the image `reference`: the least that apt needs, from this machine's own mirror."""
+    """Builds the image `reference`: the minimum that apt needs, from this machine's own mirror."""
     if shutil.which("mmdebstrap") is None:
         _install_mmdebstrap(step)
     sources = apt_sources()
     suite = _suite()
     if not sources or not suite:
         raise SetupError(
-            "no registry answers, and apt knows no mirror of Debian or Ubuntu to make the base image from",
+            "no registry answers, and apt has no mirror of Debian or Ubuntu to build the base image from",
             "run `apt-get update`, name an image that can be pulled in BASE_IMAGE, or a bundle in BUNDLE",
         )
     tar.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def _bootstrap(client: docker.DockerClient, reference: str, tar: Path, step: Ste
         if process.returncode != 0:
             raise SetupError(
                 f"the base image could not be bootstrapped: {' / '.join(said[-3:])}",
-                "see that `apt-get update` works and that there is room on the disk, then run it again",
+                "check that `apt-get update` works and that the disk has space, then run it again",
             )
         step.detail("importing")
         _import(client, reference, tar)
@@ -171,7 +171,7 @@ def _import(client: docker.DockerClient, reference: str, tar: Path) -> None:
 def _install_mmdebstrap(step: Step) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise SetupError(
-            "no registry answers, and mmdebstrap, which would make the base image, is not installed",
+            "no registry answers, and mmdebstrap, which would build the base image, is not installed",
             "install mmdebstrap, or name an image that can be pulled in BASE_IMAGE",
         )
     step.detail("installing mmdebstrap")
@@ -181,5 +181,5 @@ def _install_mmdebstrap(step: Step) -> None:
     if done.returncode != 0:
         raise SetupError(
             f"mmdebstrap could not be installed: {done.stderr.strip()[-300:]}",
-            "see that `apt-get update` works",
+            "check that `apt-get update` works",
         )

@@ -1,8 +1,8 @@
-"""`make images`: builds the lab images, and of those only what changed.
+"""`make images`: builds the lab images whose inputs changed.
 
-Usage: python -m images.build [NAME ...]     all images of the table, or these and what they stand on
-Environment: CPU=1 takes the CPU builds even where a driver is; CPU=0 the CUDA builds where none is.
-BASE_IMAGE names another base image. BUNDLE names what `make bundle` wrote: then nothing is downloaded.
+Usage: python -m images.build [NAME ...]     all images of the table, or these and their parents
+Environment: CPU=1 selects the CPU builds even with a driver; CPU=0 the CUDA builds without one.
+BASE_IMAGE names another base image. BUNDLE names the output of `make bundle`: then nothing is downloaded.
 DOCKER_HOST as Docker's own tools.
 """
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         build_images(connect(), table, arguments, choose_stock(table))
     except KeyError as error:
         names = ", ".join(image.name for image in read_table().images)
-        print(SetupError(f"there is no image {error}", f"take one of: {names}").block(), file=sys.stderr)
+        print(SetupError(f"there is no image {error}", f"use one of: {names}").block(), file=sys.stderr)
         return 1
     except SetupError as error:
         print(error.block(), file=sys.stderr)
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def connect() -> docker.DockerClient:
-    """The engine that Docker's own tools would use. Raises SetupError if it does not answer."""
+    """The engine that Docker's own tools use. Raises SetupError if it does not answer."""
     try:
         client = docker.from_env(timeout=600)
         client.ping()
@@ -65,7 +65,7 @@ def has_driver() -> bool:
 
 
 def ensure_named(client: docker.DockerClient, reference: str) -> None:
-    """Makes sure that an image from elsewhere is there. Raises SetupError if it can't be pulled."""
+    """Makes sure that an image of others is on this machine. Raises SetupError if it can't be pulled."""
     with step(f"image {reference}") as current:
         if not has(client, reference) and not pull(client, reference, current):
             raise SetupError(
@@ -75,7 +75,7 @@ def ensure_named(client: docker.DockerClient, reference: str) -> None:
 
 
 def choose_stock(table: Table) -> Stock:
-    """The cache, or the bundle that `BUNDLE` names. Raises SetupError if that can't be used here."""
+    """The cache, or the bundle that `BUNDLE` names. Raises SetupError if the bundle can't be used here."""
     path = os.environ.get("BUNDLE", "")
     if not path:
         return Stock(CACHE)
@@ -88,7 +88,7 @@ def choose_stock(table: Table) -> Stock:
 def build_images(client: docker.DockerClient, table: Table, names: list[str], stock: Stock) -> None:
     """Brings the named images (all, if none is named) and their parents up to date.
 
-    What can't be built here is left out, with the reason; raises SetupError if it was named.
+    Images that can't be built here are skipped with the reason; raises SetupError if one was named.
     """
     wanted = table.with_parents(names)
     with step("base image") as current:
@@ -164,12 +164,12 @@ class Task:
         if image.needs_gpu and not has_driver():
             return (
                 "it needs an NVIDIA GPU, and no driver is loaded here",
-                "build it where a driver is, or set CPU=0 to build it all the same",
+                "build it on a machine with a driver, or set CPU=0 to build it without one",
             )
         return "", ""
 
     def run(self, current: Step) -> str:
-        """Builds the core and, on top, the starters, each if its inputs changed; returns what it did."""
+        """Builds the core and, on it, the starters, each if its inputs changed; returns what it did."""
         image, inputs = self.image, self.inputs
         built = inputs_of(self.client, image.core) != inputs
         if built:

@@ -1,12 +1,12 @@
-"""A bundle: a folder with which `make images` works where nothing is reachable. images/pack.py writes it.
+"""A bundle: a folder with which `make images` works without a network. images/pack.py writes it.
 
-    manifest.json       what it is for, and length and SHA-256 of every file
+    manifest.json       what the bundle is for, and length and SHA-256 of every file
     base.tar            the base image, as `docker save` writes it
     wheels/ debs/       the Python and Debian packages of each image, as the cache has them
     hub/                the Python packages of the hub itself, for .venv; hub/python says for which Python
 
-The builder takes the same path with it: only that the base is loaded instead of made, and that a folder of
-downloads which is not there is an error instead of a download.
+The builder works in the same way with it, except that the base is loaded instead of built, and that a missing
+folder of downloads is an error instead of a download.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 BASE = "base.tar"
 HUB = "hub"
-AGAIN = "make it anew with this checkout (`make bundle`, where packages can be reached)"
+AGAIN = "make it again with this checkout (`make bundle`, where packages can be reached)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What this machine needs a bundle to be made for."""
+    """What a bundle must be made for, to be used on this machine."""
 
     tag: str
     jupyterhub: str
@@ -45,7 +45,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Bundle(Stock):
-    """A stock that is never filled: what isn't in it is an error, and what it has is checked when used."""
+    """A stock that is never filled: a missing file is an error, and every file is checked when it is used."""
 
     manifest: dict[str, Any]
 
@@ -54,11 +54,11 @@ class Bundle(Stock):
         return any(name.startswith(f"{goods.folder}/") for name in self.manifest["files"])
 
     def get(self, goods: Goods, fill: Callable[[Path], None]) -> Path:
-        """The folder of the goods. Raises SetupError if it is not there, not complete or damaged."""
+        """The folder of the packages. Raises SetupError if it is missing, incomplete or damaged."""
         if not self.has(goods):
             what = {"wheels": "Python", "debs": "Debian"}[goods.kind]
             raise SetupError(
-                f"the bundle {self.folder} lacks the {what} packages of {goods.name} as wanted here",
+                f"the bundle {self.folder} lacks the {what} packages of {goods.name} as needed here",
                 AGAIN,
             )
         self.check(goods.folder)
@@ -114,14 +114,14 @@ def describe(path: Path) -> list[Any]:
 
 
 def open_bundle(folder: Path, wanted: Wanted) -> Bundle:
-    """The bundle in `folder`. Raises SetupError if it is none, damaged, or made for something else."""
+    """The bundle in `folder`. Raises SetupError if there is none, or if it is damaged or doesn't fit."""
     folder = folder.absolute()
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError as error:
         raise SetupError(
             f"there is no bundle in {folder} (it has no {MANIFEST})",
-            "name in BUNDLE the folder that `make bundle` wrote, and copy all of it",
+            "set BUNDLE to the folder that `make bundle` wrote, and copy all of it",
         ) from error
     except (OSError, ValueError) as error:
         raise SetupError(f"{folder / MANIFEST} can't be read: {error}", "copy the bundle again") from error
@@ -136,13 +136,13 @@ def open_bundle(folder: Path, wanted: Wanted) -> Bundle:
         if made[key] != have:
             raise SetupError(
                 f"the bundle {folder} is for {what} {made[key]}, and here it is {have}",
-                f"take one that was made for {have}, or {AGAIN}",
+                f"use one that was made for {have}, or {AGAIN}",
             )
     if made["cuda"] != wanted.cuda:
         raise SetupError(
             f"the bundle {folder} has the {'CUDA' if made['cuda'] else 'CPU'} builds, and this machine "
-            f"takes the {'CUDA' if wanted.cuda else 'CPU'} builds",
-            f"set CPU={'0' if made['cuda'] else '1'} to use it all the same, or make one with "
+            f"needs the {'CUDA' if wanted.cuda else 'CPU'} builds",
+            f"set CPU={'0' if made['cuda'] else '1'} to use it anyway, or make one with "
             f"`make bundle CPU={'0' if wanted.cuda else '1'}`",
         )
     return Bundle(folder, manifest)

@@ -1,8 +1,8 @@
-"""Debian packages for an image: downloaded first, then installed without network, in one layer of their own.
+"""Debian packages for an image: downloaded first, then installed without network, in a separate layer.
 
 Both happen in containers of the image itself, so its own apt decides what is needed. The downloads are
-kept like the Python packages are, and a bundle has them too. Debian's mirrors keep only the newest version
-of a package, so nothing is pinned beforehand: what was installed is written down.
+kept like the Python packages, and a bundle has them too. Debian's mirrors keep only the newest version
+of a package, so no version is pinned: the installed versions are recorded.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def installed_in(client: docker.DockerClient, reference: str) -> str:
 def packages_of(client: docker.DockerClient, layer: Layer, stock: Stock, step: Step) -> Path:
     """A folder with the .deb files of the layer, downloaded if it isn't there yet.
 
-    Raises SetupError with apt's own last words and the remedy.
+    Raises SetupError with apt's last output and the remedy.
     """
 
     def fill(folder: Path) -> None:
@@ -108,7 +108,7 @@ def apt_settings() -> list[str]:
     try:
         lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     except FileNotFoundError:
-        return []  # no apt on this machine: the image's own settings have to do
+        return []  # no apt on this machine: the image's own settings are used
     return [line for line in lines if line.count('"') == 2 and '""' not in line]
 
 
@@ -131,7 +131,7 @@ def _host_settings() -> dict[str, bytes]:
 def _container(
     client: docker.DockerClient, image: str, script: str, options: dict[str, Any]
 ) -> Iterator[Container]:
-    """A container of `image` that will run `script` as root; gone afterwards."""
+    """A container of `image` that will run `script` as root; removed afterwards."""
     command = ["sh", "-e", "-c", script]
     container = client.containers.create(image, command, entrypoint=[], user="root", **options)
     try:
@@ -143,7 +143,7 @@ def _container(
 
 
 def _follow(container: Container, step: Step) -> None:
-    """Runs the container's script, showing what it says. Raises SetupError with apt's words if it fails."""
+    """Runs the container's script and shows its output. Raises SetupError with apt's output if it fails."""
     container.start()
     said: list[str] = []
     for chunk in container.logs(stream=True, follow=True):
@@ -152,8 +152,8 @@ def _follow(container: Container, step: Step) -> None:
     if container.wait()["StatusCode"] != 0:
         errors = [line[3:] for line in said if line.startswith("E: ")]
         raise SetupError(
-            f"the Debian packages of the image could not be had: {'; '.join(errors[:3] or said[-3:])}",
-            "see that `apt-get update` works on this machine and that there is room on the disk, then run "
+            f"the Debian packages of the image could not be installed: {'; '.join(errors[:3] or said[-3:])}",
+            "check that `apt-get update` works on this machine and that the disk has space, then run "
             "the command again",
         )
 

@@ -1,4 +1,4 @@
-"""The few things that the builder asks of Docker Engine."""
+"""The builder's calls to Docker Engine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ INPUTS_LABEL = "gpuspawner.inputs"
 PACKAGES_LABEL = "gpuspawner.packages"
 STAGE_LABEL = "gpuspawner.stage"
 STAGE_ARGUMENT = "STAGE"
-"""The Dockerfiles' build argument with the value of STAGE_LABEL: another one for each build."""
+"""The Dockerfiles' build argument with the value of STAGE_LABEL: a different one for each build."""
 LEFT_AFTER = "1h"
-"""So old is what no build that still runs has just made: it was left by one that was killed, or replaced."""
+"""Leftovers older than this are not from a running build: their build was killed, or they were replaced."""
 
 
 def inputs_of(client: docker.DockerClient, reference: str) -> str | None:
@@ -51,7 +51,7 @@ def build(
 
     `context` lists what the Dockerfile sees: paths under their own name, or pairs of a name and a path or
     content. `arguments` are the build arguments and the labels. Other builds may run on the same engine
-    meanwhile. Raises SetupError with what the build said last.
+    at the same time. Raises SetupError with the build's last output.
     """
     stage = secrets.token_hex(8)
     replaced = _id_of(client, tag)
@@ -78,7 +78,7 @@ def _id_of(client: docker.DockerClient, reference: str) -> str | None:
 
 
 def _clean(client: docker.DockerClient, stage: str, replaced: str | None) -> None:
-    """Removes what a build made on its way and what it replaced; what cannot go now goes after a later one.
+    """Removes a build's intermediate images and what it replaced; what can't be removed now is removed later.
 
     What a container runs on stays, and so does what a build that runs at the same time has made.
     """
@@ -92,7 +92,7 @@ def _clean(client: docker.DockerClient, stage: str, replaced: str | None) -> Non
         {"label": STAGE_LABEL, "until": LEFT_AFTER},
         {"label": INPUTS_LABEL, "until": LEFT_AFTER},
     ):
-        with contextlib.suppress(APIError):  # another build cleans up at this moment
+        with contextlib.suppress(APIError):  # another build is cleaning up
             client.images.prune(filters={"dangling": True, **filters})
 
 
@@ -129,11 +129,11 @@ def _follow(
 def _failed(tag: str, reason: str) -> SetupError:
     if "no space left" in reason.lower():
         return SetupError(f"the disk filled up while {tag} was built", "free some space and run it again")
-    return SetupError(f"{tag} could not be built: {reason}", "mend what it names and run `make images` again")
+    return SetupError(f"{tag} could not be built: {reason}", "fix what it names and run `make images` again")
 
 
 def _feed(write_end: int, context: list[Path | tuple[str, Path | bytes]]) -> None:
-    """Writes the build context as a tar stream; a builder that hangs up early ends it quietly."""
+    """Writes the build context as a tar stream; ends without an error if the builder closes it early."""
     try:
         with os.fdopen(write_end, "wb") as out, tarfile.open(fileobj=out, mode="w|") as tar:
             for item in context:
@@ -163,5 +163,5 @@ def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def run(client: docker.DockerClient, image: str, command: list[str], **options: Any) -> str:
-    """What `command` prints in a container of `image` that is gone afterwards."""
+    """The output of `command` in a container of `image`, which is removed afterwards."""
     return bytes(client.containers.run(image, command, remove=True, **options)).decode()

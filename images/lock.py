@@ -1,8 +1,8 @@
 """`make lock`: writes the exact versions of every image's Python packages, for the oldest Python they meet,
 and the digest of the base image.
 
-Each image's `requirements.in` is resolved together with those below it; the lock holds what it adds. What
-can't be reached from here keeps the lock that it has, and that is said.
+Each image's `requirements.in` is resolved together with those of its parents; the lock has what it adds. If
+an index can't be reached from here, the existing lock is kept, and a message says so.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> int:
             with step(f"image {image.name}") as current:
                 if missing := _out_of_reach(image):
                     current.mark = "–"
-                    current.note = f"kept as it is: NVIDIA's package index can't be reached (no {missing})"
+                    current.note = f"kept unchanged: NVIDIA's package index can't be reached (no {missing})"
                     locked[image.name] = {**parent, **pins_of(image.folder / image.lock)}
                     continue
                 locked[image.name] = _lock(image, inputs[image.name], parent, current)
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def lock_base(base: Base, path: Path) -> str:
-    """Writes the digest that the registry has for what is pulled; says what it did.
+    """Writes the registry's digest of the image that is pulled; returns what it did.
 
     The digest is the list's, right for every architecture. Without registry or engine the file stays.
     """
@@ -78,7 +78,7 @@ def resolve(
     """Names and versions of all that `requirements` need, with the parent's versions kept.
 
     `links` is a folder with wheels that no index has. `cpu` takes the build of PyTorch without CUDA that this
-    machine's pip must offer. Raises SetupError if they don't go together.
+    machine's pip must offer. Raises SetupError if they don't fit together.
     """
     kept = [f"{name}=={version}" for name, version in parent.items()]
     command = [*PIP, "install", "--dry-run", "-qq", "--ignore-installed", "--find-links", str(links)]
@@ -86,7 +86,7 @@ def resolve(
     report = subprocess.run([*command, *_exact(requirements, cpu), *kept], stdout=subprocess.PIPE)
     if report.returncode != 0:
         raise SetupError(
-            "pip finds no versions that go together", "see what it says above, and each requirements.in"
+            "pip finds no versions that fit together", "see its output above, and each requirements.in"
         )
     packages = (item["metadata"] for item in json.loads(report.stdout)["install"])
     return {item["name"].lower().replace("_", "-"): item["version"] for item in packages}

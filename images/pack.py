@@ -1,4 +1,4 @@
-"""`make bundle`: writes a folder with which `make images` works where nothing is reachable.
+"""`make bundle`: writes a folder with which `make images` works without a network.
 
 Usage: python -m images.pack [NAME ...]     all images that can be built here, or these and their parents
 Environment: TO names the folder (default: bundle). CPU, BASE_IMAGE, DOCKER_HOST as in images/build.py.
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def pack(client: docker.DockerClient, table: Table, names: list[str], folder: Path) -> None:
-    """Builds the images, so that all is there and known to work, then writes what they were built from.
+    """Builds the images, so that all inputs exist and are known to work, then writes these inputs.
 
     Raises SetupError with the remedy; the folder is then as it was before.
     """
@@ -84,7 +84,7 @@ def _check_place(folder: Path) -> None:
         return
     if not folder.is_dir() or any(folder.iterdir()):
         raise SetupError(
-            f"{folder} is there and is no bundle: it would be overwritten", "name another folder in TO"
+            f"{folder} exists and is not a bundle: it would be overwritten", "name another folder in TO"
         )
 
 
@@ -100,7 +100,7 @@ def _pack_downloads(
             continue
         task = Task(client, image, cores[image.parent], stock)
         if inputs_of(client, image.core) != task.inputs:
-            continue  # an old one: it could not be built anew here
+            continue  # an old one: it could not be built again here
         for source in task.downloads(current):
             if source is not None:
                 current.detail(f"copying {source.name}")
@@ -134,7 +134,7 @@ def _pack_hub(folder: Path, current: Step) -> str:
 
 
 def _hub_requirements() -> list[str]:
-    """What setup/venv.sh needs beside the checkout itself: to build it, to run it, to test it."""
+    """What setup/venv.sh needs beside the checkout itself, to build, run and test it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     own = project["project"]
     return [

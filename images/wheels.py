@@ -68,7 +68,7 @@ def pin(lock: str, name: str, version: str) -> str:
 def wheelhouse(stock: Stock, lock: Lock, target: Target, step: Step) -> Path:
     """A folder with exactly the wheels of `lock`, downloaded if it isn't there yet.
 
-    Raises SetupError with pip's own last words and the remedy.
+    Raises SetupError with pip's last output and the remedy.
     """
 
     def fill(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Packages of the operating system, by apt and as root; elsewhere a sentence says what to install."""
+"""Installs packages of the operating system with apt, as root; elsewhere a message says what to install."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def may_install() -> bool:
 
 
 def install(packages: list[str], purpose: str, step: Step) -> None:
-    """Installs `packages`. Raises SetupError if it may not, or if apt fails, with apt's reason."""
+    """Installs `packages`. Raises SetupError without the rights, or if apt fails, with apt's reason."""
     names = " ".join(packages)
     if not may_install():
         why = "this is not root" if os.geteuid() != 0 else "there is no apt on this system"
@@ -26,7 +26,7 @@ def install(packages: list[str], purpose: str, step: Step) -> None:
             f"install it (on Debian or Ubuntu, as root: apt-get install {names}), then run this again",
         )
     step.detail(f"installing {names}")
-    # The lists of packages may be missing or old: fetched only if it does not work without.
+    # The package lists may be missing or old: they are fetched only if the installation fails without.
     for update_first in (False, True):
         if update_first:
             step.detail("fetching the lists of packages")
@@ -37,7 +37,7 @@ def install(packages: list[str], purpose: str, step: Step) -> None:
             return
     raise SetupError(
         f"{names} could not be installed: {_reason(done.stderr)}",
-        "see that apt-get works on this machine (network, mirror, room on the disk), then run this again",
+        "check that apt-get works on this machine (network, mirror, disk space), then run this again",
     )
 
 

@@ -1,4 +1,4 @@
-"""Everything that the hub started ends with it, even what lost its parent on the way."""
+"""Ends all processes that the hub started, even those whose parent has ended before."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def adopt_orphans() -> None:
-    """From now on, descendants whose parent ends become children of this process instead of init's."""
+    """Make descendants whose parent ends children of this process instead of init."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_with_parent() -> None:
-    """For a new child: it is asked to end (SIGTERM) should this process be killed."""
+    """For a new child: it gets SIGTERM if this process is killed."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
@@ -35,7 +35,7 @@ def children() -> list[int]:
 
 
 def end_children(seconds: float) -> list[int]:
-    """Ends all children and, as they lose their parents, their descendants; kills who takes longer.
+    """Ends all children and then their descendants; kills those that take too long.
 
     Returns the pids that had to be killed.
     """

@@ -17,7 +17,7 @@ def main() -> int:
     """Returns the exit status."""
     try:
         demo = read_demo(os.environ)
-        os.close(lock(demo.state_dir))  # not while the hub runs: it would only be confused
+        os.close(lock(demo.state_dir))  # not while the hub runs: the hub would not know of it
         clean(demo.name, homes=os.environ.get("HOMES", "") == "1")
     except SetupError as error:
         print(error.block(), file=sys.stderr)
@@ -49,7 +49,7 @@ def clean(name: str, homes: bool) -> None:
         client.close()
     except (APIError, DockerException) as error:
         raise SetupError(
-            f"Docker Engine refuses: {error}", "see that it runs, then run this again"
+            f"Docker Engine refuses: {error}", "check that it runs, then run this again"
         ) from error
 
 

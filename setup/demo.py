@@ -43,7 +43,7 @@ class Demo:
     admin_password: str
     config: Path = CONFIG
     base_url: str = "/"
-    """The path of `c.JupyterHub.bind_url`, which a file of one's own may set."""
+    """The path of `c.JupyterHub.bind_url`, which the user's own file may set."""
 
     @property
     def url(self) -> str:
@@ -52,7 +52,7 @@ class Demo:
 
     @property
     def log(self) -> Path:
-        """Everything that hub, proxy and broker say."""
+        """The output of hub, proxy and broker."""
         return self.state_dir / "hub.log"
 
     def environment(self) -> dict[str, str]:
@@ -70,7 +70,7 @@ class Demo:
 
 
 def read_demo(environ: Mapping[str, str]) -> Demo:
-    """The settings; the state folder and made-up passwords are created. Raises SetupError with the remedy."""
+    """The settings; creates the state folder and missing passwords. Raises SetupError with the remedy."""
     port = _port(environ.get("GPUSPAWNER_PORT", "8000"))
     name = environ.get("GPUSPAWNER_NAME") or "gpuspawner"
     subnet = environ.get("GPUSPAWNER_SUBNET") or "10.213.0.0/20"
@@ -94,7 +94,7 @@ def read_demo(environ: Mapping[str, str]) -> Demo:
 
 
 def with_base_url(demo: Demo) -> Demo:
-    """The settings with the base URL of the hub's config file, which is read in a process of its own."""
+    """The settings with the base URL of the hub's config file, which a separate process reads."""
     read = (
         "import sys; from pathlib import Path; from urllib.parse import urlsplit\n"
         "from traitlets.config.loader import Config, PyFileConfigLoader\n"
@@ -126,7 +126,7 @@ def _config(given: Path) -> Path:
 def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65532:
         raise SetupError(
-            f"GPUSPAWNER_PORT is {text!r}: that is no port",
+            f"GPUSPAWNER_PORT is {text!r}: that is not a port",
             "give a number from 1 to 65532, like GPUSPAWNER_PORT=8000",
         )
     return int(text)
@@ -136,7 +136,7 @@ def _check_names(name: str, subnet: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
         raise SetupError(
             f"GPUSPAWNER_NAME is {name!r}: Docker can't name containers and volumes after it",
-            "take up to 31 lower-case letters, digits and '-', like GPUSPAWNER_NAME=course",
+            "use up to 31 lower-case letters, digits and '-', like GPUSPAWNER_NAME=course",
         )
     try:
         gateway_of(subnet)
@@ -145,7 +145,7 @@ def _check_names(name: str, subnet: str) -> None:
 
 
 def check_passwords(password: str | None, admin_password: str | None) -> None:
-    """Raises SetupError for what the hub's authenticator refuses, or reads as "nobody may log in"."""
+    """Raises SetupError for a password that the hub's authenticator refuses, or with which login fails."""
     for name, value, length in (
         ("GPUSPAWNER_PASSWORD", password, USER_LENGTH),
         ("GPUSPAWNER_ADMIN_PASSWORD", admin_password, ADMIN_LENGTH),
@@ -153,22 +153,22 @@ def check_passwords(password: str | None, admin_password: str | None) -> None:
         if value is not None and len(value) < length:
             what = "empty" if not value else f"{len(value)} characters long"
             raise SetupError(
-                f"{name} is {what}: the hub takes {length} characters or more",
-                "give a longer one, or unset it: then one is made up and printed",
+                f"{name} is {what}: the hub needs {length} characters or more",
+                "use a longer one, or unset it: then a password is generated and printed",
             )
     if password is not None and password == admin_password:
         raise SetupError(
             "GPUSPAWNER_PASSWORD and GPUSPAWNER_ADMIN_PASSWORD are the same",
-            "give two different ones: whoever has the first must not be admin",
+            "use two different passwords: users with the first one must not be admin",
         )
 
 
 def prepare_state_dir(folder: Path) -> Path:
-    """The folder, made, private and writable. Raises SetupError with the remedy."""
+    """Creates the folder, private and writable. Raises SetupError with the remedy."""
     folder = folder.expanduser().absolute()
     if len(os.fsencode(folder / "broker.sock")) > SOCKET_BYTES:
         raise SetupError(
-            f"GPUSPAWNER_STATE_DIR={folder} is too long for the sockets inside it", "take a shorter path"
+            f"GPUSPAWNER_STATE_DIR={folder} is too long for the sockets inside it", "use a shorter path"
         )
     probe = folder / ".room"
     try:
@@ -191,15 +191,15 @@ def _state_dir_error(folder: Path, error: OSError) -> SetupError:
             "a folder on another disk",
         )
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return SetupError(f"the state folder {folder} is no folder", "set GPUSPAWNER_STATE_DIR to one")
+        return SetupError(f"the state folder {folder} is not a folder", "set GPUSPAWNER_STATE_DIR to one")
     return SetupError(
         f"the state folder {folder} can't be written: {error.strerror}",
-        "correct its permissions, or set GPUSPAWNER_STATE_DIR to a folder of yours",
+        "correct its permissions, or set GPUSPAWNER_STATE_DIR to a folder that you may write to",
     )
 
 
 def _check_database(path: Path) -> None:
-    """Raises SetupError if the hub's database is there but can't be read."""
+    """Raises SetupError if the hub's database exists but can't be read."""
     if not path.exists():
         return
     connection = sqlite3.connect(path, timeout=DATABASE_SECONDS)
@@ -214,7 +214,7 @@ def _check_database(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         raise SetupError(
             f"the hub's database {path} is damaged: {error}",
-            "put a backup in its place, or move it away: the hub then starts with an empty one, and running "
+            "restore a backup, or move the file away: the hub then starts with an empty one, and running "
             "notebooks have to be ended with `make clean-demo`",
         ) from error
     finally:
@@ -222,14 +222,14 @@ def _check_database(path: Path) -> None:
 
 
 def _made_up_passwords(state_dir: Path) -> dict[str, str]:
-    """Passwords for who gave none: made up once and kept, so that the next start prints the same."""
+    """Passwords that are not set: generated once and kept, so that the next start prints the same."""
     path = state_dir / "passwords.json"
     try:
         kept = json.loads(path.read_text())
         if len(kept["user"]) >= USER_LENGTH and len(kept["admin"]) >= ADMIN_LENGTH:
             return {"user": str(kept["user"]), "admin": str(kept["admin"])}
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there yet, or not readable: new ones
+        pass  # missing or not readable: new ones
     made_up = {"user": secrets.token_urlsafe(9), "admin": secrets.token_urlsafe(24)}
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -238,7 +238,7 @@ def _made_up_passwords(state_dir: Path) -> dict[str, str]:
 
 
 def check_ports(demo: Demo) -> None:
-    """Raises SetupError if something else listens where hub, proxy or broker will."""
+    """Raises SetupError if another program listens on a port of hub, proxy or broker."""
     gateway = gateway_of(demo.subnet)
     places = [
         ("127.0.0.1", 0, "the hub"),
@@ -253,7 +253,7 @@ def check_ports(demo: Demo) -> None:
                 probe.bind((address, port))
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL:
-                    continue  # the labs' network is not there yet
+                    continue  # the labs' network does not exist yet
                 why = "is taken" if error.errno == errno.EADDRINUSE else f"can't be used ({error.strerror})"
                 raise SetupError(
                     f"port {port}, which {purpose} needs, {why}",

@@ -1,4 +1,4 @@
-"""Docker Engine: used as it is where one answers, else installed from the distribution and started."""
+"""Docker Engine: used unchanged if one answers, else installed from the distribution and started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOG = Path("/var/log/gpuspawner-dockerd.log")
 
 
 def ensure_engine(step: Step) -> None:
-    """Makes sure that an engine answers. Raises SetupError naming the remedy if none can be had."""
+    """Makes sure that an engine answers. Raises SetupError with the remedy if that is not possible."""
     refused = _ask(step)
     if refused is None:
         return
@@ -36,11 +36,11 @@ def ensure_engine(step: Step) -> None:
 
 
 def _ask(step: Step) -> str | None:
-    """None if the engine answers, and then says so in the step's note; else the reason why not."""
+    """None if the engine answers (noted in the step); else the reason why it does not."""
     try:
         client = docker.from_env(timeout=30)
         try:
-            step.note = f"Docker Engine {client.version()['Version']} answers and is used as it is"
+            step.note = f"Docker Engine {client.version()['Version']} answers and is used unchanged"
         finally:
             client.close()
     except DockerException as error:
@@ -67,7 +67,7 @@ def _dockerd() -> str | None:
 
 
 def _start(step: Step) -> None:
-    """By systemd where it runs; by hand elsewhere: the engine outlives this program, as its containers do."""
+    """Starts it with systemd if that runs, else directly: engine and containers outlive this program."""
     dockerd = _dockerd()
     assert dockerd is not None
     step.detail("starting it")

@@ -33,7 +33,7 @@ _NO_ENVIRONMENT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler(
 
 
 def main() -> int:
-    """Returns the exit status: 0 after a stop that was asked for."""
+    """Returns the exit status: 0 after a requested stop."""
     stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _set_up(demo: Demo) -> None:
-    # A process of its own: an engine that it starts is nobody's child afterwards, and outlives the hub.
+    # A separate process: an engine that it starts has no parent here afterwards, and outlives the hub.
     command = [sys.executable, "-m", "setup.ready", "proxy", "engine", "images"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "GPUSPAWNER_IMAGE": demo.image})
     if done.returncode != 0:
@@ -73,7 +73,7 @@ def _ensure_network(demo: Demo, current: Step) -> None:
     except ConfigError as error:
         raise SetupError(str(error), "then run this again") from error
     except EngineFault as error:
-        raise SetupError(f"Docker Engine fails: {error}", "see its log, then run this again") from error
+        raise SetupError(f"Docker Engine fails: {error}", "check its log, then run this again") from error
     finally:
         client.close()
 
@@ -110,7 +110,7 @@ class Launch:
             print(farewell(running_notebooks(self._demo.name)), flush=True)
             return 0
         raise SetupError(
-            f"the hub has ended by itself, with status {hub.returncode}. Its last words:\n"
+            f"the hub has ended unexpectedly, with status {hub.returncode}. Last log lines:\n"
             + "\n".join(f"    {line}" for line in self._log.last_words()),
             f"see {self._demo.log}",
         )
@@ -128,7 +128,7 @@ class Launch:
         return hub
 
     def _keep_log(self, hub: subprocess.Popen[str]) -> None:
-        """All goes to the log file; warnings and errors, with what follows them, to the terminal too."""
+        """Writes all lines to the log file; warnings and errors, with the lines after them, also here."""
         assert hub.stdout is not None
         log = LogFile(self._demo.log)
         for line in hub.stdout:
@@ -156,7 +156,7 @@ class Launch:
         return False
 
     def _end(self, hub: subprocess.Popen[str]) -> None:
-        """Ends hub, proxy and broker. A second Ctrl-C makes it short."""
+        """Ends hub, proxy and broker. A second Ctrl-C ends them at once."""
         self._ending = True
         self._stop.clear()
         if hub.poll() is None:
@@ -193,7 +193,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def gpus(socket_path: Path) -> str:
-    """What the broker has, in words; "" while it does not answer."""
+    """The broker's devices, as text; "" while it does not answer."""
     with contextlib.closing(_UnixConnection(socket_path)) as connection:
         try:
             connection.request("GET", "/status")
@@ -214,30 +214,29 @@ def describe(status: dict[str, Any]) -> str:
 
 
 def block(demo: Demo, devices: str) -> str:
-    """What a person needs to know once the hub can be used."""
+    """What a person needs to know when the hub is ready."""
     rows = [
         ("Address", demo.url),
-        ("Log in", f"any name (ada, say), password  {demo.password}"),
+        ("Log in", f"any name (e.g. ada), password  {demo.password}"),
         ("", f"admin,                password  {demo.admin_password}"),
         ("GPUs", devices or "unknown: the broker does not answer, only CPU servers start (see the log)"),
         ("Log", str(demo.log)),
-        ("Stop", "Ctrl-C; running notebooks go on"),
+        ("Stop", "Ctrl-C; running notebooks keep running"),
     ]
     line = "─" * 78
     return "\n".join([line, *(f"  {head:<9}{text}" for head, text in rows), line])
 
 
 def farewell(running: int | None) -> str:
-    """What becomes of `running` notebooks; None where Docker did not say how many there are."""
+    """What happens to `running` notebooks; None if Docker did not say how many there are."""
     said = "Hub, proxy and broker have stopped."
     if running is None:
         return f"{said} Docker does not answer, so it is unknown whether notebooks still run."
     if running == 0:
-        return f"{said} No notebook runs. Homes and settings are kept."
+        return f"{said} No notebook is running. Homes and settings are kept."
     one = running == 1
-    which = (
-        "1 notebook goes on, and keeps its GPU" if one else f"{running} notebooks go on, and keep their GPUs"
-    )
+    which = "1 notebook keeps" if one else f"{running} notebooks keep"
+    which += f" running with {'its GPU' if one else 'their GPUs'}"
     them = "it" if one else "them"
     return f"{said} {which}: `make hub` finds {them} again, `make clean-demo` ends {them}."
 

@@ -11,14 +11,14 @@ _HUB = re.compile(r"^\[(?P<level>[DIWEC]) ")
 _PROXY = re.compile(r"^\S+Z \[ConfigProxy\] (?:\x1b\[\d+m)?(?P<level>debug|info|warn|error)")
 _REASON = re.compile(r"^\s*(?:[\w.]+\.)?\w*(?:Error|Exception|Fault)\b\s*:|^gpuspawner broker: ")
 _LATE_LINES = 60
-"""A line that far from the end is not why the hub ended."""
+"""A line this far from the end is not the reason for the hub's end."""
 LOG_BYTES = 10 << 20
-"""A log file that is full becomes `hub.log.1`, in place of the one before, and a new one begins."""
+"""A full log file becomes `hub.log.1`, which replaces the previous one, and a new file begins."""
 _PROXY_LEVELS = {"debug": "D", "info": "I", "warn": "I", "error": "W"}
 
 
 class HubLog:
-    """Takes the log line by line. What the hub warns of at every start is shown only once it is ready."""
+    """Takes the log line by line. The hub's warnings at every start are shown only when it is ready."""
 
     def __init__(self) -> None:
         self.ready = False
@@ -28,7 +28,7 @@ class HubLog:
         self._tail: deque[str] = deque(maxlen=8)
 
     def take(self, line: str) -> bool:
-        """Whether the line is for the terminal. A line without a level goes with the one before it."""
+        """Whether the line is for the terminal. A line without a level belongs to the line before it."""
         level = ""
         self._lines += 1
         if match := _HUB.match(line):
@@ -50,7 +50,7 @@ class HubLog:
 
 
 class LogFile:
-    """A file for lines that is moved aside when it is full: two of `most_bytes` are there at most."""
+    """A file for lines that is renamed when it is full: there are at most two files of `most_bytes`."""
 
     def __init__(self, path: Path, most_bytes: int = LOG_BYTES) -> None:
         self._path = path

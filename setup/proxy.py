@@ -22,7 +22,7 @@ def search_path() -> str:
 
 
 def ensure_proxy(step: Step) -> None:
-    """Makes sure that the locked proxy is in `.cache/proxy`. Raises SetupError naming the remedy."""
+    """Makes sure that the locked proxy is in `.cache/proxy`. Raises SetupError with the remedy."""
     lock = ROOT / "setup" / "proxy" / "package-lock.json"
     wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
     stamp = FOLDER / ".ready"
@@ -42,7 +42,7 @@ def ensure_proxy(step: Step) -> None:
         reason = [line for line in done.stderr.splitlines() if "ERR" in line.upper()]
         raise SetupError(
             f"configurable-http-proxy could not be installed: {'; '.join(reason[:2]) or done.stderr[-300:]}",
-            "see that npm reaches its package index from here and that there is room on the disk",
+            "check that npm reaches its package index from here and that the disk has space",
         )
     stamp.write_text(wanted)
 
@@ -66,6 +66,6 @@ def _install_node(step: Step) -> None:
     done = subprocess.run(pip, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0 or _node_major(search_path()) < NODE_MAJOR:
         raise SetupError(
-            f"Node.js {NODE_MAJOR} or newer is missing, and pip brought none: {done.stderr.strip()[-300:]}",
+            f"Node.js {NODE_MAJOR} or newer is missing, and pip can't get it: {done.stderr.strip()[-300:]}",
             "install Node.js with npm, then run this again",
         )

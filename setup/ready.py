@@ -1,4 +1,4 @@
-"""Sets up what is missing on this machine, step by step; what is there already takes no time.
+"""Installs what is missing on this machine, step by step; steps that are already done take no time.
 
 Usage: python -m setup.ready STEP ...
 """
@@ -17,7 +17,7 @@ from setup.engine import ensure_engine
 from setup.proxy import ensure_proxy
 from setup.steps import ROOT, SetupError, step
 
-# What the tests run beside Python: package -> program that shows it is there.
+# Programs that the tests need beside Python: package -> a program that shows that it is installed.
 TEST_PROGRAMS = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "gcc": ("gcc",),
@@ -28,7 +28,7 @@ TEST_PROGRAMS = {
     "docker-registry": ("docker-registry",),
     "postgresql": ("/usr/lib/postgresql",),
 }
-# Packages that start a service when they are installed, which nobody asked for here.
+# Packages that start a service when they are installed, which is not wanted here.
 UNWANTED_SERVICES = ("docker-registry", "postgresql")
 
 
@@ -62,7 +62,7 @@ def images() -> None:
 
 
 def programs() -> None:
-    """What the tests need of the operating system."""
+    """Packages of the operating system for the tests."""
     with step("programs for the tests") as current:
         missing = [package for package, names in TEST_PROGRAMS.items() if not any(map(_there, names))]
         if missing:
@@ -72,12 +72,12 @@ def programs() -> None:
 
 
 def cdi() -> None:
-    """The second, newer engine for the tests of CDI. Where there is none to be had, they are skipped."""
+    """The second, newer engine for the tests of CDI. If it is not available, these tests are skipped."""
     with step("newer Docker Engine for the tests of CDI") as current:
         script = str(ROOT / "setup" / "engine-cdi.sh")
         done = subprocess.run([script], stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode != 0:
-            current.note = f"not here, its tests are skipped: {' '.join(done.stderr.split())[-300:]}"
+            current.note = f"not available, its tests are skipped: {' '.join(done.stderr.split())[-300:]}"
 
 
 STEPS: dict[str, Callable[[], None]] = {
@@ -102,13 +102,13 @@ def main(names: Sequence[str]) -> int:
         print(error.block(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. What is done is kept: run the same command to go on.", file=sys.stderr)
+        print("\nStopped. Finished steps are kept: run the same command to continue.", file=sys.stderr)
         return 130
     return 0
 
 
 def _end_service(name: str) -> None:
-    """Ends the service that a fresh package has started, and keeps it from starting with the machine."""
+    """Ends the service that a new package has started, and disables it at the start of the machine."""
     if os.path.isdir("/run/systemd/system"):
         commands = [["systemctl", "disable", "--now", name]]
     else:

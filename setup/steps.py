@@ -1,4 +1,4 @@
-"""What the person at the terminal sees while things are set up: one line a step, one block an error."""
+"""The output on the terminal while things are set up: one line for each step, one block for an error."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Step:
             print(f"… {self._title}: {text[:200]} ({now - self._started:.0f} s)", file=self._out, flush=True)
 
     def finish(self, mark: str) -> None:
-        """Ends the line with what came of it and how long it took."""
+        """Ends the line with the result and how long it took."""
         seconds = time.monotonic() - self._started
         note = f": {self.note}" if self.note else ""
         clear = "\r\x1b[K" if self._live else ""

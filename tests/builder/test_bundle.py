@@ -146,7 +146,7 @@ def test_a_damaged_bundle_builds_nothing(
     other.client.images.remove(read_table().base.reference, force=True)
     status, said = make_images(checkout, copy, other)
     assert status != 0
-    assert f"✗ in the bundle {copy}, base.tar is damaged\n  → copy it again, or make it anew" in said
+    assert f"✗ in the bundle {copy}, base.tar is damaged\n  → copy it again, or make it again" in said
     (copy / MANIFEST).unlink()
     status, said = make_images(checkout, copy, other)
     assert status != 0

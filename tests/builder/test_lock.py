@@ -81,7 +81,7 @@ def test_what_cannot_be_reached_keeps_its_lock(
         "– base image: kept without a digest: pulled by its tag, as 127.0.0.1:9/none:1 can't be looked up in "
         "its registry",
         "✓ image low: 1 packages",
-        "– image high: kept as it is: NVIDIA's package index can't be reached (no only-there==3.0)",
+        "– image high: kept unchanged: NVIDIA's package index can't be reached (no only-there==3.0)",
     ]
     assert (images / "low" / "requirements.lock").read_text() == f"{lock.HEAD}plain==1.2\n"
     assert (images / "high" / "requirements.lock").read_text() == before
@@ -108,4 +108,4 @@ def test_what_does_not_go_together_is_said(
 ) -> None:
     (images / "low" / "requirements.in").write_text("plain>=2\n")
     assert lock.main() == 1
-    assert "✗ pip finds no versions that go together" in capsys.readouterr().err
+    assert "✗ pip finds no versions that fit together" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Whether a server's kernels compute: asked of the server itself, told to the broker, which ends idle ones.
 
 The hub knows of a server only when it last did something. A cell that computes silently for an hour with the
-browser closed does nothing in that sense; its kernel is busy all the same.
+browser closed does nothing in that sense; its kernel is still busy.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class DeviceWatch:
         self.health = self.told = DeviceHealth(self.uuid, healthy=True)
 
     def bad(self, reason: str, at: datetime) -> None:
-        """A failed check or a bad XID: withdrawn from `at`, or still withdrawn, now for `reason`."""
+        """A failed check or a bad XID: out of service from `at`, or still so, now for `reason`."""
         since = at if self.health.healthy else self.health.since
         self.health = DeviceHealth(self.uuid, False, reason, since)
         self.good_since = None
@@ -59,7 +59,7 @@ class HealthMonitor:
     """Checks every device every `interval_seconds` and listens for XIDs.
 
     `on_change` is awaited with each change of a device's health; if it raises, it is called again in
-    the next round. It should be quick: rounds wait for it. A device is withdrawn when its check
+    the next round. It should be quick: rounds wait for it. A device goes out of service when its check
     fails or takes longer than `timeout_seconds`, or by an XID that is a fault of the GPU (`xid`): with the
     defaults within 3.1 s at most. It comes back after checks were good for `recover_seconds` without
     a bad XID, unless NVML says that it waits for a reset.

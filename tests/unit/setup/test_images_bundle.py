@@ -59,7 +59,7 @@ def test_what_was_made_from_another_state_of_the_checkout(folder: Path) -> None:
     bundle = open_bundle(folder, HERE)
     assert not bundle.has(other)
     with pytest.raises(
-        SetupError, match="lacks the Python packages of lab-base as wanted here: make it anew"
+        SetupError, match="lacks the Python packages of lab-base as needed here: make it again"
     ):
         get(bundle, other)
 
@@ -90,7 +90,7 @@ def test_what_was_lost_or_changed_on_the_way(folder: Path, change: str, said: st
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     assert refused(tmp_path / "nowhere") == (
         f"there is no bundle in {tmp_path / 'nowhere'} (it has no manifest.json)",
-        "name in BUNDLE the folder that `make bundle` wrote, and copy all of it",
+        "set BUNDLE to the folder that `make bundle` wrote, and copy all of it",
     )
     (tmp_path / MANIFEST).write_text('{"format"')
     problem, remedy = refused(tmp_path)
@@ -111,7 +111,7 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
 def test_a_bundle_for_something_else(folder: Path, change: dict[str, Any], problem: str) -> None:
     assert refused(folder, replace(HERE, **change)) == (
         f"the bundle {folder} is {problem}",
-        f"take one that was made for {next(iter(change.values()))}, or make it anew with this checkout "
+        f"use one that was made for {next(iter(change.values()))}, or make it again with this checkout "
         "(`make bundle`, where packages can be reached)",
     )
 
@@ -127,6 +127,6 @@ def test_a_bundle_and_a_base_image_exclude_each_other(folder: Path, monkeypatch:
 
 def test_a_bundle_with_the_other_builds(folder: Path) -> None:
     assert refused(folder, replace(HERE, cuda=True)) == (
-        f"the bundle {folder} has the CPU builds, and this machine takes the CUDA builds",
-        "set CPU=1 to use it all the same, or make one with `make bundle CPU=0`",
+        f"the bundle {folder} has the CPU builds, and this machine needs the CUDA builds",
+        "set CPU=1 to use it anyway, or make one with `make bundle CPU=0`",
     )

@@ -88,7 +88,7 @@ def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
     with pytest.raises(SetupError) as error:
         read_demo(environment(tmp_path, GPUSPAWNER_PORT=port))
     assert problem(error) == (
-        f"GPUSPAWNER_PORT is {port!r}: that is no port",
+        f"GPUSPAWNER_PORT is {port!r}: that is not a port",
         "give a number from 1 to 65532, like GPUSPAWNER_PORT=8000",
     )
 
@@ -111,13 +111,13 @@ def test_names_and_addresses_that_docker_cannot_use(
 @pytest.mark.parametrize(
     ("user", "admin", "said"),
     [
-        ("", None, "GPUSPAWNER_PASSWORD is empty: the hub takes 8 characters or more"),
-        ("1234567", None, "GPUSPAWNER_PASSWORD is 7 characters long: the hub takes 8 characters or more"),
-        (None, "", "GPUSPAWNER_ADMIN_PASSWORD is empty: the hub takes 32 characters or more"),
+        ("", None, "GPUSPAWNER_PASSWORD is empty: the hub needs 8 characters or more"),
+        ("1234567", None, "GPUSPAWNER_PASSWORD is 7 characters long: the hub needs 8 characters or more"),
+        (None, "", "GPUSPAWNER_ADMIN_PASSWORD is empty: the hub needs 32 characters or more"),
         (
             None,
             "a" * 31,
-            "GPUSPAWNER_ADMIN_PASSWORD is 31 characters long: the hub takes 32 characters or more",
+            "GPUSPAWNER_ADMIN_PASSWORD is 31 characters long: the hub needs 32 characters or more",
         ),
         ("a" * 32, "a" * 32, "GPUSPAWNER_PASSWORD and GPUSPAWNER_ADMIN_PASSWORD are the same"),
     ],
@@ -147,7 +147,7 @@ def test_a_state_folder_that_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(SetupError) as error:
         prepare_state_dir(tmp_path / "state")
     assert problem(error) == (
-        f"the state folder {tmp_path / 'state'} is no folder",
+        f"the state folder {tmp_path / 'state'} is not a folder",
         "set GPUSPAWNER_STATE_DIR to one",
     )
 
@@ -179,7 +179,7 @@ def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
         prepare_state_dir(folder)
     assert problem(error) == (
         f"GPUSPAWNER_STATE_DIR={folder} is too long for the sockets inside it",
-        "take a shorter path",
+        "use a shorter path",
     )
     assert not folder.exists()
 

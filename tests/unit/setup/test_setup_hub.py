@@ -36,11 +36,11 @@ def test_the_block() -> None:
         block(DEMO, "1 × H100, real")
         == f"""{line}
   Address  http://127.0.0.1:8000/
-  Log in   any name (ada, say), password  user-pass
+  Log in   any name (e.g. ada), password  user-pass
            admin,                password  admin-pass
   GPUs     1 × H100, real
   Log      /s/hub.log
-  Stop     Ctrl-C; running notebooks go on
+  Stop     Ctrl-C; running notebooks keep running
 {line}"""
     )
 
@@ -61,11 +61,11 @@ def test_devices_in_words(models: list[str], simulated: bool, said: str) -> None
     ("running", "said"),
     [
         (None, "Docker does not answer, so it is unknown whether notebooks still run."),
-        (0, "No notebook runs. Homes and settings are kept."),
-        (1, "1 notebook goes on, and keeps its GPU: `make hub` finds it again, `make clean-demo` ends it."),
+        (0, "No notebook is running. Homes and settings are kept."),
+        (1, "1 notebook keeps running with its GPU: `make hub` finds it again, `make clean-demo` ends it."),
         (
             3,
-            "3 notebooks go on, and keep their GPUs: "
+            "3 notebooks keep running with their GPUs: "
             "`make hub` finds them again, `make clean-demo` ends them.",
         ),
     ],

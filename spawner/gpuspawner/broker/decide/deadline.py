@@ -65,7 +65,7 @@ class Told:
 class Notice:
     """What to do now: tell the user the sentence, end the server, or (neither) remember `told`.
 
-    `withdrawn`: the deadline that the user was warned of is gone.
+    `withdrawn`: the deadline that the user was warned of no longer exists.
     """
 
     told: Told

@@ -20,7 +20,7 @@ that becomes free in the same minute, before its use has grown."""
 
 
 _REBASE_EXPONENT = 300.0
-"""e to this power is still far from the largest number; before that the accounts are written anew."""
+"""e to this power is still far from the largest number; before that the accounts are rescaled."""
 
 
 @dataclass(slots=True)

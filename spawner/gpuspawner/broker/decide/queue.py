@@ -25,7 +25,7 @@ from .fairshare import FairShare
 from .placement import Kind, suits
 
 PATIENCE_SECONDS = 86400.0
-"""After so long a wait nobody passes any more."""
+"""A request that has waited this long is no longer overtaken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,7 @@ class Claim:
     """What the rules of the site give a request: all that the queue needs to know of quotas.
 
     `group` is whose share of the devices is charged; `weight` and `guaranteed_devices` are that group's.
-    `session_seconds` is the longest that the session can last, None where nothing ends it. Before
-    `minimum_seconds` have passed, nobody's device is asked back.
+    `session_seconds` is the longest that the session can last, None where nothing ends it.
     """
 
     group: str = ""
@@ -42,7 +41,6 @@ class Claim:
     weight: float = 1.0
     guaranteed_devices: float = 0.0
     session_seconds: float | None = None
-    minimum_seconds: float = 0.0
 
 
 NO_CLAIM = Claim()
@@ -157,7 +155,7 @@ class Queue:
         self.changed()
 
     def changed(self) -> None:
-        """Use, health or time went on: the places are counted anew when they are next asked for."""
+        """Use, health or time has changed: the places are counted again when they are next requested."""
         self._standings = None
 
     def in_order(self) -> list[Waiting]:

@@ -151,7 +151,7 @@ def most_seats(sleep_memory_bytes: int, promise_bytes: int) -> int:
 
 
 def wait_seconds(seat: Seat, now: float, rules: TurnRules) -> float:
-    """How long until the turn of an awake seat can be ended, if it goes on as it does now."""
+    """How long until the turn of an awake seat can be ended, if it continues as now."""
     turn = now - seat.since
     left = rules.max_turn_seconds - turn
     if seat.idle_since is not None:

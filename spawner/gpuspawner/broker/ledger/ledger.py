@@ -24,6 +24,7 @@ from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
 from ...core.states import LIVING
 from ...core.units import Clock, utc_now
+from ..decide.budget import Interval
 from ..decide.report import Charged
 from . import database as database
 from . import decided, ended, prune, rows, sessions
@@ -132,7 +133,7 @@ class Ledger:
 
         A lease that is now running starts an awake interval at `at`, one that no longer is ends it. With
         `ago_seconds` the change itself happened that long before `at` and was only noticed then. Leases with
-        an id in `erase` never were: a commit whose failure was reported may have been written all the same.
+        an id in `erase` never were: a commit whose failure was reported may have been written anyway.
         A lease that is another broker's raises LedgerFault, and nothing is written, but with `take_over`.
         """
         moment = Moment(at, self._steady()).before(ago_seconds)
@@ -225,16 +226,23 @@ class Ledger:
 
         return await self._in_thread(run)
 
-    async def charged(self, since: datetime, user: tuple[str, str] | None = None) -> tuple[Charged, ...]:
-        """The awake intervals that reach beyond `since`, of one (hub, user) or of all; open ones up to now.
-
-        Raises LedgerFault.
-        """
+    async def charged(self, since: datetime) -> tuple[Charged, ...]:
+        """The awake intervals that reach beyond `since`, open ones up to now. Raises LedgerFault."""
         now = Moment(self._clock(), self._steady())
 
         def run() -> tuple[Charged, ...]:
             with self._transaction() as connection:
-                return rows.charged(connection, since, now, user)
+                return rows.charged(connection, since, now)
+
+        return await self._in_thread(run)
+
+    async def intervals(self, since: datetime, hub: str, user: str) -> tuple[Interval, ...]:
+        """The same of one user, without whose and what for. Raises LedgerFault."""
+        now = Moment(self._clock(), self._steady())
+
+        def run() -> tuple[Interval, ...]:
+            with self._transaction() as connection:
+                return rows.intervals(connection, since, now, (hub, user))
 
         return await self._in_thread(run)
 

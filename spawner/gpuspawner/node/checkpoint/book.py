@@ -13,19 +13,19 @@ from ...core.errors import LedgerFault
 from .cgroup import Limit
 
 Key = tuple[int, int]
-"""Pid and start time: one process, whatever becomes of its pid."""
+"""Pid and start time: identifies one process, even if its pid is used again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slept:
-    """A process's memory on the GPU when it left it."""
+    """A process's memory on the GPU when it was moved away."""
 
     gpu_uuid: str
     memory_bytes: int
 
 
 class SleepBook:
-    """One JSON file, replaced whole and written through to the disk. Blocks; raises LedgerFault."""
+    """One JSON file, replaced as a whole and synced to the disk. Blocks; raises LedgerFault."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -34,15 +34,15 @@ class SleepBook:
         self._read()
 
     def slept(self, key: Key) -> Slept | None:
-        """What is known of a process that sleeps, or did."""
+        """The record of a process that sleeps or slept."""
         return self._processes.get(key)
 
     def limit(self, container_id: str) -> Limit | None:
-        """The container's own limit, where it was raised."""
+        """The container's own limit, if it was raised."""
         return self._limits.get(container_id)
 
     def note(self, container_id: str, limit: Limit | None, processes: Mapping[Key, Slept]) -> None:
-        """These are about to sleep; on disk when it returns. The first limit of a container stays."""
+        """Record processes about to sleep; on disk when it returns. A container's first limit is kept."""
         self._processes.update(processes)
         if limit is not None:
             self._limits.setdefault(container_id, limit)
@@ -54,7 +54,7 @@ class SleepBook:
             self._write()
 
     def keep(self, keys: Collection[Key], container_ids: Collection[str]) -> None:
-        """Forgets all but these: the others have ended."""
+        """Removes all records but these: the other processes have ended."""
         processes = {key: each for key, each in self._processes.items() if key in keys}
         limits = {key: each for key, each in self._limits.items() if key in container_ids}
         if (processes, limits) != (self._processes, self._limits):

@@ -1,4 +1,4 @@
-"""Whether the driver can do it: a process of our own is put to sleep, woken, and its memory compared.
+"""Checks that the driver supports it: puts an own process to sleep, wakes it, and compares its memory.
 
 To be done once for each version of the driver, before a pool of turns opens.
 """

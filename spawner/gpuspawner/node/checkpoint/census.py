@@ -16,7 +16,7 @@ DEVICE_FILE = "/dev/nvidia"
 
 
 class Census:
-    """Looks for them among given pids and remembers those found. For one thread."""
+    """Finds them among given pids and remembers them. For one thread."""
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
@@ -37,7 +37,7 @@ class Census:
         return tuple(found)
 
     def forget(self, alive: Collection[tuple[int, int]]) -> None:
-        """Keeps only what is known of these."""
+        """Forgets all other pids."""
         self._found &= set(alive)
 
     def _uses_cuda(self, pid: int) -> bool:
@@ -47,5 +47,5 @@ class Census:
                     return True
             folder = f"{self._proc}/{pid}/fd"
             return any(os.readlink(f"{folder}/{each}").startswith(DEVICE_FILE) for each in os.listdir(folder))
-        except OSError:  # it ended, or a descriptor was closed, while it was looked at
+        except OSError:  # it ended, or closed a descriptor, during the scan
             return False

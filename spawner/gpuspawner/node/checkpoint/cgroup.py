@@ -13,7 +13,7 @@ from pathlib import Path
 from ...core.errors import DeviceFault
 
 UNLIMITED_BYTES = 1 << 62
-"""From here on a limit is none: v1 writes 2⁶³ less a page."""
+"""A limit from this value on means no limit: v1 writes 2⁶³ less a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class MemoryCgroup:
         return tuple(sorted(found))
 
     def limit(self) -> Limit:
-        """What holds now. Raises DeviceFault."""
+        """The current limit. Raises DeviceFault."""
         if self.version == 2:
             return Limit(self._number(self.folder / "memory.max"))
         swap = self.folder / "memory.memsw.limit_in_bytes"
@@ -52,12 +52,12 @@ class MemoryCgroup:
         return Limit(self._number(self.folder / "memory.limit_in_bytes"), with_swap)
 
     def used_bytes(self) -> int:
-        """What is charged to it now. Raises DeviceFault."""
+        """The memory charged to it now. Raises DeviceFault."""
         name = "memory.current" if self.version == 2 else "memory.usage_in_bytes"
         return self._number(self.folder / name) or 0
 
     def raise_limit(self, own: Limit, extra_bytes: int) -> None:
-        """It may take so much more than its own limit, or than it uses now. Raises DeviceFault."""
+        """Allow this much more than its own limit, or than it uses now. Raises DeviceFault."""
         now = self.limit()
         if own.memory_bytes is None or now.memory_bytes is None:
             return
@@ -72,7 +72,7 @@ class MemoryCgroup:
         self._write("memory.limit_in_bytes", wanted)
 
     def put_back(self, before: Limit) -> bool:
-        """`before` holds again when this returns True.
+        """Restore the limit `before`; it applies again when this returns True.
 
         False, and nothing is changed, while more than that is in use: the kernel would kill the container
         (measured, Linux 6 with cgroup v2). Raises DeviceFault.
@@ -122,7 +122,7 @@ class MemoryCgroup:
 def cgroup_of(
     pid: int, proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")
 ) -> MemoryCgroup | None:
-    """The memory cgroup that the process is in; None if it is gone or no memory controller is there."""
+    """The process's memory cgroup; None if the process has ended or there is no memory controller."""
     try:
         lines = [line.split(":", 2) for line in (proc / str(pid) / "cgroup").read_text().splitlines()]
     except OSError:

@@ -24,7 +24,7 @@ _Log = logging.Logger | logging.LoggerAdapter[Any]
 HELPER = (sys.executable, "-m", "gpuspawner.node.checkpoint.helper")
 START_SECONDS = 60.0
 SECONDS: Mapping[Operation, float] = {
-    Operation.STATE: 60.0,  # it waits while the driver goes on with a call of a helper that was killed
+    Operation.STATE: 60.0,  # it waits while the driver continues a call of a killed helper
     Operation.LOCK: 10.0,  # more than its own timeout
     Operation.CHECKPOINT: 600.0,
     Operation.RESTORE: 600.0,
@@ -36,8 +36,9 @@ SECONDS: Mapping[Operation, float] = {
 class HelperDriver:
     """A `Driver`: its orders are carried out by the helper process. For one event loop.
 
-    Many orders may be under way at once. An answer that takes too long is given up; the helper is left alone,
-    since a call that hangs in the driver would hang on in it, and the orders for other processes go on.
+    Many orders may be under way at once. If an answer takes too long, the order is given up, but the helper
+    is not ended: a call that hangs in the driver would keep hanging, and the orders for other processes
+    continue.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class HelperDriver:
         self._reader: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self._left: list[subprocess.Popen[bytes]] = []
-        """Former helpers: ended, or finishing what they began."""
+        """Previous helpers: ended, or finishing their orders."""
         self.starts = 0
 
     @property
@@ -94,7 +95,7 @@ class HelperDriver:
             self._waiting.pop(number, None)
 
     async def stop(self, seconds: float = 5.0) -> None:
-        """Closes the helper's input: it ends when it has finished what it began. Waits for it a while."""
+        """Closes the helper's input: it ends when it has finished its orders. Waits a limited time."""
         async with self._lock:
             helper, reader = self._helper, self._reader
             self._helper = self._reader = None
@@ -133,7 +134,7 @@ class HelperDriver:
 
 @dataclass(frozen=True)
 class _Helper:
-    """A running helper and the way to it."""
+    """A running helper and the connection to it."""
 
     process: subprocess.Popen[bytes]
     reader: asyncio.StreamReader

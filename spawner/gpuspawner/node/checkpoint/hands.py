@@ -1,4 +1,4 @@
-"""What the broker needs for turns on one machine: how each seat is, and to pause, move, wake or end it."""
+"""The broker's operations for turns on one machine: read a seat's state; pause, move, wake or end it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .outcome import Condition, Outcome
 
 @dataclass(frozen=True, slots=True)
 class SeatReading:
-    """A seat as it is. `on_gpus`: bytes by UUID, nothing of who sleeps. `asleep_bytes`: in host memory.
+    """A seat's state. `on_gpus`: bytes by UUID, without sleeping processes. `asleep_bytes`: in host memory.
 
-    `waits`: the main thread of one of its programs has come to wait, as it does for the GPU.
+    `waits`: the main thread of one of its programs has begun to wait, as it does for the GPU.
     """
 
     condition: Condition
@@ -35,7 +35,7 @@ class SeatReading:
 
 @dataclass(frozen=True, slots=True)
 class TurnReadings:
-    """One look. `busy`: whether anybody computed on a GPU lately; a GPU that doesn't say is left out."""
+    """One sample. `busy`: whether anybody computed on a GPU lately; without GPUs that don't say."""
 
     seats: Mapping[str, SeatReading]
     """By container id."""
@@ -43,10 +43,10 @@ class TurnReadings:
 
 
 class TurnHands(Protocol):
-    """The seam between who decides on turns and the machine."""
+    """The interface between the code that decides on turns and the machine."""
 
     async def read(self, seats: Sequence[Seat]) -> TurnReadings:
-        """How these seats are. One whose state can't be read is UNKNOWN."""
+        """The state of these seats. A seat whose state can't be read is UNKNOWN."""
         ...
 
     async def pause(self, seat: Seat) -> Outcome:
@@ -62,11 +62,11 @@ class TurnHands(Protocol):
         ...
 
     async def end(self, seat: Seat) -> int:
-        """Ends its programs that use CUDA, and no others; how many."""
+        """Ends its programs that use CUDA, and no others. Returns how many."""
         ...
 
     async def forget(self, alive: Sequence[Seat]) -> None:
-        """Only these seats exist now: what is kept on disk of others is let go. Raises DeviceFault."""
+        """Only these seats exist now: removes the data of others from disk. Raises DeviceFault."""
         ...
 
 
@@ -105,7 +105,7 @@ class LocalHands:
         return await self._pool.submit(lambda: self._read(seats, conditions))
 
     async def pause(self, seat: Seat) -> Outcome:
-        """What its programs wait on just before is what they usually do."""
+        """Before a pause: record what its programs wait on now, as their usual state."""
         await self._pool.submit(lambda: self._begin_watching(seat))
         return await self._mover.pause(seat)
 

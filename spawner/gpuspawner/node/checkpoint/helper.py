@@ -37,7 +37,7 @@ class Server:
         self._lost = False
 
     def serve(self) -> None:
-        """Returns when the source has ended and every order is carried out."""
+        """Returns when the source has ended and every order has been carried out."""
         threads: list[threading.Thread] = []
         for line in self._source:
             document = json.loads(line)
@@ -56,7 +56,7 @@ class Server:
         self.write(answer.to_json(number))
 
     def write(self, line: str) -> None:
-        """One line to whoever listens; to nobody if they have gone."""
+        """Writes one line; does nothing if the reader has ended."""
         with self._lock:
             if self._lost:
                 return
@@ -71,7 +71,7 @@ def run(make_driver: Callable[[], BlockingDriver]) -> int:
     """The helper's life on its standard input and output. The first line says whether the driver answers."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # What libraries print must not get between the answers.
+    # Output of libraries must not get between the answers.
     sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:

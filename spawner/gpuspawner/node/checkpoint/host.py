@@ -1,4 +1,4 @@
-"""What moving a container's memory needs to know of the machine: its processes, GPUs and memory."""
+"""The facts about the machine for moving a container's memory: its processes, GPUs and memory."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Seat:
 
 
 class Host(Protocol):
-    """The seam to the machine. Everything blocks, and is called from one thread at a time."""
+    """The interface to the machine. Every call blocks, and is made from one thread at a time."""
 
     def processes(self, seat: Seat) -> tuple[Process, ...]:
         """Those of the container that may use CUDA. Raises DeviceFault if that can't be read."""
 
     def on_gpus(self, gpu_uuids: Collection[str]) -> Mapping[int, Mapping[str, int]]:
-        """By pid: on which of these GPUs it has how many bytes. Nobody who sleeps. Raises DeviceFault."""
+        """By pid: its bytes on each of these GPUs, without sleeping processes. Raises DeviceFault."""
 
     def free_bytes(self, gpu_uuid: str) -> int:
         """Free memory of a GPU. Raises DeviceFault."""
@@ -70,7 +70,7 @@ class LinuxHost:
         if gpu_uuid not in self._sizes:
             self._sizes = {device.uuid: device.memory_bytes for device in self._inventory.devices()}
         if gpu_uuid not in self._sizes:
-            raise DeviceFault(f"GPU {gpu_uuid} is not there")
+            raise DeviceFault(f"GPU {gpu_uuid} was not found")
         return max(0, self._sizes[gpu_uuid] - self._inventory.used_bytes(gpu_uuid))
 
     def memory(self, seat: Seat) -> MemoryCgroup | None:

@@ -23,11 +23,11 @@ MISSING = "The Python package cuda-bindings is not installed: pip install 'gpusp
 class CudaDriver:
     """Carries out orders on this machine's driver. May be used from several threads at once.
 
-    The bindings release Python's lock in each call (cuda-bindings 13), so that calls go on side by side.
+    The bindings release Python's lock in each call (cuda-bindings 13), so that calls run in parallel.
     """
 
     def __init__(self) -> None:
-        """Attaches to the driver, which takes up to 3 s. Raises DeviceFault if that can't be done."""
+        """Attaches to the driver, which takes up to 3 s. Raises DeviceFault if that is not possible."""
         try:
             import cuda.bindings.driver as driver
         except ImportError as error:
@@ -91,10 +91,10 @@ class CudaDriver:
 
 
 class DeviceMemory:
-    """Memory on the first GPU that the process sees, in a context of its own: for the canary. Blocks."""
+    """Memory on the first GPU that the process sees, in its own context, for the canary. Blocks."""
 
     def __init__(self, size_bytes: int) -> None:
-        """Raises DeviceFault if the driver, the GPU or so much memory is not there."""
+        """Raises DeviceFault without the driver, the GPU or enough memory."""
         try:
             import cuda.bindings.driver as driver
         except ImportError as error:

@@ -1,7 +1,7 @@
-"""Pauses, moves and wakes whole containers through the driver; each is done for all processes or for none.
+"""Pauses, moves and wakes whole containers through the driver: all processes of a container or none.
 
-Nothing of what the driver said before is believed: each step begins with asking for the state. So these
-methods also bring a container where it should be after the helper or the broker was killed at any step.
+Earlier answers of the driver are not trusted: each step begins with a query of the state. So these methods
+also bring a container into the right state after the helper or the broker was killed at any step.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class _StepFailed(Exception):
 
 
 class _Moved(_StepFailed):
-    """A process is not where it was a moment ago: a call of a helper that has ended went on. Look again."""
+    """A process has another state than a moment ago: a call of an ended helper continued. Check again."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ class _Work:
 
 
 class Mover:
-    """On one event loop. Operations on one container follow each other, others go side by side."""
+    """On one event loop. Operations on one container run one after the other, others in parallel."""
 
     def __init__(self, driver: Driver, host: Host, book: SleepBook, rules: MoverRules | None = None) -> None:
         self._driver, self._host, self._book = driver, host, book
@@ -112,7 +112,7 @@ class Mover:
         """Ends its thread. Containers stay as they are."""
         self._pool.close()
 
-    # ---- what can be asked for
+    # ---- operations
 
     async def look(self, seat: Seat) -> Condition:
         """Where its processes are."""
@@ -122,7 +122,7 @@ class Mover:
             return Condition.UNKNOWN
 
     async def pause(self, seat: Seat, lock_seconds: float | None = None) -> Outcome:
-        """Nobody in it computes when this is done; the memory stays where it is. About 1 ms."""
+        """No process in it computes when this is done; the memory stays where it is. About 1 ms."""
 
         async def steps(work: _Work) -> None:
             await self._lock_all(work, lock_seconds or self._rules.lock_seconds)
@@ -169,7 +169,7 @@ class Mover:
             return self._book.limit(seat.container_id) is None
 
     async def forget(self, alive: Iterable[Seat]) -> None:
-        """Only these containers exist now: what is kept of others is let go."""
+        """Only these containers exist now: removes the records of others."""
         seats = list(alive)
         found = await self._run(lambda: [each for seat in seats for each in self._host.processes(seat)])
         keys, ids = {key_of(each) for each in found}, {seat.container_id for seat in seats}
@@ -182,7 +182,7 @@ class Mover:
         return self._locks.setdefault(seat.container_id, asyncio.Lock())
 
     async def _do(self, seat: Seat, steps: Callable[[_Work], Awaitable[None]]) -> Outcome:
-        """Carries out the steps; undoes what was done if one fails. Not to be interrupted in between."""
+        """Carries out the steps; undoes them if one fails. Must not be interrupted in between."""
         return await asyncio.shield(asyncio.ensure_future(self._do_all(seat, steps)))
 
     async def _do_all(self, seat: Seat, steps: Callable[[_Work], Awaitable[None]]) -> Outcome:
@@ -208,7 +208,7 @@ class Mover:
             return replace(outcome, obstacle=failure.obstacle, detail=failure.detail)
 
     async def _undo(self, work: _Work) -> _StepFailed | None:
-        """Each process goes back to where it was. What stands in the way of that, if something does."""
+        """Returns each process to its earlier state. The obstacle to that, if there is one."""
         try:
             now = await self._states(work.seat)
             fell_asleep = [
@@ -241,7 +241,7 @@ class Mover:
     # ---- steps
 
     async def _lock_all(self, work: _Work, seconds: float) -> None:
-        """Locks whoever runs, until two looks see the same processes and none runs."""
+        """Locks running processes, until two queries see the same processes and none runs."""
         seen: frozenset[Process] = frozenset()
         for _ in range(self._rules.most_looks):
             states = await self._states(work.seat)
@@ -271,14 +271,14 @@ class Mover:
         work.moved_bytes += size
 
     def _make_room(self, seat: Seat, slept: Mapping[Key, Slept], extra_bytes: int) -> None:
-        """Looks at the host's memory, notes what is needed later, raises the container's limit. Blocks."""
+        """Checks the host's memory, records what is needed later, raises the container's limit. Blocks."""
         cgroup = self._host.memory(seat)
         if cgroup is None:
             self._book.note(seat.container_id, None, slept)
             return
         room = cgroup.room_bytes()
         if room < extra_bytes + self._rules.host_reserve_bytes:
-            raise _StepFailed(Obstacle.HOST_MEMORY, f"{extra_bytes} B needed, {room} B there")
+            raise _StepFailed(Obstacle.HOST_MEMORY, f"{extra_bytes} B needed, {room} B available")
         own = self._book.limit(seat.container_id) or cgroup.limit()
         self._book.note(seat.container_id, own, slept)
         cgroup.raise_limit(own, extra_bytes)
@@ -383,9 +383,9 @@ class Mover:
     async def _step(
         self, operation: Operation, process: Process, seconds: float | None = None, gpu_map: GpuMap = ()
     ) -> None:
-        """One call, tried again while another helper's call for the same process goes on.
+        """One call, repeated while another helper's call for the same process is under way.
 
-        Returns as soon as the process is where it should be, whoever brought it there; or has ended.
+        Returns as soon as the process has the wanted state, by any call, or has ended.
         """
         order = Order(operation, process.pid, process.start_ticks, seconds, gpu_map)
         end = time.monotonic() + self._rules.settle_seconds

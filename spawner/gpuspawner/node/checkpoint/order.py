@@ -1,4 +1,4 @@
-"""What is asked of the CUDA driver about one process, and its answer: the seam to the driver.
+"""An order to the CUDA driver about one process, and its answer: the interface to the driver.
 
 The driver's checkpoint calls (CUDA driver API, "CUDA Checkpointing", 12.8 and newer) take a pid and work from
 any process of the same user or of root. The names of codes and states are the driver's own.
@@ -36,18 +36,18 @@ class ProcessState(StrEnum):
 
 SUCCESS = "CUDA_SUCCESS"
 NOT_READY = "CUDA_ERROR_NOT_READY"
-"""A lock's time ran out: the process runs on."""
+"""A lock's time limit was reached: the process keeps running."""
 ILLEGAL_STATE = "CUDA_ERROR_ILLEGAL_STATE"
 NOT_SUPPORTED = "CUDA_ERROR_NOT_SUPPORTED"
 INVALID_VALUE = "CUDA_ERROR_INVALID_VALUE"
 NOT_INITIALIZED = "CUDA_ERROR_NOT_INITIALIZED"
 OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 GONE = "GPUSPAWNER_GONE"
-"""Ours: the process has ended, or its pid is another's by now."""
+"""Ours: the process has ended, or another process has its pid by now."""
 HELPER_LOST = "GPUSPAWNER_HELPER_LOST"
-"""Ours: the helper ended before it answered. What became of the call is not known: ask for the state."""
+"""Ours: the helper ended before it answered. The result of the call is unknown: query the state."""
 SILENT = "GPUSPAWNER_SILENT"
-"""Ours: no answer in time. The call may still go on."""
+"""Ours: no answer in time. The call may still be under way."""
 
 NO_CUDA_STATE = frozenset({NOT_INITIALIZED, INVALID_VALUE})
 """What asking for the state answers of a process that has no CUDA context, such as a forked worker."""
@@ -140,7 +140,7 @@ class Answer:
 
 
 class Driver(Protocol):
-    """The seam: whoever carries out orders. Never raises for what the driver says: that is the answer."""
+    """The interface for carrying out orders. Never raises for an error of the driver: that is the answer."""
 
     def call(self, order: Order) -> Awaitable[Answer]:
         """Carries it out and answers; several may be under way at once."""
