@@ -1,30 +1,45 @@
 """Who gets a GPU: the queue beside first come, first served, in a simulated week and term, and what it costs.
 
-    python bench/policy.py [--weeks 15] [--rounds 2000]
+    python bench/policy.py [--weeks 15] [--rounds 2000] [--folder DIR]
 
 Fairness: 200 students want more than 8 GPUs can give, each with their own length of session. Jain's
 index is over the device-hours that each got; the slowdown is an equal split divided by what the worst-off
 student got. Weights: three groups that always want more, over a term; the error is the largest difference
 from a group's entitlement, in percent of it. Cost: enqueue and release with 10,000 users, 1,000 that wait and
-100 sessions; times are CPU times, so that other programs on the machine don't count.
+100 sessions; times are CPU times, so that other programs on the machine don't count. The whole broker:
+the same with its allocator, the quota of each user asked, and a ledger that is on disk before the answer, by
+CPU time (all threads) and by the clock; with `--folder /dev/shm` there is no disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import gc
 import random
 import statistics
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 from gpuspawner.broker.decide.backfill import SessionHold
 from gpuspawner.broker.decide.book import Book, QueueRules
 from gpuspawner.broker.decide.fairshare import FairShare
 from gpuspawner.broker.decide.queue import Claim
 from gpuspawner.broker.decide.simulate import Outcome, SimulatedSite, Simulation, Visit, jain, moment
-from gpuspawner.core.model import Device, Lease, LeaseState, Tier
+from gpuspawner.broker.leases.allocator import Allocator
+from gpuspawner.broker.leases.gate import QuotaGate
+from gpuspawner.broker.leases.queue_rules import queue_rules
+from gpuspawner.broker.leases.rulebook import Rulebook
+from gpuspawner.broker.ledger import Ledger
+from gpuspawner.config.quotas import Known
+from gpuspawner.core.decision import DecisionKind
+from gpuspawner.core.model import Device, GpuRequest, Lease, LeaseState, Tier
 from gpuspawner.core.want import Want
 from rich.console import Console
 from rich.table import Table
@@ -176,6 +191,110 @@ def costs(policy: Policy, rounds: int) -> tuple[list[float], list[float]]:
     return times
 
 
+class Broker:
+    """The whole broker in the same state; `quotas` False: first come, first served, and nobody is limited."""
+
+    def __init__(self, folder: Path, quotas: bool) -> None:
+        self._ledger = Ledger(f"sqlite:///{folder}/{'quotas' if quotas else 'plain'}.sqlite")
+        self._draw = random.Random(1)
+        self._number = 0
+        self._running: list[str] = []
+        self.times: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        """Milliseconds of the processor and of the clock, by step."""
+        if not quotas:
+            self._rulebook, self.allocator = None, Allocator(self._ledger)
+            return
+        entries: list[dict[str, Any]] = [{"devices": 2, "gpu_hours": 100}]
+        entries += [{"group": f"group-{n}", "weight": 1 + n % 3} for n in range(100)]
+        entries += [{"user": f"user-{n}", "gpu_hours": 20, "session_hours": 4} for n in range(10_000)]
+        self._rulebook = Rulebook(self._ledger, entries, Known((GPU,), None, "UTC"))
+        gate = QuotaGate(self._rulebook, self._ledger)
+        rules = queue_rules(gate, FairShare(), 86400.0)
+        self.allocator = Allocator(self._ledger, gate=gate, rules=rules)
+        gate.floor = self.allocator
+
+    async def open(self) -> None:
+        """100 who hold a GPU and 1,000 who wait; each user had one for an hour before; 100 lab sessions."""
+        await self._ledger.open()
+        now = datetime.now(UTC)
+        devices = fleet(100)
+        past = [self._lease(n, devices[0], now) for n in range(10_000)]
+        await self._ledger.save(*past, at=now - timedelta(days=1))
+        closed = [replace(each, state=LeaseState.CLOSED) for each in past]
+        await self._ledger.save(*closed, at=now - timedelta(hours=23))
+        living = [self._lease(n, devices[n] if n < 100 else None, now) for n in range(1100)]
+        await self._ledger.save(*living, at=now)
+        if self._rulebook is not None:
+            await self._rulebook.load()
+            for number in range(100):
+                await self._add_session(number, now)
+        await self.allocator.load(devices)
+        self._running = [each.id for each in self.allocator.leases() if each.state.holds_devices]
+        gc.freeze()  # as the broker does
+
+    async def round(self) -> None:
+        """Somebody asks for a GPU, somebody's session ends, and the next in line gets theirs."""
+        user = 1100 + self._number % 8900
+        self._number += 1
+        groups = (f"group-{user % 100}",)
+        asked = GpuRequest(f"{self._number:032x}", "hub", f"user-{user}", "", "gpu", Want(1), groups)
+        await self._timed("acquire", self.allocator.acquire(asked))
+        ending = self._running.pop(self._draw.randrange(len(self._running)))
+        await self._timed("begin_release", self.allocator.begin_release(ending, "stopped"))
+        await self._timed("close", self.allocator.close(ending))
+        for lease in self.allocator.leases():
+            if lease.state is LeaseState.RESERVED:
+                await self.allocator.set_running(lease.id, lease.id)
+                self._running.append(lease.id)
+
+    async def close(self) -> None:
+        """Let the ledger go."""
+        await self._ledger.close()
+
+    async def _timed(self, step: str, work: Awaitable[object]) -> None:
+        processor, clock = time.process_time(), time.perf_counter()
+        await work
+        took = time.process_time() - processor, time.perf_counter() - clock
+        self.times[step].append((took[0] * 1e3, took[1] * 1e3))
+
+    async def _add_session(self, number: int, now: datetime) -> None:
+        assert self._rulebook is not None
+        begins = (now + timedelta(hours=number % 50 - 1)).replace(minute=0)
+        session = {
+            "name": f"lab-{number}", "group": f"group-{number}", "tier": "gpu", "seats": 2, "timezone": "UTC",
+            "first": begins.date().isoformat(), "begins": f"{begins:%H:%M}", "length_seconds": 7200,
+            "rule": "FREQ=WEEKLY",
+        }  # fmt: skip
+        decision = self._rulebook.decision(DecisionKind.SESSION, f"lab-{number}", session, "bench", "")
+        await self._rulebook.decide(decision)
+
+    def _lease(self, number: int, device: Device | None, now: datetime) -> Lease:
+        self._number += 1
+        lease = Lease(
+            f"{self._number:032x}", "hub", f"user-{number}", "", "gpu", LeaseState.WAITING, Want(1), now, now,
+            groups=(f"group-{number % 100}",),
+        )  # fmt: skip
+        if device is None:
+            return lease
+        return replace(
+            lease,
+            state=LeaseState.RUNNING,
+            device_uuids=(device.uuid,),
+            device_fractions=(1.0,),
+            memory_bytes=device.memory_bytes,
+        )
+
+
+async def broker_costs(folder: Path, quotas: bool, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Milliseconds of each step, of the processor and of the clock."""
+    broker = Broker(folder, quotas)
+    await broker.open()
+    for _ in range(rounds):
+        await broker.round()
+    await broker.close()
+    return broker.times
+
+
 def percentile(times: list[float], percent: int) -> float:
     """The value that `percent` of the times do not exceed."""
     return statistics.quantiles(times, n=100, method="inclusive")[percent - 1]
@@ -186,6 +305,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weeks", type=int, default=15, help="length of the term")
     parser.add_argument("--rounds", type=int, default=2000, help="requests whose cost is measured")
+    parser.add_argument(
+        "--folder", type=Path, help="where the ledger lies; the default is the temporary folder"
+    )
     settings = parser.parse_args()
     table = Table(title="200 students on 8 GPUs, simulated")
     for name in ("", "first come, first served", "fair share", "wanted"):
@@ -201,6 +323,15 @@ def main() -> None:
     for row, name in enumerate(("enqueue", "release")):
         cells = [f"{percentile(times[row], 50):.2f} / {percentile(times[row], 99):.2f} ms" for times in found]
         table.add_row(f"{name}, p50 / p99", *cells, "p99 ≤ 5 ms")
+    with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+        whole = [
+            asyncio.run(broker_costs(Path(folder), quotas, settings.rounds // 2)) for quotas in (False, True)
+        ]
+    for step in whole[0]:
+        for clock, name in enumerate(("processor", "clock")):
+            columns = [[each[clock] for each in times[step]] for times in whole]
+            cells = [f"{percentile(each, 50):.2f} / {percentile(each, 99):.2f} ms" for each in columns]
+            table.add_row(f"broker: {step}, {name}, p50 / p99", *cells, "p99 ≤ 5 ms")
     Console().print(table)
 
 

@@ -116,3 +116,24 @@ async def test_a_lab_reaches_the_hub_and_neither_another_lab_nor_what_is_behind_
     assert settings["SecurityOpt"] == ["no-new-privileges"]
     for user in ("inside", "neighbour"):
         await hub.stop_server(user)
+
+
+async def test_a_server_that_is_cut_from_the_network_is_connected_again(
+    hub: HubProcess, engine: docker.APIClient
+) -> None:
+    """Also where the hub starts while it is cut: neither the hub's start nor the server fails."""
+    assert (await hub.spawn("cut", {"profile": "cpu"})).ready
+    address = hub.inspect("cut")["NetworkSettings"]["Networks"][NAME]["IPAddress"]
+
+    async def connected() -> bool:
+        networks = hub.inspect("cut")["NetworkSettings"]["Networks"]
+        return bool(networks.get(NAME, {}).get("IPAddress") == address)
+
+    engine.disconnect_container_from_network(hub.inspect("cut")["Id"], NAME, force=True)
+    await eventually(connected)
+    hub.stop()
+    engine.disconnect_container_from_network(hub.inspect("cut")["Id"], NAME, force=True)
+    hub.start()
+    await eventually(connected)
+    await hub.stop_server("cut")
+    assert hub.containers("cut") == []

@@ -35,7 +35,7 @@ UNLIMITED_TEXT = "unlimited"
 """How a limit is lifted in the settings, at run time and in JSON."""
 LIMIT_KEYS = (
     "tiers", "leases", "devices", "slices", "gpu_hours", "period", "timezone", "session_hours",
-    "extend_hours", "weight", "priority", "guaranteed_devices",
+    "extend_hours", "minimum_hours", "weight", "priority", "guaranteed_devices",
 )  # fmt: skip
 """The keys of a quota, in the order in which they are shown."""
 _SUBJECT_KEYS = ("user", "group")
@@ -123,6 +123,7 @@ def parse_quota(subject: Subject, raw: Mapping[str, object], known: Known, where
         budget=_parse_budget(raw, known, where),
         session_seconds=_seconds(_parse_hours(raw, "session_hours", where)),
         extend_seconds=_seconds(_parse_hours(raw, "extend_hours", where, may_be_zero=True)),
+        minimum_seconds=_seconds(_parse_minimum(raw, where)),
         weight=_parse_weight(raw.get("weight"), where),
         priority=_parse_priority(raw.get("priority"), where),
         guaranteed_devices=_parse_guaranteed(raw.get("guaranteed_devices"), subject, where),
@@ -206,6 +207,7 @@ def period_to_text(period: Period) -> str:
 def limits_to_json(limits: Limits) -> dict[str, Any]:
     """The keys of the settings that say these limits; what is not said is left out."""
     budget, session, extend = limits.budget, limits.session_seconds, limits.extend_seconds
+    minimum = limits.minimum_seconds
     values: dict[str, Any] = {
         "tiers": None if limits.tiers is None else _plain_tiers(limits.tiers),
         "leases": _plain(limits.leases),
@@ -216,6 +218,7 @@ def limits_to_json(limits: Limits) -> dict[str, Any]:
         "timezone": None if budget is None else budget.period.timezone,
         "session_hours": None if session is None else _plain(session / 3600),
         "extend_hours": None if extend is None else _plain(extend / 3600),
+        "minimum_hours": None if minimum is None else _plain(minimum / 3600),
         "weight": limits.weight,
         "priority": limits.priority,
         "guaranteed_devices": limits.guaranteed_devices,
@@ -328,6 +331,16 @@ def _parse_hours(
     return float(number)
 
 
+def _parse_minimum(raw: Mapping[str, object], where: str) -> float | None:
+    """`minimum_hours`, which has an end: without one no GPU would ever come back."""
+    hours = _parse_hours(raw, "minimum_hours", where, may_be_zero=True)
+    if hours == UNLIMITED:
+        raise ConfigError(
+            f'{where}: minimum_hours is "{UNLIMITED_TEXT}": give a number of hours, like "minimum_hours": 0.5'
+        )
+    return hours
+
+
 def _parse_budget(raw: Mapping[str, object], known: Known, where: str) -> Budget | None:
     hours = _parse_hours(raw, "gpu_hours", where, may_be_zero=True)
     timezone = known.timezone
@@ -398,6 +411,12 @@ def _check_contradictions(limits: Limits, known: Known, where: str) -> None:
             )
     if any(tier.needs_gpu for tier in named) and limits.leases == 0:
         raise ConfigError(f'{where}: leases is 0, but tiers has some with a GPU: write "leases": 1')
+    session, minimum = limits.session_seconds, limits.minimum_seconds
+    if session is not None and minimum is not None and minimum > session:
+        raise ConfigError(
+            f"{where}: minimum_hours is {minimum / 3600:g}, but a session ends after {session / 3600:g}: "
+            f'write "minimum_hours": {session / 3600:g}, or less'
+        )
     if limits.session_seconds is not None and limits.session_seconds == UNLIMITED and limits.extend_seconds:
         raise ConfigError(
             f"{where}: session_hours is {UNLIMITED_TEXT!r}, so extend_hours has no meaning: leave it out"

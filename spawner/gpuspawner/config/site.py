@@ -101,8 +101,10 @@ class GpuSite(Configurable):
         `gpu_hours` in a `period`: "day", "week" (from Monday; the default), "week from sunday" or
         "2026-10-12 to 2027-02-12", in a `timezone` ("Europe/Berlin"; left out, `c.GpuSite.timezone`);
         `session_hours` (a server with a GPU ends after so long), `extend_hours` (by how much in all its user
-        may make that longer); `weight` (the share in the queue; 2 is twice that of 1), `priority` (higher is
-        served first), and for a group `guaranteed_devices` (what all its members together are entitled to).
+        may make that longer), `minimum_hours` (for so long nobody's GPU is asked back for others: neither
+        because it is idle nor for a lab session); `weight` (the share in the queue; 2 is twice that of 1),
+        `priority` (higher is served first), and for a group `guaranteed_devices` (what all its members
+        together are entitled to).
         "unlimited" lifts a limit.
 
         A user's own value counts, else the most generous of their groups', else everybody's. The

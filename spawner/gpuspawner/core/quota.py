@@ -81,7 +81,8 @@ class Limits:
     `leases`, `devices` and `slices` are at once, over all servers of one user. A device is a whole GPU or a
     MIG instance. `weight` is the share in the queue, `priority` goes before it (more is sooner).
     `guaranteed_devices` is what a group as a whole is entitled to; it may be a fraction.
-    `extend_seconds` is by how much a session may be made longer in all.
+    `extend_seconds` is by how much a session may be made longer in all. Before `minimum_seconds` of a session
+    have passed, its GPU is not asked back for somebody else.
     """
 
     tiers: tuple[str, ...] | None = None
@@ -91,6 +92,7 @@ class Limits:
     budget: Budget | None = None
     session_seconds: float | None = None
     extend_seconds: float | None = None
+    minimum_seconds: float | None = None
     weight: float | None = None
     priority: int | None = None
     guaranteed_devices: float | None = None
@@ -120,6 +122,7 @@ class Allowance:
     budgets: tuple[Budget, ...] = ()
     session_seconds: float = UNLIMITED
     extend_seconds: float = 0.0
+    minimum_seconds: float = 0.0
     weight: float = 1.0
     priority: int = 0
     group: str = ""

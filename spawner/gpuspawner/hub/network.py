@@ -208,8 +208,8 @@ class LabNetwork:
             network = (settings.get("Networks") or {}).get(self.name) or {}
             if not network.get("IPAddress"):
                 raise ConfigError(
-                    f"the container has no address on the network {self.name!r}: "
-                    "set c.GpuDockerSpawner.network_name, or use_internal_ip = False"
+                    f"the container has no address on the network {self.name!r}: connect it, or set "
+                    "c.GpuDockerSpawner.network_name, or use_internal_ip = False"
                 )
             return str(network["IPAddress"]), self.port
         published = (settings.get("Ports") or {}).get(f"{self.port}/tcp") or [{}]

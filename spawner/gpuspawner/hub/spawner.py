@@ -319,6 +319,7 @@ class GpuDockerSpawner(DockerSpawner):
         self._starting = False
         self._doubted = False
         self._kernels = KernelReporter()
+        self._reconnection: asyncio.Task[None] | None = None
         longest = self.site.longest_queue_timeout() + self.http_timeout + _PULL_SECONDS + _SPARE_SECONDS
         if self.start_timeout < longest:
             self.start_timeout = int(longest)
@@ -677,15 +678,45 @@ class GpuDockerSpawner(DockerSpawner):
             return 0
         if not running(container):
             return exit_status(container)
-        self._report_kernels(container)
+        try:
+            address = self.lab_network.address_of(container)
+        except ConfigError as error:  # its container was cut from the network: the server itself runs
+            self._reconnect(error)
+        else:
+            self._report_kernels(address)
         return None
 
-    def _report_kernels(self, container: dict[str, Any]) -> None:
+    def _report_kernels(self, address: tuple[str, int]) -> None:
         """Tells the broker, in the background, whether the kernels of a server with a GPU compute."""
         if not self.lease_id or self.server is None or self.internal_ssl:
             return
-        url = self._address_url(*self.lab_network.address_of(container)) + str(self.server.base_url)
+        url = self._address_url(*address) + str(self.server.base_url)
         self._kernels.begin(self.shared.broker, self.lease_id, url, self.api_token)
+
+    def _reconnect(self, error: ConfigError) -> None:
+        """Connects the container to the labs' network again, in the background, at the address that it had.
+
+        The proxy's route leads to that address, so the server can be reached again as before.
+        """
+        if self.server is None or (self._reconnection is not None and not self._reconnection.done()):
+            return
+
+        async def reconnect(container_id: str, ip: str | None) -> None:
+            try:
+                await self.shared.docker.call(
+                    "connect_container_to_network", container_id, self.network_name, ipv4_address=ip
+                )
+            except EngineFault as fault:
+                self._note(
+                    logging.WARNING,
+                    "The server can't be reached, %s. Connecting it again failed, retrying: %s",
+                    error,
+                    fault,
+                )
+            else:
+                self._note(logging.WARNING, "Connected the server to the labs' network again, at %s", ip)
+
+        self._reconnection = asyncio.create_task(reconnect(self.object_id, self.server.ip or None))
 
     def _doubt(self, fault: EngineFault) -> None:
         if not self._doubted:
@@ -714,7 +745,11 @@ class GpuDockerSpawner(DockerSpawner):
             return known
         if container is None or not running(container):
             return known
-        return self._address_url(*self.lab_network.address_of(container)) + str(self.server.base_url)
+        try:
+            address = self.lab_network.address_of(container)
+        except ConfigError:
+            return known  # cut from the network; `poll` connects it again, at this address
+        return self._address_url(*address) + str(self.server.base_url)
 
     def _address_url(self, ip: str, port: int) -> str:
         return f"{'https' if self.internal_ssl else 'http'}://{fmt_ip_url(ip)}:{port}"

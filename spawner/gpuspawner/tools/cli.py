@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +23,9 @@ from .. import __version__
 from ..broker import app as broker_app
 from ..broker.app import GpuBroker
 from ..broker.decide.course import parse_course, parse_split
+from ..broker.decide.rules import fold, make_base
 from ..config.site import GpuSite
+from ..core.decision import Decision
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault
 from ..core.model import Device
 from ..core.units import format_bytes, ordinal
@@ -268,10 +270,12 @@ class PlanCommand(Command):
         "split": "PlanCommand.split",
         "weeks": "PlanCommand.weeks",
         "picture": "PlanCommand.picture",
+        "groups": "PlanCommand.groups",
     }
     flags = {  # noqa: RUF012
         **Command.flags,
         "recorded": ({"PlanCommand": {"recorded": True}}, "replay the ledger's sessions instead of a class"),
+        "quotas": ({"PlanCommand": {"quotas": True}}, "apply the quotas, and say who would be refused"),
     }
 
     course = Unicode(
@@ -327,6 +331,27 @@ class PlanCommand(Command):
         """,
     ).tag(config=True)
 
+    quotas = Bool(
+        False,
+        help="""
+        Apply the quotas of the settings, with `--recorded` also what was changed and granted at run time, and
+        say who would be refused and why. Limits on tiers don't count: a split has tiers of its own.
+
+        Default: off, so nobody is limited.
+        Example: `gpuspawner plan --quotas --groups students`
+        """,
+    ).tag(config=True)
+
+    groups = Unicode(
+        "",
+        help="""
+        The hub groups of the class's students, separated by commas: their quotas count with `--quotas`.
+
+        Default: none, so the quotas for everybody count.
+        Example: `gpuspawner plan --quotas --groups students`
+        """,
+    ).tag(config=True)
+
     picture = Unicode(
         "",
         help="""
@@ -352,10 +377,11 @@ class PlanCommand(Command):
         course = None if self.recorded else parse_course(self.course)
         if course is None:
             since = datetime.now(UTC) - timedelta(weeks=self.weeks)
-            sessions = plan.read_recorded(self.settings().database_url, since)
-            plans = plan.plan_recorded(devices, splits, sessions)
+            sessions, decisions = plan.read_recorded(self.settings().database_url, since)
+            plans = plan.plan_recorded(devices, splits, sessions, self._plan_quotas(decisions))
         else:
-            plans = plan.plan_class(devices, splits, course, self.weeks)
+            quotas = replace(self._plan_quotas(), zero=plan.next_monday(datetime.now(UTC)))
+            plans = plan.plan_class(devices, splits, course, self.weeks, quotas)
             self.exit_status = 0 if plan.fits(plans[0]) else 1
         if self.picture:
             plan.draw(plans, Path(self.picture))
@@ -366,6 +392,15 @@ class PlanCommand(Command):
         plan.show(plans, make_console())
         if answer:
             print(f"\n{answer}")
+
+    def _plan_quotas(self, decisions: Iterable[Decision] = ()) -> plan.PlanQuotas:
+        if not self.quotas:
+            return plan.NO_QUOTAS
+        site = self.settings().site
+        known = site.known()
+        rules = fold(make_base(site.quotas, known), decisions, known)
+        groups = tuple(each.strip() for each in self.groups.split(",") if each.strip())
+        return plan.PlanQuotas(rules.quotas, rules.entries, groups=groups)
 
     def _devices(self) -> tuple[Device, ...]:
         if self.devices:

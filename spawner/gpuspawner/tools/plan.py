@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..broker.decide.budget import Entry
 from ..broker.decide.course import (
     Course,
     Plan,
@@ -23,34 +24,78 @@ from ..broker.decide.course import (
     visits_of,
     with_tier,
 )
-from ..broker.decide.simulate import Visit
+from ..broker.decide.replay_quota import ReplayQuotas
+from ..broker.decide.simulate import Outcome, Visit
 from ..broker.ledger import Ledger
 from ..broker.ledger.sessions import PastSession
+from ..core.decision import Decision
 from ..core.errors import BadOption, ConfigError
 from ..core.model import Device, Tier
+from ..core.quota import Quota
 
 SOON_SECONDS = 60.0
 """A class fits if nobody waits longer than this for a GPU."""
+_NAMED_USERS = 3
 _REASONS = {
     "queue_timeout": "gave up at the end of class",
     "no_capacity": "need more memory than it has",
+    "quota_leases": "had all their servers already",
+    "quota_devices": "had all their GPUs already",
+    "quota_slices": "had all their slices already",
+    "quota_gpu_hours": "had used up their GPU-hours",
 }
 
 
+@dataclass(frozen=True, slots=True)
+class PlanQuotas:
+    """The quotas that a plan holds: of the settings, or as changed at run time; and whose a class's are.
+
+    `zero` is the date of second 0: a class begins on a Monday. `groups` are those of the class's students.
+    """
+
+    quotas: tuple[Quota, ...] = ()
+    entries: tuple[Entry, ...] = ()
+    zero: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    groups: tuple[str, ...] = ()
+
+    def replayed(self) -> ReplayQuotas | None:
+        """For one replay; None where nothing is limited. Tiers are the splits' own, so any may be used."""
+        if not self.quotas:
+            return None
+        quotas = [replace(each, limits=replace(each.limits, tiers=None)) for each in self.quotas]
+        return ReplayQuotas(quotas, self.zero, self.entries)
+
+
+NO_QUOTAS = PlanQuotas()
+
+
+def next_monday(now: datetime) -> datetime:
+    """Midnight of the Monday after."""
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight + timedelta(days=7 - midnight.weekday())
+
+
 def plan_class(
-    devices: Sequence[Device], splits: Sequence[Split], course: Course, weeks: int
+    devices: Sequence[Device],
+    splits: Sequence[Split],
+    course: Course,
+    weeks: int,
+    quotas: PlanQuotas = NO_QUOTAS,
 ) -> tuple[Plan, ...]:
     """The class in each of the splits."""
-    return tuple(
-        replay(
-            devices, split, visits_of(course, split.tier(course.memory_bytes), weeks), span_of(course, weeks)
-        )
-        for split in splits
-    )
+    plans = []
+    for split in splits:
+        visits = visits_of(course, split.tier(course.memory_bytes), weeks)
+        visits = [replace(each, groups=quotas.groups) for each in visits]
+        plans.append(replay(devices, split, visits, span_of(course, weeks), quotas.replayed()))
+    return tuple(plans)
 
 
 def plan_recorded(
-    devices: Sequence[Device], splits: Sequence[Split], sessions: Sequence[PastSession]
+    devices: Sequence[Device],
+    splits: Sequence[Split],
+    sessions: Sequence[PastSession],
+    quotas: PlanQuotas = NO_QUOTAS,
 ) -> tuple[Plan, ...]:
     """The ledger's sessions in each of the splits, at the recorded times and with the recorded lengths."""
     visits = [
@@ -59,25 +104,34 @@ def plan_recorded(
             each.lease.user,
             Tier(each.lease.tier, each.lease.tier, want=each.lease.want),
             each.awake_seconds,
+            server=each.lease.server,
+            groups=each.lease.groups,
         )
         for each in sessions
     ]
     first = min((visit.at_seconds for visit in visits), default=0.0)
     last = max((each.ended_at.timestamp() for each in sessions), default=0.0)
-    return tuple(replay(devices, split, with_tier(visits, split), last - first) for split in splits)
+    return tuple(
+        replay(devices, split, with_tier(visits, split), last - first, quotas.replayed()) for split in splits
+    )
 
 
-async def recorded(database_url: str, since: datetime) -> tuple[PastSession, ...]:
-    """The sessions since then. Raises LedgerFault or ConfigError if the ledger can't be read."""
+async def recorded(
+    database_url: str, since: datetime
+) -> tuple[tuple[PastSession, ...], tuple[Decision, ...]]:
+    """The sessions since then, and what was decided at run time.
+
+    Raises LedgerFault or ConfigError if the ledger can't be read.
+    """
     ledger = Ledger(database_url)
     await ledger.open()
     try:
-        return await ledger.sessions(since)
+        return await ledger.sessions(since), await ledger.decisions()
     finally:
         await ledger.close()
 
 
-def read_recorded(database_url: str, since: datetime) -> tuple[PastSession, ...]:
+def read_recorded(database_url: str, since: datetime) -> tuple[tuple[PastSession, ...], tuple[Decision, ...]]:
     """The same, for a command."""
     return asyncio.run(recorded(database_url, since))
 
@@ -123,10 +177,45 @@ def _most_at_once(plan: Plan) -> int:
     return most
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Who was refused for one reason: how often, the users, and what the first of them reads."""
+
+    reason: str
+    times: int
+    users: tuple[str, ...]
+    message: str
+
+
+def refused_by(plan: Plan) -> tuple[Refused, ...]:
+    """Who was refused by a quota and why, the most frequent reason first."""
+    by_reason: dict[str, list[Outcome]] = {}
+    for each in plan.outcomes:
+        if each.message:
+            by_reason.setdefault(each.refused, []).append(each)
+    found = [
+        Refused(reason, len(them), tuple(dict.fromkeys(each.visit.user for each in them)), them[0].message)
+        for reason, them in by_reason.items()
+    ]
+    return tuple(sorted(found, key=lambda each: (-each.times, each.reason)))
+
+
+def refused_words(refused: Refused) -> str:
+    """For example: "Refused 3 times: ada, ben and 4 others. You have used 10.0 of 10 GPU-hours …"."""
+    named, more = refused.users[:_NAMED_USERS], len(refused.users) - _NAMED_USERS
+    who = ", ".join(named) + (f" and {more} other{'' if more == 1 else 's'}" if more > 0 else "")
+    return f"Refused {refused.times} time{'' if refused.times == 1 else 's'}: {who}. {refused.message}"
+
+
 def as_json(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     """The numbers of each split, with units in the names."""
     return [
-        {"split": plan.split.name, **asdict(plan.summary), "refused": dict(plan.summary.refused)}
+        {
+            "split": plan.split.name,
+            **asdict(plan.summary),
+            "refused": dict(plan.summary.refused),
+            "refused_by_quota": [asdict(each) for each in refused_by(plan)],
+        }
         for plan in plans
     ]
 
@@ -152,6 +241,9 @@ def show(plans: Sequence[Plan], console: Console) -> None:
             escape(refused),
         )
     console.print(table)
+    for plan in plans:
+        for each in refused_by(plan):
+            console.print(escape(f"{plan.split.name}: {refused_words(each)}"), soft_wrap=True)
 
 
 def span(seconds: float | None) -> str:

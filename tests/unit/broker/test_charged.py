@@ -74,13 +74,15 @@ async def walk(path: str, times: Any, drawn: list[tuple[str, int]]) -> None:
             allocator = Allocator(ledger, clock=times.now)
             await allocator.load([GPU0, GPU1], SLICED)
     term = Window(datetime(2026, 10, 1, tzinfo=UTC), datetime(2027, 2, 12, 23, tzinfo=UTC))
-    charged = await ledger.charged(term.start, ("hub", "ada"))
-    spent = spend(Budget(1.0, TERM), [each.interval for each in charged], [], times.now())
+    charged = await ledger.charged(term.start)
+    intervals = await ledger.intervals(term.start, "hub", "ada")
+    assert intervals == tuple(each.interval for each in charged)
+    spent = spend(Budget(1.0, TERM), intervals, [], times.now())
     assert spent.used_gpu_seconds == pytest.approx(by_hand, rel=1e-3, abs=1.0)
     for by in (By.USER, By.DAY, By.TIER):
         lines = make_report(charged, by, term, "Europe/Berlin").lines
         assert sum(line.gpu_seconds for line in lines) == pytest.approx(by_hand, rel=1e-3, abs=1.0)
     groups = make_report(charged, By.GROUP, term, "Europe/Berlin").lines
     assert [line.name for line in groups] == (["a", "b"] if by_hand else [])
-    assert await ledger.charged(term.start, ("hub", "bob")) == ()
+    assert await ledger.intervals(term.start, "hub", "bob") == ()
     await ledger.close()

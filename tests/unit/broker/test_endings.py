@@ -37,6 +37,7 @@ KNOWN = Known((Tier("cpu", "CPU"), Tier("gpu", "One GPU", want=Want(1))), None, 
 QUOTAS: list[dict[str, Any]] = [
     {"group": "short", "session_hours": 1, "extend_hours": 0.5},
     {"group": "poor", "gpu_hours": 2},
+    {"group": "kept", "minimum_hours": 1.5},
 ]
 
 LAB = {
@@ -211,6 +212,46 @@ async def test_a_lab_session_moves_out_who_came_last(bench: Bench) -> None:
         ("2", "lab_session"),
     ]
     assert [lease.user for lease in bench.allocator.leases()] == ["ada"]
+
+
+async def test_a_lab_session_moves_out_nobody_within_their_minimum(bench: Bench) -> None:
+    """Bob came last and may keep his GPU for 90 minutes, so ada goes, who came first."""
+    await bench.rules.save_session({**LAB, "lead_seconds": 0}, "noether", "")
+    await bench.run(1)
+    bench.times.pass_seconds(60)
+    await bench.run(2, "kept", user="bob")
+    said = await bench.minutes(59)
+    assert [(number, sentence.split(":")[0]) for number, sentence in said][-1] == ("1", "lab_session")
+    assert {number for number, _ in said} == {"1"}
+    assert [lease.user for lease in bench.allocator.leases()] == ["bob"]
+
+
+async def test_where_all_are_within_their_minimum_the_first_goes_once_it_is_over(bench: Bench) -> None:
+    """Both came at 9:05 and may stay until 10:35; the class begins at 10:00, its place is kept until 11."""
+    await bench.rules.save_session({**LAB, "lead_seconds": 0, "grace_seconds": 3600}, "noether", "")
+    bench.times.pass_seconds(300)
+    await bench.run(1, "kept")
+    await bench.run(2, "kept", user="bob")
+    assert await bench.minutes(89.5) == []
+    said = [(number, sentence.split(":")[0]) for number, sentence in await bench.minutes(11)]
+    assert len({number for number, _ in said}) == 1
+    assert said[-1][1] == "lab_session"
+    assert len(bench.allocator.leases()) == 1
+
+
+async def test_an_idle_gpu_stays_within_its_minimum(bench: Bench) -> None:
+    """Idle for more than an hour, and eve waits: ada keeps her GPU until her 90 minutes are over."""
+    bench.usage.update({GPU0.uuid: Usage(0, 0.0), GPU1.uuid: Usage(0, 90.0)})
+    await bench.run(1, "kept")
+    await bench.run(2, user="bob")
+    await bench.run(3, user="eve")
+    said = await bench.minutes(89.5, kernels=[1, 2])
+    assert [sentence.split(" if somebody")[0].split(". ")[1] for _, sentence in said] == [
+        "It is stopped in 74 minutes",
+        "It is stopped in 34 minutes",
+    ]
+    ((number, reason),) = await bench.minutes(0.5, kernels=[1, 2])
+    assert (number, reason.split(":")[0]) == ("1", "idle")
 
 
 async def test_members_who_have_their_places_already_move_out_nobody(bench: Bench) -> None:

@@ -10,11 +10,13 @@ import pytest
 from gpuspawner.broker.decide.backfill import Holding
 from gpuspawner.broker.decide.book import Book, QueueRules
 from gpuspawner.broker.decide.estimate import Arrival, Estimate, Estimator, Lengths, Line, Session
+from gpuspawner.broker.decide.fairshare import FairShare
 from gpuspawner.broker.decide.placement import Room, whole_share
 from gpuspawner.broker.decide.queue import Claim, Waiting
 from gpuspawner.broker.decide.simulate import SimulatedSite, Simulation, Visit
 from gpuspawner.core.model import Device, Lease, LeaseState, Tier
 from gpuspawner.core.want import Want
+from hypothesis import settings
 
 HOUR, WEEK, GIB = 3600.0, 7 * 86400.0, 1 << 30
 ONE = Want(1, None)
@@ -105,6 +107,29 @@ def test_who_may_be_passed_waits_longer() -> None:
     assert sure is not None
     assert passed is not None
     assert passed.middle_seconds >= sure.middle_seconds + 2 * HOUR
+    assert (sure.known, passed.known) == (True, False)  # nothing was learnt yet of what passes
+
+
+def test_where_others_may_pass_a_range_comes_from_similar_waits() -> None:
+    """All 40 that looked like this waited 1.5 to 1.6 times as long as the replays said, others ten times."""
+    estimator = Estimator()
+    for minutes in range(60, 70):
+        estimator.lengths.add("gpu", minutes * 60.0)
+    held = replace(line([None], 1), may_pass=True)
+    first = estimator.estimate(held, 50 * 60.0)["lease-0"]
+    assert first is not None
+    assert first.outlook is not None
+    assert not first.known
+    wait = first.middle_seconds - 50 * 60.0
+    for number in range(40):
+        estimator.learn(first, 50 * 60.0 + (1.5 + number % 11 / 100) * wait)
+        unlike = first.outlook._replace(log_wait=first.outlook.log_wait + 3)
+        estimator.learn(replace(first, outlook=unlike), 50 * 60.0 + 200 * wait)
+    again = estimator.estimate(held, 50 * 60.0)["lease-0"]
+    assert again is not None
+    assert again.known
+    assert 1.5 * wait <= again.earliest_seconds - 50 * 60.0 <= 1.52 * wait
+    assert 1.58 * wait <= again.latest_seconds - 50 * 60.0 <= 1.6001 * wait
 
 
 def test_lengths_forget_the_oldest() -> None:
@@ -141,16 +166,17 @@ class Watcher:
             self.asked += 1
             if self.asked % self.every == 0:
                 estimate = self.estimator.estimate(book.line(), now, only=lease.id)[lease.id]
-                self.unknown += estimate is None
+                self.unknown += estimate is None or not estimate.known
                 if estimate is not None:
                     self.said[lease.id] = now, estimate
         elif lease.state is LeaseState.RESERVED:
             self.began[lease.id] = now
             if lease.id in self.said:
                 asked, estimate = self.said.pop(lease.id)
-                self.inside.append(estimate.earliest_seconds <= now <= estimate.latest_seconds)
-                width = estimate.latest_seconds - estimate.earliest_seconds
-                self.widths.append(width / max(1.0, now - asked))
+                if estimate.known:
+                    self.inside.append(estimate.earliest_seconds <= now <= estimate.latest_seconds)
+                    width = estimate.latest_seconds - estimate.earliest_seconds
+                    self.widths.append(width / max(1.0, now - asked))
                 self.estimator.learn(estimate, now)
         elif lease.id in self.began:
             self.estimator.lengths.add(lease.tier, now - self.began.pop(lease.id))
@@ -184,3 +210,19 @@ def test_the_true_start_lies_in_the_range(seed: int) -> None:
     assert statistics.mean(watcher.inside) >= 0.8
     assert statistics.median(watcher.widths) <= 0.5
     assert watcher.unknown == 0
+
+
+@pytest.mark.skipif(settings().max_examples <= 1000, reason="four weeks of estimates take minutes: nightly")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_true_start_lies_in_the_range_under_fair_share(seed: int) -> None:
+    """Four weeks in which others may pass: what is told is right in at least 80 %, and narrower
+    than the wait at the median. Two thirds are not told, and half of the wait is not reached.
+    """
+    draw, watcher = random.Random(seed), Watcher(every=10)
+    rules = QueueRules(lambda lease: Claim(session_seconds=4 * HOUR), FairShare())
+    site = SimulatedSite(GPUS, {}, rules, look=watcher.look)
+    Simulation(site).run(students(draw, 200, [Tier("gpu", "One GPU", want=Want(1))], 4))
+    assert len(watcher.inside) > 100
+    assert statistics.mean(watcher.inside) >= 0.8
+    assert statistics.median(watcher.widths) <= 1.0
+    assert watcher.unknown / (watcher.asked // 10) <= 0.7

@@ -66,6 +66,17 @@ def test_without_an_action_it_is_only_said() -> None:
     assert judge(policy, Activity(ago(600), False), Warned(ago(500), ago(400)), NOW, True).step is Step.NONE
 
 
+def test_within_its_minimum_a_server_is_warned_and_kept() -> None:
+    """Idle for 61 minutes, and its quota lets it keep the GPU for half an hour more."""
+    kept = Activity(ago(61), False, kept_until=NOW + timedelta(minutes=30))
+    for warned in (Warned(), Warned(ago(46))):
+        assert "It is stopped in 30 minutes if" in judge(POLICY, kept, warned, NOW, True).sentence
+    warned = Warned(ago(46), ago(6))
+    assert judge(POLICY, kept, warned, NOW, True).step is Step.NONE
+    assert judge(POLICY, kept, warned, NOW + timedelta(minutes=29), True).step is Step.NONE
+    assert judge(POLICY, kept, warned, NOW + timedelta(minutes=30), True).step is Step.ACT
+
+
 def test_no_step_is_skipped_however_long_it_was_idle() -> None:
     long = Activity(ago(600), False)
     assert judge(POLICY, long, Warned(), NOW, True).step is Step.FIRST_WARNING

@@ -184,6 +184,16 @@ def test_a_lower_limit_meets_who_came_last_and_none_who_holds() -> None:
     ]
 
 
+def test_who_waits_for_a_tier_that_was_taken_away_is_told_so() -> None:
+    holdings = [Holding("runs", GPU), Holding("waits", GPU, waits=True)]
+    (_, none), (_, refusal) = survivors(Allowance(tiers=("cpu", "slice")), holdings, [], NOW)
+    assert none is None
+    assert isinstance(refusal, QuotaTier)
+    assert refusal.message == (
+        "The tier 'gpu' was taken out of your quota while you waited for it: choose 'cpu' or 'slice'."
+    )
+
+
 asks = st.sampled_from([GPU, PAIR, SLICE])
 limits = st.one_of(st.integers(0, 4), st.just(UNLIMITED))
 

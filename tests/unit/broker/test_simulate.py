@@ -14,6 +14,7 @@ from gpuspawner.broker.decide.simulate import (
     jain,
     summarize,
 )
+from gpuspawner.core.errors import QuotaLeases, Refusal
 from gpuspawner.core.model import Device, Lease, Tier
 from gpuspawner.core.want import Want
 
@@ -40,8 +41,8 @@ def times(outcomes: list[Outcome]) -> list[tuple[str, float | None, float | None
 def test_what_becomes_of_visits() -> None:
     """Limits end sessions, the quota refuses, somebody gives up, and two GPUs are never given twice."""
 
-    def admit(lease: Lease, book: Book, now: float) -> str:
-        return "quota" if book.of_server("simulated", lease.user, "") else ""
+    def admit(lease: Lease, book: Book, now: float) -> Refusal | None:
+        return QuotaLeases("You have one.") if book.of_server("simulated", lease.user, "") else None
 
     rules = QueueRules(lambda lease: Claim(session_seconds=4 * HOUR))
     visits = [
@@ -57,7 +58,7 @@ def test_what_becomes_of_visits() -> None:
     assert times(outcomes) == [
         ("ada", 0, 4, ""),
         ("ben", 0, 2, ""),
-        ("ada", None, None, "quota"),
+        ("ada", None, None, "quota_leases"),
         ("cleo", 4, 5, ""),
         ("dan", None, None, "queue_timeout"),
         ("eve", None, None, "no_capacity"),
@@ -71,7 +72,7 @@ def test_what_becomes_of_visits() -> None:
         p95_wait_seconds=3 * HOUR,
         held_fraction=pytest.approx((4 + 2 + 2) / 10),
         busy_fraction=pytest.approx((4 + 2 + 2) / 10),
-        refused={"quota": 1, "queue_timeout": 1, "no_capacity": 1},
+        refused={"quota_leases": 1, "queue_timeout": 1, "no_capacity": 1},
     )
 
 

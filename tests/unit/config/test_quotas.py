@@ -56,6 +56,7 @@ def test_every_key_becomes_its_limit() -> None:
             "timezone": "America/New_York",
             "session_hours": 4,
             "extend_hours": 0.5,
+            "minimum_hours": 1.5,
             "weight": 2,
             "priority": -1,
             "guaranteed_devices": 1.5,
@@ -75,6 +76,7 @@ def test_every_key_becomes_its_limit() -> None:
                 budget=Budget(10 * HOUR, week),
                 session_seconds=4 * HOUR,
                 extend_seconds=HOUR / 2,
+                minimum_seconds=1.5 * HOUR,
                 weight=2.0,
                 priority=-1,
                 guaranteed_devices=1.5,
@@ -95,7 +97,7 @@ def test_limits_are_shown_as_they_are_written() -> None:
     raw = {
         "tiers": ["cpu", "gpu"], "leases": 2, "devices": "unlimited", "slices": 0, "gpu_hours": 1.5,
         "period": "2026-10-12 to 2027-02-12", "timezone": "Europe/Berlin", "session_hours": 4,
-        "extend_hours": 0, "weight": 2.0, "priority": 3,
+        "extend_hours": 0, "minimum_hours": 0.5, "weight": 2.0, "priority": 3,
     }  # fmt: skip
     (quota,) = parse_quotas([{"user": "ada", **raw}], KNOWN)
     assert limits_to_json(quota.limits) == raw
@@ -145,6 +147,10 @@ ONE = "c.GpuSite.quotas, entry 1 (group:students)"
          f"{ONE}: there is no time zone 'Europe/Berlln': write \"timezone\": \"Europe/Berlin\""),
         ({"group": "students", "period": "day"},
          f'{ONE}: period belongs to gpu_hours, which is missing: add "gpu_hours": 10, or leave period out'),
+        ({"group": "students", "minimum_hours": "unlimited"},
+         f'{ONE}: minimum_hours is "unlimited": give a number of hours, like "minimum_hours": 0.5'),
+        ({"group": "students", "minimum_hours": 3, "session_hours": 2},
+         f'{ONE}: minimum_hours is 3, but a session ends after 2: write "minimum_hours": 2, or less'),
         ({"group": "students", "weight": 0},
          f'{ONE}: weight is 0: give a number above 0, like "weight": 2 for twice the share'),
         ({"group": "students", "priority": 1000},

@@ -100,6 +100,25 @@ async def test_a_server_whose_hub_died_in_mid_start_is_found_by_name() -> None:
     assert spawner.get_state() == {"object_id": "c1", "object_name": "gpuspawner--41da", "lease_id": "a1"}
 
 
+@pytest.mark.parametrize("answer", [None, EngineFault("Address already in use", 403)])
+async def test_a_server_that_was_cut_from_the_network_runs_and_is_connected_again(
+    answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut = make_container()
+    cut["NetworkSettings"] = {"Networks": {}}
+    spawner = make_spawner(inspect_container=[cut, cut], connect_container_to_network=[answer])
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    spawner._server = SimpleNamespace(
+        base_url="/user/ada/", url="http://10.213.0.9:8888/user/ada/", ip="10.213.0.9", port=8888
+    )
+    assert await spawner.poll() is None
+    await asyncio.sleep(0)
+    assert await spawner.get_url() == "http://10.213.0.9:8888/user/ada/"
+    assert sorted(spawner.shared.docker.calls) == [
+        "connect_container_to_network", "inspect_container", "inspect_container",
+    ]  # fmt: skip
+
+
 # ---- stop
 
 

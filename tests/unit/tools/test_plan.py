@@ -58,6 +58,7 @@ def test_the_same_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         "median_wait_seconds": 0.0,
         "p95_wait_seconds": 0.0,
         "refused": {"queue_timeout": 2},
+        "refused_by_quota": [],
     }
 
 
@@ -92,6 +93,37 @@ def test_spans_in_words() -> None:
     ]  # fmt: skip
 
 
+QUOTAS = [{"devices": 1}, {"group": "students", "gpu_hours": 1.5, "timezone": "Europe/Berlin"}]
+
+
+def with_quotas(folder: Path, quotas: list[dict[str, Any]], more: str = "") -> list[str]:
+    """The arguments for settings with these quotas."""
+    config = folder / "jupyterhub_config.py"
+    config.write_text(f'c.GpuSite.state_dir = "{folder}"\nc.GpuSite.quotas = {quotas!r}\n{more}')
+    return ["--config", str(config), "--quotas"]
+
+
+def test_who_a_quota_refuses_and_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """1.5 GPU-hours a week are used up in Monday's class, which ends early; on Thursday all are refused."""
+    arguments = [*with_quotas(tmp_path, QUOTAS), "--split", "whole", "--weeks", "2"]
+    words = ["--class", "4 students, Mon+Thu 10-12", "--groups", "students"]
+    status, out, err = run(capsys, *FOUR, *words, *arguments)
+    assert (status, err) == (1, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[1].endswith("8 had used up their GPU-hours")
+    assert lines[2].startswith(
+        "whole GPUs: Refused 8 times: student-1, student-2, student-3 and 1 other. You have used 1.5 of 1.5 "
+        "GPU-hours this week; new ones from"
+    )
+    _, out, _ = run(capsys, *FOUR, *words, *arguments, "--json")
+    (whole,) = json.loads(out)["splits"]
+    assert whole["refused"] == {"quota_gpu_hours": 8}
+    (refused,) = whole["refused_by_quota"]
+    assert (refused["reason"], refused["times"], len(refused["users"])) == ("quota_gpu_hours", 8, 4)
+    status, _, _ = run(capsys, *FOUR, *words[:2], *arguments)  # not members: one GPU each is enough
+    assert status == 0
+
+
 async def fill(path: Path, times: Any) -> None:
     """Two users in turn on one GPU, an hour each; the second waited as long."""
     ledger = times.make_ledger(path)
@@ -122,3 +154,12 @@ def test_the_recorded_time_in_other_splits(
     whole, halves = json.loads(out)["splits"]
     assert (whole["visits"], whole["waited"], whole["p95_wait_seconds"]) == (2, 1, 3600.0)
     assert (halves["visits"], halves["waited"], halves["p95_wait_seconds"]) == (2, 0, 0.0)
+    quotas = with_quotas(tmp_path, [{"user": "user-b", "gpu_hours": 0.5}], config.read_text())
+    status, out, err = run(
+        capsys, "plan", *quotas, "--devices", "1 x H100 80GB", "--recorded", "--split", "2 slices",
+        "--weeks", weeks, "--json",
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    (halves,) = json.loads(out)["splits"]
+    assert (halves["visits"], halves["served"], halves["refused"]) == (2, 2, {})
+    assert halves["held_fraction"] == pytest.approx(2 * 0.5 / 2, abs=0.02)

@@ -67,6 +67,8 @@ class Book:
         self._leases: dict[str, Lease] = {}
         self._by_server: dict[tuple[str, str, str], dict[str, None]] = {}
         self._by_user: dict[tuple[str, str], dict[str, None]] = {}
+        self._taken: Counter[tuple[str, str]] = Counter()
+        """How many leases hold devices, by tier and group."""
         self._obstacles: dict[tuple[Want, str], str] = {}
         """By want and group; as of the last change of anything, which empties it."""
         self._arrivals = 0
@@ -86,6 +88,10 @@ class Book:
     def of_user(self, hub: str, user: str) -> tuple[Lease, ...]:
         """The living leases of all servers of a user, in the order of arrival."""
         return tuple(self._leases[each] for each in self._by_user.get((hub, user), ()))
+
+    def taken(self, tier: str, group: str) -> int:
+        """How many leases of this tier hold devices whose users are members of the group."""
+        return self._taken[tier, group]
 
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
@@ -356,9 +362,11 @@ class Book:
             self._devices.hold(lease)
             self._held[lease.id] = self._holding(lease)
             self._began[lease.id] = lease.since.timestamp()
+            self._taken.update((lease.tier, group) for group in lease.groups)
         elif before is not None and held and not lease.state.holds_devices:
             self._devices.give_back(before)
             del self._held[lease.id], self._began[lease.id]
+            self._taken.subtract((before.tier, group) for group in before.groups)
 
     def _pass_time(self, now: datetime) -> None:
         """Time has passed, so the order by use may have changed. A clock that goes back is ignored."""

@@ -13,6 +13,7 @@ from ...core.want import Mode, Want
 from .book import QueueRules
 from .fairshare import FairShare
 from .queue import NO_CLAIM
+from .replay_quota import ReplayQuotas
 from .sharing_rules import DRIVER_BYTES, WHOLE, SharingRules
 from .simulate import Outcome, SimulatedSite, Simulation, Summary, Visit, summarize
 
@@ -149,11 +150,17 @@ def visits_of(course: Course, tier: Tier, weeks: int) -> list[Visit]:
     return found
 
 
-def replay(devices: Sequence[Device], split: Split, visits: Iterable[Visit], span_seconds: float) -> Plan:
+def replay(
+    devices: Sequence[Device],
+    split: Split,
+    visits: Iterable[Visit],
+    span_seconds: float,
+    quotas: ReplayQuotas | None = None,
+) -> Plan:
     """What the visits get where the devices are split so; `span_seconds` is the time that is looked at."""
     rules = {device.uuid: split.rules for device in devices}
     site = SimulatedSite(devices, rules, QueueRules(lambda lease: NO_CLAIM, FairShare()))
-    outcomes = tuple(Simulation(site).run(visits))
+    outcomes = tuple(Simulation(site if quotas is None else quotas.over(site)).run(visits))
     return Plan(split, summarize(outcomes, span_seconds * len(devices)), outcomes)
 
 

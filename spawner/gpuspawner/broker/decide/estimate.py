@@ -10,6 +10,7 @@ is remembered, in spreads: it says how wide a range must be that is right nine t
 from __future__ import annotations
 
 import heapq
+import math
 import random
 import statistics
 from bisect import bisect_left, bisect_right, insort
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 from ...core.want import Want
 from .backfill import Holding
@@ -27,6 +29,12 @@ KEPT_LENGTHS = 400
 """At most this many past sessions, the latest, are kept for each tier."""
 KEPT_ERRORS = 200
 _ENOUGH_ERRORS = 25
+KEPT_LESSONS = 400
+_NEAREST = 40
+"""If others may pass, a range comes from this number of earlier estimates, the most similar ones."""
+_SPREAD_WEIGHT = 0.3
+_WIDEST = 1.0
+"""A range that is wider than this part of the wait in its middle is not told."""
 _COVERED = 0.88
 """The part of the past waits that a range must have covered; more than the required 80 %."""
 _MOST_REPLAYS = 24
@@ -34,10 +42,28 @@ _LEAST_REPLAYS = 6
 _STEPS = 3000
 """At most this many sessions are replayed for one estimate: a long queue gets fewer replays."""
 _LEAST_SPREAD_SECONDS = 30.0
+_LEAST_WAIT_SECONDS = 60.0
 KEPT_ARRIVALS = 5000
 _DAY, _WEEK = 86400.0, 7 * 86400.0
 _SHIFT_SECONDS = 900.0
 """Users who came last week come earlier or later by up to this time."""
+
+
+class Outlook(NamedTuple):
+    """What an estimate is compared with earlier ones by, if others may pass: when, and three logarithms."""
+
+    asked_seconds: float
+    log_wait: float
+    log_ahead: float
+    log_spread: float
+
+    def distance(self, other: Outlook) -> float:
+        """How unlike two outlooks are."""
+        return (
+            (self.log_wait - other.log_wait) ** 2
+            + (self.log_ahead - other.log_ahead) ** 2
+            + _SPREAD_WEIGHT * (self.log_spread - other.log_spread) ** 2
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +75,9 @@ class Estimate:
     endings: int
     middle_seconds: float
     spread_seconds: float
+    known: bool = True
+    """Whether the range is told: where others may pass, only one that is narrower than the wait."""
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +154,16 @@ class Estimator:
         self.lengths = Lengths()
         self._seed = seed
         self._draw = random.Random(seed)
+        self._lessons: deque[tuple[Outlook, float]] = deque(maxlen=KEPT_LESSONS)
         self._errors: deque[float] = deque(maxlen=KEPT_ERRORS)
         self._arrivals: deque[Arrival] = deque(maxlen=KEPT_ARRIVALS)
 
     def learn(self, estimate: Estimate, began_seconds: float) -> None:
         """Record when a request with this estimate really began."""
+        if estimate.outlook is not None:
+            waited = max(1.0, began_seconds - estimate.outlook.asked_seconds)
+            self._lessons.append((estimate.outlook, math.log(waited) - estimate.outlook.log_wait))
+            return
         self._errors.append((began_seconds - estimate.middle_seconds) / estimate.spread_seconds)
 
     def arrived(self, arrival: Arrival) -> None:
@@ -166,10 +200,14 @@ class Estimator:
             for lease_id, found in _Replay(line, self, now_seconds).run(only).items():
                 begun[lease_id].append(found)
         wanted = begun if only is None else {only: begun[only]}
-        return {
-            lease_id: self._range(found, now_seconds) if len(found) == count else None
-            for lease_id, found in wanted.items()
-        }
+        ahead = {each.lease_id: (n + 1) / (steps + 1) for n, each in enumerate(line.waiting)}
+        estimates: dict[str, Estimate | None] = {}
+        for lease_id, starts in wanted.items():
+            estimate = self._range(starts, now_seconds) if len(starts) == count else None
+            if estimate is not None and line.may_pass:
+                estimate = self._compared(estimate, now_seconds, ahead[lease_id])
+            estimates[lease_id] = estimate
+        return estimates
 
     def lasts(self, tier: str, age_seconds: float, left_seconds: float | None) -> float | None:
         """How long a session still lasts, drawn at random; None if nothing is known."""
@@ -188,16 +226,38 @@ class Estimator:
             spread_seconds=spread,
         )
 
+    def _compared(self, estimate: Estimate, now_seconds: float, ahead: float) -> Estimate:
+        """The estimate where others may pass: from what became of earlier ones that looked most alike."""
+        wait = max(_LEAST_WAIT_SECONDS, estimate.middle_seconds - now_seconds)
+        spread = math.log(estimate.spread_seconds / wait)
+        outlook = Outlook(now_seconds, math.log(wait), math.log(ahead), spread)
+        if len(self._lessons) < _NEAREST:
+            return replace(estimate, known=False, outlook=outlook)
+        near = heapq.nsmallest(_NEAREST, self._lessons, key=lambda lesson: outlook.distance(lesson[0]))
+        low, high = _narrowest([math.exp(error) for _, error in near])
+        return replace(
+            estimate,
+            earliest_seconds=now_seconds + low * wait,
+            latest_seconds=now_seconds + high * wait,
+            known=high - low <= _WIDEST * (low + high) / 2,
+            outlook=outlook,
+        )
+
     def _edges(self) -> tuple[float, float]:
         """The range around the middle, in spreads: the narrowest that covers enough of the past errors."""
         if len(self._errors) < _ENOUGH_ERRORS:
             return -2.0, 2.0
-        errors = sorted(self._errors)
-        inside = min(len(errors), int(_COVERED * len(errors)) + 1)
-        return min(
-            ((errors[n], errors[n + inside - 1]) for n in range(len(errors) - inside + 1)),
-            key=lambda edges: edges[1] - edges[0],
-        )
+        return _narrowest(self._errors)
+
+
+def _narrowest(values: Iterable[float]) -> tuple[float, float]:
+    """The narrowest range that covers enough of the values."""
+    ordered = sorted(values)
+    inside = min(len(ordered), int(_COVERED * len(ordered)) + 1)
+    return min(
+        ((ordered[n], ordered[n + inside - 1]) for n in range(len(ordered) - inside + 1)),
+        key=lambda edges: edges[1] - edges[0],
+    )
 
 
 class _Replay:

@@ -23,12 +23,14 @@ class Activity:
 
     `gpu_used_at` is when a process last used the GPU (or when the lease got it), None where that can't be
     measured: on MIG instances and simulated devices. `kernel_busy` is None while the hub says nothing of the
-    kernels; `kernel_active_at` is when one was last busy.
+    kernels; `kernel_active_at` is when one was last busy. Until `kept_until` its quota lets it keep the GPU,
+    used or not: only warnings are given.
     """
 
     gpu_used_at: datetime | None
     kernel_busy: bool | None
     kernel_active_at: datetime | None = None
+    kept_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,10 @@ def judge(
     if seconds < policy.second_warning_seconds:
         return Verdict(Step.NONE, since)
     if warned.second_at is None:
-        acts_at = max(
-            since + timedelta(seconds=policy.after_seconds), now + timedelta(seconds=NOTICE_SECONDS)
-        )
+        acts_at = max(_acts_at(policy, activity, since), now + timedelta(seconds=NOTICE_SECONDS))
         return Verdict(Step.SECOND_WARNING, since, _warning(policy, activity, since, now, acts_at))
     told_seconds = (now - warned.second_at).total_seconds()
-    due = seconds >= policy.after_seconds and told_seconds >= NOTICE_SECONDS
+    due = now >= _acts_at(policy, activity, since) and told_seconds >= NOTICE_SECONDS
     held_back = policy.only_when_waiting and not somebody_waits
     if not due or held_back or policy.action is EndAction.NOTHING:
         return Verdict(Step.NONE, since)
@@ -108,13 +108,19 @@ def _warning(
     sentence = f"For {minutes:.0f} minutes {what}."
     if policy.action is EndAction.NOTHING:
         return f"{sentence} Others may need it: stop the server if you are done."
-    at = acts_at if acts_at is not None else since + timedelta(seconds=policy.after_seconds)
+    at = acts_at if acts_at is not None else _acts_at(policy, activity, since)
     left = max(1, round((at - now).total_seconds() / 60))
     when = f"in {left} minute{'' if left == 1 else 's'}"
     if policy.only_when_waiting:
         when = f"{when} if somebody waits for it"
     becomes = "is put to sleep" if policy.action is EndAction.SLEEP else "is stopped"
     return f"{sentence} It {becomes} {when}: run a cell to keep it, or save your work and stop it."
+
+
+def _acts_at(policy: IdleRules, activity: Activity, since: datetime) -> datetime:
+    """When an idle server is ended at the earliest, warnings aside."""
+    at = since + timedelta(seconds=policy.after_seconds)
+    return at if activity.kept_until is None else max(at, activity.kept_until)
 
 
 def _acted(policy: IdleRules, since: datetime, now: datetime) -> str:

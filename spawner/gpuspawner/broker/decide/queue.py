@@ -33,8 +33,7 @@ class Claim:
     """What the rules of the site give a request: all that the queue needs to know of quotas.
 
     `group` is whose share of the devices is charged; `weight` and `guaranteed_devices` are that group's.
-    `session_seconds` is the longest that the session can last, None where nothing ends it. Before
-    `minimum_seconds` have passed, nobody's device is asked back.
+    `session_seconds` is the longest that the session can last, None where nothing ends it.
     """
 
     group: str = ""
@@ -42,7 +41,6 @@ class Claim:
     weight: float = 1.0
     guaranteed_devices: float = 0.0
     session_seconds: float | None = None
-    minimum_seconds: float = 0.0
 
 
 NO_CLAIM = Claim()

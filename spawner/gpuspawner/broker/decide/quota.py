@@ -20,6 +20,7 @@ from ...core.errors import (
     QuotaTier,
     Refusal,
 )
+from ...core.model import Lease, LeaseState
 from ...core.quota import ALL_TIERS, UNLIMITED, Allowance, Budget, Limits, Quota, Subject, SubjectKind
 from ...core.want import Mode, Want
 from .budget import Spent, best, describe_spent
@@ -58,6 +59,16 @@ class Holding:
     ask: Ask
     waits: bool = False
     ends: bool = False
+
+
+def holding_of(lease: Lease) -> Holding:
+    """What a living lease counts for."""
+    return Holding(
+        server=lease.server,
+        ask=Ask(lease.tier, lease.want),
+        waits=lease.state is LeaseState.WAITING,
+        ends=lease.state is LeaseState.RELEASING,
+    )
 
 
 def allowance(
@@ -103,6 +114,7 @@ def combine(
         budgets=_budgets(own, list(of_groups.values()), everybody),
         session_seconds=_or(limits.session_seconds, UNLIMITED),
         extend_seconds=_or(limits.extend_seconds, 0.0),
+        minimum_seconds=_or(limits.minimum_seconds, 0.0),
         weight=_or(counts.weight, _or(everybody.weight, 1.0)),
         priority=_or(limits.priority, 0),
         group=group if counts is not own else str(Subject(SubjectKind.USER, user)),
@@ -151,10 +163,20 @@ def survivors(
     judged: dict[int, Refusal | None] = {}
     for index, each in enumerate(holdings):
         found = refusals(allowed, each.ask, kept, spent, now) if each.waits else []
-        judged[index] = found[0] if found else None
+        judged[index] = _while_waiting(allowed, each, found[0]) if found else None
         if each.waits and not found:
             kept.append(each)
     return [(each, judged[index]) for index, each in enumerate(holdings)]
+
+
+def _while_waiting(allowed: Allowance, holding: Holding, refusal: Refusal) -> Refusal:
+    """The refusal in the words of one who waits already."""
+    if not isinstance(refusal, QuotaTier):
+        return refusal
+    return QuotaTier(
+        f"The tier {holding.ask.tier!r} was taken out of your quota while you waited for it: choose "
+        f"{_choices(allowed.tiers)}."
+    )
 
 
 def tier_sentence(allowed: Allowance, tier: str) -> str:
@@ -233,6 +255,7 @@ def _most_generous(several: Sequence[Limits]) -> Limits:
         slices=_greatest([each.slices for each in several]),
         session_seconds=_greatest([each.session_seconds for each in several]),
         extend_seconds=_greatest([each.extend_seconds for each in several]),
+        minimum_seconds=_greatest([each.minimum_seconds for each in several]),
         priority=max((each.priority for each in several if each.priority is not None), default=None),
     )
 

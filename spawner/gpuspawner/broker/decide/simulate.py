@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 
+from ...core.errors import Refusal
 from ...core.model import Device, Lease, LeaseState, Tier
 from .book import Book, QueueRules
 from .sharing_rules import SharingRules
 
-Admit = Callable[[Lease, Book, float], str]
-"""Why a request is refused ("" if it isn't), asked before it joins the queue: the place of quotas."""
+Admit = Callable[[Lease, Book, float], Refusal | None]
+"""The refusal that a request meets, asked before it joins the queue: the place of quotas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,20 @@ class Visit:
     busy_fraction: float = 1.0
     until_seconds: float | None = None
     server: str = ""
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a visit: `refused` says why it was never served; `parts` is what it held of the GPUs."""
+    """What became of a visit: `refused` is the reason why it was never served, `message` what its user reads;
+    `parts` is what it held of the GPUs."""
 
     visit: Visit
     lease_id: str
     began_seconds: float | None = None
     ended_seconds: float | None = None
     refused: str = ""
+    message: str = ""
     parts: float = 0.0
 
     @property
@@ -78,7 +82,9 @@ class SimulatedSite:
     devices: Sequence[Device]
     terms: Mapping[str, SharingRules]
     rules: QueueRules = field(default_factory=QueueRules)
-    admit: Admit = lambda lease, book, now_seconds: ""
+    admit: Admit = lambda lease, book, now_seconds: None
+    lasts_at_most: Callable[[Lease, float], float] = lambda lease, now_seconds: math.inf
+    """How many seconds a lease that begins now may last, beside the longest session."""
     moments: Sequence[float] = ()
     again: Callable[[Outcome], Visit | None] = lambda outcome: None
     look: Callable[[Book, Lease, float], None] = lambda book, lease, now_seconds: None
@@ -133,8 +139,8 @@ class Simulation:
         want = lease.want
         if self._book.known(want) < want.device_count:
             outcome.refused = "no_capacity"
-        else:
-            outcome.refused = self._site.admit(lease, self._book, at)
+        elif (refusal := self._site.admit(lease, self._book, at)) is not None:
+            outcome.refused, outcome.message = refusal.reason, refusal.message
         if outcome.refused:
             self._come_back(outcome, at)
             return
@@ -156,7 +162,8 @@ class Simulation:
             outcome.began_seconds = at
             outcome.parts = lease.gpu_fraction
             limit, until = self._site.rules.claim(lease).session_seconds, outcome.visit.until_seconds
-            lasts = min(outcome.visit.lasts_seconds, math.inf if limit is None else limit)
+            most = self._site.lasts_at_most(lease, at)
+            lasts = min(outcome.visit.lasts_seconds, math.inf if limit is None else limit, most)
             self._push(min(at + lasts, math.inf if until is None else max(at, until)), _END, lease.id)
             self._site.look(self._book, lease, at)
 
@@ -241,6 +248,7 @@ def _lease(visit: Visit, lease_id: str, now: datetime) -> Lease:
         user=visit.user,
         server=visit.server,
         tier=visit.tier.name,
+        groups=visit.groups,
         state=LeaseState.WAITING,
         want=visit.tier.want,
         created_at=now,

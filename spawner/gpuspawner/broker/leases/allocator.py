@@ -107,6 +107,10 @@ class Allocator:
         """Whether a lease like `want`, placed now, would take one of `count` places like `kept`."""
         return self._book.lacks(want, kept, count)
 
+    def taken(self, tier: str, group: str) -> int:
+        """How many leases of this tier hold devices whose users are members of the group."""
+        return self._book.taken(tier, group)
+
     def example(self, want: Want) -> Share | None:
         """What such a request would get of one device; None if none suits."""
         return self._book.example(want)

@@ -214,13 +214,22 @@ class Endings:
             for lease in others
             if (end := own[lease.id]) is not None and end.at <= kept.meeting.start
         )
+        needed_at = max(kept.meeting.start, self._parts.clock())
         occupants = [
-            Occupant(lease.id, self._follow(lease).began_at) for lease in others if lease.id not in gone
+            Occupant(lease.id, self._follow(lease).began_at)
+            for lease in others
+            if lease.id not in gone and self._kept_until(lease) <= needed_at
         ]
         return make_room(
             occupants,
             lambda leaving: self._parts.allocator.places(want, missing, gone | leaving) >= missing,
         )
+
+    def _kept_until(self, lease: Lease) -> datetime:
+        """Until when its quota lets the lease keep its GPU, whoever else needs it."""
+        allowed = self._allowance(lease)
+        minimum = 0.0 if allowed is None else allowed.minimum_seconds
+        return self._follow(lease).began_at + timedelta(seconds=minimum)
 
     # ---- warning and ending
 
@@ -269,10 +278,10 @@ class Endings:
         if use.used_at is not None:
             followed.used_at = max(followed.used_at, use.used_at)
         used_at = followed.used_at if use.measured else None
-        told = self._kernels.get(lease.id)
+        told, kept_until = self._kernels.get(lease.id), self._kept_until(lease)
         if told is None or (now - told.told_at).total_seconds() > UNKNOWN_AFTER_SECONDS:
-            return Activity(used_at, None)
-        return Activity(used_at, told.busy, told.active_at)
+            return Activity(used_at, None, kept_until=kept_until)
+        return Activity(used_at, told.busy, told.active_at, kept_until)
 
     def _follow(self, lease: Lease) -> Followed:
         return self._followed.setdefault(lease.id, Followed(lease.since, self._parts.clock()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,7 +14,7 @@ from ...core.units import Clock, utc_now
 from ...core.want import Want
 from ..decide.budget import Spent, applying, spend
 from ..decide.period import window_at
-from ..decide.quota import Ask, Holding, check, survivors
+from ..decide.quota import Ask, check, holding_of, survivors
 from ..decide.sessions import Reservation, longest_start
 from ..ledger import Ledger
 from .kept import KeptPlaces
@@ -37,8 +36,12 @@ class Gate(Protocol):
 class Floor(Protocol):
     """What is held now: the allocator."""
 
-    def leases(self) -> tuple[Lease, ...]:
-        """All living leases."""
+    def lease(self, lease_id: str) -> Lease | None:
+        """The living lease with this id."""
+        ...
+
+    def taken(self, tier: str, group: str) -> int:
+        """How many leases of this tier hold devices whose users are members of the group."""
         ...
 
     def lacks(self, want: Want, kept: Want, count: int) -> bool:
@@ -127,22 +130,23 @@ class QuotaGate:
         """Notes when the start ends for a lab session. Raises SessionReserved if there is too little time."""
         if self.floor is None:
             return
-        now, living = self._clock(), {lease.id: lease for lease in self.floor.leases()}
-        self._caps = {lease_id: cap for lease_id, cap in self._caps.items() if lease_id in living}
-        others = [kept for kept in self.kept.near(now) if kept.group not in request.groups]
-        taken = _taken(living.values()) if others else Counter()
+        now, floor = self._clock(), self.floor
+        self._caps = {
+            lease_id: cap for lease_id, cap in self._caps.items() if floor.lease(lease_id) is not None
+        }
         in_the_way = [
             kept
-            for kept in others
-            if self._lacks(request.want, kept, kept.kept(now, taken[kept.tier, kept.group]))
+            for kept in self.kept.near(now)
+            if kept.group not in request.groups
+            and self._lacks(request.want, kept, kept.kept(now, floor.taken(kept.tier, kept.group)), floor)
         ]
         seconds, sentence = longest_start(now, allowed.session_seconds, in_the_way)
         if sentence:
             self._caps[request.lease_id] = Cap(now + timedelta(seconds=seconds), sentence)
 
-    def _lacks(self, want: Want, kept: Reservation, count: int) -> bool:
+    def _lacks(self, want: Want, kept: Reservation, count: int, floor: Floor) -> bool:
         wanted = next(tier.want for tier in self._rulebook.known.tiers if tier.name == kept.tier)
-        return count > 0 and self.floor is not None and self.floor.lacks(want, wanted, count)
+        return count > 0 and floor.lacks(want, wanted, count)
 
     def terms_of(self, lease: Lease) -> QueueTerms:
         """What the queue needs to know of the lease's quota, at this moment.
@@ -199,24 +203,6 @@ class QuotaGate:
             if (window := window_at(budget.period, now)) is not None
         ]
         since = min(starts, default=now)
-        charged = await self._ledger.charged(since, (hub, user))
-        intervals = [each.interval for each in charged]
+        intervals = await self._ledger.intervals(since, hub, user)
         entries = applying(self._rulebook.rules.entries, user, groups)
         return [spend(budget, intervals, entries, now) for budget in allowed.budgets]
-
-
-def _taken(living: Iterable[Lease]) -> Counter[tuple[str, str]]:
-    """The number of leases that hold devices, by tier and group."""
-    return Counter(
-        (lease.tier, group) for lease in living if lease.state.holds_devices for group in lease.groups
-    )
-
-
-def holding_of(lease: Lease) -> Holding:
-    """What a living lease counts for in the quota."""
-    return Holding(
-        server=lease.server,
-        ask=Ask(lease.tier, lease.want),
-        waits=lease.state is LeaseState.WAITING,
-        ends=lease.state is LeaseState.RELEASING,
-    )

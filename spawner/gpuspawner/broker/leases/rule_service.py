@@ -21,13 +21,13 @@ from ...core.units import Clock, utc_now
 from ..decide.budget import Spent
 from ..decide.calendar import Defaults, from_ical, to_ical
 from ..decide.deadline import extension_seconds
-from ..decide.quota import Ask, Holding, refusals
+from ..decide.quota import Ask, Holding, holding_of, refusals
 from ..decide.report import By, Report, make_report
 from ..decide.sessions import check_session, meetings
 from ..decide.timetable import checked_rule
 from ..ledger import Ledger
 from .allocator import Allocator
-from .gate import QuotaGate, holding_of
+from .gate import QuotaGate
 from .rulebook import Rulebook
 
 UPCOMING = timedelta(days=60)

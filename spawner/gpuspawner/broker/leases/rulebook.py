@@ -43,6 +43,8 @@ class Rulebook:
         self.rules = fold(self.base, (), known)
         self._limits_of: Rules | None = None
         self._by_subject: Mapping[Subject, Limits] = {}
+        self._allowances: dict[tuple[str, tuple[str, ...]], Allowance] = {}
+        """By user and groups; emptied when the rules change."""
         self.on_change: list[Callable[[], None]] = []
         """Called after each change, once memory has it; must not block or fail."""
 
@@ -60,8 +62,12 @@ class Rulebook:
 
     def allowance(self, user: str, groups: Iterable[str]) -> Allowance:
         """What the user may have. Raises QuotaUnreadable if a group's properties can't be read."""
-        members = tuple(groups)
-        return combine(self._limits(), user, members, by_subject(self._of_properties(members)))
+        members, limits = tuple(groups), self._limits()
+        key = user, members
+        if key not in self._allowances:
+            properties = by_subject(self._of_properties(members))
+            self._allowances[key] = combine(limits, user, members, properties)
+        return self._allowances[key]
 
     def preview(self, *decisions: Decision) -> Rules:
         """The rules in force after these decisions too. Raises BadOption for invalid values."""
@@ -130,6 +136,7 @@ class Rulebook:
         """The quotas by subject; computed again after a change."""
         if self._limits_of is not self.rules:
             self._limits_of, self._by_subject = self.rules, by_subject(self.rules.quotas)
+            self._allowances.clear()
         return self._by_subject
 
     def _of_properties(self, groups: Iterable[str]) -> list[Quota]:

@@ -122,11 +122,12 @@ class Waits:
         news = False
         for lease_id, estimate in found.items():
             said = self._said.get(lease_id)
-            if estimate is None:
+            if estimate is not None:
+                self._first.setdefault(lease_id, estimate)  # learnt from, even if it is not told
+            if estimate is None or not estimate.known:
                 news |= self._said.pop(lease_id, None) is not None
             elif said is None or _moved(said, estimate, now):
                 self._said[lease_id] = estimate
-                self._first.setdefault(lease_id, estimate)
                 news = True
         for lease_id in self._said.keys() - found.keys():
             del self._said[lease_id]

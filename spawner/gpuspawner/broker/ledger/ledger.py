@@ -24,6 +24,7 @@ from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
 from ...core.states import LIVING
 from ...core.units import Clock, utc_now
+from ..decide.budget import Interval
 from ..decide.report import Charged
 from . import database as database
 from . import decided, ended, prune, rows, sessions
@@ -225,16 +226,23 @@ class Ledger:
 
         return await self._in_thread(run)
 
-    async def charged(self, since: datetime, user: tuple[str, str] | None = None) -> tuple[Charged, ...]:
-        """The awake intervals that reach beyond `since`, of one (hub, user) or of all; open ones up to now.
-
-        Raises LedgerFault.
-        """
+    async def charged(self, since: datetime) -> tuple[Charged, ...]:
+        """The awake intervals that reach beyond `since`, open ones up to now. Raises LedgerFault."""
         now = Moment(self._clock(), self._steady())
 
         def run() -> tuple[Charged, ...]:
             with self._transaction() as connection:
-                return rows.charged(connection, since, now, user)
+                return rows.charged(connection, since, now)
+
+        return await self._in_thread(run)
+
+    async def intervals(self, since: datetime, hub: str, user: str) -> tuple[Interval, ...]:
+        """The same of one user, without whose and what for. Raises LedgerFault."""
+        now = Moment(self._clock(), self._steady())
+
+        def run() -> tuple[Interval, ...]:
+            with self._transaction() as connection:
+                return rows.intervals(connection, since, now, (hub, user))
 
         return await self._in_thread(run)
 

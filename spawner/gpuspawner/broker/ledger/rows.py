@@ -227,25 +227,36 @@ def gpu_seconds(connection: sa.Connection, user: str, since: datetime, now: Mome
     return total
 
 
-def charged(
-    connection: sa.Connection, since: datetime, now: Moment, user: tuple[str, str] | None = None
-) -> tuple[Charged, ...]:
-    """The awake intervals that may reach beyond `since`, open ones up to now; of a (hub, user) or all.
+def charged(connection: sa.Connection, since: datetime, now: Moment) -> tuple[Charged, ...]:
+    """The awake intervals that may reach beyond `since`, open ones up to now.
 
     Of all brokers that have this database; what runs on other machines counts up to when it was last seen.
     """
     query = sa.select(awake, leases.c.user, leases.c.tier).join(leases, leases.c.id == awake.c.lease_id)
-    query = query.where(sa.or_(awake.c.ended_at.is_(None), awake.c.ended_at >= since - _CLOCK_MARGIN))
-    if user is not None:
-        query = query.where(leases.c.hub == user[0], leases.c.user == user[1])
-    rows = connection.execute(query.order_by(awake.c.number)).all()
+    rows = connection.execute(query.where(_reaches(since)).order_by(awake.c.number)).all()
     groups = _groups_of(connection, dict.fromkeys(row.lease_id for row in rows))
-    found = []
-    for row in rows:
-        seconds = row.seconds if row.ended_at is not None else _length(row, now)
-        interval = Interval(row.started_at, float(seconds), float(row.gpu_fraction))
-        found.append(Charged(row.lease_id, row.user, tuple(groups[row.lease_id]), row.tier, interval))
-    return tuple(found)
+    return tuple(
+        Charged(row.lease_id, row.user, tuple(groups[row.lease_id]), row.tier, _interval(row, now))
+        for row in rows
+    )
+
+
+def intervals(
+    connection: sa.Connection, since: datetime, now: Moment, user: tuple[str, str]
+) -> tuple[Interval, ...]:
+    """The same of one (hub, user), without whose and what for: what each start of theirs is held against."""
+    query = sa.select(awake).join(leases, leases.c.id == awake.c.lease_id)
+    query = query.where(leases.c.hub == user[0], leases.c.user == user[1], _reaches(since))
+    return tuple(_interval(row, now) for row in connection.execute(query.order_by(awake.c.number)))
+
+
+def _reaches(since: datetime) -> sa.ColumnElement[bool]:
+    return sa.or_(awake.c.ended_at.is_(None), awake.c.ended_at >= since - _CLOCK_MARGIN)
+
+
+def _interval(row: Any, now: Moment) -> Interval:
+    seconds = row.seconds if row.ended_at is not None else _length(row, now)
+    return Interval(row.started_at, float(seconds), float(row.gpu_fraction))
 
 
 def _groups_of(connection: sa.Connection, lease_ids: Iterable[str]) -> dict[str, list[str]]:
