@@ -21,6 +21,7 @@ from ..hub.names import escape_name
 
 DEFAULT_VOLUMES = {"{prefix}-home-{username}": "/home/jovyan"}
 DEFAULT_PREFIX = "gpuspawner"
+_SHOWN_PREFIXES = 5
 _MOUNTED_AT = "/home-to-archive"
 _USER_FIELDS = frozenset({"username", "safe_username", "raw_username"})
 
@@ -67,8 +68,8 @@ def why_none(call: Call, config: Config) -> str:
         return f"Docker has no home of the hub {prefix!r}"
     return (
         f"Docker has no home of the hub {prefix!r}, but volumes that look like homes of "
-        f"{' and '.join(map(repr, others))}: set GPUSPAWNER_NAME as it was set when the hub was started, "
-        f"like GPUSPAWNER_NAME={others[0]}, or give the hub's settings with --config"
+        f"{', '.join(map(repr, others[:_SHOWN_PREFIXES]))}: give the hub's file with --config, and set "
+        f"GPUSPAWNER_NAME as it was when the hub was started, like GPUSPAWNER_NAME={others[0]}"
     )
 
 

@@ -127,9 +127,9 @@ def test_an_archive_needs_its_folder(tmp_path: Path) -> None:
 def test_where_no_home_is_found_the_other_prefixes_are_named() -> None:
     volumes = {"Volumes": [{"Name": "course-a-home-ada"}, {"Name": "b-home-ben"}, {"Name": "data"}]}
     assert why_none(Docker(volumes=volumes), Config()) == (
-        "Docker has no home of the hub 'gpuspawner', but volumes that look like homes of 'b' and 'course-a': "
-        "set GPUSPAWNER_NAME as it was set when the hub was started, like GPUSPAWNER_NAME=b, or give the "
-        "hub's settings with --config"
+        "Docker has no home of the hub 'gpuspawner', but volumes that look like homes of 'b', 'course-a': "
+        "give the hub's file with --config, and set GPUSPAWNER_NAME as it was when the hub was started, like "
+        "GPUSPAWNER_NAME=b"
     )
     config = Config({"GpuDockerSpawner": {"prefix": "x", "volumes": {"home-{username}": "/home"}}})
     for docker in (Docker(volumes=volumes), Docker(volumes={"Volumes": None})):
