@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
@@ -20,13 +20,13 @@ from ..core.errors import Refusal
 from ..protocol.client import BrokerClient
 from ..protocol.rules import KernelsMessage
 
-TELL_SECONDS = 60.0
-"""So often the broker is told; it forgets what is older than five minutes."""
+TELL_SECONDS = 20.0
+"""So often the broker is told, which looks as often; it forgets what is older than five minutes."""
 _ASK_SECONDS = 5.0
 
 
 class KernelReporter:
-    """Tells the broker of one server's kernels, now and then; a failure is as good as silence."""
+    """Tells the broker of one server's kernels, now and then; after a failure again at the next call."""
 
     def __init__(self) -> None:
         self._begun_seconds = float("-inf")
@@ -36,16 +36,39 @@ class KernelReporter:
         """Ask the server at `url` in the background and tell the broker, unless that was done just now."""
         now = time.monotonic()
         if now - self._begun_seconds >= TELL_SECONDS and (self._task is None or self._task.done()):
-            self._begun_seconds = now
-            self._task = asyncio.create_task(report(broker, lease_id, url, token), name=f"kernels {lease_id}")
+            self._task = asyncio.create_task(
+                self._tell(now, partial(report, broker, lease_id, url, token)), name=f"kernels {lease_id}"
+            )
+
+    async def _tell(self, begun_seconds: float, tell: Callable[[], Awaitable[bool]]) -> None:
+        """At the hub's start the broker isn't up yet: the next report must not be a whole interval away."""
+        if await tell():
+            self._begun_seconds = begun_seconds
 
 
-async def report(broker: BrokerClient, lease_id: str, url: str, token: str) -> None:
-    """Ask the server at `url` and tell the broker. Never raises."""
+def token_of(container: Mapping[str, Any]) -> str:
+    """The server's own token, from Docker's document of its container; "" if it has none.
+
+    JupyterHub (6.1, `Spawner.api_token`) knows it only in the process that started the server: after a
+    restart of the hub it is "" there.
+    """
+    for line in container["Config"].get("Env") or ():
+        name, _, value = str(line).partition("=")
+        if name == "JUPYTERHUB_API_TOKEN":
+            return value
+    return ""
+
+
+async def report(broker: BrokerClient, lease_id: str, url: str, token: str) -> bool:
+    """Ask the server at `url` and tell the broker; whether it knows now. Never raises."""
     found = await read_kernels(url, token)
-    if found is not None:
-        with suppress(Refusal):
-            await broker.tell("POST", f"/leases/{lease_id}/kernels", found)
+    if found is None:
+        return False
+    try:
+        await broker.tell("POST", f"/leases/{lease_id}/kernels", found)
+    except Refusal:
+        return False
+    return True
 
 
 async def read_kernels(url: str, token: str) -> KernelsMessage | None:
@@ -58,7 +81,8 @@ async def read_kernels(url: str, token: str) -> KernelsMessage | None:
     if not isinstance(kernels, list):
         return None
     terminals = await _get(url, "api/terminals", token)  # a server may have none
-    listed = [item for item in [*kernels, *(terminals or [])] if isinstance(item, Mapping)]
+    more = terminals if isinstance(terminals, list) else []
+    listed = [item for item in [*kernels, *more] if isinstance(item, Mapping)]
     return KernelsMessage(
         busy=any(item.get("execution_state") in ("busy", "starting") for item in listed),
         active_at=max((at for item in listed if (at := _time(item.get("last_activity")))), default=None),

@@ -50,7 +50,7 @@ from .docker_answers import exit_status, running
 from .form import render_form, render_unusable
 from .home import find_home
 from .images import Images
-from .kernels import KernelReporter
+from .kernels import KernelReporter, token_of
 from .lab import Lab, create
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, release
@@ -683,15 +683,15 @@ class GpuDockerSpawner(DockerSpawner):
         except ConfigError as error:  # its container was cut from the network: the server itself runs
             self._reconnect(error)
         else:
-            self._report_kernels(address)
+            self._report_kernels(address, self.api_token or token_of(container))
         return None
 
-    def _report_kernels(self, address: tuple[str, int]) -> None:
+    def _report_kernels(self, address: tuple[str, int], token: str) -> None:
         """Tells the broker, in the background, whether the kernels of a server with a GPU compute."""
         if not self.lease_id or self.server is None or self.internal_ssl:
             return
         url = self._address_url(*address) + str(self.server.base_url)
-        self._kernels.begin(self.shared.broker, self.lease_id, url, self.api_token)
+        self._kernels.begin(self.shared.broker, self.lease_id, url, token)
 
     def _reconnect(self, error: ConfigError) -> None:
         """Connects the container to the labs' network again, in the background, at the address that it had.

@@ -15,6 +15,7 @@ from gpuspawner.broker.decide.deadline import (
     ends_at,
     extension_seconds,
     session_deadline,
+    warns_of_end,
 )
 from gpuspawner.core.quota import UNLIMITED
 from gpuspawner.core.session import EndAction
@@ -34,6 +35,17 @@ def test_the_earliest_deadline_counts() -> None:
     assert earliest([None]) is None
     assert session_deadline(NOW, UNLIMITED, 0.0) is None
     assert session_deadline(NOW, 3600.0, 600.0) == ends_in(70)
+
+
+@pytest.mark.parametrize("action", [EndAction.STOP, EndAction.SLEEP])
+@pytest.mark.parametrize("cause", list(Cause))
+def test_a_warning_is_known_by_its_text(cause: Cause, action: EndAction) -> None:
+    """After a restart of the broker nothing else tells whose notice it is."""
+    deadline = Deadline(NOW + timedelta(minutes=5), cause, action)
+    warning = due(deadline, Told(), NOW, ZONE)
+    ended = due(deadline, warning.told, NOW + timedelta(minutes=5), ZONE)
+    sentences = [warning.sentence, ended.sentence, "Your GPU is hot. Save your work.", ""]
+    assert [warns_of_end(each) for each in sentences] == [True, False, False, False]
 
 
 @pytest.mark.parametrize(

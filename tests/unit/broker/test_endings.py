@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.config.idle import IdleRules
 from gpuspawner.config.quotas import Known
-from gpuspawner.core.errors import LeaseConflict, NotAllowed, SessionReserved
+from gpuspawner.core.errors import LeaseConflict, LedgerFault, NotAllowed, SessionReserved
 from gpuspawner.core.model import GpuRequest, Lease, LeaseState, Tier
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import Usage
@@ -79,8 +79,34 @@ class Bench:
             return await self.allocator.set_running(lease.id, f"c{number}")
         return lease
 
+    def restart(self, idle: IdleRules | None = None) -> None:
+        """The broker starts: it remembers what the ledger keeps, notices too, and nothing of its rounds."""
+        self.endings = Endings(
+            EndingParts(
+                rulebook=self.rulebook,
+                gate=self.gate,
+                allocator=self.allocator,
+                service=self,
+                gpu_use=lambda lease: gpu_use(lease, DEVICES, self.usage, self.times.now()),
+                idle=idle or IdleRules(),
+                timezone="Europe/Berlin",
+                clock=self.times.now,
+            ),
+            logging.getLogger("test"),
+        )
+
+    def notice(self, number: int) -> str:
+        """What the user of the lease reads now."""
+        lease = self.allocator.lease(f"{number:032x}")
+        return "" if lease is None else lease.notice
+
     async def minutes(
-        self, minutes: float, *, kernels: Iterable[int] = (), busy: bool = False
+        self,
+        minutes: float,
+        *,
+        kernels: Iterable[int] = (),
+        busy: bool = False,
+        active_at: datetime | None = None,
     ) -> list[tuple[str, str]]:
         """Time passes with a round each half minute; what was said meanwhile."""
         self.said.clear()
@@ -89,7 +115,7 @@ class Bench:
             if self.read is not None:
                 await self.read()
             for number in kernels:
-                self.endings.note_kernels(f"{number:032x}", busy, None)
+                self.endings.note_kernels(f"{number:032x}", busy, active_at)
             await self.endings.round()
         return list(self.said)
 
@@ -113,19 +139,7 @@ async def bench(path: str, times: Any) -> AsyncIterator[Bench]:
     gate.floor = allocator
     service = RuleService(rulebook, gate, allocator, ledger, times.now)
     found = Bench(times, ledger, allocator, rulebook, service, gate)
-    found.endings = Endings(
-        EndingParts(
-            rulebook=rulebook,
-            gate=gate,
-            allocator=allocator,
-            service=found,
-            gpu_use=lambda lease: gpu_use(lease, DEVICES, found.usage, times.now()),
-            idle=IdleRules(),
-            timezone="Europe/Berlin",
-            clock=times.now,
-        ),
-        logging.getLogger("test"),
-    )
+    found.restart()
     yield found
     await ledger.close()
 
@@ -246,10 +260,9 @@ async def test_an_idle_gpu_stays_within_its_minimum(bench: Bench) -> None:
     await bench.run(2, user="bob")
     await bench.run(3, user="eve")
     said = await bench.minutes(89.5, kernels=[1, 2])
-    assert [sentence.split(" if somebody")[0].split(". ")[1] for _, sentence in said] == [
-        "It is stopped in 74 minutes",
-        "It is stopped in 34 minutes",
-    ]
+    assert [sentence.split(". ")[1].split(":")[0:2] for _, sentence in said] == [
+        ["It will be stopped if somebody waits for it on Thursday 10", "30 (Europe/Berlin) or later"]
+    ] * 2
     ((number, reason),) = await bench.minutes(0.5, kernels=[1, 2])
     assert (number, reason.split(":")[0]) == ("1", "idle")
 
@@ -364,6 +377,107 @@ async def test_used_again_the_warning_is_taken_back_and_others_notices_stay(benc
     assert now is not None
     assert now.notice == "Your GPU is hot."
     assert now.since + timedelta(minutes=33) <= bench.times.now()
+
+
+QUICK = IdleRules(60, 120, 420, only_when_waiting=False)
+NOT_MEASURED = "(whether its GPU was used can't be measured here)"
+
+
+def quick(minutes: int, at: str) -> str:
+    """The warning with the rules QUICK on a simulated GPU."""
+    return (
+        f"For {minutes} minutes no notebook of this server has computed anything {NOT_MEASURED}. It will be "
+        f"stopped on Thursday {at} (Europe/Berlin): run a cell to keep it, or save your work and stop it."
+    )
+
+
+async def test_after_a_restart_the_old_warning_goes_and_users_are_warned_again(bench: Bench) -> None:
+    """Simulated GPUs: the kernels alone tell. What an earlier broker promised, this one doesn't keep."""
+    bench.usage[GPU0.uuid] = Usage(0, None)
+    bench.restart(QUICK)
+    await bench.run(1)
+    nine = bench.times.now()
+    said = await bench.minutes(2, kernels=[1], active_at=nine)
+    assert said == [("1", quick(1, "09:07")), ("1", quick(2, "09:07"))]
+    bench.times.pass_seconds(180)
+    bench.restart(QUICK)
+    assert await bench.minutes(0.5) == [("1", "")]  # before the hub's first report
+    said = await bench.minutes(6, kernels=[1], active_at=nine)
+    assert said == [
+        ("1", quick(6, "09:07")),
+        ("1", quick(6, "09:11")),
+        ("1", "idle: This server was stopped because its GPU was not used for 12 minutes."),
+    ]
+
+
+async def test_after_a_restart_a_user_who_computes_reads_no_old_warning(bench: Bench) -> None:
+    bench.usage[GPU0.uuid] = Usage(0, None)
+    bench.restart(QUICK)
+    await bench.run(1)
+    await bench.minutes(2, kernels=[1], active_at=bench.times.now())
+    bench.restart(QUICK)
+    assert await bench.minutes(1, kernels=[1], busy=True) == [("1", "")]
+    assert await bench.minutes(5, kernels=[1], busy=True) == []
+
+
+async def test_after_a_restart_warnings_of_an_end_are_given_again_and_others_notices_stay(
+    bench: Bench,
+) -> None:
+    """One session is within its last quarter of an hour, one was extended, one has a notice of its own."""
+    bench.restart(QUICK)
+    await bench.run(1, "short")
+    await bench.run(2, "short", user="bob")
+    await bench.minutes(50)
+    told = bench.notice(1)
+    await bench.rules.extend(f"{2:032x}", 1800, "bob")
+    bench.restart(QUICK)
+    assert await bench.minutes(0.5) == [
+        ("1", told.replace("in 15 minutes", "in 10 minutes")),
+        ("2", ""),
+    ]
+    await bench.allocator.tell(f"{2:032x}", "Your GPU is hot.")
+    bench.restart(QUICK)
+    await bench.minutes(0.5)
+    assert [bench.notice(number) for number in (1, 2)] == [
+        told.replace("in 15 minutes", "in 9 minutes"),
+        "Your GPU is hot.",
+    ]
+
+
+async def test_used_again_a_warning_of_the_sessions_end_comes_back(bench: Bench) -> None:
+    """The warning of idleness had taken its place."""
+    bench.usage[GPU0.uuid] = Usage(0, 0.0)
+    await bench.run(1, "short")
+    end = (await bench.minutes(46, kernels=[1], busy=True))[-1]
+    idle = (await bench.minutes(2, kernels=[1]))[-1]
+    assert [end[1].split(",")[0], idle[1].split(" server")[0]] == [
+        "This server ends in 15 minutes",
+        "For 46 minutes this",
+    ]
+    assert await bench.minutes(0.5, kernels=[1], busy=True) == [end]
+
+
+async def test_a_warning_that_could_not_be_given_or_removed_is_tried_again(bench: Bench) -> None:
+    """The ledger's disk is full for one round."""
+    bench.usage[GPU0.uuid] = Usage(0, None)
+    bench.restart(QUICK)
+    await bench.run(1)
+    nine, tell = bench.times.now(), bench.allocator.tell
+
+    async def full(lease_id: str, sentence: str) -> None:
+        raise LedgerFault("the disk is full")
+
+    async def fails(busy: bool) -> None:
+        bench.allocator.tell = full  # type: ignore[method-assign, assignment]
+        with pytest.raises(LedgerFault):
+            await bench.minutes(0.5, kernels=[1], busy=busy, active_at=nine)
+        bench.allocator.tell = tell  # type: ignore[method-assign]
+
+    await bench.minutes(0.5, kernels=[1], active_at=nine)
+    await fails(busy=False)
+    assert await bench.minutes(0.5, kernels=[1], active_at=nine) == [("1", quick(2, "09:07"))]
+    await fails(busy=True)
+    assert await bench.minutes(0.5, kernels=[1], busy=True) == [("1", "")]
 
 
 async def test_who_starts_in_the_lead_of_a_session_is_told_its_end_or_refused(bench: Bench) -> None:

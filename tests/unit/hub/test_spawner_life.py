@@ -15,7 +15,7 @@ from gpuspawner.hub import lab, launch
 from gpuspawner.hub import spawner as module
 from jupyterhub.spawner import SpawnException
 
-from tests.unit.fake_spawner import make_container, make_spawner
+from tests.unit.fake_spawner import LABELS, make_container, make_spawner
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +117,20 @@ async def test_a_server_that_was_cut_from_the_network_runs_and_is_connected_agai
     assert sorted(spawner.shared.docker.calls) == [
         "connect_container_to_network", "inspect_container", "inspect_container",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("known", "token"), [("s3cret", "s3cret"), ("", "t0ken")])
+async def test_a_restarted_hub_asks_for_kernels_with_the_containers_token(known: str, token: str) -> None:
+    """JupyterHub keeps a server's token only in the process that started it."""
+    begun: list[tuple[str, str, str]] = []
+    config = {"Labels": LABELS, "Env": ["JUPYTERHUB_API_TOKEN=t0ken"]}
+    spawner = make_spawner(inspect_container=[make_container(Config=config)])
+    spawner.api_token = known
+    spawner._server = SimpleNamespace(base_url="/user/ada/")
+    spawner._kernels = SimpleNamespace(begin=lambda _, *asked: begun.append(asked))
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    assert await spawner.poll() is None
+    assert begun == [("a1", "http://10.213.0.9:8888/user/ada/", token)]
 
 
 # ---- stop

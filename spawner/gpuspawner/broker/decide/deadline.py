@@ -35,6 +35,7 @@ _BECAUSE = {
     Cause.LAB_SESSION: "a lab session needs its GPU then",
     Cause.QUOTA_CHANGED: "your quota was changed",
 }
+_SAVE = "Save your work."
 _WAS = {
     Cause.SESSION_LIMIT: "the longest time that your quota allows was over",
     Cause.GPU_HOURS: "your GPU-hours were used up",
@@ -90,6 +91,13 @@ def session_deadline(
     return Deadline(started_at + timedelta(seconds=total), Cause.SESSION_LIMIT)
 
 
+def warns_of_end(sentence: str) -> bool:
+    """Whether the sentence is a warning that `due` gave, in this broker or in an earlier one."""
+    return sentence.startswith("This server ") and sentence.endswith(
+        tuple(f": {because}. {_SAVE}" for because in _BECAUSE.values())
+    )
+
+
 def due(deadline: Deadline | None, told: Told, now: datetime, timezone: str = "UTC") -> Notice:
     """What is due for a server with this deadline, of which the user was `told` so much.
 
@@ -134,7 +142,7 @@ def _warning(deadline: Deadline, now: datetime, timezone: str) -> str:
     minutes = max(1, round(left / 60))
     at = format_local(now + timedelta(seconds=left), timezone, now)
     becomes = "is put to sleep" if deadline.action is EndAction.SLEEP else "ends"
-    return f"This server {becomes} in {minutes} minutes, on {at}: {_BECAUSE[deadline.cause]}. Save your work."
+    return f"This server {becomes} in {minutes} minutes, on {at}: {_BECAUSE[deadline.cause]}. {_SAVE}"
 
 
 def _ended(deadline: Deadline) -> str:

@@ -12,9 +12,12 @@ from enum import StrEnum
 
 from ...config.idle import IdleRules
 from ...core.session import EndAction
+from .period import format_local
 
 NOTICE_SECONDS = 300.0
 """Between the second warning and the action at least so much time passes."""
+_KEEP = "run a cell to keep it, or save your work and stop it."
+_ONLY_SAID = "Others may need it: stop the server if you are done."
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,15 @@ class Activity:
     kernel_busy: bool | None
     kernel_active_at: datetime | None = None
     kept_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """When the server is looked at, and whether somebody waits for its GPU. Sentences use `timezone`."""
+
+    now: datetime
+    somebody_waits: bool
+    timezone: str = "UTC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,38 +80,41 @@ def idle_since(activity: Activity) -> datetime | None:
     return max(known, default=None)
 
 
-def judge(
-    policy: IdleRules, activity: Activity, warned: Warned, now: datetime, somebody_waits: bool
-) -> Verdict:
+def warns_of_idleness(sentence: str) -> bool:
+    """Whether the sentence is a warning that `judge` gave, in this broker or in an earlier one."""
+    return sentence.startswith("For ") and sentence.endswith((_KEEP, _ONLY_SAID))
+
+
+def judge(policy: IdleRules, activity: Activity, warned: Warned, look: Look) -> Verdict:
     """The next step for one server that holds a GPU. Call it again within a minute or so.
 
     No step is skipped: who was not warned twice is warned first, however long the idleness.
     """
-    since = idle_since(activity)
+    since, now = idle_since(activity), look.now
     seconds = 0.0 if since is None else (now - since).total_seconds()
     if since is None or seconds < policy.first_warning_seconds:
         return Verdict(Step.BACK if warned != Warned() else Step.NONE, since)
     if warned.first_at is not None and warned.first_at < since:
         warned = Warned()  # it was used in between, and nobody looked
     if warned.first_at is None:
-        return Verdict(Step.FIRST_WARNING, since, _warning(policy, activity, since, now, None))
+        acts_at = _acts_at(policy, activity, since)
+        return Verdict(Step.FIRST_WARNING, since, _warning(policy, activity, since, look, acts_at))
     if seconds < policy.second_warning_seconds:
         return Verdict(Step.NONE, since)
     if warned.second_at is None:
         acts_at = max(_acts_at(policy, activity, since), now + timedelta(seconds=NOTICE_SECONDS))
-        return Verdict(Step.SECOND_WARNING, since, _warning(policy, activity, since, now, acts_at))
+        return Verdict(Step.SECOND_WARNING, since, _warning(policy, activity, since, look, acts_at))
     told_seconds = (now - warned.second_at).total_seconds()
     due = now >= _acts_at(policy, activity, since) and told_seconds >= NOTICE_SECONDS
-    held_back = policy.only_when_waiting and not somebody_waits
+    held_back = policy.only_when_waiting and not look.somebody_waits
     if not due or held_back or policy.action is EndAction.NOTHING:
         return Verdict(Step.NONE, since)
     return Verdict(Step.ACT, since, _acted(policy, since, now))
 
 
-def _warning(
-    policy: IdleRules, activity: Activity, since: datetime, now: datetime, acts_at: datetime | None
-) -> str:
-    minutes = (now - since).total_seconds() / 60
+def _warning(policy: IdleRules, activity: Activity, since: datetime, look: Look, acts_at: datetime) -> str:
+    """The sentence stays for many minutes: it gives the time of the action, not how long it is until then."""
+    minutes = (look.now - since).total_seconds() / 60
     what = (
         "no notebook of this server has computed anything (whether its GPU was used can't be measured here)"
         if activity.gpu_used_at is None
@@ -107,14 +122,11 @@ def _warning(
     )
     sentence = f"For {minutes:.0f} minutes {what}."
     if policy.action is EndAction.NOTHING:
-        return f"{sentence} Others may need it: stop the server if you are done."
-    at = acts_at if acts_at is not None else _acts_at(policy, activity, since)
-    left = max(1, round((at - now).total_seconds() / 60))
-    when = f"in {left} minute{'' if left == 1 else 's'}"
-    if policy.only_when_waiting:
-        when = f"{when} if somebody waits for it"
-    becomes = "is put to sleep" if policy.action is EndAction.SLEEP else "is stopped"
-    return f"{sentence} It {becomes} {when}: run a cell to keep it, or save your work and stop it."
+        return f"{sentence} {_ONLY_SAID}"
+    at = format_local(max(acts_at, look.now), look.timezone, look.now)
+    when = f"if somebody waits for it on {at} or later" if policy.only_when_waiting else f"on {at}"
+    becomes = "put to sleep" if policy.action is EndAction.SLEEP else "stopped"
+    return f"{sentence} It will be {becomes} {when}: {_KEEP}"
 
 
 def _acts_at(policy: IdleRules, activity: Activity, since: datetime) -> datetime:

@@ -2,7 +2,8 @@
 
 One round checks everything; pure code says what is due (`decide/deadline.py`, `decide/idle.py`).
 The warnings given are only in memory: after a restart of the broker users are warned again, and a late
-warning moves the end.
+warning moves the end. The ledger keeps the notice of an earlier broker: it is void, and the first round
+removes it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,18 @@ from ...core.session import EndAction
 from ...core.states import AWAKE
 from ...core.units import Clock, utc_now
 from ..decide.budget import runs_out_at
-from ..decide.deadline import WARNINGS_SECONDS, Cause, Deadline, Told, due, earliest, session_deadline
+from ..decide.deadline import (
+    WARNINGS_SECONDS,
+    Cause,
+    Deadline,
+    Told,
+    due,
+    earliest,
+    session_deadline,
+    warns_of_end,
+)
 from ..decide.gpu_use import GpuUse
-from ..decide.idle import Activity, Step, Warned, idle_since, judge
+from ..decide.idle import Activity, Look, Step, Warned, idle_since, judge, warns_of_idleness
 from ..decide.sessions import Occupant, Reservation, make_room
 from .allocator import Allocator
 from .gate import QuotaGate
@@ -71,8 +81,12 @@ class Followed:
     warned: Warned = field(default_factory=Warned)
     capped: bool = False
     """Whether its user was told that it ends for a lab session."""
-    sentence: str = ""
-    """The notice that this module gave; other notices are not changed."""
+    of_end: str = ""
+    """The notice that it ends; notices of other modules are not changed."""
+    of_idleness: str = ""
+    """The notice that it is idle."""
+    left_over: str = ""
+    """The notice that an earlier broker gave for either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +161,7 @@ class Endings:
             await self._tell_of_cap(lease)
             await self._warn_or_end(lease, earliest([own[lease.id], lab_ends.get(lease.id)]), now)
             await self._look_at_idleness(lease, now)
+            await self._remove_left_over(lease)
 
     # ---- when a server ends
 
@@ -237,37 +252,52 @@ class Endings:
         """Tell the user of a new server, once, that it has to end for a lab session."""
         cap, followed = self._parts.gate.cap_of(lease.id), self._follow(lease)
         if cap is not None and not followed.capped:
-            followed.capped = True
-            await self._tell(lease, cap.sentence)
+            await self._parts.service.tell(lease.id, cap.sentence)
+            followed.capped, followed.of_end = True, cap.sentence
 
     async def _warn_or_end(self, lease: Lease, deadline: Deadline | None, now: datetime) -> None:
+        """What was told is remembered last: if telling fails, the next round does it."""
         followed = self._follow(lease)
         notice = due(deadline, followed.told, now, self._parts.timezone)
-        followed.told = notice.told
         if notice.withdrawn:
-            await self._take_back(lease)
+            await self._take_back(lease, followed.of_end, followed.of_idleness)
+            followed.of_end = ""
         if notice.ends:
             assert deadline is not None
             await self._end(lease, f"{deadline.cause}: {notice.sentence}")
         elif notice.sentence:
-            await self._tell(lease, notice.sentence)
+            await self._parts.service.tell(lease.id, notice.sentence)
+            followed.of_end = notice.sentence
+        followed.told = notice.told
 
     async def _look_at_idleness(self, lease: Lease, now: datetime) -> None:
         followed = self._follow(lease)
-        waits = self._parts.allocator.capacity(lease.want).waiting > 0
-        verdict = judge(self._parts.idle, self._activity(lease, now), followed.warned, now, waits)
+        look = Look(now, self._parts.allocator.capacity(lease.want).waiting > 0, self._parts.timezone)
+        verdict = judge(self._parts.idle, self._activity(lease, now), followed.warned, look)
         match verdict.step:
             case Step.BACK:
-                followed.warned = Warned()
-                await self._take_back(lease)
-            case Step.FIRST_WARNING:
-                followed.warned = Warned(now)
-                await self._tell(lease, verdict.sentence)
-            case Step.SECOND_WARNING:
-                followed.warned = replace(followed.warned, second_at=now)
-                await self._tell(lease, verdict.sentence)
+                await self._take_back(lease, followed.of_idleness, followed.of_end)
+                followed.warned, followed.of_idleness = Warned(), ""
+            case Step.FIRST_WARNING | Step.SECOND_WARNING:
+                await self._parts.service.tell(lease.id, verdict.sentence)
+                followed.of_idleness = verdict.sentence
+                first = verdict.step is Step.FIRST_WARNING
+                followed.warned = Warned(now) if first else replace(followed.warned, second_at=now)
             case Step.ACT:
                 await self._end(lease, f"idle: {verdict.sentence}")
+
+    async def _remove_left_over(self, lease: Lease) -> None:
+        """Remove an earlier broker's warning: its user has to be warned again, and it names a wrong time."""
+        followed = self._follow(lease)
+        if followed.left_over:
+            await self._take_back(lease, followed.left_over, followed.of_idleness or followed.of_end)
+            followed.left_over = ""
+
+    async def _take_back(self, lease: Lease, sentence: str, still: str) -> None:
+        """Remove a warning that no longer applies, for one that still does; another notice stays."""
+        present = self._parts.allocator.lease(lease.id)
+        if sentence and present is not None and present.notice == sentence:
+            await self._parts.service.tell(lease.id, still)
 
     def _activity(self, lease: Lease, now: datetime) -> Activity:
         """The use of the lease's devices and of its kernels, as far as it is known.
@@ -284,7 +314,12 @@ class Endings:
         return Activity(used_at, told.busy, told.active_at, kept_until)
 
     def _follow(self, lease: Lease) -> Followed:
-        return self._followed.setdefault(lease.id, Followed(lease.since, self._parts.clock()))
+        if lease.id not in self._followed:
+            ours = warns_of_end(lease.notice) or warns_of_idleness(lease.notice)
+            self._followed[lease.id] = Followed(
+                lease.since, self._parts.clock(), left_over=lease.notice if ours else ""
+            )
+        return self._followed[lease.id]
 
     def _forget_all_but(self, lease_ids: set[str]) -> None:
         for known in (self._followed, self._kernels):
@@ -293,17 +328,6 @@ class Endings:
                 lease = self._parts.allocator.lease(lease_id)
                 if lease is None or lease.state is not LeaseState.ASLEEP:
                     del known[lease_id]
-
-    async def _tell(self, lease: Lease, sentence: str) -> None:
-        self._follow(lease).sentence = sentence
-        await self._parts.service.tell(lease.id, sentence)
-
-    async def _take_back(self, lease: Lease) -> None:
-        """Remove a warning that no longer applies; another notice stays."""
-        followed, present = self._follow(lease), self._parts.allocator.lease(lease.id)
-        if present is not None and present.notice and present.notice == followed.sentence:
-            await self._parts.service.tell(lease.id, "")
-        followed.sentence = ""
 
     async def _end(self, lease: Lease, reason: str) -> None:
         try:
