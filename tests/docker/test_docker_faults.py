@@ -172,7 +172,7 @@ async def test_the_former_container_is_removed_before_a_new_lease(place: Place) 
     await old.spawn()
     await place.settled("anna")
     place.proxy.rules.append(Rule(REMOVE, "500", times=10_000))
-    with pytest.raises(BrokerUnavailable, match="still removing this server's former"):
+    with pytest.raises(BrokerUnavailable, match="still removing this server's previous"):
         await new.spawn()
     assert await place.leases() == {"anna": ("releasing", 1)}
     place.proxy.rules.clear()

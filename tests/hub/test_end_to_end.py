@@ -133,7 +133,7 @@ async def test_a_killed_broker_is_back_before_the_hub_has_noticed(system: System
         await admin.text("services/gpu/")
         status = await admin.json("services/gpu/api/status")
         assert [(lease["user"], lease["state"]) for lease in status["leases"]] == [("eve", "running")]
-        assert "The broker was ended by SIGKILL: starting it again" in log.read_text()
+        assert "The broker was ended by SIGKILL: restarting it" in log.read_text()
         assert "Service gpu exited" not in log.read_text()
         await eve.text("hub/home")
         await eve.send("DELETE", "hub/api/users/eve/server")

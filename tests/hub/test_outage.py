@@ -46,7 +46,7 @@ CRASHES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+@pytest.mark.parametrize("profile", [pytest.param("cpu", marks=pytest.mark.slow), "gpu"])
 @pytest.mark.parametrize(("call", "when"), CRASHES)
 async def test_the_hub_killed_at_each_docker_call_leaves_nothing_half_done(
     hub: HubProcess, docker_proxy: ProxyThread, call: str, when: str, profile: str

@@ -27,6 +27,7 @@ def test_a_matrix_product_without_a_gpu(start: Start) -> None:
     assert output(start("sleep", "infinity"), "python", "-W", "ignore", "-c", PRODUCT) == "False True\n"
 
 
+@pytest.mark.slow
 def test_torch_compile_has_its_compiler(start: Start) -> None:
     assert output(start("sleep", "infinity"), "python", "-W", "ignore", "-c", COMPILED) == "True\n"
 
