@@ -22,10 +22,9 @@ pytestmark = pytest.mark.docker
 
 COMMITS = 4
 """A life has four: reserved, running, releasing, closed."""
-DOCKER_CALLS = 20
-"""More than a life has on a busy machine, where the broker looks at Docker more often meanwhile."""
 USUAL_CALLS = 14
-"""More than a life has: the walk must end before."""
+DOCKER_CALLS = 20
+"""More than a life has, on a busy machine too: the walk must end before."""
 QUIET = {"GpuBroker": {"reconcile_seconds": 60.0}}
 """No round of the timer between: only the life's own Docker calls are counted."""
 POINTS = [(step, when) for step in STEPS for when in ("before", "after")]
