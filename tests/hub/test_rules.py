@@ -91,7 +91,8 @@ async def test_a_lab_session_starts_its_members_before_it_begins(hub: HubProcess
         return await hub.leases() == [("max", "", "running"), ("mia", "", "running")]
 
     await eventually(all_started)
-    assert await command(hub, "session", "cancel", "lab") == (0, "")
+    said = "Cancelled: the lab session lab doesn't meet any more\n"
+    assert await command(hub, "session", "cancel", "lab") == (0, said)
     for user in ("mia", "max"):
         await hub.stop_server(user)
 
