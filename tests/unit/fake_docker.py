@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.hub.docker import DockerEngine
 from gpuspawner.hub.pulls import Pulls
 from gpuspawner.hub.readiness import Slots
 from gpuspawner.hub.shared import HubShared
+
+T = TypeVar("T")
+Call = Callable[..., Any]
 
 
 class ScriptedDocker(DockerEngine):
@@ -22,10 +25,21 @@ class ScriptedDocker(DockerEngine):
         self.calls: list[str] = []
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.call_here(method, *args, **kwargs)
+        finally:
+            await asyncio.sleep(0)
+
+    async def run(self, work: Callable[[Call], T]) -> T:
+        try:
+            return work(self.call_here)
+        finally:
+            await asyncio.sleep(0)
+
+    def call_here(self, method: str, *args: Any, **kwargs: Any) -> Any:
         self.calls.append(method)
         planned = self.answers[method]
         answer = planned.pop(0) if len(planned) > 1 else planned[0]
-        await asyncio.sleep(0)
         if isinstance(answer, Exception):
             raise answer
         return answer

@@ -100,7 +100,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Limits and whom they are for."""
+    """Limits, and the users or groups that they apply to."""
 
     subject: Subject
     limits: Limits

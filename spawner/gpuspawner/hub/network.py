@@ -183,6 +183,13 @@ class LabNetwork:
             return None
         return {"EndpointsConfig": {self.name: {"IPAMConfig": {"IPv4Address": address}}}}
 
+    def reconnect(self, call: Call, container_id: str, address: str | None) -> None:
+        """Connects a container that was cut from the network, at the address that it had; None: at any.
+
+        The proxy's route leads to that address, so the server is reached as before. Raises EngineFault.
+        """
+        call("connect_container_to_network", container_id, self.name, ipv4_address=address)
+
     def repair(self, call: Call, fault: EngineFault, container_id: str) -> bool:
         """Repairs the network after a failed start; returns whether it fixed the cause of `fault`.
 

@@ -694,29 +694,20 @@ class GpuDockerSpawner(DockerSpawner):
         self._kernels.begin(self.shared.broker, self.lease_id, url, token)
 
     def _reconnect(self, error: ConfigError) -> None:
-        """Connects the container to the labs' network again, in the background, at the address that it had.
-
-        The proxy's route leads to that address, so the server can be reached again as before.
-        """
+        """Connects the container to the labs' network again, in the background."""
         if self.server is None or (self._reconnection is not None and not self._reconnection.done()):
             return
+        self._reconnection = asyncio.create_task(self._connect_again(self.object_id, self.server.ip, error))
 
-        async def reconnect(container_id: str, ip: str | None) -> None:
-            try:
-                await self.shared.docker.call(
-                    "connect_container_to_network", container_id, self.network_name, ipv4_address=ip
-                )
-            except EngineFault as fault:
-                self._note(
-                    logging.WARNING,
-                    "The server can't be reached, %s. Connecting it again failed, retrying: %s",
-                    error,
-                    fault,
-                )
-            else:
-                self._note(logging.WARNING, "Connected the server to the labs' network again, at %s", ip)
-
-        self._reconnection = asyncio.create_task(reconnect(self.object_id, self.server.ip or None))
+    async def _connect_again(self, container_id: str, ip: str, error: ConfigError) -> None:
+        network = self.lab_network
+        try:
+            await self.shared.docker.run(lambda call: network.reconnect(call, container_id, ip or None))
+        except EngineFault as fault:
+            message = "The server can't be reached, %s. Connecting it again failed, retrying: %s"
+            self._note(logging.WARNING, message, error, fault)
+        else:
+            self._note(logging.WARNING, "Connected the server to the labs' network again, at %s", ip)
 
     def _doubt(self, fault: EngineFault) -> None:
         if not self._doubted:

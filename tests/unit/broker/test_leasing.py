@@ -218,7 +218,7 @@ async def test_a_release_that_cannot_be_recorded_is_tried_again(
     await ledger.close()
 
 
-# Containers that can't be removed hold up nobody.
+# Containers that can't be removed delay nobody else.
 
 
 async def test_stuck_removals_hold_up_nobody(bench: Bench) -> None:

@@ -112,7 +112,9 @@ async def test_a_server_that_was_cut_from_the_network_runs_and_is_connected_agai
         base_url="/user/ada/", url="http://10.213.0.9:8888/user/ada/", ip="10.213.0.9", port=8888
     )
     assert await spawner.poll() is None
-    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        while "connect_container_to_network" not in spawner.shared.docker.calls:
+            await asyncio.sleep(0.01)
     assert await spawner.get_url() == "http://10.213.0.9:8888/user/ada/"
     assert sorted(spawner.shared.docker.calls) == [
         "connect_container_to_network", "inspect_container", "inspect_container",

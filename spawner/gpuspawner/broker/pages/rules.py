@@ -2,9 +2,9 @@
 
 The handlers are those of the unix socket (`api/rules.py`), which say what is read and what is answered. Here
 the hub says who asks and what they may: reading needs `custom:gpu:read`, every change `custom:gpu:admin`. The
-author of a change is whom the hub names, whatever the request says. A browser's cookie changes nothing
-without the hub's XSRF token, which jupyterhub's HubOAuth checks; a token in the Authorization header needs
-none.
+author of a change is the user that the hub names, whatever the request says. A browser's cookie changes
+nothing without the hub's XSRF token, which jupyterhub's HubOAuth checks; a token in the Authorization header
+needs none.
 """
 
 from __future__ import annotations
