@@ -27,11 +27,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from gpuspawner.broker.decide.backfill import SessionHold
 from gpuspawner.broker.decide.book import Book, QueueRules
-from gpuspawner.broker.decide.fairshare import FairShare
-from gpuspawner.broker.decide.queue import Claim
-from gpuspawner.broker.decide.simulate import Outcome, SimulatedSite, Simulation, Visit, jain, moment
+from gpuspawner.broker.decide.line.backfill import SessionHold
+from gpuspawner.broker.decide.line.fairshare import FairShare
+from gpuspawner.broker.decide.line.queue import Claim
+from gpuspawner.broker.decide.replay.simulate import Outcome, SimulatedSite, Simulation, Visit, jain, moment
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.gate import QuotaGate
 from gpuspawner.broker.leases.queue_rules import queue_rules

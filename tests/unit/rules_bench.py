@@ -10,7 +10,7 @@ from typing import Any
 
 from gpuspawner.broker.api.rules import rule_routes
 from gpuspawner.broker.api.socket import Site, bind_socket, make_app
-from gpuspawner.broker.decide.gpu_use import GpuUse
+from gpuspawner.broker.decide.when.gpu_use import GpuUse
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
 from gpuspawner.broker.leases.gate import QuotaGate

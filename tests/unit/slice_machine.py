@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.decide.pooling import Pooling
-from gpuspawner.broker.decide.sharing_rules import SharingRules
+from gpuspawner.broker.decide.place.pooling import Pooling
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.enforce.enforcement import Enforcement, Tools
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.observe.journal import Journal

@@ -52,7 +52,7 @@ def sources() -> list[Path]:
 
 
 def place_of(module: str) -> tuple[str, str]:
-    """Folder and subfolder of "gpuspawner.broker.decide.queue"; "" for what lies above them."""
+    """Folder and subfolder of "gpuspawner.broker.decide.line.queue"; "" for what lies above them."""
     parts = [*module.split(".")[1:], "", ""]
     return parts[0], parts[1]
 
@@ -130,7 +130,7 @@ def test_the_test_of_imports_sees_them() -> None:
     assert {"gpuspawner.core.errors", "gpuspawner.core.model", "gpuspawner.node.inventory"} <= found
     assert not may_import("gpuspawner.hub.launch", "gpuspawner.broker.app")
     assert not may_import("gpuspawner.core.model", "gpuspawner.config.site")
-    assert not may_import("gpuspawner.broker.decide.queue", "gpuspawner.broker.leases.allocator")
+    assert not may_import("gpuspawner.broker.decide.line.queue", "gpuspawner.broker.leases.allocator")
     assert may_import("gpuspawner.broker.app", "gpuspawner.broker.pages.look")
 
 

@@ -27,9 +27,9 @@ from .api.answers import About, View
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .decide.book import QueueRules
-from .decide.fairshare import FairShare
-from .decide.gpu_use import GpuUse, gpu_use
-from .decide.pooling import Pooling
+from .decide.line.fairshare import FairShare
+from .decide.place.pooling import Pooling
+from .decide.when.gpu_use import GpuUse, gpu_use
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
 from .enforce.sharing import Sharing

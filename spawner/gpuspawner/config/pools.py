@@ -1,6 +1,6 @@
 """Converts `c.GpuSite.pools` to values and checks that each tier has a pool. Pure.
 
-The broker checks what depends on the devices of the machine (`broker/decide/pooling.py`).
+The broker checks what depends on the devices of the machine (`broker/decide/place/pooling.py`).
 """
 
 from __future__ import annotations

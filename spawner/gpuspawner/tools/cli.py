@@ -22,8 +22,8 @@ from traitlets.config import Application
 from .. import __version__
 from ..broker import app as broker_app
 from ..broker.app import GpuBroker
-from ..broker.decide.course import parse_course, parse_split
-from ..broker.decide.rules import fold, make_base
+from ..broker.decide.allow.rules import fold, make_base
+from ..broker.decide.replay.course import parse_course, parse_split
 from ..config.site import GpuSite
 from ..core.decision import Decision
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..broker.decide.budget import Entry
-from ..broker.decide.course import (
+from ..broker.decide.allow.budget import Entry
+from ..broker.decide.replay.course import (
     Course,
     Plan,
     Split,
@@ -24,8 +24,8 @@ from ..broker.decide.course import (
     visits_of,
     with_tier,
 )
-from ..broker.decide.replay_quota import ReplayQuotas
-from ..broker.decide.simulate import Outcome, Visit
+from ..broker.decide.replay.replay_quota import ReplayQuotas
+from ..broker.decide.replay.simulate import Outcome, Visit
 from ..broker.ledger import Ledger
 from ..broker.ledger.sessions import PastSession
 from ..core.decision import Decision

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 from rich.markup import escape
 from traitlets import Bool, Unicode
 
-from ..broker.decide.timetable import checked_rule, make_rule, parse_when
+from ..broker.decide.when.timetable import checked_rule, make_rule, parse_when
 from ..config.quotas import subject_from_text, value_from_text
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, Refusal
 from ..protocol.client import BrokerClient

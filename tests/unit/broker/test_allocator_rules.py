@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gpuspawner.broker.decide.backfill import SessionHold
 from gpuspawner.broker.decide.book import QueueRules
-from gpuspawner.broker.decide.fairshare import FairShare
-from gpuspawner.broker.decide.queue import Claim
+from gpuspawner.broker.decide.line.backfill import SessionHold
+from gpuspawner.broker.decide.line.fairshare import FairShare
+from gpuspawner.broker.decide.line.queue import Claim
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.gate import QuotaGate
 from gpuspawner.broker.leases.queue_rules import queue_rules

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import pytest
-from gpuspawner.broker.decide.backfill import Fleet, Holding, SessionHold, plan
-from gpuspawner.broker.decide.fairshare import PREPAID_SECONDS, FairShare
-from gpuspawner.broker.decide.placement import Kind, Room, Share, rank, suits
-from gpuspawner.broker.decide.queue import Claim, Queue, Waiting
-from gpuspawner.broker.decide.sharing_rules import WHOLE, SharingRules
+from gpuspawner.broker.decide.line.backfill import Fleet, Holding, SessionHold, plan
+from gpuspawner.broker.decide.line.fairshare import PREPAID_SECONDS, FairShare
+from gpuspawner.broker.decide.line.queue import Claim, Queue, Waiting
+from gpuspawner.broker.decide.place.placement import Kind, Room, Share, rank, suits
+from gpuspawner.broker.decide.place.sharing_rules import WHOLE, SharingRules
 from gpuspawner.core.model import Device, Mode
 from gpuspawner.core.want import Want
 from hypothesis import given, settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from gpuspawner.broker.decide.budget import (
+from gpuspawner.broker.decide.allow.budget import (
     Entry,
     Interval,
     Spent,
@@ -16,7 +16,7 @@ from gpuspawner.broker.decide.budget import (
     runs_out_at,
     spend,
 )
-from gpuspawner.broker.decide.period import window_at
+from gpuspawner.broker.decide.allow.period import window_at
 from gpuspawner.core.quota import (
     EVERYBODY,
     UNLIMITED,

@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 
 import pytest
-from gpuspawner.broker.decide.calendar import Defaults, from_ical, to_ical
-from gpuspawner.broker.decide.sessions import meetings
+from gpuspawner.broker.decide.when.calendar import Defaults, from_ical, to_ical
+from gpuspawner.broker.decide.when.sessions import meetings
 from gpuspawner.core.errors import BadOption
 from gpuspawner.core.quota import Window
 from gpuspawner.core.session import Change, EndAction, LabSession

@@ -8,9 +8,9 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
-from gpuspawner.broker.decide.budget import spend
-from gpuspawner.broker.decide.report import By, make_report
-from gpuspawner.broker.decide.sharing_rules import SharingRules
+from gpuspawner.broker.decide.allow.budget import spend
+from gpuspawner.broker.decide.allow.report import By, make_report
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.core.model import GpuRequest, Mode
 from gpuspawner.core.quota import Budget, Period, PeriodKind, Window

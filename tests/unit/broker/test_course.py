@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from gpuspawner.broker.decide.course import (
+from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, WHOLE, SharingRules
+from gpuspawner.broker.decide.replay.course import (
     DAYS,
     Course,
     parse_course,
@@ -13,8 +14,7 @@ from gpuspawner.broker.decide.course import (
     visits_of,
     with_tier,
 )
-from gpuspawner.broker.decide.sharing_rules import DRIVER_BYTES, WHOLE, SharingRules
-from gpuspawner.broker.decide.simulate import Summary, Visit
+from gpuspawner.broker.decide.replay.simulate import Summary, Visit
 from gpuspawner.core.errors import BadOption
 from gpuspawner.core.model import Device, Tier
 from gpuspawner.core.want import Mode, Want

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from gpuspawner.broker.decide.deadline import (
+from gpuspawner.broker.decide.when.deadline import (
     Cause,
     Deadline,
     Notice,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations
 
-from gpuspawner.broker.decide.devices import Devices
-from gpuspawner.broker.decide.placement import Room, Share, kind_of
-from gpuspawner.broker.decide.sharing_rules import SharingRules
+from gpuspawner.broker.decide.place.devices import Devices
+from gpuspawner.broker.decide.place.placement import Room, Share, kind_of
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState
 from gpuspawner.core.want import Mode, Want
 

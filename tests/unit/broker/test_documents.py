@@ -8,8 +8,8 @@ from typing import Any
 
 from gpuspawner.broker.api import documents
 from gpuspawner.broker.api.documents import News
-from gpuspawner.broker.decide.placement import Share
-from gpuspawner.broker.decide.sharing_rules import SharingRules
+from gpuspawner.broker.decide.place.placement import Share
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.decide.gpu_use import gpu_use
+from gpuspawner.broker.decide.when.gpu_use import gpu_use
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
 from gpuspawner.broker.leases.gate import Hold, QueueTerms, QuotaGate

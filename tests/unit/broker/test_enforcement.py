@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.decide.sharing_rules import SharingRules
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.errors import DeviceFault
 from gpuspawner.core.model import ContainerPatch, DeviceHealth, Mode

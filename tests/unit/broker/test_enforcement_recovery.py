@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.decide.devices import MISSING
-from gpuspawner.broker.decide.pooling import Pooling
-from gpuspawner.broker.decide.sharing_rules import SharingRules
+from gpuspawner.broker.decide.place.devices import MISSING
+from gpuspawner.broker.decide.place.pooling import Pooling
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.core.errors import DeviceFault, LedgerFault
 from gpuspawner.core.model import DeviceHealth
 from gpuspawner.node.api import MpsEvent, MpsState

@@ -7,13 +7,13 @@ import statistics
 from dataclasses import dataclass, field, replace
 
 import pytest
-from gpuspawner.broker.decide.backfill import Holding
 from gpuspawner.broker.decide.book import Book, QueueRules
-from gpuspawner.broker.decide.estimate import Arrival, Estimate, Estimator, Lengths, Line, Session
-from gpuspawner.broker.decide.fairshare import FairShare
-from gpuspawner.broker.decide.placement import Room, whole_share
-from gpuspawner.broker.decide.queue import Claim, Waiting
-from gpuspawner.broker.decide.simulate import SimulatedSite, Simulation, Visit
+from gpuspawner.broker.decide.line.backfill import Holding
+from gpuspawner.broker.decide.line.estimate import Arrival, Estimate, Estimator, Lengths, Line, Session
+from gpuspawner.broker.decide.line.fairshare import FairShare
+from gpuspawner.broker.decide.line.queue import Claim, Waiting
+from gpuspawner.broker.decide.place.placement import Room, whole_share
+from gpuspawner.broker.decide.replay.simulate import SimulatedSite, Simulation, Visit
 from gpuspawner.core.model import Device, Lease, LeaseState, Tier
 from gpuspawner.core.want import Want
 from hypothesis import settings

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from gpuspawner.broker.decide.fairshare import PREPAID_SECONDS, FairShare, part_of
-from gpuspawner.broker.decide.placement import Room, Share
-from gpuspawner.broker.decide.sharing_rules import SharingRules
+from gpuspawner.broker.decide.line.fairshare import PREPAID_SECONDS, FairShare, part_of
+from gpuspawner.broker.decide.place.placement import Room, Share
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.core.model import Device
 from gpuspawner.core.want import Mode
 from hypothesis import given

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from gpuspawner.broker.decide.sharing_rules import DRIVER_BYTES, SharingRules
+from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, SharingRules
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import LeaseConflict, LedgerFault

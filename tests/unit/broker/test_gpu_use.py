@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from gpuspawner.broker.decide.gpu_use import GpuUse, gpu_use
+from gpuspawner.broker.decide.when.gpu_use import GpuUse, gpu_use
 from gpuspawner.core.model import Device
 from gpuspawner.node.api import Usage, Users
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from gpuspawner.broker.decide.idle import (
+from gpuspawner.broker.decide.when.idle import (
     Activity,
     Look,
     Step,

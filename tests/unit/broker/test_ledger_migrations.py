@@ -11,7 +11,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from gpuspawner.broker.decide.sharing_rules import SharingRules
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger.migrate import MIGRATIONS
 from gpuspawner.broker.ledger.schema import HEAD, metadata

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from gpuspawner.broker.decide.period import format_local, midnight, window_at, words
+from gpuspawner.broker.decide.allow.period import format_local, midnight, window_at, words
 from gpuspawner.core.quota import Period, PeriodKind, Window
 from hypothesis import given
 from hypothesis import strategies as st

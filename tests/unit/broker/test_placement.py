@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from gpuspawner.broker.decide.placement import (
+from gpuspawner.broker.decide.place.placement import (
     Kind,
     Room,
     Share,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.decide.placement import Room, Want, count_free
-from gpuspawner.broker.decide.pooling import Host, Pooling, make_pooling
-from gpuspawner.broker.decide.sharing_rules import DRIVER_BYTES, WHOLE, SharingRules, worth_compute
+from gpuspawner.broker.decide.place.placement import Room, Want, count_free
+from gpuspawner.broker.decide.place.pooling import Host, Pooling, make_pooling
+from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, WHOLE, SharingRules, worth_compute
 from gpuspawner.config.pools import parse_pools
 from gpuspawner.config.tiers import parse_tiers
 from gpuspawner.core.errors import ConfigError

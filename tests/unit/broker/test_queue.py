@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import pytest
-from gpuspawner.broker.decide.backfill import Fleet, plan
-from gpuspawner.broker.decide.placement import Kind, Room, kind_of, rank, whole_share
-from gpuspawner.broker.decide.queue import Lineup, Place, Queue, Waiting, competes
+from gpuspawner.broker.decide.line.backfill import Fleet, plan
+from gpuspawner.broker.decide.line.queue import Lineup, Place, Queue, Waiting, competes
+from gpuspawner.broker.decide.place.placement import Kind, Room, kind_of, rank, whole_share
 from gpuspawner.core.model import Device
 from gpuspawner.core.want import Want
 from hypothesis import given

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from gpuspawner.broker.decide.budget import Spent
-from gpuspawner.broker.decide.period import window_at
-from gpuspawner.broker.decide.quota import Ask, Holding, allowance, check, refusals, survivors
+from gpuspawner.broker.decide.allow.budget import Spent
+from gpuspawner.broker.decide.allow.period import window_at
+from gpuspawner.broker.decide.allow.quota import Ask, Holding, allowance, check, refusals, survivors
 from gpuspawner.core.errors import QuotaDevices, QuotaGpuHours, QuotaLeases, QuotaSlices, QuotaTier, Refusal
 from gpuspawner.core.quota import (
     ALL_TIERS,

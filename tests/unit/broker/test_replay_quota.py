@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from gpuspawner.broker.decide.budget import Entry
-from gpuspawner.broker.decide.replay_quota import ReplayQuotas
-from gpuspawner.broker.decide.simulate import Outcome, SimulatedSite, Simulation, Visit
+from gpuspawner.broker.decide.allow.budget import Entry
+from gpuspawner.broker.decide.replay.replay_quota import ReplayQuotas
+from gpuspawner.broker.decide.replay.simulate import Outcome, SimulatedSite, Simulation, Visit
 from gpuspawner.config.quotas import Known, parse_quotas
 from gpuspawner.core.model import Device, Tier
 from gpuspawner.core.quota import Subject, SubjectKind

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from gpuspawner.broker.decide.budget import Interval
-from gpuspawner.broker.decide.report import By, Charged, Line, make_report
+from gpuspawner.broker.decide.allow.budget import Interval
+from gpuspawner.broker.decide.allow.report import By, Charged, Line, make_report
 from gpuspawner.core.quota import Window
 from hypothesis import given
 from hypothesis import strategies as st

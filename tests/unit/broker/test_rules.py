@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from gpuspawner.broker.decide.budget import Entry
-from gpuspawner.broker.decide.rules import Rules, fold, make_base
+from gpuspawner.broker.decide.allow.budget import Entry
+from gpuspawner.broker.decide.allow.rules import Rules, fold, make_base
 from gpuspawner.config.quotas import Known
 from gpuspawner.config.sessions import session_to_json
 from gpuspawner.core.decision import Decision, DecisionKind

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 
 import pytest
-from gpuspawner.broker.decide.sessions import (
+from gpuspawner.broker.decide.when.sessions import (
     Occupant,
     Reservation,
     check_session,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from gpuspawner.broker.decide.book import Book, QueueRules
-from gpuspawner.broker.decide.queue import Claim
-from gpuspawner.broker.decide.simulate import (
+from gpuspawner.broker.decide.line.queue import Claim
+from gpuspawner.broker.decide.replay.simulate import (
     Outcome,
     SimulatedSite,
     Simulation,

@@ -18,8 +18,8 @@ import aiohttp
 import pytest
 from gpuspawner.broker.api import socket as api
 from gpuspawner.broker.api.socket import MAX_BODY_BYTES, bind_socket
-from gpuspawner.broker.decide.estimate import Estimate
-from gpuspawner.broker.decide.queue import Place
+from gpuspawner.broker.decide.line.estimate import Estimate
+from gpuspawner.broker.decide.line.queue import Place
 from gpuspawner.broker.ledger import Ledger, PastSession
 from gpuspawner.core.errors import BrokerUnavailable, ConfigError, LeaseConflict, QueueTimeout
 from gpuspawner.core.model import ContainerPatch, DeviceHealth, LeaseState

@@ -7,7 +7,14 @@ from dataclasses import replace
 from datetime import date, time
 
 import pytest
-from gpuspawner.broker.decide.timetable import When, checked_rule, describe, make_rule, parse_when, until_of
+from gpuspawner.broker.decide.when.timetable import (
+    When,
+    checked_rule,
+    describe,
+    make_rule,
+    parse_when,
+    until_of,
+)
 from gpuspawner.core.errors import BadOption
 from gpuspawner.core.session import LabSession
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.app import GpuBroker
-from gpuspawner.broker.decide.pooling import Pooling
-from gpuspawner.broker.decide.sharing_rules import WHOLE
+from gpuspawner.broker.decide.place.pooling import Pooling
+from gpuspawner.broker.decide.place.sharing_rules import WHOLE
 from gpuspawner.config.tiers import DEFAULT_TIERS, parse_tiers
 from gpuspawner.core.model import Device
 from gpuspawner.node.injection import EngineFacts

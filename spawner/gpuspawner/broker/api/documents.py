@@ -19,8 +19,8 @@ from ...protocol.messages import (
     StatusDocument,
     TierDocument,
 )
-from ..decide.placement import Room, Share, count_free, share_of
-from ..decide.sharing_rules import worth_compute
+from ..decide.place.placement import Room, Share, count_free, share_of
+from ..decide.place.sharing_rules import worth_compute
 from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 from ..ledger import EndedProcess
 

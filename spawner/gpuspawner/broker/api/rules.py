@@ -54,11 +54,11 @@ from ...protocol.rules import (
     SessionsDocument,
     WhoAsks,
 )
-from ..decide.budget import Spent
-from ..decide.calendar import Defaults
-from ..decide.period import window_at
-from ..decide.report import By, Line, Report
-from ..decide.timetable import describe
+from ..decide.allow.budget import Spent
+from ..decide.allow.period import window_at
+from ..decide.allow.report import By, Line, Report
+from ..decide.when.calendar import Defaults
+from ..decide.when.timetable import describe
 from ..leases.endings import Endings
 from ..leases.rule_service import RuleService, Standing, report_window
 from .socket import Handler, Site

@@ -52,8 +52,8 @@ from ...protocol.messages import (
     request_from_json,
 )
 from ...protocol.stream import WAITED_HEADER
-from ..decide.estimate import Estimate
-from ..decide.queue import Place
+from ..decide.line.estimate import Estimate
+from ..decide.line.queue import Place
 from ..decide.snapshot import Change
 from ..leases.leasing import LeaseService
 from ..leases.logline import log_context

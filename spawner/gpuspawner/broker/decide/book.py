@@ -16,15 +16,15 @@ from typing import TypeVar
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
 from ...core.want import Mode, Want
-from . import notice
-from .backfill import Fleet, Holding, SessionHold, plan
-from .devices import NO_RULES, Devices
-from .estimate import Arrival, Line, Session
-from .fairshare import FairShare
-from .fitting import fits, grouped, places
-from .placement import Share, example, place, take
-from .queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, competes, servable
-from .sharing_rules import WHOLE, SharingRules
+from .line.backfill import Fleet, Holding, SessionHold, plan
+from .line.estimate import Arrival, Line, Session
+from .line.fairshare import FairShare
+from .line.queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, competes, servable
+from .place import notice
+from .place.devices import NO_RULES, Devices
+from .place.fitting import fits, grouped, places
+from .place.placement import Share, example, place, take
+from .place.sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 
 K = TypeVar("K")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...core.model import Device, DeviceHealth, Lease
-from .estimate import Estimate
-from .sharing_rules import WHOLE, SharingRules
+from .line.estimate import Estimate
+from .place.sharing_rules import WHOLE, SharingRules
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from ...node.api import (
     Readings,
     Usage,
 )
-from ..decide.devices import MISSING
-from ..decide.pooling import Pooling
+from ..decide.place.devices import MISSING
+from ..decide.place.pooling import Pooling
 from ..observe.journal import Journal, is_of, record_of
 from ..observe.metrics import Metrics
 from .mode import Holders, SharingMode, Surroundings

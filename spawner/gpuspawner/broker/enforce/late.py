@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...core.errors import GpuSpawnerError
 from ...node.api import NodeFacts
-from ..decide.pooling import Pooling
+from ..decide.place.pooling import Pooling
 from ..leases.leasing import LeaseService
 from ..observe.metrics import Metrics
 from .enforcement import Enforcement

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ...core.model import ContainerPatch, DeviceHealth, Lease
 from ...node.api import DaemonPlan, Node, NodeEvent, NodeFacts, Quota
-from ..decide.pooling import Pooling
+from ..decide.place.pooling import Pooling
 from ..observe.metrics import Metrics
 
 

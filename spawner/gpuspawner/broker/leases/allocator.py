@@ -20,13 +20,13 @@ from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event, Frees
 from ...core.units import Clock, utc_now
 from ...core.want import Want
-from ..decide import notice
-from ..decide.backfill import SessionHold
 from ..decide.book import Book, QueueRules, with_shares
-from ..decide.devices import NO_RULES
-from ..decide.estimate import Arrival, Line
-from ..decide.placement import Share
-from ..decide.sharing_rules import SharingRules
+from ..decide.line.backfill import SessionHold
+from ..decide.line.estimate import Arrival, Line
+from ..decide.place import notice
+from ..decide.place.devices import NO_RULES
+from ..decide.place.placement import Share
+from ..decide.place.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
 from .gate import Gate

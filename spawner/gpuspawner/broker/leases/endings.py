@@ -1,6 +1,6 @@
 """Ends servers after both warnings: session limit, GPU-hours used up, a lab session, an idle GPU.
 
-One round checks everything; pure code says what is due (`decide/deadline.py`, `decide/idle.py`).
+One round checks everything; pure code says what is due (`decide/when/deadline.py`, `decide/when/idle.py`).
 The warnings given are only in memory: after a restart of the broker users are warned again, and a late
 warning moves the end. The ledger keeps the notice of an earlier broker: it is void, and the first round
 removes it.
@@ -22,8 +22,8 @@ from ...core.quota import Allowance
 from ...core.session import EndAction
 from ...core.states import AWAKE
 from ...core.units import Clock, utc_now
-from ..decide.budget import runs_out_at
-from ..decide.deadline import (
+from ..decide.allow.budget import runs_out_at
+from ..decide.when.deadline import (
     WARNINGS_SECONDS,
     Cause,
     Deadline,
@@ -33,9 +33,9 @@ from ..decide.deadline import (
     session_deadline,
     warns_of_end,
 )
-from ..decide.gpu_use import GpuUse
-from ..decide.idle import Activity, Look, Step, Warned, idle_since, judge, warns_of_idleness
-from ..decide.sessions import Occupant, Reservation, make_room
+from ..decide.when.gpu_use import GpuUse
+from ..decide.when.idle import Activity, Look, Step, Warned, idle_since, judge, warns_of_idleness
+from ..decide.when.sessions import Occupant, Reservation, make_room
 from .allocator import Allocator
 from .gate import QuotaGate
 from .rulebook import Rulebook

@@ -12,10 +12,10 @@ from ...core.model import GpuRequest, Lease, LeaseState
 from ...core.quota import UNLIMITED, Allowance
 from ...core.units import Clock, utc_now
 from ...core.want import Want
-from ..decide.budget import Spent, applying, spend
-from ..decide.period import window_at
-from ..decide.quota import Ask, check, holding_of, survivors
-from ..decide.sessions import Reservation, longest_start
+from ..decide.allow.budget import Spent, applying, spend
+from ..decide.allow.period import window_at
+from ..decide.allow.quota import Ask, check, holding_of, survivors
+from ..decide.when.sessions import Reservation, longest_start
 from ..ledger import Ledger
 from .kept import KeptPlaces
 from .rulebook import Rulebook

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from ...core.session import LabSession
-from ..decide.sessions import Reservation, reservations
+from ..decide.when.sessions import Reservation, reservations
 from .rulebook import Rulebook
 
 _AHEAD = timedelta(hours=2)

@@ -20,7 +20,7 @@ from ...core.errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Re
 from ...core.model import ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event
 from ...core.units import Clock, utc_now
-from ..decide.sharing_rules import SharingRules
+from ..decide.place.sharing_rules import SharingRules
 from ..ledger import Ledger
 from ..observe.metrics import Metrics
 from .allocator import Allocator

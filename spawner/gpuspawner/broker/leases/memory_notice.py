@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from ...core.model import Lease
 from ...core.units import format_bytes
-from ..decide.notice import is_withdrawal
+from ..decide.place.notice import is_withdrawal
 
 OUT_OF_MEMORY = "oom"
 """Docker's name of the event."""

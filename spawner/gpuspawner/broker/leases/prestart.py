@@ -15,7 +15,7 @@ from ...core.errors import HubFault
 from ...core.quota import Window
 from ...core.session import LabSession, Meeting
 from ...core.units import Clock, utc_now
-from ..decide.sessions import meetings, prestarts
+from ..decide.when.sessions import meetings, prestarts
 from .rulebook import Rulebook
 
 ROUND_SECONDS = 5.0

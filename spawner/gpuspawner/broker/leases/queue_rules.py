@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from ..decide.backfill import SessionHold
 from ..decide.book import QueueRules
-from ..decide.fairshare import FairShare
-from ..decide.queue import Claim
+from ..decide.line.backfill import SessionHold
+from ..decide.line.fairshare import FairShare
+from ..decide.line.queue import Claim
 from .gate import QuotaGate
 
 

@@ -18,13 +18,13 @@ from ...core.model import LeaseState
 from ...core.quota import UNLIMITED, Allowance, Quota, Subject, SubjectKind, Window
 from ...core.session import LabSession, Meeting
 from ...core.units import Clock, utc_now
-from ..decide.budget import Spent
-from ..decide.calendar import Defaults, from_ical, to_ical
-from ..decide.deadline import extension_seconds
-from ..decide.quota import Ask, Holding, holding_of, refusals
-from ..decide.report import By, Report, make_report
-from ..decide.sessions import check_session, meetings
-from ..decide.timetable import checked_rule
+from ..decide.allow.budget import Spent
+from ..decide.allow.quota import Ask, Holding, holding_of, refusals
+from ..decide.allow.report import By, Report, make_report
+from ..decide.when.calendar import Defaults, from_ical, to_ical
+from ..decide.when.deadline import extension_seconds
+from ..decide.when.sessions import check_session, meetings
+from ..decide.when.timetable import checked_rule
 from ..ledger import Ledger
 from .allocator import Allocator
 from .gate import QuotaGate

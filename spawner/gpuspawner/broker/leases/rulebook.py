@@ -12,8 +12,8 @@ from ...core.decision import Decision, DecisionKind
 from ...core.errors import BadOption, ConfigError, QuotaUnreadable
 from ...core.quota import Allowance, Limits, Quota, Subject
 from ...core.units import Clock, utc_now
-from ..decide.quota import by_subject, combine
-from ..decide.rules import Rules, fold, make_base
+from ..decide.allow.quota import by_subject, combine
+from ..decide.allow.rules import Rules, fold, make_base
 from ..ledger import Ledger
 
 

@@ -11,7 +11,7 @@ from ...core.model import Lease, LeaseState
 from ...core.states import UNSETTLED
 from ...core.units import Clock, utc_now
 from ...node.daemon_pool import DaemonPool
-from ..decide.estimate import Arrival, Estimate, Estimator, Line
+from ..decide.line.estimate import Arrival, Estimate, Estimator, Line
 from ..ledger import PastSession
 
 LOOK_SECONDS = 2.0

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from ...core.errors import LeaseConflict
 from ...core.model import Lease, LeaseState
 from ...core.states import ENDED
-from ..decide.estimate import Estimate
-from ..decide.queue import Place
+from ..decide.line.estimate import Estimate
+from ..decide.line.queue import Place
 from ..decide.snapshot import Change
 
 

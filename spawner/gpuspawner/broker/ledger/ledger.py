@@ -24,8 +24,8 @@ from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
 from ...core.states import LIVING
 from ...core.units import Clock, utc_now
-from ..decide.budget import Interval
-from ..decide.report import Charged
+from ..decide.allow.budget import Interval
+from ..decide.allow.report import Charged
 from . import database as database
 from . import decided, ended, prune, rows, sessions
 from .clock import Steady, read_steady

@@ -14,8 +14,8 @@ from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
 from ...core.states import AWAKE
 from ...core.want import Mode, Want
-from ..decide.budget import Interval
-from ..decide.report import Charged
+from ..decide.allow.budget import Interval
+from ..decide.allow.report import Charged
 from .clock import Steady
 from .schema import awake, lease_devices, lease_groups, leases
 

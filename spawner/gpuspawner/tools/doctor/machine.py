@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ...broker.app import GpuBroker
-from ...broker.decide.pooling import Host, make_pooling
+from ...broker.decide.place.pooling import Host, make_pooling
 from ...broker.leases.containers import DockerEngine
 from ...config.site import GpuSite
 from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ...broker.decide.placement import example, kind_of
-from ...broker.decide.pooling import Pooling
-from ...broker.decide.sharing_rules import SharingRules, worth_compute
+from ...broker.decide.place.placement import example, kind_of
+from ...broker.decide.place.pooling import Pooling
+from ...broker.decide.place.sharing_rules import SharingRules, worth_compute
 from ...core.model import Device, Mode, Tier, guarantee_of
 from ...core.units import format_bytes
 from .facts import Facts

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from ...config.idle import IdleRules
-from ...core.session import EndAction
-from .period import format_local
+from ....config.idle import IdleRules
+from ....core.session import EndAction
+from ..allow.period import format_local
 
 NOTICE_SECONDS = 300.0
 """Between the second warning and the action at least so much time passes."""

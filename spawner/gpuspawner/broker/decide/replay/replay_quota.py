@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from ...core.errors import Refusal
-from ...core.model import Lease
-from ...core.quota import UNLIMITED, Allowance, Quota
-from .book import Book
-from .budget import Entry, Interval, Spent, applying, runs_out_at, spend
-from .queue import Claim
-from .quota import Ask, by_subject, combine, holding_of, refusals
+from ....core.errors import Refusal
+from ....core.model import Lease
+from ....core.quota import UNLIMITED, Allowance, Quota
+from ..allow.budget import Entry, Interval, Spent, applying, runs_out_at, spend
+from ..allow.quota import Ask, by_subject, combine, holding_of, refusals
+from ..book import Book
+from ..line.queue import Claim
 from .simulate import SimulatedSite
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from ...core.model import Device, DeviceHealth, Lease
-from ...core.want import Want
+from ....core.model import Device, DeviceHealth, Lease
+from ....core.want import Want
 from .placement import Kind, Room, Share, count_free, rank, share_of, suits
 from .sharing_rules import WHOLE, SharingRules
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...core.want import Want
+from ....core.want import Want
 from .placement import Kind, Room, Rooms, place, rank, take
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...config.quotas import Known, parse_quota, parse_quotas, raw_limits, subject_from_text
-from ...config.sessions import session_from_json
-from ...core.decision import Decision, DecisionKind
-from ...core.errors import BadOption, ConfigError
-from ...core.quota import Quota, Subject
-from ...core.session import LabSession
+from ....config.quotas import Known, parse_quota, parse_quotas, raw_limits, subject_from_text
+from ....config.sessions import session_from_json
+from ....core.decision import Decision, DecisionKind
+from ....core.errors import BadOption, ConfigError
+from ....core.quota import Quota, Subject
+from ....core.session import LabSession
 from .budget import Entry
 
 

@@ -10,9 +10,9 @@ from zoneinfo import ZoneInfo
 
 from dateutil.rrule import rrulestr
 
-from ...core.errors import BadOption
-from ...core.session import LabSession
-from .period import WEEKDAYS
+from ....core.errors import BadOption
+from ....core.session import LabSession
+from ..allow.period import WEEKDAYS
 
 _CODES = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 _TIMES = re.compile(r"^(?P<days>.*?)\s*(?P<from>\d{1,2}(?::\d{2})?)\s*[-–]\s*(?P<to>\d{1,2}(?::\d{2})?)$")

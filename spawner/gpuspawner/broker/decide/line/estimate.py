@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
-from ...core.want import Want
+from ....core.want import Want
+from ..place.placement import Kind, Room, Rooms, Share, place, rank, suits, take
 from .backfill import Holding
-from .placement import Kind, Room, Rooms, Share, place, rank, suits, take
 from .queue import Waiting
 
 KEPT_LENGTHS = 400

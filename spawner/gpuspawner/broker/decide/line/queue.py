@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...core.want import Want
+from ....core.want import Want
+from ..place.placement import Kind, suits
 from .fairshare import FairShare
-from .placement import Kind, suits
 
 PATIENCE_SECONDS = 86400.0
 """A request that has waited this long is no longer overtaken."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TypeVar
 
-from ...core.errors import (
+from ....core.errors import (
     QuotaDevices,
     QuotaGpuHours,
     QuotaLeases,
@@ -20,9 +20,9 @@ from ...core.errors import (
     QuotaTier,
     Refusal,
 )
-from ...core.model import Lease, LeaseState
-from ...core.quota import ALL_TIERS, UNLIMITED, Allowance, Budget, Limits, Quota, Subject, SubjectKind
-from ...core.want import Mode, Want
+from ....core.model import Lease, LeaseState
+from ....core.quota import ALL_TIERS, UNLIMITED, Allowance, Budget, Limits, Quota, Subject, SubjectKind
+from ....core.want import Mode, Want
 from .budget import Spent, best, describe_spent
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...core.model import Device, Lease
-from ...core.want import Mode, Want
+from ....core.model import Device, Lease
+from ....core.want import Mode, Want
 from .sharing_rules import WHOLE, SharingRules
 
 

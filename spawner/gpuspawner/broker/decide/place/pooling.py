@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...core.errors import ConfigError
-from ...core.model import Device, Mode, Pool, Tier
-from ...core.units import format_bytes
-from ...core.want import Want
-from ...node.api import ComputeMode, MpsProgram, NodeFacts
+from ....core.errors import ConfigError
+from ....core.model import Device, Mode, Pool, Tier
+from ....core.units import format_bytes
+from ....core.want import Want
+from ....node.api import ComputeMode, MpsProgram, NodeFacts
 from .placement import Kind, kind_of, suits
 from .sharing_rules import SharingRules, rules_of
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from ...core.errors import Refusal
-from ...core.model import Device, Lease, LeaseState, Tier
-from .book import Book, QueueRules
-from .sharing_rules import SharingRules
+from ....core.errors import Refusal
+from ....core.model import Device, Lease, LeaseState, Tier
+from ..book import Book, QueueRules
+from ..place.sharing_rules import SharingRules
 
 Admit = Callable[[Lease, Book, float], Refusal | None]
 """The refusal that a request meets, asked before it joins the queue: the place of quotas."""

@@ -8,7 +8,7 @@ from datetime import timedelta
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
-from ...core.quota import Period, PeriodKind, Window
+from ....core.quota import Period, PeriodKind, Window
 from .budget import Interval, gpu_seconds_in
 from .period import window_at
 

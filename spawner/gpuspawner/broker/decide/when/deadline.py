@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from ...core.session import EndAction
-from .period import format_local
+from ....core.session import EndAction
+from ..allow.period import format_local
 
 WARNINGS_SECONDS = (900.0, 300.0)
 """How long before the end a warning is given, the earliest first."""

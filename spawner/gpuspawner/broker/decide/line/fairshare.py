@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .placement import Room, Share
+from ..place.placement import Room, Share
 
 HALF_LIFE_SECONDS = 7 * 86400.0
 """Use of last week counts half as much as that of today."""

@@ -14,10 +14,10 @@ from zoneinfo import ZoneInfo
 
 from dateutil.rrule import rrulestr
 
-from ...core.errors import SessionReserved, SessionUnfit
-from ...core.quota import Window
-from ...core.session import LabSession, Meeting
-from .period import format_local
+from ....core.errors import SessionReserved, SessionUnfit
+from ....core.quota import Window
+from ....core.session import LabSession, Meeting
+from ..allow.period import format_local
 
 Fits = Callable[[Mapping[str, int]], bool]
 """Whether this many places of each tier fit on the empty devices at once."""

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from ...core.want import Want
+from ....core.want import Want
+from ..place.placement import RULES, Kind, Room, Rooms, Share, place, rank, suits, take
 from .fairshare import part_of
-from .placement import RULES, Kind, Room, Rooms, Share, place, rank, suits, take
 from .queue import Flavour, Lineup, Waiting, flavour, servable
 
 

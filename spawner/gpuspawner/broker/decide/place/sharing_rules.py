@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...config.pools import MOST_SLICES
-from ...core.model import Guarantee, Mode, Pool, guarantee_of
+from ....config.pools import MOST_SLICES
+from ....core.model import Guarantee, Mode, Pool, guarantee_of
 
 DRIVER_BYTES = 768 << 20
 """Of a GPU that is shared: what the driver and MPS keep (H100 80GB, driver 580: 0.47 GiB that CUDA doesn't

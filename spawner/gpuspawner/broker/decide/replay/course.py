@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ...core.errors import BadOption
-from ...core.model import Device, Tier
-from ...core.units import format_bytes
-from ...core.want import Mode, Want
-from .book import QueueRules
-from .fairshare import FairShare
-from .queue import NO_CLAIM
+from ....core.errors import BadOption
+from ....core.model import Device, Tier
+from ....core.units import format_bytes
+from ....core.want import Mode, Want
+from ..book import QueueRules
+from ..line.fairshare import FairShare
+from ..line.queue import NO_CLAIM
+from ..place.sharing_rules import DRIVER_BYTES, WHOLE, SharingRules
 from .replay_quota import ReplayQuotas
-from .sharing_rules import DRIVER_BYTES, WHOLE, SharingRules
 from .simulate import Outcome, SimulatedSite, Simulation, Summary, Visit, summarize
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

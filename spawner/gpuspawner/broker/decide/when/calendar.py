@@ -14,9 +14,9 @@ from zoneinfo import ZoneInfo
 
 from icalendar import Calendar, Event, vRecur
 
-from ...config.tiers import NAME
-from ...core.errors import BadOption
-from ...core.session import Change, EndAction, LabSession
+from ....config.tiers import NAME
+from ....core.errors import BadOption
+from ....core.session import Change, EndAction, LabSession
 from .timetable import checked_rule
 
 PRODUCT = "-//gpuspawner//lab sessions//EN"

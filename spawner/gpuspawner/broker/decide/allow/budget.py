@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ...core.quota import UNLIMITED, Budget, PeriodKind, Subject, SubjectKind, Window
+from ....core.quota import UNLIMITED, Budget, PeriodKind, Subject, SubjectKind, Window
 from .period import format_local, window_at, words
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from ...core.model import Device, Lease
-from ...node.api import Usage
+from ....core.model import Device, Lease
+from ....node.api import Usage
 
 
 @dataclass(frozen=True, slots=True)

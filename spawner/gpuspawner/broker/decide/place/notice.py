@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from ...core.model import Device, DeviceHealth
-from ...core.units import format_bytes, format_time
-from ...core.want import Mode, Want
+from ....core.model import Device, DeviceHealth
+from ....core.units import format_bytes, format_time
+from ....core.want import Mode, Want
 
 _SAVE = "Save your work, stop this server and start a new one."
 

@@ -1,0 +1,1 @@
+"""What somebody may have: quotas, GPU-hours, what was changed at run time."""

@@ -1,0 +1,1 @@
+"""When things begin and end: lab sessions, longest sessions, idle servers."""
