@@ -23,7 +23,7 @@ from .line.queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting
 from .place import notice
 from .place.devices import NO_RULES, Devices
 from .place.fitting import fits, grouped, places
-from .place.placement import Share, example, place, take
+from .place.placement import Kind, Share, example, place, suiting, take
 from .place.sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 
@@ -150,6 +150,10 @@ class Book:
     def example(self, want: Want) -> Share | None:
         """What `want` would get of one device; None if none suits."""
         return example(want, self._devices.kinds)
+
+    def suiting(self, want: Want) -> tuple[Kind, ...]:
+        """The kinds of devices that suit `want`, the smallest first, leased or not."""
+        return suiting(want, self._devices.kinds)
 
     def capacity(self, want: Want) -> Capacity:
         """How many healthy devices, or slices of them, suit `want`, and how many requests wait for them."""

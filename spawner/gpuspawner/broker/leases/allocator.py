@@ -25,7 +25,7 @@ from ..decide.line.backfill import SessionHold
 from ..decide.line.estimate import Arrival, Line
 from ..decide.place import notice
 from ..decide.place.devices import NO_RULES
-from ..decide.place.placement import Share
+from ..decide.place.placement import Kind, Share
 from ..decide.place.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
@@ -114,6 +114,10 @@ class Allocator:
     def example(self, want: Want) -> Share | None:
         """What such a request would get of one device; None if none suits."""
         return self._book.example(want)
+
+    def suiting(self, want: Want) -> tuple[Kind, ...]:
+        """The kinds of devices that suit such a request, the smallest first, leased or not."""
+        return self._book.suiting(want)
 
     def snapshot(self) -> Snapshot:
         """Devices, living leases and queue at this moment."""
