@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from ..core.errors import DeviceFault
@@ -23,11 +24,14 @@ class Usage:
     """Memory use and utilization of a device by all processes, and which containers used it.
 
     None if NVML doesn't report it, as for MIG. `users` is never None only because NVML failed once.
+    `memory_bytes` has what each container's processes use, for the containers of all leases; a container that
+    is missing, or None, is not known.
     """
 
     used_bytes: int | None = None
     utilization_percent: float | None = None
     users: Users | None = None
+    memory_bytes: Mapping[str, int | None] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +110,11 @@ class UsageMonitor:
             self._usage[uuid] = asked.result()
 
     def _ask(self, uuid: str) -> Usage:
-        users = self._users[uuid].look(self._containers)
+        looked = self._users[uuid]
+        users = looked.look(self._containers)
         try:
             used_bytes = self._inventory.used_bytes(uuid)
-            return Usage(used_bytes, self._inventory.utilization_percent(uuid), users)
+            busy_percent = self._inventory.utilization_percent(uuid)
         except DeviceFault:
             return Usage(users=users)
+        return Usage(used_bytes, busy_percent, users, looked.memory_bytes)
