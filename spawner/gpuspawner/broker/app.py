@@ -41,8 +41,9 @@ from .leases.containers import DockerEngine
 from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
 from .leases.gate import QuotaGate
+from .leases.hub_api import HubApi
 from .leases.leasing import NOT_READY, LeaseService, Parts
-from .leases.prestart import HubApi, Prestart
+from .leases.prestart import Prestart
 from .leases.queue_rules import queue_rules
 from .leases.rule_service import RuleService
 from .leases.rulebook import Rulebook
