@@ -2,7 +2,8 @@
 
 from .clock import Steady, read_steady
 from .ended import EndedProcess
+from .held import Held
 from .ledger import Ledger
 from .sessions import PastSession
 
-__all__ = ["EndedProcess", "Ledger", "PastSession", "Steady", "read_steady"]
+__all__ = ["EndedProcess", "Held", "Ledger", "PastSession", "Steady", "read_steady"]
