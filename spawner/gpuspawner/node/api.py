@@ -26,6 +26,7 @@ from .inventory import ComputeMode, DriverFacts
 from .mps.control import MpsLimits, MpsProgram
 from .usage import Usage
 from .users import Users
+from .xid import XidSeen
 
 __all__ = [
     "ComputeMode",
@@ -54,6 +55,7 @@ __all__ = [
     "TurnReadings",
     "Usage",
     "Users",
+    "XidSeen",
 ]
 
 
@@ -142,11 +144,13 @@ class MpsEvent:
 class Readings:
     """The node's last readings. `usage` by UUID, without devices that don't answer.
 
-    `blind`: devices where no quota is enforced at the moment, and why.
+    `blind`: devices where no quota is enforced at the moment, and why. `xids`: of each device the newest
+    since the node began, the newest first, also those that need no action.
     """
 
     usage: Mapping[str, Usage] = field(default_factory=lambda: MappingProxyType({}))
     blind: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    xids: Mapping[str, tuple[XidSeen, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 NodeEvent = NodeFacts | DeviceHealth | GuardEvent | MpsEvent | Readings
