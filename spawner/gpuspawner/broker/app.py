@@ -25,6 +25,7 @@ from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
 from .api.offer import offer_routes
+from .api.public.rules import public_rules
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .decide.book import QueueRules
@@ -55,7 +56,7 @@ from .lock import BrokerLock
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
-from .pages import public_rules, serve_pages
+from .pages import serve_pages
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
