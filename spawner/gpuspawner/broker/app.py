@@ -25,6 +25,8 @@ from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
 from .api.offer import offer_routes
+from .api.public.actions import Actions
+from .api.public.hub_servers import HubServers
 from .api.public.rules import public_rules
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
@@ -57,7 +59,11 @@ from .lock import BrokerLock
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
+from .observe.sampler import Sampler
+from .observe.use import Use, use_of
 from .pages import serve_pages
+from .pages.own.desk import BrokerDesk
+from .pages.serving import MakeDesk
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -163,6 +169,7 @@ class GpuBroker(Application):
     gate: QuotaGate
     rules: RuleService
     endings: Endings
+    sampler: Sampler
     allocator: Allocator
     service: LeaseService
     enforcement: Enforcement
@@ -258,6 +265,7 @@ class GpuBroker(Application):
         self.enforcement = self._make_enforcement(pooling)
         self.closures = self._make_closures()
         self.endings = self._make_endings()
+        self.sampler = Sampler(self._uses, self.log)
         await self.journal.load()
         await self.enforcement.start()
         servers: list[HTTPServer] = []
@@ -266,13 +274,16 @@ class GpuBroker(Application):
             await self._look()
             servers.append(self._serve_socket())
             rules = public_rules(self._site(), self.rules, self.endings)
-            servers.extend(serve_pages(self._view(), self.config, rules))
+            servers.extend(
+                serve_pages(self._view(), self.config, make_desk=self._make_desk(ledger), more=rules)
+            )
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
             loops.append(asyncio.create_task(self.allocator.waits.run(), name="waits"))
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
+            loops.append(asyncio.create_task(self.sampler.run(), name="sampler"))
             if not self.facts.simulated:
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
@@ -313,6 +324,18 @@ class GpuBroker(Application):
     def _gpu_use(self, lease: Lease) -> GpuUse:
         devices = {device.uuid: device for device in self.enforcement.node_facts().devices}
         return gpu_use(lease, devices, self.enforcement.usage(), utc_now())
+
+    def _uses(self) -> dict[str, Use]:
+        """What each lease that holds devices uses, as the node read it last."""
+        usage = self.enforcement.usage()
+        return {lease.id: use_of(lease, usage) for lease in self.allocator.leases() if lease.device_uuids}
+
+    def _make_desk(self, ledger: Ledger) -> MakeDesk:
+        def make(api_url: str) -> BrokerDesk:
+            actions = Actions(self.rules, HubServers(api_url), self.allocator.lease, self.tiers)
+            return BrokerDesk(self.rules, ledger, self.sampler, actions)
+
+        return make
 
     def _make_late(self) -> LateDevices:
         parts = LateParts(
@@ -450,6 +473,8 @@ class GpuBroker(Application):
             node=self.enforcement.node_facts,
             usage=self.enforcement.usage,
             ended=self.journal.recent,
+            uses=lambda: self.sampler.latest,
+            deadline_of=self.endings.deadline_of,
         )
         return View(self.allocator, about)
 

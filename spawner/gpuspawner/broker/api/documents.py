@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -22,18 +22,23 @@ from ...protocol.messages import (
 from ..decide.place.placement import Kind, Room, Share, count_free, share_of
 from ..decide.place.sharing_rules import worth_compute
 from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+from ..decide.when.deadline import Deadline
 from ..ledger import EndedProcess
+from ..observe.use import NOTHING_KNOWN, Use
 
 
 @dataclass(frozen=True, slots=True)
 class News:
     """Facts besides the leases: the use of devices by UUID, devices without a guard and why, the
-    ended processes, newest first, and why the GPUs can't be listed now ("" if they can)."""
+    ended processes, newest first, why the GPUs can't be listed now ("" if they can), the use of each lease by
+    its id, and when it ends."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
     ended: Sequence[EndedProcess] = ()
     fault: str = ""
+    uses: Mapping[str, Use] = field(default_factory=dict)
+    deadline_of: Callable[[str], Deadline | None] = lambda lease_id: None
 
 
 def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDocument:
@@ -42,7 +47,7 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
         simulated=simulated,
         fault=news.fault,
         devices=tuple(_device(view, news) for view in snapshot.devices),
-        leases=tuple(_lease(lease) for lease in snapshot.leases),
+        leases=tuple(_lease(lease, news) for lease in snapshot.leases),
         queue=tuple(_entry(entry) for entry in snapshot.queue),
         ended=tuple(EndedDocument(**asdict(each)) for each in news.ended),
     )
@@ -175,7 +180,8 @@ def _share(lease: Lease, view: DeviceView) -> ShareDocument:
     )
 
 
-def _lease(lease: Lease) -> LeaseDocument:
+def _lease(lease: Lease, news: News) -> LeaseDocument:
+    use, deadline = news.uses.get(lease.id, NOTHING_KNOWN), news.deadline_of(lease.id)
     return LeaseDocument(
         id=lease.id,
         user=lease.user,
@@ -190,6 +196,10 @@ def _lease(lease: Lease) -> LeaseDocument:
         since=lease.since,
         notice=lease.notice,
         groups=lease.groups,
+        used_bytes=use.memory_bytes,
+        busy_percent=use.busy_percent,
+        ends_at=None if deadline is None else deadline.at,
+        ends_because="" if deadline is None else deadline.cause.value,
     )
 
 
