@@ -40,11 +40,11 @@ class Live:
     """One a broker, on its event loop."""
 
     def __init__(
-        self, status: Callable[[], Document], log: logging.Logger, look_seconds: float = LOOK_SECONDS
+        self, status: Callable[[], Document], log: logging.Logger, look_seconds: float | None = None
     ) -> None:
         self._status = status
         self._log = log
-        self._look_seconds = look_seconds
+        self._look_seconds = LOOK_SECONDS if look_seconds is None else look_seconds
         self._pages: Counter[str] = Counter()
         self._looking: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
