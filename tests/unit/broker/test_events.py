@@ -121,7 +121,7 @@ async def test_proof_of_life_and_a_new_login_after_a_while(
     pages: Pages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(events, "STREAM_SECONDS", 0.3)
+    monkeypatch.setattr(events, "STREAM_SECONDS", 1.5)
     async with stream(pages) as read:
         names = [(await read.next())[0]]
         while names[-1] != "end":

@@ -79,6 +79,9 @@ class FakeBroker:
             "ended": [],
         }
 
+    def stamp(self) -> object:
+        return self.status()
+
     def tiers(self) -> dict[str, Any]:
         return {"simulated": True, "tiers": [{"name": "gpu", "title": "One GPU"}]}
 

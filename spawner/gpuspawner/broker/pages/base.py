@@ -70,6 +70,10 @@ class PageHandler(HubHandler):
         """The whole status document."""
         return self.site.broker.status()
 
+    def tiers(self) -> Document:
+        """The tiers and what is free of each."""
+        return self.site.broker.tiers()
+
     def reads(self, readings: Readings) -> Mapping[str, str]:
         """The readings of the leases on this page, as JSON by lease id."""
         return readings.seen_by(self.viewer)

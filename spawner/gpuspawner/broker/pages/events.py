@@ -38,6 +38,11 @@ class EventsMixin(PageHandler):
         assert self.site.live is not None
         return self.site.live.document
 
+    def tiers(self) -> Document:
+        """The tiers of the same moment."""
+        assert self.site.live is not None
+        return self.site.live.tiers
+
     async def get(self, *path: str) -> None:
         live = self.site.live
         if live is None or not self.may_see(self.viewer):

@@ -28,7 +28,7 @@ class DevicesHandler(PageHandler):
         site = self.site
         return devices_page(
             self.status(),
-            site.broker.tiers(),
+            self.tiers(),
             self.viewer,
             hub_url=site.hub_url,
             now=site.clock(),

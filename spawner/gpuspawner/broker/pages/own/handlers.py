@@ -38,7 +38,7 @@ class OwnHandler(PageHandler):
 
     async def content(self, *path: str) -> OwnPage:
         site, desk = self.site, self.site.desk
-        status, tiers, now = self.status(), site.broker.tiers(), site.clock()
+        status, tiers, now = self.status(), self.tiers(), site.clock()
         facts = facts_at(status, now)
         if desk is not None:
             await self._read_records(desk, status)
