@@ -320,10 +320,15 @@ class GpuBroker(Application):
             metrics=self.measures,
             journal=self.journal,
             log=self.log,
+            rank=self._turn_rank,
         )
         enforcement = Enforcement(tools, self.service)
         self.allocator.on_lease = enforcement.on_lease
         return enforcement
+
+    def _turn_rank(self, lease: Lease) -> tuple[float, ...]:
+        """Whose turn comes first: by the quota's priority, as in the queue."""
+        return (-float(self.gate.terms_of(lease).priority),)
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics()

@@ -96,12 +96,13 @@ class WantMessage(Message):
     @model_validator(mode="after")
     def _check_mode(self) -> WantMessage:
         """Raises an error if a value contradicts the mode."""
-        if self.mode is Mode.TURNS:
-            raise PydanticCustomError("refused", "This version has no turns: choose another tier.")
+        if self.mode is Mode.TURNS and self.device_count != 1:
+            raise PydanticCustomError("refused", "A turn is on one GPU: choose another tier.")
         if self.mode is Mode.SLICE and self.device_count != 1:
             raise PydanticCustomError("refused", "A slice is of one GPU: choose another tier.")
-        sized = self.memory_bytes is not None or self.compute_percent is not None
-        if self.mode is not Mode.SLICE and sized:
+        shared = self.mode in (Mode.SLICE, Mode.TURNS)
+        limited = self.mode is not Mode.SLICE and self.compute_percent is not None
+        if limited or (not shared and self.memory_bytes is not None):
             raise PydanticCustomError("refused", "Only a slice has its own size: choose another tier.")
         return self
 

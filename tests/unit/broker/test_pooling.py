@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.broker.decide.place.host import Host
 from gpuspawner.broker.decide.place.placement import Room, Want, count_free
-from gpuspawner.broker.decide.place.pooling import Host, Pooling, make_pooling
+from gpuspawner.broker.decide.place.pooling import Pooling, make_pooling
 from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, WHOLE, SharingRules, worth_compute
 from gpuspawner.config.pools import parse_pools
 from gpuspawner.config.tiers import parse_tiers

@@ -2,9 +2,6 @@
 
 Each sample counts, not what was done before: a program that computes out of turn is paused within one
 sample, whoever started it, and after a restart of the broker the seats are adopted as they are.
-
-No setting enables this yet: pools of mode `turns` are refused at load, until leases, pages and `doctor`
-support them too. `tests/gpu/turns_class.py` runs it on real GPUs.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ from typing import Any
 from ...core.errors import GpuSpawnerError
 from ...node.api import Condition, Obstacle, Outcome, SeatReading, TurnHands, TurnReadings
 from ...node.api import Seat as Place
+from ..decide.turn_waits import expected_waits
 from ..decide.turns import Action, Gpu, Seat, Step, Turn, TurnRules, plan, waiting_order
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
@@ -33,7 +31,11 @@ IN_THE_WAY = "A program was ended because its memory could not leave the GPU and
 
 @dataclass(frozen=True, slots=True)
 class SeatStatus:
-    """A seat for pages and API. `position`: its place among those that wait for a GPU, from 1."""
+    """A seat for pages and API. `position`: its place among those that wait for a GPU, from 1.
+
+    `since` is in monotonic seconds. `known` False: it was not looked at yet. `can_move` False: its memory
+    can't leave the GPU.
+    """
 
     lease_id: str
     turn: Turn
@@ -42,6 +44,10 @@ class SeatStatus:
     memory_bytes: int
     moves: bool
     position: int | None
+    wait_seconds: float | None = None
+    """About how long until its turn, if it wants one."""
+    known: bool = True
+    can_move: bool = True
 
 
 @dataclass
@@ -132,10 +138,21 @@ class TurnKeeper:
         if entry is not None and entry.turn is not Turn.AWAKE:
             entry.want(self.clock())
 
+    def give_up(self, lease_id: str) -> None:
+        """Its user gives up the turn: others come first. A program that still computes wants a new one."""
+        entry = self._entries.get(lease_id)
+        if entry is None:
+            return
+        entry.wants_since = None
+        if entry.turn is Turn.AWAKE:
+            self._begin(Action(Step.PAUSE, lease_id))
+
     def status(self) -> tuple[SeatStatus, ...]:
         """Every seat, as it is known now."""
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
-        order = [seat.lease_id for seat in waiting_order(seats, self.clock(), self.rules)]
+        now = self.clock()
+        order = [seat.lease_id for seat in waiting_order(seats, now, self.rules)]
+        waits = expected_waits(seats, self.gpus, now, self.rules)
         return tuple(
             SeatStatus(
                 lease_id=seat.lease_id,
@@ -145,6 +162,9 @@ class TurnKeeper:
                 memory_bytes=seat.memory_bytes,
                 moves=seat.under_way is not None,
                 position=order.index(seat.lease_id) + 1 if seat.lease_id in order else None,
+                wait_seconds=waits.get(seat.lease_id),
+                known=self._entries[seat.lease_id].known,
+                can_move=seat.unmovable_since is None,
             )
             for seat in seats
         )

@@ -115,6 +115,10 @@ class Engine(Protocol):
         """When it was last started; None if it does not run."""
         ...
 
+    async def main_pid(self, container_id: str) -> int | None:
+        """Its first process, on the host; None if it does not run."""
+        ...
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The engine's `info` and `version`, for the probe of the injection."""
         ...
@@ -159,6 +163,10 @@ class DockerEngine:
     async def started_at(self, container_id: str) -> datetime | None:
         state = await self._state(container_id)
         return _time(state.get("StartedAt")) if state.get("Running") else None
+
+    async def main_pid(self, container_id: str) -> int | None:
+        state = await self._state(container_id)
+        return int(state["Pid"]) if state.get("Running") and state.get("Pid") else None
 
     async def _state(self, container_id: str) -> dict[str, Any]:
         def inspect(client: docker.APIClient) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from ...broker.app import GpuBroker
-from ...broker.decide.place.pooling import Host, make_pooling
+from ...broker.decide.place.host import Host
+from ...broker.decide.place.pooling import make_pooling
 from ...broker.leases.containers import DockerEngine
 from ...config.site import GpuSite
 from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault

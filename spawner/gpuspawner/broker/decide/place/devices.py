@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ....core.model import Device, DeviceHealth, Lease
-from ....core.want import Want
+from ....core.want import Mode, Want
 from .placement import Kind, Room, Share, count_free, rank, share_of, suits
 from .sharing_rules import WHOLE, SharingRules
 
@@ -97,8 +97,8 @@ class Devices:
             for uuid, room in self._rooms.items()
             if self._health[uuid].healthy and suits(want, room.kind)
         ]
-        total = sum(count_free(want, replace(room, shares=())) for room in able)
-        return sum(count_free(want, room) for room in able), total
+        total = [(room.kind, count_free(want, replace(room, shares=()))) for room in able]
+        return _sum(want, [(room.kind, count_free(want, room)) for room in able]), _sum(want, total)
 
     def can_hold(self, lease: Lease) -> bool:
         """Whether the devices of `lease` are known and what it would hold of them is free."""
@@ -185,7 +185,8 @@ class Devices:
 
     def _device_of(self, lease: Lease, uuid: str) -> Device:
         if uuid not in self._rooms:
-            memory_bytes = lease.memory_bytes // max(1, len(lease.device_uuids))
+            several = 1 if lease.mode is Mode.TURNS else len(lease.device_uuids)
+            memory_bytes = lease.memory_bytes // max(1, several)
             self._rooms[uuid] = Room(Device(uuid, "not found", memory_bytes))
             self._health[uuid] = DeviceHealth(uuid, healthy=False, reason=MISSING, since=lease.since)
             self._holders[uuid] = ()
@@ -209,3 +210,13 @@ class Devices:
         if self._health[room.device.uuid].healthy and not room.full:
             listed = self._open[room.kind]
             del listed[bisect.bisect_left(listed, rank(room), key=rank)]
+
+
+def _sum(want: Want, counts: Iterable[tuple[Kind, int]]) -> int:
+    """Of all devices; in turns a seat is one of the whole pool, so that its fullest device counts."""
+    if want.mode is not Mode.TURNS:
+        return sum(count for _, count in counts)
+    least: dict[Kind, int] = {}
+    for kind, count in counts:
+        least[kind] = min(count, least.get(kind, count))
+    return sum(least.values())
