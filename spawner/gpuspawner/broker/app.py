@@ -24,6 +24,7 @@ from ..core.units import utc_now
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
+from .api.offer import offer_routes
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .decide.book import QueueRules
@@ -42,6 +43,7 @@ from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
 from .leases.gate import QuotaGate
 from .leases.leasing import NOT_READY, LeaseService, Parts
+from .leases.offers import Offers
 from .leases.prestart import HubApi, Prestart
 from .leases.queue_rules import queue_rules
 from .leases.rule_service import RuleService
@@ -434,9 +436,12 @@ class GpuBroker(Application):
 
     def _serve_socket(self) -> HTTPServer:
         site = self._site()
-        server = HTTPServer(
-            make_app(site, rule_routes(site, self.rules, self.endings)), max_body_size=MAX_BODY_BYTES
-        )
+        offers = Offers(self.rules, self.gate, self.allocator)
+        routes = [
+            *rule_routes(site, self.rules, self.endings),
+            *offer_routes(site, self.rules, self.endings, offers),
+        ]
+        server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))
         return server
 

@@ -31,6 +31,7 @@ freed.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import ClassVar
 
 
@@ -39,10 +40,17 @@ class GpuSpawnerError(Exception):
 
 
 class Refusal(GpuSpawnerError):
-    """A request that was understood and refused: `reason` labels the metric, `status` is HTTP's."""
+    """A request that was understood and refused: `reason` labels the metric, `status` is HTTP's.
+
+    `again_at` is when the same request is allowed without anybody's doing; None: never, or not known.
+    """
 
     reason: ClassVar[str] = "refused"
     status: ClassVar[int] = 400
+
+    def __init__(self, message: str = "", *, again_at: datetime | None = None) -> None:
+        super().__init__(message)
+        self.again_at = again_at
 
     @property
     def message(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, JsonValue
 
 from ..core.model import LeaseState
-from .messages import Groups, Message, RefusalMessage, Text, TextOrEmpty, Time
+from .messages import Count, Groups, Message, RefusalMessage, Text, TextOrEmpty, Time
 
 _AUTHOR = "who decided it, for the ledger"
 _REASON = "why, for the ledger"
@@ -40,7 +40,7 @@ class Grant(Message):
 
 
 class WhoAsks(Message):
-    """The body of `POST /allowance`: what this user may have, by the hub's groups and their properties."""
+    """The body of `POST /allowance` and `POST /offer`: the user, by the hub's groups and their properties."""
 
     hub: Text = Field(description="the hub's id")
     user: Text = Field(description="the user's name")
@@ -124,6 +124,61 @@ class AllowanceDocument(Message):
     held_slices: int
     budgets: tuple[BudgetDocument, ...]
     refused: dict[str, RefusalMessage]
+
+
+class KeptDocument(Message):
+    """Places of a tier that are kept for the group of a lab session."""
+
+    session: str = Field(description="the lab session's name")
+    group: str
+    places: Count = Field(description="how many places are still kept for the group")
+    begins_at: Time
+    ends_at: Time
+    unused_free_at: Time = Field(description="when the places that the group has not taken are free for all")
+    message: str = Field(description="the same in words, for the spawn page")
+
+
+class LikelyWait(Message):
+    """When a request that came now would likely be served."""
+
+    earliest_at: Time
+    latest_at: Time
+    message: str = Field(description='in words: "likely between 11:35 and 12:10 UTC"')
+
+
+class TierOffer(Message):
+    """What one tier offers one user now. None: it has no GPU, or that isn't known."""
+
+    tier: str = Field(description="the tier's name")
+    refused: RefusalMessage | None = Field(
+        description="why a start would be refused now and what would change that; null: it is allowed"
+    )
+    allowed_at: Time | None = Field(
+        description="when it is allowed again by itself: new GPU-hours, a lab session that is over; null: "
+        "never by itself, not known, or it is allowed now"
+    )
+    free: int | None = Field(description="places that are free now and not kept for somebody else")
+    total: int | None = Field(description="places on the healthy devices, free or not")
+    waiting: Count = Field(description="how many requests wait for such a place")
+    starts_now: bool = Field(description="whether a start now would get its place at once")
+    wait: LikelyWait | None = Field(description="for a start that would wait; null: not known, or no wait")
+    kept: tuple[KeptDocument, ...] = Field(description="places kept for lab sessions of other groups")
+    own_session: KeptDocument | None = Field(description="the user's own lab session that keeps places now")
+    session_seconds: float | None = Field(description="the longest session by the quota; null: no limit")
+    ends_at: Time | None = Field(description="when a server that starts now ends; null: nothing ends it")
+    ends_message: str = Field(description='why it ends then, as a sentence; "" where nothing ends it')
+    gpu_hours_an_hour: float | None = Field(description="GPU-hours that one hour of this tier costs")
+
+
+class OfferDocument(Message):
+    """The answer to `POST /offer`: what each tier offers this user now, and what they have and used.
+
+    `allowance.budgets` has the GPU-hours that are left.
+    """
+
+    timezone: str = Field(description="the site's time zone, in which the sentences give times")
+    tiers: tuple[TierOffer, ...]
+    allowance: AllowanceDocument
 
 
 class QuotaDocument(Message):

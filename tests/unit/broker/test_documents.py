@@ -8,8 +8,8 @@ from typing import Any
 
 from gpuspawner.broker.api import documents
 from gpuspawner.broker.api.documents import News
-from gpuspawner.broker.decide.place.placement import Share
-from gpuspawner.broker.decide.place.sharing_rules import SharingRules
+from gpuspawner.broker.decide.place.placement import Kind, Share
+from gpuspawner.broker.decide.place.sharing_rules import WHOLE, SharingRules
 from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
@@ -137,14 +137,22 @@ def test_slices_that_nobody_guards_are_worth_nothing() -> None:
 
 def test_a_tier_with_and_without_a_gpu() -> None:
     pair = Tier("pair", "Two H100", "For big models.", want=Want(2, "H100"))
-    share = Share("GPU-1", 80 << 30, 100.0)
-    assert tier_document(pair, Capacity(3, 4, 1), simulated=False, share=share) == {
+    kinds = (Kind("H100 80GB", 80 << 30, None, WHOLE), Kind("H100 94GB", 94 << 30, None, WHOLE))
+    served = documents.Served(Capacity(3, 4, 1), kinds, Share("GPU-1", 80 << 30, 100.0))
+    assert tier_document(pair, served, simulated=False) == {
         "name": "pair", "title": "Two H100", "description": "For big models.", "device_count": 2,
-        "model": "h100", "mode": "whole", "memory_bytes": 80 << 30, "compute_percent": 100.0,
+        "model": "h100", "mode": "whole", "device_models": ["H100 80GB", "H100 94GB"],
+        "device_memory_bytes": 80 << 30, "memory_bytes": 80 << 30, "compute_percent": 100.0,
         "guarantee": "hard", "compute_guarantee": "hard", "free": 3, "total": 4, "waiting": 1,
+    }  # fmt: skip
+    assert tier_document(pair, documents.Served(Capacity(0, 0, 0)), simulated=False) == {
+        "name": "pair", "title": "Two H100", "description": "For big models.", "device_count": 2,
+        "model": "h100", "mode": "whole", "device_models": [], "device_memory_bytes": None,
+        "memory_bytes": None, "compute_percent": None, "guarantee": "hard", "compute_guarantee": "hard",
+        "free": 0, "total": 0, "waiting": 0,
     }  # fmt: skip
     assert tier_document(Tier("cpu", "CPU"), None, simulated=True) == {
         "name": "cpu", "title": "CPU", "description": "", "device_count": 0, "model": None, "mode": None,
-        "memory_bytes": None, "compute_percent": None, "guarantee": None, "compute_guarantee": None,
-        "free": None, "total": None, "waiting": 0,
+        "device_models": [], "device_memory_bytes": None, "memory_bytes": None, "compute_percent": None,
+        "guarantee": None, "compute_guarantee": None, "free": None, "total": None, "waiting": 0,
     }  # fmt: skip

@@ -54,8 +54,7 @@ from ...protocol.rules import (
     SessionsDocument,
     WhoAsks,
 )
-from ..decide.allow.budget import Spent
-from ..decide.allow.period import window_at
+from ..decide.allow.budget import Spent, renewed_at
 from ..decide.allow.report import By, Line, Report
 from ..decide.when.calendar import Defaults
 from ..decide.when.timetable import describe
@@ -336,23 +335,22 @@ def allowance_document(standing: Standing) -> AllowanceDocument:
         held_slices=sum(ask.slices for ask in asks),
         budgets=tuple(budget_document(each) for each in standing.spent),
         refused={
-            tier: RefusalMessage(reason=refusal.reason, message=refusal.message)
-            for tier, refusal in standing.refused.items()
+            tier: RefusalMessage(reason=refusals[0].reason, message=refusals[0].message)
+            for tier, refusals in standing.refused.items()
         },
     )
 
 
 def budget_document(spent: Spent) -> BudgetDocument:
     """One budget."""
-    period, window = spent.budget.period, spent.window
-    following = None if window is None else window_at(period, window.end)
+    period = spent.budget.period
     return BudgetDocument(
         limit_gpu_seconds=spent.limit_gpu_seconds,
         used_gpu_seconds=spent.used_gpu_seconds,
         left_gpu_seconds=spent.left_gpu_seconds,
         period=period_to_text(period),
         timezone=period.timezone,
-        renewed_at=None if window is None or following is None else window.end,
+        renewed_at=renewed_at(spent),
     )
 
 

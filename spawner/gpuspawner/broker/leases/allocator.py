@@ -25,7 +25,7 @@ from ..decide.line.backfill import SessionHold
 from ..decide.line.estimate import Arrival, Line
 from ..decide.place import notice
 from ..decide.place.devices import NO_RULES
-from ..decide.place.placement import Share
+from ..decide.place.placement import Kind, Share
 from ..decide.place.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
@@ -107,6 +107,23 @@ class Allocator:
         """Whether a lease like `want`, placed now, would take one of `count` places like `kept`."""
         return self._book.lacks(want, kept, count)
 
+    def spare(self, want: Want, kept: Iterable[tuple[Want, int]]) -> int:
+        """How many leases like `want` fit now beside these places that are kept for others."""
+        return self._book.spare(want, kept)
+
+    def begins(self, request: GpuRequest, session_seconds: float | None) -> bool:
+        """Whether this request, if it came now, would get its devices at once; a session has that length."""
+        new = _new(request, LeaseState.WAITING, self._clock())
+        return self._placing and self._book.begins(new, session_seconds)
+
+    def competes(self, one: Want, other: Want) -> bool:
+        """Whether some device here suits both."""
+        return self._book.competes(one, other)
+
+    def charged_as(self, want: Want) -> float | None:
+        """How many whole devices a lease like `want` is charged as; None if no device suits it."""
+        return self._book.charged_as(want)
+
     def taken(self, tier: str, group: str) -> int:
         """How many leases of this tier hold devices whose users are members of the group."""
         return self._book.taken(tier, group)
@@ -114,6 +131,10 @@ class Allocator:
     def example(self, want: Want) -> Share | None:
         """What such a request would get of one device; None if none suits."""
         return self._book.example(want)
+
+    def suiting(self, want: Want) -> tuple[Kind, ...]:
+        """The kinds of devices that suit such a request, the smallest first, leased or not."""
+        return self._book.suiting(want)
 
     def snapshot(self) -> Snapshot:
         """Devices, living leases and queue at this moment."""

@@ -37,12 +37,16 @@ _SHOWN_MEETINGS = 5
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a user may have and has; `refused` has for each tier the first refusal that would apply now."""
+    """What a user may have and has.
+
+    `refused` has by tier all refusals that would apply now, the most permanent first; tiers that are allowed
+    are not in it.
+    """
 
     allowed: Allowance
     holdings: tuple[Holding, ...]
     spent: tuple[Spent, ...]
-    refused: Mapping[str, Refusal]
+    refused: Mapping[str, tuple[Refusal, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ class RuleService:
         for tier in self.rulebook.known.tiers:
             found = refusals(allowed, Ask(tier.name, tier.want), holdings, spent, self._clock())
             if found:
-                refused[tier.name] = found[0]
+                refused[tier.name] = tuple(found)
         return Standing(allowed, holdings, tuple(spent), refused)
 
     # ---- use
