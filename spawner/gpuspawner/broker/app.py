@@ -27,6 +27,7 @@ from .api.answers import About, View
 from .api.offer import offer_routes
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .api.turns import TurnService, turn_routes
 from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
 from .decide.place.pooling import Pooling
@@ -53,7 +54,7 @@ from .lock import BrokerLock
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
-from .pages import public_rules, serve_pages
+from .pages import public_rules, public_turns, serve_pages
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -257,7 +258,8 @@ class GpuBroker(Application):
             await self._look()
             servers.append(self._serve_socket())
             rules = public_rules(self._site(), self.rules, self.endings)
-            servers.extend(serve_pages(self._view(), self.config, rules))
+            turns = public_turns(self._site(), self._turn_service())
+            servers.extend(serve_pages(self._view(), self.config, (rules, turns)))
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
@@ -327,6 +329,9 @@ class GpuBroker(Application):
         enforcement = Enforcement(tools, self.service)
         self.allocator.on_lease = enforcement.on_lease
         return enforcement
+
+    def _turn_service(self) -> TurnService:
+        return TurnService(self.allocator, self.enforcement.turns)
 
     def _turn_rank(self, lease: Lease) -> tuple[float, ...]:
         """Whose turn comes first: by the quota's priority, as in the queue."""
@@ -422,6 +427,7 @@ class GpuBroker(Application):
             node=self.enforcement.node_facts,
             usage=self.enforcement.usage,
             ended=self.journal.recent,
+            turns=self.enforcement.turns.views,
         )
         return View(self.allocator, about)
 
@@ -440,6 +446,7 @@ class GpuBroker(Application):
         routes = [
             *rule_routes(site, self.rules, self.endings),
             *offer_routes(site, self.rules, self.endings, offers),
+            *turn_routes(site, self._turn_service()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))

@@ -247,8 +247,29 @@ class ShareDocument(Message):
     since: Time
 
 
+class TurnDocument(Message):
+    """The turn of a lease whose pool is used in turns.
+
+    `memory_bytes` is what it has on the GPU, or in host memory while it is asleep. `moves`: it is being
+    paused, moved or woken. `position` and `wait_seconds`: its place among those that want a GPU, from 1, and
+    about how long it waits; None if it wants none. `can_move` False: its memory can't leave the GPU.
+    """
+
+    turn: str = Field(description="awake, paused or asleep")
+    since: Time
+    gpu_uuid: str | None
+    memory_bytes: Count
+    moves: bool
+    position: int | None
+    wait_seconds: float | None
+    can_move: bool
+
+
 class DeviceDocument(Message):
-    """A device, its health and its holder. None: not available, or no holder."""
+    """A device, its health and its holder. None: not available, or no holder.
+
+    In turns the holder is who is awake there, and the seats are those of the whole pool.
+    """
 
     uuid: str
     model: str
@@ -273,10 +294,15 @@ class DeviceDocument(Message):
     total_slices: int | None
     free_memory_bytes: int | None
     shares: tuple[ShareDocument, ...]
+    free_seats: int | None = None
+    total_seats: int | None = None
 
 
 class LeaseDocument(Message):
-    """A lease that has not ended, as status and pages show it."""
+    """A lease that has not ended, as status and pages show it.
+
+    `turn` is None in other modes, and before the broker has looked at its programs.
+    """
 
     id: LeaseId
     user: str
@@ -290,6 +316,7 @@ class LeaseDocument(Message):
     mode: Mode
     since: Time
     notice: str
+    turn: TurnDocument | None = None
 
 
 class QueueDocument(Message):

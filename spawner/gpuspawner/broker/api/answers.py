@@ -9,6 +9,7 @@ from typing import Any
 from ...core.model import Tier
 from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
+from ..decide.snapshot import TurnView
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
 from ..observe.metrics import Metrics
@@ -23,7 +24,8 @@ class About:
     """Besides the leases: facts that don't change while a broker runs, and functions for those that do.
 
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
-    `node` returns the machine's facts: its driver, and why its GPUs can't be listed.
+    `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `turns` returns, by
+    lease id, where each lease in turns is.
     """
 
     tiers: tuple[Tier, ...]
@@ -33,6 +35,7 @@ class About:
     usage: Callable[[], Mapping[str, Usage]]
     ended: Callable[[], tuple[EndedProcess, ...]]
     node: Callable[[], NodeFacts]
+    turns: Callable[[], Mapping[str, TurnView]] = dict
 
 
 class View:
@@ -45,7 +48,7 @@ class View:
     def status(self) -> Document:
         """The whole status document."""
         about = self._about
-        news = News(about.usage(), about.blind(), about.ended(), about.node().fault)
+        news = News(about.usage(), about.blind(), about.ended(), about.node().fault, about.turns())
         return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 
 from ...core.errors import GpuSpawnerError
 from ...core.model import ContainerPatch, Lease, LeaseState, Mode
+from ...core.states import WITH_CONTAINER
 from ...core.turn import TurnSettings, Unsleepable
 from ...core.units import utc_now
 from ...node.api import NodeEvent, Outcome, Quota, Seat, TurnHands
@@ -31,7 +32,6 @@ RETRY_SECONDS = 2.0
 WARN_SECONDS = 120.0
 """From the notice that a program's memory can't leave the GPU to its end, if the pool ends such programs."""
 STARTING = "turns on it are being checked"
-_WITH_CONTAINER = (LeaseState.RUNNING, LeaseState.ASLEEP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ class TurnPool:
     async def _admit(self, keeper: TurnKeeper) -> None:
         """Gives a seat to each lease whose container runs."""
         for lease in self._around.holders.leases():
-            if lease.state not in _WITH_CONTAINER or not self._is_ours(lease) or lease.id in self._places:
+            if lease.state not in WITH_CONTAINER or not self._is_ours(lease) or lease.id in self._places:
                 continue
             pid = await self._around.holders.main_pid(str(lease.container_id))
             if pid is None:
@@ -247,7 +247,7 @@ class TurnPool:
         states = {lease.id: lease.state for lease in self._around.holders.leases()}
         for each in statuses:
             state = states.get(each.lease_id)
-            if not each.known or state not in _WITH_CONTAINER or each.lease_id in pending:
+            if not each.known or state not in WITH_CONTAINER or each.lease_id in pending:
                 continue
             awake = each.turn is Turn.AWAKE
             if awake != (state is LeaseState.RUNNING):

@@ -34,8 +34,6 @@ from .logline import log_context
 from .waits import Waits
 from .watch import WaitNews, Watch, Watches
 
-_WITH_CONTAINER = (LeaseState.RUNNING, LeaseState.ASLEEP)
-
 _MOST_PAST = 20_000
 """At most this many past sessions, the newest, are read at the start: they show each user's past use."""
 
@@ -406,7 +404,7 @@ class Allocator:
         lease = self.lease(lease_id)
         if lease is None:
             raise LeaseConflict(states.ENDED)
-        if lease.state in _WITH_CONTAINER and lease.container_id == container_id:
+        if lease.state in states.WITH_CONTAINER and lease.container_id == container_id:
             return lease
         started = states.after(lease.state, Event.START, Actor.DOCKER)
         lease = replace(lease, state=started.to, container_id=container_id, since=self._clock())

@@ -6,6 +6,7 @@
 /services/gpu/api/tiers    the tiers and how much of each is free
 /services/gpu/api/quotas   (grants, report, sessions): the rules, for holders of `custom:gpu:read`, and to
                            change them of `custom:gpu:admin`
+/services/gpu/api/turns    wake, yield: what a user may ask of the turns of a server
 /services/gpu/metrics      Prometheus text, for holders of `custom:gpu:read`
 /services/gpu/health       "the broker answers"; needs no login
 """
@@ -17,6 +18,7 @@ from .handlers import make_handlers, make_settings
 from .look import hub_of, look_of
 from .rules import ADMIN_SCOPE, public_rules
 from .serving import serve_pages
+from .turns import public_turns
 
 __all__ = [
     "ADMIN_SCOPE",
@@ -27,5 +29,6 @@ __all__ = [
     "make_handlers",
     "make_settings",
     "public_rules",
+    "public_turns",
     "serve_pages",
 ]

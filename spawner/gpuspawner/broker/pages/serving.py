@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,14 +13,14 @@ from traitlets.config import Config
 
 from ...core.errors import ConfigError
 from ..api.visible import BrokerView
-from .handlers import MoreRoutes, make_handlers, make_settings
+from .handlers import MoreRoutes, Route, Site, make_handlers, make_settings
 from .look import hub_of, look_of
 
 MAX_BODY_BYTES = 512 * 1024
 """The longest body: a timetable's iCalendar."""
 
 
-def serve_pages(view: BrokerView, config: Config, more: MoreRoutes | None = None) -> list[HTTPServer]:
+def serve_pages(view: BrokerView, config: Config, more: Sequence[MoreRoutes] = ()) -> list[HTTPServer]:
     """A listening server; none if no hub started this process. `more` are further routes.
 
     Raises ConfigError if the port is in use.
@@ -29,8 +30,12 @@ def serve_pages(view: BrokerView, config: Config, more: MoreRoutes | None = None
         return []
     where = urlsplit(url)
     prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
+
+    def routes(pages: Site) -> list[Route]:
+        return [route for each in more for route in each(pages)]
+
     handlers: list[Any] = list(
-        make_handlers(view, prefix, look=look_of(config), hub=hub_of(config), more=more)
+        make_handlers(view, prefix, look=look_of(config), hub=hub_of(config), more=routes)
     )
     server = HTTPServer(Application(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
     try:

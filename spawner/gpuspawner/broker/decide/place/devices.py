@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -92,11 +92,7 @@ class Devices:
 
     def count(self, want: Want) -> tuple[int, int]:
         """How many devices, or slices, like `want` the healthy devices have: those that are free, and all."""
-        able = [
-            room
-            for uuid, room in self._rooms.items()
-            if self._health[uuid].healthy and suits(want, room.kind)
-        ]
+        able = [room for room in self.healthy_rooms().values() if suits(want, room.kind)]
         total = [(room.kind, count_free(want, replace(room, shares=()))) for room in able]
         return _sum(want, [(room.kind, count_free(want, room)) for room in able]), _sum(want, total)
 
@@ -110,7 +106,7 @@ class Devices:
         """Whether a device has too little memory left for the share of `lease`, whatever its pool gives."""
         return any(self._rooms[share.device_uuid].exceeded_by(share) for share in self.shares(lease))
 
-    def rooms(self, freed: Iterable[Share] = ()) -> dict[Kind, list[Room]]:
+    def rooms(self, freed: Sequence[Share] = ()) -> dict[Kind, list[Room]]:
         """The rooms that may be leased, by kind and in order; a copy, in which `freed` is given back."""
         copy = {kind: list(listed) for kind, listed in self._open.items()}
         changed: dict[str, Room] = {}
@@ -124,19 +120,32 @@ class Devices:
             if room in listed:
                 listed.remove(room)
             bisect.insort(listed, changed[uuid], key=rank)
+        for kind in copy:
+            if kind.terms.in_turns:
+                taken = self._seats_taken(kind.terms.pool, freed)
+                copy[kind] = [_with_seats(room, taken) for room in copy[kind]]
         return copy
 
     def shares(self, lease: Lease) -> tuple[Share, ...]:
         """The shares that `lease` holds; unknown devices become placeholders."""
         return tuple(share_of(lease, self._device_of(lease, uuid)) for uuid in lease.device_uuids)
 
-    def healthy_rooms(self, freed: Iterable[Share] = ()) -> dict[str, Room]:
+    def healthy_rooms(self, freed: Sequence[Share] = ()) -> dict[str, Room]:
         """The rooms of all healthy devices by UUID, the full ones too, as if `freed` were given back."""
         found = {uuid: room for uuid, room in self._rooms.items() if self._health[uuid].healthy}
         for share in freed:
             if share.device_uuid in found:
                 found[share.device_uuid] = found[share.device_uuid].minus(share)
+        for uuid, room in found.items():
+            if room.terms.in_turns:
+                found[uuid] = _with_seats(room, self._seats_taken(room.terms.pool, freed))
         return found
+
+    def _seats_taken(self, pool: str, freed: Iterable[Share]) -> int:
+        """How many leases a pool of turns has, also those without a share of a device that is healthy now."""
+        mine = [uuid for uuid, room in self._rooms.items() if room.terms.pool == pool and room.terms.in_turns]
+        leases = {lease_id for uuid in mine for lease_id in self._holders[uuid]}
+        return len(leases) - sum(share.home and share.device_uuid in mine for share in freed)
 
     def hold(self, lease: Lease) -> None:
         """Mark the shares of `lease` as held."""
@@ -210,6 +219,12 @@ class Devices:
         if self._health[room.device.uuid].healthy and not room.full:
             listed = self._open[room.kind]
             del listed[bisect.bisect_left(listed, rank(room), key=rank)]
+
+
+def _with_seats(room: Room, taken: int) -> Room:
+    """The room as full as its pool: a lease may have no share of it, as it was out of service then."""
+    seat = Share(room.device.uuid, 0, 0.0, in_turns=True)
+    return replace(room, shares=(*room.shares, *[seat] * (taken - len(room.shares))))
 
 
 def _sum(want: Want, counts: Iterable[tuple[Kind, int]]) -> int:

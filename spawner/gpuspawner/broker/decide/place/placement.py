@@ -97,7 +97,7 @@ class Room:
         """Whether `share` of this device is free: its memory always, its compute where that is divided."""
         if not self.shares:
             return share.memory_bytes <= self.device.memory_bytes
-        if share.in_turns or self.terms.in_turns:
+        if share.in_turns or any(each.in_turns for each in self.shares):
             alike = share.in_turns and all(each.in_turns for each in self.shares)
             return alike and self.free_seats > 0 and share.memory_bytes <= self.device.memory_bytes
         enough_compute = self.terms.sliced or share.compute_percent <= self.free_compute_percent
