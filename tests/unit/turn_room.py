@@ -102,6 +102,7 @@ class Node:
     def __init__(self, hands: LocalHands) -> None:
         self.hands, self.refusal = hands, ""
         self.checks: list[tuple[str, ...]] = []
+        self.news: asyncio.Queue[NodeEvent] = asyncio.Queue()
 
     def turn_hands(self) -> LocalHands:
         return self.hands
@@ -120,8 +121,9 @@ class Node:
         return ()
 
     async def events(self) -> AsyncIterator[NodeEvent]:
-        await asyncio.Event().wait()
-        yield NodeFacts("never")
+        while True:
+            yield await self.news.get()
+            self.news.task_done()
 
 
 class Room:
@@ -189,6 +191,11 @@ class Room:
         request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "turns", WANT)
         lease = await self.allocator.acquire(request)
         return await self.allocator.set_running(lease.id, lease.id) if running else lease
+
+    async def health(self, uuid: str, reason: str = "") -> None:
+        """The node reports that a GPU is out of service, or in service again."""
+        self.node.news.put_nowait(DeviceHealth(uuid, not reason, reason))
+        await self.node.news.join()
 
     async def close(self, lease: Lease) -> None:
         await self.allocator.begin_release(lease.id, "stopped")

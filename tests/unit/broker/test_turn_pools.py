@@ -90,9 +90,8 @@ async def test_a_new_broker_takes_the_seats_as_they_are_and_corrects_the_ledger(
     before = room.states()
     await room.broker()
     await room.look(0.3)
-    assert room.states() == {
-        user: "running" if state == "asleep" else "asleep" for user, state in before.items()
-    }
+    swapped = {"running": "asleep", "asleep": "running"}
+    assert room.states() == {user: swapped[state] for user, state in before.items()}
 
 
 async def test_what_the_ledger_can_not_take_is_recorded_later_with_its_time(room: Room) -> None:
@@ -155,22 +154,28 @@ async def test_the_guard_knows_who_may_use_the_pool_s_gpus(room: Room) -> None:
 
 
 async def test_a_gpu_out_of_service_leaves_the_others_in_use(room: Room) -> None:
-    await room.broker(DEVICES[:2])
-    lease = await room.lease()
-    lost = room.allocator.snapshot().devices[0].health
-    assert room.running is not None
-    room.running._hardware[A] = lost = type(lost)(A, healthy=False, reason="XID 79")
-    await room.running.report(A)
-    found = room.allocator.lease(lease.id)
+    await room.broker(DEVICES)
+    ann = await room.lease()
+    room.compute(ann, gpu=A)
+    room.machine.computing = {A, B}
+    await room.look(0.3)
+    assert room.turns() == {"user-1": ("awake", A)}
+    await room.health(A, "XID 79")
+    found = room.allocator.lease(ann.id)
     assert found is not None
     assert found.notice == ""
     ben = await room.lease()
-    assert ben.device_uuids == (B,)
-    room.compute(lease, gpu=A)
-    room.machine.computing = {A, B}
-    await room.look(2.0)
-    # It is moved away from the GPU that is out of service, but not before the other is free for all.
-    assert room.turns()["user-1"] == ("awake", B)
+    assert ben.device_uuids == (B, C)
+    cem = await room.lease()
+    assert cem.device_uuids == (C, B)
+    fourth = await room.lease(running=False)
+    assert fourth.state is LeaseState.WAITING  # the pool's seats are taken, though B and C have two leases
+    await room.health(A)
+    assert room.states()["user-4"] == "waiting"
+    # A is not in every container, so nobody is woken there while those without it have seats.
+    room.compute(ben, gpu=B)
+    await room.look(0.3)
+    assert room.turns()["user-2"] == ("awake", B)
 
 
 async def test_simulated_gpus_have_seats_and_nothing_to_keep(room: Room) -> None:

@@ -211,6 +211,7 @@ def _lease(lease: Lease, turns: Mapping[str, TurnView]) -> LeaseDocument:
         since=lease.since,
         notice=lease.notice,
         turn=turn_document(turns[lease.id]) if lease.id in turns else None,
+        groups=lease.groups,
     )
 
 
@@ -226,4 +227,5 @@ def _entry(entry: QueueEntry) -> QueueDocument:
         since=lease.created_at,
         earliest_at=None if wait is None else datetime.fromtimestamp(wait.earliest_seconds, UTC),
         latest_at=None if wait is None else datetime.fromtimestamp(wait.latest_seconds, UTC),
+        groups=lease.groups,
     )

@@ -4,7 +4,7 @@ POST /turns/{lease id}/wake    it wants a GPU, and gets one when it is its turn
 POST /turns/{lease id}/yield   its turn ends now; a program that still computes wants a new one
 
 Both answer with the lease's turn. The public API has them below `api/`, for the lease's user and for holders
-of `custom:gpu:admin` (`pages/turns.py`).
+of `custom:gpu:reserve` (`public/turns.py`).
 """
 
 from __future__ import annotations

@@ -119,6 +119,13 @@ class Book:
         """How many devices suit `want`, whether leased, free or out of service."""
         return self._devices.known(want)
 
+    def repair_needed(self, want: Want) -> str:
+        """Why `want` can't be served before an admin has repaired devices; "" if it can."""
+        broken = [each for each in self._devices.unhealthy(want) if each[1].needs_admin]
+        if not broken or self._devices.known(want) - len(broken) >= want.device_count:
+            return ""
+        return notice.needs_admin(want, broken)
+
     def obstacle(self, lease_id: str) -> str:
         """Why a waiting lease can't be served in any place; "" if it can, or if it doesn't wait.
 
@@ -361,7 +368,7 @@ class Book:
         if not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
             return lease
         states = [(self._devices.device(each), self._devices.health(each)) for each in lease.device_uuids]
-        lost = [each for each in states if not each[1].healthy]
+        lost = [each for each in states if not each[1].healthy and not each[1].new_only]
         if lease.mode is Mode.TURNS and len(lost) < len(states):
             lost = []  # its turns are on the others
         told = notice.withdrawn(lost)

@@ -25,7 +25,6 @@ from ..decide.turns import Gpu, Step, Turn, TurnRules
 from .mode import Surroundings, Wishes
 from .turns import SeatStatus, Told, TurnKeeper
 
-TICK_SECONDS = 0.1
 CHECK_SECONDS = 30.0
 """Pause after a check of the driver that failed."""
 RETRY_SECONDS = 2.0
@@ -36,9 +35,12 @@ STARTING = "turns on it are being checked"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often seats are looked at, and how soon what failed is tried again; tests use shorter times."""
+    """How often seats are looked at (None: as the keeper needs it), and how soon what failed is tried again.
 
-    tick_seconds: float = TICK_SECONDS
+    Tests use shorter times.
+    """
+
+    tick_seconds: float | None = None
     check_seconds: float = CHECK_SECONDS
     retry_seconds: float = RETRY_SECONDS
     clock: Callable[[], float] = time.monotonic
@@ -153,7 +155,8 @@ class TurnPool:
                     self._around.log.warning("Turns of pool %s: %s", self._name, error, exc_info=not known)
                 said = str(error)
                 await asyncio.sleep(self._pace.retry_seconds)
-            await asyncio.sleep(self._pace.tick_seconds)
+            pause = self._pace.tick_seconds
+            await asyncio.sleep(self._keeper.look_seconds if pause is None else pause)
 
     def leave(self, lease_id: str) -> None:
         """Its container has ended."""

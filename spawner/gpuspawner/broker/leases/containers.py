@@ -119,6 +119,10 @@ class Engine(Protocol):
         """Its first process, on the host; None if it does not run."""
         ...
 
+    async def exists(self, container_id: str) -> bool:
+        """Whether Docker has the container, whatever its labels and state."""
+        ...
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The engine's `info` and `version`, for the probe of the injection."""
         ...
@@ -168,7 +172,12 @@ class DockerEngine:
         state = await self._state(container_id)
         return int(state["Pid"]) if state.get("Running") and state.get("Pid") else None
 
+    async def exists(self, container_id: str) -> bool:
+        return bool(await self._state(container_id))
+
     async def _state(self, container_id: str) -> dict[str, Any]:
+        """Docker's state of the container; empty if it is gone."""
+
         def inspect(client: docker.APIClient) -> dict[str, Any]:
             state: dict[str, Any] = {}
             _unless_gone(lambda: state.update(client.inspect_container(container_id)["State"]))

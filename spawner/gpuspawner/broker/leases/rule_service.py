@@ -5,7 +5,7 @@ The caller checks the rights: the unix socket is for the admin, the pages check 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from ...config.quotas import check_group, limits_to_json, subject_from_text
 from ...config.sessions import session_from_json, session_to_json
 from ...core.decision import Decision, DecisionKind
 from ...core.errors import BadOption, ConfigError, LeaseConflict, NotAllowed, Refusal
-from ...core.model import LeaseState
+from ...core.model import Lease, LeaseState
 from ...core.quota import UNLIMITED, Allowance, Quota, Subject, SubjectKind, Window
 from ...core.session import LabSession, Meeting
 from ...core.units import Clock, utc_now
@@ -27,6 +27,7 @@ from ..decide.when.sessions import check_session, meetings
 from ..decide.when.timetable import checked_rule
 from ..ledger import Ledger
 from .allocator import Allocator
+from .audit import Audit
 from .gate import QuotaGate
 from .rulebook import Rulebook
 
@@ -75,6 +76,8 @@ class RuleService:
         self._allocator = allocator
         self._ledger = ledger
         self._clock = clock
+        self.audit = Audit(ledger, clock=clock)
+        """Makes and records each change that somebody asks for."""
 
     # ---- quotas
 
@@ -149,18 +152,32 @@ class RuleService:
 
     # ---- use
 
-    async def report(self, by: By, window: Window, timezone: str) -> Report:
-        """The use in the window. Raises LedgerFault."""
-        return make_report(await self._ledger.charged(window.start), by, window, timezone)
+    async def report(
+        self, by: By, window: Window, timezone: str, groups: Collection[str] | None = None
+    ) -> Report:
+        """The use in the window; with `groups` only that of their members. Raises LedgerFault."""
+        charged = await self._ledger.charged(window.start)
+        if groups is not None:
+            charged = tuple(
+                replace(each, groups=tuple(group for group in each.groups if group in groups))
+                for each in charged
+                if not set(groups).isdisjoint(each.groups)
+            )
+        return make_report(charged, by, window, timezone)
+
+    def lease(self, lease_id: str) -> Lease:
+        """The running lease with this id. Raises LeaseConflict if there is none."""
+        lease = self._allocator.lease(lease_id)
+        if lease is None or lease.state not in (LeaseState.RUNNING, LeaseState.ASLEEP):
+            raise LeaseConflict("This server isn't running: start it again.")
+        return lease
 
     async def extend(self, lease_id: str, seconds: float, author: str) -> float:
         """Make a session longer, as far as the quota allows and if nobody waits. Returns the added seconds.
 
         Raises LeaseConflict if it isn't running, NotAllowed with the reason, LedgerFault.
         """
-        lease = self._allocator.lease(lease_id)
-        if lease is None or lease.state not in (LeaseState.RUNNING, LeaseState.ASLEEP):
-            raise LeaseConflict("This server isn't running: start it again.")
+        lease = self.lease(lease_id)
         allowed = self.rulebook.allowance(lease.user, lease.groups)
         if allowed.session_seconds == UNLIMITED:
             raise NotAllowed("This server has no end: there is nothing to extend.")
@@ -206,9 +223,18 @@ class RuleService:
         """End a session for good. Raises BadOption if there is none, LedgerFault."""
         await self._decide(DecisionKind.SESSION, self.session(name).name, None, author, reason)
 
-    def calendar(self) -> bytes:
-        """All sessions as an iCalendar."""
-        return to_ical(self.rulebook.rules.sessions.values(), self._clock())
+    def calendar(self, shown: Callable[[LabSession], bool] = lambda session: True) -> bytes:
+        """The sessions as an iCalendar, all or those for which `shown` is true."""
+        return to_ical(filter(shown, self.rulebook.rules.sessions.values()), self._clock())
+
+    def read_calendar(self, text: str, defaults: Defaults) -> Sequence[LabSession]:
+        """The sessions of a calendar. Raises BadOption for what can't be read."""
+        return from_ical(text.encode(), replace(defaults, timezone=self.rulebook.known.timezone))
+
+    def session_groups(self, names: Iterable[str]) -> set[str]:
+        """The groups of those of these sessions that there are."""
+        known = self.rulebook.rules.sessions
+        return {known[name].group for name in names if name in known}
 
     async def import_calendar(
         self, text: str, defaults: Defaults, author: str, reason: str
@@ -217,8 +243,7 @@ class RuleService:
 
         Raises BadOption for what can't be read, SessionUnfit with what would fit, LedgerFault.
         """
-        zone = self.rulebook.known.timezone
-        found = from_ical(text.encode(), replace(defaults, timezone=zone))
+        found = self.read_calendar(text, defaults)
         taken = dict(self.rulebook.rules.sessions)
         for session in found:
             taken[session.name] = self._checked(session_to_json(session), tuple(taken.values()))

@@ -26,8 +26,9 @@ from ...core.states import LIVING
 from ...core.units import Clock, utc_now
 from ..decide.allow.budget import Interval
 from ..decide.allow.report import Charged
+from . import audited, decided, ended, prune, rows, sessions
 from . import database as database
-from . import decided, ended, prune, rows, sessions
+from .audited import Search, Write
 from .clock import Steady, read_steady
 from .ended import EndedProcess
 from .migrate import upgrade
@@ -48,7 +49,8 @@ class Change:
 
     `charge` are running leases that are awake again after a reboot. With `take_over` the leases are this
     broker's from now on, if another one's before.
-    `ended` are processes that the guard ended, `decided` what people decided. `prune` deletes so many of the
+    `ended` are processes that the guard ended, `decided` what people decided, `audited` writes for the audit
+    log. `prune` deletes so many of the
     oldest rows at most that are older than `before`.
     """
 
@@ -58,6 +60,7 @@ class Change:
     beat: bool = False
     ended: tuple[EndedProcess, ...] = ()
     decided: tuple[Decision, ...] = ()
+    audited: tuple[Write, ...] = ()
     before: datetime | None = None
     prune: int = 0
     take_over: bool = False
@@ -165,6 +168,7 @@ class Ledger:
                 rows.see(connection, change.moment, self._owner)
             ended.write(connection, change.ended)
             decided.write(connection, change.decided)
+            audited.write(connection, change.audited)
             return prune.prune(connection, change.before, change.prune) if change.before else 0
 
     async def living(self) -> tuple[Lease, ...]:
@@ -223,6 +227,37 @@ class Ledger:
         def run() -> tuple[Decision, ...]:
             with self._transaction() as connection:
                 return decided.read(connection)
+
+        return await self._in_thread(run)
+
+    async def audit(self, *items: Write) -> None:
+        """Add writes to the audit log, or their results, on disk when this returns. Raises LedgerFault."""
+        await self._in_thread(self.commit, Change(Moment(self._clock(), self._steady()), audited=items))
+
+    async def audited(self, search: Search) -> tuple[tuple[int, Write], ...]:
+        """Writes of the audit log with their numbers, the newest first. Raises LedgerFault."""
+
+        def run() -> tuple[tuple[int, Write], ...]:
+            with self._transaction() as connection:
+                return audited.read(connection, search)
+
+        return await self._in_thread(run)
+
+    async def audited_request(self, author: str, request_id: str) -> Write | None:
+        """The author's write with this request id, None if there is none. Raises LedgerFault."""
+
+        def run() -> Write | None:
+            with self._transaction() as connection:
+                return audited.by_request(connection, author, request_id)
+
+        return await self._in_thread(run)
+
+    async def audited_write(self, write_id: str) -> Write | None:
+        """The write with this id, None if there is none. Raises LedgerFault."""
+
+        def run() -> Write | None:
+            with self._transaction() as connection:
+                return audited.by_id(connection, write_id)
 
         return await self._in_thread(run)
 

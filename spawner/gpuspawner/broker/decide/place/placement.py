@@ -256,7 +256,9 @@ def _place_in_turns(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
         found = [turn(want, room) for room in rooms[kind]]
         shares = [share for share in found if share is not None]
         if len(shares) == len(found):
-            return (replace(shares[0], home=True), *shares[1:])
+            order = {room.device.uuid: room.device.index or 0 for room in rooms[kind]}
+            others = sorted(shares[1:], key=lambda share: (order[share.device_uuid], share.device_uuid))
+            return (replace(shares[0], home=True), *others)
     return None
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...core.errors import NotAllowed
-from ..api.socket import Site as Socket
-from ..api.turns import PATH, TurnHandler, TurnService
-from .handlers import ApiUser, MoreRoutes, Route, Site
-from .rules import ADMIN_SCOPE
+from ....core.errors import NotAllowed
+from ..socket import Site as Socket
+from ..turns import PATH, TurnHandler, TurnService
+from .base import ApiUser, Route, Site
+from .rules import MoreRoutes
 
 
 class PublicTurn(ApiUser, TurnHandler):
@@ -24,8 +24,8 @@ class PublicTurn(ApiUser, TurnHandler):
     def check(self, lease_id: str) -> None:
         """Raises NotAllowed for the lease of another user, without the scope; LeaseConflict."""
         lease = self.turns.lease(lease_id)
-        mine = self.viewer.is_mine({"user": lease.user, "hub": lease.hub})
-        if not mine and ADMIN_SCOPE not in self.current_user.get("scopes", ()):
+        whose = {"user": lease.user, "hub": lease.hub, "groups": lease.groups}
+        if not (self.viewer.is_mine(whose) or self.viewer.may(self.viewer.reserve, whose)):
             raise NotAllowed("This is another user's server: ask its user, or an admin.")
 
 
