@@ -585,7 +585,9 @@ class Allocator:
         self._doubtful.clear()
 
     def _log_change(self, before: Lease | None, lease: Lease) -> None:
-        if before is None or before.state is not lease.state:
+        if before is not None and {before.state, lease.state} == states.WITH_CONTAINER:
+            self._log.debug("Lease is %s: %s", lease.state, log_context(lease))  # its turn has a line already
+        elif before is None or before.state is not lease.state:
             why = f" ({lease.reason})" if lease.reason else ""
             self._log.info("Lease is %s%s: %s", lease.state, why, log_context(lease))
         elif before.notice != lease.notice:
