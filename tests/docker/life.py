@@ -47,9 +47,8 @@ class Server:
     @asynccontextmanager
     async def spawning(self) -> AsyncIterator[Grant]:
         """The spawn up to `ready`; the hold closes at the end of the block."""
-        request = GpuRequest(
-            self.lease_id, self.hub, self.user, "", "gpu", self.want or Want(self.device_count)
-        )
+        want = self.want or Want(self.device_count)
+        request = GpuRequest(self.lease_id, self.hub, self.user, "", "gpu", want)
         self.at_step("acquire", "before")
         async with self.client.acquire(request, lambda *place: self.queued.append(place[2])) as grant:
             self.at_step("acquire", "after")

@@ -76,6 +76,7 @@ class Holders:
     def __init__(self, allocator: Allocator) -> None:
         self.allocator = allocator
         self.told: list[tuple[str, str]] = []
+        self.said: list[tuple[str, str]] = []
         self.ready = asyncio.Event()
         self.ready.set()
 
@@ -91,6 +92,9 @@ class Holders:
 
     async def main_pid(self, container_id: str) -> int | None:
         return 1
+
+    async def say_turn(self, lease_id: str, sentence: str) -> None:
+        self.said.append((lease_id, sentence))
 
     async def set_turn(self, lease_id: str, awake: bool, ago_seconds: float) -> None:
         await (self.allocator.wake if awake else self.allocator.sleep)(lease_id, ago_seconds=ago_seconds)

@@ -69,7 +69,8 @@ class NodeFacts:
     if GPUs are simulated or can't be listed. `guard_obstacle`: why processes of containers can't be ended
     here, with the remedy. `mps_pipes`: the folder with a pipe folder for each GPU's MPS daemon; "" if MPS
     is not used. `memory_bytes`: the machine's main memory; None if it doesn't say. `turns_obstacle`: why GPUs
-    can't be used in turns here, with the remedy; "" if nothing is known against it.
+    can't be used in turns here, with the remedy; "" if nothing is known against it. `turns_move`: whether the
+    driver can wake a program on another GPU.
     """
 
     name: str
@@ -84,6 +85,7 @@ class NodeFacts:
     mps_pipes: str = ""
     memory_bytes: int | None = None
     turns_obstacle: str = ""
+    turns_move: bool = True
 
     @property
     def incomplete(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,7 +39,7 @@ from .inventory import Inventory, Patience, is_broken, modes_of, open_inventory
 from .mps.control import find_program, pipes_of
 from .mps.daemon import MpsPace
 from .processes import Process, ProcessTable, ending_obstacle
-from .turning import LocalTurns, turns_obstacle
+from .turning import LocalTurns, can_move, main_memory_bytes, turns_obstacle
 from .usage import UsageMonitor
 
 OPEN_SECONDS = 15.0
@@ -110,7 +109,7 @@ class LocalNode:
         """Opens NVML and lists the devices. A driver that fails is a fault: it may work after a repair."""
         mps = self._settings.find_mps()
         self._facts = replace(
-            self._facts, mps=mps, guard_obstacle=ending_obstacle(), memory_bytes=_main_memory_bytes()
+            self._facts, mps=mps, guard_obstacle=ending_obstacle(), memory_bytes=main_memory_bytes()
         )
         opening = self._nvml.submit(self._open)
         done, _ = await asyncio.wait({opening}, timeout=self._settings.open_seconds)
@@ -236,6 +235,7 @@ class LocalNode:
             driver=driver,
             mps_pipes=pipes,
             turns_obstacle="" if inventory.simulated else turns_obstacle(version),
+            turns_move=inventory.simulated or can_move(version),
         )
 
     def _driver(self, inventory: Inventory) -> DriverFacts | None:
@@ -320,15 +320,6 @@ class LocalNode:
             if readings != self._readings:
                 self._readings = readings
                 self._events.put_nowait(readings)
-
-
-def _main_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """This machine's main memory; None if the kernel doesn't say."""
-    try:
-        match = re.search(r"^MemTotal:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return None if match is None else int(match[1]) << 10
 
 
 def _is_broken_driver(error: GpuSpawnerError) -> bool:

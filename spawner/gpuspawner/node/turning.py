@@ -47,6 +47,20 @@ def turns_obstacle(driver_version: str | None, status: Path = Path("/proc/self/s
     return ""
 
 
+def can_move(driver_version: str | None) -> bool:
+    """Whether the driver can wake a program on another GPU than the one that it was on."""
+    return abilities(driver_version).can_move
+
+
+def main_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """This machine's main memory; None if the kernel doesn't say."""
+    try:
+        match = re.search(r"^MemTotal:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return None if match is None else int(match[1]) << 10
+
+
 class LocalTurns:
     """One a node. All methods on its event loop; nothing is started before the first call."""
 

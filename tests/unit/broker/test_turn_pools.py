@@ -59,7 +59,11 @@ async def test_two_alternate_and_only_who_is_awake_is_charged(room: Room) -> Non
     assert [room.machine.programs[pid].state for pid in (first, second)] == [
         ProcessState.RUNNING, ProcessState.LOCKED,
     ]  # fmt: skip
+    assert room.holders.said == [
+        (ben.id, "Waiting for a GPU: 1st in line, about 10 s. Your variables are safe."),
+    ]
     await room.look(11.0)
+    assert {each[0] for each in room.holders.said} == {ann.id, ben.id}
     assert room.states() == {"user-1": "asleep", "user-2": "running"}
     assert room.turns() == {"user-1": ("paused", A), "user-2": ("awake", A)}
     await room.look(11.0)

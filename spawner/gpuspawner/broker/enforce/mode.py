@@ -43,6 +43,10 @@ class Holders(Protocol):
         """Records that a lease in turns has a GPU now, or none, since `ago_seconds`. Raises LedgerFault."""
         ...
 
+    async def say_turn(self, lease_id: str, sentence: str) -> None:
+        """Shows a line in the lab while a cell waits for a GPU; "" removes it. Raises LedgerFault."""
+        ...
+
     async def set_health(self, health: DeviceHealth) -> None:
         """Puts a device out of service or back into service. Raises LedgerFault."""
         ...

@@ -21,6 +21,7 @@ from ...core.turn import TurnSettings, Unsleepable
 from ...core.units import utc_now
 from ...node.api import NodeEvent, Outcome, Quota, Seat, TurnHands
 from ..decide.snapshot import TurnView
+from ..decide.turn_words import waiting_sentence
 from ..decide.turns import Gpu, Step, Turn, TurnRules
 from .mode import Surroundings, Wishes
 from .turns import SeatStatus, Told, TurnKeeper
@@ -133,6 +134,7 @@ class TurnPool:
         self._places: dict[str, Seat] = {}
         self._changes: list[tuple[str, bool, float]] = []
         """What the ledger has not recorded yet, in order: lease, awake, since when (monotonic seconds)."""
+        self._said: dict[str, str] = {}
         self._news = asyncio.Event()
         self.closed = STARTING
         """Why nobody is admitted; "" once the driver has been checked."""
@@ -160,6 +162,7 @@ class TurnPool:
 
     def leave(self, lease_id: str) -> None:
         """Its container has ended."""
+        self._said.pop(lease_id, None)
         if self._places.pop(lease_id, None) is not None and self._keeper is not None:
             self._keeper.leave(lease_id)
 
@@ -204,7 +207,9 @@ class TurnPool:
         keeper.gpus = self._gpus()
         if self._places:
             await keeper.tick()
-            self._correct(keeper.status())
+            statuses = keeper.status()
+            self._correct(statuses)
+            await self._say(statuses)
 
     async def _admit(self, keeper: TurnKeeper) -> None:
         """Gives a seat to each lease whose container runs."""
@@ -237,6 +242,15 @@ class TurnPool:
                 usable = reachable and self._around.works(device.uuid)
                 found.append(Gpu(device.uuid, terms.usable_bytes(device.memory_bytes), usable))
         return tuple(found)
+
+    async def _say(self, statuses: Iterable[SeatStatus]) -> None:
+        """Shows in each lab what its waiting cell waits for, when that has changed."""
+        now = utc_now()
+        for each in statuses:
+            sentence = waiting_sentence(_view(each, now))
+            if each.lease_id in self._places and self._said.get(each.lease_id, "") != sentence:
+                self._said[each.lease_id] = sentence
+                await self._around.holders.say_turn(each.lease_id, sentence)
 
     # ---- the ledger
 

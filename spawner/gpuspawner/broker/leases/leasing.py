@@ -252,6 +252,10 @@ class LeaseService:
         """The container's first process, on the host; None if it doesn't run. Raises EngineFault."""
         return await self._engine.main_pid(container_id)
 
+    async def say_turn(self, lease_id: str, sentence: str) -> None:
+        """Shows a line in the lab while a cell waits for a GPU; "" removes it. Raises LedgerFault."""
+        await self._parts.folders.write_turn(lease_id, sentence)
+
     async def set_turn(self, lease_id: str, awake: bool, ago_seconds: float) -> None:
         """A lease in turns has a GPU now, or none, since `ago_seconds`. Raises LedgerFault."""
         change = self._allocator.wake if awake else self._allocator.sleep

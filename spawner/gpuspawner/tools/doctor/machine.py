@@ -32,6 +32,7 @@ from ...node.inventory import (
 from ...node.local import OPEN_SECONDS
 from ...node.mps.control import find_program
 from ...node.processes import ending_obstacle
+from ...node.turning import can_move, main_memory_bytes, turns_obstacle
 from ...protocol.client import BrokerClient
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
 from .lab import read_lab
@@ -104,7 +105,11 @@ def _pools(facts: Facts, settings: GpuBroker) -> Facts:
     if facts.inventory_error:
         return facts
     incomplete = bool(facts.driver and facts.driver.left_out)
-    host = Host(facts.simulated, find_program(), ending_obstacle(), incomplete, facts.modes)
+    version = facts.driver.driver_version if facts.driver is not None else None
+    host = Host(
+        facts.simulated, find_program(), ending_obstacle(), incomplete, facts.modes, main_memory_bytes(),
+        turns_obstacle(version), can_move(version),
+    )  # fmt: skip
     try:
         pooling = make_pooling(settings.site.parsed_pools(), settings.tiers, facts.devices, host)
     except ConfigError as error:

@@ -84,6 +84,11 @@ def _check_devices(pool: Pool, members: Sequence[Device], host: Host) -> None:
     where = f"c.GpuSite.pools: pool {pool.name!r}"
     if host.turns_obstacle and not host.simulated:
         raise ConfigError(f"{where} has mode 'turns': {host.turns_obstacle}")
+    if len(members) > 1 and not host.turns_move:
+        raise ConfigError(
+            f"{where} has {len(members)} GPUs in turns, but this driver can't wake a program on another GPU: "
+            'install driver 580 or newer, or make a pool of each GPU ("devices": ["<UUID>"])'
+        )
     kinds = {(device.model, device.memory_bytes) for device in members}
     if len(kinds) > 1:
         names = ", ".join(sorted(f"{model} with {format_bytes(size)}" for model, size in kinds))
