@@ -20,6 +20,7 @@ from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
 from ..core.quota import Quota
+from ..core.states import AWAKE
 from ..core.units import utc_now
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
@@ -265,7 +266,13 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
             if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
-                prestart = Prestart(self.rulebook, HubApi(os.environ), self.log)
+                prestart = Prestart(
+                    self.rulebook,
+                    HubApi(os.environ),
+                    self._running_users,
+                    self.site.prestart_at_once,
+                    self.log,
+                )
                 loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
             loops.append(asyncio.create_task(pruning.run(), name="pruning"))
@@ -284,6 +291,14 @@ class GpuBroker(Application):
         half_life_seconds = self.site.fair_share_half_life_days * 86400
         fair = FairShare(half_life_seconds) if self.site.fair_share else None
         return queue_rules(self.gate, fair, self.site.queue_patience)
+
+    def _make_prestart(self) -> Prestart:
+        hub, at_once = HubApi(os.environ), self.site.prestart_at_once
+        return Prestart(self.rulebook, hub, self._running_users, at_once, self.log)
+
+    def _running_users(self) -> set[str]:
+        """Users whose default server holds a GPU and runs."""
+        return {each.user for each in self.allocator.leases() if not each.server and each.state in AWAKE}
 
     def _make_endings(self) -> Endings:
         parts = EndingParts(
