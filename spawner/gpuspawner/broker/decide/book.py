@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TypeVar
 
+from ...core.decision import Drain
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
 from ...core.want import Mode, Want
@@ -24,7 +25,7 @@ from .line.queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting
 from .place import notice
 from .place.devices import NO_RULES, Devices
 from .place.fitting import fits, grouped, places, places_beside
-from .place.placement import RULES, Room, Share, example, place, suits, take
+from .place.placement import RULES, Kind, Room, Share, example, place, suiting, suits, take
 from .place.sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 
@@ -124,6 +125,13 @@ class Book:
         """How many devices suit `want`, whether leased, free or out of service."""
         return self._devices.known(want)
 
+    def repair_needed(self, want: Want) -> str:
+        """Why `want` can't be served before an admin has repaired devices; "" if it can."""
+        broken = [each for each in self._devices.unhealthy(want) if each[1].needs_admin]
+        if not broken or self._devices.known(want) - len(broken) >= want.device_count:
+            return ""
+        return notice.needs_admin(want, broken)
+
     def obstacle(self, lease_id: str) -> str:
         """Why a waiting lease can't be served in any place; "" if it can, or if it doesn't wait.
 
@@ -155,6 +163,10 @@ class Book:
     def example(self, want: Want) -> Share | None:
         """What `want` would get of one device; None if none suits."""
         return example(want, self._devices.kinds)
+
+    def suiting(self, want: Want) -> tuple[Kind, ...]:
+        """The kinds of devices that suit `want`, the smallest first, leased or not."""
+        return suiting(want, self._devices.kinds)
 
     def capacity(self, want: Want) -> Capacity:
         """How many healthy devices, or slices of them, suit `want`, and how many requests wait for them."""
@@ -247,6 +259,7 @@ class Book:
                 self._devices.health(device.uuid),
                 self.holders(device.uuid),
                 self._devices.terms(device.uuid),
+                self._devices.drain(device.uuid),
             )
             for device in self._devices.all()
         )
@@ -310,6 +323,12 @@ class Book:
         self._obstacles.clear()
         return self._devices.set_health(health)
 
+    def set_drained(self, drained: Mapping[str, Drain]) -> bool:
+        """Nothing new is placed on exactly these devices. Returns whether anything changed."""
+        self._queue.changed()
+        self._obstacles.clear()
+        return self._devices.set_drained(drained)
+
     def placed(
         self,
         now: datetime,
@@ -372,7 +391,7 @@ class Book:
         if not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
             return lease
         states = [(self._devices.device(each), self._devices.health(each)) for each in lease.device_uuids]
-        told = notice.withdrawn([each for each in states if not each[1].healthy])
+        told = notice.withdrawn([each for each in states if not each[1].healthy and not each[1].new_only])
         if not told and lease.notice and not notice.is_withdrawal(lease.notice):
             return lease
         return replace(lease, notice=told)
