@@ -65,6 +65,7 @@ from .progress import Progress
 from .pulls import PullLimits, Tell
 from .readiness import Answer, ask
 from .shared import HubShared, SharedSettings, shared_by_all
+from .subclass import check_steps
 
 _STOP_GRACE_SECONDS = 10
 CHECK_SECONDS = 0.5
@@ -308,6 +309,11 @@ class GpuDockerSpawner(DockerSpawner):
 
     _machines: ClassVar[WeakKeyDictionary[DockerEngine, Machine]] = WeakKeyDictionary()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises TypeError for a site's subclass that overrides a step which isn't called here."""
+        super().__init_subclass__(**kwargs)
+        check_steps(cls, GpuDockerSpawner)
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.site = GpuSite(parent=self)
@@ -385,7 +391,7 @@ class GpuDockerSpawner(DockerSpawner):
     @default("apply_user_options")
     def _apply_user_options_default(self) -> Callable[..., None]:
         # start() reads and validates the options; without this, the hub warns that nobody does.
-        return lambda spawner, user_options: None
+        return _leave_options
 
     async def _render_options_form(self) -> str:
         """The form: the tiers with what is free now, or a message if the settings are invalid."""
@@ -457,6 +463,11 @@ class GpuDockerSpawner(DockerSpawner):
         """Whether the site has its own `options_from_form`; we don't check its options."""
         return getattr(self.options_from_form, "__func__", None) is not GpuDockerSpawner._read_form
 
+    @property
+    def _site_has_options(self) -> bool:
+        """Whether the site uses options besides tier and image: it makes or applies them itself."""
+        return self._site_reads_form or self.apply_user_options is not _leave_options
+
     async def check_allowed(self, image: str) -> str:
         """The image for a name of `allowed_images`, as in DockerSpawner. Raises HTTPError 400."""
         images = self.offered_images()
@@ -488,7 +499,7 @@ class GpuDockerSpawner(DockerSpawner):
 
     def _parse_stored(self) -> Choice:
         images = self.offered_images()
-        return parse_options(self.user_options, self.tiers, images, others=self._site_reads_form)
+        return parse_options(self.user_options, self.tiers, images, others=self._site_has_options)
 
     def _keep_options(self, options: dict[str, Any]) -> None:
         """Stores them here and in the hub's database.
@@ -945,6 +956,10 @@ def _ready_event(spawner: GpuDockerSpawner, event: dict[str, Any]) -> dict[str, 
     if spawner.object_id:
         return event
     return {"progress": 100, "failed": True, "message": "The start was cancelled."}
+
+
+def _leave_options(spawner: GpuDockerSpawner, user_options: dict[str, Any]) -> None:
+    """Applies nothing."""
 
 
 def _failed(name: str, error: Exception) -> ConfigError:
