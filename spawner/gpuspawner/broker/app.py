@@ -25,6 +25,7 @@ from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
 from .api.offer import offer_routes
+from .api.public.rules import public_rules
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .decide.book import QueueRules
@@ -39,13 +40,15 @@ from .enforce.way_in import WayIn
 from .identity import broker_id
 from .keeper import EXIT_SETTINGS
 from .leases.allocator import Allocator
+from .leases.announcements import Announcements
 from .leases.containers import DockerEngine
 from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
 from .leases.gate import QuotaGate
+from .leases.hub_api import HubApi
 from .leases.leasing import NOT_READY, LeaseService, Parts
 from .leases.offers import Offers
-from .leases.prestart import HubApi, Prestart
+from .leases.prestart import Prestart
 from .leases.queue_rules import queue_rules
 from .leases.rule_service import RuleService
 from .leases.rulebook import Rulebook
@@ -54,7 +57,7 @@ from .lock import BrokerLock
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
-from .pages import public_rules, serve_pages
+from .pages import serve_pages
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -156,6 +159,7 @@ class GpuBroker(Application):
     quotas: tuple[Quota, ...]
     idle: IdleRules
     rulebook: Rulebook
+    announcements: Announcements
     gate: QuotaGate
     rules: RuleService
     endings: Endings
@@ -242,11 +246,13 @@ class GpuBroker(Application):
             self.log.warning("%s", warning)
         self.rulebook = Rulebook(ledger, self.site.quotas, self.site.known(), log=self.log)
         await self.rulebook.load()
+        self.announcements = Announcements(self.rulebook, self.log)
         self.gate = QuotaGate(self.rulebook, ledger)
         self.allocator = Allocator(ledger, gate=self.gate, log=self.log, rules=self._queue_rules())
         self.gate.floor = self.allocator
         self.rules = RuleService(self.rulebook, self.gate, self.allocator, ledger)
         await self.allocator.load(pooling.devices, pooling.terms, place=False)
+        await self.allocator.set_drained(self.rulebook.rules.drained)
         self.service = await self._make_service(ledger)
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
@@ -269,6 +275,8 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
             if not self.facts.simulated:
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
+            messages = self.announcements.run(self.allocator.leases, self.folders)
+            loops.append(asyncio.create_task(messages, name="announcements"))
             if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
                 prestart = Prestart(self.rulebook, HubApi(os.environ), self.log)
                 loops.append(asyncio.create_task(prestart.run(), name="prestart"))
@@ -349,7 +357,9 @@ class GpuBroker(Application):
         self.measures = Metrics()
         self.engine = DockerEngine(log=self.log)
         self.way_in = WayIn(self.node, self.engine, self._device_uuids, simulated=self.facts.simulated)
-        self.folders = DiskFolders(self.state_dir, simulated=self.facts.simulated)
+        self.folders = DiskFolders(
+            self.state_dir, simulated=self.facts.simulated, notice_of=self.announcements.notice_of
+        )
         await self.folders.keep_only({lease.id for lease in self.allocator.leases()})
         parts = Parts(
             broker=str(self.state_dir),

@@ -207,6 +207,7 @@ def make_patch(
         "NVIDIA_VISIBLE_DEVICES": "void",
         "GPUSPAWNER_LEASE": lease.id,
         "GPUSPAWNER_TIER": lease.tier,
+        "GPUSPAWNER_MODE": lease.want.mode.value,
         "GPUSPAWNER_DEVICES": ",".join(lease.device_uuids),
         "GPUSPAWNER_DEVICE_COUNT": str(lease.want.device_count),
         "GPUSPAWNER_MEMORY_BYTES": str(lease.memory_bytes),

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TypeVar
 
+from ...core.decision import Drain
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
 from ...core.want import Mode, Want
@@ -242,6 +243,7 @@ class Book:
                 self._devices.health(device.uuid),
                 self.holders(device.uuid),
                 self._devices.terms(device.uuid),
+                self._devices.drain(device.uuid),
             )
             for device in self._devices.all()
         )
@@ -303,6 +305,12 @@ class Book:
         self._queue.changed()
         self._obstacles.clear()
         return self._devices.set_health(health)
+
+    def set_drained(self, drained: Mapping[str, Drain]) -> bool:
+        """Nothing new is placed on exactly these devices. Returns whether anything changed."""
+        self._queue.changed()
+        self._obstacles.clear()
+        return self._devices.set_drained(drained)
 
     def placed(
         self,

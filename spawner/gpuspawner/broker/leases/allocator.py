@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from ...core import states
+from ...core.decision import Drain
 from ...core.errors import LeaseConflict, NoCapacity
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event, Frees
@@ -272,6 +273,13 @@ class Allocator:
         """
         return await self._step(self._set_health, health)
 
+    async def set_drained(self, drained: Mapping[str, Drain]) -> None:
+        """Place nothing new on exactly these devices, by UUID; what runs or starts there goes on.
+
+        Raises LedgerFault if what follows could not be recorded; `advance` then does it.
+        """
+        await self._step(self._set_drained, drained)
+
     async def tell(self, lease_id: str, sentence: str) -> Lease | None:
         """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
         return await self._step(self._tell, lease_id, sentence)
@@ -475,6 +483,14 @@ class Allocator:
         finally:
             self._watches.wake_waiting()
         return tuple(told)
+
+    async def _set_drained(self, drained: Mapping[str, Drain]) -> None:
+        if not self._book.set_drained(drained):
+            return
+        try:
+            await self._commit(*self._placed(self._clock()))
+        finally:
+            self._watches.wake_waiting()
 
     async def _tell(self, lease_id: str, sentence: str) -> Lease | None:
         lease = self.lease(lease_id)
