@@ -53,12 +53,14 @@ from .leases.prestart import Prestart
 from .leases.queue_rules import queue_rules
 from .leases.rule_service import RuleService
 from .leases.rulebook import Rulebook
+from .leases.unknown import UnknownServers
 from .ledger import Ledger
 from .lock import BrokerLock
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
 from .pages import serve_pages
+from .pages.look import hub_of
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -173,6 +175,7 @@ class GpuBroker(Application):
     facts: NodeFacts
     way_in: WayIn
     closures: Closures
+    unknown: UnknownServers | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -279,12 +282,11 @@ class GpuBroker(Application):
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
             if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
+                hub = HubApi(os.environ)
+                self.unknown = UnknownServers(hub, self.allocator.leases, hub_of(self.config), self.log)
+                loops.append(asyncio.create_task(self.unknown.run(), name="unknown servers"))
                 prestart = Prestart(
-                    self.rulebook,
-                    HubApi(os.environ),
-                    self._running_users,
-                    self.site.prestart_at_once,
-                    self.log,
+                    self.rulebook, hub, self._running_users, self.site.prestart_at_once, self.log
                 )
                 loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
@@ -465,6 +467,7 @@ class GpuBroker(Application):
             node=self.enforcement.node_facts,
             usage=self.enforcement.usage,
             ended=self.journal.recent,
+            unknown=self._unknown,
         )
         return View(self.allocator, about)
 
@@ -475,7 +478,13 @@ class GpuBroker(Application):
             for tier in self.tiers
             if tier.queue_timeout_seconds is not None
         }
-        return Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
+        return Site(
+            self.service, self._view(), self.measures, waits, self.log, simulated, timeouts, self._unknown
+        )
+
+    def _unknown(self) -> frozenset[str]:
+        """The leases whose server the hub doesn't know; none if no hub started this broker."""
+        return frozenset() if self.unknown is None else self.unknown.ids()
 
     def _serve_socket(self) -> HTTPServer:
         site = self._site()

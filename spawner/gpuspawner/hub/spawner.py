@@ -142,6 +142,20 @@ class GpuDockerSpawner(DockerSpawner):
         """,
     )
 
+    block_metadata = Bool(
+        True,
+        config=True,
+        help="""
+        Whether labs are kept from a cloud's metadata service (169.254.169.254), which gives the machine's own
+        keys to any program that asks.
+
+        Default: True. The hub's service `network` adds rules to the machine's firewall (iptables) if it is
+        root; else `gpuspawner doctor` names the command that does. A program in a lab then reads "Connection
+        refused". False: nothing is added, and rules that are there stay.
+        Example: `c.GpuDockerSpawner.block_metadata = False`
+        """,
+    )
+
     allowed_images = AnyTrait(
         {},
         config=True,

@@ -45,6 +45,19 @@ class BrokerFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataFacts:
+    """The cloud's metadata service: whether it answers this machine, and whether labs are kept from it.
+
+    `rules_missing` None: this user can't read the firewall.
+    """
+
+    answers: bool
+    block: bool = True
+    """The setting `block_metadata`."""
+    rules_missing: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkFacts:
     """The labs' network, as the settings name it and as Docker has it; `error` if Docker doesn't say."""
 
@@ -60,6 +73,7 @@ class NetworkFacts:
     address_here: bool = False
     running: tuple[str, ...] = ()
     """The names of the running containers in it."""
+    metadata: MetadataFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from ..access import ADMIN_SCOPE, READ_SCOPE, Reach
 from ..rules import (
     CalendarHandler,
     Change,
+    EndHandler,
     GrantsHandler,
     QuotasHandler,
     ReportHandler,
@@ -94,6 +95,10 @@ class PublicGrants(PublicRule, GrantsHandler):
     """POST api/grants"""
 
 
+class PublicEnd(PublicRule, EndHandler):
+    """POST api/leases/{id}/end"""
+
+
 class PublicReport(PublicRule, ReportHandler):
     """GET api/report"""
 
@@ -112,6 +117,7 @@ class PublicCalendar(PublicRule, CalendarHandler):
 
 _PUBLIC: dict[type[RuleHandler], type[RequestHandler]] = {
     QuotasHandler: PublicQuotas,
+    EndHandler: PublicEnd,
     GrantsHandler: PublicGrants,
     ReportHandler: PublicReport,
     SessionsHandler: PublicSessions,
