@@ -72,3 +72,8 @@ c.JupyterHub.load_roles = [
         ],
     },
 ]
+
+if more := os.environ.get(
+    "GPUSPAWNER_TEST_MORE"
+):  # a recipe of the documents, below the rest of a site's file
+    exec(compile(Path(more).read_text(), more, "exec"))
