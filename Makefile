@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help hub test test-all test-slow check test-unit test-nightly test-gpu bench images bundle lock engine clean-demo venv
+.PHONY: help hub screenshots test test-all test-slow check test-unit test-nightly test-gpu bench images bundle lock engine clean-demo venv
 
 ifdef PY
 venv:
@@ -43,6 +43,10 @@ check: venv ## lint and types
 	@$(PY) -m mypy
 	@$(PY) -m mypy --explicit-package-bases setup images/*.py
 	@MYPYPATH=bench:spawner $(PY) -m mypy --explicit-package-bases $(filter-out bench/config_%,$(wildcard bench/*.py))
+
+screenshots: venv ## write a picture of every page to docs/images
+	@$(PY) -m setup.ready proxy engine programs images </dev/null
+	@SCREENSHOTS=1 $(PYTEST) tests/browser $(ARGS) </dev/null
 
 test-unit: venv ## the tests that need no Docker, under a minute
 	@$(PYTEST) tests/unit $(ARGS)

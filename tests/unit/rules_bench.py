@@ -8,12 +8,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from gpuspawner.broker.api.offer import offer_routes
 from gpuspawner.broker.api.rules import rule_routes
 from gpuspawner.broker.api.socket import Site, bind_socket, make_app
 from gpuspawner.broker.decide.when.gpu_use import GpuUse
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
 from gpuspawner.broker.leases.gate import QuotaGate
+from gpuspawner.broker.leases.offers import Offers
 from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.broker.ledger import Ledger
@@ -93,5 +95,11 @@ class Served:
         )
         self.endings = Endings(parts, logging.getLogger("test"))
         self.site = Site(service, service, Metrics(), 60.0, logging.getLogger("test"))
-        self.server = HTTPServer(make_app(self.site, rule_routes(self.site, self.rules, self.endings)))
+        gate.floor = self.allocator
+        offers = Offers(self.rules, gate, self.allocator, times.now)
+        routes = [
+            *rule_routes(self.site, self.rules, self.endings),
+            *offer_routes(self.site, self.rules, self.endings, offers),
+        ]
+        self.server = HTTPServer(make_app(self.site, routes))
         self.server.add_socket(bind_socket(self.socket))

@@ -14,6 +14,8 @@
     │   ├── SessionUnfit      409  session_unfit
     │   ├── ImageUnfit        409  image_unfit
     │   ├── LeaseConflict     409  lease_conflict
+    │   ├── RequestConflict   409  request_conflict
+    │   ├── TooManyRequests   429  too_many_requests
     │   ├── NoCapacity        503  no_capacity
     │   ├── QueueTimeout      503  queue_timeout
     │   └── BrokerUnavailable 503  broker_unavailable
@@ -31,6 +33,7 @@ freed.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import ClassVar
 
 
@@ -39,10 +42,17 @@ class GpuSpawnerError(Exception):
 
 
 class Refusal(GpuSpawnerError):
-    """A request that was understood and refused: `reason` labels the metric, `status` is HTTP's."""
+    """A request that was understood and refused: `reason` labels the metric, `status` is HTTP's.
+
+    `again_at` is when the same request is allowed without anybody's doing; None: never, or not known.
+    """
 
     reason: ClassVar[str] = "refused"
     status: ClassVar[int] = 400
+
+    def __init__(self, message: str = "", *, again_at: datetime | None = None) -> None:
+        super().__init__(message)
+        self.again_at = again_at
 
     @property
     def message(self) -> str:
@@ -132,6 +142,21 @@ class LeaseConflict(Refusal):
 
     reason = "lease_conflict"
     status = 409
+
+
+class RequestConflict(Refusal):
+    """A request has the id of an earlier one whose result is not known, or that asked for something else."""
+
+    reason = "request_conflict"
+    status = 409
+
+
+class TooManyRequests(Refusal):
+    """The sender writes too often; `retry_after_seconds` says when the next request is accepted."""
+
+    reason = "too_many_requests"
+    status = 429
+    retry_after_seconds: float = 0.0
 
 
 class NoCapacity(Refusal):

@@ -289,6 +289,7 @@ class LeaseDocument(Message):
     mode: Mode
     since: Time
     notice: str
+    groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
 
 
 class QueueDocument(Message):
@@ -303,6 +304,7 @@ class QueueDocument(Message):
     since: Time
     earliest_at: Time | None = Field(default=None, description="the earliest likely begin; null: not known")
     latest_at: Time | None = Field(default=None, description="the latest likely begin; null: not known")
+    groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
 
 
 class EndedDocument(Message):
@@ -322,6 +324,7 @@ class EndedDocument(Message):
     quota_bytes: int | None
     over_seconds: float
     sentence: str
+    groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
 
 
 class StatusDocument(Message):
@@ -346,21 +349,28 @@ class DriverDocument(Message):
 
 
 class TierDocument(Message):
-    """One tier and how much of it is free; None if the tier has no GPU, or no device matches."""
+    """One tier and how much of it is free; None if the tier has no GPU, or no device matches.
+
+    `model` is what the tier asks for, a part of a name; `device_models` are the names of the devices that
+    match, those with the least memory first, and `device_memory_bytes` is the memory of the first.
+    `memory_bytes` and `compute_percent` are what a server gets of one device.
+    """
 
     name: str
     title: str
     description: str
     device_count: Count
     model: str | None
-    mode: Mode | None
-    memory_bytes: int | None
-    compute_percent: float | None
-    guarantee: Guarantee | None
-    compute_guarantee: Guarantee | None
-    free: int | None
-    total: int | None
-    waiting: Count
+    mode: Mode | None = None
+    device_models: tuple[str, ...] = ()
+    device_memory_bytes: int | None = None
+    memory_bytes: int | None = None
+    compute_percent: float | None = None
+    guarantee: Guarantee | None = None
+    compute_guarantee: Guarantee | None = None
+    free: int | None = None
+    total: int | None = None
+    waiting: Count = 0
 
 
 class TiersDocument(Message):

@@ -30,6 +30,7 @@ _RULES: tuple[tuple[str, str, str, str, type[Message] | None, type[Message] | No
     ("/quotas", "delete", "remove_quota", "Take changes of a quota back", rules.QuotaRemoval, None),
     ("/grants", "post", "grant", "Give GPU-hours in the present period", rules.Grant, None),
     ("/allowance", "post", "allowance", "What a user may have", rules.WhoAsks, rules.AllowanceDocument),
+    ("/offer", "post", "offer", "What each tier offers a user now", rules.WhoAsks, rules.OfferDocument),
     ("/report", "get", "report", "Who used how many GPU-hours", None, rules.ReportDocument),
     ("/sessions", "get", "sessions", "Lab sessions", None, rules.SessionsDocument),
     ("/sessions", "post", "save_session", "Add a session, or change it", rules.SessionChange,

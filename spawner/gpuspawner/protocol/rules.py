@@ -7,40 +7,43 @@ from typing import Any
 from pydantic import Field, JsonValue
 
 from ..core.model import LeaseState
-from .messages import Groups, Message, RefusalMessage, Text, TextOrEmpty, Time
+from .messages import Count, Groups, Message, RefusalMessage, Text, TextOrEmpty, Time
 
 _AUTHOR = "who decided it, for the ledger"
 _REASON = "why, for the ledger"
 
 
-class QuotaChange(Message):
+class Authored(Message):
+    """A change that somebody asks for: the audit log has its author."""
+
+    author: Text = Field(description=_AUTHOR)
+
+
+class QuotaChange(Authored):
     """The body of `POST /quotas`: keys of `c.GpuSite.quotas` that change; null takes a change back."""
 
     subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
     values: dict[str, JsonValue] = Field(description="the keys of c.GpuSite.quotas that change")
-    author: Text = Field(description=_AUTHOR)
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
-class QuotaRemoval(Message):
+class QuotaRemoval(Authored):
     """The body of `DELETE /quotas`: all run-time changes of one subject are taken back."""
 
     subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
-    author: Text = Field(description=_AUTHOR)
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
-class Grant(Message):
+class Grant(Authored):
     """The body of `POST /grants`: more GPU-hours in the present period, or fewer if negative."""
 
     subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
     gpu_hours: float = Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="a number of GPU-hours")
-    author: Text = Field(description=_AUTHOR)
     reason: Text = Field(description=_REASON)
 
 
 class WhoAsks(Message):
-    """The body of `POST /allowance`: what this user may have, by the hub's groups and their properties."""
+    """The body of `POST /allowance` and `POST /offer`: the user, by the hub's groups and their properties."""
 
     hub: Text = Field(description="the hub's id")
     user: Text = Field(description="the user's name")
@@ -53,37 +56,33 @@ class WhoAsks(Message):
     )
 
 
-class SessionChange(Message):
+class SessionChange(Authored):
     """The body of `POST /sessions`: a lab session, new or in place of the one of that name."""
 
     session: dict[str, JsonValue] = Field(description="the session; see docs/instructors.md for its keys")
-    author: Text = Field(description=_AUTHOR)
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
-class SessionCancel(Message):
+class SessionCancel(Authored):
     """The body of `DELETE /sessions/{name}`."""
 
-    author: Text = Field(description=_AUTHOR)
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
-class CalendarImport(Message):
+class CalendarImport(Authored):
     """The body of `POST /sessions/calendar`: an iCalendar, and what its events don't say."""
 
     calendar: str = Field(min_length=1, max_length=400_000, description="the text of an .ics file")
     group: Text = Field(description="the hub group of events that name none")
     tier: Text = Field(description="the tier of events that name none")
     seats: int = Field(ge=1, le=10_000, description="a whole number from 1 to 10000")
-    author: Text = Field(description=_AUTHOR)
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
-class Extend(Message):
+class Extend(Authored):
     """The body of `POST /leases/{id}/extend`."""
 
     seconds: float = Field(gt=0, le=86400, allow_inf_nan=False, description="a number of seconds up to a day")
-    author: Text = Field(description=_AUTHOR)
 
 
 class KernelsMessage(Message):
@@ -124,6 +123,61 @@ class AllowanceDocument(Message):
     held_slices: int
     budgets: tuple[BudgetDocument, ...]
     refused: dict[str, RefusalMessage]
+
+
+class KeptDocument(Message):
+    """Places of a tier that are kept for the group of a lab session."""
+
+    session: str = Field(description="the lab session's name")
+    group: str
+    places: Count = Field(description="how many places are still kept for the group")
+    begins_at: Time
+    ends_at: Time
+    unused_free_at: Time = Field(description="when the places that the group has not taken are free for all")
+    message: str = Field(description="the same in words, for the spawn page")
+
+
+class LikelyWait(Message):
+    """When a request that came now would likely be served."""
+
+    earliest_at: Time
+    latest_at: Time
+    message: str = Field(description='in words: "likely between 11:35 and 12:10 UTC"')
+
+
+class TierOffer(Message):
+    """What one tier offers one user now. None: it has no GPU, or that isn't known."""
+
+    tier: str = Field(description="the tier's name")
+    refused: RefusalMessage | None = Field(
+        description="why a start would be refused now and what would change that; null: it is allowed"
+    )
+    allowed_at: Time | None = Field(
+        description="when it is allowed again by itself: new GPU-hours, a lab session that is over; null: "
+        "never by itself, not known, or it is allowed now"
+    )
+    free: int | None = Field(description="places that are free now and not kept for somebody else")
+    total: int | None = Field(description="places on the healthy devices, free or not")
+    waiting: Count = Field(description="how many requests wait for such a place")
+    starts_now: bool = Field(description="whether a start now would get its place at once")
+    wait: LikelyWait | None = Field(description="for a start that would wait; null: not known, or no wait")
+    kept: tuple[KeptDocument, ...] = Field(description="places kept for lab sessions of other groups")
+    own_session: KeptDocument | None = Field(description="the user's own lab session that keeps places now")
+    session_seconds: float | None = Field(description="the longest session by the quota; null: no limit")
+    ends_at: Time | None = Field(description="when a server that starts now ends; null: nothing ends it")
+    ends_message: str = Field(description='why it ends then, as a sentence; "" where nothing ends it')
+    gpu_hours_an_hour: float | None = Field(description="GPU-hours that one hour of this tier costs")
+
+
+class OfferDocument(Message):
+    """The answer to `POST /offer`: what each tier offers this user now, and what they have and used.
+
+    `allowance.budgets` has the GPU-hours that are left.
+    """
+
+    timezone: str = Field(description="the site's time zone, in which the sentences give times")
+    tiers: tuple[TierOffer, ...]
+    allowance: AllowanceDocument
 
 
 class QuotaDocument(Message):

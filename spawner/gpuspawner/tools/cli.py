@@ -45,11 +45,15 @@ PIPE_WIDTH = 200
 """Columns of the tables if stdout is not a terminal."""
 
 
-def _of_rules(name: str) -> Callable[[Application], Command]:
-    """Makes a command of `rules_cli`, which is imported only when it is used."""
+def _of_rules(name: str) -> Callable[[Application], Application]:
+    return _of("rules_cli", name)
 
-    def make(parent: Application) -> Command:
-        command: Command = getattr(import_module("gpuspawner.tools.rules_cli"), name)(parent=parent)
+
+def _of(module: str, name: str) -> Callable[[Application], Application]:
+    """Makes a command of another module, which is imported only when it is used."""
+
+    def make(parent: Application) -> Application:
+        command: Application = getattr(import_module(f"gpuspawner.tools.{module}"), name)(parent=parent)
         return command
 
     return make
@@ -426,6 +430,10 @@ class GpuSpawnerApp(Application):
             lambda parent: PlanCommand(parent=parent),
             "show what a class would get from these GPUs, and whether it fits",
         ),
+        "translate-profiles": (
+            _of("profiles_cli", "TranslateProfiles"),
+            "translate KubeSpawner's profile_list to tiers",
+        ),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 
@@ -449,7 +457,7 @@ def main(argv: list[str] | None = None) -> int:
     app = GpuSpawnerApp()
     app.initialize(arguments)
     app.start()
-    return app.subapp.exit_status if isinstance(app.subapp, Command) else 0
+    return int(getattr(app.subapp, "exit_status", 0))
 
 
 async def _ask(socket_path: str) -> dict[str, Any]:

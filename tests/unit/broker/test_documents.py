@@ -8,8 +8,8 @@ from typing import Any
 
 from gpuspawner.broker.api import documents
 from gpuspawner.broker.api.documents import News
-from gpuspawner.broker.decide.place.placement import Share
-from gpuspawner.broker.decide.place.sharing_rules import SharingRules
+from gpuspawner.broker.decide.place.placement import Kind, Share
+from gpuspawner.broker.decide.place.sharing_rules import WHOLE, SharingRules
 from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
@@ -80,18 +80,19 @@ def test_status() -> None:
                 "id": "a" * 32, "user": "anna", "server": "train", "hub": "hub", "tier": "gpu",
                 "state": "running", "device_uuids": ["GPU-1"], "memory_bytes": 80 << 30,
                 "compute_percent": 100.0, "mode": "whole", "since": "2025-03-01T12:05:00Z",
-                "notice": "Save your work.",
+                "notice": "Save your work.", "groups": [],
             },
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "state": "waiting",
                 "device_uuids": [], "memory_bytes": 0, "compute_percent": 100.0, "mode": "whole",
-                "since": "2025-03-01T12:00:00Z", "notice": "",
+                "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [],
             },
         ],
         "queue": [
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
                 "since": "2025-03-01T12:00:00Z", "earliest_at": None, "latest_at": None,
+                "groups": [],
             },
         ],
         "ended": [
@@ -99,7 +100,7 @@ def test_status() -> None:
                 "at": "2025-03-01T12:05:00Z", "offence": "memory", "lease_id": "a" * 32, "hub": "hub",
                 "user": "anna", "server": "train", "container_id": "c" * 64, "device_uuid": "GPU-1", "pid": 7,
                 "name": "python3", "used_bytes": 9, "quota_bytes": 8, "over_seconds": 2.0,
-                "sentence": "It was over.",
+                "sentence": "It was over.", "groups": [],
             },
         ],
     }  # fmt: skip
@@ -137,14 +138,22 @@ def test_slices_that_nobody_guards_are_worth_nothing() -> None:
 
 def test_a_tier_with_and_without_a_gpu() -> None:
     pair = Tier("pair", "Two H100", "For big models.", want=Want(2, "H100"))
-    share = Share("GPU-1", 80 << 30, 100.0)
-    assert tier_document(pair, Capacity(3, 4, 1), simulated=False, share=share) == {
+    kinds = (Kind("H100 80GB", 80 << 30, None, WHOLE), Kind("H100 94GB", 94 << 30, None, WHOLE))
+    served = documents.Served(Capacity(3, 4, 1), kinds, Share("GPU-1", 80 << 30, 100.0))
+    assert tier_document(pair, served, simulated=False) == {
         "name": "pair", "title": "Two H100", "description": "For big models.", "device_count": 2,
-        "model": "h100", "mode": "whole", "memory_bytes": 80 << 30, "compute_percent": 100.0,
+        "model": "h100", "mode": "whole", "device_models": ["H100 80GB", "H100 94GB"],
+        "device_memory_bytes": 80 << 30, "memory_bytes": 80 << 30, "compute_percent": 100.0,
         "guarantee": "hard", "compute_guarantee": "hard", "free": 3, "total": 4, "waiting": 1,
+    }  # fmt: skip
+    assert tier_document(pair, documents.Served(Capacity(0, 0, 0)), simulated=False) == {
+        "name": "pair", "title": "Two H100", "description": "For big models.", "device_count": 2,
+        "model": "h100", "mode": "whole", "device_models": [], "device_memory_bytes": None,
+        "memory_bytes": None, "compute_percent": None, "guarantee": "hard", "compute_guarantee": "hard",
+        "free": 0, "total": 0, "waiting": 0,
     }  # fmt: skip
     assert tier_document(Tier("cpu", "CPU"), None, simulated=True) == {
         "name": "cpu", "title": "CPU", "description": "", "device_count": 0, "model": None, "mode": None,
-        "memory_bytes": None, "compute_percent": None, "guarantee": None, "compute_guarantee": None,
-        "free": None, "total": None, "waiting": 0,
+        "device_models": [], "device_memory_bytes": None, "memory_bytes": None, "compute_percent": None,
+        "guarantee": None, "compute_guarantee": None, "free": None, "total": None, "waiting": 0,
     }  # fmt: skip

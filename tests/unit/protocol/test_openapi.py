@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from gpuspawner.broker.api.offer import offer_routes
 from gpuspawner.broker.api.rules import rule_routes
 from gpuspawner.broker.api.socket import make_app
 from gpuspawner.core.errors import all_refusals
@@ -53,6 +54,7 @@ def test_the_operations() -> None:
         ("/quotas", "delete", "remove_quota"),
         ("/grants", "post", "grant"),
         ("/allowance", "post", "allowance"),
+        ("/offer", "post", "offer"),
         ("/report", "get", "report"),
         ("/sessions", "get", "sessions"),
         ("/sessions", "post", "save_session"),
@@ -68,7 +70,8 @@ def test_the_operations() -> None:
 def test_it_is_what_the_socket_serves() -> None:
     """Each path and method of the description has a handler, and each handler's method is described."""
     unused: Any = None
-    rules = make_app(unused, rule_routes(unused, unused, unused)).wildcard_router.rules
+    routes = [*rule_routes(unused, unused, unused), *offer_routes(unused, unused, unused, unused)]
+    rules = make_app(unused, routes).wildcard_router.rules
     served = {
         (rule.matcher.regex.pattern, method)
         for rule in rules

@@ -12,7 +12,7 @@ from ...protocol.messages import TierDocument, TiersDocument, document
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
 from ..observe.metrics import Metrics
-from .documents import News, driver_document, status_document, tier_document
+from .documents import News, Served, driver_document, status_document, tier_document
 
 Document = dict[str, Any]
 """Plain JSON values, as the models of `protocol.messages` describe them."""
@@ -64,5 +64,6 @@ class View:
     def _tier(self, tier: Tier) -> TierDocument:
         if not tier.needs_gpu:
             return tier_document(tier, None, self._about.simulated)
-        capacity, share = self._allocator.capacity(tier.want), self._allocator.example(tier.want)
-        return tier_document(tier, capacity, self._about.simulated, share)
+        allocator, want = self._allocator, tier.want
+        served = Served(allocator.capacity(want), allocator.suiting(want), allocator.example(want))
+        return tier_document(tier, served, self._about.simulated)

@@ -19,7 +19,7 @@ from ...protocol.messages import (
     StatusDocument,
     TierDocument,
 )
-from ..decide.place.placement import Room, Share, count_free, share_of
+from ..decide.place.placement import Kind, Room, Share, count_free, share_of
 from ..decide.place.sharing_rules import worth_compute
 from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 from ..ledger import EndedProcess
@@ -48,30 +48,47 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
     )
 
 
-def tier_document(
-    tier: Tier, capacity: Capacity | None, simulated: bool, share: Share | None = None
-) -> TierDocument:
-    """One tier for the spawn page; `capacity` is None for a tier without a GPU.
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What serves a tier with a GPU: how much is free, the kinds of devices, the smallest first, and what a
+    server gets of one; None if no device matches."""
 
-    `share` is what a server of the tier gets of one device; None if no device matches. `free` and `total`
-    count devices, or slices of them.
+    capacity: Capacity
+    kinds: Sequence[Kind] = ()
+    share: Share | None = None
+
+
+def tier_document(tier: Tier, served: Served | None, simulated: bool) -> TierDocument:
+    """One tier for the spawn page; `served` is None for a tier without a GPU.
+
+    `free` and `total` count devices, or slices of them.
     """
-    gpu = capacity is not None
-    mps = share is not None and share.mps
+    if served is None:
+        return TierDocument(
+            name=tier.name,
+            title=tier.title,
+            description=tier.description,
+            device_count=tier.want.device_count,
+            model=tier.want.model,
+        )
+    capacity, share, kinds = served.capacity, served.share, served.kinds
+    mode, mps = tier.want.mode, share is not None and share.mps
     return TierDocument(
         name=tier.name,
         title=tier.title,
         description=tier.description,
         device_count=tier.want.device_count,
         model=tier.want.model,
-        mode=tier.want.mode if gpu else None,
+        mode=mode,
+        device_models=tuple(dict.fromkeys(kind.model for kind in kinds)),
+        device_memory_bytes=kinds[0].memory_bytes if kinds else None,
         memory_bytes=None if share is None else share.memory_bytes,
         compute_percent=None if share is None else share.compute_percent,
-        guarantee=guarantee_of(tier.want.mode, simulated) if gpu else None,
-        compute_guarantee=worth_compute(tier.want.mode, mps, simulated) if gpu else None,
-        free=None if capacity is None else capacity.free,
-        total=None if capacity is None else capacity.total,
-        waiting=0 if capacity is None else capacity.waiting,
+        guarantee=guarantee_of(mode, simulated),
+        compute_guarantee=worth_compute(mode, mps, simulated),
+        free=capacity.free,
+        total=capacity.total,
+        waiting=capacity.waiting,
     )
 
 
@@ -172,6 +189,7 @@ def _lease(lease: Lease) -> LeaseDocument:
         mode=lease.mode,
         since=lease.since,
         notice=lease.notice,
+        groups=lease.groups,
     )
 
 
@@ -187,4 +205,5 @@ def _entry(entry: QueueEntry) -> QueueDocument:
         since=lease.created_at,
         earliest_at=None if wait is None else datetime.fromtimestamp(wait.earliest_seconds, UTC),
         latest_at=None if wait is None else datetime.fromtimestamp(wait.latest_seconds, UTC),
+        groups=lease.groups,
     )

@@ -438,13 +438,18 @@ def wait_message(place: Place, want: Want, wait: Estimate | None, simulated: boo
     what = asked_for(want, simulated)
     if wait is None:
         return f"{ordinal(place.position)} in line for {what}"
-    earliest, latest = (_local(each) for each in (wait.earliest_seconds, wait.latest_seconds))
+    ended = f", when {_sessions(wait.endings)} ended" if wait.endings else ""
+    when = likely(wait.earliest_seconds, wait.latest_seconds)
+    return f"{ordinal(place.position)} of {place.waiting} for {what}: {when}{ended}"
+
+
+def likely(earliest_seconds: float, latest_seconds: float) -> str:
+    """A range of times in words, on the machine's clock: "likely between 11:35 and 12:10 CET"."""
+    earliest, latest = _local(earliest_seconds), _local(latest_seconds)
     zone = f" {latest:%Z}".rstrip()
     first = f"{earliest:%H:%M}" if earliest.date() == latest.date() else f"{earliest:%a %H:%M}"
     last = f"{latest:%H:%M}" if earliest.date() == latest.date() else f"{latest:%a %H:%M}"
-    likely = f"about {last}{zone}" if first == last else f"between {first} and {last}{zone}"
-    ended = f", when {_sessions(wait.endings)} ended" if wait.endings else ""
-    return f"{ordinal(place.position)} of {place.waiting} for {what}: likely {likely}{ended}"
+    return f"likely about {last}{zone}" if first == last else f"likely between {first} and {last}{zone}"
 
 
 def asked_for(want: Want, simulated: bool = False) -> str:

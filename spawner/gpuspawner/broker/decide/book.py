@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TypeVar
 
+from ...core.decision import Drain
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
 from ...core.want import Mode, Want
@@ -22,8 +23,8 @@ from .line.fairshare import FairShare
 from .line.queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, competes, servable
 from .place import notice
 from .place.devices import NO_RULES, Devices
-from .place.fitting import fits, grouped, places
-from .place.placement import Share, example, place, take
+from .place.fitting import fits, grouped, places, places_beside
+from .place.placement import RULES, Kind, Room, Share, example, place, suiting, suits, take
 from .place.sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 
@@ -119,6 +120,13 @@ class Book:
         """How many devices suit `want`, whether leased, free or out of service."""
         return self._devices.known(want)
 
+    def repair_needed(self, want: Want) -> str:
+        """Why `want` can't be served before an admin has repaired devices; "" if it can."""
+        broken = [each for each in self._devices.unhealthy(want) if each[1].needs_admin]
+        if not broken or self._devices.known(want) - len(broken) >= want.device_count:
+            return ""
+        return notice.needs_admin(want, broken)
+
     def obstacle(self, lease_id: str) -> str:
         """Why a waiting lease can't be served in any place; "" if it can, or if it doesn't wait.
 
@@ -151,6 +159,10 @@ class Book:
         """What `want` would get of one device; None if none suits."""
         return example(want, self._devices.kinds)
 
+    def suiting(self, want: Want) -> tuple[Kind, ...]:
+        """The kinds of devices that suit `want`, the smallest first, leased or not."""
+        return suiting(want, self._devices.kinds)
+
     def capacity(self, want: Want) -> Capacity:
         """How many healthy devices, or slices of them, suit `want`, and how many requests wait for them."""
         free, total = self._devices.count(want)
@@ -177,6 +189,31 @@ class Book:
         take(rooms, shares)
         after = places(kept, count, rooms)
         return after < count and after < before
+
+    def spare(self, want: Want, kept: Iterable[tuple[Want, int]]) -> int:
+        """How many leases like `want` fit now beside these places that are kept for others."""
+        return places_beside(want, kept, grouped(self._devices.healthy_rooms().values()))
+
+    def begins(self, lease: Lease, session_seconds: float | None) -> bool:
+        """Whether this request, new at this moment, would begin at once; a session has that length."""
+        self._pass_time(lease.since)
+        last = self._waiting(lease, self._arrivals + 1)
+        last = last._replace(claim=replace(last.claim, session_seconds=session_seconds))
+        return lease.id in plan(self._queue.lineup(self._now, None, last), self._fleet(()), self._now)
+
+    def competes(self, one: Want, other: Want) -> bool:
+        """Whether some device here suits both."""
+        return competes(one, other, self._devices.kinds)
+
+    def charged_as(self, want: Want) -> float | None:
+        """How many whole devices a lease like `want` is charged as; None if no device suits it."""
+        for device in self._devices.all():
+            room = Room(device, terms=self._devices.terms(device.uuid))
+            if suits(want, room.kind) and (share := RULES[want.mode](want, room)) is not None:
+                sliced = want.mode is Mode.SLICE
+                part = room.terms.gpu_fraction(device.memory_bytes, share.memory_bytes) if sliced else 1.0
+                return want.device_count * device.gpu_fraction * part
+        return None
 
     def can_hold(self, lease: Lease) -> bool:
         """Whether the devices of `lease` are known and what it would hold of them is free."""
@@ -206,6 +243,7 @@ class Book:
                 self._devices.health(device.uuid),
                 self.holders(device.uuid),
                 self._devices.terms(device.uuid),
+                self._devices.drain(device.uuid),
             )
             for device in self._devices.all()
         )
@@ -268,6 +306,12 @@ class Book:
         self._obstacles.clear()
         return self._devices.set_health(health)
 
+    def set_drained(self, drained: Mapping[str, Drain]) -> bool:
+        """Nothing new is placed on exactly these devices. Returns whether anything changed."""
+        self._queue.changed()
+        self._obstacles.clear()
+        return self._devices.set_drained(drained)
+
     def placed(
         self,
         now: datetime,
@@ -284,20 +328,23 @@ class Book:
         freed = tuple(freed)
         last = None if newcomer is None else self._waiting(newcomer, self._arrivals + 1)
         lineup = self._queue.lineup(self._now, without, last)
-        fleet = Fleet(
+        placed = []
+        for lease_id, shares in plan(lineup, self._fleet(freed), self._now).items():
+            waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
+            to = after(waiting.state, Event.PLACE, Actor.BROKER).to
+            reserved = with_shares(replace(waiting, state=to, since=now), shares)
+            placed.append(self.with_fractions(reserved))
+        return placed
+
+    def _fleet(self, freed: tuple[Share, ...]) -> Fleet:
+        """The devices at this moment, if `freed` was given back."""
+        return Fleet(
             rooms=self._devices.rooms(freed),
             healthy=self._devices.healthy,
             all_rooms=cache(lambda: self._devices.healthy_rooms(freed)),
             holdings=cache(lambda: self._holdings(freed)),
             sessions=self._rules.sessions(self._now),
         )
-        placed = []
-        for lease_id, shares in plan(lineup, fleet, self._now).items():
-            waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
-            to = after(waiting.state, Event.PLACE, Actor.BROKER).to
-            reserved = with_shares(replace(waiting, state=to, since=now), shares)
-            placed.append(self.with_fractions(reserved))
-        return placed
 
     def with_fractions(self, lease: Lease) -> Lease:
         """The lease with its node, and with the part of each of its devices that it is charged with.
@@ -327,7 +374,7 @@ class Book:
         if not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
             return lease
         states = [(self._devices.device(each), self._devices.health(each)) for each in lease.device_uuids]
-        told = notice.withdrawn([each for each in states if not each[1].healthy])
+        told = notice.withdrawn([each for each in states if not each[1].healthy and not each[1].new_only])
         if not told and lease.notice and not notice.is_withdrawal(lease.notice):
             return lease
         return replace(lease, notice=told)

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from ...core import states
+from ...core.decision import Drain
 from ...core.errors import LeaseConflict, NoCapacity
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event, Frees
@@ -25,7 +26,7 @@ from ..decide.line.backfill import SessionHold
 from ..decide.line.estimate import Arrival, Line
 from ..decide.place import notice
 from ..decide.place.devices import NO_RULES
-from ..decide.place.placement import Share
+from ..decide.place.placement import Kind, Share
 from ..decide.place.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
@@ -107,6 +108,23 @@ class Allocator:
         """Whether a lease like `want`, placed now, would take one of `count` places like `kept`."""
         return self._book.lacks(want, kept, count)
 
+    def spare(self, want: Want, kept: Iterable[tuple[Want, int]]) -> int:
+        """How many leases like `want` fit now beside these places that are kept for others."""
+        return self._book.spare(want, kept)
+
+    def begins(self, request: GpuRequest, session_seconds: float | None) -> bool:
+        """Whether this request, if it came now, would get its devices at once; a session has that length."""
+        new = _new(request, LeaseState.WAITING, self._clock())
+        return self._placing and self._book.begins(new, session_seconds)
+
+    def competes(self, one: Want, other: Want) -> bool:
+        """Whether some device here suits both."""
+        return self._book.competes(one, other)
+
+    def charged_as(self, want: Want) -> float | None:
+        """How many whole devices a lease like `want` is charged as; None if no device suits it."""
+        return self._book.charged_as(want)
+
     def taken(self, tier: str, group: str) -> int:
         """How many leases of this tier hold devices whose users are members of the group."""
         return self._book.taken(tier, group)
@@ -114,6 +132,10 @@ class Allocator:
     def example(self, want: Want) -> Share | None:
         """What such a request would get of one device; None if none suits."""
         return self._book.example(want)
+
+    def suiting(self, want: Want) -> tuple[Kind, ...]:
+        """The kinds of devices that suit such a request, the smallest first, leased or not."""
+        return self._book.suiting(want)
 
     def snapshot(self) -> Snapshot:
         """Devices, living leases and queue at this moment."""
@@ -182,8 +204,8 @@ class Allocator:
 
         `request` is well formed (`protocol.messages`). Raises a quota refusal if the quota does not allow it,
         checked under the same lock under which the lease is given, NoCapacity if these devices can never
-        serve it, LeaseConflict if the id is another's or has ended, or the server has another living lease
-        (end that one first), LedgerFault if it could not be recorded.
+        serve it, or not before an admin has repaired them, LeaseConflict if the id is another's or has ended,
+        or the server has another living lease (end that one first), LedgerFault if it could not be recorded.
         """
         return await self._step(self._acquire, request)
 
@@ -250,6 +272,13 @@ class Allocator:
         If that could not be recorded (LedgerFault), the device is or stays out of service; call again.
         """
         return await self._step(self._set_health, health)
+
+    async def set_drained(self, drained: Mapping[str, Drain]) -> None:
+        """Place nothing new on exactly these devices, by UUID; what runs or starts there goes on.
+
+        Raises LedgerFault if what follows could not be recorded; `advance` then does it.
+        """
+        await self._step(self._set_drained, drained)
 
     async def tell(self, lease_id: str, sentence: str) -> Lease | None:
         """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
@@ -333,6 +362,8 @@ class Allocator:
         if self._gate is not None:
             await self._gate.admit(request, self._book.of_user(request.hub, request.user))
         self._check_capacity(request.want)
+        if broken := self._book.repair_needed(request.want):
+            raise NoCapacity(broken)
         lease = _new(request, asked.to, self._clock())
         placed = {each.id: each for each in self._placed(lease.since, newcomer=lease)}
         lease = placed.pop(lease.id, lease)
@@ -452,6 +483,14 @@ class Allocator:
         finally:
             self._watches.wake_waiting()
         return tuple(told)
+
+    async def _set_drained(self, drained: Mapping[str, Drain]) -> None:
+        if not self._book.set_drained(drained):
+            return
+        try:
+            await self._commit(*self._placed(self._clock()))
+        finally:
+            self._watches.wake_waiting()
 
     async def _tell(self, lease_id: str, sentence: str) -> Lease | None:
         lease = self.lease(lease_id)

@@ -130,23 +130,46 @@ class QuotaGate:
         """Notes when the start ends for a lab session. Raises SessionReserved if there is too little time."""
         if self.floor is None:
             return
-        now, floor = self._clock(), self.floor
+        floor = self.floor
         self._caps = {
             lease_id: cap for lease_id, cap in self._caps.items() if floor.lease(lease_id) is not None
         }
+        cap = self.cap_for(request.want, request.groups, allowed)
+        if cap is not None:
+            self._caps[request.lease_id] = cap
+
+    def cap_for(self, want: Want, groups: Iterable[str], allowed: Allowance) -> Cap | None:
+        """When a server that starts now has to end for a lab session; None if none needs its place.
+
+        Raises SessionReserved if there is too little time before the session.
+        """
+        if self.floor is None:
+            return None
+        now, floor = self._clock(), self.floor
         in_the_way = [
-            kept
-            for kept in self.kept.near(now)
-            if kept.group not in request.groups
-            and self._lacks(request.want, kept, kept.kept(now, floor.taken(kept.tier, kept.group)), floor)
+            kept for kept, count in self.kept_for_others(groups) if floor.lacks(want, self._want(kept), count)
         ]
         seconds, sentence = longest_start(now, allowed.session_seconds, in_the_way)
-        if sentence:
-            self._caps[request.lease_id] = Cap(now + timedelta(seconds=seconds), sentence)
+        return Cap(now + timedelta(seconds=seconds), sentence) if sentence else None
 
-    def _lacks(self, want: Want, kept: Reservation, count: int, floor: Floor) -> bool:
-        wanted = next(tier.want for tier in self._rulebook.known.tiers if tier.name == kept.tier)
-        return count > 0 and floor.lacks(want, wanted, count)
+    def kept_for_others(self, groups: Iterable[str]) -> list[tuple[Reservation, int]]:
+        """What is kept now for groups other than these, and how many places of it nobody has taken yet."""
+        members = frozenset(groups)
+        return [each for each in self._kept_now() if each[0].group not in members and each[1] > 0]
+
+    def kept_for(self, groups: Iterable[str]) -> list[tuple[Reservation, int]]:
+        """What is kept now for these groups, and how many places of it nobody has taken yet."""
+        members = frozenset(groups)
+        return [each for each in self._kept_now() if each[0].group in members]
+
+    def _kept_now(self) -> list[tuple[Reservation, int]]:
+        if self.floor is None:
+            return []
+        now, floor = self._clock(), self.floor
+        return [(kept, kept.kept(now, floor.taken(kept.tier, kept.group))) for kept in self.kept.near(now)]
+
+    def _want(self, kept: Reservation) -> Want:
+        return next(tier.want for tier in self._rulebook.known.tiers if tier.name == kept.tier)
 
     def terms_of(self, lease: Lease) -> QueueTerms:
         """What the queue needs to know of the lease's quota, at this moment.

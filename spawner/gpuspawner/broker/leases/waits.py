@@ -47,6 +47,7 @@ class Waits:
         self._estimator = Estimator()
         self._said: dict[str, Estimate] = {}
         self._first: dict[str, Estimate] = {}
+        self._newcomers: dict[str, Estimate] = {}
         self._began: dict[str, tuple[str, float]] = {}
         self._arrived: deque[Lease] = deque(maxlen=_MOST_LESSONS)
         self._lessons: deque[Callable[[], None]] = deque(maxlen=_MOST_LESSONS)
@@ -56,6 +57,10 @@ class Waits:
     def of(self, lease_id: str) -> Estimate | None:
         """The estimated time at which a waiting lease is served; None if it isn't known."""
         return self._said.get(lease_id)
+
+    def of_newcomer(self, tier: str) -> Estimate | None:
+        """When a request of this tier that came now would be served; None if it isn't known."""
+        return self._newcomers.get(tier)
 
     def learn_past(self, sessions: Iterable[PastSession]) -> None:
         """The sessions in the ledger that have ended."""

@@ -117,6 +117,13 @@ def runs_out_at(spent: Sequence[Spent], charge: float, now: datetime) -> datetim
     return now + timedelta(seconds=seconds)
 
 
+def renewed_at(spent: Spent) -> datetime | None:
+    """When the next run of the budget's period begins; None if none follows, as after a term."""
+    if spent.window is None:
+        return None
+    return None if window_at(spent.budget.period, spent.window.end) is None else spent.window.end
+
+
 def describe_spent(spent: Spent, now: datetime) -> str:
     """Why nothing is left and when there is more.
 

@@ -23,7 +23,7 @@ from ....core.errors import (
 from ....core.model import Lease, LeaseState
 from ....core.quota import ALL_TIERS, UNLIMITED, Allowance, Budget, Limits, Quota, Subject, SubjectKind
 from ....core.want import Mode, Want
-from .budget import Spent, best, describe_spent
+from .budget import Spent, best, describe_spent, renewed_at
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ def refusals(
         return found
     chosen = best(spent)
     if chosen is not None and chosen.left_gpu_seconds <= 0:
-        found.append(QuotaGpuHours(describe_spent(chosen, now)))
+        found.append(QuotaGpuHours(describe_spent(chosen, now), again_at=renewed_at(chosen)))
     for kind, unit, limit, wanted, held in _counted(allowed, ask, holdings):
         if wanted and sum(held.values()) + wanted > limit:
             found.append(kind(_limit_sentence(unit, limit, wanted, held, holdings)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from ....core.want import Want
@@ -29,6 +30,14 @@ def fits(wanted: Iterable[tuple[Want, int]], rooms: Rooms) -> bool:
 def places(want: Want, most: int, rooms: Rooms) -> int:
     """How many leases like `want` fit, up to `most`."""
     return _place_most(want, most, {kind: list(listed) for kind, listed in rooms.items()})
+
+
+def places_beside(want: Want, kept: Iterable[tuple[Want, int]], rooms: Rooms) -> int:
+    """How many leases like `want` fit once each of `kept` (what is kept, and how many) has its places."""
+    left = {kind: list(listed) for kind, listed in rooms.items()}
+    for each, count in kept:
+        _place_most(each, count, left)
+    return _place_most(want, sys.maxsize, left)
 
 
 def _place_most(want: Want, most: int, left: dict[Kind, list[Room]]) -> int:

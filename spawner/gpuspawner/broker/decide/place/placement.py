@@ -172,9 +172,14 @@ def rank(room: Room) -> tuple[int, float, int, str]:
     return (room.free_memory_bytes, room.free_compute_percent, index, room.device.uuid)
 
 
+def suiting(want: Want, kinds: Iterable[Kind]) -> tuple[Kind, ...]:
+    """The kinds of devices that suit the want, the smallest first."""
+    return tuple(sorted((each for each in kinds if suits(want, each)), key=lambda each: each.order))
+
+
 def example(want: Want, kinds: Iterable[Kind]) -> Share | None:
     """What the want would get of one device: of the smallest kind that suits; None if none does."""
-    for kind in sorted((each for each in kinds if suits(want, each)), key=lambda each: each.order):
+    for kind in suiting(want, kinds):
         device = Device("", kind.model, kind.memory_bytes, mig_profile=kind.mig_profile)
         return RULES[want.mode](want, Room(device, terms=kind.terms))
     return None

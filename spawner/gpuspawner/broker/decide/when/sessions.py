@@ -141,7 +141,8 @@ def longest_start(
             again = reservation.release_at if left <= 0 else reservation.meeting.end
             raise SessionReserved(
                 f"The lab session {name!r} has these GPUs {_span(reservation, now)}: choose CPU, or start "
-                f"after {format_local(again, zone, now)}."
+                f"after {format_local(again, zone, now)}.",
+                again_at=again,
             )
         seconds = left
         at = format_local(reservation.meeting.start, zone, now)

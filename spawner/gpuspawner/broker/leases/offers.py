@@ -1,0 +1,109 @@
+"""What each tier offers one user now, from quota, lab sessions, devices and queue: for the spawn page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from ...core.errors import Refusal
+from ...core.model import GpuRequest, Tier
+from ...core.quota import UNLIMITED
+from ...core.states import AWAKE
+from ...core.units import Clock, utc_now
+from ..decide.allow.budget import runs_out_at
+from ..decide.allow.offer import Kept, Offer, end_of_start
+from .allocator import Allocator
+from .gate import QuotaGate
+from .rule_service import RuleService, Standing
+
+_NO_LEASE = "0" * 32
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, with the hub's groups; the leases of `server`, which is about to start, don't count."""
+
+    hub: str
+    user: str
+    server: str | None
+    groups: tuple[str, ...]
+
+
+class Offers:
+    """Answers from memory, apart from the GPU-hours, which are read from the ledger."""
+
+    def __init__(
+        self, rules: RuleService, gate: QuotaGate, allocator: Allocator, clock: Clock = utc_now
+    ) -> None:
+        self._rules = rules
+        self._gate = gate
+        self._allocator = allocator
+        self._clock = clock
+
+    async def look(self, asker: Asker) -> tuple[Standing, list[Offer]]:
+        """What the user may have and has, and each tier's offer. Raises QuotaUnreadable, LedgerFault."""
+        standing = await self._rules.standing(asker.hub, asker.user, asker.groups, asker.server)
+        now = self._clock()
+        return standing, [
+            self._offer(tier, asker, standing, now) for tier in self._rules.rulebook.known.tiers
+        ]
+
+    def _offer(self, tier: Tier, asker: Asker, standing: Standing, now: datetime) -> Offer:
+        refusals = standing.refused.get(tier.name, ())
+        if not tier.needs_gpu:
+            return Offer(tier.name, refusals, starts_now=not refusals)
+        allowed, cap = standing.allowed, None
+        try:
+            cap = self._gate.cap_for(tier.want, asker.groups, allowed)
+        except Refusal as refusal:
+            refusals = (*refusals, refusal)
+        charge = self._allocator.charged_as(tier.want)
+        runs_out = runs_out_at(standing.spent, (charge or 0.0) + self._held(asker), now)
+        end = end_of_start(now, allowed, runs_out, None if cap is None else cap.ends_at)
+        offer = Offer(
+            tier=tier.name,
+            refusals=refusals,
+            capacity=self._allocator.capacity(tier.want),
+            session_seconds=allowed.session_seconds,
+            end=end,
+            gpu_hours_an_hour=charge,
+        )
+        capped = UNLIMITED if cap is None else (cap.ends_at - now).total_seconds()
+        return self._with_places(offer, tier, asker, min(allowed.session_seconds, capped))
+
+    def _with_places(self, offer: Offer, tier: Tier, asker: Asker, seconds: float) -> Offer:
+        """The offer with what is free, kept, and whether a session of that length would begin at once."""
+        others = self._gate.kept_for_others(asker.groups)
+        wants = {each.name: each.want for each in self._rules.rulebook.known.tiers}
+        own = [Kept(*each) for each in self._gate.kept_for(asker.groups) if each[0].tier == tier.name]
+        request = GpuRequest(
+            _NO_LEASE, asker.hub, asker.user, asker.server or "", tier.name, tier.want, asker.groups
+        )
+        begins = self._allocator.begins(request, None if seconds == UNLIMITED else seconds)
+        starts_now = not offer.refusals and begins
+        return replace(
+            offer,
+            free=self._allocator.spare(tier.want, [(wants[held.tier], count) for held, count in others]),
+            starts_now=starts_now,
+            wait=None if offer.refusals or starts_now else self._allocator.waits.of_newcomer(tier.name),
+            kept=self._in_the_way(tier, [Kept(*each) for each in others]),
+            own_session=own[0] if own else None,
+        )
+
+    def _held(self, asker: Asker) -> float:
+        """How many devices the user's other servers are charged as now."""
+        return sum(
+            lease.gpu_fraction
+            for lease in self._allocator.leases()
+            if (lease.hub, lease.user) == (asker.hub, asker.user)
+            and lease.state in AWAKE
+            and lease.server != asker.server
+        )
+
+    def _in_the_way(self, tier: Tier, kept: Sequence[Kept]) -> tuple[Kept, ...]:
+        """Those that are kept on devices that this tier could have."""
+        wants = {each.name: each.want for each in self._rules.rulebook.known.tiers}
+        return tuple(
+            each for each in kept if self._allocator.competes(tier.want, wants[each.reservation.tier])
+        )
