@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tornado.httpserver import HTTPServer
@@ -24,10 +25,13 @@ from ..core.units import utc_now
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
+from .api.classes import Classes, ClassParts
 from .api.offer import offer_routes
-from .api.public.rules import public_rules
+from .api.public.classes import ClassTools, class_routes
+from .api.public.rules import MoreRoutes, joined, public_rules
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .api.use import use_of
 from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
 from .decide.place.pooling import Pooling
@@ -45,6 +49,7 @@ from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
 from .leases.gate import QuotaGate
 from .leases.hub_api import HubApi
+from .leases.hub_people import HubPeople
 from .leases.leasing import NOT_READY, LeaseService, Parts
 from .leases.offers import Offers
 from .leases.prestart import Prestart
@@ -157,6 +162,8 @@ class GpuBroker(Application):
     tiers: tuple[Tier, ...]
     quotas: tuple[Quota, ...]
     idle: IdleRules
+    ledger: Ledger
+    hub_api: HubApi | None
     rulebook: Rulebook
     announcements: Announcements
     gate: QuotaGate
@@ -238,6 +245,7 @@ class GpuBroker(Application):
             await self.node.close()
 
     async def _run_node(self, ledger: Ledger, stop: asyncio.Event) -> None:
+        self.ledger = ledger
         self.sharing = Sharing(self.site, self.tiers)
         pooling = self.sharing.find(self.facts)
         for warning in pooling.warnings:
@@ -257,13 +265,13 @@ class GpuBroker(Application):
         self.endings = self._make_endings()
         await self.journal.load()
         await self.enforcement.start()
+        self.hub_api = _hub_api(os.environ)
         servers: list[HTTPServer] = []
         loops: list[asyncio.Task[None]] = []
         try:
             await self._look()
             servers.append(self._serve_socket())
-            rules = public_rules(self._site(), self.rules, self.endings)
-            servers.extend(serve_pages(self._view(), self.config, rules))
+            servers.extend(serve_pages(self._view(), self.config, self._public_routes()))
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
@@ -272,8 +280,8 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
-            if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
-                prestart = Prestart(self.rulebook, HubApi(os.environ), self.log)
+            if self.hub_api is not None:
+                prestart = Prestart(self.rulebook, self.hub_api, self.log)
                 loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
             loops.append(asyncio.create_task(pruning.run(), name="pruning"))
@@ -439,6 +447,26 @@ class GpuBroker(Application):
         }
         return Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
 
+    def _public_routes(self) -> MoreRoutes:
+        """What the service has besides the pages that everybody sees."""
+        site = self._site()
+        tools = ClassTools(site, self.rules, self.endings, self._make_classes())
+        return joined(public_rules(site, self.rules, self.endings), class_routes(tools))
+
+    def _make_classes(self) -> Classes:
+        parts = ClassParts(
+            people=None if self.hub_api is None else HubPeople(self.hub_api),
+            allocator=self.allocator,
+            service=self.service,
+            rules=self.rules,
+            endings=self.endings,
+            announcements=self.announcements,
+            ledger=self.ledger,
+            ended=self.journal.recent,
+            use=lambda leases: use_of(leases, self.enforcement.usage(), {}),
+        )
+        return Classes(parts)
+
     def _serve_socket(self) -> HTTPServer:
         site = self._site()
         offers = Offers(self.rules, self.gate, self.allocator)
@@ -456,6 +484,12 @@ class GpuBroker(Application):
         self.log.info(
             "The broker answers on %s: %d %s, injection %s", self.site.socket_path, count, kind, ways
         )
+
+
+def _hub_api(environment: Mapping[str, str]) -> HubApi | None:
+    """The hub's API; None if no hub started this process."""
+    known = "JUPYTERHUB_API_TOKEN" in environment and "JUPYTERHUB_API_URL" in environment
+    return HubApi(environment) if known else None
 
 
 def _make_state_dir(path: Path) -> None:

@@ -23,6 +23,7 @@ from ..access import ADMIN_SCOPE, READ_SCOPE, Reach
 from ..rules import (
     CalendarHandler,
     Change,
+    DrainsHandler,
     GrantsHandler,
     QuotasHandler,
     ReportHandler,
@@ -35,6 +36,15 @@ from ..socket import Site as Socket
 from .base import READING, ApiUser, Route, Site
 
 MoreRoutes = Callable[[Site], list[Route]]
+
+
+def joined(*parts: MoreRoutes) -> MoreRoutes:
+    """The routes of all of them."""
+
+    def routes(pages: Site) -> list[Route]:
+        return [route for part in parts for route in part(pages)]
+
+    return routes
 
 
 class PublicRule(ApiUser, RuleHandler):
@@ -94,6 +104,10 @@ class PublicGrants(PublicRule, GrantsHandler):
     """POST api/grants"""
 
 
+class PublicDrains(PublicRule, DrainsHandler):
+    """GET POST DELETE api/drains"""
+
+
 class PublicReport(PublicRule, ReportHandler):
     """GET api/report"""
 
@@ -113,6 +127,7 @@ class PublicCalendar(PublicRule, CalendarHandler):
 _PUBLIC: dict[type[RuleHandler], type[RequestHandler]] = {
     QuotasHandler: PublicQuotas,
     GrantsHandler: PublicGrants,
+    DrainsHandler: PublicDrains,
     ReportHandler: PublicReport,
     SessionsHandler: PublicSessions,
     SessionHandler: PublicSession,
