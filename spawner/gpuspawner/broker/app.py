@@ -62,6 +62,8 @@ from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
 from .pages import serve_pages
+from .pages.classes.base import Teaching
+from .pages.classes.handlers import class_pages
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -450,8 +452,12 @@ class GpuBroker(Application):
     def _public_routes(self) -> MoreRoutes:
         """What the service has besides the pages that everybody sees."""
         site = self._site()
-        tools = ClassTools(site, self.rules, self.endings, self._make_classes())
-        return joined(public_rules(site, self.rules, self.endings), class_routes(tools))
+        classes = self._make_classes()
+        return joined(
+            public_rules(site, self.rules, self.endings),
+            class_routes(ClassTools(site, self.rules, self.endings, classes)),
+            class_pages(Teaching(classes, self.rules, self.facts.simulated)),
+        )
 
     def _make_classes(self) -> Classes:
         parts = ClassParts(
