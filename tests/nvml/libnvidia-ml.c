@@ -309,6 +309,10 @@ int nvmlDeviceGetAttributes_v2(device_t on, struct attributes *into) {
     return OK;
 }
 int nvmlDeviceGetUtilizationRates(device_t on, unsigned *into) { WHOLE(on); into[0] = it->util; into[1] = 0; return OK; }
+int nvmlDeviceGetNvLinkVersion(device_t on, unsigned link, unsigned *into) { (void)link; (void)into; WHOLE(on); return NOT_SUPPORTED; }
+int nvmlDeviceGetMaxPcieLinkGeneration(device_t on, unsigned *into) { WHOLE(on); *into = 5; return OK; }
+int nvmlDeviceGetMaxPcieLinkWidth(device_t on, unsigned *into) { WHOLE(on); *into = 16; return OK; }
+int nvmlDeviceGetPcieThroughput(device_t on, int counter, unsigned *into) { (void)counter; WHOLE(on); *into = 0; return OK; }
 static int known(u64 value, unsigned *into) { *into = value; return value ? OK : NOT_SUPPORTED; }
 int nvmlDeviceGetTemperature(device_t on, int sensor, unsigned *into) { (void)sensor; WHOLE(on); return known(it->celsius, into); }
 int nvmlDeviceGetPowerUsage(device_t on, unsigned *into) { WHOLE(on); return known(it->draw_mw, into); }

@@ -36,6 +36,7 @@ from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
 from .decide.place.pooling import Pooling
 from .decide.when.gpu_use import GpuUse, gpu_use
+from .enforce.closures import ClosureParts, Closures
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
 from .enforce.sharing import Sharing
@@ -179,6 +180,7 @@ class GpuBroker(Application):
     node: Node
     facts: NodeFacts
     way_in: WayIn
+    closures: Closures
 
     @property
     def state_dir(self) -> Path:
@@ -264,6 +266,7 @@ class GpuBroker(Application):
         self.service = await self._make_service(ledger)
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
+        self.closures = self._make_closures()
         self.endings = self._make_endings()
         await self.journal.load()
         await self.enforcement.start()
@@ -280,6 +283,8 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self.allocator.waits.run(), name="waits"))
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
+            if not self.facts.simulated:
+                loops.append(asyncio.create_task(self.closures.run(), name="closures"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
             if self.hub_api is not None:
@@ -332,6 +337,19 @@ class GpuBroker(Application):
         self.enforcement.on_facts = late.offer
         return late
 
+    def _make_closures(self) -> Closures:
+        parts = ClosureParts(
+            node=self.node,
+            engine=self.engine,
+            way_in=self.way_in,
+            devices=lambda: self.sharing.pooling.terms,
+            leases=self.allocator.leases,
+            close=self.enforcement.close_to_new,
+            metrics=self.measures,
+            log=self.log,
+        )
+        return Closures(parts)
+
     def _make_enforcement(self, pooling: Pooling) -> Enforcement:
         tools = Tools(
             node=self.node,
@@ -362,6 +380,7 @@ class GpuBroker(Application):
             make_patch=self._make_patch,
             metrics=self.measures,
             prepare=self._prepare,
+            before_close=self._before_close,
         )
         service = LeaseService(parts, self.log)
         service.restore()
@@ -422,6 +441,10 @@ class GpuBroker(Application):
 
     async def _prepare(self, lease: Lease) -> None:
         await self.enforcement.prepare(lease)
+
+    async def _before_close(self, lease: Lease) -> None:
+        if not self.facts.simulated:
+            await self.closures.before_close(lease)
 
     def _make_patch(self, lease: Lease) -> ContainerPatch:
         return self.enforcement.patch(lease, self.way_in.patch(lease, self.folders.path(lease.id)))

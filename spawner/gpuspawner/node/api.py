@@ -21,14 +21,16 @@ from .checkpoint.host import Seat
 from .checkpoint.outcome import Condition, Obstacle, Outcome
 from .guard.guard import GuardEvent
 from .guard.judge import Offence, Quota, QuotaPlan
-from .injection import Injection
+from .injection import Access, Injection
 from .inventory import ComputeMode, DriverFacts
 from .mps.control import MpsLimits, MpsProgram
+from .processes import Process
 from .usage import Usage
 from .users import Users
 from .xid import XidSeen
 
 __all__ = [
+    "Access",
     "ComputeMode",
     "Condition",
     "DaemonPlan",
@@ -46,6 +48,7 @@ __all__ = [
     "Obstacle",
     "Offence",
     "Outcome",
+    "Process",
     "Quota",
     "QuotaPlan",
     "Readings",
@@ -189,10 +192,17 @@ class Node(Protocol):
 
     async def way_in(
         self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
-    ) -> Injection:
+    ) -> Access:
         """How containers of an engine with these `/info` and `/version` get these devices.
 
-        Raises ConfigError, with the remedy, if they can't.
+        Raises ConfigError, with the remedy, if they get none of them.
+        """
+        ...
+
+    async def processes(self, uuid: str) -> tuple[Process, ...]:
+        """The processes that use the device now, without those that have just ended.
+
+        Raises DeviceFault if NVML doesn't say in time.
         """
         ...
 

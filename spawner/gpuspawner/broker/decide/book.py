@@ -120,6 +120,13 @@ class Book:
         """How many devices suit `want`, whether leased, free or out of service."""
         return self._devices.known(want)
 
+    def repair_needed(self, want: Want) -> str:
+        """Why `want` can't be served before an admin has repaired devices; "" if it can."""
+        broken = [each for each in self._devices.unhealthy(want) if each[1].needs_admin]
+        if not broken or self._devices.known(want) - len(broken) >= want.device_count:
+            return ""
+        return notice.needs_admin(want, broken)
+
     def obstacle(self, lease_id: str) -> str:
         """Why a waiting lease can't be served in any place; "" if it can, or if it doesn't wait.
 
@@ -367,7 +374,7 @@ class Book:
         if not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
             return lease
         states = [(self._devices.device(each), self._devices.health(each)) for each in lease.device_uuids]
-        told = notice.withdrawn([each for each in states if not each[1].healthy])
+        told = notice.withdrawn([each for each in states if not each[1].healthy and not each[1].new_only])
         if not told and lease.notice and not notice.is_withdrawal(lease.notice):
             return lease
         return replace(lease, notice=told)

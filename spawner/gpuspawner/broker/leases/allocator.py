@@ -209,8 +209,8 @@ class Allocator:
 
         `request` is well formed (`protocol.messages`). Raises a quota refusal if the quota does not allow it,
         checked under the same lock under which the lease is given, NoCapacity if these devices can never
-        serve it, LeaseConflict if the id is another's or has ended, or the server has another living lease
-        (end that one first), LedgerFault if it could not be recorded.
+        serve it, or not before an admin has repaired them, LeaseConflict if the id is another's or has ended,
+        or the server has another living lease (end that one first), LedgerFault if it could not be recorded.
         """
         return await self._step(self._acquire, request)
 
@@ -367,6 +367,8 @@ class Allocator:
         if self._gate is not None:
             await self._gate.admit(request, self._book.of_user(request.hub, request.user))
         self._check_capacity(request.want)
+        if broken := self._book.repair_needed(request.want):
+            raise NoCapacity(broken)
         lease = _new(request, asked.to, self._clock())
         placed = {each.id: each for each in self._placed(lease.since, newcomer=lease)}
         lease = placed.pop(lease.id, lease)
