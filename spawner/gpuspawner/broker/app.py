@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tornado.httpserver import HTTPServer
@@ -25,10 +26,13 @@ from ..core.units import utc_now
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
+from .api.classes import Classes, ClassParts
 from .api.offer import offer_routes
-from .api.public.rules import public_rules
+from .api.public.classes import ClassTools, class_routes
+from .api.public.rules import MoreRoutes, joined, public_rules
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .api.use import use_of
 from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
 from .decide.place.pooling import Pooling
@@ -47,6 +51,7 @@ from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
 from .leases.gate import QuotaGate
 from .leases.hub_api import HubApi
+from .leases.hub_people import HubPeople
 from .leases.leasing import NOT_READY, LeaseService, Parts
 from .leases.offers import Offers
 from .leases.prestart import Prestart
@@ -60,6 +65,8 @@ from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
 from .pages import serve_pages
+from .pages.classes.base import Teaching
+from .pages.classes.handlers import class_pages
 from .pages.look import hub_of
 
 RETRY_SECONDS = 0.5
@@ -161,6 +168,8 @@ class GpuBroker(Application):
     tiers: tuple[Tier, ...]
     quotas: tuple[Quota, ...]
     idle: IdleRules
+    ledger: Ledger
+    hub_api: HubApi | None
     rulebook: Rulebook
     announcements: Announcements
     gate: QuotaGate
@@ -244,6 +253,7 @@ class GpuBroker(Application):
             await self.node.close()
 
     async def _run_node(self, ledger: Ledger, stop: asyncio.Event) -> None:
+        self.ledger = ledger
         self.sharing = Sharing(self.site, self.tiers)
         pooling = self.sharing.find(self.facts)
         for warning in pooling.warnings:
@@ -264,13 +274,13 @@ class GpuBroker(Application):
         self.endings = self._make_endings()
         await self.journal.load()
         await self.enforcement.start()
+        self.hub_api = _hub_api(os.environ)
         servers: list[HTTPServer] = []
         loops: list[asyncio.Task[None]] = []
         try:
             await self._look()
             servers.append(self._serve_socket())
-            rules = public_rules(self._site(), self.rules, self.endings)
-            servers.extend(serve_pages(self._view(), self.config, rules))
+            servers.extend(serve_pages(self._view(), self.config, self._public_routes()))
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
@@ -281,12 +291,13 @@ class GpuBroker(Application):
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
-            if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
-                hub = HubApi(os.environ)
-                self.unknown = UnknownServers(hub, self.allocator.leases, hub_of(self.config), self.log)
+            if self.hub_api is not None:
+                self.unknown = UnknownServers(
+                    self.hub_api, self.allocator.leases, hub_of(self.config), self.log
+                )
                 loops.append(asyncio.create_task(self.unknown.run(), name="unknown servers"))
                 prestart = Prestart(
-                    self.rulebook, hub, self._running_users, self.site.prestart_at_once, self.log
+                    self.rulebook, self.hub_api, self._running_users, self.site.prestart_at_once, self.log
                 )
                 loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
@@ -486,6 +497,30 @@ class GpuBroker(Application):
         """The leases whose server the hub doesn't know; none if no hub started this broker."""
         return frozenset() if self.unknown is None else self.unknown.ids()
 
+    def _public_routes(self) -> MoreRoutes:
+        """What the service has besides the pages that everybody sees."""
+        site = self._site()
+        classes = self._make_classes()
+        return joined(
+            public_rules(site, self.rules, self.endings),
+            class_routes(ClassTools(site, self.rules, self.endings, classes)),
+            class_pages(Teaching(classes, self.rules, self.facts.simulated)),
+        )
+
+    def _make_classes(self) -> Classes:
+        parts = ClassParts(
+            people=None if self.hub_api is None else HubPeople(self.hub_api),
+            allocator=self.allocator,
+            service=self.service,
+            rules=self.rules,
+            endings=self.endings,
+            announcements=self.announcements,
+            ledger=self.ledger,
+            ended=self.journal.recent,
+            use=lambda leases: use_of(leases, self.enforcement.usage(), {}),
+        )
+        return Classes(parts)
+
     def _serve_socket(self) -> HTTPServer:
         site = self._site()
         offers = Offers(self.rules, self.gate, self.allocator)
@@ -503,6 +538,12 @@ class GpuBroker(Application):
         self.log.info(
             "The broker answers on %s: %d %s, injection %s", self.site.socket_path, count, kind, ways
         )
+
+
+def _hub_api(environment: Mapping[str, str]) -> HubApi | None:
+    """The hub's API; None if no hub started this process."""
+    known = "JUPYTERHUB_API_TOKEN" in environment and "JUPYTERHUB_API_URL" in environment
+    return HubApi(environment) if known else None
 
 
 def _make_state_dir(path: Path) -> None:

@@ -156,6 +156,11 @@ class Allocator:
         """The queue, and which lease holds what until when: the input for estimates of waits."""
         return self._book.line()
 
+    def obstacles(self, lease_ids: Iterable[str]) -> dict[str, str]:
+        """Why waiting leases can't be served in any place, of those where something is in the way."""
+        found = ((lease_id, self._book.obstacle(lease_id)) for lease_id in lease_ids)
+        return {lease_id: obstacle for lease_id, obstacle in found if obstacle}
+
     def misses_devices(self) -> bool:
         """Whether a lease holds a device that was not found."""
         return any(self._book.missing(lease) for lease in self.leases())
