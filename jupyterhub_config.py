@@ -20,7 +20,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from gpuspawner import HUB_TEMPLATES, check_settings
+from gpuspawner import GPU_SCOPES, HUB_TEMPLATES, check_settings
 from gpuspawner.hub.network import gateway_of
 
 c = get_config()  # noqa: F821  (JupyterHub and the broker define it)
@@ -50,14 +50,9 @@ c.SharedPasswordAuthenticator.admin_password = os.environ.get("GPUSPAWNER_ADMIN_
 c.Authenticator.allow_all = True
 c.Authenticator.admin_users = {"admin"}
 
-# 4. What may they see? Their own GPU with the usual role; everybody's with a scope of our own.
-c.JupyterHub.custom_scopes = {
-    "custom:gpu:read": {"description": "See every GPU, who holds it and who waits"},
-    "custom:gpu:admin": {
-        "description": "Change quotas, GPU-hours and lab sessions",
-        "subscopes": ["custom:gpu:read"],
-    },
-}
+# 4. What may they see and change? Their own GPU with the usual role; more with three scopes of our own. Each
+#    can be given for one group: "custom:gpu:read!group=cs231n".
+c.JupyterHub.custom_scopes = GPU_SCOPES
 c.JupyterHub.load_roles = [
     {
         "name": "gpu-admin",
@@ -67,9 +62,9 @@ c.JupyterHub.load_roles = [
     },
     {
         "name": "gpu-broker",
-        "description": "Starts the servers of a lab session before it begins",
+        "description": "Starts the servers of a lab session before it begins; shows classes who has a server",
         "services": ["gpu"],
-        "scopes": ["read:groups", "start:servers"],
+        "scopes": ["read:groups", "start:servers", "list:users", "read:servers"],
     },
     {
         "name": "user",  # the hub's own role for everybody, with the GPU page added
@@ -98,7 +93,9 @@ c.JupyterHub.services = [
         "url": f"http://127.0.0.1:{port + 3}",
         "command": [sys.executable, "-m", "gpuspawner.broker.keeper", "--config", config_file, "--take-over"],
         "environment": environment,
-        "oauth_client_allowed_scopes": ["custom:gpu:admin", "admin-ui"],  # admin-ui: only the menu's entry
+        # What the GPU page may do for the user who is logged in, as far as that user may do it: stop servers
+        # with `delete:servers`. `admin-ui` is only the entry in the menu.
+        "oauth_client_allowed_scopes": ["custom:gpu:admin", "delete:servers", "admin-ui"],
         "oauth_no_confirm": True,
     },
     {

@@ -88,10 +88,12 @@ class System:
 
 
 @contextmanager
-def running_system(folder: Path, *, config: Path = CONFIG, **environment: str) -> Iterator[System]:
+def running_system(
+    folder: Path, *, config: Path = CONFIG, base_url: str = "/", **environment: str
+) -> Iterator[System]:
     """Runs the repository's own `jupyterhub_config.py`, and removes what it left in Docker at the end.
 
-    `config` is another file that loads it and adds to it.
+    `config` is another file that loads it and adds to it, and `base_url` the one that it sets.
     """
     image = environment.get("GPUSPAWNER_IMAGE", IMAGE)
     try:
@@ -105,7 +107,7 @@ def running_system(folder: Path, *, config: Path = CONFIG, **environment: str) -
             engine, {**own_settings(folder), "GPUSPAWNER_IMAGE": image, **environment}
         ) as settings:
             port, name = settings["GPUSPAWNER_PORT"], settings["GPUSPAWNER_NAME"]
-            url = f"http://127.0.0.1:{port}/"
+            url = f"http://127.0.0.1:{port}{base_url}"
             passwords = settings["GPUSPAWNER_PASSWORD"], settings["GPUSPAWNER_ADMIN_PASSWORD"]
             with running_hub(config, url, folder, settings):
                 yield System(url, name, folder, *passwords)

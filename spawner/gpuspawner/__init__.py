@@ -11,10 +11,22 @@ if TYPE_CHECKING:
 
     from .hub.spawner import GpuDockerSpawner
 
-__all__ = ["HUB_TEMPLATES", "GpuDockerSpawner", "__version__", "check_settings"]
+__all__ = ["GPU_SCOPES", "HUB_TEMPLATES", "GpuDockerSpawner", "__version__", "check_settings"]
 __version__ = "0.1.0"
 HUB_TEMPLATES = str(Path(__file__).parent / "hub" / "templates" / "pages")
 """Our versions of JupyterHub's pages, for `c.JupyterHub.template_paths`."""
+GPU_SCOPES: dict[str, dict[str, Any]] = {
+    "custom:gpu:read": {"description": "See who holds which GPU and who waits"},
+    "custom:gpu:reserve": {
+        "description": "Keep GPUs for lab sessions, extend servers, send notices",
+        "subscopes": ["custom:gpu:read"],
+    },
+    "custom:gpu:admin": {
+        "description": "Change quotas and GPU-hours, take GPUs out of service",
+        "subscopes": ["custom:gpu:reserve"],
+    },
+}
+"""The scopes of the GPU pages and their API, for `c.JupyterHub.custom_scopes`."""
 
 
 def check_settings(config: Config) -> None:

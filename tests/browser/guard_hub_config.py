@@ -6,16 +6,16 @@ Read by hub and broker. Only the way into the container is left out, as there is
 import os
 from pathlib import Path
 
-from gpuspawner.node.injection import Injection
+from gpuspawner.node.injection import Access, Injection
 from gpuspawner.node.local import LocalNode
 
 c = get_config()  # noqa: F821
 load_subconfig(str(Path(__file__).resolve().parents[2] / "jupyterhub_config.py"))  # noqa: F821
 
 
-async def no_way(*_: object) -> Injection:
+async def no_way(*_: object) -> Access:
     """Instead of asking the engine."""
-    return Injection.NONE
+    return Access(Injection.NONE)
 
 
 LocalNode.way_in = no_way  # type: ignore[method-assign,assignment]

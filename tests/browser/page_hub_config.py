@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from gpuspawner import GPU_SCOPES
+
 c = get_config()  # noqa: F821
 
 port = int(os.environ["PAGE_HUB_PORT"])
@@ -17,7 +19,7 @@ c.JupyterHub.authenticator_class = "dummy"
 c.Authenticator.allow_all = True
 c.Authenticator.admin_users = {"admin"}
 c.JupyterHub.spawner_class = "simple"
-c.JupyterHub.custom_scopes = {"custom:gpu:read": {"description": "See who holds which GPU."}}
+c.JupyterHub.custom_scopes = GPU_SCOPES
 c.JupyterHub.load_roles = [
     {"name": "user", "scopes": ["self", "access:services!service=gpu"]},
     {"name": "gpu-reader", "scopes": ["custom:gpu:read"], "users": ["admin"]},

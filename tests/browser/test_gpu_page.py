@@ -112,7 +112,15 @@ def open_page(url: str, context: BrowserContext, user: str) -> Page:
     page.get_by_role("button", name="Services").click()
     page.get_by_role("link", name="gpu").click()
     expect(page).to_have_url(f"{url}services/gpu/")
-    expect(page).to_have_title("GPUs")
+    expect(page).to_have_title("My GPU")
+    return page
+
+
+def open_devices(url: str, context: BrowserContext) -> Page:
+    """The admin goes on to the page of all devices."""
+    page = open_page(url, context, "admin")
+    page.get_by_role("link", name="Devices").click()
+    expect(page).to_have_title("Devices")
     return page
 
 
@@ -146,7 +154,7 @@ def test_focus_stays_while_the_page_changes(url: str, status: Status, context: B
 
 
 def test_admin_sees_who_holds_and_what_is_wrong(url: str, status: Status, context: BrowserContext) -> None:
-    page = open_page(url, context, "admin")
+    page = open_devices(url, context)
     status.write(
         [lease("a", HOSTILE, 0)], [place("c", "carl", 1)], healthy=False, reason="XID 79: lost", since=now()
     )
@@ -168,7 +176,7 @@ def test_dark_mode_is_the_hubs(url: str, context: BrowserContext) -> None:
 
 def test_it_fits_a_small_screen(url: str, status: Status, context: BrowserContext) -> None:
     status.write([lease("a", "a-rather-long-user-name@" + "x" * 60, 0)], [place("c", "carl", 1)])
-    page = open_page(url, context, "admin")
+    page = open_devices(url, context)
     page.set_viewport_size({"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 

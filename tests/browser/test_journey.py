@@ -164,7 +164,7 @@ def test_a_student_sees_no_other_names(story: Story) -> None:
 
 
 def test_the_admin_sees_all(story: Story) -> None:
-    page = story.go("admin", "services/gpu/")
+    page = story.go("admin", "services/gpu/admin/")
     holders = page.locator("#gpu-devices tbody td[data-label='Held by'] strong")
     expect(holders).to_have_text(["anna", "bob"])
     expect(page.locator("#gpu-queue tbody tr")).to_have_text([re.compile(r"1st in line\s+carla")])
@@ -187,12 +187,12 @@ def test_the_admin_page_shows_the_tier(story: Story) -> None:
 def test_giving_up_frees_the_place(story: Story) -> None:
     page = story.go("carla", "hub/spawn-pending/carla")
     page.click("#stop-server-btn")
-    admin = story.go("admin", "services/gpu/")
+    admin = story.go("admin", "services/gpu/admin/")
     expect(admin.locator("#gpu-queue")).to_contain_text("Nobody is waiting.")
 
 
 def test_stopping_frees_the_device_while_the_page_is_open(story: Story) -> None:
-    admin = story.go("admin", "services/gpu/")
+    admin = story.go("admin", "services/gpu/admin/")
     expect(admin.locator("#gpu-summary")).to_contain_text("0 of 2")
     page = story.go("bob", "hub/home")
     page.click("#stop")
@@ -204,7 +204,7 @@ def test_stopping_frees_the_device_while_the_page_is_open(story: Story) -> None:
 
 
 def test_an_open_page_outlives_the_broker(story: Story) -> None:
-    admin = story.go("admin", "services/gpu/")
+    admin = story.go("admin", "services/gpu/admin/")
     admin.evaluate("window.sameDocument = true")
     broker = story.system.broker_pid()
     assert broker is not None

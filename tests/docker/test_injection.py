@@ -154,6 +154,7 @@ def test_the_probe_of_the_engine_whole(facts: EngineFacts, newer: SecondEngine, 
         default_runtime="runc",
         hook_path=str(folder / "programs" / "nvidia-container-runtime-hook"),
         cgroup_version=str(newer.client.info()["CgroupVersion"]),
+        cgroup_driver=str(newer.client.info()["CgroupDriver"]),
     )
     assert int(facts.version.split(".")[0]) >= 25
     assert choose("auto", facts, False, UUIDS[:2]) is Injection.CDI

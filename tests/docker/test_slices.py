@@ -25,7 +25,7 @@ from gpuspawner.broker.app import GpuBroker
 from gpuspawner.core.errors import NoCapacity
 from gpuspawner.core.model import GpuRequest, Mode
 from gpuspawner.core.want import Want
-from gpuspawner.node.injection import Injection
+from gpuspawner.node.injection import Access, Injection
 from gpuspawner.node.mps.control import find_all, find_daemon, pipes_of, place_of
 from gpuspawner.node.processes import ProcessTable
 from gpuspawner.protocol.client import BrokerClient, Grant
@@ -158,8 +158,8 @@ async def slice_site(
 async def site(
     engine: docker.APIClient, tiny_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Site]:
-    async def way_in(*_: object) -> Injection:
-        return Injection.NONE  # there is nothing to inject
+    async def way_in(*_: object) -> Access:
+        return Access(Injection.NONE)  # there is nothing to inject
 
     monkeypatch.setattr("gpuspawner.node.local.LocalNode.way_in", way_in)
     async with slice_site(engine, tiny_image, tmp_path, monkeypatch) as site:

@@ -71,6 +71,7 @@ async def test_from_login_to_a_matrix_product_and_back_to_a_free_device(system: 
                 "compute_percent": 100.0,
                 "mode": "whole",
                 "notice": "",
+                "groups": [],
             }
         ]
         await admin.text("services/gpu/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,13 +18,14 @@ from gpuspawner.hub.container import ContainerFacts, plan
 from gpuspawner.hub.engine_rights import may_raise_limits
 
 from images.table import Image
-from tests.labs import offspring
+from tests.labs import TABLE, offspring
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`image` in the tests of folder module test_<name>.py runs over that image and its children."""
+    """`image` in test_<name>.py and test_<name>_<more>.py runs over that image and its children."""
     if "image" in metafunc.fixturenames:
-        name = metafunc.module.__name__.rsplit("test_", 1)[1].replace("_", "-")
+        words = metafunc.module.__name__.rsplit("test_", 1)[1].replace("_", "-")
+        name = next(image.name for image in TABLE.images if f"{words}-".startswith(f"{image.name}-"))
         images = offspring(name)
         metafunc.parametrize("image", images, ids=[image.name for image in images], scope="session")
 
@@ -37,6 +39,8 @@ def _image_is_built(image: Image, engine: docker.DockerClient) -> None:
 
 
 Start = Callable[..., Container]
+
+WAIT_SECONDS = 180.0
 
 
 @pytest.fixture
@@ -65,6 +69,14 @@ def home(engine: docker.DockerClient) -> Iterator[str]:
     volume = engine.volumes.create(f"gpuspawner-test-{uuid.uuid4().hex[:8]}")
     yield volume.name
     volume.remove()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it is so; WAIT_SECONDS is what only a broken lab takes, however busy the machine is."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.1)
 
 
 def output(container: Container, *command: str, user: str = "") -> str:

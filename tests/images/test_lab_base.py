@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,11 +14,9 @@ from docker.models.containers import Container
 
 from images.table import Image
 
-from .conftest import Start, output
+from .conftest import WAIT_SECONDS, Start, output, wait_for
 
 pytestmark = pytest.mark.docker
-
-WAIT_SECONDS = 180.0
 
 NO_BYTECODE = """
 import pathlib
@@ -160,7 +157,7 @@ def test_the_server_imports_no_more_than_it_uses(start: Start) -> None:
     serve = 'python -c "$HUB" & PYTHONPROFILEIMPORTTIME=1 exec lab-server'
     lab = start("sh", "-c", serve, environment={**OF_A_HUB, "HUB": HUB})
     page = ["python", "-c", ASK_FOR_THE_PAGE]
-    _wait_for(lambda: lab.exec_run(page).exit_code == 0)
+    wait_for(lambda: lab.exec_run(page).exit_code == 0)
     log = lab.logs().decode()
     imported = set(re.findall(r"^import time: .*\| +(\S+)$", log, re.M))
     assert {"jupyterlab.labapp", "terminado", "jupyterhub.singleuser.extension"} <= imported
@@ -227,11 +224,11 @@ def test_starters_arrive_and_never_overwrite(home: str, start: Start) -> None:
         """The folder isn't there yet when the first copy hasn't begun: then find fails."""
         return sorted(lab.exec_run(find).output.decode().splitlines()) == sources
 
-    _wait_for(lambda: copied(first))
+    wait_for(lambda: copied(first))
     name = f"/home/jovyan/starters/{sources[0]}"
     output(first, "sh", "-c", f"echo mine > '{name}'; rm -f '/home/jovyan/starters/{sources[-1]}'")
     second = start("sleep", "infinity", volumes=volumes)
-    _wait_for(lambda: copied(second))
+    wait_for(lambda: copied(second))
     assert output(second, "cat", name) == "mine\n"
 
 
@@ -260,7 +257,7 @@ def test_a_home_without_room_starts_all_the_same(start: Start) -> None:
 
 def test_the_server_answers_and_is_healthy(start: Start) -> None:
     lab = start("jupyter", "lab", "--ServerApp.ip=0.0.0.0", "--no-browser")
-    _wait_for(lambda: lab.exec_run(["check-lab"]).exit_code == 0)
+    wait_for(lambda: lab.exec_run(["check-lab"]).exit_code == 0)
     log = lab.logs().decode()
     assert not re.findall(r"^\[[EC] .*(?:Traceback|Error)", log, re.M)
 
@@ -274,7 +271,7 @@ def test_docker_calls_a_server_that_answers_healthy(start: Start) -> None:
         lab.reload()
         return str(lab.attrs["State"]["Health"]["Status"]) == "healthy"
 
-    _wait_for(healthy)
+    wait_for(healthy)
 
 
 def test_a_server_that_is_gone_is_not_healthy(start: Start) -> None:
@@ -294,14 +291,6 @@ def test_a_notice_is_shown_once_below_the_cell_that_ran(start: Start, tmp_path: 
     assert [data["text/plain"] for data in first] == ["[GPU] GPU lost <b>&</b> withdrawn"]
     assert "GPU lost &lt;b&gt;&amp;&lt;/b&gt; withdrawn" in first[0]["text/html"]
     assert second == [{"text/plain": "2"}]
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    """Until it is so; WAIT_SECONDS is what only a broken lab takes, however busy the machine is."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time"
-        time.sleep(0.1)
 
 
 def test_programs_that_people_expect(start: Start) -> None:

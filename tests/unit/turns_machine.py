@@ -38,6 +38,8 @@ class Student:
     seat: Seat
     burst_seconds: float = 0.0
     """How much computing is left of what was asked for."""
+    runs_on: bool = False
+    """Its program does other things when it has computed, instead of waiting for input."""
     pinned: bool = False
     ends_at: float = 0.0
     """When the step that is under way is done."""
@@ -68,7 +70,7 @@ class Pool:
         student.burst_seconds += seconds
         seat = student.seat
         if seat.turn is Turn.AWAKE:
-            student.seat = replace(seat, idle_since=None)
+            student.seat = replace(seat, idle_since=None, rests_since=None)
         elif seat.wants_since is None:
             student.seat = replace(seat, wants_since=self.now)
         if seat.turn is Turn.AWAKE:
@@ -97,7 +99,12 @@ class Pool:
             student.burst_seconds = max(0.0, student.burst_seconds - TICK_SECONDS)
             student.computed_seconds += TICK_SECONDS
         if student.burst_seconds == 0 and seat.idle_since is None:
-            student.seat = replace(seat, idle_since=self.now)
+            seat = replace(seat, idle_since=self.now)
+        if student.runs_on:
+            seat = replace(seat, rests_since=None)
+        elif seat.idle_since is not None and seat.rests_since is None:
+            seat = replace(seat, rests_since=self.now)
+        student.seat = seat
 
     def begin(self, action: Action) -> None:
         student = self.students[action.lease_id]
@@ -111,7 +118,8 @@ class Pool:
             Step.SLEEP: sleep_seconds(seat.memory_bytes),
             Step.WAKE: wake_seconds(seat.memory_bytes) if seat.turn is Turn.ASLEEP else 0.01,
         }[action.step]
-        student.seat = replace(seat, under_way=action)
+        target = action.gpu_uuid if action.step is Step.SLEEP else seat.target_uuid
+        student.seat = replace(seat, under_way=action, target_uuid=target)
         student.ends_at = self.now + seconds
 
     def check(self, action: Action, seat: Seat) -> None:
@@ -129,8 +137,20 @@ class Pool:
             if seat.turn is Turn.PAUSED:
                 assert action.gpu_uuid == seat.gpu_uuid
             assert next(gpu for gpu in self.gpus if gpu.uuid == action.gpu_uuid).usable
+            assert action.gpu_uuid not in self.kept_for_others(seat)
+        if action.step is Step.SLEEP and action.gpu_uuid is not None:  # a move
+            assert seat.turn is Turn.PAUSED
+            assert seat.wants_since is not None
+            assert action.gpu_uuid != seat.gpu_uuid
+            assert action.gpu_uuid not in self.kept_for_others(seat)
         if action.step is Step.SLEEP:
             assert seat.unmovable_since is None
+
+    def kept_for_others(self, seat: Seat) -> set[str | None]:
+        """The free GPUs to which the memory of others is under way."""
+        moving = (each for each in self.seats() if each is not seat and each.under_way is not None)
+        targets = {each.under_way.gpu_uuid for each in moving if each.under_way.step is Step.SLEEP}
+        return targets - {each.gpu_uuid for each in self.seats() if each.turn is Turn.AWAKE} - {None}
 
     def finish(self, student: Student, done: bool) -> None:
         """The step ends: it was done, or it failed and everything is as before."""
@@ -139,7 +159,7 @@ class Pool:
         assert action is not None
         seat = replace(seat, under_way=None)
         if not done:
-            student.seat = replace(seat, retry_at=self.now + 1.0)
+            student.seat = replace(seat, retry_at=self.now + 1.0, target_uuid=None)
         elif action.step is Step.WAKE:
             student.seat = replace(
                 seat,
@@ -148,6 +168,8 @@ class Pool:
                 since=self.now,
                 wants_since=None,
                 idle_since=None,
+                rests_since=None,
+                target_uuid=None,
             )
         elif action.step is Step.SLEEP and student.pinned:
             student.seat = replace(seat, unmovable_since=self.now, retry_at=self.now + 1.0)
@@ -167,6 +189,7 @@ class Pool:
             turn=turn,
             since=self.now,
             idle_since=None,
+            rests_since=None,
             wants_since=None if step is Step.END else wants_since,
             gpu_uuid=seat.gpu_uuid if turn is Turn.PAUSED else None,
             memory_bytes=0 if step is Step.END else seat.memory_bytes,
@@ -220,6 +243,12 @@ class TurnsMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 6))
     def managed_memory(self, which: int) -> None:
         self.some(which).pinned = True
+
+    @precondition(lambda self: self.pool.students)
+    @rule(which=st.integers(0, 6), runs_on=st.booleans())
+    def program(self, which: int, runs_on: bool) -> None:
+        """It does something else from now on when it has computed, or waits for input."""
+        self.some(which).runs_on = runs_on
 
     @precondition(lambda self: self.pool.students)
     @rule(which=st.integers(0, 6))

@@ -26,12 +26,14 @@ from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
 from .api.offer import offer_routes
+from .api.public.rules import public_rules
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
 from .decide.place.pooling import Pooling
 from .decide.when.gpu_use import GpuUse, gpu_use
+from .enforce.closures import ClosureParts, Closures
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
 from .enforce.sharing import Sharing
@@ -39,13 +41,15 @@ from .enforce.way_in import WayIn
 from .identity import broker_id
 from .keeper import EXIT_SETTINGS
 from .leases.allocator import Allocator
+from .leases.announcements import Announcements
 from .leases.containers import DockerEngine
 from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
 from .leases.gate import QuotaGate
+from .leases.hub_api import HubApi
 from .leases.leasing import NOT_READY, LeaseService, Parts
 from .leases.offers import Offers
-from .leases.prestart import HubApi, Prestart
+from .leases.prestart import Prestart
 from .leases.queue_rules import queue_rules
 from .leases.rule_service import RuleService
 from .leases.rulebook import Rulebook
@@ -54,7 +58,7 @@ from .lock import BrokerLock
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
-from .pages import public_rules, serve_pages
+from .pages import serve_pages
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -156,6 +160,7 @@ class GpuBroker(Application):
     quotas: tuple[Quota, ...]
     idle: IdleRules
     rulebook: Rulebook
+    announcements: Announcements
     gate: QuotaGate
     rules: RuleService
     endings: Endings
@@ -167,6 +172,7 @@ class GpuBroker(Application):
     node: Node
     facts: NodeFacts
     way_in: WayIn
+    closures: Closures
 
     @property
     def state_dir(self) -> Path:
@@ -241,14 +247,17 @@ class GpuBroker(Application):
             self.log.warning("%s", warning)
         self.rulebook = Rulebook(ledger, self.site.quotas, self.site.known(), log=self.log)
         await self.rulebook.load()
+        self.announcements = Announcements(self.rulebook, self.log)
         self.gate = QuotaGate(self.rulebook, ledger)
         self.allocator = Allocator(ledger, gate=self.gate, log=self.log, rules=self._queue_rules())
         self.gate.floor = self.allocator
         self.rules = RuleService(self.rulebook, self.gate, self.allocator, ledger)
         await self.allocator.load(pooling.devices, pooling.terms, place=False)
+        await self.allocator.set_drained(self.rulebook.rules.drained)
         self.service = await self._make_service(ledger)
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
+        self.closures = self._make_closures()
         self.endings = self._make_endings()
         await self.journal.load()
         await self.enforcement.start()
@@ -265,6 +274,10 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self.allocator.waits.run(), name="waits"))
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
+            if not self.facts.simulated:
+                loops.append(asyncio.create_task(self.closures.run(), name="closures"))
+            messages = self.announcements.run(self.allocator.leases, self.folders)
+            loops.append(asyncio.create_task(messages, name="announcements"))
             if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
                 prestart = Prestart(self.rulebook, HubApi(os.environ), self.log)
                 loops.append(asyncio.create_task(prestart.run(), name="prestart"))
@@ -315,6 +328,19 @@ class GpuBroker(Application):
         self.enforcement.on_facts = late.offer
         return late
 
+    def _make_closures(self) -> Closures:
+        parts = ClosureParts(
+            node=self.node,
+            engine=self.engine,
+            way_in=self.way_in,
+            devices=lambda: self.sharing.pooling.terms,
+            leases=self.allocator.leases,
+            close=self.enforcement.close_to_new,
+            metrics=self.measures,
+            log=self.log,
+        )
+        return Closures(parts)
+
     def _make_enforcement(self, pooling: Pooling) -> Enforcement:
         tools = Tools(
             node=self.node,
@@ -332,7 +358,9 @@ class GpuBroker(Application):
         self.measures = Metrics()
         self.engine = DockerEngine(log=self.log)
         self.way_in = WayIn(self.node, self.engine, self._device_uuids, simulated=self.facts.simulated)
-        self.folders = DiskFolders(self.state_dir, simulated=self.facts.simulated)
+        self.folders = DiskFolders(
+            self.state_dir, simulated=self.facts.simulated, notice_of=self.announcements.notice_of
+        )
         await self.folders.keep_only({lease.id for lease in self.allocator.leases()})
         parts = Parts(
             broker=str(self.state_dir),
@@ -343,6 +371,7 @@ class GpuBroker(Application):
             make_patch=self._make_patch,
             metrics=self.measures,
             prepare=self._prepare,
+            before_close=self._before_close,
         )
         service = LeaseService(parts, self.log)
         service.restore()
@@ -403,6 +432,10 @@ class GpuBroker(Application):
 
     async def _prepare(self, lease: Lease) -> None:
         await self.enforcement.prepare(lease)
+
+    async def _before_close(self, lease: Lease) -> None:
+        if not self.facts.simulated:
+            await self.closures.before_close(lease)
 
     def _make_patch(self, lease: Lease) -> ContainerPatch:
         return self.enforcement.patch(lease, self.way_in.patch(lease, self.folders.path(lease.id)))

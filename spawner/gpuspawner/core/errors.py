@@ -14,6 +14,8 @@
     │   ├── SessionUnfit      409  session_unfit
     │   ├── ImageUnfit        409  image_unfit
     │   ├── LeaseConflict     409  lease_conflict
+    │   ├── RequestConflict   409  request_conflict
+    │   ├── TooManyRequests   429  too_many_requests
     │   ├── NoCapacity        503  no_capacity
     │   ├── QueueTimeout      503  queue_timeout
     │   └── BrokerUnavailable 503  broker_unavailable
@@ -140,6 +142,21 @@ class LeaseConflict(Refusal):
 
     reason = "lease_conflict"
     status = 409
+
+
+class RequestConflict(Refusal):
+    """A request has the id of an earlier one whose result is not known, or that asked for something else."""
+
+    reason = "request_conflict"
+    status = 409
+
+
+class TooManyRequests(Refusal):
+    """The sender writes too often; `retry_after_seconds` says when the next request is accepted."""
+
+    reason = "too_many_requests"
+    status = 429
+    retry_after_seconds: float = 0.0
 
 
 class NoCapacity(Refusal):

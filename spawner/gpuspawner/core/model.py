@@ -103,13 +103,17 @@ class DeviceHealth:
     """Whether a device may be leased, and if not, a sentence that says why.
 
     `healthy=False` means out of service: nobody new gets it, and its holder is told. A device that
-    could not be read is out of service too: an unknown state never counts as free.
+    could not be read is out of service too: an unknown state never counts as free. `new_only`: containers
+    that use it already are not affected, so their users are told nothing. `needs_admin`: it stays so until
+    an admin has done what `reason` says, so nobody is put in the queue for it.
     """
 
     uuid: str
     healthy: bool
     reason: str = ""
     since: datetime | None = None
+    new_only: bool = False
+    needs_admin: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,13 +39,23 @@ def watch_settings(app: Application) -> None:
 
 def _check_all(change: Any) -> None:
     """Ends the hub, after one sentence, for settings that can't be used."""
-    app: Application = change.owner
+    app: Any = change.owner
     try:
         check_spawner(app.config)
         check_addresses(app.config)
+        check_class(app.spawner_class)
     except TraitError as error:
         app.log.critical("The hub doesn't start: %s", error)
         app.exit(1)
+
+
+def check_class(chosen: type) -> None:
+    """Raises TraitError if the hub's spawner isn't ours: it would give out servers without any lease."""
+    if not issubclass(chosen, GpuDockerSpawner):
+        raise TraitError(
+            f"c.JupyterHub.spawner_class is {chosen.__name__}, whose servers get no GPU by lease: remove the "
+            'line, or set "gpu-docker" or a subclass of gpuspawner.GpuDockerSpawner'
+        )
 
 
 def check_addresses(config: Config) -> None:
@@ -64,12 +74,27 @@ def check_spawner(config: Config) -> None:
     """
     try:
         spawner = spawner_of(config)
+        _check_sections(config)
         spawner.tiers  # noqa: B018  (parsed here)
         if not callable(spawner.allowed_images):
             spawner.offered_images()
         _check_reach(spawner)
     except ConfigError as error:
         raise TraitError(str(error)) from error
+
+
+_OTHER_SPAWNERS = {
+    "SystemUserSpawner": "every lab runs as container_user, and homes are set with c.DockerSpawner.volumes",
+    "SwarmSpawner": "labs run on this machine, and their network is c.DockerSpawner.network_name",
+}
+"""DockerSpawner's other classes, with what to know instead."""
+
+
+def _check_sections(config: Config) -> None:
+    """Raises ConfigError for settings of a class that isn't used: traitlets would ignore them."""
+    for section, instead in _OTHER_SPAWNERS.items():
+        for name in config.get(section, ()):
+            raise ConfigError(f"c.{section}.{name} has no effect here: remove it ({instead})")
 
 
 def _check_reach(spawner: GpuDockerSpawner) -> None:

@@ -3,72 +3,125 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import EngineFault, Refusal
 from ..core.image_needs import obstacle, read_machine, read_needs
 from ..core.image_reference import AllowedImages
 from ..core.model import Tier
-from ..protocol.rules import WhoAsks
+from ..protocol.client import BrokerClient
+from ..protocol.messages import TiersDocument, document
+from ..protocol.rules import OfferDocument, WhoAsks
+from .cards import Found, make_cards, make_quota, with_obstacle
 from .docker import DockerEngine
-from .form import TierCard, make_cards, with_obstacle, with_refusal
-from .quota import refused_tiers
+from .form import Offered
+from .options import NO_IMAGES
 from .shared import HubShared
 from .tasks import all_or_none
 
 BROKER_SECONDS = 2.0
 LABELS_SECONDS = 1.0
+_MOST_IMAGES = 30
+"""At most this many images of the list are looked for on this machine each time that the page is shown."""
 _SILENT = "The GPU broker doesn't answer right now."
+_PULL_FIRST = "pulled first"
 
 
-async def look(
-    tiers: Sequence[Tier],
-    default_image: str,
-    images: AllowedImages,
-    shared: HubShared,
-    who: WhoAsks,
-) -> list[TierCard]:
+@dataclass(frozen=True, slots=True)
+class Menu:
+    """What the site offers: its tiers, the image of those without their own, the images to choose from.
+
+    `limits` gives the sentence about a lab's limits, by tier name.
+    """
+
+    tiers: tuple[Tier, ...]
+    default_image: str
+    images: AllowedImages = NO_IMAGES
+    limits: Mapping[str, str] = field(default_factory=dict)
+
+    def image_of(self, tier: Tier) -> str:
+        """The image of the tier's servers, if none is chosen."""
+        return tier.image or self.default_image
+
+
+async def look(menu: Menu, shared: HubShared, who: WhoAsks) -> Offered:
     """The tiers with what is free now, and what this user may not have, with the reason.
 
     Without the broker, those with a GPU are shown as unavailable.
     """
-    broker, docker = shared.broker, shared.docker
-    document, problem = None, ""
-    refused: dict[str, Refusal] = {}
-    if any(tier.needs_gpu for tier in tiers):
+    tiers: TiersDocument | None = None
+    offer: OfferDocument | None = None
+    problem = ""
+    if any(tier.needs_gpu for tier in menu.tiers):
         try:
             async with asyncio.timeout(BROKER_SECONDS):
-                document = await broker.tiers()
-                refused = await refused_tiers(broker, who)
+                tiers, offer = await _ask(shared.broker, who)
         except Refusal as refusal:
             problem = refusal.message
         except TimeoutError:
             problem = _SILENT
-    obstacles = await _obstacles({tier: tier.image or default_image for tier in tiers}, document, docker)
+    present = await _inspect(_names(menu), shared.docker)
+    found = Found(tiers, offer, problem, menu.limits, _missing(menu, present))
+    obstacles = _obstacles(menu, tiers, present)
     cards = [
-        with_obstacle(card, obstacles.get(card.tier.name, ""), usable=bool(images))
-        for card in make_cards(tiers, document, problem)
+        with_obstacle(card, obstacles.get(card.tier.name, ""), usable=bool(menu.images))
+        for card in make_cards(menu.tiers, found)
     ]
-    return [with_refusal(card, refused.get(card.tier.name)) for card in cards]
+    return Offered(cards, make_quota(offer), menu.images, _notes(menu.images, present))
 
 
-async def _obstacles(
-    wanted: dict[Tier, str], document: dict[str, Any] | None, docker: DockerEngine
+async def _ask(broker: BrokerClient, who: WhoAsks) -> tuple[TiersDocument, OfferDocument]:
+    return await broker.ask("/tiers", TiersDocument), await broker.ask("/offer", OfferDocument, who)
+
+
+def _names(menu: Menu) -> list[str]:
+    """The images that the page says something of, each once."""
+    listed = list(menu.images.listed.values())[:_MOST_IMAGES]
+    return list(dict.fromkeys((*map(menu.image_of, menu.tiers), *listed)))
+
+
+async def _inspect(images: Iterable[str], docker: DockerEngine) -> dict[str, dict[str, Any] | None]:
+    """By name, Docker's document of each image; None: it isn't on this machine. Empty if Docker is silent."""
+    names = list(images)
+    with suppress(EngineFault, TimeoutError):
+        async with asyncio.timeout(LABELS_SECONDS):
+            return dict(zip(names, await all_or_none(*map(docker.find_image, names)), strict=True))
+    return {}
+
+
+def _obstacles(
+    menu: Menu, tiers: TiersDocument | None, present: Mapping[str, dict[str, Any] | None]
 ) -> dict[str, str]:
     """By tier name, why the tier's image can't work here. An unknown fact is no obstacle.
 
     Only images on this machine can be checked. The start checks again after the pull.
     """
-    machine, found = read_machine(document), {}
-    with suppress(EngineFault, TimeoutError):
-        async with asyncio.timeout(LABELS_SECONDS):
-            distinct = list(dict.fromkeys(wanted.values()))
-            seen = await all_or_none(*(docker.find_image(image) for image in distinct))
-            documents = dict(zip(distinct, seen, strict=True))
-            for tier, image in wanted.items():
-                needs = read_needs(documents[image] or {})
-                if why := obstacle(image, needs, tier.needs_gpu, machine):
-                    found[tier.name] = why
+    machine, found = read_machine(None if tiers is None else document(tiers)), {}
+    for tier in menu.tiers:
+        image = menu.image_of(tier)
+        needs = read_needs(present.get(image) or {})
+        if why := obstacle(image, needs, tier.needs_gpu, machine):
+            found[tier.name] = why
     return found
+
+
+def _missing(menu: Menu, present: Mapping[str, dict[str, Any] | None]) -> dict[str, str]:
+    """By tier name, that its image must be pulled first; nothing where it is here, or that isn't known."""
+    images = {tier.name: menu.image_of(tier) for tier in menu.tiers}
+    return {
+        tier: f"Its image {image} isn't on this machine yet: it is {_PULL_FIRST}."
+        for tier, image in images.items()
+        if image in present and present[image] is None
+    }
+
+
+def _notes(images: AllowedImages, present: Mapping[str, dict[str, Any] | None]) -> dict[str, str]:
+    """By the name in the list, what is said of an image that isn't here."""
+    return {
+        name: _PULL_FIRST
+        for name, image in images.listed.items()
+        if image in present and present[image] is None
+    }

@@ -56,12 +56,14 @@ from .lab_facts import Configured, ask_machine, configured_limits, limits_env, v
 from .launch import Launch, LaunchJob, release
 from .names import check_names, escape_name, oauth_client_of
 from .network import LabNetwork, Reach, gateway_of
+from .offer import Menu
 from .options import PROFILE, Choice, parse_form, parse_options, parse_query, refill
 from .problem import describe
 from .progress import Progress
 from .pulls import PullLimits, Tell
 from .readiness import Answer, ask
 from .shared import HubShared, SharedSettings, shared_by_all
+from .subclass import check_steps
 
 _STOP_GRACE_SECONDS = 10
 CHECK_SECONDS = 0.5
@@ -305,6 +307,11 @@ class GpuDockerSpawner(DockerSpawner):
 
     _machines: ClassVar[WeakKeyDictionary[DockerEngine, Machine]] = WeakKeyDictionary()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises TypeError for a site's subclass that overrides a step which isn't called here."""
+        super().__init_subclass__(**kwargs)
+        check_steps(cls, GpuDockerSpawner)
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.site = GpuSite(parent=self)
@@ -381,13 +388,13 @@ class GpuDockerSpawner(DockerSpawner):
     @default("apply_user_options")
     def _apply_user_options_default(self) -> Callable[..., None]:
         # start() reads and validates the options; without this, the hub warns that nobody does.
-        return lambda spawner, user_options: None
+        return _leave_options
 
     async def _render_options_form(self) -> str:
         """The form: the tiers with what is free now, or a message if the settings are invalid."""
         try:
-            images = self.offered_images()
-            cards = await offer.look(self.tiers, self.image, images, self.shared, self._who())
+            menu = Menu(self.tiers, self.image, self.offered_images(), await self._limit_sentences())
+            offered = await offer.look(menu, self.shared, self._who())
         except BadOption as refusal:  # of the names: there is nothing to choose
             return render_unusable(refusal.message)
         except ConfigError as error:
@@ -395,7 +402,41 @@ class GpuDockerSpawner(DockerSpawner):
             return render_unusable(describe(error).message)
         # A refused choice is shown once more, so that the user can correct it; else the last start's.
         refused, self._refused_form = self._refused_form, None
-        return render_form(cards, images, refill(self.user_options if refused is None else refused))
+        filled = refill(self._last_options() if refused is None else refused)
+        return render_form(offered, filled, self._shown_name)
+
+    @property
+    def _shown_name(self) -> str:
+        """The server's name as its user typed it; "" for the default server."""
+        return str(self.display_name or self.name) if self.name else ""
+
+    def _last_options(self) -> Any:
+        """The options of this server's last start, or of the user's server that was used last."""
+        if self.user_options:
+            return self.user_options
+        used = [row for row in self.user.orm_spawners.values() if row.user_options and row.last_activity]
+        last = max(used, key=lambda row: row.last_activity, default=None)
+        return {} if last is None else last.user_options
+
+    async def _limit_sentences(self) -> dict[str, str]:
+        """By tier name, what a lab may use besides its GPU.
+
+        Empty where that is decided only at the start (group overrides, a callable), or if Docker is silent.
+        """
+        extra_host = self.extra_host_config
+        if self.group_overrides or callable(extra_host):
+            return {}
+        try:
+            async with asyncio.timeout(offer.LABELS_SECONDS):
+                machine = await self._machine()
+        except (EngineFault, TimeoutError):
+            return {}
+        rules = self.lab_settings.rules(self.site.state_dir)
+        own = self._limits_now
+        return {
+            tier.name: limits_of(configured_limits(tier, own, own, extra_host), rules, machine).sentence()
+            for tier in self.tiers
+        }
 
     def _read_form(self, form: Any) -> dict[str, Any]:
         """Form data as `user_options`; a refusal is shown above the form."""
@@ -418,6 +459,11 @@ class GpuDockerSpawner(DockerSpawner):
     def _site_reads_form(self) -> bool:
         """Whether the site has its own `options_from_form`; we don't check its options."""
         return getattr(self.options_from_form, "__func__", None) is not GpuDockerSpawner._read_form
+
+    @property
+    def _site_has_options(self) -> bool:
+        """Whether the site uses options besides tier and image: it makes or applies them itself."""
+        return self._site_reads_form or self.apply_user_options is not _leave_options
 
     async def check_allowed(self, image: str) -> str:
         """The image for a name of `allowed_images`, as in DockerSpawner. Raises HTTPError 400."""
@@ -450,7 +496,7 @@ class GpuDockerSpawner(DockerSpawner):
 
     def _parse_stored(self) -> Choice:
         images = self.offered_images()
-        return parse_options(self.user_options, self.tiers, images, others=self._site_reads_form)
+        return parse_options(self.user_options, self.tiers, images, others=self._site_has_options)
 
     def _keep_options(self, options: dict[str, Any]) -> None:
         """Stores them here and in the hub's database.
@@ -853,6 +899,10 @@ def _ready_event(spawner: GpuDockerSpawner, event: dict[str, Any]) -> dict[str, 
     if spawner.object_id:
         return event
     return {"progress": 100, "failed": True, "message": "The start was cancelled."}
+
+
+def _leave_options(spawner: GpuDockerSpawner, user_options: dict[str, Any]) -> None:
+    """Applies nothing."""
 
 
 def _failed(name: str, error: Exception) -> ConfigError:

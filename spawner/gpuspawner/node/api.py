@@ -21,13 +21,16 @@ from .checkpoint.host import Seat
 from .checkpoint.outcome import Condition, Obstacle, Outcome
 from .guard.guard import GuardEvent
 from .guard.judge import Offence, Quota, QuotaPlan
-from .injection import Injection
+from .injection import Access, Injection
 from .inventory import ComputeMode, DriverFacts
 from .mps.control import MpsLimits, MpsProgram
+from .processes import Process
 from .usage import Usage
 from .users import Users
+from .xid import XidSeen
 
 __all__ = [
+    "Access",
     "ComputeMode",
     "Condition",
     "DaemonPlan",
@@ -45,6 +48,7 @@ __all__ = [
     "Obstacle",
     "Offence",
     "Outcome",
+    "Process",
     "Quota",
     "QuotaPlan",
     "Readings",
@@ -54,6 +58,7 @@ __all__ = [
     "TurnReadings",
     "Usage",
     "Users",
+    "XidSeen",
 ]
 
 
@@ -142,11 +147,13 @@ class MpsEvent:
 class Readings:
     """The node's last readings. `usage` by UUID, without devices that don't answer.
 
-    `blind`: devices where no quota is enforced at the moment, and why.
+    `blind`: devices where no quota is enforced at the moment, and why. `xids`: of each device the newest
+    since the node began, the newest first, also those that need no action.
     """
 
     usage: Mapping[str, Usage] = field(default_factory=lambda: MappingProxyType({}))
     blind: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    xids: Mapping[str, tuple[XidSeen, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 NodeEvent = NodeFacts | DeviceHealth | GuardEvent | MpsEvent | Readings
@@ -185,10 +192,17 @@ class Node(Protocol):
 
     async def way_in(
         self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
-    ) -> Injection:
+    ) -> Access:
         """How containers of an engine with these `/info` and `/version` get these devices.
 
-        Raises ConfigError, with the remedy, if they can't.
+        Raises ConfigError, with the remedy, if they get none of them.
+        """
+        ...
+
+    async def processes(self, uuid: str) -> tuple[Process, ...]:
+        """The processes that use the device now, without those that have just ended.
+
+        Raises DeviceFault if NVML doesn't say in time.
         """
         ...
 

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.labels import lease_labels
 from ..core.model import ContainerPatch, Lease
 from .cdi_spec import DEFAULT_DIRS, NVIDIA_KIND, CdiSpecs, read_specs
+from .driver_files import GENERATE, DriverFiles, read_driver_files
 
 HOOK = "nvidia-container-runtime-hook"
 """The engine registers its classic GPU driver if it finds this on its PATH (moby 20.10 to 28,
@@ -24,7 +26,6 @@ LEASE_MOUNT = "/run/gpuspawner"
 """The lease's folder in the container, read-only."""
 CDI_ENGINE = 25
 """First Docker Engine with CDI."""
-_GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
 
 
 class Injection(StrEnum):
@@ -41,7 +42,8 @@ class EngineFacts:
 
     `cdi_enabled`: `CDISpecDirs` in `/info` is not empty (API 1.44; on by default from Engine 28.3,
     `features.cdi` from 25). `cdi_devices`: names after `nvidia.com/gpu=`, from `DiscoveredDevices`
-    (API 1.50) and from the spec files if the engine is local.
+    (API 1.50) and from the spec files if the engine is local. `cdi_obstacles`: why no container can start
+    with one of them, by name. `driver_obstacle`: why no new container can use any GPU.
     """
 
     version: str
@@ -54,6 +56,9 @@ class EngineFacts:
     default_runtime: str = ""
     hook_path: str | None = None
     cgroup_version: str | None = None
+    cgroup_driver: str = ""
+    cdi_obstacles: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    driver_obstacle: str = ""
 
     @property
     def classic(self) -> bool:
@@ -63,15 +68,18 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class LocalFacts:
-    """What was found on a local engine's machine: CDI specs and NVIDIA's hook."""
+    """What was found on a local engine's machine: CDI specs, NVIDIA's hook, and the driver's versions."""
 
     cdi: CdiSpecs = field(default_factory=lambda: CdiSpecs((), ()))
     hook_path: str | None = None
+    driver: DriverFiles = field(default_factory=DriverFiles)
 
 
 def read_local(spec_dirs: Iterable[str] = ()) -> LocalFacts:
     """Reads the CDI specs and looks for the hook on our PATH. Blocks; only for an engine on this host."""
-    return LocalFacts(read_specs(tuple(spec_dirs) or DEFAULT_DIRS), shutil.which(HOOK))
+    driver = read_driver_files()
+    specs = read_specs(tuple(spec_dirs) or DEFAULT_DIRS, driver.module_version)
+    return LocalFacts(specs, shutil.which(HOOK), driver)
 
 
 def engine_facts(
@@ -97,6 +105,9 @@ def engine_facts(
         default_runtime=str(info.get("DefaultRuntime") or ""),
         hook_path=local.hook_path,
         cgroup_version=str(info["CgroupVersion"]) if info.get("CgroupVersion") else None,
+        cgroup_driver=str(info.get("CgroupDriver") or ""),
+        cdi_obstacles=local.cdi.obstacles,
+        driver_obstacle=local.driver.obstacle(),
     )
 
 
@@ -113,13 +124,14 @@ def cdi_obstacle(facts: EngineFacts, uuids: Iterable[str]) -> str:
             f"Docker Engine {facts.version} has CDI switched off: use Engine 28.3 or newer, or set "
             '{"features": {"cdi": true}} in /etc/docker/daemon.json (Engine 25 or newer)'
         )
+    uuids = tuple(uuids)
     missing = [uuid for uuid in uuids if uuid not in facts.cdi_devices]
     if not missing:
-        return ""
+        return next((facts.cdi_obstacles[uuid] for uuid in uuids if uuid in facts.cdi_obstacles), "")
     dirs = ", ".join(facts.cdi_spec_dirs)
     if not facts.cdi_devices:
-        return f"No CDI spec in {dirs} names an NVIDIA GPU: {_GENERATE}"
-    return f"The CDI specs in {dirs} don't name {missing[0]} by its UUID: {_GENERATE}"
+        return f"No CDI spec in {dirs} names an NVIDIA GPU: {GENERATE}"
+    return f"The CDI specs in {dirs} don't name {missing[0]} by its UUID: {GENERATE}"
 
 
 def classic_obstacle(facts: EngineFacts) -> str:
@@ -137,6 +149,8 @@ def choose(setting: str, facts: EngineFacts, simulated: bool, uuids: Iterable[st
     """
     if simulated:
         return Injection.NONE
+    if facts.driver_obstacle:
+        raise ConfigError(facts.driver_obstacle)
     uuids = tuple(uuids)
     obstacles = {Injection.CDI: cdi_obstacle(facts, uuids), Injection.NVIDIA: classic_obstacle(facts)}
     if setting == "auto":
@@ -158,6 +172,29 @@ def choose(setting: str, facts: EngineFacts, simulated: bool, uuids: Iterable[st
     return way
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How containers get devices, and why no new container gets some of them now, by UUID."""
+
+    way: Injection
+    obstacles: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def find_access(setting: str, facts: EngineFacts, simulated: bool, uuids: Iterable[str] = ()) -> Access:
+    """As `choose`, but a device that CDI can't inject doesn't keep the others from being leased.
+
+    Raises ConfigError, with the remedy, if no device can be injected.
+    """
+    uuids = tuple(uuids)
+    try:
+        return Access(choose(setting, facts, simulated, uuids))
+    except ConfigError:
+        found = {uuid: obstacle for uuid in uuids if (obstacle := cdi_obstacle(facts, (uuid,)))}
+        if setting not in ("auto", Injection.CDI) or facts.driver_obstacle or len(found) == len(set(uuids)):
+            raise
+        return Access(Injection.CDI, found)
+
+
 def make_patch(
     lease: Lease, injection: Injection, simulated: bool, lease_folder: Path | str
 ) -> ContainerPatch:
@@ -170,6 +207,7 @@ def make_patch(
         "NVIDIA_VISIBLE_DEVICES": "void",
         "GPUSPAWNER_LEASE": lease.id,
         "GPUSPAWNER_TIER": lease.tier,
+        "GPUSPAWNER_MODE": lease.want.mode.value,
         "GPUSPAWNER_DEVICES": ",".join(lease.device_uuids),
         "GPUSPAWNER_DEVICE_COUNT": str(lease.want.device_count),
         "GPUSPAWNER_MEMORY_BYTES": str(lease.memory_bytes),

@@ -19,16 +19,16 @@ from typing import Any
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, DeviceFault, GpuSpawnerError
 from ..core.model import DeviceHealth
-from .api import DesiredState, DriverFacts, Injection, MpsProgram, Node, NodeEvent, NodeFacts, Readings
+from .api import Access, DesiredState, DriverFacts, MpsProgram, Node, NodeEvent, NodeFacts, Readings
 from .daemon_pool import DaemonPool
 from .daemons import RETRY_SECONDS, DaemonTools, GpuDaemons
 from .guard.guard import Guard, GuardSettings
 from .health import HealthMonitor
-from .injection import choose, engine_facts, read_local
-from .inventory import Inventory, Patience, modes_of, open_inventory
+from .injection import engine_facts, find_access, read_local
+from .inventory import Inventory, Patience, is_broken, modes_of, open_inventory
 from .mps.control import find_program, pipes_of
 from .mps.daemon import MpsPace
-from .processes import ending_obstacle
+from .processes import Process, ProcessTable, ending_obstacle
 from .usage import UsageMonitor
 
 OPEN_SECONDS = 15.0
@@ -36,6 +36,8 @@ OPEN_SECONDS = 15.0
 takes about a second to be initialized."""
 LOOK_SECONDS = 30.0
 """How often the node checks whether GPUs that could not be read can be read now."""
+PROCESSES_SECONDS = 2.0
+"""Longest wait for NVML's list of a GPU's processes."""
 READ_SECONDS = 1.0
 """How often the readings for the pages are compared with the last reported ones."""
 
@@ -79,6 +81,8 @@ class LocalNode:
     def __init__(self, settings: LocalSettings, log: _Log) -> None:
         self._settings, self._log = settings, log
         self._nvml = DaemonPool("nvml", most=1)
+        self._asking = DaemonPool("nvml-processes", most=1)
+        self._process_patience = Patience(PROCESSES_SECONDS)
         self._patience = Patience()
         self._events: asyncio.Queue[NodeEvent | None] = asyncio.Queue()
         self._facts = NodeFacts(socket.gethostname())
@@ -91,20 +95,28 @@ class LocalNode:
     # ---- the interface
 
     async def start(self) -> NodeFacts:
-        """Opens NVML and lists the devices."""
+        """Opens NVML and lists the devices. A driver that fails is a fault: it may work after a repair."""
         mps = self._settings.find_mps()
         self._facts = replace(self._facts, mps=mps, guard_obstacle=ending_obstacle())
         opening = self._nvml.submit(self._open)
         done, _ = await asyncio.wait({opening}, timeout=self._settings.open_seconds)
+        seconds = self._settings.open_seconds
+        fault = (
+            f"NVML has not answered for {seconds:g} s: see `dmesg` and `nvidia-smi`. GPUs are leased once "
+        )
+        fault = "" if done else f"{fault}it answers"
         if done:
-            self._found(*opening.result())
-        else:
-            seconds = self._settings.open_seconds
-            fault = f"NVML has not answered for {seconds:g} s: see `dmesg` and `nvidia-smi`. GPUs are leased "
-            self._facts = replace(self._facts, fault=f"{fault}once it answers")
-            self._log.error("%s", self._facts.fault)
+            try:
+                self._found(*opening.result())
+            except (ConfigError, DeviceFault) as error:
+                if not _is_broken_driver(error):
+                    raise
+                fault = str(error)
+        if fault:
+            self._facts = replace(self._facts, fault=fault)
+            self._log.error("%s", fault)
         self._tasks = [
-            asyncio.create_task(self._look_again(None if done else opening), name="late devices"),
+            asyncio.create_task(self._look_again(None if done else opening, fault), name="late devices"),
             asyncio.create_task(self._read(), name="readings"),
         ]
         return self._facts
@@ -129,13 +141,26 @@ class LocalNode:
 
     async def way_in(
         self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
-    ) -> Injection:
+    ) -> Access:
         """Decides from the engine's facts and, for a local engine, from the files on this machine."""
         local = None
         if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
             local = await asyncio.to_thread(read_local, tuple(info.get("CDISpecDirs") or ()))
         facts = engine_facts(info, version, local)
-        return choose(self._settings.injection, facts, self._facts.simulated, uuids)
+        return find_access(self._settings.injection, facts, self._facts.simulated, uuids)
+
+    async def processes(self, uuid: str) -> tuple[Process, ...]:
+        """From NVML and /proc. Raises DeviceFault."""
+        hardware = self._hardware
+        if hardware is None:
+            raise DeviceFault(self._facts.fault or "NVML is not open")
+
+        def look() -> tuple[Process, ...]:
+            table = ProcessTable()
+            found = (table.look(each.pid) for each in hardware.inventory.processes(uuid))
+            return tuple(process for process in found if process is not None)
+
+        return await self._asking.submit(lambda: self._process_patience.one(uuid, look))
 
     async def events(self) -> AsyncIterator[NodeEvent]:
         """Ends when the node is closed."""
@@ -152,6 +177,7 @@ class LocalNode:
         if hardware is not None:
             await hardware.close()
         self._nvml.close()
+        self._asking.close()
         self._events.put_nowait(None)
 
     # ---- devices
@@ -192,9 +218,14 @@ class LocalNode:
         self._facts = facts
         self._hardware = _Hardware(inventory, facts, self._settings, self._events.put_nowait, self._log)
 
-    async def _look_again(self, opening: asyncio.Future[tuple[Inventory, NodeFacts]] | None) -> None:
-        """Runs until the node stops: opens NVML if that took too long, and lists missing devices again."""
-        told = ""
+    async def _look_again(
+        self, opening: asyncio.Future[tuple[Inventory, NodeFacts]] | None, told: str
+    ) -> None:
+        """Runs until the node stops: opens NVML if that took too long or failed, and lists missing devices
+        again. `told` is the fault that was logged.
+        """
+        if told and opening is None:
+            await asyncio.sleep(self._settings.look_seconds)
         while True:
             try:
                 if opening is not None:
@@ -259,6 +290,12 @@ class LocalNode:
                 self._events.put_nowait(readings)
 
 
+def _is_broken_driver(error: GpuSpawnerError) -> bool:
+    """Whether a driver is there but fails, as after an upgrade; not settings or a machine without GPUs."""
+    fault = error if isinstance(error, DeviceFault) else error.__cause__
+    return isinstance(fault, DeviceFault) and is_broken(fault)
+
+
 class _Hardware:
     """The parts that use an open inventory: health, guard, use, daemons.
 
@@ -304,7 +341,8 @@ class _Hardware:
 
     def readings(self) -> Readings:
         """The readings for the pages, from memory."""
-        return Readings(self._usage.now(), self._guard.blind() if self._guarding else {})
+        blind = self._guard.blind() if self._guarding else {}
+        return Readings(self._usage.now(), blind, self.monitor.xids())
 
     async def close(self) -> None:
         """Ends all of them."""

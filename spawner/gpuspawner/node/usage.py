@@ -1,4 +1,4 @@
-"""Reads each device's memory use, utilization and users at intervals: for the pages, and for who is idle."""
+"""Reads each device's memory use, utilization, climate and users at intervals: for pages and idleness."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Log = logging.Logger | logging.LoggerAdapter[Any]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Memory use and utilization of a device by all processes, and which containers used it.
+    """Memory use, utilization and climate of a device, and which containers used it.
 
     None if NVML doesn't report it, as for MIG. `users` is never None only because NVML failed once.
     """
@@ -28,6 +28,9 @@ class Usage:
     used_bytes: int | None = None
     utilization_percent: float | None = None
     users: Users | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,14 @@ class UsageMonitor:
     def _ask(self, uuid: str) -> Usage:
         users = self._users[uuid].look(self._containers)
         try:
-            used_bytes = self._inventory.used_bytes(uuid)
-            return Usage(used_bytes, self._inventory.utilization_percent(uuid), users)
+            used_bytes, climate = self._inventory.used_bytes(uuid), self._inventory.climate(uuid)
+            return Usage(
+                used_bytes=used_bytes,
+                utilization_percent=self._inventory.utilization_percent(uuid),
+                users=users,
+                temperature_celsius=climate.temperature_celsius,
+                power_watts=climate.power_watts,
+                power_limit_watts=climate.power_limit_watts,
+            )
         except DeviceFault:
             return Usage(users=users)

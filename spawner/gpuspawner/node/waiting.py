@@ -1,4 +1,4 @@
-"""Detects from outside which programs wait for the GPU: their main thread began to wait in a futex and stays.
+"""Detects from outside which programs wait for the GPU, and which wait for input, by what their main thread does.
 
 A thread that calls CUDA in a process that is paused or asleep waits in a futex from that moment on (measured,
 driver 580: 16 ms after a notebook's cell began, no change to the notebook). Only the main thread counts: it
@@ -6,6 +6,10 @@ runs a notebook's cells, and in other programs it waits for the thread that call
 a new lock for each thing that they wait for (IPython's history does), which says nothing. A main thread that
 blocks on a lock of its own program looks the same as one that waits for the GPU: its lease gets a short turn
 that it did not need.
+
+A main thread that waits for events (epoll) or reads its standard input waits for its user: a notebook's does
+so between two cells and never in one (measured: in cells it was on the CPU, in a futex, in hrtimer or in poll;
+one that awaits something is in epoll, too). Whatever else it does, its program may go on at any moment.
 """
 
 from __future__ import annotations
@@ -15,17 +19,23 @@ from dataclasses import dataclass
 
 _FUTEX_CALLS = {"x86_64": frozenset({202, 449}), "aarch64": frozenset({98, 449})}
 """Numbers of `futex` and `futex_waitv` (Linux, `unistd.h`)."""
+_EVENT_CALLS = {"x86_64": frozenset({232, 281, 441}), "aarch64": frozenset({22, 441})}
+"""Numbers of `epoll_wait`, `epoll_pwait` and `epoll_pwait2`."""
+_READ_CALL = {"x86_64": 0, "aarch64": 63}
+"""Number of `read`; its first argument is the file descriptor, 0 for the standard input."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThreadWait:
     """What a thread does now. `futex` is the address that it waits on, None if it does anything else.
 
-    `timed`: whether the wait ends by itself, as that for Python's GIL does (5 ms).
+    `timed`: whether the wait ends by itself, as that for Python's GIL does (5 ms). `for_input`: it waits for
+    events or for its standard input.
     """
 
     futex: int | None = None
     timed: bool = False
+    for_input: bool = False
 
 
 @dataclass(slots=True)
@@ -66,7 +76,11 @@ def read_wait(pid: int, proc: str = "/proc") -> ThreadWait | None:
             fields = file.read().split()
     except OSError:
         return None
-    calls = _FUTEX_CALLS.get(platform.machine(), frozenset())
-    if len(fields) < 5 or not fields[0].isdigit() or int(fields[0]) not in calls:
+    machine = platform.machine()
+    if len(fields) < 5 or not fields[0].isdigit():
         return ThreadWait()
-    return ThreadWait(futex=int(fields[1], 16), timed=int(fields[4], 16) != 0)
+    number, first = int(fields[0]), int(fields[1], 16)
+    if number in _FUTEX_CALLS.get(machine, frozenset()):
+        return ThreadWait(futex=first, timed=int(fields[4], 16) != 0)
+    reads = number == _READ_CALL.get(machine) and first == 0
+    return ThreadWait(for_input=reads or number in _EVENT_CALLS.get(machine, frozenset()))

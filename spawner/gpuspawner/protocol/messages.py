@@ -289,6 +289,7 @@ class LeaseDocument(Message):
     mode: Mode
     since: Time
     notice: str
+    groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
 
 
 class QueueDocument(Message):
@@ -303,6 +304,7 @@ class QueueDocument(Message):
     since: Time
     earliest_at: Time | None = Field(default=None, description="the earliest likely begin; null: not known")
     latest_at: Time | None = Field(default=None, description="the latest likely begin; null: not known")
+    groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
 
 
 class EndedDocument(Message):
@@ -322,6 +324,7 @@ class EndedDocument(Message):
     quota_bytes: int | None
     over_seconds: float
     sentence: str
+    groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
 
 
 class StatusDocument(Message):

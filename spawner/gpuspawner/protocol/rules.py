@@ -13,29 +13,32 @@ _AUTHOR = "who decided it, for the ledger"
 _REASON = "why, for the ledger"
 
 
-class QuotaChange(Message):
+class Authored(Message):
+    """A change that somebody asks for: the audit log has its author."""
+
+    author: Text = Field(description=_AUTHOR)
+
+
+class QuotaChange(Authored):
     """The body of `POST /quotas`: keys of `c.GpuSite.quotas` that change; null takes a change back."""
 
     subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
     values: dict[str, JsonValue] = Field(description="the keys of c.GpuSite.quotas that change")
-    author: Text = Field(description=_AUTHOR)
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
-class QuotaRemoval(Message):
+class QuotaRemoval(Authored):
     """The body of `DELETE /quotas`: all run-time changes of one subject are taken back."""
 
     subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
-    author: Text = Field(description=_AUTHOR)
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
-class Grant(Message):
+class Grant(Authored):
     """The body of `POST /grants`: more GPU-hours in the present period, or fewer if negative."""
 
     subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
     gpu_hours: float = Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="a number of GPU-hours")
-    author: Text = Field(description=_AUTHOR)
     reason: Text = Field(description=_REASON)
 
 
@@ -53,37 +56,33 @@ class WhoAsks(Message):
     )
 
 
-class SessionChange(Message):
+class SessionChange(Authored):
     """The body of `POST /sessions`: a lab session, new or in place of the one of that name."""
 
     session: dict[str, JsonValue] = Field(description="the session; see docs/instructors.md for its keys")
-    author: Text = Field(description=_AUTHOR)
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
-class SessionCancel(Message):
+class SessionCancel(Authored):
     """The body of `DELETE /sessions/{name}`."""
 
-    author: Text = Field(description=_AUTHOR)
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
-class CalendarImport(Message):
+class CalendarImport(Authored):
     """The body of `POST /sessions/calendar`: an iCalendar, and what its events don't say."""
 
     calendar: str = Field(min_length=1, max_length=400_000, description="the text of an .ics file")
     group: Text = Field(description="the hub group of events that name none")
     tier: Text = Field(description="the tier of events that name none")
     seats: int = Field(ge=1, le=10_000, description="a whole number from 1 to 10000")
-    author: Text = Field(description=_AUTHOR)
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
-class Extend(Message):
+class Extend(Authored):
     """The body of `POST /leases/{id}/extend`."""
 
     seconds: float = Field(gt=0, le=86400, allow_inf_nan=False, description="a number of seconds up to a day")
-    author: Text = Field(description=_AUTHOR)
 
 
 class KernelsMessage(Message):

@@ -358,3 +358,38 @@ async def test_it_comes_up_while_nvml_hangs_and_takes_the_gpus_up_when_it_answer
         assert (tiers["driver"]["version"], tiers["tiers"][1]["total"]) == ("580.159.04", 2)
         await broker._look()
         assert broker.service.ready.is_set()
+
+
+async def test_it_comes_up_beside_a_driver_that_fails_and_takes_the_gpus_up_after_the_repair(
+    folder: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernel module and library of two versions: a start is refused at once, and no restart is needed."""
+
+    async def probe(_: WayIn, late: Iterable[str] = ()) -> None:
+        """Docker is not what this is about."""
+
+    monkeypatch.setattr("gpuspawner.node.local.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(WayIn, "probe", probe)
+    script.init = 18  # NVML_ERROR_LIB_RM_VERSION_MISMATCH
+    script.write()
+
+    async def reconciled() -> bool:
+        return True
+
+    monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.1)
+    async with running(folder, "c.GpuSite.inventory = 'auto'") as (broker, client):
+        broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
+        await broker._look()
+        with pytest.raises(BrokerUnavailable, match="the GPUs of this machine don't answer"):
+            await client.acquire(REQUEST, lambda *_: None).__aenter__()
+        status = await client.status()
+        assert (status["simulated"], status["devices"]) == (False, [])
+        assert status["fault"].startswith(
+            "Driver and NVML library have different versions, as after an upgrade"
+        )
+        script.init = 0
+        script.write()
+        async with asyncio.timeout(10):
+            while not (status := await client.status())["devices"]:
+                await asyncio.sleep(0.05)
+        assert (status["fault"], [device["uuid"] for device in status["devices"]]) == ("", list(UUIDS))

@@ -80,18 +80,19 @@ def test_status() -> None:
                 "id": "a" * 32, "user": "anna", "server": "train", "hub": "hub", "tier": "gpu",
                 "state": "running", "device_uuids": ["GPU-1"], "memory_bytes": 80 << 30,
                 "compute_percent": 100.0, "mode": "whole", "since": "2025-03-01T12:05:00Z",
-                "notice": "Save your work.",
+                "notice": "Save your work.", "groups": [],
             },
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "state": "waiting",
                 "device_uuids": [], "memory_bytes": 0, "compute_percent": 100.0, "mode": "whole",
-                "since": "2025-03-01T12:00:00Z", "notice": "",
+                "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [],
             },
         ],
         "queue": [
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
                 "since": "2025-03-01T12:00:00Z", "earliest_at": None, "latest_at": None,
+                "groups": [],
             },
         ],
         "ended": [
@@ -99,7 +100,7 @@ def test_status() -> None:
                 "at": "2025-03-01T12:05:00Z", "offence": "memory", "lease_id": "a" * 32, "hub": "hub",
                 "user": "anna", "server": "train", "container_id": "c" * 64, "device_uuid": "GPU-1", "pid": 7,
                 "name": "python3", "used_bytes": 9, "quota_bytes": 8, "over_seconds": 2.0,
-                "sentence": "It was over.",
+                "sentence": "It was over.", "groups": [],
             },
         ],
     }  # fmt: skip

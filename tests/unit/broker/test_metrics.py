@@ -30,7 +30,7 @@ def test_everything_is_there_from_the_start() -> None:
         *(f'gpuspawner_reconcile_steps_total{{step="{step}"}}'
           for step in ("set_running", "charge", "release", "remove", "adopt")),
         *(f'gpuspawner_loop_errors_total{{loop="{loop}"}}'
-          for loop in ("reconcile", "events", "hold", "removals", "enforcement", "late")),
+          for loop in ("reconcile", "events", "hold", "removals", "enforcement", "late", "closures")),
         *(f'gpuspawner_guard_ended_total{{offence="{offence}"}}'
           for offence in ("memory", "no_lease", "bypassed_mps")),
         "gpuspawner_guard_blind_devices",

@@ -10,15 +10,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gpuspawner.broker.api.visible import READ_SCOPE, Viewer, viewer_of, visible_status
+from gpuspawner.broker.api.access import EVERYBODY, Viewer
+from gpuspawner.broker.api.visible import visible_status
+from gpuspawner.broker.pages.admin.page import DevicesPage, devices_page
+from gpuspawner.broker.pages.counts import ModelRow
 from gpuspawner.broker.pages.look import Look, PageUser, hub_of, look_of
-from gpuspawner.broker.pages.page import Holding, ModelRow, Moment, Page, build_page, moment
+from gpuspawner.broker.pages.own.page import OwnPage, own_page
+from gpuspawner.broker.pages.rows import Holding
+from gpuspawner.broker.pages.words import Moment, moment
 from hypothesis import given
 from hypothesis import strategies as st
 from traitlets.config.loader import Config
 
 ANNA = Viewer("anna", hub="here")
-ADMIN = Viewer("admin", sees_all=True, hub="here")
+ADMIN = Viewer("admin", EVERYBODY, hub="here")
 
 
 def device(number: int, **changes: Any) -> dict[str, Any]:
@@ -127,17 +132,6 @@ def test_same_name_on_another_hub_is_somebody_else() -> None:
     assert seen["devices"][0] == {**device(0), "free": False}
 
 
-def test_viewer_of_a_user_model() -> None:
-    student = {"name": "anna", "kind": "user", "scopes": ["access:services!service=gpu"]}
-    assert viewer_of(student) == Viewer("anna", sees_all=False, owns=True, hub=None)
-    assert viewer_of({**student, "scopes": [READ_SCOPE]}, "here") == Viewer("anna", True, True, "here")
-    assert viewer_of({**student, "kind": "service"}) == Viewer("anna", sees_all=False, owns=False, hub=None)
-
-
-def test_a_filtered_scope_is_not_the_scope() -> None:
-    assert not viewer_of({"name": "anna", "scopes": [f"{READ_SCOPE}!user=anna"]}).sees_all
-
-
 def test_a_service_owns_nothing() -> None:
     seen = visible_status(document(), Viewer("anna", owns=False, hub="here"))
     assert (seen["leases"], seen["queue"]) == ([], [])
@@ -166,19 +160,27 @@ TIERS = {"simulated": False, "tiers": [{"name": "gpu", "title": "One GPU"}]}
 HUB_AUTH = SimpleNamespace(hub_host="", hub_prefix="/base/hub/")
 
 
-def build(whole: dict[str, Any], viewer: Viewer) -> Page:
-    return build_page(whole, TIERS, viewer, hub_url="/base/hub/", now=NOW)
+def build(whole: dict[str, Any], viewer: Viewer) -> OwnPage:
+    return own_page(whole, TIERS, viewer, hub_url="/base/hub/", now=NOW)
 
 
-def html(page: Page, template: str = "gpu.html", look: Look | None = None) -> str:
+def devices(whole: dict[str, Any], viewer: Viewer = ADMIN) -> DevicesPage:
+    return devices_page(whole, TIERS, viewer, hub_url="/base/hub/", now=NOW)
+
+
+def html(page: OwnPage | DevicesPage, look: Look | None = None, live: bool = False) -> str:
+    """The whole page, or its part that changes."""
     look = look or Look()
     model = {"name": page.viewer.name, "scopes": []}
-    return look.render(template, page=page, **look.namespace(HUB_AUTH, "/base/services/gpu/", model, "xsrf"))  # type: ignore[arg-type]
+    name = "own" if isinstance(page, OwnPage) else "devices"
+    variables = look.namespace(HUB_AUTH, "/base/services/gpu/", model, "xsrf")  # type: ignore[arg-type]
+    where = {"navigation": (), "live_url": "/base/services/gpu/live"}
+    return look.render(f"{name}_live.html" if live else f"{name}.html", page=page, **variables, **where)
 
 
 def test_student_sees_counts_and_own() -> None:
     page = build(document(), Viewer("anna", hub="here"))
-    assert page == Page(
+    assert page == OwnPage(
         viewer=Viewer("anna", hub="here"),
         simulated=False,
         summary="1 of 4 GPUs free, 2 servers wait.",
@@ -221,7 +223,6 @@ def test_student_sees_counts_and_own() -> None:
                 position=2,
             ),
         ),
-        devices=(),
         models=(
             ModelRow(
                 model="NVIDIA H100 80GB HBM3",
@@ -234,14 +235,13 @@ def test_student_sees_counts_and_own() -> None:
                 withdrawn=1,
             ),
         ),
-        queue=(),
         notices=(),
         spawn_url="/base/hub/spawn",
     )
 
 
 def test_admin_sees_holders_health_and_queue() -> None:
-    page = build(document(), Viewer("admin", sees_all=True))
+    page = devices(document(), Viewer("admin", EVERYBODY))
     rows = [(row.name, row.healthy, row.reason, row.holder and row.holder.user) for row in page.devices]
     assert rows == [
         ("NVIDIA H100 80GB HBM3 #0", True, "", "anna"),
@@ -256,7 +256,6 @@ def test_admin_sees_holders_health_and_queue() -> None:
         ("1st in line", "carl", {}),
         ("2nd in line", "anna", {}),
     ]
-    assert page.mine == ()
 
 
 @pytest.mark.parametrize(
@@ -281,9 +280,9 @@ def test_summary(free: int, waiting: int, simulated: bool, sentence: str) -> Non
 
 def test_gpus_that_do_not_answer_are_said_to_all_and_why_to_the_admin() -> None:
     whole = {**document(), "devices": [], "leases": [], "queue": []}
-    seen = [(page.summary, page.fault) for page in (build(whole, ADMIN), build(whole, ANNA))]
     summary = "The GPUs of this machine don't answer; they appear here when they answer. Nobody waits."
-    assert seen == [(summary, "NVML hangs"), (summary, "")]
+    admins = devices(whole)
+    assert (admins.summary, admins.fault, build(whole, ANNA).summary) == (summary, "NVML hangs", summary)
 
 
 @pytest.mark.parametrize(
@@ -319,9 +318,14 @@ def hostile_document() -> dict[str, Any]:
     return whole
 
 
-@pytest.mark.parametrize("sees_all", [True, False])
-def test_names_are_escaped_everywhere(sees_all: bool) -> None:
-    text = html(build(hostile_document(), Viewer(HOSTILE, sees_all=sees_all)))
+def test_names_are_escaped_on_the_admin_s_page() -> None:
+    text = html(devices(hostile_document()))
+    assert "<script>alert" not in text
+    assert text.count("alert(1)") > 5
+
+
+def test_names_are_escaped_everywhere() -> None:
+    text = html(build(hostile_document(), Viewer(HOSTILE)))
     assert "<script>alert" not in text
     assert "alert(1)" in text
     assert "/base/hub/user/x%22%27%3E%3Cscript%3Ealert%281%29%3C%2Fscript%3E%C3%BC%2F..%2F/x%22" in text
@@ -336,15 +340,14 @@ def test_simulated_is_said_beside_every_gpu() -> None:
     whole["simulated"] = True
     for shown in whole["devices"]:
         shown.update(simulated=True, guarantee="none")
-    for viewer, rows in ((Viewer("anna"), 1), (Viewer("anna", sees_all=True), 4)):
-        text = html(build(whole, viewer), "gpu_live.html")
-        own = 2
-        assert text.count('<span class="badge text-bg-warning">simulated</span>') == rows + own
-        assert "simulated GPUs free" in text
+    badge = '<span class="badge text-bg-warning">simulated</span>'
+    own, all_devices = html(build(whole, Viewer("anna")), live=True), html(devices(whole), live=True)
+    assert (own.count(badge), all_devices.count(badge)) == (3, 4)
+    assert "simulated GPUs free" in own
 
 
 def test_real_gpus_are_not_called_simulated() -> None:
-    assert "simulated" not in html(build(document(), Viewer("anna", sees_all=True)))
+    assert "simulated" not in html(build(document(), ANNA)) + html(devices(document()))
 
 
 def test_addresses_follow_the_base_url() -> None:

@@ -12,8 +12,10 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import pytest
 from aiohttp import web
-from gpuspawner.broker.pages import READ_SCOPE, make_handlers, make_settings
-from gpuspawner.broker.pages.handlers import TOKEN_SECONDS, MoreRoutes, hub_oauth
+from gpuspawner.broker.api.access import ADMIN_SCOPE, READ_SCOPE, RESERVE_SCOPE
+from gpuspawner.broker.api.public.rules import MoreRoutes
+from gpuspawner.broker.pages import make_handlers, make_settings
+from gpuspawner.broker.pages.routes import TOKEN_SECONDS, hub_oauth
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth
 from tornado.httpserver import HTTPServer
@@ -37,6 +39,9 @@ USERS = {
     "noether-token": model("noether", ACCESS, READ_SCOPE, "custom:gpu:admin"),
     "robot-token": model("robot", ACCESS, READ_SCOPE, "custom:gpu:admin", kind="service"),
     "monitor-token": model("monitor", ACCESS, READ_SCOPE, kind="service"),
+    "reader-token": model("rudi", ACCESS, f"{READ_SCOPE}!group=students"),
+    "ines-token": model("ines", ACCESS, f"{RESERVE_SCOPE}!group=students"),
+    "dean-token": model("dean", ACCESS, f"{ADMIN_SCOPE}!group=students"),
 }
 
 
@@ -52,7 +57,7 @@ def lease(name: str, user: str, uuid: str) -> dict[str, Any]:
     return {
         "id": name, "user": user, "server": "", "hub": "h", "tier": "gpu", "state": "running",
         "device_uuids": [uuid], "memory_bytes": 80 << 30, "compute_percent": 100.0, "since": SINCE,
-        "notice": "",
+        "notice": "", "groups": ["cs231n"] if user == "anna" else ["cs224n"],
     }  # fmt: skip
 
 
@@ -339,6 +344,9 @@ async def test_a_wrong_state_logs_nobody_in(pages: Pages) -> None:
 async def test_page_for_the_admin(pages: Pages) -> None:
     await pages.log_in("admin")
     _, _, text = await pages.get("")
+    assert f'href="{PREFIX}admin/"' in text
+    assert "bob" not in text
+    _, _, text = await pages.get("admin/")
     assert "<strong>bob</strong>" in text
     assert 'href="/base/hub/admin"' in text
 

@@ -10,7 +10,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from gpuspawner.broker.pages import ADMIN_SCOPE, READ_SCOPE, public_rules
+from gpuspawner.broker.api.access import ADMIN_SCOPE, READ_SCOPE, RESERVE_SCOPE
+from gpuspawner.broker.api.public.limits import BURST
+from gpuspawner.broker.api.public.rules import public_rules
+from gpuspawner.broker.ledger import Result, Search
 from gpuspawner.core.decision import DecisionKind
 from yarl import URL
 
@@ -104,7 +107,8 @@ async def test_what_can_be_read_and_taken_back(rules: Rules) -> None:
     ],
 )  # fmt: skip
 async def test_each_needs_its_scope(rules: Rules, method: str, path: str) -> None:
-    scope, does = (READ_SCOPE, "see") if method == "GET" else (ADMIN_SCOPE, "change")
+    changing = RESERVE_SCOPE if path.startswith("sessions") else ADMIN_SCOPE
+    scope, does = (READ_SCOPE, "see") if method == "GET" else (changing, "change")
     sentence = f"Your account may not {does} this: that needs the scope {scope} of the hub."
     lacks = "anna-token" if method == "GET" else "monitor-token"
     assert await rules.ask(method, path, lacks) == (403, {"reason": "not_allowed", "message": sentence})
@@ -148,3 +152,103 @@ async def test_what_is_not_well_formed_is_a_sentence(rules: Rules, body: Any, wo
 async def test_what_only_the_hub_asks_is_not_there(rules: Rules) -> None:
     for path in ("allowance", "servers", f"leases/{1:032x}/extend"):
         assert (await rules.ask("GET", path, "noether-token"))[0] == 404
+
+
+async def test_a_repeated_request_is_carried_out_once(rules: Rules) -> None:
+    grant = {"subject": "group:students", "gpu_hours": 5, "reason": "sorry"}
+    named = {"Idempotency-Key": "grant-1"}
+    for _ in range(2):
+        assert await rules.ask("POST", "grants", "noether-token", grant, **named) == (204, "")
+    assert rules.authors() == [("noether", "sorry")]
+    status, answer = await rules.ask("POST", "grants", "noether-token", {**grant, "gpu_hours": 6}, **named)
+    assert (status, answer["reason"]) == (409, "request_conflict")
+    lab = {"session": LAB, "reason": "course"}
+    answers = [
+        await rules.ask("POST", "sessions", "robot-token", lab, **{"Idempotency-Key": "lab"}) for _ in "ab"
+    ]
+    assert answers[0] == answers[1]
+    status, answer = await rules.ask(
+        "POST", "grants", "noether-token", grant, **{"Idempotency-Key": "x" * 129}
+    )
+    assert (status, answer["message"]) == (400, "Idempotency-Key must have 1 to 128 characters.")
+
+
+async def test_each_change_is_in_the_audit_log(rules: Rules) -> None:
+    await rules.ask("POST", "quotas", "noether-token", CHANGE)
+    await rules.ask("POST", "sessions", "robot-token", {"session": {**LAB, "seats": 7}})
+    await rules.ask("POST", "quotas", "anna-token", CHANGE)  # may not: nothing is written down
+    found = await rules.broker.ledger.audited(Search())
+    assert [
+        (each.author, each.via, each.action, each.subject, each.groups, each.result) for _, each in found
+    ] == [
+        ("service robot", "api", "save lab session", "session:cs231n", ("students",), Result.REFUSED),
+        ("noether", "api", "change quota", "group:students", ("students",), Result.DONE),
+    ]
+    assert (found[1][1].document, found[1][1].reason) == (
+        {"subject": "group:students", "values": {"devices": 2}},
+        "exam week",
+    )
+
+
+async def test_who_writes_too_often_waits(rules: Rules) -> None:
+    for _ in range(BURST):
+        assert (await rules.ask("POST", "quotas", "noether-token", "{"))[0] == 400
+    url = f"{rules.pages.url}api/quotas"
+    headers = {"Authorization": "token noether-token"}
+    async with rules.pages.client.post(url, data=json.dumps(CHANGE), headers=headers) as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "2")
+        assert (await answer.json())["reason"] == "too_many_requests"
+    assert (await rules.ask("GET", "quotas", "noether-token"))[0] == 200
+    assert (await rules.ask("POST", "quotas", "robot-token", CHANGE))[0] == 204
+
+
+OWN = {"session": LAB, "reason": ""}
+OTHERS = {"session": {**LAB, "name": "other", "group": "phd"}, "reason": ""}
+STUDENTS = {"subject": "group:students", "values": {"devices": 2}, "gpu_hours": 1, "reason": "r"}
+
+
+@pytest.mark.parametrize(
+    ("token", "method", "path", "body", "status"),
+    [
+        ("reader-token", "GET", "quotas", None, 200),
+        ("reader-token", "POST", "sessions", OWN, 403),
+        ("ines-token", "POST", "sessions", OWN, 200),
+        ("ines-token", "POST", "sessions", OTHERS, 403),
+        ("ines-token", "DELETE", "sessions/of-phd", {"reason": ""}, 403),
+        ("ines-token", "POST", "sessions", {"session": {**LAB, "name": "of-phd"}, "reason": ""}, 403),
+        ("ines-token", "POST", "quotas", {k: v for k, v in STUDENTS.items() if k != "gpu_hours"}, 403),
+        ("dean-token", "POST", "quotas", {k: v for k, v in STUDENTS.items() if k != "gpu_hours"}, 204),
+        ("dean-token", "POST", "grants", {"subject": "group:phd", "gpu_hours": 1, "reason": "r"}, 403),
+        ("dean-token", "POST", "grants", {"subject": "user:anna", "gpu_hours": 1, "reason": "r"}, 403),
+        ("dean-token", "POST", "grants", {"subject": "everybody", "gpu_hours": 1, "reason": "r"}, 403),
+        ("dean-token", "POST", "grants", {"subject": "group:students", "gpu_hours": 1, "reason": "r"}, 204),
+    ],
+)
+async def test_a_scope_for_a_group_is_for_that_group(
+    rules: Rules, token: str, method: str, path: str, body: Any, status: int
+) -> None:
+    other = {"session": {**LAB, "name": "of-phd", "group": "phd", "begins": "15:00"}, "reason": ""}
+    assert (await rules.ask("POST", "sessions", "noether-token", other))[0] == 200
+    before = rules.authors()
+    found, answer = await rules.ask(method, path, token, body)
+    assert (found, answer.get("reason") if found == 403 else "") == (
+        status,
+        "not_allowed" if found == 403 else "",
+    )
+    assert (rules.authors() == before) == (method == "GET" or status == 403)
+
+
+async def test_what_a_reader_of_one_group_sees(rules: Rules) -> None:
+    for name, group, begins in (("cs231n", "students", "10:00"), ("of-phd", "phd", "15:00")):
+        session = {**LAB, "name": name, "group": group, "begins": begins}
+        assert (await rules.ask("POST", "sessions", "noether-token", {"session": session}))[0] == 200
+    await rules.ask("POST", "quotas", "noether-token", CHANGE)
+    await rules.ask("POST", "quotas", "noether-token", {**CHANGE, "subject": "group:phd"})
+    _, sessions = await rules.ask("GET", "sessions", "reader-token")
+    assert [each["session"]["name"] for each in sessions["sessions"]] == ["cs231n"]
+    _, calendar = await rules.ask("GET", "sessions/calendar", "reader-token")
+    assert ("cs231n" in calendar, "of-phd" in calendar) == (True, False)
+    _, quotas = await rules.ask("GET", "quotas", "reader-token")
+    assert {each["subject"] for each in quotas["quotas"]} <= {"everybody", "group:students"}
+    assert [each["subject"] for each in quotas["history"]] == ["group:students"]
+    assert (await rules.ask("GET", "report?by=user", "reader-token"))[0] == 200

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from gpuspawner.broker.api.visible import Viewer, visible_status
-from gpuspawner.broker.pages.page import Page, build_page
+from gpuspawner.broker.api.visible import visible_status
+from gpuspawner.broker.pages.admin.page import DevicesPage, devices_page
+from gpuspawner.broker.pages.own.page import OwnPage, own_page
 
-from tests.unit.broker.test_pages import ADMIN, ANNA, device, html, lease
+from tests.unit.broker.test_pages import ADMIN, ANNA, NOW, device, html, lease
 
-NOW = datetime(2026, 3, 1, 10, 0, tzinfo=UTC)
 SINCE = "2026-03-01T09:00:00Z"
 
 
@@ -45,9 +44,15 @@ def document(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def build(status: dict[str, Any], viewer: Viewer) -> Page:
-    tiers = {"simulated": False, "tiers": [{"name": "gpu", "title": "A slice"}]}
-    return build_page(status, tiers, viewer, hub_url="/hub/", now=NOW)
+TIERS = {"simulated": False, "tiers": [{"name": "gpu", "title": "A slice"}]}
+
+
+def annas(status: dict[str, Any]) -> OwnPage:
+    return own_page(status, TIERS, ANNA, hub_url="/hub/", now=NOW)
+
+
+def admins(status: dict[str, Any]) -> DevicesPage:
+    return devices_page(status, TIERS, ADMIN, hub_url="/hub/", now=NOW)
 
 
 def test_others_shares_are_not_shown_but_counted() -> None:
@@ -70,7 +75,7 @@ def test_a_device_is_free_while_a_slice_is(changes: dict[str, Any], free: bool) 
 
 
 def test_a_student_sees_their_slice_and_how_many_are_left() -> None:
-    page = build(document(), ANNA)
+    page = annas(document())
     assert page.summary == "1 of 1 GPU, 8 of 10 slices free, nobody waits."
     (own,) = page.mine
     assert (own.share, own.devices) == (
@@ -87,7 +92,7 @@ def test_a_student_sees_their_slice_and_how_many_are_left() -> None:
 def test_an_admin_sees_who_shares_a_gpu_by_name() -> None:
     status = document()
     status["devices"][0]["shares"].reverse()  # bob came first
-    first, second = build(status, ADMIN).devices
+    first, second = admins(status).devices
     assert first.slices == "8 of 10 slices free"
     assert [(each.user, each.share) for each in first.shares] == [
         ("anna", "8.0 GiB, up to 25 % of its compute"),
@@ -100,21 +105,21 @@ def test_without_mps_it_says_that_nothing_limits_compute() -> None:
     status = document()
     status["devices"][0]["compute_guarantee"] = "none"
     status["devices"][0]["healthy"] = False
-    page = build(status, ADMIN)
+    page = admins(status)
     assert page.devices[0].guarantee_help.endswith("compute not limited, by time-slicing")
     assert page.summary == "1 of 1 GPU, 0 of 10 slices free, nobody waits."
     assert page.devices[0].slices == "0 of 10 slices free"
 
 
 def test_the_html_names_the_sharers_to_those_who_may_know() -> None:
-    admins, annas = html(build(document(), ADMIN)), html(build(document(), ANNA))
-    assert "8 of 10 slices free" in admins
-    assert admins.count('<div class="gpu-share">') == 2
-    assert "<strong>bob</strong>" in admins
-    assert "You hold a slice of NVIDIA H100 80GB HBM3 #0" in annas
-    assert "A slice · 8.0 GiB, up to 25 % of its compute · " in annas
-    assert "8 of 10 slices" in annas
-    assert "bob" not in annas
+    shown, own = html(admins(document())), html(annas(document()))
+    assert "8 of 10 slices free" in shown
+    assert shown.count('<div class="gpu-share">') == 2
+    assert "<strong>bob</strong>" in shown
+    assert "You hold a slice of NVIDIA H100 80GB HBM3 #0" in own
+    assert "A slice · 8.0 GiB, up to 25 % of its compute · " in own
+    assert "8 of 10 slices" in own
+    assert "bob" not in own
 
 
 def test_who_shares_a_gpu_is_a_line_each() -> None:
@@ -122,7 +127,7 @@ def test_who_shares_a_gpu_is_a_line_each() -> None:
     status = document()
     status["devices"][0]["shares"].append(share("c" * 32, "carl"))
     status["leases"].append(lease("c" * 32, "carl", "GPU-0", server="train"))
-    lines = re.findall(r'<div class="gpu-share">(.*?)</div>', html(build(status, ADMIN)), re.DOTALL)
+    lines = re.findall(r'<div class="gpu-share">(.*?)</div>', html(admins(status)), re.DOTALL)
     assert [" ".join(re.sub(r"<[^>]*>", "", line).split()) for line in lines] == [
         "anna A slice · running for 1 hour: 8.0 GiB, up to 25 % of its compute",
         "bob A slice · running for 1 hour: 8.0 GiB",
@@ -140,7 +145,7 @@ def test_ended_processes_are_for_the_admin_and_their_user() -> None:
     status = {**document(), "ended": [ENDED, {**ENDED, "user": "anna"}, {**ENDED, "user": "", "hub": ""}]}
     assert [each["user"] for each in visible_status(status, ANNA)["ended"]] == ["anna"]
     assert [each["user"] for each in visible_status(status, ADMIN)["ended"]] == ["bob", "anna", ""]
-    page = build(status, ADMIN)
+    page = admins(status)
     assert [(row.user, row.server, row.device) for row in page.ended] == [
         ("bob", "train", "NVIDIA H100 80GB HBM3 #0"), ("anna", "train", "NVIDIA H100 80GB HBM3 #0"),
         ("unknown", "train", "NVIDIA H100 80GB HBM3 #0"),
@@ -148,15 +153,14 @@ def test_ended_processes_are_for_the_admin_and_their_user() -> None:
     shown = html(page)
     assert "Your process &#39;&lt;b&gt;&#39; was ended" in shown
     assert '<h2 class="h4 mt-4">Ended processes</h2>' in shown
-    assert build(status, ANNA).ended == ()
-    assert "Ended processes</h2>" not in html(build(document(), ADMIN))
+    assert "Ended processes</h2>" not in html(admins(document()))
 
 
 def test_what_is_in_use_is_never_0_where_nobody_knows_it() -> None:
     status = document(used_bytes=12 << 30, utilization_percent=71.4)
     status["devices"].append(device(2, mode="mig", used_bytes=1 << 30, utilization_percent=None))
     status["devices"].append(device(3, simulated=True, guarantee="none"))
-    found = [(row.used, row.busy) for row in build(status, ADMIN).devices]
+    found = [(row.used, row.busy) for row in admins(status).devices]
     assert found == [
         ("12 GiB", "71 %"), ("not available", "not available"), ("1.0 GiB", "not available"),
         ("simulated", "simulated"),
@@ -166,5 +170,5 @@ def test_what_is_in_use_is_never_0_where_nobody_knows_it() -> None:
 
 
 def test_a_device_that_nobody_guards_says_so() -> None:
-    row = build(document(unguarded_reason="NVML hangs"), ADMIN).devices[0]
+    row = admins(document(unguarded_reason="NVML hangs")).devices[0]
     assert row.guarantee_help == "not enforced now: NVML hangs"

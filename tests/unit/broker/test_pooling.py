@@ -163,7 +163,8 @@ def test_too_few_are_a_warning() -> None:
     pools = [{"name": "p", "devices": ["GPU-0", "GPU-8"]}, {"name": "q", "devices": {"count": 2}}]
     tiers = [{"name": "two", "devices": 2, "pool": "p"}]
     assert pooling(pools, tiers, [H0, H1]).warnings == (
-        "c.GpuSite.pools: pool 'p' names GPU-8, which this machine doesn't have",
+        "c.GpuSite.pools: pool 'p' names GPU-8, which this machine doesn't have: `nvidia-smi -L` lists the "
+        "UUIDs that it has. MIG instances get others if they are created in another order",
         "c.GpuSite.pools: pool 'q' needs 2 devices, but 1 are left for it",
         "c.GpuSite.tiers: tier 'two' has 2 devices, but this machine has 1 of that kind",
     )

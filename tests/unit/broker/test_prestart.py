@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from gpuspawner.broker.leases.prestart import HubApi, Prestart
+from gpuspawner.broker.leases.hub_api import HubApi
+from gpuspawner.broker.leases.prestart import Prestart
 from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.config.quotas import Known
 from gpuspawner.config.tiers import parse_tiers

@@ -137,7 +137,7 @@ def test_a_session_is_extended_or_refused_with_the_reason(served: Served) -> Non
 
 
 def test_what_is_not_well_formed_is_named(served: Served) -> None:
-    with pytest.raises(BadOption, match="The request lacks 'subject'"):
+    with pytest.raises(BadOption, match="The request lacks 'author'"):
         tell(served, "/quotas", KernelsMessage(busy=True))
     with pytest.raises(BadOption, match="Nothing was changed"):
         tell(served, "/quotas", QuotaChange(subject="everybody", values={}, author="noether"))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from gpuspawner.broker.decide.turns import (
     Action,
+    Experience,
     Gpu,
     Seat,
     Step,
@@ -22,7 +23,7 @@ from gpuspawner.broker.decide.turns import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.turns_machine import GIB, RULES, SIZE, Pool, TurnsMachine
+from tests.unit.turns_machine import GIB, RULES, SIZE, Pool, TurnsMachine, assert_sound
 
 A, B = "GPU-0", "GPU-1"
 ONE = (Gpu(A, SIZE),)
@@ -85,11 +86,74 @@ def test_an_empty_gpu_is_taken_before_somebody_is_moved() -> None:
 
 
 def test_moving_is_worth_it_only_when_the_wait_is_longer() -> None:
-    """Moving 10 GiB takes 5.3 + 2.1 s. The one who computes on its own GPU may go on for 10 s."""
+    """Moving 10 GiB takes 5.3 + 2.1 s. The one who computes on its own GPU may go on for 10 s.
+
+    The other GPU is kept for it from then on, until it is awake there.
+    """
     wanting = paused("w", A, wants=1, gib=10)
     assert sleep_seconds(10 * GIB) + wake_seconds(10 * GIB) == pytest.approx(7.4, abs=0.1)
     assert plan([wanting, awake("a", A, turn=4)], TWO, NOW, RULES) == ()
-    assert plan([wanting, awake("a", A, turn=2)], TWO, NOW, RULES) == (Action(Step.SLEEP, "w"),)
+    assert plan([wanting, awake("a", A, turn=2)], TWO, NOW, RULES) == (Action(Step.SLEEP, "w", B),)
+    leaving = replace(wanting, under_way=Action(Step.SLEEP, "w", B), target_uuid=B)
+    later = asleep("x", wants=0.5)
+    assert plan([leaving, awake("a", A, turn=2), later], TWO, NOW, RULES) == ()
+    left = replace(leaving, under_way=None, turn=Turn.ASLEEP, gpu_uuid=None)
+    assert plan([left, awake("a", A, turn=2), later], TWO, NOW, RULES) == (Action(Step.WAKE, "w", B),)
+    assert plan([replace(left, wants_since=None), later], TWO, NOW, RULES) == (Action(Step.WAKE, "x", A),)
+    failed = replace(left, retry_at=NOW + 1)
+    assert plan([failed, awake("a", A), later], TWO, NOW, RULES) == (Action(Step.WAKE, "x", B),)
+
+
+def test_one_who_is_soon_back_at_home_is_not_moved_because_another_is_next_there() -> None:
+    """Before, a turn that was just given to somebody at home made every other GPU look better."""
+    first, second = paused("first", A, wants=5, gib=10), paused("second", A, wants=4, gib=10)
+    seen = Experience(turn_seconds=5.0)
+    assert plan([first, second], TWO, NOW, RULES, seen) == (Action(Step.WAKE, "first", A),)
+    assert plan([first, second], TWO, NOW, RULES, Experience(turn_seconds=8.0)) == (
+        Action(Step.WAKE, "first", A),
+        Action(Step.SLEEP, "second", B),
+    )
+
+
+def test_a_turn_ends_at_once_at_the_prompt_and_late_while_a_program_runs() -> None:
+    wanting = paused("w", wants=1)
+    at_prompt = replace(awake("a", idle=0.3, turn=5), rests_since=NOW - 0.2)
+    assert plan([at_prompt, wanting], ONE, NOW, RULES) == (Action(Step.PAUSE, "a"),)
+    assert plan([replace(at_prompt, rests_since=NOW - 0.1), wanting], ONE, NOW, RULES) == ()
+    assert plan([replace(at_prompt, since=NOW - 1.9), wanting], ONE, NOW, RULES) == ()  # min_turn
+    loads = awake("a", idle=4.9, turn=5)
+    rules = TurnRules()
+    assert plan([loads, wanting], ONE, NOW, rules) == ()
+    assert plan([loads, wanting], ONE, NOW + 0.1, rules) == (Action(Step.PAUSE, "a"),)
+
+
+def test_room_is_made_while_the_one_who_computes_goes_on() -> None:
+    """Only the switch itself costs the GPU time: who leaves does so before, the last in line of those who want."""
+    computes = awake("a", turn=5, gib=24)
+    rests = paused("old", gib=40, since=20)
+    wanting = asleep("w", wants=3, gib=5)
+    assert plan([computes, rests, wanting], ONE, NOW, RULES) == (Action(Step.SLEEP, "old"),)
+    last = replace(rests, wants_since=NOW - 1)
+    assert plan([computes, last, wanting], ONE, NOW, RULES) == (Action(Step.SLEEP, "old"),)
+    patient = replace(RULES, max_turn_seconds=60)
+    assert plan([computes, last, wanting], ONE, NOW, patient) == ()  # it may want to go on before
+    over = replace(computes, since=NOW - 10)
+    leaving = replace(last, under_way=Action(Step.SLEEP, "old"))
+    assert plan([over, leaving, wanting], ONE, NOW, RULES) == ()  # it computes until there is room
+    assert plan([over, wanting], ONE, NOW, RULES) == (Action(Step.PAUSE, "a"),)
+    whole = replace(wanting, promise_bytes=SIZE)
+    assert plan([over, whole], ONE, NOW, RULES) == (Action(Step.SLEEP, "a"),)
+
+
+def test_the_machine_s_speed_and_the_length_of_turns_are_learned() -> None:
+    seen = Experience()
+    assert seen.with_move(Step.SLEEP, 1000, 9.0) == seen  # too small to say anything
+    assert seen.with_move(Step.PAUSE, 10 * GIB, 9.0) == seen
+    for _ in range(60):
+        seen = seen.with_move(Step.SLEEP, 10 * GIB, 2.8).with_move(Step.WAKE, 10 * GIB, 1.3).with_turn(4.0)
+    assert seen.sleep_seconds(8 * GIB) == pytest.approx(2.3, rel=0.01)
+    assert seen.wake_seconds(20 * GIB) == pytest.approx(2.3, rel=0.01)
+    assert seen.turn_seconds == pytest.approx(4.0, rel=0.01)
 
 
 def test_the_order_is_rank_then_time_and_nobody_is_passed_for_ever() -> None:
@@ -213,6 +277,30 @@ def test_nobody_asleep_waits_beside_a_free_gpu(sleepers: list[Seat], stayers: li
     assert len(begun) == len(actions)
     for gpu in gpus:
         assert sum(action.gpu_uuid == gpu.uuid for action in actions) <= 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 60), st.integers(1, 30)), min_size=3, max_size=9),
+    st.integers(2, 3),
+)
+def test_every_move_ends_where_it_was_meant_to(bursts: list[tuple[int, int, int]], count: int) -> None:
+    """Without faults, memory that left one GPU for another is woken there, and never where it came from."""
+    pool = Pool([Gpu(f"GPU-{number}", SIZE) for number in range(count)])
+    for number in range(len(bursts)):
+        pool.join(f"{number:02}", 24 * GIB)
+    targets: dict[str, str | None] = {}
+    for tick in range(600):
+        for number, (at, seconds, gib) in enumerate(bursts):
+            if tick % 300 == at:
+                pool.compute(f"{number:02}", float(seconds), gib * GIB)
+        seen = len(pool.log)
+        pool.tick()
+        assert_sound(pool)
+        for action in pool.log[seen:]:
+            if action.step is Step.SLEEP and action.gpu_uuid is not None:
+                targets[action.lease_id] = action.gpu_uuid
+            elif action.step is Step.WAKE and action.lease_id in targets:
+                assert action.gpu_uuid == targets.pop(action.lease_id)
 
 
 @given(st.floats(0, 100), st.none() | st.floats(0, 100))

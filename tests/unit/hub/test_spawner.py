@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from dataclasses import replace
+from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from docker.api.client import APIClient
 from gpuspawner.core.errors import (
     BadOption,
-    BrokerUnavailable,
     ConfigError,
     EngineFault,
     NoCapacity,
@@ -27,6 +29,7 @@ from gpuspawner.hub.engine_words import explain
 from gpuspawner.hub.launch import LaunchJob
 from gpuspawner.hub.problem import CONFIG_SENTENCE
 from gpuspawner.hub.spawner import GpuDockerSpawner
+from gpuspawner.protocol.messages import RefusalMessage
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import maybe_future
 from tornado.web import HTTPError
@@ -34,7 +37,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from tests.unit.fake_docker import ScriptedDocker
-from tests.unit.fake_spawner import make_allowance, make_spawner
+from tests.unit.fake_spawner import OfferingBroker, make_offer, make_spawner
 
 # ---- settings
 
@@ -188,24 +191,74 @@ def test_stored_options_whose_tier_is_gone_trap_nobody(stored: dict[str, Any], k
 async def test_the_form_without_a_broker_offers_cpu_and_says_why_not_gpu() -> None:
     spawner = make_spawner(inspect_image=[EngineFault("none", 404)])
 
-    class Down:
-        async def tiers(self) -> dict[str, Any]:
-            raise BrokerUnavailable("GPUs can't be given out right now.")
-
-    spawner.shared = replace(spawner.shared, broker=Down())
     form = await spawner.get_options_form()
-    assert 'value="cpu"\n aria-describedby="tier-cpu-about" required checked>' in form
-    assert 'value="gpu"\n aria-describedby="tier-gpu-about" required disabled>' in form
-    assert "A whole GPU that only you use. GPUs can&#39;t be given out right now." in form
+    assert chosen(form) == {"cpu": " checked", "gpu": " disabled"}
+    assert "GPUs can&#39;t be given out right now." in form
+
+
+def chosen(form: str) -> dict[str, str]:
+    """By tier, what its radio button has beside its name: " checked", " disabled" or nothing."""
+    return dict(re.findall(r'name="profile" id="[^"]*" value="(\w+)"[^>]* required((?: \w+)*)>', form))
+
+
+async def test_the_form_offers_what_the_broker_offers_this_user() -> None:
+    spawner = make_spawner(inspect_image=[EngineFault("none", 404)])
+    spawner.shared = replace(spawner.shared, broker=OfferingBroker(make_offer(free=1)))
+    form = await spawner.get_options_form()
+    assert chosen(form) == {"cpu": " checked", "gpu": ""}
+    assert "1 of 2 simulated GPUs free now." in form
+    refused = RefusalMessage(reason="quota_tier", message="Your quota has no GPU: choose CPU.")
+    spawner.shared = replace(spawner.shared, broker=OfferingBroker(make_offer(refused=refused)))
+    form = await spawner.get_options_form()
+    assert chosen(form) == {"cpu": " checked", "gpu": " disabled"}
+    assert refused.message in form
+
+
+async def test_a_new_server_starts_with_the_last_choice_for_another_one() -> None:
+    spawner = make_spawner(name="new", inspect_image=[EngineFault("none", 404)])
+    spawner.shared = replace(spawner.shared, broker=OfferingBroker())
+    used = {
+        "old": SimpleNamespace(user_options={"profile": "cpu"}, last_activity=datetime(2026, 1, 1)),
+        "late": SimpleNamespace(user_options={"profile": "gpu"}, last_activity=datetime(2026, 1, 2)),
+        "later": SimpleNamespace(user_options={}, last_activity=datetime(2026, 1, 3)),
+        "never": SimpleNamespace(user_options={"profile": "cpu"}, last_activity=None),
+    }
+    spawner.user.orm_spawners.update(used)
+    assert chosen(await spawner.get_options_form()) == {"cpu": "", "gpu": " checked"}
+    spawner.user_options = {"profile": "cpu"}  # its own comes first
+    assert chosen(await spawner.get_options_form()) == {"cpu": " checked", "gpu": ""}
+
+
+async def test_the_form_says_what_a_lab_may_use_unless_that_is_decided_later() -> None:
+    info = {"MemTotal": 8 << 30, "NCPU": 2}
+    sentence = "Your server gets 6.0 GiB of memory, up to 3.0 GiB of it in /dev/shm; 4096 processes."
+    for settings, shown in (
+        ({}, 1),
+        ({"extra_host_config": lambda spawner: {}}, 0),
+        ({"group_overrides": {"a": {"groups": ["ml"], "spawner_override": {"mem_limit": "1G"}}}}, 0),
+    ):
+        spawner = make_spawner(
+            Config({"GpuDockerSpawner": settings}), inspect_image=[EngineFault("none", 404)], info=[info]
+        )
+        form = await spawner.get_options_form()
+        assert form.count(sentence) == shown
+
+
+async def test_an_image_that_isn_t_here_is_called_so_where_docker_knows() -> None:
+    config = Config({"GpuDockerSpawner": {"image": "lab:1", "allowed_images": ["one:1", "two:1"]}})
+    for answer, count in ((EngineFault("none", 404), 2), ({"Id": "i"}, 0), (EngineFault("down"), 0)):
+        spawner = make_spawner(config, inspect_image=[answer])
+        form = await spawner.get_options_form()
+        assert form.count("(pulled first)</option>") == count
+        assert form.count("Its image lab:1 isn&#39;t on this machine yet: it is pulled first.") == count
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     spawner = make_spawner(inspect_image=[EngineFault("none", 404)])
 
     class Silent:
-        async def tiers(self) -> dict[str, Any]:
+        async def ask(self, *_: Any) -> Any:
             await asyncio.sleep(60)
-            return {}
 
     spawner.shared = replace(spawner.shared, broker=Silent())
     monkeypatch.setattr(offer, "BROKER_SECONDS", 0.05)
@@ -319,25 +372,20 @@ def test_a_callable_says_who_may_have_which_image() -> None:
 
 async def test_the_form_says_which_tier_s_image_can_t_work() -> None:
     document = {"Config": {"Labels": {"gpuspawner.needs-gpu": "1"}}}
-
-    class Up:
-        async def tiers(self) -> dict[str, Any]:
-            return {"simulated": True, "driver": None, "tiers": [{"name": "gpu", "free": 1, "total": 1}]}
-
-        async def ask(self, path: str, kind: Any, body: Any) -> Any:
-            return make_allowance()
-
     for allowed, disabled in (({}, 2), (["quay.io/jupyter/*:*"], 0)):
         config = Config({"GpuDockerSpawner": {"image": "lab:1", "allowed_images": allowed}})
         spawner = make_spawner(config, inspect_image=[document])
-        spawner.shared = replace(spawner.shared, broker=Up())
+        spawner.shared = replace(spawner.shared, broker=OfferingBroker())
         form = await spawner.get_options_form()
         assert "lab:1 needs a GPU: choose a tier with a GPU, or another image." in form
         assert (
             "lab:1 needs a real GPU, but the GPUs of this machine are simulated: choose another image."
             in form
         )
-        assert (form.count(" disabled>"), spawner.shared.docker.calls) == (disabled, ["inspect_image"])
+        assert (form.count(" disabled>"), spawner.shared.docker.calls) == (
+            disabled,
+            ["info", "inspect_image"],
+        )
 
 
 async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() -> None:

@@ -14,12 +14,15 @@ from gpuspawner.core.errors import ConfigError
 from gpuspawner.core.model import ContainerPatch, Lease, Mode
 from gpuspawner.core.want import Want
 from gpuspawner.node.cdi_spec import CdiSpecs
+from gpuspawner.node.driver_files import DriverFiles
 from gpuspawner.node.injection import (
+    Access,
     EngineFacts,
     Injection,
     LocalFacts,
     choose,
     engine_facts,
+    find_access,
     make_patch,
     read_local,
 )
@@ -47,6 +50,7 @@ INFO_28 = {
     ],
 }
 GENERATE = "run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`"
+NO_UUID = "The CDI specs in /etc/cdi, /var/run/cdi don't name {} by its UUID: " + GENERATE
 NO_CDI = "Docker Engine 20.10.24+dfsg1 has no CDI (it came with Engine 25): use Engine 28.3 or newer"
 SWITCHED_OFF = (
     "Docker Engine 27.1.0 has CDI switched off: use Engine 28.3 or newer, or set "
@@ -160,6 +164,7 @@ ENV = {
     "NVIDIA_VISIBLE_DEVICES": "void",
     "GPUSPAWNER_LEASE": TRAIN.id,
     "GPUSPAWNER_TIER": "pair",
+    "GPUSPAWNER_MODE": "whole",
     "GPUSPAWNER_DEVICES": f"{A},{B}",
     "GPUSPAWNER_DEVICE_COUNT": "2",
     "GPUSPAWNER_MEMORY_BYTES": "171041619968",
@@ -242,3 +247,52 @@ def test_what_lies_beside_a_local_engine(tmp_path: Path, monkeypatch: pytest.Mon
     hook.write_text(f"#!{sys.executable}\n")
     hook.chmod(0o755)
     assert read_local([str(tmp_path)]) == LocalFacts(CdiSpecs((), ()), str(hook))
+
+
+STALE = "/etc/cdi/nvidia.yaml needs /dev/nvidia-uvm, which this machine doesn't have: run `nvidia-modprobe`"
+BOTH = replace(NEW, cdi_devices=("0", A, B), runtimes=("runc",))
+
+
+@pytest.mark.parametrize(
+    ("setting", "facts", "access"),
+    [
+        ("auto", BOTH, Access(Injection.CDI)),
+        # The spec doesn't name B: A is leased all the same, unless the classic way gives both.
+        ("auto", replace(NEW, runtimes=("runc",)), Access(Injection.CDI, {B: NO_UUID.format(B)})),
+        ("auto", NEW, Access(Injection.NVIDIA)),
+        ("cdi", NEW, Access(Injection.CDI, {B: NO_UUID.format(B)})),
+        ("cdi", replace(BOTH, cdi_obstacles={A: STALE}), Access(Injection.CDI, {A: STALE})),
+        ("auto", replace(BOTH, cdi_obstacles={A: STALE}, runtimes=("nvidia",)), Access(Injection.NVIDIA)),
+    ],
+)
+def test_a_device_without_a_way_leaves_the_others_theirs(
+    setting: str, facts: EngineFacts, access: Access
+) -> None:
+    assert find_access(setting, facts, False, (A, B)) == access
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        (replace(BOTH, cdi_obstacles={A: STALE, B: STALE}), STALE),
+        (replace(BOTH, driver_obstacle="The NVIDIA kernel module is old"), "The NVIDIA kernel module is old"),
+        (replace(BOTH, cdi_devices=()), "No CDI spec in /etc/cdi, /var/run/cdi names an NVIDIA GPU"),
+    ],
+)
+def test_where_no_device_has_a_way_the_reason_is_raised(facts: EngineFacts, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_access("cdi", facts, False, (A, B))
+    assert sentence in str(caught.value)
+
+
+def test_simulated_devices_have_nothing_in_their_way() -> None:
+    assert find_access("auto", replace(OLD, driver_obstacle="old"), True, (A,)) == Access(Injection.NONE)
+
+
+def test_the_facts_name_what_was_found_beside_the_engine() -> None:
+    local = LocalFacts(CdiSpecs((A,), (), {A: STALE}), None, DriverFiles("580.1", "585.2"))
+    facts = engine_facts({**INFO_28, "CgroupDriver": "systemd"}, VERSION_28, local)
+    assert (facts.cgroup_driver, facts.cdi_obstacles) == ("systemd", {A: STALE})
+    assert facts.driver_obstacle.startswith(
+        "The NVIDIA kernel module has version 580.1, but its libraries have"
+    )

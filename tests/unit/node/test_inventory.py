@@ -183,7 +183,8 @@ def test_a_gpu_in_mig_mode_without_instances_is_left_out(
     script.change(1, mig=1)
     assert uuids(inventory) == [A]
     sentence = (
-        "It is in MIG mode but has no instances: create some (`nvidia-smi mig -cgi <profiles> -C`), or "
+        "It is in MIG mode but has no instances, which a reboot removes: create some (`nvidia-smi mig "
+        "-cgi <profiles> -C`), or "
         "switch MIG off"
     )
     assert caplog.messages == [f"GPU 1 is not listed: {sentence}"]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gpuspawner.config.site import GpuSite
 from gpuspawner.core.errors import ConfigError, DeviceFault
 from gpuspawner.core.model import Device, DeviceHealth
 from gpuspawner.node.api import (
+    Access,
     DesiredState,
     Injection,
     MpsProgram,
@@ -23,9 +26,17 @@ from gpuspawner.node.api import (
     Usage,
     Users,
 )
-from gpuspawner.node.inventory import ComputeMode, DriverFacts, Inventory, NvmlInventory, Patience
+from gpuspawner.node.inventory import (
+    ComputeMode,
+    DriverFacts,
+    Inventory,
+    NvmlInventory,
+    Patience,
+    open_inventory,
+)
 from gpuspawner.node.inventory.simulated import SimulatedInventory, parse_simulated
 from gpuspawner.node.local import LocalNode, LocalSettings
+from gpuspawner.node.processes import ProcessTable
 
 from tests.nvml.scripted import Script
 from tests.unit.lease_examples import UUIDS
@@ -218,4 +229,44 @@ async def test_simulated_devices_have_health_and_nothing_else(tmp_path: Path) ->
         (health,) = await node.health()
         assert (health.uuid, health.healthy, health.reason) == (device.uuid, False, "Too hot")
         await node.settle(device.uuid)
-        assert await node.way_in({}, {}, [device.uuid]) is Injection.NONE
+        assert await node.way_in({}, {}, [device.uuid]) == Access(Injection.NONE)
+
+
+async def test_who_uses_a_device_now(script: Script, tmp_path: Path) -> None:
+    """By pid, with what the process calls itself; pids that are no process any more are left out."""
+    script.process(os.getpid(), 1 << 30, gpu=0)
+    script.process(2**22 + 1, 1 << 30, gpu=0)
+    async with node_in(tmp_path) as node:
+        with pytest.raises(DeviceFault, match="NVML is not open"):
+            await node.processes(A)
+        await node.start()
+        (process,) = await node.processes(A)
+        assert process == ProcessTable().look(os.getpid())
+        assert await node.processes(B) == ()
+        line = script.hang("nvmlDeviceGetComputeRunningProcesses_v3", gpu=1)
+        with pytest.raises(DeviceFault, match="has not answered for 2 s"):
+            await node.processes(B)
+        assert await node.processes(A) == (process,)
+        script.drop(line)
+
+
+@pytest.mark.parametrize(("plugged", "kind"), [(("0000:41:00.0",), "fault"), ((), "simulated")])
+async def test_a_driver_that_is_loaded_after_the_broker_has_started(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugged: tuple[str, ...], kind: str
+) -> None:
+    """At a boot: with a GPU in the machine its GPUs are not simulated, but looked for again."""
+    monkeypatch.setattr("gpuspawner.node.inventory.opening.nvidia_pci_devices", lambda: plugged)
+    script.init = 9  # NVML_ERROR_DRIVER_NOT_LOADED
+    script.write()
+    async with node_in(tmp_path, lambda: open_inventory(GpuSite())) as node:
+        facts = await node.start()
+        assert (facts.simulated, bool(facts.fault)) == (kind == "simulated", kind == "fault")
+        if kind == "simulated":
+            return
+        assert facts.fault.startswith("The NVIDIA driver is not loaded: run `modprobe nvidia`")
+        reader = Reader(node)
+        script.init = 0
+        script.write()
+        late = await reader.until(lambda event: isinstance(event, NodeFacts) and not event.fault)
+        assert isinstance(late, NodeFacts)
+        assert [device.uuid for device in late.devices] == [A, B]

@@ -71,11 +71,12 @@ STATUS: dict[str, Any] = {
             "mode": "whole",
             "since": "2026-01-01T00:00:00Z",
             "notice": "Save your work",
+            "groups": [],
         }
     ],
     "queue": [
         {"id": "1" * 32, "user": "bob", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
-         "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None}
+         "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None, "groups": []}
     ],
     "ended": [],
 }  # fmt: skip

@@ -15,6 +15,7 @@ from gpuspawner.broker.decide.place.pooling import Pooling
 from gpuspawner.broker.decide.place.sharing_rules import WHOLE
 from gpuspawner.config.tiers import DEFAULT_TIERS, parse_tiers
 from gpuspawner.core.model import Device
+from gpuspawner.node.driver_files import DriverFiles
 from gpuspawner.node.injection import EngineFacts
 from gpuspawner.node.inventory import ComputeMode, DriverFacts
 from gpuspawner.node.inventory.simulated import parse_simulated
@@ -183,7 +184,8 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or use CDI"
                     f"No GPU can be injected into a container. CDI: {CDI_MISSING} {A} by its "
                     f"UUID: {GENERATE}. "
                     f"Classic: {NO_HOOK}: install nvidia-container-toolkit and restart Docker",
-                    "Follow one of the remedies above, then restart the broker",
+                    "Follow one of the remedies above. The broker notices it within seconds; it needs no "
+                    "restart",
                 ),
             ],
             False,
@@ -441,3 +443,55 @@ def test_a_driver_that_limits_memory_by_cgroup_is_named(
     driver: tuple[int, ...], cgroup_version: str, found: list[Finding]
 ) -> None:
     assert list(memory_limits(driver, cgroup_version)) == found
+
+
+UVM = f"/etc/cdi/nvidia.yaml needs /dev/nvidia-uvm, which this machine doesn't have: {GENERATE}"
+MISMATCH = DriverFiles("580.1", "585.2").obstacle()
+
+
+def injection_of(engine: EngineFacts, *devices: Device) -> list[Finding]:
+    facts = replace(GOOD, engine=engine, devices=devices or (H100,))
+    return [each for each in examine(facts) if each.subject in ("Injection", "NVIDIA driver")][1:]
+
+
+def test_a_gpu_that_no_container_gets_is_named_and_the_others_are_leased() -> None:
+    b = replace(H100, uuid="GPU-b", index=1)
+    both = replace(ENGINE, cdi_devices=(A, "GPU-b"), cdi_obstacles={A: UVM})
+    assert injection_of(both, H100, b) == [
+        ok("Injection", "CDI"),
+        problem(
+            "Injection",
+            "/etc/cdi/nvidia.yaml needs /dev/nvidia-uvm, which this machine doesn't have. No server gets "
+            "this GPU; those that run go on",
+            f"Run{GENERATE.removeprefix('run')}",
+        ),
+    ]
+
+
+def test_no_gpu_in_any_container() -> None:
+    (found,) = injection_of(replace(ENGINE, cdi_obstacles={A: UVM}))
+    assert (found.level, found.subject) == (Level.PROBLEM, "Injection")
+    assert UVM in found.text
+
+
+def test_kernel_module_and_libraries_of_two_versions() -> None:
+    facts = replace(GOOD, engine=replace(ENGINE, driver_obstacle=MISMATCH))
+    assert examine(facts)[0] == problem(
+        "NVIDIA driver",
+        "The NVIDIA kernel module has version 580.1, but its libraries have 585.2, as after an upgrade. No "
+        "new server gets a GPU",
+        "Restart the machine when no lab needs its GPU any more",
+    )
+    assert not main_job_runs(examine(facts))
+
+
+@pytest.mark.parametrize(("driver", "told"), [("systemd", True), ("cgroupfs", False)])
+def test_devices_that_a_daemon_reload_takes(driver: str, told: bool) -> None:
+    classic = replace(ENGINE, cdi_devices=(), hook_path="/usr/bin/hook", cgroup_driver=driver)
+    found = injection_of(classic)
+    assert found[0] == ok("Injection", "NVIDIA's classic device request")
+    reload = [each for each in found if "`systemctl daemon-reload` takes the GPUs" in each.text]
+    assert bool(reload) is told
+    assert all(each.level is Level.NOTE and "Use CDI: run `nvidia-ctk" in each.remedy for each in reload)
+    cdi = replace(ENGINE, cgroup_driver=driver)
+    assert injection_of(cdi) == [ok("Injection", "CDI")]

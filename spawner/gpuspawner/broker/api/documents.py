@@ -189,6 +189,7 @@ def _lease(lease: Lease) -> LeaseDocument:
         mode=lease.mode,
         since=lease.since,
         notice=lease.notice,
+        groups=lease.groups,
     )
 
 
@@ -204,4 +205,5 @@ def _entry(entry: QueueEntry) -> QueueDocument:
         since=lease.created_at,
         earliest_at=None if wait is None else datetime.fromtimestamp(wait.earliest_seconds, UTC),
         latest_at=None if wait is None else datetime.fromtimestamp(wait.latest_seconds, UTC),
+        groups=lease.groups,
     )

@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
@@ -27,11 +28,13 @@ from ...config.sessions import session_to_json
 from ...core.decision import Decision, DecisionKind
 from ...core.errors import BadOption, ConfigError, Fault, Refusal
 from ...core.model import Lease
+from ...core.quota import EVERYBODY as FOR_EVERYBODY
 from ...core.quota import UNLIMITED
 from ...core.session import LabSession, Meeting
 from ...protocol.messages import Message, RefusalMessage, document, sentence_of
 from ...protocol.rules import (
     AllowanceDocument,
+    Authored,
     BudgetDocument,
     CalendarImport,
     DecisionDocument,
@@ -58,9 +61,15 @@ from ..decide.allow.budget import Spent, renewed_at
 from ..decide.allow.report import By, Line, Report
 from ..decide.when.calendar import Defaults
 from ..decide.when.timetable import describe
+from ..leases.audit import Answer, Asked
 from ..leases.endings import Endings
 from ..leases.rule_service import RuleService, Standing, report_window
+from .access import ADMIN_SCOPE, EVERYBODY, RESERVE_SCOPE, Reach
 from .socket import Handler, Site
+
+REQUEST_ID_HEADER = "Idempotency-Key"
+"""The sender's id of a request that changes something: a repetition changes nothing."""
+MAX_REQUEST_ID = 128
 
 P = ParamSpec("P")
 M = TypeVar("M", bound=Message)
@@ -100,11 +109,29 @@ def answering(
     return run
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change that somebody asks for, and the groups for which it needs the scope; see `ledger.Write`.
+
+    What concerns no group, such as one user's quota, needs the scope for everybody.
+    """
+
+    action: str
+    subject: str
+    groups: tuple[str, ...]
+    body: Authored
+
+
 class RuleHandler(Handler):
-    """A handler with access to the rules."""
+    """A handler with access to the rules.
+
+    `needs` is the scope that its changes need where the hub says who asks.
+    """
 
     rules: RuleService
     endings: Endings
+    needs: ClassVar[str] = ADMIN_SCOPE
+    via: ClassVar[str] = "socket"
 
     def initialize(self, site: Site, **more: Any) -> None:
         super().initialize(site)
@@ -125,6 +152,44 @@ class RuleHandler(Handler):
         """Answers with it."""
         self.answer(document(message))
 
+    def reach(self) -> Reach:
+        """Whom the sender may read about."""
+        return EVERYBODY
+
+    def allow(self, change: Change) -> None:
+        """Raises NotAllowed if the sender may not make this change."""
+
+    async def make(self, change: Change, do: Callable[[], Awaitable[Message | None]]) -> None:
+        """Makes the change with `do`, which gives the answer's message, through the audit log."""
+        self.allow(change)
+        asked = Asked(
+            author=change.body.author,
+            via=self.via,
+            action=change.action,
+            subject=change.subject,
+            groups=change.groups,
+            document=change.body.model_dump(mode="json", exclude={"author", "reason"}),
+            reason=getattr(change.body, "reason", ""),
+            request_id=self.request_id(),
+        )
+
+        async def carry_out() -> Answer:
+            message = await do()
+            return Answer() if message is None else Answer(200, message.model_dump_json())
+
+        answer = await self.rules.audit.write(asked, carry_out)
+        self.set_status(answer.status)
+        if answer.body is not None:
+            self.set_header("Content-Type", "application/json")
+            self.write(answer.body)
+
+    def request_id(self) -> str | None:
+        """The sender's id of the request: a repetition changes nothing. Raises BadOption."""
+        sent = self.request.headers.get(REQUEST_ID_HEADER)
+        if sent is not None and not 0 < len(sent) <= MAX_REQUEST_ID:
+            raise BadOption(f"{REQUEST_ID_HEADER} must have 1 to {MAX_REQUEST_ID} characters.")
+        return sent
+
 
 class QuotasHandler(RuleHandler):
     """GET POST DELETE /quotas"""
@@ -132,7 +197,7 @@ class QuotasHandler(RuleHandler):
     @answering
     async def get(self) -> None:
         """All quotas, with what was changed at run time, by whom and why."""
-        rulebook = self.rules.rulebook
+        rulebook, reach = self.rules.rulebook, self.reach()
         self.send(
             QuotasDocument(
                 quotas=tuple(
@@ -143,12 +208,14 @@ class QuotasHandler(RuleHandler):
                         changed=dict(view.changed),
                     )
                     for view in self.rules.quotas()
+                    if view.subject == FOR_EVERYBODY or _covers(reach, str(view.subject))
                 ),
-                problems=rulebook.rules.problems,
+                problems=rulebook.rules.problems if reach.everybody else (),
                 history=tuple(
                     decision_document(each)
                     for kind in (DecisionKind.QUOTA, DecisionKind.GRANT)
                     for each in rulebook.history(kind)
+                    if _covers(reach, each.subject)
                 ),
             )
         )
@@ -157,15 +224,20 @@ class QuotasHandler(RuleHandler):
     async def post(self) -> None:
         """204 when the change is in force."""
         change = self.read(QuotaChange)
-        await self.rules.change_quota(change.subject, change.values, change.author, change.reason)
-        self.set_status(204)
+        asked = Change("change quota", change.subject, groups_in(change.subject), change)
+        await self.make(
+            asked,
+            lambda: self.rules.change_quota(change.subject, change.values, change.author, change.reason),
+        )
 
     @answering
     async def delete(self) -> None:
         """204 when the run-time changes are removed."""
         removal = self.read(QuotaRemoval)
-        await self.rules.remove_quota(removal.subject, removal.author, removal.reason)
-        self.set_status(204)
+        asked = Change("reset quota", removal.subject, groups_in(removal.subject), removal)
+        await self.make(
+            asked, lambda: self.rules.remove_quota(removal.subject, removal.author, removal.reason)
+        )
 
 
 class GrantsHandler(RuleHandler):
@@ -175,8 +247,10 @@ class GrantsHandler(RuleHandler):
     async def post(self) -> None:
         """204 once it is granted."""
         grant = self.read(Grant)
-        await self.rules.grant(grant.subject, grant.gpu_hours, grant.author, grant.reason)
-        self.set_status(204)
+        asked = Change("grant GPU-hours", grant.subject, groups_in(grant.subject), grant)
+        await self.make(
+            asked, lambda: self.rules.grant(grant.subject, grant.gpu_hours, grant.author, grant.reason)
+        )
 
 
 class AllowanceHandler(RuleHandler):
@@ -205,7 +279,9 @@ class ReportHandler(RuleHandler):
         except ConfigError as error:
             raise BadOption(f"{error}.") from None
         window = report_window(self._time("start"), self._time("end"), self.site.service.now())
-        self.send(report_document(await self.rules.report(By(by), window, timezone)))
+        reach = self.reach()
+        groups = None if reach.everybody else reach.groups
+        self.send(report_document(await self.rules.report(By(by), window, timezone, groups)))
 
     def _time(self, key: str) -> datetime | None:
         text = self.get_query_argument(key, None)
@@ -223,69 +299,95 @@ class ReportHandler(RuleHandler):
 class SessionsHandler(RuleHandler):
     """GET POST /sessions"""
 
+    needs = RESERVE_SCOPE
+
     @answering
     async def get(self) -> None:
         """All lab sessions, and when they meet next."""
-        listed = tuple(session_document(*each) for each in self.rules.sessions())
-        rulebook = self.rules.rulebook
-        self.send(
-            SessionsDocument(
-                sessions=listed, problems=rulebook.rules.problems, timezone=rulebook.known.timezone
-            )
+        rulebook, reach = self.rules.rulebook, self.reach()
+        listed = tuple(
+            session_document(session, following)
+            for session, following in self.rules.sessions()
+            if reach.covers((session.group,))
         )
+        problems = rulebook.rules.problems if reach.everybody else ()
+        self.send(SessionsDocument(sessions=listed, problems=problems, timezone=rulebook.known.timezone))
 
     @answering
     async def post(self) -> None:
         """The session as it was stored."""
         change = self.read(SessionChange)
-        session = await self.rules.save_session(change.session, change.author, change.reason)
-        self.send(session_document(session, dict(self._next()).get(session.name, [])))
+        name, group = (str(change.session.get(key, "")) for key in ("name", "group"))
+        groups = {group} | self.rules.session_groups([name])
+        asked = Change("save lab session", f"session:{name}", tuple(sorted(groups)), change)
 
-    def _next(self) -> list[tuple[str, list[Meeting]]]:
-        return [(session.name, following) for session, following in self.rules.sessions()]
+        async def save() -> SessionDocument:
+            session = await self.rules.save_session(change.session, change.author, change.reason)
+            following = {each.name: meetings for each, meetings in self.rules.sessions()}
+            return session_document(session, following.get(session.name, []))
+
+        await self.make(asked, save)
 
 
 class SessionHandler(RuleHandler):
     """DELETE /sessions/{name}"""
 
+    needs = RESERVE_SCOPE
+
     @answering
     async def delete(self, name: str) -> None:
         """204 once it is cancelled."""
         cancel = self.read(SessionCancel)
-        await self.rules.cancel_session(name, cancel.author, cancel.reason)
-        self.set_status(204)
+        groups = tuple(sorted(self.rules.session_groups([name])))
+        asked = Change("cancel lab session", f"session:{name}", groups, cancel)
+        await self.make(asked, lambda: self.rules.cancel_session(name, cancel.author, cancel.reason))
 
 
 class CalendarHandler(RuleHandler):
     """GET POST /sessions/calendar"""
 
+    needs = RESERVE_SCOPE
+
     @answering
     async def get(self) -> None:
         """All sessions as an iCalendar."""
         self.set_header("Content-Type", "text/calendar; charset=utf-8")
-        self.write(self.rules.calendar())
+        self.write(self.rules.calendar(lambda session: self.reach().covers((session.group,))))
 
     @answering
     async def post(self) -> None:
         """The sessions that were imported."""
         body = self.read(CalendarImport)
         defaults = Defaults(body.group, body.tier, body.seats)
-        taken = await self.rules.import_calendar(body.calendar, defaults, body.author, body.reason)
-        names = {session.name for session in taken}
-        listed = tuple(session_document(*each) for each in self.rules.sessions() if each[0].name in names)
-        zone = self.rules.rulebook.known.timezone
-        self.send(SessionsDocument(sessions=listed, problems=(), timezone=zone))
+        found = self.rules.read_calendar(body.calendar, defaults)
+        names = {session.name for session in found}
+        groups = {session.group for session in found} | self.rules.session_groups(names)
+        asked = Change("import calendar", "sessions", tuple(sorted(groups)), body)
+
+        async def take_over() -> SessionsDocument:
+            await self.rules.import_calendar(body.calendar, defaults, body.author, body.reason)
+            listed = tuple(session_document(*each) for each in self.rules.sessions() if each[0].name in names)
+            return SessionsDocument(sessions=listed, problems=(), timezone=self.rules.rulebook.known.timezone)
+
+        await self.make(asked, take_over)
 
 
 class ExtendHandler(RuleHandler):
     """POST /leases/{id}/extend"""
 
+    needs = RESERVE_SCOPE
+
     @answering
     async def post(self, lease_id: str) -> None:
         """The seconds by which the session was extended."""
         body = self.read(Extend)
-        more = await self.rules.extend(lease_id, body.seconds, body.author)
-        self.send(ExtendedDocument(seconds=more))
+        lease = self.rules.lease(lease_id)
+        asked = Change("extend", f"user:{lease.user}", lease.groups, body)
+
+        async def extend() -> ExtendedDocument:
+            return ExtendedDocument(seconds=await self.rules.extend(lease_id, body.seconds, body.author))
+
+        await self.make(asked, extend)
 
 
 class KernelsHandler(RuleHandler):
@@ -318,6 +420,16 @@ class ServersHandler(RuleHandler):
             ends_at=None if deadline is None else deadline.at,
             ends_because="" if deadline is None else deadline.cause.value,
         )
+
+
+def groups_in(subject: str) -> tuple[str, ...]:
+    """The group of "group:NAME"; none for other subjects."""
+    kind, _, name = subject.partition(":")
+    return (name,) if kind == "group" else ()
+
+
+def _covers(reach: Reach, subject: str) -> bool:
+    return reach.covers_each(groups_in(subject))
 
 
 def allowance_document(standing: Standing) -> AllowanceDocument:

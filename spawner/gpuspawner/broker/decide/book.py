@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TypeVar
 
+from ...core.decision import Drain
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
 from ...core.want import Mode, Want
@@ -118,6 +119,13 @@ class Book:
     def known(self, want: Want) -> int:
         """How many devices suit `want`, whether leased, free or out of service."""
         return self._devices.known(want)
+
+    def repair_needed(self, want: Want) -> str:
+        """Why `want` can't be served before an admin has repaired devices; "" if it can."""
+        broken = [each for each in self._devices.unhealthy(want) if each[1].needs_admin]
+        if not broken or self._devices.known(want) - len(broken) >= want.device_count:
+            return ""
+        return notice.needs_admin(want, broken)
 
     def obstacle(self, lease_id: str) -> str:
         """Why a waiting lease can't be served in any place; "" if it can, or if it doesn't wait.
@@ -235,6 +243,7 @@ class Book:
                 self._devices.health(device.uuid),
                 self.holders(device.uuid),
                 self._devices.terms(device.uuid),
+                self._devices.drain(device.uuid),
             )
             for device in self._devices.all()
         )
@@ -296,6 +305,12 @@ class Book:
         self._queue.changed()
         self._obstacles.clear()
         return self._devices.set_health(health)
+
+    def set_drained(self, drained: Mapping[str, Drain]) -> bool:
+        """Nothing new is placed on exactly these devices. Returns whether anything changed."""
+        self._queue.changed()
+        self._obstacles.clear()
+        return self._devices.set_drained(drained)
 
     def placed(
         self,
@@ -359,7 +374,7 @@ class Book:
         if not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
             return lease
         states = [(self._devices.device(each), self._devices.health(each)) for each in lease.device_uuids]
-        told = notice.withdrawn([each for each in states if not each[1].healthy])
+        told = notice.withdrawn([each for each in states if not each[1].healthy and not each[1].new_only])
         if not told and lease.notice and not notice.is_withdrawal(lease.notice):
             return lease
         return replace(lease, notice=told)

@@ -6,16 +6,19 @@ and says what to begin now. It keeps no state: after a restart it continues from
 Its actions keep these rules, whatever happened before:
 1. On each GPU one seat at most is awake or about to be.
 2. On each GPU the memory of who stays and what is promised to who is awake fit beside the reserve.
-3. No sleeping seat that wants a GPU waits while one is free: it is woken, or room is made for it.
+3. No sleeping seat that wants a GPU waits while one is free: it is woken, or room is made for it. A GPU is
+not free while it is kept for a seat whose memory is on its way there.
 4. No seat is paused before `min_turn`; a seat that computes is paused only after `max_turn` with others
 waiting. 5. Every seat that wants a GPU gets one: by the policy's order, then by how long it has wanted one,
 but no seat passes one that has wanted a GPU for `patience_seconds`.
+6. Memory is moved to another GPU only if the seat computes there sooner than where its memory is, as far as
+is known, and that GPU is kept for it meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 SLEEP_BYTES_A_SECOND = 2.0 * (1 << 30)
@@ -23,6 +26,12 @@ WAKE_BYTES_A_SECOND = 5.5 * (1 << 30)
 """Measured on H100 and H200 with driver 580; only used to compare waiting with moving."""
 CONTEXT_SECONDS = 0.3
 """What a sleep or a wake takes without any memory."""
+TURN_SECONDS = 15.0
+"""How long a turn lasts, before any was seen."""
+_NEW_WEIGHT = 0.2
+"""What the newest observation counts in an average."""
+_LEARN_FROM_BYTES = 1 << 30
+"""Smaller moves say nothing about the speed."""
 
 
 class Turn(StrEnum):
@@ -45,7 +54,8 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One step for one lease; `gpu_uuid` is where a wake goes."""
+    """One step for one lease. `gpu_uuid` is where a wake goes; of a sleep, the GPU that is kept for the seat
+    meanwhile, because it is woken there next."""
 
     step: Step
     lease_id: str
@@ -59,7 +69,8 @@ class Seat:
     `gpu_uuid` is where it is awake, or where its memory lies while it is paused. `memory_bytes` is what it
     has on the GPU or in host memory. `promise_bytes` is what it may have while it is awake. `wants_since`: it
     waits for a GPU since then. `idle_since`: it is awake and has not computed since then; None while it
-    computes. `rank` is the policy's order, the smallest first.
+    computes. `rests_since`: besides, its programs wait for input since then, as a notebook between two cells;
+    None while one of them runs, or where that isn't known. `rank` is the policy's order, the smallest first.
     """
 
     lease_id: str
@@ -70,6 +81,7 @@ class Seat:
     memory_bytes: int = 0
     wants_since: float | None = None
     idle_since: float | None = None
+    rests_since: float | None = None
     rank: tuple[float, ...] = ()
     under_way: Action | None = None
     """What has begun and has not ended."""
@@ -77,6 +89,8 @@ class Seat:
     """Its memory can't leave the GPU (managed memory, NCCL): known since then."""
     retry_at: float = 0.0
     """Something failed: nothing is tried with it before."""
+    target_uuid: str | None = None
+    """The GPU for which its memory was moved: kept for it until it is awake."""
 
     def lies_on(self, gpu_uuid: str) -> bool:
         """Whether it has memory there, or is being woken there."""
@@ -109,22 +123,69 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class TurnRules:
-    """Times in seconds. `pause_after`: a turn idle for this long ends when somebody wants the GPU.
-    `sleep_after`: the memory of a seat idle for this long goes to host memory even if nobody wants the GPU.
+    """Times in seconds, of turns that others wait for. `prompt_after`: an idle turn ends when the programs
+    have waited for input for this long. `pause_after`: it ends after this long even if a program still runs:
+    it may be loading a library or data. `sleep_after`: the memory of a seat idle for this long goes to host memory even if nobody wants the GPU.
     `warn`: the time between the notice that a program blocks others and its end; None: it is never ended.
     """
 
-    pause_after_seconds: float = 2.0
+    pause_after_seconds: float = 5.0
     sleep_after_seconds: float = 900.0
-    min_turn_seconds: float = 2.0
+    min_turn_seconds: float = 1.0
     max_turn_seconds: float = 60.0
     patience_seconds: float = 600.0
     warn_seconds: float | None = 120.0
+    prompt_after_seconds: float = 0.2
 
 
-def plan(seats: Sequence[Seat], gpus: Sequence[Gpu], now: float, rules: TurnRules) -> tuple[Action, ...]:
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What is known of this machine and its users: how fast memory moves, how long a turn lasts on average.
+
+    Only used to compare ways: it never ends a turn.
+    """
+
+    sleep_bytes_a_second: float = SLEEP_BYTES_A_SECOND
+    wake_bytes_a_second: float = WAKE_BYTES_A_SECOND
+    turn_seconds: float = TURN_SECONDS
+
+    def sleep_seconds(self, memory_bytes: int) -> float:
+        """About how long it takes to move so much to host memory."""
+        return CONTEXT_SECONDS + memory_bytes / self.sleep_bytes_a_second
+
+    def wake_seconds(self, memory_bytes: int) -> float:
+        """About how long it takes to move so much back."""
+        return CONTEXT_SECONDS + memory_bytes / self.wake_bytes_a_second
+
+    def with_move(self, step: Step, moved_bytes: int, seconds: float) -> Experience:
+        """After a sleep or a wake that moved so much in so many seconds."""
+        if moved_bytes < _LEARN_FROM_BYTES:
+            return self
+        speed = moved_bytes / max(seconds - CONTEXT_SECONDS, 0.01)
+        if step is Step.SLEEP:
+            return replace(self, sleep_bytes_a_second=_average(self.sleep_bytes_a_second, speed))
+        if step is Step.WAKE:
+            return replace(self, wake_bytes_a_second=_average(self.wake_bytes_a_second, speed))
+        return self
+
+    def with_turn(self, seconds: float) -> Experience:
+        """After a turn of this length that others waited for."""
+        return replace(self, turn_seconds=_average(self.turn_seconds, seconds))
+
+
+def _average(before: float, newest: float) -> float:
+    return (1 - _NEW_WEIGHT) * before + _NEW_WEIGHT * newest
+
+
+def plan(
+    seats: Sequence[Seat],
+    gpus: Sequence[Gpu],
+    now: float,
+    rules: TurnRules,
+    seen: Experience = Experience(),  # noqa: B008 (frozen)
+) -> tuple[Action, ...]:
     """What to begin now. For each seat one action at most, and none for a seat with one under way."""
-    planning = _Planning(seats, gpus, now, rules)
+    planning = _Planning(seats, gpus, now, rules, seen)
     for seat in waiting_order(seats, now, rules):
         planning.serve(seat)
     for gpu in gpus:
@@ -156,17 +217,19 @@ def wait_seconds(seat: Seat, now: float, rules: TurnRules) -> float:
     left = rules.max_turn_seconds - turn
     if seat.idle_since is not None:
         left = min(left, rules.pause_after_seconds - (now - seat.idle_since))
+        if seat.rests_since is not None:
+            left = min(left, rules.prompt_after_seconds - (now - seat.rests_since))
     return max(0.0, left, rules.min_turn_seconds - turn, seat.retry_at - now)
 
 
 def sleep_seconds(memory_bytes: int) -> float:
     """About how long it takes to move so much to host memory."""
-    return CONTEXT_SECONDS + memory_bytes / SLEEP_BYTES_A_SECOND
+    return Experience().sleep_seconds(memory_bytes)
 
 
 def wake_seconds(memory_bytes: int) -> float:
     """About how long it takes to move so much back."""
-    return CONTEXT_SECONDS + memory_bytes / WAKE_BYTES_A_SECOND
+    return Experience().wake_seconds(memory_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,57 +242,85 @@ class _Room:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How a waiting seat could come to compute on one GPU, the best first in this order."""
+    """How a waiting seat could come to compute on one GPU.
 
-    seconds: float
-    is_elsewhere: bool
-    eviction_count: int
+    `seconds`: about how long until it computes there. `wait_seconds`: until the occupant's turn may end.
+    `is_blocked`: the GPU is taken or kept for another for now.
+    """
+
     gpu_uuid: str
-    wait_seconds: float = field(compare=False)
-    occupant: Seat | None = field(compare=False)
-    room: _Room = field(compare=False)
+    seconds: float
+    is_elsewhere: bool = False
+    is_blocked: bool = False
+    resident_count: int = 0
+    wait_seconds: float = 0.0
+    occupant: Seat | None = None
+    room: _Room = field(default_factory=_Room)
 
-    def sort_key(self) -> tuple[float, bool, int, str]:
-        """Soonest first; then where its memory is; then where fewest others must go."""
-        return self.seconds, self.is_elsewhere, self.eviction_count, self.gpu_uuid
+    def sort_key(self) -> tuple[float, bool, int, int, str]:
+        """Soonest first; then where its memory is; then where fewest others must go, and fewest are."""
+        return self.seconds, self.is_elsewhere, len(self.room.evicted), self.resident_count, self.gpu_uuid
 
 
 class _Planning:
     """One call of `plan`: gathers actions, and counts with them as if they were under way."""
 
-    def __init__(self, seats: Sequence[Seat], gpus: Sequence[Gpu], now: float, rules: TurnRules) -> None:
+    def __init__(
+        self, seats: Sequence[Seat], gpus: Sequence[Gpu], now: float, rules: TurnRules, seen: Experience
+    ) -> None:
         self._seats, self._gpus, self._now, self._rules = tuple(seats), tuple(gpus), now, rules
+        self._seen = seen
         self._taken: set[str] = set()
         """GPUs on which an action is under way, or that an earlier seat gets."""
+        self._ahead: dict[str, float] = {}
+        """By GPU: about how long the turns of the seats last that get it earlier."""
         self._rank = {each.lease_id: n for n, each in enumerate(waiting_order(seats, now, rules))}
         self.actions: dict[str, Action] = {}
         for seat in seats:
             self._taken |= _touched(seat, self._gpus)
+        self._kept = {
+            seat.target_uuid: seat.lease_id for seat in seats if self._is_on_its_way_to_target(seat)
+        }
 
     def serve(self, seat: Seat) -> None:
         """The next waiting seat: it is woken, or the seat in its way is moved, or it waits."""
         if not self._may_begin(seat):
             return
         ways = [way for gpu in self._gpus if (way := self._way(seat, gpu)) is not None]
-        free = [way for way in ways if way.occupant is None]
-        if seat.turn is Turn.ASLEEP and free:
-            ways = free
+        if seat.turn is Turn.ASLEEP:
+            kept = [way for way in ways if way.gpu_uuid == seat.target_uuid and way.wait_seconds == 0]
+            ways = kept or [way for way in ways if way.occupant is None] or ways
         if not ways:
             self._end_obstacle(seat)
             return
         way = min(ways, key=_Way.sort_key)
+        is_next = way.gpu_uuid not in self._ahead and not way.is_blocked
+        self._ahead[way.gpu_uuid] = self._ahead.get(way.gpu_uuid, 0.0) + self._seen.turn_seconds
+        if way.is_elsewhere:
+            self._taken.add(way.gpu_uuid)
+            self._begin(Action(Step.SLEEP, seat.lease_id, way.gpu_uuid))  # and woken there once it sleeps
+        elif is_next:
+            self._go(seat, way)
+
+    def _go(self, seat: Seat, way: _Way) -> None:
+        """The next step on this way. Room is made while the occupant computes, as far as others make it."""
+        others = [each for each in way.room.evicted if each is not way.occupant]
         if way.wait_seconds > 0:
-            return  # moving it elsewhere is not worth it
+            for each in others:
+                soon = way.wait_seconds <= self._seen.sleep_seconds(each.memory_bytes)
+                if soon or each.wants_since is None:
+                    self._begin(Action(Step.SLEEP, each.lease_id))
+            return
         self._taken.add(way.gpu_uuid)
-        if way.occupant is not None:
-            self._begin(Action(Step.PAUSE, way.occupant.lease_id))
-        elif way.room.evicted or way.room.is_awaited:
-            for each in way.room.evicted:
-                self._begin(Action(Step.SLEEP, each.lease_id))
-        elif seat.turn is Turn.PAUSED and seat.gpu_uuid != way.gpu_uuid:
-            self._begin(Action(Step.SLEEP, seat.lease_id))  # and woken there once it sleeps
-        else:
+        for each in others:
+            self._begin(Action(Step.SLEEP, each.lease_id))
+        if others or way.room.is_awaited:
+            return
+        if way.occupant is None:
             self._begin(Action(Step.WAKE, seat.lease_id, way.gpu_uuid))
+        else:
+            step = Step.SLEEP if way.room.evicted else Step.PAUSE
+            self._begin(Action(step, way.occupant.lease_id))
 
     def keep_promise(self, gpu: Gpu) -> None:
         """Makes room for the awake seat, if others there have too much memory by now."""
@@ -264,26 +355,48 @@ class _Planning:
 
     def _way(self, seat: Seat, gpu: Gpu) -> _Way | None:
         """How it could come to compute there; None if it can't as things are."""
-        if gpu.uuid in self._taken or not gpu.usable:
-            return None
-        is_elsewhere = seat.turn is Turn.PAUSED and seat.gpu_uuid != gpu.uuid
-        if is_elsewhere and not self._may_sleep(seat):
-            return None
+        is_home = seat.turn is Turn.PAUSED and seat.gpu_uuid == gpu.uuid
+        ahead = self._ahead.get(gpu.uuid, 0.0)
+        if gpu.uuid in self._taken or self._kept.get(gpu.uuid, seat.lease_id) != seat.lease_id:
+            turn = ahead or self._seen.turn_seconds
+            return _Way(gpu.uuid, turn, is_blocked=True) if is_home and gpu.usable else None
         occupant = next((each for each in self._seats if each.occupies(gpu.uuid)), None)
-        wait = 0.0
-        if occupant is not None:
-            if occupant.lease_id in self.actions:
-                return None
-            wait = self._wait_for(seat, occupant)
-        room = self._room_for(seat, gpu)
-        if room is None:
+        if not gpu.usable or (occupant is not None and occupant.lease_id in self.actions):
             return None
-        seconds = wait + sum(sleep_seconds(each.memory_bytes) for each in room.evicted)
-        if is_elsewhere:
-            seconds += sleep_seconds(seat.memory_bytes)
-        if is_elsewhere or seat.turn is Turn.ASLEEP:
-            seconds += wake_seconds(seat.memory_bytes)
-        return _Way(seconds, is_elsewhere, len(room.evicted), gpu.uuid, wait, occupant, room)
+        wait = 0.0 if occupant is None else self._wait_for(seat, occupant)
+        room = self._room_for(seat, gpu)
+        is_elsewhere = seat.turn is Turn.PAUSED and not is_home
+        if room is None or (is_elsewhere and (wait > 0 or ahead > 0 or not self._may_sleep(seat))):
+            return None
+        leaving = [*room.evicted, *([seat] if is_elsewhere else [])]
+        slept = {each.lease_id: self._seen.sleep_seconds(each.memory_bytes) for each in leaving}
+        last = slept.pop(occupant.lease_id, 0.0) if occupant is not None else 0.0
+        turns = ahead + min(
+            wait, self._seen.turn_seconds
+        )  # the others leave meanwhile, the occupant after it
+        seconds = max(turns, *slept.values(), 0.0) + last
+        if not is_home:
+            seconds += self._seen.wake_seconds(seat.memory_bytes)
+        return _Way(
+            gpu.uuid,
+            seconds,
+            is_elsewhere=is_elsewhere,
+            resident_count=sum(each.lies_on(gpu.uuid) for each in self._seats),
+            wait_seconds=wait,
+            occupant=occupant,
+            room=room,
+        )
+
+    def _is_on_its_way_to_target(self, seat: Seat) -> bool:
+        """Whether a GPU is kept for it: its memory leaves another one, or has left it, in order to go there."""
+        gpu = next((each for each in self._gpus if each.uuid == seat.target_uuid and each.usable), None)
+        if gpu is None or seat.wants_since is None or seat.retry_at > self._now:
+            return False
+        if seat.turn is not Turn.ASLEEP and not self._is_on_its_way(seat):
+            return False
+        occupant = next((each for each in self._seats if each.occupies(gpu.uuid)), None)
+        is_waited_for = occupant is not None and self._wait_for(seat, occupant) > 0
+        return not is_waited_for and self._room_for(seat, gpu) is not None
 
     def _wait_for(self, seat: Seat, occupant: Seat) -> float:
         """How long until the occupant's turn ends for this seat: who computes gives way to no lower rank."""
@@ -295,7 +408,7 @@ class _Planning:
     def _room_for(self, seat: Seat, gpu: Gpu) -> _Room | None:
         """Who must leave the GPU so that it can be awake there; None if that doesn't make enough room.
 
-        First who doesn't want a GPU, the longest idle first; then the last in line.
+        First who doesn't want a GPU, the longest idle first; then the last in line; last who computes.
         """
         others = [each for each in self._seats if each is not seat and each.lies_on(gpu.uuid)]
         missing = sum(each.memory_bytes for each in others) + seat.needs_bytes() - gpu.memory_bytes
@@ -316,12 +429,14 @@ class _Planning:
         action = seat.under_way or self.actions.get(seat.lease_id)
         return action is not None and action.step in (Step.SLEEP, Step.END)
 
-    def _eviction_key(self, seat: Seat) -> tuple[bool, int, float, str]:
-        return seat.wants_since is not None, -self._rank.get(seat.lease_id, 0), seat.since, seat.lease_id
+    def _eviction_key(self, seat: Seat) -> tuple[int, int, float, str]:
+        computes = seat.turn is Turn.AWAKE and seat.idle_since is None
+        kind = 2 if computes else 1 if seat.wants_since is not None else 0
+        return kind, -self._rank.get(seat.lease_id, 0), seat.since, seat.lease_id
 
     def _end_obstacle(self, seat: Seat) -> None:
         """No GPU has room for it because of memory that can't be moved: ends the seat that was warned."""
-        if self._rules.warn_seconds is None or any(gpu.uuid in self._taken for gpu in self._gpus):
+        if self._rules.warn_seconds is None or self._taken or self._kept:
             return
         known = [each for each in self._seats if each.unmovable_since is not None and each is not seat]
         for each in sorted(known, key=lambda each: each.since):

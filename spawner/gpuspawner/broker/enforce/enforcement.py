@@ -27,6 +27,7 @@ from ...node.api import (
     QuotaPlan,
     Readings,
     Usage,
+    XidSeen,
 )
 from ..decide.place.devices import MISSING
 from ..decide.place.pooling import Pooling
@@ -66,6 +67,7 @@ class Enforcement:
         self._pooling = tools.pooling
         self._facts = tools.facts
         self._hardware: dict[str, DeviceHealth] = {}
+        self._closed: dict[str, DeviceHealth] = {}
         self._readings = Readings()
         self._applying = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -216,6 +218,13 @@ class Enforcement:
             if not health.healthy:
                 await self.report(health.uuid)
 
+    async def close_to_new(self, closed: Iterable[DeviceHealth]) -> None:
+        """The devices that no new container may get, all of them; those that run are left alone."""
+        before, self._closed = self._closed, {health.uuid: health for health in closed}
+        for uuid in before.keys() | self._closed.keys():
+            if before.get(uuid) != self._closed.get(uuid):
+                await self.report(uuid)
+
     async def report(self, uuid: str) -> None:
         """Puts a device out of service or back into service; retries if that can't be recorded now."""
         try:
@@ -229,12 +238,14 @@ class Enforcement:
         await self.report(uuid)
 
     def _health(self, uuid: str) -> DeviceHealth:
-        """The hardware's health, unless a mode keeps the device out of service."""
+        """The hardware's health, unless a mode or `close_to_new` keeps the device out of service."""
         hardware = self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
         reason = next(filter(None, (mode.obstacle(uuid) for mode in self._all_modes())), "")
-        if not reason or not hardware.healthy:
+        if not hardware.healthy:
             return hardware
-        return DeviceHealth(uuid, healthy=False, reason=reason)
+        if reason:
+            return DeviceHealth(uuid, healthy=False, reason=reason)
+        return self._closed.get(uuid, hardware)
 
     async def _on_guard(self, event: GuardEvent) -> None:
         self._tools.metrics.ended(event.offence)
@@ -252,6 +263,10 @@ class Enforcement:
     def usage(self) -> Mapping[str, Usage]:
         """The use of each device, by UUID."""
         return self._readings.usage
+
+    def xids(self) -> Mapping[str, tuple[XidSeen, ...]]:
+        """The newest XIDs of each device, by UUID, the newest first."""
+        return self._readings.xids
 
     def blind(self) -> dict[str, str]:
         """Devices whose processes can't be read now, and why: no quota is enforced there."""

@@ -1,7 +1,8 @@
 """Keeps the turns of one pool: samples its seats, asks the plan what to begin, and has it carried out.
 
 Each sample counts, not what was done before: a program that computes out of turn is paused within one
-sample, whoever started it, and after a restart of the broker the seats are adopted as they are.
+sample, whoever started it, and after a restart of the broker the seats are adopted as they are. When a step
+is done, the next begins at once from what is known, so that a GPU does not wait for the next sample.
 
 No setting enables this yet: pools of mode `turns` are refused at load, until leases, pages and `doctor`
 support them too. `tests/gpu/turns_class.py` runs it on real GPUs.
@@ -11,20 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.errors import GpuSpawnerError
 from ...node.api import Condition, Obstacle, Outcome, SeatReading, TurnHands, TurnReadings
 from ...node.api import Seat as Place
-from ..decide.turns import Action, Gpu, Seat, Step, Turn, TurnRules, plan, waiting_order
+from ..decide.turns import Action, Experience, Gpu, Seat, Step, Turn, TurnRules, plan, waiting_order
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
 RETRY_SECONDS = 2.0
 SPITE_SECONDS = 10.0
 """A program that still computes out of turn this long after it should have stopped is ended."""
+BUSY_LAG_SECONDS = 1.0
+"""NVML calls a GPU busy for up to this long after its last work: its use is an average of 1/6 s to 1 s."""
+LOOK_SECONDS = (0.05, 0.1, 0.5)
+"""Between two samples: while somebody wants a GPU, while some seat is not awake, and otherwise."""
 UNMOVABLE = (Obstacle.UNSUPPORTED, Obstacle.SEVERAL_GPUS)
 _STOPPED = (Condition.PAUSED, Condition.ASLEEP)
 OUT_OF_TURN = "A program was ended because it kept computing on the GPU when it was not your turn."
@@ -46,7 +51,12 @@ class SeatStatus:
 
 @dataclass
 class _Entry:
-    """One lease of the pool. `out_of_turn_since`: it computes without being awake, since then."""
+    """One lease of the pool. `out_of_turn_since`: it computes without being awake, since then.
+
+    `prompt_since`: its programs wait for input since then, whether or not its GPU is called busy.
+    `wants_by_thread`: that it wants a GPU was read from its main thread, and nothing else says so.
+    `begun`: how many steps were begun with it, so that a sample from before is known to be old.
+    """
 
     place: Place
     promise_bytes: int
@@ -57,8 +67,12 @@ class _Entry:
     memory_bytes: int = 0
     known: bool = False
     wants_since: float | None = None
+    wants_by_thread: bool = False
     idle_since: float | None = None
+    prompt_since: float | None = None
     unmovable_since: float | None = None
+    target_uuid: str | None = None
+    begun: int = 0
     out_of_turn_since: float | None = None
     retry_at: float = 0.0
     under_way: Action | None = None
@@ -74,11 +88,23 @@ class _Entry:
             memory_bytes=self.memory_bytes,
             wants_since=self.wants_since,
             idle_since=self.idle_since,
+            rests_since=self._rests_since(),
             rank=self.rank,
             under_way=self.under_way,
             unmovable_since=self.unmovable_since,
             retry_at=self.retry_at,
+            target_uuid=self.target_uuid,
         )
+
+    def _rests_since(self) -> float | None:
+        if self.idle_since is None or self.prompt_since is None:
+            return None
+        return max(self.idle_since, self.prompt_since)
+
+    def computes(self, now: float) -> bool:
+        """Whether it is computing now, as far as is known: not if it has just returned to its prompt."""
+        returned = self.prompt_since is not None and now - self.prompt_since < BUSY_LAG_SECONDS
+        return self.idle_since is None and not returned
 
     def become(self, turn: Turn, gpu_uuid: str | None, now: float) -> None:
         """Set the place; does nothing if it has not changed."""
@@ -86,9 +112,11 @@ class _Entry:
             self.turn, self.gpu_uuid, self.since = turn, gpu_uuid, now
             self.idle_since = None
 
-    def want(self, now: float) -> None:
+    def want(self, now: float, *, by_thread: bool = False) -> None:
         """It waits for a GPU, since now at the latest."""
-        self.wants_since = now if self.wants_since is None else self.wants_since
+        if self.wants_since is None:
+            self.wants_since, self.wants_by_thread = now, by_thread
+        self.wants_by_thread &= by_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +139,8 @@ class TurnKeeper:
     clock: Callable[[], float]
     log: _Log
     told: Told = field(default_factory=Told)
+    seen: Experience = field(default_factory=Experience)
+    """What was learned since the broker began."""
     _entries: dict[str, _Entry] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -149,16 +179,28 @@ class TurnKeeper:
             for seat in seats
         )
 
+    @property
+    def look_seconds(self) -> float:
+        """How long the caller of `tick` should wait until the next one."""
+        entries = self._entries.values()
+        if any(entry.wants_since is not None for entry in entries):
+            return LOOK_SECONDS[0]
+        return LOOK_SECONDS[1 if any(entry.turn is not Turn.AWAKE for entry in entries) else 2]
+
     async def tick(self) -> None:
         """Samples, plans and begins actions. Returns without waiting for them."""
-        still = {lease_id: each for lease_id, each in self._entries.items() if each.under_way is None}
-        readings = await self.hands.read([entry.place for entry in still.values()])
+        still = [(*each, each[1].begun) for each in self._entries.items() if each[1].under_way is None]
+        readings = await self.hands.read([entry.place for _, entry, _ in still])
         now = self.clock()
-        for lease_id, entry in still.items():
-            if self._entries.get(lease_id) is entry and entry.under_way is None:
+        for lease_id, entry, begun in still:
+            if self._entries.get(lease_id) is entry and entry.begun == begun:
                 self._take(lease_id, entry, readings, now)
+        self._plan(now)
+
+    def _plan(self, now: float) -> None:
+        """Begins what is to be done, from what is known."""
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items() if entry.known]
-        for action in plan(seats, self.gpus, now, self.rules):
+        for action in plan(seats, self.gpus, now, self.rules, self.seen):
             self._begin(action)
 
     async def settled(self) -> None:
@@ -182,8 +224,10 @@ class TurnKeeper:
             self._is_still(lease_id, entry, reading, now)
             # It isn't known whether it already waited before this broker's first sample: it gets a turn.
             if reading.waits or (first and reading.condition in _STOPPED):
-                entry.want(now)
-        self._mark_idle(entry, readings, now)
+                entry.want(now, by_thread=True)
+            elif reading.rests and entry.wants_by_thread:
+                entry.wants_since, entry.wants_by_thread = None, False  # it waited for something else
+        self._mark_idle(entry, reading, readings.busy, now)
 
     def _computes(self, lease_id: str, entry: _Entry, reading: SeatReading, now: float) -> None:
         """Some of its programs may compute: on the GPU where it is awake, or out of turn."""
@@ -220,10 +264,14 @@ class TurnKeeper:
             self.told.turn(lease_id, False)
             entry.want(now)
 
-    def _mark_idle(self, entry: _Entry, readings: TurnReadings, now: float) -> None:
-        """Since when it has not computed; a GPU that doesn't say counts as computing."""
+    def _mark_idle(self, entry: _Entry, reading: SeatReading, busy: Mapping[str, bool], now: float) -> None:
+        """Since when it has not computed, and waits for input; a GPU that doesn't say counts as computing."""
+        if not reading.rests:
+            entry.prompt_since = None
+        elif entry.prompt_since is None:
+            entry.prompt_since = now
         uuid = entry.gpu_uuid if entry.turn is Turn.AWAKE else None
-        if uuid is None or readings.busy.get(uuid, True):
+        if uuid is None or busy.get(uuid, True):
             entry.idle_since = None
         elif entry.idle_since is None:
             entry.idle_since = now
@@ -238,7 +286,8 @@ class TurnKeeper:
     def _is_awake(self, lease_id: str, entry: _Entry, gpu_uuid: str, now: float) -> None:
         was_awake = entry.turn is Turn.AWAKE
         entry.become(Turn.AWAKE, gpu_uuid, now)
-        entry.wants_since = entry.out_of_turn_since = None
+        entry.wants_since = entry.out_of_turn_since = entry.target_uuid = None
+        entry.wants_by_thread = False
         if not was_awake:
             self.told.turn(lease_id, True)
 
@@ -249,6 +298,9 @@ class TurnKeeper:
         if entry.under_way is not None or entry.retry_at > self.clock():
             return
         entry.under_way = action
+        entry.begun += 1
+        if action.step is Step.SLEEP:
+            entry.target_uuid = action.gpu_uuid
         self._spawn(self._carry_out(action, entry), action.lease_id)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -276,6 +328,7 @@ class TurnKeeper:
             entry.retry_at = self.clock() + RETRY_SECONDS
         finally:
             entry.under_way = None
+        self._plan(self.clock())
 
     def _move(self, action: Action, place: Place) -> Awaitable[Outcome]:
         if action.step is Step.PAUSE:
@@ -291,9 +344,10 @@ class TurnKeeper:
         self.log.info("Turn: %s lease=%s", f"{action.step.value}, {outcome.log_text()}", lease_id)
         if outcome.done:
             entry.retry_at = 0.0
+            self.seen = self.seen.with_move(action.step, outcome.moved_bytes, outcome.seconds)
             self._done(action, entry, outcome, now)
             return
-        entry.retry_at = now + RETRY_SECONDS
+        entry.retry_at, entry.target_uuid = now + RETRY_SECONDS, None
         if outcome.obstacle in UNMOVABLE:
             if entry.unmovable_since is None:
                 entry.unmovable_since = now
@@ -305,15 +359,22 @@ class TurnKeeper:
         if action.step is Step.WAKE and action.gpu_uuid is not None:
             self._is_awake(action.lease_id, entry, action.gpu_uuid, now)
             return
-        was_awake, was_busy = entry.turn is Turn.AWAKE, entry.idle_since is None
+        was_awake, computed, since = entry.turn is Turn.AWAKE, entry.computes(now), entry.since
         if outcome.condition in (Condition.ASLEEP, Condition.NONE):
             entry.become(Turn.ASLEEP, None, now)
         else:
             entry.become(Turn.PAUSED, entry.gpu_uuid, now)
         if was_awake:
             self.told.turn(action.lease_id, False)
-            if was_busy:
+            self._learn_turn(now - since, now)
+            if computed:
                 entry.want(now)
+
+    def _learn_turn(self, seconds: float, now: float) -> None:
+        """A turn has ended: it counts as far as others waited for its end."""
+        waits = [now - each.wants_since for each in self._entries.values() if each.wants_since is not None]
+        if waits:
+            self.seen = self.seen.with_turn(min(seconds, max(waits)))
 
     async def _end(self, action: Action, entry: _Entry) -> None:
         count = await self.hands.end(entry.place)
@@ -323,6 +384,7 @@ class TurnKeeper:
             self.told.turn(action.lease_id, False)
         entry.become(Turn.ASLEEP, None, self.clock())
         entry.wants_since = entry.out_of_turn_since = entry.unmovable_since = None
+        entry.wants_by_thread = False
         await self._notice(action.lease_id, OUT_OF_TURN if spite else IN_THE_WAY)
 
     async def _notice(self, lease_id: str, sentence: str) -> None:

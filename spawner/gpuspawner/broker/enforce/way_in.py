@@ -1,11 +1,11 @@
-"""How containers get their leased devices: detected once, then used for each lease."""
+"""How containers get their leased devices, and why some don't get into any: detected again and again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ...core.errors import BrokerUnavailable
+from ...core.errors import BrokerUnavailable, ConfigError
 from ...core.model import ContainerPatch, Lease
 from ...node.api import Injection, Node
 from ...node.injection import make_patch
@@ -23,17 +23,31 @@ class WayIn:
         self._simulated = simulated
         self.way: Injection | None = None
         """None until it is detected."""
+        self.obstacles: Mapping[str, str] = {}
+        """Why no new container gets a device, by UUID, as of the last detection."""
 
     async def probe(self, late: Iterable[str] = ()) -> None:
         """Detects how all devices, and the `late` ones, get into containers.
 
-        Raises EngineFault, ConfigError.
+        Raises EngineFault; ConfigError if no device can.
         """
         if self._simulated:
             self.way = Injection.NONE
             return
         info, version = await self._engine.facts()
-        self.way = await self._node.way_in(info, version, [*self._uuids(), *late])
+        access = await self._node.way_in(info, version, [*self._uuids(), *late])
+        self.way, self.obstacles = access.way, access.obstacles
+
+    async def look_again(self) -> Mapping[str, str]:
+        """Detects it again; if now no device gets into a container, the obstacle is that of all.
+
+        Raises EngineFault.
+        """
+        try:
+            await self.probe()
+        except ConfigError as error:
+            self.obstacles = dict.fromkeys(self._uuids(), str(error))
+        return self.obstacles
 
     def patch(self, lease: Lease, folder: Path) -> ContainerPatch:
         """What the lease changes in its container. Raises BrokerUnavailable before `probe` has succeeded."""

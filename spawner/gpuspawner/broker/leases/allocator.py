@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from ...core import states
+from ...core.decision import Drain
 from ...core.errors import LeaseConflict, NoCapacity
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event, Frees
@@ -203,8 +204,8 @@ class Allocator:
 
         `request` is well formed (`protocol.messages`). Raises a quota refusal if the quota does not allow it,
         checked under the same lock under which the lease is given, NoCapacity if these devices can never
-        serve it, LeaseConflict if the id is another's or has ended, or the server has another living lease
-        (end that one first), LedgerFault if it could not be recorded.
+        serve it, or not before an admin has repaired them, LeaseConflict if the id is another's or has ended,
+        or the server has another living lease (end that one first), LedgerFault if it could not be recorded.
         """
         return await self._step(self._acquire, request)
 
@@ -271,6 +272,13 @@ class Allocator:
         If that could not be recorded (LedgerFault), the device is or stays out of service; call again.
         """
         return await self._step(self._set_health, health)
+
+    async def set_drained(self, drained: Mapping[str, Drain]) -> None:
+        """Place nothing new on exactly these devices, by UUID; what runs or starts there goes on.
+
+        Raises LedgerFault if what follows could not be recorded; `advance` then does it.
+        """
+        await self._step(self._set_drained, drained)
 
     async def tell(self, lease_id: str, sentence: str) -> Lease | None:
         """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
@@ -354,6 +362,8 @@ class Allocator:
         if self._gate is not None:
             await self._gate.admit(request, self._book.of_user(request.hub, request.user))
         self._check_capacity(request.want)
+        if broken := self._book.repair_needed(request.want):
+            raise NoCapacity(broken)
         lease = _new(request, asked.to, self._clock())
         placed = {each.id: each for each in self._placed(lease.since, newcomer=lease)}
         lease = placed.pop(lease.id, lease)
@@ -473,6 +483,14 @@ class Allocator:
         finally:
             self._watches.wake_waiting()
         return tuple(told)
+
+    async def _set_drained(self, drained: Mapping[str, Drain]) -> None:
+        if not self._book.set_drained(drained):
+            return
+        try:
+            await self._commit(*self._placed(self._clock()))
+        finally:
+            self._watches.wake_waiting()
 
     async def _tell(self, lease_id: str, sentence: str) -> Lease | None:
         lease = self.lease(lease_id)

@@ -115,6 +115,10 @@ class Engine(Protocol):
         """When it was last started; None if it does not run."""
         ...
 
+    async def exists(self, container_id: str) -> bool:
+        """Whether Docker has the container, whatever its labels and state."""
+        ...
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The engine's `info` and `version`, for the probe of the injection."""
         ...
@@ -160,7 +164,12 @@ class DockerEngine:
         state = await self._state(container_id)
         return _time(state.get("StartedAt")) if state.get("Running") else None
 
+    async def exists(self, container_id: str) -> bool:
+        return bool(await self._state(container_id))
+
     async def _state(self, container_id: str) -> dict[str, Any]:
+        """Docker's state of the container; empty if it is gone."""
+
         def inspect(client: docker.APIClient) -> dict[str, Any]:
             state: dict[str, Any] = {}
             _unless_gone(lambda: state.update(client.inspect_container(container_id)["State"]))

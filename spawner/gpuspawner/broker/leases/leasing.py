@@ -50,6 +50,7 @@ class Parts:
     """What the service uses.
 
     `make_patch` is pure; `prepare` makes the node ready for the lease first, and may raise a Fault;
+    `before_close` is called when Docker has no container of a lease any more, before its devices are free;
     `broker` is its name on its containers (`labels.broker_label`).
     """
 
@@ -62,6 +63,7 @@ class Parts:
     metrics: Metrics
     clock: Clock = utc_now
     prepare: Callable[[Lease], Awaitable[object]] | None = None
+    before_close: Callable[[Lease], Awaitable[object]] | None = None
 
 
 class LeaseService:
@@ -195,6 +197,8 @@ class LeaseService:
             await self._removals.wait((each.id for each in containers), wait_seconds)
             if not wait_seconds or await self._engine.list(lease_id):
                 return False
+        if self._parts.before_close is not None:
+            await self._parts.before_close(lease)
         await self._parts.folders.remove(lease_id)
         await self._allocator.close(lease_id)
         return True

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Protocol
-from urllib.parse import quote
-
-import aiohttp
 
 from ...core.errors import HubFault
 from ...core.quota import Window
@@ -32,42 +28,6 @@ class Hub(Protocol):
     async def start(self, user: str, tier: str) -> None:
         """Begin to start the user's default server, if it isn't running. Raises HubFault."""
         ...
-
-
-class HubApi:
-    """The hub's REST API, for a broker that is a service of the hub.
-
-    Its role needs the scopes `read:groups` and `start:servers`; see `jupyterhub_config.py`.
-    """
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._url = environment["JUPYTERHUB_API_URL"].rstrip("/")
-        self._head = {"Authorization": f"token {environment['JUPYTERHUB_API_TOKEN']}"}
-
-    async def members(self, group: str) -> list[str]:
-        """The users of a group, by name. Raises HubFault."""
-        document = await self._ask("GET", f"/groups/{quote(group, safe='')}")
-        users = document.get("users") if isinstance(document, dict) else None
-        return sorted(map(str, users or ()))
-
-    async def start(self, user: str, tier: str) -> None:
-        """Begin to start the user's default server, if it isn't running. Raises HubFault."""
-        path = f"/users/{quote(user, safe='')}/server"
-        await self._ask("POST", path, {"profile": tier}, running=400)
-
-    async def _ask(self, method: str, path: str, body: object = None, running: int | None = None) -> object:
-        timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
-        try:
-            async with (
-                aiohttp.ClientSession(headers=self._head, timeout=timeout) as session,
-                session.request(method, self._url + path, json=body) as response,
-            ):
-                if response.status >= 400 and response.status != running:
-                    text = (await response.text())[:200]
-                    raise HubFault(f"{method} {path} was answered with {response.status}: {text}")
-                return await response.json() if response.content_type == "application/json" else None
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise HubFault(f"{method} {path}: {error or 'no answer'}") from error
 
 
 class Prestart:

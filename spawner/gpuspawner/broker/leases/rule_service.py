@@ -5,7 +5,7 @@ The caller checks the rights: the unix socket is for the admin, the pages check 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from ...config.quotas import check_group, limits_to_json, subject_from_text
 from ...config.sessions import session_from_json, session_to_json
 from ...core.decision import Decision, DecisionKind
 from ...core.errors import BadOption, ConfigError, LeaseConflict, NotAllowed, Refusal
-from ...core.model import LeaseState
+from ...core.model import Lease, LeaseState
 from ...core.quota import UNLIMITED, Allowance, Quota, Subject, SubjectKind, Window
 from ...core.session import LabSession, Meeting
 from ...core.units import Clock, utc_now
@@ -27,6 +27,7 @@ from ..decide.when.sessions import check_session, meetings
 from ..decide.when.timetable import checked_rule
 from ..ledger import Ledger
 from .allocator import Allocator
+from .audit import Audit
 from .gate import QuotaGate
 from .rulebook import Rulebook
 
@@ -75,6 +76,8 @@ class RuleService:
         self._allocator = allocator
         self._ledger = ledger
         self._clock = clock
+        self.audit = Audit(ledger, clock=clock)
+        """Makes and records each change that somebody asks for."""
 
     # ---- quotas
 
@@ -147,20 +150,69 @@ class RuleService:
                 refused[tier.name] = tuple(found)
         return Standing(allowed, holdings, tuple(spent), refused)
 
+    # ---- devices and messages
+
+    async def drain(self, uuid: str, author: str, reason: str) -> None:
+        """Place nothing new on a device, until `undrain`, also over restarts; what runs there goes on.
+
+        Raises BadOption for a device that isn't known, LedgerFault.
+        """
+        known = {view.device.uuid for view in self._allocator.snapshot().devices}
+        if uuid not in known:
+            raise BadOption(f"There is no GPU {uuid!r} here: see `gpuspawner status` for the UUIDs.")
+        await self._decide(DecisionKind.DRAIN, uuid, {}, author, reason)
+        await self._allocator.set_drained(self.rulebook.rules.drained)
+
+    async def undrain(self, uuid: str, author: str, reason: str) -> None:
+        """Place servers on the device again. Raises BadOption if it isn't drained, LedgerFault."""
+        if uuid not in self.rulebook.rules.drained:
+            raise BadOption(f"The GPU {uuid!r} is not drained.")
+        await self._decide(DecisionKind.DRAIN, uuid, None, author, reason)
+        await self._allocator.set_drained(self.rulebook.rules.drained)
+
+    async def announce(self, subject: str, text: str, until: datetime, author: str) -> None:
+        """Show a message to a class ("group:NAME") or to everybody; it replaces the one before.
+
+        Raises BadOption for a subject that can't be used, LedgerFault.
+        """
+        document = {"text": text, "until": until.isoformat()}
+        await self._decide(DecisionKind.MESSAGE, str(_audience(subject)), document, author, "a message")
+
+    async def withdraw(self, subject: str, author: str) -> None:
+        """Take back the message to a class or everybody. Raises BadOption if there is none, LedgerFault."""
+        whom = _audience(subject)
+        if whom not in self.rulebook.rules.messages:
+            raise BadOption(f"There is no message to {whom}.")
+        await self._decide(DecisionKind.MESSAGE, str(whom), None, author, "taken back")
+
     # ---- use
 
-    async def report(self, by: By, window: Window, timezone: str) -> Report:
-        """The use in the window. Raises LedgerFault."""
-        return make_report(await self._ledger.charged(window.start), by, window, timezone)
+    async def report(
+        self, by: By, window: Window, timezone: str, groups: Collection[str] | None = None
+    ) -> Report:
+        """The use in the window; with `groups` only that of their members. Raises LedgerFault."""
+        charged = await self._ledger.charged(window.start)
+        if groups is not None:
+            charged = tuple(
+                replace(each, groups=tuple(group for group in each.groups if group in groups))
+                for each in charged
+                if not set(groups).isdisjoint(each.groups)
+            )
+        return make_report(charged, by, window, timezone)
+
+    def lease(self, lease_id: str) -> Lease:
+        """The running lease with this id. Raises LeaseConflict if there is none."""
+        lease = self._allocator.lease(lease_id)
+        if lease is None or lease.state not in (LeaseState.RUNNING, LeaseState.ASLEEP):
+            raise LeaseConflict("This server isn't running: start it again.")
+        return lease
 
     async def extend(self, lease_id: str, seconds: float, author: str) -> float:
         """Make a session longer, as far as the quota allows and if nobody waits. Returns the added seconds.
 
         Raises LeaseConflict if it isn't running, NotAllowed with the reason, LedgerFault.
         """
-        lease = self._allocator.lease(lease_id)
-        if lease is None or lease.state not in (LeaseState.RUNNING, LeaseState.ASLEEP):
-            raise LeaseConflict("This server isn't running: start it again.")
+        lease = self.lease(lease_id)
         allowed = self.rulebook.allowance(lease.user, lease.groups)
         if allowed.session_seconds == UNLIMITED:
             raise NotAllowed("This server has no end: there is nothing to extend.")
@@ -206,9 +258,18 @@ class RuleService:
         """End a session for good. Raises BadOption if there is none, LedgerFault."""
         await self._decide(DecisionKind.SESSION, self.session(name).name, None, author, reason)
 
-    def calendar(self) -> bytes:
-        """All sessions as an iCalendar."""
-        return to_ical(self.rulebook.rules.sessions.values(), self._clock())
+    def calendar(self, shown: Callable[[LabSession], bool] = lambda session: True) -> bytes:
+        """The sessions as an iCalendar, all or those for which `shown` is true."""
+        return to_ical(filter(shown, self.rulebook.rules.sessions.values()), self._clock())
+
+    def read_calendar(self, text: str, defaults: Defaults) -> Sequence[LabSession]:
+        """The sessions of a calendar. Raises BadOption for what can't be read."""
+        return from_ical(text.encode(), replace(defaults, timezone=self.rulebook.known.timezone))
+
+    def session_groups(self, names: Iterable[str]) -> set[str]:
+        """The groups of those of these sessions that there are."""
+        known = self.rulebook.rules.sessions
+        return {known[name].group for name in names if name in known}
 
     async def import_calendar(
         self, text: str, defaults: Defaults, author: str, reason: str
@@ -217,8 +278,7 @@ class RuleService:
 
         Raises BadOption for what can't be read, SessionUnfit with what would fit, LedgerFault.
         """
-        zone = self.rulebook.known.timezone
-        found = from_ical(text.encode(), replace(defaults, timezone=zone))
+        found = self.read_calendar(text, defaults)
         taken = dict(self.rulebook.rules.sessions)
         for session in found:
             taken[session.name] = self._checked(session_to_json(session), tuple(taken.values()))
@@ -260,6 +320,14 @@ def report_window(start: datetime | None, end: datetime | None, now: datetime) -
     if first >= last:
         raise BadOption("The start of the report is not before its end: swap them.")
     return Window(first, last)
+
+
+def _audience(text: str) -> Subject:
+    """A class or everybody. Raises BadOption."""
+    subject = _subject(text)
+    if subject.kind is SubjectKind.USER:
+        raise BadOption("A message is for a class or for everybody: write group:NAME.")
+    return subject
 
 
 def _subject(text: str) -> Subject:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,10 +26,12 @@ from ...core.states import LIVING
 from ...core.units import Clock, utc_now
 from ..decide.allow.budget import Interval
 from ..decide.allow.report import Charged
+from . import audited, decided, ended, held, prune, rows, sessions
 from . import database as database
-from . import decided, ended, prune, rows, sessions
+from .audited import Search, Write
 from .clock import Steady, read_steady
 from .ended import EndedProcess
+from .held import Held
 from .migrate import upgrade
 from .rows import Moment
 from .schema import leases
@@ -48,7 +50,8 @@ class Change:
 
     `charge` are running leases that are awake again after a reboot. With `take_over` the leases are this
     broker's from now on, if another one's before.
-    `ended` are processes that the guard ended, `decided` what people decided. `prune` deletes so many of the
+    `ended` are processes that the guard ended, `decided` what people decided, `audited` writes for the audit
+    log. `prune` deletes so many of the
     oldest rows at most that are older than `before`.
     """
 
@@ -58,6 +61,7 @@ class Change:
     beat: bool = False
     ended: tuple[EndedProcess, ...] = ()
     decided: tuple[Decision, ...] = ()
+    audited: tuple[Write, ...] = ()
     before: datetime | None = None
     prune: int = 0
     take_over: bool = False
@@ -165,6 +169,7 @@ class Ledger:
                 rows.see(connection, change.moment, self._owner)
             ended.write(connection, change.ended)
             decided.write(connection, change.decided)
+            audited.write(connection, change.audited)
             return prune.prune(connection, change.before, change.prune) if change.before else 0
 
     async def living(self) -> tuple[Lease, ...]:
@@ -226,6 +231,37 @@ class Ledger:
 
         return await self._in_thread(run)
 
+    async def audit(self, *items: Write) -> None:
+        """Add writes to the audit log, or their results, on disk when this returns. Raises LedgerFault."""
+        await self._in_thread(self.commit, Change(Moment(self._clock(), self._steady()), audited=items))
+
+    async def audited(self, search: Search) -> tuple[tuple[int, Write], ...]:
+        """Writes of the audit log with their numbers, the newest first. Raises LedgerFault."""
+
+        def run() -> tuple[tuple[int, Write], ...]:
+            with self._transaction() as connection:
+                return audited.read(connection, search)
+
+        return await self._in_thread(run)
+
+    async def audited_request(self, author: str, request_id: str) -> Write | None:
+        """The author's write with this request id, None if there is none. Raises LedgerFault."""
+
+        def run() -> Write | None:
+            with self._transaction() as connection:
+                return audited.by_request(connection, author, request_id)
+
+        return await self._in_thread(run)
+
+    async def audited_write(self, write_id: str) -> Write | None:
+        """The write with this id, None if there is none. Raises LedgerFault."""
+
+        def run() -> Write | None:
+            with self._transaction() as connection:
+                return audited.by_id(connection, write_id)
+
+        return await self._in_thread(run)
+
     async def charged(self, since: datetime) -> tuple[Charged, ...]:
         """The awake intervals that reach beyond `since`, open ones up to now. Raises LedgerFault."""
         now = Moment(self._clock(), self._steady())
@@ -243,6 +279,27 @@ class Ledger:
         def run() -> tuple[Interval, ...]:
             with self._transaction() as connection:
                 return rows.intervals(connection, since, now, (hub, user))
+
+        return await self._in_thread(run)
+
+    async def held(self, since: datetime, uuids: Collection[str]) -> tuple[Held, ...]:
+        """Who held these devices after `since`, by device and begin. Raises LedgerFault."""
+
+        def run() -> tuple[Held, ...]:
+            with self._transaction() as connection:
+                return held.read(connection, since, uuids)
+
+        return await self._in_thread(run)
+
+    async def last_ended(self, hub: str, users: Collection[str]) -> dict[str, datetime]:
+        """When the last lease with a GPU of each of these users ended, if they ever had one.
+
+        Raises LedgerFault.
+        """
+
+        def run() -> dict[str, datetime]:
+            with self._transaction() as connection:
+                return held.last_ended(connection, hub, users)
 
         return await self._in_thread(run)
 

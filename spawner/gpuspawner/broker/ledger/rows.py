@@ -133,7 +133,7 @@ def read(
     """The leases of a query on the table `leases`, with their devices, in the query's order."""
     rows = connection.execute(query, values).mappings().all()
     devices: dict[str, list[tuple[str, float | None]]] = {row["id"]: [] for row in rows}
-    groups = _groups_of(connection, devices)
+    groups = groups_of(connection, devices)
     ids = list(devices)
     for start in range(0, len(ids), 500):  # SQLite takes a limited number of parameters
         some = ids[start : start + 500]
@@ -234,7 +234,7 @@ def charged(connection: sa.Connection, since: datetime, now: Moment) -> tuple[Ch
     """
     query = sa.select(awake, leases.c.user, leases.c.tier).join(leases, leases.c.id == awake.c.lease_id)
     rows = connection.execute(query.where(_reaches(since)).order_by(awake.c.number)).all()
-    groups = _groups_of(connection, dict.fromkeys(row.lease_id for row in rows))
+    groups = groups_of(connection, dict.fromkeys(row.lease_id for row in rows))
     return tuple(
         Charged(row.lease_id, row.user, tuple(groups[row.lease_id]), row.tier, _interval(row, now))
         for row in rows
@@ -259,7 +259,7 @@ def _interval(row: Any, now: Moment) -> Interval:
     return Interval(row.started_at, float(seconds), float(row.gpu_fraction))
 
 
-def _groups_of(connection: sa.Connection, lease_ids: Iterable[str]) -> dict[str, list[str]]:
+def groups_of(connection: sa.Connection, lease_ids: Iterable[str]) -> dict[str, list[str]]:
     """The groups of each lease, in their order."""
     groups: dict[str, list[str]] = {lease_id: [] for lease_id in lease_ids}
     ids = list(groups)

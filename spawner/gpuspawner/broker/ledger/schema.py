@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -147,3 +147,28 @@ decisions = sa.Table(
     sqlite_autoincrement=True,
 )
 """What people decided at run time. Rows are only added: the rules in force follow from all of them."""
+
+writes = sa.Table(
+    "writes",
+    metadata,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("ended_at", UtcTime),
+    sa.Column("author", sa.Text, nullable=False),
+    sa.Column("via", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("groups", sa.Text, nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text),
+    sa.Column("result", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("status", sa.Integer),
+    sa.Column("answer", sa.Text),
+    sa.Index("writes_by_time", "at"),
+    sa.Index("writes_by_request", "author", "request_id", unique=True),
+    sqlite_autoincrement=True,
+)
+"""The audit log. A row is added before the change is made, and gets its result afterwards."""

@@ -82,4 +82,5 @@ def record_of(event: GuardEvent, lease: Lease | None) -> EndedProcess:
         quota_bytes=event.quota_bytes,
         over_seconds=event.over_seconds,
         sentence=event.sentence,
+        groups=() if lease is None else lease.groups,
     )

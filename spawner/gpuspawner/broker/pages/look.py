@@ -19,6 +19,7 @@ from jupyterhub.services.auth import HubOAuth
 from traitlets.config.loader import Config, LazyConfigValue
 
 _HERE = Path(__file__).parent
+STATIC_DIR = _HERE / "static"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Look:
             ),
         )
         self._vars = {key: value for key, value in (template_vars or {}).items() if not callable(value)}
-        self._assets = {path.name: _version(path) for path in sorted((_HERE / "static").iterdir())}
+        self._assets = {path.name: _version(path) for path in sorted(STATIC_DIR.iterdir())}
 
     def render(self, template: str, **namespace: Any) -> str:
         """The template's HTML."""

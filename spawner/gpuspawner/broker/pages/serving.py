@@ -11,9 +11,10 @@ from tornado.web import Application
 from traitlets.config import Config
 
 from ...core.errors import ConfigError
+from ..api.public.rules import MoreRoutes
 from ..api.visible import BrokerView
-from .handlers import MoreRoutes, make_handlers, make_settings
 from .look import hub_of, look_of
+from .routes import make_handlers, make_settings
 
 MAX_BODY_BYTES = 512 * 1024
 """The longest body: a timetable's iCalendar."""

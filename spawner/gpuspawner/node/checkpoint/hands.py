@@ -24,13 +24,15 @@ from .outcome import Condition, Outcome
 class SeatReading:
     """A seat's state. `on_gpus`: bytes by UUID, without sleeping processes. `asleep_bytes`: in host memory.
 
-    `waits`: the main thread of one of its programs has begun to wait, as it does for the GPU.
+    `waits`: the main thread of one of its programs has begun to wait, as it does for the GPU. `rests`: those
+    of all its programs that use CUDA wait for input, as a notebook's between two cells.
     """
 
     condition: Condition
     on_gpus: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     asleep_bytes: int = 0
     waits: bool = False
+    rests: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +147,10 @@ class LocalHands:
         for process in self._host.processes(seat):
             self._watches.pop(key_of(process), None)
 
-    def _look_at(self, process: Process) -> bool:
-        """One sample of its main thread: whether it waits."""
+    def _look_at(self, process: Process, wait: ThreadWait | None = None) -> bool:
+        """One sample of its main thread: whether it waits for the GPU."""
         watch = self._watches.setdefault(key_of(process), WaitWatch())
-        return watch.see(self._wait_of(process.pid) or ThreadWait(), time.monotonic())
+        return watch.see(wait or self._wait_of(process.pid) or ThreadWait(), time.monotonic())
 
     def _read(self, seats: Sequence[Seat], conditions: Mapping[str, Condition]) -> TurnReadings:
         uuids = tuple(dict.fromkeys(uuid for seat in seats for uuid in seat.gpu_uuids))
@@ -172,6 +174,7 @@ class LocalHands:
     ) -> SeatReading:
         sums: dict[str, int] = {}
         asleep_bytes, waits = 0, False
+        doing: list[ThreadWait] = []
         for process in processes:
             mine = on_gpus.get(process.pid, {})
             for uuid, size in mine.items():
@@ -179,9 +182,13 @@ class LocalHands:
             slept = self._book.slept(key_of(process))
             if not mine and slept is not None:
                 asleep_bytes += slept.memory_bytes
-            if condition in (Condition.PAUSED, Condition.ASLEEP):
-                waits |= self._look_at(process)
-        return SeatReading(condition, sums, asleep_bytes, waits)
+            wait = self._wait_of(process.pid)
+            if wait is not None:  # it has not ended
+                doing.append(wait)
+                if condition in (Condition.PAUSED, Condition.ASLEEP):
+                    waits |= self._look_at(process, wait)
+        rests = bool(doing) and all(wait.for_input for wait in doing)
+        return SeatReading(condition, sums, asleep_bytes, waits, rests)
 
     def _on_gpus(self, uuids: Iterable[str]) -> Mapping[int, Mapping[str, int]]:
         found: dict[int, dict[str, int]] = {}

@@ -6,11 +6,21 @@ thread-safe (NVML API Reference r580, "Known issues and thread safety").
 
 from .calls import is_absent
 from .nvml import NvmlInventory
-from .opening import nvidia_pci_devices, open_inventory
+from .opening import is_broken, nvidia_pci_devices, open_inventory
 from .patience import Patience
-from .protocol import ComputeMode, DriverFacts, GpuProcess, Inventory, ProcessUse, XidEvent, modes_of
+from .protocol import (
+    Climate,
+    ComputeMode,
+    DriverFacts,
+    GpuProcess,
+    Inventory,
+    ProcessUse,
+    XidEvent,
+    modes_of,
+)
 
 __all__ = [
+    "Climate",
     "ComputeMode",
     "DriverFacts",
     "GpuProcess",
@@ -20,6 +30,7 @@ __all__ = [
     "ProcessUse",
     "XidEvent",
     "is_absent",
+    "is_broken",
     "modes_of",
     "nvidia_pci_devices",
     "open_inventory",

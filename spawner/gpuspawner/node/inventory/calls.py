@@ -76,3 +76,9 @@ def is_empty(fault: DeviceFault) -> bool:
 def is_absent(fault: DeviceFault) -> bool:
     """Whether the fault means that there is no NVIDIA driver; False for a broken one."""
     return isinstance(fault.__cause__, pynvml.NVMLError) and fault.__cause__.value in _ABSENT
+
+
+def is_not_loaded(fault: DeviceFault) -> bool:
+    """Whether NVML's library is there, but the driver's kernel module is not loaded."""
+    cause = fault.__cause__
+    return isinstance(cause, pynvml.NVMLError) and cause.value == pynvml.NVML_ERROR_DRIVER_NOT_LOADED

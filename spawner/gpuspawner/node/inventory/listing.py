@@ -184,8 +184,8 @@ def _read_instances(parent: Any, index: int) -> Listing:
     handles = instance_handles(parent)
     if not handles:
         raise DeviceFault(
-            "It is in MIG mode but has no instances: create some (`nvidia-smi mig -cgi <profiles> -C`), or "
-            "switch MIG off"
+            "It is in MIG mode but has no instances, which a reboot removes: create some (`nvidia-smi mig "
+            "-cgi <profiles> -C`), or switch MIG off"
         )
     instances = [(instance_of(handle), handle) for handle in handles]
     shared = Counter(instance.gpu_instance for instance, _ in instances)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...config.site import GpuSite
 from ...core.errors import ConfigError, DeviceFault
-from .calls import is_absent
+from .calls import is_absent, is_not_loaded
 from .nvml import NvmlInventory
 from .protocol import Inventory
 
@@ -18,7 +18,7 @@ def open_inventory(site: GpuSite) -> Inventory:
     """Opens the inventory for `c.GpuSite.inventory`. Blocks; raises ConfigError with the remedy.
 
     `auto` uses simulated GPUs only if there is no driver or no GPU. A driver that fails is an error: a
-    machine with GPUs must not offer simulated ones after a failed upgrade.
+    machine with GPUs must not offer simulated ones after a failed upgrade, or before its driver is loaded.
     """
     from .simulated import SimulatedInventory
 
@@ -27,7 +27,7 @@ def open_inventory(site: GpuSite) -> Inventory:
     try:
         inventory = NvmlInventory()
     except DeviceFault as fault:
-        if site.inventory == "nvml" or not is_absent(fault):
+        if site.inventory == "nvml" or is_broken(fault):
             raise _no_nvml(fault) from fault
         _log.info("GPUs are simulated: %s", fault)
         return SimulatedInventory.from_site(site)
@@ -42,6 +42,13 @@ def open_inventory(site: GpuSite) -> Inventory:
         raise _no_nvml(DeviceFault("NVML lists no GPU"))
     _log.info("GPUs are simulated: NVML lists no GPU")
     return SimulatedInventory.from_site(site)
+
+
+def is_broken(fault: DeviceFault) -> bool:
+    """Whether the machine has GPUs that may work after a repair, or once their driver is loaded. Blocks."""
+    if is_not_loaded(fault):
+        return bool(nvidia_pci_devices())  # at a boot, the hub may start before the driver
+    return not is_absent(fault)
 
 
 def _no_nvml(fault: DeviceFault) -> ConfigError:

@@ -8,7 +8,7 @@ from ...core.errors import ConfigError
 from ...core.image_needs import version_of
 from ...core.model import Device
 from ...core.units import format_bytes
-from ...node.injection import EngineFacts, Injection, cdi_obstacle, choose, classic_obstacle
+from ...node.injection import EngineFacts, Injection, cdi_obstacle, classic_obstacle, find_access
 from .facts import Facts, ImageFacts
 from .finding import Finding, Level
 from .lab import lab_findings
@@ -25,6 +25,15 @@ use yet."""
 MEMORY_LIMIT_DRIVER = (615,)
 """First driver that limits a cgroup's GPU memory (`nvmlDeviceSetMemoryLimits_v1`: Linux, as root, not for
 MIG; NVML API Reference), which this version does not use yet."""
+
+
+_RELOAD = (
+    "the hook adds devices that systemd doesn't know, so `systemctl daemon-reload` takes the GPUs from all "
+    'labs that run ("Failed to initialize NVML: Unknown Error")',
+    "Use CDI: run `nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml`; or "
+    'set {"exec-opts": ["native.cgroupdriver=cgroupfs"]} in /etc/docker/daemon.json',
+)
+"""NVIDIA Container Toolkit, "Troubleshooting": containers lose access to GPUs."""
 
 
 def examine(facts: Facts) -> tuple[Finding, ...]:
@@ -64,6 +73,10 @@ def _problem(subject: str, text: str, remedy: str) -> Finding:
 
 
 def _driver(facts: Facts) -> Iterator[Finding]:
+    if facts.engine is not None and facts.engine.driver_obstacle:
+        text, remedy = split_remedy(facts.engine.driver_obstacle)
+        yield _problem("NVIDIA driver", f"{text}. No new server gets a GPU", remedy)
+        return
     if facts.driver is not None:
         version = facts.driver.driver_version or "not available"
         yield _ok("NVIDIA driver", f"{version}, CUDA up to {facts.driver.cuda_version or 'not available'}")
@@ -145,16 +158,28 @@ def _injection(facts: Facts) -> Iterator[Finding]:
     if facts.inventory_error:
         return
     try:
-        way = choose(facts.injection_setting, engine, facts.simulated, uuids)
+        access = find_access(facts.injection_setting, engine, facts.simulated, uuids)
     except ConfigError as error:
-        yield _problem("Injection", str(error), "Follow one of the remedies above, then restart the broker")
+        remedy = "Follow one of the remedies above. The broker notices it within seconds; it needs no restart"
+        yield _problem("Injection", str(error), remedy)
         return
     words = {
         Injection.CDI: "CDI",
         Injection.NVIDIA: "NVIDIA's classic device request",
         Injection.NONE: "none needed, GPUs are simulated",
     }
-    yield _ok("Injection", words[way])
+    yield _ok("Injection", words[access.way])
+    for obstacle in dict.fromkeys(access.obstacles.values()):
+        text, remedy = split_remedy(obstacle)
+        yield _problem("Injection", f"{text}. No server gets this GPU; those that run go on", remedy)
+    if access.way is Injection.NVIDIA and engine.cgroup_driver == "systemd":
+        yield _note("Injection", *_RELOAD)
+
+
+def split_remedy(obstacle: str) -> tuple[str, str]:
+    """A sentence "what is wrong: what helps" in its two parts; the second one begins with a capital."""
+    text, _, remedy = obstacle.partition(": ")
+    return text, remedy[:1].upper() + remedy[1:]
 
 
 def _ways(engine: EngineFacts, uuids: tuple[str, ...]) -> Iterator[Finding]:
@@ -162,14 +187,14 @@ def _ways(engine: EngineFacts, uuids: tuple[str, ...]) -> Iterator[Finding]:
     if not obstacle and not uuids and not engine.cdi_devices:
         obstacle = f"No CDI spec in {', '.join(engine.cdi_spec_dirs)} names an NVIDIA GPU"
     if obstacle:
-        text, _, remedy = obstacle.partition(": ")
-        yield _note("CDI", text, remedy[:1].upper() + remedy[1:] or "Nothing, while GPUs are simulated")
+        text, remedy = split_remedy(obstacle)
+        yield _note("CDI", text, remedy or "Nothing, while GPUs are simulated")
     else:
         yield _ok("CDI", f"specs in {', '.join(engine.cdi_spec_dirs)} name {', '.join(engine.cdi_devices)}")
     obstacle = classic_obstacle(engine)
     if obstacle:
-        text, _, remedy = obstacle.partition(": ")
-        yield _note("Classic request", text, remedy[:1].upper() + remedy[1:] + ", or use CDI")
+        text, remedy = split_remedy(obstacle)
+        yield _note("Classic request", text, f"{remedy}, or use CDI")
     else:
         yield _ok("Classic request", engine.hook_path or "the engine has the runtime nvidia")
 

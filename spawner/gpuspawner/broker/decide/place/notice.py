@@ -31,6 +31,15 @@ def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> s
     return f"Too few GPUs are in service for {_wanted(want)}. {told}".rstrip()
 
 
+def needs_admin(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
+    """The refusal of a request that only devices could serve that no new container gets."""
+    told = " ".join(_withdrawn_one(device, health) for device, health in lost)
+    return (
+        f"No new server can get {_wanted(want)} until an admin has repaired this: {told} "
+        "Choose another tier, or CPU."
+    )
+
+
 def kept_for_session(group: str, begins: datetime, ends: datetime) -> str:
     """Why a request waits although devices are free: a class is going to need them."""
     times = f"from {format_time(begins)} to {format_time(ends)}"

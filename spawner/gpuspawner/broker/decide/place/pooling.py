@@ -110,7 +110,9 @@ def _members(
             device = left.pop(uuid, None)
             if device is None:
                 warnings.append(
-                    f"c.GpuSite.pools: pool {pool.name!r} names {uuid}, which this machine doesn't have"
+                    f"c.GpuSite.pools: pool {pool.name!r} names {uuid}, which this machine doesn't have: "
+                    "`nvidia-smi -L` lists the UUIDs that it has. MIG instances get others if they are "
+                    "created in another order"
                 )
                 continue
             if device.is_mig != (pool.mode is Mode.MIG):

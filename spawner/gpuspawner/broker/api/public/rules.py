@@ -1,7 +1,8 @@
 """The rules at the service's own address, behind the hub's login: quotas, GPU-hours, reports, lab sessions.
 
 The handlers are those of the unix socket (`api/rules.py`), which say what is read and what is answered. Here
-the hub says who asks and what they may: reading needs `custom:gpu:read`, every change `custom:gpu:admin`. The
+the hub says who asks and what they may: reading needs `custom:gpu:read`, lab sessions `custom:gpu:reserve`,
+quotas and GPU-hours `custom:gpu:admin`, each for everybody or with `!group=NAME` for that group alone. The
 author of a change is the user that the hub names, whatever the request says. A browser's cookie changes
 nothing without the hub's XSRF token, which jupyterhub's HubOAuth checks; a token in the Authorization header
 needs none.
@@ -10,13 +11,18 @@ needs none.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from tornado.web import RequestHandler
 
-from ...core.errors import NotAllowed
-from ..api.rules import (
+from ....core.errors import NotAllowed
+from ...leases.endings import Endings
+from ...leases.rule_service import RuleService
+from ..access import ADMIN_SCOPE, READ_SCOPE, Reach
+from ..rules import (
     CalendarHandler,
+    Change,
     GrantsHandler,
     QuotasHandler,
     ReportHandler,
@@ -25,18 +31,16 @@ from ..api.rules import (
     SessionsHandler,
     rule_routes,
 )
-from ..api.socket import Site as Socket
-from ..api.visible import READ_SCOPE
-from ..leases.endings import Endings
-from ..leases.rule_service import RuleService
-from .handlers import ApiUser, MoreRoutes, Route, Site
+from ..socket import Site as Socket
+from .base import READING, ApiUser, Route, Site
 
-ADMIN_SCOPE = "custom:gpu:admin"
-"""The hub scope that changes quotas, GPU-hours and lab sessions."""
+MoreRoutes = Callable[[Site], list[Route]]
 
 
 class PublicRule(ApiUser, RuleHandler):
     """One of the rules' handlers, for users and services of the hub."""
+
+    via = "api"
 
     def initialize(self, pages: Site, **wanted: Any) -> None:  # type: ignore[override]
         RuleHandler.initialize(self, **wanted)
@@ -44,11 +48,23 @@ class PublicRule(ApiUser, RuleHandler):
 
     async def prepare(self) -> None:
         await super().prepare()
-        needed = READ_SCOPE if self.request.method in ("GET", "HEAD") else ADMIN_SCOPE
-        if not self._finished and needed not in self.current_user.get("scopes", ()):
-            does = "see this" if needed == READ_SCOPE else "change this"
-            self.refuse(NotAllowed(f"Your account may not {does}: that needs the scope {needed} of the hub."))
+        if self._finished:
+            return
+        reading = self.request.method in READING
+        if not (self.viewer.read if reading else self.held()):
+            self.refuse(lacks(READ_SCOPE if reading else self.needs))
             self.finish()
+
+    def reach(self) -> Reach:
+        return self.viewer.read
+
+    def held(self) -> Reach:
+        """For whom the sender has the scope that changes need here."""
+        return self.viewer.admin if self.needs == ADMIN_SCOPE else self.viewer.reserve
+
+    def allow(self, change: Change) -> None:
+        if not self.held().covers_each(change.groups):
+            raise lacks(self.needs, *change.groups)
 
     def body(self) -> bytes:
         """The request's body with the author that the hub names."""
@@ -59,8 +75,15 @@ class PublicRule(ApiUser, RuleHandler):
             return sent
         if not isinstance(values, dict):
             return sent
-        name = self.viewer.name if self.viewer.owns else f"service {self.viewer.name}"
-        return json.dumps({**values, "author": name}).encode()
+        return json.dumps({**values, "author": self.viewer.author}).encode()
+
+
+def lacks(scope: str, *groups: str) -> NotAllowed:
+    """The refusal for want of a scope; with `groups`, the sender has it, but not for these."""
+    does = "see" if scope == READ_SCOPE else "change"
+    names = ", ".join(f"!group={group}" for group in groups)
+    needed = f"{scope}, or {scope} with {names}" if groups else scope
+    return NotAllowed(f"Your account may not {does} this: that needs the scope {needed} of the hub.")
 
 
 class PublicQuotas(PublicRule, QuotasHandler):

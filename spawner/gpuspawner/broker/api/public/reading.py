@@ -1,0 +1,59 @@
+"""What anybody with access reads as JSON: status, tiers, metrics, health."""
+
+from __future__ import annotations
+
+from tornado.web import HTTPError
+
+from ..access import READ_SCOPE
+from ..visible import visible_status
+from .base import ApiHandler, Discreet, Route, Site
+
+
+def reading_routes(site: Site) -> list[Route]:
+    """The routes below the service's prefix."""
+    wanted = {"site": site}
+    return [
+        (f"{site.prefix}api/status", StatusHandler, wanted),
+        (f"{site.prefix}api/tiers", TiersHandler, wanted),
+        (f"{site.prefix}metrics", MetricsHandler, wanted),
+        (f"{site.prefix}health", HealthHandler, {}),
+    ]
+
+
+class StatusHandler(ApiHandler):
+    """`GET api/status`: the part of devices, leases and queue that the sender may see."""
+
+    def get(self) -> None:
+        self.answer(visible_status(self.site.broker.status(), self.viewer))
+
+
+class TiersHandler(ApiHandler):
+    """`GET api/tiers`: the tiers on the spawn page and how much of each is free."""
+
+    def get(self) -> None:
+        self.answer(self.site.broker.tiers())
+
+
+class MetricsHandler(ApiHandler):
+    """`GET metrics`: Prometheus text, for a token with `custom:gpu:read`."""
+
+    def get(self) -> None:
+        if not self.viewer.sees_all:
+            raise HTTPError(403, "metrics need the scope %s", READ_SCOPE)
+        self.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.finish(self.site.broker.metrics())
+
+
+class UnknownApiHandler(ApiHandler):
+    """Any other address below `api/`."""
+
+    def get(self) -> None:
+        raise HTTPError(404)
+
+
+class HealthHandler(Discreet):
+    """`GET health`: answers while the broker's event loop runs. Shows no data and needs no login."""
+
+    def get(self) -> None:
+        self.set_header("Cache-Control", "no-store")
+        self.finish({"status": "ok"})

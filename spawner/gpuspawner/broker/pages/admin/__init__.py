@@ -1,0 +1,1 @@
+"""For admins: the devices, who holds them, the queue."""

@@ -1,0 +1,1 @@
+"""My GPU: what one user holds, waits for and may still use."""

@@ -1,0 +1,73 @@
+// Keeps the spawn page up to date: fetches the page again, and replaces what is marked with data-live. What the user has
+// chosen stays. Without this script the page shows the state of its last load, and everything else works.
+(function () {
+  "use strict";
+  const SECONDS = 10;
+  const LONGEST_SECONDS = 60;
+  const form = document.getElementById("spawn_form");
+  const stale = document.getElementById("gpu-stale");
+  let seconds = SECONDS;
+  let timer = 0;
+  let sent = false;
+
+  function swap(html) {
+    const fresh = new DOMParser().parseFromString(html, "text/html");
+    for (const part of form.querySelectorAll("[data-live]")) {
+      const next = fresh.getElementById(part.id);
+      if (next === null) continue;
+      part.hidden = next.hidden;
+      if (part.innerHTML !== next.innerHTML) part.replaceChildren(...next.childNodes);
+    }
+    for (const card of form.querySelectorAll(".gpu-tier")) {
+      const next = fresh.getElementById(card.id);
+      if (next === null) continue;
+      card.dataset.state = next.dataset.state;
+      card.querySelector("input").disabled = next.querySelector("input").disabled;
+    }
+  }
+
+  async function update() {
+    try {
+      // Without its query: a query's options would start the server.
+      const answer = await fetch(window.location.pathname, {
+        redirect: "manual",
+        headers: { Accept: "text/html" },
+        signal: AbortSignal.timeout(10000),
+      });
+      if (answer.type === "opaqueredirect" || answer.status === 401 || answer.status === 403) {
+        window.location.assign(window.location.pathname); // the server is starting, or the login has ended
+        return;
+      }
+      if (!answer.ok) throw new Error("status " + answer.status);
+      const html = await answer.text();
+      if (sent) return;
+      swap(html);
+      seconds = SECONDS;
+      stale.hidden = true;
+    } catch (error) {
+      seconds = Math.min(2 * seconds, LONGEST_SECONDS);
+      stale.hidden = sent;
+    }
+  }
+
+  // A hidden page sends no requests; it updates when it is shown again. Pages of a class that were opened at the same time
+  // don't ask at the same time.
+  async function follow(now) {
+    window.clearTimeout(timer);
+    if (document.hidden || sent) return;
+    if (now) await update();
+    timer = window.setTimeout(follow, 1000 * seconds * (0.75 + Math.random() / 2), true);
+  }
+
+  form.addEventListener("submit", () => {
+    sent = true;
+    const button = form.querySelector("[type=submit]");
+    button.disabled = true;
+    button.textContent = "Starting …";
+  });
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) window.location.reload(); // back from the next page: the button works again
+  });
+  document.addEventListener("visibilitychange", () => follow(true));
+  follow(false);
+})();

@@ -1,0 +1,49 @@
+"""The project's own configuration under a base URL, with every kind of tier, for the hub's pages."""
+
+import os
+from pathlib import Path
+
+c = get_config()  # noqa: F821
+load_subconfig(str(Path(__file__).resolve().parents[2] / "jupyterhub_config.py"))  # noqa: F821
+
+STUB = "gpuspawner-hubtest"
+c.JupyterHub.bind_url += "/jupyter/"
+c.GpuSite.inventory = "simulated"
+c.GpuSite.simulated_devices = "3 x H100 80GB, 4 x A100 40GB MIG 1g.5gb"
+c.GpuSite.queue_timeout = float(os.environ.get("GPUSPAWNER_TEST_QUEUE_TIMEOUT", "900"))
+c.GpuSite.pools = [
+    {"name": "class", "mode": "slice", "devices": {"model": "H100", "count": 1}, "slices": 8},
+    {"name": "mig", "mode": "mig"},
+    {"name": "whole"},
+]
+c.GpuSite.tiers = [
+    {"name": "cpu", "title": "CPU", "description": "Write and test code. No GPU."},
+    {
+        "name": "slice",
+        "title": "A slice of a GPU",
+        "description": "Exercises and small models.",
+        "mode": "slice",
+        "default": True,
+    },
+    {"name": "mig", "title": "A small GPU", "description": "Inference.", "mode": "mig"},
+    {"name": "gpu", "title": "One GPU", "description": "Training. Only you use it.", "devices": 1},
+    {"name": "crash", "title": "A server that ends at once", "image": f"{STUB}/crash"},
+    {"name": "eight", "title": "Eight GPUs", "description": "For the whole lab.", "devices": 8},
+    {
+        "name": "hostile",
+        "title": """<script>document.title = 'taken'</script> "quoted" 'single' \u202eright-to-left""",
+        "description": "<img src=x onerror=\"document.title = 'taken'\">" + "w" * 255,
+    },
+]
+c.GpuSite.quotas = [
+    {"gpu_hours": 10, "period": "week", "session_hours": 4},
+    {"user": "limited", "tiers": ["cpu"]},
+]
+c.GpuDockerSpawner.allowed_images = {
+    "Usual": f"{STUB}/lab",
+    "Other <b>image</b>": f"{STUB}/other",
+    "Not here yet": f"{STUB}/none:1",
+    "any": "quay.io/jupyter/*:2026-*",
+}
+c.GpuDockerSpawner.http_timeout = 10
+c.GpuDockerSpawner.poll_interval = 2
