@@ -17,6 +17,7 @@ from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
 
 from ..config.idle import IdleRules
+from ..config.open_files import raise_limit
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
@@ -561,6 +562,7 @@ def main(argv: list[str] | None = None) -> int:
     broker = GpuBroker()
     try:
         broker.initialize(argv)
+        raise_limit(broker.log)
         asyncio.run(broker.run())
     except (ConfigError, Fault) as error:
         print(f"gpuspawner broker: {error}", file=sys.stderr)
