@@ -62,9 +62,9 @@ c.JupyterHub.load_roles = [
     },
     {
         "name": "gpu-broker",
-        "description": "Starts the servers of a lab session before it begins",
+        "description": "Starts the servers of a lab session before it begins; shows classes who has a server",
         "services": ["gpu"],
-        "scopes": ["read:groups", "start:servers"],
+        "scopes": ["read:groups", "start:servers", "list:users", "read:servers"],
     },
     {
         "name": "user",  # the hub's own role for everybody, with the GPU page added

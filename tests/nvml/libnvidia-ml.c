@@ -8,7 +8,8 @@
  *   cuda 13000                       CUDA version, as NVML counts it
  *   init 18                          nvmlInit answers this code
  *   gpu uuid=GPU-… name=H100 memory=85520809984 used=0 cc=9.0 cores=16896 bus=5120 clock=2619
- *       events=1 mig=0 lost=0 remap_pending=0 remap_failure=0 retired=0 util=0 mode=0     (one line)
+ *       events=1 mig=0 lost=0 remap_pending=0 remap_failure=0 retired=0 util=0 mode=0
+ *       celsius=0 draw_mw=0 limit_mw=0     (one line; 0 of the last three: not supported)
  *   mig gpu=0 uuid=MIG-… gi=1 ci=0 memory=… sms=16 slices=1 compute=1 name=…      (name: the GPU's if left out)
  *   process gpu=0 pid=4711 memory=… mps=0 draws=0 gi=-1 ci=-1     memory=-1: NVML doesn't say;
  *       draws=1: in the list of graphics alone
@@ -35,7 +36,7 @@ enum { MOST = 64, MOST_LINES = 1024 };
 
 struct gpu {
     char uuid[96], name[96];
-    u64 memory, used, cores, bus, clock, events, mig, lost, remap_pending, remap_failure, retired, util;
+    u64 memory, used, cores, bus, clock, events, mig, lost, remap_pending, remap_failure, retired, util, celsius, draw_mw, limit_mw;
     int major, minor;
 };
 struct mig { int gpu, gi, ci, sms, slices, compute; char uuid[96], name[96]; u64 memory; };
@@ -96,6 +97,9 @@ static void read_gpu(const char *line) {
     it->remap_failure = number_of(line, "remap_failure", 0);
     it->retired = number_of(line, "retired", 0);
     it->util = number_of(line, "util", 0);
+    it->celsius = number_of(line, "celsius", 0);
+    it->draw_mw = number_of(line, "draw_mw", 0);
+    it->limit_mw = number_of(line, "limit_mw", 0);
     if (!mode_set[gpus]) modes[gpus] = (int)number_of(line, "mode", 0);
     whole[gpus] = (struct handle){gpus, -1};
     gpus++;
@@ -309,6 +313,10 @@ int nvmlDeviceGetNvLinkVersion(device_t on, unsigned link, unsigned *into) { (vo
 int nvmlDeviceGetMaxPcieLinkGeneration(device_t on, unsigned *into) { WHOLE(on); *into = 5; return OK; }
 int nvmlDeviceGetMaxPcieLinkWidth(device_t on, unsigned *into) { WHOLE(on); *into = 16; return OK; }
 int nvmlDeviceGetPcieThroughput(device_t on, int counter, unsigned *into) { (void)counter; WHOLE(on); *into = 0; return OK; }
+static int known(u64 value, unsigned *into) { *into = value; return value ? OK : NOT_SUPPORTED; }
+int nvmlDeviceGetTemperature(device_t on, int sensor, unsigned *into) { (void)sensor; WHOLE(on); return known(it->celsius, into); }
+int nvmlDeviceGetPowerUsage(device_t on, unsigned *into) { WHOLE(on); return known(it->draw_mw, into); }
+int nvmlDeviceGetEnforcedPowerLimit(device_t on, unsigned *into) { WHOLE(on); return known(it->limit_mw, into); }
 
 struct process_info { unsigned pid; u64 memory; unsigned gi, ci; };
 enum { COMPUTE, MPS, GRAPHICS };

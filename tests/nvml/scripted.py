@@ -51,6 +51,9 @@ class Gpu:
     retired: int = 0
     util: int = 0
     mode: int = 0
+    celsius: int = 0
+    draw_mw: int = 0
+    limit_mw: int = 0
 
     def line(self) -> str:
         """Its record in the script."""

@@ -1,4 +1,4 @@
-"""What somebody decided at run time, with author and reason: a quota, a grant, a session, an extension."""
+"""What somebody decided at run time, with author and reason: a quota, a session, a drained device …"""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 
 class DecisionKind(StrEnum):
-    """What was decided. Its subject: whom a quota or grant is for, a session's name, a lease's id.
+    """What was decided. Its subject: whom a quota, grant or message is for, a session's name, a lease's id, a
+    device's UUID (of a drain).
 
     PROPERTIES are the limits in a hub group's own properties, as the hub last told them; its subject is the
     group.
@@ -21,6 +22,8 @@ class DecisionKind(StrEnum):
     SESSION = "session"
     EXTENSION = "extension"
     PROPERTIES = "properties"
+    DRAIN = "drain"
+    MESSAGE = "message"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,8 @@ class Decision:
 
     `document` holds JSON values: of a quota the keys that change (None takes a change back), of a grant
     `gpu_seconds`, of a session all its fields (None in place of the document cancels it), of an extension
-    `seconds`.
+    `seconds`, of a message `text` and `until` (an ISO time), of a drain nothing. None in place of the
+    document of a message or a drain takes it back.
     """
 
     at: datetime
@@ -38,3 +42,22 @@ class Decision:
     document: Mapping[str, Any] | None
     author: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """A device on which nothing new is placed, since when, by whom and why. What runs there goes on."""
+
+    since: datetime
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A message to a class or to everybody, shown in notebooks and on the pages until it ends."""
+
+    text: str
+    author: str
+    since: datetime
+    until: datetime

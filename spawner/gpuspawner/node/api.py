@@ -27,6 +27,7 @@ from .mps.control import MpsLimits, MpsProgram
 from .processes import Process
 from .usage import Usage
 from .users import Users
+from .xid import XidSeen
 
 __all__ = [
     "Access",
@@ -57,6 +58,7 @@ __all__ = [
     "TurnReadings",
     "Usage",
     "Users",
+    "XidSeen",
 ]
 
 
@@ -150,11 +152,13 @@ class MpsEvent:
 class Readings:
     """The node's last readings. `usage` by UUID, without devices that don't answer.
 
-    `blind`: devices where no quota is enforced at the moment, and why.
+    `blind`: devices where no quota is enforced at the moment, and why. `xids`: of each device the newest
+    since the node began, the newest first, also those that need no action.
     """
 
     usage: Mapping[str, Usage] = field(default_factory=lambda: MappingProxyType({}))
     blind: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    xids: Mapping[str, tuple[XidSeen, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 NodeEvent = NodeFacts | DeviceHealth | GuardEvent | MpsEvent | Readings

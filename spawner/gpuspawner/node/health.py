@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,8 +16,10 @@ from ..core.model import Device, DeviceHealth
 from ..core.units import Clock, utc_now
 from .daemon_pool import DaemonPool
 from .inventory import Inventory, XidEvent
-from .xid import resolution, sentence
+from .xid import XidSeen, resolution, sentence
 
+XIDS_KEPT = 20
+"""Of each device, the newest XIDs are kept in memory."""
 _XID_WAIT_SECONDS = 0.5
 _XID_RETRY_SECONDS = 1.0
 
@@ -31,6 +34,7 @@ class DeviceWatch:
     told: DeviceHealth = field(init=False)
     good_since: float | None = None
     unanswered: asyncio.Future[Any] | None = None
+    xids: deque[XidSeen] = field(default_factory=lambda: deque(maxlen=XIDS_KEPT))
 
     def __post_init__(self) -> None:
         self.health = self.told = DeviceHealth(self.uuid, healthy=True)
@@ -98,6 +102,10 @@ class HealthMonitor:
     def health(self) -> dict[str, DeviceHealth]:
         """The current health of each watched device."""
         return {uuid: watch.health for uuid, watch in self._watches.items()}
+
+    def xids(self) -> dict[str, tuple[XidSeen, ...]]:
+        """The newest XIDs of each device that had any since this node began, the newest first."""
+        return {uuid: tuple(reversed(watch.xids)) for uuid, watch in self._watches.items() if watch.xids}
 
     async def watch(self, devices: Iterable[Device]) -> None:
         """Adds these devices to the watched ones.
@@ -183,6 +191,9 @@ class HealthMonitor:
 
     async def handle_xid(self, event: XidEvent) -> None:
         """Withdraws the device that `event` names, or every one where it names none."""
+        for watch in self._watches.values():
+            if event.uuid in (None, watch.uuid):
+                watch.xids.append(XidSeen(self._clock(), event.xid))
         found = resolution(event.xid)
         if not found.is_fault:
             self._log.info("XID %d: %s devices=%s", event.xid, found.value, event.uuid or "all")

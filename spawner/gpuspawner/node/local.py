@@ -374,7 +374,8 @@ class _Hardware:
 
     def readings(self) -> Readings:
         """The readings for the pages, from memory."""
-        return Readings(self._usage.now(), self._guard.blind() if self._guarding else {})
+        blind = self._guard.blind() if self._guarding else {}
+        return Readings(self._usage.now(), blind, self.monitor.xids())
 
     async def close(self) -> None:
         """Ends all of them."""

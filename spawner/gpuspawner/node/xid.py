@@ -7,7 +7,17 @@ workflow, the table has the workflow's result. An XID that isn't in the catalogu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class XidSeen:
+    """An XID that the driver reported of a device, and when."""
+
+    at: datetime
+    xid: int
 
 
 class Resolution(StrEnum):

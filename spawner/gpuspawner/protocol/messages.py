@@ -302,6 +302,7 @@ class LeaseDocument(Message):
     """A lease that has not ended, as status and pages show it.
 
     `turn` is None in other modes, and before the broker has looked at its programs.
+    `unknown_to_hub`: it holds its devices, but the hub has no such server; an admin can end it.
     """
 
     id: LeaseId
@@ -318,6 +319,7 @@ class LeaseDocument(Message):
     notice: str
     turn: TurnDocument | None = None
     groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
+    unknown_to_hub: bool = False
 
 
 class QueueDocument(Message):

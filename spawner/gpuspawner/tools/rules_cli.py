@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 from rich.markup import escape
 from traitlets import Bool, Unicode
 
-from ..broker.decide.when.timetable import checked_rule, make_rule, parse_when
+from ..broker.decide.when.typed import parse_count, parse_day, session_document
 from ..config.quotas import subject_from_text, value_from_text
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, Refusal
 from ..protocol.client import BrokerClient
@@ -255,9 +255,9 @@ class Report(RuleCommand):
         zone = self.zone()
         query = {"by": self.by, "timezone": zone}
         if self.first_day:
-            query["start"] = _midnight(_day(self.first_day), zone)
+            query["start"] = _midnight(parse_day(self.first_day), zone)
         if self.last_day:
-            query["end"] = _midnight(_day(self.last_day) + timedelta(days=1), zone)
+            query["end"] = _midnight(parse_day(self.last_day) + timedelta(days=1), zone)
         found = self.ask(lambda client: client.ask(f"/report?{urlencode(query)}", ReportDocument))
         rows = [
             (line.name, f"{line.gpu_seconds / 3600:.3f}", str(line.user_count), str(line.lease_count))
@@ -340,7 +340,7 @@ class Session(RuleCommand):
             calendar=text,
             group=values.get("group", "everybody"),
             tier=values.get("tier", "gpu"),
-            seats=_int(values.get("seats", "1"), "seats"),
+            seats=parse_count(values.get("seats", "1"), "seats"),
             author=self.author,
             reason=self.reason,
         )
@@ -380,56 +380,6 @@ class Session(RuleCommand):
             console.print(f"[bold red]{escape(problem)}[/]")
 
 
-_MINUTES = {"lead": "lead_seconds", "grace": "grace_seconds", "prestart": "prestart_seconds"}
-_TEXTS = ("group", "tier", "timezone", "move_out")
-
-
-def session_document(base: Mapping[str, Any], values: Mapping[str, str], today: date) -> dict[str, Any]:
-    """The session of `base` with what was typed over it, as the API takes it. Raises BadOption."""
-    session = {**base, **{key: values[key] for key in _TEXTS if key in values}}
-    unknown = set(values) - {*_TEXTS, *_MINUTES, "seats", "when", "from", "until", "rule", "skip", "move"}
-    if unknown:
-        raise BadOption(f"A lab session has no {sorted(unknown)[0]!r}: see `gpuspawner session`.")
-    if "seats" in values:
-        session["seats"] = _int(values["seats"], "seats")
-    for key, field in _MINUTES.items():
-        if key in values:
-            session[field] = _int(values[key], key) * 60
-    if "when" in values:
-        first = _day(values["from"]) if "from" in values else today
-        until = _day(values["until"]) if "until" in values else None
-        when = parse_when(values["when"])
-        day, rule = make_rule(when, first, until, session["timezone"])
-        session |= {
-            "first": day.isoformat(), "begins": f"{when.begins:%H:%M}", "length_seconds": when.length_seconds,
-            "rule": rule,
-        }  # fmt: skip
-    elif "until" in values or "from" in values:
-        raise BadOption('from and until belong to when: write all three, like when="Mondays 10-12".')
-    if "rule" in values:
-        session["rule"] = checked_rule(values["rule"], session["timezone"])
-    if "skip" in values:
-        days = [_day(text).isoformat() for text in values["skip"].split(",")]
-        session["exdates"] = sorted({*session.get("exdates", []), *days})
-    if "move" in values:
-        session["changes"] = [*session.get("changes", []), _moved(values["move"])]
-    return session
-
-
-def _moved(text: str) -> dict[str, Any]:
-    """The change of a day's meeting from "2026-10-26:2026-10-27 14-16"."""
-    day, colon, new = text.partition(":")
-    when = parse_when(new) if colon else None
-    if when is None or when.day is None:
-        raise BadOption(f'move is {text!r}: write it like move="2026-10-26:2026-10-27 14-16".')
-    begins = datetime.combine(when.day, when.begins)
-    return {
-        "on": _day(day).isoformat(),
-        "begins": begins.isoformat(timespec="minutes"),
-        "length_seconds": when.length_seconds,
-    }
-
-
 def _name_and_values(words: Sequence[str], usage: str) -> tuple[str, dict[str, str]]:
     if not words or any("=" not in word for word in words[1:]):
         raise BadOption(usage)
@@ -452,20 +402,6 @@ def _csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     writer.writerow(head)
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _int(text: str, key: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise BadOption(f"{key} is {text!r}: give a whole number.") from None
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise BadOption(f"{text!r} is no date: write it like 2026-10-12.") from None
 
 
 def _midnight(day: date, zone: str) -> str:

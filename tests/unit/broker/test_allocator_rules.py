@@ -17,6 +17,7 @@ from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.config.quotas import Known
 from gpuspawner.config.tiers import parse_tiers
+from gpuspawner.core.decision import Drain
 from gpuspawner.core.model import Lease
 from gpuspawner.core.want import Want
 
@@ -156,3 +157,35 @@ async def test_quotas_say_who_is_next(ledger: Ledger, times: Any) -> None:
         await allocator.acquire(replace(request(lease_id), groups=(group,)))
     places = {entry.lease.id[0]: entry.position for entry in allocator.snapshot().queue}
     assert places == {"d": 1, "c": 2, "b": 3}
+
+
+async def test_a_drained_device_keeps_its_leases_and_gets_no_new_ones(ledger: Ledger, times: Any) -> None:
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load([GPU0, GPU1])
+    await allocator.acquire(request(A))
+    await allocator.set_running(A, "c0")
+    drain = Drain(times.wall, "root", "new fans")
+    await allocator.set_drained({GPU0.uuid: drain, GPU1.uuid: drain})
+    await allocator.acquire(request(B))
+    await allocator.acquire(request(C))
+    assert states(allocator) == {"a": "running", "b": "waiting", "c": "waiting"}
+    assert [lease.notice for lease in allocator.leases()] == ["", "", ""]
+    assert [view.drain for view in allocator.snapshot().devices] == [drain, drain]
+    await end(allocator, A)
+    assert states(allocator) == {"b": "waiting", "c": "waiting"}
+    await allocator.set_drained({GPU1.uuid: drain})
+    assert states(allocator) == {"b": "reserved", "c": "waiting"}
+    assert allocator.leases()[0].device_uuids == (GPU0.uuid,)
+
+
+async def test_who_waits_for_a_drained_device_is_told(ledger: Ledger, times: Any) -> None:
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load([GPU0])
+    await allocator.set_drained({GPU0.uuid: Drain(times.wall, "root", "new fans")})
+    await allocator.acquire(request(A))
+    async with allocator.watch(A) as changes:
+        change = await anext(changes)
+    assert change.obstacle == (
+        "Too few GPUs are in service for a GPU. GPU 0 is out of service since 2025-03-01 12:00 UTC: an admin "
+        "lets no new server start on it (new fans)."
+    )

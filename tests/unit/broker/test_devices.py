@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import combinations
 
 from gpuspawner.broker.decide.place.devices import Devices
 from gpuspawner.broker.decide.place.placement import Room, Share, kind_of
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
+from gpuspawner.core.decision import Drain
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState
 from gpuspawner.core.want import Mode, Want
 
@@ -56,3 +58,56 @@ def test_what_is_freed_on_a_device_out_of_service_is_not_open() -> None:
     devices, shares = full(20.0, 21.0, 22.0, 23.0)
     devices.set_health(DeviceHealth(GPU.uuid, healthy=False, reason="Xid 79"))
     assert devices.rooms(shares) == {kind_of(GPU, RULES): []}
+
+
+DRAIN = Drain(datetime(2026, 3, 1, 12, tzinfo=UTC), "root", "new fans")
+
+
+def counted(devices: Devices) -> tuple[object, ...]:
+    """What the queue and the placement see."""
+    return devices.rooms(), devices.healthy_rooms(), dict(devices.healthy), devices.count(SLICE)
+
+
+def test_a_drained_device_gets_nothing_and_keeps_what_it_has() -> None:
+    devices, shares = full(20.0)
+    before = counted(devices)
+    assert devices.set_drained({GPU.uuid: DRAIN})
+    kind = kind_of(GPU, RULES)
+    assert counted(devices) == ({kind: []}, {}, {kind: 0}, (0, 0))
+    assert devices.rooms(shares) == {kind: []}  # what ends there isn't placed again
+    assert (devices.drain(GPU.uuid), devices.in_service(GPU.uuid)) == (DRAIN, False)
+    assert devices.health(GPU.uuid).healthy
+    assert devices.can_hold(held(2, 20.0))  # a lease that Docker shows there is adopted all the same
+    assert not devices.set_drained({GPU.uuid: DRAIN})
+    assert devices.set_drained({})
+    assert counted(devices) == before
+
+
+def test_drained_and_out_of_service_are_two_things() -> None:
+    devices = Devices([GPU], {GPU.uuid: RULES})
+    before = counted(devices)
+    broken, well = (DeviceHealth(GPU.uuid, healthy=each) for each in (False, True))
+    devices.set_drained({GPU.uuid: DRAIN})
+    devices.set_health(broken)
+    devices.set_drained({})
+    assert not devices.in_service(GPU.uuid)
+    devices.set_drained({GPU.uuid: DRAIN})
+    devices.set_health(well)
+    assert not devices.in_service(GPU.uuid)
+    devices.set_drained({})
+    assert counted(devices) == before
+
+
+def test_a_drain_waits_for_its_device() -> None:
+    devices = Devices()
+    devices.set_drained({GPU.uuid: DRAIN})
+    devices.add(GPU, RULES)
+    assert (devices.in_service(GPU.uuid), devices.healthy) == (False, {kind_of(GPU, RULES): 0})
+    assert devices.unhealthy(SLICE) == [
+        (
+            GPU,
+            DeviceHealth(GPU.uuid, False, "an admin lets no new server start on it (new fans)", DRAIN.since),
+        )
+    ]
+    devices.set_drained({})
+    assert devices.rooms() == {kind_of(GPU, RULES): [Room(GPU, (), RULES)]}

@@ -9,7 +9,7 @@ from gpuspawner.broker.decide.allow.budget import Entry
 from gpuspawner.broker.decide.allow.rules import Rules, fold, make_base
 from gpuspawner.config.quotas import Known
 from gpuspawner.config.sessions import session_to_json
-from gpuspawner.core.decision import Decision, DecisionKind
+from gpuspawner.core.decision import Announcement, Decision, DecisionKind, Drain
 from gpuspawner.core.model import Tier
 from gpuspawner.core.quota import EVERYBODY, Limits, Quota, Subject, SubjectKind
 from gpuspawner.core.session import LabSession
@@ -105,3 +105,20 @@ async def test_what_was_decided_outlives_a_restart(times: Any, database: str) ->
         assert await again.decisions() == decisions
     finally:
         await again.close()
+
+
+def test_drains_and_messages_can_be_taken_back() -> None:
+    until = {"text": "Save your work.", "until": "2026-11-26T13:00:00+00:00"}
+    decisions = [
+        decided(DecisionKind.DRAIN, "GPU-0", {}),
+        decided(DecisionKind.DRAIN, "GPU-1", {}),
+        decided(DecisionKind.DRAIN, "GPU-0", None),
+        decided(DecisionKind.MESSAGE, EVERYBODY, {**until, "text": "Welcome."}),
+        decided(DecisionKind.MESSAGE, STUDENTS, {**until, "text": "Hello."}),
+        decided(DecisionKind.MESSAGE, STUDENTS, until),
+        decided(DecisionKind.MESSAGE, EVERYBODY, None),
+    ]
+    found = fold(make_base(BASE, KNOWN), decisions, KNOWN)
+    assert found.drained == {"GPU-1": Drain(NOW, "noether", "because")}
+    message = Announcement("Save your work.", "noether", NOW, NOW + timedelta(hours=1))
+    assert found.messages == {STUDENTS: message}

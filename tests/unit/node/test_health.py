@@ -142,6 +142,20 @@ async def test_xids_of_programs_and_of_other_gpus_change_nothing() -> None:
         assert bench.taken() == []
 
 
+async def test_the_newest_xids_of_each_device_are_known() -> None:
+    async with running(Bench()) as bench:
+        for number in range(25):
+            await bench.monitor.handle_xid(XidEvent(A, 43))
+            await bench.after(number / 100)
+        await bench.monitor.handle_xid(XidEvent(None, 31))
+        await bench.monitor.handle_xid(XidEvent("GPU-not-ours", 79))
+        found = bench.monitor.xids()
+        assert {uuid: [seen.xid for seen in each] for uuid, each in found.items()} == {
+            A: [31, *[43] * 19], B: [31],
+        }  # fmt: skip
+        assert [seen.at for seen in found[A]] == sorted((seen.at for seen in found[A]), reverse=True)
+
+
 async def test_a_device_that_waits_for_a_reset_stays_withdrawn() -> None:
     async with running(Bench()) as bench:
         bench.inventory.hold_for_reset(A, "Reset it")

@@ -10,7 +10,7 @@ import pynvml
 import pytest
 from gpuspawner.core.errors import DeviceFault
 from gpuspawner.core.model import Device
-from gpuspawner.node.inventory import ComputeMode, GpuProcess, NvmlInventory, XidEvent
+from gpuspawner.node.inventory import Climate, ComputeMode, GpuProcess, NvmlInventory, XidEvent
 from gpuspawner.node.inventory.listing import profile_of
 
 from tests.nvml import scripted
@@ -147,6 +147,17 @@ def test_what_goes_on_on_a_device(script: Script, inventory: NvmlInventory) -> N
     )
     assert inventory.used_bytes(A) == 5 << 30
     assert (inventory.utilization_percent(A), inventory.utilization_percent(SMALL)) == (71.0, None)
+
+
+def test_how_warm_it_is_and_what_it_draws(script: Script, inventory: NvmlInventory) -> None:
+    assert inventory.climate(A) == Climate()
+    script.change(0, celsius=64, draw_mw=312_450, limit_mw=700_000)
+    script.change(1, celsius=40)
+    assert inventory.climate(A) == Climate(64.0, 312.45, 700.0)
+    assert inventory.climate(SMALL) == Climate(40.0)  # of its GPU
+    script.change(0, lost=15)
+    with pytest.raises(DeviceFault):
+        inventory.climate(A)
 
 
 def test_memory_for_graphics_counts(script: Script, inventory: NvmlInventory) -> None:

@@ -40,9 +40,9 @@ async def test_what_is_in_use_and_how_busy_it_is(script: Script) -> None:
     assert found[SMALL].utilization_percent is None
     assert found[SMALL].used_bytes is not None
     assert found[SMALL].users is None
-    script.change(0, util=0)
+    script.change(0, util=0, celsius=64, draw_mw=90_000, limit_mw=700_000)
     await monitor.round()
-    assert monitor.now()[A] == Usage(5 << 30, 0.0, Users())  # idle is 0, not told is None
+    assert monitor.now()[A] == Usage(5 << 30, 0.0, Users(), 64.0, 90.0, 700.0)  # idle is 0, not told is None
     script.change(0, lost=15)
     await monitor.round()
     assert monitor.now()[A] == Usage(None, None, Users(unknown_at=NOON))

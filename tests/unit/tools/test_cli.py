@@ -71,11 +71,13 @@ STATUS: dict[str, Any] = {
             "mode": "whole",
             "since": "2026-01-01T00:00:00Z",
             "notice": "Save your work",
+            "groups": [],
+            "unknown_to_hub": True,
         }
     ],
     "queue": [
         {"id": "1" * 32, "user": "bob", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
-         "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None}
+         "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None, "groups": []}
     ],
     "ended": [],
 }  # fmt: skip
@@ -136,7 +138,15 @@ def test_status_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
         ["It is lost"],
         ["Leases"],
         ["User", "Server", "Tier", "State", "Since", "GPUs", "Notice"],
-        ["ada", "[red]train", "gpu", "running", since, "1", "Save your work"],
+        [
+            "ada",
+            "[red]train",
+            "gpu",
+            "running",
+            since,
+            "1",
+            "not known to the hub: end it on the GPU page. Save your work",
+        ],
         ["Waiting"],
         ["Place", "User", "Server", "Tier", "Since"],
         ["1st", "bob", "gpu", since],

@@ -6,17 +6,14 @@ import getpass
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.core.errors import BadOption
 from gpuspawner.core.model import GpuRequest
 from gpuspawner.core.states import Actor
 from gpuspawner.core.want import Want
 from gpuspawner.tools import cli
-from gpuspawner.tools.rules_cli import session_document
 
 from tests.unit.rules_bench import CONFIG, Served
 
@@ -249,14 +246,3 @@ def test_a_session_is_for_a_group_that_the_hub_has(served: Served, typed: Typed)
     )
     assert typed("session", "add", "a", "group=student", *lab) == (1, "", sentence)
     assert typed("session", "add", "a", "group=students", *lab)[0] == 0
-
-
-def test_what_is_typed_lies_over_what_there_is() -> None:
-    base = {"name": "a", "timezone": "Europe/Berlin", "seats": 1, "exdates": ["2026-12-07"]}
-    assert session_document(base, {"skip": "2026-11-30,2026-12-07", "grace": "10"}, date(2026, 1, 1)) == {
-        **base, "exdates": ["2026-11-30", "2026-12-07"], "grace_seconds": 600,
-    }  # fmt: skip
-    with pytest.raises(BadOption, match="from and until belong to when"):
-        session_document(base, {"until": "2026-12-18"}, date(2026, 1, 1))
-    with pytest.raises(BadOption, match="move is 'x'"):
-        session_document(base, {"move": "x"}, date(2026, 1, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ class About:
     """Besides the leases: facts that don't change while a broker runs, and functions for those that do.
 
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
-    `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `turns` returns, by
-    lease id, where each lease in turns is.
+    `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `unknown` returns the
+    leases whose server the hub doesn't know. `turns` returns, by lease id, where each lease
+    in turns is.
     """
 
     tiers: tuple[Tier, ...]
@@ -36,6 +37,7 @@ class About:
     ended: Callable[[], tuple[EndedProcess, ...]]
     node: Callable[[], NodeFacts]
     turns: Callable[[], Mapping[str, TurnView]] = dict
+    unknown: Callable[[], Collection[str]] = frozenset
 
 
 class View:
@@ -48,7 +50,9 @@ class View:
     def status(self) -> Document:
         """The whole status document."""
         about = self._about
-        news = News(about.usage(), about.blind(), about.ended(), about.node().fault, about.turns())
+        news = News(
+            about.usage(), about.blind(), about.ended(), about.node().fault, about.unknown(), about.turns()
+        )
         return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -30,12 +30,14 @@ from ..ledger import EndedProcess
 @dataclass(frozen=True, slots=True)
 class News:
     """Facts besides the leases: the use of devices by UUID, devices without a guard and why, the
-    ended processes, newest first, and why the GPUs can't be listed now ("" if they can)."""
+    ended processes, newest first, why the GPUs can't be listed now ("" if they can), and the leases whose
+    server the hub doesn't know."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
     ended: Sequence[EndedProcess] = ()
     fault: str = ""
+    unknown: Collection[str] = frozenset()
     turns: Mapping[str, TurnView] = field(default_factory=dict)
     """By lease id, of leases in turns."""
 
@@ -46,7 +48,7 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
         simulated=simulated,
         fault=news.fault,
         devices=tuple(_device(view, news) for view in snapshot.devices),
-        leases=tuple(_lease(lease, news.turns) for lease in snapshot.leases),
+        leases=tuple(_lease(lease, news) for lease in snapshot.leases),
         queue=tuple(_entry(entry) for entry in snapshot.queue),
         ended=tuple(EndedDocument(**asdict(each)) for each in news.ended),
     )
@@ -196,7 +198,7 @@ def turn_document(view: TurnView) -> TurnDocument:
     return TurnDocument(**{**asdict(view), "turn": view.turn.value})
 
 
-def _lease(lease: Lease, turns: Mapping[str, TurnView]) -> LeaseDocument:
+def _lease(lease: Lease, news: News) -> LeaseDocument:
     return LeaseDocument(
         id=lease.id,
         user=lease.user,
@@ -210,8 +212,9 @@ def _lease(lease: Lease, turns: Mapping[str, TurnView]) -> LeaseDocument:
         mode=lease.mode,
         since=lease.since,
         notice=lease.notice,
-        turn=turn_document(turns[lease.id]) if lease.id in turns else None,
+        turn=turn_document(news.turns[lease.id]) if lease.id in news.turns else None,
         groups=lease.groups,
+        unknown_to_hub=lease.id in news.unknown,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from ...core.decision import Drain
 from ...core.model import Device, DeviceHealth, Lease
 from .line.estimate import Estimate
 from .place.sharing_rules import WHOLE, SharingRules
@@ -27,12 +28,13 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """A device, its health, who holds a share of it, and how its pool shares it."""
+    """A device, its health, who holds a share of it, how its pool shares it, and whether it is drained."""
 
     device: Device
     health: DeviceHealth
     holders: tuple[Lease, ...]
     terms: SharingRules = WHOLE
+    drain: Drain | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from ...node.api import (
     QuotaPlan,
     Readings,
     Usage,
+    XidSeen,
 )
 from ..decide.place.devices import MISSING
 from ..decide.place.pooling import Pooling
@@ -274,6 +275,10 @@ class Enforcement:
     def usage(self) -> Mapping[str, Usage]:
         """The use of each device, by UUID."""
         return self._readings.usage
+
+    def xids(self) -> Mapping[str, tuple[XidSeen, ...]]:
+        """The newest XIDs of each device, by UUID, the newest first."""
+        return self._readings.xids
 
     def blind(self) -> dict[str, str]:
         """Devices whose processes can't be read now, and why: no quota is enforced there."""

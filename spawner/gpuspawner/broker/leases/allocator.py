@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from ...core import states
+from ...core.decision import Drain
 from ...core.errors import LeaseConflict, NoCapacity
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event, Frees
@@ -22,7 +23,7 @@ from ...core.units import Clock, utc_now
 from ...core.want import Mode, Want
 from ..decide.book import Book, QueueRules, with_shares
 from ..decide.line.backfill import SessionHold
-from ..decide.line.estimate import Arrival, Line
+from ..decide.line.future import Arrival, Line
 from ..decide.place import notice
 from ..decide.place.devices import NO_RULES
 from ..decide.place.placement import Kind, Share
@@ -31,7 +32,7 @@ from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
 from .gate import Gate
 from .logline import log_context
-from .waits import Waits
+from .waits import Guest, Waits
 from .watch import WaitNews, Watch, Watches
 
 _MOST_PAST = 20_000
@@ -109,6 +110,14 @@ class Allocator:
         """How many leases like `want` fit now beside these places that are kept for others."""
         return self._book.spare(want, kept)
 
+    def guest(self, requests: Iterable[GpuRequest]) -> Guest:
+        """A user's requests, which don't wait yet, one for each tier, as `waits.of_guest` takes them."""
+        new = [_new(each, LeaseState.WAITING, self._clock()) for each in requests]
+        asking = {lease.tier: self._book.asking(lease) for lease in new}
+        uses = {self._book.use_step(lease.user) for lease in new}
+        claims = frozenset((tier, waiting.want, waiting.claim) for tier, waiting in asking.items())
+        return Guest(asking, (claims, frozenset(uses)))
+
     def begins(self, request: GpuRequest, session_seconds: float | None) -> bool:
         """Whether this request, if it came now, would get its devices at once; a session has that length."""
         new = _new(request, LeaseState.WAITING, self._clock())
@@ -144,6 +153,11 @@ class Allocator:
     def line(self) -> Line:
         """The queue, and which lease holds what until when: the input for estimates of waits."""
         return self._book.line()
+
+    def obstacles(self, lease_ids: Iterable[str]) -> dict[str, str]:
+        """Why waiting leases can't be served in any place, of those where something is in the way."""
+        found = ((lease_id, self._book.obstacle(lease_id)) for lease_id in lease_ids)
+        return {lease_id: obstacle for lease_id, obstacle in found if obstacle}
 
     def misses_devices(self) -> bool:
         """Whether a lease holds a device that was not found."""
@@ -283,6 +297,13 @@ class Allocator:
         If that could not be recorded (LedgerFault), the device is or stays out of service; call again.
         """
         return await self._step(self._set_health, health)
+
+    async def set_drained(self, drained: Mapping[str, Drain]) -> None:
+        """Place nothing new on exactly these devices, by UUID; what runs or starts there goes on.
+
+        Raises LedgerFault if what follows could not be recorded; `advance` then does it.
+        """
+        await self._step(self._set_drained, drained)
 
     async def tell(self, lease_id: str, sentence: str) -> Lease | None:
         """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
@@ -496,6 +517,14 @@ class Allocator:
         finally:
             self._watches.wake_waiting()
         return tuple(told)
+
+    async def _set_drained(self, drained: Mapping[str, Drain]) -> None:
+        if not self._book.set_drained(drained):
+            return
+        try:
+            await self._commit(*self._placed(self._clock()))
+        finally:
+            self._watches.wake_waiting()
 
     async def _tell(self, lease_id: str, sentence: str) -> Lease | None:
         lease = self.lease(lease_id)

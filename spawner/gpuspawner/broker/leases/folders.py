@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,11 +29,21 @@ class Folders(Protocol):
 
 
 class DiskFolders:
-    """`<state_dir>/leases`, written by one thread."""
+    """`<state_dir>/leases`, written by one thread.
 
-    def __init__(self, state_dir: Path, *, simulated: bool) -> None:
+    `notice_of` is what the lease's user reads in the lab; by default the lease's own notice.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        simulated: bool,
+        notice_of: Callable[[Lease], str] = lambda lease: lease.notice,
+    ) -> None:
         self._folders = LeaseFolders(state_dir)
         self._simulated = simulated
+        self._notice_of = notice_of
         self._pool = DaemonPool("folders", most=1)
 
     def path(self, lease_id: str) -> Path:
@@ -41,7 +52,8 @@ class DiskFolders:
 
     async def write(self, lease: Lease) -> None:
         """Writes lease and notice. Raises LedgerFault if the state folder can't be written."""
-        await self._pool.submit(lambda: self._folders.write(lease, self._simulated))
+        shown = replace(lease, notice=self._notice_of(lease))
+        await self._pool.submit(lambda: self._folders.write(shown, self._simulated))
 
     async def write_turn(self, lease_id: str, sentence: str) -> None:
         """Raises LedgerFault if the state folder can't be written."""

@@ -15,6 +15,7 @@ from ..decide.place.notice import is_withdrawal
 
 OUT_OF_MEMORY = "oom"
 """Docker's name of the event."""
+_ADVICE = "Restart the kernel and load less at a time, or close notebooks that you don't need."
 SHOWN_SECONDS = 900.0
 """The notice stays this long, so that a user who was away can still read the reason."""
 
@@ -24,9 +25,13 @@ def sentence(limit_bytes: int | None) -> str:
     size = "" if limit_bytes is None else f" {format_bytes(limit_bytes)} of {format_bytes(limit_bytes)}"
     used = f"used{size} of memory" if size else "had no memory left"
     return (
-        f"A program of your server, most likely a notebook's kernel, was ended: the server {used}. Restart "
-        "the kernel and load less at a time, or close notebooks that you don't need."
+        f"A program of your server, most likely a notebook's kernel, was ended: the server {used}. {_ADVICE}"
     )
+
+
+def is_memory_notice(notice: str) -> bool:
+    """Whether the notice comes from `sentence`."""
+    return notice.endswith(_ADVICE)
 
 
 class MemoryNotices:

@@ -1,15 +1,12 @@
-"""Starts the servers of a lab session's members one after the other before it begins, through the hub."""
+"""Starts the servers of a lab session's members before it begins, some at a time, through the hub."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
 from typing import Protocol
-from urllib.parse import quote
-
-import aiohttp
 
 from ...core.errors import HubFault
 from ...core.quota import Window
@@ -34,51 +31,28 @@ class Hub(Protocol):
         ...
 
 
-class HubApi:
-    """The hub's REST API, for a broker that is a service of the hub.
+class Prestart:
+    """Follows the sessions; to be used from one event loop.
 
-    Its role needs the scopes `read:groups` and `start:servers`; see `jupyterhub_config.py`.
+    `running` are the users whose default server holds a GPU and runs; `at_once` servers start at a time.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._url = environment["JUPYTERHUB_API_URL"].rstrip("/")
-        self._head = {"Authorization": f"token {environment['JUPYTERHUB_API_TOKEN']}"}
-
-    async def members(self, group: str) -> list[str]:
-        """The users of a group, by name. Raises HubFault."""
-        document = await self._ask("GET", f"/groups/{quote(group, safe='')}")
-        users = document.get("users") if isinstance(document, dict) else None
-        return sorted(map(str, users or ()))
-
-    async def start(self, user: str, tier: str) -> None:
-        """Begin to start the user's default server, if it isn't running. Raises HubFault."""
-        path = f"/users/{quote(user, safe='')}/server"
-        await self._ask("POST", path, {"profile": tier}, running=400)
-
-    async def _ask(self, method: str, path: str, body: object = None, running: int | None = None) -> object:
-        timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
-        try:
-            async with (
-                aiohttp.ClientSession(headers=self._head, timeout=timeout) as session,
-                session.request(method, self._url + path, json=body) as response,
-            ):
-                if response.status >= 400 and response.status != running:
-                    text = (await response.text())[:200]
-                    raise HubFault(f"{method} {path} was answered with {response.status}: {text}")
-                return await response.json() if response.content_type == "application/json" else None
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise HubFault(f"{method} {path}: {error or 'no answer'}") from error
-
-
-class Prestart:
-    """Follows the sessions; to be used from one event loop."""
-
-    def __init__(self, rulebook: Rulebook, hub: Hub, log: logging.Logger, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        rulebook: Rulebook,
+        hub: Hub,
+        running: Callable[[], Collection[str]],
+        at_once: int,
+        log: logging.Logger,
+        clock: Clock = utc_now,
+    ) -> None:
         self._rulebook = rulebook
         self._hub = hub
+        self._running = running
+        self._at_once = at_once
         self._log = log
         self._clock = clock
-        self._begun: dict[Meeting, set[str]] = {}
+        self._begun: dict[Meeting, dict[str, datetime]] = {}
 
     async def run(self) -> None:
         """Rounds until cancelled."""
@@ -107,13 +81,14 @@ class Prestart:
         except HubFault as fault:
             self._log.warning("The members of group %r can't be read: %s", session.group, fault)
             return
-        begun = self._begun.setdefault(meeting, set())
-        for user, at in prestarts(meeting, members[: session.seats], session.prestart_seconds):
-            if at > self._clock() or user in begun:
-                continue
-            begun.add(user)
-            try:
-                await self._hub.start(user, session.tier)
-                self._log.info("Started a server for the lab session %r: user=%s", session.name, user)
-            except HubFault as fault:
-                self._log.warning("No start for the lab session %r: %s user=%s", session.name, fault, user)
+        begun, now = self._begun.setdefault(meeting, {}), self._clock()
+        due = prestarts(members[: session.seats], begun, self._running(), self._at_once, now)
+        begun.update(dict.fromkeys(due, now))
+        await asyncio.gather(*(self._start(session, user) for user in due))
+
+    async def _start(self, session: LabSession, user: str) -> None:
+        try:
+            await self._hub.start(user, session.tier)
+            self._log.info("Started a server for the lab session %r: user=%s", session.name, user)
+        except HubFault as fault:
+            self._log.warning("No start for the lab session %r: %s user=%s", session.name, fault, user)

@@ -150,6 +150,41 @@ class RuleService:
                 refused[tier.name] = tuple(found)
         return Standing(allowed, holdings, tuple(spent), refused)
 
+    # ---- devices and messages
+
+    async def drain(self, uuid: str, author: str, reason: str) -> None:
+        """Place nothing new on a device, until `undrain`, also over restarts; what runs there goes on.
+
+        Raises BadOption for a device that isn't known, LedgerFault.
+        """
+        known = {view.device.uuid for view in self._allocator.snapshot().devices}
+        if uuid not in known:
+            raise BadOption(f"There is no GPU {uuid!r} here: see `gpuspawner status` for the UUIDs.")
+        await self._decide(DecisionKind.DRAIN, uuid, {}, author, reason)
+        await self._allocator.set_drained(self.rulebook.rules.drained)
+
+    async def undrain(self, uuid: str, author: str, reason: str) -> None:
+        """Place servers on the device again. Raises BadOption if it isn't drained, LedgerFault."""
+        if uuid not in self.rulebook.rules.drained:
+            raise BadOption(f"The GPU {uuid!r} is not drained.")
+        await self._decide(DecisionKind.DRAIN, uuid, None, author, reason)
+        await self._allocator.set_drained(self.rulebook.rules.drained)
+
+    async def announce(self, subject: str, text: str, until: datetime, author: str) -> None:
+        """Show a message to a class ("group:NAME") or to everybody; it replaces the one before.
+
+        Raises BadOption for a subject that can't be used, LedgerFault.
+        """
+        document = {"text": text, "until": until.isoformat()}
+        await self._decide(DecisionKind.MESSAGE, str(_audience(subject)), document, author, "a message")
+
+    async def withdraw(self, subject: str, author: str) -> None:
+        """Take back the message to a class or everybody. Raises BadOption if there is none, LedgerFault."""
+        whom = _audience(subject)
+        if whom not in self.rulebook.rules.messages:
+            raise BadOption(f"There is no message to {whom}.")
+        await self._decide(DecisionKind.MESSAGE, str(whom), None, author, "taken back")
+
     # ---- use
 
     async def report(
@@ -285,6 +320,14 @@ def report_window(start: datetime | None, end: datetime | None, now: datetime) -
     if first >= last:
         raise BadOption("The start of the report is not before its end: swap them.")
     return Window(first, last)
+
+
+def _audience(text: str) -> Subject:
+    """A class or everybody. Raises BadOption."""
+    subject = _subject(text)
+    if subject.kind is SubjectKind.USER:
+        raise BadOption("A message is for a class or for everybody: write group:NAME.")
+    return subject
 
 
 def _subject(text: str) -> Subject:

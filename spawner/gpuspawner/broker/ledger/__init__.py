@@ -3,11 +3,13 @@
 from .audited import Result, Search, Write
 from .clock import Steady, read_steady
 from .ended import EndedProcess
+from .held import Held
 from .ledger import Ledger
 from .sessions import PastSession
 
 __all__ = [
     "EndedProcess",
+    "Held",
     "Ledger",
     "PastSession",
     "Result",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,11 +26,12 @@ from ...core.states import LIVING
 from ...core.units import Clock, utc_now
 from ..decide.allow.budget import Interval
 from ..decide.allow.report import Charged
-from . import audited, decided, ended, prune, rows, sessions
+from . import audited, decided, ended, held, prune, rows, sessions
 from . import database as database
 from .audited import Search, Write
 from .clock import Steady, read_steady
 from .ended import EndedProcess
+from .held import Held
 from .migrate import upgrade
 from .rows import Moment
 from .schema import leases
@@ -278,6 +279,27 @@ class Ledger:
         def run() -> tuple[Interval, ...]:
             with self._transaction() as connection:
                 return rows.intervals(connection, since, now, (hub, user))
+
+        return await self._in_thread(run)
+
+    async def held(self, since: datetime, uuids: Collection[str]) -> tuple[Held, ...]:
+        """Who held these devices after `since`, by device and begin. Raises LedgerFault."""
+
+        def run() -> tuple[Held, ...]:
+            with self._transaction() as connection:
+                return held.read(connection, since, uuids)
+
+        return await self._in_thread(run)
+
+    async def last_ended(self, hub: str, users: Collection[str]) -> dict[str, datetime]:
+        """When the last lease with a GPU of each of these users ended, if they ever had one.
+
+        Raises LedgerFault.
+        """
+
+        def run() -> dict[str, datetime]:
+            with self._transaction() as connection:
+                return held.last_ended(connection, hub, users)
 
         return await self._in_thread(run)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,7 +11,6 @@ from tornado.web import Application
 from traitlets.config import Config
 
 from ...core.errors import ConfigError
-from ..api.public.base import Route, Site
 from ..api.public.rules import MoreRoutes
 from ..api.visible import BrokerView
 from .look import hub_of, look_of
@@ -22,7 +20,7 @@ MAX_BODY_BYTES = 512 * 1024
 """The longest body: a timetable's iCalendar."""
 
 
-def serve_pages(view: BrokerView, config: Config, more: Sequence[MoreRoutes] = ()) -> list[HTTPServer]:
+def serve_pages(view: BrokerView, config: Config, more: MoreRoutes | None = None) -> list[HTTPServer]:
     """A listening server; none if no hub started this process. `more` are further routes.
 
     Raises ConfigError if the port is in use.
@@ -32,12 +30,8 @@ def serve_pages(view: BrokerView, config: Config, more: Sequence[MoreRoutes] = (
         return []
     where = urlsplit(url)
     prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
-
-    def routes(pages: Site) -> list[Route]:
-        return [route for each in more for route in each(pages)]
-
     handlers: list[Any] = list(
-        make_handlers(view, prefix, look=look_of(config), hub=hub_of(config), more=routes)
+        make_handlers(view, prefix, look=look_of(config), hub=hub_of(config), more=more)
     )
     server = HTTPServer(Application(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
     try:

@@ -8,9 +8,19 @@ from .calls import is_absent
 from .nvml import NvmlInventory
 from .opening import is_broken, nvidia_pci_devices, open_inventory
 from .patience import Patience
-from .protocol import ComputeMode, DriverFacts, GpuProcess, Inventory, ProcessUse, XidEvent, modes_of
+from .protocol import (
+    Climate,
+    ComputeMode,
+    DriverFacts,
+    GpuProcess,
+    Inventory,
+    ProcessUse,
+    XidEvent,
+    modes_of,
+)
 
 __all__ = [
+    "Climate",
     "ComputeMode",
     "DriverFacts",
     "GpuProcess",

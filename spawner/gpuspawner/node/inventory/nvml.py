@@ -17,7 +17,7 @@ from ...core.model import Device
 from .calls import call, fault_of, is_empty, is_not_there, optional
 from .listing import Handle, find_handle, instance_handles, instance_of, mig_is_on, read_all
 from .patience import Patience
-from .protocol import ComputeMode, DriverFacts, GpuProcess, ProcessUse, XidEvent
+from .protocol import Climate, ComputeMode, DriverFacts, GpuProcess, ProcessUse, XidEvent
 
 _log = logging.getLogger(__name__)
 
@@ -149,6 +149,19 @@ class NvmlInventory:
         with self._handle(uuid) as handle:
             rates = optional(pynvml.nvmlDeviceGetUtilizationRates, handle.own)
         return None if rates is None else float(rates.gpu)
+
+    def climate(self, uuid: str) -> Climate:
+        """NVML's GPU sensor and the limit that is enforced (`temperature.gpu`, `enforced.power.limit`)."""
+        with self._handle(uuid) as handle:
+            whole = handle.whole
+            celsius = optional(pynvml.nvmlDeviceGetTemperature, whole, pynvml.NVML_TEMPERATURE_GPU)
+            draw_mw = optional(pynvml.nvmlDeviceGetPowerUsage, whole)
+            limit_mw = optional(pynvml.nvmlDeviceGetEnforcedPowerLimit, whole)
+        return Climate(
+            temperature_celsius=None if celsius is None else float(celsius),
+            power_watts=None if draw_mw is None else draw_mw / 1000,
+            power_limit_watts=None if limit_mw is None else limit_mw / 1000,
+        )
 
     def process_use(self, uuid: str, since_us: int) -> ProcessUse | None:
         """By NVML's samples, taken about six times a second. Not offered for a GPU in MIG mode.

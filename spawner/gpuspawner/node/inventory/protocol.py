@@ -56,6 +56,15 @@ class ProcessUse:
     until_us: int
 
 
+@dataclass(frozen=True, slots=True)
+class Climate:
+    """How warm a GPU is and what it draws. None: this GPU or driver doesn't tell."""
+
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+
+
 class ComputeMode(IntEnum):
     """Which processes may create a CUDA context on a GPU; the values are NVML's (`nvmlComputeMode_t`)."""
 
@@ -95,6 +104,9 @@ class Inventory(Protocol):
 
     def utilization_percent(self, uuid: str) -> float | None:
         """The device's recent utilization; None if it isn't available, as for MIG. Raises DeviceFault."""
+
+    def climate(self, uuid: str) -> Climate:
+        """Temperature and power; of a MIG instance, those of its GPU. Raises DeviceFault."""
 
     def process_use(self, uuid: str, since_us: int) -> ProcessUse | None:
         """Who used the device since `ProcessUse.until_us` of the call before, 0 at first.

@@ -14,7 +14,7 @@ from ...config.site import GpuSite
 from ...core.errors import ConfigError, DeviceFault
 from ...core.model import Device
 from ...core.units import parse_bytes
-from . import ComputeMode, DriverFacts, GpuProcess, ProcessUse, XidEvent
+from . import Climate, ComputeMode, DriverFacts, GpuProcess, ProcessUse, XidEvent
 from .mig import gpu_fraction
 
 FAULTS_FILE = "simulated_faults"
@@ -182,6 +182,11 @@ class SimulatedInventory:
         """Always None: a simulated device has no utilization."""
         self.check(uuid)
         return None
+
+    def climate(self, uuid: str) -> Climate:
+        """Nothing is known: a simulated device is neither warm nor cold."""
+        self.check(uuid)
+        return Climate()
 
     def process_use(self, uuid: str, since_us: int) -> ProcessUse | None:
         """Always None: programs in the containers compute on the CPU."""

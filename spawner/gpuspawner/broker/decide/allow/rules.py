@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from ....config.quotas import Known, parse_quota, parse_quotas, raw_limits, subject_from_text
 from ....config.sessions import session_from_json
-from ....core.decision import Decision, DecisionKind
+from ....core.decision import Announcement, Decision, DecisionKind, Drain
 from ....core.errors import BadOption, ConfigError
 from ....core.quota import Quota, Subject
 from ....core.session import LabSession
@@ -19,7 +20,8 @@ from .budget import Entry
 class Rules:
     """Quotas, grants, lab sessions by name, and by how many seconds leases were extended.
 
-    `properties` are the limits that hub groups have in their own properties, by group.
+    `properties` are the limits that hub groups have in their own properties, by group. `drained` are the
+    devices on which nothing new is placed, by UUID; `messages` the latest for each class, past ones too.
 
     `changed` are the run-time values by subject, `problems` sentences on those that can't be used any more,
     as when a tier was taken out of the settings: there the settings count.
@@ -32,6 +34,8 @@ class Rules:
     properties: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     changed: Mapping[Subject, Mapping[str, Any]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    drained: Mapping[str, Drain] = field(default_factory=dict)
+    messages: Mapping[Subject, Announcement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ def fold(base: Base, decisions: Iterable[Decision], known: Known) -> Rules:
 
     Only what was changed is parsed: with 10,000 quotas in the settings a change takes no longer.
     """
+    decisions = tuple(decisions)
     changed: dict[Subject, dict[str, Any]] = {}
     entries: list[Entry] = []
     documents: dict[str, Mapping[str, Any]] = {}
@@ -76,6 +81,9 @@ def fold(base: Base, decisions: Iterable[Decision], known: Known) -> Rules:
                 extended[item.subject] = extended.get(item.subject, 0.0) + float(document["seconds"])
             case DecisionKind.PROPERTIES:
                 properties[item.subject] = document
+            case DecisionKind.DRAIN | DecisionKind.MESSAGE:
+                pass  # below: they change no quota
+    drained, messages = _drained(decisions), _messages(decisions)
     changed = {subject: values for subject, values in changed.items() if values}
     quotas, problems = _quotas(base, changed, known)
     sessions, lost = _sessions(documents, known)
@@ -87,7 +95,31 @@ def fold(base: Base, decisions: Iterable[Decision], known: Known) -> Rules:
         properties=properties,
         changed=changed,
         problems=(*problems, *lost),
+        drained=drained,
+        messages=messages,
     )
+
+
+def _drained(decisions: Iterable[Decision]) -> dict[str, Drain]:
+    drained: dict[str, Drain] = {}
+    for item in decisions:
+        if item.kind is DecisionKind.DRAIN:
+            drained.pop(item.subject, None)
+            if item.document is not None:
+                drained[item.subject] = Drain(item.at, item.author, item.reason)
+    return drained
+
+
+def _messages(decisions: Iterable[Decision]) -> dict[Subject, Announcement]:
+    messages: dict[Subject, Announcement] = {}
+    for item in decisions:
+        if item.kind is DecisionKind.MESSAGE:
+            subject = subject_from_text(item.subject)
+            messages.pop(subject, None)
+            if item.document is not None:
+                until = datetime.fromisoformat(str(item.document["until"]))
+                messages[subject] = Announcement(str(item.document["text"]), item.author, item.at, until)
+    return messages
 
 
 def _quotas(

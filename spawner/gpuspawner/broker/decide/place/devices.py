@@ -1,5 +1,8 @@
 """The devices of the broker, their health, and who holds which share of them. In memory, no clock, no ledger.
 
+A device that is out of service or *drained* gets nothing new. Its health says whether it works, and the
+holders of a broken one are told; a drain is a decision, and its holders go on undisturbed.
+
 A device that a lease holds but the inventory doesn't have is kept as a *placeholder*: out of service, never
 placed, and removed when its last lease has ended or the device was found.
 """
@@ -12,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from ....core.decision import Drain
 from ....core.model import Device, DeviceHealth, Lease
 from ....core.want import Mode, Want
 from .placement import Kind, Room, Share, count_free, rank, share_of, suits
@@ -34,6 +38,7 @@ class Devices:
         self._health = {uuid: DeviceHealth(uuid, healthy=True) for uuid in self._rooms}
         self._holders: dict[str, tuple[str, ...]] = dict.fromkeys(self._rooms, ())
         self._placeholders: set[str] = set()
+        self._drained: Mapping[str, Drain] = {}
         self._known = Counter(room.kind for room in self._rooms.values())
         self._healthy = self._known.copy()
         self._open: dict[Kind, list[Room]] = {kind: [] for kind in self._known}
@@ -60,6 +65,14 @@ class Devices:
         """Whether the device may be leased, and why not."""
         return self._health[uuid]
 
+    def drain(self, uuid: str) -> Drain | None:
+        """Why nothing new is placed on the device; None if it isn't drained."""
+        return self._drained.get(uuid)
+
+    def in_service(self, uuid: str) -> bool:
+        """Whether something may be placed on the device: it is healthy and not drained."""
+        return self._health[uuid].healthy and uuid not in self._drained
+
     def holders(self, uuid: str) -> tuple[str, ...]:
         """Ids of the leases that hold a share of the device."""
         return self._holders.get(uuid, ())
@@ -78,16 +91,24 @@ class Devices:
         return sum(count for kind, count in self._known.items() if suits(want, kind))
 
     def unhealthy(self, want: Want) -> list[tuple[Device, DeviceHealth]]:
-        """The devices that suit `want` and are out of service, with the reason, by index."""
+        """The devices that suit `want` and are out of service or drained, with the reason, by index."""
         return [
-            (device, self._health[device.uuid])
+            (device, self._service(device.uuid))
             for device in self.all()
-            if not self._health[device.uuid].healthy and suits(want, self._rooms[device.uuid].kind)
+            if not self.in_service(device.uuid) and suits(want, self._rooms[device.uuid].kind)
         ]
+
+    def _service(self, uuid: str) -> DeviceHealth:
+        """Its health; if it is healthy and drained, that an admin keeps it from new servers."""
+        health, drain = self._health[uuid], self._drained.get(uuid)
+        if not health.healthy or drain is None:
+            return health
+        reason = f" ({drain.reason})" if drain.reason else ""
+        return DeviceHealth(uuid, False, f"an admin lets no new server start on it{reason}", drain.since)
 
     @property
     def healthy(self) -> Mapping[Kind, int]:
-        """How many devices of each kind are healthy, leased or free."""
+        """How many devices of each kind are in service, leased or free."""
         return self._healthy
 
     def count(self, want: Want) -> tuple[int, int]:
@@ -112,7 +133,7 @@ class Devices:
         changed: dict[str, Room] = {}
         for share in freed:
             uuid = share.device_uuid
-            if not self._health[uuid].healthy:
+            if not self.in_service(uuid):
                 continue
             room = changed.get(uuid, self._rooms[uuid])
             changed[uuid] = room.minus(share)
@@ -131,8 +152,8 @@ class Devices:
         return tuple(share_of(lease, self._device_of(lease, uuid)) for uuid in lease.device_uuids)
 
     def healthy_rooms(self, freed: Sequence[Share] = ()) -> dict[str, Room]:
-        """The rooms of all healthy devices by UUID, the full ones too, as if `freed` were given back."""
-        found = {uuid: room for uuid, room in self._rooms.items() if self._health[uuid].healthy}
+        """The rooms of all devices in service by UUID, the full ones too, as if `freed` were given back."""
+        found = {uuid: room for uuid, room in self._rooms.items() if self.in_service(uuid)}
         for share in freed:
             if share.device_uuid in found:
                 found[share.device_uuid] = found[share.device_uuid].minus(share)
@@ -173,7 +194,7 @@ class Devices:
         self._health[uuid] = DeviceHealth(uuid, healthy=True)
         self._holders.setdefault(uuid, ())
         self._known[room.kind] += 1
-        self._healthy[room.kind] += 1
+        self._healthy[room.kind] += self.in_service(uuid)
         self._open.setdefault(room.kind, [])
         self._list(room)
 
@@ -187,10 +208,25 @@ class Devices:
             return False
         room = self._rooms[uuid]
         self._unlist(room)
-        self._healthy[room.kind] += health.healthy - self._health[uuid].healthy
+        before = self.in_service(uuid)
         self._health[uuid] = health
+        self._healthy[room.kind] += self.in_service(uuid) - before
         self._list(room)
         return True
+
+    def set_drained(self, drained: Mapping[str, Drain]) -> bool:
+        """Exactly these devices get nothing new, known or found later. Returns whether anything changed."""
+        changed = self._drained.keys() ^ drained.keys()
+        rooms = [self._rooms[uuid] for uuid in changed if uuid in self._rooms]
+        before = {room.device.uuid: self.in_service(room.device.uuid) for room in rooms}
+        for room in rooms:
+            self._unlist(room)
+        news, self._drained = self._drained != drained, dict(drained)
+        for room in rooms:
+            uuid = room.device.uuid
+            self._healthy[room.kind] += self.in_service(uuid) - before[uuid]
+            self._list(room)
+        return news
 
     def _device_of(self, lease: Lease, uuid: str) -> Device:
         if uuid not in self._rooms:
@@ -212,11 +248,11 @@ class Devices:
         self._list(self._rooms[uuid])
 
     def _list(self, room: Room) -> None:
-        if self._health[room.device.uuid].healthy and not room.full:
+        if self.in_service(room.device.uuid) and not room.full:
             bisect.insort(self._open[room.kind], room, key=rank)
 
     def _unlist(self, room: Room) -> None:
-        if self._health[room.device.uuid].healthy and not room.full:
+        if self.in_service(room.device.uuid) and not room.full:
             listed = self._open[room.kind]
             del listed[bisect.bisect_left(listed, rank(room), key=rank)]
 

@@ -1,0 +1,76 @@
+"""Who held which device when, as rows: for a timeline; and when users last had a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from ...core.model import LeaseState
+from .schema import awake, lease_devices, leases
+
+_AT_ONCE = 500
+"""SQLite takes a limited number of parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease was awake on a device, from `started_at` to `ended_at`; None: it still is."""
+
+    device_uuid: str
+    lease_id: str
+    hub: str
+    user: str
+    server: str
+    tier: str
+    started_at: datetime
+    ended_at: datetime | None
+
+
+def read(connection: sa.Connection, since: datetime, uuids: Collection[str]) -> tuple[Held, ...]:
+    """What was held of these devices after `since`, by device and begin.
+
+    An interval that was open when the machine lost its power ends where it was last seen.
+    """
+    query = (
+        sa.select(
+            lease_devices.c.device_uuid,
+            leases.c.id,
+            leases.c.hub,
+            leases.c.user,
+            leases.c.server,
+            leases.c.tier,
+            awake.c.started_at,
+            awake.c.ended_at,
+        )
+        .join(leases, leases.c.id == awake.c.lease_id)
+        .join(lease_devices, lease_devices.c.lease_id == awake.c.lease_id)
+        .where(sa.or_(awake.c.ended_at.is_(None), awake.c.ended_at >= since))
+        .order_by(lease_devices.c.device_uuid, awake.c.started_at, awake.c.number)
+    )
+    return tuple(
+        Held(*row)
+        for some in _portions(sorted(uuids))
+        for row in connection.execute(query.where(lease_devices.c.device_uuid.in_(some)))
+    )
+
+
+def last_ended(connection: sa.Connection, hub: str, users: Iterable[str]) -> dict[str, datetime]:
+    """When the last lease of each of these users ended; without users who never had one."""
+    had_devices = sa.exists().where(lease_devices.c.lease_id == leases.c.id)
+    query = (
+        sa.select(leases.c.user, sa.func.max(leases.c.since).label("at"))
+        .where(leases.c.hub == hub, leases.c.state == LeaseState.CLOSED.value, had_devices)
+        .group_by(leases.c.user)
+    )
+    return {
+        row.user: row.at
+        for some in _portions(sorted(set(users)))
+        for row in connection.execute(query.where(leases.c.user.in_(some)))
+    }
+
+
+def _portions(values: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))

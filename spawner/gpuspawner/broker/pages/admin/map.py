@@ -1,0 +1,173 @@
+"""A map of all devices at a glance: a cell for each, with what is held, used, and wrong. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+from ....core.model import Device, Lease, LeaseState
+from ....core.units import format_bytes
+from ....core.want import Mode
+from ....node.api import Usage, XidSeen
+from ...decide.place.placement import share_of
+from ...decide.snapshot import DeviceView
+
+DETAILED = 64
+"""Up to so many devices, each cell has room for names and numbers; beyond that it is a small square."""
+_NAMES = 3
+
+
+class CellState(StrEnum):
+    """What colour a cell has: the first of these that is true."""
+
+    OUT = "out of service"
+    DRAINED = "drained"
+    FULL = "full"
+    PARTLY = "partly held"
+    FREE = "free"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A lease's share of a device, in percent of its memory."""
+
+    user: str
+    percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One device. Percentages are of its memory; None where NVML doesn't tell.
+
+    `reason` says why it is out of service or drained, `resting` how many leases hold it without using it.
+    """
+
+    uuid: str
+    name: str
+    short: str
+    state: CellState
+    reason: str
+    parts: tuple[Part, ...]
+    resting: int
+    used_percent: float | None
+    used: str
+    busy_percent: float | None
+    temperature_celsius: float | None
+    power: str
+    xids: tuple[int, ...]
+
+    @property
+    def names(self) -> str:
+        """The users, as far as there is room: "ada, bob and 2 others"."""
+        users = list(dict.fromkeys(part.user for part in self.parts))
+        if len(users) <= _NAMES:
+            return ", ".join(users)
+        return f"{', '.join(users[: _NAMES - 1])} and {len(users) - _NAMES + 1} others"
+
+    @property
+    def label(self) -> str:
+        """All of it in words, for screen readers and as a tip."""
+        words: Iterable[str] = (
+            f"{self.name}: {self.state}{f' ({self.reason})' if self.reason else ''}",
+            f"held by {self.names}" if self.parts else "",
+            f"{self.used} in use" if self.used else "",
+            "" if self.busy_percent is None else f"{self.busy_percent:.0f} % busy",
+            "" if self.temperature_celsius is None else f"{self.temperature_celsius:.0f} °C",
+            self.power,
+            f"XID {', '.join(map(str, self.xids))}" if self.xids else "",
+        )
+        return ", ".join(filter(None, words))
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """All cells, and how many there are of each state; `detailed` if cells have room for words."""
+
+    cells: tuple[Cell, ...]
+    counts: Mapping[CellState, int]
+    detailed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What is read of the devices, by UUID; `xids`: the newest first.
+
+    `awake_on`: the device on which a lease in turns computes, by lease id.
+    """
+
+    usage: Mapping[str, Usage] = field(default_factory=lambda: MappingProxyType({}))
+    xids: Mapping[str, tuple[XidSeen, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    awake_on: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def make_map(views: Sequence[DeviceView], readings: Readings) -> Map:
+    """The map of these devices, in their order."""
+    cells = tuple(_cell(view, readings) for view in views)
+    counts = Counter(cell.state for cell in cells)
+    return Map(cells, {state: counts[state] for state in CellState if counts[state]}, len(cells) <= DETAILED)
+
+
+def _cell(view: DeviceView, readings: Readings) -> Cell:
+    device, usage = view.device, readings.usage.get(view.device.uuid, Usage())
+    awake = [lease for lease in view.holders if _is_awake(lease, device.uuid, readings)]
+    state, reason = _state(view)
+    used = None if device.simulated else usage.used_bytes
+    return Cell(
+        uuid=device.uuid,
+        name=device.model if device.index is None else f"{device.model} #{device.index}",
+        short=str(device.uuid[4:8] if device.index is None else device.index),
+        state=state,
+        reason=reason,
+        parts=tuple(_part(lease, device) for lease in awake),
+        resting=len(view.holders) - len(awake),
+        used_percent=None if used is None else min(100.0, 100 * used / max(1, device.memory_bytes)),
+        used="" if used is None else f"{format_bytes(used)} of {format_bytes(device.memory_bytes)}",
+        busy_percent=usage.utilization_percent,
+        temperature_celsius=usage.temperature_celsius,
+        power=_power(usage),
+        xids=tuple(dict.fromkeys(seen.xid for seen in readings.xids.get(device.uuid, ()))),
+    )
+
+
+def _is_awake(lease: Lease, uuid: str, readings: Readings) -> bool:
+    """Whether the lease uses this device: in turns several leases hold it, and one at most computes on it."""
+    if lease.state is LeaseState.ASLEEP:
+        return False
+    return lease.mode is not Mode.TURNS or readings.awake_on.get(lease.id) == uuid
+
+
+def _part(lease: Lease, device: Device) -> Part:
+    share = share_of(lease, device)
+    return Part(lease.user, min(100.0, 100 * share.memory_bytes / max(1, device.memory_bytes)))
+
+
+def _state(view: DeviceView) -> tuple[CellState, str]:
+    if not view.health.healthy:
+        return CellState.OUT, view.health.reason
+    if view.drain is not None:
+        by = f"by {view.drain.author}"
+        return CellState.DRAINED, f"{by}: {view.drain.reason}" if view.drain.reason else by
+    if not view.holders:
+        return CellState.FREE, ""
+    return (CellState.PARTLY if _has_room(view) else CellState.FULL), ""
+
+
+def _has_room(view: DeviceView) -> bool:
+    """Whether another slice fits."""
+    terms, memory_bytes = view.terms, view.device.memory_bytes
+    most = terms.most_leases
+    if not terms.sliced or (most is not None and len(view.holders) >= most):
+        return False
+    held = sum(share_of(lease, view.device).memory_bytes for lease in view.holders)
+    smallest = min(terms.sizes_bytes, default=terms.largest_bytes(memory_bytes))
+    return held + smallest <= terms.usable_bytes(memory_bytes)
+
+
+def _power(usage: Usage) -> str:
+    if usage.power_watts is None:
+        return ""
+    limit = "" if usage.power_limit_watts is None else f" of {usage.power_limit_watts:.0f}"
+    return f"{usage.power_watts:.0f}{limit} W"

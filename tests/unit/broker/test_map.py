@@ -1,0 +1,101 @@
+"""The map of devices: what each cell says, and in which order its states count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
+from gpuspawner.broker.decide.snapshot import DeviceView
+from gpuspawner.broker.pages.admin.map import Cell, CellState, Part, Readings, make_map
+from gpuspawner.core.decision import Drain
+from gpuspawner.core.model import DeviceHealth, Lease, LeaseState
+from gpuspawner.core.want import Mode, Want
+from gpuspawner.node.api import Usage, XidSeen
+
+from tests.unit.lease_examples import GPU0, RUNNING, SIMULATED, A, B, C, D, lease
+
+GIB = 1 << 30
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WELL = DeviceHealth("GPU-0", True)
+QUARTERS = SharingRules("class", Mode.SLICE, slices=4)
+DRAIN = Drain(NOON, "root", "new fans")
+
+
+def slice_of(lease_id: str, state: LeaseState = RUNNING) -> Lease:
+    return replace(lease(lease_id, state, "GPU-0"), want=Want(1, mode=Mode.SLICE), memory_bytes=20 * GIB)
+
+
+def cell(view: DeviceView, readings: Readings | None = None) -> Cell:
+    return make_map([view], readings or Readings()).cells[0]
+
+
+def test_a_cell_with_all_its_values() -> None:
+    view = DeviceView(GPU0, WELL, (slice_of(A), slice_of(B)), QUARTERS)
+    usage = Usage(12 * GIB, 71.0, None, 64.0, 312.4, 700.0)
+    xids = tuple(XidSeen(NOON, number) for number in (31, 43, 31))
+    found = cell(view, Readings({"GPU-0": usage}, {"GPU-0": xids}))
+    assert found == Cell(
+        uuid="GPU-0", name="H100 80GB #0", short="0", state=CellState.PARTLY, reason="",
+        parts=(Part("user-a", 25.0), Part("user-b", 25.0)), resting=0, used_percent=15.0,
+        used="12 GiB of 80 GiB", busy_percent=71.0, temperature_celsius=64.0, power="312 of 700 W",
+        xids=(31, 43),
+    )  # fmt: skip
+    assert found.label == (
+        "H100 80GB #0: partly held, held by user-a, user-b, 12 GiB of 80 GiB in use, 71 % busy, 64 °C, "
+        "312 of 700 W, XID 31, 43"
+    )
+
+
+def test_the_worst_news_is_the_cell_s_colour() -> None:
+    full = tuple(map(slice_of, (A, B, C, D)))
+    states = [
+        cell(DeviceView(GPU0, WELL, (), QUARTERS)),
+        cell(DeviceView(GPU0, WELL, full[:3], QUARTERS)),
+        cell(DeviceView(GPU0, WELL, full, QUARTERS)),
+        cell(DeviceView(GPU0, WELL, (lease(A, RUNNING, "GPU-0"),))),
+        cell(DeviceView(GPU0, WELL, full, QUARTERS, DRAIN)),
+        cell(DeviceView(GPU0, DeviceHealth("GPU-0", False, "XID 79"), full, QUARTERS, DRAIN)),
+    ]
+    assert [(each.state, each.reason) for each in states] == [
+        (CellState.FREE, ""), (CellState.PARTLY, ""), (CellState.FULL, ""), (CellState.FULL, ""),
+        (CellState.DRAINED, "by root: new fans"), (CellState.OUT, "XID 79"),
+    ]  # fmt: skip
+
+
+def test_slices_of_sizes_are_full_when_the_smallest_doesn_t_fit() -> None:
+    sizes = SharingRules("class", Mode.SLICE, sizes_bytes=(20 * GIB, 40 * GIB), reserve_bytes=GIB)
+    three = DeviceView(GPU0, WELL, tuple(map(slice_of, (A, B, C))), sizes)
+    assert cell(three).state is CellState.FULL
+    assert cell(replace(three, holders=three.holders[:2])).state is CellState.PARTLY
+
+
+def test_who_sleeps_holds_without_using() -> None:
+    turns = [replace(lease(each, RUNNING, "GPU-0"), want=Want(1, mode=Mode.TURNS)) for each in (A, B)]
+    asleep = replace(turns[0], id=C, state=LeaseState.ASLEEP)
+    view = DeviceView(GPU0, WELL, (*turns, asleep))
+    found = cell(view, Readings(awake_on={A: "GPU-0", B: "GPU-1"}))
+    assert (found.parts, found.resting) == ((Part("user-a", 100.0),), 2)
+
+
+def test_what_isn_t_known_is_not_zero() -> None:
+    found = cell(DeviceView(SIMULATED, WELL, ()), Readings({"GPU-2": Usage(0)}))
+    assert (found.used, found.used_percent, found.busy_percent, found.temperature_celsius, found.power) == (
+        "", None, None, None, "",
+    )  # fmt: skip
+    assert found.label == "H100 80GB #2: free"
+
+
+def test_many_names_are_cut() -> None:
+    view = DeviceView(GPU0, WELL, tuple(map(slice_of, (A, B, C, D))), QUARTERS)
+    assert cell(view).names == "user-a, user-b and 2 others"
+
+
+def test_counts_are_in_the_order_of_states_and_many_cells_are_small() -> None:
+    views = [DeviceView(replace(GPU0, uuid=f"GPU-{number}"), WELL, ()) for number in range(65)]
+    views[3] = replace(views[3], drain=DRAIN)
+    found = make_map(views, Readings())
+    assert (list(found.counts.items()), found.detailed) == (
+        [(CellState.DRAINED, 1), (CellState.FREE, 64)], False,
+    )  # fmt: skip
+    assert make_map(views[:64], Readings()).detailed
