@@ -1,6 +1,7 @@
 """The unix socket's routes for rules: quotas, GPU-hours, reports, lab sessions. All its users are admins.
 
 GET POST DELETE /quotas            see, change and take back what users and groups may have
+GET POST DELETE /drains            devices on which nothing new is placed
 POST            /grants            more GPU-hours, or fewer, in the present period
 POST            /allowance         what one user may have and has
 GET             /report            ?by=user|group|tier|day &start= &end= &timezone=
@@ -39,6 +40,9 @@ from ...protocol.rules import (
     BudgetDocument,
     CalendarImport,
     DecisionDocument,
+    DrainChange,
+    DrainDocument,
+    DrainsDocument,
     EndUnknown,
     Extend,
     ExtendedDocument,
@@ -84,6 +88,7 @@ def rule_routes(site: Site, rules: RuleService, endings: Endings) -> list[tuple[
     return [
         (r"/quotas", QuotasHandler, wanted),
         (r"/grants", GrantsHandler, wanted),
+        (r"/drains", DrainsHandler, wanted),
         (r"/allowance", AllowanceHandler, wanted),
         (r"/report", ReportHandler, wanted),
         (r"/sessions", SessionsHandler, wanted),
@@ -254,6 +259,37 @@ class GrantsHandler(RuleHandler):
         await self.make(
             asked, lambda: self.rules.grant(grant.subject, grant.gpu_hours, grant.author, grant.reason)
         )
+
+
+class DrainsHandler(RuleHandler):
+    """GET POST DELETE /drains"""
+
+    @answering
+    async def get(self) -> None:
+        """The drained devices; they are nobody's in particular, so everybody who reads anything sees them."""
+        drained = self.rules.rulebook.rules.drained
+        self.send(
+            DrainsDocument(
+                drains=tuple(
+                    DrainDocument(uuid=uuid, since=each.since, author=each.author, reason=each.reason)
+                    for uuid, each in sorted(drained.items())
+                )
+            )
+        )
+
+    @answering
+    async def post(self) -> None:
+        """204 once nothing new is placed there."""
+        change = self.read(DrainChange)
+        asked = Change("drain device", f"device:{change.uuid}", (), change)
+        await self.make(asked, lambda: self.rules.drain(change.uuid, change.author, change.reason))
+
+    @answering
+    async def delete(self) -> None:
+        """204 once servers are placed there again."""
+        change = self.read(DrainChange)
+        asked = Change("undrain device", f"device:{change.uuid}", (), change)
+        await self.make(asked, lambda: self.rules.undrain(change.uuid, change.author, change.reason))
 
 
 class AllowanceHandler(RuleHandler):

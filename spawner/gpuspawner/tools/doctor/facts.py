@@ -10,6 +10,7 @@ from ...core.model import Device, Tier
 from ...node.injection import EngineFacts
 from ...node.inventory import ComputeMode, DriverFacts
 from .lab import LabFacts
+from .open_files import OpenFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +107,4 @@ class Facts:
     broker: BrokerFacts | None = None
     lab: LabFacts | None = None
     network: NetworkFacts | None = None
+    open_files: tuple[OpenFiles, ...] = ()
