@@ -2,7 +2,7 @@
 
 The requests are those of a remote client of Jupyter's server, as VS Code's extensions are: the kinds of
 kernels, a session, the kernel's websocket; and before them, at the hub, its version, a start and the user's
-servers. The token is in the header, or in the address. VS Code itself doesn't run here.
+servers. The token is in the header; in the address alone JupyterHub ignores it. VS Code itself is not run.
 """
 
 from __future__ import annotations
@@ -157,8 +157,10 @@ async def test_a_token_for_kernels_alone_computes_and_no_more(system: System) ->
         assert await run(session, "ada", "print('hello')") == "hello\n"
         assert await status_of(session, "DELETE", "hub/api/users/ada/server") == 403
         assert await status_of(session, "GET", "hub/api/users") == 403
-    async with aiohttp.ClientSession(system.url) as session:  # in the address, as a browser sends it
-        assert await run(session, "ada", "print('address')", f"?token={token}") == "address\n"
+        query = f"?token={token}"  # also in the address, as Jupyter's own client library does it
+        assert await run(session, "ada", "print('both')", query) == "both\n"
+    async with aiohttp.ClientSession(system.url) as session:
+        assert await status_of(session, "GET", f"user/ada/api/kernelspecs?token={token}") == 403
 
 
 async def test_neither_reaches_anybody_elses(system: System) -> None:

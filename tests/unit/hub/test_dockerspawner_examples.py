@@ -7,6 +7,8 @@ is in tests/hub/test_dockerspawner_examples.py.
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from traitlets.config import Config
 
 from tests.unit.fake_spawner import make_spawner
 
+ROOT = Path(__file__).resolve().parents[3]
 IMAGE = {"Config": {"Cmd": ["start-notebook.py"], "WorkingDir": "/home/jovyan"}}
 STACK = "quay.io/jupyter/scipy-notebook:2023-10-23"
 
@@ -357,6 +360,22 @@ async def test_a_hook_that_changes_the_spawner_before_the_start() -> None:
     plan = await plan_of(spawner)
     assert plan.create["environment"]["GREETING"] == "hello Ada"
     assert plan.host["binds"]["/srv/course"] == {"bind": "/course", "mode": "ro"}
+
+
+async def test_our_documents_own_example_of_a_subclass() -> None:
+    text = (ROOT / "docs" / "from-dockerspawner.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    settings = {"c": Config()}
+    exec(code, settings)
+    chosen = settings["c"].JupyterHub.spawner_class
+    check_class(chosen)
+    usual = make_spawner(create_container=[{"Id": "c1"}], connect_container_to_network=[None])
+    spawner = chosen(config=Config(), user=usual.user, hub=usual.hub, api_token="s3cret")
+    spawner.shared = usual.shared
+    plan = ContainerPlan({"name": "x", "image": "lab:1"}, {"network_mode": "other"}, ())
+    spawner.shared.docker.answers["create_host_config"] = [{}]
+    assert await spawner.create_container(plan) == "c1"
+    assert spawner.shared.docker.calls[-1] == "connect_container_to_network"
 
 
 async def test_a_subclass_may_do_things_around_start() -> None:
