@@ -65,6 +65,7 @@ c.JupyterHub.load_roles = [
             "admin:servers",
             "admin:server_state",
             "admin:groups",
+            "tokens",
             "read:hub",
             "custom:gpu:admin",
             "access:services!service=gpu",

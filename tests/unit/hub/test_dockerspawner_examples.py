@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.core.errors import BadOption
+from gpuspawner.core.errors import BadOption, ConfigError
 from gpuspawner.hub.check import check_class, check_spawner
 from gpuspawner.hub.container import ContainerPlan
 from gpuspawner.hub.spawner import GpuDockerSpawner
@@ -22,7 +22,7 @@ from tornado.web import HTTPError
 from traitlets import TraitError
 from traitlets.config import Config
 
-from tests.unit.fake_spawner import make_spawner
+from tests.unit.fake_spawner import make_container, make_spawner
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGE = {"Config": {"Cmd": ["start-notebook.py"], "WorkingDir": "/home/jovyan"}}
@@ -155,9 +155,10 @@ def test_root_is_refused_with_the_way_to_mean_it() -> None:
         check_spawner(of(extra_create_kwargs={"user": "root"}))
 
 
-def test_the_hosts_network_is_refused_with_the_way_to_mean_it() -> None:
-    with pytest.raises(TraitError, match=r'past_lease = \["network_mode"\]'):
-        check_spawner(of(extra_host_config={"network_mode": "host"}))
+def test_the_hosts_network_ends_a_start_with_a_sentence() -> None:
+    container = make_container(NetworkSettings={"Networks": {"host": {"IPAddress": ""}}})
+    with pytest.raises(ConfigError, match="the container has no address on the network 'gpuspawner'"):
+        make_spawner(of(extra_host_config={"network_mode": "host"})).lab_network.address_of(container)
 
 
 async def test_both_dictionaries_may_come_from_functions() -> None:
