@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.test_plug_remote_kernel import (
+from tests.hub.remote_client import (
     SERVERS,
     logged_in,
     make_token,

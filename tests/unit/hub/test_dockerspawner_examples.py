@@ -295,6 +295,34 @@ async def test_a_dict_from_options_to_settings() -> None:
     assert (await plan_of(spawner)).create["image"] == STACK
 
 
+@pytest.mark.parametrize(
+    ("option", "attribute", "wanted"), [("2G", "mem_limit", 2 << 30), ("/lab", "default_url", "/lab")]
+)
+async def test_the_dict_coerces_text_as_the_hub_does(option: str, attribute: str, wanted: object) -> None:
+    config = Config()
+    config.Spawner.apply_user_options = {"chosen": attribute}
+    spawner = make_spawner(config)
+    spawner.user_options = {"profile": "cpu", "chosen": option}
+    await spawner._run_apply_user_options(spawner.user_options)
+    assert getattr(spawner, attribute) == wanted
+    plan = await plan_of(spawner)
+    if attribute == "mem_limit":
+        assert plan.host["mem_limit"] == wanted
+    spawner.user_options = {"chosen": {"not": "text"}}
+    with pytest.raises(HTTPError, match="Invalid user options"):
+        await spawner._run_apply_user_options(spawner.user_options)
+
+
+async def test_a_function_that_applies_options_may_refuse() -> None:
+    def apply(spawner: Any, options: dict[str, Any]) -> None:
+        raise HTTPError(409, "Not this one")
+
+    config = Config()
+    config.Spawner.apply_user_options = apply
+    with pytest.raises(HTTPError, match="Not this one"):
+        await make_spawner(config)._run_apply_user_options({"profile": "cpu"})
+
+
 async def test_a_function_that_applies_options_sent_by_rest() -> None:
     def apply(spawner: Any, options: dict[str, Any]) -> None:
         if isinstance(options.get("debug"), bool):
