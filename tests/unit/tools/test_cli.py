@@ -167,7 +167,9 @@ def test_times_are_local() -> None:
 def test_status_from_the_broker_s_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with broker_on(tmp_path / "broker.sock", STATUS):
         assert cli.main(["status", "--json", f"--GpuSite.state_dir={tmp_path}"]) == 0
-        assert json.loads(capsys.readouterr().out) == document(StatusDocument.model_validate(STATUS))
+        assert json.loads(capsys.readouterr().out) == document(
+            StatusDocument.model_validate_json(json.dumps(STATUS))
+        )
         assert cli.main(["status", f"--GpuSite.state_dir={tmp_path}"]) == 0
         assert "The GPUs are simulated" in capsys.readouterr().out
 
