@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from difflib import get_close_matches
 from typing import Any
 
 from ..core.errors import ConfigError
@@ -91,7 +92,8 @@ def _parse_tier(raw: dict[str, Any]) -> Tier:
     where = f"c.GpuSite.tiers: tier {name!r}"
     unknown = sorted(set(raw) - _KEYS)
     if unknown:
-        raise ConfigError(f"{where} has an unknown key {unknown[0]!r}: use {', '.join(sorted(_KEYS))}")
+        close = get_close_matches(unknown[0], _KEYS, 1) or [", ".join(sorted(_KEYS))]
+        raise ConfigError(f"{where} has an unknown key {unknown[0]!r}: use {close[0]}")
     mode = parse_mode(raw.get("mode", Mode.WHOLE), where)
     _check_keys_of_mode(raw, mode, where)
     cpu_limit = raw.get("cpu_limit")

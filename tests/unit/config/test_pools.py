@@ -114,7 +114,9 @@ def test_pools() -> None:
         ({"queue_timeout": 0}, "queue_timeout is 0: give a number of seconds, 1 or more, like 1800"),
         ({"queue_timeout": "soon"}, "queue_timeout is 'soon': give a number of seconds"),
         ({"queue_timeout": True}, "queue_timeout is True: give a number of seconds"),
-        ({"memroy": "8G"}, "has an unknown key 'memroy': use compute_percent, cpu_limit"),
+        ({"mem_limt": "8G"}, "has an unknown key 'mem_limt': use mem_limit"),
+        ({"colour": "red"}, "has an unknown key 'colour': use compute_percent, cpu_limit"),
+        ({"memroy": "8G"}, "has an unknown key 'memroy': use memory"),
     ],
 )
 def test_tiers_that_cannot_work(tier: dict[str, Any], said: str) -> None:

@@ -268,7 +268,7 @@ class TurnKeeper:
         if len(where) == 1 and reading.condition is Condition.AWAKE and may:
             self._is_awake(lease_id, entry, gpu_uuid, now)
             return
-        entry.want(now)
+        entry.want(now, by_thread=True)
         entry.become(Turn.PAUSED, gpu_uuid, now)
         entry.out_of_turn_since = now if entry.out_of_turn_since is None else entry.out_of_turn_since
         spiteful = now - entry.out_of_turn_since >= SPITE_SECONDS

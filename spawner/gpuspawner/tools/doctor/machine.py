@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from traitlets import TraitError
+from traitlets.config import Config
 
 from ...broker.app import GpuBroker
 from ...broker.decide.place.host import Host
@@ -20,6 +22,7 @@ from ...broker.decide.place.pooling import make_pooling
 from ...broker.leases.containers import DockerEngine
 from ...config.site import GpuSite
 from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault
+from ...hub.check import check_spawner
 from ...node.injection import EngineFacts, engine_facts, read_local
 from ...node.inventory import (
     DriverFacts,
@@ -60,8 +63,17 @@ def collect(settings: GpuBroker) -> Facts:
         broker=asyncio.run(_broker(settings.site, settings.config_file)),
         lab=read_lab(settings.config, info, settings.site.state_dir) if engine else None,
         network=read_network(settings.config),
+        spawner_error=_spawner_error(settings.config),
         open_files=read_open_files(Path(settings.site.state_dir)),
     )
+
+
+def _spawner_error(config: Config) -> str:
+    try:
+        check_spawner(config)
+    except TraitError as error:
+        return str(error)
+    return ""
 
 
 def image_references(settings: GpuBroker) -> tuple[str, ...]:
