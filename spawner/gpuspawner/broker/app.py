@@ -31,8 +31,10 @@ from .api.classes import Classes, ClassParts
 from .api.offer import offer_routes
 from .api.public.classes import ClassTools, class_routes
 from .api.public.rules import MoreRoutes, joined, public_rules
+from .api.public.turns import public_turns
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .api.turns import TurnService, turn_routes
 from .api.use import use_of
 from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
@@ -377,10 +379,18 @@ class GpuBroker(Application):
             metrics=self.measures,
             journal=self.journal,
             log=self.log,
+            rank=self._turn_rank,
         )
         enforcement = Enforcement(tools, self.service)
         self.allocator.on_lease = enforcement.on_lease
         return enforcement
+
+    def _turn_service(self) -> TurnService:
+        return TurnService(self.allocator, self.enforcement.turns)
+
+    def _turn_rank(self, lease: Lease) -> tuple[float, ...]:
+        """Whose turn comes first: by the quota's priority, as in the queue."""
+        return (-float(self.gate.terms_of(lease).priority),)
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics()
@@ -479,6 +489,7 @@ class GpuBroker(Application):
             node=self.enforcement.node_facts,
             usage=self.enforcement.usage,
             ended=self.journal.recent,
+            turns=self.enforcement.turns.views,
             unknown=self._unknown,
         )
         return View(self.allocator, about)
@@ -506,6 +517,7 @@ class GpuBroker(Application):
             public_rules(site, self.rules, self.endings),
             class_routes(ClassTools(site, self.rules, self.endings, classes)),
             class_pages(Teaching(classes, self.rules, self.facts.simulated)),
+            public_turns(site, self._turn_service()),
         )
 
     def _make_classes(self) -> Classes:
@@ -528,6 +540,7 @@ class GpuBroker(Application):
         routes = [
             *rule_routes(site, self.rules, self.endings),
             *offer_routes(site, self.rules, self.endings, offers),
+            *turn_routes(site, self._turn_service()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))

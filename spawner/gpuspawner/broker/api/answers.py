@@ -9,6 +9,7 @@ from typing import Any
 from ...core.model import Tier
 from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
+from ..decide.snapshot import TurnView
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
 from ..observe.metrics import Metrics
@@ -24,7 +25,8 @@ class About:
 
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
     `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `unknown` returns the
-    leases whose server the hub doesn't know.
+    leases whose server the hub doesn't know. `turns` returns, by lease id, where each lease
+    in turns is.
     """
 
     tiers: tuple[Tier, ...]
@@ -34,6 +36,7 @@ class About:
     usage: Callable[[], Mapping[str, Usage]]
     ended: Callable[[], tuple[EndedProcess, ...]]
     node: Callable[[], NodeFacts]
+    turns: Callable[[], Mapping[str, TurnView]] = dict
     unknown: Callable[[], Collection[str]] = frozenset
 
 
@@ -47,7 +50,9 @@ class View:
     def status(self) -> Document:
         """The whole status document."""
         about = self._about
-        news = News(about.usage(), about.blind(), about.ended(), about.node().fault, about.unknown())
+        news = News(
+            about.usage(), about.blind(), about.ended(), about.node().fault, about.unknown(), about.turns()
+        )
         return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:
