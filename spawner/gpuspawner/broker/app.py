@@ -62,6 +62,7 @@ from .leases.rulebook import Rulebook
 from .leases.unknown import UnknownServers
 from .ledger import Ledger
 from .lock import BrokerLock
+from .observe.disks import DiskWatch
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
@@ -185,6 +186,7 @@ class GpuBroker(Application):
     facts: NodeFacts
     way_in: WayIn
     closures: Closures
+    disks: DiskWatch
     unknown: UnknownServers | None = None
 
     @property
@@ -272,6 +274,7 @@ class GpuBroker(Application):
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
         self.closures = self._make_closures()
+        self.disks = DiskWatch(self.engine.facts, self.node.disks, self.measures, self.log)
         self.endings = self._make_endings()
         await self.journal.load()
         await self.enforcement.start()
@@ -290,6 +293,7 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
             if not self.facts.simulated:
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
+            loops.append(asyncio.create_task(self.disks.run(), name="disks"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
             if self.hub_api is not None:
@@ -480,6 +484,7 @@ class GpuBroker(Application):
             usage=self.enforcement.usage,
             ended=self.journal.recent,
             unknown=self._unknown,
+            disks=self.disks.now,
         )
         return View(self.allocator, about)
 

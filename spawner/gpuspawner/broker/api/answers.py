@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...core.disk import Disk
 from ...core.model import Tier
 from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
@@ -24,7 +25,7 @@ class About:
 
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
     `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `unknown` returns the
-    leases whose server the hub doesn't know.
+    leases whose server the hub doesn't know, `disks` the last readings of the disks.
     """
 
     tiers: tuple[Tier, ...]
@@ -35,6 +36,7 @@ class About:
     ended: Callable[[], tuple[EndedProcess, ...]]
     node: Callable[[], NodeFacts]
     unknown: Callable[[], Collection[str]] = frozenset
+    disks: Callable[[], tuple[Disk, ...]] = tuple
 
 
 class View:
@@ -47,7 +49,9 @@ class View:
     def status(self) -> Document:
         """The whole status document."""
         about = self._about
-        news = News(about.usage(), about.blind(), about.ended(), about.node().fault, about.unknown())
+        news = News(
+            about.usage(), about.blind(), about.ended(), about.node().fault, about.unknown(), about.disks()
+        )
         return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:
