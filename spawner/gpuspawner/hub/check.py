@@ -17,6 +17,7 @@ from traitlets.config import Application, Config
 from ..config.lab import GpuLab
 from ..core.errors import ConfigError
 from .network import gateway_of, has_address
+from .quiet import quieten
 from .reach import check, drop_devices, ways
 from .spawner import GpuDockerSpawner
 
@@ -40,7 +41,7 @@ def watch_settings(app: Application) -> None:
 
 
 def _check_all(change: Any) -> None:
-    """Ends the hub, after one sentence, for settings that can't be used."""
+    """Ends the hub, after one sentence, for settings that can't be used; else prepares its log."""
     app: Any = change.owner
     try:
         check_spawner(app.config)
@@ -49,6 +50,7 @@ def _check_all(change: Any) -> None:
     except TraitError as error:
         app.log.critical("The hub doesn't start: %s", error)
         app.exit(1)
+    quieten(app.log)
 
 
 def check_class(chosen: type) -> None:

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
-from jupyterhub.utils import fmt_ip_url, maybe_future, url_escape_path, url_path_join
+from jupyterhub.utils import fmt_ip_url, maybe_future, url_escape_path, url_path_join, utcnow
 from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
 from traitlets import Any as AnyTrait
@@ -525,9 +525,13 @@ class GpuDockerSpawner(DockerSpawner):
         stored = self.orm_spawner
         if stored is not None and stored.user_options != options:
             stored.user_options = options
-            session = object_session(stored)
-            if session is not None:
-                session.commit()
+            self._commit(stored)
+
+    @staticmethod
+    def _commit(stored: Any) -> None:
+        session = object_session(stored)
+        if session is not None:
+            session.commit()
 
     # ---- start
 
@@ -770,11 +774,21 @@ class GpuDockerSpawner(DockerSpawner):
         return None
 
     def _report_kernels(self, address: tuple[str, int], token: str) -> None:
-        """Tells the broker, in the background, whether the kernels of a server with a GPU compute."""
-        if not self.lease_id or self.server is None or self.internal_ssl:
+        """Tells hub and broker, in the background, whether the kernels compute."""
+        if self.server is None or self.internal_ssl:
             return
         url = self._address_url(*address) + str(self.server.base_url)
-        self._kernels.begin(self.shared.broker, self.lease_id, url, token)
+        self._kernels.begin(self.shared.broker, self.lease_id, url, token, self._count_as_active)
+
+    def _count_as_active(self) -> None:
+        """A server that computes is active for the hub, too: no culler ends it as idle.
+
+        JupyterHub (6.1) counts requests, and messages of a kernel; a silent computation has neither.
+        """
+        stored = self.orm_spawner
+        if stored is not None:
+            stored.last_activity = utcnow(with_tz=False)
+            self._commit(stored)
 
     def _reconnect(self, error: ConfigError) -> None:
         """Connects the container to the labs' network again, in the background."""
