@@ -81,6 +81,7 @@ STATUS: dict[str, Any] = {
          "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None}
     ],
     "ended": [],
+    "disks": [],
 }  # fmt: skip
 
 
