@@ -413,9 +413,16 @@ async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() ->
             {},
             (5 << 30, 4.0),
         ),
+        (
+            {"mem_limit": "2G", "cpu_limit": 2},
+            {"mem_limit": "3G", "cpu_limit": 1},
+            {"mem_limit": "3G", "cpu_limit": 1},
+            {},
+            (3 << 30, 1.0),
+        ),
         ({"mem_limit": "2G"}, {}, {"mem_limit": "5G"}, {"mem_limit": "7g"}, (7 << 30, None)),
     ],
-    ids=["default", "setting", "tier", "group", "extra_host_config"],
+    ids=["default", "setting", "tier", "group", "group with the setting's value", "extra_host_config"],
 )
 async def test_whose_limit_of_memory_and_cpu_counts(
     tier: dict[str, Any],
