@@ -45,5 +45,6 @@ c.GpuDockerSpawner.allowed_images = {
     "Not here yet": f"{STUB}/none:1",
     "any": "quay.io/jupyter/*:2026-*",
 }
+c.GpuDockerSpawner.pull_at_start = False
 c.GpuDockerSpawner.http_timeout = 10
 c.GpuDockerSpawner.poll_interval = 2

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tornado.httpserver import HTTPServer
@@ -16,6 +17,7 @@ from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
 
 from ..config.idle import IdleRules
+from ..config.open_files import raise_limit
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
@@ -25,10 +27,15 @@ from ..core.units import utc_now
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
+from .api.classes import Classes, ClassParts
 from .api.offer import offer_routes
-from .api.public.rules import public_rules
+from .api.public.classes import ClassTools, class_routes
+from .api.public.rules import MoreRoutes, joined, public_rules
+from .api.public.turns import public_turns
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .api.turns import TurnService, turn_routes
+from .api.use import use_of
 from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
 from .decide.place.pooling import Pooling
@@ -47,18 +54,23 @@ from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
 from .leases.gate import QuotaGate
 from .leases.hub_api import HubApi
+from .leases.hub_people import HubPeople
 from .leases.leasing import NOT_READY, LeaseService, Parts
 from .leases.offers import Offers
 from .leases.prestart import Prestart
 from .leases.queue_rules import queue_rules
 from .leases.rule_service import RuleService
 from .leases.rulebook import Rulebook
+from .leases.unknown import UnknownServers
 from .ledger import Ledger
 from .lock import BrokerLock
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
 from .pages import serve_pages
+from .pages.classes.base import Teaching
+from .pages.classes.handlers import class_pages
+from .pages.look import hub_of
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -159,6 +171,8 @@ class GpuBroker(Application):
     tiers: tuple[Tier, ...]
     quotas: tuple[Quota, ...]
     idle: IdleRules
+    ledger: Ledger
+    hub_api: HubApi | None
     rulebook: Rulebook
     announcements: Announcements
     gate: QuotaGate
@@ -173,6 +187,7 @@ class GpuBroker(Application):
     facts: NodeFacts
     way_in: WayIn
     closures: Closures
+    unknown: UnknownServers | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -241,6 +256,7 @@ class GpuBroker(Application):
             await self.node.close()
 
     async def _run_node(self, ledger: Ledger, stop: asyncio.Event) -> None:
+        self.ledger = ledger
         self.sharing = Sharing(self.site, self.tiers)
         pooling = self.sharing.find(self.facts)
         for warning in pooling.warnings:
@@ -261,13 +277,13 @@ class GpuBroker(Application):
         self.endings = self._make_endings()
         await self.journal.load()
         await self.enforcement.start()
+        self.hub_api = _hub_api(os.environ)
         servers: list[HTTPServer] = []
         loops: list[asyncio.Task[None]] = []
         try:
             await self._look()
             servers.append(self._serve_socket())
-            rules = public_rules(self._site(), self.rules, self.endings)
-            servers.extend(serve_pages(self._view(), self.config, rules))
+            servers.extend(serve_pages(self._view(), self.config, self._public_routes()))
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
@@ -278,13 +294,13 @@ class GpuBroker(Application):
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
-            if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
+            if self.hub_api is not None:
+                self.unknown = UnknownServers(
+                    self.hub_api, self.allocator.leases, hub_of(self.config), self.log
+                )
+                loops.append(asyncio.create_task(self.unknown.run(), name="unknown servers"))
                 prestart = Prestart(
-                    self.rulebook,
-                    HubApi(os.environ),
-                    self._running_users,
-                    self.site.prestart_at_once,
-                    self.log,
+                    self.rulebook, self.hub_api, self._running_users, self.site.prestart_at_once, self.log
                 )
                 loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
@@ -363,10 +379,18 @@ class GpuBroker(Application):
             metrics=self.measures,
             journal=self.journal,
             log=self.log,
+            rank=self._turn_rank,
         )
         enforcement = Enforcement(tools, self.service)
         self.allocator.on_lease = enforcement.on_lease
         return enforcement
+
+    def _turn_service(self) -> TurnService:
+        return TurnService(self.allocator, self.enforcement.turns)
+
+    def _turn_rank(self, lease: Lease) -> tuple[float, ...]:
+        """Whose turn comes first: by the quota's priority, as in the queue."""
+        return (-float(self.gate.terms_of(lease).priority),)
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics()
@@ -465,6 +489,8 @@ class GpuBroker(Application):
             node=self.enforcement.node_facts,
             usage=self.enforcement.usage,
             ended=self.journal.recent,
+            turns=self.enforcement.turns.views,
+            unknown=self._unknown,
         )
         return View(self.allocator, about)
 
@@ -475,7 +501,38 @@ class GpuBroker(Application):
             for tier in self.tiers
             if tier.queue_timeout_seconds is not None
         }
-        return Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
+        return Site(
+            self.service, self._view(), self.measures, waits, self.log, simulated, timeouts, self._unknown
+        )
+
+    def _unknown(self) -> frozenset[str]:
+        """The leases whose server the hub doesn't know; none if no hub started this broker."""
+        return frozenset() if self.unknown is None else self.unknown.ids()
+
+    def _public_routes(self) -> MoreRoutes:
+        """What the service has besides the pages that everybody sees."""
+        site = self._site()
+        classes = self._make_classes()
+        return joined(
+            public_rules(site, self.rules, self.endings),
+            class_routes(ClassTools(site, self.rules, self.endings, classes)),
+            class_pages(Teaching(classes, self.rules, self.facts.simulated)),
+            public_turns(site, self._turn_service()),
+        )
+
+    def _make_classes(self) -> Classes:
+        parts = ClassParts(
+            people=None if self.hub_api is None else HubPeople(self.hub_api),
+            allocator=self.allocator,
+            service=self.service,
+            rules=self.rules,
+            endings=self.endings,
+            announcements=self.announcements,
+            ledger=self.ledger,
+            ended=self.journal.recent,
+            use=lambda leases: use_of(leases, self.enforcement.usage(), {}),
+        )
+        return Classes(parts)
 
     def _serve_socket(self) -> HTTPServer:
         site = self._site()
@@ -483,6 +540,7 @@ class GpuBroker(Application):
         routes = [
             *rule_routes(site, self.rules, self.endings),
             *offer_routes(site, self.rules, self.endings, offers),
+            *turn_routes(site, self._turn_service()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))
@@ -494,6 +552,12 @@ class GpuBroker(Application):
         self.log.info(
             "The broker answers on %s: %d %s, injection %s", self.site.socket_path, count, kind, ways
         )
+
+
+def _hub_api(environment: Mapping[str, str]) -> HubApi | None:
+    """The hub's API; None if no hub started this process."""
+    known = "JUPYTERHUB_API_TOKEN" in environment and "JUPYTERHUB_API_URL" in environment
+    return HubApi(environment) if known else None
 
 
 def _make_state_dir(path: Path) -> None:
@@ -511,6 +575,7 @@ def main(argv: list[str] | None = None) -> int:
     broker = GpuBroker()
     try:
         broker.initialize(argv)
+        raise_limit(broker.log)
         asyncio.run(broker.run())
     except (ConfigError, Fault) as error:
         print(f"gpuspawner broker: {error}", file=sys.stderr)

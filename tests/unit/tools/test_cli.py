@@ -72,6 +72,7 @@ STATUS: dict[str, Any] = {
             "since": "2026-01-01T00:00:00Z",
             "notice": "Save your work",
             "groups": [],
+            "unknown_to_hub": True,
         }
     ],
     "queue": [
@@ -137,7 +138,15 @@ def test_status_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
         ["It is lost"],
         ["Leases"],
         ["User", "Server", "Tier", "State", "Since", "GPUs", "Notice"],
-        ["ada", "[red]train", "gpu", "running", since, "1", "Save your work"],
+        [
+            "ada",
+            "[red]train",
+            "gpu",
+            "running",
+            since,
+            "1",
+            "not known to the hub: end it on the GPU page. Save your work",
+        ],
         ["Waiting"],
         ["Place", "User", "Server", "Tier", "Since"],
         ["1st", "bob", "gpu", since],
@@ -212,6 +221,20 @@ def test_the_state_of_make_hub_beside_the_config_file_is_found(
     assert found() == (str(state), f"{state}/s")
     assert "GPUSPAWNER_STATE_DIR" not in os.environ
     assert found("--GpuSite.state_dir=/from/line")[0] == "/from/line"
+    # `make hub` has written down with what it was started; what it must not say is not read.
+    config.write_text("import os\nc.GpuSite.socket_path = os.environ.get('GPUSPAWNER_NAME', '-')\n")
+    assert found()[1] == "-"
+    (state / "environment.json").write_text(
+        '{"GPUSPAWNER_NAME": "course", "PATH": "/x", "GPUSPAWNER_PORT": 5}'
+    )
+    path = os.environ["PATH"]
+    assert (found()[1], os.environ["PATH"]) == ("course", path)
+    monkeypatch.setenv("GPUSPAWNER_NAME", "mine")
+    assert found()[1] == "mine"
+    monkeypatch.delenv("GPUSPAWNER_NAME")
+    (state / "environment.json").write_text("[")
+    assert found()[1] == "-"
+    config.write_text("import os\nc.GpuSite.socket_path = os.environ['GPUSPAWNER_STATE_DIR'] + '/s'\n")
     monkeypatch.setenv("GPUSPAWNER_STATE_DIR", "/from/environment")
     assert found() == ("/from/environment", "/from/environment/s")
 

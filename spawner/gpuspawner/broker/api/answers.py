@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...core.model import Tier
 from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
+from ..decide.snapshot import TurnView
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
 from ..observe.metrics import Metrics
@@ -23,7 +24,9 @@ class About:
     """Besides the leases: facts that don't change while a broker runs, and functions for those that do.
 
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
-    `node` returns the machine's facts: its driver, and why its GPUs can't be listed.
+    `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `unknown` returns the
+    leases whose server the hub doesn't know. `turns` returns, by lease id, where each lease
+    in turns is.
     """
 
     tiers: tuple[Tier, ...]
@@ -33,6 +36,8 @@ class About:
     usage: Callable[[], Mapping[str, Usage]]
     ended: Callable[[], tuple[EndedProcess, ...]]
     node: Callable[[], NodeFacts]
+    turns: Callable[[], Mapping[str, TurnView]] = dict
+    unknown: Callable[[], Collection[str]] = frozenset
 
 
 class View:
@@ -45,7 +50,9 @@ class View:
     def status(self) -> Document:
         """The whole status document."""
         about = self._about
-        news = News(about.usage(), about.blind(), about.ended(), about.node().fault)
+        news = News(
+            about.usage(), about.blind(), about.ended(), about.node().fault, about.unknown(), about.turns()
+        )
         return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:

@@ -69,7 +69,7 @@ class PageHandler(HubHandler):
             ),
             "viewer": self.viewer,
             "navigation": navigation(self.viewer, site.prefix, self.address),
-            "live_url": f"{self.request.path}live",
+            "live_url": f"{self.request.path}live{f'?{self.request.query}' if self.request.query else ''}",
         }
 
     def write_error(self, status_code: int, **_: Any) -> None:
@@ -100,11 +100,16 @@ class LiveMixin(PageHandler):
         self.finish(self.sentence(status_code))
 
 
-def page_routes(site: PageSite, page: type[PageHandler], pattern: str | None = None) -> list[Route]:
-    """The routes of a page and of its live part; `pattern` is its address where that has groups."""
+def page_routes(
+    site: PageSite, page: type[PageHandler], pattern: str | None = None, **wanted: Any
+) -> list[Route]:
+    """The routes of a page and of its live part; `pattern` is its address where that has groups.
+
+    `wanted` goes to the handlers' `initialize`, with the site.
+    """
     address = f"{site.prefix}{page.address if pattern is None else pattern}"
     live = type(f"Live{page.__name__}", (LiveMixin, page), {"__doc__": "The changing part of the page."})
-    return [(address, page, {"site": site}), (f"{address}live", live, {"site": site})]
+    return [(address, page, {"site": site, **wanted}), (f"{address}live", live, {"site": site, **wanted})]
 
 
 class UnknownPageHandler(PageHandler):

@@ -19,7 +19,14 @@ function swap(html) {
     part.hidden = next.hidden;
     if (part.innerHTML === next.innerHTML) continue;
     const focused = part.contains(document.activeElement) ? document.activeElement.id : "";
+    const marked = [...part.querySelectorAll("input:checked")].map((input) => input.id);
+    const open = [...part.querySelectorAll("tr:has(details[open])")].map((row) => row.id);
     part.replaceChildren(...next.childNodes);
+    for (const id of marked) {
+      const box = document.getElementById(id);
+      if (box) box.checked = true;
+    }
+    for (const id of open) document.getElementById(id)?.querySelector("details")?.setAttribute("open", "");
     if (focused) document.getElementById(focused)?.focus();
   }
 }

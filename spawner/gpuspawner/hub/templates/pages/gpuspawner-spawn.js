@@ -28,8 +28,8 @@
 
   async function update() {
     try {
-      // Without its query: a query's options would start the server.
-      const answer = await fetch(window.location.pathname, {
+      // Not with the page's query: options in it would start the server. By the empty one, the hub's log knows these requests.
+      const answer = await fetch(window.location.pathname + "?next=", {
         redirect: "manual",
         headers: { Accept: "text/html" },
         signal: AbortSignal.timeout(10000),
