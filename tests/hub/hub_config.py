@@ -19,6 +19,11 @@ c.GpuSite.tiers = [
     {"name": "big", "title": "Three GPUs", "devices": 3},
     {"name": "crash", "title": "A server that ends at once", "image": "gpuspawner-hubtest/crash"},
     {"name": "mute", "title": "A server that never answers", "image": "gpuspawner-hubtest/mute"},
+    {
+        "name": "odd",
+        "title": """<script>document.title = 'taken'</script> "quoted" 'single' \u202eright-to-left""",
+        "description": "<img src=x onerror=\"document.title = 'taken'\">" + "w" * 255,
+    },
     {"name": "noimage", "title": "An image that isn't here", "image": "gpuspawner-hubtest/none:1"},
     *([{"name": "torch", "title": "PyTorch", "devices": 1, "image": "gpuspawner-hubtest/torch"}] * scripted),
 ]
@@ -65,6 +70,7 @@ c.JupyterHub.load_roles = [
             "admin:servers",
             "admin:server_state",
             "admin:groups",
+            "tokens",
             "read:hub",
             "custom:gpu:admin",
             "access:services!service=gpu",
@@ -72,3 +78,8 @@ c.JupyterHub.load_roles = [
         ],
     },
 ]
+
+if more := os.environ.get(
+    "GPUSPAWNER_TEST_MORE"
+):  # a recipe of the documents, below the rest of a site's file
+    exec(compile(Path(more).read_text(), more, "exec"))

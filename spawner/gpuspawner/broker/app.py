@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tornado.httpserver import HTTPServer
@@ -16,23 +17,31 @@ from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
 
 from ..config.idle import IdleRules
+from ..config.open_files import raise_limit
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
 from ..core.quota import Quota
+from ..core.states import AWAKE
 from ..core.units import utc_now
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
 from .api.answers import About, View
+from .api.classes import Classes, ClassParts
 from .api.offer import offer_routes
 from .api.public.actions import Actions
+from .api.public.classes import ClassTools, class_routes
 from .api.public.hub_servers import HubServers
-from .api.public.rules import public_rules
+from .api.public.rules import MoreRoutes, joined, public_rules
+from .api.public.turns import public_turns
+from .api.roster import LeaseUse
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .api.turns import TurnService, turn_routes
 from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
 from .decide.place.pooling import Pooling
+from .decide.turns import Turn
 from .decide.when.gpu_use import GpuUse, gpu_use
 from .enforce.closures import ClosureParts, Closures
 from .enforce.enforcement import Enforcement, Tools
@@ -48,22 +57,29 @@ from .leases.endings import EndingParts, Endings
 from .leases.folders import DiskFolders
 from .leases.gate import QuotaGate
 from .leases.hub_api import HubApi
+from .leases.hub_people import HubPeople
 from .leases.leasing import NOT_READY, LeaseService, Parts
 from .leases.offers import Offers
 from .leases.prestart import Prestart
 from .leases.queue_rules import queue_rules
 from .leases.rule_service import RuleService
 from .leases.rulebook import Rulebook
+from .leases.unknown import UnknownServers
 from .ledger import Ledger
 from .lock import BrokerLock
+from .observe.disks import DiskWatch
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
 from .observe.sampler import Sampler
-from .observe.use import Use, use_of
+from .observe.use import Use, use_in_turns, use_of
 from .pages import serve_pages
+from .pages.classes.base import Teaching
+from .pages.classes.handlers import class_pages
+from .pages.look import hub_of
 from .pages.own.desk import BrokerDesk
 from .pages.serving import MakeDesk
+from .pages.unknown.handlers import unknown_pages
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -164,6 +180,8 @@ class GpuBroker(Application):
     tiers: tuple[Tier, ...]
     quotas: tuple[Quota, ...]
     idle: IdleRules
+    ledger: Ledger
+    hub_api: HubApi | None
     rulebook: Rulebook
     announcements: Announcements
     gate: QuotaGate
@@ -179,6 +197,8 @@ class GpuBroker(Application):
     facts: NodeFacts
     way_in: WayIn
     closures: Closures
+    disks: DiskWatch
+    unknown: UnknownServers | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -247,6 +267,7 @@ class GpuBroker(Application):
             await self.node.close()
 
     async def _run_node(self, ledger: Ledger, stop: asyncio.Event) -> None:
+        self.ledger = ledger
         self.sharing = Sharing(self.site, self.tiers)
         pooling = self.sharing.find(self.facts)
         for warning in pooling.warnings:
@@ -264,18 +285,21 @@ class GpuBroker(Application):
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
         self.closures = self._make_closures()
+        self.disks = DiskWatch(self.engine.facts, self.node.disks, self.measures, self.log)
         self.endings = self._make_endings()
         self.sampler = Sampler(self._uses, self.log)
         await self.journal.load()
         await self.enforcement.start()
+        self.hub_api = _hub_api(os.environ)
         servers: list[HTTPServer] = []
         loops: list[asyncio.Task[None]] = []
         try:
             await self._look()
             servers.append(self._serve_socket())
-            rules = public_rules(self._site(), self.rules, self.endings)
             servers.extend(
-                serve_pages(self._view(), self.config, make_desk=self._make_desk(ledger), more=rules)
+                serve_pages(
+                    self._view(), self.config, make_desk=self._make_desk(ledger), more=self._public_routes()
+                )
             )
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
@@ -286,10 +310,17 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self.sampler.run(), name="sampler"))
             if not self.facts.simulated:
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
+            loops.append(asyncio.create_task(self.disks.run(), name="disks"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
-            if "JUPYTERHUB_API_TOKEN" in os.environ and "JUPYTERHUB_API_URL" in os.environ:
-                prestart = Prestart(self.rulebook, HubApi(os.environ), self.log)
+            if self.hub_api is not None:
+                self.unknown = UnknownServers(
+                    self.hub_api, self.allocator.leases, hub_of(self.config), self.log
+                )
+                loops.append(asyncio.create_task(self.unknown.run(), name="unknown servers"))
+                prestart = Prestart(
+                    self.rulebook, self.hub_api, self._running_users, self.site.prestart_at_once, self.log
+                )
                 loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
             loops.append(asyncio.create_task(pruning.run(), name="pruning"))
@@ -308,6 +339,14 @@ class GpuBroker(Application):
         half_life_seconds = self.site.fair_share_half_life_days * 86400
         fair = FairShare(half_life_seconds) if self.site.fair_share else None
         return queue_rules(self.gate, fair, self.site.queue_patience)
+
+    def _make_prestart(self) -> Prestart:
+        hub, at_once = HubApi(os.environ), self.site.prestart_at_once
+        return Prestart(self.rulebook, hub, self._running_users, at_once, self.log)
+
+    def _running_users(self) -> set[str]:
+        """Users whose default server holds a GPU and runs."""
+        return {each.user for each in self.allocator.leases() if not each.server and each.state in AWAKE}
 
     def _make_endings(self) -> Endings:
         parts = EndingParts(
@@ -328,11 +367,18 @@ class GpuBroker(Application):
     def _uses(self) -> dict[str, Use]:
         """What each lease that holds devices uses, as the node read it last."""
         usage = self.enforcement.usage()
-        return {lease.id: use_of(lease, usage) for lease in self.allocator.leases() if lease.device_uuids}
+        turns = self.enforcement.turns.views()
+        held = [lease for lease in self.allocator.leases() if lease.device_uuids]
+        uses = {lease.id: use_of(lease, usage) for lease in held if lease.mode is not Mode.TURNS}
+        for lease_id, view in turns.items():
+            awake = view.gpu_uuid if view.turn is Turn.AWAKE else None
+            uses[lease_id] = use_in_turns(view.memory_bytes, awake, usage)
+        return uses
 
     def _make_desk(self, ledger: Ledger) -> MakeDesk:
         def make(api_url: str) -> BrokerDesk:
-            actions = Actions(self.rules, HubServers(api_url), self.allocator.lease, self.tiers)
+            turn = self._turn_service().act
+            actions = Actions(self.rules, HubServers(api_url), self.allocator.lease, self.tiers, turn)
             return BrokerDesk(self.rules, ledger, self.sampler, actions)
 
         return make
@@ -371,10 +417,18 @@ class GpuBroker(Application):
             metrics=self.measures,
             journal=self.journal,
             log=self.log,
+            rank=self._turn_rank,
         )
         enforcement = Enforcement(tools, self.service)
         self.allocator.on_lease = enforcement.on_lease
         return enforcement
+
+    def _turn_service(self) -> TurnService:
+        return TurnService(self.allocator, self.enforcement.turns)
+
+    def _turn_rank(self, lease: Lease) -> tuple[float, ...]:
+        """Whose turn comes first: by the quota's priority, as in the queue."""
+        return (-float(self.gate.terms_of(lease).priority),)
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics()
@@ -475,6 +529,9 @@ class GpuBroker(Application):
             ended=self.journal.recent,
             uses=lambda: self.sampler.latest,
             deadline_of=self.endings.deadline_of,
+            turns=self.enforcement.turns.views,
+            unknown=self._unknown,
+            disks=self.disks.now,
         )
         return View(self.allocator, about)
 
@@ -485,7 +542,46 @@ class GpuBroker(Application):
             for tier in self.tiers
             if tier.queue_timeout_seconds is not None
         }
-        return Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
+        return Site(
+            self.service, self._view(), self.measures, waits, self.log, simulated, timeouts, self._unknown
+        )
+
+    def _unknown(self) -> frozenset[str]:
+        """The leases whose server the hub doesn't know; none if no hub started this broker."""
+        return frozenset() if self.unknown is None else self.unknown.ids()
+
+    def _public_routes(self) -> MoreRoutes:
+        """What the service has besides the pages that everybody sees."""
+        site = self._site()
+        classes = self._make_classes()
+        return joined(
+            public_rules(site, self.rules, self.endings),
+            class_routes(ClassTools(site, self.rules, self.endings, classes)),
+            class_pages(Teaching(classes, self.rules, self.facts.simulated)),
+            unknown_pages(self.rules.audit, self._end_unknown),
+            public_turns(site, self._turn_service()),
+        )
+
+    async def _end_unknown(self, lease_id: str, author: str) -> None:
+        await self.service.release(lease_id, f"ended by {author}: the hub doesn't know it")
+
+    def _make_classes(self) -> Classes:
+        parts = ClassParts(
+            people=None if self.hub_api is None else HubPeople(self.hub_api),
+            allocator=self.allocator,
+            service=self.service,
+            rules=self.rules,
+            endings=self.endings,
+            announcements=self.announcements,
+            ledger=self.ledger,
+            ended=self.journal.recent,
+            use=lambda leases: {
+                lease.id: LeaseUse(use.memory_bytes, use.busy_percent)
+                for lease in leases
+                if (use := self.sampler.latest.get(lease.id)) is not None
+            },
+        )
+        return Classes(parts)
 
     def _serve_socket(self) -> HTTPServer:
         site = self._site()
@@ -493,6 +589,7 @@ class GpuBroker(Application):
         routes = [
             *rule_routes(site, self.rules, self.endings),
             *offer_routes(site, self.rules, self.endings, offers),
+            *turn_routes(site, self._turn_service()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))
@@ -504,6 +601,12 @@ class GpuBroker(Application):
         self.log.info(
             "The broker answers on %s: %d %s, injection %s", self.site.socket_path, count, kind, ways
         )
+
+
+def _hub_api(environment: Mapping[str, str]) -> HubApi | None:
+    """The hub's API; None if no hub started this process."""
+    known = "JUPYTERHUB_API_TOKEN" in environment and "JUPYTERHUB_API_URL" in environment
+    return HubApi(environment) if known else None
 
 
 def _make_state_dir(path: Path) -> None:
@@ -521,6 +624,7 @@ def main(argv: list[str] | None = None) -> int:
     broker = GpuBroker()
     try:
         broker.initialize(argv)
+        raise_limit(broker.log)
         asyncio.run(broker.run())
     except (ConfigError, Fault) as error:
         print(f"gpuspawner broker: {error}", file=sys.stderr)

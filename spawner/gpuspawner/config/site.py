@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from traitlets import Bool, Dict, Enum, Float, List, Unicode, default
+from traitlets import Bool, Dict, Enum, Float, Integer, List, Unicode, default
 from traitlets.config import Configurable
 
 from ..core.errors import ConfigError
@@ -38,10 +38,11 @@ class GpuSite(Configurable):
         and CPU limits of `group_overrides` or of a hook override the tier's; the tier's override those of
         `c.Spawner`.
 
-        `mode` says how its devices are shared: "whole" (the default), "slice" or "mig"; pools of that
-        mode serve it, or only the pool named in `pool`. A slice has `memory` ("8G" of GPU memory; default:
-        the pool's slice) and, with MPS, `compute_percent` (default: the pool's). A MIG tier may set
-        `mig_profile` ("1g.10gb"). For these two modes, the default of `devices` is 1.
+        `mode` says how its devices are shared: "whole" (the default), "slice", "mig" or "turns"; pools of
+        that mode serve it, or only the pool named in `pool`. A slice has `memory` ("8G" of GPU memory;
+        default: the pool's slice) and, with MPS, `compute_percent` (default: the pool's). A MIG tier may set
+        `mig_profile` ("1g.10gb"). In turns, `memory` is promised to who is awake (default: the whole GPU less
+        a reserve of 3 GiB). For these three modes, the default of `devices` is 1.
 
         Default: `cpu` and `gpu` (one whole device). Other names are refused. If no pool can serve a tier
         of slices or MIG instances, the broker doesn't start and says why. A tier of whole GPUs that this
@@ -67,8 +68,8 @@ class GpuSite(Configurable):
         help="""
         Which devices are shared in which mode. A device can be in one pool only.
 
-        Each is a dict: `name`; `mode` ("whole", the default, "slice" or "mig"); `devices`: "all" (the
-        default: all whole GPUs or MIG instances, as the mode needs, that no other pool names), a list
+        Each is a dict: `name`; `mode` ("whole", the default, "slice", "mig" or "turns"); `devices`: "all"
+        (the default: all whole GPUs or MIG instances, as the mode needs, that no other pool names), a list
         of UUIDs, or {"model": "H100", "count": 2}. A slice pool also has `slices` (the number of equal slices
         of each device) or `sizes` (a list; leases of these sizes in any mix that fits), and may have
         `compute_percent` (the most compute of the device that one slice may use; default:
@@ -77,6 +78,13 @@ class GpuSite(Configurable):
         is not changed; True: EXCLUSIVE_PROCESS while the pool is in use, so that only MPS reaches it).
         New slices go to the device with the fewest slices. docs/admins.md says what each mode limits, and
         what enforces the limit.
+
+        A pool of turns may have `seats` (how many leases it admits; default: as many as main memory holds
+        asleep beside their labs), `sleep_memory` ("24G", main memory kept for each of them; default: the
+        largest `memory` of its tiers), and in seconds `pause_after` (default 2: an idle turn ends when
+        somebody waits), `min_turn` (2), `max_turn` (60: while others wait) and `sleep_after` (900: idle
+        memory moves to main memory). `unsleepable` says what becomes of a program whose memory can't leave
+        the GPU: "pause" (the default: it stays there) or "end" (after a warning). docs/turns.md says more.
 
         Default: one pool of all whole GPUs and one of all MIG instances. If MIG splits all GPUs, tiers
         in mode "whole" get an instance. The broker doesn't start with pools that can't work.
@@ -258,6 +266,18 @@ class GpuSite(Configurable):
         Default: 15 minutes, longer than most people wait in front of a page. The spawner's
         `start_timeout` is raised to cover it.
         Example: `c.GpuSite.queue_timeout = 300`
+        """,
+    ).tag(config=True)
+
+    prestart_at_once = Integer(
+        4,
+        min=1,
+        help="""
+        How many servers of a lab session's members start at a time before it begins (a session's `prestart`).
+
+        Default: 4. The next one starts as soon as one of them runs, or after two minutes. More at a time are
+        ready sooner and load the disk and Docker more; too few for the time, and the last ones start late.
+        Example: `c.GpuSite.prestart_at_once = 8`
         """,
     ).tag(config=True)
 

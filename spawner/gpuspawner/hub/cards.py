@@ -90,14 +90,13 @@ class TierCard:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is known when the page is made. `tiers` and `offer` are None if the broker didn't answer; then
-    `problem` says so. `limits` and `images` give a sentence by tier name: the lab's limits, and what is to be
-    said of its image.
+    """What is known when the page is made. `tiers` and `offer` are None if the broker didn't answer.
+
+    `limits` and `images` give a sentence by tier name: the lab's limits, and what is to be said of its image.
     """
 
     tiers: TiersDocument | None = None
     offer: OfferDocument | None = None
-    problem: str = ""
     limits: Mapping[str, str] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
 
@@ -110,7 +109,7 @@ def make_cards(tiers: Sequence[Tier], found: Found) -> list[TierCard]:
     has_budget = found.offer is not None and bool(found.offer.allowance.budgets)
     return [
         _with_more(
-            _card(tier, documents.get(tier.name), offers.get(tier.name), simulated, found.problem),
+            _card(tier, documents.get(tier.name), offers.get(tier.name), simulated),
             offers.get(tier.name),
             found,
             has_budget,
@@ -128,15 +127,13 @@ def with_obstacle(card: TierCard, why: str, *, usable: bool) -> TierCard:
     return replace(card, state=State.OFF, badge="Not available", reason=card.reason or why)
 
 
-def _card(
-    tier: Tier, document: TierDocument | None, offer: TierOffer | None, simulated: bool, problem: str
-) -> TierCard:
+def _card(tier: Tier, document: TierDocument | None, offer: TierOffer | None, simulated: bool) -> TierCard:
     if not tier.needs_gpu:
         if offer is not None and offer.refused is not None:
             return _off(tier, offer.refused.message)
         return TierCard(tier, State.NOW, "Starts at once")
     if document is None or offer is None or document.total is None or offer.total is None:
-        return _off(tier, problem or NOT_NOW)
+        return _off(tier, NOT_NOW)
     card = _hardware(tier, document, offer, simulated)
     noun, wanted = _noun(tier, simulated), tier.want.device_count
     if document.total < wanted:
@@ -163,6 +160,9 @@ def _hardware(tier: Tier, document: TierDocument, offer: TierOffer, simulated: b
     fraction = (offer.gpu_hours_an_hour or 1.0) / max(1, document.device_count)
     models = " or ".join(document.device_models)
     device = f"{document.device_count} × {models}" if models and document.device_count > 1 else models
+    if tier.want.mode is Mode.TURNS and models and not simulated:
+        people = f" by up to {document.total} people" if document.total else ""
+        device = f"A whole {models} whenever you compute, shared in turns{people}"
     shared = tier.want.mode is Mode.SLICE and document.compute_guarantee == Guarantee.NONE and not simulated
     guarantee = _SIMULATED if simulated else _WORTH[tier.want.mode] + (f" {_TIME_SLICING}" if shared else "")
     meters = _meters(tier, document, fraction, shared)
@@ -195,7 +195,8 @@ def _with_more(card: TierCard, offer: TierOffer | None, found: Found, has_budget
             notes.append(offer.ends_message)
         if has_budget and offer.gpu_hours_an_hour:
             cost = f"{offer.gpu_hours_an_hour:.3g}"
-            notes.append(f"One hour costs {cost} GPU-hour{'' if cost == '1' else 's'}.")
+            hour = "One hour of turns" if card.tier.want.mode is Mode.TURNS else "One hour"
+            notes.append(f"{hour} costs {cost} GPU-hour{'' if cost == '1' else 's'}.")
         if offer.own_session is not None:
             notes.append(offer.own_session.message)
         notes.extend(each.message for each in offer.kept)

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from .messages import Count, LeaseId, Message, Percent, Text, TextOrEmpty, Time
+from .rules import Authored
 
 
 class MemberState(StrEnum):
@@ -54,50 +55,70 @@ class MemberDocument(Message):
     last_at: Time | None
 
 
+class AnnouncementDocument(Message):
+    """A message to a class that is shown now."""
+
+    text: str
+    author: str
+    since: Time
+    until: Time
+
+
 class RosterDocument(Message):
     """A class at this moment: those who are stuck first, then who waits longest.
 
     `members_fault` says why the hub's lists of members or servers can't be read; then `members` are those of
     an earlier answer (`members_as_of`), or, without one, those who have a server with a GPU. It is "" if all
-    is well.
+    is well. `message` is what the class is told now.
     """
 
     group: str
     members_as_of: Time | None
     members_fault: str
+    message: AnnouncementDocument | None
     counts: dict[MemberState, Count]
     stuck_count: Count
     members: tuple[MemberDocument, ...]
 
 
-class LeasesChosen(Message):
+class ClassesDocument(Message):
+    """The answer to `GET /classes`: groups that have a lab session, a quota, or a server now."""
+
+    groups: tuple[str, ...]
+
+
+class Chosen(Authored):
     """Servers of a class, by their lease; all of them if `everybody`."""
 
     lease_ids: tuple[LeaseId, ...] = Field((), max_length=5000, description="a list of leases' ids")
     everybody: bool = Field(False, description="true for all servers of the class")
 
 
-class StopServers(LeasesChosen):
+class StopServers(Chosen):
     """The body of `POST /classes/{group}/stop`."""
 
-    reason: TextOrEmpty = Field("", description="why, for the users and the audit log")
+    reason: TextOrEmpty = Field("", description="why, for the audit log")
 
 
-class ExtendServers(LeasesChosen):
+class ExtendServers(Chosen):
     """The body of `POST /classes/{group}/extend`."""
 
     seconds: float = Field(gt=0, le=86400, allow_inf_nan=False, description="a number of seconds up to a day")
 
 
-class ClassMessage(Message):
+class ClassMessage(Authored):
     """The body of `POST /classes/{group}/message`: a notice for every member, until it ends."""
 
     text: Text
     minutes: int = Field(60, ge=1, le=10080, description="a whole number of minutes up to a week")
 
 
+class MessageRemoval(Authored):
+    """The body of `DELETE /classes/{group}/message`."""
+
+
 class DoneDocument(Message):
-    """What became of each chosen server: how many worked, and a sentence for each that didn't."""
+    """What became of the chosen servers: for how many it worked, and a sentence for each other one."""
 
     done: Count
     refused: tuple[str, ...]

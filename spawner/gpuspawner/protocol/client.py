@@ -26,6 +26,7 @@ from .messages import (
     RefusedEvent,
     StatusDocument,
     TiersDocument,
+    TurnDocument,
     document,
     event_from_line,
     request_to_json,
@@ -34,8 +35,8 @@ from .stream import WAITED_HEADER
 
 M = TypeVar("M", bound=Message)
 
-OnQueued = Callable[[int, int, str], None]
-"""Called when the queue place changes, with the position (1 is next), the number waiting and a sentence."""
+OnQueued = Callable[[QueuedEvent], None]
+"""Called when the request joins the queue, and when its place or its likely wait changes."""
 
 UNAVAILABLE = (
     "GPUs can't be given out right now: the GPU broker isn't running. A CPU server still starts. "
@@ -117,6 +118,14 @@ class BrokerClient:
         Idempotent.
         """
         await self._call("DELETE", f"/leases/{lease_id}")
+
+    async def turn(self, lease_id: str, action: str) -> dict[str, Any]:
+        """Asks for a GPU now ("wake") or gives up the turn ("yield"), for a lease in turns; where it is.
+
+        Raises LeaseConflict if the server has ended or has no turns.
+        """
+        text = await self._call("POST", f"/turns/{lease_id}/{action}")
+        return document(TurnDocument.model_validate_json(text))
 
     async def tiers(self) -> dict[str, Any]:
         """The document of `GET /tiers`: what is free now in each tier."""
@@ -290,7 +299,7 @@ class _LeaseStream:
             case RefusedEvent():
                 raise _refusal(event)
             case QueuedEvent():
-                self._on_queued(event.position, event.waiting, event.message)
+                self._on_queued(event)
             case HeartbeatEvent() | None:  # None: a kind of event that a later version added
                 pass
         return None

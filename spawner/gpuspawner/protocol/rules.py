@@ -34,6 +34,28 @@ class QuotaRemoval(Authored):
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
+class DrainChange(Authored):
+    """The body of `POST /drains` (nothing new is placed on the device) and `DELETE /drains` (it is again)."""
+
+    uuid: Text = Field(description="the UUID of a GPU or MIG instance")
+    reason: TextOrEmpty = Field("", description=_REASON)
+
+
+class DrainDocument(Message):
+    """A device on which nothing new is placed, since when, by whom and why."""
+
+    uuid: str
+    since: Time
+    author: str
+    reason: str
+
+
+class DrainsDocument(Message):
+    """The answer to `GET /drains`."""
+
+    drains: tuple[DrainDocument, ...]
+
+
 class Grant(Authored):
     """The body of `POST /grants`: more GPU-hours in the present period, or fewer if negative."""
 
@@ -83,6 +105,12 @@ class Extend(Authored):
     """The body of `POST /leases/{id}/extend`."""
 
     seconds: float = Field(gt=0, le=86400, allow_inf_nan=False, description="a number of seconds up to a day")
+
+
+class EndUnknown(Authored):
+    """The body of `POST /leases/{id}/end`."""
+
+    reason: TextOrEmpty = Field(default="", description="text of up to 255 printable characters")
 
 
 class KernelsMessage(Message):

@@ -4,7 +4,8 @@
 
 The hub listens on the host's address in that network. Docker takes both away as soon as nothing runs in the
 network and somebody calls `docker network rm` or `docker system prune`. From then on nobody reaches the hub,
-so no start of a server can repair it. The hub's service `network` does.
+so no start of a server can repair it. The hub's service `network` does. It keeps the labs from the cloud's
+metadata service, too, if it may change the firewall.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from pathlib import Path
 
 from ..core.errors import ConfigError, EngineFault
 from ..hub.docker import DockerEngine
-from ..hub.network import DOCKERS_OWN, Call, ensure_network, gateway_of, has_address, look_at
+from ..hub.metadata import MetadataWall, may_build
+from ..hub.network import (
+    DOCKERS_OWN,
+    Call,
+    ensure_network,
+    gateway_of,
+    has_address,
+    look_at,
+    remove_network,
+)
 from .make_network import spawner_of_file
 
 LOG = logging.getLogger("gpuspawner.tools.keep_network")
@@ -33,11 +43,20 @@ RETRY_SECONDS = 2.0
 
 
 class NetworkKeeper:
-    """Creates the labs' network again if it was removed, and logs it. `look` blocks on Docker."""
+    """Creates the labs' network again if it was removed, and logs it. `look` blocks on Docker.
+
+    `wall` None: the labs may reach the metadata service, or somebody else has to keep them from it.
+    """
 
     def __init__(
-        self, call: Call, name: str, subnet: str, has_address: Callable[[str], bool] = has_address
+        self,
+        call: Call,
+        name: str,
+        subnet: str,
+        has_address: Callable[[str], bool] = has_address,
+        wall: MetadataWall | None = None,
     ) -> None:
+        self._wall = wall
         self._call = call
         self._name = name
         self._subnet = subnet
@@ -59,17 +78,43 @@ class NetworkKeeper:
             self._tell(logging.ERROR, f"Servers can't start, and may not reach the hub: {error}")
             return RETRY_SECONDS
         self._asked = now
+        self._build_wall()
         if self._has_address(self._address):
             self._told = ""
             return LOOK_SECONDS
         self._tell(
             logging.ERROR,
             f"Docker has the network {self._name!r}, but its address {self._address} isn't on this machine, "
-            f"so nobody reaches a hub that listens there: run 'docker network rm {self._name}', and it is "
+            f"so nobody reaches a hub that listens there: {self._remedy()}, and it is "
             "created again. If Docker runs on another machine, remove the service `network` from "
             "c.JupyterHub.services",
         )
         return RETRY_SECONDS
+
+    def _remedy(self) -> str:
+        """How to remove the network, with its containers named if Docker tells them."""
+        try:
+            seen = look_at(self._call, self._name)
+        except EngineFault:
+            seen = None
+        return remove_network(self._name, seen.running if seen else ())
+
+    def _build_wall(self) -> None:
+        """Somebody may have emptied the firewall's rules, so they are looked for each time."""
+        if self._wall is None:
+            return
+        try:
+            added = self._wall.build()
+        except EngineFault as fault:
+            LOG.warning(
+                "Labs may reach the cloud's metadata service; 'gpuspawner doctor' says more: %s", fault
+            )
+            self._wall = None  # said once
+            return
+        if added:
+            LOG.info(
+                "Labs of %s don't reach the cloud's metadata service: %d rules added", self._subnet, added
+            )
 
     def _repair(self) -> None:
         if look_at(self._call, self._name) is not None:
@@ -99,7 +144,8 @@ def keep(config_file: Path) -> None:
         LOG.info("The network %s is Docker's own: there is nothing to keep", spawner.network_name)
         signal.pause()
     engine = DockerEngine(spawner.client_kwargs, spawner.tls_config)
-    keeper = NetworkKeeper(engine.call_here, spawner.network_name, spawner.subnet)
+    wall = MetadataWall(spawner.subnet) if spawner.block_metadata and may_build() else None
+    keeper = NetworkKeeper(engine.call_here, spawner.network_name, spawner.subnet, wall=wall)
     while os.getppid() == parent:
         time.sleep(keeper.look(time.monotonic()))
 

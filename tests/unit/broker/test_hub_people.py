@@ -85,7 +85,7 @@ async def test_a_silent_hub_empties_no_class(people: HubPeople, hub: ScriptedHub
     await people.members("cs1")
     hub.fault, clock.seconds = "no answer", 31
     found = await people.members("cs1")
-    assert found == Members(("ada", "bob"), NOON, "The hub's list of members can't be read: no answer")
+    assert found == Members(("ada", "bob"), NOON, "The hub's list of members can't be read: no answer.")
     hub.fault, clock.seconds = "", 35
     assert (await people.members("cs1")).fault != ""  # not asked again at once
     clock.seconds = 37
@@ -95,9 +95,9 @@ async def test_a_silent_hub_empties_no_class(people: HubPeople, hub: ScriptedHub
 async def test_a_hub_that_never_answered(people: HubPeople, hub: ScriptedHub) -> None:
     hub.fault = "no answer"
     assert await people.members("cs1") == Members(
-        (), None, "The hub's list of members can't be read: no answer"
+        (), None, "The hub's list of members can't be read: no answer."
     )
-    assert await people.servers() == Servers({}, None, "The hub's list of servers can't be read: no answer")
+    assert await people.servers() == Servers({}, None, "The hub's list of servers can't be read: no answer.")
 
 
 async def test_strangers_names_don_t_fill_the_memory(people: HubPeople, hub: ScriptedHub) -> None:

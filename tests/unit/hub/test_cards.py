@@ -108,7 +108,8 @@ def test_a_tier_says_what_is_free_and_whether_one_would_wait(
         ),
         (GPU, {"device_models": ("H100", "A100")}, "H100 or A100", FULL, HARD),
         (
-            TURNS, {}, "H100 80GB", FULL,
+            TURNS, {"total": 8},
+            "A whole H100 80GB whenever you compute, shared in turns by up to 8 people", FULL,
             "Guarded: while it is your turn, you have the GPU to yourself. Between turns your program is "
             "paused, and continues where it was.",
         ),
@@ -137,14 +138,10 @@ def test_a_machine_that_is_too_small_says_so() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("document", "problem", "reason"),
-    [(None, "", "Not available now."), (None, "The broker is down.", "The broker is down.")],
-)
-def test_without_the_broker_cpu_starts_and_a_gpu_doesnt(document: Any, problem: str, reason: str) -> None:
-    assert make_cards([CPU, GPU], Found(problem=problem)) == [
+def test_without_the_broker_cpu_starts_and_a_gpu_doesnt() -> None:
+    assert make_cards([CPU, GPU], Found()) == [
         TierCard(CPU, State.NOW, "Starts at once"),
-        TierCard(GPU, State.OFF, "Not available", reason=reason),
+        TierCard(GPU, State.OFF, "Not available", reason="Not available now."),
     ]
 
 

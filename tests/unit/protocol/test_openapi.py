@@ -53,6 +53,9 @@ def test_the_operations() -> None:
         ("/quotas", "post", "change_quota"),
         ("/quotas", "delete", "remove_quota"),
         ("/grants", "post", "grant"),
+        ("/drains", "get", "drains"),
+        ("/drains", "post", "drain"),
+        ("/drains", "delete", "undrain"),
         ("/allowance", "post", "allowance"),
         ("/offer", "post", "offer"),
         ("/report", "get", "report"),
@@ -62,6 +65,7 @@ def test_the_operations() -> None:
         ("/sessions/calendar", "post", "import_calendar"),
         ("/sessions/{name}", "delete", "cancel_session"),
         ("/leases/{lease_id}/extend", "post", "extend"),
+        ("/leases/{lease_id}/end", "post", "end"),
         ("/leases/{lease_id}/kernels", "post", "kernels"),
         ("/servers", "get", "servers"),
     ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...core.disk import Disk
 from ...core.model import Tier
 from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
+from ..decide.snapshot import TurnView
 from ..decide.when.deadline import Deadline
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
@@ -26,7 +28,8 @@ class About:
 
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
     `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `uses` returns what each
-    lease uses, `deadline_of` when it ends.
+    lease uses, `deadline_of` when it ends. `unknown` returns the leases whose server the hub doesn't know,
+    `disks` the last readings of the disks. `turns` returns, by lease id, where each lease in turns is.
     """
 
     tiers: tuple[Tier, ...]
@@ -38,6 +41,9 @@ class About:
     node: Callable[[], NodeFacts]
     uses: Callable[[], Mapping[str, Use]] = dict
     deadline_of: Callable[[str], Deadline | None] = lambda lease_id: None
+    turns: Callable[[], Mapping[str, TurnView]] = dict
+    unknown: Callable[[], Collection[str]] = frozenset
+    disks: Callable[[], tuple[Disk, ...]] = tuple
 
 
 class View:
@@ -55,7 +61,8 @@ class View:
         """Equal to an earlier one as long as the status document is; much cheaper than the document."""
         snapshot, news = self._allocator.snapshot(), self._news()
         ends = tuple(news.deadline_of(lease.id) for lease in snapshot.leases)
-        return (snapshot, news.usage, news.blind, news.ended, news.fault, news.uses, ends)
+        more = (news.uses, frozenset(news.unknown), news.turns, tuple(news.disks))
+        return (snapshot, news.usage, news.blind, news.ended, news.fault, ends, *more)
 
     def _news(self) -> News:
         about = self._about
@@ -66,6 +73,9 @@ class View:
             fault=about.node().fault,
             uses=about.uses(),
             deadline_of=about.deadline_of,
+            unknown=about.unknown(),
+            turns=about.turns(),
+            disks=about.disks(),
         )
 
     def tiers(self) -> Document:

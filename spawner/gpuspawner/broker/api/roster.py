@@ -85,6 +85,7 @@ def make_roster(facts: ClassFacts, now: datetime) -> RosterDocument:
     return RosterDocument(
         group=facts.group,
         members_as_of=facts.members.as_of,
+        message=None,
         members_fault=" ".join(filter(None, (facts.members.fault, facts.servers.fault))),
         counts={state: counts[state] for state in MemberState if counts[state]},
         stuck_count=sum(bool(row.stuck) for row in rows),

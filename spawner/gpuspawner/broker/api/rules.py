@@ -1,6 +1,7 @@
 """The unix socket's routes for rules: quotas, GPU-hours, reports, lab sessions. All its users are admins.
 
 GET POST DELETE /quotas            see, change and take back what users and groups may have
+GET POST DELETE /drains            devices on which nothing new is placed
 POST            /grants            more GPU-hours, or fewer, in the present period
 POST            /allowance         what one user may have and has
 GET             /report            ?by=user|group|tier|day &start= &end= &timezone=
@@ -8,6 +9,7 @@ GET POST        /sessions          lab sessions
 DELETE          /sessions/{name}
 GET POST        /sessions/calendar iCalendar, out and in
 POST            /leases/{id}/extend
+POST            /leases/{id}/end   end a server that the hub doesn't know
 POST            /leases/{id}/kernels  whether a server's kernels compute, as the hub knows it
 GET             /servers           since when each server's GPU is idle, and when it ends
 """
@@ -27,7 +29,7 @@ from tornado.web import RequestHandler
 from ...config.quotas import check_timezone, period_to_text
 from ...config.sessions import session_to_json
 from ...core.decision import Decision, DecisionKind
-from ...core.errors import BadOption, ConfigError, Fault, Refusal
+from ...core.errors import BadOption, ConfigError, Fault, LeaseConflict, Refusal
 from ...core.model import Lease
 from ...core.quota import EVERYBODY as FOR_EVERYBODY
 from ...core.quota import UNLIMITED
@@ -39,6 +41,10 @@ from ...protocol.rules import (
     BudgetDocument,
     CalendarImport,
     DecisionDocument,
+    DrainChange,
+    DrainDocument,
+    DrainsDocument,
+    EndUnknown,
     Extend,
     ExtendedDocument,
     Grant,
@@ -83,12 +89,14 @@ def rule_routes(site: Site, rules: RuleService, endings: Endings) -> list[tuple[
     return [
         (r"/quotas", QuotasHandler, wanted),
         (r"/grants", GrantsHandler, wanted),
+        (r"/drains", DrainsHandler, wanted),
         (r"/allowance", AllowanceHandler, wanted),
         (r"/report", ReportHandler, wanted),
         (r"/sessions", SessionsHandler, wanted),
         (r"/sessions/calendar", CalendarHandler, wanted),
         (r"/sessions/([a-z0-9][a-z0-9._-]{0,62})", SessionHandler, wanted),
         (r"/leases/([0-9a-f]{32})/extend", ExtendHandler, wanted),
+        (r"/leases/([0-9a-f]{32})/end", EndHandler, wanted),
         (r"/leases/([0-9a-f]{32})/kernels", KernelsHandler, wanted),
         (r"/servers", ServersHandler, wanted),
     ]
@@ -255,6 +263,37 @@ class GrantsHandler(RuleHandler):
         )
 
 
+class DrainsHandler(RuleHandler):
+    """GET POST DELETE /drains"""
+
+    @answering
+    async def get(self) -> None:
+        """The drained devices; they are nobody's in particular, so everybody who reads anything sees them."""
+        drained = self.rules.rulebook.rules.drained
+        self.send(
+            DrainsDocument(
+                drains=tuple(
+                    DrainDocument(uuid=uuid, since=each.since, author=each.author, reason=each.reason)
+                    for uuid, each in sorted(drained.items())
+                )
+            )
+        )
+
+    @answering
+    async def post(self) -> None:
+        """204 once nothing new is placed there."""
+        change = self.read(DrainChange)
+        asked = Change("drain device", f"device:{change.uuid}", (), change)
+        await self.make(asked, lambda: self.rules.drain(change.uuid, change.author, change.reason))
+
+    @answering
+    async def delete(self) -> None:
+        """204 once servers are placed there again."""
+        change = self.read(DrainChange)
+        asked = Change("undrain device", f"device:{change.uuid}", (), change)
+        await self.make(asked, lambda: self.rules.undrain(change.uuid, change.author, change.reason))
+
+
 class AllowanceHandler(RuleHandler):
     """POST /allowance"""
 
@@ -390,6 +429,23 @@ class ExtendHandler(RuleHandler):
             return ExtendedDocument(seconds=await self.rules.extend(lease_id, body.seconds, body.author))
 
         await self.make(asked, extend)
+
+
+class EndHandler(RuleHandler):
+    """POST /leases/{id}/end"""
+
+    @answering
+    async def post(self, lease_id: str) -> None:
+        """204: the container is being removed, and its GPU is free when Docker says that it is gone."""
+        body = self.read(EndUnknown)
+        lease = self.rules.lease(lease_id)
+        if lease_id not in self.site.unknown():
+            raise LeaseConflict("The hub knows this server: stop it on the hub's admin page.")
+
+        async def end() -> None:
+            await self.site.service.release(lease_id, f"ended by {body.author}: the hub doesn't know it")
+
+        await self.make(Change("end", f"user:{lease.user}", (), body), end)
 
 
 class KernelsHandler(RuleHandler):

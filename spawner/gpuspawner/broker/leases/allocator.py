@@ -20,10 +20,10 @@ from ...core.errors import LeaseConflict, NoCapacity
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event, Frees
 from ...core.units import Clock, utc_now
-from ...core.want import Want
+from ...core.want import Mode, Want
 from ..decide.book import Book, QueueRules, with_shares
 from ..decide.line.backfill import SessionHold
-from ..decide.line.estimate import Arrival, Line
+from ..decide.line.future import Arrival, Line
 from ..decide.place import notice
 from ..decide.place.devices import NO_RULES
 from ..decide.place.placement import Kind, Share
@@ -32,10 +32,8 @@ from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
 from .gate import Gate
 from .logline import log_context
-from .waits import Waits
+from .waits import Guest, Waits
 from .watch import WaitNews, Watch, Watches
-
-_WITH_CONTAINER = (LeaseState.RUNNING, LeaseState.ASLEEP)
 
 _MOST_PAST = 20_000
 """At most this many past sessions, the newest, are read at the start: they show each user's past use."""
@@ -112,6 +110,14 @@ class Allocator:
         """How many leases like `want` fit now beside these places that are kept for others."""
         return self._book.spare(want, kept)
 
+    def guest(self, requests: Iterable[GpuRequest]) -> Guest:
+        """A user's requests, which don't wait yet, one for each tier, as `waits.of_guest` takes them."""
+        new = [_new(each, LeaseState.WAITING, self._clock()) for each in requests]
+        asking = {lease.tier: self._book.asking(lease) for lease in new}
+        uses = {self._book.use_step(lease.user) for lease in new}
+        claims = frozenset((tier, waiting.want, waiting.claim) for tier, waiting in asking.items())
+        return Guest(asking, (claims, frozenset(uses)))
+
     def begins(self, request: GpuRequest, session_seconds: float | None) -> bool:
         """Whether this request, if it came now, would get its devices at once; a session has that length."""
         new = _new(request, LeaseState.WAITING, self._clock())
@@ -147,6 +153,11 @@ class Allocator:
     def line(self) -> Line:
         """The queue, and which lease holds what until when: the input for estimates of waits."""
         return self._book.line()
+
+    def obstacles(self, lease_ids: Iterable[str]) -> dict[str, str]:
+        """Why waiting leases can't be served in any place, of those where something is in the way."""
+        found = ((lease_id, self._book.obstacle(lease_id)) for lease_id in lease_ids)
+        return {lease_id: obstacle for lease_id, obstacle in found if obstacle}
 
     def misses_devices(self) -> bool:
         """Whether a lease holds a device that was not found."""
@@ -232,6 +243,20 @@ class Allocator:
         Idempotent. Raises LeaseConflict if the lease may not have a container, or has another one.
         """
         return await self._step(self._set_running, lease_id, container_id)
+
+    async def sleep(self, lease_id: str, *, ago_seconds: float = 0.0) -> Lease | None:
+        """The lease computes on no GPU any more, since `ago_seconds`: from then on it isn't charged.
+
+        Idempotent: None for a lease that isn't awake. Raises LedgerFault.
+        """
+        return await self._step(self._turn, lease_id, Event.SLEEP, ago_seconds)
+
+    async def wake(self, lease_id: str, *, ago_seconds: float = 0.0) -> Lease | None:
+        """The lease has a GPU to itself since `ago_seconds`: from then on it is charged.
+
+        Idempotent: None for a lease that isn't asleep. Raises LedgerFault.
+        """
+        return await self._step(self._turn, lease_id, Event.WAKE, ago_seconds)
 
     async def charge(self, lease_id: str, awake_since: datetime) -> None:
         """Open a new awake interval for a running lease whose interval a reboot has ended, from `since`.
@@ -402,12 +427,21 @@ class Allocator:
         lease = self.lease(lease_id)
         if lease is None:
             raise LeaseConflict(states.ENDED)
-        if lease.state in _WITH_CONTAINER and lease.container_id == container_id:
+        if lease.state in states.WITH_CONTAINER and lease.container_id == container_id:
             return lease
         started = states.after(lease.state, Event.START, Actor.DOCKER)
         lease = replace(lease, state=started.to, container_id=container_id, since=self._clock())
+        lease = _before_first_turn(lease)
         await self._commit(lease)
         return lease
+
+    async def _turn(self, lease_id: str, event: Event, ago_seconds: float) -> Lease | None:
+        lease = self.lease(lease_id)
+        if lease is None or not states.can(lease.state, event):
+            return None
+        turned = replace(lease, state=states.after(lease.state, event, Actor.BROKER).to, since=self._clock())
+        await self._commit(turned, ago_seconds=ago_seconds)
+        return turned
 
     async def _begin_release(
         self, lease_id: str, reason: str, by: Actor, ended_at: datetime | None
@@ -447,7 +481,7 @@ class Allocator:
         if not lease.device_uuids or not self._book.can_hold(lease):
             raise LeaseConflict("A device of this lease is not free, or not on this machine.")
         shares = self._book.shares(lease)
-        running = with_shares(replace(lease, state=adopted_as.to), shares)
+        running = _before_first_turn(with_shares(replace(lease, state=adopted_as.to), shares))
         adopted = self._book.with_fractions(self._book.with_notice(running))
         if known is not None:
             adopted = replace(adopted, groups=known.groups, created_at=known.created_at)
@@ -580,7 +614,9 @@ class Allocator:
         self._doubtful.clear()
 
     def _log_change(self, before: Lease | None, lease: Lease) -> None:
-        if before is None or before.state is not lease.state:
+        if before is not None and {before.state, lease.state} == states.WITH_CONTAINER:
+            self._log.debug("Lease is %s: %s", lease.state, log_context(lease))  # its turn has a line already
+        elif before is None or before.state is not lease.state:
             why = f" ({lease.reason})" if lease.reason else ""
             self._log.info("Lease is %s%s: %s", lease.state, why, log_context(lease))
         elif before.notice != lease.notice:
@@ -610,3 +646,10 @@ def _new(request: GpuRequest, state: LeaseState, now: datetime) -> Lease:
         created_at=now,
         since=now,
     )
+
+
+def _before_first_turn(lease: Lease) -> Lease:
+    """A lease whose container runs, as it begins: in turns it has no GPU yet, and isn't charged."""
+    if lease.mode is not Mode.TURNS:
+        return lease
+    return replace(lease, state=states.after(lease.state, Event.SLEEP, Actor.BROKER).to)

@@ -104,10 +104,10 @@ class HubPeople:
         try:
             return Members(tuple(await self._hub.members(group)), self._clock())
         except HubFault as fault:
-            return replace(before, fault=f"The hub's list of members can't be read: {fault}")
+            return replace(before, fault=f"The hub's list of members can't be read: {fault}.")
 
     async def _ask_servers(self, before: Servers) -> Servers:
         try:
             return Servers(await self._hub.servers(), self._clock())
         except HubFault as fault:
-            return replace(before, fault=f"The hub's list of servers can't be read: {fault}")
+            return replace(before, fault=f"The hub's list of servers can't be read: {fault}.")

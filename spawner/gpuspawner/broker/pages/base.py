@@ -89,10 +89,10 @@ class PageHandler(HubHandler):
         """Answers with the template. Raises HTTPError 403 if the page is not for the viewer."""
         if not self.may_see(self.viewer):
             raise HTTPError(403, "the page %s is not for %s", self.address, self.viewer.name)
-        page, said = await self.content(*path), await self.said()
-        self.finish(self.site.look.render(template, page=page, said=said, **self.namespace()))
+        page, outcome = await self.content(*path), await self.outcome()
+        self.finish(self.site.look.render(template, page=page, outcome=outcome, **self.namespace()))
 
-    async def said(self) -> Mapping[str, str]:
+    async def outcome(self) -> Mapping[str, str]:
         """A sentence above the page, with `level` (Bootstrap's colour) and `sentence`; empty for none."""
         return {}
 
@@ -112,7 +112,7 @@ class PageHandler(HubHandler):
             "form": part,
             "viewer": self.viewer,
             "navigation": navigation(self.viewer, site.prefix, self.address),
-            "live_url": f"{self.page_path()}live",
+            "live_url": f"{self.page_path()}live{f'?{self.request.query}' if self.request.query else ''}",
             "events_url": f"{self.page_path()}events" if site.live is not None else "",
         }
 

@@ -103,12 +103,20 @@ def _event(name: str, data: str) -> str:
     return f"event: {name}\ndata: {data}\n\n"
 
 
-def page_routes(site: PageSite, page: type[PageHandler], pattern: str | None = None) -> list[Route]:
-    """The routes of a page and of its live part; `pattern` is its address where that has groups."""
+def page_routes(
+    site: PageSite, page: type[PageHandler], pattern: str | None = None, **wanted: Any
+) -> list[Route]:
+    """The routes of a page and of its live parts; `pattern` is its address where that has groups.
+
+    `wanted` goes to the handlers' `initialize`, with the site.
+    """
     address = f"{site.prefix}{page.address if pattern is None else pattern}"
     live = type(f"Live{page.__name__}", (LiveMixin, page), {"__doc__": "The changing part of the page."})
-    routes: list[Route] = [(address, page, {"site": site}), (f"{address}live", live, {"site": site})]
+    routes: list[Route] = [
+        (address, page, {"site": site, **wanted}),
+        (f"{address}live", live, {"site": site, **wanted}),
+    ]
     if site.live is not None:
         events = type(f"{page.__name__}Events", (EventsMixin, page), {"__doc__": "What changes on the page."})
-        routes.append((f"{address}events", events, {"site": site}))
+        routes.append((f"{address}events", events, {"site": site, **wanted}))
     return routes

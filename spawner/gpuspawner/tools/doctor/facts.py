@@ -10,6 +10,7 @@ from ...core.model import Device, Tier
 from ...node.injection import EngineFacts
 from ...node.inventory import ComputeMode, DriverFacts
 from .lab import LabFacts
+from .open_files import OpenFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,19 @@ class BrokerFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataFacts:
+    """The cloud's metadata service: whether it answers this machine, and whether labs are kept from it.
+
+    `rules_missing` None: this user can't read the firewall.
+    """
+
+    answers: bool
+    block: bool = True
+    """The setting `block_metadata`."""
+    rules_missing: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkFacts:
     """The labs' network, as the settings name it and as Docker has it; `error` if Docker doesn't say."""
 
@@ -60,6 +74,7 @@ class NetworkFacts:
     address_here: bool = False
     running: tuple[str, ...] = ()
     """The names of the running containers in it."""
+    metadata: MetadataFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +82,8 @@ class Facts:
     """All facts; None or "" for an unknown one, with the reason in another field."""
 
     config_error: str = ""
+    spawner_error: str = ""
+    """Why the hub doesn't start with its settings of labs."""
     inventory_setting: str = "auto"
     injection_setting: str = "auto"
     simulated: bool = False
@@ -90,3 +107,4 @@ class Facts:
     broker: BrokerFacts | None = None
     lab: LabFacts | None = None
     network: NetworkFacts | None = None
+    open_files: tuple[OpenFiles, ...] = ()

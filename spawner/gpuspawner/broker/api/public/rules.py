@@ -23,6 +23,8 @@ from ..access import ADMIN_SCOPE, READ_SCOPE, Reach
 from ..rules import (
     CalendarHandler,
     Change,
+    DrainsHandler,
+    EndHandler,
     GrantsHandler,
     QuotasHandler,
     ReportHandler,
@@ -35,6 +37,15 @@ from ..socket import Site as Socket
 from .base import READING, ApiUser, Route, Site
 
 MoreRoutes = Callable[[Site], list[Route]]
+
+
+def joined(*parts: MoreRoutes) -> MoreRoutes:
+    """The routes of all of them."""
+
+    def routes(pages: Site) -> list[Route]:
+        return [route for part in parts for route in part(pages)]
+
+    return routes
 
 
 class PublicRule(ApiUser, RuleHandler):
@@ -94,6 +105,14 @@ class PublicGrants(PublicRule, GrantsHandler):
     """POST api/grants"""
 
 
+class PublicEnd(PublicRule, EndHandler):
+    """POST api/leases/{id}/end"""
+
+
+class PublicDrains(PublicRule, DrainsHandler):
+    """GET POST DELETE api/drains"""
+
+
 class PublicReport(PublicRule, ReportHandler):
     """GET api/report"""
 
@@ -112,7 +131,9 @@ class PublicCalendar(PublicRule, CalendarHandler):
 
 _PUBLIC: dict[type[RuleHandler], type[RequestHandler]] = {
     QuotasHandler: PublicQuotas,
+    EndHandler: PublicEnd,
     GrantsHandler: PublicGrants,
+    DrainsHandler: PublicDrains,
     ReportHandler: PublicReport,
     SessionsHandler: PublicSessions,
     SessionHandler: PublicSession,

@@ -1,0 +1,72 @@
+"""What the pages of one class share: who may see it, its name, and the clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from tornado.web import HTTPError
+
+from ....core.units import Clock, utc_now
+from ...api.access import Viewer
+from ...api.classes import Classes
+from ...leases.rule_service import RuleService
+from ..base import PageSite
+from ..writing import WritingPage
+from .page import Scene
+
+MINUTES = (15, 30, 60, 120)
+"""By how much sessions can be extended, and how long a message may stand, on the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """What the pages of classes use."""
+
+    classes: Classes
+    rules: RuleService
+    simulated: bool = False
+    clock: Clock = utc_now
+
+
+class ClassBase(WritingPage):
+    """What the pages of one class share: who may see it, its name, and the clock."""
+
+    address = "classes/"
+    tools: Teaching
+
+    def initialize(self, site: PageSite, tools: Teaching) -> None:  # type: ignore[override]
+        super().initialize(site)
+        self.tools, self.audit = tools, tools.rules.audit
+
+    def may_see(self, viewer: Viewer) -> bool:
+        return bool(viewer.read)
+
+    @property
+    def hub_name(self) -> str:
+        """The name of this hub in the leases."""
+        return self.site.hub or "hub"
+
+    def scene(self) -> Scene:
+        """The present time on the site's clock."""
+        known = self.tools.rules.rulebook.known
+        return Scene(self.tools.clock(), known.timezone, {tier.name: tier.title for tier in known.tiers})
+
+    def check_group(self, group: str) -> None:
+        """Raises HTTPError 403 for a class that the viewer may not see."""
+        if not self.viewer.read.covers((group,)):
+            raise HTTPError(403, "%s may not see the class %s", self.viewer.author, group)
+
+    def may_write(self, group: str) -> bool:
+        """Whether the viewer may change something of the class."""
+        return self.viewer.reserve.covers_each((group,))
+
+    def namespace(self) -> dict[str, Any]:
+        """With the addresses of the class's pages."""
+        group = self.path_args[0] if self.path_args else ""
+        return {
+            **super().namespace(),
+            "class_url": f"{self.site.prefix}classes/{quote(group, safe='')}/",
+            "minutes": MINUTES,
+        }

@@ -1,0 +1,128 @@
+"""A broker with a class: real allocator, ledger and rules; the hub's lists and Docker are the test's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from gpuspawner.broker.api.classes import Classes, ClassParts
+from gpuspawner.broker.api.public.classes import ClassTools
+from gpuspawner.broker.api.roster import LeaseUse
+from gpuspawner.broker.leases.announcements import Announcements
+from gpuspawner.broker.leases.hub_api import HubServer
+from gpuspawner.broker.leases.hub_people import HubPeople
+from gpuspawner.broker.ledger import EndedProcess
+from gpuspawner.core.errors import EngineFault, HubFault
+from gpuspawner.core.model import GpuRequest, Lease
+from gpuspawner.core.want import Want
+
+from tests.unit.rules_bench import Served
+
+GIB = 1 << 30
+
+
+@dataclass
+class ListingHub:
+    """The hub's lists; `fault` makes it silent."""
+
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    running: dict[str, tuple[HubServer, ...]] = field(default_factory=dict)
+    fault: str = ""
+
+    async def members(self, group: str) -> list[str]:
+        if self.fault:
+            raise HubFault(self.fault)
+        if group not in self.groups:
+            raise HubFault(f"GET /groups/{group} was answered with 404: No such group")
+        return self.groups[group]
+
+    async def servers(self) -> dict[str, tuple[HubServer, ...]]:
+        if self.fault:
+            raise HubFault(self.fault)
+        return self.running
+
+
+class Ender:
+    """Ends leases as the service does, without containers; `stuck` are those that Docker can't remove."""
+
+    def __init__(self, bench: ClassBench) -> None:
+        self._bench = bench
+        self.ended: list[tuple[str, str]] = []
+        self.stuck: set[str] = set()
+
+    async def tell(self, lease_id: str, sentence: str) -> None:
+        await self._bench.broker.allocator.tell(lease_id, sentence)
+
+    async def release(self, lease_id: str, reason: str) -> bool:
+        if lease_id in self.stuck:
+            raise EngineFault("Docker does not answer")
+        self.ended.append((lease_id[-1], reason))
+        allocator = self._bench.broker.allocator
+        lease = await allocator.begin_release(lease_id, reason)
+        if lease is not None and lease.state.holds_devices:
+            await allocator.close(lease_id)
+        return True
+
+
+class ClassBench:
+    """The class `students` of ada, bob, cid and dan; `another` has eve."""
+
+    def __init__(self, folder: Path, times: Any) -> None:
+        self.broker, self.times = Served(folder, times), times
+        self.hub = ListingHub({"students": ["ada", "bob", "cid", "dan"], "another": ["eve"]})
+        self.ender = Ender(self)
+        self.uses: dict[str, LeaseUse] = {}
+        self.ended: list[EndedProcess] = []
+
+    async def open(self) -> None:
+        """Opens ledger and rules on the present loop."""
+        await self.broker.open()
+        broker, now = self.broker, self.times.now
+        parts = ClassParts(
+            people=HubPeople(self.hub, now, lambda: self.times.steady.seconds),
+            allocator=broker.allocator,
+            service=self.ender,
+            rules=broker.rules,
+            endings=broker.endings,
+            announcements=Announcements(broker.rules.rulebook, broker.site.log, now),
+            ledger=broker.ledger,
+            ended=lambda: self.ended,
+            use=self._use,
+            clock=now,
+        )
+        self.classes = Classes(parts)
+        self.tools = ClassTools(broker.site, broker.rules, broker.endings, self.classes)
+
+    async def close(self) -> None:
+        """Ends what `open` began."""
+        await self.broker.close()
+        self.broker.loop.close()
+
+    async def ask(self, number: int, user: str, group: str = "students", hub: str = "hub") -> str:
+        """A lease of the tier `gpu`, waiting or reserved; its id."""
+        request = GpuRequest(f"{number:032x}", hub, user, "", "gpu", Want(1), (group,))
+        return (await self.broker.allocator.acquire(request)).id
+
+    async def run(self, number: int, user: str, group: str = "students", hub: str = "hub") -> str:
+        """The same, running."""
+        lease_id = await self.ask(number, user, group, hub)
+        await self.broker.allocator.set_running(lease_id, f"container-{number}")
+        return lease_id
+
+    def end_process(self, lease_id: str, user: str, minutes_ago: float = 1) -> None:
+        """The guard ended a process of that lease."""
+        self.ended.insert(0, EndedProcess(
+            at=self.times.now() - timedelta(minutes=minutes_ago), offence="memory", lease_id=lease_id,
+            hub="hub", user=user, server="", container_id="c", device_uuid="GPU-0", pid=7, name="python",
+            used_bytes=9 * GIB, quota_bytes=8 * GIB, over_seconds=2.0, sentence="Your process was ended",
+        ))  # fmt: skip
+
+    def states(self) -> dict[str, str]:
+        """The state of each living lease, by user."""
+        return {lease.user: lease.state.value for lease in self.broker.allocator.leases()}
+
+    def _use(self, leases: Sequence[Lease]) -> Mapping[str, LeaseUse]:
+        return self.uses
