@@ -20,7 +20,7 @@ from ..config.idle import IdleRules
 from ..config.open_files import raise_limit
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
-from ..core.model import ContainerPatch, Lease, Tier
+from ..core.model import ContainerPatch, Lease, Mode, Tier
 from ..core.quota import Quota
 from ..core.states import AWAKE
 from ..core.units import utc_now

@@ -36,7 +36,7 @@ NEWS = News(
     {},
     (ENDED,),
     "NVML hangs",
-    {"a" * 32},
+    unknown={"a" * 32},
     disks=(Disk("homes", "/var/lib/docker", 5 << 30, 100 << 30),),
 )
 SLICE, TURNS = Want(1, mode=Mode.SLICE), Want(1, mode=Mode.TURNS)

@@ -112,11 +112,9 @@ def page_routes(
     """
     address = f"{site.prefix}{page.address if pattern is None else pattern}"
     live = type(f"Live{page.__name__}", (LiveMixin, page), {"__doc__": "The changing part of the page."})
-    routes: list[Route] = [
-        (address, page, {"site": site, **wanted}),
-        (f"{address}live", live, {"site": site, **wanted}),
-    ]
+    given = {"site": site, **wanted}
+    routes: list[Route] = [(address, page, given), (f"{address}live", live, given)]
     if site.live is not None:
         events = type(f"{page.__name__}Events", (EventsMixin, page), {"__doc__": "What changes on the page."})
-        routes.append((f"{address}events", events, {"site": site, **wanted}))
+        routes.append((f"{address}events", events, given))
     return routes
