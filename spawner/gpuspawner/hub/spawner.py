@@ -333,6 +333,7 @@ class GpuDockerSpawner(DockerSpawner):
         self.site = GpuSite(parent=self)
         self.lab_settings = GpuLab(parent=self)
         self._general_limits = self._limits_now
+        self._overridden: set[str] = set()
         if self.oauth_client_id:  # the hub gave one
             self.oauth_client_id = oauth_client_of(self.user.name, self.name)
         self.lease_id = ""
@@ -637,7 +638,9 @@ class GpuDockerSpawner(DockerSpawner):
         config = image.get("Config") or {}
         machine, extra_host = await self._machine(), await self._evaluate("extra_host_config")
         rules = self.lab_settings.rules(self.site.state_dir)
-        configured = configured_limits(job.tier, self._general_limits, self._limits_now, extra_host)
+        configured = configured_limits(
+            job.tier, self._general_limits, self._limits_now, extra_host, self._overridden
+        )
         limits = limits_of(configured, rules, machine)
         env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
         names, folder = (self.user.name, self.escaped_name), str(config.get("WorkingDir") or "")
@@ -670,6 +673,15 @@ class GpuDockerSpawner(DockerSpawner):
                 ", ".join(planned.dropped),
             )
         return planned
+
+    async def apply_group_overrides(self) -> None:
+        """As in JupyterHub; notes which settings this user's groups override, also with an equal value."""
+        self._overridden.clear()
+        await super().apply_group_overrides()
+
+    def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
+        self._overridden |= spawner_override.keys()
+        super()._apply_overrides(spawner_override)
 
     @property
     def _limits_now(self) -> Configured:

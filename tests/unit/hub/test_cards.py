@@ -108,7 +108,8 @@ def test_a_tier_says_what_is_free_and_whether_one_would_wait(
         ),
         (GPU, {"device_models": ("H100", "A100")}, "H100 or A100", FULL, HARD),
         (
-            TURNS, {}, "H100 80GB", FULL,
+            TURNS, {"total": 8},
+            "A whole H100 80GB whenever you compute, shared in turns by up to 8 people", FULL,
             "Guarded: while it is your turn, you have the GPU to yourself. Between turns your program is "
             "paused, and continues where it was.",
         ),

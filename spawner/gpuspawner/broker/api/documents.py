@@ -6,11 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
+from ...core.disk import Disk
 from ...core.model import Guarantee, Lease, Tier, guarantee_of
 from ...core.want import Mode, Want
 from ...node.api import DriverFacts, Usage
 from ...protocol.messages import (
     DeviceDocument,
+    DiskDocument,
     DriverDocument,
     EndedDocument,
     LeaseDocument,
@@ -18,10 +20,12 @@ from ...protocol.messages import (
     ShareDocument,
     StatusDocument,
     TierDocument,
+    TurnDocument,
 )
 from ..decide.place.placement import Kind, Room, Share, count_free, share_of
 from ..decide.place.sharing_rules import worth_compute
-from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot, TurnView
+from ..decide.turns import Turn
 from ..ledger import EndedProcess
 
 
@@ -29,13 +33,16 @@ from ..ledger import EndedProcess
 class News:
     """Facts besides the leases: the use of devices by UUID, devices without a guard and why, the
     ended processes, newest first, why the GPUs can't be listed now ("" if they can), and the leases whose
-    server the hub doesn't know."""
+    server the hub doesn't know, and the disks."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
     ended: Sequence[EndedProcess] = ()
     fault: str = ""
     unknown: Collection[str] = frozenset()
+    turns: Mapping[str, TurnView] = field(default_factory=dict)
+    """By lease id, of leases in turns."""
+    disks: Sequence[Disk] = ()
 
 
 def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDocument:
@@ -44,9 +51,12 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
         simulated=simulated,
         fault=news.fault,
         devices=tuple(_device(view, news) for view in snapshot.devices),
-        leases=tuple(_lease(lease, lease.id in news.unknown) for lease in snapshot.leases),
+        leases=tuple(_lease(lease, news) for lease in snapshot.leases),
         queue=tuple(_entry(entry) for entry in snapshot.queue),
         ended=tuple(EndedDocument(**asdict(each)) for each in news.ended),
+        disks=tuple(
+            DiskDocument(**asdict(disk), state=disk.state, sentence=disk.sentence()) for disk in news.disks
+        ),
     )
 
 
@@ -108,7 +118,7 @@ def _device(view: DeviceView, news: News) -> DeviceDocument:
     mps = terms.mps if terms.sliced else all(lease.mps for lease in view.holders)
     usage, guarantee = news.usage.get(device.uuid, Usage()), guarantee_of(mode, device.simulated)
     unguarded = news.blind.get(device.uuid, "") if guarantee is Guarantee.GUARDED else ""
-    holder = view.holders[0] if view.holders and not shared else None
+    holder = _holder(view, news.turns) if not shared else None
     capability = device.compute_capability
     since = view.health.since if not view.health.healthy else (holder.since if holder else None)
     free, total = _slices(view)
@@ -136,7 +146,19 @@ def _device(view: DeviceView, news: News) -> DeviceDocument:
         total_slices=total,
         free_memory_bytes=None if free is None else _room(view).free_memory_bytes if terms.sliced else 0,
         shares=tuple(_share(lease, view) for lease in view.holders) if shared else (),
+        free_seats=_room(view).free_seats if terms.in_turns else None,
+        total_seats=terms.seats if terms.in_turns else None,
     )
+
+
+def _holder(view: DeviceView, turns: Mapping[str, TurnView]) -> Lease | None:
+    """Who has the whole device now: of leases in turns the one that is awake there."""
+    for lease in view.holders:
+        turn = turns.get(lease.id)
+        here = turn is not None and turn.turn is Turn.AWAKE and turn.gpu_uuid == view.device.uuid
+        if lease.mode is not Mode.TURNS or here:
+            return lease
+    return None
 
 
 def _is_shared(view: DeviceView) -> bool:
@@ -177,7 +199,12 @@ def _share(lease: Lease, view: DeviceView) -> ShareDocument:
     )
 
 
-def _lease(lease: Lease, unknown: bool) -> LeaseDocument:
+def turn_document(view: TurnView) -> TurnDocument:
+    """Where a lease in turns is."""
+    return TurnDocument(**{**asdict(view), "turn": view.turn.value})
+
+
+def _lease(lease: Lease, news: News) -> LeaseDocument:
     return LeaseDocument(
         id=lease.id,
         user=lease.user,
@@ -191,8 +218,9 @@ def _lease(lease: Lease, unknown: bool) -> LeaseDocument:
         mode=lease.mode,
         since=lease.since,
         notice=lease.notice,
+        turn=turn_document(news.turns[lease.id]) if lease.id in news.turns else None,
         groups=lease.groups,
-        unknown_to_hub=unknown,
+        unknown_to_hub=lease.id in news.unknown,
     )
 
 
