@@ -104,7 +104,7 @@ def test_each_card_says_what_one_gets(windows: Windows) -> None:
     said = page.locator("#gpu-said li").all_inner_texts()
     assert said[0] == "Simulated: this hub has no such GPU. Code that asks for a GPU finds none."
     assert re.fullmatch(
-        r"A server that starts now ends on .* \(UTC\)\. That is the longest session .*", said[1]
+        r"With a GPU: A server that starts now ends on .* \(UTC\)\. That is the longest session .*", said[1]
     )
     assert re.fullmatch(
         r"Your server gets .* of memory, up to .* of it in /dev/shm; 4096 processes\.", said[2]

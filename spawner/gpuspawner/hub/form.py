@@ -77,16 +77,18 @@ def _said_once(cards: Sequence[TierCard]) -> tuple[list[TierCard], list[str]]:
     About GPUs, only the cards of tiers with a GPU count, and of their notes those that can be chosen.
     """
     said: list[str] = []
+    shared: list[str] = []
     gpus = [card for card in cards if card.guarantee]
     if len(gpus) > 1 and len({card.guarantee for card in gpus}) == 1:
         said.append(gpus[0].guarantee)
     usable = [card for card in cards if card.usable and card.tier.needs_gpu]
     if len(usable) > 1:
-        said += [note for note in usable[0].notes if all(note in card.notes for card in usable)]
+        shared = [note for note in usable[0].notes if all(note in card.notes for card in usable)]
+        said += shared if len(usable) == len(cards) else [f"With a GPU: {note}" for note in shared]
     if len(cards) > 1 and len({card.limits for card in cards}) == 1:
         said.append(cards[0].limits)
     said = [each for each in said if each]
-    return [card.without(said) for card in cards], said
+    return [card.without((*said, *shared)) for card in cards], said
 
 
 def render_unusable(sentence: str) -> str:
