@@ -7,6 +7,7 @@ import re
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -55,6 +56,7 @@ def waiting(hub: HubProcess, browser: Browser) -> Iterator[Page]:  # noqa: F811
     expect(page.locator("#progress-message")).to_contain_text("in line", timeout=START_MS)
     yield page
     page.context.close()
+    wait_for(hub.stop_server("ada", "train"))
     for user in ("ada", "one", "two"):
         wait_for(hub.stop_server(user))
 
@@ -235,4 +237,26 @@ def test_a_start_that_fails_says_what_happened_with_the_log_folded_away(
     check_looks(page)
     page.get_by_role("link", name="Choose again").click()
     expect(page.locator("input[name=profile][value=mute]")).to_be_checked()
+    page.context.close()
+
+
+def test_hostile_names_are_only_text(hub: HubProcess, browser: Browser) -> None:  # noqa: F811
+    user, shown = (
+        "<script>document.title='taken' \"שלום" + "x" * 200,
+        'Mein <script>alert(1)</script> "שלום' + "y" * 200,
+    )
+    page = log_in(browser, hub, user)
+    page.goto(f"{hub.url}/hub/spawn/{quote(user)}/s?{urlencode({'display_name': shown})}")
+    expect(page.locator("#tier-odd-title")).to_contain_text("<script>document.title = 'taken'</script>")
+    expect(page.locator("form")).to_contain_text(f"For your server {shown}")
+    expect(page).to_have_title("Start a server · JupyterHub")
+    check_looks(page)
+    choose(page, "mute")
+    expect(page.locator("main")).to_contain_text(f"A server that never answers · server “{shown}” of {user}")
+    check_looks(page)
+    page.click("#stop-server-btn")
+    page.wait_for_url("**/hub/spawn/**", timeout=SECONDS_MS)
+    page.goto(page.url.replace("hub/spawn", "hub/spawn-pending"))
+    expect(page.locator("main")).to_contain_text(f"Server “{shown}” of {user}")
+    check_looks(page)
     page.context.close()

@@ -64,6 +64,7 @@ from .leases.rulebook import Rulebook
 from .leases.unknown import UnknownServers
 from .ledger import Ledger
 from .lock import BrokerLock
+from .observe.disks import DiskWatch
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
@@ -71,6 +72,7 @@ from .pages import serve_pages
 from .pages.classes.base import Teaching
 from .pages.classes.handlers import class_pages
 from .pages.look import hub_of
+from .pages.unknown.handlers import unknown_pages
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -187,6 +189,7 @@ class GpuBroker(Application):
     facts: NodeFacts
     way_in: WayIn
     closures: Closures
+    disks: DiskWatch
     unknown: UnknownServers | None = None
 
     @property
@@ -274,6 +277,7 @@ class GpuBroker(Application):
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
         self.closures = self._make_closures()
+        self.disks = DiskWatch(self.engine.facts, self.node.disks, self.measures, self.log)
         self.endings = self._make_endings()
         await self.journal.load()
         await self.enforcement.start()
@@ -292,6 +296,7 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
             if not self.facts.simulated:
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
+            loops.append(asyncio.create_task(self.disks.run(), name="disks"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
             if self.hub_api is not None:
@@ -390,7 +395,7 @@ class GpuBroker(Application):
 
     def _turn_rank(self, lease: Lease) -> tuple[float, ...]:
         """Whose turn comes first: by the quota's priority, as in the queue."""
-        return (-float(self.gate.terms_of(lease).priority),)
+        return (-float(self.gate.claim_of(lease).priority),)
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics()
@@ -491,6 +496,7 @@ class GpuBroker(Application):
             ended=self.journal.recent,
             turns=self.enforcement.turns.views,
             unknown=self._unknown,
+            disks=self.disks.now,
         )
         return View(self.allocator, about)
 
@@ -517,8 +523,12 @@ class GpuBroker(Application):
             public_rules(site, self.rules, self.endings),
             class_routes(ClassTools(site, self.rules, self.endings, classes)),
             class_pages(Teaching(classes, self.rules, self.facts.simulated)),
+            unknown_pages(self.rules.audit, self._end_unknown),
             public_turns(site, self._turn_service()),
         )
+
+    async def _end_unknown(self, lease_id: str, author: str) -> None:
+        await self.service.release(lease_id, f"ended by {author}: the hub doesn't know it")
 
     def _make_classes(self) -> Classes:
         parts = ClassParts(

@@ -195,7 +195,8 @@ def _with_more(card: TierCard, offer: TierOffer | None, found: Found, has_budget
             notes.append(offer.ends_message)
         if has_budget and offer.gpu_hours_an_hour:
             cost = f"{offer.gpu_hours_an_hour:.3g}"
-            notes.append(f"One hour costs {cost} GPU-hour{'' if cost == '1' else 's'}.")
+            hour = "One hour of turns" if card.tier.want.mode is Mode.TURNS else "One hour"
+            notes.append(f"{hour} costs {cost} GPU-hour{'' if cost == '1' else 's'}.")
         if offer.own_session is not None:
             notes.append(offer.own_session.message)
         notes.extend(each.message for each in offer.kept)

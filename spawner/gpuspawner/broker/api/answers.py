@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...core.disk import Disk
 from ...core.model import Tier
 from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
@@ -25,8 +26,8 @@ class About:
 
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
     `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `unknown` returns the
-    leases whose server the hub doesn't know. `turns` returns, by lease id, where each lease
-    in turns is.
+    leases whose server the hub doesn't know, `disks` the last readings of the disks. `turns` returns, by
+    lease id, where each lease in turns is.
     """
 
     tiers: tuple[Tier, ...]
@@ -38,6 +39,7 @@ class About:
     node: Callable[[], NodeFacts]
     turns: Callable[[], Mapping[str, TurnView]] = dict
     unknown: Callable[[], Collection[str]] = frozenset
+    disks: Callable[[], tuple[Disk, ...]] = tuple
 
 
 class View:
@@ -51,7 +53,13 @@ class View:
         """The whole status document."""
         about = self._about
         news = News(
-            about.usage(), about.blind(), about.ended(), about.node().fault, about.unknown(), about.turns()
+            usage=about.usage(),
+            blind=about.blind(),
+            ended=about.ended(),
+            fault=about.node().fault,
+            unknown=about.unknown(),
+            turns=about.turns(),
+            disks=about.disks(),
         )
         return document(status_document(self._allocator.snapshot(), about.simulated, news))
 

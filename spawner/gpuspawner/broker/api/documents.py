@@ -6,11 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
+from ...core.disk import Disk
 from ...core.model import Guarantee, Lease, Tier, guarantee_of
 from ...core.want import Mode, Want
 from ...node.api import DriverFacts, Usage
 from ...protocol.messages import (
     DeviceDocument,
+    DiskDocument,
     DriverDocument,
     EndedDocument,
     LeaseDocument,
@@ -31,7 +33,7 @@ from ..ledger import EndedProcess
 class News:
     """Facts besides the leases: the use of devices by UUID, devices without a guard and why, the
     ended processes, newest first, why the GPUs can't be listed now ("" if they can), and the leases whose
-    server the hub doesn't know."""
+    server the hub doesn't know, and the disks."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
@@ -40,6 +42,7 @@ class News:
     unknown: Collection[str] = frozenset()
     turns: Mapping[str, TurnView] = field(default_factory=dict)
     """By lease id, of leases in turns."""
+    disks: Sequence[Disk] = ()
 
 
 def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDocument:
@@ -51,6 +54,9 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
         leases=tuple(_lease(lease, news) for lease in snapshot.leases),
         queue=tuple(_entry(entry) for entry in snapshot.queue),
         ended=tuple(EndedDocument(**asdict(each)) for each in news.ended),
+        disks=tuple(
+            DiskDocument(**asdict(disk), state=disk.state, sentence=disk.sentence()) for disk in news.disks
+        ),
     )
 
 

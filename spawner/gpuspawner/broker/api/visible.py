@@ -19,7 +19,7 @@ class BrokerView(Protocol):
     """What the pages need from the broker. All three methods answer from memory, at once."""
 
     def status(self) -> Document:
-        """The whole status document: `simulated`, `devices`, `leases`, `queue`, `ended`."""
+        """The whole status document: `simulated`, `devices`, `leases`, `queue`, `ended`, `disks`."""
 
     def tiers(self) -> Document:
         """The tiers with what is free of each."""
@@ -46,6 +46,7 @@ def visible_status(document: Document, viewer: Viewer) -> Document:
         "leases": leases,
         "queue": _visible(document["queue"], viewer),
         "ended": _visible(document["ended"], viewer),
+        **({"disks": document.get("disks", [])} if viewer.sees_all else {}),
     }
 
 
