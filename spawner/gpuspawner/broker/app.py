@@ -390,7 +390,7 @@ class GpuBroker(Application):
 
     def _turn_rank(self, lease: Lease) -> tuple[float, ...]:
         """Whose turn comes first: by the quota's priority, as in the queue."""
-        return (-float(self.gate.terms_of(lease).priority),)
+        return (-float(self.gate.claim_of(lease).priority),)
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics()

@@ -77,6 +77,7 @@ class Followed:
 
     began_at: datetime
     used_at: datetime
+    seen_from: datetime
     told: Told = field(default_factory=Told)
     warned: Warned = field(default_factory=Warned)
     capped: bool = False
@@ -124,8 +125,11 @@ class Endings:
                 self._log.exception("Checking the sessions failed; the next round tries again")
 
     def note_kernels(self, lease_id: str, busy: bool, active_at: datetime | None) -> None:
-        """Store the hub's report on a server's kernels."""
-        self._kernels[lease_id] = Kernels(busy, active_at, self._parts.clock())
+        """Store the hub's report on a server's kernels; of those that are gone, the last activity stays known."""
+        before, now = self._kernels.get(lease_id), self._parts.clock()
+        known = [active_at, None if before is None else before.active_at, now if busy else None]
+        last = max((at for at in known if at is not None), default=None)
+        self._kernels[lease_id] = Kernels(busy, last, now)
 
     def deadline_of(self, lease_id: str) -> Deadline | None:
         """When the lease ends, as of the last round; None if nothing ends it."""
@@ -312,17 +316,16 @@ class Endings:
         used_at = followed.used_at if use.measured else None
         told, kept_until = self._kernels.get(lease.id), self._kept_until(lease)
         if told is None or (now - told.told_at).total_seconds() > UNKNOWN_AFTER_SECONDS:
-            return Activity(used_at, None, kept_until=kept_until)
-        return Activity(used_at, told.busy, told.active_at, kept_until)
+            return Activity(used_at, None, kept_until=kept_until, seen_from=followed.seen_from)
+        return Activity(used_at, told.busy, told.active_at, kept_until, followed.seen_from)
 
     def _follow(self, lease: Lease) -> Followed:
         if lease.id not in self._followed:
             ours = warns_of_end(lease.notice) or warns_of_idleness(lease.notice)
             # In turns a lease changes its state often: after a restart its session counts from the request.
             began_at = lease.created_at if lease.mode is Mode.TURNS else lease.since
-            self._followed[lease.id] = Followed(
-                began_at, self._parts.clock(), left_over=lease.notice if ours else ""
-            )
+            now = self._parts.clock()
+            self._followed[lease.id] = Followed(began_at, now, now, left_over=lease.notice if ours else "")
         return self._followed[lease.id]
 
     def _forget_all_but(self, lease_ids: set[str]) -> None:
