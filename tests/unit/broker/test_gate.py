@@ -15,6 +15,7 @@ from gpuspawner.config.quotas import Known
 from gpuspawner.core.decision import Decision, DecisionKind
 from gpuspawner.core.errors import (
     BadOption,
+    LeaseConflict,
     LedgerFault,
     QuotaDevices,
     QuotaGpuHours,
@@ -129,6 +130,28 @@ async def test_a_change_counts_at_once_for_who_waits_and_takes_no_gpu(path: str,
         bob = allocator.lease(waits[1].id)
         assert bob is not None
         assert bob.state is LeaseState.RESERVED  # whom ada's pair had kept waiting
+
+
+async def test_who_left_the_queue_while_the_broker_died_reads_why(path: str, times: Any) -> None:
+    """The hub asks the next broker for the same lease: the ledger has the refusal."""
+    async with opened(path, times, []) as (allocator, rulebook):
+        for number in range(3):
+            await allocator.acquire(ask(number, f"s{number}", user="bob"))
+        assert (await allocator.acquire(ask(4))).state is LeaseState.WAITING
+        await rulebook.decide(
+            rulebook.decision(DecisionKind.QUOTA, "user:ada", {"tiers": ["cpu"]}, "noether", "exam")
+        )
+        await allocator.recheck()
+    async with opened(path, times, []) as (allocator, _):
+        with pytest.raises(QuotaTier) as caught:
+            await allocator.acquire(ask(4))
+        assert caught.value.message == (
+            "The tier 'gpu' was taken out of your quota while you waited for it: choose 'cpu'."
+        )
+        await allocator.begin_release(f"{0:032x}", "stopped")
+        await allocator.close(f"{0:032x}")
+        with pytest.raises(LeaseConflict):  # one that simply ended
+            await allocator.acquire(ask(0, "s0", user="bob"))
 
 
 async def test_a_group_s_properties_count_and_what_can_t_be_read_is_no_free_pass(

@@ -125,7 +125,7 @@ class Endings:
                 self._log.exception("Checking the sessions failed; the next round tries again")
 
     def note_kernels(self, lease_id: str, busy: bool, active_at: datetime | None) -> None:
-        """Store the hub's report on a server's kernels; of those that are gone, the last activity stays known."""
+        """Store the hub's report on a server's kernels; what those did that are gone stays known."""
         before, now = self._kernels.get(lease_id), self._parts.clock()
         known = [active_at, None if before is None else before.active_at, now if busy else None]
         last = max((at for at in known if at is not None), default=None)

@@ -27,8 +27,9 @@ class Activity:
 
     `gpu_used_at` is when a process last used the GPU (or when the lease got it), None where that can't be
     measured: on MIG instances and simulated devices. `kernel_busy` is None while the hub says nothing of the
-    kernels; `kernel_active_at` is when one was last busy, None if none ever was. `seen_from` is when this broker
-    first saw it run. Until `kept_until` its quota lets it keep the GPU, used or not: only warnings are given.
+    kernels; `kernel_active_at` is when one was last busy, None if none ever was. `seen_from` is when this
+    broker first saw it run. Until `kept_until` its quota lets it keep the GPU, used or not: only warnings are
+    given.
     """
 
     gpu_used_at: datetime | None
