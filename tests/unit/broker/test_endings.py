@@ -15,7 +15,7 @@ from gpuspawner.broker.decide.line.backfill import SessionHold
 from gpuspawner.broker.decide.line.queue import Claim
 from gpuspawner.broker.decide.when.gpu_use import GpuUse, gpu_use
 from gpuspawner.broker.leases.allocator import Allocator
-from gpuspawner.broker.leases.endings import EndingParts, Endings
+from gpuspawner.broker.leases.endings import EndingParts, Endings, Sleep, cannot_sleep
 from gpuspawner.broker.leases.gate import QuotaGate
 from gpuspawner.broker.leases.queue_rules import queue_rules
 from gpuspawner.broker.leases.rule_service import RuleService
@@ -24,6 +24,7 @@ from gpuspawner.config.idle import IdleRules
 from gpuspawner.config.quotas import Known
 from gpuspawner.core.errors import LeaseConflict, LedgerFault, NotAllowed, SessionReserved
 from gpuspawner.core.model import GpuRequest, Lease, LeaseState, Tier
+from gpuspawner.core.session import EndAction
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import Usage
 from gpuspawner.node.inventory import NvmlInventory
@@ -582,7 +583,28 @@ async def test_what_kernels_did_stays_known_when_they_are_gone(bench: Bench) -> 
     assert bench.endings.idle_since(lease) == worked_until
 
 
-def replace_use(bench: Bench, use: GpuUse) -> Endings:
+@pytest.mark.parametrize("can", [True, False])
+async def test_where_a_mode_can_sleep_that_is_done_in_place_of_the_stop(bench: Bench, can: bool) -> None:
+    """The seam for turns: one function."""
+    asleep: list[tuple[str, str]] = []
+
+    async def sleep(lease: Lease, reason: str) -> bool:
+        asleep.append((lease.id[-1], reason.split(":")[0]))
+        return can
+
+    bench.usage[GPU0.uuid] = Usage(0, 0.0)
+    bench.endings = replace_use(
+        bench, GpuUse(True), sleep, IdleRules(60, 120, 420, EndAction.SLEEP, only_when_waiting=False)
+    )
+    await bench.run(1)
+    await bench.minutes(7.5, kernels=[1])
+    assert asleep == [("1", "idle")]
+    assert len(bench.allocator.leases()) == (1 if can else 0)
+
+
+def replace_use(
+    bench: Bench, use: GpuUse, sleep: Sleep = cannot_sleep, idle: IdleRules | None = None
+) -> Endings:
     """Rounds of a broker whose node says that of every lease."""
     bench.restart()
     parts = EndingParts(
@@ -591,8 +613,9 @@ def replace_use(bench: Bench, use: GpuUse) -> Endings:
         allocator=bench.allocator,
         service=bench,
         gpu_use=lambda lease: use,
-        idle=IdleRules(),
+        idle=idle or IdleRules(),
         timezone="Europe/Berlin",
         clock=bench.times.now,
+        sleep=sleep,
     )
     return Endings(parts, logging.getLogger("test"))

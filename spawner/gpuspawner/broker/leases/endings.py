@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -48,6 +48,15 @@ _LAB_LOOKAHEAD = timedelta(seconds=WARNINGS_SECONDS[0] + 2 * ROUND_SECONDS)
 
 GpuUses = Callable[[Lease], GpuUse]
 """When a lease last used its GPUs, as the node tells it."""
+
+
+Sleep = Callable[[Lease, str], Awaitable[bool]]
+"""Puts a lease to sleep for good, with the reason, until its user wakes it; False where its mode can't."""
+
+
+async def cannot_sleep(lease: Lease, reason: str) -> bool:
+    """No mode can: the server is stopped. The settings refuse `sleep`, so this is the whole seam."""
+    return False
 
 
 class Ender(Protocol):
@@ -102,6 +111,7 @@ class EndingParts:
     idle: IdleRules
     timezone: str = "UTC"
     clock: Clock = utc_now
+    sleep: Sleep = cannot_sleep
 
 
 class Endings:
@@ -218,7 +228,7 @@ class Endings:
             if not starts_soon or session.move_out is EndAction.NOTHING:
                 continue
             for lease_id in self._in_the_way(kept, running, own):
-                ends.setdefault(lease_id, Deadline(kept.meeting.start, Cause.LAB_SESSION))
+                ends.setdefault(lease_id, Deadline(kept.meeting.start, Cause.LAB_SESSION, session.move_out))
         return ends
 
     def _in_the_way(
@@ -270,7 +280,7 @@ class Endings:
             followed.of_end = ""
         if notice.ends:
             assert deadline is not None
-            await self._end(lease, f"{deadline.cause}: {notice.sentence}")
+            await self._end(lease, deadline.action, f"{deadline.cause}: {notice.sentence}")
         elif notice.sentence:
             await self._parts.service.tell(lease.id, notice.sentence)
             followed.of_end = notice.sentence
@@ -290,7 +300,7 @@ class Endings:
                 first = verdict.step is Step.FIRST_WARNING
                 followed.warned = Warned(now) if first else replace(followed.warned, second_at=now)
             case Step.ACT:
-                await self._end(lease, f"idle: {verdict.sentence}")
+                await self._end(lease, self._parts.idle.action, f"idle: {verdict.sentence}")
 
     async def _remove_left_over(self, lease: Lease) -> None:
         """Remove an earlier broker's warning: its user has to be warned again, and it names a wrong time."""
@@ -333,8 +343,11 @@ class Endings:
             for lease_id in [each for each in known if each not in lease_ids]:
                 del known[lease_id]
 
-    async def _end(self, lease: Lease, reason: str) -> None:
+    async def _end(self, lease: Lease, action: EndAction, reason: str) -> None:
+        """Put it to sleep if that is wanted and can be done, else stop it."""
         try:
+            if action is EndAction.SLEEP and await self._parts.sleep(lease, reason):
+                return
             await self._parts.service.release(lease.id, reason)
         except LedgerFault:
             raise
