@@ -36,7 +36,7 @@ NEWS = News(
     {},
     (ENDED,),
     "NVML hangs",
-    {"a" * 32},
+    unknown={"a" * 32},
     disks=(Disk("homes", "/var/lib/docker", 5 << 30, 100 << 30),),
 )
 SLICE, TURNS = Want(1, mode=Mode.SLICE), Want(1, mode=Mode.TURNS)
@@ -91,12 +91,14 @@ def test_status() -> None:
                 "state": "running", "device_uuids": ["GPU-1"], "memory_bytes": 80 << 30,
                 "compute_percent": 100.0, "mode": "whole", "since": "2025-03-01T12:05:00Z",
                 "notice": "Save your work.", "groups": [], "turn": None, "unknown_to_hub": True,
+                "used_bytes": None, "busy_percent": None, "ends_at": None, "ends_because": "",
             },
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "state": "waiting",
                 "device_uuids": [], "memory_bytes": 0, "compute_percent": 100.0, "mode": "whole",
                 "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [], "turn": None,
-                "unknown_to_hub": False,
+                "unknown_to_hub": False, "used_bytes": None, "busy_percent": None, "ends_at": None,
+                "ends_because": "",
             },
         ],
         "queue": [

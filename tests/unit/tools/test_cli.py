@@ -415,7 +415,8 @@ def test_homes_where_none_is_found(
         (["homes", "remove", "ada", "--yes"], 0, "removed gpuspawner-home-ada"),
         (["homes", "remove", "ben"], 1, "'ben' has no home here"),
         (["homes", "archive", "ada", "--to=/none"], 1, "no image is set"),
-        (["homes", "remove"], 1, "use `list`, `archive USER …` or `remove USER …`"),
+        (["homes", "retire", "ada", "--to=/none"], 1, "no image is set"),
+        (["homes", "remove"], 1, "use `list`, `archive USER …`, `remove USER …` or"),
     ],
 )
 def test_homes(

@@ -16,10 +16,13 @@ Document = dict[str, Any]
 
 
 class BrokerView(Protocol):
-    """What the pages need from the broker. All three methods answer from memory, at once."""
+    """What the pages need from the broker. All methods answer from memory, at once."""
 
     def status(self) -> Document:
         """The whole status document: `simulated`, `devices`, `leases`, `queue`, `ended`, `disks`."""
+
+    def stamp(self) -> object:
+        """Equal to an earlier one as long as the status document is."""
 
     def tiers(self) -> Document:
         """The tiers with what is free of each."""

@@ -12,7 +12,8 @@ from ...api.access import Viewer
 from ...api.public.base import Route, Site
 from ...api.public.rules import MoreRoutes
 from ...leases.audit import Audit
-from ..base import PageSite, page_routes
+from ..base import PageSite
+from ..events import page_routes
 from ..rows import Asked, Holding, Rows
 from ..writing import Question, Said, Writing, WritingPage
 
