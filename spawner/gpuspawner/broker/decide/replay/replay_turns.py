@@ -22,7 +22,7 @@ from ..turns import Action, Experience, Gpu, Seat, Step, Turn, TurnRules, plan, 
 
 GIB = 1 << 30
 _RULES = TurnRules()
-_PLAN_SECONDS = 1.0
+_PLAN_SECONDS = 5.0
 """The plan is asked this often while somebody waits, besides at every event."""
 
 
