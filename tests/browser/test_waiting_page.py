@@ -7,11 +7,12 @@ import re
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.looks import check_looks
+from tests.browser.looks import check_looks, take_picture
 from tests.hub.conftest import docker_proxy, engine, hub, images  # noqa: F401  (fixtures)
 from tests.hub.hubprocess import HubProcess, eventually
 
@@ -55,6 +56,7 @@ def waiting(hub: HubProcess, browser: Browser) -> Iterator[Page]:  # noqa: F811
     expect(page.locator("#progress-message")).to_contain_text("in line", timeout=START_MS)
     yield page
     page.context.close()
+    wait_for(hub.stop_server("ada", "train"))
     for user in ("ada", "one", "two"):
         wait_for(hub.stop_server(user))
 
@@ -162,7 +164,8 @@ def test_the_page_after_a_cancelled_start_says_that_it_was_cancelled(
     expect(waiting.locator("main")).to_contain_text(
         "The start was cancelled, and its place in the queue given up."
     )
-    check_looks(waiting, "not-running")
+    check_looks(waiting)
+    take_picture(waiting, "not-running")
     waiting.get_by_role("link", name="Start it").click()
     expect(waiting.locator("input[name=profile][value=gpu]")).to_be_visible()
 
@@ -180,7 +183,8 @@ def test_a_second_browser_is_shown_the_start_of_the_first(
     expect(first.locator("#progress-message")).to_contain_text("2nd in line", timeout=START_MS)
     choose(second, "cpu")
     expect(second.locator("h1")).to_have_text("Your server is already starting")
-    check_looks(second, "already-starting")
+    check_looks(second)
+    take_picture(second, "already-starting")
     second.get_by_role("link", name="Show it").click()
     expect(second.locator("#progress-message")).to_contain_text("2nd in line")
     waiting.click("#stop-server-btn")  # the place moves up, and both see how
@@ -228,11 +232,34 @@ def test_a_start_that_fails_says_what_happened_with_the_log_folded_away(
     expect(page.get_by_text("warming up")).to_be_hidden()
     page.get_by_text("Last log lines").first.click()
     expect(problem.locator("pre")).to_have_text("warming up")
-    check_looks(page, "start-failed")
+    check_looks(page)
+    take_picture(page, "start-failed")
     page.reload()  # JupyterHub's page of a server whose last start failed
     expect(page.locator("h1")).to_have_text("Your server did not start")
     expect(page.get_by_role("link")).to_contain_text(["Try again", "Choose again"])
     check_looks(page)
     page.get_by_role("link", name="Choose again").click()
     expect(page.locator("input[name=profile][value=mute]")).to_be_checked()
+    page.context.close()
+
+
+def test_hostile_names_are_only_text(hub: HubProcess, browser: Browser) -> None:  # noqa: F811
+    user, shown = (
+        "<script>document.title='taken' \"שלום" + "x" * 200,
+        'Mein <script>alert(1)</script> "שלום' + "y" * 200,
+    )
+    page = log_in(browser, hub, user)
+    page.goto(f"{hub.url}/hub/spawn/{quote(user)}/s?{urlencode({'display_name': shown})}")
+    expect(page.locator("#tier-odd-title")).to_contain_text("<script>document.title = 'taken'</script>")
+    expect(page.locator("form")).to_contain_text(f"For your server {shown}")
+    expect(page).to_have_title("Start a server · JupyterHub")
+    check_looks(page)
+    choose(page, "mute")
+    expect(page.locator("main")).to_contain_text(f"A server that never answers · server “{shown}” of {user}")
+    check_looks(page)
+    page.click("#stop-server-btn")
+    page.wait_for_url("**/hub/spawn/**", timeout=SECONDS_MS)
+    page.goto(page.url.replace("hub/spawn", "hub/spawn-pending"))
+    expect(page.locator("main")).to_contain_text(f"Server “{shown}” of {user}")
+    check_looks(page)
     page.context.close()

@@ -5,6 +5,9 @@ The examples that need no container are in tests/unit/hub/test_dockerspawner_exa
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import docker
@@ -33,13 +36,15 @@ c.Spawner.pre_spawn_hook = greet
 
 
 @pytest.fixture(scope="module", autouse=True)
-def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data; the hub of this module has a site's settings."""
-    folder = tmp_path_factory.mktemp("site")
+def site(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder with data that everybody may read; the hub of this module has a site's settings."""
+    folder = Path(tempfile.mkdtemp(prefix="gh-site-"))
+    folder.chmod(0o755)
     (folder / "set.csv").write_text("1,2\n")
     (folder / "site.py").write_text(f"DATA = {str(folder)!r}\n{SITE}")
     request.module.HUB_ENVIRONMENT = {"GPUSPAWNER_TEST_MORE": str(folder / "site.py")}
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 def said(engine: docker.APIClient, container: str, *command: str) -> str:

@@ -20,7 +20,7 @@ from ..config.idle import IdleRules
 from ..config.open_files import raise_limit
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
-from ..core.model import ContainerPatch, Lease, Tier
+from ..core.model import ContainerPatch, Lease, Mode, Tier
 from ..core.quota import Quota
 from ..core.states import AWAKE
 from ..core.units import utc_now
@@ -29,16 +29,19 @@ from ..node.local import open_node
 from .api.answers import About, View
 from .api.classes import Classes, ClassParts
 from .api.offer import offer_routes
+from .api.public.actions import Actions
 from .api.public.classes import ClassTools, class_routes
+from .api.public.hub_servers import HubServers
 from .api.public.rules import MoreRoutes, joined, public_rules
 from .api.public.turns import public_turns
+from .api.roster import LeaseUse
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .api.turns import TurnService, turn_routes
-from .api.use import use_of
 from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
 from .decide.place.pooling import Pooling
+from .decide.turns import Turn
 from .decide.when.gpu_use import GpuUse, gpu_use
 from .enforce.closures import ClosureParts, Closures
 from .enforce.enforcement import Enforcement, Tools
@@ -64,13 +67,19 @@ from .leases.rulebook import Rulebook
 from .leases.unknown import UnknownServers
 from .ledger import Ledger
 from .lock import BrokerLock
+from .observe.disks import DiskWatch
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
+from .observe.sampler import Sampler
+from .observe.use import Use, use_in_turns, use_of
 from .pages import serve_pages
 from .pages.classes.base import Teaching
 from .pages.classes.handlers import class_pages
 from .pages.look import hub_of
+from .pages.own.desk import BrokerDesk
+from .pages.serving import MakeDesk
+from .pages.unknown.handlers import unknown_pages
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -178,6 +187,7 @@ class GpuBroker(Application):
     gate: QuotaGate
     rules: RuleService
     endings: Endings
+    sampler: Sampler
     allocator: Allocator
     service: LeaseService
     enforcement: Enforcement
@@ -187,6 +197,7 @@ class GpuBroker(Application):
     facts: NodeFacts
     way_in: WayIn
     closures: Closures
+    disks: DiskWatch
     unknown: UnknownServers | None = None
 
     @property
@@ -274,7 +285,9 @@ class GpuBroker(Application):
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
         self.closures = self._make_closures()
+        self.disks = DiskWatch(self.engine.facts, self.node.disks, self.measures, self.log)
         self.endings = self._make_endings()
+        self.sampler = Sampler(self._uses, self.log)
         await self.journal.load()
         await self.enforcement.start()
         self.hub_api = _hub_api(os.environ)
@@ -283,15 +296,21 @@ class GpuBroker(Application):
         try:
             await self._look()
             servers.append(self._serve_socket())
-            servers.extend(serve_pages(self._view(), self.config, self._public_routes()))
+            servers.extend(
+                serve_pages(
+                    self._view(), self.config, make_desk=self._make_desk(ledger), more=self._public_routes()
+                )
+            )
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
             loops.append(asyncio.create_task(self.allocator.waits.run(), name="waits"))
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
+            loops.append(asyncio.create_task(self.sampler.run(), name="sampler"))
             if not self.facts.simulated:
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
+            loops.append(asyncio.create_task(self.disks.run(), name="disks"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
             if self.hub_api is not None:
@@ -345,6 +364,25 @@ class GpuBroker(Application):
         devices = {device.uuid: device for device in self.enforcement.node_facts().devices}
         return gpu_use(lease, devices, self.enforcement.usage(), utc_now())
 
+    def _uses(self) -> dict[str, Use]:
+        """What each lease that holds devices uses, as the node read it last."""
+        usage = self.enforcement.usage()
+        turns = self.enforcement.turns.views()
+        held = [lease for lease in self.allocator.leases() if lease.device_uuids]
+        uses = {lease.id: use_of(lease, usage) for lease in held if lease.mode is not Mode.TURNS}
+        for lease_id, view in turns.items():
+            awake = view.gpu_uuid if view.turn is Turn.AWAKE else None
+            uses[lease_id] = use_in_turns(view.memory_bytes, awake, usage)
+        return uses
+
+    def _make_desk(self, ledger: Ledger) -> MakeDesk:
+        def make(api_url: str) -> BrokerDesk:
+            turn = self._turn_service().act
+            actions = Actions(self.rules, HubServers(api_url), self.allocator.lease, self.tiers, turn)
+            return BrokerDesk(self.rules, ledger, self.sampler, actions)
+
+        return make
+
     def _make_late(self) -> LateDevices:
         parts = LateParts(
             sharing=self.sharing,
@@ -390,7 +428,7 @@ class GpuBroker(Application):
 
     def _turn_rank(self, lease: Lease) -> tuple[float, ...]:
         """Whose turn comes first: by the quota's priority, as in the queue."""
-        return (-float(self.gate.terms_of(lease).priority),)
+        return (-float(self.gate.claim_of(lease).priority),)
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics()
@@ -489,8 +527,11 @@ class GpuBroker(Application):
             node=self.enforcement.node_facts,
             usage=self.enforcement.usage,
             ended=self.journal.recent,
+            uses=lambda: self.sampler.latest,
+            deadline_of=self.endings.deadline_of,
             turns=self.enforcement.turns.views,
             unknown=self._unknown,
+            disks=self.disks.now,
         )
         return View(self.allocator, about)
 
@@ -517,8 +558,12 @@ class GpuBroker(Application):
             public_rules(site, self.rules, self.endings),
             class_routes(ClassTools(site, self.rules, self.endings, classes)),
             class_pages(Teaching(classes, self.rules, self.facts.simulated)),
+            unknown_pages(self.rules.audit, self._end_unknown),
             public_turns(site, self._turn_service()),
         )
+
+    async def _end_unknown(self, lease_id: str, author: str) -> None:
+        await self.service.release(lease_id, f"ended by {author}: the hub doesn't know it")
 
     def _make_classes(self) -> Classes:
         parts = ClassParts(
@@ -530,7 +575,11 @@ class GpuBroker(Application):
             announcements=self.announcements,
             ledger=self.ledger,
             ended=self.journal.recent,
-            use=lambda leases: use_of(leases, self.enforcement.usage(), {}),
+            use=lambda leases: {
+                lease.id: LeaseUse(use.memory_bytes, use.busy_percent)
+                for lease in leases
+                if (use := self.sampler.latest.get(lease.id)) is not None
+            },
         )
         return Classes(parts)
 

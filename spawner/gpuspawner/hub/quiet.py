@@ -12,6 +12,7 @@ import re
 _NORMAL = (
     (re.compile(r"User \S.* is slow to start \(timeout="), logging.INFO),
     (re.compile(r"Interrupting spawner .*, pending spawn"), logging.INFO),
+    (re.compile(r"Spawn not pending, can't generate progress for "), logging.INFO),
     (re.compile(r"Stream closed while handling \S*/hub/api/users/\S+/progress"), logging.INFO),
     (re.compile(r"4(?:00|04) GET \S*/hub/api/users/\S+/progress\b"), logging.INFO),
     # The open spawn page asks for new numbers with this empty option; see gpuspawner-spawn.js.

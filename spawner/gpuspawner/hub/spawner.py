@@ -696,9 +696,9 @@ class GpuDockerSpawner(DockerSpawner):
 
     async def create_container(self, plan: ContainerPlan) -> str:
         """Creates the container and returns its id. Raises EngineFault, ConfigError."""
-        container_id, problem = await create(self.shared.docker, plan, self.lab_network, self.container_user)
-        if problem:
-            self.log.warning("The home in container %s may not be writable: %s", plan.create["name"], problem)
+        container_id, problems = await create(self.shared.docker, plan, self.lab_network, self.container_user)
+        for problem in problems:
+            self.log.warning("%s container=%s", problem, plan.create["name"])
         return container_id
 
     async def _evaluate(self, name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from ..core.disk import Disk
 from ..core.model import Device, DeviceHealth
 from .checkpoint.hands import SeatReading, TurnHands, TurnReadings
 from .checkpoint.host import Seat
@@ -209,6 +210,10 @@ class Node(Protocol):
 
         Raises DeviceFault if NVML doesn't say in time.
         """
+        ...
+
+    async def disks(self, docker_root: str) -> tuple[Disk, ...]:
+        """The disks with Docker's folder (of the engine's `/info`) and with the broker's state."""
         ...
 
     def turn_hands(self) -> TurnHands | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.site import GpuSite
+from ..core.disk import Disk
 from ..core.errors import ConfigError, DeviceFault, GpuSpawnerError
 from ..core.model import DeviceHealth
 from .api import (
@@ -32,6 +33,7 @@ from .api import (
 )  # fmt: skip
 from .daemon_pool import DaemonPool
 from .daemons import RETRY_SECONDS, DaemonTools, GpuDaemons
+from .disks import read_disks
 from .guard.guard import Guard, GuardSettings
 from .health import HealthMonitor
 from .injection import engine_facts, find_access, read_local
@@ -157,7 +159,7 @@ class LocalNode:
     ) -> Access:
         """Decides from the engine's facts and, for a local engine, from the files on this machine."""
         local = None
-        if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
+        if _docker_is_here():
             local = await asyncio.to_thread(read_local, tuple(info.get("CDISpecDirs") or ()))
         facts = engine_facts(info, version, local)
         return find_access(self._settings.injection, facts, self._facts.simulated, uuids)
@@ -174,6 +176,11 @@ class LocalNode:
             return tuple(process for process in found if process is not None)
 
         return await self._asking.submit(lambda: self._process_patience.one(uuid, look))
+
+    async def disks(self, docker_root: str) -> tuple[Disk, ...]:
+        """Reads them; Docker's folder only if the engine runs on this machine."""
+        root = docker_root if _docker_is_here() else ""
+        return await asyncio.to_thread(read_disks, root, str(self._settings.state_dir))
 
     def turn_hands(self) -> TurnHands | None:
         """Those of this machine's CUDA driver."""
@@ -320,6 +327,10 @@ class LocalNode:
             if readings != self._readings:
                 self._readings = readings
                 self._events.put_nowait(readings)
+
+
+def _docker_is_here() -> bool:
+    return os.environ.get("DOCKER_HOST", "unix://").startswith("unix://")
 
 
 def _is_broken_driver(error: GpuSpawnerError) -> bool:

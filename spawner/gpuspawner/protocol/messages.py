@@ -25,6 +25,7 @@ from pydantic import (
 )  # fmt: skip
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from ..core.disk import DiskState
 from ..core.errors import BadOption, Refusal
 from ..core.model import ContainerPatch, GpuRequest, Guarantee, Lease, LeaseState
 from ..core.want import Mode, Want
@@ -319,6 +320,14 @@ class LeaseDocument(Message):
     notice: str
     turn: TurnDocument | None = None
     groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
+    used_bytes: int | None = Field(
+        None, description="the memory that counts against memory_bytes; null: not known"
+    )
+    busy_percent: float | None = Field(
+        None, description="how busy its GPUs are, in a slice with all who share them; null: not known"
+    )
+    ends_at: Time | None = Field(None, description="when the server ends; null: nothing ends it")
+    ends_because: str = Field("", description="why it ends then")
     unknown_to_hub: bool = False
 
 
@@ -357,10 +366,22 @@ class EndedDocument(Message):
     groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
 
 
+class DiskDocument(Message):
+    """A disk that labs or broker fill. `sentence` says how much is free."""
+
+    holds: str
+    folder: str
+    free_bytes: Count
+    total_bytes: Count
+    state: DiskState
+    sentence: str
+
+
 class StatusDocument(Message):
     """The answer to `GET /status`: devices, leases and queue at one moment.
 
-    `fault`: why the machine's GPUs can't be listed now; "" if they can.
+    `fault`: why the machine's GPUs can't be listed now; "" if they can. `disks`: for those who see
+    everything.
     """
 
     simulated: bool
@@ -369,6 +390,7 @@ class StatusDocument(Message):
     leases: tuple[LeaseDocument, ...]
     queue: tuple[QueueDocument, ...]
     ended: tuple[EndedDocument, ...]
+    disks: tuple[DiskDocument, ...] = ()
 
 
 class DriverDocument(Message):

@@ -13,6 +13,7 @@ from gpuspawner.broker.decide.place.sharing_rules import WHOLE, SharingRules
 from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot, TurnView
 from gpuspawner.broker.decide.turns import Turn
 from gpuspawner.broker.ledger import EndedProcess
+from gpuspawner.core.disk import Disk
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
 from gpuspawner.core.want import Want
 from gpuspawner.node.usage import Usage
@@ -30,7 +31,14 @@ ENDED = EndedProcess(
     LATER, "memory", "a" * 32, "hub", "anna", "train", "c" * 64, "GPU-1", 7, "python3", 9, 8, 2.0,
     "It was over.",
 )  # fmt: skip
-NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,), "NVML hangs", {"a" * 32})
+NEWS = News(
+    {"GPU-1": Usage(5 << 30, 71.0)},
+    {},
+    (ENDED,),
+    "NVML hangs",
+    unknown={"a" * 32},
+    disks=(Disk("homes", "/var/lib/docker", 5 << 30, 100 << 30),),
+)
 SLICE, TURNS = Want(1, mode=Mode.SLICE), Want(1, mode=Mode.TURNS)
 WAITING = Lease("b" * 32, "hub", "ben", "", "gpu", LeaseState.WAITING, Want(1), NOW, NOW)
 
@@ -83,12 +91,14 @@ def test_status() -> None:
                 "state": "running", "device_uuids": ["GPU-1"], "memory_bytes": 80 << 30,
                 "compute_percent": 100.0, "mode": "whole", "since": "2025-03-01T12:05:00Z",
                 "notice": "Save your work.", "groups": [], "turn": None, "unknown_to_hub": True,
+                "used_bytes": None, "busy_percent": None, "ends_at": None, "ends_because": "",
             },
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "state": "waiting",
                 "device_uuids": [], "memory_bytes": 0, "compute_percent": 100.0, "mode": "whole",
                 "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [], "turn": None,
-                "unknown_to_hub": False,
+                "unknown_to_hub": False, "used_bytes": None, "busy_percent": None, "ends_at": None,
+                "ends_because": "",
             },
         ],
         "queue": [
@@ -104,6 +114,13 @@ def test_status() -> None:
                 "user": "anna", "server": "train", "container_id": "c" * 64, "device_uuid": "GPU-1", "pid": 7,
                 "name": "python3", "used_bytes": 9, "quota_bytes": 8, "over_seconds": 2.0,
                 "sentence": "It was over.", "groups": [],
+            },
+        ],
+        "disks": [
+            {
+                "holds": "homes", "folder": "/var/lib/docker", "free_bytes": 5 << 30,
+                "total_bytes": 100 << 30, "state": "low",
+                "sentence": "5.0 GiB of 100 GiB free at /var/lib/docker: low",
             },
         ],
     }  # fmt: skip

@@ -173,7 +173,10 @@ def test_what_else_is_to_be_said() -> None:
         "Your server gets 8.0 GiB of memory.",
     )  # fmt: skip
     refused = offer.model_copy(update={"refused": RefusalMessage(reason="x", message="No.")})
-    assert card(GPU, served(GPU), refused).notes == ("2 places are kept for cs231n.",) * 2
+    found = card(
+        GPU, served(GPU), refused, allowance=make_allowance().model_copy(update={"budgets": (budget,)})
+    )
+    assert found.notes == ("2 places are kept for cs231n.",) * 2  # neither its end nor its cost
 
 
 def test_an_image_that_cant_work_closes_a_tier_unless_another_can_be_chosen() -> None:

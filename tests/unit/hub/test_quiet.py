@@ -39,6 +39,7 @@ def log() -> logging.Logger:
         ("500 GET /hub/api/users/ada/server/progress (ada@::1) 1.00ms", "WARNING"),
         ("404 GET /hub/api/users/ada (ada@::1) 1.00ms", "WARNING"),
         ("Stream closed while handling /hub/api/users/ada/server/progress?_xsrf=x", "INFO"),
+        ("Spawn not pending, can't generate progress for ada", "INFO"),
         ("User ada is slow to become responsive (timeout=10)", "WARNING"),
     ],
 )

@@ -251,7 +251,7 @@ async def test_an_image_that_isn_t_here_is_called_so_where_docker_knows() -> Non
         spawner = make_spawner(config, inspect_image=[answer])
         form = await spawner.get_options_form()
         assert form.count("(pulled first)</option>") == count
-        assert form.count("Its image lab:1 isn&#39;t on this machine yet: it is pulled first.") == count
+        assert form.count("Its image isn&#39;t on this machine yet: pulled first.") == count
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,7 @@ STATUS: dict[str, Any] = {
          "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None}
     ],
     "ended": [],
+    "disks": [],
 }  # fmt: skip
 
 
@@ -167,7 +168,9 @@ def test_times_are_local() -> None:
 def test_status_from_the_broker_s_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with broker_on(tmp_path / "broker.sock", STATUS):
         assert cli.main(["status", "--json", f"--GpuSite.state_dir={tmp_path}"]) == 0
-        assert json.loads(capsys.readouterr().out) == document(StatusDocument.model_validate(STATUS))
+        assert json.loads(capsys.readouterr().out) == document(
+            StatusDocument.model_validate_json(json.dumps(STATUS))
+        )
         assert cli.main(["status", f"--GpuSite.state_dir={tmp_path}"]) == 0
         assert "The GPUs are simulated" in capsys.readouterr().out
 
@@ -412,7 +415,8 @@ def test_homes_where_none_is_found(
         (["homes", "remove", "ada", "--yes"], 0, "removed gpuspawner-home-ada"),
         (["homes", "remove", "ben"], 1, "'ben' has no home here"),
         (["homes", "archive", "ada", "--to=/none"], 1, "no image is set"),
-        (["homes", "remove"], 1, "use `list`, `archive USER …` or `remove USER …`"),
+        (["homes", "retire", "ada", "--to=/none"], 1, "no image is set"),
+        (["homes", "remove"], 1, "use `list`, `archive USER …`, `remove USER …` or"),
     ],
 )
 def test_homes(

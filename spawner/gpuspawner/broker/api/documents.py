@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
+from ...core.disk import Disk
 from ...core.model import Guarantee, Lease, Tier, guarantee_of
 from ...core.want import Mode, Want
 from ...node.api import DriverFacts, Usage
 from ...protocol.messages import (
     DeviceDocument,
+    DiskDocument,
     DriverDocument,
     EndedDocument,
     LeaseDocument,
@@ -24,22 +26,27 @@ from ..decide.place.placement import Kind, Room, Share, count_free, share_of
 from ..decide.place.sharing_rules import worth_compute
 from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot, TurnView
 from ..decide.turns import Turn
+from ..decide.when.deadline import Deadline
 from ..ledger import EndedProcess
+from ..observe.use import NOTHING_KNOWN, Use
 
 
 @dataclass(frozen=True, slots=True)
 class News:
     """Facts besides the leases: the use of devices by UUID, devices without a guard and why, the
-    ended processes, newest first, why the GPUs can't be listed now ("" if they can), and the leases whose
-    server the hub doesn't know."""
+    ended processes, newest first, why the GPUs can't be listed now ("" if they can), the use of each lease by
+    its id, when it ends, the leases whose server the hub doesn't know, and the disks."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
     ended: Sequence[EndedProcess] = ()
     fault: str = ""
+    uses: Mapping[str, Use] = field(default_factory=dict)
+    deadline_of: Callable[[str], Deadline | None] = lambda lease_id: None
     unknown: Collection[str] = frozenset()
     turns: Mapping[str, TurnView] = field(default_factory=dict)
     """By lease id, of leases in turns."""
+    disks: Sequence[Disk] = ()
 
 
 def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDocument:
@@ -51,6 +58,9 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
         leases=tuple(_lease(lease, news) for lease in snapshot.leases),
         queue=tuple(_entry(entry) for entry in snapshot.queue),
         ended=tuple(EndedDocument(**asdict(each)) for each in news.ended),
+        disks=tuple(
+            DiskDocument(**asdict(disk), state=disk.state, sentence=disk.sentence()) for disk in news.disks
+        ),
     )
 
 
@@ -199,6 +209,7 @@ def turn_document(view: TurnView) -> TurnDocument:
 
 
 def _lease(lease: Lease, news: News) -> LeaseDocument:
+    use, deadline = news.uses.get(lease.id, NOTHING_KNOWN), news.deadline_of(lease.id)
     return LeaseDocument(
         id=lease.id,
         user=lease.user,
@@ -214,6 +225,10 @@ def _lease(lease: Lease, news: News) -> LeaseDocument:
         notice=lease.notice,
         turn=turn_document(news.turns[lease.id]) if lease.id in news.turns else None,
         groups=lease.groups,
+        used_bytes=use.memory_bytes,
+        busy_percent=use.busy_percent,
+        ends_at=None if deadline is None else deadline.at,
+        ends_because="" if deadline is None else deadline.cause.value,
         unknown_to_hub=lease.id in news.unknown,
     )
 

@@ -140,6 +140,7 @@ class Endings:
 
     async def round(self) -> None:
         """Check everything once. Raises LedgerFault if the past use can't be read."""
+        self._parts.gate.kept.renew(self._parts.clock())
         await self._parts.allocator.recheck()
         running = [lease for lease in self._parts.allocator.leases() if lease.state in WITH_CONTAINER]
         self._forget_all_but({lease.id for lease in running})

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from ...core.disk import Disk
 from ...core.errors import all_refusals
 from ...core.model import Lease, LeaseState
 from ...node.api import Offence
@@ -56,6 +57,13 @@ class Metrics:
             "gpuspawner_guard_blind_devices",
             "Devices whose processes can't be read: no quota is enforced there",
             registry=self.registry,
+        )
+        self._free = Gauge(
+            "gpuspawner_disk_free_bytes", "Free space of a disk that labs or broker fill", ["holds"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._total = Gauge(
+            "gpuspawner_disk_total_bytes", "Size of that disk", ["holds"], registry=self.registry
         )
         self.docker_up = Gauge(
             "gpuspawner_docker_up", "Whether the last round could read Docker", registry=self.registry
@@ -111,6 +119,14 @@ class Metrics:
     def failed(self, loop: str) -> None:
         """Counts a failed round of a loop."""
         self._errors.labels(loop).inc()
+
+    def disks(self, disks: Iterable[Disk]) -> None:
+        """The last readings of the disks; one that can't be read has no value."""
+        self._free.clear()
+        self._total.clear()
+        for disk in disks:
+            self._free.labels(disk.holds).set(disk.free_bytes)
+            self._total.labels(disk.holds).set(disk.total_bytes)
 
     def text(self, leases: Iterable[Lease], healthy: Iterable[bool]) -> bytes:
         """All metrics in Prometheus' text format, with the current leases and devices."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ...api.access import Viewer
 from ...api.public.base import Route
-from ..base import PageHandler, PageSite, page_routes
+from ..base import PageHandler, PageSite
+from ..events import page_routes
 from .page import DevicesPage, devices_page
 
 
@@ -26,8 +27,8 @@ class DevicesHandler(PageHandler):
     async def content(self, *path: str) -> DevicesPage:
         site = self.site
         return devices_page(
-            site.broker.status(),
-            site.broker.tiers(),
+            self.status(),
+            self.tiers(),
             self.viewer,
             hub_url=site.hub_url,
             now=site.clock(),

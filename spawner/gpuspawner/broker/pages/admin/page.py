@@ -27,6 +27,10 @@ class DevicesPage:
     ended: tuple[EndedRow, ...] = ()
     fault: str = ""
     """Why the GPUs can't be listed now; empty if they can."""
+    disks: tuple[str, ...] = ()
+    """A sentence for each disk with little space left."""
+    unknown: int = 0
+    """How many servers hold a GPU without being known to the hub."""
 
 
 def devices_page(
@@ -45,4 +49,10 @@ def devices_page(
         notices=tuple(holding for holding in leases if holding.notice),
         ended=tuple(rows.ended(each) for each in seen["ended"][:MOST_ENDED]),
         fault=seen["fault"],
+        disks=tuple(
+            f"Disk of {disk['holds']}: {disk['sentence']}"
+            for disk in seen.get("disks", ())
+            if disk["state"] != "ok"
+        ),
+        unknown=sum(bool(lease.get("unknown_to_hub")) for lease in seen["leases"]),
     )

@@ -13,7 +13,8 @@ from ....core.errors import BadOption
 from ....protocol.classes import ClassMessage, DoneDocument, ExtendServers, RosterDocument
 from ...api.public.base import Route, Site
 from ...api.public.rules import MoreRoutes
-from ..base import PageSite, page_routes
+from ..base import PageSite
+from ..events import page_routes
 from ..writing import Question, Said, Writing
 from .base import MINUTES, ClassBase, Teaching
 from .page import ClassPage, class_page
