@@ -400,7 +400,7 @@ class _Planning:
         """Whether its memory can leave, and the GPUs are filled more evenly afterwards.
 
         Without that, memory follows every pause in somebody's work, and the GPUs wait for it: a class on a
-        virtual clock (16 people, each busy 30 %, four GPUs) did 16 % less (`replay_turns`).
+        virtual clock (16 people, each busy 30 %, four GPUs) did a sixth less (`replay_turns`).
         """
         home = 0 if seat.gpu_uuid is None else self._residents(seat.gpu_uuid)
         return self._may_sleep(seat) and home - self._residents(gpu.uuid) >= 2
