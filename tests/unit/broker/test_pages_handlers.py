@@ -289,7 +289,7 @@ async def test_only_reading(pages: Pages) -> None:
         assert (answer.status, (await answer.json())["reason"]) == (405, "method_not_allowed")
 
 
-@pytest.mark.parametrize("path", ["", "live", "api/status", "api/else", "health", "static/gpu.js"])
+@pytest.mark.parametrize("path", ["", "live", "api/status", "health", "static/gpu.js"])
 async def test_a_method_that_an_address_does_not_take_is_405_with_those_it_takes(
     pages: Pages, path: str
 ) -> None:
