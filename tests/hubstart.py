@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -44,9 +45,13 @@ def own_settings(folder: Path) -> dict[str, str]:
 
 
 def start_hub(
-    config: Path, folder: Path, environment: Mapping[str, str], log: Path
+    config: Path, folder: Path, environment: Mapping[str, str], log: Path, open_files: int = 0
 ) -> subprocess.Popen[bytes]:
-    """`jupyterhub -f config` in `folder`, the leader of a process group of its own, writing to `log`."""
+    """`jupyterhub -f config` in `folder`, the leader of a process group of its own, writing to `log`.
+
+    It starts with the soft limit `open_files`; 0: this process's own.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "jupyterhub", "-f", str(config)],
@@ -55,6 +60,7 @@ def start_hub(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=lambda: open_files and resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard)),
         )
 
 

@@ -46,7 +46,7 @@ class Server:
         """The spawn up to `ready`; the hold closes at the end of the block."""
         request = GpuRequest(self.lease_id, self.hub, self.user, "", "gpu", Want(self.device_count))
         self.at_step("acquire", "before")
-        async with self.client.acquire(request, lambda *place: self.queued.append(place[2])) as grant:
+        async with self.client.acquire(request, lambda place: self.queued.append(place.message)) as grant:
             self.at_step("acquire", "after")
             await self.step("remove_old", lambda: remove(self.engine, self.name))
             self.container_id = await self.step("create", lambda: self.create(grant.patch))

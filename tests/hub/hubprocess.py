@@ -101,6 +101,8 @@ class HubProcess:
         self.admin_password = own["GPUSPAWNER_ADMIN_PASSWORD"]
         self.token = secrets.token_hex(16)
         self.log_path = folder / "hub.log"
+        self.open_files = 0
+        """The soft limit of open files at the next start; 0: as this process's own."""
         self.engine = docker.APIClient(base_url=f"unix://{DOCKER_SOCKET}", version="auto")
         self._process: subprocess.Popen[bytes] | None = None
         self._environment = {
@@ -116,6 +118,12 @@ class HubProcess:
             "GPUSPAWNER_CONFIG": str(HERE / "hub_config.py"),
             **environment,
         }
+
+    @property
+    def pid(self) -> int:
+        """The hub's own process."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def url(self) -> str:
@@ -134,7 +142,9 @@ class HubProcess:
 
     def start(self) -> None:
         """Starts the hub and returns when its API answers through the proxy."""
-        self._process = start_hub(HERE / "hub_config.py", self.folder, self._environment, self.log_path)
+        self._process = start_hub(
+            HERE / "hub_config.py", self.folder, self._environment, self.log_path, self.open_files
+        )
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:

@@ -45,13 +45,13 @@ WAIT_SECONDS = 180.0
 
 @pytest.fixture
 def start(image: Image, engine: docker.DockerClient) -> Iterator[Start]:
-    """Starts containers of the image, as the hub would: without privileges; removed after the test."""
+    """Starts containers of the image (or `of` another one), as the hub would; removed after the test."""
     containers: list[Container] = []
 
-    def run(*command: str, **options: Any) -> Container:
+    def run(*command: str, of: str = "", **options: Any) -> Container:
         settings = {"network_mode": "none", "security_opt": ["no-new-privileges"], "cap_drop": ["ALL"]}
         container = engine.containers.run(
-            image.reference, list(command) or None, detach=True, **{**settings, **options}
+            of or image.reference, list(command) or None, detach=True, **{**settings, **options}
         )
         containers.append(container)
         return container

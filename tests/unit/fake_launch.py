@@ -23,6 +23,7 @@ from gpuspawner.hub.pulls import Pulls
 from gpuspawner.hub.readiness import Slots
 from gpuspawner.hub.shared import HubShared
 from gpuspawner.protocol.client import Grant
+from gpuspawner.protocol.messages import QueuedEvent
 
 NETWORK = LabNetwork("gpuspawner", "10.213.0.0/20", 8888)
 OWNER = Owner("hub", "ada", "", "gpu")
@@ -189,9 +190,9 @@ class Broker:
     async def acquire(self, request: GpuRequest, on_queued: Any) -> AsyncIterator[Grant]:
         self.held += 1
         try:
-            on_queued(2, 2, "2nd in line for a GPU")
+            on_queued(QueuedEvent(position=2, waiting=2, message="2nd in line for a GPU"))
             await self.pause()
-            on_queued(1, 1, "1st in line for a GPU")
+            on_queued(QueuedEvent(position=1, waiting=1, message="1st in line for a GPU"))
             await self.pause()
             if self.refusal:
                 raise self.refusal

@@ -97,7 +97,13 @@ class Served:
         await self.allocator.load(machine.devices, machine.terms)
         self.rules = RuleService(rulebook, gate, self.allocator, self.ledger, times.now)
         service: Any = type(
-            "Service", (), {"now": staticmethod(times.now), "leases": staticmethod(self.allocator.leases)}
+            "Service",
+            (),
+            {
+                "now": staticmethod(times.now),
+                "leases": staticmethod(self.allocator.leases),
+                "release": staticmethod(self.allocator.begin_release),
+            },
         )
         parts = EndingParts(
             rulebook=rulebook,
@@ -109,7 +115,10 @@ class Served:
             clock=times.now,
         )
         self.endings = Endings(parts, logging.getLogger("test"))
-        self.site = Site(service, service, Metrics(), 60.0, logging.getLogger("test"))
+        self.unknown: set[str] = set()
+        self.site = Site(
+            service, service, Metrics(), 60.0, logging.getLogger("test"), unknown=lambda: self.unknown
+        )
         gate.floor = self.allocator
         offers = Offers(self.rules, gate, self.allocator, times.now)
         routes = [

@@ -17,10 +17,12 @@ from traitlets.config import Application
 from traitlets.config.loader import Config, PyFileConfigLoader
 
 from ..config.idle import IdleRules
+from ..config.open_files import raise_limit
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
 from ..core.model import ContainerPatch, Lease, Tier
 from ..core.quota import Quota
+from ..core.states import AWAKE
 from ..core.units import utc_now
 from ..node.api import Node, NodeFacts
 from ..node.local import open_node
@@ -57,6 +59,7 @@ from .leases.prestart import Prestart
 from .leases.queue_rules import queue_rules
 from .leases.rule_service import RuleService
 from .leases.rulebook import Rulebook
+from .leases.unknown import UnknownServers
 from .ledger import Ledger
 from .lock import BrokerLock
 from .observe.journal import Journal
@@ -65,6 +68,7 @@ from .observe.pruning import Pruning
 from .pages import serve_pages
 from .pages.classes.base import Teaching
 from .pages.classes.handlers import class_pages
+from .pages.look import hub_of
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -181,6 +185,7 @@ class GpuBroker(Application):
     facts: NodeFacts
     way_in: WayIn
     closures: Closures
+    unknown: UnknownServers | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -288,7 +293,13 @@ class GpuBroker(Application):
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
             if self.hub_api is not None:
-                prestart = Prestart(self.rulebook, self.hub_api, self.log)
+                self.unknown = UnknownServers(
+                    self.hub_api, self.allocator.leases, hub_of(self.config), self.log
+                )
+                loops.append(asyncio.create_task(self.unknown.run(), name="unknown servers"))
+                prestart = Prestart(
+                    self.rulebook, self.hub_api, self._running_users, self.site.prestart_at_once, self.log
+                )
                 loops.append(asyncio.create_task(prestart.run(), name="prestart"))
             pruning = Pruning(ledger, self.history_days, self.log)
             loops.append(asyncio.create_task(pruning.run(), name="pruning"))
@@ -307,6 +318,14 @@ class GpuBroker(Application):
         half_life_seconds = self.site.fair_share_half_life_days * 86400
         fair = FairShare(half_life_seconds) if self.site.fair_share else None
         return queue_rules(self.gate, fair, self.site.queue_patience)
+
+    def _make_prestart(self) -> Prestart:
+        hub, at_once = HubApi(os.environ), self.site.prestart_at_once
+        return Prestart(self.rulebook, hub, self._running_users, at_once, self.log)
+
+    def _running_users(self) -> set[str]:
+        """Users whose default server holds a GPU and runs."""
+        return {each.user for each in self.allocator.leases() if not each.server and each.state in AWAKE}
 
     def _make_endings(self) -> Endings:
         parts = EndingParts(
@@ -460,6 +479,7 @@ class GpuBroker(Application):
             node=self.enforcement.node_facts,
             usage=self.enforcement.usage,
             ended=self.journal.recent,
+            unknown=self._unknown,
         )
         return View(self.allocator, about)
 
@@ -470,7 +490,13 @@ class GpuBroker(Application):
             for tier in self.tiers
             if tier.queue_timeout_seconds is not None
         }
-        return Site(self.service, self._view(), self.measures, waits, self.log, simulated, timeouts)
+        return Site(
+            self.service, self._view(), self.measures, waits, self.log, simulated, timeouts, self._unknown
+        )
+
+    def _unknown(self) -> frozenset[str]:
+        """The leases whose server the hub doesn't know; none if no hub started this broker."""
+        return frozenset() if self.unknown is None else self.unknown.ids()
 
     def _public_routes(self) -> MoreRoutes:
         """What the service has besides the pages that everybody sees."""
@@ -536,6 +562,7 @@ def main(argv: list[str] | None = None) -> int:
     broker = GpuBroker()
     try:
         broker.initialize(argv)
+        raise_limit(broker.log)
         asyncio.run(broker.run())
     except (ConfigError, Fault) as error:
         print(f"gpuspawner broker: {error}", file=sys.stderr)

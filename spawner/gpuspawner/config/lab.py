@@ -24,6 +24,7 @@ PAST_LEASE = (
     "volumes_from",
     "pid_mode",
     "ipc_mode",
+    "network_mode",
     "restart_policy",
 )
 """Settings that let a lab bypass its lease; an admin may allow them."""
@@ -137,8 +138,8 @@ class GpuLab(Configurable):
         Default: none. A start with one of these is refused with a message that names it: "user" (root),
         "privileged", "cap_add", "cap_drop", "security_opt" (without no-new-privileges),
         "device_cgroup_rules", "devices" (of GPUs; left out with a warning), "binds" and "mounts" (of /dev,
-        Docker's socket, the broker's state), "volumes_from", "pid_mode", "ipc_mode", "restart_policy". List
-        here the ones that you want to allow; `gpuspawner doctor` still reports them.
+        Docker's socket, the broker's state), "volumes_from", "pid_mode", "ipc_mode", "network_mode",
+        "restart_policy". List here the ones that you want to allow; `gpuspawner doctor` still reports them.
         Example: `c.GpuLab.past_lease = ["cap_add"]`
         """,
     )

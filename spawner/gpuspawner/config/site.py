@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from traitlets import Bool, Dict, Enum, Float, List, Unicode, default
+from traitlets import Bool, Dict, Enum, Float, Integer, List, Unicode, default
 from traitlets.config import Configurable
 
 from ..core.errors import ConfigError
@@ -258,6 +258,18 @@ class GpuSite(Configurable):
         Default: 15 minutes, longer than most people wait in front of a page. The spawner's
         `start_timeout` is raised to cover it.
         Example: `c.GpuSite.queue_timeout = 300`
+        """,
+    ).tag(config=True)
+
+    prestart_at_once = Integer(
+        4,
+        min=1,
+        help="""
+        How many servers of a lab session's members start at a time before it begins (a session's `prestart`).
+
+        Default: 4. The next one starts as soon as one of them runs, or after two minutes. More at a time are
+        ready sooner and load the disk and Docker more; too few for the time, and the last ones start late.
+        Example: `c.GpuSite.prestart_at_once = 8`
         """,
     ).tag(config=True)
 

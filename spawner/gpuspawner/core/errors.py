@@ -209,11 +209,17 @@ class HubFault(Fault):
 
 
 class StartFault(Fault):
-    """The server did not start; the message is a sentence for its user; `reason` labels the metric."""
+    """The server did not start; `sentence` is for its user, `reason` labels the metric.
 
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
+    `log` has the server's last log lines; the whole message has them too.
+    """
+
+    def __init__(self, sentence: str, reason: str, log: str = "") -> None:
+        lines = " / ".join(log.splitlines())
+        super().__init__(f"{sentence} Last log lines: {lines}" if lines else sentence)
+        self.sentence = sentence
         self.reason = reason
+        self.log = log
 
 
 def all_refusals() -> dict[str, type[Refusal]]:

@@ -90,14 +90,13 @@ class TierCard:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is known when the page is made. `tiers` and `offer` are None if the broker didn't answer; then
-    `problem` says so. `limits` and `images` give a sentence by tier name: the lab's limits, and what is to be
-    said of its image.
+    """What is known when the page is made. `tiers` and `offer` are None if the broker didn't answer.
+
+    `limits` and `images` give a sentence by tier name: the lab's limits, and what is to be said of its image.
     """
 
     tiers: TiersDocument | None = None
     offer: OfferDocument | None = None
-    problem: str = ""
     limits: Mapping[str, str] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
 
@@ -110,7 +109,7 @@ def make_cards(tiers: Sequence[Tier], found: Found) -> list[TierCard]:
     has_budget = found.offer is not None and bool(found.offer.allowance.budgets)
     return [
         _with_more(
-            _card(tier, documents.get(tier.name), offers.get(tier.name), simulated, found.problem),
+            _card(tier, documents.get(tier.name), offers.get(tier.name), simulated),
             offers.get(tier.name),
             found,
             has_budget,
@@ -128,15 +127,13 @@ def with_obstacle(card: TierCard, why: str, *, usable: bool) -> TierCard:
     return replace(card, state=State.OFF, badge="Not available", reason=card.reason or why)
 
 
-def _card(
-    tier: Tier, document: TierDocument | None, offer: TierOffer | None, simulated: bool, problem: str
-) -> TierCard:
+def _card(tier: Tier, document: TierDocument | None, offer: TierOffer | None, simulated: bool) -> TierCard:
     if not tier.needs_gpu:
         if offer is not None and offer.refused is not None:
             return _off(tier, offer.refused.message)
         return TierCard(tier, State.NOW, "Starts at once")
     if document is None or offer is None or document.total is None or offer.total is None:
-        return _off(tier, problem or NOT_NOW)
+        return _off(tier, NOT_NOW)
     card = _hardware(tier, document, offer, simulated)
     noun, wanted = _noun(tier, simulated), tier.want.device_count
     if document.total < wanted:

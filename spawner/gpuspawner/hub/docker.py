@@ -23,7 +23,7 @@ from docker.api.client import APIClient
 from docker.transport import UnixHTTPAdapter
 
 from ..core.errors import EngineFault
-from .docker_answers import log_line
+from .docker_answers import log_end
 from .pulls import SILENT, Cancel, Event
 
 THREADS = 16
@@ -150,11 +150,11 @@ class DockerEngine:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def log_tail(self, container: str, secret: str = "") -> str:
-        """The last log lines of a container in one line, without `secret`; empty if they can't be read."""
+        """The last log lines of a container, without `secret`; empty if they can't be read."""
         raw: Any = b""
         with suppress(EngineFault):
             raw = await self.call("logs", container, stdout=True, stderr=True, tail=_TAIL_LINES)
-        return log_line(raw, secret) if isinstance(raw, bytes) else ""
+        return log_end(raw, secret) if isinstance(raw, bytes) else ""
 
     def pull_here(
         self, image: str, feed: Callable[[Event], None], cancel: Cancel, silence_seconds: float

@@ -37,12 +37,12 @@ def exit_status(container: dict[str, Any]) -> str:
     return f"exit code {state.get('ExitCode')}" + (f", {error}" if error else "")
 
 
-def log_line(raw: bytes, secret: str) -> str:
-    """The end of a container's log as one line, without `secret`."""
+def log_end(raw: bytes, secret: str) -> str:
+    """The end of a container's log, without empty lines and without `secret`."""
     text = raw.decode("utf-8", "replace")
     if secret:
         text = text.replace(secret, "***")
-    return " / ".join(line.strip() for line in text.splitlines() if line.strip())[-_TAIL_CHARS:]
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())[-_TAIL_CHARS:]
 
 
 def unable_to_run(message: str) -> str | None:

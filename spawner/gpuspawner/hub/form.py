@@ -28,6 +28,8 @@ class Offered:
     cards: Sequence[TierCard]
     quota: tuple[Meter, ...] = ()
     images: AllowedImages = NO_IMAGES
+    problem: str = ""
+    """Why no GPU can be chosen now; "" if that isn't so."""
     image_notes: Mapping[str, str] = field(default_factory=dict)
     """By the name in the list of images: what is said of those that aren't on this machine."""
 
@@ -55,13 +57,14 @@ def render_form(offered: Offered, filled: Filled = _NOTHING, server: str = "") -
     usable = [card.tier.name for card in cards if card.usable]
     first = next((card.tier.name for card in cards if card.usable and card.tier.default), None)
     picked = filled.profile if filled.profile in usable else first or next(iter(usable), None)
-    return _render(
+    return render(
         "form.html",
         cards=cards,
         picked=picked,
         server=server,
         said=said,
         quota=offered.quota,
+        problem=offered.problem,
         images=image_fields(offered.images, filled),
         image_notes=offered.image_notes,
         max_chars=MAX_CHARS,
@@ -87,7 +90,7 @@ def _said_once(cards: Sequence[TierCard]) -> tuple[list[TierCard], list[str]]:
 
 def render_unusable(sentence: str) -> str:
     """Shown instead of the form if the hub's settings are invalid."""
-    return _render("unusable.html", sentence=sentence)
+    return render("unusable.html", sentence=sentence)
 
 
 def image_fields(images: AllowedImages, filled: Filled) -> ImageFields:
@@ -128,5 +131,5 @@ def _environment() -> Environment:
     )
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from ..core.errors import BrokerUnavailable, EngineFault, ImageUnfit, LeaseConflict, Refusal, StartFault
@@ -20,6 +21,7 @@ from ..core.image_needs import Needs, obstacle, read_machine, read_needs
 from ..core.labels import Owner
 from ..core.model import ContainerPatch, GpuRequest, Lease, Mode, Tier
 from ..protocol.client import BrokerClient, Grant
+from ..protocol.messages import QueuedEvent
 from .container import ContainerPlan
 from .docker_answers import (
     NOT_RUN,
@@ -33,7 +35,8 @@ from .docker_answers import (
 from .engine_words import home_fault
 from .images import image_missing
 from .network import LabNetwork
-from .progress import Progress
+from .progress import WITHOUT_GPU, Progress, Step
+from .pull_progress import PullNews
 from .readiness import Answer, Pace, ask
 from .shared import HubShared
 from .tasks import all_or_none
@@ -48,7 +51,7 @@ CONFIRM_SECONDS = 10.0
 """A start waits this long for a broker that restarts, like the client with its hold."""
 WAITING_ADVICE = (
     "All matching GPUs are in use. Your server starts automatically when it is your turn; you can close this "
-    "page. If you need a server now, press Stop Server and choose CPU. The GPU page, under Services, shows "
+    "page. If you need a server now, cancel this start and choose CPU. The GPU page, under Services, shows "
     "how many GPUs are free."
 )
 _CONFIRM_PAUSE_SECONDS = 0.1
@@ -105,6 +108,7 @@ class Launch:
         self._command = ""
         self._plan: ContainerPlan | None = None
         self._grant: Grant | None = None
+        self._first_place: tuple[int, datetime] | None = None
         self._steps = steps
         self._network = network
         self._shared = shared
@@ -120,13 +124,14 @@ class Launch:
         """
         job = self.job
         # Before the queue: a user shouldn't wait for a GPU and only then learn that there is no image.
-        pull = self._steps.pull_image(job.image, lambda news: self._progress.say(2, news))
+        self._progress.begin(tuple(Step) if job.request else WITHOUT_GPU)
+        pull = self._steps.pull_image(job.image, self._say_pull)
         image, _ = await all_or_none(pull, self._remove_leftover())
         needs = read_needs(image)
         known = await self._check_needs(needs)
         if job.request is None:
             return await self._launch(image, None)
-        self._progress.say(5, "Asking for a GPU")
+        self._progress.say(5, "Asking for a GPU", Step.GPU)
         async with self._broker.acquire(job.request, self._say_queued) as grant:
             self._grant, self.lease = grant, grant.lease
             self._say_granted(grant.lease, grant.patch)
@@ -169,9 +174,9 @@ class Launch:
         self._plan = plan
         self._command = str((plan.create.get("command") or [""])[0])
         await self._create(plan)
-        self._progress.say(40, "Container created")
+        self._progress.say(40, "Container created", Step.CONTAINER)
         if self._shared.slots.taken:
-            self._progress.say(45, "Waiting for other servers that are starting")
+            self._progress.say(45, "Waiting for other servers that are starting", Step.CONTAINER)
         async with self._shared.slots.one():
             return await self._come_up()
 
@@ -180,10 +185,10 @@ class Launch:
         await self._start()
         container = await self._inspect_running()
         address = self._network.address_of(container)
-        self._progress.say(60, "Container started: waiting for the server's first answer")
+        self._progress.say(60, "Container started: waiting for the server's first answer", Step.SERVER)
         if self.job.waits:
             await self._wait_answer(address)
-            self._progress.say(95, "The server answers")
+            self._progress.say(95, "The server answers", Step.SERVER)
         return address
 
     async def _confirm(self) -> None:
@@ -206,15 +211,30 @@ class Launch:
                     raise
             await asyncio.sleep(_CONFIRM_PAUSE_SECONDS)
 
-    def _say_queued(self, position: int, waiting: int, message: str) -> None:
-        self._progress.say(10, message, WAITING_ADVICE)
-        self._log(logging.INFO, "Waiting for a device: place %s of %s", position, waiting)
+    def _say_pull(self, news: str) -> None:
+        percent = news.percent if isinstance(news, PullNews) else None
+        self._progress.say(2, news, Step.IMAGE, part_percent=percent)
+
+    def _say_queued(self, place: QueuedEvent) -> None:
+        if self._first_place is None:
+            self._first_place = (place.position, datetime.now(UTC))
+        first, since = self._first_place
+        queue = {
+            "position": place.position,
+            "waiting": place.waiting,
+            "earliest_at": _iso(place.earliest_at),
+            "latest_at": _iso(place.latest_at),
+            "first_position": first,
+            "since": _iso(since),
+        }
+        self._progress.say(10, place.message, Step.GPU, WAITING_ADVICE, queue=queue)
+        self._log(logging.INFO, "Waiting for a device: place %s of %s", place.position, place.waiting)
 
     def _say_granted(self, lease: Lease, patch: ContainerPatch) -> None:
         kind = _NOUNS.get(lease.mode, "GPU")
         kind = f"simulated {kind}" if patch.env.get("GPUSPAWNER_SIMULATED") else kind
         count = len(lease.device_uuids)
-        self._progress.say(25, f"{count} {kind}{'' if count == 1 else 's'} reserved for you")
+        self._progress.say(25, f"{count} {kind}{'' if count == 1 else 's'} reserved for you", Step.GPU)
         self._log(logging.INFO, "Lease reserved")
 
     async def _remove_leftover(self) -> None:
@@ -294,8 +314,7 @@ class Launch:
             if why := self._home_fault(lines):
                 raise StartFault(why, "home")
             raise StartFault(
-                f"The server stopped while it was starting ({exit_status(container)}).{_last_lines(lines)}",
-                "exited",
+                f"The server stopped while it was starting ({exit_status(container)}).", "exited", lines
             )
         return container
 
@@ -322,13 +341,11 @@ class Launch:
         self._log(logging.INFO, "The server answers after %.2f s", loop.time() - begun)
 
     async def _no_answer(self) -> StartFault:
-        said = _last_lines(await self._docker.log_tail(self.container_id, self.job.secret))
+        lines = await self._docker.log_tail(self.container_id, self.job.secret)
+        said = f"The server started but didn't answer within {self.job.http_timeout_seconds:.0f} seconds."
         if not _JUPYTER.search(self._command):
             said += f" The image starts {self._command!r}, which may not be a server for JupyterHub."
-        return StartFault(
-            f"The server started but didn't answer within {self.job.http_timeout_seconds:.0f} seconds.{said}",
-            "timeout",
-        )
+        return StartFault(said, "timeout", lines)
 
     def _log(self, level: int, message: str, *args: object) -> None:
         devices = ",".join(self.lease.device_uuids) if self.lease else "-"
@@ -345,6 +362,10 @@ class Launch:
         )
 
 
+def _iso(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
+
+
 async def release(broker: BrokerClient, lease_id: str) -> None:
     """Tells the broker that the server is gone. Errors are ignored: Docker also tells the broker."""
     with suppress(Refusal, TimeoutError):
@@ -352,13 +373,9 @@ async def release(broker: BrokerClient, lease_id: str) -> None:
             await broker.release(lease_id)
 
 
-def _last_lines(lines: str) -> str:
-    return f" Last log lines: {lines}" if lines else ""
-
-
 def no_server(image: str, command: str, message: str) -> StartFault:
     """The message for an image that can't run its server's command, probably because it lacks it."""
-    said = f" Docker says: {message[:300]}" if message else ""
+    said = f" Docker says: {' / '.join(message.splitlines())[:300]}" if message else ""
     return StartFault(
         f"The image {image} can't start a server here: it can't run {command or 'its command'}. "
         "Choose another one, like the Jupyter docker-stacks; to use this one, build an image on top of it "

@@ -11,17 +11,24 @@ from urllib.parse import quote
 
 from ..core.errors import BadOption
 
+MAX_CHARS = 255
+"""Longest name of a user or a server in our messages, and in the columns of JupyterHub's database."""
 _PLAIN = frozenset((string.ascii_lowercase + string.digits).encode())
 
 
 def check_names(user: str, server: str) -> None:
-    """Raises BadOption for names with characters that can't be printed, which no message names."""
+    """Raises BadOption for names that no message names: too long, or not printable."""
     for what, name in (("user", user), ("server", server)):
+        remedy = "Choose another name." if what == "server" else "Ask the admin of this hub to rename you."
+        if len(name) > MAX_CHARS:
+            raise BadOption(
+                f"The {what} name has {len(name)} characters, and no server starts under a name of more than "
+                f"{MAX_CHARS}. {remedy}"
+            )
         if not name.isprintable():
             raise BadOption(
                 f"The {what} name {name!r} has characters that can't be printed, so no server starts "
-                "under it. "
-                + ("Choose another name." if what == "server" else "Ask the admin of this hub to rename you.")
+                f"under it. {remedy}"
             )
 
 

@@ -64,13 +64,14 @@ async def look(menu: Menu, shared: HubShared, who: WhoAsks) -> Offered:
         except TimeoutError:
             problem = _SILENT
     present = await _inspect(_names(menu), shared.docker)
-    found = Found(tiers, offer, problem, menu.limits, _missing(menu, present))
+    found = Found(tiers, offer, menu.limits, _missing(menu, present))
     obstacles = _obstacles(menu, tiers, present)
     cards = [
         with_obstacle(card, obstacles.get(card.tier.name, ""), usable=bool(menu.images))
         for card in make_cards(menu.tiers, found)
     ]
-    return Offered(cards, make_quota(offer), menu.images, _notes(menu.images, present))
+    notes = _notes(menu.images, present)
+    return Offered(cards, make_quota(offer), menu.images, problem, notes)
 
 
 async def _ask(broker: BrokerClient, who: WhoAsks) -> tuple[TiersDocument, OfferDocument]:

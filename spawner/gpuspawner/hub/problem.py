@@ -22,6 +22,10 @@ class Problem:
     status: int
     admin: str = ""
     """What the admin should do; for the log."""
+    sentence: str = ""
+    """The message without the log lines at its end; "" if it has none."""
+    log: str = ""
+    """The server's last log lines."""
 
 
 def describe(error: GpuSpawnerError) -> Problem:
@@ -29,7 +33,7 @@ def describe(error: GpuSpawnerError) -> Problem:
     if isinstance(error, Refusal):
         return Problem(error.message, error.reason, error.status)
     if isinstance(error, StartFault):
-        return Problem(str(error), error.reason, 500)
+        return Problem(str(error), error.reason, 500, sentence=error.sentence, log=error.log)
     if isinstance(error, EngineFault):
         said = explain(error)
         return Problem(said.user, said.reason, said.status, said.admin)

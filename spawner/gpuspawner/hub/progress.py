@@ -3,9 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from html import escape
 from typing import Any
+
+
+class Step(StrEnum):
+    """What a start goes through, in this order."""
+
+    IMAGE = "image"
+    GPU = "gpu"
+    CONTAINER = "container"
+    SERVER = "server"
+
+
+LABELS = {
+    Step.IMAGE: "Image",
+    Step.GPU: "GPU",
+    Step.CONTAINER: "Container",
+    Step.SERVER: "JupyterLab",
+}
+WITHOUT_GPU = (Step.IMAGE, Step.CONTAINER, Step.SERVER)
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """A step for the page: `state` is "todo", "active" or "done", `detail` the last sentence about it."""
+
+    name: str
+    label: str
+    state: str
+    detail: str = ""
 
 
 class Progress:
@@ -14,14 +44,22 @@ class Progress:
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
+        self._steps: tuple[Step, ...] = WITHOUT_GPU
         self.ended = False
 
-    def say(self, percent: int, message: str, advice: str = "") -> None:
-        """Adds an event in the format of JupyterHub's progress page. The same sentence isn't repeated.
+    def begin(self, steps: Sequence[Step]) -> None:
+        """Says which steps the start has."""
+        self._steps = tuple(steps)
 
-        `advice` is text for people who read the page; programs get only the message.
+    def say(self, percent: int, message: str, step: Step = Step.IMAGE, advice: str = "", **more: Any) -> None:
+        """Adds an event in the format of JupyterHub's progress page. The same event isn't repeated.
+
+        JupyterHub passes our own keys on: `step`, all `steps`, and `more`, which is JSON. `advice` is for
+        people who read JupyterHub's own page; programs get only the message.
         """
-        event: dict[str, Any] = {"progress": percent, "message": message}
+        event: dict[str, Any] = {"progress": percent, "message": message, "step": step.value}
+        event["steps"] = [each.value for each in self._steps]
+        event.update(more)
         if advice:
             event["html_message"] = f"<strong>{escape(message)}</strong><br>{escape(advice)}"
         if not self._events or self._events[-1] != event:
@@ -32,6 +70,26 @@ class Progress:
         """Ends the stream: every follower stops after the last event."""
         self.ended = True
         self._wake()
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The last event; empty if there is none."""
+        return self._events[-1] if self._events else {}
+
+    def view(self) -> list[StepView]:
+        """The steps as they are now, for a page that is made on the server."""
+        current = Step(self.last["step"]) if self.last else self._steps[0]
+        details = {event["step"]: str(event["message"]) for event in self._events}
+        at = self._steps.index(current) if current in self._steps else 0
+        return [
+            StepView(
+                step.value,
+                LABELS[step],
+                "done" if number < at else "active" if number == at else "todo",
+                details.get(step.value, ""),
+            )
+            for number, step in enumerate(self._steps)
+        ]
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
         """Yields all events from the first one until the end."""

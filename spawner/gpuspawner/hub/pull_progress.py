@@ -49,16 +49,40 @@ class Layers:
             return ""
         done = sum(layer.status in _DONE for layer in self._layers.values())
         text = f"{done} of {len(self._layers)} layers"
+        current, total = self._bytes()
+        if total is None:
+            return f"{text}, {_megabytes(current)} MB so far"
+        if not total:
+            return text
+        return f"{text}, {_megabytes(current)} of {_megabytes(total)} MB, {100 * current // total} %"
+
+    @property
+    def percent(self) -> int | None:
+        """How much of the bytes to download is here (0-100); None until Docker has sent all sizes."""
+        current, total = self._bytes()
+        return min(100, max(0, 100 * current // total)) if total else None
+
+    def _bytes(self) -> tuple[int, int | None]:
+        """The bytes that are here, and those to download in all; None if a layer's size isn't known yet."""
         coming = [layer for layer in self._layers.values() if layer.status != _HERE_ALREADY]
         # A small layer may be complete before Docker sends its size: it isn't counted.
         sized = [layer for layer in coming if layer.total_bytes is not None]
         current = sum(layer.current_bytes for layer in sized)
         if any(layer.total_bytes is None and layer.status not in _DONE | _LOADED for layer in coming):
-            return f"{text}, {_megabytes(current)} MB so far"
-        total = sum(layer.total_bytes or 0 for layer in sized)
-        if not total:
-            return text
-        return f"{text}, {_megabytes(current)} of {_megabytes(total)} MB, {100 * current // total} %"
+            return current, None
+        return current, sum(layer.total_bytes or 0 for layer in sized)
+
+
+class PullNews(str):
+    """A sentence about a pull, with how much of its bytes is here (0-100; None: not known)."""
+
+    percent: int | None
+
+    def __new__(cls, text: str, percent: int | None = None) -> PullNews:
+        """The sentence as text that carries its number."""
+        news = super().__new__(cls, text)
+        news.percent = percent
+        return news
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -17,11 +17,12 @@ from enum import Enum
 from typing import Any
 
 from ..core.errors import EngineFault
-from .pull_progress import Event, Layers
+from .pull_progress import Event, Layers, PullNews
 
 __all__ = ["SILENT", "Cancel", "Event", "PullLimits", "Pulls", "Tell", "Work"]
 
 Tell = Callable[[str], None]
+"""Gets a sentence, which is a `PullNews` if it is about a pull's progress."""
 TELL_SECONDS = 2.0
 """Shortest time between two updates of a progress page: Docker sends tens of events per second."""
 FRESH_SECONDS = 60.0
@@ -94,12 +95,13 @@ class _Pull:
     unattended_since: float = 0.0
     timer: asyncio.TimerHandle | None = None
 
-    def sentence(self) -> str:
+    def sentence(self) -> PullNews:
         """The sentence for the progress page."""
         if self.state is _State.IN_LINE:
-            return f"Waiting for other pulls to finish before pulling image {self.image}"
+            return PullNews(f"Waiting for other pulls to finish before pulling image {self.image}")
         how_far = str(self.layers)
-        return f"Pulling image {self.image}" + (f": {how_far}" if how_far else "")
+        text = f"Pulling image {self.image}" + (f": {how_far}" if how_far else "")
+        return PullNews(text, self.layers.percent)
 
     def tell(self) -> None:
         """Sends the sentence, if it has changed, to everybody who waits."""

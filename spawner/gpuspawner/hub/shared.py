@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ..config.open_files import raise_limit
 from ..protocol.client import BrokerClient
 from .docker import DockerEngine
 from .pulls import PullLimits, Pulls
@@ -46,9 +47,13 @@ _engines: dict[str, DockerEngine] = {}
 
 
 def shared_by_all(settings: SharedSettings, log: logging.Logger) -> HubShared:
-    """The object shared by the spawners of the running event loop, by their broker's socket."""
+    """The object shared by the spawners of the running event loop, by their broker's socket.
+
+    The first call raises this process's limit of open files: everybody who waits takes two.
+    """
     of_loop = _shared.setdefault(asyncio.get_running_loop(), {})
     if settings.socket_path not in of_loop:
+        raise_limit(log)
         of_loop[settings.socket_path] = HubShared(
             docker=engine_of(settings.client_kwargs, settings.tls_config),
             broker=BrokerClient(settings.socket_path, log=log),

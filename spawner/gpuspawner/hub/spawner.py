@@ -13,7 +13,6 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
 from functools import cached_property
-from html import escape
 from inspect import isawaitable
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -33,8 +32,10 @@ from ..core.errors import (
     BadOption,
     ConfigError,
     EngineFault,
+    Fault,
     GpuSpawnerError,
     ImageUnfit,
+    QueueTimeout,
     Refusal,
     StartFault,
 )
@@ -58,6 +59,7 @@ from .names import check_names, escape_name, oauth_client_of
 from .network import LabNetwork, Reach, gateway_of
 from .offer import Menu
 from .options import PROFILE, Choice, parse_form, parse_options, parse_query, refill
+from .pages import Link, Meanwhile, SpawnLinks, StartView, render_failure, view_start
 from .problem import describe
 from .progress import Progress
 from .pulls import PullLimits, Tell
@@ -137,6 +139,20 @@ class GpuDockerSpawner(DockerSpawner):
 
         Default: 10.213.0.0/20, 4,092 servers. Used when the network is created; Docker refuses
         a subnet that overlaps another network. Example: `c.GpuDockerSpawner.subnet = "172.30.0.0/16"`
+        """,
+    )
+
+    block_metadata = Bool(
+        True,
+        config=True,
+        help="""
+        Whether labs are kept from a cloud's metadata service (169.254.169.254), which gives the machine's own
+        keys to any program that asks.
+
+        Default: True. The hub's service `network` adds rules to the machine's firewall (iptables) if it is
+        root; else `gpuspawner doctor` names the command that does. A program in a lab then reads "Connection
+        refused". False: nothing is added, and rules that are there stay.
+        Example: `c.GpuDockerSpawner.block_metadata = False`
         """,
     )
 
@@ -324,6 +340,7 @@ class GpuDockerSpawner(DockerSpawner):
         self._refused_form: object = None
         self._progress = Progress()
         self._starting = False
+        self._ended = ""
         self._doubted = False
         self._kernels = KernelReporter()
         self._reconnection: asyncio.Task[None] | None = None
@@ -519,7 +536,7 @@ class GpuDockerSpawner(DockerSpawner):
         Raises SpawnException, with a sentence for the user, for refusals and faults. After a failure it
         cleans up in the background; `poll` returns None until then, and `stop` waits for it.
         """
-        self._starting = True
+        self._starting, self._ended = True, ""
         if self._progress.ended:
             self._progress = Progress()
         launch: Launch | None = None
@@ -536,6 +553,12 @@ class GpuDockerSpawner(DockerSpawner):
                 await self.post_start_exec()
             done = True
             return self._address_url(ip, port)
+        except asyncio.CancelledError:
+            waited = self._progress.last.get("queue") is not None
+            self._ended = "The start was cancelled" + (
+                ", and its place in the queue given up." if waited else "."
+            )
+            raise
         except (Refusal, StartFault, EngineFault, ConfigError) as error:
             raise self._exception(error) from None
         finally:
@@ -723,7 +746,9 @@ class GpuDockerSpawner(DockerSpawner):
         if container is None:
             return 0
         if not running(container):
-            return exit_status(container)
+            status = exit_status(container)
+            self._ended = f"The server ended by itself ({status})."
+            return status
         try:
             address = self.lab_network.address_of(container)
         except ConfigError as error:  # its container was cut from the network: the server itself runs
@@ -800,6 +825,7 @@ class GpuDockerSpawner(DockerSpawner):
         await self.lab.end(1 if now else _STOP_GRACE_SECONDS)
         if self.lease_id:
             await release(self.shared.broker, self.lease_id)
+        self._ended = self._ended or "The server was stopped."
         self._note(logging.INFO, "Stopped")
         self.object_id = ""
 
@@ -815,6 +841,7 @@ class GpuDockerSpawner(DockerSpawner):
         """Restores container and lease; forgets options whose tier or image is gone from the settings."""
         super().load_state(state)
         self.lease_id = str(state.get("lease_id") or "")
+        self._ended = str(state.get("ended") or "")
         if self.server is None and self.user_options:
             try:
                 self._parse_stored()
@@ -823,10 +850,12 @@ class GpuDockerSpawner(DockerSpawner):
                 self._keep_options({})
 
     def get_state(self) -> dict[str, Any]:
-        """Container and lease, so that a restarted hub finds both."""
+        """Container and lease, so that a restarted hub finds both; or how the last run ended."""
         state: dict[str, Any] = super().get_state()
         if self.object_id and self.lease_id:
             state["lease_id"] = self.lease_id
+        if self._ended and not self.object_id:
+            state["ended"] = self._ended
         return state
 
     def clear_state(self) -> None:
@@ -844,7 +873,7 @@ class GpuDockerSpawner(DockerSpawner):
         names["servername"] = self.escape(self.name)
         return names
 
-    # ---- messages and logs
+    # ---- messages, and what can be done after an error
 
     def _exception(self, error: GpuSpawnerError) -> SpawnException:
         """An exception with which JupyterHub (6.1) shows a message without a traceback, and counts `reason`.
@@ -859,23 +888,65 @@ class GpuDockerSpawner(DockerSpawner):
             self._note(logging.ERROR, "Not started: %s%s (cause: %r)", error, admin, error.__cause__)
         exception = SpawnException(problem.message, reason=problem.reason, status_code=problem.status)
         # JupyterHub's pages show these two (jupyterhub.utils.format_exception).
-        vars(exception).update(
-            jupyterhub_message=problem.message,
-            jupyterhub_html_message=escape(problem.message) + self._plain_link(error),
-        )
+        html = render_failure(problem.sentence or problem.message, problem.log, self._ways_on(error))
+        vars(exception).update(jupyterhub_message=problem.message, jupyterhub_html_message=html)
         return exception
 
-    def _plain_link(self, error: GpuSpawnerError) -> str:
-        """A link that starts the server without a GPU, if that would help; HTML."""
-        if not isinstance(error, Refusal) or isinstance(error, BadOption | ImageUnfit):
-            return ""
-        plain = next((tier for tier in self.tiers if not tier.needs_gpu), None)
+    def _ways_on(self, error: GpuSpawnerError) -> list[Link]:
+        """What the user can do after an error: start without a GPU, try the same again, choose again."""
+        links, again = [], Link("Choose again", self._spawn_links.page, "again")
+        if isinstance(error, BadOption | ConfigError | ImageUnfit):
+            return [again]
+        if isinstance(error, Refusal) and (plain := self._plain_tier) is not None:
+            links.append(
+                Link(f"Start with {plain.title} now", self._spawn_links.start({PROFILE: plain.name}))
+            )
+        if isinstance(error, QueueTimeout | Fault) and self.user_options:
+            text = "Wait again" if isinstance(error, QueueTimeout) else "Try again"
+            links.append(Link(text, self._spawn_links.start(dict(self.user_options))))
+        return [*links, again]
+
+    @property
+    def _plain_tier(self) -> Tier | None:
+        """The first tier without a GPU."""
+        return next((tier for tier in self.tiers if not tier.needs_gpu), None)
+
+    @property
+    def _spawn_links(self) -> SpawnLinks:
+        page = url_path_join(self.hub.base_url, "spawn", self.user.escaped_name, url_escape_path(self.name))
+        return SpawnLinks(page)
+
+    # ---- what our versions of JupyterHub's pages ask for
+
+    @property
+    def start_view(self) -> StartView:
+        """The present start, for the waiting page."""
+        try:
+            tier = self._parse_stored().tier
+        except (BadOption, ConfigError):
+            tier = None
+        meanwhile = self._meanwhile() if tier is not None and tier.needs_gpu else None
+        return view_start(self._progress, self._shown_name, tier.title if tier else "", meanwhile)
+
+    @property
+    def how_it_ended(self) -> str:
+        """How the server's last run or start ended, as a sentence; "" if that isn't known."""
+        return self._ended
+
+    def _meanwhile(self) -> Meanwhile | None:
+        """How to work without a GPU while this server waits for one; None if no tier is without."""
+        plain = self._plain_tier
         if plain is None:
-            return ""
-        url = url_path_join(
-            self.hub.base_url, "spawn", self.user.escaped_name, url_escape_path(self.name)
-        )  # the hub reads a query's options with this prefix
-        return f' <a href="{escape(url)}?opt-{PROFILE}={plain.name}">Start with {escape(plain.title)} now</a>'
+            return None
+        options, settings = {PROFILE: plain.name}, self.user.settings
+        limit, names = settings.get("named_server_limit_per_user"), set(self.user.orm_spawners) - {""}
+        may_add = plain.name in names or not isinstance(limit, int) or limit <= 0 or len(names) < limit
+        if not settings.get("allow_named_servers") or not may_add or self.name == plain.name:
+            return Meanwhile(plain.title, self._spawn_links.start(options), keeps_place=False)
+        page = url_path_join(self.hub.base_url, "spawn", self.user.escaped_name, plain.name)
+        return Meanwhile(plain.title, SpawnLinks(page).start(options), keeps_place=True)
+
+    # ---- logs
 
     def _note(self, level: int, message: str, *args: object) -> None:
         """Logs a line about this server, with the fields that all such lines have."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from ..core.errors import DeviceFault
@@ -23,6 +24,8 @@ class Usage:
     """Memory use, utilization and climate of a device, and which containers used it.
 
     None if NVML doesn't report it, as for MIG. `users` is never None only because NVML failed once.
+    `memory_bytes` has what each container's processes use, for the containers of all leases; a container that
+    is missing, or None, is not known.
     """
 
     used_bytes: int | None = None
@@ -31,6 +34,7 @@ class Usage:
     temperature_celsius: float | None = None
     power_watts: float | None = None
     power_limit_watts: float | None = None
+    memory_bytes: Mapping[str, int | None] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +113,15 @@ class UsageMonitor:
             self._usage[uuid] = asked.result()
 
     def _ask(self, uuid: str) -> Usage:
-        users = self._users[uuid].look(self._containers)
+        looked = self._users[uuid]
+        users = looked.look(self._containers)
         try:
             used_bytes, climate = self._inventory.used_bytes(uuid), self._inventory.climate(uuid)
             return Usage(
                 used_bytes=used_bytes,
                 utilization_percent=self._inventory.utilization_percent(uuid),
                 users=users,
+                memory_bytes=looked.memory_bytes,
                 temperature_celsius=climate.temperature_celsius,
                 power_watts=climate.power_watts,
                 power_limit_watts=climate.power_limit_watts,

@@ -64,6 +64,8 @@ class DeviceUsers:
         self._users = Users()
         self._known: dict[int, Process] = {}
         self._cpu: dict[_Key, tuple[float, datetime]] = {}
+        self.memory_bytes: Mapping[str, int | None] = {}
+        """What the processes of each container had on the device at the last look; None: not reported."""
 
     def look(self, containers: frozenset[str]) -> Users | None:
         """Who used the device, up to now; `containers` are those of the leases. None if NVML can't tell.
@@ -78,10 +80,12 @@ class DeviceUsers:
             listed = self._inventory.processes(self._uuid)
         except DeviceFault:
             self._users = Users(self._users.last_used, now)
+            self.memory_bytes = {}
             return self._users
         self._until_us = use.until_us
         before = self._known
         self._known = self._table.look_all({each.pid for each in listed} | use.pids)
+        self.memory_bytes = self._memory(listed, containers)
         working = self._working(listed, now)
         used = {pid: self._known.get(pid) or before.get(pid) for pid in use.pids}
         found = {process.container(containers) for process in used.values() if process is not None}
@@ -96,6 +100,17 @@ class DeviceUsers:
     def close(self) -> None:
         """Lets go of the processes that it holds."""
         self._table.close()
+
+    def _memory(self, listed: Iterable[GpuProcess], containers: frozenset[str]) -> dict[str, int | None]:
+        """The sum for each of the containers, as the guard counts it; 0 for those without a process."""
+        found: dict[str, int | None] = dict.fromkeys(containers, 0)
+        for each in listed:
+            process = self._known.get(each.pid)
+            container = None if process is None else process.container(containers)
+            if container in found:
+                so_far, more = found[container], each.memory_bytes
+                found[container] = None if so_far is None or more is None else so_far + more
+        return found
 
     def _working(self, listed: Iterable[GpuProcess], now: datetime) -> list[Process]:
         """The clients of MPS that used the CPU since the last look, and those that are new."""

@@ -1,4 +1,4 @@
-"""Detects from outside which programs wait for the GPU, and which wait for input, by what their main thread does.
+"""Detects from outside which programs wait for the GPU, and which for input, by what their main thread does.
 
 A thread that calls CUDA in a process that is paused or asleep waits in a futex from that moment on (measured,
 driver 580: 16 ms after a notebook's cell began, no change to the notebook). Only the main thread counts: it
@@ -7,9 +7,9 @@ a new lock for each thing that they wait for (IPython's history does), which say
 blocks on a lock of its own program looks the same as one that waits for the GPU: its lease gets a short turn
 that it did not need.
 
-A main thread that waits for events (epoll) or reads its standard input waits for its user: a notebook's does
-so between two cells and never in one (measured: in cells it was on the CPU, in a futex, in hrtimer or in poll;
-one that awaits something is in epoll, too). Whatever else it does, its program may go on at any moment.
+A main thread that waits for events (epoll) or reads its standard input waits for its user. A notebook's does
+so between two cells and in none of those that were measured; a cell that awaits something does it, too. In
+any other wait the program counts as running: it may go on at any moment.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ from .stream import WAITED_HEADER
 
 M = TypeVar("M", bound=Message)
 
-OnQueued = Callable[[int, int, str], None]
-"""Called when the queue place changes, with the position (1 is next), the number waiting and a sentence."""
+OnQueued = Callable[[QueuedEvent], None]
+"""Called when the request joins the queue, and when its place or its likely wait changes."""
 
 UNAVAILABLE = (
     "GPUs can't be given out right now: the GPU broker isn't running. A CPU server still starts. "
@@ -290,7 +290,7 @@ class _LeaseStream:
             case RefusedEvent():
                 raise _refusal(event)
             case QueuedEvent():
-                self._on_queued(event.position, event.waiting, event.message)
+                self._on_queued(event)
             case HeartbeatEvent() | None:  # None: a kind of event that a later version added
                 pass
         return None

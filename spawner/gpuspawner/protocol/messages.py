@@ -275,7 +275,10 @@ class DeviceDocument(Message):
 
 
 class LeaseDocument(Message):
-    """A lease that has not ended, as status and pages show it."""
+    """A lease that has not ended, as status and pages show it.
+
+    `unknown_to_hub`: it holds its devices, but the hub has no such server; an admin can end it.
+    """
 
     id: LeaseId
     user: str
@@ -290,6 +293,7 @@ class LeaseDocument(Message):
     since: Time
     notice: str
     groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
+    unknown_to_hub: bool = False
 
 
 class QueueDocument(Message):

@@ -44,6 +44,8 @@ _RULES: tuple[tuple[str, str, str, str, type[Message] | None, type[Message] | No
     ("/sessions/{name}", "delete", "cancel_session", "End a session for good", rules.SessionCancel, None),
     ("/leases/{lease_id}/extend", "post", "extend", "Make a session longer", rules.Extend,
      rules.ExtendedDocument),
+    ("/leases/{lease_id}/end", "post", "end", "End a server that the hub doesn't know", rules.EndUnknown,
+     None),
     ("/leases/{lease_id}/kernels", "post", "kernels", "Say whether kernels compute", rules.KernelsMessage,
      None),
     ("/servers", "get", "servers", "Since when servers are idle, and when they end", None,

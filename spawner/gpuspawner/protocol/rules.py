@@ -107,6 +107,12 @@ class Extend(Authored):
     seconds: float = Field(gt=0, le=86400, allow_inf_nan=False, description="a number of seconds up to a day")
 
 
+class EndUnknown(Authored):
+    """The body of `POST /leases/{id}/end`."""
+
+    reason: TextOrEmpty = Field(default="", description="text of up to 255 printable characters")
+
+
 class KernelsMessage(Message):
     """The body of `POST /leases/{id}/kernels`: what the hub knows of a server's kernels."""
 

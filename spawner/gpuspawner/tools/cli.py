@@ -512,7 +512,9 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     for lease in status["leases"]:
         names = [lease[key] for key in ("user", "server", "tier", "state")]
         count = str(len(lease["device_uuids"]))
-        leases.add_row(*map(escape, names), _local_time(lease["since"]), count, escape(lease["notice"]))
+        unknown = "not known to the hub: end it on the GPU page." if lease["unknown_to_hub"] else ""
+        notice = " ".join(filter(None, (unknown, lease["notice"])))
+        leases.add_row(*map(escape, names), _local_time(lease["since"]), count, escape(notice))
     console.print(leases)
     if status["queue"]:
         queue = table("Waiting", "Place", "User", "Server", "Tier", "Since")

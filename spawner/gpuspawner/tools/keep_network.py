@@ -4,7 +4,8 @@
 
 The hub listens on the host's address in that network. Docker takes both away as soon as nothing runs in the
 network and somebody calls `docker network rm` or `docker system prune`. From then on nobody reaches the hub,
-so no start of a server can repair it. The hub's service `network` does.
+so no start of a server can repair it. The hub's service `network` does. It keeps the labs from the cloud's
+metadata service, too, if it may change the firewall.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from ..core.errors import ConfigError, EngineFault
 from ..hub.docker import DockerEngine
+from ..hub.metadata import MetadataWall, may_build
 from ..hub.network import DOCKERS_OWN, Call, ensure_network, gateway_of, has_address, look_at
 from .make_network import spawner_of_file
 
@@ -33,11 +35,20 @@ RETRY_SECONDS = 2.0
 
 
 class NetworkKeeper:
-    """Creates the labs' network again if it was removed, and logs it. `look` blocks on Docker."""
+    """Creates the labs' network again if it was removed, and logs it. `look` blocks on Docker.
+
+    `wall` None: the labs may reach the metadata service, or somebody else has to keep them from it.
+    """
 
     def __init__(
-        self, call: Call, name: str, subnet: str, has_address: Callable[[str], bool] = has_address
+        self,
+        call: Call,
+        name: str,
+        subnet: str,
+        has_address: Callable[[str], bool] = has_address,
+        wall: MetadataWall | None = None,
     ) -> None:
+        self._wall = wall
         self._call = call
         self._name = name
         self._subnet = subnet
@@ -59,6 +70,7 @@ class NetworkKeeper:
             self._tell(logging.ERROR, f"Servers can't start, and may not reach the hub: {error}")
             return RETRY_SECONDS
         self._asked = now
+        self._build_wall()
         if self._has_address(self._address):
             self._told = ""
             return LOOK_SECONDS
@@ -70,6 +82,23 @@ class NetworkKeeper:
             "c.JupyterHub.services",
         )
         return RETRY_SECONDS
+
+    def _build_wall(self) -> None:
+        """Somebody may have emptied the firewall's rules, so they are looked for each time."""
+        if self._wall is None:
+            return
+        try:
+            added = self._wall.build()
+        except EngineFault as fault:
+            LOG.warning(
+                "Labs may reach the cloud's metadata service; 'gpuspawner doctor' says more: %s", fault
+            )
+            self._wall = None  # said once
+            return
+        if added:
+            LOG.info(
+                "Labs of %s don't reach the cloud's metadata service: %d rules added", self._subnet, added
+            )
 
     def _repair(self) -> None:
         if look_at(self._call, self._name) is not None:
@@ -99,7 +128,8 @@ def keep(config_file: Path) -> None:
         LOG.info("The network %s is Docker's own: there is nothing to keep", spawner.network_name)
         signal.pause()
     engine = DockerEngine(spawner.client_kwargs, spawner.tls_config)
-    keeper = NetworkKeeper(engine.call_here, spawner.network_name, spawner.subnet)
+    wall = MetadataWall(spawner.subnet) if spawner.block_metadata and may_build() else None
+    keeper = NetworkKeeper(engine.call_here, spawner.network_name, spawner.subnet, wall=wall)
     while os.getppid() == parent:
         time.sleep(keeper.look(time.monotonic()))
 

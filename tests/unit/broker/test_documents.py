@@ -29,7 +29,7 @@ ENDED = EndedProcess(
     LATER, "memory", "a" * 32, "hub", "anna", "train", "c" * 64, "GPU-1", 7, "python3", 9, 8, 2.0,
     "It was over.",
 )  # fmt: skip
-NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,), "NVML hangs")
+NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,), "NVML hangs", {"a" * 32})
 SLICE = Want(1, mode=Mode.SLICE)
 WAITING = Lease("b" * 32, "hub", "ben", "", "gpu", LeaseState.WAITING, Want(1), NOW, NOW)
 
@@ -80,12 +80,12 @@ def test_status() -> None:
                 "id": "a" * 32, "user": "anna", "server": "train", "hub": "hub", "tier": "gpu",
                 "state": "running", "device_uuids": ["GPU-1"], "memory_bytes": 80 << 30,
                 "compute_percent": 100.0, "mode": "whole", "since": "2025-03-01T12:05:00Z",
-                "notice": "Save your work.", "groups": [],
+                "notice": "Save your work.", "groups": [], "unknown_to_hub": True,
             },
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "state": "waiting",
                 "device_uuids": [], "memory_bytes": 0, "compute_percent": 100.0, "mode": "whole",
-                "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [],
+                "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [], "unknown_to_hub": False,
             },
         ],
         "queue": [

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 from gpuspawner.broker.decide.book import Book, QueueRules
 from gpuspawner.broker.decide.line.backfill import Holding
-from gpuspawner.broker.decide.line.estimate import Arrival, Estimate, Estimator, Lengths, Line, Session
-from gpuspawner.broker.decide.line.fairshare import FairShare
+from gpuspawner.broker.decide.line.estimate import Estimate, Estimator
+from gpuspawner.broker.decide.line.fairshare import FairShare, Standings
+from gpuspawner.broker.decide.line.future import Arrival, Line, Session, with_guests
+from gpuspawner.broker.decide.line.lengths import Drawn, Lengths
 from gpuspawner.broker.decide.line.queue import Claim, Waiting
 from gpuspawner.broker.decide.place.placement import Room, whole_share
 from gpuspawner.broker.decide.replay.simulate import SimulatedSite, Simulation, Visit
@@ -42,7 +44,7 @@ def test_a_limit_alone_bounds_the_wait() -> None:
     found = Estimator().estimate(line([HOUR, HOUR], 3, Claim(session_seconds=2 * HOUR)), 0.0)
     for lease_id, endings, latest in [
         ("lease-0", 1, HOUR),
-        ("lease-1", 2, 1.5 * HOUR),
+        ("lease-1", 2, HOUR),
         ("lease-2", 3, 3 * HOUR),
     ]:
         estimate = found[lease_id]
@@ -51,97 +53,165 @@ def test_a_limit_alone_bounds_the_wait() -> None:
         assert 0 <= estimate.earliest_seconds <= estimate.middle_seconds <= latest
 
 
+def known(minutes: range) -> Estimator:
+    """Sessions of the tier have always lasted so many minutes."""
+    estimator = Estimator()
+    for each in minutes:
+        estimator.lengths.add("gpu", each * 60.0)
+    return estimator
+
+
 def test_past_sessions_say_when() -> None:
     """Sessions of this tier have always lasted between 60 and 70 minutes; 50 have passed."""
-    estimator = Estimator()
-    for minutes in range(60, 70):
-        estimator.lengths.add("gpu", minutes * 60.0)
+    estimator = known(range(60, 70))
     found = estimator.estimate(line([None], 2), 50 * 60.0)
     first, second = found["lease-0"], found["lease-1"]
     assert first is not None
     assert second is not None
     assert (first.endings, second.endings) == (1, 2)
-    assert 59 * 60 <= first.earliest_seconds < first.latest_seconds <= 72 * 60
-    assert 115 * 60 <= second.earliest_seconds < second.latest_seconds <= 145 * 60
-    assert estimator.estimate(line([None], 2), 50 * 60.0, only="lease-1").keys() == {"lease-1"}
+    assert 52 * 60 <= first.earliest_seconds < first.latest_seconds <= 78 * 60
+    assert 105 * 60 <= second.earliest_seconds < second.latest_seconds <= 150 * 60
+    assert estimator.estimate(line([None], 2), 50 * 60.0, only=["lease-1"]).keys() == {"lease-1"}
 
 
 def test_a_range_learns_from_its_errors() -> None:
-    """Where everything came two spreads later than said, the range moves there."""
-    estimator = Estimator()
-    for minutes in range(60, 70):
-        estimator.lengths.add("gpu", minutes * 60.0)
+    """Where everything came two sides later than said, the range moves there."""
+    estimator = known(range(60, 70))
     for late in range(40):
-        said = Estimate(0, 0, 1, middle_seconds=1000.0, spread_seconds=100.0)
+        said = Estimate(0, 0, 1, middle_seconds=1000.0, before_seconds=50.0, after_seconds=100.0)
+        assert said.error(950.0) == -1.0
         estimator.learn(said, 1000.0 + 200.0 + late % 5)
     found = estimator.estimate(line([None], 1), 50 * 60.0)["lease-0"]
     assert found is not None
-    assert found.earliest_seconds == pytest.approx(found.middle_seconds + 2 * found.spread_seconds)
-    assert found.latest_seconds <= found.middle_seconds + 2.05 * found.spread_seconds
+    assert found.earliest_seconds == pytest.approx(found.middle_seconds + 2 * found.after_seconds)
+    assert found.latest_seconds <= found.middle_seconds + 2.05 * found.after_seconds
 
 
-def test_newcomers_of_last_week_come_again() -> None:
-    """Of 200 who came in an hour last week about as many come now, as far forward; none before."""
-    estimator, asked = Estimator(), Waiting(1, "lease-1", ONE)
-    assert estimator.newcomers(0.0) == []
+def test_a_range_much_wider_than_the_wait_is_not_told() -> None:
+    estimator = Estimator()
+    for minutes in (1, 1, 1, 1, 1, 5, 500, 500, 500):
+        estimator.lengths.add("gpu", minutes * 60.0)
+    found = estimator.estimate(line([None], 1), 0.0)["lease-0"]
+    assert found is not None
+    assert not found.known
+
+
+def came(user: str, at: float, group: str = "") -> Arrival:
+    return Arrival(at, Waiting(1, "x", ONE, user, at, Claim(group)), "gpu")
+
+
+def test_newcomers_of_an_earlier_week_come_again() -> None:
+    """Of 200 who came in an hour last week about as many come now, half of them the same; none before."""
+    estimator = Estimator()
+    assert list(estimator.newcomers(0.0)) == []
     for number in range(200):
-        estimator.arrived(Arrival(number * 18.0, asked, "gpu", 0.25 if number % 2 else None))
-    assert estimator.newcomers(2 * HOUR) == []  # not even a day is known
-    coming = estimator.newcomers(WEEK)
-    assert 150 <= len(coming) <= 250
+        estimator.arrived(came(f"user-{number}", number * 18.0))
+    assert list(estimator.newcomers(2 * HOUR)) == []  # not even a day is known
+    coming = list(estimator.newcomers(WEEK))
+    assert 140 <= len(coming) <= 250
     assert all(WEEK <= each.at_seconds <= WEEK + 1.25 * HOUR for each in coming)
-    assert {each.before_fraction for each in coming} == {0.25}
     assert sorted(coming, key=lambda each: each.at_seconds) == coming
+    spacing = {f"user-{number}": number * 18.0 for number in range(200)}
+    shift = coming[0].at_seconds - spacing[coming[0].waiting.user]
+    same = sum(abs(each.at_seconds - spacing[each.waiting.user] - shift) < 1 for each in coming)
+    assert 0.3 * len(coming) <= same <= 0.7 * len(coming) or same <= 2  # unless the first is another user
 
 
-def test_who_may_be_passed_waits_longer() -> None:
-    """One GPU, sessions of an hour; last week somebody came every half hour and went to the front."""
+def test_who_has_used_much_is_passed_by_newcomers_and_who_has_not_isn_t() -> None:
+    """One GPU, sessions of an hour; last week bob, who uses nothing, came every half hour for ten hours."""
     estimator = Estimator()
     for number in range(20):
         estimator.lengths.add("gpu", HOUR)
-        estimator.arrived(Arrival(number * HOUR / 2, Waiting(1, "x", ONE), "gpu", 0.0))
-    held = replace(line([None], 2), sessions=[])
-    alone = replace(held, sessions=[Session(Holding("held-0", (whole_share(GPUS[0]),)), "gpu", WEEK - 60.0)])
-    sure = estimator.estimate(alone, WEEK)["lease-1"]
-    passed = estimator.estimate(replace(alone, may_pass=True), WEEK)["lease-1"]
-    assert sure is not None
-    assert passed is not None
-    assert passed.middle_seconds >= sure.middle_seconds + 2 * HOUR
-    assert (sure.known, passed.known) == (True, False)  # nothing was learnt yet of what passes
+        estimator.arrived(came("bob", number * HOUR / 2))
+    held = Session(Holding("held-0", (whole_share(GPUS[0]),)), "gpu", WEEK - 60.0)
+    two = [Waiting(1, "lease-0", ONE, "ada", WEEK), Waiting(2, "lease-1", ONE, "eve", WEEK)]
+    alone = replace(line([None], 0), sessions=[held], waiting=two, tiers={"lease-0": "gpu", "lease-1": "gpu"})
+    by_arrival = estimator.estimate(alone, WEEK)
+    standings = Standings({"ada": 90 * HOUR, "eve": 0.0, "bob": 0.0}, {}, 0.0)
+    fair = estimator.estimate(replace(alone, standings=standings, may_pass=True), WEEK)
+    begins = [
+        round((each.middle_seconds - WEEK) / HOUR)
+        for each in (by_arrival["lease-0"], by_arrival["lease-1"], fair["lease-0"], fair["lease-1"])
+        if each is not None
+    ]
+    assert begins[:2] == [1, 2]
+    assert begins[3] == 1  # eve comes first
+    assert begins[2] >= 8  # ada waits until bob has stopped coming
+    patient = replace(alone, standings=standings, may_pass=True, patience_seconds=3 * HOUR)
+    ada = estimator.estimate(patient, WEEK)["lease-0"]
+    assert ada is not None
+    assert ada.middle_seconds - WEEK <= 4.1 * HOUR  # nobody passes her any more
 
 
-def test_where_others_may_pass_a_range_comes_from_similar_waits() -> None:
-    """All 40 that looked like this waited 1.5 to 1.6 times as long as the replays said, others ten times."""
-    estimator = Estimator()
-    for minutes in range(60, 70):
-        estimator.lengths.add("gpu", minutes * 60.0)
-    held = replace(line([None], 1), may_pass=True)
-    first = estimator.estimate(held, 50 * 60.0)["lease-0"]
-    assert first is not None
-    assert first.outlook is not None
-    assert not first.known
-    wait = first.middle_seconds - 50 * 60.0
-    for number in range(40):
-        estimator.learn(first, 50 * 60.0 + (1.5 + number % 11 / 100) * wait)
-        unlike = first.outlook._replace(log_wait=first.outlook.log_wait + 3)
-        estimator.learn(replace(first, outlook=unlike), 50 * 60.0 + 200 * wait)
-    again = estimator.estimate(held, 50 * 60.0)["lease-0"]
-    assert again is not None
-    assert again.known
-    assert 1.5 * wait <= again.earliest_seconds - 50 * 60.0 <= 1.52 * wait
-    assert 1.58 * wait <= again.latest_seconds - 50 * 60.0 <= 1.6001 * wait
+def test_a_group_s_guarantee_and_weight_count_in_the_future() -> None:
+    estimator = known(range(60, 65))
+    claims = [Claim("rich"), Claim("poor", weight=10.0), Claim("sure", guaranteed_devices=1.0)]
+    waiting = [Waiting(n, f"lease-{n}", ONE, f"user-{n}", 0.0, claim) for n, claim in enumerate(claims)]
+    used = Standings({}, {"rich": HOUR, "poor": 5 * HOUR, "sure": 50 * HOUR}, 0.0)
+    asking = replace(
+        line([None], 0), waiting=waiting, tiers={each.lease_id: "gpu" for each in waiting}, standings=used
+    )
+    found = estimator.estimate(asking, 0.0)
+    order = sorted(found, key=lambda each: found[each].middle_seconds)  # type: ignore[union-attr]
+    assert order == ["lease-2", "lease-1", "lease-0"]
 
 
-def test_lengths_forget_the_oldest() -> None:
-    lengths = Lengths()
-    assert lengths.draw("gpu", 0, None, 0.5) is None
-    assert lengths.draw("gpu", 0, 100.0, 0.5) == 50.0
-    for seconds in [9000.0] * 10 + [60.0] * 400:
+def test_a_guest_learns_when_it_would_begin_and_takes_nothing() -> None:
+    estimator = known(range(60, 65))
+    asking = line([None], 2)
+    guest = Waiting(99, "guest", ONE, "zoe", 0.0)
+    both = estimator.estimate(with_guests(asking, {"gpu": guest}), 0.0)
+    assert {key: both[key] for key in ("lease-0", "lease-1")} == estimator.estimate(asking, 0.0)
+    third = estimator.estimate(line([None], 3), 0.0)["lease-2"]
+    assert third is not None
+    assert both["guest"] is not None
+    assert both["guest"].middle_seconds == pytest.approx(third.middle_seconds, rel=0.02)
+
+
+def drawn(
+    lengths: Lengths, session: Drawn, age: float = 0.0, left: float | None = None
+) -> list[float | None]:
+    draw = random.Random(1)
+    return [lengths.draw(session, age, left, draw) for _ in range(400)]
+
+
+def test_lengths_forget_the_oldest_and_depend_on_the_age() -> None:
+    lengths, gpu = Lengths(), Drawn("gpu")
+    assert set(drawn(lengths, gpu)) == {None}
+    assert all(each is not None and 0 <= each <= 100.0 for each in drawn(lengths, gpu, 0, 100.0))
+    for seconds in [9000.0] * 10 + [60.0] * 390 + [600.0] * 10:
         lengths.add("gpu", seconds)
-    assert lengths.draw("gpu", 0, None, 0.999) == 60.0
-    assert lengths.draw("gpu", 0, 30.0, 0.5) == 30.0
-    assert lengths.draw("gpu", 100.0, None, 0.5) is None  # no session lasted as long
-    assert lengths.draw("gpu", 100.0, 30.0, 0.5) == 30.0
+    assert set(drawn(lengths, gpu)) == {60.0, 600.0}
+    assert set(drawn(lengths, gpu, 0, 30.0)) == {30.0}
+    assert set(drawn(lengths, gpu, 60.0)) == {540.0}
+    assert set(drawn(lengths, gpu, 600.0)) == {None}  # no session lasted as long
+
+
+def test_a_user_s_own_sessions_and_those_of_the_hour_count_more_than_the_tier_s() -> None:
+    """Ada's 20 sessions lasted 10 minutes, the class of Mondays at ten always 90, everybody's 60."""
+    lengths, monday = Lengths(), 4 * 86400.0 + 10 * HOUR  # 5 January 1970
+    for _ in range(200):
+        lengths.add("gpu", 3600.0, "bob", monday + 5 * HOUR)
+    for week in range(20):
+        lengths.add("gpu", 600.0, "ada", monday + 26 * HOUR)
+        lengths.add("gpu", 5400.0, f"pupil-{week}", monday + week * WEEK)
+    ada, class_ = drawn(lengths, Drawn("gpu", "ada")), drawn(lengths, Drawn("gpu", "new", monday + 50 * WEEK))
+    assert 0.7 <= ada.count(600.0) / 400 <= 0.95
+    assert 0.7 <= class_.count(5400.0) / 400 <= 0.95
+    assert drawn(lengths, Drawn("gpu", "eve")).count(3600.0) / 400 >= 0.7
+
+
+def test_few_past_sessions_leave_their_mean_in_doubt() -> None:
+    draw, lengths = random.Random(1), Lengths()
+    assert lengths.stretch("gpu", draw) == 1.0
+    for number in range(4):
+        lengths.add("gpu", 3600.0 if number % 2 else 1200.0)
+    few = statistics.pstdev(lengths.stretch("gpu", draw) for _ in range(200))
+    for number in range(300):
+        lengths.add("gpu", 3600.0 if number % 2 else 1200.0)
+    many = statistics.pstdev(lengths.stretch("gpu", draw) for _ in range(200))
+    assert 0.2 <= few <= 0.3  # a half by the square root of four
+    assert 0.02 <= many <= 0.035
 
 
 @dataclass
@@ -165,7 +235,7 @@ class Watcher:
         if lease.state is LeaseState.WAITING:
             self.asked += 1
             if self.asked % self.every == 0:
-                estimate = self.estimator.estimate(book.line(), now, only=lease.id)[lease.id]
+                estimate = self.estimator.estimate(book.line(), now, only=[lease.id])[lease.id]
                 self.unknown += estimate is None or not estimate.known
                 if estimate is not None:
                     self.said[lease.id] = now, estimate
@@ -179,7 +249,8 @@ class Watcher:
                     self.widths.append(width / max(1.0, now - asked))
                 self.estimator.learn(estimate, now)
         elif lease.id in self.began:
-            self.estimator.lengths.add(lease.tier, now - self.began.pop(lease.id))
+            began = self.began.pop(lease.id)
+            self.estimator.lengths.add(lease.tier, now - began, lease.user, began)
 
 
 def students(draw: random.Random, count: int, tiers: list[Tier], weeks: int) -> list[Visit]:
@@ -209,20 +280,20 @@ def test_the_true_start_lies_in_the_range(seed: int) -> None:
     assert len(watcher.inside) > 60
     assert statistics.mean(watcher.inside) >= 0.8
     assert statistics.median(watcher.widths) <= 0.5
-    assert watcher.unknown == 0
+    assert watcher.unknown / len(watcher.inside) <= 0.05
 
 
 @pytest.mark.skipif(settings().max_examples <= 1000, reason="four weeks of estimates take minutes: nightly")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_true_start_lies_in_the_range_under_fair_share(seed: int) -> None:
-    """Four weeks in which others may pass: what is told is right in at least 80 %, and narrower
-    than the wait at the median. Two thirds are not told, and half of the wait is not reached.
+    """Four weeks in which others may pass: what is told is right in at least 80 %, and at the median no wider
+    than half of the wait. Three of four are told.
     """
     draw, watcher = random.Random(seed), Watcher(every=10)
     rules = QueueRules(lambda lease: Claim(session_seconds=4 * HOUR), FairShare())
     site = SimulatedSite(GPUS, {}, rules, look=watcher.look)
     Simulation(site).run(students(draw, 200, [Tier("gpu", "One GPU", want=Want(1))], 4))
-    assert len(watcher.inside) > 100
+    assert len(watcher.inside) > 200
     assert statistics.mean(watcher.inside) >= 0.8
-    assert statistics.median(watcher.widths) <= 1.0
-    assert watcher.unknown / (watcher.asked // 10) <= 0.7
+    assert statistics.median(watcher.widths) <= 0.5
+    assert watcher.unknown / (watcher.asked // 10) <= 0.35

@@ -183,3 +183,24 @@ def test_who_would_wait_is_told_so(served: Served) -> None:
     assert offer(served, user="zoe").tiers[1] == GPU.model_copy(
         update={"free": 0, "waiting": 1, "starts_now": False}
     )
+
+
+def test_the_likely_wait_of_a_start_that_would_wait(served: Served, times: Any) -> None:
+    """Sessions have lasted 60 to 64 minutes; both GPUs have been held for half an hour."""
+    for number in range(5):
+        start(served, number, "past")
+        times.pass_seconds(3600 + 60 * number)
+        served.do(served.allocator.begin_release(f"{number:032x}", "stopped"))
+        served.do(served.allocator.close(f"{number:032x}"))
+    served.do(served.allocator.waits.look())
+    for number, user in enumerate(("ada", "bob"), 10):
+        start(served, number, user)
+    times.pass_seconds(1800)
+    wait = offer(served, user="zoe").tiers[1].wait
+    assert wait is not None
+    assert timedelta(minutes=20) < wait.earliest_at - times.now() < timedelta(minutes=31)
+    assert timedelta(minutes=30) < wait.latest_at - times.now() < timedelta(minutes=40)
+    assert wait.message.startswith("likely ")
+    served.do(served.allocator.begin_release(f"{10:032x}", "stopped"))
+    served.do(served.allocator.close(f"{10:032x}"))
+    assert offer(served, user="zoe").tiers[1].wait is None  # it would begin at once

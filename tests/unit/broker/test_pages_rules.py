@@ -15,6 +15,8 @@ from gpuspawner.broker.api.public.limits import BURST
 from gpuspawner.broker.api.public.rules import public_rules
 from gpuspawner.broker.ledger import Result, Search
 from gpuspawner.core.decision import DecisionKind
+from gpuspawner.core.model import GpuRequest, LeaseState
+from gpuspawner.core.want import Want
 from yarl import URL
 
 from tests.unit.broker.test_pages_handlers import PREFIX, Pages, serving
@@ -252,3 +254,33 @@ async def test_what_a_reader_of_one_group_sees(rules: Rules) -> None:
     assert {each["subject"] for each in quotas["quotas"]} <= {"everybody", "group:students"}
     assert [each["subject"] for each in quotas["history"]] == ["group:students"]
     assert (await rules.ask("GET", "report?by=user", "reader-token"))[0] == 200
+
+
+async def test_an_admin_ends_a_server_that_the_hub_does_not_know(rules: Rules) -> None:
+    """Through the release path of every other end; one that the hub knows is the hub's to stop."""
+    allocator, lease_id = rules.broker.allocator, f"{1:032x}"
+    await allocator.acquire(GpuRequest(lease_id, "hub", "ada", "train", "gpu", Want(1), ("students",)))
+    await allocator.set_running(lease_id, "c1")
+    path, body = f"leases/{lease_id}/end", {"reason": "renamed"}
+    status, answer = await rules.ask("POST", path, "noether-token", body)
+    assert (status, answer["message"]) == (
+        409,
+        "The hub knows this server: stop it on the hub's admin page.",
+    )
+    rules.broker.unknown = {lease_id}
+    status, answer = await rules.ask("POST", path, "monitor-token", body)
+    assert (status, answer["reason"]) == (403, "not_allowed")
+    assert (lease := allocator.lease(lease_id)) is not None
+    assert lease.state is LeaseState.RUNNING
+    assert await rules.ask("POST", path, "noether-token", body) == (204, "")
+    assert (lease := allocator.lease(lease_id)) is not None
+    assert (lease.state, lease.reason) == (
+        LeaseState.RELEASING,
+        "ended by noether: the hub doesn't know it",
+    )
+    ((_, write),) = await rules.broker.ledger.audited(Search())
+    assert (write.action, write.subject, write.author, write.reason, write.result) == (
+        "end", "user:ada", "noether", "renamed", Result.DONE,
+    )  # fmt: skip
+    status, answer = await rules.ask("POST", f"leases/{2:032x}/end", "noether-token", body)
+    assert (status, answer["reason"]) == (409, "lease_conflict")

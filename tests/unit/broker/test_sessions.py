@@ -179,14 +179,13 @@ def test_room_is_made_by_who_came_last_and_nobody_in_vain() -> None:
 
 
 def test_members_are_started_in_turns_before_the_class() -> None:
-    first = meeting("cs231n", "2026-10-05T08:00", 2)
-    assert prestarts(first, ["ada", "bob", "eve"], 900.0) == [
-        ("ada", utc("2026-10-05T07:45")),
-        ("bob", utc("2026-10-05T07:50")),
-        ("eve", utc("2026-10-05T07:55")),
-    ]
-    assert prestarts(first, ["ada"], 0.0) == []
-    assert prestarts(first, [], 900.0) == []
+    users, at = ["ada", "bob", "cid", "eve"], utc("2026-10-05T07:45")
+    assert prestarts(users, {}, (), 2, at) == ["ada", "bob"]
+    begun = {"ada": at, "bob": at}
+    assert prestarts(users, begun, (), 2, at) == []
+    assert prestarts(users, begun, ("bob",), 2, at) == ["cid"]
+    assert prestarts(users, begun, ("bob",), 2, at + timedelta(seconds=120)) == ["cid", "eve"]
+    assert prestarts(["ada"], begun, (), 9, at) == []
 
 
 drawn_sessions = st.builds(

@@ -283,7 +283,7 @@ def local(hour: int, minute: int, day: int = 2) -> float:
     ],
 )
 def test_the_likely_wait_in_words(earliest: float, latest: float, endings: int, likely: str) -> None:
-    wait = Estimate(earliest, latest, endings, earliest, 60.0)
+    wait = Estimate(earliest, latest, endings, earliest, 60.0, 60.0)
     zone = datetime(2026, 3, 2, 12).astimezone().tzname() or ""
     expected = f"3rd of 7 for an 8.0 GiB slice: likely {likely.replace('ZONE', zone)}"
     assert api.wait_message(Place(3, 7), SLICE, wait) == expected

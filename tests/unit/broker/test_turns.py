@@ -128,7 +128,7 @@ def test_a_turn_ends_at_once_at_the_prompt_and_late_while_a_program_runs() -> No
 
 
 def test_room_is_made_while_the_one_who_computes_goes_on() -> None:
-    """Only the switch itself costs the GPU time: who leaves does so before, the last in line of those who want."""
+    """Only the switch itself costs the GPU time: memory leaves before, of the last in line if all want."""
     computes = awake("a", turn=5, gib=24)
     rests = paused("old", gib=40, since=20)
     wanting = asleep("w", wants=3, gib=5)

@@ -137,14 +137,10 @@ def test_a_machine_that_is_too_small_says_so() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("document", "problem", "reason"),
-    [(None, "", "Not available now."), (None, "The broker is down.", "The broker is down.")],
-)
-def test_without_the_broker_cpu_starts_and_a_gpu_doesnt(document: Any, problem: str, reason: str) -> None:
-    assert make_cards([CPU, GPU], Found(problem=problem)) == [
+def test_without_the_broker_cpu_starts_and_a_gpu_doesnt() -> None:
+    assert make_cards([CPU, GPU], Found()) == [
         TierCard(CPU, State.NOW, "Starts at once"),
-        TierCard(GPU, State.OFF, "Not available", reason=reason),
+        TierCard(GPU, State.OFF, "Not available", reason="Not available now."),
     ]
 
 

@@ -52,7 +52,7 @@ async def test_stopping_what_is_gone_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("raw", "tail"),
     [
-        (b"one\n\n  two tok \n", "one / two ***"),
+        (b"one\n\n  two tok \n", "one\ntwo ***"),
         (b"\xff" * 2, "��"),
         (b"y" * 1000, "y" * 600),
         (b"", ""),

@@ -152,6 +152,11 @@ def test_root_is_refused_with_the_way_to_mean_it() -> None:
         check_spawner(of(extra_create_kwargs={"user": "root"}))
 
 
+def test_the_hosts_network_is_refused_with_the_way_to_mean_it() -> None:
+    with pytest.raises(TraitError, match=r'past_lease = \["network_mode"\]'):
+        check_spawner(of(extra_host_config={"network_mode": "host"}))
+
+
 async def test_both_dictionaries_may_come_from_functions() -> None:
     async def create(spawner: Any) -> dict[str, Any]:
         return {"hostname": "lab-{username}"}

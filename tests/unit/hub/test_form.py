@@ -101,7 +101,9 @@ def test_images_are_offered_where_there_are_several_and_all_is_escaped() -> None
         hostile, State.NOW, '"quote"', "a & b", "<i>", (Meter("<u>", "<s>", 1.0),), "<g>", ("<n>",)
     )
     notes = {"<two>": "<pulled>"}
-    page = render_form(Offered([card], (METER,), allow_images(["one", "<two>"]), notes), server="<x>")
+    page = render_form(
+        Offered([card], (METER,), allow_images(["one", "<two>"]), "<down>", notes), server="<x>"
+    )
     assert '<option value="&lt;two&gt;">&lt;two&gt; (&lt;pulled&gt;)</option>' in page
     assert '<option value="" selected>Default image</option>' in page
     ours = "div|section|span|svg|rect|fieldset|legend|p|label|input|strong|bdi|ul|li|select|option"

@@ -19,6 +19,7 @@ from gpuspawner.hub import launch as launch_module
 from gpuspawner.hub import readiness
 from gpuspawner.hub.launch import LaunchJob
 from gpuspawner.hub.progress import Progress
+from gpuspawner.hub.pull_progress import PullNews
 from gpuspawner.hub.readiness import Answer
 
 from tests.unit.fake_launch import JOB, LEASE, OWNER, Broker, Docker, make
@@ -302,6 +303,21 @@ async def test_news_of_a_pull_come_before_the_queue(answers: list[Answer]) -> No
     start, progress = make(docker, broker)
     await start.run()
     assert (await events(progress))[:3] == [*docker.news, "Asking for a GPU"]
+
+
+async def test_the_events_say_how_much_is_pulled_and_how_the_place_moves(answers: list[Answer]) -> None:
+    docker, broker = Docker(news=("Pulling", PullNews("Pulling: 14 %", 14))), Broker()
+    start, progress = make(docker, broker)
+    await start.run()
+    progress.end()
+    seen = [event async for event in progress.follow()]
+    assert [event["part_percent"] for event in seen if event["step"] == "image"] == [None, 14]
+    places = [event["queue"] for event in seen if "queue" in event]
+    assert [(each["first_position"], each["position"], each["waiting"]) for each in places] == [
+        (2, 2, 2), (2, 1, 1),
+    ]  # fmt: skip
+    assert len({each["since"] for each in places}) == 1
+    assert [event["step"] for event in seen] == [*["image"] * 2, *["gpu"] * 4, "container", *["server"] * 2]
 
 
 OLD = {"simulated": False, "driver": {"version": "535.1", "cuda": "12.2"}}

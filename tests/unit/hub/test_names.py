@@ -90,10 +90,17 @@ def test_a_spawner_takes_its_own_client_s_id_when_it_is_made() -> None:
     [
         ("a\x1fb", "", "The user name 'a\\x1fb' has characters"),
         ("ada", "b\n", "The server name 'b\\n' has characters"),
+        (
+            "u" * 256,
+            "",
+            "The user name has 256 characters, and no server starts under a name of",
+        ),
+        ("ada", "s" * 256, "The server name has 256 characters"),
     ],
 )
-def test_names_that_cant_be_printed_are_refused(user: str, server: str, start: str) -> None:
+def test_names_that_no_message_names_are_refused(user: str, server: str, start: str) -> None:
     with pytest.raises(BadOption) as refused:
         check_names(user, server)
     assert refused.value.message.startswith(start)
     check_names("ada lovelace@é", "")
+    check_names("u" * 255, "s" * 255)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gpuspawner.hub.progress import Progress
+from gpuspawner.hub.progress import Progress, Step, StepView
+
+
+def event(percent: int, message: str, step: str = "image", **more: Any) -> dict[str, Any]:
+    """An event of a start without a GPU."""
+    steps = ["image", "container", "server"]
+    return {"progress": percent, "message": message, "step": step, "steps": steps, **more}
 
 
 async def read(progress: Progress) -> list[dict[str, Any]]:
@@ -23,11 +29,7 @@ async def test_early_and_late_followers_see_the_same() -> None:
     await asyncio.sleep(0)
     progress.say(40, "created")
     progress.end()
-    expected = [
-        {"progress": 10, "message": "2nd in line"},
-        {"progress": 10, "message": "1st in line"},
-        {"progress": 40, "message": "created"},
-    ]
+    expected = [event(10, "2nd in line"), event(10, "1st in line"), event(40, "created")]
     assert [await early, await late, await read(progress)] == [expected] * 3
 
 
@@ -47,17 +49,44 @@ async def test_a_follower_that_leaves_disturbs_nobody() -> None:
     await asyncio.gather(leaver, return_exceptions=True)
     progress.say(1, "on")
     progress.end()
-    assert await stayer == [{"progress": 1, "message": "on"}]
+    assert await stayer == [event(1, "on")]
 
 
 async def test_advice_is_for_people_and_escaped() -> None:
     progress = Progress()
-    progress.say(10, "1st in line for a <GPU>", "Choose CPU & go on.")
+    progress.say(10, "1st in line for a <GPU>", advice="Choose CPU & go on.")
     progress.end()
-    assert [event async for event in progress.follow()] == [
-        {
-            "progress": 10,
-            "message": "1st in line for a <GPU>",
-            "html_message": "<strong>1st in line for a &lt;GPU&gt;</strong><br>Choose CPU &amp; go on.",
-        }
+    html = "<strong>1st in line for a &lt;GPU&gt;</strong><br>Choose CPU &amp; go on."
+    assert await read(progress) == [event(10, "1st in line for a <GPU>", html_message=html)]
+
+
+async def test_each_event_says_its_step_and_what_else_is_known() -> None:
+    progress = Progress()
+    progress.begin(tuple(Step))
+    progress.say(2, "Pulling", part_percent=14)
+    progress.say(10, "2nd in line", Step.GPU, queue={"position": 2})
+    progress.end()
+    steps = ["image", "gpu", "container", "server"]
+    assert await read(progress) == [
+        {"progress": 2, "message": "Pulling", "step": "image", "steps": steps, "part_percent": 14},
+        {"progress": 10, "message": "2nd in line", "step": "gpu", "steps": steps, "queue": {"position": 2}},
+    ]
+
+
+def test_the_steps_as_they_are_now() -> None:
+    progress = Progress()
+    assert progress.view() == [
+        StepView("image", "Image", "active"),
+        StepView("container", "Container", "todo"),
+        StepView("server", "JupyterLab", "todo"),
+    ]
+    progress.begin(tuple(Step))
+    progress.say(2, "Pulling")
+    progress.say(5, "Asking for a GPU", Step.GPU)
+    progress.say(10, "2nd in line", Step.GPU)
+    assert progress.view() == [
+        StepView("image", "Image", "done", "Pulling"),
+        StepView("gpu", "GPU", "active", "2nd in line"),
+        StepView("container", "Container", "todo"),
+        StepView("server", "JupyterLab", "todo"),
     ]

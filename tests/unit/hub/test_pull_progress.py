@@ -64,3 +64,4 @@ def test_odd_events_break_nothing(events: list[Event]) -> None:
     for event in events:
         layers.feed(event)
         assert len(str(layers)) < 200
+        assert layers.percent is None or 0 <= layers.percent <= 100

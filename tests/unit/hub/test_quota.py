@@ -87,13 +87,3 @@ async def test_the_refusal_is_a_spawn_exception_with_a_reason_by_every_way(optio
         "quota_devices", 403, SENTENCE,
     )  # fmt: skip
     assert broker.asked == [WhoAsks(hub="hub", user="Ada", server="", groups=("ml",), properties={"ml": {}})]
-
-
-async def test_the_form_greys_out_what_is_not_allowed_with_the_reason() -> None:
-    spawner = make_spawner(inspect_image=[None])
-    broker = FakeBroker(gpu=("quota_devices", SENTENCE))
-    spawner.shared = replace(spawner.shared, broker=broker)
-    form = await spawner.get_options_form()
-    about = SENTENCE.replace("'", "&#39;")
-    assert f'id="tier-gpu-about">A whole GPU that only you use. {about}</div>' in form
-    assert form.count(" disabled>") == 1

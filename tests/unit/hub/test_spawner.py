@@ -27,6 +27,7 @@ from gpuspawner.hub import offer
 from gpuspawner.hub.container import ContainerPlan
 from gpuspawner.hub.engine_words import explain
 from gpuspawner.hub.launch import LaunchJob
+from gpuspawner.hub.pages import render_failure
 from gpuspawner.hub.problem import CONFIG_SENTENCE
 from gpuspawner.hub.spawner import GpuDockerSpawner
 from gpuspawner.protocol.messages import RefusalMessage
@@ -265,32 +266,29 @@ async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.Monk
     assert "The GPU broker doesn&#39;t answer right now." in await spawner.get_options_form()
 
 
-OFFER = ' <a href="/hub/spawn/Ada?opt-profile=cpu">Start with CPU now</a>'
-
-
 @pytest.mark.parametrize(
-    ("problem", "status", "reason", "message", "offer"),
+    ("problem", "status", "reason", "message"),
     [
-        (BadOption("No such <tier>"), 400, "bad_option", "No such <tier>", ""),
-        (NoCapacity("Too many"), 503, "no_capacity", "Too many", OFFER),
-        (QueueTimeout("Waited"), 503, "queue_timeout", "Waited", OFFER),
-        (StartFault("It ended", "exited"), 500, "exited", "It ended", ""),
-        (EngineFault("socket gone"), 503, "docker", explain(EngineFault("socket gone")).user, ""),
-        (ConfigError("set x"), 500, "config", CONFIG_SENTENCE, ""),
+        (BadOption("No such <tier>"), 400, "bad_option", "No such <tier>"),
+        (NoCapacity("Too many"), 503, "no_capacity", "Too many"),
+        (QueueTimeout("Waited"), 503, "queue_timeout", "Waited"),
+        (StartFault("It ended", "exited", "a\nb"), 500, "exited", "It ended Last log lines: a / b"),
+        (EngineFault("socket gone"), 503, "docker", explain(EngineFault("socket gone")).user),
+        (ConfigError("set x"), 500, "config", CONFIG_SENTENCE),
     ],
 )
 def test_every_problem_becomes_a_sentence(
-    problem: Any, status: int, reason: str, message: str, offer: str, caplog: pytest.LogCaptureFixture
+    problem: Any, status: int, reason: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     spawner = make_spawner()
     spawner.log = logging.getLogger("test")
     caplog.set_level(logging.INFO)
     error: Any = spawner._exception(problem)
     assert isinstance(error, SpawnException)
-    html = message.replace("<tier>", "&lt;tier&gt;").replace("'", "&#x27;") + offer
-    assert (error.status_code, error.reason, error.jupyterhub_message, error.jupyterhub_html_message) == (
-        status, reason, message, html,
-    )  # fmt: skip
+    assert (error.status_code, error.reason, error.jupyterhub_message) == (status, reason, message)
+    sentence, _, log = message.partition(" Last log lines: ")
+    html = render_failure(sentence, log.replace(" / ", "\n"), spawner._ways_on(problem))
+    assert error.jupyterhub_html_message == html
     (record,) = caplog.records
     assert record.exc_info is None
     assert record.getMessage().endswith(" user=Ada server= lease=- devices=- container=-")
@@ -532,7 +530,10 @@ async def test_with_a_setting_that_cant_be_used_users_read_a_sentence_and_the_lo
     spawner = make_spawner(Config({cls: {setting: value}}), name="x", inspect_image=[None])
     spawner.log = logging.getLogger("test")
     form = await spawner.get_options_form()
-    assert f'<p class="alert alert-danger" role="alert">{CONFIG_SENTENCE}</p>'.replace("'", "&#39;") in form
+    assert (
+        f'<p class="gpu-unusable alert alert-danger" role="alert">{CONFIG_SENTENCE}</p>'.replace("'", "&#39;")
+        in form
+    )
     for attempt in (
         spawner.start,
         lambda: spawner.run_options_from_form({"profile": ["gpu"]}),
@@ -540,9 +541,9 @@ async def test_with_a_setting_that_cant_be_used_users_read_a_sentence_and_the_lo
     ):
         with pytest.raises(SpawnException) as error:
             await maybe_future(attempt())
-        shown: Any = error.value
-        assert (shown.reason, shown.status_code) == ("config", 500)
-        assert shown.jupyterhub_message == CONFIG_SENTENCE
+        refusal: Any = error.value
+        assert (refusal.reason, refusal.status_code) == ("config", 500)
+        assert refusal.jupyterhub_message == CONFIG_SENTENCE
     lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(lines) == 4
     assert all(reason in line for line in lines)

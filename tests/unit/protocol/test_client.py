@@ -23,7 +23,7 @@ from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState
 from gpuspawner.core.want import Want
 from gpuspawner.protocol import client as module
 from gpuspawner.protocol.client import BrokerClient
-from gpuspawner.protocol.messages import event_to_line, lease_event, request_to_json
+from gpuspawner.protocol.messages import QueuedEvent, event_to_line, lease_event, request_to_json
 from gpuspawner.protocol.stream import WAITED_HEADER
 
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
@@ -194,7 +194,11 @@ async def client(broker: Broker) -> AsyncIterator[BrokerClient]:
 async def take(client: BrokerClient) -> list[tuple[int, int, str]]:
     """Acquires, and lets go; what was said about the queue."""
     said: list[tuple[int, int, str]] = []
-    async with client.acquire(REQUEST, lambda *place: said.append(place)) as grant_:
+
+    def note(place: QueuedEvent) -> None:
+        said.append((place.position, place.waiting, place.message))
+
+    async with client.acquire(REQUEST, note) as grant_:
         assert (grant_.lease, grant_.patch, grant_.lost) == (LEASE, PATCH, None)
     return said
 

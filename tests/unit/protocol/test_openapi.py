@@ -65,6 +65,7 @@ def test_the_operations() -> None:
         ("/sessions/calendar", "post", "import_calendar"),
         ("/sessions/{name}", "delete", "cancel_session"),
         ("/leases/{lease_id}/extend", "post", "extend"),
+        ("/leases/{lease_id}/end", "post", "end"),
         ("/leases/{lease_id}/kernels", "post", "kernels"),
         ("/servers", "get", "servers"),
     ]

@@ -72,6 +72,7 @@ STATUS: dict[str, Any] = {
             "since": "2026-01-01T00:00:00Z",
             "notice": "Save your work",
             "groups": [],
+            "unknown_to_hub": True,
         }
     ],
     "queue": [
@@ -137,7 +138,15 @@ def test_status_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
         ["It is lost"],
         ["Leases"],
         ["User", "Server", "Tier", "State", "Since", "GPUs", "Notice"],
-        ["ada", "[red]train", "gpu", "running", since, "1", "Save your work"],
+        [
+            "ada",
+            "[red]train",
+            "gpu",
+            "running",
+            since,
+            "1",
+            "not known to the hub: end it on the GPU page. Save your work",
+        ],
         ["Waiting"],
         ["Place", "User", "Server", "Tier", "Since"],
         ["1st", "bob", "gpu", since],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.tools.doctor import BrokerFacts, Facts, Finding, Level
-from gpuspawner.tools.doctor.facts import NetworkFacts
+from gpuspawner.tools.doctor.facts import MetadataFacts, NetworkFacts
 from gpuspawner.tools.doctor.network import network_findings, read_network
 from traitlets.config import Config
 
@@ -106,3 +106,33 @@ def test_a_docker_that_does_not_answer_is_a_fact() -> None:
     facts = read_network(Config({"GpuDockerSpawner": {"client_kwargs": nowhere}}))
     assert facts is not None
     assert (facts.name, facts.present, bool(facts.error)) == ("gpuspawner", False, True)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "level", "text"),
+    [
+        (MetadataFacts(False, rules_missing=6), Level.OK, "none answers this machine at 169.254.169.254"),
+        (MetadataFacts(True, rules_missing=0), Level.OK, "labs don't reach 169.254.169.254"),
+        (
+            MetadataFacts(True, rules_missing=2),
+            Level.PROBLEM,
+            "labs reach 169.254.169.254, which gives them the keys of this machine",
+        ),
+        (
+            MetadataFacts(True),
+            Level.NOTE,
+            "whether labs reach 169.254.169.254 is not known: this user can't read the firewall",
+        ),
+        (
+            MetadataFacts(True, block=False, rules_missing=6),
+            Level.NOTE,
+            "labs may reach 169.254.169.254, as c.GpuDockerSpawner.block_metadata = False allows",
+        ),
+    ],
+)
+def test_the_metadata_service(metadata: MetadataFacts, level: Level, text: str) -> None:
+    facts = Facts(network=replace(GOOD, metadata=metadata), broker=ANSWERS)
+    finding = next(network_findings(facts))
+    assert (finding.subject, finding.level, finding.text) == ("Metadata service", level, text)
+    command = "Run `python -m gpuspawner.tools.block_metadata --config FILE` as root, after each boot"
+    assert (finding.remedy == command) is ("reach" in text and "don't" not in text and "may" not in text)

@@ -96,3 +96,32 @@ def test_what_cant_be_repaired_is_said_once_and_tried_again(caplog: pytest.LogCa
             "reaches a hub that listens there",
         ),
     ]
+
+
+class Wall:
+    """The firewall as the keeper uses it."""
+
+    def __init__(self, *added: int | EngineFault) -> None:
+        self.added = list(added)
+
+    def build(self) -> int:
+        added = self.added.pop(0)
+        if isinstance(added, EngineFault):
+            raise added
+        return added
+
+
+def test_rules_that_somebody_removed_are_added_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    machine, wall = Machine(), Wall(6, 0, 6, EngineFault("no"))
+    machine.network = present()
+    keeper = NetworkKeeper(machine, NAME, SUBNET, machine.has_address, wall=wall)  # type: ignore[arg-type]
+    for number in range(5):
+        keeper.look(number * ASK_SECONDS)
+    assert wall.added == []  # and it is not asked again after it has failed
+    told = "Labs of 10.213.0.0/20 don't reach the cloud's metadata service: 6 rules added"
+    assert caplog.messages == [
+        told,
+        told,
+        "Labs may reach the cloud's metadata service; 'gpuspawner doctor' says more: no",
+    ]

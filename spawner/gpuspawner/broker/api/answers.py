@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ class About:
     """Besides the leases: facts that don't change while a broker runs, and functions for those that do.
 
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
-    `node` returns the machine's facts: its driver, and why its GPUs can't be listed.
+    `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `unknown` returns the
+    leases whose server the hub doesn't know.
     """
 
     tiers: tuple[Tier, ...]
@@ -33,6 +34,7 @@ class About:
     usage: Callable[[], Mapping[str, Usage]]
     ended: Callable[[], tuple[EndedProcess, ...]]
     node: Callable[[], NodeFacts]
+    unknown: Callable[[], Collection[str]] = frozenset
 
 
 class View:
@@ -45,7 +47,7 @@ class View:
     def status(self) -> Document:
         """The whole status document."""
         about = self._about
-        news = News(about.usage(), about.blind(), about.ended(), about.node().fault)
+        news = News(about.usage(), about.blind(), about.ended(), about.node().fault, about.unknown())
         return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:

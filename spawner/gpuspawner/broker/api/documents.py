@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -28,12 +28,14 @@ from ..ledger import EndedProcess
 @dataclass(frozen=True, slots=True)
 class News:
     """Facts besides the leases: the use of devices by UUID, devices without a guard and why, the
-    ended processes, newest first, and why the GPUs can't be listed now ("" if they can)."""
+    ended processes, newest first, why the GPUs can't be listed now ("" if they can), and the leases whose
+    server the hub doesn't know."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
     ended: Sequence[EndedProcess] = ()
     fault: str = ""
+    unknown: Collection[str] = frozenset()
 
 
 def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDocument:
@@ -42,7 +44,7 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
         simulated=simulated,
         fault=news.fault,
         devices=tuple(_device(view, news) for view in snapshot.devices),
-        leases=tuple(_lease(lease) for lease in snapshot.leases),
+        leases=tuple(_lease(lease, lease.id in news.unknown) for lease in snapshot.leases),
         queue=tuple(_entry(entry) for entry in snapshot.queue),
         ended=tuple(EndedDocument(**asdict(each)) for each in news.ended),
     )
@@ -175,7 +177,7 @@ def _share(lease: Lease, view: DeviceView) -> ShareDocument:
     )
 
 
-def _lease(lease: Lease) -> LeaseDocument:
+def _lease(lease: Lease, unknown: bool) -> LeaseDocument:
     return LeaseDocument(
         id=lease.id,
         user=lease.user,
@@ -190,6 +192,7 @@ def _lease(lease: Lease) -> LeaseDocument:
         since=lease.since,
         notice=lease.notice,
         groups=lease.groups,
+        unknown_to_hub=unknown,
     )
 
 

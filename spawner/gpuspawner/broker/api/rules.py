@@ -9,6 +9,7 @@ GET POST        /sessions          lab sessions
 DELETE          /sessions/{name}
 GET POST        /sessions/calendar iCalendar, out and in
 POST            /leases/{id}/extend
+POST            /leases/{id}/end   end a server that the hub doesn't know
 POST            /leases/{id}/kernels  whether a server's kernels compute, as the hub knows it
 GET             /servers           since when each server's GPU is idle, and when it ends
 """
@@ -27,7 +28,7 @@ from pydantic import ValidationError
 from ...config.quotas import check_timezone, period_to_text
 from ...config.sessions import session_to_json
 from ...core.decision import Decision, DecisionKind
-from ...core.errors import BadOption, ConfigError, Fault, Refusal
+from ...core.errors import BadOption, ConfigError, Fault, LeaseConflict, Refusal
 from ...core.model import Lease
 from ...core.quota import EVERYBODY as FOR_EVERYBODY
 from ...core.quota import UNLIMITED
@@ -42,6 +43,7 @@ from ...protocol.rules import (
     DrainChange,
     DrainDocument,
     DrainsDocument,
+    EndUnknown,
     Extend,
     ExtendedDocument,
     Grant,
@@ -93,6 +95,7 @@ def rule_routes(site: Site, rules: RuleService, endings: Endings) -> list[tuple[
         (r"/sessions/calendar", CalendarHandler, wanted),
         (r"/sessions/([a-z0-9][a-z0-9._-]{0,62})", SessionHandler, wanted),
         (r"/leases/([0-9a-f]{32})/extend", ExtendHandler, wanted),
+        (r"/leases/([0-9a-f]{32})/end", EndHandler, wanted),
         (r"/leases/([0-9a-f]{32})/kernels", KernelsHandler, wanted),
         (r"/servers", ServersHandler, wanted),
     ]
@@ -424,6 +427,23 @@ class ExtendHandler(RuleHandler):
             return ExtendedDocument(seconds=await self.rules.extend(lease_id, body.seconds, body.author))
 
         await self.make(asked, extend)
+
+
+class EndHandler(RuleHandler):
+    """POST /leases/{id}/end"""
+
+    @answering
+    async def post(self, lease_id: str) -> None:
+        """204: the container is being removed, and its GPU is free when Docker says that it is gone."""
+        body = self.read(EndUnknown)
+        lease = self.rules.lease(lease_id)
+        if lease_id not in self.site.unknown():
+            raise LeaseConflict("The hub knows this server: stop it on the hub's admin page.")
+
+        async def end() -> None:
+            await self.site.service.release(lease_id, f"ended by {body.author}: the hub doesn't know it")
+
+        await self.make(Change("end", f"user:{lease.user}", (), body), end)
 
 
 class KernelsHandler(RuleHandler):

@@ -17,7 +17,7 @@ import math
 import os
 import socket
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -98,6 +98,8 @@ class Site:
     simulated: bool = False
     tier_timeouts_seconds: Mapping[str, float] = field(default_factory=dict)
     """Of tiers that have another queue timeout, by name."""
+    unknown: Callable[[], Collection[str]] = frozenset
+    """The leases whose server the hub doesn't know."""
 
     def timeout_of(self, tier: str) -> float:
         """How long a request of this tier waits at most, in seconds."""

@@ -6,6 +6,7 @@ and enters it. Closed leases are not kept.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from ...core.model import Device, DeviceHealth, Lease, LeaseState
 from ...core.states import Actor, Event, after
 from ...core.want import Mode, Want
 from .line.backfill import Fleet, Holding, SessionHold, plan
-from .line.estimate import Arrival, Line, Session
 from .line.fairshare import FairShare
+from .line.future import Arrival, Line, Session
 from .line.queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, competes, servable
 from .place import notice
 from .place.devices import NO_RULES, Devices
@@ -29,6 +30,10 @@ from .place.sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
 
 K = TypeVar("K")
+
+_HOUR_SECONDS = 3600.0
+_USE_STEPS = 4
+"""Steps of use for each doubling of one hour and more."""
 
 _USING = frozenset({LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.RELEASING})
 """States in which a lease uses its devices; one that is asleep keeps its place and uses none."""
@@ -194,10 +199,21 @@ class Book:
         """How many leases like `want` fit now beside these places that are kept for others."""
         return places_beside(want, kept, grouped(self._devices.healthy_rooms().values()))
 
+    def asking(self, lease: Lease) -> Waiting:
+        """The place that this request, new at this moment, would have at the end of the queue."""
+        return self._waiting(lease, self._arrivals + 1)
+
+    def use_step(self, user: str) -> int:
+        """What the user has used, in steps of about a fifth; users of one step wait about as long."""
+        if self._rules.fair is None:
+            return 0
+        hours = self._rules.fair.user_use(user, self._now) / _HOUR_SECONDS
+        return round(_USE_STEPS * math.log2(1.0 + hours))
+
     def begins(self, lease: Lease, session_seconds: float | None) -> bool:
         """Whether this request, new at this moment, would begin at once; a session has that length."""
         self._pass_time(lease.since)
-        last = self._waiting(lease, self._arrivals + 1)
+        last = self.asking(lease)
         last = last._replace(claim=replace(last.claim, session_seconds=session_seconds))
         return lease.id in plan(self._queue.lineup(self._now, None, last), self._fleet(()), self._now)
 
@@ -256,25 +272,26 @@ class Book:
 
     def line(self) -> Line:
         """The input for estimates of waits, as of the last change."""
-        sessions = tuple(
-            Session(holding, self._leases[lease_id].tier, self._began[lease_id])
-            for lease_id, holding in self._held.items()
-        )
+        sessions = []
+        for lease_id, holding in self._held.items():
+            lease = self._leases[lease_id]
+            sessions.append(Session(holding, lease.tier, self._began[lease_id], lease.user))
         waiting = tuple(self._queue.lineup(self._now))
-        tiers = {each.lease_id: self._leases[each.lease_id].tier for each in waiting}
-        rooms, all_rooms = self._devices.rooms(), self._devices.healthy_rooms()
-        return Line(rooms, all_rooms, sessions, waiting, tiers, self.may_pass)
+        fair = self._rules.fair
+        return Line(
+            rooms=self._devices.rooms(),
+            all_rooms=self._devices.healthy_rooms(),
+            sessions=tuple(sessions),
+            waiting=waiting,
+            tiers={each.lease_id: self._leases[each.lease_id].tier for each in waiting},
+            standings=None if fair is None else fair.standings(self._now),
+            may_pass=self.may_pass,
+            patience_seconds=self._rules.patience_seconds,
+        )
 
     def arrival(self, lease: Lease) -> Arrival:
-        """A lease as it came a moment ago, and which part of the queue is before it.
-
-        The part is empty for a lease that came to wait and is no longer in the queue.
-        """
-        place, waiting = self.place_of(lease.id), self._waiting(lease, 0)
-        before = 0.0 if place is None and lease.state is LeaseState.WAITING else None
-        if place is not None and place.waiting > 1:
-            before = (place.position - 1) / (place.waiting - 1)
-        return Arrival(lease.created_at.timestamp(), waiting, lease.tier, before)
+        """A lease as it came."""
+        return Arrival(lease.created_at.timestamp(), self._waiting(lease, 0), lease.tier)
 
     def read_claims(self) -> None:
         """Ask the rules again what each lease may claim: the queue and the ends of sessions follow."""

@@ -123,10 +123,11 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class TurnRules:
-    """Times in seconds, of turns that others wait for. `prompt_after`: an idle turn ends when the programs
-    have waited for input for this long. `pause_after`: it ends after this long even if a program still runs:
-    it may be loading a library or data. `sleep_after`: the memory of a seat idle for this long goes to host memory even if nobody wants the GPU.
-    `warn`: the time between the notice that a program blocks others and its end; None: it is never ended.
+    """Times in seconds. `prompt_after`: a turn that others wait for ends when the seat has computed nothing
+    and its programs have waited for input for this long. `pause_after`: it ends when it has computed nothing
+    for this long, even if a program runs: it may be loading a library or data. `sleep_after`: the memory of a
+    seat idle for this long goes to host memory even if nobody wants the GPU. `warn`: the time between the
+    notice that a program blocks others and its end; None: it is never ended.
     """
 
     pause_after_seconds: float = 5.0
@@ -182,7 +183,7 @@ def plan(
     gpus: Sequence[Gpu],
     now: float,
     rules: TurnRules,
-    seen: Experience = Experience(),  # noqa: B008 (frozen)
+    seen: Experience = Experience(),
 ) -> tuple[Action, ...]:
     """What to begin now. For each seat one action at most, and none for a seat with one under way."""
     planning = _Planning(seats, gpus, now, rules, seen)
@@ -366,7 +367,7 @@ class _Planning:
         wait = 0.0 if occupant is None else self._wait_for(seat, occupant)
         room = self._room_for(seat, gpu)
         is_elsewhere = seat.turn is Turn.PAUSED and not is_home
-        if room is None or (is_elsewhere and (wait > 0 or ahead > 0 or not self._may_sleep(seat))):
+        if room is None or (is_elsewhere and (wait > 0 or ahead > 0 or not self._is_worth_moving(seat, gpu))):
             return None
         leaving = [*room.evicted, *([seat] if is_elsewhere else [])]
         slept = {each.lease_id: self._seen.sleep_seconds(each.memory_bytes) for each in leaving}
@@ -381,14 +382,30 @@ class _Planning:
             gpu.uuid,
             seconds,
             is_elsewhere=is_elsewhere,
-            resident_count=sum(each.lies_on(gpu.uuid) for each in self._seats),
+            resident_count=self._residents(gpu.uuid),
             wait_seconds=wait,
             occupant=occupant,
             room=room,
         )
 
+    def _is_worth_moving(self, seat: Seat, gpu: Gpu) -> bool:
+        """Whether its memory can leave, and the GPUs are filled more evenly afterwards.
+
+        Without that, memory follows every pause in somebody's work, and the GPUs wait for it: a class on a
+        virtual clock (16 people, each busy 30 %, four GPUs) did 16 % less (`replay_turns`).
+        """
+        can_leave = self._may_sleep(seat) and seat.gpu_uuid is not None
+        return can_leave and self._residents(seat.gpu_uuid) - self._residents(gpu.uuid) >= 2
+
+    def _residents(self, gpu_uuid: str | None) -> int:
+        """How many have their memory there, or are about to."""
+        return sum(
+            each.target_uuid == gpu_uuid or (gpu_uuid is not None and each.lies_on(gpu_uuid))
+            for each in self._seats
+        )
+
     def _is_on_its_way_to_target(self, seat: Seat) -> bool:
-        """Whether a GPU is kept for it: its memory leaves another one, or has left it, in order to go there."""
+        """Whether a GPU is kept for it: its memory leaves another one, or has left it, to go there."""
         gpu = next((each for each in self._gpus if each.uuid == seat.target_uuid and each.usable), None)
         if gpu is None or seat.wants_since is None or seat.retry_at > self._now:
             return False

@@ -23,7 +23,7 @@ from ...core.units import Clock, utc_now
 from ...core.want import Want
 from ..decide.book import Book, QueueRules, with_shares
 from ..decide.line.backfill import SessionHold
-from ..decide.line.estimate import Arrival, Line
+from ..decide.line.future import Arrival, Line
 from ..decide.place import notice
 from ..decide.place.devices import NO_RULES
 from ..decide.place.placement import Kind, Share
@@ -32,7 +32,7 @@ from ..decide.snapshot import Capacity, Snapshot
 from ..ledger import Ledger
 from .gate import Gate
 from .logline import log_context
-from .waits import Waits
+from .waits import Guest, Waits
 from .watch import WaitNews, Watch, Watches
 
 _WITH_CONTAINER = (LeaseState.RUNNING, LeaseState.ASLEEP)
@@ -111,6 +111,14 @@ class Allocator:
     def spare(self, want: Want, kept: Iterable[tuple[Want, int]]) -> int:
         """How many leases like `want` fit now beside these places that are kept for others."""
         return self._book.spare(want, kept)
+
+    def guest(self, requests: Iterable[GpuRequest]) -> Guest:
+        """A user's requests, which don't wait yet, one for each tier, as `waits.of_guest` takes them."""
+        new = [_new(each, LeaseState.WAITING, self._clock()) for each in requests]
+        asking = {lease.tier: self._book.asking(lease) for lease in new}
+        uses = {self._book.use_step(lease.user) for lease in new}
+        claims = frozenset((tier, waiting.want, waiting.claim) for tier, waiting in asking.items())
+        return Guest(asking, (claims, frozenset(uses)))
 
     def begins(self, request: GpuRequest, session_seconds: float | None) -> bool:
         """Whether this request, if it came now, would get its devices at once; a session has that length."""

@@ -17,8 +17,6 @@ from .allocator import Allocator
 from .gate import QuotaGate
 from .rule_service import RuleService, Standing
 
-_NO_LEASE = "0" * 32
-
 
 @dataclass(frozen=True, slots=True)
 class Asker:
@@ -45,9 +43,18 @@ class Offers:
         """What the user may have and has, and each tier's offer. Raises QuotaUnreadable, LedgerFault."""
         standing = await self._rules.standing(asker.hub, asker.user, asker.groups, asker.server)
         now = self._clock()
-        return standing, [
-            self._offer(tier, asker, standing, now) for tier in self._rules.rulebook.known.tiers
-        ]
+        offers = [self._offer(tier, asker, standing, now) for tier in self._rules.rulebook.known.tiers]
+        return standing, await self._with_waits(offers, asker)
+
+    async def _with_waits(self, offers: list[Offer], asker: Asker) -> list[Offer]:
+        """The offers with the likely wait of those that would have to wait."""
+        waits = {each.tier for each in offers if each.capacity and not each.refusals and not each.starts_now}
+        if not waits:
+            return offers
+        tiers = [tier for tier in self._rules.rulebook.known.tiers if tier.name in waits]
+        guest = self._allocator.guest(_request(tier, asker) for tier in tiers)
+        found = await self._allocator.waits.of_guest(guest)
+        return [replace(each, wait=found.get(each.tier)) for each in offers]
 
     def _offer(self, tier: Tier, asker: Asker, standing: Standing, now: datetime) -> Offer:
         refusals = standing.refused.get(tier.name, ())
@@ -77,16 +84,12 @@ class Offers:
         others = self._gate.kept_for_others(asker.groups)
         wants = {each.name: each.want for each in self._rules.rulebook.known.tiers}
         own = [Kept(*each) for each in self._gate.kept_for(asker.groups) if each[0].tier == tier.name]
-        request = GpuRequest(
-            _NO_LEASE, asker.hub, asker.user, asker.server or "", tier.name, tier.want, asker.groups
-        )
-        begins = self._allocator.begins(request, None if seconds == UNLIMITED else seconds)
-        starts_now = not offer.refusals and begins
+        limit = None if seconds == UNLIMITED else seconds
+        starts_now = not offer.refusals and self._allocator.begins(_request(tier, asker), limit)
         return replace(
             offer,
             free=self._allocator.spare(tier.want, [(wants[held.tier], count) for held, count in others]),
             starts_now=starts_now,
-            wait=None if offer.refusals or starts_now else self._allocator.waits.of_newcomer(tier.name),
             kept=self._in_the_way(tier, [Kept(*each) for each in others]),
             own_session=own[0] if own else None,
         )
@@ -107,3 +110,9 @@ class Offers:
         return tuple(
             each for each in kept if self._allocator.competes(tier.want, wants[each.reservation.tier])
         )
+
+
+def _request(tier: Tier, asker: Asker) -> GpuRequest:
+    """The request of a start that nobody has asked for yet."""
+    name = f"guest for {tier.name}"
+    return GpuRequest(name, asker.hub, asker.user, asker.server or "", tier.name, tier.want, asker.groups)

@@ -1,10 +1,11 @@
-"""Starts the servers of a lab session's members one after the other before it begins, through the hub."""
+"""Starts the servers of a lab session's members before it begins, some at a time, through the hub."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import timedelta
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from ...core.errors import HubFault
@@ -31,14 +32,27 @@ class Hub(Protocol):
 
 
 class Prestart:
-    """Follows the sessions; to be used from one event loop."""
+    """Follows the sessions; to be used from one event loop.
 
-    def __init__(self, rulebook: Rulebook, hub: Hub, log: logging.Logger, clock: Clock = utc_now) -> None:
+    `running` are the users whose default server holds a GPU and runs; `at_once` servers start at a time.
+    """
+
+    def __init__(
+        self,
+        rulebook: Rulebook,
+        hub: Hub,
+        running: Callable[[], Collection[str]],
+        at_once: int,
+        log: logging.Logger,
+        clock: Clock = utc_now,
+    ) -> None:
         self._rulebook = rulebook
         self._hub = hub
+        self._running = running
+        self._at_once = at_once
         self._log = log
         self._clock = clock
-        self._begun: dict[Meeting, set[str]] = {}
+        self._begun: dict[Meeting, dict[str, datetime]] = {}
 
     async def run(self) -> None:
         """Rounds until cancelled."""
@@ -67,13 +81,14 @@ class Prestart:
         except HubFault as fault:
             self._log.warning("The members of group %r can't be read: %s", session.group, fault)
             return
-        begun = self._begun.setdefault(meeting, set())
-        for user, at in prestarts(meeting, members[: session.seats], session.prestart_seconds):
-            if at > self._clock() or user in begun:
-                continue
-            begun.add(user)
-            try:
-                await self._hub.start(user, session.tier)
-                self._log.info("Started a server for the lab session %r: user=%s", session.name, user)
-            except HubFault as fault:
-                self._log.warning("No start for the lab session %r: %s user=%s", session.name, fault, user)
+        begun, now = self._begun.setdefault(meeting, {}), self._clock()
+        due = prestarts(members[: session.seats], begun, self._running(), self._at_once, now)
+        begun.update(dict.fromkeys(due, now))
+        await asyncio.gather(*(self._start(session, user) for user in due))
+
+    async def _start(self, session: LabSession, user: str) -> None:
+        try:
+            await self._hub.start(user, session.tier)
+            self._log.info("Started a server for the lab session %r: user=%s", session.name, user)
+        except HubFault as fault:
+            self._log.warning("No start for the lab session %r: %s user=%s", session.name, fault, user)

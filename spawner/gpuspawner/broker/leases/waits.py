@@ -5,30 +5,49 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
 
 from ...core.model import Lease, LeaseState
 from ...core.states import UNSETTLED
 from ...core.units import Clock, utc_now
 from ...node.daemon_pool import DaemonPool
-from ..decide.line.estimate import Arrival, Estimate, Estimator, Line
+from ..decide.line.estimate import Estimate, Estimator
+from ..decide.line.future import Arrival, Line, with_guests
+from ..decide.line.queue import Waiting
 from ..ledger import PastSession
 
 LOOK_SECONDS = 2.0
 """The delay between a change and the new estimates."""
+_REST = 10.0
+"""A look that took long is followed by this many times as long without one: the thread slows the broker."""
+_GUEST_SECONDS = 10.0
+"""So long an answer to somebody who doesn't wait yet is used again, also for others."""
+_GUEST_PATIENCE_SECONDS = 1.0
+"""The spawn page waits no longer for the likely wait; then it is not known."""
 _AGAIN_SECONDS = 30.0
 """Without a change they are computed again at this interval, because they depend on the time."""
 _MINUTE = 60.0
-_MOST_LESSONS = 1000
+_MOST_LESSONS = 20_000
 """What is kept to be learnt; more comes only before `run` has begun."""
+_MOST_AT_ONCE = 500
+"""So many who came are read at one look: after a start of the broker there are thousands in the ledger."""
 _NEWS_FRACTION = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """Somebody who doesn't wait yet: their requests by tier. Guests who are `alike` get the same answer."""
+
+    asking: Mapping[str, Waiting]
+    alike: Hashable
 
 
 class Waits:
     """The estimates for those who wait.
 
-    `line` copies the queue, `arrival` describes a lease that came since the last look (it counts the whole
-    queue, which is too slow for every request), `wake` says that there is news.
+    `line` copies the queue, `arrival` describes a lease that came since the last look, `wake` says that there
+    is news.
     """
 
     def __init__(
@@ -47,8 +66,8 @@ class Waits:
         self._estimator = Estimator()
         self._said: dict[str, Estimate] = {}
         self._first: dict[str, Estimate] = {}
-        self._newcomers: dict[str, Estimate] = {}
-        self._began: dict[str, tuple[str, float]] = {}
+        self._guests: dict[Hashable, tuple[float, Mapping[str, Estimate | None]]] = {}
+        self._began: dict[str, float] = {}
         self._arrived: deque[Lease] = deque(maxlen=_MOST_LESSONS)
         self._lessons: deque[Callable[[], None]] = deque(maxlen=_MOST_LESSONS)
         self._changed = asyncio.Event()
@@ -58,15 +77,35 @@ class Waits:
         """The estimated time at which a waiting lease is served; None if it isn't known."""
         return self._said.get(lease_id)
 
-    def of_newcomer(self, tier: str) -> Estimate | None:
-        """When a request of this tier that came now would be served; None if it isn't known."""
-        return self._newcomers.get(tier)
+    async def of_guest(self, guest: Guest) -> Mapping[str, Estimate | None]:
+        """When requests that don't wait yet would be served, by tier; None, or left out: not known.
+
+        The answer for users who look alike is kept for some seconds, as a whole class may ask at once.
+        """
+        now = self._clock().timestamp()
+        known = self._guests.get(guest.alike)
+        if known is not None and 0 <= now - known[0] < _GUEST_SECONDS:
+            return known[1]
+        line = with_guests(self._line(), guest.asking)
+        ids = {waiting.lease_id: tier for tier, waiting in guest.asking.items()}
+        try:
+            async with asyncio.timeout(_GUEST_PATIENCE_SECONDS):
+                found = await self._pool.submit(lambda: self._estimator.estimate(line, now, only=ids))
+        except TimeoutError:
+            return {}
+        answer = {ids[lease_id]: each for lease_id, each in found.items() if each is None or each.known}
+        self._guests = {
+            alike: each for alike, each in self._guests.items() if 0 <= now - each[0] < _GUEST_SECONDS
+        }
+        self._guests[guest.alike] = now, answer
+        return answer
 
     def learn_past(self, sessions: Iterable[PastSession]) -> None:
-        """The sessions in the ledger that have ended."""
-        for each in sessions:
+        """The sessions in the ledger that have ended: how long they lasted, and when people came."""
+        for each in sorted(sessions, key=lambda each: each.lease.created_at):
+            self._arrived.append(each.lease)
             if each.lease.state is LeaseState.CLOSED:
-                self._learn_length(each.lease.tier, each.awake_seconds)
+                self._learn_length(each.lease, each.began_at.timestamp(), each.awake_seconds)
 
     def on_lease(self, lease: Lease) -> None:
         """A lease has changed: record what can be learnt from it, and request new estimates."""
@@ -79,10 +118,10 @@ class Waits:
             if first is not None and lease.state is LeaseState.RESERVED:
                 self._lessons.append(lambda: self._estimator.learn(first, at))
         if lease.state in (LeaseState.RESERVED, LeaseState.RUNNING):
-            self._began.setdefault(lease.id, (lease.tier, at))
+            self._began.setdefault(lease.id, at)
         elif lease.state is LeaseState.CLOSED and lease.id in self._began:
-            tier, began = self._began.pop(lease.id)
-            self._learn_length(tier, at - began)
+            began = self._began.pop(lease.id)
+            self._learn_length(lease, began, at - began)
         self._changed.set()
 
     async def run(self) -> None:
@@ -100,18 +139,22 @@ class Waits:
             except TimeoutError:
                 pass
             self._changed.clear()
+            began = asyncio.get_running_loop().time()
             try:
                 await self.look()
             except Exception:  # the top of the loop: a failed estimate must not stop leasing
                 self._log.exception("The waits could not be estimated; the next change tries again")
-            await asyncio.sleep(LOOK_SECONDS)
+            took = asyncio.get_running_loop().time() - began
+            await asyncio.sleep(max(LOOK_SECONDS, _REST * took))
 
     async def look(self) -> None:
         """Computes the estimates once; users who wait are told if the range has changed by much."""
         line, now = self._line(), self._clock().timestamp()
-        lessons = [*map(self._lesson_of, self._arrived), *self._lessons]
-        self._arrived.clear()
+        some = [self._arrived.popleft() for _ in range(min(_MOST_AT_ONCE, len(self._arrived)))]
+        lessons = [*map(self._lesson_of, some), *self._lessons]
         self._lessons.clear()
+        if self._arrived:
+            self._changed.set()
         if line.waiting or lessons:
             self._take(await self._pool.submit(lambda: self._work(line, now, lessons)), now)
 
@@ -143,8 +186,9 @@ class Waits:
         arrival = self._arrival(arrived)
         return lambda: self._estimator.arrived(arrival)
 
-    def _learn_length(self, tier: str, seconds: float) -> None:
-        self._lessons.append(lambda: self._estimator.lengths.add(tier, seconds))
+    def _learn_length(self, lease: Lease, began: float, seconds: float) -> None:
+        lengths = self._estimator.lengths
+        self._lessons.append(lambda: lengths.add(lease.tier, seconds, lease.user, began))
 
 
 def _moved(said: Estimate, now: Estimate, now_seconds: float) -> bool:

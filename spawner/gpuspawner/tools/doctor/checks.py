@@ -13,6 +13,7 @@ from .facts import Facts, ImageFacts
 from .finding import Finding, Level
 from .lab import lab_findings
 from .network import network_findings
+from .open_files import open_files_findings
 from .pooling import pool_findings
 from .reach import ELSEWHERE
 
@@ -50,6 +51,7 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
         *_images(facts),
         *(lab_findings(facts.lab, facts.tiers) if facts.lab else ()),
         *_own_parts(facts),
+        *open_files_findings(facts.open_files),
     )
 
 

@@ -10,6 +10,7 @@ from ...core.model import Device, Tier
 from ...node.injection import EngineFacts
 from ...node.inventory import ComputeMode, DriverFacts
 from .lab import LabFacts
+from .open_files import OpenFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,19 @@ class BrokerFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataFacts:
+    """The cloud's metadata service: whether it answers this machine, and whether labs are kept from it.
+
+    `rules_missing` None: this user can't read the firewall.
+    """
+
+    answers: bool
+    block: bool = True
+    """The setting `block_metadata`."""
+    rules_missing: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkFacts:
     """The labs' network, as the settings name it and as Docker has it; `error` if Docker doesn't say."""
 
@@ -60,6 +74,7 @@ class NetworkFacts:
     address_here: bool = False
     running: tuple[str, ...] = ()
     """The names of the running containers in it."""
+    metadata: MetadataFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +105,4 @@ class Facts:
     broker: BrokerFacts | None = None
     lab: LabFacts | None = None
     network: NetworkFacts | None = None
+    open_files: tuple[OpenFiles, ...] = ()

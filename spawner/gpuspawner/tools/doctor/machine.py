@@ -35,6 +35,7 @@ from ...protocol.client import BrokerClient
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
 from .lab import read_lab
 from .network import read_network
+from .open_files import read_open_files
 from .reach import unreachable
 
 
@@ -57,6 +58,7 @@ def collect(settings: GpuBroker) -> Facts:
         broker=asyncio.run(_broker(settings.site, settings.config_file)),
         lab=read_lab(settings.config, info, settings.site.state_dir) if engine else None,
         network=read_network(settings.config),
+        open_files=read_open_files(Path(settings.site.state_dir)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 from traitlets.config import Config
@@ -9,11 +10,13 @@ from traitlets.config import Config
 from ...core.errors import ConfigError, EngineFault
 from ...hub.check import spawner_of
 from ...hub.docker import DockerEngine
+from ...hub.metadata import MetadataWall
 from ...hub.network import DOCKERS_OWN, gateway_of, has_address, look_at
-from .facts import Facts, NetworkFacts
+from .facts import Facts, MetadataFacts, NetworkFacts
 from .finding import Finding, Level
 
 _SUBJECT = "Labs' network"
+_METADATA, _METADATA_SECONDS = "169.254.169.254", 0.5
 
 
 def read_network(config: Config) -> NetworkFacts | None:
@@ -42,7 +45,18 @@ def read_network(config: Config) -> NetworkFacts | None:
         hub_listens=hub_listens,
         address_here=has_address(address),
         running=found.running if found else (),
+        metadata=_read_metadata(spawner.subnet, spawner.block_metadata),
     )
+
+
+def _read_metadata(subnet: str, block: bool) -> MetadataFacts:
+    missing = MetadataWall(subnet).missing()
+    try:
+        socket.create_connection((_METADATA, 80), _METADATA_SECONDS).close()
+        answers = True
+    except OSError:
+        answers = False
+    return MetadataFacts(answers, block, None if missing is None else len(missing))
 
 
 def network_findings(facts: Facts) -> Iterator[Finding]:
@@ -50,6 +64,8 @@ def network_findings(facts: Facts) -> Iterator[Finding]:
     network = facts.network
     if network is None or network.error:
         return  # without Docker, that is told already
+    if network.metadata is not None:
+        yield _metadata(network.metadata)
     make = (
         "Run `python -m gpuspawner.tools.make_network --config FILE` with the hub's config file; the hub's "
         "service `network` does it within seconds"
@@ -82,6 +98,30 @@ def network_findings(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield Finding(Level.OK, _SUBJECT, f"{network.name!r}, {network.subnet}; no lab reaches another")
+
+
+def _metadata(facts: MetadataFacts) -> Finding:
+    """Whether labs get the keys of a cloud's machine."""
+    if not facts.answers:
+        return Finding(Level.OK, "Metadata service", f"none answers this machine at {_METADATA}")
+    if not facts.block:
+        text = f"labs may reach {_METADATA}, as c.GpuDockerSpawner.block_metadata = False allows"
+        return Finding(
+            Level.NOTE, "Metadata service", text, "Remove the setting, if this is no longer intended"
+        )
+    if facts.rules_missing == 0:
+        return Finding(Level.OK, "Metadata service", f"labs don't reach {_METADATA}")
+    text = (
+        f"labs reach {_METADATA}, which gives them the keys of this machine"
+        if facts.rules_missing
+        else f"whether labs reach {_METADATA} is not known: this user can't read the firewall"
+    )
+    return Finding(
+        Level.PROBLEM if facts.rules_missing else Level.NOTE,
+        "Metadata service",
+        text,
+        "Run `python -m gpuspawner.tools.block_metadata --config FILE` as root, after each boot",
+    )
 
 
 def _other_subnet(network: NetworkFacts) -> str:

@@ -24,6 +24,7 @@ from ..rules import (
     CalendarHandler,
     Change,
     DrainsHandler,
+    EndHandler,
     GrantsHandler,
     QuotasHandler,
     ReportHandler,
@@ -104,6 +105,10 @@ class PublicGrants(PublicRule, GrantsHandler):
     """POST api/grants"""
 
 
+class PublicEnd(PublicRule, EndHandler):
+    """POST api/leases/{id}/end"""
+
+
 class PublicDrains(PublicRule, DrainsHandler):
     """GET POST DELETE api/drains"""
 
@@ -126,6 +131,7 @@ class PublicCalendar(PublicRule, CalendarHandler):
 
 _PUBLIC: dict[type[RuleHandler], type[RequestHandler]] = {
     QuotasHandler: PublicQuotas,
+    EndHandler: PublicEnd,
     GrantsHandler: PublicGrants,
     DrainsHandler: PublicDrains,
     ReportHandler: PublicReport,

@@ -38,6 +38,15 @@ class Account:
 _NONE = Account()
 
 
+@dataclass(frozen=True, slots=True)
+class Standings:
+    """Decayed GPU-seconds of every user and group at one moment; `rate` is how fast they decay, by second."""
+
+    users: Mapping[str, float]
+    groups: Mapping[str, float]
+    rate: float
+
+
 class FairShare:
     """The accounts of users and groups. Times are seconds since 1970; going back counts as no time."""
 
@@ -80,6 +89,15 @@ class FairShare:
     def group_use(self, group: str, now_seconds: float) -> float:
         """Decayed GPU-seconds of the group."""
         return self._use(self._groups.get(group, _NONE), self._left(now_seconds))
+
+    def standings(self, now_seconds: float) -> Standings:
+        """What all have used, as it is now: a copy."""
+        left = self._left(now_seconds)
+        users, groups = (
+            {name: self._use(account, left) for name, account in accounts.items()}
+            for accounts in (self._users, self._groups)
+        )
+        return Standings(users, groups, self._rate)
 
     def user_standings(
         self, users: Sequence[str], now_seconds: float, more: Mapping[str, float]

@@ -14,13 +14,14 @@ is drawn from the seed and is the same in every way. Times and speeds of the mac
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
 from ..turns import Action, Experience, Gpu, Seat, Step, Turn, TurnRules, plan, wait_seconds
 
 GIB = 1 << 30
+_RULES = TurnRules()
 _PLAN_SECONDS = 1.0
 """The plan is asked this often while somebody waits, besides at every event."""
 
@@ -45,7 +46,7 @@ class BurstyClass:
     seed: int = 0
 
     def with_busy(self, busy_fraction: float) -> BurstyClass:
-        """Thinking times such that somebody with a GPU to themselves would train for this part of the time."""
+        """Thinking times such that somebody with a GPU of their own trains for this part of the time."""
         low, high = self.train_seconds
         mean = (low + high) / 2 * (1 - busy_fraction) / busy_fraction
         return replace(self, think_seconds=(mean / 2, mean * 1.5))
@@ -57,7 +58,7 @@ class BurstyClass:
     def lives(self) -> Iterator[tuple[float, Iterator[tuple[float, float]]]]:
         """Of each student: when it comes, and its cells as seconds of training and of thinking after it."""
         for number in range(self.students):
-            draw = Random(f"{self.seed}-{number}")  # noqa: S311 (no secret)
+            draw = Random(f"{self.seed}-{number}")
             yield draw.uniform(0, self.arrive_seconds), self._cells(draw)
 
     def _cells(self, draw: Random) -> Iterator[tuple[float, float]]:
@@ -89,12 +90,12 @@ class SharedGpus:
 
 @dataclass(frozen=True, slots=True)
 class ClassOutcome:
-    """What a class came to. `waits`: of each cell, the seconds from pressing Run to its first result; one
-    that had none waited to the end at least. `stretches`: of each finished cell, the time from pressing Run to
-    its end, divided by what it takes alone. `moves`: memory that left a GPU for host memory.
+    """What a class came to. `waits`: by student, of each cell the seconds from pressing Run to its first
+    result; one that had none waited to the end at least. `stretches`: of each finished cell, the time from
+    pressing Run to its end, divided by what it takes alone. `moves`: how often memory left a GPU.
     """
 
-    waits: tuple[float, ...]
+    waits: tuple[tuple[float, ...], ...]
     stretches: tuple[float, ...]
     worked_gpu_seconds: float
     available_gpu_seconds: float
@@ -106,12 +107,14 @@ class ClassOutcome:
         return self.worked_gpu_seconds / self.available_gpu_seconds
 
     def wait_seconds(self, quantile: float) -> float:
-        """The wait that this part of the cells did not exceed."""
-        return _quantile(self.waits, quantile)
+        """The wait that this part of the cells did not exceed. Each student counts the same: one who waited
+        to the end with a single cell as much as one who ran a hundred."""
+        waits = [(wait, 1 / len(mine)) for mine in self.waits for wait in mine]
+        return _quantile(waits, quantile)
 
     def stretch(self, quantile: float) -> float:
         """How many times longer than alone this part of the cells took at most."""
-        return _quantile(self.stretches, quantile)
+        return _quantile([(stretch, 1.0) for stretch in self.stretches], quantile)
 
 
 def whole_gpus(course: BurstyClass, machine: SharedGpus) -> ClassOutcome:
@@ -119,14 +122,14 @@ def whole_gpus(course: BurstyClass, machine: SharedGpus) -> ClassOutcome:
     tally = _Tally(course, machine)
     hold = course.lasts_seconds if course.hold_seconds is None else course.hold_seconds
     free = [0.0] * machine.count
-    for comes, cells in sorted(course.lives(), key=lambda life: life[0]):
+    for number, (comes, cells) in enumerate(sorted(course.lives(), key=lambda life: life[0])):
         begins = max(comes, heapq.heappop(free))
         leaves = min(begins + hold, course.lasts_seconds)
         heapq.heappush(free, max(leaves, begins))
         pressed, now, load = comes, begins, course.load_seconds
         while now < leaves or now == begins:
             train, think = next(cells)
-            tally.begins(pressed, now + load)
+            tally.begins(number, pressed, now + load)
             tally.works(now + load, min(now + load + train, leaves))
             if now + load + train <= leaves:
                 tally.ends(pressed, now + load + train, load + train)
@@ -140,17 +143,18 @@ def time_sliced(course: BurstyClass, machine: SharedGpus) -> ClassOutcome:
     tally = _Tally(course, machine)
     places = machine.memory_bytes // course.needs_bytes() * machine.count
     lives = sorted(course.lives(), key=lambda life: life[0])
-    for number in range(machine.count):
-        _share_one(course, tally, lives[:places][number :: machine.count])
-    for comes, _ in lives[places:]:
-        tally.begins(comes, course.lasts_seconds)  # there is no room for it
+    numbered = [(number, *life) for number, life in enumerate(lives)]
+    for gpu in range(machine.count):
+        _share_one(course, tally, numbered[:places][gpu :: machine.count])
+    for number, comes, _ in numbered[places:]:
+        tally.begins(number, comes, course.lasts_seconds)  # there is no room for it
     return tally.outcome()
 
 
 def in_turns(
     course: BurstyClass,
     machine: SharedGpus,
-    rules: TurnRules = TurnRules(),  # noqa: B008 (frozen)
+    rules: TurnRules = _RULES,
 ) -> ClassOutcome:
     """The broker's plan of turns decides who computes, who is paused and whose memory is moved."""
     return _InTurns(course, machine, rules).run()
@@ -162,15 +166,15 @@ class _Tally:
     def __init__(self, course: BurstyClass, machine: SharedGpus) -> None:
         self._end = course.lasts_seconds
         self._available = machine.count * course.lasts_seconds
-        self._waits: list[float] = []
+        self._waits: dict[int, list[float]] = {}
         self._stretches: list[float] = []
         self._worked = 0.0
         self.moves = 0
 
-    def begins(self, pressed: float, first_result: float) -> None:
+    def begins(self, student: int, pressed: float, first_result: float) -> None:
         """A cell's first result, or the end of the class before it."""
         if pressed < self._end:
-            self._waits.append(min(first_result, self._end) - pressed)
+            self._waits.setdefault(student, []).append(min(first_result, self._end) - pressed)
 
     def works(self, begins: float, ends: float) -> None:
         """A GPU does somebody's work for so long."""
@@ -183,39 +187,49 @@ class _Tally:
 
     def outcome(self) -> ClassOutcome:
         """All together."""
-        return ClassOutcome(
-            tuple(self._waits), tuple(self._stretches), self._worked, self._available, self.moves
-        )
+        waits = tuple(tuple(self._waits[student]) for student in sorted(self._waits))
+        return ClassOutcome(waits, tuple(self._stretches), self._worked, self._available, self.moves)
 
 
 def _share_one(
-    course: BurstyClass, tally: _Tally, lives: list[tuple[float, Iterator[tuple[float, float]]]]
+    course: BurstyClass, tally: _Tally, lives: Sequence[tuple[int, float, Iterator[tuple[float, float]]]]
 ) -> None:
     """One GPU of which everybody who computes gets an equal part."""
-    coming: list[tuple[float, int, bool]] = [(comes, n, True) for n, (comes, _) in enumerate(lives)]
+    cells = {number: cells for number, _, cells in lives}
+    coming = [(comes + course.load_seconds, comes, number) for number, comes, _ in lives]
     heapq.heapify(coming)
-    computing: dict[int, tuple[float, float, float, float]] = {}
-    """By student: what is left, when it pressed Run, what it takes alone, its thinking afterwards."""
-    now = 0.0
-    while now < course.lasts_seconds and (coming or computing):
-        soonest = min((left for left, *_ in computing.values()), default=float("inf")) * len(computing or " ")
-        at = min(now + soonest, coming[0][0] if coming else float("inf"), course.lasts_seconds)
-        share = (at - now) / len(computing) if computing else 0.0
-        computing = {n: (left - share, *rest) for n, (left, *rest) in computing.items()}
+    computing: dict[int, _SlicedCell] = {}
+    now, end = 0.0, course.lasts_seconds
+    while now < end and (coming or computing):
+        ends = now + len(computing) * min((each.left for each in computing.values()), default=0.0)
+        at = min(end, *[coming[0][0] for _ in coming[:1]], *[ends for _ in computing])
         if computing:
             tally.works(now, at)
+        share = (at - now) / max(len(computing), 1)
+        for number, cell in list(computing.items()):
+            cell.left = _less(cell.left, share)
+            if cell.left == 0:
+                del computing[number]
+                tally.ends(cell.pressed, at, cell.alone)
+                heapq.heappush(coming, (at + cell.think, at + cell.think, number))
         now = at
-        for n in [n for n, (left, *_) in computing.items() if left <= 1e-9]:
-            _, pressed, alone, think = computing.pop(n)
-            tally.ends(pressed, now, alone)
-            heapq.heappush(coming, (now + think, n, False))
-        while coming and coming[0][0] <= now and now < course.lasts_seconds:
-            at, n, is_first = heapq.heappop(coming)
-            train, think = next(lives[n][1])
-            load = course.load_seconds if is_first else 0.0
-            tally.begins(at, at + load)
-            # The libraries load beside the others' work, which is counted as work of this one.
-            computing[n] = train, at, load + train, think
+        while coming and coming[0][0] <= now < end:
+            _, pressed, number = heapq.heappop(coming)
+            train, think = next(cells[number])
+            tally.begins(number, pressed, now)
+            computing[number] = _SlicedCell(train, pressed, now - pressed + train, think)
+    for _, pressed, number in coming:
+        tally.begins(number, pressed, end)  # if it pressed Run at all, its libraries were loading
+
+
+@dataclass(slots=True)
+class _SlicedCell:
+    """A cell that shares a GPU: what is left, since when, what it takes alone, the thinking after it."""
+
+    left: float
+    pressed: float
+    alone: float
+    think: float
 
 
 @dataclass(slots=True)
@@ -282,7 +296,7 @@ class _InTurns:
                 self._begin(action)
         for student in self._students:
             if student.has_cell and not student.has_begun:
-                self._tally.begins(student.pressed, end)
+                self._tally.begins(int(student.seat.lease_id), student.pressed, end)
         return self._tally.outcome()
 
     def _next_at(self) -> float:
@@ -335,7 +349,7 @@ class _InTurns:
         seat = student.seat
         if not student.has_begun:
             student.has_begun = True
-            self._tally.begins(student.pressed, self._now)
+            self._tally.begins(int(seat.lease_id), student.pressed, self._now)
         if student.train_left > 0:
             student.seat = replace(
                 seat, idle_since=None, rests_since=None, memory_bytes=self._course.memory_bytes
@@ -408,8 +422,11 @@ def _less(left: float, passed: float) -> float:
     return rest if rest > 1e-9 else 0.0
 
 
-def _quantile(values: tuple[float, ...], quantile: float) -> float:
-    if not values:
-        return 0.0
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * quantile))]
+def _quantile(weighted: list[tuple[float, float]], quantile: float) -> float:
+    """The smallest value that this part of the weight does not exceed; 0 without values."""
+    left = quantile * sum(weight for _, weight in weighted)
+    for value, weight in sorted(weighted):
+        left -= weight
+        if left <= 1e-9:
+            return value
+    return 0.0

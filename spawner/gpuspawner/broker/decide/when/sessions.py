@@ -6,7 +6,7 @@ change. The caller, which knows the devices, says what fits on them (`Fits`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
@@ -24,6 +24,8 @@ Fits = Callable[[Mapping[str, int]], bool]
 
 HORIZON = timedelta(days=366)
 """How far ahead a session without an end is checked against the others."""
+STARTING_SECONDS = 120.0
+"""After this time a server that was started before a class is no longer counted as starting."""
 SHORTEST_SECONDS = 1200.0
 """A start that a session would end sooner than that is refused: both its warnings need 15 minutes."""
 
@@ -169,13 +171,18 @@ def make_room(occupants: Iterable[Occupant], enough: Callable[[frozenset[str]], 
     return tuple(leaving)
 
 
-def prestarts(meeting: Meeting, users: Sequence[str], prestart_seconds: float) -> list[tuple[str, datetime]]:
-    """When each member's server is started: in turns, evenly over the time before the class begins."""
-    if prestart_seconds <= 0 or not users:
-        return []
-    begin = meeting.start - timedelta(seconds=prestart_seconds)
-    step = timedelta(seconds=prestart_seconds / len(users))
-    return [(user, begin + step * number) for number, user in enumerate(users)]
+def prestarts(
+    users: Sequence[str], begun: Mapping[str, datetime], ready: Collection[str], at_once: int, now: datetime
+) -> list[str]:
+    """Whose server is started now: the next in turn, while fewer than `at_once` are still starting.
+
+    `begun` is when each was started, `ready` who has a running one. A start that takes longer than
+    `STARTING_SECONDS` no longer holds up the others.
+    """
+    starting = sum(
+        user not in ready and (now - at).total_seconds() < STARTING_SECONDS for user, at in begun.items()
+    )
+    return [user for user in users if user not in begun][: max(0, at_once - starting)]
 
 
 def _local_begins(session: LabSession, begin: datetime, until: datetime) -> list[datetime]:

@@ -1,0 +1,90 @@
+"""Keeps labs from a cloud's metadata service, which hands the machine's own keys to whoever asks.
+
+Two rules of iptables for each address: one for a service elsewhere (forwarded), one for a service on this
+machine. Port 53 stays open: some clouds have their name server at the same address.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..core.errors import EngineFault
+
+ADDRESSES = ("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32")
+"""Link-local (AWS, Google, Azure, OpenStack, Oracle: 169.254.169.254), Alibaba Cloud, Azure's WireServer."""
+_SECONDS = 10
+Run = Callable[[Sequence[str]], str]
+"""Runs a program and returns what it prints. Raises OSError, subprocess.SubprocessError."""
+
+
+def run_program(command: Sequence[str]) -> str:
+    """Blocks for at most `_SECONDS`."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
+    return done.stdout
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """From the labs' network to an address, TCP without port 53: refused at once."""
+
+    chain: str
+    subnet: str
+    address: str
+
+    def arguments(self) -> tuple[str, ...]:
+        """As `iptables -I` takes them."""
+        what = ("-p", "tcp", "!", "--dport", "53", "-j", "REJECT")
+        return (self.chain, "-s", self.subnet, "-d", self.address, *what)
+
+    def is_in(self, listed: str) -> bool:
+        """Whether `iptables -S` lists it (iptables 1.8)."""
+        start = f"-A {self.chain} -s {self.subnet} -d {self.address} -p tcp -m tcp ! --dport 53 -j REJECT"
+        return any(line == start or line.startswith(f"{start} ") for line in listed.splitlines())
+
+
+class MetadataWall:
+    """The rules for one labs' network. Its methods block."""
+
+    def __init__(self, subnet: str, run: Run = run_program) -> None:
+        self._subnet, self._run = subnet, run
+
+    def missing(self) -> tuple[Rule, ...] | None:
+        """The rules that the firewall doesn't have; None if this user can't read it, or there is no iptables.
+
+        Docker passes what is forwarded through DOCKER-USER first (moby 20.10 to 28).
+        """
+        try:
+            listed = self._run(("iptables", "-w", "-S"))
+        except (OSError, subprocess.SubprocessError):
+            return None
+        forward = "DOCKER-USER" if "-N DOCKER-USER" in listed.splitlines() else "FORWARD"
+        return tuple(rule for rule in self._rules(forward) if not rule.is_in(listed))
+
+    def build(self) -> int:
+        """Adds the missing rules, before all others of their chain; returns how many.
+
+        Raises EngineFault if this user may not.
+        """
+        missing = self.missing()
+        if missing is None:
+            raise EngineFault("iptables can't be used by this user, or isn't installed")
+        for rule in missing:
+            try:
+                self._run(("iptables", "-w", "-I", *rule.arguments()))
+            except (OSError, subprocess.SubprocessError) as error:
+                raise EngineFault(f"iptables did not add a rule: {error}") from error
+        return len(missing)
+
+    def _rules(self, forward: str) -> Iterator[Rule]:
+        for chain in (forward, "INPUT"):
+            for address in ADDRESSES:
+                yield Rule(chain, self._subnet, address)
+
+
+def may_build() -> bool:
+    """Whether this process can probably change the firewall: it is root, and iptables is installed."""
+    return os.geteuid() == 0 and shutil.which("iptables") is not None

@@ -1,0 +1,231 @@
+// Follows the start of a server: its steps, its place in the queue, its end.
+(function () {
+  "use strict";
+  const RETRY_MS = 1000;
+  const SILENCE_MS = 10000;
+  const DONE = -1;
+  const find = (id) => document.getElementById(id);
+  // The server's API address is this one without "/progress": /hub/api/users/ada/servers/train/progress?_xsrf=…
+  const progressUrl = new URL(JSON.parse(find("gpu-start-data").textContent).progress_url, window.location);
+  const serverUrl = new URL(progressUrl);
+  serverUrl.pathname = progressUrl.pathname.replace(/\/progress$/, "");
+  const page = find("gpu-start");
+  const steps = find("gpu-steps") ? [...find("gpu-steps").children] : [];
+  const STATES = { done: "(done)", active: "(now)", todo: "(to do)", failed: "(failed)" };
+  const TITLES = { start: "Starting", wait: "Waiting for a GPU", failed: "Did not start" };
+  let stopping = false;
+
+  function setState(state) {
+    page.dataset.state = state;
+    document.title = TITLES[state] + " · JupyterHub";
+  }
+
+  function setStep(item, state) {
+    item.dataset.state = state;
+    item.querySelector(".gpu-step-state").textContent = STATES[state];
+  }
+
+  const clock = (text) => new Date(text).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+
+  // The likely wait on the clock of this browser, and how the place has moved since the wait began.
+  function showQueue(item, queue) {
+    const range = item.querySelector(".gpu-range");
+    range.hidden = !queue || !queue.latest_at;
+    if (!range.hidden) {
+      const [from, to] = [clock(queue.earliest_at), clock(queue.latest_at)];
+      const likely = from === to ? "about " + to : "between " + from + " and " + to;
+      range.textContent = "On your clock: " + likely + ".";
+    }
+    const moved = item.querySelector(".gpu-moved");
+    moved.hidden = !queue;
+    if (queue) {
+      const since = "Waiting since " + clock(queue.since);
+      moved.textContent = queue.first_position > queue.position
+        ? since + ": number " + queue.first_position + " in line then, number " + queue.position + " now."
+        : since + ".";
+    }
+  }
+
+  function showSteps(event) {
+    const active = steps.findIndex((item) => item.dataset.step === event.step);
+    if (active < 0) return;
+    steps.forEach((item, number) => {
+      item.hidden = Boolean(event.steps) && !event.steps.includes(item.dataset.step);
+      setStep(item, number < active ? "done" : number === active ? "active" : "todo");
+    });
+    const item = steps[active];
+    item.querySelector(".gpu-step-detail").textContent = event.message || "";
+    const pull = item.querySelector(".gpu-pull");
+    if (pull) {
+      pull.hidden = event.part_percent === undefined || event.part_percent === null;
+      if (!pull.hidden) pull.value = event.part_percent;
+    }
+    if (item.querySelector(".gpu-range")) showQueue(item, event.queue);
+    for (const each of steps.slice(0, active)) {
+      for (const part of each.querySelectorAll(".gpu-pull, .gpu-range, .gpu-moved")) part.hidden = true;
+    }
+    setState(event.queue ? "wait" : "start");
+  }
+
+  function show(event) {
+    const line = document.createElement("div");
+    line.className = "progress-log-event";
+    line.textContent = event.message || "";
+    if (line.textContent) {
+      find("progress-message").textContent = line.textContent;
+      find("progress-log").append(line);
+    }
+    showSteps(event);
+  }
+
+  // A start that has ended without a server. `html` is the hub's, and escaped there.
+  function fail(event) {
+    setState("failed");
+    for (const item of steps) {
+      if (item.dataset.state !== "active") continue;
+      setStep(item, "failed");
+      // What it said last, "1st in line", is no longer so.
+      for (const part of item.querySelectorAll(".gpu-step-detail")) part.textContent = "";
+      for (const part of item.querySelectorAll(".gpu-pull, .gpu-range, .gpu-moved")) part.hidden = true;
+    }
+    const problem = find("gpu-problem");
+    if (event.html_message) problem.innerHTML = event.html_message;
+    else problem.textContent = event.message;
+    problem.hidden = false;
+    find("start-again").hidden = problem.querySelector(".gpu-links") !== null;
+    find("gpu-buttons").hidden = true;
+  }
+
+  // Returns whether this was the last event of the start.
+  function take(event) {
+    if (!stopping) {
+      if (event.failed) {
+        find("progress-message").textContent = event.message || "";
+        fail(event);
+      } else {
+        show(event);
+      }
+      if (event.ready) {
+        window.location.reload(); // the hub redirects to the server
+      }
+    }
+    return Boolean(event.ready || event.failed);
+  }
+
+  // Reads the stream of events. Returns DONE after the last one, else the HTTP status, or 0 if the hub does not answer.
+  // An EventSource does not work here: configurable-http-proxy keeps the stream open when the hub was killed, and only
+  // the hub's empty lines (every 8 s) show that the hub is alive.
+  async function follow() {
+    const request = new AbortController();
+    let silence = window.setTimeout(() => request.abort(), SILENCE_MS);
+    try {
+      const answer = await fetch(progressUrl, {
+        signal: request.signal, redirect: "manual", headers: { Accept: "text/event-stream" },
+      });
+      if (!answer.ok) {
+        return answer.status;
+      }
+      find("progress-log").replaceChildren();
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      let text = "";
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        window.clearTimeout(silence);
+        silence = window.setTimeout(() => request.abort(), SILENCE_MS);
+        const lines = (text + part.value).split("\n");
+        text = lines.pop();
+        for (const line of lines) {
+          if (line.startsWith("data:") && take(JSON.parse(line.slice(5)))) {
+            return DONE;
+          }
+        }
+      }
+      return answer.status;
+    } catch (error) {
+      return 0;
+    } finally {
+      window.clearTimeout(silence);
+      request.abort();
+    }
+  }
+
+  const pause = () => new Promise((resolve) => window.setTimeout(resolve, RETRY_MS));
+
+  async function run() {
+    for (;;) {
+      const status = await follow();
+      if (status === DONE || stopping) {
+        return;
+      }
+      if (status === 400 || status === 404) {
+        await lose();
+        return;
+      }
+      if (status === 401 || status === 403) {
+        window.location.reload(); // log in again
+        return;
+      }
+      if (status !== 200) {
+        find("progress-message").textContent = "The hub does not answer. Trying again …";
+        find("progress-message").className = "alert alert-warning";
+      }
+      await pause();
+      find("progress-message").className = steps.length ? "visually-hidden" : "";
+    }
+  }
+
+  async function lose() {
+    const page = await fetch(window.location, { redirect: "manual" }).catch(() => null);
+    if (page !== null && page.type === "opaqueredirect") {
+      window.location.reload(); // the server is running
+      return;
+    }
+    const message = "This start has ended: the hub was restarted, or the server was stopped. If you had a place in "
+      + "the queue, you have lost it.";
+    find("progress-message").textContent = message;
+    fail({ message });
+  }
+
+  function tell(kind, sentence) {
+    const status = find("stop-server-status");
+    status.className = "alert mt-3 alert-" + kind;
+    status.textContent = sentence;
+    status.hidden = false;
+  }
+
+  // Stops this server, and goes to `target` when it has ended.
+  async function stop(target) {
+    const button = find("stop-server-btn");
+    stopping = true;
+    button.disabled = true;
+    tell("info", "Cancelling the start …");
+    let problem = "the hub does not answer";
+    try {
+      let answer = await fetch(serverUrl, { method: "DELETE" });
+      while (answer.status === 202) { // the server is still stopping
+        await pause();
+        answer = await fetch(serverUrl, { method: "DELETE" });
+      }
+      if (answer.ok || answer.status === 404) {
+        window.location.assign(target);
+        return;
+      }
+      problem = (await answer.json()).message || answer.statusText;
+    } catch (error) {
+      console.error(error);
+    }
+    stopping = false;
+    button.disabled = false;
+    tell("danger", "The start was not cancelled: " + problem + ". Try again.");
+  }
+
+  find("stop-server-btn").addEventListener("click", () => stop(find("start-again").firstElementChild.href));
+  const meanwhile = find("gpu-meanwhile");
+  if (meanwhile && meanwhile.dataset.keepsPlace === "false") {
+    meanwhile.addEventListener("click", (event) => {
+      event.preventDefault();
+      stop(meanwhile.href);
+    });
+  }
+  run();
+  window._jupyterhub_page_loaded = true;
+})();

@@ -1,0 +1,141 @@
+"""A lecture hall: hundreds of users who click at once, wait with their pages open, and cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import psutil
+
+from tests.hub.hubprocess import HubProcess, eventually
+
+WAIT_SECONDS = 300.0
+"""For a busy machine: 500 starts take a hub about a quarter of a minute of one core."""
+_AT_ONCE = 100
+"""Users that one request creates; JupyterHub creates them within one callback of its loop."""
+
+
+@dataclass
+class Process:
+    """What a process holds: open files, threads, resident memory in bytes."""
+
+    files: int
+    threads: int
+    memory_bytes: int
+
+
+@dataclass
+class Round:
+    """One round: who saw their place in line, what failed, and what hub and broker held meanwhile."""
+
+    in_line: set[str] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
+    held: dict[str, Process] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Lecture:
+    """Users on a hub whose GPUs are all taken, so that everybody waits."""
+
+    def __init__(self, hub: HubProcess, users: Sequence[str]) -> None:
+        self._hub, self._users = hub, users
+        self._token = hub.token
+
+    async def add_users(self) -> None:
+        """Makes them; those that are there already stay.
+
+        From then on a token is used that the hub made: it looks at one of its settings, as the tester's is,
+        for 12 ms of CPU at each request (JupyterHub 6.1, `hash_token`: 16,384 rounds).
+        """
+        for first in range(0, len(self._users), _AT_ONCE):
+            names = list(self._users[first : first + _AT_ONCE])
+            await self._hub.call("POST", "/users", {"usernames": names})
+        _, made = await self._hub.call("POST", "/users/admin/tokens", {"expires_in": 7200})
+        self._token = made["token"]
+
+    async def round(self) -> Round:
+        """All click, all wait with their pages open until everybody has seen a place, then all cancel."""
+        seen, began = Round(), time.monotonic()
+        async with self._session() as session:
+            pages = [asyncio.create_task(self._wait(session, user, seen)) for user in self._users]
+            everybody = set(self._users)
+
+            async def all_told() -> bool:
+                return seen.in_line == everybody or bool(seen.failures)
+
+            try:
+                await eventually(all_told, WAIT_SECONDS)
+                seen.held = held(self._hub)
+                await asyncio.gather(*(self._cancel(session, user) for user in self._users))
+                await asyncio.wait(pages, timeout=WAIT_SECONDS)
+                await eventually(self._nobody_waits, WAIT_SECONDS)
+            finally:
+                for page in pages:
+                    page.cancel()
+                await asyncio.gather(*pages, return_exceptions=True)
+        seen.seconds = time.monotonic() - began
+        return seen
+
+    async def _wait(self, session: aiohttp.ClientSession, user: str, seen: Round) -> None:
+        """The click and the page: the progress stream is followed to its end, as a browser does."""
+        path = f"/hub/api/users/{user}/server"
+        async with session.post(path, json={"profile": "gpu"}) as answer:
+            if answer.status not in (201, 202):
+                seen.failures.append(f"{user}: {answer.status} {(await answer.text())[:300]}")
+                return
+        async with session.get(f"{path}/progress") as stream:
+            async for line in stream.content:
+                if line.startswith(b"data:"):
+                    self._read(user, json.loads(line[5:]), seen)
+
+    @staticmethod
+    def _read(user: str, event: dict[str, Any], seen: Round) -> None:
+        if "in line" in event["message"]:
+            seen.in_line.add(user)
+        elif event.get("failed") and user not in seen.in_line:
+            seen.failures.append(f"{user}: {event['message'][:300]}")
+
+    async def _cancel(self, session: aiohttp.ClientSession, user: str) -> None:
+        """Asks until the hub says that nothing is pending.
+
+        JupyterHub (6.1, `UserServerAPIHandler.delete`) answers 500 if a start that it cancels has not ended
+        after one second; a person clicks again.
+        """
+        while True:
+            async with session.delete(f"/hub/api/users/{user}/server") as answer:
+                if answer.status in (202, 204):
+                    return
+            await asyncio.sleep(1)
+
+    async def _nobody_waits(self) -> bool:
+        return (await self._hub.broker_status())["queue"] == []
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            self._hub.url,
+            headers={"Authorization": f"token {self._token}"},
+            timeout=aiohttp.ClientTimeout(total=None, sock_read=WAIT_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        )
+
+
+def held(hub: HubProcess) -> dict[str, Process]:
+    """What hub and broker hold now."""
+    found = {}
+    top = psutil.Process(hub.pid)
+    for process in (top, *top.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            name = "hub" if process.pid == top.pid else _name(process.cmdline())
+            if name:
+                found[name] = Process(process.num_fds(), process.num_threads(), process.memory_info().rss)
+    return found
+
+
+def _name(command: list[str]) -> str:
+    return "broker" if "gpuspawner.broker" in command else ""
