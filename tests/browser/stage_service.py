@@ -20,12 +20,17 @@ from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.api.roster import LeaseUse
 from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, SharingRules
 from gpuspawner.broker.leases.hub_api import HubApi
-from gpuspawner.broker.ledger import Ledger, Steady
+from gpuspawner.broker.ledger import EndedProcess, Ledger, Steady
 from gpuspawner.broker.pages import make_handlers, make_settings
+from gpuspawner.broker.pages.admin.base import AdminTools
+from gpuspawner.broker.pages.admin.checkup import Checkup, Line
+from gpuspawner.broker.pages.admin.handlers import admin_pages
+from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
 from gpuspawner.core.model import Device
 from gpuspawner.core.want import Mode
+from gpuspawner.node.api import Usage, XidSeen
 from tornado.web import Application
 
 from tests.unit.class_bench import ClassBench
@@ -89,6 +94,7 @@ async def set_scene(bench: ClassBench, times: Now) -> None:
     times.ago_seconds = 0.0
     for minutes in (3, 6):
         bench.end_process(f"{1:032x}", students[1], minutes)
+    await bench.broker.rules.drain(GPUS[3].uuid, "admin", "new fans on Friday")
     await plan(bench)
 
 
@@ -116,6 +122,37 @@ async def plan(bench: ClassBench) -> None:
     await bench.broker.rules.save_session(exam, "ines", "timetable")
 
 
+def admin_tools(bench: ClassBench) -> AdminTools:
+    """The machine of the scene: one GPU is hot, one reported an XID."""
+    now = bench.times.now()
+    usage = {
+        GPUS[0].uuid: Usage(41 * GIB, 93.0, None, 71.0, 612.0, 700.0),
+        GPUS[1].uuid: Usage(18 * GIB, 35.0, None, 52.0, 301.0, 700.0),
+        GPUS[2].uuid: Usage(64 * GIB, 100.0, None, 83.0, 698.0, 700.0),
+        GPUS[3].uuid: Usage(1 << 29, 0.0, None, 34.0, 71.0, 700.0),
+    }
+    readings = Readings(usage, {GPUS[1].uuid: (XidSeen(now, 31), XidSeen(now, 43))})
+    findings = (
+        Line("problem", "Image gpuspawner/lab-torch:0.1.0", "it is not on this machine", "run `make images`"),
+        Line("note", "Open files", "1024 are enough for 160 users who wait", "set LimitNOFILE=65536"),
+        Line("ok", "Docker", "28.5.2, cgroup v2, CDI"),
+    )
+
+    async def ended(limit: int) -> tuple[EndedProcess, ...]:
+        return tuple(bench.ended[:limit])
+
+    return AdminTools(
+        allocator=bench.broker.allocator,
+        service=bench.ender,
+        rules=bench.broker.rules,
+        ledger=bench.broker.ledger,
+        readings=lambda: readings,
+        fault=lambda: "",
+        ended=ended,
+        checkup=Checkup((("System", Path("/")),), lambda: findings),
+    )
+
+
 class Stage:
     """What the student's pages show here."""
 
@@ -139,6 +176,7 @@ async def main() -> None:
         public_rules(broker.site, broker.rules, broker.endings),
         class_routes(bench.tools),
         class_pages(Teaching(bench.classes, broker.rules)),
+        admin_pages(admin_tools(bench)),
     )
     handlers: list[Any] = list(
         make_handlers(Stage(), os.environ["JUPYTERHUB_SERVICE_PREFIX"], hub="hub", more=routes)

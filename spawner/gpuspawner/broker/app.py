@@ -66,12 +66,18 @@ from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
 from .pages import serve_pages
+from .pages.admin.base import AdminTools
+from .pages.admin.checkup import Checkup, ask_doctor
+from .pages.admin.handlers import admin_pages
+from .pages.admin.map import Readings
 from .pages.classes.base import Teaching
 from .pages.classes.handlers import class_pages
 from .pages.look import hub_of
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
+DOCKER_FOLDER = Path("/var/lib/docker")
+"""Where Docker keeps images and homes, unless the engine says otherwise; admins see its disk space."""
 NOT_SET_UP = (
     "GPUs can't be given out right now: this machine isn't set up for it. Choose CPU. "
     "Admin: run 'gpuspawner doctor', and see the log of the broker."
@@ -506,6 +512,23 @@ class GpuBroker(Application):
             public_rules(site, self.rules, self.endings),
             class_routes(ClassTools(site, self.rules, self.endings, classes)),
             class_pages(Teaching(classes, self.rules, self.facts.simulated)),
+            admin_pages(self._admin_tools()),
+        )
+
+    def _admin_tools(self) -> AdminTools:
+        return AdminTools(
+            allocator=self.allocator,
+            service=self.service,
+            rules=self.rules,
+            ledger=self.ledger,
+            readings=lambda: Readings(self.enforcement.usage(), self.enforcement.xids()),
+            fault=lambda: self.enforcement.node_facts().fault,
+            ended=self.ledger.ended,
+            checkup=Checkup(
+                (("Broker's state", self.state_dir), ("Docker", DOCKER_FOLDER), ("System", Path("/"))),
+                lambda: ask_doctor(self.config_file and str(Path(self.config_file).absolute())),
+            ),
+            simulated=self.facts.simulated,
         )
 
     def _make_classes(self) -> Classes:

@@ -15,7 +15,6 @@ from ..api.public.base import Route
 from ..api.public.reading import UnknownApiHandler, reading_routes
 from ..api.public.rules import MoreRoutes
 from ..api.visible import BrokerView
-from .admin.handlers import admin_routes
 from .base import AssetHandler, CallbackHandler, PageSite, SlashHandler, UnknownPageHandler
 from .look import STATIC_DIR, Look
 from .own.handlers import own_routes
@@ -46,7 +45,6 @@ def make_handlers(
     return [
         *without_slash,
         *own_routes(site),
-        *admin_routes(site),
         *reading_routes(site),
         (f"{prefix}oauth_callback", CallbackHandler, wanted),
         (f"{prefix}static/(.*)", AssetHandler, {"path": str(STATIC_DIR)}),

@@ -67,6 +67,8 @@ class WritingPage(PageHandler):
 
     async def post(self, *path: str) -> None:
         """Makes the change, and shows the page again with its result."""
+        if not self.may_see(self.viewer):
+            raise HTTPError(403, "the page %s is not for %s", self.address, self.viewer.name)
         try:
             said = await self.carry_out(self.get_body_argument("do", ""), *path)
         except Refusal as refusal:

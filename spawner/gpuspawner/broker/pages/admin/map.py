@@ -56,6 +56,7 @@ class Cell:
     used: str
     busy_percent: float | None
     temperature_celsius: float | None
+    power_watts: float | None
     power: str
     xids: tuple[int, ...]
 
@@ -127,6 +128,7 @@ def _cell(view: DeviceView, readings: Readings) -> Cell:
         used="" if used is None else f"{format_bytes(used)} of {format_bytes(device.memory_bytes)}",
         busy_percent=usage.utilization_percent,
         temperature_celsius=usage.temperature_celsius,
+        power_watts=usage.power_watts,
         power=_power(usage),
         xids=tuple(dict.fromkeys(seen.xid for seen in readings.xids.get(device.uuid, ()))),
     )
