@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from gpuspawner.broker.api.public.classes import class_routes
 from gpuspawner.broker.api.public.rules import joined, public_rules
-from gpuspawner.broker.api.roster import LeaseUse
 from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, SharingRules
 from gpuspawner.broker.leases.hub_api import HubApi
 from gpuspawner.broker.ledger import EndedProcess, Ledger, Steady
+from gpuspawner.broker.observe.use import Use
 from gpuspawner.broker.pages import make_handlers, make_settings
 from gpuspawner.broker.pages.admin.base import AdminTools
 from gpuspawner.broker.pages.admin.checkup import Checkup, Line
@@ -85,7 +85,7 @@ async def set_scene(bench: ClassBench, times: Now) -> None:
         times.ago_seconds = (70 - 2 * number) * 60
         lease_id = await bench.run(number, user, CLASS, tier="slice")
         used = (2.1, 11.9, 5.4, 0.6, 8.8, 3.3, 12.6, 7.2, 4.0, 0.0, 9.9, 1.5)[number] * GIB
-        bench.uses[lease_id] = LeaseUse(int(used), (41.0, 12.0, 0.0, 88.0)[number % 4])
+        bench.uses[lease_id] = Use(int(used), (41.0, 12.0, 0.0, 88.0)[number % 4])
     for number, user in enumerate(students[12:16]):
         times.ago_seconds = (24, 9, 6, 1)[number] * 60
         await bench.ask(100 + number, user, CLASS, tier="slice")

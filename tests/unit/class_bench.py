@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 from gpuspawner.broker.api.classes import Classes, ClassParts
 from gpuspawner.broker.api.public.classes import ClassTools
-from gpuspawner.broker.api.roster import LeaseUse
 from gpuspawner.broker.leases.announcements import Announcements
 from gpuspawner.broker.leases.hub_api import HubServer
 from gpuspawner.broker.leases.hub_people import Hub, HubPeople
 from gpuspawner.broker.ledger import EndedProcess
+from gpuspawner.broker.observe.use import Use
 from gpuspawner.core.errors import EngineFault, HubFault
-from gpuspawner.core.model import GpuRequest, Lease
+from gpuspawner.core.model import GpuRequest
 
 from tests.unit.rules_bench import Machine, Served
 
@@ -76,7 +75,7 @@ class ClassBench:
         self.hub = ListingHub({"students": ["ada", "bob", "cid", "dan"], "another": ["eve"]})
         self._people = people or self.hub
         self.ender = Ender(self)
-        self.uses: dict[str, LeaseUse] = {}
+        self.uses: dict[str, Use] = {}
         self.ended: list[EndedProcess] = []
 
     async def open(self) -> None:
@@ -92,7 +91,7 @@ class ClassBench:
             announcements=Announcements(broker.rules.rulebook, broker.site.log, now),
             ledger=broker.ledger,
             ended=lambda: self.ended,
-            use=self._use,
+            use=lambda: self.uses,
             clock=now,
         )
         self.classes = Classes(parts)
@@ -130,6 +129,3 @@ class ClassBench:
     def states(self) -> dict[str, str]:
         """The state of each living lease, by user."""
         return {lease.user: lease.state.value for lease in self.broker.allocator.leases()}
-
-    def _use(self, leases: Sequence[Lease]) -> Mapping[str, LeaseUse]:
-        return self.uses

@@ -29,11 +29,12 @@ from ..node.local import open_node
 from .api.answers import About, View
 from .api.classes import Classes, ClassParts
 from .api.offer import offer_routes
+from .api.public.actions import Actions
 from .api.public.classes import ClassTools, class_routes
+from .api.public.hub_servers import HubServers
 from .api.public.rules import MoreRoutes, joined, public_rules
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
-from .api.use import use_of
 from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
 from .decide.place.pooling import Pooling
@@ -65,6 +66,8 @@ from .lock import BrokerLock
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
+from .observe.sampler import Sampler
+from .observe.use import Use, use_of
 from .pages import serve_pages
 from .pages.admin.base import AdminTools
 from .pages.admin.checkup import Checkup, ask_doctor
@@ -73,6 +76,8 @@ from .pages.admin.map import Readings
 from .pages.classes.base import Teaching
 from .pages.classes.handlers import class_pages
 from .pages.look import hub_of
+from .pages.own.desk import BrokerDesk
+from .pages.serving import MakeDesk
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -182,6 +187,7 @@ class GpuBroker(Application):
     gate: QuotaGate
     rules: RuleService
     endings: Endings
+    sampler: Sampler
     allocator: Allocator
     service: LeaseService
     enforcement: Enforcement
@@ -279,6 +285,7 @@ class GpuBroker(Application):
         self.enforcement = self._make_enforcement(pooling)
         self.closures = self._make_closures()
         self.endings = self._make_endings()
+        self.sampler = Sampler(self._uses, self.log)
         await self.journal.load()
         await self.enforcement.start()
         self.hub_api = _hub_api(os.environ)
@@ -287,13 +294,18 @@ class GpuBroker(Application):
         try:
             await self._look()
             servers.append(self._serve_socket())
-            servers.extend(serve_pages(self._view(), self.config, self._public_routes()))
+            servers.extend(
+                serve_pages(
+                    self._view(), self.config, make_desk=self._make_desk(ledger), more=self._public_routes()
+                )
+            )
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
             loops.append(asyncio.create_task(self._tick(), name="reconcile"))
             loops.append(asyncio.create_task(self.allocator.waits.run(), name="waits"))
             loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
             loops.append(asyncio.create_task(self.endings.run(), name="endings"))
+            loops.append(asyncio.create_task(self.sampler.run(), name="sampler"))
             if not self.facts.simulated:
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
@@ -348,6 +360,18 @@ class GpuBroker(Application):
     def _gpu_use(self, lease: Lease) -> GpuUse:
         devices = {device.uuid: device for device in self.enforcement.node_facts().devices}
         return gpu_use(lease, devices, self.enforcement.usage(), utc_now())
+
+    def _uses(self) -> dict[str, Use]:
+        """What each lease that holds devices uses, as the node read it last."""
+        usage = self.enforcement.usage()
+        return {lease.id: use_of(lease, usage) for lease in self.allocator.leases() if lease.device_uuids}
+
+    def _make_desk(self, ledger: Ledger) -> MakeDesk:
+        def make(api_url: str) -> BrokerDesk:
+            actions = Actions(self.rules, HubServers(api_url), self.allocator.lease, self.tiers)
+            return BrokerDesk(self.rules, ledger, self.sampler, actions)
+
+        return make
 
     def _make_late(self) -> LateDevices:
         parts = LateParts(
@@ -485,6 +509,8 @@ class GpuBroker(Application):
             node=self.enforcement.node_facts,
             usage=self.enforcement.usage,
             ended=self.journal.recent,
+            uses=lambda: self.sampler.latest,
+            deadline_of=self.endings.deadline_of,
             unknown=self._unknown,
         )
         return View(self.allocator, about)
@@ -541,7 +567,7 @@ class GpuBroker(Application):
             announcements=self.announcements,
             ledger=self.ledger,
             ended=self.journal.recent,
-            use=lambda leases: use_of(leases, self.enforcement.usage(), {}),
+            use=lambda: self.sampler.latest,
         )
         return Classes(parts)
 

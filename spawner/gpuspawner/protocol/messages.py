@@ -293,6 +293,14 @@ class LeaseDocument(Message):
     since: Time
     notice: str
     groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
+    used_bytes: int | None = Field(
+        None, description="the memory that counts against memory_bytes; null: not known"
+    )
+    busy_percent: float | None = Field(
+        None, description="how busy its GPUs are, in a slice with all who share them; null: not known"
+    )
+    ends_at: Time | None = Field(None, description="when the server ends; null: nothing ends it")
+    ends_because: str = Field("", description="why it ends then")
     unknown_to_hub: bool = False
 
 

@@ -80,12 +80,14 @@ def test_status() -> None:
                 "id": "a" * 32, "user": "anna", "server": "train", "hub": "hub", "tier": "gpu",
                 "state": "running", "device_uuids": ["GPU-1"], "memory_bytes": 80 << 30,
                 "compute_percent": 100.0, "mode": "whole", "since": "2025-03-01T12:05:00Z",
-                "notice": "Save your work.", "groups": [], "unknown_to_hub": True,
+                "notice": "Save your work.", "groups": [], "used_bytes": None, "busy_percent": None,
+                "ends_at": None, "ends_because": "", "unknown_to_hub": True,
             },
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "state": "waiting",
                 "device_uuids": [], "memory_bytes": 0, "compute_percent": 100.0, "mode": "whole",
-                "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [], "unknown_to_hub": False,
+                "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [], "used_bytes": None,
+                "busy_percent": None, "ends_at": None, "ends_because": "", "unknown_to_hub": False,
             },
         ],
         "queue": [

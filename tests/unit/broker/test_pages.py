@@ -15,7 +15,9 @@ from gpuspawner.broker.api.visible import visible_status
 from gpuspawner.broker.pages.admin.page import DevicesPage, devices_page
 from gpuspawner.broker.pages.counts import ModelRow
 from gpuspawner.broker.pages.look import Look, PageUser, hub_of, look_of
-from gpuspawner.broker.pages.own.page import OwnPage, own_page
+from gpuspawner.broker.pages.meters import Meter
+from gpuspawner.broker.pages.own.card import Card
+from gpuspawner.broker.pages.own.page import OwnPage, Records, facts_at, own_page
 from gpuspawner.broker.pages.rows import Holding
 from gpuspawner.broker.pages.words import Moment, moment
 from hypothesis import given
@@ -161,7 +163,7 @@ HUB_AUTH = SimpleNamespace(hub_host="", hub_prefix="/base/hub/")
 
 
 def build(whole: dict[str, Any], viewer: Viewer) -> OwnPage:
-    return own_page(whole, TIERS, viewer, hub_url="/base/hub/", now=NOW)
+    return own_page(facts_at(whole, NOW), TIERS, viewer, "/base/hub/", Records())
 
 
 def devices(whole: dict[str, Any], viewer: Viewer = ADMIN) -> DevicesPage:
@@ -174,7 +176,8 @@ def html(page: OwnPage | DevicesPage, look: Look | None = None, live: bool = Fal
     model = {"name": page.viewer.name, "scopes": []}
     name = "own" if isinstance(page, OwnPage) else "devices"
     variables = look.namespace(HUB_AUTH, "/base/services/gpu/", model, "xsrf")  # type: ignore[arg-type]
-    where = {"navigation": (), "live_url": "/base/services/gpu/live"}
+    form = {"service_url": "/base/services/gpu/", "xsrf": "xsrf"}
+    where = {"navigation": (), "live_url": "/base/services/gpu/live", "form": form}
     return look.render(f"{name}_live.html" if live else f"{name}.html", page=page, **variables, **where)
 
 
@@ -184,43 +187,73 @@ def test_student_sees_counts_and_own() -> None:
         viewer=Viewer("anna", hub="here"),
         simulated=False,
         summary="1 of 4 GPUs free, 2 servers wait.",
-        mine=(
-            Holding(
-                id="a" * 32,
-                user="anna",
-                server="",
-                tier="One GPU",
-                state="running",
-                devices=("NVIDIA H100 80GB HBM3 #0",),
-                memory="80 GiB",
-                since=Moment("2026-03-01T09:00:00Z", "since 2026-03-01 09:00:00 UTC", "1 hour"),
-                notice="",
-                simulated=False,
-                mine=True,
-                links={
-                    "open": "/base/hub/user/anna/",
-                    "pending": "/base/hub/spawn-pending/anna",
-                    "home": "/base/hub/home",
-                },
+        cards=(
+            Card(
+                holding=Holding(
+                    id="a" * 32,
+                    user="anna",
+                    server="",
+                    tier="One GPU",
+                    state="running",
+                    devices=("NVIDIA H100 80GB HBM3 #0",),
+                    memory="80 GiB",
+                    since=Moment("2026-03-01T09:00:00Z", "since 2026-03-01 09:00:00 UTC", "1 hour"),
+                    notice="",
+                    simulated=False,
+                    mine=True,
+                    links={
+                        "open": "/base/hub/user/anna/",
+                        "pending": "/base/hub/spawn-pending/anna",
+                        "home": "/base/hub/home",
+                    },
+                ),
+                title="NVIDIA H100 80GB HBM3 #0",
+                wait=(),
+                memory=Meter(None, "not known now, of 80 GiB"),
+                memory_curve=None,
+                compute=Meter(None, "not known"),
+                compute_curve=None,
+                compute_help="",
+                whole_device="",
+                end=None,
+                turn=None,
+                happenings=(),
+                can_stop=False,
+                can_use_cpu=False,
             ),
-            Holding(
-                id="d" * 32,
-                user="anna",
-                server="second",
-                tier="One GPU",
-                state="waiting",
-                devices=(),
-                memory="",
-                since=Moment("2026-03-01T09:30:00Z", "since 2026-03-01 09:30:00 UTC", "30 minutes"),
-                notice="",
-                simulated=False,
-                mine=True,
-                links={
-                    "open": "/base/hub/user/anna/second",
-                    "pending": "/base/hub/spawn-pending/anna/second",
-                    "home": "/base/hub/home",
-                },
-                position=2,
+            Card(
+                holding=Holding(
+                    id="d" * 32,
+                    user="anna",
+                    server="second",
+                    tier="One GPU",
+                    state="waiting",
+                    devices=(),
+                    memory="",
+                    since=Moment("2026-03-01T09:30:00Z", "since 2026-03-01 09:30:00 UTC", "30 minutes"),
+                    notice="",
+                    simulated=False,
+                    mine=True,
+                    links={
+                        "open": "/base/hub/user/anna/second",
+                        "pending": "/base/hub/spawn-pending/anna/second",
+                        "home": "/base/hub/home",
+                    },
+                    position=2,
+                ),
+                title="You are 2nd in line for a GPU",
+                wait=(),
+                memory=None,
+                memory_curve=None,
+                compute=None,
+                compute_curve=None,
+                compute_help="",
+                whole_device="",
+                end=None,
+                turn=None,
+                happenings=(),
+                can_stop=False,
+                can_use_cpu=False,
             ),
         ),
         models=(

@@ -330,7 +330,7 @@ async def test_a_browser_is_sent_to_the_hub_and_back(pages: Pages) -> None:
     status, headers, text = await pages.get("")
     assert status == 200
     assert headers["Content-Security-Policy"] == "frame-ancestors 'none'"
-    assert "You hold H100 80GB #0" in text
+    assert "H100 80GB #0 <span" in text
     assert "bob" not in text
 
 

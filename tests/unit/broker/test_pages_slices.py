@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gpuspawner.broker.api.visible import visible_status
 from gpuspawner.broker.pages.admin.page import DevicesPage, devices_page
-from gpuspawner.broker.pages.own.page import OwnPage, own_page
+from gpuspawner.broker.pages.own.page import OwnPage, Records, facts_at, own_page
 
 from tests.unit.broker.test_pages import ADMIN, ANNA, NOW, device, html, lease
 
@@ -48,7 +48,7 @@ TIERS = {"simulated": False, "tiers": [{"name": "gpu", "title": "A slice"}]}
 
 
 def annas(status: dict[str, Any]) -> OwnPage:
-    return own_page(status, TIERS, ANNA, hub_url="/hub/", now=NOW)
+    return own_page(facts_at(status, NOW), TIERS, ANNA, "/hub/", Records())
 
 
 def admins(status: dict[str, Any]) -> DevicesPage:
@@ -77,10 +77,11 @@ def test_a_device_is_free_while_a_slice_is(changes: dict[str, Any], free: bool) 
 def test_a_student_sees_their_slice_and_how_many_are_left() -> None:
     page = annas(document())
     assert page.summary == "1 of 1 GPU, 8 of 10 slices free, nobody waits."
-    (own,) = page.mine
-    assert (own.share, own.devices) == (
-        "8.0 GiB, up to 25 % of its compute",
-        ("NVIDIA H100 80GB HBM3 #0",),
+    (own,) = page.cards
+    assert (own.title, own.whole_device, own.compute_help) == (
+        "A slice of NVIDIA H100 80GB HBM3 #0",
+        "80 GiB",
+        "The whole GPU, with everybody who shares it. Yours is limited to 25 % of its compute.",
     )
     guarded = "memory watched from outside the container and enforced within seconds; compute limited by MPS"
     assert [(row.free, row.total, row.sliced, row.guarantee_help) for row in page.models] == [
@@ -116,8 +117,8 @@ def test_the_html_names_the_sharers_to_those_who_may_know() -> None:
     assert "8 of 10 slices free" in shown
     assert shown.count('<div class="gpu-share">') == 2
     assert "<strong>bob</strong>" in shown
-    assert "You hold a slice of NVIDIA H100 80GB HBM3 #0" in own
-    assert "A slice · 8.0 GiB, up to 25 % of its compute · " in own
+    assert "A slice of NVIDIA H100 80GB HBM3 #0" in own
+    assert "Yours is limited to 25 % of its compute." in own
     assert "8 of 10 slices" in own
     assert "bob" not in own
 

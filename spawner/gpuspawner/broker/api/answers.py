@@ -9,9 +9,11 @@ from typing import Any
 from ...core.model import Tier
 from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
+from ..decide.when.deadline import Deadline
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
 from ..observe.metrics import Metrics
+from ..observe.use import Use
 from .documents import News, Served, driver_document, status_document, tier_document
 
 Document = dict[str, Any]
@@ -23,8 +25,8 @@ class About:
     """Besides the leases: facts that don't change while a broker runs, and functions for those that do.
 
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
-    `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `unknown` returns the
-    leases whose server the hub doesn't know.
+    `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `uses` returns what each
+    lease uses, `deadline_of` when it ends, `unknown` the leases whose server the hub doesn't know.
     """
 
     tiers: tuple[Tier, ...]
@@ -35,6 +37,8 @@ class About:
     ended: Callable[[], tuple[EndedProcess, ...]]
     node: Callable[[], NodeFacts]
     unknown: Callable[[], Collection[str]] = frozenset
+    uses: Callable[[], Mapping[str, Use]] = dict
+    deadline_of: Callable[[str], Deadline | None] = lambda lease_id: None
 
 
 class View:
@@ -47,7 +51,15 @@ class View:
     def status(self) -> Document:
         """The whole status document."""
         about = self._about
-        news = News(about.usage(), about.blind(), about.ended(), about.node().fault, about.unknown())
+        news = News(
+            usage=about.usage(),
+            blind=about.blind(),
+            ended=about.ended(),
+            fault=about.node().fault,
+            uses=about.uses(),
+            deadline_of=about.deadline_of,
+            unknown=about.unknown(),
+        )
         return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -22,19 +22,23 @@ from ...protocol.messages import (
 from ..decide.place.placement import Kind, Room, Share, count_free, share_of
 from ..decide.place.sharing_rules import worth_compute
 from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+from ..decide.when.deadline import Deadline
 from ..ledger import EndedProcess
+from ..observe.use import NOTHING_KNOWN, Use
 
 
 @dataclass(frozen=True, slots=True)
 class News:
     """Facts besides the leases: the use of devices by UUID, devices without a guard and why, the
-    ended processes, newest first, why the GPUs can't be listed now ("" if they can), and the leases whose
-    server the hub doesn't know."""
+    ended processes, newest first, why the GPUs can't be listed now ("" if they can), the use of each lease by
+    its id, when it ends, and the leases whose server the hub doesn't know."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
     ended: Sequence[EndedProcess] = ()
     fault: str = ""
+    uses: Mapping[str, Use] = field(default_factory=dict)
+    deadline_of: Callable[[str], Deadline | None] = lambda lease_id: None
     unknown: Collection[str] = frozenset()
 
 
@@ -44,7 +48,7 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
         simulated=simulated,
         fault=news.fault,
         devices=tuple(_device(view, news) for view in snapshot.devices),
-        leases=tuple(_lease(lease, lease.id in news.unknown) for lease in snapshot.leases),
+        leases=tuple(_lease(lease, news) for lease in snapshot.leases),
         queue=tuple(_entry(entry) for entry in snapshot.queue),
         ended=tuple(EndedDocument(**asdict(each)) for each in news.ended),
     )
@@ -177,7 +181,8 @@ def _share(lease: Lease, view: DeviceView) -> ShareDocument:
     )
 
 
-def _lease(lease: Lease, unknown: bool) -> LeaseDocument:
+def _lease(lease: Lease, news: News) -> LeaseDocument:
+    use, deadline = news.uses.get(lease.id, NOTHING_KNOWN), news.deadline_of(lease.id)
     return LeaseDocument(
         id=lease.id,
         user=lease.user,
@@ -192,7 +197,11 @@ def _lease(lease: Lease, unknown: bool) -> LeaseDocument:
         since=lease.since,
         notice=lease.notice,
         groups=lease.groups,
-        unknown_to_hub=unknown,
+        used_bytes=use.memory_bytes,
+        busy_percent=use.busy_percent,
+        ends_at=None if deadline is None else deadline.at,
+        ends_because="" if deadline is None else deadline.cause.value,
+        unknown_to_hub=lease.id in news.unknown,
     )
 
 

@@ -24,6 +24,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
+from tornado.web import RequestHandler
 
 from ...config.quotas import check_timezone, period_to_text
 from ...config.sessions import session_to_json
@@ -130,6 +131,14 @@ class Change:
     body: Authored
 
 
+def read_request_id(handler: RequestHandler) -> str | None:
+    """The sender's id of the request: a repetition changes nothing. Raises BadOption."""
+    sent = handler.request.headers.get(REQUEST_ID_HEADER)
+    if sent is not None and not 0 < len(sent) <= MAX_REQUEST_ID:
+        raise BadOption(f"{REQUEST_ID_HEADER} must have 1 to {MAX_REQUEST_ID} characters.")
+    return sent
+
+
 class RuleHandler(Handler):
     """A handler with access to the rules.
 
@@ -178,7 +187,7 @@ class RuleHandler(Handler):
             groups=change.groups,
             document=change.body.model_dump(mode="json", exclude={"author", "reason"}),
             reason=getattr(change.body, "reason", ""),
-            request_id=self.request_id(),
+            request_id=read_request_id(self),
         )
 
         async def carry_out() -> Answer:
@@ -190,13 +199,6 @@ class RuleHandler(Handler):
         if answer.body is not None:
             self.set_header("Content-Type", "application/json")
             self.write(answer.body)
-
-    def request_id(self) -> str | None:
-        """The sender's id of the request: a repetition changes nothing. Raises BadOption."""
-        sent = self.request.headers.get(REQUEST_ID_HEADER)
-        if sent is not None and not 0 < len(sent) <= MAX_REQUEST_ID:
-            raise BadOption(f"{REQUEST_ID_HEADER} must have 1 to {MAX_REQUEST_ID} characters.")
-        return sent
 
 
 class QuotasHandler(RuleHandler):

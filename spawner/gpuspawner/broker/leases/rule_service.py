@@ -5,6 +5,7 @@ The caller checks the rights: the unix socket is for the admin, the pages check 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -206,6 +207,18 @@ class RuleService:
         if lease is None or lease.state not in (LeaseState.RUNNING, LeaseState.ASLEEP):
             raise LeaseConflict("This server isn't running: start it again.")
         return lease
+
+    def extension_left_seconds(self, lease_id: str) -> float:
+        """By how much the session may still be extended; 0 if nothing ends it or somebody waits.
+
+        Raises LeaseConflict if it isn't running, QuotaUnreadable.
+        """
+        lease = self.lease(lease_id)
+        allowed = self.rulebook.allowance(lease.user, lease.groups)
+        if allowed.session_seconds == UNLIMITED or self._allocator.capacity(lease.want).waiting:
+            return 0.0
+        done = self.rulebook.rules.extended_seconds.get(lease_id, 0.0)
+        return max(0.0, extension_seconds(allowed.extend_seconds, done, math.inf))
 
     async def extend(self, lease_id: str, seconds: float, author: str) -> float:
         """Make a session longer, as far as the quota allows and if nobody waits. Returns the added seconds.

@@ -209,12 +209,17 @@ class Ledger:
 
         return await self._in_thread(run)
 
-    async def sessions(self, since: datetime, most: int = 100_000) -> tuple[PastSession, ...]:
-        """The sessions that were awake after `since`, by their begin. Raises LedgerFault."""
+    async def sessions(
+        self, since: datetime, most: int = 100_000, user: tuple[str, str] | None = None
+    ) -> tuple[PastSession, ...]:
+        """The sessions that were awake after `since`, of one (hub, user) or of all, by their begin.
+
+        Raises LedgerFault.
+        """
 
         def run() -> tuple[PastSession, ...]:
             with self._transaction() as connection:
-                return sessions.read(connection, since, most)
+                return sessions.read(connection, since, most, user)
 
         return await self._in_thread(run)
 

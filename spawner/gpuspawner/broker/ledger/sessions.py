@@ -22,8 +22,13 @@ class PastSession:
     awake_seconds: float
 
 
-def read(connection: sa.Connection, since: datetime, most: int) -> tuple[PastSession, ...]:
-    """The sessions that were awake after `since`, by their begin; the `most` newest of them."""
+def read(
+    connection: sa.Connection, since: datetime, most: int, user: tuple[str, str] | None = None
+) -> tuple[PastSession, ...]:
+    """The sessions that were awake after `since`, by their begin; the `most` newest of them.
+
+    With `user`, a (hub, user), only those of that user.
+    """
     times = (
         sa.select(
             awake.c.lease_id,
@@ -36,6 +41,9 @@ def read(connection: sa.Connection, since: datetime, most: int) -> tuple[PastSes
         .order_by(sa.desc("began_at"))
         .limit(most)
     )
+    if user is not None:
+        own = sa.select(leases.c.id).where(leases.c.hub == user[0], leases.c.user == user[1])
+        times = times.where(awake.c.lease_id.in_(own))
     found = {row.lease_id: row for row in connection.execute(times)}
     ids = list(found)
     read_leases = [

@@ -1,7 +1,7 @@
-"""The one sampler for all pages: what each lease uses now and used in the last hour, from the node's readings.
+"""The one sampler for all pages: what each lease uses now and used in the last hour.
 
-The node reads NVML at its own interval, for the guard and for idle servers too. The sampler only looks at what
-it read last, so that a hundred open pages cost NVML nothing.
+The node reads NVML at its own interval, for the guard and for idle servers too. The sampler only looks at
+what it read last, so that a hundred open pages cost NVML nothing.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Curve:
             self._step.clear()
 
     def points(self) -> tuple[Point, ...]:
-        """The oldest first; the last one is of the step that isn't over."""
-        return (*self._points, _point(self._step)) if self._step else tuple(self._points)
+        """The oldest first."""
+        return tuple(self._points)
 
 
 class Sampler:

@@ -13,8 +13,8 @@ from ...node.api import Usage
 class Use:
     """`memory_bytes` counts against the lease's quota. None: NVML doesn't tell, or the GPU is simulated.
 
-    `busy_percent` is the part of the time in which a program ran on the lease's GPUs: of a whole GPU it is the
-    lease's own, of a shared one that of all who share it.
+    `busy_percent` is the part of the time in which a program ran on the lease's GPUs: of a whole GPU it is
+    the lease's own, of a shared one that of all who share it.
     """
 
     memory_bytes: int | None = None

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import responses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jupyterhub.services.auth import HubOAuthCallbackHandler
 from tornado.web import HTTPError, StaticFileHandler
 
 from ..api.access import Viewer
-from ..api.public.base import Discreet, HubHandler, Route, Site
+from ..api.live import Live
+from ..api.public.base import Discreet, HubHandler, Site
+from ..api.visible import Document
 from .look import Look
 from .navigation import navigation
+from .readings import Readings
+
+if TYPE_CHECKING:
+    from .own.desk import Desk
+
+
+Parts = dict[str, tuple[Any, Any]]
+"""For each section's id: a value that is equal as long as the section is, and what its macro shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +32,9 @@ class PageSite(Site):
     """The objects of the pages' handlers."""
 
     look: Look = field(default_factory=Look)
+    live: Live | None = None
+    readings: Readings | None = None
+    desk: Desk | None = None
 
     @property
     def hub_url(self) -> str:
@@ -31,11 +45,13 @@ class PageSite(Site):
 class PageHandler(HubHandler):
     """One page. `template` is the whole page, `live_template` the part that changes; both get `page`.
 
-    `address` is relative to the service. `live_address` gives the part that changes; the script fetches it.
+    `address` is relative to the service and ends with a slash, or is empty. `parts_template` has a macro for
+    each section of `parts`, named as its id is after "gpu-".
     """
 
     template: ClassVar[str]
     live_template: ClassVar[str]
+    parts_template: ClassVar[str] = ""
     address: ClassVar[str]
     site: PageSite
 
@@ -45,6 +61,18 @@ class PageHandler(HubHandler):
     def may_see(self, viewer: Viewer) -> bool:
         """Whether this page is for the viewer."""
         return True
+
+    def page_path(self) -> str:
+        """The path of the page itself, whichever of its addresses was asked for."""
+        return self.request.path.removesuffix("events").removesuffix("live")
+
+    def status(self) -> Document:
+        """The whole status document."""
+        return self.site.broker.status()
+
+    def reads(self, readings: Readings) -> Mapping[str, str]:
+        """The readings of the leases on this page, as JSON by lease id."""
+        return readings.seen_by(self.viewer)
 
     @abstractmethod
     async def content(self, *path: str) -> Any:
@@ -57,19 +85,32 @@ class PageHandler(HubHandler):
         """Answers with the template. Raises HTTPError 403 if the page is not for the viewer."""
         if not self.may_see(self.viewer):
             raise HTTPError(403, "the page %s is not for %s", self.address, self.viewer.name)
-        page = await self.content(*path)
-        self.finish(self.site.look.render(template, page=page, **self.namespace()))
+        page, said = await self.content(*path), await self.said()
+        self.finish(self.site.look.render(template, page=page, said=said, **self.namespace()))
+
+    async def said(self) -> Mapping[str, str]:
+        """A sentence above the page, with `level` (Bootstrap's colour) and `sentence`; empty for none."""
+        return {}
+
+    async def parts(self, *path: str) -> Parts | None:
+        """What each section shows, for events; None: the script fetches the live part after each change."""
+        return None
+
+    def part_variables(self) -> dict[str, Any]:
+        """The variables of a section's macro besides `page`: what its forms need."""
+        return {"service_url": self.site.prefix, "xsrf": self.xsrf_token.decode("ascii")}
 
     def namespace(self) -> dict[str, Any]:
         """The variables of all templates: those of the hub's, and of ours."""
-        site = self.site
+        site, part = self.site, self.part_variables()
+        query = f"?{self.request.query}" if self.request.query else ""
         return {
-            **site.look.namespace(
-                site.hub_auth, site.prefix, self.current_user, self.xsrf_token.decode("ascii")
-            ),
+            **site.look.namespace(site.hub_auth, site.prefix, self.current_user, part["xsrf"]),
+            "form": part,
             "viewer": self.viewer,
             "navigation": navigation(self.viewer, site.prefix, self.address),
-            "live_url": f"{self.request.path}live{f'?{self.request.query}' if self.request.query else ''}",
+            "live_url": f"{self.page_path()}live{query}",
+            "events_url": f"{self.page_path()}events{query}" if site.live is not None else "",
         }
 
     def write_error(self, status_code: int, **_: Any) -> None:
@@ -98,18 +139,6 @@ class LiveMixin(PageHandler):
         """Sends one line of text; the script shows its own message."""
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(self.sentence(status_code))
-
-
-def page_routes(
-    site: PageSite, page: type[PageHandler], pattern: str | None = None, **wanted: Any
-) -> list[Route]:
-    """The routes of a page and of its live part; `pattern` is its address where that has groups.
-
-    `wanted` goes to the handlers' `initialize`, with the site.
-    """
-    address = f"{site.prefix}{page.address if pattern is None else pattern}"
-    live = type(f"Live{page.__name__}", (LiveMixin, page), {"__doc__": "The changing part of the page."})
-    return [(address, page, {"site": site, **wanted}), (f"{address}live", live, {"site": site, **wanted})]
 
 
 class UnknownPageHandler(PageHandler):

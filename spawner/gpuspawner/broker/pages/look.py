@@ -70,6 +70,11 @@ class Look:
         """The template's HTML."""
         return self._environment.get_template(template).render(**namespace)
 
+    def part(self, template: str, macro: str, page: Any, variables: Mapping[str, Any]) -> str:
+        """The HTML of one macro of a template, called with the page and the variables of its forms."""
+        module = self._environment.get_template(template).module
+        return str(getattr(module, macro)(page, variables))
+
     def hub_url(self, hub_auth: HubOAuth) -> str:
         """Address of the hub's own pages, with a slash at its end; absolute if users have subdomains."""
         return f"{hub_auth.hub_host}{hub_auth.hub_prefix.rstrip('/')}/"

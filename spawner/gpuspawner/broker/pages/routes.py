@@ -11,13 +11,19 @@ from jupyterhub.services.auth import HubOAuth
 from tornado.log import access_log
 from tornado.web import RequestHandler
 
+from ..api.live import Live
 from ..api.public.base import Route
+from ..api.public.leases import lease_routes
 from ..api.public.reading import UnknownApiHandler, reading_routes
 from ..api.public.rules import MoreRoutes
 from ..api.visible import BrokerView
 from .base import AssetHandler, CallbackHandler, PageSite, SlashHandler, UnknownPageHandler
 from .look import STATIC_DIR, Look
+from .own.desk import Desk
 from .own.handlers import own_routes
+from .readings import Readings
+
+_LOG = logging.getLogger("gpuspawner.broker")
 
 TOKEN_SECONDS = 30
 """Seconds for which the hub's answer about a token is cached; jupyterhub's own default is 300."""
@@ -30,16 +36,21 @@ def make_handlers(
     look: Look | None = None,
     hub_auth: HubOAuth | None = None,
     hub: str | None = None,
+    desk: Desk | None = None,
     more: MoreRoutes | None = None,
 ) -> list[Route]:
     """The routes below `prefix` ("/services/gpu/"), for a tornado Application made with `make_settings()`.
 
     `look` brings the site's own templates; `hub_auth` is jupyterhub's own, from the environment of a
-    hub's service, unless given; `hub` is the broker's name for this hub, where several share it. `more` gives
-    further routes below the prefix.
+    hub's service, unless given; `hub` is the broker's name for this hub, where several share it. `desk` has
+    what "My GPU" needs of a broker. `more` gives further routes below the prefix.
     """
     prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"
-    site = PageSite(broker, prefix, hub_auth or hub_oauth(), hub, look=look or Look())
+    live = Live(broker.status, _LOG)
+    site = PageSite(
+        broker, prefix, hub_auth or hub_oauth(), hub,
+        look=look or Look(), live=live, readings=Readings(live), desk=desk,
+    )  # fmt: skip
     wanted: dict[str, Any] = {"site": site}
     without_slash = [(prefix.rstrip("/"), SlashHandler, {"target": prefix})] if prefix != "/" else []
     return [
@@ -48,6 +59,7 @@ def make_handlers(
         *reading_routes(site),
         (f"{prefix}oauth_callback", CallbackHandler, wanted),
         (f"{prefix}static/(.*)", AssetHandler, {"path": str(STATIC_DIR)}),
+        *(() if desk is None else lease_routes(site, desk.actions)),
         *(() if more is None else more(site)),
         (f"{prefix}api/.*", UnknownApiHandler, wanted),
         (f"{prefix}.*", UnknownPageHandler, wanted),

@@ -108,7 +108,7 @@ class Rows:
             id=lease["id"],
             user=lease["user"],
             server=lease["server"],
-            tier=self._tier(lease),
+            tier=self.tier(lease["tier"]),
             state=lease["state"],
             devices=tuple(
                 uuid if device is None else _device_name(device)
@@ -129,7 +129,7 @@ class Rows:
             id=entry["id"],
             user=entry["user"],
             server=entry["server"],
-            tier=self._tier(entry),
+            tier=self.tier(entry["tier"]),
             state="waiting",
             devices=(),
             memory="",
@@ -179,9 +179,9 @@ class Rows:
             sentence=each["sentence"],
         )
 
-    def _tier(self, entry: Document) -> str:
-        name = str(entry["tier"])
-        return self._titles.get(name, name)
+    def tier(self, name: str) -> str:
+        """The title of a tier; its name if the settings no longer have it."""
+        return self._titles.get(name, str(name))
 
     def _links(self, entry: Document) -> dict[str, str]:
         """Addresses on the hub: it knows the server's address, and asks for a login if needed."""

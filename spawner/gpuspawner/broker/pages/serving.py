@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,14 +15,20 @@ from ...core.errors import ConfigError
 from ..api.public.rules import MoreRoutes
 from ..api.visible import BrokerView
 from .look import hub_of, look_of
+from .own.desk import Desk
 from .routes import make_handlers, make_settings
 
+MakeDesk = Callable[[str], Desk]
 MAX_BODY_BYTES = 512 * 1024
 """The longest body: a timetable's iCalendar."""
 
 
-def serve_pages(view: BrokerView, config: Config, more: MoreRoutes | None = None) -> list[HTTPServer]:
+def serve_pages(
+    view: BrokerView, config: Config, *, make_desk: MakeDesk | None = None, more: MoreRoutes | None = None
+) -> list[HTTPServer]:
     """A listening server; none if no hub started this process. `more` are further routes.
+
+    `make_desk` gets the address of the hub's API.
 
     Raises ConfigError if the port is in use.
     """
@@ -30,8 +37,10 @@ def serve_pages(view: BrokerView, config: Config, more: MoreRoutes | None = None
         return []
     where = urlsplit(url)
     prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
+    api_url = os.environ.get("JUPYTERHUB_API_URL", "")
+    desk = make_desk(api_url) if make_desk is not None and api_url else None
     handlers: list[Any] = list(
-        make_handlers(view, prefix, look=look_of(config), hub=hub_of(config), more=more)
+        make_handlers(view, prefix, look=look_of(config), hub=hub_of(config), desk=desk, more=more)
     )
     server = HTTPServer(Application(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
     try:

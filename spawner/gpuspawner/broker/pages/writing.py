@@ -114,16 +114,13 @@ class WritingPage(PageHandler):
         """Whether the sender has answered the question."""
         return self.get_body_argument("confirmed", "") == "yes"
 
-    def said(self) -> Said | None:
-        """The result of the last change, once."""
+    async def said(self) -> Mapping[str, str]:
+        """The result of the last change, once; the live part, which a script fetches, leaves it alone."""
+        if self.request.path != self.page_path():
+            return {}
         sent = self.get_secure_cookie(_COOKIE)
         if sent is None:
-            return None
+            return {}
         self.clear_cookie(_COOKIE, path=self.site.prefix)
         values = json.loads(sent)
-        return Said(values["text"], values["good"])
-
-    def namespace(self) -> dict[str, Any]:
-        """With the result of the last change; the live part, which a script fetches, leaves it alone."""
-        is_page = not self.request.path.endswith("/live") and self.request.method == "GET"
-        return {**super().namespace(), "said": self.said() if is_page else None}
+        return {"sentence": values["text"], "level": "success" if values["good"] else "warning"}

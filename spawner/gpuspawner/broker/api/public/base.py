@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 from dataclasses import dataclass, field
 from http.client import responses
@@ -12,12 +13,21 @@ from typing import Any
 from jupyterhub.services.auth import HubOAuth, HubOAuthenticated, UserNotAllowed
 from tornado.web import HTTPError, RequestHandler
 
-from ....core.errors import TooManyRequests
+from ....core.errors import (
+    BrokerUnavailable,
+    EngineFault,
+    Fault,
+    HubFault,
+    LedgerFault,
+    Refusal,
+    TooManyRequests,
+)
 from ....core.units import Clock, utc_now
 from ..access import Viewer, viewer_of
 from ..visible import BrokerView
 from .limits import WriteLimits
 
+_LOG = logging.getLogger("gpuspawner.broker")
 _HUB_SECONDS = 10.0
 """How long the hub may take to identify the sender. The event loop keeps running."""
 READING = ("GET", "HEAD")
@@ -186,6 +196,15 @@ _REASONS = {
     429: TooManyRequests.reason,
     503: "hub_unavailable",
 }
+
+
+def unavailable(fault: Fault) -> Refusal:
+    """The message for the user about a fault; the details go to the log."""
+    _LOG.error("A request failed: %s", fault)
+    what = {EngineFault: "Docker reports an error", LedgerFault: "the ledger can't be written",
+            HubFault: "JupyterHub did not answer"}  # fmt: skip
+    why = what.get(type(fault), "a GPU reports an error")
+    return BrokerUnavailable(f"This is not possible right now: {why}. Try again in a minute.")
 
 
 class ApiUser(HubUser):

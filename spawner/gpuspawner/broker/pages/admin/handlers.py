@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ...api.public.base import Route, Site
 from ...api.public.rules import MoreRoutes
-from ..base import PageSite, page_routes
+from ..base import PageSite
+from ..events import page_routes
 from .base import AdminPage, AdminTools
 from .governing import RulesHandler
 from .history import GuardHandler, LogHandler, TimelineHandler

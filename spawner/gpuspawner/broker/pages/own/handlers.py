@@ -1,15 +1,29 @@
-"""The handlers of "My GPU"."""
+"""The handlers of "My GPU": the page, its live part, and its buttons."""
 
 from __future__ import annotations
 
-from ...api.public.base import Route
-from ..base import PageHandler, PageSite, page_routes
-from .page import OwnPage, own_page
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tornado.web import HTTPError
+
+from ....core.errors import Fault, LedgerFault, Refusal
+from ...api.public.actions import Sender
+from ...api.public.base import Route, unavailable
+from ...api.visible import Document
+from ...ledger import Result
+from ..base import PageHandler, PageSite, Parts
+from ..events import page_routes
+from ..readings import Readings
+from .card import HOUR_SECONDS, Card, Facts
+from .desk import Desk
+from .page import OwnPage, Records, facts_at, own_page
 
 
 def own_routes(site: PageSite) -> list[Route]:
-    """The routes of this page."""
-    return page_routes(site, OwnHandler)
+    """The routes of this page; last the buttons, each a form that posts to its own address."""
+    actions = (f"{site.prefix}own/([0-9a-f]{{32}})/(stop|cpu|extend|wake|yield)", ActionHandler)
+    return [*page_routes(site, OwnHandler), (*actions, {"site": site})]
 
 
 class OwnHandler(PageHandler):
@@ -17,14 +31,97 @@ class OwnHandler(PageHandler):
 
     template = "own.html"
     live_template = "own_live.html"
+    parts_template = "own_parts.html"
     address = ""
+    _records: Records | None = None
+    _records_for: object = None
 
     async def content(self, *path: str) -> OwnPage:
-        site = self.site
-        return own_page(
-            site.broker.status(),
-            site.broker.tiers(),
-            self.viewer,
-            hub_url=site.hub_url,
-            now=site.clock(),
-        )
+        site, desk = self.site, self.site.desk
+        status, tiers, now = self.status(), site.broker.tiers(), site.clock()
+        facts = facts_at(status, now)
+        if desk is not None:
+            await self._read_records(desk, status)
+            has_cpu = desk.actions.cpu_tier is not None
+            facts = Facts(status, now, self.viewer.stops, has_cpu, desk.curve, desk.extend_seconds)
+        return own_page(facts, tiers, self.viewer, site.hub_url, self._records or Records())
+
+    async def parts(self, *path: str) -> Parts:
+        """What each section shows; the meters move by themselves, so their values don't count as news."""
+        page = await self.content(*path)
+        return {
+            "gpu-notices": (page.notices, page),
+            "gpu-summary": (page.summary, page),
+            "gpu-mine": (tuple(map(_without_meters, page.cards)), page),
+            "gpu-hours": (page.budgets, page),
+            "gpu-free": (page.models, page),
+            "gpu-past": (page.past, page),
+        }
+
+    def reads(self, readings: Readings) -> Mapping[str, str]:
+        """Those of the cards."""
+        return readings.own(self.viewer)
+
+    async def _read_records(self, desk: Desk, status: Document) -> None:
+        """Asks the ledger, for an open page again only after one of its leases changed."""
+        mine = [(each["id"], each["state"]) for each in status["leases"] if self.viewer.is_mine(each)]
+        if self._records is None or mine != self._records_for:
+            self._records, self._records_for = await desk.records(self.viewer), mine
+
+    async def said(self) -> Mapping[str, str]:
+        """What the last button did, where the address names its entry in the audit log."""
+        write_id, desk = self.get_query_argument("done", None), self.site.desk
+        if write_id is None or desk is None:
+            return {}
+        try:
+            write = await desk.write(write_id)
+        except LedgerFault:
+            return {}
+        if write is None or write.author != self.viewer.author or write.result is not Result.DONE:
+            return {}
+        return {"level": "success", "sentence": write.message}
+
+
+def _without_meters(card: Card) -> Card:
+    return replace(card, memory=None, compute=None)
+
+
+class ActionHandler(OwnHandler):
+    """`POST own/{lease}/{action}`: a button; it goes back to the page, which says what was done."""
+
+    _failed: Mapping[str, str] = {}
+
+    async def get(self, *path: str) -> None:
+        """A reload after a button leads to the page."""
+        self.redirect(self.site.prefix)  # type: ignore[no-untyped-call]
+
+    def page_path(self) -> str:
+        return self.site.prefix
+
+    async def post(self, lease_id: str, action: str) -> None:
+        desk = self.site.desk
+        if desk is None:
+            raise HTTPError(404)
+        token = self.hub_auth.get_token(self)
+        sender = Sender(self.viewer, token, "page", self.get_body_argument("request", None))
+        actions = desk.actions
+        try:
+            match action:
+                case "stop":
+                    answer = await actions.stop(lease_id, sender)
+                case "cpu":
+                    answer = await actions.go_on_with_cpu(lease_id, sender)
+                case "extend":
+                    answer = await actions.extend(lease_id, HOUR_SECONDS, sender)
+                case _:
+                    answer = await actions.take_turn(lease_id, action, sender)
+        except (Refusal, Fault) as error:
+            refusal = error if isinstance(error, Refusal) else unavailable(error)
+            self.set_status(refusal.status)
+            self._failed = {"level": "warning", "sentence": refusal.message}
+            await self.show(self.template)
+            return
+        self.redirect(f"{self.site.prefix}?done={answer.write_id}", status=303)  # type: ignore[no-untyped-call]
+
+    async def said(self) -> Mapping[str, str]:
+        return self._failed

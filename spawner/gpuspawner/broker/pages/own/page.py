@@ -1,46 +1,125 @@
-"""What "My GPU" shows, computed from the status document, as values for the templates. Pure."""
+"""What "My GPU" shows, computed from documents, as values for the templates. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from ....core.units import format_time
+from ....protocol.rules import AllowanceDocument, BudgetDocument
 from ...api.access import Viewer
 from ...api.visible import Document, visible_status
+from ...ledger import PastSession
 from ..counts import ModelRow, models, summary
+from ..meters import Meter
 from ..rows import Asked, Holding, Rows
+from .card import Card, Facts, lease_card, place_card
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRow:
+    """GPU-hours of one period: used, of how many, and when there are new ones."""
+
+    meter: Meter
+    period: str
+    renewed: str
+
+
+@dataclass(frozen=True, slots=True)
+class PastRow:
+    """A session that has ended."""
+
+    began: str
+    began_words: str
+    tier: str
+    server: str
+    length: str
+    gpu_hours: str
 
 
 @dataclass(frozen=True, slots=True)
 class OwnPage:
-    """The viewer's own leases and places, and what is free."""
+    """The viewer's own leases and places, their GPU-hours and past sessions, and what is free."""
 
     viewer: Viewer
     simulated: bool
     summary: str
-    mine: tuple[Holding, ...]
+    cards: tuple[Card, ...]
     models: tuple[ModelRow, ...]
     notices: tuple[Holding, ...]
     spawn_url: str
+    budgets: tuple[BudgetRow, ...] = ()
+    past: tuple[PastRow, ...] = ()
 
 
-def own_page(status: Document, tiers: Document, viewer: Viewer, *, hub_url: str, now: datetime) -> OwnPage:
-    """The page for `viewer`. `status` is the whole document; `hub_url` ends with a slash.
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What the ledger knows of the viewer; None and empty where it isn't asked or can't be read."""
+
+    allowance: AllowanceDocument | None = None
+    past: Sequence[PastSession] = ()
+
+
+def own_page(facts: Facts, tiers: Document, viewer: Viewer, hub_url: str, records: Records) -> OwnPage:
+    """The page for `viewer`. `facts.status` is the whole document; `hub_url` ends with a slash.
 
     Counts come from the whole document; everything with a name comes from the part that the viewer
     may see.
     """
+    status = facts.status
     seen = visible_status(status, viewer)
-    rows = Rows(status, tiers, Asked(viewer, hub_url, now))
-    leases = [rows.lease(lease) for lease in seen["leases"] if lease["state"] != "waiting"]
-    places = [rows.place(entry) for entry in seen["queue"]]
-    mine = tuple(holding for holding in leases + places if holding.mine)
+    rows = Rows(status, tiers, Asked(viewer, hub_url, facts.now))
+    cards = [
+        lease_card(lease, rows.lease(lease), facts)
+        for lease in seen["leases"]
+        if lease["state"] != "waiting" and viewer.is_mine(lease)
+    ]
+    cards += [place_card(entry, rows.place(entry), facts) for entry in seen["queue"] if viewer.is_mine(entry)]
     return OwnPage(
         viewer=viewer,
         simulated=bool(status["simulated"]),
         summary=summary(status),
-        mine=mine,
+        cards=tuple(cards),
         models=models(status["devices"]),
-        notices=tuple(holding for holding in mine if holding.notice),
+        notices=tuple(card.holding for card in cards if card.holding.notice),
         spawn_url=f"{hub_url}spawn",
+        budgets=budget_rows(records.allowance),
+        past=tuple(_past(each, rows) for each in records.past),
     )
+
+
+def budget_rows(allowance: AllowanceDocument | None) -> tuple[BudgetRow, ...]:
+    """The budgets of GPU-hours."""
+    return () if allowance is None else tuple(map(_budget, allowance.budgets))
+
+
+def _budget(budget: BudgetDocument) -> BudgetRow:
+    limit, used = budget.limit_gpu_seconds, budget.used_gpu_seconds
+    percent = 100 * used / limit if limit else 100.0
+    meter = Meter(
+        percent=percent,
+        text=f"{used / 3600:.1f} of {limit / 3600:g} GPU-hours used",
+        left=f"{budget.left_gpu_seconds / 3600:.1f} left",
+        level="danger" if percent >= 100 else "warning" if percent >= 90 else "",
+    )
+    renewed = "" if budget.renewed_at is None else f"New GPU-hours on {format_time(budget.renewed_at)}"
+    return BudgetRow(meter, budget.period, renewed)
+
+
+def _past(each: PastSession, rows: Rows) -> PastRow:
+    minutes = max(1, round(each.awake_seconds / 60))
+    hours, rest = divmod(minutes, 60)
+    return PastRow(
+        began=each.began_at.isoformat(),
+        began_words=format_time(each.began_at),
+        tier=rows.tier(each.lease.tier),
+        server=each.lease.server,
+        length=f"{hours} h {rest} min" if hours else f"{rest} min",
+        gpu_hours=f"{each.awake_seconds * each.lease.gpu_fraction / 3600:.2f}",
+    )
+
+
+def facts_at(status: Document, now: datetime) -> Facts:
+    """Facts without curves and buttons, for a service without a broker behind it."""
+    return Facts(status, now, False, False, lambda lease_id: (), lambda lease_id: 0.0)

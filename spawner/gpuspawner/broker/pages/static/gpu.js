@@ -1,33 +1,83 @@
-// Keeps the GPU page up to date: fetches the part that changes and replaces only the elements that differ.
-// Without this script the page shows the state of its last load.
+// Keeps a page up to date: by server-sent events, or by fetching the part that changes where events don't get through.
+// Only elements that differ are replaced. Without this script the page shows the state of its last load.
 
 const live = document.getElementById("gpu-live");
 const lost = document.getElementById("gpu-lost");
-const normalSeconds = Number(live.dataset.seconds);
+const pollSeconds = Number(live.dataset.seconds);
 const longestSeconds = 30;
+// The server sends something at least every 15 s.
+const silenceSeconds = 40;
+// A proxy that keeps events back shows itself by silence at the start.
+const firstSeconds = 6;
+const tryEventsAgainSeconds = 300;
 
-let seconds = normalSeconds;
-let timer;
 let lastNews = new Date();
+let stop = () => {};
 
-function swap(html) {
+// ---- what is shown
+
+function swapPart(part, nodes, html) {
+  if (part.innerHTML === html) return;
+  // A question that is open stays open, and the focus stays where it is.
+  const open = [...part.querySelectorAll("details[open][id]")].map((each) => each.id);
+  const marked = [...part.querySelectorAll("input:checked[id]")].map((each) => each.id);
+  const focused = part.contains(document.activeElement) ? document.activeElement : null;
+  const again = focused && (focused.id || focused.closest("[id]")?.id);
+  part.replaceChildren(...nodes);
+  for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+  for (const box of part.querySelectorAll("input[id]")) box.checked ||= marked.includes(box.id);
+  if (focused) {
+    const target = document.getElementById(again);
+    (focused.matches("summary") ? target?.querySelector("summary") : target)?.focus();
+  }
+}
+
+function swapPage(html) {
   const fresh = new DOMParser().parseFromString(html, "text/html");
   for (const part of live.querySelectorAll("[data-live]")) {
     const next = fresh.getElementById(part.id);
     if (!next) continue;
     // The element itself is not replaced, so a screen reader keeps watching it and reads only the changes.
     part.hidden = next.hidden;
-    if (part.innerHTML === next.innerHTML) continue;
-    const focused = part.contains(document.activeElement) ? document.activeElement.id : "";
-    const marked = [...part.querySelectorAll("input:checked")].map((input) => input.id);
-    const open = [...part.querySelectorAll("tr:has(details[open])")].map((row) => row.id);
-    part.replaceChildren(...next.childNodes);
-    for (const id of marked) {
-      const box = document.getElementById(id);
-      if (box) box.checked = true;
-    }
-    for (const id of open) document.getElementById(id)?.querySelector("details")?.setAttribute("open", "");
-    if (focused) document.getElementById(focused)?.focus();
+    swapPart(part, next.childNodes, next.innerHTML);
+  }
+  showClocks();
+}
+
+function swapSections(sections) {
+  for (const [id, html] of Object.entries(sections)) {
+    const part = document.getElementById(id);
+    if (!part) continue;
+    const template = document.createElement("template");
+    template.innerHTML = html;
+    swapPart(part, template.content.childNodes, html);
+  }
+  showClocks();
+}
+
+function showReadings(readings) {
+  for (const meter of live.querySelectorAll("[data-lease]")) {
+    const values = readings[meter.dataset.lease]?.[meter.dataset.kind];
+    if (!values) continue;
+    const [text, width, left, level] = values;
+    const bar = meter.querySelector(".progress-bar");
+    if (!bar) continue;
+    meter.querySelector("[data-text]").textContent = text;
+    meter.querySelector("[data-left]").textContent = left ? ` · ${left}` : "";
+    bar.style.width = `${width}%`;
+    bar.className = `progress-bar${level ? ` bg-${level}` : ""}`;
+    bar.parentElement.setAttribute("aria-valuenow", width);
+    bar.parentElement.setAttribute("aria-valuetext", text);
+  }
+}
+
+// The server writes times in UTC; here they become those of the viewer's time zone.
+function showClocks() {
+  for (const time of document.querySelectorAll("time[data-clock], time[data-moment]")) {
+    const at = new Date(time.dateTime);
+    const style = "clock" in time.dataset ? {} : { year: "numeric", month: "short", day: "numeric" };
+    const text = at.toLocaleString([], { ...style, hour: "2-digit", minute: "2-digit" });
+    if (time.textContent !== text) time.textContent = text;
   }
 }
 
@@ -36,36 +86,125 @@ function tell(sentence) {
   lost.hidden = sentence === "";
 }
 
-async function update() {
+function heard() {
+  lastNews = new Date();
+  tell("");
+}
+
+function tellLost() {
+  tell(`No news from the broker since ${lastNews.toLocaleTimeString()}. Running servers are not affected. Trying again.`);
+}
+
+class LoggedOut extends Error {}
+
+async function ask(url, signal) {
+  const answer = await fetch(url, {
+    cache: "no-cache",
+    credentials: "same-origin",
+    headers: { "X-XSRFToken": window.jhdata.xsrf_token },
+    signal,
+  });
+  if (answer.status === 401 || answer.status === 403) throw new LoggedOut();
+  if (!answer.ok) throw new Error(`status ${answer.status}`);
+  return answer;
+}
+
+const pause = (seconds, signal) =>
+  new Promise((resolve) => {
+    const timer = setTimeout(resolve, 1000 * seconds);
+    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+
+// ---- by events
+
+async function handle(name, data, signal) {
+  if (name === "sections") swapSections(JSON.parse(data));
+  else if (name === "readings") showReadings(JSON.parse(data));
+  else if (name === "changed") swapPage(await (await ask(live.dataset.url, signal)).text());
+}
+
+// Follows one stream to its end. Returns whether anything came.
+async function followEvents(signal) {
+  const ended = new AbortController();
+  const end = () => ended.abort();
+  signal.addEventListener("abort", end, { once: true });
+  let watchdog = setTimeout(end, 1000 * firstSeconds);
+  let came = false;
   try {
-    const answer = await fetch(live.dataset.url, {
-      cache: "no-cache",
-      credentials: "same-origin",
-      headers: { "X-XSRFToken": window.jhdata.xsrf_token },
-      signal: AbortSignal.timeout(10_000),
-    });
-    if (answer.status === 401 || answer.status === 403) {
-      tell("Your login has ended. Reload this page to log in again.");
-      return false;
+    const answer = await ask(live.dataset.events, ended.signal);
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let text = ""; ; ) {
+      const { value, done } = await reader.read();
+      if (done) return came;
+      came = true;
+      clearTimeout(watchdog);
+      watchdog = setTimeout(end, 1000 * silenceSeconds);
+      heard();
+      const events = (text + value).split("\n\n");
+      text = events.pop();
+      for (const event of events) {
+        const [, name, data] = event.match(/^event: (\w+)\ndata: (.*)$/) ?? [];
+        if (name) await handle(name, data, ended.signal);
+      }
     }
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
-    swap(await answer.text());
-    lastNews = new Date();
-    seconds = normalSeconds;
-    tell("");
-  } catch {
-    seconds = Math.min(2 * seconds, longestSeconds);
-    tell(`No news from the broker since ${lastNews.toLocaleTimeString()}. Running servers are not affected. Trying again.`);
+  } catch (error) {
+    if (error instanceof LoggedOut) throw error;
+    return came;
+  } finally {
+    clearTimeout(watchdog);
+    signal.removeEventListener("abort", end);
+    ended.abort();
   }
-  return true;
 }
 
-async function follow() {
-  clearTimeout(timer);
-  // A hidden page sends no requests; it updates when it is shown again.
+// ---- by polling
+
+async function poll(until, signal) {
+  let seconds = pollSeconds;
+  while (!signal.aborted && Date.now() < until) {
+    try {
+      const limit = AbortSignal.any([signal, AbortSignal.timeout(10_000)]);
+      swapPage(await (await ask(live.dataset.url, limit)).text());
+      heard();
+      seconds = pollSeconds;
+    } catch (error) {
+      if (error instanceof LoggedOut) throw error;
+      if (signal.aborted) return;
+      seconds = Math.min(2 * seconds, longestSeconds);
+      tellLost();
+    }
+    await pause(seconds, signal);
+  }
+}
+
+async function follow(signal) {
+  let silent = 0;
+  while (!signal.aborted) {
+    if (live.dataset.events && silent < 2) {
+      const came = await followEvents(signal);
+      if (signal.aborted) return;
+      silent = came ? 0 : silent + 1;
+      if (!came) tellLost();
+      await pause(came ? 0.2 + Math.random() : 1, signal);
+    } else {
+      await poll(live.dataset.events ? Date.now() + 1000 * tryEventsAgainSeconds : Infinity, signal);
+      silent = 1;
+    }
+  }
+}
+
+function begin() {
+  stop();
+  // A hidden page asks for nothing; it is brought up to date when it is shown again.
   if (document.hidden) return;
-  if (await update()) timer = setTimeout(follow, 1000 * seconds);
+  const controller = new AbortController();
+  stop = () => controller.abort();
+  follow(controller.signal).catch((error) => {
+    if (error instanceof LoggedOut) tell("Your login has ended. Reload this page to log in again.");
+    else throw error;
+  });
 }
 
-document.addEventListener("visibilitychange", follow);
-timer = setTimeout(follow, 1000 * seconds);
+document.addEventListener("visibilitychange", begin);
+showClocks();
+begin();

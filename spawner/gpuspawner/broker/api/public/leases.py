@@ -1,0 +1,103 @@
+"""Changes of one server by its user or by those who are responsible for them, as JSON.
+
+DELETE api/leases/{id}          stop it, or leave the queue   {"reason"}
+POST   api/leases/{id}/extend   {"seconds", "reason"}
+POST   api/leases/{id}/cpu      go on without a GPU           {"reason"}
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from ....core.errors import BadOption, Fault, Refusal
+from ....protocol.messages import Message, sentence_of
+from ....protocol.public import ExtendLease, LeaseReason
+from ...leases.audit import Answer
+from ..rules import read_request_id
+from .actions import Actions, Sender
+from .base import ApiUser, Route, Site, unavailable
+
+_ID = "([0-9a-f]{32})"
+
+
+def lease_routes(site: Site, actions: Actions) -> list[Route]:
+    """The routes below the service's prefix."""
+    wanted = {"site": site, "actions": actions}
+    return [
+        (f"{site.prefix}api/leases/{_ID}", LeaseStop, wanted),
+        (f"{site.prefix}api/leases/{_ID}/extend", LeaseExtend, wanted),
+        (f"{site.prefix}api/leases/{_ID}/cpu", LeaseCpu, wanted),
+    ]
+
+
+class LeaseWrite(ApiUser):
+    """One change of one lease."""
+
+    site: Site
+    actions: Actions
+
+    def initialize(self, site: Site, actions: Actions) -> None:
+        self.site, self.actions = site, actions
+        self.know(site)
+
+    async def carry_out(self, lease_id: str, sender: Sender, body: Message) -> Answer:
+        """Does it. Raises Refusal or Fault."""
+        raise NotImplementedError
+
+    async def run(self, lease_id: str, kind: type[LeaseReason]) -> None:
+        """Reads the body, does it, and answers."""
+        try:
+            try:
+                body = kind.model_validate_json(self.request.body or b"{}")
+            except ValidationError as error:
+                raise BadOption(sentence_of(error, kind)) from None
+            token = self.hub_auth.get_token(self)
+            sender = Sender(self.viewer, token, "api", read_request_id(self), body.reason)
+            answer = await self.carry_out(lease_id, sender, body)
+        except Refusal as refusal:
+            self.refuse(refusal.status, refusal.reason, refusal.message)
+        except Fault as fault:
+            refused = unavailable(fault)
+            self.refuse(refused.status, refused.reason, refused.message)
+        else:
+            self.set_status(answer.status)
+            self.finish(answer.body)
+
+    def refuse(self, status: int, reason: str, message: str) -> None:
+        """Answers with a refusal."""
+        self.set_status(status)
+        self.answer({"reason": reason, "message": message})
+
+
+class LeaseStop(LeaseWrite):
+    """DELETE api/leases/{id}"""
+
+    async def carry_out(self, lease_id: str, sender: Sender, body: Message) -> Answer:
+        return await self.actions.stop(lease_id, sender)
+
+    async def delete(self, lease_id: str) -> None:
+        """200 when it has stopped, 202 while it stops."""
+        await self.run(lease_id, LeaseReason)
+
+
+class LeaseExtend(LeaseWrite):
+    """POST api/leases/{id}/extend"""
+
+    async def carry_out(self, lease_id: str, sender: Sender, body: Message) -> Answer:
+        assert isinstance(body, ExtendLease)
+        return await self.actions.extend(lease_id, body.seconds, sender)
+
+    async def post(self, lease_id: str) -> None:
+        """200 with the seconds by which it was extended."""
+        await self.run(lease_id, ExtendLease)
+
+
+class LeaseCpu(LeaseWrite):
+    """POST api/leases/{id}/cpu"""
+
+    async def carry_out(self, lease_id: str, sender: Sender, body: Message) -> Answer:
+        return await self.actions.go_on_with_cpu(lease_id, sender)
+
+    async def post(self, lease_id: str) -> None:
+        """202: it stops, or starts with CPU."""
+        await self.run(lease_id, LeaseReason)
