@@ -547,7 +547,9 @@ class GpuBroker(Application):
             service=self.service,
             rules=self.rules,
             ledger=self.ledger,
-            readings=lambda: Readings(self.enforcement.usage(), self.enforcement.xids()),
+            readings=lambda: Readings(
+                self.enforcement.usage(), self.enforcement.xids(), self.enforcement.blind()
+            ),
             fault=lambda: self.enforcement.node_facts().fault,
             ended=self.ledger.ended,
             checkup=Checkup(

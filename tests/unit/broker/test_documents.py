@@ -29,7 +29,7 @@ ENDED = EndedProcess(
     LATER, "memory", "a" * 32, "hub", "anna", "train", "c" * 64, "GPU-1", 7, "python3", 9, 8, 2.0,
     "It was over.",
 )  # fmt: skip
-NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,), "NVML hangs", {"a" * 32})
+NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,), "NVML hangs", unknown={"a" * 32})
 SLICE = Want(1, mode=Mode.SLICE)
 WAITING = Lease("b" * 32, "hub", "ben", "", "gpu", LeaseState.WAITING, Want(1), NOW, NOW)
 
@@ -61,7 +61,7 @@ def test_status() -> None:
                 "uuid": "GPU-1", "model": "H100 80GB", "index": 0, "memory_bytes": 80 << 30,
                 "compute_capability": "9.0", "pool": "whole", "mode": "whole", "healthy": True, "reason": "",
                 "since": "2025-03-01T12:05:00Z", "guarantee": "hard", "compute_guarantee": "hard",
-                "unguarded_reason": "", "used_bytes": 5 << 30, "utilization_percent": 71.0,
+                "unguarded_reason": "", "drained": False, "used_bytes": 5 << 30, "utilization_percent": 71.0,
                 "simulated": False, "lease_id": "a" * 32, "user": "anna", "server": "train",
                 "free_slices": None, "total_slices": None, "free_memory_bytes": None, "shares": [],
             },
@@ -69,7 +69,7 @@ def test_status() -> None:
                 "uuid": "GPU-2", "model": "Unknown", "index": None, "memory_bytes": 40 << 30,
                 "compute_capability": None, "pool": "whole", "mode": "whole", "healthy": False,
                 "reason": "it is lost", "since": "2025-03-01T12:00:00Z", "guarantee": "none",
-                "compute_guarantee": "none", "unguarded_reason": "", "used_bytes": None,
+                "compute_guarantee": "none", "unguarded_reason": "", "drained": False, "used_bytes": None,
                 "utilization_percent": None, "simulated": True, "lease_id": None, "user": None,
                 "server": None, "free_slices": None, "total_slices": None, "free_memory_bytes": None,
                 "shares": [],

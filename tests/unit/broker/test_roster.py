@@ -75,7 +75,7 @@ def test_a_member_with_a_gpu() -> None:
 def test_who_waits_longest_is_first_and_has_a_range() -> None:
     carl = replace(of("carl", "c", WAITING), created_at=NOW - timedelta(minutes=3))
     ada = replace(of("ada", "a", WAITING), created_at=NOW - timedelta(minutes=9))
-    wait = Estimate(NOW.timestamp() + 60, NOW.timestamp() + 600, 1, NOW.timestamp() + 300, 60.0)
+    wait = Estimate(NOW.timestamp() + 60, NOW.timestamp() + 600, 1, NOW.timestamp() + 300, 60.0, 0.0)
     queue = (QueueEntry(carl, 1, 2, wait), QueueEntry(ada, 2, 2))
     found = make_roster(ClassFacts("cs1", members("ada", "carl"), (carl, ada), queue), NOW)
     assert [(row.user, row.position, row.since, row.earliest_at, row.latest_at) for row in found.members] == [

@@ -140,6 +140,7 @@ def _device(view: DeviceView, news: News) -> DeviceDocument:
         total_slices=total,
         free_memory_bytes=None if free is None else _room(view).free_memory_bytes if terms.sliced else 0,
         shares=tuple(_share(lease, view) for lease in view.holders) if shared else (),
+        drained=view.drain is not None,
     )
 
 

@@ -75,6 +75,7 @@ def _visible_device(device: Document, viewer: Viewer, shown_leases: Collection[s
 
 
 def is_free(device: Mapping[str, Any]) -> bool:
-    """Whether a device, or a slice of it, could be leased now: healthy, and not all held."""
+    """Whether a device, or a slice of it, could be leased now: healthy, not drained, and not all held."""
     slices = device.get("free_slices")
-    return bool(device["healthy"]) and device["lease_id"] is None and slices != 0
+    in_service = bool(device["healthy"]) and not device.get("drained", False)
+    return in_service and device["lease_id"] is None and slices != 0

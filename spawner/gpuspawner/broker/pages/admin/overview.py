@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from tornado.web import HTTPError
 
-from ....core.units import format_bytes, format_time
-from ...decide.snapshot import DeviceView, Snapshot
+from ....core.units import format_bytes, format_time, ordinal
+from ...decide.snapshot import DeviceView, QueueEntry, Snapshot
 from ..table import Column, Table, Wish, make_table
 from ..words import Moment, moment
 from ..writing import Question, Said
 from .base import AdminPage
-from .map import Cell, CellState, Map, make_map
+from .map import Cell, CellState, Map, make_map, summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +53,36 @@ class DeviceLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Somebody who waits."""
+
+    user: str
+    server: str
+    tier: str
+    place: str
+    since: Moment | None
+
+
+@dataclass(frozen=True, slots=True)
 class OverviewPage:
-    """Everything that the templates show. `detail` is the device that the address names."""
+    """Everything that the templates show. `detail` is the device that the address names.
+
+    `queue` has those who wait longest, of all `waiting`.
+    """
 
     simulated: bool
     fault: str
     map: Map
-    waiting: int
+    summary: str
     leases: int
+    queue: tuple[Place, ...]
+    waiting: int
     detail: Detail | None
     table: Table[DeviceLine]
 
 
+MOST_WAITING = 8
+"""So many of those who wait are on this page; the table of servers has all."""
 COLUMNS: tuple[Column[DeviceLine], ...] = (
     Column("name", "GPU", lambda row: row.cell.name),
     Column("state", "State", lambda row: list(CellState).index(row.cell.state)),
@@ -90,6 +110,8 @@ class OverviewHandler(AdminPage):
             simulated=tools.simulated,
             fault=tools.fault(),
             map=found,
+            summary=summary(snapshot.devices, len(snapshot.queue), tools.simulated),
+            queue=tuple(_place(each, tools.clock()) for each in _longest(snapshot.queue)),
             waiting=len(snapshot.queue),
             leases=len(snapshot.leases) - len(snapshot.queue),
             detail=self._detail(snapshot, found),
@@ -131,6 +153,17 @@ class OverviewHandler(AdminPage):
             return Said("Servers are placed on this device again.")
 
         return await self.write_down(self.writing(f"{what} device", f"device:{uuid[:80]}", {}), change)
+
+
+def _longest(queue: Sequence[QueueEntry]) -> Sequence[QueueEntry]:
+    """Those who wait longest, the longest first."""
+    return heapq.nsmallest(MOST_WAITING, queue, key=lambda entry: entry.lease.created_at)
+
+
+def _place(entry: QueueEntry, now: datetime) -> Place:
+    lease = entry.lease
+    since = moment(lease.created_at.isoformat(), now)
+    return Place(lease.user, lease.server, lease.tier, f"{ordinal(entry.position)} in line", since)
 
 
 def device_table(views: Sequence[DeviceView], found: Map, wish: Wish) -> Table[DeviceLine]:
