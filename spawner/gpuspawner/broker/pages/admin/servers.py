@@ -24,15 +24,12 @@ class ServerLine:
     id: str
     user: str
     server: str
-    hub: str
     groups: str
     tier: str
     state: str
     since: Moment | None
-    began: datetime
     devices: str
     memory: str
-    memory_bytes: int
     notice: str
 
 
@@ -41,17 +38,18 @@ class ServersPage:
     """Everything that the templates show."""
 
     simulated: bool
-    table: Table[ServerLine]
+    table: Table[Lease]
+    rows: tuple[ServerLine, ...]
 
 
-COLUMNS: tuple[Column[ServerLine], ...] = (
-    Column("user", "User", lambda row: row.user),
-    Column("groups", "Groups", lambda row: row.groups),
-    Column("tier", "Tier", lambda row: row.tier),
-    Column("state", "State", lambda row: row.state),
-    Column("since", "For", lambda row: row.began),
-    Column("devices", "GPU", lambda row: row.devices or None),
-    Column("memory", "Memory", lambda row: row.memory_bytes),
+COLUMNS: tuple[Column[Lease], ...] = (
+    Column("user", "User", lambda lease: lease.user),
+    Column("groups", "Groups", lambda lease: ", ".join(lease.groups)),
+    Column("tier", "Tier", lambda lease: lease.tier),
+    Column("state", "State", lambda lease: lease.state.value),
+    Column("since", "For", lambda lease: _began(lease)),
+    Column("devices", "GPU", lambda lease: lease.device_uuids or None),
+    Column("memory", "Memory", lambda lease: lease.memory_bytes),
 )
 
 
@@ -68,9 +66,9 @@ class ServersHandler(AdminPage):
             view.device.uuid: view.device.uuid if view.device.index is None else f"#{view.device.index}"
             for view in snapshot.devices
         }
-        rows = (_line(lease, names, now) for lease in snapshot.leases)
-        table = make_table(rows, COLUMNS, self.wish(), words=_words)
-        return ServersPage(self.tools.simulated, table)
+        table = make_table(snapshot.leases, COLUMNS, self.wish(), words=lambda lease: _words(lease, names))
+        rows = tuple(_line(lease, names, now) for lease in table.rows)
+        return ServersPage(self.tools.simulated, table, rows)
 
     async def carry_out(self, what: str, *path: str) -> Said | Question:
         if what != "stop":
@@ -110,23 +108,26 @@ class ServersHandler(AdminPage):
 
 
 def _line(lease: Lease, names: dict[str, str], now: datetime) -> ServerLine:
-    began = lease.since if lease.device_uuids else lease.created_at
     return ServerLine(
         id=lease.id,
         user=lease.user,
         server=lease.server,
-        hub=lease.hub,
         groups=", ".join(lease.groups),
         tier=lease.tier,
         state=lease.state.value,
-        since=moment(began.isoformat(), now),
-        began=began,
+        since=moment(_began(lease).isoformat(), now),
         devices=", ".join(names.get(uuid, uuid) for uuid in lease.device_uuids),
         memory=format_bytes(lease.memory_bytes) if lease.memory_bytes else "",
-        memory_bytes=lease.memory_bytes,
         notice=lease.notice,
     )
 
 
-def _words(row: ServerLine) -> str:
-    return " ".join((row.user, row.server, row.groups, row.tier, row.state, row.devices))
+def _began(lease: Lease) -> datetime:
+    """Since when it is in this state; of one that waits, when it was asked for."""
+    return lease.since if lease.device_uuids else lease.created_at
+
+
+def _words(lease: Lease, names: dict[str, str]) -> str:
+    """What is searched."""
+    devices = (names.get(uuid, uuid) for uuid in lease.device_uuids)
+    return " ".join((lease.user, lease.server, *lease.groups, lease.tier, lease.state.value, *devices))
