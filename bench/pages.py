@@ -1,126 +1,240 @@
-"""How soon the pages of instructors and admins answer with 1,000 GPUs, 4,000 servers and 1,000 that wait.
+"""What open pages cost the broker: processor time and bytes at 100 viewers, 8 GPUs and 100 leases.
 
-    .venv/bin/python bench/pages.py
+    python bench/pages.py [--viewers 100] [--seconds 60]
 
-Real handlers, allocator and SQLite ledger in this process; the hub's answers come from memory. Prints for
-each page its size, and of `ROUNDS` requests the median by the clock and by CPU time of server and client
-together (other programs don't count there), and the slowest, in milliseconds. The goal is 200 ms.
+Each viewer has a slice and an open "My GPU" (server-sent events). What every lease uses changes every five
+seconds, and one lease in ten seconds gets or loses a notice. The service runs in a process of its own, with
+the broker's own allocator, ledger, status document and templates; only JupyterHub's answer about a login is
+given by the benchmark. `polling` is the same with each page fetched every three seconds, as without events.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import importlib
-import statistics
-import sys
+import itertools
+import logging
+import multiprocessing
+import os
+import resource
 import tempfile
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import aiohttp
+from gpuspawner.broker.api.answers import About, View
+from gpuspawner.broker.api.public.actions import Actions
+from gpuspawner.broker.api.public.hub_servers import HubServers
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
+from gpuspawner.broker.leases.allocator import Allocator
+from gpuspawner.broker.leases.gate import QuotaGate
+from gpuspawner.broker.leases.rule_service import RuleService
+from gpuspawner.broker.leases.rulebook import Rulebook
+from gpuspawner.broker.ledger import Ledger
+from gpuspawner.broker.observe.metrics import Metrics
+from gpuspawner.broker.observe.sampler import SAMPLE_SECONDS, Sampler
+from gpuspawner.broker.observe.use import Use
+from gpuspawner.broker.pages import make_handlers, make_settings
+from gpuspawner.broker.pages.own.desk import BrokerDesk
+from gpuspawner.config.quotas import Known
+from gpuspawner.core.model import Device, GpuRequest, Tier
+from gpuspawner.core.want import Mode, Want
+from gpuspawner.node.api import NodeFacts
+from jupyterhub.services.auth import HubOAuth
+from rich.console import Console
+from rich.table import Table
+from tornado.web import Application, RequestHandler
 
-from gpuspawner.broker.api.public.rules import joined  # noqa: E402
-from gpuspawner.broker.decide.place.sharing_rules import SharingRules  # noqa: E402
-from gpuspawner.broker.ledger import EndedProcess  # noqa: E402
-from gpuspawner.broker.pages.admin.base import AdminTools  # noqa: E402
-from gpuspawner.broker.pages.admin.checkup import Checkup  # noqa: E402
-from gpuspawner.broker.pages.admin.handlers import admin_pages  # noqa: E402
-from gpuspawner.broker.pages.admin.map import Readings  # noqa: E402
-from gpuspawner.broker.pages.classes.base import Teaching  # noqa: E402
-from gpuspawner.broker.pages.classes.handlers import class_pages  # noqa: E402
-from gpuspawner.core.model import Device, Lease, LeaseState  # noqa: E402
-from gpuspawner.core.want import Mode, Want  # noqa: E402
-from gpuspawner.node.api import Usage  # noqa: E402
-
-_tests = importlib.import_module
-"""The helpers of the tests, which are typed less strictly than this folder."""
-serving: Any = _tests("tests.unit.broker.test_pages_handlers").serving
-ClassBench: Any = _tests("tests.unit.class_bench").ClassBench
-Times: Any = _tests("tests.unit.conftest").Times
-Machine: Any = _tests("tests.unit.rules_bench").Machine
-
-ROUNDS = 15
-GPUS, SLICED, SLICES, WAITING, CLASS = 1000, 500, 7, 1000, 300
 GIB = 1 << 30
-PAGES = (
-    "admin/", "admin/?sort=temperature&descending=1&page=7", "admin/servers/",
-    "admin/servers/?search=user4&sort=user", "admin/timeline/?page=20", "admin/log/", "classes/students/",
-    "classes/students/sessions/",
-)  # fmt: skip
+PREFIX = "/services/gpu/"
+SLICE = Want(1, mode=Mode.SLICE)
+TIERS = (Tier("slice", "A slice", want=SLICE), Tier("cpu", "CPU only"))
+ACCESS = "access:services!service=gpu"
+NOTICE_SECONDS = 10.0
+POLL_SECONDS = 3.0
 
 
-def machine() -> Any:
-    """Half of the GPUs whole, half in seven slices."""
-    gpus = tuple(Device(f"GPU-{n:08d}", "H100 80GB", 80 * GIB, index=n) for n in range(GPUS))
-    rules = SharingRules("class", Mode.SLICE, slices=SLICES)
-    tiers = [{"name": "cpu"}, {"name": "slice", "mode": "slice"}, {"name": "gpu", "devices": 1}]
-    return Machine(
-        gpus, {gpu.uuid: rules for gpu in gpus[:SLICED]}, tiers, [{"group": "students", "devices": 1}]
-    )
+class KnownLogins(HubOAuth):
+    """Everybody is who their cookie says."""
+
+    def get_user(self, handler: RequestHandler, *, sync: bool = True) -> Any:
+        async def user() -> dict[str, Any]:
+            name = handler.get_cookie("who", "nobody")
+            return {
+                "name": name,
+                "kind": "user",
+                "groups": [],
+                "scopes": [ACCESS, f"delete:servers!user={name}"],
+            }
+
+        return user()
 
 
-def leases(gpus: tuple[Device, ...], now: datetime) -> list[Lease]:
-    """Every GPU is held; a thousand wait."""
-    held = [(gpu.uuid, "slice") for gpu in gpus[:SLICED] for _ in range(SLICES)]
-    held += [(gpu.uuid, "gpu") for gpu in gpus[SLICED:]]
-    found = []
-    for number in range(len(held) + WAITING):
-        uuid, tier = held[number] if number < len(held) else ("", "gpu")
-        since = now - timedelta(seconds=60 + number)
-        found.append(
-            Lease(
-                id=f"{number:032x}", hub="hub", user=f"user{number}", server="", tier=tier,
-                state=LeaseState.RUNNING if uuid else LeaseState.WAITING,
-                want=Want(1, mode=Mode.SLICE) if tier == "slice" else Want(1),
-                created_at=since, since=since, device_uuids=(uuid,) if uuid else (),
-                memory_bytes=0 if not uuid else 11 * GIB if tier == "slice" else 80 * GIB,
-                container_id=f"c{number}" if uuid else None,
-                groups=("students",) if number < CLASS else ("others",),
-            )
+class Service:
+    """The pages with a broker's allocator behind them."""
+
+    def __init__(self, folder: Path, viewers: int) -> None:
+        self.viewers = viewers
+        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
+        self.uses: dict[str, Use] = {}
+        self.sampler = Sampler(lambda: dict(self.uses), logging.getLogger("bench"))
+
+    async def open(self) -> None:
+        """Everybody's lease is running."""
+        await self.ledger.open()
+        known = Known(TIERS)
+        rulebook = Rulebook(self.ledger, [], known)
+        gate = QuotaGate(rulebook, self.ledger)
+        self.allocator = Allocator(self.ledger, gate=gate)
+        devices = [Device(f"GPU-{number:08x}", "H100 80GB", 80 * GIB, index=number) for number in range(8)]
+        rules = SharingRules("class", Mode.SLICE, slices=13, mps=True)
+        await self.allocator.load(devices, {device.uuid: rules for device in devices})
+        self.rules = RuleService(rulebook, gate, self.allocator, self.ledger)
+        for number in range(self.viewers):
+            lease_id = f"{number:032x}"
+            await self.allocator.acquire(GpuRequest(lease_id, "hub", f"user-{number}", "", "slice", SLICE))
+            await self.allocator.set_running(lease_id, f"{number:064x}")
+
+    def listen(self, port: int) -> None:
+        """Serves the pages."""
+        about = About(
+            TIERS,
+            False,
+            Metrics(),
+            dict,
+            dict,
+            tuple,
+            lambda: NodeFacts("bench"),
+            lambda: self.sampler.latest,
+        )
+        actions = Actions(self.rules, HubServers("http://127.0.0.1:9"), self.allocator.lease, TIERS)
+        desk = BrokerDesk(self.rules, self.ledger, self.sampler, actions)
+        auth = KnownLogins(
+            api_url="http://127.0.0.1:9/hub/api", api_token="t", base_url=PREFIX, hub_prefix="/hub/",
+            oauth_client_id="service-gpu", access_scopes={ACCESS},
         )  # fmt: skip
-    return found
+        handlers: list[Any] = list(
+            make_handlers(View(self.allocator, about), PREFIX, hub_auth=auth, hub="hub", desk=desk)
+        )
+        Application(handlers, **make_settings()).listen(port, "127.0.0.1")
+
+    async def live(self) -> None:
+        """What changes in a class: everybody's use, and now and then a notice."""
+        for second in itertools.count():
+            if second % SAMPLE_SECONDS == 0:
+                self.uses = {
+                    f"{number:032x}": Use(
+                        (1 + (second + number) % 5) * GIB, float((second + 7 * number) % 100)
+                    )
+                    for number in range(self.viewers)
+                }
+                self.sampler.sample()
+            if second % NOTICE_SECONDS == 0:
+                lease_id = f"{second % self.viewers:032x}"
+                await self.allocator.tell(lease_id, "" if second % 20 else "Save your work.")
+            await asyncio.sleep(1)
 
 
-async def main() -> None:
-    """Prints the table."""
-    times: Any = Times()
-    times.wall = datetime.now(UTC)
-    setup = machine()
-    bench = ClassBench(Path(tempfile.mkdtemp()), times, setup)
-    bench.hub.groups["students"] = [f"user{number}" for number in range(CLASS)]
-    await bench.open()
-    everybody = leases(setup.devices, times.now())
-    await bench.broker.ledger.save(*everybody, at=times.now())
-    await bench.broker.allocator.load(setup.devices, setup.terms, place=False)
-    readings = Readings({gpu.uuid: Usage(30 * GIB, 60.0, None, 61.0, 400.0, 700.0) for gpu in setup.devices})
+async def serve(folder: Path, viewers: int, port: int, pipe: Connection) -> None:
+    """The service; answers each message with the processor seconds that it has used."""
+    service = Service(folder, viewers)
+    await service.open()
+    service.listen(port)
+    living = asyncio.create_task(service.live())
+    pipe.send("ready")
+    while await asyncio.to_thread(pipe.recv) != "end":
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        pipe.send(used.ru_utime + used.ru_stime)
+    living.cancel()
 
-    async def ended(limit: int) -> tuple[EndedProcess, ...]:
-        return ()
 
-    tools = AdminTools(
-        allocator=bench.broker.allocator, service=bench.ender, rules=bench.broker.rules,
-        ledger=bench.broker.ledger, readings=lambda: readings, fault=lambda: "", ended=ended,
-        checkup=Checkup((), tuple), clock=times.now,
-    )  # fmt: skip
-    teaching = Teaching(bench.classes, bench.broker.rules, clock=times.now)
-    async with serving(joined(class_pages(teaching), admin_pages(tools))) as pages:
-        print(f"{'page':48} {'kB':>6} {'median ms':>10} {'CPU ms':>7} {'slowest ms':>11}")
-        for path in PAGES:
-            took, worked, size = [], [], 0
-            for _ in range(ROUNDS):
-                began, cpu = time.perf_counter(), time.process_time()
-                status, _, text = await pages.get(path, "noether-token")
-                took.append(1000 * (time.perf_counter() - began))
-                worked.append(1000 * (time.process_time() - cpu))
-                assert status == 200, text[-500:]
-                size = len(text.encode())
-            medians = f"{statistics.median(took):10.0f} {statistics.median(worked):7.0f}"
-            print(f"{path:48} {size / 1000:6.0f} {medians} {max(took):11.0f}")
-    await bench.close()
+def run_service(folder: Path, viewers: int, port: int, pipe: Connection) -> None:
+    """In a process of its own."""
+    os.environ["JUPYTERHUB_SERVICE_NAME"] = "gpu"
+    asyncio.run(serve(folder, viewers, port, pipe))
+
+
+async def read_events(session: aiohttp.ClientSession, url: str, count: list[int]) -> None:
+    """One page that stays open."""
+    while True:
+        async with session.get(f"{url}events") as answer:
+            assert answer.status == 200, answer.status
+            async for chunk in answer.content.iter_any():
+                count[0] += len(chunk)
+
+
+async def read_by_polling(session: aiohttp.ClientSession, url: str, count: list[int]) -> None:
+    """One page without events."""
+    etag = ""
+    while True:
+        async with session.get(f"{url}live", headers={"If-None-Match": etag} if etag else {}) as answer:
+            assert answer.status in (200, 304), answer.status
+            etag = answer.headers.get("Etag", etag)
+            count[0] += len(await answer.read())
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def measure(
+    read: Any, viewers: int, seconds: float, port: int, pipe: Connection
+) -> tuple[float, float]:
+    """Per cent of a core, and kB a second for each viewer."""
+    count = [0]
+    async with asyncio.TaskGroup() as group, aiohttp.TCPConnector(limit=0) as connector:
+        tasks, sessions = [], []
+        for number in range(viewers):
+            session = aiohttp.ClientSession(
+                cookies={"who": f"user-{number}"}, connector=connector, connector_owner=False,
+                timeout=aiohttp.ClientTimeout(total=None),
+            )  # fmt: skip
+            sessions.append(session)
+            tasks.append(group.create_task(read(session, f"http://127.0.0.1:{port}{PREFIX}", count)))
+        await asyncio.sleep(5 if viewers else 1)  # the first state of each page is not what is measured
+        before, bytes_before, began = processor_seconds(pipe), count[0], time.perf_counter()
+        await asyncio.sleep(seconds)
+        passed = time.perf_counter() - began
+        used, sent = processor_seconds(pipe) - before, count[0] - bytes_before
+        for task in tasks:
+            task.cancel()
+        for session in sessions:
+            await session.close()
+    return 100 * used / passed, sent / passed / max(1, viewers) / 1000
+
+
+def processor_seconds(pipe: Connection) -> float:
+    """Of the service's process, up to now."""
+    pipe.send("used")
+    return float(pipe.recv())
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--viewers", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--port", type=int, default=18790)
+    given = parser.parse_args()
+    table = Table(
+        "load", "% of a core", "kB/s a viewer", title=f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("spawn").Process(
+            target=run_service, args=(Path(folder), given.viewers, given.port, theirs)
+        )
+        process.start()
+        assert ours.recv() == "ready"
+        loads = (("nobody looks", read_events, 0), ("events", read_events, given.viewers),
+                 ("polling", read_by_polling, given.viewers))  # fmt: skip
+        for name, read, viewers in loads:
+            percent, kilobytes = asyncio.run(measure(read, viewers, given.seconds, given.port, ours))
+            table.add_row(f"{name}, {viewers} viewers", f"{percent:.2f}", f"{kilobytes:.2f}")
+        ours.send("end")
+        process.join()
+    Console().print(table)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

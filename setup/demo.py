@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gpuspawner.core.errors import ConfigError
 from gpuspawner.hub.network import gateway_of
+from gpuspawner.tools.doctor.reach import REMEMBERED
 
 from images.table import read_table
 from setup.steps import ROOT, SetupError
@@ -67,6 +68,14 @@ class Demo:
             "GPUSPAWNER_ADMIN_PASSWORD": self.admin_password,
             "GPUSPAWNER_CONFIG": str(self.config),
         }
+
+
+def remember(demo: Demo, environ: Mapping[str, str]) -> None:
+    """Writes down what the hub was started with, without the passwords: `gpuspawner` beside it reads that."""
+    kept = {key: value for key, value in demo.environment().items() if not key.endswith("PASSWORD")}
+    if "GPUSPAWNER_SIMULATED" in environ:
+        kept["GPUSPAWNER_SIMULATED"] = environ["GPUSPAWNER_SIMULATED"]
+    (demo.state_dir / REMEMBERED).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def read_demo(environ: Mapping[str, str]) -> Demo:

@@ -22,7 +22,7 @@ from docker.errors import DockerException
 from gpuspawner.core import labels
 
 from setup.children import adopt_orphans, end_children, end_with_parent
-from setup.demo import Demo, check_ports, lock, read_demo, with_base_url
+from setup.demo import Demo, check_ports, lock, read_demo, remember, with_base_url
 from setup.hublog import HubLog, LogFile
 from setup.proxy import search_path
 from setup.steps import ROOT, SetupError, Step, step
@@ -43,6 +43,7 @@ def main() -> int:
         try:
             check_ports(demo)
             _set_up(demo)
+            remember(demo, os.environ)
             return Launch(demo, stop).run()
         finally:
             os.close(descriptor)

@@ -4,19 +4,27 @@ The broker writes a sentence to `/run/gpuspawner/notice` when a lease's device i
 back. The kernel of Linux counts in the lab's own cgroup what it ended for lack of memory, and how often no
 further process could be started. After each cell this IPython extension looks at both and shows what is new.
 A notice goes when its cause is gone, and its reader can dismiss it.
+
+Where GPUs are used in turns, the broker writes to `/run/gpuspawner/turn` what a cell waits for. While a cell
+runs, a thread of the kernel shows that below it: who waits in the driver for the GPU (PyTorch and CuPy) has
+released Python's lock. A library that keeps it shows the line when it goes on, or not at all.
 """
 
 from __future__ import annotations
 
+import contextvars
 import html
 import json
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 NOTICE_PATH = Path("/run/gpuspawner/notice")
+TURN_PATH = Path("/run/gpuspawner/turn")
+TURN_SECONDS = 0.5
 CGROUP = Path("/sys/fs/cgroup")
 MAX_BYTES = 4096
 _STYLE = "border-left:4px solid #d9822b;padding:.5em .8em;margin:.4em 0"
@@ -65,6 +73,49 @@ class Notice:
             self._count += 1
             self._on_screen = self._count
             _publish("GPU", text, self._on_screen)
+
+
+class Turn:
+    """One line below a cell while it waits for a GPU; it goes when the cell goes on or ends."""
+
+    def __init__(self, path: Path = TURN_PATH, seconds: float = TURN_SECONDS) -> None:
+        self._path, self._seconds = path, seconds
+        self._end: threading.Event | None = None
+        self._count = 0
+
+    def before_cell(self, info: object = None) -> None:
+        """Begins to look, if GPUs are used in turns here."""
+        self.after_cell()
+        if not self._path.exists():
+            return
+        self._count += 1
+        self._end = threading.Event()
+        # In a context like this one, the line belongs to this cell.
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(self._look, self._end, self._count), daemon=True).start()
+
+    def after_cell(self, result: object = None) -> None:
+        """The cell has ended."""
+        if self._end is not None:
+            self._end.set()
+            self._end = None
+
+    def _look(self, end: threading.Event, number: int) -> None:
+        shown = ""
+        while not end.wait(self._seconds):
+            line = self._read()
+            if line != shown:
+                _publish_line(line, number, update=bool(shown))
+                shown = line
+        if shown:
+            _publish_line("", number, update=True)
+
+    def _read(self) -> str:
+        try:
+            with self._path.open("rb") as file:
+                return file.read(MAX_BYTES).decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
 
 
 class Cgroup:
@@ -186,6 +237,18 @@ def _publish(title: str, text: str, number: int = 0, *, update: bool = False) ->
     )
 
 
+def _publish_line(text: str, number: int, *, update: bool) -> None:
+    """Shows a line without a frame, or takes it away (an empty text)."""
+    from IPython.display import publish_display_data
+
+    body = f'<div role="status" style="color:#8a6d3b">{html.escape(text)}</div>'
+    publish_display_data(
+        {"text/plain": text, "text/html": body if text else ""},
+        transient={"display_id": f"gpuspawner-turn-{os.getpid()}-{number}"},
+        update=update,
+    )
+
+
 def state_of(shell: Any) -> Path:
     """Where a kernel remembers what it told: its connection file keeps its name when it is restarted."""
     config = getattr(shell, "config", {})
@@ -195,7 +258,9 @@ def state_of(shell: Any) -> Path:
 
 def load_ipython_extension(shell: Any) -> None:
     """Called by IPython at the kernel's start: notices are looked for after each cell."""
-    limits = Limits(Cgroup(), state_of(shell))
+    limits, turn = Limits(Cgroup(), state_of(shell)), Turn()
+    shell.events.register("pre_run_cell", turn.before_cell)
+    shell.events.register("post_run_cell", turn.after_cell)
     looks: tuple[Callable[..., None], ...] = (Notice().after_cell, limits.after_cell)
     for look in looks:
         shell.events.register("post_run_cell", look)

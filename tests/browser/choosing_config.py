@@ -27,23 +27,18 @@ c.GpuSite.tiers = [
     },
     {"name": "mig", "title": "A small GPU", "description": "Inference.", "mode": "mig"},
     {"name": "gpu", "title": "One GPU", "description": "Training. Only you use it.", "devices": 1},
-    {"name": "crash", "title": "A server that ends at once", "image": f"{STUB}/crash"},
     {"name": "eight", "title": "Eight GPUs", "description": "For the whole lab.", "devices": 8},
-    {
-        "name": "hostile",
-        "title": """<script>document.title = 'taken'</script> "quoted" 'single' \u202eright-to-left""",
-        "description": "<img src=x onerror=\"document.title = 'taken'\">" + "w" * 255,
-    },
 ]
 c.GpuSite.quotas = [
     {"gpu_hours": 10, "period": "week", "session_hours": 4},
     {"user": "limited", "tiers": ["cpu"]},
 ]
 c.GpuDockerSpawner.allowed_images = {
-    "Usual": f"{STUB}/lab",
-    "Other <b>image</b>": f"{STUB}/other",
-    "Not here yet": f"{STUB}/none:1",
+    "PyTorch": f"{STUB}/lab",
+    "R": f"{STUB}/other",
+    "Julia": f"{STUB}/none:1",
     "any": "quay.io/jupyter/*:2026-*",
 }
+c.GpuDockerSpawner.pull_at_start = False
 c.GpuDockerSpawner.http_timeout = 10
 c.GpuDockerSpawner.poll_interval = 2

@@ -104,11 +104,16 @@ def take_picture(page: Page, name: str, clip: str = "") -> None:
     """Writes docs/images/<name>.png if SCREENSHOTS is set: the whole page, or down to the end of `clip`."""
     if not os.environ.get("SCREENSHOTS"):
         return
-    path = PICTURES / f"{name}.png"
-    if not clip:
-        page.screenshot(path=path, full_page=True)
-        return
-    page.screenshot(path=path, full_page=True, clip=_down_to(page, clip))
+    path, before = PICTURES / f"{name}.png", page.viewport_size
+    height = int(page.evaluate("document.documentElement.scrollHeight"))
+    if before is not None:  # as high as the page: what sticks to the window's edge is then where it belongs
+        page.set_viewport_size({"width": before["width"], "height": max(height, before["height"])})
+    if clip:
+        page.screenshot(path=path, clip=_down_to(page, clip))
+    else:
+        page.screenshot(path=path)
+    if before is not None:
+        page.set_viewport_size(before)
 
 
 def _down_to(page: Page, selector: str) -> FloatRect:

@@ -20,6 +20,9 @@ class FileView:
         status: dict[str, Any] = json.loads(Path(os.environ["PAGE_STATUS"]).read_text("utf-8"))
         return status
 
+    def stamp(self) -> object:
+        return Path(os.environ["PAGE_STATUS"]).read_bytes()
+
     def tiers(self) -> dict[str, Any]:
         return {"simulated": True, "tiers": [{"name": "gpu", "title": "One GPU"}]}
 

@@ -28,6 +28,7 @@ from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
+from gpuspawner.core.disk import Disk
 from gpuspawner.core.model import Device
 from gpuspawner.core.want import Mode
 from gpuspawner.node.api import Usage, XidSeen
@@ -149,7 +150,9 @@ def admin_tools(bench: ClassBench) -> AdminTools:
         readings=lambda: readings,
         fault=lambda: "",
         ended=ended,
-        checkup=Checkup((("System", Path("/")),), lambda: findings),
+        disks=lambda: (Disk("homes and images", "/var/lib/docker", 412 * GIB, 1800 * GIB),),
+        unknown=lambda: (),
+        checkup=Checkup(lambda: findings),
     )
 
 

@@ -1,15 +1,18 @@
-"""The page of a server that waits, in a browser: what its Stop button stops, and a restart of the hub."""
+"""The page of a server that starts, in a browser: its steps, what it can do, how it ends, who can use it."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.browser.looks import check_looks, take_picture
 from tests.hub.conftest import docker_proxy, engine, hub, images  # noqa: F401  (fixtures)
 from tests.hub.hubprocess import HubProcess, eventually
 
@@ -28,9 +31,9 @@ def wait_for(work: Coroutine[Any, Any, Any]) -> Any:
         return pool.submit(asyncio.run, work).result()
 
 
-def log_in(browser: Browser, hub: HubProcess, user: str) -> Page:  # noqa: F811
+def log_in(browser: Browser, hub: HubProcess, user: str, javascript: bool = True) -> Page:  # noqa: F811
     """A window of its own in which `user` is logged in."""
-    page = browser.new_context().new_page()
+    page = browser.new_context(java_script_enabled=javascript).new_page()
     page.goto(f"{hub.url}/hub/login?next=/hub/home")
     page.fill("#username_input", user)
     page.fill("#password_input", hub.admin_password if user == "admin" else hub.password)
@@ -53,6 +56,7 @@ def waiting(hub: HubProcess, browser: Browser) -> Iterator[Page]:  # noqa: F811
     expect(page.locator("#progress-message")).to_contain_text("in line", timeout=START_MS)
     yield page
     page.context.close()
+    wait_for(hub.stop_server("ada", "train"))
     for user in ("ada", "one", "two"):
         wait_for(hub.stop_server(user))
 
@@ -65,7 +69,8 @@ def leases_settle(hub: HubProcess, wanted: list[tuple[str, str, str]]) -> None: 
 
 
 def test_stop_stops_the_server_that_the_page_is_about(waiting: Page, hub: HubProcess) -> None:  # noqa: F811
-    expect(waiting.locator("main, body")).to_contain_text(["Server “train” of ada is starting up."])
+    expect(waiting.locator("h1")).to_have_text(re.compile("Your server waits for a GPU"))
+    expect(waiting.locator("main")).to_contain_text("One GPU · server “train” of ada")
     waiting.click("#stop-server-btn")
     leases_settle(hub, [])
     expect(waiting.locator("input[name=profile][value=cpu]")).to_be_visible(timeout=SECONDS_MS)
@@ -108,3 +113,153 @@ def test_after_a_restart_of_the_hub_an_open_page_says_that_the_start_has_ended(
     waiting.click("#start-again a")
     expect(waiting.locator("input[name=profile][value=gpu]")).to_be_visible()
     assert waiting.url.endswith("/hub/spawn/ada/train")
+
+
+def choose(page: Page, tier: str) -> None:
+    """Chooses a tier on the spawn page that is shown, and starts."""
+    page.check(f"input[name=profile][value={tier}]")
+    page.click("#spawn_form [type=submit]")
+
+
+def states(page: Page) -> list[tuple[str, str]]:
+    """The steps that are shown, each with its state."""
+    items = page.locator("#gpu-steps > li:visible")
+    return [
+        (item.get_attribute("data-step") or "", item.get_attribute("data-state") or "")
+        for item in items.all()
+    ]
+
+
+def test_who_waits_sees_the_steps_and_everybody_can_use_the_page(waiting: Page) -> None:
+    assert states(waiting) == [
+        ("image", "done"), ("gpu", "active"), ("container", "todo"), ("server", "todo"),
+    ]  # fmt: skip
+    expect(waiting.locator("[data-step=gpu]")).to_contain_text("1st in line for a simulated GPU")
+    expect(waiting.locator("[data-step=gpu]")).to_contain_text("Waiting since")
+    expect(waiting).to_have_title("Waiting for a GPU · JupyterHub")
+    expect(waiting.get_by_text("is starting")).to_be_hidden()
+    check_looks(waiting, "queue")
+
+
+def test_a_server_without_a_gpu_starts_meanwhile_and_the_place_stays(
+    waiting: Page,
+    hub: HubProcess,  # noqa: F811
+) -> None:
+    waiting.get_by_role("link", name="Start a server on CPU meanwhile").click()
+    waiting.wait_for_url(f"{hub.url}/user/ada/cpu/**", timeout=START_MS)
+    leases_settle(hub, [("ada", "train", "waiting")])
+    waiting.goto(f"{hub.url}/hub/spawn-pending/ada/train")
+    expect(waiting.locator("[data-step=gpu]")).to_contain_text("1st in line")
+    wait_for(hub.stop_server("ada", "cpu"))
+
+
+def test_the_page_after_a_cancelled_start_says_that_it_was_cancelled(
+    waiting: Page,
+    hub: HubProcess,  # noqa: F811
+) -> None:
+    waiting.click("#stop-server-btn")
+    waiting.wait_for_url(f"{hub.url}/hub/spawn/ada/train", timeout=SECONDS_MS)
+    waiting.goto(f"{hub.url}/hub/spawn-pending/ada/train")
+    expect(waiting.locator("h1")).to_have_text("Your server isn't running")
+    expect(waiting.locator("main")).to_contain_text(
+        "The start was cancelled, and its place in the queue given up."
+    )
+    check_looks(waiting)
+    take_picture(waiting, "not-running")
+    waiting.get_by_role("link", name="Start it").click()
+    expect(waiting.locator("input[name=profile][value=gpu]")).to_be_visible()
+
+
+def test_a_second_browser_is_shown_the_start_of_the_first(
+    waiting: Page,
+    hub: HubProcess,  # noqa: F811
+    browser: Browser,
+) -> None:
+    wait_for(hub.add_users("zoe"))
+    first, second = log_in(browser, hub, "zoe"), log_in(browser, hub, "zoe")
+    for page in (first, second):
+        page.goto(f"{hub.url}/hub/spawn")
+    choose(first, "gpu")
+    expect(first.locator("#progress-message")).to_contain_text("2nd in line", timeout=START_MS)
+    choose(second, "cpu")
+    expect(second.locator("h1")).to_have_text("Your server is already starting")
+    check_looks(second)
+    take_picture(second, "already-starting")
+    second.get_by_role("link", name="Show it").click()
+    expect(second.locator("#progress-message")).to_contain_text("2nd in line")
+    waiting.click("#stop-server-btn")  # the place moves up, and both see how
+    expect(second.locator("[data-step=gpu]")).to_contain_text(
+        re.compile("number 2 in line then, number 1 now"), timeout=SECONDS_MS
+    )
+    for page in (first, second):
+        page.context.close()
+    wait_for(hub.stop_server("zoe"))
+
+
+def test_without_javascript_the_page_loads_again_and_keeps_its_words(
+    waiting: Page,
+    hub: HubProcess,  # noqa: F811
+    browser: Browser,
+) -> None:
+    wait_for(hub.add_users("nora"))
+    page = log_in(browser, hub, "nora", javascript=False)
+    page.goto(f"{hub.url}/hub/spawn")
+    choose(page, "gpu")
+    page.wait_for_url("**/hub/spawn-pending/nora**")
+    page.wait_for_url("**/hub/spawn-pending/nora**")
+    expect(page.locator("[data-step=gpu]")).to_contain_text("2nd in line", timeout=START_MS)
+    expect(page.locator("h1")).to_contain_text("Your server waits for a GPU")
+    expect(page.locator("#stop-server-btn")).to_be_hidden()
+    waiting.click("#stop-server-btn")
+    expect(page.locator("[data-step=gpu]")).to_contain_text("1st in line", timeout=2 * SECONDS_MS)
+    page.context.close()
+    wait_for(hub.stop_server("nora"))
+
+
+def test_a_start_that_fails_says_what_happened_with_the_log_folded_away(
+    hub: HubProcess,  # noqa: F811
+    browser: Browser,
+) -> None:
+    wait_for(hub.add_users("gina"))
+    page = log_in(browser, hub, "gina")
+    page.goto(f"{hub.url}/hub/spawn")
+    choose(page, "mute")
+    problem = page.locator("#gpu-problem")
+    expect(problem).to_contain_text(
+        "The server started but didn't answer within 10 seconds.", timeout=START_MS
+    )
+    assert states(page) == [("image", "done"), ("container", "done"), ("server", "failed")]
+    expect(page.get_by_text("warming up")).to_be_hidden()
+    page.get_by_text("Last log lines").first.click()
+    expect(problem.locator("pre")).to_have_text("warming up")
+    check_looks(page)
+    take_picture(page, "start-failed")
+    page.reload()  # JupyterHub's page of a server whose last start failed
+    expect(page.locator("h1")).to_have_text("Your server did not start")
+    expect(page.get_by_role("link")).to_contain_text(["Try again", "Choose again"])
+    check_looks(page)
+    page.get_by_role("link", name="Choose again").click()
+    expect(page.locator("input[name=profile][value=mute]")).to_be_checked()
+    page.context.close()
+
+
+def test_hostile_names_are_only_text(hub: HubProcess, browser: Browser) -> None:  # noqa: F811
+    user, shown = (
+        "<script>document.title='taken' \"שלום" + "x" * 200,
+        'Mein <script>alert(1)</script> "שלום' + "y" * 200,
+    )
+    page = log_in(browser, hub, user)
+    page.goto(f"{hub.url}/hub/spawn/{quote(user)}/s?{urlencode({'display_name': shown})}")
+    expect(page.locator("#tier-odd-title")).to_contain_text("<script>document.title = 'taken'</script>")
+    expect(page.locator("form")).to_contain_text(f"For your server {shown}")
+    expect(page).to_have_title("Start a server · JupyterHub")
+    check_looks(page)
+    choose(page, "mute")
+    expect(page.locator("main")).to_contain_text(f"A server that never answers · server “{shown}” of {user}")
+    check_looks(page)
+    page.click("#stop-server-btn")
+    page.wait_for_url("**/hub/spawn/**", timeout=SECONDS_MS)
+    page.goto(page.url.replace("hub/spawn", "hub/spawn-pending"))
+    expect(page.locator("main")).to_contain_text(f"Server “{shown}” of {user}")
+    check_looks(page)
+    page.context.close()

@@ -36,6 +36,9 @@ class Server:
     name: str
     hub: str = "hub"
     device_count: int = 1
+    want: Want | None = None
+    """None: whole GPUs."""
+    command: tuple[str, ...] = ("/bin/busybox", "sleep", "600")
     at_step: Callable[[str, str], None] = lambda step, when: None
     queued: list[str] = field(default_factory=list)
     lease_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -44,7 +47,8 @@ class Server:
     @asynccontextmanager
     async def spawning(self) -> AsyncIterator[Grant]:
         """The spawn up to `ready`; the hold closes at the end of the block."""
-        request = GpuRequest(self.lease_id, self.hub, self.user, "", "gpu", Want(self.device_count))
+        want = self.want or Want(self.device_count)
+        request = GpuRequest(self.lease_id, self.hub, self.user, "", "gpu", want)
         self.at_step("acquire", "before")
         async with self.client.acquire(request, lambda place: self.queued.append(place.message)) as grant:
             self.at_step("acquire", "after")
@@ -77,7 +81,7 @@ class Server:
         mounts = [docker.types.Mount(**mount) for mount in patch.mounts]
         made = self.engine.create_container(
             IMAGE,
-            ["/bin/busybox", "sleep", "600"],
+            list(self.command),
             name=self.name,
             environment=patch.env,
             labels=patch.labels,

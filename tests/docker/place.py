@@ -101,6 +101,9 @@ class Place:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     extra_argv: list[str] = field(default_factory=lambda: ["--take-over"])
     broker_pid: int = 0
+    nvml: str = ""
+    """The script of the GPUs; empty for simulated ones."""
+    env: dict[str, str] = field(default_factory=dict)
 
     @property
     def socket(self) -> Path:
@@ -126,7 +129,8 @@ class Place:
                 "argv": ["--config", str(config), *self.extra_argv],
                 "commit": commit,
                 "log": str(self.folder / "broker.log"),
-                "env": {"GPUSPAWNER_STATE_DIR": str(self.folder), "DOCKER_HOST": self.proxy.host},
+                "env": {"GPUSPAWNER_STATE_DIR": str(self.folder), "DOCKER_HOST": self.proxy.host, **self.env},
+                "nvml": self.nvml,
             }
         )
         return self.broker_pid

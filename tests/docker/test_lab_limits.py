@@ -15,9 +15,11 @@ from gpuspawner.core.errors import EngineFault
 from gpuspawner.core.labels import Owner
 from gpuspawner.core.limits import LabRules, Limits, Machine
 from gpuspawner.hub.container import ContainerFacts, plan
+from gpuspawner.hub.docker import calls_of
 from gpuspawner.hub.engine_rights import may_raise_limits
 from gpuspawner.hub.engine_words import explain
-from gpuspawner.hub.home import belongs_to_root, own_home
+from gpuspawner.hub.home import Home, Volume, belongs_to_root, own_home
+from gpuspawner.hub.lab import limit_home
 
 pytestmark = pytest.mark.docker
 MIB = 1 << 20
@@ -78,11 +80,8 @@ def test_what_a_lab_has_seen_from_inside(
     engine: docker.APIClient, tiny_image: str, make: Callable[[ContainerFacts], str]
 ) -> None:
     container = make(facts_of(tiny_image, "/bin/busybox", "sh", "-c", _with_busybox(INSIDE)))
-    limits = ["stack 67108864 67108864", "open 65536 65536", "locked unlimited unlimited"]
     shm, *said = output(engine, container).splitlines()
     assert shm == f"shm {256 * 1024}"
-    if may_raise_limits({}):
-        assert said[:3] == limits
     assert said[3:] == [
         "docker-init",
         "500",
@@ -104,6 +103,43 @@ def test_what_a_lab_has_seen_from_inside(
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "65536", "max-file": "3"}},
         "Init": True,
     }
+
+
+def test_limits_of_processes_seen_from_inside(
+    engine: docker.APIClient, tiny_image: str, make: Callable[[ContainerFacts], str]
+) -> None:
+    """As NVIDIA's containers ask."""
+    if not may_raise_limits({}):
+        pytest.skip("the Docker Engine here has no CAP_SYS_RESOURCE: it can't raise the limits of a lab")
+    container = make(facts_of(tiny_image, "/bin/busybox", "sh", "-c", _with_busybox(INSIDE)))
+    _, *said = output(engine, container).splitlines()
+    assert sorted(said[:3]) == [
+        "locked unlimited unlimited",
+        "open 65536 65536",
+        "stack 67108864 67108864",
+    ]
+
+
+def test_a_home_has_its_size_or_the_reason_is_said(
+    engine: docker.APIClient, tiny_image: str, make: Callable[[ContainerFacts], str]
+) -> None:
+    """Most machines have no XFS with project quotas: there Docker refuses, and the lab starts anyway."""
+    name = f"gpuspawner-test-{uuid.uuid4().hex[:8]}"
+    home = Home(Volume("{username}", name, "/home/jovyan"), unknown=False)
+    facts = replace(facts_of(tiny_image, "true"), home=home, rules=LabRules(home_size_bytes=64 * MIB))
+    try:
+        why = limit_home(calls_of(engine), plan(facts, None))
+        made = [each["Name"] for each in engine.volumes()["Volumes"]]
+        if why:
+            assert why.startswith(f"The home {name} has no limit of its size: ")
+            assert "quota size requested but no quota support" in why
+            assert name not in made
+        else:
+            assert engine.inspect_volume(name)["Options"] == {"size": str(64 * MIB)}
+            assert limit_home(calls_of(engine), plan(facts, None)) == ""  # it exists
+    finally:
+        with suppress(docker.errors.NotFound):
+            engine.remove_volume(name)
 
 
 def _with_busybox(script: str) -> str:

@@ -260,3 +260,14 @@ def until(check: Callable[[], bool], seconds: float = 20) -> None:
     while not check():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+async def test_what_is_still_to_pull_is_known_from_the_registry(registry: Registry, lab: str) -> None:
+    sizes = spawner().shared.sizes
+    assert sizes.look(lab) is None
+    deadline = time.monotonic() + 20
+    while (found := sizes.look(lab)) is None:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    # The two layers on top: the one below them is here, in the image that they were put on.
+    assert 9 * MEGABYTE <= found < 9.2 * MEGABYTE

@@ -83,6 +83,21 @@ class Notebook:
             self.run("1")  # the cell has ended
         return count, first
 
+    def prompts(self, seconds: float, code: str = "") -> set[bool]:
+        """Whether its main thread waited for input, in samples of that time, the first 0.2 s left out."""
+        if code:
+            self.client.execute(code)
+        time.sleep(0.2)
+        end, seen = time.monotonic() + seconds, set()
+        while time.monotonic() < end:
+            wait = read_wait(self.pid)
+            assert wait is not None
+            seen.add(wait.for_input)
+            time.sleep(0.01)
+        if code:
+            self.run("1")
+        return seen
+
     def close(self) -> None:
         """Ends it."""
         self.client.stop_channels()
@@ -122,3 +137,25 @@ def test_a_cell_that_waits_is_noticed_at_once(notebook: Notebook) -> None:
     assert count > 20
     assert first is not None
     assert first < 1.0
+
+
+def test_between_two_cells_it_waits_for_input(notebook: Notebook) -> None:
+    assert notebook.prompts(2.0) == {True}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sum(n * n for n in range(40_000_000))",
+        "import time; time.sleep(2)",
+        "import subprocess; subprocess.run(['sleep', '2'], capture_output=True)",
+        "import socket; a, b = socket.socketpair(); a.settimeout(2)\ntry: a.recv(1)\nexcept OSError: pass",
+        "import multiprocessing; multiprocessing.Pool(1).apply(__import__('time').sleep, (2,))",
+        "import queue\ntry: queue.Queue().get(timeout=2)\nexcept queue.Empty: pass",
+        FUTEX.replace("SECONDS", "2"),
+    ],
+    ids=["python", "sleep", "subprocess", "socket", "workers", "queue", "futex"],
+)
+def test_in_a_cell_it_does_not(notebook: Notebook, code: str) -> None:
+    """Also while the cell waits for something else: its turn must not end as if it were over."""
+    assert notebook.prompts(1.0, code) == {False}

@@ -2,23 +2,30 @@
 
 Reads one JSON object a line and answers with the child's pid. A child is a whole process, to be
 killed by its pid; its output goes to a file. Product code has no crash hooks: what is to die at a
-commit is patched here.
+commit is patched here, and so are the stand-ins for NVIDIA's libraries.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
 import sys
 import traceback
+from functools import partial
 from typing import Any
 
 from gpuspawner.broker import app
 from gpuspawner.broker.ledger.ledger import Change, Ledger
+from gpuspawner.node import turning
+from gpuspawner.node.checkpoint.client import HelperDriver
+from gpuspawner.node.injection import Access, Injection
+from gpuspawner.node.local import LocalNode
 
 from tests.docker import life
+from tests.nvml import scripted
 
 
 def die_at_commit(number: int, when: str) -> None:
@@ -40,6 +47,21 @@ def die_at_commit(number: int, when: str) -> None:
     Ledger.commit = counted  # type: ignore[method-assign]
 
 
+def use_scripted_gpus(script: str) -> None:
+    """NVML is the scripted one, the CUDA driver the stand-in, and nothing is injected into containers."""
+    import pynvml
+
+    async def way_in(*_: object) -> Access:
+        return Access(Injection.NONE)
+
+    os.environ[scripted.ENVIRONMENT] = script
+    pynvml.nvmlLib = ctypes.CDLL(str(scripted.build()))
+    pynvml._nvmlGetFunctionPointer_cache.clear()
+    LocalNode.way_in = way_in  # type: ignore[method-assign,assignment]
+    helper = (sys.executable, "-m", "tests.checkpoint.standin")
+    turning.HelperDriver = partial(HelperDriver, command=helper)  # type: ignore[misc,assignment]
+
+
 def run_child(order: dict[str, Any]) -> int:
     """What a child does: `broker` or `hub`."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -50,6 +72,8 @@ def run_child(order: dict[str, Any]) -> int:
     if order["kind"] == "broker":
         if order.get("commit"):
             die_at_commit(*order["commit"])
+        if order.get("nvml"):
+            use_scripted_gpus(order["nvml"])
         return app.main(order["argv"])
     asyncio.run(life.main(order["hub"]))
     return 0

@@ -7,7 +7,7 @@ broker's own; students are plain processes in cgroups of their own, as in turns_
 for 5 to 30 s of GPU time (as it takes alone), then thinks for 10 to 60 s. Losses and memory are compared with
 those of an undisturbed run. `static`: as many students as GPUs have one each to the end, since people keep
 their server; the others wait. `sliced`: as many students as fit compute side by side, without MPS.
-With more `--gib` than the GPUs hold for all, in turns some sleep in host memory.
+`turns:20` is with 20 GiB each instead of `--gib`: if the GPUs don't hold all, some sleep in host memory.
 """
 
 from __future__ import annotations
@@ -135,9 +135,11 @@ class SeenHands(LocalHands):
 class Class:
     """One run of one way."""
 
-    def __init__(self, bench: Bench, arguments: argparse.Namespace, alone: tuple[float, float]) -> None:
-        self.bench, self.count, self.gib = bench, arguments.students, arguments.gib
-        self.seconds = arguments.minutes * 60
+    def __init__(
+        self, bench: Bench, arguments: argparse.Namespace, gib: float, alone: tuple[float, float]
+    ) -> None:
+        self.bench, self.count, self.gib = bench, arguments.students, gib
+        self.seconds, self.warm = arguments.minutes * 60, arguments.warm
         self.steps_a_second, self.reference = alone
         self.results = Results()
         book = SleepBook(bench.folder / f"class-{time.monotonic()}.json")
@@ -184,6 +186,8 @@ class Class:
             ]
             self.bench.students += new
             await asyncio.gather(*(student.ready() for student in new))
+            if self.warm:
+                await asyncio.gather(*(student.ask("cell 5 60") for student in new))
             students += new
         return students
 
@@ -191,7 +195,7 @@ class Class:
         """Trains and thinks until the end; without a GPU it waits until then."""
         draw, end = random.Random(number), self.results.end
         await asyncio.sleep(draw.uniform(0, 10))
-        count = 0
+        count = 1 if self.warm else 0
         while time.monotonic() < end:
             steps = int(draw.uniform(5, 30) * self.steps_a_second)
             pressed = time.monotonic()
@@ -325,13 +329,14 @@ async def run(arguments: argparse.Namespace) -> int:
         await bench.driver.start()
         alone = await measure_alone(bench)
         print(f"alone {alone[0]:.1f} steps/s, loss {alone[1]!r}", flush=True)
-        for way in arguments.ways:
-            one = Class(bench, arguments, alone)
+        for name in arguments.ways:
+            way, _, gib = name.partition(":")
+            one = Class(bench, arguments, float(gib or arguments.gib), alone)
             began = time.monotonic()
             found = await one.run(way)
             wrong += found.wrong
-            lines.append(row(way, found, alone[0], len(bench.uuids)))
-            print(f"{way}, {time.monotonic() - began:.0f} s in all\n{lines[-1]}")
+            lines.append(row(name, found, alone[0], len(bench.uuids)))
+            print(f"{name}, {time.monotonic() - began:.0f} s in all\n{lines[-1]}")
             print("\n".join([switches(found), gaps(found), after_turn(found), *found.notices]))
             print("\n".join(cell.text(found) for cell in found.cells))
             sys.stdout.flush()
@@ -352,7 +357,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--students", type=int, default=8)
     parser.add_argument("--gib", type=float, default=8.0)
-    parser.add_argument("ways", nargs="*", default=["turns", "static", "sliced"])
+    parser.add_argument(
+        "--warm", action="store_true", help="each has run a cell before: libraries are loaded"
+    )
+    parser.add_argument("ways", nargs="*", default=["turns", "static", "sliced"], help="way or way:GiB")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     return 1 if asyncio.run(run(parser.parse_args())) else 0
 

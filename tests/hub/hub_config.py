@@ -19,6 +19,11 @@ c.GpuSite.tiers = [
     {"name": "big", "title": "Three GPUs", "devices": 3},
     {"name": "crash", "title": "A server that ends at once", "image": "gpuspawner-hubtest/crash"},
     {"name": "mute", "title": "A server that never answers", "image": "gpuspawner-hubtest/mute"},
+    {
+        "name": "odd",
+        "title": """<script>document.title = 'taken'</script> "quoted" 'single' \u202eright-to-left""",
+        "description": "<img src=x onerror=\"document.title = 'taken'\">" + "w" * 255,
+    },
     {"name": "noimage", "title": "An image that isn't here", "image": "gpuspawner-hubtest/none:1"},
     *([{"name": "torch", "title": "PyTorch", "devices": 1, "image": "gpuspawner-hubtest/torch"}] * scripted),
 ]

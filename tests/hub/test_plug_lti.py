@@ -143,8 +143,8 @@ async def test_a_student_of_the_course_gets_a_gpu(hub: HubProcess, platform: Pla
 
 
 async def test_a_launch_may_start_a_tier(hub: HubProcess, platform: Platform) -> None:
-    status, address = await launch(hub, platform, "bob", "ML-101", path="/hub/spawn?opt-profile=gpu")
-    assert (status, "/bob" in address) == (200, True)
+    _, address = await launch(hub, platform, "bob", "ML-101", path="/hub/spawn?opt-profile=gpu")
+    assert "/bob" in address  # the stub of a lab has no page to end at
     assert (await hub.progress("bob"))[-1].get("ready")
     assert await hub.leases("bob") == [("bob", "", "running")]
     await hub.stop_server("bob")

@@ -74,12 +74,12 @@ class TheQuota(unittest.TestCase):
         guard = "a guard outside this container: the program that takes more memory than its share is ended."
         for changes, gpus, mode, kept in (
             ({"mode": "slice"}, 1, "slice", guard),
-            ({"mode": "slice", "simulated": True}, 0, "slice", "nothing: it is simulated."),
+            ({"mode": "slice", "simulated": True}, 0, "slice", "nothing: the GPU is simulated."),
             ({"mode": "turns"}, 1, "turns", None),
             ({"mode": None}, 1, "unknown", None),
         ):
             lines = dict(lease_module._quota_lines(own_quota(LEASE | changes, gpus)))
-            self.assertEqual((lines["Mode"], lines.get("Kept by")), (mode, kept))
+            self.assertEqual((lines["Mode"], lines.get("Enforced by")), (mode, kept))
         self.assertNotIn("Mode", dict(lease_module._quota_lines(own_quota(None, 1))))
 
     def test_what_it_says_without_a_real_gpu(self) -> None:

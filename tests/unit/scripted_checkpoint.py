@@ -54,6 +54,8 @@ class Program:
     container: str = "c"
     waits_on: int | None = None
     """The futex that its main thread waits on."""
+    rests: bool = False
+    """Its main thread waits for input."""
 
 
 @dataclass
@@ -119,7 +121,9 @@ class Machine:
 
     def wait_of(self, pid: int) -> ThreadWait | None:
         program = self.programs.get(pid)
-        return None if program is None or program.gone else ThreadWait(program.waits_on)
+        if program is None or program.gone:
+            return None
+        return ThreadWait(program.waits_on, for_input=program.rests and program.waits_on is None)
 
     # ---- the driver
 

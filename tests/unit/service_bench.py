@@ -84,11 +84,15 @@ class FakeFolders:
 
     written: dict[str, Lease] = field(default_factory=dict)
     fault: str = ""
+    turns: dict[str, str] = field(default_factory=dict)
 
     async def write(self, lease: Lease) -> None:
         if self.fault:
             raise LedgerFault(self.fault)
         self.written[lease.id] = lease
+
+    async def write_turn(self, lease_id: str, sentence: str) -> None:
+        self.turns[lease_id] = sentence
 
     async def remove(self, lease_id: str) -> None:
         self.written.pop(lease_id, None)

@@ -26,6 +26,7 @@ GIB, MIB = 1 << 30, 1 << 20
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WAITING, RESERVED = LeaseState.WAITING, LeaseState.RESERVED
 RUNNING, RELEASING, CLOSED = LeaseState.RUNNING, LeaseState.RELEASING, LeaseState.CLOSED
+ASLEEP = LeaseState.ASLEEP
 FLEET = (
     *(Device(f"GPU-{n}", "H100", 80 * GIB, index=n) for n in range(4)),
     *(Device(f"GPU-{n}", "A100", 40 * GIB, index=n) for n in (4, 5)),
@@ -35,10 +36,12 @@ FLEET = (
 QUARTERS = SharingRules("quarters", Mode.SLICE, slices=4, mps=True, reserve_bytes=GIB)
 SIZES = SharingRules("sizes", Mode.SLICE, sizes_bytes=(8 * GIB, 24 * GIB, 64 * GIB))
 WHOLE, MIG = SharingRules("whole"), SharingRules("mig", Mode.MIG)
+SEATS = SharingRules("seats", Mode.TURNS, reserve_bytes=GIB, seats=5)
 LAYOUTS = (
     (WHOLE, QUARTERS, QUARTERS, SIZES, WHOLE, QUARTERS, MIG, MIG),
     (SIZES, QUARTERS, WHOLE, SIZES, QUARTERS, WHOLE, MIG, MIG),
     (QUARTERS, SIZES, SIZES, WHOLE, WHOLE, WHOLE, MIG, replace(MIG, pool="other")),
+    (SEATS, SEATS, SEATS, WHOLE, QUARTERS, WHOLE, MIG, MIG),
 )
 """Which device is in which pool; a restart may come with another one."""
 WANTS = (
@@ -49,6 +52,7 @@ WANTS = (
     Want(1, mode=Mode.SLICE, memory_bytes=12 * GIB, compute_percent=10.0),
     Want(1, mode=Mode.SLICE, memory_bytes=64 * GIB), Want(1, "A100", Mode.SLICE),
     Want(1, mode=Mode.SLICE, memory_bytes=81 * GIB), Want(1, mode=Mode.MIG, mig_profile="7g.80gb"),
+    Want(1, mode=Mode.TURNS), Want(1, mode=Mode.TURNS, memory_bytes=24 * GIB), Want(1, "h100", Mode.TURNS),
 )  # fmt: skip
 MOST = 24
 
@@ -96,6 +100,8 @@ class Entry:
     request: GpuRequest
     state: LeaseState = WAITING
     held: dict[str, int] = field(default_factory=dict)
+    home: str = ""
+    """The first of its devices."""
 
 
 @dataclass
@@ -120,6 +126,8 @@ class Model:
             return None
         if (want.model or "").lower() not in device.model.lower():
             return None
+        if want.mode is Mode.TURNS:
+            return want.memory_bytes or device.memory_bytes - GIB
         if want.mode is not Mode.SLICE:
             return device.memory_bytes
         if terms.pool == "quarters":
@@ -142,10 +150,27 @@ class Model:
     def fits(self, request: GpuRequest, uuid: str) -> bool:
         held, size, terms = self.on(uuid), self.size(request, uuid), self.terms[uuid]
         assert size is not None
-        if not terms.sliced:
+        if terms.in_turns:
+            return self.has_seat()
+        if not terms.sliced or self.has_turns(uuid):
             return not held
         usable = self.fleet[uuid].memory_bytes - terms.reserve_bytes
         return sum(held) + size <= usable and (terms.slices is None or len(held) < terms.slices)
+
+    def has_turns(self, uuid: str) -> bool:
+        """Whether leases in turns hold it, as those from before its pool changed."""
+        on_it = [entry for entry in self.leases.values() if uuid in entry.held]
+        return any(entry.request.want.mode is Mode.TURNS for entry in on_it)
+
+    def has_seat(self) -> bool:
+        """Whether the pool of turns has one, and none of its GPUs has a holder of another mode."""
+        pool = {uuid for uuid in self.fleet if self.terms[uuid].in_turns}
+        holders = [entry for entry in self.leases.values() if pool & entry.held.keys()]
+        present = pool - self.withdrawn
+        others = [each for each in holders if each.request.want.mode is not Mode.TURNS]
+        if any(present & entry.held.keys() for entry in others):
+            return False
+        return len(holders) < (SEATS.seats or 0)
 
     def advance(self, chosen: Callable[[str], Lease]) -> None:
         """Serve who can be served, in order; who can't keeps what suits them from those behind."""
@@ -161,11 +186,15 @@ class Model:
             lease = chosen(lease_id)
             sizes = {uuid: self.size(entry.request, uuid) for uuid in lease.device_uuids}
             assert set(lease.device_uuids) <= able
-            assert len(sizes) == len(lease.device_uuids) == entry.request.want.device_count
-            assert lease.memory_bytes == sum(size or 0 for size in sizes.values())
+            if lease.mode is Mode.TURNS:
+                assert set(lease.device_uuids) == able
+                assert {lease.memory_bytes} == set(sizes.values())
+            else:
+                assert len(sizes) == len(lease.device_uuids) == entry.request.want.device_count
+                assert lease.memory_bytes == sum(size or 0 for size in sizes.values())
             self.check_spread(lease, able)
             entry.held = {uuid: size or 0 for uuid, size in sizes.items()}
-            entry.state = RESERVED
+            entry.state, entry.home = RESERVED, lease.device_uuids[0]
 
     def check_spread(self, lease: Lease, able: Iterable[str]) -> None:
         """A slice goes to the emptiest of devices that are alike."""
@@ -177,6 +206,9 @@ class Model:
                 if (self.fleet[each].model, self.terms[each]) == (self.fleet[uuid].model, self.terms[uuid])
             ]
             assert len(self.on(uuid)) == min(len(self.on(each)) for each in like)
+        if lease.mode is Mode.TURNS:
+            homes = [entry.home for entry in self.leases.values() if entry.held and entry.home in able]
+            assert homes.count(lease.device_uuids[0]) == min(homes.count(each) for each in able)
 
 
 class Walk:
@@ -213,9 +245,9 @@ class Walk:
         """Something happens; then allocator and model must agree, and no device be exceeded."""
         steps = (
             self.acquire, self.acquire, self.acquire, self.set_running, self.end, self.end, self.end,
-            self.adopt, self.set_health, self.restart, self.find_late,
+            self.adopt, self.set_health, self.restart, self.find_late, self.turn,
         )  # fmt: skip
-        weights = (6, 6, 6, 6, 7, 7, 7, 1, 3, 1, 1)
+        weights = (6, 6, 6, 6, 7, 7, 7, 1, 3, 1, 1, 4)
         self.draw.choices(steps, weights)[0]()
         self.check()
 
@@ -241,12 +273,29 @@ class Walk:
     def set_running(self) -> None:
         lease_id = self.pick(RESERVED)
         if lease_id is not None:
+            entry = self.model.leases[lease_id]
+            turns = entry.request.want.mode is Mode.TURNS
             self.run(self.allocator.set_running(lease_id, f"container-{lease_id}"))
-            self.model.leases[lease_id].state = RUNNING
+            entry.state = ASLEEP if turns else RUNNING
+
+    def turn(self) -> None:
+        """A lease in turns gets a GPU, or has none any more; its shares stay."""
+        lease_id = self.pick(ASLEEP, RUNNING)
+        if lease_id is None or self.model.leases[lease_id].request.want.mode is not Mode.TURNS:
+            return
+        entry = self.model.leases[lease_id]
+        sleeps = entry.state is ASLEEP
+        wrong, right = self.allocator.sleep, self.allocator.wake
+        wrong, right = (wrong, right) if sleeps else (right, wrong)
+        assert self.run(wrong(lease_id)) is None
+        lease = self.run(right(lease_id))
+        entry.state = RUNNING if sleeps else ASLEEP
+        assert lease is not None
+        assert lease.state is entry.state
 
     def end(self) -> None:
         """A lease ends; every now and then only its release begins, and it is closed later."""
-        lease_id = self.pick(WAITING, RESERVED, RUNNING, RELEASING)
+        lease_id = self.pick(WAITING, RESERVED, RUNNING, ASLEEP, RELEASING)
         if lease_id is None:
             return
         self.run(self.allocator.begin_release(lease_id, "stopped"))
@@ -264,6 +313,8 @@ class Walk:
             return
         self.number += 1
         device = self.draw.choice(FLEET)
+        if self.model.terms[device.uuid].in_turns:
+            return  # of one GPU alone; test_turn_leases.py adopts those
         sliced = self.model.terms[device.uuid].sliced and self.draw.random() < 0.8
         size = self.draw.choice([8, 12, 40]) * GIB if sliced else device.memory_bytes
         mode = Mode.SLICE if sliced else Mode.MIG if device.is_mig else Mode.WHOLE
@@ -288,6 +339,8 @@ class Walk:
         if not held:
             return size <= whole
         if not terms.sliced or (terms.slices is not None and len(held) >= terms.slices):
+            return False
+        if self.model.has_turns(uuid):
             return False
         return sum(held) + size <= whole - terms.reserve_bytes
 
@@ -322,9 +375,13 @@ class Walk:
             assert sorted(lease.id for lease in view.holders) == sorted(owners)
             if uuid not in self.model.fleet:
                 continue
-            assert sum(held) <= view.device.memory_bytes
             modes = {lease.mode for lease in view.holders}
-            assert len(owners) <= 1 or modes == {Mode.SLICE}
+            if modes == {Mode.TURNS}:  # one of them has it at a time
+                assert max(held) <= view.device.memory_bytes
+                assert len(owners) <= (SEATS.seats or 0)
+            else:
+                assert sum(held) <= view.device.memory_bytes
+            assert len(owners) <= 1 or modes in ({Mode.SLICE}, {Mode.TURNS})
             if view.terms.sliced:
                 assert all(0 < lease.compute_percent <= 100 for lease in view.holders)
 

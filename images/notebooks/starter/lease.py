@@ -85,7 +85,7 @@ def quota(lease_file: Path = LEASE_FILE) -> Quota:
     )
 
 
-_KEPT_BY = {
+_ENFORCED_BY = {
     "whole": "the container's device list: no other GPU is visible here, and this one nowhere else.",
     "mig": "the hardware: the instance has its own memory and its own processors.",
     "slice": "a guard outside this container: the program that takes more memory than its share is ended.",
@@ -98,7 +98,7 @@ def _quota_lines(own: Quota) -> list[tuple[str, str]]:
     if own.kind == "real":
         lines.append(("GPU", f"{', '.join(own.gpus)}: real"))
     elif own.kind == "simulated":
-        lines.append(("GPU", "simulated: the lease is practice, the cells below run on the CPU"))
+        lines.append(("GPU", "simulated: there is no real GPU, and the cells below run on the CPU"))
     else:
         lines.append(("GPU", "none: the cells below run on the CPU"))
     if own.leased:
@@ -110,9 +110,9 @@ def _quota_lines(own: Quota) -> list[tuple[str, str]]:
             lines.append(("Compute", f"{own.compute_percent:g} %"))
         lines.append(("Mode", own.mode or "unknown"))
         if own.kind == "simulated":
-            lines.append(("Kept by", "nothing: it is simulated."))
-        elif own.mode in _KEPT_BY:
-            lines.append(("Kept by", _KEPT_BY[own.mode]))
+            lines.append(("Enforced by", "nothing: the GPU is simulated."))
+        elif own.mode in _ENFORCED_BY:
+            lines.append(("Enforced by", _ENFORCED_BY[own.mode]))
     lines.append(("CPU", f"{cpu_cores()} cores for this server"))
     advice = advise(own)
     return lines + ([("Advice", advice)] if advice else [])

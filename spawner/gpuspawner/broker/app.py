@@ -20,7 +20,7 @@ from ..config.idle import IdleRules
 from ..config.open_files import raise_limit
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, EngineFault, Fault, GpuSpawnerError
-from ..core.model import ContainerPatch, Lease, Tier
+from ..core.model import ContainerPatch, Lease, Mode, Tier
 from ..core.quota import Quota
 from ..core.states import AWAKE
 from ..core.units import utc_now
@@ -33,11 +33,14 @@ from .api.public.actions import Actions
 from .api.public.classes import ClassTools, class_routes
 from .api.public.hub_servers import HubServers
 from .api.public.rules import MoreRoutes, joined, public_rules
+from .api.public.turns import public_turns
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
+from .api.turns import TurnService, turn_routes
 from .decide.book import QueueRules
 from .decide.line.fairshare import FairShare
 from .decide.place.pooling import Pooling
+from .decide.turns import Turn
 from .decide.when.gpu_use import GpuUse, gpu_use
 from .enforce.closures import ClosureParts, Closures
 from .enforce.enforcement import Enforcement, Tools
@@ -63,11 +66,12 @@ from .leases.rulebook import Rulebook
 from .leases.unknown import UnknownServers
 from .ledger import Ledger
 from .lock import BrokerLock
+from .observe.disks import DiskWatch
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
 from .observe.sampler import Sampler
-from .observe.use import Use, use_of
+from .observe.use import Use, use_in_turns, use_of
 from .pages import serve_pages
 from .pages.admin.base import AdminTools
 from .pages.admin.checkup import Checkup, ask_doctor
@@ -78,11 +82,10 @@ from .pages.classes.handlers import class_pages
 from .pages.look import hub_of
 from .pages.own.desk import BrokerDesk
 from .pages.serving import MakeDesk
+from .pages.unknown.handlers import unknown_pages
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
-DOCKER_FOLDER = Path("/var/lib/docker")
-"""Where Docker keeps images and homes, unless the engine says otherwise; admins see its disk space."""
 NOT_SET_UP = (
     "GPUs can't be given out right now: this machine isn't set up for it. Choose CPU. "
     "Admin: run 'gpuspawner doctor', and see the log of the broker."
@@ -197,6 +200,7 @@ class GpuBroker(Application):
     facts: NodeFacts
     way_in: WayIn
     closures: Closures
+    disks: DiskWatch
     unknown: UnknownServers | None = None
 
     @property
@@ -284,6 +288,7 @@ class GpuBroker(Application):
         self.journal = Journal(ledger, self.log)
         self.enforcement = self._make_enforcement(pooling)
         self.closures = self._make_closures()
+        self.disks = DiskWatch(self.engine.facts, self.node.disks, self.measures, self.log)
         self.endings = self._make_endings()
         self.sampler = Sampler(self._uses, self.log)
         await self.journal.load()
@@ -308,6 +313,7 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self.sampler.run(), name="sampler"))
             if not self.facts.simulated:
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
+            loops.append(asyncio.create_task(self.disks.run(), name="disks"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
             if self.hub_api is not None:
@@ -364,11 +370,18 @@ class GpuBroker(Application):
     def _uses(self) -> dict[str, Use]:
         """What each lease that holds devices uses, as the node read it last."""
         usage = self.enforcement.usage()
-        return {lease.id: use_of(lease, usage) for lease in self.allocator.leases() if lease.device_uuids}
+        turns = self.enforcement.turns.views()
+        held = [lease for lease in self.allocator.leases() if lease.device_uuids]
+        uses = {lease.id: use_of(lease, usage) for lease in held if lease.mode is not Mode.TURNS}
+        for lease_id, view in turns.items():
+            awake = view.gpu_uuid if view.turn is Turn.AWAKE else None
+            uses[lease_id] = use_in_turns(view.memory_bytes, awake, usage)
+        return uses
 
     def _make_desk(self, ledger: Ledger) -> MakeDesk:
         def make(api_url: str) -> BrokerDesk:
-            actions = Actions(self.rules, HubServers(api_url), self.allocator.lease, self.tiers)
+            turn = self._turn_service().act
+            actions = Actions(self.rules, HubServers(api_url), self.allocator.lease, self.tiers, turn)
             return BrokerDesk(self.rules, ledger, self.sampler, actions)
 
         return make
@@ -407,10 +420,18 @@ class GpuBroker(Application):
             metrics=self.measures,
             journal=self.journal,
             log=self.log,
+            rank=self._turn_rank,
         )
         enforcement = Enforcement(tools, self.service)
         self.allocator.on_lease = enforcement.on_lease
         return enforcement
+
+    def _turn_service(self) -> TurnService:
+        return TurnService(self.allocator, self.enforcement.turns)
+
+    def _turn_rank(self, lease: Lease) -> tuple[float, ...]:
+        """Whose turn comes first: by the quota's priority, as in the queue."""
+        return (-float(self.gate.claim_of(lease).priority),)
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics()
@@ -511,7 +532,9 @@ class GpuBroker(Application):
             ended=self.journal.recent,
             uses=lambda: self.sampler.latest,
             deadline_of=self.endings.deadline_of,
+            turns=self.enforcement.turns.views,
             unknown=self._unknown,
+            disks=self.disks.now,
         )
         return View(self.allocator, about)
 
@@ -538,6 +561,8 @@ class GpuBroker(Application):
             public_rules(site, self.rules, self.endings),
             class_routes(ClassTools(site, self.rules, self.endings, classes)),
             class_pages(Teaching(classes, self.rules, self.facts.simulated)),
+            unknown_pages(self.rules.audit, self._end_unknown),
+            public_turns(site, self._turn_service()),
             admin_pages(self._admin_tools()),
         )
 
@@ -547,17 +572,22 @@ class GpuBroker(Application):
             service=self.service,
             rules=self.rules,
             ledger=self.ledger,
-            readings=lambda: Readings(
-                self.enforcement.usage(), self.enforcement.xids(), self.enforcement.blind()
-            ),
+            readings=self._readings,
             fault=lambda: self.enforcement.node_facts().fault,
             ended=self.ledger.ended,
-            checkup=Checkup(
-                (("Broker's state", self.state_dir), ("Docker", DOCKER_FOLDER), ("System", Path("/"))),
-                lambda: ask_doctor(self.config_file and str(Path(self.config_file).absolute())),
-            ),
+            disks=self.disks.now,
+            unknown=self._unknown,
+            checkup=Checkup(lambda: ask_doctor(self.config_file and str(Path(self.config_file).absolute()))),
             simulated=self.facts.simulated,
         )
+
+    def _readings(self) -> Readings:
+        views = self.enforcement.turns.views()
+        awake_on = {key: view.gpu_uuid for key, view in views.items() if view.gpu_uuid is not None}
+        return Readings(self.enforcement.usage(), self.enforcement.xids(), self.enforcement.blind(), awake_on)
+
+    async def _end_unknown(self, lease_id: str, author: str) -> None:
+        await self.service.release(lease_id, f"ended by {author}: the hub doesn't know it")
 
     def _make_classes(self) -> Classes:
         parts = ClassParts(
@@ -579,6 +609,7 @@ class GpuBroker(Application):
         routes = [
             *rule_routes(site, self.rules, self.endings),
             *offer_routes(site, self.rules, self.endings, offers),
+            *turn_routes(site, self._turn_service()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.site.socket_path))

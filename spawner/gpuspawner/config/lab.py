@@ -24,7 +24,6 @@ PAST_LEASE = (
     "volumes_from",
     "pid_mode",
     "ipc_mode",
-    "network_mode",
     "restart_policy",
 )
 """Settings that let a lab bypass its lease; an admin may allow them."""
@@ -128,6 +127,20 @@ class GpuLab(Configurable):
         Example: `c.GpuLab.home = "/home/jovyan"`
         """,
     )
+    home_size = Unicode(
+        "",
+        config=True,
+        help="""
+        How large a user's home may become ("20G"), where Docker's volume driver can limit it.
+
+        Default: none, so a home is as large as the disk. Counts for homes that are created from now on, and
+        is given to the volume driver as the option `size`. Docker's own driver needs XFS with project quotas
+        (mount option `pquota`) in its folder; where it can't, the home is created without a limit and the
+        hub's log says so. A program that writes more reads "No space left on device" or "Disk quota
+        exceeded".
+        Example: `c.GpuLab.home_size = "20G"`
+        """,
+    )
     past_lease = List(
         Unicode(),
         config=True,
@@ -138,8 +151,8 @@ class GpuLab(Configurable):
         Default: none. A start with one of these is refused with a message that names it: "user" (root),
         "privileged", "cap_add", "cap_drop", "security_opt" (without no-new-privileges),
         "device_cgroup_rules", "devices" (of GPUs; left out with a warning), "binds" and "mounts" (of /dev,
-        Docker's socket, the broker's state), "volumes_from", "pid_mode", "ipc_mode", "network_mode",
-        "restart_policy". List here the ones that you want to allow; `gpuspawner doctor` still reports them.
+        Docker's socket, the broker's state), "volumes_from", "pid_mode", "ipc_mode", "restart_policy". List
+        here the ones that you want to allow; `gpuspawner doctor` still reports them.
         Example: `c.GpuLab.past_lease = ["cap_add"]`
         """,
     )
@@ -159,7 +172,7 @@ class GpuLab(Configurable):
             )
         return str(proposal.value).rstrip("/")
 
-    @validate("host_reserve", "shm", "log_size")
+    @validate("host_reserve", "shm", "log_size", "home_size")
     def _validate_size(self, proposal: Any) -> str:
         try:
             if proposal.value:
@@ -180,6 +193,7 @@ class GpuLab(Configurable):
             log_size_bytes=parse_bytes(self.log_size) if self.log_size else 10 << 20,
             past_lease=frozenset(self.past_lease),
             home=self.home,
+            home_size_bytes=parse_bytes(self.home_size) if self.home_size else None,
             private=(state_dir,) if state_dir else (),
         )
 

@@ -10,15 +10,17 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.model import Pool, Tier
-from ..core.units import parse_bytes
+from ..core.units import format_bytes, parse_bytes
 from ..core.want import Mode, Want
 from .tiers import NAME, parse_mode, parse_percent
+from .turns import KEYS as TURN_KEYS
+from .turns import parse_turns
 
 MOST_SLICES = 48
 """The maximum number of clients of an MPS server on one device (CUDA MPS, r580, "Volta MPS")."""
 
 _KEYS = {
-    "name", "mode", "devices", "slices", "sizes", "compute_percent", "mps", "manage_compute_mode",
+    "name", "mode", "devices", "slices", "sizes", "compute_percent", "mps", "manage_compute_mode", *TURN_KEYS,
 }  # fmt: skip
 _SLICE_KEYS = ("slices", "sizes", "compute_percent", "mps", "manage_compute_mode")
 
@@ -48,7 +50,7 @@ def _check_tier(tier: Tier, pools: Sequence[Pool]) -> None:
         known = ", ".join(repr(pool.name) for pool in pools)
         has = f"has {known}" if known else "is not set"
         raise ConfigError(f"{where} names the pool {want.pool!r}: c.GpuSite.pools {has}")
-    if not pools and want.mode is not Mode.SLICE:
+    if not pools and want.mode not in (Mode.SLICE, Mode.TURNS):
         return  # without this setting there is one pool of whole GPUs and one of MIG instances
     serving = [pool for pool in named if pool.mode is want.mode]
     if not serving:
@@ -71,6 +73,12 @@ def _obstacle(want: Want, pool: Pool) -> str:
     if pool.sizes_bytes and want.memory_bytes not in (None, *pool.sizes_bytes):
         return (
             f"memory is not one of the sizes of pool {pool.name!r}: add it to the sizes, or use one of them"
+        )
+    kept = None if pool.turns is None else pool.turns.sleep_memory_bytes
+    if kept is not None and want.memory_bytes is not None and want.memory_bytes > kept:
+        return (
+            f"memory {format_bytes(want.memory_bytes)} is more than the sleep_memory of pool {pool.name!r} "
+            f"({format_bytes(kept)}), the host memory to which it moves: raise sleep_memory, or lower memory"
         )
     if want.compute_percent is not None and pool.mps is False:
         return (
@@ -105,6 +113,9 @@ def _parse_pool(raw: dict[str, Any]) -> Pool:
     for key in _SLICE_KEYS:
         if raw.get(key) and mode is not Mode.SLICE:
             raise ConfigError(f"{where}: {key} is only for mode 'slice': remove it, or set the mode")
+    for key in TURN_KEYS:
+        if raw.get(key) is not None and mode is not Mode.TURNS:
+            raise ConfigError(f"{where}: {key} is only for mode 'turns': remove it, or set the mode")
     mps, manage = raw.get("mps"), raw.get("manage_compute_mode", False)
     if mps not in (None, True, False) or manage not in (True, False):
         raise ConfigError(f"{where}: mps and manage_compute_mode are True or False")
@@ -119,6 +130,7 @@ def _parse_pool(raw: dict[str, Any]) -> Pool:
         compute_percent=parse_percent(raw.get("compute_percent"), where),
         mps=mps,
         manage_compute_mode=manage,
+        turns=parse_turns(raw, where) if mode is Mode.TURNS else None,
     )
     if mode is Mode.SLICE:
         _check_slices(pool, where)

@@ -38,10 +38,11 @@ class GpuSite(Configurable):
         and CPU limits of `group_overrides` or of a hook override the tier's; the tier's override those of
         `c.Spawner`.
 
-        `mode` says how its devices are shared: "whole" (the default), "slice" or "mig"; pools of that
-        mode serve it, or only the pool named in `pool`. A slice has `memory` ("8G" of GPU memory; default:
-        the pool's slice) and, with MPS, `compute_percent` (default: the pool's). A MIG tier may set
-        `mig_profile` ("1g.10gb"). For these two modes, the default of `devices` is 1.
+        `mode` says how its devices are shared: "whole" (the default), "slice", "mig" or "turns"; pools of
+        that mode serve it, or only the pool named in `pool`. A slice has `memory` ("8G" of GPU memory;
+        default: the pool's slice) and, with MPS, `compute_percent` (default: the pool's). A MIG tier may set
+        `mig_profile` ("1g.10gb"). In turns, `memory` is promised to who is awake (default: the whole GPU less
+        a reserve of 3 GiB). For these three modes, the default of `devices` is 1.
 
         Default: `cpu` and `gpu` (one whole device). Other names are refused. If no pool can serve a tier
         of slices or MIG instances, the broker doesn't start and says why. A tier of whole GPUs that this
@@ -67,8 +68,8 @@ class GpuSite(Configurable):
         help="""
         Which devices are shared in which mode. A device can be in one pool only.
 
-        Each is a dict: `name`; `mode` ("whole", the default, "slice" or "mig"); `devices`: "all" (the
-        default: all whole GPUs or MIG instances, as the mode needs, that no other pool names), a list
+        Each is a dict: `name`; `mode` ("whole", the default, "slice", "mig" or "turns"); `devices`: "all"
+        (the default: all whole GPUs or MIG instances, as the mode needs, that no other pool names), a list
         of UUIDs, or {"model": "H100", "count": 2}. A slice pool also has `slices` (the number of equal slices
         of each device) or `sizes` (a list; leases of these sizes in any mix that fits), and may have
         `compute_percent` (the most compute of the device that one slice may use; default:
@@ -77,6 +78,13 @@ class GpuSite(Configurable):
         is not changed; True: EXCLUSIVE_PROCESS while the pool is in use, so that only MPS reaches it).
         New slices go to the device with the fewest slices. docs/admins.md says what each mode limits, and
         what enforces the limit.
+
+        A pool of turns may have `seats` (how many leases it admits; default: as many as main memory holds
+        asleep beside their labs), `sleep_memory` ("24G", main memory kept for each of them; default: the
+        largest `memory` of its tiers), and in seconds `pause_after` (default 2: an idle turn ends when
+        somebody waits), `min_turn` (2), `max_turn` (60: while others wait) and `sleep_after` (900: idle
+        memory moves to main memory). `unsleepable` says what becomes of a program whose memory can't leave
+        the GPU: "pause" (the default: it stays there) or "end" (after a warning). docs/turns.md says more.
 
         Default: one pool of all whole GPUs and one of all MIG instances. If MIG splits all GPUs, tiers
         in mode "whole" get an instance. The broker doesn't start with pools that can't work.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from difflib import get_close_matches
 from typing import Any
 
 from ..core.errors import ConfigError
@@ -36,7 +37,11 @@ _KEYS = {
     "memory", "compute_percent", "mig_profile", "pool", "shm", "pids", "cpu_shares", "default",
     "queue_timeout",
 }  # fmt: skip
-_ONLY_IN = {"memory": Mode.SLICE, "compute_percent": Mode.SLICE, "mig_profile": Mode.MIG}
+_ONLY_IN = {
+    "memory": (Mode.SLICE, Mode.TURNS),
+    "compute_percent": (Mode.SLICE,),
+    "mig_profile": (Mode.MIG,),
+}
 
 
 def parse_tiers(raw: list[dict[str, Any]]) -> tuple[Tier, ...]:
@@ -60,12 +65,10 @@ def parse_tiers(raw: list[dict[str, Any]]) -> tuple[Tier, ...]:
 
 def parse_mode(value: object, where: str) -> Mode:
     """The mode named by `value`. Raises ConfigError for an unknown one."""
-    if value == Mode.TURNS:
-        raise ConfigError(f"{where}: mode 'turns' is not in this version: use 'whole', 'slice' or 'mig'")
     try:
         return Mode(str(value))
     except ValueError:
-        raise ConfigError(f"{where}: mode is {value!r}: use 'whole', 'slice' or 'mig'") from None
+        raise ConfigError(f"{where}: mode is {value!r}: use 'whole', 'slice', 'mig' or 'turns'") from None
 
 
 def parse_percent(value: object, where: str) -> float | None:
@@ -89,7 +92,8 @@ def _parse_tier(raw: dict[str, Any]) -> Tier:
     where = f"c.GpuSite.tiers: tier {name!r}"
     unknown = sorted(set(raw) - _KEYS)
     if unknown:
-        raise ConfigError(f"{where} has an unknown key {unknown[0]!r}: use {', '.join(sorted(_KEYS))}")
+        close = get_close_matches(unknown[0], _KEYS, 1) or [", ".join(sorted(_KEYS))]
+        raise ConfigError(f"{where} has an unknown key {unknown[0]!r}: use {close[0]}")
     mode = parse_mode(raw.get("mode", Mode.WHOLE), where)
     _check_keys_of_mode(raw, mode, where)
     cpu_limit = raw.get("cpu_limit")
@@ -134,10 +138,11 @@ def _parse_want(raw: dict[str, Any], mode: Mode, where: str) -> Want:
 
 def _check_keys_of_mode(raw: dict[str, Any], mode: Mode, where: str) -> None:
     for key, needed in _ONLY_IN.items():
-        if raw.get(key) is not None and mode is not needed:
+        if raw.get(key) is not None and mode not in needed:
+            names = " or ".join(repr(each.value) for each in needed)
             raise ConfigError(
-                f"{where}: {key} is only for mode {needed.value!r}, but the tier's mode is {mode.value!r}: "
-                f'add "mode": "{needed.value}", or remove {key}'
+                f"{where}: {key} is only for mode {names}, but the tier's mode is {mode.value!r}: "
+                f'add "mode": "{needed[0].value}", or remove {key}'
             )
     profile = raw.get("mig_profile")
     if profile is not None and not (isinstance(profile, str) and PROFILE.fullmatch(profile)):
@@ -154,6 +159,8 @@ def _parse_count(raw: dict[str, Any], mode: Mode, where: str) -> int:
     if mode is Mode.SLICE and devices != 1:
         # One MPS daemon serves one GPU, and a process can reach one daemon only.
         raise ConfigError(f"{where}: devices is {devices}: a slice is part of one device, remove devices")
+    if mode is Mode.TURNS and devices != 1:
+        raise ConfigError(f"{where}: devices is {devices}: a turn is on one GPU at a time, remove devices")
     if mode is Mode.MIG and devices == 0:
         raise ConfigError(f"{where}: devices is 0: a CPU tier has no mode, remove mode")
     if raw.get("pool") is not None and devices == 0:

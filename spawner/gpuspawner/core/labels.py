@@ -21,7 +21,8 @@ _BROKER = "gpuspawner.broker"
 _DEVICES = "gpuspawner.devices"
 """The leased devices' UUIDs, comma-separated: a broker without its ledger adopts the lease from them."""
 _MODE = "gpuspawner.mode"
-"""The mode of the lease; without this label it is "whole". Only slices have the next two labels."""
+"""The mode of the lease; without this label it is "whole". Only slices have the next two labels;
+a lease in turns has the first of them, for what is promised to it while it is awake."""
 _MEMORY = "gpuspawner.memory-bytes"
 _COMPUTE = "gpuspawner.compute-percent"
 MEMORY_LIMIT = "gpuspawner.mem-limit-bytes"
@@ -56,10 +57,10 @@ def lease_labels(lease: Lease) -> dict[str, str]:
     }
     if lease.mode is not Mode.WHOLE:
         labels[_MODE] = lease.mode.value
-    if lease.mode is Mode.SLICE:
+    if lease.mode in (Mode.SLICE, Mode.TURNS):
         labels[_MEMORY] = str(lease.memory_bytes)
-        if lease.mps:
-            labels[_COMPUTE] = f"{lease.compute_percent:g}"
+    if lease.mode is Mode.SLICE and lease.mps:
+        labels[_COMPUTE] = f"{lease.compute_percent:g}"
     return labels
 
 
@@ -127,6 +128,8 @@ class ContainerLabels:
             percent = float(self.compute_percent) if self.compute_percent else None
         except ValueError:
             raise LeaseConflict("Its labels don't say how much of its device it holds.") from None
+        if mode is Mode.TURNS and size > 0:
+            return Want(1, mode=mode, memory_bytes=size), size
         known = size > 0 and (percent is None or 0 < percent <= 100) and count == 1
         if mode is not Mode.SLICE or not known:
             raise LeaseConflict("Its labels don't say how much of its device it holds.")

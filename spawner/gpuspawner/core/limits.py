@@ -44,6 +44,8 @@ class LabRules:
     log_files: int = 3
     past_lease: frozenset[str] = frozenset()
     home: str = ""
+    home_size_bytes: int | None = None
+    """The size of a new home; None: no limit."""
     private: tuple[str, ...] = ()
     """Folders of the host that no lab may mount: the broker's state."""
 

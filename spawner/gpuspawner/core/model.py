@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from .turn import TurnSettings
 from .want import NO_GPU, Mode, Want
 
 __all__ = [
@@ -34,7 +35,7 @@ def guarantee_of(mode: Mode, simulated: bool) -> Guarantee:
     """The guarantee of a quota in this mode (design, section 6); NONE for simulated devices."""
     if simulated:
         return Guarantee.NONE
-    return Guarantee.GUARDED if mode is Mode.SLICE else Guarantee.HARD
+    return Guarantee.GUARDED if mode in (Mode.SLICE, Mode.TURNS) else Guarantee.HARD
 
 
 def is_lease_id(value: object) -> bool:
@@ -123,7 +124,7 @@ class Pool:
     `uuids` lists them. Without it, the pool takes `count` devices whose name contains `model` (in upper or
     lower case; None: any name; `count` None: all of them that no other pool names). Without `uuids`, `model`
     and `count`, it takes all devices that no other pool names. A slice pool has `slices` equal slices, or
-    slices of the `sizes_bytes`. `mps` None: MPS is used if it is installed.
+    slices of the `sizes_bytes`. `mps` None: MPS is used if it is installed. `turns` is for mode `turns`.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Pool:
     compute_percent: float | None = None
     mps: bool | None = None
     manage_compute_mode: bool = False
+    turns: TurnSettings | None = None
 
     @property
     def takes_all(self) -> bool:
@@ -193,7 +195,9 @@ class Lease:
     """What one server holds, or waits for.
 
     `want` is what was asked for; `device_uuids`, `memory_bytes` (the sum over the devices),
-    `compute_percent` and `mps` are what it holds. `since` is when the current state began; `created_at`
+    `compute_percent` and `mps` are what it holds. In turns, `device_uuids` are all GPUs that its container
+    can reach, first the one where it begins; `memory_bytes` is what it may have of one while it is awake.
+    `since` is when the current state began; `created_at`
     orders the queue; `notice` is a sentence for the holder ("" when all is well).
     """
 

@@ -109,6 +109,8 @@ UNSETTLED = frozenset({_WAITING, _RESERVED})
 """A lease in these states lives only as long as a hub keeps its connection open."""
 AWAKE = frozenset({_RUNNING})
 """GPU-seconds are charged in these states."""
+WITH_CONTAINER = frozenset({_RUNNING, _ASLEEP})
+"""Its container runs; in turns it may have no GPU at the moment."""
 
 ENDED = "This lease has ended: start the server again."
 """The message for a lease that is closed or unknown."""

@@ -25,7 +25,7 @@ class Want:
     `device_count` 0 means no GPU. `model` is compared with the device's model name as a substring, upper or
     lower case ("H100"), and kept casefolded; an empty one becomes None. `pool` None: any of the mode.
     `memory_bytes` and `compute_percent` are for a slice (None: the pool's values), `mig_profile` for a MIG
-    instance ("1g.10gb"; None: any).
+    instance ("1g.10gb"; None: any). In turns, `memory_bytes` is promised to who is awake (None: all).
     """
 
     device_count: int

@@ -73,11 +73,6 @@ class TierCard:
         """Whether it can be chosen."""
         return self.state is not State.OFF
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The sentences that other cards may have, too."""
-        return (self.guarantee, *self.notes, self.limits)
-
     def without(self, said: Collection[str]) -> TierCard:
         """The card without these sentences, which the page says once for all cards."""
         return replace(
@@ -160,6 +155,9 @@ def _hardware(tier: Tier, document: TierDocument, offer: TierOffer, simulated: b
     fraction = (offer.gpu_hours_an_hour or 1.0) / max(1, document.device_count)
     models = " or ".join(document.device_models)
     device = f"{document.device_count} × {models}" if models and document.device_count > 1 else models
+    if tier.want.mode is Mode.TURNS and models and not simulated:
+        people = f" by up to {document.total} people" if document.total else ""
+        device = f"A whole {models} whenever you compute, shared in turns{people}"
     shared = tier.want.mode is Mode.SLICE and document.compute_guarantee == Guarantee.NONE and not simulated
     guarantee = _SIMULATED if simulated else _WORTH[tier.want.mode] + (f" {_TIME_SLICING}" if shared else "")
     meters = _meters(tier, document, fraction, shared)
@@ -190,9 +188,10 @@ def _with_more(card: TierCard, offer: TierOffer | None, found: Found, has_budget
     if offer is not None:
         if card.usable and offer.ends_message:
             notes.append(offer.ends_message)
-        if has_budget and offer.gpu_hours_an_hour:
+        if card.usable and has_budget and offer.gpu_hours_an_hour:
             cost = f"{offer.gpu_hours_an_hour:.3g}"
-            notes.append(f"One hour costs {cost} GPU-hour{'' if cost == '1' else 's'}.")
+            hour = "One hour of turns" if card.tier.want.mode is Mode.TURNS else "One hour"
+            notes.append(f"{hour} costs {cost} GPU-hour{'' if cost == '1' else 's'}.")
         if offer.own_session is not None:
             notes.append(offer.own_session.message)
         notes.extend(each.message for each in offer.kept)

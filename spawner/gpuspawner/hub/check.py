@@ -5,7 +5,8 @@ JupyterHub creates the first spawner for the first user, so by itself it starts 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,8 +14,10 @@ from urllib.parse import urlsplit
 from traitlets import TraitError
 from traitlets.config import Application, Config
 
+from ..config.lab import GpuLab
 from ..core.errors import ConfigError
 from .network import gateway_of, has_address
+from .quiet import quieten
 from .reach import check, drop_devices, ways
 from .spawner import GpuDockerSpawner
 
@@ -38,7 +41,7 @@ def watch_settings(app: Application) -> None:
 
 
 def _check_all(change: Any) -> None:
-    """Ends the hub, after one sentence, for settings that can't be used."""
+    """Ends the hub, after one sentence, for settings that can't be used; else prepares its log."""
     app: Any = change.owner
     try:
         check_spawner(app.config)
@@ -47,6 +50,7 @@ def _check_all(change: Any) -> None:
     except TraitError as error:
         app.log.critical("The hub doesn't start: %s", error)
         app.exit(1)
+    quieten(app.log)
 
 
 def check_class(chosen: type) -> None:
@@ -90,11 +94,30 @@ _OTHER_SPAWNERS = {
 """DockerSpawner's other classes, with what to know instead."""
 
 
+_NEARLY = 0.85
+"""difflib's ratio of names that differ by a letter or two: `mem_limt` and `mem_limit` have 0.94."""
+
+
 def _check_sections(config: Config) -> None:
-    """Raises ConfigError for settings of a class that isn't used: traitlets would ignore them."""
+    """Raises ConfigError for settings that traitlets ignores: of a class that isn't used, or misspelt."""
     for section, instead in _OTHER_SPAWNERS.items():
         for name in config.get(section, ()):
             raise ConfigError(f"c.{section}.{name} has no effect here: remove it ({instead})")
+    for section, kind in (("GpuDockerSpawner", GpuDockerSpawner), ("GpuLab", GpuLab)):
+        _check_names(section, config.get(section, ()), kind.class_trait_names(config=True))
+    for section in ("DockerSpawner", "Spawner"):
+        _check_names(section, config.get(section, ()), GpuDockerSpawner.class_trait_names(config=True))
+
+
+def _check_names(section: str, names: Iterable[str], known: list[str]) -> None:
+    """Raises ConfigError for a name that is nearly a setting: traitlets ignores it with a warning.
+
+    Names that are not like any may belong to a subclass.
+    """
+    for name in names:
+        close = [] if name in known else get_close_matches(name, known, 1, _NEARLY)
+        if close:
+            raise ConfigError(f"There is no setting c.{section}.{name}: use {close[0]}")
 
 
 def _check_reach(spawner: GpuDockerSpawner) -> None:

@@ -90,6 +90,13 @@ class ContainerPlan:
     """Settings and variables that were removed because only a lease may give devices."""
     home: Home | None = None
     limits: Limits = field(default_factory=Limits)
+    home_size_bytes: int | None = None
+
+    @property
+    def sized_home(self) -> str | None:
+        """The Docker volume whose size is limited when it is created; None if there is none."""
+        home = self.home
+        return home.volume.source if home and home.volume.of_docker and self.home_size_bytes else None
 
     @property
     def new_home(self) -> str | None:
@@ -120,7 +127,9 @@ def plan(facts: ContainerFacts, patch: ContainerPatch | None) -> ContainerPlan:
     if lease.runtime is not None:
         host["runtime"] = lease.runtime
     host["mounts"] = [*host.get("mounts", ()), *(_mount(mount) for mount in lease.mounts)]
-    return ContainerPlan(create, host, (*dropped, *left_out), facts.home, facts.limits)
+    return ContainerPlan(
+        create, host, (*dropped, *left_out), facts.home, facts.limits, facts.rules.home_size_bytes
+    )
 
 
 _PLAIN_PROGRAMS = frozenset({"sh", "bash", "dash", "zsh", "python", "python3", "ipython"})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..core.errors import Refusal
-from ..core.model import LeaseState
+from ..core.states import WITH_CONTAINER
 from ..protocol.client import BrokerClient
 from ..protocol.rules import ServerDocument, ServersDocument
 
@@ -76,6 +76,6 @@ def owner_of(server: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _is_idle(lease: ServerDocument, limit_seconds: float, now: datetime) -> bool:
-    if lease.state is not LeaseState.RUNNING or lease.idle_since is None:
+    if lease.state not in WITH_CONTAINER or lease.idle_since is None:
         return False
     return (now - lease.idle_since).total_seconds() >= limit_seconds

@@ -74,18 +74,21 @@ def render_form(offered: Offered, filled: Filled = _NOTHING, server: str = "") -
 def _said_once(cards: Sequence[TierCard]) -> tuple[list[TierCard], list[str]]:
     """The cards without the sentences that all of them share, and these sentences.
 
-    About GPUs, only the cards of tiers with a GPU that can be chosen count.
+    About GPUs, only the cards of tiers with a GPU count, and of their notes those that can be chosen.
     """
     said: list[str] = []
-    gpus = [card for card in cards if card.usable and card.tier.needs_gpu]
-    if len(gpus) > 1:
-        said += [
-            each for each in (gpus[0].guarantee, *gpus[0].notes) if all(each in card.texts for card in gpus)
-        ]
+    shared: list[str] = []
+    gpus = [card for card in cards if card.guarantee]
+    if len(gpus) > 1 and len({card.guarantee for card in gpus}) == 1:
+        said.append(gpus[0].guarantee)
+    usable = [card for card in cards if card.usable and card.tier.needs_gpu]
+    if len(usable) > 1:
+        shared = [note for note in usable[0].notes if all(note in card.notes for card in usable)]
+        said += shared if len(usable) == len(cards) else [f"With a GPU: {note}" for note in shared]
     if len(cards) > 1 and len({card.limits for card in cards}) == 1:
         said.append(cards[0].limits)
     said = [each for each in said if each]
-    return [card.without(said) for card in cards], said
+    return [card.without((*said, *shared)) for card in cards], said
 
 
 def render_unusable(sentence: str) -> str:

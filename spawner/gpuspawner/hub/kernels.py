@@ -1,4 +1,4 @@
-"""Whether a server's kernels compute: asked of the server itself, told to the broker, which ends idle ones.
+"""Whether a server's kernels compute: asked of the server itself, told to the hub and the broker.
 
 The hub knows of a server only when it last did something. A cell that computes silently for an hour with the
 browser closed does nothing in that sense; its kernel is still busy.
@@ -21,7 +21,8 @@ from ..protocol.client import BrokerClient
 from ..protocol.rules import KernelsMessage
 
 TELL_SECONDS = 20.0
-"""So often the broker is told, which looks as often; it forgets what is older than five minutes."""
+"""So often a server is asked. The broker, which is told, looks as often and forgets what is older than five
+minutes; a culler of the hub should wait longer than a minute."""
 _ASK_SECONDS = 5.0
 
 
@@ -32,12 +33,18 @@ class KernelReporter:
         self._begun_seconds = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self, broker: BrokerClient, lease_id: str, url: str, token: str) -> None:
-        """Ask the server at `url` in the background and tell the broker, unless that was done just now."""
+    def begin(
+        self, broker: BrokerClient, lease_id: str, url: str, token: str, on_busy: Callable[[], None]
+    ) -> None:
+        """Ask the server at `url` in the background, unless that was done just now.
+
+        `on_busy` is called if a kernel computes; if there is a lease, the broker is told in any case.
+        """
         now = time.monotonic()
         if now - self._begun_seconds >= TELL_SECONDS and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(
-                self._tell(now, partial(report, broker, lease_id, url, token)), name=f"kernels {lease_id}"
+                self._tell(now, partial(report, broker, lease_id, url, token, on_busy)),
+                name=f"kernels {lease_id}",
             )
 
     async def _tell(self, begun_seconds: float, tell: Callable[[], Awaitable[bool]]) -> None:
@@ -59,11 +66,20 @@ def token_of(container: Mapping[str, Any]) -> str:
     return ""
 
 
-async def report(broker: BrokerClient, lease_id: str, url: str, token: str) -> bool:
-    """Ask the server at `url` and tell the broker; whether it knows now. Never raises."""
+async def report(
+    broker: BrokerClient, lease_id: str, url: str, token: str, on_busy: Callable[[], None]
+) -> bool:
+    """Ask the server at `url`, call `on_busy` or not, and tell the broker of a lease's server.
+
+    Whether all of that was done. Never raises.
+    """
     found = await read_kernels(url, token)
     if found is None:
         return False
+    if found.busy:
+        on_busy()
+    if not lease_id:
+        return True
     try:
         await broker.tell("POST", f"/leases/{lease_id}/kernels", found)
     except Refusal:

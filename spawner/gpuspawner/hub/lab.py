@@ -91,14 +91,15 @@ class Lab:
 
 async def create(
     docker: DockerEngine, plan: ContainerPlan, network: LabNetwork, user: str
-) -> tuple[str, str]:
-    """Creates the container; returns its id, and a problem with its home ("": none).
+) -> tuple[str, tuple[str, ...]]:
+    """Creates the container; returns its id, and what is wrong with its home, in sentences.
 
     If the image doesn't know the home, `user` ("uid:gid") becomes its owner. Raises EngineFault, and
     ConfigError for arguments that docker-py doesn't know.
     """
 
-    def work(call: Call) -> tuple[str, str]:
+    def work(call: Call) -> tuple[str, tuple[str, ...]]:
+        unlimited = limit_home(call, plan)
         # Only on this network; extra_host_config may name another one.
         on_ours = plan.host["network_mode"] == network.name
         settings = {"networking_config": network.endpoint(call) if on_ours else None, **plan.create}
@@ -107,9 +108,27 @@ async def create(
             container_id = str(call("create_container", **settings, host_config=host)["Id"])
         except TypeError as error:
             raise unusable(error) from error
-        return container_id, _give_home(call, container_id, plan.new_home, user) if plan.new_home else ""
+        rooted = _give_home(call, container_id, plan.new_home, user) if plan.new_home else ""
+        return container_id, tuple(filter(None, (unlimited, rooted)))
 
     return await docker.run(work)
+
+
+def limit_home(call: Call, plan: ContainerPlan) -> str:
+    """Creates the home's volume with its size; returns why it has none. An existing volume isn't changed.
+
+    Docker's own driver refuses a size where its folder has no quotas (moby 20.10 to 28, volume/local).
+    """
+    if plan.sized_home is None:
+        return ""
+    driver, options = plan.host.get("volume_driver"), {"size": str(plan.home_size_bytes)}
+    try:
+        call("create_volume", plan.sized_home, driver=driver, driver_opts=options)
+    except EngineFault as fault:
+        if fault.status is None:
+            raise
+        return f"The home {plan.sized_home} has no limit of its size: {fault}"
+    return ""
 
 
 def _give_home(call: Call, container_id: str, home: str, user: str) -> str:
@@ -128,5 +147,5 @@ def _give_home(call: Call, container_id: str, home: str, user: str) -> str:
     except EngineFault as fault:
         if fault.status is None:
             raise
-        return str(fault)
+        return f"The home may not be writable: {fault}"
     return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,21 +25,25 @@ class Configured:
 
 
 def configured_limits(
-    tier: Tier, general: Configured, own: Configured, extra_host: Mapping[str, Any]
+    tier: Tier,
+    general: Configured,
+    own: Configured,
+    extra_host: Mapping[str, Any],
+    overridden: Collection[str] = (),
 ) -> ConfiguredLimits:
     """What is configured for a lab of this tier.
 
-    Memory and CPU come from the first of these that is set: `extra_host_config`; a group's override or a hook
-    on this spawner (`own` differs from `general`, the settings for all spawners); the tier; `general`.
-    Raises ConfigError.
+    Memory and CPU come from the first of these that is set: `extra_host_config`; a group's override of the
+    settings `overridden`, or a hook on this spawner (`own` differs from `general`, the settings for all
+    spawners); the tier; `general`. Raises ConfigError.
     """
     memory = own.memory_bytes
-    if memory == general.memory_bytes:
+    if memory == general.memory_bytes and "mem_limit" not in overridden:
         memory = tier.mem_limit_bytes or memory
     if "mem_limit" in extra_host:
         memory = parse_bytes(extra_host["mem_limit"], "mem_limit of extra_host_config")
     cores = own.cpu_cores
-    if cores == general.cpu_cores:
+    if cores == general.cpu_cores and "cpu_limit" not in overridden:
         cores = tier.cpu_limit or cores
     return ConfiguredLimits(memory or None, cores or None, tier.shm_bytes, tier.pids, tier.cpu_shares)
 

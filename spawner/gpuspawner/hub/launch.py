@@ -43,7 +43,7 @@ from .tasks import all_or_none
 
 RETRY_SECONDS = 1.0
 """Pause between clean-up attempts while Docker doesn't answer."""
-_NOUNS = {Mode.SLICE: "slice of a GPU", Mode.MIG: "MIG instance"}
+_NOUNS = {Mode.SLICE: "slice of a GPU", Mode.MIG: "MIG instance", Mode.TURNS: "GPU in turns"}
 _LOOK_SECONDS = 1.0
 """How often a start checks that its container still runs, while it waits for the server's answer."""
 _RELEASE_SECONDS = 2.0
@@ -233,7 +233,7 @@ class Launch:
     def _say_granted(self, lease: Lease, patch: ContainerPatch) -> None:
         kind = _NOUNS.get(lease.mode, "GPU")
         kind = f"simulated {kind}" if patch.env.get("GPUSPAWNER_SIMULATED") else kind
-        count = len(lease.device_uuids)
+        count = 1 if lease.mode is Mode.TURNS else len(lease.device_uuids)
         self._progress.say(25, f"{count} {kind}{'' if count == 1 else 's'} reserved for you", Step.GPU)
         self._log(logging.INFO, "Lease reserved")
 

@@ -73,13 +73,21 @@ class NetworkSeen:
 def look_at(call: Call, name: str) -> NetworkSeen | None:
     """Docker's network of that name; None if there is none. Raises EngineFault when Docker doesn't say."""
     found = _find(call, name)
-    if found is None:
-        return None
+    return None if found is None else _seen(found)
+
+
+def _seen(found: dict[str, Any]) -> NetworkSeen:
     subnets = tuple(str(entry["Subnet"]) for entry in _ipam_of(found) if entry.get("Subnet"))
     options = found.get("Options") or {}
     running = sorted(str(each.get("Name", "")) for each in (found.get("Containers") or {}).values())
     isolated = options.get("com.docker.network.bridge.enable_icc") == "false"
     return NetworkSeen(subnets, isolated, tuple(running))
+
+
+def remove_network(name: str, running: Collection[str]) -> str:
+    """How a network is removed: "run 'docker network rm labs'", after its containers were stopped."""
+    stop = f"stop its containers ({', '.join(running)}), then " if running else ""
+    return f"{stop}run 'docker network rm {name}'"
 
 
 def ensure_network(call: Call, name: str, subnet: str) -> str:
@@ -102,11 +110,11 @@ def ensure_network(call: Call, name: str, subnet: str) -> str:
                     "Set another one (GPUSPAWNER_SUBNET, c.GpuDockerSpawner.subnet)"
                 ) from fault
         present = call("inspect_network", name)
-    found = [entry.get("Subnet") for entry in _ipam_of(present)]
-    if config["Subnet"] not in found:
+    seen = _seen(present)
+    if config["Subnet"] not in seen.subnets:
         raise ConfigError(
-            f"the network {name!r} has the addresses {found}, not {config['Subnet']}: remove it with "
-            f"'docker network rm {name}', or set GPUSPAWNER_SUBNET to the network's addresses"
+            f"the network {name!r} has the addresses {', '.join(seen.subnets)}, not {config['Subnet']}: set "
+            f"GPUSPAWNER_SUBNET to them, or {remove_network(name, seen.running)}"
         )
     return str(config["Gateway"])
 

@@ -27,7 +27,6 @@ LABELS_SECONDS = 1.0
 _MOST_IMAGES = 30
 """At most this many images of the list are looked for on this machine each time that the page is shown."""
 _SILENT = "The GPU broker doesn't answer right now."
-_PULL_FIRST = "pulled first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +63,15 @@ async def look(menu: Menu, shared: HubShared, who: WhoAsks) -> Offered:
         except TimeoutError:
             problem = _SILENT
     present = await _inspect(_names(menu), shared.docker)
-    found = Found(tiers, offer, menu.limits, _missing(menu, present))
+    first = shared.sizes.notes({tier.name: menu.image_of(tier) for tier in menu.tiers}, present)
+    images = {tier: f"Its image isn't on this machine yet: {note}." for tier, note in first.items()}
+    found = Found(tiers, offer, menu.limits, images)
     obstacles = _obstacles(menu, tiers, present)
     cards = [
         with_obstacle(card, obstacles.get(card.tier.name, ""), usable=bool(menu.images))
         for card in make_cards(menu.tiers, found)
     ]
-    notes = _notes(menu.images, present)
+    notes = shared.sizes.notes(menu.images.listed, present)
     return Offered(cards, make_quota(offer), menu.images, problem, notes)
 
 
@@ -107,22 +108,3 @@ def _obstacles(
         if why := obstacle(image, needs, tier.needs_gpu, machine):
             found[tier.name] = why
     return found
-
-
-def _missing(menu: Menu, present: Mapping[str, dict[str, Any] | None]) -> dict[str, str]:
-    """By tier name, that its image must be pulled first; nothing where it is here, or that isn't known."""
-    images = {tier.name: menu.image_of(tier) for tier in menu.tiers}
-    return {
-        tier: f"Its image {image} isn't on this machine yet: it is {_PULL_FIRST}."
-        for tier, image in images.items()
-        if image in present and present[image] is None
-    }
-
-
-def _notes(images: AllowedImages, present: Mapping[str, dict[str, Any] | None]) -> dict[str, str]:
-    """By the name in the list, what is said of an image that isn't here."""
-    return {
-        name: _PULL_FIRST
-        for name, image in images.listed.items()
-        if image in present and present[image] is None
-    }

@@ -163,9 +163,6 @@ def _others(host: Mapping[str, Any]) -> Iterator[Way]:
         mode = str(host.get(name) or "")
         if mode == "host" or mode.startswith("container:"):
             yield Way(name, mode, "the processes of other labs")
-    network = str(host.get("network_mode") or "")
-    if network == "host" or network.startswith("container:"):
-        yield Way("network_mode", network, "the services of this machine or of another lab")
     policy = host.get("restart_policy") or {}
     if policy.get("Name") not in (None, "", "no"):
         reaches = "devices that another user may hold when it restarts"

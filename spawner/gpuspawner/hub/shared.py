@@ -7,12 +7,14 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..config.open_files import raise_limit
 from ..protocol.client import BrokerClient
 from .docker import DockerEngine
+from .image_sizes import ImageSizes
 from .pulls import PullLimits, Pulls
 from .readiness import Slots
 from .removals import Removals
@@ -29,6 +31,11 @@ class HubShared:
     """How many servers may start at once."""
     log: logging.Logger
     removals: Removals = field(default_factory=Removals)
+
+    @cached_property
+    def sizes(self) -> ImageSizes:
+        """How much must still be pulled of images."""
+        return ImageSizes(self.docker)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
-from jupyterhub.utils import fmt_ip_url, maybe_future, url_escape_path, url_path_join
+from jupyterhub.utils import fmt_ip_url, maybe_future, url_escape_path, url_path_join, utcnow
 from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
 from traitlets import Any as AnyTrait
@@ -333,6 +333,7 @@ class GpuDockerSpawner(DockerSpawner):
         self.site = GpuSite(parent=self)
         self.lab_settings = GpuLab(parent=self)
         self._general_limits = self._limits_now
+        self._overridden: set[str] = set()
         if self.oauth_client_id:  # the hub gave one
             self.oauth_client_id = oauth_client_of(self.user.name, self.name)
         self.lease_id = ""
@@ -524,9 +525,13 @@ class GpuDockerSpawner(DockerSpawner):
         stored = self.orm_spawner
         if stored is not None and stored.user_options != options:
             stored.user_options = options
-            session = object_session(stored)
-            if session is not None:
-                session.commit()
+            self._commit(stored)
+
+    @staticmethod
+    def _commit(stored: Any) -> None:
+        session = object_session(stored)
+        if session is not None:
+            session.commit()
 
     # ---- start
 
@@ -633,7 +638,9 @@ class GpuDockerSpawner(DockerSpawner):
         config = image.get("Config") or {}
         machine, extra_host = await self._machine(), await self._evaluate("extra_host_config")
         rules = self.lab_settings.rules(self.site.state_dir)
-        configured = configured_limits(job.tier, self._general_limits, self._limits_now, extra_host)
+        configured = configured_limits(
+            job.tier, self._general_limits, self._limits_now, extra_host, self._overridden
+        )
         limits = limits_of(configured, rules, machine)
         env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
         names, folder = (self.user.name, self.escaped_name), str(config.get("WorkingDir") or "")
@@ -667,6 +674,15 @@ class GpuDockerSpawner(DockerSpawner):
             )
         return planned
 
+    async def apply_group_overrides(self) -> None:
+        """As in JupyterHub; notes which settings this user's groups override, also with an equal value."""
+        self._overridden.clear()
+        await super().apply_group_overrides()
+
+    def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
+        self._overridden |= spawner_override.keys()
+        super()._apply_overrides(spawner_override)
+
     @property
     def _limits_now(self) -> Configured:
         return Configured(self.mem_limit, self.cpu_limit)
@@ -680,9 +696,9 @@ class GpuDockerSpawner(DockerSpawner):
 
     async def create_container(self, plan: ContainerPlan) -> str:
         """Creates the container and returns its id. Raises EngineFault, ConfigError."""
-        container_id, problem = await create(self.shared.docker, plan, self.lab_network, self.container_user)
-        if problem:
-            self.log.warning("The home in container %s may not be writable: %s", plan.create["name"], problem)
+        container_id, problems = await create(self.shared.docker, plan, self.lab_network, self.container_user)
+        for problem in problems:
+            self.log.warning("%s container=%s", problem, plan.create["name"])
         return container_id
 
     async def _evaluate(self, name: str) -> dict[str, Any]:
@@ -758,11 +774,21 @@ class GpuDockerSpawner(DockerSpawner):
         return None
 
     def _report_kernels(self, address: tuple[str, int], token: str) -> None:
-        """Tells the broker, in the background, whether the kernels of a server with a GPU compute."""
-        if not self.lease_id or self.server is None or self.internal_ssl:
+        """Tells hub and broker, in the background, whether the kernels compute."""
+        if self.server is None or self.internal_ssl:
             return
         url = self._address_url(*address) + str(self.server.base_url)
-        self._kernels.begin(self.shared.broker, self.lease_id, url, token)
+        self._kernels.begin(self.shared.broker, self.lease_id, url, token, self._count_as_active)
+
+    def _count_as_active(self) -> None:
+        """A server that computes is active for the hub, too: no culler ends it as idle.
+
+        JupyterHub (6.1) counts requests, and messages of a kernel; a silent computation has neither.
+        """
+        stored = self.orm_spawner
+        if stored is not None:
+            stored.last_activity = utcnow(with_tz=False)
+            self._commit(stored)
 
     def _reconnect(self, error: ConfigError) -> None:
         """Connects the container to the labs' network again, in the background."""

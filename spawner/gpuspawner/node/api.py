@@ -9,12 +9,13 @@ needed. The node reads NVML by itself and reports changes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from ..core.disk import Disk
 from ..core.model import Device, DeviceHealth
 from .checkpoint.hands import SeatReading, TurnHands, TurnReadings
 from .checkpoint.host import Seat
@@ -70,7 +71,9 @@ class NodeFacts:
     can't be read. `compute_modes`: of the whole GPUs, by UUID; None if it can't be read. `driver` is None
     if GPUs are simulated or can't be listed. `guard_obstacle`: why processes of containers can't be ended
     here, with the remedy. `mps_pipes`: the folder with a pipe folder for each GPU's MPS daemon; "" if MPS
-    is not used.
+    is not used. `memory_bytes`: the machine's main memory; None if it doesn't say. `turns_obstacle`: why GPUs
+    can't be used in turns here, with the remedy; "" if nothing is known against it. `turns_move`: whether the
+    driver can wake a program on another GPU.
     """
 
     name: str
@@ -83,6 +86,9 @@ class NodeFacts:
     guard_obstacle: str = ""
     mps: MpsProgram = field(default_factory=lambda: MpsProgram(None))
     mps_pipes: str = ""
+    memory_bytes: int | None = None
+    turns_obstacle: str = ""
+    turns_move: bool = True
 
     @property
     def incomplete(self) -> bool:
@@ -203,6 +209,21 @@ class Node(Protocol):
         """The processes that use the device now, without those that have just ended.
 
         Raises DeviceFault if NVML doesn't say in time.
+        """
+        ...
+
+    async def disks(self, docker_root: str) -> tuple[Disk, ...]:
+        """The disks with Docker's folder (of the engine's `/info`) and with the broker's state."""
+        ...
+
+    def turn_hands(self) -> TurnHands | None:
+        """How leases in turns are read, paused, moved and woken; None while no real GPUs are listed."""
+        ...
+
+    async def check_turns(self, uuids: Sequence[str]) -> str:
+        """Why these GPUs can't be used in turns now, for people; "" if they can, or are simulated.
+
+        The first time with a version of the driver it tries it with a program of its own, for about 5 s.
         """
         ...
 

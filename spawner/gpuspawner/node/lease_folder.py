@@ -12,7 +12,7 @@ from ..core.model import Lease, guarantee_of, is_lease_id
 
 
 class LeaseFolders:
-    """`<state_dir>/leases/<id>`, with `lease.json` and `notice` (a sentence, or empty).
+    """`<state_dir>/leases/<id>`, with `lease.json`, `notice` (a sentence, or empty) and, in turns, `turn`.
 
     Files are replaced atomically, so that a reader never sees a partial file, and any user of the container
     can read them. Blocks on disk; raises LedgerFault if the state folder can't be written.
@@ -53,6 +53,15 @@ class LeaseFolders:
                 f"{folder} can't be written: {error.strerror}. Check disk and permissions"
             ) from error
         return folder
+
+    def write_turn(self, lease_id: str, sentence: str) -> None:
+        """Writes what a cell that waits for a GPU shows; "" if none waits. Does nothing without a folder."""
+        folder = self.path(lease_id)
+        try:
+            if folder.is_dir():
+                _replace(folder / "turn", sentence)
+        except OSError as error:
+            raise LedgerFault(f"{folder} can't be written: {error.strerror}") from error
 
     def remove(self, lease_id: str) -> None:
         """Removes the folder. No error if it doesn't exist."""

@@ -10,18 +10,30 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..config.site import GpuSite
+from ..core.disk import Disk
 from ..core.errors import ConfigError, DeviceFault, GpuSpawnerError
 from ..core.model import DeviceHealth
-from .api import Access, DesiredState, DriverFacts, MpsProgram, Node, NodeEvent, NodeFacts, Readings
+from .api import (
+    Access,
+    DesiredState,
+    DriverFacts,
+    MpsProgram,
+    Node,
+    NodeEvent,
+    NodeFacts,
+    Readings,
+    TurnHands,
+)  # fmt: skip
 from .daemon_pool import DaemonPool
 from .daemons import RETRY_SECONDS, DaemonTools, GpuDaemons
+from .disks import read_disks
 from .guard.guard import Guard, GuardSettings
 from .health import HealthMonitor
 from .injection import engine_facts, find_access, read_local
@@ -29,6 +41,7 @@ from .inventory import Inventory, Patience, is_broken, modes_of, open_inventory
 from .mps.control import find_program, pipes_of
 from .mps.daemon import MpsPace
 from .processes import Process, ProcessTable, ending_obstacle
+from .turning import LocalTurns, can_move, main_memory_bytes, turns_obstacle
 from .usage import UsageMonitor
 
 OPEN_SECONDS = 15.0
@@ -97,7 +110,9 @@ class LocalNode:
     async def start(self) -> NodeFacts:
         """Opens NVML and lists the devices. A driver that fails is a fault: it may work after a repair."""
         mps = self._settings.find_mps()
-        self._facts = replace(self._facts, mps=mps, guard_obstacle=ending_obstacle())
+        self._facts = replace(
+            self._facts, mps=mps, guard_obstacle=ending_obstacle(), memory_bytes=main_memory_bytes()
+        )
         opening = self._nvml.submit(self._open)
         done, _ = await asyncio.wait({opening}, timeout=self._settings.open_seconds)
         seconds = self._settings.open_seconds
@@ -144,7 +159,7 @@ class LocalNode:
     ) -> Access:
         """Decides from the engine's facts and, for a local engine, from the files on this machine."""
         local = None
-        if os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
+        if _docker_is_here():
             local = await asyncio.to_thread(read_local, tuple(info.get("CDISpecDirs") or ()))
         facts = engine_facts(info, version, local)
         return find_access(self._settings.injection, facts, self._facts.simulated, uuids)
@@ -161,6 +176,26 @@ class LocalNode:
             return tuple(process for process in found if process is not None)
 
         return await self._asking.submit(lambda: self._process_patience.one(uuid, look))
+
+    async def disks(self, docker_root: str) -> tuple[Disk, ...]:
+        """Reads them; Docker's folder only if the engine runs on this machine."""
+        root = docker_root if _docker_is_here() else ""
+        return await asyncio.to_thread(read_disks, root, str(self._settings.state_dir))
+
+    def turn_hands(self) -> TurnHands | None:
+        """Those of this machine's CUDA driver."""
+        turns = None if self._hardware is None else self._hardware.turns
+        return None if turns is None else turns.hands
+
+    async def check_turns(self, uuids: Sequence[str]) -> str:
+        """Tries the driver once, and records that it passed in the state folder."""
+        if self._facts.simulated:
+            return ""
+        if self._hardware is None or self._hardware.turns is None:
+            return self._facts.fault or "The GPUs are not listed yet."
+        if self._facts.turns_obstacle or self._facts.driver is None:
+            return self._facts.turns_obstacle
+        return await self._hardware.turns.check(str(self._facts.driver.driver_version), uuids)
 
     async def events(self) -> AsyncIterator[NodeEvent]:
         """Ends when the node is closed."""
@@ -195,6 +230,8 @@ class LocalNode:
         """The present facts. Blocks. Raises DeviceFault if nothing can be listed."""
         devices = tuple(replace(each, node=self._facts.name) for each in inventory.devices())
         pipes = "" if inventory.simulated else str(pipes_of(self._settings.state_dir))
+        driver = self._driver(inventory)
+        version = None if driver is None else driver.driver_version
         return replace(
             self._facts,
             simulated=inventory.simulated,
@@ -202,8 +239,10 @@ class LocalNode:
             left_out=inventory.left_out,
             fault="",
             compute_modes=modes_of(inventory, devices, self._patience),
-            driver=self._driver(inventory),
+            driver=driver,
             mps_pipes=pipes,
+            turns_obstacle="" if inventory.simulated else turns_obstacle(version),
+            turns_move=inventory.simulated or can_move(version),
         )
 
     def _driver(self, inventory: Inventory) -> DriverFacts | None:
@@ -290,6 +329,10 @@ class LocalNode:
                 self._events.put_nowait(readings)
 
 
+def _docker_is_here() -> bool:
+    return os.environ.get("DOCKER_HOST", "unix://").startswith("unix://")
+
+
 def _is_broken_driver(error: GpuSpawnerError) -> bool:
     """Whether a driver is there but fails, as after an upgrade; not settings or a machine without GPUs."""
     fault = error if isinstance(error, DeviceFault) else error.__cause__
@@ -315,6 +358,7 @@ class _Hardware:
         self._post, self._log = post, log
         self.monitor = HealthMonitor(inventory, self._tell, log=log)
         self._usage = UsageMonitor(inventory, log)
+        self.turns = LocalTurns(inventory, settings.state_dir, log) if self._real else None
         self._guard = Guard(inventory, self._tell, settings=settings.guard, log=log)
         self._guarding = False
         tools = DaemonTools(
@@ -351,6 +395,8 @@ class _Hardware:
         if self._guarding:
             await self._guard.stop()
         await self.daemons.close()
+        if self.turns is not None:
+            await self.turns.close()
         closing = DaemonPool("nvml-close", most=1)
         await closing.submit(self.inventory.close)
         closing.close()

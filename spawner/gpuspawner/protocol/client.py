@@ -26,6 +26,7 @@ from .messages import (
     RefusedEvent,
     StatusDocument,
     TiersDocument,
+    TurnDocument,
     document,
     event_from_line,
     request_to_json,
@@ -117,6 +118,14 @@ class BrokerClient:
         Idempotent.
         """
         await self._call("DELETE", f"/leases/{lease_id}")
+
+    async def turn(self, lease_id: str, action: str) -> dict[str, Any]:
+        """Asks for a GPU now ("wake") or gives up the turn ("yield"), for a lease in turns; where it is.
+
+        Raises LeaseConflict if the server has ended or has no turns.
+        """
+        text = await self._call("POST", f"/turns/{lease_id}/{action}")
+        return document(TurnDocument.model_validate_json(text))
 
     async def tiers(self) -> dict[str, Any]:
         """The document of `GET /tiers`: what is free now in each tier."""

@@ -25,6 +25,7 @@ from pydantic import (
 )  # fmt: skip
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from ..core.disk import DiskState
 from ..core.errors import BadOption, Refusal
 from ..core.model import ContainerPatch, GpuRequest, Guarantee, Lease, LeaseState
 from ..core.want import Mode, Want
@@ -96,12 +97,13 @@ class WantMessage(Message):
     @model_validator(mode="after")
     def _check_mode(self) -> WantMessage:
         """Raises an error if a value contradicts the mode."""
-        if self.mode is Mode.TURNS:
-            raise PydanticCustomError("refused", "This version has no turns: choose another tier.")
+        if self.mode is Mode.TURNS and self.device_count != 1:
+            raise PydanticCustomError("refused", "A turn is on one GPU: choose another tier.")
         if self.mode is Mode.SLICE and self.device_count != 1:
             raise PydanticCustomError("refused", "A slice is of one GPU: choose another tier.")
-        sized = self.memory_bytes is not None or self.compute_percent is not None
-        if self.mode is not Mode.SLICE and sized:
+        shared = self.mode in (Mode.SLICE, Mode.TURNS)
+        limited = self.mode is not Mode.SLICE and self.compute_percent is not None
+        if limited or (not shared and self.memory_bytes is not None):
             raise PydanticCustomError("refused", "Only a slice has its own size: choose another tier.")
         return self
 
@@ -246,8 +248,29 @@ class ShareDocument(Message):
     since: Time
 
 
+class TurnDocument(Message):
+    """The turn of a lease whose pool is used in turns.
+
+    `memory_bytes` is what it has on the GPU, or in host memory while it is asleep. `moves`: it is being
+    paused, moved or woken. `position` and `wait_seconds`: its place among those that want a GPU, from 1, and
+    about how long it waits; None if it wants none. `can_move` False: its memory can't leave the GPU.
+    """
+
+    turn: str = Field(description="awake, paused or asleep")
+    since: Time
+    gpu_uuid: str | None
+    memory_bytes: Count
+    moves: bool
+    position: int | None
+    wait_seconds: float | None
+    can_move: bool
+
+
 class DeviceDocument(Message):
-    """A device, its health and its holder. None: not available, or no holder."""
+    """A device, its health and its holder. None: not available, or no holder.
+
+    In turns the holder is who is awake there, and the seats are those of the whole pool.
+    """
 
     uuid: str
     model: str
@@ -273,11 +296,14 @@ class DeviceDocument(Message):
     free_memory_bytes: int | None
     shares: tuple[ShareDocument, ...]
     drained: bool = Field(False, description="whether an admin lets no new server start on it")
+    free_seats: int | None = None
+    total_seats: int | None = None
 
 
 class LeaseDocument(Message):
     """A lease that has not ended, as status and pages show it.
 
+    `turn` is None in other modes, and before the broker has looked at its programs.
     `unknown_to_hub`: it holds its devices, but the hub has no such server; an admin can end it.
     """
 
@@ -293,6 +319,7 @@ class LeaseDocument(Message):
     mode: Mode
     since: Time
     notice: str
+    turn: TurnDocument | None = None
     groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
     used_bytes: int | None = Field(
         None, description="the memory that counts against memory_bytes; null: not known"
@@ -340,10 +367,22 @@ class EndedDocument(Message):
     groups: tuple[str, ...] = Field((), description="the user's groups when the lease was asked for")
 
 
+class DiskDocument(Message):
+    """A disk that labs or broker fill. `sentence` says how much is free."""
+
+    holds: str
+    folder: str
+    free_bytes: Count
+    total_bytes: Count
+    state: DiskState
+    sentence: str
+
+
 class StatusDocument(Message):
     """The answer to `GET /status`: devices, leases and queue at one moment.
 
-    `fault`: why the machine's GPUs can't be listed now; "" if they can.
+    `fault`: why the machine's GPUs can't be listed now; "" if they can. `disks`: for those who see
+    everything.
     """
 
     simulated: bool
@@ -352,6 +391,7 @@ class StatusDocument(Message):
     leases: tuple[LeaseDocument, ...]
     queue: tuple[QueueDocument, ...]
     ended: tuple[EndedDocument, ...]
+    disks: tuple[DiskDocument, ...] = ()
 
 
 class DriverDocument(Message):

@@ -179,7 +179,8 @@ class Status(Command):
 class Homes(Command):
     """Lists the homes that Docker keeps with their sizes, archives or removes those of users.
 
-    `gpuspawner homes`; `gpuspawner homes archive ada ben --to=/srv/archive`; `gpuspawner homes remove ada`.
+    `gpuspawner homes`; `gpuspawner homes archive ada ben --to=/srv/archive`; `gpuspawner homes remove ada`;
+    `gpuspawner homes retire ada --to=/srv/archive` archives and then removes.
     """
 
     name = "gpuspawner-homes"
@@ -217,12 +218,12 @@ class Homes(Command):
                 self._show(found)
                 if not found:
                     print(f"gpuspawner homes: {homes.why_none(call, settings.config)}", file=sys.stderr)
-            elif verb in ("archive", "remove") and users:
+            elif verb in ("archive", "remove", "retire") and users:
                 if not found:
                     raise ConfigError(homes.why_none(call, settings.config))
                 self._change(verb, call, homes.of_users(found, users), image_references(settings))
             else:
-                raise ConfigError("use `list`, `archive USER …` or `remove USER …`")
+                raise ConfigError("use `list`, `archive USER …`, `remove USER …` or `retire USER …`")
         except (ConfigError, EngineFault) as error:
             self._fail(str(error))
         except OSError as error:
@@ -248,12 +249,12 @@ class Homes(Command):
         self, verb: str, call: homes.Call, chosen: tuple[homes.HomeVolume, ...], images: tuple[str, ...]
     ) -> None:
         for home in chosen:
+            if verb != "remove" and not images:
+                raise ConfigError("no image is set that could read the home: set c.GpuDockerSpawner.image")
             if verb == "archive":
-                if not images:
-                    raise ConfigError(
-                        "no image is set that could read the home: set c.GpuDockerSpawner.image"
-                    )
                 print(homes.archive(call, home, Path(self.to), images[0]))
+            elif verb == "retire":
+                print(homes.retire(call, home, Path(self.to), images[0]))
             elif self.yes:
                 homes.remove(call, home)
                 print(f"removed {home.name}")

@@ -174,14 +174,27 @@ def archive(call: Call, home: HomeVolume, folder: Path, image: str) -> Path:
     return target
 
 
+def retire(call: Call, home: HomeVolume, folder: Path, image: str) -> Path:
+    """Archives the home, and removes it only when that is done. Raises ConfigError, EngineFault, OSError."""
+    if home.in_use:
+        raise ConfigError(_in_use(home))
+    target = archive(call, home, folder, image)
+    remove(call, home)
+    return target
+
+
+def _in_use(home: HomeVolume) -> str:
+    return f"The home {home.name} is in use: stop the user's servers first"
+
+
 def remove(call: Call, home: HomeVolume) -> None:
     """Removes the home permanently. Raises ConfigError while a container has it, EngineFault."""
     if home.in_use:
-        raise ConfigError(f"The home {home.name} is in use: stop the user's servers first")
+        raise ConfigError(_in_use(home))
     try:
         call("remove_volume", home.name)
     except EngineFault as fault:
         if fault.status == 409:
-            raise ConfigError(f"The home {home.name} is in use: stop the user's servers first") from fault
+            raise ConfigError(_in_use(home)) from fault
         if fault.status != 404:
             raise

@@ -22,7 +22,15 @@ from pathlib import Path
 from ..core.errors import ConfigError, EngineFault
 from ..hub.docker import DockerEngine
 from ..hub.metadata import MetadataWall, may_build
-from ..hub.network import DOCKERS_OWN, Call, ensure_network, gateway_of, has_address, look_at
+from ..hub.network import (
+    DOCKERS_OWN,
+    Call,
+    ensure_network,
+    gateway_of,
+    has_address,
+    look_at,
+    remove_network,
+)
 from .make_network import spawner_of_file
 
 LOG = logging.getLogger("gpuspawner.tools.keep_network")
@@ -77,11 +85,19 @@ class NetworkKeeper:
         self._tell(
             logging.ERROR,
             f"Docker has the network {self._name!r}, but its address {self._address} isn't on this machine, "
-            f"so nobody reaches a hub that listens there: run 'docker network rm {self._name}', and it is "
+            f"so nobody reaches a hub that listens there: {self._remedy()}, and it is "
             "created again. If Docker runs on another machine, remove the service `network` from "
             "c.JupyterHub.services",
         )
         return RETRY_SECONDS
+
+    def _remedy(self) -> str:
+        """How to remove the network, with its containers named if Docker tells them."""
+        try:
+            seen = look_at(self._call, self._name)
+        except EngineFault:
+            seen = None
+        return remove_network(self._name, seen.running if seen else ())
 
     def _build_wall(self) -> None:
         """Somebody may have emptied the firewall's rules, so they are looked for each time."""

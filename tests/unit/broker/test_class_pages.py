@@ -22,6 +22,7 @@ from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
+from gpuspawner.core.disk import Disk
 from gpuspawner.node.api import Usage, XidSeen
 
 from tests.unit.broker.test_pages_handlers import Pages, serving
@@ -83,9 +84,8 @@ async def staff(tmp_path: Path, times: Any) -> AsyncIterator[Staff]:
     times.wall = times.wall.replace(year=2026, month=11, day=26)  # a Thursday
     bench = ClassBench(tmp_path, times)
     await bench.open()
-    checkup = Checkup(
-        (("State", tmp_path),), lambda: (Line("problem", "Docker", "it is down", "start it"),), times.now
-    )
+    finding = Line("problem", "Docker", "it is down", "start it")
+    checkup = Checkup(lambda: (finding,), times.now)
 
     async def ended(limit: int) -> tuple[EndedProcess, ...]:
         return tuple(bench.ended[:limit])
@@ -101,6 +101,8 @@ async def staff(tmp_path: Path, times: Any) -> AsyncIterator[Staff]:
         readings=lambda: readings,
         fault=lambda: "",
         ended=ended,
+        disks=lambda: (Disk("homes", "/var/lib/docker", 5 * GIB, 100 * GIB),),
+        unknown=lambda: (),
         checkup=checkup,
         clock=times.now,
     )
@@ -397,14 +399,14 @@ async def test_the_machine_is_checked_once_on_request_and_the_result_kept(staff:
     words = await staff.words("admin/machine/", "monitor")
     assert "1 problem needs a look." in words
     assert "problem Docker : it is down start it" in words
-    assert "Disk space State" in words
+    assert "Disk space homes 5.0 GiB of 100 GiB free at /var/lib/docker: low" in words
 
 
 async def test_a_check_that_fails_is_said(times: Any) -> None:
     def broken() -> tuple[Line, ...]:
         raise ValueError("doctor said: no")
 
-    checkup = Checkup((), broken, times.now)
+    checkup = Checkup(broken, times.now)
     checkup.begin()
     while checkup.report.running:
         await asyncio.sleep(0.01)

@@ -10,8 +10,10 @@ from gpuspawner.broker.api import documents
 from gpuspawner.broker.api.documents import News
 from gpuspawner.broker.decide.place.placement import Kind, Share
 from gpuspawner.broker.decide.place.sharing_rules import WHOLE, SharingRules
-from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot, TurnView
+from gpuspawner.broker.decide.turns import Turn
 from gpuspawner.broker.ledger import EndedProcess
+from gpuspawner.core.disk import Disk
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
 from gpuspawner.core.want import Want
 from gpuspawner.node.usage import Usage
@@ -29,8 +31,15 @@ ENDED = EndedProcess(
     LATER, "memory", "a" * 32, "hub", "anna", "train", "c" * 64, "GPU-1", 7, "python3", 9, 8, 2.0,
     "It was over.",
 )  # fmt: skip
-NEWS = News({"GPU-1": Usage(5 << 30, 71.0)}, {}, (ENDED,), "NVML hangs", unknown={"a" * 32})
-SLICE = Want(1, mode=Mode.SLICE)
+NEWS = News(
+    {"GPU-1": Usage(5 << 30, 71.0)},
+    {},
+    (ENDED,),
+    "NVML hangs",
+    unknown={"a" * 32},
+    disks=(Disk("homes", "/var/lib/docker", 5 << 30, 100 << 30),),
+)
+SLICE, TURNS = Want(1, mode=Mode.SLICE), Want(1, mode=Mode.TURNS)
 WAITING = Lease("b" * 32, "hub", "ben", "", "gpu", LeaseState.WAITING, Want(1), NOW, NOW)
 
 
@@ -64,6 +73,7 @@ def test_status() -> None:
                 "unguarded_reason": "", "drained": False, "used_bytes": 5 << 30, "utilization_percent": 71.0,
                 "simulated": False, "lease_id": "a" * 32, "user": "anna", "server": "train",
                 "free_slices": None, "total_slices": None, "free_memory_bytes": None, "shares": [],
+                "free_seats": None, "total_seats": None,
             },
             {
                 "uuid": "GPU-2", "model": "Unknown", "index": None, "memory_bytes": 40 << 30,
@@ -72,7 +82,7 @@ def test_status() -> None:
                 "compute_guarantee": "none", "unguarded_reason": "", "drained": False, "used_bytes": None,
                 "utilization_percent": None, "simulated": True, "lease_id": None, "user": None,
                 "server": None, "free_slices": None, "total_slices": None, "free_memory_bytes": None,
-                "shares": [],
+                "shares": [], "free_seats": None, "total_seats": None,
             },
         ],
         "leases": [
@@ -80,14 +90,15 @@ def test_status() -> None:
                 "id": "a" * 32, "user": "anna", "server": "train", "hub": "hub", "tier": "gpu",
                 "state": "running", "device_uuids": ["GPU-1"], "memory_bytes": 80 << 30,
                 "compute_percent": 100.0, "mode": "whole", "since": "2025-03-01T12:05:00Z",
-                "notice": "Save your work.", "groups": [], "used_bytes": None, "busy_percent": None,
-                "ends_at": None, "ends_because": "", "unknown_to_hub": True,
+                "notice": "Save your work.", "groups": [], "turn": None, "unknown_to_hub": True,
+                "used_bytes": None, "busy_percent": None, "ends_at": None, "ends_because": "",
             },
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "state": "waiting",
                 "device_uuids": [], "memory_bytes": 0, "compute_percent": 100.0, "mode": "whole",
-                "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [], "used_bytes": None,
-                "busy_percent": None, "ends_at": None, "ends_because": "", "unknown_to_hub": False,
+                "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [], "turn": None,
+                "unknown_to_hub": False, "used_bytes": None, "busy_percent": None, "ends_at": None,
+                "ends_because": "",
             },
         ],
         "queue": [
@@ -103,6 +114,13 @@ def test_status() -> None:
                 "user": "anna", "server": "train", "container_id": "c" * 64, "device_uuid": "GPU-1", "pid": 7,
                 "name": "python3", "used_bytes": 9, "quota_bytes": 8, "over_seconds": 2.0,
                 "sentence": "It was over.", "groups": [],
+            },
+        ],
+        "disks": [
+            {
+                "holds": "homes", "folder": "/var/lib/docker", "free_bytes": 5 << 30,
+                "total_bytes": 100 << 30, "state": "low",
+                "sentence": "5.0 GiB of 100 GiB free at /var/lib/docker: low",
             },
         ],
     }  # fmt: skip
@@ -135,6 +153,40 @@ def test_slices_that_nobody_guards_are_worth_nothing() -> None:
     keys = ("guarantee", "compute_guarantee", "unguarded_reason")
     assert [[device[key] for key in keys] for device in devices] == [
         ["none", "guarded", "NVML hangs"], ["hard", "hard", ""],
+    ]  # fmt: skip
+
+
+def test_a_pool_of_turns_shows_who_is_awake_and_the_seats_of_all() -> None:
+    other = replace(HELD, uuid="GPU-2", index=1)
+    held = [
+        replace(LEASE, id=letter * 32, user=user, want=TURNS, device_uuids=("GPU-1", "GPU-2"))
+        for letter, user in (("a", "anna"), ("b", "ben"), ("c", "cem"))
+    ]
+    terms = SharingRules("turns", Mode.TURNS, seats=8)
+    views = tuple(
+        DeviceView(each, DeviceHealth(each.uuid, True), tuple(held), terms) for each in (HELD, other)
+    )
+    turns = {
+        "a" * 32: TurnView(Turn.ASLEEP, NOW, None, 9 << 30, moves=True, position=1, wait_seconds=20.5),
+        "b" * 32: TurnView(Turn.AWAKE, LATER, "GPU-2", 5 << 30, can_move=False),
+    }
+    snapshot = Snapshot(views, tuple(held), ())
+    found = status_document(snapshot, simulated=False, news=News(turns=turns))
+    keys = ("mode", "guarantee", "lease_id", "user", "free_slices", "free_seats", "total_seats", "shares")
+    assert [[device[key] for key in keys] for device in found["devices"]] == [
+        ["turns", "guarded", None, None, None, 5, 8, []],
+        ["turns", "guarded", "b" * 32, "ben", None, 5, 8, []],
+    ]  # fmt: skip
+    assert [lease["turn"] for lease in found["leases"]] == [
+        {
+            "turn": "asleep", "since": "2025-03-01T12:00:00Z", "gpu_uuid": None, "memory_bytes": 9 << 30,
+            "moves": True, "position": 1, "wait_seconds": 20.5, "can_move": True,
+        },
+        {
+            "turn": "awake", "since": "2025-03-01T12:05:00Z", "gpu_uuid": "GPU-2", "memory_bytes": 5 << 30,
+            "moves": False, "position": None, "wait_seconds": None, "can_move": False,
+        },
+        None,
     ]  # fmt: skip
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.broker.decide.line.backfill import SessionHold
+from gpuspawner.broker.decide.line.queue import Claim
 from gpuspawner.broker.decide.when.gpu_use import gpu_use
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
-from gpuspawner.broker.leases.gate import Hold, QueueTerms, QuotaGate
+from gpuspawner.broker.leases.gate import QuotaGate
 from gpuspawner.broker.leases.queue_rules import queue_rules
 from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
@@ -519,14 +521,14 @@ async def test_what_the_queue_is_told_of_quotas_and_sessions(bench: Bench) -> No
     await bench.rules.change_quota("group:class", {"weight": 3}, "noether", "")
     lease = await bench.run(1, "phd", "class")
     assert bench.rules.rulebook.allowance("ada", ["phd", "class"]).priority == 5
-    assert bench.gate.terms_of(lease) == QueueTerms("phd", 5, 2.0, 1.0, 7200.0)
-    assert bench.gate.terms_of(await bench.run(2, user="bob")) == QueueTerms("", 0, 1.0, 0.0, None)
+    assert bench.gate.claim_of(lease) == Claim("phd", 5, 2.0, 1.0, 7200.0)
+    assert bench.gate.claim_of(await bench.run(2, user="bob")) == Claim("", 0, 1.0, 0.0, None)
     assert bench.gate.holds(bench.times.now()) == []
     await bench.rules.save_session(LAB, "noether", "")
     bench.times.pass_seconds(600)
-    assert bench.gate.terms_of(lease) == QueueTerms("class", 5, 3.0, 0.0, 7200.0)
+    assert bench.gate.claim_of(lease) == Claim("class", 5, 3.0, 0.0, 7200.0)
     start = bench.times.now().replace(hour=9, minute=0).timestamp()
-    kept = Hold("class", Want(1), 1, start - 3600, start, start + 7200)
+    kept = SessionHold("class", Want(1), 1, start - 3600, start, start + 7200)
     assert bench.gate.holds(bench.times.now()) == [kept]
     bench.times.pass_seconds(65 * 60)
     assert bench.gate.holds(bench.times.now()) == []  # a quarter of an hour after the beginning

@@ -30,7 +30,12 @@ def test_everything_is_there_from_the_start() -> None:
         *(f'gpuspawner_reconcile_steps_total{{step="{step}"}}'
           for step in ("set_running", "charge", "release", "remove", "adopt")),
         *(f'gpuspawner_loop_errors_total{{loop="{loop}"}}'
-          for loop in ("reconcile", "events", "hold", "removals", "enforcement", "late", "closures")),
+          for loop in ("reconcile", "events", "hold", "removals", "enforcement", "late", "closures",
+                       "turns")),
+        *(f'gpuspawner_turn_switches_total{{done="{done}",step="{step}"}}'
+          for step in ("pause", "sleep", "wake", "end") for done in ("yes", "no")),
+        *(f'gpuspawner_turn_switch_seconds_{what}{{step="{step}"}}'
+          for step in ("pause", "sleep", "wake", "end") for what in ("count", "sum")),
         *(f'gpuspawner_guard_ended_total{{offence="{offence}"}}'
           for offence in ("memory", "no_lease", "bypassed_mps")),
         "gpuspawner_guard_blind_devices",
@@ -51,6 +56,8 @@ def test_what_changes_them() -> None:
     metrics.failed("events")
     metrics.docker_up.set(1)
     metrics.acquire_seconds.observe(0.5)
+    metrics.turned("wake", True, 1.5)
+    metrics.turned("sleep", False, 2.0)
     lease = Lease("a" * 32, "hub", "anna", "", "gpu", LeaseState.WAITING, Want(1), NOW, NOW)
     after = samples(metrics, lease, healthy=(True, False, True))
     assert {name: value for name, value in after.items() if value != before[name]} == {
@@ -64,5 +71,9 @@ def test_what_changes_them() -> None:
         "gpuspawner_docker_up": 1.0,
         "gpuspawner_acquire_seconds_count": 1.0,
         "gpuspawner_acquire_seconds_sum": 0.5,
+        'gpuspawner_turn_switches_total{done="yes",step="wake"}': 1.0,
+        'gpuspawner_turn_switches_total{done="no",step="sleep"}': 1.0,
+        'gpuspawner_turn_switch_seconds_count{step="wake"}': 1.0,
+        'gpuspawner_turn_switch_seconds_sum{step="wake"}': 1.5,
     }
     assert samples(metrics)['gpuspawner_leases{state="waiting"}'] == 0.0

@@ -97,7 +97,9 @@ def test_scope_shows_everything() -> None:
     expected = document()
     for shown, free in zip(expected["devices"], (False, False, False, True), strict=True):
         shown["free"] = free
-    assert visible_status(whole, ADMIN) == expected
+    whole["disks"] = [{"holds": "homes", "state": "low"}]
+    assert visible_status(whole, ADMIN) == {**expected, "disks": whole["disks"]}
+    assert "disks" not in visible_status(whole, ANNA)
 
 
 def test_without_scope_only_what_is_ones_own() -> None:

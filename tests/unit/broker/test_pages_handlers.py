@@ -14,8 +14,10 @@ import pytest
 from aiohttp import web
 from gpuspawner.broker.api.access import ADMIN_SCOPE, READ_SCOPE, RESERVE_SCOPE
 from gpuspawner.broker.api.public.rules import MoreRoutes
+from gpuspawner.broker.api.visible import BrokerView
 from gpuspawner.broker.pages import make_handlers, make_settings
 from gpuspawner.broker.pages.routes import TOKEN_SECONDS, hub_oauth
+from gpuspawner.broker.pages.serving import MakeDesk
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth
 from tornado.httpserver import HTTPServer
@@ -33,7 +35,7 @@ def model(name: str, *scopes: str, kind: str = "user") -> dict[str, Any]:
 
 
 USERS = {
-    "anna-token": model("anna", ACCESS),
+    "anna-token": model("anna", ACCESS, "delete:servers!user=anna"),
     "admin-token": model("admin", ACCESS, READ_SCOPE, "admin-ui"),
     "outsider-token": model("otto", "read:users!user=otto"),
     "noether-token": model("noether", ACCESS, READ_SCOPE, "custom:gpu:admin"),
@@ -77,6 +79,9 @@ class FakeBroker:
             "ended": [],
         }
 
+    def stamp(self) -> object:
+        return self.status()
+
     def tiers(self) -> dict[str, Any]:
         return {"simulated": True, "tiers": [{"name": "gpu", "title": "One GPU"}]}
 
@@ -90,6 +95,10 @@ class FakeHub:
 
     down: bool = False
     asked: list[str] = field(default_factory=list)
+    servers: list[tuple[str, str, str, Any]] = field(default_factory=list)
+    """What was asked for servers: method, path, token and body."""
+    answers: list[int] = field(default_factory=list)
+    """The statuses of its next answers about servers; then 204."""
 
     async def user(self, request: web.Request) -> web.Response:
         if self.down:
@@ -99,6 +108,16 @@ class FakeHub:
         if token not in USERS:
             return web.json_response({"status": 403, "message": "Forbidden"}, status=403)
         return web.json_response(USERS[token])
+
+    async def server(self, request: web.Request) -> web.Response:
+        token = request.headers["Authorization"].removeprefix("token ")
+        body = await request.json() if request.can_read_body else None
+        path = request.raw_path.removeprefix("/base/hub/api/users/")
+        self.servers.append((request.method, path, token, body))
+        status = self.answers.pop(0) if self.answers else 204
+        if status < 400:
+            return web.Response(status=status)
+        return web.json_response({"status": status, "message": "it is pending"}, status=status)
 
     async def token(self, request: web.Request) -> web.Response:
         form = await request.post()
@@ -130,12 +149,15 @@ class Pages:
 
 
 @asynccontextmanager
-async def serving(more: MoreRoutes | None = None) -> AsyncIterator[Pages]:
+async def serving(
+    more: MoreRoutes | None = None, make_desk: MakeDesk | None = None, broker: BrokerView | None = None
+) -> AsyncIterator[Pages]:
     """The service, with further routes, and its hub."""
     hub = FakeHub()
     app = web.Application()
     app.router.add_get("/base/hub/api/user", hub.user)
     app.router.add_post("/base/hub/api/oauth2/token", hub.token)
+    app.router.add_route("*", "/base/hub/api/users/{tail:.*}", hub.server)
     runner = web.AppRunner(app)
     await runner.setup()
     hub_socket, hub_port = bind_unused_port()
@@ -148,7 +170,11 @@ async def serving(more: MoreRoutes | None = None) -> AsyncIterator[Pages]:
         oauth_client_id="service-gpu",
         access_scopes={ACCESS},
     )
-    handlers: list[Any] = list(make_handlers(FakeBroker(), PREFIX, hub_auth=auth, more=more))
+    desk = None if make_desk is None else make_desk(auth.api_url)
+    view = broker or FakeBroker()
+    handlers: list[Any] = list(
+        make_handlers(view, PREFIX, hub_auth=auth, hub="hub" if desk else None, desk=desk, more=more)
+    )
     server = HTTPServer(Application(handlers, **make_settings()))
     socket, port = bind_unused_port()
     server.add_socket(socket)
@@ -191,7 +217,7 @@ async def test_the_scope_reads_all(pages: Pages, token: str) -> None:
     expected = FakeBroker().status()
     for shown in expected["devices"]:
         shown["free"] = False
-    assert (status, json.loads(text)) == (200, expected)
+    assert (status, json.loads(text)) == (200, {**expected, "disks": []})
 
 
 LOGIN = {

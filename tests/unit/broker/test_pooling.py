@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.broker.decide.place.host import Host
 from gpuspawner.broker.decide.place.placement import Room, Want, count_free
-from gpuspawner.broker.decide.place.pooling import Host, Pooling, make_pooling
-from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, WHOLE, SharingRules, worth_compute
-from gpuspawner.config.pools import parse_pools
+from gpuspawner.broker.decide.place.pooling import Pooling, make_pooling
+from gpuspawner.broker.decide.place.sharing_rules import (
+    DRIVER_BYTES,
+    TURN_RESERVE_BYTES,
+    WHOLE,
+    SharingRules,
+    worth_compute,
+)
+from gpuspawner.config.pools import check_tiers, parse_pools
 from gpuspawner.config.tiers import parse_tiers
 from gpuspawner.core.errors import ConfigError
 from gpuspawner.core.model import Device, Guarantee, Mode
@@ -291,3 +298,73 @@ def test_so_many_slices_always_fit(
 )
 def test_what_compute_is_worth(mode: Mode, mps: bool, simulated: bool, worth: Guarantee) -> None:
     assert worth_compute(mode, mps, simulated) is worth
+
+
+BIG = replace(HOST, memory_bytes=512 * GIB)
+IN_TURNS = {"name": "turns", "mode": "turns"}
+TURN_TIER = {"name": "turns", "mode": "turns"}
+
+
+def seats(pool: dict[str, Any], tier: dict[str, Any], host: Host = BIG) -> tuple[int | None, int | None]:
+    """Of the pool on two H100: how many leases it admits, and what is kept for each asleep."""
+    found = pooling([{**IN_TURNS, **pool}], [{**TURN_TIER, **tier}], [H0, H1], host)
+    settings = found.turns["turns"]
+    assert {found.terms[each].seats for each in ("GPU-0", "GPU-1")} == {settings.seats}
+    return settings.seats, settings.sleep_memory_bytes
+
+
+def test_as_many_seats_as_host_memory_holds_asleep() -> None:
+    # 0.9 x 512 GiB; for each the promise in host memory and the lab's memory.
+    assert seats({}, {"memory": "24G", "mem_limit": "8G"}) == (14, 24 * GIB)
+    assert seats({}, {"memory": "24G"}) == (16, 24 * GIB)
+    assert seats({"sleep_memory": "30G"}, {"memory": "24G"}) == (13, 30 * GIB)
+    assert seats({}, {}) == (5, SIZE - TURN_RESERVE_BYTES)
+    assert seats({"seats": 8, "sleep_memory": "40G"}, {"memory": "24G"}) == (8, 40 * GIB)
+    assert seats({}, {}, replace(HOST, simulated=True, memory_bytes=GIB)) == (16, SIZE - TURN_RESERVE_BYTES)
+
+
+def test_two_pools_of_turns_share_the_host_memory() -> None:
+    pools = [
+        {"name": "rest", "mode": "turns", "sleep_memory": "20G"},
+        {"name": "kept", "mode": "turns", "devices": ["GPU-0"], "seats": 10, "sleep_memory": "36G"},
+    ]
+    found = pooling(pools, [{**TURN_TIER, "pool": "rest", "memory": "20G"}], [H0, H1], BIG)
+    assert [found.turns[each].seats for each in ("rest", "kept")] == [4, 10]
+    assert found.warnings == ()
+    full = replace(BIG, memory_bytes=400 * GIB)
+    warning = "pool 'kept': if all 10 sleep, their labs have 0 B of main memory: lower seats, sleep_memory or"
+    found = pooling(pools[1:], [{**TURN_TIER, "memory": "20G"}], [H0], full)
+    assert [warning in each for each in found.warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("pool", "tier", "devices", "host", "said"),
+    [
+        ({"seats": 30, "sleep_memory": "24G"}, {"memory": "24G"}, [H0], BIG,
+         "30 seats with a sleep_memory of 24 GiB are more than the 461 GiB of main memory that this machine "
+         "can give: set seats to 19 or less, or lower sleep_memory"),
+        ({}, {}, [H0], replace(BIG, memory_bytes=32 * GIB),
+         "this machine has too little main memory to keep one lease asleep"),
+        ({}, {}, [H0], HOST, "seats is missing, and this machine doesn't say how much memory it has"),
+        ({}, {}, [H0, A2], BIG, "GPUs in turns must be of one type, since programs move between them"),
+        ({}, {}, [H0], replace(BIG, turns_obstacle="Driver 560 can't"), "has mode 'turns': Driver 560 can't"),
+        ({"sleep_memory": "90G"}, {"memory": "79G"}, [H0], BIG, "memory 79 GiB is more than who is awake"),
+    ],
+)  # fmt: skip
+def test_turns_that_this_machine_can_not_keep(
+    pool: dict[str, Any], tier: dict[str, Any], devices: list[Device], host: Host, said: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        pooling([{**IN_TURNS, **pool}], [{**TURN_TIER, **tier}], devices, host)
+    assert said in str(error.value)
+
+
+def test_a_promise_must_fit_into_what_is_kept_asleep() -> None:
+    pools, tiers = (
+        parse_pools([{**IN_TURNS, "sleep_memory": "8G"}]),
+        parse_tiers([{**TURN_TIER, "memory": "9G"}]),
+    )
+    with pytest.raises(ConfigError, match=r"memory 9\.0 GiB is more than the sleep_memory of pool"):
+        check_tiers(tiers, pools)
+    with pytest.raises(ConfigError, match="has mode 'turns', but no pool has that mode"):
+        check_tiers(parse_tiers([TURN_TIER]), parse_pools([]))

@@ -68,7 +68,9 @@ async def test_a_lease_from_request_to_close(bench: Bench) -> None:
 async def test_the_queue_moves_on(bench: Bench) -> None:
     said: list[tuple[int, int, str]] = []
     async with bench.client.acquire(bench.request(1), lambda *_: None):
-        second = bench.client.acquire(bench.request(2, "ben"), lambda *place: said.append(place))
+        second = bench.client.acquire(
+            bench.request(2, "ben"), lambda place: said.append((place.position, place.waiting, place.message))
+        )
         task = asyncio.create_task(second.__aenter__())
         await bench.become(anna="reserved", ben="waiting")
     grant = await task
@@ -299,7 +301,7 @@ async def test_the_likely_wait_is_told_and_changes(bench: Bench) -> None:
     """Three sessions of this tier took an hour: who waits is told when, over the same stream."""
     said: list[str] = []
     async with bench.client.acquire(bench.request(1), lambda *_: None):
-        ben = bench.client.acquire(bench.request(2, "ben"), lambda *place: said.append(place[2]))
+        ben = bench.client.acquire(bench.request(2, "ben"), lambda place: said.append(place.message))
         task = asyncio.create_task(ben.__aenter__())
         await bench.become(anna="reserved", ben="waiting")
         await bench.allocator.waits.look()
@@ -325,7 +327,7 @@ async def test_cancelling_gives_the_place_back_within_a_second(bench: Bench) -> 
     async with bench.client.acquire(bench.request(1), lambda *_: None):
         ben = asyncio.create_task(bench.client.acquire(bench.request(2, "ben"), lambda *_: None).__aenter__())
         await bench.become(anna="reserved", ben="waiting")
-        cleo = bench.client.acquire(bench.request(3, "cleo"), lambda *place: said.append(place[0]))
+        cleo = bench.client.acquire(bench.request(3, "cleo"), lambda place: said.append(place.position))
         waiting = asyncio.create_task(cleo.__aenter__())
         await bench.become(anna="reserved", ben="waiting", cleo="waiting")
         async with asyncio.timeout(1):
@@ -370,7 +372,7 @@ async def test_who_waits_for_a_withdrawn_device_is_told(
     said: list[str] = []
     async for bench in make_bench(ledger, monkeypatch, queue_seconds=0.5):
         async with bench.client.acquire(bench.request(1), lambda *_: None):
-            ben = bench.client.acquire(bench.request(2, "ben"), lambda *place: said.append(place[2]))
+            ben = bench.client.acquire(bench.request(2, "ben"), lambda place: said.append(place.message))
             task = asyncio.create_task(ben.__aenter__())
             await bench.become(anna="reserved", ben="waiting")
             await bench.service.set_health(lost)

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import pytest
 from gpuspawner.broker.decide.turns import Gpu, Step, Turn, TurnRules
+from gpuspawner.broker.decide.turns import Seat as PlanSeat
+from gpuspawner.broker.enforce import turns as keeper_module
 from gpuspawner.broker.enforce.turns import IN_THE_WAY, OUT_OF_TURN, Told, TurnKeeper
 from gpuspawner.node.checkpoint import hands as hands_module
 from gpuspawner.node.checkpoint.book import SleepBook
@@ -36,6 +38,7 @@ class Class:
         self.folder = folder
         self.machine = Machine(folder / "cgroup")
         self.now = 1000.0
+        self.rules = RULES
         self.turns: list[tuple[str, bool]] = []
         self.notices: list[tuple[str, str]] = []
         self.steps: list[Step] = []
@@ -50,7 +53,9 @@ class Class:
             lambda *turn: self.turns.append(turn), self.notice, lambda step, _: self.steps.append(step)
         )
         pool = tuple(Gpu(uuid, SIZE) for uuid in gpus)
-        self.keeper = TurnKeeper(self.hands, pool, RULES, lambda: self.now, logging.getLogger("turns"), told)
+        self.keeper = TurnKeeper(
+            self.hands, pool, self.rules, lambda: self.now, logging.getLogger("turns"), told
+        )
 
     async def notice(self, lease_id: str, sentence: str) -> None:
         self.notices.append((lease_id, sentence))
@@ -71,6 +76,14 @@ class Class:
 
     def runs(self, pid: int) -> bool:
         return self.machine.programs[pid].state is ProcessState.RUNNING
+
+    async def seen_seats(self) -> list[PlanSeat]:
+        """What the plan is asked with at the next tick."""
+        asked: list[PlanSeat] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(keeper_module, "plan", lambda seats, *_: asked.extend(seats) or ())
+            await self.keeper.tick()
+        return asked
 
     async def calls_cuda(self, pid: int) -> None:
         """Its main thread comes to wait in the driver, and that is seen."""
@@ -293,3 +306,114 @@ async def test_places_in_line_are_shown(room: Class) -> None:
         "cyd": 2,
     }
     assert C not in {each.gpu_uuid for each in room.keeper.status()}
+
+
+async def test_a_turn_ends_as_soon_as_its_notebook_is_back_at_its_prompt(room: Class) -> None:
+    """And a program that loads something keeps its turn for longer, though the GPU idles as well."""
+    room.rules = TurnRules(min_turn_seconds=0.5)
+    room.restart((A,))
+    room.admit("ann", "bob")
+    room.machine.add(11, container="ann")
+    room.machine.computing = {A}
+    await room.look(6)
+    room.machine.add(12, container="bob")
+    await room.look(2)
+    room.machine.computing = set()
+    await room.look(90)  # ann loads a library
+    assert room.runs(11)
+    room.machine.programs[11].rests = True
+    await room.look(2)
+    assert room.runs(11)
+    await room.look(1)
+    assert (room.runs(11), room.runs(12)) == (False, True)
+    assert [each.wants_since for each in await room.seen_seats() if each.lease_id == "ann"] == [None]
+
+
+async def test_the_next_one_is_woken_without_waiting_for_the_next_sample(room: Class) -> None:
+    room.admit("ann", "bob")
+    room.machine.add(11, container="ann")
+    room.machine.computing = {A}
+    await room.look()
+    room.machine.add(12, container="bob")
+    await room.look(1)
+    room.now += 10.0
+    await room.keeper.tick()
+    await room.keeper.settled()  # one tick, two steps
+    assert (room.runs(11), room.runs(12)) == (False, True)
+    assert room.steps[-2:] == [Step.PAUSE, Step.WAKE]
+
+
+async def test_a_sample_from_before_a_step_does_not_count(
+    room: Class, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause and a wake take less time than a sample: what was read before them isn't true any more."""
+    room.admit("ann", "bob")
+    room.machine.add(11, container="ann")
+    room.machine.computing = {A}
+    await room.look()
+    room.machine.add(12, container="bob")
+    await room.look(1)
+    read = room.hands.read
+
+    async def slow_read(seats: Any) -> Any:
+        readings = await read(seats)
+        monkeypatch.undo()
+        await room.look(1, seconds=10.0)  # meanwhile ann is paused and bob is woken
+        return readings
+
+    monkeypatch.setattr(room.hands, "read", slow_read)
+    await room.keeper.tick()
+    assert room.seats() == {"ann": (Turn.PAUSED, A), "bob": (Turn.AWAKE, A)}
+    assert (room.runs(11), room.runs(12)) == (False, True)
+
+
+async def test_who_is_paused_just_after_its_cell_wants_nothing(room: Class) -> None:
+    """NVML calls the GPU busy for a moment longer. Who computes in another thread for long wants to go on."""
+    room.admit("ann", "bob")
+    room.machine.add(11, container="ann")
+    room.machine.computing = {A}
+    await room.look()
+    room.machine.add(12, container="bob")
+    await room.look(95)
+    room.machine.programs[11].rests = True
+    await room.look(8)
+    assert (room.runs(11), room.runs(12)) == (False, True)
+    wants = {each.lease_id: each.wants_since for each in await room.seen_seats()}
+    assert wants == {"ann": None, "bob": None}
+    room.machine.programs[11].rests = False
+    room.machine.programs[12].rests = True  # its prompt is there, and it computes on
+    await room.calls_cuda(11)
+    await room.look(105)
+    assert (room.runs(11), room.runs(12)) == (True, False)
+    assert {each.lease_id: each.wants_since for each in await room.seen_seats()}["bob"] is not None
+
+
+async def test_who_waited_for_something_else_is_taken_out_of_the_line(room: Class) -> None:
+    room.admit("ann", "bob")
+    room.machine.add(11, container="ann")
+    await room.look(15)
+    room.machine.add(12, container="bob")
+    await room.look(5)
+    assert room.runs(12)
+    room.machine.computing = {A}
+    await room.calls_cuda(11)
+    assert {each.lease_id: each.position for each in room.keeper.status()} == {"ann": 1, "bob": None}
+    room.machine.programs[11].rests = True
+    await room.look(1)
+    assert {each.lease_id: each.position for each in room.keeper.status()} == {"ann": None, "bob": None}
+    room.keeper.want("ann")  # its user asks: it stays in line
+    await room.look(3)
+    assert {each.lease_id: each.position for each in room.keeper.status()} == {"ann": 1, "bob": None}
+
+
+async def test_it_looks_more_often_while_somebody_waits(room: Class) -> None:
+    room.admit("ann", "bob")
+    assert room.keeper.look_seconds == 0.1  # they are asleep
+    room.machine.add(11, container="ann")
+    room.machine.computing = {A}
+    await room.look()
+    room.machine.add(12, container="bob")
+    await room.look(1)
+    assert room.keeper.look_seconds == 0.05
+    room.keeper.leave("bob")
+    assert room.keeper.look_seconds == 0.5

@@ -121,7 +121,7 @@ def test_a_turn_ends_at_once_at_the_prompt_and_late_while_a_program_runs() -> No
     assert plan([at_prompt, wanting], ONE, NOW, RULES) == (Action(Step.PAUSE, "a"),)
     assert plan([replace(at_prompt, rests_since=NOW - 0.1), wanting], ONE, NOW, RULES) == ()
     assert plan([replace(at_prompt, since=NOW - 1.9), wanting], ONE, NOW, RULES) == ()  # min_turn
-    loads = awake("a", idle=4.9, turn=5)
+    loads = awake("a", idle=9.9, turn=10)
     rules = TurnRules()
     assert plan([loads, wanting], ONE, NOW, rules) == ()
     assert plan([loads, wanting], ONE, NOW + 0.1, rules) == (Action(Step.PAUSE, "a"),)

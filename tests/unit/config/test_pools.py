@@ -10,6 +10,7 @@ from gpuspawner.config.site import GpuSite
 from gpuspawner.config.tiers import parse_tiers
 from gpuspawner.core.errors import ConfigError
 from gpuspawner.core.model import Mode, Pool, Tier
+from gpuspawner.core.turn import TurnSettings, Unsleepable
 from gpuspawner.core.want import Want
 from traitlets.config import Config
 
@@ -26,6 +27,7 @@ def test_tiers() -> None:
             {"name": "any-slice", "mode": "slice"},
             {"name": "mig", "mode": "mig", "mig_profile": "1g.10gb", "mem_limit": "16G", "cpu_limit": 2},
             {"name": "two", "mode": "mig", "devices": 2, "mig_profile": "1c.3g.20gb"},
+            {"name": "turns", "mode": "turns", "memory": "24G"},
         ]
     ) == (
         Tier("cpu", "cpu"),
@@ -40,6 +42,7 @@ def test_tiers() -> None:
             cpu_limit=2.0,
         ),
         Tier("two", "two", want=Want(2, mode=Mode.MIG, mig_profile="1c.3g.20gb")),
+        Tier("turns", "turns", want=Want(1, mode=Mode.TURNS, memory_bytes=24 * GIB)),
     )  # fmt: skip
 
 
@@ -54,6 +57,11 @@ def test_pools() -> None:
             },
             {"name": "off", "mode": "slice", "devices": {"count": 1}, "slices": 4, "mps": False},
             {"name": "mig", "mode": "mig"},
+            {"name": "turns", "mode": "turns", "devices": {"count": 2}},
+            {
+                "name": "mine", "mode": "turns", "devices": ["GPU-c"], "seats": 12, "sleep_memory": "24G",
+                "pause_after": 1, "sleep_after": 300, "min_turn": 1.5, "max_turn": 30, "unsleepable": "end",
+            },
         ]
     ) == (
         Pool("whole"),
@@ -64,6 +72,11 @@ def test_pools() -> None:
         ),
         Pool("off", Mode.SLICE, count=1, slices=4, mps=False),
         Pool("mig", Mode.MIG),
+        Pool("turns", Mode.TURNS, count=2, turns=TurnSettings()),
+        Pool(
+            "mine", Mode.TURNS, uuids=("GPU-c",),
+            turns=TurnSettings(12, 24 * GIB, 1.0, 300.0, 1.5, 30.0, Unsleepable.END),
+        ),
     )  # fmt: skip
     assert parse_pools([]) == ()
 
@@ -71,9 +84,13 @@ def test_pools() -> None:
 @pytest.mark.parametrize(
     ("tier", "said"),
     [
-        ({"mode": "turns", "devices": 1}, "mode 'turns' is not in this version: use 'whole', 'slice' or"),
-        ({"mode": "half"}, "mode is 'half': use 'whole', 'slice' or 'mig'"),
-        ({"memory": "8G", "devices": 1}, "memory is only for mode 'slice', but the tier's mode is 'whole'"),
+        ({"mode": "turns", "devices": 2}, "devices is 2: a turn is on one GPU at a time, remove devices"),
+        ({"mode": "turns", "compute_percent": 5}, "compute_percent is only for mode 'slice', but the tier's"),
+        ({"mode": "half"}, "mode is 'half': use 'whole', 'slice', 'mig' or 'turns'"),
+        (
+            {"memory": "8G", "devices": 1},
+            "memory is only for mode 'slice' or 'turns', but the tier's mode is",
+        ),
         (
             {"mode": "mig", "compute_percent": 5},
             "compute_percent is only for mode 'slice', but the tier's mode is",
@@ -97,7 +114,9 @@ def test_pools() -> None:
         ({"queue_timeout": 0}, "queue_timeout is 0: give a number of seconds, 1 or more, like 1800"),
         ({"queue_timeout": "soon"}, "queue_timeout is 'soon': give a number of seconds"),
         ({"queue_timeout": True}, "queue_timeout is True: give a number of seconds"),
-        ({"memroy": "8G"}, "has an unknown key 'memroy': use compute_percent, cpu_limit"),
+        ({"mem_limt": "8G"}, "has an unknown key 'mem_limt': use mem_limit"),
+        ({"colour": "red"}, "has an unknown key 'colour': use compute_percent, cpu_limit"),
+        ({"memroy": "8G"}, "has an unknown key 'memroy': use memory"),
     ],
 )
 def test_tiers_that_cannot_work(tier: dict[str, Any], said: str) -> None:
@@ -109,7 +128,15 @@ def test_tiers_that_cannot_work(tier: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("pool", "said"),
     [
-        ({"mode": "turns"}, "mode 'turns' is not in this version"),
+        ({"seats": 4}, "seats is only for mode 'turns': remove it, or set the mode"),
+        ({"mode": "turns", "slices": 4}, "slices is only for mode 'slice'"),
+        ({"mode": "turns", "seats": 0}, "seats is 0: give a whole number from 1 to 1000"),
+        ({"mode": "turns", "seats": True}, "seats is True: give a whole number"),
+        ({"mode": "turns", "sleep_memory": "much"}, "sleep_memory is 'much': write it like"),
+        ({"mode": "turns", "max_turn": "long"}, "max_turn is 'long': give a number of seconds, 0.5 or more"),
+        ({"mode": "turns", "pause_after": 0}, "pause_after is 0: give a number of seconds"),
+        ({"mode": "turns", "min_turn": 90}, "min_turn (90 s) is longer than max_turn (60 s): lower min_turn"),
+        ({"mode": "turns", "unsleepable": "kill"}, "unsleepable is 'kill': use \"pause\""),
         ({"mode": "slice"}, "give either the number of equal slices"),
         ({"mode": "slice", "slices": 2, "sizes": ["8G"]}, "give either the number of equal slices"),
         ({"mode": "slice", "slices": 0}, "slices is 0: give a whole number from 1 to 48"),

@@ -84,6 +84,13 @@ def test_a_lease_from_labels() -> None:
             {"mode": "slice", "memory_bytes": "20"},
             {"want": Want(1, mode=Mode.SLICE, memory_bytes=20), "memory_bytes": 20},
         ),
+        (
+            {"mode": "turns", "memory_bytes": "20", "device_uuids": ("GPU-2", "GPU-1")},
+            {
+                "want": Want(1, mode=Mode.TURNS, memory_bytes=20), "memory_bytes": 20,
+                "device_uuids": ("GPU-2", "GPU-1"),
+            },
+        ),
     ],
 )  # fmt: skip
 def test_a_share_from_labels(said: dict[str, str], told: dict[str, object]) -> None:
@@ -101,7 +108,8 @@ def test_a_share_from_labels(said: dict[str, str], told: dict[str, object]) -> N
         {"mode": "slice", "memory_bytes": "20", "compute_percent": "nan"},
         {"mode": "slice", "memory_bytes": "20", "compute_percent": "101"},
         {"mode": "slice", "memory_bytes": "20", "device_uuids": ("GPU-1", "GPU-2")},
-        {"mode": "turns", "memory_bytes": "20"},
+        {"mode": "turns"},
+        {"mode": "turns", "memory_bytes": "0"},
         {"mode": "other", "memory_bytes": "20"},
     ],
 )

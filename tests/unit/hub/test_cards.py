@@ -108,7 +108,8 @@ def test_a_tier_says_what_is_free_and_whether_one_would_wait(
         ),
         (GPU, {"device_models": ("H100", "A100")}, "H100 or A100", FULL, HARD),
         (
-            TURNS, {}, "H100 80GB", FULL,
+            TURNS, {"total": 8},
+            "A whole H100 80GB whenever you compute, shared in turns by up to 8 people", FULL,
             "Guarded: while it is your turn, you have the GPU to yourself. Between turns your program is "
             "paused, and continues where it was.",
         ),
@@ -172,7 +173,10 @@ def test_what_else_is_to_be_said() -> None:
         "Your server gets 8.0 GiB of memory.",
     )  # fmt: skip
     refused = offer.model_copy(update={"refused": RefusalMessage(reason="x", message="No.")})
-    assert card(GPU, served(GPU), refused).notes == ("2 places are kept for cs231n.",) * 2
+    found = card(
+        GPU, served(GPU), refused, allowance=make_allowance().model_copy(update={"budgets": (budget,)})
+    )
+    assert found.notes == ("2 places are kept for cs231n.",) * 2  # neither its end nor its cost
 
 
 def test_an_image_that_cant_work_closes_a_tier_unless_another_can_be_chosen() -> None:

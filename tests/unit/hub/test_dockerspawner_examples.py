@@ -7,10 +7,12 @@ is in tests/hub/test_dockerspawner_examples.py.
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.core.errors import BadOption
+from gpuspawner.core.errors import BadOption, ConfigError
 from gpuspawner.hub.check import check_class, check_spawner
 from gpuspawner.hub.container import ContainerPlan
 from gpuspawner.hub.spawner import GpuDockerSpawner
@@ -20,8 +22,9 @@ from tornado.web import HTTPError
 from traitlets import TraitError
 from traitlets.config import Config
 
-from tests.unit.fake_spawner import make_spawner
+from tests.unit.fake_spawner import make_container, make_spawner
 
+ROOT = Path(__file__).resolve().parents[3]
 IMAGE = {"Config": {"Cmd": ["start-notebook.py"], "WorkingDir": "/home/jovyan"}}
 STACK = "quay.io/jupyter/scipy-notebook:2023-10-23"
 
@@ -152,9 +155,10 @@ def test_root_is_refused_with_the_way_to_mean_it() -> None:
         check_spawner(of(extra_create_kwargs={"user": "root"}))
 
 
-def test_the_hosts_network_is_refused_with_the_way_to_mean_it() -> None:
-    with pytest.raises(TraitError, match=r'past_lease = \["network_mode"\]'):
-        check_spawner(of(extra_host_config={"network_mode": "host"}))
+def test_the_hosts_network_ends_a_start_with_a_sentence() -> None:
+    container = make_container(NetworkSettings={"Networks": {"host": {"IPAddress": ""}}})
+    with pytest.raises(ConfigError, match="the container has no address on the network 'gpuspawner'"):
+        make_spawner(of(extra_host_config={"network_mode": "host"})).lab_network.address_of(container)
 
 
 async def test_both_dictionaries_may_come_from_functions() -> None:
@@ -291,6 +295,34 @@ async def test_a_dict_from_options_to_settings() -> None:
     assert (await plan_of(spawner)).create["image"] == STACK
 
 
+@pytest.mark.parametrize(
+    ("option", "attribute", "wanted"), [("2G", "mem_limit", 2 << 30), ("/lab", "default_url", "/lab")]
+)
+async def test_the_dict_coerces_text_as_the_hub_does(option: str, attribute: str, wanted: object) -> None:
+    config = Config()
+    config.Spawner.apply_user_options = {"chosen": attribute}
+    spawner = make_spawner(config)
+    spawner.user_options = {"profile": "cpu", "chosen": option}
+    await spawner._run_apply_user_options(spawner.user_options)
+    assert getattr(spawner, attribute) == wanted
+    plan = await plan_of(spawner)
+    if attribute == "mem_limit":
+        assert plan.host["mem_limit"] == wanted
+    spawner.user_options = {"chosen": {"not": "text"}}
+    with pytest.raises(HTTPError, match="Invalid user options"):
+        await spawner._run_apply_user_options(spawner.user_options)
+
+
+async def test_a_function_that_applies_options_may_refuse() -> None:
+    def apply(spawner: Any, options: dict[str, Any]) -> None:
+        raise HTTPError(409, "Not this one")
+
+    config = Config()
+    config.Spawner.apply_user_options = apply
+    with pytest.raises(HTTPError, match="Not this one"):
+        await make_spawner(config)._run_apply_user_options({"profile": "cpu"})
+
+
 async def test_a_function_that_applies_options_sent_by_rest() -> None:
     def apply(spawner: Any, options: dict[str, Any]) -> None:
         if isinstance(options.get("debug"), bool):
@@ -357,6 +389,22 @@ async def test_a_hook_that_changes_the_spawner_before_the_start() -> None:
     plan = await plan_of(spawner)
     assert plan.create["environment"]["GREETING"] == "hello Ada"
     assert plan.host["binds"]["/srv/course"] == {"bind": "/course", "mode": "ro"}
+
+
+async def test_our_documents_own_example_of_a_subclass() -> None:
+    text = (ROOT / "docs" / "from-dockerspawner.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    settings = {"c": Config()}
+    exec(code, settings)
+    chosen = settings["c"].JupyterHub.spawner_class
+    check_class(chosen)
+    usual = make_spawner(create_container=[{"Id": "c1"}], connect_container_to_network=[None])
+    spawner = chosen(config=Config(), user=usual.user, hub=usual.hub, api_token="s3cret")
+    spawner.shared = usual.shared
+    plan = ContainerPlan({"name": "x", "image": "lab:1"}, {"network_mode": "other"}, ())
+    spawner.shared.docker.answers["create_host_config"] = [{}]
+    assert await spawner.create_container(plan) == "c1"
+    assert spawner.shared.docker.calls[-1] == "connect_container_to_network"
 
 
 async def test_a_subclass_may_do_things_around_start() -> None:

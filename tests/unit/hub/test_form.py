@@ -83,7 +83,7 @@ def test_what_all_cards_say_is_said_once() -> None:
     assert counts == {"Simulated.": 1, "Ends at": 1, "Costs": 2, "Your server gets": 1}
     assert re.findall(r"<li>([^<]*)</li>", page) == [
         "Simulated.",
-        "Ends at 16:00.",
+        "With a GPU: Ends at 16:00.",
         "Your server gets 8 GiB.",
     ]
 

@@ -96,7 +96,7 @@ class Broker:
 async def polls(reporter: KernelReporter, broker: Any, url: str, times: int) -> None:
     """The hub polls the server so often, each time after the last question was answered."""
     for _ in range(times):
-        reporter.begin(broker, "a1", url, "t")
+        reporter.begin(broker, "a1", url, "t", lambda: None)
         await asyncio.gather(*[each for each in asyncio.all_tasks() if each.get_name() == "kernels a1"])
 
 
@@ -132,3 +132,13 @@ async def test_the_servers_token_is_read_from_its_container(lab: Lab) -> None:
     assert found == KernelsMessage(busy=False, active_at=at)
     assert await read_kernels(lab.url, "") is None
     assert [token_of({"Config": {"Env": each}}) for each in (None, [], ["PATH=/bin"])] == [""] * 3
+
+
+async def test_a_server_that_computes_is_told_to_the_hub_with_and_without_a_lease(lab: Lab) -> None:
+    for lease_id, told in (("a1", 1), ("", 0)):
+        for kernel, times in ((BUSY, 1), (IDLE, 0)):
+            lab.kernels = [kernel]
+            active: list[bool] = []
+            broker = Broker(None)
+            done = await kernels.report(broker, lease_id, lab.url, "t", lambda seen=active: seen.append(True))  # type: ignore
+            assert (done, len(active), len(broker.told)) == (True, times, told)

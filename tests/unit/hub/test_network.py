@@ -91,7 +91,20 @@ def test_what_docker_has_of_the_network() -> None:
 @pytest.mark.parametrize(
     ("client", "sentence"),
     [
-        (Networks({"IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}]}}), "docker network rm labs"),
+        (
+            Networks({"IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}]}}),
+            "has the addresses 10.9.0.0/24, not 10.213.0.0/20: set GPUSPAWNER_SUBNET to them, or run "
+            "'docker network rm labs'",
+        ),
+        (
+            Networks(
+                {
+                    "IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}]},
+                    "Containers": {"1": {"Name": "lab-ada"}, "2": {"Name": "lab-ben"}},
+                }
+            ),
+            r"or stop its containers \(lab-ada, lab-ben\), then run 'docker network rm labs'",
+        ),
         (
             Networks(None, EngineFault("Pool overlaps with other one", 403)),
             "Pool overlaps with other one. Set another",

@@ -91,8 +91,6 @@ def test_other_users_reach_nothing(user: str) -> None:
         ({"pid_mode": "host"}, ("pid_mode", "the processes of other labs")),
         ({"pid_mode": "container:a"}, ("pid_mode", "the processes of other labs")),
         ({"ipc_mode": "host"}, ("ipc_mode", "the processes of other labs")),
-        ({"network_mode": "host"}, ("network_mode", "the services of this machine or of another lab")),
-        ({"network_mode": "container:a"}, ("network_mode", "the services of this machine or of another lab")),
         (
             {"restart_policy": {"Name": "always"}},
             ("restart_policy", "devices that another user may hold when it restarts"),

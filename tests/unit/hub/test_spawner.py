@@ -251,7 +251,7 @@ async def test_an_image_that_isn_t_here_is_called_so_where_docker_knows() -> Non
         spawner = make_spawner(config, inspect_image=[answer])
         form = await spawner.get_options_form()
         assert form.count("(pulled first)</option>") == count
-        assert form.count("Its image lab:1 isn&#39;t on this machine yet: it is pulled first.") == count
+        assert form.count("Its image isn&#39;t on this machine yet: pulled first.") == count
 
 
 async def test_the_form_doesnt_wait_for_a_silent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,9 +413,16 @@ async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() ->
             {},
             (5 << 30, 4.0),
         ),
+        (
+            {"mem_limit": "2G", "cpu_limit": 2},
+            {"mem_limit": "3G", "cpu_limit": 1},
+            {"mem_limit": "3G", "cpu_limit": 1},
+            {},
+            (3 << 30, 1.0),
+        ),
         ({"mem_limit": "2G"}, {}, {"mem_limit": "5G"}, {"mem_limit": "7g"}, (7 << 30, None)),
     ],
-    ids=["default", "setting", "tier", "group", "extra_host_config"],
+    ids=["default", "setting", "tier", "group", "group with the setting's value", "extra_host_config"],
 )
 async def test_whose_limit_of_memory_and_cpu_counts(
     tier: dict[str, Any],

@@ -13,7 +13,9 @@ from gpuspawner.core.errors import (
 )
 from gpuspawner.hub import lab, launch
 from gpuspawner.hub import spawner as module
+from jupyterhub import orm
 from jupyterhub.spawner import SpawnException
+from jupyterhub.utils import utcnow
 
 from tests.unit.fake_spawner import LABELS, make_container, make_spawner
 
@@ -124,7 +126,7 @@ async def test_a_server_that_was_cut_from_the_network_runs_and_is_connected_agai
 @pytest.mark.parametrize(("known", "token"), [("s3cret", "s3cret"), ("", "t0ken")])
 async def test_a_restarted_hub_asks_for_kernels_with_the_containers_token(known: str, token: str) -> None:
     """JupyterHub keeps a server's token only in the process that started it."""
-    begun: list[tuple[str, str, str]] = []
+    begun: list[Any] = []
     config = {"Labels": LABELS, "Env": ["JUPYTERHUB_API_TOKEN=t0ken"]}
     spawner = make_spawner(inspect_container=[make_container(Config=config)])
     spawner.api_token = known
@@ -132,7 +134,23 @@ async def test_a_restarted_hub_asks_for_kernels_with_the_containers_token(known:
     spawner._kernels = SimpleNamespace(begin=lambda _, *asked: begun.append(asked))
     spawner.load_state({"object_id": "c1", "lease_id": "a1"})
     assert await spawner.poll() is None
-    assert begun == [("a1", "http://10.213.0.9:8888/user/ada/", token)]
+    ((*asked, on_busy),) = begun
+    assert asked == ["a1", "http://10.213.0.9:8888/user/ada/", token]
+    spawner.orm_spawner = orm.Spawner(name="")
+    on_busy()
+    assert (utcnow(with_tz=False) - spawner.orm_spawner.last_activity).total_seconds() < 60
+
+
+async def test_a_server_without_a_gpu_is_asked_too() -> None:
+    """A culler of the hub would end its silent computation."""
+    labels = {name: value for name, value in LABELS.items() if name != "gpuspawner.lease"}
+    begun: list[Any] = []
+    spawner = make_spawner(inspect_container=[make_container(Config={"Labels": labels, "Env": []})])
+    spawner._server = SimpleNamespace(base_url="/user/ada/")
+    spawner._kernels = SimpleNamespace(begin=lambda _, *asked: begun.append(asked[0]))
+    spawner.load_state({"object_id": "c1"})
+    assert await spawner.poll() is None
+    assert begun == [""]
 
 
 # ---- stop

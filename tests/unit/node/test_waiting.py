@@ -70,6 +70,35 @@ def test_a_real_process_in_a_futex() -> None:
     assert read_wait(process.pid) is None
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="reading another program's system calls takes root")
+@pytest.mark.parametrize(
+    ("program", "waits"),
+    [
+        ("import sys; sys.stdin.readline()", True),
+        ("import os, select; e = select.epoll(); e.register(os.pipe()[0], select.EPOLLIN); e.poll()", True),
+        ("import asyncio; asyncio.run(asyncio.sleep(60))", True),
+        ("import time; time.sleep(60)", False),
+        ("import subprocess; subprocess.run(['sleep', '60'])", False),
+        ("import os; r, w = os.pipe(); os.read(r, 1)", False),
+        ("import threading; threading.Event().wait()", False),
+        ("while True: pass", False),
+    ],
+    ids=["input", "epoll", "asyncio", "sleep", "subprocess", "pipe", "lock", "computing"],
+)
+def test_who_waits_for_input(program: str, waits: bool) -> None:
+    """A loop of events or its standard input: whatever else a program does, it may go on at any moment."""
+    with subprocess.Popen([sys.executable, "-S", "-c", program], stdin=subprocess.PIPE) as process:
+        time.sleep(0.5)
+        seen = set()
+        for _ in range(5):
+            wait = read_wait(process.pid)
+            assert wait is not None
+            seen.add(wait.for_input)
+            time.sleep(0.02)
+        process.kill()
+    assert seen == {waits}
+
+
 def look(watch: WaitWatch, pid: int) -> bool:
     """One sample of the process."""
     wait = read_wait(pid)

@@ -42,6 +42,7 @@ STATUS: dict[str, Any] = {
     "leases": [],
     "queue": [],
     "ended": [],
+    "disks": [],
 }
 QUEUED = {"event": "queued", "position": 2, "waiting": 3, "message": "2nd in line for a GPU"}
 

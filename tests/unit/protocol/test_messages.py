@@ -263,7 +263,8 @@ def test_what_is_odd_is_refused_by_name(change: dict[str, Any], sentence: str) -
         ({"mode": "slice", "device_count": 2}, "A slice is of one GPU: choose another tier."),
         ({"memory_bytes": 1}, "Only a slice has its own size: choose another tier."),
         ({"mode": "mig", "compute_percent": 1}, "Only a slice has its own size: choose another tier."),
-        ({"mode": "turns"}, "This version has no turns: choose another tier."),
+        ({"mode": "turns", "device_count": 2}, "A turn is on one GPU: choose another tier."),
+        ({"mode": "turns", "compute_percent": 5}, "Only a slice has its own size: choose another tier."),
     ],
 )
 def test_what_can_not_be_wanted(want: dict[str, Any], sentence: str) -> None:

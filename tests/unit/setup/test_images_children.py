@@ -23,10 +23,12 @@ def test_each_test_runs_on_its_image_and_on_all_that_stand_on_it() -> None:
     ]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     found = re.findall(r"^tests/images/test_([a-z_]+)\.py::(\w+)\[([a-z-]+)\]$", said, re.M)
+    table = read_table()
+    names = [image.name for image in table.images]
     runs: dict[tuple[str, str], set[str]] = {}
     for module, test, image in found:
-        runs.setdefault((module.replace("_", "-"), test), set()).add(image)
-    table = read_table()
+        of = next(name for name in names if f"{module.replace('_', '-')}-".startswith(f"{name}-"))
+        runs.setdefault((of, f"{module}.{test}"), set()).add(image)
     children = {
         below.name: {
             image.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_it_is_looked_for_after_each_cell(module: Any) -> None:
         events = Events()
 
     module.load_ipython_extension(Shell())
-    assert registered == [("post_run_cell", "after_cell")] * 2
+    assert registered == [("pre_run_cell", "before_cell"), *[("post_run_cell", "after_cell")] * 3]
 
 
 @pytest.fixture
@@ -181,3 +182,42 @@ def test_each_kernel_remembers_by_its_connection_file(module: Any) -> None:
         config = {"IPKernelApp": {"connection_file": "/run/user/kernel-ab12.json"}}  # noqa: RUF012
 
     assert module.state_of(Shell()) == Path("/tmp/gpuspawner-told-kernel-ab12.json")
+
+
+def test_a_cell_that_waits_for_a_gpu_shows_one_line_until_it_goes_on(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lines = tmp_path / "turn", []
+    monkeypatch.setattr(
+        module, "_publish_line", lambda text, number, *, update: lines.append((text, number, update))
+    )
+    turn = module.Turn(path, 0.01)
+
+    def until(count: int) -> None:
+        end = time.monotonic() + 5
+        while len(lines) < count:
+            assert time.monotonic() < end, lines
+            time.sleep(0.01)
+
+    turn.before_cell()  # no turns here
+    path.write_text("")
+    turn.before_cell()
+    time.sleep(0.05)
+    assert lines == []
+    path.write_text("Waiting for a GPU: 2nd in line.")
+    until(1)
+    path.write_text("Waiting for a GPU: 1st in line.")
+    until(2)
+    path.write_text("")
+    until(3)
+    turn.after_cell()
+    assert lines == [
+        ("Waiting for a GPU: 2nd in line.", 1, False), ("Waiting for a GPU: 1st in line.", 1, True),
+        ("", 1, True),
+    ]  # fmt: skip
+    path.write_text("Waiting for a GPU: 3rd in line.")
+    turn.before_cell()
+    until(4)
+    turn.after_cell()  # the cell was interrupted
+    until(5)
+    assert lines[3:] == [("Waiting for a GPU: 3rd in line.", 2, False), ("", 2, True)]

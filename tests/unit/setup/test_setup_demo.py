@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from setup import demo as demo_module
-from setup.demo import Demo, check_passwords, check_ports, lock, prepare_state_dir, read_demo, with_base_url
+from setup.demo import (
+    Demo,
+    check_passwords,
+    check_ports,
+    lock,
+    prepare_state_dir,
+    read_demo,
+    remember,
+    with_base_url,
+)
 from setup.steps import SetupError
 
 
@@ -251,3 +260,17 @@ def test_a_config_file_that_fails_says_why(tmp_path: Path) -> None:
     config.write_text("1 / 0\n")
     with pytest.raises(SetupError, match=r"own\.py failed: ZeroDivisionError: division by zero"):
         with_base_url(replace(a_demo(tmp_path, 8000), config=config))
+
+
+def test_what_the_hub_was_started_with_is_remembered_without_the_passwords(tmp_path: Path) -> None:
+    """`gpuspawner` reads it, see tests/unit/tools/test_cli.py."""
+    remember(a_demo(tmp_path, 8000), {"GPUSPAWNER_SIMULATED": "1 x A100 40GB", "HOME": "/root"})
+    assert json.loads((tmp_path / "environment.json").read_text()) == {
+        "GPUSPAWNER_PORT": "8000",
+        "GPUSPAWNER_STATE_DIR": str(tmp_path),
+        "GPUSPAWNER_NAME": "n",
+        "GPUSPAWNER_SUBNET": "10.213.0.0/20",
+        "GPUSPAWNER_IMAGE": "i",
+        "GPUSPAWNER_CONFIG": str(demo_module.CONFIG),
+        "GPUSPAWNER_SIMULATED": "1 x A100 40GB",
+    }

@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.protocol.client import UNAVAILABLE
+from gpuspawner.protocol.messages import StatusDocument, document
 from gpuspawner.tools import cli
 from gpuspawner.tools.doctor import Facts, Finding, Level, unreachable
 from rich.console import Console
@@ -71,15 +72,16 @@ STATUS: dict[str, Any] = {
             "mode": "whole",
             "since": "2026-01-01T00:00:00Z",
             "notice": "Save your work",
-            "groups": [],
+
             "unknown_to_hub": True,
         }
     ],
     "queue": [
         {"id": "1" * 32, "user": "bob", "server": "", "hub": "hub", "tier": "gpu", "position": 1,
-         "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None, "groups": []}
+         "since": "2026-01-01T00:00:00Z", "earliest_at": None, "latest_at": None}
     ],
     "ended": [],
+    "disks": [],
 }  # fmt: skip
 
 
@@ -166,7 +168,9 @@ def test_times_are_local() -> None:
 def test_status_from_the_broker_s_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with broker_on(tmp_path / "broker.sock", STATUS):
         assert cli.main(["status", "--json", f"--GpuSite.state_dir={tmp_path}"]) == 0
-        assert json.loads(capsys.readouterr().out) == STATUS
+        assert json.loads(capsys.readouterr().out) == document(
+            StatusDocument.model_validate_json(json.dumps(STATUS))
+        )
         assert cli.main(["status", f"--GpuSite.state_dir={tmp_path}"]) == 0
         assert "The GPUs are simulated" in capsys.readouterr().out
 
@@ -221,6 +225,20 @@ def test_the_state_of_make_hub_beside_the_config_file_is_found(
     assert found() == (str(state), f"{state}/s")
     assert "GPUSPAWNER_STATE_DIR" not in os.environ
     assert found("--GpuSite.state_dir=/from/line")[0] == "/from/line"
+    # `make hub` has written down with what it was started; what it must not say is not read.
+    config.write_text("import os\nc.GpuSite.socket_path = os.environ.get('GPUSPAWNER_NAME', '-')\n")
+    assert found()[1] == "-"
+    (state / "environment.json").write_text(
+        '{"GPUSPAWNER_NAME": "course", "PATH": "/x", "GPUSPAWNER_PORT": 5}'
+    )
+    path = os.environ["PATH"]
+    assert (found()[1], os.environ["PATH"]) == ("course", path)
+    monkeypatch.setenv("GPUSPAWNER_NAME", "mine")
+    assert found()[1] == "mine"
+    monkeypatch.delenv("GPUSPAWNER_NAME")
+    (state / "environment.json").write_text("[")
+    assert found()[1] == "-"
+    config.write_text("import os\nc.GpuSite.socket_path = os.environ['GPUSPAWNER_STATE_DIR'] + '/s'\n")
     monkeypatch.setenv("GPUSPAWNER_STATE_DIR", "/from/environment")
     assert found() == ("/from/environment", "/from/environment/s")
 
@@ -397,7 +415,8 @@ def test_homes_where_none_is_found(
         (["homes", "remove", "ada", "--yes"], 0, "removed gpuspawner-home-ada"),
         (["homes", "remove", "ben"], 1, "'ben' has no home here"),
         (["homes", "archive", "ada", "--to=/none"], 1, "no image is set"),
-        (["homes", "remove"], 1, "use `list`, `archive USER …` or `remove USER …`"),
+        (["homes", "retire", "ada", "--to=/none"], 1, "no image is set"),
+        (["homes", "remove"], 1, "use `list`, `archive USER …`, `remove USER …` or"),
     ],
 )
 def test_homes(

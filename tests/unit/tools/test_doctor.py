@@ -31,6 +31,7 @@ from gpuspawner.tools.doctor import (
 )
 from gpuspawner.tools.doctor.checks import describe, main_job_runs, memory_limits, version_of
 from gpuspawner.tools.doctor.reach import ELSEWHERE
+from traitlets.config import Config
 
 from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Script
@@ -495,3 +496,20 @@ def test_devices_that_a_daemon_reload_takes(driver: str, told: bool) -> None:
     assert all(each.level is Level.NOTE and "Use CDI: run `nvidia-ctk" in each.remedy for each in reload)
     cdi = replace(ENGINE, cgroup_driver=driver)
     assert injection_of(cdi) == [ok("Injection", "CDI")]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("starts_at_once", -3, "starts_at_once"),
+        ("mem_limt", "2G", "There is no setting c.GpuDockerSpawner.mem_limt: use mem_limit"),
+    ],
+)
+def test_settings_with_which_the_hub_does_not_start(setting: str, value: Any, sentence: str) -> None:
+    error = machine._spawner_error(Config({"GpuDockerSpawner": {setting: value}}))
+    assert sentence in error
+    found = examine(replace(GOOD, spawner_error=error))
+    assert found[0] == problem(
+        "Settings", error.rstrip("."), "Correct the setting: the hub doesn't start with it"
+    )
+    assert machine._spawner_error(Config({"GpuDockerSpawner": {"starts_at_once": 3}})) == ""

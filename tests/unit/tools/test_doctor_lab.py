@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from gpuspawner.config.tiers import parse_tiers
+from gpuspawner.core.disk import Disk
 from gpuspawner.core.limits import ConfiguredLimits, LabRules, Machine
 from gpuspawner.tools.doctor import Finding, Level
-from gpuspawner.tools.doctor.lab import Disk, LabFacts, lab_findings, read_lab
+from gpuspawner.tools.doctor.lab import LabFacts, lab_findings, read_lab
 from traitlets.config import Config
 
 GIB = 1 << 30
@@ -98,18 +99,17 @@ def test_labs_without_a_limit() -> None:
             {"host": {**GOOD.host, "security_opt": ["seccomp:unconfined"], "network_mode": "host"}},
             [
                 Finding(
-                    Level.NOTE,
-                    "Labs' isolation",
-                    "security_opt has seccomp:unconfined: labs can attack more of the kernel",
-                    "Remove it from extra_host_config, if it isn't needed",
+                    Level.PROBLEM,
+                    "Past the lease",
+                    "network_mode is host: this gives a lab access to the services of this machine or of "
+                    "another lab, regardless of its lease: no lab starts",
+                    'Remove it, or, to allow it, set c.GpuLab.past_lease = ["network_mode"]',
                 ),
                 Finding(
                     Level.NOTE,
                     "Labs' isolation",
-                    "network_mode is host: labs reach every port of this machine, also "
-                    "those of the hub and its "
-                    "proxy",
-                    "Remove it from extra_host_config: labs have their own network",
+                    "security_opt has seccomp:unconfined: labs can attack more of the kernel",
+                    "Remove it from extra_host_config, if it isn't needed",
                 ),
             ],
         ),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gpuspawner.broker.decide.place.pooling import Host, Pooling, make_pooling
+from gpuspawner.broker.decide.place.host import Host
+from gpuspawner.broker.decide.place.pooling import Pooling, make_pooling
 from gpuspawner.config.pools import parse_pools
 from gpuspawner.config.tiers import parse_tiers
 from gpuspawner.core.model import Device

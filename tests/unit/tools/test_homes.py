@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gpuspawner.core.errors import ConfigError, EngineFault
-from gpuspawner.tools.homes import HomeVolume, archive, list_homes, of_users, patterns_of, remove, why_none
+from gpuspawner.tools import cli
+from gpuspawner.tools.homes import (
+    HomeVolume,
+    archive,
+    list_homes,
+    of_users,
+    patterns_of,
+    remove,
+    retire,
+    why_none,
+)
 from traitlets.config import Config
 
 ADA = HomeVolume("gpuspawner-home-ada", "ada", 5 << 30, True)
@@ -156,3 +168,42 @@ def test_a_home_is_removed_unless_it_is_in_use() -> None:
             remove(used, volume_)
     with pytest.raises(EngineFault):
         remove(Docker(remove_volume=EngineFault("down")), BEN)
+
+
+def test_a_home_is_retired_by_its_archive_and_then_its_end(tmp_path: Path) -> None:
+    docker = Docker(create_container={"Id": "c1"}, get_archive=((part for part in (b"abc",)), {}))
+    target = retire(docker, BEN, tmp_path, "lab:1")
+    assert target.read_bytes() == b"abc"
+    assert docker.calls[-2:] == [("remove_container", "c1", True), ("remove_volume", BEN.name)]
+    # The next one of that name: nothing is removed that isn't archived.
+    again = Docker(create_container={"Id": "c1"})
+    with pytest.raises(ConfigError, match="exists and is kept"):
+        retire(again, BEN, tmp_path, "lab:1")
+    with pytest.raises(ConfigError, match="is in use"):
+        retire(again, ADA, tmp_path, "lab:1")
+    broken = Docker(create_container=EngineFault("no space left"))
+    with pytest.raises(EngineFault):
+        retire(broken, replace(BEN, name="another"), tmp_path, "lab:1")
+    assert "remove_volume" not in [call[0] for call in again.calls + broken.calls]
+
+
+@pytest.mark.parametrize("name", ["ada", "--yes"])
+def test_the_documented_hook_retires_the_home_of_a_deleted_user(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "admins.md").read_text()
+    (hook,) = [text for text in page.split("```python\n")[1:] if "def delete_user" in text]
+    begun: list[list[str]] = []
+    monkeypatch.setattr("subprocess.Popen", begun.append)
+    settings: dict[str, Any] = {"c": Config()}
+    exec(hook.partition("```")[0], settings)
+    authenticator = settings["c"].JupyterHub.authenticator_class()
+    authenticator.allowed_users = {name}
+    authenticator.delete_user(SimpleNamespace(name=name))
+    assert authenticator.allowed_users == set()
+    ((_, _, module, *words),) = begun
+    assert module == "gpuspawner.tools.cli"
+    app = cli.Homes()
+    app.initialize(words[1:])
+    assert (app.to, app.config_file, app.yes) == ("/srv/archive", "/srv/course.py", False)
+    assert app.extra_args == ["retire", name]

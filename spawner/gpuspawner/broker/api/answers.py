@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...core.disk import Disk
 from ...core.model import Tier
 from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
+from ..decide.snapshot import TurnView
 from ..decide.when.deadline import Deadline
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
@@ -26,7 +28,8 @@ class About:
 
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
     `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `uses` returns what each
-    lease uses, `deadline_of` when it ends, `unknown` the leases whose server the hub doesn't know.
+    lease uses, `deadline_of` when it ends. `unknown` returns the leases whose server the hub doesn't know,
+    `disks` the last readings of the disks. `turns` returns, by lease id, where each lease in turns is.
     """
 
     tiers: tuple[Tier, ...]
@@ -36,9 +39,11 @@ class About:
     usage: Callable[[], Mapping[str, Usage]]
     ended: Callable[[], tuple[EndedProcess, ...]]
     node: Callable[[], NodeFacts]
-    unknown: Callable[[], Collection[str]] = frozenset
     uses: Callable[[], Mapping[str, Use]] = dict
     deadline_of: Callable[[str], Deadline | None] = lambda lease_id: None
+    turns: Callable[[], Mapping[str, TurnView]] = dict
+    unknown: Callable[[], Collection[str]] = frozenset
+    disks: Callable[[], tuple[Disk, ...]] = tuple
 
 
 class View:
@@ -50,8 +55,18 @@ class View:
 
     def status(self) -> Document:
         """The whole status document."""
+        return document(status_document(self._allocator.snapshot(), self._about.simulated, self._news()))
+
+    def stamp(self) -> object:
+        """Equal to an earlier one as long as the status document is; much cheaper than the document."""
+        snapshot, news = self._allocator.snapshot(), self._news()
+        ends = tuple(news.deadline_of(lease.id) for lease in snapshot.leases)
+        more = (news.uses, frozenset(news.unknown), news.turns, tuple(news.disks))
+        return (snapshot, news.usage, news.blind, news.ended, news.fault, ends, *more)
+
+    def _news(self) -> News:
         about = self._about
-        news = News(
+        return News(
             usage=about.usage(),
             blind=about.blind(),
             ended=about.ended(),
@@ -59,8 +74,9 @@ class View:
             uses=about.uses(),
             deadline_of=about.deadline_of,
             unknown=about.unknown(),
+            turns=about.turns(),
+            disks=about.disks(),
         )
-        return document(status_document(self._allocator.snapshot(), about.simulated, news))
 
     def tiers(self) -> Document:
         """The tiers and how much of each is free."""

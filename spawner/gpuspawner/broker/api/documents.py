@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
+from ...core.disk import Disk
 from ...core.model import Guarantee, Lease, Tier, guarantee_of
 from ...core.want import Mode, Want
 from ...node.api import DriverFacts, Usage
 from ...protocol.messages import (
     DeviceDocument,
+    DiskDocument,
     DriverDocument,
     EndedDocument,
     LeaseDocument,
@@ -18,10 +20,12 @@ from ...protocol.messages import (
     ShareDocument,
     StatusDocument,
     TierDocument,
+    TurnDocument,
 )
 from ..decide.place.placement import Kind, Room, Share, count_free, share_of
 from ..decide.place.sharing_rules import worth_compute
-from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+from ..decide.snapshot import Capacity, DeviceView, QueueEntry, Snapshot, TurnView
+from ..decide.turns import Turn
 from ..decide.when.deadline import Deadline
 from ..ledger import EndedProcess
 from ..observe.use import NOTHING_KNOWN, Use
@@ -31,7 +35,7 @@ from ..observe.use import NOTHING_KNOWN, Use
 class News:
     """Facts besides the leases: the use of devices by UUID, devices without a guard and why, the
     ended processes, newest first, why the GPUs can't be listed now ("" if they can), the use of each lease by
-    its id, when it ends, and the leases whose server the hub doesn't know."""
+    its id, when it ends, the leases whose server the hub doesn't know, and the disks."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
@@ -40,6 +44,9 @@ class News:
     uses: Mapping[str, Use] = field(default_factory=dict)
     deadline_of: Callable[[str], Deadline | None] = lambda lease_id: None
     unknown: Collection[str] = frozenset()
+    turns: Mapping[str, TurnView] = field(default_factory=dict)
+    """By lease id, of leases in turns."""
+    disks: Sequence[Disk] = ()
 
 
 def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDocument:
@@ -51,6 +58,9 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
         leases=tuple(_lease(lease, news) for lease in snapshot.leases),
         queue=tuple(_entry(entry) for entry in snapshot.queue),
         ended=tuple(EndedDocument(**asdict(each)) for each in news.ended),
+        disks=tuple(
+            DiskDocument(**asdict(disk), state=disk.state, sentence=disk.sentence()) for disk in news.disks
+        ),
     )
 
 
@@ -112,7 +122,7 @@ def _device(view: DeviceView, news: News) -> DeviceDocument:
     mps = terms.mps if terms.sliced else all(lease.mps for lease in view.holders)
     usage, guarantee = news.usage.get(device.uuid, Usage()), guarantee_of(mode, device.simulated)
     unguarded = news.blind.get(device.uuid, "") if guarantee is Guarantee.GUARDED else ""
-    holder = view.holders[0] if view.holders and not shared else None
+    holder = _holder(view, news.turns) if not shared else None
     capability = device.compute_capability
     since = view.health.since if not view.health.healthy else (holder.since if holder else None)
     free, total = _slices(view)
@@ -141,7 +151,19 @@ def _device(view: DeviceView, news: News) -> DeviceDocument:
         free_memory_bytes=None if free is None else _room(view).free_memory_bytes if terms.sliced else 0,
         shares=tuple(_share(lease, view) for lease in view.holders) if shared else (),
         drained=view.drain is not None,
+        free_seats=_room(view).free_seats if terms.in_turns else None,
+        total_seats=terms.seats if terms.in_turns else None,
     )
+
+
+def _holder(view: DeviceView, turns: Mapping[str, TurnView]) -> Lease | None:
+    """Who has the whole device now: of leases in turns the one that is awake there."""
+    for lease in view.holders:
+        turn = turns.get(lease.id)
+        here = turn is not None and turn.turn is Turn.AWAKE and turn.gpu_uuid == view.device.uuid
+        if lease.mode is not Mode.TURNS or here:
+            return lease
+    return None
 
 
 def _is_shared(view: DeviceView) -> bool:
@@ -182,6 +204,11 @@ def _share(lease: Lease, view: DeviceView) -> ShareDocument:
     )
 
 
+def turn_document(view: TurnView) -> TurnDocument:
+    """Where a lease in turns is."""
+    return TurnDocument(**{**asdict(view), "turn": view.turn.value})
+
+
 def _lease(lease: Lease, news: News) -> LeaseDocument:
     use, deadline = news.uses.get(lease.id, NOTHING_KNOWN), news.deadline_of(lease.id)
     return LeaseDocument(
@@ -197,6 +224,7 @@ def _lease(lease: Lease, news: News) -> LeaseDocument:
         mode=lease.mode,
         since=lease.since,
         notice=lease.notice,
+        turn=turn_document(news.turns[lease.id]) if lease.id in news.turns else None,
         groups=lease.groups,
         used_bytes=use.memory_bytes,
         busy_percent=use.busy_percent,

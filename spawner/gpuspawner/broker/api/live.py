@@ -1,7 +1,7 @@
 """What changed since a page last heard of it: one look at the broker for all open pages.
 
-While at least one page is open, the status document is built once a second and compared with the one before.
-Pages wait for `Live.news`; each works out only then what is new for its own viewer.
+While at least one page is open, the broker is looked at once a second, and the status document is built if
+something changed. Pages wait for `Live.news`; each works out only then what is new for its own viewer.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .visible import Document
+from .visible import BrokerView, Document
 
 LOOK_SECONDS = 1.0
 MOST_PAGES = 20
@@ -39,18 +39,19 @@ class Seen:
 class Live:
     """One a broker, on its event loop."""
 
-    def __init__(
-        self, status: Callable[[], Document], log: logging.Logger, look_seconds: float = LOOK_SECONDS
-    ) -> None:
-        self._status = status
+    def __init__(self, broker: BrokerView, log: logging.Logger, look_seconds: float | None = None) -> None:
+        self._broker = broker
         self._log = log
-        self._look_seconds = look_seconds
+        self._look_seconds = LOOK_SECONDS if look_seconds is None else look_seconds
         self._pages: Counter[str] = Counter()
         self._looking: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
+        self._stamp: object = None
         self._structure: Any = None
         self.document: Document = {}
         """The whole status document of the last look; only for pages inside `watching`."""
+        self.tiers: Document = {}
+        """The tiers of that time."""
         self.seen = Seen()
 
     @property
@@ -101,13 +102,17 @@ class Live:
                     self._changed.notify_all()
 
     def _look(self) -> None:
-        document = self._status()
+        stamp = self._broker.stamp()
+        if stamp == self._stamp:
+            return
+        document = self._broker.status()
         structure = _structure(document)
         if structure != self._structure:
+            self.tiers = self._broker.tiers()
             self.seen = Seen(self.seen.status + 1, self.seen.readings + 1)
         elif document != self.document:
             self.seen = Seen(self.seen.status, self.seen.readings + 1)
-        self.document, self._structure = document, structure
+        self.document, self._structure, self._stamp = document, structure, stamp
 
 
 def _structure(document: Document) -> Document:

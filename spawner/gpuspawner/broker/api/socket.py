@@ -460,6 +460,8 @@ def asked_for(want: Want, simulated: bool = False) -> str:
     if want.mode is Mode.SLICE:
         size = "" if want.memory_bytes is None else f"{format_bytes(want.memory_bytes)} "
         name = f"{word}{size}slice"
+    elif want.mode is Mode.TURNS:
+        name = f"{word}GPU in turns"
     else:
         name = f"{word}MIG instance" if want.mode is Mode.MIG else f"{word}GPU"
     if want.device_count > 1:

@@ -16,10 +16,13 @@ Document = dict[str, Any]
 
 
 class BrokerView(Protocol):
-    """What the pages need from the broker. All three methods answer from memory, at once."""
+    """What the pages need from the broker. All methods answer from memory, at once."""
 
     def status(self) -> Document:
-        """The whole status document: `simulated`, `devices`, `leases`, `queue`, `ended`."""
+        """The whole status document: `simulated`, `devices`, `leases`, `queue`, `ended`, `disks`."""
+
+    def stamp(self) -> object:
+        """Equal to an earlier one as long as the status document is."""
 
     def tiers(self) -> Document:
         """The tiers with what is free of each."""
@@ -46,6 +49,7 @@ def visible_status(document: Document, viewer: Viewer) -> Document:
         "leases": leases,
         "queue": _visible(document["queue"], viewer),
         "ended": _visible(document["ended"], viewer),
+        **({"disks": document.get("disks", [])} if viewer.sees_all else {}),
     }
 
 
@@ -75,7 +79,12 @@ def _visible_device(device: Document, viewer: Viewer, shown_leases: Collection[s
 
 
 def is_free(device: Mapping[str, Any]) -> bool:
-    """Whether a device, or a slice of it, could be leased now: healthy, not drained, and not all held."""
-    slices = device.get("free_slices")
+    """Whether a device, a slice of it, or a seat in turns could be leased now.
+
+    It is healthy, not drained, and not all held.
+    """
+    slices, seats = device.get("free_slices"), device.get("free_seats")
     in_service = bool(device["healthy"]) and not device.get("drained", False)
+    if seats is not None:
+        return in_service and seats > 0
     return in_service and device["lease_id"] is None and slices != 0

@@ -382,6 +382,8 @@ class Book:
         )
 
     def _part(self, lease: Lease, device: Device, share: Share) -> float:
+        if lease.mode is Mode.TURNS:
+            return 1 / len(lease.device_uuids)  # it is awake on one of them
         if lease.mode is not Mode.SLICE:
             return 1.0
         return self._devices.terms(device.uuid).gpu_fraction(device.memory_bytes, share.memory_bytes)
@@ -391,7 +393,10 @@ class Book:
         if not lease.state.holds_devices or lease.state is LeaseState.RELEASING:
             return lease
         states = [(self._devices.device(each), self._devices.health(each)) for each in lease.device_uuids]
-        told = notice.withdrawn([each for each in states if not each[1].healthy and not each[1].new_only])
+        lost = [each for each in states if not each[1].healthy and not each[1].new_only]
+        if lease.mode is Mode.TURNS and len(lost) < len(states):
+            lost = []  # its turns are on the others
+        told = notice.withdrawn(lost)
         if not told and lease.notice and not notice.is_withdrawal(lease.notice):
             return lease
         return replace(lease, notice=told)
@@ -490,11 +495,12 @@ def _drop(index: dict[K, dict[str, None]], key: K, lease_id: str) -> None:
 
 
 def with_shares(lease: Lease, shares: Sequence[Share]) -> Lease:
-    """The lease with these shares."""
+    """The lease with these shares. In turns it uses one of them at a time."""
+    sizes = [share.memory_bytes for share in shares]
     return replace(
         lease,
         device_uuids=tuple(share.device_uuid for share in shares),
-        memory_bytes=sum(share.memory_bytes for share in shares),
+        memory_bytes=max(sizes) if shares[0].in_turns else sum(sizes),
         compute_percent=min(share.compute_percent for share in shares),
         mps=any(share.mps for share in shares),
     )

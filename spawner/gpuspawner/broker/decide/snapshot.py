@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from ...core.decision import Drain
 from ...core.model import Device, DeviceHealth, Lease
 from .line.estimate import Estimate
 from .place.sharing_rules import WHOLE, SharingRules
+from .turns import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,25 @@ class QueueEntry:
     position: int
     waiting: int
     wait: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnView:
+    """Where a lease in turns is, for people.
+
+    `memory_bytes` is what it has on the GPU, or in host memory while it is asleep. `moves`: it is being
+    paused, moved or woken now. `position`: its place among those that want a GPU, from 1, and about how long
+    it waits; None if it wants none. `can_move` False: its memory can't leave the GPU.
+    """
+
+    turn: Turn
+    since: datetime
+    gpu_uuid: str | None = None
+    memory_bytes: int = 0
+    moves: bool = False
+    position: int | None = None
+    wait_seconds: float | None = None
+    can_move: bool = True
 
 
 @dataclass(frozen=True, slots=True)

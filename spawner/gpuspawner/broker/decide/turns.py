@@ -130,7 +130,7 @@ class TurnRules:
     notice that a program blocks others and its end; None: it is never ended.
     """
 
-    pause_after_seconds: float = 5.0
+    pause_after_seconds: float = 10.0
     sleep_after_seconds: float = 900.0
     min_turn_seconds: float = 1.0
     max_turn_seconds: float = 60.0

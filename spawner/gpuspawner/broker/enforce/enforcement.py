@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.errors import GpuSpawnerError
@@ -35,6 +35,7 @@ from ..observe.journal import Journal, is_of, record_of
 from ..observe.metrics import Metrics
 from .mode import Holders, SharingMode, Surroundings
 from .slices import IDLE_SECONDS, Slices
+from .turn_pools import Pace, Turns
 from .whole import Whole
 
 RETRY_SECONDS = 30.0
@@ -55,6 +56,9 @@ class Tools:
     log: logging.Logger
     retry_seconds: float = RETRY_SECONDS
     idle_seconds: float = IDLE_SECONDS
+    rank: Callable[[Lease], tuple[float, ...]] = lambda lease: ()
+    """Whose turn comes first by the site's policy: the smallest."""
+    turn_pace: Pace = field(default_factory=Pace)
 
 
 class Enforcement:
@@ -80,10 +84,14 @@ class Enforcement:
         around = Surroundings(
             node=self._node, facts=tools.facts, holders=holders, pooling=lambda: self._pooling,
             apply=self.apply, report=self.report, tell=self._tell, spawn=self._spawn,
-            metrics=tools.metrics, log=tools.log,
+            metrics=tools.metrics, log=tools.log, works=self._works, rank=tools.rank,
         )  # fmt: skip
+        self.turns = Turns(around, tools.turn_pace)
+        """Who has a turn, and what users may ask for."""
         slices = Slices(around, idle_seconds=tools.idle_seconds)
-        self._modes: dict[Mode, SharingMode] = {Mode.WHOLE: whole, Mode.MIG: whole, Mode.SLICE: slices}
+        self._modes: dict[Mode, SharingMode] = {
+            Mode.WHOLE: whole, Mode.MIG: whole, Mode.SLICE: slices, Mode.TURNS: self.turns,
+        }  # fmt: skip
 
     # ---- start and end
 
@@ -246,6 +254,10 @@ class Enforcement:
         if reason:
             return DeviceHealth(uuid, healthy=False, reason=reason)
         return self._closed.get(uuid, hardware)
+
+    def _works(self, uuid: str) -> bool:
+        hardware = self._hardware.get(uuid)
+        return hardware is None or hardware.healthy
 
     async def _on_guard(self, event: GuardEvent) -> None:
         self._tools.metrics.ended(event.offence)

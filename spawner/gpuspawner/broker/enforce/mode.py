@@ -35,6 +35,18 @@ class Holders(Protocol):
         """Gives the holder a notice. Raises LedgerFault."""
         ...
 
+    async def main_pid(self, container_id: str) -> int | None:
+        """The container's first process, on the host; None if it doesn't run. Raises EngineFault."""
+        ...
+
+    async def set_turn(self, lease_id: str, awake: bool, ago_seconds: float) -> None:
+        """Records that a lease in turns has a GPU now, or none, since `ago_seconds`. Raises LedgerFault."""
+        ...
+
+    async def say_turn(self, lease_id: str, sentence: str) -> None:
+        """Shows a line in the lab while a cell waits for a GPU; "" removes it. Raises LedgerFault."""
+        ...
+
     async def set_health(self, health: DeviceHealth) -> None:
         """Puts a device out of service or back into service. Raises LedgerFault."""
         ...
@@ -55,7 +67,8 @@ class Surroundings:
     `pooling` returns the current pools. `apply` sends the desired state, with the mode's current part, to the
     node, and returns when the node has accepted it. `report(uuid)` updates a device's health after
     `obstacle` has changed. `tell(lease_id, sentence)` gives a holder a notice, now or later. `spawn` runs
-    work in the background; it is cancelled when the broker ends.
+    work in the background; it is cancelled when the broker ends. `works(uuid)` says whether the hardware of a
+    device is healthy, and `rank(lease)` whose turn comes first by the policy: the smallest.
     """
 
     node: Node
@@ -68,6 +81,8 @@ class Surroundings:
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     metrics: Metrics
     log: logging.Logger
+    works: Callable[[str], bool] = lambda uuid: True
+    rank: Callable[[Lease], tuple[float, ...]] = lambda lease: ()
 
 
 class SharingMode(Protocol):

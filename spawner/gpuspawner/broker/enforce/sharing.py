@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ...config.site import GpuSite
 from ...core.model import Device, Tier
 from ...node.api import NodeFacts
-from ..decide.place.pooling import Pooling, host_of, make_pooling
+from ..decide.place.host import host_of
+from ..decide.place.pooling import Pooling, make_pooling
 
 
 class Sharing:

@@ -3,9 +3,6 @@
 Each sample counts, not what was done before: a program that computes out of turn is paused within one
 sample, whoever started it, and after a restart of the broker the seats are adopted as they are. When a step
 is done, the next begins at once from what is known, so that a GPU does not wait for the next sample.
-
-No setting enables this yet: pools of mode `turns` are refused at load, until leases, pages and `doctor`
-support them too. `tests/gpu/turns_class.py` runs it on real GPUs.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ from typing import Any
 from ...core.errors import GpuSpawnerError
 from ...node.api import Condition, Obstacle, Outcome, SeatReading, TurnHands, TurnReadings
 from ...node.api import Seat as Place
+from ..decide.turn_waits import expected_waits
 from ..decide.turns import Action, Experience, Gpu, Seat, Step, Turn, TurnRules, plan, waiting_order
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
@@ -38,7 +36,11 @@ IN_THE_WAY = "A program was ended because its memory could not leave the GPU and
 
 @dataclass(frozen=True, slots=True)
 class SeatStatus:
-    """A seat for pages and API. `position`: its place among those that wait for a GPU, from 1."""
+    """A seat for pages and API. `position`: its place among those that wait for a GPU, from 1.
+
+    `since` is in monotonic seconds. `known` False: it was not looked at yet. `can_move` False: its memory
+    can't leave the GPU.
+    """
 
     lease_id: str
     turn: Turn
@@ -47,6 +49,10 @@ class SeatStatus:
     memory_bytes: int
     moves: bool
     position: int | None
+    wait_seconds: float | None = None
+    """About how long until its turn, if it wants one."""
+    known: bool = True
+    can_move: bool = True
 
 
 @dataclass
@@ -162,10 +168,21 @@ class TurnKeeper:
         if entry is not None and entry.turn is not Turn.AWAKE:
             entry.want(self.clock())
 
+    def give_up(self, lease_id: str) -> None:
+        """Its user gives up the turn: others come first. A program that still computes wants a new one."""
+        entry = self._entries.get(lease_id)
+        if entry is None:
+            return
+        entry.wants_since = None
+        if entry.turn is Turn.AWAKE:
+            self._begin(Action(Step.PAUSE, lease_id))
+
     def status(self) -> tuple[SeatStatus, ...]:
         """Every seat, as it is known now."""
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
-        order = [seat.lease_id for seat in waiting_order(seats, self.clock(), self.rules)]
+        now = self.clock()
+        order = [seat.lease_id for seat in waiting_order(seats, now, self.rules)]
+        waits = expected_waits(seats, self.gpus, now, self.rules)
         return tuple(
             SeatStatus(
                 lease_id=seat.lease_id,
@@ -175,6 +192,9 @@ class TurnKeeper:
                 memory_bytes=seat.memory_bytes,
                 moves=seat.under_way is not None,
                 position=order.index(seat.lease_id) + 1 if seat.lease_id in order else None,
+                wait_seconds=waits.get(seat.lease_id),
+                known=self._entries[seat.lease_id].known,
+                can_move=seat.unmovable_since is None,
             )
             for seat in seats
         )
@@ -218,7 +238,7 @@ class TurnKeeper:
         first, entry.known = not entry.known, True
         entry.memory_bytes = sum(reading.on_gpus.values()) + reading.asleep_bytes
         if reading.condition in (Condition.AWAKE, Condition.MIXED):
-            self._computes(lease_id, entry, reading, now)
+            self._computes(lease_id, entry, reading, now, first=first)
         else:
             entry.out_of_turn_since = None
             self._is_still(lease_id, entry, reading, now)
@@ -229,8 +249,13 @@ class TurnKeeper:
                 entry.wants_since, entry.wants_by_thread = None, False  # it waited for something else
         self._mark_idle(entry, reading, readings.busy, now)
 
-    def _computes(self, lease_id: str, entry: _Entry, reading: SeatReading, now: float) -> None:
-        """Some of its programs may compute: on the GPU where it is awake, or out of turn."""
+    def _computes(
+        self, lease_id: str, entry: _Entry, reading: SeatReading, now: float, *, first: bool
+    ) -> None:
+        """Some of its programs may compute: on the GPU where it is awake, or out of turn.
+
+        At this broker's first sample it has its turn from an earlier broker, unless another is awake there.
+        """
         where = set(reading.on_gpus)
         if entry.turn is Turn.AWAKE and entry.gpu_uuid is not None:
             if where - {entry.gpu_uuid} or reading.condition is Condition.MIXED:
@@ -239,10 +264,11 @@ class TurnKeeper:
         if not where:
             return  # its context isn't complete yet
         gpu_uuid = next(iter(sorted(where)))
-        if len(where) == 1 and reading.condition is Condition.AWAKE and self._is_free(gpu_uuid):
+        may = self._is_free(gpu_uuid, though_wanted=first)
+        if len(where) == 1 and reading.condition is Condition.AWAKE and may:
             self._is_awake(lease_id, entry, gpu_uuid, now)
             return
-        entry.want(now)
+        entry.want(now, by_thread=True)
         entry.become(Turn.PAUSED, gpu_uuid, now)
         entry.out_of_turn_since = now if entry.out_of_turn_since is None else entry.out_of_turn_since
         spiteful = now - entry.out_of_turn_since >= SPITE_SECONDS
@@ -276,12 +302,13 @@ class TurnKeeper:
         elif entry.idle_since is None:
             entry.idle_since = now
 
-    def _is_free(self, gpu_uuid: str) -> bool:
+    def _is_free(self, gpu_uuid: str, *, though_wanted: bool) -> bool:
         """Whether nobody computes there or is about to, and nobody waits: then a new seat may have it."""
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
         usable = any(gpu.uuid == gpu_uuid and gpu.usable for gpu in self.gpus)
         occupied = any(seat.occupies(gpu_uuid) for seat in seats)
-        return usable and not occupied and not any(seat.wants_since is not None for seat in seats)
+        wanted = any(seat.wants_since is not None for seat in seats)
+        return usable and not occupied and (though_wanted or not wanted)
 
     def _is_awake(self, lease_id: str, entry: _Entry, gpu_uuid: str, now: float) -> None:
         was_awake = entry.turn is Turn.AWAKE

@@ -20,7 +20,7 @@ from ...core.errors import LeaseConflict, NoCapacity
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event, Frees
 from ...core.units import Clock, utc_now
-from ...core.want import Want
+from ...core.want import Mode, Want
 from ..decide.book import Book, QueueRules, with_shares
 from ..decide.line.backfill import SessionHold
 from ..decide.line.future import Arrival, Line
@@ -34,8 +34,6 @@ from .gate import Gate
 from .logline import log_context
 from .waits import Guest, Waits
 from .watch import WaitNews, Watch, Watches
-
-_WITH_CONTAINER = (LeaseState.RUNNING, LeaseState.ASLEEP)
 
 _MOST_PAST = 20_000
 """At most this many past sessions, the newest, are read at the start: they show each user's past use."""
@@ -246,6 +244,20 @@ class Allocator:
         """
         return await self._step(self._set_running, lease_id, container_id)
 
+    async def sleep(self, lease_id: str, *, ago_seconds: float = 0.0) -> Lease | None:
+        """The lease computes on no GPU any more, since `ago_seconds`: from then on it isn't charged.
+
+        Idempotent: None for a lease that isn't awake. Raises LedgerFault.
+        """
+        return await self._step(self._turn, lease_id, Event.SLEEP, ago_seconds)
+
+    async def wake(self, lease_id: str, *, ago_seconds: float = 0.0) -> Lease | None:
+        """The lease has a GPU to itself since `ago_seconds`: from then on it is charged.
+
+        Idempotent: None for a lease that isn't asleep. Raises LedgerFault.
+        """
+        return await self._step(self._turn, lease_id, Event.WAKE, ago_seconds)
+
     async def charge(self, lease_id: str, awake_since: datetime) -> None:
         """Open a new awake interval for a running lease whose interval a reboot has ended, from `since`.
 
@@ -415,12 +427,21 @@ class Allocator:
         lease = self.lease(lease_id)
         if lease is None:
             raise LeaseConflict(states.ENDED)
-        if lease.state in _WITH_CONTAINER and lease.container_id == container_id:
+        if lease.state in states.WITH_CONTAINER and lease.container_id == container_id:
             return lease
         started = states.after(lease.state, Event.START, Actor.DOCKER)
         lease = replace(lease, state=started.to, container_id=container_id, since=self._clock())
+        lease = _before_first_turn(lease)
         await self._commit(lease)
         return lease
+
+    async def _turn(self, lease_id: str, event: Event, ago_seconds: float) -> Lease | None:
+        lease = self.lease(lease_id)
+        if lease is None or not states.can(lease.state, event):
+            return None
+        turned = replace(lease, state=states.after(lease.state, event, Actor.BROKER).to, since=self._clock())
+        await self._commit(turned, ago_seconds=ago_seconds)
+        return turned
 
     async def _begin_release(
         self, lease_id: str, reason: str, by: Actor, ended_at: datetime | None
@@ -460,7 +481,7 @@ class Allocator:
         if not lease.device_uuids or not self._book.can_hold(lease):
             raise LeaseConflict("A device of this lease is not free, or not on this machine.")
         shares = self._book.shares(lease)
-        running = with_shares(replace(lease, state=adopted_as.to), shares)
+        running = _before_first_turn(with_shares(replace(lease, state=adopted_as.to), shares))
         adopted = self._book.with_fractions(self._book.with_notice(running))
         if known is not None:
             adopted = replace(adopted, groups=known.groups, created_at=known.created_at)
@@ -593,7 +614,9 @@ class Allocator:
         self._doubtful.clear()
 
     def _log_change(self, before: Lease | None, lease: Lease) -> None:
-        if before is None or before.state is not lease.state:
+        if before is not None and {before.state, lease.state} == states.WITH_CONTAINER:
+            self._log.debug("Lease is %s: %s", lease.state, log_context(lease))  # its turn has a line already
+        elif before is None or before.state is not lease.state:
             why = f" ({lease.reason})" if lease.reason else ""
             self._log.info("Lease is %s%s: %s", lease.state, why, log_context(lease))
         elif before.notice != lease.notice:
@@ -623,3 +646,10 @@ def _new(request: GpuRequest, state: LeaseState, now: datetime) -> Lease:
         created_at=now,
         since=now,
     )
+
+
+def _before_first_turn(lease: Lease) -> Lease:
+    """A lease whose container runs, as it begins: in turns it has no GPU yet, and isn't charged."""
+    if lease.mode is not Mode.TURNS:
+        return lease
+    return replace(lease, state=states.after(lease.state, Event.SLEEP, Actor.BROKER).to)

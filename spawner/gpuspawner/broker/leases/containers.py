@@ -115,6 +115,10 @@ class Engine(Protocol):
         """When it was last started; None if it does not run."""
         ...
 
+    async def main_pid(self, container_id: str) -> int | None:
+        """Its first process, on the host; None if it does not run."""
+        ...
+
     async def exists(self, container_id: str) -> bool:
         """Whether Docker has the container, whatever its labels and state."""
         ...
@@ -163,6 +167,10 @@ class DockerEngine:
     async def started_at(self, container_id: str) -> datetime | None:
         state = await self._state(container_id)
         return _time(state.get("StartedAt")) if state.get("Running") else None
+
+    async def main_pid(self, container_id: str) -> int | None:
+        state = await self._state(container_id)
+        return int(state["Pid"]) if state.get("Running") and state.get("Pid") else None
 
     async def exists(self, container_id: str) -> bool:
         return bool(await self._state(container_id))

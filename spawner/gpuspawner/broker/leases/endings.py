@@ -17,10 +17,10 @@ from typing import Protocol
 
 from ...config.idle import IdleRules
 from ...core.errors import GpuSpawnerError, LedgerFault, Refusal
-from ...core.model import Lease, LeaseState
+from ...core.model import Lease, Mode
 from ...core.quota import Allowance
 from ...core.session import EndAction
-from ...core.states import AWAKE
+from ...core.states import AWAKE, WITH_CONTAINER
 from ...core.units import Clock, utc_now
 from ..decide.allow.budget import runs_out_at
 from ..decide.when.deadline import (
@@ -134,14 +134,15 @@ class Endings:
 
     def idle_since(self, lease: Lease) -> datetime | None:
         """Since when nobody uses the server; None if somebody does, or if it isn't known."""
-        if lease.state not in AWAKE:
+        if lease.state not in WITH_CONTAINER:
             return None
         return idle_since(self._activity(lease, self._parts.clock()))
 
     async def round(self) -> None:
         """Check everything once. Raises LedgerFault if the past use can't be read."""
+        self._parts.gate.kept.renew(self._parts.clock())
         await self._parts.allocator.recheck()
-        running = [lease for lease in self._parts.allocator.leases() if lease.state in AWAKE]
+        running = [lease for lease in self._parts.allocator.leases() if lease.state in WITH_CONTAINER]
         self._forget_all_but({lease.id for lease in running})
         now = self._parts.clock()
         allowances = {lease.id: self._allowance(lease) for lease in running}
@@ -195,7 +196,8 @@ class Endings:
             if allowed is None or not allowed.budgets:
                 continue
             spent = await self._parts.gate.spent(*user, leases[-1].groups, allowed)
-            at = runs_out_at(spent, sum(lease.gpu_fraction for lease in leases), now)
+            awake = sum(lease.gpu_fraction for lease in leases if lease.state in AWAKE)
+            at = runs_out_at(spent, awake, now)
             if at is not None:
                 ends[user] = Deadline(at, Cause.GPU_HOURS)
         return ends
@@ -316,18 +318,17 @@ class Endings:
     def _follow(self, lease: Lease) -> Followed:
         if lease.id not in self._followed:
             ours = warns_of_end(lease.notice) or warns_of_idleness(lease.notice)
+            # In turns a lease changes its state often: after a restart its session counts from the request.
+            began_at = lease.created_at if lease.mode is Mode.TURNS else lease.since
             self._followed[lease.id] = Followed(
-                lease.since, self._parts.clock(), left_over=lease.notice if ours else ""
+                began_at, self._parts.clock(), left_over=lease.notice if ours else ""
             )
         return self._followed[lease.id]
 
     def _forget_all_but(self, lease_ids: set[str]) -> None:
         for known in (self._followed, self._kernels):
             for lease_id in [each for each in known if each not in lease_ids]:
-                # A sleeping lease keeps its notice until it is awake again.
-                lease = self._parts.allocator.lease(lease_id)
-                if lease is None or lease.state is not LeaseState.ASLEEP:
-                    del known[lease_id]
+                del known[lease_id]
 
     async def _end(self, lease: Lease, reason: str) -> None:
         try:

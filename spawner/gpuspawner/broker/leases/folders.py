@@ -19,6 +19,10 @@ class Folders(Protocol):
         """Writes what the container may read about its lease; also a changed notice."""
         ...
 
+    async def write_turn(self, lease_id: str, sentence: str) -> None:
+        """Writes what a cell that waits for a GPU shows; "" if none waits."""
+        ...
+
     async def remove(self, lease_id: str) -> None:
         """Removes the folder; no error if there is none."""
         ...
@@ -50,6 +54,10 @@ class DiskFolders:
         """Writes lease and notice. Raises LedgerFault if the state folder can't be written."""
         shown = replace(lease, notice=self._notice_of(lease))
         await self._pool.submit(lambda: self._folders.write(shown, self._simulated))
+
+    async def write_turn(self, lease_id: str, sentence: str) -> None:
+        """Raises LedgerFault if the state folder can't be written."""
+        await self._pool.submit(lambda: self._folders.write_turn(lease_id, sentence))
 
     async def remove(self, lease_id: str) -> None:
         """Removes the folder; no error if there is none."""

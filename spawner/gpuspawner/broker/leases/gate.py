@@ -15,6 +15,8 @@ from ...core.want import Want
 from ..decide.allow.budget import Spent, applying, spend
 from ..decide.allow.period import window_at
 from ..decide.allow.quota import Ask, check, holding_of, survivors
+from ..decide.line.backfill import SessionHold
+from ..decide.line.queue import Claim
 from ..decide.when.sessions import Reservation, longest_start
 from ..ledger import Ledger
 from .kept import KeptPlaces
@@ -55,29 +57,6 @@ class Cap:
 
     ends_at: datetime
     sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class QueueTerms:
-    """What the queue needs to know of a lease's quota; `session_seconds` None: nothing ends it."""
-
-    group: str
-    priority: int
-    weight: float
-    guaranteed_devices: float
-    session_seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """`count` places like `want`, kept for a group; times are seconds since 1970."""
-
-    group: str
-    want: Want
-    count: int
-    from_seconds: float
-    begins_seconds: float
-    ends_seconds: float
 
 
 class QuotaGate:
@@ -171,7 +150,7 @@ class QuotaGate:
     def _want(self, kept: Reservation) -> Want:
         return next(tier.want for tier in self._rulebook.known.tiers if tier.name == kept.tier)
 
-    def terms_of(self, lease: Lease) -> QueueTerms:
+    def claim_of(self, lease: Lease) -> Claim:
         """What the queue needs to know of the lease's quota, at this moment.
 
         Who is a member of a class that meets now, and asks for its tier, counts for the class.
@@ -191,7 +170,7 @@ class QuotaGate:
         seconds = allowed.session_seconds + extended
         if cap is not None:
             seconds = min(seconds, max(0.0, (cap.ends_at - now).total_seconds()))
-        return QueueTerms(
+        return Claim(
             group=counts.group,
             priority=allowed.priority,
             weight=counts.weight,
@@ -199,11 +178,11 @@ class QuotaGate:
             session_seconds=None if seconds == UNLIMITED else seconds,
         )
 
-    def holds(self, now: datetime) -> list[Hold]:
+    def holds(self, now: datetime) -> list[SessionHold]:
         """The places that are kept for lab sessions now; without those that nobody took in time."""
         wants = {tier.name: tier.want for tier in self._rulebook.known.tiers}
         return [
-            Hold(
+            SessionHold(
                 group=kept.group,
                 want=wants[kept.tier],
                 count=kept.seats,

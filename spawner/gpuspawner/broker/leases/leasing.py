@@ -248,6 +248,19 @@ class LeaseService:
         elif item.broker == self._parts.broker or self._allocator.lease(item.lease_id) is not None:
             self.spawn(self._follow(item), "events")
 
+    async def main_pid(self, container_id: str) -> int | None:
+        """The container's first process, on the host; None if it doesn't run. Raises EngineFault."""
+        return await self._engine.main_pid(container_id)
+
+    async def say_turn(self, lease_id: str, sentence: str) -> None:
+        """Shows a line in the lab while a cell waits for a GPU; "" removes it. Raises LedgerFault."""
+        await self._parts.folders.write_turn(lease_id, sentence)
+
+    async def set_turn(self, lease_id: str, awake: bool, ago_seconds: float) -> None:
+        """A lease in turns has a GPU now, or none, since `ago_seconds`. Raises LedgerFault."""
+        change = self._allocator.wake if awake else self._allocator.sleep
+        await change(lease_id, ago_seconds=ago_seconds)
+
     async def set_health(self, health: DeviceHealth) -> None:
         """A device went out of service or is back: tell its users. After a fault, call again."""
         for lease in await self._allocator.set_health(health):

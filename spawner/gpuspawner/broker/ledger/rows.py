@@ -73,6 +73,29 @@ _DELETE_GROUPS = sa.delete(lease_groups).where(lease_groups.c.lease_id == sa.bin
 _OPEN_OF_LEASE = sa.select(awake).where(
     awake.c.ended_at.is_(None), awake.c.lease_id == sa.bindparam("of_lease")
 )
+_SET_PART = (
+    sa.update(awake)
+    .where(awake.c.lease_id == sa.bindparam("of_lease"), awake.c.ended_at.is_(None))
+    .values(gpu_fraction=sa.bindparam("part"))
+)
+_CLOSE = (
+    sa.update(awake)
+    .where(awake.c.number == sa.bindparam("of_number"))
+    .values(ended_at=sa.bindparam("end"), seen_at=sa.bindparam("end"), seconds=sa.bindparam("length"))
+)
+_OF_USER = (
+    sa.select(awake)
+    .join(leases, leases.c.id == awake.c.lease_id)
+    .where(
+        leases.c.hub == sa.bindparam("of_hub"),
+        leases.c.user == sa.bindparam("of_user"),
+        sa.or_(
+            awake.c.ended_at.is_(None),
+            awake.c.ended_at >= sa.bindparam("reaches", type_=awake.c.ended_at.type),
+        ),
+    )
+    .order_by(awake.c.number)
+)
 
 _CLOCK_MARGIN = timedelta(days=2)
 """`ended_at` goes by the wall clock, an interval's length doesn't: the two may be this far apart."""
@@ -119,8 +142,7 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -
     if was_awake:
         # No new interval: one that a reboot ended begins again only when its container does (`charge`).
         # Of a lease from before there were fractions, its part may be known only now.
-        part = sa.update(awake).where(awake.c.lease_id == lease.id, awake.c.ended_at.is_(None))
-        connection.execute(part.values(gpu_fraction=lease.gpu_fraction))
+        connection.execute(_SET_PART, {"of_lease": lease.id, "part": lease.gpu_fraction})
     elif lease.state in AWAKE:
         charge(connection, lease, moment)
     else:
@@ -245,9 +267,8 @@ def intervals(
     connection: sa.Connection, since: datetime, now: Moment, user: tuple[str, str]
 ) -> tuple[Interval, ...]:
     """The same of one (hub, user), without whose and what for: what each start of theirs is held against."""
-    query = sa.select(awake).join(leases, leases.c.id == awake.c.lease_id)
-    query = query.where(leases.c.hub == user[0], leases.c.user == user[1], _reaches(since))
-    return tuple(_interval(row, now) for row in connection.execute(query.order_by(awake.c.number)))
+    values = {"of_hub": user[0], "of_user": user[1], "reaches": since - _CLOCK_MARGIN}
+    return tuple(_interval(row, now) for row in connection.execute(_OF_USER, values))
 
 
 def _reaches(since: datetime) -> sa.ColumnElement[bool]:
@@ -336,11 +357,8 @@ def charge(connection: sa.Connection, lease: Lease, moment: Moment) -> None:
 def _close_intervals(connection: sa.Connection, lease_id: str, moment: Moment) -> None:
     for row in connection.execute(_OPEN_OF_LEASE, {"of_lease": lease_id}).all():
         end = max(row.started_at, moment.at)
-        connection.execute(
-            sa.update(awake)
-            .where(awake.c.number == row.number)
-            .values(ended_at=end, seen_at=end, seconds=_length(row, moment))
-        )
+        values = {"of_number": row.number, "end": end, "length": _length(row, moment)}
+        connection.execute(_CLOSE, values)
 
 
 def _length(row: Any, moment: Moment) -> float:

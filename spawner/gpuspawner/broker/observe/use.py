@@ -25,7 +25,10 @@ NOTHING_KNOWN = Use()
 
 
 def use_of(lease: Lease, usage: Mapping[str, Usage]) -> Use:
-    """Of all devices of the lease together: memory is summed up, `busy_percent` is the mean."""
+    """Of all devices of the lease together: memory is summed up, `busy_percent` is the mean.
+
+    Not for a lease in turns, whose device list is the pool's.
+    """
     readings = [usage.get(uuid, Usage()) for uuid in lease.device_uuids]
     memory = [_memory(lease, reading) for reading in readings]
     busy = [reading.utilization_percent for reading in readings]
@@ -34,6 +37,13 @@ def use_of(lease: Lease, usage: Mapping[str, Usage]) -> Use:
         None if total is None else int(total),
         None if percent is None else percent / len(busy),
     )
+
+
+def use_in_turns(memory_bytes: int, gpu_uuid: str | None, usage: Mapping[str, Usage]) -> Use:
+    """Of a lease in turns: its memory, wherever it is, and how busy the GPU is that it has now."""
+    if gpu_uuid is None:
+        return Use(memory_bytes, 0.0)
+    return Use(memory_bytes, usage.get(gpu_uuid, Usage()).utilization_percent)
 
 
 def _memory(lease: Lease, reading: Usage) -> int | None:

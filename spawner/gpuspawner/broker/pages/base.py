@@ -70,6 +70,10 @@ class PageHandler(HubHandler):
         """The whole status document."""
         return self.site.broker.status()
 
+    def tiers(self) -> Document:
+        """The tiers and what is free of each."""
+        return self.site.broker.tiers()
+
     def reads(self, readings: Readings) -> Mapping[str, str]:
         """The readings of the leases on this page, as JSON by lease id."""
         return readings.seen_by(self.viewer)
@@ -85,10 +89,10 @@ class PageHandler(HubHandler):
         """Answers with the template. Raises HTTPError 403 if the page is not for the viewer."""
         if not self.may_see(self.viewer):
             raise HTTPError(403, "the page %s is not for %s", self.address, self.viewer.name)
-        page, said = await self.content(*path), await self.said()
-        self.finish(self.site.look.render(template, page=page, said=said, **self.namespace()))
+        page, outcome = await self.content(*path), await self.outcome()
+        self.finish(self.site.look.render(template, page=page, outcome=outcome, **self.namespace()))
 
-    async def said(self) -> Mapping[str, str]:
+    async def outcome(self) -> Mapping[str, str]:
         """A sentence above the page, with `level` (Bootstrap's colour) and `sentence`; empty for none."""
         return {}
 

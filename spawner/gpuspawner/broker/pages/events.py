@@ -38,6 +38,11 @@ class EventsMixin(PageHandler):
         assert self.site.live is not None
         return self.site.live.document
 
+    def tiers(self) -> Document:
+        """The tiers of the same moment."""
+        assert self.site.live is not None
+        return self.site.live.tiers
+
     async def get(self, *path: str) -> None:
         live = self.site.live
         if live is None or not self.may_see(self.viewer):
@@ -99,17 +104,17 @@ def _event(name: str, data: str) -> str:
 
 
 def page_routes(
-    site: PageSite, page: type[PageHandler], pattern: str | None = None, **more: Any
+    site: PageSite, page: type[PageHandler], pattern: str | None = None, **wanted: Any
 ) -> list[Route]:
-    """The routes of a page and of its live part; `pattern` is its address where that has groups.
+    """The routes of a page and of its live parts; `pattern` is its address where that has groups.
 
-    `more` goes to the handlers' `initialize`, with the site.
+    `wanted` goes to the handlers' `initialize`, with the site.
     """
     address = f"{site.prefix}{page.address if pattern is None else pattern}"
-    wanted: dict[str, Any] = {"site": site, **more}
     live = type(f"Live{page.__name__}", (LiveMixin, page), {"__doc__": "The changing part of the page."})
-    routes: list[Route] = [(address, page, wanted), (f"{address}live", live, wanted)]
+    given = {"site": site, **wanted}
+    routes: list[Route] = [(address, page, given), (f"{address}live", live, given)]
     if site.live is not None:
         events = type(f"{page.__name__}Events", (EventsMixin, page), {"__doc__": "What changes on the page."})
-        routes.append((f"{address}events", events, wanted))
+        routes.append((f"{address}events", events, given))
     return routes

@@ -41,6 +41,7 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
     if facts.config_error:
         return (_problem("Settings", facts.config_error, "Correct the setting, then run doctor again"),)
     return (
+        *_settings(facts),
         *_driver(facts),
         *_devices(facts),
         *pool_findings(facts),
@@ -53,6 +54,12 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
         *_own_parts(facts),
         *open_files_findings(facts.open_files),
     )
+
+
+def _settings(facts: Facts) -> Iterator[Finding]:
+    if facts.spawner_error:
+        remedy = "Correct the setting: the hub doesn't start with it"
+        yield _problem("Settings", facts.spawner_error.rstrip("."), remedy)
 
 
 def main_job_runs(findings: tuple[Finding, ...]) -> bool:

@@ -82,6 +82,8 @@ class Facts:
     """All facts; None or "" for an unknown one, with the reason in another field."""
 
     config_error: str = ""
+    spawner_error: str = ""
+    """Why the hub doesn't start with its settings of labs."""
     inventory_setting: str = "auto"
     injection_setting: str = "auto"
     simulated: bool = False

@@ -5,37 +5,23 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from traitlets.config import Config
 
 from ...config.lab import GpuLab
+from ...core.disk import Disk, DiskState
 from ...core.limits import ConfiguredLimits, LabRules, Machine, default_memory, default_sentence, limits_of
 from ...core.model import Tier
-from ...core.units import format_bytes, parse_bytes
+from ...core.units import parse_bytes
 from ...hub.engine_rights import may_raise_limits
 from ...hub.reach import ways
+from ...node.disks import read_disks
 from .finding import Finding, Level
 
-GIB = 1 << 30
-FULL_BYTES = GIB
-"""With less free space, servers soon fail: logs, containers and users' files need more."""
-LOW_BYTES, LOW_FRACTION = 10 * GIB, 0.1
 _WEAKER = ("seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined", "label=disable")
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """A file system, named by our data on it."""
-
-    holds: str
-    folder: str
-    free_bytes: int
-    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +67,7 @@ def read_lab(config: Config, info: Mapping[str, Any], state_dir: str) -> LabFact
         host={"cap_drop": ["ALL"], "binds": binds, **host},
         general=_general(settings),
         computed=tuple(computed),
-        disks=_disks(str(info.get("DockerRootDir") or ""), state_dir),
+        disks=read_disks(str(info.get("DockerRootDir") or ""), state_dir),
     )
 
 
@@ -141,46 +127,18 @@ def _reach(facts: LabFacts) -> Iterator[Finding]:
             yield Finding(
                 Level.NOTE, "Labs' isolation", text, "Remove it from extra_host_config, if it isn't needed"
             )
-    if facts.host.get("network_mode") == "host":
-        text = (
-            "network_mode is host: labs reach every port of this machine, also those of the hub and its proxy"
-        )
-        yield Finding(
-            Level.NOTE,
-            "Labs' isolation",
-            text,
-            "Remove it from extra_host_config: labs have their own network",
-        )
     for name in facts.computed:
         text = f"{name} is a function: its result is checked at each start"
         yield Finding(Level.OK, "Past the lease", text)
 
 
+_LEVELS = {DiskState.OK: Level.OK, DiskState.LOW: Level.NOTE, DiskState.FULL: Level.PROBLEM}
+
+
 def _disk(disk: Disk) -> Finding:
-    subject = f"Disk of {disk.holds}"
-    text = f"{format_bytes(disk.free_bytes)} of {format_bytes(disk.total_bytes)} free at {disk.folder}"
+    subject, level = f"Disk of {disk.holds}", _LEVELS[disk.state]
     remedy = "`gpuspawner homes` shows the size of each home, `docker system df` the size of images and logs"
-    if disk.free_bytes < FULL_BYTES:
-        return Finding(Level.PROBLEM, subject, f"{text}: full, so that servers can't start", remedy)
-    if disk.free_bytes < min(LOW_BYTES, disk.total_bytes * LOW_FRACTION):
-        return Finding(Level.NOTE, subject, f"{text}: low", remedy)
-    return Finding(Level.OK, subject, text)
-
-
-def _disks(docker_root: str, state_dir: str) -> tuple[Disk, ...]:
-    """Each file system once. If Docker runs on another machine, its folder isn't here."""
-    found: dict[int, Disk] = {}
-    for holds, folder in (("images, homes and logs", docker_root), ("the broker's state", state_dir)):
-        path = Path(folder)
-        while folder and not path.exists() and path != path.parent and holds != "images, homes and logs":
-            path = path.parent  # the broker creates its folder at its first start
-        try:
-            usage, number = shutil.disk_usage(path), path.stat().st_dev
-        except OSError:
-            continue
-        if folder and number not in found:
-            found[number] = Disk(holds, folder, usage.free, usage.total)
-    return tuple(found.values())
+    return Finding(level, subject, disk.sentence(), "" if level is Level.OK else remedy)
 
 
 def _general(settings: Mapping[str, Any]) -> ConfiguredLimits:

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from traitlets import TraitError
+from traitlets.config import Config
 
 from ...broker.app import GpuBroker
-from ...broker.decide.place.pooling import Host, make_pooling
+from ...broker.decide.place.host import Host
+from ...broker.decide.place.pooling import make_pooling
 from ...broker.leases.containers import DockerEngine
 from ...config.site import GpuSite
 from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault
+from ...hub.check import check_spawner
 from ...node.injection import EngineFacts, engine_facts, read_local
 from ...node.inventory import (
     DriverFacts,
@@ -31,6 +35,7 @@ from ...node.inventory import (
 from ...node.local import OPEN_SECONDS
 from ...node.mps.control import find_program
 from ...node.processes import ending_obstacle
+from ...node.turning import can_move, main_memory_bytes, turns_obstacle
 from ...protocol.client import BrokerClient
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
 from .lab import read_lab
@@ -58,8 +63,17 @@ def collect(settings: GpuBroker) -> Facts:
         broker=asyncio.run(_broker(settings.site, settings.config_file)),
         lab=read_lab(settings.config, info, settings.site.state_dir) if engine else None,
         network=read_network(settings.config),
+        spawner_error=_spawner_error(settings.config),
         open_files=read_open_files(Path(settings.site.state_dir)),
     )
+
+
+def _spawner_error(config: Config) -> str:
+    try:
+        check_spawner(config)
+    except TraitError as error:
+        return str(error)
+    return ""
 
 
 def image_references(settings: GpuBroker) -> tuple[str, ...]:
@@ -105,7 +119,11 @@ def _pools(facts: Facts, settings: GpuBroker) -> Facts:
     if facts.inventory_error:
         return facts
     incomplete = bool(facts.driver and facts.driver.left_out)
-    host = Host(facts.simulated, find_program(), ending_obstacle(), incomplete, facts.modes)
+    version = facts.driver.driver_version if facts.driver is not None else None
+    host = Host(
+        facts.simulated, find_program(), ending_obstacle(), incomplete, facts.modes, main_memory_bytes(),
+        turns_obstacle(version), can_move(version),
+    )  # fmt: skip
     try:
         pooling = make_pooling(settings.site.parsed_pools(), settings.tiers, facts.devices, host)
     except ConfigError as error:

@@ -8,6 +8,7 @@ from ...broker.decide.place.placement import example, kind_of
 from ...broker.decide.place.pooling import Pooling
 from ...broker.decide.place.sharing_rules import SharingRules, worth_compute
 from ...core.model import Device, Mode, Tier, guarantee_of
+from ...core.turn import TurnSettings
 from ...core.units import format_bytes
 from .facts import Facts
 from .finding import Finding, Level
@@ -28,7 +29,11 @@ def pool_findings(facts: Facts) -> Iterator[Finding]:
             "Nothing, if you intend this; else correct the setting or the machine",
         )
     for terms, devices in _pools(facts.pooling):
-        yield Finding(Level.OK, f"Pool {terms.pool}", _pool(terms, devices, facts.simulated))
+        text = _pool(terms, devices, facts.simulated)
+        settings = facts.pooling.turns.get(terms.pool)
+        if settings is not None:
+            text += f", {_turns(settings)}"
+        yield Finding(Level.OK, f"Pool {terms.pool}", text)
     for tier in facts.tiers:
         if tier.needs_gpu and (text := _tier(tier, facts.pooling, facts.simulated)):
             yield Finding(Level.OK, f"Tier {tier.name}", text)
@@ -59,6 +64,15 @@ def _pool(terms: SharingRules, devices: Sequence[Device], simulated: bool) -> st
     return f"{text}; compute up to {terms.largest_percent(size):g} % by MPS, memory guarded"
 
 
+def _turns(settings: TurnSettings) -> str:
+    """Seats, what is kept for each in host memory, and how long a turn is."""
+    kept = format_bytes(settings.sleep_memory_bytes or 0)
+    return (
+        f"{settings.seats} seats, {kept} of main memory kept for each while it sleeps, turns of up to "
+        f"{settings.max_turn_seconds:g} s while others wait"
+    )
+
+
 def _tier(tier: Tier, pooling: Pooling, simulated: bool) -> str:
     kinds = [kind_of(device, pooling.terms[device.uuid]) for device in pooling.devices]
     share = example(tier.want, kinds)
@@ -66,6 +80,9 @@ def _tier(tier: Tier, pooling: Pooling, simulated: bool) -> str:
         return ""  # a warning says it already
     memory = guarantee_of(tier.want.mode, simulated)
     compute = worth_compute(tier.want.mode, share.mps, simulated)
+    if tier.want.mode is Mode.TURNS:
+        size = format_bytes(share.memory_bytes)
+        return f"mode turns, {size} of a GPU while it is awake, guarantee {memory.value}"
     if tier.want.mode is not Mode.SLICE:
         return f"mode {tier.want.mode.value}, guarantee {memory.value}"
     limit = f"up to {share.compute_percent:g} % of the compute" if share.mps else "compute"

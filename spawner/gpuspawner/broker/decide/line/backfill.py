@@ -19,12 +19,12 @@ from __future__ import annotations
 from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from ....core.want import Want
 from ..place.placement import RULES, Kind, Room, Rooms, Share, place, rank, suits, take
-from .fairshare import part_of
+from .fairshare import parts_of
 from .queue import Flavour, Lineup, Waiting, flavour, servable
 
 
@@ -208,7 +208,7 @@ class _Plan:
         return place(waiting.want, aside)
 
     def _give(self, waiting: Waiting, shares: tuple[Share, ...]) -> None:
-        devices = sum(part_of(share, self._rooms[share.device_uuid]) for share in shares)
+        devices = parts_of(shares, self._rooms)
         ends = self._ends(waiting)
         for reservation in self._reservations:
             if self._heeds(waiting, ends, reservation):
@@ -344,4 +344,4 @@ class _Later:
 
 def _room_for(want: Want, room: Room, share: Share) -> bool:
     """Whether the want would still get `share` of this room."""
-    return RULES[want.mode](want, room) == share
+    return RULES[want.mode](want, room) == replace(share, home=False)

@@ -159,7 +159,13 @@ class FairShare:
 
 def part_of(share: Share, room: Room) -> float:
     """The part of a GPU that a share of this room is, from 0 to 1: what its use is counted with."""
-    if not room.terms.sliced:
+    if share.in_turns or not room.terms.sliced:
         return room.device.gpu_fraction
     part = room.terms.gpu_fraction(room.device.memory_bytes, share.memory_bytes)
     return room.device.gpu_fraction * part
+
+
+def parts_of(shares: Sequence[Share], rooms: Mapping[str, Room]) -> float:
+    """The part of a GPU that the shares of one lease are together; in turns it uses one of them at a time."""
+    parts = sum(part_of(share, rooms[share.device_uuid]) for share in shares)
+    return parts / len(shares) if shares and shares[0].in_turns else parts

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 from ....core.decision import Drain
 from ....core.model import Device, DeviceHealth, Lease
-from ....core.want import Want
+from ....core.want import Mode, Want
 from .placement import Kind, Room, Share, count_free, rank, share_of, suits
 from .sharing_rules import WHOLE, SharingRules
 
@@ -113,11 +113,9 @@ class Devices:
 
     def count(self, want: Want) -> tuple[int, int]:
         """How many devices, or slices, like `want` the healthy devices have: those that are free, and all."""
-        able = [
-            room for uuid, room in self._rooms.items() if self.in_service(uuid) and suits(want, room.kind)
-        ]
-        total = sum(count_free(want, replace(room, shares=())) for room in able)
-        return sum(count_free(want, room) for room in able), total
+        able = [room for room in self.healthy_rooms().values() if suits(want, room.kind)]
+        total = [(room.kind, count_free(want, replace(room, shares=()))) for room in able]
+        return _sum(want, [(room.kind, count_free(want, room)) for room in able]), _sum(want, total)
 
     def can_hold(self, lease: Lease) -> bool:
         """Whether the devices of `lease` are known and what it would hold of them is free."""
@@ -129,7 +127,7 @@ class Devices:
         """Whether a device has too little memory left for the share of `lease`, whatever its pool gives."""
         return any(self._rooms[share.device_uuid].exceeded_by(share) for share in self.shares(lease))
 
-    def rooms(self, freed: Iterable[Share] = ()) -> dict[Kind, list[Room]]:
+    def rooms(self, freed: Sequence[Share] = ()) -> dict[Kind, list[Room]]:
         """The rooms that may be leased, by kind and in order; a copy, in which `freed` is given back."""
         copy = {kind: list(listed) for kind, listed in self._open.items()}
         changed: dict[str, Room] = {}
@@ -143,19 +141,32 @@ class Devices:
             if room in listed:
                 listed.remove(room)
             bisect.insort(listed, changed[uuid], key=rank)
+        for kind in copy:
+            if kind.terms.in_turns:
+                taken = self._seats_taken(kind.terms.pool, freed)
+                copy[kind] = [_with_seats(room, taken) for room in copy[kind]]
         return copy
 
     def shares(self, lease: Lease) -> tuple[Share, ...]:
         """The shares that `lease` holds; unknown devices become placeholders."""
         return tuple(share_of(lease, self._device_of(lease, uuid)) for uuid in lease.device_uuids)
 
-    def healthy_rooms(self, freed: Iterable[Share] = ()) -> dict[str, Room]:
+    def healthy_rooms(self, freed: Sequence[Share] = ()) -> dict[str, Room]:
         """The rooms of all devices in service by UUID, the full ones too, as if `freed` were given back."""
         found = {uuid: room for uuid, room in self._rooms.items() if self.in_service(uuid)}
         for share in freed:
             if share.device_uuid in found:
                 found[share.device_uuid] = found[share.device_uuid].minus(share)
+        for uuid, room in found.items():
+            if room.terms.in_turns:
+                found[uuid] = _with_seats(room, self._seats_taken(room.terms.pool, freed))
         return found
+
+    def _seats_taken(self, pool: str, freed: Iterable[Share]) -> int:
+        """How many leases a pool of turns has, also those without a share of a device that is healthy now."""
+        mine = [uuid for uuid, room in self._rooms.items() if room.terms.pool == pool and room.terms.in_turns]
+        leases = {lease_id for uuid in mine for lease_id in self._holders[uuid]}
+        return len(leases) - sum(share.home and share.device_uuid in mine for share in freed)
 
     def hold(self, lease: Lease) -> None:
         """Mark the shares of `lease` as held."""
@@ -219,7 +230,8 @@ class Devices:
 
     def _device_of(self, lease: Lease, uuid: str) -> Device:
         if uuid not in self._rooms:
-            memory_bytes = lease.memory_bytes // max(1, len(lease.device_uuids))
+            several = 1 if lease.mode is Mode.TURNS else len(lease.device_uuids)
+            memory_bytes = lease.memory_bytes // max(1, several)
             self._rooms[uuid] = Room(Device(uuid, "not found", memory_bytes))
             self._health[uuid] = DeviceHealth(uuid, healthy=False, reason=MISSING, since=lease.since)
             self._holders[uuid] = ()
@@ -243,3 +255,19 @@ class Devices:
         if self.in_service(room.device.uuid) and not room.full:
             listed = self._open[room.kind]
             del listed[bisect.bisect_left(listed, rank(room), key=rank)]
+
+
+def _with_seats(room: Room, taken: int) -> Room:
+    """The room as full as its pool: a lease may have no share of it, as it was out of service then."""
+    seat = Share(room.device.uuid, 0, 0.0, in_turns=True)
+    return replace(room, shares=(*room.shares, *[seat] * (taken - len(room.shares))))
+
+
+def _sum(want: Want, counts: Iterable[tuple[Kind, int]]) -> int:
+    """Of all devices; in turns a seat is one of the whole pool, so that its fullest device counts."""
+    if want.mode is not Mode.TURNS:
+        return sum(count for _, count in counts)
+    least: dict[Kind, int] = {}
+    for kind, count in counts:
+        least[kind] = min(count, least.get(kind, count))
+    return sum(least.values())

@@ -62,6 +62,8 @@ def _wanted(want: Want) -> str:
     if want.mode is Mode.SLICE:
         size = "" if want.memory_bytes is None else f" of {format_bytes(want.memory_bytes)}"
         wanted = f"a slice{size} of a GPU"
+    elif want.mode is Mode.TURNS:
+        wanted = "a GPU in turns"
     elif want.mode is Mode.MIG:
         what = f"MIG instance{'' if want.device_count == 1 else 's'}"
         profile = "" if want.mig_profile is None else f" {want.mig_profile}"

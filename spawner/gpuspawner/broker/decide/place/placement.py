@@ -3,13 +3,14 @@
 A *room* is a device with the shares of it that leases hold; the rest is free. Rooms come grouped by
 *kind* (devices that a request can't tell apart: one model and size in one pool) and ordered by `rank`. A mode
 is one `ShareRule`: it says which share of a room a want would get. `whole` asks for a room that nobody else
-is in, `slice` for memory that nobody holds.
+is in, `slice` for memory that nobody holds. In turns a lease has a share of each device of its pool: the pool
+admits as many leases as it has seats, and only one at a time uses a device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ....core.model import Device, Lease
@@ -19,12 +20,18 @@ from .sharing_rules import WHOLE, SharingRules
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of one device that one lease holds."""
+    """The part of one device that one lease holds.
+
+    `in_turns`: it has the device only while it is awake, so that such shares don't add up. `home`: it begins
+    there; of the shares of a lease in turns one is its home.
+    """
 
     device_uuid: str
     memory_bytes: int
     compute_percent: float
     mps: bool = False
+    in_turns: bool = False
+    home: bool = False
 
 
 class Kind(NamedTuple):
@@ -58,7 +65,18 @@ class Room:
     def free_memory_bytes(self) -> int:
         """Memory that no lease holds and one may have; never negative."""
         usable = self.terms.usable_bytes(self.device.memory_bytes)
-        return max(0, usable - sum(share.memory_bytes for share in self.shares))
+        return max(0, usable - self.held_bytes)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that leases may have at once: of those in turns one."""
+        turns = max((share.memory_bytes for share in self.shares if share.in_turns), default=0)
+        return turns + sum(share.memory_bytes for share in self.shares if not share.in_turns)
+
+    @property
+    def free_seats(self) -> int:
+        """How many more leases may have turns here; never negative."""
+        return max(0, (self.terms.seats or 0) - len(self.shares))
 
     @property
     def free_compute_percent(self) -> float:
@@ -67,8 +85,8 @@ class Room:
 
     @property
     def full(self) -> bool:
-        """Whether there is nothing left to give."""
-        if not self.shares:
+        """Whether there is nothing left to give. In turns never: who asks must see all devices of a pool."""
+        if not self.shares or self.terms.in_turns:
             return False
         if self.terms.sliced:
             most = self.terms.most_leases
@@ -79,13 +97,15 @@ class Room:
         """Whether `share` of this device is free: its memory always, its compute where that is divided."""
         if not self.shares:
             return share.memory_bytes <= self.device.memory_bytes
+        if share.in_turns or any(each.in_turns for each in self.shares):
+            alike = share.in_turns and all(each.in_turns for each in self.shares)
+            return alike and self.free_seats > 0 and share.memory_bytes <= self.device.memory_bytes
         enough_compute = self.terms.sliced or share.compute_percent <= self.free_compute_percent
         return not self.full and share.memory_bytes <= self.free_memory_bytes and enough_compute
 
     def exceeded_by(self, share: Share) -> bool:
         """Whether the device has too little memory left for `share`, because it was given twice."""
-        held = sum(each.memory_bytes for each in self.shares)
-        return held + share.memory_bytes > self.device.memory_bytes
+        return self.plus(share).held_bytes > self.device.memory_bytes
 
     def plus(self, share: Share) -> Room:
         """This room with `share` held as well."""
@@ -123,7 +143,18 @@ def slice_(want: Want, room: Room) -> Share | None:
     return share if room.has(share) else None
 
 
-RULES: Mapping[Mode, ShareRule] = {Mode.WHOLE: whole, Mode.MIG: whole, Mode.SLICE: slice_}
+def turn(want: Want, room: Room) -> Share | None:
+    """A seat beside the others, with the promise for whoever is awake, if there is one left."""
+    promise = room.terms.promise(room.device.memory_bytes, want.memory_bytes)
+    if promise is None or not room.free_seats:
+        return None
+    share = Share(room.device.uuid, promise, 100.0, in_turns=True)
+    return share if room.has(share) else None
+
+
+RULES: Mapping[Mode, ShareRule] = {
+    Mode.WHOLE: whole, Mode.MIG: whole, Mode.SLICE: slice_, Mode.TURNS: turn,
+}  # fmt: skip
 """How each mode shares a device; a MIG instance is a device of its own, and has one owner."""
 
 
@@ -135,6 +166,9 @@ def share_of(lease: Lease, device: Device) -> Share:
     if lease.mode is Mode.SLICE:
         memory_bytes = lease.memory_bytes // len(lease.device_uuids)
         return Share(device.uuid, memory_bytes, lease.compute_percent, lease.mps)
+    if lease.mode is Mode.TURNS:
+        home = device.uuid == lease.device_uuids[0]
+        return Share(device.uuid, lease.memory_bytes, 100.0, in_turns=True, home=home)
     return whole_share(device)
 
 
@@ -155,6 +189,8 @@ def suits(want: Want, kind: Kind) -> bool:
         return False
     if want.model is not None and want.model not in kind.model.casefold():
         return False
+    if want.mode is Mode.TURNS:
+        return terms.promise(kind.memory_bytes, want.memory_bytes) is not None
     if want.mode is not Mode.SLICE:
         return True
     return terms.slice_of(kind.memory_bytes, want.memory_bytes, want.compute_percent) is not None
@@ -164,9 +200,12 @@ def rank(room: Room) -> tuple[int, float, int, str]:
     """The order in which rooms are tried: the tightest first (best fit), then by index, then by UUID.
 
     In a slice pool the emptiest first: fewest leases, then most memory. Its devices are shared anyway, so
-    filling one before the next has no advantage, and a lease that is alone on a GPU computes faster.
+    filling one before the next has no advantage, and a lease that is alone on a GPU computes faster. In turns
+    the one that is home to the fewest leases first.
     """
     index = room.device.index if room.device.index is not None else 1 << 30
+    if room.terms.in_turns:
+        return (sum(share.home for share in room.shares), 0.0, index, room.device.uuid)
     if room.terms.sliced:
         return (len(room.shares), -room.free_memory_bytes, index, room.device.uuid)
     return (room.free_memory_bytes, room.free_compute_percent, index, room.device.uuid)
@@ -199,14 +238,28 @@ def place(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
 
     Several devices are taken from one kind if one has enough, because a program on different GPUs runs
     at the speed of the slowest; kinds with the smallest devices come first, so that large ones stay free
-    for those who ask for them.
+    for those who ask for them. In turns they are of all devices of one pool, the home first.
     """
+    if want.mode is Mode.TURNS:
+        return _place_in_turns(want, rooms)
     offers = [_offers(want, rooms[kind]) for kind in _kinds_in_order(want, rooms)]
     for offer in offers:
         if len(offer) == want.device_count:
             return tuple(offer)
     mixed = [share for offer in offers for share in offer][: want.device_count]
     return tuple(mixed) if len(mixed) == want.device_count else None
+
+
+def _place_in_turns(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
+    """A seat in the first pool that has one: no device of it may be without."""
+    for kind in _kinds_in_order(want, rooms):
+        found = [turn(want, room) for room in rooms[kind]]
+        shares = [share for share in found if share is not None]
+        if len(shares) == len(found):
+            order = {room.device.uuid: room.device.index or 0 for room in rooms[kind]}
+            others = sorted(shares[1:], key=lambda share: (order[share.device_uuid], share.device_uuid))
+            return (replace(shares[0], home=True), *others)
+    return None
 
 
 def take(rooms: dict[Kind, list[Room]], shares: Iterable[Share]) -> None:

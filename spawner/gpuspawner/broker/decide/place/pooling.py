@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 
 from ....core.errors import ConfigError
 from ....core.model import Device, Mode, Pool, Tier
+from ....core.turn import TurnSettings
 from ....core.units import format_bytes
 from ....core.want import Want
-from ....node.api import ComputeMode, MpsProgram, NodeFacts
+from ....node.api import ComputeMode
+from .host import Host
 from .placement import Kind, kind_of, suits
+from .seats import with_seats
 from .sharing_rules import SharingRules, rules_of
 
 VOLTA = (7, 0)
@@ -24,36 +27,18 @@ DEFAULT_POOLS = (Pool("whole"), Pool("mig", Mode.MIG))
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
-    """What the machine has. `guard_obstacle`: why the guard can't end processes here, with the remedy.
-
-    `incomplete`: some GPU could not be read, so what is missing may be there. `modes` are the GPUs'
-    compute modes by UUID; None where it can't be read.
-    """
-
-    simulated: bool
-    mps: MpsProgram
-    guard_obstacle: str = ""
-    incomplete: bool = False
-    modes: Mapping[str, ComputeMode | None] = field(default_factory=dict)
-
-
-def host_of(facts: NodeFacts) -> Host:
-    """What the node says of its machine, as the pools need it."""
-    return Host(facts.simulated, facts.mps, facts.guard_obstacle, facts.incomplete, facts.compute_modes)
-
-
-@dataclass(frozen=True, slots=True)
 class Pooling:
     """The devices that are in pools, the terms of each by UUID, and what is odd but not wrong.
 
-    `managed` are the GPUs whose compute mode may be set.
+    `managed` are the GPUs whose compute mode may be set. `turns` are the settings of the pools of that mode,
+    by name, as they apply on this machine.
     """
 
     devices: tuple[Device, ...]
     terms: Mapping[str, SharingRules]
     managed: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
+    turns: Mapping[str, TurnSettings] = field(default_factory=dict)
 
     def with_late(self, later: Pooling) -> Pooling:
         """This one with the devices that only `later` has. Those that are here keep their terms."""
@@ -64,6 +49,7 @@ class Pooling:
             terms={**self.terms, **{uuid: later.terms[uuid] for uuid in uuids}},
             managed=self.managed | (later.managed & uuids),
             warnings=tuple(warning for warning in later.warnings if warning not in self.warnings),
+            turns={**later.turns, **self.turns},
         )
 
 
@@ -72,7 +58,7 @@ def make_pooling(
 ) -> Pooling:
     """Who shares what. Raises ConfigError, with the remedy, for what can't work here."""
     warnings: list[str] = []
-    taken = _members(pools or DEFAULT_POOLS, devices, warnings)
+    taken = with_seats(_members(pools or DEFAULT_POOLS, devices, warnings), tiers, host, warnings)
     terms: dict[str, SharingRules] = {}
     managed: set[str] = set()
     for pool, members in taken:
@@ -96,7 +82,8 @@ def make_pooling(
     for tier in tiers:
         if tier.needs_gpu:
             _check_tier(tier, pooled, terms, host, warnings)
-    return Pooling(pooled, terms, frozenset(managed), tuple(warnings))
+    turns = {pool.name: pool.turns for pool, _ in taken if pool.turns is not None}
+    return Pooling(pooled, terms, frozenset(managed), tuple(warnings), turns)
 
 
 def _members(
@@ -270,6 +257,12 @@ def _why(want: Want, kinds: Sequence[Kind]) -> str:
         )
     if want.mode is Mode.SLICE:
         return _why_no_slice(want, named)
+    if want.mode is Mode.TURNS:
+        most = max(kind.terms.usable_bytes(kind.memory_bytes) for kind in named)
+        return (
+            f"memory {format_bytes(want.memory_bytes or 0)} is more than who is awake can have, "
+            f"{format_bytes(most)}: lower memory, or leave it out for all of that"
+        )
     return "none is free for it"
 
 

@@ -16,6 +16,9 @@ DRIVER_BYTES = 768 << 20
 """Of a GPU that is shared: what the driver and MPS keep (H100 80GB, driver 580: 0.47 GiB that CUDA doesn't
 see, 0.07 GiB of the MPS server). Slices of all the memory would not all get theirs. Of a simulated one too:
 what is tried there shall fit the real one."""
+TURN_RESERVE_BYTES = 3 << 30
+"""Of a GPU in turns: what the driver keeps, and room for programs that begin while others have their memory
+there (0.6 GiB a context; without it a newcomer gets CUDA's out of memory; measured on H100, driver 580)."""
 OVERSUBSCRIBED_PERCENT = 200.0
 """The sum of the compute limits of a device's slices, unless the pool sets another."""
 _MIB = 1 << 20
@@ -26,6 +29,7 @@ class SharingRules:
     """How the devices of one pool are shared.
 
     `lends_whole`: its MIG instances also serve tiers in mode whole. `mps` False: compute is not limited.
+    `seats`: how many leases a pool of turns admits, on all its devices together.
     """
 
     pool: str = "whole"
@@ -36,6 +40,7 @@ class SharingRules:
     mps: bool = False
     reserve_bytes: int = 0
     lends_whole: bool = False
+    seats: int | None = None
 
     @property
     def sliced(self) -> bool:
@@ -43,8 +48,15 @@ class SharingRules:
         return self.mode is Mode.SLICE
 
     @property
+    def in_turns(self) -> bool:
+        """Whether its leases use the devices one after the other."""
+        return self.mode is Mode.TURNS
+
+    @property
     def most_leases(self) -> int | None:
         """How many leases a device may have at once; None where only its memory decides."""
+        if self.in_turns:
+            return self.seats
         if not self.sliced:
             return 1
         return self.slices or (MOST_SLICES if self.mps else None)
@@ -84,6 +96,12 @@ class SharingRules:
         percent = self._percent(size, memory_bytes) if wanted_percent is None else wanted_percent
         return (size, percent) if percent <= self.largest_percent(memory_bytes) else None
 
+    def promise(self, memory_bytes: int, wanted_bytes: int | None) -> int | None:
+        """What who is awake on such a device may have of it; None where it is too small."""
+        usable = self.usable_bytes(memory_bytes)
+        size = usable if wanted_bytes is None else wanted_bytes
+        return size if 0 < size <= usable else None
+
     def gpu_fraction(self, memory_bytes: int, held_bytes: int) -> float:
         """The part (0-1) of a device with `memory_bytes` that a slice of `held_bytes` is charged with.
 
@@ -119,6 +137,7 @@ def worth_compute(mode: Mode, mps: bool, simulated: bool) -> Guarantee:
 def rules_of(pool: Pool, *, mps: bool) -> SharingRules:
     """The sharing rules of a configured pool on this host."""
     sliced = pool.mode is Mode.SLICE
+    reserve = {Mode.SLICE: DRIVER_BYTES, Mode.TURNS: TURN_RESERVE_BYTES}
     return SharingRules(
         pool=pool.name,
         mode=pool.mode,
@@ -126,5 +145,6 @@ def rules_of(pool: Pool, *, mps: bool) -> SharingRules:
         sizes_bytes=pool.sizes_bytes,
         compute_percent=pool.compute_percent,
         mps=sliced and mps,
-        reserve_bytes=DRIVER_BYTES if sliced else 0,
+        reserve_bytes=reserve.get(pool.mode, 0),
+        seats=None if pool.turns is None else pool.turns.seats,
     )

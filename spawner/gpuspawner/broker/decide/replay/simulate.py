@@ -104,6 +104,24 @@ class Simulation:
         self._events: list[tuple[float, int, int, Visit | str | None]] = []
         self._number = 0
         self._outcomes: dict[str, Outcome] = {}
+        self._born = 0
+        """The number in the id of the last lease."""
+
+    @classmethod
+    def resumed(
+        cls, site: SimulatedSite, book: Book, outcomes: Iterable[Outcome], ends: Mapping[str, float]
+    ) -> Simulation:
+        """A replay that goes on with this book, which it changes.
+
+        `outcomes` are those of its living leases, `ends` when those end that hold devices, by lease id.
+        """
+        made = cls(site)
+        made._book = book
+        made._outcomes = {each.lease_id: each for each in outcomes}
+        made._born = max((int(lease_id, 16) for lease_id in made._outcomes), default=0)
+        for lease_id, at in ends.items():
+            made._push(at, _END, lease_id)
+        return made
 
     def run(self, visits: Iterable[Visit], until_seconds: float | None = None) -> list[Outcome]:
         """The outcomes of all visits, in the order of arrival.
@@ -134,7 +152,8 @@ class Simulation:
         heapq.heappush(self._events, (at, kind, self._number, subject))
 
     def _arrive(self, visit: Visit, at: float) -> None:
-        lease = _lease(visit, f"{len(self._outcomes) + 1:032x}", moment(at))
+        self._born += 1
+        lease = _lease(visit, f"{self._born:032x}", moment(at))
         outcome = self._outcomes[lease.id] = Outcome(visit, lease.id)
         want = lease.want
         if self._book.known(want) < want.device_count:

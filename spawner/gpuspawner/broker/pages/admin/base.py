@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 from tornado.web import HTTPError
 
+from ....core.disk import Disk
 from ....core.units import Clock, utc_now
 from ...api.access import Viewer
 from ...leases.allocator import Allocator
@@ -36,7 +37,11 @@ PAGES = (
 
 @dataclass(frozen=True, slots=True)
 class AdminTools:
-    """What the admin's pages use. `fault` says why the GPUs can't be listed now ("" if they can)."""
+    """What the admin's pages use.
+
+    `fault` says why the GPUs can't be listed now ("" if they can), `unknown` which leases the hub doesn't
+    know.
+    """
 
     allocator: Allocator
     service: Ender
@@ -45,6 +50,8 @@ class AdminTools:
     readings: Callable[[], Readings]
     fault: Callable[[], str]
     ended: Callable[[int], Awaitable[tuple[EndedProcess, ...]]]
+    disks: Callable[[], Sequence[Disk]]
+    unknown: Callable[[], Collection[str]]
     checkup: Checkup
     simulated: bool = False
     clock: Clock = utc_now

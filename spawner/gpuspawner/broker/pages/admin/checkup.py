@@ -1,7 +1,7 @@
-"""What is found out slowly: doctor's findings and disk space. Looked for on request, and kept.
+"""What is found out slowly: doctor's findings. Looked for on request, and kept.
 
 Each look runs in a thread of its own, one at a time, and its result stays until somebody asks for a new one:
-a page never waits for Docker or a disk. `gpuspawner doctor` is a program of its own: the broker knows nothing
+a page never waits for Docker. `gpuspawner doctor` is a program of its own: the broker knows nothing
 of the tools.
 """
 
@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 
-from ....core.units import Clock, format_bytes, utc_now
+from ....core.units import Clock, utc_now
 from ....node.daemon_pool import DaemonPool
 
 LOOK_SECONDS = 60.0
@@ -36,23 +34,11 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
-    """A folder's file system."""
-
-    name: str
-    path: str
-    free: str
-    total: str
-    used_percent: float
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """The last look: when, what it found, or why it failed. `running`: another one is under way."""
 
     at: datetime | None = None
     lines: tuple[Line, ...] = ()
-    disks: tuple[Disk, ...] = ()
     fault: str = ""
     running: bool = False
 
@@ -63,13 +49,8 @@ Findings = Callable[[], Sequence[Line]]
 class Checkup:
     """One a broker, on its event loop. `findings` blocks, and may raise anything."""
 
-    def __init__(
-        self,
-        folders: Sequence[tuple[str, Path]],
-        findings: Findings,
-        clock: Clock = utc_now,
-    ) -> None:
-        self._folders, self._findings, self._clock = folders, findings, clock
+    def __init__(self, findings: Findings, clock: Clock = utc_now) -> None:
+        self._findings, self._clock = findings, clock
         self._pool = DaemonPool("checkup", most=1)
         self._task: asyncio.Task[None] | None = None
         self._report = Report()
@@ -108,8 +89,7 @@ class Checkup:
             self._task = None
 
     def _look(self) -> Report:
-        disks = tuple(_disk(name, path) for name, path in self._folders if path.exists())
-        return Report(self._clock(), tuple(self._findings()), disks)
+        return Report(self._clock(), tuple(self._findings()))
 
 
 def ask_doctor(config_file: str) -> tuple[Line, ...]:
@@ -127,9 +107,3 @@ def ask_doctor(config_file: str) -> tuple[Line, ...]:
 
 
 _LEVELS = ("problem", "note", "ok")
-
-
-def _disk(name: str, path: Path) -> Disk:
-    found = shutil.disk_usage(path)
-    used = 100 * (found.total - found.free) / max(1, found.total)
-    return Disk(name, str(path), format_bytes(found.free), format_bytes(found.total), round(used, 1))

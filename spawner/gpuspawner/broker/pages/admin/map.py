@@ -120,7 +120,8 @@ def summary(views: Sequence[DeviceView], waiting: int, simulated: bool) -> str:
     """What is free and how many wait, in one sentence, as "My GPU" says it."""
     kind = "simulated GPU" if simulated else "GPU"
     queue = "nobody waits" if not waiting else "1 server waits" if waiting == 1 else f"{waiting} servers wait"
-    whole = [view for view in views if not view.terms.sliced]
+    whole = [view for view in views if not view.terms.sliced and not view.terms.in_turns]
+    pools = {view.terms.pool: view for view in views if view.terms.in_turns}  # each device shows its pool's
     sliced = [view for view in views if view.terms.sliced]
     parts = []
     if whole:
@@ -128,6 +129,9 @@ def summary(views: Sequence[DeviceView], waiting: int, simulated: bool) -> str:
     if sliced:
         noun = "simulated slice" if simulated else "slice"
         parts.append(count_of(sum(map(_free_slices, sliced)), sum(map(_slices, sliced)), noun))
+    if pools:
+        total = sum(view.terms.seats or 0 for view in pools.values())
+        parts.append(f"{sum(map(_free_seats, pools.values()))} of {total} seats in turns")
     return f"{', '.join(parts)} free, {queue}." if parts else f"No {kind} on this machine, {queue}."
 
 
@@ -175,7 +179,12 @@ def _state(view: DeviceView) -> tuple[CellState, str]:
         return CellState.DRAINED, f"{by}: {view.drain.reason}" if view.drain.reason else by
     if not view.holders:
         return CellState.FREE, ""
-    return (CellState.PARTLY if _free_slices(view) else CellState.FULL), ""
+    return (CellState.PARTLY if _free_slices(view) or _free_seats(view) else CellState.FULL), ""
+
+
+def _free_seats(view: DeviceView) -> int:
+    """How many more servers may take turns on a device."""
+    return max(0, (view.terms.seats or 0) - len(view.holders)) if view.terms.in_turns else 0
 
 
 def _slices(view: DeviceView) -> int:

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from tornado.web import HTTPError
 
+from ....core.disk import DiskState
 from ....core.units import format_bytes, format_time, ordinal
 from ...decide.snapshot import DeviceView, QueueEntry, Snapshot
 from ..table import Column, Table, Wish, make_table
@@ -72,6 +73,8 @@ class OverviewPage:
 
     simulated: bool
     fault: str
+    warnings: tuple[str, ...]
+    unknown: int
     map: Map
     summary: str
     leases: int
@@ -109,6 +112,12 @@ class OverviewHandler(AdminPage):
         return OverviewPage(
             simulated=tools.simulated,
             fault=tools.fault(),
+            warnings=tuple(
+                f"Disk of {disk.holds}: {disk.sentence()}"
+                for disk in tools.disks()
+                if disk.state is not DiskState.OK
+            ),
+            unknown=len(tools.unknown()),
             map=found,
             summary=summary(snapshot.devices, len(snapshot.queue), tools.simulated),
             queue=tuple(_place(each, tools.clock()) for each in _longest(snapshot.queue)),

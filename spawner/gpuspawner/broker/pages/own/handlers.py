@@ -38,7 +38,7 @@ class OwnHandler(PageHandler):
 
     async def content(self, *path: str) -> OwnPage:
         site, desk = self.site, self.site.desk
-        status, tiers, now = self.status(), site.broker.tiers(), site.clock()
+        status, tiers, now = self.status(), self.tiers(), site.clock()
         facts = facts_at(status, now)
         if desk is not None:
             await self._read_records(desk, status)
@@ -68,7 +68,7 @@ class OwnHandler(PageHandler):
         if self._records is None or mine != self._records_for:
             self._records, self._records_for = await desk.records(self.viewer), mine
 
-    async def said(self) -> Mapping[str, str]:
+    async def outcome(self) -> Mapping[str, str]:
         """What the last button did, where the address names its entry in the audit log."""
         write_id, desk = self.get_query_argument("done", None), self.site.desk
         if write_id is None or desk is None:
@@ -123,5 +123,5 @@ class ActionHandler(OwnHandler):
             return
         self.redirect(f"{self.site.prefix}?done={answer.write_id}", status=303)  # type: ignore[no-untyped-call]
 
-    async def said(self) -> Mapping[str, str]:
+    async def outcome(self) -> Mapping[str, str]:
         return self._failed

@@ -18,14 +18,19 @@ let stop = () => {};
 
 function swapPart(part, nodes, html) {
   if (part.innerHTML === html) return;
-  // A question that is open stays open, and the focus stays where it is.
+  // A question that is open stays open, what is marked stays marked, and the focus stays where it is.
   const open = [...part.querySelectorAll("details[open][id]")].map((each) => each.id);
-  const marked = [...part.querySelectorAll("input:checked[id]")].map((each) => each.id);
+  const rows = [...part.querySelectorAll("tr[id]:has(details[open])")].map((row) => row.id);
+  const marked = [...part.querySelectorAll("input:checked")].map((input) => input.id);
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const again = focused && (focused.id || focused.closest("[id]")?.id);
   part.replaceChildren(...nodes);
   for (const id of open) document.getElementById(id)?.setAttribute("open", "");
-  for (const box of part.querySelectorAll("input[id]")) box.checked ||= marked.includes(box.id);
+  for (const id of rows) document.getElementById(id)?.querySelector("details")?.setAttribute("open", "");
+  for (const id of marked) {
+    const box = document.getElementById(id);
+    if (box) box.checked = true;
+  }
   if (focused) {
     const target = document.getElementById(again);
     (focused.matches("summary") ? target?.querySelector("summary") : target)?.focus();

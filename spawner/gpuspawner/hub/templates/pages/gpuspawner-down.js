@@ -7,6 +7,7 @@
   for (const part of document.querySelectorAll("[data-for]")) {
     part.hidden = part.dataset.for !== (service ? "service" : "server");
   }
+  for (const part of document.querySelectorAll(".gpu-unsure")) part.remove();
   async function look() {
     const answer = await fetch(window.location, { redirect: "manual" }).catch(() => null);
     if (answer !== null && answer.status !== 503) window.location.reload();

@@ -1,22 +1,28 @@
 // Keeps the spawn page up to date: fetches the page again, and replaces what is marked with data-live. What the user has
-// chosen stays. Without this script the page shows the state of its last load, and everything else works.
+// chosen stays. While nothing changes it asks less and less often. Without this script the page shows the state of its
+// last load, and everything else works.
 (function () {
   "use strict";
-  const SECONDS = 10;
-  const LONGEST_SECONDS = 60;
+  const SECONDS = 8;
+  const SLOWER = 1.25;
+  const LONGEST_SECONDS = 30;
   const form = document.getElementById("spawn_form");
   const stale = document.getElementById("gpu-stale");
   let seconds = SECONDS;
   let timer = 0;
   let sent = false;
 
+  // Returns whether anything has changed.
   function swap(html) {
     const fresh = new DOMParser().parseFromString(html, "text/html");
+    let changed = false;
     for (const part of form.querySelectorAll("[data-live]")) {
       const next = fresh.getElementById(part.id);
       if (next === null) continue;
       part.hidden = next.hidden;
-      if (part.innerHTML !== next.innerHTML) part.replaceChildren(...next.childNodes);
+      if (part.innerHTML === next.innerHTML) continue;
+      part.replaceChildren(...next.childNodes);
+      changed = true;
     }
     for (const card of form.querySelectorAll(".gpu-tier")) {
       const next = fresh.getElementById(card.id);
@@ -24,12 +30,13 @@
       card.dataset.state = next.dataset.state;
       card.querySelector("input").disabled = next.querySelector("input").disabled;
     }
+    return changed;
   }
 
   async function update() {
     try {
-      // Without its query: a query's options would start the server.
-      const answer = await fetch(window.location.pathname, {
+      // Not with the page's query: options in it would start the server. By the empty one, the hub's log knows these requests.
+      const answer = await fetch(window.location.pathname + "?next=", {
         redirect: "manual",
         headers: { Accept: "text/html" },
         signal: AbortSignal.timeout(10000),
@@ -41,8 +48,7 @@
       if (!answer.ok) throw new Error("status " + answer.status);
       const html = await answer.text();
       if (sent) return;
-      swap(html);
-      seconds = SECONDS;
+      seconds = swap(html) ? SECONDS : Math.min(SLOWER * seconds, LONGEST_SECONDS);
       stale.hidden = true;
     } catch (error) {
       seconds = Math.min(2 * seconds, LONGEST_SECONDS);

@@ -92,6 +92,7 @@
     if (event.html_message) problem.innerHTML = event.html_message;
     else problem.textContent = event.message;
     problem.hidden = false;
+    find("progress-message").textContent = (problem.querySelector(".gpu-failure") || problem).textContent;
     find("start-again").hidden = problem.querySelector(".gpu-links") !== null;
     find("gpu-buttons").hidden = true;
   }
@@ -99,12 +100,8 @@
   // Returns whether this was the last event of the start.
   function take(event) {
     if (!stopping) {
-      if (event.failed) {
-        find("progress-message").textContent = event.message || "";
-        fail(event);
-      } else {
-        show(event);
-      }
+      if (event.failed) fail(event);
+      else show(event);
       if (event.ready) {
         window.location.reload(); // the hub redirects to the server
       }
@@ -179,10 +176,10 @@
       window.location.reload(); // the server is running
       return;
     }
-    const message = "This start has ended: the hub was restarted, or the server was stopped. If you had a place in "
-      + "the queue, you have lost it.";
-    find("progress-message").textContent = message;
-    fail({ message });
+    fail({
+      message: "This start has ended: the hub was restarted, or the server was stopped. If you had a place in the "
+        + "queue, you have lost it.",
+    });
   }
 
   function tell(kind, sentence) {

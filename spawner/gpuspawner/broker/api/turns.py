@@ -1,0 +1,79 @@
+"""What users may ask of their turns, on the unix socket: a GPU now, or to give up the one that they have.
+
+POST /turns/{lease id}/wake    it wants a GPU, and gets one when it is its turn
+POST /turns/{lease id}/yield   its turn ends now; a program that still computes wants a new one
+
+Both answer with the lease's turn. The public API has them below `api/`, for the lease's user and for holders
+of `custom:gpu:reserve` (`public/turns.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...core.errors import Fault, LeaseConflict, Refusal
+from ...core.model import Lease, Mode
+from ...protocol.messages import document
+from ..enforce.turn_pools import Turns
+from ..leases.allocator import Allocator
+from .documents import turn_document
+from .socket import Handler, Site
+
+NO_TURNS = "This server's GPU isn't shared in turns: it has its GPU all the time."
+NO_SEAT = "This server isn't running yet: try again in a moment."
+
+
+class TurnService:
+    """Carries them out. All methods answer at once."""
+
+    def __init__(self, allocator: Allocator, turns: Turns) -> None:
+        self._allocator, self._turns = allocator, turns
+
+    def lease(self, lease_id: str) -> Lease:
+        """The lease in turns. Raises LeaseConflict if there is none with this id."""
+        lease = self._allocator.lease(lease_id)
+        if lease is None:
+            raise LeaseConflict("This server has ended: start it again.")
+        if lease.mode is not Mode.TURNS:
+            raise LeaseConflict(NO_TURNS)
+        return lease
+
+    def act(self, lease_id: str, action: str) -> dict[str, Any]:
+        """Does it and returns the turn's document. Raises LeaseConflict if it has no seat."""
+        self.lease(lease_id)
+        done = self._turns.want(lease_id) if action == "wake" else self._turns.give_up(lease_id)
+        view = self._turns.views().get(lease_id)
+        if not done or view is None:
+            raise LeaseConflict(NO_SEAT)
+        return document(turn_document(view))
+
+
+class TurnHandler(Handler):
+    """POST /turns/{lease id}/{wake or yield}"""
+
+    turns: TurnService
+
+    def initialize(self, site: Site, **more: Any) -> None:
+        super().initialize(site)
+        self.turns = more["turns"]
+
+    async def post(self, lease_id: str, action: str) -> None:
+        """200 with the turn; 409 if the lease has none."""
+        try:
+            self.check(lease_id)
+            self.answer(self.turns.act(lease_id, action))
+        except Refusal as refusal:
+            self.refuse(refusal)
+        except Fault as fault:
+            self.refuse(self.refusal_of(fault))
+
+    def check(self, lease_id: str) -> None:
+        """Whoever reaches the socket may do it."""
+
+
+PATH = r"/turns/([0-9a-f]{32})/(wake|yield)"
+
+
+def turn_routes(site: Site, turns: TurnService) -> list[tuple[Any, ...]]:
+    """The routes, for `make_app`."""
+    return [(PATH, TurnHandler, {"site": site, "turns": turns})]

@@ -1,0 +1,46 @@
+"""Lowers the level of JupyterHub's log lines about normal events of a start: nobody has to act on them.
+
+A start that waits in the queue is no slow start, a user who cancels one is no fault, and a page that asks for
+the steps of a start that has ended gets its answer. JupyterHub's (6.1) other lines stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+_NORMAL = (
+    (re.compile(r"User \S.* is slow to start \(timeout="), logging.INFO),
+    (re.compile(r"Interrupting spawner .*, pending spawn"), logging.INFO),
+    (re.compile(r"Spawn not pending, can't generate progress for "), logging.INFO),
+    (re.compile(r"Stream closed while handling \S*/hub/api/users/\S+/progress"), logging.INFO),
+    (re.compile(r"4(?:00|04) GET \S*/hub/api/users/\S+/progress\b"), logging.INFO),
+    # The open spawn page asks for new numbers with this empty option; see gpuspawner-spawn.js.
+    (re.compile(r"(?:200|302) GET \S*/hub/spawn(?:/\S*)?\?next= "), logging.DEBUG),
+)
+"""The beginning of a line, and its level."""
+
+
+class NormalEvents(logging.Filter):
+    """A filter for the handlers of JupyterHub's log: a logger's own don't see its children's lines."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        super().__init__()
+        self._log = log
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Changes the level of a normal event; whether a line of that level is logged."""
+        message = record.getMessage()
+        level = next((level for begin, level in _NORMAL if begin.match(message)), record.levelno)
+        if level >= record.levelno:
+            return True
+        record.levelno, record.levelname = level, logging.getLevelName(level)
+        return self._log.isEnabledFor(level)
+
+
+def quieten(log: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:
+    """Has all handlers of this log lower these lines. Idempotent."""
+    logger = log.logger if isinstance(log, logging.LoggerAdapter) else log
+    for handler in logger.handlers:
+        if not any(isinstance(each, NormalEvents) for each in handler.filters):
+            handler.addFilter(NormalEvents(logger))

@@ -1,0 +1,157 @@
+"""Wake now and give up my turn: on the socket, and at the service's address for whom the hub names."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+from gpuspawner.broker.api.public.turns import public_turns
+from gpuspawner.broker.api.turns import NO_SEAT, NO_TURNS, TurnService
+from gpuspawner.broker.api.visible import is_free
+from gpuspawner.broker.decide.snapshot import TurnView
+from gpuspawner.broker.decide.turn_waits import expected_waits
+from gpuspawner.broker.decide.turn_words import waiting_sentence
+from gpuspawner.broker.decide.turns import Gpu, Seat, Turn, TurnRules
+from gpuspawner.core.model import Lease, LeaseState, Mode
+from gpuspawner.core.want import Want
+
+from tests.unit.broker.test_pages_handlers import Pages, serving
+
+NOON = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+ANNA, CLOSED, WHOLE = "a" * 32, "c" * 32, "e" * 32
+GIB = 1 << 30
+
+
+@dataclass
+class Turns:
+    """Seats that note what is asked of them."""
+
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    seats: set[str] = field(default_factory=lambda: {ANNA})
+
+    def want(self, lease_id: str) -> bool:
+        self.asked.append((lease_id, "want"))
+        return lease_id in self.seats
+
+    def give_up(self, lease_id: str) -> bool:
+        self.asked.append((lease_id, "give up"))
+        return lease_id in self.seats
+
+    def views(self) -> dict[str, TurnView]:
+        return {ANNA: TurnView(Turn.PAUSED, NOON, "GPU-1", 5, position=2, wait_seconds=20.0)}
+
+
+class Leases:
+    """Anna's lease in turns, and a whole one of hers."""
+
+    def lease(self, lease_id: str) -> Lease | None:
+        modes = {ANNA: Mode.TURNS, WHOLE: Mode.WHOLE}
+        if lease_id not in modes:
+            return None
+        want = Want(1, mode=modes[lease_id])
+        return Lease(
+            lease_id, "hub", "anna", "", "turns", LeaseState.ASLEEP, want, NOON, NOON, groups=("cs231n",)
+        )
+
+
+@dataclass
+class Socket:
+    """What a handler wants of the socket's site."""
+
+    metrics: Any = None
+
+
+class Metrics:
+    def refused(self, reason: str) -> None:
+        """Counted elsewhere."""
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[tuple[Pages, Turns]]:
+    turns = Turns()
+    service = TurnService(cast(Any, Leases()), cast(Any, turns))
+    async with serving(public_turns(cast(Any, Socket(Metrics())), service)) as pages:
+        yield pages, turns
+
+
+async def ask(pages: Pages, token: str, path: str) -> tuple[int, Any]:
+    headers = {"Authorization": f"token {token}"}
+    async with pages.client.post(f"{pages.url}api/turns/{path}", headers=headers) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_a_user_wakes_and_gives_up_their_own(site: tuple[Pages, Turns]) -> None:
+    pages, turns = site
+    document = {
+        "turn": "paused", "since": "2026-01-01T12:00:00Z", "gpu_uuid": "GPU-1", "memory_bytes": 5,
+        "moves": False, "position": 2, "wait_seconds": 20.0, "can_move": True,
+    }  # fmt: skip
+    assert await ask(pages, "anna-token", f"{ANNA}/wake") == (200, document)
+    assert await ask(pages, "anna-token", f"{ANNA}/yield") == (200, document)
+    assert turns.asked == [(ANNA, "want"), (ANNA, "give up")]
+
+
+@pytest.mark.parametrize(
+    ("token", "path", "status", "said"),
+    [
+        ("monitor-token", f"{ANNA}/wake", 403, "This is another user's server: ask its user, or an admin."),
+        ("anna-token", f"{WHOLE}/wake", 409, NO_TURNS),
+        ("anna-token", f"{CLOSED}/yield", 409, "This server has ended: start it again."),
+    ],
+)
+async def test_what_is_refused(
+    site: tuple[Pages, Turns], token: str, path: str, status: int, said: str
+) -> None:
+    pages, turns = site
+    found, answer = await ask(pages, token, path)
+    assert (found, answer["message"]) == (status, said)
+    assert turns.asked == []
+
+
+async def test_a_server_that_has_no_seat_yet(site: tuple[Pages, Turns]) -> None:
+    pages, turns = site
+    turns.seats.clear()
+    assert (await ask(pages, "anna-token", f"{ANNA}/wake"))[1]["message"] == NO_SEAT
+
+
+@pytest.mark.parametrize(
+    ("view", "said"),
+    [
+        ({}, ""),
+        ({"position": 2, "wait_seconds": 19.0}, "Waiting for a GPU: 2nd in line, about 20 s."),
+        ({"position": 1, "wait_seconds": 0.4}, "Waiting for a GPU: 1st in line, about 5 s."),
+        ({"position": 11, "wait_seconds": 200.0}, "Waiting for a GPU: 11th in line, about 3 min."),
+        ({"position": 1}, "Waiting for a GPU: 1st in line."),
+        (
+            {"position": 1, "moves": True, "turn": Turn.ASLEEP, "memory_bytes": 9 * GIB},
+            "Your GPU memory (9.0 GiB) is coming back to a GPU.",
+        ),
+    ],
+)
+def test_the_line_below_a_waiting_cell(view: dict[str, Any], said: str) -> None:
+    sentence = waiting_sentence(TurnView(**{"turn": Turn.PAUSED, "since": NOON, **view}))
+    assert sentence == (f"{said} Your variables are safe." if said else "")
+
+
+def test_the_expected_waits() -> None:
+    rules = TurnRules(max_turn_seconds=60.0, min_turn_seconds=2.0, pause_after_seconds=2.0)
+    gpus = [Gpu("A", 80 * GIB), Gpu("B", 80 * GIB), Gpu("C", 80 * GIB, usable=False)]
+    seats = [
+        Seat("a", Turn.AWAKE, 70.0, GIB, "A"), Seat("b", Turn.AWAKE, 95.0, GIB, "B"),
+        Seat("c", Turn.PAUSED, 0.0, GIB, "A", GIB, wants_since=80.0),
+        Seat("d", Turn.ASLEEP, 0.0, GIB, None, 11 * GIB, wants_since=81.0),
+        Seat("e", Turn.PAUSED, 0.0, GIB, "A", GIB, wants_since=82.0),
+        Seat("f", Turn.PAUSED, 0.0, GIB, "A", GIB),
+    ]  # fmt: skip
+    found = expected_waits(seats, gpus, 100.0, rules)
+    assert found == {"c": 30.0, "d": pytest.approx(57.3, abs=1.0), "e": 90.0}
+    assert expected_waits(seats, gpus[2:], 100.0, rules) == {}
+
+
+def test_a_seat_is_free_while_somebody_computes() -> None:
+    device = {"healthy": True, "lease_id": ANNA, "free_slices": None, "free_seats": 1}
+    assert is_free(device)
+    assert not is_free({**device, "free_seats": 0, "lease_id": None})

@@ -1,0 +1,55 @@
+"""A home with a limit of its size: what Docker is asked, and what is said where it can't."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gpuspawner.core.errors import EngineFault
+from gpuspawner.hub.container import ContainerPlan
+from gpuspawner.hub.home import Home, Volume
+from gpuspawner.hub.lab import limit_home
+
+GIB = 1 << 30
+HOME = Home(Volume("{prefix}-home-{username}", "gpuspawner-home-ada", "/home/jovyan"), unknown=False)
+FOLDER = Home(Volume("/srv/{username}", "/srv/ada", "/home/jovyan"), unknown=False)
+
+
+class Docker:
+    """Remembers what was asked, and answers once."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer, self.calls = answer, []  # type: tuple[Any, list[Any]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((args, kwargs))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize("driver", [None, "nfs"])
+def test_the_volume_driver_is_asked_for_the_size(driver: str | None) -> None:
+    docker = Docker()
+    assert (
+        limit_home(docker, ContainerPlan({}, {"volume_driver": driver}, (), HOME, home_size_bytes=GIB)) == ""
+    )
+    named = {"driver": driver, "driver_opts": {"size": "1073741824"}}
+    assert docker.calls == [(("create_volume", "gpuspawner-home-ada"), named)]
+
+
+@pytest.mark.parametrize(("home", "size"), [(HOME, None), (FOLDER, GIB), (None, GIB)])
+def test_nothing_is_asked_without_a_size_or_a_volume(home: Home | None, size: int | None) -> None:
+    docker = Docker()
+    assert limit_home(docker, ContainerPlan({}, {}, (), home, home_size_bytes=size)) == ""
+    assert docker.calls == []
+
+
+def test_a_driver_that_can_not_is_said_and_docker_that_is_silent_is_a_fault() -> None:
+    plan = ContainerPlan({}, {}, (), HOME, home_size_bytes=GIB)
+    refused = EngineFault("quota size requested but no quota support", status=500)
+    assert limit_home(Docker(refused), plan) == (
+        "The home gpuspawner-home-ada has no limit of its size: quota size requested but no quota support"
+    )
+    with pytest.raises(EngineFault):
+        limit_home(Docker(EngineFault("Docker does not answer")), plan)

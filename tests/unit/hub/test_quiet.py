@@ -1,0 +1,69 @@
+"""Which of JupyterHub's log lines are lowered, and that the others stay."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from gpuspawner.hub.quiet import quieten
+
+
+class Kept(logging.Handler):
+    """Keeps what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append((record.levelname, record.getMessage()))
+
+
+@pytest.fixture
+def log() -> logging.Logger:
+    found = logging.Logger("JupyterHub", logging.INFO)
+    found.addHandler(Kept())
+    quieten(found)
+    quieten(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("User ada:train is slow to start (timeout=10)", "INFO"),
+        ("Interrupting spawner ada:train, pending spawn", "INFO"),
+        ("Interrupting spawner ada:train, pending stop", "WARNING"),
+        ("404 GET /jupyter/hub/api/users/ada/servers/train/progress?_xsrf=[secret] (ada@::1) 1.00ms", "INFO"),
+        ("400 GET /hub/api/users/ada/server/progress (127.0.0.1): ada is not starting...", "INFO"),
+        ("500 GET /hub/api/users/ada/server/progress (ada@::1) 1.00ms", "WARNING"),
+        ("404 GET /hub/api/users/ada (ada@::1) 1.00ms", "WARNING"),
+        ("Stream closed while handling /hub/api/users/ada/server/progress?_xsrf=x", "INFO"),
+        ("Spawn not pending, can't generate progress for ada", "INFO"),
+        ("User ada is slow to become responsive (timeout=10)", "WARNING"),
+    ],
+)
+def test_a_normal_event_is_no_warning(log: logging.Logger, line: str, level: str) -> None:
+    log.warning("%s", line)
+    (handler,) = log.handlers
+    assert isinstance(handler, Kept)
+    assert handler.lines == [(level, line)]
+    assert len(handler.filters) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("200 GET /jupyter/hub/spawn?next= (ada@::1) 9.00ms", 0),
+        ("200 GET /hub/spawn/ada/train?next= (ada@::1) 9.00ms", 0),
+        ("200 GET /hub/spawn?next=%2Fhub%2Fhome (ada@::1) 9.00ms", 1),
+        ("200 GET /hub/spawn (ada@::1) 9.00ms", 1),
+    ],
+)
+def test_the_questions_of_an_open_spawn_page_are_for_the_debug_log(
+    log: logging.Logger, line: str, lines: int
+) -> None:
+    log.info("%s", line)
+    (handler,) = log.handlers
+    assert isinstance(handler, Kept)
+    assert len(handler.lines) == lines
