@@ -114,13 +114,15 @@ class WritingPage(PageHandler):
         """Whether the sender has answered the question."""
         return self.get_body_argument("confirmed", "") == "yes"
 
-    async def said(self) -> Mapping[str, str]:
+    def said(self) -> Said | None:
         """The result of the last change, once; the live part, which a script fetches, leaves it alone."""
-        if self.request.path != self.page_path():
-            return {}
-        sent = self.get_secure_cookie(_COOKIE)
-        if sent is None:
-            return {}
+        sent = self.get_secure_cookie(_COOKIE) if self.request.path == self.page_path() else None
+        if sent is None or self.request.method != "GET":
+            return None
         self.clear_cookie(_COOKIE, path=self.site.prefix)
         values = json.loads(sent)
-        return {"sentence": values["text"], "level": "success" if values["good"] else "warning"}
+        return Said(values["text"], values["good"])
+
+    def namespace(self) -> dict[str, Any]:
+        """With the result of the last change."""
+        return {**super().namespace(), "said": self.said()}
