@@ -14,7 +14,14 @@ from gpuspawner.hub.progress import Progress, Step
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader
 from jupyterhub._data import DATA_FILES_PATH
 
-OURS = ("spawn.html", "spawn_pending.html", "not_running.html", "stop_pending.html", "error.html")
+OURS = (
+    "home.html",
+    "spawn.html",
+    "spawn_pending.html",
+    "not_running.html",
+    "stop_pending.html",
+    "error.html",
+)
 HOSTILE = "<script>alert('x')</script>\u202e\"" + "y" * 200
 
 
@@ -165,6 +172,7 @@ def test_a_site_s_own_page_html_counts_and_names_are_only_text(template: str, tm
         "spawner": spawner(start_view=view()), "user": user(train=spawner()), "server_name": "train",
         "for_user": user(), "spawner_options_form": "", "url": "/spawn", "spawn_url": "/spawn",
         "status_code": 404, "status_message": HOSTILE, "message": HOSTILE,
+        "default_server": spawner(active=False), "allow_named_servers": False,
     }  # fmt: skip
     page = render(template, str(tmp_path), **values)
     assert page.count("<p>Closed on Monday</p>") == 1
