@@ -188,6 +188,7 @@ def test_the_numbers_follow_while_the_choice_stays(windows: Windows) -> None:
     expect(page.locator("#tier-gpu-card")).to_contain_text("0 of 2 simulated GPUs free now.", timeout=LIVE_MS)
     expect(page.locator("#tier-gpu-card")).to_contain_text("You will wait in line")
     expect(page.get_by_role("button", name="Join the queue")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="One GPU: Queue")).to_have_count(1)
     check_looks(page)
     take_picture(page, "spawn-form-queue")
     for holder in holders:
