@@ -293,7 +293,7 @@ async def test_only_reading(pages: Pages) -> None:
         )
 
 
-@pytest.mark.parametrize("path", ["", "live", "api/status", "api/else", "health", "static/gpu.js"])
+@pytest.mark.parametrize("path", ["", "live", "api/status", "health", "static/gpu.js"])
 async def test_a_method_that_an_address_does_not_take_is_405_with_those_it_takes(
     pages: Pages, path: str
 ) -> None:
