@@ -205,9 +205,7 @@ def main() -> None:
     parser.add_argument("--weeks", type=int, default=4, help="simulated weeks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one simulation for each")
     parser.add_argument("--every", type=int, default=10, help="every n-th request is looked at")
-    parser.add_argument(
-        "--oracle", type=int, default=30, help="moments for the oracle; 0: none"
-    )
+    parser.add_argument("--oracle", type=int, default=30, help="moments for the oracle; 0: none")
     settings = parser.parse_args()
     table = Table(title="Estimated waits, simulated")
     for name in ("", "seed", "asked", "told", "inside", "width", "oracle inside", "oracle width"):
