@@ -17,8 +17,6 @@ from tests.hubstart import free_ports
 
 pytestmark = pytest.mark.browser
 
-HOSTILE = """o'<b>tto"""
-
 
 def device(number: int, **changes: Any) -> dict[str, Any]:
     return {
