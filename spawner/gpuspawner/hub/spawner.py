@@ -63,6 +63,7 @@ from .pages import Link, Meanwhile, SpawnLinks, StartView, render_failure, view_
 from .problem import describe
 from .progress import Progress
 from .pulls import PullLimits, Tell
+from .quiet import NotStarted
 from .readiness import Answer, ask
 from .shared import HubShared, SharedSettings, shared_by_all
 from .subclass import check_steps
@@ -426,7 +427,8 @@ class GpuDockerSpawner(DockerSpawner):
     @property
     def _shown_name(self) -> str:
         """The server's name as its user typed it; "" for the default server."""
-        return str(self.display_name or self.name) if self.name else ""
+        typed = getattr(self, "display_name", "")  # JupyterHub 5 has none
+        return str(typed or self.name) if self.name else ""
 
     def _last_options(self) -> Any:
         """The options of this server's last start, or of the user's server that was used last."""
@@ -912,7 +914,7 @@ class GpuDockerSpawner(DockerSpawner):
         else:
             admin = f" {problem.admin}" if problem.admin else ""
             self._note(logging.ERROR, "Not started: %s%s (cause: %r)", error, admin, error.__cause__)
-        exception = SpawnException(problem.message, reason=problem.reason, status_code=problem.status)
+        exception = NotStarted(problem.message, reason=problem.reason, status_code=problem.status)
         # JupyterHub's pages show these two (jupyterhub.utils.format_exception).
         html = render_failure(problem.sentence or problem.message, problem.log, self._ways_on(error))
         vars(exception).update(jupyterhub_message=problem.message, jupyterhub_html_message=html)
