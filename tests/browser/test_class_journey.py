@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from looks import check_looks
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from running import running_hub
 
+from tests.browser.looks import check_looks
 from tests.hubstart import free_ports
 
 pytestmark = pytest.mark.browser
