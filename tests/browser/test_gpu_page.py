@@ -19,8 +19,6 @@ from tests.hubstart import free_ports
 
 pytestmark = pytest.mark.browser
 
-HOSTILE = """o'<b>tto"""
-
 
 def device(number: int, **changes: Any) -> dict[str, Any]:
     return {
@@ -125,14 +123,6 @@ def open_page(url: str, context: BrowserContext, user: str) -> Page:
     return page
 
 
-def open_devices(url: str, context: BrowserContext) -> Page:
-    """The admin goes on to the page of all devices."""
-    page = open_page(url, context, "admin")
-    page.get_by_role("link", name="Devices").click()
-    expect(page).to_have_title("Devices")
-    return page
-
-
 def test_it_follows_without_reload(url: str, status: Status, context: BrowserContext) -> None:
     errors: list[str] = []
     page = open_page(url, context, "anna")
@@ -162,18 +152,6 @@ def test_focus_stays_while_the_page_changes(url: str, status: Status, context: B
     expect(page.locator("#open-a")).to_be_focused()
 
 
-def test_admin_sees_who_holds_and_what_is_wrong(url: str, status: Status, context: BrowserContext) -> None:
-    page = open_devices(url, context)
-    status.write(
-        [lease("a", HOSTILE, 0)], [place("c", "carl", 1)], healthy=False, reason="XID 79: lost", since=now()
-    )
-    rows = page.locator("#gpu-devices tbody tr")
-    expect(rows.nth(0)).to_contain_text(HOSTILE)
-    expect(rows.nth(1)).to_contain_text("out of service")
-    expect(rows.nth(1)).to_contain_text("XID 79: lost")
-    expect(page.locator("#gpu-queue tbody tr")).to_have_text(re.compile("1st in line\\s+carl"))
-
-
 def test_dark_mode_is_the_hubs(url: str, context: BrowserContext) -> None:
     page = log_in(url, context, "anna")
     page.click("#dark-theme-toggle")
@@ -184,8 +162,9 @@ def test_dark_mode_is_the_hubs(url: str, context: BrowserContext) -> None:
 
 
 def test_it_fits_a_small_screen(url: str, status: Status, context: BrowserContext) -> None:
-    status.write([lease("a", "a-rather-long-user-name@" + "x" * 60, 0)], [place("c", "carl", 1)])
-    page = open_devices(url, context)
+    server = "a-rather-long-name-" + "x" * 60
+    status.write([lease("a", "anna", 0, server=server)], [place("c", "carl", 1)])
+    page = open_page(url, context, "anna")
     page.set_viewport_size({"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
@@ -309,14 +288,6 @@ def test_how_my_gpu_looks(url: str, status: Status, context: BrowserContext) -> 
     check_looks(page, "my-gpu")
     status.free()
     expect(page.locator("#gpu-mine")).to_contain_text("You hold no GPU")
-    check_looks(page)
-
-
-def test_how_all_devices_look(url: str, status: Status, context: BrowserContext) -> None:
-    status.write(
-        [lease("a", HOSTILE, 0)], [place("c", "carl", 1)], healthy=False, reason="XID 79", since=now()
-    )
-    page = open_devices(url, context)
     check_looks(page)
 
 

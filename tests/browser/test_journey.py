@@ -163,10 +163,10 @@ def test_a_student_sees_no_other_names(story: Story) -> None:
 
 def test_the_admin_sees_all(story: Story) -> None:
     page = story.go("admin", "services/gpu/admin/")
-    holders = page.locator("#gpu-devices tbody td[data-label='Held by'] strong")
-    expect(holders).to_have_text(["anna", "bob"])
-    expect(page.locator("#gpu-queue tbody tr")).to_have_text([re.compile(r"1st in line\s+carla")])
-    expect(page.get_by_role("link", name="Admin")).to_be_visible()
+    cells = page.locator("#admin-map .gpu-cell")
+    expect(cells).to_have_text([re.compile("anna"), re.compile("bob")])
+    expect(page.locator("#gpu-queue li")).to_have_text([re.compile("carla.*1st in line")])
+    expect(page.get_by_role("link", name="Admin", exact=True)).to_be_visible()
     picture(page, "gpu-page-admin", 600)
     page.click("#dark-theme-toggle")
     expect(page.locator("html")).to_have_attribute("data-bs-theme", "dark")
@@ -183,8 +183,10 @@ def test_the_admin_page_shows_the_tier(story: Story) -> None:
 
 
 def test_giving_up_frees_the_place(story: Story) -> None:
-    page = story.go("carla", "hub/spawn-pending/carla")
-    page.click("#stop-server-btn")
+    page = story.go("carla", "services/gpu/")
+    page.get_by_text("Leave the queue…").click()
+    page.get_by_role("button", name="Leave the queue").click()
+    expect(page.get_by_role("status").first).to_have_text("Left the queue.")
     admin = story.go("admin", "services/gpu/admin/")
     expect(admin.locator("#gpu-queue")).to_contain_text("Nobody is waiting.")
 
@@ -192,13 +194,14 @@ def test_giving_up_frees_the_place(story: Story) -> None:
 def test_stopping_frees_the_device_while_the_page_is_open(story: Story) -> None:
     admin = story.go("admin", "services/gpu/admin/")
     expect(admin.locator("#gpu-summary")).to_contain_text("0 of 2")
-    page = story.go("bob", "hub/home")
-    page.click("#stop")
+    page = story.go("bob", "services/gpu/")
+    page.get_by_text("Stop…").click()
+    page.get_by_role("button", name="Stop the server").click()
+    expect(page.get_by_role("status").first).to_contain_text("The GPU is free again", timeout=20_000)
     expect(admin.locator("#gpu-summary")).to_have_text(
         "1 of 2 simulated GPUs free, nobody waits.", timeout=20_000
     )
-    holders = admin.locator("#gpu-devices tbody td[data-label='Held by']")
-    expect(holders.nth(1)).to_have_text("free")
+    expect(admin.locator("#admin-map .gpu-cell").nth(1)).to_contain_text("free")
 
 
 def test_an_open_page_outlives_the_broker(story: Story) -> None:

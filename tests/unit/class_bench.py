@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -10,16 +9,15 @@ from typing import Any
 
 from gpuspawner.broker.api.classes import Classes, ClassParts
 from gpuspawner.broker.api.public.classes import ClassTools
-from gpuspawner.broker.api.roster import LeaseUse
 from gpuspawner.broker.leases.announcements import Announcements
 from gpuspawner.broker.leases.hub_api import HubServer
-from gpuspawner.broker.leases.hub_people import HubPeople
+from gpuspawner.broker.leases.hub_people import Hub, HubPeople
 from gpuspawner.broker.ledger import EndedProcess
+from gpuspawner.broker.observe.use import Use
 from gpuspawner.core.errors import EngineFault, HubFault
-from gpuspawner.core.model import GpuRequest, Lease
-from gpuspawner.core.want import Want
+from gpuspawner.core.model import GpuRequest
 
-from tests.unit.rules_bench import Served
+from tests.unit.rules_bench import Machine, Served
 
 GIB = 1 << 30
 
@@ -70,11 +68,14 @@ class Ender:
 class ClassBench:
     """The class `students` of ada, bob, cid and dan; `another` has eve."""
 
-    def __init__(self, folder: Path, times: Any) -> None:
-        self.broker, self.times = Served(folder, times), times
+    def __init__(
+        self, folder: Path, times: Any, machine: Machine | None = None, people: Hub | None = None
+    ) -> None:
+        self.broker, self.times = Served(folder, times, machine), times
         self.hub = ListingHub({"students": ["ada", "bob", "cid", "dan"], "another": ["eve"]})
+        self._people = people or self.hub
         self.ender = Ender(self)
-        self.uses: dict[str, LeaseUse] = {}
+        self.uses: dict[str, Use] = {}
         self.ended: list[EndedProcess] = []
 
     async def open(self) -> None:
@@ -82,7 +83,7 @@ class ClassBench:
         await self.broker.open()
         broker, now = self.broker, self.times.now
         parts = ClassParts(
-            people=HubPeople(self.hub, now, lambda: self.times.steady.seconds),
+            people=HubPeople(self._people, now, lambda: self.times.steady.seconds),
             allocator=broker.allocator,
             service=self.ender,
             rules=broker.rules,
@@ -90,7 +91,7 @@ class ClassBench:
             announcements=Announcements(broker.rules.rulebook, broker.site.log, now),
             ledger=broker.ledger,
             ended=lambda: self.ended,
-            use=self._use,
+            use=lambda: self.uses,
             clock=now,
         )
         self.classes = Classes(parts)
@@ -101,14 +102,19 @@ class ClassBench:
         await self.broker.close()
         self.broker.loop.close()
 
-    async def ask(self, number: int, user: str, group: str = "students", hub: str = "hub") -> str:
-        """A lease of the tier `gpu`, waiting or reserved; its id."""
-        request = GpuRequest(f"{number:032x}", hub, user, "", "gpu", Want(1), (group,))
+    async def ask(
+        self, number: int, user: str, group: str = "students", hub: str = "hub", tier: str = "gpu"
+    ) -> str:
+        """A lease of the tier, waiting or reserved; its id."""
+        known = {each.name: each for each in self.broker.rules.rulebook.known.tiers}
+        request = GpuRequest(f"{number:032x}", hub, user, "", tier, known[tier].want, (group,))
         return (await self.broker.allocator.acquire(request)).id
 
-    async def run(self, number: int, user: str, group: str = "students", hub: str = "hub") -> str:
+    async def run(
+        self, number: int, user: str, group: str = "students", hub: str = "hub", tier: str = "gpu"
+    ) -> str:
         """The same, running."""
-        lease_id = await self.ask(number, user, group, hub)
+        lease_id = await self.ask(number, user, group, hub, tier)
         await self.broker.allocator.set_running(lease_id, f"container-{number}")
         return lease_id
 
@@ -123,6 +129,3 @@ class ClassBench:
     def states(self) -> dict[str, str]:
         """The state of each living lease, by user."""
         return {lease.user: lease.state.value for lease in self.broker.allocator.leases()}
-
-    def _use(self, leases: Sequence[Lease]) -> Mapping[str, LeaseUse]:
-        return self.uses

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpuspawner.broker.api.offer import offer_routes
 from gpuspawner.broker.api.rules import rule_routes
 from gpuspawner.broker.api.socket import Site, bind_socket, make_app
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.decide.when.gpu_use import GpuUse
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
@@ -23,6 +26,7 @@ from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.config.idle import IdleRules
 from gpuspawner.config.quotas import Known
 from gpuspawner.config.tiers import parse_tiers
+from gpuspawner.core.model import Device
 from tornado.httpserver import HTTPServer
 
 from tests.unit.lease_examples import GPU0, GPU1
@@ -32,11 +36,21 @@ QUOTAS = [{"group": "students", "devices": 1}]
 CONFIG = "c.GpuSite.timezone = 'Europe/Berlin'\nc.GpuSite.socket_path = {socket!r}\n"
 
 
+@dataclass(frozen=True)
+class Machine:
+    """Its devices, how they are shared, and the site's tiers."""
+
+    devices: tuple[Device, ...] = (GPU0, GPU1)
+    terms: Mapping[str, SharingRules] = field(default_factory=dict)
+    tiers: Sequence[Mapping[str, Any]] = field(default_factory=lambda: TIERS)
+    quotas: Sequence[Mapping[str, Any]] = field(default_factory=lambda: QUOTAS)
+
+
 class Served:
     """A broker's socket in a thread of its own; `times` moves its clock."""
 
-    def __init__(self, folder: Path, times: Any) -> None:
-        self._folder, self._times = folder, times
+    def __init__(self, folder: Path, times: Any, machine: Machine | None = None) -> None:
+        self._folder, self._times, self._machine = folder, times, machine or Machine()
         self.loop = asyncio.new_event_loop()
         self.config = folder / "config.py"
         self.socket = str(folder / "b.sock")
@@ -75,11 +89,12 @@ class Served:
         times = self._times
         self.ledger: Ledger = times.make_ledger(self._folder / "ledger")
         await self.ledger.open()
-        known = Known(parse_tiers(TIERS), None, "Europe/Berlin")
-        rulebook = Rulebook(self.ledger, QUOTAS, known, clock=times.now)
+        machine = self._machine
+        known = Known(parse_tiers(list(machine.tiers)), None, "Europe/Berlin")
+        rulebook = Rulebook(self.ledger, machine.quotas, known, clock=times.now)
         gate = QuotaGate(rulebook, self.ledger, times.now)
         self.allocator = Allocator(self.ledger, clock=times.now, gate=gate)
-        await self.allocator.load([GPU0, GPU1])
+        await self.allocator.load(machine.devices, machine.terms)
         self.rules = RuleService(rulebook, gate, self.allocator, self.ledger, times.now)
         service: Any = type(
             "Service",

@@ -34,7 +34,6 @@ from .api.public.classes import ClassTools, class_routes
 from .api.public.hub_servers import HubServers
 from .api.public.rules import MoreRoutes, joined, public_rules
 from .api.public.turns import public_turns
-from .api.roster import LeaseUse
 from .api.rules import rule_routes
 from .api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app, unbind_socket
 from .api.turns import TurnService, turn_routes
@@ -75,6 +74,10 @@ from .observe.pruning import Pruning
 from .observe.sampler import Sampler
 from .observe.use import Use, use_in_turns, use_of
 from .pages import serve_pages
+from .pages.admin.base import AdminTools
+from .pages.admin.checkup import Checkup, ask_doctor
+from .pages.admin.handlers import admin_pages
+from .pages.admin.map import Readings
 from .pages.classes.base import Teaching
 from .pages.classes.handlers import class_pages
 from .pages.look import hub_of
@@ -574,7 +577,28 @@ class GpuBroker(Application):
             class_pages(Teaching(classes, self.rules, self.facts.simulated)),
             unknown_pages(self.rules.audit, self._end_unknown),
             public_turns(site, self._turn_service()),
+            admin_pages(self._admin_tools()),
         )
+
+    def _admin_tools(self) -> AdminTools:
+        return AdminTools(
+            allocator=self.allocator,
+            service=self.service,
+            rules=self.rules,
+            ledger=self.ledger,
+            readings=self._readings,
+            fault=lambda: self.enforcement.node_facts().fault,
+            ended=self.ledger.ended,
+            disks=self.disks.now,
+            unknown=self._unknown,
+            checkup=Checkup(lambda: ask_doctor(self.config_file and str(Path(self.config_file).absolute()))),
+            simulated=self.facts.simulated,
+        )
+
+    def _readings(self) -> Readings:
+        views = self.enforcement.turns.views()
+        awake_on = {key: view.gpu_uuid for key, view in views.items() if view.gpu_uuid is not None}
+        return Readings(self.enforcement.usage(), self.enforcement.xids(), self.enforcement.blind(), awake_on)
 
     async def _end_unknown(self, lease_id: str, author: str) -> None:
         await self.service.release(lease_id, f"ended by {author}: the hub doesn't know it")
@@ -589,11 +613,7 @@ class GpuBroker(Application):
             announcements=self.announcements,
             ledger=self.ledger,
             ended=self.journal.recent,
-            use=lambda leases: {
-                lease.id: LeaseUse(use.memory_bytes, use.busy_percent)
-                for lease in leases
-                if (use := self.sampler.latest.get(lease.id)) is not None
-            },
+            use=lambda: self.sampler.latest,
         )
         return Classes(parts)
 

@@ -295,6 +295,7 @@ class DeviceDocument(Message):
     total_slices: int | None
     free_memory_bytes: int | None
     shares: tuple[ShareDocument, ...]
+    drained: bool = Field(False, description="whether an admin lets no new server start on it")
     free_seats: int | None = None
     total_seats: int | None = None
 

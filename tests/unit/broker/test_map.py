@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.decide.snapshot import DeviceView
-from gpuspawner.broker.pages.admin.map import Cell, CellState, Part, Readings, make_map
+from gpuspawner.broker.pages.admin.map import Cell, CellState, Part, Readings, make_map, summary
 from gpuspawner.core.decision import Drain
 from gpuspawner.core.model import DeviceHealth, Lease, LeaseState
 from gpuspawner.core.want import Mode, Want
@@ -34,16 +34,16 @@ def test_a_cell_with_all_its_values() -> None:
     view = DeviceView(GPU0, WELL, (slice_of(A), slice_of(B)), QUARTERS)
     usage = Usage(12 * GIB, 71.0, None, 64.0, 312.4, 700.0)
     xids = tuple(XidSeen(NOON, number) for number in (31, 43, 31))
-    found = cell(view, Readings({"GPU-0": usage}, {"GPU-0": xids}))
+    found = cell(view, Readings({"GPU-0": usage}, {"GPU-0": xids}, {"GPU-0": "NVML hangs"}))
     assert found == Cell(
         uuid="GPU-0", name="H100 80GB #0", short="0", state=CellState.PARTLY, reason="",
         parts=(Part("user-a", 25.0), Part("user-b", 25.0)), resting=0, used_percent=15.0,
-        used="12 GiB of 80 GiB", busy_percent=71.0, temperature_celsius=64.0, power="312 of 700 W",
-        xids=(31, 43),
+        used="12 GiB of 80 GiB", busy_percent=71.0, temperature_celsius=64.0, power_watts=312.4,
+        power="312 of 700 W", xids=(31, 43), unguarded="NVML hangs",
     )  # fmt: skip
     assert found.label == (
         "H100 80GB #0: partly held, held by user-a, user-b, 12 GiB of 80 GiB in use, 71 % busy, 64 °C, "
-        "312 of 700 W, XID 31, 43"
+        "312 of 700 W, XID 31, 43, no quota is enforced now: NVML hangs"
     )
 
 
@@ -99,3 +99,12 @@ def test_counts_are_in_the_order_of_states_and_many_cells_are_small() -> None:
         [(CellState.DRAINED, 1), (CellState.FREE, 64)], False,
     )  # fmt: skip
     assert make_map(views[:64], Readings()).detailed
+
+
+def test_the_summary_counts_devices_and_slices() -> None:
+    whole = DeviceView(replace(GPU0, uuid="GPU-1"), WELL, ())
+    held = replace(whole, holders=(lease(A, RUNNING, "GPU-1"),))
+    sliced = DeviceView(GPU0, WELL, (slice_of(A), slice_of(B)), QUARTERS)
+    assert summary([whole, held, sliced], 2, False) == "1 of 2 GPUs, 2 of 4 slices free, 2 servers wait."
+    assert summary([replace(sliced, drain=DRAIN)], 1, True) == "0 of 4 simulated slices free, 1 server waits."
+    assert summary([], 0, False) == "No GPU on this machine, nobody waits."

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from gpuspawner.broker.api.access import EVERYBODY, Viewer
 from gpuspawner.broker.api.visible import visible_status
-from gpuspawner.broker.pages.admin.page import DevicesPage, devices_page
 from gpuspawner.broker.pages.counts import ModelRow
 from gpuspawner.broker.pages.look import Look, PageUser, hub_of, look_of
 from gpuspawner.broker.pages.meters import Meter
@@ -168,15 +167,11 @@ def build(whole: dict[str, Any], viewer: Viewer) -> OwnPage:
     return own_page(facts_at(whole, NOW), TIERS, viewer, "/base/hub/", Records())
 
 
-def devices(whole: dict[str, Any], viewer: Viewer = ADMIN) -> DevicesPage:
-    return devices_page(whole, TIERS, viewer, hub_url="/base/hub/", now=NOW)
-
-
-def html(page: OwnPage | DevicesPage, look: Look | None = None, live: bool = False) -> str:
+def html(page: OwnPage, look: Look | None = None, live: bool = False) -> str:
     """The whole page, or its part that changes."""
     look = look or Look()
     model = {"name": page.viewer.name, "scopes": []}
-    name = "own" if isinstance(page, OwnPage) else "devices"
+    name = "own"
     variables = look.namespace(HUB_AUTH, "/base/services/gpu/", model, "xsrf")  # type: ignore[arg-type]
     form = {"service_url": "/base/services/gpu/", "xsrf": "xsrf"}
     where = {"navigation": (), "live_url": "/base/services/gpu/live", "form": form}
@@ -275,24 +270,6 @@ def test_student_sees_counts_and_own() -> None:
     )
 
 
-def test_admin_sees_holders_health_and_queue() -> None:
-    page = devices(document(), Viewer("admin", EVERYBODY))
-    rows = [(row.name, row.healthy, row.reason, row.holder and row.holder.user) for row in page.devices]
-    assert rows == [
-        ("NVIDIA H100 80GB HBM3 #0", True, "", "anna"),
-        ("NVIDIA H100 80GB HBM3 #1", True, "", "bob"),
-        ("NVIDIA H100 80GB HBM3 #2", False, "XID 79: off the bus", None),
-        ("NVIDIA H100 80GB HBM3 #3", True, "", None),
-    ]
-    assert [row.withdrawn_since and row.withdrawn_since.span for row in page.devices] == [
-        None, None, "2 hours", None,
-    ]  # fmt: skip
-    assert [(place.place, place.user, place.links) for place in page.queue] == [
-        ("1st in line", "carl", {}),
-        ("2nd in line", "anna", {}),
-    ]
-
-
 @pytest.mark.parametrize(
     ("free", "waiting", "simulated", "sentence"),
     [
@@ -313,11 +290,10 @@ def test_summary(free: int, waiting: int, simulated: bool, sentence: str) -> Non
     assert build(whole, Viewer("anna")).summary == sentence
 
 
-def test_gpus_that_do_not_answer_are_said_to_all_and_why_to_the_admin() -> None:
+def test_gpus_that_do_not_answer_are_said() -> None:
     whole = {**document(), "devices": [], "leases": [], "queue": []}
     summary = "The GPUs of this machine don't answer; they appear here when they answer. Nobody waits."
-    admins = devices(whole)
-    assert (admins.summary, admins.fault, build(whole, ANNA).summary) == (summary, "NVML hangs", summary)
+    assert build(whole, ANNA).summary == summary
 
 
 @pytest.mark.parametrize(
@@ -353,12 +329,6 @@ def hostile_document() -> dict[str, Any]:
     return whole
 
 
-def test_names_are_escaped_on_the_admin_s_page() -> None:
-    text = html(devices(hostile_document()))
-    assert "<script>alert" not in text
-    assert text.count("alert(1)") > 5
-
-
 def test_names_are_escaped_everywhere() -> None:
     text = html(build(hostile_document(), Viewer(HOSTILE)))
     assert "<script>alert" not in text
@@ -376,13 +346,13 @@ def test_simulated_is_said_beside_every_gpu() -> None:
     for shown in whole["devices"]:
         shown.update(simulated=True, guarantee="none")
     badge = '<span class="badge text-bg-warning">simulated</span>'
-    own, all_devices = html(build(whole, Viewer("anna")), live=True), html(devices(whole), live=True)
-    assert (own.count(badge), all_devices.count(badge)) == (3, 4)
+    own = html(build(whole, Viewer("anna")), live=True)
+    assert own.count(badge) == 3
     assert "simulated GPUs free" in own
 
 
 def test_real_gpus_are_not_called_simulated() -> None:
-    assert "simulated" not in html(build(document(), ANNA)) + html(devices(document()))
+    assert "simulated" not in html(build(document(), ANNA))
 
 
 def test_addresses_follow_the_base_url() -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gpuspawner.broker.ledger import Result, Search
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.broker.observe.sampler import Sampler
 from gpuspawner.broker.pages.own.desk import BrokerDesk
+from gpuspawner.core.decision import DecisionKind
 from gpuspawner.core.errors import LeaseConflict
 from gpuspawner.core.model import GpuRequest, Tier
 from gpuspawner.core.want import Want
@@ -249,3 +251,13 @@ async def test_records_are_the_viewer_s_own(bench: Bench) -> None:
     await bench.broker.allocator.close(ANNAS)
     _, _, text = await bench.pages.get("")
     assert "Past sessions</h2>" in text
+
+
+async def test_everybody_reads_what_everybody_is_told(bench: Bench) -> None:
+    until = bench.broker.rules.rulebook.decision(DecisionKind.DRAIN, "", None, "", "").at + timedelta(hours=1)
+    await bench.broker.rules.announce("everybody", "We restart at 18:00 <now>.", until, "noether")
+    await bench.broker.rules.announce("group:phd", "For others.", until, "noether")
+    for address in ("", "live"):
+        _, _, text = await bench.pages.get(address, "anna-token")
+        assert "<strong>noether:</strong> We restart at 18:00 &lt;now&gt;." in text
+        assert "For others." not in text

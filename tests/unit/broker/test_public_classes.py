@@ -12,8 +12,8 @@ import pytest
 from gpuspawner.broker.api.access import READ_SCOPE, RESERVE_SCOPE
 from gpuspawner.broker.api.public.classes import class_routes
 from gpuspawner.broker.api.public.rules import joined, public_rules
-from gpuspawner.broker.api.roster import LeaseUse
 from gpuspawner.broker.ledger import Result, Search
+from gpuspawner.broker.observe.use import Use
 
 from tests.unit.broker.test_pages_handlers import Pages, serving
 from tests.unit.class_bench import GIB, ClassBench
@@ -60,7 +60,7 @@ async def test_an_instructor_reads_the_roster_of_her_class(taught: Taught) -> No
     ada, bob = await bench.run(1, "ada"), await bench.run(2, "bob")
     await bench.ask(3, "ada", "another", hub="another hub")
     cid = await bench.ask(4, "cid")
-    bench.uses = {ada: LeaseUse(3 * GIB, 71.0)}
+    bench.uses = {ada: Use(3 * GIB, 71.0)}
     bench.end_process(bob, "bob")
     status, roster = await taught.ask("GET", STUDENTS, INES)
     assert status == 200

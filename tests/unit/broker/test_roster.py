@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from gpuspawner.broker.api.roster import (
     ClassFacts,
-    LeaseUse,
     make_roster,
 )
 from gpuspawner.broker.decide.line.estimate import Estimate
@@ -18,6 +17,7 @@ from gpuspawner.broker.leases import memory_notice
 from gpuspawner.broker.leases.hub_api import HubServer
 from gpuspawner.broker.leases.hub_people import Members, Servers
 from gpuspawner.broker.ledger import EndedProcess
+from gpuspawner.broker.observe.use import Use
 from gpuspawner.core.model import Lease, LeaseState
 from gpuspawner.protocol.classes import MemberDocument, MemberState
 
@@ -56,7 +56,7 @@ def test_a_member_with_a_gpu() -> None:
         group="cs1",
         members=members("ada"),
         leases=(ada,),
-        use={ada.id: LeaseUse(3 * GIB, 71.0)},
+        use={ada.id: Use(3 * GIB, 71.0)},
         idle_since={ada.id: NOW - timedelta(minutes=4)},
         ends_at={ada.id: NOW + timedelta(hours=1)},
     )
@@ -75,7 +75,7 @@ def test_a_member_with_a_gpu() -> None:
 def test_who_waits_longest_is_first_and_has_a_range() -> None:
     carl = replace(of("carl", "c", WAITING), created_at=NOW - timedelta(minutes=3))
     ada = replace(of("ada", "a", WAITING), created_at=NOW - timedelta(minutes=9))
-    wait = Estimate(NOW.timestamp() + 60, NOW.timestamp() + 600, 1, NOW.timestamp() + 300, 60.0)
+    wait = Estimate(NOW.timestamp() + 60, NOW.timestamp() + 600, 1, NOW.timestamp() + 300, 60.0, 0.0)
     queue = (QueueEntry(carl, 1, 2, wait), QueueEntry(ada, 2, 2))
     found = make_roster(ClassFacts("cs1", members("ada", "carl"), (carl, ada), queue), NOW)
     assert [(row.user, row.position, row.since, row.earliest_at, row.latest_at) for row in found.members] == [

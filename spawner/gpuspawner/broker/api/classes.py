@@ -28,8 +28,9 @@ from ..leases.endings import Ender, Endings
 from ..leases.hub_people import HubPeople, Members, Servers
 from ..leases.rule_service import RuleService
 from ..ledger import EndedProcess, Ledger
+from ..observe.use import Use
 from .access import Reach
-from .roster import ClassFacts, LeaseUse, make_roster, of_class
+from .roster import ClassFacts, make_roster, of_class
 
 NO_HUB = "This broker is no service of a hub, so the members of classes are not known."
 _AT_ONCE = 8
@@ -38,7 +39,7 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class ClassParts:
-    """What the classes use. `people` None: no hub can be asked. `use` gives what leases use now."""
+    """What the classes use. `people` None: no hub can be asked. `use` says by id what leases use."""
 
     people: HubPeople | None
     allocator: Allocator
@@ -48,7 +49,7 @@ class ClassParts:
     announcements: Announcements
     ledger: Ledger
     ended: Callable[[], Sequence[EndedProcess]]
-    use: Callable[[Sequence[Lease]], Mapping[str, LeaseUse]]
+    use: Callable[[], Mapping[str, Use]]
     clock: Clock = utc_now
 
 
@@ -82,7 +83,7 @@ class Classes:
             leases=leases,
             queue=queue,
             ended=parts.ended(),
-            use=parts.use(leases),
+            use=parts.use(),
             idle_since=self._times(leases, parts.endings.idle_since),
             ends_at=self._times(leases, self._ends_at),
             obstacles=parts.allocator.obstacles(lease.id for lease in leases),

@@ -150,6 +150,7 @@ def _device(view: DeviceView, news: News) -> DeviceDocument:
         total_slices=total,
         free_memory_bytes=None if free is None else _room(view).free_memory_bytes if terms.sliced else 0,
         shares=tuple(_share(lease, view) for lease in view.holders) if shared else (),
+        drained=view.drain is not None,
         free_seats=_room(view).free_seats if terms.in_turns else None,
         total_seats=terms.seats if terms.in_turns else None,
     )

@@ -21,6 +21,7 @@ from ..leases.hub_api import HubServer
 from ..leases.hub_people import Members, Servers
 from ..leases.memory_notice import is_memory_notice
 from ..ledger import EndedProcess
+from ..observe.use import NOTHING_KNOWN, Use
 
 ENDED_SECONDS = 900.0
 """After a program was ended, its user counts as stuck for this long: time to read, restart and run again."""
@@ -42,14 +43,6 @@ _ORDER = tuple(MemberState)
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseUse:
-    """What a lease uses now. None: it can't be read."""
-
-    memory_bytes: int | None = None
-    compute_percent: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ClassFacts:
     """Everything that a roster follows from; the maps are by lease id or by user, for one hub.
 
@@ -63,7 +56,7 @@ class ClassFacts:
     queue: Sequence[QueueEntry] = ()
     ended: Sequence[EndedProcess] = ()
     servers: Servers = field(default_factory=Servers)
-    use: Mapping[str, LeaseUse] = field(default_factory=lambda: MappingProxyType({}))
+    use: Mapping[str, Use] = field(default_factory=lambda: MappingProxyType({}))
     idle_since: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     ends_at: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     obstacles: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -122,7 +115,7 @@ def _rank(row: MemberDocument, now: datetime) -> tuple[bool, datetime, int, date
 
 
 def _of_lease(lease: Lease, entry: QueueEntry | None, facts: ClassFacts, now: datetime) -> MemberDocument:
-    use = facts.use.get(lease.id, LeaseUse())
+    use = facts.use.get(lease.id, NOTHING_KNOWN)
     waits = lease.state is LeaseState.WAITING
     wait = None if entry is None else entry.wait
     stuck, stuck_since = _stuck(lease, facts, now)
@@ -135,7 +128,7 @@ def _of_lease(lease: Lease, entry: QueueEntry | None, facts: ClassFacts, now: da
         since=lease.created_at if waits else lease.since,
         memory_used_bytes=use.memory_bytes,
         memory_quota_bytes=lease.memory_bytes or None,
-        compute_percent=use.compute_percent,
+        compute_percent=use.busy_percent,
         idle_since=facts.idle_since.get(lease.id),
         ends_at=facts.ends_at.get(lease.id),
         position=None if entry is None else entry.position,

@@ -79,8 +79,12 @@ def _visible_device(device: Document, viewer: Viewer, shown_leases: Collection[s
 
 
 def is_free(device: Mapping[str, Any]) -> bool:
-    """Whether a device, a slice of it, or a seat in turns could be leased now: healthy, and not all held."""
+    """Whether a device, a slice of it, or a seat in turns could be leased now.
+
+    It is healthy, not drained, and not all held.
+    """
     slices, seats = device.get("free_slices"), device.get("free_seats")
+    in_service = bool(device["healthy"]) and not device.get("drained", False)
     if seats is not None:
-        return bool(device["healthy"]) and seats > 0
-    return bool(device["healthy"]) and device["lease_id"] is None and slices != 0
+        return in_service and seats > 0
+    return in_service and device["lease_id"] is None and slices != 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 
 from ...core.decision import Announcement
 from ...core.errors import GpuSpawnerError
@@ -16,6 +17,16 @@ from .rulebook import Rulebook
 
 LOOK_SECONDS = 5.0
 """Within this time after its end a message is gone; a new one is shown at once."""
+
+
+def messages_for(
+    groups: Iterable[str], messages: Mapping[Subject, Announcement], now: datetime
+) -> tuple[Announcement, ...]:
+    """What a member of these groups is told at that time, the newest first."""
+    subjects = (EVERYBODY, *(Subject(SubjectKind.GROUP, group) for group in groups))
+    found = (messages.get(subject) for subject in subjects)
+    told = [each for each in found if each is not None and each.since <= now < each.until]
+    return tuple(sorted(told, key=lambda each: each.since, reverse=True))
 
 
 class Announcements:
@@ -31,11 +42,7 @@ class Announcements:
 
     def of(self, groups: Iterable[str]) -> tuple[Announcement, ...]:
         """What a member of these groups is told now, the newest first."""
-        subjects = (EVERYBODY, *(Subject(SubjectKind.GROUP, group) for group in groups))
-        found = (self._rulebook.rules.messages.get(subject) for subject in subjects)
-        now = self._clock()
-        told = [each for each in found if each is not None and each.since <= now < each.until]
-        return tuple(sorted(told, key=lambda each: each.since, reverse=True))
+        return messages_for(groups, self._rulebook.rules.messages, self._clock())
 
     def notice_of(self, lease: Lease) -> str:
         """What the lease's user reads in the lab: the lease's own notice first, then the messages."""

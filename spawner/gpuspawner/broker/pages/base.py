@@ -107,13 +107,14 @@ class PageHandler(HubHandler):
     def namespace(self) -> dict[str, Any]:
         """The variables of all templates: those of the hub's, and of ours."""
         site, part = self.site, self.part_variables()
+        query = f"?{self.request.query}" if self.request.query else ""
         return {
             **site.look.namespace(site.hub_auth, site.prefix, self.current_user, part["xsrf"]),
             "form": part,
             "viewer": self.viewer,
             "navigation": navigation(self.viewer, site.prefix, self.address),
-            "live_url": f"{self.page_path()}live{f'?{self.request.query}' if self.request.query else ''}",
-            "events_url": f"{self.page_path()}events" if site.live is not None else "",
+            "live_url": f"{self.page_path()}live{query}",
+            "events_url": f"{self.page_path()}events{query}" if site.live is not None else "",
         }
 
     def write_error(self, status_code: int, **_: Any) -> None:

@@ -80,7 +80,7 @@ class EventsMixin(PageHandler):
         """The event with the HTML of sections that are new for this viewer; "" if none is."""
         parts = await self.parts(*path)
         if parts is None:
-            return _event("changed", "") if changed else ""
+            return _event("changed", "")
         look, variables, new = self.site.look, self.part_variables(), {}
         for name, (value, page) in parts.items():
             if name not in self._sections or self._sections[name] != value:

@@ -27,7 +27,7 @@ class _Page:
 _PAGES = (
     _Page("", "My GPU", lambda viewer: viewer.owns),
     _Page("classes/", "Classes", lambda viewer: bool(viewer.read)),
-    _Page("admin/", "Devices", lambda viewer: viewer.sees_all),
+    _Page("admin/", "Administration", lambda viewer: viewer.sees_all),
 )
 """In the order in which they are shown."""
 

@@ -33,6 +33,11 @@ class Readings:
         self._update()
         return {lease_id: text for lease_id, (lease, text) in self._all.items() if viewer.sees(lease)}
 
+    def of_group(self, group: str) -> Mapping[str, str]:
+        """Those of the leases of a group's members, by lease id."""
+        self._update()
+        return {key: text for key, (lease, text) in self._all.items() if group in lease["groups"]}
+
     def _update(self) -> None:
         if self._number == self._live.seen.readings:
             return

@@ -17,7 +17,6 @@ from ..api.public.leases import lease_routes
 from ..api.public.reading import UnknownApiHandler, reading_routes
 from ..api.public.rules import MoreRoutes
 from ..api.visible import BrokerView
-from .admin.handlers import admin_routes
 from .base import AssetHandler, CallbackHandler, PageSite, SlashHandler, UnknownPageHandler
 from .look import STATIC_DIR, Look
 from .own.desk import Desk
@@ -57,7 +56,6 @@ def make_handlers(
     return [
         *without_slash,
         *own_routes(site),
-        *admin_routes(site),
         *reading_routes(site),
         (f"{prefix}oauth_callback", CallbackHandler, wanted),
         (f"{prefix}static/(.*)", AssetHandler, {"path": str(STATIC_DIR)}),

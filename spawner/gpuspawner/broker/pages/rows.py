@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,8 +11,7 @@ from urllib.parse import quote
 from ...core.units import format_bytes, ordinal
 from ..api.access import Viewer
 from ..api.visible import Document
-from .counts import free_and_total, guarantee_help, is_sliced
-from .words import Moment, count_of, moment
+from .words import Moment, moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +42,6 @@ class Holding:
     def place(self) -> str:
         """For example "1st in line"; empty if it holds a device."""
         return "" if self.position is None else f"{ordinal(self.position)} in line"
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceRow:
-    """One device as the full view shows it."""
-
-    name: str
-    uuid: str
-    memory: str
-    compute_capability: str
-    guarantee: str
-    guarantee_help: str
-    simulated: bool
-    healthy: bool
-    reason: str
-    withdrawn_since: Moment | None
-    holder: Holding | None
-    shares: tuple[Holding, ...] = ()
-    slices: str = ""
-    """For example "5 of 10 slices free"; empty for a device that isn't sliced."""
-    used: str = "not available"
-    """Memory in use by all processes, like "12 GiB"; "simulated" for a simulated device."""
-    busy: str = "not available"
-    """For example "71 %"; NVML has no value for a MIG instance."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndedRow:
-    """A process that the guard ended, as the full view shows it."""
-
-    when: Moment | None
-    user: str
-    server: str
-    device: str
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,44 +105,6 @@ class Rows:
             links=self._links(entry),
         )
 
-    def device(self, device: Document) -> DeviceRow:
-        """A device with its holders."""
-        lease = self._leases.get(device["lease_id"])
-        capability = device["compute_capability"]
-        return DeviceRow(
-            name=_device_name(device),
-            uuid=device["uuid"],
-            memory=format_bytes(device["memory_bytes"]),
-            compute_capability="not available" if capability is None else capability,
-            guarantee=device["guarantee"],
-            guarantee_help=guarantee_help(device),
-            simulated=bool(device["simulated"]),
-            healthy=bool(device["healthy"]),
-            reason=device["reason"],
-            withdrawn_since=None if device["healthy"] else moment(device["since"], self._now),
-            holder=None if lease is None else self.lease(lease),
-            shares=tuple(sorted(self._shares(device), key=lambda each: (each.user, each.server))),
-            slices=f"{count_of(*free_and_total([device]), 'slice')} free" if is_sliced(device) else "",
-            used=_told(device, "used_bytes", format_bytes),
-            busy=_told(device, "utilization_percent", "{:.0f} %".format),
-        )
-
-    def _shares(self, device: Document) -> Iterable[Holding]:
-        for share in device.get("shares", ()):
-            if share["lease_id"] in self._leases:
-                yield self.lease(self._leases[share["lease_id"]])
-
-    def ended(self, each: Document) -> EndedRow:
-        """A process that the guard ended."""
-        device = self._devices.get(each["device_uuid"])
-        return EndedRow(
-            when=moment(each["at"], self._now),
-            user=each["user"] or "unknown",
-            server=each["server"],
-            device=each["device_uuid"] if device is None else _device_name(device),
-            sentence=each["sentence"],
-        )
-
     def tier(self, name: str) -> str:
         """The title of a tier; its name if the settings no longer have it."""
         return self._titles.get(name, str(name))
@@ -203,14 +129,6 @@ def _share(lease: Document) -> str:
     percent = lease["compute_percent"]
     compute = f", up to {percent:g} % of its compute" if percent < 100 else ""
     return f"{format_bytes(lease['memory_bytes'])}{compute}"
-
-
-def _told(device: Mapping[str, Any], key: str, words: Callable[[Any], str]) -> str:
-    """A device's reading as text, or why there is none; an unknown value is never shown as 0."""
-    if device["simulated"]:
-        return "simulated"
-    value = device.get(key)
-    return "not available" if value is None else words(value)
 
 
 def _device_name(device: Mapping[str, Any]) -> str:

@@ -67,6 +67,8 @@ class WritingPage(PageHandler):
 
     async def post(self, *path: str) -> None:
         """Makes the change, and shows the page again with its result."""
+        if not self.may_see(self.viewer):
+            raise HTTPError(403, "the page %s is not for %s", self.address, self.viewer.name)
         try:
             said = await self.carry_out(self.get_body_argument("do", ""), *path)
         except Refusal as refusal:
@@ -113,15 +115,14 @@ class WritingPage(PageHandler):
         return self.get_body_argument("confirmed", "") == "yes"
 
     def said(self) -> Said | None:
-        """The result of the last change, once."""
-        sent = self.get_secure_cookie(_COOKIE)
-        if sent is None:
+        """The result of the last change, once; the live part, which a script fetches, leaves it alone."""
+        sent = self.get_secure_cookie(_COOKIE) if self.request.path == self.page_path() else None
+        if sent is None or self.request.method != "GET":
             return None
         self.clear_cookie(_COOKIE, path=self.site.prefix)
         values = json.loads(sent)
         return Said(values["text"], values["good"])
 
     def namespace(self) -> dict[str, Any]:
-        """With the result of the last change; the live part, which a script fetches, leaves it alone."""
-        is_page = not self.request.path.endswith("/live") and self.request.method == "GET"
-        return {**super().namespace(), "said": self.said() if is_page else None}
+        """With the result of the last change."""
+        return {**super().namespace(), "said": self.said()}

@@ -1,35 +1,32 @@
-"""The handlers of "Devices"."""
+"""The addresses of the admin's pages."""
 
 from __future__ import annotations
 
-from ...api.access import Viewer
-from ...api.public.base import Route
-from ..base import PageHandler, PageSite
+from ...api.public.base import Route, Site
+from ...api.public.rules import MoreRoutes
+from ..base import PageSite
 from ..events import page_routes
-from .page import DevicesPage, devices_page
+from .base import AdminPage, AdminTools
+from .governing import RulesHandler
+from .history import GuardHandler, LogHandler, TimelineHandler
+from .machine import MachineHandler
+from .overview import OverviewHandler
+from .servers import ServersHandler
+
+_HANDLERS: tuple[type[AdminPage], ...] = (
+    OverviewHandler, ServersHandler, TimelineHandler, LogHandler, GuardHandler, RulesHandler, MachineHandler,
+)  # fmt: skip
 
 
-def admin_routes(site: PageSite) -> list[Route]:
-    """The routes of this page."""
-    return page_routes(site, DevicesHandler)
+def admin_pages(tools: AdminTools) -> MoreRoutes:
+    """The routes of the admin's pages, for `make_handlers`."""
 
+    def routes(site: Site) -> list[Route]:
+        assert isinstance(site, PageSite)
+        return [
+            route
+            for handler in _HANDLERS
+            for route in page_routes(site, handler, f"{handler.address}{handler.page}", tools=tools)
+        ]
 
-class DevicesHandler(PageHandler):
-    """`GET /services/gpu/admin/`: every device, who holds it, who waits."""
-
-    template = "devices.html"
-    live_template = "devices_live.html"
-    address = "admin/"
-
-    def may_see(self, viewer: Viewer) -> bool:
-        return viewer.sees_all
-
-    async def content(self, *path: str) -> DevicesPage:
-        site = self.site
-        return devices_page(
-            self.status(),
-            self.tiers(),
-            self.viewer,
-            hub_url=site.hub_url,
-            now=site.clock(),
-        )
+    return routes

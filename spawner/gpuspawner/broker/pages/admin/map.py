@@ -14,6 +14,7 @@ from ....core.want import Mode
 from ....node.api import Usage, XidSeen
 from ...decide.place.placement import share_of
 from ...decide.snapshot import DeviceView
+from ..words import count_of
 
 DETAILED = 64
 """Up to so many devices, each cell has room for names and numbers; beyond that it is a small square."""
@@ -42,7 +43,8 @@ class Part:
 class Cell:
     """One device. Percentages are of its memory; None where NVML doesn't tell.
 
-    `reason` says why it is out of service or drained, `resting` how many leases hold it without using it.
+    `reason` says why it is out of service or drained, `resting` how many leases hold it without using it,
+    `unguarded` why no quota is enforced on it now.
     """
 
     uuid: str
@@ -56,8 +58,10 @@ class Cell:
     used: str
     busy_percent: float | None
     temperature_celsius: float | None
+    power_watts: float | None
     power: str
     xids: tuple[int, ...]
+    unguarded: str
 
     @property
     def names(self) -> str:
@@ -78,6 +82,7 @@ class Cell:
             "" if self.temperature_celsius is None else f"{self.temperature_celsius:.0f} °C",
             self.power,
             f"XID {', '.join(map(str, self.xids))}" if self.xids else "",
+            f"no quota is enforced now: {self.unguarded}" if self.unguarded else "",
         )
         return ", ".join(filter(None, words))
 
@@ -93,13 +98,14 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What is read of the devices, by UUID; `xids`: the newest first.
+    """What is read of the devices, by UUID; `xids`: the newest first; `blind`: why no quota is enforced.
 
     `awake_on`: the device on which a lease in turns computes, by lease id.
     """
 
     usage: Mapping[str, Usage] = field(default_factory=lambda: MappingProxyType({}))
     xids: Mapping[str, tuple[XidSeen, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    blind: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     awake_on: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -108,6 +114,25 @@ def make_map(views: Sequence[DeviceView], readings: Readings) -> Map:
     cells = tuple(_cell(view, readings) for view in views)
     counts = Counter(cell.state for cell in cells)
     return Map(cells, {state: counts[state] for state in CellState if counts[state]}, len(cells) <= DETAILED)
+
+
+def summary(views: Sequence[DeviceView], waiting: int, simulated: bool) -> str:
+    """What is free and how many wait, in one sentence, as "My GPU" says it."""
+    kind = "simulated GPU" if simulated else "GPU"
+    queue = "nobody waits" if not waiting else "1 server waits" if waiting == 1 else f"{waiting} servers wait"
+    whole = [view for view in views if not view.terms.sliced and not view.terms.in_turns]
+    pools = {view.terms.pool: view for view in views if view.terms.in_turns}  # each device shows its pool's
+    sliced = [view for view in views if view.terms.sliced]
+    parts = []
+    if whole:
+        parts.append(count_of(sum(_state(view)[0] is CellState.FREE for view in whole), len(whole), kind))
+    if sliced:
+        noun = "simulated slice" if simulated else "slice"
+        parts.append(count_of(sum(map(_free_slices, sliced)), sum(map(_slices, sliced)), noun))
+    if pools:
+        total = sum(view.terms.seats or 0 for view in pools.values())
+        parts.append(f"{sum(map(_free_seats, pools.values()))} of {total} seats in turns")
+    return f"{', '.join(parts)} free, {queue}." if parts else f"No {kind} on this machine, {queue}."
 
 
 def _cell(view: DeviceView, readings: Readings) -> Cell:
@@ -127,8 +152,10 @@ def _cell(view: DeviceView, readings: Readings) -> Cell:
         used="" if used is None else f"{format_bytes(used)} of {format_bytes(device.memory_bytes)}",
         busy_percent=usage.utilization_percent,
         temperature_celsius=usage.temperature_celsius,
+        power_watts=usage.power_watts,
         power=_power(usage),
         xids=tuple(dict.fromkeys(seen.xid for seen in readings.xids.get(device.uuid, ()))),
+        unguarded=readings.blind.get(device.uuid, ""),
     )
 
 
@@ -152,18 +179,34 @@ def _state(view: DeviceView) -> tuple[CellState, str]:
         return CellState.DRAINED, f"{by}: {view.drain.reason}" if view.drain.reason else by
     if not view.holders:
         return CellState.FREE, ""
-    return (CellState.PARTLY if _has_room(view) else CellState.FULL), ""
+    return (CellState.PARTLY if _free_slices(view) or _free_seats(view) else CellState.FULL), ""
 
 
-def _has_room(view: DeviceView) -> bool:
-    """Whether another slice fits."""
-    terms, memory_bytes = view.terms, view.device.memory_bytes
-    most = terms.most_leases
-    if not terms.sliced or (most is not None and len(view.holders) >= most):
-        return False
+def _free_seats(view: DeviceView) -> int:
+    """How many more servers may take turns on a device."""
+    return max(0, (view.terms.seats or 0) - len(view.holders)) if view.terms.in_turns else 0
+
+
+def _slices(view: DeviceView) -> int:
+    """How many slices a device has; of the smallest size, if they differ."""
+    return _fitting(view, view.terms.usable_bytes(view.device.memory_bytes))
+
+
+def _free_slices(view: DeviceView) -> int:
+    """How many more slices fit on a device; none on one that gets nothing new."""
+    terms = view.terms
+    if not terms.sliced or not view.health.healthy or view.drain is not None:
+        return 0
     held = sum(share_of(lease, view.device).memory_bytes for lease in view.holders)
-    smallest = min(terms.sizes_bytes, default=terms.largest_bytes(memory_bytes))
-    return held + smallest <= terms.usable_bytes(memory_bytes)
+    fitting = _fitting(view, terms.usable_bytes(view.device.memory_bytes) - held)
+    most = terms.most_leases
+    return fitting if most is None else max(0, min(fitting, most - len(view.holders)))
+
+
+def _fitting(view: DeviceView, memory_bytes: int) -> int:
+    terms = view.terms
+    smallest = min(terms.sizes_bytes, default=terms.largest_bytes(view.device.memory_bytes))
+    return max(0, memory_bytes) // smallest if smallest else 0
 
 
 def _power(usage: Usage) -> str:

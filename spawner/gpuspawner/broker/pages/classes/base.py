@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from ...api.access import Viewer
 from ...api.classes import Classes
 from ...leases.rule_service import RuleService
 from ..base import PageSite
+from ..readings import Readings
 from ..writing import WritingPage
 from .page import Scene
 
@@ -52,6 +54,10 @@ class ClassBase(WritingPage):
         """The present time on the site's clock."""
         known = self.tools.rules.rulebook.known
         return Scene(self.tools.clock(), known.timezone, {tier.name: tier.title for tier in known.tiers})
+
+    def reads(self, readings: Readings) -> Mapping[str, str]:
+        """No meter moves here by itself."""
+        return {}
 
     def check_group(self, group: str) -> None:
         """Raises HTTPError 403 for a class that the viewer may not see."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +15,7 @@ from ...api.public.base import Route, Site
 from ...api.public.rules import MoreRoutes
 from ..base import PageSite
 from ..events import page_routes
+from ..readings import Readings
 from ..writing import Question, Said, Writing
 from .base import MINUTES, ClassBase, Teaching
 from .page import ClassPage, class_page
@@ -64,6 +65,12 @@ class RosterPage(ClassBase):
         return class_page(
             roster, self.scene(), may_write=self.may_write(group), simulated=self.tools.simulated
         )
+
+    def reads(self, readings: Readings) -> Mapping[str, str]:
+        """Those of the class."""
+        group = self.path_args[0]
+        self.check_group(group)
+        return readings.of_group(group)
 
     async def carry_out(self, what: str, *path: str) -> Said | Question:
         group = path[0]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from ....core.units import format_bytes, ordinal
+from ....core.units import ordinal
 from ....protocol.classes import AnnouncementDocument, MemberDocument, MemberState, RosterDocument
+from ..meters import Meter, memory_meter
 from ..words import Moment, moment, span
 
 IDLE_SECONDS = 300
 """Shorter idleness is not shown: everybody thinks between two cells."""
-FULL_PERCENT, TIGHT_PERCENT = 95, 80
 _WORDS = {
     MemberState.WAITING: ("waits", "warning"),
     MemberState.STARTING: ("starts", "info"),
@@ -32,15 +32,6 @@ _SUMMARY = (
     ("no server", (MemberState.NOTHING,)),
     ("never started", (MemberState.NEVER,)),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Meter:
-    """Memory in use, of the quota: `percent` from 0 to 100; `level` is a colour of the hub's Bootstrap."""
-
-    percent: float
-    level: str
-    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +158,7 @@ def _meter(member: MemberDocument) -> Meter | None:
     used, quota = member.memory_used_bytes, member.memory_quota_bytes
     if used is None or not quota:
         return None
-    percent = min(100.0, 100 * used / quota)
-    level = "danger" if percent >= FULL_PERCENT else "warning" if percent >= TIGHT_PERCENT else "primary"
-    return Meter(round(percent, 1), level, f"{format_bytes(used)} of {format_bytes(quota)}")
+    return memory_meter(used, quota)
 
 
 def _idle(member: MemberDocument, scene: Scene) -> Moment | None:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Protocol
 
+from ....core.decision import Announcement
 from ....core.errors import Fault, Refusal
 from ....core.units import Clock, utc_now
 from ...api.access import Viewer
 from ...api.public.actions import Actions
 from ...api.rules import allowance_document
+from ...leases.announcements import messages_for
 from ...leases.rule_service import RuleService
 from ...ledger import Ledger, Write
 from ...observe.sampler import Point, Sampler
@@ -32,6 +34,9 @@ class Desk(Protocol):
 
     def extend_seconds(self, lease_id: str) -> float:
         """By how much the lease's session may still be extended."""
+
+    def messages(self, viewer: Viewer) -> tuple[Announcement, ...]:
+        """What the viewer's classes, or everybody, are told now."""
 
     async def records(self, viewer: Viewer) -> Records:
         """What the ledger knows of the viewer."""
@@ -59,6 +64,10 @@ class BrokerDesk:
             return self._rules.extension_left_seconds(lease_id)
         except Refusal:
             return 0.0
+
+    def messages(self, viewer: Viewer) -> tuple[Announcement, ...]:
+        """What the viewer's classes, or everybody, are told now, the newest first."""
+        return messages_for(viewer.groups, self._rules.rulebook.rules.messages, self._clock())
 
     async def records(self, viewer: Viewer) -> Records:
         """The viewer's allowance and latest sessions; without what can't be read now."""

@@ -44,13 +44,14 @@ class OwnHandler(PageHandler):
             await self._read_records(desk, status)
             has_cpu = desk.actions.cpu_tier is not None
             facts = Facts(status, now, self.viewer.stops, has_cpu, desk.curve, desk.extend_seconds)
-        return own_page(facts, tiers, self.viewer, site.hub_url, self._records or Records())
+        page = own_page(facts, tiers, self.viewer, site.hub_url, self._records or Records())
+        return page if desk is None else replace(page, messages=desk.messages(self.viewer))
 
     async def parts(self, *path: str) -> Parts:
         """What each section shows; the meters move by themselves, so their values don't count as news."""
         page = await self.content(*path)
         return {
-            "gpu-notices": (page.notices, page),
+            "gpu-notices": ((page.notices, page.messages), page),
             "gpu-summary": (page.summary, page),
             "gpu-mine": (tuple(map(_without_meters, page.cards)), page),
             "gpu-hours": (page.budgets, page),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from ....core.decision import Announcement
 from ....core.units import format_time
 from ....protocol.rules import AllowanceDocument, BudgetDocument
 from ...api.access import Viewer
@@ -51,6 +52,8 @@ class OwnPage:
     spawn_url: str
     budgets: tuple[BudgetRow, ...] = ()
     past: tuple[PastRow, ...] = ()
+    messages: tuple[Announcement, ...] = ()
+    """What their classes, or everybody, are told."""
 
 
 @dataclass(frozen=True, slots=True)

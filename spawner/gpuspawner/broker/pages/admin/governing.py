@@ -1,0 +1,154 @@
+"""Quotas and lab sessions of everybody: what holds, what was changed at run time; change and take back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+from urllib.parse import quote
+
+from tornado.web import HTTPError
+
+from ....config.quotas import value_from_text
+from ....core.errors import BadOption, ConfigError
+from ....core.quota import SubjectKind
+from ...decide.when.timetable import describe
+from ...leases.rule_service import QuotaView
+from ..classes.week import Week, make_week
+from ..table import Column, Table, make_table
+from ..writing import Question, Said, Writing
+from .base import AdminPage
+
+KEYS = (
+    "tiers", "leases", "devices", "slices", "gpu_hours", "period", "session_hours", "extend_hours",
+    "minimum_hours", "weight", "priority", "guaranteed_devices",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaLine:
+    """One subject's limits, in words; `changed` are those of run time."""
+
+    subject: str
+    limits: str
+    changed: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLine:
+    """A lab session, and the address of its class."""
+
+    name: str
+    group: str
+    words: str
+    seats: str
+    href: str
+
+
+@dataclass(frozen=True, slots=True)
+class RulesPage:
+    """Everything that the templates show."""
+
+    simulated: bool
+    problems: tuple[str, ...]
+    quotas: Table[QuotaLine]
+    sessions: tuple[SessionLine, ...]
+    week: Week
+    keys: tuple[str, ...]
+
+
+COLUMNS: tuple[Column[QuotaLine], ...] = (
+    Column("subject", "Whom", lambda row: row.subject),
+    Column("limits", "Limits", lambda row: row.limits),
+    Column("changed", "Changed at run time", lambda row: row.changed or None),
+)
+
+
+class RulesHandler(AdminPage):
+    """`GET POST admin/rules/`"""
+
+    template = "admin_rules.html"
+    live_template = "admin_rules_live.html"
+    page = "rules/"
+
+    async def content(self, *path: str) -> RulesPage:
+        rules, now = self.tools.rules, self.tools.clock()
+        sessions = [session for session, _ in rules.sessions()]
+        today = now.astimezone(self.zone).date()
+        return RulesPage(
+            simulated=self.tools.simulated,
+            problems=rules.rulebook.rules.problems,
+            quotas=make_table(
+                map(_quota_line, rules.quotas()), COLUMNS, self.wish(), words=lambda row: row.subject
+            ),
+            sessions=tuple(
+                SessionLine(
+                    name=each.name,
+                    group=each.group,
+                    words=describe(each),
+                    seats=f"{each.seats} × {each.tier}",
+                    href=f"{self.site.prefix}classes/{quote(each.group, safe='')}/sessions/",
+                )
+                for each in sessions
+            ),
+            week=make_week(sessions, self._day(today), str(self.zone), now),
+            keys=KEYS,
+        )
+
+    async def carry_out(self, what: str, *path: str) -> Said | Question:
+        subject = self.get_body_argument("subject", "").strip()[:300]
+        author, reason, rules = self.viewer.author, self.why(), self.tools.rules
+        kind, _, name = subject.partition(":")
+        groups = (name,) if kind == SubjectKind.GROUP.value else ()
+        match what:
+            case "change":
+                key, text = self.get_body_argument("key", ""), self.get_body_argument("value", "").strip()
+                values = {key: self._value(key, text)}
+                writing = Writing(
+                    self.viewer.admin, "change quota", subject, groups, {"values": values}, reason
+                )
+
+                async def change() -> Said:
+                    await rules.change_quota(subject, values, author, reason)
+                    return Said(f"{subject}: {key} is {text or 'as in the settings'} now.")
+
+                return await self.write_down(writing, change)
+            case "reset":
+                writing = Writing(self.viewer.admin, "reset quota", subject, groups, {}, reason)
+
+                async def reset() -> Said:
+                    await rules.remove_quota(subject, author, reason)
+                    return Said(f"{subject}: what the settings say holds again.")
+
+                return await self.write_down(writing, reset)
+            case _:
+                raise HTTPError(400, "no such change: %s", what)
+
+    def _value(self, key: str, text: str) -> Any:
+        """What was typed, as the settings have it; nothing typed takes the change back."""
+        if key not in KEYS:
+            raise BadOption(f"Choose one of {', '.join(KEYS)}.")
+        try:
+            return value_from_text(key, text) if text else None
+        except ConfigError as error:
+            raise BadOption(f"{error}.") from None
+
+    def _day(self, today: date) -> date:
+        try:
+            return date.fromisoformat(self.get_query_argument("week", ""))
+        except ValueError:
+            return today
+
+
+def _quota_line(view: QuotaView) -> QuotaLine:
+    return QuotaLine(str(view.subject), _pairs(view.limits), _pairs(view.changed))
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    """For example "devices 2, tiers cpu and gpu"."""
+    return ", ".join(f"{key.replace('_', ' ')} {_text(value)}" for key, value in values.items())
+
+
+def _text(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

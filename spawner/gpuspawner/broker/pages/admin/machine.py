@@ -1,0 +1,65 @@
+"""The machine: doctor's findings, disk space, images; looked for in a thread when somebody asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tornado.web import HTTPError
+
+from ....core.disk import Disk, DiskState
+from ..words import Moment, moment
+from ..writing import Question, Said
+from .base import AdminPage
+from .checkup import Report
+
+_LEVELS = {DiskState.OK: "", DiskState.LOW: "warning", DiskState.FULL: "danger"}
+
+
+@dataclass(frozen=True, slots=True)
+class DiskLine:
+    """A file system, and how full it is."""
+
+    holds: str
+    words: str
+    used_percent: float
+    level: str
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePage:
+    """Everything that the templates show."""
+
+    simulated: bool
+    report: Report
+    disks: tuple[DiskLine, ...]
+    as_of: Moment | None
+    problems: int
+
+
+class MachineHandler(AdminPage):
+    """`GET POST admin/machine/`"""
+
+    template = "admin_machine.html"
+    live_template = "admin_machine_live.html"
+    page = "machine/"
+
+    async def content(self, *path: str) -> MachinePage:
+        report = self.tools.checkup.report
+        return MachinePage(
+            simulated=self.tools.simulated,
+            report=report,
+            disks=tuple(map(_disk_line, self.tools.disks())),
+            as_of=None if report.at is None else moment(report.at.isoformat(), self.tools.clock()),
+            problems=sum(line.level == "problem" for line in report.lines),
+        )
+
+    async def carry_out(self, what: str, *path: str) -> Said | Question:
+        if what != "check" or not self.may_see(self.viewer):
+            raise HTTPError(400, "no such change: %s", what)
+        self.tools.checkup.begin()  # it changes nothing, so the audit log needs no entry
+        return Said("The check is under way: its result appears here.")
+
+
+def _disk_line(disk: Disk) -> DiskLine:
+    used = 100 * (disk.total_bytes - disk.free_bytes) / max(1, disk.total_bytes)
+    return DiskLine(disk.holds, disk.sentence(), round(used, 1), _LEVELS[disk.state])
