@@ -93,9 +93,9 @@ c.JupyterHub.services = [
         "url": f"http://127.0.0.1:{port + 3}",
         "command": [sys.executable, "-m", "gpuspawner.broker.keeper", "--config", config_file, "--take-over"],
         "environment": environment,
-        # What the GPU page may do for the user who is logged in, as far as that user may do it: stop servers
-        # with `delete:servers`. `admin-ui` is only the entry in the menu.
-        "oauth_client_allowed_scopes": ["custom:gpu:admin", "delete:servers", "admin-ui"],
+        # What the GPU page may do for the user who is logged in, as far as that user may do it: its buttons
+        # stop and start servers. `admin-ui` is only the entry in the menu.
+        "oauth_client_allowed_scopes": ["custom:gpu:admin", "delete:servers", "start:servers", "admin-ui"],
         "oauth_no_confirm": True,
     },
     {

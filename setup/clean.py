@@ -8,6 +8,7 @@ import sys
 import docker
 from docker.errors import APIError, DockerException
 from gpuspawner.core import labels
+from gpuspawner.hub.metadata import MetadataWall
 
 from setup.demo import lock, read_demo
 from setup.steps import SetupError, step
@@ -46,6 +47,8 @@ def clean(name: str, homes: bool) -> None:
             current.note = f"{len(volumes)} deleted" if homes else "kept (HOMES=1 deletes them)"
         for network in client.networks.list(filters={"label": f"gpuspawner.network={name}"}):
             network.remove()
+            for entry in network.attrs["IPAM"]["Config"] or ():
+                MetadataWall(entry["Subnet"]).remove()
         client.close()
     except (APIError, DockerException) as error:
         raise SetupError(

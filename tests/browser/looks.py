@@ -104,6 +104,7 @@ def take_picture(page: Page, name: str, clip: str = "") -> None:
     """Writes docs/images/<name>.png if SCREENSHOTS is set: the whole page, or down to the end of `clip`."""
     if not os.environ.get("SCREENSHOTS"):
         return
+    page.wait_for_timeout(SETTLE_MS)
     path, before = PICTURES / f"{name}.png", page.viewport_size
     height = int(page.evaluate("document.documentElement.scrollHeight"))
     if before is not None:  # as high as the page: what sticks to the window's edge is then where it belongs

@@ -31,6 +31,6 @@ c.JupyterHub.services = [
         "command": [sys.executable, str(Path(__file__).with_name("page_service.py"))],
         "environment": {"PAGE_STATUS": os.environ["PAGE_STATUS"]},
         "oauth_no_confirm": True,
-        "oauth_client_allowed_scopes": ["custom:gpu:read", "admin-ui"],
+        "oauth_client_allowed_scopes": ["custom:gpu:read", "delete:servers", "admin-ui"],
     }
 ]

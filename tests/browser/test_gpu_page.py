@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -13,6 +14,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from running import running_hub
 
+from tests.browser.looks import check_looks
 from tests.hubstart import free_ports
 
 pytestmark = pytest.mark.browser
@@ -49,8 +51,15 @@ class Status:
         self.path = path
         self.free()
 
-    def write(self, leases: list[dict[str, Any]], queue: list[dict[str, Any]], **changes: Any) -> None:
-        devices = [device(0), device(1, **changes)]
+    def write(
+        self,
+        leases: list[dict[str, Any]],
+        queue: list[dict[str, Any]],
+        whole: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> None:
+        """`whole` changes the document and its first device, `changes` its second one."""
+        devices = [device(0, **(whole or {})), device(1, **changes)]
         for item in leases:
             for shown in devices:
                 if shown["uuid"] in item["device_uuids"]:
@@ -62,6 +71,7 @@ class Status:
             "queue": queue,
             "ended": [],
         }
+        document |= whole or {}
         fresh = self.path.with_suffix(".new")
         fresh.write_text(json.dumps(document), "utf-8")
         fresh.replace(self.path)
@@ -118,10 +128,10 @@ def test_it_follows_without_reload(url: str, status: Status, context: BrowserCon
     page = open_page(url, context, "anna")
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     expect(page.locator("#gpu-summary")).to_have_text("2 of 2 simulated GPUs free, nobody waits.")
-    expect(page.locator("#gpu-mine")).to_contain_text("You hold no GPU.")
+    expect(page.locator("#gpu-mine")).to_contain_text("You hold no GPU")
     page.evaluate("window.sameDocument = true")
     status.write([lease("a", "anna", 0), lease("b", "bob", 1)], [])
-    expect(page.locator("#gpu-mine h2")).to_have_text("You hold H100 80GB #0 simulated")
+    expect(page.locator("#gpu-mine h2")).to_have_text("H100 80GB #0 simulated")
     expect(page.locator("#gpu-summary")).to_have_text("0 of 2 simulated GPUs free, nobody waits.")
     status.write([lease("b", "bob", 1), lease("c", "carl", 0)], [place("a", "anna", 1)])
     expect(page.locator("#gpu-mine h2")).to_have_text("You are 1st in line for a GPU simulated")
@@ -168,19 +178,114 @@ def test_without_script_it_shows_the_state_of_its_load(
     plain = context.browser.new_context(java_script_enabled=False, storage_state=context.storage_state())
     page = plain.new_page()
     page.goto(f"{url}services/gpu/")
-    expect(page.locator("#gpu-mine h2")).to_have_text("You hold H100 80GB #0 simulated")
+    expect(page.locator("#gpu-mine h2")).to_have_text("H100 80GB #0 simulated")
     plain.close()
 
 
 def test_it_says_when_the_broker_is_silent(url: str, status: Status, context: BrowserContext) -> None:
     page = open_page(url, context, "anna")
-    page.route("**/live", lambda route: route.abort())
-    expect(page.locator("#gpu-lost")).to_contain_text("No news from the broker since")
-    page.unroute("**/live")
-    expect(page.locator("#gpu-lost")).to_be_hidden(timeout=15_000)
+    for path in ("**/live", "**/events"):
+        page.route(path, lambda route: route.abort())
+    page.reload()
+    expect(page.locator("#gpu-lost")).to_contain_text("No news from the broker since", timeout=15_000)
+    for path in ("**/live", "**/events"):
+        page.unroute(path)
+    expect(page.locator("#gpu-lost")).to_be_hidden(timeout=40_000)
+
+
+def test_without_events_it_polls(url: str, status: Status, context: BrowserContext) -> None:
+    page = open_page(url, context, "anna")
+    page.route("**/events", lambda route: route.abort())
+    page.reload()
+    status.write([lease("a", "anna", 0)], [])
+    expect(page.locator("#gpu-mine h2")).to_have_text("H100 80GB #0 simulated", timeout=20_000)
+    expect(page.locator("#gpu-lost")).to_be_hidden()
 
 
 def test_it_says_when_the_login_has_ended(url: str, context: BrowserContext) -> None:
     page = open_page(url, context, "anna")
     context.clear_cookies()
-    expect(page.locator("#gpu-lost")).to_have_text("Your login has ended. Reload this page to log in again.")
+    page.reload()
+    expect(page).to_have_url(re.compile("/hub/login"))
+
+
+MIB = 1 << 20
+
+
+def held(number: int, **changes: Any) -> dict[str, Any]:
+    """A slice of anna's, as a real GPU would show it."""
+    return lease(f"{number}" * 32, "anna", 0, tier="gpu", **{
+        "mode": "slice", "memory_bytes": 8192 * MIB, "compute_percent": 25.0, "used_bytes": 6350 * MIB,
+        "busy_percent": 63.0, "ends_at": later(83), "ends_because": "session_limit", **changes,
+    })  # fmt: skip
+
+
+def later(minutes: float) -> str:
+    return (datetime.now(UTC) + timedelta(minutes=minutes)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_meters_move_without_a_new_page(url: str, status: Status, context: BrowserContext) -> None:
+    real = {"simulated": False}
+    status.write([held(1)], [], **real, whole=real)
+    page = open_page(url, context, "anna")
+    memory = page.locator("[data-kind=memory]")
+    expect(memory).to_contain_text("6.2 GiB of 8.0 GiB · 1.8 GiB left")
+    expect(page.get_by_text("shows the whole GPU (80 GiB)")).to_be_visible()
+    page.evaluate("document.querySelector('[data-kind=memory]').dataset.same = 'yes'")
+    status.write([held(1, used_bytes=7800 * MIB)], [], **real, whole=real)
+    expect(memory).to_contain_text("7.6 GiB of 8.0 GiB · 392 MiB left")
+    expect(memory.locator(".progress-bar")).to_have_class("progress-bar bg-warning")
+    expect(memory.get_by_role("meter")).to_have_attribute("aria-valuetext", "7.6 GiB of 8.0 GiB")
+    assert page.evaluate("document.querySelector('[data-kind=memory]').dataset.same") == "yes"
+
+
+def test_a_question_stays_open_while_the_page_changes(
+    url: str, status: Status, context: BrowserContext
+) -> None:
+    status.write([held(1)], [])
+    page = open_page(url, context, "anna")
+    page.get_by_text("Stop…").click()
+    button = page.get_by_role("button", name="Stop the server")
+    expect(button).to_be_visible()
+    button.focus()
+    status.write([held(1, notice="Save your work.")], [])
+    expect(page.locator("#gpu-notices")).to_contain_text("Save your work.")
+    expect(button).to_be_visible()
+    expect(button).to_be_focused()
+
+
+def test_with_the_keyboard_alone(url: str, status: Status, context: BrowserContext) -> None:
+    status.write([held(1)], [])
+    page = open_page(url, context, "anna")
+    page.focus(f"#open-{'1' * 32}")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Stop the server")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Stop the server")).to_be_focused()
+
+
+def test_a_button_asks_the_hub_and_says_what_came_of_it(
+    url: str, status: Status, context: BrowserContext
+) -> None:
+    """There is no such server at this hub, so that it has stopped at once, or never was."""
+    status.write([held(1)], [])
+    page = open_page(url, context, "anna")
+    page.get_by_text("Stop…").click()
+    page.get_by_role("button", name="Stop the server").click()
+    expect(page.locator("main .alert").first).to_have_text(
+        re.compile("Stopped. The GPU is free again.|This server has stopped already.")
+    )
+
+
+def test_how_my_gpu_looks(url: str, status: Status, context: BrowserContext) -> None:
+    real = {"simulated": False}
+    waiting = place("q", "anna", 2) | {"earliest_at": later(25), "latest_at": later(50), "server": "train"}
+    status.write([held(1)], [waiting], **real, whole=real)
+    page = open_page(url, context, "anna")
+    expect(page.locator("[data-kind=memory]")).to_contain_text("of 8.0 GiB")
+    check_looks(page, "my-gpu")
+    status.free()
+    expect(page.locator("#gpu-mine")).to_contain_text("You hold no GPU")
+    check_looks(page)

@@ -71,7 +71,7 @@ df -k /dev/shm | awk 'NR==2 {print "shm", $2}'
 awk '/Max (locked memory|stack size|open files)/ {print $2, $(NF-2), $(NF-1)}' /proc/self/limits
 cat /proc/1/comm
 cat /proc/self/oom_score_adj
-grep -E 'CapEff|NoNewPrivs' /proc/self/status | tr -s '\\t' ' '
+grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status | tr -s '\\t' ' '
 echo "threads $OMP_NUM_THREADS"
 """
 
@@ -87,6 +87,7 @@ def test_what_a_lab_has_seen_from_inside(
         "500",
         "CapEff: 0000000000000000",
         "NoNewPrivs: 1",
+        "Seccomp: 2",  # a filter: Docker's default profile, as no other is set
         "threads 1",
     ]
     host = engine.inspect_container(container)["HostConfig"]

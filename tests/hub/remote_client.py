@@ -59,8 +59,10 @@ def remote(system: System, token: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(system.url, headers={"Authorization": f"token {token}"})
 
 
-async def run(session: aiohttp.ClientSession, user: str, code: str, query: str = "") -> str:
-    """What `code` prints in a new session of the user's server."""
+async def run(
+    session: aiohttp.ClientSession, user: str, code: str, query: str = "", *, keep: bool = False
+) -> str:
+    """What `code` prints in a new session of the user's server, which is ended after it unless `keep`."""
     base = f"user/{user}/"
     async with session.get(f"{base}api/kernelspecs{query}") as answer:
         assert answer.status == 200
@@ -81,8 +83,9 @@ async def run(session: aiohttp.ClientSession, user: str, code: str, query: str =
         async with session.ws_connect(address) as socket:
             return await printed(socket, code)
     finally:
-        async with session.delete(f"{base}api/sessions/{made['id']}{query}") as answer:
-            assert answer.status == 204
+        if not keep:
+            async with session.delete(f"{base}api/sessions/{made['id']}{query}") as answer:
+                assert answer.status == 204
 
 
 async def printed(socket: aiohttp.ClientWebSocketResponse, code: str) -> str:

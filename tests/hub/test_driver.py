@@ -43,7 +43,8 @@ def script(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 async def test_an_old_driver_is_told_in_the_form_and_before_the_queue(hub: HubProcess) -> None:
     async with Browser(hub, "fay", hub.password) as browser:
         page = await browser.get("/hub/spawn")
-    assert f"1 of 1 GPU free now. gpuspawner-hubtest/torch {SENTENCE.replace(chr(39), '&#39;')}</div>" in page
+    assert "1 of 1 GPU free now." in page
+    assert f">gpuspawner-hubtest/torch {SENTENCE.replace(chr(39), '&#39;')}</span>" in page
     for options in ({"profile": "torch"}, {"profile": "gpu", "image": "torch"}):
         status, message = await hub.post("fay", options)
         assert (status, message) == (409, f"gpuspawner-hubtest/torch {SENTENCE}")

@@ -62,7 +62,7 @@ async def compute_then_rest(system: System, tier: str) -> None:
         await until_ready(session, user)
         begin = time.monotonic()
         code = f"import time; time.sleep({COMPUTE_SECONDS}); print('done')"
-        assert await run(session, user, code) == "done\n"
+        assert await run(session, user, code, keep=True) == "done\n"
         assert time.monotonic() - begin >= COMPUTE_SECONDS
         async with asyncio.timeout(IDLE_SECONDS + 60):
             while True:

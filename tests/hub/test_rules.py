@@ -66,14 +66,58 @@ async def test_a_refusal_by_form_rest_and_link_is_the_same(hub: HubProcess) -> N
     status, body = await hub.post("ada", {"profile": "gpu"})
     assert (status, sentence.replace("&#39;", "'") in body) == (403, True)
     assert await refusals(hub, "quota_devices") == 1
-    assert "Traceback" not in hub.log  # by form and link JupyterHub 6.1 logs one itself (pages.py)
     async with Browser(hub, "ada", hub.password) as browser:
         page = await browser.post_spawn("/hub/spawn/ada", {"profile": "gpu"})
         assert (browser.status, sentence in page, 'name="profile"' in page) == (403, True, True)
         page = await browser.get("/hub/spawn/ada?opt-profile=gpu")
         assert (browser.status, sentence in page) == (403, True)
     assert await refusals(hub, "quota_devices") == 3
+    assert "Traceback" not in hub.log
     await hub.stop_server("ada", "train")
+
+
+async def test_what_is_set_at_run_time_is_the_next_start_s_refusal(hub: HubProcess) -> None:
+    """`quota`, `grant`, `report` and `session` beside the hub, each with the start that follows."""
+    assert (await hub.spawn("bob", {"profile": "gpu"})).ready
+    change = ("quota", "set", "user:bob", "devices=0", "gpu_hours=3", "--reason", "exam")
+    assert (await command(hub, *change))[0] == 0
+    assert ("bob", "", "running") in await hub.leases()  # who holds a GPU keeps it
+    await hub.stop_server("bob")
+    sentence = "Your quota has no GPUs: choose another tier, or CPU."
+    status, body = await hub.post("bob", {"profile": "gpu"})
+    assert (status, sentence in body) == (403, True)
+    async with Browser(hub, "bob", hub.password) as browser:
+        for page in (
+            await browser.post_spawn("/hub/spawn/bob", {"profile": "gpu"}),
+            await browser.get("/hub/spawn/bob?opt-profile=gpu"),
+        ):
+            assert (browser.status, sentence in page) == (403, True)
+    assert await refusals(hub, "quota_devices") >= 3
+    assert (await command(hub, "quota", "set", "user:bob", "devices=1"))[0] == 0
+    assert (await command(hub, "quota", "grant", "user:bob", "-3", "--reason", "used elsewhere"))[0] == 0
+    status, body = await hub.post("bob", {"profile": "gpu"})
+    assert (status, "Your quota has no GPU-hours" in body) == (403, True)
+    assert (await command(hub, "quota", "grant", "user:bob", "3", "--reason", "sorry"))[0] == 0
+    assert (await hub.spawn("bob", {"profile": "gpu"})).ready
+    status, text = await command(hub, "report", "--by=user", "--json")
+    assert (status, [each["name"] for each in json.loads(text)["lines"] if each["name"] == "bob"]) == (
+        0,
+        ["bob"],
+    )
+    await hub.stop_server("bob")
+    begin = datetime.now(UTC) + timedelta(minutes=5)
+    lab = (
+        "session", "add", "lab", "group=course", "tier=gpu", "seats=2", f"from={begin:%Y-%m-%d}",
+        f"when={begin:%a} {begin:%H:%M}-{begin + timedelta(hours=1):%H:%M}", "timezone=UTC",
+    )  # fmt: skip
+    assert (await command(hub, *lab))[0] == 0
+    status, body = await hub.post("bob", {"profile": "gpu"})
+    assert (status, "The lab session 'lab' has these GPUs" in body) == (409, True)
+    assert (await command(hub, "session", "cancel", "lab"))[0] == 0
+    assert (await command(hub, "quota", "remove", "user:bob"))[0] == 0
+    assert (await hub.spawn("bob", {"profile": "gpu"})).ready
+    await hub.stop_server("bob")
+    assert "Traceback" not in hub.log
 
 
 async def test_a_lab_session_starts_its_members_before_it_begins(hub: HubProcess) -> None:

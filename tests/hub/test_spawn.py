@@ -229,7 +229,7 @@ async def test_a_container_that_isnt_ours_is_left_alone(hub: HubProcess) -> None
         assert status == 500
         assert message == (
             f"Another container has the name {NAME}-olga, and it doesn't belong to this server. "
-            "Admin: remove it, or set c.GpuDockerSpawner.prefix."
+            f"Admin: remove it (`docker rm -f {NAME}-olga`), or set c.GpuDockerSpawner.prefix."
         )
         assert hub.engine.inspect_container(other["Id"])["State"]["Status"] == "created"
     finally:

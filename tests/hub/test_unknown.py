@@ -17,7 +17,7 @@ async def test_a_renamed_user_s_gpu_is_freed_by_an_admin(hub: HubProcess) -> Non
     await hub.add_users("before", "other")
     assert (await hub.spawn("before", {"profile": "gpu"})).ready
     assert (await hub.spawn("other", {"profile": "gpu"})).ready
-    assert (await hub.call("PATCH", "users/before", {"name": "after"}))[0] == 200
+    assert (await hub.call("PATCH", "/users/before", {"name": "after"}))[0] == 200
     (lease,) = [each for each in (await hub.broker_status())["leases"] if each["user"] == "before"]
     path = f"/services/gpu/api/leases/{lease['id']}/end"
 

@@ -45,6 +45,7 @@ from .decide.when.gpu_use import GpuUse, gpu_use
 from .enforce.closures import ClosureParts, Closures
 from .enforce.enforcement import Enforcement, Tools
 from .enforce.late import LateDevices, LateParts
+from .enforce.reloads import ReloadParts, ReloadWatch
 from .enforce.sharing import Sharing
 from .enforce.way_in import WayIn
 from .identity import broker_id
@@ -313,6 +314,7 @@ class GpuBroker(Application):
             loops.append(asyncio.create_task(self.sampler.run(), name="sampler"))
             if not self.facts.simulated:
                 loops.append(asyncio.create_task(self.closures.run(), name="closures"))
+                loops.append(asyncio.create_task(self._make_reloads().run(), name="reloads"))
             loops.append(asyncio.create_task(self.disks.run(), name="disks"))
             messages = self.announcements.run(self.allocator.leases, self.folders)
             loops.append(asyncio.create_task(messages, name="announcements"))
@@ -398,6 +400,18 @@ class GpuBroker(Application):
         late = LateDevices(parts)
         self.enforcement.on_facts = late.offer
         return late
+
+    def _make_reloads(self) -> ReloadWatch:
+        parts = ReloadParts(
+            engine=self.engine,
+            way=lambda: self.way_in.way,
+            stamp=self.node.reload_stamp,
+            leases=self.allocator.leases,
+            tell=self.service.tell,
+            metrics=self.measures,
+            log=self.log,
+        )
+        return ReloadWatch(parts)
 
     def _make_closures(self) -> Closures:
         parts = ClosureParts(

@@ -81,9 +81,10 @@ class GpuSite(Configurable):
 
         A pool of turns may have `seats` (how many leases it admits; default: as many as main memory holds
         asleep beside their labs), `sleep_memory` ("24G", main memory kept for each of them; default: the
-        largest `memory` of its tiers), and in seconds `pause_after` (default 2: an idle turn ends when
-        somebody waits), `min_turn` (2), `max_turn` (60: while others wait) and `sleep_after` (900: idle
-        memory moves to main memory). `unsleepable` says what becomes of a program whose memory can't leave
+        largest `memory` of its tiers), and in seconds `pause_after` (default 10: a turn of a
+        running program that doesn't use the GPU ends when somebody waits; at a notebook's prompt it ends at
+        once), `min_turn` (1), `max_turn` (60: while others wait) and `sleep_after` (900: idle memory moves
+        to main memory). `unsleepable` says what becomes of a program whose memory can't leave
         the GPU: "pause" (the default: it stays there) or "end" (after a warning). docs/turns.md says more.
 
         Default: one pool of all whole GPUs and one of all MIG instances. If MIG splits all GPUs, tiers

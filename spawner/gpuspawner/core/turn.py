@@ -25,8 +25,8 @@ class TurnSettings:
 
     seats: int | None = None
     sleep_memory_bytes: int | None = None
-    pause_after_seconds: float = 2.0
+    pause_after_seconds: float = 10.0
     sleep_after_seconds: float = 900.0
-    min_turn_seconds: float = 2.0
+    min_turn_seconds: float = 1.0
     max_turn_seconds: float = 60.0
     unsleepable: Unsleepable = Unsleepable.PAUSE

@@ -250,7 +250,7 @@ class Launch:
         if not self.job.owner.owns(container.get("Config", {}).get("Labels")):
             raise StartFault(
                 f"Another container has the name {self.job.name}, and it doesn't belong to this server. "
-                "Admin: remove it, or set c.GpuDockerSpawner.prefix.",
+                f"Admin: remove it (`docker rm -f {self.job.name}`), or set c.GpuDockerSpawner.prefix.",
                 "name_taken",
             )
         await self._docker.remove_container(container["Id"])

@@ -79,6 +79,18 @@ class MetadataWall:
                 raise EngineFault(f"iptables did not add a rule: {error}") from error
         return len(missing)
 
+    def remove(self) -> None:
+        """Takes the rules back. Does nothing where iptables can't be used."""
+        try:
+            listed = self._run(("iptables", "-w", "-S"))
+            for chain in ("DOCKER-USER", "FORWARD"):
+                for rule in self._rules(chain):
+                    if rule.is_in(listed):
+                        self._run(("iptables", "-w", "-D", *rule.arguments()))
+                        listed = self._run(("iptables", "-w", "-S"))
+        except (OSError, subprocess.SubprocessError):
+            return
+
     def _rules(self, forward: str) -> Iterator[Rule]:
         for chain in (forward, "INPUT"):
             for address in ADDRESSES:

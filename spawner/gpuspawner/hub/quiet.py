@@ -1,13 +1,17 @@
 """Lowers the level of JupyterHub's log lines about normal events of a start: nobody has to act on them.
 
 A start that waits in the queue is no slow start, a user who cancels one is no fault, and a page that asks for
-the steps of a start that has ended gets its answer. JupyterHub's (6.1) other lines stay as they are.
+the steps of a start that has ended gets its answer. A start that was refused has its own line: by form and
+link JupyterHub (6.1, handlers/pages.py) logs it once more as an error, with a traceback. Its other lines stay
+as they are.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+
+from jupyterhub.spawner import SpawnException
 
 _NORMAL = (
     (re.compile(r"User \S.* is slow to start \(timeout="), logging.INFO),
@@ -21,6 +25,10 @@ _NORMAL = (
 """The beginning of a line, and its level."""
 
 
+class NotStarted(SpawnException):
+    """A start that we refused, or that failed for a known reason; the spawner has logged it."""
+
+
 class NormalEvents(logging.Filter):
     """A filter for the handlers of JupyterHub's log: a logger's own don't see its children's lines."""
 
@@ -30,12 +38,22 @@ class NormalEvents(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Changes the level of a normal event; whether a line of that level is logged."""
-        message = record.getMessage()
-        level = next((level for begin, level in _NORMAL if begin.match(message)), record.levelno)
+        level = _level_of(record)
         if level >= record.levelno:
             return True
         record.levelno, record.levelname = level, logging.getLevelName(level)
         return self._log.isEnabledFor(level)
+
+
+def _level_of(record: logging.LogRecord) -> int:
+    """The level of a line; that of a refused start gets its sentence in place of the traceback."""
+    message = record.getMessage()
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, NotStarted):
+        record.msg, record.args = f"{message}: {error.log_message}", ()
+        record.exc_info = record.exc_text = None
+        return logging.INFO
+    return next((level for begin, level in _NORMAL if begin.match(message)), record.levelno)
 
 
 def quieten(log: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:

@@ -63,6 +63,7 @@ from .pages import Link, Meanwhile, SpawnLinks, StartView, render_failure, view_
 from .problem import describe
 from .progress import Progress
 from .pulls import PullLimits, Tell
+from .quiet import NotStarted
 from .readiness import Answer, ask
 from .shared import HubShared, SharedSettings, shared_by_all
 from .subclass import check_steps
@@ -912,7 +913,7 @@ class GpuDockerSpawner(DockerSpawner):
         else:
             admin = f" {problem.admin}" if problem.admin else ""
             self._note(logging.ERROR, "Not started: %s%s (cause: %r)", error, admin, error.__cause__)
-        exception = SpawnException(problem.message, reason=problem.reason, status_code=problem.status)
+        exception = NotStarted(problem.message, reason=problem.reason, status_code=problem.status)
         # JupyterHub's pages show these two (jupyterhub.utils.format_exception).
         html = render_failure(problem.sentence or problem.message, problem.log, self._ways_on(error))
         vars(exception).update(jupyterhub_message=problem.message, jupyterhub_html_message=html)

@@ -212,6 +212,10 @@ class Node(Protocol):
         """
         ...
 
+    async def reload_stamp(self) -> int | None:
+        """A number that changes when systemd loads its units again; None without systemd."""
+        ...
+
     async def disks(self, docker_root: str) -> tuple[Disk, ...]:
         """The disks with Docker's folder (of the engine's `/info`) and with the broker's state."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,12 +46,22 @@ def read_specs(dirs: Iterable[str], module_version: str | None = None, root: Pat
             if path.suffix not in (".json", ".yaml"):
                 continue
             try:
-                for name, needed in _devices(_load(path)):
+                seen = path.stat()
+                for name, needed in _devices_in(path, seen.st_mtime_ns, seen.st_size):
                     obstacles[name] = spec_obstacle(str(path), needed, module_version, root)
             except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
                 problems.append(f"{path} can't be read: {' '.join(str(error).split())}")
     found = {name: obstacle for name, obstacle in obstacles.items() if obstacle}
     return CdiSpecs(tuple(sorted(obstacles)), tuple(problems), found)
+
+
+@lru_cache(maxsize=64)
+def _devices_in(path: Path, mtime_ns: int, size: int) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The file's GPUs, as `_devices`. It is parsed again only if it has changed: that takes up to seconds.
+
+    Raises OSError, and many errors for a file that is no spec; they aren't cached.
+    """
+    return tuple(_devices(_load(path)))
 
 
 def _load(path: Path) -> Any:

@@ -41,6 +41,7 @@ from .inventory import Inventory, Patience, is_broken, modes_of, open_inventory
 from .mps.control import find_program, pipes_of
 from .mps.daemon import MpsPace
 from .processes import Process, ProcessTable, ending_obstacle
+from .reloads import reload_stamp
 from .turning import LocalTurns, can_move, main_memory_bytes, turns_obstacle
 from .usage import UsageMonitor
 
@@ -176,6 +177,10 @@ class LocalNode:
             return tuple(process for process in found if process is not None)
 
         return await self._asking.submit(lambda: self._process_patience.one(uuid, look))
+
+    async def reload_stamp(self) -> int | None:
+        """From the folder of systemd. It may change for other reasons, too."""
+        return await asyncio.to_thread(reload_stamp)
 
     async def disks(self, docker_root: str) -> tuple[Disk, ...]:
         """Reads them; Docker's folder only if the engine runs on this machine."""

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from .messages import Message, TextOrEmpty
+from .messages import DeviceDocument, Message, StatusDocument, TextOrEmpty
+
+
+class VisibleDevice(DeviceDocument):
+    """A device as far as the sender may see it: of others only whether it is free."""
+
+    free: bool = Field(description="whether it, or a slice of it, could be leased now")
+
+
+class VisibleStatus(StatusDocument):
+    """The answer to `GET api/status`."""
+
+    devices: tuple[VisibleDevice, ...]
 
 
 class LeaseReason(Message):
@@ -19,8 +31,8 @@ class ExtendLease(LeaseReason):
     seconds: float = Field(gt=0, le=86400, allow_inf_nan=False, description="a number of seconds up to a day")
 
 
-class DoneDocument(Message):
-    """What was done, in words; `seconds` by how much a session was made longer."""
+class LeaseDone(Message):
+    """The answer to a change of one server, in words; `seconds` by how much its session was made longer."""
 
     message: str
     seconds: float | None = None

@@ -91,6 +91,17 @@ class NetworkKeeper:
         )
         return RETRY_SECONDS
 
+    def end(self) -> None:
+        """The hub ends: without a lab in the network, nobody needs the rules of the firewall any more."""
+        if self._wall is None:
+            return
+        try:
+            seen = look_at(self._call, self._name)
+        except EngineFault:
+            return  # a lab may run
+        if seen is None or not seen.running:
+            self._wall.remove()
+
     def _remedy(self) -> str:
         """How to remove the network, with its containers named if Docker tells them."""
         try:
@@ -146,8 +157,11 @@ def keep(config_file: Path) -> None:
     engine = DockerEngine(spawner.client_kwargs, spawner.tls_config)
     wall = MetadataWall(spawner.subnet) if spawner.block_metadata and may_build() else None
     keeper = NetworkKeeper(engine.call_here, spawner.network_name, spawner.subnet, wall=wall)
-    while os.getppid() == parent:
-        time.sleep(keeper.look(time.monotonic()))
+    try:
+        while os.getppid() == parent:
+            time.sleep(keeper.look(time.monotonic()))
+    finally:
+        keeper.end()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -155,8 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpuspawner.tools.keep_network", description=keep.__doc__)
     parser.add_argument("--config", type=Path, default=Path("jupyterhub_config.py"), help="the hub's own")
     options = parser.parse_args(arguments)
-    # The hub ends services with this; a shell in the background hands it down as ignored.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # The hub ends services with SIGINT; a shell in the background hands it down as ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="[%(levelname).1s network] %(message)s")
     try:
         keep(options.config)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from gpuspawner.broker.decide.line.backfill import SessionHold
 from gpuspawner.broker.decide.line.queue import Claim
-from gpuspawner.broker.decide.when.gpu_use import gpu_use
+from gpuspawner.broker.decide.when.gpu_use import GpuUse, gpu_use
 from gpuspawner.broker.leases.allocator import Allocator
-from gpuspawner.broker.leases.endings import EndingParts, Endings
+from gpuspawner.broker.leases.endings import EndingParts, Endings, Sleep, cannot_sleep
 from gpuspawner.broker.leases.gate import QuotaGate
 from gpuspawner.broker.leases.queue_rules import queue_rules
 from gpuspawner.broker.leases.rule_service import RuleService
@@ -24,6 +24,7 @@ from gpuspawner.config.idle import IdleRules
 from gpuspawner.config.quotas import Known
 from gpuspawner.core.errors import LeaseConflict, LedgerFault, NotAllowed, SessionReserved
 from gpuspawner.core.model import GpuRequest, Lease, LeaseState, Tier
+from gpuspawner.core.session import EndAction
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import Usage
 from gpuspawner.node.inventory import NvmlInventory
@@ -408,7 +409,7 @@ async def test_after_a_restart_the_old_warning_goes_and_users_are_warned_again(b
     assert said == [
         ("1", quick(6, "09:07")),
         ("1", quick(6, "09:11")),
-        ("1", "idle: This server was stopped because its GPU was not used for 12 minutes."),
+        ("1", "idle: This server was stopped because no notebook of it computed anything for 12 minutes."),
     ]
 
 
@@ -449,12 +450,13 @@ async def test_after_a_restart_warnings_of_an_end_are_given_again_and_others_not
 async def test_used_again_a_warning_of_the_sessions_end_comes_back(bench: Bench) -> None:
     """The warning of idleness had taken its place."""
     bench.usage[GPU0.uuid] = Usage(0, 0.0)
+    bench.restart(QUICK)
     await bench.run(1, "short")
     end = (await bench.minutes(46, kernels=[1], busy=True))[-1]
-    idle = (await bench.minutes(2, kernels=[1]))[-1]
+    idle = (await bench.minutes(2, kernels=[1]))[0]
     assert [end[1].split(",")[0], idle[1].split(" server")[0]] == [
         "This server ends in 15 minutes",
-        "For 46 minutes this",
+        "For 1 minutes this",
     ]
     assert await bench.minutes(0.5, kernels=[1], busy=True) == [end]
 
@@ -554,3 +556,66 @@ async def test_a_place_that_comes_free_in_the_lead_is_for_the_class(bench: Bench
     still = bench.allocator.lease(waits.id)
     assert still is not None
     assert still.state is LeaseState.WAITING
+
+
+async def test_a_server_whose_gpu_can_t_be_measured_and_never_had_a_kernel_is_idle_from_its_start(
+    bench: Bench,
+) -> None:
+    """As on MIG instances and simulated GPUs."""
+    bench.endings = replace_use(bench, GpuUse(False))
+    for number, user in enumerate(("ada", "bob", "eve"), 1):
+        await bench.run(number, user=user)
+    said = [each for each in await bench.minutes(62, kernels=[1]) if each[0] == "1"]
+    assert [sentence.split(" minutes")[0] for _, sentence in said] == [
+        "For 15",
+        "For 55",
+        "idle: This server was stopped because no notebook of it computed anything for 60",
+    ]
+    assert bench.notice(2) == ""  # the hub says nothing of its kernels: not taken for idle
+
+
+async def test_what_kernels_did_stays_known_when_they_are_gone(bench: Bench) -> None:
+    bench.endings = replace_use(bench, GpuUse(False))
+    lease = await bench.run(1)
+    await bench.minutes(30, kernels=[1], busy=True)
+    worked_until = bench.times.now()
+    await bench.minutes(10, kernels=[1])  # they were shut down: nothing is busy, and no time is told
+    assert bench.endings.idle_since(lease) == worked_until
+
+
+@pytest.mark.parametrize("can", [True, False])
+async def test_where_a_mode_can_sleep_that_is_done_in_place_of_the_stop(bench: Bench, can: bool) -> None:
+    """The seam for turns: one function."""
+    asleep: list[tuple[str, str]] = []
+
+    async def sleep(lease: Lease, reason: str) -> bool:
+        asleep.append((lease.id[-1], reason.split(":")[0]))
+        return can
+
+    bench.usage[GPU0.uuid] = Usage(0, 0.0)
+    bench.endings = replace_use(
+        bench, GpuUse(True), sleep, IdleRules(60, 120, 420, EndAction.SLEEP, only_when_waiting=False)
+    )
+    await bench.run(1)
+    await bench.minutes(7.5, kernels=[1])
+    assert asleep == [("1", "idle")]
+    assert len(bench.allocator.leases()) == (1 if can else 0)
+
+
+def replace_use(
+    bench: Bench, use: GpuUse, sleep: Sleep = cannot_sleep, idle: IdleRules | None = None
+) -> Endings:
+    """Rounds of a broker whose node says that of every lease."""
+    bench.restart()
+    parts = EndingParts(
+        rulebook=bench.rulebook,
+        gate=bench.gate,
+        allocator=bench.allocator,
+        service=bench,
+        gpu_use=lambda lease: use,
+        idle=idle or IdleRules(),
+        timezone="Europe/Berlin",
+        clock=bench.times.now,
+        sleep=sleep,
+    )
+    return Endings(parts, logging.getLogger("test"))

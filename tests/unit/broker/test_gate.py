@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from gpuspawner.config.quotas import Known
 from gpuspawner.core.decision import Decision, DecisionKind
 from gpuspawner.core.errors import (
     BadOption,
+    LeaseConflict,
     LedgerFault,
+    NotAllowed,
     QuotaDevices,
     QuotaGpuHours,
     QuotaTier,
@@ -49,13 +52,13 @@ def ask(number: int, server: str = "", tier: str = "gpu", user: str = "ada", cou
 
 @asynccontextmanager
 async def opened(
-    path: str, times: Any, quotas: list[dict[str, Any]]
+    path: str, times: Any, quotas: list[dict[str, Any]], known: Known = KNOWN
 ) -> AsyncIterator[tuple[Allocator, Rulebook]]:
     """An allocator of three GPUs that holds these quotas."""
     ledger = times.make_ledger(path)
     await ledger.open()
     try:
-        rulebook = Rulebook(ledger, quotas, KNOWN, clock=times.now)
+        rulebook = Rulebook(ledger, quotas, known, clock=times.now)
         await rulebook.load()
         gate = QuotaGate(rulebook, ledger, times.now)
         allocator = Allocator(ledger, clock=times.now, gate=gate)
@@ -129,6 +132,49 @@ async def test_a_change_counts_at_once_for_who_waits_and_takes_no_gpu(path: str,
         bob = allocator.lease(waits[1].id)
         assert bob is not None
         assert bob.state is LeaseState.RESERVED  # whom ada's pair had kept waiting
+
+
+async def test_who_left_the_queue_while_the_broker_died_reads_why(path: str, times: Any) -> None:
+    """The hub asks the next broker for the same lease: the ledger has the refusal."""
+    async with opened(path, times, []) as (allocator, rulebook):
+        for number in range(3):
+            await allocator.acquire(ask(number, f"s{number}", user="bob"))
+        assert (await allocator.acquire(ask(4))).state is LeaseState.WAITING
+        await rulebook.decide(
+            rulebook.decision(DecisionKind.QUOTA, "user:ada", {"tiers": ["cpu"]}, "noether", "exam")
+        )
+        await allocator.recheck()
+    async with opened(path, times, []) as (allocator, _):
+        with pytest.raises(QuotaTier) as caught:
+            await allocator.acquire(ask(4))
+        assert caught.value.message == (
+            "The tier 'gpu' was taken out of your quota while you waited for it: choose 'cpu'."
+        )
+        await allocator.begin_release(f"{0:032x}", "stopped")
+        await allocator.close(f"{0:032x}")
+        with pytest.raises(LeaseConflict):  # one that simply ended
+            await allocator.acquire(ask(0, "s0", user="bob"))
+
+
+async def test_a_tier_that_was_taken_out_of_the_settings_is_waited_for_no_longer(
+    path: str, times: Any
+) -> None:
+    """The settings change with a restart of the broker; who holds a GPU of the tier keeps it."""
+    async with opened(path, times, []) as (allocator, _):
+        held = await allocator.acquire(ask(0, "s0", "pair", count=2))
+        await allocator.acquire(ask(1, "s1", "pair", count=2))
+        await allocator.acquire(ask(2, "s2", "pair", user="bob", count=2))
+    known = replace(KNOWN, tiers=KNOWN.tiers[:2])
+    async with opened(path, times, [], known) as (allocator, _):
+        ended = await allocator.recheck()
+        sentence = "'pair' was removed from this hub while you waited for it: choose one of CPU, One GPU."
+        assert [(each.user, each.reason) for each in ended] == [
+            ("ada", f"not_allowed: {sentence}"),
+            ("bob", f"not_allowed: {sentence}"),
+        ]
+        assert [each.id for each in allocator.leases()] == [held.id]
+        with pytest.raises(NotAllowed, match="was removed from this hub"):
+            await allocator.acquire(ask(2, "s2", "pair", user="bob", count=2))
 
 
 async def test_a_group_s_properties_count_and_what_can_t_be_read_is_no_free_pass(

@@ -39,6 +39,9 @@ def ago(minutes: float) -> datetime:
         (Activity(NOW, False, ago(50)), NOW),
         (Activity(None, False, ago(50)), ago(50)),  # MIG: only the kernels are known
         (Activity(None, False), None),
+        (Activity(None, False, seen_from=ago(70)), ago(70)),  # MIG, and nobody ever opened a notebook
+        (Activity(None, False, ago(50), seen_from=ago(20)), ago(50)),
+        (Activity(None, None, seen_from=ago(70)), None),
         (Activity(ago(50), None, ago(50)), None),  # the hub says nothing: not taken for idle
     ],
 )

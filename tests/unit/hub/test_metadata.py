@@ -25,9 +25,14 @@ class Firewall:
         assert command[:2] == ("iptables", "-w")
         if command[2] == "-S":
             return "\n".join(self.lines)
-        _, _, _, chain, *rest = command
+        _, _, verb, chain, *rest = command
         text = " ".join(rest).replace("-p tcp", "-p tcp -m tcp")
-        self.lines.insert(0, f"-A {chain} {text} --reject-with icmp-port-unreachable")
+        line = f"-A {chain} {text} --reject-with icmp-port-unreachable"
+        if verb == "-I":
+            self.lines.insert(0, line)
+        else:
+            assert verb == "-D"
+            self.lines.remove(line)
         return ""
 
 
@@ -45,6 +50,20 @@ def test_each_address_is_refused_elsewhere_and_here(chains: tuple[str, ...], for
     assert (wall.missing(), wall.build()) == ((), 0)
     del firewall.lines[2]
     assert wall.build() == 1
+
+
+@pytest.mark.parametrize("chains", [("DOCKER-USER",), ()])
+def test_the_rules_are_taken_back_and_those_of_others_stay(chains: tuple[str, ...]) -> None:
+    firewall = Firewall(*chains)
+    MetadataWall("10.9.0.0/24", firewall).build()
+    others = list(firewall.lines)
+    wall = MetadataWall(SUBNET, firewall)
+    wall.build()
+    for _ in range(2):
+        wall.remove()
+        assert firewall.lines == others
+    firewall.error = OSError("no iptables")
+    wall.remove()
 
 
 def test_another_network_s_rules_are_not_ours() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 import pytest
-from gpuspawner.hub.quiet import quieten
+from gpuspawner.hub.quiet import NotStarted, quieten
+from jupyterhub.spawner import SpawnException
 
 
 class Kept(logging.Handler):
@@ -14,9 +15,11 @@ class Kept(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[tuple[str, str]] = []
+        self.tracebacks: list[bool] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append((record.levelname, record.getMessage()))
+        self.tracebacks.append(record.exc_info is not None)
 
 
 @pytest.fixture
@@ -67,3 +70,39 @@ def test_the_questions_of_an_open_spawn_page_are_for_the_debug_log(
     (handler,) = log.handlers
     assert isinstance(handler, Kept)
     assert len(handler.lines) == lines
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            NotStarted("You hold 1 of 1 GPU", reason="quota_devices", status_code=403),
+            ("INFO", "Failed to spawn single-user server with form: You hold 1 of 1 GPU"),
+        ),
+        (
+            SpawnException("somebody else's", reason="x"),
+            ("ERROR", "Failed to spawn single-user server with form"),
+        ),
+    ],
+)
+def test_a_refused_start_has_no_traceback(
+    log: logging.Logger, error: Exception, expected: tuple[str, str]
+) -> None:
+    try:
+        raise error
+    except Exception:
+        log.error("Failed to spawn single-user server with %s", "form", exc_info=True)
+    (handler,) = log.handlers
+    assert isinstance(handler, Kept)
+    assert handler.lines == [expected]
+    assert handler.tracebacks == [expected[0] == "ERROR"]
+    strict = logging.Logger("JupyterHub", logging.WARNING)
+    strict.addHandler(Kept())
+    quieten(strict)
+    try:
+        raise error
+    except Exception:
+        strict.error("again", exc_info=True)
+    (only,) = strict.handlers
+    assert isinstance(only, Kept)
+    assert len(only.lines) == (0 if expected[0] == "INFO" else 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from gpuspawner.node.cdi_spec import read_specs
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
@@ -74,3 +75,17 @@ def test_a_spec_with_edits_that_can_not_be_read_is_a_problem(tmp_path: Path) -> 
 def write_in(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
+
+
+def test_a_spec_is_parsed_again_only_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at every few seconds, and a large one takes seconds to parse."""
+    spec = tmp_path / "nvidia.yaml"
+    spec.write_text(f"kind: nvidia.com/gpu\ndevices:\n- name: {A}\n")
+    assert read_specs([str(tmp_path)]).devices == (A,)
+    with monkeypatch.context() as patch:
+        patch.setattr("gpuspawner.node.cdi_spec.yaml.safe_load", lambda _: pytest.fail("parsed again"))
+        assert read_specs([str(tmp_path)]).devices == (A,)
+    spec.write_text(f"kind: nvidia.com/gpu\ndevices:\n- name: {A}\n- name: {B}\n")
+    assert read_specs([str(tmp_path)]).devices == (A, B)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gpuspawner.tools.doctor import BrokerFacts, Facts, Finding, Level
 from gpuspawner.tools.doctor.facts import MetadataFacts, NetworkFacts
-from gpuspawner.tools.doctor.network import network_findings, read_network
+from gpuspawner.tools.doctor.network import network_findings, read_network, strangers_of
 from traitlets.config import Config
 
 SUBNET = "10.213.0.0/20"
@@ -136,3 +136,23 @@ def test_the_metadata_service(metadata: MetadataFacts, level: Level, text: str) 
     assert (finding.subject, finding.level, finding.text) == ("Metadata service", level, text)
     command = "Run `python -m gpuspawner.tools.block_metadata --config FILE` as root, after each boot"
     assert (finding.remedy == command) is ("reach" in text and "don't" not in text and "may" not in text)
+
+
+def test_containers_of_dockerspawner_are_named() -> None:
+    containers = [
+        {"Names": ["/jupyter-ben"], "Labels": {}},
+        {"Names": ["/gpuspawner-ada"], "Labels": None},
+        {"Names": ["/gpuspawner-cy"], "Labels": {"gpuspawner.hub": "hub"}},
+        {"Names": ["/postgres"], "Labels": {}},
+    ]
+    strangers = strangers_of(containers, "gpuspawner")
+    assert strangers == ("gpuspawner-ada", "jupyter-ben")
+    finding = next(network_findings(Facts(network=replace(GOOD, strangers=strangers), broker=ANSWERS)))
+    assert finding == Finding(
+        Level.NOTE,
+        "Other containers",
+        "gpuspawner-ada and 1 more have names of labs, but no label of a hub, as containers of "
+        "DockerSpawner: nobody here stops them, and a server with such a name can't start",
+        "Save what is in them, then `docker rm -f gpuspawner-ada jupyter-ben`",
+    )
+    assert strangers_of([{}], "gpuspawner") == ()

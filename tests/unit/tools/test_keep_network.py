@@ -103,6 +103,10 @@ class Wall:
 
     def __init__(self, *added: int | EngineFault) -> None:
         self.added = list(added)
+        self.removed = 0
+
+    def remove(self) -> None:
+        self.removed += 1
 
     def build(self) -> int:
         added = self.added.pop(0)
@@ -125,3 +129,23 @@ def test_rules_that_somebody_removed_are_added_again(caplog: pytest.LogCaptureFi
         told,
         "Labs may reach the cloud's metadata service; 'gpuspawner doctor' says more: no",
     ]
+
+
+@pytest.mark.parametrize(
+    ("network", "down", "removed"),
+    [
+        (None, False, 1),
+        ({}, False, 1),
+        ({"Containers": {"1": {"Name": "lab-ada"}}}, False, 0),  # it goes on without the hub
+        ({}, True, 0),  # a lab may run
+    ],
+)
+def test_the_rules_go_with_the_hub_unless_a_lab_runs(
+    network: dict[str, Any] | None, down: bool, removed: int
+) -> None:
+    machine, wall = Machine(), Wall()
+    machine.network = None if network is None else {**present(), **network}
+    machine.down = down
+    NetworkKeeper(machine, NAME, SUBNET, machine.has_address, wall=wall).end()  # type: ignore[arg-type]
+    assert wall.removed == removed
+    NetworkKeeper(machine, NAME, SUBNET, machine.has_address).end()

@@ -159,6 +159,9 @@ class Handler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Sends tornado's own errors (wrong method, exception) as JSON."""
+        if status_code == 405:
+            self.explain(BadOption.reason, f"This address does not accept {self.request.method}")
+            return
         self.explain(BrokerUnavailable.reason, f"The GPU broker failed ({status_code})")
 
 

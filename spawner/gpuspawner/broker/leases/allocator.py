@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from ...core import states
 from ...core.decision import Drain
-from ...core.errors import LeaseConflict, NoCapacity
+from ...core.errors import LeaseConflict, NoCapacity, refusal_in
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event, Frees
 from ...core.units import Clock, utc_now
@@ -217,6 +217,7 @@ class Allocator:
         checked under the same lock under which the lease is given, NoCapacity if these devices can never
         serve it, or not before an admin has repaired them, LeaseConflict if the id is another's or has ended,
         or the server has another living lease (end that one first), LedgerFault if it could not be recorded.
+        For a lease that ended in the queue by a refusal: that refusal.
         """
         return await self._step(self._acquire, request)
 
@@ -383,6 +384,8 @@ class Allocator:
         if self.of_server(request.hub, request.user, request.server):
             raise LeaseConflict("This server's previous lease is still ending: try again in a moment.")
         past = await self._find(request.lease_id)
+        if past is not None and (refusal := refusal_in(past.reason)) is not None:
+            raise refusal  # its quota ended it while nobody could be told, as when the broker died
         asked = states.after(None if past is None else past.state, Event.ASK, Actor.HUB)
         if self._gate is not None:
             await self._gate.admit(request, self._book.of_user(request.hub, request.user))

@@ -119,6 +119,13 @@ class Engine(Protocol):
         """Its first process, on the host; None if it does not run."""
         ...
 
+    async def is_denied(self, container_id: str, device: str) -> bool:
+        """Whether a program in the container has lost the permission to open this device.
+
+        False if it can open it, and if that can't be tried: the container is gone, or has no shell.
+        """
+        ...
+
     async def exists(self, container_id: str) -> bool:
         """Whether Docker has the container, whatever its labels and state."""
         ...
@@ -171,6 +178,19 @@ class DockerEngine:
     async def main_pid(self, container_id: str) -> int | None:
         state = await self._state(container_id)
         return int(state["Pid"]) if state.get("Running") and state.get("Pid") else None
+
+    async def is_denied(self, container_id: str, device: str) -> bool:
+        def look(client: docker.APIClient) -> bool:
+            found: list[bytes] = []
+
+            def attempt() -> None:
+                made = client.exec_create(container_id, ["sh", "-c", f": < {device}"])["Id"]
+                found.append(client.exec_start(made))
+
+            _unless_gone(attempt)
+            return any(b"Operation not permitted" in each for each in found)
+
+        return await self._call(LIST_SECONDS, "look into a container", look, self._endings)
 
     async def exists(self, container_id: str) -> bool:
         return bool(await self._state(container_id))

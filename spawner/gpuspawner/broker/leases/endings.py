@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -50,6 +50,15 @@ GpuUses = Callable[[Lease], GpuUse]
 """When a lease last used its GPUs, as the node tells it."""
 
 
+Sleep = Callable[[Lease, str], Awaitable[bool]]
+"""Puts a lease to sleep for good, with the reason, until its user wakes it; False where its mode can't."""
+
+
+async def cannot_sleep(lease: Lease, reason: str) -> bool:
+    """No mode can: the server is stopped. The settings refuse `sleep`, so this is the whole seam."""
+    return False
+
+
 class Ender(Protocol):
     """Tells the user of a lease, and ends it: the LeaseService."""
 
@@ -77,6 +86,7 @@ class Followed:
 
     began_at: datetime
     used_at: datetime
+    seen_from: datetime
     told: Told = field(default_factory=Told)
     warned: Warned = field(default_factory=Warned)
     capped: bool = False
@@ -101,6 +111,7 @@ class EndingParts:
     idle: IdleRules
     timezone: str = "UTC"
     clock: Clock = utc_now
+    sleep: Sleep = cannot_sleep
 
 
 class Endings:
@@ -124,8 +135,11 @@ class Endings:
                 self._log.exception("Checking the sessions failed; the next round tries again")
 
     def note_kernels(self, lease_id: str, busy: bool, active_at: datetime | None) -> None:
-        """Store the hub's report on a server's kernels."""
-        self._kernels[lease_id] = Kernels(busy, active_at, self._parts.clock())
+        """Store the hub's report on a server's kernels; what those did that are gone stays known."""
+        before, now = self._kernels.get(lease_id), self._parts.clock()
+        known = [active_at, None if before is None else before.active_at, now if busy else None]
+        last = max((at for at in known if at is not None), default=None)
+        self._kernels[lease_id] = Kernels(busy, last, now)
 
     def deadline_of(self, lease_id: str) -> Deadline | None:
         """When the lease ends, as of the last round; None if nothing ends it."""
@@ -214,7 +228,7 @@ class Endings:
             if not starts_soon or session.move_out is EndAction.NOTHING:
                 continue
             for lease_id in self._in_the_way(kept, running, own):
-                ends.setdefault(lease_id, Deadline(kept.meeting.start, Cause.LAB_SESSION))
+                ends.setdefault(lease_id, Deadline(kept.meeting.start, Cause.LAB_SESSION, session.move_out))
         return ends
 
     def _in_the_way(
@@ -266,7 +280,7 @@ class Endings:
             followed.of_end = ""
         if notice.ends:
             assert deadline is not None
-            await self._end(lease, f"{deadline.cause}: {notice.sentence}")
+            await self._end(lease, deadline.action, f"{deadline.cause}: {notice.sentence}")
         elif notice.sentence:
             await self._parts.service.tell(lease.id, notice.sentence)
             followed.of_end = notice.sentence
@@ -286,7 +300,7 @@ class Endings:
                 first = verdict.step is Step.FIRST_WARNING
                 followed.warned = Warned(now) if first else replace(followed.warned, second_at=now)
             case Step.ACT:
-                await self._end(lease, f"idle: {verdict.sentence}")
+                await self._end(lease, self._parts.idle.action, f"idle: {verdict.sentence}")
 
     async def _remove_left_over(self, lease: Lease) -> None:
         """Remove an earlier broker's warning: its user has to be warned again, and it names a wrong time."""
@@ -312,17 +326,16 @@ class Endings:
         used_at = followed.used_at if use.measured else None
         told, kept_until = self._kernels.get(lease.id), self._kept_until(lease)
         if told is None or (now - told.told_at).total_seconds() > UNKNOWN_AFTER_SECONDS:
-            return Activity(used_at, None, kept_until=kept_until)
-        return Activity(used_at, told.busy, told.active_at, kept_until)
+            return Activity(used_at, None, kept_until=kept_until, seen_from=followed.seen_from)
+        return Activity(used_at, told.busy, told.active_at, kept_until, followed.seen_from)
 
     def _follow(self, lease: Lease) -> Followed:
         if lease.id not in self._followed:
             ours = warns_of_end(lease.notice) or warns_of_idleness(lease.notice)
             # In turns a lease changes its state often: after a restart its session counts from the request.
             began_at = lease.created_at if lease.mode is Mode.TURNS else lease.since
-            self._followed[lease.id] = Followed(
-                began_at, self._parts.clock(), left_over=lease.notice if ours else ""
-            )
+            now = self._parts.clock()
+            self._followed[lease.id] = Followed(began_at, now, now, left_over=lease.notice if ours else "")
         return self._followed[lease.id]
 
     def _forget_all_but(self, lease_ids: set[str]) -> None:
@@ -330,8 +343,11 @@ class Endings:
             for lease_id in [each for each in known if each not in lease_ids]:
                 del known[lease_id]
 
-    async def _end(self, lease: Lease, reason: str) -> None:
+    async def _end(self, lease: Lease, action: EndAction, reason: str) -> None:
+        """Put it to sleep if that is wanted and can be done, else stop it."""
         try:
+            if action is EndAction.SLEEP and await self._parts.sleep(lease, reason):
+                return
             await self._parts.service.release(lease.id, reason)
         except LedgerFault:
             raise

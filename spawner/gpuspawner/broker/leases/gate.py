@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from ...core.errors import Refusal
+from ...core.errors import NotAllowed, Refusal
 from ...core.model import GpuRequest, Lease, LeaseState
 from ...core.quota import UNLIMITED, Allowance
 from ...core.units import Clock, utc_now
@@ -89,6 +89,22 @@ class QuotaGate:
 
     async def refused(self, leases: Sequence[Lease]) -> list[tuple[Lease, Refusal]]:
         """See Gate. Who holds a GPU is never among them. A group that can't be read refuses all."""
+        gone = [lease for lease in leases if lease.state is LeaseState.WAITING and self._is_gone(lease.tier)]
+        offered = [lease for lease in leases if lease not in gone]
+        return [(lease, self._tier_gone(lease.tier)) for lease in gone] + await self._over_quota(offered)
+
+    def _is_gone(self, tier: str) -> bool:
+        """Whether the settings no longer have the tier, so that nobody may start it."""
+        tiers = self._rulebook.known.tiers
+        return bool(tiers) and all(each.name != tier for each in tiers)
+
+    def _tier_gone(self, tier: str) -> Refusal:
+        names = ", ".join(each.title for each in self._rulebook.known.tiers)
+        return NotAllowed(
+            f"{tier!r} was removed from this hub while you waited for it: choose one of {names}."
+        )
+
+    async def _over_quota(self, leases: Sequence[Lease]) -> list[tuple[Lease, Refusal]]:
         waiting = [lease for lease in leases if lease.state is LeaseState.WAITING]
         if not waiting:
             return []

@@ -15,7 +15,7 @@ from ...core.errors import all_refusals
 from ...core.model import Lease, LeaseState
 from ...node.api import Offence
 
-LOOPS = ("reconcile", "events", "hold", "removals", "enforcement", "late", "closures", "turns")
+LOOPS = ("reconcile", "events", "hold", "removals", "enforcement", "late", "closures", "reloads", "turns")
 TURN_STEPS = ("pause", "sleep", "wake", "end")
 STEPS = ("set_running", "charge", "release", "remove", "adopt")
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900)

@@ -75,6 +75,8 @@ class NetworkFacts:
     running: tuple[str, ...] = ()
     """The names of the running containers in it."""
     metadata: MetadataFacts | None = None
+    strangers: tuple[str, ...] = ()
+    """Containers with the names of labs that no gpuspawner has made, as DockerSpawner leaves them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from traitlets.config import Config
 
 from ...core.errors import ConfigError, EngineFault
+from ...core.labels import HUB
 from ...hub.check import spawner_of
 from ...hub.docker import DockerEngine
 from ...hub.metadata import MetadataWall
@@ -32,6 +34,7 @@ def read_network(config: Config) -> NetworkFacts | None:
     engine = DockerEngine(spawner.client_kwargs, spawner.tls_config)
     try:
         found = look_at(engine.call_here, name)
+        strangers = strangers_of(engine.call_here("containers", all=True), spawner.prefix)
     except EngineFault as fault:
         return NetworkFacts(name, spawner.subnet, error=str(fault))
     finally:
@@ -45,8 +48,19 @@ def read_network(config: Config) -> NetworkFacts | None:
         hub_listens=hub_listens,
         address_here=has_address(address),
         running=found.running if found else (),
+        strangers=strangers,
         metadata=_read_metadata(spawner.subnet, spawner.block_metadata),
     )
+
+
+def strangers_of(containers: Iterable[Mapping[str, Any]], prefix: str) -> tuple[str, ...]:
+    """The names of labs among Docker's containers that have no label of any hub. Pure."""
+    found = []
+    for container in containers:
+        names = [str(name).lstrip("/") for name in container.get("Names") or ()]
+        if HUB not in (container.get("Labels") or {}):
+            found += [name for name in names if name.startswith((f"{prefix}-", "jupyter-"))]
+    return tuple(sorted(found))
 
 
 def _read_metadata(subnet: str, block: bool) -> MetadataFacts:
@@ -66,6 +80,8 @@ def network_findings(facts: Facts) -> Iterator[Finding]:
         return  # without Docker, that is told already
     if network.metadata is not None:
         yield _metadata(network.metadata)
+    if network.strangers:
+        yield _strangers(network.strangers)
     make = (
         "Run `python -m gpuspawner.tools.make_network --config FILE` with the hub's config file; the hub's "
         "service `network` does it within seconds"
@@ -98,6 +114,19 @@ def network_findings(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield Finding(Level.OK, _SUBJECT, f"{network.name!r}, {network.subnet}; no lab reaches another")
+
+
+def _strangers(names: tuple[str, ...]) -> Finding:
+    """Containers that DockerSpawner has left, or others of such names."""
+    more = len(names) - 1
+    who = f"{names[0]} and {more} more have names" if more else f"{names[0]} has the name"
+    return Finding(
+        Level.NOTE,
+        "Other containers",
+        f"{who} of labs, but no label of a hub, as containers of DockerSpawner: nobody here stops them, "
+        "and a server with such a name can't start",
+        f"Save what is in them, then `docker rm -f {' '.join(names)}`",
+    )
 
 
 def _metadata(facts: MetadataFacts) -> Finding:

@@ -162,6 +162,8 @@ class HubUser(HubOAuthenticated, Discreet):
         """The error message for people."""
         if self.lacks_xsrf:
             return _LACKS_XSRF
+        if status_code == 405:
+            return f"This address accepts {', '.join(self.allowed())}, not {self.request.method}."
         return _SENTENCES.get(status_code, responses.get(status_code, "Unknown error"))
 
 
@@ -183,7 +185,6 @@ _SENTENCES = {
     401: "Log in first: send a JupyterHub API token as 'Authorization: token …', or reload the page.",
     403: "Your account has no permission to see this. Ask the admin of this hub.",
     404: "This page does not exist.",
-    405: "This address can only be read.",
     429: "You made too many changes in a short time. Wait a moment, then try again.",
     500: "An error occurred in the GPU broker. Admin: see its log.",
     503: "JupyterHub did not answer, so you can't be logged in. Try again in a moment.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tornado.web import HTTPError
 
+from ....protocol.public_openapi import public_openapi
 from ..access import READ_SCOPE
 from ..visible import visible_status
 from .base import ApiHandler, Discreet, Route, Site
@@ -15,6 +16,7 @@ def reading_routes(site: Site) -> list[Route]:
     return [
         (f"{site.prefix}api/status", StatusHandler, wanted),
         (f"{site.prefix}api/tiers", TiersHandler, wanted),
+        (f"{site.prefix}api/openapi.json", DescriptionHandler, wanted),
         (f"{site.prefix}metrics", MetricsHandler, wanted),
         (f"{site.prefix}health", HealthHandler, {}),
     ]
@@ -34,6 +36,13 @@ class TiersHandler(ApiHandler):
         self.answer(self.site.broker.tiers())
 
 
+class DescriptionHandler(ApiHandler):
+    """`GET api/openapi.json`: the API's description, OpenAPI 3.1."""
+
+    def get(self) -> None:
+        self.answer(public_openapi(self.site.prefix))
+
+
 class MetricsHandler(ApiHandler):
     """`GET metrics`: Prometheus text, for a token with `custom:gpu:read`."""
 
@@ -49,6 +58,8 @@ class UnknownApiHandler(ApiHandler):
 
     def get(self) -> None:
         raise HTTPError(404)
+
+    post = delete = get
 
 
 class HealthHandler(Discreet):

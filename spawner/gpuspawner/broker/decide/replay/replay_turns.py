@@ -2,10 +2,10 @@
 
 `in_turns` drives the broker's own `plan`. It says whether a change of its rules helps before a GPU is used:
 
-    course = BurstyClass(students=30, lasts_seconds=2 * 3600).with_busy(0.3)
+    course = BurstyClass(students=30, lasts_seconds=3600.0).with_busy(0.1)
     machine = SharedGpus(count=4)
-    in_turns(course, machine).wait_seconds(0.95)      # about a quarter of a minute
-    whole_gpus(course, machine).wait_seconds(0.95)    # most of the two hours
+    in_turns(course, machine).wait_seconds(0.5)       # the median wait, in seconds
+    whole_gpus(course, machine).used_fraction         # how much of the GPUs' time somebody's work takes
 
 A student presses Run, waits for the first result, trains, thinks, and presses Run again. What each one does
 is drawn from the seed and is the same in every way. Times and speeds of the machine are as measured.
@@ -22,7 +22,7 @@ from ..turns import Action, Experience, Gpu, Seat, Step, Turn, TurnRules, plan, 
 
 GIB = 1 << 30
 _RULES = TurnRules()
-_PLAN_SECONDS = 1.0
+_PLAN_SECONDS = 5.0
 """The plan is asked this often while somebody waits, besides at every event."""
 
 
@@ -304,7 +304,8 @@ class _InTurns:
         if any(each.seat.wants_since is not None for each in self._students):
             awake = [each.seat for each in self._students if each.seat.turn is Turn.AWAKE]
             waits = [wait_seconds(seat, self._now, self._rules) for seat in awake]
-            at = min(at, self._now + min([wait for wait in waits if wait > 1e-6] + [_PLAN_SECONDS]))
+            soon = min([wait for wait in waits if wait > 0] + [_PLAN_SECONDS])
+            at = min(at, self._now + soon + 1e-6)  # so that nothing is left of the wait
         return max(at, self._now)
 
     def _pass_to(self, at: float) -> None:

@@ -1,7 +1,8 @@
 """When a GPU counts as idle, and what then happens: a warning, a second one, the action. Pure.
 
 Idle is about the GPU and the kernels together: a server is idle from the moment on at which no process of it
-used the GPU and no kernel was busy. What can't be known is not taken for idle: without both it never is.
+used the GPU and no kernel was busy. What can't be known is not taken for idle: without word of the kernels it
+never is. Where the GPU can't be measured and there never was a kernel, it counts from when it was first seen.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ class Activity:
 
     `gpu_used_at` is when a process last used the GPU (or when the lease got it), None where that can't be
     measured: on MIG instances and simulated devices. `kernel_busy` is None while the hub says nothing of the
-    kernels; `kernel_active_at` is when one was last busy. Until `kept_until` its quota lets it keep the GPU,
-    used or not: only warnings are given.
+    kernels; `kernel_active_at` is when one was last busy, None if none ever was. `seen_from` is when this
+    broker first saw it run. Until `kept_until` its quota lets it keep the GPU, used or not: only warnings are
+    given.
     """
 
     gpu_used_at: datetime | None
     kernel_busy: bool | None
     kernel_active_at: datetime | None = None
     kept_until: datetime | None = None
+    seen_from: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def idle_since(activity: Activity) -> datetime | None:
     if activity.kernel_busy is None or activity.kernel_busy:
         return None
     known = [at for at in (activity.gpu_used_at, activity.kernel_active_at) if at is not None]
-    return max(known, default=None)
+    return max(known, default=activity.seen_from)
 
 
 def warns_of_idleness(sentence: str) -> bool:
@@ -109,7 +112,7 @@ def judge(policy: IdleRules, activity: Activity, warned: Warned, look: Look) -> 
     held_back = policy.only_when_waiting and not look.somebody_waits
     if not due or held_back or policy.action is EndAction.NOTHING:
         return Verdict(Step.NONE, since)
-    return Verdict(Step.ACT, since, _acted(policy, since, now))
+    return Verdict(Step.ACT, since, _acted(policy, activity, since, now))
 
 
 def _warning(policy: IdleRules, activity: Activity, since: datetime, look: Look, acts_at: datetime) -> str:
@@ -135,7 +138,9 @@ def _acts_at(policy: IdleRules, activity: Activity, since: datetime) -> datetime
     return at if activity.kept_until is None else max(at, activity.kept_until)
 
 
-def _acted(policy: IdleRules, since: datetime, now: datetime) -> str:
+def _acted(policy: IdleRules, activity: Activity, since: datetime, now: datetime) -> str:
     minutes = (now - since).total_seconds() / 60
     done = "put to sleep" if policy.action is EndAction.SLEEP else "stopped"
-    return f"This server was {done} because its GPU was not used for {minutes:.0f} minutes."
+    measured = activity.gpu_used_at is not None
+    why = "its GPU was not used" if measured else "no notebook of it computed anything"
+    return f"This server was {done} because {why} for {minutes:.0f} minutes."

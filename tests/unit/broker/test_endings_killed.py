@@ -1,0 +1,176 @@
+"""A broker that is killed around any commit still warns before it ends a server, and ends it in time.
+
+The clock is the test's; allocator, rulebook, rounds and ledger are the broker's own. The kill walks over
+every commit from the server's start to its end, before and after it was written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpuspawner.broker.decide.when.gpu_use import GpuUse
+from gpuspawner.broker.leases.allocator import Allocator
+from gpuspawner.broker.leases.endings import EndingParts, Endings
+from gpuspawner.broker.leases.gate import QuotaGate
+from gpuspawner.broker.leases.queue_rules import queue_rules
+from gpuspawner.broker.leases.rulebook import Rulebook
+from gpuspawner.broker.ledger import Ledger
+from gpuspawner.config.idle import IdleRules
+from gpuspawner.config.quotas import Known
+from gpuspawner.core.model import GpuRequest, LeaseState, Tier
+from gpuspawner.core.want import Want
+
+from tests.unit.lease_examples import GPU0
+
+KNOWN = Known((Tier("gpu", "One GPU", want=Want(1)),), None, "UTC")
+QUOTAS = [{"group": "short", "session_hours": 1}, {"group": "poor", "gpu_hours": 1}]
+LEASE = f"{1:032x}"
+ROUND_SECONDS = 20.0
+DOWN_SECONDS = 2.0
+"""From the kill to the next broker, which its keeper starts."""
+
+
+class Killed(BaseException):
+    """The process is gone: nothing after this runs."""
+
+
+class MortalLedger(Ledger):
+    """Kills its process around the commit that `strike` says, counted over all brokers."""
+
+    strike: Callable[[], str]
+
+    def commit(self, change: Any) -> int:
+        when = self.strike() if change.leases else ""
+        if when == "before":
+            raise Killed
+        pruned = super().commit(change)
+        if when == "after":
+            raise Killed
+        return pruned
+
+
+@dataclass
+class Life:
+    """One server from its start to its end, over as many brokers as it takes."""
+
+    times: Any
+    path: Path
+    group: str
+    strike_at: int
+    when: str
+    commits: int = 0
+    warned: list[tuple[datetime, str]] = field(default_factory=list)
+    ended_at: datetime | None = None
+    reason: str = ""
+    ledger: Ledger = field(init=False)
+    allocator: Allocator = field(init=False)
+    endings: Endings = field(init=False)
+
+    def strike(self) -> str:
+        self.commits += 1
+        return self.when if self.commits == self.strike_at else ""
+
+    async def start_broker(self) -> None:
+        """A new process: it knows what the ledger has, and nothing else."""
+        ledger = self.times.make_ledger(self.path, MortalLedger)
+        ledger.strike = self.strike
+        self.ledger = ledger
+        await ledger.open()
+        rulebook = Rulebook(ledger, QUOTAS, KNOWN, clock=self.times.now)
+        await rulebook.load()
+        gate = QuotaGate(rulebook, ledger, self.times.now)
+        rules = queue_rules(gate, None, 86400.0)
+        self.allocator = Allocator(ledger, clock=self.times.now, gate=gate, rules=rules)
+        await self.allocator.load([GPU0])
+        parts = EndingParts(
+            rulebook=rulebook,
+            gate=gate,
+            allocator=self.allocator,
+            service=self,
+            gpu_use=lambda lease: GpuUse(True, self.times.now()),
+            idle=IdleRules(),
+            clock=self.times.now,
+        )
+        self.endings = Endings(parts, logging.getLogger("test"))
+        lease = self.allocator.lease(LEASE)
+        if lease is not None and lease.state is LeaseState.RELEASING:
+            self.ended_at, self.reason = lease.since, lease.reason
+            await self.allocator.close(LEASE)  # as reconciliation does: no container has the label
+
+    async def tell(self, lease_id: str, sentence: str) -> None:
+        if await self.allocator.tell(lease_id, sentence) is not None and sentence:
+            self.warned.append((self.times.now(), sentence))
+
+    async def release(self, lease_id: str, reason: str) -> bool:
+        await self.allocator.begin_release(lease_id, reason)
+        self.ended_at, self.reason = self.times.now(), reason
+        await self.allocator.close(lease_id)
+        return True
+
+    async def step(self) -> None:
+        """What happens next: the start, or one round."""
+        lease = self.allocator.lease(LEASE)
+        if lease is None and self.ended_at is None:
+            request = GpuRequest(LEASE, "hub", "ada", "", "gpu", Want(1), (self.group,))
+            lease = await self.allocator.acquire(request)
+        if lease is not None and lease.state is LeaseState.RESERVED:
+            await self.allocator.set_running(LEASE, "c1")
+        await self.endings.round()
+
+    async def run(self) -> None:
+        """Until the lease is closed, at most two hours."""
+        await self.start_broker()
+        for _ in range(int(7200 / ROUND_SECONDS)):
+            try:
+                await self.step()
+            except Killed:
+                await self.ledger.close()
+                self.times.pass_seconds(DOWN_SECONDS)
+                await self.start_broker()
+            if self.ended_at is not None and not self.allocator.leases():
+                break
+            self.times.pass_seconds(ROUND_SECONDS)
+
+
+@pytest.mark.parametrize("group", ["short", "poor"])
+@pytest.mark.parametrize("strike_at", range(1, 8))
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_killed_broker_s_successor_warns_and_ends(
+    tmp_path: Path, times: Any, group: str, strike_at: int, when: str
+) -> None:
+    times.wall = times.wall.replace(year=2026, month=11, day=26, hour=8)
+    life = Life(times, tmp_path / "ledger", group, strike_at, when)
+    began = times.now()
+    await life.run()
+    assert life.ended_at is not None
+    ends, cause = {"short": (3600.0, "session_limit"), "poor": (3600.0, "gpu_hours")}[group]
+    lasted = (life.ended_at - began).total_seconds()
+    assert ends - 1 <= lasted <= ends + 300 + 3 * ROUND_SECONDS + DOWN_SECONDS
+    assert life.reason.startswith(cause)
+    ahead = [(life.ended_at - at).total_seconds() for at, _ in life.warned]
+    assert any(840 <= each <= 960 + 300 for each in ahead), ahead
+    assert any(300 <= each <= 420 for each in ahead), ahead  # never without five minutes' notice
+    charged = await life.ledger.intervals(began - timedelta(days=1), "hub", "ada")
+    running = sum(each.seconds for each in charged)
+    assert abs(running - lasted) <= ROUND_SECONDS + DOWN_SECONDS + 0.001 * lasted
+    assert life.allocator.leases() == ()
+    await life.ledger.close()
+
+
+async def test_the_walk_meets_every_commit(tmp_path: Path, times: Any) -> None:
+    """Reserved, running, two warnings, releasing, closed: the walk above goes one beyond."""
+    times.wall = times.wall.replace(year=2026, month=11, day=26, hour=8)
+    life = Life(times, tmp_path / "ledger", "short", 0, "")
+    await life.run()
+    assert life.commits == 6
+    assert [sentence.split(",")[0] for _, sentence in life.warned] == [
+        "This server ends in 15 minutes",
+        "This server ends in 5 minutes",
+    ]
+    await life.ledger.close()
