@@ -349,9 +349,7 @@ def test_a_gpu_that_comes_later_joins_the_seats_that_there_are() -> None:
 def test_without_moves_a_pool_has_one_gpu() -> None:
     fixed = replace(BIG, turns_move=False)
     assert pooling([IN_TURNS], [{**TURN_TIER, "memory": "24G"}], [H0], fixed).turns["turns"].seats == 16
-    with pytest.raises(
-        ConfigError, match="this driver can't wake a program on another GPU"
-    ):
+    with pytest.raises(ConfigError, match="this driver can't wake a program on another GPU"):
         pooling([IN_TURNS], [{**TURN_TIER, "memory": "24G"}], [H0, H1], fixed)
 
 
