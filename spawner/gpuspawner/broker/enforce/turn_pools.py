@@ -119,6 +119,10 @@ class Turns:
         """Its user asks for a GPU now; whether it has a seat."""
         return any(pool.want(lease_id) for pool in self._pools.values())
 
+    def rest(self, lease_id: str) -> bool:
+        """What it has on a GPU moves to main memory; whether it has a seat and its memory can move."""
+        return any(pool.rest(lease_id) for pool in self._pools.values())
+
     def give_up(self, lease_id: str) -> bool:
         """Its user gives up the turn; whether it has a seat."""
         return any(pool.give_up(lease_id) for pool in self._pools.values())
@@ -183,6 +187,10 @@ class TurnPool:
             return False
         self._keeper.give_up(lease_id)
         return True
+
+    def rest(self, lease_id: str) -> bool:
+        """Whether it has a seat here and its memory can move; it then sleeps until it wants a GPU."""
+        return self._keeper is not None and self._keeper.rest(lease_id)
 
     # ---- private
 
