@@ -300,9 +300,7 @@ def test_hostile_names(url: str, status: Status, context: BrowserContext, name: 
         [held(1, server=name, tier=name, notice=name), lease("b", name, 1, server=name)],
         [place("q", name, 1)],
     )
-    page = context.new_page()
-    page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
-    page.close()
+    context.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
     page = open_page(url, context, "anna")
     expect(page.locator("#gpu-mine")).to_contain_text(name)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
