@@ -34,7 +34,6 @@ from rich.table import Table
 HOUR, WEEK = 3600.0, 7 * 86400.0
 GPU = Tier("gpu", "One GPU", want=Want(1))
 GPUS = [Device(f"GPU-{number}", "H100 80GB", 80 << 30, index=number) for number in range(8)]
-FUTURES = 100
 
 
 @dataclass(frozen=True)
@@ -178,15 +177,15 @@ def quality(told: Iterable[tuple[float, float, Estimate]]) -> tuple[float, float
     return len(known) / len(all_told), statistics.mean(inside), statistics.median(widths)
 
 
-def oracle(university: University, watcher: Watcher, most: int, seed: int) -> tuple[float, float]:
+def oracle(university: University, watcher: Watcher, most: int, futures: int) -> tuple[float, float]:
     """The part of true starts in the middle 80 % of an oracle's futures, and the median width."""
-    draw = random.Random(seed)
+    draw = random.Random(most)
     knows, inside, widths = Oracle(university, draw), [], []
     for lease_id in draw.sample(sorted(watcher.states), min(most, len(watcher.states))):
         now, book = watcher.states[lease_id]
         truth = watcher.began[lease_id]
-        starts = sorted(knows.begins(lease_id, book, now) for _ in range(FUTURES))
-        low, high = starts[FUTURES // 10], starts[-1 - FUTURES // 10]
+        starts = sorted(knows.begins(lease_id, book, now) for _ in range(futures))
+        low, high = starts[futures // 10], starts[-1 - futures // 10]
         inside.append(low <= truth <= high)
         widths.append((high - low) / max(1.0, truth - now))
     return statistics.mean(inside), statistics.median(widths)
@@ -206,20 +205,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one simulation for each")
     parser.add_argument("--every", type=int, default=10, help="every n-th request is looked at")
     parser.add_argument("--oracle", type=int, default=30, help="moments for the oracle; 0: none")
+    parser.add_argument("--futures", type=int, default=100, help="futures of the oracle at each moment")
     settings = parser.parse_args()
-    table = Table(title="Estimated waits, simulated")
-    for name in ("", "seed", "asked", "told", "inside", "width", "oracle inside", "oracle width"):
-        table.add_column(name, justify="right" if name else "left")
     for university in UNIVERSITIES:
+        table = Table(title=university.name, title_justify="left")
+        for name in ("seed", "looked at", "told", "inside", "width", "oracle inside", "oracle width"):
+            table.add_column(name, justify="right")
         for seed in settings.seeds:
             watcher = watch(university, settings.weeks, seed, settings.every)
             told, inside, width = quality(watcher.told)
             cells = [f"{told:.2f}", f"{inside:.2f}", f"{width:.2f}"]
             if settings.oracle and seed == settings.seeds[0]:
-                cells += [f"{each:.2f}" for each in oracle(university, watcher, settings.oracle, seed)]
-            table.add_row(university.name, str(seed), str(len(watcher.told)), *cells)
-    table.add_row("wanted", "", "", "", "≥ 0.80", "≤ 0.50")
-    Console(width=120).print(table)
+                known = oracle(university, watcher, settings.oracle, settings.futures)
+                cells += [f"{each:.2f}" for each in known]
+            table.add_row(str(seed), str(len(watcher.told)), *cells)
+        table.add_row("wanted", "", "", "≥ 0.80", "≤ 0.50")
+        Console(width=110).print(table)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -95,6 +95,16 @@ def running_system(
 
     `config` is another file that loads it and adds to it, and `base_url` the one that it sets.
     """
+    parts = restartable_system(folder, config=config, base_url=base_url, **environment)
+    with parts as (system, running), running():
+        yield system
+
+
+@contextmanager
+def restartable_system(
+    folder: Path, *, config: Path = CONFIG, base_url: str = "/", **environment: str
+) -> Iterator[tuple[System, Callable[[], AbstractContextManager[Path]]]]:
+    """The same, for a test that runs the hub several times: the second value runs it until its block ends."""
     image = environment.get("GPUSPAWNER_IMAGE", IMAGE)
     try:
         engine = docker.from_env(timeout=60)
@@ -109,8 +119,8 @@ def running_system(
             port, name = settings["GPUSPAWNER_PORT"], settings["GPUSPAWNER_NAME"]
             url = f"http://127.0.0.1:{port}{base_url}"
             passwords = settings["GPUSPAWNER_PASSWORD"], settings["GPUSPAWNER_ADMIN_PASSWORD"]
-            with running_hub(config, url, folder, settings):
-                yield System(url, name, folder, *passwords)
+            system = System(url, name, folder, *passwords)
+            yield system, lambda: running_hub(config, url, folder, settings)
 
 
 @contextmanager

@@ -161,6 +161,24 @@ def test_the_last_choice_is_there_the_next_time(windows: Windows, system: System
     expect(page.locator("form")).to_contain_text("For your server Mein <b>Kurs")
 
 
+@pytest.mark.parametrize("how", ["click", "Enter"])
+def test_a_new_server_of_the_home_page_is_chosen_under_the_name_that_was_typed(
+    windows: Windows, system: System, how: str
+) -> None:
+    page = windows.open("eva")
+    page.goto(f"{system.url}hub/home")
+    page.get_by_role("button", name="Add New Server").click()  # without a name
+    expect(page.locator(".new-server-name")).to_be_focused()
+    page.fill(".new-server-name", f'Mein "<b>{how}</b>" %41 שלום')
+    if how == "click":
+        page.get_by_role("button", name="Add New Server").click()
+    else:
+        page.keyboard.press("Enter")
+    page.wait_for_url(f"{system.url}hub/spawn/eva/**")
+    expect(page.locator("form")).to_contain_text(f'For your server Mein "<b>{how}</b>"')
+    check_looks(page)
+
+
 def test_the_numbers_follow_while_the_choice_stays(windows: Windows) -> None:
     page = windows.open("otto")
     page.evaluate("window.sameDocument = true")
@@ -170,6 +188,7 @@ def test_the_numbers_follow_while_the_choice_stays(windows: Windows) -> None:
     expect(page.locator("#tier-gpu-card")).to_contain_text("0 of 2 simulated GPUs free now.", timeout=LIVE_MS)
     expect(page.locator("#tier-gpu-card")).to_contain_text("You will wait in line")
     expect(page.get_by_role("button", name="Join the queue")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="One GPU: Queue")).to_have_count(1)
     check_looks(page)
     take_picture(page, "spawn-form-queue")
     for holder in holders:

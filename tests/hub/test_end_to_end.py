@@ -71,7 +71,13 @@ async def test_from_login_to_a_matrix_product_and_back_to_a_free_device(system: 
                 "compute_percent": 100.0,
                 "mode": "whole",
                 "notice": "",
+                "turn": None,
                 "groups": [],
+                "unknown_to_hub": False,
+                "used_bytes": None,
+                "busy_percent": None,
+                "ends_at": None,
+                "ends_because": "",
             }
         ]
         await admin.text("services/gpu/")

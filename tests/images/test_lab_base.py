@@ -91,6 +91,14 @@ from jupyterhub.handlers.pages import SpawnHandler
 from jupyterhub.handlers import BaseHandler
 hub = issubclass(SpawnHandler, BaseHandler)
 logged = isinstance(jupyterhub.log.HealthCheckHandler, type)
+import psutil
+first = psutil
+import psutil
+assert "psutil._pslinux" not in __import__("sys").modules
+try:
+    psutil.Process(2**30)
+except psutil.NoSuchProcess:
+    assert first.virtual_memory().total > 0 and psutil.Process().children() == []
 print(BaseHandler.__name__, SpawnHandler.__name__, hub, orm.User.__tablename__, logged, requests.get.__name__)
 """
 

@@ -84,7 +84,10 @@ def _said_once(cards: Sequence[TierCard]) -> tuple[list[TierCard], list[str]]:
     usable = [card for card in cards if card.usable and card.tier.needs_gpu]
     if len(usable) > 1:
         shared = [note for note in usable[0].notes if all(note in card.notes for card in usable)]
-        said += shared if len(usable) == len(cards) else [f"With a GPU: {note}" for note in shared]
+        others = [card for card in cards if not card.tier.needs_gpu]
+        said += [
+            note if all(note in card.notes for card in others) else f"With a GPU: {note}" for note in shared
+        ]
     if len(cards) > 1 and len({card.limits for card in cards}) == 1:
         said.append(cards[0].limits)
     said = [each for each in said if each]

@@ -427,7 +427,8 @@ class GpuDockerSpawner(DockerSpawner):
     @property
     def _shown_name(self) -> str:
         """The server's name as its user typed it; "" for the default server."""
-        return str(self.display_name or self.name) if self.name else ""
+        typed = getattr(self, "display_name", "")  # JupyterHub 5 has none
+        return str(typed or self.name) if self.name else ""
 
     def _last_options(self) -> Any:
         """The options of this server's last start, or of the user's server that was used last."""

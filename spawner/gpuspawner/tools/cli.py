@@ -24,6 +24,8 @@ from ..broker import app as broker_app
 from ..broker.app import GpuBroker
 from ..broker.decide.allow.rules import fold, make_base
 from ..broker.decide.replay.course import parse_course, parse_split
+from ..broker.ledger.sessions import PastSession
+from ..config.quotas import parse_properties
 from ..config.site import GpuSite
 from ..core.decision import Decision
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault
@@ -276,6 +278,7 @@ class PlanCommand(Command):
         "weeks": "PlanCommand.weeks",
         "picture": "PlanCommand.picture",
         "groups": "PlanCommand.groups",
+        "tier": "PlanCommand.tier",
     }
     flags = {  # noqa: RUF012
         **Command.flags,
@@ -284,11 +287,12 @@ class PlanCommand(Command):
     }
 
     course = Unicode(
-        "30 students, Mon 10-12",
+        "",
         help="""
         The class: how many students, when, how much of the time each computes, how much memory each needs.
 
-        Default: 30 students with a whole GPU each. Parts are separated by commas, days by +.
+        Default: none, so the sessions in the ledger are replayed; if there are none, an invented class of 30
+        students with a whole GPU each, and the answer says so. Parts are separated by commas, days by +.
         Example: `gpuspawner plan --class "30 students, Mon+Thu 10-12, busy 30%, 6 GB"`
         """,
     ).tag(config=True)
@@ -339,8 +343,9 @@ class PlanCommand(Command):
     quotas = Bool(
         False,
         help="""
-        Apply the quotas of the settings, with `--recorded` also what was changed and granted at run time, and
-        say who would be refused and why. Limits on tiers don't count: a split has tiers of its own.
+        Apply the quotas of the settings, what was changed and granted at run time, the limits that hub groups
+        have in their properties (as the broker last saw them), and lab sessions; say who would be refused and
+        why. Limits on tiers count for the ledger's sessions, and for a class with `--tier`.
 
         Default: off, so nobody is limited.
         Example: `gpuspawner plan --quotas --groups students`
@@ -354,6 +359,16 @@ class PlanCommand(Command):
 
         Default: none, so the quotas for everybody count.
         Example: `gpuspawner plan --quotas --groups students`
+        """,
+    ).tag(config=True)
+
+    tier = Unicode(
+        "",
+        help="""
+        The tier of the settings that the class asks for: with `--quotas` it is looked at who may use it.
+
+        Default: none, so limits on tiers don't count for a class.
+        Example: `gpuspawner plan --class "30 students, Mon 10-12" --quotas --groups students --tier slice`
         """,
     ).tag(config=True)
 
@@ -376,36 +391,70 @@ class PlanCommand(Command):
             print(f"gpuspawner plan: {error}", file=sys.stderr)
 
     def _plan(self) -> None:
+        self._check_options()
         devices = plan.pooled(self._devices())
         texts = [each for each in self.split.split(",") if each.strip()]
         splits = tuple(parse_split(each, devices) for each in texts) or plan.default_splits(devices)
-        course = None if self.recorded else parse_course(self.course)
-        if course is None:
+        wants_ledger = self.recorded or not self.course
+        sessions: tuple[PastSession, ...] = ()
+        decisions: tuple[Decision, ...] = ()
+        if wants_ledger or self.quotas:
             since = datetime.now(UTC) - timedelta(weeks=self.weeks)
             sessions, decisions = plan.read_recorded(self.settings().database_url, since)
-            plans = plan.plan_recorded(devices, splits, sessions, self._plan_quotas(decisions))
+        quotas = self._plan_quotas(decisions)
+        if wants_ledger and (sessions or self.recorded):
+            plans, answer = plan.plan_recorded(devices, splits, sessions, quotas), ""
+            about = f"{len(sessions)} sessions of the last {self.weeks} weeks, as the ledger has them."
         else:
-            quotas = replace(self._plan_quotas(), zero=plan.next_monday(datetime.now(UTC)))
+            course = parse_course(self.course or plan.INVENTED)
+            quotas = replace(quotas, zero=plan.next_monday(datetime.now(UTC)))
             plans = plan.plan_class(devices, splits, course, self.weeks, quotas)
+            answer, about = plan.verdict(course, plans), "" if self.course else plan.NO_HISTORY
             self.exit_status = 0 if plan.fits(plans[0]) else 1
         if self.picture:
             plan.draw(plans, Path(self.picture))
-        answer = "" if course is None else plan.verdict(course, plans)
         if self.json:
-            print(json.dumps({"answer": answer, "splits": plan.as_json(plans)}, indent=1))
+            document = {"answer": answer, "about": about, "splits": plan.as_json(plans)}
+            print(json.dumps(document, indent=1))
             return
+        if about:
+            print(f"{about}\n")
         plan.show(plans, make_console())
         if answer:
             print(f"\n{answer}")
 
-    def _plan_quotas(self, decisions: Iterable[Decision] = ()) -> plan.PlanQuotas:
+    def _check_options(self) -> None:
+        """Raises BadOption for options that contradict each other or would do nothing."""
+        if self.course and self.recorded:
+            raise BadOption("--class and --recorded are both given: a plan is for one of them.")
+        if self.groups and (self.recorded or not self.course):
+            raise BadOption(
+                "--groups are those of a class: give --class, too. The ledger has those of its own."
+            )
+        if (self.groups or self.tier) and not self.quotas:
+            raise BadOption("--groups and --tier only count with --quotas: add it.")
+        if self.tier and not self.course:
+            raise BadOption("--tier is what a class asks for: give --class, too.")
+
+    def _plan_quotas(self, decisions: Iterable[Decision]) -> plan.PlanQuotas:
         if not self.quotas:
             return plan.NO_QUOTAS
         site = self.settings().site
         known = site.known()
+        names = [each.name for each in known.tiers]
+        if self.tier and self.tier not in names:
+            raise BadOption(f"There is no tier {self.tier!r} in the settings: there are {', '.join(names)}.")
         rules = fold(make_base(site.quotas, known), decisions, known)
-        groups = tuple(each.strip() for each in self.groups.split(",") if each.strip())
-        return plan.PlanQuotas(rules.quotas, rules.entries, groups=groups)
+        parsed = (parse_properties(group, values, known) for group, values in rules.properties.items())
+        return plan.PlanQuotas(
+            quotas=rules.quotas,
+            entries=rules.entries,
+            properties=tuple(each for each in parsed if each is not None),
+            sessions=rules.sessions,
+            tiers=known.tiers,
+            groups=tuple(each.strip() for each in self.groups.split(",") if each.strip()),
+            tier=self.tier,
+        )
 
     def _devices(self) -> tuple[Device, ...]:
         if self.devices:

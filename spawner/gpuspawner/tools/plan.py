@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..broker.decide.replay.course import (
     with_tier,
 )
 from ..broker.decide.replay.replay_quota import ReplayQuotas
+from ..broker.decide.replay.replay_sessions import Labs, ReplaySessions
 from ..broker.decide.replay.simulate import Outcome, Visit
 from ..broker.ledger import Ledger
 from ..broker.ledger.sessions import PastSession
@@ -32,11 +33,21 @@ from ..core.decision import Decision
 from ..core.errors import BadOption, ConfigError
 from ..core.model import Device, Tier
 from ..core.quota import Quota
+from ..core.session import LabSession
+from ..core.want import Mode
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+INVENTED = "30 students, Mon 10-12"
+NO_HISTORY = (
+    "The ledger has no sessions yet, so this is an invented class: 30 students, Mondays 10 to 12, each with "
+    "a whole GPU. Describe yours with --class."
+)
 SOON_SECONDS = 60.0
 """A class fits if nobody waits longer than this for a GPU."""
 _NAMED_USERS = 3
 _REASONS = {
+    "quota_tier": "may not use that tier",
+    "session_reserved": "came when a lab session had the GPUs",
     "queue_timeout": "gave up at the end of class",
     "no_capacity": "need more memory than it has",
     "quota_leases": "had all their servers already",
@@ -48,22 +59,42 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class PlanQuotas:
-    """The quotas that a plan holds: of the settings, or as changed at run time; and whose a class's are.
+    """The quotas that a plan holds, as changed at run time; and whose a class's are.
 
-    `zero` is the date of second 0: a class begins on a Monday. `groups` are those of the class's students.
+    `properties` are those in hub groups' own properties. `zero` is the date of second 0: a class begins on a
+    Monday. `groups` are those of the class's students, `tier` is the one that they ask for, "" for none: then
+    limits on tiers don't count, as a split has tiers of its own. `tiers` are the site's, for lab `sessions`.
     """
 
     quotas: tuple[Quota, ...] = ()
     entries: tuple[Entry, ...] = ()
-    zero: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    properties: tuple[Quota, ...] = ()
+    sessions: Mapping[str, LabSession] = field(default_factory=dict)
+    tiers: tuple[Tier, ...] = ()
+    zero: datetime = EPOCH
     groups: tuple[str, ...] = ()
+    tier: str = ""
 
-    def replayed(self) -> ReplayQuotas | None:
-        """For one replay; None where nothing is limited. Tiers are the splits' own, so any may be used."""
-        if not self.quotas:
+    def replayed(self, named: bool) -> ReplayQuotas | None:
+        """For one replay; None where nothing is limited. `named`: tiers are those of the settings."""
+        if not self.quotas and not self.properties:
             return None
-        quotas = [replace(each, limits=replace(each.limits, tiers=None)) for each in self.quotas]
-        return ReplayQuotas(quotas, self.zero, self.entries)
+        quotas, properties = (
+            [each if named else replace(each, limits=replace(each.limits, tiers=None)) for each in listed]
+            for listed in (self.quotas, self.properties)
+        )
+        return ReplayQuotas(quotas, self.zero, self.entries, properties)
+
+    def labs(self, split: Split, until_seconds: float) -> ReplaySessions | None:
+        """The lab sessions in one replay, whose places are those of the split; None where there are none."""
+        if not self.sessions:
+            return None
+        memory = {
+            each.name: each.want.memory_bytes if each.want.mode is Mode.SLICE else None for each in self.tiers
+        }
+        return ReplaySessions(
+            Labs(self.sessions, lambda tier: split.tier(memory.get(tier)).want, self.zero, until_seconds)
+        )
 
 
 NO_QUOTAS = PlanQuotas()
@@ -85,9 +116,11 @@ def plan_class(
     """The class in each of the splits."""
     plans = []
     for split in splits:
-        visits = visits_of(course, split.tier(course.memory_bytes), weeks)
-        visits = [replace(each, groups=quotas.groups) for each in visits]
-        plans.append(replay(devices, split, visits, span_of(course, weeks), quotas.replayed()))
+        tier = split.tier(course.memory_bytes)
+        tier = replace(tier, name=quotas.tier or tier.name)
+        visits = [replace(each, groups=quotas.groups) for each in visits_of(course, tier, weeks)]
+        limits, labs = quotas.replayed(bool(quotas.tier)), quotas.labs(split, weeks * 7 * 86400.0)
+        plans.append(replay(devices, split, visits, span_of(course, weeks), limits, labs))
     return tuple(plans)
 
 
@@ -112,7 +145,15 @@ def plan_recorded(
     first = min((visit.at_seconds for visit in visits), default=0.0)
     last = max((each.ended_at.timestamp() for each in sessions), default=0.0)
     return tuple(
-        replay(devices, split, with_tier(visits, split), last - first, quotas.replayed()) for split in splits
+        replay(
+            devices,
+            split,
+            with_tier(visits, split),
+            last - first,
+            quotas.replayed(named=True),
+            quotas.labs(split, last),
+        )
+        for split in splits
     )
 
 
@@ -132,7 +173,10 @@ async def recorded(
 
 
 def read_recorded(database_url: str, since: datetime) -> tuple[tuple[PastSession, ...], tuple[Decision, ...]]:
-    """The same, for a command."""
+    """The same, for a command; nothing where there is no ledger yet."""
+    path = database_url.removeprefix("sqlite:///")
+    if path != database_url and not Path(path).exists():
+        return (), ()
     return asyncio.run(recorded(database_url, since))
 
 

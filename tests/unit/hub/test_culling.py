@@ -32,7 +32,7 @@ def found(state: LeaseState, idle_since: datetime | None, server: str = "train")
         (found(LeaseState.RUNNING, None), False),
         (found(LeaseState.WAITING, None), False),
         (found(LeaseState.RESERVED, NOW - HOUR), False),
-        (found(LeaseState.ASLEEP, NOW - HOUR), False),
+        (found(LeaseState.ASLEEP, NOW - HOUR), True),
         (found(LeaseState.RUNNING, None, "other"), True),  # this one has no GPU
     ],
 )

@@ -88,6 +88,15 @@ def test_what_all_cards_say_is_said_once() -> None:
     ]
 
 
+def test_what_is_so_without_a_gpu_too_is_not_said_of_gpus() -> None:
+    cards = [
+        TierCard(tier, State.NOW, "Free now", notes=("Its image isn't here.",)) for tier in (CPU, GPU, PAIR)
+    ]
+    page = render_form(Offered(cards))
+    assert re.findall(r"<li>([^<]*)</li>", page) == ["Its image isn&#39;t here."]
+    assert page.count("Its image") == 1
+
+
 def test_the_quota_and_the_server_stand_above_the_tiers() -> None:
     page = render_form(Offered([now(CPU)], (Meter("GPU-hours", "7.5 of 10 left", 75.0),)), server="<train>")
     order = ("<bdi>&lt;train&gt;</bdi>", "7.5 of 10 left", "<fieldset")

@@ -104,6 +104,7 @@ async def test_what_a_machine_has(script: Script, tmp_path: Path) -> None:
             guard_obstacle=facts.guard_obstacle,
             mps=NO_MPS,
             mps_pipes=facts.mps_pipes,
+            memory_bytes=facts.memory_bytes,
         )
         assert not facts.incomplete
 

@@ -99,17 +99,18 @@ def test_labs_without_a_limit() -> None:
             {"host": {**GOOD.host, "security_opt": ["seccomp:unconfined"], "network_mode": "host"}},
             [
                 Finding(
-                    Level.PROBLEM,
-                    "Past the lease",
-                    "network_mode is host: this gives a lab access to the services of this machine or of "
-                    "another lab, regardless of its lease: no lab starts",
-                    'Remove it, or, to allow it, set c.GpuLab.past_lease = ["network_mode"]',
-                ),
-                Finding(
                     Level.NOTE,
                     "Labs' isolation",
                     "security_opt has seccomp:unconfined: labs can attack more of the kernel",
                     "Remove it from extra_host_config, if it isn't needed",
+                ),
+                Finding(
+                    Level.NOTE,
+                    "Labs' isolation",
+                    "network_mode is host: labs reach every port of this machine, also "
+                    "those of the hub and its "
+                    "proxy",
+                    "Remove it from extra_host_config: labs have their own network",
                 ),
             ],
         ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.core.decision import Decision, DecisionKind
 from gpuspawner.tools import cli, plan
 
 from tests.unit.lease_examples import CLOSED, RELEASING, RESERVED, RUNNING, lease
@@ -67,6 +68,15 @@ def test_the_same_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--class", "many students"], "gpuspawner plan: The class has a part 'many students'"),
         (["--split", "9"], "gpuspawner plan: The split '9' is unknown"),
+        (
+            ["--class", "2 students, Mon 10-12", "--recorded"],
+            "gpuspawner plan: --class and --recorded are",
+        ),
+        (["--groups", "a"], "gpuspawner plan: --groups are those of a class"),
+        (["--class", "2 students, Mon 10-12", "--groups", "a"], "gpuspawner plan: --groups and --tier only"),
+        (["--quotas", "--tier", "gpu"], "gpuspawner plan: --tier is what a class asks for"),
+        (["--class", "-2 students, Mon 10-12"], "gpuspawner plan: The class has a part '-2 students'"),
+        (["--class", "2 students, Mon 12-10"], "gpuspawner plan: The class must end after it begins"),
     ],
 )
 def test_what_is_odd_is_said(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
@@ -163,3 +173,79 @@ def test_the_recorded_time_in_other_splits(
     (halves,) = json.loads(out)["splits"]
     assert (halves["visits"], halves["served"], halves["refused"]) == (2, 2, {})
     assert halves["held_fraction"] == pytest.approx(2 * 0.5 / 2, abs=0.02)
+
+
+def test_without_a_class_the_answer_says_that_it_is_invented(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "jupyterhub_config.py"
+    config.write_text(f'c.GpuSite.state_dir = "{tmp_path}"\n')
+    status, out, err = run(capsys, *FOUR, "--weeks", "1", "--config", str(config), "--split", "whole")
+    assert (status, err, list(tmp_path.iterdir())) == (1, "", [config])  # no ledger was made
+    assert out.splitlines()[0] == plan.NO_HISTORY
+    assert out.splitlines()[-1].startswith("No: 30 students at Mon 10:00 do not fit")
+
+
+async def decide(path: Path, times: Any, *decisions: tuple[DecisionKind, str, dict[str, Any]]) -> None:
+    ledger = times.make_ledger(path)
+    await ledger.open()
+    for kind, subject, document in decisions:
+        await ledger.decide(Decision(times.now(), kind, subject, document, "noether", ""))
+    await ledger.close()
+
+
+def test_without_a_class_the_ledger_s_sessions_are_replayed_with_limits_on_their_tiers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, times: Any
+) -> None:
+    began = times.now()
+    asyncio.run(fill(tmp_path / "ledger.sqlite", times))
+    only_cpu = (DecisionKind.QUOTA, "everybody", {"tiers": ["cpu"]})
+    asyncio.run(decide(tmp_path / "ledger.sqlite", times, only_cpu))
+    weeks = str(int((datetime.now(UTC) - began).days / 7) + 2)
+    more = f'c.GpuBroker.database_url = "sqlite:///{tmp_path}/ledger.sqlite"\n'
+    tiers = "c.GpuSite.tiers = [{'name': 'cpu'}, {'name': 'gpu', 'devices': 1}]\n"
+    arguments = with_quotas(tmp_path, [{"user": "ada", "leases": 3}], more + tiers)
+    status, out, err = run(capsys, *FOUR, "--weeks", weeks, "--split", "whole", *arguments)
+    assert (status, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[0] == f"2 sessions of the last {weeks} weeks, as the ledger has them."
+    assert lines[3].endswith("2 may not use that tier")
+
+
+def test_a_class_meets_tier_limits_properties_of_its_group_and_a_lab_session(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, times: Any
+) -> None:
+    """Three of four GPUs are kept for another class; the group's own properties give one GPU each."""
+    url = f"sqlite:///{tmp_path}/ledger.sqlite"
+    lab = {
+        "name": "lab", "group": "other", "tier": "gpu", "seats": 3, "first": "2026-01-05", "begins": "09:30",
+        "length_seconds": 9000, "rule": "FREQ=WEEKLY;BYDAY=MO", "timezone": "UTC", "lead_seconds": 3600.0,
+        "grace_seconds": 9000.0,
+    }  # fmt: skip
+    asyncio.run(
+        decide(
+            tmp_path / "ledger.sqlite",
+            times,
+            (DecisionKind.PROPERTIES, "students", {"tiers": ["gpu"]}),
+            (DecisionKind.PROPERTIES, "guests", {"tiers": ["cpu"]}),
+            (DecisionKind.SESSION, "lab", lab),
+        )
+    )
+    more = (
+        f'c.GpuBroker.database_url = "{url}"\n'
+        "c.GpuSite.tiers = [{'name': 'cpu'}, {'name': 'gpu', 'devices': 1}]\n"
+    )
+    arguments = [*with_quotas(tmp_path, [], more), "--split", "whole", "--weeks", "1", "--json"]
+    refused = []
+    for group in ("students", "guests", "other"):
+        words = ["--class", "4 students, Mon 10-12", "--groups", group, "--tier", "gpu"]
+        _, out, err = run(capsys, *FOUR, *words, *arguments)
+        assert err == ""
+        (whole,) = json.loads(out)["splits"]
+        refused.append(whole["refused"])
+    assert refused == [{"session_reserved": 3}, {"quota_tier": 4}, {}]
+    status, _, err = run(capsys, *FOUR, "--class", "4 students, Mon 10-12", "--tier", "x", *arguments)
+    assert (status, err) == (
+        2,
+        "gpuspawner plan: There is no tier 'x' in the settings: there are cpu, gpu.\n",
+    )

@@ -127,6 +127,16 @@ def _reach(facts: LabFacts) -> Iterator[Finding]:
             yield Finding(
                 Level.NOTE, "Labs' isolation", text, "Remove it from extra_host_config, if it isn't needed"
             )
+    if facts.host.get("network_mode") == "host":
+        text = (
+            "network_mode is host: labs reach every port of this machine, also those of the hub and its proxy"
+        )
+        yield Finding(
+            Level.NOTE,
+            "Labs' isolation",
+            text,
+            "Remove it from extra_host_config: labs have their own network",
+        )
     for name in facts.computed:
         text = f"{name} is a function: its result is checked at each start"
         yield Finding(Level.OK, "Past the lease", text)

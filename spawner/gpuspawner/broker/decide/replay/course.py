@@ -15,6 +15,7 @@ from ..line.fairshare import FairShare
 from ..line.queue import NO_CLAIM
 from ..place.sharing_rules import DRIVER_BYTES, WHOLE, SharingRules
 from .replay_quota import ReplayQuotas
+from .replay_sessions import ReplaySessions
 from .simulate import Outcome, SimulatedSite, Simulation, Summary, Visit, summarize
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -28,6 +29,7 @@ _TIMES = re.compile(
 )
 _BUSY = re.compile(r"(?:each )?busy (\d+(?:\.\d+)?) ?%(?: of the time)?")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?(?:gb|gib|g)")
+_PARTS = (_STUDENTS, _TIMES, _BUSY, _MEMORY)
 _SPLIT = re.compile(r"(\d+) slices?|slices? of (\d+(?:\.\d+)?) ?(?:gb|gib|g)")
 
 
@@ -83,8 +85,12 @@ def parse_course(text: str) -> Course:
     """The class in words, its parts separated by commas. Raises BadOption, naming the part."""
     students: int | None = None
     times: tuple[tuple[int, ...], float, float] | None = None
-    busy, memory = 1.0, None
+    busy, memory, seen = 1.0, None, set[re.Pattern[str] | None]()
     for part in (each.strip().casefold() for each in text.split(",")):
+        kind = next((each for each in _PARTS if each.fullmatch(part)), None)
+        if kind in seen:
+            raise BadOption(f"The class says twice what {part[:60]!r} says: {_EXAMPLE}.")
+        seen.add(kind)
         if found := _STUDENTS.fullmatch(part):
             students = int(found[1])
         elif found := _TIMES.fullmatch(part):
@@ -95,7 +101,11 @@ def parse_course(text: str) -> Course:
             memory = int(float(found[1]) * (1 << 30))
         else:
             raise BadOption(f"The class has a part {part[:60]!r} that can't be read: {_EXAMPLE}.")
-    if not students or times is None or not 0 < busy <= 1 or memory == 0:
+    if not 0 < busy <= 1:
+        raise BadOption(f"The class is busy {busy:.0%} of the time: give more than 0 and at most 100 %.")
+    if students == 0 or memory == 0:
+        raise BadOption(f"The class {text[:80]!r} has 0 students or 0 GB: {_EXAMPLE}.")
+    if not students or times is None:
         raise BadOption(f"The class {text[:80]!r} lacks how many students come, or when: {_EXAMPLE}.")
     return Course(students, *times, busy, memory)
 
@@ -156,11 +166,14 @@ def replay(
     visits: Iterable[Visit],
     span_seconds: float,
     quotas: ReplayQuotas | None = None,
+    sessions: ReplaySessions | None = None,
 ) -> Plan:
     """What the visits get where the devices are split so; `span_seconds` is the time that is looked at."""
     rules = {device.uuid: split.rules for device in devices}
     site = SimulatedSite(devices, rules, QueueRules(lambda lease: NO_CLAIM, FairShare()))
-    outcomes = tuple(Simulation(site if quotas is None else quotas.over(site)).run(visits))
+    site = site if quotas is None else quotas.over(site)
+    site = site if sessions is None else sessions.over(site)
+    outcomes = tuple(Simulation(site).run(visits))
     return Plan(split, summarize(outcomes, span_seconds * len(devices)), outcomes)
 
 
@@ -170,11 +183,12 @@ def span_of(course: Course, weeks: int) -> float:
 
 
 def with_tier(visits: Iterable[Visit], split: Split) -> list[Visit]:
-    """Recorded visits as they would be with this split: every visit asks for what the split has."""
+    """Recorded visits with this split: each asks for what the split has, under the name of its own tier."""
     found = []
     for visit in visits:
         want = visit.tier.want
         several = want.device_count > 1 and not split.rules.sliced
         memory = want.memory_bytes if want.mode is Mode.SLICE else None
-        found.append(visit if several else replace(visit, tier=split.tier(memory)))
+        tier = replace(split.tier(memory), name=visit.tier.name)
+        found.append(visit if several else replace(visit, tier=tier))
     return found

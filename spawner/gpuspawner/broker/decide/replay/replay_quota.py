@@ -21,11 +21,19 @@ class ReplayQuotas:
     """The quotas, and what each user has used of their GPU-hours so far in the replay.
 
     `zero` is the date that second 0 of the replay stands for: periods of budgets follow the calendar.
-    `entries` are grants and refunds. One replay each: make a new one for the next.
+    `entries` are grants and refunds, `properties` what hub groups have in their own. One replay each: make a
+    new one for the next.
     """
 
-    def __init__(self, quotas: Iterable[Quota], zero: datetime, entries: Iterable[Entry] = ()) -> None:
+    def __init__(
+        self,
+        quotas: Iterable[Quota],
+        zero: datetime,
+        entries: Iterable[Entry] = (),
+        properties: Iterable[Quota] = (),
+    ) -> None:
         self._quotas = by_subject(quotas)
+        self._properties = by_subject(properties)
         self._zero = zero
         self._entries = tuple(entries)
         self._past: defaultdict[str, list[Interval]] = defaultdict(list)
@@ -71,7 +79,7 @@ class ReplayQuotas:
             self._past[lease.user].append(self._interval(*self._awake.pop(lease.id), now_seconds))
 
     def _allowed(self, lease: Lease) -> Allowance:
-        return combine(self._quotas, lease.user, lease.groups, {})
+        return combine(self._quotas, lease.user, lease.groups, self._properties)
 
     def _spent(self, lease: Lease, now_seconds: float) -> list[Spent]:
         budgets = self._allowed(lease).budgets

@@ -89,6 +89,8 @@ class SimulatedSite:
     again: Callable[[Outcome], Visit | None] = lambda outcome: None
     look: Callable[[Book, Lease, float], None] = lambda book, lease, now_seconds: None
     """Called when a request begins to wait, and with each lease that begins or ends."""
+    leave: Callable[[Book, float], Sequence[str]] = lambda book, now_seconds: ()
+    """Which leases have to end at one of the `moments`."""
 
 
 _GIVE_UP, _END, _TICK, _ARRIVE = range(4)
@@ -137,7 +139,7 @@ class Simulation:
             if isinstance(subject, Visit):
                 self._arrive(subject, at)
             elif subject is None:
-                self._enter(at)
+                self._pass_moment(at)
             elif kind == _END:
                 self._end(subject, at)
             else:
@@ -171,7 +173,9 @@ class Simulation:
                 self._push(at + visit.gives_up_seconds, _GIVE_UP, lease.id)
         self._begin(placed, at)
 
-    def _enter(self, at: float) -> None:
+    def _pass_moment(self, at: float) -> None:
+        for lease_id in self._site.leave(self._book, at):
+            self._end(lease_id, at)
         self._begin(self._book.placed(moment(at)), at)
 
     def _begin(self, placed: Iterable[Lease], at: float) -> None:
@@ -188,7 +192,8 @@ class Simulation:
 
     def _end(self, lease_id: str, at: float) -> None:
         lease = self._book.lease(lease_id)
-        assert lease is not None  # an end is pushed once, when the lease begins
+        if lease is None:  # it had to leave before
+            return
         now, outcome = moment(at), self._outcomes[lease_id]
         releasing = replace(lease, state=LeaseState.RELEASING, since=now)
         self._book.enter(releasing)

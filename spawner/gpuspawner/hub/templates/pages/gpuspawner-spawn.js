@@ -12,9 +12,18 @@
   let timer = 0;
   let sent = false;
 
+  // The chosen card in few words, for a screen reader when it changes: "One GPU: Free now".
+  function chosen() {
+    const radio = form.querySelector(".gpu-tier input:checked");
+    if (radio === null) return "";
+    const part = (name) => document.getElementById(radio.id + name).textContent.trim();
+    return part("-title") + ": " + part("-badge");
+  }
+
   // Returns whether anything has changed.
   function swap(html) {
     const fresh = new DOMParser().parseFromString(html, "text/html");
+    const before = chosen();
     let changed = false;
     for (const part of form.querySelectorAll("[data-live]")) {
       const next = fresh.getElementById(part.id);
@@ -30,6 +39,7 @@
       card.dataset.state = next.dataset.state;
       card.querySelector("input").disabled = next.querySelector("input").disabled;
     }
+    if (chosen() !== before) document.getElementById("gpu-news").textContent = chosen();
     return changed;
   }
 
