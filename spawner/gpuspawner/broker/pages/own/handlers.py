@@ -19,7 +19,6 @@ from .card import HOUR_SECONDS, Card, Facts
 from .desk import Desk
 from .page import OwnPage, Records, facts_at, own_page
 
-
 RECORDS_SECONDS = 300.0
 """So often an open page reads the GPU-hours that were used meanwhile."""
 
