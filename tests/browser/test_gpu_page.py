@@ -226,13 +226,14 @@ def later(minutes: float) -> str:
 
 def test_meters_move_without_a_new_page(url: str, status: Status, context: BrowserContext) -> None:
     real = {"simulated": False}
-    status.write([held(1)], [], **real, whole=real)
+    mine = held(1)
+    status.write([mine], [], **real, whole=real)
     page = open_page(url, context, "anna")
     memory = page.locator("[data-kind=memory]")
     expect(memory).to_contain_text("6.2 GiB of 8.0 GiB · 1.8 GiB left")
     expect(page.get_by_text("shows the whole GPU (80 GiB)")).to_be_visible()
     page.evaluate("document.querySelector('[data-kind=memory]').dataset.same = 'yes'")
-    status.write([held(1, used_bytes=7800 * MIB)], [], **real, whole=real)
+    status.write([mine | {"used_bytes": 7800 * MIB}], [], **real, whole=real)
     expect(memory).to_contain_text("7.6 GiB of 8.0 GiB · 392 MiB left")
     expect(memory.locator(".progress-bar")).to_have_class("progress-bar bg-warning")
     expect(memory.get_by_role("meter")).to_have_attribute("aria-valuetext", "7.6 GiB of 8.0 GiB")
