@@ -582,7 +582,7 @@ class GpuBroker(Application):
             class_routes(ClassTools(site, self.rules, self.endings, classes)),
             class_pages(Teaching(classes, self.rules, self.facts.simulated)),
             unknown_pages(self.rules.audit, self._end_unknown),
-            public_turns(site, self._turn_service()),
+            public_turns(site, self._turn_service(), self.rules.audit),
             admin_pages(self._admin_tools()),
         )
 

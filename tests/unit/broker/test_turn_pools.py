@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.core.model import ContainerPatch, LeaseState
+from gpuspawner.core.want import Want
 from gpuspawner.node.api import Quota
 from gpuspawner.node.checkpoint.cgroup import MemoryCgroup
 from gpuspawner.node.checkpoint.order import ProcessState
@@ -147,6 +149,24 @@ async def test_wake_now_and_give_up(room: Room) -> None:
     await room.look(0.2)
     assert room.turns().keys() == {"user-2"}
     assert not enforcement.turns.give_up(ann.id)
+
+
+async def test_leases_keep_their_turns_when_their_pool_leaves_the_settings(room: Room) -> None:
+    await room.broker()
+    ann, ben = await room.lease(), await room.lease()
+    for lease in (ann, ben):
+        room.compute(lease)
+    room.machine.computing = {A}
+    await room.look(1.0)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("paused", A)}
+    await room.broker(terms=SharingRules("whole"))
+    waiting = await room.lease(Want(1), running=False)
+    assert waiting.state is LeaseState.WAITING
+    await room.look(70.0, step=0.5)
+    assert room.turns() == {"user-1": ("paused", A), "user-2": ("awake", A)}
+    for lease in (ann, ben):
+        await room.close(lease)
+    assert room.states() == {"user-3": "reserved"}
 
 
 async def test_an_idle_server_sleeps_until_it_wants_a_gpu(room: Room) -> None:

@@ -57,10 +57,18 @@ class Turns:
     # ---- the interface of a mode
 
     def begin(self) -> None:
-        """Opens the pools of the settings; seats of running leases are admitted as they are."""
+        """Opens the pools of the settings; seats of running leases are admitted as they are.
+
+        Leases from before a change of the settings keep their turns until they end, in whatever pool their
+        GPUs are now.
+        """
         if self._around.facts.simulated:
             return
-        for name, settings in self._around.pooling().turns.items():
+        pooling = self._around.pooling()
+        left = [lease for lease in self._around.holders.leases() if lease.mode is Mode.TURNS]
+        held = {uuid for lease in left for uuid in lease.device_uuids if uuid in pooling.terms}
+        former = {pooling.terms[uuid].pool: TurnSettings() for uuid in held}
+        for name, settings in {**former, **pooling.turns}.items():
             if name not in self._pools:
                 self._pools[name] = pool = TurnPool(name, settings, self._around, self._pace)
                 self._around.spawn(pool.run())
