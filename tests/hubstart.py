@@ -52,6 +52,11 @@ def start_hub(
     It starts with the soft limit `open_files`; 0: this process's own.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def lower_limit() -> None:
+        if open_files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
+
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "jupyterhub", "-f", str(config)],
@@ -60,7 +65,7 @@ def start_hub(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=lambda: open_files and resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard)),
+            preexec_fn=lower_limit,
         )
 
 
