@@ -53,14 +53,8 @@ def start_hub(
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-<<<<<<< HEAD
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
-=======
-    def lower_limit() -> None:
-        if open_files:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
->>>>>>> h/pagesclass
 
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -70,11 +64,7 @@ def start_hub(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-<<<<<<< HEAD
             preexec_fn=limit if open_files else None,
-=======
-            preexec_fn=lower_limit,
->>>>>>> h/pagesclass
         )
 
 
