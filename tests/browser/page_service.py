@@ -70,6 +70,9 @@ class FileDesk:
     async def records(self, viewer: Viewer) -> Records:
         return Records()
 
+    def messages(self, viewer: Viewer) -> tuple[()]:
+        return ()
+
     async def write(self, write_id: str) -> Write | None:
         return await self._ledger.audited_write(write_id)
 

@@ -214,7 +214,7 @@ MIB = 1 << 20
 
 def held(number: int, **changes: Any) -> dict[str, Any]:
     """A slice of anna's, as a real GPU would show it."""
-    return lease(f"{number}" * 32, "anna", 0, tier="gpu", **{
+    return lease(f"{number}" * 32, "anna", 0, **{
         "mode": "slice", "memory_bytes": 8192 * MIB, "compute_percent": 25.0, "used_bytes": 6350 * MIB,
         "busy_percent": 63.0, "ends_at": later(83), "ends_because": "session_limit", **changes,
     })  # fmt: skip
@@ -300,9 +300,7 @@ def test_hostile_names(url: str, status: Status, context: BrowserContext, name: 
         [held(1, server=name, tier=name, notice=name), lease("b", name, 1, server=name)],
         [place("q", name, 1)],
     )
-    page = context.new_page()
-    page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
-    page.close()
+    context.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
     page = open_page(url, context, "anna")
     expect(page.locator("#gpu-mine")).to_contain_text(name)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")

@@ -150,19 +150,21 @@ class Room:
     def clock(self) -> datetime:
         return NOON + timedelta(seconds=self.now)
 
-    async def broker(self, devices: Sequence[Device] = DEVICES[:1]) -> Enforcement:
+    async def broker(
+        self, devices: Sequence[Device] = DEVICES[:1], *, terms: SharingRules = TERMS
+    ) -> Enforcement:
         """A new broker takes over: it knows what the ledger, the disk and the driver say."""
         await self.end()
-        terms = {device.uuid: TERMS for device in devices}
+        rules = {device.uuid: terms for device in devices}
         self.allocator = Allocator(cast(Any, self.ledger), clock=self.clock, rules=QueueRules())
-        await self.allocator.load(devices, terms)
+        await self.allocator.load(devices, rules)
         self.holders = Holders(self.allocator)
         book = SleepBook(self.folder / "asleep.json")
         mover = Mover(self.machine, self.machine, book, MoverRules(settle_seconds=0.2, lock_seconds=0.1))
         hands = LocalHands(mover, self.machine, cast(Any, self.machine), book, self.machine.wait_of)
         self.node = Node(hands)
         self.node.refusal = self.refusal
-        pooling = Pooling(tuple(devices), terms, turns={"turns": SETTINGS})
+        pooling = Pooling(tuple(devices), rules, turns={"turns": SETTINGS} if terms.in_turns else {})
         tools = Tools(
             node=cast(Any, self.node), facts=NodeFacts("here", simulated=self.simulated), pooling=pooling,
             metrics=self.metrics, journal=Journal(cast(Any, self.ledger), LOG), log=LOG, retry_seconds=0.05,
@@ -189,10 +191,10 @@ class Room:
                 return
             self.now = round(self.now + step, 6)
 
-    async def lease(self, running: bool = True) -> Lease:
+    async def lease(self, want: Want = WANT, *, running: bool = True) -> Lease:
         """One more student; its container is called like its lease."""
         self.number += 1
-        request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "turns", WANT)
+        request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "turns", want)
         lease = await self.allocator.acquire(request)
         return await self.allocator.set_running(lease.id, lease.id) if running else lease
 

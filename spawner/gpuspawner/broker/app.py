@@ -362,8 +362,14 @@ class GpuBroker(Application):
             gpu_use=self._gpu_use,
             idle=self.idle,
             timezone=self.site.timezone,
+            sleep=self._sleep,
+            can_sleep=lambda lease: lease.mode is Mode.TURNS,
         )
         return Endings(parts, self.log)
+
+    async def _sleep(self, lease: Lease, reason: str) -> bool:
+        """In turns, what it has on a GPU moves to main memory; it wakes when its user runs a cell."""
+        return self.enforcement.turns.rest(lease.id)
 
     def _gpu_use(self, lease: Lease) -> GpuUse:
         devices = {device.uuid: device for device in self.enforcement.node_facts().devices}
@@ -584,7 +590,7 @@ class GpuBroker(Application):
             class_routes(ClassTools(site, self.rules, self.endings, classes)),
             class_pages(Teaching(classes, self.rules, self.facts.simulated)),
             unknown_pages(self.rules.audit, self._end_unknown),
-            public_turns(site, self._turn_service()),
+            public_turns(site, self._turn_service(), self.rules.audit),
             admin_pages(self._admin_tools()),
         )
 

@@ -11,7 +11,7 @@ from ..core.session import EndAction
 
 _SECONDS = ("first_warning", "second_warning", "after")
 _KEYS = (*_SECONDS, "action", "only_when_waiting")
-_ACTIONS = (EndAction.STOP, EndAction.NOTHING)
+_ACTIONS = (EndAction.STOP, EndAction.SLEEP, EndAction.NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def parse_idle(raw: Mapping[str, object]) -> IdleRules:
         )
     action, waiting = raw.get("action", "stop"), raw.get("only_when_waiting", True)
     if action not in [each.value for each in _ACTIONS]:
-        raise ConfigError(f'{where}: action is {action!r}: write "action": "stop", or "nothing"')
+        raise ConfigError(f'{where}: action is {action!r}: write "action": "stop", "sleep" or "nothing"')
     if not isinstance(waiting, bool):
         raise ConfigError(f"{where}: only_when_waiting is {waiting!r}: write True or False")
     return IdleRules(seconds[0], seconds[1], seconds[2], EndAction(str(action)), waiting)

@@ -153,8 +153,8 @@ def _rule(value: object) -> str:
 def _action(value: object) -> EndAction:
     if value == EndAction.SLEEP:
         raise BadOption(
-            "move_out is 'sleep': no pool here can put a server to sleep yet. Take 'stop', which warns "
-            "15 and 5 minutes before, or 'nothing'."
+            "move_out is 'sleep': a server that sleeps keeps its seat, so that makes no room. Take 'stop', "
+            "which warns 15 and 5 minutes before, or 'nothing'."
         )
     if not isinstance(value, str) or value not in list(EndAction):
         raise BadOption(f"move_out is {value!r}: take 'stop' or 'nothing'.")

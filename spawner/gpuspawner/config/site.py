@@ -149,10 +149,11 @@ class GpuSite(Configurable):
 
         Idle is a server of which no process uses the GPU while no kernel computes. Keys: `first_warning` and
         `second_warning` (seconds of idleness), `after` (seconds of idleness until the action, at least five
-        minutes after the second warning), `action` ("stop", or "nothing": warnings only) and
-        `only_when_waiting` (True: only while somebody waits for such a GPU). Whether the GPU of a MIG
-        instance or a simulated one is used can't be measured: there the kernels alone count, and the warning
-        says so. A shared GPU counts as used by everybody on it while it is busy.
+        minutes after the second warning), `action` and `only_when_waiting` (True: only while somebody waits
+        for such a GPU). `action` is "stop", "sleep" (in turns, what the server has on a GPU moves to main
+        memory, and it keeps its seat; servers in other modes are stopped), or "nothing": warnings only.
+        Whether the GPU of a MIG instance or a simulated one is used can't be measured: there the kernels
+        alone count, and the warning says so. A shared GPU counts as used by everybody on it while it is busy.
 
         Default: warned after 15 and 55 minutes, stopped after 60, only when somebody waits.
         Example: `c.GpuSite.idle = {"after": 7200, "second_warning": 6900, "only_when_waiting": False}`

@@ -256,7 +256,7 @@ class TurnDocument(Message):
     about how long it waits; None if it wants none. `can_move` False: its memory can't leave the GPU.
     """
 
-    turn: str = Field(description="awake, paused or asleep")
+    turn: Literal["awake", "paused", "asleep"]
     since: Time
     gpu_uuid: str | None
     memory_bytes: Count

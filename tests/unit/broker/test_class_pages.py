@@ -102,7 +102,7 @@ async def staff(tmp_path: Path, times: Any) -> AsyncIterator[Staff]:
         fault=lambda: "",
         ended=ended,
         disks=lambda: (Disk("homes", "/var/lib/docker", 5 * GIB, 100 * GIB),),
-        unknown=lambda: (),
+        unknown=lambda: (f"{1:032x}",),
         checkup=checkup,
         clock=times.now,
     )
@@ -135,6 +135,8 @@ async def test_each_role_reads_only_its_pages(staff: Staff, path: str, who: str 
             assert status == (401 if live else 302)
         else:
             assert status == (200 if allowed else 403)
+    if not allowed:
+        assert (await staff.get(f"{path}events", who))[0] == (401 if who is None else 403)
 
 
 FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -306,6 +308,8 @@ async def test_the_map_says_what_is_held_used_and_wrong(staff: Staff) -> None:
     await staff.bench.run(1, "ada")
     await staff.bench.run(2, HOSTILE)
     words = await staff.words("admin/", "noether")
+    assert "The hub doesn't know 1 server that holds a GPU. See and end" in words
+    assert "Disk of homes: 5.0 GiB of 100 GiB free at /var/lib/docker: low" in words
     assert "0 of 2 GPUs free, nobody waits." in words
     assert "H100 80GB #0 XID 31 ada 71 % busy 64 °C 312 of 700 W" in words
     _, text = await staff.get("admin/?gpu=GPU-0", "noether")

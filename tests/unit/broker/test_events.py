@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from gpuspawner.broker.api import live
+from gpuspawner.broker.api.access import Viewer
+from gpuspawner.broker.api.public.base import Route, Site
 from gpuspawner.broker.pages import events
+from gpuspawner.broker.pages.base import PageSite
+from gpuspawner.broker.pages.events import page_routes
+from gpuspawner.broker.pages.own.handlers import OwnHandler
+from gpuspawner.broker.pages.readings import Readings
 
 from tests.unit.broker.test_pages_handlers import FakeBroker, Pages, device, lease, serving
 
@@ -31,6 +37,26 @@ class Broker(FakeBroker):
 
     def status(self) -> dict[str, Any]:
         return json.loads(json.dumps(self.document))  # type: ignore[no-any-return]
+
+
+class Plain(OwnHandler):
+    """A page for those who see everything, without sections of its own."""
+
+    address = "plain/"
+
+    def may_see(self, viewer: Viewer) -> bool:
+        return viewer.sees_all
+
+    async def parts(self, *path: str) -> None:
+        return None
+
+    def reads(self, readings: Readings) -> Mapping[str, str]:
+        return readings.seen_by(self.viewer)
+
+
+def plain_page(site: Site) -> list[Route]:
+    assert isinstance(site, PageSite)
+    return page_routes(site, Plain)
 
 
 class Stream:
@@ -72,7 +98,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
 
 @pytest.fixture
 async def pages(broker: Broker) -> AsyncIterator[Pages]:
-    async with serving(broker=broker) as found:
+    async with serving(plain_page, broker=broker) as found:
         yield found
 
 
@@ -109,7 +135,7 @@ async def test_what_concerns_others_is_no_event(pages: Pages, broker: Broker) ->
 
 
 async def test_a_page_without_sections_is_told_to_fetch(pages: Pages, broker: Broker) -> None:
-    async with stream(pages, "admin/events", "admin-token") as read:
+    async with stream(pages, "plain/events", "admin-token") as read:
         assert await read.next() == ("changed", None)
         name, readings = await read.next()
         assert (name, set(readings)) == ("readings", {"a", "b"})
@@ -136,12 +162,12 @@ async def test_proof_of_life_and_a_new_login_after_a_while(
         ("events", None, 401),
         ("events", "wrong-token", 401),
         ("events", "outsider-token", 403),
-        ("admin/events", "anna-token", 403),
-        ("admin/events", "reader-token", 403),
-        ("admin/", "anna-token", 403),
-        ("admin/live", "anna-token", 403),
-        ("admin/live", "reader-token", 403),
-        ("admin/live", "monitor-token", 200),
+        ("plain/events", "anna-token", 403),
+        ("plain/events", "reader-token", 403),
+        ("plain/", "anna-token", 403),
+        ("plain/live", "anna-token", 403),
+        ("plain/live", "reader-token", 403),
+        ("plain/live", "monitor-token", 200),
     ],
 )
 async def test_who_may_follow(pages: Pages, path: str, token: str | None, status: int) -> None:

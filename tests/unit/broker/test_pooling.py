@@ -337,6 +337,22 @@ def test_two_pools_of_turns_share_the_host_memory() -> None:
     assert [warning in each for each in found.warnings] == [True]
 
 
+def test_a_gpu_that_comes_later_joins_the_seats_that_there_are() -> None:
+    tiers = [{**TURN_TIER, "memory": "24G"}]
+    first = pooling([IN_TURNS], tiers, [H0], BIG)
+    later = pooling([IN_TURNS], tiers, [H0, H1], replace(BIG, memory_bytes=256 * GIB))
+    both = first.with_late(later)
+    assert (later.turns["turns"].seats, both.turns["turns"].seats) == (8, 16)
+    assert both.terms["GPU-1"] == both.terms["GPU-0"] == first.terms["GPU-0"]
+
+
+def test_without_moves_a_pool_has_one_gpu() -> None:
+    fixed = replace(BIG, turns_move=False)
+    assert pooling([IN_TURNS], [{**TURN_TIER, "memory": "24G"}], [H0], fixed).turns["turns"].seats == 16
+    with pytest.raises(ConfigError, match="this driver can't wake a program on another GPU"):
+        pooling([IN_TURNS], [{**TURN_TIER, "memory": "24G"}], [H0, H1], fixed)
+
+
 @pytest.mark.parametrize(
     ("pool", "tier", "devices", "host", "said"),
     [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.core.model import ContainerPatch, LeaseState
+from gpuspawner.core.want import Want
 from gpuspawner.node.api import Quota
 from gpuspawner.node.checkpoint.cgroup import MemoryCgroup
 from gpuspawner.node.checkpoint.order import ProcessState
@@ -146,6 +149,48 @@ async def test_wake_now_and_give_up(room: Room) -> None:
     await room.look(0.2)
     assert room.turns().keys() == {"user-2"}
     assert not enforcement.turns.give_up(ann.id)
+
+
+async def test_leases_keep_their_turns_when_their_pool_leaves_the_settings(room: Room) -> None:
+    await room.broker()
+    ann, ben = await room.lease(), await room.lease()
+    for lease in (ann, ben):
+        room.compute(lease)
+    room.machine.computing = {A}
+    await room.look(1.0)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("paused", A)}
+    await room.broker(terms=SharingRules("whole"))
+    waiting = await room.lease(Want(1), running=False)
+    assert waiting.state is LeaseState.WAITING
+    await room.look(70.0, step=0.5)
+    assert room.turns() == {"user-1": ("paused", A), "user-2": ("awake", A)}
+    for lease in (ann, ben):
+        await room.close(lease)
+    assert room.states() == {"user-3": "reserved"}
+
+
+async def test_an_idle_server_sleeps_until_it_wants_a_gpu(room: Room) -> None:
+    enforcement = await room.broker()
+    ann, ben = await room.lease(), await room.lease()
+    pid = room.compute(ann)
+    await room.look(0.2)
+    assert enforcement.turns.rest(ann.id)
+    await room.look(0.3)
+    assert room.machine.programs[pid].state is ProcessState.CHECKPOINTED
+    assert (room.states()["user-1"], room.turns()["user-1"]) == ("asleep", ("asleep", None))
+    assert enforcement.turns.rest(ann.id)  # it sleeps already
+    room.machine.programs[pid].waits_on = 0x2000
+    await room.look(1.0)
+    await asyncio.sleep(0.15)  # the watch takes the real time
+    await room.look(1.0)
+    assert room.turns()["user-1"] == ("awake", A)
+    managed = room.compute(ben)
+    room.machine.programs[managed].managed = True
+    await room.look(3.0)
+    assert enforcement.turns.rest(ben.id)
+    await room.look(0.3)
+    assert not enforcement.turns.rest(ben.id)  # its memory can't move: it has to be stopped
+    assert not enforcement.turns.rest("f" * 32)
 
 
 async def test_the_guard_knows_who_may_use_the_pool_s_gpus(room: Room) -> None:

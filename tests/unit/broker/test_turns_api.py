@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -15,6 +15,7 @@ from gpuspawner.broker.decide.snapshot import TurnView
 from gpuspawner.broker.decide.turn_waits import expected_waits
 from gpuspawner.broker.decide.turn_words import waiting_sentence
 from gpuspawner.broker.decide.turns import Gpu, Seat, Turn, TurnRules
+from gpuspawner.broker.leases.audit import Answer, Asked
 from gpuspawner.core.model import Lease, LeaseState, Mode
 from gpuspawner.core.want import Want
 
@@ -26,11 +27,23 @@ GIB = 1 << 30
 
 
 @dataclass
+class Log:
+    """The audit log."""
+
+    written: list[tuple[str, str, str, str | None]] = field(default_factory=list)
+
+    async def write(self, asked: Asked, do: Callable[[], Awaitable[Answer]]) -> Answer:
+        self.written.append((asked.author, asked.action, asked.subject, asked.request_id))
+        return await do()
+
+
+@dataclass
 class Turns:
     """Seats that note what is asked of them."""
 
     asked: list[tuple[str, str]] = field(default_factory=list)
     seats: set[str] = field(default_factory=lambda: {ANNA})
+    audit: Log = field(default_factory=lambda: Log())
 
     def want(self, lease_id: str) -> bool:
         self.asked.append((lease_id, "want"))
@@ -73,7 +86,7 @@ class Metrics:
 async def site() -> AsyncIterator[tuple[Pages, Turns]]:
     turns = Turns()
     service = TurnService(cast(Any, Leases()), cast(Any, turns))
-    async with serving(public_turns(cast(Any, Socket(Metrics())), service)) as pages:
+    async with serving(public_turns(cast(Any, Socket(Metrics())), service, cast(Any, turns.audit))) as pages:
         yield pages, turns
 
 
@@ -92,6 +105,9 @@ async def test_a_user_wakes_and_gives_up_their_own(site: tuple[Pages, Turns]) ->
     assert await ask(pages, "anna-token", f"{ANNA}/wake") == (200, document)
     assert await ask(pages, "anna-token", f"{ANNA}/yield") == (200, document)
     assert turns.asked == [(ANNA, "want"), (ANNA, "give up")]
+    assert turns.audit.written == [
+        ("anna", "turn: wake", "user:anna", None), ("anna", "turn: yield", "user:anna", None),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

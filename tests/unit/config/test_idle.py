@@ -24,7 +24,7 @@ def test_what_is_left_out_has_its_default() -> None:
         ({"after": -1}, 'after is -1: give a number of seconds, like "after": 3600'),
         ({"after": True}, "after is True: give a number of seconds"),
         ({"after": 600}, "first_warning 900, second_warning 3300 and after 600 have to follow one another"),
-        ({"action": "kill"}, 'action is \'kill\': write "action": "stop", or "nothing"'),
+        ({"action": "kill"}, 'action is \'kill\': write "action": "stop", "sleep" or "nothing"'),
         ({"only_when_waiting": 1}, "only_when_waiting is 1: write True or False"),
     ],
 )

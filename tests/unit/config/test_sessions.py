@@ -53,8 +53,8 @@ def test_what_is_left_out_has_its_default() -> None:
         ({"move_out": "kill"}, "move_out is 'kill': take 'stop' or 'nothing'."),
         (
             {"move_out": "sleep"},
-            "move_out is 'sleep': no pool here can put a server to sleep yet. Take 'stop', which warns "
-            "15 and 5 minutes before, or 'nothing'.",
+            "move_out is 'sleep': a server that sleeps keeps its seat, so that makes no room. Take 'stop', "
+            "which warns 15 and 5 minutes before, or 'nothing'.",
         ),
         ({"exdates": "2026-10-12"}, "exdates must be a list of at most 1000."),
         ({"changes": [{"on": "2026-10-12"}]}, 'A change has "on", "begins" and "length_seconds".'),

@@ -107,3 +107,18 @@ def test_what_cannot_work_is_a_problem() -> None:
             "Correct the setting: the broker doesn't start with it",
         ),
     )
+
+
+def test_a_pool_of_turns_says_its_seats_and_what_is_kept_for_each() -> None:
+    pools = parse_pools([{"name": "turns", "mode": "turns", "max_turn": 30}])
+    tiers = parse_tiers([{"name": "turns", "mode": "turns", "memory": "24G", "mem_limit": "8G"}])
+    pooling = make_pooling(pools, tiers, [H0, H1], Host(False, MPS, memory_bytes=512 << 30))
+    facts = Facts(tiers=tiers, pooling=pooling, simulated=False)
+    assert tuple(pool_findings(facts)) == (
+        ok(
+            "Pool turns",
+            "2 devices, mode turns, 14 seats, 24 GiB of main memory kept for each while it sleeps, turns of "
+            "up to 30 s while others wait",
+        ),
+        ok("Tier turns", "mode turns, 24 GiB of a GPU while it is awake, guarantee guarded"),
+    )

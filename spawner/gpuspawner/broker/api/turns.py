@@ -60,15 +60,15 @@ class TurnHandler(Handler):
     async def post(self, lease_id: str, action: str) -> None:
         """200 with the turn; 409 if the lease has none."""
         try:
-            self.check(lease_id)
-            self.answer(self.turns.act(lease_id, action))
+            self.answer(await self.act(lease_id, action))
         except Refusal as refusal:
             self.refuse(refusal)
         except Fault as fault:
             self.refuse(self.refusal_of(fault))
 
-    def check(self, lease_id: str) -> None:
+    async def act(self, lease_id: str, action: str) -> dict[str, Any]:
         """Whoever reaches the socket may do it."""
+        return self.turns.act(lease_id, action)
 
 
 PATH = r"/turns/([0-9a-f]{32})/(wake|yield)"

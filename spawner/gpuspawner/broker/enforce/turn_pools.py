@@ -57,10 +57,18 @@ class Turns:
     # ---- the interface of a mode
 
     def begin(self) -> None:
-        """Opens the pools of the settings; seats of running leases are admitted as they are."""
+        """Opens the pools of the settings; seats of running leases are admitted as they are.
+
+        Leases from before a change of the settings keep their turns until they end, in whatever pool their
+        GPUs are now.
+        """
         if self._around.facts.simulated:
             return
-        for name, settings in self._around.pooling().turns.items():
+        pooling = self._around.pooling()
+        left = [lease for lease in self._around.holders.leases() if lease.mode is Mode.TURNS]
+        held = {uuid for lease in left for uuid in lease.device_uuids if uuid in pooling.terms}
+        former = {pooling.terms[uuid].pool: TurnSettings() for uuid in held}
+        for name, settings in {**former, **pooling.turns}.items():
             if name not in self._pools:
                 self._pools[name] = pool = TurnPool(name, settings, self._around, self._pace)
                 self._around.spawn(pool.run())
@@ -118,6 +126,10 @@ class Turns:
     def want(self, lease_id: str) -> bool:
         """Its user asks for a GPU now; whether it has a seat."""
         return any(pool.want(lease_id) for pool in self._pools.values())
+
+    def rest(self, lease_id: str) -> bool:
+        """What it has on a GPU moves to main memory; whether it has a seat and its memory can move."""
+        return any(pool.rest(lease_id) for pool in self._pools.values())
 
     def give_up(self, lease_id: str) -> bool:
         """Its user gives up the turn; whether it has a seat."""
@@ -183,6 +195,10 @@ class TurnPool:
             return False
         self._keeper.give_up(lease_id)
         return True
+
+    def rest(self, lease_id: str) -> bool:
+        """Whether it has a seat here and its memory can move; it then sleeps until it wants a GPU."""
+        return self._keeper is not None and self._keeper.rest(lease_id)
 
     # ---- private
 

@@ -177,6 +177,16 @@ class TurnKeeper:
         if entry.turn is Turn.AWAKE:
             self._begin(Action(Step.PAUSE, lease_id))
 
+    def rest(self, lease_id: str) -> bool:
+        """Its memory moves to main memory, until it wants a GPU again. False if it can't, or has no seat."""
+        entry = self._entries.get(lease_id)
+        if entry is None or entry.unmovable_since is not None:
+            return False
+        if entry.turn is not Turn.ASLEEP:
+            entry.wants_since = None
+            self._begin(Action(Step.SLEEP, lease_id))
+        return True
+
     def status(self) -> tuple[SeatStatus, ...]:
         """Every seat, as it is known now."""
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]

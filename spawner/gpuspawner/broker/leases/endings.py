@@ -55,7 +55,7 @@ Sleep = Callable[[Lease, str], Awaitable[bool]]
 
 
 async def cannot_sleep(lease: Lease, reason: str) -> bool:
-    """No mode can: the server is stopped. The settings refuse `sleep`, so this is the whole seam."""
+    """No mode can: the server is stopped."""
     return False
 
 
@@ -95,6 +95,8 @@ class Followed:
     """The notice that it ends; notices of other modules are not changed."""
     of_idleness: str = ""
     """The notice that it is idle."""
+    slept: bool = False
+    """Whether its user was told that it was put to sleep."""
     left_over: str = ""
     """The notice that an earlier broker gave for either."""
 
@@ -112,6 +114,8 @@ class EndingParts:
     timezone: str = "UTC"
     clock: Clock = utc_now
     sleep: Sleep = cannot_sleep
+    can_sleep: Callable[[Lease], bool] = lambda lease: True
+    """Whether its mode can put a lease to sleep; where it can't, warnings say that the server is stopped."""
 
 
 class Endings:
@@ -289,18 +293,24 @@ class Endings:
     async def _look_at_idleness(self, lease: Lease, now: datetime) -> None:
         followed = self._follow(lease)
         look = Look(now, self._parts.allocator.capacity(lease.want).waiting > 0, self._parts.timezone)
-        verdict = judge(self._parts.idle, self._activity(lease, now), followed.warned, look)
+        rules = self._parts.idle
+        if rules.action is EndAction.SLEEP and not self._parts.can_sleep(lease):
+            rules = replace(rules, action=EndAction.STOP)
+        verdict = judge(rules, self._activity(lease, now), followed.warned, look)
         match verdict.step:
             case Step.BACK:
                 await self._take_back(lease, followed.of_idleness, followed.of_end)
-                followed.warned, followed.of_idleness = Warned(), ""
+                followed.warned, followed.of_idleness, followed.slept = Warned(), "", False
             case Step.FIRST_WARNING | Step.SECOND_WARNING:
                 await self._parts.service.tell(lease.id, verdict.sentence)
                 followed.of_idleness = verdict.sentence
                 first = verdict.step is Step.FIRST_WARNING
                 followed.warned = Warned(now) if first else replace(followed.warned, second_at=now)
             case Step.ACT:
-                await self._end(lease, self._parts.idle.action, f"idle: {verdict.sentence}")
+                slept = await self._end(lease, rules.action, f"idle: {verdict.sentence}")
+                if slept and not followed.slept:
+                    await self._parts.service.tell(lease.id, verdict.sentence)
+                    followed.of_idleness, followed.slept = verdict.sentence, True
 
     async def _remove_left_over(self, lease: Lease) -> None:
         """Remove an earlier broker's warning: its user has to be warned again, and it names a wrong time."""
@@ -343,13 +353,14 @@ class Endings:
             for lease_id in [each for each in known if each not in lease_ids]:
                 del known[lease_id]
 
-    async def _end(self, lease: Lease, action: EndAction, reason: str) -> None:
-        """Put it to sleep if that is wanted and can be done, else stop it."""
+    async def _end(self, lease: Lease, action: EndAction, reason: str) -> bool:
+        """Put it to sleep if that is wanted and can be done, else stop it. Returns whether it sleeps."""
         try:
             if action is EndAction.SLEEP and await self._parts.sleep(lease, reason):
-                return
+                return True
             await self._parts.service.release(lease.id, reason)
         except LedgerFault:
             raise
         except GpuSpawnerError as error:  # the lease has ended in the ledger; a later round does the rest
             self._log.warning("A server that has to end still runs, retrying: %s lease=%s", error, lease.id)
+        return False

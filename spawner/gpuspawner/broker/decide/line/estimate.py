@@ -34,6 +34,8 @@ _LEAST_FUTURES = 8
 _STEPS = 4000
 """At most this many sessions are drawn for one estimate: a long queue gets fewer futures."""
 _LEAST_SIDE_SECONDS = 30.0
+_LEAST_SIDE_FRACTION = 0.04
+"""A side is at least this part of the wait: where all futures agree, they still leave something out."""
 _LEAST_WIDTH_SECONDS = 300.0
 """A range as narrow as this is told however short the wait is."""
 KEPT_ARRIVALS = 20_000
@@ -149,8 +151,9 @@ class Estimator:
         starts = sorted(begin.at_seconds for begin in begins)
         middle = statistics.median(starts)
         aside = int(_SIDE * len(starts))
-        before = max(_LEAST_SIDE_SECONDS, middle - starts[aside])
-        after = max(_LEAST_SIDE_SECONDS, starts[-1 - aside] - middle)
+        least = max(_LEAST_SIDE_SECONDS, _LEAST_SIDE_FRACTION * (middle - now_seconds))
+        before = max(least, middle - starts[aside])
+        after = max(least, starts[-1 - aside] - middle)
         low, high = self._edges()
         earliest = max(now_seconds, middle + low * (before if low < 0 else after))
         latest = max(now_seconds, middle + high * (after if high > 0 else before))

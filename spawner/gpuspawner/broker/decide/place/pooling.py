@@ -44,9 +44,12 @@ class Pooling:
         """This one with the devices that only `later` has. Those that are here keep their terms."""
         late = [device for device in later.devices if device.uuid not in self.terms]
         uuids = {device.uuid for device in late}
+        # A pool of turns keeps its seats: they are those of its leases, whatever main memory is free now.
+        seated = {each.pool: each for each in self.terms.values() if each.in_turns}
+        terms = {uuid: seated.get(later.terms[uuid].pool, later.terms[uuid]) for uuid in uuids}
         return Pooling(
             devices=(*self.devices, *late),
-            terms={**self.terms, **{uuid: later.terms[uuid] for uuid in uuids}},
+            terms={**self.terms, **terms},
             managed=self.managed | (later.managed & uuids),
             warnings=tuple(warning for warning in later.warnings if warning not in self.warnings),
             turns={**later.turns, **self.turns},

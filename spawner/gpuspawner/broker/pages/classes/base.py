@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from tornado.web import HTTPError
-
 from ....core.units import Clock, utc_now
 from ...api.access import Viewer
 from ...api.classes import Classes
@@ -43,7 +41,8 @@ class ClassBase(WritingPage):
         self.tools, self.audit = tools, tools.rules.audit
 
     def may_see(self, viewer: Viewer) -> bool:
-        return bool(viewer.read)
+        """The page of a class, with all that belongs to it, is for those whose scope covers the class."""
+        return viewer.read.covers(self.path_args[:1]) if self.path_args else bool(viewer.read)
 
     @property
     def hub_name(self) -> str:
@@ -58,11 +57,6 @@ class ClassBase(WritingPage):
     def reads(self, readings: Readings) -> Mapping[str, str]:
         """No meter moves here by itself."""
         return {}
-
-    def check_group(self, group: str) -> None:
-        """Raises HTTPError 403 for a class that the viewer may not see."""
-        if not self.viewer.read.covers((group,)):
-            raise HTTPError(403, "%s may not see the class %s", self.viewer.author, group)
 
     def may_write(self, group: str) -> bool:
         """Whether the viewer may change something of the class."""

@@ -60,7 +60,6 @@ class RosterPage(ClassBase):
 
     async def content(self, *path: str) -> ClassPage:
         group = path[0]
-        self.check_group(group)
         roster = await self._roster(group)
         return class_page(
             roster, self.scene(), may_write=self.may_write(group), simulated=self.tools.simulated
@@ -69,12 +68,10 @@ class RosterPage(ClassBase):
     def reads(self, readings: Readings) -> Mapping[str, str]:
         """Those of the class."""
         group = self.path_args[0]
-        self.check_group(group)
         return readings.of_group(group)
 
     async def carry_out(self, what: str, *path: str) -> Said | Question:
         group = path[0]
-        self.check_group(group)
         match what:
             case "stop":
                 return await self._stop(group)

@@ -83,7 +83,6 @@ class ScheduleHandler(ClassBase):
 
     async def content(self, *path: str) -> SchedulePage:
         group = path[0]
-        self.check_group(group)
         rules, now = self.tools.rules, self.tools.clock()
         known = rules.rulebook.known
         today = now.astimezone(ZoneInfo(known.timezone)).date()
@@ -101,7 +100,6 @@ class ScheduleHandler(ClassBase):
 
     async def carry_out(self, what: str, *path: str) -> Said | Question:
         group = path[0]
-        self.check_group(group)
         match what:
             case "add":
                 return await self._add(group)
