@@ -53,9 +53,8 @@ def start_hub(
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-    def lower_limit() -> None:
-        if open_files:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
 
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -65,7 +64,7 @@ def start_hub(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=lower_limit,
+            preexec_fn=limit if open_files else None,
         )
 
 

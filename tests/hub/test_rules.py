@@ -59,6 +59,14 @@ async def refusals(hub: HubProcess, reason: str) -> int:
     return sum(int(float(found)) for found in re.findall(label, text))
 
 
+async def phases(hub: HubProcess) -> dict[str, int]:
+    """How many starts came through each phase."""
+    async with hub.session() as session, session.get("/hub/metrics") as answer:
+        text = await answer.text()
+    found = re.findall(r'^gpuspawner_spawn_phase_seconds_count\{phase="(\w+)"\} (\S+)$', text, re.MULTILINE)
+    return {phase: int(float(count)) for phase, count in found}
+
+
 async def test_a_refusal_by_form_rest_and_link_is_the_same(hub: HubProcess) -> None:
     await make_group(hub, "students", ["ada"], {})
     assert (await hub.spawn("ada", {"profile": "gpu"}, "train")).ready
@@ -72,6 +80,7 @@ async def test_a_refusal_by_form_rest_and_link_is_the_same(hub: HubProcess) -> N
         page = await browser.get("/hub/spawn/ada?opt-profile=gpu")
         assert (browser.status, sentence in page) == (403, True)
     assert await refusals(hub, "quota_devices") == 3
+    assert await phases(hub) == {"image": 1, "gpu": 1, "container": 1, "server": 1}
     assert "Traceback" not in hub.log
     await hub.stop_server("ada", "train")
 

@@ -443,8 +443,13 @@ class GpuBroker(Application):
             rank=self._turn_rank,
         )
         enforcement = Enforcement(tools, self.service)
-        self.allocator.on_lease = enforcement.on_lease
+        self.allocator.on_lease = self._on_lease
         return enforcement
+
+    def _on_lease(self, lease: Lease) -> None:
+        """The allocator has committed this lease."""
+        self.measures.lease_times.on_lease(lease)
+        self.enforcement.on_lease(lease)
 
     def _turn_service(self) -> TurnService:
         return TurnService(self.allocator, self.enforcement.turns)
@@ -454,7 +459,10 @@ class GpuBroker(Application):
         return (-float(self.gate.claim_of(lease).priority),)
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
-        self.measures = Metrics()
+        self.measures = Metrics(tier.name for tier in self.tiers if tier.needs_gpu)
+        self.measures.lease_times.adopt(self.allocator.leases())
+        self.rules.audit.on_end = self.measures.audited
+        ledger.on_fault = self.measures.ledger_failed
         self.engine = DockerEngine(log=self.log)
         self.way_in = WayIn(self.node, self.engine, self._device_uuids, simulated=self.facts.simulated)
         self.folders = DiskFolders(

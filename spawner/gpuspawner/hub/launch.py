@@ -170,6 +170,7 @@ class Launch:
             await release(self._broker, self.lease.id)
 
     async def _launch(self, image: dict[str, Any], patch: ContainerPatch | None) -> tuple[str, int]:
+        self._progress.enter(Step.CONTAINER)
         plan = await self._steps.plan_container(self.job, image, patch)
         self._plan = plan
         self._command = str((plan.create.get("command") or [""])[0])

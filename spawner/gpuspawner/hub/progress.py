@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
@@ -39,17 +40,27 @@ class StepView:
 
 
 class Progress:
-    """Collects events; each follower gets all of them, also those from before it connected."""
+    """Collects events; each follower gets all of them, also those from before it connected.
 
-    def __init__(self) -> None:
+    `passed(step, seconds)` is called for each step that was completed, with how long it took.
+    """
+
+    def __init__(
+        self,
+        passed: Callable[[Step, float], None] = lambda step, seconds: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._events: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
         self._steps: tuple[Step, ...] = WITHOUT_GPU
         self.ended = False
+        self._passed, self._monotonic = passed, monotonic
+        self._current: tuple[Step, float] | None = None
 
     def begin(self, steps: Sequence[Step]) -> None:
         """Says which steps the start has."""
         self._steps = tuple(steps)
+        self._current = self._steps[0], self._monotonic()
 
     def say(self, percent: int, message: str, step: Step = Step.IMAGE, advice: str = "", **more: Any) -> None:
         """Adds an event in the format of JupyterHub's progress page. The same event isn't repeated.
@@ -57,6 +68,7 @@ class Progress:
         JupyterHub passes our own keys on: `step`, all `steps`, and `more`, which is JSON. `advice` is for
         people who read JupyterHub's own page; programs get only the message.
         """
+        self.enter(step)
         event: dict[str, Any] = {"progress": percent, "message": message, "step": step.value}
         event["steps"] = [each.value for each in self._steps]
         event.update(more)
@@ -66,8 +78,10 @@ class Progress:
             self._events.append(event)
             self._wake()
 
-    def end(self) -> None:
-        """Ends the stream: every follower stops after the last event."""
+    def end(self, *, done: bool = False) -> None:
+        """Ends the stream: every follower stops after the last event. `done`: the server has started."""
+        if done:
+            self.enter(None)
         self.ended = True
         self._wake()
 
@@ -103,6 +117,15 @@ class Progress:
                 return
             if not changed.is_set():
                 await changed.wait()
+
+    def enter(self, step: Step | None) -> None:
+        """The start is in this step now, or through with all of them (None). Tells followers nothing."""
+        if self._current is None or self._current[0] is step:
+            return
+        now = self._monotonic()
+        before, since = self._current
+        self._current = None if step is None else (step, now)
+        self._passed(before, now - since)
 
     def _wake(self) -> None:
         self._changed.set()

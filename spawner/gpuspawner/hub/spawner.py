@@ -55,6 +55,7 @@ from .kernels import KernelReporter, token_of
 from .lab import Lab, create
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, release
+from .metrics import phase_passed
 from .names import check_names, escape_name, oauth_client_of
 from .network import LabNetwork, Reach, gateway_of
 from .offer import Menu
@@ -340,7 +341,7 @@ class GpuDockerSpawner(DockerSpawner):
         self.lease_id = ""
         self._site_image = ""
         self._refused_form: object = None
-        self._progress = Progress()
+        self._progress = Progress(phase_passed)
         self._starting = False
         self._ended = ""
         self._doubted = False
@@ -545,7 +546,7 @@ class GpuDockerSpawner(DockerSpawner):
         """
         self._starting, self._ended = True, ""
         if self._progress.ended:
-            self._progress = Progress()
+            self._progress = Progress(phase_passed)
         launch: Launch | None = None
         done = False
         try:
@@ -574,7 +575,7 @@ class GpuDockerSpawner(DockerSpawner):
                 if launch is not None:
                     self.shared.removals.begin(launch.job.name, launch.give_back())
             self._starting = False
-            self._progress.end()
+            self._progress.end(done=done)
 
     def _make_job(self, choice: Choice) -> LaunchJob:
         """The server to start. Until the end, `image` is what was chosen: for names and the site's hooks.

@@ -246,7 +246,11 @@ async def test_without_docker_it_answers_and_gives_nothing_out(
             session.get("http://b/metrics") as response,
         ):
             lines = (await response.text()).splitlines()
-        assert {'gpuspawner_devices{health="healthy"} 2.0', "gpuspawner_docker_up 0.0"} <= set(lines)
+        assert {
+            'gpuspawner_devices{mode="whole",state="free"} 2.0',
+            'gpuspawner_queue_length{tier="gpu"} 0.0',
+            "gpuspawner_docker_up 0.0",
+        } <= set(lines)
         with pytest.raises(BrokerUnavailable, match="can't reach Docker yet"):
             await client.acquire(REQUEST, lambda *_: None).__aenter__()
 

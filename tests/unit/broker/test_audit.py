@@ -36,7 +36,8 @@ async def log_of(ledger: Ledger, **search: Any) -> list[Write]:
 
 
 async def test_what_was_done(ledger: Ledger, times: Any) -> None:
-    audit = Audit(ledger, clock=times.now)
+    audit, results = Audit(ledger, clock=times.now), list[Result]()
+    audit.on_end = results.append
     answer = await audit.write(ASKED, Work())
     (write,) = await log_of(ledger)
     assert answer == Answer(200, '{"seconds": 5}', "Extended by 5 seconds.", write.id)
@@ -47,6 +48,7 @@ async def test_what_was_done(ledger: Ledger, times: Any) -> None:
         answer='{"seconds": 5}',
     )  # fmt: skip
     assert await ledger.audited_write(write.id) == write
+    assert results == [Result.DONE]
     assert await ledger.audited_write("other") is None
 
 
@@ -55,8 +57,11 @@ async def test_what_was_done(ledger: Ledger, times: Any) -> None:
     [(NotAllowed("Save your work."), Result.REFUSED), (HubFault("The hub is silent."), Result.FAILED)],
 )
 async def test_what_was_refused_or_failed(ledger: Ledger, error: Exception, result: Result) -> None:
+    audit, results = Audit(ledger), list[Result]()
+    audit.on_end = results.append
     with pytest.raises(type(error)):
-        await Audit(ledger).write(ASKED, Work(error))
+        await audit.write(ASKED, Work(error))
+    assert results == [result]
     assert [(each.result, each.message) for each in await log_of(ledger)] == [(result, str(error))]
 
 

@@ -24,6 +24,8 @@ async def test_locked_by_another_program(path: Path, times: Any, monkeypatch: py
     await ledger.save(PAIR, at=NOON)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
+    faults: list[str] = []
+    ledger.on_fault = lambda: faults.append("fault")
     with pytest.raises(LedgerFault) as fault:
         await ledger.save(PAIR_RUNNING, at=NOON)
     assert str(fault.value) == (
@@ -32,6 +34,7 @@ async def test_locked_by_another_program(path: Path, times: Any, monkeypatch: py
     )
     assert fault.value.__cause__ is not None
     assert await ledger.living() == (PAIR,)  # reading goes on
+    assert faults == ["fault"]
     with pytest.raises(LedgerFault, match="is locked by another program: close it"):
         await times.make_ledger(path).open()
     other.execute("ROLLBACK")

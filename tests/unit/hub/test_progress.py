@@ -90,3 +90,33 @@ def test_the_steps_as_they_are_now() -> None:
         StepView("container", "Container", "todo"),
         StepView("server", "JupyterLab", "todo"),
     ]
+
+
+def test_each_step_that_was_completed_says_how_long_it_took() -> None:
+    passed: list[tuple[str, float]] = []
+    now = 100.0
+    progress = Progress(lambda step, seconds: passed.append((step.value, seconds)), lambda: now)
+    progress.begin(tuple(Step))
+    now = 101.0
+    progress.say(2, "Pulling", Step.IMAGE)
+    now = 103.0
+    progress.say(5, "Asking for a GPU", Step.GPU)
+    now = 110.0
+    progress.say(10, "2nd in line", Step.GPU)
+    now = 113.0
+    progress.enter(Step.CONTAINER)
+    now = 114.0
+    progress.say(60, "Container started", Step.SERVER)
+    assert passed == [("image", 3.0), ("gpu", 10.0), ("container", 1.0)]
+    now = 116.0
+    progress.end(done=True)
+    assert passed[3:] == [("server", 2.0)]
+
+
+def test_a_step_in_which_a_start_failed_does_not_count() -> None:
+    passed: list[str] = []
+    progress = Progress(lambda step, seconds: passed.append(step.value))
+    progress.begin(tuple(Step))
+    progress.say(5, "Asking for a GPU", Step.GPU)
+    progress.end()
+    assert passed == ["image"]

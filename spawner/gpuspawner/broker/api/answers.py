@@ -8,6 +8,7 @@ from typing import Any
 
 from ...core.disk import Disk
 from ...core.model import Tier
+from ...core.units import utc_now
 from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
 from ..decide.snapshot import TurnView
@@ -88,8 +89,7 @@ class View:
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""
         self._about.blind()
-        healthy = (view.health.healthy for view in self._allocator.snapshot().devices)
-        return self._about.metrics.text(self._allocator.leases(), healthy)
+        return self._about.metrics.text(self._allocator.snapshot(), utc_now())
 
     def _tier(self, tier: Tier) -> TierDocument:
         if not tier.needs_gpu:

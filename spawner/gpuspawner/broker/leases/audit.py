@@ -50,6 +50,8 @@ class Audit:
         self._log = log or logging.getLogger(__name__)
         self._clock = clock
         self._running: set[tuple[str, str]] = set()
+        self.on_end: Callable[[Result], None] = lambda result: None
+        """Called with the result of each change; must not fail."""
 
     async def write(self, asked: Asked, do: Callable[[], Awaitable[Answer]]) -> Answer:
         """Calls `do` and records who asked for it, and the result.
@@ -101,6 +103,7 @@ class Audit:
     async def _end(self, write: Write) -> None:
         """Records the result. If that fails, the change stands all the same: it is only logged."""
         ended = replace(write, ended_at=self._clock())
+        self.on_end(ended.result)
         self._log.info(
             "%s by %s (%s): %s %s%s", ended.result.value.capitalize(), ended.author, ended.via, ended.action,
             ended.subject, f": {ended.message}" if ended.message else "",

@@ -103,6 +103,8 @@ class Ledger:
         """After `open`: ids of the running leases that are not charged: a reboot ended their interval.
         Only Docker knows whether their containers run again."""
         self._beating: asyncio.Task[None] | None = None
+        self.on_fault: Callable[[], None] = lambda: None
+        """Called, on the event loop, for each read or write that failed; must not fail."""
 
     async def open(self) -> None:
         """Connect, migrate, and end what a reboot interrupted.
@@ -345,7 +347,11 @@ class Ledger:
         return await self._in_thread(run)
 
     async def _in_thread(self, run: Callable[..., T], *args: object) -> T:
-        return await self._thread.run(lambda: run(*args))
+        try:
+            return await self._thread.run(lambda: run(*args))
+        except LedgerFault:
+            self.on_fault()
+            raise
 
     def _connected(self, connection: Any, _record: object) -> None:
         """Remembers PostgreSQL's connection, to break it if it does not answer; in the ledger's thread."""

@@ -5,32 +5,70 @@ Units are base units. For GPU hardware metrics, use dcgm-exporter.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter as Tally
 from collections.abc import Iterable
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ...core.disk import Disk
 from ...core.errors import all_refusals
-from ...core.model import Lease, LeaseState
+from ...core.model import LeaseState
+from ...core.want import Mode
 from ...node.api import Offence
+from ..decide.snapshot import DeviceView, Snapshot
+from ..ledger import Result
+from .lease_times import LeaseTimes
 
 LOOPS = ("reconcile", "events", "hold", "removals", "enforcement", "late", "closures", "reloads", "turns")
 TURN_STEPS = ("pause", "sleep", "wake", "end")
 STEPS = ("set_running", "charge", "release", "remove", "adopt")
+DEVICE_STATES = ("free", "in_use", "drained", "out_of_service")
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900)
+_WAIT_BUCKETS = (1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 
 
 class Metrics:
-    """All metrics of one broker, in their own registry."""
+    """All metrics of one broker, in their own registry.
 
-    def __init__(self) -> None:
+    `tiers` are the names of the tiers that need a GPU: their queues exist from the start.
+    """
+
+    def __init__(self, tiers: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
+        self._tiers = set(tiers)
+        self._add_leases()
+        self._add_failures()
+        self._add_guard()
+        self._add_disks()
+        self._add_turns()
+        self._fill()
+        self.lease_times = LeaseTimes(self._waited, self._used)
+        """Needs each committed lease: the queue's waits and the GPU-seconds are counted there."""
+
+    def _add_leases(self) -> None:
         self._leases = Gauge(
             "gpuspawner_leases", "Leases that have not ended", ["state"], registry=self.registry
         )
-        self._devices = Gauge("gpuspawner_devices", "Devices", ["health"], registry=self.registry)
-        self._queue = Gauge("gpuspawner_queue_length", "Leases that wait", registry=self.registry)
+        self._devices = Gauge(
+            "gpuspawner_devices", "GPUs and MIG instances", ["mode", "state"], registry=self.registry
+        )
+        self._queue = Gauge("gpuspawner_queue_length", "Leases that wait", ["tier"], registry=self.registry)
+        self._oldest = Gauge(
+            "gpuspawner_queue_oldest_seconds", "How long the lease that waits longest has waited", ["tier"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._queue_wait = Histogram(
+            "gpuspawner_queue_wait_seconds", "How long leases waited that got their devices", ["tier"],
+            buckets=_WAIT_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self._gpu_seconds = Counter(
+            "gpuspawner_gpu_seconds",
+            "Used GPU-seconds: a slice or MIG instance counts as its part of the GPU",
+            ["group"],
+            registry=self.registry,
+        )
         self.acquire_seconds = Histogram(
             "gpuspawner_acquire_seconds",
             "From the request to the lease, waiting included",
@@ -40,6 +78,8 @@ class Metrics:
         self._refusals = Counter(
             "gpuspawner_refusals", "Requests refused", ["reason"], registry=self.registry
         )
+
+    def _add_failures(self) -> None:
         self._steps = Counter(
             "gpuspawner_reconcile_steps", "Steps that made ledger and Docker agree", ["step"],
             registry=self.registry,
@@ -47,6 +87,18 @@ class Metrics:
         self._errors = Counter(
             "gpuspawner_loop_errors", "Rounds of a loop that failed", ["loop"], registry=self.registry
         )
+        self._ledger_errors = Counter(
+            "gpuspawner_ledger_errors", "Reads and writes of the ledger that failed", registry=self.registry
+        )
+        self._audit_writes = Counter(
+            "gpuspawner_audit_writes", "Changes that people asked for, as the audit log has them", ["result"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.docker_up = Gauge(
+            "gpuspawner_docker_up", "Whether the last round could read Docker", registry=self.registry
+        )
+
+    def _add_guard(self) -> None:
         self._ended = Counter(
             "gpuspawner_guard_ended", "Processes that the guard ended", ["offence"], registry=self.registry
         )
@@ -58,6 +110,8 @@ class Metrics:
             "Devices whose processes can't be read: no quota is enforced there",
             registry=self.registry,
         )
+
+    def _add_disks(self) -> None:
         self._free = Gauge(
             "gpuspawner_disk_free_bytes", "Free space of a disk that labs or broker fill", ["holds"],
             registry=self.registry,
@@ -65,9 +119,8 @@ class Metrics:
         self._total = Gauge(
             "gpuspawner_disk_total_bytes", "Size of that disk", ["holds"], registry=self.registry
         )
-        self.docker_up = Gauge(
-            "gpuspawner_docker_up", "Whether the last round could read Docker", registry=self.registry
-        )
+
+    def _add_turns(self) -> None:
         self._switches = Counter(
             "gpuspawner_turn_switches", "Leases in turns that were paused, moved to host memory or woken",
             ["step", "done"], registry=self.registry,
@@ -76,23 +129,26 @@ class Metrics:
             "gpuspawner_turn_switch_seconds", "How long that took", ["step"], buckets=_BUCKETS,
             registry=self.registry,
         )  # fmt: skip
-        for kind in TURN_STEPS:
-            self._switch_seconds.labels(kind)
-            for done in ("yes", "no"):
-                self._switches.labels(kind, done)
-        for state in LeaseState:
-            if state is not LeaseState.CLOSED:
-                self._leases.labels(state.value)
-        for health in ("healthy", "withdrawn"):
-            self._devices.labels(health)
-        for reason in all_refusals():
-            self._refusals.labels(reason)
-        for step in STEPS:
-            self._steps.labels(step)
-        for offence in Offence:
-            self._ended.labels(offence.value)
-        for loop in LOOPS:
-            self._errors.labels(loop)
+
+    def _fill(self) -> None:
+        """All label values that are known from the start."""
+        known: dict[Counter | Gauge | Histogram, Iterable[tuple[str, ...]]] = {
+            self._leases: ((state.value,) for state in LeaseState if state is not LeaseState.CLOSED),
+            self._devices: itertools.product((mode.value for mode in Mode), DEVICE_STATES),
+            self._queue: ((tier,) for tier in self._tiers),
+            self._oldest: ((tier,) for tier in self._tiers),
+            self._queue_wait: ((tier,) for tier in self._tiers),
+            self._refusals: ((reason,) for reason in all_refusals()),
+            self._steps: ((step,) for step in STEPS),
+            self._errors: ((loop,) for loop in LOOPS),
+            self._audit_writes: ((result.value,) for result in Result if result is not Result.BEGUN),
+            self._ended: ((offence.value,) for offence in Offence),
+            self._switches: itertools.product(TURN_STEPS, ("yes", "no")),
+            self._switch_seconds: ((step,) for step in TURN_STEPS),
+        }
+        for metric, labels in known.items():
+            for each in labels:
+                metric.labels(*each)
 
     def refused(self, reason: str) -> None:
         """Counts a refusal."""
@@ -116,6 +172,14 @@ class Metrics:
         """Counts an MPS daemon that ended by itself."""
         self._mps_deaths.inc()
 
+    def audited(self, result: Result) -> None:
+        """Counts a change that somebody asked for."""
+        self._audit_writes.labels(result.value).inc()
+
+    def ledger_failed(self) -> None:
+        """Counts a read or write of the ledger that failed."""
+        self._ledger_errors.inc()
+
     def failed(self, loop: str) -> None:
         """Counts a failed round of a loop."""
         self._errors.labels(loop).inc()
@@ -128,14 +192,42 @@ class Metrics:
             self._free.labels(disk.holds).set(disk.free_bytes)
             self._total.labels(disk.holds).set(disk.total_bytes)
 
-    def text(self, leases: Iterable[Lease], healthy: Iterable[bool]) -> bytes:
-        """All metrics in Prometheus' text format, with the current leases and devices."""
-        states = Tally(lease.state for lease in leases)
+    def text(self, snapshot: Snapshot, now: datetime) -> bytes:
+        """All metrics in Prometheus' text format, with the current leases, devices and queue."""
+        states = Tally(lease.state for lease in snapshot.leases)
         for state in LeaseState:
             if state is not LeaseState.CLOSED:
                 self._leases.labels(state.value).set(states[state])
-        self._queue.set(states[LeaseState.WAITING])
-        healths = Tally(healthy)
-        self._devices.labels("healthy").set(healths[True])
-        self._devices.labels("withdrawn").set(healths[False])
+        devices = Tally((view.terms.mode, _condition(view)) for view in snapshot.devices)
+        for mode in Mode:
+            for condition in DEVICE_STATES:
+                self._devices.labels(mode.value, condition).set(devices[mode, condition])
+        self._set_queue(snapshot, now)
+        self.lease_times.settle()
         return generate_latest(self.registry)
+
+    def _set_queue(self, snapshot: Snapshot, now: datetime) -> None:
+        waits: dict[str, list[float]] = {}
+        for lease in snapshot.leases:
+            if lease.state is LeaseState.WAITING:
+                waits.setdefault(lease.tier, []).append((now - lease.created_at).total_seconds())
+        self._tiers |= waits.keys()
+        for tier in self._tiers:
+            seconds = waits.get(tier, [])
+            self._queue.labels(tier).set(len(seconds))
+            self._oldest.labels(tier).set(max(0.0, *seconds) if seconds else 0.0)
+
+    def _waited(self, tier: str, seconds: float) -> None:
+        self._queue_wait.labels(tier).observe(seconds)
+
+    def _used(self, group: str, gpu_seconds: float) -> None:
+        self._gpu_seconds.labels(group).inc(gpu_seconds)
+
+
+def _condition(view: DeviceView) -> str:
+    """The state of a device; one that is out of service or drained may still be in use."""
+    if not view.health.healthy:
+        return "out_of_service"
+    if view.drain is not None:
+        return "drained"
+    return "in_use" if view.holders else "free"

@@ -19,6 +19,9 @@ from .card import HOUR_SECONDS, Card, Facts
 from .desk import Desk
 from .page import OwnPage, Records, facts_at, own_page
 
+RECORDS_SECONDS = 300.0
+"""So often an open page reads the GPU-hours that were used meanwhile."""
+
 
 def own_routes(site: PageSite) -> list[Route]:
     """The routes of this page; last the buttons, each a form that posts to its own address."""
@@ -64,10 +67,11 @@ class OwnHandler(PageHandler):
         return readings.own(self.viewer)
 
     async def _read_records(self, desk: Desk, status: Document) -> None:
-        """Asks the ledger, for an open page again only after one of its leases changed."""
+        """Asks the ledger, for an open page again after one of its leases changed, and now and then."""
         mine = [(each["id"], each["state"]) for each in status["leases"] if self.viewer.is_mine(each)]
-        if self._records is None or mine != self._records_for:
-            self._records, self._records_for = await desk.records(self.viewer), mine
+        wanted = (mine, self.site.clock().timestamp() // RECORDS_SECONDS)
+        if self._records is None or wanted != self._records_for:
+            self._records, self._records_for = await desk.records(self.viewer), wanted
 
     async def outcome(self) -> Mapping[str, str]:
         """What the last button did, where the address names its entry in the audit log."""
