@@ -52,6 +52,10 @@ def start_hub(
     It starts with the soft limit `open_files`; 0: this process's own.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
+
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "jupyterhub", "-f", str(config)],
@@ -60,7 +64,7 @@ def start_hub(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=lambda: open_files and resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard)),
+            preexec_fn=limit if open_files else None,
         )
 
 

@@ -96,7 +96,7 @@ class Lecture:
 
     @staticmethod
     def _read(user: str, event: dict[str, Any], seen: Round) -> None:
-        if "in line" in event["message"]:
+        if event.get("queue"):
             seen.in_line.add(user)
         elif event.get("failed") and user not in seen.in_line:
             seen.failures.append(f"{user}: {event['message'][:300]}")

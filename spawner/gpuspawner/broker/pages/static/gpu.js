@@ -16,8 +16,12 @@ let stop = () => {};
 
 // ---- what is shown
 
+// What the server sent last for each part: what the script wrote into it since then doesn't count as a difference.
+const sent = new Map([...live.querySelectorAll("[data-live]")].map((part) => [part.id, part.innerHTML]));
+
 function swapPart(part, nodes, html) {
-  if (part.innerHTML === html) return;
+  if (sent.get(part.id) === html) return;
+  sent.set(part.id, html);
   // A question that is open stays open, what is marked stays marked, and the focus stays where it is.
   const open = [...part.querySelectorAll("details[open][id]")].map((each) => each.id);
   const rows = [...part.querySelectorAll("tr[id]:has(details[open])")].map((row) => row.id);
@@ -55,7 +59,7 @@ function swapSections(sections) {
     if (!part) continue;
     const template = document.createElement("template");
     template.innerHTML = html;
-    swapPart(part, template.content.childNodes, html);
+    swapPart(part, template.content.childNodes, template.innerHTML);
   }
   showClocks();
 }
