@@ -28,7 +28,7 @@ hub: venv ## set up what is missing and start the hub; Ctrl-C stops it
 	@exec $(PY) -m setup.hub
 
 test: check ## lint, types, and every test of this machine but the slow ones, setting up what is missing
-	@$(PY) -m setup.ready proxy engine programs cdi images </dev/null
+	@$(PY) -m setup.ready proxy engine programs cdi prometheus images </dev/null
 	@$(PYTEST) -m "not slow" $(PARALLEL) $(ARGS) </dev/null
 
 test-slow: venv ## the slow rest: images built in every way, every starter in every image

@@ -73,11 +73,12 @@ def programs() -> None:
 
 def cdi() -> None:
     """The second, newer engine for the tests of CDI. If it is not available, these tests are skipped."""
-    with step("newer Docker Engine for the tests of CDI") as current:
-        script = str(ROOT / "setup" / "engine-cdi.sh")
-        done = subprocess.run([script], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode != 0:
-            current.note = f"not available, its tests are skipped: {' '.join(done.stderr.split())[-300:]}"
+    _unpack("newer Docker Engine for the tests of CDI", "engine-cdi.sh")
+
+
+def prometheus() -> None:
+    """Prometheus and promtool. If they are not available, the tests of the alert rules are skipped."""
+    _unpack("Prometheus for the tests of the alert rules", "prometheus.sh")
 
 
 STEPS: dict[str, Callable[[], None]] = {
@@ -86,6 +87,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "images": images,
     "programs": programs,
     "cdi": cdi,
+    "prometheus": prometheus,
 }
 
 
@@ -105,6 +107,15 @@ def main(names: Sequence[str]) -> int:
         print("\nStopped. Finished steps are kept: run the same command to continue.", file=sys.stderr)
         return 130
     return 0
+
+
+def _unpack(title: str, script: str) -> None:
+    """Runs a script that fetches programs into .cache; without them, tests are skipped."""
+    with step(title) as current:
+        path = str(ROOT / "setup" / script)
+        done = subprocess.run([path], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            current.note = f"not available, its tests are skipped: {' '.join(done.stderr.split())[-300:]}"
 
 
 def _end_service(name: str) -> None:

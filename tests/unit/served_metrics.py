@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -64,13 +64,18 @@ def _labels(found: Metric) -> set[str]:
     return {label for sample in found.samples for label in sample.labels} - {"le"}
 
 
-def series() -> dict[str, frozenset[str]]:
-    """The name of everything that an expression may ask for, with its labels."""
-    found: dict[str, frozenset[str]] = {}
-    for family in (*families(broker_text()), *families(hub_text())):
-        if family.kind == "histogram":
-            found[f"{family.name}_bucket"] = family.labels | {"le"}
-            found[f"{family.name}_sum"] = found[f"{family.name}_count"] = family.labels
-        else:
-            found[family.name] = family.labels
+Series = Mapping[str, Mapping[str, Collection[str]]]
+"""By the name that an expression asks for: the labels, and of each the values that were seen."""
+
+
+def series() -> Series:
+    """Everything that an expression may ask for."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for family in text_string_to_metric_families(broker_text() + hub_text()):
+        for sample in family.samples:
+            if sample.name.endswith("_created"):
+                continue
+            labels = found.setdefault(sample.name, {})
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
     return found
