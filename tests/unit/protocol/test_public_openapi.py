@@ -78,7 +78,7 @@ class Service:
         more = joined(
             public_rules(broker.site, broker.rules, broker.endings),
             class_routes(bench.tools),
-            public_turns(broker.site, TurnService(broker.allocator, turns)),
+            public_turns(broker.site, TurnService(broker.allocator, turns), broker.rules.audit),
         )
 
         def make_desk(api_url: str) -> BrokerDesk:
