@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import aiohttp
 import pytest
 from gpuspawner.protocol.client import BrokerClient
 from gpuspawner.protocol.rules import KernelsMessage
@@ -67,6 +68,17 @@ async def phases(hub: HubProcess) -> dict[str, int]:
     return {phase: int(float(count)) for phase, count in found}
 
 
+async def measured(hub: HubProcess) -> dict[str, float]:
+    """The broker's samples by name and labels."""
+    connector = aiohttp.UnixConnector(str(hub.folder / "broker.sock"))
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        session.get("http://b/metrics") as answer,
+    ):
+        lines = (await answer.text()).splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
+
+
 async def test_a_refusal_by_form_rest_and_link_is_the_same(hub: HubProcess) -> None:
     await make_group(hub, "students", ["ada"], {})
     assert (await hub.spawn("ada", {"profile": "gpu"}, "train")).ready
@@ -81,6 +93,12 @@ async def test_a_refusal_by_form_rest_and_link_is_the_same(hub: HubProcess) -> N
         assert (browser.status, sentence in page) == (403, True)
     assert await refusals(hub, "quota_devices") == 3
     assert await phases(hub) == {"image": 1, "gpu": 1, "container": 1, "server": 1}
+    first, second = await measured(hub), await measured(hub)
+    assert first['gpuspawner_devices{mode="whole",state="in_use"}'] == 1
+    assert first['gpuspawner_queue_wait_seconds_count{tier="gpu"}'] == 1
+    seconds = 'gpuspawner_gpu_seconds_total{group="students"}'
+    assert 0 < first[seconds] < second[seconds]
+    assert second["gpuspawner_ledger_errors_total"] == 0
     assert "Traceback" not in hub.log
     await hub.stop_server("ada", "train")
 
@@ -89,7 +107,10 @@ async def test_what_is_set_at_run_time_is_the_next_start_s_refusal(hub: HubProce
     """`quota`, `grant`, `report` and `session` beside the hub, each with the start that follows."""
     assert (await hub.spawn("bob", {"profile": "gpu"})).ready
     change = ("quota", "set", "user:bob", "devices=0", "gpu_hours=3", "--reason", "exam")
+    before = await measured(hub)
     assert (await command(hub, *change))[0] == 0
+    writes = 'gpuspawner_audit_writes_total{result="done"}'
+    assert (await measured(hub))[writes] == before[writes] + 1
     assert ("bob", "", "running") in await hub.leases()  # who holds a GPU keeps it
     await hub.stop_server("bob")
     sentence = "Your quota has no GPUs: choose another tier, or CPU."

@@ -1,20 +1,27 @@
-"""Dashboard and alert rules ask for what broker and hub really serve, and Prometheus accepts them."""
+"""Dashboard and alert rules ask for what broker and hub really serve, and a real Prometheus answers."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import pytest
 import yaml
 from gpuspawner.core.disk import FULL_BYTES, LOW_BYTES, LOW_FRACTION
 from gpuspawner.core.errors import all_refusals
 
-from tests.unit.served_metrics import Series, series
+from tests.hubstart import free_ports
+from tests.unit.served_metrics import Series, broker_text, hub_text, series
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "grafana"
@@ -168,3 +175,85 @@ def test_promtool_accepts_the_dashboard_s_expressions(tmp_path: Path) -> None:
     path = tmp_path / "panels.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
     assert f"SUCCESS: {len(asked)} rules found" in promtool("check", "rules", str(path))
+
+
+class Served(BaseHTTPRequestHandler):
+    """Hub and broker, as Prometheus sees them."""
+
+    def do_GET(self) -> None:
+        """Answers with the metrics of the one or the other."""
+        text = {"/hub/metrics": hub_text, "/services/gpu/metrics": broker_text}[self.path]().encode()
+        self.send_response(200 if self.headers["Authorization"] == "token secret" else 403)
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def scraped(tmp_path: Path) -> Iterator[str]:
+    """The address of a real Prometheus with the jobs of docs/plug-in.md and the rules."""
+    program = PROMTOOL.parent / "prometheus"
+    if not program.exists():
+        pytest.skip("no Prometheus here: `make test` or setup/prometheus.sh fetches Debian's")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Served)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    section = (ROOT / "docs" / "plug-in.md").read_text().partition("\n## Prometheus\n")[2]
+    jobs = section.partition("```yaml\n")[2].partition("```")[0]
+    jobs = jobs.replace("127.0.0.1:8000", f"127.0.0.1:{server.server_port}")
+    (tmp_path / "token").write_text("secret")
+    (tmp_path / "prometheus.yml").write_text(
+        "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+        f"rule_files: [{FOLDER}/alerts.yml]\n" + jobs.replace("/srv/prometheus-token", f"{tmp_path}/token")
+    )
+    address = f"127.0.0.1:{free_ports(1)}"
+    command = [
+        program, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address={address}",
+    ]  # fmt: skip
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield address
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+            server.shutdown()
+            server.server_close()
+
+
+def ask(address: str, path: str, **query: str) -> Any:
+    """The data of an answer of Prometheus' API."""
+    with urlopen(f"http://{address}/api/v1/{path}?{urlencode(query)}", timeout=10) as answer:
+        document = json.load(answer)
+    assert document["status"] == "success", document
+    return document["data"]
+
+
+def wait_until_scraped(address: str) -> None:
+    """Returns when both jobs were read twice and each rule was evaluated."""
+    deadline = time.monotonic() + 40
+    while True:
+        with suppress(OSError):
+            twice = ask(address, "query", query="count_over_time(up[1m]) > 2 and up == 1")["result"]
+            (group,) = ask(address, "rules")["groups"]
+            if len(twice) == 2 and all(rule["health"] == "ok" for rule in group["rules"]):
+                return
+        assert time.monotonic() < deadline, "Prometheus does not read hub and broker"
+        time.sleep(0.2)
+
+
+def test_a_real_prometheus_reads_both_and_answers_each_panel(scraped: str) -> None:
+    wait_until_scraped(scraped)
+    empty = []
+    for panel in panels():
+        for target in panel["targets"]:
+            expression = target["expr"].replace("$__rate_interval", "1m").removesuffix(" > 0")
+            if not ask(scraped, "query", query=expression)["result"]:
+                empty.append(expression)
+    assert empty == []
+    active = {alert["labels"]["alertname"] for alert in ask(scraped, "alerts")["alerts"]}
+    assert active == {"GpuDockerUnreadable"}  # this broker never saw Docker

@@ -127,7 +127,8 @@ def test_the_proxy_and_this_environment_come_first_on_the_path(monkeypatch: pyte
 
 def test_a_step_that_does_not_exist_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert ready.main(["proxy", "nothing"]) == 2
-    assert capsys.readouterr().err == "usage: python -m setup.ready {proxy,engine,images,programs,cdi} ...\n"
+    steps = "proxy,engine,images,programs,cdi,prometheus"
+    assert capsys.readouterr().err == f"usage: python -m setup.ready {{{steps}}} ...\n"
 
 
 def test_an_error_ends_setting_up_with_its_block(
