@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..core.errors import ConfigError, EngineFault
@@ -150,6 +150,8 @@ class NetworkKeeper:
 def keep(config_file: Path) -> None:
     """Keeps the network that `config_file` names until the parent process ends. Raises ConfigError."""
     parent = os.getppid()
+    if hub_has_ended(parent, os.environ):
+        return
     spawner = spawner_of_file(config_file)
     if spawner.network_name in DOCKERS_OWN:
         LOG.info("The network %s is Docker's own: there is nothing to keep", spawner.network_name)
@@ -162,6 +164,19 @@ def keep(config_file: Path) -> None:
             time.sleep(keeper.look(time.monotonic()))
     finally:
         keeper.end()
+
+
+def hub_has_ended(parent: int, environment: Mapping[str, str], init: Path = Path("/proc/1/cmdline")) -> bool:
+    """Whether the hub that started this process ended before it could look for its parent.
+
+    Then init is the parent. In a container the hub itself may be process 1.
+    """
+    if parent != 1 or "JUPYTERHUB_SERVICE_NAME" not in environment:
+        return False
+    try:
+        return b"jupyterhub" not in init.read_bytes()
+    except OSError:
+        return False
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.hub.network import network_settings
-from gpuspawner.tools.keep_network import ASK_SECONDS, LOOK_SECONDS, RETRY_SECONDS, NetworkKeeper
+from gpuspawner.tools.keep_network import (
+    ASK_SECONDS,
+    LOOK_SECONDS,
+    RETRY_SECONDS,
+    NetworkKeeper,
+    hub_has_ended,
+)
 
 NAME, SUBNET, ADDRESS = "labs", "10.213.0.0/20", "10.213.0.1"
 
@@ -149,3 +156,20 @@ def test_the_rules_go_with_the_hub_unless_a_lab_runs(
     NetworkKeeper(machine, NAME, SUBNET, machine.has_address, wall=wall).end()  # type: ignore[arg-type]
     assert wall.removed == removed
     NetworkKeeper(machine, NAME, SUBNET, machine.has_address).end()
+
+
+@pytest.mark.parametrize(
+    ("parent", "by_a_hub", "init", "ended"),
+    [
+        (1, True, b"/sbin/init\0", True),
+        (1, True, b"python\0-m\0jupyterhub\0", False),  # the hub of a container
+        (1, False, b"/sbin/init\0", False),  # a unit of systemd
+        (42, True, b"/sbin/init\0", False),
+    ],
+)
+def test_a_hub_that_ended_while_this_began(
+    tmp_path: Path, parent: int, by_a_hub: bool, init: bytes, ended: bool
+) -> None:
+    (tmp_path / "cmdline").write_bytes(init)
+    environment = {"JUPYTERHUB_SERVICE_NAME": "network"} if by_a_hub else {}
+    assert hub_has_ended(parent, environment, tmp_path / "cmdline") is ended
