@@ -125,6 +125,8 @@ def test_in_the_notebook_and_on_the_gpu_page(course: Class) -> None:
     expect(notice).to_contain_text("this server used 20 GiB of its 8.0 GiB of GPU memory", timeout=READY_MS)
     expect(notice).to_contain_text("use smaller batches")
     shot(page, "notice")
+    notice.get_by_role("button", name="Dismiss").click()
+    expect(notice).to_have_count(0)
 
     page.goto(f"{course.system.url}services/gpu/")
     expect(page.locator("#gpu-notices")).to_contain_text("this server used 20 GiB of its 8.0 GiB")

@@ -199,23 +199,28 @@ def test_a_cell_that_waits_for_a_gpu_shows_one_line_until_it_goes_on(
             assert time.monotonic() < end, lines
             time.sleep(0.01)
 
+    def write(text: str) -> None:
+        fresh = tmp_path / "fresh"  # as the broker writes it: never half a file
+        fresh.write_text(text)
+        fresh.replace(path)
+
     turn.before_cell()  # no turns here
-    path.write_text("")
+    write("")
     turn.before_cell()
     time.sleep(0.05)
     assert lines == []
-    path.write_text("Waiting for a GPU: 2nd in line.")
+    write("Waiting for a GPU: 2nd in line.")
     until(1)
-    path.write_text("Waiting for a GPU: 1st in line.")
+    write("Waiting for a GPU: 1st in line.")
     until(2)
-    path.write_text("")
+    write("")
     until(3)
     turn.after_cell()
     assert lines == [
         ("Waiting for a GPU: 2nd in line.", 1, False), ("Waiting for a GPU: 1st in line.", 1, True),
         ("", 1, True),
     ]  # fmt: skip
-    path.write_text("Waiting for a GPU: 3rd in line.")
+    write("Waiting for a GPU: 3rd in line.")
     turn.before_cell()
     until(4)
     turn.after_cell()  # the cell was interrupted
