@@ -23,7 +23,7 @@ from .. import __version__
 from ..broker import app as broker_app
 from ..broker.app import GpuBroker
 from ..broker.decide.allow.rules import fold, make_base
-from ..broker.decide.replay.course import parse_course, parse_split
+from ..broker.decide.replay.course import Split, parse_course, parse_split
 from ..broker.ledger.sessions import PastSession
 from ..config.quotas import parse_properties
 from ..config.site import GpuSite
@@ -34,6 +34,7 @@ from ..core.units import format_bytes, ordinal
 from ..hub.docker import DockerEngine
 from ..node.inventory import open_inventory
 from ..node.inventory.simulated import parse_simulated
+from ..node.turning import main_memory_bytes
 from ..protocol.client import BrokerClient
 from . import homes, plan
 from .doctor import ELSEWHERE, Facts, Finding, Level, brief, collect, examine, state_beside, unreachable
@@ -310,11 +311,12 @@ class PlanCommand(Command):
     split = Unicode(
         "",
         help="""
-        How the GPUs are shared: `whole`, `8 slices` (of each GPU), `slices of 10 GB`; several ways
-        separated by commas. The answer (and the exit status) is for the first; the others are shown beside
-        it.
+        How the GPUs are shared: `whole`, `8 slices` (of each GPU), `slices of 10 GB`, `turns` (as the pools
+        of that mode in the settings say); several ways separated by commas. The answer (and the exit status)
+        is for the first; the others are shown beside it.
 
-        Default: whole, and 2, 4 and 8 slices of each GPU.
+        Default: whole, and 2, 4 and 8 slices of each GPU; for a class turns, too, if the settings have such a
+        pool.
         Example: `gpuspawner plan --split "8 slices, whole"`
         """,
     ).tag(config=True)
@@ -392,9 +394,10 @@ class PlanCommand(Command):
 
     def _plan(self) -> None:
         self._check_options()
-        devices = plan.pooled(self._devices())
-        texts = [each for each in self.split.split(",") if each.strip()]
-        splits = tuple(parse_split(each, devices) for each in texts) or plan.default_splits(devices)
+        devices = self._devices()
+        simulated = all(each.simulated for each in devices)
+        devices = plan.pooled(devices)
+        splits = self._splits(devices, simulated)
         wants_ledger = self.recorded or not self.course
         sessions: tuple[PastSession, ...] = ()
         decisions: tuple[Decision, ...] = ()
@@ -403,6 +406,11 @@ class PlanCommand(Command):
             sessions, decisions = plan.read_recorded(self.settings().database_url, since)
         quotas = self._plan_quotas(decisions)
         if wants_ledger and (sessions or self.recorded):
+            if self.split and any(each.turns for each in splits):
+                raise BadOption(
+                    "Turns are forecast for a class, not for the ledger's sessions: give --class."
+                )
+            splits = tuple(each for each in splits if each.turns is None)
             plans, answer = plan.plan_recorded(devices, splits, sessions, quotas), ""
             about = f"{len(sessions)} sessions of the last {self.weeks} weeks, as the ledger has them."
         else:
@@ -422,6 +430,28 @@ class PlanCommand(Command):
         plan.show(plans, make_console())
         if answer:
             print(f"\n{answer}")
+
+    def _splits(self, devices: tuple[Device, ...], simulated: bool) -> tuple[Split, ...]:
+        """Those that are asked for, or the default ones. Raises BadOption or ConfigError."""
+        texts = [each for each in self.split.split(",") if each.strip()]
+        found: list[Split] = []
+        for text in texts:
+            if text.strip().casefold() == "turns":
+                found += self._turn_splits(devices, simulated)
+            else:
+                found.append(parse_split(text, devices))
+        if texts:
+            return tuple(found)
+        found = [*plan.default_splits(devices)]
+        if self.config_file or not self.devices:
+            pools = self.settings().site.parsed_pools()
+            found += self._turn_splits(devices, simulated) if any(each.turns for each in pools) else ()
+        return tuple(found)
+
+    def _turn_splits(self, devices: tuple[Device, ...], simulated: bool) -> tuple[Split, ...]:
+        site = self.settings().site
+        host = plan.machine_of(simulated, main_memory_bytes())
+        return plan.turn_splits(site.parsed_pools(), site.parsed_tiers(), devices, host)
 
     def _check_options(self) -> None:
         """Raises BadOption for options that contradict each other or would do nothing."""

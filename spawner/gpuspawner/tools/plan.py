@@ -14,10 +14,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..broker.decide.allow.budget import Entry
+from ..broker.decide.place.host import Host
+from ..broker.decide.place.seats import with_seats
+from ..broker.decide.place.sharing_rules import rules_of
+from ..broker.decide.replay.cells import CellWaits, TurnTerms
 from ..broker.decide.replay.course import (
     Course,
     Plan,
     Split,
+    cells_of,
     parse_split,
     replay,
     span_of,
@@ -27,14 +32,17 @@ from ..broker.decide.replay.course import (
 from ..broker.decide.replay.replay_quota import ReplayQuotas
 from ..broker.decide.replay.replay_sessions import Labs, ReplaySessions
 from ..broker.decide.replay.simulate import Outcome, Visit
+from ..broker.enforce.turn_pools import rules_of as turn_rules_of
 from ..broker.ledger import Ledger
 from ..broker.ledger.sessions import PastSession
 from ..core.decision import Decision
 from ..core.errors import BadOption, ConfigError
-from ..core.model import Device, Tier
+from ..core.model import Device, Pool, Tier
 from ..core.quota import Quota
 from ..core.session import LabSession
+from ..core.turn import TurnSettings
 from ..core.want import Mode
+from ..node.api import MpsProgram
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 INVENTED = "30 students, Mon 10-12"
@@ -75,13 +83,13 @@ class PlanQuotas:
     groups: tuple[str, ...] = ()
     tier: str = ""
 
-    def replayed(self, named: bool) -> ReplayQuotas | None:
-        """For one replay; None where nothing is limited. `named`: tiers are those of the settings."""
+    def replayed(self, named: bool, charged: bool = True) -> ReplayQuotas | None:
+        """For one replay; None where nothing is limited. `named`: tiers are those of the settings. `charged`:
+        budgets count. In turns they don't: only the time awake is charged, and it is not replayed."""
         if not self.quotas and not self.properties:
             return None
         quotas, properties = (
-            [each if named else replace(each, limits=replace(each.limits, tiers=None)) for each in listed]
-            for listed in (self.quotas, self.properties)
+            [_counted(each, named, charged) for each in listed] for listed in (self.quotas, self.properties)
         )
         return ReplayQuotas(quotas, self.zero, self.entries, properties)
 
@@ -98,6 +106,11 @@ class PlanQuotas:
 
 
 NO_QUOTAS = PlanQuotas()
+
+
+def _counted(quota: Quota, named: bool, charged: bool) -> Quota:
+    limits = quota.limits if named else replace(quota.limits, tiers=None)
+    return replace(quota, limits=limits if charged else replace(limits, budget=None))
 
 
 def next_monday(now: datetime) -> datetime:
@@ -119,8 +132,10 @@ def plan_class(
         tier = split.tier(course.memory_bytes)
         tier = replace(tier, name=quotas.tier or tier.name)
         visits = [replace(each, groups=quotas.groups) for each in visits_of(course, tier, weeks)]
-        limits, labs = quotas.replayed(bool(quotas.tier)), quotas.labs(split, weeks * 7 * 86400.0)
-        plans.append(replay(devices, split, visits, span_of(course, weeks), limits, labs))
+        limits = quotas.replayed(bool(quotas.tier), charged=split.turns is None)
+        labs = quotas.labs(split, weeks * 7 * 86400.0)
+        made = replay(devices, split, visits, span_of(course, weeks), limits, labs)
+        plans.append(replace(made, cells=cells_of(devices, split, course, _most_at_once(made))))
     return tuple(plans)
 
 
@@ -180,6 +195,35 @@ def read_recorded(database_url: str, since: datetime) -> tuple[tuple[PastSession
     return asyncio.run(recorded(database_url, since))
 
 
+def turn_splits(
+    pools: Sequence[Pool], tiers: Sequence[Tier], devices: Sequence[Device], host: Host
+) -> tuple[Split, ...]:
+    """All the devices in turns, with the settings of each pool of that mode, or the defaults if none is set.
+
+    Raises ConfigError for what can't work: GPUs of several types, more seats than main memory holds.
+    """
+    of_turns = [each for each in pools if each.turns is not None] or [
+        Pool("turns", Mode.TURNS, turns=TurnSettings())
+    ]
+    found = []
+    for pool in of_turns:
+        ((seated, _),) = with_seats([(pool, list(devices))], tiers, host, [])
+        rules, settings = rules_of(seated, mps=False), seated.turns or TurnSettings()
+        wants = [each.want for each in tiers if each.want.mode is Mode.TURNS]
+        usable = rules.usable_bytes(min((each.memory_bytes for each in devices), default=0))
+        promises = {each.memory_bytes or usable for each in wants if each.pool in (None, pool.name)}
+        terms = TurnTerms(turn_rules_of(settings), tuple(sorted(promises)))
+        seats = f"{rules.seats} seat{'' if rules.seats == 1 else 's'}"
+        name = f"turns, {seats}" if len(of_turns) == 1 else f"turns of pool {pool.name}, {seats}"
+        found.append(Split(name, rules, terms))
+    return tuple(found)
+
+
+def machine_of(simulated: bool, memory_bytes: int | None) -> Host:
+    """What seats are counted with: main memory, which is None where it isn't known."""
+    return Host(simulated, MpsProgram(None), memory_bytes=memory_bytes)
+
+
 def default_splits(devices: Sequence[Device]) -> tuple[Split, ...]:
     """Whole GPUs, and each in 2, 4 and 8 slices, as far as they fit."""
     found = []
@@ -202,10 +246,19 @@ def fits(plan: Plan) -> bool:
 def verdict(course: Course, plans: Sequence[Plan]) -> str:
     """One line: whether the class fits with the first split, and if not, with which of the others."""
     first, what = plans[0], f"{course.students} students at {course.when}"
+    if fits(first) and first.cells is not None:
+        cells = first.cells.turns
+        return (
+            f"Yes: {what} fit with {first.split.name}: each has a seat. Half of their cells wait at most "
+            f"{span(cells.median_wait_seconds)} for a GPU, 95 % at most {span(cells.p95_wait_seconds)}."
+        )
     if fits(first):
         return f"Yes: {what} fit with {first.split.name}. Nobody waits."
     others = [plan.split.name for plan in plans[1:] if fits(plan)]
     hint = f" They fit with {' or with '.join(others)}." if others else ""
+    seats = first.split.rules.seats
+    if seats is not None and seats < course.students:
+        return f"No: {what} do not fit with {first.split.name}: {course.students - seats} have none.{hint}"
     most = _most_at_once(first)
     return f"No: {what} do not fit with {first.split.name}, which serve {most} at once.{hint}"
 
@@ -259,9 +312,19 @@ def as_json(plans: Sequence[Plan]) -> list[dict[str, Any]]:
             **asdict(plan.summary),
             "refused": dict(plan.summary.refused),
             "refused_by_quota": [asdict(each) for each in refused_by(plan)],
+            **_turns_json(plan),
         }
         for plan in plans
     ]
+
+
+def _turns_json(plan: Plan) -> dict[str, Any]:
+    """What only turns have. No GPU is held for a seat; what is busy comes from the forecast."""
+    if plan.split.turns is None:
+        return {}
+    cells = None if plan.cells is None else asdict(plan.cells)
+    busy = None if plan.cells is None else plan.cells.turns.used_fraction
+    return {"seats": plan.split.rules.seats, "cells": cells, "held_fraction": None, "busy_fraction": busy}
 
 
 def show(plans: Sequence[Plan], console: Console) -> None:
@@ -280,14 +343,45 @@ def show(plans: Sequence[Plan], console: Console) -> None:
             *counts,
             span(summary.median_wait_seconds),
             span(summary.p95_wait_seconds),
-            f"{summary.held_fraction:.0%}",
-            f"{summary.busy_fraction:.0%}",
+            *_used(plan),
             escape(refused),
         )
     console.print(table)
     for plan in plans:
         for each in refused_by(plan):
             console.print(escape(f"{plan.split.name}: {refused_words(each)}"), soft_wrap=True)
+    _show_cells(plans, console)
+
+
+def _used(plan: Plan) -> tuple[str, str]:
+    """The part of the GPUs that is held, and that is busy."""
+    if plan.split.turns is None:
+        return f"{plan.summary.held_fraction:.0%}", f"{plan.summary.busy_fraction:.0%}"
+    return "–", "–" if plan.cells is None else f"{plan.cells.turns.used_fraction:.0%}"
+
+
+def _show_cells(plans: Sequence[Plan], console: Console) -> None:
+    """How long cells wait in turns, and beside it with whole GPUs; what of the class was simulated."""
+    rows = [(plan.split.name, plan.cells.turns) for plan in plans if plan.cells is not None]
+    wholes = [plan.cells.whole for plan in plans if plan.cells is not None]
+    if not rows:
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("Cells, from Run to the first result")
+    for name in ("Median wait", "95 % wait at most", "GPUs busy"):
+        table.add_column(name, justify="right")
+    table.add_column("Simulated")
+    for name, cells in [*rows, ("whole GPUs", wholes[0])]:
+        waits = span(cells.median_wait_seconds), span(cells.p95_wait_seconds)
+        table.add_row(escape(name), *waits, f"{cells.used_fraction:.0%}", _simulated(cells))
+    console.print()
+    console.print(table)
+
+
+def _simulated(cells: CellWaits) -> str:
+    gpus = f"{cells.gpus} GPU{'' if cells.gpus == 1 else 's'}"
+    who = f"{cells.students} student{'' if cells.students == 1 else 's'}"
+    return f"{who}, {gpus}, {span(cells.simulated_seconds)}"
 
 
 def span(seconds: float | None) -> str:
@@ -316,7 +410,7 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
     for axes, plan in zip(all_axes, plans, strict=True):
         hours = [hour / 4 for hour in range(7 * 24 * 4)]
         moments = [monday + hour * 3600 for hour in hours]
-        axes.plot(hours, [_held(plan, at) for at in moments], label="GPUs held", drawstyle="steps-post")
+        axes.plot(hours, [_held(plan, at) for at in moments], label=_held_label(plan), drawstyle="steps-post")
         axes.plot(
             hours, [_waiting(plan, at) for at in moments], label="people waiting", drawstyle="steps-post"
         )
@@ -324,6 +418,10 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
         axes.legend(loc="upper right")
     all_axes[-1].set_xticks(range(0, 7 * 24 + 1, 24), ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun", ""])
     figure.savefig(path)
+
+
+def _held_label(plan: Plan) -> str:
+    return "GPUs held" if plan.split.turns is None else "seats taken"
 
 
 def _monday(seconds: float) -> float:

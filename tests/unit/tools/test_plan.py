@@ -249,3 +249,104 @@ def test_a_class_meets_tier_limits_properties_of_its_group_and_a_lab_session(
         2,
         "gpuspawner plan: There is no tier 'x' in the settings: there are cpu, gpu.\n",
     )
+
+
+TURNS = {"name": "turns", "mode": "turns", "max_turn": 15, "pause_after": 5}
+TURN_TIERS = [{"name": "cpu"}, {"name": "turns", "mode": "turns", "memory": "24G"}]
+
+
+def with_turns(folder: Path, *pools: dict[str, Any], tiers: list[dict[str, Any]] = TURN_TIERS) -> list[str]:
+    """The arguments for settings with these pools."""
+    config = folder / "jupyterhub_config.py"
+    config.write_text(
+        f'c.GpuSite.state_dir = "{folder}"\nc.GpuSite.pools = {list(pools)!r}\nc.GpuSite.tiers = {tiers!r}\n'
+    )
+    return ["--config", str(config)]
+
+
+def test_a_class_in_turns_beside_whole_gpus(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = [*CLASS, "30 students, Mon 10-11, busy 30%, 6 GB", "--split", "turns, whole"]
+    status, out, err = run(capsys, *words, *with_turns(tmp_path, TURNS))
+    assert (status, err) == (0, "")
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    assert [rows[1], rows[2], *rows[4:]] == [
+        "turns, 32 seats 60 60 0 0 s 0 s – 89%",
+        "whole GPUs 60 8 0 0 s 0 s 99% 30% 52 gave up at the end of class",
+        "Cells, from Run to the first result Median wait 95 % wait at most GPUs busy Simulated",
+        "turns, 32 seats 40 s 73 s 89% 30 students, 4 GPUs, 30 min",
+        "whole GPUs 53 min 58 min 29% 30 students, 4 GPUs, 60 min",
+        "",
+        "Yes: 30 students at Mon 10:00 fit with turns, 32 seats: each has a seat. Half of their cells wait "
+        "at most 40 s for a GPU, 95 % at most 73 s.",
+    ]
+
+
+def test_the_settings_pool_is_shown_without_being_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = with_turns(tmp_path, {**TURNS, "seats": 20})
+    status, out, err = run(capsys, *CLASS, "21 students, Mon 10-11, busy 5%, 6 GB", *arguments, "--json")
+    splits = json.loads(out)["splits"]
+    assert (status, err) == (1, "")
+    assert [each["split"] for each in splits] == [
+        "whole GPUs", "2 slices of 40 GiB", "4 slices of 20 GiB", "8 slices of 9.9 GiB", "turns, 20 seats",
+    ]  # fmt: skip
+    assert ("cells" in splits[0], splits[-1]["cells"]["turns"]["students"]) == (False, 20)
+
+
+def test_more_students_than_seats(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = [*with_turns(tmp_path, {**TURNS, "seats": 20}), "--split", "turns"]
+    status, out, _ = run(capsys, *CLASS, "30 students, Mon 10-11, busy 5%, 6 GB", *arguments, "--json")
+    document = json.loads(out)
+    (turns,) = document["splits"]
+    assert status == 1
+    assert document["answer"] == "No: 30 students at Mon 10:00 do not fit with turns, 20 seats: 10 have none."
+    assert (turns["seats"], turns["served"], turns["refused"]) == (20, 40, {"queue_timeout": 20})
+    assert turns["held_fraction"] is None
+    assert turns["busy_fraction"] == turns["cells"]["turns"]["used_fraction"]
+
+
+def test_a_class_that_needs_more_than_any_tier_promises(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = [*with_turns(tmp_path, TURNS), "--split", "turns", "--json"]
+    status, out, _ = run(capsys, *CLASS, "3 students, Mon 10-11, 30 GB", *arguments)
+    (turns,) = json.loads(out)["splits"]
+    assert (status, turns["refused"], turns["cells"]) == (1, {"no_capacity": 6}, None)
+
+
+def test_two_pools_of_turns_are_two_splits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pools = ({**TURNS, "name": name, "seats": seats, "devices": {"count": 2}}
+             for name, seats in (("a", 1), ("b", 2)))  # fmt: skip
+    tiers = [{"name": name, "mode": "turns", "pool": name, "memory": "24G"} for name in ("a", "b")]
+    arguments = [*with_turns(tmp_path, *pools, tiers=tiers), "--split", "turns"]
+    status, out, _ = run(capsys, *CLASS, "2 students, Mon 10-11, busy 5%, 6 GB", *arguments)
+    assert status == 1
+    assert out.splitlines()[-1] == (
+        "No: 2 students at Mon 10:00 do not fit with turns of pool a, 1 seat: 1 have none."
+        " They fit with turns of pool b, 2 seats."
+    )
+
+
+def test_a_budget_does_not_count_in_turns(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = [*CLASS, "2 students, Mon 10-11, busy 5%, 6 GB", "--split", "turns, whole", "--json"]
+    _, out, err = run(capsys, *words, *with_quotas(tmp_path, [{"gpu_hours": 0.5}]))
+    turns, whole = json.loads(out)["splits"]
+    assert err == ""
+    assert turns["refused"] == {}
+    assert whole["held_fraction"] == pytest.approx(2 * 0.5 / 4, abs=0.01)
+
+
+def test_gpus_of_two_types_have_no_turns(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["plan", "--devices", "1 x H100 80GB, 1 x A100 40GB", "--class", "2 students, Mon 10-11"]
+    status, out, err = run(capsys, *words, *with_turns(tmp_path, TURNS), "--split", "turns")
+    assert (status, out) == (2, "")
+    assert "GPUs in turns must be of one type" in err
+
+
+def test_the_ledger_has_no_cells(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, out, err = run(capsys, *FOUR, "--recorded", "--split", "turns", *with_turns(tmp_path, TURNS))
+    assert (status, out) == (2, "")
+    assert err == (
+        "gpuspawner plan: Turns are forecast for a class, not for the ledger's sessions: give --class.\n"
+    )

@@ -13,15 +13,19 @@ from ....core.want import Mode, Want
 from ..book import QueueRules
 from ..line.fairshare import FairShare
 from ..line.queue import NO_CLAIM
-from ..place.sharing_rules import DRIVER_BYTES, WHOLE, SharingRules
+from ..place.sharing_rules import DRIVER_BYTES, TURN_RESERVE_BYTES, WHOLE, SharingRules
+from .cells import CellForecast, TurnTerms, forecast
 from .replay_quota import ReplayQuotas
 from .replay_sessions import ReplaySessions
+from .replay_turns import BurstyClass, SharedGpus
 from .simulate import Outcome, SimulatedSite, Simulation, Summary, Visit, summarize
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 ARRIVE_SECONDS = 600.0
 """The students of a class arrive within this time."""
 _DAY, _WEEK = 86400.0, 7 * 86400.0
+_TOO_MUCH = 1 << 60
+"""Memory that no GPU has: asked for by who needs more than any tier promises."""
 _EXAMPLE = "write it like '30 students, Mon 10-12, busy 30%, 6 GB'"
 _STUDENTS = re.compile(r"(\d+) students?")
 _TIMES = re.compile(
@@ -56,13 +60,19 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A way to share the devices: its name for people, and the rules of every device."""
+    """A way to share the devices: its name for people, and the rules of every device; `turns` if in turns."""
 
     name: str
     rules: SharingRules
+    turns: TurnTerms | None = None
 
     def tier(self, memory_bytes: int | None) -> Tier:
         """The want of somebody who needs this much memory: the smallest slice that is large enough."""
+        if self.turns is not None:
+            promise = self.turns.promise(memory_bytes)
+            if self.turns.promises_bytes and promise not in self.turns.promises_bytes:
+                promise = _TOO_MUCH
+            return Tier("turns", "A GPU in turns", want=Want(1, mode=Mode.TURNS, memory_bytes=promise))
         if not self.rules.sliced:
             return Tier("gpu", "One GPU", want=Want(1))
         sizes = sorted(
@@ -74,11 +84,12 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The result of a split: the numbers, and every visit for the picture."""
+    """The result of a split: the numbers, every visit for the picture, and in turns how long cells wait."""
 
     split: Split
     summary: Summary
     outcomes: tuple[Outcome, ...]
+    cells: CellForecast | None = None
 
 
 def parse_course(text: str) -> Course:
@@ -131,7 +142,9 @@ def parse_split(text: str, devices: Sequence[Device]) -> Split:
         return Split("whole GPUs", WHOLE)
     found = _SPLIT.fullmatch(words)
     if found is None:
-        raise BadOption(f"The split {text[:60]!r} is unknown: take 'whole', '8 slices' or 'slices of 10 GB'.")
+        raise BadOption(
+            f"The split {text[:60]!r} is unknown: take 'whole', 'turns', '8 slices' or 'slices of 10 GB'."
+        )
     slices = int(found[1]) if found[1] else None
     sizes = () if found[1] else (int(float(found[2]) * (1 << 30)),)
     if slices == 0:
@@ -175,6 +188,24 @@ def replay(
     site = site if sessions is None else sessions.over(site)
     outcomes = tuple(Simulation(site).run(visits))
     return Plan(split, summarize(outcomes, span_seconds * len(devices)), outcomes)
+
+
+def cells_of(devices: Sequence[Device], split: Split, course: Course, seated: int) -> CellForecast | None:
+    """How long cells of the class wait in turns, if so many students have a seat; None where nobody has."""
+    if split.turns is None or not seated or not devices:
+        return None
+    usable = min(each.memory_bytes for each in devices) - TURN_RESERVE_BYTES
+    promise = split.turns.promise(course.memory_bytes) or usable
+    length = course.ends_seconds - course.begins_seconds
+    bursty = BurstyClass(
+        students=course.students,
+        lasts_seconds=length,
+        arrive_seconds=min(ARRIVE_SECONDS, length / 2),
+        memory_bytes=course.memory_bytes or promise,
+        promise_bytes=promise,
+    )
+    machine = SharedGpus(len(devices), memory_bytes=usable)
+    return forecast(bursty.with_busy(course.busy_fraction), seated, machine, split.turns.rules)
 
 
 def span_of(course: Course, weeks: int) -> float:
