@@ -179,10 +179,7 @@ async def test_two_students_alternate_on_one_gpu_and_a_third_waits_for_a_seat(ma
     await until(lambda: _turn(room, "ben", "paused"))
     assert await room.more_turns(6) in (["ben", "anna"] * 3, ["anna", "ben"] * 3)
     assert room.shared_seconds < 0.5  # the moment in which ben's program began
-    status = await room.place.client.status()
-    (device,) = status["devices"]
-    awake = next(lease for lease in status["leases"] if lease["state"] == "running")
-    assert (device["lease_id"], device["free_seats"], device["total_seats"]) == (awake["id"], 0, 2)
+    await until(lambda: _shown_awake(room))
     # Whoever ends in whatever state frees a seat.
     await room.place.client.release(room.servers["ben"].lease_id)
     await spawning
@@ -267,6 +264,15 @@ async def _seen(room: Class, *users: str) -> bool:
 
 async def _awake(room: Class, user: str) -> bool:
     return (await room.leases())[user] == ("running", "awake")
+
+
+async def _shown_awake(room: Class) -> bool:
+    """Whether the status names who is awake on the GPU; between two turns nobody is."""
+    status = await room.place.client.status()
+    (device,) = status["devices"]
+    assert (device["free_seats"], device["total_seats"]) == (0, 2)
+    awake = [lease["id"] for lease in status["leases"] if lease["state"] == "running"]
+    return bool(awake) and awake == [device["lease_id"]]
 
 
 async def _turn(room: Class, user: str, turn: str) -> bool:

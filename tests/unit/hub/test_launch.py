@@ -139,8 +139,10 @@ async def test_starts_take_turns_and_say_so(answers: list[Answer]) -> None:
     second, progress = make(docker, broker, job)
     async with docker.slots.one():
         starts = [asyncio.create_task(start.run()) for start in (first, second)]
+        async with asyncio.timeout(10):
+            while docker.calls.count("create") < 2:
+                await asyncio.sleep(0.01)
         await asyncio.sleep(0.02)
-        assert docker.calls.count("create") == 2
         assert docker.calls.count("start") == 0
     await asyncio.gather(*starts)
     assert docker.calls.count("start") == 2
