@@ -134,8 +134,8 @@ def test_the_command_makes_it_once_and_refuses_another_subnet(
     assert run(SUBNET) == (0, f"{FIRST}\n")
     assert run("10.214.9.0/24") == (
         1,
-        f"the network '{NETWORK}' has the addresses ['{SUBNET}'], not 10.214.9.0/24: remove it with "
-        f"'docker network rm {NETWORK}', or set GPUSPAWNER_SUBNET to the network's addresses\n",
+        f"the network '{NETWORK}' has the addresses {SUBNET}, not 10.214.9.0/24: set GPUSPAWNER_SUBNET to "
+        f"them, or run 'docker network rm {NETWORK}'\n",
     )
     assert run("nonsense") == (
         1,
