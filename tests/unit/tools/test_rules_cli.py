@@ -106,6 +106,7 @@ def test_what_cannot_be_used_is_a_sentence(typed: Typed, words: list[str], sente
     assert (status, out) == (1, "")
     assert sentence in err
     assert err.startswith("gpuspawner quota: ")
+    assert "or remove it" not in err  # nothing was recorded
 
 
 def test_a_verb_that_is_not_there(typed: Typed) -> None:
