@@ -237,9 +237,8 @@ def farewell(running: int | None) -> str:
         return f"{said} No notebook is running. Homes and settings are kept."
     one = running == 1
     which = "1 notebook keeps" if one else f"{running} notebooks keep"
-    which += f" running with {'its GPU' if one else 'their GPUs'}"
     them = "it" if one else "them"
-    return f"{said} {which}: `make hub` finds {them} again, `make clean-demo` ends {them}."
+    return f"{said} {which} running: `make hub` finds {them} again, `make clean-demo` ends {them}."
 
 
 def running_notebooks(name: str) -> int | None:

@@ -108,11 +108,11 @@ async def test_a_gpu_server_has_a_lease_for_as_long_as_it_runs(hub: HubProcess) 
     [
         (
             {"profile": "gpuu"},
-            "There is no profile 'gpuu'. Available profiles: cpu, gpu, big, crash, mute, noimage.",
+            "There is no tier 'gpuu'. Available tiers: cpu, gpu, big, crash, mute, noimage.",
         ),
-        ({"profile": ["gpu"]}, "There is no profile of type list. "),
-        ({"profile": {"name": "gpu"}}, "There is no profile of type dict. "),
-        ({"profile": None}, "There is no profile of type NoneType. "),
+        ({"profile": ["gpu"]}, "There is no tier of type list. "),
+        ({"profile": {"name": "gpu"}}, "There is no tier of type dict. "),
+        ({"profile": None}, "There is no tier of type NoneType. "),
         ({"profile": "cpu", "privileged": True}, "There is no option 'privileged'. "),
         ({"device_requests": [{"Count": -1}]}, "There is no option 'device_requests'. "),
         ({"devices": ["/dev/nvidia0"]}, "There is no option 'devices'. "),
@@ -120,7 +120,7 @@ async def test_a_gpu_server_has_a_lease_for_as_long_as_it_runs(hub: HubProcess) 
         ({"extra_host_config": {"privileged": True}}, "There is no option 'extra_host_config'. "),
         ({"image": "evil/image"}, "There is no image 'evil/image': choose usual or other"),
         ({"image": ["usual"]}, "There is no image of type list: choose usual or other"),
-        ({"profile": "x" * 100_000}, "There is no profile '" + "x" * 40 + "…'. "),
+        ({"profile": "x" * 100_000}, "There is no tier '" + "x" * 40 + "…'. "),
     ],
 )
 async def test_hostile_options_by_rest_are_refused_and_not_kept(
@@ -306,7 +306,7 @@ async def ready(hub: HubProcess, user: str) -> bool:
 @pytest.mark.parametrize(
     ("form", "sentence"),
     [
-        ({"profile": "root"}, "There is no profile &#39;root&#39;."),
+        ({"profile": "root"}, "There is no tier &#39;root&#39;."),
         ({"profile": "cpu", "privileged": "1"}, "There is no option &#39;privileged&#39;."),
         ({"profile": "cpu", "cap_add": "ALL"}, "There is no option &#39;cap_add&#39;."),
         ({"profile": "cpu", "image": "evil"}, "There is no image &#39;evil&#39;"),

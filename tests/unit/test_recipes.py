@@ -1,4 +1,4 @@
-"""The recipes of docs/quotas.md do what they say: settings load, commands run in their order."""
+"""The recipes of docs/quotas.md and docs/admins.md do what they say: settings load, commands run in order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from typing import Any
 import pytest
 from gpuspawner.broker.app import GpuBroker
 from gpuspawner.tools import cli
+from traitlets.config import Config
 
 from tests.unit.rules_bench import Served
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "quotas.md"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The blocks of a page, each with its kind ("python", "sh")."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks("quotas.md")
 SETTINGS = [text for kind, text in BLOCKS if kind == "python"]
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
 
@@ -44,3 +53,15 @@ def test_commands_run(tmp_path: Path, times: Any, capsys: pytest.CaptureFixture[
             assert (line, status, capsys.readouterr().err) == (line, 0, "")
     finally:
         served.stop()
+
+
+def test_the_role_of_an_instructor_is_about_groups_that_are_loaded() -> None:
+    """With `load_groups`, no other group may have quotas and lab sessions."""
+    (recipe,) = [text for kind, text in blocks("admins.md") if kind == "python" and "!group=" in text]
+    settings = Config()
+    settings.JupyterHub.load_roles = []
+    exec(recipe, {"c": settings})
+    hub = settings.JupyterHub
+    (role,) = hub.load_roles
+    about = {scope.partition("!group=")[2] for scope in role["scopes"] if "!group=" in scope}
+    assert (set(role["groups"]) | about, about) == (set(hub.load_groups), {"cs231n"})

@@ -17,7 +17,7 @@ DEFAULT_TIERS: list[dict[str, Any]] = [
     {
         "name": "cpu",
         "title": "CPU",
-        "description": "No GPU. Starts at once.",
+        "description": "Write code and run small tests. No GPU.",
     },
     {
         "name": "gpu",

@@ -149,7 +149,7 @@ def _parse_tier(value: object, tiers: Sequence[Tier]) -> Tier:
         for tier in tiers:
             if tier.name == value:
                 return tier
-    raise BadOption(f"There is no profile {_shown(value)}. {_choices(tiers)}")
+    raise BadOption(f"There is no tier {_shown(value)}. {_choices(tiers)}")
 
 
 def _parse_image(value: object, images: AllowedImages) -> tuple[str, str]:
@@ -167,7 +167,7 @@ def _parse_image(value: object, images: AllowedImages) -> tuple[str, str]:
 
 
 def _choices(tiers: Sequence[Tier]) -> str:
-    return f"Available profiles: {', '.join(tier.name for tier in tiers)}."
+    return f"Available tiers: {', '.join(tier.name for tier in tiers)}."
 
 
 def _shown(value: object, most: int = _SHOWN_CHARS) -> str:

@@ -148,7 +148,7 @@ class Quota(RuleCommand):
         if history:
             past = table("Changes", "When", "For", "What", "By", "Why")
             for item in history:
-                cells = (item.subject, _pairs(item.document or {}), item.author, item.reason)
+                cells = (item.subject, _changed(item.document or {}), item.author, item.reason)
                 past.add_row(f"{item.at.astimezone():%Y-%m-%d %H:%M}", *map(escape, cells))
             console.print(past)
         for problem in answer.problems:
@@ -191,8 +191,7 @@ class Quota(RuleCommand):
             subject=str(subject_from_text(subject)), gpu_hours=hours, author=self.author, reason=self.reason
         )
         self.ask(lambda client: client.tell("POST", "/grants", grant))
-        change = f"{abs(hours):g} GPU-hours {'more' if hours > 0 else 'less'}"
-        self.say(f"Granted: {grant.subject} has {change} in the present period")
+        self.say(f"Granted: {grant.subject} has {_granted(hours)} in the present period")
 
 
 class Report(RuleCommand):
@@ -394,6 +393,18 @@ def _pairs(values: Mapping[str, Any]) -> str:
         else f"{key}={','.join(value) if isinstance(value, list) else value}"
         for key, value in values.items()
     )
+
+
+def _changed(change: Mapping[str, Any]) -> str:
+    """A line of the history: a quota's keys as typed, or what a grant gave."""
+    seconds = change.get("gpu_seconds")
+    return _pairs(change) if seconds is None else _granted(seconds / 3600)
+
+
+def _granted(hours: float) -> str:
+    """For example "1 GPU-hour more"."""
+    noun = "GPU-hour" if abs(hours) == 1 else "GPU-hours"
+    return f"{abs(hours):g} {noun} {'more' if hours > 0 else 'less'}"
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -226,6 +226,12 @@ async def test_stopping_asks_back_and_says_what_was_done(staff: Staff) -> None:
     assert await staff.log() == [("ines", "page", "stop servers", "group:students", Result.DONE)]
 
 
+async def test_a_change_of_no_server_is_none_in_the_audit_log(staff: Staff) -> None:
+    sentence = await staff.said(CLASS, "ines", do="extend", lease=f"{9:032x}", minutes="30")
+    assert sentence.startswith("No server was extended. ")
+    assert await staff.log() == [("ines", "page", "extend servers", "group:students", Result.REFUSED)]
+
+
 async def test_a_message_is_shown_and_taken_back(staff: Staff) -> None:
     await staff.said(CLASS, "ines", do="message", text=HOSTILE, minutes="15")
     _, text = await staff.get(CLASS, "reader")

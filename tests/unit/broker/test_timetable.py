@@ -66,6 +66,24 @@ def test_the_first_day_is_the_first_that_the_rule_has() -> None:
     assert make_rule(once, date(2026, 10, 6), None, BERLIN) == (date(2026, 12, 1), "")
 
 
+@pytest.mark.parametrize(
+    ("last", "sentence"),
+    [
+        (
+            date(2026, 10, 5),
+            "The last day, 2026-10-05, is before the first, 2026-10-06: choose a later last day.",
+        ),
+        (
+            date(2026, 10, 7),
+            "The class would meet on 2026-10-08 first, after the last day, 2026-10-07: choose a later one.",
+        ),
+    ],
+)
+def test_a_class_that_ends_before_it_meets_is_refused(last: date, sentence: str) -> None:
+    with pytest.raises(BadOption, match=re.escape(sentence)):
+        make_rule(parse_when("Thu 10-12"), date(2026, 10, 6), last, BERLIN)
+
+
 def test_the_end_of_a_rule_is_put_into_local_time() -> None:
     rules = ["RRULE:FREQ=DAILY;UNTIL=20261218", "freq=daily;until=20261218T225959Z", "FREQ=DAILY;COUNT=3"]
     assert [checked_rule(rule, BERLIN) for rule in rules] == [

@@ -101,7 +101,7 @@ def outcome(parse: Callable[[Any, Any, Any], Choice], raw: Any, allowed: Any) ->
     return choice
 
 
-OPTIONS = "The options are profile and image. Available profiles: cpu, gpu."
+OPTIONS = "The options are profile and image. Available tiers: cpu, gpu."
 
 
 @pytest.mark.parametrize(
@@ -147,11 +147,11 @@ def test_what_a_form_can_choose(raw: Any, choice: Choice) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ([], "Options must be an object with a 'profile'. Available profiles: cpu, gpu."),
-        ({"profile": "tpu"}, "There is no profile 'tpu'. Available profiles: cpu, gpu."),
-        ({"profile": True}, "There is no profile of type bool. Available profiles: cpu, gpu."),
-        ({"profile": "y" * 10**6}, f"There is no profile '{'y' * 40}…'. Available profiles: cpu, gpu."),
-        ({"profile": "a\x1b\ud800"}, "There is no profile 'a\\x1b\\ud800'. Available profiles: cpu, gpu."),
+        ([], "Options must be an object with a 'profile'. Available tiers: cpu, gpu."),
+        ({"profile": "tpu"}, "There is no tier 'tpu'. Available tiers: cpu, gpu."),
+        ({"profile": True}, "There is no tier of type bool. Available tiers: cpu, gpu."),
+        ({"profile": "y" * 10**6}, f"There is no tier '{'y' * 40}…'. Available tiers: cpu, gpu."),
+        ({"profile": "a\x1b\ud800"}, "There is no tier 'a\\x1b\\ud800'. Available tiers: cpu, gpu."),
         (
             {"devices": []},
             f"There is no option 'devices'. {OPTIONS}",
@@ -173,11 +173,11 @@ def test_a_refusal_says_what_can_be_chosen(raw: Any, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ("profile=gpu", "The form can't be read. Available profiles: cpu, gpu."),
-        ({"profile": "gpu"}, "Give 'profile' once. Available profiles: cpu, gpu."),
-        ({"profile": ["cpu", "gpu"]}, "Give 'profile' once. Available profiles: cpu, gpu."),
-        ({"profile": []}, "Give 'profile' once. Available profiles: cpu, gpu."),
-        ({"profile": [""]}, "There is no profile ''. Available profiles: cpu, gpu."),
+        ("profile=gpu", "The form can't be read. Available tiers: cpu, gpu."),
+        ({"profile": "gpu"}, "Give 'profile' once. Available tiers: cpu, gpu."),
+        ({"profile": ["cpu", "gpu"]}, "Give 'profile' once. Available tiers: cpu, gpu."),
+        ({"profile": []}, "Give 'profile' once. Available tiers: cpu, gpu."),
+        ({"profile": [""]}, "There is no tier ''. Available tiers: cpu, gpu."),
         (
             {"key_file": [{"body": b"x"}]},
             f"There is no option 'key_file'. {OPTIONS}",

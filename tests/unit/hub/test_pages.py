@@ -155,6 +155,6 @@ async def test_a_server_that_ended_or_was_stopped_says_so_until_the_next_start()
     stopped.object_id = "c2"
     assert "ended" not in stopped.get_state()
     stopped.user_options = {"profile": "none"}
-    with pytest.raises(Exception, match="There is no profile"):
+    with pytest.raises(Exception, match="There is no tier"):
         await stopped.start()
     assert stopped.how_it_ended == ""

@@ -62,12 +62,8 @@ def test_devices_in_words(models: list[str], simulated: bool, said: str) -> None
     [
         (None, "Docker does not answer, so it is unknown whether notebooks still run."),
         (0, "No notebook is running. Homes and settings are kept."),
-        (1, "1 notebook keeps running with its GPU: `make hub` finds it again, `make clean-demo` ends it."),
-        (
-            3,
-            "3 notebooks keep running with their GPUs: "
-            "`make hub` finds them again, `make clean-demo` ends them.",
-        ),
+        (1, "1 notebook keeps running: `make hub` finds it again, `make clean-demo` ends it."),
+        (3, "3 notebooks keep running: `make hub` finds them again, `make clean-demo` ends them."),
     ],
 )
 def test_what_becomes_of_notebooks(running: int | None, said: str) -> None:

@@ -106,6 +106,7 @@ def test_what_cannot_be_used_is_a_sentence(typed: Typed, words: list[str], sente
     assert (status, out) == (1, "")
     assert sentence in err
     assert err.startswith("gpuspawner quota: ")
+    assert "or remove it" not in err  # nothing was recorded
 
 
 def test_a_verb_that_is_not_there(typed: Typed) -> None:
@@ -222,6 +223,11 @@ def test_grants_are_confirmed(typed: Typed) -> None:
         "Granted: user:ada has 1.5 GPU-hours less in the present period\n"
     )
     assert typed("quota", "grant", "user:ada", "5", *given, "--json") == (0, "", "")
+    assert typed("quota", "grant", "user:bob", "1", "--reason", "ill")[1] == (
+        "Granted: user:bob has 1 GPU-hour more in the present period\n"
+    )
+    shown = lines(typed("quota", "show", "user:bob")[1])
+    assert shown[-1][1:] == ["user:bob", "1 GPU-hour more", getpass.getuser(), "ill"]
 
 
 def test_the_time_zone_is_the_broker_s(served: Served, typed: Typed) -> None:

@@ -13,7 +13,7 @@ from ...core.errors import BadOption, ConfigError, QuotaUnreadable
 from ...core.quota import Allowance, Limits, Quota, Subject
 from ...core.units import Clock, utc_now
 from ..decide.allow.quota import by_subject, combine
-from ..decide.allow.rules import Rules, fold, make_base
+from ..decide.allow.rules import Rules, fold, make_base, without_advice
 from ..ledger import Ledger
 
 
@@ -77,7 +77,7 @@ class Rulebook:
             raise BadOption(f"{error}.") from None
         new = [problem for problem in rules.problems if problem not in self.rules.problems]
         if new:
-            raise BadOption(new[0])
+            raise BadOption(without_advice(new[0]))
         return rules
 
     async def decide(self, decision: Decision) -> Rules:

@@ -15,6 +15,10 @@ from ....core.quota import Quota, Subject
 from ....core.session import LabSession
 from .budget import Entry
 
+_QUOTA_ADVICE = "Change it with `gpuspawner quota set`, or remove it."
+_SESSION_ADVICE = "Change or cancel it."
+"""What helps against a change or a session that was recorded and can't be used any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -100,6 +104,11 @@ def fold(base: Base, decisions: Iterable[Decision], known: Known) -> Rules:
     )
 
 
+def without_advice(problem: str) -> str:
+    """One of `Rules.problems`, for somebody who asks for the change that it is about."""
+    return problem.removesuffix(f" {_QUOTA_ADVICE}").removesuffix(f" {_SESSION_ADVICE}")
+
+
 def _drained(decisions: Iterable[Decision]) -> dict[str, Drain]:
     drained: dict[str, Drain] = {}
     for item in decisions:
@@ -132,7 +141,7 @@ def _quotas(
         try:
             quotas[subject] = parse_quota(subject, merged, known, f"The quota of {subject}")
         except ConfigError as error:
-            problems.append(f"{error}. Change it with `gpuspawner quota set`, or remove it.")
+            problems.append(f"{error}. {_QUOTA_ADVICE}")
     return tuple(quotas.values()), problems
 
 
@@ -144,5 +153,5 @@ def _sessions(
         try:
             sessions[name] = session_from_json(document, known)
         except BadOption as error:
-            problems.append(f"The lab session {name!r} can't take place: {error} Change or cancel it.")
+            problems.append(f"The lab session {name!r} can't take place: {error} {_SESSION_ADVICE}")
     return sessions, problems

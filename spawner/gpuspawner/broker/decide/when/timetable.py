@@ -61,11 +61,20 @@ def parse_when(text: str) -> When:
 
 
 def make_rule(when: When, first: date, until: date | None, timezone: str) -> tuple[date, str]:
-    """The first day, on or after `first`, and the rule of a class that meets at `when`."""
+    """The first day, on or after `first`, and the rule of a class that meets at `when`.
+
+    Raises BadOption if it never meets until `until`, the last day.
+    """
     if when.day is not None:
         return when.day, ""
+    if until is not None and until < first:
+        raise BadOption(f"The last day, {until}, is before the first, {first}: choose a later last day.")
     while first.weekday() not in when.weekdays:
         first += timedelta(days=1)
+    if until is not None and until < first:
+        raise BadOption(
+            f"The class would meet on {first} first, after the last day, {until}: choose a later one."
+        )
     days = ",".join(_CODES[each] for each in when.weekdays)
     rule = f"FREQ=WEEKLY;BYDAY={days}"
     return first, checked_rule(rule if until is None else f"{rule};UNTIL={until:%Y%m%d}", timezone)

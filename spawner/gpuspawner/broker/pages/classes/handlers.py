@@ -173,7 +173,9 @@ _NOTHING = "Nobody of this class has a server with a GPU."
 
 
 def _said(done: DoneDocument, verb: str) -> Said:
-    """For example "12 servers stopped. ada: …"."""
+    """For example "12 servers stopped. ada: …". Raises BadOption if it is none: nothing was done then."""
+    if not done.done:
+        raise BadOption(" ".join([f"No server was {verb}.", *done.refused]))
     servers = "1 server" if done.done == 1 else f"{done.done} servers"
     return Said(" ".join([f"{servers} {verb}.", *done.refused]), good=not done.refused)
 

@@ -13,7 +13,27 @@
   const steps = find("gpu-steps") ? [...find("gpu-steps").children] : [];
   const STATES = { done: "(done)", active: "(now)", todo: "(to do)", failed: "(failed)" };
   const TITLES = { start: "Starting", wait: "Waiting for a GPU", failed: "Did not start" };
+  const LEFT = "gpuspawner-left:" + serverUrl.pathname;
   let stopping = false;
+
+  // Whether the start was cancelled on purpose in this tab, whose "Back" leads to this page once more. A browser that
+  // stores nothing for the page throws.
+  function wasLeft() {
+    try {
+      return sessionStorage.getItem(LEFT) !== null;
+    } catch (error) {
+      return false;
+    }
+  }
+
+  function noteLeft(left) {
+    try {
+      if (left) sessionStorage.setItem(LEFT, "yes");
+      else sessionStorage.removeItem(LEFT);
+    } catch (error) {
+      console.warn(error);
+    }
+  }
 
   function setState(state) {
     page.dataset.state = state;
@@ -100,6 +120,7 @@
   // Returns whether this was the last event of the start.
   function take(event) {
     if (!stopping) {
+      noteLeft(false); // this is another start
       if (event.failed) fail(event);
       else show(event);
       if (event.ready) {
@@ -177,8 +198,10 @@
       return;
     }
     fail({
-      message: "This start has ended: the hub was restarted, or the server was stopped. If you had a place in the "
-        + "queue, you have lost it.",
+      message: wasLeft()
+        ? "You cancelled this start. If you had a place in the queue, you have given it up."
+        : "This start has ended: the hub was restarted, or the server was stopped. If you had a place in the "
+          + "queue, you have lost it.",
     });
   }
 
@@ -203,6 +226,7 @@
         answer = await fetch(serverUrl, { method: "DELETE" });
       }
       if (answer.ok || answer.status === 404) {
+        noteLeft(true);
         window.location.assign(target);
         return;
       }
