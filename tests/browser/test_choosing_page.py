@@ -99,7 +99,7 @@ def test_each_card_says_what_one_gets(windows: Windows) -> None:
     )
     assert card(page, "eight").startswith(
         "Eight GPUs Not available For the whole lab. "
-        "Needs 8 simulated GPUs; this machine has 2 for this tier."
+        "Needs 8 simulated GPUs; 2 are in service for this tier now."
     )
     said = (
         r"Simulated: this hub has no such GPU\. Code that asks for a GPU finds none\.",

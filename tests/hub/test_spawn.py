@@ -289,7 +289,7 @@ async def test_the_form_shows_the_tiers_and_starts_what_was_picked(hub: HubProce
         page = await browser.get("/hub/spawn")
         assert 'type="radio" name="profile" id="tier-gpu" value="gpu"' in page
         assert "2 of 2 simulated GPUs free now." in page
-        assert "Needs 3 simulated GPUs; this machine has 2 for this tier." in page
+        assert "Needs 3 simulated GPUs; 2 are in service for this tier now." in page
         await browser.post_spawn("/hub/spawn", {"profile": "gpu", "image": ""})
     await eventually(lambda: ready(hub, "fay"))
     model = await hub.server("fay")

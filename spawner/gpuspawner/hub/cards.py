@@ -132,8 +132,9 @@ def _card(tier: Tier, document: TierDocument | None, offer: TierOffer | None, si
     card = _hardware(tier, document, offer, simulated)
     noun, wanted = _noun(tier, simulated), tier.want.device_count
     if document.total < wanted:
-        missing = f"Needs {_count(wanted, noun)}; this machine has {document.total} for this tier."
-        return replace(card, state=State.OFF, badge="Not available", reason=missing)
+        return replace(
+            card, state=State.OFF, badge="Not available", reason=_too_few(wanted, document.total, noun)
+        )
     free = f"{offer.free or 0} of {_count(offer.total, noun)} free now."
     if offer.waiting:
         free += f" {offer.waiting} {'waits' if offer.waiting == 1 else 'wait'} in line."
@@ -144,6 +145,12 @@ def _card(tier: Tier, document: TierDocument | None, offer: TierOffer | None, si
         return card
     wait = f"You will wait in line: {offer.wait.message}." if offer.wait else "You will wait in line."
     return replace(card, state=State.WAIT, badge="Queue", free=f"{free} {wait}")
+
+
+def _too_few(wanted: int, in_service: int, noun: str) -> str:
+    """Why a tier can't be chosen: the machine is too small, or devices are drained or faulty."""
+    there = f"{in_service or 'none'} {'are' if in_service > 1 else 'is'}"
+    return f"Needs {_count(wanted, noun)}; {there} in service for this tier now."
 
 
 def _off(tier: Tier, reason: str) -> TierCard:

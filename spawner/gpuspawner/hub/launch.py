@@ -50,9 +50,8 @@ _RELEASE_SECONDS = 2.0
 CONFIRM_SECONDS = 10.0
 """A start waits this long for a broker that restarts, like the client with its hold."""
 WAITING_ADVICE = (
-    "All matching GPUs are in use. Your server starts automatically when it is your turn; you can close this "
-    "page. If you need a server now, cancel this start and choose CPU. The GPU page, under Services, shows "
-    "how many GPUs are free."
+    "Your server starts automatically when it is your turn; you can close this page. If you need a server "
+    "now, cancel this start and choose CPU. The GPU page, under Services, shows how many GPUs are free."
 )
 _CONFIRM_PAUSE_SECONDS = 0.1
 _JUPYTER = re.compile("jupyter|lab|notebook|singleuser", re.IGNORECASE)

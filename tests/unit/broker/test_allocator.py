@@ -218,7 +218,7 @@ async def test_who_waits_for_a_withdrawn_device_blocks_nobody(allocator: Allocat
     """Two GPUs, one out of service: who asks for both waits, is told why, and the other GPU is given out."""
     await allocator.set_health(LOST)
     obstacle = (
-        "Too few GPUs are in service for 2 GPUs."
+        "You asked for 2 GPUs, but too few GPUs are in service now."
         " GPU 0 is out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
     )
     pair = lease(A, WAITING, count=2)

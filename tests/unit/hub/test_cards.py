@@ -131,11 +131,17 @@ def test_simulated_gpus_are_called_so() -> None:
     )
 
 
-def test_a_machine_that_is_too_small_says_so() -> None:
-    found = card(PAIR, served(PAIR, total=1), make_offer(total=1))
-    assert (found.state, found.badge, found.reason, found.free) == (
-        State.OFF, "Not available", "Needs 2 GPUs; this machine has 1 for this tier.", "",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("tier", "total", "reason"),
+    [
+        (PAIR, 1, "Needs 2 GPUs; 1 is in service for this tier now."),
+        (PAIR, 0, "Needs 2 GPUs; none is in service for this tier now."),
+        (GPU, 0, "Needs 1 GPU; none is in service for this tier now."),
+    ],
+)
+def test_too_few_gpus_in_service_are_said(tier: Tier, total: int, reason: str) -> None:
+    found = card(tier, served(tier, total=total), make_offer(total=total))
+    assert (found.state, found.badge, found.reason, found.free) == (State.OFF, "Not available", reason, "")
 
 
 def test_without_the_broker_cpu_starts_and_a_gpu_doesnt() -> None:

@@ -28,7 +28,8 @@ def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
 def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
     """Why a waiting request can't be served before a device is back in service."""
     told = " ".join(_withdrawn_one(device, health) for device, health in lost)
-    return f"Too few GPUs are in service for {_wanted(want)}. {told}".rstrip()
+    few = "no matching GPU is" if want.device_count == 1 else "too few GPUs are"
+    return f"You asked for {_wanted(want)}, but {few} in service now. {told}".rstrip()
 
 
 def needs_admin(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
