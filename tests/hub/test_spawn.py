@@ -108,7 +108,7 @@ async def test_a_gpu_server_has_a_lease_for_as_long_as_it_runs(hub: HubProcess) 
     [
         (
             {"profile": "gpuu"},
-            "There is no tier 'gpuu'. Available tiers: cpu, gpu, big, crash, mute, noimage.",
+            "There is no tier 'gpuu'. Available tiers: cpu, gpu, big, crash, mute, odd, noimage.",
         ),
         ({"profile": ["gpu"]}, "There is no tier of type list. "),
         ({"profile": {"name": "gpu"}}, "There is no tier of type dict. "),
