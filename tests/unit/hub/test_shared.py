@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from types import SimpleNamespace
 
@@ -26,6 +27,12 @@ async def test_it_is_one_for_a_hub_and_one_for_each_broker() -> None:
     async with first.slots.one(), first.slots.one():
         assert first.slots.taken
         assert not other.slots.taken
+
+
+async def test_what_the_hub_has_loaded_is_no_work_for_the_garbage_collection() -> None:
+    frozen = gc.get_freeze_count()
+    shared_by_all(settings("/run/frozen.sock"), logging.getLogger("test"))
+    assert gc.get_freeze_count() > max(frozen, 10_000)
 
 
 def test_each_loop_has_its_own() -> None:
