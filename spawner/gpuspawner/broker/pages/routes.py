@@ -52,7 +52,8 @@ def make_handlers(
         look=look or Look(), live=live, readings=Readings(live), desk=desk,
     )  # fmt: skip
     wanted: dict[str, Any] = {"site": site}
-    without_slash = [(prefix.rstrip("/"), SlashHandler, {"target": prefix})] if prefix != "/" else []
+    folders = [prefix, f"{prefix}admin/", f"{prefix}classes/"]
+    without_slash = [(each.rstrip("/"), SlashHandler, {"target": each}) for each in folders if each != "/"]
     return [
         *without_slash,
         *own_routes(site),
