@@ -114,7 +114,11 @@ class Lecture:
             await asyncio.sleep(1)
 
     async def _nobody_waits(self) -> bool:
-        return (await self._hub.broker_status())["queue"] == []
+        """Whether nobody has a place in the queue, and the hub has ended every start too."""
+        if (await self._hub.broker_status())["queue"]:
+            return False
+        _, active = await self._hub.call("GET", "/users?state=active&limit=500")
+        return not {user["name"] for user in active} & set(self._users)
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
