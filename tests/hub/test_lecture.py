@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 import pytest
@@ -9,7 +10,13 @@ import pytest
 from tests.hub.hubprocess import HubProcess, eventually
 from tests.hub.lecture import Lecture, Process, held
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "GPUSPAWNER_LECTURE" not in os.environ, reason="a full lecture hall takes long: make test-lecture"
+    ),
+]
 
 USERS = 500
 ROUNDS = 10
