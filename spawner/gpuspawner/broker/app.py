@@ -8,8 +8,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 from tornado.httpserver import HTTPServer
 from traitlets import Bool, Float, TraitError, Unicode, default
@@ -307,28 +308,7 @@ class GpuBroker(Application):
             )
             self.service.reachable()
             self.engine.watch_events(self.service.on_event)
-            loops.append(asyncio.create_task(self._tick(), name="reconcile"))
-            loops.append(asyncio.create_task(self.allocator.waits.run(), name="waits"))
-            loops.append(asyncio.create_task(self._make_late().run(), name="late devices"))
-            loops.append(asyncio.create_task(self.endings.run(), name="endings"))
-            loops.append(asyncio.create_task(self.sampler.run(), name="sampler"))
-            if not self.facts.simulated:
-                loops.append(asyncio.create_task(self.closures.run(), name="closures"))
-                loops.append(asyncio.create_task(self._make_reloads().run(), name="reloads"))
-            loops.append(asyncio.create_task(self.disks.run(), name="disks"))
-            messages = self.announcements.run(self.allocator.leases, self.folders)
-            loops.append(asyncio.create_task(messages, name="announcements"))
-            if self.hub_api is not None:
-                self.unknown = UnknownServers(
-                    self.hub_api, self.allocator.leases, hub_of(self.config), self.log
-                )
-                loops.append(asyncio.create_task(self.unknown.run(), name="unknown servers"))
-                prestart = Prestart(
-                    self.rulebook, self.hub_api, self._running_users, self.site.prestart_at_once, self.log
-                )
-                loops.append(asyncio.create_task(prestart.run(), name="prestart"))
-            pruning = Pruning(ledger, self.history_days, self.log)
-            loops.append(asyncio.create_task(pruning.run(), name="pruning"))
+            loops.extend(asyncio.create_task(loop, name=name) for name, loop in self._rounds(ledger).items())
             gc.freeze()  # what stays (modules, rules) is not looked through again by each collection
             self._say_ready(len(pooling.devices))
             await stop.wait()
@@ -339,15 +319,32 @@ class GpuBroker(Application):
             await self.service.close()  # first: from now on, a broken hold frees nothing
             await self._close(servers)
 
+    def _rounds(self, ledger: Ledger) -> dict[str, Coroutine[Any, Any, None]]:
+        """What runs beside the answers until the broker ends, by name."""
+        rounds = {
+            "reconcile": self._tick(),
+            "waits": self.allocator.waits.run(),
+            "late devices": self._make_late().run(),
+            "endings": self.endings.run(),
+            "sampler": self.sampler.run(),
+            "disks": self.disks.run(),
+            "announcements": self.announcements.run(self.allocator.leases, self.folders),
+            "pruning": Pruning(ledger, self.history_days, self.log).run(),
+        }
+        if not self.facts.simulated:
+            rounds |= {"closures": self.closures.run(), "reloads": self._make_reloads().run()}
+        if (hub := self.hub_api) is not None:
+            self.unknown = UnknownServers(hub, self.allocator.leases, hub_of(self.config), self.log)
+            at_once = self.site.prestart_at_once
+            prestart = Prestart(self.rulebook, hub, self._running_users, at_once, self.log)
+            rounds |= {"unknown servers": self.unknown.run(), "prestart": prestart.run()}
+        return rounds
+
     def _queue_rules(self) -> QueueRules:
         """Who is next, as the settings and quotas say."""
         half_life_seconds = self.site.fair_share_half_life_days * 86400
         fair = FairShare(half_life_seconds) if self.site.fair_share else None
         return queue_rules(self.gate, fair, self.site.queue_patience)
-
-    def _make_prestart(self) -> Prestart:
-        hub, at_once = HubApi(os.environ), self.site.prestart_at_once
-        return Prestart(self.rulebook, hub, self._running_users, at_once, self.log)
 
     def _running_users(self) -> set[str]:
         """Users whose default server holds a GPU and runs."""
