@@ -11,10 +11,11 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ...core.errors import DeviceFault, GpuSpawnerError
+from ...core.errors import DeviceFault
 from ...core.model import DeviceHealth, Lease
 from ...node.api import Node, Process
 from ..leases.containers import Engine
+from ..observe.failures import LoopFailures
 from ..observe.metrics import Metrics
 from .way_in import WayIn
 
@@ -47,21 +48,14 @@ class Closures:
 
     async def run(self) -> None:
         """Rounds until cancelled. The same failure is logged once."""
-        told = ""
+        failures = LoopFailures("closures", self._parts.metrics, self._parts.log)
         while True:
             await asyncio.sleep(ROUND_SECONDS)
             try:
                 await self.round()
-                told = ""
+                failures.over()
             except Exception as error:  # the top of this loop
-                self._parts.metrics.failed("closures")
-                if str(error) != told:
-                    known = isinstance(error, GpuSpawnerError)
-                    self._parts.log.warning(
-                        "Whether containers can get the devices is not known, retrying: %s", error,
-                        exc_info=not known,
-                    )  # fmt: skip
-                told = str(error)
+                failures.failed("Whether containers can get the devices is not known, retrying", error)
 
     async def round(self) -> None:
         """Looks at everything. Raises EngineFault; then nothing has changed."""

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from ...core.errors import GpuSpawnerError
 from ...node.api import NodeFacts
 from ..decide.place.pooling import Pooling
 from ..leases.leasing import LeaseService
+from ..observe.failures import LoopFailures
 from ..observe.metrics import Metrics
 from .enforcement import Enforcement
 from .sharing import Sharing
@@ -49,19 +49,15 @@ class LateDevices:
 
     async def run(self) -> None:
         """Adds the offered devices; runs until cancelled. The same failure is logged only once."""
-        parts, told = self._parts, ""
+        failures = LoopFailures("late", self._parts.metrics, self._parts.log)
         while True:
             await self._news.wait()
             self._news.clear()
             try:
                 await self.add_new()
-                told = ""
+                failures.over()
             except Exception as error:  # the top of this loop
-                parts.metrics.failed("late")
-                if str(error) != told:
-                    known = isinstance(error, GpuSpawnerError)
-                    parts.log.warning("A late device could not be added: %s", error, exc_info=not known)
-                told = str(error)
+                failures.failed("A late device could not be added", error)
                 self._news.set()
                 await asyncio.sleep(RETRY_SECONDS)
 

@@ -23,6 +23,7 @@ from ...node.api import NodeEvent, Outcome, Quota, Seat, TurnHands
 from ..decide.snapshot import TurnView
 from ..decide.turn_words import waiting_sentence
 from ..decide.turns import Gpu, Step, Turn, TurnRules
+from ..observe.failures import LoopFailures
 from .mode import Surroundings, Wishes
 from .turns import SeatStatus, Told, TurnKeeper
 
@@ -157,17 +158,13 @@ class TurnPool:
         told = Told(self._on_turn, self._around.tell, self._on_step)
         self._keeper = TurnKeeper(hands, (), self._rules, self._pace.clock, self._around.log, told)
         self._around.spawn(self._record())
-        said = ""
+        failures = LoopFailures("turns", self._around.metrics, self._around.log)
         while True:
             try:
                 await self._round(self._keeper)
-                said = ""
+                failures.over()
             except Exception as error:  # the top of this loop
-                self._around.metrics.failed("turns")
-                if str(error) != said:
-                    known = isinstance(error, GpuSpawnerError)
-                    self._around.log.warning("Turns of pool %s: %s", self._name, error, exc_info=not known)
-                said = str(error)
+                failures.failed(f"Turns of pool {self._name}", error)
                 await asyncio.sleep(self._pace.retry_seconds)
             pause = self._pace.tick_seconds
             await asyncio.sleep(self._keeper.look_seconds if pause is None else pause)
