@@ -137,7 +137,7 @@ def public_openapi(prefix: str) -> Document:
 
 
 def _without_author(schema: Document) -> None:
-    """The author of a change is whom the hub names; what is sent for it is ignored."""
+    """The hub names the author of a change; an author in the request is ignored."""
     if "author" in schema.get("required", ()) and "kind" not in schema["properties"]:
         schema["properties"].pop("author")
         schema["required"].remove("author")

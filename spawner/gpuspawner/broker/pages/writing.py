@@ -45,7 +45,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """A change that a form asks for; `reach` is for whom the sender may make it. See `ledger.Write`."""
+    """A change that a form asks for; `reach` says for which users and groups its sender may make changes."""
 
     reach: Reach
     action: str
