@@ -1,4 +1,4 @@
-"""Wake now and give up my turn: on the socket, and at the service's address for the user whom the hub names."""
+"""Wake now and give up my turn: on the socket, and at the service's address for a user of the hub."""
 
 from __future__ import annotations
 
