@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from gpuspawner.broker.decide.turns import (
+    NO_RANK,
     Action,
     Gpu,
+    Rank,
     Seat,
     Step,
     Turn,
@@ -27,6 +29,7 @@ RULES = TurnRules(
     min_turn_seconds=2.0,
     max_turn_seconds=10.0,
     patience_seconds=60.0,
+    use_patience_seconds=20.0,
     warn_seconds=5.0,
 )
 
@@ -55,11 +58,13 @@ class Pool:
     now: float = 100.0
     students: dict[str, Student] = field(default_factory=dict)
     log: list[Action] = field(default_factory=list)
+    before: list[Seat] = field(default_factory=list)
+    """The seats that the plan was asked with last."""
 
     def seats(self) -> list[Seat]:
         return [each.seat for each in self.students.values()]
 
-    def join(self, name: str, promise_bytes: int, rank: tuple[float, ...] = ()) -> Student:
+    def join(self, name: str, promise_bytes: int, rank: Rank = NO_RANK) -> Student:
         seat = Seat(name, Turn.ASLEEP, self.now, promise_bytes, rank=rank)
         self.students[name] = Student(seat)
         return self.students[name]
@@ -88,7 +93,8 @@ class Pool:
             if student.seat.under_way is not None and student.ends_at <= self.now:
                 self.finish(student, done=True)
             self._compute(student)
-        for action in plan(self.seats(), self.gpus, self.now, self.rules):
+        self.before = self.seats()
+        for action in plan(self.before, self.gpus, self.now, self.rules):
             self.begin(action)
 
     def _compute(self, student: Student) -> None:
@@ -224,10 +230,17 @@ class TurnsMachine(RuleBasedStateMachine):
         return students[which % len(students)]
 
     @precondition(lambda self: len(self.pool.students) < 7)
-    @rule(promise=st.sampled_from([8, 24, 40, 80]), rank=st.sampled_from([0.0, 0.0, 1.0]))
-    def join(self, promise: int, rank: float) -> None:
+    @rule(promise=st.sampled_from([8, 24, 40, 80]), priority=st.integers(0, 1), used=st.integers(0, 2))
+    def join(self, promise: int, priority: int, used: int) -> None:
         self.numbers += 1
-        self.pool.join(f"lease-{self.numbers}", promise * GIB, (rank,))
+        self.pool.join(f"lease-{self.numbers}", promise * GIB, Rank(priority, (0, used)))
+
+    @precondition(lambda self: self.pool.students)
+    @rule(which=st.integers(0, 6), used=st.integers(0, 2))
+    def use(self, which: int, used: int) -> None:
+        """What it has used grows or decays by a step."""
+        student = self.some(which)
+        student.seat = replace(student.seat, rank=replace(student.seat.rank, used=(0, used)))
 
     @precondition(lambda self: self.pool.students)
     @rule(which=st.integers(0, 6), seconds=st.integers(1, 40), memory=st.integers(0, 80))

@@ -437,7 +437,7 @@ class GpuBroker(Application):
             metrics=self.measures,
             journal=self.journal,
             log=self.log,
-            rank=self._turn_rank,
+            rank=self.allocator.turn_rank,
         )
         enforcement = Enforcement(tools, self.service)
         self.allocator.on_lease = self._on_lease
@@ -450,10 +450,6 @@ class GpuBroker(Application):
 
     def _turn_service(self) -> TurnService:
         return TurnService(self.allocator, self.enforcement.turns)
-
-    def _turn_rank(self, lease: Lease) -> tuple[float, ...]:
-        """Whose turn comes first: by the quota's priority, as in the queue."""
-        return (-float(self.gate.claim_of(lease).priority),)
 
     async def _make_service(self, ledger: Ledger) -> LeaseService:
         self.measures = Metrics(tier.name for tier in self.tiers if tier.needs_gpu)

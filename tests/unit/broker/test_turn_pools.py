@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
+from gpuspawner.broker.decide.turns import Rank
 from gpuspawner.core.model import ContainerPatch, LeaseState
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import Quota
@@ -128,6 +129,30 @@ async def test_a_closed_pool_says_why_and_opens_when_the_check_passes(room: Room
     await room.look(0.3)
     assert room.states() == {"user-1": "reserved"}
     assert room.node.checks[0] == (A,)
+
+
+async def test_the_policy_says_who_is_next_as_it_is_now(room: Room) -> None:
+    await room.broker()
+    leases = [await room.lease() for _ in range(3)]
+    room.machine.computing = {A}
+    room.compute(leases[0])
+    await room.look(0.3)
+    for lease in leases[1:]:
+        room.compute(lease)
+        await room.look(0.3)
+    assert _positions(room) == {"user-1": None, "user-2": 1, "user-3": 2}
+    room.ranks["user-2"] = Rank(0, (3, 0))  # it has used more by now
+    await room.look(0.1)
+    assert _positions(room) == {"user-1": None, "user-2": 2, "user-3": 1}
+    room.ranks["user-2"] = Rank(1, (3, 0))
+    await room.look(0.1)
+    assert _positions(room) == {"user-1": None, "user-2": 1, "user-3": 2}
+
+
+def _positions(room: Room) -> dict[str, int | None]:
+    assert room.running is not None
+    views, users = room.running.turns.views(), {each.id: each.user for each in room.allocator.leases()}
+    return {users[lease_id]: view.position for lease_id, view in views.items()}
 
 
 async def test_wake_now_and_give_up(room: Room) -> None:

@@ -9,8 +9,10 @@ Its actions keep these rules, whatever happened before:
 3. No sleeping seat that wants a GPU waits while one is free: it is woken, or room is made for it. A GPU is
 not free while it is kept for a seat whose memory is on its way there.
 4. No seat is paused before `min_turn`; a seat that computes is paused only after `max_turn` with others
-waiting. 5. Every seat that wants a GPU gets one: by the policy's order, then by how long it has wanted one,
-but no seat passes one that has wanted a GPU for `patience_seconds`.
+waiting.
+5. Every seat that wants a GPU gets one: by `Rank` (priority, then decayed use for the weight), then by how
+long it has wanted one. But no seat passes one that has wanted a GPU for `patience_seconds`, and none of the
+same priority passes one that has wanted it for `use_patience_seconds`.
 6. Memory is moved to another GPU only if the seat computes there sooner than where its memory is, as far as
 is known, and that GPU is kept for it meanwhile.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 
 SLEEP_BYTES_A_SECOND = 2.0 * (1 << 30)
 WAKE_BYTES_A_SECOND = 5.5 * (1 << 30)
@@ -63,6 +66,25 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
+class Rank:
+    """A seat's place by the policy: the higher `priority` first, then the smaller `used`.
+
+    `used` is decayed use in steps (of the group for its weight, then of the user): those who have used about
+    as much are equals and take turns.
+    """
+
+    priority: int = 0
+    used: tuple[int, ...] = ()
+
+    def is_before(self, other: Rank) -> bool:
+        """Whether it comes first, however long the other waits (see `TurnRules` for the limits of that)."""
+        return (-self.priority, self.used) < (-other.priority, other.used)
+
+
+NO_RANK = Rank()
+
+
+@dataclass(frozen=True, slots=True)
 class Seat:
     """A lease of the pool as it is now. Times are monotonic seconds.
 
@@ -70,7 +92,7 @@ class Seat:
     has on the GPU or in host memory. `promise_bytes` is what it may have while it is awake. `wants_since`: it
     waits for a GPU since then. `idle_since`: it is awake and has not computed since then; None while it
     computes. `rests_since`: besides, its programs wait for input since then, as a notebook between two cells;
-    None while one of them runs, or where that isn't known. `rank` is the policy's order, the smallest first.
+    None while one of them runs, or where that isn't known.
     """
 
     lease_id: str
@@ -82,7 +104,7 @@ class Seat:
     wants_since: float | None = None
     idle_since: float | None = None
     rests_since: float | None = None
-    rank: tuple[float, ...] = ()
+    rank: Rank = NO_RANK
     under_way: Action | None = None
     """What has begun and has not ended."""
     unmovable_since: float | None = None
@@ -127,7 +149,8 @@ class TurnRules:
     and its programs have waited for input for this long. `pause_after`: it ends when it has computed nothing
     for this long, even if a program runs: it may be loading a library or data. `sleep_after`: the memory of a
     seat idle for this long goes to host memory even if nobody wants the GPU. `warn`: the time between the
-    notice that a program blocks others and its end; None: it is never ended.
+    notice that a program blocks others and its end; None: it is never ended. `patience`: who has wanted a GPU
+    for this long is passed by nobody. `use_patience`: nor by somebody of the same priority who has used less.
     """
 
     pause_after_seconds: float = 10.0
@@ -135,6 +158,7 @@ class TurnRules:
     min_turn_seconds: float = 1.0
     max_turn_seconds: float = 60.0
     patience_seconds: float = 600.0
+    use_patience_seconds: float = 120.0
     warn_seconds: float | None = 120.0
     prompt_after_seconds: float = 0.2
 
@@ -198,10 +222,11 @@ def plan(
 def waiting_order(seats: Iterable[Seat], now: float, rules: TurnRules) -> list[Seat]:
     """Those that want a GPU and have none, in the order in which they get one."""
 
-    def key(seat: Seat) -> tuple[bool, tuple[float, ...], float, str]:
+    def key(seat: Seat) -> tuple[float, tuple[int, ...], float, str]:
         since = seat.wants_since or 0.0
-        patient = now - since < rules.patience_seconds
-        return patient, seat.rank if patient else (), since, seat.lease_id
+        priority = -seat.rank.priority if now - since < rules.patience_seconds else -inf
+        used = seat.rank.used if now - since < _use_patience(rules) else ()
+        return priority, used, since, seat.lease_id
 
     waiting = [seat for seat in seats if seat.wants_since is not None and seat.turn is not Turn.AWAKE]
     return sorted((seat for seat in waiting if not _is_waking(seat)), key=key)
@@ -425,8 +450,11 @@ class _Planning:
     def _wait_for(self, seat: Seat, occupant: Seat) -> float:
         """How long until the occupant's turn ends for this seat: who computes gives way to no lower rank."""
         wait = wait_seconds(occupant, self._now, self._rules)
-        if occupant.idle_since is None and occupant.rank < seat.rank and seat.wants_since is not None:
-            wait = max(wait, seat.wants_since + self._rules.patience_seconds - self._now)
+        computes, wants_since = occupant.idle_since is None, seat.wants_since
+        if computes and wants_since is not None and occupant.rank.is_before(seat.rank):
+            equal = occupant.rank.priority == seat.rank.priority
+            patience = _use_patience(self._rules) if equal else self._rules.patience_seconds
+            wait = max(wait, wants_since + patience - self._now)
         return wait
 
     def _room_for(self, seat: Seat, gpu: Gpu) -> _Room | None:
@@ -469,6 +497,10 @@ class _Planning:
             if self._may_begin(each) and turn_over and self._now - since >= self._rules.warn_seconds:
                 self._begin(Action(Step.END, each.lease_id))
                 return
+
+
+def _use_patience(rules: TurnRules) -> float:
+    return min(rules.patience_seconds, rules.use_patience_seconds)
 
 
 def _is_waking(seat: Seat) -> bool:

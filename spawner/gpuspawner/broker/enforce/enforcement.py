@@ -31,6 +31,7 @@ from ...node.api import (
 )
 from ..decide.place.devices import MISSING
 from ..decide.place.pooling import Pooling
+from ..decide.turns import NO_RANK, Rank
 from ..observe.journal import Journal, is_of, record_of
 from ..observe.metrics import Metrics
 from .mode import Holders, SharingMode, Surroundings
@@ -56,8 +57,8 @@ class Tools:
     log: logging.Logger
     retry_seconds: float = RETRY_SECONDS
     idle_seconds: float = IDLE_SECONDS
-    rank: Callable[[Lease], tuple[float, ...]] = lambda lease: ()
-    """Whose turn comes first by the site's policy: the smallest."""
+    rank: Callable[[Lease], Rank] = lambda lease: NO_RANK
+    """A lease's place by the site's policy among those that want a turn, as it is now."""
     turn_pace: Pace = field(default_factory=Pace)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from ...core.model import ContainerPatch, DeviceHealth, Lease
 from ...node.api import DaemonPlan, Node, NodeEvent, NodeFacts, Quota
 from ..decide.place.pooling import Pooling
+from ..decide.turns import NO_RANK, Rank
 from ..observe.metrics import Metrics
 
 
@@ -68,7 +69,7 @@ class Surroundings:
     node, and returns when the node has accepted it. `report(uuid)` updates a device's health after
     `obstacle` has changed. `tell(lease_id, sentence)` gives a holder a notice, now or later. `spawn` runs
     work in the background; it is cancelled when the broker ends. `works(uuid)` says whether the hardware of a
-    device is healthy, and `rank(lease)` whose turn comes first by the policy: the smallest.
+    device is healthy, and `rank(lease)` its place among those that want a turn.
     """
 
     node: Node
@@ -82,7 +83,7 @@ class Surroundings:
     metrics: Metrics
     log: logging.Logger
     works: Callable[[str], bool] = lambda uuid: True
-    rank: Callable[[Lease], tuple[float, ...]] = lambda lease: ()
+    rank: Callable[[Lease], Rank] = lambda lease: NO_RANK
 
 
 class SharingMode(Protocol):

@@ -32,6 +32,8 @@ CHECK_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 WARN_SECONDS = 120.0
 """From the notice that a program's memory can't leave the GPU to its end, if the pool ends such programs."""
+USE_PATIENCE_TURNS = 2.0
+"""So many turns of `max_turn` somebody waits at most because others have used less."""
 STARTING = "turns on it are being checked"
 
 
@@ -225,16 +227,20 @@ class TurnPool:
             await self._say(statuses)
 
     async def _admit(self, keeper: TurnKeeper) -> None:
-        """Gives a seat to each lease whose container runs."""
+        """Gives a seat to each lease whose container runs; those that have one get their rank by now."""
         for lease in self._around.holders.leases():
-            if lease.state not in WITH_CONTAINER or not self._is_ours(lease) or lease.id in self._places:
+            if lease.id in self._places:
+                keeper.set_rank(lease.id, self._around.rank(lease))
+                continue
+            if lease.state not in WITH_CONTAINER or not self._is_ours(lease):
                 continue
             pid = await self._around.holders.main_pid(str(lease.container_id))
             if pid is None:
                 continue  # it ended; its lease will, too
             seat = Seat(str(lease.container_id), pid, lease.device_uuids)
             self._places[lease.id] = seat
-            keeper.admit(lease.id, seat, lease.memory_bytes, self._around.rank(lease))
+            keeper.admit(lease.id, seat, lease.memory_bytes)
+            keeper.set_rank(lease.id, self._around.rank(lease))
 
     def _is_ours(self, lease: Lease) -> bool:
         terms = self._around.pooling().terms
@@ -311,6 +317,7 @@ def rules_of(settings: TurnSettings) -> TurnRules:
         sleep_after_seconds=settings.sleep_after_seconds,
         min_turn_seconds=settings.min_turn_seconds,
         max_turn_seconds=settings.max_turn_seconds,
+        use_patience_seconds=USE_PATIENCE_TURNS * settings.max_turn_seconds,
         warn_seconds=WARN_SECONDS if settings.unsleepable is Unsleepable.END else None,
     )
 

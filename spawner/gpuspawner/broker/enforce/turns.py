@@ -17,7 +17,19 @@ from ...core.errors import GpuSpawnerError
 from ...node.api import Condition, Obstacle, Outcome, SeatReading, TurnHands, TurnReadings
 from ...node.api import Seat as Place
 from ..decide.turn_waits import expected_waits
-from ..decide.turns import Action, Experience, Gpu, Seat, Step, Turn, TurnRules, plan, waiting_order
+from ..decide.turns import (
+    NO_RANK,
+    Action,
+    Experience,
+    Gpu,
+    Rank,
+    Seat,
+    Step,
+    Turn,
+    TurnRules,
+    plan,
+    waiting_order,
+)
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -66,8 +78,8 @@ class _Entry:
 
     place: Place
     promise_bytes: int
-    rank: tuple[float, ...]
     since: float
+    rank: Rank = NO_RANK
     turn: Turn = Turn.ASLEEP
     gpu_uuid: str | None = None
     memory_bytes: int = 0
@@ -150,10 +162,15 @@ class TurnKeeper:
     _entries: dict[str, _Entry] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def admit(self, lease_id: str, place: Place, promise_bytes: int, rank: tuple[float, ...] = ()) -> None:
+    def admit(self, lease_id: str, place: Place, promise_bytes: int) -> None:
         """A lease has a container now, or is adopted with it."""
         if lease_id not in self._entries:
-            self._entries[lease_id] = _Entry(place, promise_bytes, rank, self.clock())
+            self._entries[lease_id] = _Entry(place, promise_bytes, self.clock())
+
+    def set_rank(self, lease_id: str, rank: Rank) -> None:
+        """Its place by the policy has changed; does nothing without a seat."""
+        if lease_id in self._entries:
+            self._entries[lease_id].rank = rank
 
     def leave(self, lease_id: str) -> None:
         """Its container has ended."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ...core.model import Lease, LeaseState
 from ...core.states import UNSETTLED
 from ...core.units import Clock, utc_now
+from ...core.want import Mode
 from ...node.daemon_pool import DaemonPool
 from ..decide.line.estimate import Estimate, Estimator
 from ..decide.line.future import Arrival, Line, with_guests
@@ -105,7 +106,9 @@ class Waits:
         for each in sorted(sessions, key=lambda each: each.lease.created_at):
             self._arrived.append(each.lease)
             if each.lease.state is LeaseState.CLOSED:
-                self._learn_length(each.lease, each.began_at.timestamp(), each.awake_seconds)
+                began, ended = each.began_at.timestamp(), each.ended_at.timestamp()
+                kept = each.awake_seconds if each.lease.mode is not Mode.TURNS else ended - began
+                self._learn_length(each.lease, began, kept)
 
     def on_lease(self, lease: Lease) -> None:
         """A lease has changed: record what can be learnt from it, and request new estimates."""
