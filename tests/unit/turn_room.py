@@ -84,6 +84,9 @@ class Holders:
     def leases(self) -> tuple[Lease, ...]:
         return self.allocator.leases()
 
+    def is_drained(self, uuid: str) -> bool:
+        return self.allocator.is_drained(uuid)
+
     async def tell(self, lease_id: str, sentence: str) -> None:
         self.told.append((lease_id, sentence))
         await self.allocator.tell(lease_id, sentence)

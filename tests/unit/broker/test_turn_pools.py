@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.decide.turns import Rank
+from gpuspawner.core.decision import Drain
 from gpuspawner.core.model import ContainerPatch, LeaseState
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import Quota
@@ -16,7 +17,7 @@ from gpuspawner.node.checkpoint.cgroup import MemoryCgroup
 from gpuspawner.node.checkpoint.order import ProcessState
 
 from tests.unit.scripted_checkpoint import GIB, A, B, C
-from tests.unit.turn_room import DEVICES, Room, room_in
+from tests.unit.turn_room import DEVICES, NOON, Room, room_in
 
 
 @pytest.fixture
@@ -246,10 +247,47 @@ async def test_a_gpu_out_of_service_leaves_the_others_in_use(room: Room) -> None
     assert fourth.state is LeaseState.WAITING  # the pool's seats are taken, though B and C have two leases
     await room.health(A)
     assert room.states()["user-4"] == "waiting"
-    # A is not in every container, so nobody is woken there while those without it have seats.
-    room.compute(ben, gpu=B)
+    # A serves those who see it; ben's and cem's containers don't have it.
+    first, second = room.compute(ben, gpu=B), room.compute(cem, gpu=C)
     await room.look(0.3)
-    assert room.turns()["user-2"] == ("awake", B)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("awake", B), "user-3": ("awake", C)}
+    await room.health(B, "XID 79")
+    await room.look(0.3)
+    found = room.allocator.lease(ben.id)
+    assert found is not None
+    assert "XID 79" in found.notice  # its memory is there
+    assert [lease_id for lease_id, _ in room.holders.told] == [ben.id]
+    assert found.notice.endswith("stop this server and start a new one.")
+    await room.health(B)
+    found = room.allocator.lease(ben.id)
+    assert found is not None
+    assert found.notice == ""
+    assert all(room.machine.programs[pid].state is ProcessState.RUNNING for pid in (first, second))
+
+
+async def test_a_drained_gpu_is_left_by_those_who_do_not_compute(room: Room) -> None:
+    await room.broker(DEVICES[:2])
+    ann, ben = await room.lease(), await room.lease()
+    room.machine.computing = {A, B}
+    computes, rests = room.compute(ann, gpu=A), room.compute(ben, gpu=B)
+    await room.look(0.3)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("awake", B)}
+    drain = Drain(NOON, "root", "new fans")
+    await room.allocator.set_drained({A: drain, B: drain})
+    await room.look(15.0, step=0.5)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("awake", B)}
+    room.machine.computing = {A}
+    await room.look(3.0)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("asleep", None)}
+    assert room.running is not None
+    assert room.running.turns.want(ben.id)
+    await room.look(1.0)
+    assert room.machine.programs[rests].state is ProcessState.CHECKPOINTED  # no GPU serves
+    await room.allocator.set_drained({A: drain})
+    await room.look(0.3)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("awake", B)}
+    assert room.machine.programs[computes].state is ProcessState.RUNNING
+    assert [lease.notice for lease in room.allocator.leases()] == ["", ""]
 
 
 async def test_simulated_gpus_have_seats_and_nothing_to_keep(room: Room) -> None:

@@ -202,6 +202,37 @@ def test_idle_memory_leaves_the_gpu_in_the_end() -> None:
     assert plan(seats, TWO, NOW, RULES) == (Action(Step.SLEEP, "a"), Action(Step.SLEEP, "c"))
 
 
+def test_nobody_is_woken_on_a_drained_gpu_and_memory_leaves_it() -> None:
+    """Who computes there goes on, for as long as it computes; idle memory goes after `pause_after`."""
+    drained = (replace(ONE[0], drained=True), Gpu(B, SIZE))
+    computes, rests, wanting = awake("a", A, turn=500), paused("b", A, since=2), asleep("w", wants=300)
+    assert plan([computes], drained, NOW, RULES) == ()
+    assert plan([computes, awake("c", B, turn=5), wanting], drained, NOW, RULES) == ()
+    assert plan([rests], drained, NOW, RULES) == (Action(Step.SLEEP, "b"),)
+    assert plan([replace(rests, since=NOW - 0.5)], drained, NOW, RULES) == ()
+    assert plan([awake("a", A, turn=5, idle=1)], drained, NOW, RULES) == (Action(Step.SLEEP, "a"),)
+    wants = replace(rests, wants_since=NOW, since=NOW)
+    assert plan([computes, wants, wanting], drained, NOW, RULES) == (
+        Action(Step.WAKE, "w", B),
+        Action(Step.SLEEP, "b"),
+    )
+    fixed = replace(wants, unmovable_since=NOW - 100)
+    assert plan([fixed], drained, NOW, RULES) == (Action(Step.WAKE, "b", A),)  # it can compute nowhere else
+    lost = (replace(ONE[0], usable=False), Gpu(B, SIZE))
+    assert plan([fixed], lost, NOW, RULES) == ()
+    assert plan([wants], lost, NOW, RULES) == (Action(Step.SLEEP, "b"),)
+
+
+def test_a_seat_is_woken_only_on_a_gpu_that_its_container_sees() -> None:
+    old = replace(asleep("old", wants=9), sees=frozenset({A}))
+    new = replace(asleep("new", wants=5), sees=frozenset({A, B}))
+    computes = replace(awake("x", A, turn=5), sees=frozenset({A}))
+    assert plan([computes, old, new], TWO, NOW, RULES) == (Action(Step.WAKE, "new", B),)
+    assert plan([old, new], TWO, NOW, RULES) == (Action(Step.WAKE, "old", A), Action(Step.WAKE, "new", B))
+    fixed = replace(paused("fixed", B, gib=70), unmovable_since=NOW - 100)
+    assert plan([computes, old, fixed], TWO, NOW, RULES) == ()  # its end would not help
+
+
 def test_memory_that_cannot_move_ends_after_a_warning_if_nobody_else_can_compute() -> None:
     pinned = replace(paused("pinned", gib=70, since=20), unmovable_since=NOW - 4)
     wanting = asleep("w", wants=15)
@@ -334,6 +365,7 @@ SEATS = st.lists(
         promise_bytes=st.sampled_from([8 * GIB, 24 * GIB, SIZE]),
         memory_bytes=st.integers(0, 8).map(lambda gib: gib * GIB),
         wants_since=st.none() | st.floats(0, NOW),
+        sees=st.none() | st.sets(st.sampled_from(["GPU-0", "GPU-1", "GPU-2"])).map(frozenset),
     ),
     max_size=6,
 )
@@ -350,7 +382,7 @@ def test_nobody_asleep_waits_beside_a_free_gpu(sleepers: list[Seat], stayers: li
     actions = plan(seats, gpus, NOW, RULES)
     order = waiting_order(seats, NOW, RULES)
     begun = {action.lease_id: action for action in actions}
-    if order and order[0].turn is Turn.ASLEEP:
+    if order and order[0].turn is Turn.ASLEEP and any(gpu.serves(order[0]) for gpu in gpus):
         helped = begun.get(order[0].lease_id, Action(Step.PAUSE, "")).step is Step.WAKE
         assert helped or any(action.step is Step.SLEEP for action in actions)
     assert len(begun) == len(actions)

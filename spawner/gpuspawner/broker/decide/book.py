@@ -323,6 +323,10 @@ class Book:
         """Whether a device may be leased; None for one that is not known."""
         return self._devices.health(uuid) if uuid in self._devices else None
 
+    def is_drained(self, uuid: str) -> bool:
+        """Whether nothing new is placed on the device by an admin's decision."""
+        return self._devices.drain(uuid) is not None
+
     def set_health(self, health: DeviceHealth) -> bool:
         """Take a device out of service or back into it. Returns whether anything changed."""
         self._queue.changed()

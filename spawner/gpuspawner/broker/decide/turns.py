@@ -6,8 +6,9 @@ and says what to begin now. It keeps no state: after a restart it continues from
 Its actions keep these rules, whatever happened before:
 1. On each GPU one seat at most is awake or about to be.
 2. On each GPU the memory of who stays and what is promised to who is awake fit beside the reserve.
-3. No sleeping seat that wants a GPU waits while one is free: it is woken, or room is made for it. A GPU is
-not free while it is kept for a seat whose memory is on its way there.
+3. No sleeping seat that wants a GPU waits while one that it sees is free: it is woken, or room is made for
+it. A GPU is not free while it is kept for a seat whose memory is on its way there, or while it is out of
+service or drained: then nobody is woken there, and memory of those who don't compute leaves it.
 4. No seat is paused before `min_turn`; a seat that computes is paused only after `max_turn` with others
 waiting.
 5. Every seat that wants a GPU gets one: by `Rank` (priority, then decayed use for the weight), then by how
@@ -113,6 +114,8 @@ class Seat:
     """Something failed: nothing is tried with it before."""
     target_uuid: str | None = None
     """The GPU for which its memory was moved: kept for it until it is awake."""
+    sees: frozenset[str] | None = None
+    """The GPUs of which its container has the device node; None: all. It can be woken on no other."""
 
     def lies_on(self, gpu_uuid: str) -> bool:
         """Whether it has memory there, or is being woken there."""
@@ -141,6 +144,15 @@ class Gpu:
     memory_bytes: int
     usable: bool = True
     """Whether it is healthy, so that somebody may be woken there."""
+    drained: bool = False
+    """An admin wants it empty: only memory that can't leave it computes there."""
+
+    def serves(self, seat: Seat) -> bool:
+        """Whether the seat may be woken there."""
+        if not self.usable or (seat.sees is not None and self.uuid not in seat.sees):
+            return False
+        stays = seat.unmovable_since is not None and seat.lies_on(self.uuid)
+        return stays or not self.drained
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +330,10 @@ class _Planning:
         """The next waiting seat: it is woken, or the seat in its way is moved, or it waits."""
         if not self._may_begin(seat):
             return
+        if seat.turn is Turn.PAUSED and self._must_leave(seat):
+            if self._may_sleep(seat):
+                self._begin(Action(Step.SLEEP, seat.lease_id))  # and woken on another GPU
+            return
         ways = [way for gpu in self._gpus if (way := self._way(seat, gpu)) is not None]
         if seat.turn is Turn.ASLEEP:
             kept = [way for way in ways if way.gpu_uuid == seat.target_uuid and way.wait_seconds == 0]
@@ -371,10 +387,17 @@ class _Planning:
             idle_since = seat.since if seat.turn is Turn.PAUSED else seat.idle_since
             if seat.turn is Turn.ASLEEP or seat.wants_since is not None or idle_since is None:
                 continue
-            long_enough = self._now - idle_since >= self._rules.sleep_after_seconds
+            leaves, rules = self._must_leave(seat), self._rules
+            after = rules.pause_after_seconds if leaves else rules.sleep_after_seconds
+            long_enough = self._now - idle_since >= after
             turn_over = self._now - seat.since >= self._rules.min_turn_seconds
             if long_enough and turn_over and self._may_sleep(seat) and seat.gpu_uuid not in self._taken:
                 self._begin(Action(Step.SLEEP, seat.lease_id))
+
+    def _must_leave(self, seat: Seat) -> bool:
+        """Whether it can't compute any more where its memory is."""
+        home = next((gpu for gpu in self._gpus if gpu.uuid == seat.gpu_uuid), None)
+        return seat.turn is not Turn.ASLEEP and (home is None or not home.serves(seat))
 
     def _begin(self, action: Action) -> None:
         self.actions[action.lease_id] = action
@@ -391,9 +414,9 @@ class _Planning:
         ahead = self._ahead.get(gpu.uuid, 0.0)
         if gpu.uuid in self._taken or self._kept.get(gpu.uuid, seat.lease_id) != seat.lease_id:
             turn = ahead or self._seen.turn_seconds
-            return _Way(gpu.uuid, turn, is_blocked=True) if is_home and gpu.usable else None
+            return _Way(gpu.uuid, turn, is_blocked=True) if is_home and gpu.serves(seat) else None
         occupant = self._occupant[gpu.uuid]
-        if not gpu.usable or (occupant is not None and occupant.lease_id in self.actions):
+        if not gpu.serves(seat) or (occupant is not None and occupant.lease_id in self.actions):
             return None
         wait = 0.0 if occupant is None else self._wait_for(seat, occupant)
         is_elsewhere = seat.turn is Turn.PAUSED and not is_home
@@ -438,7 +461,7 @@ class _Planning:
 
     def _is_on_its_way_to_target(self, seat: Seat) -> bool:
         """Whether a GPU is kept for it: its memory leaves another one, or has left it, to go there."""
-        gpu = next((each for each in self._gpus if each.uuid == seat.target_uuid and each.usable), None)
+        gpu = next((each for each in self._gpus if each.uuid == seat.target_uuid and each.serves(seat)), None)
         if gpu is None or seat.wants_since is None or seat.retry_at > self._now:
             return False
         if seat.turn is not Turn.ASLEEP and not self._is_on_its_way(seat):
@@ -490,7 +513,12 @@ class _Planning:
         """No GPU has room for it because of memory that can't be moved: ends the seat that was warned."""
         if self._rules.warn_seconds is None or self._taken or self._kept:
             return
-        known = [each for each in self._seats if each.unmovable_since is not None and each is not seat]
+        served = [gpu.uuid for gpu in self._gpus if gpu.serves(seat)]
+        known = [
+            each
+            for each in self._seats
+            if each is not seat and each.unmovable_since is not None and each.gpu_uuid in served
+        ]
         for each in sorted(known, key=lambda each: each.since):
             since = each.unmovable_since or 0.0
             turn_over = each.turn is Turn.PAUSED or wait_seconds(each, self._now, self._rules) == 0

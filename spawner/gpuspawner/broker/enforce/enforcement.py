@@ -85,7 +85,7 @@ class Enforcement:
         around = Surroundings(
             node=self._node, facts=tools.facts, holders=holders, pooling=lambda: self._pooling,
             apply=self.apply, report=self.report, tell=self._tell, spawn=self._spawn,
-            metrics=tools.metrics, log=tools.log, works=self._works, rank=tools.rank,
+            metrics=tools.metrics, log=tools.log, hardware=self._hardware_of, rank=tools.rank,
         )  # fmt: skip
         self.turns = Turns(around, tools.turn_pace)
         """Who has a turn, and what users may ask for."""
@@ -248,7 +248,7 @@ class Enforcement:
 
     def _health(self, uuid: str) -> DeviceHealth:
         """The hardware's health, unless a mode or `close_to_new` keeps the device out of service."""
-        hardware = self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
+        hardware = self._hardware_of(uuid)
         reason = next(filter(None, (mode.obstacle(uuid) for mode in self._all_modes())), "")
         if not hardware.healthy:
             return hardware
@@ -256,9 +256,8 @@ class Enforcement:
             return DeviceHealth(uuid, healthy=False, reason=reason)
         return self._closed.get(uuid, hardware)
 
-    def _works(self, uuid: str) -> bool:
-        hardware = self._hardware.get(uuid)
-        return hardware is None or hardware.healthy
+    def _hardware_of(self, uuid: str) -> DeviceHealth:
+        return self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
 
     async def _on_guard(self, event: GuardEvent) -> None:
         self._tools.metrics.ended(event.offence)

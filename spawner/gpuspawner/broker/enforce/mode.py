@@ -32,6 +32,10 @@ class Holders(Protocol):
         """All leases that have not ended."""
         ...
 
+    def is_drained(self, uuid: str) -> bool:
+        """Whether an admin lets nobody new on the device."""
+        ...
+
     async def tell(self, lease_id: str, sentence: str) -> None:
         """Gives the holder a notice. Raises LedgerFault."""
         ...
@@ -68,8 +72,8 @@ class Surroundings:
     `pooling` returns the current pools. `apply` sends the desired state, with the mode's current part, to the
     node, and returns when the node has accepted it. `report(uuid)` updates a device's health after
     `obstacle` has changed. `tell(lease_id, sentence)` gives a holder a notice, now or later. `spawn` runs
-    work in the background; it is cancelled when the broker ends. `works(uuid)` says whether the hardware of a
-    device is healthy, and `rank(lease)` its place among those that want a turn.
+    work in the background; it is cancelled when the broker ends. `hardware(uuid)` is the health of a device's
+    hardware, and `rank(lease)` its place among those that want a turn.
     """
 
     node: Node
@@ -82,7 +86,7 @@ class Surroundings:
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     metrics: Metrics
     log: logging.Logger
-    works: Callable[[str], bool] = lambda uuid: True
+    hardware: Callable[[str], DeviceHealth] = lambda uuid: DeviceHealth(uuid, healthy=True)
     rank: Callable[[Lease], Rank] = lambda lease: NO_RANK
 
 

@@ -112,6 +112,7 @@ class _Entry:
             unmovable_since=self.unmovable_since,
             retry_at=self.retry_at,
             target_uuid=self.target_uuid,
+            sees=frozenset(self.place.gpu_uuids),
         )
 
     def _rests_since(self) -> float | None:
@@ -330,9 +331,13 @@ class TurnKeeper:
             entry.idle_since = now
 
     def _is_free(self, gpu_uuid: str, *, though_wanted: bool) -> bool:
-        """Whether nobody computes there or is about to, and nobody waits: then a new seat may have it."""
+        """Whether nobody computes there or is about to, and nobody waits: then a new seat may have it.
+
+        `though_wanted`: it has computed there since before this broker began; then a drain doesn't matter.
+        """
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
-        usable = any(gpu.uuid == gpu_uuid and gpu.usable for gpu in self.gpus)
+        gpu = next((gpu for gpu in self.gpus if gpu.uuid == gpu_uuid), None)
+        usable = gpu is not None and gpu.usable and (though_wanted or not gpu.drained)
         occupied = any(seat.occupies(gpu_uuid) for seat in seats)
         wanted = any(seat.wants_since is not None for seat in seats)
         return usable and not occupied and (though_wanted or not wanted)

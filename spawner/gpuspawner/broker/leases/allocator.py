@@ -133,6 +133,10 @@ class Allocator:
         """How many whole devices a lease like `want` is charged as; None if no device suits it."""
         return self._book.charged_as(want)
 
+    def is_drained(self, uuid: str) -> bool:
+        """Whether nothing new is placed on the device by an admin's decision."""
+        return self._book.is_drained(uuid)
+
     def turn_rank(self, lease: Lease) -> Rank:
         """Its place by the policy among those that want a GPU in turns, now."""
         return self._book.turn_rank(lease, self._clock().timestamp())
