@@ -210,7 +210,7 @@ class TurnKeeper:
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
         now = self.clock()
         order = [seat.lease_id for seat in waiting_order(seats, now, self.rules)]
-        waits = expected_waits(seats, self.gpus, now, self.rules)
+        waits = expected_waits(seats, self.gpus, now, self.rules, self.seen)
         return tuple(
             SeatStatus(
                 lease_id=seat.lease_id,
