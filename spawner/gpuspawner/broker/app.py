@@ -625,6 +625,7 @@ class GpuBroker(Application):
             ledger=self.ledger,
             ended=self.journal.recent,
             use=lambda: self.sampler.latest,
+            stop_through_hub=None if self.hub_api is None else HubServers(self.hub_api.url).stop,
         )
         return Classes(parts)
 

@@ -31,6 +31,12 @@ _LOG = logging.getLogger("gpuspawner.broker")
 _HUB_SECONDS = 10.0
 """How long the hub may take to identify the sender. The event loop keeps running."""
 READING = ("GET", "HEAD")
+_MOST_SHOWN = 100
+
+
+def shortened(text: str) -> str:
+    """What a sender without rights wrote, as far as the audit log keeps it."""
+    return "".join(char for char in text[:_MOST_SHOWN] if char.isprintable())
 
 
 @dataclass(frozen=True, slots=True)
