@@ -88,7 +88,8 @@ class ClassBench:
         self.broker, self.times = Served(folder, times, machine), times
         self.hub = ListingHub({"students": ["ada", "bob", "cid", "dan"], "another": ["eve"]})
         self._people = people or self.hub
-        self.ender, self.hub_stop = Ender(self), HubStop()
+        self.ender = Ender(self)
+        self.hub_stop: Any = HubStop()
         self.uses: dict[str, Use] = {}
         self.ended: list[EndedProcess] = []
 
