@@ -1,4 +1,4 @@
-"""A spawner whose servers are there at once: they listen in the hub's own process, and say that they are there."""
+"""A spawner whose servers are there at once: they listen in the hub's own process."""
 
 from __future__ import annotations
 

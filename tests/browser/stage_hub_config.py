@@ -6,7 +6,6 @@ from pathlib import Path
 
 from gpuspawner import GPU_SCOPES, HUB_TEMPLATES
 
-
 c = get_config()  # noqa: F821
 
 ROOT = Path(__file__).resolve().parents[2]
