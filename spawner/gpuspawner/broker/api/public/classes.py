@@ -93,8 +93,8 @@ class StopHandler(ClassHandler):
         """How many ended."""
 
         async def stop(asked: StopServers) -> DoneDocument:
-            token = self.hub_auth.get_token(self)
-            return await self.classes.stop(self.hub_name, group, picked_by(asked), asked.author, token)
+            picked, token = picked_by(asked), self.token()
+            return await self.classes.stop(self.hub_name, group, picked, asked.author, token)
 
         await self.change(group, StopServers, "stop servers", stop)
 
