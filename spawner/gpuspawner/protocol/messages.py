@@ -379,7 +379,7 @@ class DiskDocument(Message):
 
 
 class StatusDocument(Message):
-    """The answer to `GET /status`: devices, leases and queue at one moment.
+    """The broker's status: devices, leases and queue at one moment.
 
     `fault`: why the machine's GPUs can't be listed now; "" if they can. `disks`: for those who see
     everything.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tornado.httpserver import HTTPServer
@@ -13,9 +14,11 @@ from ..api.offer import offer_routes
 from ..api.public.actions import Actions
 from ..api.public.classes import ClassTools, class_routes
 from ..api.public.hub_servers import HubServers
+from ..api.public.leases import lease_routes
+from ..api.public.local import LocalServers, local_routes
 from ..api.public.rules import MoreRoutes, joined, public_rules
 from ..api.public.turns import public_turns
-from ..api.rules import rule_routes
+from ..api.rules import hub_routes
 from ..api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from ..api.turns import turn_routes
 from ..leases.hub_people import HubPeople
@@ -26,6 +29,7 @@ from ..pages.admin.checkup import Checkup, ask_doctor
 from ..pages.admin.handlers import admin_pages
 from ..pages.classes.base import Teaching
 from ..pages.classes.handlers import class_pages
+from ..pages.look import hub_of
 from ..pages.own.desk import BrokerDesk
 from ..pages.unknown.handlers import unknown_pages
 from .deciding import Deciding
@@ -35,7 +39,7 @@ from .machine import Machine
 from .observing import Observing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Serving:
     """One a broker: what is shown and done by socket, API and pages."""
 
@@ -50,9 +54,10 @@ class Serving:
         site, rules = self._site(), self.deciding.rules
         offers = Offers(rules, self.deciding.gate, self.deciding.allocator)
         routes = [
-            *rule_routes(site, rules, self.leasing.endings),
+            *hub_routes(site, rules, self.leasing.endings),
             *offer_routes(site, rules, self.leasing.endings, offers),
             *turn_routes(site, self.machine.turns),
+            *local_routes(self._view(), hub_of(self.ground.settings.config), self._local_api()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.ground.settings.site.socket_path))
@@ -94,16 +99,30 @@ class Serving:
 
     def _public_routes(self) -> MoreRoutes:
         """What the service has besides the pages that everybody sees."""
-        site, rules, endings = self._site(), self.deciding.rules, self.leasing.endings
-        classes = self._make_classes()
+        rules = self.deciding.rules
         return joined(
-            public_rules(site, rules, endings),
-            class_routes(ClassTools(site, rules, endings, classes)),
-            class_pages(Teaching(classes, rules, self.machine.simulated)),
+            self._api(),
+            class_pages(Teaching(self._classes, rules, self.machine.simulated)),
             unknown_pages(rules.audit, self._end_unknown),
-            public_turns(site, self.machine.turns, rules.audit),
             admin_pages(self._admin_tools()),
         )
+
+    def _api(self) -> MoreRoutes:
+        """What the API has for those who are responsible for others."""
+        site, rules, endings = self._site(), self.deciding.rules, self.leasing.endings
+        return joined(
+            public_rules(site, rules, endings),
+            class_routes(ClassTools(site, rules, endings, self._classes)),
+            public_turns(site, self.machine.turns, rules.audit),
+        )
+
+    def _local_api(self) -> MoreRoutes:
+        """All of the API, for the socket: nobody has a token of the hub there, so servers end without it."""
+        allocator, hub = self.deciding.allocator, hub_of(self.ground.settings.config)
+        servers = LocalServers(hub, allocator.leases, self.leasing.service.release)
+        tiers, turn = self.ground.settings.tiers, self.machine.turns.act
+        actions = Actions(self.deciding.rules, servers, allocator.lease, tiers, turn)
+        return joined(lambda site: lease_routes(site, actions), self._api())
 
     def _make_desk(self, api_url: str) -> BrokerDesk:
         rules, ground = self.deciding.rules, self.ground
@@ -130,7 +149,8 @@ class Serving:
     async def _end_unknown(self, lease_id: str, author: str) -> None:
         await self.leasing.service.release(lease_id, f"ended by {author}: the hub doesn't know it")
 
-    def _make_classes(self) -> Classes:
+    @cached_property
+    def _classes(self) -> Classes:
         hub, observing = self.ground.hub_api, self.observing
         parts = ClassParts(
             people=None if hub is None else HubPeople(hub),
@@ -142,5 +162,6 @@ class Serving:
             ledger=self.ground.ledger,
             ended=observing.journal.recent,
             use=lambda: observing.sampler.latest,
+            stop_through_hub=None if hub is None else HubServers(hub.url).stop,
         )
         return Classes(parts)

@@ -85,10 +85,10 @@ class ServersHandler(AdminPage):
             )
             values: dict[str, str | list[str]] = {"do": "stop", "lease": [lease.id for lease in leases]}
             return Question(f"Stop {servers}?", text, f"Stop {servers}", values, names)
-        author, reason = self.viewer.author, self.why()
+        author = self.viewer.author
         groups = tuple(sorted({group for lease in leases for group in lease.groups}))
         document = {"lease_ids": [lease.id for lease in leases], "users": [lease.user for lease in leases]}
-        writing = Writing(self.viewer.admin, "stop servers", "servers", groups, document, reason)
+        writing = Writing(self.viewer.admin, "stop servers", "servers", groups, document)
 
         async def stop() -> Said:
             done = await asyncio.gather(
