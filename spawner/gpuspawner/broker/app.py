@@ -360,7 +360,7 @@ class GpuBroker(Application):
             idle=self.idle,
             timezone=self.site.timezone,
             sleep=self._sleep,
-            can_sleep=lambda lease: lease.mode is Mode.TURNS,
+            can_sleep=self.enforcement.turns.can_rest,
         )
         return Endings(parts, self.log)
 

@@ -310,6 +310,13 @@ class Allocator:
         """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
         return await self._step(self._tell, lease_id, sentence)
 
+    async def keep_asleep(self, lease_id: str, why: str) -> Lease | None:
+        """Give a lease in turns no turn from now on; with `why` "" it gets its turns again.
+
+        `why` is a sentence for its user. The lease, or None if it has no container. Raises LedgerFault.
+        """
+        return await self._step(self._keep_asleep, lease_id, why)
+
     # The steps.
 
     async def _load(
@@ -538,6 +545,15 @@ class Allocator:
             await self._commit(lease)
         return lease
 
+    async def _keep_asleep(self, lease_id: str, why: str) -> Lease | None:
+        lease = self.lease(lease_id)
+        if lease is None or lease.state not in states.WITH_CONTAINER:
+            return None
+        if lease.kept_asleep != why:
+            lease = replace(lease, kept_asleep=why)
+            await self._commit(lease)
+        return lease
+
     def _placed(
         self,
         now: datetime,
@@ -622,6 +638,8 @@ class Allocator:
         elif before is None or before.state is not lease.state:
             why = f" ({lease.reason})" if lease.reason else ""
             self._log.info("Lease is %s%s: %s", lease.state, why, log_context(lease))
+        elif before.kept_asleep != lease.kept_asleep:
+            self._log.info("Kept asleep: %r %s", lease.kept_asleep, log_context(lease))
         elif before.notice != lease.notice:
             self._log.info("Notice for its user: %r %s", lease.notice, log_context(lease))
 

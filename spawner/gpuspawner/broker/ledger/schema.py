@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -66,6 +66,7 @@ leases = sa.Table(
     sa.Column("mps", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("owner", sa.Text, nullable=False, server_default=""),
     sa.Column("node", sa.Text, nullable=False, server_default=""),
+    sa.Column("kept_asleep", sa.Text, nullable=False, server_default=""),
     sa.Index("leases_by_state", "state", "number"),
     sa.Index("leases_by_user", "user", "number"),
     sa.Index("leases_by_age", "state", "since"),
