@@ -313,7 +313,8 @@ class Allocator:
     async def keep_asleep(self, lease_id: str, why: str) -> Lease | None:
         """Give a lease in turns no turn from now on; with `why` "" it gets its turns again.
 
-        `why` is a sentence for its user. The lease, or None if it has no container. Raises LedgerFault.
+        `why` is a sentence for its user, and becomes its notice. The lease, or None if it has no container.
+        Raises LedgerFault.
         """
         return await self._step(self._keep_asleep, lease_id, why)
 
@@ -550,7 +551,8 @@ class Allocator:
         if lease is None or lease.state not in states.WITH_CONTAINER:
             return None
         if lease.kept_asleep != why:
-            lease = replace(lease, kept_asleep=why)
+            notice = why if why or lease.notice == lease.kept_asleep else lease.notice
+            lease = replace(lease, kept_asleep=why, notice=notice)
             await self._commit(lease)
         return lease
 

@@ -73,9 +73,9 @@ class BudgetEnds:
         return True
 
     async def _may_wake(self, lease: Lease) -> None:
-        await self.allocator.keep_asleep(lease.id, "")
-        if lease.notice == lease.kept_asleep:
-            await self.teller.tell(lease.id, "")
+        free = await self.allocator.keep_asleep(lease.id, "")
+        if free is not None and free.notice != lease.notice:
+            await self.teller.tell(lease.id, free.notice)
 
     async def _spent(self, lease: Lease) -> list[Spent] | None:
         """None if its groups can't be read: nothing is changed because of that."""
