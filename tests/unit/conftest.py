@@ -131,15 +131,6 @@ def query(path: Path | str) -> Callable[[str], list[tuple[Any, ...]]]:
     return run
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[postgresql.Server]:
-    """A PostgreSQL server for the tests of this process."""
-    if postgresql.programs() is None:
-        pytest.skip("needs PostgreSQL's server: python -m setup.ready programs")
-    with postgresql.running() as server:
-        yield server
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a database without tables. A test with it runs on both kinds."""
