@@ -1,8 +1,8 @@
-"""kill -9 of the broker before and after each commit of a server that ends by itself: limit and GPU-hours.
+"""kill -9 of the broker around each commit of a server that ends by itself: session limit and GPU-hours.
 
-Real brokers and containers, on SQLite and on PostgreSQL; only the times of the warnings are seconds instead of
-minutes. Whatever the moment, the server is warned again, ends, and no device leaks. The same on a test's clock
-over the true times: tests/unit/broker/test_endings_killed.py.
+Real brokers and containers, on SQLite and on PostgreSQL; only the warnings come seconds before the end, not
+minutes. Whatever the moment, the server is warned again, ends, and no device leaks. With the true times, on a
+test's clock: tests/unit/broker/test_endings_killed.py.
 """
 
 from __future__ import annotations

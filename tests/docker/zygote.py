@@ -50,7 +50,7 @@ def die_at_commit(number: int, when: str) -> None:
 
 
 def end_soon(first_seconds: float, second_seconds: float) -> None:
-    """Servers are warned so long before their end, not 15 and 5 minutes, and looked at four times a second."""
+    """Servers are warned so long before their end (not 15 and 5 minutes); a round each quarter second."""
     deadline.WARNINGS_SECONDS = first_seconds, second_seconds
     deadline.LEAST_NOTICE_SECONDS = second_seconds
     endings.ROUND_SECONDS = 0.25

@@ -1,4 +1,4 @@
-"""A broker that is killed around any commit still warns before it ends a server, or puts it to sleep, in time.
+"""A broker that is killed around any commit still warns, then ends a server or puts it to sleep in time.
 
 The clock is the test's; allocator, rulebook, rounds and ledger are the broker's own. The kill walks over
 every commit from the server's start to its end, before and after it was written, on SQLite and PostgreSQL.
@@ -192,8 +192,8 @@ async def test_the_walk_meets_every_commit(database: str, times: Any) -> None:
 
 
 SLEEPS = 10
-"""Commits of a server in turns: reserved, its container runs, awake, two warnings, kept asleep with its notice,
-asleep; and with the new week: may wake, awake. One more than that."""
+"""One more than a server in turns has: reserved, its container runs, awake, two warnings, kept asleep, asleep;
+and with the new week: may wake, awake."""
 
 
 @pytest.mark.parametrize("strike_at", range(1, SLEEPS + 1))
