@@ -192,8 +192,8 @@ async def test_the_walk_meets_every_commit(database: str, times: Any) -> None:
 
 
 SLEEPS = 10
-"""One more than a server in turns has: reserved, its container runs, awake, two warnings, kept asleep, asleep;
-and with the new week: may wake, awake."""
+"""One more than a server in turns has: reserved, its container runs, awake, two warnings, kept asleep,
+asleep; and with the new week: may wake, awake."""
 
 
 @pytest.mark.parametrize("strike_at", range(1, SLEEPS + 1))
