@@ -153,7 +153,7 @@ def fresh(request: pytest.FixtureRequest, fast_folder: Path) -> Callable[[], str
     def emptied() -> str:
         with server.connect(name) as connection:
             connection.execute(
-                "TRUNCATE leases, lease_devices, lease_groups, awake, ended_processes, decisions"
+                "TRUNCATE leases, lease_devices, lease_groups, awake, ended_processes, decisions, wait_errors"
             )
         return server.url(name)
 

@@ -38,6 +38,9 @@ from .watch import WaitNews, Watch, Watches
 _MOST_PAST = 20_000
 """At most this many past sessions, the newest, are read at the start: they show each user's past use."""
 
+_PAST_SECONDS = 5 * 7 * 86400.0
+"""Estimates draw newcomers from the last four weeks."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -336,18 +339,21 @@ class Allocator:
         await self._commit(*told, *self._placed(self._clock()))
 
     async def _count_past(self, living: Iterable[Lease]) -> None:
-        """Read the past use of users and groups from the ledger."""
+        """Read the past from the ledger: the use of users and groups, and what estimates learn from."""
         fair = self._rules.fair
+        seconds = _PAST_SECONDS if fair is None else max(_PAST_SECONDS, fair.memory_seconds)
+        past = await self._ledger.sessions(self._clock() - timedelta(seconds=seconds), _MOST_PAST)
+        self.waits.learn_past(past)
+        self.waits.learn_errors(await self._ledger.wait_errors())
+        self.waits.keep = self._ledger.add_wait_errors
         if fair is None:
             return
         holding = {lease.id for lease in living if lease.state.holds_devices}
-        past = await self._ledger.sessions(self._clock() - timedelta(seconds=fair.memory_seconds), _MOST_PAST)
         for each in past:
             if each.lease.id not in holding:
                 group = self._rules.claim(each.lease).group
                 began, ended = each.began_at.timestamp(), each.ended_at.timestamp()
                 fair.add_past(each.lease.user, group, each.lease.gpu_fraction, began, ended)
-        self.waits.learn_past(past)
 
     async def _advance(self) -> None:
         now = self._clock()

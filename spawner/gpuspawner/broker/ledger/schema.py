@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0008"
+HEAD = "0009"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -174,3 +174,15 @@ writes = sa.Table(
     sqlite_autoincrement=True,
 )
 """The audit log. A row is added before the change is made, and gets its result afterwards."""
+
+wait_errors = sa.Table(
+    "wait_errors",
+    metadata,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("sides", sa.Float, nullable=False),
+    sa.Index("wait_errors_by_owner", "owner", "number"),
+    sqlite_autoincrement=True,
+)
+"""How far true begins were from the middle of the estimate, in sides of its range; each broker's newest."""
