@@ -84,6 +84,17 @@ class MemoryLedger:
         """Insert or replace; the order is that of the first time."""
         self.rows.update((lease.id, lease) for lease in leases)
 
+    async def sessions(self, since: Any, most: int) -> tuple[Any, ...]:
+        """Nothing has ended."""
+        return ()
+
+    async def wait_errors(self) -> tuple[float, ...]:
+        """Nothing was estimated."""
+        return ()
+
+    async def add_wait_errors(self, sides: Any) -> None:
+        """Nobody asks for them."""
+
     async def living(self) -> tuple[Lease, ...]:
         """All that are not closed."""
         return tuple(lease for lease in self.rows.values() if lease.state is not CLOSED)

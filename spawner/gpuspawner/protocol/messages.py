@@ -171,6 +171,7 @@ class LeaseMessage(Message):
     groups: tuple[str, ...]
     node: str
     device_fractions: tuple[float, ...]
+    kept_asleep: str = ""
 
     def lease(self) -> Lease:
         """The value that the hub works with."""
@@ -329,6 +330,9 @@ class LeaseDocument(Message):
     )
     ends_at: Time | None = Field(None, description="when the server ends; null: nothing ends it")
     ends_because: str = Field("", description="why it ends then")
+    kept_asleep: str = Field(
+        "", description='in turns: why it gets no turn for now, and until when; "": it gets its turns'
+    )
     unknown_to_hub: bool = False
 
 

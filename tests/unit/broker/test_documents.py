@@ -92,13 +92,14 @@ def test_status() -> None:
                 "compute_percent": 100.0, "mode": "whole", "since": "2025-03-01T12:05:00Z",
                 "notice": "Save your work.", "groups": [], "turn": None, "unknown_to_hub": True,
                 "used_bytes": None, "busy_percent": None, "ends_at": None, "ends_because": "",
+                "kept_asleep": "",
             },
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "state": "waiting",
                 "device_uuids": [], "memory_bytes": 0, "compute_percent": 100.0, "mode": "whole",
                 "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [], "turn": None,
                 "unknown_to_hub": False, "used_bytes": None, "busy_percent": None, "ends_at": None,
-                "ends_because": "",
+                "ends_because": "", "kept_asleep": "",
             },
         ],
         "queue": [

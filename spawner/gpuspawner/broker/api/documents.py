@@ -230,6 +230,7 @@ def _lease(lease: Lease, news: News) -> LeaseDocument:
         busy_percent=use.busy_percent,
         ends_at=None if deadline is None else deadline.at,
         ends_because="" if deadline is None else deadline.cause.value,
+        kept_asleep=lease.kept_asleep,
         unknown_to_hub=lease.id in news.unknown,
     )
 

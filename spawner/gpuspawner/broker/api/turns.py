@@ -39,8 +39,10 @@ class TurnService:
         return lease
 
     def act(self, lease_id: str, action: str) -> dict[str, Any]:
-        """Does it and returns the turn's document. Raises LeaseConflict if it has no seat."""
-        self.lease(lease_id)
+        """Does it and returns the turn's document. Raises LeaseConflict if it has no seat or may not wake."""
+        lease = self.lease(lease_id)
+        if action == "wake" and lease.kept_asleep:
+            raise LeaseConflict(lease.kept_asleep)
         done = self._turns.want(lease_id) if action == "wake" else self._turns.give_up(lease_id)
         view = self._turns.views().get(lease_id)
         if not done or view is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...core.model import ContainerPatch, Lease, Mode
+from ...core.model import ContainerPatch, Lease
 from ...core.states import AWAKE
 from ..leases.endings import EndingParts, Endings
 from ..leases.folders import DiskFolders
@@ -87,6 +87,6 @@ def _make_endings(ground: Ground, deciding: Deciding, machine: Machine, service:
         idle=ground.settings.idle,
         timezone=ground.settings.site.timezone,
         sleep=machine.rest,
-        can_sleep=lambda lease: lease.mode is Mode.TURNS,
+        can_sleep=machine.can_rest,
     )
     return Endings(parts, ground.log)

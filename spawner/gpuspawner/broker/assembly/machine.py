@@ -137,6 +137,10 @@ class Machine:
         """In turns, what it has on a GPU moves to main memory; it wakes when its user runs a cell."""
         return self.enforcement.turns.rest(lease.id)
 
+    def can_rest(self, lease: Lease) -> bool:
+        """Whether `rest` can be done, as far as is known."""
+        return self.enforcement.turns.can_rest(lease)
+
     # ---- what it reads
 
     @property

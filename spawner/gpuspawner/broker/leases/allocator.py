@@ -38,6 +38,9 @@ from .watch import WaitNews, Watch, Watches
 _MOST_PAST = 20_000
 """At most this many past sessions, the newest, are read at the start: they show each user's past use."""
 
+_PAST_SECONDS = 5 * 7 * 86400.0
+"""Estimates draw newcomers from the last four weeks."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -310,6 +313,14 @@ class Allocator:
         """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
         return await self._step(self._tell, lease_id, sentence)
 
+    async def keep_asleep(self, lease_id: str, why: str) -> Lease | None:
+        """Give a lease in turns no turn from now on; with `why` "" it gets its turns again.
+
+        `why` is a sentence for its user, and becomes its notice. The lease, or None if it has no container.
+        Raises LedgerFault.
+        """
+        return await self._step(self._keep_asleep, lease_id, why)
+
     # The steps.
 
     async def _load(
@@ -328,18 +339,21 @@ class Allocator:
         await self._commit(*told, *self._placed(self._clock()))
 
     async def _count_past(self, living: Iterable[Lease]) -> None:
-        """Read the past use of users and groups from the ledger."""
+        """Read the past from the ledger: the use of users and groups, and what estimates learn from."""
         fair = self._rules.fair
+        seconds = _PAST_SECONDS if fair is None else max(_PAST_SECONDS, fair.memory_seconds)
+        past = await self._ledger.sessions(self._clock() - timedelta(seconds=seconds), _MOST_PAST)
+        self.waits.learn_past(past)
+        self.waits.learn_errors(await self._ledger.wait_errors())
+        self.waits.keep = self._ledger.add_wait_errors
         if fair is None:
             return
         holding = {lease.id for lease in living if lease.state.holds_devices}
-        past = await self._ledger.sessions(self._clock() - timedelta(seconds=fair.memory_seconds), _MOST_PAST)
         for each in past:
             if each.lease.id not in holding:
                 group = self._rules.claim(each.lease).group
                 began, ended = each.began_at.timestamp(), each.ended_at.timestamp()
                 fair.add_past(each.lease.user, group, each.lease.gpu_fraction, began, ended)
-        self.waits.learn_past(past)
 
     async def _advance(self) -> None:
         now = self._clock()
@@ -538,6 +552,16 @@ class Allocator:
             await self._commit(lease)
         return lease
 
+    async def _keep_asleep(self, lease_id: str, why: str) -> Lease | None:
+        lease = self.lease(lease_id)
+        if lease is None or lease.state not in states.WITH_CONTAINER:
+            return None
+        if lease.kept_asleep != why:
+            notice = why if why or lease.notice == lease.kept_asleep else lease.notice
+            lease = replace(lease, kept_asleep=why, notice=notice)
+            await self._commit(lease)
+        return lease
+
     def _placed(
         self,
         now: datetime,
@@ -622,6 +646,8 @@ class Allocator:
         elif before is None or before.state is not lease.state:
             why = f" ({lease.reason})" if lease.reason else ""
             self._log.info("Lease is %s%s: %s", lease.state, why, log_context(lease))
+        elif before.kept_asleep != lease.kept_asleep:
+            self._log.info("Kept asleep: %r %s", lease.kept_asleep, log_context(lease))
         elif before.notice != lease.notice:
             self._log.info("Notice for its user: %r %s", lease.notice, log_context(lease))
 
