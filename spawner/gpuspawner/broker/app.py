@@ -69,6 +69,7 @@ from .leases.unknown import UnknownServers
 from .ledger import Ledger
 from .lock import BrokerLock
 from .observe.disks import DiskWatch
+from .observe.failures import LoopFailures
 from .observe.journal import Journal
 from .observe.metrics import Metrics
 from .observe.pruning import Pruning
@@ -83,7 +84,8 @@ from .pages.classes.base import Teaching
 from .pages.classes.handlers import class_pages
 from .pages.look import hub_of
 from .pages.own.desk import BrokerDesk
-from .pages.serving import MakeDesk
+from .pages.own.lab import LabReadings, LabSources
+from .pages.serving import MakeDesk, page_url
 from .pages.unknown.handlers import unknown_pages
 
 RETRY_SECONDS = 0.5
@@ -330,6 +332,7 @@ class GpuBroker(Application):
             "disks": self.disks.run(),
             "announcements": self.announcements.run(self.allocator.leases, self.folders),
             "pruning": Pruning(ledger, self.history_days, self.log).run(),
+            "lab readings": self._make_lab_readings().run(),
         }
         if not self.facts.simulated:
             rounds |= {"closures": self.closures.run(), "reloads": self._make_reloads().run()}
@@ -390,6 +393,18 @@ class GpuBroker(Application):
             return BrokerDesk(self.rules, ledger, self.sampler, actions)
 
         return make
+
+    def _make_lab_readings(self) -> LabReadings:
+        sources = LabSources(
+            leases=self.allocator.leases,
+            uses=lambda: self.sampler.latest,
+            deadline_of=self.endings.deadline_of,
+            turns=self.enforcement.turns.views,
+            page_url=page_url(os.environ),
+            simulated=self.facts.simulated,
+        )
+        failures = LoopFailures("lab readings", self.measures, self.log)
+        return LabReadings(sources, self.folders.write_use, failures)
 
     def _make_late(self) -> LateDevices:
         parts = LateParts(
