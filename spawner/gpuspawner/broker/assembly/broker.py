@@ -46,7 +46,8 @@ class Broker:
             servers.extend(serving.open_pages())
             self.leasing.service.reachable()
             self.ground.engine.watch_events(self.leasing.service.on_event)
-            loops.extend(asyncio.create_task(loop, name=name) for name, loop in self._loops().items())
+            rounds = {**self._loops(), "lab readings": serving.lab_readings().run()}
+            loops.extend(asyncio.create_task(loop, name=name) for name, loop in rounds.items())
             gc.freeze()  # what stays (modules, rules) is not looked through again by each collection
             self._say_ready()
             await stop.wait()

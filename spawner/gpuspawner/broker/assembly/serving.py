@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from ..api.turns import turn_routes
 from ..leases.hub_people import HubPeople
 from ..leases.offers import Offers
+from ..observe.failures import LoopFailures
 from ..pages import serve_pages
 from ..pages.admin.base import AdminTools
 from ..pages.admin.checkup import Checkup, ask_doctor
@@ -31,6 +33,8 @@ from ..pages.classes.base import Teaching
 from ..pages.classes.handlers import class_pages
 from ..pages.look import hub_of
 from ..pages.own.desk import BrokerDesk
+from ..pages.own.lab import LabReadings, LabSources
+from ..pages.serving import page_url
 from ..pages.unknown.handlers import unknown_pages
 from .deciding import Deciding
 from .ground import Ground
@@ -67,6 +71,19 @@ class Serving:
         """Listens where the hub wants its service; nowhere without a hub. Raises ConfigError."""
         config = self.ground.settings.config
         return serve_pages(self._view(), config, make_desk=self._make_desk, more=self._public_routes())
+
+    def lab_readings(self) -> LabReadings:
+        """Writes what each lab's status bar shows."""
+        sources = LabSources(
+            leases=self.deciding.allocator.leases,
+            uses=lambda: self.observing.sampler.latest,
+            deadline_of=self.leasing.endings.deadline_of,
+            turns=self.machine.enforcement.turns.views,
+            page_url=page_url(os.environ),
+            simulated=self.machine.simulated,
+        )
+        failures = LoopFailures("lab readings", self.ground.metrics, self.ground.log)
+        return LabReadings(sources, self.leasing.folders.write_use, failures)
 
     def _view(self) -> View:
         enforcement, observing = self.machine.enforcement, self.observing
