@@ -24,7 +24,6 @@ from ...core.want import Mode, Want
 from ..decide.book import Book, QueueRules, with_shares
 from ..decide.line.backfill import SessionHold
 from ..decide.line.future import Arrival, Line
-from ..decide.place import notice
 from ..decide.place.devices import NO_RULES
 from ..decide.place.placement import Kind, Share
 from ..decide.place.sharing_rules import SharingRules
@@ -552,9 +551,8 @@ class Allocator:
         return self._book.placed(now, freed=freed, without=without, newcomer=newcomer)
 
     def _check_capacity(self, want: Want) -> None:
-        known = self._book.known(want)
-        if known < want.device_count:
-            raise NoCapacity(notice.no_capacity(want, known))
+        if never := self._book.unservable(want):
+            raise NoCapacity(never)
 
     def _arrival(self, lease: Lease) -> Arrival:
         return self._book.arrival(lease)
