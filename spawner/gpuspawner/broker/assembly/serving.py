@@ -31,7 +31,7 @@ from ..pages.unknown.handlers import unknown_pages
 from .deciding import Deciding
 from .ground import Ground
 from .leasing import Leasing
-from .machine import Machine
+from .machines import Machines
 from .observing import Observing
 
 
@@ -41,7 +41,7 @@ class Serving:
 
     ground: Ground
     deciding: Deciding
-    machine: Machine
+    machines: Machines
     leasing: Leasing
     observing: Observing
 
@@ -52,7 +52,7 @@ class Serving:
         routes = [
             *rule_routes(site, rules, self.leasing.endings),
             *offer_routes(site, rules, self.leasing.endings, offers),
-            *turn_routes(site, self.machine.turns),
+            *turn_routes(site, self.machines.turn_service),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.ground.settings.site.socket_path))
@@ -64,18 +64,18 @@ class Serving:
         return serve_pages(self._view(), config, make_desk=self._make_desk, more=self._public_routes())
 
     def _view(self) -> View:
-        enforcement, observing = self.machine.enforcement, self.observing
+        machines, observing = self.machines, self.observing
         about = About(
             tiers=self.ground.settings.tiers,
-            simulated=self.machine.simulated,
+            simulated=machines.simulated,
             metrics=self.ground.metrics,
-            blind=enforcement.blind,
-            node=enforcement.node_facts,
-            usage=enforcement.usage,
+            blind=machines.blind,
+            node=machines.facts,
+            usage=machines.usage,
             ended=observing.journal.recent,
             uses=lambda: observing.sampler.latest,
             deadline_of=self.leasing.endings.deadline_of,
-            turns=enforcement.turns.views,
+            turns=machines.turns.views,
             unknown=self.leasing.unknown_ids,
             disks=observing.disks.now,
         )
@@ -83,7 +83,7 @@ class Serving:
 
     def _site(self) -> Site:
         settings, ground = self.ground.settings, self.ground
-        waits, simulated = settings.site.queue_timeout, self.machine.simulated
+        waits, simulated = settings.site.queue_timeout, self.machines.simulated
         timeouts = {
             tier.name: tier.queue_timeout_seconds
             for tier in settings.tiers
@@ -99,16 +99,16 @@ class Serving:
         return joined(
             public_rules(site, rules, endings),
             class_routes(ClassTools(site, rules, endings, classes)),
-            class_pages(Teaching(classes, rules, self.machine.simulated)),
+            class_pages(Teaching(classes, rules, self.machines.simulated)),
             unknown_pages(rules.audit, self._end_unknown),
-            public_turns(site, self.machine.turns, rules.audit),
+            public_turns(site, self.machines.turn_service, rules.audit),
             admin_pages(self._admin_tools()),
         )
 
     def _make_desk(self, api_url: str) -> BrokerDesk:
         rules, ground = self.deciding.rules, self.ground
         lease, tiers = self.deciding.allocator.lease, ground.settings.tiers
-        actions = Actions(rules, HubServers(api_url), lease, tiers, self.machine.turns.act)
+        actions = Actions(rules, HubServers(api_url), lease, tiers, self.machines.turn_service.act)
         return BrokerDesk(rules, ground.ledger, self.observing.sampler, actions)
 
     def _admin_tools(self) -> AdminTools:
@@ -118,13 +118,13 @@ class Serving:
             service=self.leasing.service,
             rules=self.deciding.rules,
             ledger=self.ground.ledger,
-            readings=self.machine.readings,
-            fault=lambda: self.machine.facts.fault,
+            readings=self.machines.readings,
+            fault=lambda: self.machines.facts().fault,
             ended=self.ground.ledger.ended,
             disks=self.observing.disks.now,
             unknown=self.leasing.unknown_ids,
             checkup=Checkup(lambda: ask_doctor(config_file and str(Path(config_file).absolute()))),
-            simulated=self.machine.simulated,
+            simulated=self.machines.simulated,
         )
 
     async def _end_unknown(self, lease_id: str, author: str) -> None:

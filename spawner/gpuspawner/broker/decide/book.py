@@ -99,6 +99,11 @@ class Book:
         """How many leases of this tier hold devices whose users are members of the group."""
         return self._taken[tier, group]
 
+    def node_of(self, lease: Lease) -> str:
+        """The machine of the lease's devices, as they say, else as the lease does; "" if neither does."""
+        known = (self._devices.device(uuid).node for uuid in lease.device_uuids if uuid in self._devices)
+        return next(filter(None, known), lease.node)
+
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
         return tuple(self._leases[each] for each in self._devices.holders(uuid))
@@ -263,6 +268,7 @@ class Book:
 
     def snapshot(self) -> Snapshot:
         """Devices, living leases and queue at this moment."""
+        several = self._devices.several_nodes
         devices = tuple(
             DeviceView(
                 device,
@@ -270,6 +276,7 @@ class Book:
                 self.holders(device.uuid),
                 self._devices.terms(device.uuid),
                 self._devices.drain(device.uuid),
+                device.node if several else "",
             )
             for device in self._devices.all()
         )

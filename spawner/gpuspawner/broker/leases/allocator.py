@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class Allocator:
-    """The leases of all hubs on the devices of one node; to be used from one event loop."""
+    """The leases of all hubs on the devices of all nodes; to be used from one event loop."""
 
     def __init__(
         self,
@@ -84,6 +84,10 @@ class Allocator:
     def leases(self) -> tuple[Lease, ...]:
         """All living leases, in the order of arrival."""
         return self._book.leases()
+
+    def node_of(self, lease: Lease) -> str:
+        """The machine of the lease's devices; "" if it isn't known, or if it has none."""
+        return self._book.node_of(lease)
 
     def of_server(self, hub: str, user: str, server: str) -> tuple[Lease, ...]:
         """The living leases of one server: one or none, unless the ledger was tampered with."""
