@@ -299,6 +299,7 @@ class DeviceDocument(Message):
     drained: bool = Field(False, description="whether an admin lets no new server start on it")
     free_seats: int | None = None
     total_seats: int | None = None
+    node: str = Field("", description="its machine, where there are several")
 
 
 class LeaseDocument(Message):

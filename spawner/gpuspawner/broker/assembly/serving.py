@@ -39,7 +39,7 @@ from ..pages.unknown.handlers import unknown_pages
 from .deciding import Deciding
 from .ground import Ground
 from .leasing import Leasing
-from .machine import Machine
+from .machines import Machines
 from .observing import Observing
 
 
@@ -49,7 +49,7 @@ class Serving:
 
     ground: Ground
     deciding: Deciding
-    machine: Machine
+    machines: Machines
     leasing: Leasing
     observing: Observing
 
@@ -60,7 +60,7 @@ class Serving:
         routes = [
             *hub_routes(site, rules, self.leasing.endings),
             *offer_routes(site, rules, self.leasing.endings, offers),
-            *turn_routes(site, self.machine.turns),
+            *turn_routes(site, self.machines.turn_service),
             *local_routes(self._view(), hub_of(self.ground.settings.config), self._local_api()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
@@ -78,26 +78,26 @@ class Serving:
             leases=self.deciding.allocator.leases,
             uses=lambda: self.observing.sampler.latest,
             deadline_of=self.leasing.endings.deadline_of,
-            turns=self.machine.enforcement.turns.views,
+            turns=self.machines.turns.views,
             page_url=page_url(os.environ),
-            simulated=self.machine.simulated,
+            simulated=self.machines.simulated,
         )
         failures = LoopFailures("lab readings", self.ground.metrics, self.ground.log)
         return LabReadings(sources, self.leasing.folders.write_use, failures)
 
     def _view(self) -> View:
-        enforcement, observing = self.machine.enforcement, self.observing
+        machines, observing = self.machines, self.observing
         about = About(
             tiers=self.ground.settings.tiers,
-            simulated=self.machine.simulated,
+            simulated=machines.simulated,
             metrics=self.ground.metrics,
-            blind=enforcement.blind,
-            node=enforcement.node_facts,
-            usage=enforcement.usage,
+            blind=machines.blind,
+            node=machines.facts,
+            usage=machines.usage,
             ended=observing.journal.recent,
             uses=lambda: observing.sampler.latest,
             deadline_of=self.leasing.endings.deadline_of,
-            turns=enforcement.turns.views,
+            turns=machines.turns.views,
             unknown=self.leasing.unknown_ids,
             disks=observing.disks.now,
         )
@@ -105,7 +105,7 @@ class Serving:
 
     def _site(self) -> Site:
         settings, ground = self.ground.settings, self.ground
-        waits, simulated = settings.site.queue_timeout, self.machine.simulated
+        waits, simulated = settings.site.queue_timeout, self.machines.simulated
         timeouts = {
             tier.name: tier.queue_timeout_seconds
             for tier in settings.tiers
@@ -119,7 +119,7 @@ class Serving:
         rules = self.deciding.rules
         return joined(
             self._api(),
-            class_pages(Teaching(self._classes, rules, self.machine.simulated)),
+            class_pages(Teaching(self._classes, rules, self.machines.simulated)),
             unknown_pages(rules.audit, self._end_unknown),
             admin_pages(self._admin_tools()),
         )
@@ -130,21 +130,21 @@ class Serving:
         return joined(
             public_rules(site, rules, endings),
             class_routes(ClassTools(site, rules, endings, self._classes)),
-            public_turns(site, self.machine.turns, rules.audit),
+            public_turns(site, self.machines.turn_service, rules.audit),
         )
 
     def _local_api(self) -> MoreRoutes:
         """All of the API, for the socket: nobody has a token of the hub there, so servers end without it."""
         allocator, hub = self.deciding.allocator, hub_of(self.ground.settings.config)
         servers = LocalServers(hub, allocator.leases, self.leasing.service.release)
-        tiers, turn = self.ground.settings.tiers, self.machine.turns.act
+        tiers, turn = self.ground.settings.tiers, self.machines.turn_service.act
         actions = Actions(self.deciding.rules, servers, allocator.lease, tiers, turn)
         return joined(lambda site: lease_routes(site, actions), self._api())
 
     def _make_desk(self, api_url: str) -> BrokerDesk:
         rules, ground = self.deciding.rules, self.ground
         lease, tiers = self.deciding.allocator.lease, ground.settings.tiers
-        actions = Actions(rules, HubServers(api_url), lease, tiers, self.machine.turns.act)
+        actions = Actions(rules, HubServers(api_url), lease, tiers, self.machines.turn_service.act)
         return BrokerDesk(rules, ground.ledger, self.observing.sampler, actions)
 
     def _admin_tools(self) -> AdminTools:
@@ -154,13 +154,13 @@ class Serving:
             service=self.leasing.service,
             rules=self.deciding.rules,
             ledger=self.ground.ledger,
-            readings=self.machine.readings,
-            fault=lambda: self.machine.facts.fault,
+            readings=self.machines.readings,
+            fault=lambda: self.machines.facts().fault,
             ended=self.ground.ledger.ended,
             disks=self.observing.disks.now,
             unknown=self.leasing.unknown_ids,
             checkup=Checkup(lambda: ask_doctor(config_file and str(Path(config_file).absolute()))),
-            simulated=self.machine.simulated,
+            simulated=self.machines.simulated,
         )
 
     async def _end_unknown(self, lease_id: str, author: str) -> None:

@@ -64,15 +64,16 @@ class Wishes:
 class Surroundings:
     """The objects and functions that a mode may use.
 
-    `pooling` returns the current pools. `apply` sends the desired state, with the mode's current part, to the
-    node, and returns when the node has accepted it. `report(uuid)` updates a device's health after
-    `obstacle` has changed. `tell(lease_id, sentence)` gives a holder a notice, now or later. `spawn` runs
-    work in the background; it is cancelled when the broker ends. `works(uuid)` says whether the hardware of a
-    device is healthy, and `rank(lease)` whose turn comes first by the policy: the smallest.
+    `read_facts` returns the node's latest facts, `pooling` the current pools. `apply` sends the desired
+    state, with the mode's current part, to the node, and returns when the node has accepted it.
+    `report(uuid)` updates a device's health after `obstacle` has changed. `tell(lease_id, sentence)` gives a
+    holder a notice, now or later. `spawn` runs work in the background; it is cancelled when the broker ends.
+    `works(uuid)` says whether the hardware of a device is healthy, and `rank(lease)` whose turn comes first
+    by the policy: the smallest.
     """
 
     node: Node
-    facts: NodeFacts
+    read_facts: Callable[[], NodeFacts]
     holders: Holders
     pooling: Callable[[], Pooling]
     apply: Callable[[], Awaitable[None]]
@@ -83,6 +84,11 @@ class Surroundings:
     log: logging.Logger
     works: Callable[[str], bool] = lambda uuid: True
     rank: Callable[[Lease], tuple[float, ...]] = lambda lease: ()
+
+    @property
+    def facts(self) -> NodeFacts:
+        """The node's latest facts."""
+        return self.read_facts()
 
 
 class SharingMode(Protocol):

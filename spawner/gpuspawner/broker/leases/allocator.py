@@ -24,7 +24,6 @@ from ...core.want import Mode, Want
 from ..decide.book import Book, QueueRules, with_shares
 from ..decide.line.backfill import SessionHold
 from ..decide.line.future import Arrival, Line
-from ..decide.place import notice
 from ..decide.place.devices import NO_RULES
 from ..decide.place.placement import Kind, Share
 from ..decide.place.sharing_rules import SharingRules
@@ -46,7 +45,7 @@ T = TypeVar("T")
 
 
 class Allocator:
-    """The leases of all hubs on the devices of one node; to be used from one event loop."""
+    """The leases of all hubs on the devices of all nodes; to be used from one event loop."""
 
     def __init__(
         self,
@@ -88,6 +87,10 @@ class Allocator:
     def leases(self) -> tuple[Lease, ...]:
         """All living leases, in the order of arrival."""
         return self._book.leases()
+
+    def node_of(self, lease: Lease) -> str:
+        """The machine of the lease's devices; "" if it isn't known, or if it has none."""
+        return self._book.node_of(lease)
 
     def of_server(self, hub: str, user: str, server: str) -> tuple[Lease, ...]:
         """The living leases of one server: one or none, unless the ledger was tampered with."""
@@ -576,9 +579,8 @@ class Allocator:
         return self._book.placed(now, freed=freed, without=without, newcomer=newcomer)
 
     def _check_capacity(self, want: Want) -> None:
-        known = self._book.known(want)
-        if known < want.device_count:
-            raise NoCapacity(notice.no_capacity(want, known))
+        if never := self._book.unservable(want):
+            raise NoCapacity(never)
 
     def _arrival(self, lease: Lease) -> Arrival:
         return self._book.arrival(lease)
