@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...config.site import GpuSite
-from ...core.model import Lease
 from ..decide.book import QueueRules
 from ..decide.line.fairshare import FairShare
 from ..decide.place.pooling import Pooling
@@ -32,10 +31,6 @@ class Deciding:
     def device_uuids(self) -> tuple[str, ...]:
         """The devices that can be leased, or are."""
         return tuple(view.device.uuid for view in self.allocator.snapshot().devices)
-
-    def turn_rank(self, lease: Lease) -> tuple[float, ...]:
-        """Whose turn comes first: by the quota's priority, as in the queue."""
-        return (-float(self.gate.claim_of(lease).priority),)
 
 
 async def open_deciding(ground: Ground, poolings: Sequence[Pooling]) -> Deciding:

@@ -77,7 +77,7 @@ class Machine:
                 metrics=ground.metrics,
                 journal=journal,
                 log=ground.log,
-                rank=self._deciding.turn_rank,
+                rank=self._deciding.allocator.turn_rank,
             ),
             OnNode(service, self._has),
         )

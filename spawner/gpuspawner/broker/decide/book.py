@@ -28,6 +28,7 @@ from .place.fitting import fits, grouped, places, places_beside
 from .place.placement import RULES, Kind, Room, Share, example, place, suiting, suits, take
 from .place.sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+from .turns import Rank
 
 K = TypeVar("K")
 
@@ -220,10 +221,15 @@ class Book:
 
     def use_step(self, user: str) -> int:
         """What the user has used, in steps of about a fifth; users of one step wait about as long."""
-        if self._rules.fair is None:
-            return 0
-        hours = self._rules.fair.user_use(user, self._now) / _HOUR_SECONDS
-        return round(_USE_STEPS * math.log2(1.0 + hours))
+        return 0 if self._rules.fair is None else _step(self._rules.fair.user_use(user, self._now))
+
+    def turn_rank(self, lease: Lease, now_seconds: float) -> Rank:
+        """Its place among those that want a GPU in turns: the queue's rules, with use in wide steps."""
+        claim, fair = self._claim(lease), self._rules.fair
+        if fair is None:
+            return Rank(claim.priority)
+        group = fair.group_use(claim.group, now_seconds) / claim.weight
+        return Rank(claim.priority, (_step(group), _step(fair.user_use(lease.user, now_seconds))))
 
     def begins(self, lease: Lease, session_seconds: float | None) -> bool:
         """Whether this request, new at this moment, would begin at once; a session has that length."""
@@ -333,6 +339,10 @@ class Book:
     def health(self, uuid: str) -> DeviceHealth | None:
         """Whether a device may be leased; None for one that is not known."""
         return self._devices.health(uuid) if uuid in self._devices else None
+
+    def is_drained(self, uuid: str) -> bool:
+        """Whether nothing new is placed on the device by an admin's decision."""
+        return self._devices.drain(uuid) is not None
 
     def set_health(self, health: DeviceHealth) -> bool:
         """Take a device out of service or back into it. Returns whether anything changed."""
@@ -493,6 +503,11 @@ class Book:
         elif not counts and lease.id in self._counted:
             user, group, devices = self._counted.pop(lease.id)
             self._rules.fair.hold(user, group, -devices, at)
+
+
+def _step(used_gpu_seconds: float) -> int:
+    """How much was used, in steps that are wider the more it is."""
+    return round(_USE_STEPS * math.log2(1.0 + used_gpu_seconds / _HOUR_SECONDS))
 
 
 def _drop(index: dict[K, dict[str, None]], key: K, lease_id: str) -> None:

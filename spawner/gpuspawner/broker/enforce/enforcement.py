@@ -31,6 +31,7 @@ from ...node.api import (
 )
 from ..decide.place.devices import MISSING
 from ..decide.place.pooling import Pooling
+from ..decide.turns import NO_RANK, Rank
 from ..observe.journal import Journal, is_of, record_of
 from ..observe.metrics import Metrics
 from .mode import Holders, SharingMode, Surroundings
@@ -56,8 +57,8 @@ class Tools:
     log: logging.Logger
     retry_seconds: float = RETRY_SECONDS
     idle_seconds: float = IDLE_SECONDS
-    rank: Callable[[Lease], tuple[float, ...]] = lambda lease: ()
-    """Whose turn comes first by the site's policy: the smallest."""
+    rank: Callable[[Lease], Rank] = lambda lease: NO_RANK
+    """A lease's place by the site's policy among those that want a turn, as it is now."""
     turn_pace: Pace = field(default_factory=Pace)
 
 
@@ -85,7 +86,7 @@ class Enforcement:
         around = Surroundings(
             node=self._node, read_facts=self.node_facts, holders=holders, pooling=lambda: self._pooling,
             apply=self.apply, report=self.report, tell=self._tell, spawn=self._spawn,
-            metrics=tools.metrics, log=tools.log, works=self._works, rank=tools.rank,
+            metrics=tools.metrics, log=tools.log, hardware=self._hardware_of, rank=tools.rank,
         )  # fmt: skip
         self.turns = Turns(around, tools.turn_pace)
         """Who has a turn, and what users may ask for."""
@@ -257,7 +258,7 @@ class Enforcement:
         of service."""
         if self._away:
             return DeviceHealth(uuid, healthy=False, reason=self._away)
-        hardware = self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
+        hardware = self._hardware_of(uuid)
         reason = next(filter(None, (mode.obstacle(uuid) for mode in self._all_modes())), "")
         if not hardware.healthy:
             return hardware
@@ -265,9 +266,8 @@ class Enforcement:
             return DeviceHealth(uuid, healthy=False, reason=reason)
         return self._closed.get(uuid, hardware)
 
-    def _works(self, uuid: str) -> bool:
-        hardware = self._hardware.get(uuid)
-        return hardware is None or hardware.healthy
+    def _hardware_of(self, uuid: str) -> DeviceHealth:
+        return self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
 
     async def _on_guard(self, event: GuardEvent) -> None:
         self._tools.metrics.ended(event.offence)

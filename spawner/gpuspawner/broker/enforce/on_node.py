@@ -19,6 +19,10 @@ class OnNode:
         """The leases on the node that have not ended."""
         return tuple(lease for lease in self._holders.leases() if self._is_here(lease))
 
+    def is_drained(self, uuid: str) -> bool:
+        """See `Holders`."""
+        return self._holders.is_drained(uuid)
+
     async def tell(self, lease_id: str, sentence: str) -> None:
         """See `Holders`."""
         await self._holders.tell(lease_id, sentence)

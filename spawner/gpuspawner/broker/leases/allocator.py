@@ -28,9 +28,11 @@ from ..decide.place.devices import NO_RULES
 from ..decide.place.placement import Kind, Share
 from ..decide.place.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
+from ..decide.turns import Rank
 from ..ledger import Ledger
 from .gate import Gate
 from .logline import log_context
+from .past_use import past_use
 from .waits import Guest, Waits
 from .watch import WaitNews, Watch, Watches
 
@@ -136,6 +138,14 @@ class Allocator:
     def charged_as(self, want: Want) -> float | None:
         """How many whole devices a lease like `want` is charged as; None if no device suits it."""
         return self._book.charged_as(want)
+
+    def is_drained(self, uuid: str) -> bool:
+        """Whether nothing new is placed on the device by an admin's decision."""
+        return self._book.is_drained(uuid)
+
+    def turn_rank(self, lease: Lease) -> Rank:
+        """Its place by the policy among those that want a GPU in turns, now."""
+        return self._book.turn_rank(lease, self._clock().timestamp())
 
     def taken(self, tier: str, group: str) -> int:
         """How many leases of this tier hold devices whose users are members of the group."""
@@ -351,12 +361,11 @@ class Allocator:
         self.waits.keep = self._ledger.add_wait_errors
         if fair is None:
             return
-        holding = {lease.id for lease in living if lease.state.holds_devices}
+        holding = {lease.id: lease for lease in living if lease.state.holds_devices}
         for each in past:
-            if each.lease.id not in holding:
-                group = self._rules.claim(each.lease).group
-                began, ended = each.began_at.timestamp(), each.ended_at.timestamp()
-                fair.add_past(each.lease.user, group, each.lease.gpu_fraction, began, ended)
+            group = self._rules.claim(each.lease).group
+            for part, began, ended in past_use(each, holding.get(each.lease.id)):
+                fair.add_past(each.lease.user, group, part, began, ended)
 
     async def _advance(self) -> None:
         now = self._clock()
