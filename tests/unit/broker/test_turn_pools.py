@@ -219,6 +219,50 @@ async def test_an_idle_server_sleeps_until_it_wants_a_gpu(room: Room) -> None:
     assert not enforcement.turns.rest("f" * 32)
 
 
+async def test_who_is_kept_asleep_gets_no_turn_until_it_may_wake(room: Room) -> None:
+    await room.broker()
+    ann, ben = await room.lease(), await room.lease()
+    pid = room.compute(ann)
+    room.machine.computing = {A}
+    await room.look(0.2)
+    assert room.turns()["user-1"] == ("awake", A)
+    await room.allocator.keep_asleep(ann.id, "This server sleeps.")
+    await room.look(1.0)
+    program = room.machine.programs[pid]
+    assert (program.state, room.turns()["user-1"]) == (ProcessState.CHECKPOINTED, ("asleep", None))
+    assert room.states()["user-1"] == "asleep"  # and isn't charged
+    assert room.holders.said[-1] == (ann.id, "This server sleeps.")
+    program.waits_on = 0x2000  # a cell calls CUDA, and a new program begins: neither gets a turn
+    other = room.compute(ann)
+    await room.look(1.0)
+    await asyncio.sleep(0.15)  # the watch takes the real time
+    await room.look(2.0)
+    assert {room.machine.programs[each].state for each in (pid, other)} == {ProcessState.CHECKPOINTED}
+    assert room.turns()["user-1"] == ("asleep", None)
+    room.compute(ben)  # the GPU is free for others
+    await room.look(0.3)
+    assert room.turns()["user-2"] == ("awake", A)
+    await room.allocator.keep_asleep(ann.id, "")
+    room.machine.computing = set()
+    await room.look(3.0)
+    assert room.turns()["user-1"][0] == "awake"
+
+
+async def test_the_next_broker_gives_who_is_kept_asleep_no_turn(room: Room) -> None:
+    """Killed between the ledger's commit and the move: the program still computes."""
+    await room.broker()
+    ann = await room.lease()
+    pid = room.compute(ann)
+    await room.look(0.2)
+    await room.end()
+    await room.allocator.keep_asleep(ann.id, "This server sleeps.")
+    await room.broker()
+    await room.look(1.0)
+    assert room.machine.programs[pid].state is ProcessState.CHECKPOINTED
+    assert room.turns()["user-1"] == ("asleep", None)
+    assert room.states()["user-1"] == "asleep"
+
+
 async def test_the_guard_knows_who_may_use_the_pool_s_gpus(room: Room) -> None:
     await room.broker(DEVICES[:2])
     lease = await room.lease()

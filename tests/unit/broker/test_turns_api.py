@@ -32,10 +32,14 @@ class Log:
     """The audit log."""
 
     written: list[tuple[str, str, str, str | None]] = field(default_factory=list)
+    refused: list[tuple[str, str, str]] = field(default_factory=list)
 
     async def write(self, asked: Asked, do: Callable[[], Awaitable[Answer]]) -> Answer:
         self.written.append((asked.author, asked.action, asked.subject, asked.request_id))
         return await do()
+
+    async def refuse(self, asked: Asked, message: str) -> None:
+        self.refused.append((asked.author, asked.action, message))
 
 
 @dataclass
@@ -125,6 +129,8 @@ async def test_what_is_refused(
     pages, turns = site
     found, answer = await ask(pages, token, path)
     assert (found, answer["message"]) == (status, said)
+    tried = [("service monitor", "turn: wake", said)] if status == 403 else []
+    assert turns.audit.refused == tried
     assert turns.asked == []
 
 

@@ -100,6 +100,11 @@ class Book:
         """How many leases of this tier hold devices whose users are members of the group."""
         return self._taken[tier, group]
 
+    def node_of(self, lease: Lease) -> str:
+        """The machine of the lease's devices, as they say, else as the lease does; "" if neither does."""
+        known = (self._devices.device(uuid).node for uuid in lease.device_uuids if uuid in self._devices)
+        return next(filter(None, known), lease.node)
+
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
         return tuple(self._leases[each] for each in self._devices.holders(uuid))
@@ -122,16 +127,27 @@ class Book:
         """How the device's pool shares it. Raises KeyError for one that is not known."""
         return self._devices.terms(uuid)
 
-    def known(self, want: Want) -> int:
-        """How many devices suit `want`, whether leased, free or out of service."""
-        return self._devices.known(want)
+    def unservable(self, want: Want) -> str:
+        """Why no node can ever serve `want`; "" if one can. Also leased and broken devices count."""
+        known = max(self._devices.known(want).values(), default=0)
+        if known >= want.device_count:
+            return ""
+        return notice.no_capacity(want, known, several_nodes=self._devices.several_nodes)
 
     def repair_needed(self, want: Want) -> str:
         """Why `want` can't be served before an admin has repaired devices; "" if it can."""
         broken = [each for each in self._devices.unhealthy(want) if each[1].needs_admin]
-        if not broken or self._devices.known(want) - len(broken) >= want.device_count:
+        working = self._devices.known(want)
+        working.subtract(device.node for device, _ in broken)
+        if not broken or max(working.values(), default=0) >= want.device_count:
             return ""
-        return notice.needs_admin(want, broken)
+        return notice.needs_admin(want, self._named(broken))
+
+    def _named(self, lost: Iterable[tuple[Device, DeviceHealth]]) -> list[tuple[Device, DeviceHealth]]:
+        """As the sentences take them: they name a device's node if it has one, so only of several."""
+        if self._devices.several_nodes:
+            return list(lost)
+        return [(replace(device, node=""), health) for device, health in lost]
 
     def obstacle(self, lease_id: str) -> str:
         """Why a waiting lease can't be served in any place; "" if it can, or if it doesn't wait.
@@ -148,7 +164,7 @@ class Book:
 
     def _obstacle(self, want: Want, group: str) -> str:
         if not servable(want, self._devices.healthy):
-            return notice.out_of_service(want, self._devices.unhealthy(want))
+            return notice.out_of_service(want, self._named(self._devices.unhealthy(want)))
         kinds = self._devices.kinds
         kept = [
             each
@@ -258,6 +274,7 @@ class Book:
 
     def snapshot(self) -> Snapshot:
         """Devices, living leases and queue at this moment."""
+        several = self._devices.several_nodes
         devices = tuple(
             DeviceView(
                 device,
@@ -265,6 +282,7 @@ class Book:
                 self.holders(device.uuid),
                 self._devices.terms(device.uuid),
                 self._devices.drain(device.uuid),
+                device.node if several else "",
             )
             for device in self._devices.all()
         )
@@ -405,7 +423,7 @@ class Book:
         lost = [each for each in states if not each[1].healthy and not each[1].new_only]
         if lease.mode is Mode.TURNS and len(lost) < len(states):
             lost = []  # its turns are on the others
-        told = notice.withdrawn(lost)
+        told = notice.withdrawn(self._named(lost))
         if not told and lease.notice and not notice.is_withdrawal(lease.notice):
             return lease
         return replace(lease, notice=told)

@@ -69,15 +69,16 @@ class Wishes:
 class Surroundings:
     """The objects and functions that a mode may use.
 
-    `pooling` returns the current pools. `apply` sends the desired state, with the mode's current part, to the
-    node, and returns when the node has accepted it. `report(uuid)` updates a device's health after
-    `obstacle` has changed. `tell(lease_id, sentence)` gives a holder a notice, now or later. `spawn` runs
-    work in the background; it is cancelled when the broker ends. `hardware(uuid)` is the health of a device's
-    hardware, and `rank(lease)` its place among those that want a turn.
+    `read_facts` returns the node's latest facts, `pooling` the current pools. `apply` sends the desired
+    state, with the mode's current part, to the node, and returns when the node has accepted it.
+    `report(uuid)` updates a device's health after `obstacle` has changed. `tell(lease_id, sentence)` gives a
+    holder a notice, now or later. `spawn` runs work in the background; it is cancelled when the broker ends.
+    `hardware(uuid)` is the health of a device's hardware, and `rank(lease)` its place among those that want a
+    turn.
     """
 
     node: Node
-    facts: NodeFacts
+    read_facts: Callable[[], NodeFacts]
     holders: Holders
     pooling: Callable[[], Pooling]
     apply: Callable[[], Awaitable[None]]
@@ -88,6 +89,11 @@ class Surroundings:
     log: logging.Logger
     hardware: Callable[[str], DeviceHealth] = lambda uuid: DeviceHealth(uuid, healthy=True)
     rank: Callable[[Lease], Rank] = lambda lease: NO_RANK
+
+    @property
+    def facts(self) -> NodeFacts:
+        """The node's latest facts."""
+        return self.read_facts()
 
 
 class SharingMode(Protocol):

@@ -135,6 +135,13 @@ class Turns:
         """What it has on a GPU moves to main memory; whether it has a seat and its memory can move."""
         return any(pool.rest(lease_id) for pool in self._pools.values())
 
+    def can_rest(self, lease: Lease) -> bool:
+        """Whether its memory can move to main memory, as far as is known."""
+        if lease.mode is not Mode.TURNS or self._around.facts.simulated:
+            return False
+        seats = (each for pool in self._pools.values() for each in pool.status())
+        return all(each.can_move for each in seats if each.lease_id == lease.id)
+
     def give_up(self, lease_id: str) -> bool:
         """Its user gives up the turn; whether it has a seat."""
         return any(pool.give_up(lease_id) for pool in self._pools.values())
@@ -224,11 +231,14 @@ class TurnPool:
     async def _round(self, keeper: TurnKeeper) -> None:
         await self._admit(keeper)
         keeper.gpus = self._gpus()
+        kept = {lease.id: lease.kept_asleep for lease in self._around.holders.leases() if lease.kept_asleep}
+        for lease_id in self._places:
+            keeper.keep_asleep(lease_id, lease_id in kept)
         if self._places:
             await keeper.tick()
             statuses = keeper.status()
             self._correct(statuses)
-            await self._say(statuses)
+            await self._say(statuses, kept)
             await self._warn(statuses)
 
     async def _admit(self, keeper: TurnKeeper) -> None:
@@ -280,11 +290,11 @@ class TurnPool:
                 self._warned[each.lease_id] = lost.uuid
                 await self._around.tell(each.lease_id, withdrawn([(lost, health)]))
 
-    async def _say(self, statuses: Iterable[SeatStatus]) -> None:
+    async def _say(self, statuses: Iterable[SeatStatus], kept: Mapping[str, str]) -> None:
         """Shows in each lab what its waiting cell waits for, when that has changed."""
         now = utc_now()
         for each in statuses:
-            sentence = waiting_sentence(_view(each, now))
+            sentence = kept.get(each.lease_id) or waiting_sentence(_view(each, now))
             if each.lease_id in self._places and self._said.get(each.lease_id, "") != sentence:
                 self._said[each.lease_id] = sentence
                 await self._around.holders.say_turn(each.lease_id, sentence)

@@ -97,6 +97,8 @@ class _Entry:
     out_of_turn_since: float | None = None
     retry_at: float = 0.0
     under_way: Action | None = None
+    kept_asleep: bool = False
+    """It gets no turn, whatever it wants."""
 
     def seat(self, lease_id: str) -> Seat:
         """As the plan sees it."""
@@ -107,7 +109,7 @@ class _Entry:
             promise_bytes=self.promise_bytes,
             gpu_uuid=self.gpu_uuid,
             memory_bytes=self.memory_bytes,
-            wants_since=self.wants_since,
+            wants_since=None if self.kept_asleep else self.wants_since,
             idle_since=self.idle_since,
             rests_since=self._rests_since(),
             rank=self.rank,
@@ -209,6 +211,14 @@ class TurnKeeper:
             self._begin(Action(Step.SLEEP, lease_id))
         return True
 
+    def keep_asleep(self, lease_id: str, kept: bool) -> None:
+        """From now on it gets no turn, and its memory moves to main memory; or it gets its turns again."""
+        entry = self._entries.get(lease_id)
+        if entry is not None and entry.kept_asleep is not kept:
+            entry.kept_asleep = kept
+            if entry.wants_since is not None:
+                entry.wants_since = self.clock()  # it did not wait for its turn until now
+
     def status(self) -> tuple[SeatStatus, ...]:
         """Every seat, as it is known now."""
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
@@ -235,7 +245,7 @@ class TurnKeeper:
     def look_seconds(self) -> float:
         """How long the caller of `tick` should wait until the next one."""
         entries = self._entries.values()
-        if any(entry.wants_since is not None for entry in entries):
+        if any(entry.wants_since is not None and not entry.kept_asleep for entry in entries):
             return LOOK_SECONDS[0]
         return LOOK_SECONDS[1 if any(entry.turn is not Turn.AWAKE for entry in entries) else 2]
 
@@ -253,6 +263,11 @@ class TurnKeeper:
 
     def _plan(self, now: float) -> None:
         """Begins what is to be done, from what is known."""
+        for lease_id, entry in self._entries.items():
+            if entry.kept_asleep and entry.known and entry.turn is not Turn.ASLEEP:
+                step = Step.SLEEP if entry.unmovable_since is None else Step.PAUSE
+                if step is Step.SLEEP or entry.turn is Turn.AWAKE:
+                    self._begin(Action(step, lease_id))
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items() if entry.known]
         for action in plan(seats, self.gpus, now, self.rules, self.seen):
             self._begin(action)
@@ -318,7 +333,7 @@ class TurnKeeper:
         if not where:
             return  # its context isn't complete yet
         gpu_uuid = next(iter(sorted(where)))
-        may = self._is_free(gpu_uuid, though_wanted=first)
+        may = not entry.kept_asleep and self._is_free(gpu_uuid, though_wanted=first)
         if len(where) == 1 and reading.condition is Condition.AWAKE and may:
             self._is_awake(lease_id, entry, gpu_uuid, now)
             return
