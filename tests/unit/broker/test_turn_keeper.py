@@ -342,6 +342,72 @@ async def test_who_computes_on_in_spite_of_it_ends(room: Class, monkeypatch: pyt
     assert not room.machine.programs[11].gone
 
 
+async def test_who_was_woken_sleeps_before_its_container_is_stopped_where_the_driver_needs_that(
+    room: Class,
+) -> None:
+    """Driver 595: killing a process that was restored hangs the machine."""
+    room.hands.sleeps_before_end = True
+    room.admit("ann", "bob", promise_gib=80)
+    room.machine.add(11, gib=30, container="ann")
+    await room.look(15)
+    assert await room.keeper.before_end("ann")  # it never slept
+    room.machine.add(12, gib=30, container="bob")
+    await room.look(15)
+    await room.calls_cuda(11)
+    await room.look(15)
+    assert room.seats() == {"ann": (Turn.AWAKE, A), "bob": (Turn.ASLEEP, None)}
+    assert await room.keeper.before_end("bob")  # it sleeps
+    assert not await room.keeper.before_end("ann")
+    await room.look(2)
+    assert room.machine.programs[11].state is ProcessState.CHECKPOINTED
+    await room.calls_cuda(11)  # its cell goes on: it gets no turn now
+    await room.look(20)
+    assert room.machine.programs[11].state is ProcessState.CHECKPOINTED
+    assert await room.keeper.before_end("ann")
+    assert await room.keeper.before_end("nobody")
+    await room.look(100)  # its container was not stopped after all
+    await room.calls_cuda(11)
+    await room.look(5)
+    assert room.seats()["ann"] == (Turn.AWAKE, A)
+    room.hands.sleeps_before_end = False
+    assert await room.keeper.before_end("ann")  # other drivers don't mind
+
+
+async def test_a_woken_program_that_has_to_end_sleeps_first_where_the_driver_needs_that(
+    room: Class, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[ProcessState | None] = []
+
+    def end(self: object, process: Process) -> Outcome:
+        ended.append(room.machine.programs[process.pid].state)
+        room.machine.programs[process.pid].gone = True
+        return Outcome.ENDED
+
+    monkeypatch.setattr(hands_module.ProcessTable, "end", end)
+    room.hands.sleeps_before_end = True
+    room.admit("ann", "bob", promise_gib=80)
+    room.machine.add(11, gib=30, container="ann")
+    await room.look(15)
+    room.machine.add(12, gib=30, container="bob")
+    await room.look(15)
+    room.machine.computing = {A}
+    await room.calls_cuda(11)
+    await room.look(110)
+    assert room.seats()["ann"] == (Turn.AWAKE, A)
+    # Its memory can't leave the GPU any more: it would end after the warning, but can't sleep before.
+    program = room.machine.programs[11]
+    program.managed = True
+    room.machine.programs[12].waits_on = DRIVER
+    await asyncio.sleep(0.12)
+    await room.look(200)
+    assert [lease for lease, _ in room.notices] == ["ann"]
+    assert (ended, program.gone) == ([], False)
+    program.managed = False
+    await room.look(60)
+    assert ended == [ProcessState.CHECKPOINTED]
+    assert room.runs(12)
+
+
 async def test_a_step_that_fails_is_tried_again_later(room: Class) -> None:
     room.admit("ann", "bob")
     room.machine.add(11, container="ann")

@@ -34,6 +34,8 @@ from ..decide.turns import (
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
 RETRY_SECONDS = 2.0
+END_SECONDS = 10.0
+"""So long after somebody has asked whether it may end, a seat gets no turn."""
 SPITE_SECONDS = 10.0
 """A program that still computes out of turn this long after it should have stopped is ended."""
 BUSY_LAG_SECONDS = 1.0
@@ -99,6 +101,8 @@ class _Entry:
     under_way: Action | None = None
     kept_asleep: bool = False
     """It gets no turn, whatever it wants."""
+    ends_until: float = 0.0
+    """Its container is about to be stopped, so it gets no turn before this time."""
 
     def seat(self, lease_id: str) -> Seat:
         """As the plan sees it."""
@@ -219,6 +223,20 @@ class TurnKeeper:
             if entry.wants_since is not None:
                 entry.wants_since = self.clock()  # it did not wait for its turn until now
 
+    async def before_end(self, lease_id: str) -> bool:
+        """Its container is about to be stopped: whether its programs may be killed now.
+
+        If not, they are being put to sleep: ask again. If nobody does for a while, it gets its turns again.
+        """
+        entry = self._entries.get(lease_id)
+        if entry is None or (entry.under_way is None and await self.hands.may_end(entry.place)):
+            return True
+        entry.ends_until = self.clock() + END_SECONDS
+        if entry.turn is not Turn.ASLEEP:
+            entry.wants_since = None
+            self._begin(Action(Step.SLEEP, lease_id))
+        return False
+
     def status(self) -> tuple[SeatStatus, ...]:
         """Every seat, as it is known now."""
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
@@ -268,7 +286,11 @@ class TurnKeeper:
                 step = Step.SLEEP if entry.unmovable_since is None else Step.PAUSE
                 if step is Step.SLEEP or entry.turn is Turn.AWAKE:
                     self._begin(Action(step, lease_id))
-        seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items() if entry.known]
+        seats = [
+            entry.seat(lease_id)
+            for lease_id, entry in self._entries.items()
+            if entry.known and (entry.ends_until <= now or entry.turn is not Turn.ASLEEP)
+        ]
         for action in plan(seats, self.gpus, now, self.rules, self.seen):
             self._begin(action)
 
@@ -479,6 +501,12 @@ class TurnKeeper:
             self.seen = self.seen.with_turn(min(seconds, max(waits)))
 
     async def _end(self, action: Action, entry: _Entry) -> None:
+        if not await self.hands.may_end(entry.place):
+            slept = await self.hands.sleep(entry.place)
+            if not slept.done:
+                self.log.warning("Not ended: %s lease=%s", slept.sentence, action.lease_id)
+                entry.retry_at = self.clock() + RETRY_SECONDS
+                return
         count = await self.hands.end(entry.place)
         self.log.warning("Ended %d programs lease=%s", count, action.lease_id)
         spite = entry.out_of_turn_since is not None

@@ -67,6 +67,10 @@ class TurnHands(Protocol):
         """Lets it compute on that GPU."""
         ...
 
+    async def may_end(self, seat: Seat) -> bool:
+        """Whether its programs may be killed as they are; if not, they have to sleep first."""
+        ...
+
     async def end(self, seat: Seat) -> int:
         """Ends its programs that use CUDA, and no others. Returns how many."""
         ...
@@ -78,6 +82,9 @@ class TurnHands(Protocol):
 
 class LocalHands:
     """This machine. All methods on one event loop."""
+
+    sleeps_before_end = False
+    """Whether this driver hangs if a program is killed that slept and was woken (595 to 609)."""
 
     def __init__(
         self,
@@ -154,6 +161,15 @@ class LocalHands:
         if outcome.done:
             await self._pool.submit(lambda: self._end_watching(seat))
         return outcome
+
+    async def may_end(self, seat: Seat) -> bool:
+        """Not with such a driver, while a program that slept once is not asleep."""
+        if not self.sleeps_before_end:
+            return True
+        found = await self._pool.submit(lambda: self._host.processes(seat))
+        if all(self._book.slept(key_of(each)) is None for each in found):
+            return True
+        return await self._mover.look(seat) in (Condition.ASLEEP, Condition.NONE)
 
     async def end(self, seat: Seat) -> int:
         """SIGKILL to each program of it that uses CUDA."""
