@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from ..api.turns import turn_routes
 from ..leases.hub_people import HubPeople
 from ..leases.offers import Offers
+from ..observe.failures import LoopFailures
 from ..pages import serve_pages
 from ..pages.admin.base import AdminTools
 from ..pages.admin.checkup import Checkup, ask_doctor
@@ -33,11 +35,13 @@ from ..pages.classes.base import Teaching
 from ..pages.classes.handlers import class_pages
 from ..pages.look import hub_of
 from ..pages.own.desk import BrokerDesk
+from ..pages.own.lab import LabReadings, LabSources
+from ..pages.serving import page_url
 from ..pages.unknown.handlers import unknown_pages
 from .deciding import Deciding
 from .ground import Ground
 from .leasing import Leasing
-from .machine import Machine
+from .machines import Machines
 from .observing import Observing
 
 
@@ -47,7 +51,7 @@ class Serving:
 
     ground: Ground
     deciding: Deciding
-    machine: Machine
+    machines: Machines
     leasing: Leasing
     observing: Observing
 
@@ -58,7 +62,7 @@ class Serving:
         routes = [
             *hub_routes(site, rules, self.leasing.endings),
             *offer_routes(site, rules, self.leasing.endings, offers),
-            *turn_routes(site, self.machine.turns),
+            *turn_routes(site, self.machines.turn_service),
             *pull_routes(site, self.observing.images.tell),
             *local_routes(self._view(), hub_of(self.ground.settings.config), self._local_api()),
         ]
@@ -71,19 +75,32 @@ class Serving:
         config = self.ground.settings.config
         return serve_pages(self._view(), config, make_desk=self._make_desk, more=self._public_routes())
 
+    def lab_readings(self) -> LabReadings:
+        """Writes what each lab's status bar shows."""
+        sources = LabSources(
+            leases=self.deciding.allocator.leases,
+            uses=lambda: self.observing.sampler.latest,
+            deadline_of=self.leasing.endings.deadline_of,
+            turns=self.machines.turns.views,
+            page_url=page_url(os.environ),
+            simulated=self.machines.simulated,
+        )
+        failures = LoopFailures("lab readings", self.ground.metrics, self.ground.log)
+        return LabReadings(sources, self.leasing.folders.write_use, failures)
+
     def _view(self) -> View:
-        enforcement, observing = self.machine.enforcement, self.observing
+        machines, observing = self.machines, self.observing
         about = About(
             tiers=self.ground.settings.tiers,
-            simulated=self.machine.simulated,
+            simulated=machines.simulated,
             metrics=self.ground.metrics,
-            blind=enforcement.blind,
-            node=enforcement.node_facts,
-            usage=enforcement.usage,
+            blind=machines.blind,
+            node=machines.facts,
+            usage=machines.usage,
             ended=observing.journal.recent,
             uses=lambda: observing.sampler.latest,
             deadline_of=self.leasing.endings.deadline_of,
-            turns=enforcement.turns.views,
+            turns=machines.turns.views,
             unknown=self.leasing.unknown_ids,
             disks=observing.disks.now,
         )
@@ -91,7 +108,7 @@ class Serving:
 
     def _site(self) -> Site:
         settings, ground = self.ground.settings, self.ground
-        waits, simulated = settings.site.queue_timeout, self.machine.simulated
+        waits, simulated = settings.site.queue_timeout, self.machines.simulated
         timeouts = {
             tier.name: tier.queue_timeout_seconds
             for tier in settings.tiers
@@ -105,7 +122,7 @@ class Serving:
         rules = self.deciding.rules
         return joined(
             self._api(),
-            class_pages(Teaching(self._classes, rules, self.machine.simulated)),
+            class_pages(Teaching(self._classes, rules, self.machines.simulated)),
             unknown_pages(rules.audit, self._end_unknown),
             admin_pages(self._admin_tools()),
         )
@@ -116,7 +133,7 @@ class Serving:
         return joined(
             public_rules(site, rules, endings),
             class_routes(ClassTools(site, rules, endings, self._classes)),
-            public_turns(site, self.machine.turns, rules.audit),
+            public_turns(site, self.machines.turn_service, rules.audit),
             image_routes(self.observing.images.now),
         )
 
@@ -124,14 +141,14 @@ class Serving:
         """All of the API, for the socket: nobody has a token of the hub there, so servers end without it."""
         allocator, hub = self.deciding.allocator, hub_of(self.ground.settings.config)
         servers = LocalServers(hub, allocator.leases, self.leasing.service.release)
-        tiers, turn = self.ground.settings.tiers, self.machine.turns.act
+        tiers, turn = self.ground.settings.tiers, self.machines.turn_service.act
         actions = Actions(self.deciding.rules, servers, allocator.lease, tiers, turn)
         return joined(lambda site: lease_routes(site, actions), self._api())
 
     def _make_desk(self, api_url: str) -> BrokerDesk:
         rules, ground = self.deciding.rules, self.ground
         lease, tiers = self.deciding.allocator.lease, ground.settings.tiers
-        actions = Actions(rules, HubServers(api_url), lease, tiers, self.machine.turns.act)
+        actions = Actions(rules, HubServers(api_url), lease, tiers, self.machines.turn_service.act)
         return BrokerDesk(rules, ground.ledger, self.observing.sampler, actions)
 
     def _admin_tools(self) -> AdminTools:
@@ -141,14 +158,14 @@ class Serving:
             service=self.leasing.service,
             rules=self.deciding.rules,
             ledger=self.ground.ledger,
-            readings=self.machine.readings,
-            fault=lambda: self.machine.facts.fault,
+            readings=self.machines.readings,
+            fault=lambda: self.machines.facts().fault,
             ended=self.ground.ledger.ended,
             disks=self.observing.disks.now,
             images=self.observing.images.now,
             unknown=self.leasing.unknown_ids,
             checkup=Checkup(lambda: ask_doctor(config_file and str(Path(config_file).absolute()))),
-            simulated=self.machine.simulated,
+            simulated=self.machines.simulated,
         )
 
     async def _end_unknown(self, lease_id: str, author: str) -> None:

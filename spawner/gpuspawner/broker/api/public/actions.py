@@ -77,6 +77,29 @@ class Actions:
 
         return await self._do("stop", lease, sender, {}, stop)
 
+    async def stop_server(self, user: str, server: str, sender: Sender) -> bool:
+        """Stops a server by its name, also one without a lease. False if it is still stopping.
+
+        Whether the sender may is decided by the hub. Raises NotAllowed, LeaseConflict or HubFault.
+        """
+        stopped: list[bool] = []
+
+        async def stop() -> Answer:
+            stopped.append(await self._servers.stop(sender.token, user, server))
+            return _said("Stopped." if stopped[0] else "Stopping.")
+
+        asked = Asked(
+            author=sender.viewer.author,
+            via=sender.via,
+            action="stop",
+            subject=f"user:{user}",
+            groups=(),
+            document={"server": server},
+            reason=sender.reason,
+        )
+        await self.audit.write(asked, stop)
+        return stopped[0]
+
     async def extend(self, lease_id: str, seconds: float, sender: Sender) -> Answer:
         """Makes the session longer, as far as the quota allows and if nobody waits."""
         lease = await self._allowed("extend", lease_id, sender)

@@ -62,10 +62,7 @@ class ServersHandler(AdminPage):
 
     async def content(self, *path: str) -> ServersPage:
         snapshot, now = self.tools.allocator.snapshot(), self.tools.clock()
-        names = {
-            view.device.uuid: view.device.uuid if view.device.index is None else f"#{view.device.index}"
-            for view in snapshot.devices
-        }
+        names = {view.device.uuid: view.number for view in snapshot.devices}
         table = make_table(snapshot.leases, COLUMNS, self.wish(), words=lambda lease: _words(lease, names))
         rows = tuple(_line(lease, names, now) for lease in table.rows)
         return ServersPage(self.tools.simulated, table, rows)
