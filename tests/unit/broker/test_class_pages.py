@@ -25,12 +25,24 @@ from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
 from gpuspawner.core.disk import Disk
 from gpuspawner.node.api import Usage, XidSeen
+from gpuspawner.protocol.pulls import ImageDocument, PullMessage
 
 from tests.unit.broker.test_pages_handlers import Pages, serving
 from tests.unit.class_bench import GIB, ClassBench
 
 CLASS = "classes/students/"
 HOSTILE = """x"'><script>alert(1)</script>"""
+
+
+PULL = "Pulling image lab:2: 3 of 7 layers, 120 of 840 MB, 14 %"
+IMAGES = (
+    ImageDocument(image="lab:1", here=True, size_bytes=5_200_000_000, pull=None),
+    ImageDocument(
+        image="lab:2", here=False, size_bytes=None,
+        pull=PullMessage(image="lab:2", message=PULL, percent=14, waiting=2),
+    ),
+    ImageDocument(image=HOSTILE, here=False, size_bytes=None, pull=None),
+)  # fmt: skip
 
 
 @dataclass
@@ -110,6 +122,7 @@ async def staff(tmp_path: Path, times: Any) -> AsyncIterator[Staff]:
         fault=lambda: "",
         ended=ended,
         disks=lambda: (Disk("homes", "/var/lib/docker", 5 * GIB, 100 * GIB),),
+        images=lambda: IMAGES,
         unknown=lambda: (f"{1:032x}",),
         checkup=checkup,
         clock=times.now,
@@ -539,6 +552,12 @@ async def test_the_machine_is_checked_once_on_request_and_the_result_kept(staff:
     words = await staff.words("admin/machine/", "monitor")
     assert "1 problem needs a look." in words
     assert "problem Docker : it is down start it" in words
+    assert "Images lab:1 on this machine, 5.2 GB lab:2 being pulled 3 of 7 layers, 120 of 840 MB" in words
+    assert "14 %; 2 starts wait for it" in words
+    assert "</script> not on this machine" in words
+    _, text = await staff.get("admin/machine/", "monitor")
+    assert 'aria-label="Pull of lab:2" aria-valuenow="14"' in text
+    assert "<script>alert" not in text
     assert "Disk space homes 5.0 GiB of 100 GiB free at /var/lib/docker: low" in words
 
 
