@@ -299,6 +299,7 @@ class DeviceDocument(Message):
     drained: bool = Field(False, description="whether an admin lets no new server start on it")
     free_seats: int | None = None
     total_seats: int | None = None
+    node: str = Field("", description="its machine, where there are several")
 
 
 class LeaseDocument(Message):
@@ -383,7 +384,7 @@ class DiskDocument(Message):
 
 
 class StatusDocument(Message):
-    """The answer to `GET /status`: devices, leases and queue at one moment.
+    """The broker's status: devices, leases and queue at one moment.
 
     `fault`: why the machine's GPUs can't be listed now; "" if they can. `disks`: for those who see
     everything.

@@ -153,6 +153,7 @@ def _device(view: DeviceView, news: News) -> DeviceDocument:
         drained=view.drain is not None,
         free_seats=_room(view).free_seats if terms.in_turns else None,
         total_seats=terms.seats if terms.in_turns else None,
+        node=view.node,
     )
 
 

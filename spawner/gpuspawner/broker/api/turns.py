@@ -14,6 +14,7 @@ from typing import Any
 from ...core.errors import Fault, LeaseConflict, Refusal
 from ...core.model import Lease, Mode
 from ...protocol.messages import document
+from ..enforce.all_turns import AllTurns
 from ..enforce.turn_pools import Turns
 from ..leases.allocator import Allocator
 from .documents import turn_document
@@ -26,7 +27,7 @@ NO_SEAT = "This server isn't running yet: try again in a moment."
 class TurnService:
     """Carries them out. All methods answer at once."""
 
-    def __init__(self, allocator: Allocator, turns: Turns) -> None:
+    def __init__(self, allocator: Allocator, turns: Turns | AllTurns) -> None:
         self._allocator, self._turns = allocator, turns
 
     def lease(self, lease_id: str) -> Lease:

@@ -17,7 +17,19 @@ from ...core.errors import GpuSpawnerError
 from ...node.api import Condition, Obstacle, Outcome, SeatReading, TurnHands, TurnReadings
 from ...node.api import Seat as Place
 from ..decide.turn_waits import expected_waits
-from ..decide.turns import Action, Experience, Gpu, Seat, Step, Turn, TurnRules, plan, waiting_order
+from ..decide.turns import (
+    NO_RANK,
+    Action,
+    Experience,
+    Gpu,
+    Rank,
+    Seat,
+    Step,
+    Turn,
+    TurnRules,
+    plan,
+    waiting_order,
+)
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -66,8 +78,8 @@ class _Entry:
 
     place: Place
     promise_bytes: int
-    rank: tuple[float, ...]
     since: float
+    rank: Rank = NO_RANK
     turn: Turn = Turn.ASLEEP
     gpu_uuid: str | None = None
     memory_bytes: int = 0
@@ -102,6 +114,7 @@ class _Entry:
             unmovable_since=self.unmovable_since,
             retry_at=self.retry_at,
             target_uuid=self.target_uuid,
+            sees=frozenset(self.place.gpu_uuids),
         )
 
     def _rests_since(self) -> float | None:
@@ -152,10 +165,15 @@ class TurnKeeper:
     _entries: dict[str, _Entry] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def admit(self, lease_id: str, place: Place, promise_bytes: int, rank: tuple[float, ...] = ()) -> None:
+    def admit(self, lease_id: str, place: Place, promise_bytes: int) -> None:
         """A lease has a container now, or is adopted with it."""
         if lease_id not in self._entries:
-            self._entries[lease_id] = _Entry(place, promise_bytes, rank, self.clock())
+            self._entries[lease_id] = _Entry(place, promise_bytes, self.clock())
+
+    def set_rank(self, lease_id: str, rank: Rank) -> None:
+        """Its place by the policy has changed; does nothing without a seat."""
+        if lease_id in self._entries:
+            self._entries[lease_id].rank = rank
 
     def leave(self, lease_id: str) -> None:
         """Its container has ended."""
@@ -202,7 +220,7 @@ class TurnKeeper:
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
         now = self.clock()
         order = [seat.lease_id for seat in waiting_order(seats, now, self.rules)]
-        waits = expected_waits(seats, self.gpus, now, self.rules)
+        waits = expected_waits(seats, self.gpus, now, self.rules, self.seen)
         return tuple(
             SeatStatus(
                 lease_id=seat.lease_id,
@@ -328,9 +346,13 @@ class TurnKeeper:
             entry.idle_since = now
 
     def _is_free(self, gpu_uuid: str, *, though_wanted: bool) -> bool:
-        """Whether nobody computes there or is about to, and nobody waits: then a new seat may have it."""
+        """Whether nobody computes there or is about to, and nobody waits: then a new seat may have it.
+
+        `though_wanted`: it has computed there since before this broker began; then a drain doesn't matter.
+        """
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
-        usable = any(gpu.uuid == gpu_uuid and gpu.usable for gpu in self.gpus)
+        gpu = next((gpu for gpu in self.gpus if gpu.uuid == gpu_uuid), None)
+        usable = gpu is not None and gpu.usable and (though_wanted or not gpu.drained)
         occupied = any(seat.occupies(gpu_uuid) for seat in seats)
         wanted = any(seat.wants_since is not None for seat in seats)
         return usable and not occupied and (though_wanted or not wanted)

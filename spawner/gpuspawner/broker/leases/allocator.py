@@ -24,14 +24,15 @@ from ...core.want import Mode, Want
 from ..decide.book import Book, QueueRules, with_shares
 from ..decide.line.backfill import SessionHold
 from ..decide.line.future import Arrival, Line
-from ..decide.place import notice
 from ..decide.place.devices import NO_RULES
 from ..decide.place.placement import Kind, Share
 from ..decide.place.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
+from ..decide.turns import Rank
 from ..ledger import Ledger
 from .gate import Gate
 from .logline import log_context
+from .past_use import past_use
 from .waits import Guest, Waits
 from .watch import WaitNews, Watch, Watches
 
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 
 class Allocator:
-    """The leases of all hubs on the devices of one node; to be used from one event loop."""
+    """The leases of all hubs on the devices of all nodes; to be used from one event loop."""
 
     def __init__(
         self,
@@ -88,6 +89,10 @@ class Allocator:
     def leases(self) -> tuple[Lease, ...]:
         """All living leases, in the order of arrival."""
         return self._book.leases()
+
+    def node_of(self, lease: Lease) -> str:
+        """The machine of the lease's devices; "" if it isn't known, or if it has none."""
+        return self._book.node_of(lease)
 
     def of_server(self, hub: str, user: str, server: str) -> tuple[Lease, ...]:
         """The living leases of one server: one or none, unless the ledger was tampered with."""
@@ -133,6 +138,14 @@ class Allocator:
     def charged_as(self, want: Want) -> float | None:
         """How many whole devices a lease like `want` is charged as; None if no device suits it."""
         return self._book.charged_as(want)
+
+    def is_drained(self, uuid: str) -> bool:
+        """Whether nothing new is placed on the device by an admin's decision."""
+        return self._book.is_drained(uuid)
+
+    def turn_rank(self, lease: Lease) -> Rank:
+        """Its place by the policy among those that want a GPU in turns, now."""
+        return self._book.turn_rank(lease, self._clock().timestamp())
 
     def taken(self, tier: str, group: str) -> int:
         """How many leases of this tier hold devices whose users are members of the group."""
@@ -348,12 +361,11 @@ class Allocator:
         self.waits.keep = self._ledger.add_wait_errors
         if fair is None:
             return
-        holding = {lease.id for lease in living if lease.state.holds_devices}
+        holding = {lease.id: lease for lease in living if lease.state.holds_devices}
         for each in past:
-            if each.lease.id not in holding:
-                group = self._rules.claim(each.lease).group
-                began, ended = each.began_at.timestamp(), each.ended_at.timestamp()
-                fair.add_past(each.lease.user, group, each.lease.gpu_fraction, began, ended)
+            group = self._rules.claim(each.lease).group
+            for part, began, ended in past_use(each, holding.get(each.lease.id)):
+                fair.add_past(each.lease.user, group, part, began, ended)
 
     async def _advance(self) -> None:
         now = self._clock()
@@ -576,9 +588,8 @@ class Allocator:
         return self._book.placed(now, freed=freed, without=without, newcomer=newcomer)
 
     def _check_capacity(self, want: Want) -> None:
-        known = self._book.known(want)
-        if known < want.device_count:
-            raise NoCapacity(notice.no_capacity(want, known))
+        if never := self._book.unservable(want):
+            raise NoCapacity(never)
 
     def _arrival(self, lease: Lease) -> Arrival:
         return self._book.arrival(lease)

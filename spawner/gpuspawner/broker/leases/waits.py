@@ -12,6 +12,7 @@ from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
 from ...core.states import UNSETTLED
 from ...core.units import Clock, utc_now
+from ...core.want import Mode
 from ...node.daemon_pool import DaemonPool
 from ..decide.line.estimate import Estimate, Estimator
 from ..decide.line.future import Arrival, Line, with_guests
@@ -110,7 +111,9 @@ class Waits:
         for each in sorted(sessions, key=lambda each: each.lease.created_at):
             self._arrived.append(each.lease)
             if each.lease.state is LeaseState.CLOSED:
-                self._learn_length(each.lease, each.began_at.timestamp(), each.awake_seconds)
+                began, ended = each.began_at.timestamp(), each.ended_at.timestamp()
+                kept = each.awake_seconds if each.lease.mode is not Mode.TURNS else ended - began
+                self._learn_length(each.lease, began, kept)
 
     def learn_errors(self, errors: Sequence[float]) -> None:
         """How wrong earlier brokers' estimates were, in order."""

@@ -21,6 +21,7 @@ from .base import AssetHandler, CallbackHandler, PageSite, SlashHandler, Unknown
 from .look import STATIC_DIR, Look
 from .own.desk import Desk
 from .own.handlers import own_routes
+from .own.stop import stop_routes
 from .readings import Readings
 
 _LOG = logging.getLogger("gpuspawner.broker")
@@ -57,6 +58,7 @@ def make_handlers(
     return [
         *without_slash,
         *own_routes(site),
+        *stop_routes(site),
         *reading_routes(site),
         (f"{prefix}oauth_callback", CallbackHandler, wanted),
         (f"{prefix}static/(.*)", AssetHandler, {"path": str(STATIC_DIR)}),

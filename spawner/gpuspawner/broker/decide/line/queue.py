@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ....core.want import Want
-from ..place.placement import Kind, suits
+from ..place.placement import Kind, by_node, suits
 from .fairshare import FairShare
 
 PATIENCE_SECONDS = 86400.0
@@ -342,5 +342,6 @@ def competes(one: Want, other: Want, kinds: Iterable[Kind]) -> bool:
 
 
 def servable(want: Want, healthy: Mapping[Kind, int]) -> bool:
-    """Whether the healthy devices, as counted by kind, could serve `want` if nobody held any of them."""
-    return sum(count for kind, count in healthy.items() if suits(want, kind)) >= want.device_count
+    """Whether the healthy devices, as counted by kind, could serve `want` if nobody held any of them: on
+    one node."""
+    return max(by_node(want, healthy).values(), default=0) >= want.device_count
