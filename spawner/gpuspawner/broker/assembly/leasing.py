@@ -89,4 +89,6 @@ def _make_endings(ground: Ground, deciding: Deciding, machine: Machine, service:
         sleep=machine.rest,
         can_sleep=lambda lease: lease.mode is Mode.TURNS,
     )
-    return Endings(parts, ground.log)
+    endings = Endings(parts, ground.log)
+    machine.on_running = endings.look_soon
+    return endings

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from ...core.model import ContainerPatch, Lease, Mode
+from ...core.states import AWAKE
 from ...core.units import utc_now
 from ...node.api import Node, NodeFacts
 from ..api.turns import TurnService
@@ -43,6 +44,8 @@ class Machine:
         self._ground, self._deciding = ground, deciding
         self.node, self.simulated = node, facts.simulated
         self._facts, self._sharing = facts, sharing
+        self.on_running: Callable[[], None] = lambda: None
+        """Called when a running lease was committed."""
         self.way_in = WayIn(node, ground.engine, deciding.device_uuids, simulated=facts.simulated)
 
     def connect(self, service: LeaseService, journal: Journal) -> None:
@@ -119,6 +122,8 @@ class Machine:
         """The allocator has committed this lease."""
         self._ground.metrics.lease_times.on_lease(lease)
         self.enforcement.on_lease(lease)
+        if lease.state in AWAKE:
+            self.on_running()
 
     async def prepare(self, lease: Lease) -> None:
         """Prepares the lease's devices for its container. Raises DeviceFault."""
