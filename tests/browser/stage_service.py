@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gpuspawner.broker.api.public.classes import class_routes
+from gpuspawner.broker.api.public.hub_servers import HubServers
 from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, SharingRules
 from gpuspawner.broker.leases.hub_api import HubApi
@@ -172,6 +173,7 @@ class Stage:
 async def main() -> None:
     times = Now()
     bench = ClassBench(Path(tempfile.mkdtemp()), times, MACHINE, HubApi(os.environ))
+    bench.hub_stop = HubServers(os.environ["JUPYTERHUB_API_URL"])
     await bench.open()
     await set_scene(bench, times)
     broker = bench.broker

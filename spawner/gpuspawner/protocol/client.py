@@ -24,13 +24,13 @@ from .messages import (
     QueuedEvent,
     RefusalMessage,
     RefusedEvent,
-    StatusDocument,
     TiersDocument,
     TurnDocument,
     document,
     event_from_line,
     request_to_json,
 )
+from .public import VisibleStatus
 from .stream import WAITED_HEADER
 
 M = TypeVar("M", bound=Message)
@@ -132,8 +132,8 @@ class BrokerClient:
         return await self._document("/tiers", TiersDocument)
 
     async def status(self) -> dict[str, Any]:
-        """The document of `GET /status`: devices, leases and queue."""
-        return await self._document("/status", StatusDocument)
+        """The document of `GET /api/status`: devices, leases and queue."""
+        return await self._document("/api/status", VisibleStatus)
 
     async def ask(self, path: str, kind: type[M], body: Message | None = None) -> M:
         """The message of `kind` at `path`: GET, or POST with a body. Raises Refusal."""

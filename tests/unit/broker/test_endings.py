@@ -619,6 +619,7 @@ def replace_use(
         timezone="Europe/Berlin",
         clock=bench.times.now,
         sleep=sleep,
+        can_sleep=lambda lease: sleep is not cannot_sleep,
     )
     return Endings(parts, logging.getLogger("test"))
 

@@ -115,7 +115,6 @@ async def test_a_release_of_nothing_is_done(bench: Bench) -> None:
 
 
 async def test_the_documents(bench: Bench) -> None:
-    assert await raw(bench, "GET", "/status") == (200, {"devices": []})
     assert await raw(bench, "GET", "/tiers") == (200, {"tiers": []})
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(bench.socket))) as session,

@@ -215,6 +215,22 @@ async def test_memory_that_cannot_move_is_told_and_ends_only_if_nobody_else_can_
     assert room.notices[1:] == [("ann", IN_THE_WAY)]
 
 
+async def test_memory_that_can_not_move_is_paused_while_its_lease_is_kept_asleep(room: Class) -> None:
+    room.admit("ann", "bob")
+    room.machine.add(11, container="ann").managed = True
+    await room.look()
+    assert room.seats()["ann"] == (Turn.AWAKE, A)
+    room.keeper.keep_asleep("ann", True)
+    await room.look(5, 1.0)
+    assert (room.seats()["ann"], room.runs(11)) == ((Turn.PAUSED, A), False)
+    assert [each.can_move for each in room.keeper.status() if each.lease_id == "ann"] == [False]
+    await room.calls_cuda(11)
+    assert room.seats()["ann"] == (Turn.PAUSED, A)
+    room.keeper.keep_asleep("ann", False)
+    await room.calls_cuda(11)
+    assert room.seats()["ann"] == (Turn.AWAKE, A)
+
+
 async def test_who_computes_on_in_spite_of_it_ends(room: Class, monkeypatch: pytest.MonkeyPatch) -> None:
     room.admit("ann", "bob")
     room.machine.computing = {A}

@@ -59,7 +59,8 @@ class Viewer:
     `owns` is False for a service's token: a service called "anna" is not the user "anna". `hub`
     distinguishes two hubs of one broker, whose users may have equal names; None if there is one hub.
     `stops` says whether the hub lets the sender's token stop the sender's own servers. `servers` names those
-    that start or run, with a GPU or without; None if the hub doesn't say.
+    that start or run, with a GPU or without; None if the hub doesn't say. `local`: an account of this
+    machine, on the broker's unix socket, which only its admins reach.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Viewer:
     groups: tuple[str, ...] = ()
     stops: bool = False
     servers: frozenset[str] | None = None
+    local: bool = False
 
     @property
     def sees_all(self) -> bool:
@@ -80,7 +82,12 @@ class Viewer:
     @property
     def author(self) -> str:
         """The name for ledger and audit log."""
-        return self.name if self.owns else f"service {self.name}"
+        return self.name if self.owns or self.local else f"service {self.name}"
+
+    @property
+    def via(self) -> str:
+        """The way by which a program's request came, for the audit log."""
+        return "socket" if self.local else "api"
 
     def is_mine(self, entry: Mapping[str, Any]) -> bool:
         """Whether a lease or queue entry belongs to this viewer."""

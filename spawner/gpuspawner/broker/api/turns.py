@@ -14,6 +14,7 @@ from typing import Any
 from ...core.errors import Fault, LeaseConflict, Refusal
 from ...core.model import Lease, Mode
 from ...protocol.messages import document
+from ..enforce.all_turns import AllTurns
 from ..enforce.turn_pools import Turns
 from ..leases.allocator import Allocator
 from .documents import turn_document
@@ -26,7 +27,7 @@ NO_SEAT = "This server isn't running yet: try again in a moment."
 class TurnService:
     """Carries them out. All methods answer at once."""
 
-    def __init__(self, allocator: Allocator, turns: Turns) -> None:
+    def __init__(self, allocator: Allocator, turns: Turns | AllTurns) -> None:
         self._allocator, self._turns = allocator, turns
 
     def lease(self, lease_id: str) -> Lease:
@@ -39,8 +40,10 @@ class TurnService:
         return lease
 
     def act(self, lease_id: str, action: str) -> dict[str, Any]:
-        """Does it and returns the turn's document. Raises LeaseConflict if it has no seat."""
-        self.lease(lease_id)
+        """Does it and returns the turn's document. Raises LeaseConflict if it has no seat or may not wake."""
+        lease = self.lease(lease_id)
+        if action == "wake" and lease.kept_asleep:
+            raise LeaseConflict(lease.kept_asleep)
         done = self._turns.want(lease_id) if action == "wake" else self._turns.give_up(lease_id)
         view = self._turns.views().get(lease_id)
         if not done or view is None:

@@ -11,7 +11,7 @@ from ..observe.journal import Journal
 from ..observe.pruning import Pruning
 from ..observe.sampler import Sampler
 from .ground import Ground
-from .machine import Machine
+from .machines import Machines
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,11 @@ class Observing:
         return {"sampler": self.sampler.run(), "disks": self.disks.run(), "pruning": self.pruning.run()}
 
 
-def make_observing(ground: Ground, machine: Machine) -> Observing:
+def make_observing(ground: Ground, machines: Machines) -> Observing:
     """Nothing is read yet."""
     return Observing(
         journal=Journal(ground.ledger, ground.log),
-        sampler=Sampler(machine.uses, ground.log),
-        disks=DiskWatch(ground.engine.facts, machine.node.disks, ground.metrics, ground.log),
+        sampler=Sampler(machines.uses, ground.log),
+        disks=DiskWatch(ground.engine.facts, machines.disks, ground.metrics, ground.log),
         pruning=Pruning(ground.ledger, ground.settings.history_days, ground.log),
     )

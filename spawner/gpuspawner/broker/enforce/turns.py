@@ -17,7 +17,19 @@ from ...core.errors import GpuSpawnerError
 from ...node.api import Condition, Obstacle, Outcome, SeatReading, TurnHands, TurnReadings
 from ...node.api import Seat as Place
 from ..decide.turn_waits import expected_waits
-from ..decide.turns import Action, Experience, Gpu, Seat, Step, Turn, TurnRules, plan, waiting_order
+from ..decide.turns import (
+    NO_RANK,
+    Action,
+    Experience,
+    Gpu,
+    Rank,
+    Seat,
+    Step,
+    Turn,
+    TurnRules,
+    plan,
+    waiting_order,
+)
 
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -66,8 +78,8 @@ class _Entry:
 
     place: Place
     promise_bytes: int
-    rank: tuple[float, ...]
     since: float
+    rank: Rank = NO_RANK
     turn: Turn = Turn.ASLEEP
     gpu_uuid: str | None = None
     memory_bytes: int = 0
@@ -82,6 +94,8 @@ class _Entry:
     out_of_turn_since: float | None = None
     retry_at: float = 0.0
     under_way: Action | None = None
+    kept_asleep: bool = False
+    """It gets no turn, whatever it wants."""
 
     def seat(self, lease_id: str) -> Seat:
         """As the plan sees it."""
@@ -92,7 +106,7 @@ class _Entry:
             promise_bytes=self.promise_bytes,
             gpu_uuid=self.gpu_uuid,
             memory_bytes=self.memory_bytes,
-            wants_since=self.wants_since,
+            wants_since=None if self.kept_asleep else self.wants_since,
             idle_since=self.idle_since,
             rests_since=self._rests_since(),
             rank=self.rank,
@@ -100,6 +114,7 @@ class _Entry:
             unmovable_since=self.unmovable_since,
             retry_at=self.retry_at,
             target_uuid=self.target_uuid,
+            sees=frozenset(self.place.gpu_uuids),
         )
 
     def _rests_since(self) -> float | None:
@@ -150,10 +165,15 @@ class TurnKeeper:
     _entries: dict[str, _Entry] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def admit(self, lease_id: str, place: Place, promise_bytes: int, rank: tuple[float, ...] = ()) -> None:
+    def admit(self, lease_id: str, place: Place, promise_bytes: int) -> None:
         """A lease has a container now, or is adopted with it."""
         if lease_id not in self._entries:
-            self._entries[lease_id] = _Entry(place, promise_bytes, rank, self.clock())
+            self._entries[lease_id] = _Entry(place, promise_bytes, self.clock())
+
+    def set_rank(self, lease_id: str, rank: Rank) -> None:
+        """Its place by the policy has changed; does nothing without a seat."""
+        if lease_id in self._entries:
+            self._entries[lease_id].rank = rank
 
     def leave(self, lease_id: str) -> None:
         """Its container has ended."""
@@ -187,12 +207,20 @@ class TurnKeeper:
             self._begin(Action(Step.SLEEP, lease_id))
         return True
 
+    def keep_asleep(self, lease_id: str, kept: bool) -> None:
+        """From now on it gets no turn, and its memory moves to main memory; or it gets its turns again."""
+        entry = self._entries.get(lease_id)
+        if entry is not None and entry.kept_asleep is not kept:
+            entry.kept_asleep = kept
+            if entry.wants_since is not None:
+                entry.wants_since = self.clock()  # it did not wait for its turn until now
+
     def status(self) -> tuple[SeatStatus, ...]:
         """Every seat, as it is known now."""
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
         now = self.clock()
         order = [seat.lease_id for seat in waiting_order(seats, now, self.rules)]
-        waits = expected_waits(seats, self.gpus, now, self.rules)
+        waits = expected_waits(seats, self.gpus, now, self.rules, self.seen)
         return tuple(
             SeatStatus(
                 lease_id=seat.lease_id,
@@ -213,7 +241,7 @@ class TurnKeeper:
     def look_seconds(self) -> float:
         """How long the caller of `tick` should wait until the next one."""
         entries = self._entries.values()
-        if any(entry.wants_since is not None for entry in entries):
+        if any(entry.wants_since is not None and not entry.kept_asleep for entry in entries):
             return LOOK_SECONDS[0]
         return LOOK_SECONDS[1 if any(entry.turn is not Turn.AWAKE for entry in entries) else 2]
 
@@ -229,6 +257,11 @@ class TurnKeeper:
 
     def _plan(self, now: float) -> None:
         """Begins what is to be done, from what is known."""
+        for lease_id, entry in self._entries.items():
+            if entry.kept_asleep and entry.known and entry.turn is not Turn.ASLEEP:
+                step = Step.SLEEP if entry.unmovable_since is None else Step.PAUSE
+                if step is Step.SLEEP or entry.turn is Turn.AWAKE:
+                    self._begin(Action(step, lease_id))
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items() if entry.known]
         for action in plan(seats, self.gpus, now, self.rules, self.seen):
             self._begin(action)
@@ -274,7 +307,7 @@ class TurnKeeper:
         if not where:
             return  # its context isn't complete yet
         gpu_uuid = next(iter(sorted(where)))
-        may = self._is_free(gpu_uuid, though_wanted=first)
+        may = not entry.kept_asleep and self._is_free(gpu_uuid, though_wanted=first)
         if len(where) == 1 and reading.condition is Condition.AWAKE and may:
             self._is_awake(lease_id, entry, gpu_uuid, now)
             return
@@ -313,9 +346,13 @@ class TurnKeeper:
             entry.idle_since = now
 
     def _is_free(self, gpu_uuid: str, *, though_wanted: bool) -> bool:
-        """Whether nobody computes there or is about to, and nobody waits: then a new seat may have it."""
+        """Whether nobody computes there or is about to, and nobody waits: then a new seat may have it.
+
+        `though_wanted`: it has computed there since before this broker began; then a drain doesn't matter.
+        """
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
-        usable = any(gpu.uuid == gpu_uuid and gpu.usable for gpu in self.gpus)
+        gpu = next((gpu for gpu in self.gpus if gpu.uuid == gpu_uuid), None)
+        usable = gpu is not None and gpu.usable and (though_wanted or not gpu.drained)
         occupied = any(seat.occupies(gpu_uuid) for seat in seats)
         wanted = any(seat.wants_since is not None for seat in seats)
         return usable and not occupied and (though_wanted or not wanted)

@@ -21,9 +21,8 @@ from ...core.errors import GpuSpawnerError, LedgerFault, Refusal
 from ...core.model import Lease, Mode
 from ...core.quota import Allowance
 from ...core.session import EndAction
-from ...core.states import AWAKE, WITH_CONTAINER
+from ...core.states import WITH_CONTAINER
 from ...core.units import Clock, utc_now
-from ..decide.allow.budget import runs_out_at
 from ..decide.when.deadline import (
     WARNINGS_SECONDS,
     Cause,
@@ -31,6 +30,7 @@ from ..decide.when.deadline import (
     Told,
     due,
     earliest,
+    ended,
     session_deadline,
     warns_of_end,
 )
@@ -38,6 +38,7 @@ from ..decide.when.gpu_use import GpuUse
 from ..decide.when.idle import Activity, Look, Step, Warned, idle_since, judge, warns_of_idleness
 from ..decide.when.sessions import Occupant, Reservation, make_room
 from .allocator import Allocator
+from .budget_ends import BudgetEnds
 from .gate import QuotaGate
 from .rulebook import Rulebook
 
@@ -118,7 +119,7 @@ class EndingParts:
     timezone: str = "UTC"
     clock: Clock = utc_now
     sleep: Sleep = cannot_sleep
-    can_sleep: Callable[[Lease], bool] = lambda lease: True
+    can_sleep: Callable[[Lease], bool] = lambda lease: False
     """Whether its mode can put a lease to sleep; where it can't, warnings say that the server is stopped."""
 
 
@@ -127,6 +128,9 @@ class Endings:
 
     def __init__(self, parts: EndingParts, log: logging.Logger) -> None:
         self._parts = parts
+        self._budget_ends = BudgetEnds(
+            parts.rulebook, parts.gate, parts.allocator, parts.service, parts.can_sleep
+        )
         self._log = log
         self._followed: dict[str, Followed] = {}
         self._kernels: dict[str, Kernels] = {}
@@ -181,12 +185,12 @@ class Endings:
         self._forget_all_but({lease.id for lease in running})
         now = self._parts.clock()
         allowances = {lease.id: self._allowance(lease) for lease in running}
-        budget_ends = await self._budget_ends(running, allowances, now)
+        budget_ends = await self._budget_ends.look(running, now)
         own = {
             lease.id: earliest(
                 [
                     self._session_end(lease, allowances[lease.id]),
-                    budget_ends.get((lease.hub, lease.user)),
+                    budget_ends.get(lease.id),
                     self._cap_end(lease),
                 ]
             )
@@ -217,25 +221,6 @@ class Endings:
     def _cap_end(self, lease: Lease) -> Deadline | None:
         cap = self._parts.gate.cap_of(lease.id)
         return None if cap is None else Deadline(cap.ends_at, Cause.LAB_SESSION)
-
-    async def _budget_ends(
-        self, running: Iterable[Lease], allowances: Mapping[str, Allowance | None], now: datetime
-    ) -> dict[tuple[str, str], Deadline]:
-        """When each user's GPU-hours are used up, from what all their servers hold together."""
-        of_user: dict[tuple[str, str], list[Lease]] = {}
-        for lease in running:
-            of_user.setdefault((lease.hub, lease.user), []).append(lease)
-        ends = {}
-        for user, leases in of_user.items():
-            allowed = allowances[leases[-1].id]
-            if allowed is None or not allowed.budgets:
-                continue
-            spent = await self._parts.gate.spent(*user, leases[-1].groups, allowed)
-            awake = sum(lease.gpu_fraction for lease in leases if lease.state in AWAKE)
-            at = runs_out_at(spent, awake, now)
-            if at is not None:
-                ends[user] = Deadline(at, Cause.GPU_HOURS)
-        return ends
 
     def _lab_ends(
         self, running: Iterable[Lease], own: Mapping[str, Deadline | None], now: datetime
@@ -301,7 +286,7 @@ class Endings:
             followed.of_end = ""
         if notice.ends:
             assert deadline is not None
-            await self._end(lease, deadline.action, f"{deadline.cause}: {notice.sentence}")
+            await self._end_for(lease, deadline, notice.sentence, now)
         elif notice.sentence:
             await self._parts.service.tell(lease.id, notice.sentence)
             followed.of_end = notice.sentence
@@ -340,7 +325,7 @@ class Endings:
         """Remove a warning that no longer applies, for one that still does; another notice stays."""
         present = self._parts.allocator.lease(lease.id)
         if sentence and present is not None and present.notice == sentence:
-            await self._parts.service.tell(lease.id, still)
+            await self._parts.service.tell(lease.id, still or present.kept_asleep)
 
     def _activity(self, lease: Lease, now: datetime) -> Activity:
         """The use of the lease's devices and of its kernels, as far as it is known.
@@ -369,6 +354,15 @@ class Endings:
         for known in (self._followed, self._kernels):
             for lease_id in [each for each in known if each not in lease_ids]:
                 del known[lease_id]
+
+    async def _end_for(self, lease: Lease, deadline: Deadline, sentence: str, now: datetime) -> None:
+        if deadline.cause is Cause.GPU_HOURS and deadline.action is EndAction.SLEEP:
+            if await self._budget_ends.put_to_sleep(lease, now):
+                await self._parts.sleep(lease, f"{deadline.cause}: {sentence}")
+                return
+            deadline = replace(deadline, action=EndAction.STOP)
+            sentence = ended(deadline)
+        await self._end(lease, deadline.action, f"{deadline.cause}: {sentence}")
 
     async def _end(self, lease: Lease, action: EndAction, reason: str) -> bool:
         """Put it to sleep if that is wanted and can be done, else stop it. Returns whether it sleeps."""

@@ -133,5 +133,5 @@ def _share(lease: Document) -> str:
 
 
 def _device_name(device: Mapping[str, Any]) -> str:
-    index = device["index"]
-    return str(device["model"]) if index is None else f"{device['model']} #{index}"
+    index, where = device["index"], f" of {device['node']}" if device.get("node") else ""
+    return f"{device['model']}{where}" if index is None else f"{device['model']} #{index}{where}"

@@ -135,11 +135,8 @@ class _Plan:
 
     def carry_out(self) -> dict[str, tuple[Share, ...]]:
         """Serve every request that can be served."""
-        self._placeable = {
-            want
-            for want in {each[0] for each in self._lineup.flavours}
-            if place(want, self._left) is not None
-        }
+        asked = self._lineup.asked
+        self._placeable = {want for want in asked.wants if place(want, self._left) is not None}
         if not self._placeable:
             return {}
         self._rooms = dict(self._fleet.all_rooms())
@@ -147,9 +144,11 @@ class _Plan:
         for waiting in self._lineup.first(open_places):
             if open_places[waiting.claim.group] > 0 and self._serve(waiting):
                 open_places[waiting.claim.group] -= 1
-        self._hopeful = {self._flavour(*each) for each in self._lineup.flavours if each[0] in self._placeable}
-        for each in self._lineup.flavours:
-            self._flavours[each[2]].append(self._flavour(*each))
+        for each in asked.flavours:
+            own = self._flavour(*each)
+            self._flavours[each[2]].append(own)
+            if each[0] in self._placeable:
+                self._hopeful.add(own)
         self._lineup.settled = self._settled
         for waiting in self._lineup:
             if not self._hopeful:

@@ -113,11 +113,16 @@ class FairShare:
             ]
         return standings
 
-    def group_standing(self, group: str, now_seconds: float, more: float) -> tuple[float, float]:
-        """The same of one group, and how many devices it holds with the `more`."""
-        account = self._groups.get(group, _NONE)
-        held = account.held + more
-        return self._use(account, self._left(now_seconds)) + held * PREPAID_SECONDS, held
+    def group_standings(
+        self, groups: Iterable[str], now_seconds: float, more: Mapping[str, float]
+    ) -> list[tuple[float, float]]:
+        """The same of groups, and how many devices each holds with the `more`."""
+        left, standings = self._left(now_seconds), []
+        for group in groups:
+            account = self._groups.get(group, _NONE)
+            held = account.held + more.get(group, 0.0)
+            standings.append((self._use(account, left) + held * PREPAID_SECONDS, held))
+        return standings
 
     def user_held(self, user: str) -> float:
         """Devices that the user holds now."""

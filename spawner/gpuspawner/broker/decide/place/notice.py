@@ -50,10 +50,15 @@ def kept_for_session(group: str, begins: datetime, ends: datetime) -> str:
     )
 
 
-def no_capacity(want: Want, known: int) -> str:
-    """The message for a request that can never be served here, with what to do."""
-    found = f"only {known}" if known else "none"
-    return f"You asked for {_wanted(want)}, but this machine has {found}: choose another tier, or CPU."
+def no_capacity(want: Want, known: int, *, several_nodes: bool = False) -> str:
+    """The message for a request that can never be served here, with what to do.
+
+    `known`: how many of such devices the node has that has the most.
+    """
+    found = f"this machine has {f'only {known}' if known else 'none'}"
+    if several_nodes:
+        found = f"no machine has more than {known}" if known else "no machine has one"
+    return f"You asked for {_wanted(want)}, but {found}: choose another tier, or CPU."
 
 
 def _wanted(want: Want) -> str:
@@ -80,4 +85,5 @@ def _withdrawn_one(device: Device, health: DeviceHealth) -> str:
 
 def _name(device: Device) -> str:
     number = f" {device.index}" if device.index is not None else f" {device.uuid}"
-    return f"{'Simulated GPU' if device.simulated else 'GPU'}{number}"
+    where = f" of machine {device.node}" if device.node else ""
+    return f"{'Simulated GPU' if device.simulated else 'GPU'}{number}{where}"

@@ -128,8 +128,14 @@ def due(deadline: Deadline | None, told: Told, now: datetime, timezone: str = "U
         told.last_at is not None and (now - told.last_at).total_seconds() >= LEAST_NOTICE_SECONDS
     )
     if left <= 0 and told.warnings == len(WARNINGS_SECONDS) and warned_long_enough:
-        return Notice(told, _ended(deadline), ends=True)
+        return Notice(told, ended(deadline), ends=True)
     return Notice(told)
+
+
+def ended(deadline: Deadline) -> str:
+    """What was done at the deadline, for the server's user."""
+    done = "was put to sleep" if deadline.action is EndAction.SLEEP else "was ended"
+    return f"This server {done}: {_WAS[deadline.cause]}."
 
 
 def ends_at(deadline: Deadline, told: Told) -> datetime:
@@ -148,10 +154,9 @@ def _warning(deadline: Deadline, now: datetime, timezone: str) -> str:
     left = max((deadline.at - now).total_seconds(), LEAST_NOTICE_SECONDS)
     minutes = max(1, round(left / 60))
     at = format_local(now + timedelta(seconds=left), timezone, now)
+    if deadline.action is EndAction.SLEEP and deadline.cause is Cause.GPU_HOURS:
+        # It is charged only while it is awake, so nobody knows the time.
+        when = f"after {minutes} more minutes on a GPU, on {at} at the earliest"
+        return f"This server is put to sleep {when}: {_BECAUSE[deadline.cause]}. {_SAVE}"
     becomes = "is put to sleep" if deadline.action is EndAction.SLEEP else "ends"
     return f"This server {becomes} in {minutes} minutes, on {at}: {_BECAUSE[deadline.cause]}. {_SAVE}"
-
-
-def _ended(deadline: Deadline) -> str:
-    done = "was put to sleep" if deadline.action is EndAction.SLEEP else "was ended"
-    return f"This server {done}: {_WAS[deadline.cause]}."

@@ -92,13 +92,9 @@ class AdminPage(WritingPage):
         """What the address asks of the page's table."""
         return wish_of({name: self.get_query_argument(name) for name in self.request.query_arguments})
 
-    def why(self) -> str:
-        """The reason that the form gives."""
-        return " ".join(self.get_body_argument("reason", "").split())[:255]
-
     def writing(self, action: str, subject: str, document: Mapping[str, Any]) -> Writing:
         """A change that concerns no single group."""
-        return Writing(self.viewer.admin, action, subject, (), document, self.why())
+        return Writing(self.viewer.admin, action, subject, (), document)
 
     def namespace(self) -> dict[str, Any]:
         """With the links between the pages."""
