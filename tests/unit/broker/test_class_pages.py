@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -484,6 +485,25 @@ async def test_a_device_is_drained_and_given_back(staff: Staff) -> None:
     assert staff.bench.broker.rules.rulebook.rules.drained == {}
     assert "There is no GPU 'x'" in await staff.refused("admin/", "noether", do="drain", uuid="x")
     assert "Drain: place nothing new here" not in await staff.words("admin/?gpu=GPU-0", "monitor")
+
+
+async def test_a_drain_names_the_lab_session_that_needs_the_device(staff: Staff) -> None:
+    rules = staff.bench.broker.rules
+    devices = len(staff.bench.broker.allocator.snapshot().devices)
+    tomorrow = staff.bench.times.now() + timedelta(days=1)
+    lab = {
+        "name": "cs231n", "group": "class", "tier": "gpu", "seats": devices, "timezone": "UTC",
+        "first": tomorrow.date().isoformat(), "begins": "10:00", "length_seconds": 7200,
+    }  # fmt: skip
+    await rules.save_session(lab, "noether", "")
+    said = await staff.said("admin/?gpu=GPU-0", "noether", do="drain", uuid="GPU-0", reason="new fans")
+    assert said.startswith(
+        "Nothing new is placed on this device. What runs there goes on. Lab sessions that "
+    )
+    assert f"cs231n ({devices} places, " in said
+    assert rules.drain_warning() in said
+    await staff.said("admin/?gpu=GPU-0", "noether", do="undrain", uuid="GPU-0")
+    assert rules.drain_warning() == ""
 
 
 async def test_servers_are_found_sorted_and_stopped(staff: Staff) -> None:
