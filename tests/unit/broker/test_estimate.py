@@ -300,7 +300,7 @@ def test_the_true_start_lies_in_the_range_under_fair_share(seed: int) -> None:
 
 
 def behind_a_pair(limit: float | None) -> Line:
-    """One of two GPUs is free, the other held up to two hours; a pair waits, and behind it one with this limit."""
+    """One of two GPUs is free, the other held up to two hours; a pair waits, then one with this limit."""
     rooms = {GPUS[0].uuid: Room(GPUS[0], (whole_share(GPUS[0]),)), GPUS[1].uuid: Room(GPUS[1])}
     free = {rooms[GPUS[1].uuid].kind: [rooms[GPUS[1].uuid]]}
     held = Session(Holding("held", (whole_share(GPUS[0]),), 2 * HOUR), "gpu", 0.0)

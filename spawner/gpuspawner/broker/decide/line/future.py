@@ -112,7 +112,7 @@ class Future:
         self._changed: dict[str, Room] = {}
         self._ends: list[_End] = []
         self._limits: dict[int, tuple[float, tuple[Share, ...]]] = {}
-        """Of the sessions among `_ends` that have a limit: when they end at the latest, and what they hold."""
+        """Of the sessions among `_ends` that have a limit: their latest end, and what they hold."""
         self._pushed = 0
         self._tiers = dict(line.tiers)
         self._use = _Use(line.standings, now_seconds)
@@ -287,7 +287,7 @@ class Future:
         heapq.heappush(self._ends, _End(at, self._pushed, shares, group, devices))
 
     def _begins_by(self, want: Want) -> float:
-        """When the want could begin at the latest, by the limits of those that run; -inf: that isn't known."""
+        """When the want could begin at the latest, by the limits of those that run; -inf: not known."""
         rooms = {kind: list(listed) for kind, listed in self._rooms.items() if suits(want, kind)}
         changed = dict(self._changed)
         for until, shares in sorted(self._limits.values(), key=lambda each: each[0]):
