@@ -435,6 +435,7 @@ class TierDocument(Message):
     free: int | None = None
     total: int | None = None
     waiting: Count = 0
+    drained: Count = Field(0, description="devices that an admin has drained; not in `total`")
 
 
 class TiersDocument(Message):

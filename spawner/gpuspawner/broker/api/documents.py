@@ -105,6 +105,7 @@ def tier_document(tier: Tier, served: Served | None, simulated: bool) -> TierDoc
         free=capacity.free,
         total=capacity.total,
         waiting=capacity.waiting,
+        drained=capacity.drained,
     )
 
 
