@@ -219,7 +219,7 @@ def test_without_the_broker_a_cpu_starts_and_its_page_comes_back_by_itself(
         page.goto(f"{system.url}services/gpu/")
         expect(page.locator("h1")).to_have_text("Nothing answers here now")
         expect(page.locator("main")).to_contain_text("Your server is not affected.")
-        expect(page.get_by_text("It may have ended")).to_be_hidden()
+        expect(page.get_by_text("Your server may have ended")).to_be_hidden()
         expect(page.get_by_text("If you wanted")).to_have_count(0)
         check_looks(page)
         take_picture(page, "gpu-page-down")

@@ -95,6 +95,7 @@ def test_a_drained_device_gets_nothing_and_keeps_what_it_has() -> None:
     devices, shares = full(20.0)
     before = counted(devices)
     assert devices.set_drained({GPU.uuid: DRAIN})
+    assert devices.drained(SLICE) == 1
     kind = kind_of(GPU, RULES)
     assert counted(devices) == ({kind: []}, {}, {kind: 0}, (0, 0))
     assert devices.rooms(shares) == {kind: []}  # what ends there isn't placed again
@@ -103,6 +104,7 @@ def test_a_drained_device_gets_nothing_and_keeps_what_it_has() -> None:
     assert devices.can_hold(held(2, 20.0))  # a lease that Docker shows there is adopted all the same
     assert not devices.set_drained({GPU.uuid: DRAIN})
     assert devices.set_drained({})
+    assert devices.drained(SLICE) == 0
     assert counted(devices) == before
 
 

@@ -131,6 +131,11 @@ class Devices:
         total = [(room.kind, count_free(want, replace(room, shares=()))) for room in able]
         return _sum(want, [(room.kind, count_free(want, room)) for room in able]), _sum(want, total)
 
+    def drained(self, want: Want) -> int:
+        """How many devices that suit `want` are healthy, but drained."""
+        known = (uuid for uuid in self._drained if uuid in self._rooms)
+        return sum(suits(want, self._rooms[uuid].kind) for uuid in known if self._health[uuid].healthy)
+
     def can_hold(self, lease: Lease) -> bool:
         """Whether the devices of `lease` are known and what it would hold of them is free."""
         if not all(uuid in self._rooms for uuid in lease.device_uuids):
