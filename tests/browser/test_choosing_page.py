@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from running import System, running_system
 
 from tests.browser.looks import check_looks, take_picture
@@ -157,6 +157,21 @@ def test_the_last_choice_is_there_the_next_time(windows: Windows, system: System
     page.goto(f"{system.url}hub/spawn/lea/another?display_name=Mein%20%3Cb%3EKurs")
     expect(page.locator("#tier-mig")).to_be_checked()
     expect(page.locator("form")).to_contain_text("For your server Mein <b>Kurs")
+
+
+def test_a_click_before_the_home_page_s_script_is_there_is_not_lost(windows: Windows, system: System) -> None:
+    page = windows.start("ida", "cpu")
+    held: list[Route] = []
+    page.route("**/js/home.js*", lambda route: held.append(route))
+    page.goto(f"{system.url}hub/home", wait_until="commit")
+    page.click("#stop")
+    expect(page.locator("#stop")).to_have_class(re.compile(r"\bdisabled\b"))
+    for each in held:
+        each.continue_()
+    page.unroute("**/js/home.js*")
+    expect(page.locator("#start")).to_contain_text("Start", timeout=START_MS)
+    page.goto(f"{system.url}hub/home")
+    expect(page.locator("#stop")).to_have_count(0)
 
 
 @pytest.mark.parametrize("how", ["click", "Enter"])
