@@ -167,7 +167,7 @@ class Crowd:
         now = moment(self.at)
         releasing = replace(ending, state=LeaseState.RELEASING, since=now)
         self.book.enter(releasing)
-        placed = self.book.placed(now, freed=self.book.shares(ending))
+        placed = self.book.placed(now, freed=ending)
         self.book.enter(replace(releasing, state=LeaseState.CLOSED))
         self._enter(placed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations
@@ -19,6 +20,7 @@ GIB = 1 << 30
 RULES = SharingRules("slices", Mode.SLICE, 4)
 GPU = Device("GPU-0", "H100", 80 * GIB, index=0)
 SLICE = Want(1, mode=Mode.SLICE, memory_bytes=20 * GIB)
+TURN = Want(1, mode=Mode.TURNS, memory_bytes=19 * GIB)
 
 
 def held(number: int, compute_percent: float) -> Lease:
@@ -27,22 +29,27 @@ def held(number: int, compute_percent: float) -> Lease:
     return replace(whole, want=SLICE, memory_bytes=19 * GIB, compute_percent=compute_percent)
 
 
-def full(*compute_percent: float) -> tuple[Devices, list[Share]]:
-    """One GPU of which leases with these percentages hold 19 GiB each; the shares in their order."""
+def full(*compute_percent: float) -> tuple[Devices, list[Lease]]:
+    """One GPU of which leases with these percentages hold 19 GiB each; the leases in their order."""
     devices = Devices([GPU], {GPU.uuid: RULES})
     leases = [held(number, percent) for number, percent in enumerate(compute_percent)]
     for each in leases:
         devices.hold(each)
-    return devices, [share for each in leases for share in devices.shares(each)]
+    return devices, leases
 
 
-def test_several_freed_shares_of_one_device_are_all_given_back() -> None:
+def shares_of(devices: Devices, leases: Iterable[Lease]) -> tuple[Share, ...]:
+    """What these hold, in their order."""
+    return tuple(share for each in leases for share in devices.shares(each))
+
+
+def test_several_freed_leases_of_one_device_all_give_back_theirs() -> None:
     """The room is there once, with what is left after all of them; the devices stay as they are."""
-    devices, shares = full(20.0, 21.0, 22.0, 23.0)
+    devices, leases = full(20.0, 21.0, 22.0, 23.0)
     kind = kind_of(GPU, RULES)
     for count in range(1, 5):
-        for freed in combinations(shares, count):
-            left = tuple(each for each in shares if each not in freed)
+        for freed in combinations(leases, count):
+            left = shares_of(devices, (each for each in leases if each not in freed))
             assert devices.rooms(freed) == {kind: [Room(GPU, left, RULES)]}
             assert devices.healthy_rooms(freed) == {GPU.uuid: Room(GPU, left, RULES)}
     assert devices.rooms() == {kind: []}
@@ -50,14 +57,30 @@ def test_several_freed_shares_of_one_device_are_all_given_back() -> None:
 
 def test_equal_shares_are_given_back_one_by_one() -> None:
     """Two leases with the same share of a device: giving it back twice leaves two of four."""
-    devices, shares = full(25.0, 25.0, 25.0, 25.0)
-    assert devices.rooms(shares[:2]) == {kind_of(GPU, RULES): [Room(GPU, tuple(shares[2:]), RULES)]}
+    devices, leases = full(25.0, 25.0, 25.0, 25.0)
+    left = shares_of(devices, leases[2:])
+    assert devices.rooms(leases[:2]) == {kind_of(GPU, RULES): [Room(GPU, left, RULES)]}
 
 
 def test_what_is_freed_on_a_device_out_of_service_is_not_open() -> None:
-    devices, shares = full(20.0, 21.0, 22.0, 23.0)
+    devices, leases = full(20.0, 21.0, 22.0, 23.0)
     devices.set_health(DeviceHealth(GPU.uuid, healthy=False, reason="Xid 79"))
-    assert devices.rooms(shares) == {kind_of(GPU, RULES): []}
+    assert devices.rooms(leases) == {kind_of(GPU, RULES): []}
+
+
+def test_a_seat_whose_home_is_gone_is_given_back() -> None:
+    """Two seats; both begin on a GPU that is there no more. One of them ends: there is one seat."""
+    rules = SharingRules("seats", Mode.TURNS, reserve_bytes=GIB, seats=2)
+    devices = Devices([GPU], {GPU.uuid: rules})
+    leases = [replace(held(number, 100.0), want=TURN, device_uuids=("GPU-9", GPU.uuid)) for number in (1, 2)]
+    for each in leases:
+        devices.hold(each)
+    (full_room,), (room,) = (
+        devices.rooms()[kind_of(GPU, rules)],
+        devices.rooms(leases[:1])[kind_of(GPU, rules)],
+    )
+    assert (full_room.free_seats, room.free_seats) == (0, 1)
+    assert devices.healthy_rooms(leases[:1]) == {GPU.uuid: room}
 
 
 DRAIN = Drain(datetime(2026, 3, 1, 12, tzinfo=UTC), "root", "new fans")

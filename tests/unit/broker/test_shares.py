@@ -38,6 +38,11 @@ def test_shares_never_exceed_a_device() -> None:
         walk(random.randrange(1 << 32), WALK, MemoryLedger())
 
 
+def test_a_walk_that_once_failed() -> None:
+    """A seat in turns ended whose first GPU was gone: nobody got it before the next change."""
+    walk(2192364059, 1200, MemoryLedger())
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_same_with_a_ledger_on_disk(seed: int, fast_folder: Path, new_times: Any) -> None:
     walk(seed, 300, new_times().make_ledger(fast_folder / f"shares-{seed}.sqlite"))

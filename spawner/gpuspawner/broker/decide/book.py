@@ -180,8 +180,7 @@ class Book:
 
     def places(self, want: Want, most: int, without: Iterable[str] = ()) -> int:
         """How many leases like `want` fit now, up to `most`, if those leases had given back their devices."""
-        leaving = [self._leases[each] for each in without if self._leases[each].state.holds_devices]
-        freed = [share for lease in leaving for share in self.shares(lease)]
+        freed = [self._leases[each] for each in without if self._leases[each].state.holds_devices]
         return places(want, most, grouped(self._devices.healthy_rooms(freed).values()))
 
     def lacks(self, want: Want, kept: Want, count: int) -> bool:
@@ -215,7 +214,7 @@ class Book:
         self._pass_time(lease.since)
         last = self.asking(lease)
         last = last._replace(claim=replace(last.claim, session_seconds=session_seconds))
-        return lease.id in plan(self._queue.lineup(self._now, None, last), self._fleet(()), self._now)
+        return lease.id in plan(self._queue.lineup(self._now, None, last), self._fleet(None), self._now)
 
     def competes(self, one: Want, other: Want) -> bool:
         """Whether some device here suits both."""
@@ -333,16 +332,15 @@ class Book:
         self,
         now: datetime,
         *,
-        freed: Iterable[Share] = (),
+        freed: Lease | None = None,
         without: str | None = None,
         newcomer: Lease | None = None,
     ) -> list[Lease]:
         """The waiting leases that get devices now, in the order in which they get them, as they will be.
 
-        This assumes that `freed` was given back, `without` no longer waits, and `newcomer` came last.
+        This assumes that `freed` gave back its devices, `without` no longer waits, and `newcomer` came last.
         """
         self._pass_time(now)
-        freed = tuple(freed)
         last = None if newcomer is None else self._waiting(newcomer, self._arrivals + 1)
         lineup = self._queue.lineup(self._now, without, last)
         placed = []
@@ -353,12 +351,13 @@ class Book:
             placed.append(self.with_fractions(reserved))
         return placed
 
-    def _fleet(self, freed: tuple[Share, ...]) -> Fleet:
-        """The devices at this moment, if `freed` was given back."""
+    def _fleet(self, freed: Lease | None) -> Fleet:
+        """The devices at this moment, if `freed` had given back its own."""
+        ended = () if freed is None else (freed,)
         return Fleet(
-            rooms=self._devices.rooms(freed),
+            rooms=self._devices.rooms(ended),
             healthy=self._devices.healthy,
-            all_rooms=cache(lambda: self._devices.healthy_rooms(freed)),
+            all_rooms=cache(lambda: self._devices.healthy_rooms(ended)),
             holdings=cache(lambda: self._holdings(freed)),
             sessions=self._rules.sessions(self._now),
         )
@@ -454,18 +453,9 @@ class Book:
         since = lease.created_at.timestamp()
         return Waiting(number, lease.id, lease.want, lease.user, since, self._rules.claim(lease))
 
-    def _holdings(self, freed: Sequence[Share]) -> tuple[Holding, ...]:
-        """The leases that hold devices, and until when; without the lease that gives back `freed`."""
-        held = list(self._held.values())
-        if not freed:
-            return tuple(held)
-        given = Counter(freed)
-        for holding in self._held.values():
-            ending = self._leases[holding.lease_id].state is LeaseState.RELEASING
-            if ending and not Counter(holding.shares) - given:
-                held.remove(holding)
-                given -= Counter(holding.shares)
-        return tuple(held)
+    def _holdings(self, freed: Lease | None) -> tuple[Holding, ...]:
+        """The leases that hold devices, and until when; without the one that gives back its own."""
+        return tuple(each for each in self._held.values() if freed is None or each.lease_id != freed.id)
 
     def _holding(self, lease: Lease) -> Holding:
         """The shares that a lease begins to hold, and the latest time of its end."""

@@ -469,7 +469,7 @@ class Allocator:
         if lease is None:
             return
         gone = states.after(lease.state, Event.GONE, Actor.DOCKER)
-        freed = self._book.shares(lease) if gone.frees is Frees.DEVICES else ()
+        freed = lease if gone.frees is Frees.DEVICES else None
         now = self._clock()
         closed = replace(lease, state=gone.to, since=now)
         await self._commit(closed, *self._placed(now, freed=freed))
@@ -542,7 +542,7 @@ class Allocator:
         self,
         now: datetime,
         *,
-        freed: Iterable[Share] = (),
+        freed: Lease | None = None,
         without: str | None = None,
         newcomer: Lease | None = None,
     ) -> list[Lease]:

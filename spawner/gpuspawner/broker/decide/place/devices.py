@@ -13,6 +13,7 @@ import bisect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from types import MappingProxyType
 
 from ....core.decision import Drain
@@ -127,11 +128,11 @@ class Devices:
         """Whether a device has too little memory left for the share of `lease`, whatever its pool gives."""
         return any(self._rooms[share.device_uuid].exceeded_by(share) for share in self.shares(lease))
 
-    def rooms(self, freed: Sequence[Share] = ()) -> dict[Kind, list[Room]]:
-        """The rooms that may be leased, by kind and in order; a copy, in which `freed` is given back."""
+    def rooms(self, freed: Sequence[Lease] = ()) -> dict[Kind, list[Room]]:
+        """The rooms that may be leased, by kind and in order; a copy, as if `freed` had ended."""
         copy = {kind: list(listed) for kind, listed in self._open.items()}
         changed: dict[str, Room] = {}
-        for share in freed:
+        for share in self._shares_of(freed):
             uuid = share.device_uuid
             if not self.in_service(uuid):
                 continue
@@ -151,10 +152,10 @@ class Devices:
         """The shares that `lease` holds; unknown devices become placeholders."""
         return tuple(share_of(lease, self._device_of(lease, uuid)) for uuid in lease.device_uuids)
 
-    def healthy_rooms(self, freed: Sequence[Share] = ()) -> dict[str, Room]:
-        """The rooms of all devices in service by UUID, the full ones too, as if `freed` were given back."""
+    def healthy_rooms(self, freed: Sequence[Lease] = ()) -> dict[str, Room]:
+        """The rooms of all devices in service by UUID, the full ones too, as if `freed` had ended."""
         found = {uuid: room for uuid, room in self._rooms.items() if self.in_service(uuid)}
-        for share in freed:
+        for share in self._shares_of(freed):
             if share.device_uuid in found:
                 found[share.device_uuid] = found[share.device_uuid].minus(share)
         for uuid, room in found.items():
@@ -162,11 +163,14 @@ class Devices:
                 found[uuid] = _with_seats(room, self._seats_taken(room.terms.pool, freed))
         return found
 
-    def _seats_taken(self, pool: str, freed: Iterable[Share]) -> int:
+    def _shares_of(self, leases: Iterable[Lease]) -> Iterable[Share]:
+        return chain.from_iterable(self.shares(lease) for lease in leases)
+
+    def _seats_taken(self, pool: str, freed: Iterable[Lease]) -> int:
         """How many leases a pool of turns has, also those without a share of a device that is healthy now."""
         mine = [uuid for uuid, room in self._rooms.items() if room.terms.pool == pool and room.terms.in_turns]
         leases = {lease_id for uuid in mine for lease_id in self._holders[uuid]}
-        return len(leases) - sum(share.home and share.device_uuid in mine for share in freed)
+        return len(leases - {lease.id for lease in freed})
 
     def hold(self, lease: Lease) -> None:
         """Mark the shares of `lease` as held."""

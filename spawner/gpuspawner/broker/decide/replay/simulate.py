@@ -197,7 +197,7 @@ class Simulation:
         now, outcome = moment(at), self._outcomes[lease_id]
         releasing = replace(lease, state=LeaseState.RELEASING, since=now)
         self._book.enter(releasing)
-        placed = self._book.placed(now, freed=self._book.shares(lease))
+        placed = self._book.placed(now, freed=lease)
         closed = replace(releasing, state=LeaseState.CLOSED)
         self._book.enter(closed)
         outcome.ended_seconds = at
