@@ -43,8 +43,11 @@ def documented_classes() -> list[type[Configurable]]:
 
 
 def own_settings(cls: type[Configurable]) -> dict[str, Any]:
-    """The configurable traits that `cls` adds or redefines, as they are written in its code."""
-    return {name: trait for name, trait in cls.class_own_traits(config=True).items() if name in vars(cls)}
+    """The configurable traits that `cls` adds or redefines, as they are written in our code."""
+    ours = [each for each in cls.__mro__ if each.__module__.startswith("gpuspawner.")]
+    names = [name for each in ours for name in each.class_own_traits(config=True) if name in vars(each)]
+    traits = cls.class_traits(config=True)
+    return {name: traits[name] for name in names}
 
 
 def render(classes: list[type[Configurable]]) -> str:

@@ -30,7 +30,7 @@ LAYERS = {
 }
 """Each folder of the package, and the folders that it may import. Hub and broker don't know each other."""
 
-FLOORS = ("decide", "ledger", "observe", "leases", "enforce", "api", "pages")
+FLOORS = ("decide", "ledger", "observe", "leases", "enforce", "api", "pages", "assembly")
 """The broker's folders: each may import itself and those before it. `app` and its neighbours import all."""
 
 ONLY_IN = {

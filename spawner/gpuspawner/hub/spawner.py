@@ -1,9 +1,9 @@
 """GpuDockerSpawner: a DockerSpawner whose containers get a GPU only with a lease from the broker.
 
-This file has the settings and the methods that the hub calls. `offer` and `form` make the spawn page,
-`options` reads what comes back, `launch` is one start, `container` makes Docker's arguments, `lab` finds and
-ends the container, `shared` has the objects that all spawners of a hub share: `docker`, `pulls` and the
-broker's client.
+This file has the methods that the hub calls; `settings` has the settings. `offer` and `form` make the spawn
+page, `options` reads what comes back, `launch` is one start, `container` makes Docker's arguments, `lab`
+finds and ends the container, `next_steps` is what a user can do after an error, `shared` has the objects
+that all spawners of a hub share: `docker`, `pulls` and the broker's client.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import cached_property
 from inspect import isawaitable
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import fmt_ip_url, maybe_future, url_escape_path, url_path_join, utcnow
 from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
-from traitlets import Any as AnyTrait
-from traitlets import Bool, Float, Integer, TraitError, Unicode, default, validate
+from traitlets import default
 
 from ..config.lab import GpuLab
 from ..config.site import GpuSite
@@ -32,14 +31,11 @@ from ..core.errors import (
     BadOption,
     ConfigError,
     EngineFault,
-    Fault,
     GpuSpawnerError,
-    ImageUnfit,
-    QueueTimeout,
     Refusal,
     StartFault,
 )
-from ..core.image_reference import AllowedImages, allow_images, parse_pinned
+from ..core.image_reference import AllowedImages, allow_images
 from ..core.labels import Owner
 from ..core.limits import Machine, limits_of
 from ..core.model import ContainerPatch, GpuRequest, Tier
@@ -56,16 +52,18 @@ from .lab import Lab, create
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, release
 from .metrics import phase_passed
-from .names import check_names, escape_name, oauth_client_of
-from .network import LabNetwork, Reach, gateway_of
+from .names import check_names, oauth_client_of
+from .network import LabNetwork, Reach
+from .next_steps import NextSteps
 from .offer import Menu
-from .options import PROFILE, Choice, parse_form, parse_options, parse_query, refill
-from .pages import Link, Meanwhile, SpawnLinks, StartView, render_failure, view_start
+from .options import Choice, parse_form, parse_options, parse_query, refill
+from .pages import StartView, render_failure, view_start
 from .problem import describe
 from .progress import Progress
 from .pulls import PullLimits, Tell
 from .quiet import NotStarted
 from .readiness import Answer, ask
+from .settings import SpawnerSettings
 from .shared import HubShared, SharedSettings, shared_by_all
 from .subclass import check_steps
 
@@ -77,251 +75,11 @@ _SPARE_SECONDS = 120.0
 """Time for the other steps of a start: remove a leftover container, create, start."""
 
 
-class GpuDockerSpawner(DockerSpawner):
+class GpuDockerSpawner(SpawnerSettings):
     """Starts each user's server in its own container, with GPUs by lease. Entry point `gpu-docker`.
 
     Hub and broker share the settings of `c.GpuSite`; DockerSpawner's settings work here too.
     """
-
-    hub_id = Unicode(
-        "hub",
-        config=True,
-        help="""
-        Name of this hub, for the broker and in the labels of its containers.
-
-        Default: "hub". Two hubs that share a broker or a Docker Engine need two names (and two
-        `prefix`): a hub doesn't touch containers with another name. Don't change it: this hub no longer
-        finds containers that run under an old name. Example: `c.GpuDockerSpawner.hub_id = "course-a"`
-        """,
-    )
-
-    container_user = Unicode(
-        "1000:100",
-        config=True,
-        help="""
-        User and group id of the processes in the container, "uid:gid".
-
-        Default: 1000:100, as in the lab images. Never 0: root in a container can stop a GPU's
-        MPS daemon, even without capabilities. Example: `c.GpuDockerSpawner.container_user = "1001:100"`
-        """,
-    )
-    remove = Bool(
-        True,
-        config=True,
-        help="""
-        Whether a stopped server's container is removed.
-
-        Default: True, and no other value is valid: a container that is kept would start again with
-
-               devices that another user may hold by then. Files that must last belong in the home, a volume.
-
-
-        Example: none; don't change it.
-        """,
-    )
-    starts_at_once = Integer(
-        0,
-        min=0,
-        config=True,
-        help="""
-        How many servers may start at the same time; the others wait in a queue.
-
-        Default: 0, one more than this machine has cores. A starting server uses a whole core for
-        seconds: if thirty start at once, everybody waits for the last one; with a limit, most are ready much
-        sooner. A slow server frees its slot after 10 s. Example, for Docker on another machine with
-        32 cores: `c.GpuDockerSpawner.starts_at_once = 33`
-        """,
-    )
-
-    subnet = Unicode(
-        "10.213.0.0/20",
-        config=True,
-        help="""
-        Addresses of the labs' own network (`network_name`), in CIDR notation; the host has the first one.
-
-        Default: 10.213.0.0/20, 4,092 servers. Used when the network is created; Docker refuses
-        a subnet that overlaps another network. Example: `c.GpuDockerSpawner.subnet = "172.30.0.0/16"`
-        """,
-    )
-
-    block_metadata = Bool(
-        True,
-        config=True,
-        help="""
-        Whether labs are kept from a cloud's metadata service (169.254.169.254), which gives the machine's own
-        keys to any program that asks.
-
-        Default: True. The hub's service `network` adds rules to the machine's firewall (iptables) if it is
-        root; else `gpuspawner doctor` names the command that does. A program in a lab then reads "Connection
-        refused". False: nothing is added, and rules that are there stay.
-        Example: `c.GpuDockerSpawner.block_metadata = False`
-        """,
-    )
-
-    allowed_images = AnyTrait(
-        {},
-        config=True,
-        help="""
-        Images that users may choose besides the tier's own: a list, a dict of shown names to images, or "*".
-
-        An entry with `*` is a pattern, and users may then type a name. A pattern needs the full registry and
-        a tag (`:*` for any) or a digest (`@sha256:*`); each `*` stands for characters within one part. An
-        image without tag and digest matches no pattern. "*" alone allows every image. A callable gets the
-        spawner and returns one of these. An image needs `jupyterhub-singleuser`; the lease adds NVIDIA's
-        driver libraries.
-
-        Default: none; each tier has one image. Other images are refused with a message that lists the allowed
-        ones.
-        Example::
-
-            c.GpuDockerSpawner.allowed_images = [
-                "gpuspawner/lab-torch:0.1.0",
-                "quay.io/jupyter/*:2026-*",
-                "nvcr.io/nvidia/pytorch@sha256:*",
-            ]
-        """,
-    )
-    pull_silence = Float(
-        300.0,
-        min=1.0,
-        config=True,
-        help="""
-        Seconds without data after which the pull of an image is cancelled.
-
-        Default: 5 minutes, longer than Docker needs to verify a big layer. The start ends with a message; the
-        layers that have arrived are kept. Example: `c.GpuDockerSpawner.pull_silence = 60`
-        """,
-    )
-    pulls_at_once = Integer(
-        6,
-        min=1,
-        config=True,
-        help="""
-        How many images are pulled at the same time; further pulls wait, and their users read why.
-
-        Default: 6; the Docker Engine downloads three layers at a time in any case. If nobody waits
-        for a pull, it is cancelled as soon as another one needs its slot.
-        Example: `c.GpuDockerSpawner.pulls_at_once = 2`
-        """,
-    )
-    pulls_by_user = Integer(
-        2,
-        min=1,
-        config=True,
-        help="""
-        How many of these pulls one user may have; a further one waits until one of the user's pulls has
-        ended.
-
-        Default: 2, so that one user can't keep the others from pulling. A pull counts for the first user who
-        waits for it, or, if nobody waits, for the last user who left. Example:
-        `c.GpuDockerSpawner.pulls_by_user = 1`
-        """,
-    )
-    pull_unattended = Float(
-        300.0,
-        min=0.0,
-        config=True,
-        help="""
-        Seconds after which a pull is cancelled if nobody waits for it any more, because its users stopped or
-        cancelled their start.
-
-        Default: 5 minutes: a user who comes back in time joins the pull. Layers that have arrived are kept.
-        Example: `c.GpuDockerSpawner.pull_unattended = 60`
-        """,
-    )
-    pull_at_start = Bool(
-        True,
-        config=True,
-        help="""
-        Whether the images of `image`, of the tiers and of the list `allowed_images` (not what matches its
-        patterns) are pulled when the hub starts, as `pull_policy` says: those that are missing
-        ("ifnotpresent"), all ("always"), none.
-
-        Default: True, so that the first user of a day doesn't wait for gigabytes. A service of
-        the hub, `python -m gpuspawner.tools.prepull`, pulls in the background: the hub doesn't wait for it,
-        and a start that needs an image joins its pull. A pull that fails is a warning in the log.
-        Example: `c.GpuDockerSpawner.pull_at_start = False`
-        """,
-    )
-
-    @default("escape")
-    def _escape_default(self) -> Callable[[str], str]:
-        return escape_name
-
-    @default("prefix")
-    def _prefix_default(self) -> str:
-        return "gpuspawner"
-
-    @default("network_name")
-    def _network_name_default(self) -> str:
-        return "gpuspawner"
-
-    @default("use_internal_ip")
-    def _use_internal_ip_default(self) -> bool:
-        return True
-
-    @default("volumes")
-    def _volumes_default(self) -> dict[str, str]:
-        return {"{prefix}-home-{username}": "/home/jovyan"}
-
-    @default("http_timeout")
-    def _http_timeout_default(self) -> int:
-        # Thirty servers that start at once on two cores take more than the hub's 30 s.
-        return 120
-
-    @default("poll_interval")
-    def _poll_interval_default(self) -> int:
-        # The proxy keeps the route of an ended server until the hub polls; a poll is one call to Docker.
-        return 10
-
-    @default("progress_ready_hook")
-    def _progress_ready_hook_default(self) -> Callable[..., dict[str, Any]]:
-        return _ready_event
-
-    @validate("remove")
-    def _validate_remove(self, proposal: Any) -> bool:
-        if not proposal.value:
-            raise TraitError(
-                "c.GpuDockerSpawner.remove must stay True: a stopped container that is kept would start "
-                "again with devices that another user may hold by then"
-            )
-        return True
-
-    @validate("subnet")
-    def _validate_subnet(self, proposal: Any) -> str:
-        try:
-            gateway_of(proposal.value)
-        except ConfigError as error:
-            raise TraitError(f"c.GpuDockerSpawner.subnet: {error}") from error
-        return str(proposal.value)
-
-    @validate("image")
-    def _validate_image(self, proposal: Any) -> str:
-        try:
-            parse_pinned(proposal.value)
-        except ValueError as problem:
-            raise TraitError(f"c.GpuDockerSpawner.image is {proposal.value!r}: {problem}") from None
-        return str(proposal.value)
-
-    @validate("allowed_images")
-    def _validate_allowed_images(self, proposal: Any) -> Any:
-        """DockerSpawner's check, which also checks patterns. Raises TraitError with the remedy."""
-        if not callable(proposal["value"]):
-            try:
-                allow_images(proposal["value"])
-            except ConfigError as error:
-                raise TraitError(str(error)) from error
-        return proposal["value"]
-
-    @validate("container_user")
-    def _validate_container_user(self, proposal: Any) -> str:
-        uid, _, gid = proposal.value.partition(":")
-        if not (uid.isdigit() and int(uid) > 0 and gid.isdigit()):
-            raise TraitError(
-                f"c.GpuDockerSpawner.container_user is {proposal.value!r}: give numbers, "
-                'as in "1000:100", and never 0 as the user'
-            )
-        return str(proposal.value)
 
     _machines: ClassVar[WeakKeyDictionary[DockerEngine, Machine]] = WeakKeyDictionary()
 
@@ -917,33 +675,20 @@ class GpuDockerSpawner(DockerSpawner):
             self._note(logging.ERROR, "Not started: %s%s (cause: %r)", error, admin, error.__cause__)
         exception = NotStarted(problem.message, reason=problem.reason, status_code=problem.status)
         # JupyterHub's pages show these two (jupyterhub.utils.format_exception).
-        html = render_failure(problem.sentence or problem.message, problem.log, self._ways_on(error))
+        html = render_failure(
+            problem.sentence or problem.message, problem.log, self.next_steps.after(error, self.user_options)
+        )
         vars(exception).update(jupyterhub_message=problem.message, jupyterhub_html_message=html)
         return exception
 
-    def _ways_on(self, error: GpuSpawnerError) -> list[Link]:
-        """What the user can do after an error: start without a GPU, try the same again, choose again."""
-        links, again = [], Link("Choose again", self._spawn_links.page, "again")
-        if isinstance(error, BadOption | ConfigError | ImageUnfit):
-            return [again]
-        if isinstance(error, Refusal) and (plain := self._plain_tier) is not None:
-            links.append(
-                Link(f"Start with {plain.title} now", self._spawn_links.start({PROFILE: plain.name}))
-            )
-        if isinstance(error, QueueTimeout | Fault) and self.user_options:
-            text = "Wait again" if isinstance(error, QueueTimeout) else "Try again"
-            links.append(Link(text, self._spawn_links.start(dict(self.user_options))))
-        return [*links, again]
-
     @property
-    def _plain_tier(self) -> Tier | None:
-        """The first tier without a GPU."""
-        return next((tier for tier in self.tiers if not tier.needs_gpu), None)
-
-    @property
-    def _spawn_links(self) -> SpawnLinks:
-        page = url_path_join(self.hub.base_url, "spawn", self.user.escaped_name, url_escape_path(self.name))
-        return SpawnLinks(page)
+    def next_steps(self) -> NextSteps:
+        """What the user can do now with this server."""
+        plain = None
+        with suppress(ConfigError):  # a tier that can't be read is nothing to choose
+            plain = next((tier for tier in self.tiers if not tier.needs_gpu), None)
+        page = url_path_join(self.hub.base_url, "spawn", self.user.escaped_name)
+        return NextSteps(page, self.name, url_escape_path(self.name), plain)
 
     # ---- what our versions of JupyterHub's pages ask for
 
@@ -954,26 +699,16 @@ class GpuDockerSpawner(DockerSpawner):
             tier = self._parse_stored().tier
         except (BadOption, ConfigError):
             tier = None
-        meanwhile = self._meanwhile() if tier is not None and tier.needs_gpu else None
+        meanwhile = None
+        if tier is not None and tier.needs_gpu:
+            names, settings = set(self.user.orm_spawners) - {""}, self.user.settings
+            meanwhile = self.next_steps.meanwhile(names, settings)
         return view_start(self._progress, self._shown_name, tier.title if tier else "", meanwhile)
 
     @property
     def how_it_ended(self) -> str:
         """How the server's last run or start ended, as a sentence; "" if that isn't known."""
         return self._ended
-
-    def _meanwhile(self) -> Meanwhile | None:
-        """How to work without a GPU while this server waits for one; None if no tier is without."""
-        plain = self._plain_tier
-        if plain is None:
-            return None
-        options, settings = {PROFILE: plain.name}, self.user.settings
-        limit, names = settings.get("named_server_limit_per_user"), set(self.user.orm_spawners) - {""}
-        may_add = plain.name in names or not isinstance(limit, int) or limit <= 0 or len(names) < limit
-        if not settings.get("allow_named_servers") or not may_add or self.name == plain.name:
-            return Meanwhile(plain.title, self._spawn_links.start(options), keeps_place=False)
-        page = url_path_join(self.hub.base_url, "spawn", self.user.escaped_name, plain.name)
-        return Meanwhile(plain.title, SpawnLinks(page).start(options), keeps_place=True)
 
     # ---- logs
 
@@ -988,17 +723,6 @@ class GpuDockerSpawner(DockerSpawner):
             self.lease_id or "-",
             (self.object_id or "")[:12] or "-",
         )
-
-
-def _ready_event(spawner: GpuDockerSpawner, event: dict[str, Any]) -> dict[str, Any]:
-    """The last event of a start; "cancelled" where the hub says "ready" of a start that was stopped.
-
-    For a second after somebody stops a server that is starting, JupyterHub (6.1) takes it for ready, and its
-    pages would go to a server that isn't there.
-    """
-    if spawner.object_id:
-        return event
-    return {"progress": 100, "failed": True, "message": "The start was cancelled."}
 
 
 def _leave_options(spawner: GpuDockerSpawner, user_options: dict[str, Any]) -> None:

@@ -17,8 +17,9 @@ from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
 
 import aiohttp
 import pytest
-from gpuspawner.broker import app as module
 from gpuspawner.broker.app import GpuBroker, main
+from gpuspawner.broker.assembly.broker import Broker
+from gpuspawner.broker.assembly.rounds import NOT_SET_UP, Rounds
 from gpuspawner.broker.enforce.way_in import WayIn
 from gpuspawner.broker.keeper import EXIT_SETTINGS
 from gpuspawner.broker.lock import BrokerLock
@@ -210,18 +211,18 @@ def test_a_taken_port_is_named(page: int, capsys: pytest.CaptureFixture[str]) ->
 
 
 @asynccontextmanager
-async def running(folder: Path, text: str = "") -> AsyncIterator[tuple[GpuBroker, BrokerClient]]:
+async def running(folder: Path, text: str = "") -> AsyncIterator[tuple[Broker, BrokerClient]]:
     """A broker in this process with simulated devices; it ends by SIGTERM."""
-    broker = GpuBroker()
-    broker.initialize(settings(folder, f"c.GpuSite.inventory = 'simulated'\n{text}"))
-    task = asyncio.create_task(broker.run())
-    client = BrokerClient(broker.site.socket_path)
+    app = GpuBroker()
+    app.initialize(settings(folder, f"c.GpuSite.inventory = 'simulated'\n{text}"))
+    task = asyncio.create_task(app.run())
+    client = BrokerClient(app.site.socket_path)
     async with asyncio.timeout(10):
         while not (folder / "broker.sock").exists():
             assert not task.done() or task.result() is None
             await asyncio.sleep(0.01)
     try:
-        yield broker, client
+        yield app.broker, client
     finally:
         await client.close()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -287,20 +288,20 @@ async def test_a_round_that_fails_in_any_way_does_not_end_the_timer(
     raised: list[Exception] = [ConfigError("no way in"), RuntimeError("broken"), EngineFault("down")]
     looked = 0
 
-    async def look(_: GpuBroker) -> bool:
+    async def look(_: Rounds) -> bool:
         nonlocal looked
         looked += 1
         if 1 < looked < 5:
             raise raised[looked - 2]
         return True
 
-    monkeypatch.setattr(GpuBroker, "_look", look)
+    monkeypatch.setattr(Rounds, "look", look)
     monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.1)
     async with running(folder, "c.GpuBroker.reconcile_seconds = 0.1") as (broker, _):
         async with asyncio.timeout(5):
             while looked < 2:
                 await asyncio.sleep(0.01)
-            assert broker.service.not_ready == module.NOT_SET_UP
+            assert broker.leasing.service.not_ready == NOT_SET_UP
             while looked < 7:
                 await asyncio.sleep(0.01)
 
@@ -318,12 +319,12 @@ async def test_a_way_in_that_docker_does_not_tell_yet_is_asked_for_again(folder:
             if asked == 1:
                 raise EngineFault("down")
 
-        broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
-        broker.way_in.probe = probe  # type: ignore[method-assign]
-        await broker._look()
-        assert not broker.service.ready.is_set()
-        await broker._look()
-        assert broker.service.ready.is_set()
+        broker.leasing.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
+        broker.machine.way_in.probe = probe  # type: ignore[method-assign]
+        await broker.rounds.look()
+        assert not broker.leasing.service.ready.is_set()
+        await broker.rounds.look()
+        assert broker.leasing.service.ready.is_set()
 
 
 async def test_it_comes_up_while_nvml_hangs_and_takes_the_gpus_up_when_it_answers(
@@ -341,8 +342,8 @@ async def test_it_comes_up_while_nvml_hangs_and_takes_the_gpus_up_when_it_answer
 
     monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.1)
     async with running(folder, "c.GpuSite.inventory = 'nvml'") as (broker, client):
-        broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
-        await broker._look()
+        broker.leasing.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
+        await broker.rounds.look()
         with pytest.raises(BrokerUnavailable, match="the GPUs of this machine don't answer"):
             await client.acquire(REQUEST, lambda *_: None).__aenter__()
         status = await client.status()
@@ -360,8 +361,8 @@ async def test_it_comes_up_while_nvml_hangs_and_takes_the_gpus_up_when_it_answer
         assert found == ("", list(UUIDS))
         tiers = await client.tiers()
         assert (tiers["driver"]["version"], tiers["tiers"][1]["total"]) == ("580.159.04", 2)
-        await broker._look()
-        assert broker.service.ready.is_set()
+        await broker.rounds.look()
+        assert broker.leasing.service.ready.is_set()
 
 
 async def test_it_comes_up_beside_a_driver_that_fails_and_takes_the_gpus_up_after_the_repair(
@@ -382,8 +383,8 @@ async def test_it_comes_up_beside_a_driver_that_fails_and_takes_the_gpus_up_afte
 
     monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.1)
     async with running(folder, "c.GpuSite.inventory = 'auto'") as (broker, client):
-        broker.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
-        await broker._look()
+        broker.leasing.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
+        await broker.rounds.look()
         with pytest.raises(BrokerUnavailable, match="the GPUs of this machine don't answer"):
             await client.acquire(REQUEST, lambda *_: None).__aenter__()
         status = await client.status()

@@ -62,7 +62,7 @@ def test_after_an_error_there_are_buttons_for_what_can_work(
 ) -> None:
     spawner = make_spawner()
     spawner.user_options = {"profile": "gpu"}
-    assert spawner._ways_on(error) == links
+    assert spawner.next_steps.after(error, spawner.user_options) == links
 
 
 @pytest.mark.parametrize(

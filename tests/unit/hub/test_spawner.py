@@ -287,7 +287,9 @@ def test_every_problem_becomes_a_sentence(
     assert isinstance(error, SpawnException)
     assert (error.status_code, error.reason, error.jupyterhub_message) == (status, reason, message)
     sentence, _, log = message.partition(" Last log lines: ")
-    html = render_failure(sentence, log.replace(" / ", "\n"), spawner._ways_on(problem))
+    html = render_failure(
+        sentence, log.replace(" / ", "\n"), spawner.next_steps.after(problem, spawner.user_options)
+    )
     assert error.jupyterhub_html_message == html
     (record,) = caplog.records
     assert record.exc_info is None

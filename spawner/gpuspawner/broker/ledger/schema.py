@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -105,6 +105,7 @@ awake = sa.Table(
     sa.Column("boot_id", sa.Text, nullable=False),
     sa.Column("steady_start_seconds", sa.Float, nullable=False),
     sa.Index("awake_by_lease", "lease_id"),
+    sa.Index("awake_by_end", "ended_at"),
     sa.Index("awake_open", "lease_id", unique=True, sqlite_where=sa.text("ended_at IS NULL"),
              postgresql_where=sa.text("ended_at IS NULL")),
     sqlite_autoincrement=True,

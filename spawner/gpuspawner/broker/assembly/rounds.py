@@ -1,0 +1,70 @@
+"""The broker's rounds: Docker is compared with the ledger, and GPUs are given out once both are known."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ...core.errors import ConfigError, EngineFault, GpuSpawnerError
+from ..leases.allocator import Allocator
+from ..leases.leasing import NOT_READY, LeaseService
+from .ground import Ground
+from .machine import Machine
+
+RETRY_SECONDS = 0.5
+"""Pause after a failed round."""
+NOT_SET_UP = (
+    "GPUs can't be given out right now: this machine isn't set up for it. Choose CPU. "
+    "Admin: run 'gpuspawner doctor', and see the log of the broker."
+)
+GPUS_SILENT = (
+    "GPUs can't be given out right now: the GPUs of this machine don't answer. Choose CPU, or try again in a "
+    "few minutes. Admin: see the GPU page, and run 'gpuspawner doctor'."
+)
+
+
+class Rounds:
+    """One a broker."""
+
+    def __init__(self, ground: Ground, service: LeaseService, allocator: Allocator, machine: Machine) -> None:
+        self._ground, self._service = ground, service
+        self._allocator, self._machine = allocator, machine
+
+    async def run(self) -> None:
+        """Rounds until cancelled. The same failure is logged once."""
+        told, looked = "", True
+        pause_seconds = self._ground.settings.reconcile_seconds
+        while True:
+            await asyncio.sleep(pause_seconds if looked else min(RETRY_SECONDS, pause_seconds))
+            try:
+                looked = await self.look()
+                told = ""
+            except Exception as error:  # the top of the timer's loop
+                looked = False
+                self._ground.metrics.failed("reconcile")
+                self._service.not_ready = NOT_SET_UP if isinstance(error, ConfigError) else NOT_READY
+                if str(error) != told:  # only once, not in every round
+                    self._ground.log.error("%s", error, exc_info=not isinstance(error, GpuSpawnerError))
+                told = str(error)
+
+    async def look(self) -> bool:
+        """Makes a round. After the first successful one, and when the node has listed its GPUs, new leases
+        are given.
+
+        Returns False if Docker didn't answer.
+
+        Raises ConfigError if containers can't get a device.
+        """
+        service = self._service
+        if not await service.reconcile_or_log():
+            return False
+        if self._machine.facts.fault and not service.ready.is_set():
+            service.not_ready = GPUS_SILENT
+        elif not service.ready.is_set():
+            try:
+                await self._machine.way_in.probe()
+            except EngineFault as fault:
+                self._ground.log.warning("%s; the next round tries again", fault)
+                return False
+            service.ready.set()
+        await self._allocator.advance()
+        return True
