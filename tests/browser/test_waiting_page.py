@@ -95,7 +95,9 @@ def test_an_admin_stops_what_the_page_of_somebody_else_is_about(
     assert wait_for(hub.server("admin"))["ready"]
     assert wait_for(hub.server("ada"))["ready"]
     # The page that Ada has open learns it as well, and doesn't go to a server that isn't there.
-    expect(waiting.locator("#progress-message")).to_have_text("The start was cancelled.", timeout=SECONDS_MS)
+    expect(waiting.locator("#progress-message")).to_have_text(
+        "The start was cancelled, and its place in the queue given up.", timeout=SECONDS_MS
+    )
     expect(waiting.locator("#start-again")).to_be_visible(timeout=SECONDS_MS)
     admin.context.close()
     wait_for(hub.stop_server("admin"))
