@@ -192,6 +192,28 @@ def test_a_new_server_of_the_home_page_is_chosen_under_the_name_that_was_typed(
     check_looks(page)
 
 
+def test_two_names_that_jupyterhub_would_shorten_to_one_are_two_servers(
+    windows: Windows, system: System
+) -> None:
+    page, begin = windows.open("ben"), "a-name-of-more-than-30-characters"
+    home = f"{system.url}hub/home"
+    for name, address in (("first", begin[:30].rstrip("-")), ("second", f"{begin[:28].rstrip('-')}-2")):
+        page.goto(home)
+        page.fill(".new-server-name", f"{begin} {name}")
+        page.get_by_role("button", name="Add New Server").click()
+        page.wait_for_url(f"{system.url}hub/spawn/ben/{address}?**")
+        expect(page.locator("form")).to_contain_text(f"For your server {begin} {name}")
+        page.check("#tier-cpu")
+        page.click("#spawn_form [type=submit]")
+        page.wait_for_url(f"{system.url}user/ben/{address}/**", timeout=START_MS)
+    page.goto(home)
+    for name in ("first", "second"):
+        expect(page.locator("tr[data-server-name]").filter(has_text=f"{begin} {name}")).to_have_count(1)
+    page.fill(".new-server-name", f"{begin} first")  # one that is there
+    page.get_by_role("button", name="Add New Server").click()
+    page.wait_for_url(f"{system.url}user/ben/{begin[:30].rstrip('-')}/**", timeout=START_MS)
+
+
 def test_the_numbers_follow_while_the_choice_stays(windows: Windows) -> None:
     page = windows.open("otto")
     page.evaluate("window.sameDocument = true")

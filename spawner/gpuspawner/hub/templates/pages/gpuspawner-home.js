@@ -2,6 +2,7 @@
 (function () {
   "use strict";
   const LOOK_MS = 50;
+  const LONGEST_NAME = 30;
   const BUTTONS = "#stop, .stop-server, .delete-server";
 
   // JupyterHub's home.js gives these buttons their work when its scripts have been loaded, which can be after the page
@@ -21,6 +22,23 @@
   // A new named server is chosen on the spawn page, with the name as it was typed. Without options there, JupyterHub's own
   // handlers start it at once: so these listeners come before them.
   if (!window.jhdata.options_form) return;
+
+  // The name of a new server in its address. JupyterHub makes it from what was typed: in lower case, without spaces and
+  // signs, cut after 30 characters. If another server has it already, a number is added.
+  function addressName(name, utils) {
+    const taken = new Map();
+    for (const row of document.querySelectorAll(".home-server-row[data-server-name]")) {
+      taken.set(row.dataset.serverName, row.cells[0].textContent.trim());
+    }
+    const slug = utils.safe_slug(name);
+    let found = slug;
+    for (let number = 2; taken.has(found) && taken.get(found) !== name; number += 1) {
+      const end = "-" + number;
+      found = slug.slice(0, LONGEST_NAME - end.length).replace(/-+$/, "") + end;
+    }
+    return found;
+  }
+
   function choose(event, row) {
     event.preventDefault();
     event.stopImmediatePropagation();
@@ -31,7 +49,7 @@
         input.focus();
         return;
       }
-      const path = ["spawn", window.jhdata.user, utils.safe_slug(name)].map(encodeURIComponent).join("/");
+      const path = ["spawn", window.jhdata.user, addressName(name, utils)].map(encodeURIComponent).join("/");
       window.location.assign(window.jhdata.base_url + path + "?display_name=" + encodeURIComponent(name));
     });
   }
