@@ -63,3 +63,18 @@ async def test_a_start_before_that_is_refused_with_a_sentence(hub: HubProcess) -
     await nothing(hub, "lea")
     assert (await hub.spawn("lea", {"profile": "cpu"})).ready
     await hub.stop_server("lea")
+
+
+async def test_a_hub_that_ends_while_pages_follow_a_start_says_so_without_a_traceback(
+    hub: HubProcess,
+) -> None:
+    start = await begin(hub, "max")
+    pages = [asyncio.create_task(hub.progress("max")) for _ in range(2)]
+    await asyncio.sleep(1)
+    before = len(hub.log)
+    hub.stop()
+    await asyncio.gather(start, *pages, return_exceptions=True)
+    said = hub.log[before:]
+    assert "The hub ends while a page follows a start: GET /hub/api/users/max/server/progress" in said
+    assert "asynchronous generator" not in said
+    hub.start()
