@@ -146,6 +146,17 @@ def test_who_waits_sees_the_steps_and_everybody_can_use_the_page(waiting: Page) 
     check_looks(waiting, "queue")
 
 
+def test_the_home_page_says_who_waits_and_leads_there(waiting: Page, hub: HubProcess) -> None:  # noqa: F811
+    waiting.goto(f"{hub.url}/hub/home")
+    expect(waiting.locator("#gpu-pending p")).to_have_count(1)
+    expect(waiting.locator("#gpu-pending p")).to_contain_text(
+        "Your server “train” waits for a GPU: 1st in line for a simulated GPU."
+    )
+    take_picture(waiting, "home")
+    waiting.get_by_role("link", name="See progress").click()
+    expect(waiting.locator("[data-step=gpu]")).to_contain_text(FIRST)
+
+
 def test_a_server_without_a_gpu_starts_meanwhile_and_the_place_stays(
     waiting: Page,
     hub: HubProcess,  # noqa: F811
