@@ -7,6 +7,7 @@ alternate, and which goes first alternates too, so that drift and load hit both 
 
     python bench/startup.py                     # 20 pairs
     python bench/startup.py --pairs 40 --image gpuspawner/lab-torch:0.1.0
+    python bench/startup.py --against gpuspawner/lab-base:before    # two images of ours
 """
 
 from __future__ import annotations
@@ -178,9 +179,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--image", default="gpuspawner/lab-base:0.1.0")
+    parser.add_argument("--against", default="", help="an image instead of the plain one")
     arguments = parser.parse_args()
     with contextlib.closing(connect()) as client:
-        names = (plain_image(client), arguments.image)
+        names = (arguments.against or plain_image(client), arguments.image)
         show(pairs(client, names, arguments.pairs), names)
 
 

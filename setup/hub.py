@@ -197,7 +197,7 @@ def gpus(socket_path: Path) -> str:
     """The broker's devices, as text; "" while it does not answer."""
     with contextlib.closing(_UnixConnection(socket_path)) as connection:
         try:
-            connection.request("GET", "/status")
+            connection.request("GET", "/api/status")
             answer = connection.getresponse()
             status = json.loads(answer.read()) if answer.status == 200 else None
         except (OSError, ValueError, http.client.HTTPException):

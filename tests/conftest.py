@@ -1,4 +1,4 @@
-"""What all tests share: how long Hypothesis searches, and the Docker Engine of this machine.
+"""What all tests share: how long Hypothesis searches, this machine's Docker Engine, a PostgreSQL server.
 
 `make test-nightly` searches at length; the default keeps `make test-unit` under a minute.
 """
@@ -11,6 +11,8 @@ import docker
 import pytest
 from docker.errors import DockerException
 from hypothesis import HealthCheck, settings
+
+from tests import postgres as postgresql
 
 # No deadline: on a shared machine a slow example says nothing about the code.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,3 +32,12 @@ def engine() -> Iterator[docker.DockerClient]:
         pytest.skip(f"no Docker Engine answers here: {error}")
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgresql.Server]:
+    """A PostgreSQL server for the tests of this process."""
+    if postgresql.programs() is None:
+        pytest.skip("needs PostgreSQL's server: python -m setup.ready programs")
+    with postgresql.running() as server:
+        yield server

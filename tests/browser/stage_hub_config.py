@@ -19,7 +19,8 @@ c.JupyterHub.db_url = "sqlite://"
 c.JupyterHub.authenticator_class = "dummy"
 c.Authenticator.allow_all = True
 c.Authenticator.admin_users = {"admin"}
-c.JupyterHub.spawner_class = "simple"
+sys.path.insert(0, str(ROOT))
+c.JupyterHub.spawner_class = "tests.browser.quick_spawner.QuickSpawner"
 c.JupyterHub.template_paths = [HUB_TEMPLATES]
 c.JupyterHub.custom_scopes = GPU_SCOPES
 c.JupyterHub.load_groups = {
@@ -30,7 +31,11 @@ c.JupyterHub.load_groups = {
 c.JupyterHub.load_roles = [
     {"name": "user", "scopes": ["self", "access:services!service=gpu"]},
     {"name": "gpu-admin", "scopes": ["custom:gpu:admin"], "users": ["admin"]},
-    {"name": "instructor", "scopes": ["custom:gpu:reserve!group=cs231n"], "groups": ["staff"]},
+    {
+        "name": "instructor",
+        "scopes": ["custom:gpu:reserve!group=cs231n", "delete:servers!group=cs231n"],
+        "groups": ["staff"],
+    },
     {"name": "gpu-broker", "scopes": ["read:groups", "list:users", "read:servers"], "services": ["gpu"]},
 ]
 c.JupyterHub.services = [
@@ -40,6 +45,6 @@ c.JupyterHub.services = [
         "command": [sys.executable, "-m", "tests.browser.stage_service"],
         "cwd": str(ROOT),
         "oauth_no_confirm": True,
-        "oauth_client_allowed_scopes": ["custom:gpu:admin", "admin-ui"],
+        "oauth_client_allowed_scopes": ["custom:gpu:admin", "delete:servers", "admin-ui"],
     }
 ]

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gpuspawner.broker.api.public.classes import class_routes
+from gpuspawner.broker.api.public.hub_servers import HubServers
 from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, SharingRules
 from gpuspawner.broker.leases.hub_api import HubApi
@@ -32,6 +33,7 @@ from gpuspawner.core.disk import Disk
 from gpuspawner.core.model import Device
 from gpuspawner.core.want import Mode
 from gpuspawner.node.api import Usage, XidSeen
+from gpuspawner.protocol.pulls import ImageDocument, PullMessage
 from tornado.web import Application
 
 from tests.unit.class_bench import ClassBench
@@ -151,9 +153,22 @@ def admin_tools(bench: ClassBench) -> AdminTools:
         fault=lambda: "",
         ended=ended,
         disks=lambda: (Disk("homes and images", "/var/lib/docker", 412 * GIB, 1800 * GIB),),
+        images=lambda: IMAGES,
         unknown=lambda: (),
         checkup=Checkup(lambda: findings),
     )
+
+
+IMAGES = (
+    ImageDocument(image="gpuspawner/lab-base:0.1.0", here=True, size_bytes=1_900_000_000, pull=None),
+    ImageDocument(
+        image="gpuspawner/lab-torch:0.1.0", here=False, size_bytes=None,
+        pull=PullMessage(
+            image="gpuspawner/lab-torch:0.1.0", percent=62, waiting=3,
+            message="Pulling image gpuspawner/lab-torch:0.1.0: 8 of 13 layers, 3261 of 5240 MB, 62 %",
+        ),
+    ),
+)  # fmt: skip
 
 
 class Stage:
@@ -172,6 +187,7 @@ class Stage:
 async def main() -> None:
     times = Now()
     bench = ClassBench(Path(tempfile.mkdtemp()), times, MACHINE, HubApi(os.environ))
+    bench.hub_stop = HubServers(os.environ["JUPYTERHUB_API_URL"])
     await bench.open()
     await set_scene(bench, times)
     broker = bench.broker

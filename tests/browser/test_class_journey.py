@@ -25,7 +25,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}/jupyter/"
     config = Path(__file__).with_name("stage_hub_config.py")
     folder = tmp_path_factory.mktemp("stage")
-    with running_hub(config, url, folder, {"PAGE_HUB_PORT": str(port)}):
+    with running_hub(config, f"{url}services/gpu/", folder, {"PAGE_HUB_PORT": str(port)}):
         yield url
 
 
@@ -94,6 +94,27 @@ def test_one_server_is_stopped_after_a_question(url: str, instructor: Page) -> N
     expect(page.get_by_role("status").filter(has_text="stopped")).to_have_count(0)
 
 
+def test_a_server_on_cpu_is_stopped_by_the_hub(url: str, instructor: Page, browser: Browser) -> None:
+    context = browser.new_context()
+    student = log_in(url, context, "student23")
+    student.goto(f"{url}hub/spawn")
+    student.wait_for_url(f"{url}user/student23/**")
+    page = instructor
+    row = page.locator("#class-roster tbody tr").filter(has_text="student23")
+    page.goto(f"{url}{CLASS}")
+    expect(row).to_contain_text("on CPU", timeout=20_000)
+    page.get_by_label("Mark student23").check()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("main")).to_contain_text("student23, on CPU")
+    page.get_by_label("Reason").fill("the class is over")
+    page.get_by_role("button", name="Stop 1 server").click()
+    expect(page.get_by_role("status").filter(has_text="1 server stopped.")).to_be_visible()
+    expect(row).to_contain_text("never started")  # a GPU
+    student.goto(f"{url}hub/home")
+    expect(student.locator("#start")).to_be_visible()  # it runs no more
+    context.close()
+
+
 def test_a_message_reaches_the_page_and_is_taken_back(url: str, instructor: Page) -> None:
     page = instructor
     page.goto(f"{url}{CLASS}")
@@ -113,8 +134,11 @@ def test_a_lab_session_is_added_moved_and_cancelled(url: str, instructor: Page) 
     page.get_by_label("Places").fill("999")
     page.get_by_role("button", name="Add").click()
     expect(page.get_by_role("status").filter(has_text="needs 999 places")).to_be_visible()
-    page.get_by_label("Name").fill("evening")
-    page.get_by_label("When").fill("daily 19-21")
+    expect(page.get_by_label("Name")).to_have_value("evening")  # nothing has to be typed again
+    expect(page.get_by_label("When")).to_have_value("daily 19-21")
+    with page.expect_response("**/live"):  # nor after the page has changed
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.get_by_label("Places")).to_have_value("999")
     page.get_by_label("Places").fill("2")
     page.get_by_role("button", name="Add").click()
     expect(page.locator("#class-week")).to_contain_text("evening")

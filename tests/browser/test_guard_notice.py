@@ -1,4 +1,5 @@
-"""Who takes more than their slice is told so in the notebook, and the admin sees it: in a real browser.
+"""What the user of a slice sees in JupyterLab, in a real browser: the status bar has the numbers of "My GPU",
+and who takes more than their slice is told so in the notebook, and the admin sees it.
 
 Hub, broker, Docker and lab are the real ones. The GPU is scripted: it says of the notebook's own kernel that
 it has 20 GiB, so the guard ends a real kernel in a real container.
@@ -17,6 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from running import System, running_system
 
+from tests.browser.looks import take_picture
 from tests.nvml.scripted import Gpu, Script
 
 pytestmark = [
@@ -97,18 +99,61 @@ def run_cell(page: Page) -> None:
     page.keyboard.press("Control+Enter")
 
 
-def test_in_the_notebook_and_on_the_gpu_page(course: Class) -> None:
-    page = course.window("anna")
+def start_lab(course: Class, user: str, tier: str) -> Page:
+    """A window with the user's lab, started with this tier."""
+    page = course.window(user)
     page.goto(f"{course.system.url}hub/spawn")
     expect(page.locator("#spawn_form")).to_contain_text("A slice of a GPU")
-    page.check("input[name=profile][value=slice]")
+    page.check(f"input[name=profile][value={tier}]")
     page.click("#spawn_form [type=submit]")
-    page.wait_for_url("**/user/anna/**", timeout=READY_MS)
+    page.wait_for_url(f"**/user/{user}/**", timeout=READY_MS)
     page.get_by_role("menuitem", name="File", exact=True).wait_for(timeout=READY_MS)
+    return page
+
+
+def open_notebook(course: Class, page: Page, user: str) -> None:
+    """Writes a notebook and waits for its kernel."""
     page.evaluate(NOTEBOOK)
-    page.goto(f"{course.system.url}user/anna/lab/tree/work.ipynb?reset")
-    idle = page.get_by_text("Python 3 (ipykernel) | Idle")
-    expect(idle).to_be_visible(timeout=READY_MS)
+    page.goto(f"{course.system.url}user/{user}/lab/tree/work.ipynb?reset")
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=READY_MS)
+
+
+def test_the_status_bar_has_the_numbers_of_my_gpu(course: Class) -> None:
+    page = start_lab(course, "ben", "slice")
+    open_notebook(course, page, "ben")
+    bar = page.locator("#gpuspawner-status")
+    expect(bar).to_have_text("GPU 0 B of 8.0 GiB · 71 % busy", timeout=20_000)
+    line = course.script.process(course.kernel_pid("ben"), 3 << 30)
+    expect(bar).to_have_text("GPU 3.0 GiB of 8.0 GiB · 71 % busy", timeout=20_000)
+    expect(bar).to_have_attribute(
+        "title", re.compile("5.0 GiB left.*nvidia-smi shows the whole GPU", re.DOTALL)
+    )
+    page.wait_for_timeout(1000)  # JupyterLab draws its launcher and its messages
+    take_picture(page, "lab-status-bar")
+    course.script.drop(line)
+    line = course.script.process(course.kernel_pid("ben"), 15 << 29)
+    expect(bar).to_have_attribute("data-level", "warning", timeout=20_000)
+    with page.expect_popup() as opened:
+        bar.click()
+    gpu = opened.value
+    expect(gpu.locator("[data-kind=memory] [data-text]")).to_have_text("7.5 GiB of 8.0 GiB")
+    expect(gpu.locator("[data-kind=compute] [data-text]")).to_have_text("71 % busy")
+    expect(bar).to_have_text("GPU 7.5 GiB of 8.0 GiB · 71 % busy")
+    course.script.drop(line)
+
+
+def test_a_server_without_a_gpu_has_no_gpu_in_its_status_bar(course: Class) -> None:
+    page = start_lab(course, "cleo", "cpu")
+    with page.expect_response("**/gpuspawner/use?*") as answered:
+        page.reload()
+    assert answered.value.json() is None
+    expect(page.locator("#jp-main-statusbar .jp-StatusBar-Left")).not_to_be_empty()
+    expect(page.locator("#gpuspawner-status")).to_have_count(0)
+
+
+def test_in_the_notebook_and_on_the_gpu_page(course: Class) -> None:
+    page = start_lab(course, "anna", "slice")
+    open_notebook(course, page, "anna")
     run_cell(page)
     output = page.locator(".jp-Notebook .jp-OutputArea").first
     expect(output).to_contain_text("42", timeout=READY_MS)

@@ -232,6 +232,38 @@ def test_without_javascript_the_page_loads_again_and_keeps_its_words(
     wait_for(hub.stop_server("nora"))
 
 
+def test_without_javascript_a_start_is_cancelled_and_a_server_stopped(
+    waiting: Page,
+    hub: HubProcess,  # noqa: F811
+    browser: Browser,
+) -> None:
+    wait_for(hub.add_users("nora"))
+    page = log_in(browser, hub, "nora", javascript=False)
+    page.goto(f"{hub.url}/hub/spawn/nora/train")
+    choose(page, "gpu")
+    page.wait_for_url("**/hub/spawn-pending/nora/train**")
+    expect(page.locator("h1")).to_contain_text("Your server waits for a GPU", timeout=START_MS)
+    page.click("#gpu-cancel")
+    expect(page.locator("h1")).to_have_text("Stop this server?")
+    expect(page.locator("main")).to_contain_text("Server “train” stops, or its start is cancelled.")
+    waiting.goto(f"{hub.url}/services/gpu/own/stop/?user=ada&server=train")
+    check_looks(waiting, "stop-server", clip="main")  # axe-core needs a script
+    page.click("#gpu-stop")
+    page.wait_for_url("**/hub/spawn**/nora/train")
+    assert wait_for(hub.leases("nora")) == []
+    assert wait_for(hub.spawn("nora", {"profile": "cpu"})).ready
+    page.goto(f"{hub.url}/hub/home")
+    page.get_by_role("link", name="Stop the default server").click()
+    page.click("#gpu-stop")
+    page.wait_for_url("**/hub/spawn**/nora")
+
+    async def gone() -> bool:
+        return not (await hub.server("nora") or {}).get("ready")
+
+    wait_for(eventually(gone))
+    page.context.close()
+
+
 def test_a_start_that_fails_says_what_happened_with_the_log_folded_away(
     hub: HubProcess,  # noqa: F811
     browser: Browser,

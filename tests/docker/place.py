@@ -104,6 +104,8 @@ class Place:
     nvml: str = ""
     """The script of the GPUs; empty for simulated ones."""
     env: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[float, float] | None = None
+    """How many seconds before its end a server is warned; None: as users know it."""
 
     @property
     def socket(self) -> Path:
@@ -131,6 +133,7 @@ class Place:
                 "log": str(self.folder / "broker.log"),
                 "env": {"GPUSPAWNER_STATE_DIR": str(self.folder), "DOCKER_HOST": self.proxy.host, **self.env},
                 "nvml": self.nvml,
+                "warnings": self.warnings,
             }
         )
         return self.broker_pid

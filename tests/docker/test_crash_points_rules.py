@@ -66,17 +66,17 @@ class Step:
 
 
 STEPS = {
-    "quota": Step("POST", "/quotas", SET),
-    "removal": Step("DELETE", "/quotas", UNSET),
-    "grant": Step("POST", "/grants", GRANT),
-    "session": Step("POST", "/sessions", CHANGED, SessionDocument),
-    "cancel": Step("DELETE", "/sessions/lab", CANCELLED),
+    "quota": Step("POST", "/api/quotas", SET),
+    "removal": Step("DELETE", "/api/quotas", UNSET),
+    "grant": Step("POST", "/api/grants", GRANT),
+    "session": Step("POST", "/api/sessions", CHANGED, SessionDocument),
+    "cancel": Step("DELETE", "/api/sessions/lab", CANCELLED),
 }
 
 
 async def state(client: BrokerClient) -> State:
-    quotas = await client.ask("/quotas", QuotasDocument)
-    sessions = await client.ask("/sessions", SessionsDocument)
+    quotas = await client.ask("/api/quotas", QuotasDocument)
+    sessions = await client.ask("/api/sessions", SessionsDocument)
     anna = await client.ask("/allowance", AllowanceDocument, WhoAsks(hub="hub", user="anna", server=""))
     changed = [(each.subject, each.changed) for each in quotas.quotas if each.changed]
     hours = anna.budgets[0].limit_gpu_seconds / 3600
@@ -110,7 +110,7 @@ async def test_broker_dies_at_a_decision(place: Place, names: tuple[str, ...], w
         "session": ([], 10.0, ["lab"]),
     }
     assert found == wanted.get(names[-1], ([], 10.0, []))
-    history = (await place.client.ask("/quotas", QuotasDocument)).history
+    history = (await place.client.ask("/api/quotas", QuotasDocument)).history
     assert [each.author for each in history] == ["noether"] * len(
         [s for s in steps if "sessions" not in s.path]
     )
@@ -148,10 +148,10 @@ async def test_broker_dies_while_a_changed_quota_sends_somebody_away(
     waiting = asyncio.create_task(ben.spawn())
     await until(lambda: ben.queued)
     change = QuotaChange(subject="user:ben", values={"devices": 0}, **WHO)
-    await refused_or_lost(lambda: place.client.tell("POST", "/quotas", change))
+    await refused_or_lost(lambda: place.client.tell("POST", "/api/quotas", change))
     await until(lambda: not is_alive(pid))
     await place.restart()
-    await place.client.tell("POST", "/quotas", change)
+    await place.client.tell("POST", "/api/quotas", change)
     with pytest.raises(Refusal) as caught:
         await waiting
     assert caught.type in (QuotaDevices, LeaseConflict)  # whether the old broker or the new one told it

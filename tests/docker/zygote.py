@@ -18,6 +18,8 @@ from functools import partial
 from typing import Any
 
 from gpuspawner.broker import app
+from gpuspawner.broker.decide.when import deadline
+from gpuspawner.broker.leases import endings
 from gpuspawner.broker.ledger.ledger import Change, Ledger
 from gpuspawner.node import turning
 from gpuspawner.node.checkpoint.client import HelperDriver
@@ -47,6 +49,13 @@ def die_at_commit(number: int, when: str) -> None:
     Ledger.commit = counted  # type: ignore[method-assign]
 
 
+def end_soon(first_seconds: float, second_seconds: float) -> None:
+    """Servers are warned so long before their end (not 15 and 5 minutes); a round each quarter second."""
+    deadline.WARNINGS_SECONDS = first_seconds, second_seconds
+    deadline.LEAST_NOTICE_SECONDS = second_seconds
+    endings.ROUND_SECONDS = 0.25
+
+
 def use_scripted_gpus(script: str) -> None:
     """NVML is the scripted one, the CUDA driver the stand-in, and nothing is injected into containers."""
     import pynvml
@@ -72,6 +81,8 @@ def run_child(order: dict[str, Any]) -> int:
     if order["kind"] == "broker":
         if order.get("commit"):
             die_at_commit(*order["commit"])
+        if order.get("warnings"):
+            end_soon(*order["warnings"])
         if order.get("nvml"):
             use_scripted_gpus(order["nvml"])
         return app.main(order["argv"])

@@ -291,7 +291,7 @@ class HubProcess:
             connector = aiohttp.UnixConnector(str(self.folder / "broker.sock"))
             async with (
                 aiohttp.ClientSession(connector=connector) as session,
-                session.get("http://b/status") as answer,
+                session.get("http://b/api/status") as answer,
             ):
                 documents.append(await answer.json())
             return True

@@ -1,8 +1,10 @@
-"""What people plug into JupyterLab, in every lab: the use of memory and CPU, and links to repositories."""
+"""What is plugged into JupyterLab, in every lab: use of memory, CPU and GPU, links to repositories."""
 
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,9 +43,9 @@ def document(lab: Container, path: str, method: str = "GET") -> Any:
     return json.loads(ask(lab, path, method))
 
 
-def serve(start: Start, **environment: str) -> Container:
+def serve(start: Start, volumes: dict[str, Any] | None = None, **environment: str) -> Container:
     """A lab whose server answers."""
-    lab = start(*SERVE, environment=environment)
+    lab = start(*SERVE, environment=environment, volumes=volumes or {})
     wait_for(lambda: lab.exec_run(["python", "-c", ASK, "api", "GET"]).exit_code == 0)
     return lab
 
@@ -98,3 +100,35 @@ def test_a_link_again_keeps_what_the_student_wrote(start: Start) -> None:
     events = [json.loads(line[6:]) for line in ask(lab, PULL).splitlines() if line.startswith("data: ")]
     assert events[-1] == {"phase": "finished"}, events
     assert output(lab, "sh", "-c", "cd course && cat one.ipynb two.ipynb mine.txt") == "mine\n2\nmine\n"
+
+
+USE = "gpuspawner/use"
+WITHOUT_A_TOKEN = """
+import urllib.error, urllib.request
+try:
+    print(urllib.request.urlopen("http://127.0.0.1:8888/user/ada/gpuspawner/use").geturl())
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
+
+def test_the_status_bar_is_told_what_the_broker_wrote(start: Start, tmp_path: Path) -> None:
+    """Only to whoever may use the server, and not once it is so old that the broker may be gone."""
+    tmp_path.chmod(0o755)
+    lab = serve(start, {str(tmp_path): {"bind": "/run/gpuspawner", "mode": "ro"}})
+    assert document(lab, USE) == {}
+    file = tmp_path / "use"
+    file.write_text('{"memory": {"text": "3.0 GiB of 8.0 GiB"}}')
+    file.chmod(0o644)
+    assert document(lab, USE) == {"memory": {"text": "3.0 GiB of 8.0 GiB"}}
+    os.utime(file, (file.stat().st_mtime - 200, file.stat().st_mtime - 200))
+    assert document(lab, USE) == {}
+    said = output(lab, "python", "-c", WITHOUT_A_TOKEN)
+    assert "/login?" in said or said.strip() == "403", said
+
+
+def test_without_a_gpu_the_status_bar_is_told_so(start: Start) -> None:
+    lab = serve(start)
+    assert document(lab, USE) is None
+    assert "gpuspawner-status" in ask(lab, "lab")  # JupyterLab's page loads the extension
+    assert "registerStatusItem" in ask(lab, "lab/extensions/gpuspawner-status/static/gpuspawner-status.js")

@@ -14,7 +14,7 @@ from gpuspawner.broker.leases.hub_api import HubServer
 from gpuspawner.broker.leases.hub_people import Hub, HubPeople
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.broker.observe.use import Use
-from gpuspawner.core.errors import EngineFault, HubFault
+from gpuspawner.core.errors import EngineFault, HubFault, NotAllowed
 from gpuspawner.core.model import GpuRequest
 
 from tests.unit.rules_bench import Machine, Served
@@ -65,6 +65,20 @@ class Ender:
         return True
 
 
+@dataclass
+class HubStop:
+    """The hub stops servers for those whose token it accepts; `refuse`: it says no."""
+
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    refuse: bool = False
+
+    async def stop(self, token: str, user: str, server: str) -> bool:
+        self.asked.append((token, user, server))
+        if self.refuse:
+            raise NotAllowed("the hub says no")
+        return True
+
+
 class ClassBench:
     """The class `students` of ada, bob, cid and dan; `another` has eve."""
 
@@ -75,6 +89,7 @@ class ClassBench:
         self.hub = ListingHub({"students": ["ada", "bob", "cid", "dan"], "another": ["eve"]})
         self._people = people or self.hub
         self.ender = Ender(self)
+        self.hub_stop: Any = HubStop()
         self.uses: dict[str, Use] = {}
         self.ended: list[EndedProcess] = []
 
@@ -93,6 +108,7 @@ class ClassBench:
             ended=lambda: self.ended,
             use=lambda: self.uses,
             clock=now,
+            stop_through_hub=self.hub_stop.stop,
         )
         self.classes = Classes(parts)
         self.tools = ClassTools(broker.site, broker.rules, broker.endings, self.classes)

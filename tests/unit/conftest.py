@@ -131,15 +131,6 @@ def query(path: Path | str) -> Callable[[str], list[tuple[Any, ...]]]:
     return run
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[postgresql.Server]:
-    """A PostgreSQL server for the tests of this process."""
-    if postgresql.programs() is None:
-        pytest.skip("needs PostgreSQL's server: python -m setup.ready programs")
-    with postgresql.running() as server:
-        yield server
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a database without tables. A test with it runs on both kinds."""
@@ -162,7 +153,7 @@ def fresh(request: pytest.FixtureRequest, fast_folder: Path) -> Callable[[], str
     def emptied() -> str:
         with server.connect(name) as connection:
             connection.execute(
-                "TRUNCATE leases, lease_devices, lease_groups, awake, ended_processes, decisions"
+                "TRUNCATE leases, lease_devices, lease_groups, awake, ended_processes, decisions, wait_errors"
             )
         return server.url(name)
 

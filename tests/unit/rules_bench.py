@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gpuspawner.broker.api.offer import offer_routes
-from gpuspawner.broker.api.rules import rule_routes
+from gpuspawner.broker.api.public.local import local_routes
+from gpuspawner.broker.api.public.rules import public_rules
+from gpuspawner.broker.api.rules import hub_routes
 from gpuspawner.broker.api.socket import Site, bind_socket, make_app
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.decide.when.gpu_use import GpuUse
@@ -122,8 +124,9 @@ class Served:
         gate.floor = self.allocator
         offers = Offers(self.rules, gate, self.allocator, times.now)
         routes = [
-            *rule_routes(self.site, self.rules, self.endings),
+            *hub_routes(self.site, self.rules, self.endings),
             *offer_routes(self.site, self.rules, self.endings, offers),
+            *local_routes(service, "hub", public_rules(self.site, self.rules, self.endings)),
         ]
         self.server = HTTPServer(make_app(self.site, routes))
         self.server.add_socket(bind_socket(self.socket))

@@ -94,6 +94,9 @@ class FakeFolders:
     async def write_turn(self, lease_id: str, sentence: str) -> None:
         self.turns[lease_id] = sentence
 
+    async def write_use(self, lease_id: str, text: str) -> None:
+        raise AssertionError("not written here")
+
     async def remove(self, lease_id: str) -> None:
         self.written.pop(lease_id, None)
 

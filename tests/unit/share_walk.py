@@ -1,4 +1,5 @@
-"""The allocator on devices of several pools beside a naive model: the shares of a device never exceed it.
+"""The allocator on devices of several pools, on one node or several, beside a naive model: the shares of a
+device never exceed it, and the devices of a lease are of one node.
 
 A walk takes random steps: requests for whole devices, MIG instances and slices; ends; running containers
 that the ledger does not know; devices lost and found; restarts, after which devices may be gone or in
@@ -84,6 +85,17 @@ class MemoryLedger:
         """Insert or replace; the order is that of the first time."""
         self.rows.update((lease.id, lease) for lease in leases)
 
+    async def sessions(self, since: Any, most: int) -> tuple[Any, ...]:
+        """Nothing has ended."""
+        return ()
+
+    async def wait_errors(self) -> tuple[float, ...]:
+        """Nothing was estimated."""
+        return ()
+
+    async def add_wait_errors(self, sides: Any) -> None:
+        """Nobody asks for them."""
+
     async def living(self) -> tuple[Lease, ...]:
         """All that are not closed."""
         return tuple(lease for lease in self.rows.values() if lease.state is not CLOSED)
@@ -143,6 +155,15 @@ class Model:
     def suiting(self, request: GpuRequest) -> set[str]:
         return {uuid for uuid in self.fleet if self.size(request, uuid) is not None}
 
+    def most(self, uuids: set[str]) -> int:
+        """How many of these devices the node has that has the most."""
+        nodes = [self.fleet[uuid].node for uuid in uuids]
+        return max(map(nodes.count, nodes), default=0)
+
+    def beside(self, uuid: str, uuids: set[str]) -> set[str]:
+        """Those of the same node."""
+        return {each for each in uuids if self.fleet[each].node == self.fleet[uuid].node}
+
     def able(self, request: GpuRequest) -> set[str]:
         """The devices that have room for the request now."""
         return {uuid for uuid in self.suiting(request) - self.withdrawn if self.fits(request, uuid)}
@@ -151,7 +172,7 @@ class Model:
         held, size, terms = self.on(uuid), self.size(request, uuid), self.terms[uuid]
         assert size is not None
         if terms.in_turns:
-            return self.has_seat()
+            return self.has_seat(self.fleet[uuid].node)
         if not terms.sliced or self.has_turns(uuid):
             return not held
         usable = self.fleet[uuid].memory_bytes - terms.reserve_bytes
@@ -162,9 +183,9 @@ class Model:
         on_it = [entry for entry in self.leases.values() if uuid in entry.held]
         return any(entry.request.want.mode is Mode.TURNS for entry in on_it)
 
-    def has_seat(self) -> bool:
-        """Whether the pool of turns has one, and none of its GPUs has a holder of another mode."""
-        pool = {uuid for uuid in self.fleet if self.terms[uuid].in_turns}
+    def has_seat(self, node: str) -> bool:
+        """Whether the node's pool of turns has one, and none of its GPUs has a holder of another mode."""
+        pool = {uuid for uuid in self.fleet if self.terms[uuid].in_turns and self.fleet[uuid].node == node}
         holders = [entry for entry in self.leases.values() if pool & entry.held.keys()]
         present = pool - self.withdrawn
         others = [each for each in holders if each.request.want.mode is not Mode.TURNS]
@@ -179,14 +200,16 @@ class Model:
             if entry.state is not WAITING:
                 continue
             able = self.able(entry.request) - blocked
-            if len(able) < entry.request.want.device_count:
-                if len(self.suiting(entry.request) - self.withdrawn) >= entry.request.want.device_count:
+            if self.most(able) < entry.request.want.device_count:
+                if self.most(self.suiting(entry.request) - self.withdrawn) >= entry.request.want.device_count:
                     blocked |= self.suiting(entry.request)
                 continue
             lease = chosen(lease_id)
             sizes = {uuid: self.size(entry.request, uuid) for uuid in lease.device_uuids}
             assert set(lease.device_uuids) <= able
+            assert self.beside(lease.device_uuids[0], set(lease.device_uuids)) == set(lease.device_uuids)
             if lease.mode is Mode.TURNS:
+                able = self.beside(lease.device_uuids[0], able)
                 assert set(lease.device_uuids) == able
                 assert {lease.memory_bytes} == set(sizes.values())
             else:
@@ -214,8 +237,9 @@ class Model:
 class Walk:
     """One walk with one random number generator, on one event loop."""
 
-    def __init__(self, draw: random.Random, ledger: Any) -> None:
+    def __init__(self, draw: random.Random, ledger: Any, nodes: int = 1) -> None:
         self.draw = draw
+        self.fleet = tuple(replace(each, node=f"node-{n % nodes}") for n, each in enumerate(FLEET))
         self.loop = asyncio.new_event_loop()
         self.run = self.loop.run_until_complete
         self.ledger = ledger
@@ -223,12 +247,12 @@ class Walk:
         self.number = 0
         self.allocator: Allocator
         self.run(ledger.open())
-        self.open(FLEET, LAYOUTS[0])
+        self.open(self.fleet, LAYOUTS[0])
 
     def open(self, devices: Iterable[Device], layout: tuple[SharingRules, ...]) -> None:
         """The broker starts on these devices, in these pools."""
         devices = tuple(devices)
-        terms = {device.uuid: each for device, each in zip(FLEET, layout, strict=True)}
+        terms = {device.uuid: each for device, each in zip(self.fleet, layout, strict=True)}
         self.allocator = Allocator(self.ledger, clock=lambda: NOW)
         self.run(self.allocator.load(devices, terms))
         self.model.fleet = {device.uuid: device for device in devices}
@@ -257,7 +281,7 @@ class Walk:
         self.number += 1
         want = self.draw.choice(WANTS)
         request = GpuRequest(f"{self.number:032x}", "hub", f"user-{self.number}", "", "tier", want)
-        if len(self.model.suiting(request)) < want.device_count:
+        if self.model.most(self.model.suiting(request)) < want.device_count:
             with pytest.raises(NoCapacity):
                 self.run(self.allocator.acquire(request))
             return
@@ -312,7 +336,7 @@ class Walk:
         if len(self.model.leases) >= MOST:
             return
         self.number += 1
-        device = self.draw.choice(FLEET)
+        device = self.draw.choice(self.fleet)
         if self.model.terms[device.uuid].in_turns:
             return  # of one GPU alone; test_turn_leases.py adopts those
         sliced = self.model.terms[device.uuid].sliced and self.draw.random() < 0.8
@@ -345,7 +369,7 @@ class Walk:
         return sum(held) + size <= whole - terms.reserve_bytes
 
     def set_health(self) -> None:
-        uuid, healthy = self.draw.choice(FLEET).uuid, self.draw.random() < 0.7
+        uuid, healthy = self.draw.choice(self.fleet).uuid, self.draw.random() < 0.7
         self.run(self.allocator.set_health(DeviceHealth(uuid, healthy, "" if healthy else "XID 79", NOW)))
         if uuid in self.model.fleet:
             (self.model.withdrawn.discard if healthy else self.model.withdrawn.add)(uuid)
@@ -354,12 +378,12 @@ class Walk:
     def restart(self) -> None:
         """The broker is killed; devices may be gone then, or in other pools."""
         gone = self.draw.sample(range(len(FLEET)), self.draw.choice([0, 0, 1, 2]))
-        left = [device for number, device in enumerate(FLEET) if number not in gone]
+        left = [device for number, device in enumerate(self.fleet) if number not in gone]
         self.open(left, self.draw.choice(LAYOUTS))
 
     def find_late(self) -> None:
         """A device that was gone at the last restart can be read after all; a known one changes nothing."""
-        device = self.draw.choice(FLEET)
+        device = self.draw.choice(self.fleet)
         self.run(self.allocator.add([device], self.model.terms))
         self.model.fleet.setdefault(device.uuid, device)
         self.model.advance(self.chosen)

@@ -17,6 +17,7 @@ from typing import Any, cast
 from gpuspawner.broker.decide.book import QueueRules
 from gpuspawner.broker.decide.place.pooling import Pooling
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
+from gpuspawner.broker.decide.turns import NO_RANK, Rank
 from gpuspawner.broker.enforce.enforcement import Enforcement, Tools
 from gpuspawner.broker.enforce.turn_pools import Pace
 from gpuspawner.broker.leases.allocator import Allocator
@@ -83,6 +84,9 @@ class Holders:
     def leases(self) -> tuple[Lease, ...]:
         return self.allocator.leases()
 
+    def is_drained(self, uuid: str) -> bool:
+        return self.allocator.is_drained(uuid)
+
     async def tell(self, lease_id: str, sentence: str) -> None:
         self.told.append((lease_id, sentence))
         await self.allocator.tell(lease_id, sentence)
@@ -146,6 +150,8 @@ class Room:
         self.holders: Holders
         self.node: Node
         self.running: Enforcement | None = None
+        self.ranks: dict[str, Rank] = {}
+        """By user: its place by the policy."""
 
     def clock(self) -> datetime:
         return NOON + timedelta(seconds=self.now)
@@ -168,6 +174,7 @@ class Room:
         tools = Tools(
             node=cast(Any, self.node), facts=NodeFacts("here", simulated=self.simulated), pooling=pooling,
             metrics=self.metrics, journal=Journal(cast(Any, self.ledger), LOG), log=LOG, retry_seconds=0.05,
+            rank=lambda lease: self.ranks.get(lease.user, NO_RANK),
             turn_pace=Pace(0.005, 0.05, 0.02, clock=lambda: self.now),
         )  # fmt: skip
         self.running = Enforcement(tools, cast(Any, self.holders))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from gpuspawner.broker.decide.turns import (
+    NO_RANK,
     Action,
     Gpu,
+    Rank,
     Seat,
     Step,
     Turn,
@@ -27,6 +29,7 @@ RULES = TurnRules(
     min_turn_seconds=2.0,
     max_turn_seconds=10.0,
     patience_seconds=60.0,
+    use_patience_seconds=20.0,
     warn_seconds=5.0,
 )
 
@@ -55,11 +58,13 @@ class Pool:
     now: float = 100.0
     students: dict[str, Student] = field(default_factory=dict)
     log: list[Action] = field(default_factory=list)
+    before: list[Seat] = field(default_factory=list)
+    """The seats that the plan was asked with last."""
 
     def seats(self) -> list[Seat]:
         return [each.seat for each in self.students.values()]
 
-    def join(self, name: str, promise_bytes: int, rank: tuple[float, ...] = ()) -> Student:
+    def join(self, name: str, promise_bytes: int, rank: Rank = NO_RANK) -> Student:
         seat = Seat(name, Turn.ASLEEP, self.now, promise_bytes, rank=rank)
         self.students[name] = Student(seat)
         return self.students[name]
@@ -88,7 +93,8 @@ class Pool:
             if student.seat.under_way is not None and student.ends_at <= self.now:
                 self.finish(student, done=True)
             self._compute(student)
-        for action in plan(self.seats(), self.gpus, self.now, self.rules):
+        self.before = self.seats()
+        for action in plan(self.before, self.gpus, self.now, self.rules):
             self.begin(action)
 
     def _compute(self, student: Student) -> None:
@@ -136,7 +142,7 @@ class Pool:
             assert action.gpu_uuid is not None
             if seat.turn is Turn.PAUSED:
                 assert action.gpu_uuid == seat.gpu_uuid
-            assert next(gpu for gpu in self.gpus if gpu.uuid == action.gpu_uuid).usable
+            assert next(gpu for gpu in self.gpus if gpu.uuid == action.gpu_uuid).serves(seat)
             assert action.gpu_uuid not in self.kept_for_others(seat)
         if action.step is Step.SLEEP and action.gpu_uuid is not None:  # a move
             assert seat.turn is Turn.PAUSED
@@ -211,23 +217,61 @@ def assert_sound(pool: Pool) -> None:
         assert others + sum(each.needs_bytes() for each in owners) <= gpu.memory_bytes
 
 
+def assert_nobody_sleeps_beside_a_free_gpu(pool: Pool) -> None:
+    """After a plan: nobody who could be woken on a GPU that nobody uses, leaves or is on the way to."""
+    for gpu in pool.gpus:
+        there = [each for each in pool.seats() if each.lies_on(gpu.uuid)]
+        coming = [each for each in pool.seats() if each.target_uuid == gpu.uuid]
+        stuck = [each for each in there if each.under_way is not None or each.retry_at > pool.now]
+        if stuck or coming or any(each.occupies(gpu.uuid) for each in there):
+            continue
+        fixed = sum(each.memory_bytes for each in there if each.unmovable_since is not None)
+        for seat in pool.seats():
+            waits = seat.turn is Turn.ASLEEP and seat.wants_since is not None and seat.under_way is None
+            if waits and seat.retry_at <= pool.now and gpu.serves(seat):
+                assert fixed + seat.needs_bytes() > gpu.memory_bytes, (gpu, seat)
+
+
 class TurnsMachine(RuleBasedStateMachine):
     """Everything that may happen to a pool of turns, in any order."""
 
-    @initialize(count=st.integers(1, 3))
-    def open(self, count: int) -> None:
+    @initialize(
+        count=st.integers(1, 3),
+        cells=st.lists(st.tuples(st.sampled_from([8, 24, 80]), st.integers(0, 40)), max_size=5),
+    )
+    def open(self, count: int, cells: list[tuple[int, int]]) -> None:
+        """A class that is there, some of them in a cell (its promise in GiB, its seconds)."""
         self.pool = Pool([Gpu(f"GPU-{number}", SIZE) for number in range(count)])
-        self.numbers = 0
+        self.numbers = len(cells)
+        for number, (promise, seconds) in enumerate(cells):
+            self.pool.join(f"lease-{number + 1}", promise * GIB)
+            if seconds:
+                self.pool.compute(f"lease-{number + 1}", float(seconds), promise * GIB)
 
     def some(self, which: int) -> Student:
         students = list(self.pool.students.values())
         return students[which % len(students)]
 
     @precondition(lambda self: len(self.pool.students) < 7)
-    @rule(promise=st.sampled_from([8, 24, 40, 80]), rank=st.sampled_from([0.0, 0.0, 1.0]))
-    def join(self, promise: int, rank: float) -> None:
+    @rule(
+        promise=st.sampled_from([8, 24, 40, 80]),
+        rank=st.builds(Rank, st.integers(0, 1), st.tuples(st.just(0), st.integers(0, 2))),
+        first_seen=st.sampled_from([0, 0, 1]),
+    )
+    def join(self, promise: int, rank: Rank, first_seen: int) -> None:
+        """Some containers began while the first GPU was away: they don't see it."""
         self.numbers += 1
-        self.pool.join(f"lease-{self.numbers}", promise * GIB, (rank,))
+        student = self.pool.join(f"lease-{self.numbers}", promise * GIB, rank)
+        if len(self.pool.gpus) > first_seen > 0:
+            sees = frozenset(gpu.uuid for gpu in self.pool.gpus[first_seen:])
+            student.seat = replace(student.seat, sees=sees)
+
+    @precondition(lambda self: self.pool.students)
+    @rule(which=st.integers(0, 6), used=st.integers(0, 2))
+    def use(self, which: int, used: int) -> None:
+        """What it has used grows or decays by a step."""
+        student = self.some(which)
+        student.seat = replace(student.seat, rank=replace(student.seat.rank, used=(0, used)))
 
     @precondition(lambda self: self.pool.students)
     @rule(which=st.integers(0, 6), seconds=st.integers(1, 40), memory=st.integers(0, 80))
@@ -265,16 +309,17 @@ class TurnsMachine(RuleBasedStateMachine):
                 self.pool.finish(student, done=went_on)
             student.seat = replace(student.seat, retry_at=0.0)
 
-    @rule(which=st.integers(0, 2), usable=st.booleans())
-    def health(self, which: int, usable: bool) -> None:
+    @rule(which=st.integers(0, 2), usable=st.booleans(), drained=st.booleans())
+    def health(self, which: int, usable: bool, drained: bool) -> None:
         number = which % len(self.pool.gpus)
-        self.pool.gpus[number] = replace(self.pool.gpus[number], usable=usable)
+        self.pool.gpus[number] = replace(self.pool.gpus[number], usable=usable, drained=drained)
 
     @rule(ticks=st.sampled_from([1, 2, 10, 50]))
     def time_passes(self, ticks: int) -> None:
         for _ in range(ticks):
             self.pool.tick()
             assert_sound(self.pool)
+            assert_nobody_sleeps_beside_a_free_gpu(self.pool)
 
     @invariant()
     def sound(self) -> None:
@@ -286,7 +331,7 @@ class TurnsMachine(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         pool = self.pool
-        pool.gpus = [replace(gpu, usable=True) for gpu in pool.gpus]
+        pool.gpus = [replace(gpu, usable=True, drained=False) for gpu in pool.gpus]
         for student in pool.students.values():
             student.burst_seconds = max(student.burst_seconds, 1e6 if student.burst_seconds else 0.0)
         wanting = {each.lease_id for each in pool.seats() if each.wants_since is not None}
@@ -295,6 +340,7 @@ class TurnsMachine(RuleBasedStateMachine):
         while wanting and pool.now < end:
             pool.tick()
             assert_sound(pool)
+            assert_nobody_sleeps_beside_a_free_gpu(pool)
             # One whose program was ended, as its memory could not be moved, wants nothing any more.
             wanting -= {
                 each.lease_id for each in pool.seats() if each.turn is Turn.AWAKE or each.wants_since is None

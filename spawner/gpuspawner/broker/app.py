@@ -20,7 +20,7 @@ from ..config.site import GpuSite
 from ..core.errors import ConfigError, Fault
 from ..core.model import Tier
 from ..core.quota import Quota
-from ..node.local import open_node
+from ..node.opening import open_nodes
 from .assembly.broker import Broker, open_broker
 from .assembly.ground import BrokerSettings, Ground
 from .identity import broker_id
@@ -180,13 +180,13 @@ class GpuBroker(Application):
             await ledger.close()
 
     async def _run_with(self, ledger: Ledger, stop: asyncio.Event) -> None:
-        node = open_node(self.site, self.log)
+        nodes = open_nodes(self.site, self.log)
         try:
-            facts = await node.start()
-            self.broker = await open_broker(self._ground(ledger), node, facts)
+            self.broker = await open_broker(self._ground(ledger), nodes)
             await self.broker.run(stop)
         finally:
-            await node.close()
+            for node in nodes:
+                await node.close()
 
     def _ground(self, ledger: Ledger) -> Ground:
         settings = BrokerSettings(

@@ -76,8 +76,9 @@ class GpuSite(Configurable):
         min(100, 200/n)), `mps` (default: used if it is installed; True: the broker refuses to start
         without it; False: plain time-slicing) and `manage_compute_mode` (False: the GPU's compute mode
         is not changed; True: EXCLUSIVE_PROCESS while the pool is in use, so that only MPS reaches it).
-        New slices go to the device with the fewest slices. docs/admins.md says what each mode limits, and
-        what enforces the limit.
+        New slices go to the device with the fewest slices. Of several machines, a pool has its devices on
+        each: `count` counts on each by itself. docs/admins.md says what each mode limits, and what enforces
+        the limit.
 
         A pool of turns may have `seats` (how many leases it admits; default: as many as main memory holds
         asleep beside their labs), `sleep_memory` ("24G", main memory kept for each of them; default: the
@@ -205,10 +206,14 @@ class GpuSite(Configurable):
         "2 x H100 80GB",
         help="""
         The simulated GPUs: "count x model memory", several kinds separated by commas. With "MIG" and a
-        profile after it, that many MIG instances ("7 x H100 80GB MIG 1g.10gb").
+        profile after it, that many MIG instances ("7 x H100 80GB MIG 1g.10gb"). Several machines, each with
+        its name, are separated by semicolons, with `inventory = "simulated"`: the first one is this machine,
+        and the containers of all of them run here. A line "b network cut" in the file `simulated_faults` of
+        the state folder makes machine b unreachable.
 
         Default: two, enough to see the queue with three users.
-        Example: `c.GpuSite.simulated_devices = "4 x H100 80GB, 2 x A100 40GB"`
+        Example: `c.GpuSite.simulated_devices = "4 x H100 80GB, 2 x A100 40GB"`, or
+        `"a: 2 x H100 80GB; b: 4 x A100 40GB"`
         """,
     ).tag(config=True)
 

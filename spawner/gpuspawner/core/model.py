@@ -225,6 +225,8 @@ class Lease:
     """The machine of its devices; "" while it holds none."""
     device_fractions: tuple[float, ...] = ()
     """For each of its devices, the part of the physical GPU (0-1) that it is charged for; () if not known."""
+    kept_asleep: str = ""
+    """Why it gets no turn on a GPU for now, for its user; "" if it gets its turns, or isn't in turns."""
 
     @property
     def gpu_fraction(self) -> float:

@@ -73,7 +73,8 @@ class NodeFacts:
     here, with the remedy. `mps_pipes`: the folder with a pipe folder for each GPU's MPS daemon; "" if MPS
     is not used. `memory_bytes`: the machine's main memory; None if it doesn't say. `turns_obstacle`: why GPUs
     can't be used in turns here, with the remedy; "" if nothing is known against it. `turns_move`: whether the
-    driver can wake a program on another GPU.
+    driver can wake a program on another GPU. `away`: why the machine can't be reached now, for people; "" if
+    it can. All the rest is then as it was when it could.
     """
 
     name: str
@@ -89,6 +90,7 @@ class NodeFacts:
     memory_bytes: int | None = None
     turns_obstacle: str = ""
     turns_move: bool = True
+    away: str = ""
 
     @property
     def incomplete(self) -> bool:

@@ -12,7 +12,8 @@ from ..core.model import Lease, guarantee_of, is_lease_id
 
 
 class LeaseFolders:
-    """`<state_dir>/leases/<id>`, with `lease.json`, `notice` (a sentence, or empty) and, in turns, `turn`.
+    """`<state_dir>/leases/<id>`, with `lease.json`, `notice` (a sentence, or empty), `use` (what the server
+    uses, as JSON) and, in turns, `turn`.
 
     Files are replaced atomically, so that a reader never sees a partial file, and any user of the container
     can read them. Blocks on disk; raises LedgerFault if the state folder can't be written.
@@ -56,10 +57,18 @@ class LeaseFolders:
 
     def write_turn(self, lease_id: str, sentence: str) -> None:
         """Writes what a cell that waits for a GPU shows; "" if none waits. Does nothing without a folder."""
+        self._write_file(lease_id, "turn", sentence)
+
+    def write_use(self, lease_id: str, text: str) -> None:
+        """Writes what the server uses of its quota, JSON for JupyterLab's status bar. Does nothing without a
+        folder."""
+        self._write_file(lease_id, "use", text)
+
+    def _write_file(self, lease_id: str, name: str, text: str) -> None:
         folder = self.path(lease_id)
         try:
             if folder.is_dir():
-                _replace(folder / "turn", sentence)
+                _replace(folder / name, text)
         except OSError as error:
             raise LedgerFault(f"{folder} can't be written: {error.strerror}") from error
 

@@ -62,12 +62,14 @@ _Log = logging.Logger | logging.LoggerAdapter[Any]
 class LocalSettings:
     """The settings of a local node. The defaults are for production; tests use shorter times.
 
-    `open_inventory` blocks and raises ConfigError. `injection` is `c.GpuSite.injection`.
+    `open_inventory` blocks and raises ConfigError. `injection` is `c.GpuSite.injection`. `name` is the
+    machine's; "": as it calls itself.
     """
 
     open_inventory: Callable[[], Inventory]
     state_dir: Path
     injection: str = "auto"
+    name: str = ""
     find_mps: Callable[[], MpsProgram] = find_program
     guard: GuardSettings = field(default_factory=GuardSettings)
     pace: MpsPace = field(default_factory=MpsPace)
@@ -77,12 +79,13 @@ class LocalSettings:
     retry_seconds: float = RETRY_SECONDS
 
 
-def open_node(site: GpuSite, log: _Log) -> Node:
+def open_node(site: GpuSite, log: _Log, name: str = "") -> Node:
     """The node of this machine, by the site's settings. It accesses no hardware before `start`."""
     settings = LocalSettings(
         partial(open_inventory, site),
         Path(site.state_dir).absolute(),
         injection=site.injection,
+        name=name,
         open_seconds=OPEN_SECONDS,
         look_seconds=LOOK_SECONDS,
     )
@@ -99,7 +102,7 @@ class LocalNode:
         self._process_patience = Patience(PROCESSES_SECONDS)
         self._patience = Patience()
         self._events: asyncio.Queue[NodeEvent | None] = asyncio.Queue()
-        self._facts = NodeFacts(socket.gethostname())
+        self._facts = NodeFacts(settings.name or socket.gethostname())
         self._desired: DesiredState | None = None
         self._applying = asyncio.Lock()
         self._hardware: _Hardware | None = None

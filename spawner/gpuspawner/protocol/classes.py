@@ -87,10 +87,20 @@ class ClassesDocument(Message):
     groups: tuple[str, ...]
 
 
+class ServerName(Message):
+    """A server of a user; `server` is "" for the default server."""
+
+    user: Text
+    server: TextOrEmpty = ""
+
+
 class Chosen(Authored):
-    """Servers of a class, by their lease; all of them if `everybody`."""
+    """Servers of a class: those with a GPU by their lease, others by user and name; all if `everybody`."""
 
     lease_ids: tuple[LeaseId, ...] = Field((), max_length=5000, description="a list of leases' ids")
+    servers: tuple[ServerName, ...] = Field(
+        (), max_length=5000, description="a list of servers without a GPU, each with user and server"
+    )
     everybody: bool = Field(False, description="true for all servers of the class")
 
 

@@ -18,19 +18,20 @@ import aiohttp
 from ..core.errors import BrokerUnavailable, LeaseConflict, Refusal, all_refusals
 from ..core.model import ContainerPatch, GpuRequest, Lease
 from .messages import (
+    EndDocument,
     HeartbeatEvent,
     LeaseEvent,
     Message,
     QueuedEvent,
     RefusalMessage,
     RefusedEvent,
-    StatusDocument,
     TiersDocument,
     TurnDocument,
     document,
     event_from_line,
     request_to_json,
 )
+from .public import VisibleStatus
 from .stream import WAITED_HEADER
 
 M = TypeVar("M", bound=Message)
@@ -127,13 +128,18 @@ class BrokerClient:
         text = await self._call("POST", f"/turns/{lease_id}/{action}")
         return document(TurnDocument.model_validate_json(text))
 
+    async def may_end(self, lease_id: str) -> bool:
+        """Whether the server's container may be stopped now; if not, it is being prepared: ask again."""
+        text = await self._call("POST", f"/turns/{lease_id}/end")
+        return EndDocument.model_validate_json(text).ready
+
     async def tiers(self) -> dict[str, Any]:
         """The document of `GET /tiers`: what is free now in each tier."""
         return await self._document("/tiers", TiersDocument)
 
     async def status(self) -> dict[str, Any]:
-        """The document of `GET /status`: devices, leases and queue."""
-        return await self._document("/status", StatusDocument)
+        """The document of `GET /api/status`: devices, leases and queue."""
+        return await self._document("/api/status", VisibleStatus)
 
     async def ask(self, path: str, kind: type[M], body: Message | None = None) -> M:
         """The message of `kind` at `path`: GET, or POST with a body. Raises Refusal."""

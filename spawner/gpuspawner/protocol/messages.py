@@ -171,6 +171,7 @@ class LeaseMessage(Message):
     groups: tuple[str, ...]
     node: str
     device_fractions: tuple[float, ...]
+    kept_asleep: str = ""
 
     def lease(self) -> Lease:
         """The value that the hub works with."""
@@ -266,6 +267,12 @@ class TurnDocument(Message):
     can_move: bool
 
 
+class EndDocument(Message):
+    """Whether a server's container may be stopped now; if not, it is being prepared for it."""
+
+    ready: bool
+
+
 class DeviceDocument(Message):
     """A device, its health and its holder. None: not available, or no holder.
 
@@ -298,6 +305,7 @@ class DeviceDocument(Message):
     drained: bool = Field(False, description="whether an admin lets no new server start on it")
     free_seats: int | None = None
     total_seats: int | None = None
+    node: str = Field("", description="its machine, where there are several")
 
 
 class LeaseDocument(Message):
@@ -329,6 +337,9 @@ class LeaseDocument(Message):
     )
     ends_at: Time | None = Field(None, description="when the server ends; null: nothing ends it")
     ends_because: str = Field("", description="why it ends then")
+    kept_asleep: str = Field(
+        "", description='in turns: why it gets no turn for now, and until when; "": it gets its turns'
+    )
     unknown_to_hub: bool = False
 
 
@@ -379,7 +390,7 @@ class DiskDocument(Message):
 
 
 class StatusDocument(Message):
-    """The answer to `GET /status`: devices, leases and queue at one moment.
+    """The broker's status: devices, leases and queue at one moment.
 
     `fault`: why the machine's GPUs can't be listed now; "" if they can. `disks`: for those who see
     everything.

@@ -8,7 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from .. import __version__
 from ..core.errors import all_refusals
-from . import rules
+from . import pulls, rules
 from .messages import (
     HeartbeatEvent,
     LeaseEvent,
@@ -17,7 +17,6 @@ from .messages import (
     RefusalMessage,
     RefusedEvent,
     RequestMessage,
-    StatusDocument,
     TiersDocument,
 )  # fmt: skip
 from .stream import WAITED_HEADER
@@ -25,36 +24,20 @@ from .stream import WAITED_HEADER
 _EVENTS: tuple[type[Message], ...] = (QueuedEvent, LeaseEvent, RefusedEvent, HeartbeatEvent)
 
 _RULES: tuple[tuple[str, str, str, str, type[Message] | None, type[Message] | None], ...] = (
-    ("/quotas", "get", "quotas", "What users and groups may have", None, rules.QuotasDocument),
-    ("/quotas", "post", "change_quota", "Change a quota at run time", rules.QuotaChange, None),
-    ("/quotas", "delete", "remove_quota", "Take changes of a quota back", rules.QuotaRemoval, None),
-    ("/grants", "post", "grant", "Give GPU-hours in the present period", rules.Grant, None),
-    ("/drains", "get", "drains", "Devices on which nothing new is placed", None, rules.DrainsDocument),
-    ("/drains", "post", "drain", "Place nothing new on a device", rules.DrainChange, None),
-    ("/drains", "delete", "undrain", "Place servers on a device again", rules.DrainChange, None),
     ("/allowance", "post", "allowance", "What a user may have", rules.WhoAsks, rules.AllowanceDocument),
     ("/offer", "post", "offer", "What each tier offers a user now", rules.WhoAsks, rules.OfferDocument),
-    ("/report", "get", "report", "Who used how many GPU-hours", None, rules.ReportDocument),
-    ("/sessions", "get", "sessions", "Lab sessions", None, rules.SessionsDocument),
-    ("/sessions", "post", "save_session", "Add a session, or change it", rules.SessionChange,
-     rules.SessionDocument),
-    ("/sessions/calendar", "get", "calendar", "All sessions as an iCalendar", None, None),
-    ("/sessions/calendar", "post", "import_calendar", "Take over a calendar", rules.CalendarImport,
-     rules.SessionsDocument),
-    ("/sessions/{name}", "delete", "cancel_session", "End a session for good", rules.SessionCancel, None),
     ("/leases/{lease_id}/extend", "post", "extend", "Make a session longer", rules.Extend,
      rules.ExtendedDocument),
-    ("/leases/{lease_id}/end", "post", "end", "End a server that the hub doesn't know", rules.EndUnknown,
-     None),
     ("/leases/{lease_id}/kernels", "post", "kernels", "Say whether kernels compute", rules.KernelsMessage,
      None),
+    ("/pulls", "post", "pulls", "Say how far pulls of images are", pulls.PullsMessage, None),
     ("/servers", "get", "servers", "Since when servers are idle, and when they end", None,
      rules.ServersDocument),
 )  # fmt: skip
-"""What `broker/api/rules.py` serves: path, method, name, summary, body and answer."""
+"""What `hub_routes` and `offer_routes` serve: path, method, name, summary, body and answer."""
 
 _MODELS: tuple[type[Message], ...] = (
-    RequestMessage, *_EVENTS, RefusalMessage, StatusDocument, TiersDocument,
+    RequestMessage, *_EVENTS, RefusalMessage, TiersDocument,
     *dict.fromkeys(model for *_, body, answer in _RULES for model in (body, answer) if model is not None),
 )  # fmt: skip
 _REF = "#/components/schemas/{model}"
@@ -75,21 +58,20 @@ def openapi() -> Document:
     for path, method, name, summary, body, answer in _RULES:
         item = rules_paths.setdefault(path, {"parameters": [lease_id]} if "{lease_id}" in path else {})
         item[method] = _rule(name, summary, body, answer)
-    rules_paths["/sessions/{name}"]["parameters"] = [
-        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    ]
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "GPU broker, unix socket",
             "version": __version__,
-            "description": "The hub asks for GPUs here. Only the broker's user can open the socket.",
+            "description": (
+                "The hub asks for GPUs here. Only the broker's user can open the socket. Below /api is the "
+                "API of the GPU pages, for accounts of this machine: see /api/openapi.json."
+            ),
         },
         "paths": {
             "/leases": {"post": _ask()},
             "/leases/{lease_id}/confirm": {"parameters": [lease_id], "post": _confirm()},
             "/leases/{lease_id}": {"parameters": [lease_id], "delete": _release()},
-            "/status": {"get": _read("status", "Devices, leases and queue", StatusDocument)},
             "/tiers": {"get": _read("tiers", "The tiers and how much of each is free", TiersDocument)},
             "/metrics": {"get": _metrics()},
             **rules_paths,

@@ -7,6 +7,7 @@ import csv
 import getpass
 import io
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -93,7 +94,7 @@ class RuleCommand(Command):
 
     def sessions(self) -> SessionsDocument:
         """All lab sessions. Raises Refusal, ConfigError, BrokerUnavailable."""
-        return self.ask(lambda client: client.ask("/sessions", SessionsDocument))
+        return self.ask(lambda client: client.ask("/api/sessions", SessionsDocument))
 
     def zone(self) -> str:
         """The site's time zone as the broker has it: without --config this command has only the default."""
@@ -101,8 +102,8 @@ class RuleCommand(Command):
 
     @property
     def author(self) -> str:
-        """Who types this."""
-        return getpass.getuser()
+        """Who types this; with sudo, the account that did."""
+        return os.environ.get("SUDO_USER") or getpass.getuser()
 
     def say(self, sentence: str) -> None:
         """Prints what was done; nothing with --json."""
@@ -130,7 +131,7 @@ class Quota(RuleCommand):
 
     def _show(self, words: Sequence[str]) -> None:
         wanted = str(subject_from_text(words[0])) if words else None
-        answer = self.ask(lambda client: client.ask("/quotas", QuotasDocument))
+        answer = self.ask(lambda client: client.ask("/api/quotas", QuotasDocument))
         quotas = tuple(each for each in answer.quotas if wanted in (None, each.subject))
         history = tuple(each for each in answer.history if wanted in (None, each.subject))
         if self.json:
@@ -166,7 +167,7 @@ class Quota(RuleCommand):
         change = QuotaChange(
             subject=str(subject_from_text(words[0])), values=values, author=self.author, reason=self.reason
         )
-        self.ask(lambda client: client.tell("POST", "/quotas", change))
+        self.ask(lambda client: client.tell("POST", "/api/quotas", change))
         self.say(f"Set: {change.subject} may have {_pairs(values)}")
 
     def _remove(self, words: Sequence[str]) -> None:
@@ -175,7 +176,7 @@ class Quota(RuleCommand):
         removal = QuotaRemoval(
             subject=str(subject_from_text(words[0])), author=self.author, reason=self.reason
         )
-        self.ask(lambda client: client.tell("DELETE", "/quotas", removal))
+        self.ask(lambda client: client.tell("DELETE", "/api/quotas", removal))
         self.say(
             f"Removed: for {removal.subject}, what c.GpuSite.quotas and the hub's groups say applies again"
         )
@@ -190,7 +191,7 @@ class Quota(RuleCommand):
         grant = Grant(
             subject=str(subject_from_text(subject)), gpu_hours=hours, author=self.author, reason=self.reason
         )
-        self.ask(lambda client: client.tell("POST", "/grants", grant))
+        self.ask(lambda client: client.tell("POST", "/api/grants", grant))
         self.say(f"Granted: {grant.subject} has {_granted(hours)} in the present period")
 
 
@@ -257,7 +258,7 @@ class Report(RuleCommand):
             query["start"] = _midnight(parse_day(self.first_day), zone)
         if self.last_day:
             query["end"] = _midnight(parse_day(self.last_day) + timedelta(days=1), zone)
-        found = self.ask(lambda client: client.ask(f"/report?{urlencode(query)}", ReportDocument))
+        found = self.ask(lambda client: client.ask(f"/api/report?{urlencode(query)}", ReportDocument))
         rows = [
             (line.name, f"{line.gpu_seconds / 3600:.3f}", str(line.user_count), str(line.lease_count))
             for line in (*found.lines, found.total)
@@ -323,11 +324,11 @@ class Session(RuleCommand):
             self._save(self._known(name), {"skip": words[1]})
             return
         cancel = SessionCancel(author=self.author, reason=self.reason)
-        self.ask(lambda client: client.tell("DELETE", f"/sessions/{quote(name)}", cancel))
+        self.ask(lambda client: client.tell("DELETE", f"/api/sessions/{quote(name)}", cancel))
         self.say(f"Cancelled: the lab session {name} doesn't meet any more")
 
     def _calendar(self, _words: Sequence[str]) -> None:
-        print(self.ask(lambda client: client.text("/sessions/calendar")), end="")
+        print(self.ask(lambda client: client.text("/api/sessions/calendar")), end="")
 
     def _import(self, words: Sequence[str]) -> None:
         path, values = _name_and_values(words, self.usage)
@@ -343,7 +344,7 @@ class Session(RuleCommand):
             author=self.author,
             reason=self.reason,
         )
-        self._print(self.ask(lambda client: client.ask("/sessions/calendar", SessionsDocument, body)))
+        self._print(self.ask(lambda client: client.ask("/api/sessions/calendar", SessionsDocument, body)))
 
     def _known(self, name: str) -> dict[str, Any]:
         answer = self.sessions()
@@ -358,7 +359,7 @@ class Session(RuleCommand):
         change = SessionChange(
             session=session_document(base, values, today), author=self.author, reason=self.reason
         )
-        taken = self.ask(lambda client: client.ask("/sessions", SessionDocument, change))
+        taken = self.ask(lambda client: client.ask("/api/sessions", SessionDocument, change))
         zone = taken.session["timezone"]
         self._print(SessionsDocument(sessions=(taken,), problems=(), timezone=zone))
 

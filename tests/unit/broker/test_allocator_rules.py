@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from gpuspawner.broker.decide.book import QueueRules
 from gpuspawner.broker.decide.line.backfill import SessionHold
 from gpuspawner.broker.decide.line.fairshare import FairShare
 from gpuspawner.broker.decide.line.queue import Claim
+from gpuspawner.broker.decide.turns import Rank
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.gate import QuotaGate
 from gpuspawner.broker.leases.queue_rules import queue_rules
@@ -157,6 +159,18 @@ async def test_quotas_say_who_is_next(ledger: Ledger, times: Any) -> None:
         await allocator.acquire(replace(request(lease_id), groups=(group,)))
     places = {entry.lease.id[0]: entry.position for entry in allocator.snapshot().queue}
     assert places == {"d": 1, "c": 2, "b": 3}
+    ranks = {lease.id[0]: allocator.turn_rank(lease) for lease in allocator.leases()}
+    # Steps of use: a group of weight 4 has used two hours. The others are in no group with a weight.
+    assert ranks == {
+        "a": Rank(0, (0, 0)), "b": Rank(0, (0, 0)), "c": Rank(0, (round(4 * math.log2(1 + 2 / 4)), 0)),
+        "d": Rank(1, (0, 0)),
+    }  # fmt: skip
+    times.pass_seconds(7 * 24 * HOUR)  # half of what was used counts, and a has gone on
+    ranks = {lease.id[0]: allocator.turn_rank(lease) for lease in allocator.leases()}
+    used = round(4 * math.log2(1 + 24 * 7 / math.log(2) / 2))
+    assert ranks == {
+        "a": Rank(0, (used, used)), "b": Rank(0, (used, 0)), "c": Rank(0, (1, 0)), "d": Rank(1, (used, 0)),
+    }  # fmt: skip
 
 
 async def test_a_drained_device_keeps_its_leases_and_gets_no_new_ones(ledger: Ledger, times: Any) -> None:
@@ -186,6 +200,6 @@ async def test_who_waits_for_a_drained_device_is_told(ledger: Ledger, times: Any
     async with allocator.watch(A) as changes:
         change = await anext(changes)
     assert change.obstacle == (
-        "You asked for a GPU, but no matching GPU is in service now. GPU 0 is out of service since "
+        "You asked for a GPU, but no matching GPU is in service now. GPU 0 has been out of service since "
         "2025-03-01 12:00 UTC: an admin lets no new server start on it (new fans)."
     )

@@ -5,20 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import socket
 import sqlite3
-import tempfile
-import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
 
 import aiohttp
 import pytest
 from gpuspawner.broker.app import GpuBroker, main
-from gpuspawner.broker.assembly.broker import Broker
 from gpuspawner.broker.assembly.rounds import NOT_SET_UP, Rounds
 from gpuspawner.broker.enforce.way_in import WayIn
 from gpuspawner.broker.keeper import EXIT_SETTINGS
@@ -26,43 +20,19 @@ from gpuspawner.broker.lock import BrokerLock
 from gpuspawner.core.errors import BrokerUnavailable, ConfigError, EngineFault
 from gpuspawner.core.model import GpuRequest
 from gpuspawner.core.want import Want
-from gpuspawner.protocol.client import BrokerClient
 from jupyterhub.services.auth import HubOAuth
 
 from tests.nvml.scripted import Script
 from tests.unit.lease_examples import UUIDS
+from tests.unit.whole_broker import running, settings, state_folder
 
 REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", Want(1))
 
 
-class HangUp(BaseRequestHandler):
-    """Docker that closes every connection: docker-py leaks a socket that can't connect at all."""
-
-    def handle(self) -> None:
-        self.request.recv(65536)
-
-
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A state folder with a short path; no Docker Engine answers, and no hub started the broker."""
-    with (
-        tempfile.TemporaryDirectory(prefix="gs-") as name,
-        ThreadingUnixStreamServer(f"{name}/docker.sock", HangUp) as server,
-    ):
-        thread = threading.Thread(target=lambda: server.serve_forever(0.02))
-        thread.start()
-        monkeypatch.setenv("GPUSPAWNER_STATE_DIR", name)
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{name}/docker.sock")
-        monkeypatch.delenv("JUPYTERHUB_SERVICE_URL", raising=False)
-        yield Path(name)
-        server.shutdown()
-        thread.join()
-
-
-def settings(folder: Path, text: str) -> list[str]:
-    """The command line for a config file with this text."""
-    (folder / "config.py").write_text(text)
-    return ["--config", str(folder / "config.py")]
+    with state_folder(monkeypatch) as found:
+        yield found
 
 
 def test_settings_of_hub_and_broker_come_from_one_file(folder: Path) -> None:
@@ -210,25 +180,6 @@ def test_a_taken_port_is_named(page: int, capsys: pytest.CaptureFixture[str]) ->
     gc.collect()
 
 
-@asynccontextmanager
-async def running(folder: Path, text: str = "") -> AsyncIterator[tuple[Broker, BrokerClient]]:
-    """A broker in this process with simulated devices; it ends by SIGTERM."""
-    app = GpuBroker()
-    app.initialize(settings(folder, f"c.GpuSite.inventory = 'simulated'\n{text}"))
-    task = asyncio.create_task(app.run())
-    client = BrokerClient(app.site.socket_path)
-    async with asyncio.timeout(10):
-        while not (folder / "broker.sock").exists():
-            assert not task.done() or task.result() is None
-            await asyncio.sleep(0.01)
-    try:
-        yield app.broker, client
-    finally:
-        await client.close()
-        os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(task, 10)
-
-
 async def test_without_docker_it_answers_and_gives_nothing_out(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,7 +271,7 @@ async def test_a_way_in_that_docker_does_not_tell_yet_is_asked_for_again(folder:
                 raise EngineFault("down")
 
         broker.leasing.service.reconcile_or_log = reconciled  # type: ignore[method-assign]
-        broker.machine.way_in.probe = probe  # type: ignore[method-assign]
+        broker.machines.here.way_in.probe = probe  # type: ignore[method-assign]
         await broker.rounds.look()
         assert not broker.leasing.service.ready.is_set()
         await broker.rounds.look()

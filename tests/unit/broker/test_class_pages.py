@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -14,6 +15,7 @@ from urllib.parse import urlencode
 import pytest
 from gpuspawner.broker.api.public.rules import joined
 from gpuspawner.broker.leases.audit import Answer, Asked
+from gpuspawner.broker.leases.hub_api import HubServer
 from gpuspawner.broker.ledger import EndedProcess, Result, Search
 from gpuspawner.broker.observe.use import Use
 from gpuspawner.broker.pages.admin.base import AdminTools
@@ -24,12 +26,24 @@ from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
 from gpuspawner.core.disk import Disk
 from gpuspawner.node.api import Usage, XidSeen
+from gpuspawner.protocol.pulls import ImageDocument, PullMessage
 
 from tests.unit.broker.test_pages_handlers import Pages, serving
 from tests.unit.class_bench import GIB, ClassBench
 
 CLASS = "classes/students/"
 HOSTILE = """x"'><script>alert(1)</script>"""
+
+
+PULL = "Pulling image lab:2: 3 of 7 layers, 120 of 840 MB, 14 %"
+IMAGES = (
+    ImageDocument(image="lab:1", here=True, size_bytes=5_200_000_000, pull=None),
+    ImageDocument(
+        image="lab:2", here=False, size_bytes=None,
+        pull=PullMessage(image="lab:2", message=PULL, percent=14, waiting=2),
+    ),
+    ImageDocument(image=HOSTILE, here=False, size_bytes=None, pull=None),
+)  # fmt: skip
 
 
 @dataclass
@@ -66,9 +80,16 @@ class Staff:
         """The result that the page shows after the form."""
         status, text = await self.post(path, who, **form)
         assert status == 303, text
-        found = re.search(
-            r'<div class="alert alert-\w+" role="status">(.*?)</div>', (await self.get(path, who))[1]
-        )
+        return await self._alert(path, who, (await self.get(path, who))[1])
+
+    async def refused(self, path: str, who: str, **form: Any) -> str:
+        """Why the form was refused, as the page says it that answers."""
+        status, text = await self.post(path, who, **form)
+        assert status in (400, 403, 409, 503), text
+        return await self._alert(path, who, text)
+
+    async def _alert(self, path: str, who: str, text: str) -> str:
+        found = re.search(r'<div class="alert alert-\w+" role="status">(.*?)</div>', text)
         assert found
         assert 'role="status">' + found[1] not in (await self.get(path, who))[1]  # it is said once
         return html.unescape(found[1])
@@ -102,6 +123,7 @@ async def staff(tmp_path: Path, times: Any) -> AsyncIterator[Staff]:
         fault=lambda: "",
         ended=ended,
         disks=lambda: (Disk("homes", "/var/lib/docker", 5 * GIB, 100 * GIB),),
+        images=lambda: IMAGES,
         unknown=lambda: (f"{1:032x}",),
         checkup=checkup,
         clock=times.now,
@@ -122,6 +144,7 @@ PAGES = (
 ROLES = ("anna", "outsider", "reader", "ines", "dean", "monitor", "admin", "noether")
 """The tokens of test_pages_handlers: reader, ines and dean have their scope for the class alone."""
 EVERYBODY_READS = ("monitor", "noether", "admin")
+NAMES = {"reader": "rudi"}
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -157,9 +180,19 @@ async def test_each_role_sends_only_its_forms(
 ) -> None:
     await staff.bench.run(1, "ada")
     of_class = path.startswith(CLASS) and who in ("ines", "dean")
+    if form["do"] == "extend":
+        await staff.bench.broker.rules.change_quota(
+            "group:students", {"session_hours": 2, "extend_hours": 1}, "noether", ""
+        )
     status, _ = await staff.post(path, who, **form)
     assert status == (303 if who == "noether" or of_class else 403)
-    assert len(await staff.log()) == (status == 303)
+    if who == "outsider":  # may not use the service at all: that is in the broker's log
+        assert await staff.log() == []
+        return
+    ((author, via, action, _, result),) = await staff.log()  # refused or not
+    assert (author.removeprefix("service "), via) == (NAMES.get(who, who), "page")
+    assert action
+    assert result is (Result.DONE if status == 303 else Result.REFUSED)
 
 
 @pytest.mark.parametrize(("path", "form"), FORMS)
@@ -178,8 +211,77 @@ async def test_an_instructor_of_one_class_does_nothing_in_another(staff: Staff) 
     for path, form in FORMS[:4]:
         status, _ = await staff.post(path.replace("students", "another"), "ines", **form)
         assert status == 403
-    await staff.said(CLASS, "ines", do="stop", lease=lease_id, confirmed="yes")
+    await staff.refused(CLASS, "ines", do="stop", lease=lease_id, confirmed="yes")
     assert staff.bench.states() == {"eve": "running"}
+
+
+# ---- what a refused form said
+
+
+def field(text: str, name: str) -> str | None:
+    """The value of the form's field with this id."""
+    found = re.search(rf'<input [^>]*id="{name}"[^>]*>', text)
+    assert found, name
+    value = re.search(r' value="([^"]*)"', found[0])
+    return None if value is None else html.unescape(value[1])
+
+
+def chosen(text: str, name: str) -> list[str]:
+    """The options of a choice that are selected."""
+    found = re.search(rf'<select [^>]*id="{name}".*?</select>', text, re.DOTALL)
+    assert found
+    return re.findall(r"<option[^>]* selected>([^<]*)", found[0])
+
+
+async def test_a_refused_session_is_not_typed_again(staff: Staff) -> None:
+    page = f"{CLASS}sessions/"
+    form = {
+        "do": "add", "name": "evening", "when": "daily 19-21", "from": "2026-12-01", "until": "2026-12-24",
+        "seats": "999", "lead": "15", "tier": "gpu", "_xsrf": "x",
+    }  # fmt: skip
+    status, text = await staff.post(page, "ines", **form)
+    assert status == 409
+    shown = {name: field(text, f"add-{name}") for name in form if name not in ("do", "tier", "_xsrf")}
+    assert shown == {name: value for name, value in form.items() if name in shown}
+    assert field((await staff.get(page, "ines"))[1], "add-name") == ""
+    status, text = await staff.post(page, "ines", **{**form, "name": HOSTILE})
+    assert (status, field(text, "add-name"), "<script>alert" in text) == (400, HOSTILE, False)
+
+
+async def test_a_refused_move_stays_open_with_what_was_typed(staff: Staff) -> None:
+    page = f"{CLASS}sessions/"
+    for name, when in (("lab", "Fridays 10-12"), ("lab2", "Mondays 10-12")):
+        add = {"do": "add", "name": name, "when": when, "from": "2026-11-26", "tier": "gpu", "seats": "1"}
+        await staff.said(page, "ines", **add)
+    move = {"do": "move", "session": "lab2", "on": "2026-12-07", "to": "2026-12-08"}
+    status, text = await staff.post(page, "ines", **move, begins="14:00", ends="never")
+    assert status == 400
+    assert [field(text, f"{name}-{n}") for n in (1, 2) for name in ("to", "begins", "ends")] == [
+        "", "", "", "2026-12-08", "14:00", "never",
+    ]  # fmt: skip
+    assert chosen(text, "on-2") == ["Mon 07 Dec, 10:00"]
+    assert re.findall(r"<details( open)?><summary[^>]*>Move or cancel (\w+)", text) == [
+        ("", "lab"), (" open", "lab2"),
+    ]  # fmt: skip
+
+
+async def test_a_refused_message_quota_drain_and_stop_keep_what_was_typed(staff: Staff) -> None:
+    _, text = await staff.post(CLASS, "ines", do="message", text="Hi there", minutes="7")
+    assert field(text, "class-text") == "Hi there"
+    change = {"do": "change", "subject": "group:students", "key": "weight", "value": "many", "reason": "exam"}
+    status, text = await staff.post("admin/rules/", "noether", **change)
+    assert (status, field(text, "quota-value"), field(text, "quota-reason")) == (400, "many", "exam")
+    assert (field(text, "quota-subject"), chosen(text, "quota-key")) == ("group:students", ["weight"])
+    page = "admin/?gpu=GPU-0"
+    _, text = await staff.post(page, "noether", do="undrain", uuid="GPU-0", reason="it is well")
+    assert field(text, "drain-reason") == "it is well"
+    ada, bob = await staff.bench.run(1, "ada"), await staff.bench.run(2, "bob")
+    status, text = await staff.post(CLASS, "ines", do="extend", lease=[ada], minutes="120")
+    assert (status, field(text, f"mark-{ada}")) == (409, ada)
+    assert re.findall(r'id="mark-(\w+)"[^>]* checked>', text) == [ada]
+    assert re.findall(r"<option[^>]* selected>(\d+ min)<", text) == ["120 min"]
+    _, text = await staff.post("admin/servers/", "noether", do="stop", lease=[bob], reason="too hot")
+    assert (field(text, "confirm-reason"), text.count(f'value="{bob}"')) == ("too hot", 1)
 
 
 # ---- a class
@@ -222,12 +324,54 @@ async def test_stopping_asks_back_and_says_what_was_done(staff: Staff) -> None:
     assert staff.bench.states() == {"ada": "running", "bob": "running"}
     assert await staff.said(CLASS, "ines", do="stop", lease=ada, confirmed="yes") == "1 server stopped."
     assert staff.bench.states() == {"bob": "running"}
-    assert await staff.said(CLASS, "ines", do="stop") == "No server was chosen: mark at least one."
+    assert await staff.refused(CLASS, "ines", do="stop") == "No server was chosen: mark at least one."
     assert await staff.log() == [("ines", "page", "stop servers", "group:students", Result.DONE)]
 
 
+async def test_a_server_on_cpu_is_stopped_through_the_hub_with_the_sender_s_token(staff: Staff) -> None:
+    bench = staff.bench
+    await bench.run(1, "ada")
+    bench.hub.running = {"bob": (HubServer("a b", "cpu", None),), "zoe": (HubServer("", "cpu", None),)}
+    _, text = await staff.get(CLASS, "ines")
+    assert re.findall(r'name="server" value="(.*?)"', text) == ["bob/a%20b"]
+    _, text = await staff.post(CLASS, "ines", do="stop", server="bob/a%20b", reason="it hangs")
+    assert "bob, server “a b”, on CPU" in html.unescape(text)
+    assert 'name="server" value="bob/a%20b"' in text
+    bench.hub_stop.refuse = True
+    form = {"do": "stop", "server": ["bob/a%20b", "zoe/"], "confirmed": "yes", "reason": "it hangs"}
+    assert await staff.refused(CLASS, "ines", **form) == (
+        "No server was stopped. bob, server 'a b': the hub says no "
+        "1 server has ended meanwhile, or is not of this class."
+    )
+    bench.hub_stop.refuse = False
+    assert (
+        await staff.said(CLASS, "ines", do="stop", everybody="yes", confirmed="yes") == "2 servers stopped."
+    )
+    assert bench.hub_stop.asked == [("ines-token", "bob", "a b")] * 2
+    assert "bob" not in bench.states()
+    assert [each[-1] for each in await staff.log()] == [Result.REFUSED, Result.DONE]
+    for mark in ("bob", "/x"):
+        sentence = await staff.refused(CLASS, "ines", do="stop", server=mark, confirmed="yes")
+        assert sentence == "A mark is USER/SERVER, as on the page: reload it."
+    bench.hub.running = {}
+    bench.times.pass_seconds(60)
+    assert "has ended meanwhile" in await staff.refused(CLASS, "ines", do="stop", everybody="yes")
+
+
+async def test_a_mark_stays_with_its_server_when_rows_move(staff: Staff) -> None:
+    bench = staff.bench
+    bench.hub.running = {name: (HubServer("", "cpu", None),) for name in ("bob", "cid")}
+    _, text = await staff.get(CLASS, "ines")
+    before = dict(re.findall(r'name="server" value="(\w+)/" id="(mark-\w+)"', text))
+    bench.hub.running = {"cid": (HubServer("", "cpu", None),)}
+    bench.times.pass_seconds(60)
+    _, text = await staff.get(CLASS, "ines")
+    after = dict(re.findall(r'name="server" value="(\w+)/" id="(mark-\w+)"', text))
+    assert after == {"cid": before["cid"]}
+
+
 async def test_a_change_of_no_server_is_none_in_the_audit_log(staff: Staff) -> None:
-    sentence = await staff.said(CLASS, "ines", do="extend", lease=f"{9:032x}", minutes="30")
+    sentence = await staff.refused(CLASS, "ines", do="extend", lease=f"{9:032x}", minutes="30")
     assert sentence.startswith("No server was extended. ")
     assert await staff.log() == [("ines", "page", "extend servers", "group:students", Result.REFUSED)]
 
@@ -239,19 +383,19 @@ async def test_a_message_is_shown_and_taken_back(staff: Staff) -> None:
     assert html.escape(HOSTILE, quote=True).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in text
     assert await staff.said(CLASS, "ines", do="message-back") == "The message is gone."
     assert "alert(1)" not in (await staff.get(CLASS, "reader"))[1]
-    assert "up to 255" in await staff.said(CLASS, "ines", do="message", text=" ", minutes="15")
+    assert "up to 255" in await staff.refused(CLASS, "ines", do="message", text=" ", minutes="15")
     assert (await staff.post(CLASS, "ines", do="what"))[0] == 400
 
 
 async def test_sessions_are_added_moved_and_cancelled_with_the_same_checks(staff: Staff) -> None:
     page = f"{CLASS}sessions/"
     add = {"do": "add", "name": "lab", "when": "Fridays 10-12", "from": "2026-11-26", "tier": "gpu"}
-    sentence = await staff.said(page, "ines", **add, seats="9")
+    sentence = await staff.refused(page, "ines", **add, seats="9")
     assert sentence.startswith("The session 'lab' needs 9 places of the tier 'gpu'")
     assert (await staff.said(page, "ines", **add, seats="2")).startswith(
         "lab was added. It meets Fridays 10:00–12:00"
     )
-    assert "already" in await staff.said(page, "ines", **add, seats="2")
+    assert "already" in await staff.refused(page, "ines", **add, seats="2")
     assert "lab 10:00–12:00 2 × gpu" in await staff.words(page, "reader")
     move = {
         "do": "move",
@@ -282,11 +426,11 @@ async def test_another_class_s_session_is_not_changed_here(staff: Staff) -> None
     }  # fmt: skip
     await staff.bench.broker.rules.save_session(other, "noether", "")
     page = f"{CLASS}sessions/"
-    assert await staff.said(page, "ines", do="cancel", session="ml", confirmed="yes") == (
+    assert await staff.refused(page, "ines", do="cancel", session="ml", confirmed="yes") == (
         "The class students has no lab session 'ml'."
     )
     add = {"do": "add", "name": "ml", "when": "Fridays 10-12", "seats": "1", "tier": "gpu"}
-    assert "already" in await staff.said(page, "ines", **add)
+    assert "already" in await staff.refused(page, "ines", **add)
     assert "ml" not in await staff.words(page, "ines")
 
 
@@ -333,8 +477,27 @@ async def test_a_device_is_drained_and_given_back(staff: Staff) -> None:
     assert staff.bench.states() == {"ada": "running"}
     await staff.said("admin/?gpu=GPU-0", "noether", do="undrain", uuid="GPU-0")
     assert staff.bench.broker.rules.rulebook.rules.drained == {}
-    assert "There is no GPU 'x'" in await staff.said("admin/", "noether", do="drain", uuid="x")
+    assert "There is no GPU 'x'" in await staff.refused("admin/", "noether", do="drain", uuid="x")
     assert "Drain: place nothing new here" not in await staff.words("admin/?gpu=GPU-0", "monitor")
+
+
+async def test_a_drain_names_the_lab_session_that_needs_the_device(staff: Staff) -> None:
+    rules = staff.bench.broker.rules
+    devices = len(staff.bench.broker.allocator.snapshot().devices)
+    tomorrow = staff.bench.times.now() + timedelta(days=1)
+    lab = {
+        "name": "cs231n", "group": "class", "tier": "gpu", "seats": devices, "timezone": "UTC",
+        "first": tomorrow.date().isoformat(), "begins": "10:00", "length_seconds": 7200,
+    }  # fmt: skip
+    await rules.save_session(lab, "noether", "")
+    said = await staff.said("admin/?gpu=GPU-0", "noether", do="drain", uuid="GPU-0", reason="new fans")
+    assert said.startswith(
+        "Nothing new is placed on this device. What runs there goes on. Lab sessions that "
+    )
+    assert f"cs231n ({devices} places, " in said
+    assert rules.drain_warning() in said
+    await staff.said("admin/?gpu=GPU-0", "noether", do="undrain", uuid="GPU-0")
+    assert rules.drain_warning() == ""
 
 
 async def test_servers_are_found_sorted_and_stopped(staff: Staff) -> None:
@@ -388,7 +551,7 @@ async def test_quotas_are_changed_and_taken_back(staff: Staff) -> None:
     change = {"do": "change", "subject": "group:students", "key": "devices", "value": "2", "reason": "exam"}
     assert await staff.said("admin/rules/", "noether", **change) == "group:students: devices is 2 now."
     assert "group:students devices 2 devices 2" in await staff.words("admin/rules/", "monitor")
-    refused = await staff.said("admin/rules/", "noether", **{**change, "value": "many"})
+    refused = await staff.refused("admin/rules/", "noether", **{**change, "value": "many"})
     assert "devices" in refused
     assert "group:students devices 2 devices 2" in await staff.words("admin/rules/", "monitor")
     back = await staff.said("admin/rules/", "noether", do="reset", subject="group:students")
@@ -409,6 +572,12 @@ async def test_the_machine_is_checked_once_on_request_and_the_result_kept(staff:
     words = await staff.words("admin/machine/", "monitor")
     assert "1 problem needs a look." in words
     assert "problem Docker : it is down start it" in words
+    assert "Images lab:1 on this machine, 5.2 GB lab:2 being pulled 3 of 7 layers, 120 of 840 MB" in words
+    assert "14 %; 2 starts wait for it" in words
+    assert "</script> not on this machine" in words
+    _, text = await staff.get("admin/machine/", "monitor")
+    assert 'aria-label="Pull of lab:2" aria-valuenow="14"' in text
+    assert "<script>alert" not in text
     assert "Disk space homes 5.0 GiB of 100 GiB free at /var/lib/docker: low" in words
 
 

@@ -73,7 +73,7 @@ def test_status() -> None:
                 "unguarded_reason": "", "drained": False, "used_bytes": 5 << 30, "utilization_percent": 71.0,
                 "simulated": False, "lease_id": "a" * 32, "user": "anna", "server": "train",
                 "free_slices": None, "total_slices": None, "free_memory_bytes": None, "shares": [],
-                "free_seats": None, "total_seats": None,
+                "free_seats": None, "total_seats": None, "node": "",
             },
             {
                 "uuid": "GPU-2", "model": "Unknown", "index": None, "memory_bytes": 40 << 30,
@@ -82,7 +82,7 @@ def test_status() -> None:
                 "compute_guarantee": "none", "unguarded_reason": "", "drained": False, "used_bytes": None,
                 "utilization_percent": None, "simulated": True, "lease_id": None, "user": None,
                 "server": None, "free_slices": None, "total_slices": None, "free_memory_bytes": None,
-                "shares": [], "free_seats": None, "total_seats": None,
+                "shares": [], "free_seats": None, "total_seats": None, "node": "",
             },
         ],
         "leases": [
@@ -92,13 +92,14 @@ def test_status() -> None:
                 "compute_percent": 100.0, "mode": "whole", "since": "2025-03-01T12:05:00Z",
                 "notice": "Save your work.", "groups": [], "turn": None, "unknown_to_hub": True,
                 "used_bytes": None, "busy_percent": None, "ends_at": None, "ends_because": "",
+                "kept_asleep": "",
             },
             {
                 "id": "b" * 32, "user": "ben", "server": "", "hub": "hub", "tier": "gpu", "state": "waiting",
                 "device_uuids": [], "memory_bytes": 0, "compute_percent": 100.0, "mode": "whole",
                 "since": "2025-03-01T12:00:00Z", "notice": "", "groups": [], "turn": None,
                 "unknown_to_hub": False, "used_bytes": None, "busy_percent": None, "ends_at": None,
-                "ends_because": "",
+                "ends_because": "", "kept_asleep": "",
             },
         ],
         "queue": [

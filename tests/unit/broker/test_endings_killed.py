@@ -1,7 +1,8 @@
-"""A broker that is killed around any commit still warns before it ends a server, and ends it in time.
+"""A broker that is killed around any commit still warns, then ends a server or puts it to sleep in time.
 
 The clock is the test's; allocator, rulebook, rounds and ledger are the broker's own. The kill walks over
-every commit from the server's start to its end, before and after it was written.
+every commit from the server's start to its end, before and after it was written, on SQLite and PostgreSQL.
+Real processes that are killed: tests/docker/test_crash_points_endings.py.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.decide.when.gpu_use import GpuUse
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
@@ -23,12 +24,14 @@ from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.config.idle import IdleRules
 from gpuspawner.config.quotas import Known
-from gpuspawner.core.model import GpuRequest, LeaseState, Tier
+from gpuspawner.core.model import GpuRequest, Lease, LeaseState, Mode, Tier
 from gpuspawner.core.want import Want
 
 from tests.unit.lease_examples import GPU0
 
-KNOWN = Known((Tier("gpu", "One GPU", want=Want(1)),), None, "UTC")
+WANTS = {"gpu": Want(1), "turns": Want(1, mode=Mode.TURNS, memory_bytes=24 << 30)}
+KNOWN = Known(tuple(Tier(name, name, want=want) for name, want in WANTS.items()), None, "UTC")
+SEATS = {GPU0.uuid: SharingRules("turns", Mode.TURNS, reserve_bytes=3 << 30, seats=4)}
 QUOTAS = [{"group": "short", "session_hours": 1}, {"group": "poor", "gpu_hours": 1}]
 LEASE = f"{1:032x}"
 ROUND_SECONDS = 20.0
@@ -60,10 +63,11 @@ class Life:
     """One server from its start to its end, over as many brokers as it takes."""
 
     times: Any
-    path: Path
+    path: str
     group: str
     strike_at: int
     when: str
+    tier: str = "gpu"
     commits: int = 0
     warned: list[tuple[datetime, str]] = field(default_factory=list)
     ended_at: datetime | None = None
@@ -87,7 +91,7 @@ class Life:
         gate = QuotaGate(rulebook, ledger, self.times.now)
         rules = queue_rules(gate, None, 86400.0)
         self.allocator = Allocator(ledger, clock=self.times.now, gate=gate, rules=rules)
-        await self.allocator.load([GPU0])
+        await self.allocator.load([GPU0], SEATS if self.tier == "turns" else {})
         parts = EndingParts(
             rulebook=rulebook,
             gate=gate,
@@ -96,6 +100,8 @@ class Life:
             gpu_use=lambda lease: GpuUse(True, self.times.now()),
             idle=IdleRules(),
             clock=self.times.now,
+            sleep=self.sleep,
+            can_sleep=lambda lease: lease.mode is Mode.TURNS,
         )
         self.endings = Endings(parts, logging.getLogger("test"))
         lease = self.allocator.lease(LEASE)
@@ -107,6 +113,10 @@ class Life:
         if await self.allocator.tell(lease_id, sentence) is not None and sentence:
             self.warned.append((self.times.now(), sentence))
 
+    async def sleep(self, lease: Lease, reason: str) -> bool:
+        await self.allocator.sleep(lease.id)
+        return True
+
     async def release(self, lease_id: str, reason: str) -> bool:
         await self.allocator.begin_release(lease_id, reason)
         self.ended_at, self.reason = self.times.now(), reason
@@ -117,16 +127,21 @@ class Life:
         """What happens next: the start, or one round."""
         lease = self.allocator.lease(LEASE)
         if lease is None and self.ended_at is None:
-            request = GpuRequest(LEASE, "hub", "ada", "", "gpu", Want(1), (self.group,))
+            request = GpuRequest(LEASE, "hub", "ada", "", self.tier, WANTS[self.tier], (self.group,))
             lease = await self.allocator.acquire(request)
         if lease is not None and lease.state is LeaseState.RESERVED:
-            await self.allocator.set_running(LEASE, "c1")
+            lease = await self.allocator.set_running(LEASE, "c1")
+        if lease is not None and lease.state is LeaseState.ASLEEP and not lease.kept_asleep:
+            await self.allocator.wake(LEASE)  # it computes whenever it may
+        elif lease is not None and lease.state is LeaseState.RUNNING and lease.kept_asleep:
+            await self.allocator.sleep(LEASE)  # as the keeper of its pool does
         await self.endings.round()
 
-    async def run(self) -> None:
-        """Until the lease is closed, at most two hours."""
-        await self.start_broker()
-        for _ in range(int(7200 / ROUND_SECONDS)):
+    async def run(self, hours: float = 2.0) -> None:
+        """Until the lease is closed, or so long."""
+        if not hasattr(self, "ledger"):
+            await self.start_broker()
+        for _ in range(int(hours * 3600 / ROUND_SECONDS)):
             try:
                 await self.step()
             except Killed:
@@ -142,10 +157,10 @@ class Life:
 @pytest.mark.parametrize("strike_at", range(1, 8))
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_killed_broker_s_successor_warns_and_ends(
-    tmp_path: Path, times: Any, group: str, strike_at: int, when: str
+    database: str, times: Any, group: str, strike_at: int, when: str
 ) -> None:
     times.wall = times.wall.replace(year=2026, month=11, day=26, hour=8)
-    life = Life(times, tmp_path / "ledger", group, strike_at, when)
+    life = Life(times, database, group, strike_at, when)
     began = times.now()
     await life.run()
     assert life.ended_at is not None
@@ -163,14 +178,55 @@ async def test_a_killed_broker_s_successor_warns_and_ends(
     await life.ledger.close()
 
 
-async def test_the_walk_meets_every_commit(tmp_path: Path, times: Any) -> None:
+async def test_the_walk_meets_every_commit(database: str, times: Any) -> None:
     """Reserved, running, two warnings, releasing, closed: the walk above goes one beyond."""
     times.wall = times.wall.replace(year=2026, month=11, day=26, hour=8)
-    life = Life(times, tmp_path / "ledger", "short", 0, "")
+    life = Life(times, database, "short", 0, "")
     await life.run()
     assert life.commits == 6
     assert [sentence.split(",")[0] for _, sentence in life.warned] == [
         "This server ends in 15 minutes",
         "This server ends in 5 minutes",
     ]
+    await life.ledger.close()
+
+
+SLEEPS = 10
+"""One more than a server in turns has: reserved, its container runs, awake, two warnings, kept asleep,
+asleep; and with the new week: may wake, awake."""
+
+
+@pytest.mark.parametrize("strike_at", range(1, SLEEPS + 1))
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_killed_broker_s_successor_puts_to_sleep_and_lets_wake(
+    database: str, times: Any, strike_at: int, when: str
+) -> None:
+    times.wall = times.wall.replace(year=2026, month=11, day=29, hour=20)  # a Sunday
+    life = Life(times, database, "poor", strike_at, when, "turns")
+    began = times.now()
+    await life.run(1.25)
+    kept = life.allocator.lease(LEASE)
+    assert kept is not None
+    assert (kept.state, life.ended_at) == (LeaseState.ASLEEP, None)
+    assert kept.kept_asleep.startswith("This server sleeps. You have used 1.")
+    assert kept.notice == kept.kept_asleep
+    ahead = [(kept.since - at).total_seconds() for at, _ in life.warned]
+    assert any(300 <= each <= 420 for each in ahead), ahead  # never without five minutes' notice
+    used = sum(each.seconds for each in await life.ledger.intervals(began, "hub", "ada"))
+    assert 3600 - 1 <= used <= 3600 + 300 + 3 * ROUND_SECONDS + DOWN_SECONDS
+    times.pass_seconds(2.7 * 3600)
+    await life.run(0.3)  # past midnight: a new week
+    woken = life.allocator.lease(LEASE)
+    assert woken is not None
+    assert (woken.state, woken.kept_asleep, woken.notice) == (LeaseState.RUNNING, "", "")
+    await life.ledger.close()
+
+
+async def test_the_walk_of_a_sleep_meets_every_commit(database: str, times: Any) -> None:
+    times.wall = times.wall.replace(year=2026, month=11, day=29, hour=20)
+    life = Life(times, database, "poor", 0, "", "turns")
+    await life.run(1.2)
+    times.pass_seconds(2.7 * 3600)
+    await life.run(0.3)
+    assert life.commits == SLEEPS - 1
     await life.ledger.close()

@@ -98,7 +98,7 @@ def test_nobody_is_there_and_nothing_is_limited(served: Served) -> None:
 
 
 def test_before_a_class_a_start_ends_when_it_begins_and_the_page_says_so(served: Served, times: Any) -> None:
-    tell(served, "/sessions", SessionChange(session=SESSION, author="noether"))
+    tell(served, "/api/sessions", SessionChange(session=SESSION, author="noether"))
     about = (
         "2 places are kept for the lab session 'cs231n' from 16:00 to 18:00 (Europe/Berlin), free then; what "
         "the class doesn't use is free from 16:15."
@@ -123,7 +123,7 @@ def test_before_a_class_a_start_ends_when_it_begins_and_the_page_says_so(served:
 def test_in_a_class_the_refusal_is_the_start_s_own_with_the_time_when_it_ends(
     served: Served, times: Any
 ) -> None:
-    tell(served, "/sessions", SessionChange(session=SESSION, author="noether"))
+    tell(served, "/api/sessions", SessionChange(session=SESSION, author="noether"))
     times.pass_seconds(3300)  # 16:05
     assert start(served, 1, "bob", "cs231n") is LeaseState.RESERVED
     about = (
@@ -152,7 +152,7 @@ def test_used_up_hours_are_allowed_again_on_monday_and_a_held_gpu_never_by_itsel
     served: Served, times: Any
 ) -> None:
     change = {"gpu_hours": 1, "session_hours": 4}
-    tell(served, "/quotas", QuotaChange(subject="user:ada", values=change, author="noether"))
+    tell(served, "/api/quotas", QuotaChange(subject="user:ada", values=change, author="noether"))
     times.pass_seconds(1800)
     found = offer(served).tiers[1]
     assert (found.ends_at, found.ends_message, found.session_seconds) == (
@@ -171,7 +171,7 @@ def test_used_up_hours_are_allowed_again_on_monday_and_a_held_gpu_never_by_itsel
     start(served, 2, "bob", "students")
     again = offer(served, "students", user="bob").tiers[1]  # its own default server doesn't count
     assert (again.refused, again.free) == (None, 1)
-    tell(served, "/quotas", QuotaChange(subject="user:bob", values={"devices": 0}, author="noether"))
+    tell(served, "/api/quotas", QuotaChange(subject="user:bob", values={"devices": 0}, author="noether"))
     none = offer(served, "students", user="bob").tiers[1]
     assert none.refused is not None
     assert (none.refused.reason, none.allowed_at) == ("quota_devices", None)

@@ -261,3 +261,37 @@ async def test_everybody_reads_what_everybody_is_told(bench: Bench) -> None:
         _, _, text = await bench.pages.get(address, "anna-token")
         assert "<strong>noether:</strong> We restart at 18:00 &lt;now&gt;." in text
         assert "For others." not in text
+
+
+async def test_a_server_is_stopped_by_its_name_without_a_script(bench: Bench) -> None:
+    """Also one without a lease; the next page is the hub's."""
+    _, xsrf = await xsrf_of(bench, "anna")
+    path = "stop/?user=anna&server=a%2Fb"
+    _, _, asked = await bench.pages.get(f"own/{path}")
+    assert "Server “<bdi>a/b</bdi>” stops, or its start is cancelled." in asked
+    assert 'href="/base/hub/spawn-pending/anna/a%2Fb"' in asked
+    bench.pages.hub.answers = [202, 204, 404]
+    assert (await bench.press(path, xsrf))[:2] == (303, "/base/hub/spawn-pending/anna/a%2Fb")
+    assert (await bench.press(path, xsrf))[:2] == (303, "/base/hub/spawn/anna/a%2Fb")
+    assert (await bench.press("stop/", xsrf))[:2] == (303, "/base/hub/spawn/anna")
+    assert bench.pages.hub.servers == [
+        ("DELETE", "anna/servers/a%2Fb", "anna-token", None),
+        ("DELETE", "anna/servers/a%2Fb", "anna-token", None),
+        ("DELETE", "anna/server", "anna-token", None),
+    ]
+    assert [each[2:] for each in await bench.log()] == [
+        ("stop", "user:anna", Result.DONE),
+        ("stop", "user:anna", Result.DONE),
+        ("stop", "user:anna", Result.REFUSED),
+    ]
+
+
+async def test_whether_somebody_else_s_server_may_be_stopped_is_the_hub_s_decision(bench: Bench) -> None:
+    _, xsrf = await xsrf_of(bench, "anna")
+    bench.pages.hub.answers = [403]
+    status, _, text = await bench.press("stop/?user=bob", xsrf)
+    assert status == 403
+    assert "JupyterHub doesn&#39;t let you stop or start this server from here." in text
+    assert "The default server of <bdi>bob</bdi> stops" in text
+    assert (await bench.press("stop/?user=bob", "wrong"))[0] == 403
+    assert len(bench.pages.hub.servers) == 1

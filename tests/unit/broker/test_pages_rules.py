@@ -178,15 +178,18 @@ async def test_a_repeated_request_is_carried_out_once(rules: Rules) -> None:
 async def test_each_change_is_in_the_audit_log(rules: Rules) -> None:
     await rules.ask("POST", "quotas", "noether-token", CHANGE)
     await rules.ask("POST", "sessions", "robot-token", {"session": {**LAB, "seats": 7}})
-    await rules.ask("POST", "quotas", "anna-token", CHANGE)  # may not: nothing is written down
+    await rules.ask("POST", "quotas", "anna-token", CHANGE)  # may not
+    await rules.ask("POST", "quotas", "dean-token", {**CHANGE, "subject": "group:phd"})  # not for this group
     found = await rules.broker.ledger.audited(Search())
     assert [
         (each.author, each.via, each.action, each.subject, each.groups, each.result) for _, each in found
     ] == [
+        ("dean", "api", "change quota", "group:phd", ("phd",), Result.REFUSED),
+        ("anna", "api", "POST quotas", "api", (), Result.REFUSED),
         ("service robot", "api", "save lab session", "session:cs231n", ("students",), Result.REFUSED),
         ("noether", "api", "change quota", "group:students", ("students",), Result.DONE),
     ]
-    assert (found[1][1].document, found[1][1].reason) == (
+    assert (found[3][1].document, found[3][1].reason) == (
         {"subject": "group:students", "values": {"devices": 2}},
         "exam week",
     )
@@ -278,7 +281,10 @@ async def test_an_admin_ends_a_server_that_the_hub_does_not_know(rules: Rules) -
         LeaseState.RELEASING,
         "ended by noether: the hub doesn't know it",
     )
-    ((_, write),) = await rules.broker.ledger.audited(Search())
+    (_, write), (_, tried) = await rules.broker.ledger.audited(Search())
+    assert (tried.action, tried.author, tried.result) == (
+        f"POST leases/{lease_id}/end", "service monitor", Result.REFUSED,
+    )  # fmt: skip
     assert (write.action, write.subject, write.author, write.reason, write.result) == (
         "end", "user:ada", "noether", "renamed", Result.DONE,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from gpuspawner.broker.decide.place.placement import (
@@ -15,7 +16,8 @@ from gpuspawner.broker.decide.place.placement import (
     take,
     whole_share,
 )
-from gpuspawner.core.model import Device
+from gpuspawner.broker.decide.place.sharing_rules import SharingRules
+from gpuspawner.core.model import Device, Mode
 from gpuspawner.core.want import Want
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,56 @@ def rooms_of(devices: Iterable[Device]) -> dict[Kind, list[Room]]:
 def test_by_example(want: Want, devices: list[Device], expected: list[Device] | None) -> None:
     shares = None if expected is None else tuple(map(whole_share, expected))
     assert place(want, rooms_of(devices)) == shares
+
+
+A5, B6, B7 = (
+    replace(H2, uuid="GPU-5", node="a"),
+    replace(H2, uuid="GPU-6", node="b"),
+    replace(H3, uuid="GPU-7", node="b"),
+)
+SMALL = replace(A0, uuid="GPU-8", node="a")
+
+
+@pytest.mark.parametrize(
+    ("want", "devices", "expected"),
+    [
+        (Want(1, None), [A5, B6, B7], [A5]),  # node b keeps two for who asks for two
+        (Want(1, None), [B6, A5], [A5]),  # equal: by name
+        (Want(2, None), [A5, B6, B7], [B6, B7]),
+        (Want(2, None), [A5, SMALL, B6], [SMALL, A5]),  # of two kinds, but never of two nodes
+        (Want(2, None), [A5, B6], None),
+        (Want(3, None), [A5, SMALL, B6, B7], None),
+    ],
+)
+def test_devices_of_a_lease_are_of_one_node(
+    want: Want, devices: list[Device], expected: list[Device] | None
+) -> None:
+    shares = None if expected is None else tuple(map(whole_share, expected))
+    assert place(want, rooms_of(devices)) == shares
+    assert place(want, rooms_of(devices[::-1])) == shares
+
+
+def test_a_slice_goes_to_the_emptiest_device_of_all_nodes() -> None:
+    terms = SharingRules("s", Mode.SLICE, slices=4)
+    held = Share(A5.uuid, GIB, 25.0)
+    rooms = {
+        kind_of(A5, terms): [Room(A5, (held,), terms)],
+        kind_of(B6, terms): [Room(B7, (), terms), Room(B6, (replace(held, device_uuid=B6.uuid),), terms)],
+    }
+    (share,) = place(Want(1, mode=Mode.SLICE), rooms) or ()
+    assert share == Share(B7.uuid, 20 * GIB, 100.0)
+
+
+def test_a_seat_in_turns_is_on_the_node_with_the_fewest_leases_for_each_device() -> None:
+    terms = SharingRules("t", Mode.TURNS, seats=8)
+    seats = [Share(A5.uuid, GIB, 100.0, in_turns=True)] * 2
+    others = [[replace(each, device_uuid=b.uuid) for each in (*seats, seats[0])] for b in (B6, B7)]
+    rooms = {
+        kind_of(A5, terms): [Room(A5, tuple(seats), terms)],
+        kind_of(B6, terms): [Room(B6, tuple(others[0]), terms), Room(B7, tuple(others[1]), terms)],
+    }
+    shares = place(Want(1, mode=Mode.TURNS), rooms) or ()
+    assert [share.device_uuid for share in shares] == [B6.uuid, B7.uuid]
 
 
 def test_whole_needs_an_untouched_room() -> None:

@@ -12,6 +12,7 @@ import pytest
 from gpuspawner.broker.api.access import READ_SCOPE, RESERVE_SCOPE
 from gpuspawner.broker.api.public.classes import class_routes
 from gpuspawner.broker.api.public.rules import joined, public_rules
+from gpuspawner.broker.leases.hub_api import HubServer
 from gpuspawner.broker.ledger import Result, Search
 from gpuspawner.broker.observe.use import Use
 
@@ -112,7 +113,10 @@ async def test_writing_needs_the_scope_for_the_group(
         assert answer["message"].endswith(f"{RESERVE_SCOPE} with !group=another of the hub.")
     status, answer = await taught.ask(method, f"{STUDENTS}/{what}", None, body)
     assert (status, answer["reason"]) == (401, "login_required")
-    assert await taught.log() == []
+    tried = [("anna", 0), ("rudi", 0), ("ines", 1), ("dean", 1)]
+    assert [(each[0], len(each[3]), each[-1]) for each in await taught.log()] == [
+        (*each, Result.REFUSED) for each in tried
+    ]
     assert taught.bench.broker.allocator.lease(lab) is not None
 
 
@@ -150,9 +154,40 @@ async def test_one_some_or_all_are_stopped_and_strangers_stay(taught: Taught) ->
 
 async def test_somebody_who_left_the_class_is_not_touched(taught: Taught) -> None:
     gone = await taught.bench.run(1, "zoe")  # she was a member when she asked
-    _, done = await taught.ask("POST", f"{STUDENTS}/stop", INES, {"lease_ids": [gone]})
-    assert done["done"] == 0
+    status, answer = await taught.ask("POST", f"{STUDENTS}/stop", INES, {"lease_ids": [gone]})
+    assert (status, answer) == (409, {
+        "reason": "lease_conflict",
+        "message": "No server was stopped. 1 server has ended meanwhile, or is not of this class.",
+    })  # fmt: skip
     assert taught.bench.states() == {"zoe": "running"}
+    assert [each[-1] for each in await taught.log()] == [Result.REFUSED]
+
+
+async def test_servers_without_a_gpu_are_stopped_by_the_hub(taught: Taught) -> None:
+    """With the sender's token; only those of the class, and all of it where everybody is chosen."""
+    bench = taught.bench
+    ada = await bench.run(1, "ada")
+    bench.hub.running = {
+        "ada": (HubServer("", "gpu", None), HubServer("notes", "cpu", None)),
+        "bob": (HubServer("", "cpu", None),),
+        "eve": (HubServer("", "cpu", None),),
+    }
+    one = {"servers": [{"user": "ada", "server": "notes"}, {"user": "eve"}, {"user": "ada"}]}
+    status, done = await taught.ask("POST", f"{STUDENTS}/stop", INES, one)
+    assert (status, done) == (200, {
+        "done": 1, "refused": ["2 servers have ended meanwhile, or are not of this class."],
+    })  # fmt: skip
+    assert bench.hub_stop.asked == [(INES, "ada", "notes")]
+    del bench.hub.running["ada"]
+    status, done = await taught.ask("POST", f"{STUDENTS}/stop", DEAN, {"everybody": True})
+    assert (status, done) == (200, {"done": 2, "refused": []})
+    assert bench.hub_stop.asked[1:] == [(DEAN, "bob", "")]
+    assert bench.broker.allocator.lease(ada) is None
+    extend = {"servers": [{"user": "bob"}], "seconds": 600}
+    status, answer = await taught.ask("POST", f"{STUDENTS}/extend", INES, extend)
+    assert (status, answer["message"]) == (
+        409, "No server was extended. bob: without a GPU, a server has no end.",
+    )  # fmt: skip
 
 
 async def test_what_didn_t_work_is_said_for_each(taught: Taught) -> None:
@@ -177,10 +212,12 @@ async def test_sessions_are_extended_as_far_as_quotas_allow(taught: Taught) -> N
     )  # fmt: skip
     assert bench.broker.rules.rulebook.rules.extended_seconds == {ada: 1800.0}
     await taught.ask("POST", extend, INES, {"lease_ids": [ada], "seconds": 1800})
-    _, done = await taught.ask("POST", extend, INES, {"lease_ids": [ada], "seconds": 1800})
-    assert done["refused"] == [
-        "ada: Your quota allows no further extension (1 hours in all): save your work."
-    ]
+    status, answer = await taught.ask("POST", extend, INES, {"lease_ids": [ada], "seconds": 1800})
+    assert (status, answer["message"]) == (
+        409,
+        "No server was extended. ada: Your quota allows no further extension (1 hours in all): save your "
+        "work.",
+    )
 
 
 async def test_a_message_is_shown_with_its_author_and_taken_back(taught: Taught) -> None:
@@ -216,7 +253,7 @@ async def test_devices_are_drained_by_admins_alone(taught: Taught) -> None:
     )  # fmt: skip
     assert await taught.ask("DELETE", "drains", NOETHER, body) == (204, "")
     assert (await taught.ask("DELETE", "drains", NOETHER, body))[0] == 400
-    assert [entry[:3] for entry in await taught.log()] == [
+    assert [entry[:3] for entry in await taught.log() if entry[0] == "noether"] == [
         ("noether", "drain device", "device:GPU-0"), ("noether", "drain device", "device:GPU-9"),
         ("noether", "undrain device", "device:GPU-0"), ("noether", "undrain device", "device:GPU-0"),
     ]  # fmt: skip

@@ -75,7 +75,7 @@ def test_what_a_user_may_have_and_has(served: Served, times: Any) -> None:
     run(served)
     times.pass_seconds(5400)
     change = {"gpu_hours": 10, "session_hours": 4, "extend_hours": "unlimited", "leases": "unlimited"}
-    tell(served, "/quotas", QuotaChange(subject="group:students", values=change, author="noether"))
+    tell(served, "/api/quotas", QuotaChange(subject="group:students", values=change, author="noether"))
     expected = AllowanceDocument(
         leases=None, devices=1, slices=None, session_seconds=14400.0, extend_seconds=None, priority=0,
         held_leases=1, held_devices=1, held_slices=0,
@@ -109,7 +109,7 @@ def test_a_group_s_properties_are_taken_over(served: Served) -> None:
 def test_idle_servers_and_when_they_end(served: Served, times: Any) -> None:
     run(served)
     change = QuotaChange(subject="user:ada", values={"session_hours": 1}, author="noether")
-    tell(served, "/quotas", change)
+    tell(served, "/api/quotas", change)
     tell(served, f"/leases/{LEASE}/kernels", KernelsMessage(busy=False))
     begun = times.now()
     served.do(served.endings.round())
@@ -132,12 +132,12 @@ def test_a_session_is_extended_or_refused_with_the_reason(served: Served) -> Non
     with pytest.raises(NotAllowed, match="This server has no end"):
         ask(served, path, ExtendedDocument, body)
     change = {"session_hours": 1, "extend_hours": 0.1}
-    tell(served, "/quotas", QuotaChange(subject="user:ada", values=change, author="noether"))
+    tell(served, "/api/quotas", QuotaChange(subject="user:ada", values=change, author="noether"))
     assert ask(served, path, ExtendedDocument, body) == ExtendedDocument(seconds=360.0)
 
 
 def test_what_is_not_well_formed_is_named(served: Served) -> None:
-    with pytest.raises(BadOption, match="The request lacks 'author'"):
-        tell(served, "/quotas", KernelsMessage(busy=True))
+    with pytest.raises(BadOption, match="The request lacks 'subject'"):
+        tell(served, "/api/quotas", KernelsMessage(busy=True))
     with pytest.raises(BadOption, match="Nothing was changed"):
-        tell(served, "/quotas", QuotaChange(subject="everybody", values={}, author="noether"))
+        tell(served, "/api/quotas", QuotaChange(subject="everybody", values={}, author="noether"))

@@ -18,16 +18,16 @@ STEPS = 1_000_000 if settings().max_examples > 1000 else 10_000
 WALK = 2000
 
 
-def walk(seed: int, length: int, ledger: Any) -> None:
+def walk(seed: int, length: int, ledger: Any, nodes: int = 1) -> None:
     """One walk; it prints what it takes to repeat it."""
-    walk = Walk(random.Random(seed), ledger)
+    walk = Walk(random.Random(seed), ledger, nodes)
     number = 0
     try:
         while number < length:
             number += 1
             walk.step()
     except BaseException:
-        print(f"seed {seed}, step {number}")
+        print(f"seed {seed}, step {number}, {nodes} nodes")
         raise
     finally:
         walk.close()
@@ -36,6 +36,12 @@ def walk(seed: int, length: int, ledger: Any) -> None:
 def test_shares_never_exceed_a_device() -> None:
     for _ in range(STEPS // WALK):
         walk(random.randrange(1 << 32), WALK, MemoryLedger())
+
+
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_the_devices_of_a_lease_are_of_one_node(nodes: int) -> None:
+    for _ in range(STEPS // WALK // 2):
+        walk(random.randrange(1 << 32), WALK, MemoryLedger(), nodes)
 
 
 def test_a_walk_that_once_failed() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
+from gpuspawner.broker.decide.turns import Rank
+from gpuspawner.core.decision import Drain
 from gpuspawner.core.model import ContainerPatch, LeaseState
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import Quota
@@ -15,7 +17,7 @@ from gpuspawner.node.checkpoint.cgroup import MemoryCgroup
 from gpuspawner.node.checkpoint.order import ProcessState
 
 from tests.unit.scripted_checkpoint import GIB, A, B, C
-from tests.unit.turn_room import DEVICES, Room, room_in
+from tests.unit.turn_room import DEVICES, NOON, Room, room_in
 
 
 @pytest.fixture
@@ -130,6 +132,30 @@ async def test_a_closed_pool_says_why_and_opens_when_the_check_passes(room: Room
     assert room.node.checks[0] == (A,)
 
 
+async def test_the_policy_says_who_is_next_as_it_is_now(room: Room) -> None:
+    await room.broker()
+    leases = [await room.lease() for _ in range(3)]
+    room.machine.computing = {A}
+    room.compute(leases[0])
+    await room.look(0.3)
+    for lease in leases[1:]:
+        room.compute(lease)
+        await room.look(0.3)
+    assert _positions(room) == {"user-1": None, "user-2": 1, "user-3": 2}
+    room.ranks["user-2"] = Rank(0, (3, 0))  # it has used more by now
+    await room.look(0.1)
+    assert _positions(room) == {"user-1": None, "user-2": 2, "user-3": 1}
+    room.ranks["user-2"] = Rank(1, (3, 0))
+    await room.look(0.1)
+    assert _positions(room) == {"user-1": None, "user-2": 1, "user-3": 2}
+
+
+def _positions(room: Room) -> dict[str, int | None]:
+    assert room.running is not None
+    views, users = room.running.turns.views(), {each.id: each.user for each in room.allocator.leases()}
+    return {users[lease_id]: view.position for lease_id, view in views.items()}
+
+
 async def test_wake_now_and_give_up(room: Room) -> None:
     enforcement = await room.broker()
     ann, ben = await room.lease(), await room.lease()
@@ -193,6 +219,50 @@ async def test_an_idle_server_sleeps_until_it_wants_a_gpu(room: Room) -> None:
     assert not enforcement.turns.rest("f" * 32)
 
 
+async def test_who_is_kept_asleep_gets_no_turn_until_it_may_wake(room: Room) -> None:
+    await room.broker()
+    ann, ben = await room.lease(), await room.lease()
+    pid = room.compute(ann)
+    room.machine.computing = {A}
+    await room.look(0.2)
+    assert room.turns()["user-1"] == ("awake", A)
+    await room.allocator.keep_asleep(ann.id, "This server sleeps.")
+    await room.look(1.0)
+    program = room.machine.programs[pid]
+    assert (program.state, room.turns()["user-1"]) == (ProcessState.CHECKPOINTED, ("asleep", None))
+    assert room.states()["user-1"] == "asleep"  # and isn't charged
+    assert room.holders.said[-1] == (ann.id, "This server sleeps.")
+    program.waits_on = 0x2000  # a cell calls CUDA, and a new program begins: neither gets a turn
+    other = room.compute(ann)
+    await room.look(1.0)
+    await asyncio.sleep(0.15)  # the watch takes the real time
+    await room.look(2.0)
+    assert {room.machine.programs[each].state for each in (pid, other)} == {ProcessState.CHECKPOINTED}
+    assert room.turns()["user-1"] == ("asleep", None)
+    room.compute(ben)  # the GPU is free for others
+    await room.look(0.3)
+    assert room.turns()["user-2"] == ("awake", A)
+    await room.allocator.keep_asleep(ann.id, "")
+    room.machine.computing = set()
+    await room.look(3.0)
+    assert room.turns()["user-1"][0] == "awake"
+
+
+async def test_the_next_broker_gives_who_is_kept_asleep_no_turn(room: Room) -> None:
+    """Killed between the ledger's commit and the move: the program still computes."""
+    await room.broker()
+    ann = await room.lease()
+    pid = room.compute(ann)
+    await room.look(0.2)
+    await room.end()
+    await room.allocator.keep_asleep(ann.id, "This server sleeps.")
+    await room.broker()
+    await room.look(1.0)
+    assert room.machine.programs[pid].state is ProcessState.CHECKPOINTED
+    assert room.turns()["user-1"] == ("asleep", None)
+    assert room.states()["user-1"] == "asleep"
+
+
 async def test_the_guard_knows_who_may_use_the_pool_s_gpus(room: Room) -> None:
     await room.broker(DEVICES[:2])
     lease = await room.lease()
@@ -210,9 +280,10 @@ async def test_a_gpu_out_of_service_leaves_the_others_in_use(room: Room) -> None
     await room.look(0.3)
     assert room.turns() == {"user-1": ("awake", A)}
     await room.health(A, "XID 79")
+    await room.look(0.3)
     found = room.allocator.lease(ann.id)
     assert found is not None
-    assert found.notice == ""
+    assert "XID 79" in found.notice  # its memory is there
     ben = await room.lease()
     assert ben.device_uuids == (B, C)
     cem = await room.lease()
@@ -221,10 +292,47 @@ async def test_a_gpu_out_of_service_leaves_the_others_in_use(room: Room) -> None
     assert fourth.state is LeaseState.WAITING  # the pool's seats are taken, though B and C have two leases
     await room.health(A)
     assert room.states()["user-4"] == "waiting"
-    # A is not in every container, so nobody is woken there while those without it have seats.
-    room.compute(ben, gpu=B)
+    # A serves those who see it; ben's and cem's containers don't have it.
+    first, second = room.compute(ben, gpu=B), room.compute(cem, gpu=C)
     await room.look(0.3)
-    assert room.turns()["user-2"] == ("awake", B)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("awake", B), "user-3": ("awake", C)}
+    await room.health(B, "XID 79")
+    await room.look(0.3)
+    found = room.allocator.lease(ben.id)
+    assert found is not None
+    assert "XID 79" in found.notice
+    assert [lease_id for lease_id, _ in room.holders.told] == [ann.id, ben.id]
+    assert found.notice.endswith("stop this server and start a new one.")
+    await room.health(B)
+    found = room.allocator.lease(ben.id)
+    assert found is not None
+    assert found.notice == ""
+    assert all(room.machine.programs[pid].state is ProcessState.RUNNING for pid in (first, second))
+
+
+async def test_a_drained_gpu_is_left_by_those_who_do_not_compute(room: Room) -> None:
+    await room.broker(DEVICES[:2])
+    ann, ben = await room.lease(), await room.lease()
+    room.machine.computing = {A, B}
+    computes, rests = room.compute(ann, gpu=A), room.compute(ben, gpu=B)
+    await room.look(0.3)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("awake", B)}
+    drain = Drain(NOON, "root", "new fans")
+    await room.allocator.set_drained({A: drain, B: drain})
+    await room.look(15.0, step=0.5)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("awake", B)}
+    room.machine.computing = {A}
+    await room.look(3.0)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("asleep", None)}
+    assert room.running is not None
+    assert room.running.turns.want(ben.id)
+    await room.look(1.0)
+    assert room.machine.programs[rests].state is ProcessState.CHECKPOINTED  # no GPU serves
+    await room.allocator.set_drained({A: drain})
+    await room.look(0.3)
+    assert room.turns() == {"user-1": ("awake", A), "user-2": ("awake", B)}
+    assert room.machine.programs[computes].state is ProcessState.RUNNING
+    assert [lease.notice for lease in room.allocator.leases()] == ["", ""]
 
 
 async def test_simulated_gpus_have_seats_and_nothing_to_keep(room: Room) -> None:

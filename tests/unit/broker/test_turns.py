@@ -9,6 +9,7 @@ from gpuspawner.broker.decide.turns import (
     Action,
     Experience,
     Gpu,
+    Rank,
     Seat,
     Step,
     Turn,
@@ -158,17 +159,25 @@ def test_the_machine_s_speed_and_the_length_of_turns_are_learned() -> None:
 
 def test_the_order_is_rank_then_time_and_nobody_is_passed_for_ever() -> None:
     late, early = (
-        replace(asleep(name, wants=since), rank=(0.0,)) for name, since in (("late", 5), ("early", 9))
+        replace(asleep(name, wants=since), rank=Rank(0, (1, 3)))
+        for name, since in (("late", 5), ("early", 9))
     )
-    first = replace(asleep("first", wants=1), rank=(-1.0,))
-    starving = replace(asleep("starving", wants=61), rank=(5.0,))
-    order = waiting_order([late, early, first, starving, asleep("idle")], NOW, RULES)
-    assert [seat.lease_id for seat in order] == ["starving", "first", "early", "late"]
+    first = replace(asleep("first", wants=1), rank=Rank(1, (9, 9)))
+    group = replace(asleep("group", wants=1), rank=Rank(0, (0, 9)))
+    user = replace(asleep("user", wants=1), rank=Rank(0, (1, 2)))
+    overdue = replace(asleep("overdue", wants=20), rank=Rank(0, (8, 8)))
+    low = replace(asleep("low", wants=59), rank=Rank(-1))
+    starving = replace(asleep("starving", wants=61), rank=Rank(-5))
+    waiting = [late, early, first, group, user, overdue, low, starving, asleep("idle")]
+    order = waiting_order(waiting, NOW, RULES)
+    assert [seat.lease_id for seat in order] == [
+        "starving", "first", "overdue", "group", "user", "early", "late", "low",
+    ]  # fmt: skip
 
 
 def test_who_computes_does_not_give_way_to_a_lower_rank_before_its_patience_ends() -> None:
-    strong = replace(awake("strong", turn=30), rank=(0.0,))
-    weak = replace(paused("weak", wants=59), rank=(1.0,))
+    strong = replace(awake("strong", turn=30), rank=Rank(1, (5,)))
+    weak = replace(paused("weak", wants=59), rank=Rank(0, (0,)))
     assert plan([strong, weak], ONE, NOW, RULES) == ()
     assert plan([replace(strong, idle_since=NOW - 1), weak], ONE, NOW, RULES) == (
         Action(Step.PAUSE, "strong"),
@@ -176,9 +185,52 @@ def test_who_computes_does_not_give_way_to_a_lower_rank_before_its_patience_ends
     assert plan([strong, weak], ONE, NOW + 1, RULES) == (Action(Step.PAUSE, "strong"),)
 
 
+def test_who_has_used_less_computes_on_for_two_turns_and_no_longer() -> None:
+    little = replace(awake("little", turn=15), rank=Rank(0, (1, 2)))
+    much = replace(paused("much", wants=19), rank=Rank(0, (1, 3)))
+    assert plan([little, much], ONE, NOW, RULES) == ()
+    assert plan([little, replace(much, rank=little.rank)], ONE, NOW, RULES) == (Action(Step.PAUSE, "little"),)
+    assert plan([little, much], ONE, NOW + 1, RULES) == (Action(Step.PAUSE, "little"),)
+    turned = [replace(much, turn=Turn.AWAKE, since=NOW - 10, wants_since=None), paused("little", wants=0)]
+    assert plan(turned, ONE, NOW, RULES) == (Action(Step.PAUSE, "much"),)  # after one turn
+    early = [replace(turned[0], since=NOW - 9.9), turned[1]]
+    assert plan(early, ONE, NOW, RULES) == ()
+
+
 def test_idle_memory_leaves_the_gpu_in_the_end() -> None:
     seats = [paused("a", since=30), paused("b", since=29), awake("c", B, idle=31, turn=40)]
     assert plan(seats, TWO, NOW, RULES) == (Action(Step.SLEEP, "a"), Action(Step.SLEEP, "c"))
+
+
+def test_nobody_is_woken_on_a_drained_gpu_and_memory_leaves_it() -> None:
+    """Who computes there goes on, for as long as it computes; idle memory goes after `pause_after`."""
+    drained = (replace(ONE[0], drained=True), Gpu(B, SIZE))
+    computes, rests, wanting = awake("a", A, turn=500), paused("b", A, since=2), asleep("w", wants=300)
+    assert plan([computes], drained, NOW, RULES) == ()
+    assert plan([computes, awake("c", B, turn=5), wanting], drained, NOW, RULES) == ()
+    assert plan([rests], drained, NOW, RULES) == (Action(Step.SLEEP, "b"),)
+    assert plan([replace(rests, since=NOW - 0.5)], drained, NOW, RULES) == ()
+    assert plan([awake("a", A, turn=5, idle=1)], drained, NOW, RULES) == (Action(Step.SLEEP, "a"),)
+    wants = replace(rests, wants_since=NOW, since=NOW)
+    assert plan([computes, wants, wanting], drained, NOW, RULES) == (
+        Action(Step.WAKE, "w", B),
+        Action(Step.SLEEP, "b"),
+    )
+    fixed = replace(wants, unmovable_since=NOW - 100)
+    assert plan([fixed], drained, NOW, RULES) == (Action(Step.WAKE, "b", A),)  # it can compute nowhere else
+    lost = (replace(ONE[0], usable=False), Gpu(B, SIZE))
+    assert plan([fixed], lost, NOW, RULES) == ()
+    assert plan([wants], lost, NOW, RULES) == (Action(Step.SLEEP, "b"),)
+
+
+def test_a_seat_is_woken_only_on_a_gpu_that_its_container_sees() -> None:
+    old = replace(asleep("old", wants=9), sees=frozenset({A}))
+    new = replace(asleep("new", wants=5), sees=frozenset({A, B}))
+    computes = replace(awake("x", A, turn=5), sees=frozenset({A}))
+    assert plan([computes, old, new], TWO, NOW, RULES) == (Action(Step.WAKE, "new", B),)
+    assert plan([old, new], TWO, NOW, RULES) == (Action(Step.WAKE, "old", A), Action(Step.WAKE, "new", B))
+    fixed = replace(paused("fixed", B, gib=70), unmovable_since=NOW - 100)
+    assert plan([computes, old, fixed], TWO, NOW, RULES) == ()  # its end would not help
 
 
 def test_memory_that_cannot_move_ends_after_a_warning_if_nobody_else_can_compute() -> None:
@@ -188,6 +240,17 @@ def test_memory_that_cannot_move_ends_after_a_warning_if_nobody_else_can_compute
     assert plan([pinned, wanting], ONE, NOW + 1, RULES) == (Action(Step.END, "pinned"),)
     assert plan([pinned, wanting], ONE, NOW + 1, replace(RULES, warn_seconds=None)) == ()
     assert plan([pinned, wanting], TWO, NOW + 1, RULES) == (Action(Step.WAKE, "w", B),)
+
+
+def test_who_can_not_be_paused_is_never_passed_over_and_ends_only_by_the_policy() -> None:
+    silent = replace(awake("silent", turn=100), can_pause=False, unmovable_since=NOW - 4)
+    wanting = asleep("w", wants=15)
+    assert plan([silent, wanting], ONE, NOW, RULES) == ()
+    assert plan([silent, wanting], TWO, NOW, RULES) == (Action(Step.WAKE, "w", B),)
+    assert plan([silent, wanting], ONE, NOW + 1, replace(RULES, warn_seconds=None)) == ()
+    assert plan([silent, wanting], ONE, NOW + 1, RULES) == (Action(Step.END, "silent"),)
+    short = replace(silent, since=NOW - 8)
+    assert plan([short, wanting], ONE, NOW + 1, RULES) == ()  # its turn goes on until max_turn
 
 
 def test_nothing_is_begun_with_a_seat_that_failed_or_is_under_way() -> None:
@@ -246,6 +309,64 @@ def test_one_naive_queue_says_who_is_next(bursts: list[tuple[int, int]]) -> None
         assert not queue or any(each.occupies(A) for each in pool.seats())
 
 
+RANKS = st.builds(Rank, st.integers(0, 2), st.tuples(st.integers(0, 2), st.integers(0, 2)))
+BURSTS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 60), RANKS), min_size=1, max_size=8)
+
+
+def naive_first(seats: list[Seat], now: float) -> str:
+    """Who comes next by the policy, said step by step: the overdue, the priority, the use, the time."""
+    left = [each for each in seats if each.wants_since is not None and each.turn is not Turn.AWAKE]
+    waits = {each.lease_id: now - (each.wants_since or 0.0) for each in left}
+    if overdue := [each for each in left if waits[each.lease_id] >= RULES.patience_seconds]:
+        left = overdue
+    else:
+        left = [each for each in left if each.rank.priority == max(one.rank.priority for one in left)]
+        if late := [each for each in left if waits[each.lease_id] >= RULES.use_patience_seconds]:
+            left = late
+        else:
+            left = [each for each in left if each.rank.used == min(one.rank.used for one in left)]
+    return max(left, key=lambda each: waits[each.lease_id]).lease_id
+
+
+@given(BURSTS)
+def test_nobody_is_woken_before_one_who_comes_first_by_the_policy(
+    bursts: list[tuple[int, int, Rank]],
+) -> None:
+    """No inversion: equal seats whose memory lies side by side on one GPU, and a naive order."""
+    pool = Pool([Gpu(A, SIZE)])
+    for number, (_, _, rank) in enumerate(bursts):
+        pool.join(f"{number:02}", 8 * GIB, rank)
+    for tick in range(400):
+        pool.now += 0.01  # no two begin to want at the same moment
+        for number, (at, seconds, _) in enumerate(bursts):
+            if at == tick:
+                pool.now += 0.001
+                pool.compute(f"{number:02}", float(seconds), 0)
+        seen = len(pool.log)
+        pool.tick()
+        for action in pool.log[seen:]:
+            if action.step is Step.WAKE:
+                assert action.lease_id == naive_first(pool.before, pool.now)
+
+
+@given(st.lists(RANKS, min_size=2, max_size=6), st.integers(1, 2))
+def test_nobody_waits_longer_than_patience_and_the_turns_of_those_before_it(
+    ranks: list[Rank], count: int
+) -> None:
+    """No starvation, by a bound that can be told: everybody computes without end, whatever their ranks."""
+    pool = Pool([Gpu(f"GPU-{number}", SIZE) for number in range(count)])
+    for number, rank in enumerate(ranks):
+        pool.join(f"{number:02}", 10 * GIB, rank)
+        pool.compute(f"{number:02}", 1e6, 0)
+    levels = {rank.priority for rank in ranks}
+    patience = RULES.patience_seconds if len(levels) > 1 else RULES.use_patience_seconds
+    bound = patience + len(ranks) * (RULES.max_turn_seconds + 1.0)
+    for _ in range(round(4 * bound)):
+        pool.tick()
+        for seat in pool.seats():
+            assert seat.wants_since is None or pool.now - seat.wants_since <= bound
+
+
 SEATS = st.lists(
     st.builds(
         Seat,
@@ -255,6 +376,7 @@ SEATS = st.lists(
         promise_bytes=st.sampled_from([8 * GIB, 24 * GIB, SIZE]),
         memory_bytes=st.integers(0, 8).map(lambda gib: gib * GIB),
         wants_since=st.none() | st.floats(0, NOW),
+        sees=st.none() | st.sets(st.sampled_from(["GPU-0", "GPU-1", "GPU-2"])).map(frozenset),
     ),
     max_size=6,
 )
@@ -271,7 +393,7 @@ def test_nobody_asleep_waits_beside_a_free_gpu(sleepers: list[Seat], stayers: li
     actions = plan(seats, gpus, NOW, RULES)
     order = waiting_order(seats, NOW, RULES)
     begun = {action.lease_id: action for action in actions}
-    if order and order[0].turn is Turn.ASLEEP:
+    if order and order[0].turn is Turn.ASLEEP and any(gpu.serves(order[0]) for gpu in gpus):
         helped = begun.get(order[0].lease_id, Action(Step.PAUSE, "")).step is Step.WAKE
         assert helped or any(action.step is Step.SLEEP for action in actions)
     assert len(begun) == len(actions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -11,10 +11,11 @@ import pytest
 from gpuspawner.broker.api.public.turns import public_turns
 from gpuspawner.broker.api.turns import NO_SEAT, NO_TURNS, TurnService
 from gpuspawner.broker.api.visible import is_free
+from gpuspawner.broker.decide.replay.replay_turns import BurstyClass, SharedGpus, in_turns
 from gpuspawner.broker.decide.snapshot import TurnView
 from gpuspawner.broker.decide.turn_waits import expected_waits
 from gpuspawner.broker.decide.turn_words import waiting_sentence
-from gpuspawner.broker.decide.turns import Gpu, Seat, Turn, TurnRules
+from gpuspawner.broker.decide.turns import Experience, Gpu, Seat, Turn, TurnRules
 from gpuspawner.broker.leases.audit import Answer, Asked
 from gpuspawner.core.model import Lease, LeaseState, Mode
 from gpuspawner.core.want import Want
@@ -31,10 +32,14 @@ class Log:
     """The audit log."""
 
     written: list[tuple[str, str, str, str | None]] = field(default_factory=list)
+    refused: list[tuple[str, str, str]] = field(default_factory=list)
 
     async def write(self, asked: Asked, do: Callable[[], Awaitable[Answer]]) -> Answer:
         self.written.append((asked.author, asked.action, asked.subject, asked.request_id))
         return await do()
+
+    async def refuse(self, asked: Asked, message: str) -> None:
+        self.refused.append((asked.author, asked.action, message))
 
 
 @dataclass
@@ -52,6 +57,10 @@ class Turns:
     def give_up(self, lease_id: str) -> bool:
         self.asked.append((lease_id, "give up"))
         return lease_id in self.seats
+
+    async def before_end(self, lease_id: str) -> bool:
+        self.asked.append((lease_id, "end"))
+        return lease_id not in self.seats
 
     def views(self) -> dict[str, TurnView]:
         return {ANNA: TurnView(Turn.PAUSED, NOON, "GPU-1", 5, position=2, wait_seconds=20.0)}
@@ -124,6 +133,8 @@ async def test_what_is_refused(
     pages, turns = site
     found, answer = await ask(pages, token, path)
     assert (found, answer["message"]) == (status, said)
+    tried = [("service monitor", "turn: wake", said)] if status == 403 else []
+    assert turns.audit.refused == tried
     assert turns.asked == []
 
 
@@ -162,9 +173,28 @@ def test_the_expected_waits() -> None:
         Seat("e", Turn.PAUSED, 0.0, GIB, "A", GIB, wants_since=82.0),
         Seat("f", Turn.PAUSED, 0.0, GIB, "A", GIB),
     ]  # fmt: skip
-    found = expected_waits(seats, gpus, 100.0, rules)
-    assert found == {"c": 30.0, "d": pytest.approx(57.3, abs=1.0), "e": 90.0}
-    assert expected_waits(seats, gpus[2:], 100.0, rules) == {}
+    seen = Experience(turn_seconds=20.0)
+    found = expected_waits(seats, gpus, 100.0, rules, seen)
+    # a has computed for longer than usual; d sleeps and takes B in 15 s; e waits for A, where its memory is.
+    assert found == {"c": 10.0, "d": pytest.approx(17.3, abs=0.1), "e": 30.0}
+    assert expected_waits(seats, gpus[2:], 100.0, rules, seen) == {}
+    # No turn is longer than it may be, and one that is over is over.
+    over = [replace(seats[0], since=30.0), *seats[1:]]
+    assert expected_waits(over, gpus, 100.0, rules, Experience(turn_seconds=500.0)) == {
+        "c": 0.0, "d": pytest.approx(57.3, abs=0.1), "e": 60.0,
+    }  # fmt: skip
+    elsewhere = [replace(each, sees=frozenset({"B"})) for each in seats if each.lease_id == "d"]
+    assert expected_waits(elsewhere, gpus[:1], 100.0, rules, seen) == {}
+
+
+@pytest.mark.parametrize("max_turn", [15.0, 60.0])
+def test_what_a_waiting_person_is_told_is_near_the_wait(max_turn: float) -> None:
+    """16 people on four GPUs. With the longest turns supposed it differed by 8 and 53 s on average."""
+    course = BurstyClass(16, 1200.0, seed=7).with_busy(0.3)
+    told = in_turns(course, SharedGpus(4), TurnRules(max_turn_seconds=max_turn)).told
+    assert len(told) > 200
+    error = sum(abs(expected - waited) for expected, waited in told) / len(told)
+    assert error < 0.55 * sum(waited for _, waited in told) / len(told)
 
 
 def test_a_seat_is_free_while_somebody_computes() -> None:

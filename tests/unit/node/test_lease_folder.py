@@ -46,6 +46,19 @@ def test_the_lease_s_folder(tmp_path: Path) -> None:
     assert folders.ids() == ()
 
 
+def test_turn_and_use_are_written_only_where_there_is_a_folder(tmp_path: Path) -> None:
+    folders = LeaseFolders(tmp_path)
+    folders.write_turn(TRAIN.id, "You are 2nd.")
+    folders.write_use(TRAIN.id, "{}")
+    assert folders.ids() == ()
+    folder = folders.write(TRAIN, simulated=False)
+    folders.write_turn(TRAIN.id, "You are 2nd.")
+    folders.write_use(TRAIN.id, "{}")
+    found = {path.name: path.read_text() for path in folder.iterdir() if path.name in ("turn", "use")}
+    assert found == {"turn": "You are 2nd.", "use": "{}"}
+    assert (folder / "use").stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.parametrize(
     "lease_id", ["", "..", "../" * 10 + "ab", TRAIN.id.upper(), TRAIN.id + "\n", "0" * 31]
 )

@@ -12,7 +12,12 @@ from gpuspawner.config.site import GpuSite
 from gpuspawner.core.errors import ConfigError, DeviceFault
 from gpuspawner.core.model import Device
 from gpuspawner.node.inventory import XidEvent
-from gpuspawner.node.inventory.simulated import FAULTS_FILE, SimulatedInventory, parse_simulated
+from gpuspawner.node.inventory.simulated import (
+    FAULTS_FILE,
+    SimulatedInventory,
+    machine_names,
+    parse_simulated,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -161,3 +166,20 @@ def test_mig_instances() -> None:
     for odd in ("1 x H100 80GB MIG tiny", "1 x H100 80GB MIG 1g.90gb"):
         with pytest.raises(ConfigError, match="is not a MIG profile of a H100 80GB: write it like"):
             parse_simulated(odd)
+
+
+def test_several_machines_have_names_indices_and_uuids_of_their_own() -> None:
+    text = "a: 2 x H100 80GB; b.x: 1 x A100 40GB, 1 x T4 16GB"
+    found = [(each.node, each.index, each.model, each.uuid[-2:]) for each in parse_simulated(text)]
+    assert found == [
+        ("a", 0, "H100 80GB", "00"), ("a", 1, "H100 80GB", "01"),
+        ("b.x", 0, "A100 40GB", "02"), ("b.x", 1, "T4 16GB", "03"),
+    ]  # fmt: skip
+    assert machine_names(text) == ("a", "b.x")
+    assert machine_names("1 x T4 16GB") == ("",)
+
+
+@pytest.mark.parametrize("text", ["1 x T4 16GB; b: 1 x T4 16GB", "a: 1 x T4 16GB; a: 1 x T4 16GB", "a: ;"])
+def test_machines_need_names_of_their_own_and_devices(text: str) -> None:
+    with pytest.raises(ConfigError, match="simulated_devices"):
+        parse_simulated(text)

@@ -400,7 +400,7 @@ async def test_confirm_release_and_documents(broker: Broker, client: BrokerClien
         f"POST /leases/{'a' * 32}/confirm",
         f"DELETE /leases/{'a' * 32}",
         "GET /tiers",
-        "GET /status",
+        "GET /api/status",
     ]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.api.offer import offer_routes
-from gpuspawner.broker.api.rules import rule_routes
+from gpuspawner.broker.api.pulls import pull_routes
+from gpuspawner.broker.api.rules import hub_routes
 from gpuspawner.broker.api.socket import make_app
 from gpuspawner.core.errors import all_refusals
 from gpuspawner.core.model import ContainerPatch
@@ -46,27 +47,13 @@ def test_the_operations() -> None:
         ("/leases", "post", "ask"),
         ("/leases/{lease_id}/confirm", "post", "confirm"),
         ("/leases/{lease_id}", "delete", "release"),
-        ("/status", "get", "status"),
         ("/tiers", "get", "tiers"),
         ("/metrics", "get", "metrics"),
-        ("/quotas", "get", "quotas"),
-        ("/quotas", "post", "change_quota"),
-        ("/quotas", "delete", "remove_quota"),
-        ("/grants", "post", "grant"),
-        ("/drains", "get", "drains"),
-        ("/drains", "post", "drain"),
-        ("/drains", "delete", "undrain"),
         ("/allowance", "post", "allowance"),
         ("/offer", "post", "offer"),
-        ("/report", "get", "report"),
-        ("/sessions", "get", "sessions"),
-        ("/sessions", "post", "save_session"),
-        ("/sessions/calendar", "get", "calendar"),
-        ("/sessions/calendar", "post", "import_calendar"),
-        ("/sessions/{name}", "delete", "cancel_session"),
         ("/leases/{lease_id}/extend", "post", "extend"),
-        ("/leases/{lease_id}/end", "post", "end"),
         ("/leases/{lease_id}/kernels", "post", "kernels"),
+        ("/pulls", "post", "pulls"),
         ("/servers", "get", "servers"),
     ]
 
@@ -74,7 +61,11 @@ def test_the_operations() -> None:
 def test_it_is_what_the_socket_serves() -> None:
     """Each path and method of the description has a handler, and each handler's method is described."""
     unused: Any = None
-    routes = [*rule_routes(unused, unused, unused), *offer_routes(unused, unused, unused, unused)]
+    routes = [
+        *hub_routes(unused, unused, unused),
+        *offer_routes(unused, unused, unused, unused),
+        *pull_routes(unused, unused),
+    ]
     rules = make_app(unused, routes).wildcard_router.rules
     served = {
         (rule.matcher.regex.pattern, method)
@@ -93,7 +84,7 @@ def test_it_is_what_the_socket_serves() -> None:
 def test_every_reference_leads_somewhere() -> None:
     found = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(DOCUMENT))
     assert set(found) - set(DOCUMENT["components"]["schemas"]) == set()
-    assert {"RequestMessage", "WantMessage", "StatusDocument", "DeviceDocument"} <= set(found)
+    assert {"RequestMessage", "WantMessage", "TiersDocument"} <= set(found)
     for name, schema in DOCUMENT["components"]["schemas"].items():
         Draft202012Validator.check_schema(schema)
         assert schema.get("additionalProperties", False) is False, name

@@ -20,12 +20,14 @@ from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.protocol.client import UNAVAILABLE
-from gpuspawner.protocol.messages import StatusDocument, document
+from gpuspawner.protocol.messages import document
+from gpuspawner.protocol.public import VisibleStatus
 from gpuspawner.tools import cli
 from gpuspawner.tools.doctor import Facts, Finding, Level, unreachable
 from rich.console import Console
 
 DEVICE = {
+    "free": False,
     "uuid": "GPU-facade00-0000-4000-8000-000000000000",
     "model": "H100 80GB",
     "index": 0,
@@ -104,7 +106,7 @@ def broker_on(path: Path, status: dict[str, Any]) -> Iterator[None]:
             return web.json_response(status)
 
         app = web.Application()
-        app.router.add_get("/status", answer)
+        app.router.add_get("/api/status", answer)
         runner = web.AppRunner(app)
         await runner.setup()
         await web.UnixSite(runner, str(path)).start()
@@ -169,7 +171,7 @@ def test_status_from_the_broker_s_socket(tmp_path: Path, capsys: pytest.CaptureF
     with broker_on(tmp_path / "broker.sock", STATUS):
         assert cli.main(["status", "--json", f"--GpuSite.state_dir={tmp_path}"]) == 0
         assert json.loads(capsys.readouterr().out) == document(
-            StatusDocument.model_validate_json(json.dumps(STATUS))
+            VisibleStatus.model_validate_json(json.dumps(STATUS))
         )
         assert cli.main(["status", f"--GpuSite.state_dir={tmp_path}"]) == 0
         assert "The GPUs are simulated" in capsys.readouterr().out

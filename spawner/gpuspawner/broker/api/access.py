@@ -58,7 +58,9 @@ class Viewer:
 
     `owns` is False for a service's token: a service called "anna" is not the user "anna". `hub`
     distinguishes two hubs of one broker, whose users may have equal names; None if there is one hub.
-    `stops` says whether the hub lets the sender's token stop the sender's own servers.
+    `stops` says whether the hub lets the sender's token stop the sender's own servers. `servers` names those
+    that start or run, with a GPU or without; None if the hub doesn't say. `local`: an account of this
+    machine, on the broker's unix socket, which only its admins reach.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Viewer:
     hub: str | None = None
     groups: tuple[str, ...] = ()
     stops: bool = False
+    servers: frozenset[str] | None = None
+    local: bool = False
 
     @property
     def sees_all(self) -> bool:
@@ -78,7 +82,12 @@ class Viewer:
     @property
     def author(self) -> str:
         """The name for ledger and audit log."""
-        return self.name if self.owns else f"service {self.name}"
+        return self.name if self.owns or self.local else f"service {self.name}"
+
+    @property
+    def via(self) -> str:
+        """The way by which a program's request came, for the audit log."""
+        return "socket" if self.local else "api"
 
     def is_mine(self, entry: Mapping[str, Any]) -> bool:
         """Whether a lease or queue entry belongs to this viewer."""
@@ -113,4 +122,14 @@ def viewer_of(model: Mapping[str, Any], hub: str | None = None) -> Viewer:
         hub=hub,
         groups=tuple(sorted(model.get("groups", ()))) if owns else (),
         stops=owns and (STOP_SCOPE in scopes or f"{STOP_SCOPE}!user={name}" in scopes),
+        servers=_servers(model.get("servers")) if owns else None,
+    )
+
+
+def _servers(listed: object) -> frozenset[str] | None:
+    """The names of the hub's `servers` (with the scope `read:servers`) that start, run or stop."""
+    if not isinstance(listed, Mapping):
+        return None
+    return frozenset(
+        str(name) for name, server in listed.items() if server.get("ready") or server.get("pending")
     )

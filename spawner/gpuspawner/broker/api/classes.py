@@ -1,25 +1,26 @@
 """A class for those who teach it: its roster, and what is done with the servers of its members.
 
 Who may ask is checked before (`public/classes.py`); here only servers of the class's members are touched,
-whatever ids were sent.
+whatever ids were sent. Servers with a GPU are ended here, by their lease; the hub is asked to stop the
+others, with the sender's own token, so that it decides who may.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from ...core.errors import BadOption, GpuSpawnerError, Refusal
+from ...core.errors import BadOption, GpuSpawnerError, LeaseConflict, NotAllowed, Refusal
 from ...core.model import Lease, LeaseState
 from ...core.quota import Subject, SubjectKind
 from ...core.units import Clock, utc_now
 from ...protocol.classes import (
     AnnouncementDocument,
+    Chosen,
     ClassMessage,
     DoneDocument,
-    ExtendServers,
     RosterDocument,
 )
 from ..leases.allocator import Allocator
@@ -30,16 +31,23 @@ from ..leases.rule_service import RuleService
 from ..ledger import EndedProcess, Ledger
 from ..observe.use import Use
 from .access import Reach
-from .roster import ClassFacts, make_roster, of_class
+from .roster import ClassFacts, make_roster, of_class, servers_without_gpu
 
 NO_HUB = "This broker is no service of a hub, so the members of classes are not known."
+NO_TOKEN = "JupyterHub stops servers without a GPU: send an API token of JupyterHub, or use its Admin page."
 _AT_ONCE = 8
-"""Containers that Docker removes at the same time."""
+"""Containers that Docker removes at the same time, and servers that the hub is asked to stop."""
+
+StopThroughHub = Callable[[str, str, str], Awaitable[bool]]
+"""Stops a server through the hub, with the sender's token, by user and name; see `HubServers.stop`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassParts:
-    """What the classes use. `people` None: no hub can be asked. `use` says by id what leases use."""
+    """What the classes use. `use` says by id what leases use.
+
+    `people` and `stop_through_hub` are None where no hub can be asked.
+    """
 
     people: HubPeople | None
     allocator: Allocator
@@ -51,6 +59,62 @@ class ClassParts:
     ended: Callable[[], Sequence[EndedProcess]]
     use: Callable[[], Mapping[str, Use]]
     clock: Clock = utc_now
+    stop_through_hub: StopThroughHub | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Servers that the sender chose: by lease, or by user and name those without a GPU; or `everybody`'s."""
+
+    lease_ids: tuple[str, ...] = ()
+    servers: tuple[tuple[str, str], ...] = ()
+    everybody: bool = False
+
+
+def picked_by(asked: Chosen) -> Picked:
+    """What a message chooses."""
+    servers = tuple((each.user, each.server) for each in asked.servers)
+    return Picked(asked.lease_ids, servers, asked.everybody)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The class's servers among those that were chosen; `strangers` are not the class's, or have ended."""
+
+    leases: tuple[Lease, ...] = ()
+    without_gpu: tuple[tuple[str, str], ...] = ()
+    strangers: int = 0
+
+
+@dataclass(slots=True)
+class _Tally:
+    """For how many servers it worked, and a sentence for each other one."""
+
+    done: int = 0
+    refused: list[str] = field(default_factory=list)
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+
+    async def do(self, user: str, server: str, work: Callable[[], Awaitable[object]]) -> None:
+        """Does it, a few at a time."""
+        async with self.slots:
+            try:
+                await work()
+            except GpuSpawnerError as error:
+                text = error.message if isinstance(error, Refusal) else str(error)
+                self.refused.append(f"{user}{f', server {server!r}' if server else ''}: {text}")
+            else:
+                self.done += 1
+
+    def document(self, verb: str, strangers: int) -> DoneDocument:
+        """The answer. Raises LeaseConflict if it worked for none: then nothing was changed."""
+        refused = sorted(self.refused)
+        if strangers == 1:
+            refused.append("1 server has ended meanwhile, or is not of this class.")
+        elif strangers:
+            refused.append(f"{strangers} servers have ended meanwhile, or are not of this class.")
+        if not self.done:
+            raise LeaseConflict(" ".join([f"No server was {verb}.", *refused]))
+        return DoneDocument(done=self.done, refused=tuple(refused))
 
 
 class Classes:
@@ -92,28 +156,41 @@ class Classes:
         roster = make_roster(facts, parts.clock())
         return roster.model_copy(update={"message": self._message(group)})
 
-    async def stop(self, hub: str, group: str, lease_ids: Sequence[str] | None, author: str) -> DoneDocument:
-        """End servers of the class; `lease_ids` None: all of them. Raises BadOption if none was chosen."""
-        chosen, strangers = await self._chosen(hub, group, lease_ids)
-        slots = asyncio.Semaphore(_AT_ONCE)
+    async def stop(self, hub: str, group: str, picked: Picked, author: str, token: str = "") -> DoneDocument:
+        """End servers of the class. Without a `token` of the hub, those without a GPU stay.
 
-        async def end(lease: Lease) -> None:
-            async with slots:
-                await self._parts.service.release(lease.id, f"stopped by {author}, who teaches {group}")
+        Raises BadOption if none was chosen, or nobody has a server; LeaseConflict if none could be stopped.
+        """
+        found, tally = await self._chosen(hub, group, picked), _Tally()
+        reason = f"stopped by {author}, who teaches {group}"
 
-        return await _each(chosen, end, strangers)
+        def end(lease: Lease) -> Awaitable[None]:
+            return tally.do(lease.user, lease.server, lambda: self._parts.service.release(lease.id, reason))
 
-    async def extend(
-        self, hub: str, group: str, lease_ids: Sequence[str] | None, asked: ExtendServers
-    ) -> DoneDocument:
-        """Make sessions of servers longer, each as far as its quota allows. Raises BadOption."""
-        chosen, strangers = await self._chosen(hub, group, lease_ids)
-        running = [lease for lease in chosen if lease.state in _EXTENDABLE or lease_ids is not None]
+        def stop(user: str, server: str) -> Awaitable[None]:
+            return tally.do(user, server, lambda: self._stop_through_hub(token, user, server))
 
-        async def extend(lease: Lease) -> None:
-            await self._parts.rules.extend(lease.id, asked.seconds, asked.author)
+        await asyncio.gather(*map(end, found.leases), *(stop(*each) for each in found.without_gpu))
+        if found.without_gpu and self._parts.people is not None:
+            self._parts.people.forget_servers()
+        return tally.document("stopped", found.strangers)
 
-        return await _each(running, extend, strangers)
+    async def extend(self, hub: str, group: str, picked: Picked, seconds: float, author: str) -> DoneDocument:
+        """Make sessions of servers longer, each as far as its quota allows.
+
+        Raises BadOption if none was chosen, LeaseConflict if none could be extended.
+        """
+        found, tally = await self._chosen(hub, group, picked), _Tally()
+        running = [lease for lease in found.leases if lease.state in _EXTENDABLE or not picked.everybody]
+
+        def extend(lease: Lease) -> Awaitable[None]:
+            work = lambda: self._parts.rules.extend(lease.id, seconds, author)  # noqa: E731
+            return tally.do(lease.user, lease.server, work)
+
+        await asyncio.gather(*map(extend, running))
+        if not picked.everybody:
+            tally.refused += [f"{user}: without a GPU, a server has no end." for user, _ in found.without_gpu]
+        return tally.document("extended", found.strangers)
 
     async def tell(self, group: str, asked: ClassMessage) -> None:
         """Show a message to the class. Raises BadOption, LedgerFault."""
@@ -136,18 +213,29 @@ class Classes:
     def _leases(self, hub: str) -> list[Lease]:
         return [lease for lease in self._parts.allocator.leases() if lease.hub == hub]
 
-    async def _chosen(self, hub: str, group: str, lease_ids: Sequence[str] | None) -> tuple[list[Lease], int]:
-        """The class's leases among these, and how many of these are not the class's or have ended."""
-        if lease_ids is not None and not lease_ids:
+    async def _chosen(self, hub: str, group: str, picked: Picked) -> _Found:
+        """The class's servers among these. Raises BadOption if there is none to do something with."""
+        if not (picked.everybody or picked.lease_ids or picked.servers):
             raise BadOption("No server was chosen: mark at least one.")
-        members, _ = await self._people(group)
+        members, servers = await self._people(group)
         leases = of_class(self._leases(hub), group, members)
-        living = [lease for lease in leases if lease.state is not LeaseState.RELEASING]
-        if lease_ids is None:
-            return living, 0
-        wanted = set(lease_ids)
-        found = [lease for lease in living if lease.id in wanted]
-        return found, len(wanted) - len(found)
+        living = tuple(lease for lease in leases if lease.state is not LeaseState.RELEASING)
+        without_gpu = tuple(servers_without_gpu(leases, members, servers))
+        if picked.everybody:
+            if not living and not without_gpu:
+                raise BadOption("Nobody of this class has a server.")
+            return _Found(living, without_gpu)
+        found = tuple(lease for lease in living if lease.id in set(picked.lease_ids))
+        named = tuple(each for each in without_gpu if each in set(picked.servers))
+        wanted = len(set(picked.lease_ids)) + len(set(picked.servers))
+        return _Found(found, named, wanted - len(found) - len(named))
+
+    async def _stop_through_hub(self, token: str, user: str, server: str) -> None:
+        """Raises NotAllowed, LeaseConflict or HubFault."""
+        stop = self._parts.stop_through_hub
+        if stop is None or not token:
+            raise NotAllowed(NO_TOKEN)
+        await stop(token, user, server)
 
     def _message(self, group: str) -> AnnouncementDocument | None:
         subject = Subject(SubjectKind.GROUP, group)
@@ -169,24 +257,3 @@ class Classes:
 
 
 _EXTENDABLE = frozenset({LeaseState.RUNNING, LeaseState.ASLEEP})
-
-
-async def _each(
-    leases: Sequence[Lease], do: Callable[[Lease], Awaitable[None]], strangers: int
-) -> DoneDocument:
-    """Does it for each, and says for which it didn't work."""
-    results = await asyncio.gather(*map(do, leases), return_exceptions=True)
-    refused = []
-    for lease, result in zip(leases, results, strict=True):
-        if isinstance(result, GpuSpawnerError):
-            text = result.message if isinstance(result, Refusal) else str(result)
-            server = f", server {lease.server!r}" if lease.server else ""
-            refused.append(f"{lease.user}{server}: {text}")
-        elif isinstance(result, BaseException):
-            raise result
-    done = len(leases) - len(refused)
-    if strangers == 1:
-        refused.append("1 server has ended meanwhile, or is not of this class.")
-    elif strangers:
-        refused.append(f"{strangers} servers have ended meanwhile, or are not of this class.")
-    return DoneDocument(done=done, refused=tuple(refused))

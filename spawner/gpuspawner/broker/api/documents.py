@@ -153,6 +153,7 @@ def _device(view: DeviceView, news: News) -> DeviceDocument:
         drained=view.drain is not None,
         free_seats=_room(view).free_seats if terms.in_turns else None,
         total_seats=terms.seats if terms.in_turns else None,
+        node=view.node,
     )
 
 
@@ -230,6 +231,7 @@ def _lease(lease: Lease, news: News) -> LeaseDocument:
         busy_percent=use.busy_percent,
         ends_at=None if deadline is None else deadline.at,
         ends_because="" if deadline is None else deadline.cause.value,
+        kept_asleep=lease.kept_asleep,
         unknown_to_hub=lease.id in news.unknown,
     )
 

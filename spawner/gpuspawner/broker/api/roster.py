@@ -71,6 +71,17 @@ def of_class(leases: Iterable[Lease], group: str, members: Members) -> list[Leas
     return [lease for lease in leases if lease.user in names]
 
 
+def servers_without_gpu(
+    leases: Iterable[Lease], members: Members, servers: Servers
+) -> Iterable[tuple[str, str]]:
+    """The members' servers that have no lease, by user and name, as far as the hub told them."""
+    held = {(lease.user, lease.server) for lease in leases}
+    for user in members.names:
+        for server in servers.of_user.get(user, ()):
+            if (user, server.name) not in held:
+                yield user, server.name
+
+
 def make_roster(facts: ClassFacts, now: datetime) -> RosterDocument:
     """The roster: those who are stuck first, then who waits longest, then the others by state and name."""
     rows = sorted(_rows(facts, now), key=lambda row: _rank(row, now))

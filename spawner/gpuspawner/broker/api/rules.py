@@ -1,15 +1,18 @@
-"""The unix socket's routes for rules: quotas, GPU-hours, reports, lab sessions. All its users are admins.
+"""The handlers of rules: quotas, GPU-hours, reports, lab sessions; and what the hub asks on the unix socket.
 
-GET POST DELETE /quotas            see, change and take back what users and groups may have
-GET POST DELETE /drains            devices on which nothing new is placed
-POST            /grants            more GPU-hours, or fewer, in the present period
+The API has these, behind the hub's login and on the socket (`public/rules.py`, `public/local.py`):
+GET POST DELETE quotas            see, change and take back what users and groups may have
+GET POST DELETE drains            devices on which nothing new is placed
+POST            grants            more GPU-hours, or fewer, in the present period
+GET             report            ?by=user|group|tier|day &start= &end= &timezone=
+GET POST        sessions          lab sessions
+DELETE          sessions/{name}
+GET POST        sessions/calendar iCalendar, out and in
+POST            leases/{id}/end   end a server that the hub doesn't know
+
+On the socket alone, for the hub:
 POST            /allowance         what one user may have and has
-GET             /report            ?by=user|group|tier|day &start= &end= &timezone=
-GET POST        /sessions          lab sessions
-DELETE          /sessions/{name}
-GET POST        /sessions/calendar iCalendar, out and in
 POST            /leases/{id}/extend
-POST            /leases/{id}/end   end a server that the hub doesn't know
 POST            /leases/{id}/kernels  whether a server's kernels compute, as the hub knows it
 GET             /servers           since when each server's GPU is idle, and when it ends
 """
@@ -29,7 +32,7 @@ from tornado.web import RequestHandler
 from ...config.quotas import check_timezone, period_to_text
 from ...config.sessions import session_to_json
 from ...core.decision import Decision, DecisionKind
-from ...core.errors import BadOption, ConfigError, Fault, LeaseConflict, Refusal
+from ...core.errors import BadOption, ConfigError, Fault, LeaseConflict, NotAllowed, Refusal
 from ...core.model import Lease
 from ...core.quota import EVERYBODY as FOR_EVERYBODY
 from ...core.quota import UNLIMITED
@@ -84,19 +87,26 @@ H = TypeVar("H", bound="RuleHandler")
 
 
 def rule_routes(site: Site, rules: RuleService, endings: Endings) -> list[tuple[Any, ...]]:
-    """The routes, for `make_app`."""
+    """The API's, below its address."""
     wanted = {"site": site, "rules": rules, "endings": endings}
     return [
         (r"/quotas", QuotasHandler, wanted),
         (r"/grants", GrantsHandler, wanted),
         (r"/drains", DrainsHandler, wanted),
-        (r"/allowance", AllowanceHandler, wanted),
         (r"/report", ReportHandler, wanted),
         (r"/sessions", SessionsHandler, wanted),
         (r"/sessions/calendar", CalendarHandler, wanted),
         (r"/sessions/([a-z0-9][a-z0-9._-]{0,62})", SessionHandler, wanted),
-        (r"/leases/([0-9a-f]{32})/extend", ExtendHandler, wanted),
         (r"/leases/([0-9a-f]{32})/end", EndHandler, wanted),
+    ]
+
+
+def hub_routes(site: Site, rules: RuleService, endings: Endings) -> list[tuple[Any, ...]]:
+    """The hub's on the socket, for `make_app`."""
+    wanted = {"site": site, "rules": rules, "endings": endings}
+    return [
+        (r"/allowance", AllowanceHandler, wanted),
+        (r"/leases/([0-9a-f]{32})/extend", ExtendHandler, wanted),
         (r"/leases/([0-9a-f]{32})/kernels", KernelsHandler, wanted),
         (r"/servers", ServersHandler, wanted),
     ]
@@ -148,11 +158,15 @@ class RuleHandler(Handler):
     rules: RuleService
     endings: Endings
     needs: ClassVar[str] = ADMIN_SCOPE
-    via: ClassVar[str] = "socket"
 
     def initialize(self, site: Site, **more: Any) -> None:
         super().initialize(site)
         self.rules, self.endings = more["rules"], more["endings"]
+
+    @property
+    def via(self) -> str:
+        """The way by which the request came, for the audit log."""
+        return "socket"
 
     def body(self) -> bytes:
         """The request's body, JSON if it is well-formed."""
@@ -178,7 +192,6 @@ class RuleHandler(Handler):
 
     async def make(self, change: Change, do: Callable[[], Awaitable[Message | None]]) -> None:
         """Makes the change with `do`, which gives the answer's message, through the audit log."""
-        self.allow(change)
         asked = Asked(
             author=change.body.author,
             via=self.via,
@@ -189,6 +202,12 @@ class RuleHandler(Handler):
             reason=getattr(change.body, "reason", ""),
             request_id=read_request_id(self),
         )
+
+        try:
+            self.allow(change)
+        except NotAllowed as refused:
+            await self.rules.audit.refuse(asked, refused.message)
+            raise
 
         async def carry_out() -> Answer:
             message = await do()
@@ -275,7 +294,8 @@ class DrainsHandler(RuleHandler):
                 drains=tuple(
                     DrainDocument(uuid=uuid, since=each.since, author=each.author, reason=each.reason)
                     for uuid, each in sorted(drained.items())
-                )
+                ),
+                warning=self.rules.drain_warning(),
             )
         )
 
@@ -284,7 +304,11 @@ class DrainsHandler(RuleHandler):
         """204 once nothing new is placed there."""
         change = self.read(DrainChange)
         asked = Change("drain device", f"device:{change.uuid}", (), change)
-        await self.make(asked, lambda: self.rules.drain(change.uuid, change.author, change.reason))
+
+        async def drain() -> None:
+            await self.rules.drain(change.uuid, change.author, change.reason)
+
+        await self.make(asked, drain)
 
     @answering
     async def delete(self) -> None:

@@ -3,9 +3,10 @@
 POST   /leases               one JSON object per line; the open connection is the hold
 POST   /leases/{id}/confirm  204: confirms the lease right before `docker start`
 DELETE /leases/{id}          202: the server was stopped
-GET    /status /tiers /metrics
+GET    /tiers /metrics
 
-What concerns quotas and lab sessions is in `rules.py`.
+What else the hub asks is in `rules.py`. Below /api is the API, for accounts of this machine
+(`public/local.py`).
 """
 
 from __future__ import annotations
@@ -73,10 +74,6 @@ hangs."""
 class View(Protocol):
     """The source of the documents; answers from memory, at once."""
 
-    def status(self) -> dict[str, Any]:
-        """The status document."""
-        ...
-
     def tiers(self) -> dict[str, Any]:
         """The tiers and how much of each is free."""
         ...
@@ -115,7 +112,6 @@ def make_app(site: Site, more: Sequence[tuple[Any, ...]] = ()) -> Application:
             (r"/leases", LeasesHandler, wanted),
             (rf"/leases/{lease_id}/confirm", ConfirmHandler, wanted),
             (rf"/leases/{lease_id}", LeaseHandler, wanted),
-            (r"/status", StatusHandler, wanted),
             (r"/tiers", TiersHandler, wanted),
             (r"/metrics", MetricsHandler, wanted),
             *more,
@@ -198,14 +194,6 @@ class LeaseHandler(Handler):
             self.refuse(self.refusal_of(fault))
             return
         self.set_status(202)
-
-
-class StatusHandler(Handler):
-    """GET /status"""
-
-    def get(self) -> None:
-        """Devices, leases and queue, complete."""
-        self.answer(self.site.view.status())
 
 
 class TiersHandler(Handler):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tornado.httpserver import HTTPServer
 
-from ...node.api import Node, NodeFacts
+from ...core.errors import ConfigError
+from ...node.api import Node
 from ..api.socket import unbind_socket
 from ..enforce.sharing import Sharing
 from .deciding import Deciding, open_deciding
 from .ground import Ground
 from .leasing import Leasing, open_leasing
-from .machine import Machine
+from .machine import FoundNode
+from .machines import Machines
 from .observing import Observing, make_observing
 from .rounds import Rounds
 from .serving import Serving
@@ -28,7 +30,7 @@ class Broker:
 
     ground: Ground
     deciding: Deciding
-    machine: Machine
+    machines: Machines
     leasing: Leasing
     observing: Observing
     rounds: Rounds
@@ -36,17 +38,18 @@ class Broker:
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; running servers keep running then. Raises ConfigError or a Fault."""
         await self.observing.journal.load()
-        await self.machine.enforcement.start()
+        await self.machines.start()
         servers: list[HTTPServer] = []
         loops: list[asyncio.Task[None]] = []
-        serving = Serving(self.ground, self.deciding, self.machine, self.leasing, self.observing)
+        serving = Serving(self.ground, self.deciding, self.machines, self.leasing, self.observing)
         try:
             await self.rounds.look()
             servers.append(serving.open_socket())
             servers.extend(serving.open_pages())
             self.leasing.service.reachable()
             self.ground.engine.watch_events(self.leasing.service.on_event)
-            loops.extend(asyncio.create_task(loop, name=name) for name, loop in self._loops().items())
+            rounds = {**self._loops(), "lab readings": serving.lab_readings().run()}
+            loops.extend(asyncio.create_task(loop, name=name) for name, loop in rounds.items())
             gc.freeze()  # what stays (modules, rules) is not looked through again by each collection
             self._say_ready()
             await stop.wait()
@@ -67,7 +70,7 @@ class Broker:
             "waits": allocator.waits.run(),
             "endings": leasing.endings.run(),
             "announcements": self.deciding.announcements.run(allocator.leases, leasing.folders),
-            **self.machine.loops(),
+            **self.machines.loops(),
             **self.observing.loops(),
         }
         if leasing.unknown is not None:
@@ -83,27 +86,47 @@ class Broker:
             unbind_socket(self.ground.settings.site.socket_path)
         for server in servers:
             await server.close_all_connections()
-        await self.machine.enforcement.stop()
+        await self.machines.stop()
         await self.ground.engine.close()
         self.leasing.folders.close()
 
     def _say_ready(self) -> None:
-        kind = "simulated devices" if self.machine.simulated else "devices"
-        way, count = self.machine.way_in.way, self.machine.device_count
+        kind = "simulated devices" if self.machines.simulated else "devices"
+        way, count = self.machines.here.way_in.way, self.machines.device_count
         ways = way.value if way else "not known yet: Docker doesn't answer"
         socket_path = self.ground.settings.site.socket_path
         self.ground.log.info("The broker answers on %s: %d %s, injection %s", socket_path, count, kind, ways)
 
 
-async def open_broker(ground: Ground, node: Node, facts: NodeFacts) -> Broker:
-    """Makes all parts for a node that has started; nothing runs yet. Raises ConfigError or a Fault."""
-    sharing = Sharing(ground.settings.site, ground.settings.tiers)
-    for warning in sharing.find(facts).warnings:
-        ground.log.warning("%s", warning)
-    deciding = await open_deciding(ground, sharing.pooling)
-    machine = Machine(ground, node, facts, sharing, deciding)
-    leasing = await open_leasing(ground, deciding, machine)
-    observing = make_observing(ground, machine)
-    machine.connect(leasing.service, observing.journal)
-    rounds = Rounds(ground, leasing.service, deciding.allocator, machine)
-    return Broker(ground, deciding, machine, leasing, observing, rounds)
+async def open_broker(ground: Ground, nodes: Sequence[Node]) -> Broker:
+    """Starts the nodes and makes all parts; nothing else runs yet. The first node is this machine.
+
+    Raises ConfigError or a Fault.
+    """
+    found = [await _find(ground, node, here=node is nodes[0], others=len(nodes) > 1) for node in nodes]
+    deciding = await open_deciding(ground, [each.sharing.pooling for each in found])
+    machines = Machines(ground, deciding, found)
+    leasing = await open_leasing(ground, deciding, machines)
+    observing = make_observing(ground, machines)
+    machines.connect(leasing.service, observing.journal)
+    rounds = Rounds(ground, leasing.service, deciding.allocator, machines)
+    return Broker(ground, deciding, machines, leasing, observing, rounds)
+
+
+async def _find(ground: Ground, node: Node, *, here: bool, others: bool) -> FoundNode:
+    """A node, started, and how its devices are shared.
+
+    Settings that can't work on this machine are the admin's to correct: ConfigError. Another machine only
+    stays out of use until they can.
+    """
+    facts = await node.start()
+    sharing = Sharing(ground.settings.site, ground.settings.tiers, others=others)
+    try:
+        for warning in sharing.find(facts).warnings:
+            ground.log.warning("%s", warning)
+    except ConfigError as error:
+        if here:
+            raise
+        ground.log.error("Machine %s is not used: %s", facts.name, error)
+        sharing = Sharing(ground.settings.site, ground.settings.tiers, others=others)
+    return FoundNode(node, facts, sharing)

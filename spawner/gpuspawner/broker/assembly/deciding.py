@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...config.site import GpuSite
-from ...core.model import Lease
 from ..decide.book import QueueRules
 from ..decide.line.fairshare import FairShare
 from ..decide.place.pooling import Pooling
@@ -32,12 +32,8 @@ class Deciding:
         """The devices that can be leased, or are."""
         return tuple(view.device.uuid for view in self.allocator.snapshot().devices)
 
-    def turn_rank(self, lease: Lease) -> tuple[float, ...]:
-        """Whose turn comes first: by the quota's priority, as in the queue."""
-        return (-float(self.gate.claim_of(lease).priority),)
 
-
-async def open_deciding(ground: Ground, pooling: Pooling) -> Deciding:
+async def open_deciding(ground: Ground, poolings: Sequence[Pooling]) -> Deciding:
     """Reads rules and leases from the ledger; nothing is placed yet. Raises ConfigError, LedgerFault."""
     site, ledger, log = ground.settings.site, ground.ledger, ground.log
     rulebook = Rulebook(ledger, site.quotas, site.known(), log=log)
@@ -47,7 +43,9 @@ async def open_deciding(ground: Ground, pooling: Pooling) -> Deciding:
     gate.floor = allocator
     rules = RuleService(rulebook, gate, allocator, ledger)
     rules.audit.on_end = ground.metrics.audited
-    await allocator.load(pooling.devices, pooling.terms, place=False)
+    devices = [device for pooling in poolings for device in pooling.devices]
+    terms = {uuid: each for pooling in poolings for uuid, each in pooling.terms.items()}
+    await allocator.load(devices, terms, place=False)
     await allocator.set_drained(rulebook.rules.drained)
     ground.metrics.lease_times.adopt(allocator.leases())
     return Deciding(rulebook, Announcements(rulebook, log), gate, allocator, rules)

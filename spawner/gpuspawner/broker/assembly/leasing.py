@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...core.model import ContainerPatch, Lease, Mode
+from ...core.model import ContainerPatch, Lease
 from ...core.states import AWAKE
 from ..leases.endings import EndingParts, Endings
 from ..leases.folders import DiskFolders
@@ -14,7 +14,7 @@ from ..leases.unknown import UnknownServers
 from ..pages.look import hub_of
 from .deciding import Deciding
 from .ground import Ground
-from .machine import Machine
+from .machines import Machines
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Leasing:
         return frozenset() if self.unknown is None else self.unknown.ids()
 
 
-async def open_leasing(ground: Ground, deciding: Deciding, machine: Machine) -> Leasing:
+async def open_leasing(ground: Ground, deciding: Deciding, machines: Machines) -> Leasing:
     """Removes the folders of ended leases, and takes up those that live. Raises LedgerFault."""
-    service, folders = await _open_service(ground, deciding, machine)
+    service, folders = await _open_service(ground, deciding, machines)
     unknown, prestart = None, None
     if (hub := ground.hub_api) is not None:
         allocator, log = deciding.allocator, ground.log
@@ -47,19 +47,19 @@ async def open_leasing(ground: Ground, deciding: Deciding, machine: Machine) -> 
 
         at_once = ground.settings.site.prestart_at_once
         prestart = Prestart(deciding.rulebook, hub, running_users, at_once, log)
-    endings = _make_endings(ground, deciding, machine, service)
+    endings = _make_endings(ground, deciding, machines, service)
     return Leasing(service, folders, endings, unknown, prestart)
 
 
 async def _open_service(
-    ground: Ground, deciding: Deciding, machine: Machine
+    ground: Ground, deciding: Deciding, machines: Machines
 ) -> tuple[LeaseService, DiskFolders]:
     state_dir, allocator = ground.settings.state_dir, deciding.allocator
-    folders = DiskFolders(state_dir, simulated=machine.simulated, notice_of=deciding.announcements.notice_of)
+    folders = DiskFolders(state_dir, simulated=machines.simulated, notice_of=deciding.announcements.notice_of)
     await folders.keep_only({lease.id for lease in allocator.leases()})
 
     def make_patch(lease: Lease) -> ContainerPatch:
-        return machine.patch(lease, folders.path(lease.id))
+        return machines.patch(lease, folders.path(lease.id))
 
     parts = Parts(
         broker=str(state_dir),
@@ -69,24 +69,26 @@ async def _open_service(
         folders=folders,
         make_patch=make_patch,
         metrics=ground.metrics,
-        prepare=machine.prepare,
-        before_close=machine.before_close,
+        prepare=machines.prepare,
+        before_close=machines.before_close,
     )
     service = LeaseService(parts, ground.log)
     service.restore()
     return service, folders
 
 
-def _make_endings(ground: Ground, deciding: Deciding, machine: Machine, service: LeaseService) -> Endings:
+def _make_endings(ground: Ground, deciding: Deciding, machines: Machines, service: LeaseService) -> Endings:
     parts = EndingParts(
         rulebook=deciding.rulebook,
         gate=deciding.gate,
         allocator=deciding.allocator,
         service=service,
-        gpu_use=machine.gpu_use,
+        gpu_use=machines.gpu_use,
         idle=ground.settings.idle,
         timezone=ground.settings.site.timezone,
-        sleep=machine.rest,
-        can_sleep=lambda lease: lease.mode is Mode.TURNS,
+        sleep=machines.rest,
+        can_sleep=machines.can_rest,
     )
-    return Endings(parts, ground.log)
+    endings = Endings(parts, ground.log)
+    machines.on_running = endings.look_soon
+    return endings

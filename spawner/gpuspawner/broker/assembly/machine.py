@@ -1,53 +1,74 @@
-"""Makes what enforces the leases on the machine with the GPUs."""
+"""Makes what enforces the leases on one machine with GPUs."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.model import ContainerPatch, Lease, Mode
-from ...core.units import utc_now
 from ...node.api import Node, NodeFacts
-from ..api.turns import TurnService
 from ..decide.turns import Turn
-from ..decide.when.gpu_use import GpuUse, gpu_use
 from ..enforce.closures import ClosureParts, Closures
 from ..enforce.enforcement import Enforcement, Tools
 from ..enforce.late import LateDevices, LateParts
+from ..enforce.on_node import OnNode
+from ..enforce.presence import Presence, PresenceParts
 from ..enforce.reloads import ReloadParts, ReloadWatch
 from ..enforce.sharing import Sharing
 from ..enforce.way_in import WayIn
 from ..leases.leasing import LeaseService
 from ..observe.journal import Journal
 from ..observe.use import Use, use_in_turns, use_of
-from ..pages.admin.map import Readings
 from .deciding import Deciding
 from .ground import Ground
 
 
-class Machine:
-    """One a broker: its node, how the devices are shared, how they get into containers, what enforces it.
+@dataclass(frozen=True, slots=True)
+class FoundNode:
+    """A node that has started, what it has, and how that is shared."""
 
-    `connect` comes before anything about leases.
+    node: Node
+    facts: NodeFacts
+    sharing: Sharing
+
+
+class Machine:
+    """One a node: how its devices are shared, how they get into containers, what enforces that.
+
+    `connect` comes before anything about leases; `has` says whether a lease is on this machine.
     """
 
     enforcement: Enforcement
     closures: Closures
     late: LateDevices
+    presence: Presence
     reloads: ReloadWatch
 
     def __init__(
-        self, ground: Ground, node: Node, facts: NodeFacts, sharing: Sharing, deciding: Deciding
+        self, ground: Ground, found: FoundNode, deciding: Deciding, has: Callable[[Lease], bool]
     ) -> None:
-        self._ground, self._deciding = ground, deciding
-        self.node, self.simulated = node, facts.simulated
-        self._facts, self._sharing = facts, sharing
-        self.way_in = WayIn(node, ground.engine, deciding.device_uuids, simulated=facts.simulated)
+        self._ground, self._deciding, self._has = ground, deciding, has
+        self.node, self.simulated, self.name = found.node, found.facts.simulated, found.facts.name
+        self._facts, self._sharing = found.facts, found.sharing
+        self.way_in = WayIn(self.node, ground.engine, self._device_uuids, simulated=self.simulated)
+
+    def _device_uuids(self) -> tuple[str, ...]:
+        """Of the devices that can be leased, or are, those that this machine has or had."""
+        views = self._deciding.allocator.snapshot().devices
+        return tuple(
+            view.device.uuid
+            for view in views
+            if view.device.node == self.name or any(map(self._has, view.holders))
+        )
+
+    def _leases(self) -> tuple[Lease, ...]:
+        return tuple(lease for lease in self._deciding.allocator.leases() if self._has(lease))
 
     def connect(self, service: LeaseService, journal: Journal) -> None:
         """Makes what enforces the leases of this service; nothing runs yet."""
-        ground, allocator = self._ground, self._deciding.allocator
+        ground = self._ground
         self.enforcement = Enforcement(
             Tools(
                 node=self.node,
@@ -56,13 +77,13 @@ class Machine:
                 metrics=ground.metrics,
                 journal=journal,
                 log=ground.log,
-                rank=self._deciding.turn_rank,
+                rank=self._deciding.allocator.turn_rank,
             ),
-            service,
+            OnNode(service, self._has),
         )
-        allocator.on_lease = self._on_lease
         self.closures = self._make_closures()
         self.late = self._make_late(service)
+        self.presence = self._make_presence(service)
         self.reloads = self._make_reloads(service)
 
     def _make_closures(self) -> Closures:
@@ -72,7 +93,7 @@ class Machine:
                 engine=self._ground.engine,
                 way_in=self.way_in,
                 devices=lambda: self._sharing.pooling.terms,
-                leases=self._deciding.allocator.leases,
+                leases=self._leases,
                 close=self.enforcement.close_to_new,
                 metrics=self._ground.metrics,
                 log=self._ground.log,
@@ -80,7 +101,7 @@ class Machine:
         )
 
     def _make_late(self, service: LeaseService) -> LateDevices:
-        late = LateDevices(
+        return LateDevices(
             LateParts(
                 sharing=self._sharing,
                 service=service,
@@ -90,8 +111,19 @@ class Machine:
                 log=self._ground.log,
             )
         )
-        self.enforcement.on_facts = late.offer
-        return late
+
+    def _make_presence(self, service: LeaseService) -> Presence:
+        parts = PresenceParts(
+            node=self.name,
+            set_away=self.enforcement.set_away,
+            compare=service.reconcile,
+            offer=self.late.offer,
+            metrics=self._ground.metrics,
+            log=self._ground.log,
+        )
+        presence = Presence(parts, self._facts)
+        self.enforcement.on_facts = presence.on_facts
+        return presence
 
     def _make_reloads(self, service: LeaseService) -> ReloadWatch:
         return ReloadWatch(
@@ -99,7 +131,7 @@ class Machine:
                 engine=self._ground.engine,
                 way=lambda: self.way_in.way,
                 stamp=self.node.reload_stamp,
-                leases=self._deciding.allocator.leases,
+                leases=self._leases,
                 tell=service.tell,
                 metrics=self._ground.metrics,
                 log=self._ground.log,
@@ -108,17 +140,12 @@ class Machine:
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What runs for the machine until the broker ends, by name."""
-        loops = {"late devices": self.late.run()}
+        loops = {"late devices": self.late.run(), "presence": self.presence.run()}
         if not self.simulated:
             loops |= {"closures": self.closures.run(), "reloads": self.reloads.run()}
-        return loops
+        return {f"{name} of {self.name}": loop for name, loop in loops.items()}
 
     # ---- a lease
-
-    def _on_lease(self, lease: Lease) -> None:
-        """The allocator has committed this lease."""
-        self._ground.metrics.lease_times.on_lease(lease)
-        self.enforcement.on_lease(lease)
 
     async def prepare(self, lease: Lease) -> None:
         """Prepares the lease's devices for its container. Raises DeviceFault."""
@@ -133,10 +160,6 @@ class Machine:
         """What the lease changes in its container; pure. `folder` is the lease's own."""
         return self.enforcement.patch(lease, self.way_in.patch(lease, folder))
 
-    async def rest(self, lease: Lease, reason: str) -> bool:
-        """In turns, what it has on a GPU moves to main memory; it wakes when its user runs a cell."""
-        return self.enforcement.turns.rest(lease.id)
-
     # ---- what it reads
 
     @property
@@ -149,29 +172,13 @@ class Machine:
         """How many devices can be leased."""
         return len(self._sharing.pooling.devices)
 
-    @property
-    def turns(self) -> TurnService:
-        """Who has a turn on its GPUs."""
-        return TurnService(self._deciding.allocator, self.enforcement.turns)
-
-    def gpu_use(self, lease: Lease) -> GpuUse:
-        """How busy the lease's devices are."""
-        devices = {device.uuid: device for device in self.facts.devices}
-        return gpu_use(lease, devices, self.enforcement.usage(), utc_now())
-
     def uses(self) -> dict[str, Use]:
         """What each lease that holds devices uses, as the node read it last."""
         usage = self.enforcement.usage()
         turns = self.enforcement.turns.views()
-        held = [lease for lease in self._deciding.allocator.leases() if lease.device_uuids]
+        held = [lease for lease in self._leases() if lease.device_uuids]
         uses = {lease.id: use_of(lease, usage) for lease in held if lease.mode is not Mode.TURNS}
         for lease_id, view in turns.items():
             awake = view.gpu_uuid if view.turn is Turn.AWAKE else None
             uses[lease_id] = use_in_turns(view.memory_bytes, awake, usage)
         return uses
-
-    def readings(self) -> Readings:
-        """What the admin's map of the devices shows."""
-        views = self.enforcement.turns.views()
-        awake_on = {key: view.gpu_uuid for key, view in views.items() if view.gpu_uuid is not None}
-        return Readings(self.enforcement.usage(), self.enforcement.xids(), self.enforcement.blind(), awake_on)

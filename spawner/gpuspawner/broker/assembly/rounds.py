@@ -8,7 +8,7 @@ from ...core.errors import ConfigError, EngineFault, GpuSpawnerError
 from ..leases.allocator import Allocator
 from ..leases.leasing import NOT_READY, LeaseService
 from .ground import Ground
-from .machine import Machine
+from .machines import Machines
 
 RETRY_SECONDS = 0.5
 """Pause after a failed round."""
@@ -25,9 +25,11 @@ GPUS_SILENT = (
 class Rounds:
     """One a broker."""
 
-    def __init__(self, ground: Ground, service: LeaseService, allocator: Allocator, machine: Machine) -> None:
+    def __init__(
+        self, ground: Ground, service: LeaseService, allocator: Allocator, machines: Machines
+    ) -> None:
         self._ground, self._service = ground, service
-        self._allocator, self._machine = allocator, machine
+        self._allocator, self._machines = allocator, machines
 
     async def run(self) -> None:
         """Rounds until cancelled. The same failure is logged once."""
@@ -57,11 +59,11 @@ class Rounds:
         service = self._service
         if not await service.reconcile_or_log():
             return False
-        if self._machine.facts.fault and not service.ready.is_set():
+        if self._machines.here.facts.fault and not service.ready.is_set():
             service.not_ready = GPUS_SILENT
         elif not service.ready.is_set():
             try:
-                await self._machine.way_in.probe()
+                await self._machines.probe()
             except EngineFault as fault:
                 self._ground.log.warning("%s; the next round tries again", fault)
                 return False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tornado.httpserver import HTTPServer
@@ -13,35 +15,43 @@ from ..api.offer import offer_routes
 from ..api.public.actions import Actions
 from ..api.public.classes import ClassTools, class_routes
 from ..api.public.hub_servers import HubServers
+from ..api.public.images import image_routes
+from ..api.public.leases import lease_routes
+from ..api.public.local import LocalServers, local_routes
 from ..api.public.rules import MoreRoutes, joined, public_rules
 from ..api.public.turns import public_turns
-from ..api.rules import rule_routes
+from ..api.pulls import pull_routes
+from ..api.rules import hub_routes
 from ..api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from ..api.turns import turn_routes
 from ..leases.hub_people import HubPeople
 from ..leases.offers import Offers
+from ..observe.failures import LoopFailures
 from ..pages import serve_pages
 from ..pages.admin.base import AdminTools
 from ..pages.admin.checkup import Checkup, ask_doctor
 from ..pages.admin.handlers import admin_pages
 from ..pages.classes.base import Teaching
 from ..pages.classes.handlers import class_pages
+from ..pages.look import hub_of
 from ..pages.own.desk import BrokerDesk
+from ..pages.own.lab import LabReadings, LabSources
+from ..pages.serving import page_url
 from ..pages.unknown.handlers import unknown_pages
 from .deciding import Deciding
 from .ground import Ground
 from .leasing import Leasing
-from .machine import Machine
+from .machines import Machines
 from .observing import Observing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Serving:
     """One a broker: what is shown and done by socket, API and pages."""
 
     ground: Ground
     deciding: Deciding
-    machine: Machine
+    machines: Machines
     leasing: Leasing
     observing: Observing
 
@@ -50,9 +60,11 @@ class Serving:
         site, rules = self._site(), self.deciding.rules
         offers = Offers(rules, self.deciding.gate, self.deciding.allocator)
         routes = [
-            *rule_routes(site, rules, self.leasing.endings),
+            *hub_routes(site, rules, self.leasing.endings),
             *offer_routes(site, rules, self.leasing.endings, offers),
-            *turn_routes(site, self.machine.turns),
+            *turn_routes(site, self.machines.turn_service),
+            *pull_routes(site, self.observing.images.tell),
+            *local_routes(self._view(), hub_of(self.ground.settings.config), self._local_api()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.ground.settings.site.socket_path))
@@ -63,19 +75,32 @@ class Serving:
         config = self.ground.settings.config
         return serve_pages(self._view(), config, make_desk=self._make_desk, more=self._public_routes())
 
+    def lab_readings(self) -> LabReadings:
+        """Writes what each lab's status bar shows."""
+        sources = LabSources(
+            leases=self.deciding.allocator.leases,
+            uses=lambda: self.observing.sampler.latest,
+            deadline_of=self.leasing.endings.deadline_of,
+            turns=self.machines.turns.views,
+            page_url=page_url(os.environ),
+            simulated=self.machines.simulated,
+        )
+        failures = LoopFailures("lab readings", self.ground.metrics, self.ground.log)
+        return LabReadings(sources, self.leasing.folders.write_use, failures)
+
     def _view(self) -> View:
-        enforcement, observing = self.machine.enforcement, self.observing
+        machines, observing = self.machines, self.observing
         about = About(
             tiers=self.ground.settings.tiers,
-            simulated=self.machine.simulated,
+            simulated=machines.simulated,
             metrics=self.ground.metrics,
-            blind=enforcement.blind,
-            node=enforcement.node_facts,
-            usage=enforcement.usage,
+            blind=machines.blind,
+            node=machines.facts,
+            usage=machines.usage,
             ended=observing.journal.recent,
             uses=lambda: observing.sampler.latest,
             deadline_of=self.leasing.endings.deadline_of,
-            turns=enforcement.turns.views,
+            turns=machines.turns.views,
             unknown=self.leasing.unknown_ids,
             disks=observing.disks.now,
         )
@@ -83,7 +108,7 @@ class Serving:
 
     def _site(self) -> Site:
         settings, ground = self.ground.settings, self.ground
-        waits, simulated = settings.site.queue_timeout, self.machine.simulated
+        waits, simulated = settings.site.queue_timeout, self.machines.simulated
         timeouts = {
             tier.name: tier.queue_timeout_seconds
             for tier in settings.tiers
@@ -94,21 +119,36 @@ class Serving:
 
     def _public_routes(self) -> MoreRoutes:
         """What the service has besides the pages that everybody sees."""
-        site, rules, endings = self._site(), self.deciding.rules, self.leasing.endings
-        classes = self._make_classes()
+        rules = self.deciding.rules
         return joined(
-            public_rules(site, rules, endings),
-            class_routes(ClassTools(site, rules, endings, classes)),
-            class_pages(Teaching(classes, rules, self.machine.simulated)),
+            self._api(),
+            class_pages(Teaching(self._classes, rules, self.machines.simulated)),
             unknown_pages(rules.audit, self._end_unknown),
-            public_turns(site, self.machine.turns, rules.audit),
             admin_pages(self._admin_tools()),
         )
+
+    def _api(self) -> MoreRoutes:
+        """What the API has for those who are responsible for others."""
+        site, rules, endings = self._site(), self.deciding.rules, self.leasing.endings
+        return joined(
+            public_rules(site, rules, endings),
+            class_routes(ClassTools(site, rules, endings, self._classes)),
+            public_turns(site, self.machines.turn_service, rules.audit),
+            image_routes(self.observing.images.now),
+        )
+
+    def _local_api(self) -> MoreRoutes:
+        """All of the API, for the socket: nobody has a token of the hub there, so servers end without it."""
+        allocator, hub = self.deciding.allocator, hub_of(self.ground.settings.config)
+        servers = LocalServers(hub, allocator.leases, self.leasing.service.release)
+        tiers, turn = self.ground.settings.tiers, self.machines.turn_service.act
+        actions = Actions(self.deciding.rules, servers, allocator.lease, tiers, turn)
+        return joined(lambda site: lease_routes(site, actions), self._api())
 
     def _make_desk(self, api_url: str) -> BrokerDesk:
         rules, ground = self.deciding.rules, self.ground
         lease, tiers = self.deciding.allocator.lease, ground.settings.tiers
-        actions = Actions(rules, HubServers(api_url), lease, tiers, self.machine.turns.act)
+        actions = Actions(rules, HubServers(api_url), lease, tiers, self.machines.turn_service.act)
         return BrokerDesk(rules, ground.ledger, self.observing.sampler, actions)
 
     def _admin_tools(self) -> AdminTools:
@@ -118,19 +158,21 @@ class Serving:
             service=self.leasing.service,
             rules=self.deciding.rules,
             ledger=self.ground.ledger,
-            readings=self.machine.readings,
-            fault=lambda: self.machine.facts.fault,
+            readings=self.machines.readings,
+            fault=lambda: self.machines.facts().fault,
             ended=self.ground.ledger.ended,
             disks=self.observing.disks.now,
+            images=self.observing.images.now,
             unknown=self.leasing.unknown_ids,
             checkup=Checkup(lambda: ask_doctor(config_file and str(Path(config_file).absolute()))),
-            simulated=self.machine.simulated,
+            simulated=self.machines.simulated,
         )
 
     async def _end_unknown(self, lease_id: str, author: str) -> None:
         await self.leasing.service.release(lease_id, f"ended by {author}: the hub doesn't know it")
 
-    def _make_classes(self) -> Classes:
+    @cached_property
+    def _classes(self) -> Classes:
         hub, observing = self.ground.hub_api, self.observing
         parts = ClassParts(
             people=None if hub is None else HubPeople(hub),
@@ -142,5 +184,6 @@ class Serving:
             ledger=self.ground.ledger,
             ended=observing.journal.recent,
             use=lambda: observing.sampler.latest,
+            stop_through_hub=None if hub is None else HubServers(hub.url).stop,
         )
         return Classes(parts)

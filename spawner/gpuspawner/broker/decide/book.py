@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
 from typing import TypeVar
 
 from ...core.decision import Drain
@@ -28,6 +27,7 @@ from .place.fitting import fits, grouped, places, places_beside
 from .place.placement import RULES, Kind, Room, Share, example, place, suiting, suits, take
 from .place.sharing_rules import WHOLE, SharingRules
 from .snapshot import Capacity, DeviceView, QueueEntry, Snapshot
+from .turns import Rank
 
 K = TypeVar("K")
 
@@ -99,6 +99,11 @@ class Book:
         """How many leases of this tier hold devices whose users are members of the group."""
         return self._taken[tier, group]
 
+    def node_of(self, lease: Lease) -> str:
+        """The machine of the lease's devices, as they say, else as the lease does; "" if neither does."""
+        known = (self._devices.device(uuid).node for uuid in lease.device_uuids if uuid in self._devices)
+        return next(filter(None, known), lease.node)
+
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
         return tuple(self._leases[each] for each in self._devices.holders(uuid))
@@ -121,16 +126,27 @@ class Book:
         """How the device's pool shares it. Raises KeyError for one that is not known."""
         return self._devices.terms(uuid)
 
-    def known(self, want: Want) -> int:
-        """How many devices suit `want`, whether leased, free or out of service."""
-        return self._devices.known(want)
+    def unservable(self, want: Want) -> str:
+        """Why no node can ever serve `want`; "" if one can. Also leased and broken devices count."""
+        known = max(self._devices.known(want).values(), default=0)
+        if known >= want.device_count:
+            return ""
+        return notice.no_capacity(want, known, several_nodes=self._devices.several_nodes)
 
     def repair_needed(self, want: Want) -> str:
         """Why `want` can't be served before an admin has repaired devices; "" if it can."""
         broken = [each for each in self._devices.unhealthy(want) if each[1].needs_admin]
-        if not broken or self._devices.known(want) - len(broken) >= want.device_count:
+        working = self._devices.known(want)
+        working.subtract(device.node for device, _ in broken)
+        if not broken or max(working.values(), default=0) >= want.device_count:
             return ""
-        return notice.needs_admin(want, broken)
+        return notice.needs_admin(want, self._named(broken))
+
+    def _named(self, lost: Iterable[tuple[Device, DeviceHealth]]) -> list[tuple[Device, DeviceHealth]]:
+        """As the sentences take them: they name a device's node if it has one, so only of several."""
+        if self._devices.several_nodes:
+            return list(lost)
+        return [(replace(device, node=""), health) for device, health in lost]
 
     def obstacle(self, lease_id: str) -> str:
         """Why a waiting lease can't be served in any place; "" if it can, or if it doesn't wait.
@@ -147,7 +163,7 @@ class Book:
 
     def _obstacle(self, want: Want, group: str) -> str:
         if not servable(want, self._devices.healthy):
-            return notice.out_of_service(want, self._devices.unhealthy(want))
+            return notice.out_of_service(want, self._named(self._devices.unhealthy(want)))
         kinds = self._devices.kinds
         kept = [
             each
@@ -204,10 +220,15 @@ class Book:
 
     def use_step(self, user: str) -> int:
         """What the user has used, in steps of about a fifth; users of one step wait about as long."""
-        if self._rules.fair is None:
-            return 0
-        hours = self._rules.fair.user_use(user, self._now) / _HOUR_SECONDS
-        return round(_USE_STEPS * math.log2(1.0 + hours))
+        return 0 if self._rules.fair is None else _step(self._rules.fair.user_use(user, self._now))
+
+    def turn_rank(self, lease: Lease, now_seconds: float) -> Rank:
+        """Its place among those that want a GPU in turns: the queue's rules, with use in wide steps."""
+        claim, fair = self._claim(lease), self._rules.fair
+        if fair is None:
+            return Rank(claim.priority)
+        group = fair.group_use(claim.group, now_seconds) / claim.weight
+        return Rank(claim.priority, (_step(group), _step(fair.user_use(lease.user, now_seconds))))
 
     def begins(self, lease: Lease, session_seconds: float | None) -> bool:
         """Whether this request, new at this moment, would begin at once; a session has that length."""
@@ -252,6 +273,7 @@ class Book:
 
     def snapshot(self) -> Snapshot:
         """Devices, living leases and queue at this moment."""
+        several = self._devices.several_nodes
         devices = tuple(
             DeviceView(
                 device,
@@ -259,6 +281,7 @@ class Book:
                 self.holders(device.uuid),
                 self._devices.terms(device.uuid),
                 self._devices.drain(device.uuid),
+                device.node if several else "",
             )
             for device in self._devices.all()
         )
@@ -316,6 +339,10 @@ class Book:
         """Whether a device may be leased; None for one that is not known."""
         return self._devices.health(uuid) if uuid in self._devices else None
 
+    def is_drained(self, uuid: str) -> bool:
+        """Whether nothing new is placed on the device by an admin's decision."""
+        return self._devices.drain(uuid) is not None
+
     def set_health(self, health: DeviceHealth) -> bool:
         """Take a device out of service or back into it. Returns whether anything changed."""
         self._queue.changed()
@@ -341,13 +368,16 @@ class Book:
         This assumes that `freed` gave back its devices, `without` no longer waits, and `newcomer` came last.
         """
         self._pass_time(now)
+        fleet = self._fleet(freed)
+        if not any(fleet.rooms.values()):
+            return []
         last = None if newcomer is None else self._waiting(newcomer, self._arrivals + 1)
         lineup = self._queue.lineup(self._now, without, last)
         placed = []
-        for lease_id, shares in plan(lineup, self._fleet(freed), self._now).items():
+        for lease_id, shares in plan(lineup, fleet, self._now).items():
             waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
             to = after(waiting.state, Event.PLACE, Actor.BROKER).to
-            reserved = with_shares(replace(waiting, state=to, since=now), shares)
+            reserved = with_shares(waiting, shares, to, now)
             placed.append(self.with_fractions(reserved))
         return placed
 
@@ -357,8 +387,8 @@ class Book:
         return Fleet(
             rooms=self._devices.rooms(ended),
             healthy=self._devices.healthy,
-            all_rooms=cache(lambda: self._devices.healthy_rooms(ended)),
-            holdings=cache(lambda: self._holdings(freed)),
+            all_rooms=lambda: self._devices.healthy_rooms(ended),
+            holdings=lambda: self._holdings(freed),
             sessions=self._rules.sessions(self._now),
         )
 
@@ -395,7 +425,7 @@ class Book:
         lost = [each for each in states if not each[1].healthy and not each[1].new_only]
         if lease.mode is Mode.TURNS and len(lost) < len(states):
             lost = []  # its turns are on the others
-        told = notice.withdrawn(lost)
+        told = notice.withdrawn(self._named(lost))
         if not told and lease.notice and not notice.is_withdrawal(lease.notice):
             return lease
         return replace(lease, notice=told)
@@ -477,6 +507,11 @@ class Book:
             self._rules.fair.hold(user, group, -devices, at)
 
 
+def _step(used_gpu_seconds: float) -> int:
+    """How much was used, in steps that are wider the more it is."""
+    return round(_USE_STEPS * math.log2(1.0 + used_gpu_seconds / _HOUR_SECONDS))
+
+
 def _drop(index: dict[K, dict[str, None]], key: K, lease_id: str) -> None:
     """Take a lease out of an index, and the key with the last of its leases."""
     del index[key][lease_id]
@@ -484,11 +519,13 @@ def _drop(index: dict[K, dict[str, None]], key: K, lease_id: str) -> None:
         del index[key]
 
 
-def with_shares(lease: Lease, shares: Sequence[Share]) -> Lease:
-    """The lease with these shares. In turns it uses one of them at a time."""
+def with_shares(lease: Lease, shares: Sequence[Share], state: LeaseState, since: datetime) -> Lease:
+    """The lease in this state with these shares. In turns it uses one of them at a time."""
     sizes = [share.memory_bytes for share in shares]
     return replace(
         lease,
+        state=state,
+        since=since,
         device_uuids=tuple(share.device_uuid for share in shares),
         memory_bytes=max(sizes) if shares[0].in_turns else sum(sizes),
         compute_percent=min(share.compute_percent for share in shares),

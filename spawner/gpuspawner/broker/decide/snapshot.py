@@ -28,13 +28,34 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """A device, its health, who holds a share of it, how its pool shares it, and whether it is drained."""
+    """A device, its health, who holds a share of it, how its pool shares it, and whether it is drained.
+
+    `node` is its machine, for people: "" where there is only one, or where it isn't known.
+    """
 
     device: Device
     health: DeviceHealth
     holders: tuple[Lease, ...]
     terms: SharingRules = WHOLE
     drain: Drain | None = None
+    node: str = ""
+
+    @property
+    def number(self) -> str:
+        """What people call it: "#0", of several machines "#0 of b"."""
+        device = self.device
+        number = device.uuid if device.index is None else f"#{device.index}"
+        return f"{number} of {self.node}" if self.node else number
+
+    @property
+    def name(self) -> str:
+        """With its model: "H100 80GB #0"."""
+        where = f" of {self.node}" if self.node else ""
+        return (
+            f"{self.device.model}{where}"
+            if self.device.index is None
+            else f"{self.device.model} {self.number}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,14 @@ and says what to begin now. It keeps no state: after a restart it continues from
 Its actions keep these rules, whatever happened before:
 1. On each GPU one seat at most is awake or about to be.
 2. On each GPU the memory of who stays and what is promised to who is awake fit beside the reserve.
-3. No sleeping seat that wants a GPU waits while one is free: it is woken, or room is made for it. A GPU is
-not free while it is kept for a seat whose memory is on its way there.
+3. No sleeping seat that wants a GPU waits while one that it sees is free: it is woken, or room is made for
+it. A GPU is not free while it is kept for a seat whose memory is on its way there, or while it is out of
+service or drained: then nobody is woken there, and memory of those who don't compute leaves it.
 4. No seat is paused before `min_turn`; a seat that computes is paused only after `max_turn` with others
-waiting. 5. Every seat that wants a GPU gets one: by the policy's order, then by how long it has wanted one,
-but no seat passes one that has wanted a GPU for `patience_seconds`.
+waiting.
+5. Every seat that wants a GPU gets one: by `Rank` (priority, then decayed use for the weight), then by how
+long it has wanted one. But no seat passes one that has wanted a GPU for `patience_seconds`, and none of the
+same priority passes one that has wanted it for `use_patience_seconds`.
 6. Memory is moved to another GPU only if the seat computes there sooner than where its memory is, as far as
 is known, and that GPU is kept for it meanwhile.
 """
@@ -20,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 
 SLEEP_BYTES_A_SECOND = 2.0 * (1 << 30)
 WAKE_BYTES_A_SECOND = 5.5 * (1 << 30)
@@ -63,6 +67,25 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
+class Rank:
+    """A seat's place by the policy: the higher `priority` first, then the smaller `used`.
+
+    `used` is decayed use in steps (of the group for its weight, then of the user): those who have used about
+    as much are equals and take turns.
+    """
+
+    priority: int = 0
+    used: tuple[int, ...] = ()
+
+    def is_before(self, other: Rank) -> bool:
+        """Whether it comes first, however long the other waits (see `TurnRules` for the limits of that)."""
+        return (-self.priority, self.used) < (-other.priority, other.used)
+
+
+NO_RANK = Rank()
+
+
+@dataclass(frozen=True, slots=True)
 class Seat:
     """A lease of the pool as it is now. Times are monotonic seconds.
 
@@ -70,7 +93,7 @@ class Seat:
     has on the GPU or in host memory. `promise_bytes` is what it may have while it is awake. `wants_since`: it
     waits for a GPU since then. `idle_since`: it is awake and has not computed since then; None while it
     computes. `rests_since`: besides, its programs wait for input since then, as a notebook between two cells;
-    None while one of them runs, or where that isn't known. `rank` is the policy's order, the smallest first.
+    None while one of them runs, or where that isn't known.
     """
 
     lease_id: str
@@ -82,15 +105,19 @@ class Seat:
     wants_since: float | None = None
     idle_since: float | None = None
     rests_since: float | None = None
-    rank: tuple[float, ...] = ()
+    rank: Rank = NO_RANK
     under_way: Action | None = None
     """What has begun and has not ended."""
     unmovable_since: float | None = None
     """Its memory can't leave the GPU (managed memory, NCCL): known since then."""
+    can_pause: bool = True
+    """False: the driver does not answer for it (NCCL), so it is unmovable and can not even be paused."""
     retry_at: float = 0.0
     """Something failed: nothing is tried with it before."""
     target_uuid: str | None = None
     """The GPU for which its memory was moved: kept for it until it is awake."""
+    sees: frozenset[str] | None = None
+    """The GPUs of which its container has the device node; None: all. It can be woken on no other."""
 
     def lies_on(self, gpu_uuid: str) -> bool:
         """Whether it has memory there, or is being woken there."""
@@ -119,6 +146,15 @@ class Gpu:
     memory_bytes: int
     usable: bool = True
     """Whether it is healthy, so that somebody may be woken there."""
+    drained: bool = False
+    """An admin wants it empty: only memory that can't leave it computes there."""
+
+    def serves(self, seat: Seat) -> bool:
+        """Whether the seat may be woken there."""
+        if not self.usable or (seat.sees is not None and self.uuid not in seat.sees):
+            return False
+        stays = seat.unmovable_since is not None and seat.lies_on(self.uuid)
+        return stays or not self.drained
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +163,8 @@ class TurnRules:
     and its programs have waited for input for this long. `pause_after`: it ends when it has computed nothing
     for this long, even if a program runs: it may be loading a library or data. `sleep_after`: the memory of a
     seat idle for this long goes to host memory even if nobody wants the GPU. `warn`: the time between the
-    notice that a program blocks others and its end; None: it is never ended.
+    notice that a program blocks others and its end; None: it is never ended. `patience`: who has wanted a GPU
+    for this long is passed by nobody. `use_patience`: nor by somebody of the same priority who has used less.
     """
 
     pause_after_seconds: float = 10.0
@@ -135,6 +172,7 @@ class TurnRules:
     min_turn_seconds: float = 1.0
     max_turn_seconds: float = 60.0
     patience_seconds: float = 600.0
+    use_patience_seconds: float = 120.0
     warn_seconds: float | None = 120.0
     prompt_after_seconds: float = 0.2
 
@@ -198,10 +236,11 @@ def plan(
 def waiting_order(seats: Iterable[Seat], now: float, rules: TurnRules) -> list[Seat]:
     """Those that want a GPU and have none, in the order in which they get one."""
 
-    def key(seat: Seat) -> tuple[bool, tuple[float, ...], float, str]:
+    def key(seat: Seat) -> tuple[float, tuple[int, ...], float, str]:
         since = seat.wants_since or 0.0
-        patient = now - since < rules.patience_seconds
-        return patient, seat.rank if patient else (), since, seat.lease_id
+        priority = -seat.rank.priority if now - since < rules.patience_seconds else -inf
+        used = seat.rank.used if now - since < _use_patience(rules) else ()
+        return priority, used, since, seat.lease_id
 
     waiting = [seat for seat in seats if seat.wants_since is not None and seat.turn is not Turn.AWAKE]
     return sorted((seat for seat in waiting if not _is_waking(seat)), key=key)
@@ -293,6 +332,10 @@ class _Planning:
         """The next waiting seat: it is woken, or the seat in its way is moved, or it waits."""
         if not self._may_begin(seat):
             return
+        if seat.turn is Turn.PAUSED and self._must_leave(seat):
+            if self._may_sleep(seat):
+                self._begin(Action(Step.SLEEP, seat.lease_id))  # and woken on another GPU
+            return
         ways = [way for gpu in self._gpus if (way := self._way(seat, gpu)) is not None]
         if seat.turn is Turn.ASLEEP:
             kept = [way for way in ways if way.gpu_uuid == seat.target_uuid and way.wait_seconds == 0]
@@ -346,10 +389,17 @@ class _Planning:
             idle_since = seat.since if seat.turn is Turn.PAUSED else seat.idle_since
             if seat.turn is Turn.ASLEEP or seat.wants_since is not None or idle_since is None:
                 continue
-            long_enough = self._now - idle_since >= self._rules.sleep_after_seconds
+            leaves, rules = self._must_leave(seat), self._rules
+            after = rules.pause_after_seconds if leaves else rules.sleep_after_seconds
+            long_enough = self._now - idle_since >= after
             turn_over = self._now - seat.since >= self._rules.min_turn_seconds
             if long_enough and turn_over and self._may_sleep(seat) and seat.gpu_uuid not in self._taken:
                 self._begin(Action(Step.SLEEP, seat.lease_id))
+
+    def _must_leave(self, seat: Seat) -> bool:
+        """Whether it can't compute any more where its memory is."""
+        home = next((gpu for gpu in self._gpus if gpu.uuid == seat.gpu_uuid), None)
+        return seat.turn is not Turn.ASLEEP and (home is None or not home.serves(seat))
 
     def _begin(self, action: Action) -> None:
         self.actions[action.lease_id] = action
@@ -366,9 +416,11 @@ class _Planning:
         ahead = self._ahead.get(gpu.uuid, 0.0)
         if gpu.uuid in self._taken or self._kept.get(gpu.uuid, seat.lease_id) != seat.lease_id:
             turn = ahead or self._seen.turn_seconds
-            return _Way(gpu.uuid, turn, is_blocked=True) if is_home and gpu.usable else None
+            return _Way(gpu.uuid, turn, is_blocked=True) if is_home and gpu.serves(seat) else None
         occupant = self._occupant[gpu.uuid]
-        if not gpu.usable or (occupant is not None and occupant.lease_id in self.actions):
+        if not gpu.serves(seat):
+            return None
+        if occupant is not None and (occupant.lease_id in self.actions or not occupant.can_pause):
             return None
         wait = 0.0 if occupant is None else self._wait_for(seat, occupant)
         is_elsewhere = seat.turn is Turn.PAUSED and not is_home
@@ -413,20 +465,25 @@ class _Planning:
 
     def _is_on_its_way_to_target(self, seat: Seat) -> bool:
         """Whether a GPU is kept for it: its memory leaves another one, or has left it, to go there."""
-        gpu = next((each for each in self._gpus if each.uuid == seat.target_uuid and each.usable), None)
+        gpu = next((each for each in self._gpus if each.uuid == seat.target_uuid and each.serves(seat)), None)
         if gpu is None or seat.wants_since is None or seat.retry_at > self._now:
             return False
         if seat.turn is not Turn.ASLEEP and not self._is_on_its_way(seat):
             return False
         occupant = self._occupant[gpu.uuid]
-        is_waited_for = occupant is not None and self._wait_for(seat, occupant) > 0
+        is_waited_for = occupant is not None and (
+            not occupant.can_pause or self._wait_for(seat, occupant) > 0
+        )
         return not is_waited_for and self._room_for(seat, gpu) is not None
 
     def _wait_for(self, seat: Seat, occupant: Seat) -> float:
         """How long until the occupant's turn ends for this seat: who computes gives way to no lower rank."""
         wait = wait_seconds(occupant, self._now, self._rules)
-        if occupant.idle_since is None and occupant.rank < seat.rank and seat.wants_since is not None:
-            wait = max(wait, seat.wants_since + self._rules.patience_seconds - self._now)
+        computes, wants_since = occupant.idle_since is None, seat.wants_since
+        if computes and wants_since is not None and occupant.rank.is_before(seat.rank):
+            equal = occupant.rank.priority == seat.rank.priority
+            patience = _use_patience(self._rules) if equal else self._rules.patience_seconds
+            wait = max(wait, wants_since + patience - self._now)
         return wait
 
     def _room_for(self, seat: Seat, gpu: Gpu) -> _Room | None:
@@ -462,13 +519,22 @@ class _Planning:
         """No GPU has room for it because of memory that can't be moved: ends the seat that was warned."""
         if self._rules.warn_seconds is None or self._taken or self._kept:
             return
-        known = [each for each in self._seats if each.unmovable_since is not None and each is not seat]
+        served = [gpu.uuid for gpu in self._gpus if gpu.serves(seat)]
+        known = [
+            each
+            for each in self._seats
+            if each is not seat and each.unmovable_since is not None and each.gpu_uuid in served
+        ]
         for each in sorted(known, key=lambda each: each.since):
             since = each.unmovable_since or 0.0
             turn_over = each.turn is Turn.PAUSED or wait_seconds(each, self._now, self._rules) == 0
             if self._may_begin(each) and turn_over and self._now - since >= self._rules.warn_seconds:
                 self._begin(Action(Step.END, each.lease_id))
                 return
+
+
+def _use_patience(rules: TurnRules) -> float:
+    return min(rules.patience_seconds, rules.use_patience_seconds)
 
 
 def _is_waking(seat: Seat) -> bool:

@@ -1,4 +1,4 @@
-"""Makes the node enforce the leases, and handles the node's reports.
+"""Makes one node enforce the leases that are on it, and handles the node's reports.
 
 Each lease belongs to a mode (`mode.py`). The desired state consists of the modes' parts and of the quotas of
 the leases that have a container; the node establishes it. The node's events change the health of devices;
@@ -31,6 +31,7 @@ from ...node.api import (
 )
 from ..decide.place.devices import MISSING
 from ..decide.place.pooling import Pooling
+from ..decide.turns import NO_RANK, Rank
 from ..observe.journal import Journal, is_of, record_of
 from ..observe.metrics import Metrics
 from .mode import Holders, SharingMode, Surroundings
@@ -56,13 +57,13 @@ class Tools:
     log: logging.Logger
     retry_seconds: float = RETRY_SECONDS
     idle_seconds: float = IDLE_SECONDS
-    rank: Callable[[Lease], tuple[float, ...]] = lambda lease: ()
-    """Whose turn comes first by the site's policy: the smallest."""
+    rank: Callable[[Lease], Rank] = lambda lease: NO_RANK
+    """A lease's place by the site's policy among those that want a turn, as it is now."""
     turn_pace: Pace = field(default_factory=Pace)
 
 
 class Enforcement:
-    """One a broker; all methods on its event loop."""
+    """One a node; all methods on the broker's event loop. `holders` has the leases of this node."""
 
     def __init__(self, tools: Tools, holders: Holders) -> None:
         self._tools = tools
@@ -72,6 +73,7 @@ class Enforcement:
         self._facts = tools.facts
         self._hardware: dict[str, DeviceHealth] = {}
         self._closed: dict[str, DeviceHealth] = {}
+        self._away = ""
         self._readings = Readings()
         self._applying = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -82,9 +84,9 @@ class Enforcement:
         """Called with the node's new facts, for example when a device appears late."""
         whole = Whole()
         around = Surroundings(
-            node=self._node, facts=tools.facts, holders=holders, pooling=lambda: self._pooling,
+            node=self._node, read_facts=self.node_facts, holders=holders, pooling=lambda: self._pooling,
             apply=self.apply, report=self.report, tell=self._tell, spawn=self._spawn,
-            metrics=tools.metrics, log=tools.log, works=self._works, rank=tools.rank,
+            metrics=tools.metrics, log=tools.log, hardware=self._hardware_of, rank=tools.rank,
         )  # fmt: skip
         self.turns = Turns(around, tools.turn_pace)
         """Who has a turn, and what users may ask for."""
@@ -233,6 +235,12 @@ class Enforcement:
             if before.get(uuid) != self._closed.get(uuid):
                 await self.report(uuid)
 
+    async def set_away(self, reason: str) -> None:
+        """Why nothing new may start on the machine, which can't be reached; "" once it may again."""
+        self._away = reason
+        for device in self._pooling.devices:
+            await self.report(device.uuid)
+
     async def report(self, uuid: str) -> None:
         """Puts a device out of service or back into service; retries if that can't be recorded now."""
         try:
@@ -246,8 +254,11 @@ class Enforcement:
         await self.report(uuid)
 
     def _health(self, uuid: str) -> DeviceHealth:
-        """The hardware's health, unless a mode or `close_to_new` keeps the device out of service."""
-        hardware = self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
+        """The hardware's health, unless the machine is away, or a mode or `close_to_new` keeps the device out
+        of service."""
+        if self._away:
+            return DeviceHealth(uuid, healthy=False, reason=self._away)
+        hardware = self._hardware_of(uuid)
         reason = next(filter(None, (mode.obstacle(uuid) for mode in self._all_modes())), "")
         if not hardware.healthy:
             return hardware
@@ -255,9 +266,8 @@ class Enforcement:
             return DeviceHealth(uuid, healthy=False, reason=reason)
         return self._closed.get(uuid, hardware)
 
-    def _works(self, uuid: str) -> bool:
-        hardware = self._hardware.get(uuid)
-        return hardware is None or hardware.healthy
+    def _hardware_of(self, uuid: str) -> DeviceHealth:
+        return self._hardware.get(uuid, DeviceHealth(uuid, healthy=True))
 
     async def _on_guard(self, event: GuardEvent) -> None:
         self._tools.metrics.ended(event.offence)
@@ -273,8 +283,8 @@ class Enforcement:
         return self._facts
 
     def usage(self) -> Mapping[str, Usage]:
-        """The use of each device, by UUID."""
-        return self._readings.usage
+        """The use of each device, by UUID; nothing is known of a machine that can't be reached."""
+        return {} if self._away else self._readings.usage
 
     def xids(self) -> Mapping[str, tuple[XidSeen, ...]]:
         """The newest XIDs of each device, by UUID, the newest first."""
@@ -287,7 +297,8 @@ class Enforcement:
             pooled = {device.uuid for device in self._pooling.devices}
             held = (uuid for lease in self._holders.leases() for uuid in lease.device_uuids)
             found |= {uuid: MISSING for uuid in held if uuid not in pooled}
-        self._tools.metrics.guard_blind.set(len(found))
+        if self._away:
+            found |= {device.uuid: self._away for device in self._pooling.devices}
         return found
 
     # ---- notices and tasks

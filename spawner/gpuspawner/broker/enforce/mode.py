@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from ...core.model import ContainerPatch, DeviceHealth, Lease
 from ...node.api import DaemonPlan, Node, NodeEvent, NodeFacts, Quota
 from ..decide.place.pooling import Pooling
+from ..decide.turns import NO_RANK, Rank
 from ..observe.metrics import Metrics
 
 
@@ -29,6 +30,10 @@ class Holders(Protocol):
 
     def leases(self) -> tuple[Lease, ...]:
         """All leases that have not ended."""
+        ...
+
+    def is_drained(self, uuid: str) -> bool:
+        """Whether an admin lets nobody new on the device."""
         ...
 
     async def tell(self, lease_id: str, sentence: str) -> None:
@@ -64,15 +69,16 @@ class Wishes:
 class Surroundings:
     """The objects and functions that a mode may use.
 
-    `pooling` returns the current pools. `apply` sends the desired state, with the mode's current part, to the
-    node, and returns when the node has accepted it. `report(uuid)` updates a device's health after
-    `obstacle` has changed. `tell(lease_id, sentence)` gives a holder a notice, now or later. `spawn` runs
-    work in the background; it is cancelled when the broker ends. `works(uuid)` says whether the hardware of a
-    device is healthy, and `rank(lease)` whose turn comes first by the policy: the smallest.
+    `read_facts` returns the node's latest facts, `pooling` the current pools. `apply` sends the desired
+    state, with the mode's current part, to the node, and returns when the node has accepted it.
+    `report(uuid)` updates a device's health after `obstacle` has changed. `tell(lease_id, sentence)` gives a
+    holder a notice, now or later. `spawn` runs work in the background; it is cancelled when the broker ends.
+    `hardware(uuid)` is the health of a device's hardware, and `rank(lease)` its place among those that want a
+    turn.
     """
 
     node: Node
-    facts: NodeFacts
+    read_facts: Callable[[], NodeFacts]
     holders: Holders
     pooling: Callable[[], Pooling]
     apply: Callable[[], Awaitable[None]]
@@ -81,8 +87,13 @@ class Surroundings:
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     metrics: Metrics
     log: logging.Logger
-    works: Callable[[str], bool] = lambda uuid: True
-    rank: Callable[[Lease], tuple[float, ...]] = lambda lease: ()
+    hardware: Callable[[str], DeviceHealth] = lambda uuid: DeviceHealth(uuid, healthy=True)
+    rank: Callable[[Lease], Rank] = lambda lease: NO_RANK
+
+    @property
+    def facts(self) -> NodeFacts:
+        """The node's latest facts."""
+        return self.read_facts()
 
 
 class SharingMode(Protocol):

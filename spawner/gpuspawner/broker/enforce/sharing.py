@@ -12,10 +12,10 @@ from ..decide.place.pooling import Pooling, make_pooling
 
 
 class Sharing:
-    """One a broker."""
+    """One a machine. `others`: there are other machines, which may have what this one lacks."""
 
-    def __init__(self, site: GpuSite, tiers: Sequence[Tier]) -> None:
-        self._site, self._tiers = site, tiers
+    def __init__(self, site: GpuSite, tiers: Sequence[Tier], *, others: bool = False) -> None:
+        self._site, self._tiers, self._others = site, tiers, others
         self._offered: tuple[Device, ...] = ()
         self.pooling = Pooling((), {})
         """The devices that were added, and how each is shared."""
@@ -46,4 +46,5 @@ class Sharing:
         self._offered += tuple(device for device in pooling.devices if device.uuid not in known)
 
     def _pool(self, facts: NodeFacts, devices: Sequence[Device]) -> Pooling:
-        return make_pooling(self._site.parsed_pools(), self._tiers, devices, host_of(facts))
+        host = host_of(facts, others=self._others)
+        return make_pooling(self._site.parsed_pools(), self._tiers, devices, host)

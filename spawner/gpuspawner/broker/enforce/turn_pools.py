@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from ...core.errors import GpuSpawnerError
-from ...core.model import ContainerPatch, Lease, LeaseState, Mode
+from ...core.model import ContainerPatch, Device, Lease, LeaseState, Mode
 from ...core.states import WITH_CONTAINER
 from ...core.turn import TurnSettings, Unsleepable
 from ...core.units import utc_now
 from ...node.api import NodeEvent, Outcome, Quota, Seat, TurnHands
+from ..decide.place.notice import withdrawn
 from ..decide.snapshot import TurnView
 from ..decide.turn_words import waiting_sentence
 from ..decide.turns import Gpu, Step, Turn, TurnRules
@@ -32,6 +33,8 @@ CHECK_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 WARN_SECONDS = 120.0
 """From the notice that a program's memory can't leave the GPU to its end, if the pool ends such programs."""
+USE_PATIENCE_TURNS = 2.0
+"""So many turns of `max_turn` somebody waits at most because others have used less."""
 STARTING = "turns on it are being checked"
 
 
@@ -132,6 +135,18 @@ class Turns:
         """What it has on a GPU moves to main memory; whether it has a seat and its memory can move."""
         return any(pool.rest(lease_id) for pool in self._pools.values())
 
+    def can_rest(self, lease: Lease) -> bool:
+        """Whether its memory can move to main memory, as far as is known."""
+        if lease.mode is not Mode.TURNS or self._around.facts.simulated:
+            return False
+        seats = (each for pool in self._pools.values() for each in pool.status())
+        return all(each.can_move for each in seats if each.lease_id == lease.id)
+
+    async def before_end(self, lease_id: str) -> bool:
+        """Its container is about to be stopped: whether its programs may be killed now; else ask again."""
+        found = [await pool.before_end(lease_id) for pool in self._pools.values()]
+        return all(found)
+
     def give_up(self, lease_id: str) -> bool:
         """Its user gives up the turn; whether it has a seat."""
         return any(pool.give_up(lease_id) for pool in self._pools.values())
@@ -148,6 +163,8 @@ class TurnPool:
         self._changes: list[tuple[str, bool, float]] = []
         """What the ledger has not recorded yet, in order: lease, awake, since when (monotonic seconds)."""
         self._said: dict[str, str] = {}
+        self._warned: dict[str, str] = {}
+        """By lease: the GPU about whose loss its user was told."""
         self._news = asyncio.Event()
         self.closed = STARTING
         """Why nobody is admitted; "" once the driver has been checked."""
@@ -172,6 +189,7 @@ class TurnPool:
     def leave(self, lease_id: str) -> None:
         """Its container has ended."""
         self._said.pop(lease_id, None)
+        self._warned.pop(lease_id, None)
         if self._places.pop(lease_id, None) is not None and self._keeper is not None:
             self._keeper.leave(lease_id)
 
@@ -192,6 +210,10 @@ class TurnPool:
             return False
         self._keeper.give_up(lease_id)
         return True
+
+    async def before_end(self, lease_id: str) -> bool:
+        """Whether it has no seat here, or its programs may be killed now."""
+        return self._keeper is None or await self._keeper.before_end(lease_id)
 
     def rest(self, lease_id: str) -> bool:
         """Whether it has a seat here and its memory can move; it then sleeps until it wants a GPU."""
@@ -218,49 +240,70 @@ class TurnPool:
     async def _round(self, keeper: TurnKeeper) -> None:
         await self._admit(keeper)
         keeper.gpus = self._gpus()
+        kept = {lease.id: lease.kept_asleep for lease in self._around.holders.leases() if lease.kept_asleep}
+        for lease_id in self._places:
+            keeper.keep_asleep(lease_id, lease_id in kept)
         if self._places:
             await keeper.tick()
             statuses = keeper.status()
             self._correct(statuses)
-            await self._say(statuses)
+            await self._say(statuses, kept)
+            await self._warn(statuses)
 
     async def _admit(self, keeper: TurnKeeper) -> None:
-        """Gives a seat to each lease whose container runs."""
+        """Gives a seat to each lease whose container runs; those that have one get their rank by now."""
         for lease in self._around.holders.leases():
-            if lease.state not in WITH_CONTAINER or not self._is_ours(lease) or lease.id in self._places:
+            if lease.id in self._places:
+                keeper.set_rank(lease.id, self._around.rank(lease))
+                continue
+            if lease.state not in WITH_CONTAINER or not self._is_ours(lease):
                 continue
             pid = await self._around.holders.main_pid(str(lease.container_id))
             if pid is None:
                 continue  # it ended; its lease will, too
             seat = Seat(str(lease.container_id), pid, lease.device_uuids)
             self._places[lease.id] = seat
-            keeper.admit(lease.id, seat, lease.memory_bytes, self._around.rank(lease))
+            keeper.admit(lease.id, seat, lease.memory_bytes)
+            keeper.set_rank(lease.id, self._around.rank(lease))
 
     def _is_ours(self, lease: Lease) -> bool:
         terms = self._around.pooling().terms
         pools = {terms[uuid].pool for uuid in lease.device_uuids if uuid in terms}
         return lease.mode is Mode.TURNS and self._name in pools
 
-    def _uuids(self) -> tuple[str, ...]:
+    def _devices(self) -> tuple[Device, ...]:
         pooling = self._around.pooling()
-        return tuple(each.uuid for each in pooling.devices if pooling.terms[each.uuid].pool == self._name)
+        return tuple(each for each in pooling.devices if pooling.terms[each.uuid].pool == self._name)
+
+    def _uuids(self) -> tuple[str, ...]:
+        return tuple(each.uuid for each in self._devices())
 
     def _gpus(self) -> tuple[Gpu, ...]:
-        """The pool's GPUs. One that came later serves when every container has it."""
+        """The pool's GPUs. Who has a container that doesn't see one is never woken there."""
         pooling, found = self._around.pooling(), []
         for device in pooling.devices:
-            terms = pooling.terms[device.uuid]
+            terms, uuid = pooling.terms[device.uuid], device.uuid
             if terms.pool == self._name:
-                reachable = all(device.uuid in seat.gpu_uuids for seat in self._places.values())
-                usable = reachable and self._around.works(device.uuid)
-                found.append(Gpu(device.uuid, terms.usable_bytes(device.memory_bytes), usable))
+                usable, drained = self._around.hardware(uuid).healthy, self._around.holders.is_drained(uuid)
+                found.append(Gpu(uuid, terms.usable_bytes(device.memory_bytes), usable, drained))
         return tuple(found)
 
-    async def _say(self, statuses: Iterable[SeatStatus]) -> None:
+    async def _warn(self, statuses: Iterable[SeatStatus]) -> None:
+        """Tells those whose memory lies on a GPU that has gone out of service, once."""
+        for each in statuses:
+            lost = next((gpu for gpu in self._devices() if gpu.uuid == each.gpu_uuid), None)
+            health = None if lost is None else self._around.hardware(lost.uuid)
+            if lost is None or health is None or health.healthy:
+                self._warned.pop(each.lease_id, None)
+            elif self._warned.get(each.lease_id) != lost.uuid:
+                self._warned[each.lease_id] = lost.uuid
+                await self._around.tell(each.lease_id, withdrawn([(lost, health)]))
+
+    async def _say(self, statuses: Iterable[SeatStatus], kept: Mapping[str, str]) -> None:
         """Shows in each lab what its waiting cell waits for, when that has changed."""
         now = utc_now()
         for each in statuses:
-            sentence = waiting_sentence(_view(each, now))
+            sentence = kept.get(each.lease_id) or waiting_sentence(_view(each, now))
             if each.lease_id in self._places and self._said.get(each.lease_id, "") != sentence:
                 self._said[each.lease_id] = sentence
                 await self._around.holders.say_turn(each.lease_id, sentence)
@@ -311,6 +354,7 @@ def rules_of(settings: TurnSettings) -> TurnRules:
         sleep_after_seconds=settings.sleep_after_seconds,
         min_turn_seconds=settings.min_turn_seconds,
         max_turn_seconds=settings.max_turn_seconds,
+        use_patience_seconds=USE_PATIENCE_TURNS * settings.max_turn_seconds,
         warn_seconds=WARN_SECONDS if settings.unsleepable is Unsleepable.END else None,
     )
 

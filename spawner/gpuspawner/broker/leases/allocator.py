@@ -24,26 +24,30 @@ from ...core.want import Mode, Want
 from ..decide.book import Book, QueueRules, with_shares
 from ..decide.line.backfill import SessionHold
 from ..decide.line.future import Arrival, Line
-from ..decide.place import notice
 from ..decide.place.devices import NO_RULES
 from ..decide.place.placement import Kind, Share
 from ..decide.place.sharing_rules import SharingRules
 from ..decide.snapshot import Capacity, Snapshot
+from ..decide.turns import Rank
 from ..ledger import Ledger
 from .gate import Gate
 from .logline import log_context
+from .past_use import past_use
 from .waits import Guest, Waits
 from .watch import WaitNews, Watch, Watches
 
 _MOST_PAST = 20_000
 """At most this many past sessions, the newest, are read at the start: they show each user's past use."""
 
+_PAST_SECONDS = 5 * 7 * 86400.0
+"""Estimates draw newcomers from the last four weeks."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Allocator:
-    """The leases of all hubs on the devices of one node; to be used from one event loop."""
+    """The leases of all hubs on the devices of all nodes; to be used from one event loop."""
 
     def __init__(
         self,
@@ -85,6 +89,10 @@ class Allocator:
     def leases(self) -> tuple[Lease, ...]:
         """All living leases, in the order of arrival."""
         return self._book.leases()
+
+    def node_of(self, lease: Lease) -> str:
+        """The machine of the lease's devices; "" if it isn't known, or if it has none."""
+        return self._book.node_of(lease)
 
     def of_server(self, hub: str, user: str, server: str) -> tuple[Lease, ...]:
         """The living leases of one server: one or none, unless the ledger was tampered with."""
@@ -130,6 +138,14 @@ class Allocator:
     def charged_as(self, want: Want) -> float | None:
         """How many whole devices a lease like `want` is charged as; None if no device suits it."""
         return self._book.charged_as(want)
+
+    def is_drained(self, uuid: str) -> bool:
+        """Whether nothing new is placed on the device by an admin's decision."""
+        return self._book.is_drained(uuid)
+
+    def turn_rank(self, lease: Lease) -> Rank:
+        """Its place by the policy among those that want a GPU in turns, now."""
+        return self._book.turn_rank(lease, self._clock().timestamp())
 
     def taken(self, tier: str, group: str) -> int:
         """How many leases of this tier hold devices whose users are members of the group."""
@@ -310,6 +326,14 @@ class Allocator:
         """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
         return await self._step(self._tell, lease_id, sentence)
 
+    async def keep_asleep(self, lease_id: str, why: str) -> Lease | None:
+        """Give a lease in turns no turn from now on; with `why` "" it gets its turns again.
+
+        `why` is a sentence for its user, and becomes its notice. The lease, or None if it has no container.
+        Raises LedgerFault.
+        """
+        return await self._step(self._keep_asleep, lease_id, why)
+
     # The steps.
 
     async def _load(
@@ -328,18 +352,20 @@ class Allocator:
         await self._commit(*told, *self._placed(self._clock()))
 
     async def _count_past(self, living: Iterable[Lease]) -> None:
-        """Read the past use of users and groups from the ledger."""
+        """Read the past from the ledger: the use of users and groups, and what estimates learn from."""
         fair = self._rules.fair
+        seconds = _PAST_SECONDS if fair is None else max(_PAST_SECONDS, fair.memory_seconds)
+        past = await self._ledger.sessions(self._clock() - timedelta(seconds=seconds), _MOST_PAST)
+        self.waits.learn_past(past)
+        self.waits.learn_errors(await self._ledger.wait_errors())
+        self.waits.keep = self._ledger.add_wait_errors
         if fair is None:
             return
-        holding = {lease.id for lease in living if lease.state.holds_devices}
-        past = await self._ledger.sessions(self._clock() - timedelta(seconds=fair.memory_seconds), _MOST_PAST)
+        holding = {lease.id: lease for lease in living if lease.state.holds_devices}
         for each in past:
-            if each.lease.id not in holding:
-                group = self._rules.claim(each.lease).group
-                began, ended = each.began_at.timestamp(), each.ended_at.timestamp()
-                fair.add_past(each.lease.user, group, each.lease.gpu_fraction, began, ended)
-        self.waits.learn_past(past)
+            group = self._rules.claim(each.lease).group
+            for part, began, ended in past_use(each, holding.get(each.lease.id)):
+                fair.add_past(each.lease.user, group, part, began, ended)
 
     async def _advance(self) -> None:
         now = self._clock()
@@ -484,7 +510,7 @@ class Allocator:
         if not lease.device_uuids or not self._book.can_hold(lease):
             raise LeaseConflict("A device of this lease is not free, or not on this machine.")
         shares = self._book.shares(lease)
-        running = _before_first_turn(with_shares(replace(lease, state=adopted_as.to), shares))
+        running = _before_first_turn(with_shares(lease, shares, adopted_as.to, lease.since))
         adopted = self._book.with_fractions(self._book.with_notice(running))
         if known is not None:
             adopted = replace(adopted, groups=known.groups, created_at=known.created_at)
@@ -538,6 +564,16 @@ class Allocator:
             await self._commit(lease)
         return lease
 
+    async def _keep_asleep(self, lease_id: str, why: str) -> Lease | None:
+        lease = self.lease(lease_id)
+        if lease is None or lease.state not in states.WITH_CONTAINER:
+            return None
+        if lease.kept_asleep != why:
+            notice = why if why or lease.notice == lease.kept_asleep else lease.notice
+            lease = replace(lease, kept_asleep=why, notice=notice)
+            await self._commit(lease)
+        return lease
+
     def _placed(
         self,
         now: datetime,
@@ -552,9 +588,8 @@ class Allocator:
         return self._book.placed(now, freed=freed, without=without, newcomer=newcomer)
 
     def _check_capacity(self, want: Want) -> None:
-        known = self._book.known(want)
-        if known < want.device_count:
-            raise NoCapacity(notice.no_capacity(want, known))
+        if never := self._book.unservable(want):
+            raise NoCapacity(never)
 
     def _arrival(self, lease: Lease) -> Arrival:
         return self._book.arrival(lease)
@@ -622,6 +657,8 @@ class Allocator:
         elif before is None or before.state is not lease.state:
             why = f" ({lease.reason})" if lease.reason else ""
             self._log.info("Lease is %s%s: %s", lease.state, why, log_context(lease))
+        elif before.kept_asleep != lease.kept_asleep:
+            self._log.info("Kept asleep: %r %s", lease.kept_asleep, log_context(lease))
         elif before.notice != lease.notice:
             self._log.info("Notice for its user: %r %s", lease.notice, log_context(lease))
 

@@ -36,7 +36,7 @@ class Announcements:
         self._rulebook = rulebook
         self._log = log
         self._clock = clock
-        self._shown: dict[str, str] = {}
+        self._shown: dict[str, str | None] = {}
         self._changed = asyncio.Event()
         rulebook.on_change.append(self._changed.set)
 
@@ -63,9 +63,13 @@ class Announcements:
             self._changed.clear()
 
     async def round(self, leases: Iterable[Lease], folders: Folders) -> None:
-        """Writes the folder of each lease whose messages have changed since the last round."""
+        """Writes the folder of each lease whose messages have changed since the last round.
+
+        At its first round also of each lease: the broker before may have died between a notice's commit and
+        the folder.
+        """
         living = [lease for lease in leases if lease.state in _WITH_FOLDER]
-        self._shown = {lease.id: self._shown.get(lease.id, "") for lease in living}
+        self._shown = {lease.id: self._shown.get(lease.id) for lease in living}
         for lease in living:
             text = self._text(lease)
             if text == self._shown[lease.id]:

@@ -1,4 +1,7 @@
-"""The audit log: `Audit.write` makes every change that somebody asks for, and records it before and after."""
+"""The audit log: `Audit.write` makes every change that somebody asks for, and records it before and after.
+
+What somebody has no right to is recorded, too: `Audit.refuse`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from ...core.errors import Fault, LedgerFault, Refusal, RequestConflict
@@ -72,19 +76,13 @@ class Audit:
         finally:
             self._running.discard(key)
 
+    async def refuse(self, asked: Asked, message: str) -> None:
+        """Records a change that its sender has no right to. `message` is what the sender reads."""
+        at = self._clock()
+        await self._end(replace(_write(asked, at), result=Result.REFUSED, message=message, request_id=None))
+
     async def _carry_out(self, asked: Asked, do: Callable[[], Awaitable[Answer]]) -> Answer:
-        begun = Write(
-            id=uuid.uuid4().hex,
-            at=self._clock(),
-            author=asked.author,
-            via=asked.via,
-            action=asked.action,
-            subject=asked.subject,
-            groups=asked.groups,
-            document=asked.document,
-            reason=asked.reason,
-            request_id=asked.request_id,
-        )
+        begun = _write(asked, self._clock())
         await self._ledger.audit(begun)
         try:
             answer = await do()
@@ -112,6 +110,22 @@ class Audit:
             await self._ledger.audit(ended)
         except LedgerFault as fault:
             self._log.error("The result of write %s could not be recorded: %s", ended.id, fault)
+
+
+def _write(asked: Asked, at: datetime) -> Write:
+    """What is asked, as the ledger has it before there is a result."""
+    return Write(
+        id=uuid.uuid4().hex,
+        at=at,
+        author=asked.author,
+        via=asked.via,
+        action=asked.action,
+        subject=asked.subject,
+        groups=asked.groups,
+        document=asked.document,
+        reason=asked.reason,
+        request_id=asked.request_id,
+    )
 
 
 def _again(earlier: Write, asked: Asked) -> Answer:

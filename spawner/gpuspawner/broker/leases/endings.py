@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -20,9 +21,8 @@ from ...core.errors import GpuSpawnerError, LedgerFault, Refusal
 from ...core.model import Lease, Mode
 from ...core.quota import Allowance
 from ...core.session import EndAction
-from ...core.states import AWAKE, WITH_CONTAINER
+from ...core.states import WITH_CONTAINER
 from ...core.units import Clock, utc_now
-from ..decide.allow.budget import runs_out_at
 from ..decide.when.deadline import (
     WARNINGS_SECONDS,
     Cause,
@@ -30,6 +30,7 @@ from ..decide.when.deadline import (
     Told,
     due,
     earliest,
+    ended,
     session_deadline,
     warns_of_end,
 )
@@ -37,11 +38,15 @@ from ..decide.when.gpu_use import GpuUse
 from ..decide.when.idle import Activity, Look, Step, Warned, idle_since, judge, warns_of_idleness
 from ..decide.when.sessions import Occupant, Reservation, make_room
 from .allocator import Allocator
+from .budget_ends import BudgetEnds
 from .gate import QuotaGate
 from .rulebook import Rulebook
 
 ROUND_SECONDS = 20.0
 """The interval of the rounds."""
+GATHER_SECONDS = 3.0
+"""After a change (a rule, an extension, a server that started) the next round comes that soon: pages show the
+end of a server as of the last round."""
 UNKNOWN_AFTER_SECONDS = 300.0
 """The hub's report on a server's kernels is valid for this long; then nothing is known about them."""
 _LAB_LOOKAHEAD = timedelta(seconds=WARNINGS_SECONDS[0] + 2 * ROUND_SECONDS)
@@ -114,7 +119,7 @@ class EndingParts:
     timezone: str = "UTC"
     clock: Clock = utc_now
     sleep: Sleep = cannot_sleep
-    can_sleep: Callable[[Lease], bool] = lambda lease: True
+    can_sleep: Callable[[Lease], bool] = lambda lease: False
     """Whether its mode can put a lease to sleep; where it can't, warnings say that the server is stopped."""
 
 
@@ -123,20 +128,36 @@ class Endings:
 
     def __init__(self, parts: EndingParts, log: logging.Logger) -> None:
         self._parts = parts
+        self._budget_ends = BudgetEnds(
+            parts.rulebook, parts.gate, parts.allocator, parts.service, parts.can_sleep
+        )
         self._log = log
         self._followed: dict[str, Followed] = {}
         self._kernels: dict[str, Kernels] = {}
+        self._changed = asyncio.Event()
+        parts.rulebook.on_change.append(self.look_soon)
+
+    def look_soon(self) -> None:
+        """Something changed that may move an end."""
+        self._changed.set()
 
     async def run(self) -> None:
         """Rounds until cancelled; a fault is logged, and the next round tries again."""
         while True:
-            await asyncio.sleep(ROUND_SECONDS)
+            await self._pause()
             try:
                 await self.round()
             except GpuSpawnerError as error:
                 self._log.warning("Sessions can't be checked now, retrying: %s", error)
             except Exception:  # the top of this loop
                 self._log.exception("Checking the sessions failed; the next round tries again")
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(GATHER_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ROUND_SECONDS - GATHER_SECONDS):
+                await self._changed.wait()
+        self._changed.clear()
 
     def note_kernels(self, lease_id: str, busy: bool, active_at: datetime | None) -> None:
         """Store the hub's report on a server's kernels; what those did that are gone stays known."""
@@ -164,12 +185,12 @@ class Endings:
         self._forget_all_but({lease.id for lease in running})
         now = self._parts.clock()
         allowances = {lease.id: self._allowance(lease) for lease in running}
-        budget_ends = await self._budget_ends(running, allowances, now)
+        budget_ends = await self._budget_ends.look(running, now)
         own = {
             lease.id: earliest(
                 [
                     self._session_end(lease, allowances[lease.id]),
-                    budget_ends.get((lease.hub, lease.user)),
+                    budget_ends.get(lease.id),
                     self._cap_end(lease),
                 ]
             )
@@ -200,25 +221,6 @@ class Endings:
     def _cap_end(self, lease: Lease) -> Deadline | None:
         cap = self._parts.gate.cap_of(lease.id)
         return None if cap is None else Deadline(cap.ends_at, Cause.LAB_SESSION)
-
-    async def _budget_ends(
-        self, running: Iterable[Lease], allowances: Mapping[str, Allowance | None], now: datetime
-    ) -> dict[tuple[str, str], Deadline]:
-        """When each user's GPU-hours are used up, from what all their servers hold together."""
-        of_user: dict[tuple[str, str], list[Lease]] = {}
-        for lease in running:
-            of_user.setdefault((lease.hub, lease.user), []).append(lease)
-        ends = {}
-        for user, leases in of_user.items():
-            allowed = allowances[leases[-1].id]
-            if allowed is None or not allowed.budgets:
-                continue
-            spent = await self._parts.gate.spent(*user, leases[-1].groups, allowed)
-            awake = sum(lease.gpu_fraction for lease in leases if lease.state in AWAKE)
-            at = runs_out_at(spent, awake, now)
-            if at is not None:
-                ends[user] = Deadline(at, Cause.GPU_HOURS)
-        return ends
 
     def _lab_ends(
         self, running: Iterable[Lease], own: Mapping[str, Deadline | None], now: datetime
@@ -284,7 +286,7 @@ class Endings:
             followed.of_end = ""
         if notice.ends:
             assert deadline is not None
-            await self._end(lease, deadline.action, f"{deadline.cause}: {notice.sentence}")
+            await self._end_for(lease, deadline, notice.sentence, now)
         elif notice.sentence:
             await self._parts.service.tell(lease.id, notice.sentence)
             followed.of_end = notice.sentence
@@ -323,7 +325,7 @@ class Endings:
         """Remove a warning that no longer applies, for one that still does; another notice stays."""
         present = self._parts.allocator.lease(lease.id)
         if sentence and present is not None and present.notice == sentence:
-            await self._parts.service.tell(lease.id, still)
+            await self._parts.service.tell(lease.id, still or present.kept_asleep)
 
     def _activity(self, lease: Lease, now: datetime) -> Activity:
         """The use of the lease's devices and of its kernels, as far as it is known.
@@ -352,6 +354,15 @@ class Endings:
         for known in (self._followed, self._kernels):
             for lease_id in [each for each in known if each not in lease_ids]:
                 del known[lease_id]
+
+    async def _end_for(self, lease: Lease, deadline: Deadline, sentence: str, now: datetime) -> None:
+        if deadline.cause is Cause.GPU_HOURS and deadline.action is EndAction.SLEEP:
+            if await self._budget_ends.put_to_sleep(lease, now):
+                await self._parts.sleep(lease, f"{deadline.cause}: {sentence}")
+                return
+            deadline = replace(deadline, action=EndAction.STOP)
+            sentence = ended(deadline)
+        await self._end(lease, deadline.action, f"{deadline.cause}: {sentence}")
 
     async def _end(self, lease: Lease, action: EndAction, reason: str) -> bool:
         """Put it to sleep if that is wanted and can be done, else stop it. Returns whether it sleeps."""

@@ -23,6 +23,10 @@ class Folders(Protocol):
         """Writes what a cell that waits for a GPU shows; "" if none waits."""
         ...
 
+    async def write_use(self, lease_id: str, text: str) -> None:
+        """Writes what the server uses of its quota, for JupyterLab's status bar."""
+        ...
+
     async def remove(self, lease_id: str) -> None:
         """Removes the folder; no error if there is none."""
         ...
@@ -58,6 +62,10 @@ class DiskFolders:
     async def write_turn(self, lease_id: str, sentence: str) -> None:
         """Raises LedgerFault if the state folder can't be written."""
         await self._pool.submit(lambda: self._folders.write_turn(lease_id, sentence))
+
+    async def write_use(self, lease_id: str, text: str) -> None:
+        """Raises LedgerFault if the state folder can't be written."""
+        await self._pool.submit(lambda: self._folders.write_use(lease_id, text))
 
     async def remove(self, lease_id: str) -> None:
         """Removes the folder; no error if there is none."""

@@ -37,7 +37,7 @@ class HubApi:
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._url = environment["JUPYTERHUB_API_URL"].rstrip("/")
+        self.url = environment["JUPYTERHUB_API_URL"].rstrip("/")
         self._head = {"Authorization": f"token {environment['JUPYTERHUB_API_TOKEN']}"}
 
     async def members(self, group: str) -> list[str]:
@@ -72,7 +72,7 @@ class HubApi:
         try:
             async with (
                 aiohttp.ClientSession(headers=head, timeout=timeout) as session,
-                session.request(method, self._url + path, json=body) as response,
+                session.request(method, self.url + path, json=body) as response,
             ):
                 if response.status >= 400 and response.status != running:
                     text = (await response.text())[:200]

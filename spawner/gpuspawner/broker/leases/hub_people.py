@@ -68,6 +68,10 @@ class _Kept(Generic[V]):
         self._lock = asyncio.Lock()
         self._until = 0.0
 
+    def expire(self) -> None:
+        """Asks again at the next question."""
+        self._until = 0.0
+
     async def get(self, monotonic: Callable[[], float]) -> V:
         async with self._lock:
             if monotonic() >= self._until:
@@ -99,6 +103,10 @@ class HubPeople:
     async def servers(self) -> Servers:
         """Everybody's servers; at most `SERVERS_SECONDS` old unless `fault` says otherwise."""
         return await self._servers.get(self._monotonic)
+
+    def forget_servers(self) -> None:
+        """The next question goes to the hub: somebody has just stopped a server."""
+        self._servers.expire()
 
     async def _ask_members(self, group: str, before: Members) -> Members:
         try:

@@ -256,6 +256,10 @@ class LeaseService:
         """Shows a line in the lab while a cell waits for a GPU; "" removes it. Raises LedgerFault."""
         await self._parts.folders.write_turn(lease_id, sentence)
 
+    def is_drained(self, uuid: str) -> bool:
+        """Whether an admin lets nobody new on the device."""
+        return self._allocator.is_drained(uuid)
+
     async def set_turn(self, lease_id: str, awake: bool, ago_seconds: float) -> None:
         """A lease in turns has a GPU now, or none, since `ago_seconds`. Raises LedgerFault."""
         change = self._allocator.wake if awake else self._allocator.sleep

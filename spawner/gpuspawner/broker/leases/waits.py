@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
 from ...core.states import UNSETTLED
 from ...core.units import Clock, utc_now
+from ...core.want import Mode
 from ...node.daemon_pool import DaemonPool
 from ..decide.line.estimate import Estimate, Estimator
 from ..decide.line.future import Arrival, Line, with_guests
@@ -72,6 +74,10 @@ class Waits:
         self._lessons: deque[Callable[[], None]] = deque(maxlen=_MOST_LESSONS)
         self._changed = asyncio.Event()
         self._pool = DaemonPool("waits", most=1)
+        self._learnt: list[float] = []
+        """How wrong estimates were that `keep` has not recorded yet."""
+        self.keep: Callable[[Sequence[float]], Awaitable[None]] | None = None
+        """Records how wrong estimates were, for `learn_errors` of the next broker. May raise LedgerFault."""
 
     def of(self, lease_id: str) -> Estimate | None:
         """The estimated time at which a waiting lease is served; None if it isn't known."""
@@ -105,7 +111,13 @@ class Waits:
         for each in sorted(sessions, key=lambda each: each.lease.created_at):
             self._arrived.append(each.lease)
             if each.lease.state is LeaseState.CLOSED:
-                self._learn_length(each.lease, each.began_at.timestamp(), each.awake_seconds)
+                began, ended = each.began_at.timestamp(), each.ended_at.timestamp()
+                kept = each.awake_seconds if each.lease.mode is not Mode.TURNS else ended - began
+                self._learn_length(each.lease, began, kept)
+
+    def learn_errors(self, errors: Sequence[float]) -> None:
+        """How wrong earlier brokers' estimates were, in order."""
+        self._lessons.append(lambda: self._estimator.recall(errors))
 
     def on_lease(self, lease: Lease) -> None:
         """A lease has changed: record what can be learnt from it, and request new estimates."""
@@ -116,7 +128,7 @@ class Waits:
             self._said.pop(lease.id, None)
             first = self._first.pop(lease.id, None)
             if first is not None and lease.state is LeaseState.RESERVED:
-                self._lessons.append(lambda: self._estimator.learn(first, at))
+                self._lessons.append(lambda: self._learnt.append(self._estimator.learn(first, at)))
         if lease.state in (LeaseState.RESERVED, LeaseState.RUNNING):
             self._began.setdefault(lease.id, at)
         elif lease.state is LeaseState.CLOSED and lease.id in self._began:
@@ -157,6 +169,18 @@ class Waits:
             self._changed.set()
         if line.waiting or lessons:
             self._take(await self._pool.submit(lambda: self._work(line, now, lessons)), now)
+        await self._keep_learnt()
+
+    async def _keep_learnt(self) -> None:
+        """Records what was learnt; if that fails, the next look does it."""
+        learnt = list(self._learnt)
+        if learnt and self.keep is not None:
+            try:
+                await self.keep(learnt)
+            except LedgerFault as error:
+                self._log.warning("How wrong estimated waits were can't be recorded yet: %s", error)
+                return
+            del self._learnt[: len(learnt)]
 
     def _work(
         self, line: Line, now: float, lessons: list[Callable[[], None]]

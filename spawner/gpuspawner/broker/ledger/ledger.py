@@ -26,7 +26,7 @@ from ...core.states import LIVING
 from ...core.units import Clock, utc_now
 from ..decide.allow.budget import Interval
 from ..decide.allow.report import Charged
-from . import audited, decided, ended, held, prune, rows, sessions
+from . import audited, decided, ended, held, prune, rows, sessions, wait_errors
 from . import database as database
 from .audited import Search, Write
 from .clock import Steady, read_steady
@@ -51,8 +51,8 @@ class Change:
     `charge` are running leases that are awake again after a reboot. With `take_over` the leases are this
     broker's from now on, if another one's before.
     `ended` are processes that the guard ended, `decided` what people decided, `audited` writes for the audit
-    log. `prune` deletes so many of the
-    oldest rows at most that are older than `before`.
+    log, `wait_errors` how wrong estimated waits were. `prune` deletes so many of the oldest rows at most that
+    are older than `before`.
     """
 
     moment: Moment
@@ -66,6 +66,7 @@ class Change:
     prune: int = 0
     take_over: bool = False
     charge: tuple[Lease, ...] = ()
+    wait_errors: tuple[float, ...] = ()
 
 
 class Ledger:
@@ -172,6 +173,7 @@ class Ledger:
             ended.write(connection, change.ended)
             decided.write(connection, change.decided)
             audited.write(connection, change.audited)
+            wait_errors.write(connection, change.wait_errors, change.moment.at, self._owner)
             return prune.prune(connection, change.before, change.prune) if change.before else 0
 
     async def living(self) -> tuple[Lease, ...]:
@@ -228,6 +230,23 @@ class Ledger:
     async def decide(self, *items: Decision) -> None:
         """Record what somebody decided, on disk when this returns. Raises LedgerFault."""
         await self._in_thread(self.commit, Change(Moment(self._clock(), self._steady()), decided=items))
+
+    async def add_wait_errors(self, sides: Iterable[float]) -> None:
+        """Record how wrong estimated waits were, for `wait_errors`. Raises LedgerFault."""
+        moment = Moment(self._clock(), self._steady())
+        await self._in_thread(self.commit, Change(moment, wait_errors=tuple(sides)))
+
+    async def wait_errors(self) -> tuple[float, ...]:
+        """How wrong this broker's estimated waits were: the newest, the oldest of them first.
+
+        Raises LedgerFault.
+        """
+
+        def run() -> tuple[float, ...]:
+            with self._transaction() as connection:
+                return wait_errors.read(connection, self._owner)
+
+        return await self._in_thread(run)
 
     async def decisions(self) -> tuple[Decision, ...]:
         """All decisions made at run time, in order. Raises LedgerFault."""

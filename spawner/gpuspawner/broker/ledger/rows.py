@@ -119,9 +119,9 @@ class Moment:
 def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -> None:
     """Insert or replace one lease of `owner`, and open or close its awake interval to match its state.
 
-    Raises LedgerFault if it is another broker's.
+    Only a lease that was awake has an open interval. Raises LedgerFault if it is another broker's.
     """
-    was_awake = lease.state in AWAKE and connection.execute(_STATE, {"of_lease": lease.id}).scalar() in _AWAKE
+    before = connection.execute(_STATE, {"of_lease": lease.id}).scalar()
     done = connection.execute(
         _UPSERT[connection.dialect.name],
         {
@@ -137,15 +137,15 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -
             f"Lease {lease.id} belongs to another broker with the same database: give each hub names of its "
             "own, and look for a state folder that was copied from the other broker."
         )
-    _write_devices(connection, lease)
-    _write_groups(connection, lease)
-    if was_awake:
+    _write_devices(connection, lease, is_new=before is None)
+    _write_groups(connection, lease, is_new=before is None)
+    if lease.state in AWAKE and before in _AWAKE:
         # No new interval: one that a reboot ended begins again only when its container does (`charge`).
         # Of a lease from before there were fractions, its part may be known only now.
         connection.execute(_SET_PART, {"of_lease": lease.id, "part": lease.gpu_fraction})
     elif lease.state in AWAKE:
         charge(connection, lease, moment)
-    else:
+    elif before in _AWAKE:
         _close_intervals(connection, lease.id, moment)
 
 
@@ -305,13 +305,14 @@ def _lease(row: Any, devices: Sequence[tuple[str, float | None]], groups: Iterab
     return Lease(**values)
 
 
-def _write_devices(connection: sa.Connection, lease: Lease) -> None:
+def _write_devices(connection: sa.Connection, lease: Lease, *, is_new: bool) -> None:
     of_lease = {"of_lease": lease.id}
     fractions = lease.device_fractions or (None,) * len(lease.device_uuids)
     devices = list(zip(lease.device_uuids, fractions, strict=True))
-    if [tuple(row) for row in connection.execute(_DEVICES, of_lease)] == devices:
-        return
-    connection.execute(_DELETE_DEVICES, of_lease)
+    if not is_new:
+        if [tuple(row) for row in connection.execute(_DEVICES, of_lease)] == devices:
+            return
+        connection.execute(_DELETE_DEVICES, of_lease)
     if devices:
         connection.execute(
             _INSERT_DEVICES,
@@ -322,11 +323,12 @@ def _write_devices(connection: sa.Connection, lease: Lease) -> None:
         )
 
 
-def _write_groups(connection: sa.Connection, lease: Lease) -> None:
+def _write_groups(connection: sa.Connection, lease: Lease, *, is_new: bool) -> None:
     of_lease = {"of_lease": lease.id}
-    if tuple(connection.execute(_GROUPS, of_lease).scalars()) == lease.groups:
-        return
-    connection.execute(_DELETE_GROUPS, of_lease)
+    if not is_new:
+        if tuple(connection.execute(_GROUPS, of_lease).scalars()) == lease.groups:
+            return
+        connection.execute(_DELETE_GROUPS, of_lease)
     if lease.groups:
         connection.execute(
             _INSERT_GROUPS,

@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0007"
+HEAD = "0009"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -66,6 +66,7 @@ leases = sa.Table(
     sa.Column("mps", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("owner", sa.Text, nullable=False, server_default=""),
     sa.Column("node", sa.Text, nullable=False, server_default=""),
+    sa.Column("kept_asleep", sa.Text, nullable=False, server_default=""),
     sa.Index("leases_by_state", "state", "number"),
     sa.Index("leases_by_user", "user", "number"),
     sa.Index("leases_by_age", "state", "since"),
@@ -173,3 +174,15 @@ writes = sa.Table(
     sqlite_autoincrement=True,
 )
 """The audit log. A row is added before the change is made, and gets its result afterwards."""
+
+wait_errors = sa.Table(
+    "wait_errors",
+    metadata,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("sides", sa.Float, nullable=False),
+    sa.Index("wait_errors_by_owner", "owner", "number"),
+    sqlite_autoincrement=True,
+)
+"""How far true begins were from the middle of the estimate, in sides of its range; each broker's newest."""

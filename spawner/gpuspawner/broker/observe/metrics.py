@@ -21,7 +21,10 @@ from ..decide.snapshot import DeviceView, Snapshot
 from ..ledger import Result
 from .lease_times import LeaseTimes
 
-LOOPS = ("reconcile", "events", "hold", "removals", "enforcement", "late", "closures", "reloads", "turns")
+LOOPS = (
+    "reconcile", "events", "hold", "removals", "enforcement", "late", "closures", "reloads", "turns",
+    "presence",
+)  # fmt: skip
 TURN_STEPS = ("pause", "sleep", "wake", "end")
 STEPS = ("set_running", "charge", "release", "remove", "adopt")
 DEVICE_STATES = ("free", "in_use", "drained", "out_of_service")

@@ -66,6 +66,10 @@ class PageHandler(HubHandler):
         """The path of the page itself, whichever of its addresses was asked for."""
         return self.request.path.removesuffix("events").removesuffix("live")
 
+    def page_name(self) -> str:
+        """The page's address below the service."""
+        return self.page_path().removeprefix(self.site.prefix)
+
     def status(self) -> Document:
         """The whole status document."""
         return self.site.broker.status()

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from ...core.units import format_bytes, ordinal
 from ..api.access import Viewer
 from ..api.visible import Document
+from ..decide.when.deadline import for_a_page
 from .words import Moment, moment
 
 
@@ -80,7 +81,7 @@ class Rows:
             ),
             memory=format_bytes(lease["memory_bytes"]),
             since=moment(lease["since"], self._now),
-            notice=lease["notice"],
+            notice=for_a_page(lease["notice"]),
             simulated=self._simulated,
             mine=self._viewer.is_mine(lease),
             links=self._links(lease),
@@ -132,5 +133,5 @@ def _share(lease: Document) -> str:
 
 
 def _device_name(device: Mapping[str, Any]) -> str:
-    index = device["index"]
-    return str(device["model"]) if index is None else f"{device['model']} #{index}"
+    index, where = device["index"], f" of {device['node']}" if device.get("node") else ""
+    return f"{device['model']}{where}" if index is None else f"{device['model']} #{index}{where}"

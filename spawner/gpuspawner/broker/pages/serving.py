@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +23,18 @@ MAX_BODY_BYTES = 512 * 1024
 """The longest body: a timetable's iCalendar."""
 
 
+_PREFIX = "/services/gpu/"
+
+
+def page_url(environment: Mapping[str, str]) -> str:
+    """The address of "My GPU" for a browser: a URL if the hub knows its own, else a path of the same host.
+
+    JupyterHub 5 gives its services JUPYTERHUB_PUBLIC_URL where `public_url` or `subdomain_host` is set.
+    """
+    path = environment.get("JUPYTERHUB_SERVICE_PREFIX") or _PREFIX
+    return environment.get("JUPYTERHUB_PUBLIC_URL") or path
+
+
 def serve_pages(
     view: BrokerView, config: Config, *, make_desk: MakeDesk | None = None, more: MoreRoutes | None = None
 ) -> list[HTTPServer]:
@@ -36,7 +48,7 @@ def serve_pages(
     if not url:
         return []
     where = urlsplit(url)
-    prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpu/")
+    prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", _PREFIX)
     api_url = os.environ.get("JUPYTERHUB_API_URL", "")
     desk = make_desk(api_url) if make_desk is not None and api_url else None
     handlers: list[Any] = list(

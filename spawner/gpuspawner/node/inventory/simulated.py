@@ -19,11 +19,12 @@ from .mig import gpu_fraction
 
 FAULTS_FILE = "simulated_faults"
 """A file in the state folder with one line per broken simulated device: its index or UUID, then the
-reason."""
+reason. Of several machines, a machine's name in place of a device: it can't be reached."""
 
 _KIND = re.compile(
     r"^\s*(\d+)\s*[x×]\s*(\S.*?)\s+(\d+(?:\.\d+)?\s*[MGT]i?B?)(?:\s+MIG\s+(\S+))?\s*$", re.IGNORECASE
 )
+_MACHINE = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9.-]*)\s*:(.*)$", re.DOTALL)
 _PROFILE = re.compile(r"^\d+g\.(\d+)gb$")
 _MOST = 4096
 
@@ -52,21 +53,55 @@ _KNOWN = {
 
 
 def parse_simulated(text: str) -> tuple[Device, ...]:
-    """The devices of "2 x H100 80GB, 1 x A100 40GB". Raises ConfigError with the remedy."""
+    """The devices of "2 x H100 80GB, 1 x A100 40GB", or of several machines, "a: 2 x H100 80GB; b: …".
+
+    Raises ConfigError with the remedy.
+    """
     devices: list[Device] = []
-    for part in text.split(","):
+    for machine, kinds in _by_machine(text).items():
+        devices += _devices(machine, kinds, len(devices))
+    return tuple(devices)
+
+
+def machine_names(text: str) -> tuple[str, ...]:
+    """The machines that the setting names; one without a name is "". Raises ConfigError."""
+    return tuple(_by_machine(text))
+
+
+def _by_machine(text: str) -> dict[str, str]:
+    """What each machine has, as it is written."""
+    found: dict[str, str] = {}
+    parts = text.split(";")
+    for part in parts:
+        match = _MACHINE.match(part)
+        if match is None and len(parts) == 1:
+            return {"": text}
+        if match is None or match[1] in found:
+            raise ConfigError(
+                f"c.GpuSite.simulated_devices: {part.strip()!r} needs a name of its own for the machine, as "
+                'in "a: 2 x H100 80GB; b: 1 x A100 40GB"'
+            )
+        found[match[1]] = match[2]
+    return found
+
+
+def _devices(machine: str, kinds: str, before: int) -> list[Device]:
+    """A machine's devices; `before`: how many the machines before it have."""
+    devices: list[Device] = []
+    for part in kinds.split(","):
         match = _KIND.match(part)
         count = int(match[1]) if match else 0
-        if match is None or count < 1 or len(devices) + count > _MOST:
+        if match is None or count < 1 or before + len(devices) + count > _MOST:
             raise ConfigError(
                 f"c.GpuSite.simulated_devices: {part.strip()!r} can't be read: write a count from 1 to "
                 f'{_MOST}, a model and its memory, like "2 x H100 80GB, 1 x A100 40GB"'
             )
         memory_bytes = parse_bytes(match[3].replace(" ", ""), "c.GpuSite.simulated_devices: memory")
         for _ in range(count):
-            device = _device(len(devices), match[2], match[3].replace(" ", ""), memory_bytes)
+            device = _device(before + len(devices), match[2], match[3].replace(" ", ""), memory_bytes)
+            device = replace(device, index=len(devices), node=machine)
             devices.append(device if match[4] is None else _instance(device, match[4].lower()))
-    return tuple(devices)
+    return devices
 
 
 def _instance(gpu: Device, profile: str) -> Device:
@@ -91,19 +126,30 @@ def _instance(gpu: Device, profile: str) -> Device:
     )
 
 
-def _device(index: int, kind: str, size: str, memory_bytes: int) -> Device:
+def _device(number: int, kind: str, size: str, memory_bytes: int) -> Device:
     known = _KNOWN.get((kind.upper().removeprefix("NVIDIA "), memory_bytes >> 30))
     return Device(
-        uuid=f"GPU-facade00-0000-4000-8000-{index:012x}",
+        uuid=f"GPU-facade00-0000-4000-8000-{number:012x}",
         model=f"{kind} {size}",
         memory_bytes=memory_bytes,
         compute_capability=known.capability if known else None,
         sm_count=known.sm_count if known else None,
         memory_bus_width_bits=known.bus_width_bits if known else None,
         memory_clock_hz=known.memory_clock_hz if known else None,
-        index=index,
         simulated=True,
     )
+
+
+def read_faults(file: Path) -> dict[str, str]:
+    """What the faults file says of each device or machine. Raises DeviceFault if it can't be read."""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DeviceFault(f"{file} can't be read: {error.strerror}") from error
+    parts = (line.strip().partition(" ") for line in lines)
+    return {name: reason.strip() or "Broken on purpose" for name, _, reason in reversed([*parts])}
 
 
 class SimulatedInventory:
@@ -121,9 +167,14 @@ class SimulatedInventory:
         self._xids: queue.Queue[XidEvent] = queue.Queue()
 
     @classmethod
-    def from_site(cls, site: GpuSite) -> SimulatedInventory:
-        """The inventory of `c.GpuSite.simulated_devices`. Raises ConfigError with the remedy."""
-        return cls(parse_simulated(site.simulated_devices), Path(site.state_dir) / FAULTS_FILE)
+    def from_site(cls, site: GpuSite, machine: str | None = None) -> SimulatedInventory:
+        """What a machine of `c.GpuSite.simulated_devices` has, by default the first one.
+
+        Raises ConfigError with the remedy.
+        """
+        name = machine_names(site.simulated_devices)[0] if machine is None else machine
+        devices = tuple(each for each in parse_simulated(site.simulated_devices) if each.node == name)
+        return cls(devices, Path(site.state_dir) / FAULTS_FILE)
 
     def devices(self) -> tuple[Device, ...]:
         """All simulated devices, also broken ones."""
@@ -143,19 +194,8 @@ class SimulatedInventory:
             raise DeviceFault(reason)
 
     def _file_fault(self, device: Device) -> str:
-        if self._faults_file is None:
-            return ""
-        try:
-            lines = self._faults_file.read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            return ""
-        except OSError as error:
-            raise DeviceFault(f"{self._faults_file} can't be read: {error.strerror}") from error
-        for line in lines:
-            name, _, reason = line.strip().partition(" ")
-            if name in (device.uuid, str(device.index)):
-                return reason.strip() or "Broken on purpose"
-        return ""
+        faults = {} if self._faults_file is None else read_faults(self._faults_file)
+        return faults.get(device.uuid) or faults.get(str(device.index), "")
 
     def reset_pending(self, uuid: str) -> str:
         """The reason given to `hold_for_reset`."""

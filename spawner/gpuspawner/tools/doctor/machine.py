@@ -34,6 +34,7 @@ from ...node.inventory import (
 )
 from ...node.local import OPEN_SECONDS
 from ...node.mps.control import find_program
+from ...node.opening import node_names
 from ...node.processes import ending_obstacle
 from ...node.turning import can_move, main_memory_bytes, turns_obstacle
 from ...protocol.client import BrokerClient
@@ -122,7 +123,7 @@ def _pools(facts: Facts, settings: GpuBroker) -> Facts:
     version = facts.driver.driver_version if facts.driver is not None else None
     host = Host(
         facts.simulated, find_program(), ending_obstacle(), incomplete, facts.modes, main_memory_bytes(),
-        turns_obstacle(version), can_move(version),
+        turns_obstacle(version), can_move(version), others=len(node_names(settings.site)) > 1,
     )  # fmt: skip
     try:
         pooling = make_pooling(settings.site.parsed_pools(), settings.tiers, facts.devices, host)

@@ -19,6 +19,7 @@ from ...leases.rule_service import RuleService
 from ..access import Viewer
 
 NOT_THERE = "This server has ended, or it isn't yours."
+NOT_YOURS = "You may see this server, but not change it: that needs custom:gpu:reserve."
 
 
 class Servers(Protocol):
@@ -67,7 +68,7 @@ class Actions:
 
     async def stop(self, lease_id: str, sender: Sender) -> Answer:
         """Stops the server, or takes it out of the queue. Idempotent: one that is stopping stays so."""
-        lease = self._allowed(lease_id, sender)
+        lease = await self._allowed("stop", lease_id, sender)
 
         async def stop() -> Answer:
             if await self._servers.stop(sender.token, lease.user, lease.server):
@@ -76,9 +77,32 @@ class Actions:
 
         return await self._do("stop", lease, sender, {}, stop)
 
+    async def stop_server(self, user: str, server: str, sender: Sender) -> bool:
+        """Stops a server by its name, also one without a lease. False if it is still stopping.
+
+        Whether the sender may is decided by the hub. Raises NotAllowed, LeaseConflict or HubFault.
+        """
+        stopped: list[bool] = []
+
+        async def stop() -> Answer:
+            stopped.append(await self._servers.stop(sender.token, user, server))
+            return _said("Stopped." if stopped[0] else "Stopping.")
+
+        asked = Asked(
+            author=sender.viewer.author,
+            via=sender.via,
+            action="stop",
+            subject=f"user:{user}",
+            groups=(),
+            document={"server": server},
+            reason=sender.reason,
+        )
+        await self.audit.write(asked, stop)
+        return stopped[0]
+
     async def extend(self, lease_id: str, seconds: float, sender: Sender) -> Answer:
         """Makes the session longer, as far as the quota allows and if nobody waits."""
-        lease = self._allowed(lease_id, sender)
+        lease = await self._allowed("extend", lease_id, sender)
 
         async def extend() -> Answer:
             more = await self._rules.extend(lease_id, seconds, sender.viewer.author)
@@ -88,7 +112,7 @@ class Actions:
 
     async def go_on_with_cpu(self, lease_id: str, sender: Sender) -> Answer:
         """Stops the server and starts it again without a GPU: its programs end, its files stay."""
-        lease, tier = self._allowed(lease_id, sender), self.cpu_tier
+        lease, tier = await self._allowed("go on with CPU", lease_id, sender), self.cpu_tier
         if tier is None:
             raise LeaseConflict("This hub has no tier without a GPU: stop the server instead.")
 
@@ -102,7 +126,7 @@ class Actions:
 
     async def take_turn(self, lease_id: str, action: str, sender: Sender) -> Answer:
         """`action` "wake": the server wants the GPU now; "yield": its turn ends."""
-        lease, turn = self._allowed(lease_id, sender), self._turn
+        lease, turn = await self._allowed(f"turn: {action}", lease_id, sender), self._turn
         if turn is None:
             raise LeaseConflict("This server's GPU isn't shared in turns: it has its GPU all the time.")
 
@@ -112,32 +136,38 @@ class Actions:
 
         return await self._do(f"turn: {action}", lease, sender, {}, act)
 
-    def _allowed(self, lease_id: str, sender: Sender) -> Lease:
-        """Raises LeaseConflict for a lease that isn't there, or that the sender may not even see."""
+    async def _allowed(self, action: str, lease_id: str, sender: Sender) -> Lease:
+        """Raises LeaseConflict for a lease that isn't there, or that the sender may not even see.
+
+        Raises NotAllowed for one that they may only see. Both are recorded.
+        """
         lease, viewer = self._find(lease_id), sender.viewer
         if lease is None:
             raise LeaseConflict(NOT_THERE)
         entry = {"user": lease.user, "hub": lease.hub, "groups": lease.groups}
-        if not viewer.sees(entry):
-            raise LeaseConflict(NOT_THERE)
-        if not viewer.is_mine(entry) and not viewer.may(viewer.reserve, entry):
-            raise NotAllowed("You may see this server, but not change it: that needs custom:gpu:reserve.")
-        return lease
+        if viewer.is_mine(entry) or viewer.may(viewer.reserve, entry):
+            return lease
+        refused = NotAllowed(NOT_YOURS) if viewer.sees(entry) else LeaseConflict(NOT_THERE)
+        await self.audit.refuse(_asked(action, lease, sender, {}), refused.message)
+        raise refused
 
     async def _do(
         self, action: str, lease: Lease, sender: Sender, document: dict[str, Any], do: Callable[[], Any]
     ) -> Answer:
-        asked = Asked(
-            author=sender.viewer.author,
-            via=sender.via,
-            action=action,
-            subject=f"user:{lease.user}",
-            groups=lease.groups,
-            document={"lease": lease.id, "server": lease.server, **document},
-            reason=sender.reason,
-            request_id=sender.request_id,
-        )
-        return await self.audit.write(asked, do)
+        return await self.audit.write(_asked(action, lease, sender, document), do)
+
+
+def _asked(action: str, lease: Lease, sender: Sender, document: dict[str, Any]) -> Asked:
+    return Asked(
+        author=sender.viewer.author,
+        via=sender.via,
+        action=action,
+        subject=f"user:{lease.user}",
+        groups=lease.groups,
+        document={"lease": lease.id, "server": lease.server, **document},
+        reason=sender.reason,
+        request_id=sender.request_id,
+    )
 
 
 def _said(sentence: str, status: int = 200, **more: Any) -> Answer:

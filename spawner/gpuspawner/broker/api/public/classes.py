@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ....protocol.classes import (
-    Chosen,
     ClassesDocument,
     ClassMessage,
     DoneDocument,
@@ -27,7 +26,7 @@ from ....protocol.rules import Authored
 from ...leases.endings import Endings
 from ...leases.rule_service import RuleService
 from ..access import READ_SCOPE, RESERVE_SCOPE
-from ..classes import Classes
+from ..classes import Classes, picked_by
 from ..rules import Change, answering
 from ..socket import Site as Socket
 from .base import Route, Site
@@ -94,7 +93,8 @@ class StopHandler(ClassHandler):
         """How many ended."""
 
         async def stop(asked: StopServers) -> DoneDocument:
-            return await self.classes.stop(self.hub_name, group, chosen_ids(asked), asked.author)
+            picked, token = picked_by(asked), self.token()
+            return await self.classes.stop(self.hub_name, group, picked, asked.author, token)
 
         await self.change(group, StopServers, "stop servers", stop)
 
@@ -107,7 +107,8 @@ class ExtendHandler(ClassHandler):
         """How many became longer."""
 
         async def extend(asked: ExtendServers) -> DoneDocument:
-            return await self.classes.extend(self.hub_name, group, chosen_ids(asked), asked)
+            picked = picked_by(asked)
+            return await self.classes.extend(self.hub_name, group, picked, asked.seconds, asked.author)
 
         await self.change(group, ExtendServers, "extend servers", extend)
 
@@ -126,11 +127,6 @@ class MessageHandler(ClassHandler):
         await self.change(
             group, MessageRemoval, "take message back", lambda asked: self.classes.untell(group, asked.author)
         )
-
-
-def chosen_ids(asked: Chosen) -> tuple[str, ...] | None:
-    """The chosen leases; None for all of the class."""
-    return None if asked.everybody else asked.lease_ids
 
 
 def class_routes(tools: ClassTools) -> MoreRoutes:

@@ -51,8 +51,8 @@ class LeaseWrite(ApiUser):
                 body = kind.model_validate_json(self.request.body or b"{}")
             except ValidationError as error:
                 raise BadOption(sentence_of(error, kind)) from None
-            token = self.hub_auth.get_token(self)
-            sender = Sender(self.viewer, token, "api", read_request_id(self), body.reason)
+            request_id = read_request_id(self)
+            sender = Sender(self.viewer, self.token(), self.viewer.via, request_id, body.reason)
             answer = await self.carry_out(lease_id, sender, body)
         except Refusal as refusal:
             self.refuse(refusal.status, refusal.reason, refusal.message)

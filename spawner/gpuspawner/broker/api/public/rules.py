@@ -1,6 +1,6 @@
 """The rules at the service's own address, behind the hub's login: quotas, GPU-hours, reports, lab sessions.
 
-The handlers are those of the unix socket (`api/rules.py`), which say what is read and what is answered. Here
+The handlers of `api/rules.py` say what is read and what is answered. Here
 the hub says who asks and what they may: reading needs `custom:gpu:read`, lab sessions `custom:gpu:reserve`,
 quotas and GPU-hours `custom:gpu:admin`, each for everybody or with `!group=NAME` for that group alone. The
 author of a change is the user that the hub names, whatever the request says. A browser's cookie changes
@@ -17,6 +17,7 @@ from typing import Any
 from tornado.web import RequestHandler
 
 from ....core.errors import NotAllowed
+from ...leases.audit import Asked
 from ...leases.endings import Endings
 from ...leases.rule_service import RuleService
 from ..access import ADMIN_SCOPE, READ_SCOPE, Reach
@@ -34,7 +35,7 @@ from ..rules import (
     rule_routes,
 )
 from ..socket import Site as Socket
-from .base import READING, ApiUser, Route, Site
+from .base import READING, ApiUser, Route, Site, shortened
 
 MoreRoutes = Callable[[Site], list[Route]]
 
@@ -51,8 +52,6 @@ def joined(*parts: MoreRoutes) -> MoreRoutes:
 class PublicRule(ApiUser, RuleHandler):
     """One of the rules' handlers, for users and services of the hub."""
 
-    via = "api"
-
     def initialize(self, pages: Site, **wanted: Any) -> None:  # type: ignore[override]
         RuleHandler.initialize(self, **wanted)
         self.know(pages)
@@ -63,8 +62,22 @@ class PublicRule(ApiUser, RuleHandler):
             return
         reading = self.request.method in READING
         if not (self.viewer.read if reading else self.held()):
-            self.refuse(lacks(READ_SCOPE if reading else self.needs))
+            refusal = lacks(READ_SCOPE if reading else self.needs)
+            if not reading:
+                await self._record(refusal)
+            self.refuse(refusal)
             self.finish()
+
+    async def _record(self, refusal: NotAllowed) -> None:
+        """That somebody tried it who has this scope for nobody; what they sent isn't even read."""
+        action = shortened(f"{self.request.method} {self.request.path.partition('/api/')[2]}")
+        asked = Asked(self.viewer.author, self.via, action, "api")
+        await self.rules.audit.refuse(asked, refusal.message)
+
+    @property
+    def via(self) -> str:
+        """The way by which the request came."""
+        return self.viewer.via
 
     def reach(self) -> Reach:
         return self.viewer.read
@@ -78,7 +91,10 @@ class PublicRule(ApiUser, RuleHandler):
             raise lacks(self.needs, *change.groups)
 
     def body(self) -> bytes:
-        """The request's body with the author that the hub names."""
+        """The request's body with the author that the hub names.
+
+        An account of this machine may name another one: `sudo` hides who typed.
+        """
         sent = super().body()
         try:
             values = json.loads(sent)
@@ -86,7 +102,8 @@ class PublicRule(ApiUser, RuleHandler):
             return sent
         if not isinstance(values, dict):
             return sent
-        return json.dumps({**values, "author": self.viewer.author}).encode()
+        author = {"author": self.viewer.author}
+        return json.dumps({**author, **values} if self.viewer.local else {**values, **author}).encode()
 
 
 def lacks(scope: str, *groups: str) -> NotAllowed:

@@ -18,6 +18,8 @@ from ..turns import PATH, TurnHandler, TurnService
 from .base import ApiUser, Route, Site
 from .rules import MoreRoutes
 
+NOT_YOURS = "This is another user's server: ask its user, or an admin."
+
 
 class PublicTurn(ApiUser, TurnHandler):
     """POST api/turns/{lease id}/{wake or yield}"""
@@ -32,14 +34,13 @@ class PublicTurn(ApiUser, TurnHandler):
     async def act(self, lease_id: str, action: str) -> dict[str, Any]:
         """Raises NotAllowed for the lease of another user, without the scope; LeaseConflict."""
         lease = self.turns.lease(lease_id)
-        self._check(lease)
 
         async def act() -> Answer:
             return Answer(200, json.dumps(self.turns.act(lease_id, action)), f"Turn: {action}.")
 
         asked = Asked(
             author=self.viewer.author,
-            via="api",
+            via=self.viewer.via,
             action=f"turn: {action}",
             subject=f"user:{lease.user}",
             groups=lease.groups,
@@ -47,14 +48,16 @@ class PublicTurn(ApiUser, TurnHandler):
             reason="",
             request_id=self.request.headers.get(REQUEST_ID_HEADER),
         )
+        if not self._may(lease):
+            await self.audit.refuse(asked, NOT_YOURS)
+            raise NotAllowed(NOT_YOURS)
         answer = await self.audit.write(asked, act)
         found: dict[str, Any] = json.loads(answer.body or "{}")
         return found
 
-    def _check(self, lease: Lease) -> None:
+    def _may(self, lease: Lease) -> bool:
         whose = {"user": lease.user, "hub": lease.hub, "groups": lease.groups}
-        if not (self.viewer.is_mine(whose) or self.viewer.may(self.viewer.reserve, whose)):
-            raise NotAllowed("This is another user's server: ask its user, or an admin.")
+        return self.viewer.is_mine(whose) or self.viewer.may(self.viewer.reserve, whose)
 
 
 def public_turns(socket: Socket, turns: TurnService, audit: Audit) -> MoreRoutes:

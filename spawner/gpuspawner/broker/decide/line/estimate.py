@@ -82,9 +82,15 @@ class Estimator:
         self._errors: deque[float] = deque(maxlen=KEPT_ERRORS)
         self._arrivals: deque[Arrival] = deque(maxlen=KEPT_ARRIVALS)
 
-    def learn(self, estimate: Estimate, began_seconds: float) -> None:
-        """Record when a request with this estimate really began."""
-        self._errors.append(estimate.error(began_seconds))
+    def learn(self, estimate: Estimate, began_seconds: float) -> float:
+        """Record when a request with this estimate really began; returns how wrong it was, in sides."""
+        error = estimate.error(began_seconds)
+        self._errors.append(error)
+        return error
+
+    def recall(self, errors: Iterable[float]) -> None:
+        """Record what an earlier estimator's `learn` returned, in order."""
+        self._errors.extend(errors)
 
     def arrived(self, arrival: Arrival) -> None:
         """Somebody has come."""

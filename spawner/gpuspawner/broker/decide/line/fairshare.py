@@ -104,8 +104,8 @@ class FairShare:
     ) -> list[float]:
         """What users are ordered by: use, with what each holds, and `more` devices, counted as prepaid."""
         accounts, left, each_held = self._users, self._left(now_seconds), 1 / self._rate + PREPAID_SECONDS
-        found = [accounts.get(user, _NONE) for user in users]
-        standings = [account.grown * left + account.held * each_held for account in found]
+        find = accounts.get
+        standings = [(account := find(user, _NONE)).grown * left + account.held * each_held for user in users]
         if more:
             standings = [
                 standing + more.get(user, 0.0) * PREPAID_SECONDS
@@ -113,11 +113,16 @@ class FairShare:
             ]
         return standings
 
-    def group_standing(self, group: str, now_seconds: float, more: float) -> tuple[float, float]:
-        """The same of one group, and how many devices it holds with the `more`."""
-        account = self._groups.get(group, _NONE)
-        held = account.held + more
-        return self._use(account, self._left(now_seconds)) + held * PREPAID_SECONDS, held
+    def group_standings(
+        self, groups: Iterable[str], now_seconds: float, more: Mapping[str, float]
+    ) -> list[tuple[float, float]]:
+        """The same of groups, and how many devices each holds with the `more`."""
+        left, standings = self._left(now_seconds), []
+        for group in groups:
+            account = self._groups.get(group, _NONE)
+            held = account.held + more.get(group, 0.0)
+            standings.append((self._use(account, left) + held * PREPAID_SECONDS, held))
+        return standings
 
     def user_held(self, user: str) -> float:
         """Devices that the user holds now."""

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ....core.quota import UNLIMITED, Allowance
 from ....core.want import Want
-from ..place.placement import Kind, suits
+from ..place.placement import Kind, by_node, suits
 from .fairshare import FairShare
 
 PATIENCE_SECONDS = 86400.0
@@ -44,6 +45,23 @@ class Claim:
 
 
 NO_CLAIM = Claim()
+
+
+def claim_from(
+    allowed: Allowance, of_group: Allowance | None = None, most_seconds: float = UNLIMITED
+) -> Claim:
+    """What a quota gives a request. `of_group`: what the group may have whose share is charged instead of the
+    quota's own; `most_seconds`: how long the session can last, besides the quota's limit.
+    """
+    group = of_group or allowed
+    seconds = min(allowed.session_seconds, most_seconds)
+    return Claim(
+        group=group.group,
+        priority=allowed.priority,
+        weight=group.weight,
+        guaranteed_devices=group.guaranteed_devices,
+        session_seconds=None if seconds == UNLIMITED else seconds,
+    )
 
 
 class Waiting(NamedTuple):
@@ -168,17 +186,18 @@ class Queue:
         """The order at this moment, supposing that `without` had left and `newcomer` had come."""
         everybody: dict[str, Waiting] = self._places
         classes: Mapping[int, Mapping[str, Mapping[str, Waiting]]] = self._classes
-        flavours = set(self._flavours)
+        flavours, wants = set(self._flavours), set(self._wants)
         if newcomer is not None:
             newcomer = newcomer._replace(want=self._known_wants.get(newcomer.want, newcomer.want))
             flavours.add(flavour(newcomer))
+            wants.add(newcomer.want)
             priority, group = newcomer.claim.priority, newcomer.claim.group
             one = {newcomer.lease_id: newcomer}
             everybody = {**everybody, **one}
             groups = classes.get(priority, {})
             classes = {**classes, priority: {**groups, group: {**groups.get(group, {}), **one}}}
         moments = now_seconds, now_seconds - self._patience_seconds
-        return Lineup(everybody, classes, self._fair, moments, without, frozenset(flavours))
+        return Lineup(everybody, classes, self._fair, moments, without, Asked(wants, flavours))
 
     def place_of(
         self, lease_id: str, now_seconds: float = 0.0, healthy: Mapping[Kind, int] | None = None
@@ -224,6 +243,14 @@ class Queue:
         return self._rivals[want]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Everything that is asked for in a line, each once."""
+
+    wants: Set[Want]
+    flavours: Set[Flavour]
+
+
 class Lineup:
     """The waiting in the order in which they are served; iterate once.
 
@@ -237,10 +264,10 @@ class Lineup:
         fair: FairShare | None,
         moments: tuple[float, float],
         without: str | None,
-        flavours: frozenset[Flavour],
+        asked: Asked,
     ) -> None:
         self.everybody = everybody
-        self.flavours = flavours
+        self.asked = asked
         self._classes = classes
         self._fair = fair
         self._now_seconds, self._overdue_before = moments
@@ -283,14 +310,15 @@ class Lineup:
 
     def _by_use(self, groups: Mapping[str, Mapping[str, Waiting]], fair: FairShare) -> Iterator[Waiting]:
         """The groups by their use; keys only grow, so one that is no longer the least is put back."""
-        heap = [(*self._group_key(group, members, fair), group) for group, members in groups.items()]
+        keys = self._group_keys(groups, groups, fair)
+        heap = [(*key, group) for group, key in zip(groups, keys, strict=True)]
         heapq.heapify(heap)
         members_left: dict[str, Iterator[Waiting]] = {}
         while heap:
             *_, group = heapq.heappop(heap)
             if self.settled(group):
                 continue
-            key = (*self._group_key(group, groups[group], fair), group)
+            key = (*self._group_keys((group,), groups, fair)[0], group)
             if heap and key > heap[0]:
                 heapq.heappush(heap, key)
                 continue
@@ -301,12 +329,16 @@ class Lineup:
                 yield waiting
                 heapq.heappush(heap, key)
 
-    def _group_key(
-        self, group: str, members: Mapping[str, Waiting], fair: FairShare
-    ) -> tuple[bool, float, int]:
-        oldest = next(iter(members.values()))
-        use, held = fair.group_standing(group, self._now_seconds, self._groups.get(group, 0.0))
-        return held >= oldest.claim.guaranteed_devices, use / oldest.claim.weight, oldest.number
+    def _group_keys(
+        self, some: Collection[str], groups: Mapping[str, Mapping[str, Waiting]], fair: FairShare
+    ) -> list[tuple[bool, float, int]]:
+        oldest = [next(iter(groups[group].values())) for group in some]
+        return [
+            (held >= first.claim.guaranteed_devices, use / first.claim.weight, first.number)
+            for first, (use, held) in zip(
+                oldest, fair.group_standings(some, self._now_seconds, self._groups), strict=True
+            )
+        ]
 
     def _members_by_use(self, members: Mapping[str, Waiting], fair: FairShare) -> Iterator[Waiting]:
         at, more = self._now_seconds, self._users
@@ -328,5 +360,6 @@ def competes(one: Want, other: Want, kinds: Iterable[Kind]) -> bool:
 
 
 def servable(want: Want, healthy: Mapping[Kind, int]) -> bool:
-    """Whether the healthy devices, as counted by kind, could serve `want` if nobody held any of them."""
-    return sum(count for kind, count in healthy.items() if suits(want, kind)) >= want.device_count
+    """Whether the healthy devices, as counted by kind, could serve `want` if nobody held any of them: on
+    one node."""
+    return max(by_node(want, healthy).values(), default=0) >= want.device_count

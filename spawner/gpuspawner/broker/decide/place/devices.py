@@ -19,7 +19,7 @@ from types import MappingProxyType
 from ....core.decision import Drain
 from ....core.model import Device, DeviceHealth, Lease
 from ....core.want import Mode, Want
-from .placement import Kind, Room, Share, count_free, rank, share_of, suits
+from .placement import Kind, Room, Share, by_node, count_free, rank, share_of, suits
 from .sharing_rules import WHOLE, SharingRules
 
 NO_RULES: Mapping[str, SharingRules] = MappingProxyType({})
@@ -58,9 +58,11 @@ class Devices:
         return self._rooms[uuid].terms
 
     def all(self) -> list[Device]:
-        """Every device, placeholders included, by index, then UUID."""
+        """Every device by node, index, then UUID; placeholders, whose node isn't known, come last."""
         found = [room.device for room in self._rooms.values()]
-        return sorted(found, key=lambda each: (each.index is None, each.index or 0, each.uuid))
+        return sorted(
+            found, key=lambda each: (not each.node, each.node, each.index is None, each.index or 0, each.uuid)
+        )
 
     def health(self, uuid: str) -> DeviceHealth:
         """Whether the device may be leased, and why not."""
@@ -87,9 +89,14 @@ class Devices:
         """The kinds of all devices, also of those that are leased or out of service."""
         return tuple(self._known)
 
-    def known(self, want: Want) -> int:
-        """How many devices suit `want`, whether leased, free or out of service."""
-        return sum(count for kind, count in self._known.items() if suits(want, kind))
+    @property
+    def several_nodes(self) -> bool:
+        """Whether the devices are of more than one machine."""
+        return len({kind.node for kind in self._known}) > 1
+
+    def known(self, want: Want) -> Counter[str]:
+        """How many devices suit `want`, by node, whether leased, free or out of service."""
+        return by_node(want, self._known)
 
     def unhealthy(self, want: Want) -> list[tuple[Device, DeviceHealth]]:
         """The devices that suit `want` and are out of service or drained, with the reason, by index."""
@@ -144,7 +151,7 @@ class Devices:
             bisect.insort(listed, changed[uuid], key=rank)
         for kind in copy:
             if kind.terms.in_turns:
-                taken = self._seats_taken(kind.terms.pool, freed)
+                taken = self._seats_taken(kind, freed)
                 copy[kind] = [_with_seats(room, taken) for room in copy[kind]]
         return copy
 
@@ -160,15 +167,20 @@ class Devices:
                 found[share.device_uuid] = found[share.device_uuid].minus(share)
         for uuid, room in found.items():
             if room.terms.in_turns:
-                found[uuid] = _with_seats(room, self._seats_taken(room.terms.pool, freed))
+                found[uuid] = _with_seats(room, self._seats_taken(room.kind, freed))
         return found
 
     def _shares_of(self, leases: Iterable[Lease]) -> Iterable[Share]:
         return chain.from_iterable(self.shares(lease) for lease in leases)
 
-    def _seats_taken(self, pool: str, freed: Iterable[Lease]) -> int:
+    def _seats_taken(self, kind: Kind, freed: Iterable[Lease]) -> int:
         """How many leases a pool of turns has, also those without a share of a device that is healthy now."""
-        mine = [uuid for uuid, room in self._rooms.items() if room.terms.pool == pool and room.terms.in_turns]
+        pool = (kind.terms.pool, kind.node)
+        mine = [
+            uuid
+            for uuid, room in self._rooms.items()
+            if room.terms.in_turns and (room.terms.pool, room.device.node) == pool
+        ]
         leases = {lease_id for uuid in mine for lease_id in self._holders[uuid]}
         return len(leases - {lease.id for lease in freed})
 

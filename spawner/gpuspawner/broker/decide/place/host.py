@@ -15,7 +15,7 @@ class Host:
     `incomplete`: some GPU could not be read, so what is missing may be there. `modes` are the GPUs'
     compute modes by UUID; None where it can't be read. `memory_bytes` is its main memory; None: not known.
     `turns_obstacle`: why GPUs can't be used in turns here, with the remedy; `turns_move`: whether a program
-    can wake on another GPU.
+    can wake on another GPU. `others`: there are other machines, so what is missing here may be there.
     """
 
     simulated: bool
@@ -26,11 +26,12 @@ class Host:
     memory_bytes: int | None = None
     turns_obstacle: str = ""
     turns_move: bool = True
+    others: bool = False
 
 
-def host_of(facts: NodeFacts) -> Host:
+def host_of(facts: NodeFacts, *, others: bool = False) -> Host:
     """What the node says of its machine, as the pools need it."""
     return Host(
         facts.simulated, facts.mps, facts.guard_obstacle, facts.incomplete, facts.compute_modes,
-        facts.memory_bytes, facts.turns_obstacle, facts.turns_move,
+        facts.memory_bytes, facts.turns_obstacle, facts.turns_move, others,
     )  # fmt: skip

@@ -28,7 +28,7 @@ def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
 def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
     """Why a waiting request can't be served before a device is back in service."""
     told = " ".join(_withdrawn_one(device, health) for device, health in lost)
-    few = "no matching GPU is" if want.device_count == 1 else "too few GPUs are"
+    few = "no matching GPU is" if want.device_count == 1 else "not enough GPUs are"
     return f"You asked for {_wanted(want)}, but {few} in service now. {told}".rstrip()
 
 
@@ -50,10 +50,15 @@ def kept_for_session(group: str, begins: datetime, ends: datetime) -> str:
     )
 
 
-def no_capacity(want: Want, known: int) -> str:
-    """The message for a request that can never be served here, with what to do."""
-    found = f"only {known}" if known else "none"
-    return f"You asked for {_wanted(want)}, but this machine has {found}: choose another tier, or CPU."
+def no_capacity(want: Want, known: int, *, several_nodes: bool = False) -> str:
+    """The message for a request that can never be served here, with what to do.
+
+    `known`: how many of such devices the node has that has the most.
+    """
+    found = f"this machine has {f'only {known}' if known else 'none'}"
+    if several_nodes:
+        found = f"no machine has more than {known}" if known else "no machine has one"
+    return f"You asked for {_wanted(want)}, but {found}: choose another tier, or CPU."
 
 
 def _wanted(want: Want) -> str:
@@ -73,11 +78,13 @@ def _wanted(want: Want) -> str:
 
 
 def _withdrawn_one(device: Device, health: DeviceHealth) -> str:
-    when = f" since {format_time(health.since)}" if health.since is not None else ""
+    verb = "is" if health.since is None else "has been"
+    since = "" if health.since is None else f" since {format_time(health.since)}"
     reason = health.reason.rstrip(". ") or "it can't be used"
-    return f"{_name(device)} is out of service{when}: {reason}."
+    return f"{_name(device)} {verb} out of service{since}: {reason}."
 
 
 def _name(device: Device) -> str:
     number = f" {device.index}" if device.index is not None else f" {device.uuid}"
-    return f"{'Simulated GPU' if device.simulated else 'GPU'}{number}"
+    where = f" of machine {device.node}" if device.node else ""
+    return f"{'Simulated GPU' if device.simulated else 'GPU'}{number}{where}"

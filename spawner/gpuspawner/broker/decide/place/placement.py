@@ -1,7 +1,8 @@
 """Which devices a request gets: pure functions from wants and rooms to shares.
 
 A *room* is a device with the shares of it that leases hold; the rest is free. Rooms come grouped by
-*kind* (devices that a request can't tell apart: one model and size in one pool) and ordered by `rank`. A mode
+*kind* (devices that a request can't tell apart: one model and size in one pool on one node) and ordered by
+`rank`. All devices of a lease are of one node: its container runs there. A mode
 is one `ShareRule`: it says which share of a room a want would get. `whole` asks for a room that nobody else
 is in, `slice` for memory that nobody holds. In turns a lease has a share of each device of its pool: the pool
 admits as many leases as it has seats, and only one at a time uses a device.
@@ -9,6 +10,7 @@ admits as many leases as it has seats, and only one at a time uses a device.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -41,10 +43,12 @@ class Kind(NamedTuple):
     memory_bytes: int
     mig_profile: str | None
     terms: SharingRules
+    node: str = ""
 
     @property
     def order(self) -> tuple[int, str, str, str]:
-        """The smallest devices first, so that large ones stay free for those who ask for them."""
+        """The smallest devices first, so that large ones stay free for those who ask for them; equal on all
+        nodes."""
         return (self.memory_bytes, self.model, self.mig_profile or "", self.terms.pool)
 
 
@@ -174,7 +178,7 @@ def share_of(lease: Lease, device: Device) -> Share:
 
 def kind_of(device: Device, terms: SharingRules = WHOLE) -> Kind:
     """What a request can tell devices apart by."""
-    return Kind(device.model, device.memory_bytes, device.mig_profile, terms)
+    return Kind(device.model, device.memory_bytes, device.mig_profile, terms, device.node)
 
 
 def suits(want: Want, kind: Kind) -> bool:
@@ -196,6 +200,15 @@ def suits(want: Want, kind: Kind) -> bool:
     return terms.slice_of(kind.memory_bytes, want.memory_bytes, want.compute_percent) is not None
 
 
+def by_node(want: Want, counts: Mapping[Kind, int]) -> Counter[str]:
+    """How many of the counted devices suit `want`, by node: no lease has devices of two nodes."""
+    found: Counter[str] = Counter()
+    for kind, count in counts.items():
+        if suits(want, kind):
+            found[kind.node] += count
+    return found
+
+
 def rank(room: Room) -> tuple[int, float, int, str]:
     """The order in which rooms are tried: the tightest first (best fit), then by index, then by UUID.
 
@@ -213,7 +226,9 @@ def rank(room: Room) -> tuple[int, float, int, str]:
 
 def suiting(want: Want, kinds: Iterable[Kind]) -> tuple[Kind, ...]:
     """The kinds of devices that suit the want, the smallest first."""
-    return tuple(sorted((each for each in kinds if suits(want, each)), key=lambda each: each.order))
+    return tuple(
+        sorted((each for each in kinds if suits(want, each)), key=lambda each: (each.order, each.node))
+    )
 
 
 def example(want: Want, kinds: Iterable[Kind]) -> Share | None:
@@ -238,28 +253,47 @@ def place(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
 
     Several devices are taken from one kind if one has enough, because a program on different GPUs runs
     at the speed of the slowest; kinds with the smallest devices come first, so that large ones stay free
-    for those who ask for them. In turns they are of all devices of one pool, the home first.
+    for those who ask for them. Nodes come as `_node_rank` says. In turns they are of all devices of one pool
+    on one node, the home first.
     """
     if want.mode is Mode.TURNS:
         return _place_in_turns(want, rooms)
-    offers = [_offers(want, rooms[kind]) for kind in _kinds_in_order(want, rooms)]
-    for offer in offers:
-        if len(offer) == want.device_count:
-            return tuple(offer)
-    mixed = [share for offer in offers for share in offer][: want.device_count]
-    return tuple(mixed) if len(mixed) == want.device_count else None
+    offers = {kind: _offers(want, rooms[kind]) for kind in _kinds_in_order(want, rooms)}
+    enough = [kind for kind, offer in offers.items() if len(offer) == want.device_count]
+    if enough:
+        alike = [kind for kind in enough if kind.order == enough[0].order]
+        return tuple(offers[min(alike, key=lambda kind: _node_rank(rooms[kind], offers[kind]))])
+    mixed: dict[str, list[Share]] = {}
+    for kind, offer in offers.items():
+        mixed.setdefault(kind.node, []).extend(offer)
+    count = want.device_count
+    return next((tuple(each[:count]) for each in mixed.values() if len(each) >= count), None)
+
+
+def _node_rank(listed: Sequence[Room], offer: Sequence[Share]) -> tuple[float, float, str]:
+    """Of nodes with devices of the same kind: the one with the fewest that have something to give, so that
+    another keeps several for who asks for several. In a slice pool, the one with the emptiest device."""
+    first = next(room for room in listed if room.device.uuid == offer[0].device_uuid)
+    if first.terms.sliced:
+        return (len(first.shares), -first.free_memory_bytes, first.device.node)
+    return (len(listed), 0.0, first.device.node)
 
 
 def _place_in_turns(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
-    """A seat in the first pool that has one: no device of it may be without."""
+    """A seat in the first pool that has one: no device of it may be without. Of one pool on several nodes,
+    on the node where the fewest leases have a seat for each device."""
+    found: list[tuple[float, Kind, tuple[Share, ...]]] = []
     for kind in _kinds_in_order(want, rooms):
-        found = [turn(want, room) for room in rooms[kind]]
-        shares = [share for share in found if share is not None]
-        if len(shares) == len(found):
-            order = {room.device.uuid: room.device.index or 0 for room in rooms[kind]}
+        if found and kind.order != found[0][1].order:
+            break
+        listed = rooms[kind]
+        shares = [share for room in listed if (share := turn(want, room)) is not None]
+        if len(shares) == len(listed):
+            order = {room.device.uuid: room.device.index or 0 for room in listed}
             others = sorted(shares[1:], key=lambda share: (order[share.device_uuid], share.device_uuid))
-            return (replace(shares[0], home=True), *others)
-    return None
+            seats = len(listed[0].shares) / len(listed)
+            found.append((seats, kind, (replace(shares[0], home=True), *others)))
+    return min(found, key=lambda each: (each[0], each[1].node))[2] if found else None
 
 
 def take(rooms: dict[Kind, list[Room]], shares: Iterable[Share]) -> None:
@@ -277,7 +311,11 @@ def take(rooms: dict[Kind, list[Room]], shares: Iterable[Share]) -> None:
 
 def _kinds_in_order(want: Want, rooms: Rooms) -> list[Kind]:
     suitable = [kind for kind, listed in rooms.items() if listed and suits(want, kind)]
-    return sorted(suitable, key=lambda kind: kind.order)
+    return sorted(suitable, key=_order)
+
+
+def _order(kind: Kind) -> tuple[object, ...]:
+    return (*kind.order, kind.node)
 
 
 def _offers(want: Want, listed: Sequence[Room]) -> list[Share]:

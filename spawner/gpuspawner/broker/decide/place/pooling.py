@@ -1,8 +1,9 @@
-"""Assigns the devices of this machine to the configured pools, and finds settings that can't work. Pure.
+"""Assigns the devices of one machine to the configured pools, and finds settings that can't work. Pure.
 
 Contradictory settings, and settings for devices that the machine lacks, raise ConfigError. If a GPU could not
 be read (`Host.incomplete`), that may be the cause; then there is only a warning and the tier is shown as not
-available, because otherwise the broker would start for nobody.
+available, because otherwise the broker would start for nobody. Of several machines each is assigned by
+itself, and what one lacks is no reason for words: another may have it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def make_pooling(
 ) -> Pooling:
     """Who shares what. Raises ConfigError, with the remedy, for what can't work here."""
     warnings: list[str] = []
-    taken = with_seats(_members(pools or DEFAULT_POOLS, devices, warnings), tiers, host, warnings)
+    assigned = _members(pools or DEFAULT_POOLS, devices, warnings, others=host.others)
+    taken = with_seats(assigned, tiers, host, warnings)
     terms: dict[str, SharingRules] = {}
     managed: set[str] = set()
     for pool, members in taken:
@@ -90,7 +92,7 @@ def make_pooling(
 
 
 def _members(
-    pools: Sequence[Pool], devices: Sequence[Device], warnings: list[str]
+    pools: Sequence[Pool], devices: Sequence[Device], warnings: list[str], *, others: bool
 ) -> list[tuple[Pool, list[Device]]]:
     """Each pool's devices: first those that are named, then those of a model, then all the others."""
     left = {device.uuid: device for device in devices}
@@ -98,6 +100,8 @@ def _members(
     for pool in pools:
         for uuid in pool.uuids:
             device = left.pop(uuid, None)
+            if device is None and others:
+                continue
             if device is None:
                 warnings.append(
                     f"c.GpuSite.pools: pool {pool.name!r} names {uuid}, which this machine doesn't have: "
@@ -110,7 +114,7 @@ def _members(
             found[pool.name].append(device)
     for pool in sorted((each for each in pools if not each.uuids), key=lambda each: each.takes_all):
         fitting = [device for device in left.values() if _fits(pool, device)]
-        if pool.count is not None and len(fitting) < pool.count:
+        if pool.count is not None and len(fitting) < pool.count and not others:
             warnings.append(
                 f"c.GpuSite.pools: pool {pool.name!r} needs {pool.count} devices, but {len(fitting)} "
                 "are left for it"
@@ -234,11 +238,11 @@ def _check_tier(
     where = f"c.GpuSite.tiers: tier {tier.name!r}"
     if not count:
         message = f"{where} can't be served by any device: {_why(want, kinds)}"
-        if want.mode is Mode.WHOLE and want.pool is None:
+        if want.mode is Mode.WHOLE and want.pool is None and not host.others:
             warnings.append(message)  # shown as not available as long as there is no such GPU
         else:
             _say(message, host, warnings)
-    elif count < want.device_count:
+    elif count < want.device_count and not host.others:
         warnings.append(f"{where} has {want.device_count} devices, but this machine has {count} of that kind")
 
 
@@ -300,6 +304,8 @@ def _remedy(pool: Pool, devices: Sequence[Device]) -> str:
 
 
 def _say(message: str, host: Host, warnings: list[str]) -> None:
+    if host.others:
+        return
     if not host.incomplete:
         raise ConfigError(message)
     warnings.append(f"{message}. The cause may be a GPU of this machine that can't be read")

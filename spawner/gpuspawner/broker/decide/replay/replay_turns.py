@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from ..turns import Action, Experience, Gpu, Seat, Step, Turn, TurnRules, plan, wait_seconds
+from ..turn_waits import expected_waits
+from ..turns import Action, Experience, Gpu, Seat, Step, Turn, TurnRules, plan, wait_seconds, waiting_order
 
 GIB = 1 << 30
 _RULES = TurnRules()
@@ -100,6 +101,8 @@ class ClassOutcome:
     worked_gpu_seconds: float
     available_gpu_seconds: float
     moves: int = 0
+    told: tuple[tuple[float, float], ...] = ()
+    """In turns, of each wait for a GPU: the seconds that were told at its begin, and how long it took."""
 
     @property
     def used_fraction(self) -> float:
@@ -170,6 +173,7 @@ class _Tally:
         self._stretches: list[float] = []
         self._worked = 0.0
         self.moves = 0
+        self.told: list[tuple[float, float]] = []
 
     def begins(self, student: int, pressed: float, first_result: float) -> None:
         """A cell's first result, or the end of the class before it."""
@@ -188,7 +192,9 @@ class _Tally:
     def outcome(self) -> ClassOutcome:
         """All together."""
         waits = tuple(tuple(self._waits[student]) for student in sorted(self._waits))
-        return ClassOutcome(waits, tuple(self._stretches), self._worked, self._available, self.moves)
+        return ClassOutcome(
+            waits, tuple(self._stretches), self._worked, self._available, self.moves, tuple(self.told)
+        )
 
 
 def _share_one(
@@ -278,6 +284,8 @@ class _InTurns:
         self._tally = _Tally(course, machine)
         self._now = 0.0
         self._seen = machine.speed
+        self._told: dict[str, tuple[float, float]] = {}
+        """Of those who wait for a GPU: since when, and how long they were told it takes."""
         promise = course.needs_bytes()
         self._students = [
             _Student(Seat(f"{n:03}", Turn.ASLEEP, 0.0, promise), cells, comes)
@@ -294,10 +302,24 @@ class _InTurns:
             seats = [each.seat for each in self._students]
             for action in plan(seats, self._gpus, self._now, self._rules, self._seen):
                 self._begin(action)
+            self._tell()
         for student in self._students:
             if student.has_cell and not student.has_begun:
                 self._tally.begins(int(student.seat.lease_id), student.pressed, end)
         return self._tally.outcome()
+
+    def _tell(self) -> None:
+        """Who begins to wait for a GPU is told how long it will take; who has one has waited."""
+        seats = [each.seat for each in self._students]
+        for seat in seats:
+            if seat.turn is Turn.AWAKE and seat.lease_id in self._told:
+                at, expected = self._told.pop(seat.lease_id)
+                self._tally.told.append((expected, self._now - at))
+        waiting = waiting_order(seats, self._now, self._rules)
+        if any(seat.lease_id not in self._told for seat in waiting):
+            waits = expected_waits(seats, self._gpus, self._now, self._rules, self._seen)
+            for lease_id, expected in waits.items():
+                self._told.setdefault(lease_id, (self._now, expected))
 
     def _next_at(self) -> float:
         at = min(student.next_at(self._now) for student in self._students)

@@ -158,7 +158,7 @@ class Simulation:
         lease = _lease(visit, f"{self._born:032x}", moment(at))
         outcome = self._outcomes[lease.id] = Outcome(visit, lease.id)
         want = lease.want
-        if self._book.known(want) < want.device_count:
+        if self._book.unservable(want):
             outcome.refused = "no_capacity"
         elif (refusal := self._site.admit(lease, self._book, at)) is not None:
             outcome.refused, outcome.message = refusal.reason, refusal.message

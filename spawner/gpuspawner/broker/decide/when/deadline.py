@@ -7,6 +7,7 @@ was lost, moves the end to five minutes after it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -36,6 +37,7 @@ _BECAUSE = {
     Cause.QUOTA_CHANGED: "your quota was changed",
 }
 _SAVE = "Save your work."
+_MINUTES = re.compile(r"^(This server (?:ends|is put to sleep)) in \d+ minutes, on")
 _WAS = {
     Cause.SESSION_LIMIT: "the longest time that your quota allows was over",
     Cause.GPU_HOURS: "your GPU-hours were used up",
@@ -98,6 +100,11 @@ def warns_of_end(sentence: str) -> bool:
     )
 
 
+def for_a_page(sentence: str) -> str:
+    """The notice without "in 15 minutes", which was true when it was given: a page counts down by itself."""
+    return _MINUTES.sub(r"\1 on", sentence) if warns_of_end(sentence) else sentence
+
+
 def due(deadline: Deadline | None, told: Told, now: datetime, timezone: str = "UTC") -> Notice:
     """What is due for a server with this deadline, of which the user was `told` so much.
 
@@ -121,8 +128,14 @@ def due(deadline: Deadline | None, told: Told, now: datetime, timezone: str = "U
         told.last_at is not None and (now - told.last_at).total_seconds() >= LEAST_NOTICE_SECONDS
     )
     if left <= 0 and told.warnings == len(WARNINGS_SECONDS) and warned_long_enough:
-        return Notice(told, _ended(deadline), ends=True)
+        return Notice(told, ended(deadline), ends=True)
     return Notice(told)
+
+
+def ended(deadline: Deadline) -> str:
+    """What was done at the deadline, for the server's user."""
+    done = "was put to sleep" if deadline.action is EndAction.SLEEP else "was ended"
+    return f"This server {done}: {_WAS[deadline.cause]}."
 
 
 def ends_at(deadline: Deadline, told: Told) -> datetime:
@@ -141,10 +154,9 @@ def _warning(deadline: Deadline, now: datetime, timezone: str) -> str:
     left = max((deadline.at - now).total_seconds(), LEAST_NOTICE_SECONDS)
     minutes = max(1, round(left / 60))
     at = format_local(now + timedelta(seconds=left), timezone, now)
+    if deadline.action is EndAction.SLEEP and deadline.cause is Cause.GPU_HOURS:
+        # It is charged only while it is awake, so nobody knows the time.
+        when = f"after {minutes} more minutes on a GPU, on {at} at the earliest"
+        return f"This server is put to sleep {when}: {_BECAUSE[deadline.cause]}. {_SAVE}"
     becomes = "is put to sleep" if deadline.action is EndAction.SLEEP else "ends"
     return f"This server {becomes} in {minutes} minutes, on {at}: {_BECAUSE[deadline.cause]}. {_SAVE}"
-
-
-def _ended(deadline: Deadline) -> str:
-    done = "was put to sleep" if deadline.action is EndAction.SLEEP else "was ended"
-    return f"This server {done}: {_WAS[deadline.cause]}."

@@ -11,6 +11,7 @@ from tornado.web import HTTPError
 
 from ....core.disk import Disk
 from ....core.units import Clock, utc_now
+from ....protocol.pulls import ImageDocument
 from ...api.access import Viewer
 from ...leases.allocator import Allocator
 from ...leases.endings import Ender
@@ -53,6 +54,7 @@ class AdminTools:
     disks: Callable[[], Sequence[Disk]]
     unknown: Callable[[], Collection[str]]
     checkup: Checkup
+    images: Callable[[], Sequence[ImageDocument]] = tuple
     simulated: bool = False
     clock: Clock = utc_now
 
@@ -92,13 +94,9 @@ class AdminPage(WritingPage):
         """What the address asks of the page's table."""
         return wish_of({name: self.get_query_argument(name) for name in self.request.query_arguments})
 
-    def why(self) -> str:
-        """The reason that the form gives."""
-        return " ".join(self.get_body_argument("reason", "").split())[:255]
-
     def writing(self, action: str, subject: str, document: Mapping[str, Any]) -> Writing:
         """A change that concerns no single group."""
-        return Writing(self.viewer.admin, action, subject, (), document, self.why())
+        return Writing(self.viewer.admin, action, subject, (), document)
 
     def namespace(self) -> dict[str, Any]:
         """With the links between the pages."""

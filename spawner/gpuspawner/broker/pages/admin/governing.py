@@ -105,9 +105,7 @@ class RulesHandler(AdminPage):
             case "change":
                 key, text = self.get_body_argument("key", ""), self.get_body_argument("value", "").strip()
                 values = {key: self._value(key, text)}
-                writing = Writing(
-                    self.viewer.admin, "change quota", subject, groups, {"values": values}, reason
-                )
+                writing = Writing(self.viewer.admin, "change quota", subject, groups, {"values": values})
 
                 async def change() -> Said:
                     await rules.change_quota(subject, values, author, reason)
@@ -115,7 +113,7 @@ class RulesHandler(AdminPage):
 
                 return await self.write_down(writing, change)
             case "reset":
-                writing = Writing(self.viewer.admin, "reset quota", subject, groups, {}, reason)
+                writing = Writing(self.viewer.admin, "reset quota", subject, groups, {})
 
                 async def reset() -> Said:
                     await rules.remove_quota(subject, author, reason)

@@ -38,11 +38,7 @@ class TimelineHandler(AdminPage):
     page = "timeline/"
 
     async def content(self, *path: str) -> TimelinePage:
-        devices = [view.device for view in self.tools.allocator.snapshot().devices]
-        named = [
-            (each.uuid, each.model if each.index is None else f"{each.model} #{each.index}")
-            for each in devices
-        ]
+        named = [(view.device.uuid, view.name) for view in self.tools.allocator.snapshot().devices]
         table = make_table(named, (), self.wish(), words=" ".join, size=LINES)
         now = self.tools.clock()
         span = Span(now - timedelta(hours=_HOURS), now, str(self.zone))
@@ -145,10 +141,7 @@ class GuardHandler(AdminPage):
     page = "guard/"
 
     async def content(self, *path: str) -> GuardPage:
-        names = {
-            view.device.uuid: view.device.uuid if view.device.index is None else f"#{view.device.index}"
-            for view in self.tools.allocator.snapshot().devices
-        }
+        names = {view.device.uuid: view.number for view in self.tools.allocator.snapshot().devices}
         ended = await self.tools.ended(_MOST_GUARD)
         rows = [self._line(each, names) for each in ended]
         table = make_table(

@@ -121,7 +121,9 @@ def summary(views: Sequence[DeviceView], waiting: int, simulated: bool) -> str:
     kind = "simulated GPU" if simulated else "GPU"
     queue = "nobody waits" if not waiting else "1 server waits" if waiting == 1 else f"{waiting} servers wait"
     whole = [view for view in views if not view.terms.sliced and not view.terms.in_turns]
-    pools = {view.terms.pool: view for view in views if view.terms.in_turns}  # each device shows its pool's
+    pools = {
+        (view.terms.pool, view.node): view for view in views if view.terms.in_turns
+    }  # each shows its pool's
     sliced = [view for view in views if view.terms.sliced]
     parts = []
     if whole:
@@ -142,7 +144,7 @@ def _cell(view: DeviceView, readings: Readings) -> Cell:
     used = None if device.simulated else usage.used_bytes
     return Cell(
         uuid=device.uuid,
-        name=device.model if device.index is None else f"{device.model} #{device.index}",
+        name=view.name,
         short=str(device.uuid[4:8] if device.index is None else device.index),
         state=state,
         reason=reason,

@@ -62,10 +62,7 @@ class ServersHandler(AdminPage):
 
     async def content(self, *path: str) -> ServersPage:
         snapshot, now = self.tools.allocator.snapshot(), self.tools.clock()
-        names = {
-            view.device.uuid: view.device.uuid if view.device.index is None else f"#{view.device.index}"
-            for view in snapshot.devices
-        }
+        names = {view.device.uuid: view.number for view in snapshot.devices}
         table = make_table(snapshot.leases, COLUMNS, self.wish(), words=lambda lease: _words(lease, names))
         rows = tuple(_line(lease, names, now) for lease in table.rows)
         return ServersPage(self.tools.simulated, table, rows)
@@ -85,10 +82,10 @@ class ServersHandler(AdminPage):
             )
             values: dict[str, str | list[str]] = {"do": "stop", "lease": [lease.id for lease in leases]}
             return Question(f"Stop {servers}?", text, f"Stop {servers}", values, names)
-        author, reason = self.viewer.author, self.why()
+        author = self.viewer.author
         groups = tuple(sorted({group for lease in leases for group in lease.groups}))
         document = {"lease_ids": [lease.id for lease in leases], "users": [lease.user for lease in leases]}
-        writing = Writing(self.viewer.admin, "stop servers", "servers", groups, document, reason)
+        writing = Writing(self.viewer.admin, "stop servers", "servers", groups, document)
 
         async def stop() -> Said:
             done = await asyncio.gather(

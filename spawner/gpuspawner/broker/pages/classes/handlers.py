@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from tornado.web import HTTPError
 
 from ....core.errors import BadOption
-from ....protocol.classes import ClassMessage, DoneDocument, ExtendServers, RosterDocument
+from ....protocol.classes import ClassMessage, DoneDocument, MemberDocument, RosterDocument
+from ...api.classes import Picked
 from ...api.public.base import Route, Site
 from ...api.public.rules import MoreRoutes
 from ..base import PageSite
@@ -18,7 +19,7 @@ from ..events import page_routes
 from ..readings import Readings
 from ..writing import Question, Said, Writing
 from .base import MINUTES, ClassBase, Teaching
-from .page import ClassPage, class_page
+from .page import ClassPage, class_page, has_server, mark_of
 from .schedule import ScheduleHandler
 
 
@@ -85,31 +86,28 @@ class RosterPage(ClassBase):
                 raise HTTPError(400, "no such change: %s", what)
 
     async def _stop(self, group: str) -> Said | Question:
-        chosen = self._chosen()
+        picked = self._picked()
         if not self.confirmed:
-            return await self._ask_back(group, chosen)
-        writing = self._writing(group, "stop servers", {"lease_ids": chosen, "everybody": chosen is None})
+            return await self._ask_back(group, picked)
+        author, token = self.viewer.author, self.hub_auth.get_token(self)
 
         async def stop() -> Said:
-            return _said(
-                await self.tools.classes.stop(self.hub_name, group, chosen, self.viewer.author), "stopped"
-            )
+            done = await self.tools.classes.stop(self.hub_name, group, picked, author, token)
+            return _said(done, "stopped")
+
+        writing = self._writing(group, "stop servers", asdict(picked))
 
         return await self.write_down(writing, stop)
 
     async def _extend(self, group: str) -> Said:
-        chosen, minutes = self._chosen(), self._minutes()
-        asked = ExtendServers(
-            author=self.viewer.author,
-            lease_ids=chosen or (),
-            everybody=chosen is None,
-            seconds=minutes * 60.0,
-        )
-        document = {"lease_ids": chosen, "everybody": chosen is None, "seconds": minutes * 60}
+        picked, minutes = self._picked(), self._minutes()
+        author, seconds = self.viewer.author, minutes * 60.0
 
         async def extend() -> Said:
-            done = await self.tools.classes.extend(self.hub_name, group, chosen, asked)
+            done = await self.tools.classes.extend(self.hub_name, group, picked, seconds, author)
             return _said(done, "extended")
+
+        document = {**asdict(picked), "seconds": seconds}
 
         return await self.write_down(self._writing(group, "extend servers", document), extend)
 
@@ -134,27 +132,31 @@ class RosterPage(ClassBase):
 
         return await self.write_down(self._writing(group, "take message back", {}), untell)
 
-    async def _ask_back(self, group: str, chosen: Sequence[str] | None) -> Question:
+    async def _ask_back(self, group: str, picked: Picked) -> Question:
         roster = await self._roster(group)
-        rows = [row for row in roster.members if row.lease_id and (chosen is None or row.lease_id in chosen)]
+        rows = [row for row in roster.members if _is_picked(row, picked)]
         if not rows:
-            raise BadOption("No server was chosen: mark at least one." if chosen == () else _NOTHING)
-        names = tuple(f"{row.user}, server “{row.server}”" if row.server else row.user for row in rows)
+            marked = picked.everybody or picked.lease_ids or picked.servers
+            raise BadOption(_NOTHING if marked else "No server was chosen: mark at least one.")
         servers = "1 server" if len(rows) == 1 else f"{len(rows)} servers"
-        values: dict[str, str | list[str]] = {"do": "stop", "lease": list(chosen or ())}
-        if chosen is None:
-            values = {"do": "stop", "everybody": "yes"}
+        values: dict[str, str | list[str]] = {"do": "stop", "everybody": "yes"}
+        if not picked.everybody:
+            marks = [mark_of(*each) for each in picked.servers]
+            values = {"do": "stop", "lease": list(picked.lease_ids), "server": marks}
         text = (
             "What runs there ends, and what is not saved to a file is lost. Files stay, and the GPUs go to "
             "those who wait."
         )
-        return Question(f"Stop {servers} of {group}?", text, f"Stop {servers}", values, names)
+        return Question(
+            f"Stop {servers} of {group}?", text, f"Stop {servers}", values, tuple(map(_name, rows))
+        )
 
-    def _chosen(self) -> tuple[str, ...] | None:
-        """The marked leases; None for all of the class."""
+    def _picked(self) -> Picked:
+        """The marked servers, or all of the class. Raises BadOption for a mark that no page has made."""
         if self.get_body_argument("everybody", ""):
-            return None
-        return tuple(dict.fromkeys(self.get_body_arguments("lease")))
+            return Picked(everybody=True)
+        leases, marks = self.get_body_arguments("lease"), self.get_body_arguments("server")
+        return Picked(tuple(dict.fromkeys(leases)), tuple(dict.fromkeys(map(_marked, marks))))
 
     def _minutes(self) -> int:
         sent = self.get_body_argument("minutes", "")
@@ -169,13 +171,35 @@ class RosterPage(ClassBase):
         return await self.tools.classes.roster(self.hub_name, group)
 
 
-_NOTHING = "Nobody of this class has a server with a GPU."
+_NOTHING = "What you marked has ended meanwhile, or nobody of this class has a server."
+
+
+def _marked(mark: str) -> tuple[str, str]:
+    """User and server of `mark_of`. Raises BadOption."""
+    user, slash, server = mark.partition("/")
+    if not user or not slash:
+        raise BadOption("A mark is USER/SERVER, as on the page: reload it.")
+    return unquote(user), unquote(server)
+
+
+def _is_picked(row: MemberDocument, picked: Picked) -> bool:
+    if not has_server(row):
+        return False
+    if picked.everybody:
+        return True
+    if row.lease_id is not None:
+        return row.lease_id in picked.lease_ids
+    return (row.user, row.server) in picked.servers
+
+
+def _name(row: MemberDocument) -> str:
+    """For example "ada, server “train”"; with "on CPU" if it has no GPU."""
+    name = f"{row.user}, server “{row.server}”" if row.server else row.user
+    return name if row.lease_id else f"{name}, on CPU"
 
 
 def _said(done: DoneDocument, verb: str) -> Said:
-    """For example "12 servers stopped. ada: …". Raises BadOption if it is none: nothing was done then."""
-    if not done.done:
-        raise BadOption(" ".join([f"No server was {verb}.", *done.refused]))
+    """For example "12 servers stopped. ada: …"."""
     servers = "1 server" if done.done == 1 else f"{done.done} servers"
     return Said(" ".join([f"{servers} {verb}.", *done.refused]), good=not done.refused)
 

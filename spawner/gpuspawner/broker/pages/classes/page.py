@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from ....core.units import ordinal
@@ -36,10 +38,15 @@ _SUMMARY = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the roster. `lease_id` "": nothing can be done with it here."""
+    """One line of the roster. `mark` is the server's name in a form, and `field` the form's field for it.
+
+    `lease_id` and `mark` are "" without a GPU and without a server.
+    """
 
     id: str
     lease_id: str
+    field: str
+    mark: str
     user: str
     server: str
     badge: str
@@ -114,7 +121,7 @@ class Scene:
 
 def class_page(roster: RosterDocument, scene: Scene, *, may_write: bool, simulated: bool) -> ClassPage:
     """The page of the class."""
-    rows = tuple(_row(number, member, scene) for number, member in enumerate(roster.members))
+    rows = tuple(_row(member, scene) for member in roster.members)
     return ClassPage(
         group=roster.group,
         simulated=simulated,
@@ -130,11 +137,13 @@ def class_page(roster: RosterDocument, scene: Scene, *, may_write: bool, simulat
     )
 
 
-def _row(number: int, member: MemberDocument, scene: Scene) -> Row:
+def _row(member: MemberDocument, scene: Scene) -> Row:
     badge, colour = _WORDS[member.state]
     return Row(
-        id=member.lease_id or f"row-{number}",
+        id=member.lease_id or _row_id(member),
         lease_id=member.lease_id or "",
+        field="lease" if member.lease_id else "server",
+        mark=member.lease_id or (mark_of(member.user, member.server) if has_server(member) else ""),
         user=member.user,
         server=member.server,
         badge=badge,
@@ -152,6 +161,21 @@ def _row(number: int, member: MemberDocument, scene: Scene) -> Row:
         notice=member.notice,
         last=scene.moment(member.last_at),
     )
+
+
+def has_server(member: MemberDocument) -> bool:
+    """Whether there is something to stop."""
+    return member.state not in (MemberState.NOTHING, MemberState.NEVER)
+
+
+def _row_id(member: MemberDocument) -> str:
+    """The same for as long as the server is there, wherever its row stands: a mark stays with its server."""
+    return hashlib.sha256(mark_of(member.user, member.server).encode()).hexdigest()[:16]
+
+
+def mark_of(user: str, server: str) -> str:
+    """A server without a GPU, as a form names it."""
+    return f"{quote(user, safe='')}/{quote(server, safe='')}"
 
 
 def _meter(member: MemberDocument) -> Meter | None:

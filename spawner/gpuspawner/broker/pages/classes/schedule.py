@@ -118,7 +118,7 @@ class ScheduleHandler(ClassBase):
         if name in known.rules.sessions:
             raise BadOption(f"There is a lab session {name!r} already: use another name.")
         base = {"name": name, "group": group, "timezone": known.known.timezone}
-        return await self._save(base, self._typed(), f"{name} was added.")
+        return await self._save(base, self._fields(), f"{name} was added.")
 
     async def _move(self, group: str) -> Said:
         session = self._session(group)
@@ -146,7 +146,7 @@ class ScheduleHandler(ClassBase):
             values = {"do": "cancel", "session": session.name}
             text = f"{session.name} ({describe(session)}) will not meet any more."
             return Question("Cancel the lab session for good?", text, "Cancel the session", values)
-        author, reason = self.viewer.author, self._why()
+        author, reason = self.viewer.author, self.why()
 
         async def cancel() -> Said:
             await self.tools.rules.cancel_session(session.name, author, reason)
@@ -158,7 +158,7 @@ class ScheduleHandler(ClassBase):
         """Saves a session with what was typed over it, by the checks of the command line."""
         today = self.tools.clock().astimezone(ZoneInfo(base["timezone"])).date()
         document = session_document(base, values, today)
-        author, reason = self.viewer.author, self._why()
+        author, reason = self.viewer.author, self.why()
 
         async def save() -> Said:
             session = await self.tools.rules.save_session(document, author, reason)
@@ -167,7 +167,7 @@ class ScheduleHandler(ClassBase):
         writing = self._writing(base["group"], "save lab session", base["name"], {"session": document})
         return await self.write_down(writing, save)
 
-    def _typed(self) -> dict[str, str]:
+    def _fields(self) -> dict[str, str]:
         """What the form says, without what was left empty."""
         sent = {key: self.get_body_argument(key, "").strip() for key in _FIELDS}
         return {key: text for key, text in sent.items() if text}
@@ -180,10 +180,7 @@ class ScheduleHandler(ClassBase):
         return session
 
     def _writing(self, group: str, action: str, name: str, document: dict[str, Any]) -> Writing:
-        return Writing(self.viewer.reserve, action, f"session:{name}", (group,), document, self._why())
-
-    def _why(self) -> str:
-        return self.get_body_argument("reason", "").strip()[:255]
+        return Writing(self.viewer.reserve, action, f"session:{name}", (group,), document)
 
     def _day(self, today: date) -> date:
         """A day of the week that the address asks for."""

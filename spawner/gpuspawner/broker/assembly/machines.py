@@ -1,0 +1,185 @@
+"""All machines of a broker: which one a lease is on, and what they read together.
+
+With one machine every lease is on it, whatever name it had before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...core.disk import Disk
+from ...core.errors import DeviceFault
+from ...core.model import ContainerPatch, Lease
+from ...core.states import AWAKE
+from ...core.units import utc_now
+from ...node.api import NodeFacts, Usage
+from ..api.turns import TurnService
+from ..decide.when.gpu_use import GpuUse, gpu_use
+from ..enforce.all_turns import AllTurns
+from ..leases.leasing import LeaseService
+from ..observe.journal import Journal
+from ..observe.use import Use
+from ..pages.admin.map import Readings
+from .deciding import Deciding
+from .ground import Ground
+from .machine import FoundNode, Machine
+
+
+class Machines:
+    """One a broker, with at least one machine; the first is the broker's own.
+
+    `connect` comes before anything about leases.
+    """
+
+    def __init__(self, ground: Ground, deciding: Deciding, found: Sequence[FoundNode]) -> None:
+        self._ground, self._allocator = ground, deciding.allocator
+        self._all: dict[str, Machine] = {}
+        for each in found:
+            name = each.facts.name
+            has = self._is_on(name) if len(found) > 1 else lambda lease: True
+            self._all[name] = Machine(ground, each, deciding, has)
+        self.here = self._all[found[0].facts.name]
+        self.simulated = self.here.simulated
+        self.on_running: Callable[[], None] = lambda: None
+        """Called when a running lease was committed."""
+        self.turns = AllTurns(lambda: [each.enforcement.turns for each in self._all.values()])
+        self.turn_service = TurnService(deciding.allocator, self.turns)
+
+    def _is_on(self, name: str) -> Callable[[Lease], bool]:
+        return lambda lease: self._allocator.node_of(lease) == name
+
+    def connect(self, service: LeaseService, journal: Journal) -> None:
+        """Makes what enforces the leases of this service; nothing runs yet."""
+        for machine in self._all.values():
+            machine.connect(service, journal)
+        self._allocator.on_lease = self._on_lease
+
+    async def start(self) -> None:
+        """Each machine enforces the leases that are on it from now on."""
+        for machine in self._all.values():
+            await machine.enforcement.start()
+
+    async def stop(self) -> None:
+        """Called when the broker ends; the nodes keep running what running notebooks need."""
+        await asyncio.gather(*(machine.enforcement.stop() for machine in self._all.values()))
+
+    async def probe(self) -> None:
+        """Detects how containers get the devices of each machine.
+
+        Raises EngineFault; ConfigError if those of the broker's own get into none. Devices of another machine
+        that get into none are closed (`enforce/closures.py`).
+        """
+        await self.here.way_in.probe()
+        for machine in self._all.values():
+            if machine is not self.here:
+                await machine.way_in.look_again()
+
+    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What runs for the machines until the broker ends, by name."""
+        return {name: loop for machine in self._all.values() for name, loop in machine.loops().items()}
+
+    # ---- a lease
+
+    def of(self, lease: Lease) -> Machine | None:
+        """The machine that the lease is on; None if it is on none, or on one that isn't this broker's."""
+        if len(self._all) == 1:
+            return self.here
+        return self._all.get(self._allocator.node_of(lease))
+
+    def machine(self, name: str) -> Machine:
+        """The machine with this name. Raises KeyError."""
+        return self._all[name]
+
+    def _on_lease(self, lease: Lease) -> None:
+        """The allocator has committed this lease."""
+        self._ground.metrics.lease_times.on_lease(lease)
+        if (machine := self.of(lease)) is not None:
+            machine.enforcement.on_lease(lease)
+        if lease.state in AWAKE:
+            self.on_running()
+
+    async def prepare(self, lease: Lease) -> None:
+        """Prepares the lease's devices for its container. Raises DeviceFault."""
+        await self._must_have(lease).prepare(lease)
+
+    def patch(self, lease: Lease, folder: Path) -> ContainerPatch:
+        """What the lease changes in its container. `folder` is the lease's own. Raises DeviceFault."""
+        return self._must_have(lease).patch(lease, folder)
+
+    def _must_have(self, lease: Lease) -> Machine:
+        machine = self.of(lease)
+        if machine is None:
+            raise DeviceFault(f"The machine {lease.node or 'of this lease'} isn't one of this broker's")
+        return machine
+
+    async def before_close(self, lease: Lease) -> None:
+        """Docker has no container of the lease any more: closes devices on which a process is left."""
+        if (machine := self.of(lease)) is not None:
+            await machine.before_close(lease)
+
+    async def rest(self, lease: Lease, reason: str) -> bool:
+        """In turns, what it has on a GPU moves to main memory; it wakes when its user runs a cell."""
+        return self.turns.rest(lease.id)
+
+    def can_rest(self, lease: Lease) -> bool:
+        """Whether `rest` can be done, as far as is known."""
+        machine = self.of(lease)
+        return machine is not None and machine.enforcement.turns.can_rest(lease)
+
+    def gpu_use(self, lease: Lease) -> GpuUse:
+        """How busy the lease's devices are."""
+        devices = {device.uuid: device for device in self.facts().devices}
+        return gpu_use(lease, devices, self.usage(), utc_now())
+
+    # ---- what they read
+
+    @property
+    def device_count(self) -> int:
+        """How many devices can be leased."""
+        return sum(machine.device_count for machine in self._all.values())
+
+    def facts(self) -> NodeFacts:
+        """Those of the broker's own machine, with the devices of all, and what is wrong with any."""
+        if len(self._all) == 1:
+            return self.here.facts
+        all_facts = [machine.facts for machine in self._all.values()]
+        faults = (each.away or (each.fault and f"Machine {each.name}: {each.fault}") for each in all_facts)
+        return replace(
+            self.here.facts,
+            devices=tuple(device for each in all_facts for device in each.devices),
+            fault=". ".join(each.rstrip(".") for each in faults if each),
+        )
+
+    def usage(self) -> dict[str, Usage]:
+        """The use of each device, by UUID."""
+        return {uuid: use for each in self._all.values() for uuid, use in each.enforcement.usage().items()}
+
+    def blind(self) -> dict[str, str]:
+        """Devices where no quota is enforced now, and why; also updates the gauge."""
+        found = {uuid: why for each in self._all.values() for uuid, why in each.enforcement.blind().items()}
+        self._ground.metrics.guard_blind.set(len(found))
+        return found
+
+    def uses(self) -> dict[str, Use]:
+        """What each lease that holds devices uses, as its node read it last."""
+        return {key: use for machine in self._all.values() for key, use in machine.uses().items()}
+
+    def readings(self) -> Readings:
+        """What the admin's map of the devices shows."""
+        views = self.turns.views()
+        awake_on = {key: view.gpu_uuid for key, view in views.items() if view.gpu_uuid is not None}
+        xids = {uuid: seen for each in self._all.values() for uuid, seen in each.enforcement.xids().items()}
+        return Readings(self.usage(), xids, self.blind(), awake_on)
+
+    async def disks(self, docker_root: str) -> tuple[Disk, ...]:
+        """Of the broker's own machine, and of the others, which name the machine."""
+        found = list(await self.here.node.disks(docker_root))
+        for name, machine in self._all.items():
+            if machine is not self.here and not machine.facts.away:
+                disks = await machine.node.disks("")
+                found += (replace(disk, holds=f"{disk.holds} of {name}") for disk in disks)
+        return tuple(found)

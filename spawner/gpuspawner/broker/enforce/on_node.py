@@ -1,0 +1,44 @@
+"""The lease service as the enforcement of one node sees it: with the leases of this node alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...core.model import DeviceHealth, Lease
+from .mode import Holders
+
+
+class OnNode:
+    """Implements `Holders`. `is_here` says whether a lease is on the node."""
+
+    def __init__(self, holders: Holders, is_here: Callable[[Lease], bool]) -> None:
+        self._holders, self._is_here = holders, is_here
+        self.ready = holders.ready
+
+    def leases(self) -> tuple[Lease, ...]:
+        """The leases on the node that have not ended."""
+        return tuple(lease for lease in self._holders.leases() if self._is_here(lease))
+
+    def is_drained(self, uuid: str) -> bool:
+        """See `Holders`."""
+        return self._holders.is_drained(uuid)
+
+    async def tell(self, lease_id: str, sentence: str) -> None:
+        """See `Holders`."""
+        await self._holders.tell(lease_id, sentence)
+
+    async def main_pid(self, container_id: str) -> int | None:
+        """See `Holders`."""
+        return await self._holders.main_pid(container_id)
+
+    async def set_turn(self, lease_id: str, awake: bool, ago_seconds: float) -> None:
+        """See `Holders`."""
+        await self._holders.set_turn(lease_id, awake, ago_seconds)
+
+    async def say_turn(self, lease_id: str, sentence: str) -> None:
+        """See `Holders`."""
+        await self._holders.say_turn(lease_id, sentence)
+
+    async def set_health(self, health: DeviceHealth) -> None:
+        """See `Holders`."""
+        await self._holders.set_health(health)
