@@ -152,7 +152,6 @@ def test_the_home_page_says_who_waits_and_leads_there(waiting: Page, hub: HubPro
     expect(waiting.locator("#gpu-pending p")).to_contain_text(
         "Your server “train” waits for a GPU: 1st in line for a simulated GPU."
     )
-    take_picture(waiting, "home")
     waiting.get_by_role("link", name="See progress").click()
     expect(waiting.locator("[data-step=gpu]")).to_contain_text(FIRST)
 

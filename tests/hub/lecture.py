@@ -73,8 +73,9 @@ class Lecture:
                 await eventually(all_told, WAIT_SECONDS)
                 seen.held = held(self._hub)
                 await asyncio.gather(*(self._cancel(session, user, seen) for user in self._users))
-                await asyncio.wait(pages, timeout=WAIT_SECONDS)
-                await eventually(self._nobody_waits, WAIT_SECONDS)
+                if not seen.failures:
+                    await asyncio.wait(pages, timeout=WAIT_SECONDS)
+                    await eventually(self._nobody_waits, WAIT_SECONDS)
             finally:
                 for page in pages:
                     page.cancel()

@@ -406,9 +406,14 @@ class GpuDockerSpawner(SpawnerSettings):
 
     @property
     def _cancelled_start(self) -> asyncio.Task[Any] | None:
-        """The hub's task of a start that was cancelled and is still ending."""
+        """The hub's task of a start that was cancelled and is still ending.
+
+        It may have ended a moment ago: the hub forgets it in the next round of its loop.
+        """
         task = self._spawn_future
-        return task if isinstance(task, asyncio.Task) and not task.done() and task.cancelling() else None
+        if not isinstance(task, asyncio.Task):
+            return None
+        return task if (task.cancelled() if task.done() else task.cancelling()) else None
 
     def _why_cancelled(self) -> str:
         """Why the hub has cancelled the start, as a sentence: it took too long, or somebody asked for it."""

@@ -312,6 +312,19 @@ async def test_a_cancelled_start_that_is_still_ending_can_be_stopped() -> None:
     assert (spawner.pending, spawner.ready, spawner.how_it_ended) == (None, False, "The start was cancelled.")
 
 
+async def test_a_cancelled_start_counts_no_longer_before_the_hub_has_noticed_its_end() -> None:
+    """The hub's own mark goes by a callback, in a later round of the loop."""
+    spawner = make_spawner(inspect_container=[EngineFault("gone", 404)])
+    spawner._spawn_pending = True
+    spawner._spawn_future = task = asyncio.create_task(asyncio.sleep(10))
+    await asyncio.sleep(0)
+    assert spawner.pending == "spawn"
+    task.cancel()
+    await asyncio.wait([task])
+    assert spawner.pending is None
+    await asyncio.wait_for(spawner.stop(), 5)
+
+
 async def test_a_start_between_a_cancelled_one_and_its_stop_is_refused() -> None:
     spawner = make_spawner(inspect_container=[None, None])
     start = Cancelled(spawner)
