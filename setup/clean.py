@@ -35,8 +35,8 @@ def clean(name: str, homes: bool) -> None:
     try:
         client = docker.from_env(timeout=60)
         with step("notebooks") as current:
-            of_hub = {"label": f"{labels.HUB}={name}"}
-            containers = client.containers.list(all=True, filters=of_hub, ignore_removed=True)
+            of_hub = f"{labels.HUB}={name}"
+            containers = client.containers.list(all=True, filters={"label": of_hub}, ignore_removed=True)
             for container in containers:
                 with suppress(NotFound):  # a lab that was ending has gone meanwhile
                     container.remove(force=True)
