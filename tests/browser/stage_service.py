@@ -172,7 +172,13 @@ IMAGES = (
 
 
 class Stage:
-    """What the student's pages show here."""
+    """What the student's pages show here; the others change with the leases."""
+
+    def __init__(self, bench: ClassBench) -> None:
+        self._bench = bench
+
+    def stamp(self) -> object:
+        return self._bench.broker.allocator.snapshot()
 
     def status(self) -> dict[str, Any]:
         return {"simulated": False, "fault": "", "devices": [], "leases": [], "queue": [], "ended": []}
@@ -198,7 +204,7 @@ async def main() -> None:
         admin_pages(admin_tools(bench)),
     )
     handlers: list[Any] = list(
-        make_handlers(Stage(), os.environ["JUPYTERHUB_SERVICE_PREFIX"], hub="hub", more=routes)
+        make_handlers(Stage(bench), os.environ["JUPYTERHUB_SERVICE_PREFIX"], hub="hub", more=routes)
     )
     where = urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"])
     Application(handlers, **make_settings()).listen(where.port or 80, where.hostname or "127.0.0.1")

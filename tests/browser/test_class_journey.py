@@ -128,6 +128,7 @@ def test_a_message_reaches_the_page_and_is_taken_back(url: str, instructor: Page
 def test_a_lab_session_is_added_moved_and_cancelled(url: str, instructor: Page) -> None:
     page = instructor
     page.goto(f"{url}{CLASS}sessions/")
+    expect(page.locator("#class-week")).to_contain_text("6 × Slice of a GPU")
     check_looks(page, "class-sessions")
     page.get_by_label("Name").fill("evening")
     page.get_by_label("When").fill("daily 19-21")

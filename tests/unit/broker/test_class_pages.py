@@ -451,6 +451,12 @@ async def test_one_class_alone_is_opened_at_once(staff: Staff) -> None:
     assert "another students" in await staff.words("classes/", "noether")
 
 
+async def test_addresses_without_the_final_slash_lead_to_their_pages(staff: Staff) -> None:
+    for path in PAGES:
+        status, headers, _ = await staff.pages.get(path.removesuffix("/") + "?page=2", "noether-token")
+        assert (status, headers["Location"]) == (302, f"/base/services/gpu/{path}?page=2")
+
+
 # ---- the machine
 
 

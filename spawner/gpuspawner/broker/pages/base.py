@@ -9,7 +9,7 @@ from http.client import responses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jupyterhub.services.auth import HubOAuthCallbackHandler
-from tornado.web import HTTPError, StaticFileHandler
+from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from ..api.access import Viewer
 from ..api.live import Live
@@ -46,12 +46,14 @@ class PageHandler(HubHandler):
     """One page. `template` is the whole page, `live_template` the part that changes; both get `page`.
 
     `address` is relative to the service and ends with a slash, or is empty. `parts_template` has a macro for
-    each section of `parts`, named as its id is after "gpu-".
+    each section of `parts`, named as its id is after "gpu-". An open page is looked at again every
+    `refresh_seconds` even if no lease changed: times in words go on, and it may show what else changes.
     """
 
     template: ClassVar[str]
     live_template: ClassVar[str]
     parts_template: ClassVar[str] = ""
+    refresh_seconds: ClassVar[float] = 60.0
     address: ClassVar[str]
     site: PageSite
 
@@ -135,7 +137,9 @@ class PageHandler(HubHandler):
 
 
 class LiveMixin(PageHandler):
-    """The changing part of a page as HTML; unchanged, it is a 304 by its ETag."""
+    """The changing part of a page as HTML; unchanged, it is a 304 by its ETag. It takes no form."""
+
+    post = RequestHandler.post
 
     def on_unknown(self) -> None:
         raise HTTPError(401)
@@ -172,14 +176,11 @@ class CallbackHandler(HubOAuthCallbackHandler, Discreet):
 
 
 class SlashHandler(Discreet):
-    """The service's address without its slash, as people type it."""
+    """A page's address without its slash, as people type it."""
 
-    def initialize(self, target: str) -> None:
-        self.target = target
-
-    def get(self) -> None:
-        query = self.request.query
-        self.redirect(f"{self.target}?{query}" if query else self.target)
+    def get(self, *path: str) -> None:
+        query = f"?{self.request.query}" if self.request.query else ""
+        self.redirect(f"{self.request.path}/{query}")
 
 
 class AssetHandler(Discreet, StaticFileHandler):

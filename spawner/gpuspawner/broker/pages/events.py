@@ -8,17 +8,15 @@ from contextlib import suppress
 from typing import Any
 
 from tornado.iostream import StreamClosedError
-from tornado.web import HTTPError
+from tornado.web import HTTPError, RequestHandler
 
 from ..api.live import Live, Seen
 from ..api.public.base import Route
 from ..api.visible import Document
-from .base import LiveMixin, PageHandler, PageSite
+from .base import LiveMixin, PageHandler, PageSite, SlashHandler
 
 HEARTBEAT_SECONDS = 15.0
 """After so long without news a comment is sent, so that the script notices a lost connection."""
-REFRESH_SECONDS = 60.0
-"""So often the sections are compared even if nothing changed: times in words go on."""
 STREAM_SECONDS = 120.0
 """Then the stream ends, and the script opens a new one, for which the hub is asked again who it is."""
 
@@ -27,8 +25,10 @@ class EventsMixin(PageHandler):
     """What changes on a page, as server-sent events (HTML Living Standard, 9.2).
 
     `sections`: new HTML of sections, by id. `changed`: the script fetches the live part. `readings`: texts
-    and widths of meters, by lease id.
+    and widths of meters, by lease id. It takes no form.
     """
+
+    post = RequestHandler.post
 
     def on_unknown(self) -> None:
         raise HTTPError(401)
@@ -65,11 +65,11 @@ class EventsMixin(PageHandler):
         until, compare_at = loop.time() + STREAM_SECONDS, 0.0
         seen = Seen()
         while loop.time() < until:
-            now = await live.news(seen, HEARTBEAT_SECONDS)
+            now = await live.news(seen, min(HEARTBEAT_SECONDS, self.refresh_seconds))
             text = ""
             if now.status != seen.status or loop.time() >= compare_at:
                 text = await self._new_sections(now.status != seen.status, *path)
-                compare_at = loop.time() + REFRESH_SECONDS
+                compare_at = loop.time() + self.refresh_seconds
             if now.readings != seen.readings:
                 text += self._new_readings()
             self.write(text or ": nothing new\n\n")
@@ -117,4 +117,6 @@ def page_routes(
     if site.live is not None:
         events = type(f"{page.__name__}Events", (EventsMixin, page), {"__doc__": "What changes on the page."})
         routes.append((f"{address}events", events, given))
+    if page.address:
+        routes.append((address.rstrip("/"), SlashHandler, {}))
     return routes

@@ -53,10 +53,8 @@ def make_handlers(
         look=look or Look(), live=live, readings=Readings(live), desk=desk,
     )  # fmt: skip
     wanted: dict[str, Any] = {"site": site}
-    folders = [prefix, f"{prefix}admin/", f"{prefix}classes/"]
-    without_slash = [(each.rstrip("/"), SlashHandler, {"target": each}) for each in folders if each != "/"]
     return [
-        *without_slash,
+        *([] if prefix == "/" else [(prefix.rstrip("/"), SlashHandler, {})]),
         *own_routes(site),
         *stop_routes(site),
         *reading_routes(site),

@@ -85,6 +85,11 @@ class AdminPage(WritingPage):
         """The site's time zone."""
         return ZoneInfo(self.tools.rules.rulebook.known.timezone)
 
+    def title_of(self, tier: str) -> str:
+        """What the spawn page calls the tier."""
+        known = self.tools.rules.rulebook.known.tiers
+        return next((each.title for each in known if each.name == tier), tier)
+
     @property
     def may_write(self) -> bool:
         """Whether the viewer may change everything."""

@@ -13,10 +13,11 @@ from tornado.web import HTTPError
 from ....config.quotas import value_from_text
 from ....core.errors import BadOption, ConfigError
 from ....core.quota import SubjectKind
+from ....core.session import LabSession
 from ...decide.when.timetable import describe
 from ...leases.rule_service import QuotaView
 from ..classes.week import Week, make_week
-from ..table import Column, Table, make_table
+from ..table import Column, Table, Wish, make_table
 from ..writing import Question, Said, Writing
 from .base import AdminPage
 
@@ -53,8 +54,9 @@ class RulesPage:
     simulated: bool
     problems: tuple[str, ...]
     quotas: Table[QuotaLine]
-    sessions: tuple[SessionLine, ...]
+    sessions: Table[SessionLine]
     week: Week
+    titles: Mapping[str, str]
     keys: tuple[str, ...]
 
 
@@ -75,23 +77,14 @@ class RulesHandler(AdminPage):
     async def content(self, *path: str) -> RulesPage:
         rules, now = self.tools.rules, self.tools.clock()
         sessions = [session for session, _ in rules.sessions()]
-        today = now.astimezone(self.zone).date()
+        today, wish = now.astimezone(self.zone).date(), self.wish()
+        titles = {tier.name: tier.title for tier in rules.rulebook.known.tiers}
         return RulesPage(
             simulated=self.tools.simulated,
             problems=rules.rulebook.rules.problems,
-            quotas=make_table(
-                map(_quota_line, rules.quotas()), COLUMNS, self.wish(), words=lambda row: row.subject
-            ),
-            sessions=tuple(
-                SessionLine(
-                    name=each.name,
-                    group=each.group,
-                    words=describe(each),
-                    seats=f"{each.seats} × {each.tier}",
-                    href=f"{self.site.prefix}classes/{quote(each.group, safe='')}/sessions/",
-                )
-                for each in sessions
-            ),
+            quotas=make_table(map(_quota_line, rules.quotas()), COLUMNS, wish, words=lambda row: row.subject),
+            sessions=make_table((self._line(each, titles) for each in sessions), (), Wish(page=wish.page)),
+            titles=titles,
             week=make_week(sessions, self._day(today), str(self.zone), now),
             keys=KEYS,
         )
@@ -122,6 +115,15 @@ class RulesHandler(AdminPage):
                 return await self.write_down(writing, reset)
             case _:
                 raise HTTPError(400, "no such change: %s", what)
+
+    def _line(self, session: LabSession, titles: Mapping[str, str]) -> SessionLine:
+        return SessionLine(
+            name=session.name,
+            group=session.group,
+            words=describe(session),
+            seats=f"{session.seats} × {titles.get(session.tier, session.tier)}",
+            href=f"{self.site.prefix}classes/{quote(session.group, safe='')}/sessions/",
+        )
 
     def _value(self, key: str, text: str) -> Any:
         """What was typed, as the settings have it; nothing typed takes the change back."""

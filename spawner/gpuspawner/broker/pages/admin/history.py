@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import timedelta
+from urllib.parse import urlencode
 
 from ...ledger import EndedProcess, Result, Search, Write
 from ..table import Table, make_table
@@ -88,13 +89,13 @@ class LogHandler(AdminPage):
         found = await self.tools.ledger.audited(search)
         shown = found[:ENTRIES]
         more = len(found) > ENTRIES
-        query = "".join(f"&{key}={value}" for key, value in (("author", author), ("action", action)) if value)
+        asked = {key: text for key, text in (("author", author), ("action", action)) if text}
         return LogPage(
             simulated=self.tools.simulated,
             entries=tuple(self._entry(write) for _, write in shown),
             author=author,
             action=action,
-            older=f"?before={shown[-1][0]}{query}" if more else "",
+            older="?" + urlencode({"before": shown[-1][0], **asked}) if more else "",
         )
 
     def _entry(self, write: Write) -> Entry:

@@ -55,6 +55,7 @@ class MachineHandler(AdminPage):
     template = "admin_machine.html"
     live_template = "admin_machine_live.html"
     page = "machine/"
+    refresh_seconds = 3.0
 
     async def content(self, *path: str) -> MachinePage:
         report = self.tools.checkup.report

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from tornado.web import HTTPError
 
@@ -104,6 +103,7 @@ class OverviewHandler(AdminPage):
     template = "admin_devices.html"
     live_template = "admin_devices_live.html"
     page = ""
+    refresh_seconds = 10.0
 
     async def content(self, *path: str) -> OverviewPage:
         tools = self.tools
@@ -120,7 +120,7 @@ class OverviewHandler(AdminPage):
             unknown=len(tools.unknown()),
             map=found,
             summary=summary(snapshot.devices, len(snapshot.queue), tools.simulated),
-            queue=tuple(_place(each, tools.clock()) for each in _longest(snapshot.queue)),
+            queue=tuple(map(self._place, _longest(snapshot.queue))),
             waiting=len(snapshot.queue),
             leases=len(snapshot.leases) - len(snapshot.queue),
             detail=self._detail(snapshot, found),
@@ -141,12 +141,21 @@ class OverviewHandler(AdminPage):
             drained=view.drain is not None,
             holders=tuple(
                 Holder(
-                    each.user, each.server, each.tier, each.state.value, moment(each.since.isoformat(), now)
+                    each.user,
+                    each.server,
+                    self.title_of(each.tier),
+                    each.state.value,
+                    moment(each.since.isoformat(), now),
                 )
                 for each in view.holders
             ),
             xids=tuple((format_time(each.at), each.xid) for each in seen),
         )
+
+    def _place(self, entry: QueueEntry) -> Place:
+        lease, place = entry.lease, f"{ordinal(entry.position)} in line"
+        since = moment(lease.created_at.isoformat(), self.tools.clock())
+        return Place(lease.user, lease.server, self.title_of(lease.tier), place, since)
 
     async def carry_out(self, what: str, *path: str) -> Said | Question:
         uuid, author = self.get_body_argument("uuid", ""), self.viewer.author
@@ -169,12 +178,6 @@ class OverviewHandler(AdminPage):
 def _longest(queue: Sequence[QueueEntry]) -> Sequence[QueueEntry]:
     """Those who wait longest, the longest first."""
     return heapq.nsmallest(MOST_WAITING, queue, key=lambda entry: entry.lease.created_at)
-
-
-def _place(entry: QueueEntry, now: datetime) -> Place:
-    lease = entry.lease
-    since = moment(lease.created_at.isoformat(), now)
-    return Place(lease.user, lease.server, lease.tier, f"{ordinal(entry.position)} in line", since)
 
 
 def device_table(views: Sequence[DeviceView], found: Map, wish: Wish) -> Table[DeviceLine]:

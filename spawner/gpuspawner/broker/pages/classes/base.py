@@ -34,6 +34,7 @@ class ClassBase(WritingPage):
     """What the pages of one class share: who may see it, its name, and the clock."""
 
     address = "classes/"
+    refresh_seconds = 10.0
     tools: Teaching
 
     def initialize(self, site: PageSite, tools: Teaching) -> None:  # type: ignore[override]

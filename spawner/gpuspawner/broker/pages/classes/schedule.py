@@ -72,6 +72,7 @@ class SchedulePage:
     sessions: tuple[SessionRow, ...]
     use: Use
     tiers: tuple[tuple[str, str], ...]
+    titles: Mapping[str, str]
     today: date
 
 
@@ -94,6 +95,7 @@ class ScheduleHandler(ClassBase):
             week=make_week((session for session, _ in listed), self._day(today), known.timezone, now),
             sessions=tuple(_session_row(*each, self.scene().titles) for each in listed),
             use=await class_use(rules, group, now),
+            titles=self.scene().titles,
             tiers=tuple((tier.name, tier.title) for tier in known.tiers if tier.needs_gpu),
             today=today,
         )

@@ -10,6 +10,8 @@ const silenceSeconds = 40;
 // A proxy that keeps events back shows itself by silence at the start.
 const firstSeconds = 6;
 const tryEventsAgainSeconds = 300;
+// A page with a thousand GPUs is long: it is fetched so seldom that it takes no more than this.
+const mostBytesPerSecond = 40_000;
 
 let lastNews = new Date();
 let stop = () => {};
@@ -126,10 +128,38 @@ const pause = (seconds, signal) =>
 
 // ---- by events
 
+// Fetches the part that changes. News that come meanwhile, or too soon after the last time, are fetched together later.
+let fetching = false;
+let again = false;
+let nextFetch = 0;
+
+async function refresh(signal) {
+  again = true;
+  if (fetching) return;
+  fetching = true;
+  try {
+    while (again && !signal.aborted) {
+      await pause(Math.max(0, nextFetch - Date.now()) / 1000, signal);
+      again = false;
+      if (!signal.aborted) await fetchPage(signal);
+    }
+  } catch {
+    // The stream itself says when the connection or the login is lost.
+  } finally {
+    fetching = false;
+  }
+}
+
+async function fetchPage(signal) {
+  const html = await (await ask(live.dataset.url, signal)).text();
+  nextFetch = Date.now() + (1000 * html.length) / mostBytesPerSecond;
+  swapPage(html);
+}
+
 async function handle(name, data, signal) {
   if (name === "sections") swapSections(JSON.parse(data));
   else if (name === "readings") showReadings(JSON.parse(data));
-  else if (name === "changed") swapPage(await (await ask(live.dataset.url, signal)).text());
+  else if (name === "changed") refresh(signal);
 }
 
 // Follows one stream to its end. Returns whether anything came.
@@ -173,9 +203,9 @@ async function poll(until, signal) {
   while (!signal.aborted && Date.now() < until) {
     try {
       const limit = AbortSignal.any([signal, AbortSignal.timeout(10_000)]);
-      swapPage(await (await ask(live.dataset.url, limit)).text());
+      await fetchPage(limit);
       heard();
-      seconds = pollSeconds;
+      seconds = Math.max(pollSeconds, (nextFetch - Date.now()) / 1000);
     } catch (error) {
       if (error instanceof LoggedOut) throw error;
       if (signal.aborted) return;
