@@ -1,4 +1,4 @@
-"""How soon the pages of instructors and admins answer with 1,000 GPUs, 4,000 servers and 1,000 that wait.
+"""How soon "My GPU" and the pages of staff answer with 1,000 GPUs, 4,000 servers and 1,000 that wait.
 
     .venv/bin/python bench/staff_pages.py
 
@@ -22,9 +22,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from gpuspawner.broker.api.answers import About, View  # noqa: E402
 from gpuspawner.broker.api.public.rules import joined  # noqa: E402
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules  # noqa: E402
 from gpuspawner.broker.ledger import EndedProcess  # noqa: E402
+from gpuspawner.broker.observe.metrics import Metrics  # noqa: E402
 from gpuspawner.broker.pages.admin.base import AdminTools  # noqa: E402
 from gpuspawner.broker.pages.admin.checkup import Checkup  # noqa: E402
 from gpuspawner.broker.pages.admin.handlers import admin_pages  # noqa: E402
@@ -33,7 +35,7 @@ from gpuspawner.broker.pages.classes.base import Teaching  # noqa: E402
 from gpuspawner.broker.pages.classes.handlers import class_pages  # noqa: E402
 from gpuspawner.core.model import Device, Lease, LeaseState  # noqa: E402
 from gpuspawner.core.want import Mode, Want  # noqa: E402
-from gpuspawner.node.api import Usage  # noqa: E402
+from gpuspawner.node.api import NodeFacts, Usage  # noqa: E402
 
 _tests = importlib.import_module
 """The helpers of the tests, which are typed less strictly than this folder."""
@@ -46,7 +48,7 @@ ROUNDS = 15
 GPUS, SLICED, SLICES, WAITING, CLASS = 1000, 500, 7, 1000, 300
 GIB = 1 << 30
 PAGES = (
-    "admin/", "admin/?sort=temperature&descending=1&page=7", "admin/servers/",
+    "", "admin/", "admin/?sort=temperature&descending=1&page=7", "admin/servers/",
     "admin/servers/?search=user4&sort=user", "admin/timeline/?page=20", "admin/log/", "classes/students/",
     "classes/students/sessions/",
 )  # fmt: skip
@@ -106,7 +108,10 @@ async def main() -> None:
         disks=tuple, unknown=tuple, checkup=Checkup(tuple), clock=times.now,
     )  # fmt: skip
     teaching = Teaching(bench.classes, bench.broker.rules, clock=times.now)
-    async with serving(joined(class_pages(teaching), admin_pages(tools))) as pages:
+    tiers, facts = bench.broker.rules.rulebook.known.tiers, NodeFacts("here")
+    about = About(tiers, False, Metrics(), dict, lambda: readings.usage, tuple, lambda: facts)
+    view = View(bench.broker.allocator, about)
+    async with serving(joined(class_pages(teaching), admin_pages(tools)), None, view) as pages:
         print(f"{'page':48} {'kB':>6} {'median ms':>10} {'CPU ms':>7} {'slowest ms':>11}")
         for path in PAGES:
             took, worked, size = [], [], 0

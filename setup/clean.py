@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 import docker
-from docker.errors import APIError, DockerException
+from docker.errors import APIError, DockerException, NotFound
 from gpuspawner.core import labels
 from gpuspawner.hub.metadata import MetadataWall
 
@@ -34,9 +35,11 @@ def clean(name: str, homes: bool) -> None:
     try:
         client = docker.from_env(timeout=60)
         with step("notebooks") as current:
-            containers = client.containers.list(all=True, filters={"label": f"{labels.HUB}={name}"})
+            of_hub = f"{labels.HUB}={name}"
+            containers = client.containers.list(all=True, filters={"label": of_hub}, ignore_removed=True)
             for container in containers:
-                container.remove(force=True)
+                with suppress(NotFound):  # a lab that was ending has gone meanwhile
+                    container.remove(force=True)
             current.note = f"{len(containers)} ended"
         with step("homes") as current:
             volumes = (

@@ -119,7 +119,7 @@ def restartable_system(
     except docker.errors.DockerException as error:
         missing(f"no Docker Engine answers here: {error}")
     with closing(engine):
-        if not engine.images.list(image):
+        if not engine.api.images(image):
             missing(f"the image {image} is not built: run `make test`")
         with _network_of(
             engine, {**own_settings(folder), "GPUSPAWNER_IMAGE": image, **environment}
@@ -149,7 +149,8 @@ def _network_of(engine: docker.DockerClient, settings: dict[str, str]) -> Iterat
         assert made.returncode == 0, made.stderr
         yield settings
     finally:
-        for container in engine.containers.list(all=True, filters={"label": f"gpuspawner.hub={name}"}):
+        of_hub = {"label": f"gpuspawner.hub={name}"}
+        for container in engine.containers.list(all=True, filters=of_hub, ignore_removed=True):
             with suppress(docker.errors.NotFound):
                 container.remove(force=True)
         for volume in engine.volumes.list(filters={"name": f"{name}-home-"}):

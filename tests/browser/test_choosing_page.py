@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from running import System, running_system
 
 from tests.browser.looks import check_looks, take_picture
@@ -159,6 +159,21 @@ def test_the_last_choice_is_there_the_next_time(windows: Windows, system: System
     expect(page.locator("form")).to_contain_text("For your server Mein <b>Kurs")
 
 
+def test_a_click_before_the_home_page_s_script_is_there_is_not_lost(windows: Windows, system: System) -> None:
+    page = windows.start("ida", "cpu")
+    held: list[Route] = []
+    page.route("**/js/home.js*", lambda route: held.append(route))
+    page.goto(f"{system.url}hub/home", wait_until="commit")
+    page.click("#stop")
+    expect(page.locator("#stop")).to_have_class(re.compile(r"\bdisabled\b"))
+    for each in held:
+        each.continue_()
+    page.unroute("**/js/home.js*")
+    expect(page.locator("#start")).to_contain_text("Start", timeout=START_MS)
+    page.goto(f"{system.url}hub/home")
+    expect(page.locator("#stop")).to_have_count(0)
+
+
 @pytest.mark.parametrize("how", ["click", "Enter"])
 def test_a_new_server_of_the_home_page_is_chosen_under_the_name_that_was_typed(
     windows: Windows, system: System, how: str
@@ -175,6 +190,28 @@ def test_a_new_server_of_the_home_page_is_chosen_under_the_name_that_was_typed(
     page.wait_for_url(f"{system.url}hub/spawn/eva/**")
     expect(page.locator("form")).to_contain_text(f'For your server Mein "<b>{how}</b>"')
     check_looks(page)
+
+
+def test_two_names_that_jupyterhub_would_shorten_to_one_are_two_servers(
+    windows: Windows, system: System
+) -> None:
+    page, begin = windows.open("ben"), "a-name-of-more-than-30-characters"
+    home = f"{system.url}hub/home"
+    for name, address in (("first", begin[:30].rstrip("-")), ("second", f"{begin[:28].rstrip('-')}-2")):
+        page.goto(home)
+        page.fill(".new-server-name", f"{begin} {name}")
+        page.get_by_role("button", name="Add New Server").click()
+        page.wait_for_url(f"{system.url}hub/spawn/ben/{address}?**")
+        expect(page.locator("form")).to_contain_text(f"For your server {begin} {name}")
+        page.check("#tier-cpu")
+        page.click("#spawn_form [type=submit]")
+        page.wait_for_url(f"{system.url}user/ben/{address}/**", timeout=START_MS)
+    page.goto(home)
+    for name in ("first", "second"):
+        expect(page.locator("tr[data-server-name]").filter(has_text=f"{begin} {name}")).to_have_count(1)
+    page.fill(".new-server-name", f"{begin} first")  # one that is there
+    page.get_by_role("button", name="Add New Server").click()
+    page.wait_for_url(f"{system.url}user/ben/{begin[:30].rstrip('-')}/**", timeout=START_MS)
 
 
 def test_the_numbers_follow_while_the_choice_stays(windows: Windows) -> None:
@@ -219,7 +256,7 @@ def test_without_the_broker_a_cpu_starts_and_its_page_comes_back_by_itself(
         page.goto(f"{system.url}services/gpu/")
         expect(page.locator("h1")).to_have_text("Nothing answers here now")
         expect(page.locator("main")).to_contain_text("Your server is not affected.")
-        expect(page.get_by_text("It may have ended")).to_be_hidden()
+        expect(page.get_by_text("Your server may have ended")).to_be_hidden()
         expect(page.get_by_text("If you wanted")).to_have_count(0)
         check_looks(page)
         take_picture(page, "gpu-page-down")

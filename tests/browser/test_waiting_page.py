@@ -95,7 +95,9 @@ def test_an_admin_stops_what_the_page_of_somebody_else_is_about(
     assert wait_for(hub.server("admin"))["ready"]
     assert wait_for(hub.server("ada"))["ready"]
     # The page that Ada has open learns it as well, and doesn't go to a server that isn't there.
-    expect(waiting.locator("#progress-message")).to_have_text("The start was cancelled.", timeout=SECONDS_MS)
+    expect(waiting.locator("#progress-message")).to_have_text(
+        "The start was cancelled, and its place in the queue given up.", timeout=SECONDS_MS
+    )
     expect(waiting.locator("#start-again")).to_be_visible(timeout=SECONDS_MS)
     admin.context.close()
     wait_for(hub.stop_server("admin"))
@@ -142,6 +144,16 @@ def test_who_waits_sees_the_steps_and_everybody_can_use_the_page(waiting: Page) 
     expect(waiting).to_have_title("Waiting for a GPU · JupyterHub")
     expect(waiting.get_by_text("is starting")).to_be_hidden()
     check_looks(waiting, "queue")
+
+
+def test_the_home_page_says_who_waits_and_leads_there(waiting: Page, hub: HubProcess) -> None:  # noqa: F811
+    waiting.goto(f"{hub.url}/hub/home")
+    expect(waiting.locator("#gpu-pending p")).to_have_count(1)
+    expect(waiting.locator("#gpu-pending p")).to_contain_text(
+        "Your server “train” waits for a GPU: 1st in line for a simulated GPU."
+    )
+    waiting.get_by_role("link", name="See progress").click()
+    expect(waiting.locator("[data-step=gpu]")).to_contain_text(FIRST)
 
 
 def test_a_server_without_a_gpu_starts_meanwhile_and_the_place_stays(

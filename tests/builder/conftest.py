@@ -30,16 +30,25 @@ def under_tag(table: Table, tag: str) -> Table:
     return replace(table, base=replace(table.base, tag=tag), images=images)
 
 
+def references(engine: docker.DockerClient) -> list[str]:
+    """The names of all images, by tag and by digest.
+
+    Not from `engine.images.list`: it asks for each image once more, and fails if one was removed meanwhile,
+    as by the tests that run beside this one.
+    """
+    found = engine.api.images()
+    return [name for image in found for key in ("RepoTags", "RepoDigests") for name in image[key] or ()]
+
+
 @pytest.fixture
 def tag(engine: docker.DockerClient) -> Iterator[str]:
     """A tag of the test's own; the images that have it are gone afterwards."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     yield name
-    for image in engine.images.list():
-        for reference in image.tags:
-            if reference.startswith("gpuspawner/") and reference.split(":")[-1].startswith(name):
-                with contextlib.suppress(DockerException):
-                    engine.images.remove(reference, force=True)
+    for reference in references(engine):
+        if reference.startswith("gpuspawner/") and reference.split(":")[-1].startswith(name):
+            with contextlib.suppress(DockerException):
+                engine.images.remove(reference, force=True)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from images.stock import Stock
 from images.table import Base, read_table
 from setup.steps import SetupError, step
 
+from .conftest import references
 from .registry import running_registry
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -32,7 +33,7 @@ def pushed(
     """A base that is to be pulled from a registry of the test's own, where this machine's base image lies."""
     monkeypatch.delenv("BASE_IMAGE", raising=False)
     own = read_table().base.reference
-    if not [image for image in engine.images.list() if own in image.tags]:
+    if own not in references(engine):
         pytest.skip(f"{own} is not built: make images")
     with running_registry(tmp_path) as address:
         name = f"{address}/debian:bookworm-slim"
@@ -41,11 +42,10 @@ def pushed(
             assert "error" not in line, line
         engine.images.remove(name)
         yield Base(tag=tag, pull=name, packages=("ca-certificates", "tree"))
-        for image in engine.images.list():
-            for reference in [*image.tags, *image.attrs["RepoDigests"]]:
-                if reference.startswith(address):
-                    with contextlib.suppress(ImageNotFound):  # its digest goes with its last tag
-                        engine.images.remove(reference, force=True)
+        for reference in references(engine):
+            if reference.startswith(address):
+                with contextlib.suppress(ImageNotFound):  # its digest goes with its last tag
+                    engine.images.remove(reference, force=True)
 
 
 def ensure(engine: docker.DockerClient, base: Base, folder: Path) -> str:

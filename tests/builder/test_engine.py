@@ -82,13 +82,13 @@ def test_a_build_takes_away_its_own_stage_and_no_other_builds(
     first = make("first", seconds=10, step=step)
     assert [image.labels[INPUTS_LABEL] for image in (first, *beside)] == ["one", "two"]
     for name in ("first", "second"):
-        assert engine.images.list(all=True, filters={"label": f"{STAGE_LABEL}={tag}-{name}"}) == []
+        assert engine.api.images(all=True, filters={"label": f"{STAGE_LABEL}={tag}-{name}"}) == []
 
 
 def test_a_build_that_fails_leaves_nothing(engine: docker.DockerClient, make: Build, tag: str) -> None:
     with pytest.raises(SetupError, match="could not be built"):
         make("first", seconds=-1)
-    assert engine.images.list(all=True, filters={"label": f"{STAGE_LABEL}={tag}-first"}) == []
+    assert engine.api.images(all=True, filters={"label": f"{STAGE_LABEL}={tag}-first"}) == []
 
 
 def test_what_was_replaced_goes_unless_somebody_has_it(

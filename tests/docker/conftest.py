@@ -17,6 +17,7 @@ import pytest
 from gpuspawner.core.labels import broker_label
 from gpuspawner.protocol.client import BrokerClient
 
+from tests import postgres as postgresql
 from tests.docker.faulty_docker import FaultyDocker
 from tests.docker.life import IMAGE, remove
 from tests.docker.place import Place, Zygote
@@ -60,11 +61,14 @@ def zygote() -> Iterator[Zygote]:
 async def place(
     zygote: Zygote, engine: docker.APIClient, tiny_image: str, request: pytest.FixtureRequest
 ) -> AsyncIterator[Place]:
-    """A place whose broker isn't started yet."""
+    """A place whose broker isn't started yet; its ledger is SQLite's, or PostgreSQL's with `ON_BOTH`."""
     folder = Path(tempfile.mkdtemp(prefix="gs-"))  # short: a socket's path may have 107 bytes
     client = BrokerClient(str(folder / "broker.sock"))
     async with FaultyDocker(folder / "docker.sock") as proxy:
         found = Place(folder, zygote, engine, proxy, client)
+        if getattr(request, "param", "sqlite") == "postgresql":
+            server: postgresql.Server = request.getfixturevalue("postgres")
+            found.database_url = server.url(server.create())
         yield found
         print(found.log)  # pytest shows it when the test fails
         hub_log = folder / "hub.log"

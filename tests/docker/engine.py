@@ -160,7 +160,7 @@ def _answers(address: Path) -> bool:
 
 def _remove_containers(client: docker.DockerClient) -> None:
     with contextlib.suppress(DockerException):
-        for container in client.containers.list(all=True):
+        for container in client.containers.list(all=True, ignore_removed=True):
             container.remove(force=True, v=True)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
+import pytest
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.core.labels import LEASE, broker_label
 from gpuspawner.protocol.client import BrokerClient
@@ -23,6 +24,10 @@ from gpuspawner.protocol.client import BrokerClient
 from tests.docker.faulty_docker import FaultyDocker
 from tests.docker.life import Server
 
+ON_BOTH = pytest.mark.parametrize(
+    "place", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
+)
+"""For a test that is repeated with a ledger on PostgreSQL, in the slow rest."""
 SOON_SECONDS = 5.0
 """How soon an orphan must be gone and a lease settled."""
 
@@ -104,6 +109,8 @@ class Place:
     nvml: str = ""
     """The script of the GPUs; empty for simulated ones."""
     env: dict[str, str] = field(default_factory=dict)
+    database_url: str = ""
+    """The ledger's; empty for SQLite in the state folder."""
     warnings: tuple[float, float] | None = None
     """How many seconds before its end a server is warned; None: as users know it."""
 
@@ -124,6 +131,8 @@ class Place:
             for kind, all_ in self.settings.items()
             for key, value in all_.items()
         ]
+        if self.database_url:
+            lines.append(f"c.GpuBroker.database_url = {self.database_url!r}")
         config.write_text("\n".join(lines))
         self.broker_pid = self.zygote.start(
             {

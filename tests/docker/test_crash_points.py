@@ -16,7 +16,7 @@ from gpuspawner.core.errors import BrokerUnavailable
 
 from tests.docker.faulty_docker import Rule
 from tests.docker.life import STEPS
-from tests.docker.place import SOON_SECONDS, Place, is_alive, kill, until
+from tests.docker.place import ON_BOTH, SOON_SECONDS, Place, is_alive, kill, until
 
 pytestmark = pytest.mark.docker
 
@@ -61,6 +61,7 @@ async def live(place: Place) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("number", range(1, COMMITS + 1))
+@ON_BOTH
 async def test_broker_dies_at_a_commit(place: Place, number: int, when: str) -> None:
     pid = await place.start(commit=(number, when))
     async with always_a_broker(place):
@@ -75,6 +76,7 @@ async def test_a_life_has_no_further_commit(place: Place) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@ON_BOTH
 async def test_broker_dies_at_a_commit_of_the_queue(place: Place, when: str) -> None:
     """The commit that closes one lease and gives its device to the next in line is one transaction."""
     place.settings = {"GpuSite": {"simulated_devices": "1 x H100 80GB"}}

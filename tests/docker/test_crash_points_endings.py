@@ -15,8 +15,7 @@ import pytest
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.protocol.rules import AllowanceDocument, WhoAsks
 
-from tests import postgres as postgresql
-from tests.docker.place import Place, is_alive
+from tests.docker.place import ON_BOTH, Place, is_alive
 
 pytestmark = pytest.mark.docker
 
@@ -62,18 +61,11 @@ async def watch(place: Place) -> Seen:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("number", [*range(1, COMMITS + 1), COMMITS + 2])
-@pytest.mark.parametrize(
-    ("cause", "database"),
-    [("session_limit", "sqlite"), pytest.param("gpu_hours", "postgresql", marks=pytest.mark.slow)],
-)
-async def test_broker_dies_at_a_commit_of_an_end(
-    place: Place, request: pytest.FixtureRequest, cause: str, database: str, number: int, when: str
-) -> None:
+@pytest.mark.parametrize("cause", ["session_limit", pytest.param("gpu_hours", marks=pytest.mark.slow)])
+@ON_BOTH
+async def test_broker_dies_at_a_commit_of_an_end(place: Place, cause: str, number: int, when: str) -> None:
     place.warnings = WARNINGS_SECONDS
     place.settings = {"GpuSite": {"quotas": [QUOTAS[cause]]}}
-    if database == "postgresql":
-        server: postgresql.Server = request.getfixturevalue("postgres")
-        place.settings["GpuBroker"] = {"database_url": server.url(server.create())}
     pid = await place.start(commit=(number, when))
     began = await spawned(place)
     async with asyncio.timeout(60):

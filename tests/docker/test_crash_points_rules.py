@@ -31,7 +31,7 @@ from gpuspawner.protocol.rules import (
     WhoAsks,
 )
 
-from tests.docker.place import Place, is_alive, until
+from tests.docker.place import ON_BOTH, Place, is_alive, until
 
 pytestmark = pytest.mark.docker
 
@@ -88,6 +88,7 @@ async def state(client: BrokerClient) -> State:
     "names",
     [("quota",), ("quota", "removal"), ("grant",), ("session",), ("session", "cancel")],
 )
+@ON_BOTH
 async def test_broker_dies_at_a_decision(place: Place, names: tuple[str, ...], when: str) -> None:
     steps = [STEPS[name] for name in names]
     place.settings = {"GpuSite": {"quotas": [{"gpu_hours": 10}]}}
@@ -117,6 +118,7 @@ async def test_broker_dies_at_a_decision(place: Place, names: tuple[str, ...], w
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@ON_BOTH
 async def test_broker_dies_at_an_extension(place: Place, when: str) -> None:
     """1 reserved, 2 running, 3 the extension: the server runs on, and has its time once."""
     place.settings = {"GpuSite": {"quotas": [{"session_hours": 1, "extend_hours": 0.5}]}}
@@ -136,6 +138,7 @@ async def test_broker_dies_at_an_extension(place: Place, when: str) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("number", [4, 5])
+@ON_BOTH
 async def test_broker_dies_while_a_changed_quota_sends_somebody_away(
     place: Place, number: int, when: str
 ) -> None:

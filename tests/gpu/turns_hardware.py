@@ -36,7 +36,7 @@ from gpuspawner.node.checkpoint.cgroup import MemoryCgroup, cgroup_of
 from gpuspawner.node.checkpoint.client import HelperDriver
 from gpuspawner.node.checkpoint.host import LinuxHost, Seat
 from gpuspawner.node.checkpoint.mover import Mover, MoverRules
-from gpuspawner.node.checkpoint.order import Answer, Operation, Order
+from gpuspawner.node.checkpoint.order import Answer, Operation, Order, ProcessState
 from gpuspawner.node.checkpoint.outcome import Condition, Obstacle, Outcome
 from gpuspawner.node.checkpoint.rules import abilities
 from gpuspawner.node.inventory.nvml import NvmlInventory
@@ -46,7 +46,7 @@ from gpuspawner.node.waiting import ThreadWait, WaitWatch, read_wait
 HERE = Path(__file__).resolve().parent
 LOG = logging.getLogger("turns")
 GIB = 1 << 30
-TOTAL_SECONDS = 345.0
+TOTAL_SECONDS = 440.0
 Check = Callable[["Bench"], Awaitable[None]]
 
 
@@ -354,6 +354,35 @@ async def check_sleep(bench: Bench) -> None:
         bench.end([student])
 
 
+async def check_large(bench: Bench) -> None:
+    """Up to 60 GiB; `sleep` has the small sizes."""
+    for gib in (8, 32, 60):
+        (student,) = await bench.start(gib)
+        await _cycle(bench, student, gib)
+        bench.end([student])
+
+
+async def check_host_memory(bench: Bench) -> None:
+    """A machine that has too little free memory: one whose reserve is larger than it."""
+    (student,) = await bench.start(4)
+    poor = Mover(
+        bench.driver,
+        bench.host,
+        SleepBook(bench.folder / "poor.json"),
+        MoverRules(host_reserve_bytes=1 << 50),
+    )
+    refused = await poor.sleep(student.seat, 5.0)
+    state = await bench.call(Operation.STATE, student.process.pid)
+    whole = await student.whole()
+    poor.close()
+    bench.row(
+        "host memory short",
+        f"{said(refused)}; it is {state.state}, {same(whole)}",
+        refused.obstacle is Obstacle.HOST_MEMORY and state.state is ProcessState.RUNNING and whole,
+    )
+    bench.end([student])
+
+
 async def check_huge_pages(bench: Bench) -> None:
     """Whether glibc's own use of huge pages helps: an environment variable, so no setting of the machine."""
     (student,) = await bench.start(4, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
@@ -646,6 +675,7 @@ CHECKS: tuple[Check, ...] = (
     check_canary,
     check_pauses,
     check_refusals,
+    check_host_memory,
     check_workers,
     check_newcomer,
     check_wants,
@@ -657,6 +687,7 @@ CHECKS: tuple[Check, ...] = (
     check_several,
     check_huge_pages,
     check_long_kernel,
+    check_large,
 )
 
 

@@ -72,9 +72,10 @@ class Lecture:
             try:
                 await eventually(all_told, WAIT_SECONDS)
                 seen.held = held(self._hub)
-                await asyncio.gather(*(self._cancel(session, user) for user in self._users))
-                await asyncio.wait(pages, timeout=WAIT_SECONDS)
-                await eventually(self._nobody_waits, WAIT_SECONDS)
+                await asyncio.gather(*(self._cancel(session, user, seen) for user in self._users))
+                if not seen.failures:
+                    await asyncio.wait(pages, timeout=WAIT_SECONDS)
+                    await eventually(self._nobody_waits, WAIT_SECONDS)
             finally:
                 for page in pages:
                     page.cancel()
@@ -101,17 +102,11 @@ class Lecture:
         elif event.get("failed") and user not in seen.in_line:
             seen.failures.append(f"{user}: {event['message'][:300]}")
 
-    async def _cancel(self, session: aiohttp.ClientSession, user: str) -> None:
-        """Asks until the hub says that nothing is pending.
-
-        JupyterHub (6.1, `UserServerAPIHandler.delete`) answers 500 if a start that it cancels has not ended
-        after one second; a person clicks again.
-        """
-        while True:
-            async with session.delete(f"/hub/api/users/{user}/server") as answer:
-                if answer.status in (202, 204):
-                    return
-            await asyncio.sleep(1)
+    async def _cancel(self, session: aiohttp.ClientSession, user: str, seen: Round) -> None:
+        """One click on the page's button."""
+        async with session.delete(f"/hub/api/users/{user}/server") as answer:
+            if answer.status not in (202, 204):
+                seen.failures.append(f"{user}: {answer.status} {(await answer.text())[:300]}")
 
     async def _nobody_waits(self) -> bool:
         """Whether nobody has a place in the queue, and the hub has ended every start too."""

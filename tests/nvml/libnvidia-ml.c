@@ -8,8 +8,8 @@
  *   cuda 13000                       CUDA version, as NVML counts it
  *   init 18                          nvmlInit answers this code
  *   gpu uuid=GPU-… name=H100 memory=85520809984 used=0 cc=9.0 cores=16896 bus=5120 clock=2619
- *       events=1 mig=0 lost=0 remap_pending=0 remap_failure=0 retired=0 util=0 mode=0
- *       celsius=0 draw_mw=0 limit_mw=0     (one line; 0 of the last three: not supported)
+ *       events=1 mig=0 lost=0 remap_pending=0 remap_failure=0 retired=0 recovery=0 util=0
+ *       mode=0 celsius=0 draw_mw=0 limit_mw=0     (one line; 0 of the last three: not supported)
  *   mig gpu=0 uuid=MIG-… gi=1 ci=0 memory=… sms=16 slices=1 compute=1 name=…      (name: the GPU's if left out)
  *   process gpu=0 pid=4711 memory=… mps=0 draws=0 gi=-1 ci=-1     memory=-1: NVML doesn't say;
  *       draws=1: in the list of graphics alone
@@ -36,7 +36,7 @@ enum { MOST = 64, MOST_LINES = 1024 };
 
 struct gpu {
     char uuid[96], name[96];
-    u64 memory, used, cores, bus, clock, events, mig, lost, remap_pending, remap_failure, retired, util, celsius, draw_mw, limit_mw;
+    u64 memory, used, cores, bus, clock, events, mig, lost, remap_pending, remap_failure, retired, recovery, util, celsius, draw_mw, limit_mw;
     int major, minor;
 };
 struct mig { int gpu, gi, ci, sms, slices, compute; char uuid[96], name[96]; u64 memory; };
@@ -96,6 +96,7 @@ static void read_gpu(const char *line) {
     it->remap_pending = number_of(line, "remap_pending", 0);
     it->remap_failure = number_of(line, "remap_failure", 0);
     it->retired = number_of(line, "retired", 0);
+    it->recovery = number_of(line, "recovery", 0);
     it->util = number_of(line, "util", 0);
     it->celsius = number_of(line, "celsius", 0);
     it->draw_mw = number_of(line, "draw_mw", 0);
@@ -274,6 +275,25 @@ int nvmlDeviceGetRemappedRows(device_t on, unsigned *corrected, unsigned *uncorr
     return OK;
 }
 int nvmlDeviceGetRetiredPagesPendingStatus(device_t on, unsigned *into) { WHOLE(on); *into = it->retired; return OK; }
+
+struct field_value {
+    unsigned id, scope;
+    long long timestamp, latency;
+    unsigned kind;
+    int result;
+    union { unsigned ui; u64 ull; } value;
+};
+enum { RECOVERY_ACTION = 230, UNSIGNED_INT = 1 };
+/* Each field has an answer of its own; of the fields only the recovery action is here. */
+int nvmlDeviceGetFieldValues(device_t on, int count, struct field_value *values) {
+    WHOLE(on);
+    for (int i = 0; i < count; i++) {
+        values[i].result = values[i].id == RECOVERY_ACTION ? OK : NOT_SUPPORTED;
+        values[i].kind = UNSIGNED_INT;
+        values[i].value.ui = it->recovery;
+    }
+    return OK;
+}
 
 int nvmlDeviceGetMigMode(device_t on, unsigned *current, unsigned *pending) {
     WHOLE(on);

@@ -49,6 +49,7 @@ class Gpu:
     remap_pending: int = 0
     remap_failure: int = 0
     retired: int = 0
+    recovery: int = 0
     util: int = 0
     mode: int = 0
     celsius: int = 0

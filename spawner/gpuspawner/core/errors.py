@@ -15,6 +15,7 @@
     │   ├── ImageUnfit        409  image_unfit
     │   ├── LeaseConflict     409  lease_conflict
     │   ├── RequestConflict   409  request_conflict
+    │   ├── StartConflict     409  start_conflict
     │   ├── TooManyRequests   429  too_many_requests
     │   ├── NoCapacity        503  no_capacity
     │   ├── QueueTimeout      503  queue_timeout
@@ -148,6 +149,13 @@ class RequestConflict(Refusal):
     """A request has the id of an earlier one whose result is not known, or that asked for something else."""
 
     reason = "request_conflict"
+    status = 409
+
+
+class StartConflict(Refusal):
+    """An earlier start of the same server was cancelled and has not ended yet."""
+
+    reason = "start_conflict"
     status = 409
 
 

@@ -132,12 +132,12 @@ def _card(tier: Tier, document: TierDocument | None, offer: TierOffer | None, si
     card = _hardware(tier, document, offer, simulated)
     noun, wanted = _noun(tier, simulated), tier.want.device_count
     if document.total < wanted:
-        return replace(
-            card, state=State.OFF, badge="Not available", reason=_too_few(wanted, document.total, noun)
-        )
+        reason = f"{_too_few(wanted, document.total, noun)}{_drained(document.drained)}"
+        return replace(card, state=State.OFF, badge="Not available", reason=reason)
     free = f"{offer.free or 0} of {_count(offer.total, noun)} free now."
     if offer.waiting:
         free += f" {offer.waiting} {'waits' if offer.waiting == 1 else 'wait'} in line."
+    free += _drained(document.drained)
     card = replace(card, free=free)
     if offer.refused is not None:
         return replace(card, state=State.OFF, badge="Not available", reason=offer.refused.message)
@@ -151,6 +151,13 @@ def _too_few(wanted: int, in_service: int, noun: str) -> str:
     """Why a tier can't be chosen: the machine is too small, or devices are drained or faulty."""
     there = f"{in_service or 'none'} {'are' if in_service > 1 else 'is'}"
     return f"Needs {_count(wanted, noun)}; {there} in service for this tier now."
+
+
+def _drained(count: int) -> str:
+    """A sentence about devices that an admin has taken out of use; "" if there are none."""
+    if not count:
+        return ""
+    return f" An admin has taken {_count(count, 'GPU')} out of use for now."
 
 
 def _off(tier: Tier, reason: str) -> TierCard:

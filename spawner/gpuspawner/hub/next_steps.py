@@ -6,7 +6,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.errors import BadOption, ConfigError, Fault, GpuSpawnerError, ImageUnfit, QueueTimeout, Refusal
+from ..core.errors import (
+    BadOption,
+    ConfigError,
+    Fault,
+    GpuSpawnerError,
+    ImageUnfit,
+    QueueTimeout,
+    Refusal,
+    StartConflict,
+)
 from ..core.model import Tier
 from .options import PROFILE
 from .pages import Link, Meanwhile, SpawnLinks
@@ -32,10 +41,10 @@ class NextSteps:
         links, again = [], Link("Choose again", self.links.page, "again")
         if isinstance(error, BadOption | ConfigError | ImageUnfit):
             return [again]
-        if isinstance(error, Refusal) and self.plain is not None:
+        if isinstance(error, Refusal) and not isinstance(error, StartConflict) and self.plain is not None:
             start = self.links.start({PROFILE: self.plain.name})
             links.append(Link(f"Start with {self.plain.title} now", start))
-        if isinstance(error, QueueTimeout | Fault) and options:
+        if isinstance(error, QueueTimeout | StartConflict | Fault) and options:
             text = "Wait again" if isinstance(error, QueueTimeout) else "Try again"
             links.append(Link(text, self.links.start(dict(options))))
         return [*links, again]

@@ -54,6 +54,7 @@ class Progress:
         self._changed = asyncio.Event()
         self._steps: tuple[Step, ...] = WITHOUT_GPU
         self.ended = False
+        self._cancelled = ""
         self._passed, self._monotonic = passed, monotonic
         self._current: tuple[Step, float] | None = None
 
@@ -78,10 +79,15 @@ class Progress:
             self._events.append(event)
             self._wake()
 
-    def end(self, *, done: bool = False) -> None:
-        """Ends the stream: every follower stops after the last event. `done`: the server has started."""
+    def end(self, *, done: bool = False, cancelled: str = "") -> None:
+        """Ends the stream: every follower stops after the last event.
+
+        `done`: the server has started. `cancelled`: the sentence for a start that somebody has cancelled;
+        JupyterHub has none (6.1: "Spawn cancelled"). A start that failed is told of by JupyterHub.
+        """
         if done:
             self.enter(None)
+        self._cancelled = cancelled
         self.ended = True
         self._wake()
 
@@ -114,6 +120,8 @@ class Progress:
                 sent += 1
                 yield dict(self._events[sent - 1])
             if self.ended:
+                if self._cancelled:
+                    yield {"progress": 100, "failed": True, "message": self._cancelled}
                 return
             if not changed.is_set():
                 await changed.wait()

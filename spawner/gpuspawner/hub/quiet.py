@@ -23,6 +23,8 @@ _NORMAL = (
     (re.compile(r"(?:200|302) GET \S*/hub/spawn(?:/\S*)?\?next= "), logging.DEBUG),
 )
 """The beginning of a line, and its level."""
+_WAITS_FOR_A_STEP = "aclose(): asynchronous generator is already running"
+"""When the hub ends, JupyterHub (6.1, `iterate_until`) closes the steps of a start that are still to come."""
 
 
 class NotStarted(SpawnException):
@@ -46,11 +48,16 @@ class NormalEvents(logging.Filter):
 
 
 def _level_of(record: logging.LogRecord) -> int:
-    """The level of a line; that of a refused start gets its sentence in place of the traceback."""
+    """The level of a line; a refused start, and a page at the hub's end, get a sentence, not a traceback."""
     message = record.getMessage()
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, NotStarted):
         record.msg, record.args = f"{message}: {error.log_message}", ()
+        record.exc_info = record.exc_text = None
+        return logging.INFO
+    if isinstance(error, RuntimeError) and str(error) == _WAITS_FOR_A_STEP:
+        request = message.splitlines()[0].removeprefix("Uncaught exception ")
+        record.msg, record.args = f"The hub ends while a page follows a start: {request}", ()
         record.exc_info = record.exc_text = None
         return logging.INFO
     return next((level for begin, level in _NORMAL if begin.match(message)), record.levelno)

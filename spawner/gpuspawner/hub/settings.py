@@ -209,10 +209,6 @@ class SpawnerSettings(DockerSpawner):
         # The proxy keeps the route of an ended server until the hub polls; a poll is one call to Docker.
         return 10
 
-    @default("progress_ready_hook")
-    def _progress_ready_hook_default(self) -> Callable[..., dict[str, Any]]:
-        return _ready_event
-
     @validate("remove")
     def _validate_remove(self, proposal: Any) -> bool:
         if not proposal.value:
@@ -257,14 +253,3 @@ class SpawnerSettings(DockerSpawner):
                 'as in "1000:100", and never 0 as the user'
             )
         return str(proposal.value)
-
-
-def _ready_event(spawner: SpawnerSettings, event: dict[str, Any]) -> dict[str, Any]:
-    """The last event of a start; "cancelled" where the hub says "ready" of a start that was stopped.
-
-    For a second after somebody stops a server that is starting, JupyterHub (6.1) takes it for ready, and its
-    pages would go to a server that isn't there.
-    """
-    if spawner.object_id:
-        return event
-    return {"progress": 100, "failed": True, "message": "The start was cancelled."}

@@ -33,6 +33,7 @@ from ..core.errors import (
     EngineFault,
     GpuSpawnerError,
     Refusal,
+    StartConflict,
     StartFault,
 )
 from ..core.image_reference import AllowedImages, allow_images
@@ -68,6 +69,7 @@ from .shared import HubShared, SharedSettings, shared_by_all
 from .subclass import check_steps
 
 _STOP_GRACE_SECONDS = 10
+_STILL_ENDING = "The last start of this server is still being cancelled: try again in a few seconds."
 CHECK_SECONDS = 0.5
 _PULL_SECONDS = 900.0
 """A start waits this long for a pull. After that, the pull continues, and the next start joins it."""
@@ -101,6 +103,8 @@ class GpuDockerSpawner(SpawnerSettings):
         self._refused_form: object = None
         self._progress = Progress(phase_passed)
         self._starting = False
+        self._awaits_stop = False
+        """Whether the hub has cancelled a start, and not stopped the server since."""
         self._ended = ""
         self._doubted = False
         self._kernels = KernelReporter()
@@ -302,11 +306,13 @@ class GpuDockerSpawner(SpawnerSettings):
         Raises SpawnException, with a sentence for the user, for refusals and faults. After a failure it
         cleans up in the background; `poll` returns None until then, and `stop` waits for it.
         """
+        if self._starting or self._awaits_stop:
+            raise self._exception(StartConflict(_STILL_ENDING))
         self._starting, self._ended = True, ""
         if self._progress.ended:
             self._progress = Progress(phase_passed)
         launch: Launch | None = None
-        done = False
+        done, cancelled = False, ""
         try:
             job = self._make_job(self._choose())
             self.lease_id = job.request.lease_id if job.request else ""
@@ -320,10 +326,8 @@ class GpuDockerSpawner(SpawnerSettings):
             done = True
             return self._address_url(ip, port)
         except asyncio.CancelledError:
-            waited = self._progress.last.get("queue") is not None
-            self._ended = "The start was cancelled" + (
-                ", and its place in the queue given up." if waited else "."
-            )
+            self._ended = cancelled = self._why_cancelled()
+            self._awaits_stop = True
             raise
         except (Refusal, StartFault, EngineFault, ConfigError) as error:
             raise self._exception(error) from None
@@ -333,7 +337,7 @@ class GpuDockerSpawner(SpawnerSettings):
                 if launch is not None:
                     self.shared.removals.begin(launch.job.name, launch.give_back())
             self._starting = False
-            self._progress.end(done=done)
+            self._progress.end(done=done, cancelled=cancelled)
 
     def _make_job(self, choice: Choice) -> LaunchJob:
         """The server to start. Until the end, `image` is what was chosen: for names and the site's hooks.
@@ -377,6 +381,47 @@ class GpuDockerSpawner(SpawnerSettings):
             await asyncio.sleep(0.05)
         async for event in self._progress.follow():
             yield event
+
+    # ---- a start that somebody cancels
+
+    @property
+    def pending(self) -> str | None:
+        """What the hub waits for ("spawn", "stop", "check", "rename"). A cancelled start doesn't count.
+
+        JupyterHub (6.1, `UserServerAPIHandler.delete`) cancels a start, waits for one second, and stops the
+        server. If the start is still ending then, as on a busy hub, it would refuse that (500), and later
+        take the server for ready although nothing runs. `stop` waits until the start has ended.
+        """
+        pending: str | None = super().pending
+        return None if pending == "spawn" and self._cancelled_start is not None else pending
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server can be used.
+
+        JupyterHub (6.1) takes a server whose start was cancelled for ready until it is stopped; its mark
+        that the start isn't over stays until then.
+        """
+        return bool(super().ready) and not self._start_pending
+
+    @property
+    def _cancelled_start(self) -> asyncio.Task[Any] | None:
+        """The hub's task of a start that was cancelled and is still ending.
+
+        It may have ended a moment ago: the hub forgets it in the next round of its loop.
+        """
+        task = self._spawn_future
+        if not isinstance(task, asyncio.Task):
+            return None
+        return task if (task.cancelled() if task.done() else task.cancelling()) else None
+
+    def _why_cancelled(self) -> str:
+        """Why the hub has cancelled the start, as a sentence: it took too long, or somebody asked for it."""
+        if isinstance(self._spawn_future, asyncio.Task) and self._cancelled_start is None:
+            return f"The server did not start within {self.start_timeout} seconds."
+        if self._progress.last.get("queue") is not None:
+            return "The start was cancelled, and its place in the queue given up."
+        return "The start was cancelled."
 
     async def pull_image(self, image: str, tell: Tell = lambda news: None) -> dict[str, Any]:
         """Docker's document of the image, pulled first if `pull_policy` says so.
@@ -506,7 +551,7 @@ class GpuDockerSpawner(SpawnerSettings):
         At the hub's start, this waits until Docker or the server itself answers; otherwise the hub would stop
         the server (6.1, check_spawner).
         """
-        if self._starting or self.shared.removals.pending(self.object_name):
+        if self._starting or self._cancelled_start or self.shared.removals.pending(self.object_name):
             return None
         if not self.object_id and not self._check_pending:
             return 0
@@ -608,6 +653,9 @@ class GpuDockerSpawner(SpawnerSettings):
 
         While Docker doesn't answer, this keeps trying: a container that may run doesn't count as stopped.
         """
+        start = self._cancelled_start
+        if start is not None and start is not asyncio.current_task():
+            await asyncio.wait([start])
         await self.shared.removals.wait(self.object_name)
         if self.lease_id:
             await before_stop(self.shared.broker, self.lease_id)
@@ -620,6 +668,7 @@ class GpuDockerSpawner(SpawnerSettings):
 
     async def run_post_stop_hook(self) -> None:
         """Removes a container that ended by itself (the hub calls no `stop` then), then the site's hook."""
+        self._awaits_stop = False
         if self.object_id and not self.shared.removals.pending(self.object_name):
             self.lab.remove_later(self.object_id)
         await maybe_future(super().run_post_stop_hook())

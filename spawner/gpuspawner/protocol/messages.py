@@ -413,7 +413,8 @@ class DriverDocument(Message):
 
 
 class TierDocument(Message):
-    """One tier and how much of it is free; None if the tier has no GPU, or no device matches.
+    """One tier and how much of it is free; None if the tier has no GPU, or no device matches. `drained`
+    devices, onto which an admin lets nothing new, are not in `total`.
 
     `model` is what the tier asks for, a part of a name; `device_models` are the names of the devices that
     match, those with the least memory first, and `device_memory_bytes` is the memory of the first.
@@ -435,6 +436,7 @@ class TierDocument(Message):
     free: int | None = None
     total: int | None = None
     waiting: Count = 0
+    drained: Count = 0
 
 
 class TiersDocument(Message):

@@ -95,6 +95,7 @@ def test_a_drained_device_gets_nothing_and_keeps_what_it_has() -> None:
     devices, shares = full(20.0)
     before = counted(devices)
     assert devices.set_drained({GPU.uuid: DRAIN})
+    assert devices.drained(SLICE) == 1
     kind = kind_of(GPU, RULES)
     assert counted(devices) == ({kind: []}, {}, {kind: 0}, (0, 0))
     assert devices.rooms(shares) == {kind: []}  # what ends there isn't placed again
@@ -103,6 +104,7 @@ def test_a_drained_device_gets_nothing_and_keeps_what_it_has() -> None:
     assert devices.can_hold(held(2, 20.0))  # a lease that Docker shows there is adopted all the same
     assert not devices.set_drained({GPU.uuid: DRAIN})
     assert devices.set_drained({})
+    assert devices.drained(SLICE) == 0
     assert counted(devices) == before
 
 
@@ -134,3 +136,14 @@ def test_a_drain_waits_for_its_device() -> None:
     ]
     devices.set_drained({})
     assert devices.rooms() == {kind_of(GPU, RULES): [Room(GPU, (), RULES)]}
+
+
+def test_of_several_machines_only_those_count_that_have_enough_devices() -> None:
+    def device(number: int, node: str) -> Device:
+        return Device(f"GPU-{number}", "H100", GIB, index=number, node=node)
+
+    devices = Devices([device(0, "a"), device(1, "a"), device(2, "b")])
+    assert [devices.count(Want(count)) for count in (1, 2, 3)] == [(3, 3), (2, 2), (0, 0)]
+    assert devices.known(Want(2)) == {"a": 2, "b": 1}
+    alone = Devices([device(0, "a")])
+    assert (alone.count(Want(2)), alone.several_nodes, devices.several_nodes) == ((1, 1), False, True)

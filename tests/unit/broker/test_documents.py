@@ -194,21 +194,21 @@ def test_a_pool_of_turns_shows_who_is_awake_and_the_seats_of_all() -> None:
 def test_a_tier_with_and_without_a_gpu() -> None:
     pair = Tier("pair", "Two H100", "For big models.", want=Want(2, "H100"))
     kinds = (Kind("H100 80GB", 80 << 30, None, WHOLE), Kind("H100 94GB", 94 << 30, None, WHOLE))
-    served = documents.Served(Capacity(3, 4, 1), kinds, Share("GPU-1", 80 << 30, 100.0))
+    served = documents.Served(Capacity(3, 4, 1, 1), kinds, Share("GPU-1", 80 << 30, 100.0))
     assert tier_document(pair, served, simulated=False) == {
         "name": "pair", "title": "Two H100", "description": "For big models.", "device_count": 2,
         "model": "h100", "mode": "whole", "device_models": ["H100 80GB", "H100 94GB"],
         "device_memory_bytes": 80 << 30, "memory_bytes": 80 << 30, "compute_percent": 100.0,
-        "guarantee": "hard", "compute_guarantee": "hard", "free": 3, "total": 4, "waiting": 1,
+        "guarantee": "hard", "compute_guarantee": "hard", "free": 3, "total": 4, "waiting": 1, "drained": 1,
     }  # fmt: skip
     assert tier_document(pair, documents.Served(Capacity(0, 0, 0)), simulated=False) == {
         "name": "pair", "title": "Two H100", "description": "For big models.", "device_count": 2,
         "model": "h100", "mode": "whole", "device_models": [], "device_memory_bytes": None,
         "memory_bytes": None, "compute_percent": None, "guarantee": "hard", "compute_guarantee": "hard",
-        "free": 0, "total": 0, "waiting": 0,
+        "free": 0, "total": 0, "waiting": 0, "drained": 0,
     }  # fmt: skip
     assert tier_document(Tier("cpu", "CPU"), None, simulated=True) == {
         "name": "cpu", "title": "CPU", "description": "", "device_count": 0, "model": None, "mode": None,
         "device_models": [], "device_memory_bytes": None, "memory_bytes": None, "compute_percent": None,
-        "guarantee": None, "compute_guarantee": None, "free": None, "total": None, "waiting": 0,
+        "guarantee": None, "compute_guarantee": None, "free": None, "total": None, "waiting": 0, "drained": 0,
     }  # fmt: skip

@@ -11,7 +11,7 @@ from gpuspawner.broker.decide.book import Book, QueueRules
 from gpuspawner.broker.decide.line.backfill import Holding
 from gpuspawner.broker.decide.line.estimate import Estimate, Estimator
 from gpuspawner.broker.decide.line.fairshare import FairShare, Standings
-from gpuspawner.broker.decide.line.future import Arrival, Line, Session, with_guests
+from gpuspawner.broker.decide.line.future import Arrival, Begin, Future, Line, Session, with_guests
 from gpuspawner.broker.decide.line.lengths import Drawn, Lengths
 from gpuspawner.broker.decide.line.queue import Claim, Waiting
 from gpuspawner.broker.decide.place.placement import Room, whole_share
@@ -297,3 +297,31 @@ def test_the_true_start_lies_in_the_range_under_fair_share(seed: int) -> None:
     assert statistics.mean(watcher.inside) >= 0.8
     assert statistics.median(watcher.widths) <= 0.5
     assert watcher.unknown / (watcher.asked // 10) <= 0.35
+
+
+def behind_a_pair(limit: float | None) -> Line:
+    """One of two GPUs is free, the other held up to two hours; a pair waits, then one with this limit."""
+    rooms = {GPUS[0].uuid: Room(GPUS[0], (whole_share(GPUS[0]),)), GPUS[1].uuid: Room(GPUS[1])}
+    free = {rooms[GPUS[1].uuid].kind: [rooms[GPUS[1].uuid]]}
+    held = Session(Holding("held", (whole_share(GPUS[0]),), 2 * HOUR), "gpu", 0.0)
+    pair = Waiting(0, "pair", Want(2), claim=Claim(session_seconds=HOUR))
+    small = Waiting(1, "small", ONE, claim=Claim(session_seconds=limit))
+    return Line(free, rooms, [held], [pair, small], {"pair": "gpu", "small": "gpu"})
+
+
+@pytest.mark.parametrize(
+    ("limit", "passes"), [(HOUR, True), (2 * HOUR, True), (2.5 * HOUR, False), (None, False)]
+)
+def test_who_ends_before_a_big_request_could_begin_passes_it(limit: float | None, passes: bool) -> None:
+    """As the queue does: by limits, not by how long sessions last (here ten minutes)."""
+    begun = Future(behind_a_pair(limit), iter(()), lambda *_: 600.0, 0.0).run({"pair", "small"})
+    assert begun["pair"] == Begin(600.0, 2 if passes else 1)
+    assert begun["small"].at_seconds == (0.0 if passes else 1200.0)
+
+
+def test_nobody_passes_where_no_limit_says_when_the_big_request_begins() -> None:
+    line = behind_a_pair(HOUR)
+    (held,) = line.sessions
+    line = replace(line, sessions=[replace(held, holding=replace(held.holding, ends_seconds=None))])
+    begun = Future(line, iter(()), lambda *_: 600.0, 0.0).run({"small"})
+    assert begun["small"].at_seconds == 1200.0

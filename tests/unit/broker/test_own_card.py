@@ -136,8 +136,13 @@ def turn(word: str, **more: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_turns(own: dict[str, Any], row: TurnRow) -> None:
-    mine = lease("a", "anna", "GPU-0", mode="turns", turn=own)
-    other = lease("b", "bob", "GPU-0", mode="turns", turn=turn("asleep", position=1))
+    mine, other = (
+        {**lease(lease_id, user, uuids[0], mode="turns", turn=its), "device_uuids": uuids}
+        for lease_id, user, uuids, its in (
+            ("a", "anna", ["GPU-0", "GPU-2"], own),
+            ("b", "bob", ["GPU-2", "GPU-0"], turn("asleep", position=1)),
+        )
+    )
     elsewhere = lease("c", "carl", "GPU-1", mode="turns", turn=turn("asleep", position=1))
     assert card_of(document(mine, other, elsewhere)).turn == row
 

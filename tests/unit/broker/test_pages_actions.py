@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 from gpuspawner.broker.api.answers import About, View
@@ -295,3 +297,29 @@ async def test_whether_somebody_else_s_server_may_be_stopped_is_the_hub_s_decisi
     assert "The default server of <bdi>bob</bdi> stops" in text
     assert (await bench.press("stop/?user=bob", "wrong"))[0] == 403
     assert len(bench.pages.hub.servers) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["<script>alert(1)</script>", "\"'", "\u202eright-to-left", "w" * 255, "a/b?c#d", "%2e%2e", "../.."],
+)
+async def test_hostile_names_of_servers_are_only_text(bench: Bench, name: str) -> None:
+    _, xsrf = await xsrf_of(bench, "anna")
+    path = f"stop/?user=anna&server={quote(name, safe='')}"
+    status, _, text = await bench.pages.get(f"own/{path}")
+    assert (status, "<script>alert" in text) == (200, False)
+    assert f"“<bdi>{html.escape(name)}</bdi>”".replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in text
+    assert (await bench.press(path, xsrf))[0] == 303
+    ((_, asked, _, _),) = bench.pages.hub.servers
+    assert (unquote(asked), asked.count("/")) == (f"anna/servers/{name}", 2)
+
+
+@pytest.mark.parametrize("query", ["server=..", "server=.", "user=..", "user="])
+async def test_a_name_that_would_be_another_address_is_none(bench: Bench, query: str) -> None:
+    """A client takes "servers/.." for the user."""
+    _, xsrf = await xsrf_of(bench, "anna")
+    assert (await bench.pages.get(f"own/stop/?{query}"))[0] == 404
+    assert (await bench.press(f"stop/?{query}", xsrf))[0] == 404
+    with pytest.raises(LeaseConflict, match="There is no such server"):
+        await HubServers("http://127.0.0.1:1").stop("token", "anna", "..")
+    assert bench.pages.hub.servers == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
 
 import pytest
+from gpuspawner.broker.enforce import reloads
 from gpuspawner.broker.enforce.reloads import CONTROL, LOST, ReloadParts, ReloadWatch
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.core.errors import EngineFault
@@ -82,6 +84,24 @@ async def test_a_round_that_docker_does_not_answer_is_repeated() -> None:
     machine.down = False
     await watch.round()
     assert machine.told == [(A, LOST)]
+
+
+async def test_the_same_failure_is_logged_once_until_it_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reloads, "ROUND_SECONDS", 0.001)
+    machine = Machine()
+    watching = asyncio.create_task(machine.watch().run())
+    for stamp in (2, 3):
+        machine.down, machine.stamp = True, stamp
+        await asyncio.sleep(0.05)
+        machine.down = False
+        await asyncio.sleep(0.05)
+    watching.cancel()
+    await asyncio.wait([watching])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert said[0].startswith("Whether servers have lost their GPU is not known, retrying: ")
 
 
 @pytest.mark.parametrize(("way", "stamp"), [(Injection.CDI, 1), (None, 1), (Injection.NVIDIA, None)])

@@ -160,6 +160,42 @@ async def test_a_promise_of_the_whole_gpu_moves_the_other_to_host_memory(room: C
     assert room.seats() == {"ann": (Turn.AWAKE, A), "bob": (Turn.ASLEEP, None)}
 
 
+async def test_who_is_woken_with_memory_is_told_how_long_that_takes(
+    room: Class, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.admit("ann", "bob", promise_gib=80)
+    room.machine.add(11, gib=30, container="ann")
+    await room.look(15)
+    room.machine.add(12, gib=30, container="bob")
+    await room.look(15)
+    wake, back = room.hands.wake, asyncio.Event()
+
+    async def slow(seat: Seat, gpu_uuid: str) -> Any:
+        await back.wait()
+        return await wake(seat, gpu_uuid)
+
+    monkeypatch.setattr(room.hands, "wake", slow)
+    room.keeper.want("ann")
+    await room.keeper.tick()
+    while room.seats()["bob"] != (Turn.ASLEEP, None):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    told = []
+    for seconds in (0.0, 3.0, 30.0):
+        room.now += seconds
+        ann = next(each for each in room.keeper.status() if each.lease_id == "ann")
+        told.append((ann.turn, ann.moves, ann.position, ann.wait_seconds))
+    back.set()
+    await room.keeper.settled()
+    known = Turn.ASLEEP, True, None
+    assert told == [
+        (*known, pytest.approx(5.8, abs=0.1)),
+        (*known, pytest.approx(2.8, abs=0.1)),
+        (*known, 0.0),
+    ]
+    assert room.seats()["ann"] == (Turn.AWAKE, A)
+
+
 async def test_two_gpus_are_both_used_and_a_new_program_moves_to_its_lease_s_gpu(room: Class) -> None:
     room.restart((A, B))
     room.admit("ann", "bob")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,8 @@ from gpuspawner.core import labels
 from gpuspawner.core.errors import LedgerFault
 from gpuspawner.core.model import Device, GpuRequest, Lease, LeaseState, Mode
 from gpuspawner.core.want import Want
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.lease_examples import NOON
 
@@ -119,3 +125,40 @@ async def test_a_new_broker_reads_who_is_awake_and_adopts_who_is_unknown(
     adopted = await again.adopt(container.lease("container-f", times.wall, 160 * GIB))
     assert (adopted.state, adopted.device_uuids) == (LeaseState.ASLEEP, ("GPU-1", "GPU-2"))
     assert (adopted.memory_bytes, adopted.want) == (24 * GIB, WANT)
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["wake", "sleep", "pass", "clock", "broker"]), st.integers(1, 500)), max_size=25
+)
+
+
+@settings(max_examples=25)
+@given(STEPS)
+def test_what_is_charged_is_the_time_awake(new_times: Any, steps: list[tuple[str, int]]) -> None:
+    """Whatever happens between: turns, brokers that are killed, a clock that somebody sets."""
+
+    async def walk(path: Path) -> None:
+        times, awake, charged = new_times(), False, 0.0
+        ledger = times.make_ledger(path)
+        await ledger.open()
+        allocator = await broker_on(ledger, times)
+        lease = await start(allocator)
+        for step, seconds in steps:
+            if step == "broker":
+                await ledger.close()
+                ledger = times.make_ledger(path)
+                await ledger.open()
+                allocator = await broker_on(ledger, times)
+            elif step == "clock":
+                times.set_clock(seconds)
+            elif step == "pass":
+                times.pass_seconds(seconds)
+                charged += seconds * awake
+            else:
+                await (allocator.wake if step == "wake" else allocator.sleep)(lease.id)
+                awake = step == "wake"
+        assert await ledger.gpu_seconds("ada", NOON - timedelta(days=1)) == pytest.approx(charged)
+        await ledger.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(walk(Path(folder) / "ledger.sqlite"))

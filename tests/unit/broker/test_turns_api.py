@@ -153,6 +153,10 @@ async def test_a_server_that_has_no_seat_yet(site: tuple[Pages, Turns]) -> None:
         ({"position": 11, "wait_seconds": 200.0}, "Waiting for a GPU: 11th in line, about 3 min."),
         ({"position": 1}, "Waiting for a GPU: 1st in line."),
         (
+            {"wait_seconds": 4.0, "moves": True, "turn": Turn.ASLEEP, "memory_bytes": 9 * GIB},
+            "Your GPU memory (9.0 GiB) is coming back to a GPU, about 5 s.",
+        ),
+        (
             {"position": 1, "moves": True, "turn": Turn.ASLEEP, "memory_bytes": 9 * GIB},
             "Your GPU memory (9.0 GiB) is coming back to a GPU.",
         ),

@@ -216,3 +216,13 @@ def test_the_quota_is_what_is_left_and_what_other_servers_hold() -> None:
         Meter("Servers with a GPU", "1 of 2 in use by your other servers", 50.0),
     )
     assert make_quota(None) == ()
+
+
+def test_a_drained_device_is_named() -> None:
+    """Who counts the GPUs of the machine sees why one is missing, and why a tier has none."""
+    one = card(GPU, served(GPU, drained=1), make_offer(free=1, total=1))
+    assert one.free == "1 of 1 GPU free now. An admin has taken 1 GPU out of use for now."
+    none = card(GPU, served(GPU, total=0, free=0, drained=2), make_offer(free=0, total=0))
+    assert none.reason == (
+        "Needs 1 GPU; none is in service for this tier now. An admin has taken 2 GPUs out of use for now."
+    )

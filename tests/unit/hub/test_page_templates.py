@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +90,26 @@ def test_a_waiting_page_needs_no_script_to_say_what_is_so() -> None:
     other = text(render("spawn_pending.html", spawner=spawner(start_view=view(keeps_place=False))))
     assert "Start on CPU instead" in other
     assert "Your place in the queue stays" not in other
+
+
+def test_the_home_page_says_which_servers_wait_or_start() -> None:
+    starting = StartView("", "CPU", "Container created", Progress().view())
+    mine = user(
+        default=SimpleNamespace(name="", pending="spawn", start_view=starting),
+        train=spawner(pending="spawn", start_view=view()),
+        runs=spawner(pending=None, start_view=view()),
+        other=SimpleNamespace(name="other", pending="spawn"),
+    )
+    page = render("home.html", user=mine, default_server=SimpleNamespace(active=True), url="/")
+    pending = re.search(r'<div class="container" id="gpu-pending">.*?</div>', page, re.DOTALL)
+    assert pending is not None
+    assert " ".join(unescape(re.sub(r"<[^>]*>", " ", pending[0])).split()) == (
+        f"Your default server is starting: Container created. See progress "
+        f"Your server “ {HOSTILE} ” waits for a GPU: 2nd in line. See progress"
+    )
+    assert re.findall(r'href="([^"]*)">See progress', page) == [
+        "/jupyter/hub/spawn-pending/u%40", "/jupyter/hub/spawn-pending/u%40/train",
+    ]  # fmt: skip
 
 
 def test_a_spawner_of_another_kind_has_a_waiting_page_without_steps() -> None:

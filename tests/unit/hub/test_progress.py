@@ -41,6 +41,16 @@ async def test_an_end_without_events_ends_the_followers() -> None:
     assert await asyncio.wait_for(watching, 1) == []
 
 
+async def test_everybody_is_told_that_the_start_was_cancelled() -> None:
+    progress = Progress()
+    early = asyncio.create_task(read(progress))
+    progress.say(10, "1st in line")
+    await asyncio.sleep(0)
+    progress.end(cancelled="The start was cancelled.")
+    last = {"progress": 100, "failed": True, "message": "The start was cancelled."}
+    assert [await early, await read(progress)] == [[event(10, "1st in line"), last]] * 2
+
+
 async def test_a_follower_that_leaves_disturbs_nobody() -> None:
     progress = Progress()
     leaver, stayer = asyncio.create_task(read(progress)), asyncio.create_task(read(progress))

@@ -106,3 +106,22 @@ def test_a_refused_start_has_no_traceback(
     (only,) = strict.handlers
     assert isinstance(only, Kept)
     assert len(only.lines) == (0 if expected[0] == "INFO" else 1)
+
+
+def test_a_page_that_follows_a_start_at_the_hub_s_end_is_told_without_a_traceback(
+    log: logging.Logger,
+) -> None:
+    (handler,) = log.handlers
+    assert isinstance(handler, Kept)
+    for said in ("aclose(): asynchronous generator is already running", "something else"):
+        try:
+            raise RuntimeError(said)
+        except RuntimeError:
+            log.exception(
+                "Uncaught exception %s\n%r", "GET /hub/api/users/ada/server/progress (::1)", "request"
+            )
+    assert handler.lines == [
+        ("INFO", "The hub ends while a page follows a start: GET /hub/api/users/ada/server/progress (::1)"),
+        ("ERROR", "Uncaught exception GET /hub/api/users/ada/server/progress (::1)\n'request'"),
+    ]
+    assert handler.tracebacks == [False, True]

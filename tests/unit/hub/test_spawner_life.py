@@ -13,6 +13,7 @@ from gpuspawner.core.errors import (
 )
 from gpuspawner.hub import lab, launch
 from gpuspawner.hub import spawner as module
+from gpuspawner.hub.spawner import GpuDockerSpawner
 from jupyterhub import orm
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import utcnow
@@ -259,3 +260,114 @@ async def test_progress_that_is_asked_for_before_the_start_waits_for_it() -> Non
     await asyncio.sleep(0.1)
     spawner._progress.end()
     assert await watching == ["2nd in line for a GPU"]
+
+
+# ---- a start that is cancelled
+
+
+class Cancelled:
+    """A start under a task of the hub's, in the middle of which it waits; `end` lets it end."""
+
+    def __init__(self, spawner: GpuDockerSpawner) -> None:
+        self.spawner, self.end, self.begun = spawner, asyncio.Event(), asyncio.Event()
+        spawner.user_options = {"profile": "cpu"}
+        spawner.pull_image = self._wait  # type: ignore[method-assign]
+        spawner._spawn_pending = spawner._start_pending = True  # as JupyterHub does
+        spawner._server = SimpleNamespace(base_url="/user/ada/")
+        spawner._spawn_future = self.task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            await asyncio.wait_for(self.spawner.start(), self.spawner.start_timeout)
+        except TimeoutError:
+            pass
+        finally:
+            self.spawner._spawn_pending = False
+
+    async def _wait(self, image: str, tell: object) -> dict[str, Any]:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await self.end.wait()
+            raise
+        return {}
+
+
+async def test_a_cancelled_start_that_is_still_ending_can_be_stopped() -> None:
+    spawner = make_spawner(inspect_container=[None, None])
+    start = Cancelled(spawner)
+    await start.begun.wait()
+    assert (spawner.pending, spawner.ready) == ("spawn", False)
+    start.task.cancel()
+    assert (spawner.pending, spawner.ready) == (None, False)
+    await asyncio.sleep(0.01)
+    assert (spawner.pending, spawner.ready, await spawner.poll()) == (None, False, None)
+    stop = asyncio.create_task(spawner.stop())
+    await asyncio.sleep(0.01)
+    assert not stop.done()
+    start.end.set()
+    await stop
+    assert start.task.cancelled()
+    assert (spawner.pending, spawner.ready, spawner.how_it_ended) == (None, False, "The start was cancelled.")
+
+
+async def test_a_cancelled_start_counts_no_longer_before_the_hub_has_noticed_its_end() -> None:
+    """The hub's own mark goes by a callback, in a later round of the loop."""
+    spawner = make_spawner(inspect_container=[EngineFault("gone", 404)])
+    spawner._spawn_pending = True
+    spawner._spawn_future = task = asyncio.create_task(asyncio.sleep(10))
+    await asyncio.sleep(0)
+    assert spawner.pending == "spawn"
+    task.cancel()
+    await asyncio.wait([task])
+    assert spawner.pending is None
+    await asyncio.wait_for(spawner.stop(), 5)
+
+
+async def test_a_start_between_a_cancelled_one_and_its_stop_is_refused() -> None:
+    spawner = make_spawner(inspect_container=[None, None])
+    start = Cancelled(spawner)
+    await start.begun.wait()
+    start.task.cancel()
+    await asyncio.sleep(0.01)
+    sentence = "The last start of this server is still being cancelled: try again in a few seconds."
+    with pytest.raises(SpawnException, match=sentence) as still_ending:
+        await spawner.start()
+    assert (still_ending.value.reason, still_ending.value.status_code) == ("start_conflict", 409)
+    start.end.set()
+    await asyncio.wait([start.task])
+    with pytest.raises(SpawnException, match=sentence):
+        await spawner.start()
+    await spawner.run_post_stop_hook()
+    start.begun.clear()
+    second = asyncio.create_task(spawner.start())
+    await start.begun.wait()
+    second.cancel()
+    await asyncio.wait([second])
+
+
+async def test_a_start_that_takes_too_long_says_so() -> None:
+    spawner = make_spawner(inspect_container=[None, None])
+    spawner.start_timeout = 1
+    start = Cancelled(spawner)
+    start.end.set()
+    await start.task
+    assert spawner.how_it_ended == "The server did not start within 1 seconds."
+
+
+async def test_a_stop_within_the_cancelled_start_waits_for_nothing() -> None:
+    """JupyterHub's own clean-up after a failed start runs in the task of that start."""
+    spawner = make_spawner(inspect_container=[EngineFault("gone", 404)])
+
+    async def fail() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await spawner.stop()
+
+    spawner._spawn_future = task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert task.done()

@@ -238,6 +238,31 @@ def test_reset_pending(script: Script, inventory: NvmlInventory) -> None:
     inventory.check(A)  # alone it is no reason to withdraw a device
 
 
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        (0, ""),
+        (1, "NVML says that the GPU needs a reset: run `nvidia-smi --gpu-reset`"),
+        (2, "NVML says that the machine has to be restarted"),
+        (3, "NVML says that programs which use this GPU together with others have to end first"),
+        (4, "NVML says that the GPU needs a reset: run `nvidia-smi --gpu-reset`"),
+        (99, "NVML asks for recovery action 99: see nvmlDeviceGpuRecoveryAction in NVIDIA's NVML manual"),
+    ],
+)
+def test_what_nvml_says_of_recovery(script: Script, inventory: NvmlInventory, action: int, said: str) -> None:
+    script.change(0, recovery=action)
+    assert inventory.reset_pending(A) == said
+
+
+def test_a_driver_without_a_recovery_action_needs_none(script: Script, inventory: NvmlInventory) -> None:
+    line = script.fault("nvmlDeviceGetFieldValues", pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, gpu=0)
+    assert inventory.reset_pending(A) == ""
+    script.drop(line)
+    script.fault("nvmlDeviceGetFieldValues", pynvml.NVML_ERROR_UNKNOWN, gpu=0)
+    with pytest.raises(DeviceFault):  # unknown is not none
+        inventory.reset_pending(A)
+
+
 def soon(call: object, *args: object) -> None:
     threading.Timer(0.1, call, args).start()  # type: ignore[arg-type]
 

@@ -127,6 +127,20 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or use CDI"
             True,
         ),
         (
+            {"driver": DriverFacts("595.71.05", "13.2", 2, ()), "images": ()},
+            [
+                ok("NVIDIA driver", "595.71.05, CUDA up to 13.2"),
+                note(
+                    "Turns",
+                    "With driver 595.71.05, killing a program that slept and was woken can hang the machine. "
+                    "Stopping a server puts its programs to sleep first; one that is killed inside a lab, or "
+                    "for lack of memory, is not asleep",
+                    "Install 580, or 610 or newer",
+                ),
+            ],
+            True,
+        ),
+        (
             {"driver": DriverFacts("550.90.07", None, 2, ("GPU 1: It is lost.",)), "images": ()},
             [
                 ok("NVIDIA driver", "550.90.07, CUDA up to not available"),

@@ -17,7 +17,8 @@ from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
 from ..observe.metrics import Metrics
 from ..observe.use import Use
-from .documents import News, Served, driver_document, status_document, tier_document
+from .documents import News, Served, driver_document, tier_document
+from .remembered import StatusMemory
 
 Document = dict[str, Any]
 """Plain JSON values, as the models of `protocol.messages` describe them."""
@@ -53,10 +54,12 @@ class View:
     def __init__(self, allocator: Allocator, about: About) -> None:
         self._allocator = allocator
         self._about = about
+        self._memory = StatusMemory()
+        self._tiers: tuple[object, Document] | None = None
 
     def status(self) -> Document:
         """The whole status document."""
-        return document(status_document(self._allocator.snapshot(), self._about.simulated, self._news()))
+        return self._memory.status(self._allocator.snapshot(), self._about.simulated, self._news())
 
     def stamp(self) -> object:
         """Equal to an earlier one as long as the status document is; much cheaper than the document."""
@@ -80,11 +83,15 @@ class View:
         )
 
     def tiers(self) -> Document:
-        """The tiers and how much of each is free."""
-        about = self._about
-        tiers = tuple(self._tier(tier) for tier in about.tiers)
-        driver = driver_document(about.node().driver)
-        return document(TiersDocument(simulated=about.simulated, driver=driver, tiers=tiers))
+        """The tiers and how much of each is free; made again when devices, leases or queue have changed."""
+        about, snapshot = self._about, self._allocator.snapshot()
+        source = (snapshot, about.node().driver)
+        if self._tiers is None or self._tiers[0] != source:
+            tiers = tuple(self._tier(tier) for tier in about.tiers)
+            driver = driver_document(about.node().driver)
+            made = TiersDocument(simulated=about.simulated, driver=driver, tiers=tiers)
+            self._tiers = (source, document(made))
+        return self._tiers[1]
 
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -54,8 +54,8 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
     return StatusDocument(
         simulated=simulated,
         fault=news.fault,
-        devices=tuple(_device(view, news) for view in snapshot.devices),
-        leases=tuple(_lease(lease, news) for lease in snapshot.leases),
+        devices=tuple(device_document(view, news) for view in snapshot.devices),
+        leases=tuple(lease_document(lease, news) for lease in snapshot.leases),
         queue=tuple(_entry(entry) for entry in snapshot.queue),
         ended=tuple(EndedDocument(**asdict(each)) for each in news.ended),
         disks=tuple(
@@ -105,6 +105,7 @@ def tier_document(tier: Tier, served: Served | None, simulated: bool) -> TierDoc
         free=capacity.free,
         total=capacity.total,
         waiting=capacity.waiting,
+        drained=capacity.drained,
     )
 
 
@@ -115,7 +116,8 @@ def driver_document(driver: DriverFacts | None) -> DriverDocument | None:
     return DriverDocument(version=driver.driver_version, cuda=driver.cuda_version)
 
 
-def _device(view: DeviceView, news: News) -> DeviceDocument:
+def device_document(view: DeviceView, news: News) -> DeviceDocument:
+    """One device, its holders and its readings."""
     device, terms = view.device, view.terms
     shared = _is_shared(view)
     mode = Mode.SLICE if shared else terms.mode
@@ -210,7 +212,8 @@ def turn_document(view: TurnView) -> TurnDocument:
     return TurnDocument(**{**asdict(view), "turn": view.turn.value})
 
 
-def _lease(lease: Lease, news: News) -> LeaseDocument:
+def lease_document(lease: Lease, news: News) -> LeaseDocument:
+    """One lease: what it holds and uses, and when it ends."""
     use, deadline = news.uses.get(lease.id, NOTHING_KNOWN), news.deadline_of(lease.id)
     return LeaseDocument(
         id=lease.id,

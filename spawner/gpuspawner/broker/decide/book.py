@@ -187,7 +187,7 @@ class Book:
     def capacity(self, want: Want) -> Capacity:
         """How many healthy devices, or slices of them, suit `want`, and how many requests wait for them."""
         free, total = self._devices.count(want)
-        return Capacity(free, total, self._queue.count(want))
+        return Capacity(free, total, self._queue.count(want), self._devices.drained(want))
 
     def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
         """Whether this many leases of each want fit on the healthy devices if no other lease holds any."""

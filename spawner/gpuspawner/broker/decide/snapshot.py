@@ -18,12 +18,13 @@ class Capacity:
     """Devices, or slices, that suit a request.
 
     `free` may be leased now; `total` counts the healthy ones, leased or not; `waiting` is how many requests
-    wait for any of them.
+    wait for any of them. `drained` devices are in neither: an admin lets nothing new onto them.
     """
 
     free: int
     total: int
     waiting: int
+    drained: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ _STEP_SECONDS = 5
 
 def waiting_sentence(view: TurnView) -> str:
     """The line below a cell that waits: its place and about how long; "" if it doesn't wait."""
-    if view.position is None:
-        return ""
+    about = "" if view.wait_seconds is None else f", {_about(view.wait_seconds)}"
     if view.moves and view.turn is Turn.ASLEEP and view.memory_bytes:
         size = format_bytes(view.memory_bytes)
-        return f"Your GPU memory ({size}) is coming back to a GPU. Your variables are safe."
-    about = "" if view.wait_seconds is None else f", {_about(view.wait_seconds)}"
+        return f"Your GPU memory ({size}) is coming back to a GPU{about}. Your variables are safe."
+    if view.position is None:
+        return ""
     return f"Waiting for a GPU: {ordinal(view.position)} in line{about}. Your variables are safe."
 
 

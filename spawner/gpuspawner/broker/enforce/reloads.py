@@ -12,10 +12,10 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from ...core.errors import GpuSpawnerError
 from ...core.model import Lease, LeaseState
 from ...node.api import Injection
 from ..leases.containers import Engine
+from ..observe.failures import LoopFailures
 from ..observe.metrics import Metrics
 
 ROUND_SECONDS = 2.0
@@ -48,19 +48,15 @@ class ReloadWatch:
         self._looked: int | None = None
 
     async def run(self) -> None:
-        """Rounds until cancelled."""
+        """Rounds until cancelled. The same failure is logged once."""
+        failures = LoopFailures("reloads", self._parts.metrics, self._parts.log)
         while True:
             await asyncio.sleep(ROUND_SECONDS)
             try:
                 await self.round()
+                failures.over()
             except Exception as error:  # the top of this loop
-                self._parts.metrics.failed("reloads")
-                known = isinstance(error, GpuSpawnerError)
-                self._parts.log.warning(
-                    "Whether servers have lost their GPU is not known, retrying: %s",
-                    error,
-                    exc_info=not known,
-                )
+                failures.failed("Whether servers have lost their GPU is not known, retrying", error)
 
     async def round(self) -> None:
         """Asks all servers if there was a reload since the last complete round.

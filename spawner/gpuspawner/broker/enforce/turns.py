@@ -64,7 +64,7 @@ class SeatStatus:
     moves: bool
     position: int | None
     wait_seconds: float | None = None
-    """About how long until its turn, if it wants one."""
+    """About how long until its turn, if it wants one, or until its memory is back on the GPU."""
     known: bool = True
     can_move: bool = True
 
@@ -76,7 +76,8 @@ class _Entry:
     `unknown_since`: the driver doesn't say where it is since then.
     `prompt_since`: its programs wait for input since then, whether or not its GPU is called busy.
     `wants_by_thread`: that it wants a GPU was read from its main thread, and nothing else says so.
-    `begun`: how many steps were begun with it, so that a sample from before is known to be old.
+    `begun`: how many steps were begun with it, so that a sample from before is known to be old; `began`: when
+    the last one was.
     """
 
     place: Place
@@ -96,6 +97,7 @@ class _Entry:
     unknown_since: float | None = None
     target_uuid: str | None = None
     begun: int = 0
+    began: float = 0.0
     out_of_turn_since: float | None = None
     retry_at: float = 0.0
     under_way: Action | None = None
@@ -252,12 +254,19 @@ class TurnKeeper:
                 memory_bytes=seat.memory_bytes,
                 moves=seat.under_way is not None,
                 position=order.index(seat.lease_id) + 1 if seat.lease_id in order else None,
-                wait_seconds=waits.get(seat.lease_id),
+                wait_seconds=waits.get(seat.lease_id, self._coming_back(seat, now)),
                 known=self._entries[seat.lease_id].known,
                 can_move=seat.unmovable_since is None,
             )
             for seat in seats
         )
+
+    def _coming_back(self, seat: Seat, now: float) -> float | None:
+        """About how long until a seat that is being woken has its memory on the GPU; None for any other."""
+        action = seat.under_way
+        if action is None or action.step is not Step.WAKE or seat.turn is not Turn.ASLEEP:
+            return None
+        return max(0.0, self._entries[seat.lease_id].began + self.seen.wake_seconds(seat.memory_bytes) - now)
 
     @property
     def look_seconds(self) -> float:
@@ -421,6 +430,7 @@ class TurnKeeper:
             return
         entry.under_way = action
         entry.begun += 1
+        entry.began = self.clock()
         if action.step is Step.SLEEP:
             entry.target_uuid = action.gpu_uuid
         self._spawn(self._carry_out(action, entry), action.lease_id)

@@ -82,3 +82,11 @@ def is_not_loaded(fault: DeviceFault) -> bool:
     """Whether NVML's library is there, but the driver's kernel module is not loaded."""
     cause = fault.__cause__
     return isinstance(cause, pynvml.NVMLError) and cause.value == pynvml.NVML_ERROR_DRIVER_NOT_LOADED
+
+
+def recovery_action(handle: Any) -> int:
+    """NVML's recovery action of a GPU. Raises NVMLError, also for the answer of the field itself."""
+    (found,) = pynvml.nvmlDeviceGetFieldValues(handle, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    if found.nvmlReturn != pynvml.NVML_SUCCESS:
+        raise pynvml.NVMLError(found.nvmlReturn)
+    return int(found.value.uiVal)

@@ -14,13 +14,24 @@ import pynvml
 
 from ...core.errors import DeviceFault
 from ...core.model import Device
-from .calls import call, fault_of, is_empty, is_not_there, optional
+from .calls import call, fault_of, is_empty, is_not_there, optional, recovery_action
 from .listing import Handle, find_handle, instance_handles, instance_of, mig_is_on, read_all
 from .patience import Patience
 from .protocol import Climate, ComputeMode, DriverFacts, GpuProcess, ProcessUse, XidEvent
 
 _log = logging.getLogger(__name__)
 
+_RESET = "NVML says that the GPU needs a reset: run `nvidia-smi --gpu-reset`"
+_RESTART = "NVML says that the machine has to be restarted"
+_RECOVERY = {
+    pynvml.NVML_GPU_RECOVERY_ACTION_NONE: "",
+    pynvml.NVML_GPU_RECOVERY_ACTION_GPU_RESET: _RESET,
+    pynvml.NVML_GPU_RECOVERY_ACTION_NODE_REBOOT: _RESTART,
+    pynvml.NVML_GPU_RECOVERY_ACTION_DRAIN_P2P: "NVML says that programs which use this GPU together with "
+    "others have to end first",
+    pynvml.NVML_GPU_RECOVERY_ACTION_DRAIN_AND_RESET: _RESET,
+}
+"""NVML API Reference (r580), nvmlDeviceGpuRecoveryAction."""
 _NO_INSTANCE = 0xFFFFFFFF
 """NVML's instance id of an event or process without an instance."""
 
@@ -95,14 +106,18 @@ class NvmlInventory:
             self._stale.set()
 
     def reset_pending(self, uuid: str) -> str:
-        """Why the GPU must be reset first: remapped rows or retired pages are pending. Raises DeviceFault."""
+        """Why the GPU must be reset first. Raises DeviceFault.
+
+        Remapped rows or retired pages are pending, or NVML names an action (since r570; older drivers and
+        GPUs have none).
+        """
         with self._handle(uuid) as handle:
             rows = optional(pynvml.nvmlDeviceGetRemappedRows, handle.whole)
             if rows is not None and rows[2]:
                 return "Remapped memory rows wait for a reset: run `nvidia-smi --gpu-reset`"
             if optional(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle.whole):
                 return "Retired memory pages wait for a reset: run `nvidia-smi --gpu-reset`"
-            return ""
+            return _recovery(optional(recovery_action, handle.whole) or pynvml.NVML_GPU_RECOVERY_ACTION_NONE)
 
     @contextmanager
     def _handle(self, uuid: str) -> Iterator[Handle]:
@@ -310,3 +325,11 @@ def _listed(ask: Callable[[Any], list[Any]], handle: Any) -> dict[int, Any] | No
     """
     processes = optional(ask, handle)
     return None if processes is None else {each.pid: each for each in processes}
+
+
+def _recovery(action: int) -> str:
+    """What must be done before the GPU may be leased again, as NVML says; "" if nothing."""
+    unknown = (
+        f"NVML asks for recovery action {action}: see nvmlDeviceGpuRecoveryAction in NVIDIA's NVML manual"
+    )
+    return _RECOVERY.get(action, unknown)

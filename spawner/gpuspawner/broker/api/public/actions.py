@@ -132,7 +132,8 @@ class Actions:
 
         async def act() -> Answer:
             turn(lease_id, action)
-            return _said("It gets a GPU when it is its turn." if action == "wake" else "The turn ends.")
+            woken = action == "wake"
+            return _said("Your server gets a GPU when it is its turn." if woken else "Your turn ends.")
 
         return await self._do(f"turn: {action}", lease, sender, {}, act)
 

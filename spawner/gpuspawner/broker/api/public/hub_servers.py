@@ -51,6 +51,9 @@ class HubServers:
 
 
 def _path(user: str, server: str) -> str:
+    """The server's address in the hub's API. Raises LeaseConflict for what would be another address."""
+    if {user, server} & {".", ".."} or not user:
+        raise LeaseConflict("There is no such server.")
     name = quote(user, safe="")
     return f"/users/{name}/servers/{quote(server, safe='')}" if server else f"/users/{name}/server"
 

@@ -1,8 +1,8 @@
 """One possible future of the queue: who begins when, with drawn lengths of sessions and newcomers. Pure.
 
 The order is the queue's own (`queue.py`): patience, priority, the groups' and users' use as it grows in this
-future, arrival. Two things are left out: small requests don't pass a big one that waits, and nothing is kept
-for lab sessions that have not begun.
+future, arrival. Who ends in time passes a big request that waits for more devices than are free, as in
+`backfill.py`. One thing is left out: nothing is kept for lab sessions that have not begun.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ class Future:
         self._rooms: dict[Kind, list[Room]] = {kind: list(listed) for kind, listed in line.rooms.items()}
         self._changed: dict[str, Room] = {}
         self._ends: list[_End] = []
+        self._limits: dict[int, tuple[float, tuple[Share, ...]]] = {}
+        """Of the sessions among `_ends` that have a limit: their latest end, and what they hold."""
         self._pushed = 0
         self._tiers = dict(line.tiers)
         self._use = _Use(line.standings, now_seconds)
@@ -142,6 +144,7 @@ class Future:
                 continue
             end = heapq.heappop(self._ends)
             at = end.at_seconds
+            self._limits.pop(end.number, None)
             endings += 1
             self._free(end.shares)
             self._use.end(end.group, end.devices)
@@ -158,6 +161,8 @@ class Future:
             if lasts is not None:
                 self._use.grow(session.user, group, devices * lasts, self._now)
                 self._push(self._now + lasts, session.holding.shares, group, devices)
+                if ends is not None:
+                    self._limits[self._pushed] = ends, session.holding.shares
 
     def _arrive(self, newcomer: Arrival) -> None:
         self._pushed += 1
@@ -180,10 +185,15 @@ class Future:
     # Serving.
 
     def _serve(self, at: float) -> list[str]:
-        """Who begins now, in the order of the queue; who can't keeps what suits it from those behind."""
+        """Who begins now, in the order of the queue; who can't keeps what suits it from those behind.
+
+        But those whose session ends before it could begin may have that.
+        """
         if not any(self._rooms.values()):
             return []
         left, begun = dict(self._rooms), []
+        kept: dict[Kind, list[Room]] = {}
+        kept_from = math.inf
         heads = [first for want in self._asking if (first := self._first(want, at)) is not None]
         while heads:
             first = min(heads)
@@ -191,9 +201,15 @@ class Future:
             waiting = first[1]
             want = waiting.want
             shares = place(want, left)
+            if shares is None and kept and at + (waiting.claim.session_seconds or math.inf) <= kept_from:
+                shares = place(want, {**left, **kept})
             if shares is None:
                 if not self._only_guests(want):
-                    left = {kind: listed for kind, listed in left.items() if not suits(want, kind)}
+                    suiting = {kind: listed for kind, listed in left.items() if suits(want, kind)}
+                    left = {kind: listed for kind, listed in left.items() if kind not in suiting}
+                    kept |= suiting
+                    if any(suiting.values()):
+                        kept_from = min(kept_from, self._begins_by(want))
                 continue
             self._gone.add(waiting.lease_id)
             begun.append(waiting.lease_id)
@@ -225,6 +241,8 @@ class Future:
         if lasts is not None:
             self._use.grow(waiting.user, waiting.claim.group, devices * lasts, at)
             self._push(at + lasts, shares, waiting.claim.group, devices)
+            if waiting.claim.session_seconds is not None:
+                self._limits[self._pushed] = at + waiting.claim.session_seconds, shares
 
     def _overdue(self, asking: _Asking, at: float) -> Waiting | None:
         """Who has waited longest for this want, if that is longer than the queue's patience."""
@@ -268,13 +286,29 @@ class Future:
         self._pushed += 1
         heapq.heappush(self._ends, _End(at, self._pushed, shares, group, devices))
 
+    def _begins_by(self, want: Want) -> float:
+        """When the want could begin at the latest, by the limits of those that run; -inf: not known."""
+        rooms = {kind: list(listed) for kind, listed in self._rooms.items() if suits(want, kind)}
+        changed = dict(self._changed)
+        for until, shares in sorted(self._limits.values(), key=lambda each: each[0]):
+            self._give_back(rooms, changed, shares)
+            if place(want, rooms) is not None:
+                return until
+        return -math.inf
+
     def _free(self, shares: Iterable[Share]) -> None:
+        self._give_back(self._rooms, self._changed, shares)
+
+    def _give_back(
+        self, rooms: dict[Kind, list[Room]], changed: dict[str, Room], shares: Iterable[Share]
+    ) -> None:
+        """Adds the shares to what is free in `rooms`; `changed` are the rooms that differ from the line's."""
         for share in shares:
-            room = self._changed.get(share.device_uuid) or self._line.all_rooms.get(share.device_uuid)
+            room = changed.get(share.device_uuid) or self._line.all_rooms.get(share.device_uuid)
             if room is None:
                 continue
-            freed = self._changed[share.device_uuid] = room.minus(share)
-            listed = self._rooms.setdefault(room.kind, [])
+            freed = changed[share.device_uuid] = room.minus(share)
+            listed = rooms.setdefault(room.kind, [])
             at = next((n for n, each in enumerate(listed) if each.device.uuid == share.device_uuid), None)
             if at is not None:
                 del listed[at]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from ....core.model import Device, Lease
@@ -239,8 +240,24 @@ def example(want: Want, kinds: Iterable[Kind]) -> Share | None:
     return None
 
 
+_Held = tuple[int, float, bool]
+"""Of a share, what one beside it depends on: memory in bytes, compute in percent, whether in turns."""
+
+
 def count_free(want: Want, room: Room) -> int:
-    """How many leases like `want` still fit into the room: of whole devices one at most."""
+    """How many leases like `want` still fit into the room: of whole devices one at most.
+
+    It is asked of all devices for every page, and most devices of a site are held alike: the answer is
+    remembered by what it depends on.
+    """
+    held = tuple((share.memory_bytes, share.compute_percent, share.in_turns) for share in room.shares)
+    return _count_free(want, room.device.memory_bytes, room.terms, held)
+
+
+@lru_cache(maxsize=4096)
+def _count_free(want: Want, memory_bytes: int, terms: SharingRules, held: tuple[_Held, ...]) -> int:
+    shares = tuple(Share("", memory, compute, in_turns=turns) for memory, compute, turns in held)
+    room = Room(Device("", "", memory_bytes), shares, terms)
     rule, count = RULES[want.mode], 0
     while (share := rule(want, room)) is not None:
         room = room.plus(share)

@@ -183,7 +183,7 @@ def _turn(lease: Mapping[str, Any], facts: Facts) -> TurnRow | None:
         for other in facts.status["leases"]
         if other["id"] != lease["id"]
         and (other.get("turn") or {}).get("position") is not None
-        and other["device_uuids"] == lease["device_uuids"]
+        and not set(other["device_uuids"]).isdisjoint(lease["device_uuids"])  # each begins with its home
     )
     return TurnRow(
         word=word,

@@ -38,6 +38,8 @@ class StopHandler(PageHandler):
     async def content(self, *path: str) -> StopPage:
         user = self.get_query_argument("user", self.viewer.name, strip=False)
         server = self.get_query_argument("server", "", strip=False)
+        if {user, server} & {".", ".."} or not user:
+            raise HTTPError(404)
         return StopPage(user, server, self._hub_page("spawn-pending", user, server), user == self.viewer.name)
 
     async def post(self, *path: str) -> None:
