@@ -162,6 +162,7 @@ def others() -> Iterator[Call]:
     """What is neither a page nor of the API."""
     yield Call("get", "health", "health", EVERYBODY)
     yield Call("get", "static/(.*)", "static/gpu.css", EVERYBODY)
+    yield Call("get", "hub-static/(.*)", "hub-static/favicon.ico", EVERYBODY)
     yield Call("get", "metrics", "metrics", ALL_READERS)
     for method in ("get", "post", "delete"):
         yield Call(method, "api/.*", "api/what", NOBODY)
