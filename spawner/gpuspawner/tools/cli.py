@@ -622,6 +622,9 @@ def _state(device: dict[str, Any]) -> str:
     if total is not None:
         users = ", ".join(dict.fromkeys(escape(share["user"]) for share in device["shares"]))
         holder = f"{device['free_slices']} of {total} slices free" + (f"\n{users}" if users else "")
+    if device.get("total_seats") is not None:
+        seats = f"{device['free_seats']} of {device['total_seats']} seats in turns free"
+        holder = f"{holder} is awake\n{seats}" if holder else seats
     if not device["healthy"]:
         return f"[red]out of service[/] {holder}\n{escape(device['reason'])}".strip()
     return holder or "[green]free[/]"

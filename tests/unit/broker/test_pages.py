@@ -290,6 +290,29 @@ def test_summary(free: int, waiting: int, simulated: bool, sentence: str) -> Non
     assert build(whole, Viewer("anna")).summary == sentence
 
 
+def seated(number: int, pool: str, free: int, **changes: Any) -> dict[str, Any]:
+    """A GPU in turns, of a pool with eight seats."""
+    turns = {"pool": pool, "mode": "turns", "free_seats": free, "total_seats": 8}
+    return {**device(number), **turns, **changes}
+
+
+def test_in_turns_the_seats_of_a_pool_count_once() -> None:
+    """Also if somebody is awake there, or one of its GPUs is out of service."""
+    awake = seated(0, "turns", 5, lease_id="a" * 32)
+    lost = seated(1, "turns", 5, healthy=False, reason="Xid 79")
+    whole = {
+        "simulated": False,
+        "devices": [awake, lost, seated(2, "more", 0), device(3)],
+        "leases": [],
+        "queue": [],
+        "ended": [],
+    }
+    page = build(whole, Viewer("anna"))
+    assert page.summary == "1 of 1 GPU, 5 of 16 seats in turns free, nobody waits."
+    seats = [(row.free, row.total, row.unit) for row in page.models]
+    assert seats == [(5, 16, "seats in turns"), (1, 1, "")]
+
+
 def test_gpus_that_do_not_answer_are_said() -> None:
     whole = {**document(), "devices": [], "leases": [], "queue": []}
     summary = "The GPUs of this machine don't answer; they appear here when they answer. Nobody waits."

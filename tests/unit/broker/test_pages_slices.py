@@ -78,9 +78,9 @@ def test_a_student_sees_their_slice_and_how_many_are_left() -> None:
         "The whole GPU, with everybody who shares it. Yours is limited to 25 % of its compute.",
     )
     guarded = "memory watched from outside the container and enforced within seconds; compute limited by MPS"
-    assert [(row.free, row.total, row.sliced, row.guarantee_help) for row in page.models] == [
-        (8, 10, True, guarded),
-        (1, 1, False, "the whole device, enforced by hardware or by the container's device list"),
+    assert [(row.free, row.total, row.unit, row.guarantee_help) for row in page.models] == [
+        (8, 10, "slices", guarded),
+        (1, 1, "", "the whole device, enforced by hardware or by the container's device list"),
     ]
 
 

@@ -158,6 +158,22 @@ def test_status_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("user", "lines"),
+    [
+        ("ada", ["ada ([red]train) is awake", "3 of 8 seats in turns free"]),
+        (None, ["3 of 8 seats in turns free"]),
+    ],
+)
+def test_of_a_gpu_in_turns_status_says_who_is_awake_and_how_many_seats_are_free(
+    user: str | None, lines: list[str]
+) -> None:
+    device = {**DEVICE, "user": user, "free_seats": 3, "total_seats": 8, "mode": "turns"}
+    text = printed(cli.show_status, {**STATUS, "devices": [device], "leases": [], "queue": []})
+    cells = [cell for line in text[3:] for cell in line]
+    assert [cell for cell in cells if "turns" in cell or "awake" in cell] == lines
+
+
 def test_times_are_local() -> None:
     program = f"from gpuspawner.tools import cli; print(cli._local_time({DEVICE['since']!r}))"
     text = subprocess.run(

@@ -1,4 +1,4 @@
-"""How many devices or slices are free, by kind: numbers that everybody may see. Pure."""
+"""How many devices, slices or seats in turns are free, by kind: numbers that everybody may see. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from ...core.units import format_bytes
 from ..api.visible import Document, is_free
 from .words import count_of
+
+SLICES, SEATS = "slices", "seats in turns"
 
 GUARANTEES = {
     "hard": "the whole device, enforced by hardware or by the container's device list",
@@ -29,8 +31,8 @@ class ModelRow:
     free: int
     total: int
     withdrawn: int
-    sliced: bool = False
-    """Whether `free` and `total` count slices instead of devices."""
+    unit: str = ""
+    """What `free` and `total` count, if not devices: "slices", "seats in turns"."""
 
 
 def summary(status: Document) -> str:
@@ -45,33 +47,41 @@ def summary(status: Document) -> str:
         )
     if not devices:
         return f"No {kind} on this machine, {queue}."
-    unshared = [device for device in devices if not is_sliced(device)]
+    simulated = "simulated " if status["simulated"] else ""
     parts = []
-    if unshared:
-        parts.append(count_of(sum(is_free(device) for device in unshared), len(unshared), kind))
-    if len(unshared) < len(devices):
-        noun = "simulated slice" if status["simulated"] else "slice"
-        parts.append(count_of(*free_and_total(device for device in devices if is_sliced(device)), noun))
+    for unit, noun in (("", kind), (SLICES, f"{simulated}slice"), (SEATS, f"{simulated}seat")):
+        counted = [device for device in devices if unit_of(device) == unit]
+        if counted:
+            parts.append(count_of(*free_and_total(counted), noun) + (" in turns" if unit == SEATS else ""))
     return f"{', '.join(parts)} free, {queue}."
 
 
-def is_sliced(device: Document) -> bool:
-    """Whether it is shared in slices."""
-    return device.get("total_slices") is not None
+def unit_of(device: Document) -> str:
+    """What of the device is leased: itself (""), its slices, or seats of its pool in turns."""
+    if device.get("total_slices") is not None:
+        return SLICES
+    return "" if device.get("total_seats") is None else SEATS
 
 
 def free_and_total(devices: Iterable[Document]) -> tuple[int, int]:
-    """Free and total: slices if devices are sliced, else devices.
+    """Free and total, each device in its unit.
 
-    Nothing is free on a device out of service.
+    Nothing is free on a device out of service. The seats of a pool in turns are those of all its devices
+    together, and count once.
     """
     free = total = 0
+    seats: dict[tuple[str, str], tuple[int, int]] = {}
     for device in devices:
-        sliced = is_sliced(device)
-        total += device["total_slices"] if sliced else 1
-        if is_free(device):
-            free += device["free_slices"] if sliced else 1
-    return free, total
+        unit, open_ = unit_of(device), is_free(device)
+        if unit == SEATS:
+            pool = (device.get("node", ""), device["pool"])
+            mine = device["free_seats"] if open_ else 0
+            seats[pool] = (max(mine, seats.get(pool, (0, 0))[0]), device["total_seats"])
+            continue
+        total += device["total_slices"] if unit == SLICES else 1
+        if open_:
+            free += device["free_slices"] if unit == SLICES else 1
+    return free + sum(each for each, _ in seats.values()), total + sum(each for _, each in seats.values())
 
 
 def guarantee_help(device: Document) -> str:
@@ -91,7 +101,7 @@ def models(devices: Sequence[Document]) -> tuple[ModelRow, ...]:
     for device in devices:
         key = (
             device["model"], device["memory_bytes"], device["guarantee"], device["simulated"],
-            is_sliced(device), guarantee_help(device),
+            unit_of(device), guarantee_help(device),
         )  # fmt: skip
         groups.setdefault(key, []).append(device)
     return tuple(
@@ -104,7 +114,7 @@ def models(devices: Sequence[Document]) -> tuple[ModelRow, ...]:
             free=free_and_total(group)[0],
             total=free_and_total(group)[1],
             withdrawn=sum(not device["healthy"] for device in group),
-            sliced=sliced,
+            unit=unit,
         )
-        for (model, memory_bytes, guarantee, simulated, sliced, help_text), group in groups.items()
+        for (model, memory_bytes, guarantee, simulated, unit, help_text), group in groups.items()
     )
