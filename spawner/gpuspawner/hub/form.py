@@ -71,6 +71,13 @@ def render_form(offered: Offered, filled: Filled = _NOTHING, server: str = "") -
     )
 
 
+def has_choice(offered: Offered) -> bool:
+    """Whether the form asks anything: with one tier that can start, and no image to choose, it doesn't."""
+    images = image_fields(offered.images, _NOTHING)
+    one = len(offered.cards) == 1 and offered.cards[0].usable and not offered.problem
+    return not one or bool(images.listed or images.allowed)
+
+
 def _said_once(cards: Sequence[TierCard]) -> tuple[list[TierCard], list[str]]:
     """The cards without the sentences that all of them share, and these sentences.
 

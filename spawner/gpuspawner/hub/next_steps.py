@@ -24,21 +24,23 @@ from .pages import Link, Meanwhile, SpawnLinks
 @dataclass(frozen=True, slots=True)
 class NextSteps:
     """For one server. `page` is the spawn page of its user's default server, `escaped_server` its name as it
-    stands in an address; `plain` is the first tier without a GPU."""
+    stands in an address; `plain` is the first tier without a GPU. `next_url`: where its user wanted to go."""
 
     page: str
     server: str
     escaped_server: str
     plain: Tier | None
+    next_url: str = ""
 
     @property
     def links(self) -> SpawnLinks:
         """The addresses that start this server."""
-        return SpawnLinks(f"{self.page}/{self.escaped_server}" if self.escaped_server else self.page)
+        page = f"{self.page}/{self.escaped_server}" if self.escaped_server else self.page
+        return SpawnLinks(page, self.next_url)
 
     def after(self, error: GpuSpawnerError, options: Mapping[str, str]) -> list[Link]:
         """What works after an error: start without a GPU, try the same again, choose again."""
-        links, again = [], Link("Choose again", self.links.page, "again")
+        links, again = [], Link("Choose again", self.links.choose, "again")
         if isinstance(error, BadOption | ConfigError | ImageUnfit):
             return [again]
         if isinstance(error, Refusal) and not isinstance(error, StartConflict) and self.plain is not None:

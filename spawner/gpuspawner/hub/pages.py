@@ -27,13 +27,26 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class SpawnLinks:
-    """The addresses with which one server is started. `page` is its spawn page."""
+    """The addresses with which one server is started. `page` is its spawn page.
+
+    `next_url`: where the browser is led when the server runs; "": to the server.
+    """
 
     page: str
+    next_url: str = ""
 
     def start(self, options: Mapping[str, str]) -> str:
         """Starts the server with these options at once."""
-        return f"{self.page}?{urlencode({_OPTION + key: value for key, value in options.items()})}"
+        return self._with_query({_OPTION + key: value for key, value in options.items()})
+
+    @property
+    def choose(self) -> str:
+        """Asks how to start the server."""
+        return self._with_query({})
+
+    def _with_query(self, query: Mapping[str, str]) -> str:
+        whole = {**query, "next": self.next_url} if self.next_url else query
+        return f"{self.page}?{urlencode(whole)}" if whole else self.page
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from . import offer, quota
 from .container import ContainerFacts, ContainerPlan, plan, server_command
 from .docker import DockerEngine
 from .docker_answers import exit_status, running
-from .form import render_form, render_unusable
+from .form import has_choice, render_form, render_unusable
 from .home import find_home
 from .images import Images
 from .kernels import KernelReporter, token_of
@@ -173,7 +173,10 @@ class GpuDockerSpawner(SpawnerSettings):
         return _leave_options
 
     async def _render_options_form(self) -> str:
-        """The form: the tiers with what is free now, or a message if the settings are invalid."""
+        """The form: the tiers with what is free now, or a message if the settings are invalid.
+
+        "" if there is nothing to choose: the hub then starts the server at once, so that links to it work.
+        """
         try:
             menu = Menu(self.tiers, self.image, self.offered_images(), await self._limit_sentences())
             offered = await offer.look(menu, self.shared, self._who())
@@ -184,6 +187,8 @@ class GpuDockerSpawner(SpawnerSettings):
             return render_unusable(describe(error).message)
         # A refused choice is shown once more, so that the user can correct it; else the last start's.
         refused, self._refused_form = self._refused_form, None
+        if refused is None and not has_choice(offered):
+            return ""
         filled = refill(self._last_options() if refused is None else refused)
         return render_form(offered, filled, self._shown_name)
 
@@ -739,7 +744,9 @@ class GpuDockerSpawner(SpawnerSettings):
         with suppress(ConfigError):  # a tier that can't be read is nothing to choose
             plain = next((tier for tier in self.tiers if not tier.needs_gpu), None)
         page = url_path_join(self.hub.base_url, "spawn", self.user.escaped_name)
-        return NextSteps(page, self.name, url_escape_path(self.name), plain)
+        # The hub keeps the request that began the start until it has ended; starts by its API lead nowhere.
+        next_url = self.handler.get_argument("next", "") if self.handler is not None else ""
+        return NextSteps(page, self.name, url_escape_path(self.name), plain, next_url)
 
     # ---- what our versions of JupyterHub's pages ask for
 

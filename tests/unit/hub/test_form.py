@@ -9,7 +9,7 @@ from gpuspawner.core.image_reference import MAX_CHARS, allow_images
 from gpuspawner.core.model import Tier
 from gpuspawner.core.want import Want
 from gpuspawner.hub.cards import Meter, State, TierCard
-from gpuspawner.hub.form import Offered, render_form
+from gpuspawner.hub.form import Offered, has_choice, render_form
 from gpuspawner.hub.options import Filled
 
 CPU = Tier("cpu", "CPU", "No GPU.")
@@ -64,6 +64,22 @@ def test_nothing_to_choose_is_said() -> None:
     said = re.compile(r'<p class="text-danger" id="gpu-no-tier" data-live( hidden)?>([^<]*)</p>')
     assert said.findall(render_form(Offered([off(GPU)]))) == [("", "No tier is available now.")]
     assert said.findall(render_form(Offered([now(GPU)]))) == [(" hidden", "")]
+
+
+@pytest.mark.parametrize(
+    ("offered", "asks"),
+    [
+        (Offered([now(GPU)]), False),
+        (Offered([now(GPU)], images=allow_images(["lab:1"])), False),
+        (Offered([now(GPU)], images=allow_images(["lab:1", "lab:2"])), True),
+        (Offered([now(GPU)], images=allow_images(["quay.io/jupyter/*:2026-*"])), True),
+        (Offered([now(GPU)], problem="The GPU broker doesn't answer right now."), True),
+        (Offered([off(GPU)]), True),
+        (Offered([now(GPU), off(PAIR)]), True),
+    ],
+)
+def test_a_form_that_asks_nothing_is_known(offered: Offered, asks: bool) -> None:
+    assert has_choice(offered) is asks
 
 
 def test_what_all_cards_say_is_said_once() -> None:

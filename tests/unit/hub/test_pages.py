@@ -46,6 +46,27 @@ def test_options_in_an_address_are_quoted() -> None:
     )
 
 
+def test_where_the_user_wanted_to_go_is_kept_in_each_address() -> None:
+    links = SpawnLinks("/hub/spawn/ada", "/hub/user-redirect/git-pull?repo=a&b=c")
+    to = "next=%2Fhub%2Fuser-redirect%2Fgit-pull%3Frepo%3Da%26b%3Dc"
+    assert links.start({"profile": "cpu"}) == f"/hub/spawn/ada?opt-profile=cpu&{to}"
+    assert links.choose == f"/hub/spawn/ada?{to}"
+    assert SpawnLinks("/hub/spawn/ada").choose == "/hub/spawn/ada"
+
+
+def test_the_buttons_after_an_error_lead_to_where_the_start_was_to_lead() -> None:
+    spawner = make_spawner()
+    spawner.handler = SimpleNamespace(
+        get_argument=lambda name, default: {"next": "/hub/to"}.get(name, default)
+    )
+    urls = [link.url for link in spawner.next_steps.after(QueueTimeout("waited"), {"profile": "gpu"})]
+    assert urls == [
+        "/hub/spawn/Ada?opt-profile=cpu&next=%2Fhub%2Fto",
+        "/hub/spawn/Ada?opt-profile=gpu&next=%2Fhub%2Fto",
+        "/hub/spawn/Ada?next=%2Fhub%2Fto",
+    ]
+
+
 @pytest.mark.parametrize(
     ("error", "links"),
     [

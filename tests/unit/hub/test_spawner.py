@@ -215,6 +215,15 @@ async def test_the_form_offers_what_the_broker_offers_this_user() -> None:
     assert refused.message in form
 
 
+async def test_with_one_tier_and_one_image_there_is_no_form_but_for_a_refused_choice() -> None:
+    config = Config({"GpuSite": {"tiers": [{"name": "gpu", "title": "GPU", "devices": 1}]}})
+    spawner = make_spawner(config, inspect_image=[EngineFault("none", 404)])
+    spawner.shared = replace(spawner.shared, broker=OfferingBroker(make_offer(free=1)))
+    assert await spawner.get_options_form() == ""
+    spawner._refused_form = {"profile": ["root"]}
+    assert chosen(await spawner.get_options_form()) == {"gpu": " checked"}
+
+
 async def test_a_new_server_starts_with_the_last_choice_for_another_one() -> None:
     spawner = make_spawner(name="new", inspect_image=[EngineFault("none", 404)])
     spawner.shared = replace(spawner.shared, broker=OfferingBroker())
