@@ -27,8 +27,8 @@ class GpuSite(Configurable):
         Dict(),
         help="""
         What users can pick on the spawn page, in this order. The one with `"default": True` is preselected
-        and used if nothing is chosen; without it, the first one. With one tier and no image to choose, servers
-        start without the spawn page's form.
+        and used if nothing is chosen; without it, the first one. With one tier and no image to choose,
+        servers start without the spawn page's form.
 
         Each is a dict: `name` (lower case; also what the admin page shows), `title`, and
         optionally `description`, `devices` (how many GPUs; 0, the default, is a CPU server), `model`
