@@ -78,6 +78,7 @@ async def test_from_login_to_a_matrix_product_and_back_to_a_free_device(system: 
                 "busy_percent": None,
                 "ends_at": None,
                 "ends_because": "",
+                "kept_asleep": "",
             }
         ]
         await admin.text("services/gpu/")
