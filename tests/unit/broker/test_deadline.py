@@ -137,16 +137,22 @@ def test_nobody_ends_without_a_warning_five_minutes_before(steps: list[tuple[int
 
 
 def test_a_page_leaves_the_minutes_to_its_own_countdown() -> None:
-    for minutes, action, becomes in (
-        (15, EndAction.STOP, "ends"),
-        (5, EndAction.STOP, "ends"),
-        (15, EndAction.SLEEP, "is put to sleep"),
+    hours, session = Cause.GPU_HOURS, Cause.LAB_SESSION
+    for minutes, cause, action, told, shown in (
+        (15, hours, EndAction.STOP, "ends in 15 minutes, on ", "ends on "),
+        (5, hours, EndAction.STOP, "ends in 5 minutes, on ", "ends on "),
+        (15, session, EndAction.SLEEP, "is put to sleep in 15 minutes, on ", "is put to sleep on "),
+        (
+            15,
+            hours,
+            EndAction.SLEEP,
+            "is put to sleep after 15 more minutes on a GPU, on ",
+            "is put to sleep on ",
+        ),
     ):
         at = NOW + timedelta(minutes=minutes)
-        sentence = due(Deadline(at, Cause.GPU_HOURS, action), Told(), NOW).sentence
-        assert f"{becomes} in {minutes} minutes, on Thursday" in sentence
-        said = for_a_page(sentence)
-        assert said.startswith(f"This server {becomes} on Thursday 11:")
-        assert said.endswith(": your GPU-hours are used up then. Save your work.")
+        sentence = due(Deadline(at, cause, action), Told(), NOW).sentence
+        assert sentence.startswith(f"This server {told}Thursday 11:")
+        assert for_a_page(sentence) == sentence.replace(told, shown)
     for other in ("", "GPU 0 is lost.", "This server ends in 5 minutes, on a whim."):
         assert for_a_page(other) == other

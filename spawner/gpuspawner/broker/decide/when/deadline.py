@@ -37,7 +37,9 @@ _BECAUSE = {
     Cause.QUOTA_CHANGED: "your quota was changed",
 }
 _SAVE = "Save your work."
-_MINUTES = re.compile(r"^(This server (?:ends|is put to sleep)) in \d+ minutes, on")
+_MINUTES = re.compile(
+    r"^(This server (?:ends|is put to sleep)) (?:in \d+ minutes|after \d+ more minutes on a GPU), on"
+)
 _WAS = {
     Cause.SESSION_LIMIT: "the longest time that your quota allows was over",
     Cause.GPU_HOURS: "your GPU-hours were used up",
@@ -101,7 +103,10 @@ def warns_of_end(sentence: str) -> bool:
 
 
 def for_a_page(sentence: str) -> str:
-    """The notice without "in 15 minutes", which was true when it was given: a page counts down by itself."""
+    """The notice without "in 15 minutes", which was true when it was given: a page counts down by itself.
+
+    The same for the minutes on a GPU after which it sleeps.
+    """
     return _MINUTES.sub(r"\1 on", sentence) if warns_of_end(sentence) else sentence
 
 
