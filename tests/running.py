@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ import docker.errors
 import pytest
 
 from images.table import read_table
-from tests.hubstart import end_hub, own_settings, start_hub
+from tests.hubstart import end_hub, own_settings, own_subnet, start_hub
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "jupyterhub_config.py"
@@ -134,18 +134,25 @@ def restartable_system(
             yield system, lambda: running_hub(config, service_url, folder, settings)
 
 
+def _make_network(settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gpuspawner.tools.make_network", "--config", str(CONFIG)],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 @contextmanager
 def _network_of(engine: docker.DockerClient, settings: dict[str, str]) -> Iterator[dict[str, str]]:
     """The settings, with their network made; cleans up after all that carries their name."""
     name = settings["GPUSPAWNER_NAME"]
     try:
-        made = subprocess.run(
-            [sys.executable, "-m", "gpuspawner.tools.make_network", "--config", str(CONFIG)],
-            env={**os.environ, **settings},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        made = _make_network(settings)
+        if "Pool overlaps" in made.stderr:  # another run has just taken these addresses
+            settings = {**settings, "GPUSPAWNER_SUBNET": own_subnet()}
+            made = _make_network(settings)
         assert made.returncode == 0, made.stderr
         yield settings
     finally:
