@@ -134,11 +134,11 @@ class Pulls:
         return tuple(
             PullMessage(
                 image=pull.image[:_MOST_SHOWN],
-                message=pull.sentence()[:_MOST_SHOWN],
-                percent=pull.sentence().percent,
+                message=said[:_MOST_SHOWN],
+                percent=said.percent,
                 waiting=len(pull.listeners),
             )
-            for pull in self._by_image.values()
+            for pull, said in ((each, each.sentence()) for each in self._by_image.values())
         )
 
     def fresh(self, image: str) -> bool:

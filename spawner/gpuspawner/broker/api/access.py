@@ -97,6 +97,10 @@ class Viewer:
         """Whether a lease, queue entry or record may be shown with its names."""
         return self.is_mine(entry) or self.may(self.read, entry)
 
+    def changes(self, entry: Mapping[str, Any]) -> bool:
+        """Whether this viewer may change a lease: their own, or one of somebody they look after."""
+        return self.is_mine(entry) or self.may(self.reserve, entry)
+
     def may(self, reach: Reach, entry: Mapping[str, Any]) -> bool:
         """Whether `reach` covers the entry's user. Groups are those of the viewer's own hub."""
         if reach.everybody:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from ...core.errors import BadOption, GpuSpawnerError, LeaseConflict, NotAllowed, Refusal
 from ...core.model import Lease, LeaseState
 from ...core.quota import Subject, SubjectKind
+from ...core.states import WITH_CONTAINER
 from ...core.units import Clock, utc_now
 from ...protocol.classes import (
     AnnouncementDocument,
@@ -181,7 +182,7 @@ class Classes:
         Raises BadOption if none was chosen, LeaseConflict if none could be extended.
         """
         found, tally = await self._chosen(hub, group, picked), _Tally()
-        running = [lease for lease in found.leases if lease.state in _EXTENDABLE or not picked.everybody]
+        running = [lease for lease in found.leases if lease.state in WITH_CONTAINER or not picked.everybody]
 
         def extend(lease: Lease) -> Awaitable[None]:
             work = lambda: self._parts.rules.extend(lease.id, seconds, author)  # noqa: E731
@@ -254,6 +255,3 @@ class Classes:
     def _times(leases: Sequence[Lease], of: Callable[[Lease], datetime | None]) -> dict[str, datetime]:
         found = ((lease.id, of(lease)) for lease in leases)
         return {lease_id: at for lease_id, at in found if at is not None}
-
-
-_EXTENDABLE = frozenset({LeaseState.RUNNING, LeaseState.ASLEEP})

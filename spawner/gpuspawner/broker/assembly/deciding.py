@@ -28,10 +28,6 @@ class Deciding:
     allocator: Allocator
     rules: RuleService
 
-    def device_uuids(self) -> tuple[str, ...]:
-        """The devices that can be leased, or are."""
-        return tuple(view.device.uuid for view in self.allocator.snapshot().devices)
-
 
 async def open_deciding(ground: Ground, poolings: Sequence[Pooling]) -> Deciding:
     """Reads rules and leases from the ledger; nothing is placed yet. Raises ConfigError, LedgerFault."""

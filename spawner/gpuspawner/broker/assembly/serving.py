@@ -57,14 +57,14 @@ class Serving:
 
     def open_socket(self) -> HTTPServer:
         """Listens on the unix socket. Raises ConfigError."""
-        site, rules = self._site(), self.deciding.rules
+        site, rules = self._site, self.deciding.rules
         offers = Offers(rules, self.deciding.gate, self.deciding.allocator)
         routes = [
             *hub_routes(site, rules, self.leasing.endings),
             *offer_routes(site, rules, self.leasing.endings, offers),
             *turn_routes(site, self.machines.turn_service),
             *pull_routes(site, self.observing.images.tell),
-            *local_routes(self._view(), hub_of(self.ground.settings.config), self._local_api()),
+            *local_routes(self._view, hub_of(self.ground.settings.config), self._local_api()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(self.ground.settings.site.socket_path))
@@ -73,7 +73,7 @@ class Serving:
     def open_pages(self) -> list[HTTPServer]:
         """Listens where the hub wants its service; nowhere without a hub. Raises ConfigError."""
         config = self.ground.settings.config
-        return serve_pages(self._view(), config, make_desk=self._make_desk, more=self._public_routes())
+        return serve_pages(self._view, config, make_desk=self._make_desk, more=self._public_routes())
 
     def lab_readings(self) -> LabReadings:
         """Writes what each lab's status bar shows."""
@@ -88,7 +88,9 @@ class Serving:
         failures = LoopFailures("lab readings", self.ground.metrics, self.ground.log)
         return LabReadings(sources, self.leasing.folders.write_use, failures)
 
+    @cached_property
     def _view(self) -> View:
+        """One for socket, API and pages: it remembers the parts of its documents."""
         machines, observing = self.machines, self.observing
         about = About(
             tiers=self.ground.settings.tiers,
@@ -106,6 +108,7 @@ class Serving:
         )
         return View(self.deciding.allocator, about)
 
+    @cached_property
     def _site(self) -> Site:
         settings, ground = self.ground.settings, self.ground
         waits, simulated = settings.site.queue_timeout, self.machines.simulated
@@ -115,7 +118,7 @@ class Serving:
             if tier.queue_timeout_seconds is not None
         }
         service, unknown = self.leasing.service, self.leasing.unknown_ids
-        return Site(service, self._view(), ground.metrics, waits, ground.log, simulated, timeouts, unknown)
+        return Site(service, self._view, ground.metrics, waits, ground.log, simulated, timeouts, unknown)
 
     def _public_routes(self) -> MoreRoutes:
         """What the service has besides the pages that everybody sees."""
@@ -129,7 +132,7 @@ class Serving:
 
     def _api(self) -> MoreRoutes:
         """What the API has for those who are responsible for others."""
-        site, rules, endings = self._site(), self.deciding.rules, self.leasing.endings
+        site, rules, endings = self._site, self.deciding.rules, self.leasing.endings
         return joined(
             public_rules(site, rules, endings),
             class_routes(ClassTools(site, rules, endings, self._classes)),

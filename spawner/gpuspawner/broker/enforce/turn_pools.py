@@ -280,24 +280,27 @@ class TurnPool:
 
     def _gpus(self) -> tuple[Gpu, ...]:
         """The pool's GPUs. Who has a container that doesn't see one is never woken there."""
-        pooling, found = self._around.pooling(), []
-        for device in pooling.devices:
-            terms, uuid = pooling.terms[device.uuid], device.uuid
-            if terms.pool == self._name:
-                usable, drained = self._around.hardware(uuid).healthy, self._around.holders.is_drained(uuid)
-                found.append(Gpu(uuid, terms.usable_bytes(device.memory_bytes), usable, drained))
-        return tuple(found)
+        around, terms = self._around, self._around.pooling().terms
+        return tuple(
+            Gpu(
+                each.uuid,
+                terms[each.uuid].usable_bytes(each.memory_bytes),
+                usable=around.hardware(each.uuid).healthy,
+                drained=around.holders.is_drained(each.uuid),
+            )
+            for each in self._devices()
+        )
 
     async def _warn(self, statuses: Iterable[SeatStatus]) -> None:
         """Tells those whose memory lies on a GPU that has gone out of service, once."""
+        hardware = [(device, self._around.hardware(device.uuid)) for device in self._devices()]
+        broken = {device.uuid: (device, health) for device, health in hardware if not health.healthy}
         for each in statuses:
-            lost = next((gpu for gpu in self._devices() if gpu.uuid == each.gpu_uuid), None)
-            health = None if lost is None else self._around.hardware(lost.uuid)
-            if lost is None or health is None or health.healthy:
+            if each.gpu_uuid is None or each.gpu_uuid not in broken:
                 self._warned.pop(each.lease_id, None)
-            elif self._warned.get(each.lease_id) != lost.uuid:
-                self._warned[each.lease_id] = lost.uuid
-                await self._around.tell(each.lease_id, withdrawn([(lost, health)]))
+            elif self._warned.get(each.lease_id) != each.gpu_uuid:
+                self._warned[each.lease_id] = each.gpu_uuid
+                await self._around.tell(each.lease_id, withdrawn([broken[each.gpu_uuid]]))
 
     async def _say(self, statuses: Iterable[SeatStatus], kept: Mapping[str, str]) -> None:
         """Shows in each lab what its waiting cell waits for, when that has changed."""

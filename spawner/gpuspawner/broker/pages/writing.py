@@ -17,7 +17,7 @@ from tornado.web import HTTPError
 
 from ...core.errors import Fault, Refusal
 from ..api.access import Reach
-from ..api.public.base import shortened, unavailable
+from ..api.public.base import refusal_of, shortened
 from ..leases.audit import Answer, Asked, Audit
 from .base import PageHandler
 
@@ -95,7 +95,7 @@ class WritingPage(PageHandler):
         try:
             said = await self.carry_out(what, *path)
         except (Refusal, Fault) as error:
-            await self._show_refused(error if isinstance(error, Refusal) else unavailable(error), *path)
+            await self._show_refused(refusal_of(error), *path)
             return
         if isinstance(said, Question):
             question = replace(said, reason=self.why())

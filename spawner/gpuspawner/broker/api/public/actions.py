@@ -146,7 +146,7 @@ class Actions:
         if lease is None:
             raise LeaseConflict(NOT_THERE)
         entry = {"user": lease.user, "hub": lease.hub, "groups": lease.groups}
-        if viewer.is_mine(entry) or viewer.may(viewer.reserve, entry):
+        if viewer.changes(entry):
             return lease
         refused = NotAllowed(NOT_YOURS) if viewer.sees(entry) else LeaseConflict(NOT_THERE)
         await self.audit.refuse(_asked(action, lease, sender, {}), refused.message)

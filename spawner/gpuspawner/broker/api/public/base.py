@@ -220,6 +220,11 @@ _REASONS = {
 }
 
 
+def refusal_of(error: Refusal | Fault) -> Refusal:
+    """What a page shows of it: a refusal as it is, a fault by its message for users."""
+    return error if isinstance(error, Refusal) else unavailable(error)
+
+
 def unavailable(fault: Fault) -> Refusal:
     """The message for the user about a fault; the details go to the log."""
     _LOG.error("A request failed: %s", fault)

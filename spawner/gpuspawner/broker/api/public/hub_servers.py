@@ -50,9 +50,14 @@ class HubServers:
         raise refusal
 
 
+def names_a_server(user: str, server: str) -> bool:
+    """Whether the names can stand in an address: clients shorten `.` and `..` there to another one."""
+    return bool(user) and not {user, server} & {".", ".."}
+
+
 def _path(user: str, server: str) -> str:
     """The server's address in the hub's API. Raises LeaseConflict for what would be another address."""
-    if {user, server} & {".", ".."} or not user:
+    if not names_a_server(user, server):
         raise LeaseConflict("There is no such server.")
     name = quote(user, safe="")
     return f"/users/{name}/servers/{quote(server, safe='')}" if server else f"/users/{name}/server"

@@ -176,10 +176,9 @@ class Devices:
         for share in self._shares_of(freed):
             if share.device_uuid in found:
                 found[share.device_uuid] = found[share.device_uuid].minus(share)
-        for uuid, room in found.items():
-            if room.terms.in_turns:
-                found[uuid] = _with_seats(room, self._seats_taken(room.kind, freed))
-        return found
+        in_turns = {uuid: room for uuid, room in found.items() if room.terms.in_turns}
+        taken = {kind: self._seats_taken(kind, freed) for kind in {room.kind for room in in_turns.values()}}
+        return found | {uuid: _with_seats(room, taken[room.kind]) for uuid, room in in_turns.items()}
 
     def _shares_of(self, leases: Iterable[Lease]) -> Iterable[Share]:
         return chain.from_iterable(self.shares(lease) for lease in leases)

@@ -326,13 +326,8 @@ def take(rooms: dict[Kind, list[Room]], shares: Iterable[Share]) -> None:
                 break
 
 
-def _kinds_in_order(want: Want, rooms: Rooms) -> list[Kind]:
-    suitable = [kind for kind, listed in rooms.items() if listed and suits(want, kind)]
-    return sorted(suitable, key=_order)
-
-
-def _order(kind: Kind) -> tuple[object, ...]:
-    return (*kind.order, kind.node)
+def _kinds_in_order(want: Want, rooms: Rooms) -> tuple[Kind, ...]:
+    return suiting(want, (kind for kind, listed in rooms.items() if listed))
 
 
 def _offers(want: Want, listed: Sequence[Room]) -> list[Share]:

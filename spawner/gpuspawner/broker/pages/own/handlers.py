@@ -9,7 +9,7 @@ from tornado.web import HTTPError
 
 from ....core.errors import Fault, LedgerFault, Refusal
 from ...api.public.actions import Sender
-from ...api.public.base import Route, unavailable
+from ...api.public.base import Route, refusal_of
 from ...api.visible import Document
 from ...ledger import Result
 from ..base import PageHandler, PageSite, Parts
@@ -121,7 +121,7 @@ class ActionHandler(OwnHandler):
                 case _:
                     answer = await actions.take_turn(lease_id, action, sender)
         except (Refusal, Fault) as error:
-            refusal = error if isinstance(error, Refusal) else unavailable(error)
+            refusal = refusal_of(error)
             self.set_status(refusal.status)
             self._failed = {"level": "warning", "sentence": refusal.message}
             await self.show(self.template)

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ....core.model import Lease, LeaseState
+from ....core.model import Lease
+from ....core.states import WITH_CONTAINER
 from ...decide.snapshot import TurnView
 from ...decide.when.deadline import Deadline
 from ...observe.failures import LoopFailures
@@ -19,7 +20,6 @@ from ..meters import Meter, compute_meter, memory_meter
 
 KEEP_SECONDS = 60.0
 """After this time the file is written again, also unchanged: the lab takes an old file for an unknown use."""
-_RUNS = frozenset({LeaseState.RUNNING, LeaseState.ASLEEP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,9 @@ class LabReadings:
     async def round(self) -> None:
         """Writes the readings that differ from what a lab has. Raises LedgerFault if it can't be written."""
         now = self._monotonic()
-        running = [lease for lease in self._sources.leases() if lease.state in _RUNS and lease.device_uuids]
+        running = [
+            lease for lease in self._sources.leases() if lease.state in WITH_CONTAINER and lease.device_uuids
+        ]
         self._written = {lease.id: self._written[lease.id] for lease in running if lease.id in self._written}
         uses, turns = self._sources.uses(), self._sources.turns()
         for lease in running:

@@ -13,7 +13,8 @@ from tornado.web import HTTPError
 
 from ....core.errors import Fault, LeaseConflict, Refusal
 from ...api.public.actions import Sender
-from ...api.public.base import Route, unavailable
+from ...api.public.base import Route, refusal_of
+from ...api.public.hub_servers import names_a_server
 from ..base import PageHandler, PageSite
 
 
@@ -38,7 +39,7 @@ class StopHandler(PageHandler):
     async def content(self, *path: str) -> StopPage:
         user = self.get_query_argument("user", self.viewer.name, strip=False)
         server = self.get_query_argument("server", "", strip=False)
-        if {user, server} & {".", ".."} or not user:
+        if not names_a_server(user, server):
             raise HTTPError(404)
         return StopPage(user, server, self._hub_page("spawn-pending", user, server), user == self.viewer.name)
 
@@ -53,7 +54,7 @@ class StopHandler(PageHandler):
         except LeaseConflict:
             stopped = True  # it has ended meanwhile: the next page shows how
         except (Refusal, Fault) as error:
-            refusal = error if isinstance(error, Refusal) else unavailable(error)
+            refusal = refusal_of(error)
             self.set_status(refusal.status)
             self._failed = {"level": "warning", "sentence": refusal.message}
             await self.show(self.template)
