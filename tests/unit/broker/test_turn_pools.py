@@ -177,6 +177,20 @@ async def test_wake_now_and_give_up(room: Room) -> None:
     assert not enforcement.turns.give_up(ann.id)
 
 
+async def test_a_server_without_a_program_keeps_no_turn_that_it_gives_up(room: Room) -> None:
+    enforcement = await room.broker()
+    ann = await room.lease()
+    await room.look(0.2)
+    room.machine.computing = {A}  # by a program of nobody's lease
+    for waited in (0.05, 2.0):  # before the first sample with its turn, and after some
+        assert enforcement.turns.want(ann.id)
+        await room.look(waited)
+        assert room.turns() == {"user-1": ("awake", A)}
+        assert enforcement.turns.give_up(ann.id)
+        await room.look(3.0)
+        assert room.turns() == {"user-1": ("asleep", None)}
+
+
 async def test_leases_keep_their_turns_when_their_pool_leaves_the_settings(room: Room) -> None:
     await room.broker()
     ann, ben = await room.lease(), await room.lease()

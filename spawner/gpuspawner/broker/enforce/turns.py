@@ -391,13 +391,16 @@ class TurnKeeper:
             entry.want(now)
 
     def _mark_idle(self, entry: _Entry, reading: SeatReading, busy: Mapping[str, bool], now: float) -> None:
-        """Since when it has not computed, and waits for input; a GPU that doesn't say counts as computing."""
+        """Since when it has not computed, and waits for input; a GPU that doesn't say counts as computing.
+
+        Without a program on the GPU it does not compute, however busy others make the GPU.
+        """
         if not reading.rests:
             entry.prompt_since = None
         elif entry.prompt_since is None:
             entry.prompt_since = now
         uuid = entry.gpu_uuid if entry.turn is Turn.AWAKE else None
-        if uuid is None or busy.get(uuid, True):
+        if uuid is None or (busy.get(uuid, True) and reading.condition is not Condition.NONE):
             entry.idle_since = None
         elif entry.idle_since is None:
             entry.idle_since = now
@@ -501,7 +504,7 @@ class TurnKeeper:
         if was_awake:
             self.told.turn(action.lease_id, False)
             self._learn_turn(now - since, now)
-            if computed:
+            if computed and outcome.condition is not Condition.NONE:
                 entry.want(now)
 
     def _learn_turn(self, seconds: float, now: float) -> None:
