@@ -141,8 +141,8 @@ class BrokerClient:
         return await self._document("/tiers", TiersDocument)
 
     async def status(self) -> dict[str, Any]:
-        """The document of `GET /api/status`: devices, leases and queue."""
-        return await self._document("/api/status", VisibleStatus)
+        """The document of `GET /api/status` with all its pages: devices, leases and queue."""
+        return document(await self.ask_all("/api/status", VisibleStatus))
 
     async def ask(self, path: str, kind: type[M], body: Message | None = None) -> M:
         """The message of `kind` at `path`: GET, or POST with a body. Raises Refusal."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from .messages import DeviceDocument, Message, StatusDocument, TextOrEmpty
+from .paging import Listed
 
 
 class VisibleDevice(DeviceDocument):
@@ -13,8 +14,8 @@ class VisibleDevice(DeviceDocument):
     free: bool = Field(description="whether it, or a slice of it, could be leased now")
 
 
-class VisibleStatus(StatusDocument):
-    """The answer to `GET api/status`."""
+class VisibleStatus(StatusDocument, Listed):
+    """The answer to `GET api/status`: one page of devices, leases and queue; the rest is on the first."""
 
     devices: tuple[VisibleDevice, ...]
 

@@ -15,7 +15,7 @@ from ....protocol.public import ExtendLease, LeaseReason
 from ...leases.audit import Answer
 from ..rules import read_request_id
 from .actions import Actions, Sender
-from .base import ApiUser, Route, Site, unavailable
+from .base import ApiUser, Route, Site, refusal_of
 
 _ID = "([0-9a-f]{32})"
 
@@ -54,19 +54,11 @@ class LeaseWrite(ApiUser):
             request_id = read_request_id(self)
             sender = Sender(self.viewer, self.token(), self.viewer.via, request_id, body.reason)
             answer = await self.carry_out(lease_id, sender, body)
-        except Refusal as refusal:
-            self.refuse(refusal.status, refusal.reason, refusal.message)
-        except Fault as fault:
-            refused = unavailable(fault)
-            self.refuse(refused.status, refused.reason, refused.message)
+        except (Refusal, Fault) as error:
+            self.show_refusal(refusal_of(error))
         else:
             self.set_status(answer.status)
             self.finish(answer.body)
-
-    def refuse(self, status: int, reason: str, message: str) -> None:
-        """Answers with a refusal."""
-        self.set_status(status)
-        self.answer({"reason": reason, "message": message})
 
 
 class LeaseStop(LeaseWrite):
