@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from .messages import DeviceDocument, Message, StatusDocument, TextOrEmpty
+from .messages import DeviceDocument, Message, StatusDocument, TextOrEmpty, TurnDocument
 from .paging import Listed
 
 
@@ -33,7 +33,11 @@ class ExtendLease(LeaseReason):
 
 
 class LeaseDone(Message):
-    """The answer to a change of one server, in words; `seconds` by how much its session was made longer."""
+    """The answer to a change of one server, in words.
+
+    `seconds`: by how much its session was made longer; `turn`: where it is in its turns.
+    """
 
     message: str
     seconds: float | None = None
+    turn: TurnDocument | None = None

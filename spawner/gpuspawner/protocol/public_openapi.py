@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from .. import __version__
 from ..core.errors import all_refusals
 from . import classes, history, pulls, rules
-from .messages import Message, RefusalMessage, TiersDocument, TurnDocument
+from .messages import Message, RefusalMessage, TiersDocument
 from .paging import DEFAULT_LIMIT, MOST
 from .public import ExtendLease, LeaseDone, LeaseReason, VisibleStatus
 
@@ -59,8 +59,10 @@ OPERATIONS: tuple[Operation, ...] = (
               body=LeaseReason, answer=LeaseDone, statuses=(202,), needs_body=False),
     Operation("/leases/{lease_id}/end", "post", "end", "End a server that the hub doesn't know", _ADMIN,
               rules.EndUnknown),
-    Operation("/turns/{lease_id}/{action}", "post", "turn", "Want the GPU now, or give up one's turn",
-              answer=TurnDocument),
+    Operation("/leases/{lease_id}/wake", "post", "wake", "In turns: want a GPU now",
+              body=LeaseReason, answer=LeaseDone, needs_body=False),
+    Operation("/leases/{lease_id}/yield", "post", "give_up_turn", "In turns: give up the turn",
+              body=LeaseReason, answer=LeaseDone, needs_body=False),
     Operation("/quotas", "get", "quotas", "What users and groups may have", _READ,
               answer=rules.QuotasDocument, query=_PAGE),
     Operation("/quotas", "post", "change_quota", "Change a quota at run time", _ADMIN, rules.QuotaChange),
@@ -108,7 +110,6 @@ OPERATIONS: tuple[Operation, ...] = (
 )  # fmt: skip
 _PARAMETERS: dict[str, Document] = {
     "lease_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
-    "action": {"enum": ["wake", "yield"]},
     "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,62}$"},
     "group": {"type": "string", "minLength": 1},
 }

@@ -3,9 +3,13 @@
 DELETE api/leases/{id}          stop it, or leave the queue   {"reason"}
 POST   api/leases/{id}/extend   {"seconds", "reason"}
 POST   api/leases/{id}/cpu      go on without a GPU           {"reason"}
+POST   api/leases/{id}/wake     in turns: want a GPU now      {"reason"}
+POST   api/leases/{id}/yield    in turns: give up the turn    {"reason"}
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from pydantic import ValidationError
 
@@ -27,6 +31,8 @@ def lease_routes(site: Site, actions: Actions) -> list[Route]:
         (f"{site.prefix}api/leases/{_ID}", LeaseStop, wanted),
         (f"{site.prefix}api/leases/{_ID}/extend", LeaseExtend, wanted),
         (f"{site.prefix}api/leases/{_ID}/cpu", LeaseCpu, wanted),
+        (f"{site.prefix}api/leases/{_ID}/wake", LeaseWake, wanted),
+        (f"{site.prefix}api/leases/{_ID}/yield", LeaseYield, wanted),
     ]
 
 
@@ -93,3 +99,22 @@ class LeaseCpu(LeaseWrite):
     async def post(self, lease_id: str) -> None:
         """202: it stops, or starts with CPU."""
         await self.run(lease_id, LeaseReason)
+
+
+class LeaseWake(LeaseWrite):
+    """POST api/leases/{id}/wake"""
+
+    turn: ClassVar[str] = "wake"
+
+    async def carry_out(self, lease_id: str, sender: Sender, body: Message) -> Answer:
+        return await self.actions.take_turn(lease_id, self.turn, sender)
+
+    async def post(self, lease_id: str) -> None:
+        """200 with where its turn is; 409 if it has none."""
+        await self.run(lease_id, LeaseReason)
+
+
+class LeaseYield(LeaseWake):
+    """POST api/leases/{id}/yield"""
+
+    turn = "yield"
