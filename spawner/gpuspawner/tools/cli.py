@@ -1,4 +1,4 @@
-"""`gpuspawner doctor | status | plan | broker`; quota, report and session are in `rules_cli.py`."""
+"""`gpuspawner doctor | status | plan | broker`; the other commands are in files of their own."""
 
 from __future__ import annotations
 
@@ -47,10 +47,6 @@ _MARKS = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.PROBLEM
 
 PIPE_WIDTH = 200
 """Columns of the tables if stdout is not a terminal."""
-
-
-def _of_rules(name: str) -> Callable[[Application], Application]:
-    return _of("rules_cli", name)
 
 
 def _of(module: str, name: str) -> Callable[[Application], Application]:
@@ -503,9 +499,13 @@ class GpuSpawnerApp(Application):
     subcommands = {  # noqa: RUF012
         "doctor": (lambda parent: Doctor(parent=parent), "check this machine and say what to do"),
         "status": (lambda parent: Status(parent=parent), "show the devices and leases of the running broker"),
-        "quota": (_of_rules("Quota"), "show and change what users and groups may have"),
-        "report": (_of_rules("Report"), "show who used how many GPU-hours"),
-        "session": (_of_rules("Session"), "show and change lab sessions"),
+        "quota": (_of("rules_cli", "Quota"), "show and change what users and groups may have"),
+        "report": (_of("rules_cli", "Report"), "show who used how many GPU-hours"),
+        "session": (_of("rules_cli", "Session"), "show and change lab sessions"),
+        "audit": (_of("history_cli", "AuditCommand"), "show who changed what, when and why"),
+        "timeline": (_of("history_cli", "TimelineCommand"), "show when which server held which GPUs"),
+        "guard": (_of("history_cli", "GuardCommand"), "show the processes that the guard ended"),
+        "images": (_of("history_cli", "ImagesCommand"), "show which images are on this machine"),
         "homes": (lambda parent: Homes(parent=parent), "list, measure, archive and remove users' homes"),
         "plan": (
             lambda parent: PlanCommand(parent=parent),

@@ -272,9 +272,9 @@ class Report(RuleCommand):
         zone = self.zone()
         query = {"by": self.by, "timezone": zone}
         if self.first_day:
-            query["start"] = _midnight(parse_day(self.first_day), zone)
+            query["start"] = midnight(parse_day(self.first_day), zone)
         if self.last_day:
-            query["end"] = _midnight(parse_day(self.last_day) + timedelta(days=1), zone)
+            query["end"] = midnight(parse_day(self.last_day) + timedelta(days=1), zone)
         found = self.ask(lambda client: client.ask(f"/api/report?{urlencode(query)}", ReportDocument))
         rows = [
             (line.name, f"{line.gpu_seconds / 3600:.3f}", str(line.user_count), str(line.lease_count))
@@ -446,5 +446,6 @@ def _csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _midnight(day: date, zone: str) -> str:
+def midnight(day: date, zone: str) -> str:
+    """When the day begins in this time zone, as the API takes it."""
     return datetime.combine(day, time(), ZoneInfo(zone)).astimezone(UTC).isoformat()
