@@ -600,7 +600,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     console.print(leases)
     if status["queue"]:
         queue = table("Waiting", "Place", "User", "Server", "Tier", "Since")
-        for entry in status["queue"]:
+        for entry in sorted(status["queue"], key=lambda entry: entry["position"]):  # over all pages
             names = [cell(entry[key]) for key in ("user", "server", "tier")]
             queue.add_row(ordinal(entry["position"]), *names, _local_time(entry["since"]))
         console.print(queue)
