@@ -53,7 +53,7 @@ from .lab import Lab, create
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, before_stop, release
 from .metrics import phase_passed
-from .names import check_names, oauth_client_of
+from .names import check_names, oauth_client_of, usable_groups
 from .network import LabNetwork, Reach
 from .next_steps import NextSteps
 from .offer import Menu
@@ -384,6 +384,13 @@ class GpuDockerSpawner(SpawnerSettings):
         return quota.who_asks(self.hub_id, self.user.name, self.name, self.user.groups)
 
     def _make_request(self, tier: Tier) -> GpuRequest:
+        groups, others = usable_groups(group.name for group in self.user.groups)
+        if others:
+            self._note(
+                logging.WARNING,
+                "The hub's group %s counts for nothing, because no quota can name it: rename it.",
+                ", ".join(map(repr, others)),
+            )
         return GpuRequest(
             lease_id=uuid.uuid4().hex,
             hub=self.hub_id,
@@ -391,7 +398,7 @@ class GpuDockerSpawner(SpawnerSettings):
             server=self.name,
             tier=tier.name,
             want=tier.want,
-            groups=tuple(sorted(group.name for group in self.user.groups)),
+            groups=groups,
         )
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
