@@ -65,6 +65,7 @@ bench: venv ## paired benchmarks against stock DockerSpawner
 	@$(PY) -m setup.ready proxy engine images
 	@$(ON_PATH) $(PY) bench/allocator.py
 	@$(ON_PATH) $(PY) bench/policy.py
+	@$(ON_PATH) $(PY) bench/waits.py --seeds 4 5 --oracle 0
 	@$(ON_PATH) $(PY) bench/overhead.py
 	@$(ON_PATH) $(PY) bench/startup.py
 	@$(ON_PATH) $(PY) bench/spawn.py $(ARGS)

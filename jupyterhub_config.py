@@ -94,8 +94,14 @@ c.JupyterHub.services = [
         "command": [sys.executable, "-m", "gpuspawner.broker.keeper", "--config", config_file, "--take-over"],
         "environment": environment,
         # What the GPU page may do for the user who is logged in, as far as that user may do it: its buttons
-        # stop and start servers. `admin-ui` is only the entry in the menu.
-        "oauth_client_allowed_scopes": ["custom:gpu:admin", "delete:servers", "start:servers", "admin-ui"],
+        # stop and start servers, and it says which run without a GPU. `admin-ui` is only the menu's entry.
+        "oauth_client_allowed_scopes": [
+            "custom:gpu:admin",
+            "delete:servers",
+            "start:servers",
+            "read:servers",
+            "admin-ui",
+        ],
         "oauth_no_confirm": True,
     },
     {

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import docker
 import docker.errors
@@ -38,18 +39,23 @@ def missing(what: str) -> NoReturn:
 
 
 def _answers(url: str) -> bool:
+    """Asked on the loopback, whatever the host: only browsers know names below localhost."""
+    where = urlsplit(url)
+    local = where._replace(netloc=f"127.0.0.1:{where.port}").geturl()
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        asked = urllib.request.Request(local, headers={"Host": where.netloc})
+        with urllib.request.urlopen(asked, timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
 
 
 @contextmanager
-def running_hub(config: Path, url: str, folder: Path, environment: dict[str, str]) -> Iterator[Path]:
+def running_hub(config: Path, service_url: str, folder: Path, environment: dict[str, str]) -> Iterator[Path]:
     """Runs `jupyterhub -f config` in `folder` until the block ends; gives the log's path.
 
-    Ready when the GPU service answers. The log is shown if that doesn't happen, or if the test fails.
+    Ready when the GPU service answers at `service_url`. The log is shown if that doesn't happen, or if the
+    test fails.
     """
     if shutil.which("configurable-http-proxy") is None and "GPUSPAWNER_PROXY" not in os.environ:
         missing("configurable-http-proxy is not on the PATH: run `make test`")
@@ -57,7 +63,7 @@ def running_hub(config: Path, url: str, folder: Path, environment: dict[str, str
     process = start_hub(config, folder, environment, log_path)
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(f"{url}services/gpu/health"):
+        while not _answers(f"{service_url}health"):
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the hub did not start:\n{log_path.read_text()[-5000:]}")
             time.sleep(0.2)
@@ -69,9 +75,10 @@ def running_hub(config: Path, url: str, folder: Path, environment: dict[str, str
 
 @dataclass(frozen=True)
 class System:
-    """Hub, proxy, broker and Docker as `make hub` runs them. `url` ends with a slash."""
+    """Hub, proxy, broker and Docker as `make hub` runs them. `url` and `service_url` end with a slash."""
 
     url: str
+    service_url: str
     name: str
     folder: Path
     user_password: str = field(repr=False)
@@ -89,20 +96,21 @@ class System:
 
 @contextmanager
 def running_system(
-    folder: Path, *, config: Path = CONFIG, base_url: str = "/", **environment: str
+    folder: Path, *, config: Path = CONFIG, base_url: str = "/", domain: str = "", **environment: str
 ) -> Iterator[System]:
     """Runs the repository's own `jupyterhub_config.py`, and removes what it left in Docker at the end.
 
-    `config` is another file that loads it and adds to it, and `base_url` the one that it sets.
+    `config` is another file that loads it and adds to it, `base_url` the one that it sets, and `domain` the
+    host of its `subdomain_host`.
     """
-    parts = restartable_system(folder, config=config, base_url=base_url, **environment)
+    parts = restartable_system(folder, config=config, base_url=base_url, domain=domain, **environment)
     with parts as (system, running), running():
         yield system
 
 
 @contextmanager
 def restartable_system(
-    folder: Path, *, config: Path = CONFIG, base_url: str = "/", **environment: str
+    folder: Path, *, config: Path = CONFIG, base_url: str = "/", domain: str = "", **environment: str
 ) -> Iterator[tuple[System, Callable[[], AbstractContextManager[Path]]]]:
     """The same, for a test that runs the hub several times: the second value runs it until its block ends."""
     image = environment.get("GPUSPAWNER_IMAGE", IMAGE)
@@ -117,10 +125,13 @@ def restartable_system(
             engine, {**own_settings(folder), "GPUSPAWNER_IMAGE": image, **environment}
         ) as settings:
             port, name = settings["GPUSPAWNER_PORT"], settings["GPUSPAWNER_NAME"]
-            url = f"http://127.0.0.1:{port}{base_url}"
+            url = f"http://{domain or '127.0.0.1'}:{port}{base_url}"
+            # The name of JupyterHub's subdomain_hook_idna for a service.
+            service = f"http://gpu--service.{domain}:{port}{base_url}services/gpu/"
+            service_url = service if domain else f"{url}services/gpu/"
             passwords = settings["GPUSPAWNER_PASSWORD"], settings["GPUSPAWNER_ADMIN_PASSWORD"]
-            system = System(url, name, folder, *passwords)
-            yield system, lambda: running_hub(config, url, folder, settings)
+            system = System(url, service_url, name, folder, *passwords)
+            yield system, lambda: running_hub(config, service_url, folder, settings)
 
 
 @contextmanager

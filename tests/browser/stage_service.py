@@ -33,6 +33,7 @@ from gpuspawner.core.disk import Disk
 from gpuspawner.core.model import Device
 from gpuspawner.core.want import Mode
 from gpuspawner.node.api import Usage, XidSeen
+from gpuspawner.protocol.pulls import ImageDocument, PullMessage
 from tornado.web import Application
 
 from tests.unit.class_bench import ClassBench
@@ -152,9 +153,22 @@ def admin_tools(bench: ClassBench) -> AdminTools:
         fault=lambda: "",
         ended=ended,
         disks=lambda: (Disk("homes and images", "/var/lib/docker", 412 * GIB, 1800 * GIB),),
+        images=lambda: IMAGES,
         unknown=lambda: (),
         checkup=Checkup(lambda: findings),
     )
+
+
+IMAGES = (
+    ImageDocument(image="gpuspawner/lab-base:0.1.0", here=True, size_bytes=1_900_000_000, pull=None),
+    ImageDocument(
+        image="gpuspawner/lab-torch:0.1.0", here=False, size_bytes=None,
+        pull=PullMessage(
+            image="gpuspawner/lab-torch:0.1.0", percent=62, waiting=3,
+            message="Pulling image gpuspawner/lab-torch:0.1.0: 8 of 13 layers, 3261 of 5240 MB, 62 %",
+        ),
+    ),
+)  # fmt: skip
 
 
 class Stage:

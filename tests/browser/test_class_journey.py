@@ -25,7 +25,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}/jupyter/"
     config = Path(__file__).with_name("stage_hub_config.py")
     folder = tmp_path_factory.mktemp("stage")
-    with running_hub(config, url, folder, {"PAGE_HUB_PORT": str(port)}):
+    with running_hub(config, f"{url}services/gpu/", folder, {"PAGE_HUB_PORT": str(port)}):
         yield url
 
 

@@ -88,7 +88,9 @@ def page_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pa
     Status(status)
     url = f"http://127.0.0.1:{port}/faculty/"
     environment = {"PAGE_HUB_PORT": str(port), "PAGE_STATUS": str(status)}
-    with running_hub(Path(__file__).with_name("page_hub_config.py"), url, folder, environment):
+    with running_hub(
+        Path(__file__).with_name("page_hub_config.py"), f"{url}services/gpu/", folder, environment
+    ):
         yield url, status
 
 

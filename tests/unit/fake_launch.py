@@ -210,6 +210,9 @@ class Broker:
             raise self.refusals.pop(0)
         self.confirmed.append(lease_id)
 
+    async def may_end(self, lease_id: str) -> bool:
+        return True
+
     async def release(self, lease_id: str) -> None:
         self.released.append(lease_id)
 

@@ -24,6 +24,7 @@ from gpuspawner.node.checkpoint.order import (
     NOT_READY,
     NOT_SUPPORTED,
     OUT_OF_MEMORY,
+    SILENT,
     SUCCESS,
     Answer,
     GpuMap,
@@ -50,6 +51,8 @@ class Program:
     saved: dict[str, int] = field(default_factory=dict)
     managed: bool = False
     busy: bool = False
+    silent: bool = False
+    """No call about it returns, as of an NCCL peer: with the helper's limits, it is given up."""
     gone: bool = False
     container: str = "c"
     waits_on: int | None = None
@@ -72,6 +75,8 @@ class Machine:
     going_on: dict[int, int] = field(default_factory=dict)
     """Calls of a lost helper that the driver goes on with: states that are asked for until it ends."""
 
+    silence_seconds: float = 0.0
+    """How long a call takes that is given up."""
     computing: set[str] = field(default_factory=set)
     """GPUs that NVML calls busy."""
 
@@ -132,6 +137,9 @@ class Machine:
         program = self.programs.get(order.pid)
         if program is None or program.gone or program.process.start_ticks != order.start_ticks:
             return Answer(GONE)
+        if program.silent:
+            await asyncio.sleep(self.silence_seconds)
+            return Answer(SILENT)
         if order.operation is not Operation.STATE:
             self.calls.append((order.operation, order.pid))
         failures = self.failures.get((order.operation, order.pid))

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .hashed import HashedOnce
+
 
 class Mode(StrEnum):
     """How a pool's devices are shared."""
@@ -19,7 +21,7 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class Want(HashedOnce):
     """What a request needs of the devices: requests with equal wants are served by the same devices.
 
     `device_count` 0 means no GPU. `model` is compared with the device's model name as a substring, upper or
@@ -35,6 +37,8 @@ class Want:
     mig_profile: str | None = None
     memory_bytes: int | None = None
     compute_percent: float | None = None
+
+    __hash__ = HashedOnce.__hash__
 
     def __post_init__(self) -> None:
         # Equal wants must be equal values: the queue uses them as keys. Frozen: so object.__setattr__.

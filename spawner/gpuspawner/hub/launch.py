@@ -46,6 +46,9 @@ RETRY_SECONDS = 1.0
 _NOUNS = {Mode.SLICE: "slice of a GPU", Mode.MIG: "MIG instance", Mode.TURNS: "GPU in turns"}
 _LOOK_SECONDS = 1.0
 """How often a start checks that its container still runs, while it waits for the server's answer."""
+_END_SECONDS = 90.0
+"""80 GiB sleep in 50 s."""
+_END_LOOK_SECONDS = 0.5
 _RELEASE_SECONDS = 2.0
 CONFIRM_SECONDS = 10.0
 """A start waits this long for a broker that restarts, like the client with its hold."""
@@ -364,6 +367,20 @@ class Launch:
 
 def _iso(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat()
+
+
+async def before_stop(broker: BrokerClient, lease_id: str) -> None:
+    """Waits until the container may be stopped, for a limited time; a broker that doesn't answer says yes.
+
+    In turns, with drivers that hang when a program is killed that was woken, it is put to sleep first.
+    """
+
+    with suppress(Refusal, TimeoutError):
+        for _ in range(round(_END_SECONDS / _END_LOOK_SECONDS)):
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                if await broker.may_end(lease_id):
+                    return
+            await asyncio.sleep(_END_LOOK_SECONDS)
 
 
 async def release(broker: BrokerClient, lease_id: str) -> None:

@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Any
 
 from ..core.errors import EngineFault
+from ..protocol.pulls import PullMessage
 from .pull_progress import Event, Layers, PullNews
 
 __all__ = ["SILENT", "Cancel", "Event", "PullLimits", "Pulls", "Tell", "Work"]
@@ -27,6 +28,8 @@ TELL_SECONDS = 2.0
 """Shortest time between two updates of a progress page: Docker sends tens of events per second."""
 FRESH_SECONDS = 60.0
 """With `always`, an image isn't pulled again within this time, for example for thirty users at once."""
+_MOST_SHOWN = 255
+"""Characters of an image's name, and of a sentence, that the broker is told."""
 SILENT = 504
 """Status of the EngineFault of a pull that sent no data for too long."""
 
@@ -123,6 +126,20 @@ class Pulls:
         """Pulls that have a thread: running or cancelled."""
         self._pulled_at: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.on_begin: Callable[[], None] = lambda: None
+        """Called when somebody asks for a pull; must not fail."""
+
+    def views(self) -> tuple[PullMessage, ...]:
+        """The pulls that run or wait for a slot, in the order of their requests."""
+        return tuple(
+            PullMessage(
+                image=pull.image[:_MOST_SHOWN],
+                message=pull.sentence()[:_MOST_SHOWN],
+                percent=pull.sentence().percent,
+                waiting=len(pull.listeners),
+            )
+            for pull in self._by_image.values()
+        )
 
     def fresh(self, image: str) -> bool:
         """Whether it was pulled within the last FRESH_SECONDS."""
@@ -142,6 +159,7 @@ class Pulls:
         if pull is None:
             pull = _Pull(image, user, work, asyncio.get_running_loop().create_future())
             self._by_image[image] = pull
+        self.on_begin()
         with self._listening(pull, user, tell):
             self._start_next()
             pull.said = pull.sentence()

@@ -16,6 +16,7 @@ from ..config.open_files import raise_limit
 from ..protocol.client import BrokerClient
 from .docker import DockerEngine
 from .image_sizes import ImageSizes
+from .pull_report import PullReport
 from .pulls import PullLimits, Pulls
 from .readiness import Slots
 from .removals import Removals
@@ -65,10 +66,12 @@ def shared_by_all(settings: SharedSettings, log: logging.Logger) -> HubShared:
     if settings.socket_path not in of_loop:
         raise_limit(log)
         gc.freeze()
+        broker, pulls = BrokerClient(settings.socket_path, log=log), Pulls(log, settings.pulls)
+        PullReport(broker, pulls)
         of_loop[settings.socket_path] = HubShared(
             docker=engine_of(settings.client_kwargs, settings.tls_config),
-            broker=BrokerClient(settings.socket_path, log=log),
-            pulls=Pulls(log, settings.pulls),
+            broker=broker,
+            pulls=pulls,
             slots=Slots(settings.starts_at_once or (os.cpu_count() or 1) + 1),
             log=log,
         )

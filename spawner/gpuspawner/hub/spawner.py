@@ -50,7 +50,7 @@ from .images import Images
 from .kernels import KernelReporter, token_of
 from .lab import Lab, create
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
-from .launch import Launch, LaunchJob, release
+from .launch import Launch, LaunchJob, before_stop, release
 from .metrics import phase_passed
 from .names import check_names, oauth_client_of
 from .network import LabNetwork, Reach
@@ -609,6 +609,8 @@ class GpuDockerSpawner(SpawnerSettings):
         While Docker doesn't answer, this keeps trying: a container that may run doesn't count as stopped.
         """
         await self.shared.removals.wait(self.object_name)
+        if self.lease_id:
+            await before_stop(self.shared.broker, self.lease_id)
         await self.lab.end(1 if now else _STOP_GRACE_SECONDS)
         if self.lease_id:
             await release(self.shared.broker, self.lease_id)

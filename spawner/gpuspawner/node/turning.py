@@ -35,16 +35,22 @@ def turns_obstacle(driver_version: str | None, status: Path = Path("/proc/self/s
     found = abilities(driver_version)
     if found.obstacle:
         return found.obstacle
-    if found.checkpoint_before_kill:
-        return (
-            f"With driver {driver_version}, ending a program that has slept can hang the machine: install "
-            "580, or 610 or newer"
-        )
     match = re.search(r"^CapEff:\s*([0-9a-f]+)", status.read_text(), re.MULTILINE)
     rights = int(match[1], 16) if match is not None else 0
     if not (rights >> _SYS_PTRACE & 1 and rights >> _SYS_ADMIN & 1):
         return "The broker has no permission to pause programs of containers: run it as root"
     return ""
+
+
+def ending_danger(driver_version: str | None) -> str:
+    """What can go wrong with turns and this driver when a program ends, with the remedy; "" if nothing."""
+    if not abilities(driver_version).checkpoint_before_kill:
+        return ""
+    return (
+        f"With driver {driver_version}, killing a program that slept and was woken can hang the machine. "
+        "Stopping a server puts its programs to sleep first; one that is killed inside a lab, or for lack of "
+        "memory, is not asleep: install 580, or 610 or newer"
+    )
 
 
 def can_move(driver_version: str | None) -> bool:
@@ -75,6 +81,9 @@ class LocalTurns:
     async def check(self, driver_version: str, gpu_uuids: Sequence[str]) -> str:
         """Why the driver can't be trusted with turns on these GPUs; "" if it can. Never raises."""
         async with self._checking:
+            self.hands.sleeps_before_end = abilities(driver_version).checkpoint_before_kill
+            if danger := ending_danger(driver_version):
+                self._log.warning("%s", danger)
             try:
                 await self._driver.start()
                 if self._known() == driver_version:

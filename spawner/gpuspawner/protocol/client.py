@@ -18,6 +18,7 @@ import aiohttp
 from ..core.errors import BrokerUnavailable, LeaseConflict, Refusal, all_refusals
 from ..core.model import ContainerPatch, GpuRequest, Lease
 from .messages import (
+    EndDocument,
     HeartbeatEvent,
     LeaseEvent,
     Message,
@@ -126,6 +127,11 @@ class BrokerClient:
         """
         text = await self._call("POST", f"/turns/{lease_id}/{action}")
         return document(TurnDocument.model_validate_json(text))
+
+    async def may_end(self, lease_id: str) -> bool:
+        """Whether the server's container may be stopped now; if not, it is being prepared: ask again."""
+        text = await self._call("POST", f"/turns/{lease_id}/end")
+        return EndDocument.model_validate_json(text).ready
 
     async def tiers(self) -> dict[str, Any]:
         """The document of `GET /tiers`: what is free now in each tier."""

@@ -267,6 +267,12 @@ class TurnDocument(Message):
     can_move: bool
 
 
+class EndDocument(Message):
+    """Whether a server's container may be stopped now; if not, it is being prepared for it."""
+
+    ready: bool
+
+
 class DeviceDocument(Message):
     """A device, its health and its holder. None: not available, or no holder.
 

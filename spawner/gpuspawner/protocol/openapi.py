@@ -8,7 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from .. import __version__
 from ..core.errors import all_refusals
-from . import rules
+from . import pulls, rules
 from .messages import (
     HeartbeatEvent,
     LeaseEvent,
@@ -30,6 +30,7 @@ _RULES: tuple[tuple[str, str, str, str, type[Message] | None, type[Message] | No
      rules.ExtendedDocument),
     ("/leases/{lease_id}/kernels", "post", "kernels", "Say whether kernels compute", rules.KernelsMessage,
      None),
+    ("/pulls", "post", "pulls", "Say how far pulls of images are", pulls.PullsMessage, None),
     ("/servers", "get", "servers", "Since when servers are idle, and when they end", None,
      rules.ServersDocument),
 )  # fmt: skip

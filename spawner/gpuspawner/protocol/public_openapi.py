@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from .. import __version__
 from ..core.errors import all_refusals
-from . import classes, rules
+from . import classes, pulls, rules
 from .messages import Message, RefusalMessage, TiersDocument, TurnDocument
 from .public import ExtendLease, LeaseDone, LeaseReason, VisibleStatus
 
@@ -45,6 +45,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("/status", "get", "status", "Devices, leases and queue, as far as the sender may see them",
               answer=VisibleStatus),
     Operation("/tiers", "get", "tiers", "The tiers and how much of each is free", answer=TiersDocument),
+    Operation("/images", "get", "images", "Which images are on the machine, and which are pulled now", _READ,
+              answer=pulls.ImagesDocument),
     Operation("/leases/{lease_id}", "delete", "stop", "Stop a server, or leave the queue",
               body=LeaseReason, answer=LeaseDone, statuses=(200, 202), needs_body=False),
     Operation("/leases/{lease_id}/extend", "post", "extend", "Make a session longer",

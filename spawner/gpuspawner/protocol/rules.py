@@ -54,6 +54,7 @@ class DrainsDocument(Message):
     """The answer to `GET /drains`."""
 
     drains: tuple[DrainDocument, ...]
+    warning: str = Field("", description='which lab sessions lack places because of that; "": none')
 
 
 class Grant(Authored):

@@ -580,8 +580,9 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     devices = table("Devices", "GPU", "Model", "Memory", "State", "Since", "UUID")
     for device in status["devices"]:
         simulated = " (simulated)" if device["simulated"] else ""
+        where = f" of {device['node']}" if device["node"] else ""
         devices.add_row(
-            "–" if device["index"] is None else str(device["index"]),
+            ("–" if device["index"] is None else str(device["index"])) + escape(where),
             escape(device["model"]) + simulated,
             format_bytes(device["memory_bytes"]),
             _state(device),

@@ -102,3 +102,11 @@ def test_a_group_of_the_same_name_on_another_hub_is_another_group() -> None:
     whole = {"simulated": True, "devices": [], "leases": [elsewhere], "queue": [], "ended": []}
     assert visible_status(whole, Viewer("ines", CLASS, hub="here"))["leases"] == []
     assert visible_status(whole, Viewer("root", EVERYBODY, hub="here"))["leases"] == [elsewhere]
+
+
+def test_the_hub_says_which_servers_of_one_s_own_run() -> None:
+    servers = {"": {"ready": True}, "old": {"ready": False, "pending": None}, "new": {"pending": "spawn"}}
+    model = {"name": "ada", "kind": "user", "servers": servers}
+    assert viewer_of(model).servers == {"", "new"}
+    assert viewer_of({"name": "ada", "kind": "user"}).servers is None
+    assert viewer_of({**model, "kind": "service"}).servers is None

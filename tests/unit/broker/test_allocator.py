@@ -185,7 +185,7 @@ async def test_two_watchers_and_one_that_goes(allocator: Allocator) -> None:
 
 
 NOTICE = (
-    "GPU 0 is out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
+    "GPU 0 has been out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
     " Save your work, stop this server and start a new one."
 )
 LOST = DeviceHealth(
@@ -218,8 +218,8 @@ async def test_who_waits_for_a_withdrawn_device_blocks_nobody(allocator: Allocat
     """Two GPUs, one out of service: who asks for both waits, is told why, and the other GPU is given out."""
     await allocator.set_health(LOST)
     obstacle = (
-        "You asked for 2 GPUs, but too few GPUs are in service now."
-        " GPU 0 is out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
+        "You asked for 2 GPUs, but not enough GPUs are in service now."
+        " GPU 0 has been out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
     )
     pair = lease(A, WAITING, count=2)
     assert await allocator.acquire(request(A, 2)) == pair
@@ -255,8 +255,8 @@ async def test_notice_of_two_simulated_or_unnumbered_devices(ledger: Ledger, tim
     await allocator.set_health(DeviceHealth("GPU-2", False, "it can't be read."))
     (told,) = await allocator.set_health(DeviceHealth("GPU-x", False))
     assert told.notice == (
-        "Simulated GPU 2 is out of service since 2025-03-01 12:00 UTC: it can't be read."
-        " GPU GPU-x is out of service since 2025-03-01 12:00 UTC: it can't be used."
+        "Simulated GPU 2 has been out of service since 2025-03-01 12:00 UTC: it can't be read."
+        " GPU GPU-x has been out of service since 2025-03-01 12:00 UTC: it can't be used."
         " Save your work, stop this server and start a new one."
     )
     assert await allocator.set_health(DeviceHealth("GPU-unknown", False)) == ()

@@ -40,7 +40,7 @@ from tests.unit.lease_examples import (
 )  # fmt: skip
 
 NOTICE = (
-    "GPU 0 is out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
+    "GPU 0 has been out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
     " Save your work, stop this server and start a new one."
 )
 LOST = DeviceHealth(
@@ -68,7 +68,7 @@ async def test_a_device_that_is_gone_stays_with_its_lease(
         await again.load([GPU1])
     missing = "it was not found when the broker started"
     notice = (
-        f"GPU GPU-0 is out of service since 2025-03-01 12:00 UTC: {missing}."
+        f"GPU GPU-0 has been out of service since 2025-03-01 12:00 UTC: {missing}."
         " Save your work, stop this server and start a new one."
     )
     kept = lease(A, RESERVED, "GPU-0", notice=notice)

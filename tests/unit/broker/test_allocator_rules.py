@@ -200,6 +200,6 @@ async def test_who_waits_for_a_drained_device_is_told(ledger: Ledger, times: Any
     async with allocator.watch(A) as changes:
         change = await anext(changes)
     assert change.obstacle == (
-        "You asked for a GPU, but no matching GPU is in service now. GPU 0 is out of service since "
+        "You asked for a GPU, but no matching GPU is in service now. GPU 0 has been out of service since "
         "2025-03-01 12:00 UTC: an admin lets no new server start on it (new fans)."
     )

@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -25,12 +26,24 @@ from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
 from gpuspawner.core.disk import Disk
 from gpuspawner.node.api import Usage, XidSeen
+from gpuspawner.protocol.pulls import ImageDocument, PullMessage
 
 from tests.unit.broker.test_pages_handlers import Pages, serving
 from tests.unit.class_bench import GIB, ClassBench
 
 CLASS = "classes/students/"
 HOSTILE = """x"'><script>alert(1)</script>"""
+
+
+PULL = "Pulling image lab:2: 3 of 7 layers, 120 of 840 MB, 14 %"
+IMAGES = (
+    ImageDocument(image="lab:1", here=True, size_bytes=5_200_000_000, pull=None),
+    ImageDocument(
+        image="lab:2", here=False, size_bytes=None,
+        pull=PullMessage(image="lab:2", message=PULL, percent=14, waiting=2),
+    ),
+    ImageDocument(image=HOSTILE, here=False, size_bytes=None, pull=None),
+)  # fmt: skip
 
 
 @dataclass
@@ -110,6 +123,7 @@ async def staff(tmp_path: Path, times: Any) -> AsyncIterator[Staff]:
         fault=lambda: "",
         ended=ended,
         disks=lambda: (Disk("homes", "/var/lib/docker", 5 * GIB, 100 * GIB),),
+        images=lambda: IMAGES,
         unknown=lambda: (f"{1:032x}",),
         checkup=checkup,
         clock=times.now,
@@ -467,6 +481,25 @@ async def test_a_device_is_drained_and_given_back(staff: Staff) -> None:
     assert "Drain: place nothing new here" not in await staff.words("admin/?gpu=GPU-0", "monitor")
 
 
+async def test_a_drain_names_the_lab_session_that_needs_the_device(staff: Staff) -> None:
+    rules = staff.bench.broker.rules
+    devices = len(staff.bench.broker.allocator.snapshot().devices)
+    tomorrow = staff.bench.times.now() + timedelta(days=1)
+    lab = {
+        "name": "cs231n", "group": "class", "tier": "gpu", "seats": devices, "timezone": "UTC",
+        "first": tomorrow.date().isoformat(), "begins": "10:00", "length_seconds": 7200,
+    }  # fmt: skip
+    await rules.save_session(lab, "noether", "")
+    said = await staff.said("admin/?gpu=GPU-0", "noether", do="drain", uuid="GPU-0", reason="new fans")
+    assert said.startswith(
+        "Nothing new is placed on this device. What runs there goes on. Lab sessions that "
+    )
+    assert f"cs231n ({devices} places, " in said
+    assert rules.drain_warning() in said
+    await staff.said("admin/?gpu=GPU-0", "noether", do="undrain", uuid="GPU-0")
+    assert rules.drain_warning() == ""
+
+
 async def test_servers_are_found_sorted_and_stopped(staff: Staff) -> None:
     ada = await staff.bench.run(1, "ada")
     await staff.bench.run(2, "bob", "another")
@@ -539,6 +572,12 @@ async def test_the_machine_is_checked_once_on_request_and_the_result_kept(staff:
     words = await staff.words("admin/machine/", "monitor")
     assert "1 problem needs a look." in words
     assert "problem Docker : it is down start it" in words
+    assert "Images lab:1 on this machine, 5.2 GB lab:2 being pulled 3 of 7 layers, 120 of 840 MB" in words
+    assert "14 %; 2 starts wait for it" in words
+    assert "</script> not on this machine" in words
+    _, text = await staff.get("admin/machine/", "monitor")
+    assert 'aria-label="Pull of lab:2" aria-valuenow="14"' in text
+    assert "<script>alert" not in text
     assert "Disk space homes 5.0 GiB of 100 GiB free at /var/lib/docker: low" in words
 
 

@@ -105,8 +105,8 @@ async def test_where_no_container_gets_a_device_a_start_is_refused_before_the_qu
     with pytest.raises(NoCapacity) as caught:
         await allocator.acquire(request(C))
     assert caught.value.message == (
-        "No new server can get a GPU until an admin has repaired this: GPU 0 is out of service since "
-        f"{when}: {STALE}. GPU 1 is out of service since {when}: {STALE}. Choose another tier, or CPU."
+        "No new server can get a GPU until an admin has repaired this: GPU 0 has been out of service since "
+        f"{when}: {STALE}. GPU 1 has been out of service since {when}: {STALE}. Choose another tier, or CPU."
     )
     assert (await allocator.find(C)) is None
     async with allocator.watch(waiting.id) as changes:

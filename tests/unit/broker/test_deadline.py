@@ -14,6 +14,7 @@ from gpuspawner.broker.decide.when.deadline import (
     earliest,
     ends_at,
     extension_seconds,
+    for_a_page,
     session_deadline,
     warns_of_end,
 )
@@ -133,3 +134,19 @@ def test_nobody_ends_without_a_warning_five_minutes_before(steps: list[tuple[int
             warned_at = None
         if notice.sentence:
             warned_at = now
+
+
+def test_a_page_leaves_the_minutes_to_its_own_countdown() -> None:
+    for minutes, action, becomes in (
+        (15, EndAction.STOP, "ends"),
+        (5, EndAction.STOP, "ends"),
+        (15, EndAction.SLEEP, "is put to sleep"),
+    ):
+        at = NOW + timedelta(minutes=minutes)
+        sentence = due(Deadline(at, Cause.GPU_HOURS, action), Told(), NOW).sentence
+        assert f"{becomes} in {minutes} minutes, on Thursday" in sentence
+        said = for_a_page(sentence)
+        assert said.startswith(f"This server {becomes} on Thursday 11:")
+        assert said.endswith(": your GPU-hours are used up then. Save your work.")
+    for other in ("", "GPU 0 is lost.", "This server ends in 5 minutes, on a whim."):
+        assert for_a_page(other) == other

@@ -134,3 +134,14 @@ def test_a_drain_waits_for_its_device() -> None:
     ]
     devices.set_drained({})
     assert devices.rooms() == {kind_of(GPU, RULES): [Room(GPU, (), RULES)]}
+
+
+def test_of_several_machines_only_those_count_that_have_enough_devices() -> None:
+    def device(number: int, node: str) -> Device:
+        return Device(f"GPU-{number}", "H100", GIB, index=number, node=node)
+
+    devices = Devices([device(0, "a"), device(1, "a"), device(2, "b")])
+    assert [devices.count(Want(count)) for count in (1, 2, 3)] == [(3, 3), (2, 2), (0, 0)]
+    assert devices.known(Want(2)) == {"a": 2, "b": 1}
+    alone = Devices([device(0, "a")])
+    assert (alone.count(Want(2)), alone.several_nodes, devices.several_nodes) == ((1, 1), False, True)

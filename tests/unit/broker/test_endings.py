@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import pytest
 from gpuspawner.broker.decide.line.backfill import SessionHold
 from gpuspawner.broker.decide.line.queue import Claim
 from gpuspawner.broker.decide.when.gpu_use import GpuUse, gpu_use
+from gpuspawner.broker.leases import endings as module
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings, Sleep, cannot_sleep
 from gpuspawner.broker.leases.gate import QuotaGate
@@ -620,3 +622,26 @@ def replace_use(
         can_sleep=lambda lease: sleep is not cannot_sleep,
     )
     return Endings(parts, logging.getLogger("test"))
+
+
+async def test_after_a_change_the_next_round_comes_soon(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An extension is on the page within seconds, not after a whole interval."""
+    monkeypatch.setattr(module, "GATHER_SECONDS", 0.01)
+    lease = await bench.run(1, "short")
+    await bench.endings.round()
+    before = bench.endings.deadline_of(lease.id)
+    assert before is not None
+    loop = asyncio.create_task(bench.endings.run())
+    try:
+        await asyncio.sleep(0.05)
+        await bench.rules.extend(lease.id, 1800.0, "ada")
+        async with asyncio.timeout(5):
+            while bench.endings.deadline_of(lease.id) == before:
+                await asyncio.sleep(0.01)
+    finally:
+        loop.cancel()
+    after = bench.endings.deadline_of(lease.id)
+    assert after is not None
+    assert after.at - before.at == timedelta(minutes=30)

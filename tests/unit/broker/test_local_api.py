@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from gpuspawner.broker.api.public.actions import Actions
 from gpuspawner.broker.api.public.classes import class_routes
+from gpuspawner.broker.api.public.images import image_routes
 from gpuspawner.broker.api.public.leases import lease_routes
 from gpuspawner.broker.api.public.limits import BURST
 from gpuspawner.broker.api.public.local import PREFIX, LocalServers, local_routes
@@ -61,6 +62,7 @@ async def door(tmp_path: Path, times: Any) -> AsyncIterator[Door]:
         public_rules(broker.site, broker.rules, broker.endings),
         class_routes(bench.tools),
         public_turns(broker.site, turns, broker.rules.audit),
+        image_routes(tuple),
     )
     routes = local_routes(FakeBroker(), "hub", more)
     path = str(tmp_path / "door.sock")

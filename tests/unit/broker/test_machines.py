@@ -112,10 +112,11 @@ async def test_a_machine_that_is_away_keeps_its_leases_and_gets_nothing_new(fold
             "H100 80GB #0 of b": AWAY, "A100 40GB #1 of b": AWAY,
         }  # fmt: skip
         assert (await client.status())["fault"] == AWAY[1]
+        await until(lambda: (known := allocator.lease(held.id)) is not None and bool(known.notice))
         kept = allocator.lease(held.id)
         assert kept is not None
         assert (kept.state, kept.device_uuids) == (LeaseState.RESERVED, held.device_uuids)
-        assert kept.notice.startswith("Simulated GPU 1 of machine b is out of service since")
+        assert kept.notice.startswith("Simulated GPU 1 of machine b has been out of service since")
         waiting = await allocator.acquire(request("ben"))
         assert waiting.state is LeaseState.WAITING
         assert "the machine b can't be reached: network cut" in allocator.obstacles([waiting.id])[waiting.id]

@@ -390,3 +390,15 @@ def test_look_and_name_of_the_hub_come_from_the_shared_config(tmp_path: Path) ->
     assert hub_of(config) == "course-a"
     text = html(build(document(), Viewer("anna")), look=look_of(config))
     assert "Closed on Monday" in text
+
+
+@pytest.mark.parametrize(
+    ("servers", "has_gpu", "runs"),
+    [({""}, False, True), ({""}, True, False), ({"train"}, False, False), (set(), False, False)],
+)
+def test_a_default_server_without_a_gpu_is_known(servers: set[str], has_gpu: bool, runs: bool) -> None:
+    leases = [lease("lease1", "anna", "GPU-0", server="")] if has_gpu else []
+    whole = {**document(), "leases": leases, "queue": []}
+    viewer = Viewer("anna", servers=frozenset(servers))
+    assert build(whole, viewer).default_runs is runs
+    assert build(whole, Viewer("anna")).default_runs is False

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 from gpuspawner.broker.decide.line.backfill import Fleet, plan
-from gpuspawner.broker.decide.line.queue import Lineup, Place, Queue, Waiting, competes
+from gpuspawner.broker.decide.line.queue import Claim, Lineup, Place, Queue, Waiting, claim_from, competes
 from gpuspawner.broker.decide.place.placement import Kind, Room, kind_of, rank, whole_share
 from gpuspawner.core.model import Device
+from gpuspawner.core.quota import Allowance
 from gpuspawner.core.want import Want
 from hypothesis import given
 from hypothesis import strategies as st
@@ -183,3 +184,14 @@ def test_planning_does_not_look_at_everybody() -> None:
     assert found == {"lease-0": (whole_share(device),)}
     assert read <= 2
     assert rank(Room(device)) == (80 << 30, 100.0, 1 << 30, "GPU-0")
+
+
+def test_what_a_quota_gives_a_request() -> None:
+    allowed = Allowance(group="a", priority=3, weight=2.0, guaranteed_devices=1.0, session_seconds=3600.0)
+    assert claim_from(allowed) == Claim("a", 3, 2.0, 1.0, 3600.0)
+    assert claim_from(allowed, Allowance(group="lab", weight=5.0, priority=9)) == Claim(
+        "lab", 3, 5.0, 0.0, 3600.0
+    )
+    assert claim_from(allowed, None, 60.0).session_seconds == 60.0
+    assert claim_from(Allowance()).session_seconds is None
+    assert claim_from(Allowance(), None, 60.0).session_seconds == 60.0

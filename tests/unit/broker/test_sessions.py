@@ -16,6 +16,7 @@ from gpuspawner.broker.decide.when.sessions import (
     meetings,
     prestarts,
     reservations,
+    without_room,
 )
 from gpuspawner.core.errors import SessionReserved, SessionUnfit
 from gpuspawner.core.quota import UNLIMITED, Window
@@ -127,6 +128,22 @@ def test_what_does_not_fit_is_refused_with_what_does(session: LabSession, most: 
     with pytest.raises(SessionUnfit) as caught:
         check_session(session, [OTHER], places(slice=most), NOW)  # type: ignore[arg-type]
     assert caught.value.message == f"The session 'cs231n' {sentence}"
+
+
+def test_which_sessions_lack_places_where_devices_are_gone() -> None:
+    first = replace(CS231N, seats=3, rule="", first=date(2026, 10, 2))
+    beside = replace(first, name="beside", seats=2)
+    later = replace(first, name="later", first=date(2026, 10, 3))
+    both, week = [first, beside, later], timedelta(days=7)
+
+    def short(most: int, ahead: timedelta = week) -> list[str]:
+        found = without_room(both, places(**{CS231N.tier: most}), NOW, ahead)  # type: ignore[arg-type]
+        return [each.meeting.session for each in found]
+
+    assert short(5) == []
+    assert short(4) == ["beside", "cs231n"]
+    assert short(2) == ["beside", "cs231n", "later"]
+    assert short(2, timedelta(days=1)) == ["beside", "cs231n"]
 
 
 def test_what_is_kept_from_the_lead_until_the_grace_is_over() -> None:

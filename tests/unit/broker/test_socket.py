@@ -366,7 +366,7 @@ async def test_who_waits_for_a_withdrawn_device_is_told(
     lost = DeviceHealth("GPU-1", False, "XID 79", since=datetime(2025, 3, 1, 10, 21, tzinfo=UTC))
     why = (
         "You asked for a GPU, but no matching GPU is in service now."
-        " Simulated GPU 1 is out of service since 2025-03-01 10:21 UTC: XID 79."
+        " Simulated GPU 1 has been out of service since 2025-03-01 10:21 UTC: XID 79."
     ).replace("GPU 1", "GPU GPU-1")
     said: list[str] = []
     async for bench in make_bench(ledger, monkeypatch, queue_seconds=0.5):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -215,6 +217,95 @@ async def test_memory_that_cannot_move_is_told_and_ends_only_if_nobody_else_can_
     assert room.notices[1:] == [("ann", IN_THE_WAY)]
 
 
+async def test_a_program_for_which_the_driver_does_not_answer_keeps_its_gpu_and_others_use_the_rest(
+    room: Class,
+) -> None:
+    """Members of a group of NCCL do that. The policy here says: never end."""
+    room.rules = replace(RULES, warn_seconds=None)
+    room.restart((A, B))
+    room.admit("ann", "bob", "cyd")
+    room.machine.computing = {A, B}
+    room.machine.add(11, container="ann")
+    await room.look()
+    room.machine.programs[11].silent = True
+    room.machine.add(12, gpu=B, container="bob")
+    await room.look()
+    room.machine.add(13, gpu=B, container="cyd")
+    await room.look(2)
+    assert room.seats() == {"ann": (Turn.AWAKE, A), "bob": (Turn.AWAKE, B), "cyd": (Turn.PAUSED, B)}
+    for _ in range(3):
+        await room.look(110)
+        assert room.seats()["ann"] == (Turn.AWAKE, A)
+        assert (room.runs(12), room.runs(13)) in ((True, False), (False, True))
+    assert room.turns.count(("bob", True)) > 1
+    assert room.turns.count(("cyd", True)) > 1
+    assert room.turns.count(("ann", False)) == 0
+    # After a restart, unknown is not free: nobody is woken where ann may compute.
+    room.hands.close()
+    room.restart((A, B))
+    room.admit("cyd", "bob", "ann")
+    await room.look(30)
+    assert room.seats()["ann"] == (Turn.AWAKE, A)
+    assert room.machine.on_gpus((A,)).keys() == {11, 12, 13}
+    assert [each for each in (12, 13) if room.machine.programs[each].gpus.get(A)] == []
+    room.machine.programs[11].silent = False  # its group has ended
+    await room.look(130)
+    assert {each.can_move for each in room.keeper.status()} == {True}
+
+
+async def test_a_program_for_which_the_driver_does_not_answer_ends_after_a_warning_if_the_policy_says_so(
+    room: Class, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[tuple[float, int]] = []
+
+    def end(self: object, process: Process) -> Outcome:
+        ended.append((room.now, process.pid))
+        room.machine.programs[process.pid].gone = True
+        return Outcome.ENDED
+
+    monkeypatch.setattr(hands_module.ProcessTable, "end", end)
+    room.admit("ann", "bob")
+    room.machine.computing = {A}
+    room.machine.add(11, container="ann")
+    await room.look()
+    room.machine.programs[11].silent = True
+    began = room.now
+    room.machine.add(12, container="bob")
+    await room.look(80)
+    assert (room.notices, room.seats()["ann"]) == ([], (Turn.AWAKE, A))  # until max_turn nothing is done
+    await room.look(40)
+    assert [lease for lease, _ in room.notices] == ["ann"]
+    assert "NCCL" in room.notices[0][1]
+    assert ended == []
+    await room.look(60)
+    ((at, pid),) = ended
+    assert (pid, room.runs(12)) == (11, True)
+    assert at - began == pytest.approx(10 + 5, abs=2.5)  # max_turn, then the warning
+    assert room.notices[1:] == [("ann", IN_THE_WAY)]
+    room.machine.add(14, container="ann")  # a new program of it can be paused
+    await room.look(2)
+    assert not room.runs(14)
+
+
+async def test_a_driver_that_hangs_for_one_program_does_not_stop_the_others(
+    room: Class, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hands_module, "LOOK_SECONDS", 0.05)
+    room.machine.silence_seconds = 30.0
+    room.restart((A, B))
+    room.admit("ann", "bob", "cyd")
+    room.machine.computing = {A, B}
+    room.machine.add(11, container="ann").silent = True
+    room.machine.add(12, gpu=B, container="bob")
+    await room.look(2)
+    room.machine.add(13, gpu=B, container="cyd")
+    began = time.monotonic()
+    await room.look(40, seconds=0.5)
+    assert time.monotonic() - began < 20
+    assert room.seats()["ann"] == (Turn.AWAKE, A)
+    assert room.turns.count(("cyd", True)) >= 1
+
+
 async def test_memory_that_can_not_move_is_paused_while_its_lease_is_kept_asleep(room: Class) -> None:
     room.admit("ann", "bob")
     room.machine.add(11, container="ann").managed = True
@@ -249,6 +340,72 @@ async def test_who_computes_on_in_spite_of_it_ends(room: Class, monkeypatch: pyt
     assert room.notices == [("bob", OUT_OF_TURN)]
     assert room.machine.programs[12].gone
     assert not room.machine.programs[11].gone
+
+
+async def test_who_was_woken_sleeps_before_its_container_is_stopped_where_the_driver_needs_that(
+    room: Class,
+) -> None:
+    """Driver 595: killing a process that was restored hangs the machine."""
+    room.hands.sleeps_before_end = True
+    room.admit("ann", "bob", promise_gib=80)
+    room.machine.add(11, gib=30, container="ann")
+    await room.look(15)
+    assert await room.keeper.before_end("ann")  # it never slept
+    room.machine.add(12, gib=30, container="bob")
+    await room.look(15)
+    await room.calls_cuda(11)
+    await room.look(15)
+    assert room.seats() == {"ann": (Turn.AWAKE, A), "bob": (Turn.ASLEEP, None)}
+    assert await room.keeper.before_end("bob")  # it sleeps
+    assert not await room.keeper.before_end("ann")
+    await room.look(2)
+    assert room.machine.programs[11].state is ProcessState.CHECKPOINTED
+    await room.calls_cuda(11)  # its cell goes on: it gets no turn now
+    await room.look(20)
+    assert room.machine.programs[11].state is ProcessState.CHECKPOINTED
+    assert await room.keeper.before_end("ann")
+    assert await room.keeper.before_end("nobody")
+    await room.look(100)  # its container was not stopped after all
+    await room.calls_cuda(11)
+    await room.look(5)
+    assert room.seats()["ann"] == (Turn.AWAKE, A)
+    room.hands.sleeps_before_end = False
+    assert await room.keeper.before_end("ann")  # other drivers don't mind
+
+
+async def test_a_woken_program_that_has_to_end_sleeps_first_where_the_driver_needs_that(
+    room: Class, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[ProcessState | None] = []
+
+    def end(self: object, process: Process) -> Outcome:
+        ended.append(room.machine.programs[process.pid].state)
+        room.machine.programs[process.pid].gone = True
+        return Outcome.ENDED
+
+    monkeypatch.setattr(hands_module.ProcessTable, "end", end)
+    room.hands.sleeps_before_end = True
+    room.admit("ann", "bob", promise_gib=80)
+    room.machine.add(11, gib=30, container="ann")
+    await room.look(15)
+    room.machine.add(12, gib=30, container="bob")
+    await room.look(15)
+    room.machine.computing = {A}
+    await room.calls_cuda(11)
+    await room.look(110)
+    assert room.seats()["ann"] == (Turn.AWAKE, A)
+    # Its memory can't leave the GPU any more: it would end after the warning, but can't sleep before.
+    program = room.machine.programs[11]
+    program.managed = True
+    room.machine.programs[12].waits_on = DRIVER
+    await asyncio.sleep(0.12)
+    await room.look(200)
+    assert [lease for lease, _ in room.notices] == ["ann"]
+    assert (ended, program.gone) == ([], False)
+    program.managed = False
+    await room.look(60)
+    assert ended == [ProcessState.CHECKPOINTED]
+    assert room.runs(12)
 
 
 async def test_a_step_that_fails_is_tried_again_later(room: Class) -> None:

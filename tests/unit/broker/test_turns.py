@@ -242,6 +242,17 @@ def test_memory_that_cannot_move_ends_after_a_warning_if_nobody_else_can_compute
     assert plan([pinned, wanting], TWO, NOW + 1, RULES) == (Action(Step.WAKE, "w", B),)
 
 
+def test_who_can_not_be_paused_is_never_passed_over_and_ends_only_by_the_policy() -> None:
+    silent = replace(awake("silent", turn=100), can_pause=False, unmovable_since=NOW - 4)
+    wanting = asleep("w", wants=15)
+    assert plan([silent, wanting], ONE, NOW, RULES) == ()
+    assert plan([silent, wanting], TWO, NOW, RULES) == (Action(Step.WAKE, "w", B),)
+    assert plan([silent, wanting], ONE, NOW + 1, replace(RULES, warn_seconds=None)) == ()
+    assert plan([silent, wanting], ONE, NOW + 1, RULES) == (Action(Step.END, "silent"),)
+    short = replace(silent, since=NOW - 8)
+    assert plan([short, wanting], ONE, NOW + 1, RULES) == ()  # its turn goes on until max_turn
+
+
 def test_nothing_is_begun_with_a_seat_that_failed_or_is_under_way() -> None:
     assert plan([replace(paused("a", wants=1), retry_at=NOW + 0.1)], ONE, NOW, RULES) == ()
     waking = replace(paused("a", wants=1), under_way=Action(Step.WAKE, "a", A))

@@ -58,6 +58,10 @@ class Turns:
         self.asked.append((lease_id, "give up"))
         return lease_id in self.seats
 
+    async def before_end(self, lease_id: str) -> bool:
+        self.asked.append((lease_id, "end"))
+        return lease_id not in self.seats
+
     def views(self) -> dict[str, TurnView]:
         return {ANNA: TurnView(Turn.PAUSED, NOON, "GPU-1", 5, position=2, wait_seconds=20.0)}
 

@@ -71,7 +71,7 @@ async def test_an_admin_is_asked_back_and_ends_the_server(site: Site) -> None:
 
 async def test_one_that_the_hub_knows_is_not_ended_here(site: Site) -> None:
     status, _ = await site.post("noether-token", do="end", lease="a" * 32, confirmed="yes")
-    assert (status, site.ended) == (303, [])
+    assert (status, site.ended) == (409, [])
     assert (await site.post("noether-token", do="burn"))[0] == 400
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from gpuspawner.core.errors import (
@@ -17,7 +17,7 @@ from gpuspawner.core.errors import (
 from gpuspawner.core.model import Tier
 from gpuspawner.hub import launch as launch_module
 from gpuspawner.hub import readiness
-from gpuspawner.hub.launch import LaunchJob
+from gpuspawner.hub.launch import LaunchJob, before_stop
 from gpuspawner.hub.progress import Progress
 from gpuspawner.hub.pull_progress import PullNews
 from gpuspawner.hub.readiness import Answer
@@ -405,3 +405,43 @@ async def test_a_condition_that_nvidias_hook_finds_unmet_is_told(answers: list[A
         await start.run()
     await start.give_back()
     assert (docker.containers, broker.held, broker.released) == ({}, 0, [LEASE.id])
+
+
+class Ending:
+    """Answers what it is given, in order; then that the container may be stopped."""
+
+    def __init__(self, *answers: bool | Exception) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    async def may_end(self, lease_id: str) -> bool:
+        self.asked.append(lease_id)
+        answer = self.answers.pop(0) if self.answers else True
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("answers", "times"),
+    [
+        ((), 1),
+        ((False, False), 3),
+        ((False, BrokerUnavailable("It is not running.")), 2),
+        ((TimeoutError(),), 1),
+        ((False,) * 1000, 180),  # a program that can't sleep must not keep its server from being stopped
+    ],
+)
+async def test_it_asks_until_the_programs_sleep(
+    monkeypatch: pytest.MonkeyPatch, answers: tuple[bool | Exception, ...], times: int
+) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(launch_module.asyncio, "sleep", sleep)
+    broker = Ending(*answers)
+    await before_stop(cast(Any, broker), "a" * 32)
+    assert broker.asked == ["a" * 32] * times
+    assert sum(waited) <= 90.0

@@ -19,6 +19,7 @@ from gpuspawner.node.checkpoint.client import HelperDriver
 from gpuspawner.node.checkpoint.order import (
     GONE,
     HELPER_LOST,
+    ILLEGAL_STATE,
     NOT_INITIALIZED,
     NOT_READY,
     SILENT,
@@ -148,6 +149,15 @@ async def test_an_answer_that_does_not_come_is_given_up_and_the_helper_left_alon
     assert (await driver.call(order(Operation.CHECKPOINT, process))).code == SILENT
     assert (await driver.call(order(Operation.STATE, process))).state is ProcessState.LOCKED
     assert driver.starts == 1
+    # The same call isn't made again before the first has ended: each would keep a thread of the helper.
+    again = await driver.call(order(Operation.CHECKPOINT, process))
+    assert (again.code, again.seconds) == (SILENT, 0.0)
+    end = time.monotonic() + 10
+    while (await driver.call(order(Operation.STATE, process))).state is not ProcessState.CHECKPOINTED:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.1)
+    assert (await driver.call(order(Operation.CHECKPOINT, process))).code == ILLEGAL_STATE
     await driver.stop(5.0)
 
 

@@ -8,14 +8,15 @@ import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from gpuspawner.core.errors import DeviceFault
 from gpuspawner.node import turning
 from gpuspawner.node.checkpoint.canary import CanaryResult
 from gpuspawner.node.checkpoint.client import HelperDriver
 from gpuspawner.node.inventory.simulated import SimulatedInventory
-from gpuspawner.node.turning import LocalTurns, can_move, main_memory_bytes, turns_obstacle
+from gpuspawner.node.turning import LocalTurns, can_move, ending_danger, main_memory_bytes, turns_obstacle
 
 from tests.checkpoint.standin import FOLDER
 
@@ -45,12 +46,7 @@ def rights(tmp_path: Path, capabilities: int) -> Path:
             ALL,
             "Driver 550.54.14 can't move a program's GPU memory: install 580 or newer",
         ),
-        (
-            "595.71.05",
-            ALL,
-            "With driver 595.71.05, ending a program that has slept can hang the machine: install 580, or "
-            "610 or newer",
-        ),
+        ("595.71.05", ALL, ""),
         (
             None,
             ALL,
@@ -125,3 +121,26 @@ async def test_a_helper_that_does_not_start_is_the_reason(
     reason = await turns.check(DRIVER, ["GPU-1"])
     await turns.close()
     assert reason == "The checkpoint helper can't be started: No such file or directory"
+
+
+def test_drivers_that_hang_when_a_woken_program_is_killed() -> None:
+    danger = ending_danger("595.71.05")
+    assert danger.startswith("With driver 595.71.05, killing a program that slept and was woken can hang the")
+    assert danger.endswith(": install 580, or 610 or newer")
+    assert [ending_danger(each) for each in (None, "580.159.04", "610.57.04")] == ["", "", ""]
+
+
+async def test_with_such_a_driver_programs_sleep_before_they_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def start(self: HelperDriver) -> None:
+        raise DeviceFault("no driver here")
+
+    monkeypatch.setattr(HelperDriver, "start", start)
+    turns = LocalTurns(cast(Any, None), tmp_path, logging.getLogger("turning"))
+    assert await turns.check("595.71.05", ["GPU-1"]) == "no driver here"
+    assert turns.hands.sleeps_before_end
+    assert "can hang the machine" in caplog.text
+    await turns.check("580.159.04", ["GPU-1"])
+    assert not turns.hands.sleeps_before_end
+    await turns.close()

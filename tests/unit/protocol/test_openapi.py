@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.api.offer import offer_routes
+from gpuspawner.broker.api.pulls import pull_routes
 from gpuspawner.broker.api.rules import hub_routes
 from gpuspawner.broker.api.socket import make_app
 from gpuspawner.core.errors import all_refusals
@@ -52,6 +53,7 @@ def test_the_operations() -> None:
         ("/offer", "post", "offer"),
         ("/leases/{lease_id}/extend", "post", "extend"),
         ("/leases/{lease_id}/kernels", "post", "kernels"),
+        ("/pulls", "post", "pulls"),
         ("/servers", "get", "servers"),
     ]
 
@@ -59,7 +61,11 @@ def test_the_operations() -> None:
 def test_it_is_what_the_socket_serves() -> None:
     """Each path and method of the description has a handler, and each handler's method is described."""
     unused: Any = None
-    routes = [*hub_routes(unused, unused, unused), *offer_routes(unused, unused, unused, unused)]
+    routes = [
+        *hub_routes(unused, unused, unused),
+        *offer_routes(unused, unused, unused, unused),
+        *pull_routes(unused, unused),
+    ]
     rules = make_app(unused, routes).wildcard_router.rules
     served = {
         (rule.matcher.regex.pattern, method)

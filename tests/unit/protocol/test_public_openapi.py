@@ -17,6 +17,7 @@ from gpuspawner.broker.api.answers import About, View
 from gpuspawner.broker.api.public.actions import Actions
 from gpuspawner.broker.api.public.classes import class_routes
 from gpuspawner.broker.api.public.hub_servers import HubServers
+from gpuspawner.broker.api.public.images import image_routes
 from gpuspawner.broker.api.public.limits import WriteLimits
 from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.api.public.turns import public_turns
@@ -28,6 +29,7 @@ from gpuspawner.core.model import Tier
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import NodeFacts
 from gpuspawner.protocol.public_openapi import OPERATIONS, public_openapi
+from gpuspawner.protocol.pulls import ImageDocument, PullMessage
 from hypothesis import HealthCheck, settings
 from jsonschema import Draft202012Validator
 from schemathesis.checks import not_a_server_error
@@ -46,6 +48,15 @@ SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
 ]  # fmt: skip
+
+
+IMAGES = (
+    ImageDocument(image="lab:1", here=True, size_bytes=5_200_000_000, pull=None),
+    ImageDocument(
+        image="lab:2", here=None, size_bytes=None,
+        pull=PullMessage(image="lab:2", message="Pulling image lab:2", percent=7, waiting=1),
+    ),
+)  # fmt: skip
 
 
 class NoTurns:
@@ -79,6 +90,7 @@ class Service:
             public_rules(broker.site, broker.rules, broker.endings),
             class_routes(bench.tools),
             public_turns(broker.site, TurnService(broker.allocator, turns), broker.rules.audit),
+            image_routes(lambda: IMAGES),
         )
 
         def make_desk(api_url: str) -> BrokerDesk:

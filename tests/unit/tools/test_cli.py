@@ -31,6 +31,7 @@ DEVICE = {
     "uuid": "GPU-facade00-0000-4000-8000-000000000000",
     "model": "H100 80GB",
     "index": 0,
+    "node": "",
     "memory_bytes": 80 << 30,
     "compute_capability": "9.0",
     "pool": "whole",
@@ -58,7 +59,7 @@ STATUS: dict[str, Any] = {
     "devices": [
         DEVICE,
         {**DEVICE, "index": None, "user": None, "server": None, "since": None},
-        {**DEVICE, "index": 2, "healthy": False, "reason": "It is lost", "server": ""},
+        {**DEVICE, "index": 2, "node": "b", "healthy": False, "reason": "It is lost", "server": ""},
     ],
     "leases": [
         {
@@ -138,7 +139,7 @@ def test_status_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
         ["GPU", "Model", "Memory", "State", "Since", "UUID"],
         ["0", "H100 80GB (simulated)", "80 GiB", "ada ([red]train)", since, DEVICE["uuid"]],
         ["–", "H100 80GB (simulated)", "80 GiB", "free", DEVICE["uuid"]],
-        ["2", "H100 80GB (simulated)", "80 GiB", "out of service ada", since, DEVICE["uuid"]],
+        ["2 of b", "H100 80GB (simulated)", "80 GiB", "out of service ada", since, DEVICE["uuid"]],
         ["It is lost"],
         ["Leases"],
         ["User", "Server", "Tier", "State", "Since", "GPUs", "Notice"],

@@ -121,7 +121,7 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or use CDI"
                 note(
                     "CUDA checkpoint",
                     "the driver has it, but cuda-bindings is missing",
-                    "Nothing: it is not used yet",
+                    "Nothing, unless GPUs shall be used in turns: then pip install 'gpuspawner[turns]'",
                 )
             ],
             True,
@@ -138,7 +138,7 @@ INSTALL_HOOK = "Install nvidia-container-toolkit and restart Docker, or use CDI"
                 note(
                     "CUDA checkpoint",
                     "needs driver 570; here: 550.90.7",
-                    "Nothing: it is not used yet",
+                    "Nothing, unless GPUs shall be used in turns: then install driver 580",
                 ),
             ],
             True,

@@ -58,8 +58,9 @@ class Viewer:
 
     `owns` is False for a service's token: a service called "anna" is not the user "anna". `hub`
     distinguishes two hubs of one broker, whose users may have equal names; None if there is one hub.
-    `stops` says whether the hub lets the sender's token stop the sender's own servers. `local`: an account of
-    this machine, on the broker's unix socket, which only its admins reach.
+    `stops` says whether the hub lets the sender's token stop the sender's own servers. `servers` names those
+    that start or run, with a GPU or without; None if the hub doesn't say. `local`: an account of this
+    machine, on the broker's unix socket, which only its admins reach.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Viewer:
     hub: str | None = None
     groups: tuple[str, ...] = ()
     stops: bool = False
+    servers: frozenset[str] | None = None
     local: bool = False
 
     @property
@@ -120,4 +122,14 @@ def viewer_of(model: Mapping[str, Any], hub: str | None = None) -> Viewer:
         hub=hub,
         groups=tuple(sorted(model.get("groups", ()))) if owns else (),
         stops=owns and (STOP_SCOPE in scopes or f"{STOP_SCOPE}!user={name}" in scopes),
+        servers=_servers(model.get("servers")) if owns else None,
+    )
+
+
+def _servers(listed: object) -> frozenset[str] | None:
+    """The names of the hub's `servers` (with the scope `read:servers`) that start, run or stop."""
+    if not isinstance(listed, Mapping):
+        return None
+    return frozenset(
+        str(name) for name, server in listed.items() if server.get("ready") or server.get("pending")
     )

@@ -294,7 +294,8 @@ class DrainsHandler(RuleHandler):
                 drains=tuple(
                     DrainDocument(uuid=uuid, since=each.since, author=each.author, reason=each.reason)
                     for uuid, each in sorted(drained.items())
-                )
+                ),
+                warning=self.rules.drain_warning(),
             )
         )
 
@@ -303,7 +304,11 @@ class DrainsHandler(RuleHandler):
         """204 once nothing new is placed there."""
         change = self.read(DrainChange)
         asked = Change("drain device", f"device:{change.uuid}", (), change)
-        await self.make(asked, lambda: self.rules.drain(change.uuid, change.author, change.reason))
+
+        async def drain() -> None:
+            await self.rules.drain(change.uuid, change.author, change.reason)
+
+        await self.make(asked, drain)
 
     @answering
     async def delete(self) -> None:

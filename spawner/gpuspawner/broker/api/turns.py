@@ -2,9 +2,10 @@
 
 POST /turns/{lease id}/wake    it wants a GPU, and gets one when it is its turn
 POST /turns/{lease id}/yield   its turn ends now; a program that still computes wants a new one
+POST /turns/{lease id}/end     its container is about to be stopped: {"ready": whether that may be done now}
 
-Both answer with the lease's turn. The public API has them below `api/`, for the lease's user and for holders
-of `custom:gpu:reserve` (`public/turns.py`).
+The first two answer with the lease's turn. The public API has them below `api/`, for the lease's user and for
+holders of `custom:gpu:reserve` (`public/turns.py`). The hub asks the third, again and again, for any lease.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from ...core.errors import Fault, LeaseConflict, Refusal
 from ...core.model import Lease, Mode
-from ...protocol.messages import document
+from ...protocol.messages import EndDocument, document
 from ..enforce.all_turns import AllTurns
 from ..enforce.turn_pools import Turns
 from ..leases.allocator import Allocator
@@ -25,7 +26,7 @@ NO_SEAT = "This server isn't running yet: try again in a moment."
 
 
 class TurnService:
-    """Carries them out. All methods answer at once."""
+    """Carries them out. No method waits for a turn to change."""
 
     def __init__(self, allocator: Allocator, turns: Turns | AllTurns) -> None:
         self._allocator, self._turns = allocator, turns
@@ -49,6 +50,10 @@ class TurnService:
         if not done or view is None:
             raise LeaseConflict(NO_SEAT)
         return document(turn_document(view))
+
+    async def before_end(self, lease_id: str) -> bool:
+        """Whether the programs of this lease may be killed now; if not, they are being put to sleep."""
+        return await self._turns.before_end(lease_id)
 
 
 class TurnHandler(Handler):
@@ -74,9 +79,24 @@ class TurnHandler(Handler):
         return self.turns.act(lease_id, action)
 
 
+class EndHandler(Handler):
+    """POST /turns/{lease id}/end"""
+
+    turns: TurnService
+
+    def initialize(self, site: Site, **more: Any) -> None:
+        super().initialize(site)
+        self.turns = more["turns"]
+
+    async def post(self, lease_id: str) -> None:
+        """200 for any lease; one that has no turns is ready."""
+        self.answer(document(EndDocument(ready=await self.turns.before_end(lease_id))))
+
+
 PATH = r"/turns/([0-9a-f]{32})/(wake|yield)"
 
 
 def turn_routes(site: Site, turns: TurnService) -> list[tuple[Any, ...]]:
     """The routes, for `make_app`."""
-    return [(PATH, TurnHandler, {"site": site, "turns": turns})]
+    more = {"site": site, "turns": turns}
+    return [(PATH, TurnHandler, more), (r"/turns/([0-9a-f]{32})/end", EndHandler, more)]

@@ -89,4 +89,6 @@ def _make_endings(ground: Ground, deciding: Deciding, machines: Machines, servic
         sleep=machines.rest,
         can_sleep=machines.can_rest,
     )
-    return Endings(parts, ground.log)
+    endings = Endings(parts, ground.log)
+    machines.on_running = endings.look_soon
+    return endings

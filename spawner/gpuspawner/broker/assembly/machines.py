@@ -14,6 +14,7 @@ from typing import Any
 from ...core.disk import Disk
 from ...core.errors import DeviceFault
 from ...core.model import ContainerPatch, Lease
+from ...core.states import AWAKE
 from ...core.units import utc_now
 from ...node.api import NodeFacts, Usage
 from ..api.turns import TurnService
@@ -42,6 +43,8 @@ class Machines:
         """Those of machines that came later."""
         self.here = self._all[found[0].facts.name]
         self.simulated = self.here.simulated
+        self.on_running: Callable[[], None] = lambda: None
+        """Called when a running lease was committed."""
         self.turns = AllTurns(lambda: [each.enforcement.turns for each in self._all.values()])
         self.turn_service = TurnService(deciding.allocator, self.turns)
 
@@ -128,6 +131,8 @@ class Machines:
         self._ground.metrics.lease_times.on_lease(lease)
         if (machine := self.of(lease)) is not None:
             machine.enforcement.on_lease(lease)
+        if lease.state in AWAKE:
+            self.on_running()
 
     async def prepare(self, lease: Lease) -> None:
         """Prepares the lease's devices for its container. Raises DeviceFault."""

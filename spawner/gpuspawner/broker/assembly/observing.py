@@ -6,7 +6,10 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from traitlets.config import Config
+
 from ..observe.disks import DiskWatch
+from ..observe.images import ImageWatch
 from ..observe.journal import Journal
 from ..observe.pruning import Pruning
 from ..observe.sampler import Sampler
@@ -22,10 +25,16 @@ class Observing:
     sampler: Sampler
     disks: DiskWatch
     pruning: Pruning
+    images: ImageWatch
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What runs until the broker ends, by name."""
-        return {"sampler": self.sampler.run(), "disks": self.disks.run(), "pruning": self.pruning.run()}
+        return {
+            "sampler": self.sampler.run(),
+            "disks": self.disks.run(),
+            "pruning": self.pruning.run(),
+            "images": self.images.run(),
+        }
 
 
 def make_observing(ground: Ground, machines: Machines) -> Observing:
@@ -35,4 +44,12 @@ def make_observing(ground: Ground, machines: Machines) -> Observing:
         sampler=Sampler(machines.uses, ground.log),
         disks=DiskWatch(ground.engine.facts, machines.disks, ground.metrics, ground.log),
         pruning=Pruning(ground.ledger, ground.settings.history_days, ground.log),
+        images=ImageWatch(_images(ground), ground.engine.image_size_bytes, ground.log),
     )
+
+
+def _images(ground: Ground) -> list[str]:
+    """The images of the settings: the spawner's, whatever its class is called, and those of the tiers."""
+    sections = [each for each in ground.settings.config.values() if isinstance(each, Config)]
+    named = [each["image"] for each in sections if isinstance(each.get("image"), str)]
+    return [image for image in (*named, *(tier.image for tier in ground.settings.tiers)) if image]

@@ -15,10 +15,12 @@ from ..api.offer import offer_routes
 from ..api.public.actions import Actions
 from ..api.public.classes import ClassTools, class_routes
 from ..api.public.hub_servers import HubServers
+from ..api.public.images import image_routes
 from ..api.public.leases import lease_routes
 from ..api.public.local import LocalServers, local_routes
 from ..api.public.rules import MoreRoutes, joined, public_rules
 from ..api.public.turns import public_turns
+from ..api.pulls import pull_routes
 from ..api.rules import hub_routes
 from ..api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from ..api.turns import turn_routes
@@ -61,6 +63,7 @@ class Serving:
             *hub_routes(site, rules, self.leasing.endings),
             *offer_routes(site, rules, self.leasing.endings, offers),
             *turn_routes(site, self.machines.turn_service),
+            *pull_routes(site, self.observing.images.tell),
             *local_routes(self._view(), hub_of(self.ground.settings.config), self._local_api()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
@@ -131,6 +134,7 @@ class Serving:
             public_rules(site, rules, endings),
             class_routes(ClassTools(site, rules, endings, self._classes)),
             public_turns(site, self.machines.turn_service, rules.audit),
+            image_routes(self.observing.images.now),
         )
 
     def _local_api(self) -> MoreRoutes:
@@ -158,6 +162,7 @@ class Serving:
             fault=lambda: self.machines.facts().fault,
             ended=self.ground.ledger.ended,
             disks=self.observing.disks.now,
+            images=self.observing.images.now,
             unknown=self.leasing.unknown_ids,
             checkup=Checkup(lambda: ask_doctor(config_file and str(Path(config_file).absolute()))),
             simulated=self.machines.simulated,

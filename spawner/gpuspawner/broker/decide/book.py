@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
 from typing import TypeVar
 
 from ...core.decision import Drain
@@ -369,13 +368,16 @@ class Book:
         This assumes that `freed` gave back its devices, `without` no longer waits, and `newcomer` came last.
         """
         self._pass_time(now)
+        fleet = self._fleet(freed)
+        if not any(fleet.rooms.values()):
+            return []
         last = None if newcomer is None else self._waiting(newcomer, self._arrivals + 1)
         lineup = self._queue.lineup(self._now, without, last)
         placed = []
-        for lease_id, shares in plan(lineup, self._fleet(freed), self._now).items():
+        for lease_id, shares in plan(lineup, fleet, self._now).items():
             waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
             to = after(waiting.state, Event.PLACE, Actor.BROKER).to
-            reserved = with_shares(replace(waiting, state=to, since=now), shares)
+            reserved = with_shares(waiting, shares, to, now)
             placed.append(self.with_fractions(reserved))
         return placed
 
@@ -385,8 +387,8 @@ class Book:
         return Fleet(
             rooms=self._devices.rooms(ended),
             healthy=self._devices.healthy,
-            all_rooms=cache(lambda: self._devices.healthy_rooms(ended)),
-            holdings=cache(lambda: self._holdings(freed)),
+            all_rooms=lambda: self._devices.healthy_rooms(ended),
+            holdings=lambda: self._holdings(freed),
             sessions=self._rules.sessions(self._now),
         )
 
@@ -517,11 +519,13 @@ def _drop(index: dict[K, dict[str, None]], key: K, lease_id: str) -> None:
         del index[key]
 
 
-def with_shares(lease: Lease, shares: Sequence[Share]) -> Lease:
-    """The lease with these shares. In turns it uses one of them at a time."""
+def with_shares(lease: Lease, shares: Sequence[Share], state: LeaseState, since: datetime) -> Lease:
+    """The lease in this state with these shares. In turns it uses one of them at a time."""
     sizes = [share.memory_bytes for share in shares]
     return replace(
         lease,
+        state=state,
+        since=since,
         device_uuids=tuple(share.device_uuid for share in shares),
         memory_bytes=max(sizes) if shares[0].in_turns else sum(sizes),
         compute_percent=min(share.compute_percent for share in shares),

@@ -23,9 +23,10 @@ def expected_waits(
     turn = min(seen.turn_seconds, rules.max_turn_seconds)
     awake = {seat.gpu_uuid: seat for seat in seats if seat.turn is Turn.AWAKE}
     free_in = {gpu.uuid: _rest_of(awake.get(gpu.uuid), now, rules, turn) for gpu in gpus}
+    blocked = {seat.gpu_uuid for seat in awake.values() if not seat.can_pause}
     found: dict[str, float] = {}
     for seat in waiting_order(seats, now, rules):
-        serving = [gpu.uuid for gpu in gpus if gpu.serves(seat)]
+        serving = [gpu.uuid for gpu in gpus if gpu.serves(seat) and gpu.uuid not in blocked]
         at_home = [uuid for uuid in serving if seat.turn is Turn.PAUSED and uuid == seat.gpu_uuid]
         if not serving:
             continue

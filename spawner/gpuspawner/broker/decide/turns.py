@@ -110,6 +110,8 @@ class Seat:
     """What has begun and has not ended."""
     unmovable_since: float | None = None
     """Its memory can't leave the GPU (managed memory, NCCL): known since then."""
+    can_pause: bool = True
+    """False: the driver does not answer for it (NCCL), so it is unmovable and can not even be paused."""
     retry_at: float = 0.0
     """Something failed: nothing is tried with it before."""
     target_uuid: str | None = None
@@ -416,7 +418,9 @@ class _Planning:
             turn = ahead or self._seen.turn_seconds
             return _Way(gpu.uuid, turn, is_blocked=True) if is_home and gpu.serves(seat) else None
         occupant = self._occupant[gpu.uuid]
-        if not gpu.serves(seat) or (occupant is not None and occupant.lease_id in self.actions):
+        if not gpu.serves(seat):
+            return None
+        if occupant is not None and (occupant.lease_id in self.actions or not occupant.can_pause):
             return None
         wait = 0.0 if occupant is None else self._wait_for(seat, occupant)
         is_elsewhere = seat.turn is Turn.PAUSED and not is_home
@@ -467,7 +471,9 @@ class _Planning:
         if seat.turn is not Turn.ASLEEP and not self._is_on_its_way(seat):
             return False
         occupant = self._occupant[gpu.uuid]
-        is_waited_for = occupant is not None and self._wait_for(seat, occupant) > 0
+        is_waited_for = occupant is not None and (
+            not occupant.can_pause or self._wait_for(seat, occupant) > 0
+        )
         return not is_waited_for and self._room_for(seat, gpu) is not None
 
     def _wait_for(self, seat: Seat, occupant: Seat) -> float:

@@ -29,6 +29,11 @@ class AllTurns:
         """What it has on a GPU moves to main memory; whether it has a seat and its memory can move."""
         return any(each.rest(lease_id) for each in self._turns())
 
+    async def before_end(self, lease_id: str) -> bool:
+        """Its container is about to be stopped: whether its programs may be killed now; else ask again."""
+        found = [await each.before_end(lease_id) for each in self._turns()]
+        return all(found)
+
     def give_up(self, lease_id: str) -> bool:
         """Its user gives up the turn; whether it has a seat."""
         return any(each.give_up(lease_id) for each in self._turns())

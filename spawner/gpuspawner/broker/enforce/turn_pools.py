@@ -142,6 +142,11 @@ class Turns:
         seats = (each for pool in self._pools.values() for each in pool.status())
         return all(each.can_move for each in seats if each.lease_id == lease.id)
 
+    async def before_end(self, lease_id: str) -> bool:
+        """Its container is about to be stopped: whether its programs may be killed now; else ask again."""
+        found = [await pool.before_end(lease_id) for pool in self._pools.values()]
+        return all(found)
+
     def give_up(self, lease_id: str) -> bool:
         """Its user gives up the turn; whether it has a seat."""
         return any(pool.give_up(lease_id) for pool in self._pools.values())
@@ -205,6 +210,10 @@ class TurnPool:
             return False
         self._keeper.give_up(lease_id)
         return True
+
+    async def before_end(self, lease_id: str) -> bool:
+        """Whether it has no seat here, or its programs may be killed now."""
+        return self._keeper is None or await self._keeper.before_end(lease_id)
 
     def rest(self, lease_id: str) -> bool:
         """Whether it has a seat here and its memory can move; it then sleeps until it wants a GPU."""

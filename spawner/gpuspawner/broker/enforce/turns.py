@@ -34,13 +34,15 @@ from ..decide.turns import (
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
 RETRY_SECONDS = 2.0
+END_SECONDS = 10.0
+"""So long after somebody has asked whether it may end, a seat gets no turn."""
 SPITE_SECONDS = 10.0
 """A program that still computes out of turn this long after it should have stopped is ended."""
 BUSY_LAG_SECONDS = 1.0
 """NVML calls a GPU busy for up to this long after its last work: its use is an average of 1/6 s to 1 s."""
 LOOK_SECONDS = (0.05, 0.1, 0.5)
 """Between two samples: while somebody wants a GPU, while some seat is not awake, and otherwise."""
-UNMOVABLE = (Obstacle.UNSUPPORTED, Obstacle.SEVERAL_GPUS)
+UNMOVABLE = (Obstacle.UNSUPPORTED, Obstacle.SEVERAL_GPUS, Obstacle.SILENT)
 _STOPPED = (Condition.PAUSED, Condition.ASLEEP)
 OUT_OF_TURN = "A program was ended because it kept computing on the GPU when it was not your turn."
 IN_THE_WAY = "A program was ended because its memory could not leave the GPU and others could not compute."
@@ -71,6 +73,7 @@ class SeatStatus:
 class _Entry:
     """One lease of the pool. `out_of_turn_since`: it computes without being awake, since then.
 
+    `unknown_since`: the driver doesn't say where it is since then.
     `prompt_since`: its programs wait for input since then, whether or not its GPU is called busy.
     `wants_by_thread`: that it wants a GPU was read from its main thread, and nothing else says so.
     `begun`: how many steps were begun with it, so that a sample from before is known to be old.
@@ -89,6 +92,8 @@ class _Entry:
     idle_since: float | None = None
     prompt_since: float | None = None
     unmovable_since: float | None = None
+    can_pause: bool = True
+    unknown_since: float | None = None
     target_uuid: str | None = None
     begun: int = 0
     out_of_turn_since: float | None = None
@@ -96,6 +101,8 @@ class _Entry:
     under_way: Action | None = None
     kept_asleep: bool = False
     """It gets no turn, whatever it wants."""
+    ends_until: float = 0.0
+    """Its container is about to be stopped, so it gets no turn before this time."""
 
     def seat(self, lease_id: str) -> Seat:
         """As the plan sees it."""
@@ -112,6 +119,7 @@ class _Entry:
             rank=self.rank,
             under_way=self.under_way,
             unmovable_since=self.unmovable_since,
+            can_pause=self.can_pause,
             retry_at=self.retry_at,
             target_uuid=self.target_uuid,
             sees=frozenset(self.place.gpu_uuids),
@@ -215,6 +223,20 @@ class TurnKeeper:
             if entry.wants_since is not None:
                 entry.wants_since = self.clock()  # it did not wait for its turn until now
 
+    async def before_end(self, lease_id: str) -> bool:
+        """Its container is about to be stopped: whether its programs may be killed now.
+
+        If not, they are being put to sleep: ask again. If nobody does for a while, it gets its turns again.
+        """
+        entry = self._entries.get(lease_id)
+        if entry is None or (entry.under_way is None and await self.hands.may_end(entry.place)):
+            return True
+        entry.ends_until = self.clock() + END_SECONDS
+        if entry.turn is not Turn.ASLEEP:
+            entry.wants_since = None
+            self._begin(Action(Step.SLEEP, lease_id))
+        return False
+
     def status(self) -> tuple[SeatStatus, ...]:
         """Every seat, as it is known now."""
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
@@ -250,7 +272,9 @@ class TurnKeeper:
         still = [(*each, each[1].begun) for each in self._entries.items() if each[1].under_way is None]
         readings = await self.hands.read([entry.place for _, entry, _ in still])
         now = self.clock()
-        for lease_id, entry, begun in still:
+        # Those whose state isn't known come last: they are taken to compute where nobody else does.
+        unknown = [each for each in still if _is_unknown(readings, each[1].place)]
+        for lease_id, entry, begun in [*(each for each in still if each not in unknown), *unknown]:
             if self._entries.get(lease_id) is entry and entry.begun == begun:
                 self._take(lease_id, entry, readings, now)
         self._plan(now)
@@ -262,7 +286,11 @@ class TurnKeeper:
                 step = Step.SLEEP if entry.unmovable_since is None else Step.PAUSE
                 if step is Step.SLEEP or entry.turn is Turn.AWAKE:
                     self._begin(Action(step, lease_id))
-        seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items() if entry.known]
+        seats = [
+            entry.seat(lease_id)
+            for lease_id, entry in self._entries.items()
+            if entry.known and (entry.ends_until <= now or entry.turn is not Turn.ASLEEP)
+        ]
         for action in plan(seats, self.gpus, now, self.rules, self.seen):
             self._begin(action)
 
@@ -276,8 +304,11 @@ class TurnKeeper:
     def _take(self, lease_id: str, entry: _Entry, readings: TurnReadings, now: float) -> None:
         reading = readings.seats.get(entry.place.container_id)
         if reading is None or reading.condition is Condition.UNKNOWN:
-            entry.retry_at = max(entry.retry_at, now + RETRY_SECONDS)
+            self._take_unknown(lease_id, entry, reading, now)
             return
+        entry.unknown_since = None
+        if not entry.can_pause:
+            entry.can_pause, entry.unmovable_since = True, None  # the driver answers again
         first, entry.known = not entry.known, True
         entry.memory_bytes = sum(reading.on_gpus.values()) + reading.asleep_bytes
         if reading.condition in (Condition.AWAKE, Condition.MIXED):
@@ -291,6 +322,23 @@ class TurnKeeper:
             elif reading.rests and entry.wants_by_thread:
                 entry.wants_since, entry.wants_by_thread = None, False  # it waited for something else
         self._mark_idle(entry, reading, readings.busy, now)
+
+    def _take_unknown(self, lease_id: str, entry: _Entry, reading: SeatReading | None, now: float) -> None:
+        """The driver doesn't say where it is. Nothing is begun with it for a moment.
+
+        If it was never looked at and has memory on a GPU, it may compute there: unknown is not free.
+        """
+        if entry.unknown_since is None:
+            entry.unknown_since = now
+        entry.retry_at = max(entry.retry_at, entry.unknown_since + RETRY_SECONDS)
+        if entry.known or reading is None or not reading.on_gpus:
+            return
+        entry.known, gpu_uuid = True, next(iter(sorted(reading.on_gpus)))
+        entry.memory_bytes = sum(reading.on_gpus.values())
+        if self._is_free(gpu_uuid, though_wanted=True):
+            self._is_awake(lease_id, entry, gpu_uuid, now)
+        else:
+            entry.become(Turn.PAUSED, gpu_uuid, now)
 
     def _computes(
         self, lease_id: str, entry: _Entry, reading: SeatReading, now: float, *, first: bool
@@ -422,6 +470,8 @@ class TurnKeeper:
             self._done(action, entry, outcome, now)
             return
         entry.retry_at, entry.target_uuid = now + RETRY_SECONDS, None
+        if outcome.obstacle is Obstacle.SILENT:
+            entry.can_pause = False
         if outcome.obstacle in UNMOVABLE:
             if entry.unmovable_since is None:
                 entry.unmovable_since = now
@@ -451,6 +501,12 @@ class TurnKeeper:
             self.seen = self.seen.with_turn(min(seconds, max(waits)))
 
     async def _end(self, action: Action, entry: _Entry) -> None:
+        if not await self.hands.may_end(entry.place):
+            slept = await self.hands.sleep(entry.place)
+            if not slept.done:
+                self.log.warning("Not ended: %s lease=%s", slept.sentence, action.lease_id)
+                entry.retry_at = self.clock() + RETRY_SECONDS
+                return
         count = await self.hands.end(entry.place)
         self.log.warning("Ended %d programs lease=%s", count, action.lease_id)
         spite = entry.out_of_turn_since is not None
@@ -458,9 +514,14 @@ class TurnKeeper:
             self.told.turn(action.lease_id, False)
         entry.become(Turn.ASLEEP, None, self.clock())
         entry.wants_since = entry.out_of_turn_since = entry.unmovable_since = None
-        entry.wants_by_thread = False
+        entry.wants_by_thread, entry.can_pause = False, True
         await self._notice(action.lease_id, OUT_OF_TURN if spite else IN_THE_WAY)
 
     async def _notice(self, lease_id: str, sentence: str) -> None:
         if self.told.notice is not None:
             await self.told.notice(lease_id, sentence)
+
+
+def _is_unknown(readings: TurnReadings, place: Place) -> bool:
+    reading = readings.seats.get(place.container_id)
+    return reading is None or reading.condition is Condition.UNKNOWN

@@ -510,7 +510,7 @@ class Allocator:
         if not lease.device_uuids or not self._book.can_hold(lease):
             raise LeaseConflict("A device of this lease is not free, or not on this machine.")
         shares = self._book.shares(lease)
-        running = _before_first_turn(with_shares(replace(lease, state=adopted_as.to), shares))
+        running = _before_first_turn(with_shares(lease, shares, adopted_as.to, lease.since))
         adopted = self._book.with_fractions(self._book.with_notice(running))
         if known is not None:
             adopted = replace(adopted, groups=known.groups, created_at=known.created_at)

@@ -210,13 +210,23 @@ class DockerEngine:
             LIST_SECONDS, "read the engine's facts", lambda client: (client.info(), client.version())
         )
 
+    async def image_size_bytes(self, reference: str) -> int | None:
+        """The image's size; None if it isn't here. Raises EngineFault."""
+        found = await self._inspect_image(reference)
+        return int(found["Size"]) if found else None
+
     async def image_labels(self, reference: str) -> dict[str, str] | None:
         """The image's labels; None if it isn't here. Raises EngineFault."""
+        found = await self._inspect_image(reference)
+        return dict(found["Config"].get("Labels") or {}) if found else None
 
-        def inspect(client: docker.APIClient) -> dict[str, str] | None:
+    async def _inspect_image(self, reference: str) -> dict[str, Any]:
+        """Docker's document of an image; empty if it isn't here. Raises EngineFault."""
+
+        def inspect(client: docker.APIClient) -> dict[str, Any]:
             found: dict[str, Any] = {}
             _unless_gone(lambda: found.update(client.inspect_image(reference)))  # type: ignore[no-untyped-call]
-            return dict(found["Config"].get("Labels") or {}) if found else None
+            return found
 
         return await self._call(LIST_SECONDS, "inspect an image", inspect)
 

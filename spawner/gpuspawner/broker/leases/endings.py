@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -43,6 +44,9 @@ from .rulebook import Rulebook
 
 ROUND_SECONDS = 20.0
 """The interval of the rounds."""
+GATHER_SECONDS = 3.0
+"""After a change (a rule, an extension, a server that started) the next round comes that soon: pages show the
+end of a server as of the last round."""
 UNKNOWN_AFTER_SECONDS = 300.0
 """The hub's report on a server's kernels is valid for this long; then nothing is known about them."""
 _LAB_LOOKAHEAD = timedelta(seconds=WARNINGS_SECONDS[0] + 2 * ROUND_SECONDS)
@@ -130,17 +134,30 @@ class Endings:
         self._log = log
         self._followed: dict[str, Followed] = {}
         self._kernels: dict[str, Kernels] = {}
+        self._changed = asyncio.Event()
+        parts.rulebook.on_change.append(self.look_soon)
+
+    def look_soon(self) -> None:
+        """Something changed that may move an end."""
+        self._changed.set()
 
     async def run(self) -> None:
         """Rounds until cancelled; a fault is logged, and the next round tries again."""
         while True:
-            await asyncio.sleep(ROUND_SECONDS)
+            await self._pause()
             try:
                 await self.round()
             except GpuSpawnerError as error:
                 self._log.warning("Sessions can't be checked now, retrying: %s", error)
             except Exception:  # the top of this loop
                 self._log.exception("Checking the sessions failed; the next round tries again")
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(GATHER_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ROUND_SECONDS - GATHER_SECONDS):
+                await self._changed.wait()
+        self._changed.clear()
 
     def note_kernels(self, lease_id: str, busy: bool, active_at: datetime | None) -> None:
         """Store the hub's report on a server's kernels; what those did that are gone stays known."""

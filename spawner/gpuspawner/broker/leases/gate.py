@@ -16,7 +16,7 @@ from ..decide.allow.budget import Spent, applying, spend
 from ..decide.allow.period import window_at
 from ..decide.allow.quota import Ask, check, holding_of, survivors
 from ..decide.line.backfill import SessionHold
-from ..decide.line.queue import Claim
+from ..decide.line.queue import Claim, claim_from
 from ..decide.when.sessions import Reservation, longest_start
 from ..ledger import Ledger
 from .kept import KeptPlaces
@@ -176,23 +176,16 @@ class QuotaGate:
         except Refusal:
             allowed = Allowance()
         now = self._clock()
-        counts = allowed
+        of_group = allowed
         for kept in self.kept.near(now):
             if kept.group in lease.groups and kept.tier == lease.tier:
-                counts = replace(self._rulebook.of_group(kept.group), group=kept.group)
+                of_group = replace(self._rulebook.of_group(kept.group), group=kept.group)
                 break
         extended = self._rulebook.rules.extended_seconds.get(lease.id, 0.0)
         cap = self.cap_of(lease.id)
-        seconds = allowed.session_seconds + extended
-        if cap is not None:
-            seconds = min(seconds, max(0.0, (cap.ends_at - now).total_seconds()))
-        return Claim(
-            group=counts.group,
-            priority=allowed.priority,
-            weight=counts.weight,
-            guaranteed_devices=counts.guaranteed_devices,
-            session_seconds=None if seconds == UNLIMITED else seconds,
-        )
+        until_cap = UNLIMITED if cap is None else max(0.0, (cap.ends_at - now).total_seconds())
+        with_extension = replace(allowed, session_seconds=allowed.session_seconds + extended)
+        return claim_from(with_extension, of_group, until_cap)
 
     def holds(self, now: datetime) -> list[SessionHold]:
         """The places that are kept for lab sessions now; without those that nobody took in time."""

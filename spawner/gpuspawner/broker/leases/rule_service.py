@@ -20,11 +20,12 @@ from ...core.quota import UNLIMITED, Allowance, Quota, Subject, SubjectKind, Win
 from ...core.session import LabSession, Meeting
 from ...core.units import Clock, utc_now
 from ..decide.allow.budget import Spent
+from ..decide.allow.period import format_local
 from ..decide.allow.quota import Ask, Holding, holding_of, refusals
 from ..decide.allow.report import By, Report, make_report
 from ..decide.when.calendar import Defaults, from_ical, to_ical
 from ..decide.when.deadline import extension_seconds
-from ..decide.when.sessions import check_session, meetings
+from ..decide.when.sessions import check_session, meetings, without_room
 from ..decide.when.timetable import checked_rule
 from ..ledger import Ledger
 from .allocator import Allocator
@@ -35,6 +36,9 @@ from .rulebook import Rulebook
 UPCOMING = timedelta(days=60)
 """The next meetings of a session are shown for this time ahead."""
 _SHOWN_MEETINGS = 5
+
+_LOOKS_AHEAD = timedelta(days=7)
+"""So far ahead a drained GPU is held against the lab sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +157,36 @@ class RuleService:
 
     # ---- devices and messages
 
-    async def drain(self, uuid: str, author: str, reason: str) -> None:
+    async def drain(self, uuid: str, author: str, reason: str) -> str:
         """Place nothing new on a device, until `undrain`, also over restarts; what runs there goes on.
 
-        Raises BadOption for a device that isn't known, LedgerFault.
+        Returns which lab sessions lack places then, as a sentence; "" if none does. Raises BadOption for a
+        device that isn't known, LedgerFault.
         """
         known = {view.device.uuid for view in self._allocator.snapshot().devices}
         if uuid not in known:
             raise BadOption(f"There is no GPU {uuid!r} here: see `gpuspawner status` for the UUIDs.")
         await self._decide(DecisionKind.DRAIN, uuid, {}, author, reason)
         await self._allocator.set_drained(self.rulebook.rules.drained)
+        return self.drain_warning()
+
+    def drain_warning(self) -> str:
+        """Which lab sessions of the next days don't fit on the GPUs in service; "" if nothing is drained."""
+        if not self.rulebook.rules.drained:
+            return ""
+        now = self._clock()
+        short = without_room(self.rulebook.rules.sessions.values(), self._fits, now, _LOOKS_AHEAD)
+        if not short:
+            return ""
+        named = "; ".join(
+            f"{each.meeting.session} ({each.seats} places, "
+            f"{format_local(each.meeting.start, each.timezone, now)})"
+            for each in short
+        )
+        return (
+            f"Lab sessions that don't fit on the GPUs in service: {named}. Give the GPU back before "
+            "they begin, or change the session."
+        )
 
     async def undrain(self, uuid: str, author: str, reason: str) -> None:
         """Place servers on the device again. Raises BadOption if it isn't drained, LedgerFault."""

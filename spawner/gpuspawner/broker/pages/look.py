@@ -20,6 +20,10 @@ from traitlets.config.loader import Config, LazyConfigValue
 
 _HERE = Path(__file__).parent
 STATIC_DIR = _HERE / "static"
+HUB_STATIC_DIR = Path(DATA_FILES_PATH) / "static"
+"""The hub's own files: scripts, styles, fonts."""
+HUB_STATIC = "hub-static/"
+"""Their address below the service's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ class Look:
         scopes: Collection[str] = () if model is None else model.get("scopes", ())
 
         def static_url(path: str, **_: Any) -> str:
-            return f"{hub_url}static/{path}"
+            # With subdomains the hub is another origin, from which a browser takes no fonts.
+            return f"{prefix}{HUB_STATIC}{path}" if hub_auth.hub_host else f"{hub_url}static/{path}"
 
         def asset_url(name: str) -> str:
             return f"{prefix}static/{name}?v={self._assets[name]}"

@@ -18,7 +18,7 @@ from ..api.public.reading import UnknownApiHandler, reading_routes
 from ..api.public.rules import MoreRoutes
 from ..api.visible import BrokerView
 from .base import AssetHandler, CallbackHandler, PageSite, SlashHandler, UnknownPageHandler
-from .look import STATIC_DIR, Look
+from .look import HUB_STATIC, HUB_STATIC_DIR, STATIC_DIR, Look
 from .own.desk import Desk
 from .own.handlers import own_routes
 from .own.stop import stop_routes
@@ -62,6 +62,7 @@ def make_handlers(
         *reading_routes(site),
         (f"{prefix}oauth_callback", CallbackHandler, wanted),
         (f"{prefix}static/(.*)", AssetHandler, {"path": str(STATIC_DIR)}),
+        (f"{prefix}{HUB_STATIC}(.*)", AssetHandler, {"path": str(HUB_STATIC_DIR)}),
         *(() if desk is None else lease_routes(site, desk.actions)),
         *(() if more is None else more(site)),
         (f"{prefix}api/.*", UnknownApiHandler, wanted),

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from ...core.units import format_bytes, ordinal
 from ..api.access import Viewer
 from ..api.visible import Document
+from ..decide.when.deadline import for_a_page
 from .words import Moment, moment
 
 
@@ -80,7 +81,7 @@ class Rows:
             ),
             memory=format_bytes(lease["memory_bytes"]),
             since=moment(lease["since"], self._now),
-            notice=lease["notice"],
+            notice=for_a_page(lease["notice"]),
             simulated=self._simulated,
             mine=self._viewer.is_mine(lease),
             links=self._links(lease),

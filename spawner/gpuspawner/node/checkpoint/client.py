@@ -38,7 +38,7 @@ class HelperDriver:
 
     Many orders may be under way at once. If an answer takes too long, the order is given up, but the helper
     is not ended: a call that hangs in the driver would keep hanging, and the orders for other processes
-    continue.
+    continue. Until that call ends, the same order for the same process is answered `SILENT` at once.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class HelperDriver:
         self._log, self._command, self._seconds = log, tuple(command), dict(seconds)
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._hanging: dict[int, tuple[Operation, int, int]] = {}
+        """Orders that were given up and may be under way: operation, pid and start time, by number."""
         self._helper: _Helper | None = None
         self._reader: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
@@ -76,6 +78,9 @@ class HelperDriver:
         except DeviceFault as fault:
             self._log.warning("%s", fault)
             return Answer(HELPER_LOST)
+        what = order.operation, order.pid, order.start_ticks
+        if what in self._hanging.values():
+            return Answer(SILENT)
         helper, number = self._helper, next(self._numbers)
         if helper is None:  # it ended between the two
             return Answer(HELPER_LOST)
@@ -88,6 +93,7 @@ class HelperDriver:
                 return await future
         except TimeoutError:
             self._log.error("No answer from the CUDA driver: %s pid=%d", order.operation, order.pid)
+            self._hanging[number] = what
             return Answer(SILENT, seconds=limit_seconds)
         except ConnectionError:
             return Answer(HELPER_LOST)
@@ -115,6 +121,7 @@ class HelperDriver:
         with contextlib.suppress(ConnectionError):
             while line := await helper.reader.readline():
                 document = json.loads(line)
+                self._hanging.pop(int(document["number"]), None)
                 future = self._waiting.get(int(document["number"]))
                 if future is not None and not future.done():
                     future.set_result(Answer.from_json(document))
@@ -127,6 +134,7 @@ class HelperDriver:
         helper.writer.close()
 
     def _lose(self) -> None:
+        self._hanging.clear()
         for future in self._waiting.values():
             if not future.done():
                 future.set_result(Answer(HELPER_LOST))

@@ -19,6 +19,10 @@ from .host import Host, Seat
 from .mover import Mover, key_of
 from .outcome import Condition, Outcome
 
+LOOK_SECONDS = 1.0
+"""So long a sample waits for the driver's answers; a seat without one is UNKNOWN, and is not asked again
+before it comes. A driver that hangs for one program must not stop the turns of all."""
+
 
 @dataclass(frozen=True, slots=True)
 class SeatReading:
@@ -63,6 +67,10 @@ class TurnHands(Protocol):
         """Lets it compute on that GPU."""
         ...
 
+    async def may_end(self, seat: Seat) -> bool:
+        """Whether its programs may be killed as they are; if not, they have to sleep first."""
+        ...
+
     async def end(self, seat: Seat) -> int:
         """Ends its programs that use CUDA, and no others. Returns how many."""
         ...
@@ -75,6 +83,9 @@ class TurnHands(Protocol):
 class LocalHands:
     """This machine. All methods on one event loop."""
 
+    sleeps_before_end = False
+    """Whether this driver hangs if a program is killed that slept and was woken (595 to 609)."""
+
     def __init__(
         self,
         mover: Mover,
@@ -86,11 +97,15 @@ class LocalHands:
         self._mover, self._host, self._inventory, self._book = mover, host, inventory, book
         self._wait_of = wait_of
         self._watches: dict[Key, WaitWatch] = {}
+        self._looks: dict[str, asyncio.Task[Condition]] = {}
+        """Looks at seats that the driver has not answered yet, by container id."""
         self._table = ProcessTable()
         self._pool = DaemonPool("turns", most=1)
 
     def close(self) -> None:
         """Ends its threads. Seats stay as they are."""
+        for look in self._looks.values():
+            look.cancel()
         self._pool.close()
         self._mover.close()
 
@@ -99,29 +114,62 @@ class LocalHands:
 
         Puts back the memory limit of a container that used more than its own when it was woken.
         """
-        looks = await asyncio.gather(*(self._mover.look(seat) for seat in seats))
-        conditions = {seat.container_id: look for seat, look in zip(seats, looks, strict=True)}
+        conditions = await self._look(seats)
         for seat in seats:
             if conditions[seat.container_id] is Condition.AWAKE and self._book.limit(seat.container_id):
                 await self._mover.settle(seat)
         return await self._pool.submit(lambda: self._read(seats, conditions))
 
+    async def _look(self, seats: Sequence[Seat]) -> dict[str, Condition]:
+        """Where their processes are, by container id; UNKNOWN where the driver doesn't answer soon."""
+        for seat in seats:
+            if seat.container_id not in self._looks:
+                self._looks[seat.container_id] = asyncio.create_task(self._mover.look(seat), name="turn-look")
+        looks = {seat.container_id: self._looks[seat.container_id] for seat in seats}
+        if looks:
+            await asyncio.wait(looks.values(), timeout=LOOK_SECONDS)
+        for container_id, look in looks.items():
+            if look.done():
+                self._looks.pop(container_id, None)
+        return {
+            container_id: look.result() if look.done() and not look.cancelled() else Condition.UNKNOWN
+            for container_id, look in looks.items()
+        }
+
+    def _forget_look(self, seat: Seat) -> None:
+        """A step begins: what was asked before it is not true afterwards."""
+        look = self._looks.pop(seat.container_id, None)
+        if look is not None:
+            look.cancel()
+
     async def pause(self, seat: Seat) -> Outcome:
         """Before a pause: record what its programs wait on now, as their usual state."""
+        self._forget_look(seat)
         await self._pool.submit(lambda: self._begin_watching(seat))
         return await self._mover.pause(seat)
 
     async def sleep(self, seat: Seat) -> Outcome:
         """The same, unless it was paused before."""
+        self._forget_look(seat)
         await self._pool.submit(lambda: self._begin_watching(seat))
         return await self._mover.sleep(seat)
 
     async def wake(self, seat: Seat, gpu_uuid: str) -> Outcome:
         """From then on its programs aren't watched."""
+        self._forget_look(seat)
         outcome = await self._mover.wake(seat, gpu_uuid)
         if outcome.done:
             await self._pool.submit(lambda: self._end_watching(seat))
         return outcome
+
+    async def may_end(self, seat: Seat) -> bool:
+        """Not with such a driver, while a program that slept once is not asleep."""
+        if not self.sleeps_before_end:
+            return True
+        found = await self._pool.submit(lambda: self._host.processes(seat))
+        if all(self._book.slept(key_of(each)) is None for each in found):
+            return True
+        return await self._mover.look(seat) in (Condition.ASLEEP, Condition.NONE)
 
     async def end(self, seat: Seat) -> int:
         """SIGKILL to each program of it that uses CUDA."""

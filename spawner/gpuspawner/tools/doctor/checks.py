@@ -9,6 +9,7 @@ from ...core.image_needs import version_of
 from ...core.model import Device
 from ...core.units import format_bytes
 from ...node.injection import EngineFacts, Injection, cdi_obstacle, classic_obstacle, find_access
+from ...node.turning import ending_danger
 from .facts import Facts, ImageFacts
 from .finding import Finding, Level
 from .lab import lab_findings
@@ -221,16 +222,18 @@ def _extras(facts: Facts) -> Iterator[Finding]:
         yield _note(
             "CUDA checkpoint",
             f"needs driver {CHECKPOINT_DRIVER[0]}; here: {'.'.join(map(str, driver)) or 'none'}",
-            "Nothing: it is not used yet",
+            "Nothing, unless GPUs shall be used in turns: then install driver 580",
         )
     elif facts.cuda_bindings_version is None:
         yield _note(
             "CUDA checkpoint",
             "the driver has it, but cuda-bindings is missing",
-            "Nothing: it is not used yet",
+            "Nothing, unless GPUs shall be used in turns: then pip install 'gpuspawner[turns]'",
         )
     else:
         yield _ok("CUDA checkpoint", f"the driver has it, cuda-bindings {facts.cuda_bindings_version}")
+    if facts.driver is not None and (danger := ending_danger(facts.driver.driver_version)):
+        yield _note("Turns", *split_remedy(danger))
     yield from memory_limits(driver, _cgroup_version(facts))
 
 

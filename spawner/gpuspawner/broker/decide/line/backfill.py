@@ -139,7 +139,7 @@ class _Plan:
         self._placeable = {want for want in asked.wants if place(want, self._left) is not None}
         if not self._placeable:
             return {}
-        self._rooms = dict(self._fleet.all_rooms())
+        self._rooms, self._held = dict(self._fleet.all_rooms()), self._fleet.holdings()
         open_places = self._keep_sessions()
         for waiting in self._lineup.first(open_places):
             if open_places[waiting.claim.group] > 0 and self._serve(waiting):
@@ -245,7 +245,7 @@ class _Plan:
             if not hold.applies(self._now):
                 continue
             at = max(self._now, hold.begins_seconds)
-            used = sum(each.group == hold.group and each.outlasts(at) for each in self._fleet.holdings())
+            used = sum(each.group == hold.group and each.outlasts(at) for each in self._held)
             count = max(0, hold.count - used)
             self._with_session.add(hold.group)
             if hold.begins_seconds <= self._now:
@@ -288,7 +288,7 @@ class _Plan:
 
     def _endings(self) -> list[Holding]:
         """The leases that hold devices and end at a known time, by that time."""
-        ending = [each for each in (*self._fleet.holdings(), *self._taken) if each.ends_seconds is not None]
+        ending = [each for each in (*self._held, *self._taken) if each.ends_seconds is not None]
         return sorted(ending, key=lambda each: each.ends_seconds or 0.0)
 
 

@@ -104,8 +104,8 @@ class FairShare:
     ) -> list[float]:
         """What users are ordered by: use, with what each holds, and `more` devices, counted as prepaid."""
         accounts, left, each_held = self._users, self._left(now_seconds), 1 / self._rate + PREPAID_SECONDS
-        found = [accounts.get(user, _NONE) for user in users]
-        standings = [account.grown * left + account.held * each_held for account in found]
+        find = accounts.get
+        standings = [(account := find(user, _NONE)).grown * left + account.held * each_held for user in users]
         if more:
             standings = [
                 standing + more.get(user, 0.0) * PREPAID_SECONDS

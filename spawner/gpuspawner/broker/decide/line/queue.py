@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ....core.quota import UNLIMITED, Allowance
 from ....core.want import Want
 from ..place.placement import Kind, by_node, suits
 from .fairshare import FairShare
@@ -44,6 +45,23 @@ class Claim:
 
 
 NO_CLAIM = Claim()
+
+
+def claim_from(
+    allowed: Allowance, of_group: Allowance | None = None, most_seconds: float = UNLIMITED
+) -> Claim:
+    """What a quota gives a request. `of_group`: what the group may have whose share is charged instead of the
+    quota's own; `most_seconds`: how long the session can last, besides the quota's limit.
+    """
+    group = of_group or allowed
+    seconds = min(allowed.session_seconds, most_seconds)
+    return Claim(
+        group=group.group,
+        priority=allowed.priority,
+        weight=group.weight,
+        guaranteed_devices=group.guaranteed_devices,
+        session_seconds=None if seconds == UNLIMITED else seconds,
+    )
 
 
 class Waiting(NamedTuple):

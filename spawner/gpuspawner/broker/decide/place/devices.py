@@ -120,8 +120,14 @@ class Devices:
         return self._healthy
 
     def count(self, want: Want) -> tuple[int, int]:
-        """How many devices, or slices, like `want` the healthy devices have: those that are free, and all."""
+        """How many devices, or slices, like `want` the healthy devices have: those that are free, and all.
+
+        Of several machines only those count that have enough of them.
+        """
         able = [room for room in self.healthy_rooms().values() if suits(want, room.kind)]
+        if want.device_count > 1 and self.several_nodes:
+            enough = Counter(room.device.node for room in able)
+            able = [room for room in able if enough[room.device.node] >= want.device_count]
         total = [(room.kind, count_free(want, replace(room, shares=()))) for room in able]
         return _sum(want, [(room.kind, count_free(want, room)) for room in able]), _sum(want, total)
 

@@ -28,7 +28,7 @@ def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
 def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
     """Why a waiting request can't be served before a device is back in service."""
     told = " ".join(_withdrawn_one(device, health) for device, health in lost)
-    few = "no matching GPU is" if want.device_count == 1 else "too few GPUs are"
+    few = "no matching GPU is" if want.device_count == 1 else "not enough GPUs are"
     return f"You asked for {_wanted(want)}, but {few} in service now. {told}".rstrip()
 
 
@@ -78,9 +78,10 @@ def _wanted(want: Want) -> str:
 
 
 def _withdrawn_one(device: Device, health: DeviceHealth) -> str:
-    when = f" since {format_time(health.since)}" if health.since is not None else ""
+    verb = "is" if health.since is None else "has been"
+    since = "" if health.since is None else f" since {format_time(health.since)}"
     reason = health.reason.rstrip(". ") or "it can't be used"
-    return f"{_name(device)} is out of service{when}: {reason}."
+    return f"{_name(device)} {verb} out of service{since}: {reason}."
 
 
 def _name(device: Device) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ....config.pools import MOST_SLICES
+from ....core.hashed import HashedOnce
 from ....core.model import Guarantee, Mode, Pool, guarantee_of
 
 DRIVER_BYTES = 768 << 20
@@ -25,7 +26,7 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class SharingRules:
+class SharingRules(HashedOnce):
     """How the devices of one pool are shared.
 
     `lends_whole`: its MIG instances also serve tiers in mode whole. `mps` False: compute is not limited.
@@ -41,6 +42,8 @@ class SharingRules:
     reserve_bytes: int = 0
     lends_whole: bool = False
     seats: int | None = None
+
+    __hash__ = HashedOnce.__hash__
 
     @property
     def sliced(self) -> bool:

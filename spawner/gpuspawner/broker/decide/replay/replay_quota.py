@@ -13,7 +13,7 @@ from ....core.quota import UNLIMITED, Allowance, Quota
 from ..allow.budget import Entry, Interval, Spent, applying, runs_out_at, spend
 from ..allow.quota import Ask, by_subject, combine, holding_of, refusals
 from ..book import Book
-from ..line.queue import Claim
+from ..line.queue import Claim, claim_from
 from .simulate import SimulatedSite
 
 
@@ -46,15 +46,7 @@ class ReplayQuotas:
 
     def claim(self, lease: Lease) -> Claim:
         """What the queue needs to know of a lease's quota."""
-        allowed = self._allowed(lease)
-        seconds = allowed.session_seconds
-        return Claim(
-            group=allowed.group,
-            priority=allowed.priority,
-            weight=allowed.weight,
-            guaranteed_devices=allowed.guaranteed_devices,
-            session_seconds=None if seconds == UNLIMITED else seconds,
-        )
+        return claim_from(self._allowed(lease))
 
     def admit(self, lease: Lease, book: Book, now_seconds: float) -> Refusal | None:
         """The refusal that the request meets, or None."""

@@ -7,6 +7,7 @@ was lost, moves the end to five minutes after it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -36,6 +37,7 @@ _BECAUSE = {
     Cause.QUOTA_CHANGED: "your quota was changed",
 }
 _SAVE = "Save your work."
+_MINUTES = re.compile(r"^(This server (?:ends|is put to sleep)) in \d+ minutes, on")
 _WAS = {
     Cause.SESSION_LIMIT: "the longest time that your quota allows was over",
     Cause.GPU_HOURS: "your GPU-hours were used up",
@@ -96,6 +98,11 @@ def warns_of_end(sentence: str) -> bool:
     return sentence.startswith("This server ") and sentence.endswith(
         tuple(f": {because}. {_SAVE}" for because in _BECAUSE.values())
     )
+
+
+def for_a_page(sentence: str) -> str:
+    """The notice without "in 15 minutes", which was true when it was given: a page counts down by itself."""
+    return _MINUTES.sub(r"\1 on", sentence) if warns_of_end(sentence) else sentence
 
 
 def due(deadline: Deadline | None, told: Told, now: datetime, timezone: str = "UTC") -> Notice:

@@ -6,6 +6,7 @@ change. The caller, which knows the devices, says what fits on them (`Fits`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -123,6 +124,22 @@ def reservations(sessions: Iterable[LabSession], now: datetime, until: datetime)
                     )
                 )
     return sorted(found, key=lambda each: (each.keep_from, each.meeting))
+
+
+def without_room(
+    sessions: Iterable[LabSession], fits: Fits, now: datetime, ahead: timedelta
+) -> list[Reservation]:
+    """The next meeting of each session within `ahead` whose places don't fit beside what is kept by then."""
+    coming = reservations(sessions, now, now + ahead)
+    found: dict[str, Reservation] = {}
+    for each in coming:
+        demand: Counter[str] = Counter()
+        for other in coming:
+            if other.keep_from <= each.keep_from < other.meeting.end:
+                demand[other.tier] += other.seats
+        if not fits(demand):
+            found.setdefault(each.meeting.session, each)
+    return list(found.values())
 
 
 def longest_start(

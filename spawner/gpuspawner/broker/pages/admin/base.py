@@ -11,6 +11,7 @@ from tornado.web import HTTPError
 
 from ....core.disk import Disk
 from ....core.units import Clock, utc_now
+from ....protocol.pulls import ImageDocument
 from ...api.access import Viewer
 from ...leases.allocator import Allocator
 from ...leases.endings import Ender
@@ -53,6 +54,7 @@ class AdminTools:
     disks: Callable[[], Sequence[Disk]]
     unknown: Callable[[], Collection[str]]
     checkup: Checkup
+    images: Callable[[], Sequence[ImageDocument]] = tuple
     simulated: bool = False
     clock: Clock = utc_now
 

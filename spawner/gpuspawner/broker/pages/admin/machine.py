@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tornado.web import HTTPError
 
 from ....core.disk import Disk, DiskState
+from ....protocol.pulls import ImageDocument
 from ..words import Moment, moment
 from ..writing import Question, Said
 from .base import AdminPage
@@ -26,12 +27,24 @@ class DiskLine:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageLine:
+    """An image, and where it is; while it is pulled, `percent` of its bytes is here, if that is known."""
+
+    name: str
+    words: str
+    level: str
+    pulls: bool
+    percent: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class MachinePage:
     """Everything that the templates show."""
 
     simulated: bool
     report: Report
     disks: tuple[DiskLine, ...]
+    images: tuple[ImageLine, ...]
     as_of: Moment | None
     problems: int
 
@@ -49,6 +62,7 @@ class MachineHandler(AdminPage):
             simulated=self.tools.simulated,
             report=report,
             disks=tuple(map(_disk_line, self.tools.disks())),
+            images=tuple(map(_image_line, self.tools.images())),
             as_of=None if report.at is None else moment(report.at.isoformat(), self.tools.clock()),
             problems=sum(line.level == "problem" for line in report.lines),
         )
@@ -63,3 +77,16 @@ class MachineHandler(AdminPage):
 def _disk_line(disk: Disk) -> DiskLine:
     used = 100 * (disk.total_bytes - disk.free_bytes) / max(1, disk.total_bytes)
     return DiskLine(disk.holds, disk.sentence(), round(used, 1), _LEVELS[disk.state])
+
+
+def _image_line(image: ImageDocument) -> ImageLine:
+    if image.pull is not None:
+        pull = image.pull
+        users = {0: "nobody waits", 1: "1 start waits"}.get(pull.waiting, f"{pull.waiting} starts wait")
+        words = f"{pull.message.removeprefix(f'Pulling image {image.image}: ')}; {users} for it"
+        return ImageLine(image.image, words, "", True, pull.percent)
+    if image.here is None:
+        return ImageLine(image.image, "not looked at yet", "secondary", False, None)
+    if image.size_bytes is None:
+        return ImageLine(image.image, "not on this machine", "warning", False, None)
+    return ImageLine(image.image, f"on this machine, {image.size_bytes / 1e9:.1f} GB", "success", False, None)

@@ -156,8 +156,10 @@ class OverviewHandler(AdminPage):
 
         async def change() -> Said:
             if what == "drain":
-                await rules.drain(uuid, author, reason)
-                return Said("Nothing new is placed on this device. What runs there goes on.")
+                warning = await rules.drain(uuid, author, reason)
+                return Said(
+                    f"Nothing new is placed on this device. What runs there goes on. {warning}".strip()
+                )
             await rules.undrain(uuid, author, reason)
             return Said("Servers are placed on this device again.")
 

@@ -56,7 +56,7 @@ class OwnHandler(PageHandler):
         return {
             "gpu-notices": ((page.notices, page.messages), page),
             "gpu-summary": (page.summary, page),
-            "gpu-mine": (tuple(map(_without_meters, page.cards)), page),
+            "gpu-mine": ((tuple(map(_without_meters, page.cards)), page.default_runs), page),
             "gpu-hours": (page.budgets, page),
             "gpu-free": (page.models, page),
             "gpu-past": (page.past, page),

@@ -54,6 +54,8 @@ class OwnPage:
     past: tuple[PastRow, ...] = ()
     messages: tuple[Announcement, ...] = ()
     """What their classes, or everybody, are told."""
+    default_runs: bool = False
+    """Without a lease, the default server runs all the same: without a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ def own_page(facts: Facts, tiers: Document, viewer: Viewer, hub_url: str, record
         spawn_url=f"{hub_url}spawn",
         budgets=budget_rows(records.allowance),
         past=tuple(_past(each, rows) for each in records.past),
+        default_runs="" in (viewer.servers or ()) and not any(not card.holding.server for card in cards),
     )
 
 
