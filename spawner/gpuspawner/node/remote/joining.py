@@ -7,6 +7,7 @@ import hmac
 import json
 import re
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ...core.errors import ConfigError, Fault
@@ -56,6 +57,8 @@ async def join(line: JoinLine, name: str, identity: Identity) -> None:
                 answer = json.loads(await reader.readline() or b"{}")
             finally:
                 writer.close()
+                with suppress(OSError):  # its end is not what this is about
+                    await writer.wait_closed()
     except (OSError, TimeoutError, ValueError) as error:
         raise Fault(f"The broker at {line.host}:{line.port} can't be reached: {error}") from error
     if "certificate" not in answer:

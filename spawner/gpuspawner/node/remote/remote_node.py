@@ -227,6 +227,11 @@ class RemoteHands:
         outcome: Outcome = await self._ask("turn_wake", seat, gpu_uuid)
         return outcome
 
+    async def may_end(self, seat: Seat) -> bool:
+        """See `TurnHands`."""
+        allowed: bool = await self._ask("turn_may_end", seat)
+        return allowed
+
     async def end(self, seat: Seat) -> int:
         """See `TurnHands`."""
         count: int = await self._ask("turn_end", seat)

@@ -49,6 +49,7 @@ CALLS: Mapping[str, tuple[Any, Any]] = {
     "turn_pause": (tuple[Seat], Outcome),
     "turn_sleep": (tuple[Seat], Outcome),
     "turn_wake": (tuple[Seat, str], Outcome),
+    "turn_may_end": (tuple[Seat], bool),
     "turn_end": (tuple[Seat], int),
     "turn_forget": (tuple[tuple[Seat, ...]], None),
 }
