@@ -42,7 +42,7 @@ ONLY_IN = {
 """Libraries that one place wraps, so that what they do can be found, tested and replaced there."""
 
 
-NODE_DOORS = ("api", "opening", "injection", "mps.patch", "lease_folder", "daemon_pool")
+NODE_DOORS = ("api", "opening", "remote.members", "injection", "mps.patch", "lease_folder", "daemon_pool")
 """What the broker may import of `node`: the interface, the one place that makes nodes, and what is pure or
 holds no hardware."""
 

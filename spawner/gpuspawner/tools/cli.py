@@ -514,6 +514,7 @@ class GpuSpawnerApp(Application):
             _of("profiles_cli", "TranslateProfiles"),
             "translate KubeSpawner's profile_list to tiers",
         ),
+        "node": (_of("node_cli", "NodeCommand"), "let other machines join the broker; run their agent"),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 

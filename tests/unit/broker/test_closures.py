@@ -69,7 +69,7 @@ class Bench:
         parts = ClosureParts(
             node=machine,
             engine=machine,
-            way_in=WayIn(machine, machine, lambda: ("GPU-0", "GPU-1"), simulated=False),
+            way_in=WayIn(machine, machine, lambda: ("GPU-0", "GPU-1"), simulated=lambda: False),
             devices=lambda: ("GPU-0", "GPU-1"),
             leases=allocator.leases,
             close=self.close,

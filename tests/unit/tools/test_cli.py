@@ -397,7 +397,7 @@ def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(["bogus"]) == 2
     assert capsys.readouterr().err == (
         "gpuspawner: there is no command 'bogus': use doctor, status, quota, report, session, homes, "
-        "plan, translate-profiles, broker\n"
+        "plan, translate-profiles, node, broker\n"
     )
 
 

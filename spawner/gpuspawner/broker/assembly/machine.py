@@ -52,7 +52,9 @@ class Machine:
         self._ground, self._deciding, self._has = ground, deciding, has
         self.node, self.simulated, self.name = found.node, found.facts.simulated, found.facts.name
         self._facts, self._sharing = found.facts, found.sharing
-        self.way_in = WayIn(self.node, ground.engine, self._device_uuids, simulated=self.simulated)
+        self.way_in = WayIn(
+            self.node, ground.engine, self._device_uuids, simulated=lambda: self.facts.simulated
+        )
 
     def _device_uuids(self) -> tuple[str, ...]:
         """Of the devices that can be leased, or are, those that this machine has or had."""

@@ -293,7 +293,7 @@ class Enforcement:
     def blind(self) -> dict[str, str]:
         """Devices whose processes can't be read now, and why: no quota is enforced there."""
         found = dict(self._readings.blind)
-        if self._started and not self._tools.facts.simulated:
+        if self._started and not self._facts.simulated:
             pooled = {device.uuid for device in self._pooling.devices}
             held = (uuid for lease in self._holders.leases() for uuid in lease.device_uuids)
             found |= {uuid: MISSING for uuid in held if uuid not in pooled}

@@ -75,6 +75,8 @@ class LateDevices:
         await parts.enforcement.extend(pooling)
         await parts.service.add(late, pooling.terms)
         await parts.enforcement.report_health()
+        for device in late:
+            await parts.enforcement.report(device.uuid)  # it may be known, from before
         parts.sharing.took(pooling)
         for warning in pooling.warnings:
             parts.log.warning("%s", warning)

@@ -17,7 +17,12 @@ class WayIn:
     """One object per broker. `uuids` returns the devices that containers need."""
 
     def __init__(
-        self, node: Node, engine: Engine, uuids: Callable[[], Iterable[str]], *, simulated: bool
+        self,
+        node: Node,
+        engine: Engine,
+        uuids: Callable[[], Iterable[str]],
+        *,
+        simulated: Callable[[], bool],
     ) -> None:
         self._node, self._engine, self._uuids = node, engine, uuids
         self._simulated = simulated
@@ -31,7 +36,7 @@ class WayIn:
 
         Raises EngineFault; ConfigError if no device can.
         """
-        if self._simulated:
+        if self._simulated():
             self.way = Injection.NONE
             return
         info, version = await self._engine.facts()
@@ -53,4 +58,4 @@ class WayIn:
         """What the lease changes in its container. Raises BrokerUnavailable before `probe` has succeeded."""
         if self.way is None:
             raise BrokerUnavailable(NOT_READY)
-        return make_patch(lease, self.way, self._simulated, folder)
+        return make_patch(lease, self.way, self._simulated(), folder)

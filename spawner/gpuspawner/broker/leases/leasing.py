@@ -203,6 +203,13 @@ class LeaseService:
         await self._allocator.close(lease_id)
         return True
 
+    async def forget(self, lease_id: str, reason: str) -> None:
+        """Closes a lease without asking Docker: its machine is gone, says an admin. Raises LedgerFault."""
+        lease = await self._allocator.begin_release(lease_id, reason)
+        if lease is not None and lease.state is not LeaseState.CLOSED:
+            await self._allocator.close(lease_id)
+        await self._parts.folders.remove(lease_id)
+
     async def settle(self, lease_id: str) -> None:
         """A round for one lease. Raises EngineFault or LedgerFault if it could not look."""
         lease = self._allocator.lease(lease_id)
