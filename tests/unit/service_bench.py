@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from gpuspawner.broker.api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from gpuspawner.broker.leases.allocator import Allocator
-from gpuspawner.broker.leases.containers import Container, ContainerEvent
 from gpuspawner.broker.leases.leasing import LeaseService, Parts
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.observe.metrics import Metrics
@@ -23,6 +22,7 @@ from gpuspawner.core.errors import EngineFault, LedgerFault
 from gpuspawner.core.model import ContainerPatch, Device, GpuRequest, Lease
 from gpuspawner.core.units import Clock, utc_now
 from gpuspawner.core.want import Want
+from gpuspawner.node.engine import Container, ContainerEvent
 from gpuspawner.protocol.client import BrokerClient
 from tornado.httpserver import HTTPServer
 

@@ -20,13 +20,13 @@ from ..config.site import GpuSite
 from ..core.errors import ConfigError, Fault
 from ..core.model import Tier
 from ..core.quota import Quota
+from ..node.docker_engine import DockerEngine
 from ..node.opening import open_nodes
 from ..node.remote.members import Members
 from .assembly.broker import Broker, open_broker
 from .assembly.ground import BrokerSettings, Ground
 from .identity import broker_id
 from .keeper import EXIT_SETTINGS
-from .leases.containers import DockerEngine
 from .leases.hub_api import HubApi
 from .ledger import Ledger
 from .lock import BrokerLock

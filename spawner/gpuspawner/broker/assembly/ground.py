@@ -11,7 +11,7 @@ from traitlets.config import Config
 from ...config.idle import IdleRules
 from ...config.site import GpuSite
 from ...core.model import Tier
-from ..leases.containers import DockerEngine
+from ...node.docker_engine import DockerEngine
 from ..leases.hub_api import HubApi
 from ..ledger import Ledger
 from ..observe.metrics import Metrics

@@ -8,8 +8,8 @@ from pathlib import Path
 from ...core.errors import BrokerUnavailable, ConfigError
 from ...core.model import ContainerPatch, Lease
 from ...node.api import Injection, Node
+from ...node.engine import Engine
 from ...node.injection import make_patch
-from ..leases.containers import Engine
 from ..leases.leasing import NOT_READY
 
 

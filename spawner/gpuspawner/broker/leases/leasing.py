@@ -20,14 +20,14 @@ from ...core.errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Re
 from ...core.model import ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event
 from ...core.units import Clock, utc_now
+from ...node.engine import OUT_OF_MEMORY, Container, ContainerEvent, Engine, EventsConnected
 from ..decide.place.sharing_rules import SharingRules
 from ..ledger import Ledger
 from ..observe.metrics import Metrics
 from .allocator import Allocator
-from .containers import Container, ContainerEvent, Engine, EventsConnected
 from .folders import Folders
 from .logline import container_context
-from .memory_notice import OUT_OF_MEMORY, MemoryNotices
+from .memory_notice import MemoryNotices
 from .reconcile import Adopt, Charge, Facts, Release, Remove, SetRunning, Step, plan, unknown_ids
 from .removals import Removals
 from .watch import Watch
