@@ -43,8 +43,8 @@ ONLY_IN = {
 
 
 NODE_DOORS = (
-    "api", "engine", "docker_engine", "opening", "remote.members", "injection", "mps.patch", "lease_folder",
-    "daemon_pool",
+    "api", "engine", "docker_engine", "opening", "remote.members", "injection", "mps.patch", "labs",
+    "lease_folder", "local_folders", "daemon_pool",
 )  # fmt: skip
 """What the broker may import of `node`: the interface, the one place that makes nodes, and what is pure or
 holds no hardware."""

@@ -24,6 +24,7 @@ from .api import (
     Access,
     DesiredState,
     DriverFacts,
+    Labs,
     MpsProgram,
     Node,
     NodeEvent,
@@ -191,6 +192,10 @@ class LocalNode:
         """Reads them; Docker's folder only if the engine runs on this machine."""
         root = docker_root if _docker_is_here() else ""
         return await asyncio.to_thread(read_disks, root, str(self._settings.state_dir))
+
+    def labs(self) -> Labs | None:
+        """None: the broker's Docker is asked."""
+        return None
 
     def turn_hands(self) -> TurnHands | None:
         """Those of this machine's CUDA driver."""

@@ -15,6 +15,7 @@ from gpuspawner.broker.assembly.broker import Broker
 from gpuspawner.broker.leases.leasing import LeaseService
 from gpuspawner.core.model import GpuRequest, Lease, LeaseState
 from gpuspawner.core.want import Want
+from gpuspawner.node.engine import Engine
 from gpuspawner.node.remote.certificates import Authority, Identity
 from gpuspawner.node.remote.joining import join
 from gpuspawner.node.remote.members import FOLDER, make_line, membership_of
@@ -37,7 +38,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(monkeypatch: pytest.MonkeyPatch, keys: Path) -> Iterator[Path]:
     """A broker's state folder with keys; its comparison with Docker is always good."""
 
-    async def compare(self: LeaseService) -> bool:
+    async def compare(self: LeaseService, engine: Engine | None = None) -> bool:
         if not self._allocator.placing:
             await self._allocator.start_placing()
         return True

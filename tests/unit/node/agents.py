@@ -124,15 +124,15 @@ class Broker:
 
 
 @asynccontextmanager
-async def agent(folder: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The agent of machine b, as a process."""
+async def agent(folder: Path, *arguments: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The agent of machine b, as a process; `env` is added to its environment."""
     command = (sys.executable, "-m", "gpuspawner.node.remote.agent_process", "--name=b", *arguments)
     more = (f"--GpuSite.simulated_devices={DEVICES}", "--GpuSite.inventory=simulated")
     folder.mkdir(exist_ok=True)
     process = await asyncio.create_subprocess_exec(
         *command,
         *more,
-        env={**os.environ, "GPUSPAWNER_STATE_DIR": str(folder)},
+        env={**os.environ, "GPUSPAWNER_STATE_DIR": str(folder), **env},
         stderr=asyncio.subprocess.PIPE,
     )
     try:

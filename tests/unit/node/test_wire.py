@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from gpuspawner.core.errors import ConfigError, DeviceFault, EngineFault, Fault
+from gpuspawner.core.errors import ConfigError, DeviceFault, EngineFault, Fault, LedgerFault
+from gpuspawner.core.labels import ContainerLabels
 from gpuspawner.core.model import Device, DeviceHealth
 from gpuspawner.node.api import (
     Access,
@@ -21,6 +22,7 @@ from gpuspawner.node.api import (
     DriverFacts,
     GuardEvent,
     Injection,
+    LabFolders,
     MpsEvent,
     MpsLimits,
     MpsProgram,
@@ -42,6 +44,7 @@ from gpuspawner.node.api import (
     Users,
     XidSeen,
 )
+from gpuspawner.node.engine import Container, ContainerEvent, Engine, EventsConnected
 from gpuspawner.node.remote import wire
 
 AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -56,6 +59,7 @@ DESIRED = DesiredState(
     MappingProxyType({"GPU-1": DaemonPlan(MpsLimits(25.0, 8 << 30), True, True)}),
     frozenset({"GPU-2"}),
 )
+CONTAINER = Container("c", ContainerLabels("l", device_uuids=("GPU-1",), user="anna"), "running", "lab", 7)
 SEAT = Seat("c", 12, ("GPU-1", "GPU-2"))
 TURNS = TurnReadings({"c": SeatReading(Condition.ASLEEP, {"GPU-1": 5})}, {"GPU-1": True})
 EVENTS: tuple[NodeEvent, ...] = (
@@ -98,6 +102,15 @@ def test_an_event_comes_as_it_was(event: NodeEvent) -> None:
         ("turn_read", ((SEAT,),), TURNS),
         ("turn_wake", (SEAT, "GPU-1"), Outcome(Condition.AWAKE, seconds=1.5)),
         ("turn_end", (SEAT,), 3),
+        ("docker_list", (None,), (CONTAINER, CONTAINER)),
+        ("docker_list", ("a" * 32,), ()),
+        ("docker_finished_at", ("c",), AT),
+        ("docker_started_at", ("c",), None),
+        ("docker_main_pid", ("c",), 7),
+        ("docker_is_denied", ("c", "/dev/nvidiactl"), False),
+        ("docker_facts", (), ({"Runtimes": {"runc": {}}, "x": [None, True, 1.5]}, {"Version": "28"})),
+        ("folder_write", ("a" * 32, {"notice": "é\n"}, True), None),
+        ("folder_keep_only", (("a" * 32,),), None),
     ],
 )  # fmt: skip
 def test_a_call_comes_as_it_was(name: str, arguments: tuple[Any, ...], result: Any) -> None:
@@ -106,24 +119,39 @@ def test_a_call_comes_as_it_was(name: str, arguments: tuple[Any, ...], result: A
 
 
 def test_every_method_of_the_interface_is_a_call() -> None:
-    here = {"events", "close", "turn_hands"}  # of the broker's side, or an object of other calls
-    methods = {name for name, _ in inspect.getmembers(Node, inspect.isfunction) if not name.startswith("_")}
-    hands = {
-        name for name, _ in inspect.getmembers(TurnHands, inspect.isfunction) if not name.startswith("_")
-    }
-    assert set(wire.CALLS) == (methods - here) | {f"turn_{name}" for name in hands}
+    here = {"events", "close", "turn_hands", "labs"}  # of the broker's side, or an object of other calls
+
+    def methods(kind: type) -> set[str]:
+        return {name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
+
+    asked = {"turn": methods(TurnHands), "docker": methods(Engine) - {"watch_events"},
+             "folder": methods(LabFolders)}  # fmt: skip
+    others = {f"{part}_{name}" for part, names in asked.items() for name in names}
+    assert set(wire.CALLS) == (methods(Node) - here) | others
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
-    [("settle", []), ("settle", [1]), ("settle", ["a", "b"]), ("nothing", []), ("apply", [{"quotas": 3}])],
+    [("settle", []), ("settle", [1]), ("settle", ["a", "b"]), ("apply", [{"quotas": 3}])],
 )
 def test_another_form_is_garbled(name: str, values: Any) -> None:
     with pytest.raises(wire.Garbled):
         wire.arguments_of(name, values)
 
 
-@pytest.mark.parametrize("message", [None, {}, {"kind": "Fault"}, {"kind": "MpsEvent", "value": {"uuid": 1}}])
+def test_what_only_another_release_has_is_no_error_of_the_form() -> None:
+    with pytest.raises(wire.Unknown, match=r"^this release of gpuspawner has no call 'x': install the same"):
+        wire.arguments_of("x", [])
+    assert wire.event_of({"kind": "Fault", "value": {}}) is None
+    assert wire.docker_event_of({"kind": "NodeFacts", "value": {}}) is None
+
+
+@pytest.mark.parametrize("event", [ContainerEvent("die", "c", "l", "b", 5), EventsConnected()])
+def test_an_event_of_docker_comes_as_it_was(event: ContainerEvent | EventsConnected) -> None:
+    assert wire.docker_event_of(json.loads(json.dumps(wire.event_to_plain(event)))) == event
+
+
+@pytest.mark.parametrize("message", [None, {}, {"kind": 1}, {"kind": "MpsEvent", "value": {"uuid": 1}}])
 def test_an_event_of_another_form_is_garbled(message: Any) -> None:
     with pytest.raises(wire.Garbled):
         wire.event_of(message)
@@ -131,8 +159,8 @@ def test_an_event_of_another_form_is_garbled(message: Any) -> None:
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(DeviceFault("lost"), DeviceFault), (ConfigError("set x"), ConfigError), (EngineFault("down"), Fault),
-     (RuntimeError("bug"), Fault)],
+    [(DeviceFault("lost"), DeviceFault), (ConfigError("set x"), ConfigError),
+     (EngineFault("down"), EngineFault), (LedgerFault("full"), LedgerFault), (RuntimeError("bug"), Fault)],
 )  # fmt: skip
 def test_an_error_is_raised_on_the_other_side(error: Exception, kind: type[Exception]) -> None:
     found = wire.fault_of(over(wire.fault_to_plain(error)))

@@ -94,7 +94,7 @@ class Broker:
             await server.close_all_connections()
         await self.machines.stop()
         await self.ground.engine.close()
-        self.leasing.folders.close()
+        self.leasing.own_folders.close()
 
     def _say_ready(self) -> None:
         kind = "simulated devices" if self.machines.simulated else "devices"

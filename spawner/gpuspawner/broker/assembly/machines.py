@@ -17,9 +17,11 @@ from ...core.model import ContainerPatch, Lease
 from ...core.states import AWAKE
 from ...core.units import utc_now
 from ...node.api import NodeFacts, Usage
+from ...node.engine import Engine
 from ..api.turns import TurnService
 from ..decide.when.gpu_use import GpuUse, gpu_use
 from ..enforce.all_turns import AllTurns
+from ..leases.folders import Place
 from ..leases.leasing import LeaseService
 from ..observe.journal import Journal
 from ..observe.use import Use
@@ -37,6 +39,8 @@ class Machines:
 
     def __init__(self, ground: Ground, deciding: Deciding, found: Sequence[FoundNode]) -> None:
         self._ground, self._deciding, self._allocator = ground, deciding, deciding.allocator
+        self.own_engine = ground.engine_for(found[0].facts.name, ground.engine)
+        """What is asked about the labs that run in the broker's Docker."""
         self._all: dict[str, Machine] = {each.facts.name: self._make(each) for each in found}
         self._connect: Callable[[Machine], None] = lambda machine: None
         self._loops: dict[str, list[asyncio.Task[None]]] = {}
@@ -54,7 +58,7 @@ class Machines:
         def has(lease: Lease) -> bool:
             return len(self._all) == 1 or self._allocator.node_of(lease) == name
 
-        return Machine(self._ground, found, self._deciding, has)
+        return Machine(self._ground, found, self._deciding, has, self.own_engine)
 
     def connect(self, service: LeaseService, journal: Journal) -> None:
         """Makes what enforces the leases of this service; nothing runs yet."""
@@ -116,6 +120,16 @@ class Machines:
         if len(self._all) == 1:
             return self.here
         return self._all.get(self._allocator.node_of(lease))
+
+    def engine_of(self, lease: Lease) -> Engine | None:
+        """The Docker of the other machine that the lease is on; None if it is the broker's own."""
+        machine = self.of(lease)
+        return None if machine is None or machine.labs is None else machine.engine
+
+    def place_of(self, lease: Lease) -> Place | None:
+        """Where the lease's folder is on another machine; None if it is on the broker's own."""
+        machine = self.of(lease)
+        return None if machine is None else machine.place()
 
     def leases_of(self, name: str) -> tuple[Lease, ...]:
         """The living leases on that machine."""

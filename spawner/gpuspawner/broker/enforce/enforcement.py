@@ -73,7 +73,7 @@ class Enforcement:
         self._facts = tools.facts
         self._hardware: dict[str, DeviceHealth] = {}
         self._closed: dict[str, DeviceHealth] = {}
-        self._away = ""
+        self._away = tools.facts.away
         self._readings = Readings()
         self._applying = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -244,7 +244,7 @@ class Enforcement:
     async def report(self, uuid: str) -> None:
         """Puts a device out of service or back into service; retries if that can't be recorded now."""
         try:
-            await self._holders.set_health(self._health(uuid))
+            await self._holders.set_health(self.health_of(uuid))
         except GpuSpawnerError as error:  # it is out of service anyway, or not back yet
             self._log.warning("%s devices=%s", error, uuid)
             self._spawn(self._report_later(uuid))
@@ -253,7 +253,7 @@ class Enforcement:
         await asyncio.sleep(self._tools.retry_seconds)
         await self.report(uuid)
 
-    def _health(self, uuid: str) -> DeviceHealth:
+    def health_of(self, uuid: str) -> DeviceHealth:
         """The hardware's health, unless the machine is away, or a mode or `close_to_new` keeps the device out
         of service."""
         if self._away:

@@ -1,7 +1,8 @@
 """The agent: this machine's node as a process of its own, which connects out to the broker.
 
 It holds what it was told while the broker is away, also over its own restart: the desired state is kept in a
-file. What the guard and MPS did meanwhile is told when the broker is back.
+file. What the guard and MPS did meanwhile is told when the broker is back. It asks this machine's Docker for
+the broker, and keeps the folders of the leases whose labs run here.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import os
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import DeviceFault, Fault, GpuSpawnerError
-from ..api import DesiredState, GuardEvent, MpsEvent, Node, NodeEvent, NodeFacts, Readings
+from ...core.errors import DeviceFault, EngineFault, Fault, GpuSpawnerError
+from ..api import DesiredState, GuardEvent, MpsEvent, Node, NodeEvent, NodeFacts, Readings, TurnHands
+from ..engine import ContainerEvent, Engine, EventsConnected
+from ..local_folders import LocalFolders
 from .link import Link, LinkPace
 from .wire import Garbled, Hello, event_to_plain, plain, read
 
@@ -31,20 +35,30 @@ Connect = Callable[[], Awaitable[Streams]]
 """Opens a connection to the broker. Raises OSError, also for TLS; Fault without a certificate."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What the agent does its work with: the node, Docker, and the state folder, with the desired state and
+    the folders of the leases."""
+
+    node: Node
+    engine: Engine
+    state_dir: Path
+
+
 class Agent:
-    """One a machine. `connect` opens the connection, `state_dir` keeps the desired state."""
+    """One a machine. `connect` opens the connection."""
 
     def __init__(
         self,
         name: str,
-        node: Node,
+        hands: Hands,
         connect: Connect,
-        state_dir: Path,
         log: logging.Logger,
         pace: LinkPace | None = None,
     ) -> None:
-        self._name, self._node, self._connect = name, node, connect
-        self._file, self._log, self._pace = state_dir / DESIRED_FILE, log, pace
+        self._name, self._node, self._engine, self._connect = name, hands.node, hands.engine, connect
+        self._file, self._log, self._pace = hands.state_dir / DESIRED_FILE, log, pace
+        self._folders = LocalFolders(hands.state_dir)
         self._run = uuid.uuid4().hex
         self._facts = NodeFacts(name)
         self._readings: Readings | None = None
@@ -57,7 +71,8 @@ class Agent:
 
     async def run(self, retry_seconds: float = RETRY_SECONDS) -> None:
         """Runs until cancelled. Raises ConfigError for settings that can't work on this machine."""
-        self._facts = await self._node.start()
+        self._set_facts(await self._node.start())
+        self._engine.watch_events(self._on_docker)
         following = asyncio.create_task(self._follow())
         try:
             await self._take_up()
@@ -72,6 +87,11 @@ class Agent:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
             await self._node.close()
+            self._folders.close()
+
+    def _set_facts(self, facts: NodeFacts) -> NodeFacts:
+        self._facts = replace(facts, lease_folders=str(self._folders.root.absolute()))
+        return self._facts
 
     async def _serve(self) -> str:
         """One connection, from its begin to its end. Returns why it ended."""
@@ -96,20 +116,43 @@ class Agent:
         if name == "apply":
             await asyncio.to_thread(self._keep, arguments[0])
             return await self._node.apply(arguments[0])
-        if name.startswith("turn_"):
-            hands = self._node.turn_hands()
-            if hands is None:
-                raise DeviceFault(self._facts.fault or "The GPUs are not listed yet.")
-            return await getattr(hands, name.removeprefix("turn_"))(*arguments)
+        if name == "disks":
+            return await self._node.disks(await self._docker_root())
+        if name == "folder_write":
+            lease_id, files, make = arguments
+            return await self._folders.write(lease_id, files, make=make)
+        part, _, method = name.partition("_")
+        owners: dict[str, Callable[[], Any]] = {
+            "turn": self._turn_hands, "docker": lambda: self._engine, "folder": lambda: self._folders,
+        }  # fmt: skip
+        if part in owners:
+            return await getattr(owners[part](), method)(*arguments)
         return await getattr(self._node, name)(*arguments)
+
+    def _turn_hands(self) -> TurnHands:
+        hands = self._node.turn_hands()
+        if hands is None:
+            raise DeviceFault(self._facts.fault or "The GPUs are not listed yet.")
+        return hands
+
+    async def _docker_root(self) -> str:
+        """Docker's folder; "" while it doesn't answer."""
+        try:
+            info, _ = await self._engine.facts()
+        except EngineFault:
+            return ""
+        return str(info.get("DockerRootDir") or "")
 
     def _on_tell(self, what: str, value: Any) -> None:
         """The broker has heard the events up to a number: it has taken this machine up."""
         if what == "refused":
             self._refused = str(value)
-            return
-        if what != "heard" or not isinstance(value, int):
-            raise Garbled(f"a broker doesn't tell {what!r}")
+        elif what == "heard":
+            self._on_heard(value)
+
+    def _on_heard(self, value: Any) -> None:
+        if not isinstance(value, int):
+            raise Garbled("heard, but not up to which event")
         while self._kept and self._kept[0][0] <= value:
             self._kept.popleft()
         if not self._is_taken_up:
@@ -132,15 +175,18 @@ class Agent:
                 self._kept.append((self._number, event))
                 self._send(event, self._number)
                 continue
-            if isinstance(event, NodeFacts):
-                self._facts = event
             if isinstance(event, Readings):
                 self._readings = event
-            self._send(event)
+            self._send(self._set_facts(event) if isinstance(event, NodeFacts) else event)
 
     def _send(self, event: NodeEvent, number: int | None = None) -> None:
         if self._link is not None and self._is_taken_up:
             self._link.tell("event", {"event": event_to_plain(event), "number": number})
+
+    def _on_docker(self, event: ContainerEvent | EventsConnected) -> None:
+        """Docker's events are not kept: the broker compares when it is back."""
+        if self._link is not None and self._is_taken_up:
+            self._link.tell("docker", event_to_plain(event))
 
     # ---- what it was told, over a restart
 

@@ -15,8 +15,9 @@ from traitlets.config import Application
 
 from ...config.site import GpuSite
 from ...core.errors import ConfigError, Fault
+from ..docker_engine import DockerEngine
 from ..local import open_node
-from .agent import Agent
+from .agent import Agent, Hands
 from .certificates import Identity
 from .joining import connect
 
@@ -69,14 +70,17 @@ class GpuAgent(Application):
         if not host or not port.isdecimal():
             raise ConfigError(f"--broker={self.broker} isn't an address: give it as HOST:PORT")
         connecting = partial(connect, host, int(port), identity)
-        agent = Agent(self.machine, open_node(site, self.log, self.machine), connecting, folder, self.log)
-        running = asyncio.create_task(agent.run())
+        engine = DockerEngine(log=self.log)
+        hands = Hands(open_node(site, self.log, self.machine), engine, folder)
+        running = asyncio.create_task(Agent(self.machine, hands, connecting, self.log).run())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, running.cancel)
         try:
             await running
         except asyncio.CancelledError:
-            self.log.info("The agent ends; daemons and compute modes stay as they are")
+            self.log.info("The agent ends; labs, daemons and compute modes stay as they are")
+        finally:
+            await engine.close()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,12 +11,12 @@ import asyncio
 import itertools
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import DeviceFault
-from .wire import Garbled, arguments_of, fault_of, fault_to_plain, plain, result_of
+from .wire import Garbled, Unknown, arguments_of, fault_of, fault_to_plain, plain, result_of
 
 MOST_BYTES = 16 << 20
 """The longest line. The readings of 64 GPUs with 30 containers each are under 1 MiB."""
@@ -117,11 +117,7 @@ class Link:
         if not isinstance(message, dict):
             raise Garbled("not an object")
         if "call" in message:
-            name, number = str(message["call"]), message.get("id")
-            arguments = arguments_of(name, message.get("arguments"))
-            task = asyncio.create_task(self._answer(name, number, arguments))
-            self._answering.add(task)
-            task.add_done_callback(self._answering.discard)
+            self._take_call(str(message["call"]), message)
         elif "answer" in message:
             future = self._asked.get(message["answer"])
             if future is not None and not future.done():
@@ -131,6 +127,17 @@ class Link:
                     future.set_result(message.get("result"))
         elif "tell" in message:
             self._on_tell(str(message["tell"]), message.get("value"))
+
+    def _take_call(self, name: str, message: Mapping[str, Any]) -> None:
+        number = message.get("id")
+        try:
+            arguments = arguments_of(name, message.get("arguments"))
+        except Unknown as fault:
+            self._send({"answer": number, "error": fault_to_plain(fault)})
+            return
+        task = asyncio.create_task(self._answer(name, number, arguments))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     async def _answer(self, name: str, number: Any, arguments: tuple[Any, ...]) -> None:
         try:

@@ -19,6 +19,7 @@ from ...core.model import DeviceHealth
 from ..api import (
     Access,
     DesiredState,
+    Labs,
     NodeEvent,
     NodeFacts,
     Outcome,
@@ -28,6 +29,7 @@ from ..api import (
     TurnReadings,
 )
 from .link import Link, LinkPace
+from .remote_labs import RemoteEngine, RemoteFolders
 from .wire import Garbled, Hello, event_of
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -44,6 +46,8 @@ class RemoteNode:
         self._heard: tuple[str, int] = ("", 0)
         """Of which start of the agent, and up to which number, events were taken."""
         self._events: asyncio.Queue[NodeEvent | None] = asyncio.Queue()
+        self._engine = RemoteEngine(self._ask)
+        self._labs = Labs(self._engine, RemoteFolders(self._ask))
 
     @property
     def facts(self) -> NodeFacts:
@@ -99,9 +103,18 @@ class RemoteNode:
         raise Garbled(f"an agent has nothing to ask ({name})")
 
     def _on_tell(self, what: str, value: Any) -> None:
-        """The agent's events. Numbered ones are repeated until they were heard."""
-        if what != "event" or not isinstance(value, dict):
-            raise Garbled(f"an agent doesn't tell {what!r}")
+        """The agent's events. Numbered ones are repeated until they were heard.
+
+        What a newer agent tells beside them is left out.
+        """
+        if what == "docker":
+            self._engine.report(value)
+        elif what == "event":
+            self._on_event(value)
+
+    def _on_event(self, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise Garbled("an event without a number")
         event, number = event_of(value.get("event")), value.get("number")
         if isinstance(number, int):
             run, last = self._heard
@@ -113,7 +126,8 @@ class RemoteNode:
         if isinstance(event, NodeFacts):
             devices = tuple(replace(device, node=self._name) for device in event.devices)
             event = self._facts = replace(event, name=self._name, devices=devices, away=self._facts.away)
-        self._events.put_nowait(event)
+        if event is not None:
+            self._events.put_nowait(event)
 
     async def _ask(self, name: str, *arguments: Any) -> Any:
         """Raises DeviceFault while the machine is away."""
@@ -175,6 +189,10 @@ class RemoteNode:
             return ()
         found: tuple[Disk, ...] = await self._ask("disks", docker_root)
         return found
+
+    def labs(self) -> Labs | None:
+        """Its Docker and its folders, through the agent."""
+        return self._labs
 
     def turn_hands(self) -> TurnHands | None:
         """Through the agent; None while no real GPUs are listed there."""

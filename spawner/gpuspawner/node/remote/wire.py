@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ...core.disk import Disk
-from ...core.errors import ConfigError, DeviceFault, Fault
+from ...core.errors import ConfigError, DeviceFault, EngineFault, Fault, LedgerFault
 from ...core.model import DeviceHealth
 from ..api import (
     Access,
@@ -31,6 +31,7 @@ from ..api import (
     Seat,
     TurnReadings,
 )
+from ..engine import Container, ContainerEvent, EventsConnected
 
 VERSION = 1
 """Of these messages. A broker and an agent work together if theirs differ by one at most."""
@@ -52,17 +53,39 @@ CALLS: Mapping[str, tuple[Any, Any]] = {
     "turn_may_end": (tuple[Seat], bool),
     "turn_end": (tuple[Seat], int),
     "turn_forget": (tuple[tuple[Seat, ...]], None),
+    "docker_list": (tuple[str | None], tuple[Container, ...]),
+    "docker_remove": (tuple[str], None),
+    "docker_stop": (tuple[str], None),
+    "docker_finished_at": (tuple[str], datetime | None),
+    "docker_started_at": (tuple[str], datetime | None),
+    "docker_main_pid": (tuple[str], int | None),
+    "docker_is_denied": (tuple[str, str], bool),
+    "docker_exists": (tuple[str], bool),
+    "docker_facts": (tuple[()], tuple[dict[str, Any], dict[str, Any]]),
+    "folder_write": (tuple[str, dict[str, str], bool], None),
+    "folder_remove": (tuple[str], None),
+    "folder_keep_only": (tuple[tuple[str, ...]], None),
 }
-"""By name: the types of the arguments and of the result. Those of `TurnHands` begin with "turn_"."""
+"""By name: the types of the arguments and of the result. Those of `TurnHands` begin with "turn_", those of
+`Engine` with "docker_", and those of `LabFolders` with "folder_"."""
 
 EVENTS: Mapping[str, type[NodeEvent]] = {
     kind.__name__: kind for kind in (NodeFacts, DeviceHealth, GuardEvent, MpsEvent, Readings)
 }
-_FAULTS: Mapping[str, type[ConfigError | Fault]] = {"ConfigError": ConfigError, "DeviceFault": DeviceFault}
+_FAULTS: Mapping[str, type[ConfigError | Fault]] = {
+    kind.__name__: kind for kind in (ConfigError, DeviceFault, EngineFault, LedgerFault)
+}
+_DOCKER_EVENTS: Mapping[str, type[ContainerEvent | EventsConnected]] = {
+    kind.__name__: kind for kind in (ContainerEvent, EventsConnected)
+}
 
 
 class Garbled(Exception):
     """A message that has another form than this version knows: the link ends, and begins anew."""
+
+
+class Unknown(Exception):
+    """The other side is of another release, and asks for something that this one doesn't have."""
 
 
 def plain(value: Any) -> Any:
@@ -98,9 +121,9 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def arguments_of(name: str, values: Any) -> tuple[Any, ...]:
-    """The arguments of a call. Raises Garbled, also for a call that this version doesn't know."""
+    """The arguments of a call. Raises Garbled; Unknown for a call that this version doesn't have."""
     if name not in CALLS:
-        raise Garbled(f"no call {name!r}")
+        raise Unknown(f"this release of gpuspawner has no call {name!r}: install the same one everywhere")
     found: tuple[Any, ...] = read(CALLS[name][0], values)
     return found
 
@@ -110,17 +133,31 @@ def result_of(name: str, value: Any) -> Any:
     return read(CALLS[name][1], value)
 
 
-def event_to_plain(event: NodeEvent) -> dict[str, Any]:
+def event_to_plain(event: NodeEvent | ContainerEvent | EventsConnected) -> dict[str, Any]:
     """An event with its kind."""
     return {"kind": type(event).__name__, "value": plain(event)}
 
 
-def event_of(message: Any) -> NodeEvent:
-    """The event of `event_to_plain`. Raises Garbled."""
-    if not isinstance(message, dict) or message.get("kind") not in EVENTS:
-        raise Garbled("an event of no known kind")
-    event: NodeEvent = read(EVENTS[message["kind"]], message.get("value"))
+def event_of(message: Any) -> NodeEvent | None:
+    """The node's event of `event_to_plain`; None for a kind that this version doesn't know.
+
+    Raises Garbled.
+    """
+    event: NodeEvent | None = _event(EVENTS, message)
     return event
+
+
+def docker_event_of(message: Any) -> ContainerEvent | EventsConnected | None:
+    """As `event_of`, for an event of Docker."""
+    event: ContainerEvent | EventsConnected | None = _event(_DOCKER_EVENTS, message)
+    return event
+
+
+def _event(kinds: Mapping[str, Any], message: Any) -> Any:
+    if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
+        raise Garbled("an event without a kind")
+    kind = kinds.get(message["kind"])
+    return None if kind is None else read(kind, message.get("value"))
 
 
 def fault_to_plain(error: Exception) -> dict[str, str]:
