@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from traitlets import Bool, Integer, List, TraitError, Unicode, validate
-from traitlets.config import Configurable
+from traitlets.config import Config, Configurable
 
 from ..core.errors import ConfigError
 from ..core.limits import LabRules
@@ -61,8 +61,9 @@ class GpuLab(Configurable):
         help="""
         How many labs share the memory of the machine. Used for labs without their own `mem_limit`.
 
-        Default: 0: `c.JupyterHub.active_server_limit` if it is set, else one for each two cores. More
-        labs than seats may run; if they use up the memory, the kernel ends a process of a lab, not the hub.
+        Default: 0: `c.JupyterHub.active_server_limit` if it is set (who waits for a GPU doesn't count), else
+        one for each two cores. More labs than seats may run; if they use up the memory, the kernel ends a
+        process of a lab, not the hub.
         Example: `c.GpuLab.seats = 30`
         """,
     )
@@ -186,7 +187,7 @@ class GpuLab(Configurable):
         return LabRules(
             limit_memory=self.limit_memory,
             reserve_bytes=parse_bytes(self.host_reserve) if self.host_reserve else None,
-            seats=self.seats or self._active_servers(),
+            seats=self.seats or active_servers(self.config),
             shm_bytes=parse_bytes(self.shm) if self.shm else None,
             pids=self.pids,
             cpu_shares=self.cpu_shares,
@@ -197,6 +198,8 @@ class GpuLab(Configurable):
             private=(state_dir,) if state_dir else (),
         )
 
-    def _active_servers(self) -> int:
-        limit = self.config.JupyterHub.get("active_server_limit", 0) if "JupyterHub" in self.config else 0
-        return limit if isinstance(limit, int) and limit > 0 else 0
+
+def active_servers(config: Config) -> int:
+    """How many servers the hub may run at a time, `c.JupyterHub.active_server_limit`; 0 without a limit."""
+    limit = config.JupyterHub.get("active_server_limit", 0) if "JupyterHub" in config else 0
+    return limit if isinstance(limit, int) and limit > 0 else 0

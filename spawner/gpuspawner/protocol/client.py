@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 
@@ -31,10 +32,12 @@ from .messages import (
     event_from_line,
     request_to_json,
 )
+from .paging import MOST, Listed
 from .public import VisibleStatus
 from .stream import WAITED_HEADER
 
 M = TypeVar("M", bound=Message)
+L = TypeVar("L", bound=Listed)
 
 OnQueued = Callable[[QueuedEvent], None]
 """Called when the request joins the queue, and when its place or its likely wait changes."""
@@ -148,6 +151,15 @@ class BrokerClient:
             return kind.model_validate_json(text)
         except ValueError as error:
             raise BrokerUnavailable(_UNREADABLE) from error
+
+    async def ask_all(self, path: str, kind: type[L]) -> L:
+        """The message of `kind` at `path`, with the lists of all its pages. Raises Refusal."""
+        mark = "&" if "?" in path else "?"
+        found = await self.ask(f"{path}{mark}limit={MOST}", kind)
+        while found.next is not None:
+            following = f"{path}{mark}limit={MOST}&cursor={quote(found.next, safe='')}"
+            found = found.joined(await self.ask(following, kind))
+        return found
 
     async def text(self, path: str) -> str:
         """What `GET` of the path answers, as it is. Raises Refusal."""

@@ -12,15 +12,16 @@ import pytest
 from gpuspawner.broker.api.public.actions import Actions
 from gpuspawner.broker.api.public.base import Route
 from gpuspawner.broker.api.public.classes import class_routes
+from gpuspawner.broker.api.public.history import HistoryTools, history_routes
 from gpuspawner.broker.api.public.hub_servers import HubServers
 from gpuspawner.broker.api.public.images import image_routes
 from gpuspawner.broker.api.public.limits import WriteLimits
 from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.api.public.turns import public_turns
+from gpuspawner.broker.observe.checkup import Checkup
 from gpuspawner.broker.observe.sampler import Sampler
 from gpuspawner.broker.pages import make_handlers
 from gpuspawner.broker.pages.admin.base import AdminTools
-from gpuspawner.broker.pages.admin.checkup import Checkup
 from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching
@@ -120,9 +121,11 @@ def calls() -> Iterator[Call]:
     for path, who in (
         ("status", USERS), ("tiers", USERS), ("openapi.json", USERS), ("images", READERS),
         ("quotas", READERS), ("drains", READERS), ("report", READERS), ("sessions", READERS),
-        ("sessions/calendar", READERS), ("classes", READERS),
+        ("sessions/calendar", READERS), ("classes", READERS), ("timeline", READERS), ("guard", READERS),
+        ("audit", ALL_READERS), ("doctor", ALL_READERS),
     ):  # fmt: skip
         yield Call("get", f"api/{path}", f"api/{path}", who)
+    yield Call("post", "api/doctor", "api/doctor", ALL_READERS, {})
     lease = "api/leases/([0-9a-f]{32})"
     yield Call("delete", lease, "api/leases/LEASE", RESERVERS, {})
     yield Call("post", f"{lease}/extend", "api/leases/LEASE/extend", RESERVERS, {"seconds": 60})
@@ -268,6 +271,9 @@ async def site(tmp_path: Path, times: Any, monkeypatch: pytest.MonkeyPatch) -> A
         class_routes(bench.tools),
         public_turns(broker.site, turns, broker.rules.audit),
         image_routes(tuple),
+        history_routes(
+            HistoryTools(broker.site, broker.rules, broker.endings, broker.ledger, checkup, times.now)
+        ),
         class_pages(Teaching(bench.classes, broker.rules, clock=times.now)),
         unknown_pages(broker.rules.audit, end),
         admin_pages(tools),

@@ -16,12 +16,14 @@ import schemathesis
 from gpuspawner.broker.api.answers import About, View
 from gpuspawner.broker.api.public.actions import Actions
 from gpuspawner.broker.api.public.classes import class_routes
+from gpuspawner.broker.api.public.history import HistoryTools, history_routes
 from gpuspawner.broker.api.public.hub_servers import HubServers
 from gpuspawner.broker.api.public.images import image_routes
 from gpuspawner.broker.api.public.limits import WriteLimits
 from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.api.public.turns import public_turns
 from gpuspawner.broker.api.turns import TurnService
+from gpuspawner.broker.observe.checkup import Checkup, Line
 from gpuspawner.broker.observe.sampler import Sampler
 from gpuspawner.broker.pages import make_handlers
 from gpuspawner.broker.pages.own.desk import BrokerDesk
@@ -86,11 +88,15 @@ class Service:
         await bench.open()
         broker = bench.broker
         turns: Any = NoTurns()
+        self.checkup = Checkup(lambda: (Line("problem", "Docker", "it is down", "start it"),))
         more = joined(
             public_rules(broker.site, broker.rules, broker.endings),
             class_routes(bench.tools),
             public_turns(broker.site, TurnService(broker.allocator, turns), broker.rules.audit),
             image_routes(lambda: IMAGES),
+            history_routes(
+                HistoryTools(broker.site, broker.rules, broker.endings, broker.ledger, self.checkup)
+            ),
         )
 
         def make_desk(api_url: str) -> BrokerDesk:
@@ -112,6 +118,7 @@ class Service:
 
     async def close(self) -> None:
         await self.stack.aclose()
+        self.checkup.close()
         await self.bench.broker.close()
 
 

@@ -23,7 +23,6 @@ import json
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -75,6 +74,7 @@ from ..leases.audit import Answer, Asked
 from ..leases.endings import Endings
 from ..leases.rule_service import RuleService, Standing, report_window
 from .access import ADMIN_SCOPE, EVERYBODY, RESERVE_SCOPE, Reach
+from .query import read_time
 from .socket import Handler, Site
 
 REQUEST_ID_HEADER = "Idempotency-Key"
@@ -343,22 +343,10 @@ class ReportHandler(RuleHandler):
             check_timezone(timezone, "timezone")
         except ConfigError as error:
             raise BadOption(f"{error}.") from None
-        window = report_window(self._time("start"), self._time("end"), self.site.service.now())
+        window = report_window(read_time(self, "start"), read_time(self, "end"), self.site.service.now())
         reach = self.reach()
         groups = None if reach.everybody else reach.groups
         self.send(report_document(await self.rules.report(By(by), window, timezone, groups)))
-
-    def _time(self, key: str) -> datetime | None:
-        text = self.get_query_argument(key, None)
-        if text is None:
-            return None
-        try:
-            at = datetime.fromisoformat(text)
-        except ValueError:
-            at = None
-        if at is None or at.tzinfo is None:
-            raise BadOption(f'{key} must be a time with its zone, like "2026-10-12T00:00:00Z".')
-        return at
 
 
 class SessionsHandler(RuleHandler):

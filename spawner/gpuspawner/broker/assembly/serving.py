@@ -14,6 +14,7 @@ from ..api.classes import Classes, ClassParts
 from ..api.offer import offer_routes
 from ..api.public.actions import Actions
 from ..api.public.classes import ClassTools, class_routes
+from ..api.public.history import HistoryTools, history_routes
 from ..api.public.hub_servers import HubServers
 from ..api.public.images import image_routes
 from ..api.public.leases import lease_routes
@@ -26,10 +27,10 @@ from ..api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from ..api.turns import turn_routes
 from ..leases.hub_people import HubPeople
 from ..leases.offers import Offers
+from ..observe.checkup import Checkup, ask_doctor
 from ..observe.failures import LoopFailures
 from ..pages import serve_pages
 from ..pages.admin.base import AdminTools
-from ..pages.admin.checkup import Checkup, ask_doctor
 from ..pages.admin.handlers import admin_pages
 from ..pages.classes.base import Teaching
 from ..pages.classes.handlers import class_pages
@@ -138,6 +139,7 @@ class Serving:
             class_routes(ClassTools(site, rules, endings, self._classes)),
             public_turns(site, self.machines.turn_service, rules.audit),
             image_routes(self.observing.images.now),
+            history_routes(HistoryTools(site, rules, endings, self.ground.ledger, self._checkup)),
         )
 
     def _local_api(self) -> MoreRoutes:
@@ -155,7 +157,6 @@ class Serving:
         return BrokerDesk(rules, ground.ledger, self.observing.sampler, actions)
 
     def _admin_tools(self) -> AdminTools:
-        config_file = self.ground.settings.config_file
         return AdminTools(
             allocator=self.deciding.allocator,
             service=self.leasing.service,
@@ -167,9 +168,15 @@ class Serving:
             disks=self.observing.disks.now,
             images=self.observing.images.now,
             unknown=self.leasing.unknown_ids,
-            checkup=Checkup(lambda: ask_doctor(config_file and str(Path(config_file).absolute()))),
+            checkup=self._checkup,
             simulated=self.machines.simulated,
         )
+
+    @cached_property
+    def _checkup(self) -> Checkup:
+        """One for pages and API: they show the same result."""
+        config_file = self.ground.settings.config_file
+        return Checkup(lambda: ask_doctor(config_file and str(Path(config_file).absolute())))
 
     async def _end_unknown(self, lease_id: str, author: str) -> None:
         await self.leasing.service.release(lease_id, f"ended by {author}: the hub doesn't know it")
