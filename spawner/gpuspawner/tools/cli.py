@@ -515,6 +515,7 @@ class GpuSpawnerApp(Application):
             _of("profiles_cli", "TranslateProfiles"),
             "translate KubeSpawner's profile_list to tiers",
         ),
+        "node": (_of("node_cli", "NodeCommand"), "let other machines join the broker; run their agent"),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 
@@ -561,10 +562,10 @@ def show_findings(findings: tuple[Finding, ...], simulated: bool, console: Conso
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        text = escape(finding.text)
+        text = cell(finding.text)
         if finding.remedy:
-            text += f"\n→ {escape(finding.remedy)}"
-        table.add_row(_MARKS[finding.level], escape(finding.subject), text)
+            text += f"\n→ {cell(finding.remedy)}"
+        table.add_row(_MARKS[finding.level], cell(finding.subject), text)
     console.print(table)
     kind = "simulated GPU" if simulated else "GPU"
     if main_job_runs(findings):
