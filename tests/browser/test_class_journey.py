@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, Page, expect
 from running import running_hub
 
+from tests.browser.login import log_in
 from tests.browser.looks import check_looks
 from tests.hubstart import free_ports
 
@@ -29,27 +29,17 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def log_in(url: str, context: BrowserContext, user: str) -> Page:
-    page = context.new_page()
-    page.goto(f"{url}hub/login?next={urlsplit(url).path}hub/home")
-    page.fill("#username_input", user)
-    page.fill("#password_input", "any")
-    page.click("#login_submit")
-    page.wait_for_url(f"{url}hub/home")
-    return page
-
-
 @pytest.fixture(scope="module")
 def instructor(url: str, browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    yield log_in(url, context, "ines")
+    yield log_in(context.new_page(), url, "ines")
     context.close()
 
 
 @pytest.fixture(scope="module")
 def admin(url: str, browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    yield log_in(url, context, "admin")
+    yield log_in(context.new_page(), url, "admin")
     context.close()
 
 
@@ -96,7 +86,7 @@ def test_one_server_is_stopped_after_a_question(url: str, instructor: Page) -> N
 
 def test_a_server_on_cpu_is_stopped_by_the_hub(url: str, instructor: Page, browser: Browser) -> None:
     context = browser.new_context()
-    student = log_in(url, context, "student23")
+    student = log_in(context.new_page(), url, "student23")
     student.goto(f"{url}hub/spawn")
     student.wait_for_url(f"{url}user/student23/**")
     page = instructor

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from running import running_hub
 
+from tests.browser.login import log_in
 from tests.browser.looks import check_looks
 from tests.hubstart import free_ports
 
@@ -105,19 +105,9 @@ def status(page_hub: tuple[str, Path]) -> Status:
     return Status(page_hub[1])
 
 
-def log_in(url: str, context: BrowserContext, user: str) -> Page:
-    page = context.new_page()
-    page.goto(f"{url}hub/login?next={quote(urlsplit(url).path)}hub/home")
-    page.fill("#username_input", user)
-    page.fill("#password_input", "any")
-    page.click("#login_submit")
-    page.wait_for_url(f"{url}hub/home")
-    return page
-
-
 def open_page(url: str, context: BrowserContext, user: str) -> Page:
     """Logs in and goes to the GPU page through the hub's navigation."""
-    page = log_in(url, context, user)
+    page = log_in(context.new_page(), url, user)
     page.get_by_role("button", name="Services").click()
     page.get_by_role("link", name="gpu").click()
     expect(page).to_have_url(f"{url}services/gpu/")
@@ -155,7 +145,7 @@ def test_focus_stays_while_the_page_changes(url: str, status: Status, context: B
 
 
 def test_dark_mode_is_the_hubs(url: str, context: BrowserContext) -> None:
-    page = log_in(url, context, "anna")
+    page = log_in(context.new_page(), url, "anna")
     page.click("#dark-theme-toggle")
     home = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.goto(f"{url}services/gpu/")

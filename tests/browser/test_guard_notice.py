@@ -18,6 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from running import System, running_system
 
+from tests.browser.login import log_in
 from tests.browser.looks import take_picture
 from tests.nvml.scripted import Gpu, Script
 
@@ -51,13 +52,7 @@ class Class:
     def window(self, user: str) -> Page:
         """A window in which the user is logged in."""
         context = self.browser.new_context(viewport={"width": 1200, "height": 720}, color_scheme="light")
-        page = context.new_page()
-        page.goto(f"{self.system.url}hub/login?next=/hub/home")
-        page.fill("#username_input", user)
-        page.fill("#password_input", self.system.password(user))
-        page.click("#login_submit")
-        page.wait_for_url("**/hub/home")
-        return page
+        return log_in(context.new_page(), self.system.url, user, self.system.password(user))
 
     def kernel_pid(self, user: str) -> int:
         """The host's pid of the user's only kernel."""

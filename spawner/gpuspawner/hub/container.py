@@ -90,13 +90,14 @@ class ContainerPlan:
     """Settings and variables that were removed because only a lease may give devices."""
     home: Home | None = None
     limits: Limits = field(default_factory=Limits)
-    home_size_bytes: int | None = None
+    home_options: Mapping[str, str] = field(default_factory=dict)
+    """What the volume driver is told when it creates the home, so that it limits its size."""
 
     @property
     def sized_home(self) -> str | None:
         """The Docker volume whose size is limited when it is created; None if there is none."""
         home = self.home
-        return home.volume.source if home and home.volume.of_docker and self.home_size_bytes else None
+        return home.volume.source if home and home.volume.of_docker and self.home_options else None
 
     @property
     def new_home(self) -> str | None:
@@ -127,8 +128,9 @@ def plan(facts: ContainerFacts, patch: ContainerPatch | None) -> ContainerPlan:
     if lease.runtime is not None:
         host["runtime"] = lease.runtime
     host["mounts"] = [*host.get("mounts", ()), *(_mount(mount) for mount in lease.mounts)]
+    home = facts.home.volume.source if facts.home else ""
     return ContainerPlan(
-        create, host, (*dropped, *left_out), facts.home, facts.limits, facts.rules.home_size_bytes
+        create, host, (*dropped, *left_out), facts.home, facts.limits, facts.rules.options_of_home(home)
     )
 
 

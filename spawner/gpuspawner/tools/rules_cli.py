@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
-from rich.markup import escape
+from pydantic import ValidationError
 from traitlets import Bool, Unicode
 
 from ..broker.decide.when.typed import parse_count, parse_day, session_document
 from ..config.quotas import subject_from_text, value_from_text
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, Refusal
+from ..core.text import for_spreadsheet, for_terminal
 from ..protocol.client import BrokerClient
-from ..protocol.messages import document
+from ..protocol.messages import Message, document, sentence_of
 from ..protocol.rules import (
     CalendarImport,
     Grant,
@@ -37,12 +38,16 @@ from ..protocol.rules import (
     SessionDocument,
     SessionsDocument,
 )
-from .cli import Command, make_console, table
+from .cli import Command, cell, make_console, table
 from .doctor import ELSEWHERE, unreachable
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 Verb = Callable[[Sequence[str]], None]
+
+_MAX_REASON = 255
+"""Characters of a reason, as the broker takes them."""
 
 
 class RuleCommand(Command):
@@ -72,6 +77,9 @@ class RuleCommand(Command):
         verb, *rest = self.extra_args or [""]
         if verb not in verbs:
             self._fail(2, self.usage)
+            return
+        if len(self.reason) > _MAX_REASON or not self.reason.isprintable():
+            self._fail(1, f"A reason is text of up to {_MAX_REASON} printable characters: write it shorter.")
             return
         try:
             verbs[verb](rest)
@@ -109,11 +117,11 @@ class RuleCommand(Command):
     def say(self, sentence: str) -> None:
         """Prints what was done; nothing with --json."""
         if not self.json:
-            print(sentence)
+            print(for_terminal(sentence))
 
     def _fail(self, status: int, sentence: str) -> None:
         self.exit_status = status
-        print(f"{self.name.replace('-', ' ')}: {sentence}", file=sys.stderr)
+        print(f"{self.name.replace('-', ' ')}: {for_terminal(sentence)}", file=sys.stderr)
 
 
 class Quota(RuleCommand):
@@ -145,16 +153,16 @@ class Quota(RuleCommand):
         console = make_console()
         shown = table("Quotas", "For", "Limits", "Changed at run time")
         for each in quotas:
-            shown.add_row(escape(each.subject), escape(_pairs(each.limits)), escape(_pairs(each.changed)))
+            shown.add_row(cell(each.subject), cell(_pairs(each.limits)), cell(_pairs(each.changed)))
         console.print(shown)
         if history:
             past = table("Changes", "When", "For", "What", "By", "Why")
             for item in history:
                 cells = (item.subject, _changed(item.document or {}), item.author, item.reason)
-                past.add_row(f"{item.at.astimezone():%Y-%m-%d %H:%M}", *map(escape, cells))
+                past.add_row(f"{item.at.astimezone():%Y-%m-%d %H:%M}", *map(cell, cells))
             console.print(past)
         for problem in answer.problems:
-            console.print(f"[bold red]{escape(problem)}[/]")
+            console.print(f"[bold red]{cell(problem)}[/]")
 
     def _set(self, words: Sequence[str]) -> None:
         if len(words) < 2:
@@ -165,8 +173,12 @@ class Quota(RuleCommand):
             if not equals:
                 raise BadOption(f"{word!r} is not KEY=VALUE: write it like devices=2.")
             values[key] = value_from_text(key, text)
-        change = QuotaChange(
-            subject=str(subject_from_text(words[0])), values=values, author=self.author, reason=self.reason
+        change = _made(
+            QuotaChange,
+            subject=str(subject_from_text(words[0])),
+            values=values,
+            author=self.author,
+            reason=self.reason,
         )
         self.ask(lambda client: client.tell("POST", "/api/quotas", change))
         self.say(f"Set: {change.subject} may have {_pairs(values)}")
@@ -174,8 +186,8 @@ class Quota(RuleCommand):
     def _remove(self, words: Sequence[str]) -> None:
         if len(words) != 1:
             raise BadOption(self.usage)
-        removal = QuotaRemoval(
-            subject=str(subject_from_text(words[0])), author=self.author, reason=self.reason
+        removal = _made(
+            QuotaRemoval, subject=str(subject_from_text(words[0])), author=self.author, reason=self.reason
         )
         self.ask(lambda client: client.tell("DELETE", "/api/quotas", removal))
         self.say(
@@ -189,8 +201,12 @@ class Quota(RuleCommand):
             raise BadOption(self.usage) from None
         if not self.reason:
             raise BadOption('A grant needs a reason, for the ledger: add --reason "…".')
-        grant = Grant(
-            subject=str(subject_from_text(subject)), gpu_hours=hours, author=self.author, reason=self.reason
+        grant = _made(
+            Grant,
+            subject=str(subject_from_text(subject)),
+            gpu_hours=hours,
+            author=self.author,
+            reason=self.reason,
         )
         self.ask(lambda client: client.tell("POST", "/api/grants", grant))
         self.say(f"Granted: {grant.subject} has {_granted(hours)} in the present period")
@@ -244,7 +260,8 @@ class Report(RuleCommand):
         help="""
         Print CSV instead of a table.
 
-        Default: off. GPU-hours have three decimals.
+        Default: off. GPU-hours have three decimals. A name that a spreadsheet would take for a formula
+        (it begins with =, +, - or @) has an apostrophe before it.
         Example: `gpuspawner report --csv > use.csv`
         """,
     ).tag(config=True)
@@ -276,7 +293,7 @@ class Report(RuleCommand):
             console.print(f"From {ends[0]} to {ends[1]} ({zone})")
             shown = table("GPU-hours", self.by, "GPU-hours", "Users", "Servers")
             for row in rows:
-                shown.add_row(*map(escape, row))
+                shown.add_row(*map(cell, row))
             console.print(shown)
 
 
@@ -326,7 +343,7 @@ class Session(RuleCommand):
         if len(words) == 2:
             self._save(self._known(name), {"skip": words[1]})
             return
-        cancel = SessionCancel(author=self.author, reason=self.reason)
+        cancel = _made(SessionCancel, author=self.author, reason=self.reason)
         self.ask(lambda client: client.tell("DELETE", f"/api/sessions/{quote(name)}", cancel))
         self.say(f"Cancelled: the lab session {name} doesn't meet any more")
 
@@ -339,7 +356,8 @@ class Session(RuleCommand):
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BadOption(f"The calendar {path} can't be read: {error}.") from None
-        body = CalendarImport(
+        body = _made(
+            CalendarImport,
             calendar=text,
             group=values.get("group", "everybody"),
             tier=values.get("tier", "gpu"),
@@ -359,8 +377,11 @@ class Session(RuleCommand):
 
     def _save(self, base: dict[str, Any], values: Mapping[str, str]) -> None:
         today = datetime.now(ZoneInfo(base["timezone"])).date()
-        change = SessionChange(
-            session=session_document(base, values, today), author=self.author, reason=self.reason
+        change = _made(
+            SessionChange,
+            session=session_document(base, values, today),
+            author=self.author,
+            reason=self.reason,
         )
         taken = self.ask(lambda client: client.ask("/api/sessions", SessionDocument, change))
         zone = taken.session["timezone"]
@@ -376,11 +397,19 @@ class Session(RuleCommand):
             zone = ZoneInfo(session["timezone"])
             following = ", ".join(f"{at.start.astimezone(zone):%Y-%m-%d %H:%M}" for at in each.next[:3])
             places = f"{session['seats']} x {session['tier']}"
-            shown.add_row(*map(escape, (session["name"], session["group"], places, each.words, following)))
+            shown.add_row(*map(cell, (session["name"], session["group"], places, each.words, following)))
         console = make_console()
         console.print(shown)
         for problem in answer.problems:
-            console.print(f"[bold red]{escape(problem)}[/]")
+            console.print(f"[bold red]{cell(problem)}[/]")
+
+
+def _made(kind: type[M], **values: Any) -> M:
+    """The message with what was typed. Raises BadOption, naming the field and its valid values."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise BadOption(f"{sentence_of(error, kind)}.") from None
 
 
 def _by_name(line: ReportLine) -> str:
@@ -420,10 +449,11 @@ def _granted(hours: float) -> str:
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first cell of a row is a name that somebody chose; the others are numbers."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows(rows)
+    writer.writerows([for_spreadsheet(name), *numbers] for name, *numbers in rows)
     return text.getvalue()
 
 
