@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.hub.container import ContainerPlan
+from gpuspawner.hub.containers import limit_home
 from gpuspawner.hub.home import Home, Volume
-from gpuspawner.hub.lab import limit_home
 
 GIB = 1 << 30
 HOME = Home(Volume("{prefix}-home-{username}", "gpuspawner-home-ada", "/home/jovyan"), unknown=False)
