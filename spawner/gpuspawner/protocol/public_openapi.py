@@ -225,7 +225,11 @@ def _done(operation: Operation) -> Document:
 
 def _refusals(writes: bool) -> Document:
     """The refusals by HTTP status, with those of the login."""
-    reasons: dict[int, list[str]] = {401: ["login_required"], 403: ["xsrf_missing"], 404: ["not_found"]}
+    reasons: dict[int, list[str]] = {
+        401: ["login_required"],
+        403: ["xsrf_missing", "foreign_origin"],
+        404: ["not_found"],
+    }
     for reason, kind in sorted(all_refusals().items()):
         reasons.setdefault(kind.status, []).append(reason)
     reasons[503] = [*reasons.get(503, []), "hub_unavailable"]

@@ -41,6 +41,9 @@ class Log:
         self.written.append((asked.author, asked.action, asked.subject, asked.request_id))
         return await do()
 
+    async def repeated(self, asked: Asked) -> Answer | None:
+        return None
+
     async def refuse(self, asked: Asked, message: str) -> None:
         self.refused.append((asked.author, asked.action, message))
 

@@ -133,13 +133,15 @@ def answering(
 class Change:
     """A change that somebody asks for, and the groups for which it needs the scope; see `ledger.Write`.
 
-    What concerns no group, such as one user's quota, needs the scope for everybody.
+    What concerns no group, such as one user's quota, needs the scope for everybody. `lease_id` is that of
+    the server that it concerns, "" for none.
     """
 
     action: str
     subject: str
     groups: tuple[str, ...]
     body: Authored
+    lease_id: str = ""
 
 
 def read_request_id(handler: RequestHandler) -> str | None:
@@ -193,17 +195,9 @@ class RuleHandler(Handler):
 
     async def make(self, change: Change, do: Callable[[], Awaitable[Message | None]]) -> None:
         """Makes the change with `do`, which gives the answer's message, through the audit log."""
-        asked = Asked(
-            author=change.body.author,
-            via=self.via,
-            action=change.action,
-            subject=change.subject,
-            groups=change.groups,
-            document=change.body.model_dump(mode="json", exclude={"author", "reason"}),
-            reason=getattr(change.body, "reason", ""),
-            request_id=read_request_id(self),
-        )
-
+        asked = self._asked(change)
+        if await self.repeated(asked):
+            return
         try:
             self.allow(change)
         except NotAllowed as refused:
@@ -214,7 +208,29 @@ class RuleHandler(Handler):
             message = await do()
             return Answer() if message is None else Answer(200, message.model_dump_json())
 
-        answer = await self.rules.audit.write(asked, carry_out)
+        self._give(await self.rules.audit.write(asked, carry_out))
+
+    async def repeated(self, asked: Asked) -> bool:
+        """Gives the answer of the same request, if it was done before. Raises LedgerFault."""
+        answer = await self.rules.audit.repeated(asked)
+        if answer is not None:
+            self._give(answer)
+        return answer is not None
+
+    def _asked(self, change: Change) -> Asked:
+        about = {"lease": change.lease_id} if change.lease_id else {}
+        return Asked(
+            author=change.body.author,
+            via=self.via,
+            action=change.action,
+            subject=change.subject,
+            groups=change.groups,
+            document={**about, **change.body.model_dump(mode="json", exclude={"author", "reason"})},
+            reason=getattr(change.body, "reason", ""),
+            request_id=read_request_id(self),
+        )
+
+    def _give(self, answer: Answer) -> None:
         self.set_status(answer.status)
         if answer.body is not None:
             self.set_header("Content-Type", "application/json")
@@ -469,6 +485,8 @@ class EndHandler(RuleHandler):
     async def post(self, lease_id: str) -> None:
         """204: the container is being removed, and its GPU is free when Docker says that it is gone."""
         body = self.read(EndUnknown)
+        if await self.repeated(self._asked(Change("end", "", (), body, lease_id))):
+            return
         lease = self.rules.lease(lease_id)
         if lease_id not in self.site.unknown():
             raise LeaseConflict("The hub knows this server: stop it on the hub's admin page.")
@@ -476,7 +494,7 @@ class EndHandler(RuleHandler):
         async def end() -> None:
             await self.site.service.release(lease_id, f"ended by {body.author}: the hub doesn't know it")
 
-        await self.make(Change("end", f"user:{lease.user}", (), body), end)
+        await self.make(Change("end", f"user:{lease.user}", (), body, lease_id), end)
 
 
 class KernelsHandler(RuleHandler):

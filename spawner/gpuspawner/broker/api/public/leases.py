@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from ....core.errors import BadOption, Fault, Refusal
 from ....protocol.messages import Message, sentence_of
 from ....protocol.public import ExtendLease, LeaseReason
-from ...leases.audit import Answer
+from ...leases.audit import Answer, Asked
 from ..rules import read_request_id
-from .actions import Actions, Sender
+from .actions import EXTEND, STOP, TURN, USE_CPU, Actions, Sender
 from .base import ApiUser, Route, Site, refusal_of
 
 _ID = "([0-9a-f]{32})"
@@ -41,6 +41,8 @@ class LeaseWrite(ApiUser):
 
     site: Site
     actions: Actions
+    action: ClassVar[str]
+    """What the audit log calls it."""
 
     def initialize(self, site: Site, actions: Actions) -> None:
         self.site, self.actions = site, actions
@@ -53,22 +55,33 @@ class LeaseWrite(ApiUser):
     async def run(self, lease_id: str, kind: type[LeaseReason]) -> None:
         """Reads the body, does it, and answers."""
         try:
-            try:
-                body = kind.model_validate_json(self.request.body or b"{}")
-            except ValidationError as error:
-                raise BadOption(sentence_of(error, kind)) from None
-            request_id = read_request_id(self)
-            sender = Sender(self.viewer, self.token(), self.viewer.via, request_id, body.reason)
-            answer = await self.carry_out(lease_id, sender, body)
+            answer = await self._answer(lease_id, kind)
         except (Refusal, Fault) as error:
             self.show_refusal(refusal_of(error))
         else:
             self.set_status(answer.status)
             self.finish(answer.body)
 
+    async def _answer(self, lease_id: str, kind: type[LeaseReason]) -> Answer:
+        """Does it, or gives the answer of the same request before. Raises Refusal or Fault."""
+        try:
+            body = kind.model_validate_json(self.request.body or b"{}")
+        except ValidationError as error:
+            raise BadOption(sentence_of(error, kind)) from None
+        request_id, viewer = read_request_id(self), self.viewer
+        about = {"lease": lease_id}
+        asked = Asked(viewer.author, viewer.via, self.action, "", (), about, request_id=request_id)
+        again = await self.actions.audit.repeated(asked)
+        if again is not None:
+            return again
+        sender = Sender(viewer, self.token(), viewer.via, request_id, body.reason)
+        return await self.carry_out(lease_id, sender, body)
+
 
 class LeaseStop(LeaseWrite):
     """DELETE api/leases/{id}"""
+
+    action = STOP
 
     async def carry_out(self, lease_id: str, sender: Sender, body: Message) -> Answer:
         return await self.actions.stop(lease_id, sender)
@@ -80,6 +93,8 @@ class LeaseStop(LeaseWrite):
 
 class LeaseExtend(LeaseWrite):
     """POST api/leases/{id}/extend"""
+
+    action = EXTEND
 
     async def carry_out(self, lease_id: str, sender: Sender, body: Message) -> Answer:
         assert isinstance(body, ExtendLease)
@@ -93,6 +108,8 @@ class LeaseExtend(LeaseWrite):
 class LeaseCpu(LeaseWrite):
     """POST api/leases/{id}/cpu"""
 
+    action = USE_CPU
+
     async def carry_out(self, lease_id: str, sender: Sender, body: Message) -> Answer:
         return await self.actions.go_on_with_cpu(lease_id, sender)
 
@@ -105,6 +122,7 @@ class LeaseWake(LeaseWrite):
     """POST api/leases/{id}/wake"""
 
     turn: ClassVar[str] = "wake"
+    action = TURN.format("wake")
 
     async def carry_out(self, lease_id: str, sender: Sender, body: Message) -> Answer:
         return await self.actions.take_turn(lease_id, self.turn, sender)
@@ -118,3 +136,4 @@ class LeaseYield(LeaseWake):
     """POST api/leases/{id}/yield"""
 
     turn = "yield"
+    action = TURN.format("yield")
