@@ -85,7 +85,7 @@ class Serving:
             page_url=page_url(os.environ),
             simulated=self.machines.simulated,
         )
-        failures = LoopFailures("lab readings", self.ground.metrics, self.ground.log)
+        failures = LoopFailures("lab_readings", self.ground.metrics, self.ground.log)
         return LabReadings(sources, self.leasing.folders.write_use, failures)
 
     @cached_property
