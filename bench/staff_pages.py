@@ -29,9 +29,9 @@ from gpuspawner.broker.api.answers import About, View  # noqa: E402
 from gpuspawner.broker.api.public.rules import joined  # noqa: E402
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules  # noqa: E402
 from gpuspawner.broker.ledger import EndedProcess  # noqa: E402
+from gpuspawner.broker.observe.checkup import Checkup  # noqa: E402
 from gpuspawner.broker.observe.metrics import Metrics  # noqa: E402
 from gpuspawner.broker.pages.admin.base import AdminTools  # noqa: E402
-from gpuspawner.broker.pages.admin.checkup import Checkup  # noqa: E402
 from gpuspawner.broker.pages.admin.handlers import admin_pages  # noqa: E402
 from gpuspawner.broker.pages.admin.map import Readings  # noqa: E402
 from gpuspawner.broker.pages.classes.base import Teaching  # noqa: E402

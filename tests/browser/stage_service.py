@@ -21,10 +21,10 @@ from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, SharingRules
 from gpuspawner.broker.leases.hub_api import HubApi
 from gpuspawner.broker.ledger import EndedProcess, Ledger, Steady
+from gpuspawner.broker.observe.checkup import Checkup, Line
 from gpuspawner.broker.observe.use import Use
 from gpuspawner.broker.pages import make_handlers, make_settings
 from gpuspawner.broker.pages.admin.base import AdminTools
-from gpuspawner.broker.pages.admin.checkup import Checkup, Line
 from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching

@@ -46,8 +46,17 @@ class LabRules:
     home: str = ""
     home_size_bytes: int | None = None
     """The size of a new home; None: no limit."""
+    home_options: tuple[tuple[str, str], ...] = (("size", "{size}"),)
+    """How the volume driver is told the size."""
     private: tuple[str, ...] = ()
     """Folders of the host that no lab may mount: the broker's state."""
+
+    def options_of_home(self, home: str) -> dict[str, str]:
+        """With what a volume driver creates this home, so that its size is limited; empty without a limit."""
+        if self.home_size_bytes is None:
+            return {}
+        size = str(self.home_size_bytes)
+        return {key: text.replace("{size}", size).replace("{home}", home) for key, text in self.home_options}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from traitlets.config import Application, Config
 from ..config.lab import GpuLab
 from ..core.errors import ConfigError
 from .network import gateway_of, has_address
+from .places import take_over
 from .quiet import quieten
 from .reach import check, drop_devices, ways
 from .spawner import GpuDockerSpawner
@@ -50,6 +51,7 @@ def _check_all(change: Any) -> None:
     except TraitError as error:
         app.log.critical("The hub doesn't start: %s", error)
         app.exit(1)
+    take_over(app)
     quieten(app.log)
 
 

@@ -1,4 +1,4 @@
-"""`gpuspawner doctor | status | plan | broker`; quota, report and session are in `rules_cli.py`."""
+"""`gpuspawner doctor | status | plan | broker`; the other commands are in files of their own."""
 
 from __future__ import annotations
 
@@ -47,10 +47,6 @@ _MARKS = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.PROBLEM
 
 PIPE_WIDTH = 200
 """Columns of the tables if stdout is not a terminal."""
-
-
-def _of_rules(name: str) -> Callable[[Application], Application]:
-    return _of("rules_cli", name)
 
 
 def _of(module: str, name: str) -> Callable[[Application], Application]:
@@ -503,9 +499,13 @@ class GpuSpawnerApp(Application):
     subcommands = {  # noqa: RUF012
         "doctor": (lambda parent: Doctor(parent=parent), "check this machine and say what to do"),
         "status": (lambda parent: Status(parent=parent), "show the devices and leases of the running broker"),
-        "quota": (_of_rules("Quota"), "show and change what users and groups may have"),
-        "report": (_of_rules("Report"), "show who used how many GPU-hours"),
-        "session": (_of_rules("Session"), "show and change lab sessions"),
+        "quota": (_of("rules_cli", "Quota"), "show and change what users and groups may have"),
+        "report": (_of("rules_cli", "Report"), "show who used how many GPU-hours"),
+        "session": (_of("rules_cli", "Session"), "show and change lab sessions"),
+        "audit": (_of("history_cli", "AuditCommand"), "show who changed what, when and why"),
+        "timeline": (_of("history_cli", "TimelineCommand"), "show when which server held which GPUs"),
+        "guard": (_of("history_cli", "GuardCommand"), "show the processes that the guard ended"),
+        "images": (_of("history_cli", "ImagesCommand"), "show which images are on this machine"),
         "homes": (lambda parent: Homes(parent=parent), "list, measure, archive and remove users' homes"),
         "plan": (
             lambda parent: PlanCommand(parent=parent),
@@ -515,6 +515,7 @@ class GpuSpawnerApp(Application):
             _of("profiles_cli", "TranslateProfiles"),
             "translate KubeSpawner's profile_list to tiers",
         ),
+        "node": (_of("node_cli", "NodeCommand"), "let other machines join the broker; run their agent"),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 
@@ -561,10 +562,10 @@ def show_findings(findings: tuple[Finding, ...], simulated: bool, console: Conso
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        text = escape(finding.text)
+        text = cell(finding.text)
         if finding.remedy:
-            text += f"\n→ {escape(finding.remedy)}"
-        table.add_row(_MARKS[finding.level], escape(finding.subject), text)
+            text += f"\n→ {cell(finding.remedy)}"
+        table.add_row(_MARKS[finding.level], cell(finding.subject), text)
     console.print(table)
     kind = "simulated GPU" if simulated else "GPU"
     if main_job_runs(findings):
@@ -600,7 +601,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     console.print(leases)
     if status["queue"]:
         queue = table("Waiting", "Place", "User", "Server", "Tier", "Since")
-        for entry in status["queue"]:
+        for entry in sorted(status["queue"], key=lambda entry: entry["position"]):  # over all pages
             names = [cell(entry[key]) for key in ("user", "server", "tier")]
             queue.add_row(ordinal(entry["position"]), *names, _local_time(entry["since"]))
         console.print(queue)

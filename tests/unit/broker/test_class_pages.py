@@ -17,9 +17,9 @@ from gpuspawner.broker.api.public.rules import joined
 from gpuspawner.broker.leases.audit import Answer, Asked
 from gpuspawner.broker.leases.hub_api import HubServer
 from gpuspawner.broker.ledger import EndedProcess, Result, Search
+from gpuspawner.broker.observe.checkup import Checkup, Line
 from gpuspawner.broker.observe.use import Use
 from gpuspawner.broker.pages.admin.base import AdminTools
-from gpuspawner.broker.pages.admin.checkup import Checkup, Line
 from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching
