@@ -17,6 +17,7 @@ from ..core.errors import (
     StartConflict,
 )
 from ..core.model import Tier
+from ..core.text import isolated
 from .options import PROFILE
 from .pages import Link, Meanwhile, SpawnLinks
 
@@ -45,7 +46,7 @@ class NextSteps:
             return [again]
         if isinstance(error, Refusal) and not isinstance(error, StartConflict) and self.plain is not None:
             start = self.links.start({PROFILE: self.plain.name})
-            links.append(Link(f"Start with {self.plain.title} now", start))
+            links.append(Link(f"Start with {isolated(self.plain.title)} now", start))
         if isinstance(error, QueueTimeout | StartConflict | Fault) and options:
             text = "Wait again" if isinstance(error, QueueTimeout) else "Try again"
             links.append(Link(text, self.links.start(dict(options))))
