@@ -16,11 +16,11 @@ from gpuspawner.core.errors import EngineFault
 from gpuspawner.core.labels import Owner
 from gpuspawner.core.limits import LabRules, Limits, Machine
 from gpuspawner.hub.container import ContainerFacts, plan
+from gpuspawner.hub.containers import limit_home
 from gpuspawner.hub.docker import calls_of
 from gpuspawner.hub.engine_rights import may_raise_limits
 from gpuspawner.hub.engine_words import explain
 from gpuspawner.hub.home import Home, Volume, belongs_to_root, own_home
-from gpuspawner.hub.lab import limit_home
 from traitlets.config import Config
 
 pytestmark = pytest.mark.docker

@@ -132,7 +132,7 @@ async def act(hub: HubProcess, user: str, action: str, whose: str = "") -> tuple
     status, made = await hub.call("POST", f"/users/{user}/tokens", {})
     assert status == 201, made
     leases = {lease["user"]: lease["id"] for lease in (await hub.broker_status())["leases"]}
-    path = f"/services/gpu/api/turns/{leases[whose or user]}/{action}"
+    path = f"/services/gpu/api/leases/{leases[whose or user]}/{action}"
     headers = {"Authorization": f"token {made['token']}"}
     async with hub.session() as session, session.post(path, headers=headers) as answer:
         return answer.status, await answer.json()

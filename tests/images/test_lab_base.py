@@ -401,9 +401,9 @@ def test_a_notebook_says_that_its_home_is_full_and_takes_it_back(start: Start) -
     assert output(container, "python", "-W", "ignore", "-c", KERNEL_IN_A_FULL_HOME).splitlines()[-1] == str(
         [
             "No space left on device\n",
-            "[Home] Your home is full (0.0 of 10 MiB are free): nothing more can be saved. Delete files that "
-            "you don't need (what you delete in JupyterLab may be in ~/.local/share/Trash), or ask your admin "
-            "for more room.",
+            "[Home] Your home is full (0.0 of 10 MiB are free): nothing more can be saved. Delete files "
+            "that you don't need (what you delete in JupyterLab may be in ~/.local/share/Trash), or ask your "
+            "admin for more room.",
             "",
         ]
     )

@@ -19,7 +19,9 @@ from .reach import bind_table, check, drop_devices, ways
 
 CPU_PERIOD_US = 100_000
 """Docker's default CFS period; `cpu_quota` is cores times this."""
-_GPU_ENV_PREFIXES = ("NVIDIA_", "CUDA_")
+_GPU_ENV_PREFIXES = ("NVIDIA_", "CUDA_", "DOCKER_RESOURCE_")
+"""The last are how Swarm names devices that a task reserved; NVIDIA's runtime reads them if its setting
+`swarm-resource` says so (nvidia-container-toolkit 1.17)."""
 HARMLESS_ENV = frozenset({
     "CUDA_BINARY_LOADER_THREAD_COUNT", "CUDA_CACHE_DISABLE", "CUDA_CACHE_MAXSIZE", "CUDA_CACHE_PATH",
     "CUDA_COREDUMP_FILE", "CUDA_COREDUMP_GENERATION_FLAGS", "CUDA_COREDUMP_SHOW_PROGRESS",

@@ -516,6 +516,7 @@ class GpuSpawnerApp(Application):
             _of("profiles_cli", "TranslateProfiles"),
             "translate KubeSpawner's profile_list to tiers",
         ),
+        "node": (_of("node_cli", "NodeCommand"), "let other machines join the broker; run their agent"),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 
@@ -562,10 +563,10 @@ def show_findings(findings: tuple[Finding, ...], simulated: bool, console: Conso
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        text = escape(finding.text)
+        text = cell(finding.text)
         if finding.remedy:
-            text += f"\n→ {escape(finding.remedy)}"
-        table.add_row(_MARKS[finding.level], escape(finding.subject), text)
+            text += f"\n→ {cell(finding.remedy)}"
+        table.add_row(_MARKS[finding.level], cell(finding.subject), text)
     console.print(table)
     kind = "simulated GPU" if simulated else "GPU"
     if main_job_runs(findings):
@@ -601,7 +602,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     console.print(leases)
     if status["queue"]:
         queue = table("Waiting", "Place", "User", "Server", "Tier", "Since")
-        for entry in status["queue"]:
+        for entry in sorted(status["queue"], key=lambda entry: entry["position"]):  # over all pages
             names = [cell(entry[key]) for key in ("user", "server", "tier")]
             queue.add_row(ordinal(entry["position"]), *names, _local_time(entry["since"]))
         console.print(queue)

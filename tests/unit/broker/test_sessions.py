@@ -109,11 +109,11 @@ ADVICE = "choose another time or tier."
 @pytest.mark.parametrize(
     ("session", "most", "sentence"),
     [
-        (CS231N, 32, "needs 24 places of the tier 'slice' on Monday 10:00 (Europe/Berlin) "
+        (CS231N, 32, "needs 24 places of the tier 'Slice' on Monday 10:00 (Europe/Berlin) "
                      f"{DATES}, and beside 'ml' 20 fit: ask for 20, or {ADVICE}"),
-        (replace(CS231N, seats=50), 32, "needs 50 places of the tier 'slice' on Monday 10:00 (Europe/Berlin) "
+        (replace(CS231N, seats=50), 32, "needs 50 places of the tier 'Slice' on Monday 10:00 (Europe/Berlin) "
                      f"{DATES}, and beside 'ml' 20 fit: ask for 20, or {ADVICE}"),
-        (replace(CS231N, begins=time(8), rule=""), 16, "needs 24 places of the tier 'slice' on Monday 08:00 "
+        (replace(CS231N, begins=time(8), rule=""), 16, "needs 24 places of the tier 'Slice' on Monday 08:00 "
                      f"(Europe/Berlin), and 16 fit: ask for 16, or {ADVICE}"),
         (replace(CS231N, tier="gpu", rule=""), 64, "needs 24 places of the tier 'gpu' on Monday 10:00 "
                      f"(Europe/Berlin), and none fits: {ADVICE}"),
@@ -126,7 +126,7 @@ ADVICE = "choose another time or tier."
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_what_does(session: LabSession, most: int, sentence: str) -> None:
     with pytest.raises(SessionUnfit) as caught:
-        check_session(session, [OTHER], places(slice=most), NOW)  # type: ignore[arg-type]
+        check_session(session, [OTHER], places(slice=most), NOW, {"slice": "Slice"})  # type: ignore[arg-type]
     assert caught.value.message == f"The session 'cs231n' {sentence}"
 
 

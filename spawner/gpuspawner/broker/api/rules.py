@@ -72,9 +72,10 @@ from ..decide.when.calendar import Defaults
 from ..decide.when.timetable import describe
 from ..leases.audit import Answer, Asked
 from ..leases.endings import Endings
-from ..leases.rule_service import RuleService, Standing, report_window
+from ..leases.rule_service import QuotaView, RuleService, Standing, report_window
 from .access import ADMIN_SCOPE, EVERYBODY, RESERVE_SCOPE, Reach
-from .query import read_time
+from .paging import Part, cut
+from .query import read_page, read_time
 from .socket import Handler, Site
 
 REQUEST_ID_HEADER = "Idempotency-Key"
@@ -225,29 +226,38 @@ class QuotasHandler(RuleHandler):
 
     @answering
     async def get(self) -> None:
-        """All quotas, with what was changed at run time, by whom and why."""
-        rulebook, reach = self.rules.rulebook, self.reach()
+        """The quotas, with what was changed at run time, by whom and why."""
+        reach, page = self.reach(), read_page(self)
+        quotas = [
+            view
+            for view in self.rules.quotas()
+            if view.subject == FOR_EVERYBODY or _covers(reach, str(view.subject))
+        ]
+        found = cut(
+            (
+                Part("quotas", quotas, lambda view: str(view.subject)),
+                Part("history", self._history(reach), lambda each: each[0]),
+            ),
+            page,
+        )
+        problems = self.rules.rulebook.rules.problems if reach.everybody and not page.cursor else ()
         self.send(
             QuotasDocument(
-                quotas=tuple(
-                    QuotaDocument(
-                        subject=str(view.subject),
-                        limits=dict(view.limits),
-                        settings=dict(view.settings),
-                        changed=dict(view.changed),
-                    )
-                    for view in self.rules.quotas()
-                    if view.subject == FOR_EVERYBODY or _covers(reach, str(view.subject))
-                ),
-                problems=rulebook.rules.problems if reach.everybody else (),
-                history=tuple(
-                    decision_document(each)
-                    for kind in (DecisionKind.QUOTA, DecisionKind.GRANT)
-                    for each in rulebook.history(kind)
-                    if _covers(reach, each.subject)
-                ),
+                quotas=tuple(map(quota_document, found.lists["quotas"])),
+                problems=problems,
+                history=tuple(decision_document(each) for _, each in found.lists["history"]),
+                next=found.next,
             )
         )
+
+    def _history(self, reach: Reach) -> list[tuple[str, Decision]]:
+        """What was decided, each with a key: decisions are only added, so that their number stays."""
+        return [
+            (f"{kind.value} {number:012}", each)
+            for kind in (DecisionKind.QUOTA, DecisionKind.GRANT)
+            for number, each in enumerate(self.rules.rulebook.history(kind))
+            if _covers(reach, each.subject)
+        ]
 
     @answering
     async def post(self) -> None:
@@ -288,14 +298,16 @@ class DrainsHandler(RuleHandler):
     @answering
     async def get(self) -> None:
         """The drained devices; they are nobody's in particular, so everybody who reads anything sees them."""
-        drained = self.rules.rulebook.rules.drained
+        drained = sorted(self.rules.rulebook.rules.drained.items())
+        found = cut([Part("drains", drained, lambda item: item[0])], read_page(self))
         self.send(
             DrainsDocument(
                 drains=tuple(
                     DrainDocument(uuid=uuid, since=each.since, author=each.author, reason=each.reason)
-                    for uuid, each in sorted(drained.items())
+                    for uuid, each in found.lists["drains"]
                 ),
                 warning=self.rules.drain_warning(),
+                next=found.next,
             )
         )
 
@@ -335,6 +347,7 @@ class ReportHandler(RuleHandler):
     @answering
     async def get(self) -> None:
         """The report."""
+        page = read_page(self)
         by = self.get_query_argument("by", By.USER.value)
         if by not in list(By):
             raise BadOption(f"A report is grouped by one of {', '.join(By)}.")
@@ -346,7 +359,9 @@ class ReportHandler(RuleHandler):
         window = report_window(read_time(self, "start"), read_time(self, "end"), self.site.service.now())
         reach = self.reach()
         groups = None if reach.everybody else reach.groups
-        self.send(report_document(await self.rules.report(By(by), window, timezone, groups)))
+        report = report_document(await self.rules.report(By(by), window, timezone, groups))
+        found = cut([Part("lines", report.lines, lambda line: line.name)], page)
+        self.send(report.model_copy(update={"lines": found.lists["lines"], "next": found.next}))
 
 
 class SessionsHandler(RuleHandler):
@@ -356,15 +371,19 @@ class SessionsHandler(RuleHandler):
 
     @answering
     async def get(self) -> None:
-        """All lab sessions, and when they meet next."""
-        rulebook, reach = self.rules.rulebook, self.reach()
-        listed = tuple(
-            session_document(session, following)
-            for session, following in self.rules.sessions()
-            if reach.covers((session.group,))
+        """The lab sessions, and when they meet next."""
+        rulebook, reach, page = self.rules.rulebook, self.reach(), read_page(self)
+        seen = [each for each in self.rules.sessions() if reach.covers((each[0].group,))]
+        found = cut([Part("sessions", seen, lambda each: each[0].name)], page)
+        problems = rulebook.rules.problems if reach.everybody and not page.cursor else ()
+        self.send(
+            SessionsDocument(
+                sessions=tuple(session_document(*each) for each in found.lists["sessions"]),
+                problems=problems,
+                timezone=rulebook.known.timezone,
+                next=found.next,
+            )
         )
-        problems = rulebook.rules.problems if reach.everybody else ()
-        self.send(SessionsDocument(sessions=listed, problems=problems, timezone=rulebook.known.timezone))
 
     @answering
     async def post(self) -> None:
@@ -490,6 +509,16 @@ class ServersHandler(RuleHandler):
             ends_at=None if deadline is None else deadline.at,
             ends_because="" if deadline is None else deadline.cause.value,
         )
+
+
+def quota_document(view: QuotaView) -> QuotaDocument:
+    """One subject's limits."""
+    return QuotaDocument(
+        subject=str(view.subject),
+        limits=dict(view.limits),
+        settings=dict(view.settings),
+        changed=dict(view.changed),
+    )
 
 
 def groups_in(subject: str) -> tuple[str, ...]:

@@ -328,7 +328,7 @@ class RuleService:
         self._check_group(session)
         if session.rule:
             session = replace(session, rule=checked_rule(session.rule, session.timezone))
-        check_session(session, others, self._fits, self._clock())
+        check_session(session, others, self._fits, self._clock(), self.rulebook.known.titles)
         return session
 
     def _check_group(self, session: LabSession) -> None:

@@ -46,8 +46,8 @@ class Sender:
 class Actions:
     """One a service, on its event loop.
 
-    `find` returns a living lease by its id. `turn` does "wake" or "yield" for a lease and raises a refusal
-    if it has no turns; None if no pool is used in turns.
+    `find` returns a living lease by its id. `turn` does "wake" or "yield" for a lease, returns where it is
+    then, and raises a refusal if it has no turns; None if no pool is used in turns.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Actions:
         servers: Servers,
         find: Callable[[str], Lease | None],
         tiers: tuple[Tier, ...],
-        turn: Callable[[str, str], Any] | None = None,
+        turn: Callable[[str, str], dict[str, Any]] | None = None,
     ) -> None:
         self._rules, self._servers, self._find, self._turn = rules, servers, find, turn
         self.cpu_tier = next((tier.name for tier in tiers if not tier.needs_gpu), None)
@@ -131,9 +131,9 @@ class Actions:
             raise LeaseConflict("This server's GPU isn't shared in turns: it has its GPU all the time.")
 
         async def act() -> Answer:
-            turn(lease_id, action)
-            woken = action == "wake"
-            return _said("Your server gets a GPU when it is its turn." if woken else "Your turn ends.")
+            woken, now = action == "wake", turn(lease_id, action)
+            sentence = "Your server gets a GPU when it is its turn." if woken else "Your turn ends."
+            return _said(sentence, turn=now)
 
         return await self._do(f"turn: {action}", lease, sender, {}, act)
 

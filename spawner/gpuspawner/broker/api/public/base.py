@@ -246,6 +246,11 @@ class ApiUser(HubUser):
         """Sends `document` as JSON."""
         self.finish(json.dumps(document))
 
+    def show_refusal(self, refusal: Refusal) -> None:
+        """Answers with a refusal."""
+        self.set_status(refusal.status)
+        self.answer({"reason": refusal.reason, "message": refusal.message})
+
     def write_error(self, status_code: int, **_: Any) -> None:
         """Sends `{"reason", "message"}`, like the broker's other refusals."""
         if status_code == 401:

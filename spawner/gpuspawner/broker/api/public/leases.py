@@ -3,9 +3,13 @@
 DELETE api/leases/{id}          stop it, or leave the queue   {"reason"}
 POST   api/leases/{id}/extend   {"seconds", "reason"}
 POST   api/leases/{id}/cpu      go on without a GPU           {"reason"}
+POST   api/leases/{id}/wake     in turns: want a GPU now      {"reason"}
+POST   api/leases/{id}/yield    in turns: give up the turn    {"reason"}
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from pydantic import ValidationError
 
@@ -15,7 +19,7 @@ from ....protocol.public import ExtendLease, LeaseReason
 from ...leases.audit import Answer
 from ..rules import read_request_id
 from .actions import Actions, Sender
-from .base import ApiUser, Route, Site, unavailable
+from .base import ApiUser, Route, Site, refusal_of
 
 _ID = "([0-9a-f]{32})"
 
@@ -27,6 +31,8 @@ def lease_routes(site: Site, actions: Actions) -> list[Route]:
         (f"{site.prefix}api/leases/{_ID}", LeaseStop, wanted),
         (f"{site.prefix}api/leases/{_ID}/extend", LeaseExtend, wanted),
         (f"{site.prefix}api/leases/{_ID}/cpu", LeaseCpu, wanted),
+        (f"{site.prefix}api/leases/{_ID}/wake", LeaseWake, wanted),
+        (f"{site.prefix}api/leases/{_ID}/yield", LeaseYield, wanted),
     ]
 
 
@@ -54,19 +60,11 @@ class LeaseWrite(ApiUser):
             request_id = read_request_id(self)
             sender = Sender(self.viewer, self.token(), self.viewer.via, request_id, body.reason)
             answer = await self.carry_out(lease_id, sender, body)
-        except Refusal as refusal:
-            self.refuse(refusal.status, refusal.reason, refusal.message)
-        except Fault as fault:
-            refused = unavailable(fault)
-            self.refuse(refused.status, refused.reason, refused.message)
+        except (Refusal, Fault) as error:
+            self.show_refusal(refusal_of(error))
         else:
             self.set_status(answer.status)
             self.finish(answer.body)
-
-    def refuse(self, status: int, reason: str, message: str) -> None:
-        """Answers with a refusal."""
-        self.set_status(status)
-        self.answer({"reason": reason, "message": message})
 
 
 class LeaseStop(LeaseWrite):
@@ -101,3 +99,22 @@ class LeaseCpu(LeaseWrite):
     async def post(self, lease_id: str) -> None:
         """202: it stops, or starts with CPU."""
         await self.run(lease_id, LeaseReason)
+
+
+class LeaseWake(LeaseWrite):
+    """POST api/leases/{id}/wake"""
+
+    turn: ClassVar[str] = "wake"
+
+    async def carry_out(self, lease_id: str, sender: Sender, body: Message) -> Answer:
+        return await self.actions.take_turn(lease_id, self.turn, sender)
+
+    async def post(self, lease_id: str) -> None:
+        """200 with where its turn is; 409 if it has none."""
+        await self.run(lease_id, LeaseReason)
+
+
+class LeaseYield(LeaseWake):
+    """POST api/leases/{id}/yield"""
+
+    turn = "yield"

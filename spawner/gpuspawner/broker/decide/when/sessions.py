@@ -77,10 +77,17 @@ def meetings(session: LabSession, window: Window) -> list[Meeting]:
     return sorted(each for each in made if each.start < window.end and each.end > window.start)
 
 
-def check_session(session: LabSession, others: Iterable[LabSession], fits: Fits, now: datetime) -> None:
+def check_session(
+    session: LabSession,
+    others: Iterable[LabSession],
+    fits: Fits,
+    now: datetime,
+    titles: Mapping[str, str] | None = None,
+) -> None:
     """Refuse a session that doesn't fit on the devices or beside the others, and say what would fit.
 
-    Raises SessionUnfit. Looks `HORIZON` ahead; the others are supposed to fit among themselves.
+    Raises SessionUnfit. Looks `HORIZON` ahead; the others are supposed to fit among themselves. `titles` is
+    what the spawn page calls the tiers.
     """
     window = Window(now, now + HORIZON)
     own = meetings(session, window)
@@ -102,7 +109,8 @@ def check_session(session: LabSession, others: Iterable[LabSession], fits: Fits,
         if beside is not None:
             clashes.append((meeting, *beside))
     if clashes:
-        raise SessionUnfit(_unfit_sentence(session, clashes, len(own), now))
+        title = (titles or {}).get(session.tier, session.tier)
+        raise SessionUnfit(_unfit_sentence(session, title, clashes, len(own), now))
 
 
 def reservations(sessions: Iterable[LabSession], now: datetime, until: datetime) -> list[Reservation]:
@@ -248,6 +256,7 @@ def _most(session: LabSession, demand: Mapping[str, int], fits: Fits) -> int:
 
 def _unfit_sentence(
     session: LabSession,
+    title: str,
     clashes: Sequence[tuple[Meeting, int, tuple[str, ...]]],
     total: int,
     now: datetime,
@@ -256,7 +265,7 @@ def _unfit_sentence(
     meeting, _, names = next(each for each in clashes if each[1] == most)
     when = format_local(meeting.start, session.timezone, now)
     beside = f" beside {' and '.join(map(repr, names))}" if names else ""
-    what = f"{session.seats} places of the tier {session.tier!r}"
+    what = f"{session.seats} places of the tier {title!r}"
     dates = f" ({len(clashes)} of its {total} dates)" if total > 1 else ""
     fits = "none fits" if most == 0 else f"{most} {'fits' if most == 1 else 'fit'}"
     advice = "choose another time or tier" if most == 0 else f"ask for {most}, or choose another time or tier"

@@ -14,7 +14,6 @@ from ....core.want import Mode
 from ....node.api import Usage, XidSeen
 from ...decide.place.placement import share_of
 from ...decide.snapshot import DeviceView
-from ..words import count_of
 
 DETAILED = 64
 """Up to so many devices, each cell has room for names and numbers; beyond that it is a small square."""
@@ -116,27 +115,6 @@ def make_map(views: Sequence[DeviceView], readings: Readings) -> Map:
     return Map(cells, {state: counts[state] for state in CellState if counts[state]}, len(cells) <= DETAILED)
 
 
-def summary(views: Sequence[DeviceView], waiting: int, simulated: bool) -> str:
-    """What is free and how many wait, in one sentence, as "My GPU" says it."""
-    kind = "simulated GPU" if simulated else "GPU"
-    queue = "nobody waits" if not waiting else "1 server waits" if waiting == 1 else f"{waiting} servers wait"
-    whole = [view for view in views if not view.terms.sliced and not view.terms.in_turns]
-    pools = {
-        (view.terms.pool, view.node): view for view in views if view.terms.in_turns
-    }  # each shows its pool's
-    sliced = [view for view in views if view.terms.sliced]
-    parts = []
-    if whole:
-        parts.append(count_of(sum(_state(view)[0] is CellState.FREE for view in whole), len(whole), kind))
-    if sliced:
-        noun = "simulated slice" if simulated else "slice"
-        parts.append(count_of(sum(map(_free_slices, sliced)), sum(map(_slices, sliced)), noun))
-    if pools:
-        total = sum(view.terms.seats or 0 for view in pools.values())
-        parts.append(f"{sum(map(_free_seats, pools.values()))} of {total} seats in turns")
-    return f"{', '.join(parts)} free, {queue}." if parts else f"No {kind} on this machine, {queue}."
-
-
 def _cell(view: DeviceView, readings: Readings) -> Cell:
     device, usage = view.device, readings.usage.get(view.device.uuid, Usage())
     awake = [lease for lease in view.holders if _is_awake(lease, device.uuid, readings)]
@@ -187,11 +165,6 @@ def _state(view: DeviceView) -> tuple[CellState, str]:
 def _free_seats(view: DeviceView) -> int:
     """How many more servers may take turns on a device."""
     return max(0, (view.terms.seats or 0) - len(view.holders)) if view.terms.in_turns else 0
-
-
-def _slices(view: DeviceView) -> int:
-    """How many slices a device has; of the smallest size, if they differ."""
-    return _fitting(view, view.terms.usable_bytes(view.device.memory_bytes))
 
 
 def _free_slices(view: DeviceView) -> int:

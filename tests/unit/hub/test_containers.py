@@ -9,8 +9,8 @@ from gpuspawner.config.lab import GpuLab
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.core.limits import LabRules
 from gpuspawner.hub.container import ContainerPlan
+from gpuspawner.hub.containers import limit_home
 from gpuspawner.hub.home import Home, Volume
-from gpuspawner.hub.lab import limit_home
 from traitlets.config import Config
 
 GIB = 1 << 30
