@@ -93,6 +93,8 @@ class ContainerPlan:
     home: Home | None = None
     limits: Limits = field(default_factory=Limits)
     home_size_bytes: int | None = None
+    node: str = ""
+    """The machine on which it must run; "" if any will do."""
 
     @property
     def sized_home(self) -> str | None:
