@@ -94,6 +94,8 @@ class ContainerPlan:
     limits: Limits = field(default_factory=Limits)
     home_volume: Mapping[str, Any] = field(default_factory=dict)
     """With what docker-py creates the home, so that its size is limited; empty without a limit."""
+    node: str = ""
+    """The machine on which it must run; "" if any will do."""
 
     @property
     def sized_home(self) -> str | None:
