@@ -342,6 +342,7 @@ class Session(RuleCommand):
         name = words[0]
         if len(words) == 2:
             self._save(self._known(name), {"skip": words[1]})
+            self.say(f"Cancelled: {name} doesn't meet on {words[1]}")
             return
         cancel = _made(SessionCancel, author=self.author, reason=self.reason)
         self.ask(lambda client: client.tell("DELETE", f"/api/sessions/{quote(name)}", cancel))
@@ -391,13 +392,16 @@ class Session(RuleCommand):
         if self.json:
             print(json.dumps(document(answer), indent=1))
             return
-        shown = table("Lab sessions", "Name", "Group", "Places", "When", "Next")
+        shown = table("Lab sessions", "Name", "Group", "Places", "When", "Next", "Cancelled")
         for each in answer.sessions:
             session = each.session
             zone = ZoneInfo(session["timezone"])
             following = ", ".join(f"{at.start.astimezone(zone):%Y-%m-%d %H:%M}" for at in each.next[:3])
+            today = f"{datetime.now(zone):%Y-%m-%d}"
+            cancelled = ", ".join(day for day in session["exdates"] if day >= today)
             places = f"{session['seats']} x {session['tier']}"
-            shown.add_row(*map(cell, (session["name"], session["group"], places, each.words, following)))
+            cells = (session["name"], session["group"], places, each.words, following, cancelled)
+            shown.add_row(*map(cell, cells))
         console = make_console()
         console.print(shown)
         for problem in answer.problems:

@@ -466,7 +466,7 @@ async def test_the_map_says_what_is_held_used_and_wrong(staff: Staff) -> None:
     words = await staff.words("admin/", "noether")
     assert "The hub doesn't know 1 server that holds a GPU. See and end" in words
     assert "Disk of homes: 5.0 GiB of 100 GiB free at /var/lib/docker: low" in words
-    assert "0 of 2 GPUs free, nobody waits." in words
+    assert "0 of 2 simulated GPUs free, nobody waits." in words
     assert "H100 80GB #0 XID 31 ada 71 % busy 64 °C 312 of 700 W" in words
     _, text = await staff.get("admin/?gpu=GPU-0", "noether")
     assert "<script>alert" not in text
