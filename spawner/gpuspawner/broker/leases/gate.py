@@ -10,6 +10,7 @@ from typing import Protocol
 from ...core.errors import NotAllowed, Refusal
 from ...core.model import GpuRequest, Lease, LeaseState
 from ...core.quota import UNLIMITED, Allowance
+from ...core.session import EndAction
 from ...core.units import Clock, utc_now
 from ...core.want import Want
 from ..decide.allow.budget import Interval, Spent, applying, spend
@@ -194,13 +195,23 @@ class QuotaGate:
                 break
         extended = self._rulebook.rules.extended_seconds.get(lease.id, 0.0)
         cap = self.cap_of(lease.id)
-        until_cap = UNLIMITED if cap is None else max(0.0, (cap.ends_at - now).total_seconds())
+        until_cap = UNLIMITED
+        if cap is not None and cap.ends_at > now:  # else it waited until the session was over
+            until_cap = (cap.ends_at - now).total_seconds()
         with_extension = replace(allowed, session_seconds=allowed.session_seconds + extended)
         return claim_from(with_extension, of_group, until_cap)
 
     def holds(self, now: datetime) -> list[SessionHold]:
         """The places that are kept for lab sessions now; without those that nobody took in time."""
+        return self._holds(self.kept.near(now), now)
+
+    def coming_holds(self, now: datetime) -> list[SessionHold]:
+        """The same, and what will be kept in the next hours."""
+        return self._holds(self.kept.coming(now), now)
+
+    def _holds(self, reservations: Iterable[Reservation], now: datetime) -> list[SessionHold]:
         wants = {tier.name: tier.want for tier in self._rulebook.known.tiers}
+        sessions = self._rulebook.rules.sessions
         return [
             SessionHold(
                 group=kept.group,
@@ -209,8 +220,10 @@ class QuotaGate:
                 from_seconds=kept.keep_from.timestamp(),
                 begins_seconds=kept.meeting.start.timestamp(),
                 ends_seconds=kept.meeting.end.timestamp(),
+                released_seconds=kept.release_at.timestamp(),
+                moves_out=sessions[kept.meeting.session].move_out is not EndAction.NOTHING,
             )
-            for kept in self.kept.near(now)
+            for kept in reservations
             if now < kept.release_at
         ]
 
