@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpuspawner.core.errors import EngineFault, GpuSpawnerError, Refusal
+from gpuspawner.core.errors import EngineFault, GpuSpawnerError, HubFull, Refusal
 from gpuspawner.core.labels import Owner
 from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState, Tier
 from gpuspawner.core.units import utc_now
 from gpuspawner.core.want import Want
 from gpuspawner.hub.container import ContainerPlan
+from gpuspawner.hub.containers import Containers
 from gpuspawner.hub.docker import DockerEngine
 from gpuspawner.hub.launch import Launch, LaunchJob
 from gpuspawner.hub.network import LabNetwork
@@ -60,6 +61,16 @@ class Docker:
     slots: Slots = field(default_factory=lambda: Slots(1))
     networks: list[str] = field(default_factory=list)
     pause: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
+    full: bool = False
+    """Whether the hub has no place left; one with a GPU waits for one step of the loop."""
+
+    async def take_place(self, tell: Callable[[], None] | None = None) -> None:
+        if not self.full:
+            return
+        if tell is None:
+            raise HubFull("This hub is full")
+        tell()
+        await self.pause()
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return await self._thread(method, lambda: getattr(self, method)(*args, **kwargs))
@@ -220,4 +231,5 @@ class Broker:
 def make(docker: Docker, broker: Broker, job: LaunchJob = JOB) -> tuple[Launch, Progress]:
     progress = Progress()
     shared = HubShared(Engine(docker), broker, Pulls(docker.log), docker.slots, docker.log)  # type: ignore[arg-type]
-    return Launch(job, docker, NETWORK, shared, progress), progress
+    engine = Containers(shared.docker, NETWORK, "1000:100")
+    return Launch(job, docker, engine, shared, progress), progress

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ...core.decision import Drain
@@ -331,10 +332,19 @@ class Book:
             ends = None if seconds is None else self._began[lease_id] + seconds
             self._held[lease_id] = replace(holding, ends_seconds=ends, group=claim.group)
 
-    def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
-        """Add devices that were not found before; a lease that already held one keeps it."""
+    def add(
+        self,
+        devices: Iterable[Device],
+        terms: Mapping[str, SharingRules],
+        health: Mapping[str, DeviceHealth] = MappingProxyType({}),
+    ) -> None:
+        """Add devices that were not found before; a lease that already held one keeps it.
+
+        `health` has the devices that don't serve from the beginning, by UUID.
+        """
         for device in devices:
-            self._devices.add(device, terms.get(device.uuid, WHOLE), self.holders(device.uuid))
+            rules = terms.get(device.uuid, WHOLE)
+            self._devices.add(device, rules, self.holders(device.uuid), health.get(device.uuid))
         self._obstacles.clear()
         self._queue.set_kinds(self._devices.kinds)
 

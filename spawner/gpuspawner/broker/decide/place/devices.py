@@ -208,15 +208,24 @@ class Devices:
             if uuid in self._placeholders and not self._holders[uuid]:
                 self._forget(uuid)
 
-    def add(self, device: Device, terms: SharingRules, holders: Iterable[Lease] = ()) -> None:
-        """Add a device that was not found before, or was only a placeholder that `holders` hold."""
+    def add(
+        self,
+        device: Device,
+        terms: SharingRules,
+        holders: Iterable[Lease] = (),
+        health: DeviceHealth | None = None,
+    ) -> None:
+        """Add a device that was not found before, or was only a placeholder that `holders` hold.
+
+        `health` is its health; by default it serves.
+        """
         uuid = device.uuid
         if uuid in self._rooms and uuid not in self._placeholders:
             return
         self._placeholders.discard(uuid)
         room = Room(device, tuple(share_of(lease, device) for lease in holders), terms)
         self._rooms[uuid] = room
-        self._health[uuid] = DeviceHealth(uuid, healthy=True)
+        self._health[uuid] = health or DeviceHealth(uuid, healthy=True)
         self._look(uuid)
         self._holders.setdefault(uuid, ())
         self._known[room.kind] += 1
