@@ -55,9 +55,9 @@ test-unit: venv ## the tests that need no Docker, under a minute
 test-nightly: venv ## the allocator's property tests at length: 10^6 steps each, hours on one core
 	@nice $(PYTEST) --hypothesis-profile=nightly tests/unit/broker/test_shares.py tests/unit/broker/test_allocator_machine.py $(ARGS)
 
-test-lecture: venv ## 500 users wait at once, ten times: seven minutes, on a machine with nothing else to do
+test-lecture: venv ## 500 users wait at once, by API and in browsers, ten times each: twenty minutes, on a machine with nothing else to do
 	@$(PY) -m setup.ready proxy engine programs </dev/null
-	@GPUSPAWNER_LECTURE=1 $(PYTEST) tests/hub/test_lecture.py -s $(ARGS) </dev/null
+	@GPUSPAWNER_LECTURE=10 $(PYTEST) tests/hub/test_lecture.py -s $(ARGS) </dev/null
 
 test-gpu: venv ## the tests that need a real NVIDIA GPU
 	@GPUSPAWNER_REQUIRE_GPU=1 $(PYTEST) tests/gpu -s $(ARGS)

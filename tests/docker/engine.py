@@ -139,14 +139,14 @@ def _commands(work: Path, cdi_spec_dirs: Sequence[Path]) -> list[list[str]]:
 
 def _connect(address: Path, processes: Sequence[subprocess.Popen[bytes]], log: Path) -> docker.DockerClient:
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(address):
+    while not answers(address):
         if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
             raise RuntimeError(f"the engine did not start: {log.read_text()[-2000:]}")
         time.sleep(0.1)
     return docker.DockerClient(base_url=f"unix://{address}", version="auto")
 
 
-def _answers(address: Path) -> bool:
+def answers(address: Path) -> bool:
     """Whether an engine answers there; on a bare socket, since a client that fails leaves its own open."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(5)

@@ -15,6 +15,7 @@ from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState,
 from gpuspawner.core.units import utc_now
 from gpuspawner.core.want import Want
 from gpuspawner.hub.container import ContainerPlan
+from gpuspawner.hub.containers import Containers
 from gpuspawner.hub.docker import DockerEngine
 from gpuspawner.hub.launch import Launch, LaunchJob
 from gpuspawner.hub.network import LabNetwork
@@ -230,4 +231,5 @@ class Broker:
 def make(docker: Docker, broker: Broker, job: LaunchJob = JOB) -> tuple[Launch, Progress]:
     progress = Progress()
     shared = HubShared(Engine(docker), broker, Pulls(docker.log), docker.slots, docker.log)  # type: ignore[arg-type]
-    return Launch(job, docker, NETWORK, shared, progress), progress
+    engine = Containers(shared.docker, NETWORK, "1000:100")
+    return Launch(job, docker, engine, shared, progress), progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitlets import Bool, Integer, List, TraitError, Unicode, validate
+from traitlets import Bool, Dict, Integer, List, TraitError, Unicode, validate
 from traitlets.config import Config, Configurable
 
 from ..core.errors import ConfigError
@@ -135,11 +135,26 @@ class GpuLab(Configurable):
         How large a user's home may become ("20G"), where Docker's volume driver can limit it.
 
         Default: none, so a home is as large as the disk. Counts for homes that are created from now on, and
-        is given to the volume driver as the option `size`. Docker's own driver needs XFS with project quotas
+        is given to the volume driver with `home_options`. Docker's own driver needs XFS with project quotas
         (mount option `pquota`) in its folder; where it can't, the home is created without a limit and the
         hub's log says so. A program that writes more reads "No space left on device" or "Disk quota
         exceeded".
         Example: `c.GpuLab.home_size = "20G"`
+        """,
+    )
+    home_options = Dict(
+        key_trait=Unicode(),
+        value_trait=Unicode(),
+        default_value={"size": "{size}"},
+        config=True,
+        help="""
+        The options with which Docker's volume driver creates a home of `home_size`. `{size}` is the size in
+        bytes, `{home}` the name of the volume.
+
+        Default: `{"size": "{size}"}`, as Docker's own driver and most others call it. Without `home_size`
+        this has no effect. If the driver refuses the options, the home is created without them, and the
+        hub's log says so.
+        Example: `c.GpuLab.home_options = {"type": "ext4", "device": "/srv/homes/{home}.img", "o": "loop"}`
         """,
     )
     past_lease = List(
@@ -195,6 +210,7 @@ class GpuLab(Configurable):
             past_lease=frozenset(self.past_lease),
             home=self.home,
             home_size_bytes=parse_bytes(self.home_size) if self.home_size else None,
+            home_options=tuple(self.home_options.items()),
             private=(state_dir,) if state_dir else (),
         )
 

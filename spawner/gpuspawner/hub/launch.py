@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -32,9 +32,9 @@ from .docker_answers import (
     unable_to_run,
     unmet_condition,
 )
+from .engine import LabEngine
 from .engine_words import home_fault
 from .images import image_missing
-from .network import LabNetwork
 from .progress import WITHOUT_GPU, Progress, Step
 from .pull_progress import PullNews
 from .readiness import Answer, Pace, ask
@@ -113,7 +113,7 @@ class Launch:
     """Shared by all starts of the process."""
 
     def __init__(
-        self, job: LaunchJob, steps: LaunchSteps, network: LabNetwork, shared: HubShared, progress: Progress
+        self, job: LaunchJob, steps: LaunchSteps, engine: LabEngine, shared: HubShared, progress: Progress
     ) -> None:
         self.job = job
         self.lease: Lease | None = None
@@ -123,9 +123,8 @@ class Launch:
         self._grant: Grant | None = None
         self._first_place: tuple[int, datetime] | None = None
         self._steps = steps
-        self._network = network
+        self._engine = engine
         self._shared = shared
-        self._docker = shared.docker
         self._broker = shared.broker
         self._progress = progress
         self._changes: list[asyncio.Task[Any]] = []
@@ -188,6 +187,8 @@ class Launch:
     async def _launch(self, image: dict[str, Any], patch: ContainerPatch | None) -> tuple[str, int]:
         self._progress.enter(Step.CONTAINER)
         plan = await self._steps.plan_container(self.job, image, patch)
+        if self.lease is not None:
+            plan = replace(plan, node=self.lease.node)
         self._plan = plan
         self._command = str((plan.create.get("command") or [""])[0])
         await self._create(plan)
@@ -201,7 +202,7 @@ class Launch:
         await self._confirm()
         await self._start()
         container = await self._inspect_running()
-        address = self._network.address_of(container)
+        address = self._engine.address_of(container)
         self._progress.say(60, "Container started: waiting for the server's first answer", Step.SERVER)
         if self.job.waits:
             await self._wait_answer(address)
@@ -265,7 +266,7 @@ class Launch:
 
     async def _remove_ours(self) -> bool:
         """Removes the container with our name. Raises StartFault if it doesn't belong to this server."""
-        container = await self._docker.find_container(self.job.name)
+        container = await self._engine.find(self.job.name)
         if container is None:
             return False
         if not self.job.owner.owns(container.get("Config", {}).get("Labels")):
@@ -274,7 +275,7 @@ class Launch:
                 f"Admin: remove it (`docker rm -f {self.job.name}`), or set c.GpuDockerSpawner.prefix.",
                 "name_taken",
             )
-        await self._docker.remove_container(container["Id"])
+        await self._engine.remove(container["Id"])
         return True
 
     async def _create(self, plan: ContainerPlan) -> None:
@@ -291,7 +292,7 @@ class Launch:
 
     async def _start(self) -> None:
         try:
-            await self._change(self._docker.call("start", self.container_id))
+            await self._change(self._engine.start(self.container_id))
         except EngineFault as fault:
             if (reason := unable_to_run(str(fault))) is not None:
                 raise no_server(self.job.image, self._command, reason) from fault
@@ -306,17 +307,16 @@ class Launch:
                     "when somebody has stopped their server. Admin: set a larger c.GpuDockerSpawner.subnet.",
                     "addresses",
                 ) from fault
-            if not await self._change(self._repair_network(fault)):
+            if not await self._change(self._repair(fault)):
                 raise
-            await self._change(self._docker.call("start", self.container_id))
+            await self._change(self._engine.start(self.container_id))
         self._log(logging.INFO, "Container started")
 
-    async def _repair_network(self, fault: EngineFault) -> bool:
-        repair, container_id = self._network.repair, self.container_id
-        repaired = await self._docker.run(lambda call: repair(call, fault, container_id))
-        if repaired:
-            self._log(logging.WARNING, "Repaired the labs' network %s: %s", self._network.name, fault)
-        return repaired
+    async def _repair(self, fault: EngineFault) -> bool:
+        done = await self._engine.repair(fault, self.container_id)
+        if done:
+            self._log(logging.WARNING, "%s: %s", done, fault)
+        return bool(done)
 
     async def _change(self, call: Coroutine[Any, Any, Any]) -> Any:
         """Awaits a call that changes something. If we are cancelled, the call continues and is remembered."""
@@ -325,11 +325,11 @@ class Launch:
         return await asyncio.shield(task)
 
     async def _inspect_running(self) -> dict[str, Any]:
-        container = await self._docker.find_container(self.container_id)
+        container = await self._engine.find(self.container_id)
         if container is None:
             raise StartFault("The server's container was removed while it was starting.", "exited")
         if not running(container):
-            lines = await self._docker.log_tail(self.container_id, self.job.secret)
+            lines = await self._engine.log_tail(self.container_id, self.job.secret)
             if exit_code(container) in NOT_RUN:
                 raise no_server(self.job.image, self._command, lines)
             if why := self._home_fault(lines):
@@ -362,7 +362,7 @@ class Launch:
         self._log(logging.INFO, "The server answers after %.2f s", loop.time() - begun)
 
     async def _no_answer(self) -> StartFault:
-        lines = await self._docker.log_tail(self.container_id, self.job.secret)
+        lines = await self._engine.log_tail(self.container_id, self.job.secret)
         said = f"The server started but didn't answer within {self.job.http_timeout_seconds:.0f} seconds."
         if not _JUPYTER.search(self._command):
             said += f" The image starts {self._command!r}, which may not be a server for JupyterHub."

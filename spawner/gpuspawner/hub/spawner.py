@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import cached_property
 from inspect import isawaitable
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from jupyterhub.spawner import SpawnException
@@ -26,6 +27,7 @@ from traitlets import default
 
 from ..config.lab import GpuLab, active_servers
 from ..config.site import GpuSite
+from ..config.swarm import GpuSwarm
 from ..core import labels
 from ..core.errors import (
     BadOption,
@@ -43,13 +45,15 @@ from ..core.model import ContainerPatch, GpuRequest, Tier
 from ..protocol.rules import WhoAsks
 from . import offer, quota
 from .container import ContainerFacts, ContainerPlan, plan, server_command
+from .containers import Containers
 from .docker import DockerEngine
 from .docker_answers import exit_status, running
+from .engine import LabEngine
 from .form import has_choice, render_form, render_unusable
 from .home import find_home
 from .images import Images
 from .kernels import KernelReporter, token_of
-from .lab import Lab, create
+from .lab import Lab
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, before_stop, release
 from .metrics import phase_passed
@@ -68,6 +72,8 @@ from .readiness import Answer, ask
 from .settings import SpawnerSettings
 from .shared import HubShared, SharedSettings, shared_by_all
 from .subclass import check_steps
+from .swarm.opening import HubPlace, hub_url, open_services
+from .swarm.services import Services
 
 _STOP_GRACE_SECONDS = 10
 _STILL_ENDING = "The last start of this server is still being cancelled: try again in a few seconds."
@@ -85,6 +91,7 @@ class GpuDockerSpawner(SpawnerSettings):
     """
 
     _machines: ClassVar[WeakKeyDictionary[DockerEngine, Machine]] = WeakKeyDictionary()
+    _services: ClassVar[WeakKeyDictionary[DockerEngine, Services]] = WeakKeyDictionary()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raises TypeError for a site's subclass that overrides a step which isn't called here."""
@@ -153,9 +160,35 @@ class GpuDockerSpawner(SpawnerSettings):
         return LabNetwork(self.network_name, self.subnet, self.port, reach)
 
     @property
+    def engine(self) -> LabEngine:
+        """What runs the labs."""
+        docker = self.shared.docker
+        if self.site.engine != "swarm":
+            return Containers(docker, self.lab_network, self.container_user)
+        if docker not in self._services:
+            self._services[docker] = open_services(self._place(), GpuSwarm(parent=self), docker, self.log)
+        return self._services[docker]
+
+    def _place(self) -> HubPlace:
+        """Where the hub is, for the labs of a Swarm."""
+        return HubPlace(
+            hub_id=self.hub_id,
+            network=self.network_name,
+            subnet=self.subnet,
+            image=self._site_image or self.image,
+            lab_port=self.port,
+            hub_port=urlsplit(self.hub.api_url).port or 80,
+        )
+
+    @default("hub_connect_url")
+    def _hub_connect_url_default(self) -> str | None:
+        """Where labs reach the hub's API; None: as JupyterHub has it."""
+        return hub_url(self._place()) if self.site.engine == "swarm" else None
+
+    @property
     def lab(self) -> Lab:
-        """This server's container, which may not exist."""
-        return Lab(self.object_name, self._owner(), self.shared.docker, self.shared.removals, self._note)
+        """This server's lab, which may not exist."""
+        return Lab(self.object_name, self._owner(), self.engine, self.shared.removals, self._note)
 
     def _owner(self, tier: Tier | None = None) -> Owner:
         return Owner(self.hub_id, self.user.name, self.name, tier.name if tier else "")
@@ -326,7 +359,7 @@ class GpuDockerSpawner(SpawnerSettings):
             self.lease_id = job.request.lease_id if job.request else ""
             await quota.check(self.shared.broker, self._who(), job.tier)
             await self.shared.removals.wait(job.name)
-            launch = Launch(job, self, self.lab_network, self.shared, self._progress)
+            launch = Launch(job, self, self.engine, self.shared, self._progress)
             ip, port = await launch.run()
             self.object_id = launch.container_id
             if self.post_start_cmd:
@@ -529,10 +562,10 @@ class GpuDockerSpawner(SpawnerSettings):
 
     async def create_container(self, plan: ContainerPlan) -> str:
         """Creates the container and returns its id. Raises EngineFault, ConfigError."""
-        container_id, problems = await create(self.shared.docker, plan, self.lab_network, self.container_user)
-        for problem in problems:
+        created = await self.engine.create(plan)
+        for problem in created.problems:
             self.log.warning("%s container=%s", problem, plan.create["name"])
-        return container_id
+        return created.lab_id
 
     async def _evaluate(self, name: str) -> dict[str, Any]:
         """A setting's value, which may come from a callable (async or not), with its templates filled in."""
@@ -599,7 +632,7 @@ class GpuDockerSpawner(SpawnerSettings):
             self._ended = f"The server ended by itself ({status})."
             return status
         try:
-            address = self.lab_network.address_of(container)
+            address = self.engine.address_of(container)
         except ConfigError as error:  # its container was cut from the network: the server itself runs
             self._reconnect(error)
         else:
@@ -630,9 +663,8 @@ class GpuDockerSpawner(SpawnerSettings):
         self._reconnection = asyncio.create_task(self._connect_again(self.object_id, self.server.ip, error))
 
     async def _connect_again(self, container_id: str, ip: str, error: ConfigError) -> None:
-        network = self.lab_network
         try:
-            await self.shared.docker.run(lambda call: network.reconnect(call, container_id, ip or None))
+            await self.engine.reconnect(container_id, ip or None)
         except EngineFault as fault:
             message = "The server can't be reached, %s. Connecting it again failed, retrying: %s"
             self._note(logging.WARNING, message, error, fault)
@@ -667,7 +699,7 @@ class GpuDockerSpawner(SpawnerSettings):
         if container is None or not running(container):
             return known
         try:
-            address = self.lab_network.address_of(container)
+            address = self.engine.address_of(container)
         except ConfigError:
             return known  # cut from the network; `poll` connects it again, at this address
         return self._address_url(*address) + str(self.server.base_url)

@@ -27,13 +27,12 @@ from .messages import (
     RefusalMessage,
     RefusedEvent,
     TiersDocument,
-    TurnDocument,
     document,
     event_from_line,
     request_to_json,
 )
 from .paging import MOST, Listed
-from .public import VisibleStatus
+from .public import LeaseDone, LeaseReason, VisibleStatus
 from .stream import WAITED_HEADER
 
 M = TypeVar("M", bound=Message)
@@ -128,8 +127,9 @@ class BrokerClient:
 
         Raises LeaseConflict if the server has ended or has no turns.
         """
-        text = await self._call("POST", f"/turns/{lease_id}/{action}")
-        return document(TurnDocument.model_validate_json(text))
+        done = await self.ask(f"/api/leases/{lease_id}/{action}", LeaseDone, LeaseReason(reason=""))
+        assert done.turn is not None
+        return document(done.turn)
 
     async def may_end(self, lease_id: str) -> bool:
         """Whether the server's container may be stopped now; if not, it is being prepared: ask again."""
@@ -141,8 +141,8 @@ class BrokerClient:
         return await self._document("/tiers", TiersDocument)
 
     async def status(self) -> dict[str, Any]:
-        """The document of `GET /api/status`: devices, leases and queue."""
-        return await self._document("/api/status", VisibleStatus)
+        """The document of `GET /api/status` with all its pages: devices, leases and queue."""
+        return document(await self.ask_all("/api/status", VisibleStatus))
 
     async def ask(self, path: str, kind: type[M], body: Message | None = None) -> M:
         """The message of `kind` at `path`: GET, or POST with a body. Raises Refusal."""

@@ -18,7 +18,7 @@ class Listed(Message):
     """A document with lists that may be long: one page of them, all lists together."""
 
     next: str | None = Field(
-        None, description="send it as `cursor` to get the next page; null: this is the last page"
+        default=None, description="send it as `cursor` to get the next page; null: this is the last page"
     )
 
     def joined(self, following: Self) -> Self:

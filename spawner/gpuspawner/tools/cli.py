@@ -239,10 +239,11 @@ class Homes(Command):
             return
         if not found:
             return
-        shown = table("Homes", "User", "Size", "In use", "Volume")
+        shown = table("Homes", "User", "Size", "Limit", "In use", "Volume")
         for home in found:
-            size = format_bytes(home.size_bytes)
-            shown.add_row(cell(home.user), size, "yes" if home.in_use else "", cell(home.name))
+            limit = format_bytes(home.limit_bytes) if home.limit_bytes else ""
+            size, used = format_bytes(home.size_bytes), "yes" if home.in_use else ""
+            shown.add_row(cell(home.user), size, limit, used, cell(home.name))
         make_console().print(shown)
 
     def _change(
@@ -562,10 +563,10 @@ def show_findings(findings: tuple[Finding, ...], simulated: bool, console: Conso
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        text = escape(finding.text)
+        text = cell(finding.text)
         if finding.remedy:
-            text += f"\n→ {escape(finding.remedy)}"
-        table.add_row(_MARKS[finding.level], escape(finding.subject), text)
+            text += f"\n→ {cell(finding.remedy)}"
+        table.add_row(_MARKS[finding.level], cell(finding.subject), text)
     console.print(table)
     kind = "simulated GPU" if simulated else "GPU"
     if main_job_runs(findings):
@@ -601,7 +602,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     console.print(leases)
     if status["queue"]:
         queue = table("Waiting", "Place", "User", "Server", "Tier", "Since")
-        for entry in status["queue"]:
+        for entry in sorted(status["queue"], key=lambda entry: entry["position"]):  # over all pages
             names = [cell(entry[key]) for key in ("user", "server", "tier")]
             queue.add_row(ordinal(entry["position"]), *names, _local_time(entry["since"]))
         console.print(queue)

@@ -32,6 +32,7 @@ from ..protocol.rules import (
     QuotaRemoval,
     QuotasDocument,
     ReportDocument,
+    ReportLine,
     SessionCancel,
     SessionChange,
     SessionDocument,
@@ -102,7 +103,7 @@ class RuleCommand(Command):
 
     def sessions(self) -> SessionsDocument:
         """All lab sessions. Raises Refusal, ConfigError, BrokerUnavailable."""
-        return self.ask(lambda client: client.ask("/api/sessions", SessionsDocument))
+        return self.ask(lambda client: client.ask_all("/api/sessions", SessionsDocument))
 
     def zone(self) -> str:
         """The site's time zone as the broker has it: without --config this command has only the default."""
@@ -139,7 +140,7 @@ class Quota(RuleCommand):
 
     def _show(self, words: Sequence[str]) -> None:
         wanted = str(subject_from_text(words[0])) if words else None
-        answer = self.ask(lambda client: client.ask("/api/quotas", QuotasDocument))
+        answer = self.ask(lambda client: client.ask_all("/api/quotas", QuotasDocument))
         quotas = tuple(each for each in answer.quotas if wanted in (None, each.subject))
         history = tuple(each for each in answer.history if wanted in (None, each.subject))
         if self.json:
@@ -275,10 +276,12 @@ class Report(RuleCommand):
             query["start"] = midnight(parse_day(self.first_day), zone)
         if self.last_day:
             query["end"] = midnight(parse_day(self.last_day) + timedelta(days=1), zone)
-        found = self.ask(lambda client: client.ask(f"/api/report?{urlencode(query)}", ReportDocument))
+        found = self.ask(lambda client: client.ask_all(f"/api/report?{urlencode(query)}", ReportDocument))
+        key = _by_name if self.by == "day" else _by_use  # over all pages
+        lines = sorted(found.lines, key=key)
         rows = [
             (line.name, f"{line.gpu_seconds / 3600:.3f}", str(line.user_count), str(line.lease_count))
-            for line in (*found.lines, found.total)
+            for line in (*lines, found.total)
         ]
         if self.json:
             print(json.dumps(document(found), indent=1))
@@ -339,6 +342,7 @@ class Session(RuleCommand):
         name = words[0]
         if len(words) == 2:
             self._save(self._known(name), {"skip": words[1]})
+            self.say(f"Cancelled: {name} doesn't meet on {words[1]}")
             return
         cancel = _made(SessionCancel, author=self.author, reason=self.reason)
         self.ask(lambda client: client.tell("DELETE", f"/api/sessions/{quote(name)}", cancel))
@@ -388,13 +392,16 @@ class Session(RuleCommand):
         if self.json:
             print(json.dumps(document(answer), indent=1))
             return
-        shown = table("Lab sessions", "Name", "Group", "Places", "When", "Next")
+        shown = table("Lab sessions", "Name", "Group", "Places", "When", "Next", "Cancelled")
         for each in answer.sessions:
             session = each.session
             zone = ZoneInfo(session["timezone"])
             following = ", ".join(f"{at.start.astimezone(zone):%Y-%m-%d %H:%M}" for at in each.next[:3])
+            today = f"{datetime.now(zone):%Y-%m-%d}"
+            cancelled = ", ".join(day for day in session["exdates"] if day >= today)
             places = f"{session['seats']} x {session['tier']}"
-            shown.add_row(*map(cell, (session["name"], session["group"], places, each.words, following)))
+            cells = (session["name"], session["group"], places, each.words, following, cancelled)
+            shown.add_row(*map(cell, cells))
         console = make_console()
         console.print(shown)
         for problem in answer.problems:
@@ -407,6 +414,14 @@ def _made(kind: type[M], **values: Any) -> M:
         return kind(**values)
     except ValidationError as error:
         raise BadOption(f"{sentence_of(error, kind)}.") from None
+
+
+def _by_name(line: ReportLine) -> str:
+    return line.name
+
+
+def _by_use(line: ReportLine) -> tuple[float, str]:
+    return -line.gpu_seconds, line.name
 
 
 def _name_and_values(words: Sequence[str], usage: str) -> tuple[str, dict[str, str]]:

@@ -19,7 +19,6 @@ from gpuspawner.broker.api.public.leases import lease_routes
 from gpuspawner.broker.api.public.limits import BURST
 from gpuspawner.broker.api.public.local import PREFIX, LocalServers, local_routes
 from gpuspawner.broker.api.public.rules import joined, public_rules
-from gpuspawner.broker.api.public.turns import public_turns
 from gpuspawner.broker.api.socket import bind_socket, make_app
 from gpuspawner.broker.leases.hub_api import HubServer
 from gpuspawner.broker.ledger import Result, Search
@@ -58,13 +57,11 @@ async def door(tmp_path: Path, times: Any) -> AsyncIterator[Door]:
     broker = bench.broker
     servers = LocalServers("hub", broker.allocator.leases, bench.ender.release)
     actions = Actions(broker.rules, servers, broker.allocator.lease, broker.rules.rulebook.known.tiers)
-    turns: Any = None
     checkup = Checkup(tuple, times.now)
     more = joined(
         lambda site: lease_routes(site, actions),
         public_rules(broker.site, broker.rules, broker.endings),
         class_routes(bench.tools),
-        public_turns(broker.site, turns, broker.rules.audit),
         image_routes(tuple),
         history_routes(
             HistoryTools(broker.site, broker.rules, broker.endings, broker.ledger, checkup, times.now)

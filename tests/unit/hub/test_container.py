@@ -236,7 +236,15 @@ def test_a_host_config_in_the_wrong_place_is_refused() -> None:
 
 
 names = st.sampled_from(
-    ["NVIDIA_VISIBLE_DEVICES", "nvidia_x", "CUDA_MPS_PIPE_DIRECTORY", "Cuda", "cuda_launch_blocking", "PATH"]
+    [
+        "NVIDIA_VISIBLE_DEVICES",
+        "nvidia_x",
+        "CUDA_MPS_PIPE_DIRECTORY",
+        "Cuda",
+        "cuda_launch_blocking",
+        "DOCKER_RESOURCE_NVIDIA-GPU",
+        "PATH",
+    ]
 )
 
 
@@ -248,7 +256,8 @@ names = st.sampled_from(
 def test_no_environment_picks_a_gpu(environment: dict[str, str]) -> None:
     planned = plan(replace(FACTS, env=environment), None)
     made = planned.create["environment"]
-    gpu = {key: value for key, value in made.items() if key.upper().startswith(("NVIDIA_", "CUDA_"))}
+    chosen = ("NVIDIA_", "CUDA_", "DOCKER_RESOURCE_")
+    gpu = {key: value for key, value in made.items() if key.upper().startswith(chosen)}
     harmless = {key: value for key, value in environment.items() if key in HARMLESS_ENV}
     assert gpu == {"NVIDIA_VISIBLE_DEVICES": "void", **harmless}
     assert {*environment} == {*planned.dropped} | ({*made} & {*environment}) | (

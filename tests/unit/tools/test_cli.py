@@ -415,8 +415,8 @@ def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bogus"]) == 2
     assert capsys.readouterr().err == (
-        "gpuspawner: there is no command 'bogus': use doctor, status, quota, report, session, homes, "
-        "plan, translate-profiles, node, broker\n"
+        "gpuspawner: there is no command 'bogus': use doctor, status, quota, report, session, audit, "
+        "timeline, guard, images, homes, plan, translate-profiles, node, broker\n"
     )
 
 

@@ -10,8 +10,8 @@ from tornado.web import RequestHandler
 from ...core.errors import BadOption
 from ...protocol.paging import DEFAULT_LIMIT, MOST
 
-MOST_CURSOR = 600
-"""Characters: two names of 255, and what is between them."""
+MOST_CURSOR = 4000
+"""Characters: two names of 255, each of which may take six as JSON, and what is between them."""
 _MOST_TEXT = 255
 _MOST_DIGITS = 18
 

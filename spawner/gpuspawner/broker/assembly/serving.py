@@ -20,7 +20,6 @@ from ..api.public.images import image_routes
 from ..api.public.leases import lease_routes
 from ..api.public.local import LocalServers, local_routes
 from ..api.public.rules import MoreRoutes, joined, public_rules
-from ..api.public.turns import public_turns
 from ..api.pulls import pull_routes
 from ..api.rules import hub_routes
 from ..api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
@@ -86,7 +85,7 @@ class Serving:
             page_url=page_url(os.environ),
             simulated=self.machines.simulated,
         )
-        failures = LoopFailures("lab readings", self.ground.metrics, self.ground.log)
+        failures = LoopFailures("lab_readings", self.ground.metrics, self.ground.log)
         return LabReadings(sources, self.leasing.folders.write_use, failures)
 
     @cached_property
@@ -137,7 +136,6 @@ class Serving:
         return joined(
             public_rules(site, rules, endings),
             class_routes(ClassTools(site, rules, endings, self._classes)),
-            public_turns(site, self.machines.turn_service, rules.audit),
             image_routes(self.observing.images.now),
             history_routes(HistoryTools(site, rules, endings, self.ground.ledger, self._checkup)),
         )
