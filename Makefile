@@ -16,6 +16,7 @@ venv:
 endif
 ON_PATH = PATH="$(CURDIR)/.cache/proxy/node_modules/.bin:$(CURDIR)/.venv/bin:$$PATH"
 PYTEST = $(ON_PATH) $(PY) -m pytest
+SUITE = $(ON_PATH) $(PY) -m tests.suite
 # Files run beside each other, the tests of a file one after the other: a file may share one hub. Most of
 # them wait for Docker or a hub, so that one more than the cores is not too many.
 WORKERS ?= 3
@@ -29,11 +30,11 @@ hub: venv ## set up what is missing and start the hub; Ctrl-C stops it
 
 test: check ## lint, types, and every test of this machine but the slow ones, setting up what is missing
 	@$(PY) -m setup.ready proxy engine programs cdi prometheus images </dev/null
-	@$(PYTEST) -m "not slow" $(PARALLEL) $(ARGS) </dev/null
+	@$(SUITE) "not slow" $(PARALLEL) $(ARGS) </dev/null
 
 test-slow: venv ## the slow rest: images built in every way, every starter in every image
 	@$(PY) -m setup.ready proxy engine programs cdi images </dev/null
-	@$(PYTEST) -m slow $(PARALLEL) $(ARGS) </dev/null
+	@$(SUITE) slow $(PARALLEL) $(ARGS) </dev/null
 
 test-all: test test-slow ## both, as CI runs them
 
@@ -54,9 +55,9 @@ test-unit: venv ## the tests that need no Docker, under a minute
 test-nightly: venv ## the allocator's property tests at length: 10^6 steps each, hours on one core
 	@nice $(PYTEST) --hypothesis-profile=nightly tests/unit/broker/test_shares.py tests/unit/broker/test_allocator_machine.py $(ARGS)
 
-test-lecture: venv ## 500 users wait at once, ten times: seven minutes, on a machine with nothing else to do
+test-lecture: venv ## 500 users wait at once, by API and in browsers, ten times each: twenty minutes, on a machine with nothing else to do
 	@$(PY) -m setup.ready proxy engine programs </dev/null
-	@GPUSPAWNER_LECTURE=1 $(PYTEST) tests/hub/test_lecture.py -s $(ARGS) </dev/null
+	@GPUSPAWNER_LECTURE=10 $(PYTEST) tests/hub/test_lecture.py -s $(ARGS) </dev/null
 
 test-gpu: venv ## the tests that need a real NVIDIA GPU
 	@GPUSPAWNER_REQUIRE_GPU=1 $(PYTEST) tests/gpu -s $(ARGS)

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from running import CONFIG, System, running_system
 
+from tests.browser.login import log_in
 from tests.hubstart import free_ports
 from tests.recipes import adapted, blocks
 
@@ -36,18 +37,14 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield running
 
 
-def log_in(browser: Browser, system: System, user: str) -> Page:
+def window(browser: Browser, system: System, user: str) -> Page:
+    """A window in which `user` is logged in."""
     page = browser.new_context(viewport={"width": 1200, "height": 700}).new_page()
-    page.goto(f"{system.url}hub/login?next=/hub/home")
-    page.fill("#username_input", user)
-    page.fill("#password_input", system.password(user))
-    page.click("#login_submit")
-    page.wait_for_url("**/hub/home")
-    return page
+    return log_in(page, system.url, user, system.password(user))
 
 
 def test_a_fixed_one_is_everywhere(browser: Browser, system: System) -> None:
-    page = log_in(browser, system, "ada")
+    page = window(browser, system, "ada")
     for path in PAGES:
         page.goto(system.url + path)
         expect(page.get_by_text(FIXED)).to_be_visible()
@@ -55,12 +52,12 @@ def test_a_fixed_one_is_everywhere(browser: Browser, system: System) -> None:
 
 
 def test_one_that_an_admin_writes_is_everywhere(browser: Browser, system: System) -> None:
-    admin = log_in(browser, system, "admin")
+    admin = window(browser, system, "admin")
     admin.goto(f"{system.url}services/announcement/")
     admin.fill("[name=announcement]", "Room 101 <b>moved</b> to 204.")
     admin.click("form [type=submit]")
     expect(admin.get_by_role("heading", name="Latest Announcement")).to_be_visible()
-    page = log_in(browser, system, "bob")
+    page = window(browser, system, "bob")
     for path in PAGES:
         page.goto(system.url + path)
         expect(page.locator("#site-announcement")).to_have_text("Room 101 moved to 204.")
@@ -70,7 +67,7 @@ def test_one_that_an_admin_writes_is_everywhere(browser: Browser, system: System
 
 
 def test_a_student_can_not_write_one(browser: Browser, system: System) -> None:
-    page = log_in(browser, system, "carla")
+    page = window(browser, system, "carla")
     page.goto(f"{system.url}services/announcement/")
     expect(page.get_by_text("Room 101").first).to_be_visible()
     expect(page.locator("[name=announcement]")).to_have_count(0)

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 from running import System, running_system
 
+from tests.browser.login import log_in
 from tests.browser.looks import check_looks, take_picture
 from tests.hub.conftest import engine, images  # noqa: F401  (fixtures)
 
@@ -54,12 +55,7 @@ class Windows:
         )
         page = context.new_page()
         self._pages.append(page)
-        page.goto(f"{self._system.url}hub/login?next=/jupyter/hub/spawn")
-        page.fill("#username_input", user)
-        page.fill("#password_input", self._system.password(user))
-        page.click("#login_submit")
-        page.wait_for_url("**/hub/spawn**")
-        return page
+        return log_in(page, self._system.url, user, self._system.password(user), then="hub/spawn")
 
     def start(self, user: str, tier: str) -> Page:
         """A window whose user has started a server of the tier."""

@@ -16,6 +16,7 @@ from gpuspawner.hub.network import gateway_of
 from playwright.sync_api import Browser, Page, expect
 from running import running_system
 
+from tests.browser.login import fill_login
 from tests.hubstart import own_subnet
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
@@ -86,9 +87,7 @@ def open_page(browser: Browser, url: str, user: str, password: str, path: str) -
     """A window of its own for the user, who follows a link and logs in on the way."""
     page = browser.new_context(viewport={"width": 1200, "height": 800}).new_page()
     page.goto(url + path)
-    page.fill("#username_input", user)
-    page.fill("#password_input", password)
-    page.click("#login_submit")
+    fill_login(page, user, password)
     return page
 
 

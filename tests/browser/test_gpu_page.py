@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
 
 import pytest
+from gpuspawner.core.text import plain
 from playwright.sync_api import BrowserContext, Page, expect
 from running import running_hub
 
+from tests.browser.login import log_in
 from tests.browser.looks import check_looks
 from tests.hubstart import free_ports
 
@@ -105,19 +106,9 @@ def status(page_hub: tuple[str, Path]) -> Status:
     return Status(page_hub[1])
 
 
-def log_in(url: str, context: BrowserContext, user: str) -> Page:
-    page = context.new_page()
-    page.goto(f"{url}hub/login?next={quote(urlsplit(url).path)}hub/home")
-    page.fill("#username_input", user)
-    page.fill("#password_input", "any")
-    page.click("#login_submit")
-    page.wait_for_url(f"{url}hub/home")
-    return page
-
-
 def open_page(url: str, context: BrowserContext, user: str) -> Page:
     """Logs in and goes to the GPU page through the hub's navigation."""
-    page = log_in(url, context, user)
+    page = log_in(context.new_page(), url, user)
     page.get_by_role("button", name="Services").click()
     page.get_by_role("link", name="gpu").click()
     expect(page).to_have_url(f"{url}services/gpu/")
@@ -155,7 +146,7 @@ def test_focus_stays_while_the_page_changes(url: str, status: Status, context: B
 
 
 def test_dark_mode_is_the_hubs(url: str, context: BrowserContext) -> None:
-    page = log_in(url, context, "anna")
+    page = log_in(context.new_page(), url, "anna")
     page.click("#dark-theme-toggle")
     home = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.goto(f"{url}services/gpu/")
@@ -289,11 +280,30 @@ def test_how_my_gpu_looks(url: str, status: Status, context: BrowserContext) -> 
     check_looks(page, "my-gpu")
     status.free()
     expect(page.locator("#gpu-mine")).to_contain_text("You hold no GPU")
-    check_looks(page)
+    check_looks(page, "my-gpu-none")
+
+
+AFTER_NAMES = """() => [...document.querySelectorAll("#gpu-mine bdi")].map((name) => {
+  const after = document.createRange();
+  after.selectNode(name.nextSibling);
+  const [from, to] = [name.getClientRects(), after.getClientRects()];
+  return from[from.length - 1].right - to[0].left;
+})"""
+"""By how many pixels the text after a name begins left of the name's end."""
 
 
 @pytest.mark.parametrize(
-    "name", ["<script>alert(1)</script>", "\u202egnol", "x" * 255, "a/../b", "o'\"`${1}"]
+    "name",
+    [
+        "<script>alert(1)</script>",
+        "\u202egnol",
+        "\u2069\u202egnol",
+        "שלום",
+        "x" * 255,
+        "a/../b",
+        "o'\"`${1}",
+        "\x1b[2J",
+    ],
 )
 def test_hostile_names(url: str, status: Status, context: BrowserContext, name: str) -> None:
     alerts: list[str] = []
@@ -303,7 +313,9 @@ def test_hostile_names(url: str, status: Status, context: BrowserContext, name: 
     )
     context.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
     page = open_page(url, context, "anna")
-    expect(page.locator("#gpu-mine")).to_contain_text(name)
+    expect(page.locator("#gpu-mine")).to_contain_text(plain(name))
+    if len(name) < 50:  # on one line
+        assert max(page.evaluate(AFTER_NAMES)) < 1
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert page.locator("main script, main img").count() == 0
     assert alerts == []

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 from running import ROOT, System, running_system
 
 from images.table import read_table
+from tests.browser.login import log_in
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
 
@@ -39,11 +40,7 @@ class Story:
         if user not in self._pages:
             context = self._browser.new_context(viewport={"width": 1200, "height": 720}, color_scheme="light")
             page = self._pages[user] = context.new_page()
-            page.goto(f"{self.system.url}hub/login?next=/hub/home")
-            page.fill("#username_input", user)
-            page.fill("#password_input", self.system.password(user))
-            page.click("#login_submit")
-            page.wait_for_url("**/hub/home")
+            log_in(page, self.system.url, user, self.system.password(user))
         return self._pages[user]
 
     def go(self, user: str, path: str) -> Page:

@@ -15,6 +15,8 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, expect
 from running import System, running_system
 
+from tests.browser.login import log_in
+
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
 
 CONFIG = Path(__file__).with_name("subdomain_config.py")
@@ -35,7 +37,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 @pytest.fixture(scope="module")
 def ada(browser: Browser, system: System) -> Iterator[Page]:
     """Ada's window, in which her server starts with the GPU. One story: each test goes on with it."""
-    page = log_in(browser, system, "ada")
+    page = window(browser, system, "ada")
     page.goto(f"{system.url}hub/spawn")
     page.check("input[name=profile][value=gpu]")
     page.click("#spawn_form [type=submit]")
@@ -43,15 +45,10 @@ def ada(browser: Browser, system: System) -> Iterator[Page]:
     page.context.close()
 
 
-def log_in(browser: Browser, system: System, user: str, javascript: bool = True) -> Page:
+def window(browser: Browser, system: System, user: str, javascript: bool = True) -> Page:
     """A window in which the user is logged in."""
     page = browser.new_context(java_script_enabled=javascript).new_page()
-    page.goto(f"{system.url}hub/login?next=/jupyter/hub/home")
-    page.fill("#username_input", user)
-    page.fill("#password_input", system.password(user))
-    page.click("#login_submit")
-    page.wait_for_url("**/hub/home")
-    return page
+    return log_in(page, system.url, user, system.password(user))
 
 
 def test_the_lab_is_on_the_user_s_domain_and_leads_to_my_gpu(ada: Page, system: System) -> None:
@@ -92,7 +89,7 @@ def test_the_session_is_extended_through_the_hub(ada: Page) -> None:
 
 
 def test_who_waits_leaves_the_queue_without_javascript(ada: Page, browser: Browser, system: System) -> None:
-    page = log_in(browser, system, "ben", javascript=False)
+    page = window(browser, system, "ben", javascript=False)
     page.goto(f"{system.url}hub/spawn")
     page.check("input[name=profile][value=gpu]")
     page.click("#spawn_form [type=submit]")
@@ -117,7 +114,7 @@ def test_a_server_goes_on_with_cpu_through_the_hub(ada: Page, system: System) ->
 
 
 def test_an_admin_reaches_the_map_from_the_hub_s_admin_page(browser: Browser, system: System) -> None:
-    page = log_in(browser, system, "admin")
+    page = window(browser, system, "admin")
     page.goto(f"{system.url}hub/admin")
     page.click("#gpu-admin-link")
     page.wait_for_url(f"{system.service_url}admin/")

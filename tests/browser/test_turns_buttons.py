@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from running import System, running_system
 
+from tests.browser.login import log_in
 from tests.browser.looks import check_looks
 from tests.hub.conftest import engine, images  # noqa: F401  (fixtures)
 from tests.nvml.scripted import Gpu, Script
@@ -45,12 +46,7 @@ def system(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def ada(browser: Browser, system: System) -> Iterator[Page]:
     """Ada's window at "My GPU"; her server runs and computes nothing."""
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-    page.goto(f"{system.url}hub/login?next=/hub/home")
-    page.fill("#username_input", "ada")
-    page.fill("#password_input", system.password("ada"))
-    page.click("#login_submit")
-    page.wait_for_url("**/hub/home")
-    page.goto(f"{system.url}hub/spawn")
+    log_in(page, system.url, "ada", system.password("ada"), then="hub/spawn")
     page.check("input[name=profile][value=turns]")
     page.click("#spawn_form [type=submit]")
     page.wait_for_url("**/user/ada/**", timeout=START_MS)

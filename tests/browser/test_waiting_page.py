@@ -12,7 +12,8 @@ from urllib.parse import quote, urlencode
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.looks import check_looks, take_picture
+from tests.browser.login import log_in
+from tests.browser.looks import check_looks, take_picture, take_picture_without_script
 from tests.hub.conftest import docker_proxy, engine, hub, images  # noqa: F401  (fixtures)
 from tests.hub.hubprocess import HubProcess, eventually
 
@@ -34,15 +35,10 @@ def wait_for(work: Coroutine[Any, Any, Any]) -> Any:
         return pool.submit(asyncio.run, work).result()
 
 
-def log_in(browser: Browser, hub: HubProcess, user: str, javascript: bool = True) -> Page:  # noqa: F811
+def window(browser: Browser, hub: HubProcess, user: str, javascript: bool = True) -> Page:  # noqa: F811
     """A window of its own in which `user` is logged in."""
     page = browser.new_context(java_script_enabled=javascript).new_page()
-    page.goto(f"{hub.url}/hub/login?next=/hub/home")
-    page.fill("#username_input", user)
-    page.fill("#password_input", hub.admin_password if user == "admin" else hub.password)
-    page.click("#login_submit")
-    page.wait_for_url("**/hub/home")
-    return page
+    return log_in(page, f"{hub.url}/", user, hub.admin_password if user == "admin" else hub.password)
 
 
 @pytest.fixture
@@ -51,7 +47,7 @@ def waiting(hub: HubProcess, browser: Browser) -> Iterator[Page]:  # noqa: F811
     for user in ("one", "two"):
         wait_for(hub.add_users(user))
         assert wait_for(hub.spawn(user, {"profile": "gpu"})).ready
-    page = log_in(browser, hub, "ada")
+    page = window(browser, hub, "ada")
     assert wait_for(hub.spawn("ada", {"profile": "cpu"})).ready
     page.goto(f"{hub.url}/hub/spawn/ada/train")
     page.check("input[name=profile][value=gpu]")
@@ -86,7 +82,7 @@ def test_an_admin_stops_what_the_page_of_somebody_else_is_about(
     hub: HubProcess,  # noqa: F811
     browser: Browser,
 ) -> None:
-    admin = log_in(browser, hub, "admin")
+    admin = window(browser, hub, "admin")
     assert wait_for(hub.spawn("admin", {"profile": "cpu"})).ready
     admin.goto(f"{hub.url}/hub/spawn-pending/ada/train")
     expect(admin.locator("#progress-message")).to_contain_text(FIRST, timeout=SECONDS_MS)
@@ -190,7 +186,7 @@ def test_a_second_browser_is_shown_the_start_of_the_first(
     browser: Browser,
 ) -> None:
     wait_for(hub.add_users("zoe"))
-    first, second = log_in(browser, hub, "zoe"), log_in(browser, hub, "zoe")
+    first, second = window(browser, hub, "zoe"), window(browser, hub, "zoe")
     for page in (first, second):
         page.goto(f"{hub.url}/hub/spawn")
     choose(first, "gpu")
@@ -216,7 +212,7 @@ def test_without_javascript_the_page_loads_again_and_keeps_its_words(
     browser: Browser,
 ) -> None:
     wait_for(hub.add_users("nora"))
-    page = log_in(browser, hub, "nora", javascript=False)
+    page = window(browser, hub, "nora", javascript=False)
     page.goto(f"{hub.url}/hub/spawn")
     choose(page, "gpu")
     page.wait_for_url("**/hub/spawn-pending/nora**")
@@ -224,6 +220,7 @@ def test_without_javascript_the_page_loads_again_and_keeps_its_words(
     expect(page.locator("[data-step=gpu]")).to_contain_text(SECOND, timeout=START_MS)
     expect(page.locator("h1")).to_contain_text("Your server waits for a GPU")
     expect(page.locator("#stop-server-btn")).to_be_hidden()
+    take_picture_without_script(page, "queue-no-javascript")
     waiting.click("#stop-server-btn")
     expect(page.locator("[data-step=gpu]")).to_contain_text(FIRST, timeout=2 * SECONDS_MS)
     page.context.close()
@@ -236,7 +233,7 @@ def test_without_javascript_a_start_is_cancelled_and_a_server_stopped(
     browser: Browser,
 ) -> None:
     wait_for(hub.add_users("nora"))
-    page = log_in(browser, hub, "nora", javascript=False)
+    page = window(browser, hub, "nora", javascript=False)
     page.goto(f"{hub.url}/hub/spawn/nora/train")
     choose(page, "gpu")
     page.wait_for_url("**/hub/spawn-pending/nora/train**")
@@ -267,7 +264,7 @@ def test_a_start_that_fails_says_what_happened_with_the_log_folded_away(
     browser: Browser,
 ) -> None:
     wait_for(hub.add_users("gina"))
-    page = log_in(browser, hub, "gina")
+    page = window(browser, hub, "gina")
     page.goto(f"{hub.url}/hub/spawn")
     choose(page, "mute")
     problem = page.locator("#gpu-problem")
@@ -294,7 +291,7 @@ def test_hostile_names_are_only_text(hub: HubProcess, browser: Browser) -> None:
         "<script>document.title='taken' \"שלום",
         'Mein <script>alert(1)</script> "שלום' + "y" * 200,
     )
-    page = log_in(browser, hub, user)
+    page = window(browser, hub, user)
     page.goto(f"{hub.url}/hub/spawn/{quote(user)}/s?{urlencode({'display_name': shown})}")
     expect(page.locator("#tier-odd-title")).to_contain_text("<script>document.title = 'taken'</script>")
     expect(page.locator("form")).to_contain_text(f"For your server {shown}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import docker
 import pytest
-from gpuspawner.broker.leases.containers import DockerEngine
+from gpuspawner.node.docker_engine import DockerEngine
 
 pytestmark = pytest.mark.docker
 NODE = "/dev/nvidiactl"

@@ -19,11 +19,13 @@ from gpuspawner.core.errors import ConfigError
 from gpuspawner.core.model import Lease, LeaseState
 from gpuspawner.core.want import Want
 from gpuspawner.node.injection import (
+    Access,
     EngineFacts,
     Injection,
     LocalFacts,
     choose,
     engine_facts,
+    find_access,
     make_patch,
     read_local,
 )
@@ -214,3 +216,59 @@ def test_without_a_lease_the_hook_is_not_called(newer: SecondEngine, tiny_image:
         (folder / name).unlink(missing_ok=True)
     newer.client.containers.run(tiny_image, ["/bin/busybox", "true"], network_mode="none", remove=True)
     assert sorted(path.name for path in folder.iterdir()) == ["cdi", "programs"]
+
+
+def access_now(engine: SecondEngine, folder: Path) -> Access:
+    """What the broker's next look finds: the engine is asked again, and the specs are read again."""
+    facts = engine_facts(
+        engine.client.info(), engine.client.version(), LocalFacts(read_local([str(folder / "cdi")]).cdi)
+    )
+    return find_access("cdi", facts, False, UUIDS[:2])
+
+
+def test_a_spec_that_changes_is_seen_and_leaves_running_labs_alone(
+    newer: SecondEngine, tiny_image: str, tmp_path: Path, folder: Path
+) -> None:
+    """As after a GPU was exchanged, a reboot or an upgrade. Nothing is restarted."""
+    path = folder / "cdi" / "nvidia.yaml"
+    before = path.read_text()
+    patch = make_patch(lease_of(UUIDS[0]), Injection.CDI, False, tmp_path)
+    api = newer.client.api
+    host = api.create_host_config(device_requests=list(patch.device_requests), network_mode="none")
+    running = api.create_container(tiny_image, ["/bin/busybox", "sleep", "600"], host_config=host)["Id"]
+
+    def still_has_its_device() -> bool:
+        command = ["/bin/busybox", "dd", "if=/dev/fake-gpu0", "of=/dev/null", "bs=1", "count=1"]
+        made = api.exec_create(running, command)["Id"]
+        api.exec_start(made)
+        return bool(api.exec_inspect(made)["ExitCode"] == 0)
+
+    try:
+        api.start(running)
+        assert access_now(newer, folder) == Access(Injection.CDI)
+        other = cdi_device(UUIDS[1], "/dev/fake-gpu1")
+        for devices, why in [
+            ([other], f"don't name {UUIDS[0]} by its UUID: run `nvidia-ctk cdi generate"),
+            ([broken_device(UUIDS[0]), other], "needs /dev/not-there, which this machine doesn't have"),
+        ]:
+            path.write_text(json.dumps({**json.loads(before), "devices": devices}))
+            access = access_now(newer, folder)
+            assert list(access.obstacles) == [UUIDS[0]]
+            assert why in access.obstacles[UUIDS[0]]
+            with pytest.raises(APIError):
+                run_with(newer, tiny_image, lease_of(UUIDS[0]), Injection.CDI, tmp_path)
+            assert nodes(run_with(newer, tiny_image, lease_of(UUIDS[1]), Injection.CDI, tmp_path)) == {
+                "fake-gpu1"
+            }
+            assert still_has_its_device()
+    finally:
+        path.write_text(before)
+        api.remove_container(running, force=True)
+    assert access_now(newer, folder) == Access(Injection.CDI)
+    assert nodes(run_with(newer, tiny_image, lease_of(UUIDS[0]), Injection.CDI, tmp_path)) == {"fake-gpu0"}
+
+
+def broken_device(name: str) -> dict[str, Any]:
+    """A CDI device whose node is gone from the machine."""
+    nodes = [{"path": "/dev/fake-gpu0", "hostPath": "/dev/not-there"}]
+    return {"name": name, "containerEdits": {"deviceNodes": nodes}}

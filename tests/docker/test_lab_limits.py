@@ -11,6 +11,7 @@ from typing import Any
 import docker
 import docker.errors
 import pytest
+from gpuspawner.config.lab import GpuLab
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.core.labels import Owner
 from gpuspawner.core.limits import LabRules, Limits, Machine
@@ -20,6 +21,7 @@ from gpuspawner.hub.docker import calls_of
 from gpuspawner.hub.engine_rights import may_raise_limits
 from gpuspawner.hub.engine_words import explain
 from gpuspawner.hub.home import Home, Volume, belongs_to_root, own_home
+from traitlets.config import Config
 
 pytestmark = pytest.mark.docker
 MIB = 1 << 20
@@ -122,25 +124,61 @@ def test_limits_of_processes_seen_from_inside(
 
 
 def test_a_home_has_its_size_or_the_reason_is_said(
-    engine: docker.APIClient, tiny_image: str, make: Callable[[ContainerFacts], str]
+    engine: docker.APIClient, new_home: str, tiny_image: str, make: Callable[[ContainerFacts], str]
 ) -> None:
     """Most machines have no XFS with project quotas: there Docker refuses, and the lab starts anyway."""
+    home = Home(Volume("{username}", new_home, "/home/jovyan"), unknown=False)
+    facts = facts_of(tiny_image, "/bin/busybox", "sh", "-c", _with_busybox(FILL))
+    binds = {new_home: {"bind": "/home/jovyan", "mode": "rw"}}
+    facts = replace(facts, home=home, binds=binds, rules=LabRules(home_size_bytes=10 * MIB))
+    why = limit_home(calls_of(engine), plan(facts, None))
+    made = [each["Name"] for each in engine.volumes()["Volumes"] or ()]
+    if why:
+        assert why.startswith(f"The home {new_home} has no limit of its size: ")
+        assert "quota size requested but no quota support" in why
+        assert new_home not in made
+        return
+    assert engine.inspect_volume(new_home)["Options"] == {"size": str(10 * MIB)}
+    assert limit_home(calls_of(engine), plan(facts, None)) == ""  # it exists
+    container = make(facts)
+    engine.put_archive(container, *own_home("/home/jovyan", "1000:100"))
+    size, *rest = output(engine, container).splitlines()
+    assert size == "home 10240"  # KiB
+    assert any("No space left on device" in line or "quota exceeded" in line for line in rest), rest
+    assert 9 * MIB < int(rest[-1].split()[1]) <= 10 * MIB
+
+
+@pytest.fixture
+def new_home(engine: docker.APIClient) -> Iterator[str]:
+    """The name of a home that doesn't exist yet."""
     name = f"gpuspawner-test-{uuid.uuid4().hex[:8]}"
-    home = Home(Volume("{username}", name, "/home/jovyan"), unknown=False)
-    facts = replace(facts_of(tiny_image, "true"), home=home, rules=LabRules(home_size_bytes=64 * MIB))
-    try:
-        why = limit_home(calls_of(engine), plan(facts, None))
-        made = [each["Name"] for each in engine.volumes()["Volumes"]]
-        if why:
-            assert why.startswith(f"The home {name} has no limit of its size: ")
-            assert "quota size requested but no quota support" in why
-            assert name not in made
-        else:
-            assert engine.inspect_volume(name)["Options"] == {"size": str(64 * MIB)}
-            assert limit_home(calls_of(engine), plan(facts, None)) == ""  # it exists
-    finally:
-        with suppress(docker.errors.NotFound):
-            engine.remove_volume(name)
+    yield name
+    with suppress(docker.errors.NotFound):
+        engine.remove_volume(name)
+
+
+def test_a_full_home_is_said_to_its_program_and_leaves_the_machine_alone(
+    engine: docker.APIClient, new_home: str, tiny_image: str, make: Callable[[ContainerFacts], str]
+) -> None:
+    """By the settings that an admin writes. Docker's own driver limits a file system in memory anywhere."""
+    options = {"type": "tmpfs", "device": "tmpfs", "o": "size={size},uid=1000,gid=100"}
+    lab = GpuLab(config=Config({"GpuLab": {"home_size": "10M", "home_options": options}}))
+    home = Home(Volume("{username}", new_home, "/home/jovyan"), unknown=False)
+    facts = facts_of(tiny_image, "/bin/busybox", "sh", "-c", _with_busybox(FILL))
+    binds = {new_home: {"bind": "/home/jovyan", "mode": "rw"}}
+    facts = replace(facts, home=home, rules=lab.rules(), binds=binds)
+    assert limit_home(calls_of(engine), plan(facts, None)) == ""
+    size, *rest = output(engine, make(facts)).splitlines()
+    assert size == "home 10240"  # KiB
+    assert any("No space left on device" in line for line in rest), rest
+    assert rest[-1] == "full 10485760"
+
+
+FILL = """
+df -k /home/jovyan | awk 'NR==2 {print "home", $2}'
+/bin/busybox dd if=/dev/zero of=/home/jovyan/big bs=64k count=1000 2>&1
+/bin/busybox stat -c "full %s" /home/jovyan/big
+"""
 
 
 def _with_busybox(script: str) -> str:

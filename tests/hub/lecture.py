@@ -14,11 +14,13 @@ import aiohttp
 import psutil
 
 from tests.hub.hubprocess import HubProcess, eventually
+from tests.hub.lecture_page import WaitingPage
 
 WAIT_SECONDS = 300.0
 """For a busy machine: 500 starts take a hub about a quarter of a minute of one core."""
 _AT_ONCE = 100
 """Users that one request creates; JupyterHub creates them within one callback of its loop."""
+_LOGINS_AT_ONCE = 20
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Lecture:
     def __init__(self, hub: HubProcess, users: Sequence[str]) -> None:
         self._hub, self._users = hub, users
         self._token = hub.token
+        self._pages: dict[str, WaitingPage] = {}
 
     async def add_users(self) -> None:
         """Makes them; those that are there already stay.
@@ -59,11 +62,28 @@ class Lecture:
         _, made = await self._hub.call("POST", "/users/admin/tokens", {"expires_in": 7200})
         self._token = made["token"]
 
+    async def log_in(self) -> None:
+        """Everybody logs in, in a browser of their own; from then on they click and wait in it."""
+        gate = asyncio.Semaphore(_LOGINS_AT_ONCE)
+
+        async def one(user: str) -> None:
+            page = WaitingPage(self._hub.url, user, self._hub.password)
+            async with gate:
+                await page.log_in()
+            self._pages[user] = page
+
+        await asyncio.gather(*map(one, self._users))
+
+    async def close(self) -> None:
+        """Closes all browsers."""
+        await asyncio.gather(*(page.close() for page in self._pages.values()))
+
     async def round(self) -> Round:
         """All click, all wait with their pages open until everybody has seen a place, then all cancel."""
         seen, began = Round(), time.monotonic()
         async with self._session() as session:
-            pages = [asyncio.create_task(self._wait(session, user, seen)) for user in self._users]
+            waits = self._wait_on_page if self._pages else self._wait
+            pages = [asyncio.create_task(waits(session, user, seen)) for user in self._users]
             everybody = set(self._users)
 
             async def all_told() -> bool:
@@ -95,6 +115,14 @@ class Lecture:
                 if line.startswith(b"data:"):
                     self._read(user, json.loads(line[5:]), seen)
 
+    async def _wait_on_page(self, _: aiohttp.ClientSession, user: str, seen: Round) -> None:
+        page = self._pages[user]
+        try:
+            await page.click("gpu")
+            await page.follow(lambda event: self._read(user, event, seen))
+        except AssertionError as problem:
+            seen.failures.append(f"{user}: {str(problem)[:500]}")
+
     @staticmethod
     def _read(user: str, event: dict[str, Any], seen: Round) -> None:
         if event.get("queue"):
@@ -104,6 +132,11 @@ class Lecture:
 
     async def _cancel(self, session: aiohttp.ClientSession, user: str, seen: Round) -> None:
         """One click on the page's button."""
+        if user in self._pages:
+            status = await self._pages[user].leave()
+            if status not in (204, 404):
+                seen.failures.append(f"{user}: {status} to the page's button")
+            return
         async with session.delete(f"/hub/api/users/{user}/server") as answer:
             if answer.status not in (202, 204):
                 seen.failures.append(f"{user}: {answer.status} {(await answer.text())[:300]}")

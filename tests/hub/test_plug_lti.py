@@ -154,7 +154,7 @@ async def test_who_comes_from_another_course_gets_none(hub: HubProcess, platform
     await launch(hub, platform, "ada", "ART-1")
     assert await groups(hub, "ada") == ["ART-1"]
     status, said = await hub.post("ada", {"profile": "gpu"})
-    assert (status, "Your quota does not include the tier 'gpu'" in said) == (403, True)
+    assert (status, "Your quota does not include the tier 'One GPU'" in said) == (403, True)
 
 
 async def test_a_teacher_is_in_both_groups(hub: HubProcess, platform: Platform) -> None:

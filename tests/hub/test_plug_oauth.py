@@ -121,7 +121,7 @@ async def test_groups_of_the_login_service_are_quotas(hub: HubProcess, provider:
 async def test_a_new_login_changes_them(hub: HubProcess, provider: Provider) -> None:
     await log_in(hub, provider, "eve", "students")
     status, said = await hub.post("eve", {"profile": "gpu"})
-    assert (status, "Your quota does not include the tier 'gpu': choose 'cpu'." in said) == (403, True)
+    assert (status, "Your quota does not include the tier 'One GPU': choose 'CPU'." in said) == (403, True)
     assert (await hub.spawn("eve", {"profile": "cpu"})).ready
     await hub.stop_server("eve")
 

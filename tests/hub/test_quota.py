@@ -43,7 +43,7 @@ async def test_a_limit_holds_over_named_servers_even_in_the_same_instant(hub: Hu
 async def test_a_group_s_properties_are_limits(hub: HubProcess) -> None:
     await make_group(hub, "guests", ["eve"], {"tiers": ["cpu"], "color": "red"})
     status, body = await hub.post("eve", {"profile": "gpu"})
-    assert (status, "Your quota does not include the tier 'gpu': choose 'cpu'." in body) == (403, True)
+    assert (status, "Your quota does not include the tier 'One GPU': choose 'CPU'." in body) == (403, True)
     assert (await hub.call("PUT", "/groups/guests/properties", {"tiers": ["cpu", "gpu"]}))[0] == 200
     assert (await hub.spawn("eve", {"profile": "gpu"})).ready
     await hub.stop_server("eve")

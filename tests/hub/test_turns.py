@@ -132,7 +132,7 @@ async def act(hub: HubProcess, user: str, action: str, whose: str = "") -> tuple
     status, made = await hub.call("POST", f"/users/{user}/tokens", {})
     assert status == 201, made
     leases = {lease["user"]: lease["id"] for lease in (await hub.broker_status())["leases"]}
-    path = f"/services/gpu/api/turns/{leases[whose or user]}/{action}"
+    path = f"/services/gpu/api/leases/{leases[whose or user]}/{action}"
     headers = {"Authorization": f"token {made['token']}"}
     async with hub.session() as session, session.post(path, headers=headers) as answer:
         return answer.status, await answer.json()
@@ -176,12 +176,12 @@ async def test_two_students_share_a_gpu_and_a_third_waits_for_a_seat(hub: HubPro
 
 
 async def test_the_buttons_pass_the_gpu_on(hub: HubProcess, room: Class) -> None:
-    status, turn = await act(hub, "ben", "yield", whose="ann")
-    assert status in (403, 404), turn  # somebody else's turn
+    status, refused = await act(hub, "ben", "yield", whose="ann")
+    assert (status, refused["reason"]) == (409, "lease_conflict")  # ben may not even know of it
     assert (await act(hub, "ann", "yield"))[0] == 200
     await eventually(lambda: is_turn(hub, ann="paused", ben="awake"))
-    status, turn = await act(hub, "ann", "wake")
-    assert (status, turn["position"]) == (200, 1)
+    status, woken = await act(hub, "ann", "wake")
+    assert (status, woken["turn"]["position"]) == (200, 1)
     assert {user: state for user, _, state in await hub.leases()} == {
         "ann": "asleep", "ben": "running",
     }  # fmt: skip

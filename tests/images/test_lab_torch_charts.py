@@ -106,6 +106,11 @@ def test_a_mig_instance_has_none(start: Start, nvml: Path) -> None:
     assert charts(start, nvml, GPUSPAWNER_MODE="mig") == [False, 404, None]
 
 
+def test_a_gpu_in_turns_has_none(start: Start, nvml: Path) -> None:
+    """They would show what those compute whose turn it is."""
+    assert charts(start, nvml, GPUSPAWNER_MODE="turns") == [False, 404, None]
+
+
 def test_a_simulated_gpu_has_none(start: Start) -> None:
     assert charts(start, None, GPUSPAWNER_MODE="whole", GPUSPAWNER_SIMULATED="1") == [False, 404, None]
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpuspawner.core.errors import EngineFault, GpuSpawnerError, Refusal
+from gpuspawner.core.errors import EngineFault, GpuSpawnerError, HubFull, Refusal
 from gpuspawner.core.labels import Owner
 from gpuspawner.core.model import ContainerPatch, GpuRequest, Lease, LeaseState, Tier
 from gpuspawner.core.units import utc_now
@@ -61,6 +61,16 @@ class Docker:
     slots: Slots = field(default_factory=lambda: Slots(1))
     networks: list[str] = field(default_factory=list)
     pause: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
+    full: bool = False
+    """Whether the hub has no place left; one with a GPU waits for one step of the loop."""
+
+    async def take_place(self, tell: Callable[[], None] | None = None) -> None:
+        if not self.full:
+            return
+        if tell is None:
+            raise HubFull("This hub is full")
+        tell()
+        await self.pause()
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return await self._thread(method, lambda: getattr(self, method)(*args, **kwargs))

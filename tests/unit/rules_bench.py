@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gpuspawner.broker.api.offer import offer_routes
+from gpuspawner.broker.api.public.history import HistoryTools, history_routes
+from gpuspawner.broker.api.public.images import image_routes
 from gpuspawner.broker.api.public.local import local_routes
-from gpuspawner.broker.api.public.rules import public_rules
+from gpuspawner.broker.api.public.rules import MoreRoutes, joined, public_rules
 from gpuspawner.broker.api.rules import hub_routes
 from gpuspawner.broker.api.socket import Site, bind_socket, make_app
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
@@ -24,11 +26,13 @@ from gpuspawner.broker.leases.offers import Offers
 from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.broker.ledger import Ledger
+from gpuspawner.broker.observe.checkup import Checkup
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.config.idle import IdleRules
 from gpuspawner.config.quotas import Known
 from gpuspawner.config.tiers import parse_tiers
 from gpuspawner.core.model import Device
+from gpuspawner.protocol.pulls import ImageDocument
 from tornado.httpserver import HTTPServer
 
 from tests.unit.lease_examples import GPU0, GPU1
@@ -57,6 +61,7 @@ class Served:
         self.config = folder / "config.py"
         self.socket = str(folder / "b.sock")
         self.config.write_text(CONFIG.format(socket=self.socket))
+        self.images: tuple[ImageDocument, ...] = ()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -126,7 +131,15 @@ class Served:
         routes = [
             *hub_routes(self.site, self.rules, self.endings),
             *offer_routes(self.site, self.rules, self.endings, offers),
-            *local_routes(service, "hub", public_rules(self.site, self.rules, self.endings)),
+            *local_routes(service, "hub", self._api()),
         ]
         self.server = HTTPServer(make_app(self.site, routes))
         self.server.add_socket(bind_socket(self.socket))
+
+    def _api(self) -> MoreRoutes:
+        past = HistoryTools(self.site, self.rules, self.endings, self.ledger, Checkup(tuple), self._times.now)
+        return joined(
+            public_rules(self.site, self.rules, self.endings),
+            history_routes(past),
+            image_routes(lambda: self.images),
+        )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from gpuspawner.broker.api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from gpuspawner.broker.leases.allocator import Allocator
-from gpuspawner.broker.leases.containers import Container, ContainerEvent
+from gpuspawner.broker.leases.engines import Engines
 from gpuspawner.broker.leases.leasing import LeaseService, Parts
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.observe.metrics import Metrics
@@ -23,6 +23,7 @@ from gpuspawner.core.errors import EngineFault, LedgerFault
 from gpuspawner.core.model import ContainerPatch, Device, GpuRequest, Lease
 from gpuspawner.core.units import Clock, utc_now
 from gpuspawner.core.want import Want
+from gpuspawner.node.engine import Container, ContainerEvent
 from gpuspawner.protocol.client import BrokerClient
 from tornado.httpserver import HTTPServer
 
@@ -90,6 +91,9 @@ class FakeFolders:
         if self.fault:
             raise LedgerFault(self.fault)
         self.written[lease.id] = lease
+
+    async def refresh(self, lease: Lease) -> None:
+        await self.write(lease)
 
     async def write_turn(self, lease_id: str, sentence: str) -> None:
         self.turns[lease_id] = sentence
@@ -161,7 +165,7 @@ async def make_bench(
     allocator = Allocator(ledger, clock=clock)
     await allocator.load([Device("GPU-1", "H100 80GB", 80 << 30, simulated=True)])
     parts = Parts(
-        "here", allocator, ledger, engine, folders,
+        "here", allocator, ledger, Engines(engine), folders,
         lambda lease: ContainerPatch(env={"GPUSPAWNER_LEASE": lease.id}), metrics, clock,
     )  # fmt: skip
     log = logging.getLogger("test_api")

@@ -35,14 +35,17 @@ FLOORS = ("decide", "ledger", "observe", "leases", "enforce", "api", "pages", "a
 
 ONLY_IN = {
     "pynvml": ("node/inventory/",),
-    "docker": ("broker/leases/containers.py", "hub/docker.py"),
+    "docker": ("node/docker_engine.py", "hub/docker.py"),
     "cuda": ("node/checkpoint/",),
     "rich": ("tools/",),
 }
 """Libraries that one place wraps, so that what they do can be found, tested and replaced there."""
 
 
-NODE_DOORS = ("api", "opening", "injection", "mps.patch", "lease_folder", "daemon_pool")
+NODE_DOORS = (
+    "api", "engine", "docker_engine", "opening", "remote.members", "injection", "mps.patch", "labs",
+    "lease_folder", "local_folders", "daemon_pool",
+)  # fmt: skip
 """What the broker may import of `node`: the interface, the one place that makes nodes, and what is pure or
 holds no hardware."""
 

@@ -20,12 +20,13 @@ from ..config.site import GpuSite
 from ..core.errors import ConfigError, Fault
 from ..core.model import Tier
 from ..core.quota import Quota
+from ..node.docker_engine import DockerEngine
 from ..node.opening import open_nodes
+from ..node.remote.members import Members
 from .assembly.broker import Broker, open_broker
 from .assembly.ground import BrokerSettings, Ground
 from .identity import broker_id
 from .keeper import EXIT_SETTINGS
-from .leases.containers import DockerEngine
 from .leases.hub_api import HubApi
 from .ledger import Ledger
 from .lock import BrokerLock
@@ -87,6 +88,16 @@ class GpuBroker(Application):
 
         Default: SQLite in `ledger.sqlite` in the state folder.
         Example: `c.GpuBroker.database_url = "postgresql+psycopg://gpuspawner@db/gpuspawner"`
+        """,
+    ).tag(config=True)
+
+    agents_address = Unicode(
+        help="""
+        Where agents of other machines connect, "HOST:PORT", over TLS with certificates of the broker's own.
+
+        Default: none: this broker has only its own machine. `gpuspawner node token` gives the line with which
+        another machine joins.
+        Example: `c.GpuBroker.agents_address = "10.0.0.1:8098"`
         """,
     ).tag(config=True)
 
@@ -181,12 +192,17 @@ class GpuBroker(Application):
 
     async def _run_with(self, ledger: Ledger, stop: asyncio.Event) -> None:
         nodes = open_nodes(self.site, self.log)
+        members = Members(self.state_dir, self.log) if self.agents_address else None
         try:
-            self.broker = await open_broker(self._ground(ledger), nodes)
+            if members is not None:
+                nodes = (*nodes, *await members.open(self.agents_address))
+            self.broker = await open_broker(self._ground(ledger), nodes, members)
             await self.broker.run(stop)
         finally:
             for node in nodes:
                 await node.close()
+            if members is not None:
+                await members.close()
 
     def _ground(self, ledger: Ledger) -> Ground:
         settings = BrokerSettings(

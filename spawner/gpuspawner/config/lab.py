@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitlets import Bool, Integer, List, TraitError, Unicode, validate
-from traitlets.config import Configurable
+from traitlets import Bool, Dict, Integer, List, TraitError, Unicode, validate
+from traitlets.config import Config, Configurable
 
 from ..core.errors import ConfigError
 from ..core.limits import LabRules
@@ -61,8 +61,9 @@ class GpuLab(Configurable):
         help="""
         How many labs share the memory of the machine. Used for labs without their own `mem_limit`.
 
-        Default: 0: `c.JupyterHub.active_server_limit` if it is set, else one for each two cores. More
-        labs than seats may run; if they use up the memory, the kernel ends a process of a lab, not the hub.
+        Default: 0: `c.JupyterHub.active_server_limit` if it is set (who waits for a GPU doesn't count), else
+        one for each two cores. More labs than seats may run; if they use up the memory, the kernel ends a
+        process of a lab, not the hub.
         Example: `c.GpuLab.seats = 30`
         """,
     )
@@ -134,11 +135,26 @@ class GpuLab(Configurable):
         How large a user's home may become ("20G"), where Docker's volume driver can limit it.
 
         Default: none, so a home is as large as the disk. Counts for homes that are created from now on, and
-        is given to the volume driver as the option `size`. Docker's own driver needs XFS with project quotas
+        is given to the volume driver with `home_options`. Docker's own driver needs XFS with project quotas
         (mount option `pquota`) in its folder; where it can't, the home is created without a limit and the
         hub's log says so. A program that writes more reads "No space left on device" or "Disk quota
         exceeded".
         Example: `c.GpuLab.home_size = "20G"`
+        """,
+    )
+    home_options = Dict(
+        key_trait=Unicode(),
+        value_trait=Unicode(),
+        default_value={"size": "{size}"},
+        config=True,
+        help="""
+        The options with which Docker's volume driver creates a home of `home_size`. `{size}` is the size in
+        bytes, `{home}` the name of the volume.
+
+        Default: `{"size": "{size}"}`, as Docker's own driver and most others call it. Without `home_size`
+        this has no effect. If the driver refuses the options, the home is created without them, and the
+        hub's log says so.
+        Example: `c.GpuLab.home_options = {"type": "ext4", "device": "/srv/homes/{home}.img", "o": "loop"}`
         """,
     )
     past_lease = List(
@@ -186,7 +202,7 @@ class GpuLab(Configurable):
         return LabRules(
             limit_memory=self.limit_memory,
             reserve_bytes=parse_bytes(self.host_reserve) if self.host_reserve else None,
-            seats=self.seats or self._active_servers(),
+            seats=self.seats or active_servers(self.config),
             shm_bytes=parse_bytes(self.shm) if self.shm else None,
             pids=self.pids,
             cpu_shares=self.cpu_shares,
@@ -194,9 +210,12 @@ class GpuLab(Configurable):
             past_lease=frozenset(self.past_lease),
             home=self.home,
             home_size_bytes=parse_bytes(self.home_size) if self.home_size else None,
+            home_options=tuple(self.home_options.items()),
             private=(state_dir,) if state_dir else (),
         )
 
-    def _active_servers(self) -> int:
-        limit = self.config.JupyterHub.get("active_server_limit", 0) if "JupyterHub" in self.config else 0
-        return limit if isinstance(limit, int) and limit > 0 else 0
+
+def active_servers(config: Config) -> int:
+    """How many servers the hub may run at a time, `c.JupyterHub.active_server_limit`; 0 without a limit."""
+    limit = config.JupyterHub.get("active_server_limit", 0) if "JupyterHub" in config else 0
+    return limit if isinstance(limit, int) and limit > 0 else 0

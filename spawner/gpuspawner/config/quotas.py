@@ -55,6 +55,11 @@ class Known:
     groups: frozenset[str] | None = None
     timezone: str = "UTC"
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """What the spawn page calls each tier."""
+        return {tier.name: tier.title for tier in self.tiers}
+
 
 def parse_quotas(
     raw: Sequence[object], known: Known, place_of: Callable[[int], str] = lambda number: ""

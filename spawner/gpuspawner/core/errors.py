@@ -17,6 +17,7 @@
     │   ├── RequestConflict   409  request_conflict
     │   ├── StartConflict     409  start_conflict
     │   ├── TooManyRequests   429  too_many_requests
+    │   ├── HubFull           429  too_many_users
     │   ├── NoCapacity        503  no_capacity
     │   ├── QueueTimeout      503  queue_timeout
     │   └── BrokerUnavailable 503  broker_unavailable
@@ -165,6 +166,13 @@ class TooManyRequests(Refusal):
     reason = "too_many_requests"
     status = 429
     retry_after_seconds: float = 0.0
+
+
+class HubFull(Refusal):
+    """As many servers run as the hub's `active_server_limit` allows; the reason is JupyterHub's own."""
+
+    reason = "too_many_users"
+    status = 429
 
 
 class NoCapacity(Refusal):

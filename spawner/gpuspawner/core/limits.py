@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .labels import HOME_SIZE
 from .units import format_bytes
 
 GIB = 1 << 30
@@ -46,8 +47,20 @@ class LabRules:
     home: str = ""
     home_size_bytes: int | None = None
     """The size of a new home; None: no limit."""
+    home_options: tuple[tuple[str, str], ...] = (("size", "{size}"),)
+    """How the volume driver is told the size."""
     private: tuple[str, ...] = ()
     """Folders of the host that no lab may mount: the broker's state."""
+
+    def volume_of_home(self, home: str) -> dict[str, dict[str, str]]:
+        """With what docker-py creates this home, so that its size is limited; empty without a limit."""
+        if self.home_size_bytes is None:
+            return {}
+        size = str(self.home_size_bytes)
+        options = {
+            key: text.replace("{size}", size).replace("{home}", home) for key, text in self.home_options
+        }
+        return {"driver_opts": options, "labels": {HOME_SIZE: size}}
 
 
 @dataclass(frozen=True, slots=True)

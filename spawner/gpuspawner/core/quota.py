@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
+from types import MappingProxyType
 
 UNLIMITED = math.inf
 """A limit that was lifted on purpose. None is something else: nobody said anything about it."""
@@ -112,7 +114,8 @@ class Allowance:
 
     A user may start while any of `budgets` has something left: they come from several groups whose periods
     can't be compared. No budget at all is no limit. `group` is the group whose weight and entitlement count
-    in the queue: "" if none of the user's groups has any, "user:ada" for a user's own weight.
+    in the queue: "" if none of the user's groups has any, "user:ada" for a user's own weight. `titles`:
+    what the spawn page calls the tiers, for sentences.
     """
 
     tiers: tuple[str, ...] = ALL_TIERS
@@ -127,6 +130,11 @@ class Allowance:
     priority: int = 0
     group: str = ""
     guaranteed_devices: float = 0.0
+    titles: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), compare=False)
+
+    def title(self, tier: str) -> str:
+        """What the spawn page calls the tier; its name if the settings don't have it."""
+        return self.titles.get(tier, tier)
 
     def allows_tier(self, tier: str) -> bool:
         """Whether the tier may be used."""

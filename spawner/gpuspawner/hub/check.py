@@ -18,6 +18,7 @@ from ..config.lab import GpuLab
 from ..config.swarm import GpuSwarm
 from ..core.errors import ConfigError
 from .network import gateway_of, has_address
+from .places import take_over
 from .quiet import quieten
 from .reach import check, drop_devices, ways
 from .spawner import GpuDockerSpawner
@@ -52,6 +53,7 @@ def _check_all(change: Any) -> None:
     except TraitError as error:
         app.log.critical("The hub doesn't start: %s", error)
         app.exit(1)
+    take_over(app)
     quieten(app.log)
 
 

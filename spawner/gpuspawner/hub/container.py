@@ -92,7 +92,8 @@ class ContainerPlan:
     """Settings and variables that were removed because only a lease may give devices."""
     home: Home | None = None
     limits: Limits = field(default_factory=Limits)
-    home_size_bytes: int | None = None
+    home_volume: Mapping[str, Any] = field(default_factory=dict)
+    """With what docker-py creates the home, so that its size is limited; empty without a limit."""
     node: str = ""
     """The machine on which it must run; "" if any will do."""
 
@@ -106,7 +107,7 @@ class ContainerPlan:
     def sized_home(self) -> str | None:
         """The Docker volume whose size is limited when it is created; None if there is none."""
         home = self.home
-        return home.volume.source if home and home.volume.of_docker and self.home_size_bytes else None
+        return home.volume.source if home and home.volume.of_docker and self.home_volume else None
 
     @property
     def new_home(self) -> str | None:
@@ -137,8 +138,9 @@ def plan(facts: ContainerFacts, patch: ContainerPatch | None) -> ContainerPlan:
     if lease.runtime is not None:
         host["runtime"] = lease.runtime
     host["mounts"] = [*host.get("mounts", ()), *(_mount(mount) for mount in lease.mounts)]
+    home = facts.home.volume.source if facts.home else ""
     return ContainerPlan(
-        create, host, (*dropped, *left_out), facts.home, facts.limits, facts.rules.home_size_bytes
+        create, host, (*dropped, *left_out), facts.home, facts.limits, facts.rules.volume_of_home(home)
     )
 
 

@@ -84,9 +84,9 @@ def limit_home(call: Call, plan: ContainerPlan) -> str:
     """
     if plan.sized_home is None:
         return ""
-    driver, options = plan.host.get("volume_driver"), {"size": str(plan.home_size_bytes)}
+    driver = plan.host.get("volume_driver")
     try:
-        call("create_volume", plan.sized_home, driver=driver, driver_opts=options)
+        call("create_volume", plan.sized_home, driver=driver, **plan.home_volume)
     except EngineFault as fault:
         if fault.status is None:
             raise

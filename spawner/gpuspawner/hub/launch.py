@@ -56,6 +56,10 @@ WAITING_ADVICE = (
     "Your server starts automatically when it is your turn; you can close this page. If you need a server "
     "now, cancel this start and choose CPU. The GPU page, under Services, shows how many GPUs are free."
 )
+NO_PLACE = (
+    "Your GPU is reserved, but this hub already runs as many servers as it may. Yours starts automatically "
+    "when somebody stops a server."
+)
 _CONFIRM_PAUSE_SECONDS = 0.1
 _JUPYTER = re.compile("jupyter|lab|notebook|singleuser", re.IGNORECASE)
 """Names of commands that start a server."""
@@ -63,6 +67,13 @@ _JUPYTER = re.compile("jupyter|lab|notebook|singleuser", re.IGNORECASE)
 
 class LaunchSteps(Protocol):
     """The steps of a start that depend on the spawner's settings; a site's subclass may change them."""
+
+    async def take_place(self, tell: Callable[[], None] | None = None) -> None:
+        """Takes one of the hub's places. With `tell` it waits for one, and calls it if it has to.
+
+        Raises HubFull without `tell`, if none is free.
+        """
+        ...
 
     async def pull_image(self, image: str, tell: Callable[[str], None]) -> dict[str, Any]:
         """Docker's document of the image, pulled if the policy says so. Raises StartFault, EngineFault."""
@@ -125,6 +136,8 @@ class Launch:
         """
         job = self.job
         # Before the queue: a user shouldn't wait for a GPU and only then learn that there is no image.
+        if job.request is None:
+            await self._steps.take_place()
         self._progress.begin(tuple(Step) if job.request else WITHOUT_GPU)
         pull = self._steps.pull_image(job.image, self._say_pull)
         image, _ = await all_or_none(pull, self._remove_leftover())
@@ -136,6 +149,7 @@ class Launch:
         async with self._broker.acquire(job.request, self._say_queued) as grant:
             self._grant, self.lease = grant, grant.lease
             self._say_granted(grant.lease, grant.patch)
+            await self._steps.take_place(self._say_no_place)
             if not known:
                 await self._check_needs(needs)
             return await self._launch(image, grant.patch)
@@ -240,6 +254,10 @@ class Launch:
         count = 1 if lease.mode is Mode.TURNS else len(lease.device_uuids)
         self._progress.say(25, f"{count} {kind}{'' if count == 1 else 's'} reserved for you", Step.GPU)
         self._log(logging.INFO, "Lease reserved")
+
+    def _say_no_place(self) -> None:
+        self._progress.say(26, NO_PLACE, Step.GPU)
+        self._log(logging.INFO, "Waiting for a place: c.JupyterHub.active_server_limit is reached")
 
     async def _remove_leftover(self) -> None:
         """Removes a container with our name that an earlier start of this server left."""

@@ -7,6 +7,7 @@ registers an OAuth client for a server; its id is the name of the server's cooki
 from __future__ import annotations
 
 import string
+from collections.abc import Iterable
 from urllib.parse import quote
 
 from ..core.errors import BadOption
@@ -30,6 +31,16 @@ def check_names(user: str, server: str) -> None:
                 f"The {what} name {name!r} has characters that can't be printed, so no server starts "
                 f"under it. {remedy}"
             )
+
+
+def usable_groups(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The groups that a message can name, sorted, and the others: too long, or not printable.
+
+    No setting can name these others either, so nobody's quota is lost with them. A user who is in one starts.
+    """
+    listed = sorted(names)
+    usable = tuple(name for name in listed if len(name) <= MAX_CHARS and name.isprintable())
+    return usable, tuple(name for name in listed if name not in usable)
 
 
 def escape_name(name: str) -> str:

@@ -12,6 +12,7 @@ from ..core.errors import NotAllowed, Refusal, all_refusals
 from ..core.model import Tier
 from ..protocol.client import BrokerClient
 from ..protocol.rules import AllowanceDocument, WhoAsks
+from .names import usable_groups
 
 ASK_SECONDS = 2.0
 
@@ -24,8 +25,9 @@ class HubGroup(Protocol):
 
 
 def who_asks(hub: str, user: str, server: str, groups: Iterable[HubGroup]) -> WhoAsks:
-    """The user with their groups, and of the groups' properties what is a limit."""
-    listed = sorted(groups, key=lambda group: group.name)
+    """The user with the groups that a message can name, and of their properties what is a limit."""
+    found = {group.name: group for group in groups}
+    listed = [found[name] for name in usable_groups(found)[0]]
     properties = {
         group.name: {key: value for key, value in (group.properties or {}).items() if key in LIMIT_KEYS}
         for group in listed

@@ -16,6 +16,7 @@ from ..config.open_files import raise_limit
 from ..protocol.client import BrokerClient
 from .docker import DockerEngine
 from .image_sizes import ImageSizes
+from .places import Places
 from .pull_report import PullReport
 from .pulls import PullLimits, Pulls
 from .readiness import Slots
@@ -33,6 +34,7 @@ class HubShared:
     """How many servers may start at once."""
     log: logging.Logger
     removals: Removals = field(default_factory=Removals)
+    places: Places = field(default_factory=Places)
 
     @cached_property
     def sizes(self) -> ImageSizes:

@@ -25,7 +25,7 @@ from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
 from traitlets import default
 
-from ..config.lab import GpuLab
+from ..config.lab import GpuLab, active_servers
 from ..config.site import GpuSite
 from ..config.swarm import GpuSwarm
 from ..core import labels
@@ -57,12 +57,13 @@ from .lab import Lab
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
 from .launch import Launch, LaunchJob, before_stop, release
 from .metrics import phase_passed
-from .names import check_names, oauth_client_of
+from .names import check_names, oauth_client_of, usable_groups
 from .network import LabNetwork, Reach
 from .next_steps import NextSteps
 from .offer import Menu
 from .options import Choice, parse_form, parse_options, parse_query, refill
 from .pages import StartView, render_failure, view_start
+from .places import count_held
 from .problem import describe
 from .progress import Progress
 from .pulls import PullLimits, Tell
@@ -109,6 +110,8 @@ class GpuDockerSpawner(SpawnerSettings):
         self._site_image = ""
         self._refused_form: object = None
         self._progress = Progress(phase_passed)
+        self.has_place = False
+        """Whether its start counts towards the hub's `active_server_limit`."""
         self._starting = False
         self._awaits_stop = False
         """Whether the hub has cancelled a start, and not stopped the server since."""
@@ -346,7 +349,7 @@ class GpuDockerSpawner(SpawnerSettings):
         """
         if self._starting or self._awaits_stop:
             raise self._exception(StartConflict(_STILL_ENDING))
-        self._starting, self._ended = True, ""
+        self._starting, self._ended, self.has_place = True, "", False
         if self._progress.ended:
             self._progress = Progress(phase_passed)
         launch: Launch | None = None
@@ -374,8 +377,20 @@ class GpuDockerSpawner(SpawnerSettings):
                 self.object_id = ""
                 if launch is not None:
                     self.shared.removals.begin(launch.job.name, launch.give_back())
-            self._starting = False
+            self._starting, self.has_place = False, done
             self._progress.end(done=done, cancelled=cancelled)
+
+    async def take_place(self, tell: Callable[[], None] | None = None) -> None:
+        """Takes one of the hub's places; with `tell` it waits for one. Raises HubFull."""
+        limit, places = active_servers(self.config), self.shared.places
+        if tell is None:
+            places.take(limit, self._held_places)
+        else:
+            await places.wait(limit, self._held_places, tell)
+        self.has_place = True
+
+    def _held_places(self) -> int:
+        return count_held(self.handler.users.values()) if self.handler is not None else 0
 
     def _make_job(self, choice: Choice) -> LaunchJob:
         """The server to start. Until the end, `image` is what was chosen: for names and the site's hooks.
@@ -402,6 +417,13 @@ class GpuDockerSpawner(SpawnerSettings):
         return quota.who_asks(self.hub_id, self.user.name, self.name, self.user.groups)
 
     def _make_request(self, tier: Tier) -> GpuRequest:
+        groups, others = usable_groups(group.name for group in self.user.groups)
+        if others:
+            self._note(
+                logging.WARNING,
+                "The hub's group %s counts for nothing, because no quota can name it: rename it.",
+                ", ".join(map(repr, others)),
+            )
         return GpuRequest(
             lease_id=uuid.uuid4().hex,
             hub=self.hub_id,
@@ -409,7 +431,7 @@ class GpuDockerSpawner(SpawnerSettings):
             server=self.name,
             tier=tier.name,
             want=tier.want,
-            groups=tuple(sorted(group.name for group in self.user.groups)),
+            groups=groups,
         )
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:

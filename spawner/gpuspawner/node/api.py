@@ -24,6 +24,7 @@ from .guard.guard import GuardEvent
 from .guard.judge import Offence, Quota, QuotaPlan
 from .injection import Access, Injection
 from .inventory import ComputeMode, DriverFacts
+from .labs import LabFolders, Labs
 from .mps.control import MpsLimits, MpsProgram
 from .processes import Process
 from .usage import Usage
@@ -39,6 +40,8 @@ __all__ = [
     "DriverFacts",
     "GuardEvent",
     "Injection",
+    "LabFolders",
+    "Labs",
     "MpsEvent",
     "MpsLimits",
     "MpsProgram",
@@ -74,7 +77,8 @@ class NodeFacts:
     is not used. `memory_bytes`: the machine's main memory; None if it doesn't say. `turns_obstacle`: why GPUs
     can't be used in turns here, with the remedy; "" if nothing is known against it. `turns_move`: whether the
     driver can wake a program on another GPU. `away`: why the machine can't be reached now, for people; "" if
-    it can. All the rest is then as it was when it could.
+    it can. All the rest is then as it was when it could. `lease_folders`: the folder there that has those of
+    the leases; "" if the broker writes them itself (`labs`).
     """
 
     name: str
@@ -91,6 +95,7 @@ class NodeFacts:
     turns_obstacle: str = ""
     turns_move: bool = True
     away: str = ""
+    lease_folders: str = ""
 
     @property
     def incomplete(self) -> bool:
@@ -220,6 +225,10 @@ class Node(Protocol):
 
     async def disks(self, docker_root: str) -> tuple[Disk, ...]:
         """The disks with Docker's folder (of the engine's `/info`) and with the broker's state."""
+        ...
+
+    def labs(self) -> Labs | None:
+        """The machine's own Docker and lease folders; None if the broker's are used, as on its machine."""
         ...
 
     def turn_hands(self) -> TurnHands | None:

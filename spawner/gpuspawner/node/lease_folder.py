@@ -5,10 +5,32 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..core.errors import LedgerFault
 from ..core.model import Lease, guarantee_of, is_lease_id
+
+LEASE, NOTICE, USE, TURN = "lease.json", "notice", "use", "turn"
+FILES = frozenset({LEASE, NOTICE, USE, TURN})
+
+
+def files_of(lease: Lease, simulated: bool) -> dict[str, str]:
+    """What the folder says about the lease, by file; pure."""
+    document = {
+        "id": lease.id,
+        "user": lease.user,
+        "server": lease.server,
+        "tier": lease.tier,
+        "device_uuids": list(lease.device_uuids),
+        "mode": lease.mode.value,
+        "memory_bytes": lease.memory_bytes,
+        "compute_percent": lease.compute_percent,
+        "guarantee": guarantee_of(lease.mode, simulated).value,
+        "simulated": simulated,
+        "notice": lease.notice,
+    }
+    return {LEASE: json.dumps(document, indent=1) + "\n", NOTICE: lease.notice}
 
 
 class LeaseFolders:
@@ -28,49 +50,33 @@ class LeaseFolders:
             raise ValueError(f"{lease_id!r} is not a lease id")
         return self._root / lease_id
 
+    @property
+    def root(self) -> Path:
+        """The folder that has them all."""
+        return self._root
+
     def write(self, lease: Lease, simulated: bool) -> Path:
         """Writes the lease and its notice, and creates the folder if needed; returns the folder."""
-        folder = self.path(lease.id)
-        document = {
-            "id": lease.id,
-            "user": lease.user,
-            "server": lease.server,
-            "tier": lease.tier,
-            "device_uuids": list(lease.device_uuids),
-            "mode": lease.mode.value,
-            "memory_bytes": lease.memory_bytes,
-            "compute_percent": lease.compute_percent,
-            "guarantee": guarantee_of(lease.mode, simulated).value,
-            "simulated": simulated,
-            "notice": lease.notice,
-        }
+        self.put(lease.id, files_of(lease, simulated), make=True)
+        return self.path(lease.id)
+
+    def put(self, lease_id: str, files: Mapping[str, str], *, make: bool = False) -> None:
+        """Writes these files, each one of `FILES`. Without `make` it does nothing if there is no folder."""
+        folder = self.path(lease_id)
+        if not files.keys() <= FILES:
+            raise ValueError(f"a lease's folder has no {', '.join(sorted(files.keys() - FILES))}")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o755)
-            _replace(folder / "lease.json", json.dumps(document, indent=1) + "\n")
-            _replace(folder / "notice", lease.notice)
+            if make:
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o755)
+            elif not folder.is_dir():
+                return
+            for name, text in files.items():
+                _replace(folder / name, text)
         except OSError as error:
             raise LedgerFault(
                 f"{folder} can't be written: {error.strerror}. Check disk and permissions"
             ) from error
-        return folder
-
-    def write_turn(self, lease_id: str, sentence: str) -> None:
-        """Writes what a cell that waits for a GPU shows; "" if none waits. Does nothing without a folder."""
-        self._write_file(lease_id, "turn", sentence)
-
-    def write_use(self, lease_id: str, text: str) -> None:
-        """Writes what the server uses of its quota, JSON for JupyterLab's status bar. Does nothing without a
-        folder."""
-        self._write_file(lease_id, "use", text)
-
-    def _write_file(self, lease_id: str, name: str, text: str) -> None:
-        folder = self.path(lease_id)
-        try:
-            if folder.is_dir():
-                _replace(folder / name, text)
-        except OSError as error:
-            raise LedgerFault(f"{folder} can't be written: {error.strerror}") from error
 
     def remove(self, lease_id: str) -> None:
         """Removes the folder. No error if it doesn't exist."""

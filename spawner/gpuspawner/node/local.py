@@ -24,6 +24,7 @@ from .api import (
     Access,
     DesiredState,
     DriverFacts,
+    Labs,
     MpsProgram,
     Node,
     NodeEvent,
@@ -38,6 +39,7 @@ from .guard.guard import Guard, GuardSettings
 from .health import HealthMonitor
 from .injection import Injection, engine_facts, find_access, read_local
 from .inventory import Inventory, Patience, is_broken, modes_of, open_inventory
+from .inventory.simulated import machine_names
 from .mps.control import find_program, pipes_of
 from .mps.daemon import MpsPace
 from .processes import Process, ProcessTable, ending_obstacle
@@ -81,8 +83,9 @@ class LocalSettings:
 
 def open_node(site: GpuSite, log: _Log, name: str = "") -> Node:
     """The node of this machine, by the site's settings. It accesses no hardware before `start`."""
+    several = name in machine_names(site.simulated_devices)
     settings = LocalSettings(
-        partial(open_inventory, site),
+        partial(open_inventory, site, name if several else None),
         Path(site.state_dir).absolute(),
         injection=Injection.RUNTIME if site.engine == "swarm" else site.injection,
         name=name,
@@ -189,6 +192,10 @@ class LocalNode:
         """Reads them; Docker's folder only if the engine runs on this machine."""
         root = docker_root if _docker_is_here() else ""
         return await asyncio.to_thread(read_disks, root, str(self._settings.state_dir))
+
+    def labs(self) -> Labs | None:
+        """None: the broker's Docker is asked."""
+        return None
 
     def turn_hands(self) -> TurnHands | None:
         """Those of this machine's CUDA driver."""

@@ -18,7 +18,7 @@ from ..config.site import GpuSite
 from ..core.disk import Disk
 from ..core.errors import DeviceFault
 from ..core.model import DeviceHealth
-from .api import Access, DesiredState, NodeEvent, NodeFacts, TurnHands
+from .api import Access, DesiredState, Labs, NodeEvent, NodeFacts, TurnHands
 from .inventory.simulated import FAULTS_FILE, SimulatedInventory, read_faults
 from .local import LocalNode, LocalSettings
 from .processes import Process
@@ -81,6 +81,10 @@ class SimulatedNode:
     async def disks(self, docker_root: str) -> tuple[Disk, ...]:
         """None of its own."""
         return ()
+
+    def labs(self) -> Labs | None:
+        """None: the broker's Docker is asked."""
+        return None
 
     def turn_hands(self) -> TurnHands | None:
         """None: nobody computes here."""

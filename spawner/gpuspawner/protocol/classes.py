@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from .messages import Count, LeaseId, Message, Percent, Text, TextOrEmpty, Time
+from .paging import Listed
 from .rules import Authored
 
 
@@ -64,8 +65,10 @@ class AnnouncementDocument(Message):
     until: Time
 
 
-class RosterDocument(Message):
-    """A class at this moment: those who are stuck first, then who waits longest.
+class RosterDocument(Listed):
+    """A class at this moment: on each page those who are stuck first, then who waits longest.
+
+    `counts` and `stuck_count` are of the whole class.
 
     `members_fault` says why the hub's lists of members or servers can't be read; then `members` are those of
     an earlier answer (`members_as_of`), or, without one, those who have a server with a GPU. It is "" if all
@@ -81,7 +84,7 @@ class RosterDocument(Message):
     members: tuple[MemberDocument, ...]
 
 
-class ClassesDocument(Message):
+class ClassesDocument(Listed):
     """The answer to `GET /classes`: groups that have a lab session, a quota, or a server now."""
 
     groups: tuple[str, ...]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 
@@ -26,15 +27,16 @@ from .messages import (
     RefusalMessage,
     RefusedEvent,
     TiersDocument,
-    TurnDocument,
     document,
     event_from_line,
     request_to_json,
 )
-from .public import VisibleStatus
+from .paging import MOST, Listed
+from .public import LeaseDone, LeaseReason, VisibleStatus
 from .stream import WAITED_HEADER
 
 M = TypeVar("M", bound=Message)
+L = TypeVar("L", bound=Listed)
 
 OnQueued = Callable[[QueuedEvent], None]
 """Called when the request joins the queue, and when its place or its likely wait changes."""
@@ -125,8 +127,9 @@ class BrokerClient:
 
         Raises LeaseConflict if the server has ended or has no turns.
         """
-        text = await self._call("POST", f"/turns/{lease_id}/{action}")
-        return document(TurnDocument.model_validate_json(text))
+        done = await self.ask(f"/api/leases/{lease_id}/{action}", LeaseDone, LeaseReason(reason=""))
+        assert done.turn is not None
+        return document(done.turn)
 
     async def may_end(self, lease_id: str) -> bool:
         """Whether the server's container may be stopped now; if not, it is being prepared: ask again."""
@@ -138,8 +141,8 @@ class BrokerClient:
         return await self._document("/tiers", TiersDocument)
 
     async def status(self) -> dict[str, Any]:
-        """The document of `GET /api/status`: devices, leases and queue."""
-        return await self._document("/api/status", VisibleStatus)
+        """The document of `GET /api/status` with all its pages: devices, leases and queue."""
+        return document(await self.ask_all("/api/status", VisibleStatus))
 
     async def ask(self, path: str, kind: type[M], body: Message | None = None) -> M:
         """The message of `kind` at `path`: GET, or POST with a body. Raises Refusal."""
@@ -148,6 +151,15 @@ class BrokerClient:
             return kind.model_validate_json(text)
         except ValueError as error:
             raise BrokerUnavailable(_UNREADABLE) from error
+
+    async def ask_all(self, path: str, kind: type[L]) -> L:
+        """The message of `kind` at `path`, with the lists of all its pages. Raises Refusal."""
+        mark = "&" if "?" in path else "?"
+        found = await self.ask(f"{path}{mark}limit={MOST}", kind)
+        while found.next is not None:
+            following = f"{path}{mark}limit={MOST}&cursor={quote(found.next, safe='')}"
+            found = found.joined(await self.ask(following, kind))
+        return found
 
     async def text(self, path: str) -> str:
         """What `GET` of the path answers, as it is. Raises Refusal."""

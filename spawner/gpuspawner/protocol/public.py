@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from .messages import DeviceDocument, Message, StatusDocument, TextOrEmpty
+from .messages import DeviceDocument, Message, StatusDocument, TextOrEmpty, TurnDocument
+from .paging import Listed
 
 
 class VisibleDevice(DeviceDocument):
@@ -13,8 +14,8 @@ class VisibleDevice(DeviceDocument):
     free: bool = Field(description="whether it, or a slice of it, could be leased now")
 
 
-class VisibleStatus(StatusDocument):
-    """The answer to `GET api/status`."""
+class VisibleStatus(StatusDocument, Listed):
+    """The answer to `GET api/status`: one page of devices, leases and queue; the rest is on the first."""
 
     devices: tuple[VisibleDevice, ...]
 
@@ -32,7 +33,11 @@ class ExtendLease(LeaseReason):
 
 
 class LeaseDone(Message):
-    """The answer to a change of one server, in words; `seconds` by how much its session was made longer."""
+    """The answer to a change of one server, in words.
+
+    `seconds`: by how much its session was made longer; `turn`: where it is in its turns.
+    """
 
     message: str
     seconds: float | None = None
+    turn: TurnDocument | None = None

@@ -12,8 +12,9 @@ from pydantic.json_schema import models_json_schema
 
 from .. import __version__
 from ..core.errors import all_refusals
-from . import classes, pulls, rules
-from .messages import Message, RefusalMessage, TiersDocument, TurnDocument
+from . import classes, history, pulls, rules
+from .messages import Message, RefusalMessage, TiersDocument
+from .paging import DEFAULT_LIMIT, MOST
 from .public import ExtendLease, LeaseDone, LeaseReason, VisibleStatus
 
 Document = dict[str, Any]
@@ -26,7 +27,8 @@ _KEY = "Idempotency-Key"
 class Operation:
     """One operation. `scope` is that of the hub, "" for everybody with access; each also by group.
 
-    `answer` is a message, a media type, or None for 204; `statuses` are those of success.
+    `answer` is a message, a media type, or None for 204; `statuses` are those of success, `query` the names
+    in `_QUERY` that an address may have.
     """
 
     path: str
@@ -38,12 +40,14 @@ class Operation:
     answer: type[Message] | str | None = None
     statuses: tuple[int, ...] = (200,)
     needs_body: bool = True
+    query: tuple[str, ...] = ()
 
 
 _READ, _RESERVE, _ADMIN = "custom:gpu:read", "custom:gpu:reserve", "custom:gpu:admin"
+_PAGE = ("limit", "cursor")
 OPERATIONS: tuple[Operation, ...] = (
     Operation("/status", "get", "status", "Devices, leases and queue, as far as the sender may see them",
-              answer=VisibleStatus),
+              answer=VisibleStatus, query=_PAGE),
     Operation("/tiers", "get", "tiers", "The tiers and how much of each is free", answer=TiersDocument),
     Operation("/images", "get", "images", "Which images are on the machine, and which are pulled now", _READ,
               answer=pulls.ImagesDocument),
@@ -55,20 +59,24 @@ OPERATIONS: tuple[Operation, ...] = (
               body=LeaseReason, answer=LeaseDone, statuses=(202,), needs_body=False),
     Operation("/leases/{lease_id}/end", "post", "end", "End a server that the hub doesn't know", _ADMIN,
               rules.EndUnknown),
-    Operation("/turns/{lease_id}/{action}", "post", "turn", "Want the GPU now, or give up one's turn",
-              answer=TurnDocument),
+    Operation("/leases/{lease_id}/wake", "post", "wake", "In turns: want a GPU now",
+              body=LeaseReason, answer=LeaseDone, needs_body=False),
+    Operation("/leases/{lease_id}/yield", "post", "give_up_turn", "In turns: give up the turn",
+              body=LeaseReason, answer=LeaseDone, needs_body=False),
     Operation("/quotas", "get", "quotas", "What users and groups may have", _READ,
-              answer=rules.QuotasDocument),
+              answer=rules.QuotasDocument, query=_PAGE),
     Operation("/quotas", "post", "change_quota", "Change a quota at run time", _ADMIN, rules.QuotaChange),
     Operation("/quotas", "delete", "remove_quota", "Take changes of a quota back", _ADMIN,
               rules.QuotaRemoval),
     Operation("/grants", "post", "grant", "Give GPU-hours in the present period", _ADMIN, rules.Grant),
     Operation("/drains", "get", "drains", "Devices on which nothing new is placed", _READ,
-              answer=rules.DrainsDocument),
+              answer=rules.DrainsDocument, query=_PAGE),
     Operation("/drains", "post", "drain", "Place nothing new on a device", _ADMIN, rules.DrainChange),
     Operation("/drains", "delete", "undrain", "Place servers on a device again", _ADMIN, rules.DrainChange),
-    Operation("/report", "get", "report", "Who used how many GPU-hours", _READ, answer=rules.ReportDocument),
-    Operation("/sessions", "get", "sessions", "Lab sessions", _READ, answer=rules.SessionsDocument),
+    Operation("/report", "get", "report", "Who used how many GPU-hours", _READ, answer=rules.ReportDocument,
+              query=("by", "start", "end", "timezone", *_PAGE)),
+    Operation("/sessions", "get", "sessions", "Lab sessions", _READ, answer=rules.SessionsDocument,
+              query=_PAGE),
     Operation("/sessions", "post", "save_session", "Add a lab session, or change it", _RESERVE,
               rules.SessionChange, rules.SessionDocument),
     Operation("/sessions/{name}", "delete", "cancel_session", "End a lab session for good", _RESERVE,
@@ -77,10 +85,20 @@ OPERATIONS: tuple[Operation, ...] = (
               answer=CALENDAR),
     Operation("/sessions/calendar", "post", "import_calendar", "Take over a calendar", _RESERVE,
               rules.CalendarImport, rules.SessionsDocument),
+    Operation("/audit", "get", "audit", "Who changed what, when and why", _READ,
+              answer=history.AuditDocument, query=("author", "action", *_PAGE)),
+    Operation("/timeline", "get", "timeline", "When which server held which devices", _READ,
+              answer=history.TimelineDocument, query=("start", "end", "user", "device", *_PAGE)),
+    Operation("/guard", "get", "guard", "The processes that the guard ended", _READ,
+              answer=history.GuardDocument, query=_PAGE),
+    Operation("/doctor", "get", "findings", "What gpuspawner doctor found", _READ,
+              answer=history.DoctorDocument),
+    Operation("/doctor", "post", "check", "Begin a check of the machine", _READ, history.CheckNow,
+              history.DoctorDocument, needs_body=False),
     Operation("/classes", "get", "classes", "The groups that the sender may see", _READ,
-              answer=classes.ClassesDocument),
+              answer=classes.ClassesDocument, query=_PAGE),
     Operation("/classes/{group}", "get", "roster", "The members of a class and their servers", _READ,
-              answer=classes.RosterDocument),
+              answer=classes.RosterDocument, query=_PAGE),
     Operation("/classes/{group}/stop", "post", "stop_servers", "Stop servers of a class", _RESERVE,
               classes.StopServers, classes.DoneDocument),
     Operation("/classes/{group}/extend", "post", "extend_servers", "Make sessions of a class longer",
@@ -92,10 +110,24 @@ OPERATIONS: tuple[Operation, ...] = (
 )  # fmt: skip
 _PARAMETERS: dict[str, Document] = {
     "lease_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
-    "action": {"enum": ["wake", "yield"]},
     "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,62}$"},
     "group": {"type": "string", "minLength": 1},
 }
+_TIME: Document = {"type": "string", "format": "date-time"}
+_NAME: Document = {"type": "string", "maxLength": 255}
+_QUERY: dict[str, tuple[str, Document]] = {
+    "limit": ("How many entries the answer has at most, all lists together",
+              {"type": "integer", "minimum": 1, "maximum": MOST, "default": DEFAULT_LIMIT}),
+    "cursor": ("The `next` of the page before", {"type": "string"}),
+    "start": ("Only what reaches beyond this time", _TIME),
+    "end": ("Only what begins before this time", _TIME),
+    "user": ("Only of this user", _NAME),
+    "device": ("Only of this device, by its UUID", _NAME),
+    "author": ("Only of this author", _NAME),
+    "action": ("Only this action", _NAME),
+    "by": ("What each line is for", {"enum": ["user", "group", "tier", "day"]}),
+    "timezone": ("Where a day begins and ends, like Europe/Berlin", {"type": "string"}),
+}  # fmt: skip
 
 
 def public_openapi(prefix: str) -> Document:
@@ -159,6 +191,8 @@ def _operation(operation: Operation) -> Document:
     described: Document = {"operationId": operation.name, "summary": operation.summary}
     if operation.scope:
         described["description"] = f"Needs the scope {operation.scope}."
+    if operation.query:
+        described["parameters"] = [_in_query(name) for name in operation.query]
     if writes:
         described["parameters"] = [
             {
@@ -170,6 +204,11 @@ def _operation(operation: Operation) -> Document:
     if operation.body is not None:
         described["requestBody"] = {"required": operation.needs_body, "content": _json(operation.body)}
     return {**described, "responses": {**_done(operation), **_refusals(writes)}}
+
+
+def _in_query(name: str) -> Document:
+    text, schema = _QUERY[name]
+    return {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
 
 
 def _done(operation: Operation) -> Document:
@@ -186,7 +225,11 @@ def _done(operation: Operation) -> Document:
 
 def _refusals(writes: bool) -> Document:
     """The refusals by HTTP status, with those of the login."""
-    reasons: dict[int, list[str]] = {401: ["login_required"], 403: ["xsrf_missing"], 404: ["not_found"]}
+    reasons: dict[int, list[str]] = {
+        401: ["login_required"],
+        403: ["xsrf_missing", "foreign_origin"],
+        404: ["not_found"],
+    }
     for reason, kind in sorted(all_refusals().items()):
         reasons.setdefault(kind.status, []).append(reason)
     reasons[503] = [*reasons.get(503, []), "hub_unavailable"]

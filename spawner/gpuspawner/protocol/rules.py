@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue
 
 from ..core.model import LeaseState
 from .messages import Count, Groups, Message, RefusalMessage, Text, TextOrEmpty, Time
+from .paging import Listed
 
 _AUTHOR = "who decided it, for the ledger"
 _REASON = "why, for the ledger"
@@ -50,7 +51,7 @@ class DrainDocument(Message):
     reason: str
 
 
-class DrainsDocument(Message):
+class DrainsDocument(Listed):
     """The answer to `GET /drains`."""
 
     drains: tuple[DrainDocument, ...]
@@ -229,7 +230,7 @@ class DecisionDocument(Message):
     reason: str
 
 
-class QuotasDocument(Message):
+class QuotasDocument(Listed):
     """The answer to `GET /quotas`."""
 
     quotas: tuple[QuotaDocument, ...]
@@ -246,8 +247,8 @@ class ReportLine(Message):
     user_count: int
 
 
-class ReportDocument(Message):
-    """The answer to `GET /report`."""
+class ReportDocument(Listed):
+    """The answer to `GET /report`; `total` is of all pages."""
 
     by: str
     start: Time
@@ -272,7 +273,7 @@ class SessionDocument(Message):
     next: tuple[MeetingDocument, ...]
 
 
-class SessionsDocument(Message):
+class SessionsDocument(Listed):
     """The answer to `GET /sessions`."""
 
     sessions: tuple[SessionDocument, ...]

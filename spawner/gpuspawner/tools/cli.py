@@ -1,4 +1,4 @@
-"""`gpuspawner doctor | status | plan | broker`; quota, report and session are in `rules_cli.py`."""
+"""`gpuspawner doctor | status | plan | broker`; the other commands are in files of their own."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from ..config.site import GpuSite
 from ..core.decision import Decision
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault
 from ..core.model import Device
+from ..core.text import for_terminal
 from ..core.units import format_bytes, ordinal
 from ..hub.docker import DockerEngine
 from ..node.inventory import open_inventory
@@ -46,10 +47,6 @@ _MARKS = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.PROBLEM
 
 PIPE_WIDTH = 200
 """Columns of the tables if stdout is not a terminal."""
-
-
-def _of_rules(name: str) -> Callable[[Application], Application]:
-    return _of("rules_cli", name)
 
 
 def _of(module: str, name: str) -> Callable[[Application], Application]:
@@ -176,7 +173,7 @@ class Status(Command):
 
     def _fail(self, sentence: str) -> None:
         self.exit_status = 1
-        print(f"gpuspawner status: {sentence}", file=sys.stderr)
+        print(f"gpuspawner status: {for_terminal(sentence)}", file=sys.stderr)
 
 
 class Homes(Command):
@@ -242,10 +239,11 @@ class Homes(Command):
             return
         if not found:
             return
-        shown = table("Homes", "User", "Size", "In use", "Volume")
+        shown = table("Homes", "User", "Size", "Limit", "In use", "Volume")
         for home in found:
-            size = format_bytes(home.size_bytes)
-            shown.add_row(escape(home.user), size, "yes" if home.in_use else "", escape(home.name))
+            limit = format_bytes(home.limit_bytes) if home.limit_bytes else ""
+            size, used = format_bytes(home.size_bytes), "yes" if home.in_use else ""
+            shown.add_row(cell(home.user), size, limit, used, cell(home.name))
         make_console().print(shown)
 
     def _change(
@@ -502,9 +500,13 @@ class GpuSpawnerApp(Application):
     subcommands = {  # noqa: RUF012
         "doctor": (lambda parent: Doctor(parent=parent), "check this machine and say what to do"),
         "status": (lambda parent: Status(parent=parent), "show the devices and leases of the running broker"),
-        "quota": (_of_rules("Quota"), "show and change what users and groups may have"),
-        "report": (_of_rules("Report"), "show who used how many GPU-hours"),
-        "session": (_of_rules("Session"), "show and change lab sessions"),
+        "quota": (_of("rules_cli", "Quota"), "show and change what users and groups may have"),
+        "report": (_of("rules_cli", "Report"), "show who used how many GPU-hours"),
+        "session": (_of("rules_cli", "Session"), "show and change lab sessions"),
+        "audit": (_of("history_cli", "AuditCommand"), "show who changed what, when and why"),
+        "timeline": (_of("history_cli", "TimelineCommand"), "show when which server held which GPUs"),
+        "guard": (_of("history_cli", "GuardCommand"), "show the processes that the guard ended"),
+        "images": (_of("history_cli", "ImagesCommand"), "show which images are on this machine"),
         "homes": (lambda parent: Homes(parent=parent), "list, measure, archive and remove users' homes"),
         "plan": (
             lambda parent: PlanCommand(parent=parent),
@@ -514,6 +516,7 @@ class GpuSpawnerApp(Application):
             _of("profiles_cli", "TranslateProfiles"),
             "translate KubeSpawner's profile_list to tiers",
         ),
+        "node": (_of("node_cli", "NodeCommand"), "let other machines join the broker; run their agent"),
         "broker": (GpuBroker, "run the broker in this terminal"),
     }
 
@@ -560,10 +563,10 @@ def show_findings(findings: tuple[Finding, ...], simulated: bool, console: Conso
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        text = escape(finding.text)
+        text = cell(finding.text)
         if finding.remedy:
-            text += f"\n→ {escape(finding.remedy)}"
-        table.add_row(_MARKS[finding.level], escape(finding.subject), text)
+            text += f"\n→ {cell(finding.remedy)}"
+        table.add_row(_MARKS[finding.level], cell(finding.subject), text)
     console.print(table)
     kind = "simulated GPU" if simulated else "GPU"
     if main_job_runs(findings):
@@ -581,8 +584,8 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         simulated = " (simulated)" if device["simulated"] else ""
         where = f" of {device['node']}" if device["node"] else ""
         devices.add_row(
-            ("–" if device["index"] is None else str(device["index"])) + escape(where),
-            escape(device["model"]) + simulated,
+            ("–" if device["index"] is None else str(device["index"])) + cell(where),
+            cell(device["model"]) + simulated,
             format_bytes(device["memory_bytes"]),
             _state(device),
             _local_time(device["since"]),
@@ -595,14 +598,19 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         count = str(len(lease["device_uuids"]))
         unknown = "not known to the hub: end it on the GPU page." if lease["unknown_to_hub"] else ""
         notice = " ".join(filter(None, (unknown, lease["notice"])))
-        leases.add_row(*map(escape, names), _local_time(lease["since"]), count, escape(notice))
+        leases.add_row(*map(cell, names), _local_time(lease["since"]), count, cell(notice))
     console.print(leases)
     if status["queue"]:
         queue = table("Waiting", "Place", "User", "Server", "Tier", "Since")
-        for entry in status["queue"]:
-            names = [escape(entry[key]) for key in ("user", "server", "tier")]
+        for entry in sorted(status["queue"], key=lambda entry: entry["position"]):  # over all pages
+            names = [cell(entry[key]) for key in ("user", "server", "tier")]
             queue.add_row(ordinal(entry["position"]), *names, _local_time(entry["since"]))
         console.print(queue)
+
+
+def cell(text: str) -> str:
+    """A name or sentence of somebody else for rich: none of it is markup or an order to the terminal."""
+    return escape(for_terminal(text))
 
 
 def table(title: str, *columns: str) -> Table:
@@ -616,17 +624,17 @@ def table(title: str, *columns: str) -> Table:
 def _state(device: dict[str, Any]) -> str:
     holder = ""
     if device["user"] is not None:
-        server = f" ({escape(device['server'])})" if device["server"] else ""
-        holder = f"{escape(device['user'])}{server}"
+        server = f" ({cell(device['server'])})" if device["server"] else ""
+        holder = f"{cell(device['user'])}{server}"
     total = device.get("total_slices")
     if total is not None:
-        users = ", ".join(dict.fromkeys(escape(share["user"]) for share in device["shares"]))
+        users = ", ".join(dict.fromkeys(cell(share["user"]) for share in device["shares"]))
         holder = f"{device['free_slices']} of {total} slices free" + (f"\n{users}" if users else "")
     if device.get("total_seats") is not None:
         seats = f"{device['free_seats']} of {device['total_seats']} seats in turns free"
         holder = f"{holder} is awake\n{seats}" if holder else seats
     if not device["healthy"]:
-        return f"[red]out of service[/] {holder}\n{escape(device['reason'])}".strip()
+        return f"[red]out of service[/] {holder}\n{cell(device['reason'])}".strip()
     return holder or "[green]free[/]"
 
 

@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
-from rich.markup import escape
+from pydantic import ValidationError
 from traitlets import Bool, Unicode
 
 from ..broker.decide.when.typed import parse_count, parse_day, session_document
 from ..config.quotas import subject_from_text, value_from_text
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, Refusal
+from ..core.text import for_spreadsheet, for_terminal
 from ..protocol.client import BrokerClient
-from ..protocol.messages import document
+from ..protocol.messages import Message, document, sentence_of
 from ..protocol.rules import (
     CalendarImport,
     Grant,
@@ -31,17 +32,22 @@ from ..protocol.rules import (
     QuotaRemoval,
     QuotasDocument,
     ReportDocument,
+    ReportLine,
     SessionCancel,
     SessionChange,
     SessionDocument,
     SessionsDocument,
 )
-from .cli import Command, make_console, table
+from .cli import Command, cell, make_console, table
 from .doctor import ELSEWHERE, unreachable
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 Verb = Callable[[Sequence[str]], None]
+
+_MAX_REASON = 255
+"""Characters of a reason, as the broker takes them."""
 
 
 class RuleCommand(Command):
@@ -72,6 +78,9 @@ class RuleCommand(Command):
         if verb not in verbs:
             self._fail(2, self.usage)
             return
+        if len(self.reason) > _MAX_REASON or not self.reason.isprintable():
+            self._fail(1, f"A reason is text of up to {_MAX_REASON} printable characters: write it shorter.")
+            return
         try:
             verbs[verb](rest)
         except BrokerUnavailable as error:
@@ -94,7 +103,7 @@ class RuleCommand(Command):
 
     def sessions(self) -> SessionsDocument:
         """All lab sessions. Raises Refusal, ConfigError, BrokerUnavailable."""
-        return self.ask(lambda client: client.ask("/api/sessions", SessionsDocument))
+        return self.ask(lambda client: client.ask_all("/api/sessions", SessionsDocument))
 
     def zone(self) -> str:
         """The site's time zone as the broker has it: without --config this command has only the default."""
@@ -108,11 +117,11 @@ class RuleCommand(Command):
     def say(self, sentence: str) -> None:
         """Prints what was done; nothing with --json."""
         if not self.json:
-            print(sentence)
+            print(for_terminal(sentence))
 
     def _fail(self, status: int, sentence: str) -> None:
         self.exit_status = status
-        print(f"{self.name.replace('-', ' ')}: {sentence}", file=sys.stderr)
+        print(f"{self.name.replace('-', ' ')}: {for_terminal(sentence)}", file=sys.stderr)
 
 
 class Quota(RuleCommand):
@@ -131,7 +140,7 @@ class Quota(RuleCommand):
 
     def _show(self, words: Sequence[str]) -> None:
         wanted = str(subject_from_text(words[0])) if words else None
-        answer = self.ask(lambda client: client.ask("/api/quotas", QuotasDocument))
+        answer = self.ask(lambda client: client.ask_all("/api/quotas", QuotasDocument))
         quotas = tuple(each for each in answer.quotas if wanted in (None, each.subject))
         history = tuple(each for each in answer.history if wanted in (None, each.subject))
         if self.json:
@@ -144,16 +153,16 @@ class Quota(RuleCommand):
         console = make_console()
         shown = table("Quotas", "For", "Limits", "Changed at run time")
         for each in quotas:
-            shown.add_row(escape(each.subject), escape(_pairs(each.limits)), escape(_pairs(each.changed)))
+            shown.add_row(cell(each.subject), cell(_pairs(each.limits)), cell(_pairs(each.changed)))
         console.print(shown)
         if history:
             past = table("Changes", "When", "For", "What", "By", "Why")
             for item in history:
                 cells = (item.subject, _changed(item.document or {}), item.author, item.reason)
-                past.add_row(f"{item.at.astimezone():%Y-%m-%d %H:%M}", *map(escape, cells))
+                past.add_row(f"{item.at.astimezone():%Y-%m-%d %H:%M}", *map(cell, cells))
             console.print(past)
         for problem in answer.problems:
-            console.print(f"[bold red]{escape(problem)}[/]")
+            console.print(f"[bold red]{cell(problem)}[/]")
 
     def _set(self, words: Sequence[str]) -> None:
         if len(words) < 2:
@@ -164,8 +173,12 @@ class Quota(RuleCommand):
             if not equals:
                 raise BadOption(f"{word!r} is not KEY=VALUE: write it like devices=2.")
             values[key] = value_from_text(key, text)
-        change = QuotaChange(
-            subject=str(subject_from_text(words[0])), values=values, author=self.author, reason=self.reason
+        change = _made(
+            QuotaChange,
+            subject=str(subject_from_text(words[0])),
+            values=values,
+            author=self.author,
+            reason=self.reason,
         )
         self.ask(lambda client: client.tell("POST", "/api/quotas", change))
         self.say(f"Set: {change.subject} may have {_pairs(values)}")
@@ -173,8 +186,8 @@ class Quota(RuleCommand):
     def _remove(self, words: Sequence[str]) -> None:
         if len(words) != 1:
             raise BadOption(self.usage)
-        removal = QuotaRemoval(
-            subject=str(subject_from_text(words[0])), author=self.author, reason=self.reason
+        removal = _made(
+            QuotaRemoval, subject=str(subject_from_text(words[0])), author=self.author, reason=self.reason
         )
         self.ask(lambda client: client.tell("DELETE", "/api/quotas", removal))
         self.say(
@@ -188,8 +201,12 @@ class Quota(RuleCommand):
             raise BadOption(self.usage) from None
         if not self.reason:
             raise BadOption('A grant needs a reason, for the ledger: add --reason "…".')
-        grant = Grant(
-            subject=str(subject_from_text(subject)), gpu_hours=hours, author=self.author, reason=self.reason
+        grant = _made(
+            Grant,
+            subject=str(subject_from_text(subject)),
+            gpu_hours=hours,
+            author=self.author,
+            reason=self.reason,
         )
         self.ask(lambda client: client.tell("POST", "/api/grants", grant))
         self.say(f"Granted: {grant.subject} has {_granted(hours)} in the present period")
@@ -243,7 +260,8 @@ class Report(RuleCommand):
         help="""
         Print CSV instead of a table.
 
-        Default: off. GPU-hours have three decimals.
+        Default: off. GPU-hours have three decimals. A name that a spreadsheet would take for a formula
+        (it begins with =, +, - or @) has an apostrophe before it.
         Example: `gpuspawner report --csv > use.csv`
         """,
     ).tag(config=True)
@@ -255,13 +273,15 @@ class Report(RuleCommand):
         zone = self.zone()
         query = {"by": self.by, "timezone": zone}
         if self.first_day:
-            query["start"] = _midnight(parse_day(self.first_day), zone)
+            query["start"] = midnight(parse_day(self.first_day), zone)
         if self.last_day:
-            query["end"] = _midnight(parse_day(self.last_day) + timedelta(days=1), zone)
-        found = self.ask(lambda client: client.ask(f"/api/report?{urlencode(query)}", ReportDocument))
+            query["end"] = midnight(parse_day(self.last_day) + timedelta(days=1), zone)
+        found = self.ask(lambda client: client.ask_all(f"/api/report?{urlencode(query)}", ReportDocument))
+        key = _by_name if self.by == "day" else _by_use  # over all pages
+        lines = sorted(found.lines, key=key)
         rows = [
             (line.name, f"{line.gpu_seconds / 3600:.3f}", str(line.user_count), str(line.lease_count))
-            for line in (*found.lines, found.total)
+            for line in (*lines, found.total)
         ]
         if self.json:
             print(json.dumps(document(found), indent=1))
@@ -273,7 +293,7 @@ class Report(RuleCommand):
             console.print(f"From {ends[0]} to {ends[1]} ({zone})")
             shown = table("GPU-hours", self.by, "GPU-hours", "Users", "Servers")
             for row in rows:
-                shown.add_row(*map(escape, row))
+                shown.add_row(*map(cell, row))
             console.print(shown)
 
 
@@ -322,8 +342,9 @@ class Session(RuleCommand):
         name = words[0]
         if len(words) == 2:
             self._save(self._known(name), {"skip": words[1]})
+            self.say(f"Cancelled: {name} doesn't meet on {words[1]}")
             return
-        cancel = SessionCancel(author=self.author, reason=self.reason)
+        cancel = _made(SessionCancel, author=self.author, reason=self.reason)
         self.ask(lambda client: client.tell("DELETE", f"/api/sessions/{quote(name)}", cancel))
         self.say(f"Cancelled: the lab session {name} doesn't meet any more")
 
@@ -336,7 +357,8 @@ class Session(RuleCommand):
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BadOption(f"The calendar {path} can't be read: {error}.") from None
-        body = CalendarImport(
+        body = _made(
+            CalendarImport,
             calendar=text,
             group=values.get("group", "everybody"),
             tier=values.get("tier", "gpu"),
@@ -356,8 +378,11 @@ class Session(RuleCommand):
 
     def _save(self, base: dict[str, Any], values: Mapping[str, str]) -> None:
         today = datetime.now(ZoneInfo(base["timezone"])).date()
-        change = SessionChange(
-            session=session_document(base, values, today), author=self.author, reason=self.reason
+        change = _made(
+            SessionChange,
+            session=session_document(base, values, today),
+            author=self.author,
+            reason=self.reason,
         )
         taken = self.ask(lambda client: client.ask("/api/sessions", SessionDocument, change))
         zone = taken.session["timezone"]
@@ -367,17 +392,36 @@ class Session(RuleCommand):
         if self.json:
             print(json.dumps(document(answer), indent=1))
             return
-        shown = table("Lab sessions", "Name", "Group", "Places", "When", "Next")
+        shown = table("Lab sessions", "Name", "Group", "Places", "When", "Next", "Cancelled")
         for each in answer.sessions:
             session = each.session
             zone = ZoneInfo(session["timezone"])
             following = ", ".join(f"{at.start.astimezone(zone):%Y-%m-%d %H:%M}" for at in each.next[:3])
+            today = f"{datetime.now(zone):%Y-%m-%d}"
+            cancelled = ", ".join(day for day in session["exdates"] if day >= today)
             places = f"{session['seats']} x {session['tier']}"
-            shown.add_row(*map(escape, (session["name"], session["group"], places, each.words, following)))
+            cells = (session["name"], session["group"], places, each.words, following, cancelled)
+            shown.add_row(*map(cell, cells))
         console = make_console()
         console.print(shown)
         for problem in answer.problems:
-            console.print(f"[bold red]{escape(problem)}[/]")
+            console.print(f"[bold red]{cell(problem)}[/]")
+
+
+def _made(kind: type[M], **values: Any) -> M:
+    """The message with what was typed. Raises BadOption, naming the field and its valid values."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise BadOption(f"{sentence_of(error, kind)}.") from None
+
+
+def _by_name(line: ReportLine) -> str:
+    return line.name
+
+
+def _by_use(line: ReportLine) -> tuple[float, str]:
+    return -line.gpu_seconds, line.name
 
 
 def _name_and_values(words: Sequence[str], usage: str) -> tuple[str, dict[str, str]]:
@@ -409,12 +453,14 @@ def _granted(hours: float) -> str:
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first cell of a row is a name that somebody chose; the others are numbers."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows(rows)
+    writer.writerows([for_spreadsheet(name), *numbers] for name, *numbers in rows)
     return text.getvalue()
 
 
-def _midnight(day: date, zone: str) -> str:
+def midnight(day: date, zone: str) -> str:
+    """When the day begins in this time zone, as the API takes it."""
     return datetime.combine(day, time(), ZoneInfo(zone)).astimezone(UTC).isoformat()

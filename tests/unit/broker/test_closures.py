@@ -16,7 +16,7 @@ from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.core.errors import ConfigError, DeviceFault, EngineFault, NoCapacity
 from gpuspawner.core.model import DeviceHealth, LeaseState
 from gpuspawner.core.units import format_time
-from gpuspawner.node.api import Access, Injection, Process
+from gpuspawner.node.api import Access, Injection, NodeFacts, Process
 
 from tests.unit.lease_examples import NOON, A, B, C, D, request
 
@@ -69,7 +69,7 @@ class Bench:
         parts = ClosureParts(
             node=machine,
             engine=machine,
-            way_in=WayIn(machine, machine, lambda: ("GPU-0", "GPU-1"), simulated=False),
+            way_in=WayIn(machine, machine, lambda: ("GPU-0", "GPU-1"), lambda: NodeFacts("here")),
             devices=lambda: ("GPU-0", "GPU-1"),
             leases=allocator.leases,
             close=self.close,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import namedtuple
 from pathlib import Path
@@ -88,3 +89,25 @@ async def test_where_docker_does_not_say_its_folder_the_brokers_own_is_known(
 @pytest.mark.parametrize(("free", "state"), [(1 * GIB - 1, "full"), (GIB, "low"), (10 * GIB, "ok")])
 def test_when_a_disk_is_low(free: int, state: str) -> None:
     assert Disk("homes", "/x", free, 1000 * GIB).state is DiskState(state)
+
+
+async def test_a_failure_is_counted_each_time_and_logged_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gpuspawner.broker.observe.disks.ROUND_SECONDS", 0.0)
+    rounds = 0
+
+    async def read(root: str) -> tuple[Disk, ...]:
+        nonlocal rounds
+        rounds += 1
+        raise RuntimeError("broken")
+
+    watch = DiskWatch(machine.facts, read, machine.metrics, logging.getLogger("disks"))
+    watching = asyncio.create_task(watch.run())
+    async with asyncio.timeout(5):
+        while rounds < 3:
+            await asyncio.sleep(0)
+    watching.cancel()
+    assert [record.message for record in caplog.records] == ["The disks can't be read; trying again: broken"]
+    counted = machine.metrics.registry.get_sample_value("gpuspawner_loop_errors_total", {"loop": "disks"})
+    assert counted == rounds

@@ -148,7 +148,7 @@ async def test_who_left_the_queue_while_the_broker_died_reads_why(path: str, tim
         with pytest.raises(QuotaTier) as caught:
             await allocator.acquire(ask(4))
         assert caught.value.message == (
-            "The tier 'gpu' was taken out of your quota while you waited for it: choose 'cpu'."
+            "The tier 'One GPU' was taken out of your quota while you waited for it: choose 'CPU'."
         )
         await allocator.begin_release(f"{0:032x}", "stopped")
         await allocator.close(f"{0:032x}")

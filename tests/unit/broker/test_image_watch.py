@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from gpuspawner.broker.api.pulls import pull_routes
 from gpuspawner.broker.api.socket import Site, bind_socket, make_app
+from gpuspawner.broker.observe.failures import LoopFailures
 from gpuspawner.broker.observe.images import PULL_SECONDS, ImageWatch
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.core.errors import BadOption, EngineFault
@@ -19,6 +20,7 @@ from gpuspawner.protocol.pulls import ImageDocument, PullMessage, PullsMessage
 from tornado.httpserver import HTTPServer
 
 LOG = logging.getLogger("test")
+FAILURES = LoopFailures("images", Metrics(), LOG)
 
 
 def pull(image: str, percent: int | None = None) -> PullMessage:
@@ -46,7 +48,7 @@ class Docker:
 
 async def test_images_are_looked_for_and_pulls_are_told() -> None:
     now, docker = 0.0, Docker(a=5)
-    watch = ImageWatch(["a", "b", "a"], docker.size, LOG, lambda: now)
+    watch = ImageWatch(["a", "b", "a"], docker.size, FAILURES, lambda: now)
     assert watch.now() == (shown("a", looked=False), shown("b", looked=False))
     await watch.round()
     watch.tell(PullsMessage(source="hub", pulls=(pull("b", 7), pull("z"))))
@@ -62,7 +64,7 @@ async def test_images_are_looked_for_and_pulls_are_told() -> None:
 
 async def test_an_image_is_looked_for_right_after_its_pull() -> None:
     docker = Docker()
-    watch = ImageWatch(["a"], docker.size, LOG)
+    watch = ImageWatch(["a"], docker.size, FAILURES)
     looking = asyncio.create_task(watch.run())
     await asyncio.sleep(0)
     watch.tell(PullsMessage(source="hub", pulls=(pull("a", 50),)))
@@ -72,6 +74,33 @@ async def test_an_image_is_looked_for_right_after_its_pull() -> None:
         while watch.now() != (shown("a", 9),):
             await asyncio.sleep(0.01)
     looking.cancel()
+
+
+async def test_a_failure_is_counted_each_time_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gpuspawner.broker.observe.images.ROUND_SECONDS", 0.0)
+    metrics, answers = (
+        Metrics(),
+        [RuntimeError("broken"), RuntimeError("broken"), None, RuntimeError("broken")],
+    )
+
+    async def size(reference: str) -> int | None:
+        answer = answers.pop(0) if answers else None
+        if answer is not None:
+            raise answer
+        return 7
+
+    watch = ImageWatch(["a"], size, LoopFailures("images", metrics, LOG))
+    looking = asyncio.create_task(watch.run())
+    async with asyncio.timeout(5):
+        while answers:
+            await asyncio.sleep(0)
+    looking.cancel()
+    sentence = "Which images are on this machine isn't known; trying again: broken"
+    assert [record.message for record in caplog.records] == [sentence, sentence]
+    assert metrics.registry.get_sample_value("gpuspawner_loop_errors_total", {"loop": "images"}) == 3
+    assert watch.now() == (shown("a", 7),)
 
 
 async def test_a_hub_s_pull_reaches_the_broker_and_ends_there(

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.leases.containers import ContainerEvent, EventsConnected
 from gpuspawner.broker.leases.memory_notice import sentence
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState
 from gpuspawner.core.want import Want
+from gpuspawner.node.engine import ContainerEvent, EventsConnected
 
 from tests.unit.lease_examples import NOON
 from tests.unit.service_bench import HOUR, Bench, make_bench

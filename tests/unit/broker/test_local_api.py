@@ -13,15 +13,16 @@ import aiohttp
 import pytest
 from gpuspawner.broker.api.public.actions import Actions
 from gpuspawner.broker.api.public.classes import class_routes
+from gpuspawner.broker.api.public.history import HistoryTools, history_routes
 from gpuspawner.broker.api.public.images import image_routes
 from gpuspawner.broker.api.public.leases import lease_routes
 from gpuspawner.broker.api.public.limits import BURST
 from gpuspawner.broker.api.public.local import PREFIX, LocalServers, local_routes
 from gpuspawner.broker.api.public.rules import joined, public_rules
-from gpuspawner.broker.api.public.turns import public_turns
 from gpuspawner.broker.api.socket import bind_socket, make_app
 from gpuspawner.broker.leases.hub_api import HubServer
 from gpuspawner.broker.ledger import Result, Search
+from gpuspawner.broker.observe.checkup import Checkup
 from gpuspawner.protocol.public_openapi import OPERATIONS, public_openapi
 from tornado.httpserver import HTTPServer
 from tornado.web import RequestHandler
@@ -56,13 +57,15 @@ async def door(tmp_path: Path, times: Any) -> AsyncIterator[Door]:
     broker = bench.broker
     servers = LocalServers("hub", broker.allocator.leases, bench.ender.release)
     actions = Actions(broker.rules, servers, broker.allocator.lease, broker.rules.rulebook.known.tiers)
-    turns: Any = None
+    checkup = Checkup(tuple, times.now)
     more = joined(
         lambda site: lease_routes(site, actions),
         public_rules(broker.site, broker.rules, broker.endings),
         class_routes(bench.tools),
-        public_turns(broker.site, turns, broker.rules.audit),
         image_routes(tuple),
+        history_routes(
+            HistoryTools(broker.site, broker.rules, broker.endings, broker.ledger, checkup, times.now)
+        ),
     )
     routes = local_routes(FakeBroker(), "hub", more)
     path = str(tmp_path / "door.sock")
@@ -72,6 +75,7 @@ async def door(tmp_path: Path, times: Any) -> AsyncIterator[Door]:
         yield Door(bench, routes, client)
     server.stop()
     await server.close_all_connections()
+    checkup.close()
     await bench.close()
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from gpuspawner.broker.api.documents import News, device_document
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.decide.snapshot import DeviceView
-from gpuspawner.broker.pages.admin.map import Cell, CellState, Part, Readings, make_map, summary
+from gpuspawner.broker.pages.admin.map import Cell, CellState, Part, Readings, make_map
+from gpuspawner.broker.pages.counts import summary
 from gpuspawner.core.decision import Drain
 from gpuspawner.core.model import DeviceHealth, Lease, LeaseState
 from gpuspawner.core.want import Mode, Want
 from gpuspawner.node.api import Usage, XidSeen
+from gpuspawner.protocol.messages import document
 
 from tests.unit.lease_examples import GPU0, RUNNING, SIMULATED, A, B, C, D, lease
 
@@ -105,6 +109,13 @@ def test_the_summary_counts_devices_and_slices() -> None:
     whole = DeviceView(replace(GPU0, uuid="GPU-1"), WELL, ())
     held = replace(whole, holders=(lease(A, RUNNING, "GPU-1"),))
     sliced = DeviceView(GPU0, WELL, (slice_of(A), slice_of(B)), QUARTERS)
-    assert summary([whole, held, sliced], 2, False) == "1 of 2 GPUs, 2 of 4 slices free, 2 servers wait."
-    assert summary([replace(sliced, drain=DRAIN)], 1, True) == "0 of 4 simulated slices free, 1 server waits."
-    assert summary([], 0, False) == "No GPU on this machine, nobody waits."
+    assert said([whole, held, sliced], 2) == "1 of 2 GPUs, 2 of 4 slices free, 2 servers wait."
+    drained = replace(sliced, drain=DRAIN)
+    assert said([drained], 1, simulated=True) == "0 of 4 simulated slices free, 1 server waits."
+    assert said([], 0) == "No GPU on this machine, nobody waits."
+
+
+def said(views: Sequence[DeviceView], waiting: int, simulated: bool = False) -> str:
+    """The sentence on each page, of these devices as the status document has them."""
+    devices = [document(device_document(view, News())) for view in views]
+    return summary({"simulated": simulated, "devices": devices, "queue": [{}] * waiting})

@@ -12,22 +12,22 @@ import pytest
 from gpuspawner.broker.api.public.actions import Actions
 from gpuspawner.broker.api.public.base import Route
 from gpuspawner.broker.api.public.classes import class_routes
+from gpuspawner.broker.api.public.history import HistoryTools, history_routes
 from gpuspawner.broker.api.public.hub_servers import HubServers
 from gpuspawner.broker.api.public.images import image_routes
 from gpuspawner.broker.api.public.limits import WriteLimits
 from gpuspawner.broker.api.public.rules import joined, public_rules
-from gpuspawner.broker.api.public.turns import public_turns
+from gpuspawner.broker.observe.checkup import Checkup
 from gpuspawner.broker.observe.sampler import Sampler
 from gpuspawner.broker.pages import make_handlers
 from gpuspawner.broker.pages.admin.base import AdminTools
-from gpuspawner.broker.pages.admin.checkup import Checkup
 from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
 from gpuspawner.broker.pages.own.desk import BrokerDesk
 from gpuspawner.broker.pages.unknown.handlers import unknown_pages
-from gpuspawner.core.model import Lease, Tier
+from gpuspawner.core.model import Tier
 from gpuspawner.core.want import Want
 from tornado.web import RequestHandler
 
@@ -108,7 +108,7 @@ def forms() -> Iterator[Call]:
     for path in ("classes/", "admin/log/", "admin/timeline/", "admin/guard/"):  # pages that have no form
         yield Call("post", path, path, NOBODY, form={"do": "what"})
     buttons = "own/([0-9a-f]{32})/(stop|cpu|extend|wake|yield)"
-    for action in ("stop", "cpu", "extend"):
+    for action in ("stop", "cpu", "extend", "wake", "yield"):
         yield Call("post", buttons, f"own/LEASE/{action}", RESERVERS, form={})
     yield Call("get", buttons, "own/LEASE/stop", USERS)  # back to the page
     for method in ("get", "post"):  # the hub decides who may, by the sender's own token
@@ -120,15 +120,18 @@ def calls() -> Iterator[Call]:
     for path, who in (
         ("status", USERS), ("tiers", USERS), ("openapi.json", USERS), ("images", READERS),
         ("quotas", READERS), ("drains", READERS), ("report", READERS), ("sessions", READERS),
-        ("sessions/calendar", READERS), ("classes", READERS),
+        ("sessions/calendar", READERS), ("classes", READERS), ("timeline", READERS), ("guard", READERS),
+        ("audit", ALL_READERS), ("doctor", ALL_READERS),
     ):  # fmt: skip
         yield Call("get", f"api/{path}", f"api/{path}", who)
+    yield Call("post", "api/doctor", "api/doctor", ALL_READERS, {})
     lease = "api/leases/([0-9a-f]{32})"
     yield Call("delete", lease, "api/leases/LEASE", RESERVERS, {})
     yield Call("post", f"{lease}/extend", "api/leases/LEASE/extend", RESERVERS, {"seconds": 60})
     yield Call("post", f"{lease}/cpu", "api/leases/LEASE/cpu", RESERVERS, {})
     yield Call("post", f"{lease}/end", "api/leases/LEASE/end", ADMINS, {})
-    yield Call("post", "api/turns/([0-9a-f]{32})/(wake|yield)", "api/turns/LEASE/wake", RESERVERS)
+    for action in ("wake", "yield"):
+        yield Call("post", f"{lease}/{action}", f"api/leases/LEASE/{action}", RESERVERS, {})
     yield Call("post", "api/quotas", "api/quotas", CLASS_ADMINS, QUOTA)
     yield Call("post", "api/quotas", "api/quotas", ADMINS, {**QUOTA, "subject": "group:another"})
     yield Call("delete", "api/quotas", "api/quotas", CLASS_ADMINS, {"subject": "group:students"})
@@ -174,19 +177,9 @@ BY_HUB = {("get", "oauth_callback")}
 """The hub redirects a browser to it, with a code that only it can make."""
 
 
-class Turns:
-    """Turns of every server."""
-
-    def __init__(self, bench: ClassBench) -> None:
-        self._bench = bench
-
-    def lease(self, lease_id: str) -> Lease:
-        lease = self._bench.broker.allocator.lease(lease_id)
-        assert lease is not None
-        return lease
-
-    def act(self, lease_id: str, action: str) -> dict[str, Any]:
-        return {"turn": action}
+def take_turn(lease_id: str, action: str) -> dict[str, Any]:
+    """Every server has turns."""
+    return {"turn": action}
 
 
 @dataclass
@@ -262,12 +255,13 @@ async def site(tmp_path: Path, times: Any, monkeypatch: pytest.MonkeyPatch) -> A
         readings=Readings, fault=lambda: "", ended=ended, disks=tuple, unknown=tuple, checkup=checkup,
         clock=times.now,
     )  # fmt: skip
-    turns: Any = Turns(bench)
     more = joined(
         public_rules(broker.site, broker.rules, broker.endings),
         class_routes(bench.tools),
-        public_turns(broker.site, turns, broker.rules.audit),
         image_routes(tuple),
+        history_routes(
+            HistoryTools(broker.site, broker.rules, broker.endings, broker.ledger, checkup, times.now)
+        ),
         class_pages(Teaching(bench.classes, broker.rules, clock=times.now)),
         unknown_pages(broker.rules.audit, end),
         admin_pages(tools),
@@ -275,7 +269,7 @@ async def site(tmp_path: Path, times: Any, monkeypatch: pytest.MonkeyPatch) -> A
 
     def make_desk(api_url: str) -> BrokerDesk:
         tiers = (Tier("gpu", "One GPU", want=Want(1)), Tier("cpu", "CPU"))
-        actions = Actions(broker.rules, HubServers(api_url), broker.allocator.lease, tiers)
+        actions = Actions(broker.rules, HubServers(api_url), broker.allocator.lease, tiers, take_turn)
         return BrokerDesk(broker.rules, broker.ledger, Sampler(dict, broker.site.log), actions)
 
     broken: Any = object()

@@ -49,7 +49,7 @@ class Broker:
             page_url="/services/gpu/",
             simulated=simulated,
         )
-        failures = LoopFailures("lab readings", Metrics(), logging.getLogger("lab"))
+        failures = LoopFailures("lab_readings", Metrics(), logging.getLogger("lab"))
         self.readings = LabReadings(sources, self._write, failures, lambda: self.now)
 
     async def _write(self, lease_id: str, text: str) -> None:

@@ -208,6 +208,7 @@ async def test_a_student_reads_their_own(pages: Pages) -> None:
         "leases": [lease("a", "anna", "GPU-0")],
         "queue": [],
         "ended": [],
+        "next": None,
     }
 
 
@@ -217,7 +218,7 @@ async def test_the_scope_reads_all(pages: Pages, token: str) -> None:
     expected = FakeBroker().status()
     for shown in expected["devices"]:
         shown["free"] = False
-    assert (status, json.loads(text)) == (200, {**expected, "disks": []})
+    assert (status, json.loads(text)) == (200, {**expected, "disks": [], "next": None})
 
 
 LOGIN = {

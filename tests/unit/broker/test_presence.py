@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ class Seen:
     did: list[str] = field(default_factory=list)
     compared: list[bool | Exception] = field(default_factory=list)
     during: Callable[[], None] = lambda: None
+    round_seconds: float | None = None
 
     async def set_away(self, reason: str) -> None:
         self.did.append(f"away {reason!r}")
@@ -34,13 +36,17 @@ class Seen:
             raise answer
         return answer
 
+    async def take_up(self, facts: NodeFacts) -> None:
+        self.did.append(f"take up {facts.name}")
+
     def offer(self, facts: NodeFacts) -> None:
         self.did.append(f"offer {facts.name}")
 
     def presence(self, facts: NodeFacts) -> Presence:
         parts = PresenceParts(
-            "b", self.set_away, self.compare, self.offer, Metrics([]), logging.getLogger("t"), 0.0
-        )
+            "b", self.set_away, self.take_up, self.compare, self.offer, Metrics([]), logging.getLogger("t"),
+            round_seconds=self.round_seconds, retry_seconds=0.0,
+        )  # fmt: skip
         return Presence(parts, facts)
 
 
@@ -61,9 +67,10 @@ async def test_a_machine_serves_again_only_after_a_good_comparison() -> None:
     await presence.follow()
     with pytest.raises(EngineFault):
         await presence.follow()
-    assert seen.did[1:] == ["compare", "compare"]
+    assert seen.did[1:] == ["take up b", "compare", "compare"]
     await presence.follow()
-    assert seen.did[3:] == ["compare", "away ''", "offer b"]
+    assert seen.did[4:] == ["compare", "away ''", "offer b"]
+    assert presence.is_taken_up
 
 
 async def test_a_machine_that_goes_away_during_the_comparison_stays_away() -> None:
@@ -74,4 +81,38 @@ async def test_a_machine_that_goes_away_during_the_comparison_stays_away() -> No
     seen.during = lambda: presence.on_facts(AWAY)
     await presence.follow()
     await presence.follow()
-    assert seen.did == [f"away {AWAY.away!r}", "compare"]
+    assert seen.did == [f"away {AWAY.away!r}", "take up b", "compare"]
+    assert not presence.is_taken_up
+
+
+async def test_one_that_is_back_before_anybody_looked_is_compared_all_the_same() -> None:
+    seen = Seen()
+    presence = seen.presence(AWAY)
+    presence.on_facts(THERE)
+    await presence.follow()
+    assert seen.did == ["take up b", "compare", "away ''", "offer b"]
+
+
+async def test_a_machine_with_its_own_docker_is_away_while_that_is_silent() -> None:
+    seen = Seen(round_seconds=5.0)
+    presence = seen.presence(THERE)
+    await presence.follow()
+    assert seen.did == ["compare", "offer b"]
+    seen.compared = [EngineFault("down"), EngineFault("down"), EngineFault("down")]
+    for _ in range(3):
+        with pytest.raises(EngineFault):
+            await presence.follow()
+    away = 'away "the Docker Engine of machine b can\'t be asked: down"'
+    assert seen.did[2:] == ["compare", "compare", away, "compare"]
+    await presence.follow()
+    assert seen.did[6:] == ["compare", "away ''", "offer b"]
+
+
+async def test_its_docker_is_compared_without_any_news() -> None:
+    seen = Seen(round_seconds=0.01)
+    running = asyncio.create_task(seen.presence(THERE).run())
+    async with asyncio.timeout(5):
+        while seen.did.count("compare") < 3:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -140,6 +140,8 @@ def spent(used_hours: float, limit_hours: float = 10) -> list[Spent]:
          "Your quota does not include the tier 'gpu': choose 'cpu' or 'slice'."),
         (Allowance(tiers=("cpu",)), GPU, [], [], QuotaTier,
          "Your quota does not include the tier 'gpu': choose 'cpu'."),
+        (Allowance(tiers=("cpu",), titles={"gpu": "One GPU", "cpu": "CPU"}), GPU, [], [], QuotaTier,
+         "Your quota does not include the tier 'One GPU': choose 'CPU'."),
         (Allowance(), GPU, [], spent(10), QuotaGpuHours,
          "You have used 10.0 of 10 GPU-hours this week; new ones from Monday 00:00 (Europe/Berlin)."),
     ],

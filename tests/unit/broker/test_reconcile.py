@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from gpuspawner.broker.leases.containers import Container
 from gpuspawner.broker.leases.reconcile import (
     Adopt,
     Charge,
@@ -22,6 +21,7 @@ from gpuspawner.broker.leases.reconcile import (
 from gpuspawner.core.labels import ContainerLabels
 from gpuspawner.core.model import Lease, LeaseState
 from gpuspawner.core.want import Want
+from gpuspawner.node.engine import Container
 from hypothesis import given
 from hypothesis import strategies as st
 

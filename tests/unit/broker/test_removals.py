@@ -6,10 +6,10 @@ import asyncio
 import logging
 
 import pytest
-from gpuspawner.broker.leases.containers import Container
 from gpuspawner.broker.leases.removals import Removals
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.core.labels import ContainerLabels
+from gpuspawner.node.engine import Container
 
 ONE = Container("c1", ContainerLabels(lease_id="a" * 32), "running")
 OTHER = Container("c2", ContainerLabels(lease_id="b" * 32), "exited")

@@ -1,14 +1,15 @@
-"""Wake now and give up my turn: on the socket, and at the service's address for a user of the hub."""
+"""Wake now and give up my turn, by the API, and what the hub asks before it ends a server."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from gpuspawner.broker.api.public.turns import public_turns
+from gpuspawner.broker.api.public.actions import NOT_THERE, NOT_YOURS, Actions
 from gpuspawner.broker.api.turns import NO_SEAT, NO_TURNS, TurnService
 from gpuspawner.broker.api.visible import is_free
 from gpuspawner.broker.decide.replay.replay_turns import BurstyClass, SharedGpus, in_turns
@@ -17,6 +18,8 @@ from gpuspawner.broker.decide.turn_waits import expected_waits
 from gpuspawner.broker.decide.turn_words import waiting_sentence
 from gpuspawner.broker.decide.turns import Experience, Gpu, Seat, Turn, TurnRules
 from gpuspawner.broker.leases.audit import Answer, Asked
+from gpuspawner.broker.observe.sampler import Sampler
+from gpuspawner.broker.pages.own.desk import BrokerDesk
 from gpuspawner.core.model import Lease, LeaseState, Mode
 from gpuspawner.core.want import Want
 
@@ -37,6 +40,9 @@ class Log:
     async def write(self, asked: Asked, do: Callable[[], Awaitable[Answer]]) -> Answer:
         self.written.append((asked.author, asked.action, asked.subject, asked.request_id))
         return await do()
+
+    async def repeated(self, asked: Asked) -> Answer | None:
+        return None
 
     async def refuse(self, asked: Asked, message: str) -> None:
         self.refused.append((asked.author, asked.action, message))
@@ -79,29 +85,21 @@ class Leases:
         )
 
 
-@dataclass
-class Socket:
-    """What a handler wants of the socket's site."""
-
-    metrics: Any = None
-
-
-class Metrics:
-    def refused(self, reason: str) -> None:
-        """Counted elsewhere."""
-
-
 @pytest.fixture
 async def site() -> AsyncIterator[tuple[Pages, Turns]]:
     turns = Turns()
+    nothing: Any = None
+    rules: Any = SimpleNamespace(audit=turns.audit)
     service = TurnService(cast(Any, Leases()), cast(Any, turns))
-    async with serving(public_turns(cast(Any, Socket(Metrics())), service, cast(Any, turns.audit))) as pages:
+    actions = Actions(rules, nothing, Leases().lease, (), service.act)
+    desk = BrokerDesk(rules, nothing, Sampler(dict, nothing), actions)
+    async with serving(make_desk=lambda api_url: desk) as pages:
         yield pages, turns
 
 
 async def ask(pages: Pages, token: str, path: str) -> tuple[int, Any]:
     headers = {"Authorization": f"token {token}"}
-    async with pages.client.post(f"{pages.url}api/turns/{path}", headers=headers) as answer:
+    async with pages.client.post(f"{pages.url}api/leases/{path}", headers=headers) as answer:
         return answer.status, await answer.json()
 
 
@@ -111,8 +109,10 @@ async def test_a_user_wakes_and_gives_up_their_own(site: tuple[Pages, Turns]) ->
         "turn": "paused", "since": "2026-01-01T12:00:00Z", "gpu_uuid": "GPU-1", "memory_bytes": 5,
         "moves": False, "position": 2, "wait_seconds": 20.0, "can_move": True,
     }  # fmt: skip
-    assert await ask(pages, "anna-token", f"{ANNA}/wake") == (200, document)
-    assert await ask(pages, "anna-token", f"{ANNA}/yield") == (200, document)
+    woken = "Your server gets a GPU when it is its turn."
+    assert await ask(pages, "anna-token", f"{ANNA}/wake") == (200, {"message": woken, "turn": document})
+    given_up = {"message": "Your turn ends.", "turn": document}
+    assert await ask(pages, "anna-token", f"{ANNA}/yield") == (200, given_up)
     assert turns.asked == [(ANNA, "want"), (ANNA, "give up")]
     assert turns.audit.written == [
         ("anna", "turn: wake", "user:anna", None), ("anna", "turn: yield", "user:anna", None),
@@ -122,9 +122,9 @@ async def test_a_user_wakes_and_gives_up_their_own(site: tuple[Pages, Turns]) ->
 @pytest.mark.parametrize(
     ("token", "path", "status", "said"),
     [
-        ("monitor-token", f"{ANNA}/wake", 403, "This is another user's server: ask its user, or an admin."),
+        ("monitor-token", f"{ANNA}/wake", 403, NOT_YOURS),
         ("anna-token", f"{WHOLE}/wake", 409, NO_TURNS),
-        ("anna-token", f"{CLOSED}/yield", 409, "This server has ended: start it again."),
+        ("anna-token", f"{CLOSED}/yield", 409, NOT_THERE),
     ],
 )
 async def test_what_is_refused(

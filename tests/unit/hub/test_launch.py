@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 from gpuspawner.core.errors import (
     BrokerUnavailable,
     EngineFault,
+    HubFull,
     ImageUnfit,
     LeaseConflict,
     QueueTimeout,
@@ -62,6 +64,20 @@ async def test_a_start_takes_its_steps_in_order(answers: list[Answer]) -> None:
         "Container started: waiting for the server's first answer",
         "The server answers",
     ]
+
+
+async def test_where_the_hub_is_full_one_with_a_gpu_waits_and_one_without_is_refused(
+    answers: list[Answer],
+) -> None:
+    docker, broker = Docker(full=True), Broker()
+    start, progress = make(docker, broker)
+    assert await start.run() == ("10.213.0.2", 8888)
+    said = await events(progress)
+    reserved = said.index("1 simulated GPU reserved for you")
+    assert said[reserved + 1 : reserved + 3] == [launch_module.NO_PLACE, "Container created"]
+    plain, _ = make(Docker(full=True), broker, replace(JOB, request=None))
+    with pytest.raises(HubFull):
+        await plain.run()
 
 
 @pytest.mark.parametrize("slow", ["", "create", "start", "inspect_container"])

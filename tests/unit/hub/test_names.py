@@ -10,7 +10,7 @@ import pytest
 from dockerspawner import DockerSpawner
 from gpuspawner.core.errors import BadOption
 from gpuspawner.core.labels import Owner
-from gpuspawner.hub.names import check_names, escape_name, oauth_client_of
+from gpuspawner.hub.names import check_names, escape_name, oauth_client_of, usable_groups
 from gpuspawner.hub.spawner import GpuDockerSpawner
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -104,3 +104,9 @@ def test_names_that_no_message_names_are_refused(user: str, server: str, start: 
     assert refused.value.message.startswith(start)
     check_names("ada lovelace@é", "")
     check_names("u" * 255, "s" * 255)
+
+
+def test_groups_that_no_message_can_name_are_told_apart() -> None:
+    usable = ("<script>", "a/../b", "ml", "x" * 255, "שלום")
+    others = ("a\nb", "x" * 256, "\u202egnol", "👩🏽\u200d🏫")
+    assert usable_groups((*others, *usable)) == (tuple(sorted(usable)), tuple(sorted(others)))

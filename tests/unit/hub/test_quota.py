@@ -51,6 +51,23 @@ def test_of_a_group_s_properties_only_limits_are_told() -> None:
     )
 
 
+def test_a_group_that_no_message_can_name_stops_nobody() -> None:
+    groups = [
+        SimpleNamespace(name=name, properties={"devices": 1}) for name in ("👩🏽\u200d🏫", "ml", "x" * 256)
+    ]
+    assert quota.who_asks("hub", "ada", "x", groups) == WHO
+
+
+async def test_such_a_group_is_no_part_of_a_start_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spawner = make_spawner()
+    spawner.user.groups.append(SimpleNamespace(name="\u202egnol", properties={}))
+    with caplog.at_level("WARNING"):
+        assert spawner._make_request(GPU).groups == ("ml",)
+    assert "The hub's group '\\u202egnol' counts for nothing" in caplog.text
+
+
 async def test_a_start_is_refused_before_anything_is_begun() -> None:
     broker: Any = FakeBroker(gpu=("quota_devices", SENTENCE))
     with pytest.raises(QuotaDevices, match="You hold 1 of 1 GPU"):

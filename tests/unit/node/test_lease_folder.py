@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from gpuspawner.core.errors import LedgerFault
-from gpuspawner.node.lease_folder import LeaseFolders
+from gpuspawner.node.lease_folder import TURN, USE, LeaseFolders
 
 from tests.unit.lease_examples import TRAIN, UUIDS
 
@@ -48,15 +48,23 @@ def test_the_lease_s_folder(tmp_path: Path) -> None:
 
 def test_turn_and_use_are_written_only_where_there_is_a_folder(tmp_path: Path) -> None:
     folders = LeaseFolders(tmp_path)
-    folders.write_turn(TRAIN.id, "You are 2nd.")
-    folders.write_use(TRAIN.id, "{}")
+    folders.put(TRAIN.id, {TURN: "You are 2nd."})
+    folders.put(TRAIN.id, {USE: "{}"})
     assert folders.ids() == ()
     folder = folders.write(TRAIN, simulated=False)
-    folders.write_turn(TRAIN.id, "You are 2nd.")
-    folders.write_use(TRAIN.id, "{}")
+    folders.put(TRAIN.id, {TURN: "You are 2nd."})
+    folders.put(TRAIN.id, {USE: "{}"})
     found = {path.name: path.read_text() for path in folder.iterdir() if path.name in ("turn", "use")}
     assert found == {"turn": "You are 2nd.", "use": "{}"}
     assert (folder / "use").stat().st_mode & 0o777 == 0o644
+
+
+def test_nothing_else_becomes_a_file(tmp_path: Path) -> None:
+    folders = LeaseFolders(tmp_path)
+    folders.write(TRAIN, simulated=False)
+    with pytest.raises(ValueError, match=r"^a lease's folder has no \.\./evil, x$"):
+        folders.put(TRAIN.id, {TURN: "", "../evil": "", "x": ""})
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["lease.json", "notice"]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ STATUS: dict[str, Any] = {
     "queue": [],
     "ended": [],
     "disks": [],
+    "next": None,
 }
 QUEUED = {"event": "queued", "position": 2, "waiting": 3, "message": "2nd in line for a GPU"}
 
@@ -400,7 +401,7 @@ async def test_confirm_release_and_documents(broker: Broker, client: BrokerClien
         f"POST /leases/{'a' * 32}/confirm",
         f"DELETE /leases/{'a' * 32}",
         "GET /tiers",
-        "GET /api/status",
+        "GET /api/status?limit=1000",
     ]
 
 

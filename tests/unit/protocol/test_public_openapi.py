@@ -16,12 +16,13 @@ import schemathesis
 from gpuspawner.broker.api.answers import About, View
 from gpuspawner.broker.api.public.actions import Actions
 from gpuspawner.broker.api.public.classes import class_routes
+from gpuspawner.broker.api.public.history import HistoryTools, history_routes
 from gpuspawner.broker.api.public.hub_servers import HubServers
 from gpuspawner.broker.api.public.images import image_routes
 from gpuspawner.broker.api.public.limits import WriteLimits
 from gpuspawner.broker.api.public.rules import joined, public_rules
-from gpuspawner.broker.api.public.turns import public_turns
 from gpuspawner.broker.api.turns import TurnService
+from gpuspawner.broker.observe.checkup import Checkup, Line
 from gpuspawner.broker.observe.sampler import Sampler
 from gpuspawner.broker.pages import make_handlers
 from gpuspawner.broker.pages.own.desk import BrokerDesk
@@ -86,16 +87,20 @@ class Service:
         await bench.open()
         broker = bench.broker
         turns: Any = NoTurns()
+        act = TurnService(broker.allocator, turns).act
+        self.checkup = Checkup(lambda: (Line("problem", "Docker", "it is down", "start it"),))
         more = joined(
             public_rules(broker.site, broker.rules, broker.endings),
             class_routes(bench.tools),
-            public_turns(broker.site, TurnService(broker.allocator, turns), broker.rules.audit),
             image_routes(lambda: IMAGES),
+            history_routes(
+                HistoryTools(broker.site, broker.rules, broker.endings, broker.ledger, self.checkup)
+            ),
         )
 
         def make_desk(api_url: str) -> BrokerDesk:
             tiers = (Tier("gpu", "One GPU", want=Want(1)), Tier("cpu", "CPU"))
-            actions = Actions(broker.rules, HubServers(api_url), broker.allocator.lease, tiers)
+            actions = Actions(broker.rules, HubServers(api_url), broker.allocator.lease, tiers, act)
             return BrokerDesk(broker.rules, broker.ledger, Sampler(dict, broker.site.log), actions)
 
         desk = make_desk("http://127.0.0.1:9")
@@ -112,6 +117,7 @@ class Service:
 
     async def close(self) -> None:
         await self.stack.aclose()
+        self.checkup.close()
         await self.bench.broker.close()
 
 
@@ -156,7 +162,7 @@ def test_nobody_is_asked_for_an_author() -> None:
 
 
 EXAMPLES = {
-    "([0-9a-f]{32})": "a" * 32, "(wake|yield)": "wake", "([^/]+)": "cs231n",
+    "([0-9a-f]{32})": "a" * 32, "([^/]+)": "cs231n",
     "([a-z0-9][a-z0-9._-]{0,62})": "lab",
 }  # fmt: skip
 

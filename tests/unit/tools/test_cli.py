@@ -159,6 +159,25 @@ def test_status_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("\x1b]0;owned\x07\x1b[2J", "\\x1b]0;owned\\x07\\x1b[2J"),
+        ("\u202egnol", "\\u202egnol"),
+        ("two\nlines", "two\\x0alines"),
+        ("[link=file:///etc]x[/link]", "[link=file:///etc]x[/link]"),
+    ],
+)
+def test_a_name_gives_the_terminal_no_orders(name: str, shown: str) -> None:
+    device = {**DEVICE, "user": name, "server": "", "total_seats": None, "total_slices": None}
+    lease = {**STATUS["leases"][0], "user": name, "server": name, "tier": name, "notice": name}
+    place = {**STATUS["queue"][0], "user": name, "server": name, "tier": name}
+    status = {**STATUS, "devices": [device], "leases": [lease], "queue": [place]}
+    lines = printed(cli.show_status, status)
+    assert [line.count(shown) for line in lines if shown in line] == [1, 3, 3]  # device; lease; queue
+    assert not [char for line in lines for text in line for char in text if not char.isprintable()]
+
+
+@pytest.mark.parametrize(
     ("user", "lines"),
     [
         ("ada", ["ada ([red]train) is awake", "3 of 8 seats in turns free"]),
@@ -396,8 +415,8 @@ def test_without_a_command_it_names_them(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_command_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bogus"]) == 2
     assert capsys.readouterr().err == (
-        "gpuspawner: there is no command 'bogus': use doctor, status, quota, report, session, homes, "
-        "plan, translate-profiles, broker\n"
+        "gpuspawner: there is no command 'bogus': use doctor, status, quota, report, session, audit, "
+        "timeline, guard, images, homes, plan, translate-profiles, node, broker\n"
     )
 
 

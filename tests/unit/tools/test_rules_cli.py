@@ -99,6 +99,8 @@ def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:
         (["grant", "user:ada", "5"], "A grant needs a reason"),
         (["grant", "user:ada", "many"], "use: gpuspawner quota"),
         (["grant", "user:ada", "0", "--reason", "x"], "A grant of 0 GPU-hours changes nothing"),
+        (["set", "user:ada", "devices=1", "--reason", "x" * 256], "A reason is text of up to 255"),
+        (["remove", "user:ada", "--reason", "a\x1b[31m"], "A reason is text of up to 255 printable"),
     ],
 )
 def test_what_cannot_be_used_is_a_sentence(typed: Typed, words: list[str], sentence: str) -> None:
@@ -157,6 +159,47 @@ def test_reports_as_table_csv_and_json(served: Served, typed: Typed, times: Any)
     assert "is not before its end" in typed("report", "--start=2027-02-01", "--end=2027-01-01")[2]
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ('=HYPERLINK("http://x")', '"\'=HYPERLINK(""http://x"")"'),
+        ("-ada", "'-ada"),
+        ("+49", "'+49"),
+        ("@ada", "'@ada"),
+        ("a,b", '"a,b"'),
+        ("\x1b[31m\u202ed", "\\x1b[31m\\u202ed"),
+    ],
+)
+def test_a_report_s_names_are_only_text(
+    served: Served, typed: Typed, times: Any, name: str, shown: str
+) -> None:
+    use(served, times, name, 1, 1)
+    times.pass_seconds(60)
+    assert typed("report", "--csv")[1] == f"user,gpu_hours,users,leases\n{shown},1.000,1,1\n"
+    assert {char for char in typed("report")[1] if not char.isprintable()} == {"\n"}
+    assert json.loads(typed("report", "--json")[1])["lines"][0]["name"] == name
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "[red]a", "a/../b", "x" * 100, "שלום"])
+def test_a_group_s_name_is_only_text(typed: Typed, name: str) -> None:
+    assert typed("quota", "set", f"group:{name}", "devices=2") == (
+        0, f"Set: group:{name} may have devices=2\n", "",
+    )  # fmt: skip
+    first, second = typed("quota", "show", f"group:{name}")[1].split("Changes")
+    for table in (first, second):  # the quota and its change
+        assert f"group:{name}" in "".join(table.split())
+    shown = json.loads(typed("quota", "show", f"group:{name}", "--json")[1])
+    assert shown["quotas"][0]["subject"] == f"group:{name}"
+
+
+@pytest.mark.parametrize("name", ["\x1b[31ma", "\u202ednuor", "a\nb", "👩🏽\u200d🏫", "x" * 255, "x" * 256])
+def test_a_group_that_no_quota_can_name_is_a_sentence(typed: Typed, name: str) -> None:
+    status, out, err = typed("quota", "set", f"group:{name}", "devices=2")
+    assert (status, out) == (1, "")
+    assert err.startswith("gpuspawner quota: ")
+    assert {char for char in err if not char.isprintable()} == {"\n"}
+
+
 def test_lab_sessions_are_added_changed_and_cancelled(typed: Typed, tmp_path: Path) -> None:
     lab = ("session", "add", "cs231n", "group=students", "tier=gpu", "seats=2", "when=Mondays 10-12")
     status, out, err = typed(*lab, "from=2026-11-26", "until=2026-12-18", "prestart=15")
@@ -170,7 +213,21 @@ def test_lab_sessions_are_added_changed_and_cancelled(typed: Typed, tmp_path: Pa
     assert "and beside 'cs231n' none fits" in typed(*other, "seats=1")[2]
     assert typed("session", "change", "cs231n", "seats=1", "move=2026-12-07:2026-12-08 14-16")[0] == 0
     assert typed(*other, "seats=1")[0] == 0
-    assert typed("session", "cancel", "cs231n", "2026-11-30")[0] == 0
+    assert typed("session", "cancel", "cs231n", "2026-12-01") == (
+        1,
+        "",
+        "gpuspawner session: cs231n doesn't meet on 2026-12-01: the nearest dates are 2026-11-30 and 2026-12-07.\n",
+    )
+    status, out, err = typed("session", "cancel", "cs231n", "2026-11-30")
+    assert (status, err, lines(out)[-1]) == (0, "", ["Cancelled: cs231n doesn't meet on 2026-11-30"])
+    assert lines(out)[1:3] == [
+        ["Name", "Group", "Places", "When", "Next", "Cancelled"],
+        [
+            "cs231n", "students", "1 x gpu", "Mondays 10:00–12:00 (Europe/Berlin) until 2026-12-18",
+            "2026-12-08 14:00, 2026-12-14 10:00", "2026-11-30",
+        ],
+    ]  # fmt: skip
+    assert lines(typed("session", "list")[1])[2] == lines(out)[2]
     listed = json.loads(typed("session", "list", "--json")[1])["sessions"]
     assert [(each["session"]["name"], each["next"][0]["start"]) for each in listed] == [
         ("cs231n", "2026-12-08T13:00:00Z"),

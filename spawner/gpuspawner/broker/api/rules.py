@@ -23,7 +23,6 @@ import json
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -73,8 +72,10 @@ from ..decide.when.calendar import Defaults
 from ..decide.when.timetable import describe
 from ..leases.audit import Answer, Asked
 from ..leases.endings import Endings
-from ..leases.rule_service import RuleService, Standing, report_window
+from ..leases.rule_service import QuotaView, RuleService, Standing, report_window
 from .access import ADMIN_SCOPE, EVERYBODY, RESERVE_SCOPE, Reach
+from .paging import Part, cut
+from .query import read_page, read_time
 from .socket import Handler, Site
 
 REQUEST_ID_HEADER = "Idempotency-Key"
@@ -132,13 +133,15 @@ def answering(
 class Change:
     """A change that somebody asks for, and the groups for which it needs the scope; see `ledger.Write`.
 
-    What concerns no group, such as one user's quota, needs the scope for everybody.
+    What concerns no group, such as one user's quota, needs the scope for everybody. `lease_id` is that of
+    the server that it concerns, "" for none.
     """
 
     action: str
     subject: str
     groups: tuple[str, ...]
     body: Authored
+    lease_id: str = ""
 
 
 def read_request_id(handler: RequestHandler) -> str | None:
@@ -192,17 +195,9 @@ class RuleHandler(Handler):
 
     async def make(self, change: Change, do: Callable[[], Awaitable[Message | None]]) -> None:
         """Makes the change with `do`, which gives the answer's message, through the audit log."""
-        asked = Asked(
-            author=change.body.author,
-            via=self.via,
-            action=change.action,
-            subject=change.subject,
-            groups=change.groups,
-            document=change.body.model_dump(mode="json", exclude={"author", "reason"}),
-            reason=getattr(change.body, "reason", ""),
-            request_id=read_request_id(self),
-        )
-
+        asked = self._asked(change)
+        if await self.repeated(asked):
+            return
         try:
             self.allow(change)
         except NotAllowed as refused:
@@ -213,7 +208,29 @@ class RuleHandler(Handler):
             message = await do()
             return Answer() if message is None else Answer(200, message.model_dump_json())
 
-        answer = await self.rules.audit.write(asked, carry_out)
+        self._give(await self.rules.audit.write(asked, carry_out))
+
+    async def repeated(self, asked: Asked) -> bool:
+        """Gives the answer of the same request, if it was done before. Raises LedgerFault."""
+        answer = await self.rules.audit.repeated(asked)
+        if answer is not None:
+            self._give(answer)
+        return answer is not None
+
+    def _asked(self, change: Change) -> Asked:
+        about = {"lease": change.lease_id} if change.lease_id else {}
+        return Asked(
+            author=change.body.author,
+            via=self.via,
+            action=change.action,
+            subject=change.subject,
+            groups=change.groups,
+            document={**about, **change.body.model_dump(mode="json", exclude={"author", "reason"})},
+            reason=getattr(change.body, "reason", ""),
+            request_id=read_request_id(self),
+        )
+
+    def _give(self, answer: Answer) -> None:
         self.set_status(answer.status)
         if answer.body is not None:
             self.set_header("Content-Type", "application/json")
@@ -225,29 +242,38 @@ class QuotasHandler(RuleHandler):
 
     @answering
     async def get(self) -> None:
-        """All quotas, with what was changed at run time, by whom and why."""
-        rulebook, reach = self.rules.rulebook, self.reach()
+        """The quotas, with what was changed at run time, by whom and why."""
+        reach, page = self.reach(), read_page(self)
+        quotas = [
+            view
+            for view in self.rules.quotas()
+            if view.subject == FOR_EVERYBODY or _covers(reach, str(view.subject))
+        ]
+        found = cut(
+            (
+                Part("quotas", quotas, lambda view: str(view.subject)),
+                Part("history", self._history(reach), lambda each: each[0]),
+            ),
+            page,
+        )
+        problems = self.rules.rulebook.rules.problems if reach.everybody and not page.cursor else ()
         self.send(
             QuotasDocument(
-                quotas=tuple(
-                    QuotaDocument(
-                        subject=str(view.subject),
-                        limits=dict(view.limits),
-                        settings=dict(view.settings),
-                        changed=dict(view.changed),
-                    )
-                    for view in self.rules.quotas()
-                    if view.subject == FOR_EVERYBODY or _covers(reach, str(view.subject))
-                ),
-                problems=rulebook.rules.problems if reach.everybody else (),
-                history=tuple(
-                    decision_document(each)
-                    for kind in (DecisionKind.QUOTA, DecisionKind.GRANT)
-                    for each in rulebook.history(kind)
-                    if _covers(reach, each.subject)
-                ),
+                quotas=tuple(map(quota_document, found.lists["quotas"])),
+                problems=problems,
+                history=tuple(decision_document(each) for _, each in found.lists["history"]),
+                next=found.next,
             )
         )
+
+    def _history(self, reach: Reach) -> list[tuple[str, Decision]]:
+        """What was decided, each with a key: decisions are only added, so that their number stays."""
+        return [
+            (f"{kind.value} {number:012}", each)
+            for kind in (DecisionKind.QUOTA, DecisionKind.GRANT)
+            for number, each in enumerate(self.rules.rulebook.history(kind))
+            if _covers(reach, each.subject)
+        ]
 
     @answering
     async def post(self) -> None:
@@ -288,14 +314,16 @@ class DrainsHandler(RuleHandler):
     @answering
     async def get(self) -> None:
         """The drained devices; they are nobody's in particular, so everybody who reads anything sees them."""
-        drained = self.rules.rulebook.rules.drained
+        drained = sorted(self.rules.rulebook.rules.drained.items())
+        found = cut([Part("drains", drained, lambda item: item[0])], read_page(self))
         self.send(
             DrainsDocument(
                 drains=tuple(
                     DrainDocument(uuid=uuid, since=each.since, author=each.author, reason=each.reason)
-                    for uuid, each in sorted(drained.items())
+                    for uuid, each in found.lists["drains"]
                 ),
                 warning=self.rules.drain_warning(),
+                next=found.next,
             )
         )
 
@@ -335,6 +363,7 @@ class ReportHandler(RuleHandler):
     @answering
     async def get(self) -> None:
         """The report."""
+        page = read_page(self)
         by = self.get_query_argument("by", By.USER.value)
         if by not in list(By):
             raise BadOption(f"A report is grouped by one of {', '.join(By)}.")
@@ -343,22 +372,12 @@ class ReportHandler(RuleHandler):
             check_timezone(timezone, "timezone")
         except ConfigError as error:
             raise BadOption(f"{error}.") from None
-        window = report_window(self._time("start"), self._time("end"), self.site.service.now())
+        window = report_window(read_time(self, "start"), read_time(self, "end"), self.site.service.now())
         reach = self.reach()
         groups = None if reach.everybody else reach.groups
-        self.send(report_document(await self.rules.report(By(by), window, timezone, groups)))
-
-    def _time(self, key: str) -> datetime | None:
-        text = self.get_query_argument(key, None)
-        if text is None:
-            return None
-        try:
-            at = datetime.fromisoformat(text)
-        except ValueError:
-            at = None
-        if at is None or at.tzinfo is None:
-            raise BadOption(f'{key} must be a time with its zone, like "2026-10-12T00:00:00Z".')
-        return at
+        report = report_document(await self.rules.report(By(by), window, timezone, groups))
+        found = cut([Part("lines", report.lines, lambda line: line.name)], page)
+        self.send(report.model_copy(update={"lines": found.lists["lines"], "next": found.next}))
 
 
 class SessionsHandler(RuleHandler):
@@ -368,15 +387,19 @@ class SessionsHandler(RuleHandler):
 
     @answering
     async def get(self) -> None:
-        """All lab sessions, and when they meet next."""
-        rulebook, reach = self.rules.rulebook, self.reach()
-        listed = tuple(
-            session_document(session, following)
-            for session, following in self.rules.sessions()
-            if reach.covers((session.group,))
+        """The lab sessions, and when they meet next."""
+        rulebook, reach, page = self.rules.rulebook, self.reach(), read_page(self)
+        seen = [each for each in self.rules.sessions() if reach.covers((each[0].group,))]
+        found = cut([Part("sessions", seen, lambda each: each[0].name)], page)
+        problems = rulebook.rules.problems if reach.everybody and not page.cursor else ()
+        self.send(
+            SessionsDocument(
+                sessions=tuple(session_document(*each) for each in found.lists["sessions"]),
+                problems=problems,
+                timezone=rulebook.known.timezone,
+                next=found.next,
+            )
         )
-        problems = rulebook.rules.problems if reach.everybody else ()
-        self.send(SessionsDocument(sessions=listed, problems=problems, timezone=rulebook.known.timezone))
 
     @answering
     async def post(self) -> None:
@@ -462,6 +485,8 @@ class EndHandler(RuleHandler):
     async def post(self, lease_id: str) -> None:
         """204: the container is being removed, and its GPU is free when Docker says that it is gone."""
         body = self.read(EndUnknown)
+        if await self.repeated(self._asked(Change("end", "", (), body, lease_id))):
+            return
         lease = self.rules.lease(lease_id)
         if lease_id not in self.site.unknown():
             raise LeaseConflict("The hub knows this server: stop it on the hub's admin page.")
@@ -469,7 +494,7 @@ class EndHandler(RuleHandler):
         async def end() -> None:
             await self.site.service.release(lease_id, f"ended by {body.author}: the hub doesn't know it")
 
-        await self.make(Change("end", f"user:{lease.user}", (), body), end)
+        await self.make(Change("end", f"user:{lease.user}", (), body, lease_id), end)
 
 
 class KernelsHandler(RuleHandler):
@@ -502,6 +527,16 @@ class ServersHandler(RuleHandler):
             ends_at=None if deadline is None else deadline.at,
             ends_because="" if deadline is None else deadline.cause.value,
         )
+
+
+def quota_document(view: QuotaView) -> QuotaDocument:
+    """One subject's limits."""
+    return QuotaDocument(
+        subject=str(view.subject),
+        limits=dict(view.limits),
+        settings=dict(view.settings),
+        changed=dict(view.changed),
+    )
 
 
 def groups_in(subject: str) -> tuple[str, ...]:

@@ -1,18 +1,15 @@
-"""What users may ask of their turns, on the unix socket: a GPU now, or to give up the one that they have.
+"""What is asked of turns: a GPU now, to give up the one that somebody has, or whether a container may end.
 
-POST /turns/{lease id}/wake    it wants a GPU, and gets one when it is its turn
-POST /turns/{lease id}/yield   its turn ends now; a program that still computes wants a new one
+Users ask the first two by the API and its pages (`public/actions.py`). The hub asks the third on the unix
+socket, again and again, for any lease:
 POST /turns/{lease id}/end     its container is about to be stopped: {"ready": whether that may be done now}
-
-The first two answer with the lease's turn. The public API has them below `api/`, for the lease's user and for
-holders of `custom:gpu:reserve` (`public/turns.py`). The hub asks the third, again and again, for any lease.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ...core.errors import Fault, LeaseConflict, Refusal
+from ...core.errors import LeaseConflict
 from ...core.model import Lease, Mode
 from ...protocol.messages import EndDocument, document
 from ..enforce.all_turns import AllTurns
@@ -41,7 +38,13 @@ class TurnService:
         return lease
 
     def act(self, lease_id: str, action: str) -> dict[str, Any]:
-        """Does it and returns the turn's document. Raises LeaseConflict if it has no seat or may not wake."""
+        """Does "wake" or "yield" and returns the turn's document.
+
+        Who wakes wants a GPU, and gets one when it is their turn. Who yields gives up their turn now; a
+        program that still computes wants a new one.
+
+        Raises LeaseConflict if it has no seat or may not wake.
+        """
         lease = self.lease(lease_id)
         if action == "wake" and lease.kept_asleep:
             raise LeaseConflict(lease.kept_asleep)
@@ -54,29 +57,6 @@ class TurnService:
     async def before_end(self, lease_id: str) -> bool:
         """Whether the programs of this lease may be killed now; if not, they are being put to sleep."""
         return await self._turns.before_end(lease_id)
-
-
-class TurnHandler(Handler):
-    """POST /turns/{lease id}/{wake or yield}"""
-
-    turns: TurnService
-
-    def initialize(self, site: Site, **more: Any) -> None:
-        super().initialize(site)
-        self.turns = more["turns"]
-
-    async def post(self, lease_id: str, action: str) -> None:
-        """200 with the turn; 409 if the lease has none."""
-        try:
-            self.answer(await self.act(lease_id, action))
-        except Refusal as refusal:
-            self.refuse(refusal)
-        except Fault as fault:
-            self.refuse(self.refusal_of(fault))
-
-    async def act(self, lease_id: str, action: str) -> dict[str, Any]:
-        """Whoever reaches the socket may do it."""
-        return self.turns.act(lease_id, action)
 
 
 class EndHandler(Handler):
@@ -93,10 +73,6 @@ class EndHandler(Handler):
         self.answer(document(EndDocument(ready=await self.turns.before_end(lease_id))))
 
 
-PATH = r"/turns/([0-9a-f]{32})/(wake|yield)"
-
-
 def turn_routes(site: Site, turns: TurnService) -> list[tuple[Any, ...]]:
-    """The routes, for `make_app`."""
-    more = {"site": site, "turns": turns}
-    return [(PATH, TurnHandler, more), (r"/turns/([0-9a-f]{32})/end", EndHandler, more)]
+    """The hub's route, for `make_app`."""
+    return [(r"/turns/([0-9a-f]{32})/end", EndHandler, {"site": site, "turns": turns})]

@@ -12,6 +12,7 @@ from tornado.httpserver import HTTPServer
 
 from ...core.errors import ConfigError
 from ...node.api import Node
+from ...node.remote.members import Members
 from ..api.socket import unbind_socket
 from ..enforce.sharing import Sharing
 from .deciding import Deciding, open_deciding
@@ -19,6 +20,7 @@ from .ground import Ground
 from .leasing import Leasing, open_leasing
 from .machine import FoundNode
 from .machines import Machines
+from .members import Following
 from .observing import Observing, make_observing
 from .rounds import Rounds
 from .serving import Serving
@@ -34,6 +36,8 @@ class Broker:
     leasing: Leasing
     observing: Observing
     rounds: Rounds
+    following: Following | None = None
+    """Of brokers that have a door for agents."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; running servers keep running then. Raises ConfigError or a Fault."""
@@ -75,6 +79,8 @@ class Broker:
         }
         if leasing.unknown is not None:
             loops["unknown servers"] = leasing.unknown.run()
+        if self.following is not None:
+            loops["members"] = self.following.run()
         if leasing.prestart is not None:
             loops["prestart"] = leasing.prestart.run()
         return loops
@@ -88,7 +94,7 @@ class Broker:
             await server.close_all_connections()
         await self.machines.stop()
         await self.ground.engine.close()
-        self.leasing.folders.close()
+        self.leasing.own_folders.close()
 
     def _say_ready(self) -> None:
         kind = "simulated devices" if self.machines.simulated else "devices"
@@ -98,19 +104,23 @@ class Broker:
         self.ground.log.info("The broker answers on %s: %d %s, injection %s", socket_path, count, kind, ways)
 
 
-async def open_broker(ground: Ground, nodes: Sequence[Node]) -> Broker:
+async def open_broker(ground: Ground, nodes: Sequence[Node], members: Members | None = None) -> Broker:
     """Starts the nodes and makes all parts; nothing else runs yet. The first node is this machine.
+
+    `members` are the other machines that may join; the nodes of those that have are among `nodes`.
 
     Raises ConfigError or a Fault.
     """
-    found = [await _find(ground, node, here=node is nodes[0], others=len(nodes) > 1) for node in nodes]
+    others = len(nodes) > 1 or members is not None
+    found = [await _find(ground, node, here=node is nodes[0], others=others) for node in nodes]
     deciding = await open_deciding(ground, [each.sharing.pooling for each in found])
     machines = Machines(ground, deciding, found)
     leasing = await open_leasing(ground, deciding, machines)
     observing = make_observing(ground, machines)
     machines.connect(leasing.service, observing.journal)
     rounds = Rounds(ground, leasing.service, deciding.allocator, machines)
-    return Broker(ground, deciding, machines, leasing, observing, rounds)
+    following = None if members is None else Following(ground, members, machines, leasing.service)
+    return Broker(ground, deciding, machines, leasing, observing, rounds, following)
 
 
 async def _find(ground: Ground, node: Node, *, here: bool, others: bool) -> FoundNode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from traitlets.config import Config
 from ...config.idle import IdleRules
 from ...config.site import GpuSite
 from ...core.model import Tier
-from ..leases.containers import DockerEngine
+from ...node.docker_engine import DockerEngine
+from ...node.engine import Engine
 from ..leases.hub_api import HubApi
 from ..ledger import Ledger
 from ..observe.metrics import Metrics
@@ -38,7 +40,10 @@ class BrokerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """One a broker. `hub_api` is None if no hub started this broker."""
+    """One a broker. `hub_api` is None if no hub started this broker.
+
+    `engine_for(name, engine)` is what is asked about the labs of a machine with this engine.
+    """
 
     settings: BrokerSettings
     ledger: Ledger
@@ -46,3 +51,4 @@ class Ground:
     metrics: Metrics
     hub_api: HubApi | None
     log: logging.Logger
+    engine_for: Callable[[str, Engine], Engine] = lambda name, engine: engine

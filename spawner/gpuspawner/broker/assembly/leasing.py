@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from ...core.model import ContainerPatch, Lease
 from ...core.states import AWAKE
+from ...node.local_folders import LocalFolders
 from ..leases.endings import EndingParts, Endings
-from ..leases.folders import DiskFolders
+from ..leases.engines import Engines
+from ..leases.folders import Place, PlacedFolders
 from ..leases.leasing import LeaseService, Parts
 from ..leases.prestart import Prestart
 from ..leases.unknown import UnknownServers
@@ -23,7 +25,8 @@ class Leasing:
     sessions; both are None if no hub started this broker."""
 
     service: LeaseService
-    folders: DiskFolders
+    folders: PlacedFolders
+    own_folders: LocalFolders
     endings: Endings
     unknown: UnknownServers | None
     prestart: Prestart | None
@@ -35,7 +38,10 @@ class Leasing:
 
 async def open_leasing(ground: Ground, deciding: Deciding, machines: Machines) -> Leasing:
     """Removes the folders of ended leases, and takes up those that live. Raises LedgerFault."""
-    service, folders = await _open_service(ground, deciding, machines)
+    own_folders = LocalFolders(ground.settings.state_dir)
+    await own_folders.keep_only({lease.id for lease in deciding.allocator.leases()})
+    folders = _make_folders(own_folders, deciding, machines)
+    service = _open_service(ground, deciding, machines, folders)
     unknown, prestart = None, None
     if (hub := ground.hub_api) is not None:
         allocator, log = deciding.allocator, ground.log
@@ -48,24 +54,29 @@ async def open_leasing(ground: Ground, deciding: Deciding, machines: Machines) -
         at_once = ground.settings.site.prestart_at_once
         prestart = Prestart(deciding.rulebook, hub, running_users, at_once, log)
     endings = _make_endings(ground, deciding, machines, service)
-    return Leasing(service, folders, endings, unknown, prestart)
+    return Leasing(service, folders, own_folders, endings, unknown, prestart)
 
 
-async def _open_service(
-    ground: Ground, deciding: Deciding, machines: Machines
-) -> tuple[LeaseService, DiskFolders]:
-    state_dir, allocator = ground.settings.state_dir, deciding.allocator
-    folders = DiskFolders(state_dir, simulated=machines.simulated, notice_of=deciding.announcements.notice_of)
-    await folders.keep_only({lease.id for lease in allocator.leases()})
+def _make_folders(own: LocalFolders, deciding: Deciding, machines: Machines) -> PlacedFolders:
+    here = Place(own, own.root, machines.simulated)
+    return PlacedFolders(
+        lambda lease: machines.place_of(lease) or here,
+        deciding.allocator.lease,
+        notice_of=deciding.announcements.notice_of,
+    )
 
+
+def _open_service(
+    ground: Ground, deciding: Deciding, machines: Machines, folders: PlacedFolders
+) -> LeaseService:
     def make_patch(lease: Lease) -> ContainerPatch:
-        return machines.patch(lease, folders.path(lease.id))
+        return machines.patch(lease, folders.path(lease))
 
     parts = Parts(
-        broker=str(state_dir),
-        allocator=allocator,
+        broker=str(ground.settings.state_dir),
+        allocator=deciding.allocator,
         ledger=ground.ledger,
-        engine=ground.engine,
+        engines=Engines(machines.own_engine, machines.engine_of),
         folders=folders,
         make_patch=make_patch,
         metrics=ground.metrics,
@@ -74,7 +85,7 @@ async def _open_service(
     )
     service = LeaseService(parts, ground.log)
     service.restore()
-    return service, folders
+    return service
 
 
 def _make_endings(ground: Ground, deciding: Deciding, machines: Machines, service: LeaseService) -> Endings:

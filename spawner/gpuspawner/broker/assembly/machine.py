@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...core.model import ContainerPatch, Lease, Mode
 from ...node.api import Node, NodeFacts
+from ...node.engine import ContainerEvent, Engine, EventsConnected
 from ..decide.turns import Turn
 from ..enforce.closures import ClosureParts, Closures
 from ..enforce.enforcement import Enforcement, Tools
@@ -18,6 +20,7 @@ from ..enforce.presence import Presence, PresenceParts
 from ..enforce.reloads import ReloadParts, ReloadWatch
 from ..enforce.sharing import Sharing
 from ..enforce.way_in import WayIn
+from ..leases.folders import Place
 from ..leases.leasing import LeaseService
 from ..observe.journal import Journal
 from ..observe.use import Use, use_in_turns, use_of
@@ -37,6 +40,8 @@ class FoundNode:
 class Machine:
     """One a node: how its devices are shared, how they get into containers, what enforces that.
 
+    `own_engine` is asked about the labs of machines that use the broker's Docker.
+
     `connect` comes before anything about leases; `has` says whether a lease is on this machine.
     """
 
@@ -47,12 +52,22 @@ class Machine:
     reloads: ReloadWatch
 
     def __init__(
-        self, ground: Ground, found: FoundNode, deciding: Deciding, has: Callable[[Lease], bool]
+        self,
+        ground: Ground,
+        found: FoundNode,
+        deciding: Deciding,
+        has: Callable[[Lease], bool],
+        own_engine: Engine,
     ) -> None:
         self._ground, self._deciding, self._has = ground, deciding, has
         self.node, self.simulated, self.name = found.node, found.facts.simulated, found.facts.name
         self._facts, self._sharing = found.facts, found.sharing
-        self.way_in = WayIn(self.node, ground.engine, self._device_uuids, simulated=self.simulated)
+        self.labs = found.node.labs()
+        """Its own Docker and lease folders; None if it uses those of the broker's machine."""
+        self.engine = own_engine
+        if self.labs is not None:
+            self.engine = ground.engine_for(self.name, self.labs.engine)
+        self.way_in = WayIn(self.node, self.engine, self._device_uuids, lambda: self.facts)
 
     def _device_uuids(self) -> tuple[str, ...]:
         """Of the devices that can be leased, or are, those that this machine has or had."""
@@ -79,18 +94,20 @@ class Machine:
                 log=ground.log,
                 rank=self._deciding.allocator.turn_rank,
             ),
-            OnNode(service, self._has),
+            OnNode(service, self._has, self.engine),
         )
         self.closures = self._make_closures()
         self.late = self._make_late(service)
         self.presence = self._make_presence(service)
         self.reloads = self._make_reloads(service)
+        if self.labs is not None:
+            self.labs.engine.watch_events(partial(self._on_docker, service))
 
     def _make_closures(self) -> Closures:
         return Closures(
             ClosureParts(
                 node=self.node,
-                engine=self._ground.engine,
+                engine=self.engine,
                 way_in=self.way_in,
                 devices=lambda: self._sharing.pooling.terms,
                 leases=self._leases,
@@ -113,22 +130,39 @@ class Machine:
         )
 
     def _make_presence(self, service: LeaseService) -> Presence:
+        own_docker = self.labs is not None
         parts = PresenceParts(
             node=self.name,
             set_away=self.enforcement.set_away,
-            compare=service.reconcile,
+            take_up=partial(self._take_up, service),
+            compare=partial(service.reconcile, self.engine),
             offer=self.late.offer,
             metrics=self._ground.metrics,
             log=self._ground.log,
+            round_seconds=self._ground.settings.reconcile_seconds if own_docker else None,
         )
         presence = Presence(parts, self._facts)
         self.enforcement.on_facts = presence.on_facts
         return presence
 
+    async def _take_up(self, service: LeaseService, facts: NodeFacts) -> None:
+        """The machine is there (again): its devices become known, and the folders of its leases agree."""
+        await self.late.take(facts)
+        if self.labs is not None:
+            leases = self._leases()
+            await self.labs.folders.keep_only([lease.id for lease in leases])
+            for lease in leases:
+                await service.refresh(lease)
+
+    def _on_docker(self, service: LeaseService, item: ContainerEvent | EventsConnected) -> None:
+        """Its own Docker has reported something; before the machine is taken up, that can't be judged."""
+        if self.presence.is_taken_up:
+            service.on_event(item, self.engine)
+
     def _make_reloads(self, service: LeaseService) -> ReloadWatch:
         return ReloadWatch(
             ReloadParts(
-                engine=self._ground.engine,
+                engine=self.engine,
                 way=lambda: self.way_in.way,
                 stamp=self.node.reload_stamp,
                 leases=self._leases,
@@ -159,6 +193,14 @@ class Machine:
     def patch(self, lease: Lease, folder: Path) -> ContainerPatch:
         """What the lease changes in its container; pure. `folder` is the lease's own."""
         return self.enforcement.patch(lease, self.way_in.patch(lease, folder))
+
+    def place(self) -> Place | None:
+        """Where the folders of its leases are; None on the broker's own machine."""
+        if self.labs is None:
+            return None
+        facts = self.facts
+        root = Path(facts.lease_folders)
+        return Place(self.labs.folders, root, facts.simulated, away=bool(facts.away))
 
     # ---- what it reads
 

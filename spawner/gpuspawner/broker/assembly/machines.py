@@ -17,9 +17,11 @@ from ...core.model import ContainerPatch, Lease
 from ...core.states import AWAKE
 from ...core.units import utc_now
 from ...node.api import NodeFacts, Usage
+from ...node.engine import Engine
 from ..api.turns import TurnService
 from ..decide.when.gpu_use import GpuUse, gpu_use
 from ..enforce.all_turns import AllTurns
+from ..leases.folders import Place
 from ..leases.leasing import LeaseService
 from ..observe.journal import Journal
 from ..observe.use import Use
@@ -30,18 +32,19 @@ from .machine import FoundNode, Machine
 
 
 class Machines:
-    """One a broker, with at least one machine; the first is the broker's own.
+    """One a broker, with at least one machine; the first is the broker's own. Others may come and go.
 
     `connect` comes before anything about leases.
     """
 
     def __init__(self, ground: Ground, deciding: Deciding, found: Sequence[FoundNode]) -> None:
-        self._ground, self._allocator = ground, deciding.allocator
-        self._all: dict[str, Machine] = {}
-        for each in found:
-            name = each.facts.name
-            has = self._is_on(name) if len(found) > 1 else lambda lease: True
-            self._all[name] = Machine(ground, each, deciding, has)
+        self._ground, self._deciding, self._allocator = ground, deciding, deciding.allocator
+        self.own_engine = ground.engine_for(found[0].facts.name, ground.engine)
+        """What is asked about the labs that run in the broker's Docker."""
+        self._all: dict[str, Machine] = {each.facts.name: self._make(each) for each in found}
+        self._connect: Callable[[Machine], None] = lambda machine: None
+        self._loops: dict[str, list[asyncio.Task[None]]] = {}
+        """Those of machines that came later."""
         self.here = self._all[found[0].facts.name]
         self.simulated = self.here.simulated
         self.on_running: Callable[[], None] = lambda: None
@@ -49,14 +52,40 @@ class Machines:
         self.turns = AllTurns(lambda: [each.enforcement.turns for each in self._all.values()])
         self.turn_service = TurnService(deciding.allocator, self.turns)
 
-    def _is_on(self, name: str) -> Callable[[Lease], bool]:
-        return lambda lease: self._allocator.node_of(lease) == name
+    def _make(self, found: FoundNode) -> Machine:
+        name = found.facts.name
+
+        def has(lease: Lease) -> bool:
+            return len(self._all) == 1 or self._allocator.node_of(lease) == name
+
+        return Machine(self._ground, found, self._deciding, has, self.own_engine)
 
     def connect(self, service: LeaseService, journal: Journal) -> None:
         """Makes what enforces the leases of this service; nothing runs yet."""
+        self._connect = lambda machine: machine.connect(service, journal)
         for machine in self._all.values():
-            machine.connect(service, journal)
+            self._connect(machine)
         self._allocator.on_lease = self._on_lease
+
+    async def add(self, found: FoundNode) -> None:
+        """A machine that has joined while the broker runs; its devices come when its agent does."""
+        machine = self._all[found.facts.name] = self._make(found)
+        self._connect(machine)
+        await machine.enforcement.start()
+        self._loops[machine.name] = [
+            asyncio.create_task(loop, name=name) for name, loop in machine.loops().items()
+        ]
+
+    async def shut(self, name: str) -> None:
+        """The machine was forgotten: its devices are out of service, whatever it says from now on."""
+        for task in self._loops.pop(name, []):
+            task.cancel()
+        await self._all[name].enforcement.set_away(f"the machine {name} was forgotten")
+
+    async def remove(self, name: str) -> None:
+        """Nothing is enforced there any more; call `shut` first."""
+        await self._all[name].enforcement.stop()
+        del self._all[name]
 
     async def start(self) -> None:
         """Each machine enforces the leases that are on it from now on."""
@@ -65,6 +94,8 @@ class Machines:
 
     async def stop(self) -> None:
         """Called when the broker ends; the nodes keep running what running notebooks need."""
+        for task in (each for tasks in self._loops.values() for each in tasks):
+            task.cancel()
         await asyncio.gather(*(machine.enforcement.stop() for machine in self._all.values()))
 
     async def probe(self) -> None:
@@ -89,6 +120,21 @@ class Machines:
         if len(self._all) == 1:
             return self.here
         return self._all.get(self._allocator.node_of(lease))
+
+    def engine_of(self, lease: Lease) -> Engine | None:
+        """The Docker of the other machine that the lease is on; None if it is the broker's own."""
+        machine = self.of(lease)
+        return None if machine is None or machine.labs is None else machine.engine
+
+    def place_of(self, lease: Lease) -> Place | None:
+        """Where the lease's folder is on another machine; None if it is on the broker's own."""
+        machine = self.of(lease)
+        return None if machine is None else machine.place()
+
+    def leases_of(self, name: str) -> tuple[Lease, ...]:
+        """The living leases on that machine."""
+        leases = self._allocator.leases()
+        return tuple(lease for lease in leases if self._allocator.node_of(lease) == name)
 
     def machine(self, name: str) -> Machine:
         """The machine with this name. Raises KeyError."""

@@ -9,6 +9,7 @@ from typing import Any
 from traitlets.config import Config
 
 from ..observe.disks import DiskWatch
+from ..observe.failures import LoopFailures
 from ..observe.images import ImageWatch
 from ..observe.journal import Journal
 from ..observe.pruning import Pruning
@@ -44,7 +45,11 @@ def make_observing(ground: Ground, machines: Machines) -> Observing:
         sampler=Sampler(machines.uses, ground.log),
         disks=DiskWatch(ground.engine.facts, machines.disks, ground.metrics, ground.log),
         pruning=Pruning(ground.ledger, ground.settings.history_days, ground.log),
-        images=ImageWatch(_images(ground), ground.engine.image_size_bytes, ground.log),
+        images=ImageWatch(
+            _images(ground),
+            ground.engine.image_size_bytes,
+            LoopFailures("images", ground.metrics, ground.log),
+        ),
     )
 
 

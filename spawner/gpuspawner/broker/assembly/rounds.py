@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from ...core.errors import ConfigError, EngineFault, GpuSpawnerError
+from ...core.errors import ConfigError, EngineFault
 from ..leases.allocator import Allocator
 from ..leases.leasing import NOT_READY, LeaseService
+from ..observe.failures import LoopFailures
 from .ground import Ground
 from .machines import Machines
 
@@ -33,20 +34,17 @@ class Rounds:
 
     async def run(self) -> None:
         """Rounds until cancelled. The same failure is logged once."""
-        told, looked = "", True
+        failures, looked = LoopFailures("reconcile", self._ground.metrics, self._ground.log), True
         pause_seconds = self._ground.settings.reconcile_seconds
         while True:
             await asyncio.sleep(pause_seconds if looked else min(RETRY_SECONDS, pause_seconds))
             try:
                 looked = await self.look()
-                told = ""
+                failures.over()
             except Exception as error:  # the top of the timer's loop
                 looked = False
-                self._ground.metrics.failed("reconcile")
                 self._service.not_ready = NOT_SET_UP if isinstance(error, ConfigError) else NOT_READY
-                if str(error) != told:  # only once, not in every round
-                    self._ground.log.error("%s", error, exc_info=not isinstance(error, GpuSpawnerError))
-                told = str(error)
+                failures.failed("Comparing Docker with the ledger failed; trying again", error)
 
     async def look(self) -> bool:
         """Makes a round. After the first successful one, and when the node has listed its GPUs, new leases

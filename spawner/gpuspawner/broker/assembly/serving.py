@@ -14,22 +14,22 @@ from ..api.classes import Classes, ClassParts
 from ..api.offer import offer_routes
 from ..api.public.actions import Actions
 from ..api.public.classes import ClassTools, class_routes
+from ..api.public.history import HistoryTools, history_routes
 from ..api.public.hub_servers import HubServers
 from ..api.public.images import image_routes
 from ..api.public.leases import lease_routes
 from ..api.public.local import LocalServers, local_routes
 from ..api.public.rules import MoreRoutes, joined, public_rules
-from ..api.public.turns import public_turns
 from ..api.pulls import pull_routes
 from ..api.rules import hub_routes
 from ..api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from ..api.turns import turn_routes
 from ..leases.hub_people import HubPeople
 from ..leases.offers import Offers
+from ..observe.checkup import Checkup, ask_doctor
 from ..observe.failures import LoopFailures
 from ..pages import serve_pages
 from ..pages.admin.base import AdminTools
-from ..pages.admin.checkup import Checkup, ask_doctor
 from ..pages.admin.handlers import admin_pages
 from ..pages.classes.base import Teaching
 from ..pages.classes.handlers import class_pages
@@ -85,7 +85,7 @@ class Serving:
             page_url=page_url(os.environ),
             simulated=self.machines.simulated,
         )
-        failures = LoopFailures("lab readings", self.ground.metrics, self.ground.log)
+        failures = LoopFailures("lab_readings", self.ground.metrics, self.ground.log)
         return LabReadings(sources, self.leasing.folders.write_use, failures)
 
     @cached_property
@@ -136,8 +136,8 @@ class Serving:
         return joined(
             public_rules(site, rules, endings),
             class_routes(ClassTools(site, rules, endings, self._classes)),
-            public_turns(site, self.machines.turn_service, rules.audit),
             image_routes(self.observing.images.now),
+            history_routes(HistoryTools(site, rules, endings, self.ground.ledger, self._checkup)),
         )
 
     def _local_api(self) -> MoreRoutes:
@@ -155,7 +155,6 @@ class Serving:
         return BrokerDesk(rules, ground.ledger, self.observing.sampler, actions)
 
     def _admin_tools(self) -> AdminTools:
-        config_file = self.ground.settings.config_file
         return AdminTools(
             allocator=self.deciding.allocator,
             service=self.leasing.service,
@@ -167,9 +166,15 @@ class Serving:
             disks=self.observing.disks.now,
             images=self.observing.images.now,
             unknown=self.leasing.unknown_ids,
-            checkup=Checkup(lambda: ask_doctor(config_file and str(Path(config_file).absolute()))),
+            checkup=self._checkup,
             simulated=self.machines.simulated,
         )
+
+    @cached_property
+    def _checkup(self) -> Checkup:
+        """One for pages and API: they show the same result."""
+        config_file = self.ground.settings.config_file
+        return Checkup(lambda: ask_doctor(config_file and str(Path(config_file).absolute())))
 
     async def _end_unknown(self, lease_id: str, author: str) -> None:
         await self.leasing.service.release(lease_id, f"ended by {author}: the hub doesn't know it")

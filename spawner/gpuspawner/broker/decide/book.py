@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from ...core.decision import Drain
 from ...core.model import Device, DeviceHealth, Lease, LeaseState
@@ -328,10 +329,19 @@ class Book:
             ends = None if seconds is None else self._began[lease_id] + seconds
             self._held[lease_id] = replace(holding, ends_seconds=ends, group=claim.group)
 
-    def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
-        """Add devices that were not found before; a lease that already held one keeps it."""
+    def add(
+        self,
+        devices: Iterable[Device],
+        terms: Mapping[str, SharingRules],
+        health: Mapping[str, DeviceHealth] = MappingProxyType({}),
+    ) -> None:
+        """Add devices that were not found before; a lease that already held one keeps it.
+
+        `health` has the devices that don't serve from the beginning, by UUID.
+        """
         for device in devices:
-            self._devices.add(device, terms.get(device.uuid, WHOLE), self.holders(device.uuid))
+            rules = terms.get(device.uuid, WHOLE)
+            self._devices.add(device, rules, self.holders(device.uuid), health.get(device.uuid))
         self._obstacles.clear()
         self._queue.set_kinds(self._devices.kinds)
 
@@ -377,8 +387,8 @@ class Book:
         for lease_id, shares in plan(lineup, fleet, self._now).items():
             waiting = newcomer if newcomer is not None and newcomer.id == lease_id else self._leases[lease_id]
             to = after(waiting.state, Event.PLACE, Actor.BROKER).to
-            reserved = with_shares(waiting, shares, to, now)
-            placed.append(self.with_fractions(reserved))
+            charged = self._charged(waiting.mode, shares)
+            placed.append(replace(waiting, state=to, since=now, **_held(shares), **charged))
         return placed
 
     def _fleet(self, freed: Lease | None) -> Fleet:
@@ -399,23 +409,23 @@ class Book:
         """
         if lease.device_fractions or not lease.device_uuids or self.missing(lease):
             return lease
-        devices = [self._devices.device(uuid) for uuid in lease.device_uuids]
-        shares = self._devices.shares(lease)
-        return replace(
-            lease,
-            node=devices[0].node,
-            device_fractions=tuple(
-                device.gpu_fraction * self._part(lease, device, share)
-                for device, share in zip(devices, shares, strict=True)
-            ),
-        )
+        return replace(lease, **self._charged(lease.mode, self._devices.shares(lease)))
 
-    def _part(self, lease: Lease, device: Device, share: Share) -> float:
-        if lease.mode is Mode.TURNS:
-            return 1 / len(lease.device_uuids)  # it is awake on one of them
-        if lease.mode is not Mode.SLICE:
-            return 1.0
-        return self._devices.terms(device.uuid).gpu_fraction(device.memory_bytes, share.memory_bytes)
+    def _charged(self, mode: Mode, shares: Sequence[Share]) -> dict[str, Any]:
+        """Fields of a lease with these shares of known devices: its node, and the part of each device."""
+        parts = []
+        for share in shares:
+            device, part = self._devices.device(share.device_uuid), 1.0
+            if mode is Mode.TURNS:
+                part = 1 / len(shares)  # it is awake on one of them
+            elif mode is Mode.SLICE:
+                terms = self._devices.terms(device.uuid)
+                part = terms.gpu_fraction(device.memory_bytes, share.memory_bytes)
+            parts.append(device.gpu_fraction * part)
+        return {
+            "node": self._devices.device(shares[0].device_uuid).node,
+            "device_fractions": tuple(parts),
+        }
 
     def with_notice(self, lease: Lease) -> Lease:
         """The lease with the notice about its devices' health; if they are healthy, another notice stays."""
@@ -521,13 +531,15 @@ def _drop(index: dict[K, dict[str, None]], key: K, lease_id: str) -> None:
 
 def with_shares(lease: Lease, shares: Sequence[Share], state: LeaseState, since: datetime) -> Lease:
     """The lease in this state with these shares. In turns it uses one of them at a time."""
+    return replace(lease, state=state, since=since, **_held(shares))
+
+
+def _held(shares: Sequence[Share]) -> dict[str, Any]:
+    """The fields of a lease that say what it holds."""
     sizes = [share.memory_bytes for share in shares]
-    return replace(
-        lease,
-        state=state,
-        since=since,
-        device_uuids=tuple(share.device_uuid for share in shares),
-        memory_bytes=max(sizes) if shares[0].in_turns else sum(sizes),
-        compute_percent=min(share.compute_percent for share in shares),
-        mps=any(share.mps for share in shares),
-    )
+    return {
+        "device_uuids": tuple([share.device_uuid for share in shares]),
+        "memory_bytes": max(sizes) if shares[0].in_turns else sum(sizes),
+        "compute_percent": min([share.compute_percent for share in shares]),
+        "mps": any([share.mps for share in shares]),
+    }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ...core.errors import DeviceFault
 from ...core.model import DeviceHealth, Lease
 from ...node.api import Node, Process
-from ..leases.containers import Engine
+from ...node.engine import Engine
 from ..observe.failures import LoopFailures
 from ..observe.metrics import Metrics
 from .way_in import WayIn

@@ -73,7 +73,7 @@ class Enforcement:
         self._facts = tools.facts
         self._hardware: dict[str, DeviceHealth] = {}
         self._closed: dict[str, DeviceHealth] = {}
-        self._away = ""
+        self._away = tools.facts.away
         self._readings = Readings()
         self._applying = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -244,7 +244,7 @@ class Enforcement:
     async def report(self, uuid: str) -> None:
         """Puts a device out of service or back into service; retries if that can't be recorded now."""
         try:
-            await self._holders.set_health(self._health(uuid))
+            await self._holders.set_health(self.health_of(uuid))
         except GpuSpawnerError as error:  # it is out of service anyway, or not back yet
             self._log.warning("%s devices=%s", error, uuid)
             self._spawn(self._report_later(uuid))
@@ -253,7 +253,7 @@ class Enforcement:
         await asyncio.sleep(self._tools.retry_seconds)
         await self.report(uuid)
 
-    def _health(self, uuid: str) -> DeviceHealth:
+    def health_of(self, uuid: str) -> DeviceHealth:
         """The hardware's health, unless the machine is away, or a mode or `close_to_new` keeps the device out
         of service."""
         if self._away:
@@ -293,7 +293,7 @@ class Enforcement:
     def blind(self) -> dict[str, str]:
         """Devices whose processes can't be read now, and why: no quota is enforced there."""
         found = dict(self._readings.blind)
-        if self._started and not self._tools.facts.simulated:
+        if self._started and not self._facts.simulated:
             pooled = {device.uuid for device in self._pooling.devices}
             held = (uuid for lease in self._holders.leases() for uuid in lease.device_uuids)
             found |= {uuid: MISSING for uuid in held if uuid not in pooled}

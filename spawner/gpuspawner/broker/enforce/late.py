@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+from ...core.errors import ConfigError
 from ...node.api import NodeFacts
 from ..decide.place.pooling import Pooling
 from ..leases.leasing import LeaseService
@@ -41,11 +42,23 @@ class LateDevices:
         self._parts = parts
         self._facts: NodeFacts | None = None
         self._news = asyncio.Event()
+        self._adding = asyncio.Lock()
 
     def offer(self, facts: NodeFacts) -> None:
         """Called with new facts of the node: new devices are added soon."""
         self._facts = facts
         self._news.set()
+
+    async def take(self, facts: NodeFacts) -> None:
+        """Adds new devices now. If the settings don't allow that, `run` says so and retries.
+
+        Raises EngineFault or LedgerFault.
+        """
+        self._facts = facts
+        try:
+            await self.add_new()
+        except ConfigError:
+            self._news.set()
 
     async def run(self) -> None:
         """Adds the offered devices; runs until cancelled. The same failure is logged only once."""
@@ -63,8 +76,8 @@ class LateDevices:
 
     async def add_new(self) -> None:
         """Adds the new devices. Raises ConfigError, EngineFault or LedgerFault; it is then retried."""
-        if self._facts is not None:
-            pooling = self._parts.sharing.find_late(self._facts)
+        async with self._adding:
+            pooling = None if self._facts is None else self._parts.sharing.find_late(self._facts)
             if pooling is not None:
                 await self._add(pooling)
 
@@ -73,8 +86,11 @@ class LateDevices:
         late = [device for device in pooling.devices if device.uuid not in parts.sharing.pooling.terms]
         await parts.probe(device.uuid for device in late)
         await parts.enforcement.extend(pooling)
-        await parts.service.add(late, pooling.terms)
         await parts.enforcement.report_health()
+        health = [parts.enforcement.health_of(device.uuid) for device in late]
+        await parts.service.add(late, pooling.terms, [each for each in health if not each.healthy])
+        for device in late:
+            await parts.enforcement.report(device.uuid)  # it may be known, from before
         parts.sharing.took(pooling)
         for warning in pooling.warnings:
             parts.log.warning("%s", warning)

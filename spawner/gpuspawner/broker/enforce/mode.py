@@ -20,7 +20,7 @@ from ..decide.turns import NO_RANK, Rank
 from ..observe.metrics import Metrics
 
 
-class Holders(Protocol):
+class CommonHolders(Protocol):
     """The lease service: the leases, and notices to their holders.
 
     `ready` is set when Docker has been compared with the ledger: before that, a lease may be missing here.
@@ -40,10 +40,6 @@ class Holders(Protocol):
         """Gives the holder a notice. Raises LedgerFault."""
         ...
 
-    async def main_pid(self, container_id: str) -> int | None:
-        """The container's first process, on the host; None if it doesn't run. Raises EngineFault."""
-        ...
-
     async def set_turn(self, lease_id: str, awake: bool, ago_seconds: float) -> None:
         """Records that a lease in turns has a GPU now, or none, since `ago_seconds`. Raises LedgerFault."""
         ...
@@ -54,6 +50,14 @@ class Holders(Protocol):
 
     async def set_health(self, health: DeviceHealth) -> None:
         """Puts a device out of service or back into service. Raises LedgerFault."""
+        ...
+
+
+class Holders(CommonHolders, Protocol):
+    """The leases of one node, and notices to their holders."""
+
+    async def main_pid(self, container_id: str) -> int | None:
+        """The container's first process, on the host; None if it doesn't run. Raises EngineFault."""
         ...
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...core.model import DeviceHealth, Lease
-from .mode import Holders
+from ...node.engine import Engine
+from .mode import CommonHolders
 
 
 class OnNode:
-    """Implements `Holders`. `is_here` says whether a lease is on the node."""
+    """Implements `Holders`. `is_here` says whether a lease is on the node, `engine` is the node's Docker."""
 
-    def __init__(self, holders: Holders, is_here: Callable[[Lease], bool]) -> None:
-        self._holders, self._is_here = holders, is_here
+    def __init__(self, holders: CommonHolders, is_here: Callable[[Lease], bool], engine: Engine) -> None:
+        self._holders, self._is_here, self._engine = holders, is_here, engine
         self.ready = holders.ready
 
     def leases(self) -> tuple[Lease, ...]:
@@ -29,7 +30,7 @@ class OnNode:
 
     async def main_pid(self, container_id: str) -> int | None:
         """See `Holders`."""
-        return await self._holders.main_pid(container_id)
+        return await self._engine.main_pid(container_id)
 
     async def set_turn(self, lease_id: str, awake: bool, ago_seconds: float) -> None:
         """See `Holders`."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ...core.model import Lease, LeaseState
 from ...node.api import Injection
-from ..leases.containers import Engine
+from ...node.engine import Engine
 from ..observe.failures import LoopFailures
 from ..observe.metrics import Metrics
 

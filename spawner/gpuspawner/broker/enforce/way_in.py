@@ -7,20 +7,24 @@ from pathlib import Path
 
 from ...core.errors import BrokerUnavailable, ConfigError
 from ...core.model import ContainerPatch, Lease
-from ...node.api import Injection, Node
+from ...node.api import Injection, Node, NodeFacts
+from ...node.engine import Engine
 from ...node.injection import make_patch
-from ..leases.containers import Engine
 from ..leases.leasing import NOT_READY
 
 
 class WayIn:
-    """One object per broker. `uuids` returns the devices that containers need."""
+    """One a machine. `uuids` returns the devices that containers need, `facts` the node's latest facts."""
 
     def __init__(
-        self, node: Node, engine: Engine, uuids: Callable[[], Iterable[str]], *, simulated: bool
+        self,
+        node: Node,
+        engine: Engine,
+        uuids: Callable[[], Iterable[str]],
+        facts: Callable[[], NodeFacts],
     ) -> None:
         self._node, self._engine, self._uuids = node, engine, uuids
-        self._simulated = simulated
+        self._facts = facts
         self.way: Injection | None = None
         """None until it is detected."""
         self.obstacles: Mapping[str, str] = {}
@@ -31,7 +35,7 @@ class WayIn:
 
         Raises EngineFault; ConfigError if no device can.
         """
-        if self._simulated:
+        if self._facts().simulated:
             self.way = Injection.NONE
             return
         info, version = await self._engine.facts()
@@ -41,10 +45,11 @@ class WayIn:
     async def look_again(self) -> Mapping[str, str]:
         """Detects it again; if now no device gets into a container, the obstacle is that of all.
 
-        Raises EngineFault.
+        Of a machine that can't be reached, it stays as it was. Raises EngineFault.
         """
         try:
-            await self.probe()
+            if not self._facts().away:
+                await self.probe()
         except ConfigError as error:
             self.obstacles = dict.fromkeys(self._uuids(), str(error))
         return self.obstacles
@@ -53,4 +58,4 @@ class WayIn:
         """What the lease changes in its container. Raises BrokerUnavailable before `probe` has succeeded."""
         if self.way is None:
             raise BrokerUnavailable(NOT_READY)
-        return make_patch(lease, self.way, self._simulated, folder)
+        return make_patch(lease, self.way, self._facts().simulated, folder)

@@ -219,12 +219,18 @@ class Allocator:
         """
         await self._step(self._rules_changed)
 
-    async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
+    async def add(
+        self,
+        devices: Iterable[Device],
+        terms: Mapping[str, SharingRules],
+        unwell: Iterable[DeviceHealth] = (),
+    ) -> tuple[Lease, ...]:
         """Add devices that could not be found at `load`. Returns the leases whose `notice` changed.
 
-        Known devices are not changed. If it could not be recorded (LedgerFault), call again.
+        `unwell`: those that don't serve from the beginning. Known devices are not changed. If it could not be
+        recorded (LedgerFault), call again.
         """
-        return await self._step(self._add, tuple(devices), terms)
+        return await self._step(self._add, tuple(devices), terms, tuple(unwell))
 
     async def acquire(self, request: GpuRequest) -> Lease:
         """A lease for the request, RESERVED or WAITING; the same id always returns the same lease.
@@ -395,12 +401,18 @@ class Allocator:
             now = self._clock()
             await self._ledger.charge(lease, at=now, ago_seconds=(now - awake_since).total_seconds())
 
-    async def _add(self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules]) -> tuple[Lease, ...]:
-        self._book.add(devices, terms)
+    async def _add(
+        self,
+        devices: tuple[Device, ...],
+        terms: Mapping[str, SharingRules],
+        unwell: tuple[DeviceHealth, ...],
+    ) -> tuple[Lease, ...]:
+        now = self._clock()
+        self._book.add(devices, terms, {each.uuid: replace(each, since=each.since or now) for each in unwell})
         held = {lease.id: lease for device in devices for lease in self._book.holders(device.uuid)}
-        now = [self._book.with_fractions(self._book.with_notice(lease)) for lease in held.values()]
-        told = [lease for lease in now if lease != self.lease(lease.id)]
-        await self._commit(*told, *self._placed(self._clock()))
+        noted = [self._book.with_fractions(self._book.with_notice(lease)) for lease in held.values()]
+        told = [lease for lease in noted if lease != self.lease(lease.id)]
+        await self._commit(*told, *self._placed(now))
         return tuple(told)
 
     async def _acquire(self, request: GpuRequest) -> Lease:

@@ -75,7 +75,7 @@ class Announcements:
             if text == self._shown[lease.id]:
                 continue
             try:
-                await folders.write(lease)
+                await folders.refresh(lease)
                 self._shown[lease.id] = text
             except GpuSpawnerError as error:
                 self._log.warning("A message can't be shown yet, retrying: %s lease=%s", error, lease.id)

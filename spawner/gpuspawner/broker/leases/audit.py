@@ -72,9 +72,27 @@ class Audit:
         self._running.add(key)
         try:
             earlier = await self._ledger.audited_request(asked.author, asked.request_id)
-            return await self._carry_out(asked, do) if earlier is None else _again(earlier, asked)
+            if earlier is None:
+                return await self._carry_out(asked, do)
+            _check_same(earlier, asked)
+            return _again(earlier)
         finally:
             self._running.discard(key)
+
+    async def repeated(self, asked: Asked) -> Answer | None:
+        """The answer to the same request, if it was done before; None if it wasn't, or has no id.
+
+        For what can't be judged a second time because the first one ended it: `asked` may know less than
+        then (no subject, a part of the document). Raises LedgerFault.
+        """
+        if asked.request_id is None:
+            return None
+        earlier = await self._ledger.audited_request(asked.author, asked.request_id)
+        if earlier is None or earlier.result is not Result.DONE or earlier.action != asked.action:
+            return None
+        known = json.loads(json.dumps(asked.document))
+        same = all(earlier.document.get(key) == value for key, value in known.items())
+        return _again(earlier) if same and asked.subject in ("", earlier.subject) else None
 
     async def refuse(self, asked: Asked, message: str) -> None:
         """Records a change that its sender has no right to. `message` is what the sender reads."""
@@ -128,11 +146,15 @@ def _write(asked: Asked, at: datetime) -> Write:
     )
 
 
-def _again(earlier: Write, asked: Asked) -> Answer:
-    """The answer to a repeated request."""
+def _check_same(earlier: Write, asked: Asked) -> None:
+    """Raises RequestConflict for an id that belongs to another request."""
     same = json.loads(json.dumps(asked.document)) == earlier.document
     if not same or (earlier.action, earlier.subject) != (asked.action, asked.subject):
         raise RequestConflict("This request id belongs to another request: take a new one for each request.")
+
+
+def _again(earlier: Write) -> Answer:
+    """The answer to a repeated request. Raises RequestConflict if it isn't known."""
     if earlier.result is not Result.DONE or earlier.status is None:
         raise RequestConflict(
             "It isn't known whether this request was carried out, because the broker ended or failed "

@@ -1,22 +1,31 @@
-"""The leases' folders, for the event loop: disk work runs in a separate thread."""
+"""The leases' folders, each on the machine of its lease; what its container reads about the lease."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from ...core.errors import DeviceFault
 from ...core.model import Lease
-from ...node.daemon_pool import DaemonPool
-from ...node.lease_folder import LeaseFolders
+from ...node.labs import LabFolders
+from ...node.lease_folder import TURN, USE, files_of
 
 
 class Folders(Protocol):
-    """Writes and removes the folder of a lease, which is mounted into its container."""
+    """Writes and removes the folder of a lease, which is mounted into its container.
+
+    A machine that can't be reached gets what has changed when it is back; only `write` fails meanwhile.
+    """
 
     async def write(self, lease: Lease) -> None:
-        """Writes what the container may read about its lease; also a changed notice."""
+        """Writes what the container may read about its lease, before it is made."""
+        ...
+
+    async def refresh(self, lease: Lease) -> None:
+        """Writes it again, as with a changed notice."""
         ...
 
     async def write_turn(self, lease_id: str, sentence: str) -> None:
@@ -32,54 +41,71 @@ class Folders(Protocol):
         ...
 
 
-class DiskFolders:
-    """`<state_dir>/leases`, written by one thread.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The machine of a lease: its folders, and where they are there. `away`: it can't be reached now."""
 
-    `notice_of` is what the lease's user reads in the lab; by default the lease's own notice.
+    folders: LabFolders
+    root: Path
+    simulated: bool
+    away: bool = False
+
+
+class PlacedFolders:
+    """One a broker. `place_of` is the machine of a lease, `find` returns a living lease.
+
+    `notice_of` is what the lease's user reads in the lab; by default the lease's own notice. A fault is
+    raised as it comes: LedgerFault if a folder can't be written, DeviceFault if a machine doesn't answer.
     """
 
     def __init__(
         self,
-        state_dir: Path,
+        place_of: Callable[[Lease], Place],
+        find: Callable[[str], Lease | None],
         *,
-        simulated: bool,
         notice_of: Callable[[Lease], str] = lambda lease: lease.notice,
     ) -> None:
-        self._folders = LeaseFolders(state_dir)
-        self._simulated = simulated
-        self._notice_of = notice_of
-        self._pool = DaemonPool("folders", most=1)
+        self._place_of, self._find, self._notice_of = place_of, find, notice_of
 
-    def path(self, lease_id: str) -> Path:
-        """Where the lease's folder is."""
-        return self._folders.path(lease_id)
+    def path(self, lease: Lease) -> Path:
+        """Where the lease's folder is, on its machine."""
+        return self._place_of(lease).root / lease.id
 
     async def write(self, lease: Lease) -> None:
-        """Writes lease and notice. Raises LedgerFault if the state folder can't be written."""
+        """Writes lease and notice. Raises a Fault."""
+        place = self._place_of(lease)
         shown = replace(lease, notice=self._notice_of(lease))
-        await self._pool.submit(lambda: self._folders.write(shown, self._simulated))
+        await place.folders.write(lease.id, files_of(shown, place.simulated), make=True)
+
+    async def refresh(self, lease: Lease) -> None:
+        """Raises LedgerFault if the folder can't be written."""
+        if not self._place_of(lease).away:
+            with suppress(DeviceFault):  # it went away just now
+                await self.write(lease)
 
     async def write_turn(self, lease_id: str, sentence: str) -> None:
-        """Raises LedgerFault if the state folder can't be written."""
-        await self._pool.submit(lambda: self._folders.write_turn(lease_id, sentence))
+        """Raises LedgerFault if the folder can't be written."""
+        await self._put(lease_id, TURN, sentence)
 
     async def write_use(self, lease_id: str, text: str) -> None:
-        """Raises LedgerFault if the state folder can't be written."""
-        await self._pool.submit(lambda: self._folders.write_use(lease_id, text))
+        """Raises LedgerFault if the folder can't be written."""
+        await self._put(lease_id, USE, text)
+
+    async def _put(self, lease_id: str, name: str, text: str) -> None:
+        place = self._reachable(lease_id)
+        if place is not None:
+            with suppress(DeviceFault):
+                await place.folders.write(lease_id, {name: text}, make=False)
 
     async def remove(self, lease_id: str) -> None:
-        """Removes the folder; no error if there is none."""
-        await self._pool.submit(lambda: self._folders.remove(lease_id))
+        """Removes the folder of a living lease; one on a machine that is away goes when that is back."""
+        place = self._reachable(lease_id)
+        if place is not None:
+            with suppress(DeviceFault):
+                await place.folders.remove(lease_id)
 
-    async def keep_only(self, lease_ids: Collection[str]) -> None:
-        """Removes the folders of all other leases, which a crash may have left."""
-
-        def sweep() -> None:
-            for lease_id in set(self._folders.ids()) - set(lease_ids):
-                self._folders.remove(lease_id)
-
-        await self._pool.submit(sweep)
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._pool.close()
+    def _reachable(self, lease_id: str) -> Place | None:
+        """The machine of a living lease; None if it is away, or if the lease has ended."""
+        lease = self._find(lease_id)
+        place = None if lease is None else self._place_of(lease)
+        return None if place is None or place.away else place

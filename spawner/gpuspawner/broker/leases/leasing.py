@@ -20,14 +20,15 @@ from ...core.errors import BrokerUnavailable, GpuSpawnerError, LeaseConflict, Re
 from ...core.model import ContainerPatch, Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event
 from ...core.units import Clock, utc_now
+from ...node.engine import OUT_OF_MEMORY, Container, ContainerEvent, Engine, EventsConnected
 from ..decide.place.sharing_rules import SharingRules
 from ..ledger import Ledger
 from ..observe.metrics import Metrics
 from .allocator import Allocator
-from .containers import Container, ContainerEvent, Engine, EventsConnected
+from .engines import Engines
 from .folders import Folders
 from .logline import container_context
-from .memory_notice import OUT_OF_MEMORY, MemoryNotices
+from .memory_notice import MemoryNotices
 from .reconcile import Adopt, Charge, Facts, Release, Remove, SetRunning, Step, plan, unknown_ids
 from .removals import Removals
 from .watch import Watch
@@ -51,13 +52,14 @@ class Parts:
 
     `make_patch` is pure; `prepare` makes the node ready for the lease first, and may raise a Fault;
     `before_close` is called when Docker has no container of a lease any more, before its devices are free;
-    `broker` is its name on its containers (`labels.broker_label`).
+    `broker` is its name on its containers (`labels.broker_label`); `engines` are the Docker Engines that have
+    them.
     """
 
     broker: str
     allocator: Allocator
     ledger: Ledger
-    engine: Engine
+    engines: Engines
     folders: Folders
     make_patch: Callable[[Lease], ContainerPatch]
     metrics: Metrics
@@ -72,7 +74,7 @@ class LeaseService:
     def __init__(self, parts: Parts, log: logging.Logger) -> None:
         self._parts = parts
         self._allocator = parts.allocator
-        self._engine = parts.engine
+        self._engines = parts.engines
         self.log = log
         self._memory = MemoryNotices(self._allocator.lease, self.tell)
         self.ready = asyncio.Event()
@@ -80,7 +82,8 @@ class LeaseService:
         self._holds: dict[str, int] = {}
         self._restored: set[str] = set()
         self._restore_until: float | None = None
-        self._round = asyncio.Lock()
+        self._rounds: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        """By the identity of the engine."""
         self._servers: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self.not_ready = NOT_READY
@@ -189,13 +192,14 @@ class LeaseService:
         if lease.state is LeaseState.CLOSED:
             await self._parts.folders.remove(lease_id)
             return True
-        containers = await self._engine.list(lease_id)
+        engine = self._engines.of(lease)
+        containers = await engine.list(lease_id)
         for container in containers:
             if container.state != "removing":
-                self._removals.begin(container, self._engine.remove)
+                self._removals.begin(container, engine.remove)
         if containers:
             await self._removals.wait((each.id for each in containers), wait_seconds)
-            if not wait_seconds or await self._engine.list(lease_id):
+            if not wait_seconds or await engine.list(lease_id):
                 return False
         if self._parts.before_close is not None:
             await self._parts.before_close(lease)
@@ -203,23 +207,38 @@ class LeaseService:
         await self._allocator.close(lease_id)
         return True
 
-    async def settle(self, lease_id: str) -> None:
-        """A round for one lease. Raises EngineFault or LedgerFault if it could not look."""
+    async def forget(self, lease_id: str, reason: str) -> None:
+        """Closes a lease without asking Docker: its machine is gone, says an admin. Raises LedgerFault."""
+        lease = await self._allocator.begin_release(lease_id, reason)
+        if lease is not None and lease.state is not LeaseState.CLOSED:
+            await self._allocator.close(lease_id)
+
+    async def settle(self, lease_id: str, reporter: Engine | None = None) -> None:
+        """A round for one lease. Raises EngineFault or LedgerFault if it could not look.
+
+        A lease that isn't known is asked of the `reporter`, by default of the broker's own Docker.
+        """
         lease = self._allocator.lease(lease_id)
-        containers = await self._engine.list(lease_id)
-        await self._agree(() if lease is None else (lease,), containers)
+        engine = self._engines.of(lease) if lease is not None else reporter or self._engines.own
+        containers = await engine.list(lease_id)
+        await self._agree(engine, () if lease is None else (lease,), containers)
 
-    async def reconcile(self) -> bool:
-        """A round for everything; the first good one lets the allocator place those who wait.
+    async def reconcile(self, engine: Engine | None = None) -> bool:
+        """A round for all leases of an engine, by default of the broker's own.
 
-        False if it was not good enough for that: the lease of a running container could not be adopted yet.
+        The own engine's first good round lets the allocator place those who wait. False if it was not good
+        enough for that: the lease of a running container could not be adopted yet.
         Raises EngineFault or LedgerFault if it could not look. Steps that fail don't fail the round, and no
         removal is waited for: a container that can't be removed delays nobody else.
         """
-        async with self._round:
-            leases = self._allocator.leases()  # before the containers: see reconcile.py
-            containers = await self._engine.list()
-            adopted = await self._agree(leases, containers)
+        asked = engine or self._engines.own
+        lock = self._rounds.setdefault(id(asked), asyncio.Lock())
+        async with lock:
+            leases = self._engines.on(asked, self._allocator.leases())  # first: see reconcile.py
+            containers = await asked.list()
+            adopted = await self._agree(asked, leases, containers)
+            if asked is not self._engines.own:
+                return adopted
             if adopted and not self._allocator.placing:
                 await self._allocator.start_placing()
             return self._allocator.placing
@@ -241,16 +260,12 @@ class LeaseService:
         self._docker_down = False
         return good
 
-    def on_event(self, item: ContainerEvent | EventsConnected) -> None:
-        """Docker reported an event: check that lease, or everything after a reconnect."""
+    def on_event(self, item: ContainerEvent | EventsConnected, engine: Engine | None = None) -> None:
+        """An engine, by default the own, reported an event: check that lease, or all after a reconnect."""
         if isinstance(item, EventsConnected):
-            self.spawn(self.reconcile(), "events")
+            self.spawn(self.reconcile(engine), "events")
         elif item.broker == self._parts.broker or self._allocator.lease(item.lease_id) is not None:
-            self.spawn(self._follow(item), "events")
-
-    async def main_pid(self, container_id: str) -> int | None:
-        """The container's first process, on the host; None if it doesn't run. Raises EngineFault."""
-        return await self._engine.main_pid(container_id)
+            self.spawn(self._follow(item, engine), "events")
 
     async def say_turn(self, lease_id: str, sentence: str) -> None:
         """Shows a line in the lab while a cell waits for a GPU; "" removes it. Raises LedgerFault."""
@@ -268,18 +283,31 @@ class LeaseService:
     async def set_health(self, health: DeviceHealth) -> None:
         """A device went out of service or is back: tell its users. After a fault, call again."""
         for lease in await self._allocator.set_health(health):
-            await self._parts.folders.write(lease)
+            await self._parts.folders.refresh(lease)
 
-    async def add(self, devices: Iterable[Device], terms: Mapping[str, SharingRules]) -> None:
-        """Devices that were not found at the start were found: tell the users who hold one."""
-        for lease in await self._allocator.add(devices, terms):
-            await self._parts.folders.write(lease)
+    async def add(
+        self,
+        devices: Iterable[Device],
+        terms: Mapping[str, SharingRules],
+        unwell: Iterable[DeviceHealth] = (),
+    ) -> None:
+        """Devices that were not found at the start were found: tell the users who hold one.
+
+        `unwell`: those that don't serve from the beginning.
+        """
+        for lease in await self._allocator.add(devices, terms, unwell):
+            await self._parts.folders.refresh(lease)
+
+    async def refresh(self, lease: Lease) -> None:
+        """Writes the folder of a lease that holds devices again. Raises LedgerFault."""
+        if lease.state.holds_devices:
+            await self._parts.folders.refresh(lease)
 
     async def tell(self, lease_id: str, sentence: str) -> None:
         """Gives the lease's user a notice in the lab and on the GPU page, unless the lease has ended."""
         lease = await self._allocator.tell(lease_id, sentence)
         if lease is not None:
-            await self._parts.folders.write(lease)
+            await self._parts.folders.refresh(lease)
 
     # ---- start and end
 
@@ -318,7 +346,7 @@ class LeaseService:
 
     # ---- inside
 
-    async def _follow(self, event: ContainerEvent) -> None:
+    async def _follow(self, event: ContainerEvent, engine: Engine | None) -> None:
         """Guards a container as soon as Docker reports its start; then checks its lease."""
         if event.action == OUT_OF_MEMORY:
             self.spawn(self._memory.show(event.lease_id, event.mem_limit_bytes), "events")
@@ -327,7 +355,7 @@ class LeaseService:
         if event.action == "start" and lease is not None and states.can(lease.state, Event.START):
             with suppress(LeaseConflict):  # the lease has changed since
                 await self._allocator.set_running(lease.id, event.container_id)
-        await self.settle(event.lease_id)
+        await self.settle(event.lease_id, engine)
 
     async def _guarded(self, work: Coroutine[Any, Any, object], loop: str) -> None:
         try:
@@ -371,8 +399,12 @@ class LeaseService:
             return False
         return self._restore_until is None or asyncio.get_running_loop().time() < self._restore_until
 
-    async def _agree(self, leases: Iterable[Lease], containers: tuple[Container, ...]) -> bool:
-        """Carry out the plan; False if a running container's lease could not be adopted yet.
+    async def _agree(
+        self, engine: Engine, leases: Iterable[Lease], containers: tuple[Container, ...]
+    ) -> bool:
+        """Carry out the plan for leases and containers of an engine.
+
+        False if a running container's lease could not be adopted yet.
 
         Steps that make a container guarded and charged come first. Ends come before adoptions: a lease that
         has ended must not keep its device from a container that runs.
@@ -393,15 +425,15 @@ class LeaseService:
         adopted: list[bool] = []
         for kinds in (SetRunning | Charge, Release | Remove, Adopt):
             chosen = [step for step in steps if isinstance(step, kinds)]
-            adopted = await asyncio.gather(*map(self._carry_out_or_log, chosen))
+            adopted = await asyncio.gather(*(self._carry_out_or_log(step, engine) for step in chosen))
         return all(adopted)
 
-    async def _carry_out_or_log(self, step: Step) -> bool:
+    async def _carry_out_or_log(self, step: Step, engine: Engine) -> bool:
         """One step, and whether it is done; a failure is logged once, counted, and left to the next round."""
         subject = step.container.id if isinstance(step, Remove | Adopt) else step.lease.id
         what = f"{type(step).__name__} {subject}"
         try:
-            done = await self._carry_out(step)
+            done = await self._carry_out(step, engine)
         except Exception as error:
             self._parts.metrics.failed("reconcile")
             level = logging.DEBUG if what in self._failing else logging.WARNING
@@ -413,7 +445,7 @@ class LeaseService:
         return done
 
     async def _ask_ledger(self, lease_ids: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
-        """Which of the ids are closed leases, and which are living leases that were made since the read."""
+        """Which of the ids are closed leases, and which living ones: made since the read, or elsewhere."""
         closed: set[str] = set()
         living: set[str] = set()
         for lease_id in lease_ids:
@@ -423,7 +455,7 @@ class LeaseService:
             (closed if lease.state is LeaseState.CLOSED else living).add(lease_id)
         return frozenset(closed), frozenset(living)
 
-    async def _carry_out(self, step: Step) -> bool:
+    async def _carry_out(self, step: Step, engine: Engine) -> bool:
         """One step, unless the lease has changed since the plan was made: then the next round decides."""
         match step:
             case SetRunning(lease, container_id):
@@ -431,39 +463,42 @@ class LeaseService:
                     await self._allocator.set_running(lease.id, container_id)
                     self._parts.metrics.stepped("set_running")
             case Charge(lease, container_id):
-                await self._charge(lease, container_id)
+                await self._charge(lease, container_id, engine)
             case Release(lease, reason, ended):
                 unsettled = lease.state in states.UNSETTLED
                 if self._allocator.lease(lease.id) == lease and not (unsettled and self._kept(lease.id)):
                     self._parts.metrics.stepped("release")
-                    ended_at = None if ended is None else await self._engine.finished_at(ended.id)
+                    ended_at = None if ended is None else await engine.finished_at(ended.id)
                     await self.release(lease.id, reason, ended_at)
-            case Remove(container, reason, unexpected):
-                self._remove(container, reason, unexpected)
+            case Remove():
+                self._remove(step, engine)
             case Adopt(container):
-                return self._allocator.lease(container.lease_id) is not None or await self._adopt(container)
+                known = self._allocator.lease(container.lease_id) is not None
+                return known or await self._adopt(container, engine)
         return True
 
-    async def _charge(self, lease: Lease, container_id: str) -> None:
+    async def _charge(self, lease: Lease, container_id: str, engine: Engine) -> None:
         """Its container runs again: charge the lease from the time at which Docker started it."""
-        started_at = await self._engine.started_at(container_id)
+        started_at = await engine.started_at(container_id)
         if started_at is not None and self._allocator.lease(lease.id) == lease:
             await self._allocator.charge(lease.id, started_at)
             self._parts.metrics.stepped("charge")
             self._uncharged.discard(lease.id)
 
-    def _remove(self, container: Container, reason: str, unexpected: bool) -> None:
-        level = logging.ERROR if unexpected else logging.INFO
-        self.log.log(level, "Removing a container: %s %s", reason, container_context(container))
+    def _remove(self, step: Remove, engine: Engine) -> None:
+        level = logging.ERROR if step.unexpected else logging.INFO
+        self.log.log(level, "Removing a container: %s %s", step.reason, container_context(step.container))
         self._parts.metrics.stepped("remove")
-        self._removals.begin(container, self._engine.remove)
+        self._removals.begin(step.container, engine.remove)
 
-    async def _adopt(self, container: Container) -> bool:
+    async def _adopt(self, container: Container, engine: Engine) -> bool:
         """Whether this is done: the lease was adopted, or its container is being stopped."""
         memory = {view.device.uuid: view.device.memory_bytes for view in self._allocator.snapshot().devices}
         size = sum(memory.get(uuid, 0) for uuid in container.labels.device_uuids)
         try:
             lease = container.labels.lease(container.id, self._parts.clock(), size)
+            if self._engines.of(lease) is not engine:
+                raise LeaseConflict("Its devices are of another machine.")
             await self._allocator.adopt(lease)
         except Refusal as refusal:
             if not self._allocator.placing and await self._clear_way(container):
@@ -473,7 +508,7 @@ class LeaseService:
                 refusal.message,
                 container_context(container),
             )
-            self._removals.begin(container, self._engine.stop)
+            self._removals.begin(container, engine.stop)
         else:
             self.log.warning(
                 "Adopted an unknown lease from its container's labels %s", container_context(container)

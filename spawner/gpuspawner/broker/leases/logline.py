@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...core.model import Lease
-from .containers import Container
+from ...node.engine import Container
 
 
 def log_context(lease: Lease) -> str:

@@ -13,8 +13,6 @@ from ...core.model import Lease
 from ...core.units import format_bytes
 from ..decide.place.notice import is_withdrawal
 
-OUT_OF_MEMORY = "oom"
-"""Docker's name of the event."""
 _ADVICE = "Restart the kernel and load less at a time, or close notebooks that you don't need."
 SHOWN_SECONDS = 900.0
 """The notice stays this long, so that a user who was away can still read the reason."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ...core.model import Lease, LeaseState
 from ...core.states import AWAKE, Event, can
-from .containers import Container
+from ...node.engine import Container
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from ...core.errors import GpuSpawnerError
-from .containers import Container
+from ...node.engine import Container
 from .logline import container_context
 
 FIRST_PAUSE_SECONDS = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...config.quotas import Known, parse_properties
@@ -66,7 +67,8 @@ class Rulebook:
         key = user, members
         if key not in self._allowances:
             properties = by_subject(self._of_properties(members))
-            self._allowances[key] = combine(limits, user, members, properties)
+            found = combine(limits, user, members, properties)
+            self._allowances[key] = replace(found, titles=self.known.titles)
         return self._allowances[key]
 
     def preview(self, *decisions: Decision) -> Rules:

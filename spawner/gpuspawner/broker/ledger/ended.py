@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
 from . import rows
+from .reach import OfGroups
 from .schema import ended_processes
 
 
@@ -47,12 +49,26 @@ def write(connection: sa.Connection, ended: Iterable[EndedProcess]) -> None:
         connection.execute(sa.insert(ended_processes), added)
 
 
-def read(connection: sa.Connection, limit: int) -> tuple[EndedProcess, ...]:
-    """The newest rows, the newest first."""
-    query = sa.select(ended_processes).order_by(ended_processes.c.number.desc()).limit(limit)
+@dataclass(frozen=True, slots=True)
+class EndedSearch:
+    """Which records are read: the newest `most` before number `before`."""
+
+    most: int
+    before: int | None = None
+    of: OfGroups | None = None
+
+
+def read(connection: sa.Connection, wanted: EndedSearch) -> tuple[tuple[int, EndedProcess], ...]:
+    """The records with their numbers, the newest first."""
+    query = sa.select(ended_processes).order_by(ended_processes.c.number.desc()).limit(wanted.most)
+    if wanted.before is not None:
+        query = query.where(ended_processes.c.number < wanted.before)
+    if wanted.of is not None:
+        query = query.where(wanted.of.has(ended_processes.c.lease_id))
     found = connection.execute(query).mappings().all()
     groups = rows.groups_of(connection, {row["lease_id"] for row in found if row["lease_id"] is not None})
-    return tuple(
-        EndedProcess(**{name: row[name] for name in _FIELDS}, groups=tuple(groups.get(row["lease_id"], ())))
-        for row in found
-    )
+    return tuple((row["number"], _record(row, groups.get(row["lease_id"], ()))) for row in found)
+
+
+def _record(row: Any, groups: Iterable[str]) -> EndedProcess:
+    return EndedProcess(**{name: row[name] for name in _FIELDS}, groups=tuple(groups))

@@ -30,8 +30,8 @@ from . import audited, decided, ended, held, prune, rows, sessions, wait_errors
 from . import database as database
 from .audited import Search, Write
 from .clock import Steady, read_steady
-from .ended import EndedProcess
-from .held import Held
+from .ended import EndedProcess, EndedSearch
+from .held import Held, Stay, StaySearch
 from .migrate import upgrade
 from .rows import Moment
 from .schema import leases
@@ -209,7 +209,16 @@ class Ledger:
 
         def run() -> tuple[EndedProcess, ...]:
             with self._transaction() as connection:
-                return ended.read(connection, limit)
+                return tuple(each for _, each in ended.read(connection, EndedSearch(limit)))
+
+        return await self._in_thread(run)
+
+    async def guarded(self, search: EndedSearch) -> tuple[tuple[int, EndedProcess], ...]:
+        """Some of them with their numbers, the newest first. Raises LedgerFault."""
+
+        def run() -> tuple[tuple[int, EndedProcess], ...]:
+            with self._transaction() as connection:
+                return ended.read(connection, search)
 
         return await self._in_thread(run)
 
@@ -314,6 +323,15 @@ class Ledger:
         def run() -> tuple[Held, ...]:
             with self._transaction() as connection:
                 return held.read(connection, since, uuids)
+
+        return await self._in_thread(run)
+
+    async def stays(self, search: StaySearch) -> tuple[Stay, ...]:
+        """When leases were awake, the newest first. Raises LedgerFault."""
+
+        def run() -> tuple[Stay, ...]:
+            with self._transaction() as connection:
+                return held.search(connection, search)
 
         return await self._in_thread(run)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...core.disk import Disk, DiskState
 from ...core.errors import EngineFault
+from .failures import LoopFailures
 from .metrics import Metrics
 
 ROUND_SECONDS = 30.0
@@ -32,12 +33,14 @@ class DiskWatch:
         return self._disks
 
     async def run(self) -> None:
-        """Rounds until cancelled."""
+        """Rounds until cancelled. The same failure is logged once."""
+        failures = LoopFailures("disks", self._metrics, self._log)
         while True:
             try:
                 await self.round()
-            except Exception:  # the top of this loop
-                self._log.exception("Reading the disks failed; retrying")
+                failures.over()
+            except Exception as error:  # the top of this loop
+                failures.failed("The disks can't be read; trying again", error)
             await asyncio.sleep(ROUND_SECONDS)
 
     async def round(self) -> None:

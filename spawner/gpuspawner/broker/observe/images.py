@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from ...core.errors import EngineFault
 from ...protocol.pulls import ImageDocument, PullMessage, PullsMessage
+from .failures import LoopFailures
 
 ROUND_SECONDS = 60.0
 PULL_SECONDS = 15.0
@@ -27,11 +27,11 @@ class ImageWatch:
         self,
         references: Sequence[str],
         size_of: SizeOf,
-        log: logging.Logger,
+        failures: LoopFailures,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._references = tuple(dict.fromkeys(references))
-        self._size_of, self._log, self._monotonic = size_of, log, monotonic
+        self._size_of, self._failures, self._monotonic = size_of, failures, monotonic
         self._sizes: dict[str, int | None] = {}
         self._told: dict[str, tuple[float, PullsMessage]] = {}
         self._again = asyncio.Event()
@@ -41,8 +41,9 @@ class ImageWatch:
         while True:
             try:
                 await self.round()
-            except Exception:  # the top of this loop
-                self._log.exception("Looking for images failed; retrying")
+                self._failures.over()
+            except Exception as error:  # the top of this loop
+                self._failures.failed("Which images are on this machine isn't known; trying again", error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._again.wait(), ROUND_SECONDS)
             self._again.clear()

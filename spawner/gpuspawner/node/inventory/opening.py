@@ -14,23 +14,24 @@ from .protocol import Inventory
 _log = logging.getLogger(__name__)
 
 
-def open_inventory(site: GpuSite) -> Inventory:
+def open_inventory(site: GpuSite, machine: str | None = None) -> Inventory:
     """Opens the inventory for `c.GpuSite.inventory`. Blocks; raises ConfigError with the remedy.
 
     `auto` uses simulated GPUs only if there is no driver or no GPU. A driver that fails is an error: a
     machine with GPUs must not offer simulated ones after a failed upgrade, or before its driver is loaded.
+    `machine`: whose simulated GPUs, if the setting names several; by default the first one's.
     """
     from .simulated import SimulatedInventory
 
     if site.inventory == "simulated":
-        return SimulatedInventory.from_site(site)
+        return SimulatedInventory.from_site(site, machine)
     try:
         inventory = NvmlInventory()
     except DeviceFault as fault:
         if site.inventory == "nvml" or is_broken(fault):
             raise _no_nvml(fault) from fault
         _log.info("GPUs are simulated: %s", fault)
-        return SimulatedInventory.from_site(site)
+        return SimulatedInventory.from_site(site, machine)
     try:
         if inventory.devices():
             return inventory
@@ -41,7 +42,7 @@ def open_inventory(site: GpuSite) -> Inventory:
     if site.inventory == "nvml":
         raise _no_nvml(DeviceFault("NVML lists no GPU"))
     _log.info("GPUs are simulated: NVML lists no GPU")
-    return SimulatedInventory.from_site(site)
+    return SimulatedInventory.from_site(site, machine)
 
 
 def is_broken(fault: DeviceFault) -> bool:

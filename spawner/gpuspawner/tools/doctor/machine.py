@@ -19,10 +19,10 @@ from traitlets.config import Config
 from ...broker.app import GpuBroker
 from ...broker.decide.place.host import Host
 from ...broker.decide.place.pooling import make_pooling
-from ...broker.leases.containers import DockerEngine
 from ...config.site import GpuSite
 from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault
 from ...hub.check import check_spawner
+from ...node.docker_engine import DockerEngine
 from ...node.injection import EngineFacts, engine_facts, read_local
 from ...node.inventory import (
     DriverFacts,

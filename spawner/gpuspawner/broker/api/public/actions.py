@@ -18,6 +18,8 @@ from ...leases.audit import Answer, Asked, Audit
 from ...leases.rule_service import RuleService
 from ..access import Viewer
 
+STOP, EXTEND, USE_CPU, TURN = "stop", "extend", "go on with CPU", "turn: {}"
+"""What the audit log calls the actions."""
 NOT_THERE = "This server has ended, or it isn't yours."
 NOT_YOURS = "You may see this server, but not change it: that needs custom:gpu:reserve."
 
@@ -46,8 +48,8 @@ class Sender:
 class Actions:
     """One a service, on its event loop.
 
-    `find` returns a living lease by its id. `turn` does "wake" or "yield" for a lease and raises a refusal
-    if it has no turns; None if no pool is used in turns.
+    `find` returns a living lease by its id. `turn` does "wake" or "yield" for a lease, returns where it is
+    then, and raises a refusal if it has no turns; None if no pool is used in turns.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Actions:
         servers: Servers,
         find: Callable[[str], Lease | None],
         tiers: tuple[Tier, ...],
-        turn: Callable[[str, str], Any] | None = None,
+        turn: Callable[[str, str], dict[str, Any]] | None = None,
     ) -> None:
         self._rules, self._servers, self._find, self._turn = rules, servers, find, turn
         self.cpu_tier = next((tier.name for tier in tiers if not tier.needs_gpu), None)
@@ -68,14 +70,14 @@ class Actions:
 
     async def stop(self, lease_id: str, sender: Sender) -> Answer:
         """Stops the server, or takes it out of the queue. Idempotent: one that is stopping stays so."""
-        lease = await self._allowed("stop", lease_id, sender)
+        lease = await self._allowed(STOP, lease_id, sender)
 
         async def stop() -> Answer:
             if await self._servers.stop(sender.token, lease.user, lease.server):
                 return _said("Stopped. The GPU is free again." if lease.device_uuids else "Left the queue.")
             return _said("Stopping. The GPU is free again in a moment.", 202)
 
-        return await self._do("stop", lease, sender, {}, stop)
+        return await self._do(STOP, lease, sender, {}, stop)
 
     async def stop_server(self, user: str, server: str, sender: Sender) -> bool:
         """Stops a server by its name, also one without a lease. False if it is still stopping.
@@ -91,7 +93,7 @@ class Actions:
         asked = Asked(
             author=sender.viewer.author,
             via=sender.via,
-            action="stop",
+            action=STOP,
             subject=f"user:{user}",
             groups=(),
             document={"server": server},
@@ -102,17 +104,17 @@ class Actions:
 
     async def extend(self, lease_id: str, seconds: float, sender: Sender) -> Answer:
         """Makes the session longer, as far as the quota allows and if nobody waits."""
-        lease = await self._allowed("extend", lease_id, sender)
+        lease = await self._allowed(EXTEND, lease_id, sender)
 
         async def extend() -> Answer:
             more = await self._rules.extend(lease_id, seconds, sender.viewer.author)
             return _said(f"Extended by {more / 60:.0f} minutes.", 200, seconds=more)
 
-        return await self._do("extend", lease, sender, {"seconds": seconds}, extend)
+        return await self._do(EXTEND, lease, sender, {"seconds": seconds}, extend)
 
     async def go_on_with_cpu(self, lease_id: str, sender: Sender) -> Answer:
         """Stops the server and starts it again without a GPU: its programs end, its files stay."""
-        lease, tier = await self._allowed("go on with CPU", lease_id, sender), self.cpu_tier
+        lease, tier = await self._allowed(USE_CPU, lease_id, sender), self.cpu_tier
         if tier is None:
             raise LeaseConflict("This hub has no tier without a GPU: stop the server instead.")
 
@@ -122,20 +124,20 @@ class Actions:
             await self._servers.start(sender.token, lease.user, lease.server, {"profile": tier})
             return _said("The GPU is free again. Your server starts with CPU.", 202)
 
-        return await self._do("go on with CPU", lease, sender, {}, restart)
+        return await self._do(USE_CPU, lease, sender, {}, restart)
 
     async def take_turn(self, lease_id: str, action: str, sender: Sender) -> Answer:
         """`action` "wake": the server wants the GPU now; "yield": its turn ends."""
-        lease, turn = await self._allowed(f"turn: {action}", lease_id, sender), self._turn
+        lease, turn = await self._allowed(TURN.format(action), lease_id, sender), self._turn
         if turn is None:
             raise LeaseConflict("This server's GPU isn't shared in turns: it has its GPU all the time.")
 
         async def act() -> Answer:
-            turn(lease_id, action)
-            woken = action == "wake"
-            return _said("Your server gets a GPU when it is its turn." if woken else "Your turn ends.")
+            woken, now = action == "wake", turn(lease_id, action)
+            sentence = "Your server gets a GPU when it is its turn." if woken else "Your turn ends."
+            return _said(sentence, turn=now)
 
-        return await self._do(f"turn: {action}", lease, sender, {}, act)
+        return await self._do(TURN.format(action), lease, sender, {}, act)
 
     async def _allowed(self, action: str, lease_id: str, sender: Sender) -> Lease:
         """Raises LeaseConflict for a lease that isn't there, or that the sender may not even see.

@@ -28,6 +28,7 @@ from ....core.units import Clock, utc_now
 from ..access import Viewer, viewer_of
 from ..visible import BrokerView
 from .limits import WriteLimits
+from .origin import is_foreign
 
 _LOG = logging.getLogger("gpuspawner.broker")
 _HUB_SECONDS = 10.0
@@ -98,6 +99,8 @@ class HubUser(HubOAuthenticated, Discreet):
     viewer: Viewer
     lacks_xsrf = False
     """Whether the browser's cookie was not looked at, for want of the XSRF token."""
+    foreign = False
+    """Whether a page of another site has sent the request."""
     hub: str | None = None
     limits: WriteLimits
     retry_after_seconds = 0.0
@@ -143,7 +146,14 @@ class HubUser(HubOAuthenticated, Discreet):
         self.current_user = model
         self.viewer = viewer_of(model, self.hub)
         if self.request.method not in READING:
+            self._check_origin()
             self._count_write()
+
+    def _check_origin(self) -> None:
+        """Raises HTTPError 403 for a change by cookie that a page of another site asks for."""
+        if not getattr(self, "_token_authenticated", False) and is_foreign(self.request.headers):
+            self.foreign = True
+            raise HTTPError(403, "a page of another site asked for it")
 
     def _count_write(self) -> None:
         """Raises HTTPError 429 for a sender that writes too often."""
@@ -183,6 +193,8 @@ class HubUser(HubOAuthenticated, Discreet):
         """The error message for people."""
         if self.lacks_xsrf:
             return _LACKS_XSRF
+        if self.foreign:
+            return _FOREIGN
         if status_code == 405:
             return f"This address accepts {', '.join(self.allowed())}, not {self.request.method}."
         return _SENTENCES.get(status_code, responses.get(status_code, "Unknown error"))
@@ -201,6 +213,10 @@ class HubHandler(HubUser):
 _LACKS_XSRF = (
     "This request lacks the page's XSRF token, or brings that of an earlier login: reload the page and try "
     "again. A program sends an API token in place of the browser's cookie."
+)
+_FOREIGN = (
+    "This request comes from a page of another site, so nothing was changed. Open the page of the hub itself "
+    "and try again there."
 )
 _SENTENCES = {
     401: "Log in first: send a JupyterHub API token as 'Authorization: token …', or reload the page.",
@@ -246,11 +262,17 @@ class ApiUser(HubUser):
         """Sends `document` as JSON."""
         self.finish(json.dumps(document))
 
+    def show_refusal(self, refusal: Refusal) -> None:
+        """Answers with a refusal."""
+        self.set_status(refusal.status)
+        self.answer({"reason": refusal.reason, "message": refusal.message})
+
     def write_error(self, status_code: int, **_: Any) -> None:
         """Sends `{"reason", "message"}`, like the broker's other refusals."""
         if status_code == 401:
             self.set_header("WWW-Authenticate", "token")
-        reason = "xsrf_missing" if self.lacks_xsrf else _REASONS.get(status_code, "error")
+        known = "xsrf_missing" if self.lacks_xsrf else "foreign_origin" if self.foreign else ""
+        reason = known or _REASONS.get(status_code, "error")
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps({"reason": reason, "message": self.sentence(status_code)}))
 

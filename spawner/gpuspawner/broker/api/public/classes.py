@@ -9,6 +9,7 @@ POST DELETE api/classes/{group}/message   a notice to all of them
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from ....protocol.classes import (
     ClassMessage,
     DoneDocument,
     ExtendServers,
+    MemberDocument,
     MessageRemoval,
     StopServers,
 )
@@ -27,6 +29,8 @@ from ...leases.endings import Endings
 from ...leases.rule_service import RuleService
 from ..access import READ_SCOPE, RESERVE_SCOPE
 from ..classes import Classes, picked_by
+from ..paging import Part, cut
+from ..query import read_page
 from ..rules import Change, answering
 from ..socket import Site as Socket
 from .base import Route, Site
@@ -71,7 +75,9 @@ class ClassesHandler(ClassHandler):
     @answering
     async def get(self) -> None:
         """Their names."""
-        self.send(ClassesDocument(groups=self.classes.groups(self.hub_name, self.viewer.read)))
+        groups = self.classes.groups(self.hub_name, self.viewer.read)
+        found = cut([Part("groups", groups, str)], read_page(self))
+        self.send(ClassesDocument(groups=found.lists["groups"], next=found.next))
 
 
 class RosterHandler(ClassHandler):
@@ -82,7 +88,13 @@ class RosterHandler(ClassHandler):
         """The roster."""
         if not self.viewer.read.covers((group,)):
             raise lacks(READ_SCOPE, group)
-        self.send(await self.classes.roster(self.hub_name, group))
+        page, roster = read_page(self), await self.classes.roster(self.hub_name, group)
+        found = cut([Part("members", roster.members, _member_key)], page)
+        self.send(roster.model_copy(update={"members": found.lists["members"], "next": found.next}))
+
+
+def _member_key(member: MemberDocument) -> str:
+    return json.dumps([member.user, member.server])
 
 
 class StopHandler(ClassHandler):

@@ -25,9 +25,7 @@ class ImagesHandler(ApiUser):
     def get(self) -> None:
         """200, or 403 without the scope for anybody."""
         if not self.viewer.read:
-            refusal = lacks(READ_SCOPE)
-            self.set_status(refusal.status)
-            self.answer({"reason": refusal.reason, "message": refusal.message})
+            self.show_refusal(lacks(READ_SCOPE))
             return
         self.answer(document(ImagesDocument(images=tuple(self.images()))))
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from operator import itemgetter
+
 from tornado.web import HTTPError
 
+from ....core.errors import BadOption
 from ....protocol.public_openapi import public_openapi
 from ..access import READ_SCOPE
-from ..visible import visible_status
+from ..paging import Part, cut
+from ..query import Page, read_page
+from ..visible import Document, visible_status
 from .base import ApiHandler, Discreet, Route, Site
 
 
@@ -26,7 +32,21 @@ class StatusHandler(ApiHandler):
     """`GET api/status`: the part of devices, leases and queue that the sender may see."""
 
     def get(self) -> None:
-        self.answer(visible_status(self.site.broker.status(), self.viewer))
+        try:
+            page = read_page(self)
+            seen = visible_status(self.site.broker.status(), self.viewer)
+            self.answer(page_of_status(seen, page))
+        except BadOption as refusal:
+            self.show_refusal(refusal)
+
+
+def page_of_status(document: Document, page: Page) -> Document:
+    """The page of a status document's devices, leases and queue. The other lists are on the first page."""
+    keys: Mapping[str, str] = {"devices": "uuid", "leases": "id", "queue": "id"}
+    parts = (Part(name, document[name], itemgetter(key)) for name, key in keys.items())
+    found = cut(parts, page)
+    later: Document = {"ended": [], **({"disks": []} if "disks" in document else {})} if page.cursor else {}
+    return {**document, **found.lists, **later, "next": found.next}
 
 
 class TiersHandler(ApiHandler):

@@ -174,14 +174,14 @@ def _while_waiting(allowed: Allowance, holding: Holding, refusal: Refusal) -> Re
     if not isinstance(refusal, QuotaTier):
         return refusal
     return QuotaTier(
-        f"The tier {holding.ask.tier!r} was taken out of your quota while you waited for it: choose "
-        f"{_choices(allowed.tiers)}."
+        f"The tier {allowed.title(holding.ask.tier)!r} was taken out of your quota while you waited for it: "
+        f"choose {_choices(allowed)}."
     )
 
 
 def tier_sentence(allowed: Allowance, tier: str) -> str:
     """Why a tier may not be used, and which tiers may."""
-    return f"Your quota does not include the tier {tier!r}: choose {_choices(allowed.tiers)}."
+    return f"Your quota does not include the tier {allowed.title(tier)!r}: choose {_choices(allowed)}."
 
 
 def _counted(
@@ -234,8 +234,8 @@ def _plural(unit: str, count: int) -> str:
     return unit if count == 1 else f"{first}s{' ' + rest if rest else ''}"
 
 
-def _choices(tiers: Sequence[str]) -> str:
-    quoted = [repr(tier) for tier in tiers]
+def _choices(allowed: Allowance) -> str:
+    quoted = [repr(allowed.title(tier)) for tier in allowed.tiers]
     return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " or " + quoted[-1]
 
 

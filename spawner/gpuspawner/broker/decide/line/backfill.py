@@ -25,7 +25,7 @@ from itertools import groupby
 from ....core.want import Want
 from ..place.placement import RULES, Kind, Room, Rooms, Share, place, rank, suits, take
 from .fairshare import parts_of
-from .queue import Flavour, Lineup, Waiting, flavour, servable
+from .queue import Ask, Lineup, Waiting, ask_of, servable
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,10 @@ class Reservation:
                 self.rooms[share.device_uuid] = self.rooms[share.device_uuid].plus(share)
 
 
+_Flavour = tuple[Ask, str]
+"""What decides whether a request can begin now: what it asks for, and its group if places are kept for it."""
+
+
 def plan(lineup: Lineup, fleet: Fleet, now_seconds: float = 0.0) -> dict[str, tuple[Share, ...]]:
     """The shares that are given now, by lease id, in the order in which they were given."""
     return _Plan(lineup, fleet, now_seconds).carry_out()
@@ -125,10 +129,9 @@ class _Plan:
         self._blocked: dict[Want, None] = {}
         self._reservations: list[Reservation] = []
         self._reserved: set[Want] = set()
-        self._denied: set[Flavour] = set()
-        self._hopeful: set[Flavour] = set()
+        self._denied: set[_Flavour] = set()
+        self._hopeful: set[_Flavour] = set()
         self._aside: set[Want] = set()
-        self._flavours: defaultdict[str, list[Flavour]] = defaultdict(list)
         self._placed: dict[str, tuple[Share, ...]] = {}
         self._taken: list[Holding] = []
         self._with_session: set[str] = set()
@@ -136,7 +139,8 @@ class _Plan:
     def carry_out(self) -> dict[str, tuple[Share, ...]]:
         """Serve every request that can be served."""
         asked = self._lineup.asked
-        self._placeable = {want for want in asked.wants if place(want, self._left) is not None}
+        wants = {want for want, _ in asked.overall}
+        self._placeable = {want for want in wants if place(want, self._left) is not None}
         if not self._placeable:
             return {}
         self._rooms, self._held = dict(self._fleet.all_rooms()), self._fleet.holdings()
@@ -144,11 +148,7 @@ class _Plan:
         for waiting in self._lineup.first(open_places):
             if open_places[waiting.claim.group] > 0 and self._serve(waiting):
                 open_places[waiting.claim.group] -= 1
-        for each in asked.flavours:
-            own = self._flavour(*each)
-            self._flavours[each[2]].append(own)
-            if each[0] in self._placeable:
-                self._hopeful.add(own)
+        self._hopeful = self._find_hopeful()
         self._lineup.settled = self._settled
         for waiting in self._lineup:
             if not self._hopeful:
@@ -159,13 +159,22 @@ class _Plan:
     def _settled(self, group: str) -> bool:
         """Whether nobody of the group can begin any more, and everybody who keeps something does."""
         return all(
-            each in self._denied or each[0] in self._blocked or each[0] in self._aside
-            for each in self._flavours[group]
+            ask[0] in self._blocked or ask[0] in self._aside or self._flavour(ask, group) in self._denied
+            for ask in self._lineup.asked.by_group.get(group, ())
         )
 
-    def _flavour(self, want: Want, session_seconds: float | None, group: str) -> Flavour:
+    def _find_hopeful(self) -> set[_Flavour]:
+        """Everything that is asked for, each once, and that could be placed."""
+        asked = self._lineup.asked
+        found = {(ask, "") for ask in asked.others(self._with_session) if ask[0] in self._placeable}
+        for group in self._with_session:
+            asks = asked.by_group.get(group, ())
+            found.update(self._flavour(ask, group) for ask in asks if ask[0] in self._placeable)
+        return found
+
+    def _flavour(self, ask: Ask, group: str) -> _Flavour:
         """The group matters only if places are kept for its lab session."""
-        return want, session_seconds, group if group in self._with_session else ""
+        return ask, group if group in self._with_session else ""
 
     def _serve(self, waiting: Waiting) -> bool:
         if waiting.want not in self._placeable:
@@ -174,7 +183,7 @@ class _Plan:
             else:
                 self._aside.add(waiting.want)
             return False
-        own = self._flavour(*flavour(waiting))
+        own = self._flavour(ask_of(waiting), waiting.claim.group)
         if own in self._denied:
             return False
         shares = self._find(waiting)
@@ -224,7 +233,7 @@ class _Plan:
         self._taken.append(Holding(waiting.lease_id, shares, ends, waiting.claim.group))
         self._lineup.placed(waiting, devices)
         self._placeable = {want for want in self._placeable if place(want, self._left) is not None}
-        self._hopeful = {each for each in self._hopeful if each[0] in self._placeable}
+        self._hopeful = {each for each in self._hopeful if each[0][0] in self._placeable}
 
     def _ends(self, waiting: Waiting) -> float | None:
         seconds = waiting.claim.session_seconds
@@ -241,18 +250,24 @@ class _Plan:
     def _keep_sessions(self) -> Counter[str]:
         """Reserve what is kept for lab sessions. Returns how many places are open now, by group."""
         open_places: Counter[str] = Counter()
+        held_by: defaultdict[str, list[Holding]] = defaultdict(list)
+        for holding in self._held if self._fleet.sessions else ():
+            held_by[holding.group].append(holding)
+        endings = self._endings() if self._fleet.sessions else []
         for hold in self._fleet.sessions:
             if not hold.applies(self._now):
                 continue
             at = max(self._now, hold.begins_seconds)
-            used = sum(each.group == hold.group and each.outlasts(at) for each in self._held)
+            used = sum(each.outlasts(at) for each in held_by[hold.group])
             count = max(0, hold.count - used)
             self._with_session.add(hold.group)
             if hold.begins_seconds <= self._now:
                 open_places[hold.group] += count
+            if not count:
+                continue
             later = _Later(hold.want, self._left, self._rooms)
             later.keep(self._reservations)
-            later.pass_time(each for each in self._endings() if not each.outlasts(at))
+            later.pass_time(each for each in endings if not each.outlasts(at))
             for _ in range(count):
                 shares = later.place()
                 if shares is None:

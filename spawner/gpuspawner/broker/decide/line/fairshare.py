@@ -117,11 +117,13 @@ class FairShare:
         self, groups: Iterable[str], now_seconds: float, more: Mapping[str, float]
     ) -> list[tuple[float, float]]:
         """The same of groups, and how many devices each holds with the `more`."""
-        left, standings = self._left(now_seconds), []
+        find, left, rate, standings = self._groups.get, self._left(now_seconds), self._rate, []
         for group in groups:
-            account = self._groups.get(group, _NONE)
-            held = account.held + more.get(group, 0.0)
-            standings.append((self._use(account, left) + held * PREPAID_SECONDS, held))
+            account = find(group, _NONE)
+            held, use = account.held, account.grown * left + account.held / rate
+            if more:
+                held += more.get(group, 0.0)
+            standings.append(((use if use > 0.0 else 0.0) + held * PREPAID_SECONDS, held))
         return standings
 
     def user_held(self, user: str) -> float:

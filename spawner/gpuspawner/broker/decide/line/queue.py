@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,13 +75,13 @@ class Waiting(NamedTuple):
     claim: Claim = NO_CLAIM
 
 
-Flavour = tuple[Want, float | None, str]
-"""What decides whether a request can begin now: want, longest session, group."""
+Ask = tuple[Want, float | None]
+"""What decides, beside its group, whether a request can begin now: its want and its longest session."""
 
 
-def flavour(waiting: Waiting) -> Flavour:
-    """The flavour of a request."""
-    return waiting.want, waiting.claim.session_seconds, waiting.claim.group
+def ask_of(waiting: Waiting) -> Ask:
+    """What a request asks for."""
+    return waiting.want, waiting.claim.session_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,9 @@ class Queue:
         self._places: dict[str, Waiting] = {}
         self._classes: dict[int, dict[str, dict[str, Waiting]]] = {}
         self._wants: Counter[Want] = Counter()
-        self._flavours: Counter[Flavour] = Counter()
+        self._asks: Counter[Ask] = Counter()
+        self._asks_of: dict[str, Counter[Ask]] = {}
+        """The same by group."""
         self._known_wants: dict[Want, Want] = {}
         """One object for equal wants: what is looked up by it is found without comparing."""
         self._rivals: dict[Want, frozenset[Want]] = {}
@@ -148,7 +150,8 @@ class Queue:
                 places.clear()
                 places.update(in_order)
         self._wants[waiting.want] += 1
-        self._flavours[flavour(waiting)] += 1
+        _count(self._asks, ask_of(waiting), 1)
+        _count(self._asks_of.setdefault(waiting.claim.group, Counter()), ask_of(waiting), 1)
         if self._wants[waiting.want] == 1:
             self._rivals.clear()
         self.changed()
@@ -164,9 +167,11 @@ class Queue:
         if not groups:
             del self._classes[waiting.claim.priority]
         self._wants[waiting.want] -= 1
-        self._flavours[flavour(waiting)] -= 1
-        if not self._flavours[flavour(waiting)]:
-            del self._flavours[flavour(waiting)]
+        group = waiting.claim.group
+        for asks in (self._asks, self._asks_of[group]):
+            _count(asks, ask_of(waiting), -1)
+        if not self._asks_of[group]:
+            del self._asks_of[group]
         if not self._wants[waiting.want]:
             del self._wants[waiting.want], self._known_wants[waiting.want]
             self._rivals.clear()
@@ -186,18 +191,17 @@ class Queue:
         """The order at this moment, supposing that `without` had left and `newcomer` had come."""
         everybody: dict[str, Waiting] = self._places
         classes: Mapping[int, Mapping[str, Mapping[str, Waiting]]] = self._classes
-        flavours, wants = set(self._flavours), set(self._wants)
+        asked = Asked(self._asks, self._asks_of)
         if newcomer is not None:
             newcomer = newcomer._replace(want=self._known_wants.get(newcomer.want, newcomer.want))
-            flavours.add(flavour(newcomer))
-            wants.add(newcomer.want)
+            asked = asked.plus(newcomer)
             priority, group = newcomer.claim.priority, newcomer.claim.group
             one = {newcomer.lease_id: newcomer}
             everybody = {**everybody, **one}
             groups = classes.get(priority, {})
             classes = {**classes, priority: {**groups, group: {**groups.get(group, {}), **one}}}
         moments = now_seconds, now_seconds - self._patience_seconds
-        return Lineup(everybody, classes, self._fair, moments, without, Asked(wants, flavours))
+        return Lineup(everybody, classes, self._fair, moments, without, asked)
 
     def place_of(
         self, lease_id: str, now_seconds: float = 0.0, healthy: Mapping[Kind, int] | None = None
@@ -243,12 +247,45 @@ class Queue:
         return self._rivals[want]
 
 
+def _count(asks: Counter[Ask], ask: Ask, change: int) -> None:
+    """Count one more or one fewer; what nobody asks for any more is left out."""
+    asks[ask] += change
+    if not asks[ask]:
+        del asks[ask]
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Everything that is asked for in a line, each once."""
+    """How often each thing is asked for in a line: by all, and by the members of each group."""
 
-    wants: Set[Want]
-    flavours: Set[Flavour]
+    overall: Mapping[Ask, int]
+    by_group: Mapping[str, Mapping[Ask, int]]
+
+    def plus(self, waiting: Waiting) -> Asked:
+        """With one more request."""
+        ask, group = ask_of(waiting), waiting.claim.group
+        of_group = self.by_group.get(group, {})
+        return Asked(
+            {**self.overall, ask: self.overall.get(ask, 0) + 1},
+            {**self.by_group, group: {**of_group, ask: of_group.get(ask, 0) + 1}},
+        )
+
+    def others(self, groups: Collection[str]) -> Collection[Ask]:
+        """What is asked for by somebody who is in none of these groups."""
+        of_groups: Counter[Ask] = Counter()
+        for group in groups:
+            of_groups.update(self.by_group.get(group, {}))
+        return [ask for ask, count in self.overall.items() if count > of_groups[ask]]
+
+
+class _GroupKey(NamedTuple):
+    """A group's place among the groups, as it was when so many had been `given` devices."""
+
+    has_guarantee: bool
+    use: float
+    number: int
+    group: str
+    given: int
 
 
 class Lineup:
@@ -276,6 +313,8 @@ class Lineup:
         """Whether it is known what becomes of everybody in the group: then nobody of it need come."""
         self._users: defaultdict[str, float] = defaultdict(float)
         self._groups: defaultdict[str, float] = defaultdict(float)
+        self._given = 0
+        """How many were placed: what was counted before the last one may have grown since."""
 
     def __iter__(self) -> Iterator[Waiting]:
         for waiting in self.everybody.values():
@@ -295,6 +334,7 @@ class Lineup:
 
     def placed(self, waiting: Waiting, devices: float) -> None:
         """`waiting` gets so many devices now."""
+        self._given += 1
         self._left_out.add(waiting.lease_id)
         self._users[waiting.user] += devices
         self._groups[waiting.claim.group] += devices
@@ -310,18 +350,19 @@ class Lineup:
 
     def _by_use(self, groups: Mapping[str, Mapping[str, Waiting]], fair: FairShare) -> Iterator[Waiting]:
         """The groups by their use; keys only grow, so one that is no longer the least is put back."""
-        keys = self._group_keys(groups, groups, fair)
-        heap = [(*key, group) for group, key in zip(groups, keys, strict=True)]
+        heap = self._group_keys(groups, groups, fair)
         heapq.heapify(heap)
         members_left: dict[str, Iterator[Waiting]] = {}
         while heap:
-            *_, group = heapq.heappop(heap)
+            key = heapq.heappop(heap)
+            group = key.group
             if self.settled(group):
                 continue
-            key = (*self._group_keys((group,), groups, fair)[0], group)
-            if heap and key > heap[0]:
-                heapq.heappush(heap, key)
-                continue
+            if key.given != self._given:
+                (key,) = self._group_keys((group,), groups, fair)
+                if heap and key > heap[0]:
+                    heapq.heappush(heap, key)
+                    continue
             if group not in members_left:
                 members_left[group] = self._members_by_use(groups[group], fair)
             waiting = next(members_left[group], None)
@@ -331,26 +372,28 @@ class Lineup:
 
     def _group_keys(
         self, some: Collection[str], groups: Mapping[str, Mapping[str, Waiting]], fair: FairShare
-    ) -> list[tuple[bool, float, int]]:
-        oldest = [next(iter(groups[group].values())) for group in some]
-        return [
-            (held >= first.claim.guaranteed_devices, use / first.claim.weight, first.number)
-            for first, (use, held) in zip(
-                oldest, fair.group_standings(some, self._now_seconds, self._groups), strict=True
-            )
-        ]
+    ) -> list[_GroupKey]:
+        standings = fair.group_standings(some, self._now_seconds, self._groups)
+        keys, given = [], self._given
+        for group, (use, held) in zip(some, standings, strict=True):
+            first = next(iter(groups[group].values()))
+            claim = first.claim
+            entitled = held >= claim.guaranteed_devices
+            keys.append(_GroupKey(entitled, use / claim.weight, first.number, group, given))
+        return keys
 
     def _members_by_use(self, members: Mapping[str, Waiting], fair: FairShare) -> Iterator[Waiting]:
-        at, more = self._now_seconds, self._users
+        at, more, given = self._now_seconds, self._users, self._given
         standings = fair.user_standings([each.user for each in members.values()], at, more)
         heap = list(zip(standings, members.values(), strict=True))
         heapq.heapify(heap)
         while heap:
             use, waiting = heapq.heappop(heap)
-            (now,) = fair.user_standings((waiting.user,), at, more)
-            if now > use and heap and (now, waiting) > heap[0]:
-                heapq.heappush(heap, (now, waiting))
-                continue
+            if self._given != given:
+                (now,) = fair.user_standings((waiting.user,), at, more)
+                if now > use and heap and (now, waiting) > heap[0]:
+                    heapq.heappush(heap, (now, waiting))
+                    continue
             yield from self._once(waiting)
 
 

@@ -40,6 +40,8 @@ class Devices:
         self._holders: dict[str, tuple[str, ...]] = dict.fromkeys(self._rooms, ())
         self._placeholders: set[str] = set()
         self._drained: Mapping[str, Drain] = {}
+        self._out: set[str] = set()
+        """The devices that are not in service."""
         self._known = Counter(room.kind for room in self._rooms.values())
         self._healthy = self._known.copy()
         self._open: dict[Kind, list[Room]] = {kind: [] for kind in self._known}
@@ -59,10 +61,7 @@ class Devices:
 
     def all(self) -> list[Device]:
         """Every device by node, index, then UUID; placeholders, whose node isn't known, come last."""
-        found = [room.device for room in self._rooms.values()]
-        return sorted(
-            found, key=lambda each: (not each.node, each.node, each.index is None, each.index or 0, each.uuid)
-        )
+        return sorted((room.device for room in self._rooms.values()), key=_by_node)
 
     def health(self, uuid: str) -> DeviceHealth:
         """Whether the device may be leased, and why not."""
@@ -74,7 +73,7 @@ class Devices:
 
     def in_service(self, uuid: str) -> bool:
         """Whether something may be placed on the device: it is healthy and not drained."""
-        return self._health[uuid].healthy and uuid not in self._drained
+        return uuid not in self._out
 
     def holders(self, uuid: str) -> tuple[str, ...]:
         """Ids of the leases that hold a share of the device."""
@@ -100,11 +99,9 @@ class Devices:
 
     def unhealthy(self, want: Want) -> list[tuple[Device, DeviceHealth]]:
         """The devices that suit `want` and are out of service or drained, with the reason, by index."""
-        return [
-            (device, self._service(device.uuid))
-            for device in self.all()
-            if not self.in_service(device.uuid) and suits(want, self._rooms[device.uuid].kind)
-        ]
+        rooms = [self._rooms[uuid] for uuid in self._out]
+        found = sorted((room.device for room in rooms if suits(want, room.kind)), key=_by_node)
+        return [(device, self._service(device.uuid)) for device in found]
 
     def _service(self, uuid: str) -> DeviceHealth:
         """Its health; if it is healthy and drained, that an admin keeps it from new servers."""
@@ -172,10 +169,12 @@ class Devices:
 
     def healthy_rooms(self, freed: Sequence[Lease] = ()) -> dict[str, Room]:
         """The rooms of all devices in service by UUID, the full ones too, as if `freed` had ended."""
-        found = {uuid: room for uuid, room in self._rooms.items() if self.in_service(uuid)}
+        found = {uuid: room for uuid, room in self._rooms.items() if uuid not in self._out}
         for share in self._shares_of(freed):
             if share.device_uuid in found:
                 found[share.device_uuid] = found[share.device_uuid].minus(share)
+        if not any(kind.terms.in_turns for kind in self._known):
+            return found
         in_turns = {uuid: room for uuid, room in found.items() if room.terms.in_turns}
         taken = {kind: self._seats_taken(kind, freed) for kind in {room.kind for room in in_turns.values()}}
         return found | {uuid: _with_seats(room, taken[room.kind]) for uuid, room in in_turns.items()}
@@ -209,15 +208,25 @@ class Devices:
             if uuid in self._placeholders and not self._holders[uuid]:
                 self._forget(uuid)
 
-    def add(self, device: Device, terms: SharingRules, holders: Iterable[Lease] = ()) -> None:
-        """Add a device that was not found before, or was only a placeholder that `holders` hold."""
+    def add(
+        self,
+        device: Device,
+        terms: SharingRules,
+        holders: Iterable[Lease] = (),
+        health: DeviceHealth | None = None,
+    ) -> None:
+        """Add a device that was not found before, or was only a placeholder that `holders` hold.
+
+        `health` is its health; by default it serves.
+        """
         uuid = device.uuid
         if uuid in self._rooms and uuid not in self._placeholders:
             return
         self._placeholders.discard(uuid)
         room = Room(device, tuple(share_of(lease, device) for lease in holders), terms)
         self._rooms[uuid] = room
-        self._health[uuid] = DeviceHealth(uuid, healthy=True)
+        self._health[uuid] = health or DeviceHealth(uuid, healthy=True)
+        self._look(uuid)
         self._holders.setdefault(uuid, ())
         self._known[room.kind] += 1
         self._healthy[room.kind] += self.in_service(uuid)
@@ -236,6 +245,7 @@ class Devices:
         self._unlist(room)
         before = self.in_service(uuid)
         self._health[uuid] = health
+        self._look(uuid)
         self._healthy[room.kind] += self.in_service(uuid) - before
         self._list(room)
         return True
@@ -250,6 +260,7 @@ class Devices:
         news, self._drained = self._drained != drained, dict(drained)
         for room in rooms:
             uuid = room.device.uuid
+            self._look(uuid)
             self._healthy[room.kind] += self.in_service(uuid) - before[uuid]
             self._list(room)
         return news
@@ -260,6 +271,7 @@ class Devices:
             memory_bytes = lease.memory_bytes // max(1, several)
             self._rooms[uuid] = Room(Device(uuid, "not found", memory_bytes))
             self._health[uuid] = DeviceHealth(uuid, healthy=False, reason=MISSING, since=lease.since)
+            self._look(uuid)
             self._holders[uuid] = ()
             self._placeholders.add(uuid)
         return self._rooms[uuid].device
@@ -267,6 +279,14 @@ class Devices:
     def _forget(self, uuid: str) -> None:
         del self._rooms[uuid], self._health[uuid], self._holders[uuid]
         self._placeholders.remove(uuid)
+        self._out.discard(uuid)
+
+    def _look(self, uuid: str) -> None:
+        """The device's health or drain was set: see whether it is in service."""
+        if self._health[uuid].healthy and uuid not in self._drained:
+            self._out.discard(uuid)
+        else:
+            self._out.add(uuid)
 
     def _change(self, uuid: str, room: Room) -> None:
         self._unlist(self._rooms[uuid])
@@ -281,6 +301,11 @@ class Devices:
         if self.in_service(room.device.uuid) and not room.full:
             listed = self._open[room.kind]
             del listed[bisect.bisect_left(listed, rank(room), key=rank)]
+
+
+def _by_node(device: Device) -> tuple[bool, str, bool, int, str]:
+    """The order in which devices are listed."""
+    return (not device.node, device.node, device.index is None, device.index or 0, device.uuid)
 
 
 def _with_seats(room: Room, taken: int) -> Room:

@@ -75,6 +75,8 @@ class Room:
     @property
     def held_bytes(self) -> int:
         """Memory that leases may have at once: of those in turns one."""
+        if not self.shares:
+            return 0
         turns = max((share.memory_bytes for share in self.shares if share.in_turns), default=0)
         return turns + sum(share.memory_bytes for share in self.shares if not share.in_turns)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from dateutil.rrule import rrulestr
 
-from ....core.errors import SessionReserved, SessionUnfit
+from ....core.errors import BadOption, SessionReserved, SessionUnfit
 from ....core.quota import Window
 from ....core.session import LabSession, Meeting
 from ..allow.period import format_local
@@ -77,10 +77,17 @@ def meetings(session: LabSession, window: Window) -> list[Meeting]:
     return sorted(each for each in made if each.start < window.end and each.end > window.start)
 
 
-def check_session(session: LabSession, others: Iterable[LabSession], fits: Fits, now: datetime) -> None:
+def check_session(
+    session: LabSession,
+    others: Iterable[LabSession],
+    fits: Fits,
+    now: datetime,
+    titles: Mapping[str, str] | None = None,
+) -> None:
     """Refuse a session that doesn't fit on the devices or beside the others, and say what would fit.
 
-    Raises SessionUnfit. Looks `HORIZON` ahead; the others are supposed to fit among themselves.
+    Raises SessionUnfit. Looks `HORIZON` ahead; the others are supposed to fit among themselves. `titles` is
+    what the spawn page calls the tiers.
     """
     window = Window(now, now + HORIZON)
     own = meetings(session, window)
@@ -102,7 +109,23 @@ def check_session(session: LabSession, others: Iterable[LabSession], fits: Fits,
         if beside is not None:
             clashes.append((meeting, *beside))
     if clashes:
-        raise SessionUnfit(_unfit_sentence(session, clashes, len(own), now))
+        title = (titles or {}).get(session.tier, session.tier)
+        raise SessionUnfit(_unfit_sentence(session, title, clashes, len(own), now))
+
+
+def check_dates(session: LabSession, before: LabSession | None) -> None:
+    """Refuse to cancel or move a date on which the session doesn't meet, and name the nearest dates.
+
+    `before` is the session as it was, None for a new one: only dates that it doesn't have are looked at.
+    Raises BadOption.
+    """
+    cancelled = set(session.exdates) - set(before.exdates if before else ())
+    moved = {change.on for change in session.changes} - {
+        change.on for change in (before.changes if before else ())
+    }
+    for day in sorted(cancelled | moved):
+        if not _rule_meets_on(session, day):
+            raise BadOption(_no_meeting_sentence(session, day))
 
 
 def reservations(sessions: Iterable[LabSession], now: datetime, until: datetime) -> list[Reservation]:
@@ -209,6 +232,31 @@ def _local_begins(session: LabSession, begin: datetime, until: datetime) -> list
     return list(rule.between(begin, max(begin, until), inc=True))
 
 
+def _rule_meets_on(session: LabSession, day: date) -> bool:
+    begin = datetime.combine(session.first, session.begins)
+    following = _local_begins(session, begin, datetime.combine(day, time.max))
+    return any(each.date() == day for each in following)
+
+
+def _no_meeting_sentence(session: LabSession, day: date) -> str:
+    """For example "cs231n doesn't meet on 2026-12-01: it meets on 2026-11-30 and 2026-12-07."."""
+    start = f"{session.name} doesn't meet on {day}"
+    for change in session.changes:
+        if change.begins.date() == day and change.on != day:
+            return f"{start} by its rule; that is its meeting of {change.on}: name {change.on}."
+    by_rule = replace(session, changes=())
+    noon = datetime.combine(day, time(12), UTC)
+    around = [each.on for each in meetings(by_rule, Window(noon - HORIZON, noon + HORIZON))]
+    near = [on for on in around if on < day][-1:] + [on for on in around if on > day][:1]
+    if not near:
+        first = datetime.combine(session.first, time(), UTC) - timedelta(days=1)
+        near = [each.on for each in meetings(by_rule, Window(first, first + HORIZON))][:1]
+    if not near:
+        return f"{start}, and it has no other date."
+    dates = " and ".join(map(str, near))
+    return f"{start}: the nearest {'dates are' if len(near) > 1 else 'date is'} {dates}."
+
+
 def _meeting(name: str, on: date, local: datetime, seconds: float) -> Meeting:
     start = local.astimezone(UTC)
     return Meeting(start, start + timedelta(seconds=seconds), name, on)
@@ -248,6 +296,7 @@ def _most(session: LabSession, demand: Mapping[str, int], fits: Fits) -> int:
 
 def _unfit_sentence(
     session: LabSession,
+    title: str,
     clashes: Sequence[tuple[Meeting, int, tuple[str, ...]]],
     total: int,
     now: datetime,
@@ -256,7 +305,7 @@ def _unfit_sentence(
     meeting, _, names = next(each for each in clashes if each[1] == most)
     when = format_local(meeting.start, session.timezone, now)
     beside = f" beside {' and '.join(map(repr, names))}" if names else ""
-    what = f"{session.seats} places of the tier {session.tier!r}"
+    what = f"{session.seats} places of the tier {title!r}"
     dates = f" ({len(clashes)} of its {total} dates)" if total > 1 else ""
     fits = "none fits" if most == 0 else f"{most} {'fits' if most == 1 else 'fit'}"
     advice = "choose another time or tier" if most == 0 else f"ask for {most}, or choose another time or tier"

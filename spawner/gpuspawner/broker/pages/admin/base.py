@@ -17,11 +17,11 @@ from ...leases.allocator import Allocator
 from ...leases.endings import Ender
 from ...leases.rule_service import RuleService
 from ...ledger import EndedProcess, Ledger
+from ...observe.checkup import Checkup
 from ..base import PageSite
 from ..readings import Readings as LeaseReadings
 from ..table import Wish, wish_of
 from ..writing import Question, Said, Writing, WritingPage
-from .checkup import Checkup
 from .map import Readings
 
 PAGES = (

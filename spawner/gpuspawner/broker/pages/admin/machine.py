@@ -8,10 +8,10 @@ from tornado.web import HTTPError
 
 from ....core.disk import Disk, DiskState
 from ....protocol.pulls import ImageDocument
+from ...observe.checkup import Report
 from ..words import Moment, moment
-from ..writing import Question, Said
+from ..writing import Question, Said, Writing
 from .base import AdminPage
-from .checkup import Report
 
 _LEVELS = {DiskState.OK: "", DiskState.LOW: "warning", DiskState.FULL: "danger"}
 
@@ -71,8 +71,12 @@ class MachineHandler(AdminPage):
     async def carry_out(self, what: str, *path: str) -> Said | Question:
         if what != "check" or not self.may_see(self.viewer):
             raise HTTPError(400, "no such change: %s", what)
-        self.tools.checkup.begin()  # it changes nothing, so the audit log needs no entry
-        return Said("The check is under way: its result appears here.")
+
+        async def begin() -> Said:
+            self.tools.checkup.begin()
+            return Said("The check is under way: its result appears here.")
+
+        return await self.write_down(Writing(self.viewer.read, "check machine", "machine"), begin)
 
 
 def _disk_line(disk: Disk) -> DiskLine:

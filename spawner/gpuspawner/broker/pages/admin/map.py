@@ -9,12 +9,12 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from ....core.model import Device, Lease, LeaseState
+from ....core.text import isolated
 from ....core.units import format_bytes
 from ....core.want import Mode
 from ....node.api import Usage, XidSeen
 from ...decide.place.placement import share_of
 from ...decide.snapshot import DeviceView
-from ..words import count_of
 
 DETAILED = 64
 """Up to so many devices, each cell has room for names and numbers; beyond that it is a small square."""
@@ -66,16 +66,24 @@ class Cell:
     @property
     def names(self) -> str:
         """The users, as far as there is room: "ada, bob and 2 others"."""
-        users = list(dict.fromkeys(part.user for part in self.parts))
+        users = [isolated(user) for user in dict.fromkeys(part.user for part in self.parts)]
         if len(users) <= _NAMES:
             return ", ".join(users)
         return f"{', '.join(users[: _NAMES - 1])} and {len(users) - _NAMES + 1} others"
 
     @property
+    def condition(self) -> str:
+        """Its state with the reason: "drained by admin: new fans", "out of service: XID 79"."""
+        if not self.reason:
+            return str(self.state)
+        between = " " if self.state is CellState.DRAINED else ": "
+        return f"{self.state}{between}{self.reason}"
+
+    @property
     def label(self) -> str:
         """All of it in words, for screen readers and as a tip."""
         words: Iterable[str] = (
-            f"{self.name}: {self.state}{f' ({self.reason})' if self.reason else ''}",
+            f"{self.name}: {self.condition}",
             f"held by {self.names}" if self.parts else "",
             f"{self.used} in use" if self.used else "",
             "" if self.busy_percent is None else f"{self.busy_percent:.0f} % busy",
@@ -114,27 +122,6 @@ def make_map(views: Sequence[DeviceView], readings: Readings) -> Map:
     cells = tuple(_cell(view, readings) for view in views)
     counts = Counter(cell.state for cell in cells)
     return Map(cells, {state: counts[state] for state in CellState if counts[state]}, len(cells) <= DETAILED)
-
-
-def summary(views: Sequence[DeviceView], waiting: int, simulated: bool) -> str:
-    """What is free and how many wait, in one sentence, as "My GPU" says it."""
-    kind = "simulated GPU" if simulated else "GPU"
-    queue = "nobody waits" if not waiting else "1 server waits" if waiting == 1 else f"{waiting} servers wait"
-    whole = [view for view in views if not view.terms.sliced and not view.terms.in_turns]
-    pools = {
-        (view.terms.pool, view.node): view for view in views if view.terms.in_turns
-    }  # each shows its pool's
-    sliced = [view for view in views if view.terms.sliced]
-    parts = []
-    if whole:
-        parts.append(count_of(sum(_state(view)[0] is CellState.FREE for view in whole), len(whole), kind))
-    if sliced:
-        noun = "simulated slice" if simulated else "slice"
-        parts.append(count_of(sum(map(_free_slices, sliced)), sum(map(_slices, sliced)), noun))
-    if pools:
-        total = sum(view.terms.seats or 0 for view in pools.values())
-        parts.append(f"{sum(map(_free_seats, pools.values()))} of {total} seats in turns")
-    return f"{', '.join(parts)} free, {queue}." if parts else f"No {kind} on this machine, {queue}."
 
 
 def _cell(view: DeviceView, readings: Readings) -> Cell:
@@ -177,8 +164,8 @@ def _state(view: DeviceView) -> tuple[CellState, str]:
     if not view.health.healthy:
         return CellState.OUT, view.health.reason
     if view.drain is not None:
-        by = f"by {view.drain.author}"
-        return CellState.DRAINED, f"{by}: {view.drain.reason}" if view.drain.reason else by
+        by, reason = f"by {isolated(view.drain.author)}", isolated(view.drain.reason)
+        return CellState.DRAINED, f"{by}: {reason}" if reason else by
     if not view.holders:
         return CellState.FREE, ""
     return (CellState.PARTLY if _free_slices(view) or _free_seats(view) else CellState.FULL), ""
@@ -187,11 +174,6 @@ def _state(view: DeviceView) -> tuple[CellState, str]:
 def _free_seats(view: DeviceView) -> int:
     """How many more servers may take turns on a device."""
     return max(0, (view.terms.seats or 0) - len(view.holders)) if view.terms.in_turns else 0
-
-
-def _slices(view: DeviceView) -> int:
-    """How many slices a device has; of the smallest size, if they differ."""
-    return _fitting(view, view.terms.usable_bytes(view.device.memory_bytes))
 
 
 def _free_slices(view: DeviceView) -> int:

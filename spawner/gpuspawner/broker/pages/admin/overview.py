@@ -11,11 +11,12 @@ from tornado.web import HTTPError
 from ....core.disk import DiskState
 from ....core.units import format_bytes, format_time, ordinal
 from ...decide.snapshot import DeviceView, QueueEntry, Snapshot
+from ..counts import summary
 from ..table import Column, Table, Wish, make_table
 from ..words import Moment, moment
 from ..writing import Question, Said
 from .base import AdminPage
-from .map import Cell, CellState, Map, make_map, summary
+from .map import Cell, CellState, Map, make_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class OverviewHandler(AdminPage):
             ),
             unknown=len(tools.unknown()),
             map=found,
-            summary=summary(snapshot.devices, len(snapshot.queue), tools.simulated),
+            summary=summary(self.status()),
             queue=tuple(map(self._place, _longest(snapshot.queue))),
             waiting=len(snapshot.queue),
             leases=len(snapshot.leases) - len(snapshot.queue),

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from ....core.units import Clock, utc_now
-from ....node.daemon_pool import DaemonPool
+from ...core.units import Clock, utc_now
+from ...node.daemon_pool import DaemonPool
 
 LOOK_SECONDS = 60.0
 """A look that takes longer is reported as failed; its thread ends by itself."""

@@ -17,10 +17,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from gpuspawner.broker.leases import containers as module
-from gpuspawner.broker.leases.containers import Container, ContainerEvent, DockerEngine, EventsConnected
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.core.labels import ContainerLabels
+from gpuspawner.node import docker_engine as module
+from gpuspawner.node.docker_engine import DockerEngine
+from gpuspawner.node.engine import Container, ContainerEvent, EventsConnected
 
 LISTED = {
     "Id": "c1" * 32,

@@ -1,4 +1,4 @@
-"""All of the broker's Docker access: containers by label, removal, events, the engine's facts.
+"""Docker Engine, through docker-py: containers by label, removal, events, the engine's facts.
 
 Every call runs in this module's own threads, each with its own client, and has a timeout. Calls that may hang
 on one container run in other threads than calls about all containers. Every failure is raised as EngineFault:
@@ -13,9 +13,8 @@ import logging
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import docker
 import docker.errors
@@ -23,26 +22,22 @@ import requests.exceptions
 import urllib3.exceptions
 from docker.utils import kwargs_from_env
 
-from ...core import labels
-from ...core.errors import EngineFault
-from ...core.labels import ContainerLabels
-from ...node.daemon_pool import DaemonPool
-from .memory_notice import OUT_OF_MEMORY
+from ..core import labels
+from ..core.errors import EngineFault
+from .daemon_pool import DaemonPool
+from .engine import OUT_OF_MEMORY, STOP_SECONDS, Container, ContainerEvent, EventsConnected
 
 T = TypeVar("T")
 
 LIST_SECONDS = 5
 REMOVE_SECONDS = 20
 """Docker itself waits up to 10 s for a killed process to go before it removes its container."""
-STOP_SECONDS = 2
 ENDING_THREADS = 64
 """Threads for calls that concern one container that ends: each may hang for REMOVE_SECONDS, and the calls for
 all containers must not wait for them."""
 _EVENTS = ("start", "die", "destroy", OUT_OF_MEMORY)
 _RECONNECT_SECONDS = 0.5
 _NANOSECONDS = re.compile(r"(\.\d{6})\d+")
-_ALIVE = frozenset({"running", "paused", "restarting"})
-
 # docker-py does not convert some errors of the libraries that it uses.
 _Errors = (
     docker.errors.DockerException,
@@ -53,86 +48,6 @@ _Errors = (
     ValueError,
     KeyError,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
-    """A container that carries the lease label. `state` is Docker's word ("created", "running", …)."""
-
-    id: str
-    labels: ContainerLabels
-    state: str
-    name: str = ""
-    created_unix_seconds: int = 0
-
-    @property
-    def lease_id(self) -> str:
-        """The lease whose label it carries."""
-        return self.labels.lease_id
-
-    @property
-    def alive(self) -> bool:
-        """Whether its processes may use a device now, or later without further action."""
-        return self.state in _ALIVE
-
-
-@dataclass(frozen=True, slots=True)
-class ContainerEvent:
-    """Docker reports that something happened to a container with the lease label."""
-
-    action: str
-    container_id: str
-    lease_id: str
-    broker: str = ""
-    mem_limit_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EventsConnected:
-    """The event stream is connected (again): earlier events may be missing, so check everything."""
-
-
-class Engine(Protocol):
-    """What the broker needs from Docker. Every method may raise EngineFault; then nothing is known."""
-
-    async def list(self, lease_id: str | None = None) -> tuple[Container, ...]:
-        """Every container with the lease label, or with this lease's; one being removed still counts."""
-        ...
-
-    async def remove(self, container_id: str) -> None:
-        """Kills and removes it. No error if it is already gone or being removed: only `list` shows that."""
-        ...
-
-    async def stop(self, container_id: str) -> None:
-        """SIGTERM, and SIGKILL after `STOP_SECONDS`. No error if it is gone."""
-        ...
-
-    async def finished_at(self, container_id: str) -> datetime | None:
-        """When it stopped; None if it runs, never ran, or is gone."""
-        ...
-
-    async def started_at(self, container_id: str) -> datetime | None:
-        """When it was last started; None if it does not run."""
-        ...
-
-    async def main_pid(self, container_id: str) -> int | None:
-        """Its first process, on the host; None if it does not run."""
-        ...
-
-    async def is_denied(self, container_id: str, device: str) -> bool:
-        """Whether a program in the container has lost the permission to open this device.
-
-        False if it can open it, and if that can't be tried: the container is gone, or has no shell.
-        """
-        ...
-
-    async def exists(self, container_id: str) -> bool:
-        """Whether Docker has the container, whatever its labels and state."""
-        ...
-
-    async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The engine's `info` and `version`, for the probe of the injection."""
-        ...
 
 
 class DockerEngine:

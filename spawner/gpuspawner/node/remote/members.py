@@ -1,0 +1,88 @@
+"""The other machines of a broker: what stands for each that has joined, and the door where agents connect."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from pathlib import Path
+
+from ...core.errors import ConfigError
+from .certificates import Authority
+from .door import Door
+from .joining import JoinLine
+from .membership import Membership
+from .remote_node import RemoteNode
+
+FOLDER = "machines"
+"""In the broker's state folder: its keys, who has joined, and the tokens."""
+
+
+def membership_of(state_dir: Path) -> Membership:
+    """Who has joined the broker with this state folder."""
+    return Membership(state_dir / FOLDER)
+
+
+def make_line(state_dir: Path, address: str) -> JoinLine:
+    """A line with a new token for another machine; makes the broker's keys if there are none. Blocks.
+
+    Raises ConfigError for an address that isn't HOST:PORT, Fault if the state folder can't be written.
+    """
+    host, port = split_address(address)
+    if host in ("0.0.0.0", "[::]"):  # it listens everywhere: other machines need a name
+        host = socket.getfqdn()
+    authority = Authority(state_dir / FOLDER / "keys")
+    return JoinLine(host, port, membership_of(state_dir).make_token(), authority.broker_fingerprint)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(
+            f"{address!r} isn't an address for agents: write it as HOST:PORT, like 10.0.0.1:8098"
+        )
+    return host, int(port)
+
+
+class Members:
+    """One a broker; `open` comes first."""
+
+    def __init__(self, state_dir: Path, log: logging.Logger) -> None:
+        self._folder, self._log = state_dir / FOLDER, log
+        self._membership = membership_of(state_dir)
+        self._nodes: dict[str, RemoteNode] = {}
+        self._door: Door | None = None
+
+    async def open(self, address: str) -> tuple[RemoteNode, ...]:
+        """Listens for agents; returns what stands for the machines that have joined.
+
+        Raises ConfigError if the address can't be used.
+        """
+        host, port = split_address(address)
+        authority = await asyncio.to_thread(Authority, self._folder / "keys")
+        joined, _ = await self.look()
+        self._door = Door(authority, self._membership, self._nodes.get, self._log)
+        try:
+            await self._door.open(host, port)
+        except OSError as error:
+            raise ConfigError(
+                f"Agents can't connect to {address}: {error.strerror}. Set c.GpuBroker.agents_address to "
+                "another one"
+            ) from error
+        return joined
+
+    async def look(self) -> tuple[tuple[RemoteNode, ...], tuple[str, ...]]:
+        """The machines that have joined since the last look, and the names of those that were forgotten."""
+        names = await asyncio.to_thread(self._membership.names)
+        gone = tuple(name for name in self._nodes if name not in names)
+        for name in gone:
+            await self._nodes.pop(name).close()
+        new = [name for name in names if name not in self._nodes]
+        self._nodes |= {name: RemoteNode(name, self._log) for name in new}
+        return tuple(self._nodes[name] for name in new), gone
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        if self._door is not None:
+            await self._door.close()

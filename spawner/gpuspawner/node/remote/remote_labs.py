@@ -1,0 +1,100 @@
+"""Another machine's Docker Engine and lease folders, as its agent answers for them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+from ...core.errors import DeviceFault, EngineFault
+from ..engine import Container, ContainerEvent, EventsConnected
+from .wire import docker_event_of
+
+Ask = Callable[..., Awaitable[Any]]
+"""Calls the agent by the name of a call. Raises what it raised; DeviceFault while the machine is away."""
+
+
+class RemoteEngine:
+    """Implements `Engine`. Each coroutine raises EngineFault, also while the machine is away."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._sink: Callable[[ContainerEvent | EventsConnected], None] = lambda item: None
+
+    async def list(self, lease_id: str | None = None) -> tuple[Container, ...]:
+        """See `Engine`, as for all."""
+        found: tuple[Container, ...] = await self._call("list", lease_id)
+        return found
+
+    async def remove(self, container_id: str) -> None:
+        """See `Engine`."""
+        await self._call("remove", container_id)
+
+    async def stop(self, container_id: str) -> None:
+        """See `Engine`."""
+        await self._call("stop", container_id)
+
+    async def finished_at(self, container_id: str) -> datetime | None:
+        """See `Engine`."""
+        time: datetime | None = await self._call("finished_at", container_id)
+        return time
+
+    async def started_at(self, container_id: str) -> datetime | None:
+        """See `Engine`."""
+        time: datetime | None = await self._call("started_at", container_id)
+        return time
+
+    async def main_pid(self, container_id: str) -> int | None:
+        """See `Engine`; a number of that machine."""
+        pid: int | None = await self._call("main_pid", container_id)
+        return pid
+
+    async def is_denied(self, container_id: str, device: str) -> bool:
+        """See `Engine`."""
+        denied: bool = await self._call("is_denied", container_id, device)
+        return denied
+
+    async def exists(self, container_id: str) -> bool:
+        """See `Engine`."""
+        exists: bool = await self._call("exists", container_id)
+        return exists
+
+    async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `Engine`."""
+        facts: tuple[dict[str, Any], dict[str, Any]] = await self._call("facts")
+        return facts
+
+    def watch_events(self, sink: Callable[[ContainerEvent | EventsConnected], None]) -> None:
+        """Events that come while the agent isn't connected are lost: compare when it is back."""
+        self._sink = sink
+
+    def report(self, value: Any) -> None:
+        """The agent tells an event. Raises Garbled."""
+        event = docker_event_of(value)
+        if event is not None:
+            self._sink(event)
+
+    async def _call(self, name: str, *arguments: Any) -> Any:
+        try:
+            return await self._ask(f"docker_{name}", *arguments)
+        except DeviceFault as fault:
+            raise EngineFault(str(fault)) from fault
+
+
+class RemoteFolders:
+    """Implements `LabFolders`. Raises DeviceFault while the machine is away."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    async def write(self, lease_id: str, files: Mapping[str, str], *, make: bool) -> None:
+        """Raises LedgerFault if the machine can't write it."""
+        await self._ask("folder_write", lease_id, dict(files), make)
+
+    async def remove(self, lease_id: str) -> None:
+        """Removes the folder; no error if there is none."""
+        await self._ask("folder_remove", lease_id)
+
+    async def keep_only(self, lease_ids: Collection[str]) -> None:
+        """Removes the folders of all other leases."""
+        await self._ask("folder_keep_only", tuple(lease_ids))

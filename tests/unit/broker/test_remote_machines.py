@@ -1,0 +1,145 @@
+"""A whole broker, and another machine's agent as a real process: whatever dies, no device has two leases."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from gpuspawner.broker.assembly.broker import Broker
+from gpuspawner.broker.leases.leasing import LeaseService
+from gpuspawner.core.model import GpuRequest, Lease, LeaseState
+from gpuspawner.core.want import Want
+from gpuspawner.node.engine import Engine
+from gpuspawner.node.remote.certificates import Authority, Identity
+from gpuspawner.node.remote.joining import join
+from gpuspawner.node.remote.members import FOLDER, make_line, membership_of
+
+from tests.unit.node.agents import DEVICES, agent, until
+from tests.unit.whole_broker import running, state_folder
+
+T4 = Want(1, "t4")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Making keys takes a second or two."""
+    folder = tmp_path_factory.mktemp("keys")
+    Authority(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, keys: Path) -> Iterator[Path]:
+    """A broker's state folder with keys; its comparison with Docker is always good."""
+
+    async def compare(self: LeaseService, engine: Engine | None = None) -> bool:
+        if not self._allocator.placing:
+            await self._allocator.start_placing()
+        return True
+
+    monkeypatch.setattr(LeaseService, "reconcile", compare)
+    monkeypatch.setattr("gpuspawner.broker.assembly.members.LOOK_SECONDS", 0.1)
+    with state_folder(monkeypatch) as found:
+        (found / FOLDER).mkdir()
+        shutil.copytree(keys, found / FOLDER / "keys")
+        yield found
+
+
+@pytest.fixture
+def address() -> str:
+    """Where agents connect."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@asynccontextmanager
+async def broker_at(folder: Path, address: str) -> AsyncIterator[Broker]:
+    settings = f'c.GpuBroker.agents_address = "{address}"\nc.GpuSite.simulated_devices = "{DEVICES}"\n'
+    async with running(folder, settings.replace("; b: 2 x T4 16GB", "")) as (broker, _):
+        yield broker
+
+
+def in_service(broker: Broker) -> int:
+    """How many of b's devices may be leased or are."""
+    views = broker.deciding.allocator.snapshot().devices
+    return sum(view.health.healthy for view in views if view.device.node == "b")
+
+
+def doubles(broker: Broker) -> list[str]:
+    """Devices with more than one lease."""
+    views = broker.deciding.allocator.snapshot().devices
+    return [view.device.uuid for view in views if len(view.holders) > 1]
+
+
+async def ask(broker: Broker, user: str) -> Lease:
+    request = GpuRequest(uuid.uuid4().hex, "hub", user, "", "gpu", T4)
+    return await broker.deciding.allocator.acquire(request)
+
+
+def state(broker: Broker, lease: Lease) -> tuple[LeaseState, tuple[str, ...]]:
+    found = broker.deciding.allocator.lease(lease.id)
+    assert found is not None
+    return found.state, found.device_uuids
+
+
+async def test_agent_and_broker_die_and_the_leases_stay(folder: Path, address: str, tmp_path: Path) -> None:
+    async with broker_at(folder, address) as broker:
+        allocator = broker.deciding.allocator
+        await join(make_line(folder, address), "b", Identity(tmp_path / "agent"))
+        async with agent(tmp_path, f"--broker={address}") as process:
+            await until(lambda: in_service(broker) == 2)
+            anna, ben = await ask(broker, "anna"), await ask(broker, "ben")
+            assert (anna.node, ben.node) == ("b", "b")
+            for lease in (anna, ben):
+                await allocator.set_running(lease.id, f"container of {lease.user}")
+            process.kill()
+            await until(lambda: in_service(broker) == 0)
+        cleo = await ask(broker, "cleo")
+        assert cleo.state is LeaseState.WAITING
+        await allocator.begin_release(anna.id, "stopped")
+        assert state(broker, anna)[0] is LeaseState.RELEASING  # until Docker says that nothing is left
+        await allocator.close(anna.id)
+        assert state(broker, cleo)[0] is LeaseState.WAITING  # free, but on a machine that is away
+        async with agent(tmp_path, f"--broker={address}"):
+            await until(lambda: in_service(broker) == 2)
+            await until(lambda: state(broker, cleo)[0] is LeaseState.RESERVED)
+            assert state(broker, cleo)[1] == anna.device_uuids
+            assert doubles(broker) == []
+    async with broker_at(folder, address) as broker:  # it died, and so did the agent
+        assert state(broker, ben) == (LeaseState.RUNNING, ben.device_uuids)
+        assert in_service(broker) == 0
+        async with agent(tmp_path, f"--broker={address}"):
+            await until(lambda: in_service(broker) == 2)
+            assert (await ask(broker, "dora")).state is LeaseState.WAITING
+            assert state(broker, ben) == (LeaseState.RUNNING, ben.device_uuids)
+            assert doubles(broker) == []
+
+
+async def test_a_machine_that_is_forgotten_loses_its_leases_and_may_join_again(
+    folder: Path, address: str, tmp_path: Path
+) -> None:
+    async with broker_at(folder, address) as broker:
+        allocator = broker.deciding.allocator
+        await join(make_line(folder, address), "b", Identity(tmp_path / "agent"))
+        async with agent(tmp_path, f"--broker={address}"):
+            await until(lambda: in_service(broker) == 2)
+            anna = await ask(broker, "anna")
+            await allocator.set_running(anna.id, "container of anna")
+            assert membership_of(folder).forget("b")
+            await until(lambda: allocator.lease(anna.id) is None)
+            assert in_service(broker) == 0
+            await asyncio.sleep(3)  # its agent tries again, with a certificate that is worth nothing
+            assert in_service(broker) == 0
+        waiting = await ask(broker, "ben")
+        assert waiting.state is LeaseState.WAITING
+        await join(make_line(folder, address), "b", Identity(tmp_path / "agent"))
+        async with agent(tmp_path, f"--broker={address}"):
+            await until(lambda: in_service(broker) == 2)
+            await until(lambda: state(broker, waiting)[0] is LeaseState.RESERVED)

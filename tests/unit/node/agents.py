@@ -1,0 +1,143 @@
+"""A broker's door on loopback, agents as real processes, and a wire between them that can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from gpuspawner.node.api import NodeEvent
+from gpuspawner.node.remote.certificates import Authority
+from gpuspawner.node.remote.door import Door
+from gpuspawner.node.remote.joining import JoinLine
+from gpuspawner.node.remote.link import LinkPace
+from gpuspawner.node.remote.membership import Membership
+from gpuspawner.node.remote.remote_node import RemoteNode
+
+LOG = logging.getLogger("agents")
+DEVICES = "a: 1 x H100 80GB; b: 2 x T4 16GB"
+QUICK = LinkPace(alive_seconds=0.2, silence_seconds=1.5, call_seconds=5.0)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+class Cable:
+    """A TCP connection through the test: it can be cut without a word, as by a broken switch."""
+
+    def __init__(self, port: int) -> None:
+        self._to, self.port = port, 0
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def cut(self) -> None:
+        self._flows.clear()
+
+    def mend(self) -> None:
+        self._flows.set()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._to)
+        except OSError:
+            writer.close()
+            return
+        for source, target in ((reader, back), (there, writer)):
+            task = asyncio.create_task(self._copy(source, target))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                await self._flows.wait()
+                target.write(data)
+        except OSError:
+            pass
+        finally:
+            target.close()
+
+
+class Broker:
+    """What a broker has of its agents: its keys, who has joined, a door; and what stands for machine b."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = Authority(folder / "keys")
+        self.membership = Membership(folder)
+        self.port = 0
+        self.node = RemoteNode("b", LOG, QUICK)
+        self.door = Door(self.authority, self.membership, self._node_of, LOG)
+        self.events: list[NodeEvent] = []
+        self._reading: asyncio.Task[None] | None = None
+
+    def _node_of(self, name: str) -> RemoteNode | None:
+        return self.node if name == "b" else None
+
+    async def start(self, *, read: bool = True) -> None:
+        """`read`: events are collected here; else somebody else reads them."""
+        self.node = RemoteNode("b", LOG, QUICK)
+        self.door = Door(self.authority, self.membership, self._node_of, LOG)
+        self.port = await self.door.open("127.0.0.1", self.port)
+        self.facts = await self.node.start()
+        self._reading = asyncio.create_task(self._read()) if read else None
+
+    async def stop(self) -> None:
+        await self.node.close()
+        await self.door.close()
+        if self._reading is not None:
+            await self._reading
+
+    async def _read(self) -> None:
+        async for event in self.node.events():
+            self.events.append(event)
+
+    @property
+    def away(self) -> str:
+        """As the node's facts say it now."""
+        return self.node.facts.away
+
+    def line(self) -> JoinLine:
+        """A line with a new token."""
+        token = self.membership.make_token()
+        return JoinLine("127.0.0.1", self.port, token, self.authority.broker_fingerprint)
+
+
+@asynccontextmanager
+async def agent(folder: Path, *arguments: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The agent of machine b, as a process; `env` is added to its environment."""
+    command = (sys.executable, "-m", "gpuspawner.node.remote.agent_process", "--name=b", *arguments)
+    more = (f"--GpuSite.simulated_devices={DEVICES}", "--GpuSite.inventory=simulated")
+    folder.mkdir(exist_ok=True)
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        *more,
+        env={**os.environ, "GPUSPAWNER_STATE_DIR": str(folder), **env},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
