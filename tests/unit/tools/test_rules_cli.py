@@ -216,7 +216,8 @@ def test_lab_sessions_are_added_changed_and_cancelled(typed: Typed, tmp_path: Pa
     assert typed("session", "cancel", "cs231n", "2026-12-01") == (
         1,
         "",
-        "gpuspawner session: cs231n doesn't meet on 2026-12-01: the nearest dates are 2026-11-30 and 2026-12-07.\n",
+        "gpuspawner session: cs231n doesn't meet on 2026-12-01: the nearest dates are 2026-11-30 "
+        "and 2026-12-07.\n",
     )
     status, out, err = typed("session", "cancel", "cs231n", "2026-11-30")
     assert (status, err, lines(out)[-1]) == (0, "", ["Cancelled: cs231n doesn't meet on 2026-11-30"])
