@@ -68,9 +68,9 @@ def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:
         ],
         ["user:ada", "tiers=cpu", "tiers=cpu"],
         ["Changes"],
-        ["When", "For", "What", "By", "Why"],
-        [lines(out)[6][0], "group:students", "devices=2, gpu_hours=10", me, "exam week"],
-        [lines(out)[7][0], "user:ada", "tiers=cpu", me],
+        ["When (Europe/Berlin)", "For", "What", "By", "Why"],
+        ["2026-11-26 13:00", "group:students", "devices=2, gpu_hours=10", me, "exam week"],
+        ["2026-11-26 13:00", "user:ada", "tiers=cpu", me],
     ]
     assert typed("quota", "remove", "group:students") == (
         0,
