@@ -45,12 +45,14 @@ class QueueRules:
     """The site's rules for the queue.
 
     `claim` gives each lease's; `sessions` the capacity that is kept for groups, at a moment in seconds since
-    1970. Without `fair` there is no fair share: requests of equal priority are served by arrival.
+    1970, and `coming` what is kept then or later, as far as it is known. Without `fair` there is no fair
+    share: requests of equal priority are served by arrival.
     """
 
     claim: Callable[[Lease], Claim] = lambda lease: NO_CLAIM
     fair: FairShare | None = None
     sessions: Callable[[float], Sequence[SessionHold]] = lambda now_seconds: ()
+    coming: Callable[[float], Sequence[SessionHold]] = lambda now_seconds: ()
     patience_seconds: float = PATIENCE_SECONDS
 
 
@@ -316,6 +318,7 @@ class Book:
             tiers={each.lease_id: self._leases[each.lease_id].tier for each in waiting},
             standings=None if fair is None else fair.standings(self._now),
             may_pass=self.may_pass,
+            kept=tuple(self._rules.coming(self._now)),
             patience_seconds=self._rules.patience_seconds,
         )
 

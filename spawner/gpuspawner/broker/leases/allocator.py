@@ -428,12 +428,14 @@ class Allocator:
             return await self._resume(known, request)
         if self.of_server(request.hub, request.user, request.server):
             raise LeaseConflict("This server's previous lease is still ending: try again in a moment.")
-        past = await self._find(request.lease_id)
+        since = None if self._gate is None else self._gate.counts_from(request)
+        await self._settle()
+        past, used = await self._ledger.before_start(request, since)
         if past is not None and (refusal := refusal_in(past.reason)) is not None:
             raise refusal  # its quota ended it while nobody could be told, as when the broker died
         asked = states.after(None if past is None else past.state, Event.ASK, Actor.HUB)
         if self._gate is not None:
-            await self._gate.admit(request, self._book.of_user(request.hub, request.user))
+            self._gate.admit(request, self._book.of_user(request.hub, request.user), used)
         self._check_capacity(request.want)
         if broken := self._book.repair_needed(request.want):
             raise NoCapacity(broken)
