@@ -29,6 +29,8 @@ _MEMORY = "gpuspawner.memory-bytes"
 _COMPUTE = "gpuspawner.compute-percent"
 MEMORY_LIMIT = "gpuspawner.mem-limit-bytes"
 """How much main memory the lab may use; where there is a limit."""
+HOME_SIZE = "gpuspawner.home-size-bytes"
+"""Of a volume: how large this home may become; where its driver took the limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -187,6 +187,8 @@ class Launch:
     async def _launch(self, image: dict[str, Any], patch: ContainerPatch | None) -> tuple[str, int]:
         self._progress.enter(Step.CONTAINER)
         plan = await self._steps.plan_container(self.job, image, patch)
+        if self.lease is not None:
+            plan = replace(plan, node=self.lease.node)
         self._plan = plan
         self._command = str((plan.create.get("command") or [""])[0])
         await self._create(plan)

@@ -10,6 +10,7 @@ import pytest
 from gpuspawner.broker.decide.when.sessions import (
     Occupant,
     Reservation,
+    check_dates,
     check_session,
     longest_start,
     make_room,
@@ -18,7 +19,7 @@ from gpuspawner.broker.decide.when.sessions import (
     reservations,
     without_room,
 )
-from gpuspawner.core.errors import SessionReserved, SessionUnfit
+from gpuspawner.core.errors import BadOption, SessionReserved, SessionUnfit
 from gpuspawner.core.quota import UNLIMITED, Window
 from gpuspawner.core.session import Change, LabSession, Meeting
 from hypothesis import given
@@ -284,3 +285,38 @@ def test_the_group_finds_its_places_when_the_class_begins(
     assert total - len(left - set(gone)) >= seats
     assert len(gone) == max(0, len(left) - (total - seats))
     assert len(gone) <= len(before_lead)
+
+
+@pytest.mark.parametrize(
+    ("day", "sentence"),
+    [
+        ("2026-10-20", "cs231n doesn't meet on 2026-10-20: the nearest dates are 2026-10-19 and 2026-11-02."),
+        ("2026-12-21", "cs231n doesn't meet on 2026-12-21: the nearest date is 2026-12-14."),
+        ("2026-09-28", "cs231n doesn't meet on 2026-09-28: the nearest date is 2026-10-05."),
+        ("2030-10-07", "cs231n doesn't meet on 2030-10-07: the nearest date is 2026-10-05."),
+        (
+            "2026-11-10",
+            "cs231n doesn't meet on 2026-11-10 by its rule; that is its meeting of 2026-11-09: "
+            "name 2026-11-09.",
+        ),
+    ],
+)
+def test_a_date_on_which_nothing_meets_is_not_cancelled_or_moved(day: str, sentence: str) -> None:
+    moved = Change(date(2026, 11, 9), datetime(2026, 11, 10, 14), 7200.0)
+    before = replace(CS231N, exdates=(date(2026, 10, 26),), changes=(moved,))
+    on = date.fromisoformat(day)
+    with pytest.raises(BadOption) as refused:
+        check_dates(replace(before, exdates=(*before.exdates, on)), before)
+    assert str(refused.value) == sentence
+    with pytest.raises(BadOption):
+        check_dates(replace(before, changes=(moved, Change(on, datetime(2026, 11, 11, 14), 7200.0))), before)
+
+
+def test_a_date_on_which_it_meets_is_cancelled_and_older_ones_are_not_looked_at() -> None:
+    odd = replace(CS231N, exdates=(date(2026, 10, 20),))  # of a calendar, say
+    check_dates(replace(odd, exdates=(*odd.exdates, date(2026, 11, 9))), odd)
+    check_dates(replace(CS231N, exdates=(date(2026, 10, 26),)), None)
+    once = replace(CS231N, rule="")
+    check_dates(replace(once, exdates=(once.first,)), once)
+    with pytest.raises(BadOption, match="doesn't meet on 2026-10-20: the nearest dates are 2026-10-19"):
+        check_dates(odd, None)

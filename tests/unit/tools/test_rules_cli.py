@@ -68,9 +68,9 @@ def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:
         ],
         ["user:ada", "tiers=cpu", "tiers=cpu"],
         ["Changes"],
-        ["When", "For", "What", "By", "Why"],
-        [lines(out)[6][0], "group:students", "devices=2, gpu_hours=10", me, "exam week"],
-        [lines(out)[7][0], "user:ada", "tiers=cpu", me],
+        ["When (Europe/Berlin)", "For", "What", "By", "Why"],
+        ["2026-11-26 13:00", "group:students", "devices=2, gpu_hours=10", me, "exam week"],
+        ["2026-11-26 13:00", "user:ada", "tiers=cpu", me],
     ]
     assert typed("quota", "remove", "group:students") == (
         0,
@@ -213,7 +213,22 @@ def test_lab_sessions_are_added_changed_and_cancelled(typed: Typed, tmp_path: Pa
     assert "and beside 'cs231n' none fits" in typed(*other, "seats=1")[2]
     assert typed("session", "change", "cs231n", "seats=1", "move=2026-12-07:2026-12-08 14-16")[0] == 0
     assert typed(*other, "seats=1")[0] == 0
-    assert typed("session", "cancel", "cs231n", "2026-11-30")[0] == 0
+    assert typed("session", "cancel", "cs231n", "2026-12-01") == (
+        1,
+        "",
+        "gpuspawner session: cs231n doesn't meet on 2026-12-01: the nearest dates are 2026-11-30 "
+        "and 2026-12-07.\n",
+    )
+    status, out, err = typed("session", "cancel", "cs231n", "2026-11-30")
+    assert (status, err, lines(out)[-1]) == (0, "", ["Cancelled: cs231n doesn't meet on 2026-11-30"])
+    assert lines(out)[1:3] == [
+        ["Name", "Group", "Places", "When", "Next", "Cancelled"],
+        [
+            "cs231n", "students", "1 x gpu", "Mondays 10:00–12:00 (Europe/Berlin) until 2026-12-18",
+            "2026-12-08 14:00, 2026-12-14 10:00", "2026-11-30",
+        ],
+    ]  # fmt: skip
+    assert lines(typed("session", "list")[1])[2] == lines(out)[2]
     listed = json.loads(typed("session", "list", "--json")[1])["sessions"]
     assert [(each["session"]["name"], each["next"][0]["start"]) for each in listed] == [
         ("cs231n", "2026-12-08T13:00:00Z"),

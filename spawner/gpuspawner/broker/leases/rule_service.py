@@ -25,7 +25,7 @@ from ..decide.allow.quota import Ask, Holding, holding_of, refusals
 from ..decide.allow.report import By, Report, make_report
 from ..decide.when.calendar import Defaults, from_ical, to_ical
 from ..decide.when.deadline import extension_seconds
-from ..decide.when.sessions import check_session, meetings, without_room
+from ..decide.when.sessions import check_dates, check_session, meetings, without_room
 from ..decide.when.timetable import checked_rule
 from ..ledger import Ledger
 from .allocator import Allocator
@@ -285,9 +285,12 @@ class RuleService:
     async def save_session(self, document: Mapping[str, Any], author: str, reason: str) -> LabSession:
         """Add a session, or replace the one of the same name. Returns the session as it was stored.
 
-        Raises BadOption for what can't be read, SessionUnfit with what would fit, LedgerFault.
+        Raises BadOption for what can't be read and for a date on which it doesn't meet, SessionUnfit with
+        what would fit, LedgerFault.
         """
-        session = self._checked(document, tuple(self.rulebook.rules.sessions.values()))
+        present = self.rulebook.rules.sessions
+        session = self._checked(document, tuple(present.values()))
+        check_dates(session, present.get(session.name))
         await self._decide(DecisionKind.SESSION, session.name, session_to_json(session), author, reason)
         return session
 

@@ -142,7 +142,7 @@ class Estimator:
 
     def _lengths(self, tiers: Iterable[str]) -> Lasts:
         """Draws the lengths of the sessions of one future."""
-        stretch = {tier: self.lengths.stretch(tier, self._draw) for tier in tiers}
+        stretch = {tier: self.lengths.stretch(tier, self._draw) for tier in sorted(tiers)}
 
         def lasts(drawn: Drawn, age_seconds: float, left_seconds: float | None) -> float | None:
             found = self.lengths.draw(drawn, age_seconds, None, self._draw)

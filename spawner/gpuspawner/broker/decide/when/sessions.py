@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from dateutil.rrule import rrulestr
 
-from ....core.errors import SessionReserved, SessionUnfit
+from ....core.errors import BadOption, SessionReserved, SessionUnfit
 from ....core.quota import Window
 from ....core.session import LabSession, Meeting
 from ..allow.period import format_local
@@ -111,6 +111,21 @@ def check_session(
     if clashes:
         title = (titles or {}).get(session.tier, session.tier)
         raise SessionUnfit(_unfit_sentence(session, title, clashes, len(own), now))
+
+
+def check_dates(session: LabSession, before: LabSession | None) -> None:
+    """Refuse to cancel or move a date on which the session doesn't meet, and name the nearest dates.
+
+    `before` is the session as it was, None for a new one: only dates that it doesn't have are looked at.
+    Raises BadOption.
+    """
+    cancelled = set(session.exdates) - set(before.exdates if before else ())
+    moved = {change.on for change in session.changes} - {
+        change.on for change in (before.changes if before else ())
+    }
+    for day in sorted(cancelled | moved):
+        if not _rule_meets_on(session, day):
+            raise BadOption(_no_meeting_sentence(session, day))
 
 
 def reservations(sessions: Iterable[LabSession], now: datetime, until: datetime) -> list[Reservation]:
@@ -215,6 +230,31 @@ def _local_begins(session: LabSession, begin: datetime, until: datetime) -> list
         return [begin]
     rule = rrulestr(session.rule, dtstart=begin)
     return list(rule.between(begin, max(begin, until), inc=True))
+
+
+def _rule_meets_on(session: LabSession, day: date) -> bool:
+    begin = datetime.combine(session.first, session.begins)
+    following = _local_begins(session, begin, datetime.combine(day, time.max))
+    return any(each.date() == day for each in following)
+
+
+def _no_meeting_sentence(session: LabSession, day: date) -> str:
+    """For example "cs231n doesn't meet on 2026-12-01: it meets on 2026-11-30 and 2026-12-07."."""
+    start = f"{session.name} doesn't meet on {day}"
+    for change in session.changes:
+        if change.begins.date() == day and change.on != day:
+            return f"{start} by its rule; that is its meeting of {change.on}: name {change.on}."
+    by_rule = replace(session, changes=())
+    noon = datetime.combine(day, time(12), UTC)
+    around = [each.on for each in meetings(by_rule, Window(noon - HORIZON, noon + HORIZON))]
+    near = [on for on in around if on < day][-1:] + [on for on in around if on > day][:1]
+    if not near:
+        first = datetime.combine(session.first, time(), UTC) - timedelta(days=1)
+        near = [each.on for each in meetings(by_rule, Window(first, first + HORIZON))][:1]
+    if not near:
+        return f"{start}, and it has no other date."
+    dates = " and ".join(map(str, near))
+    return f"{start}: the nearest {'dates are' if len(near) > 1 else 'date is'} {dates}."
 
 
 def _meeting(name: str, on: date, local: datetime, seconds: float) -> Meeting:
