@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import docker
 import docker.errors
 import pytest
+from gpuspawner.hub.metadata import MetadataWall
 
 from images.table import read_table
 from tests.hubstart import end_hub, own_settings, own_subnet, start_hub
@@ -164,3 +165,4 @@ def _network_of(engine: docker.DockerClient, settings: dict[str, str]) -> Iterat
             volume.remove(force=True)
         for network in engine.networks.list(names=[name]):
             network.remove()
+        MetadataWall(settings["GPUSPAWNER_SUBNET"]).remove()

@@ -16,6 +16,7 @@ import docker
 import docker.errors
 import pytest
 from gpuspawner.hub.docker import calls_of
+from gpuspawner.hub.metadata import MetadataWall
 from gpuspawner.hub.network import ensure_network
 
 from tests.hub.hubprocess import DOCKER_SOCKET, NAME, SUBNET, HubProcess, ProxyThread
@@ -154,6 +155,7 @@ def hub(
         process.close()
         with suppress(docker.errors.APIError):
             engine.remove_network(NAME)
+        MetadataWall(SUBNET).remove()  # labs were running when the hub ended, so it left its rules
         shutil.rmtree(folder, ignore_errors=True)
 
 

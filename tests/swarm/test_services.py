@@ -19,6 +19,7 @@ from gpuspawner.core.limits import Limits, Machine
 from gpuspawner.hub.container import ContainerFacts, ContainerPlan, plan
 from gpuspawner.hub.docker import DockerEngine
 from gpuspawner.hub.docker_answers import exit_status, running
+from gpuspawner.hub.home import Home, Volume
 from gpuspawner.hub.swarm.opening import HubPlace, open_services
 from gpuspawner.hub.swarm.services import Services
 
@@ -98,9 +99,9 @@ async def answers(machines: Cluster, address: tuple[str, int], path: str) -> str
 
 
 def container_of(machines: Cluster, node: str, user: str) -> dict[str, Any]:
-    """Docker's document of the user's container on that machine."""
+    """Docker's document of the user's running container on that machine."""
     client = machines[node].client
-    (found,) = client.containers(all=True, filters={"label": f"gpuspawner.user={user}"})
+    (found,) = client.containers(filters={"label": f"gpuspawner.user={user}"})
     document: dict[str, Any] = client.inspect_container(found["Id"])
     return document
 
@@ -265,3 +266,14 @@ async def test_networks_of_labs_that_are_gone_are_removed(services: Services, wi
     lanes = await services.parts.docker.run(services.parts.lanes.all)
     assert [lane.lab for lane in lanes] == [f"{HUB}-ada"]
     assert running(document)
+
+
+async def test_a_home_stays_on_its_machine(services: Services, with_python: Cluster) -> None:
+    home = Home(Volume("{prefix}-home-{username}", f"{HUB}-home-ada", "/home/jovyan"), unknown=False)
+    binds = {f"{HUB}-home-ada": {"bind": "/home/jovyan", "mode": "rw"}}
+    first = await start(services, lab("ada", "b", binds=binds, home=home))
+    await services.remove(first["Id"])
+    with pytest.raises(StartFault, match="Your files are on the machine b, and"):
+        await services.create(lab("ada", "c", binds=binds, home=home))
+    await start(services, lab("ada", "", binds=binds, home=home))
+    assert container_of(with_python, "b", "ada")["Mounts"][0]["Name"] == f"{HUB}-home-ada"

@@ -98,6 +98,12 @@ class ContainerPlan:
     """The machine on which it must run; "" if any will do."""
 
     @property
+    def docker_home(self) -> str | None:
+        """The Docker volume that is the home; None if there is none, or if it is a folder of the host."""
+        home = self.home
+        return home.volume.source if home and home.volume.of_docker else None
+
+    @property
     def sized_home(self) -> str | None:
         """The Docker volume whose size is limited when it is created; None if there is none."""
         home = self.home

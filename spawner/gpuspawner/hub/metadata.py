@@ -7,6 +7,7 @@ machine. Port 53 stays open: some clouds have their name server at the same addr
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,11 @@ from ..core.errors import EngineFault
 
 ADDRESSES = ("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32")
 """Link-local (AWS, Google, Azure, OpenStack, Oracle: 169.254.169.254), Alibaba Cloud, Azure's WireServer."""
+MARK = "gpuspawner"
+"""The comment of each rule: only rules that have it are ours."""
 _SECONDS = 10
+_SHAPE = f"-p tcp -m tcp ! --dport 53 -m comment --comment {MARK} -j REJECT"
+_LISTED = re.compile(rf"-A (\S+) -s (\S+) -d (\S+) {re.escape(_SHAPE)}( .*)?")
 Run = Callable[[Sequence[str]], str]
 """Runs a program and returns what it prints. Raises OSError, subprocess.SubprocessError."""
 
@@ -37,12 +42,12 @@ class Rule:
 
     def arguments(self) -> tuple[str, ...]:
         """As `iptables -I` takes them."""
-        what = ("-p", "tcp", "!", "--dport", "53", "-j", "REJECT")
+        what = ("-p", "tcp", "!", "--dport", "53", "-m", "comment", "--comment", MARK, "-j", "REJECT")
         return (self.chain, "-s", self.subnet, "-d", self.address, *what)
 
     def is_in(self, listed: str) -> bool:
         """Whether `iptables -S` lists it (iptables 1.8)."""
-        start = f"-A {self.chain} -s {self.subnet} -d {self.address} -p tcp -m tcp ! --dport 53 -j REJECT"
+        start = f"-A {self.chain} -s {self.subnet} -d {self.address} {_SHAPE}"
         return any(line == start or line.startswith(f"{start} ") for line in listed.splitlines())
 
 
@@ -95,6 +100,28 @@ class MetadataWall:
         for chain in (forward, "INPUT"):
             for address in ADDRESSES:
                 yield Rule(chain, self._subnet, address)
+
+
+def sweep(exists: Callable[[str], bool], run: Run = run_program) -> tuple[str, ...]:
+    """Takes back our rules for subnets that don't exist any more; returns these subnets. Blocks.
+
+    They stay where labs outlive their hub and are removed later, with their network. `exists` says of a
+    subnet whether a network has it. Does nothing where iptables can't be used.
+    """
+    gone: dict[str, bool] = {}
+    try:
+        for line in run(("iptables", "-w", "-S")).splitlines():
+            found = _LISTED.fullmatch(line)
+            if found is None:
+                continue
+            chain, subnet, address, _ = found.groups()
+            if subnet not in gone:
+                gone[subnet] = not exists(subnet)
+            if gone[subnet]:
+                run(("iptables", "-w", "-D", *Rule(chain, subnet, address).arguments()))
+    except (OSError, subprocess.SubprocessError):
+        pass  # somebody else takes them back at the same time, or this user may not
+    return tuple(subnet for subnet, is_gone in gone.items() if is_gone)
 
 
 def may_build() -> bool:

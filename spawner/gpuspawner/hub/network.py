@@ -84,6 +84,16 @@ def _seen(found: dict[str, Any]) -> NetworkSeen:
     return NetworkSeen(subnets, isolated, tuple(running))
 
 
+def subnets_of_all(call: Call) -> frozenset[str]:
+    """The subnets of all Docker's networks. Raises EngineFault."""
+    return frozenset(
+        str(entry["Subnet"])
+        for network in call("networks")
+        for entry in _ipam_of(network)
+        if entry.get("Subnet")
+    )
+
+
 def remove_network(name: str, running: Collection[str]) -> str:
     """How a network is removed: "run 'docker network rm labs'", after its containers were stopped."""
     stop = f"stop its containers ({', '.join(running)}), then " if running else ""

@@ -37,7 +37,7 @@ from .daemons import RETRY_SECONDS, DaemonTools, GpuDaemons
 from .disks import read_disks
 from .guard.guard import Guard, GuardSettings
 from .health import HealthMonitor
-from .injection import engine_facts, find_access, read_local
+from .injection import Injection, engine_facts, find_access, read_local
 from .inventory import Inventory, Patience, is_broken, modes_of, open_inventory
 from .inventory.simulated import machine_names
 from .mps.control import find_program, pipes_of
@@ -87,7 +87,7 @@ def open_node(site: GpuSite, log: _Log, name: str = "") -> Node:
     settings = LocalSettings(
         partial(open_inventory, site, name if several else None),
         Path(site.state_dir).absolute(),
-        injection=site.injection,
+        injection=Injection.RUNTIME if site.engine == "swarm" else site.injection,
         name=name,
         open_seconds=OPEN_SECONDS,
         look_seconds=LOOK_SECONDS,

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from rich.console import Console
 from rich.markup import escape
@@ -37,6 +38,7 @@ from ..node.inventory import open_inventory
 from ..node.inventory.simulated import parse_simulated
 from ..node.turning import main_memory_bytes
 from ..protocol.client import BrokerClient
+from ..protocol.rules import SessionsDocument
 from . import homes, plan
 from .doctor import ELSEWHERE, Facts, Finding, Level, brief, collect, examine, state_beside, unreachable
 from .doctor.checks import main_job_runs
@@ -161,7 +163,7 @@ class Status(Command):
             self._fail(str(error))
             return
         try:
-            status = asyncio.run(_ask(socket_path))
+            status, zone = asyncio.run(_ask(socket_path))
         except BrokerUnavailable as error:
             reason = unreachable(error, socket_path, self.config_file)
             self._fail(f"{reason}. {ELSEWHERE}; `gpuspawner doctor` says more.")
@@ -169,7 +171,7 @@ class Status(Command):
         if self.json:
             print(json.dumps(status, indent=1))
         else:
-            show_status(status, make_console())
+            show_status(status, zone, make_console())
 
     def _fail(self, sentence: str) -> None:
         self.exit_status = 1
@@ -543,12 +545,18 @@ def main(argv: list[str] | None = None) -> int:
     return int(getattr(app.subapp, "exit_status", 0))
 
 
-async def _ask(socket_path: str) -> dict[str, Any]:
+async def _ask(socket_path: str) -> tuple[dict[str, Any], str]:
+    """The broker's status, and the site's time zone as the broker has it."""
     client = BrokerClient(socket_path)
     try:
-        return await client.status()
+        return await client.status(), await site_zone(client)
     finally:
         await client.close()
+
+
+async def site_zone(client: BrokerClient) -> str:
+    """The site's time zone as the broker has it: without --config a command has only the default."""
+    return (await client.ask("/api/sessions?limit=1", SessionsDocument)).timezone
 
 
 def make_console() -> Console:
@@ -575,11 +583,12 @@ def show_findings(findings: tuple[Finding, ...], simulated: bool, console: Conso
         console.print(f"\n[bold red]Servers with a {kind} can't run here yet:[/] see each problem above.")
 
 
-def show_status(status: dict[str, Any], console: Console) -> None:
-    """Devices, leases and queue of a status document as tables."""
+def show_status(status: dict[str, Any], zone: str, console: Console) -> None:
+    """Devices, leases and queue of a status document as tables, in the site's time zone."""
+    since = f"Since ({zone})"
     if status["simulated"]:
         console.print("The GPUs are [bold]simulated[/]: servers get leases, but compute on the CPU.\n")
-    devices = table("Devices", "GPU", "Model", "Memory", "State", "Since", "UUID")
+    devices = table("Devices", "GPU", "Model", "Memory", "State", since, "UUID")
     for device in status["devices"]:
         simulated = " (simulated)" if device["simulated"] else ""
         where = f" of {device['node']}" if device["node"] else ""
@@ -588,23 +597,23 @@ def show_status(status: dict[str, Any], console: Console) -> None:
             cell(device["model"]) + simulated,
             format_bytes(device["memory_bytes"]),
             _state(device),
-            _local_time(device["since"]),
+            local_time(device["since"], zone),
             device["uuid"],
         )
     console.print(devices)
-    leases = table("Leases", "User", "Server", "Tier", "State", "Since", "GPUs", "Notice")
+    leases = table("Leases", "User", "Server", "Tier", "State", since, "GPUs", "Notice")
     for lease in status["leases"]:
         names = [lease[key] for key in ("user", "server", "tier", "state")]
         count = str(len(lease["device_uuids"]))
         unknown = "not known to the hub: end it on the GPU page." if lease["unknown_to_hub"] else ""
         notice = " ".join(filter(None, (unknown, lease["notice"])))
-        leases.add_row(*map(cell, names), _local_time(lease["since"]), count, cell(notice))
+        leases.add_row(*map(cell, names), local_time(lease["since"], zone), count, cell(notice))
     console.print(leases)
     if status["queue"]:
-        queue = table("Waiting", "Place", "User", "Server", "Tier", "Since")
+        queue = table("Waiting", "Place", "User", "Server", "Tier", since)
         for entry in sorted(status["queue"], key=lambda entry: entry["position"]):  # over all pages
             names = [cell(entry[key]) for key in ("user", "server", "tier")]
-            queue.add_row(ordinal(entry["position"]), *names, _local_time(entry["since"]))
+            queue.add_row(ordinal(entry["position"]), *names, local_time(entry["since"], zone))
         console.print(queue)
 
 
@@ -638,8 +647,12 @@ def _state(device: dict[str, Any]) -> str:
     return holder or "[green]free[/]"
 
 
-def _local_time(text: str | None) -> str:
-    return "" if text is None else datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def local_time(at: datetime | str | None, zone: str, *, seconds: bool = True) -> str:
+    """A time (ISO 8601, if it is text) in the site's time zone, whose name the table has; "" for None."""
+    if at is None:
+        return ""
+    local = (datetime.fromisoformat(at) if isinstance(at, str) else at).astimezone(ZoneInfo(zone))
+    return f"{local:%Y-%m-%d %H:%M:%S}" if seconds else f"{local:%Y-%m-%d %H:%M}"
 
 
 if __name__ == "__main__":

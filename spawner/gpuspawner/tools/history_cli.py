@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlencode
-from zoneinfo import ZoneInfo
 
 from traitlets import Int, Unicode
 
@@ -17,7 +16,7 @@ from ..protocol.history import AuditDocument, AuditEntry, GuardDocument, Timelin
 from ..protocol.messages import document
 from ..protocol.paging import MOST, Listed
 from ..protocol.pulls import ImageDocument, ImagesDocument
-from .cli import cell, make_console, table
+from .cli import cell, local_time, make_console, table
 from .rules_cli import RuleCommand, Verb, midnight
 
 L = TypeVar("L", bound=Listed)
@@ -100,10 +99,10 @@ class AuditCommand(HistoryCommand):
     ).tag(config=True)
 
     def _show(self, _words: Sequence[str]) -> None:
-        zone = ZoneInfo(self.zone())
+        zone = self.zone()
         query = {"author": self.author_name, "action": self.action}
         answer = self.pages("/api/audit", AuditDocument, query)
-        columns = ("When", "By", "Way", "What", "For", "Details", "Why", "Result")
+        columns = (f"When ({zone})", "By", "Way", "What", "For", "Details", "Why", "Result")
         self.show(answer, "Audit log", columns, [_audit_row(each, zone) for each in answer.entries])
 
 
@@ -162,17 +161,17 @@ class TimelineCommand(HistoryCommand):
     ).tag(config=True)
 
     def _show(self, _words: Sequence[str]) -> None:
-        name = self.zone()
+        zone = self.zone()
         query = {"user": self.user, "device": self.device}
         if self.first_day:
-            query["start"] = midnight(parse_day(self.first_day), name)
+            query["start"] = midnight(parse_day(self.first_day), zone)
         if self.last_day:
-            query["end"] = midnight(parse_day(self.last_day) + timedelta(days=1), name)
-        answer, zone = self.pages("/api/timeline", TimelineDocument, query), ZoneInfo(name)
+            query["end"] = midnight(parse_day(self.last_day) + timedelta(days=1), zone)
+        answer = self.pages("/api/timeline", TimelineDocument, query)
         columns = ("From", "Until", "User", "Server", "Tier", "GPUs")
         rows = [_stay_row(each, zone) for each in answer.entries]
         if not self.json:
-            print(f"From {_time(answer.start, zone)} to {_time(answer.end, zone)} ({name})")
+            print(f"From {local_time(answer.start, zone)} to {local_time(answer.end, zone)} ({zone})")
         self.show(answer, "GPUs held", columns, rows)
 
 
@@ -184,14 +183,19 @@ class GuardCommand(HistoryCommand):
     usage = "use: gpuspawner guard [--most=NUMBER] [--json]"
 
     def _show(self, _words: Sequence[str]) -> None:
-        zone = ZoneInfo(self.zone())
+        zone = self.zone()
         answer = self.pages("/api/guard", GuardDocument, {})
         rows = [
-            (_time(each.at, zone), each.user or "unknown", each.server, f"{each.name} ({each.pid})",
+            (local_time(each.at, zone), each.user or "unknown", each.server, f"{each.name} ({each.pid})",
              each.device_uuid, each.sentence)
             for each in answer.entries
         ]  # fmt: skip
-        self.show(answer, "Ended by the guard", ("When", "User", "Server", "Process", "GPU", "Message"), rows)
+        self.show(
+            answer,
+            "Ended by the guard",
+            (f"When ({zone})", "User", "Server", "Process", "GPU", "Message"),
+            rows,
+        )
 
 
 class ImagesCommand(RuleCommand):
@@ -215,10 +219,10 @@ class ImagesCommand(RuleCommand):
         make_console().print(shown)
 
 
-def _audit_row(entry: AuditEntry, zone: ZoneInfo) -> tuple[str, ...]:
+def _audit_row(entry: AuditEntry, zone: str) -> tuple[str, ...]:
     details = "(long)" if entry.details is None else _details(entry.details)
     result = f"{entry.result}: {entry.message}" if entry.message else entry.result
-    when = _time(entry.at, zone)
+    when = local_time(entry.at, zone)
     return (when, entry.author, entry.via, entry.action, entry.subject, details, entry.reason, result)
 
 
@@ -226,10 +230,10 @@ def _details(values: Mapping[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False) if values else ""
 
 
-def _stay_row(entry: TimelineEntry, zone: ZoneInfo) -> tuple[str, ...]:
-    until = "now" if entry.ended_at is None else _time(entry.ended_at, zone)
+def _stay_row(entry: TimelineEntry, zone: str) -> tuple[str, ...]:
+    until = "now" if entry.ended_at is None else local_time(entry.ended_at, zone)
     devices = ", ".join(entry.device_uuids)
-    return (_time(entry.started_at, zone), until, entry.user, entry.server, entry.tier, devices)
+    return (local_time(entry.started_at, zone), until, entry.user, entry.server, entry.tier, devices)
 
 
 def _image_words(image: ImageDocument) -> str:
@@ -238,7 +242,3 @@ def _image_words(image: ImageDocument) -> str:
     if image.here is None:
         return "not looked at yet"
     return "not on this machine" if image.size_bytes is None else format_bytes(image.size_bytes)
-
-
-def _time(at: datetime, zone: ZoneInfo) -> str:
-    return f"{at.astimezone(zone):%Y-%m-%d %H:%M:%S}"

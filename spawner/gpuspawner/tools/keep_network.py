@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..core.errors import ConfigError, EngineFault
 from ..hub.docker import DockerEngine
-from ..hub.metadata import MetadataWall, may_build
+from ..hub.metadata import MetadataWall, Run, may_build, run_program, sweep
 from ..hub.network import (
     DOCKERS_OWN,
     Call,
@@ -30,6 +30,7 @@ from ..hub.network import (
     has_address,
     look_at,
     remove_network,
+    subnets_of_all,
 )
 from .make_network import spawner_of_file
 
@@ -147,6 +148,20 @@ class NetworkKeeper:
         self._told = text
 
 
+def sweep_rules(call: Call, has_address: Callable[[str], bool] = has_address, run: Run = run_program) -> None:
+    """Takes back the firewall's rules of labs' networks that were removed, of this hub and of others.
+
+    A subnet whose first address is on this machine belongs to a network of another Docker Engine.
+    """
+    try:
+        known = subnets_of_all(call)
+    except EngineFault:
+        return  # any network may exist
+    gone = sweep(lambda subnet: subnet in known or has_address(gateway_of(subnet)), run)
+    if gone:
+        LOG.info("Removed the firewall's rules for networks that don't exist any more: %s", ", ".join(gone))
+
+
 def keep(config_file: Path) -> None:
     """Keeps the network that `config_file` names until the parent process ends. Raises ConfigError."""
     parent = os.getppid()
@@ -159,11 +174,17 @@ def keep(config_file: Path) -> None:
     engine = DockerEngine(spawner.client_kwargs, spawner.tls_config)
     wall = MetadataWall(spawner.subnet) if spawner.block_metadata and may_build() else None
     keeper = NetworkKeeper(engine.call_here, spawner.network_name, spawner.subnet, wall=wall)
+    if wall is not None:
+        sweep_rules(engine.call_here)
     try:
         while os.getppid() == parent:
             time.sleep(keeper.look(time.monotonic()))
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not cut this short
+            signal.signal(number, signal.SIG_IGN)
         keeper.end()
+        if wall is not None:
+            sweep_rules(engine.call_here)
 
 
 def hub_has_ended(parent: int, environment: Mapping[str, str], init: Path = Path("/proc/1/cmdline")) -> bool:

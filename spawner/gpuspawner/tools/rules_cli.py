@@ -38,7 +38,7 @@ from ..protocol.rules import (
     SessionDocument,
     SessionsDocument,
 )
-from .cli import Command, cell, make_console, table
+from .cli import Command, cell, local_time, make_console, site_zone, table
 from .doctor import ELSEWHERE, unreachable
 
 T = TypeVar("T")
@@ -106,8 +106,8 @@ class RuleCommand(Command):
         return self.ask(lambda client: client.ask_all("/api/sessions", SessionsDocument))
 
     def zone(self) -> str:
-        """The site's time zone as the broker has it: without --config this command has only the default."""
-        return self.sessions().timezone
+        """The site's time zone as the broker has it. Raises Refusal, ConfigError, BrokerUnavailable."""
+        return self.ask(site_zone)
 
     @property
     def author(self) -> str:
@@ -156,10 +156,11 @@ class Quota(RuleCommand):
             shown.add_row(cell(each.subject), cell(_pairs(each.limits)), cell(_pairs(each.changed)))
         console.print(shown)
         if history:
-            past = table("Changes", "When", "For", "What", "By", "Why")
+            zone = self.zone()
+            past = table("Changes", f"When ({zone})", "For", "What", "By", "Why")
             for item in history:
                 cells = (item.subject, _changed(item.document or {}), item.author, item.reason)
-                past.add_row(f"{item.at.astimezone():%Y-%m-%d %H:%M}", *map(cell, cells))
+                past.add_row(local_time(item.at, zone, seconds=False), *map(cell, cells))
             console.print(past)
         for problem in answer.problems:
             console.print(f"[bold red]{cell(problem)}[/]")
@@ -288,7 +289,7 @@ class Report(RuleCommand):
         elif self.as_csv:
             print(_csv((self.by, "gpu_hours", "users", "leases"), rows[:-1]), end="")
         else:
-            ends = [f"{at.astimezone(ZoneInfo(zone)):%Y-%m-%d %H:%M}" for at in (found.start, found.end)]
+            ends = [local_time(at, zone, seconds=False) for at in (found.start, found.end)]
             console = make_console()
             console.print(f"From {ends[0]} to {ends[1]} ({zone})")
             shown = table("GPU-hours", self.by, "GPU-hours", "Users", "Servers")
@@ -395,9 +396,9 @@ class Session(RuleCommand):
         shown = table("Lab sessions", "Name", "Group", "Places", "When", "Next", "Cancelled")
         for each in answer.sessions:
             session = each.session
-            zone = ZoneInfo(session["timezone"])
-            following = ", ".join(f"{at.start.astimezone(zone):%Y-%m-%d %H:%M}" for at in each.next[:3])
-            today = f"{datetime.now(zone):%Y-%m-%d}"
+            zone = session["timezone"]
+            following = ", ".join(local_time(at.start, zone, seconds=False) for at in each.next[:3])
+            today = f"{datetime.now(ZoneInfo(zone)):%Y-%m-%d}"
             cancelled = ", ".join(day for day in session["exdates"] if day >= today)
             places = f"{session['seats']} x {session['tier']}"
             cells = (session["name"], session["group"], places, each.words, following, cancelled)

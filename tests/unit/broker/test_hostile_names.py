@@ -16,9 +16,9 @@ import pytest
 from gpuspawner.broker.api.public.classes import class_routes
 from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.decide.when.calendar import Defaults, from_ical, to_ical
+from gpuspawner.broker.observe.checkup import Checkup
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.broker.pages.admin.base import AdminTools
-from gpuspawner.broker.pages.admin.checkup import Checkup
 from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching

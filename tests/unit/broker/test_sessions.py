@@ -296,7 +296,8 @@ def test_the_group_finds_its_places_when_the_class_begins(
         ("2030-10-07", "cs231n doesn't meet on 2030-10-07: the nearest date is 2026-10-05."),
         (
             "2026-11-10",
-            "cs231n doesn't meet on 2026-11-10 by its rule; that is its meeting of 2026-11-09: name 2026-11-09.",
+            "cs231n doesn't meet on 2026-11-10 by its rule; that is its meeting of 2026-11-09: "
+            "name 2026-11-09.",
         ),
     ],
 )

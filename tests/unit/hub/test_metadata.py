@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from gpuspawner.core.errors import EngineFault
-from gpuspawner.hub.metadata import ADDRESSES, MetadataWall
+from gpuspawner.hub.metadata import ADDRESSES, MetadataWall, sweep
 
 SUBNET = "10.213.0.0/20"
 
@@ -42,8 +42,8 @@ def test_each_address_is_refused_elsewhere_and_here(chains: tuple[str, ...], for
     wall = MetadataWall(SUBNET, firewall)
     assert wall.build() == 6
     assert set(firewall.lines[:6]) == {
-        f"-A {chain} -s {SUBNET} -d {address} -p tcp -m tcp ! --dport 53 -j REJECT "
-        "--reject-with icmp-port-unreachable"
+        f"-A {chain} -s {SUBNET} -d {address} -p tcp -m tcp ! --dport 53 "
+        "-m comment --comment gpuspawner -j REJECT --reject-with icmp-port-unreachable"
         for chain in (forward, "INPUT")
         for address in ADDRESSES
     }
@@ -64,6 +64,23 @@ def test_the_rules_are_taken_back_and_those_of_others_stay(chains: tuple[str, ..
         assert firewall.lines == others
     firewall.error = OSError("no iptables")
     wall.remove()
+
+
+@pytest.mark.parametrize("chains", [("DOCKER-USER",), ()])
+def test_the_rules_of_networks_that_are_gone_are_taken_back_and_no_others(chains: tuple[str, ...]) -> None:
+    firewall = Firewall(*chains)
+    unmarked = "-A INPUT -s 10.8.0.0/24 -d 169.254.0.0/16 -p tcp -m tcp ! --dport 53 -j REJECT"
+    commented = unmarked.replace("-j", "-m comment --comment site -j")
+    firewall.lines += [unmarked, commented]
+    MetadataWall(SUBNET, firewall).build()
+    kept = list(firewall.lines)
+    for gone in ("10.9.0.0/24", "10.10.0.0/24"):
+        MetadataWall(gone, firewall).build()
+    assert sorted(sweep(lambda subnet: subnet == SUBNET, firewall)) == ["10.10.0.0/24", "10.9.0.0/24"]
+    assert firewall.lines == kept
+    assert sweep(lambda subnet: subnet == SUBNET, firewall) == ()
+    firewall.error = OSError("no iptables")
+    assert sweep(lambda subnet: False, firewall) == ()
 
 
 def test_another_network_s_rules_are_not_ours() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.tools.doctor import BrokerFacts, Facts, Finding, Level
+from gpuspawner.tools.doctor.checks import main_job_runs
 from gpuspawner.tools.doctor.facts import MetadataFacts, NetworkFacts
 from gpuspawner.tools.doctor.network import network_findings, read_network, strangers_of
 from traitlets.config import Config
@@ -136,6 +137,20 @@ def test_the_metadata_service(metadata: MetadataFacts, level: Level, text: str) 
     assert (finding.subject, finding.level, finding.text) == ("Metadata service", level, text)
     command = "Run `python -m gpuspawner.tools.block_metadata --config FILE` as root, after each boot"
     assert (finding.remedy == command) is ("reach" in text and "don't" not in text and "may" not in text)
+
+
+def test_without_a_hub_missing_rules_are_a_note_and_servers_can_run() -> None:
+    facts = Facts(network=replace(GOOD, metadata=MetadataFacts(True, block=True, rules_missing=6)))
+    finding = next(network_findings(facts))
+    assert finding == Finding(
+        Level.NOTE,
+        "Metadata service",
+        "no rule of the firewall keeps labs from 169.254.169.254, which gives them the keys of this machine; "
+        "a hub that runs as root adds the rules",
+        "If the hub doesn't run as root: run `python -m gpuspawner.tools.block_metadata --config FILE` as "
+        "root, after each boot",
+    )
+    assert main_job_runs(tuple(network_findings(facts)))
 
 
 def test_containers_of_dockerspawner_are_named() -> None:

@@ -48,13 +48,16 @@ def test_the_audit_log(typed: Typed) -> None:
     me = getpass.getuser()
     assert typed("audit", "--most=1") == [
         "Audit log",
-        "When By Way What For Details Why Result",
+        "When (Europe/Berlin) By Way What For Details Why Result",
         f'2026-11-26 13:00:00 {me} socket reset quota group:students {{"subject": "group:students"}} done',
         "These are the newest 1: add --most=0 for all.",
     ]
     shown = json.loads("".join(typed("audit", "--most=0", "--json", "--action=change quota")))
     assert [(each["reason"], each["result"]) for each in shown["entries"]] == [("exam week", "done")]
-    assert typed("audit", "--author=nobody") == ["Audit log", "When By Way What For Details Why Result"]
+    assert typed("audit", "--author=nobody") == [
+        "Audit log",
+        "When (Europe/Berlin) By Way What For Details Why Result",
+    ]
 
 
 def test_who_held_what(typed: Typed, served: Served, times: Any) -> None:
@@ -84,7 +87,7 @@ def test_what_the_guard_did(typed: Typed, served: Served, times: Any) -> None:
     )))  # fmt: skip
     assert typed("guard") == [
         "Ended by the guard",
-        "When User Server Process GPU Message",
+        "When (Europe/Berlin) User Server Process GPU Message",
         "2026-11-26 13:00:00 unknown train python (7) GPU-0 Your process was ended",
     ]
 

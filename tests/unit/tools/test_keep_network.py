@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.core.errors import EngineFault
+from gpuspawner.hub.metadata import MetadataWall
 from gpuspawner.hub.network import network_settings
 from gpuspawner.tools.keep_network import (
     ASK_SECONDS,
@@ -15,7 +16,10 @@ from gpuspawner.tools.keep_network import (
     RETRY_SECONDS,
     NetworkKeeper,
     hub_has_ended,
+    sweep_rules,
 )
+
+from tests.unit.hub.test_metadata import Firewall
 
 NAME, SUBNET, ADDRESS = "labs", "10.213.0.0/20", "10.213.0.1"
 
@@ -156,6 +160,29 @@ def test_the_rules_go_with_the_hub_unless_a_lab_runs(
     NetworkKeeper(machine, NAME, SUBNET, machine.has_address, wall=wall).end()  # type: ignore[arg-type]
     assert wall.removed == removed
     NetworkKeeper(machine, NAME, SUBNET, machine.has_address).end()
+
+
+def test_rules_of_networks_that_are_gone_are_removed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    firewall = Firewall("DOCKER-USER")
+    for subnet in (SUBNET, "10.8.0.0/24", "10.9.0.0/24"):
+        MetadataWall(subnet, firewall).build()
+
+    def call(method: str) -> list[dict[str, Any]]:
+        assert method == "networks"
+        return [present(), {"IPAM": {"Config": None}}, {}]
+
+    def down(method: str) -> None:
+        raise EngineFault("Docker doesn't answer")
+
+    before = list(firewall.lines)
+    sweep_rules(down, lambda address: False, firewall)
+    assert firewall.lines == before
+    sweep_rules(call, lambda address: address == "10.9.0.1", firewall)  # of another Engine
+    assert firewall.lines == [line for line in before if "10.8.0.0" not in line]
+    assert caplog.messages == [
+        "Removed the firewall's rules for networks that don't exist any more: 10.8.0.0/24"
+    ]
 
 
 @pytest.mark.parametrize(

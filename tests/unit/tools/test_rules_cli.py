@@ -68,9 +68,9 @@ def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:
         ],
         ["user:ada", "tiers=cpu", "tiers=cpu"],
         ["Changes"],
-        ["When", "For", "What", "By", "Why"],
-        [lines(out)[6][0], "group:students", "devices=2, gpu_hours=10", me, "exam week"],
-        [lines(out)[7][0], "user:ada", "tiers=cpu", me],
+        ["When (Europe/Berlin)", "For", "What", "By", "Why"],
+        ["2026-11-26 13:00", "group:students", "devices=2, gpu_hours=10", me, "exam week"],
+        ["2026-11-26 13:00", "user:ada", "tiers=cpu", me],
     ]
     assert typed("quota", "remove", "group:students") == (
         0,
@@ -216,7 +216,8 @@ def test_lab_sessions_are_added_changed_and_cancelled(typed: Typed, tmp_path: Pa
     assert typed("session", "cancel", "cs231n", "2026-12-01") == (
         1,
         "",
-        "gpuspawner session: cs231n doesn't meet on 2026-12-01: the nearest dates are 2026-11-30 and 2026-12-07.\n",
+        "gpuspawner session: cs231n doesn't meet on 2026-12-01: the nearest dates are 2026-11-30 "
+        "and 2026-12-07.\n",
     )
     status, out, err = typed("session", "cancel", "cs231n", "2026-11-30")
     assert (status, err, lines(out)[-1]) == (0, "", ["Cancelled: cs231n doesn't meet on 2026-11-30"])

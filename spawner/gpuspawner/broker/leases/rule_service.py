@@ -285,8 +285,8 @@ class RuleService:
     async def save_session(self, document: Mapping[str, Any], author: str, reason: str) -> LabSession:
         """Add a session, or replace the one of the same name. Returns the session as it was stored.
 
-        Raises BadOption for what can't be read and for a date on which it doesn't meet, SessionUnfit with what
-        would fit, LedgerFault.
+        Raises BadOption for what can't be read and for a date on which it doesn't meet, SessionUnfit with
+        what would fit, LedgerFault.
         """
         present = self.rulebook.rules.sessions
         session = self._checked(document, tuple(present.values()))

@@ -39,7 +39,7 @@ def open_services(place: HubPlace, settings: GpuSwarm, docker: DockerEngine, log
         lab_port=place.lab_port,
         hub_port=place.hub_port,
     )
-    return Services(SwarmParts(docker, lanes, gateway, settings.heartbeat, log))
+    return Services(SwarmParts(docker, lanes, gateway, settings.heartbeat, settings.shared_homes, log))
 
 
 def hub_url(place: HubPlace) -> str:

@@ -27,6 +27,7 @@ from .document import (
     unplaced,
 )
 from .gateway import Gateway
+from .homes import Homes
 from .lanes import Lanes, alias_of
 from .machines import Machine, find_machine, own_machine, read_machines
 from .service import Berth, pinned, service_of
@@ -55,6 +56,7 @@ class SwarmParts:
     lanes: Lanes
     gateway: Gateway
     heartbeat_seconds: int
+    shared_homes: bool
     log: logging.Logger
 
 
@@ -208,7 +210,7 @@ class Services:
 
     def _create(self, call: Call, plan: ContainerPlan) -> Created:
         machines = read_machines(call("nodes"))
-        machine = find_machine(machines, plan.node) if plan.node else own_machine(call, machines)
+        machine = self._place(call, plan, machines)
         name, reference = str(plan.create["name"]), str(plan.create["image"])
         image = pinned(_image(call, reference), reference)
         lane = self.parts.lanes.create(call, name)
@@ -220,6 +222,17 @@ class Services:
             with suppress(EngineFault):
                 self.parts.lanes.remove(call, lane.network_id)
             raise
+
+    def _place(self, call: Call, plan: ContainerPlan, machines: tuple[Machine, ...]) -> Machine:
+        """The lease's machine, or that of the home, or the hub's own. Raises StartFault."""
+        own = own_machine(call, machines)
+        volume = plan.docker_home
+        if self.parts.shared_homes or volume is None:
+            return find_machine(machines, plan.node or own.name)
+        homes = Homes(own.name)
+        machine = find_machine(machines, plan.node or homes.machine_of(call, volume) or own.name)
+        homes.claim(call, volume, machine.name)
+        return machine
 
     async def _come_up(self, service: dict[str, Any]) -> None:
         labels = service["Spec"]["Labels"]

@@ -79,7 +79,7 @@ def network_findings(facts: Facts) -> Iterator[Finding]:
     if network is None or network.error:
         return  # without Docker, that is told already
     if network.metadata is not None:
-        yield _metadata(network.metadata)
+        yield _metadata(network.metadata, _no_hub(facts))
     if network.strangers:
         yield _strangers(network.strangers)
     make = (
@@ -87,8 +87,7 @@ def network_findings(facts: Facts) -> Iterator[Finding]:
         "service `network` does it within seconds"
     )
     if not network.present:
-        never = facts.broker is None or bool(facts.broker.error)
-        level = Level.NOTE if never else Level.PROBLEM
+        level = Level.NOTE if _no_hub(facts) else Level.PROBLEM
         lost = ", so nobody reaches the hub, and no server starts" if network.hub_listens else ""
         yield Finding(level, _SUBJECT, f"Docker has no network {network.name!r}{lost}", make)
     elif network.subnet not in network.subnets:
@@ -116,6 +115,11 @@ def network_findings(facts: Facts) -> Iterator[Finding]:
         yield Finding(Level.OK, _SUBJECT, f"{network.name!r}, {network.subnet}; no lab reaches another")
 
 
+def _no_hub(facts: Facts) -> bool:
+    """Whether no hub runs, by its broker: then it is no problem that what the hub sets up is missing."""
+    return facts.broker is None or bool(facts.broker.error)
+
+
 def _strangers(names: tuple[str, ...]) -> Finding:
     """Containers that DockerSpawner has left, or others of such names."""
     more = len(names) - 1
@@ -129,7 +133,7 @@ def _strangers(names: tuple[str, ...]) -> Finding:
     )
 
 
-def _metadata(facts: MetadataFacts) -> Finding:
+def _metadata(facts: MetadataFacts, no_hub: bool) -> Finding:
     """Whether labs get the keys of a cloud's machine."""
     if not facts.answers:
         return Finding(Level.OK, "Metadata service", f"none answers this machine at {_METADATA}")
@@ -140,17 +144,20 @@ def _metadata(facts: MetadataFacts) -> Finding:
         )
     if facts.rules_missing == 0:
         return Finding(Level.OK, "Metadata service", f"labs don't reach {_METADATA}")
-    text = (
-        f"labs reach {_METADATA}, which gives them the keys of this machine"
-        if facts.rules_missing
-        else f"whether labs reach {_METADATA} is not known: this user can't read the firewall"
-    )
-    return Finding(
-        Level.PROBLEM if facts.rules_missing else Level.NOTE,
-        "Metadata service",
-        text,
-        "Run `python -m gpuspawner.tools.block_metadata --config FILE` as root, after each boot",
-    )
+    remedy = "Run `python -m gpuspawner.tools.block_metadata --config FILE` as root, after each boot"
+    if facts.rules_missing is None:
+        text = f"whether labs reach {_METADATA} is not known: this user can't read the firewall"
+        return Finding(Level.NOTE, "Metadata service", text, remedy)
+    keys = f"{_METADATA}, which gives them the keys of this machine"
+    if no_hub:
+        text = f"no rule of the firewall keeps labs from {keys}; a hub that runs as root adds the rules"
+        return Finding(
+            Level.NOTE,
+            "Metadata service",
+            text,
+            f"If the hub doesn't run as root: {remedy[0].lower()}{remedy[1:]}",
+        )
+    return Finding(Level.PROBLEM, "Metadata service", f"labs reach {keys}", remedy)
 
 
 def _other_subnet(network: NetworkFacts) -> str:

@@ -15,7 +15,7 @@ from ...ledger import PastSession
 from ..counts import ModelRow, models, summary
 from ..meters import Meter
 from ..rows import Asked, Holding, Rows
-from .card import Card, Facts, lease_card, place_card
+from .card import Card, Clock, Facts, lease_card, place_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class BudgetRow:
 
     meter: Meter
     period: str
-    renewed: str
+    renewed: Clock | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ def _budget(budget: BudgetDocument) -> BudgetRow:
         left=f"{budget.left_gpu_seconds / 3600:.1f} left",
         level="danger" if percent >= 100 else "warning" if percent >= 90 else "",
     )
-    renewed = "" if budget.renewed_at is None else f"New GPU-hours on {format_time(budget.renewed_at)}"
+    at = budget.renewed_at
+    renewed = None if at is None else Clock(at.isoformat(), format_time(at))
     return BudgetRow(meter, budget.period, renewed)
 
 
