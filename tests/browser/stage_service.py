@@ -19,6 +19,7 @@ from gpuspawner.broker.api.public.classes import class_routes
 from gpuspawner.broker.api.public.hub_servers import HubServers
 from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.decide.place.sharing_rules import DRIVER_BYTES, SharingRules
+from gpuspawner.broker.decide.snapshot import DeviceView, QueueEntry
 from gpuspawner.broker.leases.hub_api import HubApi
 from gpuspawner.broker.ledger import EndedProcess, Ledger, Steady
 from gpuspawner.broker.observe.checkup import Checkup, Line
@@ -59,14 +60,6 @@ MACHINE = Machine(
 
 UNKNOWN = f"{200:032x}"
 """The researcher's lease: the hub has renamed its user."""
-DEVICES = [
-    {
-        "uuid": gpu.uuid, "model": gpu.model, "index": gpu.index, "memory_bytes": gpu.memory_bytes,
-        "node": "", "healthy": True, "reason": "", "simulated": False, "guarantee": "hard", "free": False,
-        "lease_id": None, "user": None, "server": None,
-    }
-    for gpu in GPUS
-]  # fmt: skip
 
 
 class Now:
@@ -194,6 +187,29 @@ def unknown_document(lease: Lease) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def device_document(view: DeviceView) -> dict[str, Any]:
+    """The device as the status document has it: what of it is held, and whether it is drained."""
+    gpu, held = view.device, len(view.holders)
+    total = view.terms.slices or 0
+    slices = {"total_slices": total, "free_slices": total - held} if total else {}
+    return {
+        "uuid": gpu.uuid, "model": gpu.model, "index": gpu.index, "memory_bytes": gpu.memory_bytes,
+        "node": "", "healthy": True, "reason": "", "simulated": False, "guarantee": "hard", "free": not held,
+        "lease_id": view.holders[0].id if held else None, "user": None, "server": None,
+        "drained": view.drain is not None, **slices,
+    }  # fmt: skip
+
+
+def place_document(entry: QueueEntry) -> dict[str, Any]:
+    """The place as the status document has it."""
+    lease = entry.lease
+    return {
+        "id": lease.id, "hub": lease.hub, "user": lease.user, "server": lease.server, "tier": lease.tier,
+        "position": entry.position, "since": lease.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "groups": list(lease.groups),
+    }  # fmt: skip
+
+
 class Stage:
     """What the student's pages show here; the others change with the leases."""
 
@@ -206,8 +222,10 @@ class Stage:
     def status(self) -> dict[str, Any]:
         found = self._bench.broker.allocator.lease(UNKNOWN)
         leases = [] if found is None else [unknown_document(found)]
+        snapshot = self._bench.broker.allocator.snapshot()
         return {
-            "simulated": False, "fault": "", "devices": DEVICES, "leases": leases, "queue": [], "ended": [],
+            "simulated": False, "fault": "", "devices": list(map(device_document, snapshot.devices)),
+            "leases": leases, "queue": list(map(place_document, snapshot.queue)), "ended": [],
         }  # fmt: skip
 
     def tiers(self) -> dict[str, Any]:
