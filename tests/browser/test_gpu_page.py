@@ -268,7 +268,7 @@ def test_a_button_asks_the_hub_and_says_what_came_of_it(
     page = open_page(url, context, "anna")
     page.get_by_text("Stop…").click()
     page.get_by_role("button", name="Stop the server").click()
-    expect(page.get_by_role("status").first).to_have_text("Stopped. The GPU is free again.")
+    expect(page.get_by_role("status").first).to_have_text("Stopped. Your GPU was given back.")
 
 
 def test_how_my_gpu_looks(url: str, status: Status, context: BrowserContext) -> None:

@@ -16,8 +16,10 @@ from traitlets.config import Application, Config
 
 from ..config.lab import GpuLab
 from ..config.swarm import GpuSwarm
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, EngineFault
+from .docker import DockerEngine
 from .network import gateway_of, has_address
+from .other_hub import check_alone, state_folder
 from .places import take_over
 from .quiet import quieten
 from .reach import check, drop_devices, ways
@@ -53,8 +55,24 @@ def _check_all(change: Any) -> None:
     except TraitError as error:
         app.log.critical("The hub doesn't start: %s", error)
         app.exit(1)
+    check_other_hub(app)
     take_over(app)
     quieten(app.log)
+
+
+def check_other_hub(app: Any) -> None:
+    """Ends the hub if another one of the same name has labs here; without Docker's answer it starts."""
+    spawner = spawner_of(app.config)
+    engine = DockerEngine(spawner.client_kwargs, spawner.tls_config)
+    try:
+        check_alone(engine.call_here, spawner.hub_id, state_folder(spawner.site.state_dir))
+    except ConfigError as error:
+        app.log.critical("The hub doesn't start: %s", error)
+        app.exit(1)
+    except EngineFault as fault:
+        app.log.warning("Docker doesn't say whether another hub of this name has labs: %s", fault)
+    finally:
+        engine.close()
 
 
 def check_class(chosen: type) -> None:

@@ -30,7 +30,9 @@ THREADS = 16
 """Docker calls at the same time. DockerSpawner has one thread for all users: a slow call delays everybody."""
 _SLOW = frozenset({"stop"})
 """Methods that take seconds have their own threads, so that they can't delay a start."""
-_TIMEOUT_SECONDS = {"inspect_container": 5, "inspect_image": 10, "logs": 5, "service_logs": 5}
+_TIMEOUT_SECONDS = {
+    "inspect_container": 5, "inspect_image": 10, "logs": 5, "service_logs": 5, "containers": 10,
+}  # fmt: skip
 _USUAL_TIMEOUT_SECONDS = 60
 GONE_SECONDS = 60.0
 """How long a removal in progress may take before it counts as failed."""

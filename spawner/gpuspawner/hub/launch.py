@@ -272,7 +272,9 @@ class Launch:
         if not self.job.owner.owns(container.get("Config", {}).get("Labels")):
             raise StartFault(
                 f"Another container has the name {self.job.name}, and it doesn't belong to this server. "
-                f"Admin: remove it (`docker rm -f {self.job.name}`), or set c.GpuDockerSpawner.prefix.",
+                "Admin: if another hub on this machine started it, give this hub its own names "
+                "(GPUSPAWNER_NAME; c.GpuDockerSpawner.hub_id and prefix); else remove it "
+                f"(`docker rm -f {self.job.name}`).",
                 "name_taken",
             )
         await self._engine.remove(container["Id"])

@@ -62,6 +62,7 @@ from .network import LabNetwork, Reach
 from .next_steps import NextSteps
 from .offer import Menu
 from .options import Choice, parse_form, parse_options, parse_query, refill
+from .other_hub import state_folder
 from .pages import StartView, render_failure, view_start
 from .places import count_held
 from .problem import describe
@@ -191,7 +192,8 @@ class GpuDockerSpawner(SpawnerSettings):
         return Lab(self.object_name, self._owner(), self.engine, self.shared.removals, self._note)
 
     def _owner(self, tier: Tier | None = None) -> Owner:
-        return Owner(self.hub_id, self.user.name, self.name, tier.name if tier else "")
+        folder = state_folder(self.site.state_dir)
+        return Owner(self.hub_id, self.user.name, self.name, tier.name if tier else "", folder)
 
     # ---- the spawn page and its form data
 

@@ -358,6 +358,20 @@ async def test_a_server_on_cpu_is_stopped_through_the_hub_with_the_sender_s_toke
     assert "has ended meanwhile" in await staff.refused(CLASS, "ines", do="stop", everybody="yes")
 
 
+async def test_a_server_that_has_just_stopped_is_not_on_cpu(staff: Staff) -> None:
+    """The hub's list is kept for some seconds; one from before the lease's end is asked for again."""
+    bench = staff.bench
+    await bench.run(1, "ada")
+    bench.hub.running = {"ada": (HubServer("", "gpu", None),)}
+    assert "on CPU" not in await staff.words(CLASS, "ines")
+    bench.times.pass_seconds(1)
+    await bench.ender.release(f"{1:032x}", "stopped")
+    bench.hub.running = {"ada": (HubServer("", "gpu", None, ready=False, ending=True),)}
+    words = await staff.words(CLASS, "ines")
+    assert "on CPU" not in words
+    assert "ada ends gpu" in words
+
+
 async def test_a_mark_stays_with_its_server_when_rows_move(staff: Staff) -> None:
     bench = staff.bench
     bench.hub.running = {name: (HubServer("", "cpu", None),) for name in ("bob", "cid")}
