@@ -390,8 +390,9 @@ NOT_MEASURED = "(whether its GPU was used can't be measured here)"
 
 def quick(minutes: int, at: str) -> str:
     """The warning with the rules QUICK on a simulated GPU."""
+    time = "1 minute" if minutes == 1 else f"{minutes} minutes"
     return (
-        f"For {minutes} minutes no notebook of this server has computed anything {NOT_MEASURED}. It will be "
+        f"For {time} no notebook of this server has computed anything {NOT_MEASURED}. It will be "
         f"stopped on Thursday {at} (Europe/Berlin): run a cell to keep it, or save your work and stop it."
     )
 
@@ -458,7 +459,7 @@ async def test_used_again_a_warning_of_the_sessions_end_comes_back(bench: Bench)
     idle = (await bench.minutes(2, kernels=[1]))[0]
     assert [end[1].split(",")[0], idle[1].split(" server")[0]] == [
         "This server ends in 15 minutes",
-        "For 1 minutes this",
+        "For 1 minute this",
     ]
     assert await bench.minutes(0.5, kernels=[1], busy=True) == [end]
 
