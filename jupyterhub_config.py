@@ -11,6 +11,7 @@ The broker reads this file too. What differs between installations comes from th
     GPUSPAWNER_SIMULATED        the simulated GPUs where there are none, "2 x H100 80GB"
     GPUSPAWNER_NAME             name of this hub's network, containers and volumes (default gpuspawner)
     GPUSPAWNER_SUBNET           addresses of the labs' network (default 10.213.0.0/20)
+    GPUSPAWNER_ENGINE           "swarm" for several machines (default docker: this one alone)
     GPUSPAWNER_PROXY            command of configurable-http-proxy, if it isn't on the PATH
     GPUSPAWNER_CONFIG           your own file, which loads this one, for hub and broker (default: this file)
 """
@@ -74,6 +75,7 @@ c.JupyterHub.load_roles = [
 
 # 5. What can they pick? The tiers are the defaults of GpuSite: `cpu`, and `gpu` for one whole device.
 c.GpuSite.state_dir = str(state_dir)
+c.GpuSite.engine = os.environ.get("GPUSPAWNER_ENGINE", "docker")
 if "GPUSPAWNER_SIMULATED" in os.environ:
     c.GpuSite.simulated_devices = os.environ["GPUSPAWNER_SIMULATED"]
 

@@ -36,10 +36,11 @@ def documented_classes() -> list[type[Configurable]]:
     from gpuspawner.broker.app import GpuBroker
     from gpuspawner.config.lab import GpuLab
     from gpuspawner.config.site import GpuSite
+    from gpuspawner.config.swarm import GpuSwarm
     from gpuspawner.hub.spawner import GpuDockerSpawner
     from gpuspawner.tools.cli import Command
 
-    return [GpuSite, GpuLab, GpuDockerSpawner, GpuBroker, Command]
+    return [GpuSite, GpuLab, GpuSwarm, GpuDockerSpawner, GpuBroker, Command]
 
 
 def own_settings(cls: type[Configurable]) -> dict[str, Any]:

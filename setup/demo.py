@@ -268,7 +268,8 @@ def check_ports(demo: Demo) -> None:
                 raise SetupError(
                     f"port {port}, which {purpose} needs, {why}",
                     f"end what listens there (`ss -ltnp 'sport = :{port}'` shows it), or set GPUSPAWNER_PORT "
-                    "to the first of four free ports",
+                    "to the first of four free ports. If another hub listens there, give this one its own "
+                    "GPUSPAWNER_STATE_DIR, GPUSPAWNER_NAME and GPUSPAWNER_SUBNET, too",
                 ) from error
 
 

@@ -59,16 +59,19 @@ def _set_up(demo: Demo) -> None:
     if done.returncode != 0:
         raise SystemExit(done.returncode)  # it has said why
     with step("the labs' network") as current:
-        _ensure_network(demo, current)
+        _prepare_docker(demo, current)
 
 
-def _ensure_network(demo: Demo, current: Step) -> None:
+def _prepare_docker(demo: Demo, current: Step) -> None:
+    """Refuses beside another hub of this name, before anything is changed; then the labs' network."""
     from gpuspawner.core.errors import ConfigError, EngineFault
     from gpuspawner.hub.docker import calls_of
     from gpuspawner.hub.network import ensure_network
+    from gpuspawner.hub.other_hub import check_alone
 
     client = docker.from_env(timeout=60)
     try:
+        check_alone(calls_of(client.api), demo.name, str(demo.state_dir))
         address = ensure_network(calls_of(client.api), demo.name, demo.subnet)
         current.note = f"{demo.name}, {address} is this machine"
     except ConfigError as error:

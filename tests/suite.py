@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WITH_PROCESSES = ("docker", "hub", "browser", "images", "builder", "notebooks", "gpu")
+WITH_PROCESSES = ("docker", "hub", "browser", "swarm", "images", "builder", "notebooks", "gpu")
 """Folders of tests that wait for real processes."""
 MOST_FILES = 3
 """If more files failed, the cause isn't a busy machine."""

@@ -3,6 +3,7 @@
 The broker writes a sentence to `/run/gpuspawner/notice` when a lease's device is lost, withdrawn or
 back. The kernel of Linux counts in the lab's own cgroup what it ended for lack of memory, and how often no
 further process could be started. After each cell this IPython extension looks at both and shows what is new.
+And it looks at the home: in one that is full nothing can be saved, which JupyterLab says only when it tries.
 A notice goes when its cause is gone, and its reader can dismiss it.
 
 Where GPUs are used in turns, the broker writes to `/run/gpuspawner/turn` what a cell waits for. While a cell
@@ -27,6 +28,8 @@ TURN_PATH = Path("/run/gpuspawner/turn")
 TURN_SECONDS = 0.5
 CGROUP = Path("/sys/fs/cgroup")
 MAX_BYTES = 4096
+FULL_BYTES = 8 << 20
+"""A home with less room is full, or one with less than a fiftieth: a notebook can no longer be saved."""
 _STYLE = "border-left:4px solid #d9822b;padding:.5em .8em;margin:.4em 0"
 _DISMISS = (
     '<button type="button" style="float:right;border:0;background:none;cursor:pointer" title="Dismiss" '
@@ -225,14 +228,52 @@ class Limits:
             self._state.write_text(json.dumps(self._seen), encoding="ascii")
 
 
-def _publish(title: str, text: str, number: int = 0, *, update: bool = False) -> None:
+class Home:
+    """Says that the home is full, once, and takes that away when there is room again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._on_screen = 0
+        self._count = 0
+
+    def problem(self) -> str:
+        """The sentence; empty while there is room, and where it can't be told."""
+        try:
+            found = os.statvfs(self._folder)
+        except OSError:
+            return ""
+        total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+        files = bool(found.f_files) and not found.f_favail
+        if not total or not (free < min(FULL_BYTES, total // 50) or files):
+            return ""
+        of = "" if files else f" ({free / (1 << 20):.1f} of {total / (1 << 20):.0f} MiB are free)"
+        return (
+            f"Your home is full{of}: nothing more can be saved. Delete files that you don't need (what you "
+            "delete in JupyterLab may be in ~/.local/share/Trash), or ask your admin for more room."
+        )
+
+    def after_cell(self, result: object = None) -> None:
+        """Publishes it below the cell that just ran, or takes it away."""
+        text = self.problem()
+        if bool(text) == bool(self._on_screen):
+            return
+        if text:
+            self._count += 1
+            self._on_screen = self._count
+            _publish("Home", text, self._on_screen, kind="home")
+        else:
+            _publish("Home", "", self._on_screen, kind="home", update=True)
+            self._on_screen = 0
+
+
+def _publish(title: str, text: str, number: int = 0, *, kind: str = "notice", update: bool = False) -> None:
     """Shows a notice that can be dismissed; one with a number can be taken away (an empty text)."""
     from IPython.display import publish_display_data
 
     body = f'<div role="alert" style="{_STYLE}">{_DISMISS}<b>{title}</b> {html.escape(text)}</div>'
     publish_display_data(
         {"text/plain": f"[{title}] {text}" if text else "", "text/html": body if text else ""},
-        transient={"display_id": f"gpuspawner-notice-{os.getpid()}-{number}"} if number else None,
+        transient={"display_id": f"gpuspawner-{kind}-{os.getpid()}-{number}"} if number else None,
         update=update,
     )
 
@@ -261,6 +302,7 @@ def load_ipython_extension(shell: Any) -> None:
     limits, turn = Limits(Cgroup(), state_of(shell)), Turn()
     shell.events.register("pre_run_cell", turn.before_cell)
     shell.events.register("post_run_cell", turn.after_cell)
-    looks: tuple[Callable[..., None], ...] = (Notice().after_cell, limits.after_cell)
+    home = Home(Path(os.environ.get("HOME", "/home/jovyan")))
+    looks: tuple[Callable[..., None], ...] = (Notice().after_cell, limits.after_cell, home.after_cell)
     for look in looks:
         shell.events.register("post_run_cell", look)

@@ -117,6 +117,12 @@ def take_picture(page: Page, name: str, clip: str = "") -> None:
         page.set_viewport_size(before)
 
 
+def take_picture_without_script(page: Page, name: str) -> None:
+    """The same for a page in a browser without JavaScript: the whole page."""
+    if os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
 def _down_to(page: Page, selector: str) -> FloatRect:
     """The page's area from its top to a little below the element."""
     bottom = page.evaluate(

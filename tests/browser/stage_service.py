@@ -29,8 +29,9 @@ from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
+from gpuspawner.broker.pages.unknown.handlers import unknown_pages
 from gpuspawner.core.disk import Disk
-from gpuspawner.core.model import Device
+from gpuspawner.core.model import Device, Lease
 from gpuspawner.core.want import Mode
 from gpuspawner.node.api import Usage, XidSeen
 from gpuspawner.protocol.pulls import ImageDocument, PullMessage
@@ -54,6 +55,18 @@ MACHINE = Machine(
     ],
     quotas=[{"group": CLASS, "gpu_hours": 10, "period": "week", "session_hours": 4, "extend_hours": 2}],
 )
+
+
+UNKNOWN = f"{200:032x}"
+"""The researcher's lease: the hub has renamed its user."""
+DEVICES = [
+    {
+        "uuid": gpu.uuid, "model": gpu.model, "index": gpu.index, "memory_bytes": gpu.memory_bytes,
+        "node": "", "healthy": True, "reason": "", "simulated": False, "guarantee": "hard", "free": False,
+        "lease_id": None, "user": None, "server": None,
+    }
+    for gpu in GPUS
+]  # fmt: skip
 
 
 class Now:
@@ -95,8 +108,8 @@ async def set_scene(bench: ClassBench, times: Now) -> None:
     times.ago_seconds = 15 * 60
     await bench.run(200, "researcher", "ml")
     times.ago_seconds = 0.0
-    for minutes in (3, 6):
-        bench.end_process(f"{1:032x}", students[1], minutes)
+    for minutes in (6, 3):
+        bench.end_process(f"{1:032x}", students[1], minutes, quota_bytes=13 * GIB)
     await bench.broker.rules.drain(GPUS[3].uuid, "admin", "new fans on Friday")
     await plan(bench)
 
@@ -106,7 +119,7 @@ async def plan(bench: ClassBench) -> None:
     local = datetime.now(UTC).astimezone()
     today = local.date()
     monday = today - timedelta(days=today.weekday())
-    base: dict[str, Any] = {"group": CLASS, "tier": "slice", "seats": 6, "timezone": "UTC"}
+    base: dict[str, Any] = {"group": CLASS, "tier": "slice", "seats": 6, "timezone": "Europe/Berlin"}
     for name, weekday, begins, seconds in (("lab-a", 0, "10:00", 7200.0), ("lab-b", 2, "14:15", 5400.0)):
         first = monday - timedelta(days=7) + timedelta(days=weekday)
         session = {
@@ -154,7 +167,7 @@ def admin_tools(bench: ClassBench) -> AdminTools:
         ended=ended,
         disks=lambda: (Disk("homes and images", "/var/lib/docker", 412 * GIB, 1800 * GIB),),
         images=lambda: IMAGES,
-        unknown=lambda: (),
+        unknown=lambda: {UNKNOWN},
         checkup=Checkup(lambda: findings),
     )
 
@@ -171,6 +184,16 @@ IMAGES = (
 )  # fmt: skip
 
 
+def unknown_document(lease: Lease) -> dict[str, Any]:
+    """The lease as the status document has it, with what the page of unknown servers shows."""
+    return {
+        "id": lease.id, "hub": lease.hub, "user": lease.user, "server": lease.server, "tier": lease.tier,
+        "state": lease.state.value, "device_uuids": list(lease.device_uuids), "groups": list(lease.groups),
+        "memory_bytes": lease.memory_bytes, "compute_percent": lease.compute_percent, "notice": "",
+        "since": lease.since.strftime("%Y-%m-%dT%H:%M:%SZ"), "unknown_to_hub": True,
+    }  # fmt: skip
+
+
 class Stage:
     """What the student's pages show here; the others change with the leases."""
 
@@ -181,10 +204,14 @@ class Stage:
         return self._bench.broker.allocator.snapshot()
 
     def status(self) -> dict[str, Any]:
-        return {"simulated": False, "fault": "", "devices": [], "leases": [], "queue": [], "ended": []}
+        found = self._bench.broker.allocator.lease(UNKNOWN)
+        leases = [] if found is None else [unknown_document(found)]
+        return {
+            "simulated": False, "fault": "", "devices": DEVICES, "leases": leases, "queue": [], "ended": [],
+        }  # fmt: skip
 
     def tiers(self) -> dict[str, Any]:
-        return {"simulated": False, "tiers": []}
+        return {"simulated": False, "tiers": MACHINE.tiers}
 
     def metrics(self) -> bytes:
         return b""
@@ -202,6 +229,7 @@ async def main() -> None:
         class_routes(bench.tools),
         class_pages(Teaching(bench.classes, broker.rules)),
         admin_pages(admin_tools(bench)),
+        unknown_pages(broker.rules.audit, lambda lease_id, author: bench.ender.release(lease_id, author)),
     )
     handlers: list[Any] = list(
         make_handlers(Stage(bench), os.environ["JUPYTERHUB_SERVICE_PREFIX"], hub="hub", more=routes)

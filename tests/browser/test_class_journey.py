@@ -144,6 +144,7 @@ def test_others_classes_and_the_admin_s_pages_are_closed(url: str, instructor: P
         answer = instructor.goto(f"{url}{path}")
         assert answer is not None
         assert answer.status == 403
+    check_looks(instructor, "refused")
 
 
 def test_reading_works_without_a_script(url: str, instructor: Page, browser: Browser) -> None:
@@ -179,7 +180,7 @@ def test_a_device_is_drained_by_keyboard(url: str, admin: Page) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.get_by_role("status").filter(has_text="Nothing new is placed")).to_be_visible()
-    expect(page.locator("#admin-map .gpu-cell").nth(2)).to_contain_text("drained: by admin: slow fan")
+    expect(page.locator("#admin-map .gpu-cell").nth(2)).to_contain_text("drained by admin: slow fan")
     page.goto(f"{url}services/gpu/admin/log/")
     expect(page.locator("#admin-log tbody tr").first).to_contain_text("drain device")
     check_looks(page, "admin-log")
@@ -200,3 +201,20 @@ def test_tables_are_sorted_by_the_server(url: str, admin: Page) -> None:
     expect(first).to_contain_text("researcher")
     admin.get_by_role("link", name="User").click()
     expect(first).to_contain_text("student16")
+
+
+def test_a_server_that_the_hub_does_not_know_is_ended(url: str, admin: Page) -> None:
+    page = admin
+    page.goto(f"{url}services/gpu/admin/")
+    page.get_by_role("link", name="See and end").click()
+    expect(page).to_have_url(f"{url}services/gpu/admin/unknown/")
+    row = page.locator("#gpu-unknown tbody tr")
+    expect(row).to_have_text(re.compile("researcher.*default server.*One GPU.*H100 80GB #2", re.DOTALL))
+    check_looks(page, "admin-unknown")
+    row.get_by_role("button", name="End").click()
+    expect(page.get_by_role("heading", name="End the server of researcher?")).to_be_visible()
+    check_looks(page)
+    page.get_by_role("button", name="End").click()
+    expect(page.get_by_role("status").filter(has_text="The server of researcher ends")).to_be_visible()
+    expect(page.locator("#gpu-unknown")).to_contain_text("There is none.")
+    check_looks(page)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.core.text import plain
 from playwright.sync_api import BrowserContext, Page, expect
 from running import running_hub
 
@@ -267,7 +268,7 @@ def test_a_button_asks_the_hub_and_says_what_came_of_it(
     page = open_page(url, context, "anna")
     page.get_by_text("Stop…").click()
     page.get_by_role("button", name="Stop the server").click()
-    expect(page.get_by_role("status").first).to_have_text("Stopped. The GPU is free again.")
+    expect(page.get_by_role("status").first).to_have_text("Stopped. Your GPU was given back.")
 
 
 def test_how_my_gpu_looks(url: str, status: Status, context: BrowserContext) -> None:
@@ -279,11 +280,30 @@ def test_how_my_gpu_looks(url: str, status: Status, context: BrowserContext) -> 
     check_looks(page, "my-gpu")
     status.free()
     expect(page.locator("#gpu-mine")).to_contain_text("You hold no GPU")
-    check_looks(page)
+    check_looks(page, "my-gpu-none")
+
+
+AFTER_NAMES = """() => [...document.querySelectorAll("#gpu-mine bdi")].map((name) => {
+  const after = document.createRange();
+  after.selectNode(name.nextSibling);
+  const [from, to] = [name.getClientRects(), after.getClientRects()];
+  return from[from.length - 1].right - to[0].left;
+})"""
+"""By how many pixels the text after a name begins left of the name's end."""
 
 
 @pytest.mark.parametrize(
-    "name", ["<script>alert(1)</script>", "\u202egnol", "x" * 255, "a/../b", "o'\"`${1}"]
+    "name",
+    [
+        "<script>alert(1)</script>",
+        "\u202egnol",
+        "\u2069\u202egnol",
+        "שלום",
+        "x" * 255,
+        "a/../b",
+        "o'\"`${1}",
+        "\x1b[2J",
+    ],
 )
 def test_hostile_names(url: str, status: Status, context: BrowserContext, name: str) -> None:
     alerts: list[str] = []
@@ -293,7 +313,9 @@ def test_hostile_names(url: str, status: Status, context: BrowserContext, name: 
     )
     context.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
     page = open_page(url, context, "anna")
-    expect(page.locator("#gpu-mine")).to_contain_text(name)
+    expect(page.locator("#gpu-mine")).to_contain_text(plain(name))
+    if len(name) < 50:  # on one line
+        assert max(page.evaluate(AFTER_NAMES)) < 1
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert page.locator("main script, main img").count() == 0
     assert alerts == []

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, expect
 from running import System, running_system
 
 from tests.browser.login import log_in
-from tests.browser.looks import take_picture
+from tests.browser.looks import check_looks, take_picture
 from tests.nvml.scripted import Gpu, Script
 
 pytestmark = [
@@ -80,13 +80,6 @@ def course(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     settings |= {"GPUSPAWNER_CONFIG": str(config)}
     with running_system(folder, config=config, **settings) as system:
         yield Class(system, script, browser)
-
-
-def shot(page: Page, name: str) -> None:
-    """A picture in the folder $PICTURES, if that is set."""
-    if "PICTURES" in os.environ:
-        page.wait_for_timeout(500)
-        page.screenshot(path=Path(os.environ["PICTURES"]) / f"{name}.png")
 
 
 def run_cell(page: Page) -> None:
@@ -157,26 +150,23 @@ def test_in_the_notebook_and_on_the_gpu_page(course: Class) -> None:
     died = page.get_by_role("dialog").filter(has_text="appears to have died")
     expect(died).to_be_visible(timeout=20_000)
     course.script.drop(line)
-    shot(page, "kernel-died")
     died.get_by_role("button").last.click()
     expect(page.get_by_text(re.compile("Python 3 .ipykernel. . (Idle|Starting|Unknown)"))).to_be_visible()
     run_cell(page)  # it waits for the new kernel
     notice = page.locator(".jp-Notebook .jp-OutputArea [role=alert]")
     expect(notice).to_contain_text("this server used 20 GiB of its 8.0 GiB of GPU memory", timeout=READY_MS)
     expect(notice).to_contain_text("use smaller batches")
-    shot(page, "notice")
+    take_picture(page, "guard-notice")
     notice.get_by_role("button", name="Dismiss").click()
     expect(notice).to_have_count(0)
 
     page.goto(f"{course.system.url}services/gpu/")
     expect(page.locator("#gpu-notices")).to_contain_text("this server used 20 GiB of its 8.0 GiB")
     assert page.locator("#gpu-ended").count() == 0
-    shot(page, "gpu-page-student")
+    check_looks(page, "my-gpu-notice")
     admin = course.window("admin")
     admin.goto(f"{course.system.url}services/gpu/admin/guard/")
     expect(admin.locator("#admin-guard tbody tr")).to_have_text([re.compile(r"anna.*was ended", re.DOTALL)])
     admin.goto(f"{course.system.url}services/gpu/admin/")
     row = admin.locator("#admin-devices tbody tr")
     expect(row).to_have_text(re.compile(r"1\.0 GiB of .*71 %", re.DOTALL), timeout=65_000)
-    admin.set_viewport_size({"width": 1200, "height": 900})
-    shot(admin, "gpu-page-admin")

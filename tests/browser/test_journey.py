@@ -194,7 +194,7 @@ def test_stopping_frees_the_device_while_the_page_is_open(story: Story) -> None:
     page = story.go("bob", "services/gpu/")
     page.get_by_text("Stop…").click()
     page.get_by_role("button", name="Stop the server").click()
-    expect(page.get_by_role("status").first).to_contain_text("The GPU is free again", timeout=20_000)
+    expect(page.get_by_role("status").first).to_contain_text("Your GPU was given back", timeout=20_000)
     expect(admin.locator("#gpu-summary")).to_have_text(
         "1 of 2 simulated GPUs free, nobody waits.", timeout=20_000
     )

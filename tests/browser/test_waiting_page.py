@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.login import log_in
-from tests.browser.looks import check_looks, take_picture
+from tests.browser.looks import check_looks, take_picture, take_picture_without_script
 from tests.hub.conftest import docker_proxy, engine, hub, images  # noqa: F401  (fixtures)
 from tests.hub.hubprocess import HubProcess, eventually
 
@@ -220,6 +220,7 @@ def test_without_javascript_the_page_loads_again_and_keeps_its_words(
     expect(page.locator("[data-step=gpu]")).to_contain_text(SECOND, timeout=START_MS)
     expect(page.locator("h1")).to_contain_text("Your server waits for a GPU")
     expect(page.locator("#stop-server-btn")).to_be_hidden()
+    take_picture_without_script(page, "queue-no-javascript")
     waiting.click("#stop-server-btn")
     expect(page.locator("[data-step=gpu]")).to_contain_text(FIRST, timeout=2 * SECONDS_MS)
     page.context.close()

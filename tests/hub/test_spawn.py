@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -229,11 +233,31 @@ async def test_a_container_that_isnt_ours_is_left_alone(hub: HubProcess) -> None
         assert status == 500
         assert message == (
             f"Another container has the name {NAME}-olga, and it doesn't belong to this server. "
-            f"Admin: remove it (`docker rm -f {NAME}-olga`), or set c.GpuDockerSpawner.prefix."
+            "Admin: if another hub on this machine started it, give this hub its own names (GPUSPAWNER_NAME; "
+            "c.GpuDockerSpawner.hub_id and prefix); else remove it "
+            f"(`docker rm -f {NAME}-olga`)."
         )
         assert hub.engine.inspect_container(other["Id"])["State"]["Status"] == "created"
     finally:
         hub.engine.remove_container(other["Id"])
+
+
+async def test_a_hub_refuses_to_start_beside_the_labs_of_another_one_of_its_name(
+    hub: HubProcess, tmp_path: Path
+) -> None:
+    """A second `jupyterhub -f` in this checkout with another state folder."""
+    assert (await hub.spawn("uma", {"profile": "cpu"})).ready
+    before = hub.containers("uma")[0]["Id"]
+    environment = {**hub.environment, "GPUSPAWNER_STATE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "jupyterhub", "-f", environment["GPUSPAWNER_CONFIG"]]
+    done = await asyncio.to_thread(
+        subprocess.run, command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    folder = f"its state folder is {hub.folder}, and its labs run ({NAME}-uma)."
+    assert f"The hub doesn't start: another hub has the name '{NAME}', too: {folder}" in done.stderr
+    assert hub.containers("uma")[0]["Id"] == before
+    await hub.stop_server("uma")
 
 
 async def test_a_leftover_of_the_same_server_is_replaced(hub: HubProcess) -> None:

@@ -356,3 +356,54 @@ def test_a_kernel_that_was_ended_for_lack_of_memory_says_so(start: Start) -> Non
         '["[Lab] Your kernel was ended: the lab used 0.4 of 0.4 GiB of memory. Load less at a time, or shut '
         "down notebooks that you don't need.\"]"
     )
+
+
+KERNEL_IN_A_FULL_HOME = """
+import asyncio, logging
+from jupyter_client.manager import AsyncKernelManager
+
+logging.disable(logging.WARNING)
+FILL = '''
+from pathlib import Path
+big = Path.home() / "big"
+try:
+    with big.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+except OSError as error:
+    print(error.strerror)
+'''
+
+async def main():
+    manager = AsyncKernelManager(kernel_name="python3")
+    await manager.start_kernel(stderr=-3)
+    client = manager.client()
+    client.start_channels()
+    await client.wait_for_ready(timeout=60)
+    shown = []
+    def show(message):
+        content = message["content"]
+        if message["msg_type"] in ("display_data", "update_display_data"):
+            shown.append(content["data"]["text/plain"])
+        elif message["msg_type"] == "stream" and "history" not in content["text"]:  # IPython's own trouble
+            shown.append(content["text"])
+    for cell in ("1", FILL, "1", "big.unlink()"):
+        await client.execute_interactive(cell, output_hook=show, timeout=60)
+    print(shown)
+    await manager.shutdown_kernel(now=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_notebook_says_that_its_home_is_full_and_takes_it_back(start: Start) -> None:
+    container = start("sleep", "infinity", tmpfs={"/home/jovyan": "size=10m,uid=1000"})
+    assert output(container, "python", "-W", "ignore", "-c", KERNEL_IN_A_FULL_HOME).splitlines()[-1] == str(
+        [
+            "No space left on device\n",
+            "[Home] Your home is full (0.0 of 10 MiB are free): nothing more can be saved. Delete files "
+            "that you don't need (what you delete in JupyterLab may be in ~/.local/share/Trash), or ask your "
+            "admin for more room.",
+            "",
+        ]
+    )

@@ -170,6 +170,8 @@ class Cluster:
     def start(self) -> None:
         """Lays the cables, starts the engines and joins them."""
         self.folder.mkdir()
+        # In memory: on this disk, the files of one image took 39 s to remove.
+        subprocess.run(["mount", "-t", "tmpfs", self.owner, str(self.folder)], check=True)
         self._lay_cables()
         self.each(Machine.start)
         manager = self.manager
@@ -276,7 +278,7 @@ def remove(owner: str) -> None:
     folder = _TEMP / owner
     end_processes(folder, f"/{owner}-")
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for mount in sorted((each for each in mounts if each.startswith(f"{folder}/")), reverse=True):
+    for mount in sorted((each for each in mounts if f"{each}/".startswith(f"{folder}/")), reverse=True):
         subprocess.run(["umount", "-l", mount], check=False)
     for space in _SPACES.glob(f"{owner}-*"):
         subprocess.run(["ip", "netns", "del", space.name], check=False)

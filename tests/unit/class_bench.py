@@ -134,12 +134,15 @@ class ClassBench:
         await self.broker.allocator.set_running(lease_id, f"container-{number}")
         return lease_id
 
-    def end_process(self, lease_id: str, user: str, minutes_ago: float = 1) -> None:
+    def end_process(
+        self, lease_id: str, user: str, minutes_ago: float = 1, quota_bytes: int = 8 * GIB
+    ) -> None:
         """The guard ended a process of that lease."""
         self.ended.insert(0, EndedProcess(
             at=self.times.now() - timedelta(minutes=minutes_ago), offence="memory", lease_id=lease_id,
             hub="hub", user=user, server="", container_id="c", device_uuid="GPU-0", pid=7, name="python",
-            used_bytes=9 * GIB, quota_bytes=8 * GIB, over_seconds=2.0, sentence="Your process was ended",
+            used_bytes=quota_bytes + GIB, quota_bytes=quota_bytes, over_seconds=2.0,
+            sentence="Your process was ended",
         ))  # fmt: skip
 
     def states(self) -> dict[str, str]:

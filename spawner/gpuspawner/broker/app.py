@@ -23,7 +23,7 @@ from ..core.model import Tier
 from ..core.quota import Quota
 from ..node.docker_engine import DockerEngine
 from ..node.opening import open_nodes
-from ..node.remote.members import Members
+from ..node.remote.members import Members, membership_of
 from .assembly.broker import Broker, open_broker
 from .assembly.ground import BrokerSettings, Ground
 from .identity import broker_id
@@ -182,7 +182,7 @@ class GpuBroker(Application):
 
     async def _run_with(self, ledger: Ledger, stop: asyncio.Event) -> None:
         nodes = open_nodes(self.site, self.log)
-        members = Members(self.state_dir, self.log) if self.agents_address else None
+        members = self._members()
         try:
             if members is not None:
                 nodes = (*nodes, *await members.open(self.agents_address))
@@ -193,6 +193,20 @@ class GpuBroker(Application):
                 await node.close()
             if members is not None:
                 await members.close()
+
+    def _members(self) -> Members | None:
+        """None without `agents_address`. Raises ConfigError if other machines have joined all the same.
+
+        What runs there would count as gone.
+        """
+        if self.agents_address:
+            return Members(self.state_dir, self.log)
+        if names := membership_of(self.state_dir).names():
+            raise ConfigError(
+                f"Other machines have joined ({', '.join(names)}), and c.GpuBroker.agents_address isn't set: "
+                "set it, or run `gpuspawner node forget NAME` for each"
+            )
+        return None
 
     def _ground(self, ledger: Ledger) -> Ground:
         settings = BrokerSettings(

@@ -135,6 +135,19 @@ class GpuSite(Configurable):
         """,
     ).tag(config=True)
 
+    engine = Enum(
+        ("docker", "swarm"),
+        default_value="docker",
+        help="""
+        What runs the labs: "docker", as containers of this machine, or "swarm", as services of the Docker
+        Swarm whose manager this machine's engine is, on the machine that their lease is on
+        (docs/several-machines.md).
+
+        Default: "docker": one machine needs nothing else. Change it while no lab runs: the hub doesn't
+        find labs of the other kind. Example: `c.GpuSite.engine = "swarm"`
+        """,
+    ).tag(config=True)
+
     timezone = Unicode(
         "UTC",
         help="""

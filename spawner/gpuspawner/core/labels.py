@@ -16,6 +16,8 @@ HUB = "gpuspawner.hub"
 USER = "gpuspawner.user"
 SERVER = "gpuspawner.server"
 TIER = "gpuspawner.tier"
+STATE_FOLDER = "gpuspawner.state-folder"
+"""The state folder of the hub that made the container: two hubs by mistake of the same name differ in it."""
 _BROKER = "gpuspawner.broker"
 """The broker that the container belongs to (its state folder); other brokers leave the container alone."""
 _DEVICES = "gpuspawner.devices"
@@ -27,25 +29,37 @@ _MEMORY = "gpuspawner.memory-bytes"
 _COMPUTE = "gpuspawner.compute-percent"
 MEMORY_LIMIT = "gpuspawner.mem-limit-bytes"
 """How much main memory the lab may use; where there is a limit."""
+HOME_SIZE = "gpuspawner.home-size-bytes"
+"""Of a volume: how large this home may become; where its driver took the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The owner of a container. The values are labels; we only remove containers whose labels match."""
+    """The owner of a container. The values are labels; we only remove containers whose labels match.
+
+    `state_folder` is that of the hub; "" where no hub makes the container.
+    """
 
     hub: str
     user: str
     server: str
     tier: str
+    state_folder: str = ""
 
     def labels(self) -> dict[str, str]:
         """The labels of every container, with or without a lease."""
-        return {HUB: self.hub, USER: self.user, SERVER: self.server, TIER: self.tier}
+        folder = {STATE_FOLDER: self.state_folder} if self.state_folder else {}
+        return {HUB: self.hub, USER: self.user, SERVER: self.server, TIER: self.tier, **folder}
 
     def owns(self, labels: Mapping[str, str] | None) -> bool:
-        """Whether a container with these labels belongs to this hub, user and server; the tier may differ."""
+        """Whether a container with these labels belongs to this hub, user and server; the tier may differ.
+
+        One without a state folder in its labels belongs to whoever has the name.
+        """
         mine = self.labels()
-        return labels is not None and all(labels.get(key) == mine[key] for key in (HUB, USER, SERVER))
+        if labels is None or any(labels.get(key) != mine[key] for key in (HUB, USER, SERVER)):
+            return False
+        return not self.state_folder or labels.get(STATE_FOLDER, self.state_folder) == self.state_folder
 
 
 def lease_labels(lease: Lease) -> dict[str, str]:

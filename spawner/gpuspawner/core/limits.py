@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .labels import HOME_SIZE
 from .units import format_bytes
 
 GIB = 1 << 30
@@ -51,12 +52,15 @@ class LabRules:
     private: tuple[str, ...] = ()
     """Folders of the host that no lab may mount: the broker's state."""
 
-    def options_of_home(self, home: str) -> dict[str, str]:
-        """With what a volume driver creates this home, so that its size is limited; empty without a limit."""
+    def volume_of_home(self, home: str) -> dict[str, dict[str, str]]:
+        """With what docker-py creates this home, so that its size is limited; empty without a limit."""
         if self.home_size_bytes is None:
             return {}
         size = str(self.home_size_bytes)
-        return {key: text.replace("{size}", size).replace("{home}", home) for key, text in self.home_options}
+        options = {
+            key: text.replace("{size}", size).replace("{home}", home) for key, text in self.home_options
+        }
+        return {"driver_opts": options, "labels": {HOME_SIZE: size}}
 
 
 @dataclass(frozen=True, slots=True)

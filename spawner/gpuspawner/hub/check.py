@@ -15,12 +15,16 @@ from traitlets import TraitError
 from traitlets.config import Application, Config
 
 from ..config.lab import GpuLab
-from ..core.errors import ConfigError
+from ..config.swarm import GpuSwarm
+from ..core.errors import ConfigError, EngineFault
+from .docker import DockerEngine
 from .network import gateway_of, has_address
+from .other_hub import check_alone, state_folder
 from .places import take_over
 from .quiet import quieten
 from .reach import check, drop_devices, ways
 from .spawner import GpuDockerSpawner
+from .swarm.service import check_carried
 
 
 def spawner_of(config: Config) -> GpuDockerSpawner:
@@ -51,8 +55,24 @@ def _check_all(change: Any) -> None:
     except TraitError as error:
         app.log.critical("The hub doesn't start: %s", error)
         app.exit(1)
+    check_other_hub(app)
     take_over(app)
     quieten(app.log)
+
+
+def check_other_hub(app: Any) -> None:
+    """Ends the hub if another one of the same name has labs here; without Docker's answer it starts."""
+    spawner = spawner_of(app.config)
+    engine = DockerEngine(spawner.client_kwargs, spawner.tls_config)
+    try:
+        check_alone(engine.call_here, spawner.hub_id, state_folder(spawner.site.state_dir))
+    except ConfigError as error:
+        app.log.critical("The hub doesn't start: %s", error)
+        app.exit(1)
+    except EngineFault as fault:
+        app.log.warning("Docker doesn't say whether another hub of this name has labs: %s", fault)
+    finally:
+        engine.close()
 
 
 def check_class(chosen: type) -> None:
@@ -85,6 +105,7 @@ def check_spawner(config: Config) -> None:
         if not callable(spawner.allowed_images):
             spawner.offered_images()
         _check_reach(spawner)
+        _check_engine(config, spawner)
     except ConfigError as error:
         raise TraitError(str(error)) from error
 
@@ -105,7 +126,7 @@ def _check_sections(config: Config) -> None:
     for section, instead in _OTHER_SPAWNERS.items():
         for name in config.get(section, ()):
             raise ConfigError(f"c.{section}.{name} has no effect here: remove it ({instead})")
-    for section, kind in (("GpuDockerSpawner", GpuDockerSpawner), ("GpuLab", GpuLab)):
+    for section, kind in (("GpuDockerSpawner", GpuDockerSpawner), ("GpuLab", GpuLab), ("GpuSwarm", GpuSwarm)):
         _check_names(section, config.get(section, ()), kind.class_trait_names(config=True))
     for section in ("DockerSpawner", "Spawner"):
         _check_names(section, config.get(section, ()), GpuDockerSpawner.class_trait_names(config=True))
@@ -129,6 +150,27 @@ def _check_reach(spawner: GpuDockerSpawner) -> None:
     host = {"cap_drop": ["ALL"], **_known(spawner.extra_host_config)}
     drop_devices(create, host, rules.past_lease)
     check(ways(create, host, rules.private), rules.past_lease)
+
+
+def _check_engine(config: Config, spawner: GpuDockerSpawner) -> None:
+    """What labs of a Swarm can't have; a function is asked at each start. Raises ConfigError."""
+    GpuSwarm(parent=spawner)  # raises TraitError
+    if spawner.site.engine != "swarm":
+        return
+    create, host = _known(spawner.extra_create_kwargs), _known(spawner.extra_host_config)
+    drop_devices(create, host, spawner.lab_settings.rules(spawner.site.state_dir).past_lease)
+    check_carried(create, host)
+    if config.get("JupyterHub", Config()).get("internal_ssl"):
+        raise ConfigError(
+            'c.JupyterHub.internal_ssl and c.GpuSite.engine = "swarm" don\'t go together: labs are reached '
+            "through a gateway, whose name is in no certificate. Remove it: c.GpuSwarm.encrypted encrypts "
+            "what passes between machines"
+        )
+    if not spawner.use_internal_ip or spawner.use_internal_hostname:
+        raise ConfigError(
+            'With c.GpuSite.engine = "swarm" labs are reached through the gateway: set '
+            "c.GpuDockerSpawner.use_internal_ip = True and remove use_internal_hostname"
+        )
 
 
 def _known(setting: Any) -> dict[str, Any]:

@@ -92,14 +92,22 @@ class ContainerPlan:
     """Settings and variables that were removed because only a lease may give devices."""
     home: Home | None = None
     limits: Limits = field(default_factory=Limits)
-    home_options: Mapping[str, str] = field(default_factory=dict)
-    """What the volume driver is told when it creates the home, so that it limits its size."""
+    home_volume: Mapping[str, Any] = field(default_factory=dict)
+    """With what docker-py creates the home, so that its size is limited; empty without a limit."""
+    node: str = ""
+    """The machine on which it must run; "" if any will do."""
+
+    @property
+    def docker_home(self) -> str | None:
+        """The Docker volume that is the home; None if there is none, or if it is a folder of the host."""
+        home = self.home
+        return home.volume.source if home and home.volume.of_docker else None
 
     @property
     def sized_home(self) -> str | None:
         """The Docker volume whose size is limited when it is created; None if there is none."""
         home = self.home
-        return home.volume.source if home and home.volume.of_docker and self.home_options else None
+        return home.volume.source if home and home.volume.of_docker and self.home_volume else None
 
     @property
     def new_home(self) -> str | None:
@@ -132,7 +140,7 @@ def plan(facts: ContainerFacts, patch: ContainerPatch | None) -> ContainerPlan:
     host["mounts"] = [*host.get("mounts", ()), *(_mount(mount) for mount in lease.mounts)]
     home = facts.home.volume.source if facts.home else ""
     return ContainerPlan(
-        create, host, (*dropped, *left_out), facts.home, facts.limits, facts.rules.options_of_home(home)
+        create, host, (*dropped, *left_out), facts.home, facts.limits, facts.rules.volume_of_home(home)
     )
 
 

@@ -86,7 +86,7 @@ def limit_home(call: Call, plan: ContainerPlan) -> str:
         return ""
     driver = plan.host.get("volume_driver")
     try:
-        call("create_volume", plan.sized_home, driver=driver, driver_opts=dict(plan.home_options))
+        call("create_volume", plan.sized_home, driver=driver, **plan.home_volume)
     except EngineFault as fault:
         if fault.status is None:
             raise

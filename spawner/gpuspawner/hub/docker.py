@@ -30,7 +30,9 @@ THREADS = 16
 """Docker calls at the same time. DockerSpawner has one thread for all users: a slow call delays everybody."""
 _SLOW = frozenset({"stop"})
 """Methods that take seconds have their own threads, so that they can't delay a start."""
-_TIMEOUT_SECONDS = {"inspect_container": 5, "inspect_image": 10, "logs": 5}
+_TIMEOUT_SECONDS = {
+    "inspect_container": 5, "inspect_image": 10, "logs": 5, "service_logs": 5, "containers": 10,
+}  # fmt: skip
 _USUAL_TIMEOUT_SECONDS = 60
 GONE_SECONDS = 60.0
 """How long a removal in progress may take before it counts as failed."""
@@ -85,6 +87,16 @@ class DockerEngine:
         with _engine_faults():
             client = self.client(_TIMEOUT_SECONDS.get(method, _USUAL_TIMEOUT_SECONDS))
             return getattr(client, method)(*args, **kwargs)
+
+    async def read(self, method: str, *args: Any, **kwargs: Any) -> bytes:
+        """Calls a method whose answer is a stream, in a thread, and returns all of it."""
+
+        def work() -> bytes:
+            with _engine_faults():
+                stream = getattr(self.client(_TIMEOUT_SECONDS.get(method, _USUAL_TIMEOUT_SECONDS)), method)
+                return b"".join(stream(*args, **kwargs))
+
+        return await asyncio.wrap_future(self._executors[False].submit(work))
 
     def client(self, timeout_seconds: float = _USUAL_TIMEOUT_SECONDS) -> APIClient:
         """docker-py's client with this time limit; all of them share one pool of connections.

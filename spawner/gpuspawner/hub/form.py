@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..core.image_reference import MAX_CHARS, AllowedImages
+from ..core.text import isolated, plain
 from .cards import Meter, TierCard
 from .options import NO_IMAGES, Filled
 
@@ -136,12 +137,14 @@ def _is_allowed(option: str, images: AllowedImages) -> bool:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    made = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
+    made.filters |= {"plain": plain, "isolated": isolated}
+    return made
 
 
 def render(template: str, **values: Any) -> str:

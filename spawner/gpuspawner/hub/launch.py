@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -187,6 +187,8 @@ class Launch:
     async def _launch(self, image: dict[str, Any], patch: ContainerPatch | None) -> tuple[str, int]:
         self._progress.enter(Step.CONTAINER)
         plan = await self._steps.plan_container(self.job, image, patch)
+        if self.lease is not None:
+            plan = replace(plan, node=self.lease.node)
         self._plan = plan
         self._command = str((plan.create.get("command") or [""])[0])
         await self._create(plan)
@@ -270,7 +272,9 @@ class Launch:
         if not self.job.owner.owns(container.get("Config", {}).get("Labels")):
             raise StartFault(
                 f"Another container has the name {self.job.name}, and it doesn't belong to this server. "
-                f"Admin: remove it (`docker rm -f {self.job.name}`), or set c.GpuDockerSpawner.prefix.",
+                "Admin: if another hub on this machine started it, give this hub its own names "
+                "(GPUSPAWNER_NAME; c.GpuDockerSpawner.hub_id and prefix); else remove it "
+                f"(`docker rm -f {self.job.name}`).",
                 "name_taken",
             )
         await self._engine.remove(container["Id"])

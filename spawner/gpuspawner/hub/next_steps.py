@@ -11,12 +11,14 @@ from ..core.errors import (
     ConfigError,
     Fault,
     GpuSpawnerError,
+    HubFull,
     ImageUnfit,
     QueueTimeout,
     Refusal,
     StartConflict,
 )
 from ..core.model import Tier
+from ..core.text import isolated
 from .options import PROFILE
 from .pages import Link, Meanwhile, SpawnLinks
 
@@ -43,10 +45,11 @@ class NextSteps:
         links, again = [], Link("Choose again", self.links.choose, "again")
         if isinstance(error, BadOption | ConfigError | ImageUnfit):
             return [again]
-        if isinstance(error, Refusal) and not isinstance(error, StartConflict) and self.plain is not None:
+        other_tiers_too = isinstance(error, StartConflict | HubFull)
+        if isinstance(error, Refusal) and not other_tiers_too and self.plain is not None:
             start = self.links.start({PROFILE: self.plain.name})
-            links.append(Link(f"Start with {self.plain.title} now", start))
-        if isinstance(error, QueueTimeout | StartConflict | Fault) and options:
+            links.append(Link(f"Start with {isolated(self.plain.title)} now", start))
+        if isinstance(error, QueueTimeout | StartConflict | HubFull | Fault) and options:
             text = "Wait again" if isinstance(error, QueueTimeout) else "Try again"
             links.append(Link(text, self.links.start(dict(options))))
         return [*links, again]

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import cached_property
 from inspect import isawaitable
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from jupyterhub.spawner import SpawnException
@@ -26,6 +27,7 @@ from traitlets import default
 
 from ..config.lab import GpuLab, active_servers
 from ..config.site import GpuSite
+from ..config.swarm import GpuSwarm
 from ..core import labels
 from ..core.errors import (
     BadOption,
@@ -60,6 +62,7 @@ from .network import LabNetwork, Reach
 from .next_steps import NextSteps
 from .offer import Menu
 from .options import Choice, parse_form, parse_options, parse_query, refill
+from .other_hub import state_folder
 from .pages import StartView, render_failure, view_start
 from .places import count_held
 from .problem import describe
@@ -70,6 +73,8 @@ from .readiness import Answer, ask
 from .settings import SpawnerSettings
 from .shared import HubShared, SharedSettings, shared_by_all
 from .subclass import check_steps
+from .swarm.opening import HubPlace, hub_url, open_services
+from .swarm.services import Services
 
 _STOP_GRACE_SECONDS = 10
 _STILL_ENDING = "The last start of this server is still being cancelled: try again in a few seconds."
@@ -87,6 +92,7 @@ class GpuDockerSpawner(SpawnerSettings):
     """
 
     _machines: ClassVar[WeakKeyDictionary[DockerEngine, Machine]] = WeakKeyDictionary()
+    _services: ClassVar[WeakKeyDictionary[DockerEngine, Services]] = WeakKeyDictionary()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raises TypeError for a site's subclass that overrides a step which isn't called here."""
@@ -157,7 +163,28 @@ class GpuDockerSpawner(SpawnerSettings):
     @property
     def engine(self) -> LabEngine:
         """What runs the labs."""
-        return Containers(self.shared.docker, self.lab_network, self.container_user)
+        docker = self.shared.docker
+        if self.site.engine != "swarm":
+            return Containers(docker, self.lab_network, self.container_user)
+        if docker not in self._services:
+            self._services[docker] = open_services(self._place(), GpuSwarm(parent=self), docker, self.log)
+        return self._services[docker]
+
+    def _place(self) -> HubPlace:
+        """Where the hub is, for the labs of a Swarm."""
+        return HubPlace(
+            hub_id=self.hub_id,
+            network=self.network_name,
+            subnet=self.subnet,
+            image=self._site_image or self.image,
+            lab_port=self.port,
+            hub_port=urlsplit(self.hub.api_url).port or 80,
+        )
+
+    @default("hub_connect_url")
+    def _hub_connect_url_default(self) -> str | None:
+        """Where labs reach the hub's API; None: as JupyterHub has it."""
+        return hub_url(self._place()) if self.site.engine == "swarm" else None
 
     @property
     def lab(self) -> Lab:
@@ -165,7 +192,8 @@ class GpuDockerSpawner(SpawnerSettings):
         return Lab(self.object_name, self._owner(), self.engine, self.shared.removals, self._note)
 
     def _owner(self, tier: Tier | None = None) -> Owner:
-        return Owner(self.hub_id, self.user.name, self.name, tier.name if tier else "")
+        folder = state_folder(self.site.state_dir)
+        return Owner(self.hub_id, self.user.name, self.name, tier.name if tier else "", folder)
 
     # ---- the spawn page and its form data
 

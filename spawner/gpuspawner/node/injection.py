@@ -29,10 +29,15 @@ CDI_ENGINE = 25
 
 
 class Injection(StrEnum):
-    """How devices get into a container: CDI, NVIDIA's classic device request, or none (simulated)."""
+    """How devices get into a container: CDI, NVIDIA's classic device request, or none (simulated).
+
+    RUNTIME is for services of a Swarm, which take no device requests: NVIDIA's runtime, as the engine's
+    default one, reads the UUIDs from the environment.
+    """
 
     CDI = "cdi"
     NVIDIA = "nvidia"
+    RUNTIME = "runtime"
     NONE = "none"
 
 
@@ -141,6 +146,17 @@ def classic_obstacle(facts: EngineFacts) -> str:
     return f"{HOOK} is not on the engine's PATH: install nvidia-container-toolkit and restart Docker"
 
 
+def runtime_obstacle(facts: EngineFacts) -> str:
+    """Why the environment of a service can't name its devices, and what to do; "" if it can."""
+    if facts.default_runtime == "nvidia":
+        return ""
+    return (
+        "Labs are services of a Swarm, but the engine's default runtime is "
+        f"{facts.default_runtime or 'unknown'}: run `nvidia-ctk runtime configure --runtime=docker "
+        "--set-as-default` and restart Docker"
+    )
+
+
 def choose(setting: str, facts: EngineFacts, simulated: bool, uuids: Iterable[str] = ()) -> Injection:
     """The injection for `c.GpuSite.injection`. Raises ConfigError, with the remedy, if it can't work.
 
@@ -153,6 +169,10 @@ def choose(setting: str, facts: EngineFacts, simulated: bool, uuids: Iterable[st
         raise ConfigError(facts.driver_obstacle)
     uuids = tuple(uuids)
     obstacles = {Injection.CDI: cdi_obstacle(facts, uuids), Injection.NVIDIA: classic_obstacle(facts)}
+    if setting == Injection.RUNTIME:
+        if obstacle := runtime_obstacle(facts):
+            raise ConfigError(obstacle)
+        return Injection.RUNTIME
     if setting == "auto":
         for way, obstacle in obstacles.items():
             if not obstacle:
@@ -200,8 +220,8 @@ def make_patch(
 ) -> ContainerPatch:
     """What `lease` changes in its container: it gets only the lease's devices, by UUID.
 
-    `NVIDIA_VISIBLE_DEVICES` is "void" unless the classic request uses it: if the nvidia runtime is
-    the default, it then adds no devices (nvidia-container-toolkit 1.17).
+    `NVIDIA_VISIBLE_DEVICES` is "void" unless the classic request or a service uses it: if the nvidia runtime
+    is the default, it then adds no devices (nvidia-container-toolkit 1.17).
     """
     env = {
         "NVIDIA_VISIBLE_DEVICES": "void",
@@ -215,7 +235,7 @@ def make_patch(
     }
     if simulated:
         env["GPUSPAWNER_SIMULATED"] = "1"
-    if injection is Injection.NVIDIA:
+    if injection in (Injection.NVIDIA, Injection.RUNTIME):
         env["NVIDIA_VISIBLE_DEVICES"] = ",".join(lease.device_uuids)
         env["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility"
     return ContainerPatch(
@@ -228,7 +248,7 @@ def make_patch(
 
 def _device_requests(injection: Injection, uuids: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
     # The Engine API's DeviceRequest (1.40; the driver "cdi" since 1.44). IDs, so Count stays 0.
-    if injection is Injection.NONE or not uuids:
+    if injection in (Injection.NONE, Injection.RUNTIME) or not uuids:
         return ()
     if injection is Injection.CDI:
         ids, capabilities = [f"{NVIDIA_KIND}={uuid}" for uuid in uuids], []

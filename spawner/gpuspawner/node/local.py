@@ -32,12 +32,13 @@ from .api import (
     Readings,
     TurnHands,
 )  # fmt: skip
+from .claim import DeviceClaim
 from .daemon_pool import DaemonPool
 from .daemons import RETRY_SECONDS, DaemonTools, GpuDaemons
 from .disks import read_disks
 from .guard.guard import Guard, GuardSettings
 from .health import HealthMonitor
-from .injection import engine_facts, find_access, read_local
+from .injection import Injection, engine_facts, find_access, read_local
 from .inventory import Inventory, Patience, is_broken, modes_of, open_inventory
 from .inventory.simulated import machine_names
 from .mps.control import find_program, pipes_of
@@ -65,7 +66,7 @@ class LocalSettings:
     """The settings of a local node. The defaults are for production; tests use shorter times.
 
     `open_inventory` blocks and raises ConfigError. `injection` is `c.GpuSite.injection`. `name` is the
-    machine's; "": as it calls itself.
+    machine's; "": as it calls itself. `claim` None: other nodes may use the same real GPUs.
     """
 
     open_inventory: Callable[[], Inventory]
@@ -79,6 +80,7 @@ class LocalSettings:
     look_seconds: float = LOOK_SECONDS
     read_seconds: float = READ_SECONDS
     retry_seconds: float = RETRY_SECONDS
+    claim: DeviceClaim | None = None
 
 
 def open_node(site: GpuSite, log: _Log, name: str = "") -> Node:
@@ -87,10 +89,11 @@ def open_node(site: GpuSite, log: _Log, name: str = "") -> Node:
     settings = LocalSettings(
         partial(open_inventory, site, name if several else None),
         Path(site.state_dir).absolute(),
-        injection=site.injection,
+        injection=Injection.RUNTIME if site.engine == "swarm" else site.injection,
         name=name,
         open_seconds=OPEN_SECONDS,
         look_seconds=LOOK_SECONDS,
+        claim=DeviceClaim(),
     )
     return LocalNode(settings, log)
 
@@ -228,16 +231,20 @@ class LocalNode:
             await hardware.close()
         self._nvml.close()
         self._asking.close()
+        if self._settings.claim is not None:
+            self._settings.claim.release()
         self._events.put_nowait(None)
 
     # ---- devices
 
     def _open(self) -> tuple[Inventory, NodeFacts]:
-        """Blocks, possibly for ever if NVML hangs. Raises ConfigError."""
+        """Blocks, possibly for ever if NVML hangs. Raises ConfigError, also beside another broker."""
         inventory = self._settings.open_inventory()
         try:
+            if self._settings.claim is not None and not inventory.simulated:
+                self._settings.claim.take()
             return inventory, self._list(inventory)
-        except DeviceFault:
+        except (ConfigError, DeviceFault):
             inventory.close()
             raise
 

@@ -259,10 +259,11 @@ class Homes(Command):
             return
         if not found:
             return
-        shown = table("Homes", "User", "Size", "In use", "Volume")
+        shown = table("Homes", "User", "Size", "Limit", "In use", "Volume")
         for home in found:
-            size = format_bytes(home.size_bytes)
-            shown.add_row(cell(home.user), size, "yes" if home.in_use else "", cell(home.name))
+            limit = format_bytes(home.limit_bytes) if home.limit_bytes else ""
+            size, used = format_bytes(home.size_bytes), "yes" if home.in_use else ""
+            shown.add_row(cell(home.user), size, limit, used, cell(home.name))
         make_console().print(shown)
 
     def _change(

@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-from rich.markup import escape
 from traitlets import Int, Unicode
 
 from ..broker.decide.when.typed import parse_day
@@ -17,7 +16,7 @@ from ..protocol.history import AuditDocument, AuditEntry, GuardDocument, Timelin
 from ..protocol.messages import document
 from ..protocol.paging import MOST, Listed
 from ..protocol.pulls import ImageDocument, ImagesDocument
-from .cli import local_time, make_console, table
+from .cli import cell, local_time, make_console, table
 from .rules_cli import RuleCommand, Verb, midnight
 
 L = TypeVar("L", bound=Listed)
@@ -61,7 +60,7 @@ class HistoryCommand(RuleCommand):
             return
         shown = table(title, *columns)
         for row in rows:
-            shown.add_row(*map(escape, row))
+            shown.add_row(*map(cell, row))
         console = make_console()
         console.print(shown)
         if answer.next is not None:
@@ -216,7 +215,7 @@ class ImagesCommand(RuleCommand):
             return
         shown = table("Images", "Image", "State")
         for each in answer.images:
-            shown.add_row(escape(each.image), escape(_image_words(each)))
+            shown.add_row(cell(each.image), cell(_image_words(each)))
         make_console().print(shown)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from traitlets.config import Config
 
 from ..core.errors import ConfigError, EngineFault
+from ..core.labels import HOME_SIZE
 from ..hub.names import escape_name
 
 DEFAULT_VOLUMES = {"{prefix}-home-{username}": "/home/jovyan"}
@@ -34,12 +35,14 @@ class HomeVolume:
     """A volume that is a home. `user` is as it stands in the volume's name (escaped, lower case).
 
     `size_bytes` is None where Docker doesn't say; `in_use` is whether a container has it, running or not.
+    `limit_bytes` is how large it may become, None without a limit.
     """
 
     name: str
     user: str
     size_bytes: int | None
     in_use: bool
+    limit_bytes: int | None = None
 
 
 def patterns_of(config: Config) -> tuple[re.Pattern[str], ...]:
@@ -119,8 +122,15 @@ def list_homes(call: Call, patterns: tuple[re.Pattern[str], ...]) -> tuple[HomeV
         if match is not None:
             usage = volume.get("UsageData") or {}
             size, count = usage.get("Size", -1), usage.get("RefCount", 0)
-            found.append(HomeVolume(volume["Name"], match["user"], size if size >= 0 else None, count > 0))
+            measured, limit = size if size >= 0 else None, _limit_of(volume)
+            found.append(HomeVolume(volume["Name"], match["user"], measured, count > 0, limit))
     return tuple(sorted(found, key=lambda home: (-(home.size_bytes or 0), home.name)))
+
+
+def _limit_of(volume: Mapping[str, Any]) -> int | None:
+    """The size with which the spawner created it, from its label."""
+    text = str((volume.get("Labels") or {}).get(HOME_SIZE, ""))
+    return int(text) if text.isdecimal() else None
 
 
 def of_users(homes: tuple[HomeVolume, ...], users: list[str]) -> tuple[HomeVolume, ...]:

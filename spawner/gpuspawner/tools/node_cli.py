@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
+import shlex
 import shutil
 import socket
 import sys
@@ -19,13 +21,19 @@ from ..node.remote.certificates import Identity
 from ..node.remote.joining import join, parse_line
 from ..node.remote.members import make_line, membership_of
 from ..protocol.client import BrokerClient
+from ..protocol.rules import DrainChange
+from .agent_unit import RUNNING, UNIT, UNITS, AgentUnit
 from .cli import Command, make_console, table
 from .rules_cli import Verb
 
 USAGE = (
-    "gpuspawner node token | list | forget NAME, on the broker's machine; "
-    "gpuspawner node join LINE | leave | agent HOST:PORT, on another one"
+    "gpuspawner node token | list | drain NAME [REASON] | undrain NAME | forget NAME, on the broker's "
+    "machine; gpuspawner node join LINE | leave | agent HOST:PORT, on another one"
 )
+
+
+_NONE, _ONE = range(1), range(1, 2)
+"""How many words may follow a verb."""
 
 
 class NodeCommand(Command):
@@ -51,11 +59,12 @@ class NodeCommand(Command):
     def start(self) -> None:
         """Runs the verb; `exit_status` is 1 for what can't be done, 2 for an invalid command line."""
         verb, *rest = self.extra_args or [""]
-        verbs: Mapping[str, tuple[int, Verb]] = {
-            "token": (0, self._token), "list": (0, self._list), "forget": (1, self._forget),
-            "join": (1, self._join), "leave": (0, self._leave), "agent": (1, self._agent),
+        verbs: Mapping[str, tuple[range, Verb]] = {
+            "token": (_NONE, self._token), "list": (_NONE, self._list), "forget": (_ONE, self._forget),
+            "drain": (range(1, 3), self._drain), "undrain": (_ONE, self._undrain),
+            "join": (_ONE, self._join), "leave": (_NONE, self._leave), "agent": (_ONE, self._agent),
         }  # fmt: skip
-        if verb not in verbs or len(rest) != verbs[verb][0]:
+        if verb not in verbs or len(rest) not in verbs[verb][0]:
             self._fail(2, f"usage: {USAGE}")
             return
         try:
@@ -82,21 +91,54 @@ class NodeCommand(Command):
         print(make_line(self._state_dir(), address))
 
     def _list(self, rest: Sequence[str]) -> None:
-        names = membership_of(self._state_dir()).names()
-        devices = self._devices()
-        rows = [
-            {"name": name, "devices": None if devices is None else len(mine), "in_service": _healthy(mine)}
-            for name in names
-            for mine in [[each for each in devices or () if each["node"] == name]]
-        ]
+        names, devices = membership_of(self._state_dir()).names(), self._devices()
+        rows = [_row(name, devices) for name in names]
         if self.json:
             print(json.dumps(rows))
             return
-        shown = table("Machines that have joined", "Name", "GPUs", "In service")
+        shown = table("Machines that have joined", "Name", "State", "GPUs", "In service", "Drained")
         for row in rows:
-            counts = ("–", "–") if devices is None else (str(row["devices"]), str(row["in_service"]))
-            shown.add_row(str(row["name"]), *counts)
+            shown.add_row(*("–" if value is None else str(value) for value in row.values()))
         make_console().print(shown)
+
+    def _drain(self, rest: Sequence[str]) -> None:
+        """Nothing new starts on the GPUs that the machine has now; what runs there goes on."""
+        reason = rest[1] if len(rest) > 1 else ""
+        uuids = [each["uuid"] for each in self._of(rest[0]) if not each["drained"]]
+        self._change("POST", uuids, reason)
+        self._say(f"Nothing new starts on {rest[0]} ({_count(len(uuids))}); what runs there goes on.")
+
+    def _undrain(self, rest: Sequence[str]) -> None:
+        """New servers start there again."""
+        uuids = [each["uuid"] for each in self._of(rest[0]) if each["drained"]]
+        self._change("DELETE", uuids, "")
+        self._say(f"New servers start on {rest[0]} again ({_count(len(uuids))}).")
+
+    def _say(self, sentence: str) -> None:
+        if not self.json:
+            print(sentence)
+
+    def _of(self, name: str) -> list[dict[str, Any]]:
+        """The machine's devices. Raises BrokerUnavailable, BadOption."""
+        devices = self._devices()
+        if devices is None:
+            raise BrokerUnavailable("The broker doesn't answer: this needs one that runs.")
+        found = [each for each in devices if each["node"] == name]
+        if not found:
+            raise BadOption(f"The broker knows no GPU of a machine {name}: see `gpuspawner node list`.")
+        return found
+
+    def _change(self, method: str, uuids: Sequence[str], reason: str) -> None:
+        async def send() -> None:
+            client = BrokerClient(self.settings().site.socket_path)
+            try:
+                for uuid in uuids:
+                    change = DrainChange(uuid=uuid, author=getpass.getuser(), reason=reason)
+                    await client.tell(method, "/api/drains", change)
+            finally:
+                await client.close()
+
+        asyncio.run(send())
 
     def _devices(self) -> list[dict[str, Any]] | None:
         """Those of the running broker; None if none answers."""
@@ -131,8 +173,16 @@ class NodeCommand(Command):
     def _join(self, rest: Sequence[str]) -> None:
         line = parse_line(rest[0])
         asyncio.run(join(line, self.machine, self._identity()))
-        if not self.json:
-            print(f"Joined as {self.machine}. Now run: gpuspawner node agent {line.host}:{line.port}")
+        unit = AgentUnit(f"{line.host}:{line.port}", self.machine, self._state_dir(), self.config_file)
+        if RUNNING.is_dir():
+            unit.install()
+            self._say(f"Joined as {self.machine}. systemd runs the agent: systemctl status {UNIT}")
+            return
+        self._say(
+            f"Joined as {self.machine}. systemd doesn't run here, so start the agent yourself, as root:\n"
+            f"    GPUSPAWNER_STATE_DIR={self._state_dir()} {shlex.join(unit.command)}\n"
+            f"Where systemd runs, this is its unit ({UNITS / UNIT}):\n\n{unit.text()}"
+        )
 
     def _leave(self, rest: Sequence[str]) -> None:
         """This machine's key is deleted: it can't connect any more."""
@@ -146,5 +196,20 @@ class NodeCommand(Command):
         self.exit_status = agent_process.main([f"--broker={rest[0]}", f"--name={self.machine}", *config])
 
 
-def _healthy(devices: Sequence[Mapping[str, Any]]) -> int:
-    return sum(bool(device["healthy"]) for device in devices)
+def _row(name: str, devices: Sequence[Mapping[str, Any]] | None) -> dict[str, object]:
+    """A machine in the list; `devices` are those of all, None if the broker doesn't say."""
+    if devices is None:
+        counts: dict[str, object] = dict.fromkeys(("devices", "in_service", "drained"))
+        return {"name": name, "state": "no broker answers", **counts}
+    mine = [each for each in devices if each["node"] == name]
+    healthy = [each for each in mine if each["healthy"]]
+    state = "serves" if healthy else "its agent has not connected since the broker began"
+    if mine and not healthy:
+        state = str(mine[0]["reason"])
+    drained = sum(bool(each["drained"]) for each in mine)
+    counts = {"devices": len(mine), "in_service": len(healthy), "drained": drained}
+    return {"name": name, "state": state, **counts}
+
+
+def _count(devices: int) -> str:
+    return f"{devices} GPU{'' if devices == 1 else 's'}"

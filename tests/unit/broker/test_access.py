@@ -105,7 +105,10 @@ def test_a_group_of_the_same_name_on_another_hub_is_another_group() -> None:
 
 
 def test_the_hub_says_which_servers_of_one_s_own_run() -> None:
-    servers = {"": {"ready": True}, "old": {"ready": False, "pending": None}, "new": {"pending": "spawn"}}
+    servers = {
+        "": {"ready": True}, "old": {"ready": False, "pending": None}, "new": {"pending": "spawn"},
+        "ends": {"ready": True, "pending": "stop"},
+    }  # fmt: skip
     model = {"name": "ada", "kind": "user", "servers": servers}
     assert viewer_of(model).servers == {"", "new"}
     assert viewer_of({"name": "ada", "kind": "user"}).servers is None

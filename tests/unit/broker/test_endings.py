@@ -508,6 +508,22 @@ async def test_who_starts_in_the_lead_of_a_session_is_told_its_end_or_refused(be
     assert [lease.state for lease in members] == [LeaseState.RUNNING] * 2
 
 
+async def test_who_waited_until_a_class_was_over_is_not_ended_for_it(bench: Bench) -> None:
+    """Somebody who would have had to end for it waits behind a request for two GPUs, and begins after it."""
+    await bench.rules.save_session(LAB, "noether", "")
+    bench.times.pass_seconds(600)  # 9:10 in Berlin; kept from 9:00 on
+    await bench.run(1)
+    pair = await bench.allocator.acquire(GpuRequest(f"{2:032x}", "hub", "eve", "", "gpu", Want(2)))
+    waits = await bench.run(3, user="bob")
+    assert [pair.state, waits.state] == [LeaseState.WAITING] * 2
+    assert bench.gate.cap_of(waits.id) is not None
+    bench.times.pass_seconds(3 * 3600)
+    await bench.allocator.begin_release(pair.id, "cancelled")
+    lease = await bench.allocator.set_running(waits.id, "c3")
+    assert bench.gate.claim_of(lease) == Claim()
+    assert await bench.minutes(2) == []
+
+
 async def test_a_session_that_ends_before_is_not_touched_and_unused_places_go_back(bench: Bench) -> None:
     await bench.rules.save_session({**LAB, "seats": 2, "begins": "11:30"}, "noether", "")
     bench.times.pass_seconds(100 * 60)  # 10:40; kept from 10:30 on, and 'short' may run an hour
@@ -534,7 +550,7 @@ async def test_what_the_queue_is_told_of_quotas_and_sessions(bench: Bench) -> No
     bench.times.pass_seconds(600)
     assert bench.gate.claim_of(lease) == Claim("class", 5, 3.0, 0.0, 7200.0)
     start = bench.times.now().replace(hour=9, minute=0).timestamp()
-    kept = SessionHold("class", Want(1), 1, start - 3600, start, start + 7200)
+    kept = SessionHold("class", Want(1), 1, start - 3600, start, start + 7200, start + 900, True)
     assert bench.gate.holds(bench.times.now()) == [kept]
     bench.times.pass_seconds(65 * 60)
     assert bench.gate.holds(bench.times.now()) == []  # a quarter of an hour after the beginning

@@ -5,22 +5,25 @@ from __future__ import annotations
 import random
 import statistics
 from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time
 
 import pytest
 from gpuspawner.broker.decide.book import Book, QueueRules
-from gpuspawner.broker.decide.line.backfill import Holding
+from gpuspawner.broker.decide.line.backfill import Holding, SessionHold
 from gpuspawner.broker.decide.line.estimate import Estimate, Estimator
 from gpuspawner.broker.decide.line.fairshare import FairShare, Standings
-from gpuspawner.broker.decide.line.future import Arrival, Begin, Future, Line, Session, with_guests
+from gpuspawner.broker.decide.line.future import Arrival, Begin, Future, Lasts, Line, Session, with_guests
 from gpuspawner.broker.decide.line.lengths import Drawn, Lengths
 from gpuspawner.broker.decide.line.queue import Claim, Waiting
 from gpuspawner.broker.decide.place.placement import Room, whole_share
+from gpuspawner.broker.decide.replay.replay_sessions import Labs, ReplaySessions
 from gpuspawner.broker.decide.replay.simulate import SimulatedSite, Simulation, Visit
 from gpuspawner.core.model import Device, Lease, LeaseState, Tier
+from gpuspawner.core.session import LabSession
 from gpuspawner.core.want import Want
 from hypothesis import settings
 
-HOUR, WEEK, GIB = 3600.0, 7 * 86400.0, 1 << 30
+HOUR, DAY, WEEK, GIB = 3600.0, 86400.0, 7 * 86400.0, 1 << 30
 ONE = Want(1, None)
 GPUS = [Device(f"GPU-{n}", "H100", 80 * GIB, index=n) for n in range(8)]
 
@@ -325,3 +328,128 @@ def test_nobody_passes_where_no_limit_says_when_the_big_request_begins() -> None
     line = replace(line, sessions=[replace(held, holding=replace(held.holding, ends_seconds=None))])
     begun = Future(line, iter(()), lambda *_: 600.0, 0.0).run({"small"})
     assert begun["small"].at_seconds == 1200.0
+
+
+def before_a_class(limit: float | None, *, seats: int = 1, moves_out: bool = False) -> Line:
+    """One GPU, held for ten minutes more; somebody with this limit waits. A class meets from 0:20 to 2:00;
+    its lead time has begun."""
+    held = line([600.0], 0)
+    waiting = Waiting(0, "mine", ONE, claim=Claim(session_seconds=limit))
+    kept = SessionHold("class", ONE, seats, 0.0, 1200.0, 2 * HOUR, 1800.0, moves_out)
+    return replace(held, waiting=[waiting], tiers={"mine": "gpu"}, kept=[kept])
+
+
+@pytest.mark.parametrize(
+    ("limit", "at"), [(600.0, 600.0), (HOUR, 2 * HOUR), (None, 2 * HOUR)], ids=["short", "hour", "no limit"]
+)
+def test_a_class_that_will_begin_has_its_places(limit: float | None, at: float) -> None:
+    """Who ends before it begins right away, everybody else after it."""
+    begun = Future(before_a_class(limit), iter(()), lambda *_: 600.0, 0.0).run({"mine"})
+    assert begun["mine"].at_seconds == at
+
+
+def lasting(*seconds: float) -> Lasts:
+    """Sessions of these lengths, one after the other."""
+    left = iter(seconds)
+    return lambda *_: next(left)
+
+
+def test_before_the_lead_time_nothing_is_kept_and_the_class_moves_others_out() -> None:
+    """Somebody begins before the lead time; at its begin the class takes the GPU, or waits for it."""
+    for moves_out, at in [(True, 2 * HOUR), (False, HOUR + 600)]:
+        early = before_a_class(None, moves_out=moves_out)
+        (kept,) = early.kept
+        waiting = [*early.waiting, Waiting(1, "next", ONE)]
+        early = replace(early, kept=[replace(kept, from_seconds=1000.0)], waiting=waiting)
+        early = replace(early, tiers={"mine": "gpu", "next": "gpu"})
+        begun = Future(early, iter(()), lasting(600.0, HOUR, HOUR), 0.0).run({"mine", "next"})
+        # Without being moved out, the first one ends after 0:30, when the class's unused places go back.
+        assert (begun["mine"].at_seconds, begun["next"].at_seconds) == (600.0, at)
+
+
+def test_a_member_who_waits_begins_with_the_class() -> None:
+    """One of two seats is for the member, the other one is expected to be taken until the end."""
+    kept = SessionHold("class", ONE, 2, 0.0, 1200.0, 2 * HOUR, 1800.0)
+    member = Waiting(1, "member", ONE, claim=Claim("class", session_seconds=3 * HOUR))
+    other = Waiting(0, "other", ONE, claim=Claim(session_seconds=HOUR))
+    held = replace(line([1200.0, 1200.0], 0), waiting=[other, member], kept=[kept])
+    held = replace(held, tiers={"member": "gpu", "other": "gpu"})
+    begun = Future(held, iter(()), lambda *_: 1200.0, 0.0).run({"member", "other"})
+    assert begun == {"member": Begin(1200.0, 1), "other": Begin(2400.0, 3)}
+
+
+def test_a_place_of_a_class_is_not_counted_twice_when_its_member_comes() -> None:
+    """A newcomer who is the member that was expected takes nothing beside it; a second one is one more."""
+    kept = SessionHold("class", ONE, 1, 0.0, 600.0, HOUR, 1200.0)
+    waiting = Waiting(0, "mine", ONE, claim=Claim(session_seconds=10 * HOUR))
+    held = replace(line([600.0], 0), waiting=[waiting], kept=[kept], tiers={"mine": "gpu"}, may_pass=True)
+    member = Waiting(0, "", ONE, "ada", claim=Claim("class", priority=1))
+    for count, at in [(1, HOUR), (2, 2 * HOUR)]:
+        newcomers = [Arrival(700.0 + number, member, "gpu") for number in range(count)]
+        begun = Future(held, iter(newcomers), lasting(600.0, HOUR, HOUR), 0.0).run({"mine"})
+        assert begun["mine"].at_seconds == at
+
+
+class CoursesOf:
+    """Each day six of eight GPUs are a class's from ten to twelve; others come before half past nine."""
+
+    LAB = LabSession("lab", "class", "gpu", 6, date(1970, 1, 1), time(10), 2 * HOUR, rule="FREQ=DAILY")
+
+    def __init__(self, seed: int, days: int, keeps: bool) -> None:
+        draw, tier = random.Random(seed), Tier("gpu", "One GPU", want=ONE)
+        self.told: Told = []
+        """Of those who waited from before ten until after it."""
+        self._watcher = Watcher()
+        self._asked: dict[str, tuple[float, Estimate]] = {}
+        visits = []
+        for day in range(days):
+            for user in range(24):
+                at = day * DAY + draw.uniform(7, 9.5) * HOUR
+                visits.append(Visit(at, f"user-{user}", tier, draw.uniform(0.5, 1.5) * HOUR))
+            for user in range(6):
+                at = day * DAY + 10 * HOUR + draw.uniform(0, 300)
+                visits.append(Visit(at, f"member-{user}", tier, 2 * HOUR, groups=("class",)))
+        site = SimulatedSite(
+            GPUS, {}, QueueRules(lambda lease: Claim(session_seconds=2 * HOUR)), look=self._look
+        )
+        labs = Labs({"lab": self.LAB}, lambda tier: ONE, datetime(1970, 1, 1, tzinfo=UTC), days * DAY)
+        site = ReplaySessions(labs).over(site)
+        if not keeps:
+            site = replace(site, rules=replace(site.rules, coming=lambda now_seconds: ()))
+        Simulation(site).run(visits)
+
+    def _look(self, book: Book, lease: Lease, now: float) -> None:
+        self._watcher.look(book, lease, now)
+        if lease.id in self._watcher.said:
+            self._asked[lease.id] = self._watcher.said[lease.id]
+        elif lease.state is LeaseState.RESERVED and lease.id in self._asked:
+            asked, estimate = self._asked.pop(lease.id)
+            if asked % DAY < 10 * HOUR <= now % DAY:
+                self.told.append((asked, now, estimate))
+
+
+Told = list[tuple[float, float, Estimate]]
+"""When somebody asked, when they began, and what they were told."""
+
+
+def part_known(told: Told) -> float:
+    """The part of them that read a range."""
+    return statistics.mean(each[2].known for each in told)
+
+
+def part_inside(told: Told) -> float:
+    """The part of those who read a range that began in it."""
+    known = [each for each in told if each[2].known]
+    return statistics.mean(each.earliest_seconds <= began <= each.latest_seconds for _, began, each in known)
+
+
+def test_the_told_range_holds_across_the_begin_of_a_class() -> None:
+    """Those who wait from before ten until after it: most are told a range, at least 80 % of these a right
+    one. Without the timetable few are told one, and few of these a right one.
+    """
+    kept, without = [CoursesOf(seed, 8, keeps=True) for seed in (1, 2, 3)], CoursesOf(1, 4, keeps=False)
+    told = [each for courses in kept for each in courses.told]
+    assert len(told) > 150
+    assert part_known(told) >= 0.8
+    assert part_inside(told) >= 0.8
+    assert part_known(without.told) * part_inside(without.told) < 0.3

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from gpuspawner.broker.leases.allocator import Allocator
-from gpuspawner.broker.ledger import Held, Ledger
-from gpuspawner.broker.ledger.held import read
+from gpuspawner.broker.ledger import EndedProcess, EndedSearch, Held, Ledger, OfGroups, Stay, StaySearch
+from gpuspawner.broker.ledger.held import read, search
 from gpuspawner.broker.ledger.schema import awake, lease_devices, leases
 
 from tests.unit.lease_examples import GPU0, GPU1, NOON, A, B, C, request
@@ -57,6 +58,66 @@ async def test_when_users_last_had_a_gpu(ledger: Ledger, times: Any) -> None:
     found = await ledger.last_ended("hub", ["user-a", "user-b", "user-c", *many])
     assert found == {"user-a": NOON + minutes(1)}
     assert await ledger.last_ended("another", ["user-a"]) == {}
+
+
+async def test_the_past_in_pages_and_by_groups(database: str, times: Any) -> None:
+    """On both databases."""
+    ledger = times.make_ledger(database)
+    await ledger.open()
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load([GPU0, GPU1])
+    for lease_id, groups in ((A, ("ml", "cs")), (B, ("cs",)), (C, ())):
+        await allocator.acquire(replace(request(lease_id), groups=groups))
+        await allocator.set_running(lease_id, "c")
+        record = EndedProcess(NOON, "memory", lease_id, "hub", "u", "", "c", "GPU-0", 1, "p", 2, 1, 1.0, "s")
+        await ledger.record(record)
+        times.pass_seconds(60)
+        await end(allocator, lease_id)
+    ended = EndedProcess(NOON, "memory", None, "", "", "", "c", "GPU-0", 1, "p", 2, 1, 1.0, "s")
+    await ledger.record(ended)  # nobody knows whose
+
+    async def stays(**search: Any) -> str:
+        found = await ledger.stays(StaySearch(**{"start": NOON, "end": None, "most": 9, **search}))
+        return "".join(each.lease_id[0] for each in found)
+
+    assert await stays() == "cba"
+    assert (await stays(most=2), await stays(before=2), await stays(user="user-b")) == ("cb", "a", "b")
+    assert await stays(start=NOON + minutes(2.5)) == "c"
+    assert await stays(end=NOON + minutes(1)) == "a"
+    assert (await stays(device_uuid="GPU-0"), await stays(device_uuid="GPU-1")) == ("cba", "")
+    of = OfGroups("hub", frozenset({"ml", "cs"}))
+    assert await stays(of=of) == "ba"
+    assert await stays(of=OfGroups("another", of.groups)) == ""
+    assert await stays(of=OfGroups("hub", frozenset())) == ""
+    first = (await ledger.stays(StaySearch(NOON, None, 9)))[-1]
+    assert first == Stay(
+        1, A, "hub", "user-a", "", "gpu", 1.0, NOON, NOON + minutes(1), ("GPU-0",), ("ml", "cs")
+    )
+    everything = await ledger.guarded(EndedSearch(9))
+    assert [(number, each.lease_id) for number, each in everything] == [(4, None), (3, C), (2, B), (1, A)]
+    assert [number for number, _ in await ledger.guarded(EndedSearch(2, before=4))] == [3, 2]
+    assert [number for number, _ in await ledger.guarded(EndedSearch(9, of=of))] == [2, 1]
+    await ledger.close()
+
+
+async def test_a_page_of_a_day_is_read_without_the_years_before(database: str, times: Any) -> None:
+    ledger = times.make_ledger(database)
+    await ledger.open()
+    await ledger.close()
+    engine = sa.create_engine(database)
+    statements: list[tuple[str, Any]] = []
+    with engine.begin() as connection:
+        put_history(connection, 4000)
+        sa.event.listen(connection, "before_cursor_execute", lambda *call: statements.append(call[2:4]))
+        found = search(connection, StaySearch(NOON - timedelta(days=1), None, 500, before=3999))
+        (text, values), *_ = statements
+        explain = "EXPLAIN QUERY PLAN " if connection.dialect.name == "sqlite" else "EXPLAIN "
+        plan = " ".join(map(str, connection.exec_driver_sql(explain + text, values).all()))
+    engine.dispose()
+    assert len(found) == 24
+    assert "awake_by_end" in plan
+    assert "SCAN" not in plan
+    assert "Seq Scan on awake" not in plan
 
 
 async def test_a_day_is_read_without_the_years_before(database: str, times: Any) -> None:

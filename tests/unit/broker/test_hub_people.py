@@ -115,8 +115,10 @@ async def test_strangers_names_don_t_fill_the_memory(people: HubPeople, hub: Scr
 def user(number: int) -> dict[str, Any]:
     server = {
         "name": "", "started": "2026-03-01T12:00:00.000000Z", "ready": True,
-        "user_options": {"profile": "cpu"},
+        "user_options": {"profile": "cpu"}, "pending": {1: "stop", 2: "spawn"}.get(number),
     }  # fmt: skip
+    if number == 2:
+        server["ready"] = False
     return {"name": f"user{number:03}", "servers": {"": server}}
 
 
@@ -146,6 +148,8 @@ async def test_servers_are_read_page_by_page(api: tuple[HubApi, list[str]]) -> N
     found = await api[0].servers()
     assert len(found) == PAGE_SIZE + 5
     assert found["user000"] == (HubServer("", "cpu", NOON, True),)
+    assert found["user001"] == (HubServer("", "cpu", NOON, ready=False, ending=True),)
+    assert found["user002"] == (HubServer("", "cpu", NOON, ready=False),)
     assert api[1] == ["state=active&offset=0&limit=200", "state=active&offset=200&limit=200"]
 
 

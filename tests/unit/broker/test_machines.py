@@ -155,8 +155,14 @@ async def test_a_machine_that_is_away_at_the_start_keeps_its_leases_and_comes_la
         kept = allocator.lease(held.id)
         assert kept is not None
         assert (kept.node, kept.device_uuids, kept.state) == ("b", held.device_uuids, LeaseState.RESERVED)
-        with pytest.raises(NoCapacity):
-            await allocator.acquire(request("ben"))
+        early = await allocator.acquire(request("ben"))
+        never = await allocator.acquire(request("cleo", Want(1, "b200")))
+        assert (early.state, never.state) == (LeaseState.WAITING, LeaseState.WAITING)
+        assert allocator.obstacles([early.id])[early.id] == (
+            "You asked for a GPU with 'a100' in its name, which no machine has that can be reached now: the "
+            "machine b can't be reached: network cut. Your server starts when it is back and has one free; "
+            "or choose another tier, or CPU."
+        )
         presence: Any = broker.machines.machine("b").presence
 
         async def compare() -> bool:
@@ -165,5 +171,9 @@ async def test_a_machine_that_is_away_at_the_start_keeps_its_leases_and_comes_la
         presence._parts = replace(presence._parts, compare=compare, retry_seconds=0.01)
         (folder / "simulated_faults").write_text("")
         await until(lambda: "A100 40GB #1 of b" in health(broker))
-        waiting = await allocator.acquire(request("ben"))
-        assert waiting.state is LeaseState.WAITING  # anna has it
+        await until(lambda: allocator.lease(never.id) is None)  # now it is known that nobody has one
+        with pytest.raises(NoCapacity, match="no machine has one: choose another tier"):
+            await allocator.acquire(replace(request("cleo", Want(1, "b200")), lease_id=never.id))
+        waits = allocator.lease(early.id)
+        assert waits is not None
+        assert (waits.state, allocator.obstacles([early.id])) == (LeaseState.WAITING, {})  # anna has it

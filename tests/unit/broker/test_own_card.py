@@ -44,7 +44,12 @@ def test_time_left() -> None:
     )
     late = {**ENDS, "ends_at": "2026-03-01T10:09:30Z", "ends_because": "new"}
     found = card_of(document(lease("a", "anna", "GPU-0", **late))).end
-    assert found == End(Clock("2026-03-01T10:09:30Z", "10:09 UTC"), "9 min", "", soon=True)
+    assert found == End(Clock("2026-03-01T10:09:30Z", "10:09 UTC"), "9 minutes", "", soon=True)
+    for seconds, words in ((61, "1 minute"), (59, "less than a minute"), (0, "less than a minute")):
+        end = {"ends_at": f"2026-03-01T10:{seconds // 60:02}:{seconds % 60:02}Z", "ends_because": ""}
+        found = card_of(document(lease("a", "anna", "GPU-0", **end))).end
+        assert found is not None
+        assert found.left == words
     assert card_of(document(lease("a", "anna", "GPU-0"))).end is None
 
 
@@ -67,6 +72,12 @@ def test_buttons(state: str, facts: dict[str, Any], buttons: tuple[bool, bool, f
 def test_an_hour_is_the_most_that_one_press_gives() -> None:
     card = card_of(document(lease("a", "anna", "GPU-0", **ENDS)), extend_seconds=lambda lease_id: 9000.0)
     assert (card.extend_seconds, card.extend_words) == (3600.0, "1 hour")
+
+
+def test_what_is_left_of_an_extension_is_given_in_whole_minutes() -> None:
+    held = document(lease("a", "anna", "GPU-0", **ENDS))
+    for allowed, given in ((59.0, 0.0), (119.0, 60.0)):
+        assert card_of(held, extend_seconds=lambda lease_id, left=allowed: left).extend_seconds == given
 
 
 def test_buttons_are_forms_with_a_question_before_what_ends_something() -> None:
@@ -153,8 +164,8 @@ def test_a_place_in_the_queue() -> None:
     assert (card.title, card.can_stop, card.can_use_cpu) == ("You are 2nd in line for a GPU", True, False)
     first, last = Clock("2026-03-01T10:25:00Z", "10:25 UTC"), Clock("2026-03-01T10:50:00Z", "10:50 UTC")
     assert card.wait == (first, last)
-    same = {**entry, "latest_at": "2026-03-01T10:25:40Z"}
-    assert card_of(document(queue=[same])).wait == (Clock("2026-03-01T10:25:40Z", "10:25 UTC"),)
+    same = {**entry, "latest_at": "2026-03-01T10:25:20Z"}  # to the nearest minute
+    assert card_of(document(queue=[same])).wait == (first,)
     assert card_of(document(queue=[place("q", "anna", 1)])).wait == ()
 
 

@@ -21,6 +21,7 @@ from gpuspawner.broker.pages.rows import Holding
 from gpuspawner.broker.pages.words import Moment, moment
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import Environment
 from traitlets.config.loader import Config
 
 ANNA = Viewer("anna", hub="here")
@@ -391,6 +392,20 @@ def test_addresses_follow_the_base_url() -> None:
         assert address in text
     assert '"/hub/' not in text
     assert '"/services/' not in text
+
+
+def test_after_its_templates_are_compiled_no_page_waits_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "error.html").write_text("{% broken %}")
+    broken, look = Look([str(tmp_path)]), Look()
+    broken.compile()  # the page that needs it says so
+    look.compile()
+    monkeypatch.setattr(Environment, "compile", None)
+    page = build(document(), Viewer("anna"))
+    assert "My GPU" in html(page, look=look)
+    with pytest.raises(TypeError):  # None can't be called: this one has compiled nothing
+        html(page, look=Look())
 
 
 def test_a_sites_own_template_and_variables(tmp_path: Path) -> None:

@@ -95,11 +95,11 @@ async def bench(tmp_path: Path, times: Any) -> AsyncIterator[Bench]:
 
 async def test_the_hub_is_asked_with_the_sender_s_own_token(bench: Bench) -> None:
     status, answer = await bench.call("DELETE", ANNAS, "anna-token", {"reason": "done"})
-    assert (status, answer) == (200, {"message": "Stopped. The GPU is free again."})
+    assert (status, answer) == (200, {"message": "Stopped. Your GPU was given back."})
     assert bench.pages.hub.servers == [("DELETE", "anna/server", "anna-token", None)]
     bench.pages.hub.answers = [202]
     status, answer = await bench.call("DELETE", BOBS, "noether-token")
-    assert (status, answer) == (202, {"message": "Stopping. The GPU is free again in a moment."})
+    assert (status, answer) == (202, {"message": "Stopping. Your GPU is given back in a moment."})
     assert bench.pages.hub.servers[1] == ("DELETE", "bob/servers/train", "noether-token", None)
     assert await bench.log() == [
         ("anna", "api", "stop", "user:anna", Result.DONE),
@@ -109,7 +109,7 @@ async def test_the_hub_is_asked_with_the_sender_s_own_token(bench: Bench) -> Non
 
 async def test_going_on_with_cpu_is_a_stop_and_a_start(bench: Bench) -> None:
     status, answer = await bench.call("POST", f"{ANNAS}/cpu", "anna-token")
-    assert (status, answer["message"]) == (202, "The GPU is free again. Your server starts with CPU.")
+    assert (status, answer["message"]) == (202, "Your GPU was given back. Your server starts with CPU.")
     assert bench.pages.hub.servers == [
         ("DELETE", "anna/server", "anna-token", None),
         ("POST", "anna/server", "anna-token", {"profile": "cpu"}),
@@ -201,7 +201,7 @@ async def test_a_button_works_on_the_page(bench: Bench) -> None:
     assert re.fullmatch(r"/base/services/gpu/\?done=[0-9a-f]{32}", location)
     assert bench.pages.hub.servers == [("DELETE", "anna/server", "anna-token", None)]
     _, _, text = await bench.pages.get(location.removeprefix("/base/services/gpu/"))
-    assert '<div class="alert alert-success" role="status">Stopped. The GPU is free again.</div>' in text
+    assert '<div class="alert alert-success" role="status">Stopped. Your GPU was given back.</div>' in text
     assert await bench.log() == [("anna", "page", "stop", "user:anna", Result.DONE)]
     status, headers, _ = await bench.pages.get(f"own/{ANNAS}/stop")
     assert (status, headers["Location"]) == (302, "/base/services/gpu/")

@@ -103,6 +103,11 @@ def test_a_meeting_in_the_hour_that_comes_twice_is_shown() -> None:
 def test_it_is_on_the_calendar_s_clock() -> None:
     abroad = replace(LAB, timezone="Asia/Tokyo", begins=time(18))
     assert shown(week(abroad)) == [("Thu 26 Nov", "meets", "10:00-12:00", "")]
+    moved = Change(date(2026, 11, 26), datetime(2026, 11, 28, 4), 7200.0)
+    assert shown(week(replace(abroad, changes=(moved,)))) == [
+        ("Thu 26 Nov", "away", "10:00-12:00", "Moved to Fri 27 Nov, 20:00."),
+        ("Fri 27 Nov", "moved", "20:00-22:00", "Moved here from Thu 26 Nov."),
+    ]
 
 
 def test_titles_over_months_and_years() -> None:

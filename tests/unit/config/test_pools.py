@@ -241,7 +241,7 @@ def test_by_default_everything_is_as_before() -> None:
     ("name", "said"),
     [
         ("pool", "There is no setting c.GpuSite.pool: use pools"),
-        ("x", "There is no setting c.GpuSite.x: use fair_share, fair_share_half_life_days, idle, "),
+        ("x", "There is no setting c.GpuSite.x: use engine, fair_share, fair_share_half_life_days, "),
     ],
 )
 def test_a_setting_that_isnt_there_is_not_left_out_in_silence(name: str, said: str) -> None:

@@ -123,3 +123,17 @@ def test_whose_a_container_is() -> None:
     assert owner.owns({**owner.labels(), labels.TIER: "cpu"})
     assert not owner.owns({**owner.labels(), labels.USER: "eve"})
     assert not owner.owns(None)
+
+
+def test_two_hubs_of_one_name_differ_in_their_state_folder() -> None:
+    owner = Owner("hub", "ada", "", "gpu", "/srv/a")
+    assert owner.labels() == {
+        "gpuspawner.hub": "hub",
+        "gpuspawner.user": "ada",
+        "gpuspawner.server": "",
+        "gpuspawner.tier": "gpu",
+        "gpuspawner.state-folder": "/srv/a",
+    }
+    assert owner.owns(owner.labels())
+    assert not owner.owns({**owner.labels(), labels.STATE_FOLDER: "/srv/b"})
+    assert owner.owns(Owner("hub", "ada", "", "gpu").labels())

@@ -31,12 +31,36 @@ from traitlets.config import Config
         ("DockerSpawner", "extra_create_kwargs", {"user": "0:0"}, r'past_lease = \["user"\]'),
         ("GpuLab", "past_lease", ["all"], "c.GpuLab.past_lease has 'all': use user, privileged"),
         ("GpuLab", "shm", "much", "c.GpuLab.shm is 'much'"),
+        ("GpuSwarm", "subnet", "10.214.0.0/29", "it needs a /28 for each lab"),
+        ("GpuSwarm", "subnets", "10.214.0.0/16", r"There is no setting c\.GpuSwarm\.subnets: use subnet"),
         ("GpuSite", "pool", [], r"There is no setting c\.GpuSite\.pool: use pools"),
     ],
 )
 def test_it_says_what_and_what_to_do(cls: str, setting: str, value: Any, sentence: str) -> None:
     with pytest.raises(TraitError, match=sentence):
         check_spawner(Config({cls: {setting: value}}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("extra_host_config", {"cpuset_cpus": "0-3"}, "'cpuset_cpus', which a service of a Swarm can't have"),
+        ("extra_create_kwargs", {"domainname": "x"}, "'domainname'"),
+        ("use_internal_ip", False, r"use_internal_ip = True"),
+    ],
+)
+def test_what_labs_of_a_swarm_cant_have(setting: str, value: Any, sentence: str) -> None:
+    spawner = {setting: value}
+    check_spawner(Config({"GpuDockerSpawner": spawner}))
+    with pytest.raises(TraitError, match=sentence):
+        check_spawner(Config({"GpuSite": {"engine": "swarm"}, "GpuDockerSpawner": spawner}))
+
+
+def test_labs_of_a_swarm_have_no_certificates_of_the_hub() -> None:
+    hub = {"internal_ssl": True}
+    check_spawner(Config({"JupyterHub": hub}))
+    with pytest.raises(TraitError, match="don't go together"):
+        check_spawner(Config({"GpuSite": {"engine": "swarm"}, "JupyterHub": hub}))
 
 
 def test_what_only_a_user_can_tell_is_left_to_the_spawn() -> None:

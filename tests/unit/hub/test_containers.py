@@ -15,7 +15,8 @@ from traitlets.config import Config
 
 GIB = 1 << 30
 HOME = Home(Volume("{prefix}-home-{username}", "gpuspawner-home-ada", "/home/jovyan"), unknown=False)
-SIZED = LabRules(home_size_bytes=GIB).options_of_home("gpuspawner-home-ada")
+SIZED = LabRules(home_size_bytes=GIB).volume_of_home("gpuspawner-home-ada")
+LABELS = {"gpuspawner.home-size-bytes": "1073741824"}
 FOLDER = Home(Volume("/srv/{username}", "/srv/ada", "/home/jovyan"), unknown=False)
 
 
@@ -35,10 +36,8 @@ class Docker:
 @pytest.mark.parametrize("driver", [None, "nfs"])
 def test_the_volume_driver_is_asked_for_the_size(driver: str | None) -> None:
     docker = Docker()
-    assert (
-        limit_home(docker, ContainerPlan({}, {"volume_driver": driver}, (), HOME, home_options=SIZED)) == ""
-    )
-    named = {"driver": driver, "driver_opts": {"size": "1073741824"}}
+    assert limit_home(docker, ContainerPlan({}, {"volume_driver": driver}, (), HOME, home_volume=SIZED)) == ""
+    named = {"driver": driver, "driver_opts": {"size": "1073741824"}, "labels": LABELS}
     assert docker.calls == [(("create_volume", "gpuspawner-home-ada"), named)]
 
 
@@ -46,15 +45,12 @@ def test_a_driver_with_other_words_has_them_from_the_settings() -> None:
     options = {"type": "ext4", "device": "/srv/{home}.img", "o": "loop,size={size}"}
     lab = GpuLab(config=Config({"GpuLab": {"home_size": "1G", "home_options": options}}))
     docker = Docker()
-    assert (
-        limit_home(
-            docker,
-            ContainerPlan({}, {}, (), HOME, home_options=lab.rules().options_of_home(HOME.volume.source)),
-        )
-        == ""
-    )
+    wanted = lab.rules().volume_of_home(HOME.volume.source)
+    assert limit_home(docker, ContainerPlan({}, {}, (), HOME, home_volume=wanted)) == ""
     told = {"type": "ext4", "device": "/srv/gpuspawner-home-ada.img", "o": "loop,size=1073741824"}
-    assert docker.calls == [(("create_volume", HOME.volume.source), {"driver": None, "driver_opts": told})]
+    assert docker.calls == [
+        (("create_volume", HOME.volume.source), {"driver": None, "driver_opts": told, "labels": LABELS})
+    ]
 
 
 @pytest.mark.parametrize(("home", "size"), [(HOME, None), (FOLDER, GIB), (None, GIB)])
@@ -63,7 +59,7 @@ def test_nothing_is_asked_without_a_size_or_a_volume(home: Home | None, size: in
     assert (
         limit_home(
             docker,
-            ContainerPlan({}, {}, (), home, home_options=LabRules(home_size_bytes=size).options_of_home("")),
+            ContainerPlan({}, {}, (), home, home_volume=LabRules(home_size_bytes=size).volume_of_home("")),
         )
         == ""
     )
@@ -71,7 +67,7 @@ def test_nothing_is_asked_without_a_size_or_a_volume(home: Home | None, size: in
 
 
 def test_a_driver_that_can_not_is_said_and_docker_that_is_silent_is_a_fault() -> None:
-    plan = ContainerPlan({}, {}, (), HOME, home_options=SIZED)
+    plan = ContainerPlan({}, {}, (), HOME, home_volume=SIZED)
     refused = EngineFault("quota size requested but no quota support", status=500)
     assert limit_home(Docker(refused), plan) == (
         "The home gpuspawner-home-ada has no limit of its size: quota size requested but no quota support"

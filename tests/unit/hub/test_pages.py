@@ -13,6 +13,7 @@ from gpuspawner.core.errors import (
     ConfigError,
     EngineFault,
     GpuSpawnerError,
+    HubFull,
     NoCapacity,
     QueueTimeout,
     StartFault,
@@ -75,6 +76,7 @@ def test_the_buttons_after_an_error_lead_to_where_the_start_was_to_lead() -> Non
         (NoCapacity("too many"), [CPU, CHOOSE]),
         (QueueTimeout("waited"), [CPU, Link("Wait again", "/hub/spawn/Ada?opt-profile=gpu"), CHOOSE]),
         (EngineFault("gone"), [Link("Try again", "/hub/spawn/Ada?opt-profile=gpu"), CHOOSE]),
+        (HubFull("full"), [Link("Try again", "/hub/spawn/Ada?opt-profile=gpu"), CHOOSE]),
         (StartFault("ended", "exited"), [Link("Try again", "/hub/spawn/Ada?opt-profile=gpu"), CHOOSE]),
     ],
 )

@@ -39,19 +39,26 @@ def pulls(monkeypatch: pytest.MonkeyPatch) -> Pulls:
     return Pulls(logging.getLogger("test"))
 
 
+async def told_of(told: list[list[str]], news: str) -> None:
+    """Returns when each of them has been told the news."""
+    async with asyncio.timeout(20):
+        while not all(news in lines for lines in told):
+            await asyncio.sleep(0.01)
+
+
 async def test_thirty_users_share_one_pull_and_all_are_told(pulls: Pulls) -> None:
     docker, told = Docker(), [[] for _ in range(30)]
     waiting = [asyncio.create_task(pulls.pull("lab", "ada", docker.work, lines.append)) for lines in told]
-    await asyncio.sleep(0.1)
+    news = "Pulling image lab: 0 of 1 layers, 1.0 of 4.0 MB, 25 %"
+    await told_of(told, news)
     late: list[str] = []
     waiting.append(asyncio.create_task(pulls.pull("lab", "ada", docker.work, late.append)))
-    await asyncio.sleep(0.05)
+    await told_of([late], news)
     assert not pulls.fresh("lab")
     docker.go.set()
     await asyncio.gather(*waiting)
     assert docker.pulls == 1
-    news = "Pulling image lab: 0 of 1 layers, 1.0 of 4.0 MB, 25 %"
-    assert all(lines[:2] == ["Pulling image lab", news] for lines in told)
+    assert told[0][:2] == ["Pulling image lab", news]
     assert late[0] == news
     assert pulls.fresh("lab")
     assert not pulls.fresh("other")

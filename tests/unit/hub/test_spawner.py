@@ -110,7 +110,7 @@ async def test_what_a_start_asks_for_and_creates(monkeypatch: pytest.MonkeyPatch
     assert job.request is not None
     assert job == LaunchJob(
         name="gpuspawner--41da",
-        owner=Owner("hub", "Ada", "", "pair"),
+        owner=Owner("hub", "Ada", "", "pair", "/var/lib/gpuspawner"),
         tier=spawner.tiers[0],
         image="lab:1",
         api_path="/api",

@@ -296,3 +296,17 @@ def test_the_facts_name_what_was_found_beside_the_engine() -> None:
     assert facts.driver_obstacle.startswith(
         "The NVIDIA kernel module has version 580.1, but its libraries have"
     )
+
+
+def test_a_service_gets_its_devices_by_its_environment_alone() -> None:
+    facts = engine_facts({**INFO_28, "DefaultRuntime": "nvidia"}, VERSION_28)
+    assert find_access(Injection.RUNTIME, facts, False, UUIDS) == Access(Injection.RUNTIME)
+    patch = make_patch(TRAIN, Injection.RUNTIME, False, "/x")
+    assert patch.env["NVIDIA_VISIBLE_DEVICES"] == ",".join(TRAIN.device_uuids)
+    assert (patch.device_requests, patch.runtime) == ((), None)
+    assert choose(Injection.RUNTIME, facts, True) is Injection.NONE
+
+
+def test_a_service_gets_no_device_where_nvidia_s_runtime_is_not_the_default() -> None:
+    with pytest.raises(ConfigError, match=r"default runtime is runc: run `nvidia-ctk runtime configure .*`"):
+        find_access(Injection.RUNTIME, engine_facts(INFO_28, VERSION_28), False, UUIDS)

@@ -26,6 +26,7 @@ from gpuspawner.node.api import (
     Usage,
     Users,
 )
+from gpuspawner.node.claim import DeviceClaim
 from gpuspawner.node.inventory import (
     ComputeMode,
     DriverFacts,
@@ -77,10 +78,13 @@ class Reader:
 
 
 @asynccontextmanager
-async def node_in(folder: Path, inventory: Callable[[], Inventory] = nvml) -> AsyncIterator[LocalNode]:
+async def node_in(
+    folder: Path, inventory: Callable[[], Inventory] = nvml, claim: DeviceClaim | None = None
+) -> AsyncIterator[LocalNode]:
     settings = LocalSettings(
-        inventory, folder, find_mps=lambda: NO_MPS, open_seconds=1.0, look_seconds=0.1, read_seconds=0.05
-    )
+        inventory, folder, find_mps=lambda: NO_MPS, open_seconds=1.0, look_seconds=0.1, read_seconds=0.05,
+        claim=claim,
+    )  # fmt: skip
     node = LocalNode(settings, LOG)
     try:
         yield node
@@ -107,6 +111,27 @@ async def test_what_a_machine_has(script: Script, tmp_path: Path) -> None:
             memory_bytes=facts.memory_bytes,
         )
         assert not facts.incomplete
+
+
+async def test_real_gpus_are_of_one_node_and_simulated_ones_of_any(script: Script, tmp_path: Path) -> None:
+    driver_file = tmp_path / "nvidiactl"
+    driver_file.touch()
+
+    def claim() -> DeviceClaim:
+        return DeviceClaim(driver_file, wait_seconds=0.1)
+
+    def simulated() -> Inventory:
+        return SimulatedInventory(parse_simulated("1 x H100 80GB"), tmp_path)
+
+    async with node_in(tmp_path / "a", claim=claim()) as first:
+        await first.start()
+        async with node_in(tmp_path / "b", claim=claim()) as second:
+            with pytest.raises(ConfigError, match=rf"GPUs of this machine \(process {os.getpid()}\)"):
+                await second.start()
+        async with node_in(tmp_path / "c", simulated, claim()) as third:
+            assert (await third.start()).simulated
+    async with node_in(tmp_path / "b", claim=claim()) as second:
+        assert len((await second.start()).devices) == 2
 
 
 async def test_a_compute_mode_that_can_not_be_read_is_unknown(script: Script, tmp_path: Path) -> None:

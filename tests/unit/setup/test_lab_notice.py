@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_it_is_looked_for_after_each_cell(module: Any) -> None:
         events = Events()
 
     module.load_ipython_extension(Shell())
-    assert registered == [("pre_run_cell", "before_cell"), *[("post_run_cell", "after_cell")] * 3]
+    assert registered == [("pre_run_cell", "before_cell"), *[("post_run_cell", "after_cell")] * 4]
 
 
 @pytest.fixture
@@ -81,7 +82,9 @@ def published(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, .
     """What is shown: title, text, number, and whether it replaces what has that number."""
     shown: list[tuple[Any, ...]] = []
 
-    def publish(title: str, text: str, number: int = 0, *, update: bool = False) -> None:
+    def publish(
+        title: str, text: str, number: int = 0, *, kind: str = "notice", update: bool = False
+    ) -> None:
         shown.append((title, text, number, update))
 
     monkeypatch.setattr(module, "_publish", publish)
@@ -104,6 +107,53 @@ def test_a_notice_goes_when_its_cause_is_gone(
         ("GPU", "", 2, True),
         ("GPU", "back", 3, False),
     ]
+
+
+@dataclass
+class Disk:
+    """What the system says of the home's file system, in blocks of 4 KiB."""
+
+    f_blocks: int
+    f_bavail: int
+    f_files: int = 1000
+    f_favail: int = 1000
+    f_frsize: int = 4096
+
+
+@pytest.mark.parametrize(
+    ("disk", "start"),
+    [
+        (Disk(2560, 52), ""),
+        (Disk(2560, 51), "Your home is full (0.2 of 10 MiB are free): nothing more can be saved."),
+        (Disk(1 << 20, 2048), ""),
+        (Disk(1 << 20, 2047), "Your home is full (8.0 of 4096 MiB are free): nothing"),
+        (Disk(1 << 20, 1 << 19, f_favail=0), "Your home is full: nothing more"),
+        (Disk(1 << 20, 1 << 19, f_files=0, f_favail=0), ""),  # a file system that counts none
+        (Disk(0, 0), ""),
+    ],
+)
+def test_a_home_that_is_full(module: Any, monkeypatch: pytest.MonkeyPatch, disk: Disk, start: str) -> None:
+    monkeypatch.setattr(module.os, "statvfs", lambda folder: disk)
+    said = module.Home(Path("/home/jovyan")).problem()
+    assert said.startswith(start)
+    assert bool(said) is bool(start)
+
+
+def test_it_is_said_once_and_goes_when_there_is_room(
+    module: Any, published: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home, free = module.Home(tmp_path), []
+    monkeypatch.setattr(module.os, "statvfs", lambda folder: Disk(2560, free[-1]))
+    for blocks in (1000, 0, 1, 1000, 1000, 0):
+        free.append(blocks)
+        home.after_cell()
+    assert [(text[:9], number, update) for _, text, number, update in published] == [
+        ("Your home", 1, False),
+        ("", 1, True),
+        ("Your home", 2, False),
+    ]
+    monkeypatch.undo()
+    assert module.Home(tmp_path / "gone").problem() == ""
 
 
 GIB = 1 << 30

@@ -227,7 +227,8 @@ def test_a_taken_port_is_named_with_its_purpose(tmp_path: Path) -> None:
         with pytest.raises(SetupError) as error:
             check_ports(a_demo(tmp_path, port - 3))
     assert error.value.problem == f"port {port}, which the GPU page needs, is taken"
-    assert "GPUSPAWNER_PORT" in error.value.remedy
+    for name in ("PORT", "STATE_DIR", "NAME", "SUBNET"):
+        assert f"GPUSPAWNER_{name}" in error.value.remedy
 
 
 def test_two_hubs_on_one_state_folder(tmp_path: Path) -> None:

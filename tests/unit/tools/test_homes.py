@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.core.errors import ConfigError, EngineFault
+from gpuspawner.core.labels import HOME_SIZE
 from gpuspawner.tools import cli
 from gpuspawner.tools.homes import (
     HomeVolume,
@@ -23,7 +24,7 @@ from gpuspawner.tools.homes import (
 from traitlets.config import Config
 
 ADA = HomeVolume("gpuspawner-home-ada", "ada", 5 << 30, True)
-BEN = HomeVolume("gpuspawner-home-ben", "ben", 1 << 20, False)
+BEN = HomeVolume("gpuspawner-home-ben", "ben", 1 << 20, False, 20 << 30)
 
 
 class Docker:
@@ -49,9 +50,9 @@ def test_homes_are_listed_the_largest_first() -> None:
     docker = Docker(
         df={
             "Volumes": [
-                volume("gpuspawner-home-ben", 1 << 20, 0),
-                volume("gpuspawner-home-ada", 5 << 30, 2),
-                volume("gpuspawner-home-", 7, 0),
+                {**volume("gpuspawner-home-ben", 1 << 20, 0), "Labels": {HOME_SIZE: str(20 << 30)}},
+                {**volume("gpuspawner-home-ada", 5 << 30, 2), "Labels": {HOME_SIZE: "much"}},
+                {**volume("gpuspawner-home-", 7, 0), "Labels": None},
                 volume("course-data", 9, 0),
                 volume("other-gpuspawner-home-ada", 9, 0),
                 volume("gpuspawner-home-cy-2d-x", -1, 0),

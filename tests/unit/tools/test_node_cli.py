@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from gpuspawner.broker import app
 from gpuspawner.node.remote.joining import parse_line
 from gpuspawner.node.remote.members import FOLDER, membership_of
 from gpuspawner.tools import cli
 
 from tests.unit.node.agents import Broker
+from tests.unit.whole_broker import running, settings, state_folder
 
 Typed = Callable[..., tuple[int, str, str]]
 
@@ -63,12 +66,28 @@ def test_a_machine_joins_is_listed_forgotten_and_leaves(
     assert (status, err) == (0, "")
     assert (parse_line(line).host, parse_line(line).port) == ("127.0.0.1", port)
     monkeypatch.chdir(tmp_path)
-    joined = typed("join", line.strip(), "--name", "gpu-b", at=tmp_path)
-    assert joined == (0, f"Joined as gpu-b. Now run: gpuspawner node agent 127.0.0.1:{port}\n", "")
+    monkeypatch.setattr("gpuspawner.tools.node_cli.RUNNING", tmp_path / "no systemd")
+    status, out, err = typed("join", line.strip(), "--name", "gpu-b", at=tmp_path)
+    assert (status, err) == (0, "")
+    module = f"-m gpuspawner.node.remote.agent_process --broker=127.0.0.1:{port} --name=gpu-b"
+    assert out.splitlines()[:2] == [
+        "Joined as gpu-b. systemd doesn't run here, so start the agent yourself, as root:",
+        f"    GPUSPAWNER_STATE_DIR={tmp_path} {sys.executable} {module}",
+    ]
+    assert f"\nExecStart={sys.executable} {module}\nEnvironment=GPUSPAWNER_STATE_DIR={tmp_path}\n" in out
     assert membership_of(state_dir).names() == ("gpu-b",)
     assert (tmp_path / "agent" / "key.pem").stat().st_mode & 0o077 == 0
     status, out, _ = typed("list", "--json")
-    assert (status, json.loads(out)) == (0, [{"name": "gpu-b", "devices": None, "in_service": 0}])
+    row = {
+        "name": "gpu-b",
+        "state": "no broker answers",
+        "devices": None,
+        "in_service": None,
+        "drained": None,
+    }
+    assert (status, json.loads(out)) == (0, [row])
+    status, _, err = typed("drain", "gpu-b")
+    assert (status, err) == (1, "gpuspawner node: The broker doesn't answer: this needs one that runs.\n")
     again = typed("join", line.strip(), "--name", "gpu-c", at=tmp_path)
     assert (again[0], again[2]) == (
         1,
@@ -99,3 +118,48 @@ def test_without_a_door_there_is_no_token(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["node", "token"]) == 1
     assert "set c.GpuBroker.agents_address and restart it" in capsys.readouterr().err
+
+
+async def test_a_machine_is_drained_and_serves_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = 'c.GpuSite.simulated_devices = "a: 1 x H100 80GB; b: 2 x T4 16GB"\n'
+    with state_folder(monkeypatch) as folder:
+        async with running(folder, two) as (broker, client):
+
+            async def typed(*words: str) -> tuple[int, str]:
+                status = await asyncio.to_thread(
+                    cli.main, ["node", *words, "--config", str(folder / "config.py")]
+                )
+                found = capsys.readouterr()
+                return status, found.out or found.err
+
+            async def drained() -> list[tuple[str, bool]]:
+                devices = (await client.status())["devices"]
+                return [(each["node"], each["drained"]) for each in devices]
+
+            assert await typed("drain", "b", "new disk") == (
+                0, "Nothing new starts on b (2 GPUs); what runs there goes on.\n",
+            )  # fmt: skip
+            assert await drained() == [("a", False), ("b", True), ("b", True)]
+            reasons = {each.reason for each in broker.deciding.rulebook.rules.drained.values()}
+            assert reasons == {"new disk"}
+            assert await typed("undrain", "b") == (0, "New servers start on b again (2 GPUs).\n")
+            assert await drained() == [("a", False), ("b", False), ("b", False)]
+            assert await typed("drain", "c") == (
+                1,
+                "gpuspawner node: The broker knows no GPU of a machine c: see `gpuspawner node list`.\n",
+            )
+
+
+def test_a_broker_without_its_door_does_not_take_its_other_machines_for_gone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with state_folder(monkeypatch) as folder:
+        membership = membership_of(folder)
+        membership.admit(membership.make_token(), "gpu-b", "f")
+        assert app.main(settings(folder, "c.GpuSite.inventory = 'simulated'\n")) == 78
+    assert (
+        "Other machines have joined (gpu-b), and c.GpuBroker.agents_address isn't set: set it, or run "
+        "`gpuspawner node forget NAME` for each"
+    ) in capfd.readouterr().err

@@ -131,9 +131,11 @@ def viewer_of(model: Mapping[str, Any], hub: str | None = None) -> Viewer:
 
 
 def _servers(listed: object) -> frozenset[str] | None:
-    """The names of the hub's `servers` (with the scope `read:servers`) that start, run or stop."""
+    """The names of the hub's `servers` (with the scope `read:servers`) that start or run."""
     if not isinstance(listed, Mapping):
         return None
     return frozenset(
-        str(name) for name, server in listed.items() if server.get("ready") or server.get("pending")
+        str(name)
+        for name, server in listed.items()
+        if server.get("pending") != "stop" and (server.get("ready") or server.get("pending"))
     )

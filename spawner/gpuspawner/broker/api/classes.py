@@ -141,6 +141,10 @@ class Classes:
         members, servers = await self._people(group)
         leases = of_class(self._leases(hub), group, members)
         queue = parts.allocator.snapshot().queue
+        last_at = await parts.ledger.last_ended(hub, members.names)
+        if parts.people is not None and _is_older(servers, last_at):
+            parts.people.forget_servers()
+            servers = await parts.people.servers()
         facts = ClassFacts(
             group=group,
             members=members,
@@ -152,7 +156,7 @@ class Classes:
             idle_since=self._times(leases, parts.endings.idle_since),
             ends_at=self._times(leases, self._ends_at),
             obstacles=parts.allocator.obstacles(lease.id for lease in leases),
-            last_at=await parts.ledger.last_ended(hub, members.names),
+            last_at=last_at,
         )
         roster = make_roster(facts, parts.clock())
         return roster.model_copy(update={"message": self._message(group)})
@@ -255,3 +259,10 @@ class Classes:
     def _times(leases: Sequence[Lease], of: Callable[[Lease], datetime | None]) -> dict[str, datetime]:
         found = ((lease.id, of(lease)) for lease in leases)
         return {lease_id: at for lease_id, at in found if at is not None}
+
+
+def _is_older(servers: Servers, last_at: Mapping[str, datetime]) -> bool:
+    """Whether the hub's list is from before a lease ended: its server would seem to run without a GPU."""
+    if servers.as_of is None or servers.fault:  # a hub that does not answer is not asked each time
+        return False
+    return any(at > servers.as_of for user, at in last_at.items() if servers.of_user.get(user))

@@ -154,6 +154,7 @@ def _of_lease(lease: Lease, entry: QueueEntry | None, facts: ClassFacts, now: da
 
 def _of_server(user: str, server: HubServer) -> MemberDocument:
     state = MemberState.CPU if server.ready else MemberState.STARTING
+    state = MemberState.ENDING if server.ending else state
     return _plain(user, server.name, state, tier=server.tier, since=server.since)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,10 @@ class Machine:
         self._ground, self._deciding, self._has = ground, deciding, has
         self.node, self.simulated, self.name = found.node, found.facts.simulated, found.facts.name
         self._facts, self._sharing = found.facts, found.sharing
+        self.awaited = bool(found.facts.away)
+        """Whether it has been away since the broker began: then nobody knows what it has."""
+        self.on_known: Callable[[], Awaitable[None]]
+        """Called when that is known."""
         self.labs = found.node.labs()
         """Its own Docker and lease folders; None if it uses those of the broker's machine."""
         self.engine = own_engine
@@ -148,6 +152,8 @@ class Machine:
     async def _take_up(self, service: LeaseService, facts: NodeFacts) -> None:
         """The machine is there (again): its devices become known, and the folders of its leases agree."""
         await self.late.take(facts)
+        self.awaited = False
+        await self.on_known()
         if self.labs is not None:
             leases = self._leases()
             await self.labs.folders.keep_only([lease.id for lease in leases])

@@ -58,7 +58,14 @@ class Machines:
         def has(lease: Lease) -> bool:
             return len(self._all) == 1 or self._allocator.node_of(lease) == name
 
-        return Machine(self._ground, found, self._deciding, has, self.own_engine)
+        machine = Machine(self._ground, found, self._deciding, has, self.own_engine)
+        machine.on_known = self._say_awaited
+        return machine
+
+    async def _say_awaited(self) -> None:
+        """Which machines have to come before it is known what can be served at all. Raises LedgerFault."""
+        awaited = [machine for machine in self._all.values() if machine.awaited]
+        await self._allocator.set_awaited([machine.facts.away for machine in awaited])
 
     def connect(self, service: LeaseService, journal: Journal) -> None:
         """Makes what enforces the leases of this service; nothing runs yet."""
@@ -72,6 +79,7 @@ class Machines:
         machine = self._all[found.facts.name] = self._make(found)
         self._connect(machine)
         await machine.enforcement.start()
+        await self._say_awaited()
         self._loops[machine.name] = [
             asyncio.create_task(loop, name=name) for name, loop in machine.loops().items()
         ]
@@ -86,11 +94,13 @@ class Machines:
         """Nothing is enforced there any more; call `shut` first."""
         await self._all[name].enforcement.stop()
         del self._all[name]
+        await self._say_awaited()
 
     async def start(self) -> None:
         """Each machine enforces the leases that are on it from now on."""
         for machine in self._all.values():
             await machine.enforcement.start()
+        await self._say_awaited()
 
     async def stop(self) -> None:
         """Called when the broker ends; the nodes keep running what running notebooks need."""

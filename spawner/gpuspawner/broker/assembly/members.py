@@ -38,16 +38,16 @@ class Following:
                 failures.failed("Who has joined can't be read, retrying", error)
 
     async def look(self) -> None:
-        """Adds and removes machines. Raises Fault."""
+        """Removes and adds machines. Raises Fault."""
         joined, gone = await self._members.look()
-        settings = self._ground.settings
-        for node in joined:
-            sharing = Sharing(settings.site, settings.tiers, others=True)
-            await self._machines.add(FoundNode(node, await node.start(), sharing))
-        for name in gone:
+        for name in gone:  # first: one that has joined anew is among both
             await self._machines.shut(name)
             leases = self._machines.leases_of(name)
             self._ground.log.warning("Machine %s was forgotten, with %d leases", name, len(leases))
             for lease in leases:
                 await self._service.forget(lease.id, f"the machine {name} was forgotten")
             await self._machines.remove(name)
+        settings = self._ground.settings
+        for node in joined:
+            sharing = Sharing(settings.site, settings.tiers, others=True)
+            await self._machines.add(FoundNode(node, await node.start(), sharing))

@@ -45,12 +45,14 @@ class QueueRules:
     """The site's rules for the queue.
 
     `claim` gives each lease's; `sessions` the capacity that is kept for groups, at a moment in seconds since
-    1970. Without `fair` there is no fair share: requests of equal priority are served by arrival.
+    1970, and `coming` what is kept then or later, as far as it is known. Without `fair` there is no fair
+    share: requests of equal priority are served by arrival.
     """
 
     claim: Callable[[Lease], Claim] = lambda lease: NO_CLAIM
     fair: FairShare | None = None
     sessions: Callable[[float], Sequence[SessionHold]] = lambda now_seconds: ()
+    coming: Callable[[float], Sequence[SessionHold]] = lambda now_seconds: ()
     patience_seconds: float = PATIENCE_SECONDS
 
 
@@ -79,6 +81,8 @@ class Book:
         self._obstacles: dict[tuple[Want, str], str] = {}
         """By want and group; as of the last change of anything, which empties it."""
         self._arrivals = 0
+        self._awaited: tuple[str, ...] = ()
+        """Why the nodes whose devices aren't known yet can't be reached."""
 
     def lease(self, lease_id: str) -> Lease | None:
         """The living lease with this id."""
@@ -128,9 +132,12 @@ class Book:
         return self._devices.terms(uuid)
 
     def unservable(self, want: Want) -> str:
-        """Why no node can ever serve `want`; "" if one can. Also leased and broken devices count."""
+        """Why no node can ever serve `want`; "" if one can, or if what a node has isn't known yet.
+
+        Also leased and broken devices count.
+        """
         known = max(self._devices.known(want).values(), default=0)
-        if known >= want.device_count:
+        if known >= want.device_count or self._awaited:
             return ""
         return notice.no_capacity(want, known, several_nodes=self._devices.several_nodes)
 
@@ -163,6 +170,8 @@ class Book:
         return self._obstacles[key]
 
     def _obstacle(self, want: Want, group: str) -> str:
+        if self._awaited and max(self._devices.known(want).values(), default=0) < want.device_count:
+            return notice.awaited(want, self._awaited)
         if not servable(want, self._devices.healthy):
             return notice.out_of_service(want, self._named(self._devices.unhealthy(want)))
         kinds = self._devices.kinds
@@ -309,6 +318,7 @@ class Book:
             tiers={each.lease_id: self._leases[each.lease_id].tier for each in waiting},
             standings=None if fair is None else fair.standings(self._now),
             may_pass=self.may_pass,
+            kept=tuple(self._rules.coming(self._now)),
             patience_seconds=self._rules.patience_seconds,
         )
 
@@ -348,6 +358,11 @@ class Book:
     def health(self, uuid: str) -> DeviceHealth | None:
         """Whether a device may be leased; None for one that is not known."""
         return self._devices.health(uuid) if uuid in self._devices else None
+
+    def set_awaited(self, reasons: Sequence[str]) -> None:
+        """The nodes whose devices aren't known yet: why each can't be reached."""
+        self._awaited = tuple(reasons)
+        self._obstacles.clear()
 
     def is_drained(self, uuid: str) -> bool:
         """Whether nothing new is placed on the device by an admin's decision."""

@@ -63,7 +63,8 @@ class Presence:
         failures = LoopFailures("presence", self._parts.metrics, self._parts.log)
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), self._parts.round_seconds)
+                async with asyncio.timeout(self._parts.round_seconds):
+                    await self._news.wait()
             self._news.clear()
             try:
                 await self.follow()

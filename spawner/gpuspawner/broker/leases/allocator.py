@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from ...core import states
 from ...core.decision import Drain
-from ...core.errors import LeaseConflict, NoCapacity, refusal_in
+from ...core.errors import LeaseConflict, NoCapacity, Refusal, refusal_in
 from ...core.model import Device, DeviceHealth, GpuRequest, Lease, LeaseState
 from ...core.states import Actor, Event, Frees
 from ...core.units import Clock, utc_now
@@ -328,6 +328,13 @@ class Allocator:
         """
         await self._step(self._set_drained, drained)
 
+    async def set_awaited(self, reasons: Sequence[str]) -> None:
+        """What these machines have isn't known yet, so requests for it wait; each reason says why.
+
+        Requests that nothing can serve now, since all is known, end by a refusal. Raises LedgerFault.
+        """
+        await self._step(self._set_awaited, tuple(reasons))
+
     async def tell(self, lease_id: str, sentence: str) -> Lease | None:
         """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
         return await self._step(self._tell, lease_id, sentence)
@@ -421,12 +428,14 @@ class Allocator:
             return await self._resume(known, request)
         if self.of_server(request.hub, request.user, request.server):
             raise LeaseConflict("This server's previous lease is still ending: try again in a moment.")
-        past = await self._find(request.lease_id)
+        since = None if self._gate is None else self._gate.counts_from(request)
+        await self._settle()
+        past, used = await self._ledger.before_start(request, since)
         if past is not None and (refusal := refusal_in(past.reason)) is not None:
             raise refusal  # its quota ended it while nobody could be told, as when the broker died
         asked = states.after(None if past is None else past.state, Event.ASK, Actor.HUB)
         if self._gate is not None:
-            await self._gate.admit(request, self._book.of_user(request.hub, request.user))
+            self._gate.admit(request, self._book.of_user(request.hub, request.user), used)
         self._check_capacity(request.want)
         if broken := self._book.repair_needed(request.want):
             raise NoCapacity(broken)
@@ -441,11 +450,17 @@ class Allocator:
             return ()
         now, ended = self._clock(), []
         for lease, refusal in await self._gate.refused(self._book.of_user(hub, user)):
-            end = states.after(lease.state, Event.END, Actor.BROKER)
-            reason = f"{refusal.reason}: {refusal.message}"
-            ended.append(replace(lease, state=end.to, since=now, reason=reason))
+            ended.append(_refused(lease, refusal, now))
         await self._commit(*ended)
         return tuple(ended)
+
+    async def _set_awaited(self, reasons: tuple[str, ...]) -> None:
+        self._book.set_awaited(reasons)
+        now, ended = self._clock(), []
+        for lease in self._book.leases():
+            if lease.state is LeaseState.WAITING and (never := self._book.unservable(lease.want)):
+                ended.append(_refused(lease, NoCapacity(never), now))
+        await self._commit(*ended)
 
     async def _find(self, lease_id: str) -> Lease | None:
         await self._settle()
@@ -682,6 +697,12 @@ class Allocator:
             self._log.error("The ledger gives a device to two leases; both keep it: %s", log_context(lease))
         else:
             self._log.warning("The lease keeps more than its pool now gives: %s", log_context(lease))
+
+
+def _refused(lease: Lease, refusal: Refusal, now: datetime) -> Lease:
+    """The waiting lease, ended by this refusal, as `refusal_in` reads it."""
+    end = states.after(lease.state, Event.END, Actor.BROKER)
+    return replace(lease, state=end.to, since=now, reason=f"{refusal.reason}: {refusal.message}")
 
 
 def _new(request: GpuRequest, state: LeaseState, now: datetime) -> Lease:

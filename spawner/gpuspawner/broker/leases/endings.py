@@ -39,7 +39,7 @@ from ..decide.when.idle import Activity, Look, Step, Warned, idle_since, judge, 
 from ..decide.when.sessions import Occupant, Reservation, make_room
 from .allocator import Allocator
 from .budget_ends import BudgetEnds
-from .gate import QuotaGate
+from .gate import Cap, QuotaGate
 from .rulebook import Rulebook
 
 ROUND_SECONDS = 20.0
@@ -219,8 +219,13 @@ class Endings:
         return session_deadline(self._follow(lease).began_at, allowed.session_seconds, extended)
 
     def _cap_end(self, lease: Lease) -> Deadline | None:
-        cap = self._parts.gate.cap_of(lease.id)
+        cap = self._cap(lease)
         return None if cap is None else Deadline(cap.ends_at, Cause.LAB_SESSION)
+
+    def _cap(self, lease: Lease) -> Cap | None:
+        """When it has to end for a lab session; None if none needs its place, or if it began after that."""
+        cap = self._parts.gate.cap_of(lease.id)
+        return None if cap is None or cap.ends_at <= self._follow(lease).began_at else cap
 
     def _lab_ends(
         self, running: Iterable[Lease], own: Mapping[str, Deadline | None], now: datetime
@@ -272,7 +277,7 @@ class Endings:
 
     async def _tell_of_cap(self, lease: Lease) -> None:
         """Tell the user of a new server, once, that it has to end for a lab session."""
-        cap, followed = self._parts.gate.cap_of(lease.id), self._follow(lease)
+        cap, followed = self._cap(lease), self._follow(lease)
         if cap is not None and not followed.capped:
             await self._parts.service.tell(lease.id, cap.sentence)
             followed.capped, followed.of_end = True, cap.sentence

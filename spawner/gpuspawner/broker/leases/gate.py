@@ -10,9 +10,10 @@ from typing import Protocol
 from ...core.errors import NotAllowed, Refusal
 from ...core.model import GpuRequest, Lease, LeaseState
 from ...core.quota import UNLIMITED, Allowance
+from ...core.session import EndAction
 from ...core.units import Clock, utc_now
 from ...core.want import Want
-from ..decide.allow.budget import Spent, applying, spend
+from ..decide.allow.budget import Interval, Spent, applying, spend
 from ..decide.allow.period import window_at
 from ..decide.allow.quota import Ask, check, holding_of, survivors
 from ..decide.line.backfill import SessionHold
@@ -26,8 +27,15 @@ from .rulebook import Rulebook
 class Gate(Protocol):
     """Decides whether a user may have another lease beside those that they have."""
 
-    async def admit(self, request: GpuRequest, leases: Sequence[Lease]) -> None:
-        """Raises a Refusal if the request exceeds the quota; `leases` are all living leases of this user."""
+    def counts_from(self, request: GpuRequest) -> datetime | None:
+        """From when on the user's use counts for the quota; None: it doesn't count. Raises a Refusal."""
+        ...
+
+    def admit(self, request: GpuRequest, leases: Sequence[Lease], used: Sequence[Interval]) -> None:
+        """Raises a Refusal if the request exceeds the quota.
+
+        `leases` are all living leases of this user, `used` what the user used since `counts_from`.
+        """
         ...
 
     async def refused(self, leases: Sequence[Lease]) -> list[tuple[Lease, Refusal]]:
@@ -79,10 +87,14 @@ class QuotaGate:
         """When a lease has to end for a lab session that was known at its start."""
         return self._caps.get(lease_id)
 
-    async def admit(self, request: GpuRequest, leases: Sequence[Lease]) -> None:
-        """Raises a quota refusal, SessionReserved, or LedgerFault if it can't be known what was used."""
+    def counts_from(self, request: GpuRequest) -> datetime | None:
+        """See Gate. Raises QuotaUnreadable."""
+        return self._counts_from(self._rulebook.allowance(request.user, request.groups))
+
+    def admit(self, request: GpuRequest, leases: Sequence[Lease], used: Sequence[Interval]) -> None:
+        """Raises a quota refusal or SessionReserved; see Gate."""
         allowed = self._rulebook.allowance(request.user, request.groups)
-        spent = await self.spent(request.hub, request.user, request.groups, allowed)
+        spent = self._spent(request.user, request.groups, allowed, used)
         holdings = [holding_of(lease) for lease in leases]
         check(allowed, Ask(request.tier, request.want), holdings, spent, self._clock())
         self._make_way(request, allowed)
@@ -183,13 +195,23 @@ class QuotaGate:
                 break
         extended = self._rulebook.rules.extended_seconds.get(lease.id, 0.0)
         cap = self.cap_of(lease.id)
-        until_cap = UNLIMITED if cap is None else max(0.0, (cap.ends_at - now).total_seconds())
+        until_cap = UNLIMITED
+        if cap is not None and cap.ends_at > now:  # else it waited until the session was over
+            until_cap = (cap.ends_at - now).total_seconds()
         with_extension = replace(allowed, session_seconds=allowed.session_seconds + extended)
         return claim_from(with_extension, of_group, until_cap)
 
     def holds(self, now: datetime) -> list[SessionHold]:
         """The places that are kept for lab sessions now; without those that nobody took in time."""
+        return self._holds(self.kept.near(now), now)
+
+    def coming_holds(self, now: datetime) -> list[SessionHold]:
+        """The same, and what will be kept in the next hours."""
+        return self._holds(self.kept.coming(now), now)
+
+    def _holds(self, reservations: Iterable[Reservation], now: datetime) -> list[SessionHold]:
         wants = {tier.name: tier.want for tier in self._rulebook.known.tiers}
+        sessions = self._rulebook.rules.sessions
         return [
             SessionHold(
                 group=kept.group,
@@ -198,22 +220,32 @@ class QuotaGate:
                 from_seconds=kept.keep_from.timestamp(),
                 begins_seconds=kept.meeting.start.timestamp(),
                 ends_seconds=kept.meeting.end.timestamp(),
+                released_seconds=kept.release_at.timestamp(),
+                moves_out=sessions[kept.meeting.session].move_out is not EndAction.NOTHING,
             )
-            for kept in self.kept.near(now)
+            for kept in reservations
             if now < kept.release_at
         ]
 
     async def spent(self, hub: str, user: str, groups: Iterable[str], allowed: Allowance) -> list[Spent]:
         """What the user used of each of their budgets in its present period. Raises LedgerFault."""
+        since = self._counts_from(allowed)
+        if since is None:
+            return []
+        return self._spent(user, groups, allowed, await self._ledger.intervals(since, hub, user))
+
+    def _counts_from(self, allowed: Allowance) -> datetime | None:
+        """The begin of the earliest period of these budgets; None if there is no budget."""
+        if not allowed.budgets:
+            return None
+        now = self._clock()
+        windows = [window_at(budget.period, now) for budget in allowed.budgets]
+        return min((window.start for window in windows if window is not None), default=now)
+
+    def _spent(
+        self, user: str, groups: Iterable[str], allowed: Allowance, used: Sequence[Interval]
+    ) -> list[Spent]:
         if not allowed.budgets:
             return []
-        now = self._clock()
-        starts = [
-            window.start
-            for budget in allowed.budgets
-            if (window := window_at(budget.period, now)) is not None
-        ]
-        since = min(starts, default=now)
-        intervals = await self._ledger.intervals(since, hub, user)
         entries = applying(self._rulebook.rules.entries, user, groups)
-        return [spend(budget, intervals, entries, now) for budget in allowed.budgets]
+        return [spend(budget, used, entries, self._clock()) for budget in allowed.budgets]

@@ -21,12 +21,13 @@ _PAGED = "application/jupyterhub-pagination+json"
 
 @dataclass(frozen=True, slots=True)
 class HubServer:
-    """A server that the hub knows; `ready` False: it is starting or ending. `tier` "" if it isn't known."""
+    """A server that the hub knows; neither `ready` nor `ending`: it starts. `tier` "" if it isn't known."""
 
     name: str
     tier: str
     since: datetime | None
     ready: bool = True
+    ending: bool = False
 
 
 class HubApi:
@@ -90,5 +91,6 @@ def _server(model: Mapping[str, Any]) -> HubServer:
         name=str(model.get("name", "")),
         tier=str(options.get("profile", "")) if isinstance(options, dict) else "",
         since=None if not started else datetime.fromisoformat(str(started)),
-        ready=bool(model.get("ready")),
+        ready=bool(model.get("ready")) and model.get("pending") != "stop",
+        ending=model.get("pending") == "stop",
     )

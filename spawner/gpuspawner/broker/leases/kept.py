@@ -46,10 +46,14 @@ class KeptPlaces:
 
     def near(self, now: datetime, ahead: timedelta = timedelta()) -> list[Reservation]:
         """Meetings that are not over, for which places are kept now or within `ahead` (at most two hours)."""
+        return [each for each in self.coming(now) if each.keep_from <= now + ahead]
+
+    def coming(self, now: datetime) -> list[Reservation]:
+        """All meetings that are not over, as far ahead as is known: two hours at least, twelve at most."""
         known = self._since is not None and self._until is not None and self._since <= now < self._until
         if not known or self._of is not self._rulebook.rules.sessions:
             self._collect(now)
-        return [each for each in self._found if each.keep_from <= now + ahead and now < each.meeting.end]
+        return [each for each in self._found if now < each.meeting.end]
 
     def renew(self, now: datetime) -> None:
         """Expand some of the sessions again that are known for the shortest time."""

@@ -15,5 +15,6 @@ def queue_rules(gate: QuotaGate, fair: FairShare | None, patience_seconds: float
         claim=gate.claim_of,
         fair=fair,
         sessions=lambda now_seconds: gate.holds(datetime.fromtimestamp(now_seconds, UTC)),
+        coming=lambda now_seconds: gate.coming_holds(datetime.fromtimestamp(now_seconds, UTC)),
         patience_seconds=patience_seconds,
     )

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from ...core.decision import Decision
 from ...core.errors import LedgerFault
-from ...core.model import Lease, LeaseState
+from ...core.model import GpuRequest, Lease, LeaseState
 from ...core.states import LIVING
 from ...core.units import Clock, utc_now
 from ..decide.allow.budget import Interval
@@ -185,6 +185,23 @@ class Ledger:
         """The lease, in whatever state and of whichever broker; None if there never was one with this id."""
         found = await self._read(_FIND, {"of_lease": lease_id})
         return found[0] if found else None
+
+    async def before_start(
+        self, request: GpuRequest, since: datetime | None
+    ) -> tuple[Lease | None, tuple[Interval, ...]]:
+        """The lease with the request's id, if there ever was one, and the user's `intervals` after `since`.
+
+        One read of all that a start is held against. None: no intervals. Raises LedgerFault.
+        """
+        now, user = Moment(self._clock(), self._steady()), (request.hub, request.user)
+
+        def run() -> tuple[Lease | None, tuple[Interval, ...]]:
+            with self._transaction() as connection:
+                found = rows.read(connection, _FIND, {"of_lease": request.lease_id})
+                used = () if since is None else rows.intervals(connection, since, now, user)
+                return (found[0] if found else None), used
+
+        return await self._in_thread(run)
 
     async def owned_elsewhere(self, lease_id: str) -> bool:
         """Whether another broker answers for the lease. Raises LedgerFault."""

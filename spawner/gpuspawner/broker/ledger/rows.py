@@ -55,12 +55,13 @@ def _insert_interval(insert: Any) -> sa.Executable:
 _UPSERT = {name: _upsert(insert) for name, insert in _INSERTS.items()}
 _INSERT_INTERVAL = {name: _insert_interval(insert) for name, insert in _INSERTS.items()}
 _AWAKE = frozenset(state.value for state in AWAKE)
-_STATE = sa.select(leases.c.state).where(leases.c.id == sa.bindparam("of_lease"))
-_DEVICES = (
-    sa.select(lease_devices.c.device_uuid, lease_devices.c.gpu_fraction)
-    .where(lease_devices.c.lease_id == sa.bindparam("of_lease"))
+_BEFORE = (
+    sa.select(leases.c.state, lease_devices.c.device_uuid, lease_devices.c.gpu_fraction)
+    .outerjoin(lease_devices, lease_devices.c.lease_id == leases.c.id)
+    .where(leases.c.id == sa.bindparam("of_lease"))
     .order_by(lease_devices.c.ordinal)
 )
+"""A lease's state with each of its devices; with none, one row without a device."""
 _INSERT_DEVICES = sa.insert(lease_devices)
 _DELETE_DEVICES = sa.delete(lease_devices).where(lease_devices.c.lease_id == sa.bindparam("of_lease"))
 _GROUPS = (
@@ -121,7 +122,8 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -
 
     Only a lease that was awake has an open interval. Raises LedgerFault if it is another broker's.
     """
-    before = connection.execute(_STATE, {"of_lease": lease.id}).scalar()
+    known = connection.execute(_BEFORE, {"of_lease": lease.id}).all()
+    before = known[0].state if known else None
     done = connection.execute(
         _UPSERT[connection.dialect.name],
         {
@@ -137,7 +139,7 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -
             f"Lease {lease.id} belongs to another broker with the same database: give each hub names of its "
             "own, and look for a state folder that was copied from the other broker."
         )
-    _write_devices(connection, lease, is_new=before is None)
+    _write_devices(connection, lease, [(uuid, part) for _, uuid, part in known if uuid is not None])
     _write_groups(connection, lease, is_new=before is None)
     if lease.state in AWAKE and before in _AWAKE:
         # No new interval: one that a reboot ended begins again only when its container does (`charge`).
@@ -305,14 +307,16 @@ def _lease(row: Any, devices: Sequence[tuple[str, float | None]], groups: Iterab
     return Lease(**values)
 
 
-def _write_devices(connection: sa.Connection, lease: Lease, *, is_new: bool) -> None:
-    of_lease = {"of_lease": lease.id}
+def _write_devices(
+    connection: sa.Connection, lease: Lease, written: Sequence[tuple[str, float | None]]
+) -> None:
+    """Replace the devices that are written, if the lease has others now."""
     fractions = lease.device_fractions or (None,) * len(lease.device_uuids)
     devices = list(zip(lease.device_uuids, fractions, strict=True))
-    if not is_new:
-        if [tuple(row) for row in connection.execute(_DEVICES, of_lease)] == devices:
-            return
-        connection.execute(_DELETE_DEVICES, of_lease)
+    if devices == list(written):
+        return
+    if written:
+        connection.execute(_DELETE_DEVICES, {"of_lease": lease.id})
     if devices:
         connection.execute(
             _INSERT_DEVICES,

@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, TemplateError
 from jupyterhub._data import DATA_FILES_PATH
 from jupyterhub.services.auth import HubOAuth
+from markupsafe import Markup
 from traitlets.config.loader import Config, LazyConfigValue
+
+from ...core.text import isolated, plain
 
 _HERE = Path(__file__).parent
 STATIC_DIR = _HERE / "static"
@@ -67,12 +71,25 @@ class Look:
                 ]
             ),
         )
+        self._environment.filters |= {"name": name_in_html, "isolated": isolated}
         self._vars = {key: value for key, value in (template_vars or {}).items() if not callable(value)}
         self._assets = {path.name: _version(path) for path in sorted(STATIC_DIR.iterdir())}
 
     def render(self, template: str, **namespace: Any) -> str:
         """The template's HTML."""
         return self._environment.get_template(template).render(**namespace)
+
+    def compile(self) -> None:
+        """Makes the programs of all our templates, 0.35 s of CPU time, so that no reader waits for them.
+
+        A template that a site has broken is left: the page that needs it answers with the error.
+        """
+        for path in sorted((_HERE / "templates").glob("*.html")):
+            with suppress(TemplateError):
+                self._environment.get_template(path.name)
+        for name in ("page.html", "error.html"):
+            with suppress(TemplateError):
+                self._environment.get_template(name)
 
     def part(self, template: str, macro: str, page: Any, variables: Mapping[str, Any]) -> str:
         """The HTML of one macro of a template, called with the page and the variables of its forms."""
@@ -114,6 +131,11 @@ class Look:
             "xsrf_token": xsrf_token,
             **self._vars,
         }
+
+
+def name_in_html(name: str) -> Markup:
+    """The filter `name`: what somebody else chose, in an element that keeps its direction to itself."""
+    return Markup("<bdi>{}</bdi>").format(plain(str(name)))
 
 
 def look_of(config: Config) -> Look:

@@ -33,8 +33,14 @@ _PAGES = (
 
 
 def navigation(viewer: Viewer, prefix: str, address: str) -> tuple[Tab, ...]:
-    """The tabs for this viewer; `address` is the present page's. One tab alone is none."""
+    """The tabs for this viewer; `address` is the present page's, or is below it. One tab alone is none."""
     shown = [page for page in _PAGES if page.is_for(viewer)]
     if len(shown) < 2:
         return ()
-    return tuple(Tab(page.title, f"{prefix}{page.address}", page.address == address) for page in shown)
+    return tuple(
+        Tab(page.title, f"{prefix}{page.address}", _is_below(page.address, address)) for page in shown
+    )
+
+
+def _is_below(page: str, address: str) -> bool:
+    return address == page or (page != "" and address.startswith(page))

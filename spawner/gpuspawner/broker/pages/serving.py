@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +41,8 @@ def serve_pages(
 ) -> list[HTTPServer]:
     """A listening server; none if no hub started this process. `more` are further routes.
 
-    `make_desk` gets the address of the hub's API.
+    `make_desk` gets the address of the hub's API. What the first reader would wait for is made before: the
+    documents of all leases, and in a thread of its own the templates' programs.
 
     Raises ConfigError if the port is in use.
     """
@@ -51,9 +53,13 @@ def serve_pages(
     prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", _PREFIX)
     api_url = os.environ.get("JUPYTERHUB_API_URL", "")
     desk = make_desk(api_url) if make_desk is not None and api_url else None
+    look = look_of(config)
     handlers: list[Any] = list(
-        make_handlers(view, prefix, look=look_of(config), hub=hub_of(config), desk=desk, more=more)
+        make_handlers(view, prefix, look=look, hub=hub_of(config), desk=desk, more=more)
     )
+    threading.Thread(target=look.compile, name="templates", daemon=True).start()
+    view.status()
+    view.tiers()
     server = HTTPServer(Application(handlers, **make_settings()), max_body_size=MAX_BODY_BYTES)
     try:
         server.listen(where.port or 80, where.hostname or "127.0.0.1")

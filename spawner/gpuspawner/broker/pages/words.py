@@ -33,6 +33,14 @@ def span(seconds: float) -> str:
     return "less than a minute"
 
 
+def length(seconds: float) -> str:
+    """A length of time to the minute: "1 h 22 min", "22 minutes", "1 minute", "less than a minute"."""
+    hours, minutes = divmod(int(seconds // 60), 60)
+    if hours < 1:
+        return span(seconds)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
 def count_of(free: int, total: int, noun: str) -> str:
     """For example "1 of 4 GPUs"."""
     return f"{free} of {total} {noun}{'' if total == 1 else 's'}"

@@ -17,7 +17,8 @@ from .wire import Garbled, Hello, plain, read
 
 FIRST_SECONDS = 10.0
 """A connection has this long to say what it wants."""
-MOST_BYTES = 16 << 20
+FIRST_BYTES = 64 << 10
+"""Longest first message: who sends it isn't known yet."""
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -41,7 +42,7 @@ class Door:
     async def open(self, host: str, port: int) -> int:
         """Listens; returns the port. Raises OSError."""
         context = await asyncio.to_thread(self._authority.context)
-        self._server = await asyncio.start_server(self._meet, host, port, ssl=context, limit=MOST_BYTES)
+        self._server = await asyncio.start_server(self._meet, host, port, ssl=context, limit=FIRST_BYTES)
         found: int = self._server.sockets[0].getsockname()[1]
         return found
 
@@ -53,11 +54,6 @@ class Door:
                 writer.transport.abort()
             await self._server.wait_closed()
 
-    def shut_out(self, name: str) -> None:
-        """Ends the machine's connection, as after `forget`."""
-        if (writer := self._open.get(name)) is not None:
-            writer.transport.abort()
-
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(FIRST_SECONDS):
@@ -67,22 +63,23 @@ class Door:
             else:
                 await self._serve(read(Hello, message), (reader, writer))
         except (OSError, ValueError, TimeoutError, Garbled, Fault) as error:
-            self._log.warning("An agent's connection was refused: %s", error)
-            await _say(writer, {"tell": "refused", "value": str(error)})
+            why = str(error) or "it said nothing in time"
+            if isinstance(error, Garbled):  # its text has what came, from anybody
+                why = "its first message can't be read"
+            self._log.warning("An agent's connection was refused: %s", why)
+            await _say(writer, {"tell": "refused", "value": why})
         finally:
             writer.close()
 
     async def _join(self, message: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
         """Signs the request of a machine with a good token. Raises ValueError."""
         name, request = str(message.get("name", "")), str(message.get("request", ""))
-        async with self._joining:  # a token serves once
-            if not await asyncio.to_thread(self._membership.use_token, str(message["join"])):
-                raise ValueError(
-                    "this token isn't good, or not any more: `gpuspawner node token` makes another"
-                )
+        token = str(message["join"])
+        await asyncio.to_thread(self._membership.check, token, name)
+        async with self._joining:  # certipy counts its certificates in a file
             certificate = await asyncio.to_thread(self._authority.sign, request)
-            known_by = fingerprint(ssl.PEM_cert_to_DER_cert(certificate))
-            await asyncio.to_thread(self._membership.add, name, known_by)
+        known_by = fingerprint(ssl.PEM_cert_to_DER_cert(certificate))
+        await asyncio.to_thread(self._membership.admit, token, name, known_by)
         self._log.info("Machine %s has joined", name)
         await _say(writer, {"certificate": certificate, "authority": self._authority.certificate})
 
@@ -93,7 +90,7 @@ class Door:
         known = await asyncio.to_thread(self._membership.is_member, hello.name, fingerprint(certificate))
         node = self._node_of(hello.name) if known else None
         if node is None:
-            raise ValueError(f"machine {hello.name} hasn't joined, or was forgotten")
+            raise ValueError(f"machine {hello.name[:64]!r} hasn't joined, or was forgotten")
         if why := hello.refusal():
             raise ValueError(why)
         self._open[hello.name] = streams[1]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from ...core.errors import ConfigError, Fault
 from .certificates import Identity, fingerprint
-from .door import MOST_BYTES
 
 JOIN_SECONDS = 30.0
 _LINE = re.compile(r"([^\s/]+):(\d{1,5})/([0-9a-f]{32})/([0-9a-f]{64})")
@@ -73,7 +72,7 @@ async def connect(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection of a machine that has joined. Raises OSError, Fault."""
     context = await asyncio.to_thread(identity.context)
-    reader, writer = await asyncio.open_connection(host, port, ssl=context, limit=MOST_BYTES)
+    reader, writer = await asyncio.open_connection(host, port, ssl=context)
     try:
         identity.check_broker(writer.get_extra_info("ssl_object").getpeercert(binary_form=True) or b"")
     except OSError:

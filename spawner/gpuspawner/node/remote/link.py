@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from .wire import Garbled, Unknown, arguments_of, fault_of, fault_to_plain, plai
 
 MOST_BYTES = 16 << 20
 """The longest line. The readings of 64 GPUs with 30 containers each are under 1 MiB."""
+_CHUNK_BYTES = 64 << 10
 ALIVE_SECONDS = 2.0
 SILENCE_SECONDS = 8.0
 CALL_SECONDS = 60.0
@@ -60,8 +61,10 @@ class Link:
         """Reads and answers; returns when the connection has ended, for whatever reason."""
         alive = asyncio.create_task(self._stay_alive())
         try:
-            while line := await asyncio.wait_for(self._reader.readline(), self._pace.silence_seconds):
+            async for line in self._lines():
                 self._take(json.loads(line))
+            self.ended = "the connection was closed"
+        except ConnectionError:  # as by the kernel, for a process that was killed with something left to read
             self.ended = "the connection was closed"
         except TimeoutError:
             self.ended = f"nothing was heard for {self._pace.silence_seconds:g} s"
@@ -80,6 +83,23 @@ class Link:
                     future.set_exception(DeviceFault(self.ended))
                     future.exception()  # looked at: whoever asked may have gone
             self._writer.close()
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        """Whole lines. Raises TimeoutError after a silence, ValueError for a line that is too long."""
+        begun = bytearray()
+        while chunk := await self._chunk():
+            *whole, rest = chunk.split(b"\n")
+            for line in whole:
+                yield bytes(begun) + line
+                begun.clear()
+            begun += rest
+            if len(begun) > MOST_BYTES:
+                raise ValueError(f"a message is longer than {MOST_BYTES} bytes")
+
+    async def _chunk(self) -> bytes:
+        # asyncio.wait_for of Python 3.11 loses a cancellation that comes together with data
+        async with asyncio.timeout(self._pace.silence_seconds):
+            return await self._reader.read(_CHUNK_BYTES)
 
     def close(self) -> None:
         """Ends the link; `run` returns."""

@@ -52,6 +52,8 @@ class Members:
         self._folder, self._log = state_dir / FOLDER, log
         self._membership = membership_of(state_dir)
         self._nodes: dict[str, RemoteNode] = {}
+        self._joined: dict[str, str] = {}
+        """The fingerprints of their certificates, as of the last look."""
         self._door: Door | None = None
 
     async def open(self, address: str) -> tuple[RemoteNode, ...]:
@@ -73,12 +75,16 @@ class Members:
         return joined
 
     async def look(self) -> tuple[tuple[RemoteNode, ...], tuple[str, ...]]:
-        """The machines that have joined since the last look, and the names of those that were forgotten."""
-        names = await asyncio.to_thread(self._membership.names)
-        gone = tuple(name for name in self._nodes if name not in names)
+        """The machines that have joined since the last look, and the names of those that were forgotten.
+
+        One that was forgotten and has joined anew is both.
+        """
+        joined = await asyncio.to_thread(self._membership.fingerprints)
+        gone = tuple(name for name in self._nodes if self._joined.get(name) != joined.get(name))
         for name in gone:
             await self._nodes.pop(name).close()
-        new = [name for name in names if name not in self._nodes]
+        self._joined = joined
+        new = [name for name in joined if name not in self._nodes]
         self._nodes |= {name: RemoteNode(name, self._log) for name in new}
         return tuple(self._nodes[name] for name in new), gone
 

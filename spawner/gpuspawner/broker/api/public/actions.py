@@ -74,8 +74,8 @@ class Actions:
 
         async def stop() -> Answer:
             if await self._servers.stop(sender.token, lease.user, lease.server):
-                return _said("Stopped. The GPU is free again." if lease.device_uuids else "Left the queue.")
-            return _said("Stopping. The GPU is free again in a moment.", 202)
+                return _said("Stopped. Your GPU was given back." if lease.device_uuids else "Left the queue.")
+            return _said("Stopping. Your GPU is given back in a moment.", 202)
 
         return await self._do(STOP, lease, sender, {}, stop)
 
@@ -122,7 +122,7 @@ class Actions:
             if not await self._servers.stop(sender.token, lease.user, lease.server):
                 return _said("Stopping. When it has stopped, start it again with CPU.", 202)
             await self._servers.start(sender.token, lease.user, lease.server, {"profile": tier})
-            return _said("The GPU is free again. Your server starts with CPU.", 202)
+            return _said("Your GPU was given back. Your server starts with CPU.", 202)
 
         return await self._do(USE_CPU, lease, sender, {}, restart)
 

@@ -110,6 +110,10 @@ class HubUser(HubOAuthenticated, Discreet):
         """Takes from it how the sender is known; before `prepare`."""
         self.hub_auth, self.hub, self.limits, self.local = site.hub_auth, site.hub, site.limits, site.local
 
+    def ask_hub_again(self) -> None:
+        """The next request asks the hub about its sender again: servers have stopped or started."""
+        self.hub_auth.cache.clear()
+
     def token(self) -> str:
         """The sender's token of the hub; "" for an account of this machine."""
         return "" if self.local is not None else str(self.hub_auth.get_token(self) or "")

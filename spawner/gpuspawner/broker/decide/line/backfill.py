@@ -16,6 +16,7 @@ random sequences.
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,7 +48,8 @@ class SessionHold:
     """Capacity that is kept for a group: places like `want`, from `begins_seconds` to `ends_seconds`.
 
     From `from_seconds` on (the lead time) nobody else may begin what would still run at its begin. Places
-    that the group doesn't use go back when the caller leaves the hold out, or lowers `count`.
+    that the group doesn't use go back at `released_seconds`, and when the caller leaves the hold out.
+    `moves_out`: servers that are in the way at its begin are ended.
     """
 
     group: str
@@ -56,10 +58,12 @@ class SessionHold:
     from_seconds: float
     begins_seconds: float
     ends_seconds: float
+    released_seconds: float = math.inf
+    moves_out: bool = False
 
     def applies(self, now_seconds: float) -> bool:
         """Whether starts of other users are checked against it now."""
-        return self.from_seconds <= now_seconds < self.ends_seconds
+        return self.from_seconds <= now_seconds < min(self.ends_seconds, self.released_seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,14 @@ from itertools import islice
 from .future import Arrival, Begin, Future, Lasts, Line
 from .lengths import Drawn, Lengths
 
-KEPT_ERRORS = 200
+KEPT_ERRORS = 60
+"""So many of the newest errors say how wrong the next ranges may be; with the hours that changes."""
 _ENOUGH_ERRORS = 25
 _FIRST_EDGES = (-2.5, 2.5)
 """The range in sides of the middle as long as too few errors are known."""
 _WIDEST = 1.5
 """A range that is wider than this many times the wait in its middle is not told."""
-_COVERED = 0.92
+_COVERED = 0.86
 """The part of the past waits that a range must have covered; more than the required 80 %."""
 _SIDE = 0.1
 """The side of the middle ends where this part of the futures lies beyond it."""
@@ -142,7 +143,7 @@ class Estimator:
 
     def _lengths(self, tiers: Iterable[str]) -> Lasts:
         """Draws the lengths of the sessions of one future."""
-        stretch = {tier: self.lengths.stretch(tier, self._draw) for tier in tiers}
+        stretch = {tier: self.lengths.stretch(tier, self._draw) for tier in sorted(tiers)}
 
         def lasts(drawn: Drawn, age_seconds: float, left_seconds: float | None) -> float | None:
             found = self.lengths.draw(drawn, age_seconds, None, self._draw)

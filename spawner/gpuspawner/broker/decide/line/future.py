@@ -2,22 +2,26 @@
 
 The order is the queue's own (`queue.py`): patience, priority, the groups' and users' use as it grows in this
 future, arrival. Who ends in time passes a big request that waits for more devices than are free, as in
-`backfill.py`. One thing is left out: nothing is kept for lab sessions that have not begun.
+`backfill.py`. A lab session of the timetable has what is kept for it from its begin to its end: its members
+who wait take these places, and others are expected for the rest. From the lead time on nobody else begins
+what would still run then and be in the way.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from bisect import insort
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ....core.want import Want
-from ..place.placement import Kind, Room, Rooms, Share, place, rank, suits, take
-from .backfill import Holding
-from .fairshare import Standings, part_of
+from ..place.fitting import places
+from ..place.placement import Kind, Room, Rooms, Share, place, suits, take
+from .backfill import Holding, SessionHold
+from .fairshare import Standings
+from .future_floor import Floor, Holder
+from .future_use import Use
 from .lengths import Drawn
 from .queue import PATIENCE_SECONDS, Waiting
 
@@ -40,7 +44,7 @@ class Line:
     """What a future begins with: rooms that are free, sessions, and who waits, in the order of service.
 
     `tiers` names the tier of each waiting request by its lease id. `standings` is what users and groups have
-    used, None without fair share.
+    used, None without fair share. `kept` is what is kept for lab sessions now and later.
     """
 
     rooms: Rooms
@@ -52,6 +56,7 @@ class Line:
     may_pass: bool = False
     """Whether a request that comes later may be served before these."""
     patience_seconds: float = PATIENCE_SECONDS
+    kept: Sequence[SessionHold] = ()
     guests: frozenset[str] = frozenset()
     """Of those who wait, the ones that only ask when they would begin: they take nothing."""
 
@@ -93,12 +98,29 @@ class _Asking:
     by_use: dict[tuple[int, str], list[tuple[float, int, Waiting]]] = field(default_factory=dict)
 
 
-class _End(NamedTuple):
-    at_seconds: float
-    number: int
-    shares: tuple[Share, ...]
-    group: str
-    devices: float
+@dataclass(slots=True)
+class _Lab:
+    """A lab session: how many of its places nobody has, and how many members are expected for those taken."""
+
+    hold: SessionHold
+    begun: bool = False
+    missing: int = 0
+    expected: int = 0
+
+
+_Flavour = tuple[Want, float | None, str]
+"""What decides whether somebody may begin before a lab session: want, longest session, group."""
+
+
+def _flavour(waiting: Waiting) -> _Flavour:
+    return waiting.want, waiting.claim.session_seconds, waiting.claim.group
+
+
+def _moments_of(labs: Iterable[_Lab]) -> list[tuple[float, _Lab]]:
+    """When something begins or goes back by the timetable, the last one first."""
+    found = [(lab.hold.begins_seconds, lab) for lab in labs]
+    found += [(lab.hold.released_seconds, lab) for lab in labs if math.isfinite(lab.hold.released_seconds)]
+    return sorted(found, key=lambda each: each[0], reverse=True)
 
 
 class Future:
@@ -108,14 +130,12 @@ class Future:
         self._line = line
         self._lasts = lasts
         self._now = now_seconds
-        self._rooms: dict[Kind, list[Room]] = {kind: list(listed) for kind, listed in line.rooms.items()}
-        self._changed: dict[str, Room] = {}
-        self._ends: list[_End] = []
-        self._limits: dict[int, tuple[float, tuple[Share, ...]]] = {}
-        """Of the sessions among `_ends` that have a limit: their latest end, and what they hold."""
-        self._pushed = 0
+        self._use = Use(line.standings, now_seconds)
+        self._floor = Floor(line.rooms, line.all_rooms, self._use)
+        self._labs = [_Lab(hold) for hold in line.kept]
+        self._moments = _moments_of(self._labs)
+        self._came = 0
         self._tiers = dict(line.tiers)
-        self._use = _Use(line.standings, now_seconds)
         self._asking: dict[Want, _Asking] = {}
         self._gone: set[str] = set()
         self._last = 0
@@ -131,23 +151,24 @@ class Future:
         wanted = set(wanted)
         at, endings = self._now, 0
         while True:
-            for lease_id in self._serve(at):
+            for lease_id in (*self._seat_classes(at), *self._serve(at)):
                 if lease_id in wanted:
                     begun[lease_id] = Begin(at, endings)
                     wanted.remove(lease_id)
-            if not self._ends or not wanted:
+            end_at = self._floor.next_end_seconds
+            moment = self._moments[-1][0] if self._moments else math.inf
+            if not wanted or end_at == moment == math.inf:
                 return begun
-            if self._next is not None and self._next.at_seconds <= self._ends[0].at_seconds:
+            if self._next is not None and self._next.at_seconds <= min(end_at, moment):
                 at = max(at, self._next.at_seconds)
                 self._arrive(self._next)
                 self._next = next(self._newcomers, None)
-                continue
-            end = heapq.heappop(self._ends)
-            at = end.at_seconds
-            self._limits.pop(end.number, None)
-            endings += 1
-            self._free(end.shares)
-            self._use.end(end.group, end.devices)
+            elif end_at <= moment:
+                at = end_at
+                endings += self._floor.end_next()
+            else:
+                at = max(at, moment)
+                endings += self._pass_moment(*self._moments.pop())
 
     def _begin_with(self) -> None:
         for session in self._line.sessions:
@@ -155,20 +176,19 @@ class Future:
             left = None if ends is None else ends - self._now
             drawn = Drawn(session.tier, session.user, session.began_seconds)
             lasts = self._lasts(drawn, self._now - session.began_seconds, left)
-            devices = self._parts(session.holding.shares)
-            group = session.holding.group
-            self._use.hold(group, devices)
+            until = None if lasts is None else self._now + lasts
+            who = Holder(session.holding.group, session.began_seconds, until, ends)
+            devices = self._floor.hold(session.holding.shares, who)
             if lasts is not None:
-                self._use.grow(session.user, group, devices * lasts, self._now)
-                self._push(self._now + lasts, session.holding.shares, group, devices)
-                if ends is not None:
-                    self._limits[self._pushed] = ends, session.holding.shares
+                self._use.grow(session.user, who.group, devices * lasts, self._now)
 
     def _arrive(self, newcomer: Arrival) -> None:
-        self._pushed += 1
+        if self._is_expected(newcomer):
+            return
+        self._came += 1
         waiting = newcomer.waiting._replace(
             number=self._last + 1,
-            lease_id=f"newcomer-{self._pushed}",
+            lease_id=f"newcomer-{self._came}",
             since_seconds=newcomer.at_seconds,
         )
         self._tiers[waiting.lease_id] = newcomer.tier
@@ -189,11 +209,12 @@ class Future:
 
         But those whose session ends before it could begin may have that.
         """
-        if not any(self._rooms.values()):
+        if not any(self._floor.rooms.values()):
             return []
-        left, begun = dict(self._rooms), []
+        left, begun = dict(self._floor.rooms), []
         kept: dict[Kind, list[Room]] = {}
         kept_from = math.inf
+        denied: set[_Flavour] = set()
         heads = [first for want in self._asking if (first := self._first(want, at)) is not None]
         while heads:
             first = min(heads)
@@ -209,18 +230,33 @@ class Future:
                     left = {kind: listed for kind, listed in left.items() if kind not in suiting}
                     kept |= suiting
                     if any(suiting.values()):
-                        kept_from = min(kept_from, self._begins_by(want))
+                        kept_from = min(kept_from, self._floor.begins_by(want))
                 continue
-            self._gone.add(waiting.lease_id)
-            begun.append(waiting.lease_id)
-            if waiting.lease_id not in self._line.guests:
-                self._give(waiting, shares, at)
-            following = self._first(want, at)
-            if following is None:
-                del self._asking[want]
+            if self._in_the_way(waiting, shares, at):
+                denied.add(_flavour(waiting))
             else:
+                begun.append(self._begin(waiting, shares, at))
+            following = self._first(want, at, denied)
+            if following is not None:
                 heads.append(following)
+            elif not denied:
+                del self._asking[want]
         return begun
+
+    def _begin(self, waiting: Waiting, shares: tuple[Share, ...], at: float) -> str:
+        """They get these shares, but guests take nothing. Returns the lease's id."""
+        self._gone.add(waiting.lease_id)
+        if waiting.lease_id in self._line.guests:
+            return waiting.lease_id
+        claim = waiting.claim
+        drawn = Drawn(self._tiers[waiting.lease_id], waiting.user, at)
+        lasts = self._lasts(drawn, 0.0, claim.session_seconds)
+        until = None if lasts is None else at + lasts
+        latest = None if claim.session_seconds is None else at + claim.session_seconds
+        devices = self._floor.take(shares, Holder(claim.group, at, until, latest))
+        if lasts is not None:
+            self._use.grow(waiting.user, claim.group, devices * lasts, at)
+        return waiting.lease_id
 
     def _only_guests(self, want: Want) -> bool:
         return bool(self._line.guests) and all(
@@ -228,21 +264,6 @@ class Future:
             for _, each in self._asking[want].by_arrival
             if each.lease_id not in self._gone
         )
-
-    def _give(self, waiting: Waiting, shares: tuple[Share, ...], at: float) -> None:
-        devices = self._parts(shares)
-        for share in shares:
-            room = self._changed.get(share.device_uuid) or self._line.all_rooms[share.device_uuid]
-            self._changed[share.device_uuid] = room.plus(share)
-        take(self._rooms, shares)
-        self._use.hold(waiting.claim.group, devices)
-        drawn = Drawn(self._tiers[waiting.lease_id], waiting.user, at)
-        lasts = self._lasts(drawn, 0.0, waiting.claim.session_seconds)
-        if lasts is not None:
-            self._use.grow(waiting.user, waiting.claim.group, devices * lasts, at)
-            self._push(at + lasts, shares, waiting.claim.group, devices)
-            if waiting.claim.session_seconds is not None:
-                self._limits[self._pushed] = at + waiting.claim.session_seconds, shares
 
     def _overdue(self, asking: _Asking, at: float) -> Waiting | None:
         """Who has waited longest for this want, if that is longer than the queue's patience."""
@@ -253,8 +274,8 @@ class Future:
             return listed[0][1]
         return None
 
-    def _heads(self, asking: _Asking) -> Iterable[tuple[_Key, Waiting]]:
-        """The next of each priority and group, with its place in the order."""
+    def _heads(self, asking: _Asking, denied: Set[_Flavour]) -> Iterable[tuple[_Key, Waiting]]:
+        """The next of each priority and group, with its place in the order; not one that is denied."""
         for (priority, group), listed in asking.by_use.items():
             while listed:
                 use, number, waiting = listed[0]
@@ -265,92 +286,82 @@ class Future:
                 if now > use:
                     heapq.heapreplace(listed, (now, number, waiting))
                     continue
-                yield (1.0, -priority, *self._use.of_group(group, waiting), use, number), waiting
+                if _flavour(waiting) not in denied:
+                    yield (1.0, -priority, *self._use.of_group(group, waiting), use, number), waiting
                 break
 
-    def _first(self, want: Want, at: float) -> tuple[_Key, Waiting] | None:
+    def _first(
+        self, want: Want, at: float, denied: Set[_Flavour] = frozenset()
+    ) -> tuple[_Key, Waiting] | None:
         """The next one who waits for this want, with its place in the order; None if nobody does."""
         asking = self._asking[want]
         overdue = self._overdue(asking, at)
-        if overdue is not None:
+        if overdue is not None and _flavour(overdue) not in denied:
             return (0.0, overdue.number), overdue
-        return min(self._heads(asking), default=None)
+        return min(self._heads(asking, denied), default=None)
 
-    # Devices.
+    # Lab sessions.
 
-    def _parts(self, shares: Iterable[Share]) -> float:
-        rooms = self._line.all_rooms
-        return sum(part_of(each, rooms[each.device_uuid]) for each in shares if each.device_uuid in rooms)
+    def _pass_moment(self, at: float, lab: _Lab) -> int:
+        """A lab session begins, or its unused places go back. Returns how many had to end for it."""
+        hold, ended = lab.hold, 0
+        if at != hold.begins_seconds:
+            lab.missing = 0
+            return 0
+        lab.begun = True
+        lab.missing = max(0, hold.count - self._floor.members[hold.group])
+        if hold.moves_out and at >= self._now:
+            ended = self._floor.make_room(hold.want, lab.missing, hold.group)
+        return ended
 
-    def _push(self, at: float, shares: tuple[Share, ...], group: str, devices: float) -> None:
-        self._pushed += 1
-        heapq.heappush(self._ends, _End(at, self._pushed, shares, group, devices))
+    def _seat_classes(self, at: float) -> list[str]:
+        """The lab sessions that have begun take what is free: their members who wait, else expected ones."""
+        begun: list[str] = []
+        for lab in self._labs:
+            hold = lab.hold
+            while lab.missing and (shares := place(hold.want, self._floor.rooms)) is not None:
+                lab.missing -= 1
+                member = self._member(hold)
+                if member is not None:
+                    begun.append(self._begin(member, shares, at))
+                else:
+                    lab.expected += 1
+                    self._floor.take(shares, Holder(hold.group, at, hold.ends_seconds, hold.ends_seconds))
+        return begun
 
-    def _begins_by(self, want: Want) -> float:
-        """When the want could begin at the latest, by the limits of those that run; -inf: not known."""
-        rooms = {kind: list(listed) for kind, listed in self._rooms.items() if suits(want, kind)}
-        changed = dict(self._changed)
-        for until, shares in sorted(self._limits.values(), key=lambda each: each[0]):
-            self._give_back(rooms, changed, shares)
-            if place(want, rooms) is not None:
-                return until
-        return -math.inf
+    def _member(self, hold: SessionHold) -> Waiting | None:
+        """Of the members who wait, the one who came first."""
+        for want, asking in self._asking.items():
+            if want == hold.want:
+                for _, waiting in sorted(asking.by_arrival):
+                    mine = waiting.claim.group == hold.group and waiting.lease_id not in self._line.guests
+                    if mine and waiting.lease_id not in self._gone:
+                        return waiting
+        return None
 
-    def _free(self, shares: Iterable[Share]) -> None:
-        self._give_back(self._rooms, self._changed, shares)
+    def _is_expected(self, newcomer: Arrival) -> bool:
+        """Whether a place was taken for this member of a class before they came."""
+        for lab in self._labs:
+            hold = lab.hold
+            mine = newcomer.waiting.claim.group == hold.group and newcomer.waiting.want == hold.want
+            if mine and lab.expected and newcomer.at_seconds < hold.ends_seconds:
+                lab.expected -= 1
+                return True
+        return False
 
-    def _give_back(
-        self, rooms: dict[Kind, list[Room]], changed: dict[str, Room], shares: Iterable[Share]
-    ) -> None:
-        """Adds the shares to what is free in `rooms`; `changed` are the rooms that differ from the line's."""
-        for share in shares:
-            room = changed.get(share.device_uuid) or self._line.all_rooms.get(share.device_uuid)
-            if room is None:
+    def _in_the_way(self, waiting: Waiting, shares: Sequence[Share], at: float) -> bool:
+        """Whether somebody who begins now would lack a lab session that has not begun, at its begin."""
+        for lab in self._labs:
+            hold, limit = lab.hold, waiting.claim.session_seconds
+            if lab.begun or at < hold.from_seconds or waiting.claim.group == hold.group:
                 continue
-            freed = changed[share.device_uuid] = room.minus(share)
-            listed = rooms.setdefault(room.kind, [])
-            at = next((n for n, each in enumerate(listed) if each.device.uuid == share.device_uuid), None)
-            if at is not None:
-                del listed[at]
-            insort(listed, freed, key=rank)
-
-
-class _Use:
-    """What users and groups have used, as it grows in this future; everything 0 without fair share.
-
-    A session's whole use counts from its begin. Use decays: here what comes later weighs more instead, which
-    gives the same order.
-    """
-
-    def __init__(self, standings: Standings | None, now_seconds: float) -> None:
-        self._fair = standings
-        self._now = now_seconds
-        self._users: dict[str, float] = {}
-        self._groups: dict[str, float] = {}
-        self._held: dict[str, float] = {}
-
-    def hold(self, group: str, devices: float) -> None:
-        """The group holds so many more devices."""
-        self._held[group] = self._held.get(group, 0.0) + devices
-
-    def end(self, group: str, devices: float) -> None:
-        """The group holds so many fewer devices."""
-        self._held[group] = self._held.get(group, 0.0) - devices
-
-    def grow(self, user: str, group: str, gpu_seconds: float, at: float) -> None:
-        """A session that uses so much begins."""
-        if self._fair is not None:
-            weighs = gpu_seconds * math.exp((at - self._now) * self._fair.rate)
-            self._users[user] = self._users.get(user, 0.0) + weighs
-            self._groups[group] = self._groups.get(group, 0.0) + weighs
-
-    def of_user(self, user: str) -> float:
-        """What the user is ordered by."""
-        return 0.0 if self._fair is None else self._fair.users.get(user, 0.0) + self._users.get(user, 0.0)
-
-    def of_group(self, group: str, member: Waiting) -> tuple[float, float]:
-        """What the group is ordered by: whether it has what it is guaranteed, and its use by its weight."""
-        if self._fair is None:
-            return (0.0, 0.0)
-        use = self._fair.groups.get(group, 0.0) + self._groups.get(group, 0.0)
-        return float(self._held.get(group, 0.0) >= member.claim.guaranteed_devices), use / member.claim.weight
+            if limit is not None and at + limit <= hold.begins_seconds:
+                continue
+            missing = max(0, hold.count - self._floor.members[hold.group])
+            rooms = self._floor.rooms_at(hold.begins_seconds)
+            before = places(hold.want, missing, rooms)
+            take(rooms, shares)
+            after = places(hold.want, missing, rooms)
+            if after < missing and after < before:
+                return True
+        return False

@@ -32,6 +32,15 @@ def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> s
     return f"You asked for {_wanted(want)}, but {few} in service now. {told}".rstrip()
 
 
+def awaited(want: Want, reasons: Sequence[str]) -> str:
+    """Why a request waits that only a machine may serve whose GPUs aren't known yet."""
+    why = "; ".join(reasons)
+    return (
+        f"You asked for {_wanted(want)}, which no machine has that can be reached now: {why}. Your server "
+        "starts when it is back and has one free; or choose another tier, or CPU."
+    )
+
+
 def needs_admin(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
     """The refusal of a request that only devices could serve that no new container gets."""
     told = " ".join(_withdrawn_one(device, health) for device, health in lost)

@@ -50,9 +50,10 @@ class ReplaySessions:
 
         def lasts(lease: Lease, now_seconds: float) -> float:
             own = self._ends.get(lease.id, math.inf) - now_seconds
-            return max(0.0, min(site.lasts_at_most(lease, now_seconds), own))
+            most = site.lasts_at_most(lease, now_seconds)
+            return min(most, own) if own > 0 else most  # it waited until the class was there
 
-        rules = replace(site.rules, claim=claim, sessions=self._holds)
+        rules = replace(site.rules, claim=claim, sessions=self._holds, coming=self._coming)
         moments = {
             self._seconds(at)
             for kept in self._kept
@@ -79,6 +80,12 @@ class ReplaySessions:
         return claim
 
     def _holds(self, now_seconds: float) -> list[SessionHold]:
+        return self._as_holds(self._near(now_seconds), now_seconds)
+
+    def _coming(self, now_seconds: float) -> list[SessionHold]:
+        return self._as_holds(self._kept, now_seconds)
+
+    def _as_holds(self, reservations: Iterable[Reservation], now_seconds: float) -> list[SessionHold]:
         now = self._at(now_seconds)
         return [
             SessionHold(
@@ -88,8 +95,10 @@ class ReplaySessions:
                 from_seconds=self._seconds(kept.keep_from),
                 begins_seconds=self._seconds(kept.meeting.start),
                 ends_seconds=self._seconds(kept.meeting.end),
+                released_seconds=self._seconds(kept.release_at),
+                moves_out=self._moves_out(kept),
             )
-            for kept in self._near(now_seconds)
+            for kept in reservations
             if now < kept.release_at
         ]
 
@@ -115,10 +124,12 @@ class ReplaySessions:
         """Who has to end at this moment, when a session begins: the newest first, as the rounds do."""
         leaving: list[str] = []
         for kept in self._kept:
-            moves = self._labs.sessions[kept.meeting.session].move_out is not EndAction.NOTHING
-            if moves and self._seconds(kept.meeting.start) == now_seconds:
+            if self._moves_out(kept) and self._seconds(kept.meeting.start) == now_seconds:
                 leaving += self._in_the_way(book, kept, frozenset(leaving))
         return leaving
+
+    def _moves_out(self, kept: Reservation) -> bool:
+        return self._labs.sessions[kept.meeting.session].move_out is not EndAction.NOTHING
 
     def _in_the_way(self, book: Book, kept: Reservation, gone: frozenset[str]) -> tuple[str, ...]:
         others = [

@@ -117,13 +117,12 @@ def judge(policy: IdleRules, activity: Activity, warned: Warned, look: Look) -> 
 
 def _warning(policy: IdleRules, activity: Activity, since: datetime, look: Look, acts_at: datetime) -> str:
     """The sentence stays for many minutes: it gives the time of the action, not how long it is until then."""
-    minutes = (look.now - since).total_seconds() / 60
     what = (
         "no notebook of this server has computed anything (whether its GPU was used can't be measured here)"
         if activity.gpu_used_at is None
         else "this server has not used its GPU, and no notebook of it computes"
     )
-    sentence = f"For {minutes:.0f} minutes {what}."
+    sentence = f"For {_minutes(look.now - since)} {what}."
     if policy.action is EndAction.NOTHING:
         return f"{sentence} {_ONLY_SAID}"
     at = format_local(max(acts_at, look.now), look.timezone, look.now)
@@ -139,8 +138,13 @@ def _acts_at(policy: IdleRules, activity: Activity, since: datetime) -> datetime
 
 
 def _acted(policy: IdleRules, activity: Activity, since: datetime, now: datetime) -> str:
-    minutes = (now - since).total_seconds() / 60
     done = "put to sleep" if policy.action is EndAction.SLEEP else "stopped"
     measured = activity.gpu_used_at is not None
     why = "its GPU was not used" if measured else "no notebook of it computed anything"
-    return f"This server was {done} because {why} for {minutes:.0f} minutes."
+    return f"This server was {done} because {why} for {_minutes(now - since)}."
+
+
+def _minutes(passed: timedelta) -> str:
+    """For example "30 minutes"; idleness of less than one is none."""
+    count = max(1, round(passed.total_seconds() / 60))
+    return f"{count} minute{'' if count == 1 else 's'}"

@@ -14,6 +14,7 @@ from ....config.quotas import value_from_text
 from ....core.errors import BadOption, ConfigError
 from ....core.quota import SubjectKind
 from ....core.session import LabSession
+from ....core.text import isolated
 from ...decide.when.timetable import describe
 from ...leases.rule_service import QuotaView
 from ..classes.week import Week, make_week
@@ -102,7 +103,7 @@ class RulesHandler(AdminPage):
 
                 async def change() -> Said:
                     await rules.change_quota(subject, values, author, reason)
-                    return Said(f"{subject}: {key} is {text or 'as in the settings'} now.")
+                    return Said(f"{isolated(str(subject))}: {key} is {text or 'as in the settings'} now.")
 
                 return await self.write_down(writing, change)
             case "reset":
@@ -110,7 +111,7 @@ class RulesHandler(AdminPage):
 
                 async def reset() -> Said:
                     await rules.remove_quota(subject, author, reason)
-                    return Said(f"{subject}: what the settings say holds again.")
+                    return Said(f"{isolated(str(subject))}: what the settings say holds again.")
 
                 return await self.write_down(writing, reset)
             case _:

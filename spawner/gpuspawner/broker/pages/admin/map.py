@@ -9,6 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from ....core.model import Device, Lease, LeaseState
+from ....core.text import isolated
 from ....core.units import format_bytes
 from ....core.want import Mode
 from ....node.api import Usage, XidSeen
@@ -65,16 +66,24 @@ class Cell:
     @property
     def names(self) -> str:
         """The users, as far as there is room: "ada, bob and 2 others"."""
-        users = list(dict.fromkeys(part.user for part in self.parts))
+        users = [isolated(user) for user in dict.fromkeys(part.user for part in self.parts)]
         if len(users) <= _NAMES:
             return ", ".join(users)
         return f"{', '.join(users[: _NAMES - 1])} and {len(users) - _NAMES + 1} others"
 
     @property
+    def condition(self) -> str:
+        """Its state with the reason: "drained by admin: new fans", "out of service: XID 79"."""
+        if not self.reason:
+            return str(self.state)
+        between = " " if self.state is CellState.DRAINED else ": "
+        return f"{self.state}{between}{self.reason}"
+
+    @property
     def label(self) -> str:
         """All of it in words, for screen readers and as a tip."""
         words: Iterable[str] = (
-            f"{self.name}: {self.state}{f' ({self.reason})' if self.reason else ''}",
+            f"{self.name}: {self.condition}",
             f"held by {self.names}" if self.parts else "",
             f"{self.used} in use" if self.used else "",
             "" if self.busy_percent is None else f"{self.busy_percent:.0f} % busy",
@@ -155,8 +164,8 @@ def _state(view: DeviceView) -> tuple[CellState, str]:
     if not view.health.healthy:
         return CellState.OUT, view.health.reason
     if view.drain is not None:
-        by = f"by {view.drain.author}"
-        return CellState.DRAINED, f"{by}: {view.drain.reason}" if view.drain.reason else by
+        by, reason = f"by {isolated(view.drain.author)}", isolated(view.drain.reason)
+        return CellState.DRAINED, f"{by}: {reason}" if reason else by
     if not view.holders:
         return CellState.FREE, ""
     return (CellState.PARTLY if _free_slices(view) or _free_seats(view) else CellState.FULL), ""

@@ -10,6 +10,7 @@ from tornado.web import HTTPError
 
 from ....core.errors import BadOption, GpuSpawnerError, Refusal
 from ....core.model import Lease
+from ....core.text import isolated
 from ....core.units import format_bytes
 from ..table import Column, Table, make_table
 from ..words import Moment, moment
@@ -63,8 +64,14 @@ class ServersHandler(AdminPage):
     async def content(self, *path: str) -> ServersPage:
         snapshot, now = self.tools.allocator.snapshot(), self.tools.clock()
         names = {view.device.uuid: view.number for view in snapshot.devices}
-        table = make_table(snapshot.leases, COLUMNS, self.wish(), words=lambda lease: _words(lease, names))
-        rows = tuple(_line(lease, names, now) for lease in table.rows)
+        titles = {tier.name: tier.title for tier in self.tools.rules.rulebook.known.tiers}
+        table = make_table(
+            snapshot.leases,
+            COLUMNS,
+            self.wish(),
+            words=lambda lease: f"{_words(lease, names)} {titles.get(lease.tier, '')}",
+        )
+        rows = tuple(_line(lease, titles.get(lease.tier, lease.tier), names, now) for lease in table.rows)
         return ServersPage(self.tools.simulated, table, rows)
 
     async def carry_out(self, what: str, *path: str) -> Said | Question:
@@ -76,7 +83,11 @@ class ServersHandler(AdminPage):
             raise BadOption("No server was chosen, or it has ended meanwhile.")
         servers = "1 server" if len(leases) == 1 else f"{len(leases)} servers"
         if not self.confirmed:
-            names = tuple(f"{each.user}, {each.server or 'default server'} ({each.tier})" for each in leases)
+            names = tuple(
+                f"{isolated(each.user)}, {isolated(each.server or 'default server')} "
+                f"({isolated(self.title_of(each.tier))})"
+                for each in leases
+            )
             text = (
                 "What runs there ends, and what is not saved to a file is lost. Who waits leaves the queue."
             )
@@ -93,7 +104,7 @@ class ServersHandler(AdminPage):
                 return_exceptions=True,
             )
             failed = [
-                f"{lease.user}: {each.message if isinstance(each, Refusal) else each}"
+                f"{isolated(lease.user)}: {each.message if isinstance(each, Refusal) else each}"
                 for lease, each in zip(leases, done, strict=True)
                 if isinstance(each, GpuSpawnerError)
             ]
@@ -104,13 +115,13 @@ class ServersHandler(AdminPage):
         return await self.write_down(writing, stop)
 
 
-def _line(lease: Lease, names: dict[str, str], now: datetime) -> ServerLine:
+def _line(lease: Lease, tier: str, names: dict[str, str], now: datetime) -> ServerLine:
     return ServerLine(
         id=lease.id,
         user=lease.user,
         server=lease.server,
         groups=", ".join(lease.groups),
-        tier=lease.tier,
+        tier=tier,
         state=lease.state.value,
         since=moment(_began(lease).isoformat(), now),
         devices=", ".join(names.get(uuid, uuid) for uuid in lease.device_uuids),

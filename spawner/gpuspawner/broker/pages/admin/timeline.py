@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from ....core.text import isolated
 from ...ledger import Held
 
 COLOURS = 8
@@ -106,7 +107,7 @@ def _line(uuid: str, name: str, held: Sequence[Held], span: Span) -> Line:
 
 def _bar(held: Held, span: Span) -> Bar:
     begin, end = span.percent(held.started_at), span.percent(_end(held, span))
-    server = f", server {held.server!r}" if held.server else ""
+    who = isolated(held.user) + (f", server “{isolated(held.server)}”" if held.server else "")
     zone = ZoneInfo(span.timezone)
     until = "now" if held.ended_at is None else f"{held.ended_at.astimezone(zone):%H:%M}"
     return Bar(
@@ -115,7 +116,7 @@ def _bar(held: Held, span: Span) -> Bar:
         lane=0,
         colour=colour_of(held.user),
         user=held.user,
-        title=f"{held.user}{server}, {held.tier}: {held.started_at.astimezone(zone):%a %H:%M} to {until}",
+        title=f"{who}, {held.tier}: {held.started_at.astimezone(zone):%a %H:%M} to {until}",
         open=held.ended_at is None,
     )
 

@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 from tornado.web import HTTPError
 
 from ....core.errors import BadOption
+from ....core.text import isolated
 from ....protocol.classes import ClassMessage, DoneDocument, MemberDocument, RosterDocument
 from ...api.classes import Picked
 from ...api.public.base import Route, Site
@@ -148,7 +149,7 @@ class RosterPage(ClassBase):
             "those who wait."
         )
         return Question(
-            f"Stop {servers} of {group}?", text, f"Stop {servers}", values, tuple(map(_name, rows))
+            f"Stop {servers} of {isolated(group)}?", text, f"Stop {servers}", values, tuple(map(_name, rows))
         )
 
     def _picked(self) -> Picked:
@@ -194,7 +195,8 @@ def _is_picked(row: MemberDocument, picked: Picked) -> bool:
 
 def _name(row: MemberDocument) -> str:
     """For example "ada, server “train”"; with "on CPU" if it has no GPU."""
-    name = f"{row.user}, server “{row.server}”" if row.server else row.user
+    user = isolated(row.user)
+    name = f"{user}, server “{isolated(row.server)}”" if row.server else user
     return name if row.lease_id else f"{name}, on CPU"
 
 

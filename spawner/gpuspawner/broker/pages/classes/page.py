@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from ....core.units import ordinal
 from ....protocol.classes import AnnouncementDocument, MemberDocument, MemberState, RosterDocument
 from ..meters import Meter, memory_meter
-from ..words import Moment, moment, span
+from ..words import Moment, length, moment
 
 IDLE_SECONDS = 300
 """Shorter idleness is not shown: everybody thinks between two cells."""
@@ -224,5 +224,5 @@ def _counts(roster: RosterDocument) -> tuple[tuple[str, int], ...]:
 
 
 def _told(message: AnnouncementDocument, scene: Scene) -> Told:
-    left = span((message.until - scene.now).total_seconds())
+    left = length((message.until - scene.now).total_seconds())
     return Told(message.text, message.author, f"until {scene.clock(message.until)} ({left} left)")

@@ -109,7 +109,7 @@ def make_week(sessions: Iterable[LabSession], day: date, timezone: str, now: dat
     pieces = [
         piece
         for session in sorted(sessions, key=lambda each: each.name)
-        for entry in _entries(session, window)
+        for entry in _entries(session, window, frame.zone)
         for piece in frame.pieces(session, *entry)
     ]
     today = now.astimezone(frame.zone).date()
@@ -125,8 +125,11 @@ def make_week(sessions: Iterable[LabSession], day: date, timezone: str, now: dat
     )
 
 
-def _entries(session: LabSession, window: Window) -> Iterable[tuple[Meeting, Kind, str]]:
-    """What a session has in the window: its meetings, and dates that were cancelled or moved away."""
+def _entries(session: LabSession, window: Window, shown: ZoneInfo) -> Iterable[tuple[Meeting, Kind, str]]:
+    """What a session has in the window: its meetings, and dates that were cancelled or moved away.
+
+    Times in notes are on the clocks of `shown`, as the calendar's own.
+    """
     zone = ZoneInfo(session.timezone)
     changed = {change.on: change for change in session.changes}
     by_rule = replace(session, exdates=(), changes=())
@@ -136,13 +139,15 @@ def _entries(session: LabSession, window: Window) -> Iterable[tuple[Meeting, Kin
         elif changed[meeting.on].begins == datetime.combine(meeting.on, session.begins):
             yield meeting, Kind.MEETS, "Not as long as usual, or longer."
         else:
-            yield meeting, Kind.MOVED, f"Moved here from {_day_title(meeting.on)}."
+            usual = datetime.combine(meeting.on, session.begins, zone).astimezone(shown)
+            yield meeting, Kind.MOVED, f"Moved here from {_day_title(usual.date())}."
     for meeting in meetings(by_rule, window):
         if meeting.on in session.exdates:
             yield meeting, Kind.SKIPPED, "Doesn't meet on this day."
         elif meeting.on in changed:
-            at = changed[meeting.on].begins
-            if at.replace(tzinfo=zone) != meeting.start:
+            begins = changed[meeting.on].begins.replace(tzinfo=zone)
+            if begins != meeting.start:
+                at = begins.astimezone(shown)
                 yield meeting, Kind.AWAY, f"Moved to {_day_title(at.date())}, {at:%H:%M}."
 
 

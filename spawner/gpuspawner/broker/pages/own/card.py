@@ -12,7 +12,7 @@ from ...api.visible import Document
 from ...observe.sampler import Point
 from ..meters import Curve, Meter, compute_curve, compute_meter, memory_curve, memory_meter
 from ..rows import Holding
-from ..words import span
+from ..words import length, span
 
 HOUR_SECONDS = 3600.0
 _BECAUSE = {
@@ -122,8 +122,13 @@ def lease_card(lease: Mapping[str, Any], holding: Holding, facts: Facts) -> Card
         happenings=tuple(_happenings(lease, facts.status["ended"])),
         can_stop=facts.stops and lease["state"] != "releasing",
         can_use_cpu=facts.stops and facts.has_cpu_tier and runs,
-        extend_seconds=min(HOUR_SECONDS, facts.extend_seconds(lease["id"])) if runs else 0.0,
+        extend_seconds=_extend_seconds(lease, facts) if runs else 0.0,
     )
+
+
+def _extend_seconds(lease: Mapping[str, Any], facts: Facts) -> float:
+    """By how much the session can be made longer with one click, in whole minutes; 0: no button."""
+    return min(HOUR_SECONDS, facts.extend_seconds(lease["id"])) // 60 * 60
 
 
 def place_card(entry: Mapping[str, Any], holding: Holding, facts: Facts) -> Card:
@@ -166,11 +171,8 @@ def _end(lease: Mapping[str, Any], now: datetime) -> End | None:
     if at is None:
         return None
     seconds = max(0.0, (datetime.fromisoformat(at) - now).total_seconds())
-    hours, minutes = divmod(int(seconds // 60), 60)
-    words = [f"{hours} h"] if hours else []
-    left = " ".join([*words, f"{minutes} min"])
     because = _BECAUSE.get(lease.get("ends_because", ""), "")
-    return End(Clock(at, clock_of(at)), left, because, soon=seconds <= 900)
+    return End(Clock(at, clock_of(at)), length(seconds), because, soon=seconds <= 900)
 
 
 def _turn(lease: Mapping[str, Any], facts: Facts) -> TurnRow | None:
@@ -210,7 +212,7 @@ def _turn_sentence(word: str, position: int | None, turn: Mapping[str, Any]) -> 
     if position is None:
         return state
     wait = turn.get("wait_seconds")
-    likely = f", likely in {span(wait)}" if wait is not None else ""
+    likely = f", likely in {length(wait)}" if wait is not None else ""
     return f"{state} You are {ordinal(position)} in line for the GPU{likely}."
 
 
@@ -225,9 +227,16 @@ def _happenings(lease: Mapping[str, Any], ended: Iterable[Document]) -> Iterable
 
 
 def _wait(entry: Mapping[str, Any]) -> tuple[Clock, ...]:
-    """The likely begin, at the earliest and at the latest; one time if both are the same minute."""
+    """The likely begin, at the earliest and at the latest, to the minute; one time if both are the same."""
     times = (entry.get("earliest_at"), entry.get("latest_at"))
-    clocks = [Clock(at, clock_of(at)) for at in times if at is not None]
+    minutes = [_nearest_minute(at) for at in times if at is not None]
+    clocks = [Clock(at, clock_of(at)) for at in minutes]
     if len(clocks) == 2 and clocks[0].clock == clocks[1].clock:
         return (clocks[1],)
     return tuple(clocks)
+
+
+def _nearest_minute(iso: str) -> str:
+    """The time as the sentence of the waiting page has it, so that both say the same."""
+    seconds = datetime.fromisoformat(iso).timestamp()
+    return f"{datetime.fromtimestamp(round(seconds / 60) * 60, UTC):%Y-%m-%dT%H:%M:%SZ}"

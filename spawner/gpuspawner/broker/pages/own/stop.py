@@ -59,6 +59,8 @@ class StopHandler(PageHandler):
             self._failed = {"level": "warning", "sentence": refusal.message}
             await self.show(self.template)
             return
+        finally:
+            self.ask_hub_again()
         target = self._hub_page("spawn", page.user, page.server) if stopped else page.back
         self.redirect(target, status=303)  # type: ignore[no-untyped-call]
 

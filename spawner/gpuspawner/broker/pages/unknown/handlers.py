@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tornado.web import HTTPError
 
 from ....core.errors import LeaseConflict
+from ....core.text import isolated
 from ...api.access import Viewer
 from ...api.public.base import Route, Site
 from ...api.public.rules import MoreRoutes
@@ -62,7 +63,9 @@ class UnknownHandler(WritingPage):
         server = next((each for each in page.servers if each.id == chosen), None)
         if server is None:
             raise LeaseConflict("This server has ended, or the hub knows it again: stop it there.")
-        name = f"{server.user}, server “{server.server}”" if server.server else server.user
+        name = isolated(server.user)
+        if server.server:
+            name = f"{name}, server “{isolated(server.server)}”"
         if not self.confirmed:
             text = "What runs there ends, and what is not saved to a file is lost. Files stay."
             return Question(f"End the server of {name}?", text, "End", {"do": "end", "lease": chosen})

@@ -47,12 +47,18 @@
 
   const clock = (text) => new Date(text).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 
-  // The likely wait on the clock of this browser, and how the place has moved since the wait began.
-  function showQueue(item, queue) {
+  const MINUTE_MS = 60000;
+  const nearestMinute = (text) => new Date(Math.round(new Date(text) / MINUTE_MS) * MINUTE_MS);
+  const hoursAndMinutes = (at) => at.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+
+  // The likely wait on the clock of this browser, if the sentence has other times; and how the place has moved since the
+  // wait began.
+  function showQueue(item, queue, sentence) {
     const range = item.querySelector(".gpu-range");
-    range.hidden = !queue || !queue.latest_at;
+    const ends = queue && queue.latest_at ? [queue.earliest_at, queue.latest_at].map(nearestMinute) : [];
+    range.hidden = ends.every((at) => sentence.includes(hoursAndMinutes(at)));
     if (!range.hidden) {
-      const [from, to] = [clock(queue.earliest_at), clock(queue.latest_at)];
+      const [from, to] = ends.map(clock);
       const likely = from === to ? "about " + to : "between " + from + " and " + to;
       range.textContent = "On your clock: " + likely + ".";
     }
@@ -80,7 +86,7 @@
       pull.hidden = event.part_percent === undefined || event.part_percent === null;
       if (!pull.hidden) pull.value = event.part_percent;
     }
-    if (item.querySelector(".gpu-range")) showQueue(item, event.queue);
+    if (item.querySelector(".gpu-range")) showQueue(item, event.queue, event.message || "");
     for (const each of steps.slice(0, active)) {
       for (const part of each.querySelectorAll(".gpu-pull, .gpu-range, .gpu-moved")) part.hidden = true;
     }

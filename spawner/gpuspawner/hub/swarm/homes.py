@@ -1,0 +1,75 @@
+"""Which machine has whose home. A home is a volume of one machine, and never comes up empty on another.
+
+It is written into the Swarm before the first lab with the home starts: a config object for each home, with
+the volume and the machine as labels. Swarm keeps it with its own state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from ...core.errors import EngineFault, StartFault
+from ..network import Call
+from .document import NODE
+
+HOME = "gpuspawner.home"
+"""The label with the name of the volume."""
+_TAKEN = 409
+
+
+@dataclass(frozen=True, slots=True)
+class Homes:
+    """The homes of a Swarm. `own` is the machine whose engine is asked. Methods block, raise EngineFault."""
+
+    own: str
+
+    def machine_of(self, call: Call, volume: str) -> str:
+        """The machine that has the home; "" if nobody has it yet.
+
+        One that is only known as a volume of the hub's machine is from the time before the Swarm.
+        """
+        written = _written(call, volume)
+        return written or (self.own if _exists(call, volume) else "")
+
+    def claim(self, call: Call, volume: str, machine: str) -> None:
+        """Writes down that the home is on this machine. Raises StartFault if it is on another."""
+        known = self.machine_of(call, volume)
+        if known and known != machine:
+            raise StartFault(
+                f"Your files are on the machine {known}, and this server would start on {machine}. Choose a "
+                "server without a GPU, which starts there, or tell an admin.",
+                "home",
+            )
+        try:
+            call("create_config", _name(volume), b"-", labels={HOME: volume, NODE: machine})
+        except EngineFault as fault:
+            if fault.status != _TAKEN:
+                raise
+            if (written := _written(call, volume)) != machine:  # another start was faster
+                raise StartFault(f"Your files are on the machine {written}: try again.", "home") from fault
+
+
+def _name(volume: str) -> str:
+    """A config's name has up to 64 characters, a volume's up to 255."""
+    return f"gpuspawner-home-{hashlib.sha256(volume.encode()).hexdigest()[:40]}"
+
+
+def _written(call: Call, volume: str) -> str:
+    try:
+        found = call("inspect_config", _name(volume))
+    except EngineFault as fault:
+        if fault.status == 404:
+            return ""
+        raise
+    return str(found["Spec"]["Labels"].get(NODE, ""))
+
+
+def _exists(call: Call, volume: str) -> bool:
+    try:
+        call("inspect_volume", volume)
+    except EngineFault as fault:
+        if fault.status == 404:
+            return False
+        raise
+    return True
