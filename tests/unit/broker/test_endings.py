@@ -167,7 +167,9 @@ async def test_an_extension_takes_the_warning_back_and_outlives_a_restart(bench:
     assert await bench.rules.extend(lease.id, 3600, "ada") == 1800
     assert await bench.minutes(1) == [("1", "")]
     with pytest.raises(NotAllowed, match="Your quota allows no further extension"):
-        await bench.rules.extend(lease.id, 60, "ada")
+        await bench.rules.extend(lease.id, 60, lease.user)
+    with pytest.raises(NotAllowed, match=f"The quota of {lease.user} allows no further extension"):
+        await bench.rules.extend(lease.id, 60, "ines")
     await bench.rulebook.load()
     assert [said[0:2] for said in await bench.minutes(39.5)][-1][1].startswith("session_limit: ")
     with pytest.raises(LeaseConflict):
