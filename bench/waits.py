@@ -33,6 +33,7 @@ from rich.table import Table
 
 HOUR, WEEK = 3600.0, 7 * 86400.0
 GPU = Tier("gpu", "One GPU", want=Want(1))
+TWO = Tier("two", "Two GPUs", want=Want(2))
 GPUS = [Device(f"GPU-{number}", "H100 80GB", 80 << 30, index=number) for number in range(8)]
 
 
@@ -46,6 +47,8 @@ class University:
     limit_seconds: float = 4 * HOUR
     to_the_limit: float = 0.0
     """The part of the sessions that use their whole time."""
+    for_two: float = 0.0
+    """The part of the visits, beside the class, that need two GPUs."""
 
     def lasts(self, draw: random.Random) -> float:
         """How long a session lasts."""
@@ -59,7 +62,8 @@ class University:
         for user in range(self.students):
             for _ in range(draw.randint(2, 6)):
                 at = number * WEEK + draw.randrange(5) * 86400 + draw.gauss(14, 2.5) * HOUR
-                visits.append(Visit(max(0.0, at), f"user-{user}", GPU, self.lasts(draw)))
+                tier = TWO if self.for_two and draw.random() < self.for_two else GPU
+                visits.append(Visit(max(0.0, at), f"user-{user}", tier, self.lasts(draw)))
         visits += [
             Visit(number * WEEK + 10 * HOUR + draw.uniform(0, 600), f"user-{user}", GPU, 1.5 * HOUR)
             for user in range(40)
@@ -195,6 +199,8 @@ UNIVERSITIES = (
     University("by arrival", fair=False),
     University("fair share", fair=True),
     University("fair share, 9 of 10 use their whole hour", True, 320, HOUR, 0.9),
+    University("by arrival, every tenth asks for two GPUs", False, 150, for_two=0.1),
+    University("fair share, every tenth asks for two GPUs", True, 150, for_two=0.1),
 )
 
 
@@ -205,9 +211,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one simulation for each")
     parser.add_argument("--every", type=int, default=10, help="every n-th request is looked at")
     parser.add_argument("--oracle", type=int, default=30, help="moments for the oracle; 0: none")
+    parser.add_argument("--only", default="", help="only the universities with this in their name")
     parser.add_argument("--futures", type=int, default=100, help="futures of the oracle at each moment")
     settings = parser.parse_args()
     for university in UNIVERSITIES:
+        if settings.only not in university.name:
+            continue
         table = Table(title=university.name, title_justify="left")
         for name in ("seed", "looked at", "told", "inside", "width", "oracle inside", "oracle width"):
             table.add_column(name, justify="right")

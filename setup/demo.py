@@ -106,17 +106,18 @@ def with_base_url(demo: Demo) -> Demo:
     """The settings with the base URL of the hub's config file, which a separate process reads."""
     read = (
         "import sys; from pathlib import Path; from urllib.parse import urlsplit\n"
-        "from traitlets.config.loader import Config, PyFileConfigLoader\n"
-        "path = Path(sys.argv[1])\n"
-        "hub = PyFileConfigLoader(path.name, str(path.parent)).load_config().get('JupyterHub', Config())\n"
+        "from gpuspawner.config.loading import load_settings\n"
+        "from gpuspawner.core.errors import ConfigError\n"
+        "try: hub = load_settings(Path(sys.argv[1])).JupyterHub\n"
+        "except ConfigError as error: sys.exit(str(error))\n"
         "print(hub.get('base_url') or urlsplit(str(hub.get('bind_url', ''))).path or '/')\n"
     )
     environment = {**os.environ, **demo.environment()}
     command = [sys.executable, "-c", read, str(demo.config)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=demo.state_dir)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no word on why"])[-1]
-        raise SetupError(f"the config file {demo.config} failed: {last}", "correct it, then run this again")
+        lines = done.stderr.strip().splitlines() or [f"The config file {demo.config} failed"]
+        raise SetupError(f"{lines[-1][0].lower()}{lines[-1][1:]}", "correct it, then run this again")
     path = done.stdout.strip().splitlines()[-1].strip("/")
     return replace(demo, base_url=f"/{path}/" if path else "/")
 

@@ -9,6 +9,8 @@ from typing import TextIO
 
 _HUB = re.compile(r"^\[(?P<level>[DIWEC]) ")
 _PROXY = re.compile(r"^\S+Z \[ConfigProxy\] (?:\x1b\[\d+m)?(?P<level>debug|info|warn|error)")
+_CLOSED = re.compile(r"^\S+Z \[ConfigProxy\] \S+ (?:Uncaught Exception|Error): read ECONNRESET")
+"""A browser closed a connection that the proxy read from: configurable-http-proxy 5 logs it as an error."""
 _REASON = re.compile(r"^\s*(?:[\w.]+\.)?\w*(?:Error|Exception|Fault)\b\s*:|^gpuspawner broker: ")
 _LATE_LINES = 60
 """A line this far from the end is not the reason for the hub's end."""
@@ -34,7 +36,7 @@ class HubLog:
         if match := _HUB.match(line):
             level = match["level"]
         elif match := _PROXY.match(line):
-            level = _PROXY_LEVELS[match["level"]]
+            level = "I" if _CLOSED.match(line) else _PROXY_LEVELS[match["level"]]
         if level:
             self._show = level in ("WEC" if self.ready else "EC")
         text = line.rstrip()

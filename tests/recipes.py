@@ -1,4 +1,4 @@
-"""The recipes of docs/plug-in.md: the blocks below a heading, with a test's addresses in their place."""
+"""The recipes of docs/plug-in.md or another page: the blocks below a heading, with a test's addresses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "plug-in.md"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(heading: str, kind: str) -> list[str]:
+def blocks(heading: str, kind: str, page: Path = PAGE) -> list[str]:
     """The blocks of one kind ("python", "yaml" …) in the section with this heading."""
     sections = dict(
         (part.partition("\n")[0].strip(), part)
-        for part in re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for part in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     )
     return [text for found, text in _BLOCK.findall(sections[heading]) if found == kind]
 

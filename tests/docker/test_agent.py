@@ -160,12 +160,12 @@ async def test_a_docker_engine_that_does_not_answer_its_agent_frees_nothing(b: E
     await anna.spawn()
     await b.place.settled("anna")
     b.docker.rules.append(Rule("/containers/", "500", times=10_000))
-    await until(b.is_away)
+    await until(b.is_away, 20)
     await asyncio.to_thread(remove, b.place.engine, anna.container_id)
     waiting = asyncio.create_task(ben.spawn())
     await asyncio.sleep(1)
     assert await b.place.leases() == {"anna": ("running", 1), "ben": ("waiting", 0)}
     b.docker.rules.clear()
-    await until(b.serves)
+    await until(b.serves, 20)
     await waiting
     await b.place.settled("ben")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from traitlets import Bool, Float, TraitError, Unicode, default
 from traitlets.config import Application
-from traitlets.config.loader import Config, PyFileConfigLoader
+from traitlets.config.loader import Config
 
 from ..config.idle import IdleRules
+from ..config.loading import load_settings
 from ..config.open_files import raise_limit
 from ..config.site import GpuSite
 from ..core.errors import ConfigError, Fault
@@ -145,7 +146,7 @@ class GpuBroker(Application):
             self.parse_command_line(argv)
             command_line = Config(self.cli_config)
             if self.config_file:
-                self._load_file(Path(self.config_file).absolute())
+                self.update_config(load_settings(Path(self.config_file).absolute()))
                 self.update_config(command_line)
             self.site = GpuSite(parent=self)
             self.tiers = self.site.parsed_tiers()
@@ -153,17 +154,6 @@ class GpuBroker(Application):
             self.idle = self.site.parsed_idle()
         except TraitError as error:
             raise ConfigError(f"A setting can't be used: {error}") from error
-
-    def _load_file(self, path: Path) -> None:
-        if not path.is_file():
-            raise ConfigError(
-                f"The config file {path} doesn't exist: give the hub's config file with --config"
-            )
-        try:
-            config = PyFileConfigLoader(path.name, path=str(path.parent)).load_config()
-        except Exception as error:  # it is the site's code, and may raise anything
-            raise ConfigError(f"The config file {path} failed: {type(error).__name__}: {error}") from error
-        self.update_config(config)
 
     # ---- start and end
 

@@ -71,7 +71,8 @@ class Keeper:
 
     def _count(self, status: int, seconds: float) -> None:
         long = seconds >= SHORT_SECONDS
-        self._ran = self._ran or long
+        # With a setting that can't be used it never ran, however long a busy machine needed to find that out.
+        self._ran = self._ran or (long and status != EXIT_SETTINGS)
         self._short = 0 if long else self._short + 1
         self._bad_settings = self._bad_settings + 1 if status == EXIT_SETTINGS else 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 
 from jupyterhub.spawner import SpawnException
 
@@ -19,12 +20,19 @@ _NORMAL = (
     (re.compile(r"Spawn not pending, can't generate progress for "), logging.INFO),
     (re.compile(r"Stream closed while handling \S*/hub/api/users/\S+/progress"), logging.INFO),
     (re.compile(r"4(?:00|04) GET \S*/hub/api/users/\S+/progress\b"), logging.INFO),
+    # The GPU page asks for what an admin or an instructor may do; the hub gives each user what that user has.
+    (re.compile(r"Service \S.* requested scopes \S*custom:gpu:\S* for user "), logging.DEBUG),
+    # Who leaves the queue has no route yet, and the hub (6.1, `stop_single_user`) removes it all the same.
+    (re.compile(r"api_request to proxy failed: 404, .*/api/routes/user/"), logging.DEBUG),
+    (re.compile(r"Route \S*/user/\S* already deleted"), logging.DEBUG),
     # The open spawn page asks for new numbers with this empty option; see gpuspawner-spawn.js.
     (re.compile(r"(?:200|302) GET \S*/hub/spawn(?:/\S*)?\?next= "), logging.DEBUG),
 )
 """The beginning of a line, and its level."""
 _WAITS_FOR_A_STEP = "aclose(): asynchronous generator is already running"
 """When the hub ends, JupyterHub (6.1, `iterate_until`) closes the steps of a start that are still to come."""
+_CHECKS_SERVICES = "check_services_health"
+"""When the hub ends, its check of the services (6.1) finds a stopped one, which has no address."""
 
 
 class NotStarted(SpawnException):
@@ -52,15 +60,25 @@ def _level_of(record: logging.LogRecord) -> int:
     message = record.getMessage()
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, NotStarted):
-        record.msg, record.args = f"{message}: {error.log_message}", ()
-        record.exc_info = record.exc_text = None
-        return logging.INFO
+        return _in_a_sentence(record, f"{message}: {error.log_message}")
     if isinstance(error, RuntimeError) and str(error) == _WAITS_FOR_A_STEP:
         request = message.splitlines()[0].removeprefix("Uncaught exception ")
-        record.msg, record.args = f"The hub ends while a page follows a start: {request}", ()
-        record.exc_info = record.exc_text = None
-        return logging.INFO
+        return _in_a_sentence(record, f"The hub ends while a page follows a start: {request}")
+    if isinstance(error, AttributeError) and _CHECKS_SERVICES in _functions(error):
+        return _in_a_sentence(record, "The hub ends while it checks its services")
     return next((level for begin, level in _NORMAL if begin.match(message)), record.levelno)
+
+
+def _in_a_sentence(record: logging.LogRecord, text: str) -> int:
+    """Has the line say this, without a traceback; returns its level."""
+    record.msg, record.args = text, ()
+    record.exc_info = record.exc_text = None
+    return logging.INFO
+
+
+def _functions(error: BaseException) -> set[str]:
+    """The names of the functions that the error came through."""
+    return {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
 
 
 def quieten(log: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:

@@ -12,9 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from traitlets.config.loader import PyFileConfigLoader
-
-from ..core.errors import ConfigError, EngineFault, GpuSpawnerError
+from ..config.loading import load_settings
+from ..core.errors import EngineFault, GpuSpawnerError
 from ..hub.check import spawner_of
 from ..hub.docker import DockerEngine
 from ..hub.network import ensure_network
@@ -22,13 +21,8 @@ from ..hub.spawner import GpuDockerSpawner
 
 
 def spawner_of_file(config_file: Path) -> GpuDockerSpawner:
-    """A spawner without a server, for its settings. Raises ConfigError if the file doesn't exist."""
-    if not config_file.is_file():
-        raise ConfigError(
-            f"The config file {config_file} doesn't exist: give the hub's config file with --config"
-        )
-    config = PyFileConfigLoader(config_file.name, path=str(config_file.parent.absolute())).load_config()
-    return spawner_of(config)
+    """A spawner without a server, for its settings. Raises ConfigError if the file fails."""
+    return spawner_of(load_settings(config_file))
 
 
 def prepare_network(config_file: Path) -> str:

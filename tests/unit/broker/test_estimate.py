@@ -447,7 +447,7 @@ def test_the_told_range_holds_across_the_begin_of_a_class() -> None:
     """Those who wait from before ten until after it: most are told a range, at least 80 % of these a right
     one. Without the timetable few are told one, and few of these a right one.
     """
-    kept, without = [CoursesOf(seed, 12, keeps=True) for seed in (1, 2, 3)], CoursesOf(1, 6, keeps=False)
+    kept, without = [CoursesOf(seed, 8, keeps=True) for seed in (1, 2, 3)], CoursesOf(1, 4, keeps=False)
     told = [each for courses in kept for each in courses.told]
     assert len(told) > 150
     assert part_known(told) >= 0.8

@@ -96,6 +96,13 @@ def test_settings_that_cannot_work_end_the_keeper(tmp_path: Path) -> None:
         assert len(brokers(folder)) == 1
 
 
+def test_a_slow_start_with_such_settings_is_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "brokers"
+    with kept(folder, "sys.exit(78)", short=0.0, pause=0.0) as keeper:
+        assert keeper.wait(20) == 78
+        assert len(brokers(folder)) == 1
+
+
 @pytest.mark.parametrize("end", ["sys.exit(1)", "raise RuntimeError('a bug')", "os.abort()"])
 def test_a_broker_that_ends_unasked_is_started_again(tmp_path: Path, end: str) -> None:
     folder = tmp_path / "brokers"

@@ -15,7 +15,7 @@ from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import BrokerUnavailable
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState
 from gpuspawner.core.want import Want
-from gpuspawner.node.engine import ContainerEvent, EventsConnected
+from gpuspawner.node.engine import Container, ContainerEvent, EventsConnected
 
 from tests.unit.lease_examples import NOON
 from tests.unit.service_bench import HOUR, Bench, make_bench
@@ -44,6 +44,35 @@ async def test_the_hold_ends_a_reservation_and_removes_a_created_container(bench
         bench.put(grant.lease, state="created")
     await bench.become()
     assert bench.engine.boxes == {}
+
+
+async def test_a_list_that_is_older_than_the_container_ends_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine listed, then the container started and the hold closed, and then the answer came."""
+    listed, answer = asyncio.Event(), asyncio.Event()
+    real = bench.engine.list
+
+    async def slow(lease_id: str | None = None) -> tuple[Container, ...]:
+        found = await real(lease_id)
+        if lease_id is None:
+            listed.set()
+            await answer.wait()
+        return found
+
+    monkeypatch.setattr(bench.engine, "list", slow)
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        round_ = asyncio.create_task(bench.service.reconcile())
+        await listed.wait()
+        event = bench.put(grant.lease)
+    while bench.service._kept(grant.lease.id):  # until the broker has seen that the hold is closed
+        await asyncio.sleep(0.001)
+    answer.set()
+    bench.service.on_event(event)
+    await round_
+    await bench.become(anna="running")
+    await asyncio.sleep(0.1)
+    assert bench.states() == {"anna": "running"}
 
 
 async def test_a_lost_start_event_is_made_up_for_when_the_hold_closes(bench: Bench) -> None:

@@ -70,6 +70,21 @@ def test_no_other_file_replaces_a_page_of_the_hub() -> None:
     assert all(name.startswith("gpuspawner") for name in found - theirs)
 
 
+@pytest.mark.parametrize(
+    ("reach", "link"),
+    [
+        (True, 'href="/services/gpu/admin/">GPUs: devices, timeline, quotas, audit log</a>'),
+        ({"group": {"cs231n"}}, 'href="/services/gpu/classes/">GPUs of your classes</a>'),
+        (None, ""),
+    ],
+)
+def test_the_admin_page_leads_to_the_gpu_pages_that_the_viewer_may_open(reach: Any, link: str) -> None:
+    scopes = {"admin-ui": True} if reach is None else {"admin-ui": True, "custom:gpu:read": reach}
+    service = SimpleNamespace(name="gpu", host="", prefix="/services/gpu/")
+    page = render("admin.html", services=[service], parsed_scopes=scopes)
+    assert re.findall(r'<a id="gpu-admin-link" (.*)', page) == ([link] if link else [])
+
+
 def view(*, keeps_place: bool = True) -> StartView:
     progress = Progress()
     progress.begin(tuple(Step))

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 from gpuspawner.hub.quiet import NotStarted, quieten
+from jupyterhub.objects import Server
 from jupyterhub.spawner import SpawnException
 
 
@@ -43,6 +44,16 @@ def log() -> logging.Logger:
         ("404 GET /hub/api/users/ada (ada@::1) 1.00ms", "WARNING"),
         ("Stream closed while handling /hub/api/users/ada/server/progress?_xsrf=x", "INFO"),
         ("Spawn not pending, can't generate progress for ada", "INFO"),
+        (
+            "Service JupyterHub service labs requested scopes admin-ui for user ada, granting []",
+            "WARNING",
+        ),
+        (
+            "api_request to proxy failed: 404, message='', url='http://[::1]/api/other'",
+            "WARNING",
+        ),
+        ("api_request to proxy failed: 403, message='', url='http://[::1]/api/routes/user/ada/'", "WARNING"),
+        ("Route /services/gpu/ already deleted", "WARNING"),
         ("User ada is slow to become responsive (timeout=10)", "WARNING"),
     ],
 )
@@ -70,6 +81,45 @@ def test_the_questions_of_an_open_spawn_page_are_for_the_debug_log(
     (handler,) = log.handlers
     assert isinstance(handler, Kept)
     assert len(handler.lines) == lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Service JupyterHub service gpu requested scopes custom:gpu:admin,delete:servers for user ada, "
+        "granting only delete:servers!user=ada.",
+        "api_request to proxy failed: 404, message='Not Found', url='http://[::1]:8001/api/routes/user/ada/'",
+        "Route /user/ada/ already deleted",
+    ],
+)
+def test_what_the_hub_says_at_a_login_and_to_who_leaves_the_queue(log: logging.Logger, line: str) -> None:
+    log.error("%s", line)
+    (handler,) = log.handlers
+    assert isinstance(handler, Kept)
+    assert handler.lines == []
+
+
+def test_a_check_of_services_at_the_hub_s_end_is_a_sentence(log: logging.Logger) -> None:
+    class Hub:
+        server: Server | None = None
+
+        def check_services_health(self) -> None:
+            Server.from_orm(self.server)
+
+    def other() -> None:
+        Server.from_orm(None)
+
+    for check in (Hub().check_services_health, other):
+        try:
+            check()
+        except AttributeError:
+            log.exception("Exception in callback")
+    (handler,) = log.handlers
+    assert isinstance(handler, Kept)
+    assert list(zip(handler.lines, handler.tracebacks, strict=True)) == [
+        (("INFO", "The hub ends while it checks its services"), False),
+        (("ERROR", "Exception in callback"), True),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def test_a_base_url_of_ones_own_file_is_in_the_address(tmp_path: Path, lines: st
 def test_a_config_file_that_fails_says_why(tmp_path: Path) -> None:
     config = tmp_path / "own.py"
     config.write_text("1 / 0\n")
-    with pytest.raises(SetupError, match=r"own\.py failed: ZeroDivisionError: division by zero"):
+    with pytest.raises(SetupError, match=r"own\.py failed in line 1: ZeroDivisionError: division by zero"):
         with_base_url(replace(a_demo(tmp_path, 8000), config=config))
 
 

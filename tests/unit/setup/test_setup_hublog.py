@@ -40,6 +40,16 @@ def test_once_it_is_ready_warnings_are_shown_with_what_follows_them() -> None:
     assert shown(log, text) == ["[W 1 hub] one\n", "  more\n", "1Z [ConfigProxy] error: three\n"]
 
 
+def test_a_browser_that_closes_its_connection_is_no_error() -> None:
+    log = HubLog()
+    log.ready = True
+    text = "2026-11-27T00:10Z [ConfigProxy] \x1b[31merror\x1b[39m: Uncaught Exception: read ECONNRESET\n"
+    text += "2026-11-27T00:10Z [ConfigProxy] \x1b[31merror\x1b[39m: Error: read ECONNRESET\n"
+    text += "    at TCP.onStreamRead (node:internal/stream_base_commons:218:20)\n"
+    other = "1Z [ConfigProxy] error: Uncaught Exception: listen EADDRINUSE\n"
+    assert shown(log, text + other) == [other]
+
+
 def test_the_reason_is_found_among_the_noise() -> None:
     log = HubLog()
     shown(log, START)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -220,8 +220,7 @@ class LeaseService:
         """
         lease = self._allocator.lease(lease_id)
         engine = self._engines.of(lease) if lease is not None else reporter or self._engines.own
-        containers = await engine.list(lease_id)
-        await self._agree(engine, () if lease is None else (lease,), containers)
+        await self._compare(engine, () if lease is None else (lease,), lease_id)
 
     async def reconcile(self, engine: Engine | None = None) -> bool:
         """A round for all leases of an engine, by default of the broker's own.
@@ -234,9 +233,7 @@ class LeaseService:
         asked = engine or self._engines.own
         lock = self._rounds.setdefault(id(asked), asyncio.Lock())
         async with lock:
-            leases = self._engines.on(asked, self._allocator.leases())  # first: see reconcile.py
-            containers = await asked.list()
-            adopted = await self._agree(asked, leases, containers)
+            adopted = await self._compare(asked, self._engines.on(asked, self._allocator.leases()))
             if asked is not self._engines.own:
                 return adopted
             if adopted and not self._allocator.placing:
@@ -399,8 +396,23 @@ class LeaseService:
             return False
         return self._restore_until is None or asyncio.get_running_loop().time() < self._restore_until
 
+    async def _compare(self, engine: Engine, leases: tuple[Lease, ...], lease_id: str | None = None) -> bool:
+        """Compare these leases of an engine with its containers, all or those of one lease; see `_agree`.
+
+        Leases and holds are read before the containers: a hold that closes meanwhile has a container that the
+        list may lack, which is long ago when the answer comes from another machine.
+        """
+        kept = {lease.id for lease in leases if self._kept(lease.id)}
+        containers = await engine.list(lease_id)
+        kept |= {lease.id for lease in leases if self._kept(lease.id)}
+        return await self._agree(engine, leases, containers, kept)
+
     async def _agree(
-        self, engine: Engine, leases: Iterable[Lease], containers: tuple[Container, ...]
+        self,
+        engine: Engine,
+        leases: tuple[Lease, ...],
+        containers: tuple[Container, ...],
+        kept: Collection[str],
     ) -> bool:
         """Carry out the plan for leases and containers of an engine.
 
@@ -409,13 +421,12 @@ class LeaseService:
         Steps that make a container guarded and charged come first. Ends come before adoptions: a lease that
         has ended must not keep its device from a container that runs.
         """
-        leases = tuple(leases)
         closed, undecided = await self._ask_ledger(unknown_ids(leases, containers))
         steps = plan(
             Facts(
                 leases=leases,
                 containers=tuple(item for item in containers if item.lease_id not in undecided),
-                kept=frozenset(lease.id for lease in leases if self._kept(lease.id)),
+                kept=kept,
                 closed=closed,
                 broker=self._parts.broker,
                 ending=frozenset(self._removals.busy()),

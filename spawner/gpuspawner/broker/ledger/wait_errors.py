@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from .schema import wait_errors
 
-KEPT = 200
+KEPT = 60
 """As many as the estimates use."""
 
 

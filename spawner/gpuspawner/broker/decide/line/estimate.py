@@ -19,13 +19,14 @@ from itertools import islice
 from .future import Arrival, Begin, Future, Lasts, Line
 from .lengths import Drawn, Lengths
 
-KEPT_ERRORS = 200
+KEPT_ERRORS = 60
+"""So many of the newest errors say how wrong the next ranges may be; with the hours that changes."""
 _ENOUGH_ERRORS = 25
 _FIRST_EDGES = (-2.5, 2.5)
 """The range in sides of the middle as long as too few errors are known."""
 _WIDEST = 1.5
 """A range that is wider than this many times the wait in its middle is not told."""
-_COVERED = 0.92
+_COVERED = 0.86
 """The part of the past waits that a range must have covered; more than the required 80 %."""
 _SIDE = 0.1
 """The side of the middle ends where this part of the futures lies beyond it."""
