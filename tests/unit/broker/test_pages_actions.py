@@ -262,7 +262,7 @@ async def test_everybody_reads_what_everybody_is_told(bench: Bench) -> None:
     await bench.broker.rules.announce("group:phd", "For others.", until, "noether")
     for address in ("", "live"):
         _, _, text = await bench.pages.get(address, "anna-token")
-        assert "<strong><bdi>noether</bdi>:</strong> We restart at 18:00 &lt;now&gt;." in text
+        assert "<strong><bdi>noether</bdi>:</strong> <bdi>We restart at 18:00 &lt;now&gt;.</bdi>" in text
         assert "For others." not in text
 
 
