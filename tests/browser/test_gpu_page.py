@@ -289,7 +289,7 @@ def test_a_button_asks_the_hub_and_says_what_came_of_it(
 def test_how_my_gpu_looks(url: str, status: Status, context: BrowserContext) -> None:
     real = {"simulated": False}
     waiting = place("q", "anna", 2) | {"earliest_at": later(25), "latest_at": later(50), "server": "train"}
-    status.write([held(1)], [waiting], **real, whole=real)
+    status.write([held(1)], [place("p", "bob", 1), waiting], **real, whole=real)
     page = open_page(url, context, "anna")
     expect(page.locator("[data-kind=memory]")).to_contain_text("of 8.0 GiB")
     check_looks(page, "my-gpu")

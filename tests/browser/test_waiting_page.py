@@ -273,7 +273,7 @@ def test_a_start_that_fails_says_what_happened_with_the_log_folded_away(
     choose(page, "mute")
     problem = page.locator("#gpu-problem")
     expect(problem).to_contain_text(
-        "The server started but didn't answer within 10 seconds.", timeout=START_MS
+        "The container started, but the server in it didn't answer within 10 seconds.", timeout=START_MS
     )
     assert states(page) == [("image", "done"), ("container", "done"), ("server", "failed")]
     expect(page.get_by_text("warming up")).to_be_hidden()

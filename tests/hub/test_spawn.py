@@ -178,7 +178,9 @@ async def test_a_server_that_ends_at_once_says_why_without_its_token(hub: HubPro
 async def test_a_server_that_never_answers_is_given_up_and_removed(hub: HubProcess) -> None:
     spawned = await hub.spawn("mo", {"profile": "mute"})
     assert spawned.messages[-1] == (
-        "Spawn failed: The server started but didn't answer within 10 seconds. Last log lines: warming up"
+        "Spawn failed: The container started, but the server in it didn't answer within 10 seconds. "
+        "Try again first; if it fails again, choose another image or ask your admin. "
+        "Last log lines: warming up"
     )
     assert hub.containers("mo") == []
     assert (await hub.spawn("mo", {"profile": "cpu"})).ready

@@ -367,9 +367,12 @@ class Launch:
 
     async def _no_answer(self) -> StartFault:
         lines = await self._engine.log_tail(self.container_id, self.job.secret)
-        said = f"The server started but didn't answer within {self.job.http_timeout_seconds:.0f} seconds."
+        seconds = f"{self.job.http_timeout_seconds:.0f} seconds"
+        said = f"The container started, but the server in it didn't answer within {seconds}."
         if not _JUPYTER.search(self._command):
             said += f" The image starts {self._command!r}, which may not be a server for JupyterHub."
+        else:
+            said += " Try again first; if it fails again, choose another image or ask your admin."
         return StartFault(said, "timeout", lines)
 
     def _log(self, level: int, message: str, *args: object) -> None:

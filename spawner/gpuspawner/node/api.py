@@ -29,7 +29,7 @@ from .mps.control import MpsLimits, MpsProgram
 from .processes import Process
 from .usage import Usage
 from .users import Users
-from .xid import XidSeen
+from .xid import XidSeen, meaning, resolution
 
 __all__ = [
     "Access",
@@ -63,6 +63,8 @@ __all__ = [
     "Usage",
     "Users",
     "XidSeen",
+    "meaning",
+    "resolution",
 ]
 
 

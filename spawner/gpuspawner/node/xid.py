@@ -71,6 +71,17 @@ def resolution(xid: int) -> Resolution:
     return _RESOLUTIONS.get(xid, Resolution.CONTACT_SUPPORT)
 
 
+def meaning(xid: int) -> str:
+    """What an XID says of the GPU, in a few words, for the map of devices."""
+    match resolution(xid):
+        case Resolution.IGNORE:
+            return "needs no action, GPU stays in service"
+        case Resolution.RESTART_APP:
+            return "error of a program, GPU stays in service"
+        case found:
+            return f"fault of the GPU: {found.value}"
+
+
 def sentence(xid: int) -> str:
     """Why the GPU is out of service, for its holder and the admin. Only for a fault."""
     return f"The driver reported a fault of the GPU (XID {xid}). {_ADVICE[resolution(xid)]}"

@@ -295,8 +295,9 @@ async def test_who_waits_longest_and_who_is_stuck_are_said_first(staff: Staff) -
     await bench.ask(3, "cid")
     bench.times.pass_seconds(600)
     words = await staff.words(CLASS, "reader")
-    assert "Stuck bob 11 minutes Out of GPU memory (9.0 GiB of 8.0 GiB): kernel ended." in words
-    assert "Waits longest cid 10 minutes 1st in line" in words
+    why = "Out of GPU memory (used 9.0 GiB, may use 8.0 GiB): kernel ended. Try a smaller batch, or a tier"
+    assert f"Stuck bob for 11 minutes {why} with more memory." in words
+    assert "Waits longest cid for 10 minutes 1st in line" in words
     assert "4 members 2 with a GPU 1 waiting 1 never started" in words
     assert "76 GiB of 80 GiB" in words
     assert "Message to the class" not in words  # rudi may only look
@@ -488,7 +489,8 @@ async def test_the_map_says_what_is_held_used_and_wrong(staff: Staff) -> None:
     assert "The hub doesn't know 1 server that holds a GPU. See and end" in words
     assert "Disk of homes: 5.0 GiB of 100 GiB free at /var/lib/docker: low" in words
     assert "0 of 2 simulated GPUs free, nobody waits." in words
-    assert "H100 80GB #0 XID 31 ada 71 % busy 64 °C 312 of 700 W" in words
+    xid = "XID 31: error of a program, GPU stays in service"
+    assert f"H100 80GB #0 ada {xid} 71 % busy 64 °C 312 of 700 W" in words
     _, text = await staff.get("admin/?gpu=GPU-0", "noether")
     assert "<script>alert" not in text
     assert "XIDs since the broker started: 31" in text

@@ -25,7 +25,7 @@ GIB = 1 << 30
         (7 * GIB + GIB // 2, Meter(93.75, "7.5 GiB of 8.0 GiB", "512 MiB left", "warning")),
         (8 * GIB, Meter(100.0, "8.0 GiB of 8.0 GiB", "0 B left", "warning")),
         (9 * GIB, Meter(112.5, "9.0 GiB of 8.0 GiB", "over the quota", "danger")),
-        (None, Meter(None, "not known now, of 8.0 GiB")),
+        (None, Meter(None, "not known now · 8.0 GiB are yours")),
     ],
 )
 def test_memory(used: int | None, meter: Meter) -> None:

@@ -127,7 +127,11 @@ def turn(word: str, **more: Any) -> dict[str, Any]:
     [
         (
             turn("awake"),
-            TurnRow("awake", "Your programs have the GPU now.", "1 other waits for a turn.", False, True),
+            TurnRow(
+                "awake", "Your programs have the GPU now.", "1 other waits for a turn.", False, True,
+                "the next in line gets the GPU. Your programs are paused until your next turn; "
+                "variables stay.",
+            ),
         ),
         (
             turn("paused"),

@@ -93,7 +93,7 @@ async def test_only_running_servers_with_a_gpu_are_told() -> None:
 @pytest.mark.asyncio
 async def test_what_is_unknown_or_simulated_says_so() -> None:
     ((_, unknown),) = await Broker(SLICE).round()
-    assert unknown["memory"]["text"] == "not known now, of 8.0 GiB"
+    assert unknown["memory"]["text"] == "not known now · 8.0 GiB are yours"
     ((_, simulated),) = await Broker(SLICE, simulated=True).round()
     assert simulated["simulated"] is True
     assert simulated["memory"]["text"] == "8.0 GiB; a simulated GPU has nothing to measure"

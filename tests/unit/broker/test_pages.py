@@ -207,7 +207,7 @@ def test_student_sees_counts_and_own() -> None:
                 ),
                 title="NVIDIA H100 80GB HBM3 #0",
                 wait=(),
-                memory=Meter(None, "not known now, of 80 GiB"),
+                memory=Meter(None, "not known now · 80 GiB are yours"),
                 memory_curve=None,
                 compute=Meter(None, "not known"),
                 compute_curve=None,

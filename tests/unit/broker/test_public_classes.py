@@ -66,7 +66,13 @@ async def test_an_instructor_reads_the_roster_of_her_class(taught: Taught) -> No
     status, roster = await taught.ask("GET", STUDENTS, INES)
     assert status == 200
     assert [(row["user"], row["state"], row["lease_id"], row["stuck"]) for row in roster["members"]] == [
-        ("bob", "running", bob, "Out of GPU memory (9.0 GiB of 8.0 GiB): kernel ended."),
+        (
+            "bob",
+            "running",
+            bob,
+            "Out of GPU memory (used 9.0 GiB, may use 8.0 GiB): kernel ended. "
+            "Try a smaller batch, or a tier with more memory.",
+        ),
         ("cid", "waiting", cid, ""),
         ("ada", "running", ada, ""),
         ("dan", "never", None, ""),

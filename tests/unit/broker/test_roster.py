@@ -136,11 +136,14 @@ RUNS = of("ada", "a", RUNNING, "GPU-0")
     ("facts", "stuck"),
     [
         ({"leases": (RUNS,), "ended": (ended(RUNS, 3),)},
-         "Out of GPU memory (9.0 GiB of 8.0 GiB): kernel ended."),
+         "Out of GPU memory (used 9.0 GiB, may use 8.0 GiB): kernel ended. "
+         "Try a smaller batch, or a tier with more memory."),
         ({"leases": (RUNS,), "ended": (ended(RUNS, 1), ended(RUNS, 3), ended(RUNS, 50))},
-         "Out of GPU memory (9.0 GiB of 8.0 GiB): kernel ended 2 times."),
+         "Out of GPU memory (used 9.0 GiB, may use 8.0 GiB): kernel ended 2 times. "
+         "Try a smaller batch, or a tier with more memory."),
         ({"leases": (RUNS,), "ended": (ended(RUNS, 1, used_bytes=8 * GIB + 1),)},
-         "Out of GPU memory (over 8.0 GiB): kernel ended."),
+         "Out of GPU memory (more than the 8.0 GiB that it may use): kernel ended. "
+         "Try a smaller batch, or a tier with more memory."),
         ({"leases": (RUNS,), "ended": (ended(RUNS, 1, offence="bypassed_mps"),)},
          "A program was ended: it bypassed MPS."),
         ({"leases": (RUNS,), "ended": (ended(RUNS, 16),)}, ""),
@@ -157,7 +160,7 @@ RUNS = of("ada", "a", RUNNING, "GPU-0")
         ({"leases": (of("ada", "a", RELEASING, "GPU-0", since=NOW - timedelta(minutes=6)),)},
          "The server can't be removed yet: its GPU isn't free."),
         ({"leases": (replace(of("ada", "a", WAITING), created_at=NOW - timedelta(minutes=16)),)},
-         "Waiting long for a GPU."),
+         "Waiting long for a GPU. Stop idle servers to free a GPU."),
         ({"leases": (replace(of("ada", "a", WAITING), created_at=NOW - timedelta(minutes=2)),)}, ""),
         ({"leases": (replace(of("ada", "a", WAITING), created_at=NOW - timedelta(minutes=2)),),
           "obstacles": {"a" * 32: "Too few GPUs are in service."}}, "Too few GPUs are in service."),

@@ -100,7 +100,7 @@ def test_what_a_user_may_have_and_has(served: Served, times: Any) -> None:
 
 def test_a_group_s_properties_are_taken_over(served: Served) -> None:
     found = ask(served, "/allowance", AllowanceDocument, who(students={"tiers": ["cpu"]}))
-    message = "Your quota does not include the tier 'gpu': choose 'cpu'."
+    message = "Your quota does not include the tier 'gpu': choose 'cpu'. An admin can change your quota."
     assert found.refused["gpu"] == RefusalMessage(reason="quota_tier", message=message)
     with pytest.raises(Refusal) as caught:
         ask(served, "/allowance", AllowanceDocument, who(students={"tiers": []}))

@@ -142,8 +142,8 @@ def test_where_patterns_are_allowed_a_name_may_be_typed() -> None:
     assert '<option value="one">one</option>' in page
     assert 'for="server-image-typed">Or type the name of another image</label>' in page
     assert '<input class="form-control" type="text" name="image_typed"' in page
-    assert "Leave empty for the image chosen in the list. Allowed: quay.io/jupyter/*:2026-*. " in page
-    assert "* stands for any characters except /." in page
+    assert "Leave empty for the image chosen in the list. Allowed, with any characters except / for" in page
+    assert "for each *: quay.io/jupyter/*:2026-*</div>" in page
     page = render_form(Offered([now(CPU)], images=allow_images("*")))
     assert "<select" not in page
     assert "Leave empty for the default image. Allowed: any.</div>" in page

@@ -311,7 +311,9 @@ async def test_a_silent_server_is_looked_at_at_once_and_given_up_in_time(answers
         await start.run()
     assert (fault.value.reason, str(fault.value)) == (
         "timeout",
-        "The server started but didn't answer within 0 seconds. Last log lines: hello / token=s3cret",
+        "The container started, but the server in it didn't answer within 0 seconds. Try again "
+        "first; if it fails again, choose another image or ask your admin. "
+        "Last log lines: hello / token=s3cret",
     )
     assert docker.calls.count("inspect_container") > 2
 

@@ -14,6 +14,7 @@ from gpuspawner.hub.pages import Meanwhile, StartView
 from gpuspawner.hub.progress import Progress, Step
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader
 from jupyterhub._data import DATA_FILES_PATH
+from jupyterhub.scopes import Scope
 
 OURS = (
     "home.html",
@@ -73,7 +74,7 @@ def test_no_other_file_replaces_a_page_of_the_hub() -> None:
 @pytest.mark.parametrize(
     ("reach", "link"),
     [
-        (True, 'href="/services/gpu/admin/">GPUs: devices, timeline, quotas, audit log</a>'),
+        (Scope.ALL, 'href="/services/gpu/admin/">GPUs: devices, timeline, quotas, audit log</a>'),
         ({"group": {"cs231n"}}, 'href="/services/gpu/classes/">GPUs of your classes</a>'),
         (None, ""),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from gpuspawner.node.xid import Resolution, resolution, sentence
+from gpuspawner.node.xid import Resolution, meaning, resolution, sentence
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,17 @@ def test_the_sentence(xid: int, advice: str) -> None:
 
 def test_every_fault_has_advice() -> None:
     assert all(sentence(xid) for xid in range(1, 200) if resolution(xid).is_fault)
+
+
+@pytest.mark.parametrize(
+    ("xid", "words"),
+    [
+        (43, "needs no action, GPU stays in service"),
+        (31, "error of a program, GPU stays in service"),
+        (48, "fault of the GPU: reset the GPU"),
+        (79, "fault of the GPU: restart the machine"),
+        (999, "fault of the GPU: contact support"),
+    ],
+)
+def test_the_meaning_in_a_few_words(xid: int, words: str) -> None:
+    assert meaning(xid) == words

@@ -199,7 +199,7 @@ def _stuck_in_queue(lease: Lease, obstacle: str, now: datetime) -> tuple[str, da
     if obstacle:
         return obstacle, lease.created_at
     if now - lease.created_at > timedelta(seconds=WAITS_SECONDS):
-        return "Waiting long for a GPU.", lease.created_at
+        return f"Waiting long for a GPU. {_FREE_ONE}", lease.created_at
     return "", None
 
 
@@ -220,11 +220,13 @@ def _ended_sentence(ended: Sequence[EndedProcess]) -> str:
     times = "" if len(ended) == 1 else f" {len(ended)} times"
     if last.offence == "memory" and last.quota_bytes is not None:
         used, quota = format_bytes(last.used_bytes), format_bytes(last.quota_bytes)
-        what = f"over {quota}" if used == quota else f"{used} of {quota}"
-        return f"Out of GPU memory ({what}): kernel ended{times}."
+        what = f"more than the {quota} that it may use" if used == quota else f"used {used}, may use {quota}"
+        return f"Out of GPU memory ({what}): kernel ended{times}. {_LESS_MEMORY}"
     return f"A program was ended{times}: {_OFFENCES.get(last.offence, 'it broke a rule of this GPU')}."
 
 
+_LESS_MEMORY = "Try a smaller batch, or a tier with more memory."
+_FREE_ONE = "Stop idle servers to free a GPU."
 _OFFENCES = {
     "memory": "it used too much GPU memory",
     "no_lease": "it used a GPU that the server doesn't have",

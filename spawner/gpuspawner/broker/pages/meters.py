@@ -36,7 +36,7 @@ def memory_meter(used_bytes: int | None, quota_bytes: int, simulated: bool = Fal
     if simulated:
         return Meter(None, f"{whole}; a simulated GPU has nothing to measure")
     if used_bytes is None:
-        return Meter(None, f"not known now, of {whole}")
+        return Meter(None, f"not known now · {whole} are yours")
     percent = 100 * used_bytes / quota_bytes if quota_bytes else 0.0
     over = used_bytes > quota_bytes
     left = "over the quota" if over else f"{format_bytes(quota_bytes - used_bytes)} left"

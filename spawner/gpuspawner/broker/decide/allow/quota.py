@@ -181,7 +181,10 @@ def _while_waiting(allowed: Allowance, holding: Holding, refusal: Refusal) -> Re
 
 def tier_sentence(allowed: Allowance, tier: str) -> str:
     """Why a tier may not be used, and which tiers may."""
-    return f"Your quota does not include the tier {allowed.title(tier)!r}: choose {_choices(allowed)}."
+    return (
+        f"Your quota does not include the tier {allowed.title(tier)!r}: choose {_choices(allowed)}. "
+        "An admin can change your quota."
+    )
 
 
 def _counted(

@@ -12,7 +12,7 @@ from ....core.model import Device, Lease, LeaseState
 from ....core.text import isolated
 from ....core.units import format_bytes
 from ....core.want import Mode
-from ....node.api import Usage, XidSeen
+from ....node.api import Usage, XidSeen, meaning, resolution
 from ...decide.place.placement import share_of
 from ...decide.snapshot import DeviceView
 
@@ -70,6 +70,16 @@ class Cell:
         if len(users) <= _NAMES:
             return ", ".join(users)
         return f"{', '.join(users[: _NAMES - 1])} and {len(users) - _NAMES + 1} others"
+
+    @property
+    def xid_is_fault(self) -> bool:
+        """Whether the newest XID is a fault of the GPU, not of a program on it."""
+        return bool(self.xids) and resolution(self.xids[0]).is_fault
+
+    @property
+    def xid_words(self) -> str:
+        """The newest XID with its meaning: "XID 31: error of a program, GPU stays in service"."""
+        return f"XID {self.xids[0]}: {meaning(self.xids[0])}" if self.xids else ""
 
     @property
     def condition(self) -> str:

@@ -50,6 +50,8 @@ class TurnRow:
     others: str
     can_wake: bool
     can_yield: bool
+    if_given_up: str = ""
+    """What the button "Give up my turn" does now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,7 @@ def _turn(lease: Mapping[str, Any], facts: Facts) -> TurnRow | None:
         others=_others(others),
         can_wake=word != "awake" and position is None,
         can_yield=word == "awake",
+        if_given_up=_if_given_up(others) if word == "awake" else "",
     )
 
 
@@ -200,6 +203,12 @@ def _others(count: int) -> str:
     if not count:
         return "Nobody else waits for a turn."
     return "1 other waits for a turn." if count == 1 else f"{count} others wait for a turn."
+
+
+def _if_given_up(others: int) -> str:
+    if others:
+        return "the next in line gets the GPU. Your programs are paused until your next turn; variables stay."
+    return "nobody waits, so a program that computes has the GPU again at once. Your variables stay."
 
 
 def _turn_sentence(word: str, position: int | None, turn: Mapping[str, Any]) -> str:

@@ -9,10 +9,10 @@ from tornado.web import HTTPError
 
 from ....core.errors import Fault, LedgerFault, Refusal
 from ...api.access import Viewer
-from ...api.public.actions import Sender
+from ...api.public.actions import TURN, Sender
 from ...api.public.base import Route, refusal_of
 from ...api.visible import Document
-from ...ledger import Result
+from ...ledger import Result, Write
 from ..base import PageHandler, PageSite, Parts
 from ..events import page_routes
 from ..readings import Readings
@@ -20,6 +20,7 @@ from .card import HOUR_SECONDS, Card, Facts
 from .desk import Desk
 from .page import OwnPage, Records, facts_at, own_page
 
+_WISHES = {TURN.format("wake"): "awake", TURN.format("yield"): "paused"}
 RECORDS_SECONDS = 300.0
 """So often an open page reads the GPU-hours that were used meanwhile."""
 
@@ -98,7 +99,13 @@ class OwnHandler(PageHandler):
             return {}
         if write is None or write.author != self.viewer.author or write.result is not Result.DONE:
             return {}
-        return {"level": "success", "sentence": write.message}
+        return {"level": "success", "sentence": write.message, **_wish(write)}
+
+
+def _wish(write: Write) -> Mapping[str, str]:
+    """Of a button of turns: which turn of which lease fulfils it. The page's script removes it then."""
+    word = _WISHES.get(write.action)
+    return {} if word is None else {"wish": word, "wish_of": str(write.document.get("lease", ""))}
 
 
 def _without_meters(card: Card) -> Card:

@@ -53,6 +53,7 @@ function swapPage(html) {
     swapPart(part, next.childNodes, next.innerHTML);
   }
   showClocks();
+  dropFulfilledWish();
 }
 
 function swapSections(sections) {
@@ -64,6 +65,7 @@ function swapSections(sections) {
     swapPart(part, template.content.childNodes, template.innerHTML);
   }
   showClocks();
+  dropFulfilledWish();
 }
 
 function showReadings(readings) {
@@ -90,6 +92,13 @@ function showClocks() {
     const text = at.toLocaleString([], { ...style, hour: "2-digit", minute: "2-digit" });
     if (time.textContent !== text) time.textContent = text;
   }
+}
+
+// "Your server gets a GPU when it is its turn" is wrong as soon as it has one: a wish goes when it is fulfilled.
+function dropFulfilledWish() {
+  const banner = document.querySelector("[data-wish]");
+  const badge = banner && live.querySelector(`[data-turn-of="${banner.dataset.wishOf}"]`);
+  if (badge && (badge.dataset.turn === "awake") === (banner.dataset.wish === "awake")) banner.remove();
 }
 
 function tell(sentence) {
@@ -263,4 +272,5 @@ function begin() {
 
 document.addEventListener("visibilitychange", begin);
 showClocks();
+dropFulfilledWish();
 begin();
