@@ -67,6 +67,9 @@ class FileDesk:
     def extend_seconds(self, lease_id: str) -> float:
         return 0.0
 
+    def told(self) -> object:
+        return ()
+
     async def records(self, viewer: Viewer) -> Records:
         return Records()
 

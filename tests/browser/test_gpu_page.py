@@ -202,6 +202,21 @@ def test_it_says_when_the_login_has_ended(url: str, context: BrowserContext) -> 
     expect(page).to_have_url(re.compile("/hub/login"))
 
 
+def test_it_loads_again_by_itself_when_the_login_works_again(
+    url: str, status: Status, context: BrowserContext
+) -> None:
+    """A hub that restarts knows nobody for a moment."""
+    page = open_page(url, context, "anna")
+    for path in ("**/live", "**/events"):
+        page.route(path, lambda route: route.fulfill(status=403, body="no"))
+    page.evaluate("window.before = true; document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator("#gpu-lost")).to_contain_text("Your login has ended", timeout=10_000)
+    for path in ("**/live", "**/events"):
+        page.unroute(path)
+    page.wait_for_function("window.before === undefined", timeout=30_000)
+    expect(page.locator("#gpu-lost")).to_be_hidden()
+
+
 MIB = 1 << 20
 
 

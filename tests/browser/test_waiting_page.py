@@ -105,6 +105,7 @@ def test_after_a_restart_of_the_hub_an_open_page_says_that_the_start_has_ended(
 ) -> None:
     hub.kill()
     expect(waiting.locator("#progress-message")).to_contain_text("does not answer", timeout=SILENCE_MS)
+    expect(waiting.locator("#gpu-promise")).to_be_hidden()
     hub.start()
     expect(waiting.locator("#progress-message")).to_contain_text(
         "This start has ended: the hub was restarted", timeout=SECONDS_MS
@@ -139,6 +140,9 @@ def test_who_waits_sees_the_steps_and_everybody_can_use_the_page(waiting: Page) 
     expect(waiting.locator("[data-step=gpu]")).to_contain_text("Waiting since")
     expect(waiting).to_have_title("Waiting for a GPU · JupyterHub")
     expect(waiting.get_by_text("is starting")).to_be_hidden()
+    expect(waiting.locator("#gpu-until")).to_have_text(
+        re.compile("^If no GPU is free by .*, the wait ends and your server does not start")
+    )
     check_looks(waiting, "queue")
 
 

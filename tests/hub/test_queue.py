@@ -102,7 +102,10 @@ async def test_cancelling_gives_the_place_back_at_once_and_cpu_starts(hub: HubPr
         await eventually(nobody_waits, 5)  # of the 120 that the place would last by itself
         assert (await cancel)[0] in (202, 204)
         await task
-        assert "api_request to proxy failed" not in hub.log  # the hub removes a route that isn't there yet
+        # The hub removes the route, which isn't there yet: nobody has to read that.
+        assert not re.search(
+            r"^\[[WE] .*(api_request to proxy failed|already deleted)", hub.log, re.MULTILINE
+        )
         assert (await hub.spawn("kim", {"profile": "cpu"})).ready
         await hub.stop_server("kim")
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from gpuspawner.core.errors import EngineFault, GpuSpawnerError, HubFull, Refusal
@@ -201,7 +202,8 @@ class Broker:
     async def acquire(self, request: GpuRequest, on_queued: Any) -> AsyncIterator[Grant]:
         self.held += 1
         try:
-            on_queued(QueuedEvent(position=2, waiting=2, message="2nd in line for a GPU"))
+            until = datetime(2026, 3, 2, 12, 40, tzinfo=UTC)
+            on_queued(QueuedEvent(position=2, waiting=2, message="2nd in line for a GPU", ends_at=until))
             await self.pause()
             on_queued(QueuedEvent(position=1, waiting=1, message="1st in line for a GPU"))
             await self.pause()

@@ -20,6 +20,7 @@ from ..core.errors import BrokerUnavailable, EngineFault, ImageUnfit, LeaseConfl
 from ..core.image_needs import Needs, obstacle, read_machine, read_needs
 from ..core.labels import Owner
 from ..core.model import ContainerPatch, GpuRequest, Lease, Mode, Tier
+from ..core.units import format_time
 from ..protocol.client import BrokerClient, Grant
 from ..protocol.messages import QueuedEvent
 from .container import ContainerPlan
@@ -242,10 +243,11 @@ class Launch:
             "waiting": place.waiting,
             "earliest_at": _iso(place.earliest_at),
             "latest_at": _iso(place.latest_at),
+            "ends_at": _iso(place.ends_at),
             "first_position": first,
             "since": _iso(since),
         }
-        self._progress.say(10, place.message, Step.GPU, WAITING_ADVICE, queue=queue)
+        self._progress.say(10, place.message, Step.GPU, _advice(place.ends_at), queue=queue)
         self._log(logging.INFO, "Waiting for a device: place %s of %s", place.position, place.waiting)
 
     def _say_granted(self, lease: Lease, patch: ContainerPatch) -> None:
@@ -421,4 +423,14 @@ def no_server(image: str, command: str, message: str) -> StartFault:
         "Choose another one, like the Jupyter docker-stacks; to use this one, build an image on top of it "
         f"with 'pip install jupyterhub jupyterlab'.{said}",
         "no_server",
+    )
+
+
+def _advice(ends_at: datetime | None) -> str:
+    """What somebody who waits may do, and until when the wait lasts."""
+    if ends_at is None:
+        return WAITING_ADVICE
+    return (
+        f"{WAITING_ADVICE} If no GPU is free by {format_time(ends_at)}, the wait ends and the server doesn't "
+        "start."
     )

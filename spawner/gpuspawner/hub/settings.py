@@ -47,9 +47,7 @@ class SpawnerSettings(DockerSpawner):
         Whether a stopped server's container is removed.
 
         Default: True, and no other value is valid: a container that is kept would start again with
-
-               devices that another user may hold by then. Files that must last belong in the home, a volume.
-
+        devices that another user may hold by then. Files that must last belong in the home, a volume.
 
         Example: none; don't change it.
         """,

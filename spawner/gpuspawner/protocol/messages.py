@@ -208,6 +208,9 @@ class QueuedEvent(Message):
     sessions_before: int | None = Field(
         default=None, ge=0, description="sessions that end before; null: not known"
     )
+    ends_at: Time | None = Field(
+        default=None, description="when the wait ends if no device is free by then; null: not known"
+    )
 
 
 class LeaseEvent(Message):

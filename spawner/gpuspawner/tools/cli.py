@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,23 @@ class Command(Application):
         Example: `gpuspawner status --json`
         """,
     ).tag(config=True)
+
+    def parse_command_line(self, argv: list[str] | None = None) -> None:
+        """Ends with status 2 and a sentence for an option that there isn't; traitlets asks for its value."""
+        for word in argv or ():
+            name = word.partition("=")[0].removeprefix("--")
+            if word == "--":
+                break
+            if word.startswith("--") and "." not in name and name not in self._options():
+                close = get_close_matches(name, self._options(), 1)
+                hint = f"did you mean --{close[0]}?" if close else "see --help"
+                words = f"there is no option --{for_terminal(name)}: {hint}"
+                print(f"{self.name.replace('-', ' ')}: {words}", file=sys.stderr)
+                self.exit(2)
+        super().parse_command_line(argv)
+
+    def _options(self) -> set[str]:
+        return {"help", "help-all", "version", *self.aliases, *self.flags}
 
     def settings(self) -> GpuBroker:
         """The broker's settings, without a broker; the command line takes precedence. Raises ConfigError."""
@@ -488,7 +506,7 @@ class PlanCommand(Command):
 
     def _devices(self) -> tuple[Device, ...]:
         if self.devices:
-            return parse_simulated(self.devices)
+            return parse_simulated(self.devices, "--devices")
         with closing(open_inventory(self.settings().site)) as inventory:
             return inventory.devices()
 

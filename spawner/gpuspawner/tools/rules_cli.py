@@ -196,10 +196,12 @@ class Quota(RuleCommand):
         )
 
     def _grant(self, words: Sequence[str]) -> None:
+        if len(words) != 2:
+            raise BadOption(self.usage)
         try:
             subject, hours = words[0], float(words[1])
-        except (IndexError, ValueError):
-            raise BadOption(self.usage) from None
+        except ValueError:
+            raise BadOption(f"{words[1]!r} is no number of GPU-hours: write it like 5 or -2.5.") from None
         if not self.reason:
             raise BadOption('A grant needs a reason, for the ledger: add --reason "…".')
         grant = _made(

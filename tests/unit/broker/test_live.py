@@ -95,3 +95,14 @@ async def test_one_viewer_has_so_many_pages_at_most() -> None:
     for _ in range(module.MOST_PAGES):
         await live.watching("bob").__aenter__()
     assert (live.may_watch("bob"), live.may_watch("anna")) == (False, True)
+
+
+async def test_a_new_message_is_news_at_the_next_look() -> None:
+    told = ["The lecture begins."]
+    live = Live(Broker(), LOG, look_seconds=0.02, messages=lambda: tuple(told))
+    async with live.watching("anna"):
+        seen = await live.news(Seen(), 5)
+        assert seen == Seen(1, 1)
+        assert await live.news(seen, 0.1) == seen
+        told[:] = ["Save your work."]
+        assert await live.news(seen, 5) == Seen(2, 2)

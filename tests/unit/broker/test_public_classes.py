@@ -224,8 +224,8 @@ async def test_sessions_are_extended_as_far_as_quotas_allow(taught: Taught) -> N
     status, answer = await taught.ask("POST", extend, INES, {"lease_ids": [ada], "seconds": 1800})
     assert (status, answer["message"]) == (
         409,
-        "No server was extended. ada: Your quota allows no further extension (1 hours in all): save your "
-        "work.",
+        "No server was extended. ada: The quota of ada allows no further extension (1 hour in all): ada has "
+        "to save the work.",
     )
 
 

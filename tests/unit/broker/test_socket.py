@@ -24,7 +24,7 @@ from gpuspawner.broker.ledger import Ledger, PastSession
 from gpuspawner.core.errors import BrokerUnavailable, ConfigError, LeaseConflict, QueueTimeout
 from gpuspawner.core.model import ContainerPatch, DeviceHealth, LeaseState
 from gpuspawner.core.want import Mode, Want
-from gpuspawner.protocol.messages import request_to_json
+from gpuspawner.protocol.messages import QueuedEvent, request_to_json
 from gpuspawner.protocol.stream import WAITED_HEADER
 
 from tests.unit.service_bench import HOUR, Bench, View, make_bench
@@ -299,8 +299,15 @@ def test_the_likely_wait_in_words(earliest: float, latest: float, endings: int, 
 async def test_the_likely_wait_is_told_and_changes(bench: Bench) -> None:
     """Three sessions of this tier took an hour: who waits is told when, over the same stream."""
     said: list[str] = []
+    until: list[datetime | None] = []
+    began = datetime.now(UTC)
+
+    def hear(place: QueuedEvent) -> None:
+        said.append(place.message)
+        until.append(place.ends_at)
+
     async with bench.client.acquire(bench.request(1), lambda *_: None):
-        ben = bench.client.acquire(bench.request(2, "ben"), lambda place: said.append(place.message))
+        ben = bench.client.acquire(bench.request(2, "ben"), hear)
         task = asyncio.create_task(ben.__aenter__())
         await bench.become(anna="reserved", ben="waiting")
         await bench.allocator.waits.look()
@@ -319,6 +326,9 @@ async def test_the_likely_wait_is_told_and_changes(bench: Bench) -> None:
     assert said[0] == "1st in line for a GPU"
     assert said[1].startswith("1st of 1 for a GPU: likely ")
     assert said[1].endswith(", when one session has ended")
+    ends = [at - began for at in until if at is not None]
+    assert len(ends) == len(said)
+    assert all(HOUR - 1 <= left.total_seconds() < HOUR + 10 for left in ends)
 
 
 async def test_cancelling_gives_the_place_back_within_a_second(bench: Bench) -> None:

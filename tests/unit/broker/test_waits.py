@@ -90,9 +90,9 @@ async def test_each_broker_keeps_its_newest(database: str, times: Any) -> None:
     await ledger.open()
     await other.open()
     await other.add_wait_errors([0.5])
-    for begin in range(0, KEPT + 50, 50):
-        await ledger.add_wait_errors([float(each) for each in range(begin, begin + 50)])
-    assert await ledger.wait_errors() == tuple(float(each) for each in range(50, KEPT + 50))
+    for begin in range(0, KEPT + 20, 20):
+        await ledger.add_wait_errors([float(each) for each in range(begin, begin + 20)])
+    assert await ledger.wait_errors() == tuple(float(each) for each in range(20, KEPT + 20))
     assert await other.wait_errors() == (0.5,)
     await ledger.close()
     await other.close()

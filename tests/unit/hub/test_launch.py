@@ -337,6 +337,10 @@ async def test_the_events_say_how_much_is_pulled_and_how_the_place_moves(answers
         (2, 2, 2), (2, 1, 1),
     ]  # fmt: skip
     assert len({each["since"] for each in places}) == 1
+    assert [each["ends_at"] for each in places] == ["2026-03-02T12:40:00+00:00", None]
+    told = [event["html_message"] for event in seen if "queue" in event]
+    ends = "If no GPU is free by 2026-03-02 12:40 UTC, the wait ends and the server doesn&#x27;t start."
+    assert [ends in text for text in told] == [True, False], told
     assert [event["step"] for event in seen] == [*["image"] * 2, *["gpu"] * 4, "container", *["server"] * 2]
 
 

@@ -102,10 +102,11 @@ def test_a_waiting_page_needs_no_script_to_say_what_is_so() -> None:
     ]  # fmt: skip
     assert '<meta http-equiv="refresh" content="5">' in page
     assert "Start a server on CPU meanwhile" in text(page)
+    assert "If you start a server on CPU, your place in the queue stays." in text(page)
     assert '<a class="btn btn-primary" href="/jupyter/hub/spawn/u%40/train">Choose again</a>' in page
     other = text(render("spawn_pending.html", spawner=spawner(start_view=view(keeps_place=False))))
     assert "Start on CPU instead" in other
-    assert "Your place in the queue stays" not in other
+    assert "your place in the queue stays" not in other
 
 
 def test_the_home_page_says_which_servers_wait_or_start() -> None:

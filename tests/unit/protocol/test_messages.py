@@ -134,7 +134,7 @@ def test_a_patch_comes_back_as_it_went() -> None:
         (
             QueuedEvent(position=2, waiting=3, message="2nd in line for a GPU"),
             '{"event":"queued","position":2,"waiting":3,"message":"2nd in line for a GPU",'
-            '"earliest_at":null,"latest_at":null,"sessions_before":null}\n',
+            '"earliest_at":null,"latest_at":null,"sessions_before":null,"ends_at":null}\n',
         ),
         (
             refused_event(QueueTimeout("Too long.")),

@@ -462,3 +462,23 @@ def test_homes(
     assert cli.main(arguments) == status
     shown = capsys.readouterr()
     assert said in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["status", "--jsn"], "gpuspawner status: there is no option --jsn: did you mean --json?\n"),
+        (["session", "list", "--qqq=1"], "gpuspawner session: there is no option --qqq: see --help\n"),
+    ],
+)
+def test_an_option_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert (ended.value.code, capsys.readouterr().err) == (2, sentence)
+
+
+def test_devices_to_plan_with_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--devices", "foo"]) == 2
+    assert "--devices: 'foo' can't be read" in capsys.readouterr().err

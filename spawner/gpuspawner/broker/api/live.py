@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,10 +37,20 @@ class Seen:
 
 
 class Live:
-    """One a broker, on its event loop."""
+    """One a broker, on its event loop.
 
-    def __init__(self, broker: BrokerView, log: logging.Logger, look_seconds: float | None = None) -> None:
-        self._broker = broker
+    `messages` is equal as long as nobody is told anything else; pages show messages beside the status.
+    """
+
+    def __init__(
+        self,
+        broker: BrokerView,
+        log: logging.Logger,
+        look_seconds: float | None = None,
+        messages: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._broker, self._messages = broker, messages
+        self._told: object = None
         self._log = log
         self._look_seconds = LOOK_SECONDS if look_seconds is None else look_seconds
         self._pages: Counter[str] = Counter()
@@ -102,17 +112,17 @@ class Live:
                     self._changed.notify_all()
 
     def _look(self) -> None:
-        stamp = self._broker.stamp()
-        if stamp == self._stamp:
+        stamp, told = self._broker.stamp(), self._messages()
+        if stamp == self._stamp and told == self._told:
             return
         document = self._broker.status()
         structure = _structure(document)
-        if structure != self._structure:
+        if structure != self._structure or told != self._told:
             self.tiers = self._broker.tiers()
             self.seen = Seen(self.seen.status + 1, self.seen.readings + 1)
         elif document != self.document:
             self.seen = Seen(self.seen.status, self.seen.readings + 1)
-        self.document, self._structure, self._stamp = document, structure, stamp
+        self.document, self._structure, self._stamp, self._told = document, structure, stamp, told
 
 
 def _structure(document: Document) -> Document:

@@ -21,7 +21,7 @@ import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from tornado.iostream import StreamClosedError
@@ -40,7 +40,7 @@ from ...core.errors import (
     refusal_in,
 )
 from ...core.model import GpuRequest, Lease, LeaseState
-from ...core.units import format_bytes, ordinal
+from ...core.units import format_bytes, ordinal, utc_now
 from ...core.want import Mode, Want
 from ...protocol.messages import (
     Event,
@@ -328,7 +328,7 @@ class LeasesHandler(Handler):
                     if coming.done():
                         change, coming = coming.result(), None
                         obstacle = change.obstacle
-                        await self._tell(change)
+                        await self._tell(change, max(0.0, deadline - loop.time()))
                     elif not closed.done() and not self._granted:
                         await self._time_out(lease, obstacle)
         finally:
@@ -337,13 +337,16 @@ class LeasesHandler(Handler):
                     future.cancel()
                     await asyncio.wait({future})
 
-    async def _tell(self, change: Change) -> None:
+    async def _tell(self, change: Change, left_seconds: float) -> None:
+        """`left_seconds`: until the queue timeout."""
         lease, position, waiting, obstacle, _ = change
         if lease.state is LeaseState.WAITING:
             if position is not None and waiting is not None:
                 place = Place(position, waiting)
                 message = obstacle or wait_message(place, lease.want, change.wait, self.site.simulated)
-                await self._send(queued_event(place, message, change.wait))
+                ends_at = utc_now() + timedelta(seconds=left_seconds)
+                event = queued_event(place, message, change.wait)
+                await self._send(event.model_copy(update={"ends_at": ends_at}))
         elif lease.state in (LeaseState.RELEASING, LeaseState.CLOSED):
             raise refusal_in(lease.reason) or LeaseConflict(
                 f"The lease of this server has ended ({lease.reason}): start the server again"

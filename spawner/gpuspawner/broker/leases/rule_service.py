@@ -256,12 +256,19 @@ class RuleService:
         waiting = self._allocator.capacity(lease.want).waiting
         if waiting:
             others = "1 other waits" if waiting == 1 else f"{waiting} others wait"
-            raise NotAllowed(f"{others} for such a GPU, so this server can't be extended: save your work.")
+            save = "save your work" if author == lease.user else f"{lease.user} has to save the work"
+            raise NotAllowed(f"{others} for such a GPU, so this server can't be extended: {save}.")
         done = self.rulebook.rules.extended_seconds.get(lease_id, 0.0)
         more = extension_seconds(allowed.extend_seconds, done, seconds)
         if more <= 0:
-            limit = f"{allowed.extend_seconds / 3600:g} hours" if allowed.extend_seconds else "none"
-            raise NotAllowed(f"Your quota allows no further extension ({limit} in all): save your work.")
+            hours = allowed.extend_seconds / 3600
+            limit = f"{hours:g} {'hour' if hours == 1 else 'hours'} in all" if hours else "none"
+            if author == lease.user:
+                raise NotAllowed(f"Your quota allows no further extension ({limit}): save your work.")
+            raise NotAllowed(
+                f"The quota of {lease.user} allows no further extension ({limit}): {lease.user} has to save "
+                "the work."
+            )
         await self._decide(DecisionKind.EXTENSION, lease_id, {"seconds": more}, author, "extended")
         return more
 

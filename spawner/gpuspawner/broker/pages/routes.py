@@ -47,7 +47,7 @@ def make_handlers(
     what "My GPU" needs of a broker. `more` gives further routes below the prefix.
     """
     prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"
-    live = Live(broker, _LOG)
+    live = Live(broker, _LOG) if desk is None else Live(broker, _LOG, messages=desk.told)
     site = PageSite(
         broker, prefix, hub_auth or hub_oauth(), hub,
         look=look or Look(), live=live, readings=Readings(live), desk=desk,

@@ -17,6 +17,7 @@ from ...core.units import parse_bytes
 from . import Climate, ComputeMode, DriverFacts, GpuProcess, ProcessUse, XidEvent
 from .mig import gpu_fraction
 
+SETTING = "c.GpuSite.simulated_devices"
 FAULTS_FILE = "simulated_faults"
 """A file in the state folder with one line per broken simulated device: its index or UUID, then the
 reason. Of several machines, a machine's name in place of a device: it can't be reached."""
@@ -52,14 +53,14 @@ _KNOWN = {
 0.30 and 0.32 TB/s). For other models, all of them are None."""
 
 
-def parse_simulated(text: str) -> tuple[Device, ...]:
+def parse_simulated(text: str, setting: str = SETTING) -> tuple[Device, ...]:
     """The devices of "2 x H100 80GB, 1 x A100 40GB", or of several machines, "a: 2 x H100 80GB; b: …".
 
-    Raises ConfigError with the remedy.
+    Raises ConfigError with the remedy, naming `setting`.
     """
     devices: list[Device] = []
-    for machine, kinds in _by_machine(text).items():
-        devices += _devices(machine, kinds, len(devices))
+    for machine, kinds in _by_machine(text, setting).items():
+        devices += _devices(machine, kinds, len(devices), setting)
     return tuple(devices)
 
 
@@ -68,7 +69,7 @@ def machine_names(text: str) -> tuple[str, ...]:
     return tuple(_by_machine(text))
 
 
-def _by_machine(text: str) -> dict[str, str]:
+def _by_machine(text: str, setting: str = SETTING) -> dict[str, str]:
     """What each machine has, as it is written."""
     found: dict[str, str] = {}
     parts = text.split(";")
@@ -78,14 +79,14 @@ def _by_machine(text: str) -> dict[str, str]:
             return {"": text}
         if match is None or match[1] in found:
             raise ConfigError(
-                f"c.GpuSite.simulated_devices: {part.strip()!r} needs a name of its own for the machine, as "
+                f"{setting}: {part.strip()!r} needs a name of its own for the machine, as "
                 'in "a: 2 x H100 80GB; b: 1 x A100 40GB"'
             )
         found[match[1]] = match[2]
     return found
 
 
-def _devices(machine: str, kinds: str, before: int) -> list[Device]:
+def _devices(machine: str, kinds: str, before: int, setting: str) -> list[Device]:
     """A machine's devices; `before`: how many the machines before it have."""
     devices: list[Device] = []
     for part in kinds.split(","):
@@ -93,23 +94,23 @@ def _devices(machine: str, kinds: str, before: int) -> list[Device]:
         count = int(match[1]) if match else 0
         if match is None or count < 1 or before + len(devices) + count > _MOST:
             raise ConfigError(
-                f"c.GpuSite.simulated_devices: {part.strip()!r} can't be read: write a count from 1 to "
+                f"{setting}: {part.strip()!r} can't be read: write a count from 1 to "
                 f'{_MOST}, a model and its memory, like "2 x H100 80GB, 1 x A100 40GB"'
             )
-        memory_bytes = parse_bytes(match[3].replace(" ", ""), "c.GpuSite.simulated_devices: memory")
+        memory_bytes = parse_bytes(match[3].replace(" ", ""), f"{setting}: memory")
         for _ in range(count):
             device = _device(before + len(devices), match[2], match[3].replace(" ", ""), memory_bytes)
             device = replace(device, index=len(devices), node=machine)
-            devices.append(device if match[4] is None else _instance(device, match[4].lower()))
+            devices.append(device if match[4] is None else _instance(device, match[4].lower(), setting))
     return devices
 
 
-def _instance(gpu: Device, profile: str) -> Device:
+def _instance(gpu: Device, profile: str, setting: str) -> Device:
     """A MIG instance of a simulated GPU, one per GPU; like NVML, without a bandwidth."""
     size = _PROFILE.search(profile)
     if size is None or int(size[1]) << 30 > gpu.memory_bytes:
         raise ConfigError(
-            f"c.GpuSite.simulated_devices: {profile!r} is not a MIG profile of a {gpu.model}: write it like "
+            f"{setting}: {profile!r} is not a MIG profile of a {gpu.model}: write it like "
             '"7 x H100 80GB MIG 1g.10gb"'
         )
     return replace(

@@ -305,7 +305,7 @@ def _unfit_sentence(
     meeting, _, names = next(each for each in clashes if each[1] == most)
     when = format_local(meeting.start, session.timezone, now)
     beside = f" beside {' and '.join(map(repr, names))}" if names else ""
-    what = f"{session.seats} places of the tier {title!r}"
+    what = f"{session.seats} {'place' if session.seats == 1 else 'places'} of the tier {title!r}"
     dates = f" ({len(clashes)} of its {total} dates)" if total > 1 else ""
     fits = "none fits" if most == 0 else f"{most} {'fits' if most == 1 else 'fit'}"
     advice = "choose another time or tier" if most == 0 else f"ask for {most}, or choose another time or tier"

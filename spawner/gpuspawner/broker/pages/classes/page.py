@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +28,7 @@ _WORDS = {
     MemberState.NEVER: ("never started", "light"),
 }
 """What a state is called, and the colour of its badge in the hub's Bootstrap."""
-_SUMMARY = (
+_SUMMARY = (  # a member with several servers counts in the first that fits
     ("with a GPU", (MemberState.STARTING, MemberState.RUNNING, MemberState.ASLEEP, MemberState.ENDING)),
     ("waiting", (MemberState.WAITING,)),
     ("on CPU", (MemberState.CPU,)),
@@ -213,9 +214,13 @@ def _longest(members: Sequence[MemberDocument], scene: Scene) -> Longest | None:
 
 
 def _counts(roster: RosterDocument) -> tuple[tuple[str, int], ...]:
-    """How many servers or members there are of each kind, without those of which there are none."""
-    found = ((words, sum(roster.counts.get(state, 0) for state in states)) for words, states in _SUMMARY)
-    return tuple((words, count) for words, count in found if count)
+    """How many members there are of each kind, without empty kinds; who has several servers counts once."""
+    place = {state: number for number, (_, states) in enumerate(_SUMMARY) for state in states}
+    kind: dict[str, int] = {}
+    for member in roster.members:
+        kind[member.user] = min(place[member.state], kind.get(member.user, len(_SUMMARY)))
+    counts = Counter(kind.values())
+    return tuple((words, counts[number]) for number, (words, _) in enumerate(_SUMMARY) if counts[number])
 
 
 def _told(message: AnnouncementDocument, scene: Scene) -> Told:

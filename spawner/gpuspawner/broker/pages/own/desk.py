@@ -38,6 +38,9 @@ class Desk(Protocol):
     def messages(self, viewer: Viewer) -> tuple[Announcement, ...]:
         """What the viewer's classes, or everybody, are told now."""
 
+    def told(self) -> object:
+        """Equal as long as nobody is told anything else."""
+
     async def records(self, viewer: Viewer) -> Records:
         """What the ledger knows of the viewer."""
 
@@ -68,6 +71,11 @@ class BrokerDesk:
     def messages(self, viewer: Viewer) -> tuple[Announcement, ...]:
         """What the viewer's classes, or everybody, are told now, the newest first."""
         return messages_for(viewer.groups, self._rules.rulebook.rules.messages, self._clock())
+
+    def told(self) -> object:
+        """All messages that are shown now."""
+        now = self._clock()
+        return tuple(each for each in self._rules.rulebook.rules.messages.values() if now < each.until)
 
     async def records(self, viewer: Viewer) -> Records:
         """The viewer's allowance and latest sessions; without what can't be read now."""

@@ -112,7 +112,8 @@ function heard() {
 }
 
 function tellLost() {
-  tell(`No news from the broker since ${lastNews.toLocaleTimeString()}. Running servers are not affected. Trying again.`);
+  const since = lastNews.toLocaleTimeString();
+  tell(`No news from the broker since ${since}: what you see is from then. Running servers are not affected. Trying again.`);
 }
 
 class LoggedOut extends Error {}
@@ -241,6 +242,21 @@ async function follow(signal) {
   }
 }
 
+// While the hub restarts it knows nobody. The page loads again by itself as soon as it may be read again, also after a
+// login in another tab.
+async function awaitLogin(signal) {
+  while (!signal.aborted) {
+    await pause(pollSeconds, signal);
+    try {
+      await ask(live.dataset.url, AbortSignal.any([signal, AbortSignal.timeout(10_000)]));
+    } catch {
+      continue;
+    }
+    window.location.reload();
+    return;
+  }
+}
+
 function begin() {
   stop();
   // A hidden page asks for nothing; it is brought up to date when it is shown again.
@@ -248,8 +264,9 @@ function begin() {
   const controller = new AbortController();
   stop = () => controller.abort();
   follow(controller.signal).catch((error) => {
-    if (error instanceof LoggedOut) tell("Your login has ended. Reload this page to log in again.");
-    else throw error;
+    if (!(error instanceof LoggedOut)) throw error;
+    tell("Your login has ended. Reload this page to log in again.");
+    return awaitLogin(controller.signal);
   });
 }
 

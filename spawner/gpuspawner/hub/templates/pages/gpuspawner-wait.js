@@ -62,6 +62,12 @@
       const likely = from === to ? "about " + to : "between " + from + " and " + to;
       range.textContent = "On your clock: " + likely + ".";
     }
+    const until = find("gpu-until");
+    until.hidden = !(queue && queue.ends_at);
+    if (!until.hidden) {
+      until.textContent = "If no GPU is free by " + clock(queue.ends_at)
+        + ", the wait ends and your server does not start. You can start it again then.";
+    }
     const moved = item.querySelector(".gpu-moved");
     moved.hidden = !queue;
     if (queue) {
@@ -129,6 +135,7 @@
       noteLeft(false); // this is another start
       if (event.failed) fail(event);
       else show(event);
+      find("gpu-promise").hidden = false;
       if (event.ready) {
         window.location.reload(); // the hub redirects to the server
       }
@@ -191,6 +198,7 @@
       if (status !== 200) {
         find("progress-message").textContent = "The hub does not answer. Trying again …";
         find("progress-message").className = "alert alert-warning";
+        find("gpu-promise").hidden = true; // whether the place stays is not known now
       }
       await pause();
       find("progress-message").className = steps.length ? "visually-hidden" : "";
