@@ -76,6 +76,7 @@ async def test_a_cpu_server_starts_and_stops(hub: HubProcess) -> None:
         "gpuspawner.server": "",
         "gpuspawner.tier": "cpu",
         "gpuspawner.mem-limit-bytes": str(container["HostConfig"]["Memory"]),
+        "gpuspawner.state-folder": str(hub.folder),
     }
     assert container["HostConfig"]["Memory"] == 2 * container["HostConfig"]["ShmSize"] > 0
     assert "COURSE=ml" in container["Config"]["Env"]

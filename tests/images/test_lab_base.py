@@ -386,7 +386,7 @@ async def main():
         if message["msg_type"] in ("display_data", "update_display_data"):
             shown.append(content["data"]["text/plain"])
         elif message["msg_type"] == "stream" and "history" not in content["text"]:  # IPython's own trouble
-            shown.append(content["text"])
+            shown.extend(filter(str.strip, [content["text"]]))  # its line's end may come by itself
     for cell in ("1", FILL, "1", "big.unlink()"):
         await client.execute_interactive(cell, output_hook=show, timeout=60)
     print(shown)

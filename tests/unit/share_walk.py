@@ -104,6 +104,10 @@ class MemoryLedger:
         """One, in whatever state."""
         return self.rows.get(lease_id)
 
+    async def before_start(self, request: Any, since: Any) -> tuple[Lease | None, tuple[Any, ...]]:
+        """As `find`; nobody has a budget here."""
+        return self.rows.get(request.lease_id), ()
+
 
 @dataclass
 class Entry:
