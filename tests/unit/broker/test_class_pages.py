@@ -6,7 +6,7 @@ import asyncio
 import html
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -548,11 +548,14 @@ async def test_servers_are_found_sorted_and_stopped(staff: Staff) -> None:
 
 
 async def test_the_timeline_shows_the_last_day(staff: Staff) -> None:
+    rulebook = staff.bench.broker.rules.rulebook
+    tiers = tuple(replace(tier, title=f"Title of {tier.name}") for tier in rulebook.known.tiers)
+    rulebook.known = replace(rulebook.known, tiers=tiers)
     ada = await staff.bench.run(1, "ada")
     staff.bench.times.pass_seconds(3600)
     await staff.bench.ender.release(ada, "stopped")
     _, text = await staff.get("admin/timeline/", "monitor")
-    assert "<title>ada, gpu: Thu 13:00 to 14:00</title>" in text
+    assert "<title>ada, Title of gpu: Thu 13:00 to 14:00</title>" in text
     assert 'aria-label="H100 80GB #0: held 4.2 % of the last day by ada"' in text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from urllib.parse import urlencode
 
@@ -43,7 +43,8 @@ class TimelineHandler(AdminPage):
         table = make_table(named, (), self.wish(), words=" ".join, size=LINES)
         now = self.tools.clock()
         span = Span(now - timedelta(hours=_HOURS), now, str(self.zone))
-        held = await self.tools.ledger.held(span.start, [uuid for uuid, _ in table.rows])
+        found = await self.tools.ledger.held(span.start, [uuid for uuid, _ in table.rows])
+        held = [replace(each, tier=self.title_of(each.tier)) for each in found]
         return TimelinePage(self.tools.simulated, make_timeline(table.rows, held, span), table)
 
 
