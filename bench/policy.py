@@ -259,7 +259,7 @@ class Broker:
 
     async def _add_session(self, number: int, now: datetime) -> None:
         assert self._rulebook is not None
-        begins = (now + timedelta(hours=number % 50 - 1)).replace(minute=0)
+        begins = now + timedelta(hours=number % 50 - 1, minutes=30)  # none of them about to begin
         session = {
             "name": f"lab-{number}", "group": f"group-{number}", "tier": "gpu", "seats": 2, "timezone": "UTC",
             "first": begins.date().isoformat(), "begins": f"{begins:%H:%M}", "length_seconds": 7200,
