@@ -116,7 +116,7 @@ def _bar(held: Held, span: Span) -> Bar:
         lane=0,
         colour=colour_of(held.user),
         user=held.user,
-        title=f"{who}, {held.tier}: {held.started_at.astimezone(zone):%a %H:%M} to {until}",
+        title=f"{who}, {isolated(held.tier)}: {held.started_at.astimezone(zone):%a %H:%M} to {until}",
         open=held.ended_at is None,
     )
 
