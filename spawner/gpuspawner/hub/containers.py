@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import EngineFault
+from .call import Call
 from .container import ContainerPlan
-from .docker import Call, DockerEngine
+from .docker import DockerEngine
 from .engine import Created
 from .engine_words import unusable
 from .home import belongs_to_root, own_home

@@ -23,6 +23,7 @@ from docker.api.client import APIClient
 from docker.transport import UnixHTTPAdapter
 
 from ..core.errors import EngineFault
+from .call import Call
 from .docker_answers import log_end
 from .pulls import SILENT, Cancel, Event
 
@@ -43,8 +44,6 @@ _TAIL_LINES = 5
 # derive from OSError or ValueError.
 _Errors = (docker.errors.DockerException, OSError, ValueError)
 
-Call = Callable[..., Any]
-"""`call("inspect_network", name)`: a method of docker-py's APIClient by name; blocks, raises EngineFault."""
 _T = TypeVar("_T")
 
 

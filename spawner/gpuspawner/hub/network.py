@@ -8,16 +8,15 @@ from __future__ import annotations
 import random
 import socket
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_network
 from typing import Any
 
 from ..core.errors import ConfigError, EngineFault
+from .call import Call, or_none
 from .docker_answers import address_is_taken, network_is_missing
-
-Call = Callable[..., Any]
 
 DOCKERS_OWN = frozenset({"bridge", "host", "none", "default"})
 """Networks that always exist."""
@@ -72,7 +71,7 @@ class NetworkSeen:
 
 def look_at(call: Call, name: str) -> NetworkSeen | None:
     """Docker's network of that name; None if there is none. Raises EngineFault when Docker doesn't say."""
-    found = _find(call, name)
+    found = or_none(call, "inspect_network", name)
     return None if found is None else _seen(found)
 
 
@@ -107,7 +106,7 @@ def ensure_network(call: Call, name: str, subnet: str) -> str:
     """
     wanted = network_settings(name, subnet)
     config = wanted["ipam"]["Config"][0]
-    present = _find(call, name)
+    present = or_none(call, "inspect_network", name)
     if present is None:
         try:
             call("create_network", **wanted, check_duplicate=True)
@@ -166,7 +165,7 @@ def free_address(call: Call, name: str, subnet: str) -> str | None:
     doesn't exist; and if Docker manages only a range of the subnet: other machines may use the other
     addresses. Raises ConfigError.
     """
-    network = None if name in DOCKERS_OWN else _find(call, name)
+    network = None if name in DOCKERS_OWN else or_none(call, "inspect_network", name)
     if network is None:
         return None
     wanted = str(_subnet(subnet))
@@ -240,17 +239,6 @@ class LabNetwork:
         published = (settings.get("Ports") or {}).get(f"{self.port}/tcp") or [{}]
         ip = published[0].get("HostIp") or "127.0.0.1"
         return "127.0.0.1" if ip == "0.0.0.0" else ip, int(published[0].get("HostPort") or self.port)
-
-
-def _find(call: Call, name: str) -> dict[str, Any] | None:
-    """Docker's document of a network; None only if Docker says that there is none."""
-    try:
-        found: dict[str, Any] = call("inspect_network", name)
-    except EngineFault as fault:
-        if fault.status == 404:
-            return None
-        raise
-    return found
 
 
 def _ipam_of(network: dict[str, Any]) -> list[dict[str, Any]]:

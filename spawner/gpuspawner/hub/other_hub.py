@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core import labels
 from ..core.errors import ConfigError
-from .network import Call
+from .call import Call
 
 _NAMED = 5
 """How many containers a message names."""
@@ -26,7 +26,7 @@ def state_folder(state_dir: str) -> str:
 def check_alone(call: Call, hub_id: str, folder: str) -> None:
     """Raises ConfigError if labs run that a hub of this name, but with another state folder, has started.
 
-    `call` as in `network.py`; raises EngineFault. It reads, and changes nothing.
+    `call` as in `call.py`; raises EngineFault. It reads, and changes nothing.
     """
     running = call("containers", filters={"label": [f"{labels.HUB}={hub_id}", labels.STATE_FOLDER]})
     if found := others(running, folder):

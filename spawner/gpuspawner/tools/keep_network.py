@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..core.errors import ConfigError, EngineFault
+from ..hub.call import Call
 from ..hub.docker import DockerEngine
 from ..hub.metadata import MetadataWall, Run, may_build, run_program, sweep
 from ..hub.network import (
     DOCKERS_OWN,
-    Call,
     ensure_network,
     gateway_of,
     has_address,

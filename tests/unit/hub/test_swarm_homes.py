@@ -32,9 +32,10 @@ class Docker:
             raise EngineFault("it exists", 409)
         self.configs[name] = {"Spec": {"Labels": labels}}
 
-    def inspect_volume(self, name: str) -> None:
+    def inspect_volume(self, name: str) -> dict[str, Any]:
         if name not in self.volumes:
             raise EngineFault("no such volume", 404)
+        return {"Name": name}
 
 
 def test_a_new_home_is_where_its_first_lab_starts_and_stays_there() -> None:

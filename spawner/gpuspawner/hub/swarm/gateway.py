@@ -12,12 +12,12 @@ import tarfile
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 from ...core.errors import EngineFault
 from ...core.labels import HUB
+from ..call import Call, or_none
 from ..container import NO_DEVICES
-from ..network import Call, ensure_network, gateway_of
+from ..network import ensure_network, gateway_of
 from .lanes import GATEWAY_ALIAS
 
 FIRST_PORT = 20_000
@@ -60,7 +60,7 @@ class Gateway:
 
         Returns whether it was made. Raises EngineFault, ConfigError.
         """
-        found = self._find(call)
+        found = or_none(call, "inspect_container", self.name)
         wanted = self._digest()
         if found is not None and found["Config"]["Labels"].get(_ARGUMENTS) == wanted:
             if not found["State"]["Running"]:
@@ -90,15 +90,6 @@ class Gateway:
         except EngineFault as fault:
             if fault.status is None:
                 raise
-
-    def _find(self, call: Call) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = call("inspect_container", self.name)
-        except EngineFault as fault:
-            if fault.status == 404:
-                return None
-            raise
-        return found
 
     def _command(self) -> list[str]:
         ports = (FIRST_PORT, self.lanes, self.lab_port, self.hub_port)

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 
 from ...core.errors import EngineFault, StartFault
-from ..network import Call
+from ..call import Call, or_none
 from .document import NODE
 
 HOME = "gpuspawner.home"
@@ -30,7 +30,7 @@ class Homes:
         One that is only known as a volume of the hub's machine is from the time before the Swarm.
         """
         written = _written(call, volume)
-        return written or (self.own if _exists(call, volume) else "")
+        return written or ("" if or_none(call, "inspect_volume", volume) is None else self.own)
 
     def claim(self, call: Call, volume: str, machine: str) -> None:
         """Writes down that the home is on this machine. Raises StartFault if it is on another."""
@@ -56,20 +56,5 @@ def _name(volume: str) -> str:
 
 
 def _written(call: Call, volume: str) -> str:
-    try:
-        found = call("inspect_config", _name(volume))
-    except EngineFault as fault:
-        if fault.status == 404:
-            return ""
-        raise
-    return str(found["Spec"]["Labels"].get(NODE, ""))
-
-
-def _exists(call: Call, volume: str) -> bool:
-    try:
-        call("inspect_volume", volume)
-    except EngineFault as fault:
-        if fault.status == 404:
-            return False
-        raise
-    return True
+    found = or_none(call, "inspect_config", _name(volume))
+    return "" if found is None else str(found["Spec"]["Labels"].get(NODE, ""))

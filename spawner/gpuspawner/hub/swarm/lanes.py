@@ -16,7 +16,7 @@ from typing import Any
 from ...config.swarm import LANE_BITS, MOST_LABS
 from ...core.errors import EngineFault, StartFault
 from ...core.labels import HUB
-from ..network import Call
+from ..call import Call, unless_gone
 from .document import LANE
 
 LAB = "gpuspawner.lab"
@@ -72,11 +72,7 @@ class Lanes:
 
     def remove(self, call: Call, network_id: str) -> None:
         """Removes a lane; no error if it is gone. Status 403 or 409 while something is still in it."""
-        try:
-            call("remove_network", network_id)
-        except EngineFault as fault:
-            if fault.status != 404:
-                raise
+        unless_gone(call, "remove_network", network_id)
 
     def all(self, call: Call) -> tuple[Lane, ...]:
         """The lanes that this hub has made."""

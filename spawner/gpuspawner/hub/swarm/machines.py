@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import ConfigError, StartFault
-from ..network import Call
+from ..call import Call
 from .document import NODE
 
 

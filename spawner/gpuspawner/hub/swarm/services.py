@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.errors import ConfigError, EngineFault, StartFault
+from ..call import NOT_THERE, Call, or_none, unless_gone
 from ..container import ContainerPlan
 from ..docker import DockerEngine
 from ..docker_answers import log_end
 from ..engine import Created
-from ..network import Call
 from .document import (
     LANE,
     NODE,
@@ -93,11 +93,8 @@ class Services:
         """Gives the service its task, and waits until its program was started. Raises StartFault."""
         service = await self._inspect(lab_id)
         if service is None:
-            raise EngineFault("no such service", 404)
-        network = service["Spec"]["TaskTemplate"]["Networks"][0]["Target"]
-        connecting = asyncio.create_task(
-            self.parts.docker.run(lambda call: self.parts.gateway.connect(call, network))
-        )
+            raise EngineFault("no such service", NOT_THERE)
+        connecting = asyncio.create_task(self._connect(service))
         try:
             await self._scale(lab_id, 1)
             await self._come_up(service)
@@ -114,15 +111,14 @@ class Services:
         """Connects the gateway to the lab's network again."""
         service = await self._inspect(lab_id)
         if service is not None:
-            network = service["Spec"]["TaskTemplate"]["Networks"][0]["Target"]
-            await self.parts.docker.run(lambda call: self.parts.gateway.connect(call, network))
+            await self._connect(service)
 
     async def stop(self, lab_id: str, grace_seconds: int) -> None:
         """Takes the service its task, and waits for the end of the program: see END_SECONDS."""
         try:
             await self._scale(lab_id, 0)
         except EngineFault as fault:
-            if fault.status != 404:
+            if fault.status != NOT_THERE:
                 raise
             return
         deadline = time.monotonic() + grace_seconds + END_SECONDS
@@ -140,7 +136,7 @@ class Services:
         if service is None:
             return
         await self.stop(service["ID"], 0)
-        await self.parts.docker.run(lambda call: _remove_service(call, service["ID"]))
+        await self.parts.docker.run(lambda call: unless_gone(call, "remove_service", service["ID"]))
         for network in service["Spec"]["TaskTemplate"].get("Networks") or ():
             task = asyncio.create_task(self._free_soon(network["Target"]), name="free a lab's network")
             self._freeing.add(task)
@@ -194,7 +190,7 @@ class Services:
         own_machine(call, read_machines(call("nodes")))
         self._set_heartbeat(call)
         for lane in self.parts.lanes.all(call):
-            if _service(call, lane.lab) is None:
+            if or_none(call, "inspect_service", lane.lab) is None:
                 with suppress(EngineFault):  # still in use: at the hub's next start
                     self._free(call, lane.network_id)
 
@@ -212,7 +208,7 @@ class Services:
         machines = read_machines(call("nodes"))
         machine = self._place(call, plan, machines)
         name, reference = str(plan.create["name"]), str(plan.create["image"])
-        image = pinned(_image(call, reference), reference)
+        image = pinned(or_none(call, "inspect_image", reference) or {}, reference)
         lane = self.parts.lanes.create(call, name)
         berth = Berth(machine.id, lane.network_id, alias_of(lane.number))
         try:
@@ -233,6 +229,11 @@ class Services:
         machine = find_machine(machines, plan.node or homes.machine_of(call, volume) or own.name)
         homes.claim(call, volume, machine.name)
         return machine
+
+    async def _connect(self, service: dict[str, Any]) -> None:
+        """Puts the gateway into the lab's network."""
+        network_id = _network_of(service)
+        await self.parts.docker.run(lambda call: self.parts.gateway.connect(call, network_id))
 
     async def _come_up(self, service: dict[str, Any]) -> None:
         labels = service["Spec"]["Labels"]
@@ -282,44 +283,19 @@ class Services:
         self.parts.lanes.remove(call, network_id)
 
     async def _inspect(self, lab: str) -> dict[str, Any] | None:
-        return await self.parts.docker.run(lambda call: _service(call, lab))
+        return await self.parts.docker.run(lambda call: or_none(call, "inspect_service", lab))
 
     async def _tasks(self, lab_id: str) -> list[dict[str, Any]]:
         """All tasks that Swarm remembers of a service; none if the service is gone."""
         try:
             found: list[dict[str, Any]] = await self.parts.docker.call("tasks", filters={"service": lab_id})
         except EngineFault as fault:
-            if fault.status == 404:
+            if fault.status == NOT_THERE:
                 return []
             raise
         return found
 
 
-def _remove_service(call: Call, service_id: str) -> None:
-    try:
-        call("remove_service", service_id)
-    except EngineFault as fault:
-        if fault.status != 404:
-            raise
-
-
-def _service(call: Call, lab: str) -> dict[str, Any] | None:
-    """Swarm's document of a service by name or id; None only if Swarm says that there is none."""
-    try:
-        found: dict[str, Any] = call("inspect_service", lab)
-    except EngineFault as fault:
-        if fault.status == 404:
-            return None
-        raise
-    return found
-
-
-def _image(call: Call, reference: str) -> dict[str, Any]:
-    """Docker's document of the image; empty if it isn't on this machine."""
-    try:
-        found: dict[str, Any] = call("inspect_image", reference)
-    except EngineFault as fault:
-        if fault.status == 404:
-            return {}
-        raise
-    return found
+def _network_of(service: dict[str, Any]) -> str:
+    """The lab's own network."""
+    return str(service["Spec"]["TaskTemplate"]["Networks"][0]["Target"])
