@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import time
 from pathlib import Path
 
 from ..core.errors import ConfigError
+from ..node.file_lock import try_lock
 
 TAKE_OVER_SECONDS = 15.0
 _LOOK_AGAIN_SECONDS = 0.05
@@ -34,7 +34,7 @@ class BrokerLock:
             ) from error
         deadline = time.monotonic() + (TAKE_OVER_SECONDS if take_over else 0.0)
         asked: int | None = None
-        while not _try_lock(file):
+        while not try_lock(file):
             owner = _read_pid(file)
             if take_over and owner is not None and owner != asked:
                 _terminate(owner)
@@ -63,14 +63,6 @@ def _taken(state_dir: Path, owner: int | None, take_over: bool) -> str:
         f"A broker runs on {state_dir} already ({who}): stop it first, start this one with --take-over, "
         "or give it its own state folder (c.GpuSite.state_dir)"
     )
-
-
-def _try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read_pid(file: int) -> int | None:

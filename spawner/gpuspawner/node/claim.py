@@ -7,12 +7,12 @@ the lock, and a broker that runs in a container isn't noticed by one outside.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from pathlib import Path
 
 from ..core.errors import ConfigError
+from .file_lock import try_lock
 
 DRIVER_FILE = Path("/dev/nvidiactl")
 WAIT_SECONDS = 5.0
@@ -40,7 +40,7 @@ class DeviceClaim:
         except OSError:
             return
         deadline = time.monotonic() + self._wait_seconds
-        while not _try_lock(file):
+        while not try_lock(file):
             if time.monotonic() >= deadline:
                 owner = _owner(file)
                 os.close(file)
@@ -53,14 +53,6 @@ class DeviceClaim:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-
-def _try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _owner(file: int) -> str:
