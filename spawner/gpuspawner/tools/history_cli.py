@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from traitlets import Int, Unicode
 
-from ..broker.decide.when.typed import parse_day
 from ..core.units import format_bytes
 from ..protocol.history import AuditDocument, AuditEntry, GuardDocument, TimelineDocument, TimelineEntry
 from ..protocol.messages import document
 from ..protocol.paging import MOST, Listed
 from ..protocol.pulls import ImageDocument, ImagesDocument
 from .cli import cell, local_time, make_console, table
-from .rules_cli import RuleCommand, Verb, midnight
+from .rules_cli import RuleCommand, Verb, days
 
 L = TypeVar("L", bound=Listed)
 
@@ -163,10 +161,7 @@ class TimelineCommand(HistoryCommand):
     def _show(self, _words: Sequence[str]) -> None:
         zone = self.zone()
         query = {"user": self.user, "device": self.device}
-        if self.first_day:
-            query["start"] = midnight(parse_day(self.first_day), zone)
-        if self.last_day:
-            query["end"] = midnight(parse_day(self.last_day) + timedelta(days=1), zone)
+        query |= days(self.first_day, self.last_day, zone)
         answer = self.pages("/api/timeline", TimelineDocument, query)
         columns = ("From", "Until", "User", "Server", "Tier", "GPUs")
         rows = [_stay_row(each, zone) for each in answer.entries]

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 from pydantic import ValidationError
 from traitlets import Bool, Unicode
 
+from ..broker.decide.allow.period import midnight
 from ..broker.decide.when.typed import parse_count, parse_day, session_document
 from ..config.quotas import subject_from_text, value_from_text
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, Refusal
@@ -275,10 +276,7 @@ class Report(RuleCommand):
     def _show(self, _words: Sequence[str]) -> None:
         zone = self.zone()
         query = {"by": self.by, "timezone": zone}
-        if self.first_day:
-            query["start"] = midnight(parse_day(self.first_day), zone)
-        if self.last_day:
-            query["end"] = midnight(parse_day(self.last_day) + timedelta(days=1), zone)
+        query |= days(self.first_day, self.last_day, zone)
         found = self.ask(lambda client: client.ask_all(f"/api/report?{urlencode(query)}", ReportDocument))
         key = _by_name if self.by == "day" else _by_use  # over all pages
         lines = sorted(found.lines, key=key)
@@ -464,6 +462,11 @@ def _csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def midnight(day: date, zone: str) -> str:
-    """When the day begins in this time zone, as the API takes it."""
-    return datetime.combine(day, time(), ZoneInfo(zone)).astimezone(UTC).isoformat()
+def days(first: str, last: str, zone: str) -> dict[str, str]:
+    """`start` and `end` of a query, for days as somebody typed them; "" is left out. Raises BadOption."""
+    found = {}
+    if first:
+        found["start"] = midnight(parse_day(first), zone).isoformat()
+    if last:
+        found["end"] = midnight(parse_day(last) + timedelta(days=1), zone).isoformat()
+    return found
