@@ -29,7 +29,7 @@ from gpuspawner.node.injection import (
     make_patch,
     read_local,
 )
-from gpuspawner.node.lease_folder import LeaseFolders
+from gpuspawner.node.lease_folder import LeaseFolders, files_of
 
 from tests.docker.engine import SecondEngine, missing, second_engine
 
@@ -117,7 +117,9 @@ ORDINARY = {"console", "core", "fd", "full", "null", "ptmx", "random", "stderr",
 
 def run_with(engine: SecondEngine, image: str, lease: Lease, way: Injection, state_dir: Path) -> list[str]:
     """Runs a container with the lease's patch, as the spawner would; the lines of what it shows."""
-    patch = make_patch(lease, way, False, LeaseFolders(state_dir).write(lease, simulated=False))
+    folders = LeaseFolders(state_dir)
+    folders.put(lease.id, files_of(lease, simulated=False), make=True)
+    patch = make_patch(lease, way, False, folders.path(lease.id))
     api = engine.client.api
     container = api.create_container(
         image,

@@ -55,11 +55,6 @@ class LeaseFolders:
         """The folder that has them all."""
         return self._root
 
-    def write(self, lease: Lease, simulated: bool) -> Path:
-        """Writes the lease and its notice, and creates the folder if needed; returns the folder."""
-        self.put(lease.id, files_of(lease, simulated), make=True)
-        return self.path(lease.id)
-
     def put(self, lease_id: str, files: Mapping[str, str], *, make: bool = False) -> None:
         """Writes these files, each one of `FILES`. Without `make` it does nothing if there is no folder."""
         folder = self.path(lease_id)

@@ -8,19 +8,26 @@ from pathlib import Path
 
 import pytest
 from gpuspawner.core.errors import LedgerFault
-from gpuspawner.node.lease_folder import TURN, USE, LeaseFolders
+from gpuspawner.core.model import Lease
+from gpuspawner.node.lease_folder import TURN, USE, LeaseFolders, files_of
 
 from tests.unit.lease_examples import TRAIN, UUIDS
 
 A, B = UUIDS
 
 
+def write(folders: LeaseFolders, lease: Lease, *, simulated: bool) -> Path:
+    """As the broker writes it before the container is made."""
+    folders.put(lease.id, files_of(lease, simulated), make=True)
+    return folders.path(lease.id)
+
+
 def test_the_lease_s_folder(tmp_path: Path) -> None:
     folders = LeaseFolders(tmp_path)
     assert folders.ids() == ()
-    folder = folders.write(TRAIN, simulated=False)
+    folder = write(folders, TRAIN, simulated=False)
     assert folder == tmp_path / "leases" / TRAIN.id
-    folders.write(replace(TRAIN, notice="GPU 0 is lost."), simulated=False)
+    write(folders, replace(TRAIN, notice="GPU 0 is lost."), simulated=False)
     assert json.loads((folder / "lease.json").read_text()) == {
         "id": TRAIN.id,
         "user": "ada",
@@ -51,7 +58,7 @@ def test_turn_and_use_are_written_only_where_there_is_a_folder(tmp_path: Path) -
     folders.put(TRAIN.id, {TURN: "You are 2nd."})
     folders.put(TRAIN.id, {USE: "{}"})
     assert folders.ids() == ()
-    folder = folders.write(TRAIN, simulated=False)
+    folder = write(folders, TRAIN, simulated=False)
     folders.put(TRAIN.id, {TURN: "You are 2nd."})
     folders.put(TRAIN.id, {USE: "{}"})
     found = {path.name: path.read_text() for path in folder.iterdir() if path.name in ("turn", "use")}
@@ -61,7 +68,7 @@ def test_turn_and_use_are_written_only_where_there_is_a_folder(tmp_path: Path) -
 
 def test_nothing_else_becomes_a_file(tmp_path: Path) -> None:
     folders = LeaseFolders(tmp_path)
-    folders.write(TRAIN, simulated=False)
+    write(folders, TRAIN, simulated=False)
     with pytest.raises(ValueError, match=r"^a lease's folder has no \.\./evil, x$"):
         folders.put(TRAIN.id, {TURN: "", "../evil": "", "x": ""})
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["lease.json", "notice"]
@@ -72,13 +79,13 @@ def test_nothing_else_becomes_a_file(tmp_path: Path) -> None:
 )
 def test_only_a_lease_id_becomes_a_folder(tmp_path: Path, lease_id: str) -> None:
     with pytest.raises(ValueError, match=r"is not a lease id$"):
-        LeaseFolders(tmp_path).write(replace(TRAIN, id=lease_id), simulated=True)
+        write(LeaseFolders(tmp_path), replace(TRAIN, id=lease_id), simulated=True)
 
 
 def test_a_state_folder_that_can_not_be_written_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "leases").write_text("in the way")
     with pytest.raises(LedgerFault) as caught:
-        LeaseFolders(tmp_path).write(TRAIN, simulated=True)
+        write(LeaseFolders(tmp_path), TRAIN, simulated=True)
     assert str(caught.value) == (
         f"{tmp_path}/leases/{TRAIN.id} can't be written: Not a directory. Check disk and permissions"
     )
