@@ -321,18 +321,25 @@ def test_a_home_that_is_full_starts_and_says_so(start: Start) -> None:
     assert "nothing can be written to /home/jovyan: it is full, or not yours" in said
 
 
-KERNEL_THAT_IS_ENDED = """
+START_KERNEL = """
 import asyncio, logging
 from jupyter_client.manager import AsyncKernelManager
 
 logging.disable(logging.WARNING)
 
-async def main():
+async def start_kernel():
     manager = AsyncKernelManager(kernel_name="python3")
     await manager.start_kernel(stderr=-3)
     client = manager.client()
     client.start_channels()
     await client.wait_for_ready(timeout=60)
+    return manager, client
+"""
+KERNEL_THAT_IS_ENDED = (
+    START_KERNEL
+    + """
+async def main():
+    manager, client = await start_kernel()
     client.execute("x = b'1' * (800 << 20)")
     while await manager.is_alive():
         await asyncio.sleep(0.2)
@@ -348,6 +355,7 @@ async def main():
 
 asyncio.run(main())
 """
+)
 
 
 def test_a_kernel_that_was_ended_for_lack_of_memory_says_so(start: Start) -> None:
@@ -358,12 +366,9 @@ def test_a_kernel_that_was_ended_for_lack_of_memory_says_so(start: Start) -> Non
     )
 
 
-KERNEL_IN_A_FULL_HOME = """
-import asyncio, logging
-from jupyter_client.manager import AsyncKernelManager
-
-logging.disable(logging.WARNING)
-FILL = '''
+KERNEL_IN_A_FULL_HOME = (
+    START_KERNEL
+    + """FILL = '''
 from pathlib import Path
 big = Path.home() / "big"
 try:
@@ -375,11 +380,7 @@ except OSError as error:
 '''
 
 async def main():
-    manager = AsyncKernelManager(kernel_name="python3")
-    await manager.start_kernel(stderr=-3)
-    client = manager.client()
-    client.start_channels()
-    await client.wait_for_ready(timeout=60)
+    manager, client = await start_kernel()
     shown = []
     def show(message):
         content = message["content"]
@@ -394,6 +395,7 @@ async def main():
 
 asyncio.run(main())
 """
+)
 
 
 def test_a_notebook_says_that_its_home_is_full_and_takes_it_back(start: Start) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from gpuspawner.broker.leases.allocator import Allocator
@@ -13,6 +14,8 @@ from gpuspawner.broker.ledger.held import read, search
 from gpuspawner.broker.ledger.schema import awake, lease_devices, leases
 
 from tests.unit.lease_examples import GPU0, GPU1, NOON, A, B, C, request
+
+T = TypeVar("T")
 
 
 async def end(allocator: Allocator, lease_id: str) -> None:
@@ -101,28 +104,23 @@ async def test_the_past_in_pages_and_by_groups(database: str, times: Any) -> Non
 
 
 async def test_a_page_of_a_day_is_read_without_the_years_before(database: str, times: Any) -> None:
-    ledger = times.make_ledger(database)
-    await ledger.open()
-    await ledger.close()
-    engine = sa.create_engine(database)
-    statements: list[tuple[str, Any]] = []
-    with engine.begin() as connection:
-        put_history(connection, 4000)
-        sa.event.listen(connection, "before_cursor_execute", lambda *call: statements.append(call[2:4]))
-        found = search(connection, StaySearch(NOON - timedelta(days=1), None, 500, before=3999))
-        (text, values), *_ = statements
-        explain = "EXPLAIN QUERY PLAN " if connection.dialect.name == "sqlite" else "EXPLAIN "
-        plan = " ".join(map(str, connection.exec_driver_sql(explain + text, values).all()))
-    engine.dispose()
+    day = StaySearch(NOON - timedelta(days=1), None, 500, before=3999)
+    found = await read_by_end(
+        times.make_ledger(database), database, lambda connection: search(connection, day)
+    )
     assert len(found) == 24
-    assert "awake_by_end" in plan
-    assert "SCAN" not in plan
-    assert "Seq Scan on awake" not in plan
 
 
 async def test_a_day_is_read_without_the_years_before(database: str, times: Any) -> None:
     """Both databases find the day's intervals by their ends, however long the history is."""
+    day = NOON - timedelta(days=1)
     ledger = times.make_ledger(database)
+    found = await read_by_end(ledger, database, lambda connection: read(connection, day, ["GPU-0"]))
+    assert [each.lease_id for each in found] == [f"{number:032x}" for number in range(24, 0, -1)]
+
+
+async def read_by_end(ledger: Ledger, database: str, ask: Callable[[sa.Connection], T]) -> T:
+    """What is read of 4,000 hours of history; the database must find it by the ends of the intervals."""
     await ledger.open()
     await ledger.close()
     engine = sa.create_engine(database)
@@ -130,15 +128,15 @@ async def test_a_day_is_read_without_the_years_before(database: str, times: Any)
     with engine.begin() as connection:
         put_history(connection, 4000)
         sa.event.listen(connection, "before_cursor_execute", lambda *call: statements.append(call[2:4]))
-        found = read(connection, NOON - timedelta(days=1), ["GPU-0"])
+        found = ask(connection)
         (text, values), *_ = statements
         explain = "EXPLAIN QUERY PLAN " if connection.dialect.name == "sqlite" else "EXPLAIN "
         plan = " ".join(map(str, connection.exec_driver_sql(explain + text, values).all()))
     engine.dispose()
-    assert [each.lease_id for each in found] == [f"{number:032x}" for number in range(24, 0, -1)]
     assert "awake_by_end" in plan
     assert "SCAN" not in plan  # SQLite's word for reading a whole table
     assert "Seq Scan on awake" not in plan
+    return found
 
 
 def put_history(connection: sa.Connection, hours: int) -> None:
