@@ -161,7 +161,7 @@ async def test_docker_s_events_come_while_the_agent_is_taken_up(bench: Bench) ->
     start = ContainerEvent("start", "c1", "a" * 32, "/var/lib/gpuspawner", 1 << 30)
 
     def say_and_hear() -> bool:
-        bench.docker.sink(EventsConnected())  # lost before the agent is taken up
+        bench.docker.sink(EventsConnected())  # lost before the agent serves
         return EventsConnected() in seen
 
     await until(say_and_hear)

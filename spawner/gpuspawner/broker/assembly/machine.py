@@ -161,7 +161,7 @@ class Machine:
                 await service.refresh(lease)
 
     def _on_docker(self, service: LeaseService, item: ContainerEvent | EventsConnected) -> None:
-        """Its own Docker has reported something; before the machine is taken up, that can't be judged."""
+        """Its own Docker has reported something. Before the machine serves, that can't be judged."""
         if self.presence.is_taken_up:
             service.on_event(item, self.engine)
 

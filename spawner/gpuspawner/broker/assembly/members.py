@@ -40,7 +40,7 @@ class Following:
     async def look(self) -> None:
         """Removes and adds machines. Raises Fault."""
         joined, gone = await self._members.look()
-        for name in gone:  # first: one that has joined anew is among both
+        for name in gone:  # first: one that has joined again is among both
             await self._machines.shut(name)
             leases = self._machines.leases_of(name)
             self._ground.log.warning("Machine %s was forgotten, with %d leases", name, len(leases))

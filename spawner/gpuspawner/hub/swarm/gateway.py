@@ -23,7 +23,7 @@ from .lanes import GATEWAY_ALIAS
 FIRST_PORT = 20_000
 _PROGRAM = Path(__file__).with_name("gateway_program.py")
 _ARGUMENTS = "gpuspawner.gateway"
-"""The label with the digest of program and arguments: another one means that it must be made anew."""
+"""The label with the digest of program and arguments: with another one, the gateway must be replaced."""
 _SEEN = frozenset({403, 409, 500})
 """Statuses with which Docker says that a container is in the network already (20.10: 403, 28: 403 or 500)."""
 _MEMORY_BYTES = 512 << 20

@@ -77,7 +77,7 @@ class Members:
     async def look(self) -> tuple[tuple[RemoteNode, ...], tuple[str, ...]]:
         """The machines that have joined since the last look, and the names of those that were forgotten.
 
-        One that was forgotten and has joined anew is both.
+        One that was forgotten and has joined again is both.
         """
         joined = await asyncio.to_thread(self._membership.fingerprints)
         gone = tuple(name for name in self._nodes if self._joined.get(name) != joined.get(name))

@@ -37,7 +37,7 @@ class Membership:
         return tuple(self.fingerprints())
 
     def fingerprints(self) -> dict[str, str]:
-        """Of each machine that has joined, by name: one that joined anew has another."""
+        """Of each machine that has joined, by name: one that joined again has another."""
         return _read(self._joined)
 
     def is_member(self, name: str, fingerprint: str) -> bool:

@@ -68,7 +68,7 @@ class RemoteNode:
             await self._take_up(link)
             await asyncio.shield(running)
         except GpuSpawnerError as error:
-            self._log.warning("Machine %s could not be taken up: %s", self._name, error)
+            self._log.warning("Machine %s has connected, but can't serve yet: %s", self._name, error)
         finally:
             link.close()
             await asyncio.gather(running, return_exceptions=True)

@@ -81,7 +81,7 @@ _DOCKER_EVENTS: Mapping[str, type[ContainerEvent | EventsConnected]] = {
 
 
 class Garbled(Exception):
-    """A message that has another form than this version knows: the link ends, and begins anew."""
+    """A message that has another form than this version knows: the link ends and begins again."""
 
 
 class Unknown(Exception):
