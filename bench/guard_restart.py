@@ -29,11 +29,11 @@ import pytest
 import rich
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.docker.place import until
 from tests.docker.test_guard import alive
 from tests.docker.test_guard_restart import START_SECONDS, Brokers, brokers_of
 from tests.docker.test_slices import GIB, slice_site
 from tests.prompt import go_first, going_first
+from tests.soon import until
 
 IMAGE = "gpuspawner-bench/tiny"
 IMPORTS = """

@@ -18,9 +18,9 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.docker.place import until
 from tests.docker.test_guard import alive
 from tests.docker.test_slices import GIB, Site, slice_site
+from tests.soon import until
 
 pytestmark = [
     pytest.mark.docker,

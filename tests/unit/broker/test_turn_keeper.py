@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -327,7 +326,7 @@ async def test_a_driver_that_hangs_for_one_program_does_not_stop_the_others(
     room: Class, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hands_module, "LOOK_SECONDS", 0.05)
-    room.machine.silence_seconds = 30.0
+    room.machine.silence_seconds = 600.0
     room.restart((A, B))
     room.admit("ann", "bob", "cyd")
     room.machine.computing = {A, B}
@@ -335,9 +334,8 @@ async def test_a_driver_that_hangs_for_one_program_does_not_stop_the_others(
     room.machine.add(12, gpu=B, container="bob")
     await room.look(2)
     room.machine.add(13, gpu=B, container="cyd")
-    began = time.monotonic()
-    await room.look(40, seconds=0.5)
-    assert time.monotonic() - began < 20
+    async with asyncio.timeout(300):
+        await room.look(40, seconds=0.5)
     assert room.seats()["ann"] == (Turn.AWAKE, A)
     assert room.turns.count(("cyd", True)) >= 1
 

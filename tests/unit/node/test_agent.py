@@ -14,6 +14,7 @@ from gpuspawner.node.api import DesiredState, NodeFacts, QuotaPlan
 from gpuspawner.node.remote.certificates import Identity
 from gpuspawner.node.remote.joining import join, parse_line
 
+from tests.soon import SOON_SECONDS
 from tests.unit.node.agents import Broker, Cable, agent, until
 
 WAITS = "the machine b can't be reached: its agent has not connected yet"
@@ -124,7 +125,7 @@ async def test_a_machine_that_is_forgotten_is_shut_out(broker: Broker, member: P
         await broker.node.close()  # as the broker does when it looks
         await until(lambda: bool(broker.away))
         assert process.stderr is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SOON_SECONDS):
             while b"machine 'b' hasn't joined, or was forgotten" not in (await process.stderr.readline()):
                 pass
         assert broker.away
