@@ -105,6 +105,7 @@ class Serving:
             turns=machines.turns.views,
             unknown=self.leasing.unknown_ids,
             disks=observing.disks.now,
+            machines=machines.views,
         )
         return View(self.deciding.allocator, about)
 
