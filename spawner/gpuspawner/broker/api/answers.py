@@ -102,7 +102,8 @@ class View:
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""
         self._about.blind()
-        return self._about.metrics.text(self._allocator.snapshot(), utc_now())
+        snapshot = self._allocator.snapshot()
+        return self._about.metrics.text(snapshot, utc_now(), self._about.machines(snapshot))
 
     def _tier(self, tier: Tier) -> TierDocument:
         if not tier.needs_gpu:

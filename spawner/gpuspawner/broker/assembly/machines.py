@@ -213,7 +213,7 @@ class Machines:
         return replace(
             self.here.facts,
             devices=tuple(device for each in all_facts for device in each.devices),
-            fault=". ".join(each.rstrip(".") for each in faults if each),
+            fault=". ".join(f"{each[:1].upper()}{each[1:].rstrip('.')}" for each in faults if each),
         )
 
     def views(self, snapshot: Snapshot) -> tuple[MachineView, ...]:

@@ -166,6 +166,7 @@ class Serving:
             ended=self.ground.ledger.ended,
             disks=self.observing.disks.now,
             images=self.observing.images.now,
+            machines=self.machines.views,
             unknown=self.leasing.unknown_ids,
             checkup=self._checkup,
             simulated=self.machines.simulated,
