@@ -15,8 +15,7 @@ from aiohttp import web
 from gpuspawner.broker.api.access import ADMIN_SCOPE, READ_SCOPE, RESERVE_SCOPE
 from gpuspawner.broker.api.public.rules import MoreRoutes
 from gpuspawner.broker.api.visible import BrokerView
-from gpuspawner.broker.pages import make_handlers, make_settings
-from gpuspawner.broker.pages.routes import TOKEN_SECONDS, hub_oauth
+from gpuspawner.broker.pages.routes import TOKEN_SECONDS, hub_oauth, make_handlers, make_settings
 from gpuspawner.broker.pages.serving import MakeDesk
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth
