@@ -131,7 +131,7 @@ def search(connection: sa.Connection, wanted: StaySearch) -> tuple[Stay, ...]:
     found = connection.execute(query.limit(wanted.most)).all()
     lease_ids = {row.id for row in found}
     devices, groups = _devices_of(connection, lease_ids), rows.groups_of(connection, lease_ids)
-    return tuple(Stay(*tuple(row), tuple(devices[row.id]), tuple(groups[row.id])) for row in found)
+    return tuple(Stay(*(*row, tuple(devices[row.id]), tuple(groups[row.id]))) for row in found)
 
 
 def _devices_of(connection: sa.Connection, lease_ids: Iterable[str]) -> dict[str, list[str]]:
