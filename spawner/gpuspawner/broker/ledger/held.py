@@ -98,9 +98,8 @@ class StaySearch:
 
 
 _STAY = (
-    awake.c.number, leases.c.id.label("lease_id"), leases.c.hub, leases.c.user, leases.c.server, leases.c.tier,
-    awake.c.gpu_fraction, awake.c.started_at, awake.c.ended_at,
-    leases.c.node,
+    awake.c.number, leases.c.id.label("lease_id"), leases.c.hub, leases.c.user, leases.c.server,
+    leases.c.tier, awake.c.gpu_fraction, awake.c.started_at, awake.c.ended_at, leases.c.node,
 )  # fmt: skip
 
 
