@@ -178,3 +178,32 @@ async def test_a_machine_that_is_away_at_the_start_keeps_its_leases_and_comes_la
         waits = allocator.lease(early.id)
         assert waits is not None
         assert (waits.state, allocator.obstacles([early.id])) == (LeaseState.WAITING, {})  # anna has it
+
+
+async def test_a_tier_s_label_and_a_pool_s_machines_decide_where_a_server_is(folder: Path) -> None:
+    settings = TWO + (
+        'c.GpuSite.node_labels = {"b": ["fast-disk"]}\n'
+        'c.GpuSite.pools = [{"name": "lab", "nodes": ["b"], "devices": {"model": "A100"}}, {"name": "all"}]\n'
+        'c.GpuSite.tiers = [{"name": "gpu", "devices": 1}, '
+        '{"name": "near", "devices": 1, "node_label": "fast-disk", "model": "H100"}, '
+        '{"name": "lab", "devices": 1, "pool": "lab"}]\n'
+    )
+    async with running(folder, settings) as (broker, client):
+        allocator = broker.deciding.allocator
+        await allocator.start_placing()
+        near = Want(1, "h100", node_label="fast-disk")
+        first, second = (
+            await allocator.acquire(request("anna", near)),
+            await allocator.acquire(request("ben", near)),
+        )
+        assert (first.node, second.state) == ("b", LeaseState.WAITING)  # a has two, but no such label
+        lab = await allocator.acquire(request("cleo", Want(1, pool="lab")))
+        pools = {each["pool"] for each in (await client.status())["devices"] if each["model"] == "A100 40GB"}
+        assert (lab.node, pools) == ("b", {"lab"})
+        with pytest.raises(NoCapacity, match="a GPU of a machine with the label 'fast-net', but"):
+            await allocator.acquire(request("dora", Want(1, node_label="fast-net")))
+        machines = {each["name"]: each["labels"] for each in (await client.status())["machines"]}
+        assert machines == {"a": [], "b": ["fast-disk"]}
+        found = await broker.ground.ledger.find(second.id)
+        assert found is not None
+        assert found.want == near
