@@ -142,6 +142,16 @@ class Services:
             self._freeing.add(task)
             task.add_done_callback(self._freeing.discard)
 
+    async def home_machine(self, volume: str) -> str:
+        """The machine on which the home was written down; "" for a new one, or if homes are shared."""
+        if self.parts.shared_homes:
+            return ""
+
+        def look(call: Call) -> str:
+            return Homes(own_machine(call, read_machines(call("nodes"))).name).machine_of(call, volume)
+
+        return await self.parts.docker.run(look)
+
     async def log_tail(self, lab_id: str, secret: str = "") -> str:
         """The last lines, which Swarm fetches from the machine."""
         with suppress(EngineFault):
@@ -226,7 +236,9 @@ class Services:
         if self.parts.shared_homes or volume is None:
             return find_machine(machines, plan.node or own.name)
         homes = Homes(own.name)
-        machine = find_machine(machines, plan.node or homes.machine_of(call, volume) or own.name)
+        known = homes.machine_of(call, volume)
+        name = plan.node or known or own.name
+        machine = find_machine(machines, name, has_files=name == known)
         homes.claim(call, volume, machine.name)
         return machine
 
