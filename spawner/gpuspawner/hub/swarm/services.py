@@ -28,7 +28,7 @@ from .document import (
 )
 from .gateway import Gateway
 from .homes import Homes
-from .lanes import Lanes, alias_of
+from .lanes import Lane, Lanes, alias_of
 from .machines import Machine, find_machine, own_machine, read_machines
 from .service import Berth, pinned, service_of
 
@@ -68,6 +68,8 @@ class Services:
     _freeing: set[asyncio.Task[None]] = field(default_factory=set)
     _ready: asyncio.Lock = field(default_factory=asyncio.Lock)
     _prepared: bool = False
+    _left: set[str] = field(default_factory=set)
+    """Networks that had no service at the last look."""
     _ensured_seconds: float = float("-inf")
 
     # ---- the interface
@@ -188,7 +190,9 @@ class Services:
     async def _ensure(self) -> None:
         def work(call: Call) -> bool:
             lanes = self.parts.lanes.all(call)
-            return self.parts.gateway.ensure(call, tuple(lane.network_id for lane in lanes))
+            made = self.parts.gateway.ensure(call, tuple(lane.network_id for lane in lanes))
+            self._free_left(call, lanes)
+            return made
 
         async with self._ready:
             made = await self.parts.docker.run(work)
@@ -203,6 +207,18 @@ class Services:
             if or_none(call, "inspect_service", lane.lab) is None:
                 with suppress(EngineFault):  # still in use: at the hub's next start
                     self._free(call, lane.network_id)
+
+    def _free_left(self, call: Call, lanes: tuple[Lane, ...]) -> None:
+        """Removes networks whose service somebody else has removed, as the broker removes an orphan's.
+
+        Only at the second look: a network is made a moment before its service.
+        """
+        there = {each["Spec"]["Name"] for each in call("services", filters={"label": LANE})}
+        left = {lane.network_id for lane in lanes if lane.lab not in there}
+        for network_id in left & self._left:
+            with suppress(EngineFault):  # still in use: at the next look
+                self._free(call, network_id)
+        self._left = left
 
     def _set_heartbeat(self, call: Call) -> None:
         swarm = call("inspect_swarm")
