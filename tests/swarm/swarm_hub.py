@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -218,3 +219,48 @@ class SwarmHub:
         assert self.call("DELETE", f"/hub/api/users/{user}/server")[0] in (202, 204)
         self.until(lambda: not self.server(user))
         self.until(lambda: user not in dict(self.leases()))
+
+    def news(self, user: str) -> str:
+        """What the waiting page of the user's start says now."""
+        path = f"/hub/api/users/{user}/server/progress"
+        command = self.machines.manager.inside(
+            "curl",
+            "-s",
+            "-m",
+            "2",
+            "-H",
+            f"Authorization: token {self.token}",
+            f"http://127.0.0.1:{PORT}{path}",
+        )
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
+
+    def refusal(self, user: str, tier: str) -> str:
+        """The sentence with which a start is refused."""
+        self.call("POST", f"/hub/api/users/{user}")
+        status, text = self.call("POST", f"/hub/api/users/{user}/server", {"profile": tier})
+        assert status >= 400, text
+        return str(json.loads(text)["message"])
+
+    def reason(self, uuid: str) -> str:
+        """Why a GPU is out of service; "" if it isn't."""
+        devices = {each["uuid"]: each for each in self.status()["devices"]}
+        return str(devices.get(uuid, {}).get("reason") or "")
+
+    def kill_broker(self) -> None:
+        """kill -9 of the broker; its keeper starts it again."""
+        (pid,) = [
+            int(path.name)
+            for path in Path("/proc").iterdir()
+            if path.name.isdecimal() and _is_broker(path, self.folder)
+        ]
+        os.kill(pid, signal.SIGKILL)
+
+
+def _is_broker(process: Path, state_dir: Path) -> bool:
+    """Whether this process (its folder in /proc) is the broker with that state folder."""
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+        environment = (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"gpuspawner.broker" in words and f"GPUSPAWNER_STATE_DIR={state_dir}".encode() in environment

@@ -94,6 +94,8 @@ class WantMessage(Message):
     compute_percent: float | None = Field(
         None, gt=0, le=100, allow_inf_nan=False, description="a number above 0 and up to 100"
     )
+    node: Text | None = Field(None, description=f"{_TEXT}, the machine that has the user's files")
+    node_label: Text | None = Field(None, description=f"{_TEXT}, a label that the machine must have")
 
     @model_validator(mode="after")
     def _check_mode(self) -> WantMessage:
@@ -148,6 +150,8 @@ class HeldWant(Message):
     mig_profile: str | None
     memory_bytes: int | None
     compute_percent: float | None
+    node: str | None = None
+    node_label: str | None = None
 
 
 class LeaseMessage(Message):

@@ -66,6 +66,8 @@ class Machine:
         self._ground, self._deciding, self._has = ground, deciding, has
         self.node, self.simulated, self.name = found.node, found.facts.simulated, found.facts.name
         self._facts, self._sharing = found.facts, found.sharing
+        labels = ground.settings.site.parsed_node_labels()
+        self._labels = tuple(sorted(labels.get(self.name, ())))
         self.twice = Twice(self.name, deciding.allocator.node_with, ground.log)
         self.awaited = bool(found.facts.away)
         """Whether it has been away since the broker began: then nobody knows what it has."""
@@ -237,6 +239,7 @@ class Machine:
             problem=self.late.problem,
             twice=self.twice.sentences,
             release=facts.contact.release or (__version__ if self.labs is None else ""),
+            labels=self._labels,
         )
 
     @property

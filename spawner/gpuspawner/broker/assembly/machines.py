@@ -68,8 +68,8 @@ class Machines:
 
     async def _say_awaited(self) -> None:
         """Which machines have to come before it is known what can be served at all. Raises LedgerFault."""
-        awaited = [machine for machine in self._all.values() if machine.awaited]
-        await self._allocator.set_awaited([machine.facts.away for machine in awaited])
+        awaited = {name: machine.facts.away for name, machine in self._all.items() if machine.awaited}
+        await self._allocator.set_awaited(awaited)
 
     def connect(self, service: LeaseService, journal: Journal) -> None:
         """Makes what enforces the leases of this service; nothing runs yet."""

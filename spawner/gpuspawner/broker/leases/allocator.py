@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -336,12 +336,12 @@ class Allocator:
         """
         await self._step(self._set_drained, drained)
 
-    async def set_awaited(self, reasons: Sequence[str]) -> None:
-        """What these machines have isn't known yet, so requests for it wait; each reason says why.
+    async def set_awaited(self, reasons: Mapping[str, str]) -> None:
+        """What these machines have isn't known yet, so requests for it wait; by name, why.
 
         Requests that nothing can serve now, since all is known, end by a refusal. Raises LedgerFault.
         """
-        await self._step(self._set_awaited, tuple(reasons))
+        await self._step(self._set_awaited, dict(reasons))
 
     async def tell(self, lease_id: str, sentence: str) -> Lease | None:
         """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
@@ -465,7 +465,7 @@ class Allocator:
         await self._commit(*ended)
         return tuple(ended)
 
-    async def _set_awaited(self, reasons: tuple[str, ...]) -> None:
+    async def _set_awaited(self, reasons: dict[str, str]) -> None:
         self._book.set_awaited(reasons)
         now, ended = self._clock(), []
         for lease in self._book.leases():

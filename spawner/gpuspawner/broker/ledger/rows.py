@@ -27,6 +27,8 @@ _WANT = {
     "mig_profile": "mig_profile",
     "slice_memory_bytes": "memory_bytes",
     "slice_compute_percent": "compute_percent",
+    "home_node": "node",
+    "node_label": "node_label",
 }
 """The columns of what was asked for, and the field of `Want` that each contains (a test checks this)."""
 _COLUMNS = tuple(column.name for column in leases.columns if column.name != "number")
