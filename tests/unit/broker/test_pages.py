@@ -99,8 +99,10 @@ def test_scope_shows_everything() -> None:
     for shown, free in zip(expected["devices"], (False, False, False, True), strict=True):
         shown["free"] = free
     whole["disks"] = [{"holds": "homes", "state": "low"}]
-    assert visible_status(whole, ADMIN) == {**expected, "disks": whole["disks"]}
-    assert "disks" not in visible_status(whole, ANNA)
+    whole["machines"] = [{"name": "b", "state": "away"}]
+    lists = {name: whole[name] for name in ("disks", "machines")}
+    assert visible_status(whole, ADMIN) == {**expected, **lists}
+    assert not lists.keys() & visible_status(whole, ANNA).keys()
 
 
 def test_without_scope_only_what_is_ones_own() -> None:

@@ -217,7 +217,7 @@ async def test_the_scope_reads_all(pages: Pages, token: str) -> None:
     expected = FakeBroker().status()
     for shown in expected["devices"]:
         shown["free"] = False
-    assert (status, json.loads(text)) == (200, {**expected, "disks": [], "next": None})
+    assert (status, json.loads(text)) == (200, {**expected, "disks": [], "machines": [], "next": None})
 
 
 LOGIN = {

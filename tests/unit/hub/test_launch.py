@@ -17,6 +17,7 @@ from gpuspawner.core.errors import (
     StartFault,
 )
 from gpuspawner.core.model import Tier
+from gpuspawner.core.want import Want
 from gpuspawner.hub import launch as launch_module
 from gpuspawner.hub import readiness
 from gpuspawner.hub.launch import LaunchJob, before_stop
@@ -25,7 +26,7 @@ from gpuspawner.hub.pull_progress import PullNews
 from gpuspawner.hub.readiness import Answer
 
 from tests.soon import SOON_SECONDS
-from tests.unit.fake_launch import JOB, LEASE, OWNER, Broker, Docker, make
+from tests.unit.fake_launch import JOB, LEASE, OWNER, REQUEST, Broker, Docker, make
 
 
 @pytest.fixture
@@ -65,6 +66,14 @@ async def test_a_start_takes_its_steps_in_order(answers: list[Answer]) -> None:
         "Container started: waiting for the server's first answer",
         "The server answers",
     ]
+
+
+async def test_a_gpu_is_asked_for_on_the_machine_that_has_the_files(answers: list[Answer]) -> None:
+    for home, node in (("b", "b"), ("", None)):
+        docker, broker = Docker(home=home), Broker()
+        start, _ = make(docker, broker)
+        await start.run()
+        assert broker.asked == replace(REQUEST, want=Want(1, node=node))
 
 
 async def test_where_the_hub_is_full_one_with_a_gpu_waits_and_one_without_is_refused(

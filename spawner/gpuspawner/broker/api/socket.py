@@ -429,14 +429,16 @@ def queued_event(place: Place, message: str, wait: Estimate | None) -> QueuedEve
 
 def wait_message(place: Place, want: Want, wait: Estimate | None, simulated: bool = False) -> str:
     """The place and the likely wait: "2nd in line for a GPU" where nothing is known of the wait, else
-    "3rd of 7 for an 8 GiB slice: likely between 11:35 and 12:10, when two sessions have ended".
+    "3rd of 7 for an 8 GiB slice: likely between 11:35 and 12:10, when two sessions have ended". Also on which
+    machine, if only one may serve.
     """
     what = asked_for(want, simulated)
+    where = "" if want.node is None else f". Your files are on the machine {want.node}: it starts there"
     if wait is None:
-        return f"{ordinal(place.position)} in line for {what}"
+        return f"{ordinal(place.position)} in line for {what}{where}"
     ended = f", when {_sessions(wait.endings)} ended" if wait.endings else ""
     when = likely(wait.earliest_seconds, wait.latest_seconds)
-    return f"{ordinal(place.position)} of {place.waiting} for {what}: {when}{ended}"
+    return f"{ordinal(place.position)} of {place.waiting} for {what}: {when}{ended}{where}"
 
 
 def likely(earliest_seconds: float, latest_seconds: float) -> str:

@@ -104,6 +104,7 @@ class Serving:
             turns=machines.turns.views,
             unknown=self.leasing.unknown_ids,
             disks=observing.disks.now,
+            machines=machines.views,
         )
         return View(self.deciding.allocator, about)
 
@@ -164,6 +165,7 @@ class Serving:
             ended=self.ground.ledger.ended,
             disks=self.observing.disks.now,
             images=self.observing.images.now,
+            machines=self.machines.views,
             unknown=self.leasing.unknown_ids,
             checkup=self._checkup,
             simulated=self.machines.simulated,

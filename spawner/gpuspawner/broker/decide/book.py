@@ -81,7 +81,7 @@ class Book:
         self._obstacles: dict[tuple[Want, str], str] = {}
         """By want and group; as of the last change of anything, which empties it."""
         self._arrivals = 0
-        self._awaited: tuple[str, ...] = ()
+        self._awaited: dict[str, str] = {}
         """Why the nodes whose devices aren't known yet can't be reached."""
 
     def lease(self, lease_id: str) -> Lease | None:
@@ -137,9 +137,13 @@ class Book:
         Also leased and broken devices count.
         """
         known = max(self._devices.known(want).values(), default=0)
-        if known >= want.device_count or self._awaited:
+        if known >= want.device_count or self._awaits(want):
             return ""
         return notice.no_capacity(want, known, several_nodes=self._devices.several_nodes)
+
+    def _awaits(self, want: Want) -> list[str]:
+        """Why each node can't be reached that may turn out to have devices for `want`."""
+        return [why for node, why in self._awaited.items() if want.node in (None, node)]
 
     def repair_needed(self, want: Want) -> str:
         """Why `want` can't be served before an admin has repaired devices; "" if it can."""
@@ -170,8 +174,9 @@ class Book:
         return self._obstacles[key]
 
     def _obstacle(self, want: Want, group: str) -> str:
-        if self._awaited and max(self._devices.known(want).values(), default=0) < want.device_count:
-            return notice.awaited(want, self._awaited)
+        awaited = self._awaits(want)
+        if awaited and max(self._devices.known(want).values(), default=0) < want.device_count:
+            return notice.awaited(want, awaited)
         if not servable(want, self._devices.healthy):
             return notice.out_of_service(want, self._named(self._devices.unhealthy(want)))
         kinds = self._devices.kinds
@@ -355,13 +360,27 @@ class Book:
         self._obstacles.clear()
         self._queue.set_kinds(self._devices.kinds)
 
+    def drop(self, uuids: Iterable[str]) -> None:
+        """Forget devices that won't come back, but for those that a lease holds."""
+        for uuid in uuids:
+            self._devices.drop(uuid)
+        self._obstacles.clear()
+        self._queue.set_kinds(self._devices.kinds)
+
+    def node_with(self, uuid: str) -> str:
+        """The machine that has this device, by the devices or a lease; "" if nobody knows it."""
+        if uuid not in self._devices:
+            return ""
+        node = self._devices.device(uuid).node
+        return node or next((lease.node for lease in self.holders(uuid) if lease.node), "")
+
     def health(self, uuid: str) -> DeviceHealth | None:
         """Whether a device may be leased; None for one that is not known."""
         return self._devices.health(uuid) if uuid in self._devices else None
 
-    def set_awaited(self, reasons: Sequence[str]) -> None:
+    def set_awaited(self, reasons: Mapping[str, str]) -> None:
         """The nodes whose devices aren't known yet: why each can't be reached."""
-        self._awaited = tuple(reasons)
+        self._awaited = dict(reasons)
         self._obstacles.clear()
 
     def is_drained(self, uuid: str) -> bool:
