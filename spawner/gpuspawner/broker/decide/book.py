@@ -393,6 +393,8 @@ class Book:
         This assumes that `freed` gave back its devices, `without` no longer waits, and `newcomer` came last.
         """
         self._pass_time(now)
+        if freed is None and not self._devices.has_room:
+            return []
         fleet = self._fleet(freed)
         if not any(fleet.rooms.values()):
             return []
@@ -471,8 +473,9 @@ class Book:
         self._count_use(lease)
         if lease.state is not LeaseState.CLOSED:
             self._leases[lease.id] = lease
-            self._by_server.setdefault((lease.hub, lease.user, lease.server), {})[lease.id] = None
-            self._by_user.setdefault((lease.hub, lease.user), {})[lease.id] = None
+            if before is None:
+                self._by_server.setdefault((lease.hub, lease.user, lease.server), {})[lease.id] = None
+                self._by_user.setdefault((lease.hub, lease.user), {})[lease.id] = None
         elif before is not None:
             del self._leases[lease.id]
             self._claims.pop(lease.id, None)

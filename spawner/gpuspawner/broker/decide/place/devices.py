@@ -84,6 +84,11 @@ class Devices:
         return uuid in self._placeholders
 
     @property
+    def has_room(self) -> bool:
+        """Whether any device may be leased at all."""
+        return any(self._open.values())
+
+    @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of all devices, also of those that are leased or out of service."""
         return tuple(self._known)
