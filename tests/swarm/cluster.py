@@ -14,6 +14,7 @@ The engines' programs are those of `tests/docker/engine.py`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -35,6 +36,8 @@ from tests.hubstart import own_subnet
 NAMES = ("a", "b", "c")
 PREFIX = "gsw"
 NODE_LABEL = "gpuspawner.node"
+WITH_RUNTIME = {"runtimes": {"nvidia": {"path": "runc"}}, "default-runtime": "nvidia"}
+"""As `nvidia-ctk runtime configure --set-as-default` leaves it; the runtime itself adds no device here."""
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 _SPACES = Path("/run/netns")
@@ -57,6 +60,8 @@ class Machine:
     address: str
     folder: Path
     client: docker.APIClient = field(init=False)
+    settings: dict[str, Any] = field(default_factory=lambda: dict(WITH_RUNTIME))
+    """The engine's daemon.json, read at its start."""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -82,7 +87,7 @@ class Machine:
     def start(self) -> None:
         """Starts the engine, also after `kill` or `power_off`, and waits until it answers."""
         self.folder.mkdir(exist_ok=True)
-        (self.folder / "daemon.json").write_text("{}")
+        (self.folder / "daemon.json").write_text(json.dumps(self.settings))
         programs = engine_folder() / "bin"
         command = self.inside(
             "unshare", "--uts", "sh", "-c", 'hostname "$1"; shift; exec "$@"', "sh", self.name,

@@ -209,9 +209,14 @@ class Node(Protocol):
         self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
     ) -> Access:
         """How containers of an engine with these `/info` and `/version` get these devices.
-
         Raises ConfigError, with the remedy, if they get none of them.
         """
+        ...
+
+    async def service_way_in(
+        self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
+    ) -> Access:
+        """As `way_in`, for tasks of a Swarm's services, which take no device requests."""
         ...
 
     async def processes(self, uuid: str) -> tuple[Process, ...]:

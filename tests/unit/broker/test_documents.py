@@ -182,10 +182,12 @@ def test_a_pool_of_turns_shows_who_is_awake_and_the_seats_of_all() -> None:
         {
             "turn": "asleep", "since": "2025-03-01T12:00:00Z", "gpu_uuid": None, "memory_bytes": 9 << 30,
             "moves": True, "position": 1, "wait_seconds": 20.5, "can_move": True,
+            "held_up": None,
         },
         {
             "turn": "awake", "since": "2025-03-01T12:05:00Z", "gpu_uuid": "GPU-2", "memory_bytes": 5 << 30,
             "moves": False, "position": None, "wait_seconds": None, "can_move": False,
+            "held_up": None,
         },
         None,
     ]  # fmt: skip

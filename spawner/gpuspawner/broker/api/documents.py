@@ -209,7 +209,8 @@ def _share(lease: Lease, view: DeviceView) -> ShareDocument:
 
 def turn_document(view: TurnView) -> TurnDocument:
     """Where a lease in turns is."""
-    return TurnDocument(**{**asdict(view), "turn": view.turn.value})
+    held_up = None if view.held_up is None else view.held_up.value
+    return TurnDocument(**{**asdict(view), "turn": view.turn.value, "held_up": held_up})
 
 
 def lease_document(lease: Lease, news: News) -> LeaseDocument:

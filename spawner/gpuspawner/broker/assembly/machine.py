@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..enforce.sharing import Sharing
 from ..enforce.way_in import WayIn
 from ..leases.folders import Place
 from ..leases.leasing import LeaseService
+from ..leases.services import enter_swarm
 from ..observe.journal import Journal
 from ..observe.use import Use, use_in_turns, use_of
 from .deciding import Deciding
@@ -71,7 +72,8 @@ class Machine:
         self.engine = own_engine
         if self.labs is not None:
             self.engine = ground.engine_for(self.name, self.labs.engine)
-        self.way_in = WayIn(self.node, self.engine, self._device_uuids, lambda: self.facts)
+        enter = None if ground.swarm is None else partial(enter_swarm, ground.swarm, self.name)
+        self.way_in = WayIn(self.node, self.engine, self._device_uuids, lambda: self.facts, enter)
 
     def _device_uuids(self) -> tuple[str, ...]:
         """Of the devices that can be leased, or are, those that this machine has or had."""
@@ -127,11 +129,16 @@ class Machine:
                 sharing=self._sharing,
                 service=service,
                 enforcement=self.enforcement,
-                probe=self.way_in.probe,
+                probe=self.way_in.probe if self.labs is None else self._probe_late,
                 metrics=self._ground.metrics,
                 log=self._ground.log,
             )
         )
+
+    async def _probe_late(self, uuids: Iterable[str]) -> None:
+        """What keeps the late devices of another machine out of use is known before they are."""
+        await self.way_in.probe_late(uuids)
+        await self.closures.report()
 
     def _make_presence(self, service: LeaseService) -> Presence:
         own_docker = self.labs is not None

@@ -10,8 +10,8 @@ import hashlib
 from dataclasses import dataclass
 
 from ...core.errors import EngineFault, StartFault
+from ...core.labels import NODE
 from ..call import Call, or_none
-from .document import NODE
 
 HOME = "gpuspawner.home"
 """The label with the name of the volume."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import ConfigError, StartFault
+from ...core.labels import NODE
 from ..call import Call
-from .document import NODE
 
 
 @dataclass(frozen=True, slots=True)

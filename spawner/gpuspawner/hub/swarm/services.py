@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.errors import ConfigError, EngineFault, StartFault
+from ...core.labels import NODE
 from ..call import NOT_THERE, Call, or_none, unless_gone
 from ..container import ContainerPlan
 from ..docker import DockerEngine
@@ -17,7 +18,6 @@ from ..docker_answers import log_end
 from ..engine import Created
 from .document import (
     LANE,
-    NODE,
     document_of,
     is_starting,
     may_run,

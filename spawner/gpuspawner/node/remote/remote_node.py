@@ -171,6 +171,13 @@ class RemoteNode:
         access: Access = await self._ask("way_in", dict(info), dict(version), tuple(uuids))
         return access
 
+    async def service_way_in(
+        self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
+    ) -> Access:
+        """As the machine itself sees it."""
+        access: Access = await self._ask("service_way_in", dict(info), dict(version), tuple(uuids))
+        return access
+
     async def processes(self, uuid: str) -> tuple[Process, ...]:
         """Raises DeviceFault, also while the machine is away."""
         found: tuple[Process, ...] = await self._ask("processes", uuid)

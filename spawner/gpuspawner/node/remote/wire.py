@@ -42,6 +42,7 @@ CALLS: Mapping[str, tuple[Any, Any]] = {
     "settle": (tuple[str], None),
     "health": (tuple[()], tuple[DeviceHealth, ...]),
     "way_in": (tuple[dict[str, Any], dict[str, Any], tuple[str, ...]], Access),
+    "service_way_in": (tuple[dict[str, Any], dict[str, Any], tuple[str, ...]], Access),
     "processes": (tuple[str], tuple[Process, ...]),
     "reload_stamp": (tuple[()], int | None),
     "disks": (tuple[str], tuple[Disk, ...]),
