@@ -158,8 +158,8 @@ class _Plan:
         self._lineup.settled = self._settled
         in_order = iter(self._lineup)
         # Who comes next is asked only while somebody can still be served.
-        while self._hopeful and (waiting := next(in_order, None)) is not None:
-            self._serve(waiting)
+        while self._hopeful and (following := next(in_order, None)) is not None:
+            self._serve(following)
         return self._placed
 
     def _find_placeable(self, wants: Iterable[Want]) -> None:

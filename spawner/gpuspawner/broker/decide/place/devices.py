@@ -168,6 +168,14 @@ class Devices:
                 copy[kind] = [_with_seats(room, taken) for room in copy[kind]]
         return copy
 
+    def rooms_if_in_service(self) -> dict[Kind, list[Room]]:
+        """The same as if every known device were in service; those of pools of turns are left out."""
+        found: dict[Kind, list[Room]] = {}
+        for uuid, room in self._rooms.items():
+            if uuid not in self._placeholders and not room.full and not room.terms.in_turns:
+                bisect.insort(found.setdefault(room.kind, []), room, key=rank)
+        return found
+
     def shares(self, lease: Lease) -> tuple[Share, ...]:
         """The shares that `lease` holds; unknown devices become placeholders."""
         return tuple(share_of(lease, self._device_of(lease, uuid)) for uuid in lease.device_uuids)
