@@ -222,6 +222,5 @@ class Place:
         try:
             await until(agree, seconds)
         except AssertionError:
-            leases = await self.leases() if is_alive(self.broker_pid) else "no broker"
-            now = self.containers(), leases
+            now = self.containers(), await self.leases() if is_alive(self.broker_pid) else "no broker"
             raise AssertionError(f"wanted {running} to run, and nothing else; there are {now}") from None

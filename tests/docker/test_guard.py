@@ -379,7 +379,7 @@ async def test_a_handler_that_fails_stops_nothing(lab: Lab, caplog: pytest.LogCa
         lab.script.process(pid, 20 * GIB)
     guard = Guard(lab.inventory, on_event)
     await guard.start(QuotaPlan((quota(anna),)))
-    await asyncio.to_thread(lambda: [waited(lambda pid=pid: not alive(pid)) for pid in pids])
+    await asyncio.to_thread(waited, lambda: not any(map(alive, pids)))
     await asyncio.sleep(0.1)
     await guard.stop()
     assert sorted(told) == sorted(pids)

@@ -27,6 +27,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ..core.disk import DiskState
 from ..core.errors import BadOption, Refusal
+from ..core.machine import MachineState
 from ..core.model import ContainerPatch, GpuRequest, Guarantee, Lease, LeaseState
 from ..core.want import Mode, Want
 
@@ -395,11 +396,36 @@ class DiskDocument(Message):
     sentence: str
 
 
+class MachineDocument(Message):
+    """A machine with GPUs.
+
+    `heard_at`: when its agent was heard last; null while it is connected, and if it wasn't since the broker
+    began. Of its `gpus`, `in_service` may be leased or are, and `drained` get nothing new.
+    """
+
+    name: str
+    state: MachineState = Field(
+        description='"not in use": it can be reached, but none of its GPUs can be leased; "refused": its '
+        "agent connects, but the broker can't work with it"
+    )
+    reason: str = Field("", description="why it isn't ready")
+    since: Time | None = Field(None, description="when this state began; null: not known")
+    heard_at: Time | None = None
+    release: str = Field("", description='the version of gpuspawner there; "": not known')
+    own: bool = Field(False, description="whether it is the broker's own machine")
+    gpus: Count = 0
+    in_service: Count = 0
+    drained: Count = 0
+    leases: Count = 0
+    labels: tuple[str, ...] = Field((), description="what tiers may ask for")
+    notices: tuple[str, ...] = Field((), description="sentences for admins")
+
+
 class StatusDocument(Message):
     """The broker's status: devices, leases and queue at one moment.
 
-    `fault`: why the machine's GPUs can't be listed now; "" if they can. `disks`: for those who see
-    everything.
+    `fault`: why the machine's GPUs can't be listed now; "" if they can. `disks` and `machines`: for those who
+    see everything.
     """
 
     simulated: bool
@@ -409,6 +435,7 @@ class StatusDocument(Message):
     queue: tuple[QueueDocument, ...]
     ended: tuple[EndedDocument, ...]
     disks: tuple[DiskDocument, ...] = ()
+    machines: tuple[MachineDocument, ...] = ()
 
 
 class DriverDocument(Message):

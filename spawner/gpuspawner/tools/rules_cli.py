@@ -236,7 +236,7 @@ Add --reason "..." to say why; a grant needs one."""
 
 
 class Report(RuleCommand):
-    """Shows who used how many GPU-hours: by user, group, tier or day."""
+    """Shows who used how many GPU-hours: by user, group, tier, day or machine."""
 
     name = "gpuspawner-report"
     description = __doc__
@@ -254,7 +254,7 @@ class Report(RuleCommand):
     by = Unicode(
         "user",
         help="""
-        What the report has a line for: `user`, `group`, `tier` or `day`.
+        What the report has a line for: `user`, `group`, `tier`, `day` or `node` (the machine).
 
         Default: user. A user in several groups counts in each.
         Example: `gpuspawner report --by group`

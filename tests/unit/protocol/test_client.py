@@ -43,6 +43,7 @@ STATUS: dict[str, Any] = {
     "queue": [],
     "ended": [],
     "disks": [],
+    "machines": [],
     "next": None,
 }
 QUEUED = {"event": "queued", "position": 2, "waiting": 3, "message": "2nd in line for a GPU"}
