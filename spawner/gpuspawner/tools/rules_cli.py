@@ -326,18 +326,18 @@ class Session(RuleCommand):
   gpuspawner session list
   gpuspawner session add NAME group=GROUP tier=TIER seats=COUNT when="Mon 10-12"
   gpuspawner session change NAME KEY=VALUE ...
-  gpuspawner session cancel NAME [DATE]      one date, or all of it
-  gpuspawner session calendar                all as iCalendar
+  gpuspawner session cancel NAME [DATE]     one date, or all of it
+  gpuspawner session calendar               all as iCalendar
   gpuspawner session import FILE group=GROUP tier=TIER seats=COUNT
 More KEYs of add and change:
-  from=DATE until=DATE timezone=ZONE         default: from today, without end
-  rule=RRULE                                 as iCalendar writes it, for unusual weeks
-  skip=DATE,DATE                             dates on which it doesn't meet
-  move="DATE:NEW DATE 14-16"                 one date meets at another time
-  lead=MINUTES                               so long before it, its places are kept
-  grace=MINUTES                              so long after its begin, unused ones too
-  prestart=MINUTES                           its servers are started so long before
-  move_out=stop|nothing                      what becomes of servers in the way"""
+  from=DATE until=DATE timezone=ZONE   default: from today, without end
+  rule=RRULE                           as iCalendar writes it, for unusual weeks
+  skip=DATE,DATE                       dates on which it doesn't meet
+  move="DATE:NEW DATE 14-16"           one date meets at another time
+  lead=MINUTES                         its places are kept from so long before
+  grace=MINUTES                        unused places go back so long after
+  prestart=MINUTES                     its servers are started so long before
+  move_out=stop|nothing                what becomes of servers in the way"""
     examples = usage
 
     def verbs(self) -> Mapping[str, Verb]:
