@@ -97,7 +97,7 @@ def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:
         (["set", "user:ada", "period=day"], "period belongs to gpu_hours, which is missing"),
         (["remove", "user:eve"], "Nothing was changed for user:eve at run time."),
         (["grant", "user:ada", "5"], "A grant needs a reason"),
-        (["grant", "user:ada"], "use: gpuspawner quota"),
+        (["grant", "user:ada"], "use:\n  gpuspawner quota show [WHO]"),
         (["grant", "user:ada", "five"], "'five' is no number of GPU-hours: write it like 5 or -2.5."),
         (["grant", "user:ada", "0", "--reason", "x"], "A grant of 0 GPU-hours changes nothing"),
         (["set", "user:ada", "devices=1", "--reason", "x" * 256], "A reason is text of up to 255"),
@@ -115,7 +115,8 @@ def test_what_cannot_be_used_is_a_sentence(typed: Typed, words: list[str], sente
 def test_a_verb_that_is_not_there(typed: Typed) -> None:
     for command in ("quota", "session"):
         status, _, err = typed(command, "frobnicate")
-        assert (status, err.startswith(f"gpuspawner {command}: use: gpuspawner {command}")) == (2, True)
+        assert (status, err.startswith(f"gpuspawner {command}: use:\n  gpuspawner {command} ")) == (2, True)
+        assert max(map(len, err.splitlines())) <= 80
 
 
 def test_without_a_broker_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
