@@ -59,6 +59,15 @@ TextOrEmpty = Annotated[
     Field(max_length=_MAX_TEXT, description=f"text of up to {_MAX_TEXT} printable characters"),
     AfterValidator(_printable),
 ]
+SubjectText = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=len("group:") + _MAX_TEXT,
+        description=f'"everybody", "group:NAME" or "user:NAME"; a NAME is {_TEXT}',
+    ),
+    AfterValidator(_printable),
+]
 Groups = Annotated[
     tuple[Text, ...],
     Field(max_length=_MAX_GROUPS, description=f"a list of at most {_MAX_GROUPS} names, each {_TEXT}"),
