@@ -390,7 +390,7 @@ class Book:
         """Forget devices that won't come back, but for those that a lease holds."""
         for uuid in uuids:
             self._devices.drop(uuid)
-        self._obstacles.clear()
+        self._forget_obstacles()
         self._queue.set_kinds(self._devices.kinds)
 
     def node_with(self, uuid: str) -> str:
