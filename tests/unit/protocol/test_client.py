@@ -26,7 +26,7 @@ from gpuspawner.protocol.client import BrokerClient
 from gpuspawner.protocol.messages import QueuedEvent, event_to_line, lease_event, request_to_json
 from gpuspawner.protocol.stream import WAITED_HEADER
 
-from tests.soon import SOON_SECONDS
+from tests.soon import SOON_SECONDS, until
 
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
 REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", Want(1))
@@ -231,8 +231,7 @@ async def test_a_request_says_how_long_it_has_been_made_already(broker: Broker, 
     broker.script = [hold_for_a_moment, hold_for_a_moment, grant]
     await take(client)
     first, second, third = (exchange.waited_seconds for exchange in broker.exchanges)
-    assert first < 0.1
-    assert 0.2 <= second < third - 0.2 < 1.5
+    assert 0 <= first <= second - 0.2 <= third - 0.4 < SOON_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -301,7 +300,7 @@ async def test_a_broker_that_hangs_is_a_sentence(
 async def test_silence_in_the_stream_is_a_broken_connection(
     broker: Broker, client: BrokerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 1.0)
     broker.script = [queue_for_ever, grant]
     assert await take(client) == [(2, 3, "2nd in line for a GPU")]
 
@@ -378,7 +377,7 @@ async def test_cancelling_after_any_turn_of_the_loop_closes_the_connection(
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await asyncio.sleep(0.05)
-    assert all(each.closed.is_set() for each in broker.exchanges)
+    await until(lambda: all(each.closed.is_set() for each in broker.exchanges))
 
 
 async def test_an_error_inside_the_hold_closes_it(broker: Broker, client: BrokerClient) -> None:
