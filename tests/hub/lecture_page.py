@@ -46,7 +46,7 @@ class WaitingPage:
             timeout=aiohttp.ClientTimeout(total=None, sock_read=300),
             connector=aiohttp.TCPConnector(limit_per_host=_CONNECTIONS),
         )
-        token = _xsrf(await self._page("/hub/login"))
+        token = xsrf_of(await self._page("/hub/login"))
         form = {"username": self.user, "password": self.password, "_xsrf": token}
         async with self.session.post("/hub/login?next=%2Fhub%2Fhome", data=form) as answer:
             text = await answer.text()
@@ -60,7 +60,7 @@ class WaitingPage:
     async def click(self, tier: str) -> None:
         """The spawn page, its form sent, and the waiting page to which that leads."""
         self._leaving = False
-        token = _xsrf(await self._page(f"/hub/spawn/{self.user}"))
+        token = xsrf_of(await self._page(f"/hub/spawn/{self.user}"))
         address = URL(f"/hub/spawn/{self.user}?_xsrf={token}", encoded=True)
         async with self.session.post(address, data={"profile": tier}) as answer:
             page = await answer.text()
@@ -135,7 +135,7 @@ class WaitingPage:
             assert answer.status == 200, (path, answer.status)
 
 
-def _xsrf(page: str) -> str:
+def xsrf_of(page: str) -> str:
     """The token of a page's form."""
     found = _TOKEN.search(page)
     assert found is not None, page[-500:]
