@@ -29,6 +29,7 @@ from ..core.disk import DiskState
 from ..core.errors import BadOption, Refusal
 from ..core.machine import MachineState
 from ..core.model import ContainerPatch, GpuRequest, Guarantee, Lease, LeaseState
+from ..core.text import printable
 from ..core.want import Mode, Want
 
 MAX_DEVICES = 64
@@ -40,7 +41,7 @@ _MAX_KEY_SHOWN = 40
 
 
 def _printable(text: str) -> str:
-    if not text.isprintable():
+    if not printable(text):
         raise PydanticCustomError("not_printable", "not printable")
     return text
 

@@ -23,7 +23,7 @@ from ..broker.decide.allow.period import midnight
 from ..broker.decide.when.typed import parse_count, parse_day, session_document
 from ..config.quotas import subject_from_text, value_from_text
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, Refusal
-from ..core.text import for_spreadsheet, for_terminal
+from ..core.text import for_spreadsheet, for_terminal, printable
 from ..protocol.client import BrokerClient
 from ..protocol.messages import Message, document, sentence_of
 from ..protocol.rules import (
@@ -84,7 +84,7 @@ class RuleCommand(Command):
         if verb not in verbs:
             self._show_usage(2)
             return
-        if len(self.reason) > _MAX_REASON or not self.reason.isprintable():
+        if len(self.reason) > _MAX_REASON or not printable(self.reason):
             self._fail(1, f"A reason is text of up to {_MAX_REASON} printable characters: write it shorter.")
             return
         try:
