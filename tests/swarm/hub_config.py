@@ -18,6 +18,13 @@ if "GPUSPAWNER_TEST_NVML" in os.environ:
         {"name": "on-a", "title": "H100", "devices": 1, "model": "H100"},
         {"name": "on-b", "title": "A100", "devices": 1, "model": "A100"},
         {"name": "on-c", "title": "L40S", "devices": 1, "model": "L40S"},
+        {
+            "name": "kernel-on-b",
+            "title": "A100, with a kernel",
+            "devices": 1,
+            "model": "A100",
+            "image": os.environ["GPUSPAWNER_TEST_LAB"],
+        },
         {"name": "any", "title": "Any GPU", "devices": 1},
     ]
 else:

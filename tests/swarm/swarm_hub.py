@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.hubstart import end_hub
 from tests.nvml.scripted import Gpu, Script
+from tests.running import IMAGE
 from tests.swarm.cluster import Cluster, Machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +134,7 @@ class SwarmHub:
             "GPUSPAWNER_CONFIG": str(CONFIG),
             "GPUSPAWNER_TEST_TOKEN": self.token,
             "GPUSPAWNER_TEST_GATEWAY": gateway_image,
+            "GPUSPAWNER_TEST_LAB": IMAGE,
             "GPUSPAWNER_TEST_DOOR": f"{machines.manager.address}:{DOOR}",
         }
 
@@ -233,6 +235,15 @@ class SwarmHub:
             f"http://127.0.0.1:{PORT}{path}",
         )
         return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
+
+    def printed(self, user: str, code: str) -> str:
+        """What the code prints in a kernel of the user's server, through the proxy."""
+        command = self.machines.manager.inside(
+            sys.executable, "-m", "tests.swarm.kernel", f"http://127.0.0.1:{PORT}/", self.token, user, code
+        )
+        return subprocess.run(
+            command, env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
 
     def refusal(self, user: str, tier: str) -> str:
         """The sentence with which a start is refused."""
