@@ -29,6 +29,7 @@ class Want(HashedOnce):
     `memory_bytes` and `compute_percent` are for a slice (None: the pool's values), `mig_profile` for a MIG
     instance ("1g.10gb"; None: any). In turns, `memory_bytes` is promised to who is awake (None: all).
     `node` is the only machine that may serve, because the user's files are there (None: any).
+    `node_label` is what the machine must have (None: any machine).
     """
 
     device_count: int
@@ -39,6 +40,7 @@ class Want(HashedOnce):
     memory_bytes: int | None = None
     compute_percent: float | None = None
     node: str | None = None
+    node_label: str | None = None
 
     __hash__ = HashedOnce.__hash__
 

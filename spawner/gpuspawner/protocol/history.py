@@ -61,6 +61,7 @@ class TimelineEntry(Message):
     gpu_fraction: float
     started_at: Time
     ended_at: Time | None
+    node: str = Field("", description="the machine of the devices")
 
 
 class TimelineDocument(Listed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -181,7 +181,7 @@ class Status(Command):
             self._fail(str(error))
             return
         try:
-            status, zone = asyncio.run(_ask(socket_path))
+            status, zone = asyncio.run(ask_status(socket_path))
         except BrokerUnavailable as error:
             reason = unreachable(error, socket_path, self.config_file)
             self._fail(f"{reason}. {ELSEWHERE}; `gpuspawner doctor` says more.")
@@ -563,7 +563,7 @@ def main(argv: list[str] | None = None) -> int:
     return int(getattr(app.subapp, "exit_status", 0))
 
 
-async def _ask(socket_path: str) -> tuple[dict[str, Any], str]:
+async def ask_status(socket_path: str) -> tuple[dict[str, Any], str]:
     """The broker's status, and the site's time zone as the broker has it."""
     client = BrokerClient(socket_path)
     try:
@@ -606,6 +606,8 @@ def show_status(status: dict[str, Any], zone: str, console: Console) -> None:
     since = f"Since ({zone})"
     if status["simulated"]:
         console.print("The GPUs are [bold]simulated[/]: servers get leases, but compute on the CPU.\n")
+    if len(status["machines"]) > 1:
+        show_machines(status["machines"], zone, console)
     devices = table("Devices", "GPU", "Model", "Memory", "State", since, "UUID")
     for device in status["devices"]:
         simulated = " (simulated)" if device["simulated"] else ""
@@ -633,6 +635,47 @@ def show_status(status: dict[str, Any], zone: str, console: Console) -> None:
             names = [cell(entry[key]) for key in ("user", "server", "tier")]
             queue.add_row(ordinal(entry["position"]), *names, local_time(entry["since"], zone))
         console.print(queue)
+
+
+_STATES = {"ready": "green", "draining": "yellow", "not in use": "yellow", "away": "red", "refused": "red"}
+
+
+def show_machines(machines: Sequence[dict[str, Any]], zone: str, console: Console) -> None:
+    """A table of `MachineDocument`s; "gpus" None: the broker doesn't say what the machine has."""
+    columns = ("Name", "State", f"Since ({zone})", "Last heard of", "Version", "GPUs", "Leases")
+    shown = table("Machines", *columns)
+    for each in machines:
+        colour = _STATES.get(each["state"])
+        state = cell(each["state"]) if colour is None else f"[{colour}]{each['state']}[/]"
+        known = each["gpus"] is not None
+        shown.add_row(
+            cell(each["name"]) + (" (the broker's own)" if each["own"] else ""),
+            "\n".join([state, *map(cell, filter(None, (each["reason"], *each["notices"])))]),
+            local_time(each["since"], zone),
+            _heard(each, zone) if known else "–",
+            cell(each["release"]) or "–",
+            _gpus(each) if known else "–",
+            str(each["leases"]) if known else "–",
+        )
+    console.print(shown)
+
+
+def _heard(machine: Mapping[str, Any], zone: str) -> str:
+    """When the machine's agent was heard last; it says every two seconds that it lives."""
+    if machine["heard_at"] is not None:
+        return local_time(machine["heard_at"], zone)
+    return "not since the broker began" if machine["state"] in ("away", "refused") else "now"
+
+
+def _gpus(machine: Mapping[str, Any]) -> str:
+    """How many, and how many of them aren't in service or are drained."""
+    out = machine["gpus"] - machine["in_service"]
+    parts = (
+        f"{out} out of service" if out else "",
+        f"{machine['drained']} drained" if machine["drained"] else "",
+    )
+    more = ", ".join(filter(None, parts))
+    return f"{machine['gpus']} ({more})" if more else str(machine["gpus"])
 
 
 def cell(text: str) -> str:

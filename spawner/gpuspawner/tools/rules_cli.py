@@ -217,7 +217,7 @@ class Quota(RuleCommand):
 
 
 class Report(RuleCommand):
-    """Shows who used how many GPU-hours: by user, group, tier or day."""
+    """Shows who used how many GPU-hours: by user, group, tier, day or machine."""
 
     name = "gpuspawner-report"
     description = __doc__
@@ -235,7 +235,7 @@ class Report(RuleCommand):
     by = Unicode(
         "user",
         help="""
-        What the report has a line for: `user`, `group`, `tier` or `day`.
+        What the report has a line for: `user`, `group`, `tier`, `day` or `node` (the machine).
 
         Default: user. A user in several groups counts in each.
         Example: `gpuspawner report --by group`

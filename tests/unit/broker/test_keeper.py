@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from gpuspawner.broker import keeper as keeper_module
 
+from tests.soon import SOON_SECONDS
+
 KEEPER = """
 import sys
 from gpuspawner.broker import keeper
@@ -63,7 +65,7 @@ def brokers(folder: Path) -> list[tuple[int, str]]:
 
 
 def wait_for(folder: Path, count: int) -> list[tuple[int, str]]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SOON_SECONDS
     while len(found := brokers(folder)) < count:
         assert time.monotonic() < deadline, found
         time.sleep(0.02)

@@ -17,6 +17,7 @@ from gpuspawner.core.model import GpuRequest, LeaseState
 from gpuspawner.core.want import Want
 from gpuspawner.protocol.client import BrokerClient
 
+from tests.soon import SOON_SECONDS
 from tests.unit.whole_broker import running, state_folder
 
 TWO = 'c.GpuSite.simulated_devices = "a: 2 x H100 80GB; b: 1 x H100 80GB, 1 x A100 40GB"\n'
@@ -44,7 +45,7 @@ async def two_machines(folder: Path) -> AsyncIterator[tuple[Broker, BrokerClient
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_SECONDS):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -57,6 +58,7 @@ def health(broker: Broker) -> dict[str, tuple[bool, str]]:
 
 WELL = (True, "")
 AWAY = (False, "the machine b can't be reached: network cut")
+FAULT = "The machine b can't be reached: network cut"
 
 
 async def test_the_devices_of_a_lease_are_of_one_machine_which_is_named(folder: Path) -> None:
@@ -111,7 +113,7 @@ async def test_a_machine_that_is_away_keeps_its_leases_and_gets_nothing_new(fold
             "H100 80GB #0 of a": WELL, "H100 80GB #1 of a": WELL,
             "H100 80GB #0 of b": AWAY, "A100 40GB #1 of b": AWAY,
         }  # fmt: skip
-        assert (await client.status())["fault"] == AWAY[1]
+        assert (await client.status())["fault"] == FAULT
         await until(lambda: (known := allocator.lease(held.id)) is not None and bool(known.notice))
         kept = allocator.lease(held.id)
         assert kept is not None
@@ -208,3 +210,32 @@ async def test_who_has_files_on_a_machine_gets_a_gpu_there_or_waits_for_it(folde
         assert (kept.state, kept.want) == (LeaseState.WAITING, on_b)
         with pytest.raises(NoCapacity, match="on the machine c, where your files are, but it has none"):
             await allocator.acquire(request("emil", Want(1, node="c")))
+
+
+async def test_a_tier_s_label_and_a_pool_s_machines_decide_where_a_server_is(folder: Path) -> None:
+    settings = TWO + (
+        'c.GpuSite.node_labels = {"b": ["fast-disk"]}\n'
+        'c.GpuSite.pools = [{"name": "lab", "nodes": ["b"], "devices": {"model": "A100"}}, {"name": "all"}]\n'
+        'c.GpuSite.tiers = [{"name": "gpu", "devices": 1}, '
+        '{"name": "near", "devices": 1, "node_label": "fast-disk", "model": "H100"}, '
+        '{"name": "lab", "devices": 1, "pool": "lab"}]\n'
+    )
+    async with running(folder, settings) as (broker, client):
+        allocator = broker.deciding.allocator
+        await allocator.start_placing()
+        near = Want(1, "h100", node_label="fast-disk")
+        first, second = (
+            await allocator.acquire(request("anna", near)),
+            await allocator.acquire(request("ben", near)),
+        )
+        assert (first.node, second.state) == ("b", LeaseState.WAITING)  # a has two, but no such label
+        lab = await allocator.acquire(request("cleo", Want(1, pool="lab")))
+        pools = {each["pool"] for each in (await client.status())["devices"] if each["model"] == "A100 40GB"}
+        assert (lab.node, pools) == ("b", {"lab"})
+        with pytest.raises(NoCapacity, match="a GPU of a machine with the label 'fast-net', but"):
+            await allocator.acquire(request("dora", Want(1, node_label="fast-net")))
+        machines = {each["name"]: each["labels"] for each in (await client.status())["machines"]}
+        assert machines == {"a": [], "b": ["fast-disk"]}
+        found = await broker.ground.ledger.find(second.id)
+        assert found is not None
+        assert found.want == near

@@ -26,6 +26,8 @@ from gpuspawner.protocol.client import BrokerClient
 from gpuspawner.protocol.messages import QueuedEvent, event_to_line, lease_event, request_to_json
 from gpuspawner.protocol.stream import WAITED_HEADER
 
+from tests.soon import SOON_SECONDS
+
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
 REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", Want(1))
 LEASE = Lease(
@@ -43,6 +45,7 @@ STATUS: dict[str, Any] = {
     "queue": [],
     "ended": [],
     "disks": [],
+    "machines": [],
     "next": None,
 }
 QUEUED = {"event": "queued", "position": 2, "waiting": 3, "message": "2nd in line for a GPU"}
@@ -208,7 +211,7 @@ async def take(client: BrokerClient) -> list[tuple[int, int, str]]:
 async def test_a_lease_and_its_patch(broker: Broker, client: BrokerClient) -> None:
     broker.script = [grant]
     assert await take(client) == []
-    await asyncio.wait_for(broker.exchanges[0].closed.wait(), 1)
+    await asyncio.wait_for(broker.exchanges[0].closed.wait(), SOON_SECONDS)
     assert [(each.line, each.body) for each in broker.exchanges] == [
         ("POST /leases", json.loads(request_to_json(REQUEST)))
     ]
@@ -319,7 +322,7 @@ async def test_a_broker_that_stays_away_ends_the_wait(broker: Broker, client: Br
         await asyncio.sleep(0.01)
     await broker.down()
     with pytest.raises(BrokerUnavailable):
-        await asyncio.wait_for(task, 3)
+        await asyncio.wait_for(task, SOON_SECONDS)
 
 
 async def test_the_hold_outlives_a_restart_of_the_broker(broker: Broker, client: BrokerClient) -> None:
@@ -332,7 +335,7 @@ async def test_the_hold_outlives_a_restart_of_the_broker(broker: Broker, client:
         await asyncio.sleep(0.05)
         assert held.lost is None
         assert not broker.exchanges[1].closed.is_set()
-    await asyncio.wait_for(broker.exchanges[1].closed.wait(), 1)
+    await asyncio.wait_for(broker.exchanges[1].closed.wait(), SOON_SECONDS)
 
 
 async def test_a_hold_that_is_lost_says_why(broker: Broker, client: BrokerClient) -> None:
@@ -361,7 +364,7 @@ async def test_cancelling_anywhere_closes_the_connection(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(broker.exchanges[0].closed.wait(), 1)
+    await asyncio.wait_for(broker.exchanges[0].closed.wait(), SOON_SECONDS)
 
 
 @pytest.mark.parametrize("turns", range(12))
@@ -383,7 +386,7 @@ async def test_an_error_inside_the_hold_closes_it(broker: Broker, client: Broker
     with pytest.raises(RuntimeError, match="docker"):
         async with client.acquire(REQUEST, lambda *_: None):
             raise RuntimeError("docker")
-    await asyncio.wait_for(broker.exchanges[0].closed.wait(), 1)
+    await asyncio.wait_for(broker.exchanges[0].closed.wait(), SOON_SECONDS)
 
 
 async def test_confirm_release_and_documents(broker: Broker, client: BrokerClient) -> None:
@@ -417,7 +420,7 @@ async def test_many_holds_at_once(
 ) -> None:
     monkeypatch.setattr(module, "CONNECT_SECONDS", 5.0)  # on a busy machine 150 of them take their time
     broker.script = [grant]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_SECONDS):
         holds = [client.acquire(REQUEST, lambda *_: None) for _ in range(150)]
         await asyncio.gather(*(hold.__aenter__() for hold in holds))
         assert len(broker.exchanges) == 150

@@ -155,7 +155,7 @@ def test_reports_as_table_csv_and_json(served: Served, typed: Typed, times: Any)
     assert day["lines"] == [
         {"name": "2026-11-27", "gpu_seconds": 4.5 * 3600, "lease_count": 1, "user_count": 1}
     ]
-    assert "A report is grouped by one of user, group, tier, day" in typed("report", "--by=color")[2]
+    assert "A report is grouped by one of user, group, tier, day, node" in typed("report", "--by=color")[2]
     assert "'soon' is no date" in typed("report", "--start=soon")[2]
     assert "is not before its end" in typed("report", "--start=2027-02-01", "--end=2027-01-01")[2]
 

@@ -360,6 +360,20 @@ class Book:
         self._obstacles.clear()
         self._queue.set_kinds(self._devices.kinds)
 
+    def drop(self, uuids: Iterable[str]) -> None:
+        """Forget devices that won't come back, but for those that a lease holds."""
+        for uuid in uuids:
+            self._devices.drop(uuid)
+        self._obstacles.clear()
+        self._queue.set_kinds(self._devices.kinds)
+
+    def node_with(self, uuid: str) -> str:
+        """The machine that has this device, by the devices or a lease; "" if nobody knows it."""
+        if uuid not in self._devices:
+            return ""
+        node = self._devices.device(uuid).node
+        return node or next((lease.node for lease in self.holders(uuid) if lease.node), "")
+
     def health(self, uuid: str) -> DeviceHealth | None:
         """Whether a device may be leased; None for one that is not known."""
         return self._devices.health(uuid) if uuid in self._devices else None

@@ -94,6 +94,10 @@ class Allocator:
         """The machine of the lease's devices; "" if it isn't known, or if it has none."""
         return self._book.node_of(lease)
 
+    def node_with(self, uuid: str) -> str:
+        """The machine that has this device; "" if that isn't known."""
+        return self._book.node_with(uuid)
+
     def of_server(self, hub: str, user: str, server: str) -> tuple[Lease, ...]:
         """The living leases of one server: one or none, unless the ledger was tampered with."""
         return self._book.of_server(hub, user, server)
@@ -231,6 +235,10 @@ class Allocator:
         recorded (LedgerFault), call again.
         """
         return await self._step(self._add, tuple(devices), terms, tuple(unwell))
+
+    async def drop(self, uuids: Iterable[str]) -> None:
+        """Forget devices of a machine that won't come back, but for those that a lease holds."""
+        await self._step(self._drop, tuple(uuids))
 
     async def acquire(self, request: GpuRequest) -> Lease:
         """A lease for the request, RESERVED or WAITING; the same id always returns the same lease.
@@ -421,6 +429,9 @@ class Allocator:
         told = [lease for lease in noted if lease != self.lease(lease.id)]
         await self._commit(*told, *self._placed(now))
         return tuple(told)
+
+    async def _drop(self, uuids: tuple[str, ...]) -> None:
+        self._book.drop(uuids)
 
     async def _acquire(self, request: GpuRequest) -> Lease:
         known = self.lease(request.lease_id)

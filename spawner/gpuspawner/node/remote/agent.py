@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ... import __version__
 from ...core.errors import DeviceFault, EngineFault, Fault, GpuSpawnerError
 from ..api import DesiredState, GuardEvent, MpsEvent, Node, NodeEvent, NodeFacts, Readings, TurnHands
 from ..engine import ContainerEvent, Engine, EventsConnected
@@ -99,7 +100,7 @@ class Agent:
             reader, writer = await self._connect()
         except (OSError, Fault) as error:
             return str(error) or type(error).__name__
-        writer.write(json.dumps(plain(Hello(self._name, self._run))).encode() + b"\n")
+        writer.write(json.dumps(plain(Hello(self._name, self._run, release=__version__))).encode() + b"\n")
         link = Link((reader, writer), self._on_call, self._on_tell, self._log, self._pace)
         self._link, self._is_taken_up, self._refused = link, False, ""
         try:

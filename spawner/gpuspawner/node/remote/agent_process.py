@@ -71,7 +71,7 @@ class GpuAgent(Application):
             raise ConfigError(f"--broker={self.broker} isn't an address: give it as HOST:PORT")
         connecting = partial(connect, host, int(port), identity)
         engine = DockerEngine(log=self.log)
-        hands = Hands(open_node(site, self.log, self.machine), engine, folder)
+        hands = Hands(open_node(site, self.log, self.machine, joined=True), engine, folder)
         running = asyncio.create_task(Agent(self.machine, hands, connecting, self.log).run())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, running.cancel)

@@ -176,11 +176,13 @@ def fault_of(message: Any) -> ConfigError | Fault:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message of an agent. `run` tells one start of the agent from the next."""
+    """The first message of an agent. `run` tells one start of the agent from the next; `release` is the
+    version of gpuspawner there, "" from one that doesn't say."""
 
     name: str
     run: str
     version: int = VERSION
+    release: str = ""
 
     def refusal(self) -> str:
         """Why a broker of this version can't work with the agent; "" if it can."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import os
+import socket
 import sqlite3
 import subprocess
 from contextlib import suppress
@@ -121,9 +122,12 @@ def _pools(facts: Facts, settings: GpuBroker) -> Facts:
         return facts
     incomplete = bool(facts.driver and facts.driver.left_out)
     version = facts.driver.driver_version if facts.driver is not None else None
+    here, *others = node_names(settings.site)
+    name = here or socket.gethostname()
+    labels = settings.site.parsed_node_labels().get(name, frozenset())
     host = Host(
         facts.simulated, find_program(), ending_obstacle(), incomplete, facts.modes, main_memory_bytes(),
-        turns_obstacle(version), can_move(version), others=len(node_names(settings.site)) > 1,
+        turns_obstacle(version), can_move(version), bool(others or settings.agents_address), name, labels,
     )  # fmt: skip
     try:
         pooling = make_pooling(settings.site.parsed_pools(), settings.tiers, facts.devices, host)

@@ -233,6 +233,19 @@ class Devices:
         self._open.setdefault(room.kind, [])
         self._list(room)
 
+    def drop(self, uuid: str) -> None:
+        """Forget a device, which won't come back; one that a lease holds stays."""
+        if uuid not in self._rooms or uuid in self._placeholders or self._holders[uuid]:
+            return
+        room = self._rooms[uuid]
+        self._unlist(room)
+        self._known[room.kind] -= 1
+        self._healthy[room.kind] -= self.in_service(uuid)
+        if not self._known[room.kind]:
+            del self._known[room.kind], self._healthy[room.kind], self._open[room.kind]
+        del self._rooms[uuid], self._health[uuid], self._holders[uuid]
+        self._out.discard(uuid)
+
     def set_health(self, health: DeviceHealth) -> bool:
         """Take a device out of service or back into it. Returns whether anything changed.
 

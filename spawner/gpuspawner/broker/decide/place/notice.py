@@ -85,8 +85,9 @@ def _wanted(want: Want) -> str:
         what = f"MIG instance{'' if want.device_count == 1 else 's'}"
         profile = "" if want.mig_profile is None else f" {want.mig_profile}"
         wanted = f"{'a' if want.device_count == 1 else want.device_count} {what}{profile}"
+    labelled = "" if want.node_label is None else f" of a machine with the label {want.node_label!r}"
     where = "" if want.node is None else f" on the machine {want.node}, where your files are"
-    return f"{wanted}{named}{where}"
+    return f"{wanted}{named}{labelled}{where}"
 
 
 def _withdrawn_one(device: Device, health: DeviceHealth) -> str:

@@ -194,6 +194,8 @@ def suits(want: Want, kind: Kind) -> bool:
         return False
     if want.mig_profile not in (None, kind.mig_profile) or want.node not in (None, kind.node):
         return False
+    if want.node_label is not None and want.node_label not in terms.labels:
+        return False
     if want.model is not None and want.model not in kind.model.casefold():
         return False
     if want.mode is Mode.TURNS:
