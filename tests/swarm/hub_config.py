@@ -11,7 +11,10 @@ c.GpuSwarm.subnet = "10.214.32.0/24"
 c.GpuSwarm.gateway_image = os.environ["GPUSPAWNER_TEST_GATEWAY"]
 c.GpuDockerSpawner.pull_policy = "never"
 c.GpuDockerSpawner.poll_interval = 2
-c.GpuBroker.agents_address = os.environ["GPUSPAWNER_TEST_DOOR"]
+if "GPUSPAWNER_TEST_SETTINGS" in os.environ:
+    exec(os.environ["GPUSPAWNER_TEST_SETTINGS"])
+else:
+    c.GpuBroker.agents_address = os.environ["GPUSPAWNER_TEST_DOOR"]
 if "GPUSPAWNER_TEST_NVML" in os.environ:
     c.GpuSite.tiers = [
         {"name": "cpu", "title": "CPU"},

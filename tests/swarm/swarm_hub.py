@@ -65,7 +65,7 @@ class Agent:
         self.script = script_of(machine)
         self.log_path = machine.folder / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._environment = {
+        self.environment = {
             **self.script.environment(),
             "PYTHONPATH": hub.python_path,
             "DOCKER_HOST": machine.docker_host,
@@ -77,7 +77,7 @@ class Agent:
         line = self.hub.run("token").strip()
         self.folder.mkdir(exist_ok=True)
         command = as_host(self.machine, GPUSPAWNER, "node", "join", line)
-        subprocess.run(command, env=self._environment, check=True)
+        subprocess.run(command, env=self.environment, check=True)
 
     def start(self) -> None:
         """Starts it by hand, as `join` says where no systemd runs."""
@@ -87,7 +87,7 @@ class Agent:
         )  # fmt: skip
         with self.log_path.open("ab") as out:
             self._process = subprocess.Popen(
-                command, env=self._environment, stdout=out, stderr=out, start_new_session=True
+                command, env=self.environment, stdout=out, stderr=out, start_new_session=True
             )
 
     def kill(self) -> None:
