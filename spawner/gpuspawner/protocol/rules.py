@@ -74,6 +74,8 @@ class WhoAsks(Message):
     server: TextOrEmpty | None = Field(
         None, description="the server that is to start: what it has now doesn't count"
     )
+    node: TextOrEmpty = ""
+    """The only machine that may serve, as it has the user's files; "" if any will do."""
     groups: Groups = ()
     properties: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict, description="the properties of the user's groups, by group"
