@@ -144,9 +144,11 @@ class BrokerClient:
         """The document of `GET /api/status` with all its pages: devices, leases and queue."""
         return document(await self.ask_all("/api/status", VisibleStatus))
 
-    async def ask(self, path: str, kind: type[M], body: Message | None = None) -> M:
-        """The message of `kind` at `path`: GET, or POST with a body. Raises Refusal."""
-        text = await self._call("GET" if body is None else "POST", path, body)
+    async def ask(
+        self, path: str, kind: type[M], body: Message | None = None, seconds: float = ANSWER_SECONDS
+    ) -> M:
+        """The message of `kind` at `path`: GET, or POST with a body; waits so long. Raises Refusal."""
+        text = await self._call("GET" if body is None else "POST", path, body, seconds)
         try:
             return kind.model_validate_json(text)
         except ValueError as error:
@@ -199,8 +201,10 @@ class BrokerClient:
         except ValueError as error:
             raise BrokerUnavailable(_UNREADABLE) from error
 
-    async def _call(self, method: str, path: str, body: Message | None = None) -> str:
-        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+    async def _call(
+        self, method: str, path: str, body: Message | None = None, seconds: float = ANSWER_SECONDS
+    ) -> str:
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
         data = None if body is None else body.model_dump_json()
         head = {} if body is None else {"Content-Type": "application/json"}
         try:

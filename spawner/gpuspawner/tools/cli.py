@@ -41,7 +41,19 @@ from ..node.turning import main_memory_bytes
 from ..protocol.client import BrokerClient
 from ..protocol.rules import SessionsDocument
 from . import homes, plan
-from .doctor import ELSEWHERE, Facts, Finding, Level, brief, collect, examine, state_beside, unreachable
+from .doctor import (
+    ELSEWHERE,
+    Facts,
+    Finding,
+    Level,
+    brief,
+    collect,
+    collect_machine,
+    examine,
+    examine_machine,
+    state_beside,
+    unreachable,
+)
 from .doctor.checks import main_job_runs
 from .doctor.machine import image_references
 
@@ -135,7 +147,27 @@ class Doctor(Command):
     flags = {  # noqa: RUF012
         **Command.flags,
         "all": ({"Doctor": {"all": True}}, "with simulated GPUs: also what only real GPUs need"),
+        "machine": ({"Doctor": {"machine": True}}, "check a machine with an agent; the broker is elsewhere"),
     }
+    aliases = {**Command.aliases, "images": "Doctor.images"}  # noqa: RUF012
+
+    machine = Bool(
+        False,
+        help="""
+        Check this machine as one with an agent: not the hub, the broker and the ledger, which are elsewhere.
+
+        Default: off. The broker's own `gpuspawner doctor` asks each agent for it.
+        Example: `gpuspawner doctor --machine`
+        """,
+    ).tag(config=True)
+    images = Unicode(
+        help="""
+        With --machine: the images that labs need here, with commas between them.
+
+        Default: none; the broker names those of its tiers.
+        Example: `gpuspawner doctor --machine --images=gpuspawner/lab-torch:0.1.0`
+        """,
+    ).tag(config=True)
 
     all = Bool(
         False,
@@ -150,10 +182,10 @@ class Doctor(Command):
     def start(self) -> None:
         """Prints the findings; `exit_status` is 1 if a server with a GPU can't run here."""
         try:
-            facts = collect(self.settings())
+            facts = self._collect()
         except ConfigError as error:
             facts = Facts(config_error=str(error))
-        findings = examine(facts)
+        findings = examine_machine(facts) if self.machine else examine(facts)
         self.exit_status = 0 if main_job_runs(findings) else 1
         if self.json:
             print(
@@ -165,6 +197,12 @@ class Doctor(Command):
         else:
             shown = findings if self.all else brief(findings, facts)
             show_findings(shown, facts.simulated, make_console())
+
+    def _collect(self) -> Facts:
+        """Raises ConfigError."""
+        if not self.machine:
+            return collect(self.settings())
+        return collect_machine(self.settings(), tuple(filter(None, self.images.split(","))))
 
 
 class Status(Command):
