@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -297,6 +298,26 @@ async def test_a_broker_that_hangs_is_a_sentence(
         assert refused.value.message == module._SILENT
 
 
+async def test_a_hub_that_is_busy_itself_gets_its_lease(
+    broker: Broker, client: BrokerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 users click at once, and one turn of the hub's loop takes longer than the limits."""
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.05)
+    broker.script = [grant, refuse(204, "")]
+
+    async def busy() -> None:
+        while True:
+            time.sleep(0.06)
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(busy())
+    try:
+        assert await take(client) == []
+        await client.confirm("a" * 32)
+    finally:
+        other.cancel()
+
+
 async def test_silence_in_the_stream_is_a_broken_connection(
     broker: Broker, client: BrokerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,10 +435,7 @@ async def test_a_document_that_is_none_is_a_sentence(broker: Broker, client: Bro
         await client.tiers()
 
 
-async def test_many_holds_at_once(
-    broker: Broker, client: BrokerClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "CONNECT_SECONDS", 5.0)  # on a busy machine 150 of them take their time
+async def test_many_holds_at_once(broker: Broker, client: BrokerClient) -> None:
     broker.script = [grant]
     async with asyncio.timeout(SOON_SECONDS):
         holds = [client.acquire(REQUEST, lambda *_: None) for _ in range(150)]
