@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import logging
 import multiprocessing
 import os
 import resource
@@ -80,7 +79,7 @@ class Service:
         self.viewers = viewers
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
         self.uses: dict[str, Use] = {}
-        self.sampler = Sampler(lambda: dict(self.uses), logging.getLogger("bench"))
+        self.sampler = Sampler(lambda: dict(self.uses))
 
     async def open(self) -> None:
         """Everybody's lease is running."""

@@ -108,8 +108,8 @@ class Place:
         path = self.folder / "broker.log"
         return path.read_text() if path.exists() else ""
 
-    def launch(self, commit: tuple[int, str] | None = None) -> int:
-        """Starts a broker, which dies before or after the commit of that number, if one is given."""
+    def launch(self, commit: tuple[int | str, str] | None = None) -> int:
+        """Starts a broker, which dies before or after the commit of that number or name, if one is given."""
         config = self.folder / "config.py"
         lines = [
             f"c.{kind}.{key} = {value!r}"
@@ -132,7 +132,7 @@ class Place:
         )
         return self.broker_pid
 
-    async def start(self, commit: tuple[int, str] | None = None) -> int:
+    async def start(self, commit: tuple[int | str, str] | None = None) -> int:
         """Starts a broker and waits until it answers (or dies at its commit)."""
         pid = self.launch(commit)
         await until(

@@ -106,6 +106,20 @@ class DoctorDocument(Message):
     findings: tuple[FindingDocument, ...]
 
 
+class MachineFindings(Message):
+    """What `gpuspawner doctor` found on another machine, or why it could not look there."""
+
+    name: str
+    findings: tuple[FindingDocument, ...] = ()
+    fault: str = ""
+
+
+class MachinesChecked(Message):
+    """The answer to `GET /machines/findings`."""
+
+    machines: tuple[MachineFindings, ...]
+
+
 class CheckNow(Authored):
     """The body of `POST api/doctor`."""
 

@@ -161,7 +161,7 @@ async def test_a_gpu_that_hangs_in_nvml_leaves_the_others_compute_modes_alone(ma
     def hanging(uuid: str) -> ComputeMode:
         if uuid == A:
             asked.set()
-            goes_on.wait(20)
+            goes_on.wait(2 * SOON_SECONDS)
         return ask(uuid)
 
     machine.inventory.compute_mode = hanging  # type: ignore[method-assign]

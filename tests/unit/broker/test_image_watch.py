@@ -124,7 +124,7 @@ async def test_a_hub_s_pull_reaches_the_broker_and_ends_there(
     def work(feed: object, cancel: Cancel) -> None:
         sizes = {"current": 25, "total": 100}
         feed({"id": "layer", "status": "Downloading", "progressDetail": sizes})  # type: ignore[operator]
-        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(SOON_SECONDS)
 
     waiting = asyncio.create_task(pulls.pull("lab:1", "ada", work, lambda news: None))
     async with asyncio.timeout(SOON_SECONDS):

@@ -270,7 +270,7 @@ async def site(tmp_path: Path, times: Any, monkeypatch: pytest.MonkeyPatch) -> A
     def make_desk(api_url: str) -> BrokerDesk:
         tiers = (Tier("gpu", "One GPU", want=Want(1)), Tier("cpu", "CPU"))
         actions = Actions(broker.rules, HubServers(api_url), broker.allocator.lease, tiers, take_turn)
-        return BrokerDesk(broker.rules, broker.ledger, Sampler(dict, broker.site.log), actions)
+        return BrokerDesk(broker.rules, broker.ledger, Sampler(dict), actions)
 
     broken: Any = object()
     routes = make_handlers(

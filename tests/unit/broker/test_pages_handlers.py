@@ -384,7 +384,15 @@ async def test_page_without_access_is_the_hubs_error_page(pages: Pages) -> None:
     status, _, text = await pages.get("")
     assert status == 403
     assert "Your account has no permission to see this." in text
+    assert '<a href="/base/hub/home">Home</a>' in text
     assert "/base/hub/static/css/style.min.css" in text
+
+
+async def test_an_error_page_says_who_is_logged_in(pages: Pages) -> None:
+    await pages.log_in("anna")
+    status, _, text = await pages.get("nowhere/")
+    assert status == 404
+    assert "You are logged in as <strong><bdi>anna</bdi></strong>." in text
 
 
 async def test_live_part(pages: Pages) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import socket
 import uuid
@@ -24,6 +25,7 @@ from gpuspawner.node.engine import Engine
 from gpuspawner.node.remote.certificates import Authority, Identity
 from gpuspawner.node.remote.joining import join
 from gpuspawner.node.remote.members import FOLDER, make_line, membership_of
+from gpuspawner.tools import cli
 
 from tests.unit.node.agents import DEVICES, agent, stub_agent, until
 from tests.unit.whole_broker import running, state_folder
@@ -212,6 +214,25 @@ async def test_the_list_of_machines_says_what_each_does(folder: Path, address: s
         )
         assert away.heard_at is not None
         assert away.since is not None
+
+
+async def test_doctor_looks_at_each_machine_through_its_agent(
+    folder: Path, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with broker_at(folder, address) as broker:
+        for name in ("b", "c"):
+            await join(make_line(folder, address), name, Identity(tmp_path / name / "agent"))
+        async with agent(tmp_path / "b", f"--broker={address}"):
+            await until(lambda: in_service(broker) == 2)
+            await until(lambda: len(views(broker)) == 3)
+            words = ["doctor", "--json", "--config", str(folder / "config.py")]
+            assert await asyncio.to_thread(cli.main, words) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    told = {each["subject"]: each["text"] for each in findings if each["subject"].startswith("Machine ")}
+    assert told["Machine c"] == "the machine c can't be reached: its agent has not connected yet"
+    assert "its agent" not in " ".join(text for subject, text in told.items() if subject != "Machine c")
+    assert {"Machine b: Docker", "Machine b: GPUs"} <= told.keys()  # no Docker answers here
+    assert "Machine b: Ledger" not in told
 
 
 async def test_a_gpu_that_two_machines_have_is_leased_on_the_first_and_said(

@@ -378,6 +378,26 @@ async def test_memory_that_can_not_move_is_paused_while_its_lease_is_kept_asleep
     assert room.seats()["ann"] == (Turn.AWAKE, A)
 
 
+async def test_who_was_put_to_sleep_while_it_waited_for_its_turn_gets_it_when_it_may_wake(
+    room: Class,
+) -> None:
+    """Its program was paused in a computation: it wants to go on, also if its user asks for nothing."""
+    room.admit("ann", "bob")
+    room.machine.computing = {A}
+    room.machine.add(11, container="ann")
+    await room.look()
+    room.machine.add(12, container="bob")
+    await room.look(5, 1.0)
+    assert room.seats()["bob"] == (Turn.PAUSED, A)
+    assert room.keeper.rest("bob")
+    room.keeper.keep_asleep("bob", True)
+    await room.look(70, 1.0)
+    assert (room.seats()["ann"], room.seats()["bob"]) == ((Turn.AWAKE, A), (Turn.ASLEEP, None))
+    room.keeper.keep_asleep("bob", False)
+    await room.look(70, 1.0)
+    assert ("bob", True) in room.turns
+
+
 async def test_who_computes_on_in_spite_of_it_ends(room: Class, monkeypatch: pytest.MonkeyPatch) -> None:
     room.admit("ann", "bob")
     room.machine.computing = {A}

@@ -198,7 +198,7 @@ async def test_a_gpu_that_hangs_is_given_up_on_and_holds_up_no_other(bench: Benc
 
     def hanging(uuid: str) -> ComputeMode:
         if uuid == A:
-            goes_on.wait(20)
+            goes_on.wait(2 * SOON_SECONDS)
         return ask(uuid)
 
     bench.inventory.compute_mode = hanging  # type: ignore[method-assign]

@@ -121,7 +121,7 @@ def test_a_gpu_that_hangs_in_listing_is_left_out_alone_and_asked_once(script: Sc
     hanging = [thread for thread in threading.enumerate() if thread.name == "nvml-GPU 0"]
     assert len(hanging) == 1
     script.drop(line)
-    hanging[0].join(5)
+    hanging[0].join(SOON_SECONDS)
     assert uuids(inventory) == [A, B]
     inventory.close()
 

@@ -101,7 +101,7 @@ class Service:
         def make_desk(api_url: str) -> BrokerDesk:
             tiers = (Tier("gpu", "One GPU", want=Want(1)), Tier("cpu", "CPU"))
             actions = Actions(broker.rules, HubServers(api_url), broker.allocator.lease, tiers, act)
-            return BrokerDesk(broker.rules, broker.ledger, Sampler(dict, broker.site.log), actions)
+            return BrokerDesk(broker.rules, broker.ledger, Sampler(dict), actions)
 
         desk = make_desk("http://127.0.0.1:9")
         for pattern, handler, *_ in make_handlers(

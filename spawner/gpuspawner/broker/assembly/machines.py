@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ...core.disk import Disk
-from ...core.errors import DeviceFault
+from ...core.errors import DeviceFault, Fault
+from ...core.finding import Finding
 from ...core.machine import MachineView
 from ...core.model import ContainerPatch, Lease
 from ...core.states import AWAKE
 from ...core.units import utc_now
 from ...node.api import NodeFacts, Usage
 from ...node.engine import Engine
+from ...node.labs import Labs
 from ..api.turns import TurnService
 from ..decide.snapshot import DeviceView, Snapshot
 from ..decide.when.gpu_use import GpuUse, gpu_use
@@ -227,6 +229,19 @@ class Machines:
             machine_view(replace(each.known, own=each is self.here), devices.get(name, ()), leases[name])
             for name, each in self._all.items()
         )
+
+    async def check(self, images: Sequence[str]) -> dict[str, tuple[Finding, ...] | str]:
+        """What doctor finds on each other machine, or why it could not be looked at."""
+
+        async def look(labs: Labs) -> tuple[Finding, ...] | str:
+            try:
+                return await labs.doctor.check_machine(images)
+            except Fault as fault:
+                return str(fault)
+
+        labs = {name: each.labs for name, each in self._all.items() if each.labs is not None}
+        found = await asyncio.gather(*map(look, labs.values()))
+        return dict(zip(labs, found, strict=True))
 
     def usage(self) -> dict[str, Usage]:
         """The use of each device, by UUID."""

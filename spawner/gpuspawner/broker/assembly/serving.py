@@ -12,6 +12,7 @@ from tornado.httpserver import HTTPServer
 from ...config.hub_name import hub_of
 from ..api.answers import About, View
 from ..api.classes import Classes, ClassParts
+from ..api.machines import machine_routes
 from ..api.offer import offer_routes
 from ..api.public.actions import Actions
 from ..api.public.classes import ClassTools, class_routes
@@ -63,6 +64,7 @@ class Serving:
             *offer_routes(site, rules, self.leasing.endings, offers),
             *turn_routes(site, self.machines.turn_service),
             *pull_routes(site, self.observing.images.tell),
+            *machine_routes(site, self.machines.check),
             *local_routes(self._view, hub_of(self.ground.settings.config), self._local_api()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...core.disk import Disk
 from ...core.errors import ConfigError, DeviceFault, EngineFault, Fault, LedgerFault
+from ...core.finding import Finding
 from ...core.model import DeviceHealth
 from ..api import (
     Access,
@@ -66,6 +67,7 @@ CALLS: Mapping[str, tuple[Any, Any]] = {
     "folder_write": (tuple[str, dict[str, str], bool], None),
     "folder_remove": (tuple[str], None),
     "folder_keep_only": (tuple[tuple[str, ...]], None),
+    "check_machine": (tuple[tuple[str, ...]], tuple[Finding, ...]),
 }
 """By name: the types of the arguments and of the result. Those of `TurnHands` begin with "turn_", those of
 `Engine` with "docker_", and those of `LabFolders` with "folder_"."""
