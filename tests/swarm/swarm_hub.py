@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.hubstart import end_hub
 from tests.nvml.scripted import Gpu, Script
+from tests.running import IMAGE
 from tests.swarm.cluster import Cluster, Machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +65,7 @@ class Agent:
         self.script = script_of(machine)
         self.log_path = machine.folder / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._environment = {
+        self.environment = {
             **self.script.environment(),
             "PYTHONPATH": hub.python_path,
             "DOCKER_HOST": machine.docker_host,
@@ -76,7 +77,7 @@ class Agent:
         line = self.hub.run("token").strip()
         self.folder.mkdir(exist_ok=True)
         command = as_host(self.machine, GPUSPAWNER, "node", "join", line)
-        subprocess.run(command, env=self._environment, check=True)
+        subprocess.run(command, env=self.environment, check=True)
 
     def start(self) -> None:
         """Starts it by hand, as `join` says where no systemd runs."""
@@ -86,7 +87,7 @@ class Agent:
         )  # fmt: skip
         with self.log_path.open("ab") as out:
             self._process = subprocess.Popen(
-                command, env=self._environment, stdout=out, stderr=out, start_new_session=True
+                command, env=self.environment, stdout=out, stderr=out, start_new_session=True
             )
 
     def kill(self) -> None:
@@ -133,6 +134,7 @@ class SwarmHub:
             "GPUSPAWNER_CONFIG": str(CONFIG),
             "GPUSPAWNER_TEST_TOKEN": self.token,
             "GPUSPAWNER_TEST_GATEWAY": gateway_image,
+            "GPUSPAWNER_TEST_LAB": IMAGE,
             "GPUSPAWNER_TEST_DOOR": f"{machines.manager.address}:{DOOR}",
         }
 
@@ -233,6 +235,15 @@ class SwarmHub:
             f"http://127.0.0.1:{PORT}{path}",
         )
         return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
+
+    def printed(self, user: str, code: str) -> str:
+        """What the code prints in a kernel of the user's server, through the proxy."""
+        command = self.machines.manager.inside(
+            sys.executable, "-m", "tests.swarm.kernel", f"http://127.0.0.1:{PORT}/", self.token, user, code
+        )
+        return subprocess.run(
+            command, env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
 
     def refusal(self, user: str, tier: str) -> str:
         """The sentence with which a start is refused."""

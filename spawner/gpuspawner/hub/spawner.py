@@ -217,7 +217,8 @@ class GpuDockerSpawner(SpawnerSettings):
         """
         try:
             menu = Menu(self.tiers, self.image, self.offered_images(), await self._limit_sentences())
-            offered = await offer.look(menu, self.shared, self._who())
+            who = self._who().model_copy(update={"node": await self._home_machine_or_none()})
+            offered = await offer.look(menu, self.shared, who)
         except BadOption as refusal:  # of the names: there is nothing to choose
             return render_unusable(refusal.message)
         except ConfigError as error:
@@ -508,6 +509,13 @@ class GpuDockerSpawner(SpawnerSettings):
         if home is None or not home.volume.of_docker:
             return ""
         return await self.engine.home_machine(home.volume.source)
+
+    async def _home_machine_or_none(self) -> str:
+        """As `home_machine`, for the spawn page: "" also while Docker doesn't answer."""
+        with suppress(EngineFault, TimeoutError):
+            async with asyncio.timeout(offer.LABELS_SECONDS):
+                return await self.home_machine({})
+        return ""
 
     def _home_in(self, image: dict[str, Any]) -> Home | None:
         """The user's home in a server of this image (Docker's document of it). Raises ConfigError."""

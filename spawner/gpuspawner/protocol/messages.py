@@ -29,6 +29,7 @@ from ..core.disk import DiskState
 from ..core.errors import BadOption, Refusal
 from ..core.machine import MachineState
 from ..core.model import ContainerPatch, GpuRequest, Guarantee, Lease, LeaseState
+from ..core.text import printable
 from ..core.want import Mode, Want
 
 MAX_DEVICES = 64
@@ -40,7 +41,7 @@ _MAX_KEY_SHOWN = 40
 
 
 def _printable(text: str) -> str:
-    if not text.isprintable():
+    if not printable(text):
         raise PydanticCustomError("not_printable", "not printable")
     return text
 
@@ -57,6 +58,15 @@ Text = Annotated[
 TextOrEmpty = Annotated[
     str,
     Field(max_length=_MAX_TEXT, description=f"text of up to {_MAX_TEXT} printable characters"),
+    AfterValidator(_printable),
+]
+SubjectText = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=len("group:") + _MAX_TEXT,
+        description=f'"everybody", "group:NAME" or "user:NAME"; a NAME is {_TEXT}',
+    ),
     AfterValidator(_printable),
 ]
 Groups = Annotated[

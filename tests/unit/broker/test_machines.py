@@ -17,6 +17,7 @@ from gpuspawner.core.model import GpuRequest, LeaseState
 from gpuspawner.core.want import Want
 from gpuspawner.protocol.client import BrokerClient
 
+from tests.soon import SOON_SECONDS
 from tests.unit.whole_broker import running, state_folder
 
 TWO = 'c.GpuSite.simulated_devices = "a: 2 x H100 80GB; b: 1 x H100 80GB, 1 x A100 40GB"\n'
@@ -44,7 +45,7 @@ async def two_machines(folder: Path) -> AsyncIterator[tuple[Broker, BrokerClient
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_SECONDS):
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -25,6 +25,7 @@ from gpuspawner.hub.progress import Progress
 from gpuspawner.hub.pull_progress import PullNews
 from gpuspawner.hub.readiness import Answer
 
+from tests.soon import SOON_SECONDS
 from tests.unit.fake_launch import JOB, LEASE, OWNER, REQUEST, Broker, Docker, make
 
 
@@ -116,7 +117,7 @@ async def cancelled_at(number: int, slow: str) -> int:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert broker.held == 0, f"the hold is still open after a cancel at step {number}"
-    await asyncio.wait_for(start.give_back(), 5)
+    await asyncio.wait_for(start.give_back(), SOON_SECONDS)
     await asyncio.gather(*getattr(docker, "tasks", []))
     assert docker.containers == {}, f"a container is left after a cancel at step {number}"
     assert broker.released == ([LEASE.id] if start.lease else [])
@@ -164,7 +165,7 @@ async def test_starts_take_turns_and_say_so(answers: list[Answer]) -> None:
     second, progress = make(docker, broker, job)
     async with docker.slots.one():
         starts = [asyncio.create_task(start.run()) for start in (first, second)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON_SECONDS):
             while docker.calls.count("create") < 2:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.02)

@@ -18,6 +18,7 @@ from gpuspawner.node.remote.certificates import Identity
 from gpuspawner.node.remote.joining import connect, join, parse_line
 from gpuspawner.node.remote.wire import Hello, plain
 
+from tests.soon import SOON_SECONDS
 from tests.unit.node.agents import Broker, Cable, agent, until
 
 WAITS = "the machine b can't be reached: its agent has not connected yet"
@@ -128,7 +129,7 @@ async def test_a_machine_that_is_forgotten_is_shut_out(broker: Broker, member: P
         await broker.node.close()  # as the broker does when it looks
         await until(lambda: bool(broker.away))
         assert process.stderr is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SOON_SECONDS):
             while b"machine 'b' hasn't joined, or was forgotten" not in (await process.stderr.readline()):
                 pass
         assert broker.away

@@ -23,7 +23,6 @@ from .machines import Machines
 from .members import Following
 from .observing import Observing, make_observing
 from .rounds import Rounds
-from .serving import Serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,9 @@ class Broker:
         """Serves until `stop` is set; running servers keep running then. Raises ConfigError or a Fault."""
         await self.observing.journal.load()
         await self.machines.start()
+        # Half of what a broker imports is for its API and pages: quotas don't wait for that.
+        from .serving import Serving
+
         servers: list[HTTPServer] = []
         loops: list[asyncio.Task[None]] = []
         serving = Serving(self.ground, self.deciding, self.machines, self.leasing, self.observing)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tornado.httpserver import HTTPServer
 
+from ...config.hub_name import hub_of
 from ..api.answers import About, View
 from ..api.classes import Classes, ClassParts
 from ..api.machines import machine_routes
@@ -29,15 +30,13 @@ from ..leases.hub_people import HubPeople
 from ..leases.offers import Offers
 from ..observe.checkup import Checkup, ask_doctor
 from ..observe.failures import LoopFailures
-from ..pages import serve_pages
 from ..pages.admin.base import AdminTools
 from ..pages.admin.handlers import admin_pages
 from ..pages.classes.base import Teaching
 from ..pages.classes.handlers import class_pages
-from ..pages.look import hub_of
 from ..pages.own.desk import BrokerDesk
 from ..pages.own.lab import LabReadings, LabSources
-from ..pages.serving import page_url
+from ..pages.serving import page_url, serve_pages
 from ..pages.unknown.handlers import unknown_pages
 from .deciding import Deciding
 from .ground import Ground

@@ -633,7 +633,13 @@ class Allocator:
         return self._book.arrival(lease)
 
     def _news_of(self, lease_id: str) -> WaitNews:
-        return WaitNews(self._book.place_of(lease_id), self._book.obstacle(lease_id), self.waits.of(lease_id))
+        book = self._book
+        return WaitNews(
+            book.place_of(lease_id),
+            book.obstacle(lease_id),
+            self.waits.of(lease_id),
+            book.idle_but_out(lease_id),
+        )
 
     # Committing, then remembering.
 

@@ -24,7 +24,7 @@ from .lease_times import LeaseTimes
 
 LOOPS = (
     "reconcile", "events", "hold", "removals", "enforcement", "late", "closures", "reloads", "turns",
-    "presence", "members", "images", "disks", "lab_readings",
+    "presence", "members", "images", "disks", "lab_readings", "sampler", "pruning",
 )  # fmt: skip
 TURN_STEPS = ("pause", "sleep", "wake", "end")
 STEPS = ("set_running", "charge", "release", "remove", "adopt")

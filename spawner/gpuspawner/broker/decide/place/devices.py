@@ -84,6 +84,11 @@ class Devices:
         return uuid in self._placeholders
 
     @property
+    def has_room(self) -> bool:
+        """Whether any device may be leased at all."""
+        return any(self._open.values())
+
+    @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of all devices, also of those that are leased or out of service."""
         return tuple(self._known)
@@ -162,6 +167,14 @@ class Devices:
                 taken = self._seats_taken(kind, freed)
                 copy[kind] = [_with_seats(room, taken) for room in copy[kind]]
         return copy
+
+    def rooms_if_in_service(self) -> dict[Kind, list[Room]]:
+        """The same as if every known device were in service; those of pools of turns are left out."""
+        found: dict[Kind, list[Room]] = {}
+        for uuid, room in self._rooms.items():
+            if uuid not in self._placeholders and not room.full and not room.terms.in_turns:
+                bisect.insort(found.setdefault(room.kind, []), room, key=rank)
+        return found
 
     def shares(self, lease: Lease) -> tuple[Share, ...]:
         """The shares that `lease` holds; unknown devices become placeholders."""

@@ -32,6 +32,11 @@ def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> s
     return f"You asked for {_wanted(want)}, but {few} in service now. {told}".rstrip()
 
 
+def idle_but_out(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
+    """That a waiting request would be served now if these devices, which nobody uses, were in service."""
+    return " ".join(_withdrawn_one(device, health) for device, health in lost)
+
+
 def awaited(want: Want, reasons: Sequence[str]) -> str:
     """Why a request waits that only a machine may serve whose GPUs aren't known yet."""
     why = "; ".join(reasons)
