@@ -130,6 +130,11 @@ class Book:
         """How many leases wait."""
         return len(self._queue)
 
+    @property
+    def all_in_service(self) -> bool:
+        """Whether no device is out of service or drained."""
+        return self._devices.all_in_service
+
     def terms(self, uuid: str) -> SharingRules:
         """How the device's pool shares it. Raises KeyError for one that is not known."""
         return self._devices.terms(uuid)
