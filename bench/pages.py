@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import logging
 import multiprocessing
 import os
 import resource
@@ -37,8 +36,8 @@ from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.broker.observe.sampler import SAMPLE_SECONDS, Sampler
 from gpuspawner.broker.observe.use import Use
-from gpuspawner.broker.pages import make_handlers, make_settings
 from gpuspawner.broker.pages.own.desk import BrokerDesk
+from gpuspawner.broker.pages.routes import make_handlers, make_settings
 from gpuspawner.config.quotas import Known
 from gpuspawner.core.model import Device, GpuRequest, Tier
 from gpuspawner.core.want import Mode, Want
@@ -80,7 +79,7 @@ class Service:
         self.viewers = viewers
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
         self.uses: dict[str, Use] = {}
-        self.sampler = Sampler(lambda: dict(self.uses), logging.getLogger("bench"))
+        self.sampler = Sampler(lambda: dict(self.uses))
 
     async def open(self) -> None:
         """Everybody's lease is running."""

@@ -12,8 +12,14 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import psutil
 
 END_SECONDS = 30.0
+_STATE = "GPUSPAWNER_STATE_DIR"
+_states: WeakKeyDictionary[subprocess.Popen[bytes], str] = WeakKeyDictionary()
+"""The state folder of each hub that was started here."""
 
 
 def free_ports(count: int = 4) -> int:
@@ -57,7 +63,7 @@ def start_hub(
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
 
     with log.open("ab") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "jupyterhub", "-f", str(config)],
             cwd=folder,
             env={**os.environ, **environment},
@@ -66,13 +72,35 @@ def start_hub(
             start_new_session=True,
             preexec_fn=limit if open_files else None,
         )
+    _states[process] = environment.get(_STATE, "")
+    return process
 
 
 def end_hub(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, as Ctrl-C or systemd would; then SIGKILL for what is left of all that it started."""
+    """SIGTERM, as Ctrl-C or systemd would; then SIGKILL for what is left of all that it started.
+
+    Proxy and services are in sessions of their own, and a hub that was killed has left them to init: they
+    are those with its state folder in their environment.
+    """
     process.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(END_SECONDS)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(5)
+    folder = _states.pop(process, "")
+    for _ in range(5):  # the keeper may just be starting another broker
+        for left in _with_state(folder):
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+
+
+def _with_state(folder: str) -> list[psutil.Process]:
+    """The processes of this state folder, but for our own and those above it."""
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter() if folder else ():
+        with suppress(psutil.Error, OSError):
+            if process.pid not in own and process.environ().get(_STATE) == folder:
+                found.append(process)
+    return found

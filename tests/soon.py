@@ -20,5 +20,21 @@ async def until(condition: Callable[[], Any], seconds: float = SOON_SECONDS) -> 
         found = await found if inspect.isawaitable(found) else found
         if found:
             return found
-        assert time.monotonic() < deadline, f"not within {seconds} s: {inspect.getsource(condition).strip()}"
-        await asyncio.sleep(0.01)
+        assert time.monotonic() < deadline, f"not within {seconds} s: {_words(condition)}"
+        await asyncio.sleep(0.02)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = SOON_SECONDS) -> Any:
+    """The same, blocking, for tests without an event loop."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {_words(condition)}"
+        time.sleep(0.02)
+    return found
+
+
+def _words(condition: object) -> str:
+    """The line that says it, or its name."""
+    if inspect.isfunction(condition) or inspect.ismethod(condition):
+        return inspect.getsource(condition).strip()
+    return repr(condition)

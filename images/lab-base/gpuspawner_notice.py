@@ -70,12 +70,12 @@ class Notice:
         if text is None:
             return
         if self._on_screen:
-            _publish("GPU", "", self._on_screen, update=True)
+            _publish("Server", "", self._on_screen, update=True)
             self._on_screen = 0
         if text:
             self._count += 1
             self._on_screen = self._count
-            _publish("GPU", text, self._on_screen)
+            _publish("Server", text, self._on_screen)
 
 
 class Turn:
@@ -191,7 +191,11 @@ class Limits:
         if now[1] > seen[1]:
             most = self._cgroup.process_limit()
             of = "" if most is None else f" of {most}"
-            found.append(f"A program could not be started: the limit{of} processes and threads is reached.")
+            found.append(
+                f"A program could not be started: the limit{of} processes and threads is reached. Until some "
+                "of them end, nothing can be opened or saved here. Restart the kernel that started them, or "
+                "stop your server on the page My GPU."
+            )
         self._seen, self._restarted = now, False
         self._save()
         return found

@@ -181,10 +181,6 @@ class HubProcess:
         """Ends everything that this hub started, containers and volumes too."""
         if self._process is not None:
             end_hub(self._process)
-        # The broker is asked: if it were killed, its keeper would start another.
-        for pid_file, number in (("proxy.pid", signal.SIGKILL), ("broker.lock", signal.SIGTERM)):
-            with suppress(OSError, ValueError, IndexError):
-                os.kill(int((self.folder / pid_file).read_text().split()[0]), number)
         self.remove_containers()
         self.engine.close()
 

@@ -36,6 +36,7 @@ class WaitingPage:
     session: aiohttp.ClientSession = field(init=False)
     _loaded: set[str] = field(default_factory=set)
     _progress_url: str = ""
+    _leaving: bool = False
 
     async def log_in(self) -> None:
         """The login page with all of its files, and the form. Raises AssertionError with what it was told."""
@@ -45,7 +46,7 @@ class WaitingPage:
             timeout=aiohttp.ClientTimeout(total=None, sock_read=300),
             connector=aiohttp.TCPConnector(limit_per_host=_CONNECTIONS),
         )
-        token = _xsrf(await self._page("/hub/login"))
+        token = xsrf_of(await self._page("/hub/login"))
         form = {"username": self.user, "password": self.password, "_xsrf": token}
         async with self.session.post("/hub/login?next=%2Fhub%2Fhome", data=form) as answer:
             text = await answer.text()
@@ -58,7 +59,8 @@ class WaitingPage:
 
     async def click(self, tier: str) -> None:
         """The spawn page, its form sent, and the waiting page to which that leads."""
-        token = _xsrf(await self._page(f"/hub/spawn/{self.user}"))
+        self._leaving = False
+        token = xsrf_of(await self._page(f"/hub/spawn/{self.user}"))
         address = URL(f"/hub/spawn/{self.user}?_xsrf={token}", encoded=True)
         async with self.session.post(address, data={"profile": tier}) as answer:
             page = await answer.text()
@@ -73,12 +75,18 @@ class WaitingPage:
         self._progress_url = str(json.loads(html.unescape(found[1]))["progress_url"])
 
     async def follow(self, take: Callable[[dict[str, Any]], None]) -> None:
-        """Passes on each event up to the last one of the start."""
+        """Passes on each event up to the last one of the start.
+
+        A hub that is busy for ten seconds is asked again. If the start was cancelled meanwhile, the answer is
+        400 ("is not starting"): the page, which leads on by itself, then asks no more.
+        """
         while True:
             try:
                 async with self.session.get(
                     URL(self._progress_url, encoded=True), allow_redirects=False
                 ) as stream:
+                    if stream.status == 400 and self._leaving:
+                        return
                     assert stream.status == 200, (stream.status, await stream.text())
                     if await self._read(stream, take):
                         return
@@ -97,6 +105,7 @@ class WaitingPage:
 
     async def leave(self) -> int:
         """The button "Leave the queue", and the page after it; the last status of the first."""
+        self._leaving = True
         address = URL(self._progress_url.replace("/progress", "", 1), encoded=True)
         while True:
             async with self.session.delete(address) as answer:
@@ -126,7 +135,7 @@ class WaitingPage:
             assert answer.status == 200, (path, answer.status)
 
 
-def _xsrf(page: str) -> str:
+def xsrf_of(page: str) -> str:
     """The token of a page's form."""
     found = _TOKEN.search(page)
     assert found is not None, page[-500:]

@@ -47,8 +47,8 @@ def many_files() -> None:
 
 
 @pytest.mark.parametrize("way", ["api", "page"])
-async def test_500_wait_with_their_pages_open_and_leave_nothing_behind(hub: HubProcess, way: str) -> None:
-    """By the hub's API with a token; and each in a browser of their own, with all that the page asks for."""
+async def test_500_wait_and_leave_nothing_behind(hub: HubProcess, way: str) -> None:
+    """By the hub's API with a token; or each in a browser of their own, with all that their pages ask for."""
     lecture = Lecture(hub, [f"student{number}" for number in range(USERS)])
     await lecture.add_users()
     if way == "page":
@@ -68,7 +68,7 @@ async def test_500_wait_with_their_pages_open_and_leave_nothing_behind(hub: HubP
 
 
 def long_callbacks() -> list[str]:
-    """Those of the hub's loop that held it up for too long; prints the longest."""
+    """Those that held the hub's loop up for too long; prints the longest: seconds, those collecting."""
     lines = CALLBACKS.read_text().splitlines() if CALLBACKS.exists() else []
     longest = sorted(lines, key=lambda line: -float(line.split()[0]))
     print("longest callbacks:", longest[:3])

@@ -96,7 +96,7 @@ async def test_cancelling_gives_the_place_back_at_once_and_cpu_starts(hub: HubPr
         async def nobody_waits() -> bool:
             return await waiting(hub) == []
 
-        await eventually(nobody_waits, 5)  # of the 120 that the place would last by itself
+        await eventually(nobody_waits)  # of the 120 that the place would last by itself
         assert (await cancel)[0] in (202, 204)
         await task
         # The hub removes the route, which isn't there yet: nobody has to read that.

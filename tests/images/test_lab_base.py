@@ -298,7 +298,7 @@ def test_a_notice_is_shown_once_below_the_cell_that_ran(start: Start, tmp_path: 
     folder.chmod(0o777)
     lab = start("sleep", "infinity", volumes={str(folder): {"bind": "/run/gpuspawner", "mode": "rw"}})
     first, second = json.loads(output(lab, "python", "-c", RUN_TWO_CELLS).splitlines()[-1])
-    assert [data["text/plain"] for data in first] == ["[GPU] GPU lost <b>&</b> withdrawn"]
+    assert [data["text/plain"] for data in first] == ["[Server] GPU lost <b>&</b> withdrawn"]
     assert "GPU lost &lt;b&gt;&amp;&lt;/b&gt; withdrawn" in first[0]["text/html"]
     assert second == [{"text/plain": "2"}]
 

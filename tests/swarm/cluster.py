@@ -173,12 +173,15 @@ class Cluster:
         return f"{self._net}.1"
 
     def start(self) -> None:
-        """Lays the cables, starts the engines and joins them."""
+        """Lays the cables and starts the engines."""
         self.folder.mkdir()
         # In memory: on this disk, the files of one image took 39 s to remove.
         subprocess.run(["mount", "-t", "tmpfs", self.owner, str(self.folder)], check=True)
         self._lay_cables()
         self.each(Machine.start)
+
+    def join(self) -> None:
+        """Makes one Swarm of them, and gives each its name there."""
         manager = self.manager
         manager.client.init_swarm(**self._place_of(manager))
         token = manager.client.inspect_swarm()["JoinTokens"]["Worker"]
@@ -249,10 +252,11 @@ class Cluster:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(*, joined: bool = True) -> Iterator[Cluster]:
     """Three machines while the block runs; afterwards nothing of them is left.
 
-    First it removes what killed tests left behind.
+    They are one Swarm, or three engines that know nothing of each other. First it removes what killed tests
+    left behind.
     """
     remove_leftovers()
     pid = os.getpid()
@@ -260,6 +264,8 @@ def cluster() -> Iterator[Cluster]:
     machines = Cluster(owner, own_subnet())
     try:
         machines.start()
+        if joined:
+            machines.join()
         yield machines
     finally:
         for each in machines:

@@ -11,13 +11,23 @@ c.GpuSwarm.subnet = "10.214.32.0/24"
 c.GpuSwarm.gateway_image = os.environ["GPUSPAWNER_TEST_GATEWAY"]
 c.GpuDockerSpawner.pull_policy = "never"
 c.GpuDockerSpawner.poll_interval = 2
-c.GpuBroker.agents_address = os.environ["GPUSPAWNER_TEST_DOOR"]
+if "GPUSPAWNER_TEST_SETTINGS" in os.environ:
+    exec(os.environ["GPUSPAWNER_TEST_SETTINGS"])
+else:
+    c.GpuBroker.agents_address = os.environ["GPUSPAWNER_TEST_DOOR"]
 if "GPUSPAWNER_TEST_NVML" in os.environ:
     c.GpuSite.tiers = [
         {"name": "cpu", "title": "CPU"},
         {"name": "on-a", "title": "H100", "devices": 1, "model": "H100"},
         {"name": "on-b", "title": "A100", "devices": 1, "model": "A100"},
         {"name": "on-c", "title": "L40S", "devices": 1, "model": "L40S"},
+        {
+            "name": "kernel-on-b",
+            "title": "A100, with a kernel",
+            "devices": 1,
+            "model": "A100",
+            "image": os.environ["GPUSPAWNER_TEST_LAB"],
+        },
         {"name": "any", "title": "Any GPU", "devices": 1},
     ]
 else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 from tests.hubstart import end_hub
 from tests.nvml.scripted import Gpu, Script
+from tests.running import IMAGE
 from tests.swarm.cluster import Cluster, Machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +65,7 @@ class Agent:
         self.script = script_of(machine)
         self.log_path = machine.folder / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._environment = {
+        self.environment = {
             **self.script.environment(),
             "PYTHONPATH": hub.python_path,
             "DOCKER_HOST": machine.docker_host,
@@ -75,7 +77,7 @@ class Agent:
         line = self.hub.run("token").strip()
         self.folder.mkdir(exist_ok=True)
         command = as_host(self.machine, GPUSPAWNER, "node", "join", line)
-        subprocess.run(command, env=self._environment, check=True)
+        subprocess.run(command, env=self.environment, check=True)
 
     def start(self) -> None:
         """Starts it by hand, as `join` says where no systemd runs."""
@@ -85,7 +87,7 @@ class Agent:
         )  # fmt: skip
         with self.log_path.open("ab") as out:
             self._process = subprocess.Popen(
-                command, env=self._environment, stdout=out, stderr=out, start_new_session=True
+                command, env=self.environment, stdout=out, stderr=out, start_new_session=True
             )
 
     def kill(self) -> None:
@@ -132,6 +134,7 @@ class SwarmHub:
             "GPUSPAWNER_CONFIG": str(CONFIG),
             "GPUSPAWNER_TEST_TOKEN": self.token,
             "GPUSPAWNER_TEST_GATEWAY": gateway_image,
+            "GPUSPAWNER_TEST_LAB": IMAGE,
             "GPUSPAWNER_TEST_DOOR": f"{machines.manager.address}:{DOOR}",
         }
 
@@ -218,3 +221,57 @@ class SwarmHub:
         assert self.call("DELETE", f"/hub/api/users/{user}/server")[0] in (202, 204)
         self.until(lambda: not self.server(user))
         self.until(lambda: user not in dict(self.leases()))
+
+    def news(self, user: str) -> str:
+        """What the waiting page of the user's start says now."""
+        path = f"/hub/api/users/{user}/server/progress"
+        command = self.machines.manager.inside(
+            "curl",
+            "-s",
+            "-m",
+            "2",
+            "-H",
+            f"Authorization: token {self.token}",
+            f"http://127.0.0.1:{PORT}{path}",
+        )
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
+
+    def printed(self, user: str, code: str) -> str:
+        """What the code prints in a kernel of the user's server, through the proxy."""
+        command = self.machines.manager.inside(
+            sys.executable, "-m", "tests.swarm.kernel", f"http://127.0.0.1:{PORT}/", self.token, user, code
+        )
+        return subprocess.run(
+            command, env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+
+    def refusal(self, user: str, tier: str) -> str:
+        """The sentence with which a start is refused."""
+        self.call("POST", f"/hub/api/users/{user}")
+        status, text = self.call("POST", f"/hub/api/users/{user}/server", {"profile": tier})
+        assert status >= 400, text
+        return str(json.loads(text)["message"])
+
+    def reason(self, uuid: str) -> str:
+        """Why a GPU is out of service; "" if it isn't."""
+        devices = {each["uuid"]: each for each in self.status()["devices"]}
+        return str(devices.get(uuid, {}).get("reason") or "")
+
+    def kill_broker(self) -> None:
+        """kill -9 of the broker; its keeper starts it again."""
+        (pid,) = [
+            int(path.name)
+            for path in Path("/proc").iterdir()
+            if path.name.isdecimal() and _is_broker(path, self.folder)
+        ]
+        os.kill(pid, signal.SIGKILL)
+
+
+def _is_broker(process: Path, state_dir: Path) -> bool:
+    """Whether this process (its folder in /proc) is the broker with that state folder."""
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+        environment = (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"gpuspawner.broker" in words and f"GPUSPAWNER_STATE_DIR={state_dir}".encode() in environment

@@ -29,6 +29,7 @@ from ..core.quota import (
     Subject,
     SubjectKind,
 )
+from ..core.text import printable
 from ..core.want import Mode
 
 UNLIMITED_TEXT = "unlimited"
@@ -97,7 +98,7 @@ def parse_subject(entry: Mapping[str, object], where: str) -> Subject:
     if not named:
         return EVERYBODY
     name = entry[named[0]]
-    if not isinstance(name, str) or not 0 < len(name) <= 255 or not name.isprintable():
+    if not isinstance(name, str) or not 0 < len(name) <= 255 or not printable(name):
         raise ConfigError(f'{where}: {named[0]} is {name!r}: give a name, like "{named[0]}": "students"')
     return Subject(SubjectKind(named[0]), name)
 
@@ -107,7 +108,7 @@ def subject_from_text(text: str) -> Subject:
     kind, colon, name = text.partition(":")
     if text == SubjectKind.EVERYBODY.value:
         return EVERYBODY
-    if kind in _SUBJECT_KEYS and colon and 0 < len(name) <= 255 and name.isprintable():
+    if kind in _SUBJECT_KEYS and colon and 0 < len(name) <= 255 and printable(name):
         return Subject(SubjectKind(kind), name)
     raise ConfigError(f'A quota is for "everybody", "group:NAME" or "user:NAME", not for {text!r}')
 

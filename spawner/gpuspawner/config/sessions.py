@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.errors import BadOption, ConfigError
 from ..core.session import Change, EndAction, LabSession
+from ..core.text import printable
 from .quotas import Known, check_timezone
 from .tiers import NAME
 
@@ -95,7 +96,7 @@ def _name(value: object) -> str:
 
 
 def _text(value: object, key: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 255 or not value.isprintable():
+    if not isinstance(value, str) or not 0 < len(value) <= 255 or not printable(value):
         raise BadOption(f"{key} is {value!r}: give a name of the hub.")
     return value
 

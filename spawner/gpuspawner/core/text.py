@@ -16,6 +16,17 @@ _ACTS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u20
 bidirectional algorithm (UAX 9)."""
 _FORMULA = ("=", "+", "-", "@")
 """What a spreadsheet takes for a formula at the beginning of a cell (OWASP, "CSV Injection")."""
+_LETTER = r"[\u0590-\u1fff\u2070-\U0010ffff]"
+_JOINERS = re.compile(rf"(?<={_LETTER})[\u200c\u200d](?={_LETTER})")
+"""ZERO WIDTH (NON-)JOINER between two letters of a script that writes with them, as Persian, Hindi or emoji.
+
+Elsewhere they are invisible: "ada" and "ada" with a joiner would be two people who look like one.
+"""
+
+
+def printable(text: str) -> bool:
+    """Whether each character can be printed, or is a joiner where a script needs one."""
+    return _JOINERS.sub("", text).isprintable()
 
 
 def plain(text: str) -> str:

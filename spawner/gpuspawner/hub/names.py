@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from ..core.errors import BadOption
+from ..core.text import printable
 
 MAX_CHARS = 255
 """Longest name of a user or a server in our messages, and in the columns of JupyterHub's database."""
@@ -26,7 +27,7 @@ def check_names(user: str, server: str) -> None:
                 f"The {what} name has {len(name)} characters, and no server starts under a name of more than "
                 f"{MAX_CHARS}. {remedy}"
             )
-        if not name.isprintable():
+        if not printable(name):
             raise BadOption(
                 f"The {what} name {name!r} has characters that can't be printed, so no server starts "
                 f"under it. {remedy}"
@@ -39,7 +40,7 @@ def usable_groups(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...
     No setting can name these others either, so nobody's quota is lost with them. A user who is in one starts.
     """
     listed = sorted(names)
-    usable = tuple(name for name in listed if len(name) <= MAX_CHARS and name.isprintable())
+    usable = tuple(name for name in listed if len(name) <= MAX_CHARS and printable(name))
     return usable, tuple(name for name in listed if name not in usable)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from ..core.image_reference import AllowedImages
 from ..core.model import Tier
 from ..protocol.client import BrokerClient
 from ..protocol.messages import TiersDocument, document
+from ..protocol.patience import patience
 from ..protocol.rules import OfferDocument, WhoAsks
 from .cards import Found, make_cards, make_quota, with_obstacle
 from .docker import DockerEngine
@@ -56,7 +56,7 @@ async def look(menu: Menu, shared: HubShared, who: WhoAsks) -> Offered:
     problem = ""
     if any(tier.needs_gpu for tier in menu.tiers):
         try:
-            async with asyncio.timeout(BROKER_SECONDS):
+            async with patience(BROKER_SECONDS):
                 tiers, offer = await _ask(shared.broker, who)
         except Refusal as refusal:
             problem = refusal.message
@@ -89,7 +89,7 @@ async def _inspect(images: Iterable[str], docker: DockerEngine) -> dict[str, dic
     """By name, Docker's document of each image; None: it isn't on this machine. Empty if Docker is silent."""
     names = list(images)
     with suppress(EngineFault, TimeoutError):
-        async with asyncio.timeout(LABELS_SECONDS):
+        async with patience(LABELS_SECONDS):
             return dict(zip(names, await all_or_none(*map(docker.find_image, names)), strict=True))
     return {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from ..config.quotas import LIMIT_KEYS
 from ..core.errors import NotAllowed, Refusal, all_refusals
 from ..core.model import Tier
 from ..protocol.client import BrokerClient
+from ..protocol.patience import patience
 from ..protocol.rules import AllowanceDocument, WhoAsks
 from .names import usable_groups
 
@@ -46,7 +46,7 @@ async def refused_tiers(broker: BrokerClient, who: WhoAsks) -> dict[str, Refusal
 
     Raises Refusal if the broker can't say: without it there are no GPUs, and a server without one starts.
     """
-    async with asyncio.timeout(ASK_SECONDS):
+    async with patience(ASK_SECONDS):
         found = await broker.ask("/allowance", AllowanceDocument, who)
     kinds = all_refusals()
     return {

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 
+from ..protocol.patience import patience
+
 POLL_SECONDS = 0.025
 """JupyterHub's own readiness poll backs off and overshoots by 1.3 to 1.8 s on average (6.1.1)."""
 _POLLS_AT_FULL_RATE = 4
@@ -87,7 +89,7 @@ async def ask(host: str, port: int, path: str, *, wanted: int | None = None) -> 
     Never raises because of the other side. SILENT: no host, no answer in time, or another status.
     """
     try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
+        async with patience(_CONNECT_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)
     except ConnectionRefusedError:
         return Answer.REFUSED
@@ -95,7 +97,7 @@ async def ask(host: str, port: int, path: str, *, wanted: int | None = None) -> 
         return Answer.SILENT
     try:
         request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nAccept: */*\r\n\r\n"
-        async with asyncio.timeout(_ANSWER_SECONDS):
+        async with patience(_ANSWER_SECONDS):
             writer.write(request.encode("ascii", "replace"))
             line = await reader.readline()
         return _judge(line, wanted)

@@ -83,11 +83,14 @@ class LocalSettings:
     claim: DeviceClaim | None = None
 
 
-def open_node(site: GpuSite, log: _Log, name: str = "") -> Node:
-    """The node of this machine, by the site's settings. It accesses no hardware before `start`."""
+def open_node(site: GpuSite, log: _Log, name: str = "", *, joined: bool = False) -> Node:
+    """The node of this machine, by the site's settings. It accesses no hardware before `start`.
+
+    `joined`: its broker is on another machine, where it has this name.
+    """
     several = name in machine_names(site.simulated_devices)
     settings = LocalSettings(
-        partial(open_inventory, site, name if several else None),
+        partial(open_inventory, site, name if several else None, name if joined else ""),
         Path(site.state_dir).absolute(),
         injection=site.injection,
         name=name,

@@ -32,6 +32,7 @@ from .messages import (
     request_to_json,
 )
 from .paging import MOST, Listed
+from .patience import patience
 from .public import LeaseDone, LeaseReason, VisibleStatus
 from .stream import WAITED_HEADER
 
@@ -55,6 +56,7 @@ _UNREADABLE = (
 )
 
 CONNECT_SECONDS = 2.0
+"""A broker that isn't running is asked again for this long: it may be starting."""
 RETRY_SECONDS = 10.0
 """A broken connection is retried for this long under the same lease id; a broker restart takes less."""
 _PAUSE_SECONDS = 0.2
@@ -63,6 +65,9 @@ ANSWER_SECONDS = 30.0
 SILENCE_SECONDS = 20.0
 """The broker sends a heartbeat every 5 s: a longer silence means that it hangs."""
 _MAX_LINE_BYTES = 1 << 20
+
+_NO_LIMIT = aiohttp.ClientTimeout(total=None)
+"""aiohttp's own limits are by the clock; see `patience`."""
 
 _Broken = (aiohttp.ClientError, OSError, TimeoutError)
 
@@ -144,9 +149,11 @@ class BrokerClient:
         """The document of `GET /api/status` with all its pages: devices, leases and queue."""
         return document(await self.ask_all("/api/status", VisibleStatus))
 
-    async def ask(self, path: str, kind: type[M], body: Message | None = None) -> M:
-        """The message of `kind` at `path`: GET, or POST with a body. Raises Refusal."""
-        text = await self._call("GET" if body is None else "POST", path, body)
+    async def ask(
+        self, path: str, kind: type[M], body: Message | None = None, seconds: float = ANSWER_SECONDS
+    ) -> M:
+        """The message of `kind` at `path`: GET, or POST with a body; waits so long. Raises Refusal."""
+        text = await self._call("GET" if body is None else "POST", path, body, seconds)
         try:
             return kind.model_validate_json(text)
         except ValueError as error:
@@ -180,12 +187,12 @@ class BrokerClient:
 
         `waited_seconds`: since the first request for this lease.
         """
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS)
         session = self._open_session()
         head = {"Content-Type": "application/json", WAITED_HEADER: f"{waited_seconds:.3f}"}
         body = request_to_json(request)
         post = session.post("http://broker/leases", data=body, headers=head, timeout=timeout)
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with patience(ANSWER_SECONDS):
             response = await post
         if response.status != 200:
             async with response:
@@ -199,16 +206,17 @@ class BrokerClient:
         except ValueError as error:
             raise BrokerUnavailable(_UNREADABLE) from error
 
-    async def _call(self, method: str, path: str, body: Message | None = None) -> str:
-        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+    async def _call(
+        self, method: str, path: str, body: Message | None = None, seconds: float = ANSWER_SECONDS
+    ) -> str:
         data = None if body is None else body.model_dump_json()
         head = {} if body is None else {"Content-Type": "application/json"}
         try:
             session = self._open_session()
             request = session.request(
-                method, "http://broker" + path, data=data, headers=head, timeout=timeout
+                method, "http://broker" + path, data=data, headers=head, timeout=_NO_LIMIT
             )
-            async with request as response:
+            async with patience(seconds), request as response:
                 if response.status >= 300:
                     raise await _refusal_of(response)
                 return await response.text()

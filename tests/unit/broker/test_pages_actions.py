@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import logging
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -84,7 +83,7 @@ async def bench(tmp_path: Path, times: Any) -> AsyncIterator[Bench]:
 
     def make_desk(api_url: str) -> BrokerDesk:
         actions = Actions(broker.rules, HubServers(api_url), broker.allocator.lease, TIERS, turn)
-        sampler = Sampler(dict, logging.getLogger("test"))
+        sampler = Sampler(dict)
         return BrokerDesk(broker.rules, broker.ledger, sampler, actions, times.now)
 
     about = About(TIERS, False, Metrics(), dict, dict, tuple, lambda: NodeFacts("here"))

@@ -15,8 +15,7 @@ from aiohttp import web
 from gpuspawner.broker.api.access import ADMIN_SCOPE, READ_SCOPE, RESERVE_SCOPE
 from gpuspawner.broker.api.public.rules import MoreRoutes
 from gpuspawner.broker.api.visible import BrokerView
-from gpuspawner.broker.pages import make_handlers, make_settings
-from gpuspawner.broker.pages.routes import TOKEN_SECONDS, hub_oauth
+from gpuspawner.broker.pages.routes import TOKEN_SECONDS, hub_oauth, make_handlers, make_settings
 from gpuspawner.broker.pages.serving import MakeDesk
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth
@@ -218,7 +217,7 @@ async def test_the_scope_reads_all(pages: Pages, token: str) -> None:
     expected = FakeBroker().status()
     for shown in expected["devices"]:
         shown["free"] = False
-    assert (status, json.loads(text)) == (200, {**expected, "disks": [], "next": None})
+    assert (status, json.loads(text)) == (200, {**expected, "disks": [], "machines": [], "next": None})
 
 
 LOGIN = {
@@ -385,7 +384,15 @@ async def test_page_without_access_is_the_hubs_error_page(pages: Pages) -> None:
     status, _, text = await pages.get("")
     assert status == 403
     assert "Your account has no permission to see this." in text
+    assert '<a href="/base/hub/home">Home</a>' in text
     assert "/base/hub/static/css/style.min.css" in text
+
+
+async def test_an_error_page_says_who_is_logged_in(pages: Pages) -> None:
+    await pages.log_in("anna")
+    status, _, text = await pages.get("nowhere/")
+    assert status == 404
+    assert "You are logged in as <strong><bdi>anna</bdi></strong>." in text
 
 
 async def test_live_part(pages: Pages) -> None:

@@ -125,7 +125,7 @@ async def big(tmp_path: Path, times: Any) -> AsyncIterator[Pages]:
 
     def make_desk(api_url: str) -> BrokerDesk:
         actions = Actions(broker.rules, HubServers(api_url), broker.allocator.lease, ())
-        return BrokerDesk(broker.rules, broker.ledger, Sampler(dict, broker.site.log), actions)
+        return BrokerDesk(broker.rules, broker.ledger, Sampler(dict), actions)
 
     async with serving(more, make_desk, BigBroker()) as pages:
         yield pages

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.ledger import Ledger
+from gpuspawner.broker.observe.failures import LoopFailures
+from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.broker.observe.pruning import ROUND_ROWS, Pruning
 from gpuspawner.core.model import Lease, LeaseState
 from gpuspawner.core.want import Want
@@ -64,8 +66,9 @@ async def test_a_round_is_limited_and_so_is_each_step(
 
 async def test_it_goes_on_after_a_fault(ledger: Ledger, times: Any, caplog: pytest.LogCaptureFixture) -> None:
     await ledger.close()
+    failures = LoopFailures("pruning", Metrics(), LOG)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(Pruning(ledger, 400, LOG, times.now).run(), 0.1)
+        await asyncio.wait_for(Pruning(ledger, 400, LOG, times.now).run(failures), 0.1)
     assert caplog.messages[0].startswith(
         "Old history could not be pruned; the next round tries again: The ledger is"
     )

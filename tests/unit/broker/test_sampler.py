@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 from gpuspawner.broker.observe import sampler as module
+from gpuspawner.broker.observe.failures import LoopFailures
+from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.broker.observe.sampler import Point, Sampler
 from gpuspawner.broker.observe.use import Use, use_of
 from gpuspawner.core.want import Mode, Want
@@ -49,7 +51,7 @@ class Readings:
 
 def test_twelve_samples_are_one_point_of_the_curve() -> None:
     read = Readings(a=Use(2 * GIB, 50.0), b=Use())
-    sampler = Sampler(read, LOG)
+    sampler = Sampler(read)
     for memory in (2, 7, None, *[1] * 9):
         read.uses["a"] = Use(None if memory is None else memory * GIB, 50.0 if memory == 7 else 0.0)
         assert sampler.curve("a") == ()
@@ -61,7 +63,7 @@ def test_twelve_samples_are_one_point_of_the_curve() -> None:
 
 def test_an_hour_is_kept_and_ended_leases_are_forgotten() -> None:
     read = Readings(a=Use(GIB, 1.0))
-    sampler = Sampler(read, LOG)
+    sampler = Sampler(read)
     for _ in range(12 * (module.POINTS + 3)):
         sampler.sample()
     assert len(sampler.curve("a")) == module.POINTS
@@ -79,13 +81,15 @@ async def test_it_goes_on_after_an_error(
     def read() -> dict[str, Use]:
         nonlocal calls
         calls += 1
-        if calls == 1:
+        if calls < 4:
             raise RuntimeError("odd")
         return {"a": Use(GIB)}
 
-    sampler = Sampler(read, LOG)
-    task = asyncio.create_task(sampler.run())
+    sampler = Sampler(read)
+    metrics = Metrics()
+    task = asyncio.create_task(sampler.run(LoopFailures("sampler", metrics, LOG)))
     while not sampler.latest:
         await asyncio.sleep(0.001)
     task.cancel()
-    assert caplog.messages == ["Sampling the use of leases failed; retrying"]
+    assert caplog.messages == ["The use of leases can't be sampled; trying again: odd"]
+    assert metrics.registry.get_sample_value("gpuspawner_loop_errors_total", {"loop": "sampler"}) == 3

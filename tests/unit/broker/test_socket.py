@@ -273,6 +273,11 @@ SLICE = Want(1, mode=Mode.SLICE, memory_bytes=8 << 30)
         (Place(2, 3), SLICE, "2nd in line for an 8.0 GiB slice"),
         (Place(2, 3), Want(1, mode=Mode.SLICE), "2nd in line for a slice"),
         (Place(2, 3), Want(2, mode=Mode.MIG), "2nd in line for 2 MIG instances"),
+        (
+            Place(2, 3),
+            Want(1, node="b"),
+            "2nd in line for a GPU. Your files are on the machine b: it starts there",
+        ),
     ],
 )
 def test_the_place_in_words(place: Place, want: Want, sentence: str) -> None:

@@ -92,7 +92,7 @@ async def site() -> AsyncIterator[tuple[Pages, Turns]]:
     rules: Any = SimpleNamespace(audit=turns.audit)
     service = TurnService(cast(Any, Leases()), cast(Any, turns))
     actions = Actions(rules, nothing, Leases().lease, (), service.act)
-    desk = BrokerDesk(rules, nothing, Sampler(dict, nothing), actions)
+    desk = BrokerDesk(rules, nothing, Sampler(dict), actions)
     async with serving(make_desk=lambda api_url: desk) as pages:
         yield pages, turns
 

@@ -6,7 +6,7 @@ import csv
 import io
 
 import pytest
-from gpuspawner.core.text import for_spreadsheet, for_terminal, isolated, plain
+from gpuspawner.core.text import for_spreadsheet, for_terminal, isolated, plain, printable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,3 +62,22 @@ def test_a_spreadsheet_takes_no_name_for_a_formula(name: str, cell: str) -> None
     text = io.StringIO()
     csv.writer(text).writerow([for_spreadsheet(name), "1"])
     assert list(csv.reader([text.getvalue()])) == [[cell, "1"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_printable"),
+    [
+        ("ada", True),
+        ("علی\u200cرضا", True),  # Persian, with a non-joiner
+        ("क्\u200dष", True),  # Hindi, with a joiner
+        ("👩\u200d🏫", True),  # a teacher
+        ("ada\u200d", False),
+        ("\u200cada", False),
+        ("ad\u200ca", False),  # looks like "ada"
+        ("علی\u200c\u200cرضا", False),
+        ("ada\n", False),
+        ("\u202eada", False),
+    ],
+)
+def test_a_joiner_can_be_printed_where_a_script_needs_it(name: str, is_printable: bool) -> None:
+    assert printable(name) is is_printable

@@ -107,6 +107,6 @@ def test_names_that_no_message_names_are_refused(user: str, server: str, start: 
 
 
 def test_groups_that_no_message_can_name_are_told_apart() -> None:
-    usable = ("<script>", "a/../b", "ml", "x" * 255, "שלום")
-    others = ("a\nb", "x" * 256, "\u202egnol", "👩🏽\u200d🏫")
+    usable = ("<script>", "a/../b", "ml", "x" * 255, "שלום", "👩🏽\u200d🏫")
+    others = ("a\nb", "x" * 256, "\u202egnol", "ml\u200d")
     assert usable_groups((*others, *usable)) == (tuple(sorted(usable)), tuple(sorted(others)))

@@ -168,6 +168,14 @@ def test_a_server_that_isnt_running(given: dict[str, Any], ended: str, said: str
             {"status_code": 503, "message_html": "Your server appears to be down. Try <a>it</a>"},
             "Nothing answers here now",
         ),
+        (
+            {"status_code": 403, "message": "You do not have permission to access Server at /user/mia/"},
+            "You can't open this page You are logged in as &lt;script&gt;",
+        ),
+        (
+            {"status_code": 403, "message": "Action is not authorized with current scopes; requires any"},
+            "You can't open this page",
+        ),
     ],
 )
 def test_errors_that_mislead_have_words_of_our_own(given: dict[str, Any], said: str) -> None:
@@ -180,6 +188,8 @@ def test_errors_that_mislead_have_words_of_our_own(given: dict[str, Any], said: 
         {"status_code": 400, "status_message": "Bad Request", "message": "No <b>"},
         {"status_code": 503, "status_message": "Service Unavailable", "message_html": "<i>Later</i>"},
         {"status_code": 404, "status_message": "Not Found", "message": "ada is pending spawn"},
+        {"status_code": 403, "status_message": "Forbidden", "message": "XSRF cookie does not match"},
+        {"status_code": 403, "status_message": "Forbidden", "message": "no permission", "user": None},
     ],
 )
 def test_other_errors_look_as_the_hub_s_do(given: dict[str, Any]) -> None:

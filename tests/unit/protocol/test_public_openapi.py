@@ -24,8 +24,8 @@ from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.api.turns import TurnService
 from gpuspawner.broker.observe.checkup import Checkup, Line
 from gpuspawner.broker.observe.sampler import Sampler
-from gpuspawner.broker.pages import make_handlers
 from gpuspawner.broker.pages.own.desk import BrokerDesk
+from gpuspawner.broker.pages.routes import make_handlers
 from gpuspawner.core.model import Tier
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import NodeFacts
@@ -101,7 +101,7 @@ class Service:
         def make_desk(api_url: str) -> BrokerDesk:
             tiers = (Tier("gpu", "One GPU", want=Want(1)), Tier("cpu", "CPU"))
             actions = Actions(broker.rules, HubServers(api_url), broker.allocator.lease, tiers, act)
-            return BrokerDesk(broker.rules, broker.ledger, Sampler(dict, broker.site.log), actions)
+            return BrokerDesk(broker.rules, broker.ledger, Sampler(dict), actions)
 
         desk = make_desk("http://127.0.0.1:9")
         for pattern, handler, *_ in make_handlers(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from setup.steps import ROOT
+from tests.soon import SOON_SECONDS
 
 
 @pytest.fixture
@@ -101,11 +102,11 @@ def test_a_notice_goes_when_its_cause_is_gone(
         path.write_text(text)
         notice.after_cell()
     assert published == [
-        ("GPU", "lost", 1, False),
-        ("GPU", "", 1, True),
-        ("GPU", "lost again", 2, False),
-        ("GPU", "", 2, True),
-        ("GPU", "back", 3, False),
+        ("Server", "lost", 1, False),
+        ("Server", "", 1, True),
+        ("Server", "lost again", 2, False),
+        ("Server", "", 2, True),
+        ("Server", "back", 3, False),
     ]
 
 
@@ -204,7 +205,9 @@ def test_what_happened_beside_a_kernel_is_told_too(module: Any, tmp_path: Path, 
         [],
         [
             f"A program of your lab was ended: {FULL}",
-            "A program could not be started: the limit of 4096 processes and threads is reached.",
+            "A program could not be started: the limit of 4096 processes and threads is reached. Until some "
+            "of them end, nothing can be opened or saved here. Restart the kernel that started them, or stop "
+            "your server on the page My GPU.",
         ],
         [],
     ]
@@ -244,7 +247,7 @@ def test_a_cell_that_waits_for_a_gpu_shows_one_line_until_it_goes_on(
     turn = module.Turn(path, 0.01)
 
     def until(count: int) -> None:
-        end = time.monotonic() + 5
+        end = time.monotonic() + SOON_SECONDS
         while len(lines) < count:
             assert time.monotonic() < end, lines
             time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from ..observe.disks import DiskWatch
 from ..observe.failures import LoopFailures
 from ..observe.images import ImageWatch
 from ..observe.journal import Journal
+from ..observe.metrics import Metrics
 from ..observe.pruning import Pruning
 from ..observe.sampler import Sampler
 from .ground import Ground
@@ -27,22 +29,27 @@ class Observing:
     disks: DiskWatch
     pruning: Pruning
     images: ImageWatch
+    metrics: Metrics
+    log: logging.Logger
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What runs until the broker ends, by name."""
         return {
-            "sampler": self.sampler.run(),
+            "sampler": self.sampler.run(self._failures("sampler")),
             "disks": self.disks.run(),
-            "pruning": self.pruning.run(),
+            "pruning": self.pruning.run(self._failures("pruning")),
             "images": self.images.run(),
         }
+
+    def _failures(self, loop: str) -> LoopFailures:
+        return LoopFailures(loop, self.metrics, self.log)
 
 
 def make_observing(ground: Ground, machines: Machines) -> Observing:
     """Nothing is read yet."""
     return Observing(
         journal=Journal(ground.ledger, ground.log),
-        sampler=Sampler(machines.uses, ground.log),
+        sampler=Sampler(machines.uses),
         disks=DiskWatch(ground.engine.facts, machines.disks, ground.metrics, ground.log),
         pruning=Pruning(ground.ledger, ground.settings.history_days, ground.log),
         images=ImageWatch(
@@ -50,6 +57,8 @@ def make_observing(ground: Ground, machines: Machines) -> Observing:
             ground.engine.image_size_bytes,
             LoopFailures("images", ground.metrics, ground.log),
         ),
+        metrics=ground.metrics,
+        log=ground.log,
     )
 
 

@@ -107,7 +107,8 @@ class Change(NamedTuple):
     """News of one lease; `position` and `waiting` are None unless it waits.
 
     `obstacle` says why the healthy devices can't serve it at all; "" if they can. `wait` is when it is likely
-    served; None if that isn't known.
+    served; None if that isn't known. `idle_but_out` names the devices that would serve it now if they were in
+    service; "" if there are none.
     """
 
     lease: Lease
@@ -115,3 +116,4 @@ class Change(NamedTuple):
     waiting: int | None
     obstacle: str = ""
     wait: Estimate | None = None
+    idle_but_out: str = ""

@@ -211,12 +211,14 @@ class TurnKeeper:
             self._begin(Action(Step.PAUSE, lease_id))
 
     def rest(self, lease_id: str) -> bool:
-        """Its memory moves to main memory, until it wants a GPU again. False if it can't, or has no seat."""
+        """Its memory moves to main memory, until it wants a GPU. False if it can't, or has no seat.
+
+        Who already waits for its turn, in the middle of a computation, goes on waiting.
+        """
         entry = self._entries.get(lease_id)
         if entry is None or entry.unmovable_since is not None:
             return False
         if entry.turn is not Turn.ASLEEP:
-            entry.wants_since = None
             self._begin(Action(Step.SLEEP, lease_id))
         return True
 

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from datetime import timedelta
 
-from ...core.errors import LedgerFault
 from ...core.units import Clock, utc_now
 from ..ledger import Ledger
+from .failures import LoopFailures
 
 ROUND_SECONDS = 3600.0
 STEP_ROWS = 100
@@ -23,15 +23,14 @@ class Pruning:
     def __init__(self, ledger: Ledger, days: float, log: logging.Logger, clock: Clock = utc_now) -> None:
         self._ledger, self._keep, self._log, self._clock = ledger, timedelta(days=days), log, clock
 
-    async def run(self) -> None:
+    async def run(self, failures: LoopFailures) -> None:
         """A round an hour, the first at once."""
         while True:
             try:
                 await self.round()
-            except LedgerFault as fault:
-                self._log.warning("Old history could not be pruned; the next round tries again: %s", fault)
-            except Exception:  # the top of this loop
-                self._log.exception("Pruning history failed; the next round tries again")
+                failures.over()
+            except Exception as error:  # the top of this loop
+                failures.failed("Old history could not be pruned; the next round tries again", error)
             await asyncio.sleep(ROUND_SECONDS)
 
     async def round(self) -> int:

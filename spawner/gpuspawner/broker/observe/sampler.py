@@ -7,11 +7,11 @@ what it read last, so that a hundred open pages cost NVML nothing.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from .failures import LoopFailures
 from .use import Use
 
 SAMPLE_SECONDS = 5.0
@@ -55,21 +55,21 @@ class Curve:
 class Sampler:
     """One a broker, on its event loop."""
 
-    def __init__(self, read: ReadUses, log: logging.Logger) -> None:
+    def __init__(self, read: ReadUses) -> None:
         self._read = read
-        self._log = log
         self._curves: dict[str, Curve] = {}
         self.latest: Mapping[str, Use] = {}
         self.count = 0
         """Goes up with each sample that differs from the one before."""
 
-    async def run(self) -> None:
+    async def run(self, failures: LoopFailures) -> None:
         """Samples until cancelled."""
         while True:
             try:
                 self.sample()
-            except Exception:  # the top of this loop
-                self._log.exception("Sampling the use of leases failed; retrying")
+                failures.over()
+            except Exception as error:  # the top of this loop
+                failures.failed("The use of leases can't be sampled; trying again", error)
             await asyncio.sleep(SAMPLE_SECONDS)
 
     def sample(self) -> None:

@@ -9,6 +9,7 @@ from http.client import responses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jupyterhub.services.auth import HubOAuthCallbackHandler
+from markupsafe import Markup
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from ..api.access import Viewer
@@ -124,16 +125,24 @@ class PageHandler(HubHandler):
         }
 
     def write_error(self, status_code: int, **_: Any) -> None:
-        """The hub's own error page."""
+        """The hub's own error page, with who is logged in and the way back."""
         self.finish(
             self.site.look.render(
                 "error.html",
                 status_code=status_code,
                 status_message=responses.get(status_code, "Unknown error"),
                 message=self.sentence(status_code),
+                extra_error_html=self._way_back(),
                 **self.site.look.namespace(self.site.hub_auth, self.site.prefix, self.current_user, ""),
             )
         )
+
+    def _way_back(self) -> str:
+        home = Markup('<a href="{}home">Home</a>').format(self.site.hub_url)
+        if self.current_user is None:
+            return home
+        name = self.current_user["name"]
+        return Markup("You are logged in as <strong><bdi>{}</bdi></strong>. {}").format(name, home)
 
 
 class LiveMixin(PageHandler):

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 from tornado.web import HTTPError
 
 from ....core.errors import BadOption
-from ....core.text import isolated
+from ....core.text import isolated, printable
 from ....protocol.classes import ClassMessage, DoneDocument, MemberDocument, RosterDocument
 from ...api.classes import Picked
 from ...api.public.base import Route, Site
@@ -114,7 +114,7 @@ class RosterPage(ClassBase):
 
     async def _tell(self, group: str) -> Said:
         text, minutes = " ".join(self.get_body_argument("text", "").split()), self._minutes()
-        if not 0 < len(text) <= 255 or not text.isprintable():
+        if not 0 < len(text) <= 255 or not printable(text):
             raise BadOption("Write a message of up to 255 characters.")
         asked = ClassMessage(author=self.viewer.author, text=text, minutes=minutes)
 
