@@ -533,7 +533,7 @@ async def test_the_rules_of_turns(start_system: Any, record: Callable[[str, Any]
             ):
                 await rows.check(what, check(room), seconds)
             await asyncio.gather(*beside)
-            # Last: it kills the broker, and after a restart users are warned again before their GPU-hours end.
+            # Last: it kills the broker, and then users are warned again before their GPU-hours end.
             await rows.check("a GPU that joins the pool later", check_sees(room), 90)
             metrics = await room.admin.text("services/gpu/metrics")
     shown = [line for line in metrics.splitlines() if line.startswith("gpuspawner_turn_switches_total")]
