@@ -5,6 +5,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+# Each hub and broker that a test starts would compile the project's modules again: a fifth of a start.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help hub screenshots test test-all test-slow check test-unit test-nightly test-lecture test-gpu bench images bundle lock engine clean-demo venv
 
 ifdef PY

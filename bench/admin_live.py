@@ -25,8 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from gpuspawner.broker.pages import make_settings
 from gpuspawner.broker.pages.look import HUB_STATIC_DIR
+from gpuspawner.broker.pages.routes import make_settings
 from gpuspawner.node.api import Usage
 from jupyterhub.services.auth import HubOAuth
 from pages import ACCESS, GIB, PREFIX, KnownLogins

@@ -36,8 +36,8 @@ from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.broker.observe.sampler import SAMPLE_SECONDS, Sampler
 from gpuspawner.broker.observe.use import Use
-from gpuspawner.broker.pages import make_handlers, make_settings
 from gpuspawner.broker.pages.own.desk import BrokerDesk
+from gpuspawner.broker.pages.routes import make_handlers, make_settings
 from gpuspawner.config.quotas import Known
 from gpuspawner.core.model import Device, GpuRequest, Tier
 from gpuspawner.core.want import Mode, Want

@@ -6,16 +6,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import docker
 import pytest
 from docker.errors import DockerException
 from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 from tests import postgres as postgresql
 
-# No deadline: on a shared machine a slow example says nothing about the code.
-_COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = Path(__file__).resolve().parents[1] / ".hypothesis/examples"
+
+# No deadline: on a shared machine a slow example says nothing about the code. Examples that failed are kept
+# and tried first in the next run (by default Hypothesis keeps none if CI is set): a file that failed runs a
+# second time, and must not pass by luck.
+_COMMON = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=False,
+    database=DirectoryBasedExampleDatabase(EXAMPLES),
+)
 
 settings.register_profile("default", _COMMON, max_examples=60, stateful_step_count=40)
 settings.register_profile("nightly", _COMMON, max_examples=5000, stateful_step_count=200)

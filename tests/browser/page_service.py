@@ -24,8 +24,8 @@ from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.broker.ledger import Ledger, Write
 from gpuspawner.broker.observe.sampler import POINTS, Point
-from gpuspawner.broker.pages import make_handlers, make_settings
 from gpuspawner.broker.pages.own.page import Records
+from gpuspawner.broker.pages.routes import make_handlers, make_settings
 from gpuspawner.config.quotas import Known
 from gpuspawner.core.model import Lease, LeaseState, Tier
 from gpuspawner.core.want import Want

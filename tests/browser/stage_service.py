@@ -24,12 +24,12 @@ from gpuspawner.broker.leases.hub_api import HubApi
 from gpuspawner.broker.ledger import EndedProcess, Ledger, Steady
 from gpuspawner.broker.observe.checkup import Checkup, Line
 from gpuspawner.broker.observe.use import Use
-from gpuspawner.broker.pages import make_handlers, make_settings
 from gpuspawner.broker.pages.admin.base import AdminTools
 from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
+from gpuspawner.broker.pages.routes import make_handlers, make_settings
 from gpuspawner.broker.pages.unknown.handlers import unknown_pages
 from gpuspawner.core.disk import Disk
 from gpuspawner.core.model import Device, Lease

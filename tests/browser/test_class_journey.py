@@ -92,7 +92,7 @@ def test_a_server_on_cpu_is_stopped_by_the_hub(url: str, instructor: Page, brows
     page = instructor
     row = page.locator("#class-roster tbody tr").filter(has_text="student23")
     page.goto(f"{url}{CLASS}")
-    expect(row).to_contain_text("on CPU", timeout=20_000)
+    expect(row).to_contain_text("on CPU", timeout=30_000)
     page.get_by_label("Mark student23").check()
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("main")).to_contain_text("student23, on CPU")

@@ -180,7 +180,7 @@ def test_it_says_when_the_broker_is_silent(url: str, status: Status, context: Br
     for path in ("**/live", "**/events"):
         page.route(path, lambda route: route.abort())
     page.reload()
-    expect(page.locator("#gpu-lost")).to_contain_text("No news from the broker since", timeout=15_000)
+    expect(page.locator("#gpu-lost")).to_contain_text("No news from the broker since", timeout=30_000)
     for path in ("**/live", "**/events"):
         page.unroute(path)
     expect(page.locator("#gpu-lost")).to_be_hidden(timeout=40_000)
@@ -191,7 +191,7 @@ def test_without_events_it_polls(url: str, status: Status, context: BrowserConte
     page.route("**/events", lambda route: route.abort())
     page.reload()
     status.write([lease("a", "anna", 0)], [])
-    expect(page.locator("#gpu-mine h2")).to_have_text("H100 80GB #0 simulated", timeout=20_000)
+    expect(page.locator("#gpu-mine h2")).to_have_text("H100 80GB #0 simulated", timeout=30_000)
     expect(page.locator("#gpu-lost")).to_be_hidden()
 
 
@@ -210,7 +210,7 @@ def test_it_loads_again_by_itself_when_the_login_works_again(
     for path in ("**/live", "**/events"):
         page.route(path, lambda route: route.fulfill(status=403, body="no"))
     page.evaluate("window.before = true; document.dispatchEvent(new Event('visibilitychange'))")
-    expect(page.locator("#gpu-lost")).to_contain_text("Your login has ended", timeout=10_000)
+    expect(page.locator("#gpu-lost")).to_contain_text("Your login has ended", timeout=30_000)
     for path in ("**/live", "**/events"):
         page.unroute(path)
     page.wait_for_function("window.before === undefined", timeout=30_000)

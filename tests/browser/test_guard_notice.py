@@ -110,9 +110,9 @@ def test_the_status_bar_has_the_numbers_of_my_gpu(course: Class) -> None:
     page = start_lab(course, "ben", "slice")
     open_notebook(course, page, "ben")
     bar = page.locator("#gpuspawner-status")
-    expect(bar).to_have_text("GPU 0 B of 8.0 GiB · 71 % busy", timeout=20_000)
+    expect(bar).to_have_text("GPU 0 B of 8.0 GiB · 71 % busy", timeout=30_000)
     line = course.script.process(course.kernel_pid("ben"), 3 << 30)
-    expect(bar).to_have_text("GPU 3.0 GiB of 8.0 GiB · 71 % busy", timeout=20_000)
+    expect(bar).to_have_text("GPU 3.0 GiB of 8.0 GiB · 71 % busy", timeout=30_000)
     expect(bar).to_have_attribute(
         "title", re.compile("5.0 GiB left.*nvidia-smi shows the whole GPU", re.DOTALL)
     )
@@ -120,7 +120,7 @@ def test_the_status_bar_has_the_numbers_of_my_gpu(course: Class) -> None:
     take_picture(page, "lab-status-bar")
     course.script.drop(line)
     line = course.script.process(course.kernel_pid("ben"), 15 << 29)
-    expect(bar).to_have_attribute("data-level", "warning", timeout=20_000)
+    expect(bar).to_have_attribute("data-level", "warning", timeout=30_000)
     with page.expect_popup() as opened:
         bar.click()
     gpu = opened.value
@@ -148,7 +148,7 @@ def test_in_the_notebook_and_on_the_gpu_page(course: Class) -> None:
 
     line = course.script.process(course.kernel_pid("anna"), 20 << 30)
     died = page.get_by_role("dialog").filter(has_text="appears to have died")
-    expect(died).to_be_visible(timeout=20_000)
+    expect(died).to_be_visible(timeout=30_000)
     course.script.drop(line)
     died.get_by_role("button").last.click()
     expect(page.get_by_text(re.compile("Python 3 .ipykernel. . (Idle|Starting|Unknown)"))).to_be_visible()

@@ -173,7 +173,7 @@ def test_the_admin_sees_all(story: Story) -> None:
 
 def test_the_admin_page_shows_the_tier(story: Story) -> None:
     page = story.go("admin", "hub/admin")
-    expect(page.get_by_test_id("user-row-anna")).to_contain_text("anna", timeout=15_000)
+    expect(page.get_by_test_id("user-row-anna")).to_contain_text("anna", timeout=30_000)
     columns = page.locator("thead th").all_inner_texts()
     cells = page.get_by_test_id("user-row-anna").locator("td").all_inner_texts()
     assert dict(zip(columns, cells, strict=False))["Profile"] == "gpu"
@@ -194,9 +194,9 @@ def test_stopping_frees_the_device_while_the_page_is_open(story: Story) -> None:
     page = story.go("bob", "services/gpu/")
     page.get_by_text("Stop…").click()
     page.get_by_role("button", name="Stop the server").click()
-    expect(page.get_by_role("status").first).to_contain_text("Your GPU was given back", timeout=20_000)
+    expect(page.get_by_role("status").first).to_contain_text("Your GPU was given back", timeout=30_000)
     expect(admin.locator("#gpu-summary")).to_have_text(
-        "1 of 2 simulated GPUs free, nobody waits.", timeout=20_000
+        "1 of 2 simulated GPUs free, nobody waits.", timeout=30_000
     )
     expect(admin.locator("#admin-map .gpu-cell").nth(1)).to_contain_text("free")
 

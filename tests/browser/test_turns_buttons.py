@@ -25,7 +25,7 @@ pytestmark = [
 CONFIG = Path(__file__).with_name("turns_hub_config.py")
 GPU = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
 START_MS = 60_000
-TURN_MS = 20_000
+TURN_MS = 60_000
 
 
 @pytest.fixture(scope="module")

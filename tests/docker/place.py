@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,12 @@ from gpuspawner.protocol.client import BrokerClient
 
 from tests.docker.faulty_docker import FaultyDocker
 from tests.docker.life import Server
+from tests.soon import SOON_SECONDS, until
 
 ON_BOTH = pytest.mark.parametrize(
     "place", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
 )
 """For a test that is repeated with a ledger on PostgreSQL, in the slow rest."""
-SOON_SECONDS = 5.0
-"""How soon an orphan must be gone and a lease settled."""
 
 
 class Zygote:
@@ -81,19 +79,6 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-async def until(condition: Callable[[], Any], seconds: float = SOON_SECONDS) -> Any:
-    """Waits until `condition()` (or what it awaits) is true, and returns it; fails after `seconds`."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    while True:
-        found = condition()
-        found = await found if asyncio.iscoroutine(found) else found
-        if found:
-            return found
-        assert loop.time() < deadline, f"not within {seconds} s: {condition}"
-        await asyncio.sleep(0.05)
-
-
 @dataclass
 class Place:
     """A state folder with its broker, its Docker proxy and its hub's client."""
@@ -123,8 +108,8 @@ class Place:
         path = self.folder / "broker.log"
         return path.read_text() if path.exists() else ""
 
-    def launch(self, commit: tuple[int, str] | None = None) -> int:
-        """Starts a broker, which dies before or after the commit of that number, if one is given."""
+    def launch(self, commit: tuple[int | str, str] | None = None) -> int:
+        """Starts a broker, which dies before or after the commit of that number or name, if one is given."""
         config = self.folder / "config.py"
         lines = [
             f"c.{kind}.{key} = {value!r}"
@@ -147,7 +132,7 @@ class Place:
         )
         return self.broker_pid
 
-    async def start(self, commit: tuple[int, str] | None = None) -> int:
+    async def start(self, commit: tuple[int | str, str] | None = None) -> int:
         """Starts a broker and waits until it answers (or dies at its commit)."""
         pid = self.launch(commit)
         await until(
@@ -222,6 +207,5 @@ class Place:
         try:
             await until(agree, seconds)
         except AssertionError:
-            leases = await self.leases() if is_alive(self.broker_pid) else "no broker"
-            now = self.containers(), leases
+            now = self.containers(), await self.leases() if is_alive(self.broker_pid) else "no broker"
             raise AssertionError(f"wanted {running} to run, and nothing else; there are {now}") from None

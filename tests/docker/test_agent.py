@@ -23,7 +23,8 @@ from gpuspawner.node.remote.members import make_line
 from tests.docker.empty_docker import empty_docker
 from tests.docker.faulty_docker import FaultyDocker, Rule
 from tests.docker.life import remove
-from tests.docker.place import Place, until
+from tests.docker.place import Place
+from tests.soon import until
 from tests.unit.node.agents import agent
 
 pytestmark = pytest.mark.docker
@@ -49,13 +50,13 @@ class Elsewhere:
         self.process = await self._running.enter_async_context(
             agent(self.folder, f"--broker={self.address}", DOCKER_HOST=self.docker.host)
         )
-        await until(self.serves, 20)
+        await until(self.serves)
 
     async def kill(self) -> None:
         """kill -9 of the agent; returns when the broker knows."""
         assert self.process is not None
         self.process.kill()
-        await until(self.is_away, 20)
+        await until(self.is_away)
 
     async def close(self) -> None:
         await self._running.aclose()
@@ -160,12 +161,12 @@ async def test_a_docker_engine_that_does_not_answer_its_agent_frees_nothing(b: E
     await anna.spawn()
     await b.place.settled("anna")
     b.docker.rules.append(Rule("/containers/", "500", times=10_000))
-    await until(b.is_away, 20)
+    await until(b.is_away)
     await asyncio.to_thread(remove, b.place.engine, anna.container_id)
     waiting = asyncio.create_task(ben.spawn())
     await asyncio.sleep(1)
     assert await b.place.leases() == {"anna": ("running", 1), "ben": ("waiting", 0)}
     b.docker.rules.clear()
-    await until(b.serves, 20)
+    await until(b.serves)
     await waiting
     await b.place.settled("ben")

@@ -17,7 +17,8 @@ from gpuspawner.protocol.client import BrokerClient
 
 from tests.docker.faulty_docker import Rule
 from tests.docker.life import remove
-from tests.docker.place import Place, is_alive, kill, until
+from tests.docker.place import Place, is_alive, kill
+from tests.soon import until
 
 pytestmark = pytest.mark.docker
 
@@ -109,7 +110,7 @@ async def test_cancelling_gives_the_place_back_at_once(place: Place) -> None:
     second = asyncio.create_task(cleo.spawn())
     await until(lambda: cleo.queued)
     first.cancel()
-    await until(lambda: cleo.queued[-1] == "1st in line for a simulated GPU", 1)
+    await until(lambda: cleo.queued[-1] == "1st in line for a simulated GPU")
     second.cancel()
     await asyncio.gather(first, second, return_exceptions=True)
     await place.settled("anna", seconds=1)
@@ -327,7 +328,7 @@ async def test_a_withdrawn_device_is_told_to_its_holder_and_given_to_nobody(plac
 
     await until(told)
     notice = place.folder / "leases" / server.lease_id / "notice"
-    await until(lambda: "it fell off the bus" in notice.read_text(), 1)
+    await until(lambda: "it fell off the bus" in notice.read_text())
     ben = place.server("ben")
     remove(place.engine, server.name)
     task = asyncio.create_task(ben.spawn())

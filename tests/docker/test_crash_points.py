@@ -16,7 +16,8 @@ from gpuspawner.core.errors import BrokerUnavailable
 
 from tests.docker.faulty_docker import Rule
 from tests.docker.life import STEPS
-from tests.docker.place import ON_BOTH, SOON_SECONDS, Place, is_alive, kill, until
+from tests.docker.place import ON_BOTH, Place, is_alive, kill
+from tests.soon import until
 
 pytestmark = pytest.mark.docker
 
@@ -54,9 +55,9 @@ async def live(place: Place) -> None:
             break
         except BrokerUnavailable:  # it died just before it was asked: the user tries again
             continue
-    await place.settled("anna", seconds=2 * SOON_SECONDS)
+    await place.settled("anna")
     place.engine.kill(server.container_id)
-    await place.settled(seconds=2 * SOON_SECONDS)
+    await place.settled()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -31,7 +31,8 @@ from gpuspawner.protocol.rules import (
     WhoAsks,
 )
 
-from tests.docker.place import ON_BOTH, Place, is_alive, until
+from tests.docker.place import ON_BOTH, Place, is_alive
+from tests.soon import until
 
 pytestmark = pytest.mark.docker
 

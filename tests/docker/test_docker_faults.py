@@ -11,7 +11,8 @@ from gpuspawner.core.errors import BrokerUnavailable
 
 from tests.docker.faulty_docker import Action, Rule
 from tests.docker.life import remove
-from tests.docker.place import SOON_SECONDS, Place, is_alive, kill, until
+from tests.docker.place import Place, is_alive, kill
+from tests.soon import until
 
 pytestmark = pytest.mark.docker
 
@@ -34,7 +35,7 @@ async def test_a_fault_delays_the_release_and_frees_nothing_before(
     rule = Rule(call, action, times=2)
     place.proxy.rules.append(rule)
     place.engine.kill(server.container_id)
-    await place.settled(seconds=2 * SOON_SECONDS)
+    await place.settled()
     assert rule.hits > 0
 
 

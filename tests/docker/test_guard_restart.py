@@ -1,11 +1,15 @@
-"""How soon quotas hold again after the broker was killed, from the start of the new process on."""
+"""Quotas hold again after the broker was killed: the new process looks before it does anything else.
+
+How long that takes from its start is measured in bench/guard_restart.py.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,20 +18,17 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.docker.place import until
 from tests.docker.test_guard import alive
 from tests.docker.test_slices import GIB, Site, slice_site
-from tests.prompt import go_first, going_first
+from tests.soon import until
 
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.skipif(os.geteuid() != 0, reason="MPS and the guard serve containers only as root"),
 ]
 
-RESUMES_SECONDS = 2.0
-"""So soon after its start a broker must look."""
-SECOND_LOOK_SECONDS = 0.25
-"""Far over its quota, a process ends at the second look."""
+START_SECONDS = 60.0
+"""Far over what a broker's start takes on a busy machine."""
 
 
 @dataclass
@@ -38,17 +39,19 @@ class Brokers:
     tools: Path
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self) -> None:
-        environment = {
+    def environment(self) -> dict[str, str]:
+        return {
             **self.site.script.environment(),
             "PATH": f"{self.tools}:{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
+
+    def start(self, **more: str) -> None:
+        """`more` are variables of its environment."""
+        environment = {**self.environment(), **more}
         command = [sys.executable, "-m", "gpuspawner.broker", "--config", str(self.site.config())]
         with (self.site.folder / "broker.log").open("ab") as log:
-            self.running.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=go_first)
-            )
+            self.running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
 
     def kill(self) -> None:
         self.running[-1].kill()
@@ -81,28 +84,30 @@ async def brokers(
             yield brokers
 
 
-async def test_a_killed_broker_s_successor_guards_within_2_s_of_its_start(brokers: Brokers) -> None:
-    """Not counted: how soon the hub or systemd starts it, and what else this machine does meanwhile.
+@contextmanager
+def silent_docker(path: Path) -> Iterator[str]:
+    """The DOCKER_HOST of an engine that accepts every connection and never answers."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(64)
+        yield f"unix://{path}"
 
-    The broker and who measures wait for no other process; where that may not be, six tries help.
-    """
+
+async def test_a_killed_broker_s_successor_guards_before_it_does_anything_else(brokers: Brokers) -> None:
+    """Docker never answers the successor: it waits there, and the quotas hold all the same."""
     site = brokers.site
+    address = site.folder / "broker.sock"
     brokers.start()
-    await until((site.folder / "broker.sock").exists, 15)
+    await until(address.exists, START_SECONDS)
     anna, box = await site.start("anna")
-    took = [60.0]
-    for number in range(6):
-        if min(took) < RESUMES_SECONDS + SECOND_LOOK_SECONDS:
-            break
-        kernel = box.sleeper(f"kernel-{number}")
-        brokers.kill()
-        line = site.script.process(kernel, 20 * GIB, mps=1)
-        with going_first():
-            began = time.monotonic()
-            brokers.start()
-            await until(lambda kernel=kernel: not alive(kernel), 15)
-            took.append(time.monotonic() - began)
-        site.script.drop(line)
-        await until(lambda number=number: f"'kernel-{number}'" in site.notice(anna), 5)
-    print("from the start to the verdict:", took[1:])
-    assert min(took) < RESUMES_SECONDS + SECOND_LOOK_SECONDS
+    kernel = box.sleeper("kernel")
+    brokers.kill()
+    before = len((site.folder / "broker.log").read_text())
+    site.script.process(kernel, 20 * GIB, mps=1)
+    with silent_docker(site.folder / "silent.sock") as docker_host:
+        brokers.start(DOCKER_HOST=docker_host)
+        await until(lambda: not alive(kernel), START_SECONDS)
+        await until(lambda: "'kernel'" in site.notice(anna), START_SECONDS)
+        log = (site.folder / "broker.log").read_text()[before:]
+    events = re.findall(r"'kernel' was ended|The broker answers", log)
+    assert events[0] == "'kernel' was ended"

@@ -8,7 +8,8 @@ import pytest
 from gpuspawner.core.want import Want
 
 from tests.docker.life import remove
-from tests.docker.place import Place, until
+from tests.docker.place import Place
+from tests.soon import until
 
 pytestmark = pytest.mark.docker
 

@@ -24,9 +24,10 @@ from gpuspawner.core.want import Mode, Want
 
 from tests.checkpoint.standin import FOLDER, Standin
 from tests.docker.life import Server
-from tests.docker.place import Place, is_alive, until
+from tests.docker.place import Place, is_alive
 from tests.docker.test_guard import Box
 from tests.nvml.scripted import Gpu, Script
+from tests.soon import SOON_SECONDS, until
 
 pytestmark = [
     pytest.mark.docker,
@@ -69,7 +70,7 @@ class Class:
         """Its program begins to use its home GPU."""
         box = Box(self.engine, self.servers[user].container_id)
         box.run(f"exec {PROGRAM} sh -c 'echo -n {user} > /proc/self/comm; while :; do :; done'")
-        end = time.monotonic() + 10
+        end = time.monotonic() + SOON_SECONDS
         while user not in (found := box.pids()):
             assert time.monotonic() < end, found
             time.sleep(0.02)
@@ -223,7 +224,7 @@ async def test_a_broker_killed_at_any_moment_finds_everybody_and_goes_on(
         await room.place.kill_broker()
         await asyncio.sleep(0.3)
         await room.place.restart()
-        await until(lambda: _seen(room, *users), 10)
+        await until(lambda: _seen(room, *users))
         assert set(await room.more_turns(8, 40)) == set(users)
     assert [is_alive(pid) for pid in pids] == [True] * 3
     assert room.shared_seconds < 1.5
@@ -248,9 +249,9 @@ async def test_a_broker_that_dies_at_a_turn_s_commit(make_class: Any, number: in
     await room.place.kill_broker()
     room.place._mark = len(room.place.log)
     pid = await room.place.start((number, when))
-    await until(lambda: not is_alive(pid), 20)
+    await until(lambda: not is_alive(pid))
     await room.place.restart()
-    await until(lambda: _seen(room, "anna", "ben"), 10)
+    await until(lambda: _seen(room, "anna", "ben"))
     assert set(await room.more_turns(4)) == {"anna", "ben"}
     states = sorted(state for state, _ in (await room.leases()).values())
     assert states in (["asleep", "running"], ["asleep", "asleep"])

@@ -21,6 +21,7 @@ from gpuspawner.broker import app
 from gpuspawner.broker.decide.when import deadline
 from gpuspawner.broker.leases import endings
 from gpuspawner.broker.ledger.ledger import Change, Ledger
+from gpuspawner.core.model import Lease, LeaseState
 from gpuspawner.node import turning
 from gpuspawner.node.checkpoint.client import HelperDriver
 from gpuspawner.node.injection import Access, Injection
@@ -30,21 +31,45 @@ from tests.docker import life
 from tests.nvml import scripted
 
 
-def die_at_commit(number: int, when: str) -> None:
-    """This process kills itself before or after its commit with this number (from 1)."""
-    commit, count = Ledger.commit, 0
+class BudgetMoments:
+    """The commits of a budget's end in turns, by name: which one a change is, as far as this process saw."""
 
-    def counted(self: Ledger, change: Change) -> None:
+    def __init__(self) -> None:
+        self._kept: set[str] = set()
+        self._freed: set[str] = set()
+
+    def of(self, change: Change) -> set[str]:
+        """The names of what the change writes."""
+        return set().union(*(self._of(lease) for lease in change.leases))
+
+    def _of(self, lease: Lease) -> set[str]:
+        found = {"warned"} if lease.notice.startswith("This server is put to sleep") else set()
+        if lease.kept_asleep:
+            self._kept.add(lease.id)
+            found |= {"kept"} | ({"asleep"} if lease.state is LeaseState.ASLEEP else set())
+        elif lease.id in self._kept:
+            self._freed.add(lease.id)
+        if lease.id in self._freed:
+            found |= {"freed"} | ({"woken"} if lease.state is LeaseState.RUNNING else set())
+        return found
+
+
+def die_at_commit(which: int | str, when: str) -> None:
+    """This process kills itself before or after its commit with this number (from 1), or of this moment."""
+    commit, count, moments = Ledger.commit, 0, BudgetMoments()
+
+    def counted(self: Ledger, change: Change) -> int:
         nonlocal count
         if not change.leases and not change.decided:  # a heartbeat
-            commit(self, change)
-            return
+            return commit(self, change)
         count += 1
-        if count == number and when == "before":
+        dies = which in (count, *moments.of(change))
+        if dies and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        commit(self, change)
-        if count == number:
+        pruned = commit(self, change)
+        if dies:
             os.kill(os.getpid(), signal.SIGKILL)
+        return pruned
 
     Ledger.commit = counted  # type: ignore[method-assign]
 
@@ -53,7 +78,7 @@ def end_soon(first_seconds: float, second_seconds: float) -> None:
     """Servers are warned so long before their end (not 15 and 5 minutes); a round each quarter second."""
     deadline.WARNINGS_SECONDS = first_seconds, second_seconds
     deadline.LEAST_NOTICE_SECONDS = second_seconds
-    endings.ROUND_SECONDS = 0.25
+    endings.ROUND_SECONDS = endings.GATHER_SECONDS = 0.25
 
 
 def use_scripted_gpus(script: str) -> None:

@@ -19,6 +19,7 @@ from images.table import read_table
 
 sys.path.insert(0, str(Path(__file__).parent))  # this folder's own helpers
 sys.path.insert(0, str(Path(__file__).parents[1]))  # those that several folders share
+from machine import write_site
 from running import System, running_system
 
 HERE = Path(__file__).resolve().parent
@@ -41,7 +42,7 @@ def _real_gpu() -> None:
 @contextmanager
 def _system(folder: Path, site: dict[str, Any]) -> Iterator[System]:
     image = os.environ.get("GPUSPAWNER_IMAGE") or read_table().default_image.reference
-    settings = {"GPUSPAWNER_IMAGE": image, "GPUSPAWNER_GPU_SITE": json.dumps(site)}
+    settings = {"GPUSPAWNER_IMAGE": image, "GPUSPAWNER_GPU_SITE": str(write_site(folder, site))}
     with running_system(folder, config=HERE / "gpu_config.py", **settings) as running:
         yield running
 

@@ -16,7 +16,7 @@ load_subconfig(str(this_file.parents[2] / "jupyterhub_config.py"))  # noqa: F821
 
 c.GpuSite.inventory = "nvml"
 if "GPUSPAWNER_GPU_SITE" in os.environ:  # pools and tiers of one test
-    for name, value in json.loads(os.environ["GPUSPAWNER_GPU_SITE"]).items():
+    for name, value in json.loads(Path(os.environ["GPUSPAWNER_GPU_SITE"]).read_text()).items():
         c.GpuSite[name] = value
 service = c.JupyterHub.services[0]
 service["command"][service["command"].index("--config") + 1] = str(this_file)

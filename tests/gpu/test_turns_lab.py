@@ -17,25 +17,24 @@ may two be awake on a GPU. What was seen is recorded; `turns_ways.py` runs all w
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import re
 import signal
 import statistics
 import time
-import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from notebook import Notebook, notebook
 from running import System
-from webclient import Client, execute_request, logged_in, serving, whole_status
+from webclient import Client, logged_in, serving, whole_status
 
 pytestmark = pytest.mark.gpu
 
@@ -117,48 +116,6 @@ def prepare(number: int) -> str:
     for name, value in values.items():
         code = re.sub(rf"\b{name}\b", lambda _, value=value: repr(value), code, count=1)  # type: ignore[misc]
     return code
-
-
-class Notebook:
-    """A kernel and its websocket, for as long as the notebook is open."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self.socket = socket
-        self.lines: list[str] = []
-        """What was shown about waiting for a GPU."""
-
-    async def run(self, code: str) -> dict[str, Any]:
-        """A cell that prints one JSON document. An error of the code, or the kernel's end, fails the test."""
-        request = execute_request(code)
-        await self.socket.send_json(request)
-        text = ""
-        async for item in self.socket:
-            message = item.json()
-            content = message["content"]
-            state = content.get("execution_state")
-            assert state not in ("restarting", "autorestarting", "dead"), "the kernel ended"
-            if message["parent_header"].get("msg_id") != request["header"]["msg_id"]:
-                continue
-            assert message["msg_type"] != "error", "\n".join(content["traceback"])
-            if message["msg_type"] == "stream":
-                text += content["text"]
-            if message["msg_type"] in ("display_data", "update_display_data"):
-                self.lines.append(content["data"].get("text/plain", ""))
-            if message["msg_type"] == "status" and state == "idle":
-                found: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
-                return found
-        raise AssertionError("the kernel's websocket closed early")
-
-
-@asynccontextmanager
-async def notebook(client: Client) -> AsyncIterator[Notebook]:
-    """An open one."""
-    base = f"user/{client.user}/"
-    await client.text(f"{base}lab")
-    kernel = await client.send("POST", f"{base}api/kernels", {"name": "python3"})
-    address = client.url(f"{base}api/kernels/{kernel['id']}/channels?session_id={uuid.uuid4().hex}")
-    async with client.session.ws_connect(address, max_msg_size=0, heartbeat=None) as socket:
-        yield Notebook(socket)
 
 
 @dataclass

@@ -19,6 +19,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import statistics
 import struct
 import subprocess
@@ -669,6 +670,37 @@ async def check_long_kernel(bench: Bench) -> None:
     bench.end([student])
 
 
+async def check_peers(bench: Bench) -> None:
+    """Two members of a group of NCCL, which drivers before 610 don't support: what the driver answers."""
+    if len(bench.uuids) < 2:
+        bench.row("members of a group of NCCL", "not run: one GPU")
+        return
+    both = [Student(bench, 1, {"CUDA_VISIBLE_DEVICES": uuid}) for uuid in bench.uuids[:2]]
+    bench.students += both
+    for student in both:
+        await student.ready()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    totals = await asyncio.gather(*(each.ask(f"peers {rank} {port}") for rank, each in enumerate(both)))
+    bench.row("members of a group of NCCL", f"totals {[each['total'] for each in totals]}")
+    paused = await bench.mover.pause(both[0].seat)
+    began = time.monotonic()
+    other = await bench.call(Operation.STATE, both[1].process.pid)
+    bench.row(
+        "one member paused",
+        f"{said(paused)}; the other one's state {other.code} {other.state} after "
+        f"{time.monotonic() - began:.2f} s",
+    )
+    slept = await bench.mover.sleep(both[0].seat, 5.0)
+    bench.row("one member to host memory", f"{said(slept)}; says: {slept.sentence}")
+    woke = await bench.mover.wake(both[0].seat, bench.uuids[0])
+    again = await asyncio.gather(*(each.ask("reduce", 20.0) for each in both), return_exceptions=True)
+    totals_then = [each if isinstance(each, BaseException) else each["total"] for each in again]
+    bench.row("the group after it", f"{said(woke)}; totals {totals_then}")
+    bench.end(both)
+
+
 CHECKS: tuple[Check, ...] = (
     check_facts,
     check_plain_process,
@@ -688,6 +720,7 @@ CHECKS: tuple[Check, ...] = (
     check_huge_pages,
     check_long_kernel,
     check_large,
+    check_peers,
 )
 
 

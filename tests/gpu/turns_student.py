@@ -139,6 +139,22 @@ class Student:
             torch.cuda.synchronize(self.device)
         return {"code": code}
 
+    def peers(self, rank: str, port: str) -> dict[str, Any]:
+        """One of two members of a group of NCCL; the other one is another process, on another GPU."""
+        import torch.distributed as dist
+
+        dist.init_process_group("nccl", f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=2)
+        return self.reduce()
+
+    def reduce(self) -> dict[str, Any]:
+        """A sum over both members."""
+        import torch.distributed as dist
+
+        part = torch.full((1 << 24,), 1.0, device=self.device)
+        dist.all_reduce(part)
+        torch.cuda.synchronize(self.device)
+        return {"total": float(part.sum().item())}
+
     def fork(self) -> dict[str, Any]:
         """A child without exec, as a DataLoader's worker; it sleeps until it is killed."""
         pid = os.fork()

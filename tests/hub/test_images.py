@@ -11,7 +11,7 @@ import docker
 import pytest
 from gpuspawner.hub.pulls import TELL_SECONDS
 
-from tests.hub.hubprocess import HubProcess, eventually
+from tests.hub.hubprocess import SOON_SECONDS, HubProcess, eventually
 from tests.hub.test_spawn import Browser, ready
 from tests.registry import Registry, running_registry
 
@@ -206,7 +206,7 @@ async def test_an_image_of_others_starts_with_its_home_and_without_all_gpus(
 async def test_an_image_without_a_server_is_told_at_once(hub: HubProcess, image: str) -> None:
     """One that Docker can't start, and one whose own entrypoint ends with 127."""
     name = f"gpuspawner-hubtest/{image}:latest"
-    spawned = await asyncio.wait_for(hub.spawn(image, {"profile": "cpu", "image": name}), 8)
+    spawned = await asyncio.wait_for(hub.spawn(image, {"profile": "cpu", "image": name}), SOON_SECONDS)
     said = (spawned.body or spawned.messages[-1]).removeprefix("Spawn failed: ")
     assert said.startswith(
         f"The image docker.io/{name} can't start a server here: it can't run jupyterhub-singleuser. Choose"

@@ -14,6 +14,7 @@ The engines' programs are those of `tests/docker/engine.py`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -35,6 +36,8 @@ from tests.hubstart import own_subnet
 NAMES = ("a", "b", "c")
 PREFIX = "gsw"
 NODE_LABEL = "gpuspawner.node"
+WITH_RUNTIME = {"runtimes": {"nvidia": {"path": "runc"}}, "default-runtime": "nvidia"}
+"""As `nvidia-ctk runtime configure --set-as-default` leaves it; the runtime itself adds no device here."""
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 _SPACES = Path("/run/netns")
@@ -57,6 +60,8 @@ class Machine:
     address: str
     folder: Path
     client: docker.APIClient = field(init=False)
+    settings: dict[str, Any] = field(default_factory=lambda: dict(WITH_RUNTIME))
+    """The engine's daemon.json, read at its start."""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -82,7 +87,7 @@ class Machine:
     def start(self) -> None:
         """Starts the engine, also after `kill` or `power_off`, and waits until it answers."""
         self.folder.mkdir(exist_ok=True)
-        (self.folder / "daemon.json").write_text("{}")
+        (self.folder / "daemon.json").write_text(json.dumps(self.settings))
         programs = engine_folder() / "bin"
         command = self.inside(
             "unshare", "--uts", "sh", "-c", 'hostname "$1"; shift; exec "$@"', "sh", self.name,
@@ -168,12 +173,15 @@ class Cluster:
         return f"{self._net}.1"
 
     def start(self) -> None:
-        """Lays the cables, starts the engines and joins them."""
+        """Lays the cables and starts the engines."""
         self.folder.mkdir()
         # In memory: on this disk, the files of one image took 39 s to remove.
         subprocess.run(["mount", "-t", "tmpfs", self.owner, str(self.folder)], check=True)
         self._lay_cables()
         self.each(Machine.start)
+
+    def join(self) -> None:
+        """Makes one Swarm of them, and gives each its name there."""
         manager = self.manager
         manager.client.init_swarm(**self._place_of(manager))
         token = manager.client.inspect_swarm()["JoinTokens"]["Worker"]
@@ -244,10 +252,11 @@ class Cluster:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(*, joined: bool = True) -> Iterator[Cluster]:
     """Three machines while the block runs; afterwards nothing of them is left.
 
-    First it removes what killed tests left behind.
+    They are one Swarm, or three engines that know nothing of each other. First it removes what killed tests
+    left behind.
     """
     remove_leftovers()
     pid = os.getpid()
@@ -255,6 +264,8 @@ def cluster() -> Iterator[Cluster]:
     machines = Cluster(owner, own_subnet())
     try:
         machines.start()
+        if joined:
+            machines.join()
         yield machines
     finally:
         for each in machines:

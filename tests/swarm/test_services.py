@@ -268,6 +268,19 @@ async def test_networks_of_labs_that_are_gone_are_removed(services: Services, wi
     assert running(document)
 
 
+async def test_the_network_of_a_service_that_somebody_removed_goes_while_the_hub_runs(
+    services: Services, with_python: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuspawner.hub.swarm.services.ENSURE_SECONDS", 0.0)
+    gone = await services.create(lab("ada", "b"))
+    there = await services.create(lab("ben", "b"))
+    with_python.manager.client.remove_service(gone.lab_id)
+    for _ in range(2):
+        await services.find(there.lab_id)
+    lanes = await services.parts.docker.run(services.parts.lanes.all)
+    assert [lane.lab for lane in lanes] == [f"{HUB}-ben"]
+
+
 async def test_a_home_stays_on_its_machine(services: Services, with_python: Cluster) -> None:
     home = Home(Volume("{prefix}-home-{username}", f"{HUB}-home-ada", "/home/jovyan"), unknown=False)
     binds = {f"{HUB}-home-ada": {"bind": "/home/jovyan", "mode": "rw"}}

@@ -62,6 +62,8 @@ class Docker:
     slots: Slots = field(default_factory=lambda: Slots(1))
     networks: list[str] = field(default_factory=list)
     pause: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
+    home: str = ""
+    """The machine with the user's files."""
     full: bool = False
     """Whether the hub has no place left; one with a GPU waits for one step of the loop."""
 
@@ -112,6 +114,9 @@ class Docker:
 
     def inspect_image(self, image: str) -> dict[str, Any]:
         return {"Id": image, **self.image}
+
+    async def home_machine(self, image: dict[str, Any]) -> str:
+        return self.home
 
     async def plan_container(
         self, job: LaunchJob, image: dict[str, Any], patch: ContainerPatch | None
@@ -183,6 +188,7 @@ class Broker:
 
     pause: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
     held: int = 0
+    asked: GpuRequest | None = None
     confirmed: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     refusal: GpuSpawnerError | None = None
@@ -201,6 +207,7 @@ class Broker:
     @asynccontextmanager
     async def acquire(self, request: GpuRequest, on_queued: Any) -> AsyncIterator[Grant]:
         self.held += 1
+        self.asked = request
         try:
             until = datetime(2026, 3, 2, 12, 40, tzinfo=UTC)
             on_queued(QueuedEvent(position=2, waiting=2, message="2nd in line for a GPU", ends_at=until))

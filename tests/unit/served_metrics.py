@@ -10,6 +10,7 @@ import jupyterhub.metrics as jupyterhub_metrics
 from gpuspawner.broker.decide.snapshot import Snapshot
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.core.disk import Disk
+from gpuspawner.core.machine import MachineState, MachineView
 from gpuspawner.core.model import Lease, LeaseState
 from gpuspawner.core.want import Want
 from gpuspawner.hub.metrics import phase_passed
@@ -37,7 +38,8 @@ def broker_text() -> str:
     lease = Lease("a" * 32, "hub", "anna", "", "gpu", LeaseState.RUNNING, Want(1), NOW, NOW)
     metrics.lease_times.on_lease(lease)
     metrics.lease_times.on_lease(replace(lease, state=LeaseState.CLOSED))
-    return metrics.text(Snapshot((), (lease,), ()), NOW).decode()
+    machines = (MachineView("a", MachineState.READY), MachineView("b", MachineState.AWAY))
+    return metrics.text(Snapshot((), (lease,), ()), NOW, machines).decode()
 
 
 def hub_text() -> str:

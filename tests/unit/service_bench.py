@@ -27,6 +27,8 @@ from gpuspawner.node.engine import Container, ContainerEvent
 from gpuspawner.protocol.client import BrokerClient
 from tornado.httpserver import HTTPServer
 
+from tests.soon import until
+
 HOUR = 3600.0
 
 
@@ -148,9 +150,7 @@ class Bench:
 
     async def become(self, **states: str) -> None:
         """Waits until these are the leases."""
-        async with asyncio.timeout(5):
-            while self.states() != states:
-                await asyncio.sleep(0.01)
+        await until(lambda: self.states() == states)
 
     def refusals(self, reason: str) -> float:
         return self.metrics.registry.get_sample_value("gpuspawner_refusals_total", {"reason": reason}) or 0.0

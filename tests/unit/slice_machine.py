@@ -34,6 +34,7 @@ from gpuspawner.node.processes import ProcessTable
 
 from tests.mps import standin
 from tests.prompt import going_first
+from tests.soon import SOON_SECONDS
 from tests.unit.share_walk import MemoryLedger
 
 GIB = 1 << 30
@@ -206,6 +207,6 @@ async def machine_in(tmp_path: Path) -> AsyncIterator[Machine]:
 
 async def until(what: object) -> None:
     """Waits until it is so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_SECONDS):
         while not what():  # type: ignore[operator]
             await asyncio.sleep(0.02)

@@ -43,8 +43,8 @@ ONLY_IN = {
 
 
 NODE_DOORS = (
-    "api", "engine", "docker_engine", "opening", "remote.members", "injection", "mps.patch", "labs",
-    "lease_folder", "local_folders", "daemon_pool", "file_lock",
+    "api", "engine", "docker_engine", "swarm", "docker_swarm", "opening", "remote.members", "injection",
+    "mps.patch", "labs", "lease_folder", "local_folders", "daemon_pool", "file_lock",
 )  # fmt: skip
 """What the broker may import of `node`: the interface, the one place that makes nodes, and what is pure or
 holds no hardware."""

@@ -8,7 +8,13 @@ from pathlib import Path
 from tests.unit.served_metrics import Family, broker_text, families, hub_text
 
 ROOT = Path(__file__).resolve().parents[2]
-UNITS = {"gpu_seconds_total": "GPU-seconds", "seconds": "seconds", "bytes": "bytes", "up": "0 or 1"}
+UNITS = {
+    "gpu_seconds_total": "GPU-seconds",
+    "seconds": "seconds",
+    "bytes": "bytes",
+    "up": "0 or 1",
+    "ready": "0 or 1",
+}
 ROW = re.compile(r"^\| `(gpuspawner_\w+)` \| (\w+) \|(.*?)\| (.*?) \| (.+) \|$", re.MULTILINE)
 
 

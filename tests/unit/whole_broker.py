@@ -17,6 +17,8 @@ from gpuspawner.broker.app import GpuBroker
 from gpuspawner.broker.assembly.broker import Broker
 from gpuspawner.protocol.client import BrokerClient
 
+from tests.soon import SOON_SECONDS
+
 
 class HangUp(BaseRequestHandler):
     """Docker that closes every connection: docker-py leaks a socket that can't connect at all."""
@@ -55,7 +57,7 @@ async def running(folder: Path, text: str = "") -> AsyncIterator[tuple[Broker, B
     app.initialize(settings(folder, f"c.GpuSite.inventory = 'simulated'\n{text}"))
     task = asyncio.create_task(app.run())
     client = BrokerClient(app.site.socket_path)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_SECONDS):
         while not (folder / "broker.sock").exists():
             assert not task.done() or task.result() is None
             await asyncio.sleep(0.01)
@@ -64,4 +66,4 @@ async def running(folder: Path, text: str = "") -> AsyncIterator[tuple[Broker, B
     finally:
         await client.close()
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, SOON_SECONDS)

@@ -22,6 +22,7 @@ from ..core.errors import ConfigError, Fault
 from ..core.model import Tier
 from ..core.quota import Quota
 from ..node.docker_engine import DockerEngine
+from ..node.docker_swarm import DockerSwarm
 from ..node.opening import open_nodes
 from ..node.remote.members import Members, membership_of
 from .assembly.broker import Broker, open_broker
@@ -221,7 +222,8 @@ class GpuBroker(Application):
         metrics = Metrics(tier.name for tier in self.tiers if tier.needs_gpu)
         ledger.on_fault = metrics.ledger_failed
         engine = DockerEngine(log=self.log)
-        return Ground(settings, ledger, engine, metrics, _hub_api(os.environ), self.log)
+        swarm = DockerSwarm(engine) if self.site.engine == "swarm" else None
+        return Ground(settings, ledger, engine, metrics, _hub_api(os.environ), self.log, swarm)
 
 
 def _hub_api(environment: Mapping[str, str]) -> HubApi | None:

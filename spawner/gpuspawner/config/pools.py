@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from ..core.model import Pool, Tier
 from ..core.units import format_bytes, parse_bytes
 from ..core.want import Mode, Want
+from .nodes import parse_machine
 from .tiers import NAME, parse_mode, parse_percent
 from .turns import KEYS as TURN_KEYS
 from .turns import parse_turns
@@ -20,7 +21,8 @@ MOST_SLICES = 48
 """The maximum number of clients of an MPS server on one device (CUDA MPS, r580, "Volta MPS")."""
 
 _KEYS = {
-    "name", "mode", "devices", "slices", "sizes", "compute_percent", "mps", "manage_compute_mode", *TURN_KEYS,
+    "name", "mode", "devices", "slices", "sizes", "compute_percent", "mps", "manage_compute_mode",
+    "nodes", *TURN_KEYS,
 }  # fmt: skip
 _SLICE_KEYS = ("slices", "sizes", "compute_percent", "mps", "manage_compute_mode")
 
@@ -131,6 +133,7 @@ def _parse_pool(raw: dict[str, Any]) -> Pool:
         mps=mps,
         manage_compute_mode=manage,
         turns=parse_turns(raw, where) if mode is Mode.TURNS else None,
+        nodes=_parse_nodes(raw.get("nodes"), where),
     )
     if mode is Mode.SLICE:
         _check_slices(pool, where)
@@ -174,6 +177,14 @@ def _parse_devices(value: object, where: str) -> tuple[tuple[str, ...], str | No
     )
 
 
+def _parse_nodes(value: object, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or not value:
+        raise ConfigError(f'{where}: nodes is {value!r}: give a list of machines, like ["gpu-b"]')
+    return tuple(dict.fromkeys(parse_machine(each, f"{where}: nodes") for each in value))
+
+
 def _parse_slices(value: object, where: str) -> int | None:
     if value is None:
         return None
@@ -193,7 +204,7 @@ def _parse_sizes(value: object, where: str) -> tuple[int, ...]:
 def _check_devices(pools: Sequence[Pool]) -> None:
     """Raises ConfigError if a device is in two pools, as far as the settings alone show it."""
     owner: dict[str, str] = {}
-    everything: dict[bool, str] = {}
+    everything: list[Pool] = []
     for pool in pools:
         for uuid in pool.uuids:
             if uuid in owner:
@@ -202,11 +213,19 @@ def _check_devices(pools: Sequence[Pool]) -> None:
                     "is in one pool only, name it once"
                 )
             owner[uuid] = pool.name
-        mig = pool.mode is Mode.MIG
-        if pool.takes_all and mig in everything:
+        if not pool.takes_all:
+            continue
+        other = next((each for each in everything if _overlap(each, pool)), None)
+        if other is not None:
             raise ConfigError(
-                f"c.GpuSite.pools: pools {everything[mig]!r} and {pool.name!r} both take all devices: a "
+                f"c.GpuSite.pools: pools {other.name!r} and {pool.name!r} both take all devices: a "
                 'device is in one pool only, give one of them a list of UUIDs or {"model": …, "count": …}'
             )
-        if pool.takes_all:
-            everything[mig] = pool.name
+        everything.append(pool)
+
+
+def _overlap(one: Pool, other: Pool) -> bool:
+    """Whether both may have the same device, as far as machines and MIG decide that."""
+    if (one.mode is Mode.MIG) != (other.mode is Mode.MIG):
+        return False
+    return not one.nodes or not other.nodes or not set(one.nodes).isdisjoint(other.nodes)

@@ -15,6 +15,7 @@ from ..core.model import Pool, Tier
 from ..core.quota import Quota
 from .idle import IdleRules, parse_idle
 from .lines import line_of
+from .nodes import check_labels, parse_node_labels
 from .pools import check_tiers, parse_pools
 from .quotas import Known, check_timezone, parse_quotas
 from .tiers import DEFAULT_TIERS, parse_tiers
@@ -38,6 +39,9 @@ class GpuSite(Configurable):
         `cpu_shares` (weight when the CPU is busy). `c.GpuLab` sets the defaults for the last three. Memory
         and CPU limits of `group_overrides` or of a hook override the tier's; the tier's override those of
         `c.Spawner`.
+
+        Of several machines, `node_label` ("fast-disk") lets only those serve the tier that have this label in
+        `c.GpuSite.node_labels`.
 
         `mode` says how its devices are shared: "whole" (the default), "slice", "mig" or "turns"; pools of
         that mode serve it, or only the pool named in `pool`. A slice has `memory` ("8G" of GPU memory;
@@ -78,8 +82,8 @@ class GpuSite(Configurable):
         without it; False: plain time-slicing) and `manage_compute_mode` (False: the GPU's compute mode
         is not changed; True: EXCLUSIVE_PROCESS while the pool is in use, so that only MPS reaches it).
         New slices go to the device with the fewest slices. Of several machines, a pool has its devices on
-        each: `count` counts on each by itself. docs/admins.md says what each mode limits, and what enforces
-        the limit.
+        each, or only on those that `nodes` (["gpu-b"]) names: `count` counts on each by itself.
+        docs/admins.md says what each mode limits, and what enforces the limit.
 
         A pool of turns may have `seats` (how many leases it admits; default: as many as main memory holds
         asleep beside their labs), `sleep_memory` ("24G", main memory kept for each of them; default: the
@@ -132,6 +136,17 @@ class GpuSite(Configurable):
                 {"group": "students", "devices": 1, "gpu_hours": 10, "session_hours": 4},
                 {"group": "phd", "devices": 2, "priority": 10},
             ]
+        """,
+    ).tag(config=True)
+
+    node_labels = Dict(
+        help="""
+        Labels of machines, for sites with several of them: tiers ask for one with `node_label`.
+
+        A dict with the names of machines, as `gpuspawner node list` shows them; each has a list of labels
+        (lower case). A tier whose label no machine has keeps hub and broker from starting.
+
+        Default: none. Example: `c.GpuSite.node_labels = {"gpu-b": ["fast-disk", "infiniband"]}`
         """,
     ).tag(config=True)
 
@@ -315,7 +330,13 @@ class GpuSite(Configurable):
         self._check_names()
         tiers = parse_tiers(self.tiers)
         check_tiers(tiers, self.parsed_pools())
+        check_labels(tiers, self.parsed_node_labels())
         return tiers
+
+    def parsed_node_labels(self) -> dict[str, frozenset[str]]:
+        """The labels of machines, by name. Raises ConfigError."""
+        self._check_names()
+        return parse_node_labels(self.node_labels)
 
     def parsed_pools(self) -> tuple[Pool, ...]:
         """The pools as values; empty if the setting is empty. Raises ConfigError with the remedy."""

@@ -35,7 +35,7 @@ PROFILE = re.compile(r"^(\d+c\.)?\d+g\.\d+gb(\+\w+(\.\w+)*)?$")
 _KEYS = {
     "name", "title", "description", "devices", "model", "mode", "image", "mem_limit", "cpu_limit",
     "memory", "compute_percent", "mig_profile", "pool", "shm", "pids", "cpu_shares", "default",
-    "queue_timeout",
+    "queue_timeout", "node_label",
 }  # fmt: skip
 _ONLY_IN = {
     "memory": (Mode.SLICE, Mode.TURNS),
@@ -133,7 +133,15 @@ def _parse_want(raw: dict[str, Any], mode: Mode, where: str) -> Want:
         mig_profile=raw.get("mig_profile"),
         memory_bytes=_parse_size(raw, "memory", where),
         compute_percent=parse_percent(raw.get("compute_percent"), where),
+        node_label=_parse_label(raw, where),
     )
+
+
+def _parse_label(raw: dict[str, Any], where: str) -> str | None:
+    label = raw.get("node_label")
+    if label is not None and not (isinstance(label, str) and NAME.fullmatch(label)):
+        raise ConfigError(f"{where}: node_label is {label!r}: give a label of c.GpuSite.node_labels")
+    return label
 
 
 def _check_keys_of_mode(raw: dict[str, Any], mode: Mode, where: str) -> None:
@@ -165,6 +173,10 @@ def _parse_count(raw: dict[str, Any], mode: Mode, where: str) -> int:
         raise ConfigError(f"{where}: devices is 0: a CPU tier has no mode, remove mode")
     if raw.get("pool") is not None and devices == 0:
         raise ConfigError(f'{where}: it has a pool but no devices: add "devices": 1, or remove pool')
+    if raw.get("node_label") is not None and devices == 0:
+        raise ConfigError(
+            f'{where}: it has a node_label but no devices: add "devices": 1, or remove node_label'
+        )
     return devices
 
 

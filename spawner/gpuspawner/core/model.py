@@ -125,6 +125,7 @@ class Pool:
     lower case; None: any name; `count` None: all of them that no other pool names). Without `uuids`, `model`
     and `count`, it takes all devices that no other pool names. A slice pool has `slices` equal slices, or
     slices of the `sizes_bytes`. `mps` None: MPS is used if it is installed. `turns` is for mode `turns`.
+    `nodes` are the machines that it has devices of; () for all.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Pool:
     mps: bool | None = None
     manage_compute_mode: bool = False
     turns: TurnSettings | None = None
+    nodes: tuple[str, ...] = ()
 
     @property
     def takes_all(self) -> bool:

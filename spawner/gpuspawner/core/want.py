@@ -28,6 +28,8 @@ class Want(HashedOnce):
     lower case ("H100"), and kept casefolded; an empty one becomes None. `pool` None: any of the mode.
     `memory_bytes` and `compute_percent` are for a slice (None: the pool's values), `mig_profile` for a MIG
     instance ("1g.10gb"; None: any). In turns, `memory_bytes` is promised to who is awake (None: all).
+    `node` is the only machine that may serve, because the user's files are there (None: any).
+    `node_label` is what the machine must have (None: any machine).
     """
 
     device_count: int
@@ -37,6 +39,8 @@ class Want(HashedOnce):
     mig_profile: str | None = None
     memory_bytes: int | None = None
     compute_percent: float | None = None
+    node: str | None = None
+    node_label: str | None = None
 
     __hash__ = HashedOnce.__hash__
 

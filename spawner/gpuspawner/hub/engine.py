@@ -62,6 +62,10 @@ class LabEngine(Protocol):
         """Its last log lines, without `secret`; empty if they can't be read."""
         ...
 
+    async def home_machine(self, volume: str) -> str:
+        """The only machine where a lab with this home can run; "" if any will do."""
+        ...
+
     def address_of(self, lab: dict[str, Any]) -> tuple[str, int]:
         """Where the hub and its proxy reach it. Raises ConfigError if it isn't reachable."""
         ...

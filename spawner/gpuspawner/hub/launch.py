@@ -80,6 +80,13 @@ class LaunchSteps(Protocol):
         """Docker's document of the image, pulled if the policy says so. Raises StartFault, EngineFault."""
         ...
 
+    async def home_machine(self, image: dict[str, Any]) -> str:
+        """The only machine where the server can run, because the user's files are there; "" if any will do.
+
+        Raises EngineFault, ConfigError.
+        """
+        ...
+
     async def plan_container(
         self, job: LaunchJob, image: dict[str, Any], patch: ContainerPatch | None
     ) -> ContainerPlan:
@@ -147,7 +154,9 @@ class Launch:
         if job.request is None:
             return await self._launch(image, None)
         self._progress.say(5, "Asking for a GPU", Step.GPU)
-        async with self._broker.acquire(job.request, self._say_queued) as grant:
+        home = await self._steps.home_machine(image)
+        request = replace(job.request, want=replace(job.request.want, node=home or None))
+        async with self._broker.acquire(request, self._say_queued) as grant:
             self._grant, self.lease = grant, grant.lease
             self._say_granted(grant.lease, grant.patch)
             await self._steps.take_place(self._say_no_place)

@@ -57,6 +57,11 @@ class MetadataWall:
     def __init__(self, subnet: str, run: Run = run_program) -> None:
         self._subnet, self._run = subnet, run
 
+    @property
+    def subnet(self) -> str:
+        """The addresses of the labs."""
+        return self._subnet
+
     def missing(self) -> tuple[Rule, ...] | None:
         """The rules that the firewall doesn't have; None if this user can't read it, or there is no iptables.
 

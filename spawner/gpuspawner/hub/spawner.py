@@ -50,7 +50,7 @@ from .docker import DockerEngine
 from .docker_answers import exit_status, running
 from .engine import LabEngine
 from .form import has_choice, render_form, render_unusable
-from .home import find_home
+from .home import Home, find_home
 from .images import Images
 from .kernels import KernelReporter, token_of
 from .lab import Lab
@@ -217,7 +217,8 @@ class GpuDockerSpawner(SpawnerSettings):
         """
         try:
             menu = Menu(self.tiers, self.image, self.offered_images(), await self._limit_sentences())
-            offered = await offer.look(menu, self.shared, self._who())
+            who = self._who().model_copy(update={"node": await self._home_machine_or_none()})
+            offered = await offer.look(menu, self.shared, who)
         except BadOption as refusal:  # of the names: there is nothing to choose
             return render_unusable(refusal.message)
         except ConfigError as error:
@@ -499,6 +500,29 @@ class GpuDockerSpawner(SpawnerSettings):
         )
         return await images.fetch(image, tell)
 
+    async def home_machine(self, image: dict[str, Any]) -> str:
+        """The only machine where the server can run, because the user's files are there; "" if any will do.
+
+        Raises EngineFault, ConfigError.
+        """
+        home = self._home_in(image)
+        if home is None or not home.volume.of_docker:
+            return ""
+        return await self.engine.home_machine(home.volume.source)
+
+    async def _home_machine_or_none(self) -> str:
+        """As `home_machine`, for the spawn page: "" also while Docker doesn't answer."""
+        with suppress(EngineFault, TimeoutError):
+            async with asyncio.timeout(offer.LABELS_SECONDS):
+                return await self.home_machine({})
+        return ""
+
+    def _home_in(self, image: dict[str, Any]) -> Home | None:
+        """The user's home in a server of this image (Docker's document of it). Raises ConfigError."""
+        names, config = (self.user.name, self.escaped_name), image.get("Config") or {}
+        folder = str(config.get("WorkingDir") or "")
+        return find_home(volumes_of(self), names, folder, self.lab_settings.home)
+
     async def plan_container(
         self, job: LaunchJob, image: dict[str, Any], patch: ContainerPatch | None
     ) -> ContainerPlan:
@@ -511,7 +535,6 @@ class GpuDockerSpawner(SpawnerSettings):
         )
         limits = limits_of(configured, rules, machine)
         env = {**self.get_env(), "JUPYTER_IMAGE_SPEC": job.image, "GPUSPAWNER_TIER": job.tier.name}
-        names, folder = (self.user.name, self.escaped_name), str(config.get("WorkingDir") or "")
         facts = ContainerFacts(
             name=job.name,
             image=job.image,
@@ -522,7 +545,7 @@ class GpuDockerSpawner(SpawnerSettings):
             container_user=self.container_user,
             network=self.network_name,
             binds=self.volume_binds,
-            home=find_home(volumes_of(self), names, folder, self.lab_settings.home),
+            home=self._home_in(image),
             mounts=tuple(self.mount_binds),
             links=self.links,
             limits=limits,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ __all__ = [
     "Access",
     "ComputeMode",
     "Condition",
+    "Contact",
     "DaemonPlan",
     "DesiredState",
     "DriverFacts",
@@ -69,6 +71,21 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
+class Contact:
+    """How the broker reaches a machine through its agent; known on the broker's side only.
+
+    `release` is the version of gpuspawner there; "" if not known. `heard_at`: when it was heard last; None
+    while it is connected, and if it never was. `refused`: its agent connects, but the broker can't work with
+    it. `rival`: a sentence about another agent with the same certificate, which is refused; "" without one.
+    """
+
+    release: str = ""
+    heard_at: datetime | None = None
+    refused: bool = False
+    rival: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeFacts:
     """What a machine has, according to the last listing of its GPUs.
 
@@ -80,7 +97,7 @@ class NodeFacts:
     can't be used in turns here, with the remedy; "" if nothing is known against it. `turns_move`: whether the
     driver can wake a program on another GPU. `away`: why the machine can't be reached now, for people; "" if
     it can. All the rest is then as it was when it could. `lease_folders`: the folder there that has those of
-    the leases; "" if the broker writes them itself (`labs`).
+    the leases; "" if the broker writes them itself (`labs`). `contact` is how its agent is reached.
     """
 
     name: str
@@ -98,6 +115,7 @@ class NodeFacts:
     turns_move: bool = True
     away: str = ""
     lease_folders: str = ""
+    contact: Contact = field(default_factory=Contact)
 
     @property
     def incomplete(self) -> bool:
@@ -209,9 +227,14 @@ class Node(Protocol):
         self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
     ) -> Access:
         """How containers of an engine with these `/info` and `/version` get these devices.
-
         Raises ConfigError, with the remedy, if they get none of them.
         """
+        ...
+
+    async def service_way_in(
+        self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
+    ) -> Access:
+        """As `way_in`, for tasks of a Swarm's services, which take no device requests."""
         ...
 
     async def processes(self, uuid: str) -> tuple[Process, ...]:

@@ -36,6 +36,8 @@ ENDING_THREADS = 64
 """Threads for calls that concern one container that ends: each may hang for REMOVE_SECONDS, and the calls for
 all containers must not wait for them."""
 _EVENTS = ("start", "die", "destroy", OUT_OF_MEMORY)
+SERVICE_ID = "com.docker.swarm.service.id"
+"""Docker's own label of a container that is a task of a service (moby 28)."""
 _RECONNECT_SECONDS = 0.5
 _NANOSECONDS = re.compile(r"(\.\d{6})\d+")
 # docker-py does not convert some errors of the libraries that it uses.
@@ -67,20 +69,20 @@ class DockerEngine:
             found = client.containers(all=True, trunc=False, filters={"label": label})
             return tuple(_container(item) for item in found)
 
-        return await self._call(LIST_SECONDS, "list containers", read)
+        return await self.call(LIST_SECONDS, "list containers", read)
 
     async def remove(self, container_id: str) -> None:
         def remove(client: docker.APIClient) -> None:
             # v: removes its anonymous volumes too; homes are named volumes and stay.
-            _unless_gone(lambda: client.remove_container(container_id, v=True, force=True))
+            unless_gone(lambda: client.remove_container(container_id, v=True, force=True))
 
-        await self._call(REMOVE_SECONDS, "remove a container", remove, self._endings)
+        await self.call(REMOVE_SECONDS, "remove a container", remove, self._endings)
 
     async def stop(self, container_id: str) -> None:
         def stop(client: docker.APIClient) -> None:
-            _unless_gone(lambda: client.stop(container_id, timeout=STOP_SECONDS))
+            unless_gone(lambda: client.stop(container_id, timeout=STOP_SECONDS))
 
-        await self._call(REMOVE_SECONDS, "stop a container", stop, self._endings)
+        await self.call(REMOVE_SECONDS, "stop a container", stop, self._endings)
 
     async def finished_at(self, container_id: str) -> datetime | None:
         state = await self._state(container_id)
@@ -102,10 +104,10 @@ class DockerEngine:
                 made = client.exec_create(container_id, ["sh", "-c", f": < {device}"])["Id"]
                 found.append(client.exec_start(made))
 
-            _unless_gone(attempt)
+            unless_gone(attempt)
             return any(b"Operation not permitted" in each for each in found)
 
-        return await self._call(LIST_SECONDS, "look into a container", look, self._endings)
+        return await self.call(LIST_SECONDS, "look into a container", look, self._endings)
 
     async def exists(self, container_id: str) -> bool:
         return bool(await self._state(container_id))
@@ -115,13 +117,13 @@ class DockerEngine:
 
         def inspect(client: docker.APIClient) -> dict[str, Any]:
             state: dict[str, Any] = {}
-            _unless_gone(lambda: state.update(client.inspect_container(container_id)["State"]))
+            unless_gone(lambda: state.update(client.inspect_container(container_id)["State"]))
             return state
 
-        return await self._call(LIST_SECONDS, "inspect a container", inspect, self._endings)
+        return await self.call(LIST_SECONDS, "inspect a container", inspect, self._endings)
 
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return await self._call(
+        return await self.call(
             LIST_SECONDS, "read the engine's facts", lambda client: (client.info(), client.version())
         )
 
@@ -140,10 +142,10 @@ class DockerEngine:
 
         def inspect(client: docker.APIClient) -> dict[str, Any]:
             found: dict[str, Any] = {}
-            _unless_gone(lambda: found.update(client.inspect_image(reference)))  # type: ignore[no-untyped-call]
+            unless_gone(lambda: found.update(client.inspect_image(reference)))  # type: ignore[no-untyped-call]
             return found
 
-        return await self._call(LIST_SECONDS, "inspect an image", inspect)
+        return await self.call(LIST_SECONDS, "inspect an image", inspect)
 
     def watch_events(self, sink: Callable[[ContainerEvent | EventsConnected], None]) -> None:
         """Starts the event thread; `sink` is called on the current loop for each event and connection."""
@@ -162,13 +164,15 @@ class DockerEngine:
         self._pool.close()
         self._endings.close()
 
-    async def _call(
+    async def call(
         self,
         seconds: int,
         what: str,
         function: Callable[[docker.APIClient], T],
         pool: DaemonPool | None = None,
     ) -> T:
+        """`function` with a client of a thread of this module's, for so long at most. Raises EngineFault."""
+
         def run() -> T:
             client = self._client(seconds)
             client.timeout = seconds  # docker-py's only per-call timeout: the client is this thread's own
@@ -243,7 +247,7 @@ def _close_quietly(stream: Any) -> None:
         return  # it is closed already
 
 
-def _unless_gone(call: Callable[[], Any]) -> None:
+def unless_gone(call: Callable[[], Any]) -> None:
     """404: gone. 409: already being removed. `list` has to verify both."""
     try:
         call()
@@ -260,6 +264,7 @@ def _container(item: dict[str, Any]) -> Container:
         state=item["State"],
         name=names[0].lstrip("/"),
         created_unix_seconds=int(item.get("Created", 0)),
+        service_id=(item.get("Labels") or {}).get(SERVICE_ID, ""),
     )
 
 

@@ -20,13 +20,17 @@ _ALIVE = frozenset({"running", "paused", "restarting"})
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container that carries the lease label. `state` is Docker's word ("created", "running", …)."""
+    """A container that carries the lease label. `state` is Docker's word ("created", "running", …).
+
+    `service_id` is the Swarm's service that it belongs to; "" for a container of its own.
+    """
 
     id: str
     labels: ContainerLabels
     state: str
     name: str = ""
     created_unix_seconds: int = 0
+    service_id: str = ""
 
     @property
     def lease_id(self) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..core.finding import Finding
 from .engine import Engine
 
 
@@ -28,9 +29,21 @@ class LabFolders(Protocol):
         ...
 
 
+class MachineDoctor(Protocol):
+    """Looks whether what labs with a GPU need is there on that machine."""
+
+    async def check_machine(self, images: Sequence[str]) -> tuple[Finding, ...]:
+        """What `gpuspawner doctor` finds there; `images` are those that labs need. Raises a Fault."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Labs:
-    """How the labs of another machine are run. Its folders are below `NodeFacts.lease_folders`."""
+    """How the labs of another machine are run, and who checks it.
+
+    Its folders are below `NodeFacts.lease_folders`.
+    """
 
     engine: Engine
     folders: LabFolders
+    doctor: MachineDoctor

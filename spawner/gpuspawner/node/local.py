@@ -83,13 +83,16 @@ class LocalSettings:
     claim: DeviceClaim | None = None
 
 
-def open_node(site: GpuSite, log: _Log, name: str = "") -> Node:
-    """The node of this machine, by the site's settings. It accesses no hardware before `start`."""
+def open_node(site: GpuSite, log: _Log, name: str = "", *, joined: bool = False) -> Node:
+    """The node of this machine, by the site's settings. It accesses no hardware before `start`.
+
+    `joined`: its broker is on another machine, where it has this name.
+    """
     several = name in machine_names(site.simulated_devices)
     settings = LocalSettings(
-        partial(open_inventory, site, name if several else None),
+        partial(open_inventory, site, name if several else None, name if joined else ""),
         Path(site.state_dir).absolute(),
-        injection=Injection.RUNTIME if site.engine == "swarm" else site.injection,
+        injection=site.injection,
         name=name,
         open_seconds=OPEN_SECONDS,
         look_seconds=LOOK_SECONDS,
@@ -168,11 +171,22 @@ class LocalNode:
         self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
     ) -> Access:
         """Decides from the engine's facts and, for a local engine, from the files on this machine."""
+        return await self._find_access(self._settings.injection, info, version, uuids)
+
+    async def service_way_in(
+        self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
+    ) -> Access:
+        """By NVIDIA's runtime, which must be the engine's default one."""
+        return await self._find_access(Injection.RUNTIME, info, version, uuids)
+
+    async def _find_access(
+        self, setting: str, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
+    ) -> Access:
         local = None
         if _docker_is_here():
             local = await asyncio.to_thread(read_local, tuple(info.get("CDISpecDirs") or ()))
         facts = engine_facts(info, version, local)
-        return find_access(self._settings.injection, facts, self._facts.simulated, uuids)
+        return find_access(setting, facts, self._facts.simulated, uuids)
 
     async def processes(self, uuid: str) -> tuple[Process, ...]:
         """From NVML and /proc. Raises DeviceFault."""

@@ -70,6 +70,12 @@ class SimulatedNode:
         """No device gets into a container: there is none."""
         return await self._node.way_in(info, version, uuids)
 
+    async def service_way_in(
+        self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
+    ) -> Access:
+        """They need no injection."""
+        return await self._node.service_way_in(info, version, uuids)
+
     async def processes(self, uuid: str) -> tuple[Process, ...]:
         """None computes on a simulated GPU."""
         return await self._node.processes(uuid)

@@ -149,9 +149,11 @@ class BrokerClient:
         """The document of `GET /api/status` with all its pages: devices, leases and queue."""
         return document(await self.ask_all("/api/status", VisibleStatus))
 
-    async def ask(self, path: str, kind: type[M], body: Message | None = None) -> M:
-        """The message of `kind` at `path`: GET, or POST with a body. Raises Refusal."""
-        text = await self._call("GET" if body is None else "POST", path, body)
+    async def ask(
+        self, path: str, kind: type[M], body: Message | None = None, seconds: float = ANSWER_SECONDS
+    ) -> M:
+        """The message of `kind` at `path`: GET, or POST with a body; waits so long. Raises Refusal."""
+        text = await self._call("GET" if body is None else "POST", path, body, seconds)
         try:
             return kind.model_validate_json(text)
         except ValueError as error:
@@ -204,7 +206,9 @@ class BrokerClient:
         except ValueError as error:
             raise BrokerUnavailable(_UNREADABLE) from error
 
-    async def _call(self, method: str, path: str, body: Message | None = None) -> str:
+    async def _call(
+        self, method: str, path: str, body: Message | None = None, seconds: float = ANSWER_SECONDS
+    ) -> str:
         data = None if body is None else body.model_dump_json()
         head = {} if body is None else {"Content-Type": "application/json"}
         try:
@@ -212,7 +216,7 @@ class BrokerClient:
             request = session.request(
                 method, "http://broker" + path, data=data, headers=head, timeout=_NO_LIMIT
             )
-            async with patience(ANSWER_SECONDS), request as response:
+            async with patience(seconds), request as response:
                 if response.status >= 300:
                     raise await _refusal_of(response)
                 return await response.text()

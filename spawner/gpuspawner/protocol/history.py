@@ -61,6 +61,7 @@ class TimelineEntry(Message):
     gpu_fraction: float
     started_at: Time
     ended_at: Time | None
+    node: str = Field("", description="the machine of the devices")
 
 
 class TimelineDocument(Listed):
@@ -103,6 +104,20 @@ class DoctorDocument(Message):
     running: bool
     fault: str
     findings: tuple[FindingDocument, ...]
+
+
+class MachineFindings(Message):
+    """What `gpuspawner doctor` found on another machine, or why it could not look there."""
+
+    name: str
+    findings: tuple[FindingDocument, ...] = ()
+    fault: str = ""
+
+
+class MachinesChecked(Message):
+    """The answer to `GET /machines/findings`."""
+
+    machines: tuple[MachineFindings, ...]
 
 
 class CheckNow(Authored):

@@ -27,6 +27,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ..core.disk import DiskState
 from ..core.errors import BadOption, Refusal
+from ..core.machine import MachineState
 from ..core.model import ContainerPatch, GpuRequest, Guarantee, Lease, LeaseState
 from ..core.text import printable
 from ..core.want import Mode, Want
@@ -57,6 +58,15 @@ Text = Annotated[
 TextOrEmpty = Annotated[
     str,
     Field(max_length=_MAX_TEXT, description=f"text of up to {_MAX_TEXT} printable characters"),
+    AfterValidator(_printable),
+]
+SubjectText = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=len("group:") + _MAX_TEXT,
+        description=f'"everybody", "group:NAME" or "user:NAME"; a NAME is {_TEXT}',
+    ),
     AfterValidator(_printable),
 ]
 Groups = Annotated[
@@ -94,6 +104,8 @@ class WantMessage(Message):
     compute_percent: float | None = Field(
         None, gt=0, le=100, allow_inf_nan=False, description="a number above 0 and up to 100"
     )
+    node: Text | None = Field(None, description=f"{_TEXT}, the machine that has the user's files")
+    node_label: Text | None = Field(None, description=f"{_TEXT}, a label that the machine must have")
 
     @model_validator(mode="after")
     def _check_mode(self) -> WantMessage:
@@ -148,6 +160,8 @@ class HeldWant(Message):
     mig_profile: str | None
     memory_bytes: int | None
     compute_percent: float | None
+    node: str | None = None
+    node_label: str | None = None
 
 
 class LeaseMessage(Message):
@@ -259,6 +273,8 @@ class TurnDocument(Message):
     `memory_bytes` is what it has on the GPU, or in host memory while it is asleep. `moves`: it is being
     paused, moved or woken. `position` and `wait_seconds`: its place among those that want a GPU, from 1, and
     about how long it waits; None if it wants none. `can_move` False: its memory can't leave the GPU.
+    `held_up`: why its turn can't be foreseen: all its GPUs are drained or out of service ("no_gpu"), or
+    somebody's program that can't be paused or moved has them ("program").
     """
 
     turn: Literal["awake", "paused", "asleep"]
@@ -269,6 +285,7 @@ class TurnDocument(Message):
     position: int | None
     wait_seconds: float | None
     can_move: bool
+    held_up: Literal["no_gpu", "program"] | None = None
 
 
 class EndDocument(Message):
@@ -393,11 +410,36 @@ class DiskDocument(Message):
     sentence: str
 
 
+class MachineDocument(Message):
+    """A machine with GPUs.
+
+    `heard_at`: when its agent was heard last; null while it is connected, and if it wasn't since the broker
+    began. Of its `gpus`, `in_service` may be leased or are, and `drained` get nothing new.
+    """
+
+    name: str
+    state: MachineState = Field(
+        description='"not in use": it can be reached, but none of its GPUs can be leased; "refused": its '
+        "agent connects, but the broker can't work with it"
+    )
+    reason: str = Field("", description="why it isn't ready")
+    since: Time | None = Field(None, description="when this state began; null: not known")
+    heard_at: Time | None = None
+    release: str = Field("", description='the version of gpuspawner there; "": not known')
+    own: bool = Field(False, description="whether it is the broker's own machine")
+    gpus: Count = 0
+    in_service: Count = 0
+    drained: Count = 0
+    leases: Count = 0
+    labels: tuple[str, ...] = Field((), description="what tiers may ask for")
+    notices: tuple[str, ...] = Field((), description="sentences for admins")
+
+
 class StatusDocument(Message):
     """The broker's status: devices, leases and queue at one moment.
 
-    `fault`: why the machine's GPUs can't be listed now; "" if they can. `disks`: for those who see
-    everything.
+    `fault`: why the machine's GPUs can't be listed now; "" if they can. `disks` and `machines`: for those who
+    see everything.
     """
 
     simulated: bool
@@ -407,6 +449,7 @@ class StatusDocument(Message):
     queue: tuple[QueueDocument, ...]
     ended: tuple[EndedDocument, ...]
     disks: tuple[DiskDocument, ...] = ()
+    machines: tuple[MachineDocument, ...] = ()
 
 
 class DriverDocument(Message):

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, JsonValue
 
 from ..core.model import LeaseState
-from .messages import Count, Groups, Message, RefusalMessage, Text, TextOrEmpty, Time
+from .messages import Count, Groups, Message, RefusalMessage, SubjectText, Text, TextOrEmpty, Time
 from .paging import Listed
 
 _AUTHOR = "who decided it, for the ledger"
@@ -23,7 +23,7 @@ class Authored(Message):
 class QuotaChange(Authored):
     """The body of `POST /quotas`: keys of `c.GpuSite.quotas` that change; null takes a change back."""
 
-    subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
+    subject: SubjectText
     values: dict[str, JsonValue] = Field(description="the keys of c.GpuSite.quotas that change")
     reason: TextOrEmpty = Field("", description=_REASON)
 
@@ -31,7 +31,7 @@ class QuotaChange(Authored):
 class QuotaRemoval(Authored):
     """The body of `DELETE /quotas`: all run-time changes of one subject are taken back."""
 
-    subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
+    subject: SubjectText
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
@@ -61,7 +61,7 @@ class DrainsDocument(Listed):
 class Grant(Authored):
     """The body of `POST /grants`: more GPU-hours in the present period, or fewer if negative."""
 
-    subject: Text = Field(description='"everybody", "group:NAME" or "user:NAME"')
+    subject: SubjectText
     gpu_hours: float = Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="a number of GPU-hours")
     reason: Text = Field(description=_REASON)
 
@@ -74,6 +74,8 @@ class WhoAsks(Message):
     server: TextOrEmpty | None = Field(
         None, description="the server that is to start: what it has now doesn't count"
     )
+    node: TextOrEmpty = ""
+    """The only machine that may serve, as it has the user's files; "" if any will do."""
     groups: Groups = ()
     properties: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict, description="the properties of the user's groups, by group"

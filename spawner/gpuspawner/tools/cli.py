@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from traitlets import Bool, Int, Unicode, default
-from traitlets.config import Application
+from traitlets.config import Application, Config
 
 from .. import __version__
 from ..broker import app as broker_app
@@ -41,7 +41,19 @@ from ..node.turning import main_memory_bytes
 from ..protocol.client import BrokerClient
 from ..protocol.rules import SessionsDocument
 from . import homes, plan
-from .doctor import ELSEWHERE, Facts, Finding, Level, brief, collect, examine, state_beside, unreachable
+from .doctor import (
+    ELSEWHERE,
+    Facts,
+    Finding,
+    Level,
+    brief,
+    collect,
+    collect_machine,
+    examine,
+    examine_machine,
+    state_beside,
+    unreachable,
+)
 from .doctor.checks import main_job_runs
 from .doctor.machine import image_references
 
@@ -135,7 +147,27 @@ class Doctor(Command):
     flags = {  # noqa: RUF012
         **Command.flags,
         "all": ({"Doctor": {"all": True}}, "with simulated GPUs: also what only real GPUs need"),
+        "machine": ({"Doctor": {"machine": True}}, "check a machine with an agent; the broker is elsewhere"),
     }
+    aliases = {**Command.aliases, "images": "Doctor.images"}  # noqa: RUF012
+
+    machine = Bool(
+        False,
+        help="""
+        Check this machine as one with an agent: not the hub, the broker and the ledger, which are elsewhere.
+
+        Default: off. The broker's own `gpuspawner doctor` asks each agent for it.
+        Example: `gpuspawner doctor --machine`
+        """,
+    ).tag(config=True)
+    images = Unicode(
+        help="""
+        With --machine: the images that labs need here, with commas between them.
+
+        Default: none; the broker names those of its tiers.
+        Example: `gpuspawner doctor --machine --images=gpuspawner/lab-torch:0.1.0`
+        """,
+    ).tag(config=True)
 
     all = Bool(
         False,
@@ -150,10 +182,10 @@ class Doctor(Command):
     def start(self) -> None:
         """Prints the findings; `exit_status` is 1 if a server with a GPU can't run here."""
         try:
-            facts = collect(self.settings())
+            facts = self._collect()
         except ConfigError as error:
             facts = Facts(config_error=str(error))
-        findings = examine(facts)
+        findings = examine_machine(facts) if self.machine else examine(facts)
         self.exit_status = 0 if main_job_runs(findings) else 1
         if self.json:
             print(
@@ -165,6 +197,12 @@ class Doctor(Command):
         else:
             shown = findings if self.all else brief(findings, facts)
             show_findings(shown, facts.simulated, make_console())
+
+    def _collect(self) -> Facts:
+        """Raises ConfigError."""
+        if not self.machine:
+            return collect(self.settings())
+        return collect_machine(self.settings(), tuple(filter(None, self.images.split(","))))
 
 
 class Status(Command):
@@ -181,7 +219,7 @@ class Status(Command):
             self._fail(str(error))
             return
         try:
-            status, zone = asyncio.run(_ask(socket_path))
+            status, zone = asyncio.run(ask_status(socket_path))
         except BrokerUnavailable as error:
             reason = unreachable(error, socket_path, self.config_file)
             self._fail(f"{reason}. {ELSEWHERE}; `gpuspawner doctor` says more.")
@@ -200,14 +238,29 @@ class Homes(Command):
     """Lists the homes that Docker keeps with their sizes, archives or removes those of users.
 
     `gpuspawner homes`; `gpuspawner homes archive ada ben --to=/srv/archive`; `gpuspawner homes remove ada`;
-    `gpuspawner homes retire ada --to=/srv/archive` archives and then removes.
+    `gpuspawner homes retire ada --to=/srv/archive` archives and then removes. In a Swarm, the list says which
+    machine has which home, and `gpuspawner homes move ada gpu-b` says how to copy one to another machine;
+    after that, `--copied` makes the user's servers start there.
     """
 
     name = "gpuspawner-homes"
     description = __doc__
     aliases = {**Command.aliases, "to": "Homes.to"}  # noqa: RUF012
-    flags = {**Command.flags, "yes": ({"Homes": {"yes": True}}, "remove without a further question")}  # noqa: RUF012
+    flags = {  # noqa: RUF012
+        **Command.flags,
+        "yes": ({"Homes": {"yes": True}}, "remove without a further question"),
+        "copied": ({"Homes": {"copied": True}}, "move: the files are on the other machine now"),
+    }
 
+    copied = Bool(
+        False,
+        help="""
+        Whether `move` makes the user's servers start on the other machine; without it, it says how to copy.
+
+        Default: off, because a home that wasn't copied would come up empty.
+        Example: `gpuspawner homes move ada gpu-b --copied`
+        """,
+    ).tag(config=True)
     to = Unicode(
         ".",
         help="""
@@ -233,17 +286,30 @@ class Homes(Command):
         try:
             settings = self.settings()
             call = DockerEngine({}, {}).call_here
-            found = homes.list_homes(call, homes.patterns_of(settings.config))
+            patterns = homes.patterns_of(settings.config)
+            found, own = homes.list_homes(call, patterns), ""
+            shared = settings.config.get("GpuSwarm", Config()).get("shared_homes")
+            if settings.site.engine == "swarm" and not shared:
+                own = homes.own_name(call)
+                found = homes.placed(call, found, patterns, own)
             if verb == "list":
                 self._show(found)
                 if not found:
                     print(f"gpuspawner homes: {homes.why_none(call, settings.config)}", file=sys.stderr)
+            elif verb == "move" and len(users) == 2 and own:
+                self._move(call, homes.of_users(found, users[:1]), users[1], image_references(settings))
             elif verb in ("archive", "remove", "retire") and users:
                 if not found:
                     raise ConfigError(homes.why_none(call, settings.config))
-                self._change(verb, call, homes.of_users(found, users), image_references(settings))
+                chosen = homes.of_users(found, users)
+                if far := [home for home in chosen if home.machine not in ("", own)]:
+                    raise ConfigError(f"{far[0].name} is on the machine {far[0].machine}: run this there")
+                self._change(verb, call, chosen, image_references(settings))
             else:
-                raise ConfigError("use `list`, `archive USER …`, `remove USER …` or `retire USER …`")
+                raise ConfigError(
+                    "use `list`, `archive USER …`, `remove USER …` or `retire USER …`; in a Swarm also `move "
+                    "USER MACHINE`"
+                )
         except (ConfigError, EngineFault) as error:
             self._fail(str(error))
         except OSError as error:
@@ -259,12 +325,36 @@ class Homes(Command):
             return
         if not found:
             return
-        shown = table("Homes", "User", "Size", "Limit", "In use", "Volume")
+        several = any(home.machine for home in found)
+        machine = ("Machine",) if several else ()
+        shown = table("Homes", "User", *machine, "Size", "Limit", "In use", "Volume")
         for home in found:
             limit = format_bytes(home.limit_bytes) if home.limit_bytes else ""
             size, used = format_bytes(home.size_bytes), "yes" if home.in_use else ""
-            shown.add_row(cell(home.user), size, limit, used, cell(home.name))
+            where = (cell(home.machine),) if several else ()
+            shown.add_row(cell(home.user), *where, size, limit, used, cell(home.name))
         make_console().print(shown)
+
+    def _move(
+        self, call: homes.Call, chosen: tuple[homes.HomeVolume, ...], machine: str, images: tuple[str, ...]
+    ) -> None:
+        if self.copied:
+            own = homes.own_name(call)
+            for home in chosen:
+                homes.move(call, home, machine, own)
+                print(
+                    f"{home.name} is on {machine} now. The old copy on {home.machine} is kept: when all is "
+                    f"well, remove it there with `docker volume rm {home.name}`"
+                )
+            return
+        self.exit_status = 1
+        for home in chosen:
+            if home.in_use:
+                raise ConfigError(f"The home {home.name} is in use: stop the user's servers first")
+            image = images[0] if images else "IMAGE"
+            print(f"Copy {home.name} first, and keep the user's servers stopped meanwhile:")
+            print(f"    {homes.copying(home, machine, image)}")
+            print("Then run this again with --copied.")
 
     def _change(
         self, verb: str, call: homes.Call, chosen: tuple[homes.HomeVolume, ...], images: tuple[str, ...]
@@ -563,7 +653,7 @@ def main(argv: list[str] | None = None) -> int:
     return int(getattr(app.subapp, "exit_status", 0))
 
 
-async def _ask(socket_path: str) -> tuple[dict[str, Any], str]:
+async def ask_status(socket_path: str) -> tuple[dict[str, Any], str]:
     """The broker's status, and the site's time zone as the broker has it."""
     client = BrokerClient(socket_path)
     try:
@@ -606,6 +696,8 @@ def show_status(status: dict[str, Any], zone: str, console: Console) -> None:
     since = f"Since ({zone})"
     if status["simulated"]:
         console.print("The GPUs are [bold]simulated[/]: servers get leases, but compute on the CPU.\n")
+    if len(status["machines"]) > 1:
+        show_machines(status["machines"], zone, console)
     devices = table("Devices", "GPU", "Model", "Memory", "State", since, "UUID")
     for device in status["devices"]:
         simulated = " (simulated)" if device["simulated"] else ""
@@ -633,6 +725,47 @@ def show_status(status: dict[str, Any], zone: str, console: Console) -> None:
             names = [cell(entry[key]) for key in ("user", "server", "tier")]
             queue.add_row(ordinal(entry["position"]), *names, local_time(entry["since"], zone))
         console.print(queue)
+
+
+_STATES = {"ready": "green", "draining": "yellow", "not in use": "yellow", "away": "red", "refused": "red"}
+
+
+def show_machines(machines: Sequence[dict[str, Any]], zone: str, console: Console) -> None:
+    """A table of `MachineDocument`s; "gpus" None: the broker doesn't say what the machine has."""
+    columns = ("Name", "State", f"Since ({zone})", "Last heard of", "Version", "GPUs", "Leases")
+    shown = table("Machines", *columns)
+    for each in machines:
+        colour = _STATES.get(each["state"])
+        state = cell(each["state"]) if colour is None else f"[{colour}]{each['state']}[/]"
+        known = each["gpus"] is not None
+        shown.add_row(
+            cell(each["name"]) + (" (the broker's own)" if each["own"] else ""),
+            "\n".join([state, *map(cell, filter(None, (each["reason"], *each["notices"])))]),
+            local_time(each["since"], zone),
+            _heard(each, zone) if known else "–",
+            cell(each["release"]) or "–",
+            _gpus(each) if known else "–",
+            str(each["leases"]) if known else "–",
+        )
+    console.print(shown)
+
+
+def _heard(machine: Mapping[str, Any], zone: str) -> str:
+    """When the machine's agent was heard last; it says every two seconds that it lives."""
+    if machine["heard_at"] is not None:
+        return local_time(machine["heard_at"], zone)
+    return "not since the broker began" if machine["state"] in ("away", "refused") else "now"
+
+
+def _gpus(machine: Mapping[str, Any]) -> str:
+    """How many, and how many of them aren't in service or are drained."""
+    out = machine["gpus"] - machine["in_service"]
+    parts = (
+        f"{out} out of service" if out else "",
+        f"{machine['drained']} drained" if machine["drained"] else "",
+    )
+    more = ", ".join(filter(None, parts))
+    return f"{machine['gpus']} ({more})" if more else str(machine["gpus"])
 
 
 def cell(text: str) -> str:

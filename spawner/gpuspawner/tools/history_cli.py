@@ -163,8 +163,9 @@ class TimelineCommand(HistoryCommand):
         query = {"user": self.user, "device": self.device}
         query |= days(self.first_day, self.last_day, zone)
         answer = self.pages("/api/timeline", TimelineDocument, query)
-        columns = ("From", "Until", "User", "Server", "Tier", "GPUs")
-        rows = [_stay_row(each, zone) for each in answer.entries]
+        several = len({each.node for each in answer.entries}) > 1
+        columns = ("From", "Until", "User", "Server", "Tier", *(("Machine",) if several else ()), "GPUs")
+        rows = [_stay_row(each, zone, (each.node,) if several else ()) for each in answer.entries]
         if not self.json:
             print(f"From {local_time(answer.start, zone)} to {local_time(answer.end, zone)} ({zone})")
         self.show(answer, "GPUs held", columns, rows)
@@ -225,10 +226,11 @@ def _details(values: Mapping[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False) if values else ""
 
 
-def _stay_row(entry: TimelineEntry, zone: str) -> tuple[str, ...]:
+def _stay_row(entry: TimelineEntry, zone: str, machine: tuple[str, ...]) -> tuple[str, ...]:
     until = "now" if entry.ended_at is None else local_time(entry.ended_at, zone)
     devices = ", ".join(entry.device_uuids)
-    return (local_time(entry.started_at, zone), until, entry.user, entry.server, entry.tier, devices)
+    began = local_time(entry.started_at, zone)
+    return (began, until, entry.user, entry.server, entry.tier, *machine, devices)
 
 
 def _image_words(image: ImageDocument) -> str:

@@ -7,9 +7,10 @@ that a site mounts as homes are the site's own: they aren't touched here.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -19,6 +20,8 @@ from traitlets.config import Config
 from ..core.errors import ConfigError, EngineFault
 from ..core.labels import HOME_SIZE
 from ..hub.names import escape_name
+from ..hub.swarm.homes import Homes
+from ..hub.swarm.machines import own_machine, read_machines
 
 DEFAULT_VOLUMES = {"{prefix}-home-{username}": "/home/jovyan"}
 DEFAULT_PREFIX = "gpuspawner"
@@ -35,7 +38,8 @@ class HomeVolume:
     """A volume that is a home. `user` is as it stands in the volume's name (escaped, lower case).
 
     `size_bytes` is None where Docker doesn't say; `in_use` is whether a container has it, running or not.
-    `limit_bytes` is how large it may become, None without a limit.
+    `limit_bytes` is how large it may become, None without a limit. `machine` has it, of several; "" where
+    there is only one.
     """
 
     name: str
@@ -43,6 +47,7 @@ class HomeVolume:
     size_bytes: int | None
     in_use: bool
     limit_bytes: int | None = None
+    machine: str = ""
 
 
 def patterns_of(config: Config) -> tuple[re.Pattern[str], ...]:
@@ -54,6 +59,11 @@ def patterns_of(config: Config) -> tuple[re.Pattern[str], ...]:
     if "format_volume_name" in settings:
         raise ConfigError("c.DockerSpawner.format_volume_name is set: homes can't be found by their names")
     return _patterns(settings, re.escape(_prefix_of(settings)))
+
+
+def own_name(call: Call) -> str:
+    """The name of this machine in the Swarm. Raises ConfigError if its engine is no manager, EngineFault."""
+    return own_machine(call, read_machines(call("nodes"))).name
 
 
 def why_none(call: Call, config: Config) -> str:
@@ -131,6 +141,57 @@ def _limit_of(volume: Mapping[str, Any]) -> int | None:
     """The size with which the spawner created it, from its label."""
     text = str((volume.get("Labels") or {}).get(HOME_SIZE, ""))
     return int(text) if text.isdecimal() else None
+
+
+def placed(
+    call: Call, found: tuple[HomeVolume, ...], patterns: tuple[re.Pattern[str], ...], own: str
+) -> tuple[HomeVolume, ...]:
+    """The homes of a Swarm, with the machine of each; `found` are the volumes here, on the machine `own`.
+
+    Of a home on another machine, Docker here knows neither size nor limit. Raises EngineFault.
+    """
+    where, used = Homes(own).all(call), _used_by_services(call)
+    here = [
+        replace(home, machine=where.get(home.name, own), in_use=home.in_use or home.name in used)
+        for home in found
+        if where.get(home.name, own) == own
+    ]
+    far = []
+    for name, machine in sorted(where.items()):
+        match = next((hit for each in patterns if (hit := each.fullmatch(name))), None)
+        if machine != own and match is not None:
+            far.append(HomeVolume(name, match["user"], None, name in used, machine=machine))
+    return (*here, *far)
+
+
+def _used_by_services(call: Call) -> set[str]:
+    """The volumes that services of the Swarm mount."""
+    specs = (each["Spec"]["TaskTemplate"].get("ContainerSpec") or {} for each in call("services"))
+    return {str(mount.get("Source")) for spec in specs for mount in spec.get("Mounts") or ()}
+
+
+def move(call: Call, home: HomeVolume, machine: str, own: str) -> None:
+    """Writes down that the home is on this machine now. Its files were copied there before.
+
+    Raises ConfigError while a server uses it, and for a machine that isn't in the Swarm; EngineFault.
+    """
+    if home.in_use:
+        raise ConfigError(_in_use(home))
+    names = [each.name for each in read_machines(call("nodes"))]
+    if names.count(machine) != 1:
+        raise ConfigError(f"The Swarm has no machine {machine!r}: it has {', '.join(names)}")
+    if home.machine == machine:
+        raise ConfigError(f"The home {home.name} is on {machine} already")
+    Homes(own).move(call, home.name, machine)
+
+
+def copying(home: HomeVolume, machine: str, image: str) -> str:
+    """The command that copies a home to another machine, for an admin who can log in there by ssh."""
+    box = f"docker run --rm -i --user 0 --network none -v {shlex.quote(home.name)}:{_MOUNTED_AT}"
+    image = shlex.quote(image)
+    read = f"{box} {image} tar -C {_MOUNTED_AT} --numeric-owner -cf - ."
+    write = f"{box} {image} tar -C {_MOUNTED_AT} --numeric-owner -xpf -"
+    return f"ssh root@{home.machine} {shlex.quote(read)} | ssh root@{machine} {shlex.quote(write)}"
 
 
 def of_users(homes: tuple[HomeVolume, ...], users: list[str]) -> tuple[HomeVolume, ...]:

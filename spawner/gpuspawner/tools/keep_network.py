@@ -32,6 +32,7 @@ from ..hub.network import (
     remove_network,
     subnets_of_all,
 )
+from .doctor.swarm_network import wall_of
 from .make_network import spawner_of_file
 
 LOG = logging.getLogger("gpuspawner.tools.keep_network")
@@ -39,6 +40,8 @@ LOOK_SECONDS = 0.25
 """How often it checks whether the address is on this machine. This asks the kernel, not Docker."""
 ASK_SECONDS = 5.0
 """How often it asks Docker in any case: a network without its address is no network for labs."""
+SHIELD_SECONDS = 600.0
+"""How often the rules for labs of a Swarm are looked for."""
 RETRY_SECONDS = 2.0
 """The pause after a round that failed."""
 
@@ -148,6 +151,33 @@ class NetworkKeeper:
         self._told = text
 
 
+class SwarmShield:
+    """Keeps labs that are services of a Swarm from this machine's cloud keys. `look` blocks on Docker."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._next = 0.0
+        self._told = ""
+
+    def look(self, now: float) -> None:
+        """Adds missing rules of the firewall, now and then; `now` is in monotonic seconds."""
+        if now < self._next:
+            return
+        self._next = now + SHIELD_SECONDS
+        try:
+            wall = wall_of(self._call)
+            added = wall.build() if wall is not None else 0
+        except EngineFault as fault:
+            if str(fault) != self._told:
+                LOG.warning("Labs of the Swarm may reach the cloud's metadata service: %s", fault)
+            self._told = str(fault)
+            return
+        if added and wall is not None:
+            LOG.info(
+                "Labs of %s don't reach the cloud's metadata service: %d rules added", wall.subnet, added
+            )
+
+
 def sweep_rules(call: Call, has_address: Callable[[str], bool] = has_address, run: Run = run_program) -> None:
     """Takes back the firewall's rules of labs' networks that were removed, of this hub and of others.
 
@@ -176,8 +206,11 @@ def keep(config_file: Path) -> None:
     keeper = NetworkKeeper(engine.call_here, spawner.network_name, spawner.subnet, wall=wall)
     if wall is not None:
         sweep_rules(engine.call_here)
+    shield = SwarmShield(engine.call_here) if wall is not None and spawner.site.engine == "swarm" else None
     try:
         while os.getppid() == parent:
+            if shield is not None:
+                shield.look(time.monotonic())
             time.sleep(keeper.look(time.monotonic()))
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not cut this short

@@ -10,12 +10,14 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from traitlets import Unicode, default
 
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, GpuSpawnerError, Refusal
+from ..core.machine import MachineState, MachineView
 from ..node.remote import agent_process
 from ..node.remote.certificates import Identity
 from ..node.remote.joining import join, parse_line
@@ -23,7 +25,7 @@ from ..node.remote.members import make_line, membership_of
 from ..protocol.client import BrokerClient
 from ..protocol.rules import DrainChange
 from .agent_unit import RUNNING, UNIT, UNITS, AgentUnit
-from .cli import Command, make_console, table
+from .cli import Command, ask_status, make_console, show_machines
 from .rules_cli import Verb
 
 USAGE = (
@@ -91,15 +93,15 @@ class NodeCommand(Command):
         print(make_line(self._state_dir(), address))
 
     def _list(self, rest: Sequence[str]) -> None:
-        names, devices = membership_of(self._state_dir()).names(), self._devices()
-        rows = [_row(name, devices) for name in names]
+        joined, status = membership_of(self._state_dir()).names(), self._status()
+        known: list[dict[str, Any]] = [] if status is None else status[0]["machines"]
+        names = {each["name"] for each in known}
+        missing = [_unknown(name, status is not None) for name in joined if name not in names]
+        rows = [*known, *missing]
         if self.json:
             print(json.dumps(rows))
             return
-        shown = table("Machines that have joined", "Name", "State", "GPUs", "In service", "Drained")
-        for row in rows:
-            shown.add_row(*("–" if value is None else str(value) for value in row.values()))
-        make_console().print(shown)
+        show_machines(rows, "UTC" if status is None else status[1], make_console())
 
     def _drain(self, rest: Sequence[str]) -> None:
         """Nothing new starts on the GPUs that the machine has now; what runs there goes on."""
@@ -120,10 +122,10 @@ class NodeCommand(Command):
 
     def _of(self, name: str) -> list[dict[str, Any]]:
         """The machine's devices. Raises BrokerUnavailable, BadOption."""
-        devices = self._devices()
-        if devices is None:
+        status = self._status()
+        if status is None:
             raise BrokerUnavailable("The broker doesn't answer: this needs one that runs.")
-        found = [each for each in devices if each["node"] == name]
+        found = [each for each in status[0]["devices"] if each["node"] == name]
         if not found:
             raise BadOption(f"The broker knows no GPU of a machine {name}: see `gpuspawner node list`.")
         return found
@@ -140,19 +142,10 @@ class NodeCommand(Command):
 
         asyncio.run(send())
 
-    def _devices(self) -> list[dict[str, Any]] | None:
-        """Those of the running broker; None if none answers."""
-
-        async def ask() -> list[dict[str, Any]]:
-            client = BrokerClient(self.settings().site.socket_path)
-            try:
-                found: list[dict[str, Any]] = (await client.status())["devices"]
-                return found
-            finally:
-                await client.close()
-
+    def _status(self) -> tuple[dict[str, Any], str] | None:
+        """The running broker's status, and the site's time zone; None if no broker answers."""
         try:
-            return asyncio.run(ask())
+            return asyncio.run(ask_status(self.settings().site.socket_path))
         except BrokerUnavailable:
             return None
 
@@ -196,19 +189,11 @@ class NodeCommand(Command):
         self.exit_status = agent_process.main([f"--broker={rest[0]}", f"--name={self.machine}", *config])
 
 
-def _row(name: str, devices: Sequence[Mapping[str, Any]] | None) -> dict[str, object]:
-    """A machine in the list; `devices` are those of all, None if the broker doesn't say."""
-    if devices is None:
-        counts: dict[str, object] = dict.fromkeys(("devices", "in_service", "drained"))
-        return {"name": name, "state": "no broker answers", **counts}
-    mine = [each for each in devices if each["node"] == name]
-    healthy = [each for each in mine if each["healthy"]]
-    state = "serves" if healthy else "its agent has not connected since the broker began"
-    if mine and not healthy:
-        state = str(mine[0]["reason"])
-    drained = sum(bool(each["drained"]) for each in mine)
-    counts = {"devices": len(mine), "in_service": len(healthy), "drained": drained}
-    return {"name": name, "state": state, **counts}
+def _unknown(name: str, answers: bool) -> dict[str, Any]:
+    """A machine that has joined, and of which the broker says nothing."""
+    state = "not known yet: ask again in some seconds" if answers else "no broker answers"
+    counts = dict.fromkeys(("gpus", "in_service", "drained", "leases"))
+    return {**asdict(MachineView(name, MachineState.UNUSED)), "state": state, **counts}
 
 
 def _count(devices: int) -> str:

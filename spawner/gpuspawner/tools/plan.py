@@ -330,27 +330,42 @@ def _turns_json(plan: Plan) -> dict[str, Any]:
 def show(plans: Sequence[Plan], console: Console) -> None:
     """The splits as a table."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("Split")
-    for name in ("Asked", "Served", "Waited", "Median wait", "95 % wait at most", "GPUs held", "GPUs busy"):
-        table.add_column(name, justify="right")
-    table.add_column("Not served")
+    table.add_column("Split", no_wrap=True)
+    for name in (
+        "Asked",
+        "Served",
+        "Not served",
+        "Median wait",
+        "95 % wait at most",
+        "GPUs held",
+        "GPUs busy",
+    ):
+        table.add_column(_in_two_lines(name), justify="right")
     for plan in plans:
         summary = plan.summary
-        counts = (str(each) for each in (summary.visits, summary.served, summary.waited))
-        refused = "\n".join(f"{count} {_REASONS.get(why, why)}" for why, count in summary.refused.items())
+        counts = (str(each) for each in (summary.visits, summary.served, sum(summary.refused.values())))
         table.add_row(
             escape(plan.split.name),
             *counts,
             span(summary.median_wait_seconds),
             span(summary.p95_wait_seconds),
             *_used(plan),
-            escape(refused),
         )
     console.print(table)
+    for plan in plans:
+        for why, count in plan.summary.refused.items():
+            console.print(escape(f"{plan.split.name}: {count} {_REASONS.get(why, why)}"), soft_wrap=True)
     for plan in plans:
         for each in refused_by(plan):
             console.print(escape(f"{plan.split.name}: {refused_words(each)}"), soft_wrap=True)
     _show_cells(plans, console)
+
+
+def _in_two_lines(heading: str) -> str:
+    """With a break in its middle, so that a table fits on a terminal of 80 columns."""
+    words = heading.split()
+    half = (len(words) + 1) // 2
+    return "\n".join(" ".join(part) for part in (words[:half], words[half:]) if part)
 
 
 def _used(plan: Plan) -> tuple[str, str]:
@@ -367,9 +382,9 @@ def _show_cells(plans: Sequence[Plan], console: Console) -> None:
     if not rows:
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("Cells, from Run to the first result")
+    table.add_column("Cells, from Run\nto the first result")
     for name in ("Median wait", "95 % wait at most", "GPUs busy"):
-        table.add_column(name, justify="right")
+        table.add_column(_in_two_lines(name), justify="right")
     table.add_column("Simulated")
     for name, cells in [*rows, ("whole GPUs", wholes[0])]:
         waits = span(cells.median_wait_seconds), span(cells.p95_wait_seconds)

@@ -51,6 +51,10 @@ _MAX_REASON = 255
 """Characters of a reason, as the broker takes them."""
 
 
+class WrongWords(Exception):
+    """The words after the command are not what it takes: it shows its usage."""
+
+
 class RuleCommand(Command):
     """What the commands of this file share: verbs, a reason, and sentences in place of tracebacks."""
 
@@ -67,6 +71,7 @@ class RuleCommand(Command):
     ).tag(config=True)
 
     usage = ""
+    """What can be typed, a line for each verb."""
 
     def verbs(self) -> Mapping[str, Verb]:
         """The command's verbs."""
@@ -77,13 +82,15 @@ class RuleCommand(Command):
         verbs = self.verbs()
         verb, *rest = self.extra_args or [""]
         if verb not in verbs:
-            self._fail(2, self.usage)
+            self._show_usage(2)
             return
         if len(self.reason) > _MAX_REASON or not printable(self.reason):
             self._fail(1, f"A reason is text of up to {_MAX_REASON} printable characters: write it shorter.")
             return
         try:
             verbs[verb](rest)
+        except WrongWords:
+            self._show_usage(1)
         except BrokerUnavailable as error:
             path = self.settings().site.socket_path
             self._fail(1, f"{unreachable(error, path, self.config_file)}. {ELSEWHERE}")
@@ -120,6 +127,10 @@ class RuleCommand(Command):
         if not self.json:
             print(for_terminal(sentence))
 
+    def _show_usage(self, status: int) -> None:
+        self.exit_status = status
+        print(f"{self.name.replace('-', ' ')}: {self.usage}", file=sys.stderr)
+
     def _fail(self, status: int, sentence: str) -> None:
         self.exit_status = status
         print(f"{self.name.replace('-', ' ')}: {for_terminal(sentence)}", file=sys.stderr)
@@ -130,11 +141,15 @@ class Quota(RuleCommand):
 
     name = "gpuspawner-quota"
     description = __doc__
-    usage = (
-        "use: gpuspawner quota show [SUBJECT] | set SUBJECT KEY=VALUE… | remove SUBJECT | grant SUBJECT "
-        "HOURS. "
-        'A SUBJECT is "everybody", "group:NAME" or "user:NAME"; the KEYs are those of c.GpuSite.quotas.'
-    )
+    usage = """use:
+  gpuspawner quota show [WHO]               limits, and what was changed
+  gpuspawner quota set WHO KEY=VALUE ...    change limits now, without a restart
+  gpuspawner quota remove WHO               take these changes back
+  gpuspawner quota grant WHO HOURS          more GPU-hours now (-2.5: fewer)
+WHO is everybody, group:NAME or user:NAME. KEYs are those of c.GpuSite.quotas:
+  tiers=cpu,gpu   devices=2   leases=3   gpu_hours=10   session_hours=4   ...
+Add --reason "..." to say why; a grant needs one."""
+    examples = usage
 
     def verbs(self) -> Mapping[str, Verb]:
         return {"show": self._show, "set": self._set, "remove": self._remove, "grant": self._grant}
@@ -155,7 +170,11 @@ class Quota(RuleCommand):
         shown = table("Quotas", "For", "Limits", "Changed at run time")
         for each in quotas:
             shown.add_row(cell(each.subject), cell(_pairs(each.limits)), cell(_pairs(each.changed)))
-        console.print(shown)
+        if quotas:
+            console.print(shown)
+        else:
+            alone = "" if wanted is None else f" for {cell(wanted)} alone; the limits of others may apply"
+            console.print(f"No limits are set{alone}.")
         if history:
             zone = self.zone()
             past = table("Changes", f"When ({zone})", "For", "What", "By", "Why")
@@ -168,7 +187,7 @@ class Quota(RuleCommand):
 
     def _set(self, words: Sequence[str]) -> None:
         if len(words) < 2:
-            raise BadOption(self.usage)
+            raise WrongWords
         values = {}
         for word in words[1:]:
             key, equals, text = word.partition("=")
@@ -187,7 +206,7 @@ class Quota(RuleCommand):
 
     def _remove(self, words: Sequence[str]) -> None:
         if len(words) != 1:
-            raise BadOption(self.usage)
+            raise WrongWords
         removal = _made(
             QuotaRemoval, subject=str(subject_from_text(words[0])), author=self.author, reason=self.reason
         )
@@ -198,7 +217,7 @@ class Quota(RuleCommand):
 
     def _grant(self, words: Sequence[str]) -> None:
         if len(words) != 2:
-            raise BadOption(self.usage)
+            raise WrongWords
         try:
             subject, hours = words[0], float(words[1])
         except ValueError:
@@ -217,7 +236,7 @@ class Quota(RuleCommand):
 
 
 class Report(RuleCommand):
-    """Shows who used how many GPU-hours: by user, group, tier or day."""
+    """Shows who used how many GPU-hours: by user, group, tier, day or machine."""
 
     name = "gpuspawner-report"
     description = __doc__
@@ -235,7 +254,7 @@ class Report(RuleCommand):
     by = Unicode(
         "user",
         help="""
-        What the report has a line for: `user`, `group`, `tier` or `day`.
+        What the report has a line for: `user`, `group`, `tier`, `day` or `node` (the machine).
 
         Default: user. A user in several groups counts in each.
         Example: `gpuspawner report --by group`
@@ -303,12 +322,23 @@ class Session(RuleCommand):
 
     name = "gpuspawner-session"
     description = __doc__
-    usage = (
-        "use: gpuspawner session list | add NAME KEY=VALUE… | change NAME KEY=VALUE… | cancel NAME [DATE] | "
-        'calendar | import FILE KEY=VALUE…. KEYs: group, tier, seats, when ("Mondays 10-12"), from, until, '
-        "rule, timezone, lead, grace, prestart (minutes), move_out (stop, nothing), skip (dates), "
-        "move (DATE:NEW TIME)."
-    )
+    usage = """use:
+  gpuspawner session list
+  gpuspawner session add NAME group=GROUP tier=TIER seats=COUNT when="Mon 10-12"
+  gpuspawner session change NAME KEY=VALUE ...
+  gpuspawner session cancel NAME [DATE]     one date, or all of it
+  gpuspawner session calendar               all as iCalendar
+  gpuspawner session import FILE group=GROUP tier=TIER seats=COUNT
+More KEYs of add and change:
+  from=DATE until=DATE timezone=ZONE   default: from today, without end
+  rule=RRULE                           as iCalendar writes it, for unusual weeks
+  skip=DATE,DATE                       dates on which it doesn't meet
+  move="DATE:NEW DATE 14-16"           one date meets at another time
+  lead=MINUTES                         its places are kept from so long before
+  grace=MINUTES                        unused places go back so long after
+  prestart=MINUTES                     its servers are started so long before
+  move_out=stop|nothing                what becomes of servers in the way"""
+    examples = usage
 
     def verbs(self) -> Mapping[str, Verb]:
         return {
@@ -324,22 +354,25 @@ class Session(RuleCommand):
         self._print(self.sessions())
 
     def _add(self, words: Sequence[str]) -> None:
-        name, values = _name_and_values(words, self.usage)
+        name, values = _name_and_values(words)
         missing = [key for key in ("group", "tier", "seats", "when") if key not in values]
         if missing:
-            raise BadOption(f"The lab session needs {missing[0]}=…: {self.usage}")
+            raise BadOption(
+                f"The lab session needs {missing[0]}=…, like group=cs231n tier=gpu seats=24 "
+                'when="Mondays 10-12".'
+            )
         present = self.sessions()
         if any(each.session["name"] == name for each in present.sessions):
             raise BadOption(f"There is a lab session {name!r} already: change it, or use another name.")
         self._save({"name": name, "timezone": present.timezone}, values)
 
     def _change(self, words: Sequence[str]) -> None:
-        name, values = _name_and_values(words, self.usage)
+        name, values = _name_and_values(words)
         self._save(self._known(name), values)
 
     def _cancel(self, words: Sequence[str]) -> None:
         if not 1 <= len(words) <= 2:
-            raise BadOption(self.usage)
+            raise WrongWords
         name = words[0]
         if len(words) == 2:
             self._save(self._known(name), {"skip": words[1]})
@@ -353,7 +386,7 @@ class Session(RuleCommand):
         print(self.ask(lambda client: client.text("/api/sessions/calendar")), end="")
 
     def _import(self, words: Sequence[str]) -> None:
-        path, values = _name_and_values(words, self.usage)
+        path, values = _name_and_values(words)
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -404,7 +437,7 @@ class Session(RuleCommand):
             cells = (session["name"], session["group"], places, each.words, following, cancelled)
             shown.add_row(*map(cell, cells))
         console = make_console()
-        console.print(shown)
+        console.print(shown if answer.sessions else "There are no lab sessions.")
         for problem in answer.problems:
             console.print(f"[bold red]{cell(problem)}[/]")
 
@@ -425,9 +458,10 @@ def _by_use(line: ReportLine) -> tuple[float, str]:
     return -line.gpu_seconds, line.name
 
 
-def _name_and_values(words: Sequence[str], usage: str) -> tuple[str, dict[str, str]]:
+def _name_and_values(words: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Raises WrongWords."""
     if not words or any("=" not in word for word in words[1:]):
-        raise BadOption(usage)
+        raise WrongWords
     return words[0], {key: text for key, _, text in (word.partition("=") for word in words[1:])}
 
 

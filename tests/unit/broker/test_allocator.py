@@ -217,17 +217,15 @@ async def test_a_withdrawn_device_tells_its_holder_and_goes_to_nobody(
 async def test_who_waits_for_a_withdrawn_device_blocks_nobody(allocator: Allocator) -> None:
     """Two GPUs, one out of service: who asks for both waits, is told why, and the other GPU is given out."""
     await allocator.set_health(LOST)
-    obstacle = (
-        "You asked for 2 GPUs, but not enough GPUs are in service now."
-        " GPU 0 has been out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
-    )
+    out = "GPU 0 has been out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
+    obstacle = f"You asked for 2 GPUs, but not enough GPUs are in service now. {out}"
     pair = lease(A, WAITING, count=2)
     assert await allocator.acquire(request(A, 2)) == pair
     assert await allocator.acquire(request(B)) == lease(B, RESERVED, "GPU-1")
     await allocator.acquire(request(C))
     async with allocator.watch(A) as pairs, allocator.watch(C) as singles:
         assert await anext(pairs) == Change(pair, 1, 2, obstacle)
-        assert await anext(singles) == Change(lease(C, WAITING), 1, 1)
+        assert await anext(singles) == Change(lease(C, WAITING), 1, 1, idle_but_out=out)
         await allocator.begin_release(B, "stopped")
         await allocator.close(B)
         assert await anext(singles) == Change(lease(C, RESERVED, "GPU-1"), None, None)

@@ -16,6 +16,7 @@ from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.model import LeaseState
 from hypothesis import settings
 
+from tests.seeds import seeds
 from tests.unit.allocator_machine import RELEASING, RESERVED, RUNNING, USERS, WAITING, AllocatorMachine
 
 FAULTS = ["", "", "", "", "", "", "before", "after", "before, killed", "after, killed"]
@@ -62,10 +63,9 @@ def steps_of(machine: AllocatorMachine, draw: random.Random) -> list[tuple[int, 
 @pytest.mark.parametrize("faulty", [False, True])
 def test_long_walks(faulty: bool) -> None:
     """Half of the steps are without faults: there, what was charged must be exact."""
-    left = settings().max_examples * settings().stateful_step_count
-    while left > 0:
-        walk(random.randrange(1 << 32), min(left, 4000), faulty)
-        left -= 4000
+    steps = settings().max_examples * settings().stateful_step_count
+    for seed, done in zip(seeds(), range(0, steps, 4000), strict=False):
+        walk(seed, min(steps - done, 4000), faulty)
 
 
 def walk(seed: int, length: int, faulty: bool) -> None:

@@ -203,3 +203,30 @@ async def test_who_waits_for_a_drained_device_is_told(ledger: Ledger, times: Any
         "You asked for a GPU, but no matching GPU is in service now. GPU 0 has been out of service since "
         "2025-03-01 12:00 UTC: an admin lets no new server start on it (new fans)."
     )
+
+
+async def test_who_waits_reads_that_a_free_gpu_is_drained(ledger: Ledger, times: Any) -> None:
+    """Only while it would serve them: not while somebody has it, nor when nothing more is drained."""
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load([GPU0, GPU1])
+    for each in (A, B, C):
+        await allocator.acquire(request(each))
+    drain = Drain(times.wall, "root", "new fans")
+    out = (
+        "GPU 0 has been out of service since 2025-03-01 12:00 UTC: an admin lets no new server start"
+        " on it (new fans)."
+    )
+    async with allocator.watch(C) as changes:
+        assert (await anext(changes)).idle_but_out == ""
+        await allocator.set_drained({GPU0.uuid: drain})
+        await end(allocator, A)
+        change = await anext(changes)
+        assert (change.position, change.obstacle, change.idle_but_out) == (1, "", out)
+        await allocator.acquire(request(D, 2))
+        async with allocator.watch(D) as pairs:
+            change = await anext(
+                pairs
+            )  # on GPU 0 alone it would not run: that both are needed says the obstacle
+        assert (change.idle_but_out, out in change.obstacle) == ("", True)
+        await allocator.set_drained({})
+        assert (await anext(changes)).lease.state is RESERVED

@@ -23,6 +23,7 @@ from gpuspawner.core.want import Want
 from jupyterhub.services.auth import HubOAuth
 
 from tests.nvml.scripted import Script
+from tests.soon import SOON_SECONDS
 from tests.unit.lease_examples import UUIDS
 from tests.unit.whole_broker import running, settings, state_folder
 
@@ -249,7 +250,7 @@ async def test_a_round_that_fails_in_any_way_does_not_end_the_timer(
     monkeypatch.setattr(Rounds, "look", look)
     monkeypatch.setattr("gpuspawner.broker.leases.leasing.READY_SECONDS", 0.1)
     async with running(folder, "c.GpuBroker.reconcile_seconds = 0.1") as (broker, _):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_SECONDS):
             while looked < 2:
                 await asyncio.sleep(0.01)
             assert broker.leasing.service.not_ready == NOT_SET_UP
@@ -305,7 +306,7 @@ async def test_it_comes_up_while_nvml_hangs_and_takes_the_gpus_up_when_it_answer
         tiers = await client.tiers()
         assert (tiers["driver"], tiers["tiers"][1]["total"]) == (None, 0)
         script.drop(line)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON_SECONDS):
             while not (status := await client.status())["devices"]:
                 await asyncio.sleep(0.05)
         found = (status["fault"], [device["uuid"] for device in status["devices"]])
@@ -345,7 +346,7 @@ async def test_it_comes_up_beside_a_driver_that_fails_and_takes_the_gpus_up_afte
         )
         script.init = 0
         script.write()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON_SECONDS):
             while not (status := await client.status())["devices"]:
                 await asyncio.sleep(0.05)
         assert (status["fault"], [device["uuid"] for device in status["devices"]]) == ("", list(UUIDS))

@@ -16,6 +16,8 @@ from gpuspawner.core.errors import EngineFault
 from gpuspawner.node.inventory.simulated import SimulatedInventory
 from gpuspawner.node.local import LocalNode, LocalSettings
 
+from tests.soon import SOON_SECONDS
+
 GIB = 1 << 30
 Used = namedtuple("Used", "total used free")
 
@@ -104,7 +106,7 @@ async def test_a_failure_is_counted_each_time_and_logged_once(
 
     watch = DiskWatch(machine.facts, read, machine.metrics, logging.getLogger("disks"))
     watching = asyncio.create_task(watch.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while rounds < 3:
             await asyncio.sleep(0)
     watching.cancel()

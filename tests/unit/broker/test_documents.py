@@ -14,6 +14,7 @@ from gpuspawner.broker.decide.snapshot import Capacity, DeviceView, QueueEntry, 
 from gpuspawner.broker.decide.turns import Turn
 from gpuspawner.broker.ledger import EndedProcess
 from gpuspawner.core.disk import Disk
+from gpuspawner.core.machine import MachineState, MachineView
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode, Tier
 from gpuspawner.core.want import Want
 from gpuspawner.node.usage import Usage
@@ -38,6 +39,9 @@ NEWS = News(
     "NVML hangs",
     unknown={"a" * 32},
     disks=(Disk("homes", "/var/lib/docker", 5 << 30, 100 << 30),),
+    machines=(
+        MachineView("b", MachineState.DRAINING, "by admin", NOW, None, "0.1.0", gpus=2, labels=("fast",)),
+    ),
 )
 SLICE, TURNS = Want(1, mode=Mode.SLICE), Want(1, mode=Mode.TURNS)
 WAITING = Lease("b" * 32, "hub", "ben", "", "gpu", LeaseState.WAITING, Want(1), NOW, NOW)
@@ -124,6 +128,13 @@ def test_status() -> None:
                 "sentence": "5.0 GiB of 100 GiB free at /var/lib/docker: low",
             },
         ],
+        "machines": [
+            {
+                "name": "b", "state": "draining", "reason": "by admin", "since": "2025-03-01T12:00:00Z",
+                "heard_at": None, "release": "0.1.0", "own": False, "gpus": 2, "in_service": 0, "drained": 0,
+                "leases": 0, "labels": ["fast"], "notices": [],
+            },
+        ],
     }  # fmt: skip
 
 
@@ -182,10 +193,12 @@ def test_a_pool_of_turns_shows_who_is_awake_and_the_seats_of_all() -> None:
         {
             "turn": "asleep", "since": "2025-03-01T12:00:00Z", "gpu_uuid": None, "memory_bytes": 9 << 30,
             "moves": True, "position": 1, "wait_seconds": 20.5, "can_move": True,
+            "held_up": None,
         },
         {
             "turn": "awake", "since": "2025-03-01T12:05:00Z", "gpu_uuid": "GPU-2", "memory_bytes": 5 << 30,
             "moves": False, "position": None, "wait_seconds": None, "can_move": False,
+            "held_up": None,
         },
         None,
     ]  # fmt: skip

@@ -35,6 +35,7 @@ from gpuspawner.node.usage import UsageMonitor, UsageSettings
 
 from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Script
+from tests.soon import SOON_SECONDS
 from tests.unit.lease_examples import GPU0, GPU1
 
 DEVICES = {device.uuid: device for device in (GPU0, GPU1)}
@@ -656,7 +657,7 @@ async def test_after_a_change_the_next_round_comes_soon(
     try:
         await asyncio.sleep(0.05)
         await bench.rules.extend(lease.id, 1800.0, "ada")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_SECONDS):
             while bench.endings.deadline_of(lease.id) == before:
                 await asyncio.sleep(0.01)
     finally:

@@ -23,7 +23,7 @@ async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
 
 
 async def test_what_nobody_uses_any_more_ends_and_what_is_used_again_stays(machine: Machine) -> None:
-    machine.idle_seconds = 0.3
+    machine.idle_seconds = 1.0
     broker = await machine.broker(managed=frozenset({A}))
     first = await machine.lease()
     await broker.prepare(first)
@@ -31,7 +31,7 @@ async def test_what_nobody_uses_any_more_ends_and_what_is_used_again_stays(machi
     await machine.close(first)
     second = await machine.lease()
     assert second.device_uuids == (A,)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.3)
     assert machine.pid(A) == before is not None
     await machine.close(second)
     await until(lambda: machine.pid(A) is None)

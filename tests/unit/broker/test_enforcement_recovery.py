@@ -21,6 +21,7 @@ from gpuspawner.node.guard.judge import Offence
 from gpuspawner.node.inventory import ComputeMode
 from gpuspawner.node.mps.daemon import BACK, DIED
 
+from tests.soon import SOON_SECONDS
 from tests.unit.slice_machine import DEVICES, NEEDS_ROOT, NOW, SLICED, A, B, C, Machine, machine_in, until
 
 pytestmark = NEEDS_ROOT
@@ -160,13 +161,13 @@ async def test_a_gpu_that_hangs_in_nvml_leaves_the_others_compute_modes_alone(ma
     def hanging(uuid: str) -> ComputeMode:
         if uuid == A:
             asked.set()
-            goes_on.wait(20)
+            goes_on.wait(2 * SOON_SECONDS)
         return ask(uuid)
 
     machine.inventory.compute_mode = hanging  # type: ignore[method-assign]
     waiting = asyncio.create_task(broker.prepare(first))
     await until(asked.is_set)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_SECONDS):
         await broker.prepare(second)
     assert not waiting.done()
     goes_on.set()

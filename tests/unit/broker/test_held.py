@@ -68,7 +68,7 @@ async def test_the_past_in_pages_and_by_groups(database: str, times: Any) -> Non
     ledger = times.make_ledger(database)
     await ledger.open()
     allocator = Allocator(ledger, clock=times.now)
-    await allocator.load([GPU0, GPU1])
+    await allocator.load([replace(each, node="m1") for each in (GPU0, GPU1)])
     for lease_id, groups in ((A, ("ml", "cs")), (B, ("cs",)), (C, ())):
         await allocator.acquire(replace(request(lease_id), groups=groups))
         await allocator.set_running(lease_id, "c")
@@ -94,7 +94,7 @@ async def test_the_past_in_pages_and_by_groups(database: str, times: Any) -> Non
     assert await stays(of=OfGroups("hub", frozenset())) == ""
     first = (await ledger.stays(StaySearch(NOON, None, 9)))[-1]
     assert first == Stay(
-        1, A, "hub", "user-a", "", "gpu", 1.0, NOON, NOON + minutes(1), ("GPU-0",), ("ml", "cs")
+        1, A, "hub", "user-a", "", "gpu", 1.0, NOON, NOON + minutes(1), "m1", ("GPU-0",), ("ml", "cs")
     )
     everything = await ledger.guarded(EndedSearch(9))
     assert [(number, each.lease_id) for number, each in everything] == [(4, None), (3, C), (2, B), (1, A)]

@@ -19,6 +19,8 @@ from gpuspawner.protocol.client import BrokerClient
 from gpuspawner.protocol.pulls import ImageDocument, PullMessage, PullsMessage
 from tornado.httpserver import HTTPServer
 
+from tests.soon import SOON_SECONDS
+
 LOG = logging.getLogger("test")
 FAILURES = LoopFailures("images", Metrics(), LOG)
 
@@ -70,7 +72,7 @@ async def test_an_image_is_looked_for_right_after_its_pull() -> None:
     watch.tell(PullsMessage(source="hub", pulls=(pull("a", 50),)))
     docker.sizes["a"] = 9
     watch.tell(PullsMessage(source="hub", pulls=()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while watch.now() != (shown("a", 9),):
             await asyncio.sleep(0.01)
     looking.cancel()
@@ -93,7 +95,7 @@ async def test_a_failure_is_counted_each_time_and_logged_once(
 
     watch = ImageWatch(["a"], size, LoopFailures("images", metrics, LOG))
     looking = asyncio.create_task(watch.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while answers:
             await asyncio.sleep(0)
     looking.cancel()
@@ -122,10 +124,10 @@ async def test_a_hub_s_pull_reaches_the_broker_and_ends_there(
     def work(feed: object, cancel: Cancel) -> None:
         sizes = {"current": 25, "total": 100}
         feed({"id": "layer", "status": "Downloading", "progressDetail": sizes})  # type: ignore[operator]
-        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(SOON_SECONDS)
 
     waiting = asyncio.create_task(pulls.pull("lab:1", "ada", work, lambda news: None))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_SECONDS):
         while not any(each.percent == 25 for message in told for each in message.pulls):
             await asyncio.sleep(0.01)
         go_on.set()

@@ -17,6 +17,7 @@ from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState
 from gpuspawner.core.want import Want
 from gpuspawner.node.engine import Container, ContainerEvent, EventsConnected
 
+from tests.soon import SOON_SECONDS
 from tests.unit.lease_examples import NOON
 from tests.unit.service_bench import HOUR, Bench, make_bench
 
@@ -175,7 +176,7 @@ async def test_a_running_container_without_a_lease_is_taken_up(bench: Bench) -> 
 async def test_one_that_clashes_is_stopped_then_removed(bench: Bench) -> None:
     bench.put(Lease(**{**_lease_fields(), "device_uuids": ("GPU-of-nobody",)}))
     await bench.service.reconcile()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while bench.engine.boxes:
             await asyncio.sleep(0.01)
     assert [call for call in bench.engine.calls if call != "list"] == ["stop c1", "remove c1"]
@@ -262,7 +263,7 @@ async def test_stuck_removals_hold_up_nobody(bench: Bench) -> None:
         await bench.service.stopped(lease.id)
     anna = await bench.allocator.acquire(bench.request(1))
     bench.put(anna)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(SOON_SECONDS):
         await bench.service.reconcile()
         assert bench.states()["anna"] == "running"  # by the timer's round, though the event was lost
         bench.engine.boxes.pop("c1")
@@ -354,7 +355,7 @@ async def test_an_old_copy_of_the_ledger_stops_no_notebook(bench: Bench, copy: L
     await bench.ledger.save(copy, at=NOON)
     await restart(bench)
     bench.put(row(1, "anna", "running", "GPU-1"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while not await bench.service.reconcile_or_log():
             assert not bench.allocator.placing
     assert bench.states() == {"anna": "running"}

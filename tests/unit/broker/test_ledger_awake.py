@@ -15,6 +15,7 @@ from gpuspawner.core.model import LeaseState
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.soon import SOON_SECONDS
 from tests.unit.lease_examples import NOON, PAIR, PAIR_RUNNING
 
 
@@ -112,7 +113,7 @@ async def test_beats_come_by_themselves(path: str, times: Any, query: Any) -> No
     await ledger.open()
     await ledger.save(PAIR_RUNNING, at=times.wall)
     times.pass_seconds(60)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while not query("SELECT * FROM awake WHERE seconds = 60"):
             await asyncio.sleep(0.01)
     await ledger.close()

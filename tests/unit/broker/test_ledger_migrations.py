@@ -168,7 +168,11 @@ async def test_a_slice_is_the_same_after_a_restart(path: str, times: Any) -> Non
 def test_a_lease_has_a_column_for_everything() -> None:
     elsewhere = ("want", "device_uuids", "device_fractions", "groups")
     fields = {name for name in Lease.__dataclass_fields__ if name not in elsewhere}
-    sizes = {"memory_bytes": "slice_memory_bytes", "compute_percent": "slice_compute_percent"}
+    sizes = {
+        "memory_bytes": "slice_memory_bytes",
+        "compute_percent": "slice_compute_percent",
+        "node": "home_node",
+    }
     asked = {sizes.get(name, name) for name in Want.__dataclass_fields__}
     assert {column.name for column in metadata.tables["leases"].columns} - {
         "number",

@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,19 +19,17 @@ from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core.errors import ConfigError, LedgerFault
 
 from tests.postgres import Server
+from tests.soon import SOON_SECONDS
 from tests.unit.lease_examples import GPU0, GPU1, NOON, PAIR, PAIR_RUNNING, A, B, request
-
-SOON_SECONDS = 8.0
-"""Far more than the limits below add up to."""
 
 
 @pytest.fixture
 def server(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """With short limits, so that the tests are short."""
     monkeypatch.setattr("gpuspawner.broker.ledger.database.BUSY_TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr("gpuspawner.broker.ledger.database.STATEMENT_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("gpuspawner.broker.ledger.database.STATEMENT_TIMEOUT_SECONDS", 2.0)
     monkeypatch.setattr("gpuspawner.broker.ledger.database.CONNECT_TIMEOUT_SECONDS", 2)
-    monkeypatch.setattr("gpuspawner.broker.ledger.thread.ANSWER_SECONDS", 1.5)
+    monkeypatch.setattr("gpuspawner.broker.ledger.thread.ANSWER_SECONDS", 4.0)
     return postgres
 
 
@@ -90,13 +87,12 @@ async def test_a_foreign_lock_holds_up_nobody_for_long(
     allocator = Allocator(ledger, clock=times.now)
     await allocator.load([GPU0, GPU1])
     with locked(server, name):
-        began = time.monotonic()
         asked = [
             asyncio.create_task(allocator.acquire(request(A))),
             asyncio.create_task(allocator.begin_release(PAIR.id, "stopped")),
         ]
-        faults = await asyncio.gather(*asked, return_exceptions=True)
-        assert time.monotonic() - began < SOON_SECONDS
+        async with asyncio.timeout(SOON_SECONDS):
+            faults = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(fault) for fault in faults] == [LedgerFault, LedgerFault]
         assert str(faults[0]).endswith(
             "is locked by another session: see pg_stat_activity and pg_locks, end that session"
@@ -137,7 +133,7 @@ async def test_a_statement_that_takes_too_long_ends(ledger: Ledger) -> None:
         with ledger._transaction() as connection:
             connection.exec_driver_sql("SELECT pg_sleep(30)")
 
-    with pytest.raises(LedgerFault, match=r"took longer than 1 s for one statement: see the load"):
+    with pytest.raises(LedgerFault, match=r"took longer than 2 s for one statement: see the load"):
         await ledger._in_thread(sleep)
     assert await ledger.living() == (PAIR,)
 
@@ -145,13 +141,12 @@ async def test_a_statement_that_takes_too_long_ends(ledger: Ledger) -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_server_that_hangs_is_broken_off(ledger: Ledger, server: Server, name: str) -> None:
     with stopped(server, name):
-        began = time.monotonic()
-        with pytest.raises(LedgerFault, match="does not answer"):
-            await ledger.save(PAIR_RUNNING, at=NOON)
-        with pytest.raises(LedgerFault, match="does not answer"):
-            await ledger.living()
-        assert time.monotonic() - began < 2 * SOON_SECONDS
-    async with asyncio.timeout(3 * SOON_SECONDS):
+        async with asyncio.timeout(SOON_SECONDS):
+            with pytest.raises(LedgerFault, match="does not answer"):
+                await ledger.save(PAIR_RUNNING, at=NOON)
+            with pytest.raises(LedgerFault, match="does not answer"):
+                await ledger.living()
+    async with asyncio.timeout(SOON_SECONDS):
         while True:
             try:
                 assert (await ledger.living())[0].id == PAIR.id
@@ -170,7 +165,7 @@ async def test_closing_while_the_server_hangs(server: Server, name: str, times: 
     with stopped(server, name):
         saving = asyncio.create_task(ledger.save(PAIR, at=NOON))
         await asyncio.sleep(0.1)
-        async with asyncio.timeout(2 * SOON_SECONDS):
+        async with asyncio.timeout(SOON_SECONDS):
             await ledger.close()
         with pytest.raises(LedgerFault):
             await saving
@@ -225,7 +220,7 @@ async def test_the_limits_hold_in_every_session(ledger: Ledger, server: Server) 
             names = ("lock_timeout", "statement_timeout")
             return [connection.exec_driver_sql(f"SHOW {each}").scalar() for each in names]
 
-    assert await ledger._in_thread(ask) == ["300ms", "1s"]
+    assert await ledger._in_thread(ask) == ["300ms", "2s"]
 
 
 def test_the_fixture_is_what_it_says(server: Server, name: str) -> None:

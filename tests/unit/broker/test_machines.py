@@ -17,6 +17,7 @@ from gpuspawner.core.model import GpuRequest, LeaseState
 from gpuspawner.core.want import Want
 from gpuspawner.protocol.client import BrokerClient
 
+from tests.soon import SOON_SECONDS
 from tests.unit.whole_broker import running, state_folder
 
 TWO = 'c.GpuSite.simulated_devices = "a: 2 x H100 80GB; b: 1 x H100 80GB, 1 x A100 40GB"\n'
@@ -44,7 +45,7 @@ async def two_machines(folder: Path) -> AsyncIterator[tuple[Broker, BrokerClient
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_SECONDS):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -57,6 +58,7 @@ def health(broker: Broker) -> dict[str, tuple[bool, str]]:
 
 WELL = (True, "")
 AWAY = (False, "the machine b can't be reached: network cut")
+FAULT = "The machine b can't be reached: network cut"
 
 
 async def test_the_devices_of_a_lease_are_of_one_machine_which_is_named(folder: Path) -> None:
@@ -111,7 +113,7 @@ async def test_a_machine_that_is_away_keeps_its_leases_and_gets_nothing_new(fold
             "H100 80GB #0 of a": WELL, "H100 80GB #1 of a": WELL,
             "H100 80GB #0 of b": AWAY, "A100 40GB #1 of b": AWAY,
         }  # fmt: skip
-        assert (await client.status())["fault"] == AWAY[1]
+        assert (await client.status())["fault"] == FAULT
         await until(lambda: (known := allocator.lease(held.id)) is not None and bool(known.notice))
         kept = allocator.lease(held.id)
         assert kept is not None
@@ -177,3 +179,63 @@ async def test_a_machine_that_is_away_at_the_start_keeps_its_leases_and_comes_la
         waits = allocator.lease(early.id)
         assert waits is not None
         assert (waits.state, allocator.obstacles([early.id])) == (LeaseState.WAITING, {})  # anna has it
+
+
+async def test_who_has_files_on_a_machine_gets_a_gpu_there_or_waits_for_it(folder: Path) -> None:
+    on_b = Want(1, node="b")
+    async with two_machines(folder) as (broker, _):
+        allocator = broker.deciding.allocator
+        first, second = [await allocator.acquire(request(user, on_b)) for user in ("anna", "ben")]
+        assert (first.node, second.node) == ("b", "b")
+        third = await allocator.acquire(request("cleo", on_b))
+        assert third.state is LeaseState.WAITING  # although a has two
+        with pytest.raises(NoCapacity) as never:
+            await allocator.acquire(request("dora", Want(1, "a100", node="a")))
+        assert never.value.message == (
+            "You asked for a GPU with 'a100' in its name on the machine a, where your files are, but it has "
+            "none: choose another tier, or CPU."
+        )
+        (folder / "simulated_faults").write_text("b network cut\n")
+        await until(lambda: not health(broker)["A100 40GB #1 of b"][0])
+        await until(lambda: not health(broker)["H100 80GB #0 of b"][0])
+        obstacle = allocator.obstacles([third.id])[third.id]
+        assert obstacle.startswith(
+            "You asked for a GPU on the machine b, where your files are, but no matching GPU is in service"
+        )
+        assert "the machine b can't be reached: network cut" in obstacle
+    async with two_machines(folder) as (broker, _):  # b is away, and nobody knows what it has
+        allocator = broker.deciding.allocator
+        kept = allocator.lease(third.id)
+        assert kept is not None
+        assert (kept.state, kept.want) == (LeaseState.WAITING, on_b)
+        with pytest.raises(NoCapacity, match="on the machine c, where your files are, but it has none"):
+            await allocator.acquire(request("emil", Want(1, node="c")))
+
+
+async def test_a_tier_s_label_and_a_pool_s_machines_decide_where_a_server_is(folder: Path) -> None:
+    settings = TWO + (
+        'c.GpuSite.node_labels = {"b": ["fast-disk"]}\n'
+        'c.GpuSite.pools = [{"name": "lab", "nodes": ["b"], "devices": {"model": "A100"}}, {"name": "all"}]\n'
+        'c.GpuSite.tiers = [{"name": "gpu", "devices": 1}, '
+        '{"name": "near", "devices": 1, "node_label": "fast-disk", "model": "H100"}, '
+        '{"name": "lab", "devices": 1, "pool": "lab"}]\n'
+    )
+    async with running(folder, settings) as (broker, client):
+        allocator = broker.deciding.allocator
+        await allocator.start_placing()
+        near = Want(1, "h100", node_label="fast-disk")
+        first, second = (
+            await allocator.acquire(request("anna", near)),
+            await allocator.acquire(request("ben", near)),
+        )
+        assert (first.node, second.state) == ("b", LeaseState.WAITING)  # a has two, but no such label
+        lab = await allocator.acquire(request("cleo", Want(1, pool="lab")))
+        pools = {each["pool"] for each in (await client.status())["devices"] if each["model"] == "A100 40GB"}
+        assert (lab.node, pools) == ("b", {"lab"})
+        with pytest.raises(NoCapacity, match="a GPU of a machine with the label 'fast-net', but"):
+            await allocator.acquire(request("dora", Want(1, node_label="fast-net")))
+        machines = {each["name"]: each["labels"] for each in (await client.status())["machines"]}
+        assert machines == {"a": [], "b": ["fast-disk"]}
+        found = await broker.ground.ledger.find(second.id)
+        assert found is not None
+        assert found.want == near

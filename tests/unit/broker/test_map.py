@@ -119,3 +119,14 @@ def said(views: Sequence[DeviceView], waiting: int, simulated: bool = False) -> 
     """The sentence on each page, of these devices as the status document has them."""
     devices = [document(device_document(view, News())) for view in views]
     return summary({"simulated": simulated, "devices": devices, "queue": [{}] * waiting})
+
+
+def test_with_several_machines_the_cells_come_by_machine() -> None:
+    views = [DeviceView(replace(GPU0, uuid=uuid), WELL, (), node=node)
+             for uuid, node in (("GPU-0", "a"), ("GPU-1", "a"), ("GPU-2", "b"))]  # fmt: skip
+    found = make_map(views, Readings())
+    assert [(name, [each.uuid for each in cells]) for name, cells in found.machines] == [
+        ("a", ["GPU-0", "GPU-1"]), ("b", ["GPU-2"]),
+    ]  # fmt: skip
+    alone = make_map([replace(view, node="") for view in views], Readings())
+    assert [(name, len(cells)) for name, cells in alone.machines] == [("", 3)]

@@ -19,13 +19,13 @@ from gpuspawner.broker.api.public.limits import WriteLimits
 from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.observe.checkup import Checkup
 from gpuspawner.broker.observe.sampler import Sampler
-from gpuspawner.broker.pages import make_handlers
 from gpuspawner.broker.pages.admin.base import AdminTools
 from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
 from gpuspawner.broker.pages.own.desk import BrokerDesk
+from gpuspawner.broker.pages.routes import make_handlers
 from gpuspawner.broker.pages.unknown.handlers import unknown_pages
 from gpuspawner.core.model import Tier
 from gpuspawner.core.want import Want

@@ -11,6 +11,7 @@ from gpuspawner.broker.ledger import Result
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.core.decision import Drain
 from gpuspawner.core.errors import all_refusals
+from gpuspawner.core.machine import MachineState, MachineView
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState, Mode
 from gpuspawner.core.want import Want
 
@@ -68,6 +69,31 @@ def test_everything_is_there_from_the_start() -> None:
         "gpuspawner_acquire_seconds_sum",
     ]  # fmt: skip
     assert samples(Metrics(["gpu", "slice"])) == dict.fromkeys(zeros, 0.0)
+
+
+def test_several_machines_are_counted_by_name_and_a_single_one_isn_t() -> None:
+    metrics = Metrics([])
+    views = tuple(
+        replace(each, device=replace(each.device, node=node))
+        for node, each in (("a", device(0)), ("b", device(1, healthy=False)))
+    )
+    machines = (
+        MachineView("a", MachineState.READY, leases=3), MachineView("b", MachineState.DRAINING),
+    )  # fmt: skip
+
+    def by_node(*machines: MachineView) -> list[str]:
+        text = metrics.text(Snapshot(views, (), ()), NOW, machines).decode().splitlines()
+        mine = "gpuspawner_node_"
+        return sorted(line.removeprefix(mine) for line in text if line.startswith(mine))
+
+    assert by_node(*machines) == [
+        'devices{node="a",state="drained"} 0.0', 'devices{node="a",state="free"} 1.0',
+        'devices{node="a",state="in_use"} 0.0', 'devices{node="a",state="out_of_service"} 0.0',
+        'devices{node="b",state="drained"} 0.0', 'devices{node="b",state="free"} 0.0',
+        'devices{node="b",state="in_use"} 0.0', 'devices{node="b",state="out_of_service"} 1.0',
+        'leases{node="a"} 3.0', 'leases{node="b"} 0.0', 'ready{node="a"} 1.0', 'ready{node="b"} 0.0',
+    ]  # fmt: skip
+    assert by_node(machines[0]) == []  # b was forgotten
 
 
 def test_what_changes_them() -> None:

@@ -62,11 +62,11 @@ def tell(served: Served, path: str, body: Any) -> None:
     served.do(run())
 
 
-def offer(served: Served, *groups: str, user: str = "ada") -> OfferDocument:
+def offer(served: Served, *groups: str, user: str = "ada", node: str = "") -> OfferDocument:
     async def run() -> OfferDocument:
         client = BrokerClient(served.socket)
         try:
-            who = WhoAsks(hub="hub", user=user, server="", groups=groups)
+            who = WhoAsks(hub="hub", user=user, server="", groups=groups, node=node)
             return await client.ask("/offer", OfferDocument, who)
         finally:
             await client.close()
@@ -95,6 +95,11 @@ def kept(times: Any, places: int, message: str) -> KeptDocument:
 def test_nobody_is_there_and_nothing_is_limited(served: Served) -> None:
     expected = OfferDocument(timezone="Europe/Berlin", tiers=(CPU, GPU), allowance=FREE)
     assert offer(served) == expected
+
+
+def test_who_has_files_on_a_machine_is_offered_what_that_has(served: Served) -> None:
+    nothing = {"free": 0, "total": 0, "starts_now": False, "gpu_hours_an_hour": None}
+    assert offer(served, node="b").tiers == (CPU, GPU.model_copy(update=nothing))
 
 
 def test_before_a_class_a_start_ends_when_it_begins_and_the_page_says_so(served: Served, times: Any) -> None:

@@ -148,6 +148,15 @@ def turn(word: str, **more: Any) -> dict[str, Any]:
                 "1 other waits for a turn.", False, False,
             ),
         ),
+        (
+            turn("asleep", position=1, held_up="program"),
+            TurnRow(
+                "asleep", "Your work (12 GiB) is in the machine's memory and goes on when you use it. You "
+                "are 1st in line for the GPU. Somebody's program can't be paused or moved, so it keeps the "
+                "GPU until it ends.",
+                "1 other waits for a turn.", False, False,
+            ),
+        ),
     ],
 )  # fmt: skip
 def test_turns(own: dict[str, Any], row: TurnRow) -> None:

@@ -13,7 +13,7 @@ import pytest
 from gpuspawner.broker.api.access import EVERYBODY, Viewer
 from gpuspawner.broker.api.visible import visible_status
 from gpuspawner.broker.pages.counts import ModelRow
-from gpuspawner.broker.pages.look import Look, PageUser, hub_of, look_of
+from gpuspawner.broker.pages.look import Look, PageUser, look_of
 from gpuspawner.broker.pages.meters import Meter
 from gpuspawner.broker.pages.own.card import Card
 from gpuspawner.broker.pages.own.page import OwnPage, Records, facts_at, own_page
@@ -99,8 +99,10 @@ def test_scope_shows_everything() -> None:
     for shown, free in zip(expected["devices"], (False, False, False, True), strict=True):
         shown["free"] = free
     whole["disks"] = [{"holds": "homes", "state": "low"}]
-    assert visible_status(whole, ADMIN) == {**expected, "disks": whole["disks"]}
-    assert "disks" not in visible_status(whole, ANNA)
+    whole["machines"] = [{"name": "b", "state": "away"}]
+    lists = {name: whole[name] for name in ("disks", "machines")}
+    assert visible_status(whole, ADMIN) == {**expected, **lists}
+    assert not lists.keys() & visible_status(whole, ANNA).keys()
 
 
 def test_without_scope_only_what_is_ones_own() -> None:
@@ -418,14 +420,11 @@ def test_a_sites_own_template_and_variables(tmp_path: Path) -> None:
     assert "Closed on Monday" in text
 
 
-def test_look_and_name_of_the_hub_come_from_the_shared_config(tmp_path: Path) -> None:
+def test_the_look_comes_from_the_shared_config(tmp_path: Path) -> None:
     config = Config()
-    assert hub_of(config) == "hub"
     (tmp_path / "page.html").write_text('{% extends "templates/page.html" %}', encoding="utf-8")
     config.JupyterHub.template_paths.append(str(tmp_path))
     config.JupyterHub.template_vars = {"announcement": "Closed on Monday"}
-    config.OurSpawner.hub_id = "course-a"
-    assert hub_of(config) == "course-a"
     text = html(build(document(), Viewer("anna")), look=look_of(config))
     assert "Closed on Monday" in text
 

@@ -15,8 +15,7 @@ from aiohttp import web
 from gpuspawner.broker.api.access import ADMIN_SCOPE, READ_SCOPE, RESERVE_SCOPE
 from gpuspawner.broker.api.public.rules import MoreRoutes
 from gpuspawner.broker.api.visible import BrokerView
-from gpuspawner.broker.pages import make_handlers, make_settings
-from gpuspawner.broker.pages.routes import TOKEN_SECONDS, hub_oauth
+from gpuspawner.broker.pages.routes import TOKEN_SECONDS, hub_oauth, make_handlers, make_settings
 from gpuspawner.broker.pages.serving import MakeDesk
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth
@@ -218,7 +217,7 @@ async def test_the_scope_reads_all(pages: Pages, token: str) -> None:
     expected = FakeBroker().status()
     for shown in expected["devices"]:
         shown["free"] = False
-    assert (status, json.loads(text)) == (200, {**expected, "disks": [], "next": None})
+    assert (status, json.loads(text)) == (200, {**expected, "disks": [], "machines": [], "next": None})
 
 
 LOGIN = {

@@ -76,6 +76,9 @@ SMALL = replace(A0, uuid="GPU-8", node="a")
         (Want(2, None), [A5, SMALL, B6], [SMALL, A5]),  # of two kinds, but never of two nodes
         (Want(2, None), [A5, B6], None),
         (Want(3, None), [A5, SMALL, B6, B7], None),
+        (Want(1, None, node="b"), [A5, B6, B7], [B6]),  # the user's files are on b
+        (Want(2, None, node="a"), [A5, B6, B7], None),
+        (Want(1, None, node="c"), [A5, B6, B7], None),
     ],
 )
 def test_devices_of_a_lease_are_of_one_node(

@@ -384,3 +384,37 @@ def test_a_promise_must_fit_into_what_is_kept_asleep() -> None:
         check_tiers(tiers, pools)
     with pytest.raises(ConfigError, match="has mode 'turns', but no pool has that mode"):
         check_tiers(parse_tiers([TURN_TIER]), parse_pools([]))
+
+
+def test_a_pool_that_names_machines_has_devices_of_these_only() -> None:
+    pools = [
+        {"name": "class", "mode": "slice", "slices": 8, "nodes": ["b"]},
+        {"name": "whole", "nodes": ["a"]},
+    ]
+    tiers = [{"name": "s", "mode": "slice"}, {"name": "gpu", "devices": 1}]
+    on_a = pooling(pools, tiers, [H0], replace(HOST, name="a", others=True, labels=frozenset({"fast"})))
+    assert on_a == Pooling((H0,), {"GPU-0": SharingRules("whole", labels=frozenset({"fast"}))})
+    on_b = pooling(pools, tiers, [H1], replace(HOST, name="b", others=True))
+    assert {uuid: terms.pool for uuid, terms in on_b.terms.items()} == {"GPU-1": "class"}
+    on_c = pooling(pools, tiers, [H1], replace(HOST, name="c", others=True))
+    assert (on_c.devices, on_c.warnings) == (
+        (), ("In no pool of c.GpuSite.pools, so nobody can lease them: GPU-1",),
+    )  # fmt: skip
+
+
+def test_without_other_machines_their_pools_are_said() -> None:
+    pools = [{"name": "far", "nodes": ["b"]}, {"name": "near", "nodes": ["a"]}]
+    found = pooling(pools, [], [H0], replace(HOST, name="a"))
+    assert found.warnings == (
+        "c.GpuSite.pools: pool 'far' is on b, and this broker has only the machine a: correct nodes, or let "
+        "it join",
+    )
+
+
+def test_a_label_is_what_a_tier_needs_of_the_machine() -> None:
+    tiers = [{"name": "near", "devices": 1, "node_label": "fast"}]
+    assert pooling([], tiers, [H0], replace(HOST, name="a", labels=frozenset({"fast"}))).warnings == ()
+    assert pooling([], tiers, [H0], replace(HOST, name="a")).warnings == (
+        "c.GpuSite.tiers: tier 'near' can't be served by any device: this machine doesn't have the label "
+        "'fast': see c.GpuSite.node_labels",
+    )

@@ -13,6 +13,8 @@ from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.core.errors import EngineFault
 from gpuspawner.node.api import NodeFacts
 
+from tests.soon import SOON_SECONDS
+
 THERE, AWAY = NodeFacts("b"), NodeFacts("b", away="the machine b can't be reached: cut")
 
 
@@ -111,7 +113,7 @@ async def test_a_machine_with_its_own_docker_is_away_while_that_is_silent() -> N
 async def test_its_docker_is_compared_without_any_news() -> None:
     seen = Seen(round_seconds=0.01)
     running = asyncio.create_task(seen.presence(THERE).run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while seen.did.count("compare") < 3:
             await asyncio.sleep(0.01)
     running.cancel()

@@ -21,7 +21,7 @@ def charged(
     lease: str, user: str, groups: str, tier: str, after: float, hours: float, part: float = 1.0
 ) -> Charged:
     interval = Interval(START + timedelta(hours=after), hours * HOUR, part)
-    return Charged(lease, user, tuple(groups.split()), tier, interval)
+    return Charged(lease, user, tuple(groups.split()), tier, interval, "" if user == "eve" else "gpu-a")
 
 
 USE = [
@@ -38,6 +38,7 @@ USE = [
     [
         (By.USER, [("ada", 12, 1, 1), ("eve", 1, 1, 1), ("bob", 1, 1, 1)]),
         (By.GROUP, [("students", 13, 2, 2), ("phd", 12, 1, 1), ("(no group)", 1, 1, 1)]),
+        (By.NODE, [("gpu-a", 13, 2, 2), ("(not known)", 1, 1, 1)]),
         (By.TIER, [("gpu", 13, 2, 2), ("slice", 1, 1, 1)]),
         (
             By.DAY,

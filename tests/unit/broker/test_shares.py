@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.seeds import seeds
 from tests.unit.share_walk import MemoryLedger, Walk
 
 STEPS = 1_000_000 if settings().max_examples > 1000 else 10_000
@@ -34,14 +36,14 @@ def walk(seed: int, length: int, ledger: Any, nodes: int = 1) -> None:
 
 
 def test_shares_never_exceed_a_device() -> None:
-    for _ in range(STEPS // WALK):
-        walk(random.randrange(1 << 32), WALK, MemoryLedger())
+    for seed in islice(seeds(), STEPS // WALK):
+        walk(seed, WALK, MemoryLedger())
 
 
 @pytest.mark.parametrize("nodes", [2, 3])
 def test_the_devices_of_a_lease_are_of_one_node(nodes: int) -> None:
-    for _ in range(STEPS // WALK // 2):
-        walk(random.randrange(1 << 32), WALK, MemoryLedger(), nodes)
+    for seed in islice(seeds(), STEPS // WALK // 2):
+        walk(seed, WALK, MemoryLedger(), nodes)
 
 
 def test_a_walk_that_once_failed() -> None:

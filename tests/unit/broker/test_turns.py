@@ -253,6 +253,23 @@ def test_who_can_not_be_paused_is_never_passed_over_and_ends_only_by_the_policy(
     assert plan([short, wanting], ONE, NOW + 1, RULES) == ()  # its turn goes on until max_turn
 
 
+def test_who_is_shut_out_by_memory_that_can_not_leave_goes_to_another_gpu() -> None:
+    """Even if as many lie there: at home its turn would not come before the other one's program ends."""
+    silent = replace(awake("silent", turn=100), can_pause=False, unmovable_since=NOW - 4)
+    wanting, idle = paused("w", wants=15, since=20), paused("i", since=5)
+    there = paused("there", B, since=5)
+    away = (Action(Step.SLEEP, "w"),)
+    assert plan([silent, wanting, idle, there], TWO, NOW, RULES) == away
+    assert plan([silent, wanting, there, awake("x", B, turn=1)], TWO, NOW, RULES) == away  # and waits there
+    assert plan([silent, wanting], ONE, NOW, RULES) == ()  # it would win nothing
+    both = [silent, replace(silent, lease_id="other", gpu_uuid=B), wanting]
+    assert plan(both, TWO, NOW, RULES) == ()
+    large = replace(paused("large", gib=70), unmovable_since=NOW - 4)
+    assert plan([large, wanting, there], TWO, NOW, RULES) == away
+    small = replace(large, memory_bytes=GIB)
+    assert plan([small, wanting, there], TWO, NOW, RULES) == (Action(Step.WAKE, "w", A),)
+
+
 def test_nothing_is_begun_with_a_seat_that_failed_or_is_under_way() -> None:
     assert plan([replace(paused("a", wants=1), retry_at=NOW + 0.1)], ONE, NOW, RULES) == ()
     waking = replace(paused("a", wants=1), under_way=Action(Step.WAKE, "a", A))

@@ -14,8 +14,8 @@ from gpuspawner.broker.api.turns import NO_SEAT, NO_TURNS, TurnService
 from gpuspawner.broker.api.visible import is_free
 from gpuspawner.broker.decide.replay.replay_turns import BurstyClass, SharedGpus, in_turns
 from gpuspawner.broker.decide.snapshot import TurnView
-from gpuspawner.broker.decide.turn_waits import expected_waits
-from gpuspawner.broker.decide.turn_words import waiting_sentence
+from gpuspawner.broker.decide.turn_waits import HeldUp, expected_waits, held_up
+from gpuspawner.broker.decide.turn_words import staying_sentence, waiting_sentence
 from gpuspawner.broker.decide.turns import Experience, Gpu, Seat, Turn, TurnRules
 from gpuspawner.broker.leases.audit import Answer, Asked
 from gpuspawner.broker.observe.sampler import Sampler
@@ -107,7 +107,7 @@ async def test_a_user_wakes_and_gives_up_their_own(site: tuple[Pages, Turns]) ->
     pages, turns = site
     document = {
         "turn": "paused", "since": "2026-01-01T12:00:00Z", "gpu_uuid": "GPU-1", "memory_bytes": 5,
-        "moves": False, "position": 2, "wait_seconds": 20.0, "can_move": True,
+        "moves": False, "position": 2, "wait_seconds": 20.0, "can_move": True, "held_up": None,
     }  # fmt: skip
     woken = "Your server gets a GPU when it is its turn."
     assert await ask(pages, "anna-token", f"{ANNA}/wake") == (200, {"message": woken, "turn": document})
@@ -153,6 +153,16 @@ async def test_a_server_that_has_no_seat_yet(site: tuple[Pages, Turns]) -> None:
         ({"position": 11, "wait_seconds": 200.0}, "Waiting for a GPU: 11th in line, about 3 min."),
         ({"position": 1}, "Waiting for a GPU: 1st in line."),
         (
+            {"position": 1, "held_up": HeldUp.NO_GPU},
+            "Waiting for a GPU: 1st in line. No GPU can serve it now: an admin has drained them, or they are "
+            "out of service.",
+        ),
+        (
+            {"position": 2, "held_up": HeldUp.PROGRAM},
+            "Waiting for a GPU: 2nd in line. Somebody's program can't be paused or moved, so it keeps the "
+            "GPU until it ends.",
+        ),
+        (
             {"wait_seconds": 4.0, "moves": True, "turn": Turn.ASLEEP, "memory_bytes": 9 * GIB},
             "Your GPU memory (9.0 GiB) is coming back to a GPU, about 5 s.",
         ),
@@ -165,6 +175,39 @@ async def test_a_server_that_has_no_seat_yet(site: tuple[Pages, Turns]) -> None:
 def test_the_line_below_a_waiting_cell(view: dict[str, Any], said: str) -> None:
     sentence = waiting_sentence(TurnView(**{"turn": Turn.PAUSED, "since": NOON, **view}))
     assert sentence == (f"{said} Your variables are safe." if said else "")
+
+
+def test_the_notice_of_who_holds_a_gpu_says_what_becomes_of_the_program() -> None:
+    assert staying_sentence("Why.", True, None) == (
+        "Why. Between your turns it is paused, and its memory stays on the GPU."
+    )
+    assert staying_sentence("Why.", False, None) == (
+        "Why. It can't be paused either, so nobody else can use this GPU until it ends."
+    )
+    for can_pause in (True, False):
+        assert staying_sentence("Why.", can_pause, 120.0) == (
+            "Why. If others can't compute because of it, it ends in 2 minutes: save your work."
+        )
+
+
+def test_who_waits_for_a_gpu_that_nobody_can_give_reads_why() -> None:
+    """Nobody is told a time that can't hold."""
+    gpus = [Gpu("A", 80 * GIB), Gpu("B", 80 * GIB, drained=True)]
+    wants = Seat("w", Turn.PAUSED, 0.0, 24 * GIB, "A", GIB, wants_since=80.0)
+    silent = Seat("s", Turn.AWAKE, 0.0, GIB, "A", GIB, unmovable_since=50.0, can_pause=False)
+    large = Seat("l", Turn.PAUSED, 0.0, GIB, "A", 60 * GIB, unmovable_since=50.0)
+    movable, rules = replace(large, unmovable_since=None), TurnRules()
+    for others, why in (
+        ([silent], HeldUp.PROGRAM), ([large], HeldUp.PROGRAM), ([movable], None),
+        ([replace(silent, can_pause=True)], None), ([], None),
+    ):  # fmt: skip
+        seats = [wants, *others]
+        assert held_up(wants, seats, gpus) is why
+        told = expected_waits(seats, gpus, 100.0, rules, Experience())
+        assert ("w" in told) == (why is None)
+        assert held_up(replace(wants, wants_since=None), seats, gpus) is None
+    assert held_up(wants, [wants], gpus[1:]) is HeldUp.NO_GPU
+    assert held_up(silent, [wants, silent], gpus) is None
 
 
 def test_the_expected_waits() -> None:

@@ -15,6 +15,7 @@ from gpuspawner.core.errors import EngineFault
 from gpuspawner.hub import docker as module
 from gpuspawner.hub.pulls import Cancel, Event
 
+from tests.soon import SOON_SECONDS
 from tests.unit.fake_docker import ScriptedDocker
 
 
@@ -216,7 +217,7 @@ async def test_a_pull_that_is_told_to_stop_ends_though_nothing_comes() -> None:
             await asyncio.sleep(0.01)
         cancel.set()
         with pytest.raises(EngineFault):
-            await asyncio.wait_for(pulling, 2)
-        assert await asyncio.wait_for(closed, 2) == b""
+            await asyncio.wait_for(pulling, SOON_SECONDS)
+        assert await asyncio.wait_for(closed, SOON_SECONDS) == b""
         server.close()
         await asyncio.to_thread(engine.close)

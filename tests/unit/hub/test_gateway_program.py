@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 from gpuspawner.hub.swarm import gateway_program
 
+from tests.soon import SOON_SECONDS
+
 HOST = "127.0.0.1"
 
 
@@ -32,7 +34,7 @@ async def ask(port: int) -> bytes:
     try:
         writer.write(b"hello")
         writer.write_eof()
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(reader.read(), SOON_SECONDS)
     except ConnectionError:
         return b""
     finally:

@@ -17,6 +17,7 @@ from gpuspawner.core.errors import (
     StartFault,
 )
 from gpuspawner.core.model import Tier
+from gpuspawner.core.want import Want
 from gpuspawner.hub import launch as launch_module
 from gpuspawner.hub import readiness
 from gpuspawner.hub.launch import LaunchJob, before_stop
@@ -24,7 +25,8 @@ from gpuspawner.hub.progress import Progress
 from gpuspawner.hub.pull_progress import PullNews
 from gpuspawner.hub.readiness import Answer
 
-from tests.unit.fake_launch import JOB, LEASE, OWNER, Broker, Docker, make
+from tests.soon import SOON_SECONDS
+from tests.unit.fake_launch import JOB, LEASE, OWNER, REQUEST, Broker, Docker, make
 
 
 @pytest.fixture
@@ -64,6 +66,14 @@ async def test_a_start_takes_its_steps_in_order(answers: list[Answer]) -> None:
         "Container started: waiting for the server's first answer",
         "The server answers",
     ]
+
+
+async def test_a_gpu_is_asked_for_on_the_machine_that_has_the_files(answers: list[Answer]) -> None:
+    for home, node in (("b", "b"), ("", None)):
+        docker, broker = Docker(home=home), Broker()
+        start, _ = make(docker, broker)
+        await start.run()
+        assert broker.asked == replace(REQUEST, want=Want(1, node=node))
 
 
 async def test_where_the_hub_is_full_one_with_a_gpu_waits_and_one_without_is_refused(
@@ -107,7 +117,7 @@ async def cancelled_at(number: int, slow: str) -> int:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert broker.held == 0, f"the hold is still open after a cancel at step {number}"
-    await asyncio.wait_for(start.give_back(), 5)
+    await asyncio.wait_for(start.give_back(), SOON_SECONDS)
     await asyncio.gather(*getattr(docker, "tasks", []))
     assert docker.containers == {}, f"a container is left after a cancel at step {number}"
     assert broker.released == ([LEASE.id] if start.lease else [])
@@ -155,7 +165,7 @@ async def test_starts_take_turns_and_say_so(answers: list[Answer]) -> None:
     second, progress = make(docker, broker, job)
     async with docker.slots.one():
         starts = [asyncio.create_task(start.run()) for start in (first, second)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON_SECONDS):
             while docker.calls.count("create") < 2:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.02)

@@ -56,6 +56,15 @@ def test_a_machine_where_nothing_can_start(name: str, why: str) -> None:
         find_machine(MACHINES, name)
 
 
+def test_where_the_files_are_on_a_machine_that_is_away_the_user_reads_that() -> None:
+    with pytest.raises(StartFault) as caught:
+        find_machine(MACHINES, "c", has_files=True)
+    assert str(caught.value) == (
+        "Your server can't start on the machine c: it can't be reached (Swarm says 'down'). Your files are "
+        "there, so it can't start elsewhere. Try again later, or tell an admin."
+    )
+
+
 def test_the_hub_s_machine_must_be_a_manager() -> None:
     def call(method: str) -> Any:
         return {"Swarm": {"NodeID": "2", "ControlAvailable": True}}

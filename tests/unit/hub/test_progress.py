@@ -7,6 +7,8 @@ from typing import Any
 
 from gpuspawner.hub.progress import Progress, Step, StepView
 
+from tests.soon import SOON_SECONDS
+
 
 def event(percent: int, message: str, step: str = "image", **more: Any) -> dict[str, Any]:
     """An event of a start without a GPU."""
@@ -38,7 +40,7 @@ async def test_an_end_without_events_ends_the_followers() -> None:
     watching = asyncio.create_task(read(progress))
     await asyncio.sleep(0)
     progress.end()
-    assert await asyncio.wait_for(watching, 1) == []
+    assert await asyncio.wait_for(watching, SOON_SECONDS) == []
 
 
 async def test_everybody_is_told_that_the_start_was_cancelled() -> None:

@@ -12,6 +12,8 @@ from gpuspawner.core.errors import EngineFault
 from gpuspawner.hub import pulls as pulls_module
 from gpuspawner.hub.pulls import Cancel, Event, PullLimits, Pulls
 
+from tests.soon import SOON_SECONDS, until
+
 
 def layer(name: str, status: str, current: int | None = None, total: int | None = None) -> Event:
     detail = {} if current is None else {"current": current, "total": total}
@@ -27,7 +29,7 @@ class Docker:
     def work(self, feed: Callable[[Event], None], cancel: Cancel) -> None:
         self.pulls += 1
         feed(layer("a", "Downloading", 1_000_000, 4_000_000))
-        assert self.go.wait(10)
+        assert self.go.wait(SOON_SECONDS)
         if self.fault:
             raise self.fault
         feed(layer("a", "Pull complete"))
@@ -41,9 +43,7 @@ def pulls(monkeypatch: pytest.MonkeyPatch) -> Pulls:
 
 async def told_of(told: list[list[str]], news: str) -> None:
     """Returns when each of them has been told the news."""
-    async with asyncio.timeout(20):
-        while not all(news in lines for lines in told):
-            await asyncio.sleep(0.01)
+    await until(lambda: all(news in lines for lines in told))
 
 
 async def test_thirty_users_share_one_pull_and_all_are_told(pulls: Pulls) -> None:
@@ -67,7 +67,7 @@ async def test_thirty_users_share_one_pull_and_all_are_told(pulls: Pulls) -> Non
 async def test_it_goes_on_without_who_asked_and_the_next_joins(pulls: Pulls) -> None:
     docker = Docker()
     first = asyncio.create_task(pulls.pull("lab", "ada", docker.work, lambda news: None))
-    await asyncio.sleep(0.05)
+    await until(lambda: docker.pulls)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     assert first.cancelled()
@@ -107,7 +107,7 @@ async def test_a_thread_that_breaks_is_a_fault(pulls: Pulls, monkeypatch: pytest
 
     with pytest.raises(EngineFault, match="the pull's thread failed"):
         await pulls.pull("lab", "ada", broken, lambda news: None)
-    assert await asyncio.to_thread(told.wait, 5)
+    assert await asyncio.to_thread(told.wait, SOON_SECONDS)
 
 
 # ---- limits
@@ -160,15 +160,22 @@ class Bench:
 
     async def come(self, user: str, image: str) -> None:
         told = self.told.setdefault(image, [])
+        before = len(told)
         pull = self.pulls.pull(image, user, self.registry.work(image), told.append)
         self.tasks[f"{user} {image}"] = asyncio.create_task(pull)
-        await asyncio.sleep(0.05)
+        await until(lambda: len(told) > before)
 
     async def leave(self, user: str, image: str) -> None:
         task = self.tasks.pop(f"{user} {image}")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+    async def seen(self, begun: list[str], given_up: list[str]) -> None:
+        """Waits until these pulls have begun and these were given up: a little later it must still be so."""
+        registry = self.registry
+        await until(lambda: (registry.begun, registry.given_up) == (begun, given_up))
         await asyncio.sleep(0.05)
+        assert (registry.begun, registry.given_up) == (begun, given_up)
 
     async def end(self) -> None:
         self.registry.end()
@@ -188,66 +195,76 @@ async def bench(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 async def test_pulls_whose_users_have_left_make_room_for_one_that_somebody_waits_for(bench: Bench) -> None:
     """Six that trickle: each byte is a sign of life, so that silence alone ends none of them."""
-    for number in range(6):
-        await bench.come(f"mallory{number}", f"evil/{number}")
+    evil = [f"evil/{number}" for number in range(6)]
+    for number, image in enumerate(evil):
+        await bench.come(f"mallory{number}", image)
+        await bench.seen(evil[: number + 1], [])
     await bench.come("ada", "lab:1")
     assert bench.told["lab:1"] == ["Waiting for other pulls to finish before pulling image lab:1"]
-    assert bench.registry.begun == [f"evil/{number}" for number in range(6)]
+    await bench.seen(evil, [])
     await bench.leave("mallory3", "evil/3")
-    assert (bench.registry.given_up, bench.registry.begun[6:]) == (["evil/3"], ["lab:1"])
+    await bench.seen([*evil, "lab:1"], ["evil/3"])
     assert bench.told["lab:1"][1] == "Pulling image lab:1"
     for number in (0, 1, 2, 4, 5):
         await bench.leave(f"mallory{number}", f"evil/{number}")
-    assert bench.registry.given_up == ["evil/3"]  # nobody needs the places of the others
+    await bench.seen([*evil, "lab:1"], ["evil/3"])  # nobody needs the places of the others
     await bench.come("bob", "lab:2")
-    assert (bench.registry.given_up, bench.registry.begun[7:]) == (["evil/3", "evil/0"], ["lab:2"])
+    await bench.seen([*evil, "lab:1", "lab:2"], ["evil/3", "evil/0"])
 
 
 async def test_one_user_takes_but_two_places(bench: Bench) -> None:
-    for number in range(4):
+    begun = ["evil/0", "evil/1"]
+    await bench.come("mallory", "evil/0")
+    await bench.seen(begun[:1], [])
+    for number in (1, 2, 3):
         await bench.come("mallory", f"evil/{number}")
+    await bench.seen(begun, [])
     await bench.come("ada", "lab:1")
-    assert bench.registry.begun == ["evil/0", "evil/1", "lab:1"]
+    await bench.seen([*begun, "lab:1"], [])
     bench.registry.go["evil/0"].set()
-    await asyncio.sleep(0.1)
-    assert bench.registry.begun == ["evil/0", "evil/1", "lab:1", "evil/2"]
-    assert bench.registry.given_up == []
+    await bench.seen([*begun, "lab:1", "evil/2"], [])
 
 
 async def test_who_leaves_pull_after_pull_gives_up_their_own(bench: Bench) -> None:
     bench.registry.stubborn = {"evil/0", "evil/1"}
     for number in range(6):
         await bench.come("mallory", f"evil/{number}")
+        await bench.seen(["evil/0", "evil/1"][: number + 1], [])
         await bench.leave("mallory", f"evil/{number}")
     # The thread of a pull that was given up counts for its user until it has ended.
-    assert bench.registry.begun == ["evil/0", "evil/1"]
     await bench.come("mallory", "evil/6")
+    await bench.seen(["evil/0", "evil/1"], [])
     bench.registry.go["evil/0"].set()
-    await asyncio.sleep(0.1)
-    assert (bench.registry.given_up, bench.registry.begun[2:]) == (["evil/0"], ["evil/6"])
+    await bench.seen(["evil/0", "evil/1", "evil/6"], ["evil/0"])
 
 
-async def test_a_pull_that_nobody_waits_for_ends_after_a_while(registry: Registry) -> None:
-    bench = Bench(registry, PullLimits(unattended_seconds=0.3))
+async def test_a_pull_that_nobody_waits_for_may_be_joined_for_a_while(bench: Bench) -> None:
     await bench.come("ada", "lab:1")
     await bench.leave("ada", "lab:1")
-    await bench.come("bob", "lab:1")  # in time: it is joined
-    await asyncio.sleep(0.5)
-    assert (registry.begun, registry.given_up) == (["lab:1"], [])
-    await bench.leave("bob", "lab:1")
-    await asyncio.sleep(0.5)
-    assert registry.given_up == ["lab:1"]
+    await bench.come("bob", "lab:1")
+    await bench.seen(["lab:1"], [])
+
+
+async def test_a_pull_that_nobody_waits_for_ends_after_that(registry: Registry) -> None:
+    bench = Bench(registry, PullLimits(unattended_seconds=0.1))
+    await bench.come("ada", "lab:1")
+    await bench.seen(["lab:1"], [])
+    await bench.leave("ada", "lab:1")
+    await bench.seen(["lab:1"], ["lab:1"])
     registry.go.clear()
     await bench.come("ada", "lab:1")  # too late: a new one
-    assert registry.begun == ["lab:1", "lab:1"]
+    await bench.seen(["lab:1", "lab:1"], ["lab:1"])
     await bench.end()
 
 
 async def test_who_leaves_the_line_is_out_of_it(bench: Bench) -> None:
-    for number in range(6):
-        await bench.come(f"user{number}", f"big/{number}")
+    big = [f"big/{number}" for number in range(6)]
+    for number, image in enumerate(big):
+        await bench.come(f"user{number}", image)
+    await until(lambda: len(bench.registry.begun) == 6)
     await bench.come("ada", "lab:1")
     await bench.leave("ada", "lab:1")
     bench.registry.go["big/0"].set()
-    await asyncio.sleep(0.1)
-    assert len(bench.registry.begun) == 6
+    await asyncio.gather(bench.tasks["user0 big/0"])
+    await asyncio.sleep(0.05)
+    assert sorted(bench.registry.begun) == big

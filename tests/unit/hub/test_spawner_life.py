@@ -18,6 +18,7 @@ from jupyterhub import orm
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import utcnow
 
+from tests.soon import SOON_SECONDS
 from tests.unit.fake_spawner import LABELS, make_container, make_spawner
 
 
@@ -115,7 +116,7 @@ async def test_a_server_that_was_cut_from_the_network_runs_and_is_connected_agai
         base_url="/user/ada/", url="http://10.213.0.9:8888/user/ada/", ip="10.213.0.9", port=8888
     )
     assert await spawner.poll() is None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while "connect_container_to_network" not in spawner.shared.docker.calls:
             await asyncio.sleep(0.01)
     assert await spawner.get_url() == "http://10.213.0.9:8888/user/ada/"
@@ -322,7 +323,7 @@ async def test_a_cancelled_start_counts_no_longer_before_the_hub_has_noticed_its
     task.cancel()
     await asyncio.wait([task])
     assert spawner.pending is None
-    await asyncio.wait_for(spawner.stop(), 5)
+    await asyncio.wait_for(spawner.stop(), SOON_SECONDS)
 
 
 async def test_a_start_between_a_cancelled_one_and_its_stop_is_refused() -> None:

@@ -20,7 +20,7 @@ class Docker:
         self.volumes = volumes
 
     def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, method)(*args, **kwargs)
+        return getattr(self, {"configs": "get_configs"}.get(method, method))(*args, **kwargs)
 
     def inspect_config(self, name: str) -> dict[str, Any]:
         if name not in self.configs:
@@ -31,6 +31,13 @@ class Docker:
         if name in self.configs:
             raise EngineFault("it exists", 409)
         self.configs[name] = {"Spec": {"Labels": labels}}
+
+    def remove_config(self, name: str) -> None:
+        if self.configs.pop(name, None) is None:
+            raise EngineFault("no such config", 404)
+
+    def get_configs(self, filters: dict[str, str]) -> list[dict[str, Any]]:
+        return [each for each in self.configs.values() if filters["label"] in each["Spec"]["Labels"]]
 
     def inspect_volume(self, name: str) -> dict[str, Any]:
         if name not in self.volumes:
@@ -77,3 +84,44 @@ def test_of_two_first_starts_one_wins() -> None:
     with pytest.raises(StartFault, match="Your files are on the machine c: try again"):
         HOMES.claim(Late(), VOLUME, "b")
     assert HOMES.machine_of(docker, VOLUME) == "c"
+
+
+def test_a_home_is_moved_and_listed() -> None:
+    docker = Docker()
+    HOMES.claim(docker, VOLUME, "b")
+    HOMES.claim(docker, "gpuspawner-home-ben", "a")
+    HOMES.move(docker, VOLUME, "c")
+    assert HOMES.all(docker) == {VOLUME: "c", "gpuspawner-home-ben": "a"}
+    assert len(docker.configs) == 2
+    HOMES.claim(docker, VOLUME, "c")
+    with pytest.raises(StartFault, match="Your files are on the machine c"):
+        HOMES.claim(docker, VOLUME, "b")
+
+
+@pytest.mark.parametrize("calls", range(7))
+def test_whatever_ends_a_move_the_home_is_on_one_of_the_two(calls: int) -> None:
+    """Docker stops answering after so many calls that change something; then the move is made again."""
+
+    class Dying(Docker):
+        left = 99
+
+        def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
+            if method in ("create_config", "remove_config"):
+                if not self.left:
+                    raise EngineFault("Docker doesn't answer", None)
+                self.left -= 1
+            return super().__call__(method, *args, **kwargs)
+
+    docker = Dying()
+    HOMES.claim(docker, VOLUME, "b")
+    docker.volumes = (VOLUME,)  # an old copy on the hub's machine
+    docker.left = calls
+    if calls < 5:  # the fifth, which removes the second config, is the last
+        with pytest.raises(EngineFault):
+            HOMES.move(docker, VOLUME, "c")
+    else:
+        HOMES.move(docker, VOLUME, "c")
+    assert HOMES.machine_of(docker, VOLUME) in ("b", "c")  # never a
+    docker.left = 99
+    HOMES.move(docker, VOLUME, "c")
+    assert (HOMES.machine_of(docker, VOLUME), len(docker.configs)) == ("c", 1)

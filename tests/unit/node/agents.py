@@ -8,12 +8,16 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from gpuspawner.node.api import NodeEvent
-from gpuspawner.node.remote.certificates import Authority
+from gpuspawner.core.model import DeviceHealth
+from gpuspawner.node.api import DesiredState, NodeEvent, NodeFacts
+from gpuspawner.node.remote.agent import Agent, Hands
+from gpuspawner.node.remote.certificates import Authority, Identity
 from gpuspawner.node.remote.door import Door
-from gpuspawner.node.remote.joining import JoinLine
+from gpuspawner.node.remote.joining import JoinLine, connect
 from gpuspawner.node.remote.link import LinkPace
 from gpuspawner.node.remote.membership import Membership
 from gpuspawner.node.remote.remote_node import RemoteNode
@@ -121,6 +125,63 @@ class Broker:
         """A line with a new token."""
         token = self.membership.make_token()
         return JoinLine("127.0.0.1", self.port, token, self.authority.broker_fingerprint)
+
+
+class StubNode:
+    """A machine whose GPUs are always well, and where nobody computes."""
+
+    def __init__(self, facts: NodeFacts) -> None:
+        self._facts = facts
+
+    async def start(self) -> NodeFacts:
+        return self._facts
+
+    async def apply(self, desired: DesiredState) -> None:
+        return
+
+    async def health(self) -> tuple[DeviceHealth, ...]:
+        return tuple(DeviceHealth(device.uuid, healthy=True) for device in self._facts.devices)
+
+    async def reload_stamp(self) -> int | None:
+        return None
+
+    async def disks(self, docker_root: str) -> tuple[Any, ...]:
+        return ()
+
+    async def events(self) -> AsyncIterator[NodeEvent]:
+        await asyncio.Event().wait()
+        yield self._facts
+
+    async def close(self) -> None:
+        return
+
+
+class StubDocker:
+    """A Docker Engine without containers."""
+
+    async def list(self, lease_id: str | None = None) -> tuple[Any, ...]:
+        return ()
+
+    async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {}, {}
+
+    def watch_events(self, sink: Any) -> None:
+        return
+
+
+@asynccontextmanager
+async def stub_agent(facts: NodeFacts, address: str, folder: Path) -> AsyncIterator[None]:
+    """A real agent in this process, of a machine that has joined from `folder`, with these GPUs."""
+    host, _, port = address.rpartition(":")
+    node: Any = StubNode(facts)
+    docker: Any = StubDocker()
+    connecting = partial(connect, host, int(port), Identity(folder / "agent"))
+    running = asyncio.create_task(Agent(facts.name, Hands(node, docker, folder), connecting, LOG).run(0.1))
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 @asynccontextmanager

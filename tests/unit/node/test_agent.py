@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gpuspawner import __version__
 from gpuspawner.core.errors import ConfigError, DeviceFault, Fault
-from gpuspawner.node.api import DesiredState, NodeFacts, QuotaPlan
+from gpuspawner.node.api import Contact, DesiredState, NodeFacts, QuotaPlan
+from gpuspawner.node.remote import wire
 from gpuspawner.node.remote.certificates import Identity
-from gpuspawner.node.remote.joining import join, parse_line
+from gpuspawner.node.remote.joining import connect, join, parse_line
+from gpuspawner.node.remote.wire import Hello, plain
 
+from tests.soon import SOON_SECONDS
 from tests.unit.node.agents import Broker, Cable, agent, until
 
 WAITS = "the machine b can't be reached: its agent has not connected yet"
@@ -124,10 +129,49 @@ async def test_a_machine_that_is_forgotten_is_shut_out(broker: Broker, member: P
         await broker.node.close()  # as the broker does when it looks
         await until(lambda: bool(broker.away))
         assert process.stderr is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SOON_SECONDS):
             while b"machine 'b' hasn't joined, or was forgotten" not in (await process.stderr.readline()):
                 pass
         assert broker.away
+
+
+async def test_a_copy_of_a_machine_is_refused_and_told_of(
+    broker: Broker, member: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(member / "agent", copy / "agent")
+    address = f"--broker=127.0.0.1:{broker.port}"
+    async with agent(member, address):
+        await until(lambda: not broker.away)
+        assert broker.node.facts.contact == Contact(__version__)
+        async with agent(copy, address) as second:
+            assert second.stderr is not None
+            async with asyncio.timeout(20):
+                while b"the agent of machine b is connected already" not in await second.stderr.readline():
+                    pass
+            assert broker.node.facts.contact == Contact(
+                __version__,
+                rival="A second agent of this machine connects, from 127.0.0.1, and is refused. If one of "
+                "the two machines is a copy of the other, run `gpuspawner node leave` and `gpuspawner node "
+                "join LINE` on the copy",
+            )
+            assert not broker.away
+
+
+async def test_an_agent_of_another_release_is_refused_and_the_machine_says_so(
+    broker: Broker, member: Path
+) -> None:
+    old = Hello("b", "run", wire.VERSION - 2, "0.0.1")
+    reader, writer = await connect("127.0.0.1", broker.port, Identity(member / "agent"))
+    writer.write(json.dumps(plain(old)).encode() + b"\n")
+    why = old.refusal()
+    assert json.loads(await reader.readline()) == {"tell": "refused", "value": why}
+    writer.close()
+    away = f"the machine b can't be reached: {why}"
+    assert broker.node.facts == NodeFacts("b", away=away, contact=Contact("0.0.1", refused=True))
+    async with agent(member, f"--broker=127.0.0.1:{broker.port}"):  # updated
+        await until(lambda: not broker.away)
+        assert broker.node.facts.contact == Contact(__version__)
 
 
 async def test_a_certificate_of_another_machine_is_refused(broker: Broker, member: Path) -> None:

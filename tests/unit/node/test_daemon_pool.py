@@ -13,6 +13,8 @@ import gpuspawner
 import pytest
 from gpuspawner.node.daemon_pool import DaemonPool
 
+from tests.soon import SOON_SECONDS
+
 
 async def test_results_and_errors_come_back() -> None:
     pool = DaemonPool("answers")
@@ -52,7 +54,7 @@ async def test_closing_ends_the_threads() -> None:
     pool = DaemonPool("closing")
     await pool.submit(lambda: None)
     pool.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + SOON_SECONDS
     while any(thread.name.startswith("closing") for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)

@@ -25,6 +25,7 @@ from gpuspawner.node.processes import ProcessTable
 
 from tests.mps import standin
 from tests.prompt import going_first
+from tests.soon import SOON_SECONDS
 
 A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000001" for letter in "abc")
 DEVICES = tuple(Device(uuid, "H100", 80 << 30, index=number) for number, uuid in enumerate((A, B, C)))
@@ -80,7 +81,7 @@ class Bench:
         return events
 
     async def until(self, what: object) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON_SECONDS):
             while not what():  # type: ignore[operator]
                 await asyncio.sleep(0.02)
 
@@ -197,7 +198,7 @@ async def test_a_gpu_that_hangs_is_given_up_on_and_holds_up_no_other(bench: Benc
 
     def hanging(uuid: str) -> ComputeMode:
         if uuid == A:
-            goes_on.wait(20)
+            goes_on.wait(2 * SOON_SECONDS)
         return ask(uuid)
 
     bench.inventory.compute_mode = hanging  # type: ignore[method-assign]

@@ -23,6 +23,8 @@ from gpuspawner.node import docker_engine as module
 from gpuspawner.node.docker_engine import DockerEngine
 from gpuspawner.node.engine import Container, ContainerEvent, EventsConnected
 
+from tests.soon import SOON_SECONDS
+
 LISTED = {
     "Id": "c1" * 32,
     "Names": ["/jupyter-anna"],
@@ -251,7 +253,7 @@ async def test_events_begin_with_the_connection(docker: Scripted, engine: Docker
     ]
     found: list[ContainerEvent | EventsConnected] = []
     engine.watch_events(found.append)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while len(found) < 3:
             await asyncio.sleep(0.01)
     assert found == [
@@ -275,7 +277,7 @@ async def test_a_broken_event_stream_is_connected_again(
     docker.silent.set()  # each stream ends at once
     found: list[ContainerEvent | EventsConnected] = []
     engine.watch_events(found.append)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while len(found) < 3:
             await asyncio.sleep(0.01)
     assert set(found) == {EventsConnected()}

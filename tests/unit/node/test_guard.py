@@ -19,6 +19,8 @@ from gpuspawner.node.inventory import GpuProcess
 from gpuspawner.node.inventory.simulated import SimulatedInventory
 from gpuspawner.node.processes import Process, ProcessTable
 
+from tests.soon import until
+
 GPU = "GPU-1"
 GIB = 1 << 30
 ANNA = "a" * 64
@@ -158,14 +160,12 @@ async def test_a_jump_of_the_device_s_memory_is_looked_at_soon() -> None:
     inventory = Fake()
     guard = Guard(inventory, ignore, settings=GuardSettings(pace=Pace(interval_seconds=30)))
     await guard.start(ORDERS)
-    await asyncio.sleep(0.4)
-    assert len(inventory.looks) == 1
+    await until(lambda: inventory.looks)
     inventory.used = 200 << 20
     await asyncio.sleep(0.4)
     assert len(inventory.looks) == 1
     inventory.used = 300 << 20
-    await asyncio.sleep(0.4)
-    assert len(inventory.looks) == 2
+    await until(lambda: len(inventory.looks) == 2)
     await guard.stop()
 
 
@@ -175,18 +175,16 @@ async def test_orders_are_obeyed_at_once_and_threads_end() -> None:
     await guard.start(QuotaPlan())
     assert inventory.looks == []
     guard.set_plan(ORDERS)
-    await asyncio.sleep(0.2)
+    await until(lambda: inventory.looks)
     guard.set_plan(ORDERS)
     await asyncio.sleep(0.2)
     assert len(inventory.looks) == 1  # the same orders are no reason to look
     guard.set_plan(QuotaPlan((), device_uuids=frozenset({GPU})))
-    await asyncio.sleep(0.2)
-    assert len(inventory.looks) == 2
+    await until(lambda: len(inventory.looks) == 2)
     guard.set_plan(QuotaPlan())
-    await asyncio.sleep(0.2)
     await guard.stop()
     await guard.stop()
-    assert [each.name for each in threading.enumerate() if each.name.startswith("guard")] == []
+    await until(lambda: not any(each.name.startswith("guard") for each in threading.enumerate()))
     assert guard.failures == 0
 
 
@@ -195,12 +193,12 @@ async def test_an_error_of_our_own_is_counted_and_the_guard_goes_on(caplog: pyte
     inventory.listed = (None,)  # type: ignore[assignment]
     guard = Guard(inventory, ignore, settings=GuardSettings(pace=Pace(interval_seconds=0.05)))
     await guard.start(ORDERS)
-    await asyncio.sleep(0.3)
-    assert guard.failures > 1
+    await until(lambda: guard.failures > 1)
     inventory.listed = ()
-    await asyncio.sleep(0.1)
+    looks = len(inventory.looks)
+    await until(lambda: len(inventory.looks) > looks + 1)
     failures = guard.failures
-    await asyncio.sleep(0.2)
+    await until(lambda: len(inventory.looks) > looks + 4)
     assert guard.failures == failures
     await guard.stop()
 

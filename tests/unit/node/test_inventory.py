@@ -29,6 +29,7 @@ from gpuspawner.node.inventory import (
 from gpuspawner.node.inventory.simulated import SimulatedInventory
 
 from tests.nvml.scripted import Gpu, Script
+from tests.soon import SOON_SECONDS
 from tests.unit.lease_examples import UUIDS
 
 (A, B), C = UUIDS, "GPU-c"
@@ -114,15 +115,13 @@ def test_a_health_that_can_not_be_read_is_no_good_one(
 def test_a_gpu_that_hangs_in_listing_is_left_out_alone_and_asked_once(script: Script) -> None:
     line = script.hang("nvmlDeviceGetName", gpu=0)
     inventory = NvmlInventory(Patience(0.3))
-    began = time.monotonic()
     for _ in range(5):
         assert uuids(inventory) == [B]
-    assert time.monotonic() - began < 1.0  # it is waited for once
     assert inventory.left_out == ("GPU 0: It has not answered for 0.3 s: see `dmesg` and `nvidia-smi`.",)
     hanging = [thread for thread in threading.enumerate() if thread.name == "nvml-GPU 0"]
     assert len(hanging) == 1
     script.drop(line)
-    hanging[0].join(5)
+    hanging[0].join(SOON_SECONDS)
     assert uuids(inventory) == [A, B]
     inventory.close()
 
@@ -270,7 +269,7 @@ def soon(call: object, *args: object) -> None:
 def test_xid_names_its_device(script: Script, inventory: NvmlInventory) -> None:
     assert inventory.wait_xid(0.05) is None
     soon(script.xid, 1, 79)
-    assert inventory.wait_xid(5) == XidEvent(B, 79)
+    assert inventory.wait_xid(SOON_SECONDS) == XidEvent(B, 79)
     assert inventory.wait_xid(0.05) is None
 
 
@@ -278,13 +277,13 @@ def test_xid_of_a_gpu_that_no_longer_tells_its_uuid(script: Script, inventory: N
     assert inventory.wait_xid(0.01) is None
     script.change(1, lost=LOST)
     script.xid(1, 79)
-    assert inventory.wait_xid(5) == XidEvent(B, 79)
+    assert inventory.wait_xid(SOON_SECONDS) == XidEvent(B, 79)
 
 
 def test_xid_without_a_device(script: Script, inventory: NvmlInventory) -> None:
     assert inventory.wait_xid(0.01) is None
     script.xid(-1, 119)
-    assert inventory.wait_xid(5) == XidEvent(None, 119)
+    assert inventory.wait_xid(SOON_SECONDS) == XidEvent(None, 119)
 
 
 def test_gpus_without_events_are_polled_only(
@@ -310,12 +309,12 @@ def test_a_failed_wait_starts_over_and_a_gpu_that_returns_is_heard_again(
     script.change(0, lost=LOST)
     assert inventory.wait_xid(0.01) is None  # made anew, from GPU 1 alone
     script.xid(1, 79)
-    assert inventory.wait_xid(5) == XidEvent(B, 79)
+    assert inventory.wait_xid(SOON_SECONDS) == XidEvent(B, 79)
     script.change(0, lost=0)
     inventory.check(A)
     assert inventory.wait_xid(0.01) is None  # made anew, from both
     script.xid(0, 63)
-    assert inventory.wait_xid(5) == XidEvent(A, 63)
+    assert inventory.wait_xid(SOON_SECONDS) == XidEvent(A, 63)
 
 
 def test_open_takes_what_nvml_lists(script: Script) -> None:

@@ -40,6 +40,7 @@ from gpuspawner.node.local import LocalNode, LocalSettings
 from gpuspawner.node.processes import ProcessTable
 
 from tests.nvml.scripted import Script
+from tests.soon import SOON_SECONDS
 from tests.unit.lease_examples import UUIDS
 
 A, B = UUIDS
@@ -68,7 +69,7 @@ class Reader:
             self._news.set()
 
     async def until(self, what: Callable[[NodeEvent], bool]) -> NodeEvent:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON_SECONDS):
             while True:
                 for event in self.seen:
                     if what(event):
@@ -145,7 +146,7 @@ async def test_an_nvml_that_hangs_at_the_start_is_said_and_its_gpus_come_when_it
 ) -> None:
     line = script.hang("nvmlInitWithFlags")
     async with node_in(tmp_path) as node:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_SECONDS):
             facts = await node.start()
             await node.apply(BOTH)
         fault = "NVML has not answered for 1 s: see `dmesg` and `nvidia-smi`. GPUs are leased once it answers"
@@ -166,7 +167,7 @@ async def test_an_nvml_that_hangs_at_the_start_is_said_and_its_gpus_come_when_it
 
 async def test_a_node_ends_while_nvml_hangs(script: Script, tmp_path: Path) -> None:
     line = script.hang("nvmlInitWithFlags")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         async with node_in(tmp_path) as node:
             await node.start()
     script.drop(line)

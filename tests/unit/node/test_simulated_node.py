@@ -12,6 +12,8 @@ from gpuspawner.core.errors import DeviceFault
 from gpuspawner.node.api import DesiredState, NodeEvent, NodeFacts
 from gpuspawner.node.opening import open_nodes
 
+from tests.soon import SOON_SECONDS
+
 LOG = logging.getLogger("test")
 AWAY = "the machine b can't be reached: cut"
 
@@ -24,7 +26,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GpuSite:
 
 
 async def until_facts(events: asyncio.Queue[NodeEvent]) -> NodeFacts:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_SECONDS):
         while not isinstance(event := await events.get(), NodeFacts):
             pass
     return event

@@ -10,6 +10,8 @@ import time
 import pytest
 from gpuspawner.node.waiting import ThreadWait, WaitWatch, read_wait
 
+from tests.soon import wait_until
+
 POOL, DRIVER, GIL = ThreadWait(0x1000), ThreadWait(0x2000), ThreadWait(0x3000, timed=True)
 BUSY = ThreadWait()
 
@@ -62,10 +64,7 @@ def test_a_real_process_in_a_futex() -> None:
         assert [look(watch, process.pid) for _ in range(5)] == [False] * 5
         process.stdin.write(b"\n")
         process.stdin.flush()
-        end = time.monotonic() + 10
-        while not look(watch, process.pid):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_until(lambda: look(watch, process.pid))
         process.kill()
     assert read_wait(process.pid) is None
 
@@ -89,14 +88,20 @@ def test_who_waits_for_input(program: str, waits: bool) -> None:
     """A loop of events or its standard input: whatever else a program does, it may go on at any moment."""
     with subprocess.Popen([sys.executable, "-S", "-c", program], stdin=subprocess.PIPE) as process:
         time.sleep(0.5)
+        wait_until(lambda: waits_for_input(process.pid) == waits)
         seen = set()
         for _ in range(5):
-            wait = read_wait(process.pid)
-            assert wait is not None
-            seen.add(wait.for_input)
+            seen.add(waits_for_input(process.pid))
             time.sleep(0.02)
         process.kill()
     assert seen == {waits}
+
+
+def waits_for_input(pid: int) -> bool:
+    """Now."""
+    wait = read_wait(pid)
+    assert wait is not None
+    return wait.for_input
 
 
 def look(watch: WaitWatch, pid: int) -> bool:

@@ -45,6 +45,7 @@ from gpuspawner.node.api import (
     XidSeen,
 )
 from gpuspawner.node.engine import Container, ContainerEvent, Engine, EventsConnected
+from gpuspawner.node.labs import MachineDoctor
 from gpuspawner.node.remote import wire
 
 AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -126,8 +127,9 @@ def test_every_method_of_the_interface_is_a_call() -> None:
 
     asked = {"turn": methods(TurnHands), "docker": methods(Engine) - {"watch_events"},
              "folder": methods(LabFolders)}  # fmt: skip
+    doctor = methods(MachineDoctor)
     others = {f"{part}_{name}" for part, names in asked.items() for name in names}
-    assert set(wire.CALLS) == (methods(Node) - here) | others
+    assert set(wire.CALLS) == (methods(Node) - here) | others | doctor
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ from gpuspawner.protocol.client import BrokerClient
 from gpuspawner.protocol.messages import QueuedEvent, event_to_line, lease_event, request_to_json
 from gpuspawner.protocol.stream import WAITED_HEADER
 
+from tests.soon import SOON_SECONDS, until
+
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
 REQUEST = GpuRequest("a" * 32, "hub", "anna", "", "gpu", Want(1))
 LEASE = Lease(
@@ -44,6 +46,7 @@ STATUS: dict[str, Any] = {
     "queue": [],
     "ended": [],
     "disks": [],
+    "machines": [],
     "next": None,
 }
 QUEUED = {"event": "queued", "position": 2, "waiting": 3, "message": "2nd in line for a GPU"}
@@ -209,7 +212,7 @@ async def take(client: BrokerClient) -> list[tuple[int, int, str]]:
 async def test_a_lease_and_its_patch(broker: Broker, client: BrokerClient) -> None:
     broker.script = [grant]
     assert await take(client) == []
-    await asyncio.wait_for(broker.exchanges[0].closed.wait(), 1)
+    await asyncio.wait_for(broker.exchanges[0].closed.wait(), SOON_SECONDS)
     assert [(each.line, each.body) for each in broker.exchanges] == [
         ("POST /leases", json.loads(request_to_json(REQUEST)))
     ]
@@ -229,8 +232,7 @@ async def test_a_request_says_how_long_it_has_been_made_already(broker: Broker, 
     broker.script = [hold_for_a_moment, hold_for_a_moment, grant]
     await take(client)
     first, second, third = (exchange.waited_seconds for exchange in broker.exchanges)
-    assert first < 0.1
-    assert 0.2 <= second < third - 0.2 < 1.5
+    assert 0 <= first <= second - 0.2 <= third - 0.4 < SOON_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ async def test_a_hub_that_is_busy_itself_gets_its_lease(
 async def test_silence_in_the_stream_is_a_broken_connection(
     broker: Broker, client: BrokerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 1.0)
     broker.script = [queue_for_ever, grant]
     assert await take(client) == [(2, 3, "2nd in line for a GPU")]
 
@@ -340,7 +342,7 @@ async def test_a_broker_that_stays_away_ends_the_wait(broker: Broker, client: Br
         await asyncio.sleep(0.01)
     await broker.down()
     with pytest.raises(BrokerUnavailable):
-        await asyncio.wait_for(task, 3)
+        await asyncio.wait_for(task, SOON_SECONDS)
 
 
 async def test_the_hold_outlives_a_restart_of_the_broker(broker: Broker, client: BrokerClient) -> None:
@@ -353,7 +355,7 @@ async def test_the_hold_outlives_a_restart_of_the_broker(broker: Broker, client:
         await asyncio.sleep(0.05)
         assert held.lost is None
         assert not broker.exchanges[1].closed.is_set()
-    await asyncio.wait_for(broker.exchanges[1].closed.wait(), 1)
+    await asyncio.wait_for(broker.exchanges[1].closed.wait(), SOON_SECONDS)
 
 
 async def test_a_hold_that_is_lost_says_why(broker: Broker, client: BrokerClient) -> None:
@@ -382,7 +384,7 @@ async def test_cancelling_anywhere_closes_the_connection(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(broker.exchanges[0].closed.wait(), 1)
+    await asyncio.wait_for(broker.exchanges[0].closed.wait(), SOON_SECONDS)
 
 
 @pytest.mark.parametrize("turns", range(12))
@@ -396,7 +398,7 @@ async def test_cancelling_after_any_turn_of_the_loop_closes_the_connection(
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await asyncio.sleep(0.05)
-    assert all(each.closed.is_set() for each in broker.exchanges)
+    await until(lambda: all(each.closed.is_set() for each in broker.exchanges))
 
 
 async def test_an_error_inside_the_hold_closes_it(broker: Broker, client: BrokerClient) -> None:
@@ -404,7 +406,7 @@ async def test_an_error_inside_the_hold_closes_it(broker: Broker, client: Broker
     with pytest.raises(RuntimeError, match="docker"):
         async with client.acquire(REQUEST, lambda *_: None):
             raise RuntimeError("docker")
-    await asyncio.wait_for(broker.exchanges[0].closed.wait(), 1)
+    await asyncio.wait_for(broker.exchanges[0].closed.wait(), SOON_SECONDS)
 
 
 async def test_confirm_release_and_documents(broker: Broker, client: BrokerClient) -> None:
@@ -435,7 +437,7 @@ async def test_a_document_that_is_none_is_a_sentence(broker: Broker, client: Bro
 
 async def test_many_holds_at_once(broker: Broker, client: BrokerClient) -> None:
     broker.script = [grant]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_SECONDS):
         holds = [client.acquire(REQUEST, lambda *_: None) for _ in range(150)]
         await asyncio.gather(*(hold.__aenter__() for hold in holds))
         assert len(broker.exchanges) == 150

@@ -24,8 +24,8 @@ from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.api.turns import TurnService
 from gpuspawner.broker.observe.checkup import Checkup, Line
 from gpuspawner.broker.observe.sampler import Sampler
-from gpuspawner.broker.pages import make_handlers
 from gpuspawner.broker.pages.own.desk import BrokerDesk
+from gpuspawner.broker.pages.routes import make_handlers
 from gpuspawner.core.model import Tier
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import NodeFacts

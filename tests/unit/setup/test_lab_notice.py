@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from setup.steps import ROOT
+from tests.soon import SOON_SECONDS
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ def test_a_cell_that_waits_for_a_gpu_shows_one_line_until_it_goes_on(
     turn = module.Turn(path, 0.01)
 
     def until(count: int) -> None:
-        end = time.monotonic() + 5
+        end = time.monotonic() + SOON_SECONDS
         while len(lines) < count:
             assert time.monotonic() < end, lines
             time.sleep(0.01)

@@ -19,6 +19,7 @@ import pytest
 from setup.demo import Demo
 from setup.hub import block, describe, farewell, gpus
 from setup.steps import ROOT
+from tests.soon import SOON_SECONDS
 
 DEMO = Demo(
     port=8000, state_dir=Path("/s"), name="gpuspawner", subnet="10.213.0.0/20", image="i",
@@ -147,7 +148,7 @@ def test_a_killed_launcher_takes_its_child_with_it() -> None:
         assert launcher.stdout is not None
         child = int(launcher.stdout.readline())
         launcher.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + SOON_SECONDS
     while Path(f"/proc/{child}/stat").exists() and _state(child) != "Z":
         assert time.monotonic() < deadline, "the child lives on"
         time.sleep(0.02)

@@ -82,6 +82,7 @@ STATUS: dict[str, Any] = {
     ],
     "ended": [],
     "disks": [],
+    "machines": [],
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpuspawner.tools.doctor.finding import Finding, Level
+from gpuspawner.core.finding import Finding, Level
 from gpuspawner.tools.doctor.open_files import OpenFiles, open_files_findings, read_open_files
 
 

@@ -14,9 +14,13 @@ from gpuspawner.tools import cli
 from gpuspawner.tools.homes import (
     HomeVolume,
     archive,
+    copying,
     list_homes,
+    move,
     of_users,
+    own_name,
     patterns_of,
+    placed,
     remove,
     retire,
     why_none,
@@ -208,3 +212,53 @@ def test_the_documented_hook_retires_the_home_of_a_deleted_user(
     app.initialize(words[1:])
     assert (app.to, app.config_file, app.yes) == ("/srv/archive", "/srv/course.py", False)
     assert app.extra_args == ["retire", name]
+
+
+def swarm(**more: Any) -> Docker:
+    """A Swarm of a and b: ada's home is on b, with a running server, and ben's is here."""
+    nodes = [{"ID": each, "Spec": {"Labels": {}, "Availability": "active"}, "Status": {"State": "ready"},
+              "Description": {"Hostname": each}} for each in ("a", "b")]  # fmt: skip
+    mounts = [{"Source": ADA.name, "Target": "/home"}, {"Source": "/srv", "Target": "/srv"}]
+    specs: list[dict[str, Any]] = [{"ContainerSpec": {"Mounts": mounts}}, {"ContainerSpec": {}}]
+    config = {"Spec": {"Labels": {"gpuspawner.home": ADA.name, "gpuspawner.node": "b"}}}
+    return Docker(
+        nodes=nodes,
+        services=[{"Spec": {"TaskTemplate": each}} for each in specs],
+        configs=[config],
+        inspect_config=config,
+        info={"Swarm": {"NodeID": "a", "ControlAvailable": True}},
+        **more,
+    )
+
+
+def test_in_a_swarm_each_home_has_its_machine() -> None:
+    docker = swarm()
+    assert own_name(docker) == "a"
+    copy_of_ada = replace(ADA, in_use=False)  # from before it was moved
+    assert placed(docker, (copy_of_ada, BEN), patterns_of(Config()), "a") == (
+        replace(BEN, machine="a"),
+        HomeVolume(ADA.name, "ada", None, True, machine="b"),
+    )
+
+
+def test_a_home_is_moved_only_unused_and_to_a_machine_that_there_is() -> None:
+    docker = swarm()
+    ben = replace(BEN, machine="a")
+    with pytest.raises(ConfigError, match="is in use: stop the user's servers first"):
+        move(docker, replace(ben, in_use=True), "b", "a")
+    with pytest.raises(ConfigError, match="The Swarm has no machine 'c': it has a, b"):
+        move(docker, ben, "c", "a")
+    with pytest.raises(ConfigError, match="is on a already"):
+        move(docker, ben, "a", "a")
+    assert not [call for call in docker.calls if call[0] in ("create_config", "remove_config")]
+    move(docker, ben, "b", "a")
+    labels = {"gpuspawner.home": BEN.name, "gpuspawner.node": "b"}
+    assert [call[-1] for call in docker.calls if call[0] == "create_config"] == [labels, labels]
+
+
+def test_the_command_that_copies_a_home() -> None:
+    box = "docker run --rm -i --user 0 --network none -v gpuspawner-home-ben:/home-to-archive lab:1"
+    assert copying(replace(BEN, machine="a"), "b", "lab:1") == (
+        f"ssh root@a '{box} tar -C /home-to-archive --numeric-owner -cf - .' | "
+        f"ssh root@b '{box} tar -C /home-to-archive --numeric-owner -xpf -'"
+    )

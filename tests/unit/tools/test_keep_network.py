@@ -15,6 +15,7 @@ from gpuspawner.tools.keep_network import (
     LOOK_SECONDS,
     RETRY_SECONDS,
     NetworkKeeper,
+    SwarmShield,
     hub_has_ended,
     sweep_rules,
 )
@@ -200,3 +201,31 @@ def test_a_hub_that_ended_while_this_began(
     (tmp_path / "cmdline").write_bytes(init)
     environment = {"JUPYTERHUB_SERVICE_NAME": "network"} if by_a_hub else {}
     assert hub_has_ended(parent, environment, tmp_path / "cmdline") is ended
+
+
+def test_labs_of_a_swarm_are_shielded_now_and_then_and_a_failure_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    built: list[str] = []
+
+    class Wall:
+        subnet = "172.18.0.0/16"
+
+        def build(self) -> int:
+            built.append(self.subnet)
+            if len(built) in (2, 3):
+                raise EngineFault("iptables did not add a rule")
+            return 6 if len(built) == 1 else 0
+
+    monkeypatch.setattr("gpuspawner.tools.keep_network.wall_of", lambda call: Wall())
+    shield = SwarmShield(lambda *words: None)
+    with caplog.at_level("INFO"):
+        for now in (100.0, 101.0, 800.0, 1500.0, 2200.0):
+            shield.look(now)
+    assert len(built) == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        "Labs of 172.18.0.0/16 don't reach the cloud's metadata service: 6 rules added",
+        "Labs of the Swarm may reach the cloud's metadata service: iptables did not add a rule",
+    ]
+    monkeypatch.setattr("gpuspawner.tools.keep_network.wall_of", lambda call: None)
+    SwarmShield(lambda *words: None).look(0.0)  # it is not in the Swarm yet

@@ -79,13 +79,15 @@ def test_a_machine_joins_is_listed_forgotten_and_leaves(
     assert (tmp_path / "agent" / "key.pem").stat().st_mode & 0o077 == 0
     status, out, _ = typed("list", "--json")
     row = {
-        "name": "gpu-b",
-        "state": "no broker answers",
-        "devices": None,
-        "in_service": None,
-        "drained": None,
-    }
+        "name": "gpu-b", "state": "no broker answers", "reason": "", "since": None, "heard_at": None,
+        "release": "", "own": False, "gpus": None, "in_service": None, "drained": None, "leases": None,
+        "labels": [], "notices": [],
+    }  # fmt: skip
     assert (status, json.loads(out)) == (0, [row])
+    assert [line.split() for line in typed("list")[1].splitlines()][1:] == [
+        ["Name", "State", "Since", "(UTC)", "Last", "heard", "of", "Version", "GPUs", "Leases"],
+        ["gpu-b", "no", "broker", "answers", "–", "–", "–", "–"],
+    ]
     status, _, err = typed("drain", "gpu-b")
     assert (status, err) == (1, "gpuspawner node: The broker doesn't answer: this needs one that runs.\n")
     again = typed("join", line.strip(), "--name", "gpu-c", at=tmp_path)
@@ -146,6 +148,10 @@ async def test_a_machine_is_drained_and_serves_again(
             assert reasons == {"new disk"}
             assert await typed("undrain", "b") == (0, "New servers start on b again (2 GPUs).\n")
             assert await drained() == [("a", False), ("b", False), ("b", False)]
+            _, listed = await typed("list", "--json")
+            assert [(each["name"], each["state"], each["gpus"]) for each in json.loads(listed)] == [
+                ("a", "ready", 1), ("b", "ready", 2),
+            ]  # fmt: skip
             assert await typed("drain", "c") == (
                 1,
                 "gpuspawner node: The broker knows no GPU of a machine c: see `gpuspawner node list`.\n",

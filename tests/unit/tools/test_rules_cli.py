@@ -97,7 +97,7 @@ def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:
         (["set", "user:ada", "period=day"], "period belongs to gpu_hours, which is missing"),
         (["remove", "user:eve"], "Nothing was changed for user:eve at run time."),
         (["grant", "user:ada", "5"], "A grant needs a reason"),
-        (["grant", "user:ada"], "use: gpuspawner quota"),
+        (["grant", "user:ada"], "use:\n  gpuspawner quota show [WHO]"),
         (["grant", "user:ada", "five"], "'five' is no number of GPU-hours: write it like 5 or -2.5."),
         (["grant", "user:ada", "0", "--reason", "x"], "A grant of 0 GPU-hours changes nothing"),
         (["set", "user:ada", "devices=1", "--reason", "x" * 256], "A reason is text of up to 255"),
@@ -112,10 +112,23 @@ def test_what_cannot_be_used_is_a_sentence(typed: Typed, words: list[str], sente
     assert "or remove it" not in err  # nothing was recorded
 
 
+@pytest.mark.parametrize("length", [250, 255])
+def test_the_longest_name_of_a_group_gets_a_quota(typed: Typed, length: int) -> None:
+    group = "group:" + "g" * length
+    assert typed("quota", "set", group, "devices=2")[::2] == (0, "")
+    assert typed("quota", "grant", group, "5", "--reason", "exam")[::2] == (0, "")
+    shown = json.loads(typed("quota", "show", group, "--json")[1])["quotas"]
+    assert [each["changed"] for each in shown] == [{"devices": 2}]
+    assert typed("quota", "remove", group)[::2] == (0, "")
+    status, _, err = typed("quota", "set", group + "g" * 10, "devices=2")
+    assert (status, "A quota is for" in err) == (1, True)
+
+
 def test_a_verb_that_is_not_there(typed: Typed) -> None:
     for command in ("quota", "session"):
         status, _, err = typed(command, "frobnicate")
-        assert (status, err.startswith(f"gpuspawner {command}: use: gpuspawner {command}")) == (2, True)
+        assert (status, err.startswith(f"gpuspawner {command}: use:\n  gpuspawner {command} ")) == (2, True)
+        assert max(map(len, err.splitlines())) <= 80
 
 
 def test_without_a_broker_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +168,7 @@ def test_reports_as_table_csv_and_json(served: Served, typed: Typed, times: Any)
     assert day["lines"] == [
         {"name": "2026-11-27", "gpu_seconds": 4.5 * 3600, "lease_count": 1, "user_count": 1}
     ]
-    assert "A report is grouped by one of user, group, tier, day" in typed("report", "--by=color")[2]
+    assert "A report is grouped by one of user, group, tier, day, node" in typed("report", "--by=color")[2]
     assert "'soon' is no date" in typed("report", "--start=soon")[2]
     assert "is not before its end" in typed("report", "--start=2027-02-01", "--end=2027-01-01")[2]
 
@@ -193,7 +206,7 @@ def test_a_group_s_name_is_only_text(typed: Typed, name: str) -> None:
     assert shown["quotas"][0]["subject"] == f"group:{name}"
 
 
-@pytest.mark.parametrize("name", ["\x1b[31ma", "\u202ednuor", "a\nb", "👩🏽\u200d🏫", "x" * 255, "x" * 256])
+@pytest.mark.parametrize("name", ["\x1b[31ma", "\u202ednuor", "a\nb", "👩🏽\u200d🏫", "x" * 256])
 def test_a_group_that_no_quota_can_name_is_a_sentence(typed: Typed, name: str) -> None:
     status, out, err = typed("quota", "set", f"group:{name}", "devices=2")
     assert (status, out) == (1, "")

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.disk import Disk
+from ...core.machine import MachineView
 from ...core.model import Tier
 from ...core.units import utc_now
 from ...node.api import NodeFacts, Usage
 from ...protocol.messages import TierDocument, TiersDocument, document
-from ..decide.snapshot import TurnView
+from ..decide.snapshot import Snapshot, TurnView
 from ..decide.when.deadline import Deadline
 from ..leases.allocator import Allocator
 from ..ledger import EndedProcess
@@ -31,7 +32,8 @@ class About:
     `blind` returns the devices where no quota is enforced, and why; it also updates its gauge.
     `node` returns the machine's facts: its driver, and why its GPUs can't be listed. `uses` returns what each
     lease uses, `deadline_of` when it ends. `unknown` returns the leases whose server the hub doesn't know,
-    `disks` the last readings of the disks. `turns` returns, by lease id, where each lease in turns is.
+    `disks` the last readings of the disks, `machines` the machines at the moment of a snapshot. `turns`
+    returns, by lease id, where each lease in turns is.
     """
 
     tiers: tuple[Tier, ...]
@@ -46,6 +48,7 @@ class About:
     turns: Callable[[], Mapping[str, TurnView]] = dict
     unknown: Callable[[], Collection[str]] = frozenset
     disks: Callable[[], tuple[Disk, ...]] = tuple
+    machines: Callable[[Snapshot], tuple[MachineView, ...]] = lambda snapshot: ()
 
 
 class View:
@@ -59,16 +62,18 @@ class View:
 
     def status(self) -> Document:
         """The whole status document."""
-        return self._memory.status(self._allocator.snapshot(), self._about.simulated, self._news())
+        snapshot = self._allocator.snapshot()
+        return self._memory.status(snapshot, self._about.simulated, self._news(snapshot))
 
     def stamp(self) -> object:
         """Equal to an earlier one as long as the status document is; much cheaper than the document."""
-        snapshot, news = self._allocator.snapshot(), self._news()
+        snapshot = self._allocator.snapshot()
+        news = self._news(snapshot)
         ends = tuple(news.deadline_of(lease.id) for lease in snapshot.leases)
-        more = (news.uses, frozenset(news.unknown), news.turns, tuple(news.disks))
+        more = (news.uses, frozenset(news.unknown), news.turns, tuple(news.disks), tuple(news.machines))
         return (snapshot, news.usage, news.blind, news.ended, news.fault, ends, *more)
 
-    def _news(self) -> News:
+    def _news(self, snapshot: Snapshot) -> News:
         about = self._about
         return News(
             usage=about.usage(),
@@ -80,6 +85,7 @@ class View:
             unknown=about.unknown(),
             turns=about.turns(),
             disks=about.disks(),
+            machines=about.machines(snapshot),
         )
 
     def tiers(self) -> Document:
@@ -96,7 +102,8 @@ class View:
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""
         self._about.blind()
-        return self._about.metrics.text(self._allocator.snapshot(), utc_now())
+        snapshot = self._allocator.snapshot()
+        return self._about.metrics.text(snapshot, utc_now(), self._about.machines(snapshot))
 
     def _tier(self, tier: Tier) -> TierDocument:
         if not tier.needs_gpu:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 from ...core.disk import Disk
+from ...core.machine import MachineView
 from ...core.model import Guarantee, Lease, Tier, guarantee_of
 from ...core.want import Mode, Want
 from ...node.api import DriverFacts, Usage
@@ -16,6 +17,7 @@ from ...protocol.messages import (
     DriverDocument,
     EndedDocument,
     LeaseDocument,
+    MachineDocument,
     QueueDocument,
     ShareDocument,
     StatusDocument,
@@ -35,7 +37,7 @@ from ..observe.use import NOTHING_KNOWN, Use
 class News:
     """Facts besides the leases: the use of devices by UUID, devices without a guard and why, the
     ended processes, newest first, why the GPUs can't be listed now ("" if they can), the use of each lease by
-    its id, when it ends, the leases whose server the hub doesn't know, and the disks."""
+    its id, when it ends, the leases whose server the hub doesn't know, the disks, and the machines."""
 
     usage: Mapping[str, Usage] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class News:
     turns: Mapping[str, TurnView] = field(default_factory=dict)
     """By lease id, of leases in turns."""
     disks: Sequence[Disk] = ()
+    machines: Sequence[MachineView] = ()
 
 
 def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDocument:
@@ -61,6 +64,7 @@ def status_document(snapshot: Snapshot, simulated: bool, news: News) -> StatusDo
         disks=tuple(
             DiskDocument(**asdict(disk), state=disk.state, sentence=disk.sentence()) for disk in news.disks
         ),
+        machines=tuple(MachineDocument(**asdict(each)) for each in news.machines),
     )
 
 
@@ -209,7 +213,8 @@ def _share(lease: Lease, view: DeviceView) -> ShareDocument:
 
 def turn_document(view: TurnView) -> TurnDocument:
     """Where a lease in turns is."""
-    return TurnDocument(**{**asdict(view), "turn": view.turn.value})
+    held_up = None if view.held_up is None else view.held_up.value
+    return TurnDocument(**{**asdict(view), "turn": view.turn.value, "held_up": held_up})
 
 
 def lease_document(lease: Lease, news: News) -> LeaseDocument:

@@ -44,7 +44,8 @@ class OfferHandler(RuleHandler):
         """What each tier offers the user now."""
         who = self.read(WhoAsks)
         await self.rules.rulebook.note_properties(who.properties)
-        standing, offers = await self.offers.look(Asker(who.hub, who.user, who.server, who.groups))
+        asker = Asker(who.hub, who.user, who.server, who.groups, who.node)
+        standing, offers = await self.offers.look(asker)
         timezone, now = self.rules.rulebook.known.timezone, self.site.service.now()
         self.send(offer_document(allowance_document(standing), offers, timezone, now))
 

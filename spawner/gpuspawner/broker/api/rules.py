@@ -4,7 +4,7 @@ The API has these, behind the hub's login and on the socket (`public/rules.py`, 
 GET POST DELETE quotas            see, change and take back what users and groups may have
 GET POST DELETE drains            devices on which nothing new is placed
 POST            grants            more GPU-hours, or fewer, in the present period
-GET             report            ?by=user|group|tier|day &start= &end= &timezone=
+GET             report            ?by=user|group|tier|day|node &start= &end= &timezone=
 GET POST        sessions          lab sessions
 DELETE          sessions/{name}
 GET POST        sessions/calendar iCalendar, out and in

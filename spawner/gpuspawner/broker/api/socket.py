@@ -327,7 +327,7 @@ class LeasesHandler(Handler):
                     await asyncio.wait({coming, closed}, timeout=pause, return_when="FIRST_COMPLETED")
                     if coming.done():
                         change, coming = coming.result(), None
-                        obstacle = change.obstacle
+                        obstacle = change.obstacle or change.idle_but_out
                         await self._tell(change, max(0.0, deadline - loop.time()))
                     elif not closed.done() and not self._granted:
                         await self._time_out(lease, obstacle)
@@ -339,13 +339,15 @@ class LeasesHandler(Handler):
 
     async def _tell(self, change: Change, left_seconds: float) -> None:
         """`left_seconds`: until the queue timeout."""
-        lease, position, waiting, obstacle, _ = change
+        lease, position, waiting, obstacle, wait, idle_but_out = change
         if lease.state is LeaseState.WAITING:
             if position is not None and waiting is not None:
                 place = Place(position, waiting)
-                message = obstacle or wait_message(place, lease.want, change.wait, self.site.simulated)
+                message = obstacle or wait_message(place, lease.want, wait, self.site.simulated)
+                if idle_but_out:
+                    message = f"{message}. {idle_but_out}"
                 ends_at = utc_now() + timedelta(seconds=left_seconds)
-                event = queued_event(place, message, change.wait)
+                event = queued_event(place, message, wait)
                 await self._send(event.model_copy(update={"ends_at": ends_at}))
         elif lease.state in (LeaseState.RELEASING, LeaseState.CLOSED):
             raise refusal_in(lease.reason) or LeaseConflict(
@@ -429,14 +431,16 @@ def queued_event(place: Place, message: str, wait: Estimate | None) -> QueuedEve
 
 def wait_message(place: Place, want: Want, wait: Estimate | None, simulated: bool = False) -> str:
     """The place and the likely wait: "2nd in line for a GPU" where nothing is known of the wait, else
-    "3rd of 7 for an 8 GiB slice: likely between 11:35 and 12:10, when two sessions have ended".
+    "3rd of 7 for an 8 GiB slice: likely between 11:35 and 12:10, when two sessions have ended". Also on which
+    machine, if only one may serve.
     """
     what = asked_for(want, simulated)
+    where = "" if want.node is None else f". Your files are on the machine {want.node}: it starts there"
     if wait is None:
-        return f"{ordinal(place.position)} in line for {what}"
+        return f"{ordinal(place.position)} in line for {what}{where}"
     ended = f", when {_sessions(wait.endings)} ended" if wait.endings else ""
     when = likely(wait.earliest_seconds, wait.latest_seconds)
-    return f"{ordinal(place.position)} of {place.waiting} for {what}: {when}{ended}"
+    return f"{ordinal(place.position)} of {place.waiting} for {what}: {when}{ended}{where}"
 
 
 def likely(earliest_seconds: float, latest_seconds: float) -> str:

@@ -19,7 +19,7 @@ class BrokerView(Protocol):
     """What the pages need from the broker. All methods answer from memory, at once."""
 
     def status(self) -> Document:
-        """The whole status document: `simulated`, `devices`, `leases`, `queue`, `ended`, `disks`."""
+        """The whole status document, as `protocol.messages.StatusDocument` describes it."""
 
     def stamp(self) -> object:
         """Equal to an earlier one as long as the status document is."""
@@ -49,7 +49,7 @@ def visible_status(document: Document, viewer: Viewer) -> Document:
         "leases": leases,
         "queue": _visible(document["queue"], viewer),
         "ended": _visible(document["ended"], viewer),
-        **({"disks": document.get("disks", [])} if viewer.sees_all else {}),
+        **({key: document.get(key, []) for key in ("disks", "machines")} if viewer.sees_all else {}),
     }
 
 

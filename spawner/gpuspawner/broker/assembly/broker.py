@@ -23,7 +23,6 @@ from .machines import Machines
 from .members import Following
 from .observing import Observing, make_observing
 from .rounds import Rounds
-from .serving import Serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,9 @@ class Broker:
         """Serves until `stop` is set; running servers keep running then. Raises ConfigError or a Fault."""
         await self.observing.journal.load()
         await self.machines.start()
+        # Half of what a broker imports is for its API and pages: quotas don't wait for that.
+        from .serving import Serving
+
         servers: list[HTTPServer] = []
         loops: list[asyncio.Task[None]] = []
         serving = Serving(self.ground, self.deciding, self.machines, self.leasing, self.observing)
@@ -113,6 +115,7 @@ async def open_broker(ground: Ground, nodes: Sequence[Node], members: Members | 
     """
     others = len(nodes) > 1 or members is not None
     found = [await _find(ground, node, here=node is nodes[0], others=others) for node in nodes]
+    _say_strangers(ground, {each.facts.name for each in found})
     deciding = await open_deciding(ground, [each.sharing.pooling for each in found])
     machines = Machines(ground, deciding, found)
     leasing = await open_leasing(ground, deciding, machines)
@@ -121,6 +124,17 @@ async def open_broker(ground: Ground, nodes: Sequence[Node], members: Members | 
     rounds = Rounds(ground, leasing.service, deciding.allocator, machines)
     following = None if members is None else Following(ground, members, machines, leasing.service)
     return Broker(ground, deciding, machines, leasing, observing, rounds, following)
+
+
+def _say_strangers(ground: Ground, names: set[str]) -> None:
+    """Logs which machines the settings name that this broker doesn't have; they may join later."""
+    site = ground.settings.site
+    named = {name for pool in site.parsed_pools() for name in pool.nodes} | set(site.parsed_node_labels())
+    for name in sorted(named - names):
+        ground.log.warning(
+            "The settings name the machine %s, which hasn't joined: see `gpuspawner node list`",
+            name,
+        )
 
 
 async def _find(ground: Ground, node: Node, *, here: bool, others: bool) -> FoundNode:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,9 @@ from ...config.site import GpuSite
 from ...core.model import Tier
 from ...node.docker_engine import DockerEngine
 from ...node.engine import Engine
+from ...node.swarm import Swarm
 from ..leases.hub_api import HubApi
+from ..leases.services import ServiceEngine
 from ..ledger import Ledger
 from ..observe.metrics import Metrics
 
@@ -42,7 +43,7 @@ class BrokerSettings:
 class Ground:
     """One a broker. `hub_api` is None if no hub started this broker.
 
-    `engine_for(name, engine)` is what is asked about the labs of a machine with this engine.
+    `swarm` is the manager of the Swarm whose services the labs are; None if they are containers.
     """
 
     settings: BrokerSettings
@@ -51,4 +52,8 @@ class Ground:
     metrics: Metrics
     hub_api: HubApi | None
     log: logging.Logger
-    engine_for: Callable[[str, Engine], Engine] = lambda name, engine: engine
+    swarm: Swarm | None = None
+
+    def engine_for(self, machine: str, engine: Engine) -> Engine:
+        """What is asked about the labs of a machine with this engine."""
+        return engine if self.swarm is None else ServiceEngine(machine, engine, self.swarm)

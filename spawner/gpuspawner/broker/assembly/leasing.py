@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...config.hub_name import hub_of
 from ...core.model import ContainerPatch, Lease
 from ...core.states import AWAKE
 from ...node.local_folders import LocalFolders
@@ -13,7 +14,6 @@ from ..leases.folders import Place, PlacedFolders
 from ..leases.leasing import LeaseService, Parts
 from ..leases.prestart import Prestart
 from ..leases.unknown import UnknownServers
-from ..pages.look import hub_of
 from .deciding import Deciding
 from .ground import Ground
 from .machines import Machines

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ... import __version__
 from ...core.model import ContainerPatch, Lease, Mode
 from ...node.api import Node, NodeFacts
 from ...node.engine import ContainerEvent, Engine, EventsConnected
@@ -19,10 +20,13 @@ from ..enforce.on_node import OnNode
 from ..enforce.presence import Presence, PresenceParts
 from ..enforce.reloads import ReloadParts, ReloadWatch
 from ..enforce.sharing import Sharing
+from ..enforce.twice import Twice
 from ..enforce.way_in import WayIn
 from ..leases.folders import Place
 from ..leases.leasing import LeaseService
+from ..leases.services import enter_swarm
 from ..observe.journal import Journal
+from ..observe.machine_view import Known
 from ..observe.use import Use, use_in_turns, use_of
 from .deciding import Deciding
 from .ground import Ground
@@ -62,6 +66,9 @@ class Machine:
         self._ground, self._deciding, self._has = ground, deciding, has
         self.node, self.simulated, self.name = found.node, found.facts.simulated, found.facts.name
         self._facts, self._sharing = found.facts, found.sharing
+        labels = ground.settings.site.parsed_node_labels()
+        self._labels = tuple(sorted(labels.get(self.name, ())))
+        self.twice = Twice(self.name, deciding.allocator.node_with, ground.log)
         self.awaited = bool(found.facts.away)
         """Whether it has been away since the broker began: then nobody knows what it has."""
         self.on_known: Callable[[], Awaitable[None]]
@@ -71,7 +78,8 @@ class Machine:
         self.engine = own_engine
         if self.labs is not None:
             self.engine = ground.engine_for(self.name, self.labs.engine)
-        self.way_in = WayIn(self.node, self.engine, self._device_uuids, lambda: self.facts)
+        enter = None if ground.swarm is None else partial(enter_swarm, ground.swarm, self.name)
+        self.way_in = WayIn(self.node, self.engine, self._device_uuids, lambda: self.facts, enter)
 
     def _device_uuids(self) -> tuple[str, ...]:
         """Of the devices that can be leased, or are, those that this machine has or had."""
@@ -127,11 +135,16 @@ class Machine:
                 sharing=self._sharing,
                 service=service,
                 enforcement=self.enforcement,
-                probe=self.way_in.probe,
+                probe=self.way_in.probe if self.labs is None else self._probe_late,
                 metrics=self._ground.metrics,
                 log=self._ground.log,
             )
         )
+
+    async def _probe_late(self, uuids: Iterable[str]) -> None:
+        """What keeps the late devices of another machine out of use is known before they are."""
+        await self.way_in.probe_late(uuids)
+        await self.closures.report()
 
     def _make_presence(self, service: LeaseService) -> Presence:
         own_docker = self.labs is not None
@@ -140,7 +153,7 @@ class Machine:
             set_away=self.enforcement.set_away,
             take_up=partial(self._take_up, service),
             compare=partial(service.reconcile, self.engine),
-            offer=self.late.offer,
+            offer=lambda facts: self.late.offer(self.twice.without(facts)),
             metrics=self._ground.metrics,
             log=self._ground.log,
             round_seconds=self._ground.settings.reconcile_seconds if own_docker else None,
@@ -151,7 +164,7 @@ class Machine:
 
     async def _take_up(self, service: LeaseService, facts: NodeFacts) -> None:
         """The machine is there (again): its devices become known, and the folders of its leases agree."""
-        await self.late.take(facts)
+        await self.late.take(self.twice.without(facts))
         self.awaited = False
         await self.on_known()
         if self.labs is not None:
@@ -214,6 +227,20 @@ class Machine:
     def facts(self) -> NodeFacts:
         """The node's latest facts."""
         return self.enforcement.node_facts()
+
+    @property
+    def known(self) -> Known:
+        """What the list of machines says of it, besides its devices."""
+        presence, facts = self.presence, self.facts
+        return Known(
+            facts,
+            presence.obstacle,
+            presence.since,
+            problem=self.late.problem,
+            twice=self.twice.sentences,
+            release=facts.contact.release or (__version__ if self.labs is None else ""),
+            labels=self._labels,
+        )
 
     @property
     def device_count(self) -> int:

@@ -6,24 +6,30 @@ With one machine every lease is on it, whatever name it had before.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...core.disk import Disk
-from ...core.errors import DeviceFault
+from ...core.errors import DeviceFault, Fault
+from ...core.finding import Finding
+from ...core.machine import MachineView
 from ...core.model import ContainerPatch, Lease
 from ...core.states import AWAKE
 from ...core.units import utc_now
 from ...node.api import NodeFacts, Usage
 from ...node.engine import Engine
+from ...node.labs import Labs
 from ..api.turns import TurnService
+from ..decide.snapshot import DeviceView, Snapshot
 from ..decide.when.gpu_use import GpuUse, gpu_use
 from ..enforce.all_turns import AllTurns
 from ..leases.folders import Place
 from ..leases.leasing import LeaseService
 from ..observe.journal import Journal
+from ..observe.machine_view import machine_view
 from ..observe.use import Use
 from ..pages.admin.map import Readings
 from .deciding import Deciding
@@ -64,8 +70,8 @@ class Machines:
 
     async def _say_awaited(self) -> None:
         """Which machines have to come before it is known what can be served at all. Raises LedgerFault."""
-        awaited = [machine for machine in self._all.values() if machine.awaited]
-        await self._allocator.set_awaited([machine.facts.away for machine in awaited])
+        awaited = {name: machine.facts.away for name, machine in self._all.items() if machine.awaited}
+        await self._allocator.set_awaited(awaited)
 
     def connect(self, service: LeaseService, journal: Journal) -> None:
         """Makes what enforces the leases of this service; nothing runs yet."""
@@ -94,6 +100,8 @@ class Machines:
         """Nothing is enforced there any more; call `shut` first."""
         await self._all[name].enforcement.stop()
         del self._all[name]
+        views = self._allocator.snapshot().devices
+        await self._allocator.drop(view.device.uuid for view in views if view.device.node == name)
         await self._say_awaited()
 
     async def start(self) -> None:
@@ -207,8 +215,33 @@ class Machines:
         return replace(
             self.here.facts,
             devices=tuple(device for each in all_facts for device in each.devices),
-            fault=". ".join(each.rstrip(".") for each in faults if each),
+            fault=". ".join(f"{each[:1].upper()}{each[1:].rstrip('.')}" for each in faults if each),
         )
+
+    def views(self, snapshot: Snapshot) -> tuple[MachineView, ...]:
+        """The machines at that moment, for people; the broker's own comes first."""
+        devices: dict[str, list[DeviceView]] = {}
+        for view in snapshot.devices:
+            devices.setdefault(view.device.node, []).append(view)
+        holding = (lease for lease in snapshot.leases if lease.state.holds_devices)
+        leases = Counter(lease.node or self._allocator.node_of(lease) for lease in holding)
+        return tuple(
+            machine_view(replace(each.known, own=each is self.here), devices.get(name, ()), leases[name])
+            for name, each in self._all.items()
+        )
+
+    async def check(self, images: Sequence[str]) -> dict[str, tuple[Finding, ...] | str]:
+        """What doctor finds on each other machine, or why it could not be looked at."""
+
+        async def look(labs: Labs) -> tuple[Finding, ...] | str:
+            try:
+                return await labs.doctor.check_machine(images)
+            except Fault as fault:
+                return str(fault)
+
+        labs = {name: each.labs for name, each in self._all.items() if each.labs is not None}
+        found = await asyncio.gather(*map(look, labs.values()))
+        return dict(zip(labs, found, strict=True))
 
     def usage(self) -> dict[str, Usage]:
         """The use of each device, by UUID."""

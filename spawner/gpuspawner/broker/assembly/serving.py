@@ -9,8 +9,10 @@ from pathlib import Path
 
 from tornado.httpserver import HTTPServer
 
+from ...config.hub_name import hub_of
 from ..api.answers import About, View
 from ..api.classes import Classes, ClassParts
+from ..api.machines import machine_routes
 from ..api.offer import offer_routes
 from ..api.public.actions import Actions
 from ..api.public.classes import ClassTools, class_routes
@@ -28,15 +30,13 @@ from ..leases.hub_people import HubPeople
 from ..leases.offers import Offers
 from ..observe.checkup import Checkup, ask_doctor
 from ..observe.failures import LoopFailures
-from ..pages import serve_pages
 from ..pages.admin.base import AdminTools
 from ..pages.admin.handlers import admin_pages
 from ..pages.classes.base import Teaching
 from ..pages.classes.handlers import class_pages
-from ..pages.look import hub_of
 from ..pages.own.desk import BrokerDesk
 from ..pages.own.lab import LabReadings, LabSources
-from ..pages.serving import page_url
+from ..pages.serving import page_url, serve_pages
 from ..pages.unknown.handlers import unknown_pages
 from .deciding import Deciding
 from .ground import Ground
@@ -64,6 +64,7 @@ class Serving:
             *offer_routes(site, rules, self.leasing.endings, offers),
             *turn_routes(site, self.machines.turn_service),
             *pull_routes(site, self.observing.images.tell),
+            *machine_routes(site, self.machines.check),
             *local_routes(self._view, hub_of(self.ground.settings.config), self._local_api()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)
@@ -105,6 +106,7 @@ class Serving:
             turns=machines.turns.views,
             unknown=self.leasing.unknown_ids,
             disks=observing.disks.now,
+            machines=machines.views,
         )
         return View(self.deciding.allocator, about)
 
@@ -165,6 +167,7 @@ class Serving:
             ended=self.ground.ledger.ended,
             disks=self.observing.disks.now,
             images=self.observing.images.now,
+            machines=self.machines.views,
             unknown=self.leasing.unknown_ids,
             checkup=self._checkup,
             simulated=self.machines.simulated,

@@ -79,9 +79,10 @@ class Book:
         self._taken: Counter[tuple[str, str]] = Counter()
         """How many leases hold devices, by tier and group."""
         self._obstacles: dict[tuple[Want, str], str] = {}
-        """By want and group; as of the last change of anything, which empties it."""
+        self._idle_but_out: dict[Want, str] = {}
+        """Both by want (and group), as of the last change of anything, which empties them."""
         self._arrivals = 0
-        self._awaited: tuple[str, ...] = ()
+        self._awaited: dict[str, str] = {}
         """Why the nodes whose devices aren't known yet can't be reached."""
 
     def lease(self, lease_id: str) -> Lease | None:
@@ -137,9 +138,13 @@ class Book:
         Also leased and broken devices count.
         """
         known = max(self._devices.known(want).values(), default=0)
-        if known >= want.device_count or self._awaited:
+        if known >= want.device_count or self._awaits(want):
             return ""
         return notice.no_capacity(want, known, several_nodes=self._devices.several_nodes)
+
+    def _awaits(self, want: Want) -> list[str]:
+        """Why each node can't be reached that may turn out to have devices for `want`."""
+        return [why for node, why in self._awaited.items() if want.node in (None, node)]
 
     def repair_needed(self, want: Want) -> str:
         """Why `want` can't be served before an admin has repaired devices; "" if it can."""
@@ -169,9 +174,35 @@ class Book:
             self._obstacles[key] = self._obstacle(*key)
         return self._obstacles[key]
 
+    def idle_but_out(self, lease_id: str) -> str:
+        """Which devices, out of service or drained, would serve a waiting lease now if they were in service.
+
+        "" if there are none, if an obstacle says it already, or if the lease doesn't wait.
+        """
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.state is not LeaseState.WAITING or self.obstacle(lease_id):
+            return ""
+        if lease.want not in self._idle_but_out:
+            self._idle_but_out[lease.want] = self._which_would_serve(lease.want)
+        return self._idle_but_out[lease.want]
+
+    def _which_would_serve(self, want: Want) -> str:
+        lost = {device.uuid: (device, health) for device, health in self._devices.unhealthy(want)}
+        if not lost or place(want, self._devices.rooms()) is not None:
+            return ""
+        shares = place(want, self._devices.rooms_if_in_service())
+        return notice.idle_but_out(
+            self._named(lost[share.device_uuid] for share in shares or () if share.device_uuid in lost)
+        )
+
+    def _forget_obstacles(self) -> None:
+        self._obstacles.clear()
+        self._idle_but_out.clear()
+
     def _obstacle(self, want: Want, group: str) -> str:
-        if self._awaited and max(self._devices.known(want).values(), default=0) < want.device_count:
-            return notice.awaited(want, self._awaited)
+        awaited = self._awaits(want)
+        if awaited and max(self._devices.known(want).values(), default=0) < want.device_count:
+            return notice.awaited(want, awaited)
         if not servable(want, self._devices.healthy):
             return notice.out_of_service(want, self._named(self._devices.unhealthy(want)))
         kinds = self._devices.kinds
@@ -329,7 +360,7 @@ class Book:
     def read_claims(self) -> None:
         """Ask the rules again what each lease may claim: the queue and the ends of sessions follow."""
         self._claims.clear()
-        self._obstacles.clear()
+        self._forget_obstacles()
         for waiting in self._queue.in_order():
             self._queue.remove(waiting.lease_id)
             self._queue.add(self._waiting(self._leases[waiting.lease_id], waiting.number))
@@ -352,17 +383,31 @@ class Book:
         for device in devices:
             rules = terms.get(device.uuid, WHOLE)
             self._devices.add(device, rules, self.holders(device.uuid), health.get(device.uuid))
-        self._obstacles.clear()
+        self._forget_obstacles()
         self._queue.set_kinds(self._devices.kinds)
+
+    def drop(self, uuids: Iterable[str]) -> None:
+        """Forget devices that won't come back, but for those that a lease holds."""
+        for uuid in uuids:
+            self._devices.drop(uuid)
+        self._forget_obstacles()
+        self._queue.set_kinds(self._devices.kinds)
+
+    def node_with(self, uuid: str) -> str:
+        """The machine that has this device, by the devices or a lease; "" if nobody knows it."""
+        if uuid not in self._devices:
+            return ""
+        node = self._devices.device(uuid).node
+        return node or next((lease.node for lease in self.holders(uuid) if lease.node), "")
 
     def health(self, uuid: str) -> DeviceHealth | None:
         """Whether a device may be leased; None for one that is not known."""
         return self._devices.health(uuid) if uuid in self._devices else None
 
-    def set_awaited(self, reasons: Sequence[str]) -> None:
+    def set_awaited(self, reasons: Mapping[str, str]) -> None:
         """The nodes whose devices aren't known yet: why each can't be reached."""
-        self._awaited = tuple(reasons)
-        self._obstacles.clear()
+        self._awaited = dict(reasons)
+        self._forget_obstacles()
 
     def is_drained(self, uuid: str) -> bool:
         """Whether nothing new is placed on the device by an admin's decision."""
@@ -371,13 +416,13 @@ class Book:
     def set_health(self, health: DeviceHealth) -> bool:
         """Take a device out of service or back into it. Returns whether anything changed."""
         self._queue.changed()
-        self._obstacles.clear()
+        self._forget_obstacles()
         return self._devices.set_health(health)
 
     def set_drained(self, drained: Mapping[str, Drain]) -> bool:
         """Nothing new is placed on exactly these devices. Returns whether anything changed."""
         self._queue.changed()
-        self._obstacles.clear()
+        self._forget_obstacles()
         return self._devices.set_drained(drained)
 
     def placed(
@@ -393,6 +438,8 @@ class Book:
         This assumes that `freed` gave back its devices, `without` no longer waits, and `newcomer` came last.
         """
         self._pass_time(now)
+        if freed is None and not self._devices.has_room:
+            return []
         fleet = self._fleet(freed)
         if not any(fleet.rooms.values()):
             return []
@@ -465,14 +512,15 @@ class Book:
         if waits and not waited:
             self._arrivals += 1
             self._queue.add(self._waiting(lease, self._arrivals))
-        self._obstacles.clear()
+        self._forget_obstacles()
         self._pass_time(lease.since)
         self._move_shares(before, lease)
         self._count_use(lease)
         if lease.state is not LeaseState.CLOSED:
             self._leases[lease.id] = lease
-            self._by_server.setdefault((lease.hub, lease.user, lease.server), {})[lease.id] = None
-            self._by_user.setdefault((lease.hub, lease.user), {})[lease.id] = None
+            if before is None:
+                self._by_server.setdefault((lease.hub, lease.user, lease.server), {})[lease.id] = None
+                self._by_user.setdefault((lease.hub, lease.user), {})[lease.id] = None
         elif before is not None:
             del self._leases[lease.id]
             self._claims.pop(lease.id, None)
@@ -497,7 +545,7 @@ class Book:
         if seconds > self._now:
             self._now = seconds
             self._queue.changed()
-            self._obstacles.clear()
+            self._forget_obstacles()
 
     def _claim(self, lease: Lease) -> Claim:
         if lease.id not in self._claims:

@@ -10,6 +10,7 @@ from ...core.decision import Drain
 from ...core.model import Device, DeviceHealth, Lease
 from .line.estimate import Estimate
 from .place.sharing_rules import WHOLE, SharingRules
+from .turn_waits import HeldUp
 from .turns import Turn
 
 
@@ -78,7 +79,8 @@ class TurnView:
 
     `memory_bytes` is what it has on the GPU, or in host memory while it is asleep. `moves`: it is being
     paused, moved or woken now. `position`: its place among those that want a GPU, from 1, and about how long
-    it waits; None if it wants none. `can_move` False: its memory can't leave the GPU.
+    it waits; None if it wants none. `can_move` False: its memory can't leave the GPU. `held_up`: why no GPU
+    can be expected to be its for now.
     """
 
     turn: Turn
@@ -89,6 +91,7 @@ class TurnView:
     position: int | None = None
     wait_seconds: float | None = None
     can_move: bool = True
+    held_up: HeldUp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,8 @@ class Change(NamedTuple):
     """News of one lease; `position` and `waiting` are None unless it waits.
 
     `obstacle` says why the healthy devices can't serve it at all; "" if they can. `wait` is when it is likely
-    served; None if that isn't known.
+    served; None if that isn't known. `idle_but_out` names the devices that would serve it now if they were in
+    service; "" if there are none.
     """
 
     lease: Lease
@@ -112,3 +116,4 @@ class Change(NamedTuple):
     waiting: int | None
     obstacle: str = ""
     wait: Estimate | None = None
+    idle_but_out: str = ""

@@ -8,14 +8,24 @@ Supposing that each turn lasts as long as it may, it differed by 7 to 196 s.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 
-from .turns import Experience, Gpu, Seat, Turn, TurnRules, wait_seconds, waiting_order
+from .turns import Experience, Gpu, Seat, Turn, TurnRules, may_come, wait_seconds, waiting_order
+
+
+class HeldUp(StrEnum):
+    """Why no turn of a waiting seat can be foreseen."""
+
+    NO_GPU = "no_gpu"
+    """All GPUs that its container sees are drained or out of service."""
+    PROGRAM = "program"
+    """Somebody's program that can't be paused, or whose memory can't leave, has each of the others."""
 
 
 def expected_waits(
     seats: Sequence[Seat], gpus: Sequence[Gpu], now: float, rules: TurnRules, seen: Experience
 ) -> Mapping[str, float]:
-    """Seconds until each waiting seat computes, by lease id; without those that no usable GPU serves.
+    """Seconds until each waiting seat computes, by lease id; without those that are held up.
 
     In the order of the line, each gets the GPU where its memory lies, or, if it is asleep, the one that is
     free first; then that GPU is taken for a turn. Memory that has to come back from the host is added.
@@ -23,10 +33,9 @@ def expected_waits(
     turn = min(seen.turn_seconds, rules.max_turn_seconds)
     awake = {seat.gpu_uuid: seat for seat in seats if seat.turn is Turn.AWAKE}
     free_in = {gpu.uuid: _rest_of(awake.get(gpu.uuid), now, rules, turn) for gpu in gpus}
-    blocked = {seat.gpu_uuid for seat in awake.values() if not seat.can_pause}
     found: dict[str, float] = {}
     for seat in waiting_order(seats, now, rules):
-        serving = [gpu.uuid for gpu in gpus if gpu.serves(seat) and gpu.uuid not in blocked]
+        serving = [gpu.uuid for gpu in gpus if gpu.serves(seat) and may_come(seat, gpu, seats)]
         at_home = [uuid for uuid in serving if seat.turn is Turn.PAUSED and uuid == seat.gpu_uuid]
         if not serving:
             continue
@@ -36,6 +45,16 @@ def expected_waits(
         found[seat.lease_id] = begins
         free_in[uuid] = begins + turn
     return found
+
+
+def held_up(seat: Seat, seats: Sequence[Seat], gpus: Sequence[Gpu]) -> HeldUp | None:
+    """Why no GPU will be the seat's as things are; None if one will, or it wants none."""
+    if seat.wants_since is None or seat.turn is Turn.AWAKE:
+        return None
+    serving = [gpu for gpu in gpus if gpu.serves(seat)]
+    if not serving:
+        return HeldUp.NO_GPU
+    return None if any(may_come(seat, gpu, seats) for gpu in serving) else HeldUp.PROGRAM
 
 
 def _rest_of(occupant: Seat | None, now: float, rules: TurnRules, turn_seconds: float) -> float:

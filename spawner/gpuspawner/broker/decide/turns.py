@@ -246,6 +246,18 @@ def waiting_order(seats: Iterable[Seat], now: float, rules: TurnRules) -> list[S
     return sorted((seat for seat in waiting if not _is_waking(seat)), key=key)
 
 
+def may_come(seat: Seat, gpu: Gpu, seats: Iterable[Seat]) -> bool:
+    """Whether its turn on that GPU can come without the end of somebody else's program.
+
+    It can't while a program computes there that can't even be paused, or if memory that can't leave takes the
+    room of what it is promised.
+    """
+    others = [each for each in seats if each.lease_id != seat.lease_id and each.lies_on(gpu.uuid)]
+    fixed = sum(each.memory_bytes for each in others if each.unmovable_since is not None)
+    held = any(each.occupies(gpu.uuid) and not each.can_pause for each in others)
+    return not held and fixed + seat.needs_bytes() <= gpu.memory_bytes
+
+
 def most_seats(sleep_memory_bytes: int, promise_bytes: int) -> int:
     """How many leases with this promise can all be asleep at once: more are not admitted."""
     return sleep_memory_bytes // promise_bytes
@@ -332,7 +344,7 @@ class _Planning:
         """The next waiting seat: it is woken, or the seat in its way is moved, or it waits."""
         if not self._may_begin(seat):
             return
-        if seat.turn is Turn.PAUSED and self._must_leave(seat):
+        if seat.turn is Turn.PAUSED and (self._must_leave(seat) or self._is_shut_out(seat)):
             if self._may_sleep(seat):
                 self._begin(Action(Step.SLEEP, seat.lease_id))  # and woken on another GPU
             return
@@ -400,6 +412,11 @@ class _Planning:
         """Whether it can't compute any more where its memory is."""
         home = next((gpu for gpu in self._gpus if gpu.uuid == seat.gpu_uuid), None)
         return seat.turn is not Turn.ASLEEP and (home is None or not home.serves(seat))
+
+    def _is_shut_out(self, seat: Seat) -> bool:
+        """Whether somebody keeps it from ever computing where its memory is, but not on every GPU."""
+        open_to_it = {gpu.uuid for gpu in self._gpus if gpu.serves(seat) and may_come(seat, gpu, self._seats)}
+        return bool(open_to_it) and seat.gpu_uuid not in open_to_it
 
     def _begin(self, action: Action) -> None:
         self.actions[action.lease_id] = action

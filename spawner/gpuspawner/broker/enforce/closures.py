@@ -62,7 +62,7 @@ class Closures:
         await self._parts.way_in.look_again()
         for uuid in tuple(self._parts.devices()):
             await self._look_at(uuid)
-        await self._report()
+        await self.report()
 
     async def before_close(self, lease: Lease) -> None:
         """Docker has no container of the lease any more: closes its devices on which a process is left.
@@ -78,7 +78,7 @@ class Closures:
                 continue
             if left := tuple(each for each in found if lease.container_id in each.container_ids):
                 self._left[uuid] = left
-        await self._report()
+        await self.report()
 
     async def _look_at(self, uuid: str) -> None:
         """Raises EngineFault. If NVML fails, nothing changes: what was left may be there still."""
@@ -101,7 +101,8 @@ class Closures:
                 return False
         return True
 
-    async def _report(self) -> None:
+    async def report(self) -> None:
+        """Closes the devices that are known to be out of use, and opens the others."""
         async with self._reporting:
             closed = {
                 uuid: DeviceHealth(uuid, False, reason, new_only=True, needs_admin=True)

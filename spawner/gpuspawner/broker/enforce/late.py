@@ -43,6 +43,8 @@ class LateDevices:
         self._facts: NodeFacts | None = None
         self._news = asyncio.Event()
         self._adding = asyncio.Lock()
+        self.problem = ""
+        """Why devices can't be added with these settings; "" if nothing is known against it."""
 
     def offer(self, facts: NodeFacts) -> None:
         """Called with new facts of the node: new devices are added soon."""
@@ -77,7 +79,12 @@ class LateDevices:
     async def add_new(self) -> None:
         """Adds the new devices. Raises ConfigError, EngineFault or LedgerFault; it is then retried."""
         async with self._adding:
-            pooling = None if self._facts is None else self._parts.sharing.find_late(self._facts)
+            try:
+                pooling = None if self._facts is None else self._parts.sharing.find_late(self._facts)
+            except ConfigError as error:
+                self.problem = str(error)
+                raise
+            self.problem = ""
             if pooling is not None:
                 await self._add(pooling)
 

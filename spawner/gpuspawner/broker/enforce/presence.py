@@ -14,12 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ...core.errors import EngineFault
+from ...core.units import Clock, utc_now
 from ...node.api import NodeFacts
 from ..observe.failures import LoopFailures
 from ..observe.metrics import Metrics
 
 RETRY_SECONDS = 1.0
 """Pause after a failed comparison."""
+BACK = "it is back, and its servers are being compared with the ledger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class PresenceParts:
     log: logging.Logger
     round_seconds: float | None = None
     retry_seconds: float = RETRY_SECONDS
+    clock: Clock = utc_now
 
 
 class Presence:
@@ -52,6 +55,15 @@ class Presence:
         self._news.set()
         self.is_taken_up = self._serves
         """Whether its devices are known: before that, its Docker's reports can't be judged."""
+        self.since = parts.clock()
+        """Since when it serves, or doesn't."""
+
+    @property
+    def obstacle(self) -> str:
+        """Why nothing new starts there now; "" if the machine serves."""
+        if self._serves:
+            return ""
+        return self._facts.away or (self._told if self._is_silent else BACK)
 
     def on_facts(self, facts: NodeFacts) -> None:
         """Called with the node's new facts."""
@@ -104,13 +116,14 @@ class Presence:
         if self._facts.away:
             return False
         if good and not self._serves:
-            self._serves, self._told = True, ""
+            self._serves, self._told, self.since = True, "", parts.clock()
             await parts.set_away("")
             parts.log.info("Machine %s is back: its servers were compared with the ledger", parts.node)
         return self._serves
 
     async def _leave(self, reason: str) -> None:
-        self._serves = False
+        if self._serves:
+            self._serves, self.since = False, self._parts.clock()
         if reason != self._told:
             self._told = reason
             self._parts.log.warning("Nothing new starts on machine %s: %s", self._parts.node, reason)

@@ -46,5 +46,6 @@ class Sharing:
         self._offered += tuple(device for device in pooling.devices if device.uuid not in known)
 
     def _pool(self, facts: NodeFacts, devices: Sequence[Device]) -> Pooling:
-        host = host_of(facts, others=self._others)
+        labels = self._site.parsed_node_labels().get(facts.name, frozenset())
+        host = host_of(facts, others=self._others, labels=labels)
         return make_pooling(self._site.parsed_pools(), self._tiers, devices, host)

@@ -372,4 +372,5 @@ def _view(status: SeatStatus, since: datetime) -> TurnView:
         position=status.position,
         wait_seconds=status.wait_seconds,
         can_move=status.can_move,
+        held_up=status.held_up,
     )

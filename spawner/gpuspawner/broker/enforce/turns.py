@@ -16,7 +16,8 @@ from typing import Any
 from ...core.errors import GpuSpawnerError
 from ...node.api import Condition, Obstacle, Outcome, SeatReading, TurnHands, TurnReadings
 from ...node.api import Seat as Place
-from ..decide.turn_waits import expected_waits
+from ..decide.turn_waits import HeldUp, expected_waits, held_up
+from ..decide.turn_words import staying_sentence
 from ..decide.turns import (
     NO_RANK,
     Action,
@@ -67,6 +68,8 @@ class SeatStatus:
     """About how long until its turn, if it wants one, or until its memory is back on the GPU."""
     known: bool = True
     can_move: bool = True
+    held_up: HeldUp | None = None
+    """Why no GPU can be expected to be its for now."""
 
 
 @dataclass
@@ -208,12 +211,14 @@ class TurnKeeper:
             self._begin(Action(Step.PAUSE, lease_id))
 
     def rest(self, lease_id: str) -> bool:
-        """Its memory moves to main memory, until it wants a GPU again. False if it can't, or has no seat."""
+        """Its memory moves to main memory, until it wants a GPU. False if it can't, or has no seat.
+
+        Who already waits for its turn, in the middle of a computation, goes on waiting.
+        """
         entry = self._entries.get(lease_id)
         if entry is None or entry.unmovable_since is not None:
             return False
         if entry.turn is not Turn.ASLEEP:
-            entry.wants_since = None
             self._begin(Action(Step.SLEEP, lease_id))
         return True
 
@@ -257,6 +262,7 @@ class TurnKeeper:
                 wait_seconds=waits.get(seat.lease_id, self._coming_back(seat, now)),
                 known=self._entries[seat.lease_id].known,
                 can_move=seat.unmovable_since is None,
+                held_up=held_up(seat, seats, self.gpus),
             )
             for seat in seats
         )
@@ -488,7 +494,8 @@ class TurnKeeper:
         if outcome.obstacle in UNMOVABLE:
             if entry.unmovable_since is None:
                 entry.unmovable_since = now
-                await self._notice(lease_id, outcome.sentence)
+                sentence = staying_sentence(outcome.sentence, entry.can_pause, self.rules.warn_seconds)
+                await self._notice(lease_id, sentence)
         elif outcome.obstacle is not Obstacle.BUSY:
             self.log.warning("%s lease=%s detail=%s", outcome.sentence, lease_id, outcome.detail)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -93,6 +93,10 @@ class Allocator:
     def node_of(self, lease: Lease) -> str:
         """The machine of the lease's devices; "" if it isn't known, or if it has none."""
         return self._book.node_of(lease)
+
+    def node_with(self, uuid: str) -> str:
+        """The machine that has this device; "" if that isn't known."""
+        return self._book.node_with(uuid)
 
     def of_server(self, hub: str, user: str, server: str) -> tuple[Lease, ...]:
         """The living leases of one server: one or none, unless the ledger was tampered with."""
@@ -232,6 +236,10 @@ class Allocator:
         """
         return await self._step(self._add, tuple(devices), terms, tuple(unwell))
 
+    async def drop(self, uuids: Iterable[str]) -> None:
+        """Forget devices of a machine that won't come back, but for those that a lease holds."""
+        await self._step(self._drop, tuple(uuids))
+
     async def acquire(self, request: GpuRequest) -> Lease:
         """A lease for the request, RESERVED or WAITING; the same id always returns the same lease.
 
@@ -328,12 +336,12 @@ class Allocator:
         """
         await self._step(self._set_drained, drained)
 
-    async def set_awaited(self, reasons: Sequence[str]) -> None:
-        """What these machines have isn't known yet, so requests for it wait; each reason says why.
+    async def set_awaited(self, reasons: Mapping[str, str]) -> None:
+        """What these machines have isn't known yet, so requests for it wait; by name, why.
 
         Requests that nothing can serve now, since all is known, end by a refusal. Raises LedgerFault.
         """
-        await self._step(self._set_awaited, tuple(reasons))
+        await self._step(self._set_awaited, dict(reasons))
 
     async def tell(self, lease_id: str, sentence: str) -> Lease | None:
         """Give the lease's user a notice. The lease with it, or None if it has ended. Raises LedgerFault."""
@@ -422,6 +430,9 @@ class Allocator:
         await self._commit(*told, *self._placed(now))
         return tuple(told)
 
+    async def _drop(self, uuids: tuple[str, ...]) -> None:
+        self._book.drop(uuids)
+
     async def _acquire(self, request: GpuRequest) -> Lease:
         known = self.lease(request.lease_id)
         if known is not None:
@@ -454,7 +465,7 @@ class Allocator:
         await self._commit(*ended)
         return tuple(ended)
 
-    async def _set_awaited(self, reasons: tuple[str, ...]) -> None:
+    async def _set_awaited(self, reasons: dict[str, str]) -> None:
         self._book.set_awaited(reasons)
         now, ended = self._clock(), []
         for lease in self._book.leases():
@@ -622,7 +633,13 @@ class Allocator:
         return self._book.arrival(lease)
 
     def _news_of(self, lease_id: str) -> WaitNews:
-        return WaitNews(self._book.place_of(lease_id), self._book.obstacle(lease_id), self.waits.of(lease_id))
+        book = self._book
+        return WaitNews(
+            book.place_of(lease_id),
+            book.obstacle(lease_id),
+            self.waits.of(lease_id),
+            book.idle_but_out(lease_id),
+        )
 
     # Committing, then remembering.
 

@@ -8,8 +8,6 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
-
 from ...core.errors import HubFault
 
 _ANSWER_SECONDS = 20.0
@@ -68,6 +66,8 @@ class HubApi:
         await self._ask("POST", path, {"profile": tier}, running=400)
 
     async def _ask(self, method: str, path: str, body: object = None, running: int | None = None) -> object:
+        import aiohttp  # 0.2 s, for which the start of a broker doesn't wait
+
         timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
         head = {**self._head, "Accept": _PAGED}
         try:

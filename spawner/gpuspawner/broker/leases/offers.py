@@ -11,6 +11,7 @@ from ...core.model import GpuRequest, Tier
 from ...core.quota import UNLIMITED
 from ...core.states import AWAKE
 from ...core.units import Clock, utc_now
+from ...core.want import Want
 from ..decide.allow.budget import runs_out_at
 from ..decide.allow.offer import Kept, Offer, end_of_start
 from .allocator import Allocator
@@ -20,12 +21,20 @@ from .rule_service import RuleService, Standing
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks, with the hub's groups; the leases of `server`, which is about to start, don't count."""
+    """Who asks, with the hub's groups; the leases of `server`, which is about to start, don't count.
+
+    `node` is the only machine that may serve, because the user's files are there; "" if any will do.
+    """
 
     hub: str
     user: str
     server: str | None
     groups: tuple[str, ...]
+    node: str = ""
+
+    def want(self, tier: Tier) -> Want:
+        """What a server of this tier asks of the devices."""
+        return replace(tier.want, node=self.node or None)
 
 
 class Offers:
@@ -62,16 +71,16 @@ class Offers:
             return Offer(tier.name, refusals, starts_now=not refusals)
         allowed, cap = standing.allowed, None
         try:
-            cap = self._gate.cap_for(tier.want, asker.groups, allowed)
+            cap = self._gate.cap_for(asker.want(tier), asker.groups, allowed)
         except Refusal as refusal:
             refusals = (*refusals, refusal)
-        charge = self._allocator.charged_as(tier.want)
+        charge = self._allocator.charged_as(asker.want(tier))
         runs_out = runs_out_at(standing.spent, (charge or 0.0) + self._held(asker), now)
         end = end_of_start(now, allowed, runs_out, None if cap is None else cap.ends_at)
         offer = Offer(
             tier=tier.name,
             refusals=refusals,
-            capacity=self._allocator.capacity(tier.want),
+            capacity=self._allocator.capacity(asker.want(tier)),
             session_seconds=allowed.session_seconds,
             end=end,
             gpu_hours_an_hour=charge,
@@ -81,16 +90,16 @@ class Offers:
 
     def _with_places(self, offer: Offer, tier: Tier, asker: Asker, seconds: float) -> Offer:
         """The offer with what is free, kept, and whether a session of that length would begin at once."""
-        others = self._gate.kept_for_others(asker.groups)
+        want, others = asker.want(tier), self._gate.kept_for_others(asker.groups)
         wants = {each.name: each.want for each in self._rules.rulebook.known.tiers}
         own = [Kept(*each) for each in self._gate.kept_for(asker.groups) if each[0].tier == tier.name]
         limit = None if seconds == UNLIMITED else seconds
         starts_now = not offer.refusals and self._allocator.begins(_request(tier, asker), limit)
         return replace(
             offer,
-            free=self._allocator.spare(tier.want, [(wants[held.tier], count) for held, count in others]),
+            free=self._allocator.spare(want, [(wants[held.tier], count) for held, count in others]),
             starts_now=starts_now,
-            kept=self._in_the_way(tier, [Kept(*each) for each in others]),
+            kept=self._in_the_way(want, [Kept(*each) for each in others]),
             own_session=own[0] if own else None,
         )
 
@@ -104,15 +113,15 @@ class Offers:
             and lease.server != asker.server
         )
 
-    def _in_the_way(self, tier: Tier, kept: Sequence[Kept]) -> tuple[Kept, ...]:
-        """Those that are kept on devices that this tier could have."""
+    def _in_the_way(self, want: Want, kept: Sequence[Kept]) -> tuple[Kept, ...]:
+        """Those that are kept on devices that such a server could have."""
         wants = {each.name: each.want for each in self._rules.rulebook.known.tiers}
-        return tuple(
-            each for each in kept if self._allocator.competes(tier.want, wants[each.reservation.tier])
-        )
+        return tuple(each for each in kept if self._allocator.competes(want, wants[each.reservation.tier]))
 
 
 def _request(tier: Tier, asker: Asker) -> GpuRequest:
     """The request of a start that nobody has asked for yet."""
     name = f"guest for {tier.name}"
-    return GpuRequest(name, asker.hub, asker.user, asker.server or "", tier.name, tier.want, asker.groups)
+    return GpuRequest(
+        name, asker.hub, asker.user, asker.server or "", tier.name, asker.want(tier), asker.groups
+    )

@@ -20,6 +20,7 @@ class WaitNews(NamedTuple):
     place: Place | None
     obstacle: str
     wait: Estimate | None
+    idle_but_out: str
 
 
 class Watches:
@@ -114,9 +115,10 @@ class Watch:
         news = self._news_of(self.lease_id)
         if news.place is None:
             return Change(self._lease, None, None)
-        return Change(self._lease, news.place.position, news.place.waiting, news.obstacle, news.wait)
+        place = news.place
+        return Change(self._lease, place.position, place.waiting, news.obstacle, news.wait, news.idle_but_out)
 
 
 def _worth_telling(change: Change) -> tuple[object, ...]:
     """The values whose change is reported: the number that wait behind a place is not one of them."""
-    return change.lease, change.position, change.obstacle, change.wait
+    return change.lease, change.position, change.obstacle, change.wait, change.idle_but_out

@@ -64,6 +64,7 @@ class Stay:
     """A lease was awake, from `started_at` to `ended_at` (None: it still is), on all of its devices.
 
     `number` counts such times in the order in which they began. `gpu_fraction` is what is charged.
+    `node` is the machine of the devices; "" of leases from before that was recorded.
     """
 
     number: int
@@ -75,6 +76,7 @@ class Stay:
     gpu_fraction: float
     started_at: datetime
     ended_at: datetime | None
+    node: str
     device_uuids: tuple[str, ...]
     groups: tuple[str, ...]
 
@@ -96,8 +98,8 @@ class StaySearch:
 
 
 _STAY = (
-    awake.c.number, leases.c.id, leases.c.hub, leases.c.user, leases.c.server, leases.c.tier,
-    awake.c.gpu_fraction, awake.c.started_at, awake.c.ended_at,
+    awake.c.number, leases.c.id.label("lease_id"), leases.c.hub, leases.c.user, leases.c.server,
+    leases.c.tier, awake.c.gpu_fraction, awake.c.started_at, awake.c.ended_at, leases.c.node,
 )  # fmt: skip
 
 
@@ -126,9 +128,12 @@ def search(connection: sa.Connection, wanted: StaySearch) -> tuple[Stay, ...]:
     if wanted.of is not None:
         query = query.where(wanted.of.has(leases.c.id))
     found = connection.execute(query.limit(wanted.most)).all()
-    lease_ids = {row.id for row in found}
+    lease_ids = {row.lease_id for row in found}
     devices, groups = _devices_of(connection, lease_ids), rows.groups_of(connection, lease_ids)
-    return tuple(Stay(*row, tuple(devices[row.id]), tuple(groups[row.id])) for row in found)
+    return tuple(
+        Stay(**row._asdict(), device_uuids=tuple(devices[row.lease_id]), groups=tuple(groups[row.lease_id]))
+        for row in found
+    )
 
 
 def _devices_of(connection: sa.Connection, lease_ids: Iterable[str]) -> dict[str, list[str]]:

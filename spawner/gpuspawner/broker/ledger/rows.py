@@ -27,6 +27,8 @@ _WANT = {
     "mig_profile": "mig_profile",
     "slice_memory_bytes": "memory_bytes",
     "slice_compute_percent": "compute_percent",
+    "home_node": "node",
+    "node_label": "node_label",
 }
 """The columns of what was asked for, and the field of `Want` that each contains (a test checks this)."""
 _COLUMNS = tuple(column.name for column in leases.columns if column.name != "number")
@@ -256,11 +258,13 @@ def charged(connection: sa.Connection, since: datetime, now: Moment) -> tuple[Ch
 
     Of all brokers that have this database; what runs on other machines counts up to when it was last seen.
     """
-    query = sa.select(awake, leases.c.user, leases.c.tier).join(leases, leases.c.id == awake.c.lease_id)
+    query = sa.select(awake, leases.c.user, leases.c.tier, leases.c.node).join(
+        leases, leases.c.id == awake.c.lease_id
+    )
     rows = connection.execute(query.where(_reaches(since)).order_by(awake.c.number)).all()
     groups = groups_of(connection, dict.fromkeys(row.lease_id for row in rows))
     return tuple(
-        Charged(row.lease_id, row.user, tuple(groups[row.lease_id]), row.tier, _interval(row, now))
+        Charged(row.lease_id, row.user, tuple(groups[row.lease_id]), row.tier, _interval(row, now), row.node)
         for row in rows
     )
 

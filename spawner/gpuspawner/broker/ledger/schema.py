@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0009"
+HEAD = "0011"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -63,6 +63,8 @@ leases = sa.Table(
     sa.Column("mig_profile", sa.Text),
     sa.Column("slice_memory_bytes", sa.BigInteger),
     sa.Column("slice_compute_percent", sa.Float),
+    sa.Column("home_node", sa.Text),
+    sa.Column("node_label", sa.Text),
     sa.Column("mps", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("owner", sa.Text, nullable=False, server_default=""),
     sa.Column("node", sa.Text, nullable=False, server_default=""),

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from .schema import wait_errors
 
-KEPT = 60
+KEPT = 80
 """As many as the estimates use."""
 
 

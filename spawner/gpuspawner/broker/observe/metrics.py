@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ...core.disk import Disk
 from ...core.errors import all_refusals
+from ...core.machine import MachineState, MachineView
 from ...core.model import LeaseState
 from ...core.want import Mode
 from ...node.api import Offence
@@ -45,6 +46,7 @@ class Metrics:
         self._add_failures()
         self._add_guard()
         self._add_disks()
+        self._add_nodes()
         self._add_turns()
         self._fill()
         self.lease_times = LeaseTimes(self._waited, self._used)
@@ -123,6 +125,21 @@ class Metrics:
             "gpuspawner_disk_total_bytes", "Size of that disk", ["holds"], registry=self.registry
         )
 
+    def _add_nodes(self) -> None:
+        """Of sites with several machines; with a single one they have no values."""
+        self._node_devices = Gauge(
+            "gpuspawner_node_devices", "GPUs and MIG instances of a machine, of several", ["node", "state"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._node_leases = Gauge(
+            "gpuspawner_node_leases", "Leases that hold devices of a machine, of several", ["node"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._node_ready = Gauge(
+            "gpuspawner_node_ready", "Whether new servers start on a machine, of several", ["node"],
+            registry=self.registry,
+        )  # fmt: skip
+
     def _add_turns(self) -> None:
         self._switches = Counter(
             "gpuspawner_turn_switches", "Leases in turns that were paused, moved to host memory or woken",
@@ -195,8 +212,8 @@ class Metrics:
             self._free.labels(disk.holds).set(disk.free_bytes)
             self._total.labels(disk.holds).set(disk.total_bytes)
 
-    def text(self, snapshot: Snapshot, now: datetime) -> bytes:
-        """All metrics in Prometheus' text format, with the current leases, devices and queue."""
+    def text(self, snapshot: Snapshot, now: datetime, machines: Sequence[MachineView] = ()) -> bytes:
+        """All metrics in Prometheus' text format, with the current leases, devices, queue and machines."""
         states = Tally(lease.state for lease in snapshot.leases)
         for state in LeaseState:
             if state is not LeaseState.CLOSED:
@@ -206,6 +223,7 @@ class Metrics:
             for condition in DEVICE_STATES:
                 self._devices.labels(mode.value, condition).set(devices[mode, condition])
         self._set_queue(snapshot, now)
+        self._set_nodes(snapshot, machines)
         self.lease_times.settle()
         return generate_latest(self.registry)
 
@@ -219,6 +237,18 @@ class Metrics:
             seconds = waits.get(tier, [])
             self._queue.labels(tier).set(len(seconds))
             self._oldest.labels(tier).set(max(0.0, *seconds) if seconds else 0.0)
+
+    def _set_nodes(self, snapshot: Snapshot, machines: Sequence[MachineView]) -> None:
+        for metric in (self._node_devices, self._node_leases, self._node_ready):
+            metric.clear()
+        if len(machines) < 2:
+            return
+        devices = Tally((view.device.node, _condition(view)) for view in snapshot.devices)
+        for machine in machines:
+            self._node_leases.labels(machine.name).set(machine.leases)
+            self._node_ready.labels(machine.name).set(machine.state is MachineState.READY)
+            for condition in DEVICE_STATES:
+                self._node_devices.labels(machine.name, condition).set(devices[machine.name, condition])
 
     def _waited(self, tier: str, seconds: float) -> None:
         self._queue_wait.labels(tier).observe(seconds)

@@ -1,4 +1,4 @@
-"""The pages of the hub's service, and all its addresses: `serve_pages` for the broker.
+"""The pages of the hub's service, and all its addresses: `serving.serve_pages` for the broker.
 
 /services/gpu/             "My GPU", in the hub's own templates
 /services/gpu/admin/       "Devices", for holders of `custom:gpu:read`
@@ -9,11 +9,3 @@
 /services/gpu/metrics      Prometheus text, for holders of `custom:gpu:read`
 /services/gpu/health       "the broker answers"; needs no login
 """
-
-from __future__ import annotations
-
-from .look import hub_of, look_of
-from .routes import make_handlers, make_settings
-from .serving import serve_pages
-
-__all__ = ["hub_of", "look_of", "make_handlers", "make_settings", "serve_pages"]

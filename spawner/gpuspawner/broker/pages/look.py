@@ -144,19 +144,6 @@ def look_of(config: Config) -> Look:
     return Look(_value(hub, "template_paths", []), _value(hub, "template_vars", {}))
 
 
-def hub_of(config: Config) -> str:
-    """The name of this config's hub for leases: its spawner's `hub_id`.
-
-    It searches every section, because the spawner may be a site's own subclass. The default is "hub".
-    """
-    named = (
-        section["hub_id"]
-        for section in config.values()
-        if isinstance(section, Config) and "hub_id" in section
-    )
-    return str(next(named, "hub"))
-
-
 def _value(section: Config, name: str, empty: Any) -> Any:
     """A setting's value, also if it was only appended to or updated: traitlets applies those later."""
     value = section.get(name, empty)

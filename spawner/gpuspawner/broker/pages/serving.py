@@ -12,10 +12,11 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application
 from traitlets.config import Config
 
+from ...config.hub_name import hub_of
 from ...core.errors import ConfigError
 from ..api.public.rules import MoreRoutes
 from ..api.visible import BrokerView
-from .look import hub_of, look_of
+from .look import look_of
 from .own.desk import Desk
 from .routes import make_handlers, make_settings
 

@@ -12,8 +12,6 @@ from ...core.errors import EngineFault, StartFault
 
 LANE = "gpuspawner.lane"
 """The label of a service and of its network: the number of the lab's own network."""
-NODE = "gpuspawner.node"
-"""The label of a Swarm's node, and of a service: the machine's name."""
 _BEFORE = frozenset({"new", "pending", "assigned", "accepted", "preparing", "ready", "starting"})
 _ENDED = frozenset({"complete", "failed", "shutdown", "rejected", "remove"})
 """A task's states (moby 28, `api/types/swarm/task.go`). Others ("running", "orphaned") may compute."""

@@ -10,8 +10,8 @@ import hashlib
 from dataclasses import dataclass
 
 from ...core.errors import EngineFault, StartFault
+from ...core.labels import NODE
 from ..call import Call, or_none
-from .document import NODE
 
 HOME = "gpuspawner.home"
 """The label with the name of the volume."""
@@ -49,6 +49,35 @@ class Homes:
             if (written := _written(call, volume)) != machine:  # another start was faster
                 raise StartFault(f"Your files are on the machine {written}: try again.", "home") from fault
 
+    def all(self, call: Call) -> dict[str, str]:
+        """The machine of each home that is written down, by the name of its volume."""
+        found = call("configs", filters={"label": HOME})
+        labels = [each["Spec"].get("Labels") or {} for each in found]
+        return {each[HOME]: self.machine_of(call, each[HOME]) for each in labels if HOME in each}
+
+    def move(self, call: Call, volume: str, machine: str) -> None:
+        """Writes down that the home is on this machine now; its files must be there already.
+
+        Labels of a config can't be changed by docker-py, so it is made again. Meanwhile a second one says the
+        same: whatever ends this, one of them is there, and the home never counts as new.
+        """
+        labels = {HOME: volume, NODE: machine}
+        for name in (_name(volume) + _MOVING, _name(volume)):
+            _remove(call, name)
+            call("create_config", name, b"-", labels=labels)
+        _remove(call, _name(volume) + _MOVING)
+
+
+_MOVING = "-moving"
+
+
+def _remove(call: Call, name: str) -> None:
+    try:
+        call("remove_config", name)
+    except EngineFault as fault:
+        if fault.status != 404:
+            raise
+
 
 def _name(volume: str) -> str:
     """A config's name has up to 64 characters, a volume's up to 255."""
@@ -56,5 +85,8 @@ def _name(volume: str) -> str:
 
 
 def _written(call: Call, volume: str) -> str:
-    found = or_none(call, "inspect_config", _name(volume))
-    return "" if found is None else str(found["Spec"]["Labels"].get(NODE, ""))
+    for name in (_name(volume), _name(volume) + _MOVING):
+        found = or_none(call, "inspect_config", name)
+        if found is not None:
+            return str(found["Spec"]["Labels"].get(NODE, ""))
+    return ""

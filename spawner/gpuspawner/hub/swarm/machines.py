@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import ConfigError, StartFault
+from ...core.labels import NODE
 from ..call import Call
-from .document import NODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +40,25 @@ def _read(node: Mapping[str, Any]) -> Machine:
     return Machine(name, str(node["ID"]), why)
 
 
-def find_machine(machines: Iterable[Machine], name: str) -> Machine:
-    """The machine of that name, on which something can start. Raises StartFault."""
+def find_machine(machines: Iterable[Machine], name: str, *, has_files: bool = False) -> Machine:
+    """The machine of that name, on which something can start. Raises StartFault.
+
+    `has_files`: the user's home is there, so no other machine will do.
+    """
     named = [machine for machine in machines if machine.name == name]
+    files = "Your files are there, so it can't start elsewhere. " if has_files else ""
     if len(named) != 1:
         what = "isn't part of the Swarm" if not named else "has the name of another one"
         raise StartFault(
-            f"The machine {name} {what}, so your server can't start there. Tell an admin, or choose a server "
-            f"without a GPU. Admin: see `docker node ls`; the name is the label {NODE} or the host name.",
+            f"The machine {name} {what}, so your server can't start there. {files}Tell an admin"
+            f"{'' if has_files else ', or choose a server without a GPU'}. Admin: see `docker node ls`; the "
+            f"name is the label {NODE} or the host name.",
             "machine",
         )
     if named[0].why_not:
         raise StartFault(
-            f"Your server can't start on the machine {name}: {named[0].why_not}. Try again later, or tell an "
-            "admin.",
+            f"Your server can't start on the machine {name}: {named[0].why_not}. {files}Try again later, or "
+            "tell an admin.",
             "machine",
         )
     return named[0]

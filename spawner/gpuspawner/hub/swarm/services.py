@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.errors import ConfigError, EngineFault, StartFault
+from ...core.labels import NODE
 from ..call import NOT_THERE, Call, or_none, unless_gone
 from ..container import ContainerPlan
 from ..docker import DockerEngine
@@ -17,7 +18,6 @@ from ..docker_answers import log_end
 from ..engine import Created
 from .document import (
     LANE,
-    NODE,
     document_of,
     is_starting,
     may_run,
@@ -28,7 +28,7 @@ from .document import (
 )
 from .gateway import Gateway
 from .homes import Homes
-from .lanes import Lanes, alias_of
+from .lanes import Lane, Lanes, alias_of
 from .machines import Machine, find_machine, own_machine, read_machines
 from .service import Berth, pinned, service_of
 
@@ -68,6 +68,8 @@ class Services:
     _freeing: set[asyncio.Task[None]] = field(default_factory=set)
     _ready: asyncio.Lock = field(default_factory=asyncio.Lock)
     _prepared: bool = False
+    _left: set[str] = field(default_factory=set)
+    """Networks that had no service at the last look."""
     _ensured_seconds: float = float("-inf")
 
     # ---- the interface
@@ -142,6 +144,16 @@ class Services:
             self._freeing.add(task)
             task.add_done_callback(self._freeing.discard)
 
+    async def home_machine(self, volume: str) -> str:
+        """The machine on which the home was written down; "" for a new one, or if homes are shared."""
+        if self.parts.shared_homes:
+            return ""
+
+        def look(call: Call) -> str:
+            return Homes(own_machine(call, read_machines(call("nodes"))).name).machine_of(call, volume)
+
+        return await self.parts.docker.run(look)
+
     async def log_tail(self, lab_id: str, secret: str = "") -> str:
         """The last lines, which Swarm fetches from the machine."""
         with suppress(EngineFault):
@@ -178,7 +190,9 @@ class Services:
     async def _ensure(self) -> None:
         def work(call: Call) -> bool:
             lanes = self.parts.lanes.all(call)
-            return self.parts.gateway.ensure(call, tuple(lane.network_id for lane in lanes))
+            made = self.parts.gateway.ensure(call, tuple(lane.network_id for lane in lanes))
+            self._free_left(call, lanes)
+            return made
 
         async with self._ready:
             made = await self.parts.docker.run(work)
@@ -193,6 +207,18 @@ class Services:
             if or_none(call, "inspect_service", lane.lab) is None:
                 with suppress(EngineFault):  # still in use: at the hub's next start
                     self._free(call, lane.network_id)
+
+    def _free_left(self, call: Call, lanes: tuple[Lane, ...]) -> None:
+        """Removes networks whose service somebody else has removed, as the broker removes an orphan's.
+
+        Only at the second look: a network is made a moment before its service.
+        """
+        there = {each["Spec"]["Name"] for each in call("services", filters={"label": LANE})}
+        left = {lane.network_id for lane in lanes if lane.lab not in there}
+        for network_id in left & self._left:
+            with suppress(EngineFault):  # still in use: at the next look
+                self._free(call, network_id)
+        self._left = left
 
     def _set_heartbeat(self, call: Call) -> None:
         swarm = call("inspect_swarm")
@@ -226,7 +252,9 @@ class Services:
         if self.parts.shared_homes or volume is None:
             return find_machine(machines, plan.node or own.name)
         homes = Homes(own.name)
-        machine = find_machine(machines, plan.node or homes.machine_of(call, volume) or own.name)
+        known = homes.machine_of(call, volume)
+        name = plan.node or known or own.name
+        machine = find_machine(machines, name, has_files=name == known)
         homes.claim(call, volume, machine.name)
         return machine
 

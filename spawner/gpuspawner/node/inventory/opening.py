@@ -14,24 +14,25 @@ from .protocol import Inventory
 _log = logging.getLogger(__name__)
 
 
-def open_inventory(site: GpuSite, machine: str | None = None) -> Inventory:
+def open_inventory(site: GpuSite, machine: str | None = None, joined_as: str = "") -> Inventory:
     """Opens the inventory for `c.GpuSite.inventory`. Blocks; raises ConfigError with the remedy.
 
     `auto` uses simulated GPUs only if there is no driver or no GPU. A driver that fails is an error: a
     machine with GPUs must not offer simulated ones after a failed upgrade, or before its driver is loaded.
-    `machine`: whose simulated GPUs, if the setting names several; by default the first one's.
+    `machine`: whose simulated GPUs, if the setting names several; by default the first one's. `joined_as`:
+    the name of a machine with a broker elsewhere; its simulated GPUs have UUIDs of their own.
     """
     from .simulated import SimulatedInventory
 
     if site.inventory == "simulated":
-        return SimulatedInventory.from_site(site, machine)
+        return SimulatedInventory.from_site(site, machine, joined_as)
     try:
         inventory = NvmlInventory()
     except DeviceFault as fault:
         if site.inventory == "nvml" or is_broken(fault):
             raise _no_nvml(fault) from fault
         _log.info("GPUs are simulated: %s", fault)
-        return SimulatedInventory.from_site(site, machine)
+        return SimulatedInventory.from_site(site, machine, joined_as)
     try:
         if inventory.devices():
             return inventory
@@ -42,7 +43,7 @@ def open_inventory(site: GpuSite, machine: str | None = None) -> Inventory:
     if site.inventory == "nvml":
         raise _no_nvml(DeviceFault("NVML lists no GPU"))
     _log.info("GPUs are simulated: NVML lists no GPU")
-    return SimulatedInventory.from_site(site, machine)
+    return SimulatedInventory.from_site(site, machine, joined_as)
 
 
 def is_broken(fault: DeviceFault) -> bool:

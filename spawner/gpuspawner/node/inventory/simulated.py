@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import re
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _KIND = re.compile(
 )
 _MACHINE = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9.-]*)\s*:(.*)$", re.DOTALL)
 _PROFILE = re.compile(r"^\d+g\.(\d+)gb$")
+_NO_MACHINE = "-0000-4000-"
+"""The part of a UUID that says which machine has it."""
 _MOST = 4096
 
 
@@ -130,7 +133,7 @@ def _instance(gpu: Device, profile: str, setting: str) -> Device:
 def _device(number: int, kind: str, size: str, memory_bytes: int) -> Device:
     known = _KNOWN.get((kind.upper().removeprefix("NVIDIA "), memory_bytes >> 30))
     return Device(
-        uuid=f"GPU-facade00-0000-4000-8000-{number:012x}",
+        uuid=f"GPU-facade00{_NO_MACHINE}8000-{number:012x}",
         model=f"{kind} {size}",
         memory_bytes=memory_bytes,
         compute_capability=known.capability if known else None,
@@ -139,6 +142,13 @@ def _device(number: int, kind: str, size: str, memory_bytes: int) -> Device:
         memory_clock_hz=known.memory_clock_hz if known else None,
         simulated=True,
     )
+
+
+def _of_machine(device: Device, machine: str) -> Device:
+    """The device with a UUID that no other machine's has, but for one in 65,536."""
+    mark = f"-{zlib.crc32(machine.encode()) & 0xFFFF:04x}-4000-"
+    parent = None if device.parent_uuid is None else device.parent_uuid.replace(_NO_MACHINE, mark)
+    return replace(device, uuid=device.uuid.replace(_NO_MACHINE, mark), parent_uuid=parent)
 
 
 def read_faults(file: Path) -> dict[str, str]:
@@ -168,13 +178,16 @@ class SimulatedInventory:
         self._xids: queue.Queue[XidEvent] = queue.Queue()
 
     @classmethod
-    def from_site(cls, site: GpuSite, machine: str | None = None) -> SimulatedInventory:
+    def from_site(cls, site: GpuSite, machine: str | None = None, joined_as: str = "") -> SimulatedInventory:
         """What a machine of `c.GpuSite.simulated_devices` has, by default the first one.
 
-        Raises ConfigError with the remedy.
+        `joined_as` makes its UUIDs differ from those of other machines with the same setting. Raises
+        ConfigError with the remedy.
         """
         name = machine_names(site.simulated_devices)[0] if machine is None else machine
         devices = tuple(each for each in parse_simulated(site.simulated_devices) if each.node == name)
+        if joined_as:
+            devices = tuple(_of_machine(each, joined_as) for each in devices)
         return cls(devices, Path(site.state_dir) / FAULTS_FILE)
 
     def devices(self) -> tuple[Device, ...]:

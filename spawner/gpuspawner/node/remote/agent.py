@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ... import __version__
 from ...core.errors import DeviceFault, EngineFault, Fault, GpuSpawnerError
 from ..api import DesiredState, GuardEvent, MpsEvent, Node, NodeEvent, NodeFacts, Readings, TurnHands
 from ..engine import ContainerEvent, Engine, EventsConnected
 from ..local_folders import LocalFolders
+from .checking import check_machine
 from .link import Link, LinkPace
 from .wire import Garbled, Hello, event_to_plain, plain, read
 
@@ -43,6 +45,8 @@ class Hands:
     node: Node
     engine: Engine
     state_dir: Path
+    config_file: str = ""
+    """With the settings of this machine; "" without one."""
 
 
 class Agent:
@@ -59,6 +63,7 @@ class Agent:
         self._name, self._node, self._engine, self._connect = name, hands.node, hands.engine, connect
         self._file, self._log, self._pace = hands.state_dir / DESIRED_FILE, log, pace
         self._folders = LocalFolders(hands.state_dir)
+        self._config_file = hands.config_file
         self._run = uuid.uuid4().hex
         self._facts = NodeFacts(name)
         self._readings: Readings | None = None
@@ -99,7 +104,7 @@ class Agent:
             reader, writer = await self._connect()
         except (OSError, Fault) as error:
             return str(error) or type(error).__name__
-        writer.write(json.dumps(plain(Hello(self._name, self._run))).encode() + b"\n")
+        writer.write(json.dumps(plain(Hello(self._name, self._run, release=__version__))).encode() + b"\n")
         link = Link((reader, writer), self._on_call, self._on_tell, self._log, self._pace)
         self._link, self._is_taken_up, self._refused = link, False, ""
         try:
@@ -116,6 +121,8 @@ class Agent:
         if name == "apply":
             await asyncio.to_thread(self._keep, arguments[0])
             return await self._node.apply(arguments[0])
+        if name == "check_machine":
+            return await check_machine(self._config_file, arguments[0])
         if name == "disks":
             return await self._node.disks(await self._docker_root())
         if name == "folder_write":

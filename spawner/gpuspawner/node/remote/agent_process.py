@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from traitlets import Unicode, default
+from traitlets import Bool, Unicode, default
 from traitlets.config import Application
 
 from ...config.site import GpuSite
@@ -20,6 +20,7 @@ from ..local import open_node
 from .agent import Agent, Hands
 from .certificates import Identity
 from .joining import connect
+from .shielding import shield_labs
 
 IDENTITY_FOLDER = "agent"
 
@@ -53,6 +54,16 @@ class GpuAgent(Application):
         """
     ).tag(config=True)
 
+    block_metadata = Bool(
+        True,
+        help="""
+        Keep labs of a Swarm on this machine from the cloud's metadata service (169.254.169.254), which gives
+        them the machine's own keys. Rules of the firewall do it, for Docker's network `docker_gwbridge`.
+
+        Default: on; it needs root. Example: `c.GpuAgent.block_metadata = False`
+        """,
+    ).tag(config=True)
+
     @default("machine")
     def _machine_default(self) -> str:
         return socket.gethostname()
@@ -71,7 +82,8 @@ class GpuAgent(Application):
             raise ConfigError(f"--broker={self.broker} isn't an address: give it as HOST:PORT")
         connecting = partial(connect, host, int(port), identity)
         engine = DockerEngine(log=self.log)
-        hands = Hands(open_node(site, self.log, self.machine), engine, folder)
+        hands = Hands(open_node(site, self.log, self.machine, joined=True), engine, folder, self.config_file)
+        shielding = asyncio.create_task(shield_labs(engine, self.log)) if self.block_metadata else None
         running = asyncio.create_task(Agent(self.machine, hands, connecting, self.log).run())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, running.cancel)
@@ -80,6 +92,9 @@ class GpuAgent(Application):
         except asyncio.CancelledError:
             self.log.info("The agent ends; labs, daemons and compute modes stay as they are")
         finally:
+            if shielding is not None:
+                shielding.cancel()
+                await asyncio.gather(shielding, return_exceptions=True)
             await engine.close()
 
 

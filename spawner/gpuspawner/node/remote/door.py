@@ -92,6 +92,7 @@ class Door:
         if node is None:
             raise ValueError(f"machine {hello.name[:64]!r} hasn't joined, or was forgotten")
         if why := hello.refusal():
+            node.refuse(hello, why)
             raise ValueError(why)
         self._open[hello.name] = streams[1]
         try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import DeviceFault
+from ...core.units import utc_now
 from .wire import Garbled, Unknown, arguments_of, fault_of, fault_to_plain, plain, result_of
 
 MOST_BYTES = 16 << 20
@@ -56,6 +57,8 @@ class Link:
         self._answering: set[asyncio.Task[None]] = set()
         self.ended = ""
         """Why it has ended; "" while it runs."""
+        self.heard_at = utc_now()
+        """When the other side was heard last."""
 
     async def run(self) -> None:
         """Reads and answers; returns when the connection has ended, for whatever reason."""
@@ -99,7 +102,9 @@ class Link:
     async def _chunk(self) -> bytes:
         # asyncio.wait_for of Python 3.11 loses a cancellation that comes together with data
         async with asyncio.timeout(self._pace.silence_seconds):
-            return await self._reader.read(_CHUNK_BYTES)
+            chunk = await self._reader.read(_CHUNK_BYTES)
+        self.heard_at = utc_now()
+        return chunk
 
     def close(self) -> None:
         """Ends the link; `run` returns."""

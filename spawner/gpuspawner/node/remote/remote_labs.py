@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from ...core.errors import DeviceFault, EngineFault
+from ...core.finding import Finding
 from ..engine import Container, ContainerEvent, EventsConnected
 from .wire import docker_event_of
 
@@ -98,3 +99,15 @@ class RemoteFolders:
     async def keep_only(self, lease_ids: Collection[str]) -> None:
         """Removes the folders of all other leases."""
         await self._ask("folder_keep_only", tuple(lease_ids))
+
+
+class RemoteDoctor:
+    """`MachineDoctor` through the agent."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    async def check_machine(self, images: Sequence[str]) -> tuple[Finding, ...]:
+        """Raises DeviceFault while the machine is away."""
+        found: tuple[Finding, ...] = await self._ask("check_machine", tuple(images))
+        return found

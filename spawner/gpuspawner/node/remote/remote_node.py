@@ -18,6 +18,7 @@ from ...core.errors import DeviceFault, Fault, GpuSpawnerError
 from ...core.model import DeviceHealth
 from ..api import (
     Access,
+    Contact,
     DesiredState,
     Labs,
     NodeEvent,
@@ -29,10 +30,12 @@ from ..api import (
     TurnReadings,
 )
 from .link import Link, LinkPace
-from .remote_labs import RemoteEngine, RemoteFolders
+from .remote_labs import RemoteDoctor, RemoteEngine, RemoteFolders
 from .wire import Garbled, Hello, event_of
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+RIVAL_SECONDS = 60.0
+"""So long after its last attempt, another agent with the same certificate is still told of."""
 
 
 class RemoteNode:
@@ -46,8 +49,11 @@ class RemoteNode:
         self._heard: tuple[str, int] = ("", 0)
         """Of which start of the agent, and up to which number, events were taken."""
         self._events: asyncio.Queue[NodeEvent | None] = asyncio.Queue()
+        self._contact = Contact()
+        self._forgetting: asyncio.TimerHandle | None = None
+        """Of what is said about another agent with the same certificate."""
         self._engine = RemoteEngine(self._ask)
-        self._labs = Labs(self._engine, RemoteFolders(self._ask))
+        self._labs = Labs(self._engine, RemoteFolders(self._ask), RemoteDoctor(self._ask))
 
     @property
     def facts(self) -> NodeFacts:
@@ -56,8 +62,46 @@ class RemoteNode:
 
     # ---- the agent comes and goes
 
+    def refuse(self, hello: Hello, why: str) -> None:
+        """The broker can't work with this agent of the machine. One that is connected stays so."""
+        if self._link is None:
+            self._contact = Contact(hello.release, self._contact.heard_at, refused=True)
+            self._set_away(why)
+
+    def _refuse_rival(self, streams: Streams, hello: Hello) -> None:
+        """Raises ValueError for another agent with the same certificate while one is connected.
+
+        Two machines would serve in turn, as one. An agent that was started again finds no connection of its
+        earlier run: the kernel closes it, or it ends by its silence.
+        """
+        if self._link is None or self._link.ended or hello.run == self._heard[0]:
+            return
+        copied = (
+            "If one of the two machines is a copy of the other, run `gpuspawner node leave` and `gpuspawner "
+            "node join LINE` on the copy"
+        )
+        address = (streams[1].get_extra_info("peername") or ["an unknown address"])[0]
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        self._forgetting = asyncio.get_running_loop().call_later(RIVAL_SECONDS, self._say_rival, "")
+        self._say_rival(f"A second agent of this machine connects, from {address}, and is refused. {copied}")
+        raise ValueError(f"the agent of machine {self._name} is connected already. {copied}")
+
+    def _say_rival(self, sentence: str) -> None:
+        if sentence != self._contact.rival:
+            self._contact = replace(self._contact, rival=sentence)
+            self._set_facts(self._facts)
+
+    def _set_facts(self, facts: NodeFacts) -> None:
+        self._facts = replace(facts, name=self._name, contact=self._contact)
+        self._events.put_nowait(self._facts)
+
     async def serve(self, streams: Streams, hello: Hello) -> None:
-        """Takes this connection of the machine's agent, in place of an earlier one, until it ends."""
+        """Takes this connection of the machine's agent, in place of an earlier one, until it ends.
+
+        Raises ValueError if another agent is connected as this machine.
+        """
+        self._refuse_rival(streams, hello)
         if self._link is not None:  # the machine has a new one, so the old one is dead
             self._link.close()
         if hello.run != self._heard[0]:
@@ -65,7 +109,7 @@ class RemoteNode:
         link = self._link = Link(streams, self._no_calls, self._on_tell, self._log, self._pace)
         running = asyncio.create_task(link.run())
         try:
-            await self._take_up(link)
+            await self._take_up(link, hello.release)
             await asyncio.shield(running)
         except GpuSpawnerError as error:
             self._log.warning("Machine %s has connected, but can't serve yet: %s", self._name, error)
@@ -74,9 +118,10 @@ class RemoteNode:
             await asyncio.gather(running, return_exceptions=True)
             if self._link is link:
                 self._link = None
+                self._contact = replace(self._contact, heard_at=link.heard_at)
                 self._set_away(link.ended)
 
-    async def _take_up(self, link: Link) -> None:
+    async def _take_up(self, link: Link, release: str) -> None:
         """The agent gets the desired state before the machine counts as there."""
         facts: NodeFacts = await link.call("start")
         if self._desired is not None and self._desired.quotas.device_uuids:
@@ -85,16 +130,15 @@ class RemoteNode:
         if self._link is not link:
             raise DeviceFault("another connection of this machine came")
         devices = tuple(replace(device, node=self._name) for device in facts.devices)
-        self._facts = replace(facts, name=self._name, devices=devices, away="")
         for each in health:
             self._events.put_nowait(each)
-        self._events.put_nowait(self._facts)
+        self._contact = Contact(release)
+        self._set_facts(replace(facts, devices=devices, away=""))
         link.tell("heard", self._heard[1])
         self._log.info("Machine %s is connected: %d devices", self._name, len(devices))
 
     def _set_away(self, reason: str) -> None:
-        self._facts = replace(self._facts, away=self._sentence(reason))
-        self._events.put_nowait(self._facts)
+        self._set_facts(replace(self._facts, away=self._sentence(reason)))
 
     def _sentence(self, reason: str) -> str:
         return f"the machine {self._name} can't be reached: {reason}"
@@ -125,8 +169,8 @@ class RemoteNode:
                 self._link.tell("heard", number)
         if isinstance(event, NodeFacts):
             devices = tuple(replace(device, node=self._name) for device in event.devices)
-            event = self._facts = replace(event, name=self._name, devices=devices, away=self._facts.away)
-        if event is not None:
+            self._set_facts(replace(event, devices=devices, away=self._facts.away))
+        elif event is not None:
             self._events.put_nowait(event)
 
     async def _ask(self, name: str, *arguments: Any) -> Any:
@@ -169,6 +213,13 @@ class RemoteNode:
     ) -> Access:
         """As the machine itself sees it."""
         access: Access = await self._ask("way_in", dict(info), dict(version), tuple(uuids))
+        return access
+
+    async def service_way_in(
+        self, info: Mapping[str, Any], version: Mapping[str, Any], uuids: Iterable[str]
+    ) -> Access:
+        """As the machine itself sees it."""
+        access: Access = await self._ask("service_way_in", dict(info), dict(version), tuple(uuids))
         return access
 
     async def processes(self, uuid: str) -> tuple[Process, ...]:
@@ -214,6 +265,8 @@ class RemoteNode:
 
     async def close(self) -> None:
         """Ends the connection; the agent keeps holding what it was told."""
+        if self._forgetting is not None:
+            self._forgetting.cancel()
         if self._link is not None:
             self._link.close()
         self._events.put_nowait(None)

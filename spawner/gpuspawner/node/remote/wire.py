@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...core.disk import Disk
 from ...core.errors import ConfigError, DeviceFault, EngineFault, Fault, LedgerFault
+from ...core.finding import Finding
 from ...core.model import DeviceHealth
 from ..api import (
     Access,
@@ -42,6 +43,7 @@ CALLS: Mapping[str, tuple[Any, Any]] = {
     "settle": (tuple[str], None),
     "health": (tuple[()], tuple[DeviceHealth, ...]),
     "way_in": (tuple[dict[str, Any], dict[str, Any], tuple[str, ...]], Access),
+    "service_way_in": (tuple[dict[str, Any], dict[str, Any], tuple[str, ...]], Access),
     "processes": (tuple[str], tuple[Process, ...]),
     "reload_stamp": (tuple[()], int | None),
     "disks": (tuple[str], tuple[Disk, ...]),
@@ -65,6 +67,7 @@ CALLS: Mapping[str, tuple[Any, Any]] = {
     "folder_write": (tuple[str, dict[str, str], bool], None),
     "folder_remove": (tuple[str], None),
     "folder_keep_only": (tuple[tuple[str, ...]], None),
+    "check_machine": (tuple[tuple[str, ...]], tuple[Finding, ...]),
 }
 """By name: the types of the arguments and of the result. Those of `TurnHands` begin with "turn_", those of
 `Engine` with "docker_", and those of `LabFolders` with "folder_"."""
@@ -175,11 +178,13 @@ def fault_of(message: Any) -> ConfigError | Fault:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message of an agent. `run` tells one start of the agent from the next."""
+    """The first message of an agent. `run` tells one start of the agent from the next; `release` is the
+    version of gpuspawner there, "" from one that doesn't say."""
 
     name: str
     run: str
     version: int = VERSION
+    release: str = ""
 
     def refusal(self) -> str:
         """Why a broker of this version can't work with the agent; "" if it can."""

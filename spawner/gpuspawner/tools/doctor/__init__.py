@@ -1,10 +1,10 @@
 """`gpuspawner doctor`: collects facts about this machine, then evaluates them."""
 
+from ...core.finding import Finding, Level
 from .brief import brief
-from .checks import examine
+from .checks import examine, examine_machine
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
-from .finding import Finding, Level
-from .machine import collect
+from .machine import collect, collect_machine
 from .reach import ELSEWHERE, state_beside, unreachable
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "Level",
     "brief",
     "collect",
+    "collect_machine",
     "examine",
+    "examine_machine",
     "state_beside",
     "unreachable",
 ]

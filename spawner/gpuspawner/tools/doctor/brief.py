@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ...core.finding import Finding, Level
 from .facts import Facts
-from .finding import Finding, Level
 
 _REAL_ONLY = (
     "NVIDIA driver",

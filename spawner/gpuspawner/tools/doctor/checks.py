@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...core.errors import ConfigError
+from ...core.finding import Finding, Level
 from ...core.image_needs import version_of
 from ...core.model import Device
 from ...core.units import format_bytes
 from ...node.injection import EngineFacts, Injection, cdi_obstacle, classic_obstacle, find_access
 from ...node.turning import ending_danger
 from .facts import Facts, ImageFacts
-from .finding import Finding, Level
 from .lab import lab_findings
+from .machines import machine_findings, swarm_metadata_findings
 from .network import network_findings
 from .open_files import open_files_findings
 from .pooling import pool_findings
@@ -54,6 +55,23 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
         *(lab_findings(facts.lab, facts.tiers) if facts.lab else ()),
         *_own_parts(facts),
         *open_files_findings(facts.open_files),
+        *swarm_metadata_findings(facts.swarm_metadata),
+        *machine_findings(facts.machines),
+    )
+
+
+def examine_machine(facts: Facts) -> tuple[Finding, ...]:
+    """The findings about a machine with an agent: the rest is the hub's machine's."""
+    if facts.config_error:
+        return (_problem("Settings", facts.config_error, "Correct the setting, then run doctor again"),)
+    return (
+        *_driver(facts),
+        *_devices(facts),
+        *_docker(facts),
+        *_injection(facts),
+        *_extras(facts),
+        *_images(facts),
+        *swarm_metadata_findings(facts.swarm_metadata),
     )
 
 
@@ -160,7 +178,8 @@ def _injection(facts: Facts) -> Iterator[Finding]:
     if engine is None:
         return
     uuids = tuple(device.uuid for device in facts.devices if not device.simulated)
-    yield from _ways(engine, uuids)
+    if facts.injection_setting != Injection.RUNTIME:
+        yield from _ways(engine, uuids)
     for sentence in engine.cdi_problems:
         yield _note("CDI spec", sentence, "Write a new spec with `nvidia-ctk cdi generate`, or remove it")
     if facts.inventory_error:
@@ -175,6 +194,7 @@ def _injection(facts: Facts) -> Iterator[Finding]:
         Injection.CDI: "CDI",
         Injection.NVIDIA: "NVIDIA's classic device request",
         Injection.NONE: "none needed, GPUs are simulated",
+        Injection.RUNTIME: "NVIDIA's runtime is the engine's default one: labs are services of a Swarm",
     }
     yield _ok("Injection", words[access.way])
     for obstacle in dict.fromkeys(access.obstacles.values()):

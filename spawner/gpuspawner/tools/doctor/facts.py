@@ -9,6 +9,7 @@ from ...broker.decide.place.pooling import Pooling
 from ...core.model import Device, Tier
 from ...node.injection import EngineFacts
 from ...node.inventory import ComputeMode, DriverFacts
+from ...protocol.history import MachineFindings
 from .lab import LabFacts
 from .open_files import OpenFiles
 
@@ -110,3 +111,7 @@ class Facts:
     lab: LabFacts | None = None
     network: NetworkFacts | None = None
     open_files: tuple[OpenFiles, ...] = ()
+    machines: tuple[MachineFindings, ...] = ()
+    """What was found on the other machines, by their agents."""
+    swarm_metadata: MetadataFacts | None = None
+    """Of the network by which labs of a Swarm leave this machine; None outside of a Swarm."""

@@ -13,13 +13,13 @@ from traitlets.config import Config
 
 from ...config.lab import GpuLab
 from ...core.disk import Disk, DiskState
+from ...core.finding import Finding, Level
 from ...core.limits import ConfiguredLimits, LabRules, Machine, default_memory, default_sentence, limits_of
 from ...core.model import Tier
 from ...core.units import parse_bytes
 from ...hub.engine_rights import may_raise_limits
 from ...hub.reach import ways
 from ...node.disks import read_disks
-from .finding import Finding, Level
 
 _WEAKER = ("seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined", "label=disable")
 

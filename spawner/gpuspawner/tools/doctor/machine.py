@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import os
+import socket
 import sqlite3
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
 from traitlets import TraitError
@@ -20,10 +23,10 @@ from ...broker.app import GpuBroker
 from ...broker.decide.place.host import Host
 from ...broker.decide.place.pooling import make_pooling
 from ...config.site import GpuSite
-from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault
+from ...core.errors import BrokerUnavailable, ConfigError, DeviceFault, EngineFault, Refusal
 from ...hub.check import check_spawner
 from ...node.docker_engine import DockerEngine
-from ...node.injection import EngineFacts, engine_facts, read_local
+from ...node.injection import EngineFacts, Injection, engine_facts, read_local
 from ...node.inventory import (
     DriverFacts,
     NvmlInventory,
@@ -38,11 +41,16 @@ from ...node.opening import node_names
 from ...node.processes import ending_obstacle
 from ...node.turning import can_move, main_memory_bytes, turns_obstacle
 from ...protocol.client import BrokerClient
+from ...protocol.history import MachineFindings, MachinesChecked
 from .facts import BrokerFacts, Facts, ImageFacts, LedgerFacts
 from .lab import read_lab
 from .network import read_network
 from .open_files import read_open_files
 from .reach import unreachable
+from .swarm_network import read_swarm_metadata
+
+MACHINES_SECONDS = 55.0
+"""Longest wait for the other machines: each looks at its hardware meanwhile."""
 
 
 def collect(settings: GpuBroker) -> Facts:
@@ -66,7 +74,49 @@ def collect(settings: GpuBroker) -> Facts:
         network=read_network(settings.config),
         spawner_error=_spawner_error(settings.config),
         open_files=read_open_files(Path(settings.site.state_dir)),
+        machines=asyncio.run(_machines(settings)),
+        swarm_metadata=read_swarm_metadata() if settings.site.engine == "swarm" else None,
+        injection_setting=_injection_setting(settings.site, info),
     )
+
+
+def collect_machine(settings: GpuBroker, images: tuple[str, ...]) -> Facts:
+    """The facts of a machine with an agent; labs there need these `images`."""
+    facts = _hardware(settings.site)
+    mps = find_program(uid=0).path
+    engine, engine_error, found, info = asyncio.run(_docker(images))
+    return replace(
+        facts,
+        engine=engine,
+        engine_error=engine_error,
+        images=found,
+        cgroup_version="2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "1",
+        mps_path=None if mps is None else str(mps),
+        mps_version=_mps_version(str(mps)) if mps else None,
+        cuda_bindings_version=_installed("cuda-bindings"),
+        swarm_metadata=read_swarm_metadata(),
+        injection_setting=_injection_setting(settings.site, info),
+    )
+
+
+def _injection_setting(site: GpuSite, info: Mapping[str, Any]) -> str:
+    """How labs get their devices: as services of a Swarm by NVIDIA's runtime, else as the setting says."""
+    joined = (info.get("Swarm") or {}).get("LocalNodeState") == "active"
+    agent = joined and not (info.get("Swarm") or {}).get("ControlAvailable")
+    return Injection.RUNTIME if agent or site.engine == "swarm" else site.injection
+
+
+async def _machines(settings: GpuBroker) -> tuple[MachineFindings, ...]:
+    """What the agents of the other machines find; () without a broker that answers."""
+    client = BrokerClient(settings.site.socket_path)
+    query = urlencode({"images": ",".join(image_references(settings))})
+    try:
+        answer = await client.ask(f"/machines/findings?{query}", MachinesChecked, seconds=MACHINES_SECONDS)
+    except (BrokerUnavailable, Refusal):
+        return ()  # said about the broker
+    finally:
+        await client.close()
+    return answer.machines
 
 
 def _spawner_error(config: Config) -> str:
@@ -121,9 +171,12 @@ def _pools(facts: Facts, settings: GpuBroker) -> Facts:
         return facts
     incomplete = bool(facts.driver and facts.driver.left_out)
     version = facts.driver.driver_version if facts.driver is not None else None
+    here, *others = node_names(settings.site)
+    name = here or socket.gethostname()
+    labels = settings.site.parsed_node_labels().get(name, frozenset())
     host = Host(
         facts.simulated, find_program(), ending_obstacle(), incomplete, facts.modes, main_memory_bytes(),
-        turns_obstacle(version), can_move(version), others=len(node_names(settings.site)) > 1,
+        turns_obstacle(version), can_move(version), bool(others or settings.agents_address), name, labels,
     )  # fmt: skip
     try:
         pooling = make_pooling(settings.site.parsed_pools(), settings.tiers, facts.devices, host)

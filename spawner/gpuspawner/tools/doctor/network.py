@@ -9,13 +9,13 @@ from typing import Any
 from traitlets.config import Config
 
 from ...core.errors import ConfigError, EngineFault
+from ...core.finding import Finding, Level
 from ...core.labels import HUB
 from ...hub.check import spawner_of
 from ...hub.docker import DockerEngine
 from ...hub.metadata import MetadataWall
 from ...hub.network import DOCKERS_OWN, gateway_of, has_address, look_at
 from .facts import Facts, MetadataFacts, NetworkFacts
-from .finding import Finding, Level
 
 _SUBJECT = "Labs' network"
 _METADATA, _METADATA_SECONDS = "169.254.169.254", 0.5
@@ -49,7 +49,7 @@ def read_network(config: Config) -> NetworkFacts | None:
         address_here=has_address(address),
         running=found.running if found else (),
         strangers=strangers,
-        metadata=_read_metadata(spawner.subnet, spawner.block_metadata),
+        metadata=read_metadata(MetadataWall(spawner.subnet), block=spawner.block_metadata),
     )
 
 
@@ -63,8 +63,9 @@ def strangers_of(containers: Iterable[Mapping[str, Any]], prefix: str) -> tuple[
     return tuple(sorted(found))
 
 
-def _read_metadata(subnet: str, block: bool) -> MetadataFacts:
-    missing = MetadataWall(subnet).missing()
+def read_metadata(wall: MetadataWall, *, block: bool) -> MetadataFacts:
+    """Whether a metadata service answers this machine, and which rules of the wall are missing. Blocks."""
+    missing = wall.missing()
     try:
         socket.create_connection((_METADATA, 80), _METADATA_SECONDS).close()
         answers = True
@@ -79,7 +80,7 @@ def network_findings(facts: Facts) -> Iterator[Finding]:
     if network is None or network.error:
         return  # without Docker, that is told already
     if network.metadata is not None:
-        yield _metadata(network.metadata, _no_hub(facts))
+        yield metadata_finding(network.metadata, _no_hub(facts))
     if network.strangers:
         yield _strangers(network.strangers)
     make = (
@@ -133,7 +134,10 @@ def _strangers(names: tuple[str, ...]) -> Finding:
     )
 
 
-def _metadata(facts: MetadataFacts, no_hub: bool) -> Finding:
+_BUILD = "Run `python -m gpuspawner.tools.block_metadata --config FILE` as root, after each boot"
+
+
+def metadata_finding(facts: MetadataFacts, no_hub: bool, remedy: str = _BUILD) -> Finding:
     """Whether labs get the keys of a cloud's machine."""
     if not facts.answers:
         return Finding(Level.OK, "Metadata service", f"none answers this machine at {_METADATA}")
@@ -144,7 +148,6 @@ def _metadata(facts: MetadataFacts, no_hub: bool) -> Finding:
         )
     if facts.rules_missing == 0:
         return Finding(Level.OK, "Metadata service", f"labs don't reach {_METADATA}")
-    remedy = "Run `python -m gpuspawner.tools.block_metadata --config FILE` as root, after each boot"
     if facts.rules_missing is None:
         text = f"whether labs reach {_METADATA} is not known: this user can't read the firewall"
         return Finding(Level.NOTE, "Metadata service", text, remedy)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...config.open_files import waiting_users
-from .finding import Finding, Level
+from ...core.finding import Finding, Level
 
 FEW_USERS = 1000
 """Fewer than this are named: a limit that nobody chose."""

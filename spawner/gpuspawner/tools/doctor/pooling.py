@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from ...broker.decide.place.placement import example, kind_of
 from ...broker.decide.place.pooling import Pooling
 from ...broker.decide.place.sharing_rules import SharingRules, worth_compute
+from ...core.finding import Finding, Level
 from ...core.model import Device, Mode, Tier, guarantee_of
 from ...core.turn import TurnSettings
 from ...core.units import format_bytes
 from .facts import Facts
-from .finding import Finding, Level
 
 
 def pool_findings(facts: Facts) -> Iterator[Finding]:

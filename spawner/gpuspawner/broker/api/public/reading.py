@@ -45,7 +45,8 @@ def page_of_status(document: Document, page: Page) -> Document:
     keys: Mapping[str, str] = {"devices": "uuid", "leases": "id", "queue": "id"}
     parts = (Part(name, document[name], itemgetter(key)) for name, key in keys.items())
     found = cut(parts, page)
-    later: Document = {"ended": [], **({"disks": []} if "disks" in document else {})} if page.cursor else {}
+    others = [name for name in ("ended", "disks", "machines") if name in document]
+    later: Document = {name: [] for name in others} if page.cursor else {}
     return {**document, **found.lists, **later, "next": found.next}
 
 

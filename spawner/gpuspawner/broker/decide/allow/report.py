@@ -1,4 +1,4 @@
-"""Reports of used GPU-hours by user, group, tier or day. Pure."""
+"""Reports of used GPU-hours by user, group, tier, day or machine. Pure."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class By(StrEnum):
     GROUP = "group"
     TIER = "tier"
     DAY = "day"
+    NODE = "node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,12 @@ class Charged:
     groups: tuple[str, ...]
     tier: str
     interval: Interval
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`gpu_seconds` of one user, group, tier or day, with the numbers of leases and users."""
+    """`gpu_seconds` of one user, group, tier, day or machine, with the numbers of leases and users."""
 
     name: str
     gpu_seconds: float
@@ -90,6 +92,8 @@ def _parts(each: Charged, by: By, window: Window, timezone: str, whole: float) -
             return [(each.tier, whole)]
         case By.GROUP:
             return [(name, whole) for name in each.groups or ("(no group)",)]
+        case By.NODE:
+            return [(each.node or "(not known)", whole)]
         case By.DAY:
             return _days(each.interval, window, timezone)
 

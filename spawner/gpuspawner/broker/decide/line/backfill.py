@@ -136,6 +136,8 @@ class _Plan:
         self._denied: set[_Flavour] = set()
         self._hopeful: set[_Flavour] = set()
         self._aside: set[Want] = set()
+        self._placeable: dict[Want, tuple[Share, ...]] = {}
+        """Where each want would be placed on what is left now; those that can't be are left out."""
         self._placed: dict[str, tuple[Share, ...]] = {}
         self._taken: list[Holding] = []
         self._with_session: set[str] = set()
@@ -144,7 +146,7 @@ class _Plan:
         """Serve every request that can be served."""
         asked = self._lineup.asked
         wants = {want for want, _ in asked.overall}
-        self._placeable = {want for want in wants if place(want, self._left) is not None}
+        self._find_placeable(wants)
         if not self._placeable:
             return {}
         self._rooms, self._held = dict(self._fleet.all_rooms()), self._fleet.holdings()
@@ -154,11 +156,16 @@ class _Plan:
                 open_places[waiting.claim.group] -= 1
         self._hopeful = self._find_hopeful()
         self._lineup.settled = self._settled
-        for waiting in self._lineup:
-            if not self._hopeful:
-                break
-            self._serve(waiting)
+        in_order = iter(self._lineup)
+        # Who comes next is asked only while somebody can still be served.
+        while self._hopeful and (following := next(in_order, None)) is not None:
+            self._serve(following)
         return self._placed
+
+    def _find_placeable(self, wants: Iterable[Want]) -> None:
+        """Which of these could be placed on what is left, and where."""
+        shares = {want: place(want, self._left) for want in wants}
+        self._placeable = {want: found for want, found in shares.items() if found is not None}
 
     def _settled(self, group: str) -> bool:
         """Whether nobody of the group can begin any more, and everybody who keeps something does."""
@@ -205,8 +212,8 @@ class _Plan:
         self._reserve()
         ends = self._ends(waiting)
         heeded = [each for each in self._reservations if self._heeds(waiting, ends, each)]
-        shares = place(waiting.want, self._left)
-        if shares is None or not heeded:
+        shares = self._placeable[waiting.want]
+        if not heeded:
             return shares
         if all(each.leaves_room(shares, self._rooms) for each in heeded):
             return shares
@@ -236,7 +243,7 @@ class _Plan:
         self._placed[waiting.lease_id] = shares
         self._taken.append(Holding(waiting.lease_id, shares, ends, waiting.claim.group))
         self._lineup.placed(waiting, devices)
-        self._placeable = {want for want in self._placeable if place(want, self._left) is not None}
+        self._find_placeable(self._placeable)
         self._hopeful = {each for each in self._hopeful if each[0][0] in self._placeable}
 
     def _ends(self, waiting: Waiting) -> float | None:

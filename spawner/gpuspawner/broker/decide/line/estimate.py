@@ -12,22 +12,27 @@ import random
 import statistics
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from .future import Arrival, Begin, Future, Lasts, Line
 from .lengths import Drawn, Lengths
 
-KEPT_ERRORS = 60
+KEPT_ERRORS = 80
 """So many of the newest errors say how wrong the next ranges may be; with the hours that changes."""
 _ENOUGH_ERRORS = 25
 _FIRST_EDGES = (-2.5, 2.5)
-"""The range in sides of the middle as long as too few errors are known."""
+"""The edges of the range in sides of the middle as long as too few errors are known."""
 _WIDEST = 1.5
 """A range that is wider than this many times the wait in its middle is not told."""
-_COVERED = 0.86
-"""The part of the past waits that a range must have covered; more than the required 80 %."""
+_COVERED = (0.93, 0.91, 0.89, 0.87, 0.85)
+"""The part of the past waits that a range must have covered: the first that leaves it narrow, else the last.
+
+More than the required 80 %, as the newest errors are few and come in groups: a day is wrong as a whole.
+"""
+_NARROW = 0.4
+"""A range is narrow if it is at most this part of the wait in its middle: then covering more costs little."""
 _SIDE = 0.1
 """The side of the middle ends where this part of the futures lies beyond it."""
 _MOST_FUTURES = 32
@@ -49,6 +54,9 @@ _SHIFT = 900.0
 """Those who came in an earlier week all come sooner or later in one future, by up to so many seconds."""
 _TIMES = (0, 1, 1, 2)
 """How often somebody who came comes again."""
+
+
+_Edges = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +144,9 @@ class Estimator:
             future = Future(line, newcomers, self._lengths(tiers), now_seconds)
             for lease_id, begin in future.run(wanted).items():
                 begun[lease_id].append(begin)
+        edges = self._edges()
         return {
-            lease_id: self._range(begins, now_seconds) if len(begins) == count else None
+            lease_id: _range(begins, edges, now_seconds) if len(begins) == count else None
             for lease_id, begins in begun.items()
         }
 
@@ -154,38 +163,42 @@ class Estimator:
 
         return lasts
 
-    def _range(self, begins: list[Begin], now_seconds: float) -> Estimate:
-        starts = sorted(begin.at_seconds for begin in begins)
-        middle = statistics.median(starts)
-        aside = int(_SIDE * len(starts))
-        least = max(_LEAST_SIDE_SECONDS, _LEAST_SIDE_FRACTION * (middle - now_seconds))
-        before = max(least, middle - starts[aside])
-        after = max(least, starts[-1 - aside] - middle)
-        low, high = self._edges()
+    def _edges(self) -> Sequence[_Edges]:
+        """The edges of a range around its middle, in sides; those that cover most errors come first."""
+        if len(self._errors) < _ENOUGH_ERRORS:
+            return (_FIRST_EDGES,)
+        return [_narrowest(self._errors, covered) for covered in _COVERED]
+
+
+def _range(begins: list[Begin], choices: Sequence[_Edges], now_seconds: float) -> Estimate:
+    """From when a lease begins in the futures; with the first of these edges that make the range narrow."""
+    starts = sorted(begin.at_seconds for begin in begins)
+    middle = statistics.median(starts)
+    aside = int(_SIDE * len(starts))
+    least = max(_LEAST_SIDE_SECONDS, _LEAST_SIDE_FRACTION * (middle - now_seconds))
+    before = max(least, middle - starts[aside])
+    after = max(least, starts[-1 - aside] - middle)
+    for low, high in choices:
         earliest = max(now_seconds, middle + low * (before if low < 0 else after))
         latest = max(now_seconds, middle + high * (after if high > 0 else before))
         wait = (earliest + latest) / 2 - now_seconds
-        return Estimate(
-            earliest_seconds=earliest,
-            latest_seconds=latest,
-            endings=int(statistics.median_low(begin.endings for begin in begins)),
-            middle_seconds=middle,
-            before_seconds=before,
-            after_seconds=after,
-            known=latest - earliest <= max(_LEAST_WIDTH_SECONDS, _WIDEST * wait),
-        )
-
-    def _edges(self) -> tuple[float, float]:
-        """The range around the middle, in sides: the narrowest that covers enough of the past errors."""
-        if len(self._errors) < _ENOUGH_ERRORS:
-            return _FIRST_EDGES
-        return _narrowest(self._errors)
+        if latest - earliest <= _NARROW * wait:
+            break
+    return Estimate(
+        earliest_seconds=earliest,
+        latest_seconds=latest,
+        endings=int(statistics.median_low(begin.endings for begin in begins)),
+        middle_seconds=middle,
+        before_seconds=before,
+        after_seconds=after,
+        known=latest - earliest <= max(_LEAST_WIDTH_SECONDS, _WIDEST * wait),
+    )
 
 
-def _narrowest(values: Iterable[float]) -> tuple[float, float]:
-    """The narrowest range that covers enough of the values."""
+def _narrowest(values: Iterable[float], covered: float) -> _Edges:
+    """The narrowest range that covers this part of the values."""
     ordered = sorted(values)
-    inside = min(len(ordered), int(_COVERED * len(ordered)) + 1)
+    inside = min(len(ordered), int(covered * len(ordered)) + 1)
     return min(
         ((ordered[n], ordered[n + inside - 1]) for n in range(len(ordered) - inside + 1)),
         key=lambda edges: edges[1] - edges[0],

@@ -84,6 +84,11 @@ class Devices:
         return uuid in self._placeholders
 
     @property
+    def has_room(self) -> bool:
+        """Whether any device may be leased at all."""
+        return any(self._open.values())
+
+    @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of all devices, also of those that are leased or out of service."""
         return tuple(self._known)
@@ -163,6 +168,14 @@ class Devices:
                 copy[kind] = [_with_seats(room, taken) for room in copy[kind]]
         return copy
 
+    def rooms_if_in_service(self) -> dict[Kind, list[Room]]:
+        """The same as if every known device were in service; those of pools of turns are left out."""
+        found: dict[Kind, list[Room]] = {}
+        for uuid, room in self._rooms.items():
+            if uuid not in self._placeholders and not room.full and not room.terms.in_turns:
+                bisect.insort(found.setdefault(room.kind, []), room, key=rank)
+        return found
+
     def shares(self, lease: Lease) -> tuple[Share, ...]:
         """The shares that `lease` holds; unknown devices become placeholders."""
         return tuple(share_of(lease, self._device_of(lease, uuid)) for uuid in lease.device_uuids)
@@ -232,6 +245,19 @@ class Devices:
         self._healthy[room.kind] += self.in_service(uuid)
         self._open.setdefault(room.kind, [])
         self._list(room)
+
+    def drop(self, uuid: str) -> None:
+        """Forget a device, which won't come back; one that a lease holds stays."""
+        if uuid not in self._rooms or uuid in self._placeholders or self._holders[uuid]:
+            return
+        room = self._rooms[uuid]
+        self._unlist(room)
+        self._known[room.kind] -= 1
+        self._healthy[room.kind] -= self.in_service(uuid)
+        if not self._known[room.kind]:
+            del self._known[room.kind], self._healthy[room.kind], self._open[room.kind]
+        del self._rooms[uuid], self._health[uuid], self._holders[uuid]
+        self._out.discard(uuid)
 
     def set_health(self, health: DeviceHealth) -> bool:
         """Take a device out of service or back into it. Returns whether anything changed.

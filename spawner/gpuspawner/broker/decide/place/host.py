@@ -16,6 +16,7 @@ class Host:
     compute modes by UUID; None where it can't be read. `memory_bytes` is its main memory; None: not known.
     `turns_obstacle`: why GPUs can't be used in turns here, with the remedy; `turns_move`: whether a program
     can wake on another GPU. `others`: there are other machines, so what is missing here may be there.
+    `name` and `labels` are those of the machine.
     """
 
     simulated: bool
@@ -27,11 +28,14 @@ class Host:
     turns_obstacle: str = ""
     turns_move: bool = True
     others: bool = False
+    name: str = ""
+    labels: frozenset[str] = frozenset()
 
 
-def host_of(facts: NodeFacts, *, others: bool = False) -> Host:
+def host_of(facts: NodeFacts, *, others: bool = False, labels: frozenset[str] = frozenset()) -> Host:
     """What the node says of its machine, as the pools need it."""
     return Host(
         facts.simulated, facts.mps, facts.guard_obstacle, facts.incomplete, facts.compute_modes,
         facts.memory_bytes, facts.turns_obstacle, facts.turns_move, others,
+        facts.name, labels,
     )  # fmt: skip

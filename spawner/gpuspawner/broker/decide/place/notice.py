@@ -32,6 +32,11 @@ def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> s
     return f"You asked for {_wanted(want)}, but {few} in service now. {told}".rstrip()
 
 
+def idle_but_out(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
+    """That a waiting request would be served now if these devices, which nobody uses, were in service."""
+    return " ".join(_withdrawn_one(device, health) for device, health in lost)
+
+
 def awaited(want: Want, reasons: Sequence[str]) -> str:
     """Why a request waits that only a machine may serve whose GPUs aren't known yet."""
     why = "; ".join(reasons)
@@ -65,7 +70,9 @@ def no_capacity(want: Want, known: int, *, several_nodes: bool = False) -> str:
     `known`: how many of such devices the node has that has the most.
     """
     found = f"this machine has {f'only {known}' if known else 'none'}"
-    if several_nodes:
+    if want.node is not None:
+        found = f"it has {f'only {known}' if known else 'none'}"
+    elif several_nodes:
         found = f"no machine has more than {known}" if known else "no machine has one"
     return f"You asked for {_wanted(want)}, but {found}: choose another tier, or CPU."
 
@@ -83,7 +90,9 @@ def _wanted(want: Want) -> str:
         what = f"MIG instance{'' if want.device_count == 1 else 's'}"
         profile = "" if want.mig_profile is None else f" {want.mig_profile}"
         wanted = f"{'a' if want.device_count == 1 else want.device_count} {what}{profile}"
-    return f"{wanted}{named}"
+    labelled = "" if want.node_label is None else f" of a machine with the label {want.node_label!r}"
+    where = "" if want.node is None else f" on the machine {want.node}, where your files are"
+    return f"{wanted}{named}{labelled}{where}"
 
 
 def _withdrawn_one(device: Device, health: DeviceHealth) -> str:

@@ -185,14 +185,16 @@ def kind_of(device: Device, terms: SharingRules = WHOLE) -> Kind:
 
 
 def suits(want: Want, kind: Kind) -> bool:
-    """Whether devices of `kind` can serve `want` at all: pool, mode, profile, size, and the model's name.
+    """Whether devices of `kind` can serve `want` at all: pool, mode, profile, machine, size, model's name.
 
     The model is part of theirs, upper or lower case.
     """
     terms = kind.terms
     if not terms.serves(want.mode) or want.pool not in (None, terms.pool):
         return False
-    if want.mig_profile not in (None, kind.mig_profile):
+    if want.mig_profile not in (None, kind.mig_profile) or want.node not in (None, kind.node):
+        return False
+    if want.node_label is not None and want.node_label not in terms.labels:
         return False
     if want.model is not None and want.model not in kind.model.casefold():
         return False

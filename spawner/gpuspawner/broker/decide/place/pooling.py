@@ -9,7 +9,7 @@ itself, and what one lacks is no reason for words: another may have it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ....core.errors import ConfigError
 from ....core.model import Device, Mode, Pool, Tier
@@ -62,7 +62,10 @@ def make_pooling(
 ) -> Pooling:
     """Who shares what. Raises ConfigError, with the remedy, for what can't work here."""
     warnings: list[str] = []
-    assigned = _members(pools or DEFAULT_POOLS, devices, warnings, others=host.others)
+    here = [pool for pool in pools if not pool.nodes or host.name in pool.nodes]
+    if not host.others:
+        warnings.extend(_elsewhere(pool, host) for pool in pools if pool not in here)
+    assigned = _members(here if pools else DEFAULT_POOLS, devices, warnings, others=host.others)
     taken = with_seats(assigned, tiers, host, warnings)
     terms: dict[str, SharingRules] = {}
     managed: set[str] = set()
@@ -74,6 +77,7 @@ def make_pooling(
         of_pool = _terms(pool, tiers, members, host, warnings)
         if not pools and pool.mode is Mode.MIG:
             of_pool = SharingRules("mig", Mode.MIG, lends_whole=all(device.is_mig for device in devices))
+        of_pool = replace(of_pool, labels=host.labels)
         for device in members:
             terms[device.uuid] = of_pool
             if pool.manage_compute_mode and of_pool.mps:
@@ -89,6 +93,14 @@ def make_pooling(
             _check_tier(tier, pooled, terms, host, warnings)
     turns = {pool.name: pool.turns for pool, _ in taken if pool.turns is not None}
     return Pooling(pooled, terms, frozenset(managed), tuple(warnings), turns)
+
+
+def _elsewhere(pool: Pool, host: Host) -> str:
+    """What to say of a pool of other machines where there is only one."""
+    return (
+        f"c.GpuSite.pools: pool {pool.name!r} is on {', '.join(pool.nodes)}, and this broker has only the "
+        f"machine {host.name}: correct nodes, or let it join"
+    )
 
 
 def _members(
@@ -253,6 +265,8 @@ def _why(want: Want, kinds: Sequence[Kind]) -> str:
     ]
     if not serving:
         return f"none is in a pool of mode {want.mode.value!r}. `gpuspawner doctor` lists the devices"
+    if want.node_label is not None and not any(want.node_label in each.terms.labels for each in serving):
+        return f"this machine doesn't have the label {want.node_label!r}: see c.GpuSite.node_labels"
     named = [each for each in serving if want.model is None or want.model in each.model.casefold()]
     if not named:
         return f"none has {want.model!r} in its name. There are: {_listed(each.model for each in serving)}"

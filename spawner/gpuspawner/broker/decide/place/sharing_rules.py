@@ -30,7 +30,8 @@ class SharingRules(HashedOnce):
     """How the devices of one pool are shared.
 
     `lends_whole`: its MIG instances also serve tiers in mode whole. `mps` False: compute is not limited.
-    `seats`: how many leases a pool of turns admits, on all its devices together.
+    `seats`: how many leases a pool of turns admits, on all its devices together. `labels` are those of the
+    machine, which tiers may ask for.
     """
 
     pool: str = "whole"
@@ -42,6 +43,7 @@ class SharingRules(HashedOnce):
     reserve_bytes: int = 0
     lends_whole: bool = False
     seats: int | None = None
+    labels: frozenset[str] = frozenset()
 
     __hash__ = HashedOnce.__hash__
 

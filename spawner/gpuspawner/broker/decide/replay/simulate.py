@@ -194,11 +194,10 @@ class Simulation:
         lease = self._book.lease(lease_id)
         if lease is None:  # it had to leave before
             return
+        # Between releasing and closed no time passes here, so that the first of them is left out.
         now, outcome = moment(at), self._outcomes[lease_id]
-        releasing = replace(lease, state=LeaseState.RELEASING, since=now)
-        self._book.enter(releasing)
         placed = self._book.placed(now, freed=lease)
-        closed = replace(releasing, state=LeaseState.CLOSED)
+        closed = replace(lease, state=LeaseState.CLOSED, since=now)
         self._book.enter(closed)
         outcome.ended_seconds = at
         self._site.look(self._book, closed, at)

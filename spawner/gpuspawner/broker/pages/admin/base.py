@@ -10,9 +10,11 @@ from zoneinfo import ZoneInfo
 from tornado.web import HTTPError
 
 from ....core.disk import Disk
+from ....core.machine import MachineView
 from ....core.units import Clock, utc_now
 from ....protocol.pulls import ImageDocument
 from ...api.access import Viewer
+from ...decide.snapshot import Snapshot
 from ...leases.allocator import Allocator
 from ...leases.endings import Ender
 from ...leases.rule_service import RuleService
@@ -55,6 +57,7 @@ class AdminTools:
     unknown: Callable[[], Collection[str]]
     checkup: Checkup
     images: Callable[[], Sequence[ImageDocument]] = tuple
+    machines: Callable[[Snapshot], Sequence[MachineView]] = lambda snapshot: ()
     simulated: bool = False
     clock: Clock = utc_now
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from types import MappingProxyType
 
 from ....core.model import Device, Lease, LeaseState
@@ -62,6 +64,8 @@ class Cell:
     power: str
     xids: tuple[int, ...]
     unguarded: str
+    machine: str = ""
+    """Where there are several."""
 
     @property
     def names(self) -> str:
@@ -113,6 +117,12 @@ class Map:
     counts: Mapping[CellState, int]
     detailed: bool
 
+    @property
+    def machines(self) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
+        """The cells by machine, which come one after the other; with a single machine its name is ""."""
+        groups = itertools.groupby(self.cells, attrgetter("machine"))
+        return tuple((name, tuple(cells)) for name, cells in groups)
+
 
 @dataclass(frozen=True, slots=True)
 class Readings:
@@ -155,6 +165,7 @@ def _cell(view: DeviceView, readings: Readings) -> Cell:
         power=_power(usage),
         xids=tuple(dict.fromkeys(seen.xid for seen in readings.xids.get(device.uuid, ()))),
         unguarded=readings.blind.get(device.uuid, ""),
+        machine=view.node,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from tornado.web import HTTPError
 
 from ....core.disk import DiskState
+from ....core.machine import MachineState, MachineView
 from ....core.units import format_bytes, format_time, ordinal
 from ...decide.snapshot import DeviceView, QueueEntry, Snapshot
 from ..counts import summary
@@ -65,6 +67,22 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class MachineLine:
+    """A machine, where there are several. `heard` is when it was heard of last, if it can't be reached."""
+
+    name: str
+    own: bool
+    state: str
+    level: str
+    words: tuple[str, ...]
+    since: Moment | None
+    heard: Moment | None
+    gpus: str
+    leases: int
+    release: str
+
+
+@dataclass(frozen=True, slots=True)
 class OverviewPage:
     """Everything that the templates show. `detail` is the device that the address names.
 
@@ -76,6 +94,7 @@ class OverviewPage:
     warnings: tuple[str, ...]
     unknown: int
     map: Map
+    machines: tuple[MachineLine, ...]
     summary: str
     leases: int
     queue: tuple[Place, ...]
@@ -120,6 +139,7 @@ class OverviewHandler(AdminPage):
             ),
             unknown=len(tools.unknown()),
             map=found,
+            machines=self._machines(snapshot),
             summary=summary(self.status()),
             queue=tuple(map(self._place, _longest(snapshot.queue))),
             waiting=len(snapshot.queue),
@@ -153,6 +173,11 @@ class OverviewHandler(AdminPage):
             xids=tuple((format_time(each.at), each.xid) for each in seen),
         )
 
+    def _machines(self, snapshot: Snapshot) -> tuple[MachineLine, ...]:
+        """With a single machine the page has no list of them."""
+        machines, now = self.tools.machines(snapshot), self.tools.clock()
+        return tuple(machine_line(each, now) for each in machines) if len(machines) > 1 else ()
+
     def _place(self, entry: QueueEntry) -> Place:
         lease, place = entry.lease, f"{ordinal(entry.position)} in line"
         since = moment(lease.created_at.isoformat(), self.tools.clock())
@@ -174,6 +199,35 @@ class OverviewHandler(AdminPage):
             return Said("Servers are placed on this device again.")
 
         return await self.write_down(self.writing(f"{what} device", f"device:{uuid[:80]}", {}), change)
+
+
+def machine_line(machine: MachineView, now: datetime) -> MachineLine:
+    """As the list of machines shows it."""
+    out = machine.gpus - machine.in_service
+    drained = f"{machine.drained} drained" if machine.drained else ""
+    more = ", ".join(filter(None, (f"{out} out of service" if out else "", drained)))
+    return MachineLine(
+        name=machine.name,
+        own=machine.own,
+        state=machine.state.value,
+        level=_LEVELS[machine.state],
+        words=tuple(filter(None, (machine.reason, *machine.notices))),
+        since=_moment(machine.since, now),
+        heard=_moment(machine.heard_at, now),
+        gpus=f"{machine.gpus} ({more})" if more else str(machine.gpus),
+        leases=machine.leases,
+        release=machine.release,
+    )
+
+
+def _moment(at: datetime | None, now: datetime) -> Moment | None:
+    return None if at is None else moment(at.isoformat(), now)
+
+
+_LEVELS = {
+    MachineState.READY: "success", MachineState.DRAINING: "warning", MachineState.UNUSED: "warning",
+    MachineState.AWAY: "danger", MachineState.REFUSED: "danger",
+}  # fmt: skip
 
 
 def _longest(queue: Sequence[QueueEntry]) -> Sequence[QueueEntry]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from ....core.units import format_bytes, ordinal
 from ...api.visible import Document
+from ...decide.turn_waits import HeldUp
+from ...decide.turn_words import HELD_UP
 from ...observe.sampler import Point
 from ..meters import Curve, Meter, compute_curve, compute_meter, memory_curve, memory_meter
 from ..rows import Holding
@@ -222,7 +224,9 @@ def _turn_sentence(word: str, position: int | None, turn: Mapping[str, Any]) -> 
         return state
     wait = turn.get("wait_seconds")
     likely = f", likely in {length(wait)}" if wait is not None else ""
-    return f"{state} You are {ordinal(position)} in line for the GPU{likely}."
+    held_up = turn.get("held_up")
+    because = "" if held_up is None else f" {HELD_UP[HeldUp(held_up)]}"
+    return f"{state} You are {ordinal(position)} in line for the GPU{likely}.{because}"
 
 
 def _happenings(lease: Mapping[str, Any], ended: Iterable[Document]) -> Iterable[Happening]:

@@ -1,4 +1,4 @@
-"""One line of the report."""
+"""One line of what `gpuspawner doctor` reports."""
 
 from __future__ import annotations
 

@@ -1,0 +1,88 @@
+"""docs/several-machines.md word by word: from three engines that know nothing of each other to a lab."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import docker
+import pytest
+from gpuspawner.hub.docker import calls_of
+from gpuspawner.hub.network import ensure_network
+
+from tests.docker.engine import missing
+from tests.swarm.cluster import Machine, cluster
+from tests.swarm.conftest import LAB_IMAGES
+from tests.swarm.swarm_hub import GPUSPAWNER, NAME, ROOT, SUBNET, Agent, SwarmHub, as_host, script_of, uuid_of
+from tests.swarm.test_services import GATEWAY_IMAGE
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+PAGE = (ROOT / "docs" / "several-machines.md").read_text()
+ADDRESS = "10.0.0.1"
+"""Of the hub's machine, on the page."""
+
+
+def on_page(begin: str) -> str:
+    """A command of the page that begins like this."""
+    found = re.search(rf"(?:^ *|`)({re.escape(begin)}[^`\n]*)", PAGE, re.MULTILINE)
+    assert found is not None, begin
+    return found[1].strip()
+
+
+def settings() -> str:
+    """The settings of the page's fourth step."""
+    found = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert found is not None
+    return "\n".join(line.strip() for line in found[1].splitlines())
+
+
+def type_in(machine: Machine, command: str, environment: Mapping[str, str]) -> str:
+    """Types a command in the shell of this machine; returns what it prints."""
+    programs = str(Path(GPUSPAWNER).parent)
+    shell = as_host(machine, "sh", "-c", f'PATH="{programs}:$PATH"; {command}')
+    environment = {**environment, "DOCKER_HOST": machine.docker_host}
+    return subprocess.run(shell, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def test_the_page_word_by_word(engine: docker.APIClient, images: None) -> None:
+    if (why := missing()) is not None or shutil.which("configurable-http-proxy") is None:
+        pytest.skip(why or "configurable-http-proxy is not on the PATH: run `make test`")
+    with cluster(joined=False) as machines, tempfile.TemporaryDirectory(prefix="gh-") as folder:
+        a, b = machines["a"], machines["b"]
+        machines.load(engine, *LAB_IMAGES[:1])
+        list(a.client.load_image(b"".join(engine.get_image(GATEWAY_IMAGE))))
+        hub = SwarmHub(machines, Path(folder), GATEWAY_IMAGE)
+        hub.use_script(script_of(a))
+        del hub.environment["GPUSPAWNER_ENGINE"]
+        said = type_in(a, on_page("docker swarm init").replace(ADDRESS, a.address), hub.environment)
+        [join] = [line.strip() for line in said.splitlines() if line.strip().startswith("docker swarm join ")]
+        agent = Agent(b, hub)
+        type_in(b, join, agent.environment)
+        hub.environment["GPUSPAWNER_TEST_SETTINGS"] = settings().replace(ADDRESS, a.address)
+        ensure_network(calls_of(a.client), NAME, SUBNET)
+        hub.start()
+        line = type_in(a, on_page("gpuspawner node token"), hub.environment).strip()
+        said = type_in(b, on_page("gpuspawner node join").replace("LINE", line), agent.environment)
+        [by_hand] = [each for each in said.splitlines() if each.strip().startswith("GPUSPAWNER_STATE_DIR=")]
+        runs = subprocess.Popen(as_host(b, "sh", "-c", f"exec env {by_hand.strip()}"), env=agent.environment)
+        try:
+            listing = on_page("gpuspawner node list")
+            hub.until(lambda: "gpu-b" in type_in(a, listing, hub.environment))
+            hub.until(lambda: uuid_of("b") in hub.serving())
+            hub.spawn("ada", "on-b")
+            [found] = b.client.containers(filters={"label": "gpuspawner.user=ada"})
+            environment = b.client.inspect_container(found["Id"])["Config"]["Env"]
+            assert f"NVIDIA_VISIBLE_DEVICES={uuid_of('b')}" in environment
+            node = next(each for each in machines.nodes() if each["Description"]["Hostname"] == "b")
+            assert node["Spec"]["Labels"] == {"gpuspawner.node": "gpu-b"}
+            hub.stop("ada")
+        finally:
+            runs.send_signal(signal.SIGTERM)
+            runs.wait()
+            hub.close()
+            print(hub.log_path.read_text()[-8000:])
