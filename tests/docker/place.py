@@ -135,9 +135,7 @@ class Place:
     async def start(self, commit: tuple[int | str, str] | None = None) -> int:
         """Starts a broker and waits until it answers (or dies at its commit)."""
         pid = self.launch(commit)
-        await until(
-            lambda: not is_alive(pid) or f"broker answers on {self.socket}" in self.log[self._mark :], 10
-        )
+        await until(lambda: not is_alive(pid) or f"broker answers on {self.socket}" in self.log[self._mark :])
         return pid
 
     _mark: int = 0

@@ -17,6 +17,8 @@ import traceback
 from functools import partial
 from typing import Any
 
+import aiohttp  # noqa: F401 - a broker imports this and `serving` only when it runs: each child would
+import gpuspawner.broker.assembly.serving  # noqa: F401
 from gpuspawner.broker import app
 from gpuspawner.broker.decide.when import deadline
 from gpuspawner.broker.leases import endings

@@ -206,7 +206,7 @@ def test_a_group_s_name_is_only_text(typed: Typed, name: str) -> None:
     assert shown["quotas"][0]["subject"] == f"group:{name}"
 
 
-@pytest.mark.parametrize("name", ["\x1b[31ma", "\u202ednuor", "a\nb", "👩🏽\u200d🏫", "x" * 256])
+@pytest.mark.parametrize("name", ["\x1b[31ma", "\u202ednuor", "a\nb", "a\u200db", "x" * 256])
 def test_a_group_that_no_quota_can_name_is_a_sentence(typed: Typed, name: str) -> None:
     status, out, err = typed("quota", "set", f"group:{name}", "devices=2")
     assert (status, out) == (1, "")
