@@ -50,6 +50,7 @@ class Way:
             "GPUSPAWNER_TURNS_KILLS": self.kills,
             "GPUSPAWNER_RESULTS": str(out / f"{stem}.json"),
             "GPUSPAWNER_REQUIRE_GPU": "1",
+            "PYTHONUNBUFFERED": "1",  # what was seen is in the file also if the run is cut off
         }
         command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
         with (out / f"{stem}.txt").open("w") as output:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 from typing import Any
@@ -143,7 +144,11 @@ async def test_who_waits_is_told_of_a_lab_session(ledger: Ledger, times: Any) ->
 async def test_quotas_say_who_is_next(ledger: Ledger, times: Any) -> None:
     """Priority and weight come from the quotas in the settings, the user's groups from the request."""
     known = Known(parse_tiers([{"name": "gpu", "devices": 1}]), None, "UTC")
-    quotas = [{"group": "phd", "priority": 1}, {"group": "heavy", "weight": 4}, {"group": "light"}]
+    quotas = [
+        {"group": "phd", "priority": 1, "guaranteed_devices": 2},
+        {"group": "heavy", "weight": 4},
+        {"group": "light"},
+    ]
     rulebook = Rulebook(ledger, quotas, known, clock=times.now)
     await rulebook.load()
     gate = QuotaGate(rulebook, ledger, times.now)
@@ -162,14 +167,15 @@ async def test_quotas_say_who_is_next(ledger: Ledger, times: Any) -> None:
     ranks = {lease.id[0]: allocator.turn_rank(lease) for lease in allocator.leases()}
     # Steps of use: a group of weight 4 has used two hours. The others are in no group with a weight.
     assert ranks == {
-        "a": Rank(0, (0, 0)), "b": Rank(0, (0, 0)), "c": Rank(0, (round(4 * math.log2(1 + 2 / 4)), 0)),
-        "d": Rank(1, (0, 0)),
+        "a": Rank(0, (0, 0)), "b": Rank(0, (0, 0)),
+        "c": Rank(0, (round(4 * math.log2(1 + 2 / 4)), 0), "heavy"), "d": Rank(1, (0, 0), "phd", 2.0),
     }  # fmt: skip
     times.pass_seconds(7 * 24 * HOUR)  # half of what was used counts, and a has gone on
     ranks = {lease.id[0]: allocator.turn_rank(lease) for lease in allocator.leases()}
     used = round(4 * math.log2(1 + 24 * 7 / math.log(2) / 2))
     assert ranks == {
-        "a": Rank(0, (used, used)), "b": Rank(0, (used, 0)), "c": Rank(0, (1, 0)), "d": Rank(1, (used, 0)),
+        "a": Rank(0, (used, used)), "b": Rank(0, (used, 0)), "c": Rank(0, (1, 0), "heavy"),
+        "d": Rank(1, (0, 0), "phd", 2.0),
     }  # fmt: skip
 
 
@@ -218,9 +224,12 @@ async def test_who_waits_reads_that_a_free_gpu_is_drained(ledger: Ledger, times:
     )
     async with allocator.watch(C) as changes:
         assert (await anext(changes)).idle_but_out == ""
+        coming = asyncio.ensure_future(anext(changes))
         await allocator.set_drained({GPU0.uuid: drain})
+        await asyncio.sleep(0)
+        assert not coming.done()  # it is in use
         await end(allocator, A)
-        change = await anext(changes)
+        change = await coming
         assert (change.position, change.obstacle, change.idle_but_out) == (1, "", out)
         await allocator.acquire(request(D, 2))
         async with allocator.watch(D) as pairs:

@@ -21,7 +21,7 @@ from gpuspawner.node.checkpoint.cgroup import MemoryCgroup
 from gpuspawner.node.checkpoint.hands import LocalHands
 from gpuspawner.node.checkpoint.host import Seat
 from gpuspawner.node.checkpoint.mover import Mover, MoverRules
-from gpuspawner.node.checkpoint.order import Operation, ProcessState
+from gpuspawner.node.checkpoint.order import OPERATING_SYSTEM, Operation, ProcessState
 from gpuspawner.node.processes import Outcome, Process
 
 from tests.unit.scripted_checkpoint import GIB, SIZE, UUIDS, A, B, C, Machine
@@ -287,6 +287,28 @@ async def test_a_program_for_which_the_driver_does_not_answer_keeps_its_gpu_and_
     room.machine.programs[11].silent = False  # its group has ended
     await room.look(130)
     assert {each.can_move for each in room.keeper.status()} == {True}
+
+
+async def test_who_does_not_come_back_is_told_and_costs_the_others_no_turns(room: Class) -> None:
+    """Measured: a member of a group of NCCL can be moved to main memory, and never back."""
+    room.admit("ann", "bob")
+    room.machine.computing = {A}
+    room.machine.add(11, container="ann")
+    await room.look(2)
+    room.machine.failures[Operation.RESTORE, 11] = [OPERATING_SYSTEM] * 1000
+    room.keeper.rest("ann")  # its cell goes on, so that it wants a GPU again at once
+    await room.look(2)
+    room.machine.add(12, container="bob")
+    await room.look(500, seconds=0.5)
+    ((told, sentence),) = room.notices
+    assert (told, "restart the kernel" in sentence) == ("ann", True)
+    tries = room.machine.calls.count((Operation.RESTORE, 11))
+    assert 1 <= tries <= 1 + 250 / keeper_module.LOST_RETRY_SECONDS
+    assert room.runs(12)
+    room.machine.programs[11].gone = True  # its kernel is restarted
+    room.machine.add(13, container="ann")
+    await room.look(130)
+    assert room.turns.count(("ann", True)) >= 2
 
 
 async def test_who_holds_a_gpu_for_good_and_who_waits_for_it_both_read_why(room: Class) -> None:

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.broker.decide.book import QueueRules
+from gpuspawner.broker.decide.line.fairshare import FairShare
+from gpuspawner.broker.decide.line.queue import Claim
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
+from gpuspawner.broker.decide.turns import Rank
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.core import labels
@@ -64,6 +68,31 @@ async def test_gpu_seconds_run_only_while_a_lease_is_awake(
         assert await allocator.sleep(lease.id) is None
         times.pass_seconds(1000)
     assert await ledger.gpu_seconds("ada", NOON) == 30.0  # one GPU, although it reaches two
+
+
+async def test_a_group_s_guarantee_in_turns_is_what_it_does_not_hold_elsewhere(
+    ledger: Ledger, times: Any
+) -> None:
+    """Two GPUs are guaranteed; one is held whole, and of two seats one computes: the plan counts that one."""
+
+    def claim(lease: Lease) -> Claim:
+        return Claim(group="lab", guaranteed_devices=2.0)
+
+    rules = QueueRules(claim=claim, fair=FairShare())
+    allocator = Allocator(ledger, clock=lambda: times.wall, rules=rules)
+    whole = Device("GPU-3", "H100", 80 * GIB, index=2)
+    await allocator.load([*DEVICES, whole], {device.uuid: SEATS for device in DEVICES})
+    seats = [await start(allocator, number) for number in (1, 2)]
+    assert [allocator.turn_rank(seat) for seat in seats] == [Rank(0, (0, 0), "lab", 2.0)] * 2
+    await allocator.wake(seats[0].id)
+    assert [allocator.turn_rank(seat) for seat in seats] == [Rank(0, (0, 0), "lab", 2.0)] * 2
+    held = await allocator.acquire(GpuRequest("9" * 32, "hub", "bo", "", "gpu", Want(1)))
+    assert held.device_uuids == ("GPU-3",)
+    assert [allocator.turn_rank(seat) for seat in seats] == [Rank(0, (0, 0), "lab", 1.0)] * 2
+    await allocator.sleep(seats[0].id)
+    await allocator.begin_release(held.id, "stopped")
+    await allocator.close(held.id)
+    assert [allocator.turn_rank(seat) for seat in seats] == [Rank(0, (0, 0), "lab", 2.0)] * 2
 
 
 async def test_a_turn_that_is_recorded_late_counts_from_when_it_was(

@@ -197,6 +197,43 @@ def test_who_has_used_less_computes_on_for_two_turns_and_no_longer() -> None:
     assert plan(early, ONE, NOW, RULES) == ()
 
 
+def test_a_group_that_computes_on_fewer_gpus_than_it_is_guaranteed_comes_first() -> None:
+    lab = Rank(0, (9,), "lab", 1.0)
+    first, second = (replace(asleep(name, wants=since), rank=lab) for name, since in (("1", 3), ("2", 2)))
+    other = replace(asleep("other", wants=15), rank=Rank(0, (0,), "club"))
+    boss = replace(asleep("boss", wants=1), rank=Rank(1, (9,)))
+    waiting = [first, second, other, boss]
+
+    def order(*computing: Seat) -> list[str]:
+        return [seat.lease_id for seat in waiting_order([*waiting, *computing], NOW, RULES)]
+
+    assert order() == ["boss", "1", "other", "2"]  # for one GPU, whoever of them it is
+    member = replace(awake("m", turn=5), rank=lab)
+    assert order(member) == ["boss", "other", "1", "2"]
+    assert order(replace(member, since=NOW - 10)) == ["boss", "1", "other", "2"]  # its turn is over
+    waking = replace(paused("m"), rank=lab, under_way=Action(Step.WAKE, "m", A))
+    assert order(waking) == ["boss", "other", "1", "2"]
+    waiting[2] = replace(other, wants_since=NOW - 60)
+    assert order() == ["other", "boss", "1", "2"]  # nobody waits for ever
+
+
+def test_a_guaranteed_gpu_stays_with_its_group_and_its_members_take_turns() -> None:
+    lab = Rank(0, (9,), "lab", 1.0)
+    member = replace(awake("m", turn=30), rank=lab)
+    other = replace(paused("other", wants=59), rank=Rank(0, (0,), "club"))
+    assert plan([member, other], ONE, NOW, RULES) == ()
+    assert plan([member, other], ONE, NOW + 1, RULES) == (Action(Step.PAUSE, "m"),)  # after its patience
+    assert plan([replace(member, idle_since=NOW - 1), other], ONE, NOW, RULES) == (Action(Step.PAUSE, "m"),)
+    mate = replace(paused("mate", wants=1), rank=replace(lab, used=(30,)))
+    assert plan([replace(member, since=NOW - 9), other, mate], ONE, NOW, RULES) == ()
+    less = [member, other, replace(mate, rank=lab)]
+    assert plan(less, ONE, NOW, RULES) == (Action(Step.PAUSE, "m"),)
+    woken = plan([replace(paused("m", wants=0), rank=lab), *less[1:]], ONE, NOW, RULES)
+    assert woken == (Action(Step.WAKE, "mate", A),)
+    two = replace(awake("m2", B, turn=30), rank=lab)  # one more than is guaranteed
+    assert Action(Step.PAUSE, "m2") in plan([member, two, replace(other, gpu_uuid=B)], TWO, NOW, RULES)
+
+
 def test_idle_memory_leaves_the_gpu_in_the_end() -> None:
     seats = [paused("a", since=30), paused("b", since=29), awake("c", B, idle=31, turn=40)]
     assert plan(seats, TWO, NOW, RULES) == (Action(Step.SLEEP, "a"), Action(Step.SLEEP, "c"))

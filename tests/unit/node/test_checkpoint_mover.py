@@ -16,6 +16,7 @@ from gpuspawner.node.checkpoint.mover import Mover, MoverRules, condition_of
 from gpuspawner.node.checkpoint.order import (
     HELPER_LOST,
     ILLEGAL_STATE,
+    OPERATING_SYSTEM,
     OUT_OF_MEMORY,
     SILENT,
     Operation,
@@ -166,6 +167,15 @@ async def test_a_restore_that_fails_puts_the_others_back_to_sleep(machine: Machi
     assert (await mover.wake(SEAT, A)).condition is Condition.AWAKE
     # The first one slept again on B and so was moved from there.
     assert machine.on_gpus(UUIDS) == {11: {A: 8 * GIB}, 12: {A: 4 * GIB}}
+
+
+async def test_a_program_that_never_comes_back_is_said(machine: Machine, mover: Mover) -> None:
+    """As a member of a group of NCCL, with driver 580."""
+    await mover.sleep(SEAT)
+    machine.failures[RESTORE, 12] = [OPERATING_SYSTEM]
+    outcome = await mover.wake(SEAT, A)
+    assert (outcome.condition, outcome.obstacle) == (Condition.ASLEEP, Obstacle.FAILED)
+    assert "restart the kernel" in outcome.sentence
 
 
 async def test_a_failed_process_is_said(machine: Machine, mover: Mover) -> None:

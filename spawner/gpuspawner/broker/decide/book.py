@@ -7,7 +7,7 @@ and enters it. Closed leases are not kept.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -80,6 +80,10 @@ class Book:
         self._by_user: dict[tuple[str, str], dict[str, None]] = {}
         self._taken: Counter[tuple[str, str]] = Counter()
         """How many leases hold devices, by tier and group."""
+        self._computing: dict[str, str] = {}
+        """Of the leases whose use counts, the pool of turns, "" for those in none."""
+        self._awake: defaultdict[tuple[str, str], float] = defaultdict(float)
+        """On how many GPUs members of a group compute in a pool of turns, by group and pool."""
         self._obstacles: dict[tuple[Want, str], str] = {}
         self._idle_but_out: dict[Want, str] = {}
         """Both by want (and group), as of the last change of anything, which empties them."""
@@ -142,6 +146,11 @@ class Book:
     def waiting_count(self) -> int:
         """How many leases wait."""
         return len(self._queue)
+
+    @property
+    def all_in_service(self) -> bool:
+        """Whether no device is out of service or drained."""
+        return self._devices.all_in_service
 
     def terms(self, uuid: str) -> SharingRules:
         """How the device's pool shares it. Raises KeyError for one that is not known."""
@@ -283,8 +292,12 @@ class Book:
         claim, fair = self._claim(lease), self._rules.fair
         if fair is None:
             return Rank(claim.priority)
-        group = fair.group_use(claim.group, now_seconds) / claim.weight
-        return Rank(claim.priority, (_step(group), _step(fair.user_use(lease.user, now_seconds))))
+        used = fair.group_use(claim.group, now_seconds) / claim.weight
+        steps = _step(used), _step(fair.user_use(lease.user, now_seconds))
+        # What the group holds elsewhere counts, too; the plan counts those who are awake in this pool.
+        pool = self._pool_of(lease)
+        elsewhere = fair.group_held(claim.group) - (self._awake[claim.group, pool] if pool else 0.0)
+        return Rank(claim.priority, steps, claim.group, max(0.0, claim.guaranteed_devices - elsewhere))
 
     def begins(self, lease: Lease, session_seconds: float | None) -> bool:
         """Whether this request, new at this moment, would begin at once; a session has that length."""
@@ -593,9 +606,17 @@ class Book:
         if counts and lease.id not in self._counted:
             self._counted[lease.id] = (lease.user, self._claim(lease).group, lease.gpu_fraction)
             self._rules.fair.hold(*self._counted[lease.id], at)
+            self._computing[lease.id] = self._pool_of(lease)
+            self._awake[self._counted[lease.id][1], self._computing[lease.id]] += lease.gpu_fraction
         elif not counts and lease.id in self._counted:
             user, group, devices = self._counted.pop(lease.id)
             self._rules.fair.hold(user, group, -devices, at)
+            self._awake[group, self._computing.pop(lease.id)] -= devices
+
+    def _pool_of(self, lease: Lease) -> str:
+        """The pool of turns that its GPUs are in; "" if they are in none, or aren't known."""
+        known = (self._devices.terms(uuid) for uuid in lease.device_uuids if uuid in self._devices)
+        return next((terms.pool for terms in known if terms.in_turns), "")
 
 
 def _step(used_gpu_seconds: float) -> int:

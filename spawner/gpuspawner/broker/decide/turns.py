@@ -11,15 +11,17 @@ it. A GPU is not free while it is kept for a seat whose memory is on its way the
 service or drained: then nobody is woken there, and memory of those who don't compute leaves it.
 4. No seat is paused before `min_turn`; a seat that computes is paused only after `max_turn` with others
 waiting.
-5. Every seat that wants a GPU gets one: by `Rank` (priority, then decayed use for the weight), then by how
-long it has wanted one. But no seat passes one that has wanted a GPU for `patience_seconds`, and none of the
-same priority passes one that has wanted it for `use_patience_seconds`.
+5. Every seat that wants a GPU gets one: by `Rank` (priority, then groups that compute on fewer GPUs than they
+are guaranteed, then decayed use for the weight), then by how long it has wanted one. But no seat passes one
+that has wanted a GPU for `patience_seconds`, and none passes one for its use alone that has wanted it for
+`use_patience_seconds`.
 6. Memory is moved to another GPU only if the seat computes there sooner than where its memory is, as far as
 is known, and that GPU is kept for it meanwhile.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -68,18 +70,17 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """A seat's place by the policy: the higher `priority` first, then the smaller `used`.
+    """A seat's place by the policy: the higher `priority`, then who is owed a GPU, then the smaller `used`.
 
     `used` is decayed use in steps (of the group for its weight, then of the user): those who have used about
-    as much are equals and take turns.
+    as much are equals and take turns. `guaranteed`: on so many GPUs of the pool members of `group` may
+    compute before others, whoever of them it is.
     """
 
     priority: int = 0
     used: tuple[int, ...] = ()
-
-    def is_before(self, other: Rank) -> bool:
-        """Whether it comes first, however long the other waits (see `TurnRules` for the limits of that)."""
-        return (-self.priority, self.used) < (-other.priority, other.used)
+    group: str = ""
+    guaranteed: float = 0.0
 
 
 NO_RANK = Rank()
@@ -236,14 +237,38 @@ def plan(
 def waiting_order(seats: Iterable[Seat], now: float, rules: TurnRules) -> list[Seat]:
     """Those that want a GPU and have none, in the order in which they get one."""
 
-    def key(seat: Seat) -> tuple[float, tuple[int, ...], float, str]:
+    def key(seat: Seat) -> tuple[float, bool, tuple[int, ...], float, str]:
         since = seat.wants_since or 0.0
-        priority = -seat.rank.priority if now - since < rules.patience_seconds else -inf
+        patient = now - since < rules.patience_seconds
+        priority = -seat.rank.priority if patient else -inf
         used = seat.rank.used if now - since < _use_patience(rules) else ()
-        return priority, used, since, seat.lease_id
+        return priority, patient and seat.lease_id not in owed, used, since, seat.lease_id
 
-    waiting = [seat for seat in seats if seat.wants_since is not None and seat.turn is not Turn.AWAKE]
-    return sorted((seat for seat in waiting if not _is_waking(seat)), key=key)
+    everybody, owed = list(seats), set[str]()
+    waiting = [seat for seat in everybody if seat.wants_since is not None and seat.turn is not Turn.AWAKE]
+    order = sorted((seat for seat in waiting if not _is_waking(seat)), key=key)
+    if all(seat.rank.guaranteed <= 0 for seat in order):
+        return order
+    owed |= _owed(everybody, order, now, rules)
+    return sorted(order, key=key)
+
+
+def _owed(seats: Iterable[Seat], order: Iterable[Seat], now: float, rules: TurnRules) -> set[str]:
+    """Who of those that wait has a GPU to come from the guarantee of its group, the first in the order first.
+
+    A member whose turn is over takes nothing from another one.
+    """
+    taken = Counter(
+        seat.rank.group
+        for seat in seats
+        if _is_waking(seat) or (seat.turn is Turn.AWAKE and wait_seconds(seat, now, rules) > 0)
+    )
+    owed = set()
+    for seat in order:
+        if taken[seat.rank.group] + 1 <= seat.rank.guaranteed:
+            taken[seat.rank.group] += 1
+            owed.add(seat.lease_id)
+    return owed
 
 
 def may_come(seat: Seat, gpu: Gpu, seats: Iterable[Seat]) -> bool:
@@ -326,7 +351,11 @@ class _Planning:
         """GPUs on which an action is under way, or that an earlier seat gets."""
         self._ahead: dict[str, float] = {}
         """By GPU: about how long the turns of the seats last that get it earlier."""
-        self._rank = {each.lease_id: n for n, each in enumerate(waiting_order(seats, now, rules))}
+        order = waiting_order(seats, now, rules)
+        self._rank = {each.lease_id: n for n, each in enumerate(order)}
+        self._owed = _owed(seats, order, now, rules)
+        self._computing = Counter(each.rank.group for each in seats if each.turn is Turn.AWAKE)
+        """By group: on how many GPUs it computes."""
         self.actions: dict[str, Action] = {}
         self._lying = {gpu.uuid: [each for each in seats if each.lies_on(gpu.uuid)] for gpu in gpus}
         """By GPU: who has memory there, or is being woken there."""
@@ -497,11 +526,22 @@ class _Planning:
         """How long until the occupant's turn ends for this seat: who computes gives way to no lower rank."""
         wait = wait_seconds(occupant, self._now, self._rules)
         computes, wants_since = occupant.idle_since is None, seat.wants_since
-        if computes and wants_since is not None and occupant.rank.is_before(seat.rank):
-            equal = occupant.rank.priority == seat.rank.priority
+        holds, claims = self._standing(occupant, seat), self._standing(seat, occupant)
+        if computes and wants_since is not None and holds < claims:
+            equal = holds[:2] == claims[:2]
             patience = _use_patience(self._rules) if equal else self._rules.patience_seconds
             wait = max(wait, wants_since + patience - self._now)
         return wait
+
+    def _standing(self, seat: Seat, beside: Seat) -> tuple[int, bool, tuple[int, ...]]:
+        """Its place by the policy against the other one, the smaller first.
+
+        The guarantee of a group is no reason between its members.
+        """
+        rank = seat.rank
+        within = self._computing[rank.group] <= rank.guaranteed if seat.turn is Turn.AWAKE else False
+        owed = rank.group != beside.rank.group and (within or seat.lease_id in self._owed)
+        return -rank.priority, not owed, rank.used
 
     def _room_for(self, seat: Seat, gpu: Gpu) -> _Room | None:
         """Who must leave the GPU so that it can be awake there; None if that doesn't make enough room.

@@ -35,6 +35,8 @@ from ..decide.turns import (
 _Log = logging.Logger | logging.LoggerAdapter[Any]
 
 RETRY_SECONDS = 2.0
+LOST_RETRY_SECONDS = 60.0
+"""So seldom a program is woken again that the driver could not bring back: each try costs others a switch."""
 END_SECONDS = 10.0
 """So long after somebody has asked whether it may end, a seat gets no turn."""
 SPITE_SECONDS = 10.0
@@ -106,6 +108,8 @@ class _Entry:
     under_way: Action | None = None
     kept_asleep: bool = False
     """It gets no turn, whatever it wants."""
+    lost: bool = False
+    """The driver can't bring its memory back; its user was told."""
     ends_until: float = 0.0
     """Its container is about to be stopped, so it gets no turn before this time."""
 
@@ -326,6 +330,8 @@ class TurnKeeper:
             entry.can_pause, entry.unmovable_since = True, None  # the driver answers again
         first, entry.known = not entry.known, True
         entry.memory_bytes = sum(reading.on_gpus.values()) + reading.asleep_bytes
+        if entry.lost and reading.condition not in _STOPPED:
+            entry.lost, entry.retry_at = False, 0.0  # the program ended, or came back
         if reading.condition in (Condition.AWAKE, Condition.MIXED):
             self._computes(lease_id, entry, reading, now, first=first)
         else:
@@ -496,6 +502,12 @@ class TurnKeeper:
                 entry.unmovable_since = now
                 sentence = staying_sentence(outcome.sentence, entry.can_pause, self.rules.warn_seconds)
                 await self._notice(lease_id, sentence)
+        elif outcome.obstacle is Obstacle.FAILED:
+            entry.retry_at = now + LOST_RETRY_SECONDS
+            if not entry.lost:
+                entry.lost = True
+                self.log.warning("%s lease=%s detail=%s", outcome.sentence, lease_id, outcome.detail)
+                await self._notice(lease_id, outcome.sentence)
         elif outcome.obstacle is not Obstacle.BUSY:
             self.log.warning("%s lease=%s detail=%s", outcome.sentence, lease_id, outcome.detail)
 

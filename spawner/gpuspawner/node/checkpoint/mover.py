@@ -23,6 +23,7 @@ from .order import (
     ILLEGAL_STATE,
     NOT_READY,
     NOT_SUPPORTED,
+    OPERATING_SYSTEM,
     OUT_OF_MEMORY,
     SILENT,
     Answer,
@@ -57,6 +58,7 @@ _OBSTACLES = {
     OUT_OF_MEMORY: Obstacle.GPU_MEMORY,
     SILENT: Obstacle.SILENT,
     HELPER_LOST: Obstacle.HELPER,
+    OPERATING_SYSTEM: Obstacle.FAILED,
 }
 
 

@@ -50,7 +50,10 @@ _SENTENCES = {
     Obstacle.RESTLESS: "New programs kept using the GPU",
     Obstacle.SILENT: "The driver does not answer for one of the programs; programs that use NCCL do that",
     Obstacle.HELPER: "The helper that talks to the CUDA driver does not run",
-    Obstacle.FAILED: "The driver could not bring a program's memory back: restart the kernel",
+    Obstacle.FAILED: (
+        "The driver can't bring a program's memory back to the GPU: restart the kernel. Programs of which "
+        "several work together by NCCL (torchrun) can't be put to sleep with this driver"
+    ),
     Obstacle.REFUSED: "The driver refused",
 }
 

@@ -155,7 +155,8 @@ class NvmlInventory:
         )
 
     def used_bytes(self, uuid: str) -> int:
-        """As `nvidia-smi` shows it, including the driver's own use."""
+        """What programs and the driver use, with what the driver reserves (nvidia-smi's `memory.used` and
+        `memory.reserved` together; 615 MiB reserved on an H200, driver 580)."""
         with self._handle(uuid) as handle:
             return int(call(pynvml.nvmlDeviceGetMemoryInfo, handle.own).used)
 

@@ -89,6 +89,11 @@ class Devices:
         return uuid in self._placeholders
 
     @property
+    def all_in_service(self) -> bool:
+        """Whether no device is out of service or drained."""
+        return not self._out
+
+    @property
     def has_room(self) -> bool:
         """Whether any device may be leased at all."""
         return any(self._open.values())
