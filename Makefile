@@ -51,8 +51,8 @@ screenshots: venv ## write a picture of every page to docs/images
 	@$(PY) -m setup.ready proxy engine programs images </dev/null
 	@SCREENSHOTS=1 $(PYTEST) tests/browser $(ARGS) </dev/null
 
-test-unit: venv ## the tests that need no Docker, under a minute
-	@$(PYTEST) tests/unit $(ARGS)
+test-unit: venv ## the tests that need no Docker, some minutes
+	@$(PYTEST) tests/unit $(PARALLEL) $(ARGS)
 
 test-nightly: venv ## the allocator's property tests at length: 10^6 steps each, hours on one core
 	@nice $(PYTEST) --hypothesis-profile=nightly tests/unit/broker/test_shares.py tests/unit/broker/test_allocator_machine.py $(ARGS)

@@ -1,6 +1,6 @@
 """What all tests share: how long Hypothesis searches, this machine's Docker Engine, a PostgreSQL server.
 
-`make test-nightly` searches at length; the default keeps `make test-unit` under a minute.
+`make test-nightly` searches at length; by default a property test takes a second or two.
 """
 
 from __future__ import annotations

@@ -286,6 +286,17 @@ def test_a_button_asks_the_hub_and_says_what_came_of_it(
     expect(page.get_by_role("status").first).to_have_text("Stopped. Your GPU was given back.")
 
 
+def test_a_double_click_sends_a_form_once(url: str, status: Status, context: BrowserContext) -> None:
+    status.write([held(1)], [])
+    page = open_page(url, context, "anna")
+    page.get_by_text("Stop…").click()
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    page.get_by_role("button", name="Stop the server").dblclick()
+    expect(page.get_by_role("status").first).to_have_text("Stopped. Your GPU was given back.")
+    assert len(sent) == 1
+
+
 def test_how_my_gpu_looks(url: str, status: Status, context: BrowserContext) -> None:
     real = {"simulated": False}
     waiting = place("q", "anna", 2) | {"earliest_at": later(25), "latest_at": later(50), "server": "train"}

@@ -152,7 +152,7 @@ async def test_a_new_broker_finds_the_labs_of_the_other_machine(b: Elsewhere, ag
         assert await b.place.leases() == {"anna": ("running", 1), "ben": ("running", 1)}
         assert "GPU(s) that leases hold were not found" not in b.place.log
         await b.up()
-    await b.place.settled("ben", seconds=20)
+    await b.place.settled("ben")
 
 
 async def test_a_docker_engine_that_does_not_answer_its_agent_frees_nothing(b: Elsewhere) -> None:

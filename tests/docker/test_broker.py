@@ -113,7 +113,7 @@ async def test_cancelling_gives_the_place_back_at_once(place: Place) -> None:
     await until(lambda: cleo.queued[-1] == "1st in line for a simulated GPU")
     second.cancel()
     await asyncio.gather(first, second, return_exceptions=True)
-    await place.settled("anna", seconds=1)
+    await place.settled("anna")
 
 
 @pytest.mark.parametrize("step", ["acquire", "remove_old", "create", "confirm", "start", "ready"])

@@ -167,7 +167,7 @@ async def test_hub_dies_while_it_waits(place: Place) -> None:
 
     await until(waits)
     kill(pid)
-    await place.settled("anna", seconds=1)
+    await place.settled("anna")
 
 
 async def test_hub_and_broker_die_while_it_waits(place: Place) -> None:

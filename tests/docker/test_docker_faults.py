@@ -69,7 +69,7 @@ async def test_a_silent_docker_is_not_waited_for_for_ever(place: Place) -> None:
     place.engine.kill(server.container_id)
     await asyncio.sleep(0.5)
     assert (await place.client.status())["leases"][0]["user"] == "anna"  # it answers meanwhile
-    await place.settled(seconds=15)
+    await place.settled()
 
 
 async def test_a_container_that_cannot_be_removed_holds_up_nobody_else(place: Place) -> None:

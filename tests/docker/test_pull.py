@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ from gpuspawner.tools.prepull import prepull, wanted
 from traitlets.config import Config
 
 from tests.registry import Registry, running_registry
-from tests.soon import SOON_SECONDS
+from tests.soon import SOON_SECONDS, until, wait_until
 
 pytestmark = pytest.mark.docker
 
@@ -196,13 +196,13 @@ async def test_a_pull_that_nobody_waits_for_is_given_up_and_docker_stops(
     caplog.set_level("INFO")
     registry.wire.bytes_per_second = MEGABYTE // 2  # it trickles: silence alone would not end it
     left = asyncio.create_task(spawner(pull_unattended=0.5).pull_image(lab))
-    await asyncio.sleep(1.5)
+    await until(lambda: registry.wire.sent_bytes)
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
-    await asyncio.sleep(2)
-    assert f"Cancelled the pull of image {lab}: nobody waits for it user=nobody" in caplog.messages
+    given_up = f"Cancelled the pull of image {lab}: nobody waits for it user=nobody"
+    await until(lambda: given_up in caplog.messages)
+    await asyncio.sleep(1.5)
     before = registry.wire.sent_bytes
-    assert before > 0
     await asyncio.sleep(1.5)
     assert registry.wire.sent_bytes == before
     assert not registry.here(lab)
@@ -250,24 +250,14 @@ def test_the_hubs_service_stays_and_ends_with_the_hub(tmp_path: Path, end: signa
     assert hub.stdout is not None
     with hub, hub.stdout:
         command = Path("/proc") / hub.stdout.readline().strip() / "cmdline"
-        until(lambda: command.read_bytes().startswith(b"sleep\0infinity"))
+        wait_until(lambda: command.read_bytes().startswith(b"sleep\0infinity"))
         hub.send_signal(end)
-    until(lambda: not command.exists() or not command.read_bytes())
-
-
-def until(check: Callable[[], bool], seconds: float = SOON_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not command.exists() or not command.read_bytes())
 
 
 async def test_what_is_still_to_pull_is_known_from_the_registry(registry: Registry, lab: str) -> None:
     sizes = spawner().shared.sizes
     assert sizes.look(lab) is None
-    deadline = time.monotonic() + SOON_SECONDS
-    while (found := sizes.look(lab)) is None:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
+    found = await until(lambda: sizes.look(lab))
     # The two layers on top: the one below them is here, in the image that they were put on.
     assert 9 * MEGABYTE <= found < 9.2 * MEGABYTE

@@ -70,6 +70,7 @@ async def test_a_hub_that_ends_while_pages_follow_a_start_says_so_without_a_trac
 ) -> None:
     start = await begin(hub, "max")
     pages = [asyncio.create_task(hub.progress("max")) for _ in range(2)]
+    await hub.progress("max", until="Server requested")  # asked later, so the two are followed by now
     await asyncio.sleep(1)
     before = len(hub.log)
     hub.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,8 @@ def site(machines: Cluster, engine: docker.APIClient) -> Iterator[Site]:
     found = Site(machines, hub, {name: Agent(machines[name], hub) for name in ("b", "c")})
     try:
         hub.start()
-        for agent in found.agents.values():
-            agent.join()
-            agent.start()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Agent.enter, found.agents.values()))
         hub.until(lambda: hub.serving() == found.all)
         yield found
     finally:

@@ -79,6 +79,11 @@ class Agent:
         command = as_host(self.machine, GPUSPAWNER, "node", "join", line)
         subprocess.run(command, env=self.environment, check=True)
 
+    def enter(self) -> None:
+        """Joins and starts it."""
+        self.join()
+        self.start()
+
     def start(self) -> None:
         """Starts it by hand, as `join` says where no systemd runs."""
         command = as_host(

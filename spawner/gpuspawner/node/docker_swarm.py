@@ -56,19 +56,20 @@ class DockerSwarm:
         await self._engine.call(LIST_SECONDS, "remove a service", remove)
 
     async def name_machine(self, node_id: str, name: str) -> str:
-        """Writes the label `gpuspawner.node`; see `Swarm`."""
+        """Writes the label `gpuspawner.node`; see `Swarm`. If it is there, that is one call."""
 
         def write(client: Any) -> str:
-            nodes = client.nodes()
-            node = next((each for each in nodes if each["ID"] == node_id), None)
-            if node is None:
+            node: dict[str, Any] = {}
+            unless_gone(lambda: node.update(client.inspect_node(node_id)))
+            if not node:
                 return f"the machine {name} isn't in the Swarm of the hub's machine"
-            taken = [each for each in nodes if each is not node and _name_of(each) == name]
-            if taken:
+            known = node["Spec"].get("Labels") or {}
+            if known.get(labels.NODE) == name:
+                return ""
+            if any(_name_of(each) == name for each in client.nodes() if each["ID"] != node_id):
                 return f"another machine of the Swarm has the name {name} (see `docker node ls`)"
-            if _name_of(node) != name:
-                wanted = {**(node["Spec"].get("Labels") or {}), labels.NODE: name}
-                client.update_node(node_id, node["Version"]["Index"], {**node["Spec"], "Labels": wanted})
+            spec = {**node["Spec"], "Labels": {**known, labels.NODE: name}}
+            client.update_node(node_id, node["Version"]["Index"], spec)
             return ""
 
         return await self._engine.call(NAME_SECONDS, "name a machine of the Swarm", write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 from typing import Any
@@ -223,9 +224,12 @@ async def test_who_waits_reads_that_a_free_gpu_is_drained(ledger: Ledger, times:
     )
     async with allocator.watch(C) as changes:
         assert (await anext(changes)).idle_but_out == ""
+        coming = asyncio.ensure_future(anext(changes))
         await allocator.set_drained({GPU0.uuid: drain})
+        await asyncio.sleep(0)
+        assert not coming.done()  # it is in use
         await end(allocator, A)
-        change = await anext(changes)
+        change = await coming
         assert (change.position, change.obstacle, change.idle_but_out) == (1, "", out)
         await allocator.acquire(request(D, 2))
         async with allocator.watch(D) as pairs:

@@ -37,7 +37,7 @@ PRINTABLE = (
     "<script>alert(1)</script>", """x"'`${1}&amp;""", "שלום", "a/../b", "../..", "=1+1", "👩🏽🏫", "x" * 240,
     "{{ 7*7 }}", "BEGIN:VEVENT;,\\n",
 )  # fmt: skip
-UNPRINTABLE = ("\u202egnol", "\u2069\u202egnol", "a\nSUMMARY:b", "\x1b[2J", "👩🏽\u200d🏫")
+UNPRINTABLE = ("\u202egnol", "\u2069\u202egnol", "a\nSUMMARY:b", "\x1b[2J", "ml\u200d")
 DIRECTIONS = re.compile("[\u202a-\u202e\u2066\u2067]")
 """Characters that turn what stands after them; isolates of our own (U+2068, U+2069) are in pairs."""
 

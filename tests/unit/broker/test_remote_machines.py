@@ -27,7 +27,8 @@ from gpuspawner.node.remote.joining import join
 from gpuspawner.node.remote.members import FOLDER, make_line, membership_of
 from gpuspawner.tools import cli
 
-from tests.unit.node.agents import DEVICES, agent, stub_agent, until
+from tests.soon import until
+from tests.unit.node.agents import DEVICES, agent, stub_agent
 from tests.unit.whole_broker import running, state_folder
 
 T4 = Want(1, "t4")

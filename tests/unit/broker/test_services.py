@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 
 import pytest
+from gpuspawner.broker.leases.allocator import Allocator
+from gpuspawner.broker.leases.engines import Engines
+from gpuspawner.broker.leases.leasing import LeaseService, Parts
 from gpuspawner.broker.leases.services import ServiceEngine, enter_swarm
+from gpuspawner.broker.ledger import Ledger
+from gpuspawner.broker.observe.metrics import Metrics
+from gpuspawner.core import labels
 from gpuspawner.core.errors import ConfigError, EngineFault
 from gpuspawner.core.labels import ContainerLabels
+from gpuspawner.core.model import ContainerPatch, Device, GpuRequest, Lease, LeaseState
+from gpuspawner.core.units import utc_now
+from gpuspawner.core.want import Want
 from gpuspawner.node.engine import Container
 from gpuspawner.node.swarm import Service
 
-from tests.unit.service_bench import FakeEngine
+from tests.unit.service_bench import FakeEngine, FakeFolders
 
 ADA, BEN = "a" * 32, "b" * 32
 
@@ -136,3 +147,105 @@ async def test_a_machine_gets_its_name_in_the_swarm(swarm: FakeSwarm) -> None:
         await enter_swarm(swarm, "c", {"Swarm": {"NodeID": "n2"}})
     with pytest.raises(ConfigError, match=r"the machine c is in none: run `docker swarm join-token worker`"):
         await enter_swarm(swarm, "c", {"Swarm": {"NodeID": ""}})
+
+
+@dataclass
+class Rounds:
+    """A broker's lease service that asks about machine b's labs."""
+
+    service: LeaseService
+    allocator: Allocator
+    swarm: FakeSwarm
+    engine: FakeEngine
+
+    def add(self, lease: Lease, *, is_removed: bool = False) -> None:
+        """The hub has made the lease's service."""
+        found = labels.parse({**labels.lease_labels(lease), **labels.broker_label("here")})
+        made = Service("s1", found, may_run=is_removed, is_removed=is_removed)
+        self.swarm.all["s1"] = ("b", made)
+
+    def run(self, lease: Lease) -> None:
+        """The service's container runs."""
+        found = labels.parse({**labels.lease_labels(lease), **labels.broker_label("here")})
+        self.engine.boxes["c1"] = Container("c1", found, "running", service_id="s1")
+
+    async def becomes(self, lease: Lease, state: str) -> None:
+        """Rounds until the lease has this state."""
+        async with asyncio.timeout(20):
+            while await self.state(lease) != state:
+                await asyncio.sleep(0.01)
+
+    async def stays(self, lease: Lease, state: str) -> None:
+        """Some more rounds don't change it."""
+        for _ in range(5):
+            assert await self.state(lease) == state
+            await asyncio.sleep(0.01)
+
+    async def state(self, lease: Lease) -> str:
+        """The lease's state after a round; "" if there is no such lease."""
+        await self.service.reconcile()
+        found = await self.allocator.find(lease.id)
+        return "" if found is None else found.state.value
+
+
+@pytest.fixture
+async def rounds(
+    ledger: Ledger, swarm: FakeSwarm, engine: FakeEngine, labs: ServiceEngine
+) -> AsyncIterator[Rounds]:
+    allocator = Allocator(ledger)
+    await allocator.load([Device("GPU-1", "H100 80GB", 80 << 30, node="b")])
+    parts = Parts(
+        "here", allocator, ledger, Engines(labs), FakeFolders(), lambda lease: ContainerPatch(), Metrics()
+    )
+    service = LeaseService(parts, logging.getLogger("rounds"))
+    service.restore()
+    service.reachable()
+    yield Rounds(service, allocator, swarm, engine)
+    await service.close()
+
+
+def asked(lease_id: str = ADA) -> GpuRequest:
+    return GpuRequest(lease_id, "hub", "ada", "", "gpu", Want(1))
+
+
+async def test_a_hub_that_dies_between_create_and_start_leaves_no_service(rounds: Rounds) -> None:
+    lease = await rounds.allocator.acquire(asked())
+    rounds.add(lease)
+    with rounds.service.hold(ADA):
+        await rounds.stays(lease, "reserved")
+        assert "s1" in rounds.swarm.all
+    await rounds.becomes(lease, "closed")
+    assert rounds.swarm.all == {}
+
+
+async def test_a_lease_is_closed_when_swarm_has_ended_the_task_of_its_removed_service(rounds: Rounds) -> None:
+    lease = await rounds.allocator.acquire(asked())
+    rounds.add(lease)
+    rounds.run(lease)
+    await rounds.becomes(lease, "running")
+    del rounds.engine.boxes["c1"]
+    rounds.add(lease, is_removed=True)  # and its task may still start on a machine that is slow
+    await rounds.becomes(lease, "releasing")
+    await rounds.stays(lease, "releasing")
+    assert not [call for call in rounds.engine.calls if call.startswith("remove")]  # it is Swarm's to end
+    rounds.swarm.all.clear()
+    await rounds.becomes(lease, "closed")
+
+
+async def test_a_running_lab_without_a_lease_is_adopted_and_a_service_without_one_removed(
+    rounds: Rounds,
+) -> None:
+    lost = replace(_lease(), device_uuids=("GPU-1",))
+    rounds.add(lost)
+    async with asyncio.timeout(20):
+        while rounds.swarm.all:
+            await rounds.stays(lost, "")
+    rounds.add(lost)
+    rounds.run(lost)
+    await rounds.becomes(lost, "running")
+    assert "s1" in rounds.swarm.all
+
+
+def _lease() -> Lease:
+    now = utc_now()
+    return Lease(BEN, "hub", "ben", "", "gpu", LeaseState.RUNNING, Want(1), now, now)

@@ -52,9 +52,7 @@ def test_of_a_group_s_properties_only_limits_are_told() -> None:
 
 
 def test_a_group_that_no_message_can_name_stops_nobody() -> None:
-    groups = [
-        SimpleNamespace(name=name, properties={"devices": 1}) for name in ("👩🏽\u200d🏫", "ml", "x" * 256)
-    ]
+    groups = [SimpleNamespace(name=name, properties={"devices": 1}) for name in ("ml\u200d", "ml", "x" * 256)]
     assert quota.who_asks("hub", "ada", "x", groups) == WHO
 
 

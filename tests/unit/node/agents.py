@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,6 @@ from gpuspawner.node.remote.remote_node import RemoteNode
 LOG = logging.getLogger("agents")
 DEVICES = "a: 1 x H100 80GB; b: 2 x T4 16GB"
 QUICK = LinkPace(alive_seconds=0.2, silence_seconds=1.5, call_seconds=5.0)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 class Cable:

@@ -18,8 +18,8 @@ from gpuspawner.node.remote.certificates import Identity
 from gpuspawner.node.remote.joining import connect, join, parse_line
 from gpuspawner.node.remote.wire import Hello, plain
 
-from tests.soon import SOON_SECONDS
-from tests.unit.node.agents import Broker, Cable, agent, until
+from tests.soon import SOON_SECONDS, until
+from tests.unit.node.agents import Broker, Cable, agent
 
 WAITS = "the machine b can't be reached: its agent has not connected yet"
 

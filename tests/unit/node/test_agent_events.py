@@ -21,7 +21,7 @@ from gpuspawner.node.remote.agent import Agent, Hands
 from gpuspawner.node.remote.link import LinkPace
 from gpuspawner.node.remote.remote_node import RemoteNode
 
-from tests.unit.node.agents import until
+from tests.soon import until
 
 LOG = logging.getLogger("test")
 PACE = LinkPace(0.05, 0.5, 1.0)

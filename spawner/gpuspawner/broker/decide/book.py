@@ -111,8 +111,10 @@ class Book:
 
     def node_of(self, lease: Lease) -> str:
         """The machine of the lease's devices, as they say, else as the lease does; "" if neither does."""
-        known = (self._devices.device(uuid).node for uuid in lease.device_uuids if uuid in self._devices)
-        return next(filter(None, known), lease.node)
+        for uuid in lease.device_uuids:  # a plain loop: each round of each machine asks it of all leases
+            if node := self._devices.node_of(uuid):
+                return node
+        return lease.node
 
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
@@ -131,6 +133,11 @@ class Book:
     def waiting_count(self) -> int:
         """How many leases wait."""
         return len(self._queue)
+
+    @property
+    def all_in_service(self) -> bool:
+        """Whether no device is out of service or drained."""
+        return self._devices.all_in_service
 
     def terms(self, uuid: str) -> SharingRules:
         """How the device's pool shares it. Raises KeyError for one that is not known."""
@@ -405,8 +412,8 @@ class Book:
         """The machine that has this device, by the devices or a lease; "" if nobody knows it."""
         if uuid not in self._devices:
             return ""
-        node = self._devices.device(uuid).node
-        return node or next((lease.node for lease in self.holders(uuid) if lease.node), "")
+        held = (lease.node for lease in self.holders(uuid) if lease.node)
+        return self._devices.node_of(uuid) or next(held, "")
 
     def health(self, uuid: str) -> DeviceHealth | None:
         """Whether a device may be leased; None for one that is not known."""

@@ -683,7 +683,8 @@ class Allocator:
                 self.on_lease(lease)
         joined, left = self._book.waiting_count > queued, self._book.waiting_count < queued
         freed = any(lease.state is LeaseState.CLOSED for lease in leases)
-        if left or (joined and self._book.may_pass) or (freed and self._sessions):
+        may_lie_idle = self._sessions or not self._book.all_in_service
+        if left or (joined and self._book.may_pass) or (freed and may_lie_idle):
             self._watches.wake_waiting()
 
     async def _settle(self) -> None:

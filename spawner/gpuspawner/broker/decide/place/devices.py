@@ -55,6 +55,11 @@ class Devices:
         """The device. Raises KeyError for one that is not known."""
         return self._rooms[uuid].device
 
+    def node_of(self, uuid: str) -> str:
+        """The machine of the device; "" if that isn't known."""
+        room = self._rooms.get(uuid)
+        return "" if room is None else room.device.node
+
     def terms(self, uuid: str) -> SharingRules:
         """How the device's pool shares it. Raises KeyError for one that is not known."""
         return self._rooms[uuid].terms
@@ -82,6 +87,11 @@ class Devices:
     def is_placeholder(self, uuid: str) -> bool:
         """Whether the inventory did not have this device."""
         return uuid in self._placeholders
+
+    @property
+    def all_in_service(self) -> bool:
+        """Whether no device is out of service or drained."""
+        return not self._out
 
     @property
     def has_room(self) -> bool:

@@ -270,6 +270,21 @@ function begin() {
   });
 }
 
+// A double click sends a form once. A page that "Back" shows again may send it again.
+const SENT_MS = 5_000;
+const sent = new WeakSet();
+function sendOnce(event) {
+  const form = event.target;
+  if (form.method !== "post") return;
+  if (sent.has(form)) {
+    event.preventDefault();
+    return;
+  }
+  sent.add(form);
+  window.setTimeout(() => sent.delete(form), SENT_MS);
+}
+
+document.addEventListener("submit", sendOnce);
 document.addEventListener("visibilitychange", begin);
 showClocks();
 dropFulfilledWish();
