@@ -193,8 +193,8 @@ class Limits:
             of = "" if most is None else f" of {most}"
             found.append(
                 f"A program could not be started: the limit{of} processes and threads is reached. Until some "
-                "of them end, nothing can be opened or saved here. Restart the kernel that started them, or "
-                "stop your server on the page My GPU."
+                "of them end, nothing can be opened or saved here. Restart the kernel that started them; if "
+                "that doesn't help, stop your server on the page My GPU."
             )
         self._seen, self._restarted = now, False
         self._save()

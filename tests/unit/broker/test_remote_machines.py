@@ -268,3 +268,37 @@ def twice(uuid: str, node: str) -> str:
         "this one is a copy of that one, or an agent on the same machine, run `gpuspawner node leave` here; "
         f"if the GPU was moved here, run `gpuspawner node forget {node}` on the broker's machine"
     )
+
+
+async def test_the_leases_of_a_machine_follow_every_change(
+    folder: Path, address: str, tmp_path: Path
+) -> None:
+    async with broker_at(folder, address) as broker:
+        allocator = broker.deciding.allocator
+
+        def agree() -> dict[str, list[str]]:
+            """The leases by machine; held against asking each lease for its machine."""
+            found = {name: [lease.user for lease in allocator.leases_on(name)] for name in ("a", "b", "")}
+            one_by_one = {
+                name: [lease.user for lease in allocator.leases() if allocator.node_of(lease) == name]
+                for name in found
+            }
+            assert found == one_by_one
+            return found
+
+        await join(make_line(folder, address), "b", Identity(tmp_path / "agent"))
+        await until(lambda: len(views(broker)) == 2)
+        waiting = await ask(broker, "anna")
+        assert agree() == {"a": [], "b": [], "": ["anna"]}
+        async with agent(tmp_path, f"--broker={address}"):
+            await until(lambda: in_service(broker) == 2)
+            await until(lambda: state(broker, waiting)[0] is LeaseState.RESERVED)
+            await ask(broker, "ben")
+            assert agree() == {"a": [], "b": ["anna", "ben"], "": []}
+            await allocator.begin_release(waiting.id, "stopped")
+            await allocator.close(waiting.id)
+            assert agree() == {"a": [], "b": ["ben"], "": []}
+        assert membership_of(folder).forget("b")
+        await until(lambda: len(views(broker)) == 1)
+        await until(lambda: not allocator.leases())
+        assert agree() == {"a": [], "b": [], "": []}

@@ -206,8 +206,8 @@ def test_what_happened_beside_a_kernel_is_told_too(module: Any, tmp_path: Path, 
         [
             f"A program of your lab was ended: {FULL}",
             "A program could not be started: the limit of 4096 processes and threads is reached. Until some "
-            "of them end, nothing can be opened or saved here. Restart the kernel that started them, or stop "
-            "your server on the page My GPU.",
+            "of them end, nothing can be opened or saved here. Restart the kernel that started them; if "
+            "that doesn't help, stop your server on the page My GPU.",
         ],
         [],
     ]

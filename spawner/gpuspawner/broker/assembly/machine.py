@@ -73,6 +73,8 @@ class Machine:
         """Whether it has been away since the broker began: then nobody knows what it has."""
         self.on_known: Callable[[], Awaitable[None]]
         """Called when that is known."""
+        self.is_alone: Callable[[], bool] = lambda: False
+        """Whether there is no other machine: then every lease is on it, whatever name it had before."""
         self.labs = found.node.labs()
         """Its own Docker and lease folders; None if it uses those of the broker's machine."""
         self.engine = own_engine
@@ -91,7 +93,8 @@ class Machine:
         )
 
     def _leases(self) -> tuple[Lease, ...]:
-        return tuple(lease for lease in self._deciding.allocator.leases() if self._has(lease))
+        allocator = self._deciding.allocator
+        return allocator.leases() if self.is_alone() else allocator.leases_on(self.name)
 
     def connect(self, service: LeaseService, journal: Journal) -> None:
         """Makes what enforces the leases of this service; nothing runs yet."""

@@ -66,6 +66,7 @@ class Machines:
 
         machine = Machine(self._ground, found, self._deciding, has, self.own_engine)
         machine.on_known = self._say_awaited
+        machine.is_alone = lambda: len(self._all) == 1
         return machine
 
     async def _say_awaited(self) -> None:
@@ -151,8 +152,7 @@ class Machines:
 
     def leases_of(self, name: str) -> tuple[Lease, ...]:
         """The living leases on that machine."""
-        leases = self._allocator.leases()
-        return tuple(lease for lease in leases if self._allocator.node_of(lease) == name)
+        return self._allocator.leases_on(name)
 
     def machine(self, name: str) -> Machine:
         """The machine with this name. Raises KeyError."""

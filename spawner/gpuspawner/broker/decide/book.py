@@ -74,6 +74,8 @@ class Book:
         self._began: dict[str, float] = {}
         self._now = 0.0
         self._leases: dict[str, Lease] = {}
+        self._by_node: dict[str, list[Lease]] | None = None
+        """The living leases by machine; None after a change of leases or devices."""
         self._by_server: dict[tuple[str, str, str], dict[str, None]] = {}
         self._by_user: dict[tuple[str, str], dict[str, None]] = {}
         self._taken: Counter[tuple[str, str]] = Counter()
@@ -115,6 +117,17 @@ class Book:
             if node := self._devices.node_of(uuid):
                 return node
         return lease.node
+
+    def leases_on(self, node: str) -> tuple[Lease, ...]:
+        """The living leases on that machine, in the order of arrival.
+
+        They are sorted once for all machines, each of which asks every few seconds.
+        """
+        if self._by_node is None:
+            self._by_node = {}
+            for lease in self._leases.values():
+                self._by_node.setdefault(self.node_of(lease), []).append(lease)
+        return tuple(self._by_node.get(node, ()))
 
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
@@ -395,6 +408,7 @@ class Book:
 
         `health` has the devices that don't serve from the beginning, by UUID.
         """
+        self._by_node = None
         for device in devices:
             rules = terms.get(device.uuid, WHOLE)
             self._devices.add(device, rules, self.holders(device.uuid), health.get(device.uuid))
@@ -403,6 +417,7 @@ class Book:
 
     def drop(self, uuids: Iterable[str]) -> None:
         """Forget devices that won't come back, but for those that a lease holds."""
+        self._by_node = None
         for uuid in uuids:
             self._devices.drop(uuid)
         self._forget_obstacles()
@@ -519,6 +534,7 @@ class Book:
 
     def enter(self, lease: Lease) -> None:
         """Enter the lease: new, changed or closed."""
+        self._by_node = None
         before = self._leases.get(lease.id)
         waited = before is not None and before.state is LeaseState.WAITING
         waits = lease.state is LeaseState.WAITING

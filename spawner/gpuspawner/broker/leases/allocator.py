@@ -94,6 +94,10 @@ class Allocator:
         """The machine of the lease's devices; "" if it isn't known, or if it has none."""
         return self._book.node_of(lease)
 
+    def leases_on(self, node: str) -> tuple[Lease, ...]:
+        """The living leases on that machine, in the order of arrival."""
+        return self._book.leases_on(node)
+
     def node_with(self, uuid: str) -> str:
         """The machine that has this device; "" if that isn't known."""
         return self._book.node_with(uuid)
