@@ -136,7 +136,7 @@ class Place:
         """Starts a broker and waits until it answers (or dies at its commit)."""
         pid = self.launch(commit)
         await until(
-            lambda: not is_alive(pid) or f"broker answers on {self.socket}" in self.log[self._mark :], 10
+            lambda: not is_alive(pid) or f"broker answers on {self.socket}" in self.log[self._mark :], 30
         )
         return pid
 

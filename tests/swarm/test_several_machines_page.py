@@ -16,9 +16,20 @@ from gpuspawner.hub.docker import calls_of
 from gpuspawner.hub.network import ensure_network
 
 from tests.docker.engine import missing
-from tests.swarm.cluster import Machine, cluster
+from tests.swarm.cluster import Cluster, Machine, cluster
 from tests.swarm.conftest import LAB_IMAGES
-from tests.swarm.swarm_hub import GPUSPAWNER, NAME, ROOT, SUBNET, Agent, SwarmHub, as_host, script_of, uuid_of
+from tests.swarm.swarm_hub import (
+    CONFIG,
+    GPUSPAWNER,
+    NAME,
+    ROOT,
+    SUBNET,
+    Agent,
+    SwarmHub,
+    as_host,
+    script_of,
+    uuid_of,
+)
 from tests.swarm.test_services import GATEWAY_IMAGE
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -42,47 +53,61 @@ def settings() -> str:
 
 
 def type_in(machine: Machine, command: str, environment: Mapping[str, str]) -> str:
-    """Types a command in the shell of this machine; returns what it prints."""
+    """Types a command in the shell of this machine; returns what it prints.
+
+    The hub's machine has `jupyterhub_config.py` in the current folder.
+    """
     programs = str(Path(GPUSPAWNER).parent)
     shell = as_host(machine, "sh", "-c", f'PATH="{programs}:$PATH"; {command}')
     environment = {**environment, "DOCKER_HOST": machine.docker_host}
-    return subprocess.run(shell, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return subprocess.run(
+        shell, env=environment, cwd=machine.folder, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
 
 
 def test_the_page_word_by_word(engine: docker.APIClient, images: None) -> None:
     if (why := missing()) is not None or shutil.which("configurable-http-proxy") is None:
         pytest.skip(why or "configurable-http-proxy is not on the PATH: run `make test`")
     with cluster(joined=False) as machines, tempfile.TemporaryDirectory(prefix="gh-") as folder:
-        a, b = machines["a"], machines["b"]
+        a = machines.manager
         machines.load(engine, *LAB_IMAGES[:1])
         list(a.client.load_image(b"".join(engine.get_image(GATEWAY_IMAGE))))
+        (a.folder / "jupyterhub_config.py").write_text(f"load_subconfig({str(CONFIG)!r})\n")
         hub = SwarmHub(machines, Path(folder), GATEWAY_IMAGE)
         hub.use_script(script_of(a))
         del hub.environment["GPUSPAWNER_ENGINE"]
-        said = type_in(a, on_page("docker swarm init").replace(ADDRESS, a.address), hub.environment)
-        [join] = [line.strip() for line in said.splitlines() if line.strip().startswith("docker swarm join ")]
-        agent = Agent(b, hub)
-        type_in(b, join, agent.environment)
-        hub.environment["GPUSPAWNER_TEST_SETTINGS"] = settings().replace(ADDRESS, a.address)
-        ensure_network(calls_of(a.client), NAME, SUBNET)
-        hub.start()
-        line = type_in(a, on_page("gpuspawner node token"), hub.environment).strip()
-        said = type_in(b, on_page("gpuspawner node join").replace("LINE", line), agent.environment)
-        [by_hand] = [each for each in said.splitlines() if each.strip().startswith("GPUSPAWNER_STATE_DIR=")]
-        runs = subprocess.Popen(as_host(b, "sh", "-c", f"exec env {by_hand.strip()}"), env=agent.environment)
         try:
-            listing = on_page("gpuspawner node list")
-            hub.until(lambda: "gpu-b" in type_in(a, listing, hub.environment))
-            hub.until(lambda: uuid_of("b") in hub.serving())
-            hub.spawn("ada", "on-b")
-            [found] = b.client.containers(filters={"label": "gpuspawner.user=ada"})
-            environment = b.client.inspect_container(found["Id"])["Config"]["Env"]
-            assert f"NVIDIA_VISIBLE_DEVICES={uuid_of('b')}" in environment
-            node = next(each for each in machines.nodes() if each["Description"]["Hostname"] == "b")
-            assert node["Spec"]["Labels"] == {"gpuspawner.node": "gpu-b"}
-            hub.stop("ada")
+            _walk(machines, hub)
         finally:
-            runs.send_signal(signal.SIGTERM)
-            runs.wait()
             hub.close()
-            print(hub.log_path.read_text()[-8000:])
+            print(hub.log_path.read_text()[-8000:] if hub.log_path.exists() else "")
+
+
+def _walk(machines: Cluster, hub: SwarmHub) -> None:
+    """The steps of "Setting up", and a server on gpu-b."""
+    a, b = machines["a"], machines["b"]
+    said = type_in(a, on_page("docker swarm init").replace(ADDRESS, a.address), hub.environment)
+    [join] = [line.strip() for line in said.splitlines() if line.strip().startswith("docker swarm join ")]
+    agent = Agent(b, hub)
+    type_in(b, join, agent.environment)
+    hub.environment["GPUSPAWNER_TEST_SETTINGS"] = settings().replace(ADDRESS, a.address)
+    ensure_network(calls_of(a.client), NAME, SUBNET)
+    hub.start()
+    line = type_in(a, on_page("gpuspawner node token"), hub.environment).strip()
+    said = type_in(b, on_page("gpuspawner node join").replace("LINE", line), agent.environment)
+    [by_hand] = [each for each in said.splitlines() if each.strip().startswith("GPUSPAWNER_STATE_DIR=")]
+    runs = subprocess.Popen(as_host(b, "sh", "-c", f"exec env {by_hand.strip()}"), env=agent.environment)
+    try:
+        listing = on_page("gpuspawner node list")
+        hub.until(lambda: uuid_of("b") in hub.serving())
+        assert "gpu-b" in type_in(a, listing, hub.environment)
+        hub.spawn("ada", "on-b")
+        [found] = b.client.containers(filters={"label": "gpuspawner.user=ada"})
+        environment = b.client.inspect_container(found["Id"])["Config"]["Env"]
+        assert f"NVIDIA_VISIBLE_DEVICES={uuid_of('b')}" in environment
+        node = next(each for each in machines.nodes() if each["Description"]["Hostname"] == "b")
+        assert node["Spec"]["Labels"] == {"gpuspawner.node": "gpu-b"}
+        hub.stop("ada")
+    finally:
+        runs.send_signal(signal.SIGTERM)
+        runs.wait()

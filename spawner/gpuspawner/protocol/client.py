@@ -60,6 +60,7 @@ CONNECT_SECONDS = 2.0
 RETRY_SECONDS = 10.0
 """A broken connection is retried for this long under the same lease id; a broker restart takes less."""
 _PAUSE_SECONDS = 0.2
+_LEAST_TRIES = 5
 ANSWER_SECONDS = 30.0
 """Longest wait for an answer's first byte: the broker may have to remove an old container first."""
 SILENCE_SECONDS = 20.0
@@ -287,10 +288,11 @@ class _LeaseStream:
     async def _connect(self, seconds: float) -> None:
         """POSTs until a broker answers.
 
-        Raises BrokerUnavailable after `seconds`, and the broker's refusals.
+        Raises BrokerUnavailable after `seconds`, and the broker's refusals. On a busy loop, one try may take
+        longer than that: a connection that fails at once is tried `_LEAST_TRIES` times all the same.
         """
         self.close()
-        loop = asyncio.get_running_loop()
+        loop, tries = asyncio.get_running_loop(), 0
         deadline = loop.time() + seconds
         while True:
             try:
@@ -298,7 +300,9 @@ class _LeaseStream:
                 self._response = await self._client.post_lease(self._request, waited)
                 return
             except _Broken as error:
-                if loop.time() + _PAUSE_SECONDS >= deadline:
+                tries += 1
+                often = tries >= _LEAST_TRIES or isinstance(error, TimeoutError)
+                if often and loop.time() + _PAUSE_SECONDS >= deadline:
                     raise _unavailable(error) from error
             await asyncio.sleep(_PAUSE_SECONDS)
 

@@ -16,7 +16,7 @@ from gpuspawner.broker.decide.replay.replay_turns import BurstyClass, SharedGpus
 from gpuspawner.broker.decide.snapshot import TurnView
 from gpuspawner.broker.decide.turn_waits import HeldUp, expected_waits, held_up
 from gpuspawner.broker.decide.turn_words import staying_sentence, waiting_sentence
-from gpuspawner.broker.decide.turns import Experience, Gpu, Seat, Turn, TurnRules
+from gpuspawner.broker.decide.turns import Experience, Gpu, Seat, Turn, TurnRules, unmovable
 from gpuspawner.broker.leases.audit import Answer, Asked
 from gpuspawner.broker.observe.sampler import Sampler
 from gpuspawner.broker.pages.own.desk import BrokerDesk
@@ -202,12 +202,13 @@ def test_who_waits_for_a_gpu_that_nobody_can_give_reads_why() -> None:
         ([replace(silent, can_pause=True)], None), ([], None),
     ):  # fmt: skip
         seats = [wants, *others]
-        assert held_up(wants, seats, gpus) is why
+        staying = unmovable(others)
+        assert held_up(wants, staying, gpus) is why
         told = expected_waits(seats, gpus, 100.0, rules, Experience())
         assert ("w" in told) == (why is None)
-        assert held_up(replace(wants, wants_since=None), seats, gpus) is None
-    assert held_up(wants, [wants], gpus[1:]) is HeldUp.NO_GPU
-    assert held_up(silent, [wants, silent], gpus) is None
+        assert held_up(replace(wants, wants_since=None), staying, gpus) is None
+    assert held_up(wants, [], gpus[1:]) is HeldUp.NO_GPU
+    assert held_up(silent, [silent], gpus) is None
 
 
 def test_the_expected_waits() -> None:

@@ -93,7 +93,7 @@ def test_a_real_hub_says_it_in_one_line_and_does_not_start(tmp_path: Path) -> No
         "check_settings(c)\n"
     )
     command = [sys.executable, "-m", "jupyterhub", "-f", str(config)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
     assert "Bad config encountered during initialization: c.GpuSite.tiers: tier 'gpu' has mode" in line
@@ -146,6 +146,6 @@ def test_a_file_of_ones_own_is_checked_to_its_end(tmp_path: Path) -> None:
     config = tmp_path / "jupyterhub_config.py"
     config.write_text("load_subconfig('theirs.py')\nc.JupyterHub.base_url = '/x/'\n")
     command = [sys.executable, "-m", "jupyterhub", "-f", str(config)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1
     assert 'set c.JupyterHub.bind_url = "http://127.0.0.1:8000/x/" instead' in done.stderr

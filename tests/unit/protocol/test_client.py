@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from gpuspawner.core.errors import (
     BadOption,
@@ -435,7 +436,31 @@ async def test_a_document_that_is_none_is_a_sentence(broker: Broker, client: Bro
         await client.tiers()
 
 
-async def test_many_holds_at_once(broker: Broker, client: BrokerClient) -> None:
+async def test_a_busy_hub_tries_more_than_once(
+    broker: Broker, client: BrokerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when 500 connect at once, and the broker's backlog is full for a moment."""
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.01)
+    broker.script = [grant]
+    post = client.post_lease
+    tries: list[Any] = []
+
+    async def often_full(*asked: Any) -> Any:
+        tries.append(asked)
+        if len(tries) < 4:
+            time.sleep(0.02)
+            raise aiohttp.ClientConnectionError("full")
+        return await post(*asked)
+
+    monkeypatch.setattr(client, "post_lease", often_full)
+    assert await take(client) == []
+    assert len(tries) == 4
+
+
+async def test_many_holds_at_once(
+    broker: Broker, client: BrokerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 5.0)  # on a busy machine 150 of them take their time
     broker.script = [grant]
     async with asyncio.timeout(SOON_SECONDS):
         holds = [client.acquire(REQUEST, lambda *_: None) for _ in range(150)]

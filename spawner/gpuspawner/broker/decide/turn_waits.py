@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
-from .turns import Experience, Gpu, Seat, Turn, TurnRules, may_come, wait_seconds, waiting_order
+from .turns import Experience, Gpu, Seat, Turn, TurnRules, may_come, unmovable, wait_seconds, waiting_order
 
 
 class HeldUp(StrEnum):
@@ -34,8 +34,9 @@ def expected_waits(
     awake = {seat.gpu_uuid: seat for seat in seats if seat.turn is Turn.AWAKE}
     free_in = {gpu.uuid: _rest_of(awake.get(gpu.uuid), now, rules, turn) for gpu in gpus}
     found: dict[str, float] = {}
+    staying = unmovable(seats)
     for seat in waiting_order(seats, now, rules):
-        serving = [gpu.uuid for gpu in gpus if gpu.serves(seat) and may_come(seat, gpu, seats)]
+        serving = [gpu.uuid for gpu in gpus if gpu.serves(seat) and may_come(seat, gpu, staying)]
         at_home = [uuid for uuid in serving if seat.turn is Turn.PAUSED and uuid == seat.gpu_uuid]
         if not serving:
             continue
@@ -47,14 +48,17 @@ def expected_waits(
     return found
 
 
-def held_up(seat: Seat, seats: Sequence[Seat], gpus: Sequence[Gpu]) -> HeldUp | None:
-    """Why no GPU will be the seat's as things are; None if one will, or it wants none."""
+def held_up(seat: Seat, staying: Sequence[Seat], gpus: Sequence[Gpu]) -> HeldUp | None:
+    """Why no GPU will be the seat's as things are; None if one will, or it wants none.
+
+    `staying`: those whose memory can't leave.
+    """
     if seat.wants_since is None or seat.turn is Turn.AWAKE:
         return None
     serving = [gpu for gpu in gpus if gpu.serves(seat)]
     if not serving:
         return HeldUp.NO_GPU
-    return None if any(may_come(seat, gpu, seats) for gpu in serving) else HeldUp.PROGRAM
+    return None if any(may_come(seat, gpu, staying) for gpu in serving) else HeldUp.PROGRAM
 
 
 def _rest_of(occupant: Seat | None, now: float, rules: TurnRules, turn_seconds: float) -> float:

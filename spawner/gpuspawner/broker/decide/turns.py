@@ -271,16 +271,20 @@ def _owed(seats: Iterable[Seat], order: Iterable[Seat], now: float, rules: TurnR
     return owed
 
 
-def may_come(seat: Seat, gpu: Gpu, seats: Iterable[Seat]) -> bool:
-    """Whether its turn on that GPU can come without the end of somebody else's program.
+def unmovable(seats: Iterable[Seat]) -> tuple[Seat, ...]:
+    """Those whose memory can't leave its GPU; usually nobody."""
+    return tuple(seat for seat in seats if seat.unmovable_since is not None)
 
-    It can't while a program computes there that can't even be paused, or if memory that can't leave takes the
-    room of what it is promised.
+
+def may_come(seat: Seat, gpu: Gpu, staying: Iterable[Seat]) -> bool:
+    """Whether its turn on that GPU can come without the end of one of those `unmovable` programs.
+
+    It can't while one of them computes there that can't even be paused, or if their memory takes the room of
+    what the seat is promised.
     """
-    others = [each for each in seats if each.lease_id != seat.lease_id and each.lies_on(gpu.uuid)]
-    fixed = sum(each.memory_bytes for each in others if each.unmovable_since is not None)
+    others = [each for each in staying if each.lease_id != seat.lease_id and each.lies_on(gpu.uuid)]
     held = any(each.occupies(gpu.uuid) and not each.can_pause for each in others)
-    return not held and fixed + seat.needs_bytes() <= gpu.memory_bytes
+    return not held and sum(each.memory_bytes for each in others) + seat.needs_bytes() <= gpu.memory_bytes
 
 
 def most_seats(sleep_memory_bytes: int, promise_bytes: int) -> int:
@@ -347,6 +351,7 @@ class _Planning:
     ) -> None:
         self._seats, self._gpus, self._now, self._rules = tuple(seats), tuple(gpus), now, rules
         self._seen = seen
+        self._staying = unmovable(seats)
         self._taken: set[str] = set()
         """GPUs on which an action is under way, or that an earlier seat gets."""
         self._ahead: dict[str, float] = {}
@@ -444,7 +449,10 @@ class _Planning:
 
     def _is_shut_out(self, seat: Seat) -> bool:
         """Whether somebody keeps it from ever computing where its memory is, but not on every GPU."""
-        open_to_it = {gpu.uuid for gpu in self._gpus if gpu.serves(seat) and may_come(seat, gpu, self._seats)}
+        staying = self._staying
+        if not staying:
+            return False
+        open_to_it = {gpu.uuid for gpu in self._gpus if gpu.serves(seat) and may_come(seat, gpu, staying)}
         return bool(open_to_it) and seat.gpu_uuid not in open_to_it
 
     def _begin(self, action: Action) -> None:

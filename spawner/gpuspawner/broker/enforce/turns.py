@@ -29,6 +29,7 @@ from ..decide.turns import (
     Turn,
     TurnRules,
     plan,
+    unmovable,
     waiting_order,
 )
 
@@ -253,6 +254,7 @@ class TurnKeeper:
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
         now = self.clock()
         order = [seat.lease_id for seat in waiting_order(seats, now, self.rules)]
+        staying = unmovable(seats)
         waits = expected_waits(seats, self.gpus, now, self.rules, self.seen)
         return tuple(
             SeatStatus(
@@ -266,7 +268,7 @@ class TurnKeeper:
                 wait_seconds=waits.get(seat.lease_id, self._coming_back(seat, now)),
                 known=self._entries[seat.lease_id].known,
                 can_move=seat.unmovable_since is None,
-                held_up=held_up(seat, seats, self.gpus),
+                held_up=held_up(seat, staying, self.gpus),
             )
             for seat in seats
         )
