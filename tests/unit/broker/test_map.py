@@ -10,8 +10,11 @@ from gpuspawner.broker.api.documents import News, device_document
 from gpuspawner.broker.decide.place.sharing_rules import SharingRules
 from gpuspawner.broker.decide.snapshot import DeviceView
 from gpuspawner.broker.pages.admin.map import Cell, CellState, Part, Readings, make_map
+from gpuspawner.broker.pages.admin.overview import MachineLine, machine_line
 from gpuspawner.broker.pages.counts import summary
+from gpuspawner.broker.pages.words import moment
 from gpuspawner.core.decision import Drain
+from gpuspawner.core.machine import MachineState, MachineView
 from gpuspawner.core.model import DeviceHealth, Lease, LeaseState
 from gpuspawner.core.want import Mode, Want
 from gpuspawner.node.api import Usage, XidSeen
@@ -130,3 +133,18 @@ def test_with_several_machines_the_cells_come_by_machine() -> None:
     ]  # fmt: skip
     alone = make_map([replace(view, node="") for view in views], Readings())
     assert [(name, len(cells)) for name, cells in alone.machines] == [("", 3)]
+
+
+def test_a_line_of_the_list_of_machines() -> None:
+    away = MachineView(
+        "b", MachineState.AWAY, "it can't be reached: cut", NOON, NOON, "0.1.0", gpus=3, in_service=1,
+        drained=1, leases=2, notices=("GPU 1 is lost",),
+    )  # fmt: skip
+    then = moment(NOON.isoformat(), NOON)
+    assert machine_line(away, NOON) == MachineLine(
+        "b", False, "away", "danger", ("it can't be reached: cut", "GPU 1 is lost"), then, then,
+        "3 (2 out of service, 1 drained)", 2, "0.1.0",
+    )  # fmt: skip
+    assert machine_line(
+        MachineView("a", MachineState.READY, own=True, gpus=2, in_service=2), NOON
+    ) == MachineLine("a", True, "ready", "success", (), None, None, "2", 0, "")
