@@ -57,6 +57,14 @@ def started_at(pid: int) -> float:
     return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
+def gone(pid: int) -> bool:
+    """Whether a process has ended. Its parent, a kernel that doesn't wait for it, leaves it as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
 def greedy(gpu: str) -> int | None:
     """The pid of the process with too much memory, if there is one."""
     handle = pynvml.nvmlDeviceGetHandleByUUID(gpu)
@@ -85,7 +93,7 @@ async def test_a_killed_brokers_successor_ends_who_is_over_the_quota(
                     successor = now if now not in (None, broker) else successor
                 if pid is None and (pid := greedy(gpu)) is not None:
                     over = time.time()
-                if pid is not None and not Path(f"/proc/{pid}").exists():
+                if pid is not None and gone(pid):
                     break
                 await asyncio.sleep(0.01)
             ended = time.time()
