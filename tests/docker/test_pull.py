@@ -195,8 +195,9 @@ async def test_a_pull_that_nobody_waits_for_is_given_up_and_docker_stops(
 ) -> None:
     caplog.set_level("INFO")
     registry.wire.bytes_per_second = MEGABYTE // 2  # it trickles: silence alone would not end it
+    before = registry.wire.sent_bytes
     left = asyncio.create_task(spawner(pull_unattended=0.5).pull_image(lab))
-    await until(lambda: registry.wire.sent_bytes)
+    await until(lambda: registry.wire.sent_bytes > before)
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
     given_up = f"Cancelled the pull of image {lab}: nobody waits for it user=nobody"

@@ -88,6 +88,6 @@ async def test_a_machine_is_named(machines: Cluster, swarm: DockerSwarm) -> None
     assert await swarm.name_machine(node, "b") == (
         "another machine of the Swarm has the name b (see `docker node ls`)"
     )
-    assert await swarm.name_machine("x", "d") == "the machine d isn't in the Swarm of the hub's machine"
+    assert await swarm.name_machine("x" * 25, "d") == "the machine d isn't in the Swarm of the hub's machine"
     assert await swarm.name_machine(node, "c") == ""
     assert label() == "c"

@@ -138,7 +138,7 @@ async def test_who_held_what_in_a_range_of_time(past: Past, times: Any) -> None:
     assert (whole["start"], whole["end"]) == ("2025-02-28T15:00:00Z", "2025-03-01T15:00:00Z")
     assert whole["entries"][1] == {
         "number": 2, "lease_id": f"{1:032x}", "hub": "hub", "user": "eve", "server": "", "tier": "gpu",
-        "groups": ["another"], "device_uuids": ["GPU-0"], "gpu_fraction": 1.0,
+        "groups": ["another"], "node": "", "device_uuids": ["GPU-0"], "gpu_fraction": 1.0,
         "started_at": "2025-03-01T13:00:00Z", "ended_at": "2025-03-01T14:00:00Z",
     }  # fmt: skip
     assert [each["ended_at"] is None for each in whole["entries"]] == [True, False, False]

@@ -54,7 +54,8 @@ def test_everything_is_there_from_the_start() -> None:
           for step in ("set_running", "charge", "release", "remove", "adopt")),
         *(f'gpuspawner_loop_errors_total{{loop="{loop}"}}'
           for loop in ("reconcile", "events", "hold", "removals", "enforcement", "late", "closures",
-                       "reloads", "turns", "presence", "members", "images", "disks", "lab_readings")),
+                       "reloads", "turns", "presence", "members", "images", "disks", "lab_readings",
+                       "sampler", "pruning")),
         *(f'gpuspawner_turn_switches_total{{done="{done}",step="{step}"}}'
           for step in ("pause", "sleep", "wake", "end") for done in ("yes", "no")),
         *(f'gpuspawner_turn_switch_seconds_{what}{{step="{step}"}}'

@@ -272,16 +272,16 @@ function begin() {
 
 // A double click sends a form once. A page that "Back" shows again may send it again.
 const SENT_MS = 5_000;
-const sent = new WeakSet();
+const submitted = new WeakSet();
 function sendOnce(event) {
   const form = event.target;
   if (form.method !== "post") return;
-  if (sent.has(form)) {
+  if (submitted.has(form)) {
     event.preventDefault();
     return;
   }
-  sent.add(form);
-  window.setTimeout(() => sent.delete(form), SENT_MS);
+  submitted.add(form);
+  window.setTimeout(() => submitted.delete(form), SENT_MS);
 }
 
 document.addEventListener("submit", sendOnce);
