@@ -1,4 +1,4 @@
-"""Three machines in network namespaces, joined to one Swarm; all tests of a run share them."""
+"""Three machines in network namespaces, joined to one Swarm; the tests of a file share them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["engine", "images", "tiny_image"]
 LAB_IMAGES = ("gpuspawner-hubtest/lab", "gpuspawner-hubtest/crash", "gpuspawner-hubtest/mute")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machines(engine: docker.APIClient, images: None) -> Iterator[Cluster]:
     """The machines a, b and c with the test images; a is the Swarm's manager."""
     if (why := missing()) is not None:

@@ -31,7 +31,7 @@ GATEWAY_IMAGE = "gpuspawner/base:0.1.0"
 GIB = 1 << 30
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def with_python(machines: Cluster, engine: docker.APIClient) -> Cluster:
     """The machines, of which the manager's has an image with Python too, for the gateway."""
     data = b"".join(engine.get_image(GATEWAY_IMAGE))
