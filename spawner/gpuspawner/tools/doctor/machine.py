@@ -55,48 +55,43 @@ MACHINES_SECONDS = 55.0
 
 def collect(settings: GpuBroker) -> Facts:
     """All facts for the site of `settings` (initialized)."""
-    facts = _pools(_hardware(settings.site), settings)
-    mps = find_program(uid=0).path  # uid=0: it may be installed although doctor doesn't run as root
-    mps_path = None if mps is None else str(mps)
-    engine, engine_error, images, info = asyncio.run(_docker(image_references(settings)))
+    facts, info = _look(settings, image_references(settings))
     return replace(
-        facts,
-        engine=engine,
-        engine_error=engine_error,
-        images=images,
-        cgroup_version="2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "1",
-        mps_path=mps_path,
-        mps_version=_mps_version(mps_path) if mps_path else None,
-        cuda_bindings_version=_installed("cuda-bindings"),
+        _pools(facts, settings),
         ledger=read_ledger(settings.database_url),
         broker=asyncio.run(_broker(settings.site, settings.config_file)),
-        lab=read_lab(settings.config, info, settings.site.state_dir) if engine else None,
+        lab=read_lab(settings.config, info, settings.site.state_dir) if facts.engine else None,
         network=read_network(settings.config),
         spawner_error=_spawner_error(settings.config),
         open_files=read_open_files(Path(settings.site.state_dir)),
         machines=asyncio.run(_machines(settings)),
         swarm_metadata=read_swarm_metadata() if settings.site.engine == "swarm" else None,
-        injection_setting=_injection_setting(settings.site, info),
     )
 
 
 def collect_machine(settings: GpuBroker, images: tuple[str, ...]) -> Facts:
     """The facts of a machine with an agent; labs there need these `images`."""
-    facts = _hardware(settings.site)
-    mps = find_program(uid=0).path
+    facts, _ = _look(settings, images)
+    return replace(facts, swarm_metadata=read_swarm_metadata())
+
+
+def _look(settings: GpuBroker, images: tuple[str, ...]) -> tuple[Facts, Mapping[str, Any]]:
+    """What each machine of a site is looked at for, and what its Docker Engine says of itself."""
+    mps = find_program(uid=0).path  # uid=0: it may be installed although doctor doesn't run as root
+    mps_path = None if mps is None else str(mps)
     engine, engine_error, found, info = asyncio.run(_docker(images))
-    return replace(
-        facts,
+    facts = replace(
+        _hardware(settings.site),
         engine=engine,
         engine_error=engine_error,
         images=found,
         cgroup_version="2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "1",
-        mps_path=None if mps is None else str(mps),
-        mps_version=_mps_version(str(mps)) if mps else None,
+        mps_path=mps_path,
+        mps_version=_mps_version(mps_path) if mps_path else None,
         cuda_bindings_version=_installed("cuda-bindings"),
-        swarm_metadata=read_swarm_metadata(),
         injection_setting=_injection_setting(settings.site, info),
     )
+    return facts, info
 
 
 def _injection_setting(site: GpuSite, info: Mapping[str, Any]) -> str:
