@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,70 +31,33 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from gpuspawner.core.errors import BrokerUnavailable
-from gpuspawner.core.model import Device, DeviceHealth, GpuRequest
+from gpuspawner.core.model import Device, GpuRequest
 from gpuspawner.core.want import Want
-from gpuspawner.node.api import DesiredState, NodeEvent, NodeFacts
+from gpuspawner.node.api import NodeFacts
 from gpuspawner.node.remote.agent import Agent, Hands
 from gpuspawner.node.remote.certificates import Authority, Identity, fingerprint
 from gpuspawner.node.remote.joining import connect
 from gpuspawner.node.remote.members import FOLDER, membership_of
 from gpuspawner.protocol.client import BrokerClient
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.unit.node.agents import StubDocker, StubNode
+
 USERS, GPUS, REST_SECONDS = 5000, 8, 20.0
 LOG = logging.getLogger("stub agents")
 LOG.setLevel(logging.ERROR)  # a hundred of them say that the broker is away
 
 
-class StubNode:
-    """A machine whose GPUs are always well, and where nobody computes."""
-
-    def __init__(self, name: str) -> None:
-        self._facts = NodeFacts(
-            name,
-            simulated=True,
-            devices=tuple(
-                Device(f"GPU-{uuid.uuid4()}", "H100 80GB", 80 << 30, simulated=True, index=index)
-                for index in range(GPUS)
-            ),
-        )
-
-    async def start(self) -> NodeFacts:
-        return self._facts
-
-    async def apply(self, desired: DesiredState) -> None:
-        return
-
-    async def health(self) -> tuple[DeviceHealth, ...]:
-        return tuple(DeviceHealth(device.uuid, healthy=True) for device in self._facts.devices)
-
-    async def processes(self, uuid: str) -> tuple[Any, ...]:
-        return ()
-
-    async def reload_stamp(self) -> int | None:
-        return None
-
-    async def disks(self, docker_root: str) -> tuple[Any, ...]:
-        return ()
-
-    async def events(self) -> AsyncIterator[NodeEvent]:
-        await asyncio.Event().wait()
-        yield self._facts
-
-    async def close(self) -> None:
-        return
-
-
-class StubDocker:
-    """A Docker Engine without containers."""
-
-    async def list(self, lease_id: str | None = None) -> tuple[Any, ...]:
-        return ()
-
-    async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {}, {}
-
-    def watch_events(self, sink: Any) -> None:
-        return
+def facts_of(name: str) -> NodeFacts:
+    """A machine with simulated GPUs."""
+    return NodeFacts(
+        name,
+        simulated=True,
+        devices=tuple(
+            Device(f"GPU-{uuid.uuid4()}", "H100 80GB", 80 << 30, simulated=True, index=index)
+            for index in range(GPUS)
+        ),
+    )
 
 
 def enrol(state_dir: Path, folder: Path, authority: Authority, name: str) -> Identity:
@@ -147,7 +109,7 @@ class Site:
         for name in self.names:
             folder = self.folder / name
             identity = enrol(self.state_dir, folder, authority, name)
-            node: Any = StubNode(name)
+            node: Any = StubNode(facts_of(name))
             docker: Any = StubDocker()
             opening = partial(connect, "127.0.0.1", self.port, identity)
             agent = Agent(name, Hands(node, docker, folder), opening, LOG)

@@ -136,6 +136,9 @@ class StubNode:
     async def health(self) -> tuple[DeviceHealth, ...]:
         return tuple(DeviceHealth(device.uuid, healthy=True) for device in self._facts.devices)
 
+    async def processes(self, uuid: str) -> tuple[Any, ...]:
+        return ()
+
     async def reload_stamp(self) -> int | None:
         return None
 
