@@ -197,6 +197,22 @@ class Cluster:
         found: list[dict[str, Any]] = self.manager.client.nodes()
         return found
 
+    def create_service(self, machine: str, name: str, labels: dict[str, str], **more: Any) -> str:
+        """A service of the test's lab with these labels, pinned to a machine; its id."""
+        client = self.manager.client
+        task = {
+            "ContainerSpec": {
+                "Image": client.inspect_image("gpuspawner-hubtest/lab")["Id"],
+                "Labels": labels,
+                "Command": ["/lab"],
+            },
+            "RestartPolicy": {"Condition": "none"},
+            "Placement": {"Constraints": [f"node.id=={self.node_id(machine)}"]},
+        }
+        endpoint = {"Mode": "dnsrr"}
+        made = client.create_service(task, name=name, labels=labels, endpoint_spec=endpoint, **more)
+        return str(made["ID"])
+
     def load(self, source: docker.APIClient, *images: str) -> None:
         """Brings images of another engine onto all machines, under their own names and with their own ids."""
         for image in images:

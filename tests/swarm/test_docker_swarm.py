@@ -31,22 +31,12 @@ def create(machines: Cluster, machine: str) -> str:
     """A service with the lease on that machine; returns its id when its task runs."""
     client = machines.manager.client
     labels = {"gpuspawner.lease": LEASE, "gpuspawner.node": machine}
-    task = {
-        "ContainerSpec": {
-            "Image": client.inspect_image("gpuspawner-hubtest/lab")["Id"],
-            "Labels": labels,
-            "Command": ["/lab"],
-        },
-        "RestartPolicy": {"Condition": "none"},
-        "Placement": {"Constraints": [f"node.id=={machines.node_id(machine)}"]},
-    }
-    endpoint = {"Mode": "dnsrr"}
-    made = client.create_service(task, name="swarm-test", labels=labels, endpoint_spec=endpoint)["ID"]
+    made = machines.create_service(machine, "swarm-test", labels)
     deadline = time.monotonic() + 60
     while not any(each["Status"]["State"] == "running" for each in client.tasks(filters={"service": made})):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    return str(made)
+    return made
 
 
 async def test_a_removed_service_is_seen_until_its_machine_has_ended_its_task(

@@ -73,18 +73,6 @@ def test_an_orphan_of_a_dead_hub_is_removed_with_its_service(site: Site) -> None
         "gpuspawner.lease": "f" * 32, "gpuspawner.node": "b", "gpuspawner.broker": str(hub.folder),
         "gpuspawner.hub": NAME, "gpuspawner.user": "jon",
     }  # fmt: skip
-    task = {
-        "ContainerSpec": {
-            "Image": client.inspect_image("gpuspawner-hubtest/lab")["Id"],
-            "Labels": labels,
-            "Command": ["/lab"],
-        },
-        "RestartPolicy": {"Condition": "none"},
-        "Placement": {"Constraints": [f"node.id=={site.machines.node_id('b')}"]},
-    }
-    made = client.create_service(
-        task, name=f"{NAME}-jon", labels=labels, mode={"Replicated": {"Replicas": 0}},
-        endpoint_spec={"Mode": "dnsrr"},
-    )["ID"]  # fmt: skip
+    made = site.machines.create_service("b", f"{NAME}-jon", labels, mode={"Replicated": {"Replicas": 0}})
     hub.until(lambda: made not in [each["ID"] for each in client.services()])
     assert hub.leases() == []
