@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import docker
+import pytest
+from docker.errors import APIError
+from gpuspawner.hub.docker import calls_of
+from gpuspawner.hub.network import ensure_network
 
 from tests.hubstart import end_hub
 from tests.nvml.scripted import Gpu, Script
 from tests.running import IMAGE
 from tests.swarm.cluster import Cluster, Machine
+from tests.swarm.test_services import GATEWAY_IMAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "swarm" / "hub_config.py"
@@ -280,3 +290,26 @@ def _is_broker(process: Path, state_dir: Path) -> bool:
     except OSError:
         return False
     return b"gpuspawner.broker" in words and f"GPUSPAWNER_STATE_DIR={state_dir}".encode() in environment
+
+
+@contextmanager
+def prepared_hub(machines: Cluster, engine: docker.APIClient) -> Iterator[SwarmHub]:
+    """A hub that isn't started yet; its services, gateway and network are removed at the end."""
+    if shutil.which("configurable-http-proxy") is None:
+        pytest.skip("configurable-http-proxy is not on the PATH: run `make test`")
+    client = machines.manager.client
+    list(client.load_image(b"".join(engine.get_image(GATEWAY_IMAGE))))
+    ensure_network(calls_of(client), NAME, SUBNET)
+    folder = Path(tempfile.mkdtemp(prefix="gh-"))
+    found = SwarmHub(machines, folder, GATEWAY_IMAGE)
+    try:
+        yield found
+    finally:
+        found.close()
+        print(found.log_path.read_text()[-8000:])  # pytest shows it when a test fails
+        client = machines.manager.client  # another one, if it was started again
+        for service in client.services(filters={"label": f"gpuspawner.hub={NAME}"}):
+            client.remove_service(service["ID"])
+        with suppress(APIError):
+            client.remove_container(f"{NAME}-gateway", force=True)
+        shutil.rmtree(folder, ignore_errors=True)
