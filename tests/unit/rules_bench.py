@@ -114,6 +114,7 @@ class Served:
                 "now": staticmethod(times.now),
                 "leases": staticmethod(self.allocator.leases),
                 "release": staticmethod(self.allocator.begin_release),
+                "tell": staticmethod(self.allocator.tell),
             },
         )
         parts = EndingParts(

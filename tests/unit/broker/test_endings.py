@@ -779,3 +779,66 @@ async def test_after_a_change_the_next_round_comes_soon(
     after = bench.endings.deadline_of(lease.id)
     assert after is not None
     assert after.at - before.at == timedelta(minutes=30)
+
+
+async def beyond(bench: Bench) -> None:
+    """Ada's second server and bob's first are beyond a quota that is changed, and end for it."""
+    await bench.run(1, "class")
+    bench.times.pass_seconds(60)
+    await bench.run(2, "class")
+    await bench.rules.change_quota("group:class", {"devices": 1}, "noether", "another class")
+    assert await bench.minutes(30) == []  # nobody was told to end
+    told = await bench.rules.end_beyond("group:class", "noether", "another class")
+    assert [lease.id[-1] for lease in told] == ["2"]
+
+
+async def test_a_running_server_beyond_a_changed_quota_ends_if_that_is_said(bench: Bench) -> None:
+    await beyond(bench)
+    bench.restart()  # what was decided is in the ledger
+    await bench.rulebook.load()
+    at = "on Thursday 09:46 (Europe/Berlin): your quota was changed. Save your work."
+    assert await bench.minutes(16) == [
+        ("2", f"This server ends in 14 minutes, {at}"),
+        ("2", f"This server ends in 5 minutes, {at}"),
+        ("2", "quota_changed: This server was ended: your quota was changed."),
+    ]
+    assert [lease.id[-1] for lease in bench.allocator.leases()] == ["1"]
+
+
+@pytest.mark.parametrize("by", ["change", "stop"])
+async def test_who_is_allowed_again_stays(bench: Bench, by: str) -> None:
+    await beyond(bench)
+    assert len(await bench.minutes(12)) == 2
+    if by == "change":
+        await bench.rules.change_quota("user:ada", {"devices": 2}, "noether", "")
+    else:
+        await bench.release(f"{1:032x}", "stopped by its user")
+    await bench.minutes(30)
+    assert "2" in [lease.id[-1] for lease in bench.allocator.leases()]
+    assert bench.notice(2) == ""
+
+
+async def test_each_change_says_anew_who_ends(bench: Bench) -> None:
+    """Lifted, then lowered without saying that anybody ends."""
+    await beyond(bench)
+    await bench.rules.change_quota("group:class", {"devices": 2}, "noether", "")
+    await bench.rules.change_quota("group:class", {"devices": 0}, "noether", "")
+    assert await bench.minutes(60) == []
+    assert len(bench.allocator.leases()) == 2
+
+
+async def test_who_ends_for_a_quota_keeps_the_minimum_and_others_are_not_meant(bench: Bench) -> None:
+    """Eve is in another group; ada may keep a GPU for 90 minutes."""
+    await bench.run(1, "kept")
+    await bench.run(2, "class", user="eve")
+    await bench.rules.change_quota("everybody", {"devices": 0}, "noether", "")
+    assert len(await bench.rules.end_beyond("group:kept", "noether", "")) == 1
+    assert await bench.minutes(74.5) == []
+    said = await bench.minutes(16)
+    assert [(number, sentence.split(",")[0].split(":")[0]) for number, sentence in said] == [
+        ("1", "This server ends in 15 minutes"),
+        ("1", "This server ends in 5 minutes"),
+        ("1", "quota_changed"),
+    ]
+    assert [lease.user for lease in bench.allocator.leases()] == ["eve"]
+    assert await bench.rules.end_beyond("group:kept", "noether", "") == ()

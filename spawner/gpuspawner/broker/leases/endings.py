@@ -1,4 +1,4 @@
-"""Ends servers after both warnings: session limit, GPU-hours used up, a lab session, an idle GPU.
+"""Ends servers after both warnings: session limit, GPU-hours, a changed quota, a lab session, an idle GPU.
 
 One round checks everything; pure code says what is due (`decide/when/deadline.py`, `decide/when/idle.py`).
 The ledger keeps which warnings of an end were given, so that a restart of the broker moves no end: the next
@@ -42,6 +42,7 @@ from ..ledger.end_warnings import EndWarning
 from .allocator import Allocator
 from .budget_ends import BudgetEnds
 from .gate import Cap, QuotaGate
+from .quota_ends import QuotaEnds
 from .rulebook import Rulebook
 
 ROUND_SECONDS = 20.0
@@ -148,6 +149,7 @@ class Endings:
         self._budget_ends = BudgetEnds(
             parts.rulebook, parts.gate, parts.allocator, parts.service, parts.can_sleep
         )
+        self._quota_ends = QuotaEnds(parts.rulebook, parts.allocator)
         self._log = log
         self._followed: dict[str, Followed] = {}
         self._kernels: dict[str, Kernels] = {}
@@ -205,11 +207,13 @@ class Endings:
         now = self._parts.clock()
         allowances = {lease.id: self._allowance(lease) for lease in running}
         budget_ends = await self._budget_ends.look(running, now)
+        quota_ends = self._quota_ends.look(self._kept_until)
         own = {
             lease.id: earliest(
                 [
                     self._session_end(lease, allowances[lease.id]),
                     budget_ends.get(lease.id),
+                    quota_ends.get(lease.id),
                     self._cap_end(lease),
                 ]
             )
