@@ -148,8 +148,8 @@ class Quota(RuleCommand):
   gpuspawner quota grant WHO HOURS          more GPU-hours now (-2.5: fewer)
 WHO is everybody, group:NAME or user:NAME. KEYs are those of c.GpuSite.quotas:
   tiers=cpu,gpu   devices=2   leases=3   gpu_hours=10   session_hours=4   ...
-Add --reason "..." to say why; a grant needs one. Running servers keep their GPUs;
-with --end-servers, set warns and ends those that are beyond the new limits."""
+Add --reason "..." to say why; a grant needs one. Running servers keep their
+GPUs; with --end-servers, set ends those beyond the new limits, after warnings."""
     examples = usage
     flags = {  # noqa: RUF012
         **Command.flags,
