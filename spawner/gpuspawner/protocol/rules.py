@@ -98,6 +98,12 @@ class SessionCancel(Authored):
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
+class CalendarAddress(Message):
+    """The answer to `GET /sessions/calendar/address`: whoever has the address reads the calendar."""
+
+    address: str
+
+
 class CalendarImport(Authored):
     """The body of `POST /sessions/calendar`: an iCalendar, and what its events don't say."""
 

@@ -27,6 +27,7 @@ from ..core.text import for_spreadsheet, for_terminal, printable
 from ..protocol.client import BrokerClient
 from ..protocol.messages import Message, document, sentence_of
 from ..protocol.rules import (
+    CalendarAddress,
     CalendarImport,
     Grant,
     QuotaChange,
@@ -349,6 +350,7 @@ class Session(RuleCommand):
   gpuspawner session change NAME KEY=VALUE ...
   gpuspawner session cancel NAME [DATE]     one date, or all of it
   gpuspawner session calendar               all as iCalendar
+  gpuspawner session subscribe [GROUP]      the address for calendar programs
   gpuspawner session import FILE group=GROUP tier=TIER seats=COUNT
 More KEYs of add and change:
   from=DATE until=DATE timezone=ZONE   default: from today, without end
@@ -368,6 +370,7 @@ More KEYs of add and change:
             "change": self._change,
             "cancel": self._cancel,
             "calendar": self._calendar,
+            "subscribe": self._subscribe,
             "import": self._import,
         }
 
@@ -405,6 +408,13 @@ More KEYs of add and change:
 
     def _calendar(self, _words: Sequence[str]) -> None:
         print(self.ask(lambda client: client.text("/api/sessions/calendar")), end="")
+
+    def _subscribe(self, words: Sequence[str]) -> None:
+        if len(words) > 1:
+            raise WrongWords
+        query = f"?{urlencode({'group': words[0]})}" if words else ""
+        path = f"/api/sessions/calendar/address{query}"
+        print(self.ask(lambda client: client.ask(path, CalendarAddress)).address)
 
     def _import(self, words: Sequence[str]) -> None:
         path, values = _name_and_values(words)

@@ -30,6 +30,7 @@ from ..decide.when.timetable import checked_rule
 from ..ledger import Ledger
 from .allocator import Allocator
 from .audit import Audit
+from .calendar_feeds import CalendarFeeds
 from .gate import QuotaGate
 from .quota_ends import QuotaEnds
 from .rulebook import Rulebook
@@ -85,6 +86,8 @@ class RuleService:
         self._clock = clock
         self.audit = Audit(ledger, clock=clock)
         """Makes and records each change that somebody asks for."""
+        self.feeds = CalendarFeeds()
+        """Addresses for calendar programs; the broker sets those that outlive it."""
 
     # ---- quotas
 
@@ -326,6 +329,12 @@ class RuleService:
     def calendar(self, shown: Callable[[LabSession], bool] = lambda session: True) -> bytes:
         """The sessions as an iCalendar, all or those for which `shown` is true."""
         return to_ical(filter(shown, self.rulebook.rules.sessions.values()), self._clock())
+
+    def groups_with_sessions(self) -> list[str]:
+        """The groups that the settings name, and those that ever had a session."""
+        decided = (item.document or {} for item in self.rulebook.history(DecisionKind.SESSION))
+        had = {str(document["group"]) for document in decided if "group" in document}
+        return sorted(had | set(self.rulebook.known.groups or ()))
 
     def read_calendar(self, text: str, defaults: Defaults) -> Sequence[LabSession]:
         """The sessions of a calendar. Raises BadOption for what can't be read."""
