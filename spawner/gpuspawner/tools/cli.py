@@ -30,7 +30,7 @@ from ..broker.ledger.sessions import PastSession
 from ..config.quotas import parse_properties
 from ..config.site import GpuSite
 from ..core.decision import Decision
-from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault
+from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault, Refusal
 from ..core.model import Device
 from ..core.text import for_terminal
 from ..core.units import format_bytes, ordinal
@@ -239,8 +239,8 @@ class Homes(Command):
 
     `gpuspawner homes`; `gpuspawner homes archive ada ben --to=/srv/archive`; `gpuspawner homes remove ada`;
     `gpuspawner homes retire ada --to=/srv/archive` archives and then removes. In a Swarm, the list says which
-    machine has which home, and `gpuspawner homes move ada gpu-b` says how to copy one to another machine;
-    after that, `--copied` makes the user's servers start there.
+    machine has which home, and `gpuspawner homes move ada gpu-b` moves one to another machine; its user's
+    servers must be stopped. With `--copied`, the files are there already, and only its place is changed.
     """
 
     name = "gpuspawner-homes"
@@ -255,9 +255,9 @@ class Homes(Command):
     copied = Bool(
         False,
         help="""
-        Whether `move` makes the user's servers start on the other machine; without it, it says how to copy.
+        Whether the files are on the other machine already, in a volume of that name: `move` copies nothing.
 
-        Default: off, because a home that wasn't copied would come up empty.
+        Default: off. For homes that you bring there yourself, as from the archive of a machine that is lost.
         Example: `gpuspawner homes move ada gpu-b --copied`
         """,
     ).tag(config=True)
@@ -297,7 +297,7 @@ class Homes(Command):
                 if not found:
                     print(f"gpuspawner homes: {homes.why_none(call, settings.config)}", file=sys.stderr)
             elif verb == "move" and len(users) == 2 and own:
-                self._move(call, homes.of_users(found, users[:1]), users[1], image_references(settings))
+                self._move(settings, homes.of_users(found, users[:1]), users[1])
             elif verb in ("archive", "remove", "retire") and users:
                 if not found:
                     raise ConfigError(homes.why_none(call, settings.config))
@@ -310,7 +310,7 @@ class Homes(Command):
                     "use `list`, `archive USER …`, `remove USER …` or `retire USER …`; in a Swarm also `move "
                     "USER MACHINE`"
                 )
-        except (ConfigError, EngineFault) as error:
+        except (ConfigError, EngineFault, Refusal) as error:
             self._fail(str(error))
         except OSError as error:
             self._fail(f"{error.filename or self.to} can't be written: {error.strerror}")
@@ -318,6 +318,13 @@ class Homes(Command):
     def _fail(self, sentence: str) -> None:
         self.exit_status = 1
         print(f"gpuspawner homes: {sentence}", file=sys.stderr)
+
+    def _move(self, settings: GpuBroker, chosen: tuple[homes.HomeVolume, ...], machine: str) -> None:
+        """Moves them one after the other. Raises Refusal."""
+        moving = import_module("gpuspawner.tools.home_moving").Moving(settings.site.socket_path, print)
+        for home in chosen:
+            if not asyncio.run(moving.move(home, machine, copied=self.copied)):
+                self.exit_status = 1
 
     def _show(self, found: tuple[homes.HomeVolume, ...]) -> None:
         if self.json:
@@ -331,30 +338,10 @@ class Homes(Command):
         for home in found:
             limit = format_bytes(home.limit_bytes) if home.limit_bytes else ""
             size, used = format_bytes(home.size_bytes), "yes" if home.in_use else ""
-            where = (cell(home.machine),) if several else ()
+            place = f"{home.machine}, moving to {home.moving_to}" if home.moving_to else home.machine
+            where = (cell(place),) if several else ()
             shown.add_row(cell(home.user), *where, size, limit, used, cell(home.name))
         make_console().print(shown)
-
-    def _move(
-        self, call: homes.Call, chosen: tuple[homes.HomeVolume, ...], machine: str, images: tuple[str, ...]
-    ) -> None:
-        if self.copied:
-            own = homes.own_name(call)
-            for home in chosen:
-                homes.move(call, home, machine, own)
-                print(
-                    f"{home.name} is on {machine} now. The old copy on {home.machine} is kept: when all is "
-                    f"well, remove it there with `docker volume rm {home.name}`"
-                )
-            return
-        self.exit_status = 1
-        for home in chosen:
-            if home.in_use:
-                raise ConfigError(f"The home {home.name} is in use: stop the user's servers first")
-            image = images[0] if images else "IMAGE"
-            print(f"Copy {home.name} first, and keep the user's servers stopped meanwhile:")
-            print(f"    {homes.copying(home, machine, image)}")
-            print("Then run this again with --copied.")
 
     def _change(
         self, verb: str, call: homes.Call, chosen: tuple[homes.HomeVolume, ...], images: tuple[str, ...]
