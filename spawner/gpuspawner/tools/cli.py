@@ -29,6 +29,7 @@ from ..broker.decide.replay.course import Split, parse_course, parse_split
 from ..broker.ledger.sessions import PastSession
 from ..config.quotas import parse_properties
 from ..config.site import GpuSite
+from ..config.swarm import GpuSwarm
 from ..core.decision import Decision
 from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault, Refusal
 from ..core.model import Device
@@ -371,6 +372,7 @@ class PlanCommand(Command):
         "class": "PlanCommand.course",
         "devices": "PlanCommand.devices",
         "split": "PlanCommand.split",
+        "homes": "PlanCommand.homes",
         "weeks": "PlanCommand.weeks",
         "picture": "PlanCommand.picture",
         "groups": "PlanCommand.groups",
@@ -396,10 +398,11 @@ class PlanCommand(Command):
     devices = Unicode(
         "",
         help="""
-        The GPUs to plan with, written as `c.GpuSite.simulated_devices`.
+        The GPUs to plan with, written as `c.GpuSite.simulated_devices`; of several machines with their names.
 
-        Default: those of this machine, or the simulated ones of the settings.
-        Example: `gpuspawner plan --devices "4 x H100 80GB"`
+        Default: those of this machine, or the simulated ones of the settings; with several machines, those
+        that the running broker knows.
+        Example: `gpuspawner plan --devices "gpu-a: 4 x H100 80GB; gpu-b: 8 x A100 40GB"`
         """,
     ).tag(config=True)
 
@@ -407,12 +410,25 @@ class PlanCommand(Command):
         "",
         help="""
         How the GPUs are shared: `whole`, `8 slices` (of each GPU), `slices of 10 GB`, `turns` (as the pools
-        of that mode in the settings say); several ways separated by commas. The answer (and the exit status)
-        is for the first; the others are shown beside it.
+        of that mode in the settings say), `pools` (those of the settings, on the machines that they name);
+        several ways separated by commas. The answer (and the exit status) is for the first; the others are
+        shown beside it. With `pools`, a class asks for the tier that `--tier` names, or for the first that
+        has the memory.
 
         Default: whole, and 2, 4 and 8 slices of each GPU; for a class turns, too, if the settings have such a
-        pool.
+        pool; of several machines also the pools of the settings.
         Example: `gpuspawner plan --split "8 slices, whole"`
+        """,
+    ).tag(config=True)
+
+    homes = Unicode(
+        "",
+        help="""
+        Whether homes are on one machine each (`local`): then who comes again gets GPUs there, or waits for
+        them; or on all (`shared`). It matters only with several machines.
+
+        Default: as the settings say: local, unless c.GpuSwarm.shared_homes is on.
+        Example: `gpuspawner plan --devices "a: 4 x H100 80GB; b: 4 x H100 80GB" --homes shared`
         """,
     ).tag(config=True)
 
@@ -491,8 +507,8 @@ class PlanCommand(Command):
         self._check_options()
         devices = self._devices()
         simulated = all(each.simulated for each in devices)
-        devices = plan.pooled(devices)
-        splits = self._splits(devices, simulated)
+        fleet = plan.fleet_of(devices, has_local_homes=self._has_local_homes())
+        splits = self._splits(fleet, simulated)
         wants_ledger = self.recorded or not self.course
         sessions: tuple[PastSession, ...] = ()
         decisions: tuple[Decision, ...] = ()
@@ -506,12 +522,12 @@ class PlanCommand(Command):
                     "Turns are forecast for a class, not for the ledger's sessions: give --class."
                 )
             splits = tuple(each for each in splits if each.turns is None)
-            plans, answer = plan.plan_recorded(devices, splits, sessions, quotas), ""
+            plans, answer = plan.plan_recorded(fleet, splits, sessions, quotas), ""
             about = f"{len(sessions)} sessions of the last {self.weeks} weeks, as the ledger has them."
         else:
             course = parse_course(self.course or plan.INVENTED)
             quotas = replace(quotas, zero=plan.next_monday(datetime.now(UTC)))
-            plans = plan.plan_class(devices, splits, course, self.weeks, quotas)
+            plans = plan.plan_class(fleet, splits, course, self.weeks, quotas)
             answer, about = plan.verdict(course, plans), "" if self.course else plan.NO_HISTORY
             self.exit_status = 0 if plan.fits(plans[0]) else 1
         if self.picture:
@@ -526,27 +542,45 @@ class PlanCommand(Command):
         if answer:
             print(f"\n{answer}")
 
-    def _splits(self, devices: tuple[Device, ...], simulated: bool) -> tuple[Split, ...]:
+    def _splits(self, fleet: plan.Fleet, simulated: bool) -> tuple[Split, ...]:
         """Those that are asked for, or the default ones. Raises BadOption or ConfigError."""
-        texts = [each for each in self.split.split(",") if each.strip()]
+        texts = [each.strip().casefold() for each in self.split.split(",") if each.strip()]
+        several, site = len(fleet.machines) > 1, self.settings().site
         found: list[Split] = []
         for text in texts:
-            if text.strip().casefold() == "turns":
-                found += self._turn_splits(devices, simulated)
+            if text == "turns":
+                found += self._turn_splits(fleet, simulated)
+            elif text == "pools":
+                found.append(plan.pools_split(site, fleet))
             else:
-                found.append(parse_split(text, devices))
-        if texts:
-            return tuple(found)
-        found = [*plan.default_splits(devices)]
-        if self.config_file or not self.devices:
-            pools = self.settings().site.parsed_pools()
-            found += self._turn_splits(devices, simulated) if any(each.turns for each in pools) else ()
-        return tuple(found)
+                found.append(parse_split(text, fleet.gpus))
+        if not texts:
+            found = [*plan.default_splits(fleet.gpus)]
+            pools = site.parsed_pools() if self.config_file or not self.devices else ()
+            if several and pools:
+                found.append(plan.pools_split(site, fleet))
+            elif any(each.turns for each in pools):
+                found += self._turn_splits(fleet, simulated)
+        return tuple(plan.labelled(each, site, fleet) for each in found)
 
-    def _turn_splits(self, devices: tuple[Device, ...], simulated: bool) -> tuple[Split, ...]:
+    def _turn_splits(self, fleet: plan.Fleet, simulated: bool) -> tuple[Split, ...]:
+        if len(fleet.machines) > 1:
+            raise BadOption(
+                "Turns are forecast for the GPUs of one machine: give those with --devices, or take --split "
+                "pools, which counts the seats of each machine."
+            )
         site = self.settings().site
         host = plan.machine_of(simulated, main_memory_bytes())
-        return plan.turn_splits(site.parsed_pools(), site.parsed_tiers(), devices, host)
+        return plan.turn_splits(site.parsed_pools(), site.parsed_tiers(), fleet.gpus, host)
+
+    def _has_local_homes(self) -> bool:
+        """Raises BadOption, ConfigError."""
+        words = {"local": True, "shared": False}
+        if self.homes:
+            if self.homes not in words:
+                raise BadOption(f"--homes is {self.homes!r}: give local or shared.")
+            return words[self.homes]
+        return not GpuSwarm(parent=self.settings()).shared_homes
 
     def _check_options(self) -> None:
         """Raises BadOption for options that contradict each other or would do nothing."""
@@ -556,19 +590,20 @@ class PlanCommand(Command):
             raise BadOption(
                 "--groups are those of a class: give --class, too. The ledger has those of its own."
             )
-        if (self.groups or self.tier) and not self.quotas:
+        pools = "pools" in [each.strip().casefold() for each in self.split.split(",")]
+        if (self.groups or (self.tier and not pools)) and not self.quotas:
             raise BadOption("--groups and --tier only count with --quotas: add it.")
         if self.tier and not self.course:
             raise BadOption("--tier is what a class asks for: give --class, too.")
 
     def _plan_quotas(self, decisions: Iterable[Decision]) -> plan.PlanQuotas:
-        if not self.quotas:
-            return plan.NO_QUOTAS
         site = self.settings().site
-        known = site.known()
-        names = [each.name for each in known.tiers]
+        names = [each.name for each in site.parsed_tiers()]
         if self.tier and self.tier not in names:
             raise BadOption(f"There is no tier {self.tier!r} in the settings: there are {', '.join(names)}.")
+        if not self.quotas:
+            return replace(plan.NO_QUOTAS, tier=self.tier)
+        known = site.known()
         rules = fold(make_base(site.quotas, known), decisions, known)
         parsed = (parse_properties(group, values, known) for group, values in rules.properties.items())
         return plan.PlanQuotas(
@@ -584,6 +619,14 @@ class PlanCommand(Command):
     def _devices(self) -> tuple[Device, ...]:
         if self.devices:
             return parse_simulated(self.devices, "--devices")
+        settings = self.settings()
+        if settings.agents_address:
+            try:
+                status, _ = asyncio.run(ask_status(settings.site.socket_path))
+            except BrokerUnavailable:
+                print("The broker doesn't answer: these are the GPUs of this machine alone.", file=sys.stderr)
+            else:
+                return plan.devices_of(status)
         with closing(open_inventory(self.settings().site)) as inventory:
             return inventory.devices()
 
