@@ -55,5 +55,7 @@ def restart_kernel(page: Page) -> None:
     """By the menu, as after a computation that has gone wrong; returns when the new kernel is idle."""
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_role("menuitem", name=re.compile("^Restart Kernel…")).click()
-    page.get_by_role("dialog").get_by_role("button", name="Confirm Kernel Restart").click()
+    with page.expect_response("**/restart*", timeout=READY_MS) as restarted:
+        page.get_by_role("dialog").get_by_role("button", name="Confirm Kernel Restart").click()
+    assert restarted.value.ok, restarted.value.text()
     expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=READY_MS)
