@@ -25,6 +25,9 @@ class QuotaChange(Authored):
 
     subject: SubjectText
     values: dict[str, JsonValue] = Field(description="the keys of c.GpuSite.quotas that change")
+    end_servers: bool = Field(
+        False, description="running servers that are beyond the quota then are warned and end in 15 minutes"
+    )
     reason: TextOrEmpty = Field("", description=_REASON)
 
 

@@ -280,10 +280,13 @@ class QuotasHandler(RuleHandler):
         """204 when the change is in force."""
         change = self.read(QuotaChange)
         asked = Change("change quota", change.subject, groups_in(change.subject), change)
-        await self.make(
-            asked,
-            lambda: self.rules.change_quota(change.subject, change.values, change.author, change.reason),
-        )
+
+        async def change_it() -> None:
+            await self.rules.change_quota(change.subject, change.values, change.author, change.reason)
+            if change.end_servers:
+                await self.rules.end_beyond(change.subject, change.author, change.reason)
+
+        await self.make(asked, change_it)
 
     @answering
     async def delete(self) -> None:
