@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpuspawner.broker.api.homes import home_routes
 from gpuspawner.broker.api.offer import offer_routes
 from gpuspawner.broker.api.public.history import HistoryTools, history_routes
 from gpuspawner.broker.api.public.images import image_routes
@@ -22,6 +23,7 @@ from gpuspawner.broker.decide.when.gpu_use import GpuUse
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
 from gpuspawner.broker.leases.gate import QuotaGate
+from gpuspawner.broker.leases.home_moves import HomeMoves
 from gpuspawner.broker.leases.offers import Offers
 from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
@@ -66,6 +68,8 @@ class Served:
         self.socket = str(folder / "b.sock")
         self.config.write_text(CONFIG.format(socket=self.socket))
         self.images: tuple[ImageDocument, ...] = ()
+        self.homes: HomeMoves | None = None
+        """Set it before `start`."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -137,6 +141,7 @@ class Served:
         routes = [
             *hub_routes(self.site, self.rules, self.endings),
             *offer_routes(self.site, self.rules, self.endings, offers),
+            *home_routes(self.site, self.rules, self.endings, self.homes),
             *local_routes(service, "hub", self._api()),
         ]
         self.server = HTTPServer(make_app(self.site, routes))
