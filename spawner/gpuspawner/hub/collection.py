@@ -3,7 +3,7 @@
 Python (3.11) stops the process for a full collection. With 500 users who wait it looked at some 240,000
 objects, for 0.28 s, and nearly all of them stayed. So what a full collection leaves is taken out of the next
 ones. Such an object still goes at once when nothing refers to it; only circles of them stay until everything
-is looked at once more, in a minute in which the hub does little.
+is looked at once more: in a minute in which the hub does little, or when a million objects were left.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ QUIET_SECONDS = 3.0
 is asked for nothing uses about one second of a minute."""
 MANY_OBJECTS = 100_000
 """So many more are out of the collections before everything is looked at: less isn't worth the 0.2 s."""
+TOO_MANY_OBJECTS = 1_000_000
+"""So many more, and everything is looked at even while the hub is busy: one that never rests would keep its
+circles for ever (some 0.2 GB)."""
 _FULL = 2
 """The number of the oldest generation (CPython's `gc`)."""
 
@@ -63,9 +66,13 @@ class Collector:
         loop.call_later(LOOK_SECONDS, look)
 
     def look(self) -> bool:
-        """Looks at everything if that is worth it and disturbs nobody; returns whether it did. Blocks."""
+        """Looks at everything if that is worth it and disturbs nobody, or must be; returns whether it did.
+
+        Blocks.
+        """
         before, self._spent = self._spent, self._processor()
-        if self._spent - before > QUIET_SECONDS or gc.get_freeze_count() - self._left < MANY_OBJECTS:
+        is_quiet = self._spent - before <= QUIET_SECONDS
+        if gc.get_freeze_count() - self._left < (MANY_OBJECTS if is_quiet else TOO_MANY_OBJECTS):
             return False
         gc.unfreeze()
         gc.collect()

@@ -83,7 +83,7 @@ class LaunchSteps(Protocol):
     async def home_machine(self, image: dict[str, Any]) -> str:
         """The only machine where the server can run, because the user's files are there; "" if any will do.
 
-        Raises EngineFault, ConfigError.
+        Raises EngineFault, ConfigError; StartConflict while they are moved to another machine.
         """
         ...
 

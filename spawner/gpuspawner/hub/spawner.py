@@ -478,7 +478,7 @@ class GpuDockerSpawner(SpawnerSettings):
     async def home_machine(self, image: dict[str, Any]) -> str:
         """The only machine where the server can run, because the user's files are there; "" if any will do.
 
-        Raises EngineFault, ConfigError.
+        Raises EngineFault, ConfigError; StartConflict while they are moved to another machine.
         """
         home = self._home_in(image)
         if home is None or not home.volume.of_docker:
@@ -486,8 +486,8 @@ class GpuDockerSpawner(SpawnerSettings):
         return await self.engine.home_machine(home.volume.source)
 
     async def _home_machine_or_none(self) -> str:
-        """As `home_machine`, for the spawn page: "" also while Docker doesn't answer."""
-        with suppress(EngineFault, TimeoutError):
+        """As `home_machine`, for the spawn page: "" also if Docker doesn't answer or it is moved."""
+        with suppress(EngineFault, StartConflict, TimeoutError):
             async with asyncio.timeout(offer.LABELS_SECONDS):
                 return await self.home_machine({})
         return ""

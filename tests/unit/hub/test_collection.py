@@ -38,8 +38,9 @@ def work() -> Work:
 
 @pytest.fixture
 def collector(work: Work, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """Begun, and it takes ten objects for many."""
+    """Begun, and it takes ten objects for many, 1,000 for too many."""
     monkeypatch.setattr(collection, "MANY_OBJECTS", 10)
+    monkeypatch.setattr(collection, "TOO_MANY_OBJECTS", 1000)
     Circle.ended = 0
     made = Collector(work)
     made.begin()
@@ -69,6 +70,15 @@ def test_a_circle_that_was_left_goes_in_a_quiet_minute(collector: Collector, wor
     assert collector.look() is True
     assert Circle.ended == 20
     assert collector.look() is False  # nothing was left since
+
+
+def test_a_hub_that_never_rests_looks_when_too_much_was_left(collector: Collector, work: Work) -> None:
+    circles = [Circle() for _ in range(1000)]
+    gc.collect()
+    circles.clear()
+    work.seconds += QUIET_SECONDS + 1
+    assert collector.look() is True
+    assert Circle.ended == 1000
 
 
 def test_what_goes_by_itself_needs_no_collection(collector: Collector) -> None:
