@@ -73,6 +73,7 @@ class Usual:
 
     async def network(self) -> float:
         """The network is empty: one that labs use can't be removed."""
+        await self._hub.add_users("one")
         said = self._hub.log.count("The labs' network")
         self._hub.engine.remove_network(NAME)
 
