@@ -202,11 +202,6 @@ class Cluster:
         """Swarm's id of a machine."""
         return next(each["ID"] for each in self.nodes() if each["Description"]["Hostname"] == name)
 
-    def node_state(self, name: str) -> str:
-        """What the manager says of a machine: "ready", "down" …"""
-        found = next(each for each in self.nodes() if each["Description"]["Hostname"] == name)
-        return str(found["Status"]["State"])
-
     def nodes(self) -> list[dict[str, Any]]:
         """The machines as the manager sees them."""
         found: list[dict[str, Any]] = self.manager.client.nodes()
