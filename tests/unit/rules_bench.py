@@ -55,10 +55,14 @@ class Machine:
 
 
 class Served:
-    """A broker's socket in a thread of its own; `times` moves its clock."""
+    """A broker's socket in a thread of its own; `times` moves its clock.
 
-    def __init__(self, folder: Path, times: Any, machine: Machine | None = None) -> None:
-        self._folder, self._times, self._machine = folder, times, machine or Machine()
+    `database` is the URL of its ledger, SQLite's in the folder by default.
+    """
+
+    def __init__(self, folder: Path, times: Any, machine: Machine | None = None, database: str = "") -> None:
+        self._where: Path | str = database or folder / "ledger"
+        self._times, self._machine = times, machine or Machine()
         self.loop = asyncio.new_event_loop()
         self.config = folder / "config.py"
         self.socket = str(folder / "b.sock")
@@ -98,7 +102,7 @@ class Served:
     async def open(self) -> None:
         """Opens ledger and socket on the present loop."""
         times = self._times
-        self.ledger: Ledger = times.make_ledger(self._folder / "ledger")
+        self.ledger: Ledger = times.make_ledger(self._where)
         await self.ledger.open()
         machine = self._machine
         known = Known(parse_tiers(list(machine.tiers)), None, "Europe/Berlin")
@@ -114,6 +118,7 @@ class Served:
                 "now": staticmethod(times.now),
                 "leases": staticmethod(self.allocator.leases),
                 "release": staticmethod(self.allocator.begin_release),
+                "tell": staticmethod(self.allocator.tell),
             },
         )
         parts = EndingParts(
@@ -121,6 +126,7 @@ class Served:
             gate=gate,
             allocator=self.allocator,
             service=service,
+            ledger=self.ledger,
             gpu_use=lambda lease: GpuUse(GPU1.uuid not in lease.device_uuids),
             idle=IdleRules(),
             clock=times.now,

@@ -27,6 +27,7 @@ from ..api.pulls import pull_routes
 from ..api.rules import hub_routes
 from ..api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from ..api.turns import turn_routes
+from ..leases.calendar_feeds import CalendarFeeds, read_key
 from ..leases.home_moves import HomeMoves
 from ..leases.hub_people import HubPeople
 from ..leases.offers import Offers
@@ -62,6 +63,7 @@ class Serving:
     def open_socket(self) -> HTTPServer:
         """Listens on the unix socket. Raises ConfigError."""
         site, rules = self._site, self.deciding.rules
+        rules.feeds = CalendarFeeds(page_url(os.environ), read_key(self.ground.settings.state_dir))
         offers = Offers(rules, self.deciding.gate, self.deciding.allocator)
         routes = [
             *hub_routes(site, rules, self.leasing.endings),
