@@ -101,8 +101,9 @@ def _prefix_of(settings: Mapping[str, Any]) -> str:
 
 def _patterns(settings: Mapping[str, Any], prefix: str) -> tuple[re.Pattern[str], ...]:
     """The patterns of the homes' names; `prefix` is the pattern of their prefix."""
-    volumes = settings.get("volumes", DEFAULT_VOLUMES)
-    templates = volumes if isinstance(volumes, Mapping) else {}
+    volumes, mounts = settings.get("volumes", DEFAULT_VOLUMES), settings.get("mounts", ())
+    templates = list(volumes) if isinstance(volumes, Mapping) else []
+    templates += [each.get("source") or "" for each in mounts if isinstance(each, Mapping)]
     found = (_pattern(str(template), prefix) for template in templates)
     return tuple(pattern for pattern in found if pattern is not None)
 

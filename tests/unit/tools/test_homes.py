@@ -78,6 +78,8 @@ def test_homes_are_listed_the_largest_first() -> None:
         ({"volumes": {"{username}-of-{username}": "/home"}}, "ada-of-ben", None),
         ({"volumes": {"/srv/{username}": "/home"}}, "/srv/ada", None),
         ({"volumes": {"shared": "/shared"}}, "shared", None),
+        ({"volumes": {}, "mounts": [{"source": "nfs-{username}", "target": "/home"}]}, "nfs-ada", "ada"),
+        ({"volumes": {}, "mounts": [{"type": "tmpfs", "source": None, "target": "/x"}]}, "x", None),
     ],
 )
 def test_names_of_homes_by_the_settings(settings: dict[str, Any], name: str, user: str | None) -> None:
