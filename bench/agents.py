@@ -41,7 +41,7 @@ from gpuspawner.node.remote.members import FOLDER, membership_of
 from gpuspawner.protocol.client import BrokerClient
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.unit.node.agents import StubDocker, StubNode
+from tests.unit.node.agents import StubDocker, StubHomes, StubNode
 
 USERS, GPUS, REST_SECONDS = 5000, 8, 20.0
 LOG = logging.getLogger("stub agents")
@@ -112,7 +112,7 @@ class Site:
             node: Any = StubNode(facts_of(name))
             docker: Any = StubDocker()
             opening = partial(connect, "127.0.0.1", self.port, identity)
-            agent = Agent(name, Hands(node, docker, folder), opening, LOG)
+            agent = Agent(name, Hands(node, docker, StubHomes(), folder), opening, LOG)
             self.tasks.append(asyncio.create_task(agent.run()))
 
     async def all_serve(self) -> float:
