@@ -33,7 +33,11 @@ class Docker:
     """Docker with volumes; remembers what was asked of it."""
 
     def __init__(self, **answers: Any) -> None:
-        self.answers: dict[str, Any] = {"create_host_config": {"made": "host"}, **answers}
+        self.answers: dict[str, Any] = {
+            "create_host_config": {"made": "host"},
+            "volumes": {"Volumes": None},
+            **answers,
+        }
         self.calls: list[tuple[Any, ...]] = []
 
     def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -66,6 +70,22 @@ def test_homes_are_listed_the_largest_first() -> None:
         BEN,
         HomeVolume("gpuspawner-home-cy-2d-x", "cy-2d-x", None, False),
     )
+
+
+def test_homes_of_limited_size_are_listed_too() -> None:
+    """Docker's measurement leaves volumes with options out."""
+    plain = volume("gpuspawner-home-ada", 5 << 30, 2)
+    limited = {
+        "Name": "gpuspawner-home-ben",
+        "Labels": {HOME_SIZE: str(20 << 30)},
+        "Options": {"size": "20g"},
+    }
+    docker = Docker(
+        df={"Volumes": [plain]},
+        volumes={"Volumes": [{**plain, "UsageData": None, "Options": None}, limited]},
+        containers=[{"Mounts": [{"Name": "gpuspawner-home-ben"}]}, {"Mounts": [{"Source": "/srv"}]}, {}],
+    )
+    assert list_homes(docker, patterns_of(Config())) == (ADA, replace(BEN, size_bytes=None, in_use=True))
 
 
 @pytest.mark.parametrize(
