@@ -229,7 +229,13 @@ class Stage:
         }  # fmt: skip
 
     def tiers(self) -> dict[str, Any]:
-        return {"simulated": False, "tiers": MACHINE.tiers}
+        facts = (
+            {"device_count": 0, "total": None},
+            {"device_count": 1, "total": 12},
+            {"device_count": 1, "total": 2},
+        )
+        tiers = [{**tier, **more} for tier, more in zip(MACHINE.tiers, facts, strict=True)]
+        return {"simulated": False, "tiers": tiers}
 
     def metrics(self) -> bytes:
         return b""
