@@ -81,6 +81,7 @@ def _put_onsets_before_changes(calendar: Calendar) -> None:
 
     icalendar (7.3) writes what they show after it: summer time then begins an hour late.
     """
+    part: Any
     for zone in calendar.walk("VTIMEZONE"):
         known = ZoneInfo(str(zone["TZID"]))
         for part in zone.subcomponents:
