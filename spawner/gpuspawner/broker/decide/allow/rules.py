@@ -25,7 +25,8 @@ class Rules:
     """Quotas, grants, lab sessions by name, and by how many seconds leases were extended.
 
     `properties` are the limits that hub groups have in their own properties, by group. `drained` are the
-    devices on which nothing new is placed, by UUID; `messages` the latest for each class, past ones too.
+    devices on which nothing new is placed, by UUID, and machines (`drain_of`); `messages` the latest for each
+    class, past ones too.
 
     `changed` are the run-time values by subject, `problems` sentences on those that can't be used any more,
     as when a tier was taken out of the settings: there the settings count.
