@@ -26,7 +26,7 @@ from gpuspawner.node.remote.certificates import Identity
 from gpuspawner.node.remote.joining import connect
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.unit.node.agents import StubDocker, StubNode
+from tests.unit.node.agents import StubDocker, StubHomes, StubNode
 
 GPUS, READ_SECONDS = 8, 5.0
 LOG = logging.getLogger("stub agents")
@@ -88,7 +88,7 @@ async def main(folder: Path, port: int, names: list[str]) -> None:
     machines, tasks = {name: Docker() for name in names}, []
     for name, docker in machines.items():
         opening = partial(connect, "127.0.0.1", port, Identity(folder / name / "agent"))
-        hands: Any = Hands(Gpus(facts_of(name)), docker, folder / name)  # type: ignore[arg-type]
+        hands: Any = Hands(Gpus(facts_of(name)), docker, StubHomes(), folder / name)  # type: ignore[arg-type]
         tasks.append(asyncio.create_task(Agent(name, hands, opening, LOG).run()))
     told = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(told), sys.stdin)

@@ -20,6 +20,7 @@ from running import System, running_system
 
 from tests.browser.login import log_in
 from tests.browser.looks import check_looks, take_picture
+from tests.browser.notebook import READY_MS, run_cell, start_lab, write_notebook
 from tests.nvml.scripted import Gpu, Script
 
 pytestmark = [
@@ -28,17 +29,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="the guard ends processes of containers only as root"),
 ]
 
-READY_MS = 120_000
 GPU = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
-NOTEBOOK = """async () => {
-  const base = JSON.parse(document.getElementById("jupyter-config-data").textContent).baseUrl;
-  const headers = {"X-XSRFToken": document.cookie.match(/_xsrf=([^;]*)/)[1]};
-  const cell = {cell_type: "code", source: "print(6 * 7)", metadata: {}, outputs: [], execution_count: null};
-  const kernelspec = {name: "python3", display_name: "Python 3 (ipykernel)", language: "python"};
-  const content = {cells: [cell], metadata: {kernelspec}, nbformat: 4, nbformat_minor: 4};
-  const body = JSON.stringify({type: "notebook", format: "json", content});
-  await fetch(base + "api/contents/work.ipynb", {method: "PUT", headers, body});
-}"""
 
 
 @dataclass
@@ -82,33 +73,10 @@ def course(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield Class(system, script, browser)
 
 
-def run_cell(page: Page) -> None:
-    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
-    page.keyboard.press("Control+Enter")
-
-
-def start_lab(course: Class, user: str, tier: str) -> Page:
-    """A window with the user's lab, started with this tier."""
-    page = course.window(user)
-    page.goto(f"{course.system.url}hub/spawn")
-    expect(page.locator("#spawn_form")).to_contain_text("A slice of a GPU")
-    page.check(f"input[name=profile][value={tier}]")
-    page.click("#spawn_form [type=submit]")
-    page.wait_for_url(f"**/user/{user}/**", timeout=READY_MS)
-    page.get_by_role("menuitem", name="File", exact=True).wait_for(timeout=READY_MS)
-    return page
-
-
-def open_notebook(course: Class, page: Page, user: str) -> None:
-    """Writes a notebook and waits for its kernel."""
-    page.evaluate(NOTEBOOK)
-    page.goto(f"{course.system.url}user/{user}/lab/tree/work.ipynb?reset")
-    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=READY_MS)
-
-
 def test_the_status_bar_has_the_numbers_of_my_gpu(course: Class) -> None:
-    page = start_lab(course, "ben", "slice")
-    open_notebook(course, page, "ben")
+    page = course.window("ben")
+    start_lab(page, course.system.url, "ben", "slice")
+    write_notebook(page, course.system.url, "ben", "print(6 * 7)")
     bar = page.locator("#gpuspawner-status")
     expect(bar).to_have_text("GPU 0 B of 8.0 GiB · 71 % busy", timeout=30_000)
     line = course.script.process(course.kernel_pid("ben"), 3 << 30)
@@ -131,7 +99,8 @@ def test_the_status_bar_has_the_numbers_of_my_gpu(course: Class) -> None:
 
 
 def test_a_server_without_a_gpu_has_no_gpu_in_its_status_bar(course: Class) -> None:
-    page = start_lab(course, "cleo", "cpu")
+    page = course.window("cleo")
+    start_lab(page, course.system.url, "cleo", "cpu")
     with page.expect_response("**/gpuspawner/use?*") as answered:
         page.reload()
     assert answered.value.json() is None
@@ -140,11 +109,10 @@ def test_a_server_without_a_gpu_has_no_gpu_in_its_status_bar(course: Class) -> N
 
 
 def test_in_the_notebook_and_on_the_gpu_page(course: Class) -> None:
-    page = start_lab(course, "anna", "slice")
-    open_notebook(course, page, "anna")
-    run_cell(page)
-    output = page.locator(".jp-Notebook .jp-OutputArea").first
-    expect(output).to_contain_text("42", timeout=READY_MS)
+    page = course.window("anna")
+    start_lab(page, course.system.url, "anna", "slice")
+    write_notebook(page, course.system.url, "anna", "print(6 * 7)")
+    expect(run_cell(page)).to_contain_text("42", timeout=READY_MS)
 
     line = course.script.process(course.kernel_pid("anna"), 20 << 30)
     died = page.get_by_role("dialog").filter(has_text="appears to have died")

@@ -19,8 +19,9 @@ from tests.docker.place import ON_BOTH, Place, is_alive
 
 pytestmark = pytest.mark.docker
 
-COMMITS = 5
-"""Reserved, running, warning, releasing, closed: the second warning says the same, in whole minutes."""
+COMMITS = 7
+"""Reserved, running, warning, its record, that of the second warning (which says the same, in whole minutes),
+releasing, closed."""
 WARNINGS_SECONDS = (4.0, 2.0)
 LASTS_SECONDS = 6.0
 DOWN_SECONDS = 10.0

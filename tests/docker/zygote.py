@@ -62,7 +62,7 @@ def die_at_commit(which: int | str, when: str) -> None:
 
     def counted(self: Ledger, change: Change) -> int:
         nonlocal count
-        if not change.leases and not change.decided:  # a heartbeat
+        if not any((change.leases, change.decided, change.end_warnings, change.withdrawn)):  # a heartbeat
             return commit(self, change)
         count += 1
         dies = which in (count, *moments.of(change))

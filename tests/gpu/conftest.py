@@ -62,11 +62,18 @@ def start_system(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str
 
 @pytest.fixture(scope="session")
 def record() -> Iterator[Callable[[str, Any], None]]:
-    """Notes a measured value; all of them are printed at the end, for docs/measurements.md."""
+    """Notes a measured value; all of them are printed at the end, for docs/measurements.md.
+
+    The file of results has each value at once, so that a run that is cut off leaves what it had.
+    """
     values: dict[str, Any] = {}
-    yield values.__setitem__
+
+    def note(name: str, value: Any) -> None:
+        values[name] = value
+        if "GPUSPAWNER_RESULTS" in os.environ:
+            Path(os.environ["GPUSPAWNER_RESULTS"]).write_text(json.dumps(values, indent=1))
+
+    yield note
     print("\nmeasured on this machine:")
     for name, value in values.items():
         print(f"  {name}: {json.dumps(value)}")
-    if "GPUSPAWNER_RESULTS" in os.environ:
-        Path(os.environ["GPUSPAWNER_RESULTS"]).write_text(json.dumps(values, indent=1))

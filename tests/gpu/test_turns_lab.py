@@ -9,9 +9,11 @@ for 10 to 60 s. The seeds are the same for each GPUSPAWNER_TURNS_WAY:
     sliced     slices without MPS: the GPU's time is sliced
     mps        slices with MPS
 
-GPUSPAWNER_TURNS_KILLS ("60 helper, 120 broker"): what is killed when, in seconds. No kernel may end, the loss
-after a number of steps and the sum over the student's memory must be those of an undisturbed run, and never
-may two be awake on a GPU. What was seen is recorded; `turns_ways.py` runs all ways and makes the table.
+GPUSPAWNER_TURNS_KILLS ("60 helper, 120 broker sleep", see `kills.py`): what is killed, from which second on,
+and in which phase. No kernel may end, the loss after a number of steps and the sum over the student's memory
+must be those of an undisturbed run, and never may two be awake on a GPU. Each cell and each kill is printed
+at once, and a run that hangs ends a while after its time and says where it was. What was seen is recorded;
+`turns_ways.py` runs all ways and makes the table.
 """
 
 from __future__ import annotations
@@ -20,19 +22,21 @@ import asyncio
 import os
 import random
 import re
-import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from kills import Killer, parse_kills
 from notebook import Notebook, notebook
+from rows import Rows
 from running import System
 from webclient import Client, logged_in, serving, whole_status
 
@@ -44,6 +48,10 @@ MINUTES = float(os.environ.get("GPUSPAWNER_TURNS_MINUTES", "8"))
 STUDENTS = int(os.environ.get("GPUSPAWNER_TURNS_STUDENTS", "6"))
 GIB = float(os.environ.get("GPUSPAWNER_TURNS_GIB", "22" if WAY == "pressure" else "6"))
 KILLS = os.environ.get("GPUSPAWNER_TURNS_KILLS", "")
+SLEEP_AFTER_SECONDS = float(os.environ.get("GPUSPAWNER_TURNS_SLEEP_AFTER", "25"))
+LATE_SECONDS = 150.0
+"""So long after the class's time the last cells, and the sums over all memory, may end."""
+LOOK_SECONDS = 0.25
 GPUS = 2
 PROMISE = f"{round(GIB + 14)}G"
 
@@ -53,7 +61,7 @@ def _site(way: str) -> dict[str, Any]:
     if way in ("turns", "pressure"):
         pool: dict[str, Any] = {
             "mode": "turns", "seats": STUDENTS, "sleep_memory": PROMISE, "pause_after": 1.0, "min_turn": 1.0,
-            "max_turn": 15.0, "sleep_after": 25.0,
+            "max_turn": 15.0, "sleep_after": SLEEP_AFTER_SECONDS,
         }  # fmt: skip
         tier: dict[str, Any] = {"mode": "turns", "memory": PROMISE}
     elif way == "whole":
@@ -87,7 +95,11 @@ def train(steps):
     model = torch.nn.Sequential(
         torch.nn.Linear(1024, 4096), torch.nn.ReLU(), torch.nn.Linear(4096, 4096), torch.nn.ReLU(),
         torch.nn.Linear(4096, 10),
-    ).cuda()
+    )
+    torch.zeros(1, device="cuda").add_(1)
+    torch.cuda.synchronize()
+    touched = time.time()
+    model = model.cuda()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     data = torch.randn(4096, 1024, device="cuda")
     target = torch.randint(0, 10, (4096,), device="cuda")
@@ -103,7 +115,9 @@ def train(steps):
         if step == CHECKED - 1:
             loss_then = loss.item()
     torch.cuda.synchronize()
-    print(json.dumps({"first": first, "end": time.time(), "loss": loss_then, "steps": steps}))
+    print(json.dumps({
+        "touched": touched, "first": first, "end": time.time(), "loss": loss_then, "steps": steps,
+    }))
 
 print(json.dumps({"sum": checksum()}))
 """
@@ -122,6 +136,7 @@ def prepare(number: int) -> str:
 class Seen:
     """What the class came to. `waits` are from pressing Run to the first result."""
 
+    rows: Rows
     waits: list[float] = field(default_factory=list)
     steps: int = 0
     ended: float = 0.0
@@ -134,6 +149,46 @@ class Seen:
     """How many GPUs had somebody awake, by sample."""
     lines: list[str] = field(default_factory=list)
     killed: Counter[str] = field(default_factory=Counter)
+    turns: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    """By user: since when they were awake, each time, and whether they were paused or asleep before."""
+    last: dict[str, str] = field(default_factory=dict)
+    """By user: where they were at the last look."""
+    after_turn: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds from the begin of a turn to the first operation's result, by where the memory was before."""
+
+    def look(self, leases: list[dict[str, Any]]) -> None:
+        """One answer of the API."""
+        turns = {each["user"]: each["turn"] for each in leases if each["turn"] is not None}
+        for user, turn in turns.items():
+            since = datetime.fromisoformat(turn["since"]).timestamp()
+            mine = self.turns.setdefault(user, [])
+            if turn["turn"] == "awake" and (not mine or since - mine[-1][0] > 0.1):
+                mine.append((since, self.last.get(user, "asleep")))
+            if turn["turn"] != "awake":
+                self.last[user] = turn["turn"]
+        where = [turn["gpu_uuid"] for turn in turns.values() if turn["turn"] == "awake"]
+        self.awake[len(where)] += 1
+        if len(set(where)) < len(where):
+            self.shared.append(f"{time.time():.1f} {where}")
+
+    def ran(self, user: str, pressed: float, found: dict[str, Any]) -> None:
+        """A cell has ended."""
+        self.waits.append(found["first"] - pressed)
+        self.steps += found["steps"]
+        self.ended = max(self.ended, found["end"])
+        self.losses.append(found["loss"])
+        begun = [each for each in self.turns.get(user, []) if pressed < each[0] <= found["touched"]]
+        after = {"wait": round(self.waits[-1], 3), "steps": found["steps"], "loss": found["loss"]}
+        if begun:
+            since, before = begun[-1]
+            self.after_turn.setdefault(before, []).append(found["touched"] - since)
+            after |= {"before": before, "first operation": round(found["touched"] - since, 4)}
+        self.rows.row(f"{user}, cell {len(self.waits)}", after)
+
+    def killed_one(self, name: str, what: Any) -> None:
+        """The broker or its helper was killed."""
+        self.killed[name] += 1
+        self.rows.row(f"killed: {name}", what)
 
 
 async def live(number: int, student: Notebook, speed: float, end: float, seen: Seen) -> None:
@@ -144,63 +199,43 @@ async def live(number: int, student: Notebook, speed: float, end: float, seen: S
     while time.time() < end:
         steps = max(CHECKED_STEPS, int(draw.uniform(5, 30) * speed))
         pressed = time.time()
-        found = await student.run(f"train({steps})")
-        seen.waits.append(found["first"] - pressed)
-        seen.steps += found["steps"]
-        seen.ended = max(seen.ended, found["end"])
-        seen.losses.append(found["loss"])
+        seen.ran(f"student{number}", pressed, await student.run(f"train({steps})"))
         await asyncio.sleep(max(0.0, min(draw.uniform(10, 60), end - time.time())))
     after = (await student.run('print(json.dumps({"sum": checksum()}))'))["sum"]
     seen.sums.append((before, after))
     seen.lines += student.lines
+    seen.rows.row(f"student{number}, sums equal", before == after, ok=before == after)
 
 
 async def watch(admin: Client, seen: Seen) -> None:
     """Who is awake, as the API says it; until cancelled. A broker that was just killed doesn't answer."""
     while True:
         with suppress(AssertionError, aiohttp.ClientError, ValueError, TimeoutError):
-            status = await whole_status(admin)
-            where = [
-                lease["turn"]["gpu_uuid"]
-                for lease in status["leases"]
-                if lease["turn"] is not None and lease["turn"]["turn"] == "awake"
-            ]
-            seen.awake[len(where)] += 1
-            if len(set(where)) < len(where):
-                seen.shared.append(f"{time.time():.1f} {where}")
-        await asyncio.sleep(0.5)
+            seen.look((await whole_status(admin))["leases"])
+        await asyncio.sleep(LOOK_SECONDS)
 
 
-def parse_kills(text: str) -> list[tuple[float, str]]:
-    """ "60 helper, 120 broker" as pairs, in order. Raises ValueError for anything else."""
-    found = []
-    for part in filter(None, (each.strip() for each in text.split(","))):
-        seconds, what = part.split()
-        if what not in ("helper", "broker"):
-            raise ValueError(f"{what!r} can't be killed: helper, broker")
-        found.append((float(seconds), what))
-    return sorted(found)
-
-
-def helper_of(broker_pid: int, proc: Path = Path("/proc")) -> int | None:
-    """The process that talks to the driver: a child of the broker."""
-    for folder in proc.glob("[0-9]*"):
-        with suppress(OSError):
-            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == broker_pid and "checkpoint.helper" in (folder / "cmdline").read_text():
-                return int(folder.name)
-    return None
-
-
-async def kill(system: System, began: float, seen: Seen) -> None:
-    """Kills the broker and its helper at their times, whatever they are doing."""
-    for at, what in parse_kills(KILLS):
-        await asyncio.sleep(max(0.0, began + at - time.time()))
-        broker = system.broker_pid()
-        pid = broker if what == "broker" or broker is None else helper_of(broker)
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-            seen.killed[what] += 1
+async def run_class(
+    admin: Client, students: list[Notebook], speed: float, seen: Seen, beside: Awaitable[None]
+) -> None:
+    """All live until the end of the class, while something happens beside them. A hang is a failed row."""
+    end = time.time() + MINUTES * 60
+    watching, happening = asyncio.create_task(watch(admin, seen)), asyncio.ensure_future(beside)
+    lives = [asyncio.create_task(live(n, each, speed, end, seen)) for n, each in enumerate(students)]
+    done, late = await asyncio.wait(lives, timeout=MINUTES * 60 + LATE_SECONDS)
+    for task in (watching, *late):
+        task.cancel()
+    if late:
+        leases = (await whole_status(admin))["leases"]
+        seen.rows.row(f"{len(late)} did not end", [(each["user"], each["turn"]) for each in leases], ok=False)
+    for task in done:
+        if (error := task.exception()) is not None:
+            seen.rows.row("a student failed", f"{type(error).__name__}: {error}"[-500:], ok=False)
+    await asyncio.gather(watching, *late, return_exceptions=True)
+    try:
+        await asyncio.wait_for(happening, LATE_SECONDS / 5)
+    except Exception as error:  # a row, so that the class is recorded
+        seen.rows.row("the kills", f"{type(error).__name__}: {error}"[-500:], ok=False)
 
 
 def switches(metrics: str) -> list[str]:
@@ -218,47 +253,46 @@ async def queue_up(client: Client) -> None:
 
 
 async def test_a_class(system: System, record: Callable[[str, Any], None]) -> None:
-    seen = Seen()
+    seen = Seen(Rows())
     places = GPUS if WAY == "whole" else STUDENTS
+    kills = parse_kills(KILLS)
     async with AsyncExitStack() as stack:
         admin = await stack.enter_async_context(logged_in(system, "admin"))
         clients = [await stack.enter_async_context(logged_in(system, f"student{n}")) for n in range(STUDENTS)]
         started = [await stack.enter_async_context(serving(each, WAY)) for each in clients[:places]]
         record("click to ready (s)", [round(each, 2) for each in started])
         students = [await stack.enter_async_context(notebook(each)) for each in clients[:places]]
-        # The first one alone: what an undisturbed run gives, and how fast it is.
-        await students[0].run(prepare(0))
-        reference = await students[0].run(f"train({CHECKED_STEPS})")
-        alone = await students[0].run("train(300)")
-        speed = 300 / (alone["end"] - alone["first"])
+        reference, speed = await alone(students)
         record("steps/s of one alone", round(speed, 1))
-        await asyncio.gather(
-            *(student.run(prepare(number)) for number, student in enumerate(students[1:], 1))
-        )
         for client in clients[places:]:
             await queue_up(client)
+        seen.rows.row("the class begins", {"speed": round(speed, 1), "loss": reference})
         began = time.time()
-        beside = [asyncio.create_task(watch(admin, seen)), asyncio.create_task(kill(system, began, seen))]
-        end = began + MINUTES * 60
-        await asyncio.gather(*(live(n, each, speed, end, seen) for n, each in enumerate(students)))
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+        killer = Killer(system, admin, seen.killed_one)
+        await run_class(admin, students, speed, seen, killer.run(kills, began))
         status = await whole_status(admin)
-        assert len(status["devices"]) == GPUS
         waiting = [lease["user"] for lease in status["leases"] if lease["state"] == "waiting"]
-        assert len(waiting) == STUDENTS - places
         seen.waits += [MINUTES * 60] * len(waiting)  # they waited in the queue all the time
         metrics = await admin.text("services/gpu/metrics")
+        note(record, seen, alone_speed=speed, began=began, metrics=metrics)
+        record("losses", [len(seen.losses), reference, sorted(set(seen.losses))])
         for client in clients[places:]:
             await client.send("DELETE", client.api_path)
-    note(record, seen, alone_speed=speed, began=began, metrics=metrics)
-    record("losses", [len(seen.losses), reference["loss"], sorted(set(seen.losses))])
-    assert seen.killed == Counter(what for _, what in parse_kills(KILLS))
+    assert seen.rows.failed == []
+    assert (len(status["devices"]), len(waiting)) == (GPUS, STUDENTS - places)
+    assert seen.killed == Counter(kill.name for kill in kills)
     assert seen.shared == []
-    assert all(before == after for before, after in seen.sums)
     assert len(seen.sums) == places
-    assert set(seen.losses) == {reference["loss"]}
+    assert set(seen.losses) == {reference}
+
+
+async def alone(students: list[Notebook]) -> tuple[float, float]:
+    """The loss of an undisturbed run and its steps/s, of the first; then the others' first cells."""
+    await students[0].run(prepare(0))
+    reference = await students[0].run(f"train({CHECKED_STEPS})")
+    alone = await students[0].run("train(300)")
+    await asyncio.gather(*(student.run(prepare(number)) for number, student in enumerate(students[1:], 1)))
+    return reference["loss"], 300 / (alone["end"] - alone["first"])
 
 
 def note(
@@ -279,3 +313,7 @@ def note(
     record("used part of the GPUs' time", round(seen.steps / alone_speed / seconds / GPUS, 3))
     record("GPUs with somebody awake, samples", dict(seen.awake))
     record("lines shown", [len(seen.lines), *seen.lines[:4]])
+    for before, seconds in seen.after_turn.items():
+        ordered = sorted(seconds)
+        told = len(ordered), statistics.median(ordered), ordered[int(0.95 * (len(ordered) - 1))], ordered[-1]
+        record(f"first operation after a turn's begin, was {before} (n, p50, p95, most, s)", told)

@@ -2,6 +2,8 @@
 
 One class of a few minutes; each check is a row, and one that fails doesn't cost the others. Two GPUs are
 needed, a third one for GPU-hours that end (five minutes, beside the rest), a fourth for one that comes later.
+GPUSPAWNER_TURNS_CHECKS chooses some: with "hours,xid,killed,kernel,joins" two GPUs are enough, one for the
+class, one for the hours, which joins the class at the end.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import docker
 import pytest
 import sqlalchemy as sa
 from attacks import ILLEGAL_ADDRESS
 from gpuspawner.broker.ledger import schema
+from lab import container_of
 from machine import uuids, write_site
 from notebook import Notebook, notebook
 from rows import Rows
@@ -39,6 +43,10 @@ PAUSE_AFTER_SECONDS = 2.0
 SEATS = 6
 PROMISE, LAB_MEMORY = "16G", "8G"
 GIB = float(os.environ.get("GPUSPAWNER_TURNS_GIB", "4"))
+CHECKS = os.environ.get("GPUSPAWNER_TURNS_CHECKS", "")
+KERNEL_SECONDS = 60.0
+CLOCK_HZ = 1.9e9
+"""About the SM clock of an H100 or H200: `torch.cuda._sleep` counts its cycles."""
 HOURS = 0.09
 """Just over the five minutes between the last warning and the end."""
 PREPARE = """
@@ -62,6 +70,12 @@ def compute(seconds):
 
 print(json.dumps({"sum": checksum()}))
 """
+KERNEL = f"""
+_began = time.time()
+torch.cuda._sleep(int({KERNEL_SECONDS} * {CLOCK_HZ}))
+torch.cuda.synchronize()
+print(json.dumps({{"seconds": round(time.time() - _began, 1)}}))
+"""
 SUM = 'print(json.dumps({"sum": checksum()}))'
 MANAGED = """
 import ctypes
@@ -78,19 +92,35 @@ print(json.dumps({"status": _done.returncode, "said": (_done.stdout + _done.stde
 """
 
 
-def site(gpus: list[str]) -> dict[str, Any]:
-    """A pool of two GPUs, and one of a single GPU for the student whose GPU-hours end."""
-    turns = {
-        "mode": "turns", "sleep_memory": PROMISE, "pause_after": PAUSE_AFTER_SECONDS, "min_turn": 1.0,
-        "max_turn": MAX_TURN_SECONDS, "sleep_after": 900.0,
-    }  # fmt: skip
-    pools = [{"name": "class", "devices": gpus[:2], "seats": SEATS, **turns}]
-    tier = {"mode": "turns", "memory": PROMISE, "mem_limit": LAB_MEMORY}
-    tiers = [{"name": "cpu"}, {"name": "class", "pool": "class", **tier}]
-    if len(gpus) > 2:
-        pools.append({"name": "hours", "devices": gpus[2:3], "seats": 1, **turns})
-        tiers.append({"name": "hours", "pool": "hours", **tier})
-    return {"pools": pools, "tiers": tiers, "quotas": [{"user": "hana", "gpu_hours": HOURS}]}
+@dataclass(frozen=True)
+class Layout:
+    """Which GPU is for what: those of the class, that of the student whose GPU-hours end, one that joins."""
+
+    class_gpus: tuple[str, ...]
+    hours: str | None = None
+    joins: str | None = None
+
+    @classmethod
+    def of(cls, gpus: list[str]) -> Layout:
+        """By how many there are; of two, one is for the hours if these were chosen."""
+        if len(gpus) == 2 and "hours" in CHECKS.split(","):
+            return cls(tuple(gpus[:1]), gpus[1], gpus[1])
+        return cls(tuple(gpus[:2]), *gpus[2:4])
+
+    def site(self, *, joined: bool = False) -> dict[str, Any]:
+        """A pool for the class, and one of a single GPU for the student whose GPU-hours end."""
+        turns = {
+            "mode": "turns", "sleep_memory": PROMISE, "pause_after": PAUSE_AFTER_SECONDS, "min_turn": 1.0,
+            "max_turn": MAX_TURN_SECONDS, "sleep_after": 900.0,
+        }  # fmt: skip
+        tier = {"mode": "turns", "memory": PROMISE, "mem_limit": LAB_MEMORY}
+        own = [*self.class_gpus, *([self.joins] if joined and self.joins else [])]
+        pools = [{"name": "class", "devices": own, "seats": SEATS, **turns}]
+        tiers = [{"name": "cpu"}, {"name": "class", "pool": "class", **tier}]
+        if self.hours is not None and self.hours not in own:
+            pools.append({"name": "hours", "devices": [self.hours], "seats": 1, **turns})
+            tiers.append({"name": "hours", "pool": "hours", **tier})
+        return {"pools": pools, "tiers": tiers, "quotas": [{"user": "hana", "gpu_hours": HOURS}]}
 
 
 @dataclass
@@ -116,6 +146,7 @@ class Class:
     rows: Rows
     stack: AsyncExitStack
     gpus: list[str]
+    layout: Layout
     students: dict[str, Student] = field(default_factory=dict)
     awake: list[tuple[float, tuple[str, ...]]] = field(default_factory=list)
     """Whenever it changed: who was awake."""
@@ -403,25 +434,94 @@ async def is_known(room: Class) -> bool:
     return all(lease["turn"] is not None for lease in (await room.status())["leases"])
 
 
+async def check_killed_asleep(room: Class) -> None:
+    """Two sleep: the container of one is killed, the kernel of the other for lack of its container's memory.
+
+    They sleep because the class's only GPU is drained.
+    """
+    gpu = room.layout.class_gpus[0]
+    for user in ("fay", "gil"):
+        await room.join(user)
+        await room.open(user)
+    await room.drain(gpu)
+    slept = [await room.until(lambda user=user: room.is_turn(user, "asleep"), 60) for user in ("fay", "gil")]  # type: ignore[misc]
+    engine = docker.from_env(timeout=60)
+    before = await room.lease("fay")
+    engine.containers.get(container_of(room.system, "fay")).kill()
+
+    async def is_gone() -> bool:
+        return all(each["user"] != "fay" for each in (await room.status())["leases"])
+
+    gone = await room.until(is_gone, 30)
+    room.rows.row(
+        "a container killed asleep",
+        f"asleep after {slept} s, {mib(before['turn']['memory_bytes'])} MiB; its lease ended after {gone} s",
+        ok=before["turn"]["turn"] == "asleep",
+    )
+    lab = engine.containers.get(container_of(room.system, "gil"))
+    kernel = next(int(row[1]) for row in lab.top()["Processes"] if "ipykernel_launcher" in row[-1])
+    Path(f"/proc/{kernel}/oom_score_adj").write_text("1000")
+    limit = lab.attrs["HostConfig"]["Memory"]
+    greedy = f"import time; kept = b'x' * {limit + (8 << 30)}; time.sleep(5)"
+    code, said = await asyncio.to_thread(lab.exec_run, ["python3", "-c", greedy], user="1000")
+    ended = await room.until(lambda: is_dead(kernel), 30)
+    await room.drain(gpu, False)
+    await room.open("gil")
+    again, ann = await room.compute("gil", 1), await room.compute("ann", 1)
+    whole = (await room.students["ann"].run(SUM))["sum"] == room.students["ann"].sum
+    room.rows.row(
+        "a kernel killed asleep, its container out of memory",
+        f"the greedy program ended with {code} {said[-80:]!r}, the kernel {ended} s later; a new kernel of "
+        f"the same server computes after {again['wait']} s, Ann after {ann['wait']} s, sum equal {whole}",
+        ok=whole,
+    )
+    await stop(room.students["gil"].client)
+
+
+async def is_dead(pid: int) -> bool:
+    """Whether a process has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    return True
+
+
+async def check_kernel(room: Class) -> None:
+    """Ann starts one kernel of a minute, then Ben wants the GPU."""
+    working = asyncio.create_task(room.students["ann"].run(KERNEL))
+    await room.until(lambda: room.is_turn("ann", "awake"), 20)
+    ben = asyncio.create_task(room.compute("ben", 2, after=2.0))
+    await asyncio.sleep(MAX_TURN_SECONDS + 10.0)
+    told = await room.lease("ben")
+    ann = await working
+    found = await ben
+    sums = [(await room.students[user].run(SUM))["sum"] == room.students[user].sum for user in ("ann", "ben")]
+    room.rows.row(
+        "a kernel of a minute",
+        f"it took {ann['seconds']} s; Ben waited {found['wait']} s, after {MAX_TURN_SECONDS + 8:.0f} s he "
+        f"was told {told['turn']['wait_seconds']} s, {told['turn']['held_up']}; sums equal {sums}",
+        ok=all(sums) and found["wait"] > ann["seconds"] / 2,
+    )
+
+
 async def check_sees(room: Class) -> None:
     """A GPU that joins the pool later serves new servers only; the others wait while theirs are drained."""
-    if len(room.gpus) < 4:
+    layout = room.layout
+    if layout.joins is None:
         room.rows.row("a GPU that joins the pool later", "not run: it takes four GPUs")
         return
-    new = room.gpus[3]
-    later = site(room.gpus)
-    later["pools"][0]["devices"] = [*room.gpus[:2], new]
-    write_site(room.system.folder, later)
+    if layout.joins == layout.hours:
+        await stop(room.students["hana"].client)
+    write_site(room.system.folder, layout.site(joined=True))
     back = await room.restart_broker()
     await room.until(lambda: is_known(room), 30)
     await room.join("eve")
-    for gpu in room.gpus[:2]:
+    for gpu in layout.class_gpus:
         await room.drain(gpu)
     ben = asyncio.create_task(room.compute("ben", 1))
     await room.open("eve")
     eve = await room.compute("eve", 1)
     where, waits = await room.turn("eve"), await room.turn("ben")
-    for gpu in room.gpus[:2]:
+    for gpu in layout.class_gpus:
         await room.drain(gpu, False)
     found = await ben
     room.rows.row(
@@ -429,7 +529,7 @@ async def check_sees(room: Class) -> None:
         f"broker back after {back} s; the new server computes on GPU {room.gpus.index(where['gpu_uuid'])}, "
         f"waited {eve['wait']} s; the old one meanwhile {waits['turn']}, {waits['position']} in line, first "
         f"step after {found['wait']} s",
-        ok=where["gpu_uuid"] == new and waits["turn"] in ("paused", "asleep") and waits["position"] == 1,
+        ok=where["gpu_uuid"] == layout.joins and waits["turn"] in ("paused", "asleep"),
     )
 
 
@@ -489,14 +589,14 @@ def count_past_use(room: Class, user: str, gpu_seconds: float) -> None:
 
 
 @asynccontextmanager
-async def opened(system: System, rows: Rows, gpus: list[str]) -> AsyncIterator[Class]:
-    """Ann, Ben, Cem and Dan in a class of two GPUs; Hana on a third."""
+async def opened(system: System, rows: Rows, gpus: list[str], layout: Layout) -> AsyncIterator[Class]:
+    """Ann, Ben, Cem and Dan in the class; Hana on a GPU of her own."""
     async with AsyncExitStack() as stack:
         admin = await stack.enter_async_context(logged_in(system, "admin"))
         await admin.text("services/gpu/")
-        room = Class(system, admin, rows, stack, gpus)
+        room = Class(system, admin, rows, stack, gpus, layout)
         names = ("ann", "ben", "cem", "dan")
-        hana = [room.join("hana", "hours")] if len(gpus) > 2 else []
+        hana = [room.join("hana", "hours")] if layout.hours is not None else []
         await asyncio.gather(*(room.join(name) for name in names), *hana)
         watching = asyncio.create_task(room.watch())
         yield room
@@ -507,34 +607,56 @@ async def opened(system: System, rows: Rows, gpus: list[str]) -> AsyncIterator[C
                 await stop(student.client)
 
 
+@dataclass(frozen=True)
+class Check:
+    """One of the rows. `gpus`: so many GPUs must be the class's; 0: any number, and 1: one alone."""
+
+    what: str
+    run: Callable[[Class], Awaitable[None]]
+    seconds: float
+    gpus: int = 0
+
+    def suits(self, layout: Layout) -> bool:
+        """Whether it is chosen, and can be shown with these GPUs."""
+        chosen = self.what in CHECKS.split(",") if CHECKS else True
+        return chosen and self.gpus in (0, len(layout.class_gpus))
+
+
+CHECK_TABLE = (
+    Check("order", check_order, 90),
+    Check("give_up", check_give_up, 60),
+    Check("drain", check_drain, 90, gpus=2),
+    Check("managed", check_managed_shares, 60, gpus=2),
+    Check("xid", check_xid, 60),
+    Check("killed", check_killed_asleep, 120, gpus=1),
+    Check("kernel", check_kernel, 120, gpus=1),
+    Check("meters", check_meters, 60),
+    Check("reload", check_engine_reload, 60),
+    Check("second", check_second_broker, 45),
+)
+
+
 async def test_the_rules_of_turns(start_system: Any, record: Callable[[str, Any], None]) -> None:
     gpus, rows = uuids(), Rows()
     if len(gpus) < 2:
         pytest.skip("needs two GPUs")
-    with start_system(site(gpus)) as system:
-        async with opened(system, rows, gpus) as room:
+    layout = Layout.of(gpus)
+    with start_system(layout.site()) as system:
+        async with opened(system, rows, gpus, layout) as room:
             count_past_use(room, "ben", 7200.0)
             rows.row("the broker killed, the next one answers (s)", await room.restart_broker())
             beside = []
             if "hana" in room.students:
                 await room.open("hana")
-                beside.append(asyncio.create_task(rows.check("GPU-hours end in turns", hours_end(room), 480)))
-            await room.drain(gpus[1])
+                beside.append(asyncio.create_task(rows.check("hours", hours_end(room), 480)))
             await rows.check("first cells", first_cells(room), 90)
-            for what, check, seconds in (
-                ("rank by use", check_order, 90),
-                ("a turn given up without a program", check_give_up, 60),
-                ("drain", check_drain, 90),
-                ("managed memory is paused for others", check_managed_shares, 60),
-                ("XID", check_xid, 60),
-                ("meters", check_meters, 60),
-                ("Docker reloaded", check_engine_reload, 60),
-                ("a second broker", check_second_broker, 45),
-            ):
-                await rows.check(what, check(room), seconds)
+            for check in CHECK_TABLE:
+                if check.suits(layout):
+                    await rows.check(check.what, check.run(room), check.seconds)
             await asyncio.gather(*beside)
             # Last: it kills the broker, and then users are warned again before their GPU-hours end.
-            await rows.check("a GPU that joins the pool later", check_sees(room), 90)
+            if not CHECKS or "joins" in CHECKS.split(","):
+                await rows.check("joins", check_sees(room), 90)
             metrics = await room.admin.text("services/gpu/metrics")
     shown = [line for line in metrics.splitlines() if line.startswith("gpuspawner_turn_switches_total")]
     rows.row("switches", shown)
@@ -544,8 +666,10 @@ async def test_the_rules_of_turns(start_system: Any, record: Callable[[str, Any]
 
 
 async def first_cells(room: Class) -> None:
-    """All on one GPU, since the other one is drained: also of those whose server began with that one."""
-    began = time.monotonic()
+    """All on one GPU, also of those whose server began with the other one, which is drained."""
+    began, others = time.monotonic(), room.layout.class_gpus[1:]
+    for gpu in others:
+        await room.drain(gpu)
     for name in ("ann", "ben", "cem"):
         await room.open(name)
     dan = room.students["dan"]
@@ -553,7 +677,7 @@ async def first_cells(room: Class) -> None:
     where = {name: (await room.turn(name))["gpu_uuid"] for name in ("ann", "ben", "cem")}
     places = {name: None if gpu is None else room.gpus.index(gpu) for name, gpu in where.items()}
     room.rows.row(
-        "three programs while the second GPU is drained",
+        f"three programs while {len(others)} other GPUs are drained",
         f"on GPUs {places}, {time.monotonic() - began:.1f} s",
-        ok=1 not in places.values(),
+        ok=not set(others) & set(where.values()),
     )

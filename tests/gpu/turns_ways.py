@@ -1,6 +1,6 @@
 """Runs the class of `test_turns_lab.py` in several ways, one after the other, and prints their table.
 
-    python tests/gpu/turns_ways.py OUT turns:8:"60 helper, 150 broker, 240 helper, 330 broker" pressure:3
+    python tests/gpu/turns_ways.py OUT turns:8:"60 helper sleep, 150 broker wake" pressure:3
     python tests/gpu/turns_ways.py OUT whole:3 sliced:3 mps:3 turns:3
 
 Each way is NAME:MINUTES[:KILLS]. The results are JSON files in OUT; the table has all that lie there, so that

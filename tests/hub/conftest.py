@@ -39,7 +39,15 @@ trap 'exit 0' TERM
 echo "warming up"
 while :; do /bin/busybox sleep 600 & wait $!; done
 """
-_IMAGES = {"lab": _SERVE, "other": _SERVE, "crash": _CRASH, "mute": _MUTE}
+# Python's words where a server can't write to its home.
+_HOMELY = """#!/bin/busybox sh
+home=/home/jovyan/.local
+if ! /bin/busybox mkdir -p "$home"; then
+  echo "PermissionError: [Errno 13] Permission denied: '$home'" >&2
+  exit 1
+fi
+""" + _SERVE.split("\n", 1)[1]
+_IMAGES = {"lab": _SERVE, "other": _SERVE, "homely": _HOMELY, "crash": _CRASH, "mute": _MUTE}
 
 _FOREIGN = """#!/bin/busybox sh
 trap 'exit 0' TERM
@@ -94,12 +102,18 @@ def images(engine: docker.APIClient) -> None:
     busybox = shutil.which("busybox")
     if busybox is None or b"statically" not in subprocess.check_output(["file", "-L", busybox]):
         pytest.skip("no static busybox for the test images: apt-get install busybox-static")
+    import_images(engine)
+
+
+def import_images(engine: docker.APIClient) -> None:
+    """The same where there is such a busybox."""
+    busybox = os.path.realpath(str(shutil.which("busybox")))
     changes = ['CMD ["/lab"]', "WORKDIR /home/jovyan"]
     made = {name: ({"lab": script}, changes) for name, script in _IMAGES.items()}
     for name, (files, changes) in {**made, **_OTHERS}.items():
         data = io.BytesIO()
         with tarfile.open(fileobj=data, mode="w") as tar:
-            tar.add(os.path.realpath(busybox), "bin/busybox")
+            tar.add(busybox, "bin/busybox")
             for path, script in files.items():
                 _add(tar, path, script.encode(), 0o755)
             _add_folder(tar, "tmp", 0o1777)

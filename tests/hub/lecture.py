@@ -120,8 +120,8 @@ class Lecture:
         try:
             await page.click("gpu")
             await page.follow(lambda event: self._read(user, event, seen))
-        except AssertionError as problem:
-            seen.failures.append(f"{user}: {str(problem)[:500]}")
+        except (AssertionError, OSError, aiohttp.ClientError) as problem:
+            seen.failures.append(f"{user}: {problem!r:.500}")
 
     @staticmethod
     def _read(user: str, event: dict[str, Any], seen: Round) -> None:

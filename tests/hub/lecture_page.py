@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import aiohttp
@@ -19,6 +21,7 @@ from yarl import URL
 
 _SILENCE_SECONDS = 10.0
 _PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 10.0
 _FILES = re.compile(r'(?:src|href)="([^"]*/hub/(?:static/|logo(?!ut))[^"]*)"')
 _PROGRESS = re.compile(r'id="gpu-start-data">(.*?)</script>', re.DOTALL)
 _TOKEN = re.compile(r'name="_xsrf" value="([^"]+)"|[?&]_xsrf=([^"&]+)"')
@@ -80,7 +83,7 @@ class WaitingPage:
         A hub that is busy for ten seconds is asked again. If the start was cancelled meanwhile, the answer is
         400 ("is not starting"): the page, which leads on by itself, then asks no more.
         """
-        while True:
+        for attempt in count():
             try:
                 async with self.session.get(
                     URL(self._progress_url, encoded=True), allow_redirects=False
@@ -91,7 +94,7 @@ class WaitingPage:
                     if await self._read(stream, take):
                         return
             except (TimeoutError, aiohttp.ClientError):
-                await asyncio.sleep(_PAUSE_SECONDS)
+                await pause(attempt)
 
     async def _read(self, stream: aiohttp.ClientResponse, take: Callable[[dict[str, Any]], None]) -> bool:
         """Whether the last event came; TimeoutError after a silence."""
@@ -107,12 +110,12 @@ class WaitingPage:
         """The button "Leave the queue", and the page after it; the last status of the first."""
         self._leaving = True
         address = URL(self._progress_url.replace("/progress", "", 1), encoded=True)
-        while True:
+        for attempt in count():
             async with self.session.delete(address) as answer:
                 await answer.read()
             if answer.status != 202:
                 break
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await pause(attempt)
         await self._page(f"/hub/spawn/{self.user}")
         return answer.status
 
@@ -133,6 +136,12 @@ class WaitingPage:
         async with self.session.get(URL(path, encoded=True)) as answer:
             await answer.read()
             assert answer.status == 200, (path, answer.status)
+
+
+async def pause(attempt: int) -> None:
+    """Later and later, and not all at once, as the page's script does it."""
+    longest = min(_PAUSE_SECONDS * 2**attempt, _LONGEST_PAUSE_SECONDS)
+    await asyncio.sleep(longest * random.uniform(0.5, 1))
 
 
 def xsrf_of(page: str) -> str:

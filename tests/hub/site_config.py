@@ -52,5 +52,6 @@ c.GpuDockerSpawner.group_overrides = {
 }
 c.GpuDockerSpawner.allowed_images = ["gpuspawner-hubtest/lab", "gpuspawner-hubtest/other"]
 c.GpuDockerSpawner.name_template = "{prefix}-{username}-of-{servername}"
+c.GpuSite.tiers = [*c.GpuSite.tiers, {"name": "small", "title": "Small", "mem_limit": "160M"}]
 c.JupyterHub.load_groups = {"big": {"users": ["grace"]}}
 c.JupyterHub.allow_named_servers = True

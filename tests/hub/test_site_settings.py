@@ -54,10 +54,15 @@ async def test_settings_and_hooks_of_a_site(hub: HubProcess, told: Path) -> None
     assert told.read_text().splitlines() == ["auth ada", "before ada", "after ada"]
 
 
-async def test_a_group_s_override_counts_before_the_site_s_limit(hub: HubProcess) -> None:
-    assert (await hub.spawn("grace", {"profile": "cpu"})).ready
-    assert hub.inspect("grace")["HostConfig"]["Memory"] == 192 * MIB
-    await hub.stop_server("grace")
+@pytest.mark.parametrize(
+    ("user", "tier", "mib"), [("grace", "cpu", 192), ("grace", "small", 192), ("ada", "small", 160)]
+)
+async def test_a_group_s_override_counts_before_the_tier_and_that_before_the_site_s_limit(
+    hub: HubProcess, user: str, tier: str, mib: int
+) -> None:
+    assert (await hub.spawn(user, {"profile": tier})).ready
+    assert hub.inspect(user)["HostConfig"]["Memory"] == mib * MIB
+    await hub.stop_server(user)
 
 
 async def test_the_site_s_own_form_starts_a_server(hub: HubProcess) -> None:

@@ -183,6 +183,11 @@ class SwarmHub:
             command, env=self.environment, stdout=subprocess.PIPE, text=True, check=True
         ).stdout
 
+    def homes(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`gpuspawner homes WORDS` on the hub's machine."""
+        command = as_host(self.machines.manager, GPUSPAWNER, "homes", *words, f"--config={CONFIG}")
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, str]:
         """One request through the proxy, on machine a: status and text; 0 if nobody answers."""
         command = self.machines.manager.inside(

@@ -153,7 +153,8 @@ def fresh(request: pytest.FixtureRequest, fast_folder: Path) -> Callable[[], str
     def emptied() -> str:
         with server.connect(name) as connection:
             connection.execute(
-                "TRUNCATE leases, lease_devices, lease_groups, awake, ended_processes, decisions, wait_errors"
+                "TRUNCATE leases, lease_devices, lease_groups, awake, ended_processes, decisions, "
+                "wait_errors, end_warnings"
             )
         return server.url(name)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpuspawner.broker.api.homes import home_routes
 from gpuspawner.broker.api.offer import offer_routes
 from gpuspawner.broker.api.public.history import HistoryTools, history_routes
 from gpuspawner.broker.api.public.images import image_routes
@@ -22,6 +23,7 @@ from gpuspawner.broker.decide.when.gpu_use import GpuUse
 from gpuspawner.broker.leases.allocator import Allocator
 from gpuspawner.broker.leases.endings import EndingParts, Endings
 from gpuspawner.broker.leases.gate import QuotaGate
+from gpuspawner.broker.leases.home_moves import HomeMoves
 from gpuspawner.broker.leases.offers import Offers
 from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
@@ -53,15 +55,21 @@ class Machine:
 
 
 class Served:
-    """A broker's socket in a thread of its own; `times` moves its clock."""
+    """A broker's socket in a thread of its own; `times` moves its clock.
 
-    def __init__(self, folder: Path, times: Any, machine: Machine | None = None) -> None:
-        self._folder, self._times, self._machine = folder, times, machine or Machine()
+    `database` is the URL of its ledger, SQLite's in the folder by default.
+    """
+
+    def __init__(self, folder: Path, times: Any, machine: Machine | None = None, database: str = "") -> None:
+        self._where: Path | str = database or folder / "ledger"
+        self._times, self._machine = times, machine or Machine()
         self.loop = asyncio.new_event_loop()
         self.config = folder / "config.py"
         self.socket = str(folder / "b.sock")
         self.config.write_text(CONFIG.format(socket=self.socket))
         self.images: tuple[ImageDocument, ...] = ()
+        self.homes: HomeMoves | None = None
+        """Set it before `start`."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -94,7 +102,7 @@ class Served:
     async def open(self) -> None:
         """Opens ledger and socket on the present loop."""
         times = self._times
-        self.ledger: Ledger = times.make_ledger(self._folder / "ledger")
+        self.ledger: Ledger = times.make_ledger(self._where)
         await self.ledger.open()
         machine = self._machine
         known = Known(parse_tiers(list(machine.tiers)), None, "Europe/Berlin")
@@ -110,6 +118,7 @@ class Served:
                 "now": staticmethod(times.now),
                 "leases": staticmethod(self.allocator.leases),
                 "release": staticmethod(self.allocator.begin_release),
+                "tell": staticmethod(self.allocator.tell),
             },
         )
         parts = EndingParts(
@@ -117,6 +126,7 @@ class Served:
             gate=gate,
             allocator=self.allocator,
             service=service,
+            ledger=self.ledger,
             gpu_use=lambda lease: GpuUse(GPU1.uuid not in lease.device_uuids),
             idle=IdleRules(),
             clock=times.now,
@@ -131,6 +141,7 @@ class Served:
         routes = [
             *hub_routes(self.site, self.rules, self.endings),
             *offer_routes(self.site, self.rules, self.endings, offers),
+            *home_routes(self.site, self.rules, self.endings, self.homes),
             *local_routes(service, "hub", self._api()),
         ]
         self.server = HTTPServer(make_app(self.site, routes))

@@ -44,7 +44,8 @@ ONLY_IN = {
 
 NODE_DOORS = (
     "api", "engine", "docker_engine", "swarm", "docker_swarm", "opening", "remote.members", "injection",
-    "mps.patch", "labs", "lease_folder", "local_folders", "daemon_pool", "file_lock",
+    "mps.patch", "labs", "homes", "docker_homes", "docker_home_book", "lease_folder", "local_folders",
+    "daemon_pool", "file_lock",
 )  # fmt: skip
 """What the broker may import of `node`: the interface, the one place that makes nodes, and what is pure or
 holds no hardware."""

@@ -29,7 +29,7 @@ COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.split
 
 
 def test_there_are_recipes() -> None:
-    assert (len(SETTINGS), len(COMMANDS)) == (8, 15)
+    assert (len(SETTINGS), len(COMMANDS)) == (8, 17)
 
 
 @pytest.mark.parametrize("text", SETTINGS)
@@ -41,9 +41,9 @@ def test_settings_load(text: str, tmp_path: Path) -> None:
     assert ("quotas" in text) == bool(broker.quotas)
 
 
-def test_commands_run(tmp_path: Path, times: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_run(tmp_path: Path, times: Any, capsys: pytest.CaptureFixture[str], database: str) -> None:
     times.wall = times.wall.replace(year=2026, month=11, day=26)
-    served = Served(tmp_path, times)
+    served = Served(tmp_path, times, database=database)
     served.start()
     try:
         for line in COMMANDS:

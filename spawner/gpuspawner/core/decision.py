@@ -13,6 +13,7 @@ class DecisionKind(StrEnum):
     """What was decided. Its subject: whom a quota, grant or message is for, a session's name, a lease's id, a
     device's UUID or a machine (of a drain: `drain_of`).
 
+    END is about a lease that its user's quota, as it was changed, does not allow any more.
     PROPERTIES are the limits in a hub group's own properties, as the hub last told them; its subject is the
     group.
     """
@@ -21,6 +22,7 @@ class DecisionKind(StrEnum):
     GRANT = "grant"
     SESSION = "session"
     EXTENSION = "extension"
+    END = "end"
     PROPERTIES = "properties"
     DRAIN = "drain"
     MESSAGE = "message"
@@ -32,8 +34,8 @@ class Decision:
 
     `document` holds JSON values: of a quota the keys that change (None takes a change back), of a grant
     `gpu_seconds`, of a session all its fields (None in place of the document cancels it), of an extension
-    `seconds`, of a message `text` and `until` (an ISO time), of a drain nothing. None in place of the
-    document of a message or a drain takes it back.
+    `seconds`, of an end `quota` (whose was changed), of a message `text` and `until` (an ISO time), of a
+    drain nothing. None in place of the document of a message or a drain takes it back.
     """
 
     at: datetime

@@ -154,7 +154,7 @@ class RequestConflict(Refusal):
 
 
 class StartConflict(Refusal):
-    """An earlier start of the same server was cancelled and has not ended yet."""
+    """Not now: an earlier start of the same server has not ended yet, or the user's files are being moved."""
 
     reason = "start_conflict"
     status = 409

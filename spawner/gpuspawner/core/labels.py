@@ -18,7 +18,7 @@ SERVER = "gpuspawner.server"
 TIER = "gpuspawner.tier"
 STATE_FOLDER = "gpuspawner.state-folder"
 """The state folder of the hub that made the container: two hubs by mistake of the same name differ in it."""
-_BROKER = "gpuspawner.broker"
+BROKER = "gpuspawner.broker"
 """The broker that the container belongs to (its state folder); other brokers leave the container alone."""
 _DEVICES = "gpuspawner.devices"
 """The leased devices' UUIDs, comma-separated: a broker without its ledger adopts the lease from them."""
@@ -82,7 +82,7 @@ def lease_labels(lease: Lease) -> dict[str, str]:
 
 def broker_label(broker: str) -> dict[str, str]:
     """The label that says to which broker a container belongs."""
-    return {_BROKER: broker}
+    return {BROKER: broker}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def parse(labels: Mapping[str, str] | None) -> ContainerLabels:
     found = labels or {}
     return ContainerLabels(
         lease_id=found.get(LEASE, ""),
-        broker=found.get(_BROKER, ""),
+        broker=found.get(BROKER, ""),
         hub=found.get(HUB, ""),
         user=found.get(USER, ""),
         server=found.get(SERVER, ""),

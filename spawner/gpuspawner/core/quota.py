@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
@@ -32,6 +32,16 @@ class Subject:
 
     def __str__(self) -> str:
         return self.kind.value if self.kind is SubjectKind.EVERYBODY else f"{self.kind.value}:{self.name}"
+
+    def covers(self, user: str, groups: Collection[str]) -> bool:
+        """Whether it is for this user, a member of these groups."""
+        match self.kind:
+            case SubjectKind.EVERYBODY:
+                return True
+            case SubjectKind.GROUP:
+                return self.name in groups
+            case SubjectKind.USER:
+                return self.name == user
 
 
 EVERYBODY = Subject(SubjectKind.EVERYBODY)

@@ -7,6 +7,7 @@ templates and JSON by its encoder; what is left are characters that act on what 
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 
 _ISOLATE, _END = "\u2068", "\u2069"
@@ -22,6 +23,8 @@ _JOINERS = re.compile(rf"(?<={_LETTER})[\u200c\u200d](?={_LETTER})")
 
 Elsewhere they are invisible: "ada" and "ada" with a joiner would be two people who look like one.
 """
+
+_PLAIN_BYTES = frozenset((string.ascii_lowercase + string.digits).encode())
 
 
 def printable(text: str) -> bool:
@@ -61,3 +64,12 @@ def for_spreadsheet(text: str) -> str:
 def _as_escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def escape_name(name: str) -> str:
+    """A name with only `a-z`, `0-9` and `-hh`, two hex digits for each other byte of its UTF-8.
+
+    DockerSpawner's (14.0) writes as few digits as will do, so that the users "a\\x1fb" and "a\\x01fb", which
+    JupyterHub (6.1) takes for two, had one home. All other names look as they do there.
+    """
+    return "".join(chr(byte) if byte in _PLAIN_BYTES else f"-{byte:02x}" for byte in name.encode())

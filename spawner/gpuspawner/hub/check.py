@@ -101,6 +101,7 @@ def check_spawner(config: Config) -> None:
     try:
         spawner = spawner_of(config)
         _check_sections(config)
+        _check_inner_tls(config, spawner.site.engine)
         spawner.tiers  # noqa: B018  (parsed here)
         if not callable(spawner.allowed_images):
             spawner.offered_images()
@@ -160,17 +161,25 @@ def _check_engine(config: Config, spawner: GpuDockerSpawner) -> None:
     create, host = _known(spawner.extra_create_kwargs), _known(spawner.extra_host_config)
     drop_devices(create, host, spawner.lab_settings.rules(spawner.site.state_dir).past_lease)
     check_carried(create, host)
-    if config.get("JupyterHub", Config()).get("internal_ssl"):
-        raise ConfigError(
-            'c.JupyterHub.internal_ssl and c.GpuSite.engine = "swarm" don\'t go together: labs are reached '
-            "through a gateway, whose name is in no certificate. Remove it: c.GpuSwarm.encrypted encrypts "
-            "what passes between machines"
-        )
     if not spawner.use_internal_ip or spawner.use_internal_hostname:
         raise ConfigError(
             'With c.GpuSite.engine = "swarm" labs are reached through the gateway: set '
             "c.GpuDockerSpawner.use_internal_ip = True and remove use_internal_hostname"
         )
+
+
+def _check_inner_tls(config: Config, engine: str) -> None:
+    """Raises ConfigError for `internal_ssl`: broker and spawner speak plain HTTP with hub, proxy and labs."""
+    if not config.get("JupyterHub", Config()).get("internal_ssl"):
+        return
+    if engine == "swarm":
+        instead = "Between machines, c.GpuSwarm.encrypted encrypts"
+    else:
+        instead = "What it would encrypt stays on this machine, where no lab sees the traffic of others"
+    raise ConfigError(
+        f"c.JupyterHub.internal_ssl can't be used here: remove it. {instead}; for TLS between browsers and "
+        "the hub, put a TLS proxy in front of c.JupyterHub.bind_url"
+    )
 
 
 def _known(setting: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import EngineFault
-from .call import Call
+from ..protocol.call import Call
 from .container import ContainerPlan
 from .docker import DockerEngine
 from .engine import Created

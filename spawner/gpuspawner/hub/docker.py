@@ -23,7 +23,7 @@ from docker.api.client import APIClient
 from docker.transport import UnixHTTPAdapter
 
 from ..core.errors import EngineFault
-from .call import Call
+from ..protocol.call import Call
 from .docker_answers import log_end
 from .pulls import SILENT, Cancel, Event
 

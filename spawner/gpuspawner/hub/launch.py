@@ -83,7 +83,7 @@ class LaunchSteps(Protocol):
     async def home_machine(self, image: dict[str, Any]) -> str:
         """The only machine where the server can run, because the user's files are there; "" if any will do.
 
-        Raises EngineFault, ConfigError.
+        Raises EngineFault, ConfigError; StartConflict while they are moved to another machine.
         """
         ...
 
@@ -110,8 +110,6 @@ class LaunchJob:
     http_timeout_seconds: float
     request: GpuRequest | None = None
     secret: str = ""
-    waits: bool = True
-    """Whether the start waits until the server answers; the hub waits in any case."""
 
 
 class Launch:
@@ -215,9 +213,8 @@ class Launch:
         container = await self._inspect_running()
         address = self._engine.address_of(container)
         self._progress.say(60, "Container started: waiting for the server's first answer", Step.SERVER)
-        if self.job.waits:
-            await self._wait_answer(address)
-            self._progress.say(95, "The server answers", Step.SERVER)
+        await self._wait_answer(address)
+        self._progress.say(95, "The server answers", Step.SERVER)
         return address
 
     async def _confirm(self) -> None:

@@ -6,7 +6,6 @@ registers an OAuth client for a server; its id is the name of the server's cooki
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterable
 from urllib.parse import quote
 
@@ -15,7 +14,6 @@ from ..core.text import printable
 
 MAX_CHARS = 255
 """Longest name of a user or a server in our messages, and in the columns of JupyterHub's database."""
-_PLAIN = frozenset((string.ascii_lowercase + string.digits).encode())
 
 
 def check_names(user: str, server: str) -> None:
@@ -42,15 +40,6 @@ def usable_groups(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...
     listed = sorted(names)
     usable = tuple(name for name in listed if len(name) <= MAX_CHARS and printable(name))
     return usable, tuple(name for name in listed if name not in usable)
-
-
-def escape_name(name: str) -> str:
-    """A name with only `a-z`, `0-9` and `-hh`, two hex digits for each other byte of its UTF-8.
-
-    DockerSpawner's (14.0) writes as few digits as will do, so that the users "a\\x1fb" and "a\\x01fb", which
-    JupyterHub (6.1) takes for two, had one home. All other names look as they do there.
-    """
-    return "".join(chr(byte) if byte in _PLAIN else f"-{byte:02x}" for byte in name.encode())
 
 
 def oauth_client_of(user: str, server: str) -> str:

@@ -15,7 +15,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from ..core.errors import ConfigError, EngineFault
-from .call import Call, or_none
+from ..protocol.call import Call, or_none
 from .docker_answers import address_is_taken, network_is_missing
 
 DOCKERS_OWN = frozenset({"bridge", "host", "none", "default"})

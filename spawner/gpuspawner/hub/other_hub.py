@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core import labels
 from ..core.errors import ConfigError
-from .call import Call
+from ..protocol.call import Call
 
 _NAMED = 5
 """How many containers a message names."""

@@ -11,7 +11,7 @@ from traitlets import Bool, Float, Integer, TraitError, Unicode, default, valida
 
 from ..core.errors import ConfigError
 from ..core.image_reference import allow_images, parse_pinned
-from .names import escape_name
+from ..core.text import escape_name
 from .network import gateway_of
 
 

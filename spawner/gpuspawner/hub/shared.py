@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from ..config.open_files import raise_limit
 from ..protocol.client import BrokerClient
+from .collection import keep_collections_short
 from .docker import DockerEngine
 from .image_sizes import ImageSizes
 from .places import Places
@@ -60,14 +60,14 @@ _engines: dict[str, DockerEngine] = {}
 def shared_by_all(settings: SharedSettings, log: logging.Logger) -> HubShared:
     """The object shared by the spawners of the running event loop, by their broker's socket.
 
-    The first call raises this process's limit of open files: everybody who waits takes two. It also takes
-    what the hub has loaded until then out of Python's garbage collection, which would look at all of it again
-    and again: with 500 waiting users a full collection held the hub's loop for 0.3 s.
+    The first call raises this process's limit of open files: everybody who waits takes two. It also begins to
+    keep the hub's garbage collections short.
     """
-    of_loop = _shared.setdefault(asyncio.get_running_loop(), {})
+    loop = asyncio.get_running_loop()
+    of_loop = _shared.setdefault(loop, {})
     if settings.socket_path not in of_loop:
         raise_limit(log)
-        gc.freeze()
+        keep_collections_short(loop)
         broker, pulls = BrokerClient(settings.socket_path, log=log), Pulls(log, settings.pulls)
         PullReport(broker, pulls)
         of_loop[settings.socket_path] = HubShared(

@@ -412,7 +412,6 @@ class GpuDockerSpawner(SpawnerSettings):
             http_timeout_seconds=float(self.http_timeout),
             request=self._make_request(choice.tier) if choice.tier.needs_gpu else None,
             secret=self.api_token,
-            waits=not self.internal_ssl,
         )
 
     def _who(self) -> WhoAsks:
@@ -503,7 +502,7 @@ class GpuDockerSpawner(SpawnerSettings):
     async def home_machine(self, image: dict[str, Any]) -> str:
         """The only machine where the server can run, because the user's files are there; "" if any will do.
 
-        Raises EngineFault, ConfigError.
+        Raises EngineFault, ConfigError; StartConflict while they are moved to another machine.
         """
         home = self._home_in(image)
         if home is None or not home.volume.of_docker:
@@ -511,8 +510,8 @@ class GpuDockerSpawner(SpawnerSettings):
         return await self.engine.home_machine(home.volume.source)
 
     async def _home_machine_or_none(self) -> str:
-        """As `home_machine`, for the spawn page: "" also while Docker doesn't answer."""
-        with suppress(EngineFault, TimeoutError):
+        """As `home_machine`, for the spawn page: "" also if Docker doesn't answer or it is moved."""
+        with suppress(EngineFault, StartConflict, TimeoutError):
             async with asyncio.timeout(offer.LABELS_SECONDS):
                 return await self.home_machine({})
         return ""
@@ -666,7 +665,7 @@ class GpuDockerSpawner(SpawnerSettings):
 
     def _report_kernels(self, address: tuple[str, int], token: str) -> None:
         """Tells hub and broker, in the background, whether the kernels compute."""
-        if self.server is None or self.internal_ssl:
+        if self.server is None:
             return
         url = self._address_url(*address) + str(self.server.base_url)
         self._kernels.begin(self.shared.broker, self.lease_id, url, token, self._count_as_active)
@@ -709,7 +708,7 @@ class GpuDockerSpawner(SpawnerSettings):
         Only 200 counts: another lab's path differs.
         """
         server = self.server
-        if server is None or not server.ip or not server.port or self.internal_ssl:
+        if server is None or not server.ip or not server.port:
             return False
         path = url_path_join(server.base_url, "api")
         return await ask(server.ip, server.port, path, wanted=200) is Answer.READY
@@ -730,7 +729,7 @@ class GpuDockerSpawner(SpawnerSettings):
         return self._address_url(*address) + str(self.server.base_url)
 
     def _address_url(self, ip: str, port: int) -> str:
-        return f"{'https' if self.internal_ssl else 'http'}://{fmt_ip_url(ip)}:{port}"
+        return f"http://{fmt_ip_url(ip)}:{port}"
 
     async def stop(self, now: bool = False) -> None:
         """Stops the server and returns when its container is gone. Idempotent.

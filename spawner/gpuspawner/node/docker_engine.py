@@ -12,7 +12,7 @@ import http.client
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from docker.utils import kwargs_from_env
 
 from ..core import labels
 from ..core.errors import EngineFault
+from ..protocol.call import Call
 from .daemon_pool import DaemonPool
 from .engine import OUT_OF_MEMORY, STOP_SECONDS, Container, ContainerEvent, EventsConnected
 
@@ -187,7 +188,23 @@ class DockerEngine:
         try:
             return await (pool or self._pool).submit(run)
         except _Errors as error:
-            raise EngineFault(f"Docker did not {what}: {_short(error)}") from error
+            raise fault_of(error, what) from error
+
+    async def run(
+        self, seconds: int, what: str, work: Callable[[Call], T], pool: DaemonPool | None = None
+    ) -> T:
+        """`work(call)` in a thread of this module's; each call may take so long. Raises EngineFault."""
+
+        def with_client(client: docker.APIClient) -> T:
+            def call(method: str, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    return getattr(client, method)(*args, **kwargs)
+                except _Errors as error:
+                    raise fault_of(error, what) from error
+
+            return work(call)
+
+        return await self.call(seconds, what, with_client, pool)
 
     def _client(self, seconds: int) -> docker.APIClient:
         client: docker.APIClient | None = getattr(self._local, "client", None)
@@ -294,6 +311,21 @@ def _time(text: object) -> datetime | None:
     if not text or str(text).startswith("0001-"):
         return None
     return datetime.fromisoformat(_NANOSECONDS.sub(r"\1", str(text))).astimezone(UTC)
+
+
+def fault_of(error: Exception, what: str) -> EngineFault:
+    """An error of docker-py's as ours, with Docker's status if it has answered with one."""
+    response = error.response if isinstance(error, docker.errors.APIError) else None
+    status = None if response is None else response.status_code
+    return EngineFault(f"Docker did not {what}: {_short(error)}", status)
+
+
+def faults(stream: Iterable[bytes], what: str) -> Iterator[bytes]:
+    """The parts of a stream of docker-py's; its errors are raised as EngineFault."""
+    try:
+        yield from stream
+    except _Errors as error:
+        raise fault_of(error, what) from error
 
 
 def _short(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What a machine has for its labs beside its GPUs: a Docker Engine, and the folders of the leases there."""
+"""What a machine has for its labs beside its GPUs: a Docker Engine, the folders of the leases, the homes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ..core.finding import Finding
 from .engine import Engine
+from .homes import HomeFiles
 
 
 class LabFolders(Protocol):
@@ -47,3 +48,4 @@ class Labs:
     engine: Engine
     folders: LabFolders
     doctor: MachineDoctor
+    homes: HomeFiles

@@ -85,6 +85,9 @@ OPERATIONS: tuple[Operation, ...] = (
               rules.SessionCancel),
     Operation("/sessions/calendar", "get", "calendar", "Lab sessions as an iCalendar", _READ,
               answer=CALENDAR),
+    Operation("/sessions/calendar/address", "get", "calendar_address",
+              "Where calendar programs subscribe to lab sessions", _READ, answer=rules.CalendarAddress,
+              query=("group",)),
     Operation("/sessions/calendar", "post", "import_calendar", "Take over a calendar", _RESERVE,
               rules.CalendarImport, rules.SessionsDocument),
     Operation("/audit", "get", "audit", "Who changed what, when and why", _READ,
@@ -127,6 +130,7 @@ _QUERY: dict[str, tuple[str, Document]] = {
     "device": ("Only of this device, by its UUID", _NAME),
     "author": ("Only of this author", _NAME),
     "action": ("Only this action", _NAME),
+    "group": ("Only of this group", _NAME),
     "by": ("What each line is for", {"enum": ["user", "group", "tier", "day"]}),
     "timezone": ("Where a day begins and ends, like Europe/Berlin", {"type": "string"}),
 }  # fmt: skip

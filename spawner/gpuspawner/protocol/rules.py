@@ -26,6 +26,9 @@ class QuotaChange(Authored):
 
     subject: SubjectText
     values: dict[str, JsonValue] = Field(description="the keys of c.GpuSite.quotas that change")
+    end_servers: bool = Field(
+        False, description="running servers that are beyond the quota then are warned and end in 15 minutes"
+    )
     reason: TextOrEmpty = Field("", description=_REASON)
 
 
@@ -103,6 +106,12 @@ class SessionCancel(Authored):
     """The body of `DELETE /sessions/{name}`."""
 
     reason: TextOrEmpty = Field("", description=_REASON)
+
+
+class CalendarAddress(Message):
+    """The answer to `GET /sessions/calendar/address`: whoever has the address reads the calendar."""
+
+    address: str
 
 
 class CalendarImport(Authored):

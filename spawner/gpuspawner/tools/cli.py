@@ -29,8 +29,9 @@ from ..broker.decide.replay.course import Split, parse_course, parse_split
 from ..broker.ledger.sessions import PastSession
 from ..config.quotas import parse_properties
 from ..config.site import GpuSite
+from ..config.swarm import GpuSwarm
 from ..core.decision import Decision
-from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault
+from ..core.errors import BadOption, BrokerUnavailable, ConfigError, EngineFault, LedgerFault, Refusal
 from ..core.model import Device
 from ..core.text import for_terminal
 from ..core.units import format_bytes, ordinal
@@ -239,8 +240,8 @@ class Homes(Command):
 
     `gpuspawner homes`; `gpuspawner homes archive ada ben --to=/srv/archive`; `gpuspawner homes remove ada`;
     `gpuspawner homes retire ada --to=/srv/archive` archives and then removes. In a Swarm, the list says which
-    machine has which home, and `gpuspawner homes move ada gpu-b` says how to copy one to another machine;
-    after that, `--copied` makes the user's servers start there.
+    machine has which home, and `gpuspawner homes move ada gpu-b` moves one to another machine; its user's
+    servers must be stopped. With `--copied`, the files are there already, and only its place is changed.
     """
 
     name = "gpuspawner-homes"
@@ -255,9 +256,9 @@ class Homes(Command):
     copied = Bool(
         False,
         help="""
-        Whether `move` makes the user's servers start on the other machine; without it, it says how to copy.
+        Whether the files are on the other machine already, in a volume of that name: `move` copies nothing.
 
-        Default: off, because a home that wasn't copied would come up empty.
+        Default: off. For homes that you bring there yourself, as from the archive of a machine that is lost.
         Example: `gpuspawner homes move ada gpu-b --copied`
         """,
     ).tag(config=True)
@@ -297,7 +298,7 @@ class Homes(Command):
                 if not found:
                     print(f"gpuspawner homes: {homes.why_none(call, settings.config)}", file=sys.stderr)
             elif verb == "move" and len(users) == 2 and own:
-                self._move(call, homes.of_users(found, users[:1]), users[1], image_references(settings))
+                self._move(settings, homes.of_users(found, users[:1]), users[1])
             elif verb in ("archive", "remove", "retire") and users:
                 if not found:
                     raise ConfigError(homes.why_none(call, settings.config))
@@ -310,7 +311,7 @@ class Homes(Command):
                     "use `list`, `archive USER …`, `remove USER …` or `retire USER …`; in a Swarm also `move "
                     "USER MACHINE`"
                 )
-        except (ConfigError, EngineFault) as error:
+        except (ConfigError, EngineFault, Refusal) as error:
             self._fail(str(error))
         except OSError as error:
             self._fail(f"{error.filename or self.to} can't be written: {error.strerror}")
@@ -318,6 +319,13 @@ class Homes(Command):
     def _fail(self, sentence: str) -> None:
         self.exit_status = 1
         print(f"gpuspawner homes: {sentence}", file=sys.stderr)
+
+    def _move(self, settings: GpuBroker, chosen: tuple[homes.HomeVolume, ...], machine: str) -> None:
+        """Moves them one after the other. Raises Refusal."""
+        moving = import_module("gpuspawner.tools.home_moving").Moving(settings.site.socket_path, print)
+        for home in chosen:
+            if not asyncio.run(moving.move(home, machine, copied=self.copied)):
+                self.exit_status = 1
 
     def _show(self, found: tuple[homes.HomeVolume, ...]) -> None:
         if self.json:
@@ -331,30 +339,10 @@ class Homes(Command):
         for home in found:
             limit = format_bytes(home.limit_bytes) if home.limit_bytes else ""
             size, used = format_bytes(home.size_bytes), "yes" if home.in_use else ""
-            where = (cell(home.machine),) if several else ()
+            place = f"{home.machine}, moving to {home.moving_to}" if home.moving_to else home.machine
+            where = (cell(place),) if several else ()
             shown.add_row(cell(home.user), *where, size, limit, used, cell(home.name))
         make_console().print(shown)
-
-    def _move(
-        self, call: homes.Call, chosen: tuple[homes.HomeVolume, ...], machine: str, images: tuple[str, ...]
-    ) -> None:
-        if self.copied:
-            own = homes.own_name(call)
-            for home in chosen:
-                homes.move(call, home, machine, own)
-                print(
-                    f"{home.name} is on {machine} now. The old copy on {home.machine} is kept: when all is "
-                    f"well, remove it there with `docker volume rm {home.name}`"
-                )
-            return
-        self.exit_status = 1
-        for home in chosen:
-            if home.in_use:
-                raise ConfigError(f"The home {home.name} is in use: stop the user's servers first")
-            image = images[0] if images else "IMAGE"
-            print(f"Copy {home.name} first, and keep the user's servers stopped meanwhile:")
-            print(f"    {homes.copying(home, machine, image)}")
-            print("Then run this again with --copied.")
 
     def _change(
         self, verb: str, call: homes.Call, chosen: tuple[homes.HomeVolume, ...], images: tuple[str, ...]
@@ -384,6 +372,7 @@ class PlanCommand(Command):
         "class": "PlanCommand.course",
         "devices": "PlanCommand.devices",
         "split": "PlanCommand.split",
+        "homes": "PlanCommand.homes",
         "weeks": "PlanCommand.weeks",
         "picture": "PlanCommand.picture",
         "groups": "PlanCommand.groups",
@@ -409,10 +398,11 @@ class PlanCommand(Command):
     devices = Unicode(
         "",
         help="""
-        The GPUs to plan with, written as `c.GpuSite.simulated_devices`.
+        The GPUs to plan with, written as `c.GpuSite.simulated_devices`; of several machines with their names.
 
-        Default: those of this machine, or the simulated ones of the settings.
-        Example: `gpuspawner plan --devices "4 x H100 80GB"`
+        Default: those of this machine, or the simulated ones of the settings; with several machines, those
+        that the running broker knows.
+        Example: `gpuspawner plan --devices "gpu-a: 4 x H100 80GB; gpu-b: 8 x A100 40GB"`
         """,
     ).tag(config=True)
 
@@ -420,12 +410,25 @@ class PlanCommand(Command):
         "",
         help="""
         How the GPUs are shared: `whole`, `8 slices` (of each GPU), `slices of 10 GB`, `turns` (as the pools
-        of that mode in the settings say); several ways separated by commas. The answer (and the exit status)
-        is for the first; the others are shown beside it.
+        of that mode in the settings say), `pools` (those of the settings, on the machines that they name);
+        several ways separated by commas. The answer (and the exit status) is for the first; the others are
+        shown beside it. With `pools`, a class asks for the tier that `--tier` names, or for the first that
+        has the memory.
 
         Default: whole, and 2, 4 and 8 slices of each GPU; for a class turns, too, if the settings have such a
-        pool.
+        pool; of several machines also the pools of the settings.
         Example: `gpuspawner plan --split "8 slices, whole"`
+        """,
+    ).tag(config=True)
+
+    homes = Unicode(
+        "",
+        help="""
+        Whether homes are on one machine each (`local`): then who comes again gets GPUs there, or waits for
+        them; or on all (`shared`). It matters only with several machines.
+
+        Default: as the settings say: local, unless c.GpuSwarm.shared_homes is on.
+        Example: `gpuspawner plan --devices "a: 4 x H100 80GB; b: 4 x H100 80GB" --homes shared`
         """,
     ).tag(config=True)
 
@@ -504,8 +507,8 @@ class PlanCommand(Command):
         self._check_options()
         devices = self._devices()
         simulated = all(each.simulated for each in devices)
-        devices = plan.pooled(devices)
-        splits = self._splits(devices, simulated)
+        fleet = plan.fleet_of(devices, has_local_homes=self._has_local_homes())
+        splits = self._splits(fleet, simulated)
         wants_ledger = self.recorded or not self.course
         sessions: tuple[PastSession, ...] = ()
         decisions: tuple[Decision, ...] = ()
@@ -519,12 +522,12 @@ class PlanCommand(Command):
                     "Turns are forecast for a class, not for the ledger's sessions: give --class."
                 )
             splits = tuple(each for each in splits if each.turns is None)
-            plans, answer = plan.plan_recorded(devices, splits, sessions, quotas), ""
+            plans, answer = plan.plan_recorded(fleet, splits, sessions, quotas), ""
             about = f"{len(sessions)} sessions of the last {self.weeks} weeks, as the ledger has them."
         else:
             course = parse_course(self.course or plan.INVENTED)
             quotas = replace(quotas, zero=plan.next_monday(datetime.now(UTC)))
-            plans = plan.plan_class(devices, splits, course, self.weeks, quotas)
+            plans = plan.plan_class(fleet, splits, course, self.weeks, quotas)
             answer, about = plan.verdict(course, plans), "" if self.course else plan.NO_HISTORY
             self.exit_status = 0 if plan.fits(plans[0]) else 1
         if self.picture:
@@ -539,27 +542,45 @@ class PlanCommand(Command):
         if answer:
             print(f"\n{answer}")
 
-    def _splits(self, devices: tuple[Device, ...], simulated: bool) -> tuple[Split, ...]:
+    def _splits(self, fleet: plan.Fleet, simulated: bool) -> tuple[Split, ...]:
         """Those that are asked for, or the default ones. Raises BadOption or ConfigError."""
-        texts = [each for each in self.split.split(",") if each.strip()]
+        texts = [each.strip().casefold() for each in self.split.split(",") if each.strip()]
+        several, site = len(fleet.machines) > 1, self.settings().site
         found: list[Split] = []
         for text in texts:
-            if text.strip().casefold() == "turns":
-                found += self._turn_splits(devices, simulated)
+            if text == "turns":
+                found += self._turn_splits(fleet, simulated)
+            elif text == "pools":
+                found.append(plan.pools_split(site, fleet))
             else:
-                found.append(parse_split(text, devices))
-        if texts:
-            return tuple(found)
-        found = [*plan.default_splits(devices)]
-        if self.config_file or not self.devices:
-            pools = self.settings().site.parsed_pools()
-            found += self._turn_splits(devices, simulated) if any(each.turns for each in pools) else ()
-        return tuple(found)
+                found.append(parse_split(text, fleet.gpus))
+        if not texts:
+            found = [*plan.default_splits(fleet.gpus)]
+            pools = site.parsed_pools() if self.config_file or not self.devices else ()
+            if several and pools:
+                found.append(plan.pools_split(site, fleet))
+            elif any(each.turns for each in pools):
+                found += self._turn_splits(fleet, simulated)
+        return tuple(plan.labelled(each, site, fleet) for each in found)
 
-    def _turn_splits(self, devices: tuple[Device, ...], simulated: bool) -> tuple[Split, ...]:
+    def _turn_splits(self, fleet: plan.Fleet, simulated: bool) -> tuple[Split, ...]:
+        if len(fleet.machines) > 1:
+            raise BadOption(
+                "Turns are forecast for the GPUs of one machine: give those with --devices, or take --split "
+                "pools, which counts the seats of each machine."
+            )
         site = self.settings().site
         host = plan.machine_of(simulated, main_memory_bytes())
-        return plan.turn_splits(site.parsed_pools(), site.parsed_tiers(), devices, host)
+        return plan.turn_splits(site.parsed_pools(), site.parsed_tiers(), fleet.gpus, host)
+
+    def _has_local_homes(self) -> bool:
+        """Raises BadOption, ConfigError."""
+        words = {"local": True, "shared": False}
+        if self.homes:
+            if self.homes not in words:
+                raise BadOption(f"--homes is {self.homes!r}: give local or shared.")
+            return words[self.homes]
+        return not GpuSwarm(parent=self.settings()).shared_homes
 
     def _check_options(self) -> None:
         """Raises BadOption for options that contradict each other or would do nothing."""
@@ -569,19 +590,20 @@ class PlanCommand(Command):
             raise BadOption(
                 "--groups are those of a class: give --class, too. The ledger has those of its own."
             )
-        if (self.groups or self.tier) and not self.quotas:
+        pools = "pools" in [each.strip().casefold() for each in self.split.split(",")]
+        if (self.groups or (self.tier and not pools)) and not self.quotas:
             raise BadOption("--groups and --tier only count with --quotas: add it.")
         if self.tier and not self.course:
             raise BadOption("--tier is what a class asks for: give --class, too.")
 
     def _plan_quotas(self, decisions: Iterable[Decision]) -> plan.PlanQuotas:
-        if not self.quotas:
-            return plan.NO_QUOTAS
         site = self.settings().site
-        known = site.known()
-        names = [each.name for each in known.tiers]
+        names = [each.name for each in site.parsed_tiers()]
         if self.tier and self.tier not in names:
             raise BadOption(f"There is no tier {self.tier!r} in the settings: there are {', '.join(names)}.")
+        if not self.quotas:
+            return replace(plan.NO_QUOTAS, tier=self.tier)
+        known = site.known()
         rules = fold(make_base(site.quotas, known), decisions, known)
         parsed = (parse_properties(group, values, known) for group, values in rules.properties.items())
         return plan.PlanQuotas(
@@ -597,6 +619,14 @@ class PlanCommand(Command):
     def _devices(self) -> tuple[Device, ...]:
         if self.devices:
             return parse_simulated(self.devices, "--devices")
+        settings = self.settings()
+        if settings.agents_address:
+            try:
+                status, _ = asyncio.run(ask_status(settings.site.socket_path))
+            except BrokerUnavailable:
+                print("The broker doesn't answer: these are the GPUs of this machine alone.", file=sys.stderr)
+            else:
+                return plan.devices_of(status)
         with closing(open_inventory(self.settings().site)) as inventory:
             return inventory.devices()
 

@@ -7,7 +7,6 @@ that a site mounts as homes are the site's own: they aren't touched here.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,9 +18,10 @@ from traitlets.config import Config
 
 from ..core.errors import ConfigError, EngineFault
 from ..core.labels import HOME_SIZE
-from ..hub.names import escape_name
-from ..hub.swarm.homes import Homes
+from ..core.text import escape_name
 from ..hub.swarm.machines import own_machine, read_machines
+from ..node.docker_homes import UNFINISHED
+from ..protocol.home_places import HomePlaces, held, used_volumes
 
 DEFAULT_VOLUMES = {"{prefix}-home-{username}": "/home/jovyan"}
 DEFAULT_PREFIX = "gpuspawner"
@@ -39,7 +39,7 @@ class HomeVolume:
 
     `size_bytes` is None where Docker doesn't say; `in_use` is whether a container has it, running or not.
     `limit_bytes` is how large it may become, None without a limit. `machine` has it, of several; "" where
-    there is only one.
+    there is only one. `moving_to` is the machine to which it is being moved, "" if it isn't.
     """
 
     name: str
@@ -48,6 +48,7 @@ class HomeVolume:
     in_use: bool
     limit_bytes: int | None = None
     machine: str = ""
+    moving_to: str = ""
 
 
 def patterns_of(config: Config) -> tuple[re.Pattern[str], ...]:
@@ -128,6 +129,8 @@ def list_homes(call: Call, patterns: tuple[re.Pattern[str], ...]) -> tuple[HomeV
     """Every home, the largest first. Docker measures them, which may take minutes. Raises EngineFault."""
     found = []
     for volume in call("df").get("Volumes") or ():
+        if UNFINISHED in (volume.get("Labels") or {}):
+            continue
         match = next((hit for each in patterns if (hit := each.fullmatch(volume["Name"]))), None)
         if match is not None:
             usage = volume.get("UsageData") or {}
@@ -150,8 +153,8 @@ def placed(
 
     Of a home on another machine, Docker here knows neither size nor limit. Raises EngineFault.
     """
-    where, used = Homes(own).all(call), _used_by_services(call)
-    here = [
+    where, used, moving = HomePlaces(own).all(call), used_volumes(call), held(call)
+    placed_here = [
         replace(home, machine=where.get(home.name, own), in_use=home.in_use or home.name in used)
         for home in found
         if where.get(home.name, own) == own
@@ -161,37 +164,7 @@ def placed(
         match = next((hit for each in patterns if (hit := each.fullmatch(name))), None)
         if machine != own and match is not None:
             far.append(HomeVolume(name, match["user"], None, name in used, machine=machine))
-    return (*here, *far)
-
-
-def _used_by_services(call: Call) -> set[str]:
-    """The volumes that services of the Swarm mount."""
-    specs = (each["Spec"]["TaskTemplate"].get("ContainerSpec") or {} for each in call("services"))
-    return {str(mount.get("Source")) for spec in specs for mount in spec.get("Mounts") or ()}
-
-
-def move(call: Call, home: HomeVolume, machine: str, own: str) -> None:
-    """Writes down that the home is on this machine now. Its files were copied there before.
-
-    Raises ConfigError while a server uses it, and for a machine that isn't in the Swarm; EngineFault.
-    """
-    if home.in_use:
-        raise ConfigError(_in_use(home))
-    names = [each.name for each in read_machines(call("nodes"))]
-    if names.count(machine) != 1:
-        raise ConfigError(f"The Swarm has no machine {machine!r}: it has {', '.join(names)}")
-    if home.machine == machine:
-        raise ConfigError(f"The home {home.name} is on {machine} already")
-    Homes(own).move(call, home.name, machine)
-
-
-def copying(home: HomeVolume, machine: str, image: str) -> str:
-    """The command that copies a home to another machine, for an admin who can log in there by ssh."""
-    box = f"docker run --rm -i --user 0 --network none -v {shlex.quote(home.name)}:{_MOUNTED_AT}"
-    image = shlex.quote(image)
-    read = f"{box} {image} tar -C {_MOUNTED_AT} --numeric-owner -cf - ."
-    write = f"{box} {image} tar -C {_MOUNTED_AT} --numeric-owner -xpf -"
-    return f"ssh root@{home.machine} {shlex.quote(read)} | ssh root@{machine} {shlex.quote(write)}"
+    return tuple(replace(home, moving_to=moving.get(home.name, "")) for home in (*placed_here, *far))
 
 
 def of_users(homes: tuple[HomeVolume, ...], users: list[str]) -> tuple[HomeVolume, ...]:

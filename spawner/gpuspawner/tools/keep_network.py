@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..core.errors import ConfigError, EngineFault
-from ..hub.call import Call
 from ..hub.docker import DockerEngine
 from ..hub.metadata import MetadataWall, Run, may_build, run_program, sweep
 from ..hub.network import (
@@ -32,6 +31,7 @@ from ..hub.network import (
     remove_network,
     subnets_of_all,
 )
+from ..protocol.call import Call
 from .doctor.swarm_network import wall_of
 from .make_network import spawner_of_file
 

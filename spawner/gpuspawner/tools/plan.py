@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,11 +15,13 @@ from rich.table import Table
 
 from ..broker.decide.allow.budget import Entry
 from ..broker.decide.place.host import Host
+from ..broker.decide.place.pooling import make_pooling
 from ..broker.decide.place.seats import with_seats
-from ..broker.decide.place.sharing_rules import rules_of
+from ..broker.decide.place.sharing_rules import WHOLE, SharingRules, rules_of
 from ..broker.decide.replay.cells import CellWaits, TurnTerms
 from ..broker.decide.replay.course import (
     Course,
+    Layer,
     Plan,
     Split,
     cells_of,
@@ -29,12 +31,14 @@ from ..broker.decide.replay.course import (
     visits_of,
     with_tier,
 )
+from ..broker.decide.replay.replay_homes import ReplayHomes, SharedHomes
 from ..broker.decide.replay.replay_quota import ReplayQuotas
 from ..broker.decide.replay.replay_sessions import Labs, ReplaySessions
 from ..broker.decide.replay.simulate import Outcome, Visit
 from ..broker.enforce.turn_pools import rules_of as turn_rules_of
 from ..broker.ledger import Ledger
 from ..broker.ledger.sessions import PastSession
+from ..config.site import GpuSite
 from ..core.decision import Decision
 from ..core.errors import BadOption, ConfigError
 from ..core.model import Device, Pool, Tier
@@ -119,8 +123,33 @@ def next_monday(now: datetime) -> datetime:
     return midnight + timedelta(days=7 - midnight.weekday())
 
 
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The devices to plan with, of one machine or several. `has_local_homes`: a user's home is on one machine
+    only, where the first session was; it matters only where there are several machines."""
+
+    devices: tuple[Device, ...]
+    has_local_homes: bool = False
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """The names of the machines; one of a single machine may be ""."""
+        return tuple(sorted({each.node for each in self.devices}))
+
+    @property
+    def gpus(self) -> tuple[Device, ...]:
+        """What can be split: not the MIG instances."""
+        return tuple(each for each in self.devices if not each.is_mig)
+
+    def homes(self) -> Layer | None:
+        """For one replay."""
+        if len(self.machines) < 2:
+            return SharedHomes()
+        return ReplayHomes(self.machines) if self.has_local_homes else SharedHomes()
+
+
 def plan_class(
-    devices: Sequence[Device],
+    fleet: Fleet,
     splits: Sequence[Split],
     course: Course,
     weeks: int,
@@ -129,18 +158,26 @@ def plan_class(
     """The class in each of the splits."""
     plans = []
     for split in splits:
-        tier = split.tier(course.memory_bytes)
-        tier = replace(tier, name=quotas.tier or tier.name)
+        tier = _tier_of(split, course, quotas.tier)
         visits = [replace(each, groups=quotas.groups) for each in visits_of(course, tier, weeks)]
         limits = quotas.replayed(bool(quotas.tier), charged=split.turns is None)
         labs = quotas.labs(split, weeks * 7 * 86400.0)
-        made = replay(devices, split, visits, span_of(course, weeks), limits, labs)
-        plans.append(replace(made, cells=cells_of(devices, split, course, _most_at_once(made))))
+        layers = (limits, labs, fleet.homes())
+        made = replay(fleet.devices, split, visits, span_of(course, weeks), layers)
+        plans.append(replace(made, cells=cells_of(fleet.gpus, split, course, _most_at_once(made))))
     return tuple(plans)
 
 
+def _tier_of(split: Split, course: Course, name: str) -> Tier:
+    """What the class's students ask for; `name` is a tier of the settings, "" for none."""
+    if split.tiers and name:
+        return next(each for each in split.tiers if each.name == name)
+    tier = split.tier(course.memory_bytes)
+    return replace(tier, name=name or tier.name)
+
+
 def plan_recorded(
-    devices: Sequence[Device],
+    fleet: Fleet,
     splits: Sequence[Split],
     sessions: Sequence[PastSession],
     quotas: PlanQuotas = NO_QUOTAS,
@@ -161,12 +198,11 @@ def plan_recorded(
     last = max((each.ended_at.timestamp() for each in sessions), default=0.0)
     return tuple(
         replay(
-            devices,
+            fleet.devices,
             split,
             with_tier(visits, split),
             last - first,
-            quotas.replayed(named=True),
-            quotas.labs(split, last),
+            (quotas.replayed(named=True), quotas.labs(split, last), fleet.homes()),
         )
         for split in splits
     )
@@ -222,6 +258,42 @@ def turn_splits(
 def machine_of(simulated: bool, memory_bytes: int | None) -> Host:
     """What seats are counted with: main memory, which is None where it isn't known."""
     return Host(simulated, MpsProgram(None), memory_bytes=memory_bytes)
+
+
+def pools_split(site: GpuSite, fleet: Fleet) -> Split:
+    """The pools of the settings, on each machine those that are there, with the labels of the machines.
+
+    Raises ConfigError for settings that can't work; BadOption for what isn't known of machines elsewhere.
+    """
+    tiers = tuple(each for each in site.parsed_tiers() if each.needs_gpu)
+    if not tiers:
+        raise BadOption("The settings have no tier with a GPU: a plan with their pools needs one.")
+    pools, labels = site.parsed_pools(), site.parsed_node_labels()
+    for pool in pools:
+        if pool.turns is not None and pool.turns.seats is None:
+            raise BadOption(
+                f"Pool {pool.name!r} has no seats in the settings, and how many fit depends on the main "
+                "memory of each machine: set seats."
+            )
+    terms: dict[str, SharingRules] = {}
+    for name in fleet.machines:
+        here = [each for each in fleet.devices if each.node == name]
+        host = Host(True, MpsProgram(None), others=True, name=name, labels=labels.get(name, frozenset()))
+        terms |= make_pooling(pools, tiers, here, host).terms
+    if not terms:
+        raise BadOption("None of these GPUs is in a pool of the settings: see c.GpuSite.pools.")
+    return Split("pools of the settings", WHOLE, terms=terms, tiers=tiers)
+
+
+def labelled(split: Split, site: GpuSite, fleet: Fleet) -> Split:
+    """The split with the labels that the settings give the machines, which recorded sessions may ask for."""
+    labels = site.parsed_node_labels()
+    if split.terms or split.turns is not None or not set(labels) & set(fleet.machines):
+        return split
+    terms = {
+        each.uuid: replace(split.rules, labels=labels.get(each.node, frozenset())) for each in fleet.gpus
+    }
+    return replace(split, terms=terms)
 
 
 def default_splits(devices: Sequence[Device]) -> tuple[Split, ...]:
@@ -313,6 +385,7 @@ def as_json(plans: Sequence[Plan]) -> list[dict[str, Any]]:
             "refused": dict(plan.summary.refused),
             "refused_by_quota": [asdict(each) for each in refused_by(plan)],
             **_turns_json(plan),
+            **({"machines": [asdict(each) for each in plan.machines]} if plan.machines else {}),
         }
         for plan in plans
     ]
@@ -351,6 +424,10 @@ def show(plans: Sequence[Plan], console: Console) -> None:
             span(summary.p95_wait_seconds),
             *_used(plan),
         )
+        for machine in plan.machines:
+            name = escape(f"  {machine.name}, {machine.gpus} GPU{'' if machine.gpus == 1 else 's'}")
+            held, busy = f"{machine.held_fraction:.0%}", f"{machine.busy_fraction:.0%}"
+            table.add_row(name, "", str(machine.served), "", "", "", held, busy)
     console.print(table)
     for plan in plans:
         for why, count in plan.summary.refused.items():
@@ -429,6 +506,9 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
         axes.plot(
             hours, [_waiting(plan, at) for at in moments], label="people waiting", drawstyle="steps-post"
         )
+        for each in plan.machines:
+            held = [_held(plan, at, each.name) for at in moments]
+            axes.plot(hours, held, label=f"on {each.name}", drawstyle="steps-post", linestyle="--")
         axes.set_title(plan.split.name, loc="left")
         axes.legend(loc="upper right")
     all_axes[-1].set_xticks(range(0, 7 * 24 + 1, 24), ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun", ""])
@@ -447,11 +527,14 @@ def _monday(seconds: float) -> float:
     return seconds - at.weekday() * 86400 - seconds % 86400
 
 
-def _held(plan: Plan, at: float) -> float:
+def _held(plan: Plan, at: float, machine: str | None = None) -> float:
+    """How much of the GPUs is held at that moment; of one machine, if it is named."""
     return sum(
         each.parts
         for each in plan.outcomes
-        if each.began_seconds is not None and each.began_seconds <= at < (each.ended_seconds or at)
+        if each.began_seconds is not None
+        and each.began_seconds <= at < (each.ended_seconds or at)
+        and machine in (None, each.node)
     )
 
 
@@ -464,6 +547,16 @@ def _waiting(plan: Plan, at: float) -> int:
     return found
 
 
-def pooled(devices: Sequence[Device]) -> tuple[Device, ...]:
-    """The devices that can be split: GPUs, not the MIG instances of one."""
-    return tuple(replace(device, simulated=True) for device in devices if not device.is_mig)
+def fleet_of(devices: Iterable[Device], *, has_local_homes: bool) -> Fleet:
+    """The devices as a plan takes them: nothing on them runs."""
+    return Fleet(tuple(replace(device, simulated=True) for device in devices), has_local_homes)
+
+
+def devices_of(status: Mapping[str, Any]) -> tuple[Device, ...]:
+    """The GPUs of all machines in the running broker's status; without MIG instances, whose profile isn't
+    told there."""
+    return tuple(
+        Device(each["uuid"], each["model"], each["memory_bytes"], index=each["index"], node=each["node"])
+        for each in status["devices"]
+        if each["mode"] != Mode.MIG
+    )

@@ -27,6 +27,7 @@ from ..core.text import for_spreadsheet, for_terminal, printable
 from ..protocol.client import BrokerClient
 from ..protocol.messages import Message, document, sentence_of
 from ..protocol.rules import (
+    CalendarAddress,
     CalendarImport,
     Grant,
     QuotaChange,
@@ -148,8 +149,27 @@ class Quota(RuleCommand):
   gpuspawner quota grant WHO HOURS          more GPU-hours now (-2.5: fewer)
 WHO is everybody, group:NAME or user:NAME. KEYs are those of c.GpuSite.quotas:
   tiers=cpu,gpu   devices=2   leases=3   gpu_hours=10   session_hours=4   ...
-Add --reason "..." to say why; a grant needs one."""
+Add --reason "..." to say why; a grant needs one. Running servers keep their
+GPUs; with --end-servers, set ends those beyond the new limits, after warnings."""
     examples = usage
+    flags = {  # noqa: RUF012
+        **Command.flags,
+        "end-servers": (
+            {"Quota": {"end_servers": True}},
+            "with `set`: running servers that are beyond the new limits are warned and end in 15 minutes",
+        ),
+    }
+
+    end_servers = Bool(
+        False,
+        help="""
+        With `set`: running servers that are beyond the new limits are warned, and end in 15 minutes. The
+        earliest ones of each user stay.
+
+        Default: off. They keep their GPUs until they end.
+        Example: `gpuspawner quota set group:students devices=1 --end-servers`
+        """,
+    ).tag(config=True)
 
     def verbs(self) -> Mapping[str, Verb]:
         return {"show": self._show, "set": self._set, "remove": self._remove, "grant": self._grant}
@@ -198,11 +218,13 @@ Add --reason "..." to say why; a grant needs one."""
             QuotaChange,
             subject=str(subject_from_text(words[0])),
             values=values,
+            end_servers=self.end_servers,
             author=self.author,
             reason=self.reason,
         )
         self.ask(lambda client: client.tell("POST", "/api/quotas", change))
-        self.say(f"Set: {change.subject} may have {_pairs(values)}")
+        ends = "; running servers beyond it are warned, and end in 15 minutes" if self.end_servers else ""
+        self.say(f"Set: {change.subject} may have {_pairs(values)}{ends}")
 
     def _remove(self, words: Sequence[str]) -> None:
         if len(words) != 1:
@@ -328,6 +350,7 @@ class Session(RuleCommand):
   gpuspawner session change NAME KEY=VALUE ...
   gpuspawner session cancel NAME [DATE]     one date, or all of it
   gpuspawner session calendar               all as iCalendar
+  gpuspawner session subscribe [GROUP]      the address for calendar programs
   gpuspawner session import FILE group=GROUP tier=TIER seats=COUNT
 More KEYs of add and change:
   from=DATE until=DATE timezone=ZONE   default: from today, without end
@@ -347,6 +370,7 @@ More KEYs of add and change:
             "change": self._change,
             "cancel": self._cancel,
             "calendar": self._calendar,
+            "subscribe": self._subscribe,
             "import": self._import,
         }
 
@@ -384,6 +408,13 @@ More KEYs of add and change:
 
     def _calendar(self, _words: Sequence[str]) -> None:
         print(self.ask(lambda client: client.text("/api/sessions/calendar")), end="")
+
+    def _subscribe(self, words: Sequence[str]) -> None:
+        if len(words) > 1:
+            raise WrongWords
+        query = f"?{urlencode({'group': words[0]})}" if words else ""
+        path = f"/api/sessions/calendar/address{query}"
+        print(self.ask(lambda client: client.ask(path, CalendarAddress)).address)
 
     def _import(self, words: Sequence[str]) -> None:
         path, values = _name_and_values(words)

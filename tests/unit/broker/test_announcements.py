@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from gpuspawner.broker.leases.announcements import Announcements
+from gpuspawner.broker.leases.memory_notice import sentence
 from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.config.quotas import Known
@@ -83,6 +84,13 @@ async def test_the_lease_s_own_notice_comes_first(rulebook: Rulebook, times: Any
     await say(rulebook, times, "group:cs1", "Save your work.")
     told = announcements.notice_of(replace(ADA, notice="This server ends at 12:00."))
     assert told == "This server ends at 12:00. Message from ines: Save your work."
+
+
+async def test_a_full_memory_is_told_by_the_notebook_alone(rulebook: Rulebook, times: Any) -> None:
+    announcements = Announcements(rulebook, logging.getLogger(), times.now)
+    await say(rulebook, times, "group:cs1", "Save your work.")
+    told = announcements.notice_of(replace(ADA, notice=sentence(8 << 30)))
+    assert told == "Message from ines: Save your work."
 
 
 async def test_a_full_disk_is_tried_again(rulebook: Rulebook, times: Any) -> None:

@@ -61,7 +61,7 @@ class Bench:
         self.allocator = Allocator(self.ledger, clock=self.times.now, gate=gate, rules=rules)
         await self.allocator.load(GPUS, SEATS)
         parts = EndingParts(
-            self.rulebook, gate, self.allocator, self, lambda lease: GpuUse(True), IdleRules(),
+            self.rulebook, gate, self.allocator, self, self.ledger, lambda lease: GpuUse(True), IdleRules(),
             clock=self.times.now, sleep=self.rest,
             can_sleep=lambda lease: lease.mode is Mode.TURNS and lease.id not in self.stuck,
         )  # fmt: skip

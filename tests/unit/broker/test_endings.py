@@ -22,9 +22,16 @@ from gpuspawner.broker.leases.gate import QuotaGate
 from gpuspawner.broker.leases.queue_rules import queue_rules
 from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
+from gpuspawner.broker.ledger.end_warnings import EndWarning
 from gpuspawner.config.idle import IdleRules
 from gpuspawner.config.quotas import Known
-from gpuspawner.core.errors import LeaseConflict, LedgerFault, NotAllowed, SessionReserved
+from gpuspawner.core.errors import (
+    LeaseConflict,
+    LedgerFault,
+    NotAllowed,
+    QuotaGpuHours,
+    SessionReserved,
+)
 from gpuspawner.core.model import GpuRequest, Lease, LeaseState, Tier
 from gpuspawner.core.session import EndAction
 from gpuspawner.core.want import Want
@@ -44,6 +51,7 @@ QUOTAS: list[dict[str, Any]] = [
     {"group": "short", "session_hours": 1, "extend_hours": 0.5},
     {"group": "poor", "gpu_hours": 2},
     {"group": "kept", "minimum_hours": 1.5},
+    {"group": "daily", "gpu_hours": 23.5, "period": "day"},
 ]
 
 LAB = {
@@ -93,6 +101,7 @@ class Bench:
                 gate=self.gate,
                 allocator=self.allocator,
                 service=self,
+                ledger=self.ledger,
                 gpu_use=lambda lease: gpu_use(lease, DEVICES, self.usage, self.times.now()),
                 idle=idle or IdleRules(),
                 timezone="Europe/Berlin",
@@ -200,6 +209,46 @@ async def test_gpu_hours_that_run_out_end_all_servers_of_the_user(bench: Bench) 
     ]
     (spent,) = (await bench.rules.standing("hub", "ada", ["poor"])).spent
     assert spent.used_gpu_seconds == pytest.approx(2 * 3600, abs=60)
+
+
+async def test_a_day_of_25_hours_has_the_gpu_hours_of_a_day(bench: Bench) -> None:
+    """On 25 October 2026 the clocks in Berlin go back; ada's server runs from midnight on."""
+    bench.times.wall = bench.times.wall.replace(month=10, day=24, hour=22)
+    await bench.run(1, "daily")
+    bench.times.pass_seconds(23 * 3600)
+    said = await bench.minutes(31)
+    why = "(Europe/Berlin): your GPU-hours are used up then. Save your work."
+    assert said == [
+        ("1", f"This server ends in 15 minutes, on Sunday 22:30 {why}"),
+        ("1", f"This server ends in 5 minutes, on Sunday 22:30 {why}"),
+        ("1", "gpu_hours: This server was ended: your GPU-hours were used up."),
+    ]
+    sentence = r"You have used 23\.5 of 23\.5 GPU-hours today; new ones from Monday 00:00 \(Europe/Berlin\)"
+    with pytest.raises(QuotaGpuHours, match=sentence):
+        await bench.run(2, "daily")
+    bench.times.pass_seconds(3600 + 1800)  # midnight: 25 hours after the one before
+    assert (await bench.run(3, "daily")).state is LeaseState.RUNNING
+
+
+async def test_in_a_day_of_23_hours_23_and_a_half_are_enough(bench: Bench) -> None:
+    """On 28 March 2027 the clocks in Berlin go forward; the next day has its own GPU-hours."""
+    bench.times.wall = bench.times.wall.replace(year=2027, month=3, day=27, hour=23)
+    await bench.run(1, "daily")
+    bench.times.pass_seconds(22.7 * 3600)
+    assert await bench.minutes(60) == []
+    bench.times.pass_seconds(3600)
+    (spent,) = (await bench.rules.standing("hub", "ada", ["daily"])).spent
+    assert spent.used_gpu_seconds == pytest.approx(1.7 * 3600, abs=31)
+
+
+async def test_a_session_over_a_change_of_the_clocks_is_as_long_as_its_limit(bench: Bench) -> None:
+    """From half past two to half past two, an hour later."""
+    bench.times.wall = bench.times.wall.replace(month=10, day=25, hour=0, minute=30)
+    await bench.run(1, "short")
+    assert await bench.minutes(44.5) == []
+    said = await bench.minutes(15.5)
+    assert said[0][1].startswith("This server ends in 15 minutes, on Sunday 02:30 (Europe/Berlin)")
+    assert said[-1][1].startswith("session_limit: ")
 
 
 async def test_a_grant_in_time_takes_the_warning_back(bench: Bench) -> None:
@@ -429,28 +478,92 @@ async def test_after_a_restart_a_user_who_computes_reads_no_old_warning(bench: B
     assert await bench.minutes(5, kernels=[1], busy=True) == []
 
 
-async def test_after_a_restart_warnings_of_an_end_are_given_again_and_others_notices_stay(
-    bench: Bench,
-) -> None:
+async def test_after_a_restart_what_was_told_of_an_end_is_told_and_others_notices_stay(bench: Bench) -> None:
     """One session is within its last quarter of an hour, one was extended, one has a notice of its own."""
     bench.restart(QUICK)
     await bench.run(1, "short")
     await bench.run(2, "short", user="bob")
     await bench.minutes(50)
     told = bench.notice(1)
+    assert [each.warnings for each in await bench.ledger.end_warnings()] == [1, 1]
     await bench.rules.extend(f"{2:032x}", 1800, "bob")
     bench.restart(QUICK)
-    assert await bench.minutes(0.5) == [
-        ("1", told.replace("in 15 minutes", "in 10 minutes")),
-        ("2", ""),
-    ]
+    assert await bench.minutes(0.5) == [("2", "")]
+    assert [each.lease_id[-1] for each in await bench.ledger.end_warnings()] == ["1"]
     await bench.allocator.tell(f"{2:032x}", "Your GPU is hot.")
     bench.restart(QUICK)
-    await bench.minutes(0.5)
-    assert [bench.notice(number) for number in (1, 2)] == [
-        told.replace("in 15 minutes", "in 9 minutes"),
-        "Your GPU is hot.",
+    assert await bench.minutes(0.5) == []
+    assert [bench.notice(number) for number in (1, 2)] == [told, "Your GPU is hot."]
+
+
+async def test_no_number_of_restarts_moves_an_end_that_was_told(bench: Bench) -> None:
+    """Each round is the first of another broker; both warnings are given once."""
+    await bench.run(1, "short")
+    await bench.minutes(44.5)
+    said: list[tuple[str, str]] = []
+    for _ in range(31):
+        bench.restart()
+        said += await bench.minutes(0.5)
+    assert [sentence.split(",")[0].split(":")[0] for _, sentence in said] == [
+        "This server ends in 15 minutes",
+        "This server ends in 5 minutes",
+        "session_limit",
     ]
+    assert bench.allocator.leases() == ()
+
+
+async def test_an_end_that_passed_while_no_broker_ran_needs_no_other_warning(bench: Bench) -> None:
+    """Both were warned twice; but one of them had a warning that said less, and gets five minutes more."""
+    await bench.run(1, "short")
+    await bench.minutes(3)
+    await bench.run(2, "short", user="bob")
+    await bench.minutes(53)
+    bench.times.pass_seconds(1800)
+    bench.restart()
+    said = await bench.minutes(6)
+    assert [(number, sentence.split(",")[0].split(":")[0]) for number, sentence in said] == [
+        ("1", "session_limit"),
+        ("2", "This server ends in 5 minutes"),
+        ("2", "session_limit"),
+    ]
+
+
+async def test_a_warning_that_was_not_recorded_is_recorded_later_and_not_given_twice(bench: Bench) -> None:
+    """The ledger's disk is full after the notice was written."""
+    await bench.run(1, "short")
+    await bench.minutes(44.5)
+    note = bench.ledger.note_end_warnings
+
+    async def full(*given: object, withdrawn: object = ()) -> None:
+        raise LedgerFault("the disk is full")
+
+    bench.ledger.note_end_warnings = full
+    with pytest.raises(LedgerFault):
+        await bench.minutes(0.5)
+    assert [sentence.split(",")[0] for _, sentence in bench.said] == ["This server ends in 15 minutes"]
+    bench.ledger.note_end_warnings = note
+    assert await bench.minutes(0.5) == []
+    assert [each.warnings for each in await bench.ledger.end_warnings()] == [1]
+
+
+async def test_warnings_of_what_has_ended_are_forgotten_and_other_brokers_keep_theirs(
+    bench: Bench, path: str
+) -> None:
+    other = bench.times.make_ledger(path, owner="another")
+    await other.open()
+    theirs = EndWarning("f" * 32, 2, bench.times.now(), "This server ends in 5 minutes")
+    await other.note_end_warnings(theirs)
+    await bench.run(1, "short")
+    await bench.minutes(1)
+    await bench.run(2, "short", user="bob")
+    await bench.minutes(59.5)
+    assert [lease.user for lease in bench.allocator.leases()] == ["bob"]
+    bench.times.pass_seconds(60)
+    await bench.run(3, "short", user="eve")
+    await bench.minutes(50)
+    assert [(each.lease_id[-1], each.warnings) for each in await bench.ledger.end_warnings()] == [("3", 1)]
+    assert await other.end_warnings() == (theirs,)
+    await other.close()
 
 
 async def test_used_again_a_warning_of_the_sessions_end_comes_back(bench: Bench) -> None:
@@ -634,6 +747,7 @@ def replace_use(
         gate=bench.gate,
         allocator=bench.allocator,
         service=bench,
+        ledger=bench.ledger,
         gpu_use=lambda lease: use,
         idle=idle or IdleRules(),
         timezone="Europe/Berlin",
@@ -665,3 +779,66 @@ async def test_after_a_change_the_next_round_comes_soon(
     after = bench.endings.deadline_of(lease.id)
     assert after is not None
     assert after.at - before.at == timedelta(minutes=30)
+
+
+async def beyond(bench: Bench) -> None:
+    """Ada's second server and bob's first are beyond a quota that is changed, and end for it."""
+    await bench.run(1, "class")
+    bench.times.pass_seconds(60)
+    await bench.run(2, "class")
+    await bench.rules.change_quota("group:class", {"devices": 1}, "noether", "another class")
+    assert await bench.minutes(30) == []  # nobody was told to end
+    told = await bench.rules.end_beyond("group:class", "noether", "another class")
+    assert [lease.id[-1] for lease in told] == ["2"]
+
+
+async def test_a_running_server_beyond_a_changed_quota_ends_if_that_is_said(bench: Bench) -> None:
+    await beyond(bench)
+    bench.restart()  # what was decided is in the ledger
+    await bench.rulebook.load()
+    at = "on Thursday 09:46 (Europe/Berlin): your quota was changed. Save your work."
+    assert await bench.minutes(16) == [
+        ("2", f"This server ends in 14 minutes, {at}"),
+        ("2", f"This server ends in 5 minutes, {at}"),
+        ("2", "quota_changed: This server was ended: your quota was changed."),
+    ]
+    assert [lease.id[-1] for lease in bench.allocator.leases()] == ["1"]
+
+
+@pytest.mark.parametrize("by", ["change", "stop"])
+async def test_who_is_allowed_again_stays(bench: Bench, by: str) -> None:
+    await beyond(bench)
+    assert len(await bench.minutes(12)) == 2
+    if by == "change":
+        await bench.rules.change_quota("user:ada", {"devices": 2}, "noether", "")
+    else:
+        await bench.release(f"{1:032x}", "stopped by its user")
+    await bench.minutes(30)
+    assert "2" in [lease.id[-1] for lease in bench.allocator.leases()]
+    assert bench.notice(2) == ""
+
+
+async def test_each_change_says_anew_who_ends(bench: Bench) -> None:
+    """Lifted, then lowered without saying that anybody ends."""
+    await beyond(bench)
+    await bench.rules.change_quota("group:class", {"devices": 2}, "noether", "")
+    await bench.rules.change_quota("group:class", {"devices": 0}, "noether", "")
+    assert await bench.minutes(60) == []
+    assert len(bench.allocator.leases()) == 2
+
+
+async def test_who_ends_for_a_quota_keeps_the_minimum_and_others_are_not_meant(bench: Bench) -> None:
+    """Eve is in another group; ada may keep a GPU for 90 minutes."""
+    await bench.run(1, "kept")
+    await bench.run(2, "class", user="eve")
+    await bench.rules.change_quota("everybody", {"devices": 0}, "noether", "")
+    assert len(await bench.rules.end_beyond("group:kept", "noether", "")) == 1
+    assert await bench.minutes(74.5) == []
+    said = await bench.minutes(16)
+    assert [(number, sentence.split(",")[0].split(":")[0]) for number, sentence in said] == [
+        ("1", "This server ends in 15 minutes"),
+        ("1", "This server ends in 5 minutes"),
+        ("1", "quota_changed"),
+    ]
+    assert [lease.user for lease in bench.allocator.leases()] == ["eve"]
+    assert await bench.rules.end_beyond("group:kept", "noether", "") == ()

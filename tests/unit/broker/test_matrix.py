@@ -125,6 +125,10 @@ def calls() -> Iterator[Call]:
     ):  # fmt: skip
         yield Call("get", f"api/{path}", f"api/{path}", who)
     yield Call("post", "api/doctor", "api/doctor", ALL_READERS, {})
+    address = "api/sessions/calendar/address"
+    yield Call("get", address, address, ALL_READERS)
+    yield Call("get", address, f"{address}?group=students", READERS)
+    yield Call("get", address, f"{address}?group=another", ALL_READERS)
     lease = "api/leases/([0-9a-f]{32})"
     yield Call("delete", lease, "api/leases/LEASE", RESERVERS, {})
     yield Call("post", f"{lease}/extend", "api/leases/LEASE/extend", RESERVERS, {"seconds": 60})
@@ -166,6 +170,8 @@ def others() -> Iterator[Call]:
     yield Call("get", "health", "health", EVERYBODY)
     yield Call("get", "static/(.*)", "static/gpu.css", EVERYBODY)
     yield Call("get", "hub-static/(.*)", "hub-static/favicon.ico", EVERYBODY)
+    feed = r"calendar/([0-9a-f]{40})\.ics"
+    yield Call("get", feed, f"calendar/{'0' * 40}.ics", NOBODY)
     yield Call("get", "metrics", "metrics", ALL_READERS)
     for method in ("get", "post", "delete"):
         yield Call(method, "api/.*", "api/what", NOBODY)

@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 import pytest
 from gpuspawner.broker.decide.allow.budget import Spent
 from gpuspawner.broker.decide.allow.period import window_at
-from gpuspawner.broker.decide.allow.quota import Ask, Holding, allowance, check, refusals, survivors
+from gpuspawner.broker.decide.allow.quota import (
+    Ask,
+    Holding,
+    allowance,
+    beyond,
+    check,
+    refusals,
+    survivors,
+)
 from gpuspawner.core.errors import QuotaDevices, QuotaGpuHours, QuotaLeases, QuotaSlices, QuotaTier, Refusal
 from gpuspawner.core.quota import (
     ALL_TIERS,
@@ -185,6 +193,40 @@ def test_a_lower_limit_meets_who_came_last_and_none_who_holds() -> None:
         ),
         ("slice", None),
     ]
+
+
+def test_of_what_runs_the_earliest_have_the_room_of_a_lower_limit() -> None:
+    """Three of one GPU, then a slice; without the tier of the second."""
+    held = [Holding(f"s{number}", Ask("gpu", Want(1))) for number in range(3)]
+    held.append(Holding("s3", Ask("slice", Want(1, mode=Mode.SLICE))))
+    assert beyond(Allowance(devices=2), held) == [False, False, True, False]
+    assert beyond(Allowance(leases=1), held) == [False, True, True, True]
+    assert beyond(Allowance(tiers=("slice",)), held) == [True, True, True, False]
+    assert beyond(Allowance(), held) == [False] * 4
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 3)), max_size=8),
+    st.integers(0, 4), st.integers(0, 4), st.integers(0, 4),
+)  # fmt: skip
+def test_what_stays_is_within_the_limits_and_nobody_goes_in_vain(
+    drawn: list[tuple[bool, int]], devices: int, slices: int, leases: int
+) -> None:
+    """Against counting by hand."""
+    allowed = Allowance(devices=devices, slices=slices, leases=leases)
+    held = [
+        Holding(f"s{n}", Ask("x", Want(count, mode=Mode.SLICE if sliced else Mode.WHOLE)))
+        for n, (sliced, count) in enumerate(drawn)
+    ]
+    room = [float(slices), float(devices), float(leases)]
+    by_hand = []
+    for sliced, count in drawn:
+        need = [count if sliced else 0, 0 if sliced else count, 1]
+        fits = all(not each or each <= left for each, left in zip(need, room, strict=True))
+        by_hand.append(not fits)
+        if fits:
+            room = [left - each for each, left in zip(need, room, strict=True)]
+    assert beyond(allowed, held) == by_hand
 
 
 def test_who_waits_for_a_tier_that_was_taken_away_is_told_so() -> None:

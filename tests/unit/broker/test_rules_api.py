@@ -32,9 +32,10 @@ REQUEST = GpuRequest(LEASE, "hub", "ada", "train", "gpu", Want(1), ("students",)
 
 
 @pytest.fixture
-def served(tmp_path: Path, times: Any) -> Iterator[Served]:
+def served(tmp_path: Path, times: Any, database: str) -> Iterator[Served]:
+    """On SQLite and on PostgreSQL."""
     times.wall = times.wall.replace(year=2026, month=11, day=26)  # a Thursday
-    broker = Served(tmp_path, times)
+    broker = Served(tmp_path, times, database=database)
     broker.start()
     yield broker
     broker.stop()

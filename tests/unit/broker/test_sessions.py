@@ -62,6 +62,66 @@ def test_a_class_stays_at_its_hour_when_the_clocks_change() -> None:
     ]
 
 
+SUNDAYS = replace(CS231N, first=date(2026, 9, 6), rule="FREQ=WEEKLY;BYDAY=SU")
+NIGHTS = replace(
+    CS231N, first=date(2026, 9, 5), begins=time(23), length_seconds=5 * 3600.0, rule="FREQ=WEEKLY;BYDAY=SA"
+)
+
+
+@pytest.mark.parametrize(
+    ("session", "window", "found"),
+    [
+        pytest.param(
+            SUNDAYS, between("2026-10-18T00:00", "2026-10-26T00:00"),
+            [("2026-10-18T08:00", 2, None), ("2026-10-25T09:00", 2, None)], id="Sunday morning, October",
+        ),
+        pytest.param(
+            SUNDAYS, between("2027-03-21T00:00", "2027-03-29T00:00"),
+            [("2027-03-21T09:00", 2, None), ("2027-03-28T08:00", 2, None)], id="Sunday morning, March",
+        ),
+        pytest.param(  # 23:00 to 03:00 on the clock, 5 hours
+            NIGHTS, between("2026-10-24T12:00", "2026-10-26T00:00"),
+            [("2026-10-24T21:00", 5, None)], id="over the hour that comes twice",
+        ),
+        pytest.param(  # 23:00 to 05:00 on the clock, 5 hours
+            NIGHTS, between("2027-03-27T12:00", "2027-03-29T00:00"),
+            [("2027-03-27T22:00", 5, None)], id="over the hour that is left out",
+        ),
+        pytest.param(
+            replace(SUNDAYS, begins=time(2, 30)), between("2026-10-24T12:00", "2026-10-26T00:00"),
+            [("2026-10-25T00:30", 2, None)], id="from the first half past two",
+        ),
+        pytest.param(  # 02:30 doesn't exist: it begins at 03:30, as iCalendar says
+            replace(SUNDAYS, begins=time(2, 30)), between("2027-03-27T12:00", "2027-03-29T00:00"),
+            [("2027-03-28T01:30", 2, None)], id="at a time that is left out",
+        ),
+        pytest.param(
+            replace(SUNDAYS, changes=(Change(date(2026, 10, 25), datetime(2026, 10, 24, 23), 14400.0),)),
+            between("2026-10-24T12:00", "2026-10-26T00:00"),
+            [("2026-10-24T21:00", 4, "2026-10-25")], id="moved to the night of the change",
+        ),
+    ],
+)  # fmt: skip
+def test_a_class_over_a_change_of_the_clocks_lasts_as_long_as_always(
+    session: LabSession, window: Window, found: list[tuple[str, float, str | None]]
+) -> None:
+    """Europe/Berlin: 25 October 2026 has 25 hours, 28 March 2027 has 23."""
+    assert [(each.start, each.end) for each in meetings(session, window)] == [
+        (each.start, each.end) for each in (meeting("cs231n", *times) for times in found)
+    ]
+
+
+def test_places_over_a_change_of_the_clocks_are_kept_for_the_whole_lead_and_grace() -> None:
+    session = replace(SUNDAYS, begins=time(3, 30), lead_seconds=7200.0, grace_seconds=900.0)
+    for day, begins in ("2026-10-25", "02:30"), ("2027-03-28", "01:30"):
+        begin = utc(f"{day}T{begins}")
+        (kept,) = reservations([session], begin - timedelta(hours=3), begin + timedelta(hours=3))
+        assert (kept.keep_from, kept.release_at) == (
+            begin - timedelta(hours=2),
+            begin + timedelta(minutes=15),
+        )
+
+
 def test_a_class_ends_with_its_last_day() -> None:
     found = meetings(CS231N, between("2026-10-01T00:00", "2027-10-01T00:00"))
     assert (found[0].on, found[-1].on, len(found)) == (date(2026, 10, 5), date(2026, 12, 14), 11)

@@ -144,6 +144,8 @@ def test_a_pattern_that_says_too_little_is_refused_at_load(pattern: str, sentenc
     with pytest.raises(ConfigError) as error:
         allow_images([pattern])
     assert sentence in str(error.value)
+    for suggested in re.findall('"([^"]+)"', str(error.value)):
+        allow_images([suggested])  # it is not refused in its turn
 
 
 def test_the_setting() -> None:

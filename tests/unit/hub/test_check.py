@@ -56,11 +56,22 @@ def test_what_labs_of_a_swarm_cant_have(setting: str, value: Any, sentence: str)
         check_spawner(Config({"GpuSite": {"engine": "swarm"}, "GpuDockerSpawner": spawner}))
 
 
-def test_labs_of_a_swarm_have_no_certificates_of_the_hub() -> None:
-    hub = {"internal_ssl": True}
-    check_spawner(Config({"JupyterHub": hub}))
-    with pytest.raises(TraitError, match="don't go together"):
-        check_spawner(Config({"GpuSite": {"engine": "swarm"}, "JupyterHub": hub}))
+@pytest.mark.parametrize(
+    ("engine", "instead"),
+    [
+        ("docker", "What it would encrypt stays on this machine, where no lab sees the traffic of others"),
+        ("swarm", "Between machines, c.GpuSwarm.encrypted encrypts"),
+    ],
+)
+def test_the_hub_s_own_certificates_are_refused_with_what_there_is_instead(engine: str, instead: str) -> None:
+    site = {"GpuSite": {"engine": engine}}
+    check_spawner(Config({**site, "JupyterHub": {"internal_ssl": False}}))
+    with pytest.raises(TraitError) as refused:
+        check_spawner(Config({**site, "JupyterHub": {"internal_ssl": True}}))
+    assert str(refused.value) == (
+        f"c.JupyterHub.internal_ssl can't be used here: remove it. {instead}; for TLS between browsers and "
+        "the hub, put a TLS proxy in front of c.JupyterHub.bind_url"
+    )
 
 
 def test_what_only_a_user_can_tell_is_left_to_the_spawn() -> None:
@@ -84,19 +95,33 @@ def test_only_where_a_hub_reads_the_file_it_is_checked() -> None:
         JupyterHub.clear_instance()
 
 
-def test_a_real_hub_says_it_in_one_line_and_does_not_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("GpuSite.tiers = [{'name': 'gpu', 'mode': 'slice'}]", "c.GpuSite.tiers: tier 'gpu' has mode"),
+        (
+            "GpuDockerSpawner.allowed_images = ['quay.io/jupyter/*']",
+            "allowed_images: 'quay.io/jupyter/*': say which tags (\"quay.io/jupyter/*:2026-*\"",
+        ),
+        ("JupyterHub.internal_ssl = True", "c.JupyterHub.internal_ssl can't be used here: remove it."),
+    ],
+)
+def test_a_real_hub_says_it_in_one_line_and_does_not_start(
+    setting: str, sentence: str, tmp_path: Path
+) -> None:
     config = tmp_path / "jupyterhub_config.py"
     config.write_text(
         "from gpuspawner import check_settings\n"
         "c.JupyterHub.spawner_class = 'gpu-docker'\n"
-        "c.GpuSite.tiers = [{'name': 'gpu', 'mode': 'slice'}]\n"
+        f"c.{setting}\n"
         "check_settings(c)\n"
     )
     command = [sys.executable, "-m", "jupyterhub", "-f", str(config)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
-    assert "Bad config encountered during initialization: c.GpuSite.tiers: tier 'gpu' has mode" in line
+    assert "Bad config encountered during initialization: " in line
+    assert sentence in line
 
 
 def test_a_hub_that_would_listen_in_a_network_that_isnt_there_says_how_to_make_it() -> None:

@@ -10,7 +10,8 @@ import pytest
 from dockerspawner import DockerSpawner
 from gpuspawner.core.errors import BadOption
 from gpuspawner.core.labels import Owner
-from gpuspawner.hub.names import check_names, escape_name, oauth_client_of, usable_groups
+from gpuspawner.core.text import escape_name
+from gpuspawner.hub.names import check_names, oauth_client_of, usable_groups
 from gpuspawner.hub.spawner import GpuDockerSpawner
 from hypothesis import assume, given
 from hypothesis import strategies as st

@@ -11,6 +11,7 @@ import pytest
 from gpuspawner.hub.pulls import PullLimits
 from gpuspawner.hub.shared import SharedSettings, engine_of, shared_by_all
 from gpuspawner.hub.spawner import GpuDockerSpawner
+from jupyterhub.app import JupyterHub
 from traitlets.config import Config
 
 
@@ -29,10 +30,21 @@ async def test_it_is_one_for_a_hub_and_one_for_each_broker() -> None:
         assert not other.slots.taken
 
 
-async def test_what_the_hub_has_loaded_is_no_work_for_the_garbage_collection() -> None:
-    frozen = gc.get_freeze_count()
-    shared_by_all(settings("/run/frozen.sock"), logging.getLogger("test"))
-    assert gc.get_freeze_count() > max(frozen, 10_000)
+@pytest.mark.parametrize("of_a_hub", [True, False])
+async def test_what_a_hub_has_loaded_is_no_work_for_its_garbage_collection(of_a_hub: bool) -> None:
+    callbacks, before = list(gc.callbacks), gc.get_freeze_count()
+    if of_a_hub:
+        JupyterHub.instance()
+    try:
+        shared_by_all(settings(f"/run/{of_a_hub}.sock"), logging.getLogger("test"))
+        assert (gc.get_freeze_count() - before > 10_000, len(gc.callbacks) > len(callbacks)) == (
+            of_a_hub,
+            of_a_hub,
+        )
+    finally:
+        JupyterHub.clear_instance()
+        gc.callbacks[:] = callbacks
+        gc.unfreeze()
 
 
 def test_each_loop_has_its_own() -> None:

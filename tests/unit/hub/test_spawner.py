@@ -117,7 +117,6 @@ async def test_what_a_start_asks_for_and_creates(monkeypatch: pytest.MonkeyPatch
         http_timeout_seconds=120.0,
         request=GpuRequest(job.request.lease_id, "hub", "Ada", "", "pair", Want(2, "H100"), ("ml",)),
         secret="s3cret",
-        waits=True,
     )
     planned = await spawner.plan_container(job, {"Config": {"Cmd": ["unused"]}}, ContainerPatch())
     assert planned.create["command"] == ["start", "{username}"]

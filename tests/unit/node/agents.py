@@ -22,6 +22,8 @@ from gpuspawner.node.remote.link import LinkPace
 from gpuspawner.node.remote.membership import Membership
 from gpuspawner.node.remote.remote_node import RemoteNode
 
+from tests.unit.moved_homes import FakeFiles, Trouble
+
 LOG = logging.getLogger("agents")
 DEVICES = "a: 1 x H100 80GB; b: 2 x T4 16GB"
 QUICK = LinkPace(alive_seconds=0.2, silence_seconds=1.5, call_seconds=5.0)
@@ -169,6 +171,16 @@ class StubDocker:
         return
 
 
+class StubHomes(FakeFiles):
+    """No homes, and no copies that would have to end."""
+
+    def __init__(self) -> None:
+        super().__init__("b", Trouble())
+
+    async def end_all(self) -> None:
+        self.copies.clear()
+
+
 @asynccontextmanager
 async def stub_agent(facts: NodeFacts, address: str, folder: Path) -> AsyncIterator[None]:
     """A real agent in this process, of a machine that has joined from `folder`, with these GPUs."""
@@ -176,7 +188,9 @@ async def stub_agent(facts: NodeFacts, address: str, folder: Path) -> AsyncItera
     node: Any = StubNode(facts)
     docker: Any = StubDocker()
     connecting = partial(connect, host, int(port), Identity(folder / "agent"))
-    running = asyncio.create_task(Agent(facts.name, Hands(node, docker, folder), connecting, LOG).run(0.1))
+    running = asyncio.create_task(
+        Agent(facts.name, Hands(node, docker, StubHomes(), folder), connecting, LOG).run(0.1)
+    )
     try:
         yield
     finally:

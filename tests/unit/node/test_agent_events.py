@@ -22,6 +22,7 @@ from gpuspawner.node.remote.link import LinkPace
 from gpuspawner.node.remote.remote_node import RemoteNode
 
 from tests.soon import until
+from tests.unit.node.agents import StubHomes
 
 LOG = logging.getLogger("test")
 PACE = LinkPace(0.05, 0.5, 1.0)
@@ -78,7 +79,7 @@ class Bench:
         node: Any = self.here
         self.docker = FakeDocker()
         docker: Any = self.docker
-        self.agent = Agent("b", Hands(node, docker, folder), self.connect, LOG, PACE)
+        self.agent = Agent("b", Hands(node, docker, StubHomes(), folder), self.connect, LOG, PACE)
         self.told: list[NodeEvent] = []
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -200,5 +201,6 @@ async def test_the_folders_of_leases_are_the_agent_s(bench: Bench, tmp_path: Pat
 
 def test_the_agent_drives_what_the_broker_drives() -> None:
     """Every call of the wire is a method of the local node, but for those of its hands."""
-    calls = {name for name in wire.CALLS if not name.startswith(("turn_", "docker_", "folder_", "check_"))}
+    others = ("turn_", "docker_", "folder_", "home_", "check_")
+    calls = {name for name in wire.CALLS if not name.startswith(others)}
     assert [name for name in sorted(calls) if not hasattr(LocalNode, name)] == []

@@ -45,6 +45,7 @@ from gpuspawner.node.api import (
     XidSeen,
 )
 from gpuspawner.node.engine import Container, ContainerEvent, Engine, EventsConnected
+from gpuspawner.node.homes import HomeFacts, HomeFiles, Skimmed
 from gpuspawner.node.labs import MachineDoctor
 from gpuspawner.node.remote import wire
 
@@ -112,6 +113,16 @@ def test_an_event_comes_as_it_was(event: NodeEvent) -> None:
         ("docker_facts", (), ({"Runtimes": {"runc": {}}, "x": [None, True, 1.5]}, {"Version": "28"})),
         ("folder_write", ("a" * 32, {"notice": "é\n"}, True), None),
         ("folder_keep_only", (("a" * 32,),), None),
+        ("home_describe", ("v",), None),
+        ("home_describe", ("v",), HomeFacts("local", {"o": "size=9g"}, {"a": "b"}, ("lab",), True)),
+        ("home_prepare", ("v", HomeFacts("local")), None),
+        ("home_begin_read", ("v",), "id"),
+        ("home_read", ("id",), bytes(range(256))),
+        ("home_read", ("id",), b""),
+        ("home_write", ("id", b"\0" * 1000), None),
+        ("home_skim", ("id",), Skimmed(5, "ab")),
+        ("home_finish", ("id",), False),
+        ("home_unfinished", (), ("v", "w")),
     ],
 )  # fmt: skip
 def test_a_call_comes_as_it_was(name: str, arguments: tuple[Any, ...], result: Any) -> None:
@@ -126,7 +137,7 @@ def test_every_method_of_the_interface_is_a_call() -> None:
         return {name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
 
     asked = {"turn": methods(TurnHands), "docker": methods(Engine) - {"watch_events"},
-             "folder": methods(LabFolders)}  # fmt: skip
+             "folder": methods(LabFolders), "home": methods(HomeFiles)}  # fmt: skip
     doctor = methods(MachineDoctor)
     others = {f"{part}_{name}" for part, names in asked.items() for name in names}
     assert set(wire.CALLS) == (methods(Node) - here) | others | doctor

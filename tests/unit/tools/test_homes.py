@@ -14,9 +14,7 @@ from gpuspawner.tools import cli
 from gpuspawner.tools.homes import (
     HomeVolume,
     archive,
-    copying,
     list_homes,
-    move,
     of_users,
     own_name,
     patterns_of,
@@ -238,27 +236,4 @@ def test_in_a_swarm_each_home_has_its_machine() -> None:
     assert placed(docker, (copy_of_ada, BEN), patterns_of(Config()), "a") == (
         replace(BEN, machine="a"),
         HomeVolume(ADA.name, "ada", None, True, machine="b"),
-    )
-
-
-def test_a_home_is_moved_only_unused_and_to_a_machine_that_there_is() -> None:
-    docker = swarm()
-    ben = replace(BEN, machine="a")
-    with pytest.raises(ConfigError, match="is in use: stop the user's servers first"):
-        move(docker, replace(ben, in_use=True), "b", "a")
-    with pytest.raises(ConfigError, match="The Swarm has no machine 'c': it has a, b"):
-        move(docker, ben, "c", "a")
-    with pytest.raises(ConfigError, match="is on a already"):
-        move(docker, ben, "a", "a")
-    assert not [call for call in docker.calls if call[0] in ("create_config", "remove_config")]
-    move(docker, ben, "b", "a")
-    labels = {"gpuspawner.home": BEN.name, "gpuspawner.node": "b"}
-    assert [call[-1] for call in docker.calls if call[0] == "create_config"] == [labels, labels]
-
-
-def test_the_command_that_copies_a_home() -> None:
-    box = "docker run --rm -i --user 0 --network none -v gpuspawner-home-ben:/home-to-archive lab:1"
-    assert copying(replace(BEN, machine="a"), "b", "lab:1") == (
-        f"ssh root@a '{box} tar -C /home-to-archive --numeric-owner -cf - .' | "
-        f"ssh root@b '{box} tar -C /home-to-archive --numeric-owner -xpf -'"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpuspawner.core.decision import DecisionKind
 from gpuspawner.core.model import GpuRequest
 from gpuspawner.core.states import Actor
 from gpuspawner.core.want import Want
@@ -46,6 +47,37 @@ def lines(text: str) -> list[list[str]]:
     """The cells of a printed table."""
     rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
     return [row for row in rows if row]
+
+
+def test_running_servers_beyond_a_quota_end_if_that_is_said(served: Served, typed: Typed) -> None:
+    """Each of two servers has a GPU; the second one's user is told."""
+
+    async def start(number: int) -> None:
+        request = GpuRequest(f"{number:032x}", "hub", "ada", f"s{number}", "gpu", Want(1), ())
+        await served.allocator.acquire(request)
+        await served.allocator.set_running(request.lease_id, f"c{number}")
+
+    async def end() -> list[str]:
+        await served.endings.round()
+        ends = [served.endings.deadline_of(f"{number:032x}") for number in (1, 2)]
+        return [each.cause.value if each else "" for each in ends]
+
+    for number in (1, 2):
+        served.do(start(number))
+    assert typed("quota", "set", "user:ada", "devices=1")[0] == 0
+    assert served.do(end()) == ["", ""]
+    assert typed("quota", "set", "user:ada", "devices=1", "--end-servers", "--reason", "a class") == (
+        0,
+        "Set: user:ada may have devices=1; running servers beyond it are warned, and end in 15 minutes\n",
+        "",
+    )
+    assert served.do(end()) == ["", "quota_changed"]
+    (decision,) = served.rules.rulebook.history(DecisionKind.END)
+    assert (decision.subject[-1], decision.document, decision.reason) == (
+        "2",
+        {"quota": "user:ada"},
+        "a class",
+    )
 
 
 def test_quotas_are_set_shown_and_removed(typed: Typed) -> None:

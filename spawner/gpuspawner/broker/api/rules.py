@@ -41,6 +41,7 @@ from ...protocol.rules import (
     AllowanceDocument,
     Authored,
     BudgetDocument,
+    CalendarAddress,
     CalendarImport,
     DecisionDocument,
     DrainChange,
@@ -71,6 +72,7 @@ from ..decide.allow.report import By, Line, Report
 from ..decide.when.calendar import Defaults
 from ..decide.when.timetable import describe
 from ..leases.audit import Answer, Asked
+from ..leases.calendar_feeds import ALL
 from ..leases.endings import Endings
 from ..leases.rule_service import QuotaView, RuleService, Standing, report_window
 from .access import ADMIN_SCOPE, EVERYBODY, RESERVE_SCOPE, Reach
@@ -97,6 +99,7 @@ def rule_routes(site: Site, rules: RuleService, endings: Endings) -> list[tuple[
         (r"/report", ReportHandler, wanted),
         (r"/sessions", SessionsHandler, wanted),
         (r"/sessions/calendar", CalendarHandler, wanted),
+        (r"/sessions/calendar/address", CalendarAddressHandler, wanted),
         (r"/sessions/([a-z0-9][a-z0-9._-]{0,62})", SessionHandler, wanted),
         (r"/leases/([0-9a-f]{32})/end", EndHandler, wanted),
     ]
@@ -280,10 +283,13 @@ class QuotasHandler(RuleHandler):
         """204 when the change is in force."""
         change = self.read(QuotaChange)
         asked = Change("change quota", change.subject, groups_in(change.subject), change)
-        await self.make(
-            asked,
-            lambda: self.rules.change_quota(change.subject, change.values, change.author, change.reason),
-        )
+
+        async def change_it() -> None:
+            await self.rules.change_quota(change.subject, change.values, change.author, change.reason)
+            if change.end_servers:
+                await self.rules.end_beyond(change.subject, change.author, change.reason)
+
+        await self.make(asked, change_it)
 
     @answering
     async def delete(self) -> None:
@@ -481,6 +487,21 @@ class CalendarHandler(RuleHandler):
             return SessionsDocument(sessions=listed, problems=(), timezone=self.rules.rulebook.known.timezone)
 
         await self.make(asked, take_over)
+
+
+class CalendarAddressHandler(RuleHandler):
+    """GET /sessions/calendar/address"""
+
+    needs = RESERVE_SCOPE
+
+    @answering
+    async def get(self) -> None:
+        """Where a calendar program reads the sessions of `group`, or all of them."""
+        group = self.get_query_argument("group", ALL)
+        reach = self.reach()
+        if not (reach.covers((group,)) if group else reach.everybody):
+            raise NotAllowed("Your account may not see this: name a group whose sessions you may see.")
+        self.send(CalendarAddress(address=self.rules.feeds.address(group)))
 
 
 class ExtendHandler(RuleHandler):

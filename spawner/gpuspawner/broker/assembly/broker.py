@@ -15,8 +15,10 @@ from ...node.api import Node
 from ...node.remote.members import Members
 from ..api.socket import unbind_socket
 from ..enforce.sharing import Sharing
+from ..leases.home_moves import HomeMoves
 from .deciding import Deciding, open_deciding
 from .ground import Ground
+from .homes import HomeMoving, open_homes
 from .leasing import Leasing, open_leasing
 from .machine import FoundNode
 from .machines import Machines
@@ -41,6 +43,8 @@ class Broker:
     rounds: Rounds
     following: Following | None = None
     """Of brokers that have a door for agents."""
+    homes: HomeMoving | None = None
+    """Of brokers of a Swarm."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; running servers keep running then. Raises ConfigError or a Fault."""
@@ -51,7 +55,9 @@ class Broker:
 
         servers: list[HTTPServer] = []
         loops: list[asyncio.Task[None]] = []
-        serving = Serving(self.ground, self.deciding, self.machines, self.leasing, self.observing)
+        serving = Serving(
+            self.ground, self.deciding, self.machines, self.leasing, self.observing, self._moves()
+        )
         try:
             await self.rounds.look()
             servers.append(serving.open_socket())
@@ -90,7 +96,12 @@ class Broker:
             loops["members"] = self.following.run()
         if leasing.prestart is not None:
             loops["prestart"] = leasing.prestart.run()
+        if self.homes is not None:
+            loops["home moves"] = self.homes.loop()
         return loops
+
+    def _moves(self) -> HomeMoves | None:
+        return None if self.homes is None else self.homes.moves
 
     async def _close(self, servers: list[HTTPServer]) -> None:
         for server in servers:
@@ -99,6 +110,8 @@ class Broker:
             unbind_socket(self.ground.settings.site.socket_path)
         for server in servers:
             await server.close_all_connections()
+        if self.homes is not None:
+            await self.homes.close()
         await self.machines.stop()
         await self.ground.engine.close()
         self.leasing.own_folders.close()
@@ -129,7 +142,8 @@ async def open_broker(ground: Ground, nodes: Sequence[Node], members: Members | 
     machines.connect(leasing.service, observing.journal)
     rounds = Rounds(ground, leasing.service, deciding.allocator, machines)
     following = None if members is None else Following(ground, members, machines, leasing.service)
-    return Broker(ground, deciding, machines, leasing, observing, rounds, following)
+    homes = open_homes(ground, deciding, machines)
+    return Broker(ground, deciding, machines, leasing, observing, rounds, following, homes)
 
 
 def _say_strangers(ground: Ground, names: set[str]) -> None:

@@ -94,6 +94,7 @@ def _make_endings(ground: Ground, deciding: Deciding, machines: Machines, servic
         gate=deciding.gate,
         allocator=deciding.allocator,
         service=service,
+        ledger=ground.ledger,
         gpu_use=machines.gpu_use,
         idle=ground.settings.idle,
         timezone=ground.settings.site.timezone,

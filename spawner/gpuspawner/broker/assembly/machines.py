@@ -21,6 +21,7 @@ from ...core.states import AWAKE
 from ...core.units import utc_now
 from ...node.api import NodeFacts, Usage
 from ...node.engine import Engine
+from ...node.homes import HomeFiles
 from ...node.labs import Labs
 from ..api.turns import TurnService
 from ..decide.snapshot import DeviceView, Snapshot
@@ -254,6 +255,10 @@ class Machines:
         labs = {name: each.labs for name, each in self._all.items() if each.labs is not None}
         found = await asyncio.gather(*map(look, labs.values()))
         return dict(zip(labs, found, strict=True))
+
+    def homes(self) -> dict[str, HomeFiles]:
+        """The homes of each other machine, by its name."""
+        return {name: each.labs.homes for name, each in self._all.items() if each.labs is not None}
 
     def usage(self) -> dict[str, Usage]:
         """The use of each device, by UUID."""

@@ -12,6 +12,7 @@ from tornado.httpserver import HTTPServer
 from ...config.hub_name import hub_of
 from ..api.answers import About, View
 from ..api.classes import Classes, ClassParts
+from ..api.homes import home_routes
 from ..api.machines import machine_routes
 from ..api.offer import offer_routes
 from ..api.public.actions import Actions
@@ -26,6 +27,8 @@ from ..api.pulls import pull_routes
 from ..api.rules import hub_routes
 from ..api.socket import MAX_BODY_BYTES, Site, bind_socket, make_app
 from ..api.turns import turn_routes
+from ..leases.calendar_feeds import CalendarFeeds, read_key
+from ..leases.home_moves import HomeMoves
 from ..leases.hub_people import HubPeople
 from ..leases.offers import Offers
 from ..observe.checkup import Checkup, ask_doctor
@@ -54,10 +57,13 @@ class Serving:
     machines: Machines
     leasing: Leasing
     observing: Observing
+    homes: HomeMoves | None = None
+    """Of a Swarm."""
 
     def open_socket(self) -> HTTPServer:
         """Listens on the unix socket. Raises ConfigError."""
         site, rules = self._site, self.deciding.rules
+        rules.feeds = CalendarFeeds(page_url(os.environ), read_key(self.ground.settings.state_dir))
         offers = Offers(rules, self.deciding.gate, self.deciding.allocator)
         routes = [
             *hub_routes(site, rules, self.leasing.endings),
@@ -65,6 +71,7 @@ class Serving:
             *turn_routes(site, self.machines.turn_service),
             *pull_routes(site, self.observing.images.tell),
             *machine_routes(site, self.machines.check),
+            *home_routes(site, rules, self.leasing.endings, self.homes),
             *local_routes(self._view, hub_of(self.ground.settings.config), self._local_api()),
         ]
         server = HTTPServer(make_app(site, routes), max_body_size=MAX_BODY_BYTES)

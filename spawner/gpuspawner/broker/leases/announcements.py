@@ -13,6 +13,7 @@ from ...core.model import Lease, LeaseState
 from ...core.quota import EVERYBODY, Subject, SubjectKind
 from ...core.units import Clock, utc_now
 from .folders import Folders
+from .memory_notice import is_memory_notice
 from .rulebook import Rulebook
 
 LOOK_SECONDS = 5.0
@@ -45,8 +46,12 @@ class Announcements:
         return messages_for(groups, self._rulebook.rules.messages, self._clock())
 
     def notice_of(self, lease: Lease) -> str:
-        """What the lease's user reads in the lab: the lease's own notice first, then the messages."""
-        return " ".join(filter(None, (lease.notice, self._text(lease))))
+        """What the lease's user reads in the lab: the lease's own notice first, then the messages.
+
+        Not that its memory was full: the lab's kernels see that themselves, and say which program was ended.
+        """
+        own = "" if is_memory_notice(lease.notice) else lease.notice
+        return " ".join(filter(None, (own, self._text(lease))))
 
     async def run(self, leases: Callable[[], Iterable[Lease]], folders: Folders) -> None:
         """Writes new messages into the labs, and removes old ones, until cancelled."""

@@ -1,9 +1,10 @@
-"""Ends servers after both warnings: session limit, GPU-hours used up, a lab session, an idle GPU.
+"""Ends servers after both warnings: session limit, GPU-hours, a changed quota, a lab session, an idle GPU.
 
 One round checks everything; pure code says what is due (`decide/when/deadline.py`, `decide/when/idle.py`).
-The warnings given are only in memory: after a restart of the broker users are warned again, and a late
-warning moves the end. The ledger keeps the notice of an earlier broker: it is void, and the first round
-removes it.
+The ledger keeps which warnings of an end were given, so that a restart of the broker moves no end: the next
+broker goes on from there. A warning is recorded after it was given; one that a killed broker had not recorded
+is given again. Warnings of an idle GPU are only in memory: what an earlier broker said of it is void, and the
+first round removes it.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from ..decide.when.deadline import (
 from ..decide.when.gpu_use import GpuUse
 from ..decide.when.idle import Activity, Look, Step, Warned, idle_since, judge, warns_of_idleness
 from ..decide.when.sessions import Occupant, Reservation, make_room
+from ..ledger.end_warnings import EndWarning
 from .allocator import Allocator
 from .budget_ends import BudgetEnds
 from .gate import Cap, QuotaGate
+from .quota_ends import QuotaEnds
 from .rulebook import Rulebook
 
 ROUND_SECONDS = 20.0
@@ -105,7 +108,21 @@ class Followed:
     slept: bool = False
     """Whether its user was told that it was put to sleep."""
     left_over: str = ""
-    """The notice that an earlier broker gave for either."""
+    """The notice that an earlier broker gave for either, and that counts no more."""
+    recorded: tuple[int, datetime | None] = (0, None)
+    """What the ledger has of `told`: how many warnings, and when the last was given."""
+
+
+class WarningLedger(Protocol):
+    """Keeps which warnings of an end were given: the Ledger. Both raise LedgerFault."""
+
+    async def end_warnings(self) -> tuple[EndWarning, ...]:
+        """Those of all running leases."""
+        ...
+
+    async def note_end_warnings(self, *given: EndWarning, withdrawn: Iterable[str] = ()) -> None:
+        """Records warnings, and leases of which none counts any more."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +133,7 @@ class EndingParts:
     gate: QuotaGate
     allocator: Allocator
     service: Ender
+    ledger: WarningLedger
     gpu_use: GpuUses
     idle: IdleRules
     timezone: str = "UTC"
@@ -133,9 +151,11 @@ class Endings:
         self._budget_ends = BudgetEnds(
             parts.rulebook, parts.gate, parts.allocator, parts.service, parts.can_sleep
         )
+        self._quota_ends = QuotaEnds(parts.rulebook, parts.allocator)
         self._log = log
         self._followed: dict[str, Followed] = {}
         self._kernels: dict[str, Kernels] = {}
+        self._restored = False
         self._changed = asyncio.Event()
         parts.rulebook.on_change.append(self.look_soon)
 
@@ -180,19 +200,22 @@ class Endings:
         return idle_since(self._activity(lease, self._parts.clock()))
 
     async def round(self) -> None:
-        """Check everything once. Raises LedgerFault if the past use can't be read."""
+        """Check everything once. Raises LedgerFault if the ledger can't be read or written."""
         self._parts.gate.kept.renew(self._parts.clock())
         await self._parts.allocator.recheck()
         running = [lease for lease in self._parts.allocator.leases() if lease.state in WITH_CONTAINER]
         self._forget_all_but({lease.id for lease in running})
+        await self._restore(running)
         now = self._parts.clock()
         allowances = {lease.id: self._allowance(lease) for lease in running}
         budget_ends = await self._budget_ends.look(running, now)
+        quota_ends = self._quota_ends.look(self._kept_until)
         own = {
             lease.id: earliest(
                 [
                     self._session_end(lease, allowances[lease.id]),
                     budget_ends.get(lease.id),
+                    quota_ends.get(lease.id),
                     self._cap_end(lease),
                 ]
             )
@@ -300,6 +323,35 @@ class Endings:
             await self._parts.service.tell(lease.id, notice.sentence)
             followed.of_end = notice.sentence
         followed.told = notice.told
+        await self._record(lease.id, followed)
+
+    async def _record(self, lease_id: str, followed: Followed) -> None:
+        """Record the warnings in the ledger if they changed; what fails is tried again by the next round."""
+        told = followed.told
+        if (told.warnings, told.last_at) == followed.recorded:
+            return
+        if told.warnings and told.last_at is not None:
+            given = EndWarning(lease_id, told.warnings, told.last_at, followed.of_end)
+            await self._parts.ledger.note_end_warnings(given)
+        elif followed.recorded[0]:
+            await self._parts.ledger.note_end_warnings(withdrawn=[lease_id])
+        followed.recorded = (told.warnings, told.last_at)
+
+    async def _restore(self, running: Iterable[Lease]) -> None:
+        """Once: what an earlier broker told of servers' ends is told."""
+        if self._restored:
+            return
+        leases = {lease.id: lease for lease in running}
+        for each in await self._parts.ledger.end_warnings():
+            if each.lease_id not in leases:
+                continue
+            followed = self._follow(leases[each.lease_id])
+            followed.told = Told(None, each.warnings, each.last_at)
+            followed.recorded = (each.warnings, each.last_at)
+            followed.of_end = each.sentence
+            if followed.left_over == each.sentence:
+                followed.left_over = ""
+        self._restored = True
 
     async def _look_at_idleness(self, lease: Lease, now: datetime) -> None:
         followed = self._follow(lease)

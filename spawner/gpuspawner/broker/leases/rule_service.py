@@ -30,7 +30,9 @@ from ..decide.when.timetable import checked_rule
 from ..ledger import Ledger
 from .allocator import Allocator
 from .audit import Audit
+from .calendar_feeds import CalendarFeeds
 from .gate import QuotaGate
+from .quota_ends import QuotaEnds
 from .rulebook import Rulebook
 
 UPCOMING = timedelta(days=60)
@@ -79,12 +81,15 @@ class RuleService:
         self.rulebook = rulebook
         self._gate = gate
         self._allocator = allocator
+        self._quota_ends = QuotaEnds(rulebook, allocator)
         self._ledger = ledger
         self._clock = clock
         self.audit = Audit(ledger, clock=clock)
         """Makes and records each change that somebody asks for."""
         self.machines: Callable[[], Collection[str]] = frozenset
         """The names of the machines, also of those whose GPUs aren't known yet."""
+        self.feeds = CalendarFeeds()
+        """Addresses for calendar programs; the broker sets those that outlive it."""
 
     # ---- quotas
 
@@ -108,14 +113,30 @@ class RuleService:
     async def change_quota(self, subject: str, values: Mapping[str, Any], author: str, reason: str) -> None:
         """Change keys of a subject's quota; None removes a change. It applies at once.
 
-        A lease that holds a GPU keeps it; a waiting lease that is no longer allowed leaves the queue. Raises
-        BadOption for invalid values, LedgerFault.
+        A lease that holds a GPU keeps it, unless `end_beyond` follows; a waiting lease that is no longer
+        allowed leaves the queue. Raises BadOption for invalid values, LedgerFault.
         """
         whom = _subject(subject)
         if not values:
             raise BadOption("Nothing was changed: give a key and a value, like devices=2.")
         await self._decide(DecisionKind.QUOTA, str(whom), dict(values), author, reason)
         await self._allocator.recheck()
+
+    async def end_beyond(self, subject: str, author: str, reason: str) -> tuple[Lease, ...]:
+        """End the servers of those whom the subject names that their quota doesn't allow, after warnings.
+
+        Returns them. Those stay that are allowed again before. Raises BadOption, LedgerFault.
+        """
+        whom = _subject(subject)
+        found = self._quota_ends.beyond(whom)
+        decisions = [
+            self.rulebook.decision(DecisionKind.END, lease.id, {"quota": str(whom)}, author, reason)
+            for lease in found
+            if lease.id not in self.rulebook.rules.to_end
+        ]
+        if decisions:
+            await self.rulebook.decide(*decisions)
+        return tuple(found)
 
     async def remove_quota(self, subject: str, author: str, reason: str) -> None:
         """Remove all run-time changes of a subject. Raises BadOption if there are none, LedgerFault."""
@@ -342,6 +363,12 @@ class RuleService:
     def calendar(self, shown: Callable[[LabSession], bool] = lambda session: True) -> bytes:
         """The sessions as an iCalendar, all or those for which `shown` is true."""
         return to_ical(filter(shown, self.rulebook.rules.sessions.values()), self._clock())
+
+    def groups_with_sessions(self) -> list[str]:
+        """The groups that the settings name, and those that ever had a session."""
+        decided = (item.document or {} for item in self.rulebook.history(DecisionKind.SESSION))
+        had = {str(document["group"]) for document in decided if "group" in document}
+        return sorted(had | set(self.rulebook.known.groups or ()))
 
     def read_calendar(self, text: str, defaults: Defaults) -> Sequence[LabSession]:
         """The sessions of a calendar. Raises BadOption for what can't be read."""

@@ -82,8 +82,8 @@ class Rulebook:
             raise BadOption(without_advice(new[0]))
         return rules
 
-    async def decide(self, decision: Decision) -> Rules:
-        """Make a change: checked, committed, then in memory.
+    async def decide(self, *decisions: Decision) -> Rules:
+        """Make changes: checked, committed at once, then in memory.
 
         Raises BadOption for what can't be used, LedgerFault if it could not be recorded. Where only the
         answer of the ledger was lost, it was recorded anyway: the ledger is read again before the next
@@ -92,16 +92,17 @@ class Rulebook:
         async with self._lock:
             if self._doubtful:
                 await self.load()
-            rules = self.preview(decision)
-            await asyncio.shield(self._commit(decision, rules))
-        self._log.info(
-            "Rule changed: %s of %s: %s (%s, by %s)",
-            decision.kind,
-            decision.subject,
-            decision.document,
-            decision.reason,
-            decision.author,
-        )
+            rules = self.preview(*decisions)
+            await asyncio.shield(self._commit(decisions, rules))
+        for each in decisions:
+            self._log.info(
+                "Rule changed: %s of %s: %s (%s, by %s)",
+                each.kind,
+                each.subject,
+                each.document,
+                each.reason,
+                each.author,
+            )
         for callback in self.on_change:
             callback()
         return rules
@@ -127,11 +128,11 @@ class Rulebook:
                 told = self.decision(DecisionKind.PROPERTIES, group, values, "hub", "the group's properties")
                 await self.decide(told)
 
-    async def _commit(self, decision: Decision, rules: Rules) -> None:
+    async def _commit(self, decisions: tuple[Decision, ...], rules: Rules) -> None:
         self._doubtful = True
-        await self._ledger.decide(decision)
+        await self._ledger.decide(*decisions)
         self._doubtful = False
-        self._decisions = (*self._decisions, decision)
+        self._decisions = (*self._decisions, *decisions)
         self.rules = rules
 
     def _limits(self) -> Mapping[Subject, Limits]:

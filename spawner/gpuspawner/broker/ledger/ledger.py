@@ -26,10 +26,11 @@ from ...core.states import LIVING
 from ...core.units import Clock, utc_now
 from ..decide.allow.budget import Interval
 from ..decide.allow.report import Charged
-from . import audited, decided, ended, held, prune, rows, sessions, wait_errors
+from . import audited, decided, end_warnings, ended, held, prune, rows, sessions, wait_errors
 from . import database as database
 from .audited import Search, Write
 from .clock import Steady, read_steady
+from .end_warnings import EndWarning
 from .ended import EndedProcess, EndedSearch
 from .held import Held, Stay, StaySearch
 from .migrate import upgrade
@@ -51,8 +52,9 @@ class Change:
     `charge` are running leases that are awake again after a reboot. With `take_over` the leases are this
     broker's from now on, if another one's before.
     `ended` are processes that the guard ended, `decided` what people decided, `audited` writes for the audit
-    log, `wait_errors` how wrong estimated waits were. `prune` deletes so many of the oldest rows at most that
-    are older than `before`.
+    log, `wait_errors` how wrong estimated waits were, `end_warnings` warnings of servers' ends that were
+    given, `withdrawn` leases of which none counts any more. `prune` deletes so many of the oldest rows at
+    most that are older than `before`.
     """
 
     moment: Moment
@@ -67,6 +69,8 @@ class Change:
     take_over: bool = False
     charge: tuple[Lease, ...] = ()
     wait_errors: tuple[float, ...] = ()
+    end_warnings: tuple[EndWarning, ...] = ()
+    withdrawn: frozenset[str] = frozenset()
 
 
 class Ledger:
@@ -174,6 +178,7 @@ class Ledger:
             decided.write(connection, change.decided)
             audited.write(connection, change.audited)
             wait_errors.write(connection, change.wait_errors, change.moment.at, self._owner)
+            end_warnings.write(connection, change.end_warnings, change.withdrawn, self._owner)
             return prune.prune(connection, change.before, change.prune) if change.before else 0
 
     async def living(self) -> tuple[Lease, ...]:
@@ -271,6 +276,24 @@ class Ledger:
         def run() -> tuple[float, ...]:
             with self._transaction() as connection:
                 return wait_errors.read(connection, self._owner)
+
+        return await self._in_thread(run)
+
+    async def note_end_warnings(self, *given: EndWarning, withdrawn: Iterable[str] = ()) -> None:
+        """Record warnings that were given of servers' ends, on disk when this returns. Raises LedgerFault.
+
+        Of the leases in `withdrawn` no warning counts any more.
+        """
+        moment = Moment(self._clock(), self._steady())
+        change = Change(moment, end_warnings=given, withdrawn=frozenset(withdrawn))
+        await self._in_thread(self.commit, change)
+
+    async def end_warnings(self) -> tuple[EndWarning, ...]:
+        """The warnings of the ends of this broker's running leases. Raises LedgerFault."""
+
+        def run() -> tuple[EndWarning, ...]:
+            with self._transaction() as connection:
+                return end_warnings.read(connection, self._owner)
 
         return await self._in_thread(run)
 

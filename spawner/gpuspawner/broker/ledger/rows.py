@@ -57,20 +57,27 @@ def _insert_interval(insert: Any) -> sa.Executable:
 _UPSERT = {name: _upsert(insert) for name, insert in _INSERTS.items()}
 _INSERT_INTERVAL = {name: _insert_interval(insert) for name, insert in _INSERTS.items()}
 _AWAKE = frozenset(state.value for state in AWAKE)
-_BEFORE = (
-    sa.select(leases.c.state, lease_devices.c.device_uuid, lease_devices.c.gpu_fraction)
-    .outerjoin(lease_devices, lease_devices.c.lease_id == leases.c.id)
-    .where(leases.c.id == sa.bindparam("of_lease"))
-    .order_by(lease_devices.c.ordinal)
+_STATE, _DEVICE, _GROUP = range(3)
+_WRITTEN = sa.union_all(
+    sa.select(
+        sa.literal(_STATE).label("kind"),
+        sa.literal(0).label("ordinal"),
+        leases.c.state.label("text"),
+        sa.cast(sa.null(), sa.Float).label("part"),
+    ).where(leases.c.id == sa.bindparam("of_lease")),
+    sa.select(
+        sa.literal(_DEVICE),
+        lease_devices.c.ordinal,
+        lease_devices.c.device_uuid,
+        lease_devices.c.gpu_fraction,
+    ).where(lease_devices.c.lease_id == sa.bindparam("of_lease")),
+    sa.select(
+        sa.literal(_GROUP), lease_groups.c.ordinal, lease_groups.c.name, sa.cast(sa.null(), sa.Float)
+    ).where(lease_groups.c.lease_id == sa.bindparam("of_lease")),
 )
-"""A lease's state with each of its devices; with none, one row without a device."""
+"""A lease's state, its devices with their parts, and its groups, in any order: one statement, not three."""
 _INSERT_DEVICES = sa.insert(lease_devices)
 _DELETE_DEVICES = sa.delete(lease_devices).where(lease_devices.c.lease_id == sa.bindparam("of_lease"))
-_GROUPS = (
-    sa.select(lease_groups.c.name)
-    .where(lease_groups.c.lease_id == sa.bindparam("of_lease"))
-    .order_by(lease_groups.c.ordinal)
-)
 _INSERT_GROUPS = sa.insert(lease_groups)
 _DELETE_GROUPS = sa.delete(lease_groups).where(lease_groups.c.lease_id == sa.bindparam("of_lease"))
 _OPEN_OF_LEASE = sa.select(awake).where(
@@ -124,8 +131,8 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -
 
     Only a lease that was awake has an open interval. Raises LedgerFault if it is another broker's.
     """
-    known = connection.execute(_BEFORE, {"of_lease": lease.id}).all()
-    before = known[0].state if known else None
+    written = _written(connection, lease.id)
+    before = written.state
     done = connection.execute(
         _UPSERT[connection.dialect.name],
         {
@@ -141,8 +148,8 @@ def write(connection: sa.Connection, lease: Lease, moment: Moment, owner: str) -
             f"Lease {lease.id} belongs to another broker with the same database: give each hub names of its "
             "own, and look for a state folder that was copied from the other broker."
         )
-    _write_devices(connection, lease, [(uuid, part) for _, uuid, part in known if uuid is not None])
-    _write_groups(connection, lease, is_new=before is None)
+    _write_devices(connection, lease, written.devices)
+    _write_groups(connection, lease, written.groups)
     if lease.state in AWAKE and before in _AWAKE:
         # No new interval: one that a reboot ended begins again only when its container does (`charge`).
         # Of a lease from before there were fractions, its part may be known only now.
@@ -311,6 +318,24 @@ def _lease(row: Any, devices: Sequence[tuple[str, float | None]], groups: Iterab
     return Lease(**values)
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What the ledger has of a lease before it is written again; `state` is None if it has none."""
+
+    state: str | None
+    devices: Sequence[tuple[str, float | None]]
+    groups: Sequence[str]
+
+
+def _written(connection: sa.Connection, lease_id: str) -> _Written:
+    rows = sorted(connection.execute(_WRITTEN, {"of_lease": lease_id}).all(), key=lambda row: row[:2])
+    return _Written(
+        next((text for kind, _, text, _ in rows if kind == _STATE), None),
+        [(text, part) for kind, _, text, part in rows if kind == _DEVICE],
+        [text for kind, _, text, _ in rows if kind == _GROUP],
+    )
+
+
 def _write_devices(
     connection: sa.Connection, lease: Lease, written: Sequence[tuple[str, float | None]]
 ) -> None:
@@ -331,12 +356,12 @@ def _write_devices(
         )
 
 
-def _write_groups(connection: sa.Connection, lease: Lease, *, is_new: bool) -> None:
-    of_lease = {"of_lease": lease.id}
-    if not is_new:
-        if tuple(connection.execute(_GROUPS, of_lease).scalars()) == lease.groups:
-            return
-        connection.execute(_DELETE_GROUPS, of_lease)
+def _write_groups(connection: sa.Connection, lease: Lease, written: Sequence[str]) -> None:
+    """Replace the groups that are written, if the lease has others now."""
+    if tuple(written) == lease.groups:
+        return
+    if written:
+        connection.execute(_DELETE_GROUPS, {"of_lease": lease.id})
     if lease.groups:
         connection.execute(
             _INSERT_GROUPS,

@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0011"
+HEAD = "0012"
 """The newest migration: a ledger that says so needs none, and alembic is not even imported."""
 
 
@@ -188,3 +188,15 @@ wait_errors = sa.Table(
     sqlite_autoincrement=True,
 )
 """How far true begins were from the middle of the estimate, in sides of its range; each broker's newest."""
+
+end_warnings = sa.Table(
+    "end_warnings",
+    metadata,
+    sa.Column("lease_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("warnings", sa.Integer, nullable=False),
+    sa.Column("last_at", UtcTime, nullable=False),
+    sa.Column("sentence", sa.Text, nullable=False),
+)
+"""How often the user of a running lease was warned of its end, and how last. No foreign key: rows of leases
+that have ended go with the next change."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...core.errors import EngineFault
 from ...core.labels import HUB
-from ..call import Call, or_none
+from ...protocol.call import Call, or_none
 from ..container import NO_DEVICES
 from ..network import ensure_network, gateway_of
 from .lanes import GATEWAY_ALIAS

@@ -16,7 +16,7 @@ from typing import Any
 from ...config.swarm import LANE_BITS, MOST_LABS
 from ...core.errors import EngineFault, StartFault
 from ...core.labels import HUB
-from ..call import Call, unless_gone
+from ...protocol.call import Call, unless_gone
 from .document import LANE
 
 LAB = "gpuspawner.lab"

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.errors import ConfigError, StartFault
 from ...core.labels import NODE
-from ..call import Call
+from ...protocol.call import Call
 
 
 @dataclass(frozen=True, slots=True)

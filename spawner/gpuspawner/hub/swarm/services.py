@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...core.errors import ConfigError, EngineFault, StartFault
+from ...core.errors import ConfigError, EngineFault, StartConflict, StartFault
 from ...core.labels import NODE
-from ..call import NOT_THERE, Call, or_none, unless_gone
+from ...protocol.call import NOT_THERE, Call, or_none, unless_gone
+from ...protocol.home_places import HomePlaces, check_free
 from ..container import ContainerPlan
 from ..docker import DockerEngine
 from ..docker_answers import log_end
@@ -27,7 +29,6 @@ from .document import (
     unplaced,
 )
 from .gateway import Gateway
-from .homes import Homes
 from .lanes import Lane, Lanes, alias_of
 from .machines import Machine, find_machine, own_machine, read_machines
 from .service import Berth, pinned, service_of
@@ -145,12 +146,16 @@ class Services:
             task.add_done_callback(self._freeing.discard)
 
     async def home_machine(self, volume: str) -> str:
-        """The machine on which the home was written down; "" for a new one, or if homes are shared."""
+        """The machine on which the home was written down; "" for a new one, or if homes are shared.
+
+        Raises StartConflict while it is moved.
+        """
         if self.parts.shared_homes:
             return ""
 
         def look(call: Call) -> str:
-            return Homes(own_machine(call, read_machines(call("nodes"))).name).machine_of(call, volume)
+            check_free(call, volume)
+            return HomePlaces(own_machine(call, read_machines(call("nodes"))).name).machine_of(call, volume)
 
         return await self.parts.docker.run(look)
 
@@ -239,11 +244,22 @@ class Services:
         berth = Berth(machine.id, lane.network_id, alias_of(lane.number))
         try:
             arguments = service_of(plan, berth, image, {LANE: str(lane.number), NODE: machine.name})
-            return Created(str(call("create_service", **arguments)["ID"]))
-        except (EngineFault, ConfigError):
+            return self._create_service(call, plan, arguments)
+        except (EngineFault, ConfigError, StartConflict):
             with suppress(EngineFault):
                 self.parts.lanes.remove(call, lane.network_id)
             raise
+
+    def _create_service(self, call: Call, plan: ContainerPlan, arguments: Mapping[str, Any]) -> Created:
+        """Creates it, unless the home is moved: `protocol/home_places.py` says why that is asked last."""
+        made = str(call("create_service", **arguments)["ID"])
+        if not self.parts.shared_homes and plan.docker_home is not None:
+            try:
+                check_free(call, plan.docker_home)
+            except (EngineFault, StartConflict):
+                unless_gone(call, "remove_service", made)
+                raise
+        return Created(made)
 
     def _place(self, call: Call, plan: ContainerPlan, machines: tuple[Machine, ...]) -> Machine:
         """The lease's machine, or that of the home, or the hub's own. Raises StartFault."""
@@ -251,7 +267,7 @@ class Services:
         volume = plan.docker_home
         if self.parts.shared_homes or volume is None:
             return find_machine(machines, plan.node or own.name)
-        homes = Homes(own.name)
+        homes = HomePlaces(own.name)
         known = homes.machine_of(call, volume)
         name = plan.node or known or own.name
         machine = find_machine(machines, name, has_files=name == known)

@@ -17,12 +17,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ... import __version__
 from ...core.errors import DeviceFault, EngineFault, Fault, GpuSpawnerError
 from ..api import DesiredState, GuardEvent, MpsEvent, Node, NodeEvent, NodeFacts, Readings, TurnHands
 from ..engine import ContainerEvent, Engine, EventsConnected
+from ..homes import HomeFiles
 from ..local_folders import LocalFolders
 from .checking import check_machine
 from .link import Link, LinkPace
@@ -39,13 +40,22 @@ Connect = Callable[[], Awaitable[Streams]]
 """Opens a connection to the broker. Raises OSError, also for TLS; Fault without a certificate."""
 
 
+class AgentHomes(HomeFiles, Protocol):
+    """The homes of this machine; copies of them end with the connection that asked for them."""
+
+    async def end_all(self) -> None:
+        """Ends all copies."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """What the agent does its work with: the node, Docker, and the state folder, with the desired state and
-    the folders of the leases."""
+    """What the agent does its work with: the node, Docker, the homes there, and the state folder, with the
+    desired state and the folders of the leases."""
 
     node: Node
     engine: Engine
+    homes: AgentHomes
     state_dir: Path
     config_file: str = ""
     """With the settings of this machine; "" without one."""
@@ -64,7 +74,7 @@ class Agent:
     ) -> None:
         self._name, self._node, self._engine, self._connect = name, hands.node, hands.engine, connect
         self._file, self._log, self._pace = hands.state_dir / DESIRED_FILE, log, pace
-        self._folders = LocalFolders(hands.state_dir)
+        self._folders, self._homes = LocalFolders(hands.state_dir), hands.homes
         self._config_file = hands.config_file
         self._run = uuid.uuid4().hex
         self._facts = NodeFacts(name)
@@ -113,6 +123,7 @@ class Agent:
             await link.run()
         finally:
             self._link = None
+            await self._homes.end_all()
         return self._refused or link.ended
 
     # ---- what the broker asks
@@ -133,6 +144,7 @@ class Agent:
         part, _, method = name.partition("_")
         owners: dict[str, Callable[[], Any]] = {
             "turn": self._turn_hands, "docker": lambda: self._engine, "folder": lambda: self._folders,
+            "home": lambda: self._homes,
         }  # fmt: skip
         if part in owners:
             return await getattr(owners[part](), method)(*arguments)

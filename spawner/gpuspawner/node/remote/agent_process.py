@@ -16,6 +16,7 @@ from traitlets.config import Application
 from ...config.site import GpuSite
 from ...core.errors import ConfigError, Fault
 from ..docker_engine import DockerEngine
+from ..docker_homes import DockerHomes
 from ..local import open_node
 from .agent import Agent, Hands
 from .certificates import Identity
@@ -82,7 +83,9 @@ class GpuAgent(Application):
             raise ConfigError(f"--broker={self.broker} isn't an address: give it as HOST:PORT")
         connecting = partial(connect, host, int(port), identity)
         engine = DockerEngine(log=self.log)
-        hands = Hands(open_node(site, self.log, self.machine, joined=True), engine, folder, self.config_file)
+        node = open_node(site, self.log, self.machine, joined=True)
+        homes = DockerHomes(engine, str(folder))
+        hands = Hands(node, engine, homes, folder, self.config_file)
         shielding = asyncio.create_task(shield_labs(engine, self.log)) if self.block_metadata else None
         running = asyncio.create_task(Agent(self.machine, hands, connecting, self.log).run())
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,6 +98,7 @@ class GpuAgent(Application):
             if shielding is not None:
                 shielding.cancel()
                 await asyncio.gather(shielding, return_exceptions=True)
+            homes.close()
             await engine.close()
 
 

@@ -1,4 +1,4 @@
-"""Another machine's Docker Engine and lease folders, as its agent answers for them."""
+"""Another machine's Docker Engine, lease folders and homes, as its agent answers for them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from ...core.errors import DeviceFault, EngineFault
 from ...core.finding import Finding
 from ..engine import Container, ContainerEvent, EventsConnected
+from ..homes import HomeFacts, Skimmed
 from .wire import docker_event_of
 
 Ask = Callable[..., Awaitable[Any]]
@@ -116,3 +117,71 @@ class RemoteDoctor:
         """Raises DeviceFault while the machine is away."""
         found: tuple[Finding, ...] = await self._ask("check_machine", tuple(images))
         return found
+
+
+class RemoteHomes:
+    """`HomeFiles` through the agent. Each raises EngineFault, also while the machine is away."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    async def describe(self, volume: str) -> HomeFacts | None:
+        """See `HomeFiles`, as for all."""
+        found: HomeFacts | None = await self._call("describe", volume)
+        return found
+
+    async def prepare(self, volume: str, facts: HomeFacts) -> None:
+        """See `HomeFiles`."""
+        await self._call("prepare", volume, facts)
+
+    async def begin_read(self, volume: str) -> str:
+        """See `HomeFiles`."""
+        copy_id: str = await self._call("begin_read", volume)
+        return copy_id
+
+    async def read(self, copy_id: str) -> bytes:
+        """See `HomeFiles`."""
+        data: bytes = await self._call("read", copy_id)
+        return data
+
+    async def skim(self, copy_id: str) -> Skimmed:
+        """See `HomeFiles`."""
+        skimmed: Skimmed = await self._call("skim", copy_id)
+        return skimmed
+
+    async def begin_write(self, volume: str) -> str:
+        """See `HomeFiles`."""
+        copy_id: str = await self._call("begin_write", volume)
+        return copy_id
+
+    async def write(self, copy_id: str, data: bytes) -> None:
+        """See `HomeFiles`."""
+        await self._call("write", copy_id, data)
+
+    async def finish(self, copy_id: str) -> bool:
+        """See `HomeFiles`."""
+        done: bool = await self._call("finish", copy_id)
+        return done
+
+    async def end(self, copy_id: str) -> None:
+        """See `HomeFiles`."""
+        await self._call("end", copy_id)
+
+    async def keep(self, volume: str) -> None:
+        """See `HomeFiles`."""
+        await self._call("keep", volume)
+
+    async def drop(self, volume: str) -> None:
+        """See `HomeFiles`."""
+        await self._call("drop", volume)
+
+    async def unfinished(self) -> tuple[str, ...]:
+        """See `HomeFiles`."""
+        found: tuple[str, ...] = await self._call("unfinished")
+        return found
+
+    async def _call(self, name: str, *arguments: Any) -> Any:
+        try:
+            return await self._ask(f"home_{name}", *arguments)
+        except DeviceFault as fault:
+            raise EngineFault(str(fault)) from fault

@@ -31,7 +31,7 @@ from ..api import (
     TurnReadings,
 )
 from .link import Link, LinkPace
-from .remote_labs import RemoteDoctor, RemoteEngine, RemoteFolders
+from .remote_labs import RemoteDoctor, RemoteEngine, RemoteFolders, RemoteHomes
 from .wire import Garbled, Hello, event_of
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -63,7 +63,9 @@ class RemoteNode:
         self._forgetting: asyncio.TimerHandle | None = None
         """Of what is said about another agent with the same certificate."""
         self._engine = RemoteEngine(self._ask)
-        self._labs = Labs(self._engine, RemoteFolders(self._ask), RemoteDoctor(self._ask))
+        self._labs = Labs(
+            self._engine, RemoteFolders(self._ask), RemoteDoctor(self._ask), RemoteHomes(self._ask)
+        )
 
     @property
     def facts(self) -> NodeFacts:

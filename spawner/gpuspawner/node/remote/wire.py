@@ -5,6 +5,7 @@ The schema of a message is the types of `node/api.py` themselves, as pydantic re
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Base64Bytes, TypeAdapter, ValidationError
 
 from ...core.disk import Disk
 from ...core.errors import ConfigError, DeviceFault, EngineFault, Fault, LedgerFault
@@ -33,6 +34,7 @@ from ..api import (
     TurnReadings,
 )
 from ..engine import Container, ContainerEvent, EventsConnected
+from ..homes import HomeFacts, Skimmed
 
 VERSION = 1
 """Of these messages. A broker and an agent work together if theirs differ by one at most."""
@@ -69,9 +71,21 @@ CALLS: Mapping[str, tuple[Any, Any]] = {
     "folder_remove": (tuple[str], None),
     "folder_keep_only": (tuple[tuple[str, ...]], None),
     "check_machine": (tuple[tuple[str, ...]], tuple[Finding, ...]),
+    "home_describe": (tuple[str], HomeFacts | None),
+    "home_prepare": (tuple[str, HomeFacts], None),
+    "home_begin_read": (tuple[str], str),
+    "home_read": (tuple[str], Base64Bytes),
+    "home_skim": (tuple[str], Skimmed),
+    "home_begin_write": (tuple[str], str),
+    "home_write": (tuple[str, Base64Bytes], None),
+    "home_finish": (tuple[str], bool),
+    "home_end": (tuple[str], None),
+    "home_keep": (tuple[str], None),
+    "home_drop": (tuple[str], None),
+    "home_unfinished": (tuple[()], tuple[str, ...]),
 }
 """By name: the types of the arguments and of the result. Those of `TurnHands` begin with "turn_", those of
-`Engine` with "docker_", and those of `LabFolders` with "folder_"."""
+`Engine` with "docker_", those of `LabFolders` with "folder_", and those of `HomeFiles` with "home_"."""
 
 EVENTS: Mapping[str, type[NodeEvent]] = {
     kind.__name__: kind for kind in (NodeFacts, DeviceHealth, GuardEvent, MpsEvent, Readings)
@@ -106,6 +120,8 @@ def plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if value is None or isinstance(value, str | int | float):
         return value
     raise TypeError(f"no form on the wire for {type(value).__name__}")

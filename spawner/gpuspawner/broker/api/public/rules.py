@@ -22,6 +22,7 @@ from ...leases.endings import Endings
 from ...leases.rule_service import RuleService
 from ..access import ADMIN_SCOPE, READ_SCOPE, Reach
 from ..rules import (
+    CalendarAddressHandler,
     CalendarHandler,
     Change,
     DrainsHandler,
@@ -36,6 +37,7 @@ from ..rules import (
 )
 from ..socket import Site as Socket
 from .base import READING, ApiUser, Route, Site, shortened
+from .feed import feed_route
 
 MoreRoutes = Callable[[Site], list[Route]]
 
@@ -146,6 +148,10 @@ class PublicCalendar(PublicRule, CalendarHandler):
     """GET POST api/sessions/calendar"""
 
 
+class PublicCalendarAddress(PublicRule, CalendarAddressHandler):
+    """GET api/sessions/calendar/address"""
+
+
 _PUBLIC: dict[type[RuleHandler], type[RequestHandler]] = {
     QuotasHandler: PublicQuotas,
     EndHandler: PublicEnd,
@@ -155,6 +161,7 @@ _PUBLIC: dict[type[RuleHandler], type[RequestHandler]] = {
     SessionsHandler: PublicSessions,
     SessionHandler: PublicSession,
     CalendarHandler: PublicCalendar,
+    CalendarAddressHandler: PublicCalendarAddress,
 }
 
 
@@ -163,9 +170,12 @@ def public_rules(socket: Socket, rules: RuleService, endings: Endings) -> MoreRo
 
     def routes(pages: Site) -> list[Route]:
         return [
-            (f"{pages.prefix}api{path}", _PUBLIC[handler], {**wanted, "pages": pages})
-            for path, handler, wanted in rule_routes(socket, rules, endings)
-            if handler in _PUBLIC
+            feed_route(pages, rules),
+            *(
+                (f"{pages.prefix}api{path}", _PUBLIC[handler], {**wanted, "pages": pages})
+                for path, handler, wanted in rule_routes(socket, rules, endings)
+                if handler in _PUBLIC
+            ),
         ]
 
     return routes

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ....core.quota import UNLIMITED, Budget, PeriodKind, Subject, SubjectKind, Window
+from ....core.quota import UNLIMITED, Budget, PeriodKind, Subject, Window
 from .period import format_local, window_at, words
 
 
@@ -83,13 +83,7 @@ def spend(budget: Budget, intervals: Iterable[Interval], entries: Iterable[Entry
 def applying(entries: Iterable[Entry], user: str, groups: Iterable[str]) -> list[Entry]:
     """The entries that are for this user, for one of their groups, or for everybody."""
     members = frozenset(groups)
-    return [
-        each
-        for each in entries
-        if each.subject.kind is SubjectKind.EVERYBODY
-        or (each.subject.kind is SubjectKind.USER and each.subject.name == user)
-        or (each.subject.kind is SubjectKind.GROUP and each.subject.name in members)
-    ]
+    return [each for each in entries if each.subject.covers(user, members)]
 
 
 def best(spent: Sequence[Spent]) -> Spent | None:

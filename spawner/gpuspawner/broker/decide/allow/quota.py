@@ -169,6 +169,28 @@ def survivors(
     return [(each, judged[index]) for index, each in enumerate(holdings)]
 
 
+def beyond(allowed: Allowance, holdings: Sequence[Holding]) -> list[bool]:
+    """Of each of a user's leases that hold a GPU, in the order of arrival, whether the quota has no room.
+
+    The earliest keep theirs. GPU-hours don't count: where they are used up, servers end anyway.
+    """
+    kept: list[Holding] = []
+    over = []
+    for each in holdings:
+        over.append(not _fits(allowed, each.ask, kept))
+        if not over[-1]:
+            kept.append(each)
+    return over
+
+
+def _fits(allowed: Allowance, ask: Ask, holdings: Sequence[Holding]) -> bool:
+    """Whether tier and counts allow it beside what is held."""
+    counted = _counted(allowed, ask, holdings)
+    return allowed.allows_tier(ask.tier) and all(
+        not wanted or sum(held.values()) + wanted <= limit for _, _, limit, wanted, held in counted
+    )
+
+
 def _while_waiting(allowed: Allowance, holding: Holding, refusal: Refusal) -> Refusal:
     """The refusal in the words of one who waits already."""
     if not isinstance(refusal, QuotaTier):

@@ -28,6 +28,8 @@ class Rules:
     devices on which nothing new is placed, by UUID, and machines (`drain_of`); `messages` the latest for each
     class, past ones too.
 
+    `to_end` are leases, by id, that end if their user's quota doesn't allow them, and since when that holds.
+
     `changed` are the run-time values by subject, `problems` sentences on those that can't be used any more,
     as when a tier was taken out of the settings: there the settings count.
     """
@@ -41,6 +43,7 @@ class Rules:
     problems: tuple[str, ...] = ()
     drained: Mapping[str, Drain] = field(default_factory=dict)
     messages: Mapping[Subject, Announcement] = field(default_factory=dict)
+    to_end: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def fold(base: Base, decisions: Iterable[Decision], known: Known) -> Rules:
                 extended[item.subject] = extended.get(item.subject, 0.0) + float(document["seconds"])
             case DecisionKind.PROPERTIES:
                 properties[item.subject] = document
-            case DecisionKind.DRAIN | DecisionKind.MESSAGE:
+            case DecisionKind.DRAIN | DecisionKind.MESSAGE | DecisionKind.END:
                 pass  # below: they change no quota
     drained, messages = _drained(decisions), _messages(decisions)
     changed = {subject: values for subject, values in changed.items() if values}
@@ -102,12 +105,29 @@ def fold(base: Base, decisions: Iterable[Decision], known: Known) -> Rules:
         problems=(*problems, *lost),
         drained=drained,
         messages=messages,
+        to_end=_to_end(decisions),
     )
 
 
 def without_advice(problem: str) -> str:
     """One of `Rules.problems`, for somebody who asks for the change that it is about."""
     return problem.removesuffix(f" {_QUOTA_ADVICE}").removesuffix(f" {_SESSION_ADVICE}")
+
+
+def _to_end(decisions: Iterable[Decision]) -> dict[str, datetime]:
+    """Each change of a quota says anew who ends because of it."""
+    ends: dict[str, Decision] = {}
+    for item in decisions:
+        if item.kind is DecisionKind.END:
+            ends[item.subject] = item
+        elif item.kind is DecisionKind.QUOTA and ends:
+            ends = {key: each for key, each in ends.items() if _quota_of(each) != item.subject}
+    return {lease_id: item.at for lease_id, item in ends.items()}
+
+
+def _quota_of(end: Decision) -> str:
+    """Whose quota was changed."""
+    return str((end.document or {}).get("quota", ""))
 
 
 def _drained(decisions: Iterable[Decision]) -> dict[str, Drain]:

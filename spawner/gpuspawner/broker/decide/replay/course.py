@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from ....core.errors import BadOption
 from ....core.model import Device, Tier
@@ -15,10 +16,17 @@ from ..line.fairshare import FairShare
 from ..line.queue import NO_CLAIM
 from ..place.sharing_rules import DRIVER_BYTES, TURN_RESERVE_BYTES, WHOLE, SharingRules
 from .cells import CellForecast, TurnTerms, forecast
-from .replay_quota import ReplayQuotas
-from .replay_sessions import ReplaySessions
 from .replay_turns import BurstyClass, SharedGpus
-from .simulate import Outcome, SimulatedSite, Simulation, Summary, Visit, summarize
+from .simulate import (
+    MachineSummary,
+    Outcome,
+    SimulatedSite,
+    Simulation,
+    Summary,
+    Visit,
+    summarize,
+    summarize_machines,
+)
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 ARRIVE_SECONDS = 600.0
@@ -60,14 +68,34 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A way to share the devices: its name for people, and the rules of every device; `turns` if in turns."""
+    """A way to share the devices: its name for people, and the rules of every device; `turns` if in turns.
+
+    `terms` are the rules by device, where they differ: of pools, or of machines with labels; devices that it
+    doesn't name are in no pool. `tiers` are the site's, for pools: who comes asks for one of them.
+    """
 
     name: str
     rules: SharingRules
     turns: TurnTerms | None = None
+    terms: Mapping[str, SharingRules] = field(default_factory=dict)
+    tiers: tuple[Tier, ...] = ()
+
+    def shared(self, devices: Iterable[Device]) -> dict[str, SharingRules]:
+        """The rules of each of these devices that it shares."""
+        if self.terms:
+            return {each.uuid: self.terms[each.uuid] for each in devices if each.uuid in self.terms}
+        return {each.uuid: self.rules for each in devices if not each.is_mig}
 
     def tier(self, memory_bytes: int | None) -> Tier:
-        """The want of somebody who needs this much memory: the smallest slice that is large enough."""
+        """The want of somebody who needs this much memory: the smallest slice that is large enough.
+
+        Of the site's own tiers, the first that promises as much.
+        """
+        if self.tiers:
+            enough = (each for each in self.tiers if _promises(each, memory_bytes))
+            return next(
+                enough, replace(self.tiers[0], want=replace(self.tiers[0].want, memory_bytes=_TOO_MUCH))
+            )
         if self.turns is not None:
             promise = self.turns.promise(memory_bytes)
             if self.turns.promises_bytes and promise not in self.turns.promises_bytes:
@@ -90,6 +118,26 @@ class Plan:
     summary: Summary
     outcomes: tuple[Outcome, ...]
     cells: CellForecast | None = None
+    machines: tuple[MachineSummary, ...] = ()
+    """Where there are several."""
+
+
+class Layer(Protocol):
+    """What holds in a replay beside the devices: quotas, lab sessions, homes."""
+
+    def over(self, site: SimulatedSite) -> SimulatedSite:
+        """The site with it."""
+        ...
+
+
+def _promises(tier: Tier, memory_bytes: int | None) -> bool:
+    """Whether the tier gives a GPU, and at least this memory of it; a whole GPU always does."""
+    want = tier.want
+    if not want.device_count:
+        return False
+    if memory_bytes is None or want.mode is Mode.WHOLE:
+        return True
+    return want.memory_bytes is not None and want.memory_bytes >= memory_bytes
 
 
 def parse_course(text: str) -> Course:
@@ -178,16 +226,20 @@ def replay(
     split: Split,
     visits: Iterable[Visit],
     span_seconds: float,
-    quotas: ReplayQuotas | None = None,
-    sessions: ReplaySessions | None = None,
+    layers: Iterable[Layer | None] = (),
 ) -> Plan:
-    """What the visits get where the devices are split so; `span_seconds` is the time that is looked at."""
-    rules = {device.uuid: split.rules for device in devices}
-    site = SimulatedSite(devices, rules, QueueRules(lambda lease: NO_CLAIM, FairShare()))
-    site = site if quotas is None else quotas.over(site)
-    site = site if sessions is None else sessions.over(site)
+    """What the visits get where the devices are split so; `span_seconds` is the time that is looked at.
+
+    `layers` are what else holds: quotas first, then lab sessions, then homes.
+    """
+    rules = split.shared(devices)
+    shared = [each for each in devices if each.uuid in rules]
+    site = SimulatedSite(shared, rules, QueueRules(lambda lease: NO_CLAIM, FairShare()))
+    for layer in layers:
+        site = site if layer is None else layer.over(site)
     outcomes = tuple(Simulation(site).run(visits))
-    return Plan(split, summarize(outcomes, span_seconds * len(devices)), outcomes)
+    summary = summarize(outcomes, span_seconds * len(shared))
+    return Plan(split, summary, outcomes, machines=summarize_machines(outcomes, shared, span_seconds))
 
 
 def cells_of(devices: Sequence[Device], split: Split, course: Course, seated: int) -> CellForecast | None:
@@ -214,12 +266,23 @@ def span_of(course: Course, weeks: int) -> float:
 
 
 def with_tier(visits: Iterable[Visit], split: Split) -> list[Visit]:
-    """Recorded visits with this split: each asks for what the split has, under the name of its own tier."""
+    """Recorded visits with this split: each asks for what the split has, under the name of its own tier.
+
+    With the site's own pools, each asks for its tier as it is in the settings now, if there is one. On which
+    machine somebody's home is, and what a tier wants of a machine, stays.
+    """
     found = []
+    own = {each.name: each for each in split.tiers}
     for visit in visits:
         want = visit.tier.want
+        if split.tiers:
+            tier = own.get(visit.tier.name, visit.tier)
+            tier = replace(tier, want=replace(tier.want, node=want.node))
+            found.append(replace(visit, tier=tier))
+            continue
         several = want.device_count > 1 and not split.rules.sliced
         memory = want.memory_bytes if want.mode is Mode.SLICE else None
         tier = replace(split.tier(memory), name=visit.tier.name)
+        tier = replace(tier, want=replace(tier.want, node=want.node, node_label=want.node_label))
         found.append(visit if several else replace(visit, tier=tier))
     return found

@@ -18,6 +18,7 @@ from functools import lru_cache
 
 from ....core.errors import Refusal
 from ....core.model import Device, Lease, LeaseState, Tier
+from ....core.want import Want
 from ..book import Book, QueueRules
 from ..place.sharing_rules import SharingRules
 
@@ -48,7 +49,7 @@ class Visit:
 @dataclass(slots=True)
 class Outcome:
     """What became of a visit: `refused` is the reason why it was never served, `message` what its user reads;
-    `parts` is what it held of the GPUs."""
+    `parts` is what it held of the GPUs, `node` their machine."""
 
     visit: Visit
     lease_id: str
@@ -57,6 +58,7 @@ class Outcome:
     refused: str = ""
     message: str = ""
     parts: float = 0.0
+    node: str = ""
 
     @property
     def wait_seconds(self) -> float | None:
@@ -89,6 +91,8 @@ class SimulatedSite:
     again: Callable[[Outcome], Visit | None] = lambda outcome: None
     look: Callable[[Book, Lease, float], None] = lambda book, lease, now_seconds: None
     """Called when a request begins to wait, and with each lease that begins or ends."""
+    want: Callable[[Lease], Want] = lambda lease: lease.want
+    """What a request needs at the moment at which it comes."""
     leave: Callable[[Book, float], Sequence[str]] = lambda book, now_seconds: ()
     """Which leases have to end at one of the `moments`."""
 
@@ -156,6 +160,7 @@ class Simulation:
     def _arrive(self, visit: Visit, at: float) -> None:
         self._born += 1
         lease = _lease(visit, f"{self._born:032x}", moment(at))
+        lease = replace(lease, want=self._site.want(lease))
         outcome = self._outcomes[lease.id] = Outcome(visit, lease.id)
         want = lease.want
         if self._book.unservable(want):
@@ -183,7 +188,7 @@ class Simulation:
             self._book.enter(lease)
             outcome = self._outcomes[lease.id]
             outcome.began_seconds = at
-            outcome.parts = lease.gpu_fraction
+            outcome.parts, outcome.node = lease.gpu_fraction, lease.node
             limit, until = self._site.rules.claim(lease).session_seconds, outcome.visit.until_seconds
             most = self._site.lasts_at_most(lease, at)
             lasts = min(outcome.visit.lasts_seconds, math.inf if limit is None else limit, most)
@@ -250,6 +255,32 @@ def summarize(outcomes: Sequence[Outcome], device_seconds: float) -> Summary:
         busy_fraction=busy / device_seconds if device_seconds else 0.0,
         refused=dict(Counter(each.refused for each in outcomes if each.refused)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSummary:
+    """One machine of several in a replay: `served` are the visits that had GPUs there."""
+
+    name: str
+    gpus: int
+    served: int
+    held_fraction: float
+    busy_fraction: float
+
+
+def summarize_machines(
+    outcomes: Sequence[Outcome], devices: Sequence[Device], span_seconds: float
+) -> tuple[MachineSummary, ...]:
+    """Each machine's part of a replay, by name; nothing where there is only one."""
+    counts = Counter(each.node for each in devices)
+    if len(counts) < 2:
+        return ()
+    found = []
+    for name, gpus in sorted(counts.items()):
+        there = [each for each in outcomes if each.node == name]
+        whole = summarize(there, span_seconds * gpus)
+        found.append(MachineSummary(name, gpus, whole.served, whole.held_fraction, whole.busy_fraction))
+    return tuple(found)
 
 
 def jain(values: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 (function () {
   "use strict";
   const RETRY_MS = 1000;
+  const LONGEST_RETRY_MS = 10000;
   const SILENCE_MS = 10000;
   const DONE = -1;
   const find = (id) => document.getElementById(id);
@@ -179,10 +180,14 @@
     }
   }
 
-  const pause = () => new Promise((resolve) => window.setTimeout(resolve, RETRY_MS));
+  // Later and later, and not all at once: a lecture hall that asks each second keeps the hub from what it is asked about.
+  const pause = (attempt) => {
+    const longest = Math.min(RETRY_MS * 2 ** attempt, LONGEST_RETRY_MS);
+    return new Promise((resolve) => window.setTimeout(resolve, longest * (0.5 + Math.random() / 2)));
+  };
 
   async function run() {
-    for (;;) {
+    for (let attempt = 0; ; attempt += 1) {
       const status = await follow();
       if (status === DONE || stopping) {
         return;
@@ -199,8 +204,10 @@
         find("progress-message").textContent = "The hub does not answer. Trying again …";
         find("progress-message").className = "alert alert-warning";
         find("gpu-promise").hidden = true; // whether the place stays is not known now
+      } else {
+        attempt = 0;
       }
-      await pause();
+      await pause(attempt);
       find("progress-message").className = steps.length ? "visually-hidden" : "";
     }
   }
@@ -235,8 +242,8 @@
     let problem = "the hub does not answer";
     try {
       let answer = await fetch(serverUrl, { method: "DELETE" });
-      while (answer.status === 202) { // the server is still stopping
-        await pause();
+      for (let attempt = 0; answer.status === 202; attempt += 1) { // the server is still stopping
+        await pause(attempt);
         answer = await fetch(serverUrl, { method: "DELETE" });
       }
       if (answer.ok || answer.status === 404) {

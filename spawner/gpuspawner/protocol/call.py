@@ -23,10 +23,10 @@ def or_none(call: Call, method: str, name: str) -> dict[str, Any] | None:
     return found
 
 
-def unless_gone(call: Call, method: str, name: str) -> None:
+def unless_gone(call: Call, method: str, name: str, **more: Any) -> None:
     """Removes what has this name; no error if it is gone."""
     try:
-        call(method, name)
+        call(method, name, **more)
     except EngineFault as fault:
         if fault.status != NOT_THERE:
             raise

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gpuspawner.core.errors import EngineFault, StartFault
-from gpuspawner.hub.swarm.homes import Homes
+from gpuspawner.core.errors import EngineFault, StartConflict, StartFault
+from gpuspawner.protocol.home_places import HomePlaces, check_free, held, hold, release, used_volumes
 
 VOLUME = "gpuspawner-home-ada"
-HOMES = Homes("a")
+HOMES = HomePlaces("a")
 
 
 class Docker:
@@ -37,12 +37,20 @@ class Docker:
             raise EngineFault("no such config", 404)
 
     def get_configs(self, filters: dict[str, str]) -> list[dict[str, Any]]:
-        return [each for each in self.configs.values() if filters["label"] in each["Spec"]["Labels"]]
+        wanted = filters["label"] if isinstance(filters["label"], list) else [filters["label"]]
+        return [each for each in self.configs.values() if all(_has(each, label) for label in wanted)]
 
     def inspect_volume(self, name: str) -> dict[str, Any]:
         if name not in self.volumes:
             raise EngineFault("no such volume", 404)
         return {"Name": name}
+
+
+def _has(config: dict[str, Any], wanted: str) -> bool:
+    """Docker's filter by label: "key" or "key=value"."""
+    key, _, value = wanted.partition("=")
+    labels = config["Spec"]["Labels"]
+    return key in labels and value in ("", labels[key])
 
 
 def test_a_new_home_is_where_its_first_lab_starts_and_stays_there() -> None:
@@ -125,3 +133,36 @@ def test_whatever_ends_a_move_the_home_is_on_one_of_the_two(calls: int) -> None:
     docker.left = 99
     HOMES.move(docker, VOLUME, "c")
     assert (HOMES.machine_of(docker, VOLUME), len(docker.configs)) == ("c", 1)
+
+
+def test_a_home_that_is_held_can_t_be_claimed() -> None:
+    docker = Docker()
+    HOMES.claim(docker, VOLUME, "b")
+    check_free(docker, VOLUME)
+    hold(docker, VOLUME, "c", "/state")
+    hold(docker, VOLUME, "c", "/state")  # as by a broker that was killed in between
+    hold(docker, "gpuspawner-home-ben", "a", "/other")
+    for attempt in (lambda: check_free(docker, VOLUME), lambda: HOMES.claim(docker, VOLUME, "b")):
+        with pytest.raises(StartConflict) as moved:
+            attempt()
+        assert moved.value.message == (
+            "Your files are being moved to the machine c. Start your server again in some minutes."
+        )
+    assert held(docker, "/state") == {VOLUME: "c"}
+    assert held(docker) == {VOLUME: "c", "gpuspawner-home-ben": "a"}
+    assert HOMES.all(docker) == {VOLUME: "b"}
+    release(docker, VOLUME)
+    release(docker, VOLUME)
+    HOMES.claim(docker, VOLUME, "b")
+    assert held(docker, "/state") == {}
+
+
+def test_the_volumes_that_services_mount() -> None:
+    mounts = [{"Source": VOLUME, "Target": "/home"}, {"Source": "/srv", "Target": "/srv"}]
+    specs: list[dict[str, Any]] = [{"ContainerSpec": {"Mounts": mounts}}, {"ContainerSpec": {}}, {}]
+
+    def docker(method: str) -> list[dict[str, Any]]:
+        assert method == "services"
+        return [{"Spec": {"TaskTemplate": each}} for each in specs]
+
+    assert used_volumes(docker) == {VOLUME, "/srv"}

@@ -1,7 +1,8 @@
 """Which machine has whose home. A home is a volume of one machine, and never comes up empty on another.
 
 It is written into the Swarm before the first lab with the home starts: a config object for each home, with
-the volume and the machine as labels. Swarm keeps it with its own state.
+the volume and the machine as labels. Swarm keeps it with its own state. The hub reads and claims, the broker
+moves. While a home is moved, a second config object, the hold, keeps its user's servers from starting.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from ...core.errors import EngineFault, StartFault
-from ...core.labels import NODE
-from ..call import Call, or_none
+from ..core.errors import EngineFault, StartConflict, StartFault
+from ..core.labels import BROKER, NODE
+from .call import Call, or_none, unless_gone
 
 HOME = "gpuspawner.home"
 """The label with the name of the volume."""
+HELD = "gpuspawner.home-held"
+"""The label of a hold, with the name of the volume; its other label is the machine to which it is moved."""
 _TAKEN = 409
+_MOVING, _HOLD = "-moving", "-held"
 
 
 @dataclass(frozen=True, slots=True)
-class Homes:
+class HomePlaces:
     """The homes of a Swarm. `own` is the machine whose engine is asked. Methods block, raise EngineFault."""
 
     own: str
@@ -33,7 +37,11 @@ class Homes:
         return written or ("" if or_none(call, "inspect_volume", volume) is None else self.own)
 
     def claim(self, call: Call, volume: str, machine: str) -> None:
-        """Writes down that the home is on this machine. Raises StartFault if it is on another."""
+        """Writes down that the home is on this machine.
+
+        Raises StartFault if it is on another, StartConflict if it is held.
+        """
+        check_free(call, volume)
         known = self.machine_of(call, volume)
         if known and known != machine:
             raise StartFault(
@@ -63,20 +71,54 @@ class Homes:
         """
         labels = {HOME: volume, NODE: machine}
         for name in (_name(volume) + _MOVING, _name(volume)):
-            _remove(call, name)
+            unless_gone(call, "remove_config", name)
             call("create_config", name, b"-", labels=labels)
-        _remove(call, _name(volume) + _MOVING)
+        unless_gone(call, "remove_config", _name(volume) + _MOVING)
 
 
-_MOVING = "-moving"
+# ---- the hold: no server with the home starts while it is moved
 
 
-def _remove(call: Call, name: str) -> None:
-    try:
-        call("remove_config", name)
-    except EngineFault as fault:
-        if fault.status != 404:
-            raise
+def hold(call: Call, volume: str, machine: str, broker: str) -> None:
+    """No server with this home starts from now on. This broker moves it to that machine. Raises EngineFault.
+
+    A start that has looked before has its service already: look at the services after this.
+    """
+    name = _name(volume) + _HOLD
+    unless_gone(call, "remove_config", name)
+    call("create_config", name, b"-", labels={HELD: volume, NODE: machine, BROKER: broker})
+
+
+def release(call: Call, volume: str) -> None:
+    """Servers with this home may start again; no error if they may already. Raises EngineFault."""
+    unless_gone(call, "remove_config", _name(volume) + _HOLD)
+
+
+def held(call: Call, broker: str = "") -> dict[str, str]:
+    """The volumes of homes that this broker moves ("": any), and the machine to which. Raises EngineFault."""
+    wanted = [HELD, f"{BROKER}={broker}"] if broker else [HELD]
+    labels = [each["Spec"].get("Labels") or {} for each in call("configs", filters={"label": wanted})]
+    return {each[HELD]: str(each.get(NODE, "")) for each in labels if HELD in each}
+
+
+def check_free(call: Call, volume: str) -> None:
+    """Raises StartConflict while the home is moved, EngineFault.
+
+    Who starts a server looks twice: before, and when the service is there. The broker sets the hold before it
+    looks at the services. So one of the two sees the other.
+    """
+    found = or_none(call, "inspect_config", _name(volume) + _HOLD)
+    if found is not None:
+        raise StartConflict(
+            f"Your files are being moved to the machine {found['Spec']['Labels'].get(NODE, '')}. Start your "
+            "server again in some minutes."
+        )
+
+
+def used_volumes(call: Call) -> set[str]:
+    """The volumes that services of the Swarm mount, also services without a task. Raises EngineFault."""
+    specs = [each["Spec"]["TaskTemplate"].get("ContainerSpec") or {} for each in call("services")]
+    return {str(mount.get("Source")) for spec in specs for mount in spec.get("Mounts") or ()}
 
 
 def _name(volume: str) -> str:

@@ -1,0 +1,11 @@
+"""The project's own configuration with small labs, whose limits are met soon. Read by hub and broker."""
+
+from pathlib import Path
+
+c = get_config()  # noqa: F821
+load_subconfig(str(Path(__file__).resolve().parents[2] / "jupyterhub_config.py"))  # noqa: F821
+
+c.GpuSite.tiers = [
+    {"name": "cpu", "title": "CPU"},
+    {"name": "gpu", "title": "A small lab", "devices": 1, "mem_limit": "700M", "pids": 160},
+]
