@@ -76,6 +76,7 @@ class Asked:
     seconds: list[float] = field(default_factory=list)
     holds: list[asyncio.Task[None]] = field(default_factory=list)
     grants: list[Grant] = field(default_factory=list)
+    cpu_before_seconds: float = 0.0
     refused: int = 0
     """Requests that the broker could not serve, as when a machine was too slow to answer."""
 
@@ -152,6 +153,8 @@ class Site:
                 answered.set()
                 await asyncio.Event().wait()
 
+        if not asked.holds:
+            asked.cpu_before_seconds = cpu_seconds(self.broker)
         began = time.perf_counter()
         task = asyncio.create_task(hold())
         waiting = asyncio.create_task(answered.wait())
@@ -162,6 +165,11 @@ class Site:
             return
         asked.seconds.append(time.perf_counter() - began)
         asked.holds.append(task)
+
+    def cpu_since_asked(self, asked: Asked) -> str:
+        """What the broker has used for each of these requests, in the mean."""
+        used = cpu_seconds(self.broker) - asked.cpu_before_seconds
+        return f"{1000 * used / len(asked.seconds):.1f} ms of the broker's CPU for each"
 
     async def start_labs(self, grants: list[Grant]) -> None:
         """Their labs run, and as a hub does then, nobody holds the request any more."""
@@ -227,12 +235,12 @@ async def measure(site: Site, waiting_count: int) -> None:
     users, served, waiting = random.Random(1), Asked(), Asked()
     for _ in range(GPUS * len(site.names)):
         await site.ask(f"u{users.randrange(USERS)}", served)
-    print(f"acquire of a free GPU, over the socket: {served}", flush=True)
+    print(f"acquire of a free GPU, over the socket: {served}; {site.cpu_since_asked(served)}", flush=True)
     await site.start_labs(served.grants)
     await served.end()
     for _ in range(waiting_count):
         await site.ask(f"u{users.randrange(USERS)}", waiting)
-    print(f"acquire into the queue, over the socket: {waiting}", flush=True)
+    print(f"acquire into the queue, over the socket: {waiting}; {site.cpu_since_asked(waiting)}", flush=True)
     await at_rest(site, len(waiting.holds))
     await restart(site, waiting)
     await waiting.end()

@@ -473,7 +473,11 @@ class Book:
         """The ids of the images that a machine has now."""
         self._machine_images[node] = images
 
-    def _nodes_with(self, image: str) -> frozenset[str]:
+    def _first_nodes(self, lease_id: str) -> frozenset[str]:
+        """The machines that have the image of a waiting lease."""
+        image = self._images.get(lease_id)
+        if image is None:
+            return frozenset()
         return frozenset(node for node, images in self._machine_images.items() if image in images)
 
     def set_awaited(self, reasons: Mapping[str, str]) -> list[Lease]:
@@ -541,7 +545,7 @@ class Book:
             all_rooms=lambda: self._devices.healthy_rooms(ended),
             holdings=lambda: self._holdings(freed),
             sessions=self._rules.sessions(self._now),
-            nodes_with=self._nodes_with,
+            first_nodes=self._first_nodes,
         )
 
     def with_fractions(self, lease: Lease) -> Lease:
@@ -642,8 +646,7 @@ class Book:
 
     def _waiting(self, lease: Lease, number: int) -> Waiting:
         since = lease.created_at.timestamp()
-        image = self._images.get(lease.id, "")
-        return Waiting(number, lease.id, lease.want, lease.user, since, self._rules.claim(lease), image)
+        return Waiting(number, lease.id, lease.want, lease.user, since, self._rules.claim(lease))
 
     def _holdings(self, freed: Lease | None) -> tuple[Holding, ...]:
         """The leases that hold devices, and until when; without the one that gives back its own."""

@@ -71,7 +71,8 @@ class Fleet:
     """The devices at one moment.
 
     `rooms` have something to give; `all_rooms` gives every healthy room by UUID, the full ones too; `healthy`
-    counts devices by kind. `nodes_with` are the machines that have an image, by its id.
+    counts devices by kind. `first_nodes` are the machines that
+    have the image of a waiting lease, by its id.
     """
 
     rooms: Rooms
@@ -79,7 +80,7 @@ class Fleet:
     all_rooms: Callable[[], Mapping[str, Room]]
     holdings: Callable[[], Sequence[Holding]] = tuple
     sessions: Sequence[SessionHold] = ()
-    nodes_with: Callable[[str], Collection[str]] = lambda image: ()
+    first_nodes: Callable[[str], Collection[str]] = lambda lease_id: ()
 
 
 @dataclass(slots=True)
@@ -213,7 +214,7 @@ class _Plan:
         self._reserve()
         ends = self._ends(waiting)
         heeded = [each for each in self._reservations if self._heeds(waiting, ends, each)]
-        first = self._fleet.nodes_with(waiting.image) if waiting.image else ()
+        first = self._fleet.first_nodes(waiting.lease_id)
         for shares in self._choices(waiting.want, first):
             if all(each.leaves_room(shares, self._rooms) for each in heeded):
                 return shares

@@ -65,8 +65,7 @@ def claim_from(
 
 
 class Waiting(NamedTuple):
-    """A place in the queue; a lower number came earlier. `since_seconds` is when, since 1970. `image` is the
-    id of what its lab runs: a machine that has it comes first; "" if that isn't known."""
+    """A place in the queue; a lower number came earlier. `since_seconds` is when, since 1970."""
 
     number: int
     lease_id: str
@@ -74,7 +73,6 @@ class Waiting(NamedTuple):
     user: str = ""
     since_seconds: float = 0.0
     claim: Claim = NO_CLAIM
-    image: str = ""
 
 
 Ask = tuple[Want, float | None]
