@@ -69,7 +69,7 @@ def test_a_home_stays_on_its_machine_and_gpus_come_to_it(site: Site) -> None:
 def test_a_machine_with_the_image_comes_first(site: Site) -> None:
     """By the other rules a lab goes to b before c. The hub's machine always has the image; it is taken."""
     hub, manager, c = site.hub, site.machines.manager.client, site.machines["c"].client
-    box = manager.create_container("gpuspawner-hubtest/lab", ["true"])["Id"]
+    box = manager.create_container("gpuspawner-hubtest/lab")["Id"]
     manager.commit(box, "gpuspawner-hubtest/fresh", changes=["LABEL fresh=yes"])
     manager.remove_container(box)
     list(c.load_image(b"".join(manager.get_image("gpuspawner-hubtest/fresh"))))
