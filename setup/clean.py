@@ -10,8 +10,9 @@ import docker
 from docker.errors import APIError, DockerException, NotFound
 from gpuspawner.core import labels
 from gpuspawner.hub.metadata import MetadataWall
+from gpuspawner.hub.other_hub import others, state_folder
 
-from setup.demo import lock, read_demo
+from setup.demo import Demo, lock, read_demo
 from setup.steps import SetupError, step
 
 
@@ -20,20 +21,31 @@ def main() -> int:
     try:
         demo = read_demo(os.environ)
         os.close(lock(demo.state_dir))  # not while the hub runs: the hub would not know of it
-        clean(demo.name, homes=os.environ.get("HOMES", "") == "1")
+        clean(demo, homes=os.environ.get("HOMES", "") == "1")
     except SetupError as error:
         print(error.block(), file=sys.stderr)
         return 1
     return 0
 
 
-def clean(name: str, homes: bool) -> None:
-    """Removes the containers and the network of the hub called `name`, and the homes if asked to.
+def clean(demo: Demo, homes: bool) -> None:
+    """Removes the containers and the network of the hub, and the homes if asked to.
 
-    Raises SetupError if Docker does not answer or refuses.
+    Raises SetupError if Docker does not answer or refuses; or, with nothing removed, if there are labs of a
+    hub with this name but another state folder.
     """
+    name = demo.name
     try:
         client = docker.from_env(timeout=60)
+        labs = client.api.containers(
+            all=True, filters={"label": [f"{labels.HUB}={name}", labels.STATE_FOLDER]}
+        )
+        if found := others(labs, state_folder(str(demo.state_dir))):
+            raise SetupError(
+                f"the notebooks {', '.join(found[1])} are of another hub with the name {name!r}, whose "
+                f"state folder is {found[0]}: nothing was removed",
+                "run `make clean-demo` where that hub was started, or set GPUSPAWNER_NAME to this one's name",
+            )
         with step("notebooks") as current:
             of_hub = f"{labels.HUB}={name}"
             containers = client.containers.list(all=True, filters={"label": of_hub}, ignore_removed=True)

@@ -28,6 +28,9 @@ TURN_PATH = Path("/run/gpuspawner/turn")
 TURN_SECONDS = 0.5
 CGROUP = Path("/sys/fs/cgroup")
 MAX_BYTES = 4096
+OOM_SCORE = Path("/proc/self/oom_score_adj")
+MORE_OOM_SCORE = 400
+"""Thousandths of the lab's memory that the kernel counts for more than it has."""
 FULL_BYTES = 8 << 20
 """A home with less room is full, or one with less than a fiftieth: a notebook can no longer be saved."""
 _STYLE = "border-left:4px solid #d9822b;padding:.5em .8em;margin:.4em 0"
@@ -301,8 +304,19 @@ def state_of(shell: Any) -> Path:
     return Path("/tmp") / f"gpuspawner-told-{Path(file).stem}.json"
 
 
+def end_before_the_server(path: Path = OOM_SCORE) -> None:
+    """If the lab's memory is full, Linux ends this kernel, or what it has started, and not the lab's server.
+
+    Linux ends what has the most memory, and a fork bomb's many small processes leave the server as that.
+    Every process may raise its own number, and its children inherit it (proc(5), `oom_score_adj`).
+    """
+    with suppress(OSError, ValueError):
+        path.write_text(str(min(1000, int(path.read_text()) + MORE_OOM_SCORE)))
+
+
 def load_ipython_extension(shell: Any) -> None:
     """Called by IPython at the kernel's start: notices are looked for after each cell."""
+    end_before_the_server()
     limits, turn = Limits(Cgroup(), state_of(shell)), Turn()
     shell.events.register("pre_run_cell", turn.before_cell)
     shell.events.register("post_run_cell", turn.after_cell)

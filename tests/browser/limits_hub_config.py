@@ -7,5 +7,6 @@ load_subconfig(str(Path(__file__).resolve().parents[2] / "jupyterhub_config.py")
 
 c.GpuSite.tiers = [
     {"name": "cpu", "title": "CPU"},
-    {"name": "gpu", "title": "A small lab", "devices": 1, "mem_limit": "700M", "pids": 160},
+    {"name": "gpu", "title": "Little memory", "devices": 1, "mem_limit": "700M"},
+    {"name": "few", "title": "Few processes", "devices": 1, "mem_limit": "3G", "pids": 160},
 ]

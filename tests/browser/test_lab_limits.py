@@ -71,7 +71,7 @@ def window(system: System, browser: Browser, user: str) -> Page:
 
 def test_after_a_fork_bomb_a_restart_of_the_kernel_helps(system: System, browser: Browser) -> None:
     page = window(system, browser, "fay")
-    start_lab(page, system.url, "fay", "gpu")
+    start_lab(page, system.url, "fay", "few")
     write_notebook(page, system.url, "fay", MANY, BOMB, ANSWER)
     shown = run_cell(page, 0)
     expect(shown.get_by_role("alert")).to_contain_text(

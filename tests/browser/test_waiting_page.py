@@ -107,7 +107,8 @@ def test_after_a_restart_of_the_hub_an_open_page_says_that_the_start_has_ended(
 ) -> None:
     hub.kill()
     expect(waiting.locator("#progress-message")).to_contain_text("does not answer", timeout=SILENCE_MS)
-    expect(waiting.locator("#gpu-promise")).to_be_hidden()
+    for promise in ("#gpu-promise", "#gpu-until", "#gpu-kept"):
+        expect(waiting.locator(promise)).to_be_hidden()
     hub.start()
     expect(waiting.locator("#progress-message")).to_contain_text(
         "This start has ended: the hub was restarted", timeout=SECONDS_MS

@@ -52,6 +52,7 @@ SLEEP_AFTER_SECONDS = float(os.environ.get("GPUSPAWNER_TURNS_SLEEP_AFTER", "25")
 LATE_SECONDS = 150.0
 """So long after the class's time the last cells, and the sums over all memory, may end."""
 LOOK_SECONDS = 0.25
+NOTED_SECONDS = 0.2
 GPUS = 2
 PROMISE = f"{round(GIB + 14)}G"
 
@@ -177,7 +178,9 @@ class Seen:
         self.steps += found["steps"]
         self.ended = max(self.ended, found["end"])
         self.losses.append(found["loss"])
-        begun = [each for each in self.turns.get(user, []) if pressed < each[0] <= found["touched"]]
+        # The broker notes the turn's begin when the wake is done; by then the program may have computed.
+        latest = found["touched"] + NOTED_SECONDS
+        begun = [each for each in self.turns.get(user, []) if pressed < each[0] <= latest]
         after = {"wait": round(self.waits[-1], 3), "steps": found["steps"], "loss": found["loss"]}
         if begun:
             since, before = begun[-1]

@@ -366,6 +366,32 @@ def test_a_kernel_that_was_ended_for_lack_of_memory_says_so(start: Start) -> Non
     )
 
 
+KERNEL_S_SCORE = (
+    START_KERNEL
+    + """
+async def main():
+    manager, client = await start_kernel()
+    shown = []
+    def show(message):
+        if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
+            shown.append(message["content"]["text"])
+    cell = "print(open('/proc/self/oom_score_adj').read().strip())"
+    await client.execute_interactive(cell, output_hook=show, timeout=60)
+    print("".join(shown).strip(), open("/proc/self/oom_score_adj").read().strip())
+    await manager.shutdown_kernel(now=True)
+
+asyncio.run(main())
+"""
+)
+
+
+def test_without_memory_a_kernel_is_ended_and_not_the_server_that_started_it(start: Start) -> None:
+    """Also where a fork bomb's processes are smaller than the server."""
+    said = output(start("sleep", "infinity"), "python", "-W", "ignore", "-c", KERNEL_S_SCORE).splitlines()[-1]
+    kernel, server = map(int, said.split())
+    assert kernel == min(1000, server + 400)
+
+
 KERNEL_IN_A_FULL_HOME = (
     START_KERNEL
     + """FILL = '''

@@ -120,6 +120,16 @@ class Machine:
         """SIGKILL for the engine alone; its containers live on until it is started again."""
         self._end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """The engine hangs: it takes connections and answers nothing, until `thaw`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """The engine goes on where it was."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def power_off(self) -> None:
         """Everything on the machine ends at once, as without power."""
         self._end(signal.SIGKILL)
@@ -230,6 +240,10 @@ class Cluster:
             "listen_addr": f"{machine.address}:2377",
             "data_path_addr": machine.address,
         }
+
+    def join_one(self, name: str) -> None:
+        """One that has left joins again; it has no name there yet."""
+        self._join(self._all[name], self.manager.client.inspect_swarm()["JoinTokens"]["Worker"])
 
     def _join(self, machine: Machine, token: str) -> None:
         managers = [f"{self.manager.address}:2377"]

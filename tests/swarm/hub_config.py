@@ -33,6 +33,7 @@ if "GPUSPAWNER_TEST_NVML" in os.environ:
     ]
 else:
     c.GpuSite.inventory = "simulated"
+exec(os.environ.get("GPUSPAWNER_TEST_MORE", ""))
 # Nothing is pulled here.
 services = [service for service in c.JupyterHub.services if service["name"] != "images"]
 for service in services:

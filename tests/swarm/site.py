@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import docker
@@ -51,8 +52,16 @@ class Site:
 @pytest.fixture(scope="module")
 def site(machines: Cluster, engine: docker.APIClient) -> Iterator[Site]:
     """Everything runs, and the GPUs of all three machines are in service."""
+    with open_site(machines, engine) as found:
+        yield found
+
+
+@contextmanager
+def open_site(machines: Cluster, engine: docker.APIClient, settings: str = "") -> Iterator[Site]:
+    """The same with more settings of the hub."""
     with prepared_hub(machines, engine) as hub:
         hub.use_script(script_of(machines.manager))
+        hub.environment["GPUSPAWNER_TEST_MORE"] = settings
         found = Site(machines, hub, {name: Agent(machines[name], hub) for name in ("b", "c")})
         try:
             hub.start()

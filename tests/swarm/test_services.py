@@ -13,7 +13,7 @@ from typing import Any
 import docker
 import pytest
 from gpuspawner.config.swarm import GpuSwarm
-from gpuspawner.core.errors import EngineFault, StartFault
+from gpuspawner.core.errors import EngineFault, StartConflict, StartFault
 from gpuspawner.core.labels import Owner
 from gpuspawner.core.limits import Limits, Machine
 from gpuspawner.hub.container import ContainerFacts, ContainerPlan, plan
@@ -22,6 +22,7 @@ from gpuspawner.hub.docker_answers import exit_status, running
 from gpuspawner.hub.home import Home, Volume
 from gpuspawner.hub.swarm.opening import HubPlace, open_services
 from gpuspawner.hub.swarm.services import Services
+from gpuspawner.protocol.home_places import HomePlaces, hold, release, used_volumes
 
 from tests.swarm.cluster import Cluster
 
@@ -290,3 +291,35 @@ async def test_a_home_stays_on_its_machine(services: Services, with_python: Clus
         await services.create(lab("ada", "c", binds=binds, home=home))
     await start(services, lab("ada", "", binds=binds, home=home))
     assert container_of(with_python, "b", "ada")["Mounts"][0]["Name"] == f"{HUB}-home-ada"
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_nothing_starts_with_a_home_that_is_moved(
+    services: Services, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`late`: the move begins when the start has looked already, and finds no service yet."""
+    volume = f"{HUB}-home-cyd-{late}".lower()
+    home = Home(Volume("{prefix}-home-{username}", volume, "/home/jovyan"), unknown=False)
+    wanted = lab("cyd", "b", binds={volume: {"bind": "/home/jovyan", "mode": "rw"}}, home=home)
+    run = services.parts.docker.run
+    if late:
+        claim = HomePlaces.claim
+
+        def claim_and_hold(places: HomePlaces, call: Any, volume: str, machine: str) -> None:
+            claim(places, call, volume, machine)
+            hold(call, volume, "c", "/state")
+
+        monkeypatch.setattr(HomePlaces, "claim", claim_and_hold)
+    else:
+        await run(lambda call: hold(call, volume, "c", "/state"))
+        with pytest.raises(StartConflict, match="Your files are being moved to the machine c"):
+            await services.home_machine(volume)
+    with pytest.raises(StartConflict, match="Your files are being moved to the machine c"):
+        await services.create(wanted)
+    assert await services.find(f"{HUB}-cyd") is None
+    assert volume not in await run(used_volumes)
+    lanes = await run(services.parts.lanes.all)
+    assert f"{HUB}-cyd" not in [lane.lab for lane in lanes]
+    monkeypatch.undo()
+    await run(lambda call: release(call, volume))
+    assert (await services.create(wanted)).lab_id

@@ -40,9 +40,10 @@ ADDRESS = "10.0.0.1"
 
 def on_page(begin: str) -> str:
     """A command of the page that begins like this."""
-    found = re.search(rf"(?:^ *|`)({re.escape(begin)}[^`\n]*)", PAGE, re.MULTILINE)
+    words = re.escape(begin).replace("\\ ", r"\s+")  # a line may end within a command
+    found = re.search(rf"(?:^ *|`)({words}[^`]*?)(?:`|$)", PAGE, re.MULTILINE)
     assert found is not None, begin
-    return found[1].strip()
+    return " ".join(found[1].split())
 
 
 def settings() -> str:
@@ -52,7 +53,7 @@ def settings() -> str:
     return "\n".join(line.strip() for line in found[1].splitlines())
 
 
-def type_in(machine: Machine, command: str, environment: Mapping[str, str]) -> str:
+def type_in(machine: Machine, command: str, environment: Mapping[str, str], *, may_fail: bool = False) -> str:
     """Types a command in the shell of this machine; returns what it prints.
 
     The hub's machine has `jupyterhub_config.py` in the current folder.
@@ -61,7 +62,7 @@ def type_in(machine: Machine, command: str, environment: Mapping[str, str]) -> s
     shell = as_host(machine, "sh", "-c", f'PATH="{programs}:$PATH"; {command}')
     environment = {**environment, "DOCKER_HOST": machine.docker_host}
     return subprocess.run(
-        shell, env=environment, cwd=machine.folder, stdout=subprocess.PIPE, text=True, check=True
+        shell, env=environment, cwd=machine.folder, stdout=subprocess.PIPE, text=True, check=not may_fail
     ).stdout
 
 
@@ -101,6 +102,10 @@ def _walk(machines: Cluster, hub: SwarmHub) -> None:
         listing = on_page("gpuspawner node list")
         hub.until(lambda: uuid_of("b") in hub.serving())
         assert "gpu-b" in type_in(a, listing, hub.environment)
+        hub.spawn("ada", "cpu")  # her home is on the hub's machine
+        hub.stop("ada")
+        moved = type_in(a, on_page("gpuspawner homes move ada gpu-b"), hub.environment)
+        assert "is on gpu-b now" in moved
         hub.spawn("ada", "on-b")
         [found] = b.client.containers(filters={"label": "gpuspawner.user=ada"})
         environment = b.client.inspect_container(found["Id"])["Config"]["Env"]
@@ -108,6 +113,30 @@ def _walk(machines: Cluster, hub: SwarmHub) -> None:
         node = next(each for each in machines.nodes() if each["Description"]["Hostname"] == "b")
         assert node["Spec"]["Labels"] == {"gpuspawner.node": "gpu-b"}
         hub.stop("ada")
+        found = type_in(a, on_page("gpuspawner doctor"), hub.environment, may_fail=True)
+        assert "gpu-b" in found, found
+        _take_out(machines, hub, agent)
     finally:
         runs.send_signal(signal.SIGTERM)
         runs.wait()
+
+
+def _take_out(machines: Cluster, hub: SwarmHub, agent: Agent) -> None:
+    """The steps of "Taking a machine out". The host name of gpu-b is b here."""
+    a, b = machines["a"], machines["b"]
+    listing = on_page("gpuspawner node list")
+    said = type_in(a, on_page("gpuspawner node drain gpu-b"), hub.environment)
+    assert said.startswith("Nothing new starts on gpu-b (1 GPU)")
+    assert "draining" in type_in(a, listing, hub.environment)
+    type_in(a, on_page("gpuspawner node undrain"), hub.environment)
+    assert "draining" not in type_in(a, listing, hub.environment)
+    said = type_in(b, on_page("gpuspawner node leave"), agent.environment)
+    assert said == "Left. On the broker's machine: gpuspawner node forget NAME\n"
+    type_in(b, on_page("docker swarm leave"), agent.environment)
+    said = type_in(a, on_page("gpuspawner node forget"), hub.environment)
+    assert said.startswith("Forgot gpu-b: its leases end within seconds.")
+    hub.until(lambda: "gpu-b" not in type_in(a, listing, hub.environment))
+    hub.until(lambda: hub.serving() == [uuid_of("a")])
+    remove = on_page("docker node rm --force gpu-b").replace("gpu-b", "b")
+    type_in(a, remove, hub.environment)
+    assert [each["Description"]["Hostname"] for each in machines.nodes()] == ["a"]

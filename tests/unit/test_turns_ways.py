@@ -109,10 +109,10 @@ def test_what_a_cell_waited_after_its_turn_began_is_told_apart(load: Any) -> Non
     seen.ran("ann", began - 4, {**cell, "touched": began + 0.02, "first": began + 0.1, "end": began + 5})
     look("paused", "2026-11-27T08:00:20Z")
     look("awake", "2026-11-27T08:00:30Z")
-    seen.ran("ann", began + 12, {**cell, "touched": began + 20.5, "first": began + 21, "end": began + 30})
+    seen.ran("ann", began + 12, {**cell, "touched": began + 19.99, "first": began + 21, "end": began + 30})
     seen.ran("ann", began + 31, {**cell, "touched": began + 31.1, "first": began + 32, "end": began + 40})
     told = {before: [round(each, 3) for each in seconds] for before, seconds in seen.after_turn.items()}
-    assert told == {"asleep": [0.02], "paused": [0.5]}  # the third one still had its turn
+    assert told == {"asleep": [0.02], "paused": [-0.01]}  # the third one still had its turn
     assert [round(each, 3) for each in seen.waits] == [4.1, 9.0, 1.0]
     assert (seen.steps, seen.losses, seen.shared) == (900, [2.0] * 3, [])
     assert seen.awake == {0: 2, 1: 3}

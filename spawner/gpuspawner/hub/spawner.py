@@ -14,14 +14,12 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import cached_property
-from inspect import isawaitable
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import fmt_ip_url, maybe_future, url_escape_path, url_path_join, utcnow
-from sqlalchemy.orm import object_session
 from tornado.web import HTTPError
 from traitlets import default
 
@@ -46,6 +44,7 @@ from ..protocol.rules import WhoAsks
 from . import offer, quota
 from .container import ContainerFacts, ContainerPlan, plan, server_command
 from .containers import Containers
+from .cut_off import connect_again
 from .docker import DockerEngine
 from .docker_answers import exit_status, running
 from .engine import LabEngine
@@ -72,6 +71,8 @@ from .quiet import NotStarted
 from .readiness import Answer, ask
 from .settings import SpawnerSettings
 from .shared import HubShared, SharedSettings, shared_by_all
+from .site_values import evaluate, of_site
+from .stored_options import commit, keep_options, last_options
 from .subclass import check_steps
 from .swarm.opening import HubPlace, hub_url, open_services
 from .swarm.services import Services
@@ -228,7 +229,7 @@ class GpuDockerSpawner(SpawnerSettings):
         refused, self._refused_form = self._refused_form, None
         if refused is None and not has_choice(offered):
             return ""
-        filled = refill(self._last_options() if refused is None else refused)
+        filled = refill(last_options(self) if refused is None else refused)
         return render_form(offered, filled, self._shown_name)
 
     @property
@@ -236,14 +237,6 @@ class GpuDockerSpawner(SpawnerSettings):
         """The server's name as its user typed it; "" for the default server."""
         typed = getattr(self, "display_name", "")  # JupyterHub 5 has none
         return str(typed or self.name) if self.name else ""
-
-    def _last_options(self) -> Any:
-        """The options of this server's last start, or of the user's server that was used last."""
-        if self.user_options:
-            return self.user_options
-        used = [row for row in self.user.orm_spawners.values() if row.user_options and row.last_activity]
-        last = max(used, key=lambda row: row.last_activity, default=None)
-        return {} if last is None else last.user_options
 
     async def _limit_sentences(self) -> dict[str, str]:
         """By tier name, what a lab may use besides its GPU.
@@ -306,7 +299,7 @@ class GpuDockerSpawner(SpawnerSettings):
 
         Raises ConfigError for a callable; values were checked at load.
         """
-        return allow_images(self._of_site("allowed_images"))
+        return allow_images(of_site(self, "allowed_images"))
 
     def _choose(self) -> Choice:
         """The choice in `user_options`; its shortest form is stored for the next start and the admin page.
@@ -316,31 +309,14 @@ class GpuDockerSpawner(SpawnerSettings):
         try:
             choice = self._parse_stored()
         except BadOption:
-            self._keep_options({})
+            keep_options(self, {})
             raise
-        self._keep_options(choice.as_options())
+        keep_options(self, choice.as_options())
         return choice
 
     def _parse_stored(self) -> Choice:
         images = self.offered_images()
         return parse_options(self.user_options, self.tiers, images, others=self._site_has_options)
-
-    def _keep_options(self, options: dict[str, Any]) -> None:
-        """Stores them here and in the hub's database.
-
-        It commits: the hub rolls back at the end of a request.
-        """
-        self.user_options = options
-        stored = self.orm_spawner
-        if stored is not None and stored.user_options != options:
-            stored.user_options = options
-            self._commit(stored)
-
-    @staticmethod
-    def _commit(stored: Any) -> None:
-        session = object_session(stored)
-        if session is not None:
-            session.commit()
 
     # ---- start
 
@@ -527,7 +503,7 @@ class GpuDockerSpawner(SpawnerSettings):
     ) -> ContainerPlan:
         """The container to create, from the settings, the image and the lease. Raises ConfigError."""
         config = image.get("Config") or {}
-        machine, extra_host = await self._machine(), await self._evaluate("extra_host_config")
+        machine, extra_host = await self._machine(), await evaluate(self, "extra_host_config")
         rules = self.lab_settings.rules(self.site.state_dir)
         configured = configured_limits(
             job.tier, self._general_limits, self._limits_now, extra_host, self._overridden
@@ -552,7 +528,7 @@ class GpuDockerSpawner(SpawnerSettings):
             machine=machine,
             entrypoint=tuple(config.get("Entrypoint") or ()),
             published_ip=None if self.use_internal_ip or self.use_internal_hostname else self.host_ip,
-            extra_create=await self._evaluate("extra_create_kwargs"),
+            extra_create=await evaluate(self, "extra_create_kwargs"),
             extra_host=extra_host,
         )
         planned = plan(facts, patch)
@@ -590,29 +566,6 @@ class GpuDockerSpawner(SpawnerSettings):
         for problem in created.problems:
             self.log.warning("%s container=%s", problem, plan.create["name"])
         return created.lab_id
-
-    async def _evaluate(self, name: str) -> dict[str, Any]:
-        """A setting's value, which may come from a callable (async or not), with its templates filled in."""
-        value = self._of_site(name)
-        try:
-            if isawaitable(value):
-                value = await value
-            rendered: dict[str, Any] = self._render_templates(value)
-        except (HTTPError, GpuSpawnerError):
-            raise
-        except Exception as error:
-            raise _failed(name, error) from error
-        return rendered
-
-    def _of_site(self, name: str) -> Any:
-        """A setting's value, or the result if it is a callable. Raises ConfigError if the callable fails."""
-        setting = getattr(self, name)
-        try:
-            return setting(self) if callable(setting) else setting
-        except (HTTPError, GpuSpawnerError):  # the site refuses on purpose
-            raise
-        except Exception as error:  # it is the site's code, and may raise anything
-            raise _failed(name, error) from error
 
     # ---- poll, address and stop
 
@@ -678,22 +631,14 @@ class GpuDockerSpawner(SpawnerSettings):
         stored = self.orm_spawner
         if stored is not None:
             stored.last_activity = utcnow(with_tz=False)
-            self._commit(stored)
+            commit(stored)
 
     def _reconnect(self, error: ConfigError) -> None:
         """Connects the container to the labs' network again, in the background."""
         if self.server is None or (self._reconnection is not None and not self._reconnection.done()):
             return
-        self._reconnection = asyncio.create_task(self._connect_again(self.object_id, self.server.ip, error))
-
-    async def _connect_again(self, container_id: str, ip: str, error: ConfigError) -> None:
-        try:
-            await self.engine.reconnect(container_id, ip or None)
-        except EngineFault as fault:
-            message = "The server can't be reached, %s. Connecting it again failed, retrying: %s"
-            self._note(logging.WARNING, message, error, fault)
-        else:
-            self._note(logging.WARNING, "Connected the server to the labs' network again, at %s", ip)
+        work = connect_again(self.engine, self.object_id, self.server.ip, error, self._note)
+        self._reconnection = asyncio.create_task(work)
 
     def _doubt(self, fault: EngineFault) -> None:
         if not self._doubted:
@@ -768,7 +713,7 @@ class GpuDockerSpawner(SpawnerSettings):
                 self._parse_stored()
             except (BadOption, ConfigError) as error:
                 self._note(logging.INFO, "Forgot the options of the last start: %s", error)
-                self._keep_options({})
+                keep_options(self, {})
 
     def get_state(self) -> dict[str, Any]:
         """Container and lease, so that a restarted hub finds both; or how the last run ended."""
@@ -863,7 +808,3 @@ class GpuDockerSpawner(SpawnerSettings):
 
 def _leave_options(spawner: GpuDockerSpawner, user_options: dict[str, Any]) -> None:
     """Applies nothing."""
-
-
-def _failed(name: str, error: Exception) -> ConfigError:
-    return ConfigError(f"c.GpuDockerSpawner.{name} is a callable that failed with {error!r}: correct it")

@@ -7,6 +7,7 @@ that a site mounts as homes are the site's own: they aren't touched here.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -101,8 +102,9 @@ def _prefix_of(settings: Mapping[str, Any]) -> str:
 
 def _patterns(settings: Mapping[str, Any], prefix: str) -> tuple[re.Pattern[str], ...]:
     """The patterns of the homes' names; `prefix` is the pattern of their prefix."""
-    volumes = settings.get("volumes", DEFAULT_VOLUMES)
-    templates = volumes if isinstance(volumes, Mapping) else {}
+    volumes, mounts = settings.get("volumes", DEFAULT_VOLUMES), settings.get("mounts", ())
+    templates = list(volumes) if isinstance(volumes, Mapping) else []
+    templates += [each.get("source") or "" for each in mounts if isinstance(each, Mapping)]
     found = (_pattern(str(template), prefix) for template in templates)
     return tuple(pattern for pattern in found if pattern is not None)
 
@@ -126,9 +128,13 @@ def _pattern(template: str, prefix: str) -> re.Pattern[str] | None:
 
 
 def list_homes(call: Call, patterns: tuple[re.Pattern[str], ...]) -> tuple[HomeVolume, ...]:
-    """Every home, the largest first. Docker measures them, which may take minutes. Raises EngineFault."""
+    """Every home, the largest first. Docker measures them, which may take minutes. Raises EngineFault.
+
+    Docker (20.10, 28) neither measures nor counts volumes with options, as those of limited size: their size
+    stays unknown.
+    """
     found = []
-    for volume in call("df").get("Volumes") or ():
+    for volume in (*(call("df").get("Volumes") or ()), *_with_options(call)):
         if UNFINISHED in (volume.get("Labels") or {}):
             continue
         match = next((hit for each in patterns if (hit := each.fullmatch(volume["Name"]))), None)
@@ -138,6 +144,16 @@ def list_homes(call: Call, patterns: tuple[re.Pattern[str], ...]) -> tuple[HomeV
             measured, limit = size if size >= 0 else None, _limit_of(volume)
             found.append(HomeVolume(volume["Name"], match["user"], measured, count > 0, limit))
     return tuple(sorted(found, key=lambda home: (-(home.size_bytes or 0), home.name)))
+
+
+def _with_options(call: Call) -> list[dict[str, Any]]:
+    """The volumes that Docker doesn't measure, each with how many containers have it."""
+    volumes = [volume for volume in call("volumes").get("Volumes") or () if volume.get("Options")]
+    if not volumes:
+        return []
+    mounts = [mount for each in call("containers", all=True) for mount in each.get("Mounts") or ()]
+    counts = Counter(str(mount.get("Name")) for mount in mounts)
+    return [{**volume, "UsageData": {"RefCount": counts[volume["Name"]]}} for volume in volumes]
 
 
 def _limit_of(volume: Mapping[str, Any]) -> int | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpuspawner.broker.api.public.rules import public_rules
+from gpuspawner.broker.api.public.feed import feed_routes
+from gpuspawner.broker.api.public.rules import joined, public_rules
 from gpuspawner.broker.leases.calendar_feeds import ALL, CalendarFeeds, read_key
 from gpuspawner.core.errors import ConfigError
 from icalendar import Calendar
@@ -35,7 +36,8 @@ async def test_a_calendar_program_reads_a_group_s_sessions_and_follows_changes(
         await rules.save_session(
             {**SESSION, "name": f"of-{group}", "group": group, "begins": begins}, "noether", ""
         )
-    async with serving(public_rules(broker.site, rules, broker.endings)) as pages:
+    more = joined(public_rules(broker.site, rules, broker.endings), feed_routes(rules))
+    async with serving(more) as pages:
         login = {"Authorization": "token ines-token"}
         address = f"{pages.url}api/sessions/calendar/address"
         async with pages.client.get(f"{address}?group=students", headers=login) as answer:

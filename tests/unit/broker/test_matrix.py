@@ -12,6 +12,7 @@ import pytest
 from gpuspawner.broker.api.public.actions import Actions
 from gpuspawner.broker.api.public.base import Route
 from gpuspawner.broker.api.public.classes import class_routes
+from gpuspawner.broker.api.public.feed import feed_routes
 from gpuspawner.broker.api.public.history import HistoryTools, history_routes
 from gpuspawner.broker.api.public.hub_servers import HubServers
 from gpuspawner.broker.api.public.images import image_routes
@@ -263,6 +264,7 @@ async def site(tmp_path: Path, times: Any, monkeypatch: pytest.MonkeyPatch) -> A
     )  # fmt: skip
     more = joined(
         public_rules(broker.site, broker.rules, broker.endings),
+        feed_routes(broker.rules),
         class_routes(bench.tools),
         image_routes(tuple),
         history_routes(

@@ -190,7 +190,7 @@ async def test_each_change_is_in_the_audit_log(rules: Rules) -> None:
         ("noether", "api", "change quota", "group:students", ("students",), Result.DONE),
     ]
     assert (found[3][1].document, found[3][1].reason) == (
-        {"subject": "group:students", "values": {"devices": 2}},
+        {"subject": "group:students", "values": {"devices": 2}, "end_servers": False},
         "exam week",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from gpuspawner.broker.decide.turn_waits import HeldUp, held_up
 from gpuspawner.broker.decide.turns import (
     Action,
     Experience,
@@ -305,6 +306,17 @@ def test_who_is_shut_out_by_memory_that_can_not_leave_goes_to_another_gpu() -> N
     assert plan([large, wanting, there], TWO, NOW, RULES) == away
     small = replace(large, memory_bytes=GIB)
     assert plan([small, wanting, there], TWO, NOW, RULES) == (Action(Step.WAKE, "w", A),)
+
+
+def test_who_can_not_leave_a_gpu_waits_for_no_other_one() -> None:
+    """Found by the stateful machine: a free GPU that it can't reach kept it waiting for ever."""
+    stays = replace(paused("stays", wants=15, gib=1), promise_bytes=SIZE, unmovable_since=NOW - 9)
+    holds = replace(awake("holds", turn=100, gib=1), unmovable_since=NOW - 9)
+    warned = replace(RULES, warn_seconds=5.0)
+    assert plan([stays, holds], TWO, NOW, warned) == (Action(Step.END, "holds"),)
+    assert plan([stays, holds], TWO, NOW, replace(RULES, warn_seconds=None)) == ()
+    assert held_up(stays, [stays, holds], TWO) is HeldUp.PROGRAM
+    assert [gpu.uuid for gpu in TWO if gpu.serves(stays)] == [A]
 
 
 def test_nothing_is_begun_with_a_seat_that_failed_or_is_under_way() -> None:

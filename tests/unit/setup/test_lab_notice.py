@@ -64,7 +64,19 @@ def test_a_huge_or_strange_notice_disturbs_no_cell(module: Any, tmp_path: Path) 
     assert module.Notice(tmp_path).unseen() is None  # a folder, where a file is expected
 
 
-def test_it_is_looked_for_after_each_cell(module: Any) -> None:
+@pytest.mark.parametrize(("before", "after"), [("500\n", "900"), ("0\n", "400"), ("800\n", "1000")])
+def test_a_kernel_is_ended_before_the_lab_s_server(
+    module: Any, tmp_path: Path, before: str, after: str
+) -> None:
+    score = tmp_path / "oom_score_adj"
+    score.write_text(before)
+    module.end_before_the_server(score)
+    assert score.read_text() == after
+    module.end_before_the_server(tmp_path / "none" / "here")  # a system without it disturbs no kernel
+
+
+def test_it_is_looked_for_after_each_cell(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "end_before_the_server", lambda: None)
     registered: list[tuple[str, str]] = []
 
     class Events:

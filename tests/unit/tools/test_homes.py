@@ -33,7 +33,11 @@ class Docker:
     """Docker with volumes; remembers what was asked of it."""
 
     def __init__(self, **answers: Any) -> None:
-        self.answers: dict[str, Any] = {"create_host_config": {"made": "host"}, **answers}
+        self.answers: dict[str, Any] = {
+            "create_host_config": {"made": "host"},
+            "volumes": {"Volumes": None},
+            **answers,
+        }
         self.calls: list[tuple[Any, ...]] = []
 
     def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -68,6 +72,22 @@ def test_homes_are_listed_the_largest_first() -> None:
     )
 
 
+def test_homes_of_limited_size_are_listed_too() -> None:
+    """Docker's measurement leaves volumes with options out."""
+    plain = volume("gpuspawner-home-ada", 5 << 30, 2)
+    limited = {
+        "Name": "gpuspawner-home-ben",
+        "Labels": {HOME_SIZE: str(20 << 30)},
+        "Options": {"size": "20g"},
+    }
+    docker = Docker(
+        df={"Volumes": [plain]},
+        volumes={"Volumes": [{**plain, "UsageData": None, "Options": None}, limited]},
+        containers=[{"Mounts": [{"Name": "gpuspawner-home-ben"}]}, {"Mounts": [{"Source": "/srv"}]}, {}],
+    )
+    assert list_homes(docker, patterns_of(Config())) == (ADA, replace(BEN, size_bytes=None, in_use=True))
+
+
 @pytest.mark.parametrize(
     ("settings", "name", "user"),
     [
@@ -78,6 +98,8 @@ def test_homes_are_listed_the_largest_first() -> None:
         ({"volumes": {"{username}-of-{username}": "/home"}}, "ada-of-ben", None),
         ({"volumes": {"/srv/{username}": "/home"}}, "/srv/ada", None),
         ({"volumes": {"shared": "/shared"}}, "shared", None),
+        ({"volumes": {}, "mounts": [{"source": "nfs-{username}", "target": "/home"}]}, "nfs-ada", "ada"),
+        ({"volumes": {}, "mounts": [{"type": "tmpfs", "source": None, "target": "/x"}]}, "x", None),
     ],
 )
 def test_names_of_homes_by_the_settings(settings: dict[str, Any], name: str, user: str | None) -> None:

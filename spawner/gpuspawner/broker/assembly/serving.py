@@ -17,6 +17,7 @@ from ..api.machines import machine_routes
 from ..api.offer import offer_routes
 from ..api.public.actions import Actions
 from ..api.public.classes import ClassTools, class_routes
+from ..api.public.feed import feed_routes
 from ..api.public.history import HistoryTools, history_routes
 from ..api.public.hub_servers import HubServers
 from ..api.public.images import image_routes
@@ -134,6 +135,7 @@ class Serving:
         rules = self.deciding.rules
         return joined(
             self._api(),
+            feed_routes(rules),
             class_pages(Teaching(self._classes, rules, self.machines.simulated)),
             unknown_pages(rules.audit, self._end_unknown),
             admin_pages(self._admin_tools()),

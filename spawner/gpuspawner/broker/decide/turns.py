@@ -151,11 +151,12 @@ class Gpu:
     """An admin wants it empty: only memory that can't leave it computes there."""
 
     def serves(self, seat: Seat) -> bool:
-        """Whether the seat may be woken there."""
+        """Whether the seat may be woken there. Memory that can't leave its GPU is woken on no other."""
         if not self.usable or (seat.sees is not None and self.uuid not in seat.sees):
             return False
-        stays = seat.unmovable_since is not None and seat.lies_on(self.uuid)
-        return stays or not self.drained
+        if seat.unmovable_since is not None and seat.turn is not Turn.ASLEEP:
+            return seat.lies_on(self.uuid)
+        return not self.drained
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from tornado.web import HTTPError, RequestHandler
 from ...leases.calendar_feeds import ALL
 from ...leases.rule_service import RuleService
 from .base import Route, Site
+from .rules import MoreRoutes
 
 FRESH_SECONDS = 300
 """For so long a program may use what it has read."""
@@ -44,6 +45,10 @@ class FeedHandler(RequestHandler):
         self.finish("There is no calendar at this address: ask your instructor for the present one.\n")
 
 
-def feed_route(pages: Site, rules: RuleService) -> Route:
-    """Below the service's address."""
-    return (f"{pages.prefix}calendar/([0-9a-f]{{40}})\\.ics", FeedHandler, {"rules": rules})
+def feed_routes(rules: RuleService) -> MoreRoutes:
+    """Below the service's address; the socket has none, as nobody subscribes there."""
+
+    def routes(pages: Site) -> list[Route]:
+        return [(f"{pages.prefix}calendar/([0-9a-f]{{40}})\\.ics", FeedHandler, {"rules": rules})]
+
+    return routes

@@ -37,7 +37,6 @@ from ..rules import (
 )
 from ..socket import Site as Socket
 from .base import READING, ApiUser, Route, Site, shortened
-from .feed import feed_route
 
 MoreRoutes = Callable[[Site], list[Route]]
 
@@ -170,12 +169,9 @@ def public_rules(socket: Socket, rules: RuleService, endings: Endings) -> MoreRo
 
     def routes(pages: Site) -> list[Route]:
         return [
-            feed_route(pages, rules),
-            *(
-                (f"{pages.prefix}api{path}", _PUBLIC[handler], {**wanted, "pages": pages})
-                for path, handler, wanted in rule_routes(socket, rules, endings)
-                if handler in _PUBLIC
-            ),
+            (f"{pages.prefix}api{path}", _PUBLIC[handler], {**wanted, "pages": pages})
+            for path, handler, wanted in rule_routes(socket, rules, endings)
+            if handler in _PUBLIC
         ]
 
     return routes

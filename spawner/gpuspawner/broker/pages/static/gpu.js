@@ -113,7 +113,7 @@ function heard() {
 
 function tellLost() {
   const since = lastNews.toLocaleTimeString();
-  tell(`No news from the broker since ${since}: what you see is from then. Running servers are not affected. Trying again.`);
+  tell(`No news from the broker since ${since}: what you see is from then. Running servers are not affected; whether a place in the queue is kept is not known now. Trying again.`);
 }
 
 class LoggedOut extends Error {}

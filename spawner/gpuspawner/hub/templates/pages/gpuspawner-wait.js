@@ -136,7 +136,7 @@
       noteLeft(false); // this is another start
       if (event.failed) fail(event);
       else show(event);
-      find("gpu-promise").hidden = false;
+      page.dataset.heard = "yes";
       if (event.ready) {
         window.location.reload(); // the hub redirects to the server
       }
@@ -203,7 +203,7 @@
       if (status !== 200) {
         find("progress-message").textContent = "The hub does not answer. Trying again …";
         find("progress-message").className = "alert alert-warning";
-        find("gpu-promise").hidden = true; // whether the place stays is not known now
+        page.dataset.heard = "no"; // whether the place stays is not known now
       } else {
         attempt = 0;
       }
