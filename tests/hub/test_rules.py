@@ -113,7 +113,7 @@ async def test_what_is_set_at_run_time_is_the_next_start_s_refusal(hub: HubProce
     assert (await measured(hub))[writes] == before[writes] + 1
     assert ("bob", "", "running") in await hub.leases()  # who holds a GPU keeps it
     await hub.stop_server("bob")
-    sentence = "Your quota has no GPUs: choose another tier, or CPU."
+    sentence = "Your quota has no GPUs: choose CPU. An admin can change your quota."
     status, body = await hub.post("bob", {"profile": "gpu"})
     assert (status, sentence in body) == (403, True)
     async with Browser(hub, "bob", hub.password) as browser:

@@ -61,7 +61,7 @@ async def refused(hub: HubProcess, user: str, image: str = "usual") -> str:
         ),
         (
             "long",
-            "The name of your server is too long for Docker. Give it a shorter one.",
+            "A name in the settings of this hub is too long for Docker: tell your admin.",
             r"Docker says: .*file name too long.* A shorter c\.GpuDockerSpawner\.prefix",
         ),
         ("key", CONFIG_SENTENCE, r"'shared_memory', which docker-py doesn't know: remove it"),

@@ -30,7 +30,7 @@ from ..core.quota import (
     SubjectKind,
 )
 from ..core.text import printable
-from ..core.want import Mode
+from ..core.want import Mode, Want
 
 UNLIMITED_TEXT = "unlimited"
 """How a limit is lifted in the settings, at run time and in JSON."""
@@ -60,6 +60,11 @@ class Known:
     def titles(self) -> dict[str, str]:
         """What the spawn page calls each tier."""
         return {tier.name: tier.title for tier in self.tiers}
+
+    @property
+    def wants(self) -> dict[str, Want]:
+        """What each tier asks for."""
+        return {tier.name: tier.want for tier in self.tiers}
 
 
 def parse_quotas(

@@ -9,6 +9,8 @@ from datetime import date, datetime
 from enum import StrEnum
 from types import MappingProxyType
 
+from .want import Want
+
 UNLIMITED = math.inf
 """A limit that was lifted on purpose. None is something else: nobody said anything about it."""
 ALL_TIERS = ("*",)
@@ -125,7 +127,7 @@ class Allowance:
     A user may start while any of `budgets` has something left: they come from several groups whose periods
     can't be compared. No budget at all is no limit. `group` is the group whose weight and entitlement count
     in the queue: "" if none of the user's groups has any, "user:ada" for a user's own weight. `titles`:
-    what the spawn page calls the tiers, for sentences.
+    what the spawn page calls the tiers, for sentences; `wants`: what each of this hub's tiers asks for.
     """
 
     tiers: tuple[str, ...] = ALL_TIERS
@@ -141,6 +143,7 @@ class Allowance:
     group: str = ""
     guaranteed_devices: float = 0.0
     titles: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), compare=False)
+    wants: Mapping[str, Want] = field(default_factory=lambda: MappingProxyType({}), compare=False)
 
     def title(self, tier: str) -> str:
         """What the spawn page calls the tier; its name if the settings don't have it."""

@@ -73,3 +73,13 @@ def escape_name(name: str) -> str:
     JupyterHub (6.1) takes for two, had one home. All other names look as they do there.
     """
     return "".join(chr(byte) if byte in _PLAIN_BYTES else f"-{byte:02x}" for byte in name.encode())
+
+
+def unescape_name(escaped: str) -> str | None:
+    """The name of which `escape_name` makes `escaped`; None if there is none."""
+    data = re.sub(r"-([0-9a-f]{2})", lambda found: chr(int(found[1], 16)), escaped)
+    try:
+        name = data.encode("latin-1").decode()
+    except UnicodeError:
+        return None
+    return name if escape_name(name) == escaped else None

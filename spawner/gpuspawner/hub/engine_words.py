@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError, EngineFault
+from ..core.text import escape_name
 from .home import Home
 
 
@@ -30,11 +31,13 @@ class Said:
 _Make = Callable[[re.Match[str]], Said]
 
 
-def explain(fault: EngineFault) -> Said:
-    """What a Docker fault means for the user whose server didn't start."""
+def explain(fault: EngineFault, user: str = "", server: str = "") -> Said:
+    """What a Docker fault means for the user whose server didn't start; both names as in the hub."""
     words = str(fault)
     if fault.status is None:
         return _unreachable(words)
+    if (too_long := _TOO_LONG.search(words)) is not None:
+        return _too_long(words, _blamed(words[: too_long.start()], user, server))
     for pattern, make in _KNOWN:
         if match := pattern.search(words):
             return make(match)
@@ -106,10 +109,22 @@ def _mount(match: re.Match[str]) -> Said:
     )
 
 
-def _too_long(match: re.Match[str]) -> Said:
+def _blamed(path: str, user: str, server: str) -> str:
+    """Which name makes the path too long, "user" or "server": the longer one of those in it; "" for none."""
+    names = {"user": escape_name(user.lower()), "server": escape_name(server.lower())}
+    found = [whose for whose, name in names.items() if name and name in path]
+    return max(found, key=lambda whose: len(names[whose]), default="")
+
+
+def _too_long(words: str, whose: str) -> Said:
+    sentences = {
+        "user": "Your user name is too long for Docker: ask your admin for a shorter one.",
+        "server": "The name of your server is too long for Docker. Give it a shorter one.",
+        "": "A name in the settings of this hub is too long for Docker: tell your admin.",
+    }
     return Said(
-        "The name of your server is too long for Docker. Give it a shorter one.",
-        f"Docker says: {match[0][:300]}. A shorter c.GpuDockerSpawner.prefix or volume name also helps.",
+        sentences[whose],
+        f"Docker says: {words[:700]}. A shorter c.GpuDockerSpawner.prefix or volume name also helps.",
         "name_too_long",
         400,
     )
@@ -164,9 +179,9 @@ def _compile(words: str) -> re.Pattern[str]:
     return re.compile(words, re.IGNORECASE)
 
 
+_TOO_LONG = _compile(r"file name too long")
 _KNOWN: tuple[tuple[re.Pattern[str], _Make], ...] = (
     (_compile(r"no space left on device|disk quota exceeded"), _full),
-    (_compile(r"file name too long"), _too_long),
     (_compile(r"docker-init.*(not found|no such file)"), _init),
     (
         _compile(

@@ -75,7 +75,7 @@ def parse_options(
     kept = {key: value for key, value in options.items() if key not in (PROFILE, IMAGE)}
     for key in kept:
         if not others or not isinstance(key, str):
-            raise _no_option(key, tiers)
+            raise _no_option(key, tiers, images)
     tier = _parse_tier(options[PROFILE], tiers) if PROFILE in options else default_tier(tiers)
     if IMAGE not in options:
         return Choice(tier, others=kept)
@@ -119,7 +119,7 @@ def parse_query(raw: object, tiers: Sequence[Tier], images: AllowedImages = NO_I
         if name in (PROFILE, IMAGE, TYPED):
             ours[name] = values
         elif isinstance(name, str) and get_close_matches(name[:_SHOWN_CHARS], (PROFILE, IMAGE), 1, 0.75):
-            raise _no_option(name, tiers)
+            raise _no_option(name, tiers, images)
     return parse_form(ours, tiers, images)
 
 
@@ -138,17 +138,17 @@ def _fields(raw: Mapping[object, object]) -> Iterator[tuple[object, object]]:
         yield key.removeprefix(_QUERY_PREFIX) if isinstance(key, str) else key, values
 
 
-def _no_option(key: object, tiers: Sequence[Tier]) -> BadOption:
-    return BadOption(
-        f"There is no option {_shown(key)}. The options are {PROFILE} and {IMAGE}. {_choices(tiers)}"
-    )
+def _no_option(key: object, tiers: Sequence[Tier], images: AllowedImages) -> BadOption:
+    options = f"The options are {PROFILE} and {IMAGE}." if images else f"The only option is {PROFILE}."
+    return BadOption(f"There is no option {_shown(key)}. {options} {_choices(tiers)}")
 
 
 def _parse_tier(value: object, tiers: Sequence[Tier]) -> Tier:
-    if isinstance(value, str):
-        for tier in tiers:
-            if tier.name == value:
-                return tier
+    if not isinstance(value, str):
+        raise BadOption(f"The option {PROFILE} is a text: the name of a tier. {_choices(tiers)}")
+    for tier in tiers:
+        if tier.name == value:
+            return tier
     raise BadOption(f"There is no tier {_shown(value)}. {_choices(tiers)}")
 
 

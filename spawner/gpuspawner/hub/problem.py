@@ -28,14 +28,14 @@ class Problem:
     """The server's last log lines."""
 
 
-def describe(error: GpuSpawnerError) -> Problem:
-    """How an error is shown to the user. The details go to the log."""
+def describe(error: GpuSpawnerError, user: str = "", server: str = "") -> Problem:
+    """How an error of this user's server is shown to them. The details go to the log."""
     if isinstance(error, Refusal):
         return Problem(error.message, error.reason, error.status)
     if isinstance(error, StartFault):
         return Problem(str(error), error.reason, 500, sentence=error.sentence, log=error.log)
     if isinstance(error, EngineFault):
-        said = explain(error)
+        said = explain(error, user, server)
         return Problem(said.user, said.reason, said.status, said.admin)
     if isinstance(error, ConfigError):
         return Problem(CONFIG_SENTENCE, "config", 500)

@@ -746,7 +746,7 @@ class GpuDockerSpawner(SpawnerSettings):
 
         It also logs the error: a refusal as INFO, other errors as ERROR with their cause.
         """
-        problem = describe(error)
+        problem = describe(error, self.user.name, self.name)
         if isinstance(error, Refusal):
             self._note(logging.INFO, "Not started: %s", problem.message)
         else:

@@ -329,7 +329,8 @@ class Homes(Command):
 
     def _show(self, found: tuple[homes.HomeVolume, ...]) -> None:
         if self.json:
-            print(json.dumps([asdict(home) for home in found], indent=1))
+            listed = [{**asdict(home), "login": home.login} for home in found]
+            print(json.dumps(listed, indent=1))
             return
         if not found:
             return
@@ -341,7 +342,7 @@ class Homes(Command):
             size, used = format_bytes(home.size_bytes), "yes" if home.in_use else ""
             place = f"{home.machine}, moving to {home.moving_to}" if home.moving_to else home.machine
             where = (cell(place),) if several else ()
-            shown.add_row(cell(home.user), *where, size, limit, used, cell(home.name))
+            shown.add_row(cell(home.shown_user), *where, size, limit, used, cell(home.name))
         make_console().print(shown)
 
     def _change(

@@ -19,7 +19,7 @@ from traitlets.config import Config
 
 from ..core.errors import ConfigError, EngineFault
 from ..core.labels import HOME_SIZE
-from ..core.text import escape_name
+from ..core.text import escape_name, unescape_name
 from ..hub.swarm.machines import own_machine, read_machines
 from ..node.docker_homes import UNFINISHED
 from ..protocol.home_places import HomePlaces, held, used_volumes
@@ -50,6 +50,17 @@ class HomeVolume:
     limit_bytes: int | None = None
     machine: str = ""
     moving_to: str = ""
+
+    @property
+    def login(self) -> str:
+        """The name with which the user logs in, if it can be told from the volume's; else `user`."""
+        name = unescape_name(self.user)
+        return name if name is not None and name == name.lower() else self.user
+
+    @property
+    def shown_user(self) -> str:
+        """The user for a list: as they log in, and as the volume names them where that differs."""
+        return self.user if self.login == self.user else f"{self.login} ({self.user})"
 
 
 def patterns_of(config: Config) -> tuple[re.Pattern[str], ...]:

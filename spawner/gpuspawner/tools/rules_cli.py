@@ -8,6 +8,7 @@ import getpass
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -52,6 +53,26 @@ _MAX_REASON = 255
 """Characters of a reason, as the broker takes them."""
 
 
+_IN_SETTINGS = re.compile(r'"(\w+)": (?:"([^"]*)"|\[("[^\]]*)\]|(-?[\d.]+))')
+"""A key and its value as they stand in the settings, which the broker's sentences tell."""
+
+
+def as_typed(sentence: str, subject: str = "=") -> str:
+    """A sentence about settings with keys and values as they are typed: `devices=1`, `tiers=cpu,gpu`.
+
+    `subject` is what stands between "group" or "user" and its name.
+    """
+
+    def typed(found: re.Match[str]) -> str:
+        key, text, names, number = found.groups()
+        value = names.replace('"', "").replace(", ", ",") if names else number or text
+        if key in ("group", "user"):
+            return f"{key}{subject}{value}"
+        return f'{key}="{value}"' if " " in value else f"{key}={value}"
+
+    return _IN_SETTINGS.sub(typed, sentence)
+
+
 class WrongWords(Exception):
     """The words after the command are not what it takes: it shows its usage."""
 
@@ -73,6 +94,8 @@ class RuleCommand(Command):
 
     usage = ""
     """What can be typed, a line for each verb."""
+    before_name = "="
+    """What is typed between "group" and its name."""
 
     def verbs(self) -> Mapping[str, Verb]:
         """The command's verbs."""
@@ -96,7 +119,7 @@ class RuleCommand(Command):
             path = self.settings().site.socket_path
             self._fail(1, f"{unreachable(error, path, self.config_file)}. {ELSEWHERE}")
         except (Refusal, ConfigError) as error:
-            self._fail(1, str(error))
+            self._fail(1, as_typed(str(error), self.before_name))
 
     def ask(self, work: Callable[[BrokerClient], Awaitable[T]]) -> T:
         """What the broker answers. Raises Refusal, ConfigError."""
@@ -141,6 +164,7 @@ class Quota(RuleCommand):
     """Shows and changes what users and groups may have, while the broker runs."""
 
     name = "gpuspawner-quota"
+    before_name = ":"
     description = __doc__
     usage = """use:
   gpuspawner quota show [WHO]               limits, and what was changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from gpuspawner.broker.decide.when.calendar import Defaults, from_ical, to_ical
@@ -13,6 +14,7 @@ from gpuspawner.core.quota import Window
 from gpuspawner.core.session import Change, EndAction, LabSession
 from hypothesis import given
 from hypothesis import strategies as st
+from icalendar import Calendar
 
 BERLIN = "Europe/Berlin"
 STAMP = datetime(2026, 10, 1, 12, 0, tzinfo=UTC)
@@ -95,6 +97,28 @@ def test_the_calendar_is_one_that_others_read() -> None:
     assert sorted(rule.removeprefix("RRULE:").split(";")) == [
         "BYDAY=MO", "FREQ=WEEKLY", "UNTIL=20261218T225959Z",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("zone", [BERLIN, "America/New_York", "Australia/Lord_Howe", "UTC"])
+def test_clocks_change_when_they_do(zone: str) -> None:
+    """RFC 5545, 3.6.5: an onset is in local time before the change, TZOFFSETFROM."""
+    text = to_ical([replace(CS231N, timezone=zone)], STAMP)
+    parts = [
+        part for each in Calendar.from_ical(text).walk("VTIMEZONE") for part in each.subcomponents
+        if part.TZOFFSETFROM != part.TZOFFSETTO
+    ]  # fmt: skip
+    assert (parts == []) == (zone == "UTC")
+    for part in parts:
+        for local in (part.DTSTART, *(start for start, _ in part.rdates)):
+            at = (local - part.TZOFFSETFROM).replace(tzinfo=UTC)
+            just_before = (at - timedelta(seconds=1)).astimezone(ZoneInfo(zone)).utcoffset()
+            assert (just_before, at.astimezone(ZoneInfo(zone)).utcoffset()) == (
+                part.TZOFFSETFROM, part.TZOFFSETTO,
+            )  # fmt: skip
+    if zone == BERLIN:
+        lines = text.decode().split("\r\n")
+        summer = lines[lines.index("BEGIN:DAYLIGHT") : lines.index("END:DAYLIGHT")]
+        assert next(line for line in summer if line.startswith("DTSTART:")).endswith("T020000")
 
 
 def test_a_timetable_of_others_comes_in_with_what_it_does_not_say() -> None:

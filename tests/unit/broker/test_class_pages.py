@@ -24,6 +24,7 @@ from gpuspawner.broker.pages.admin.handlers import admin_pages
 from gpuspawner.broker.pages.admin.map import Readings
 from gpuspawner.broker.pages.classes.base import Teaching
 from gpuspawner.broker.pages.classes.handlers import class_pages
+from gpuspawner.broker.pages.classes.schedule import usual_seats
 from gpuspawner.core.disk import Disk
 from gpuspawner.node.api import Usage, XidSeen
 from gpuspawner.protocol.pulls import ImageDocument, PullMessage
@@ -439,6 +440,51 @@ async def test_sessions_are_added_moved_and_cancelled_with_the_same_checks(staff
     assert await staff.said(page, "ines", do="cancel", session="lab", confirmed="yes") == "lab was cancelled."
     assert staff.bench.broker.rules.sessions() == []
     assert {entry[2] for entry in await staff.log()} == {"save lab session", "cancel lab session"}
+
+
+async def test_the_list_of_sessions_has_changed_dates_and_goes_to_the_next_one(staff: Staff) -> None:
+    page = f"{CLASS}sessions/"
+    add = {"do": "add", "name": "lab", "when": "Mondays 10-12", "from": "2027-01-04", "tier": "gpu"}
+    await staff.said(page, "ines", **add, seats="2")
+    _, text = await staff.get(page, "reader")
+    assert '<a href="?week=2027-01-04">Mon 04 Jan, 10:00</a>' in text
+    move = {"do": "move", "session": "lab", "on": "2027-01-11", "to": "2027-01-12"}
+    await staff.said(page, "ines", **move, begins="14:00", ends="16:00")
+    longer = {"do": "move", "session": "lab", "on": "2027-01-18", "to": "2027-01-18"}
+    await staff.said(page, "ines", **longer, begins="10:00", ends="13:00")
+    await staff.said(page, "ines", do="skip", session="lab", on="2027-01-04", confirmed="yes")
+    words = await staff.words(page, "reader")
+    assert "next Tue 12 Jan, 14:00 Mon 04 Jan cancelled; Mon 11 Jan moved to Tue 12 Jan, 14:00; " in words
+    assert "Mon 18 Jan not as long as usual, or longer" in words
+    assert "lab 10:00–12:00 2 × gpu" in await staff.words(f"{page}?week=2027-01-25", "reader")
+    staff.bench.times.wall = staff.bench.times.wall.replace(year=2027, month=1, day=20)
+    assert "cancelled;" not in await staff.words(page, "reader")
+
+
+async def test_the_form_of_a_session_begins_with_what_fits_and_says_its_rule(staff: Staff) -> None:
+    _, text = await staff.get(f"{CLASS}sessions/", "ines")
+    assert field(text, "add-seats") == "2"
+    rule = "Use lower-case letters, digits, “-”, “_” and “.”; the first is a letter or a digit."
+    (name,) = re.findall(r'<input [^>]*id="add-name"[^>]*>', text)
+    assert f' title="{rule}"' in name
+
+
+@pytest.mark.parametrize(
+    ("total", "each", "seats"), [(2, 1, 2), (40, 1, 8), (9, 2, 4), (1, 2, 1), (0, 1, 1), (None, 0, 1)]
+)
+def test_as_many_places_as_there_can_be(total: int | None, each: int, seats: int) -> None:
+    cpu = {"name": "cpu", "device_count": 0, "total": None}
+    assert usual_seats([cpu, {"name": "gpu", "device_count": each, "total": total}]) == seats
+
+
+async def test_the_instructor_of_a_class_can_subscribe_to_its_sessions(staff: Staff) -> None:
+    page = f"{CLASS}sessions/"
+    assert 'id="class-feed"' not in (await staff.get(page, "ines"))[1]  # there is nothing to read
+    add = {"do": "add", "name": "lab", "when": "Fridays 10-12", "from": "2026-11-26", "tier": "gpu"}
+    await staff.said(page, "ines", **add, seats="2")
+    address = staff.bench.broker.rules.feeds.address("students")
+    assert f'<a id="class-feed" href="{address}">' in (await staff.get(page, "ines"))[1]
+    assert "calendar/" not in (await staff.get(page, "reader"))[1]
 
 
 async def test_another_class_s_session_is_not_changed_here(staff: Staff) -> None:

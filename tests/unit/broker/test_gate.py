@@ -26,7 +26,7 @@ from gpuspawner.core.errors import (
     Refusal,
 )
 from gpuspawner.core.model import GpuRequest, LeaseState, Tier
-from gpuspawner.core.want import Want
+from gpuspawner.core.want import Mode, Want
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -107,6 +107,18 @@ async def test_gpu_hours_are_exact_and_come_back(path: str, times: Any) -> None:
         await allocator.close(f"{11:032x}")
         times.pass_seconds(4 * 86400)
         await allocator.acquire(ask(12))
+
+
+async def test_who_may_have_no_gpu_is_sent_to_slices_only_where_there_are_any(path: str, times: Any) -> None:
+    quotas = [{"group": "students", "devices": 0}]
+    sliced = replace(KNOWN, tiers=(*KNOWN.tiers, Tier("slice", "Slice", want=Want(1, mode=Mode.SLICE))))
+    for known, choice in ((KNOWN, "CPU"), (sliced, "another tier, or CPU")):
+        async with opened(path, times, quotas, known) as (allocator, _):
+            with pytest.raises(QuotaDevices) as caught:
+                await allocator.acquire(ask(1))
+            assert caught.value.message == (
+                f"Your quota has no GPUs: choose {choice}. An admin can change your quota."
+            )
 
 
 async def test_a_change_counts_at_once_for_who_waits_and_takes_no_gpu(path: str, times: Any) -> None:

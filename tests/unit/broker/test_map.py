@@ -93,6 +93,15 @@ def test_what_isn_t_known_is_not_zero() -> None:
     assert found.label == "H100 80GB #2: free"
 
 
+def test_memory_in_use_is_explained_only_where_it_is_drawn() -> None:
+    views = [DeviceView(SIMULATED, WELL, ()), DeviceView(GPU0, WELL, ())]
+    readings = Readings({"GPU-0": Usage(1 << 30), "GPU-2": Usage(0)})
+    assert not make_map(views[:1], readings).shows_use
+    assert make_map(views, readings).shows_use
+    many = [DeviceView(replace(GPU0, uuid=f"GPU-{number}"), WELL, ()) for number in range(65)]
+    assert not make_map(many, readings).shows_use
+
+
 def test_many_names_are_cut() -> None:
     view = DeviceView(GPU0, WELL, tuple(map(slice_of, (A, B, C, D))), QUARTERS)
     assert cell(view).names == "user-a, user-b and 2 others"

@@ -374,6 +374,8 @@ def test_simulated_is_said_beside_every_gpu() -> None:
     badge = '<span class="badge text-bg-warning">simulated</span>'
     own = html(build(whole, Viewer("anna")), live=True)
     assert own.count(badge) == 3
+    help_text = "the broker gives it to one server at a time; simulated: no GPU behind it"
+    assert f'<span title="{help_text}">one server alone</span>' in own
     assert "simulated GPUs free" in own
 
 

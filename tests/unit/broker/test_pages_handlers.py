@@ -82,7 +82,8 @@ class FakeBroker:
         return self.status()
 
     def tiers(self) -> dict[str, Any]:
-        return {"simulated": True, "tiers": [{"name": "gpu", "title": "One GPU"}]}
+        tier = {"name": "gpu", "title": "One GPU", "device_count": 1, "total": 2}
+        return {"simulated": True, "tiers": [tier]}
 
     def metrics(self) -> bytes:
         return b"gpuspawner_devices 2.0\n"

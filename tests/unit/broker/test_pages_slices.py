@@ -84,6 +84,13 @@ def test_a_student_sees_their_slice_and_how_many_are_left() -> None:
     ]
 
 
+def test_simulated_slices_have_nothing_to_enforce() -> None:
+    status = document()
+    status["devices"][0].update(simulated=True, guarantee="none")
+    (row, _) = annas(status).models
+    assert (row.guarantee, row.guarantee_help) == ("nothing to enforce", "simulated: no GPU behind it")
+
+
 def test_the_html_names_no_other_sharer() -> None:
     own = html(annas(document()))
     assert "A slice of NVIDIA H100 80GB HBM3 #0" in own

@@ -340,7 +340,7 @@ async def test_a_function_that_applies_options_sent_by_rest() -> None:
 def test_without_such_a_function_an_unknown_option_is_refused() -> None:
     spawner = make_spawner()
     spawner.user_options = {"debug": True}
-    with pytest.raises(BadOption, match=r"There is no option 'debug'\. The options are profile and image\."):
+    with pytest.raises(BadOption, match=r"There is no option 'debug'\. The only option is profile\."):
         spawner._choose()
 
 

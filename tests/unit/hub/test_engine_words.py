@@ -45,6 +45,33 @@ def test_the_admins_part_has_dockers_words_and_the_command() -> None:
     )
 
 
+LONG = "n" * 200
+
+
+@pytest.mark.parametrize(
+    ("volume", "user", "server", "sentence"),
+    [
+        (f"gpuspawner-home-{LONG}", LONG, "",
+         "Your user name is too long for Docker: ask your admin for a shorter one."),
+        (f"gpuspawner-home-{LONG}", LONG.upper(), "train",
+         "Your user name is too long for Docker: ask your admin for a shorter one."),
+        ("gpuspawner-home-" + "-f0-9f-98-80" * 30, "😀" * 30, "e",
+         "Your user name is too long for Docker: ask your admin for a shorter one."),
+        (f"gpuspawner-ada-{LONG}", "ada", LONG,
+         "The name of your server is too long for Docker. Give it a shorter one."),
+        ("x" * 300, "ada", "", "A name in the settings of this hub is too long for Docker: tell your admin."),
+    ],
+)  # fmt: skip
+def test_the_name_that_is_too_long_is_named(volume: str, user: str, server: str, sentence: str) -> None:
+    words = f"create {volume}: mkdir /var/lib/docker/volumes/{volume}: file name too long"
+    assert explain(EngineFault(words, 500), user, server) == Said(
+        sentence,
+        f"Docker says: {words[:700]}. A shorter c.GpuDockerSpawner.prefix or volume name also helps.",
+        "name_too_long",
+        400,
+    )
+
+
 def test_only_a_docker_that_doesnt_answer_is_called_so() -> None:
     assert explain(EngineFault("Docker does not answer: refused")) == Said(
         "Docker doesn't answer right now, so no server can be started. Try again in a minute.",

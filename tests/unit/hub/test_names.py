@@ -10,7 +10,7 @@ import pytest
 from dockerspawner import DockerSpawner
 from gpuspawner.core.errors import BadOption
 from gpuspawner.core.labels import Owner
-from gpuspawner.core.text import escape_name
+from gpuspawner.core.text import escape_name, unescape_name
 from gpuspawner.hub.names import check_names, oauth_client_of, usable_groups
 from gpuspawner.hub.spawner import GpuDockerSpawner
 from hypothesis import assume, given
@@ -55,6 +55,16 @@ def test_no_two_users_have_one_home(user: str, other: str) -> None:
 def test_docker_takes_every_name(name: str) -> None:
     """Docker's rule for the names of containers and volumes: [a-zA-Z0-9][a-zA-Z0-9_.-]+."""
     assert re.fullmatch("(?:[a-z0-9]|-[0-9a-f]{2})+", escape_name(name))
+
+
+@given(NAMES)
+def test_an_escaped_name_is_read_back(name: str) -> None:
+    assert unescape_name(escape_name(name)) == name
+
+
+@pytest.mark.parametrize("text", ["Ada", "ada_b", "-f0-9f", "-4", "-61", "\u0100"])
+def test_what_no_name_becomes_is_not_read_back(text: str) -> None:
+    assert unescape_name(text) is None
 
 
 @given(st.text(st.characters(min_codepoint=16, exclude_categories=["Cs"]), max_size=20))

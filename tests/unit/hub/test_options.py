@@ -149,7 +149,11 @@ def test_what_a_form_can_choose(raw: Any, choice: Choice) -> None:
     [
         ([], "Options must be an object with a 'profile'. Available tiers: cpu, gpu."),
         ({"profile": "tpu"}, "There is no tier 'tpu'. Available tiers: cpu, gpu."),
-        ({"profile": True}, "There is no tier of type bool. Available tiers: cpu, gpu."),
+        ({"profile": True}, "The option profile is a text: the name of a tier. Available tiers: cpu, gpu."),
+        (
+            {"profile": ["gpu"]},
+            "The option profile is a text: the name of a tier. Available tiers: cpu, gpu.",
+        ),
         ({"profile": "y" * 10**6}, f"There is no tier '{'y' * 40}…'. Available tiers: cpu, gpu."),
         ({"profile": "a\x1b\ud800"}, "There is no tier 'a\\x1b\\ud800'. Available tiers: cpu, gpu."),
         (
@@ -168,6 +172,15 @@ def test_a_refusal_says_what_can_be_chosen(raw: Any, sentence: str) -> None:
     with pytest.raises(BadOption) as refusal:
         parse_options(raw, TIERS, IMAGES)
     assert refusal.value.message == sentence
+
+
+@pytest.mark.parametrize("parse", [parse_options, parse_form])
+def test_where_no_image_can_be_chosen_none_is_named(parse: Callable[..., Choice]) -> None:
+    with pytest.raises(BadOption) as refusal:
+        parse({"tier": ["gpu"]}, TIERS)
+    assert refusal.value.message == (
+        "There is no option 'tier'. The only option is profile. Available tiers: cpu, gpu."
+    )
 
 
 @pytest.mark.parametrize(

@@ -420,8 +420,9 @@ class Volumes:
         pass
 
     def call_here(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        home = {"Name": "gpuspawner-home-ada", "UsageData": {"Size": 5 << 20, "RefCount": 0}}
-        return {"Volumes": [home]} if method in ("df", "volumes") else None
+        names = ("gpuspawner-home-ada", "gpuspawner-home-a-20b")
+        homes = [{"Name": name, "UsageData": {"Size": 5 << 20, "RefCount": 0}} for name in names]
+        return {"Volumes": homes} if method in ("df", "volumes") else None
 
 
 def test_homes_where_none_is_found(
@@ -442,6 +443,8 @@ def test_homes_where_none_is_found(
     ("arguments", "status", "said"),
     [
         (["homes", "--json"], 0, '"user": "ada"'),
+        (["homes", "--json"], 0, '"login": "a b"'),
+        (["homes"], 0, "a b (a-20b)"),
         (["homes", "remove", "ada"], 1, "would remove gpuspawner-home-ada (5.0 MiB): add --yes to do it"),
         (["homes", "remove", "ada", "--yes"], 0, "removed gpuspawner-home-ada"),
         (["homes", "remove", "ben"], 1, "'ben' has no home here"),

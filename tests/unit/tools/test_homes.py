@@ -183,6 +183,22 @@ def test_users_are_named_as_they_log_in() -> None:
     assert of_users((lovelace, other), [lovelace.name]) == (lovelace,)
 
 
+@pytest.mark.parametrize(
+    ("user", "login", "shown"),
+    [
+        ("ada", "ada", "ada"),
+        ("-f0-9f-98-80", "😀", "😀 (-f0-9f-98-80)"),
+        ("ada-20lovelace", "ada lovelace", "ada lovelace (ada-20lovelace)"),
+        ("x-41", "x-41", "x-41"),  # the hub has no upper case: not "xA"
+        ("ada_b", "ada_b", "ada_b"),
+        ("-ff", "-ff", "-ff"),
+    ],
+)
+def test_a_list_shows_the_name_with_which_a_user_logs_in(user: str, login: str, shown: str) -> None:
+    home = HomeVolume(f"gpuspawner-home-{user}", user, 1, False)
+    assert (home.login, home.shown_user) == (login, shown)
+
+
 def test_a_home_is_removed_unless_it_is_in_use() -> None:
     docker = Docker()
     remove(docker, BEN)

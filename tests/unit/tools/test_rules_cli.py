@@ -15,6 +15,7 @@ from gpuspawner.core.model import GpuRequest
 from gpuspawner.core.states import Actor
 from gpuspawner.core.want import Want
 from gpuspawner.tools import cli
+from gpuspawner.tools.rules_cli import as_typed
 
 from tests.unit.rules_bench import CONFIG, Served
 
@@ -346,13 +347,39 @@ def test_the_time_zone_is_the_broker_s(served: Served, typed: Typed) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ('write "group": "students", or add it, like "x": {"users": []}',
+         'write group:students, or add it, like "x": {"users": []}'),
+        ('like "devices": 1, or "unlimited"', 'like devices=1, or "unlimited"'),
+        ('write "tiers": ["cpu", "gpu"]', "write tiers=cpu,gpu"),
+        ('write "period": "week from sunday", "day"', 'write period="week from sunday", "day"'),
+        ("You hold 1 of 1 GPU", "You hold 1 of 1 GPU"),
+    ],
+)  # fmt: skip
+def test_settings_in_a_sentence_are_shown_as_they_are_typed(sentence: str, shown: str) -> None:
+    assert as_typed(sentence, ":") == shown
+
+
+def test_a_quota_is_for_a_group_that_the_hub_has(served: Served, typed: Typed) -> None:
+    rulebook = served.rules.rulebook
+    rulebook.known = replace(rulebook.known, groups=frozenset({"students"}))
+    assert typed("quota", "set", "group:studnets", "devices=1") == (
+        1,
+        "",
+        "gpuspawner quota: The quota of group:studnets: the hub has no group 'studnets': write "
+        'group:students, or add it to c.JupyterHub.load_groups, like "studnets": {"users": []}.\n',
+    )
+
+
 def test_a_session_is_for_a_group_that_the_hub_has(served: Served, typed: Typed) -> None:
     rulebook = served.rules.rulebook
     rulebook.known = replace(rulebook.known, groups=frozenset({"students"}))
     lab = ("tier=gpu", "seats=1", "when=Mondays 10-12", "from=2026-11-26")
     sentence = (
-        "gpuspawner session: The lab session 'a': the hub has no group 'student': write \"group\": "
-        '"students", or add it to c.JupyterHub.load_groups, like "student": {"users": []}.\n'
+        "gpuspawner session: The lab session 'a': the hub has no group 'student': write group=students, "
+        'or add it to c.JupyterHub.load_groups, like "student": {"users": []}.\n'
     )
     assert typed("session", "add", "a", "group=student", *lab) == (1, "", sentence)
     assert typed("session", "add", "a", "group=students", *lab)[0] == 0

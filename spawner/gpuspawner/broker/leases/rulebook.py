@@ -68,7 +68,7 @@ class Rulebook:
         if key not in self._allowances:
             properties = by_subject(self._of_properties(members))
             found = combine(limits, user, members, properties)
-            self._allowances[key] = replace(found, titles=self.known.titles)
+            self._allowances[key] = replace(found, titles=self.known.titles, wants=self.known.wants)
         return self._allowances[key]
 
     def preview(self, *decisions: Decision) -> Rules:

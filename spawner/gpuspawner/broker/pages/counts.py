@@ -89,10 +89,19 @@ def guarantee_help(device: Document) -> str:
     if device.get("unguarded_reason"):
         return f"not enforced now: {device['unguarded_reason']}"
     text = GUARANTEES[device["guarantee"]]
+    if device["guarantee"] == "none" and not unit_of(device):
+        return f"the broker gives it to one server at a time; {text}"
     if device["guarantee"] != "guarded":
         return text
     compute = device.get("compute_guarantee") == "guarded"
     return f"memory {text}; compute {'limited by MPS' if compute else 'not limited, by time-slicing'}"
+
+
+def guarantee_words(guarantee: str, unit: str) -> str:
+    """The guarantee in one or two words; `unit` is what of the device is leased."""
+    if guarantee != "none":
+        return guarantee
+    return "one server alone" if not unit else "nothing to enforce"
 
 
 def models(devices: Sequence[Document]) -> tuple[ModelRow, ...]:
@@ -108,7 +117,7 @@ def models(devices: Sequence[Document]) -> tuple[ModelRow, ...]:
         ModelRow(
             model=model,
             memory=format_bytes(memory_bytes),
-            guarantee=guarantee,
+            guarantee=guarantee_words(guarantee, unit),
             guarantee_help=help_text,
             simulated=simulated,
             free=free_and_total(group)[0],

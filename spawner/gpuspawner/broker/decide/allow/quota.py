@@ -146,7 +146,11 @@ def refusals(
     if chosen is not None and chosen.left_gpu_seconds <= 0:
         found.append(QuotaGpuHours(describe_spent(chosen, now), again_at=renewed_at(chosen)))
     for kind, unit, limit, wanted, held in _counted(allowed, ask, holdings):
-        if wanted and sum(held.values()) + wanted > limit:
+        if not wanted or sum(held.values()) + wanted <= limit:
+            continue
+        if limit == 0 and not held:
+            found.append(kind(_none_sentence(allowed, unit)))
+        else:
             found.append(kind(_limit_sentence(unit, limit, wanted, held, holdings)))
     return found
 
@@ -229,8 +233,6 @@ def _limit_sentence(
     """For example: "You hold 1 of 1 GPU in server 'train': stop it, or choose CPU."."""
     units = _plural(unit, int(limit))
     if not held:
-        if limit == 0:
-            return f"Your quota has no {_plural(unit, 0)}: choose another tier, or CPU."
         asked = f"You asked for {wanted} {_plural(unit, wanted)}"
         return f"{asked}, and your quota is {limit:g}: choose a smaller tier, or CPU."
     ending = [name for name in held if any(each.server == name and each.ends for each in holdings)]
@@ -244,6 +246,15 @@ def _limit_sentence(
     if unit == _SERVER:
         return f"You have {len(held)} of {limit:g} {units} ({names}): {stop}, or choose CPU."
     return f"You {verb} {sum(held.values())} of {limit:g} {units} in {names}{more}: {stop}, or choose CPU."
+
+
+def _none_sentence(allowed: Allowance, unit: str) -> str:
+    """For example: "Your quota has no GPUs: choose CPU. An admin can change your quota."."""
+    others = any(
+        want.device_count and _fits(allowed, Ask(tier, want), []) for tier, want in allowed.wants.items()
+    )
+    choice = "another tier, or CPU" if others else "CPU"
+    return f"Your quota has no {_plural(unit, 0)}: choose {choice}. An admin can change your quota."
 
 
 def _servers(names: Sequence[str]) -> str:

@@ -46,6 +46,7 @@ def to_ical(sessions: Iterable[LabSession], stamp: datetime) -> bytes:
         for change in session.changes:
             calendar.add_component(_changed_event(session, change, stamp))
     calendar.add_missing_timezones()
+    _put_onsets_before_changes(calendar)
     return bytes(calendar.to_ical())
 
 
@@ -73,6 +74,34 @@ def from_ical(data: bytes, defaults: Defaults) -> list[LabSession]:
             session = sessions[uid]
             sessions[uid] = replace(session, changes=(*session.changes, _change(event, session)))
     return list(sessions.values())
+
+
+def _put_onsets_before_changes(calendar: Calendar) -> None:
+    """Write when the clocks change as they show it before, as RFC 5545 (3.6.5) has it.
+
+    icalendar (7.3) writes what they show after it: summer time then begins an hour late.
+    """
+    for zone in calendar.walk("VTIMEZONE"):
+        known = ZoneInfo(str(zone["TZID"]))
+        for part in zone.subcomponents:
+            before, after = part.TZOFFSETFROM, part.TZOFFSETTO
+            if before == after or _changes_at(known, part.DTSTART - before, before):
+                continue
+            part.DTSTART += before - after
+            later = [start + before - after for start, _ in part.rdates]
+            part.pop("RDATE", None)
+            if later:
+                part.add("rdate", later)
+
+
+def _changes_at(zone: ZoneInfo, at: datetime, before: timedelta) -> bool:
+    """Whether the clocks showed `before` more than UTC until just before `at` (UTC), and not from it on."""
+    moment = at.replace(tzinfo=UTC)
+    return (
+        (moment - timedelta(seconds=1)).astimezone(zone).utcoffset()
+        == before
+        != moment.astimezone(zone).utcoffset()
+    )
 
 
 def _event(session: LabSession, stamp: datetime) -> Event:

@@ -118,6 +118,11 @@ class Map:
     detailed: bool
 
     @property
+    def shows_use(self) -> bool:
+        """Whether a cell shows how much memory is in use: simulated devices have none."""
+        return self.detailed and any(cell.used_percent is not None for cell in self.cells)
+
+    @property
     def machines(self) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
         """The cells by machine, which come one after the other; with a single machine its name is ""."""
         groups = itertools.groupby(self.cells, attrgetter("machine"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -13,7 +13,7 @@ from tornado.web import HTTPError
 from ....config.sessions import session_to_json
 from ....core.errors import BadOption
 from ....core.quota import UNLIMITED, Budget, Window
-from ....core.session import LabSession, Meeting
+from ....core.session import Change, LabSession, Meeting
 from ...decide.allow.period import midnight, window_at, words
 from ...decide.allow.report import By
 from ...decide.when.timetable import describe
@@ -21,10 +21,12 @@ from ...decide.when.typed import session_document
 from ...leases.rule_service import RuleService
 from ..writing import Question, Said, Writing
 from .base import ClassBase
+from .page import Scene
 from .week import Week, make_week
 
 _FIELDS = ("when", "from", "until", "tier", "seats", "lead", "grace", "prestart")
 """What a form may say of a session, as `gpuspawner session` takes it."""
+_USUAL_SEATS = 8
 _MOST_USERS = 12
 """So many members are listed with their use; `gpuspawner report` has all."""
 
@@ -39,6 +41,10 @@ class SessionRow:
     lead_minutes: int
     following: tuple[tuple[str, str], ...]
     """For each of the next meetings: the rule's day as a form sends it, and when it is."""
+    next_day: str
+    """The day of the next meeting, whose week can be shown; "" without one."""
+    changes: tuple[str, ...]
+    """Which dates to come were cancelled or moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,10 @@ class SchedulePage:
     tiers: tuple[tuple[str, str], ...]
     titles: Mapping[str, str]
     today: date
+    seats: int
+    """How many places the form for a new session begins with."""
+    feed: str
+    """Where calendar programs read the sessions; "" for those who may not, and while there are none."""
 
 
 class ScheduleHandler(ClassBase):
@@ -93,11 +103,13 @@ class ScheduleHandler(ClassBase):
             simulated=self.tools.simulated,
             may_write=self.may_write(group),
             week=make_week((session for session, _ in listed), self._day(today), known.timezone, now),
-            sessions=tuple(_session_row(*each, self.scene().titles) for each in listed),
+            sessions=tuple(_session_row(*each, self.scene()) for each in listed),
             use=await class_use(rules, group, now),
             titles=self.scene().titles,
             tiers=tuple((tier.name, tier.title) for tier in known.tiers if tier.needs_gpu),
             today=today,
+            seats=usual_seats(self.tiers()["tiers"]),
+            feed=rules.feeds.address(group) if listed and self.may_write(group) else "",
         )
 
     async def carry_out(self, what: str, *path: str) -> Said | Question:
@@ -193,6 +205,12 @@ class ScheduleHandler(ClassBase):
         return asked if abs(asked - today) < timedelta(days=3660) else today
 
 
+def usual_seats(tiers: Iterable[Mapping[str, Any]]) -> int:
+    """Eight places of the first tier with a GPU, the one that a form shows, or as many as there can be."""
+    total, each = next(((tier["total"], tier["device_count"]) for tier in tiers if tier["total"]), (0, 1))
+    return min(_USUAL_SEATS, total // each) or 1
+
+
 async def class_use(rules: RuleService, group: str, now: datetime) -> Use:
     """What the class's members used. Raises LedgerFault."""
     allowed, zone = rules.rulebook.of_group(group), rules.rulebook.known.timezone
@@ -225,8 +243,9 @@ def _title(budget: Budget | None) -> str:
     return "in the last 7 days" if budget is None else words(budget.period)
 
 
-def _session_row(session: LabSession, following: Sequence[Meeting], titles: Mapping[str, str]) -> SessionRow:
-    zone = ZoneInfo(session.timezone)
+def _session_row(session: LabSession, following: Sequence[Meeting], scene: Scene) -> SessionRow:
+    zone, titles = ZoneInfo(session.timezone), scene.titles
+    shown = ZoneInfo(scene.timezone)
     return SessionRow(
         name=session.name,
         words=describe(session),
@@ -235,4 +254,23 @@ def _session_row(session: LabSession, following: Sequence[Meeting], titles: Mapp
         following=tuple(
             (each.on.isoformat(), f"{each.start.astimezone(zone):%a %d %b, %H:%M}") for each in following
         ),
+        next_day="" if not following else following[0].start.astimezone(shown).date().isoformat(),
+        changes=_changes(session, scene.now.astimezone(zone).date()),
     )
+
+
+def _changes(session: LabSession, today: date) -> tuple[str, ...]:
+    """The cancelled and the moved dates from `today` on, in their order."""
+    cancelled = [(day, f"{day:%a %d %b} cancelled") for day in session.exdates if day >= today]
+    moved = [
+        (each.on, f"{each.on:%a %d %b} {_change_words(session, each)}")
+        for each in session.changes
+        if max(each.on, each.begins.date()) >= today
+    ]
+    return tuple(words for _, words in sorted(cancelled + moved))
+
+
+def _change_words(session: LabSession, change: Change) -> str:
+    if change.begins == datetime.combine(change.on, session.begins):
+        return "not as long as usual, or longer"
+    return f"moved to {change.begins:%a %d %b, %H:%M}"

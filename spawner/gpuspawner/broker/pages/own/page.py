@@ -11,11 +11,12 @@ from ....core.units import format_time
 from ....protocol.rules import AllowanceDocument, BudgetDocument
 from ...api.access import Viewer
 from ...api.visible import Document, visible_status
+from ...decide.allow.period import format_local
 from ...ledger import PastSession
 from ..counts import ModelRow, models, summary
 from ..meters import Meter
 from ..rows import Asked, Holding, Rows
-from .card import Card, Clock, Facts, lease_card, place_card
+from .card import Card, Facts, lease_card, place_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class BudgetRow:
 
     meter: Meter
     period: str
-    renewed: Clock | None
+    renewed: str
+    """When there are new ones, on the clocks of the budget; "" if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +91,18 @@ def own_page(facts: Facts, tiers: Document, viewer: Viewer, hub_url: str, record
         models=models(status["devices"]),
         notices=tuple(card.holding for card in cards if card.holding.notice),
         spawn_url=f"{hub_url}spawn",
-        budgets=budget_rows(records.allowance),
+        budgets=budget_rows(records.allowance, facts.now),
         past=tuple(_past(each, rows) for each in records.past),
         default_runs="" in (viewer.servers or ()) and not any(not card.holding.server for card in cards),
     )
 
 
-def budget_rows(allowance: AllowanceDocument | None) -> tuple[BudgetRow, ...]:
+def budget_rows(allowance: AllowanceDocument | None, now: datetime) -> tuple[BudgetRow, ...]:
     """The budgets of GPU-hours."""
-    return () if allowance is None else tuple(map(_budget, allowance.budgets))
+    return () if allowance is None else tuple(_budget(each, now) for each in allowance.budgets)
 
 
-def _budget(budget: BudgetDocument) -> BudgetRow:
+def _budget(budget: BudgetDocument, now: datetime) -> BudgetRow:
     limit, used = budget.limit_gpu_seconds, budget.used_gpu_seconds
     percent = 100 * used / limit if limit else 100.0
     meter = Meter(
@@ -110,7 +112,7 @@ def _budget(budget: BudgetDocument) -> BudgetRow:
         level="danger" if percent >= 100 else "warning" if percent >= 90 else "",
     )
     at = budget.renewed_at
-    renewed = None if at is None else Clock(at.isoformat(), format_time(at))
+    renewed = "" if at is None else format_local(at, budget.timezone, now)
     return BudgetRow(meter, budget.period, renewed)
 
 

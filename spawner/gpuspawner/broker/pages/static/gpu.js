@@ -88,7 +88,8 @@ function showReadings(readings) {
 function showClocks() {
   for (const time of document.querySelectorAll("time[data-clock], time[data-moment]")) {
     const at = new Date(time.dateTime);
-    const style = "clock" in time.dataset ? {} : { year: "numeric", month: "short", day: "numeric" };
+    const day = { year: "numeric", month: "short", day: "numeric", timeZoneName: "short" };
+    const style = "clock" in time.dataset ? {} : day;
     const text = at.toLocaleString([], { ...style, hour: "2-digit", minute: "2-digit" });
     if (time.textContent !== text) time.textContent = text;
   }
