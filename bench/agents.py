@@ -3,17 +3,20 @@
     .venv/bin/python bench/agents.py [--agents 100] [--waiting 1000]
 
 A real broker process with its door, its SQLite ledger and this machine's Docker Engine. The agents are real
-(TLS, certificates, messages) and run in this process; their nodes and Docker Engines are stubs. Of 5,000
-users, some take all GPUs, then others wait. Prints what was seen, with the load of the machine.
+(TLS, certificates, messages) and run in a process of their own (`stub_machines.py`); their GPUs and Docker
+Engines are stubs. Of 5,000 users, some take all GPUs and their labs start, then others wait; this process is
+their hub. Prints what was seen, with the load of the machine and the CPU of each process.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import random
+import re
 import socket
 import ssl
 import statistics
@@ -22,45 +25,29 @@ import sys
 import tempfile
 import time
 import uuid
-from functools import partial
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from gpuspawner.core.errors import BrokerUnavailable
-from gpuspawner.core.model import Device, GpuRequest
+from gpuspawner.core.model import GpuRequest
 from gpuspawner.core.want import Want
-from gpuspawner.node.api import NodeFacts
-from gpuspawner.node.remote.agent import Agent, Hands
 from gpuspawner.node.remote.certificates import Authority, Identity, fingerprint
-from gpuspawner.node.remote.joining import connect
 from gpuspawner.node.remote.members import FOLDER, membership_of
-from gpuspawner.protocol.client import BrokerClient
+from gpuspawner.protocol.client import BrokerClient, Grant
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.unit.node.agents import StubDocker, StubHomes, StubNode
-
-USERS, GPUS, REST_SECONDS = 5000, 8, 20.0
-LOG = logging.getLogger("stub agents")
-LOG.setLevel(logging.ERROR)  # a hundred of them say that the broker is away
-
-
-def facts_of(name: str) -> NodeFacts:
-    """A machine with simulated GPUs."""
-    return NodeFacts(
-        name,
-        simulated=True,
-        devices=tuple(
-            Device(f"GPU-{uuid.uuid4()}", "H100 80GB", 80 << 30, simulated=True, index=index)
-            for index in range(GPUS)
-        ),
-    )
+USERS, GPUS, REST_SECONDS = 5000, 8, 60.0
+LOG = logging.getLogger("bench")
+LOG.setLevel(logging.ERROR)  # a thousand requests say that their connection broke
+BACK = " is back: its servers were compared"
+"""Of the broker's log: the machine serves."""
 
 
-def enrol(state_dir: Path, folder: Path, authority: Authority, name: str) -> Identity:
+def enrol(state_dir: Path, folder: Path, authority: Authority, name: str) -> None:
     """As joining does, without the connection; a small key, since 100 large ones take minutes."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -74,11 +61,41 @@ def enrol(state_dir: Path, folder: Path, authority: Authority, name: str) -> Ide
     membership = membership_of(state_dir)
     known_by = fingerprint(ssl.PEM_cert_to_DER_cert(certificate))
     membership.admit(membership.make_token(), name, known_by)
-    return identity
+
+
+def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
+    """What the process has used so far."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Asked:
+    """Requests of one kind: how long each took to its first answer, and what holds them."""
+
+    seconds: list[float] = field(default_factory=list)
+    holds: list[asyncio.Task[None]] = field(default_factory=list)
+    grants: list[Grant] = field(default_factory=list)
+    cpu_before_seconds: float = 0.0
+    refused: int = 0
+    """Requests that the broker could not serve, as when a machine was too slow to answer."""
+
+    def __str__(self) -> str:
+        ordered = sorted(self.seconds)
+        p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+        found = {"p50": statistics.median(ordered), "p99": p99, "most": ordered[-1]}
+        times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in found.items())
+        return f"{times} of {len(ordered)}, {self.refused} refused"
+
+    async def end(self) -> None:
+        """The holds close."""
+        for hold in self.holds:
+            hold.cancel()
+        await asyncio.gather(*self.holds, return_exceptions=True)
 
 
 class Site:
-    """A broker process, and the agents of the other machines in this one."""
+    """A broker process, and the process with the agents of the other machines."""
 
     def __init__(self, folder: Path, agents: int) -> None:
         self.folder, self.state_dir = folder, folder / "s"
@@ -86,117 +103,147 @@ class Site:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.names = [f"m{number:03}" for number in range(agents)]
-        self.client = BrokerClient(str(self.state_dir / "broker.sock"))
-        self.process: subprocess.Popen[bytes] | None = None
-        self.tasks: list[asyncio.Task[None]] = []
-        self.refused = 0
-        """Requests that the broker could not serve, as when a machine was too slow to answer."""
+        self.client = BrokerClient(str(self.state_dir / "broker.sock"), log=LOG)
+        self.broker: subprocess.Popen[bytes]
+        self.machines: subprocess.Popen[bytes]
+        self._log_bytes = 0
 
     def start_broker(self) -> None:
-        config = self.folder / "config.py"
+        """A new process, whose log begins here."""
+        config, log = self.folder / "config.py", self.folder / "broker.log"
         config.write_text(
             "c.GpuSite.inventory = 'simulated'\nc.GpuSite.simulated_devices = 'a: 1 x T4 16GB'\n"
             f"c.GpuBroker.agents_address = '127.0.0.1:{self.port}'\n"
         )
         environment = {**os.environ, "GPUSPAWNER_STATE_DIR": str(self.state_dir)}
         command = (sys.executable, "-m", "gpuspawner.broker", "--config", str(config))
-        with (self.folder / "broker.log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+        self._log_bytes = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as written:
+            self.broker = subprocess.Popen(command, env=environment, stderr=written, stdout=written)
 
-    def start_agents(self) -> None:
+    def start_machines(self) -> None:
+        """All have joined; their agents connect as soon as there is a broker."""
         (self.state_dir / FOLDER).mkdir(mode=0o700, parents=True)
         authority = Authority(self.state_dir / FOLDER / "keys")
         for name in self.names:
-            folder = self.folder / name
-            identity = enrol(self.state_dir, folder, authority, name)
-            node: Any = StubNode(facts_of(name))
-            docker: Any = StubDocker()
-            opening = partial(connect, "127.0.0.1", self.port, identity)
-            agent = Agent(name, Hands(node, docker, StubHomes(), folder), opening, LOG)
-            self.tasks.append(asyncio.create_task(agent.run()))
+            enrol(self.state_dir, self.folder / name, authority, name)
+        program = str(Path(__file__).with_name("stub_machines.py"))
+        command = (sys.executable, program, str(self.folder), str(self.port), ",".join(self.names))
+        self.machines = subprocess.Popen(command, stdin=subprocess.PIPE)
 
     async def all_serve(self) -> float:
-        """Seconds until all GPUs of other machines are in service."""
+        """Seconds until all other machines serve. By the broker's log: asking it would slow it down."""
         began = time.perf_counter()
-        while True:
-            try:
-                devices = (await self.client.status())["devices"]
-            except BrokerUnavailable:
-                devices = []
-            if sum(each["healthy"] for each in devices if each["node"] != "a") == GPUS * len(self.names):
-                return time.perf_counter() - began
-            await asyncio.sleep(0.2)
+        log = self.folder / "broker.log"
+        while log.read_bytes()[self._log_bytes :].count(BACK.encode()) < len(self.names):
+            await asyncio.sleep(0.1)
+        took = time.perf_counter() - began
+        devices = (await self.client.status())["devices"]
+        assert sum(each["healthy"] for each in devices if each["node"] != "a") == GPUS * len(self.names)
+        return took
 
-    def cpu_seconds(self) -> float:
-        assert self.process is not None
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    async def ask(self, user: str, times: list[float]) -> asyncio.Task[None]:
+    async def ask(self, user: str, asked: Asked) -> None:
         """A request that is held; returns with its first answer: a lease, or a place in the queue."""
         answered = asyncio.Event()
         request = GpuRequest(uuid.uuid4().hex, "hub", user, uuid.uuid4().hex[:8], "gpu", Want(1, "h100"))
 
         async def hold() -> None:
-            async with self.client.acquire(request, lambda place: answered.set()):
+            async with self.client.acquire(request, lambda place: answered.set()) as grant:
+                asked.grants.append(grant)
                 answered.set()
                 await asyncio.Event().wait()
 
+        if not asked.holds:
+            asked.cpu_before_seconds = cpu_seconds(self.broker)
         began = time.perf_counter()
         task = asyncio.create_task(hold())
         waiting = asyncio.create_task(answered.wait())
         await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        times.append(time.perf_counter() - began)
+        waiting.cancel()
         if task.done() and isinstance(task.exception(), BrokerUnavailable):
-            times.pop()
-            self.refused += 1
-        return task
+            asked.refused += 1
+            return
+        asked.seconds.append(time.perf_counter() - began)
+        asked.holds.append(task)
+
+    def cpu_since_asked(self, asked: Asked) -> str:
+        """What the broker has used for each of these requests, in the mean."""
+        used = cpu_seconds(self.broker) - asked.cpu_before_seconds
+        return f"{1000 * used / len(asked.seconds):.1f} ms of the broker's CPU for each"
+
+    async def start_labs(self, grants: list[Grant]) -> None:
+        """Their labs run, and as a hub does then, nobody holds the request any more."""
+        assert self.machines.stdin is not None
+        for grant in grants:
+            lab = {"machine": grant.lease.node, "id": grant.lease.id * 2, "labels": dict(grant.patch.labels)}
+            self.machines.stdin.write(json.dumps(lab).encode() + b"\n")
+        self.machines.stdin.flush()
+        async with asyncio.timeout(60):
+            while (await self.states()).get("running", 0) < len(grants):
+                await asyncio.sleep(1)
+
+    async def states(self) -> dict[str, int]:
+        """How many leases are in each state."""
+        text = await self.client.text("/metrics")
+        found = re.findall(r'^gpuspawner_leases\{.*state="(\w+)".*\} (\d+)', text, re.MULTILINE)
+        states: Counter[str] = Counter()
+        for state, count in found:
+            states[state] += int(count)
+        return {state: count for state, count in states.items() if count}
 
     async def end(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        """Ends both processes."""
         await self.client.close()
-        if self.process is not None:
-            self.process.terminate()
-            await asyncio.to_thread(self.process.wait)
+        for process in (self.broker, self.machines):
+            process.terminate()
+            await asyncio.to_thread(process.wait)
 
 
-def shown(times: list[float]) -> str:
-    """Median and 99th percentile in milliseconds."""
-    ordered = sorted(times)
-    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    return f"p50 {1000 * statistics.median(times):.1f} ms, p99 {1000 * p99:.1f} ms of {len(times)}"
-
-
-async def measure(site: Site, waiting: int) -> None:
-    """Each line is printed as it is known."""
-    site.start_agents()
-    site.start_broker()
-    print(
-        f"all agents connected after {await site.all_serve():.1f} s, with the broker's own start", flush=True
-    )
-    users, holds = random.Random(1), []
-    served: list[float] = []
-    queued: list[float] = []
-    for times, count in ((served, GPUS * len(site.names)), (queued, waiting)):
-        for _ in range(count):
-            holds.append(await site.ask(f"u{users.randrange(USERS)}", times))
-    print(f"acquire of a free GPU, over the socket: {shown(served)}")
-    print(f"acquire into the queue, over the socket: {shown(queued)}", flush=True)
-    print(f"refused: {site.refused}")
-    before = site.cpu_seconds()
+async def at_rest(site: Site, open_requests: int) -> None:
+    """What the processes use while nobody does anything."""
+    processes = {"broker": site.broker, "agents together": site.machines}
+    before = {name: cpu_seconds(process) for name, process in processes.items()}
     await asyncio.sleep(REST_SECONDS)
-    share = (site.cpu_seconds() - before) / REST_SECONDS
-    print(f"the broker's CPU at rest, {len(holds)} requests open: {100 * share:.1f} % of a core", flush=True)
-    for hold in holds:
-        hold.cancel()
-    await asyncio.gather(*holds, return_exceptions=True)
-    assert site.process is not None
-    site.process.kill()
-    await asyncio.to_thread(site.process.wait)
+    for name, process in processes.items():
+        share = (cpu_seconds(process) - before[name]) / REST_SECONDS
+        print(f"CPU at rest, {open_requests} requests open: {name} {100 * share:.1f} % of a core", flush=True)
+
+
+async def restart(site: Site, waiting: Asked) -> None:
+    """kill -9 and a new start while labs run and requests wait; all come back by themselves."""
+    site.broker.kill()
+    await asyncio.to_thread(site.broker.wait)
     site.start_broker()
-    print(f"after kill -9 all agents serve again within {await site.all_serve():.1f} s of the new start")
+    took = await site.all_serve()
+    print(
+        f"after kill -9 all agents serve again within {took:.1f} s of the new start, "
+        f"of {cpu_seconds(site.broker):.1f} s CPU of the broker"
+    )
+    await asyncio.sleep(10)
+    lost = sum(hold.done() for hold in waiting.holds)
+    print(
+        f"10 s later: leases {await site.states()}; {lost} of {len(waiting.holds)} requests were lost",
+        flush=True,
+    )
+
+
+async def measure(site: Site, waiting_count: int) -> None:
+    """Each line is printed as it is known."""
+    site.start_machines()
+    site.start_broker()
+    print(f"all agents serve after {await site.all_serve():.1f} s, with the broker's own start", flush=True)
+    users, served, waiting = random.Random(1), Asked(), Asked()
+    for _ in range(GPUS * len(site.names)):
+        await site.ask(f"u{users.randrange(USERS)}", served)
+    print(f"acquire of a free GPU, over the socket: {served}; {site.cpu_since_asked(served)}", flush=True)
+    await site.start_labs(served.grants)
+    await served.end()
+    for _ in range(waiting_count):
+        await site.ask(f"u{users.randrange(USERS)}", waiting)
+    print(f"acquire into the queue, over the socket: {waiting}; {site.cpu_since_asked(waiting)}", flush=True)
+    await at_rest(site, len(waiting.holds))
+    await restart(site, waiting)
+    await waiting.end()
 
 
 async def main() -> None:

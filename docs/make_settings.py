@@ -38,9 +38,10 @@ def documented_classes() -> list[type[Configurable]]:
     from gpuspawner.config.site import GpuSite
     from gpuspawner.config.swarm import GpuSwarm
     from gpuspawner.hub.spawner import GpuDockerSpawner
+    from gpuspawner.node.remote.agent_process import GpuAgent
     from gpuspawner.tools.cli import Command
 
-    return [GpuSite, GpuLab, GpuSwarm, GpuDockerSpawner, GpuBroker, Command]
+    return [GpuSite, GpuLab, GpuSwarm, GpuDockerSpawner, GpuBroker, GpuAgent, Command]
 
 
 def own_settings(cls: type[Configurable]) -> dict[str, Any]:

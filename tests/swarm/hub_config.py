@@ -29,6 +29,7 @@ if "GPUSPAWNER_TEST_NVML" in os.environ:
             "image": os.environ["GPUSPAWNER_TEST_LAB"],
         },
         {"name": "any", "title": "Any GPU", "devices": 1},
+        {"name": "fresh", "title": "Any GPU, new image", "devices": 1, "image": "gpuspawner-hubtest/fresh"},
     ]
 else:
     c.GpuSite.inventory = "simulated"

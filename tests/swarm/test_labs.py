@@ -66,6 +66,27 @@ def test_a_home_stays_on_its_machine_and_gpus_come_to_it(site: Site) -> None:
     hub.stop("bea")
 
 
+def test_a_machine_with_the_image_comes_first(site: Site) -> None:
+    """By the other rules a lab goes to b before c. The hub's machine always has the image; it is taken."""
+    hub, manager, c = site.hub, site.machines.manager.client, site.machines["c"].client
+    box = manager.create_container("gpuspawner-hubtest/lab")["Id"]
+    manager.commit(box, "gpuspawner-hubtest/fresh", changes=["LABEL fresh=yes"])
+    manager.remove_container(box)
+    list(c.load_image(b"".join(manager.get_image("gpuspawner-hubtest/fresh"))))
+    hub.spawn("eva", "on-a")
+
+    def goes_to_c() -> bool:
+        hub.spawn("fay", "on-c")  # a lab that has started is a reason to look which images are there
+        hub.stop("fay")
+        hub.spawn("gil", "fresh")
+        found = site.labs("c") == ["gil"]
+        hub.stop("gil")
+        return found
+
+    hub.until(goes_to_c, seconds=120.0)
+    hub.stop("eva")
+
+
 def test_an_orphan_of_a_dead_hub_is_removed_with_its_service(site: Site) -> None:
     """A service with a lease that nobody holds, as if the hub had died between create and start."""
     hub, client = site.hub, site.machines.manager.client

@@ -77,6 +77,9 @@ class FakeEngine:
         self._call(f"inspect {container_id}")
         return self.started.get(container_id)
 
+    async def images(self) -> frozenset[str]:
+        return frozenset()
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         raise AssertionError("not asked here")
 

@@ -256,4 +256,4 @@ def test_a_real_prometheus_reads_both_and_answers_each_panel(scraped: str) -> No
                 empty.append(expression)
     assert empty == []
     active = {alert["labels"]["alertname"] for alert in ask(scraped, "alerts")["alerts"]}
-    assert active == {"GpuDockerUnreadable"}  # this broker never saw Docker
+    assert active == {"GpuDockerUnreadable", "GpuMachineLost"}  # it never saw Docker, nor one of its machines

@@ -91,8 +91,8 @@ class Holders:
         self.told.append((lease_id, sentence))
         await self.allocator.tell(lease_id, sentence)
 
-    async def set_health(self, health: DeviceHealth) -> None:
-        await self.allocator.set_health(health)
+    async def set_health(self, *healths: DeviceHealth) -> None:
+        await self.allocator.set_health(*healths)
 
     async def main_pid(self, container_id: str) -> int | None:
         return 1

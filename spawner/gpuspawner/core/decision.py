@@ -11,7 +11,7 @@ from typing import Any
 
 class DecisionKind(StrEnum):
     """What was decided. Its subject: whom a quota, grant or message is for, a session's name, a lease's id, a
-    device's UUID (of a drain).
+    device's UUID or a machine (of a drain: `drain_of`).
 
     END is about a lease that its user's quota, as it was changed, does not allow any more.
     PROPERTIES are the limits in a hub group's own properties, as the hub last told them; its subject is the
@@ -46,9 +46,23 @@ class Decision:
     reason: str
 
 
+_MACHINE = "machine:"
+
+
+def drain_of(machine: str) -> str:
+    """The subject of a machine's drain, which holds for all its devices, also for those that come later."""
+    return f"{_MACHINE}{machine}"
+
+
+def drained_machine(subject: str) -> str:
+    """The machine of such a subject; "" for that of a device."""
+    return subject.removeprefix(_MACHINE) if subject.startswith(_MACHINE) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """A device on which nothing new is placed, since when, by whom and why. What runs there goes on."""
+    """A device on which nothing new is placed, or a machine, since when, by whom and why. What runs there
+    goes on."""
 
     since: datetime
     author: str

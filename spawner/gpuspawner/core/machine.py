@@ -26,7 +26,7 @@ class MachineView:
     """A machine at one moment.
 
     `reason` says why it isn't READY, `since` when its state began; None if that isn't known. `heard_at` is
-    when its agent was heard last; None while it is connected, and if it wasn't since the broker began.
+    when its agent was heard last; None while it is connected, and if it never was.
     `release` is the version of gpuspawner there; "" if not known. `own` is the broker's machine. Of its
     `gpus`, `in_service` may be leased or are, and `drained` get nothing new. `labels` are what tiers may ask
     for. `notices` are sentences for admins.

@@ -106,7 +106,8 @@ class DeviceHealth:
     `healthy=False` means out of service: nobody new gets it, and its holder is told. A device that
     could not be read is out of service too: an unknown state never counts as free. `new_only`: containers
     that use it already are not affected, so their users are told nothing. `needs_admin`: it stays so until
-    an admin has done what `reason` says, so nobody is put in the queue for it.
+    an admin has done what `reason` says, so nobody is put in the queue for it. `machine_away`: its machine
+    can't be reached; labs there go on, and its holder is told so.
     """
 
     uuid: str
@@ -115,6 +116,7 @@ class DeviceHealth:
     since: datetime | None = None
     new_only: bool = False
     needs_admin: bool = False
+    machine_away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,7 @@ class GpuRequest:
     """What the spawner asks the broker for. The lease gets this id, so asking twice gives one lease.
 
     `lease_id` is 32 hexadecimal digits chosen by the hub's side; `groups` are the user's groups in the hub.
+    `image` is the id of the image that the lab runs: machines that have it come first; "" if not known.
     """
 
     lease_id: str
@@ -190,6 +193,7 @@ class GpuRequest:
     tier: str
     want: Want
     groups: tuple[str, ...] = ()
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True)

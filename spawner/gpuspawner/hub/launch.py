@@ -153,7 +153,8 @@ class Launch:
             return await self._launch(image, None)
         self._progress.say(5, "Asking for a GPU", Step.GPU)
         home = await self._steps.home_machine(image)
-        request = replace(job.request, want=replace(job.request.want, node=home or None))
+        want = replace(job.request.want, node=home or None)
+        request = replace(job.request, want=want, image=str(image.get("Id") or ""))
         async with self._broker.acquire(request, self._say_queued) as grant:
             self._grant, self.lease = grant, grant.lease
             self._say_granted(grant.lease, grant.patch)

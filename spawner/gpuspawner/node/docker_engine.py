@@ -123,6 +123,12 @@ class DockerEngine:
 
         return await self.call(LIST_SECONDS, "inspect a container", inspect, self._endings)
 
+    async def images(self) -> frozenset[str]:
+        def read(client: docker.APIClient) -> frozenset[str]:
+            return frozenset(client.images(quiet=True))
+
+        return await self.call(LIST_SECONDS, "list images", read)
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return await self.call(
             LIST_SECONDS, "read the engine's facts", lambda client: (client.info(), client.version())

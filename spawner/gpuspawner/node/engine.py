@@ -97,6 +97,10 @@ class Engine(Protocol):
         """Whether Docker has the container, whatever its labels and state."""
         ...
 
+    async def images(self) -> frozenset[str]:
+        """The ids of all images that it has."""
+        ...
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The engine's `info` and `version`, for the probe of the injection."""
         ...

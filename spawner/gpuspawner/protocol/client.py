@@ -64,7 +64,7 @@ _LEAST_TRIES = 5
 ANSWER_SECONDS = 30.0
 """Longest wait for an answer's first byte: the broker may have to remove an old container first."""
 SILENCE_SECONDS = 20.0
-"""The broker sends a heartbeat every 5 s: a longer silence means that it hangs."""
+"""The broker sends a heartbeat every 8 s: a longer silence means that it hangs."""
 _MAX_LINE_BYTES = 1 << 20
 
 _NO_LIMIT = aiohttp.ClientTimeout(total=None)

@@ -131,6 +131,7 @@ class RequestMessage(Message):
     tier: Text
     want: WantMessage = Field(description="an object that says what is asked of the devices")
     groups: Groups = ()
+    image: TextOrEmpty = Field("", description=f"{_TEXT}, the id of the image that the lab runs")
 
     def request(self) -> GpuRequest:
         """The value that the broker works with."""
@@ -413,8 +414,8 @@ class DiskDocument(Message):
 class MachineDocument(Message):
     """A machine with GPUs.
 
-    `heard_at`: when its agent was heard last; null while it is connected, and if it wasn't since the broker
-    began. Of its `gpus`, `in_service` may be leased or are, and `drained` get nothing new.
+    `heard_at`: when its agent was heard last; null while it is connected, and if it never was. Of its `gpus`,
+    `in_service` may be leased or are, and `drained` get nothing new.
     """
 
     name: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..core.model import LeaseState
 from .messages import Count, Groups, Message, RefusalMessage, SubjectText, Text, TextOrEmpty, Time
@@ -39,16 +40,25 @@ class QuotaRemoval(Authored):
 
 
 class DrainChange(Authored):
-    """The body of `POST /drains` (nothing new is placed on the device) and `DELETE /drains` (it is again)."""
+    """The body of `POST /drains` (nothing new is placed there) and `DELETE /drains` (it is again): of one
+    device, or of a machine, with the devices that it has later."""
 
-    uuid: Text = Field(description="the UUID of a GPU or MIG instance")
+    uuid: TextOrEmpty = Field(default="", description="the UUID of a GPU or MIG instance")
+    machine: TextOrEmpty = Field(default="", description="the name of a machine, in place of a UUID")
     reason: TextOrEmpty = Field("", description=_REASON)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> DrainChange:
+        if bool(self.uuid) == bool(self.machine):
+            raise PydanticCustomError("refused", "Give either the UUID of a GPU or the name of a machine.")
+        return self
 
 
 class DrainDocument(Message):
-    """A device on which nothing new is placed, since when, by whom and why."""
+    """A device or a machine on which nothing new is placed, since when, by whom and why."""
 
-    uuid: str
+    uuid: str = Field(description='"" for a machine')
+    machine: str = Field("", description='"" for a device')
     since: Time
     author: str
     reason: str

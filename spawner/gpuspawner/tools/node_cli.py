@@ -23,7 +23,7 @@ from ..node.remote.certificates import Identity
 from ..node.remote.joining import join, parse_line
 from ..node.remote.members import make_line, membership_of
 from ..protocol.client import BrokerClient
-from ..protocol.rules import DrainChange
+from ..protocol.rules import DrainChange, DrainDocument, DrainsDocument
 from .agent_unit import RUNNING, UNIT, UNITS, AgentUnit
 from .cli import Command, ask_status, make_console, show_machines
 from .rules_cli import Verb
@@ -104,38 +104,63 @@ class NodeCommand(Command):
         show_machines(rows, "UTC" if status is None else status[1], make_console())
 
     def _drain(self, rest: Sequence[str]) -> None:
-        """Nothing new starts on the GPUs that the machine has now; what runs there goes on."""
+        """Nothing new starts on the machine's GPUs, also on those that it has later; what runs goes on."""
         reason = rest[1] if len(rest) > 1 else ""
-        uuids = [each["uuid"] for each in self._of(rest[0]) if not each["drained"]]
-        self._change("POST", uuids, reason)
-        self._say(f"Nothing new starts on {rest[0]} ({_count(len(uuids))}); what runs there goes on.")
+        gpus = self._machine(rest[0])["gpus"]
+        self._change("POST", [DrainChange(uuid="", machine=rest[0], author=getpass.getuser(), reason=reason)])
+        self._say(
+            f"Nothing new starts on {rest[0]} ({_count(gpus)}), nor on GPUs that appear there later; what "
+            "runs there goes on."
+        )
 
     def _undrain(self, rest: Sequence[str]) -> None:
-        """New servers start there again."""
-        uuids = [each["uuid"] for each in self._of(rest[0]) if each["drained"]]
-        self._change("DELETE", uuids, "")
-        self._say(f"New servers start on {rest[0]} again ({_count(len(uuids))}).")
+        """New servers start there again, also on GPUs that were drained one by one."""
+        machine, uuids = self._machine(rest[0]), self._uuids(rest[0])
+        drains = asyncio.run(self._drains())
+        mine = [each for each in drains if each.machine == rest[0] or each.uuid in uuids]
+        if not mine:
+            raise BadOption(f"The machine {rest[0]} is not drained.")
+        author = getpass.getuser()
+        self._change(
+            "DELETE",
+            [DrainChange(uuid=each.uuid, machine=each.machine, author=author, reason="") for each in mine],
+        )
+        self._say(f"New servers start on {rest[0]} again ({_count(machine['gpus'])}).")
+
+    async def _drains(self) -> tuple[DrainDocument, ...]:
+        client = BrokerClient(self.settings().site.socket_path)
+        try:
+            return (await client.ask_all("/api/drains", DrainsDocument)).drains
+        finally:
+            await client.close()
 
     def _say(self, sentence: str) -> None:
         if not self.json:
             print(sentence)
 
-    def _of(self, name: str) -> list[dict[str, Any]]:
-        """The machine's devices. Raises BrokerUnavailable, BadOption."""
+    def _running(self) -> dict[str, Any]:
+        """The broker's status. Raises BrokerUnavailable."""
         status = self._status()
         if status is None:
             raise BrokerUnavailable("The broker doesn't answer: this needs one that runs.")
-        found = [each for each in status[0]["devices"] if each["node"] == name]
-        if not found:
-            raise BadOption(f"The broker knows no GPU of a machine {name}: see `gpuspawner node list`.")
-        return found
+        return status[0]
 
-    def _change(self, method: str, uuids: Sequence[str], reason: str) -> None:
+    def _machine(self, name: str) -> dict[str, Any]:
+        """The machine with this name. Raises BrokerUnavailable, BadOption."""
+        found = next((each for each in self._running()["machines"] if each["name"] == name), None)
+        if found is None:
+            raise BadOption(f"The broker knows no machine {name}: see `gpuspawner node list`.")
+        return dict(found)
+
+    def _uuids(self, name: str) -> set[str]:
+        """Of the machine's devices, as far as they are known; a single machine has no name there."""
+        return {each["uuid"] for each in self._running()["devices"] if each["node"] in (name, "")}
+
+    def _change(self, method: str, changes: Sequence[DrainChange]) -> None:
         async def send() -> None:
             client = BrokerClient(self.settings().site.socket_path)
             try:
-                for uuid in uuids:
-                    change = DrainChange(uuid=uuid, author=getpass.getuser(), reason=reason)
+                for change in changes:
                     await client.tell(method, "/api/drains", change)
             finally:
                 await client.close()

@@ -239,3 +239,40 @@ async def test_who_waits_reads_that_a_free_gpu_is_drained(ledger: Ledger, times:
         assert (change.idle_but_out, out in change.obstacle) == ("", True)
         await allocator.set_drained({})
         assert (await anext(changes)).lease.state is RESERVED
+
+
+async def test_a_machine_with_the_image_comes_first_also_for_who_has_waited(
+    ledger: Ledger, times: Any
+) -> None:
+    """By the other rules, machine a comes before b. After a restart of the broker, the hub asks again."""
+    fleet = [replace(GPU0, node="a"), replace(GPU1, node="b")]
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load(fleet)
+    allocator.note_machine_images("b", frozenset({"sha256:lab"}))
+    wanted = {each: replace(request(each), image="sha256:lab") for each in (A, C)}
+    assert (await allocator.acquire(wanted[A])).node == "b"
+    assert (await allocator.acquire(request(B))).node == "a"
+    assert (await allocator.acquire(wanted[C])).node == ""
+    successor = Allocator(ledger, clock=times.now)
+    await successor.load(fleet, place=False)
+    successor.note_machine_images("b", frozenset({"sha256:lab"}))
+    await successor.acquire(wanted[C])  # its hub asks again
+    for each in (A, B):
+        await end(successor, each)
+    await successor.start_placing()
+    assert [(lease.id, lease.node) for lease in successor.leases()] == [(C, "b")]
+
+
+async def test_only_those_are_woken_whose_place_has_changed(ledger: Ledger, times: Any) -> None:
+    """Who comes later changes nothing for those before, and wakes none of them."""
+    allocator = Allocator(ledger, clock=times.now, rules=QueueRules(fair=FairShare()))
+    await allocator.load([GPU0])
+    for each in (A, B, C):
+        await allocator.acquire(request(each))
+    async with allocator.watch(B) as first, allocator.watch(C) as second:
+        assert [(await anext(each)).position for each in (first, second)] == [1, 2]
+        coming = [asyncio.ensure_future(anext(each)) for each in (first, second)]
+        await allocator.acquire(request(D))
+        await allocator.begin_release(B, "given up")
+        found = await asyncio.gather(*coming)
+    assert [(each.lease.state.value, each.position) for each in found] == [("closed", None), ("waiting", 1)]

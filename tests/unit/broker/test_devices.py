@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations
 
-from gpuspawner.broker.decide.place.devices import Devices
+from gpuspawner.broker.decide.place.devices import MISSING, Devices
 from gpuspawner.broker.decide.place.placement import Room, Share, kind_of
-from gpuspawner.broker.decide.place.sharing_rules import SharingRules
-from gpuspawner.core.decision import Drain
+from gpuspawner.broker.decide.place.sharing_rules import WHOLE, SharingRules
+from gpuspawner.core.decision import Drain, drain_of
 from gpuspawner.core.model import Device, DeviceHealth, Lease, LeaseState
 from gpuspawner.core.want import Mode, Want
 
@@ -147,3 +147,32 @@ def test_of_several_machines_only_those_count_that_have_enough_devices() -> None
     assert devices.known(Want(2)) == {"a": 2, "b": 1}
     alone = Devices([device(0, "a")])
     assert (alone.count(Want(2)), alone.several_nodes, devices.several_nodes) == ((1, 1), False, True)
+
+
+def test_a_machine_is_drained_with_the_devices_that_it_has_later() -> None:
+    here, late = replace(GPU, node="b"), replace(GPU, uuid="GPU-1", index=1, node="b")
+    devices = Devices([here, replace(GPU, uuid="GPU-2", node="c")])
+    assert devices.set_drained({drain_of("b"): DRAIN})
+    devices.add(late, WHOLE)
+    found = {device.uuid: devices.drain(device.uuid) for device in devices.all()}
+    assert found == {"GPU-0": DRAIN, "GPU-1": DRAIN, "GPU-2": None}
+    assert [room.device.uuid for listed in devices.rooms().values() for room in listed] == ["GPU-2"]
+    assert devices.drained(Want(1)) == 2
+    assert devices.set_drained({"GPU-1": DRAIN})
+    assert [devices.in_service(uuid) for uuid in ("GPU-0", "GPU-1", "GPU-2")] == [True, False, True]
+
+
+def test_what_a_machine_has_that_has_not_reported_yet_is_told_as_that() -> None:
+    why = "the machine b hasn't reported yet since the broker started"
+    devices = Devices()
+    devices.set_awaited({"b": why})
+    of_b, of_c = (
+        replace(lease(str(number) * 32, LeaseState.RUNNING, uuid), node=node)
+        for number, (uuid, node) in enumerate((("GPU-b", "b"), ("GPU-c", "c")))
+    )
+    for each in (of_b, of_c):
+        devices.hold(each)
+    assert (devices.health("GPU-b").reason, devices.health("GPU-b").machine_away) == (why, True)
+    assert (devices.health("GPU-c").reason, devices.health("GPU-c").machine_away) == (MISSING, False)
+    assert devices.set_awaited({}) == ("GPU-b",)  # it has reported, without this device
+    assert (devices.health("GPU-b").reason, devices.health("GPU-b").machine_away) == (MISSING, False)

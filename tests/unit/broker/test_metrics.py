@@ -92,7 +92,8 @@ def test_several_machines_are_counted_by_name_and_a_single_one_isn_t() -> None:
         'devices{node="a",state="in_use"} 0.0', 'devices{node="a",state="out_of_service"} 0.0',
         'devices{node="b",state="drained"} 0.0', 'devices{node="b",state="free"} 0.0',
         'devices{node="b",state="in_use"} 0.0', 'devices{node="b",state="out_of_service"} 1.0',
-        'leases{node="a"} 3.0', 'leases{node="b"} 0.0', 'ready{node="a"} 1.0', 'ready{node="b"} 0.0',
+        'leases{node="a"} 3.0', 'leases{node="b"} 0.0', 'reachable{node="a"} 1.0', 'reachable{node="b"} 1.0',
+        'ready{node="a"} 1.0', 'ready{node="b"} 0.0',
     ]  # fmt: skip
     assert by_node(machines[0]) == []  # b was forgotten
 

@@ -112,6 +112,67 @@ def test_a_seat_in_turns_is_on_the_node_with_the_fewest_leases_for_each_device()
     assert [share.device_uuid for share in shares] == [B6.uuid, B7.uuid]
 
 
+@pytest.mark.parametrize(
+    ("want", "first", "expected"),
+    [
+        (Want(1, None), {"b"}, [B6]),  # has the image; by the other rules, a comes first
+        (Want(1, None), {"a", "b"}, [A5]),
+        (Want(1, None), {"c"}, [A5]),
+        (Want(1, None, node="a"), {"b"}, [A5]),  # the user's files are there
+        (Want(2, None), {"a"}, [B6, B7]),  # a has one only
+    ],
+)
+def test_a_node_with_the_image_comes_first(want: Want, first: set[str], expected: list[Device]) -> None:
+    assert place(want, rooms_of([A5, B6, B7]), first) == tuple(map(whole_share, expected))
+
+
+def test_an_image_takes_no_larger_device_than_needed() -> None:
+    rooms = rooms_of([SMALL, B6])
+    assert place(Want(1, None), rooms, {"b"}) == (whole_share(SMALL),)
+    other = replace(B6, model="A80 80GB", node="c")  # as much memory, and earlier in the alphabet
+    assert place(Want(1, None), rooms_of([B6, other]), {"b"}) == (whole_share(B6),)
+
+
+def test_slices_and_seats_in_turns_go_where_the_image_is() -> None:
+    held = Share(B6.uuid, GIB, 25.0)
+    for mode, terms in (
+        (Mode.SLICE, SharingRules("s", Mode.SLICE, slices=4)),
+        (Mode.TURNS, SharingRules("t", Mode.TURNS, seats=4)),
+    ):
+        taken = replace(held, in_turns=mode is Mode.TURNS)
+        rooms = {kind_of(A5, terms): [Room(A5, (), terms)], kind_of(B6, terms): [Room(B6, (taken,), terms)]}
+        for first, node in (((), A5), ({"b"}, B6)):
+            shares = place(Want(1, mode=mode), rooms, first) or ()
+            assert [share.device_uuid for share in shares] == [node.uuid]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([40, 80])), min_size=1, max_size=6),
+    st.sets(st.sampled_from("abc")),
+    st.integers(1, 3),
+)
+def test_the_image_decides_only_among_equals(
+    found: list[tuple[str, int]], first: set[str], count: int
+) -> None:
+    """Against a naive answer: of the nodes with enough devices of the smallest size, one with the image."""
+    devices = [
+        Device(f"GPU-{number}", f"G{size}", size * GIB, index=number, node=node)
+        for number, (node, size) in enumerate(found)
+    ]
+    shares = place(Want(count), rooms_of(devices), first)
+    able = [(size, node) for size in (40, 80) for node in "abc" if found.count((node, size)) >= count]
+    if not able:  # of several sizes, or none
+        assert (shares is None) == all(sum(each[0] == node for each in found) < count for node in "abc")
+        return
+    smallest = min(size for size, _ in able)
+    nodes = {node for size, node in able if size == smallest}
+    by_uuid = {device.uuid: device for device in devices}
+    given = [by_uuid[share.device_uuid] for share in shares or ()]
+    assert {device.memory_bytes for device in given} == {smallest * GIB}
+    assert len({device.node for device in given}) == 1
+    assert given[0].node in (nodes & first or nodes)
+
+
 def test_whole_needs_an_untouched_room() -> None:
     touched = Room(A0, (Share(A0.uuid, GIB, 10.0),))
     assert place(Want(1, None), {kind_of(A0): [touched]}) is None

@@ -97,6 +97,13 @@ def state(broker: Broker, lease: Lease) -> tuple[LeaseState, tuple[str, ...]]:
     return found.state, found.device_uuids
 
 
+def notice(broker: Broker, lease: Lease) -> str:
+    """What the lease's user reads."""
+    found = broker.deciding.allocator.lease(lease.id)
+    assert found is not None
+    return found.notice
+
+
 async def test_agent_and_broker_die_and_the_leases_stay(folder: Path, address: str, tmp_path: Path) -> None:
     async with broker_at(folder, address) as broker:
         allocator = broker.deciding.allocator
@@ -123,8 +130,12 @@ async def test_agent_and_broker_die_and_the_leases_stay(folder: Path, address: s
     async with broker_at(folder, address) as broker:  # it died, and so did the agent
         assert state(broker, ben) == (LeaseState.RUNNING, ben.device_uuids)
         assert in_service(broker) == 0
+        assert machine(broker, "b").heard_at is not None  # by the broker before
+        told = "The machine b hasn't reported yet since the broker started; your lab goes on."
+        assert notice(broker, ben) == told
         async with agent(tmp_path, f"--broker={address}"):
             await until(lambda: in_service(broker) == 2)
+            assert notice(broker, ben) == ""
             assert (await ask(broker, "dora")).state is LeaseState.WAITING
             assert state(broker, ben) == (LeaseState.RUNNING, ben.device_uuids)
             assert doubles(broker) == []
@@ -179,7 +190,7 @@ async def test_the_list_of_machines_says_what_each_does(folder: Path, address: s
         assert new == MachineView(
             "b",
             MachineState.AWAY,
-            "the machine b can't be reached: its agent has not connected yet",
+            "the machine b hasn't reported yet since the broker started",
             since=new.since,
         )
         async with agent(tmp_path, f"--broker={address}"):
@@ -230,7 +241,7 @@ async def test_doctor_looks_at_each_machine_through_its_agent(
             assert await asyncio.to_thread(cli.main, words) == 1
     findings = json.loads(capsys.readouterr().out)["findings"]
     told = {each["subject"]: each["text"] for each in findings if each["subject"].startswith("Machine ")}
-    assert told["Machine c"] == "the machine c can't be reached: its agent has not connected yet"
+    assert told["Machine c"] == "the machine c hasn't reported yet since the broker started"
     assert "its agent" not in " ".join(text for subject, text in told.items() if subject != "Machine c")
     assert {"Machine b: Docker", "Machine b: GPUs"} <= told.keys()  # no Docker answers here
     assert "Machine b: Ledger" not in told

@@ -73,7 +73,7 @@ async def test_a_gpu_is_asked_for_on_the_machine_that_has_the_files(answers: lis
         docker, broker = Docker(home=home), Broker()
         start, _ = make(docker, broker)
         await start.run()
-        assert broker.asked == replace(REQUEST, want=Want(1, node=node))
+        assert broker.asked == replace(REQUEST, want=Want(1, node=node), image="lab:1")
 
 
 async def test_where_the_hub_is_full_one_with_a_gpu_waits_and_one_without_is_refused(

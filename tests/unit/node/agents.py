@@ -161,6 +161,9 @@ class StubDocker:
     async def list(self, lease_id: str | None = None) -> tuple[Any, ...]:
         return ()
 
+    async def images(self) -> frozenset[str]:
+        return frozenset()
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
 

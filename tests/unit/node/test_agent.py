@@ -21,7 +21,7 @@ from gpuspawner.node.remote.wire import Hello, plain
 from tests.soon import SOON_SECONDS, until
 from tests.unit.node.agents import Broker, Cable, agent
 
-WAITS = "the machine b can't be reached: its agent has not connected yet"
+WAITS = "the machine b hasn't reported yet since the broker started"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def desired(facts: NodeFacts) -> DesiredState:
 
 async def test_a_machine_joins_and_does_what_the_broker_wants(broker: Broker, member: Path) -> None:
     assert broker.facts == NodeFacts("b", away=WAITS)
-    with pytest.raises(DeviceFault, match="its agent has not connected yet"):
+    with pytest.raises(DeviceFault, match="hasn't reported yet since the broker started"):
         await broker.node.settle("GPU-x")
     async with agent(member, f"--broker=127.0.0.1:{broker.port}"):
         await until(lambda: not broker.away)

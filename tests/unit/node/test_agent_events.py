@@ -173,7 +173,7 @@ async def test_docker_s_events_come_while_the_agent_is_taken_up(bench: Bench) ->
 async def test_docker_is_asked_through_the_agent(bench: Bench, tmp_path: Path) -> None:
     labs = bench.there.labs()
     assert labs is not None
-    with pytest.raises(EngineFault, match="its agent has not connected yet"):
+    with pytest.raises(EngineFault, match="hasn't reported yet since the broker started"):
         await RemoteNode("c", LOG).labs().engine.list()  # type: ignore[union-attr]
     await until(lambda: not bench.there.facts.away)
     assert [each.id for each in await labs.engine.list("a" * 32)] == ["c1"]

@@ -80,3 +80,12 @@ def test_a_file_that_cannot_be_read_is_no_empty_list(tmp_path: Path) -> None:
     (tmp_path / "joined.json").write_text("{")
     with pytest.raises(Fault, match=r"joined\.json can't be read"):
         Membership(tmp_path).names()
+
+
+def test_when_machines_were_heard_is_kept_and_never_in_the_way(tmp_path: Path) -> None:
+    membership = Membership(tmp_path)
+    assert membership.heard() == {}
+    membership.note_heard({"b": NOON})
+    assert Membership(tmp_path).heard() == {"b": NOON}
+    (tmp_path / "heard.json").write_text("{")
+    assert membership.heard() == {}

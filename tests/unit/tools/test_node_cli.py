@@ -141,12 +141,17 @@ async def test_a_machine_is_drained_and_serves_again(
                 return [(each["node"], each["drained"]) for each in devices]
 
             assert await typed("drain", "b", "new disk") == (
-                0, "Nothing new starts on b (2 GPUs); what runs there goes on.\n",
-            )  # fmt: skip
+                0,
+                "Nothing new starts on b (2 GPUs), nor on GPUs that appear there later; "
+                "what runs there goes on.\n",
+            )
             assert await drained() == [("a", False), ("b", True), ("b", True)]
             reasons = {each.reason for each in broker.deciding.rulebook.rules.drained.values()}
             assert reasons == {"new disk"}
+            single = next(each["uuid"] for each in (await client.status())["devices"] if each["node"] == "b")
+            await broker.deciding.rules.drain(single, "root", "by itself")
             assert await typed("undrain", "b") == (0, "New servers start on b again (2 GPUs).\n")
+            assert (await typed("undrain", "b"))[1] == "gpuspawner node: The machine b is not drained.\n"
             assert await drained() == [("a", False), ("b", False), ("b", False)]
             _, listed = await typed("list", "--json")
             assert [(each["name"], each["state"], each["gpus"]) for each in json.loads(listed)] == [
@@ -154,7 +159,7 @@ async def test_a_machine_is_drained_and_serves_again(
             ]  # fmt: skip
             assert await typed("drain", "c") == (
                 1,
-                "gpuspawner node: The broker knows no GPU of a machine c: see `gpuspawner node list`.\n",
+                "gpuspawner node: The broker knows no machine c: see `gpuspawner node list`.\n",
             )
 
 

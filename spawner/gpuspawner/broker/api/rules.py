@@ -30,7 +30,7 @@ from tornado.web import RequestHandler
 
 from ...config.quotas import check_timezone, period_to_text
 from ...config.sessions import session_to_json
-from ...core.decision import Decision, DecisionKind
+from ...core.decision import Decision, DecisionKind, Drain, drain_of, drained_machine
 from ...core.errors import BadOption, ConfigError, Fault, LeaseConflict, NotAllowed, Refusal
 from ...core.model import Lease
 from ...core.quota import EVERYBODY as FOR_EVERYBODY
@@ -319,15 +319,12 @@ class DrainsHandler(RuleHandler):
 
     @answering
     async def get(self) -> None:
-        """The drained devices; they are nobody's in particular, so everybody who reads anything sees them."""
+        """What is drained; that is nobody's in particular, so everybody who reads anything sees it."""
         drained = sorted(self.rules.rulebook.rules.drained.items())
         found = cut([Part("drains", drained, lambda item: item[0])], read_page(self))
         self.send(
             DrainsDocument(
-                drains=tuple(
-                    DrainDocument(uuid=uuid, since=each.since, author=each.author, reason=each.reason)
-                    for uuid, each in found.lists["drains"]
-                ),
+                drains=tuple(_drain_document(subject, each) for subject, each in found.lists["drains"]),
                 warning=self.rules.drain_warning(),
                 next=found.next,
             )
@@ -337,19 +334,45 @@ class DrainsHandler(RuleHandler):
     async def post(self) -> None:
         """204 once nothing new is placed there."""
         change = self.read(DrainChange)
-        asked = Change("drain device", f"device:{change.uuid}", (), change)
 
         async def drain() -> None:
-            await self.rules.drain(change.uuid, change.author, change.reason)
+            if change.machine:
+                await self.rules.drain_machine(change.machine, change.author, change.reason)
+            else:
+                await self.rules.drain(change.uuid, change.author, change.reason)
 
-        await self.make(asked, drain)
+        await self.make(_drain_asked("drain", change), drain)
 
     @answering
     async def delete(self) -> None:
         """204 once servers are placed there again."""
         change = self.read(DrainChange)
-        asked = Change("undrain device", f"device:{change.uuid}", (), change)
-        await self.make(asked, lambda: self.rules.undrain(change.uuid, change.author, change.reason))
+
+        async def undrain() -> None:
+            if change.machine:
+                await self.rules.undrain_machine(change.machine, change.author, change.reason)
+            else:
+                await self.rules.undrain(change.uuid, change.author, change.reason)
+
+        await self.make(_drain_asked("undrain", change), undrain)
+
+
+def _drain_document(subject: str, drain: Drain) -> DrainDocument:
+    machine = drained_machine(subject)
+    return DrainDocument(
+        uuid="" if machine else subject,
+        machine=machine,
+        since=drain.since,
+        author=drain.author,
+        reason=drain.reason,
+    )
+
+
+def _drain_asked(what: str, change: DrainChange) -> Change:
+    """As the audit log has it."""
+    if change.machine:
+        return Change(f"{what} machine", drain_of(change.machine), (), change)
+    return Change(f"{what} device", f"device:{change.uuid}", (), change)
 
 
 class AllowanceHandler(RuleHandler):

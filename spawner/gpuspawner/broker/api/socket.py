@@ -66,9 +66,10 @@ MAX_PATH_BYTES = 107
 """`sun_path` of unix(7), without its closing zero."""
 _BACKLOG = 512
 """Connections that may wait to be accepted: enough for a whole class that clicks at once."""
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 8.0
 """Interval of heartbeats, from the first line on: after a long silence, the client assumes that the broker
-hangs."""
+hangs. A thousand requests may be open, so it is not shorter than that needs."""
+_HEARTBEAT = event_to_line(HeartbeatEvent())
 
 
 class View(Protocol):
@@ -307,7 +308,7 @@ class LeasesHandler(Handler):
             while True:
                 await asyncio.sleep(HEARTBEAT_SECONDS)
                 await self._begin_stream()
-                await self._send(HeartbeatEvent())
+                await self._send_line(_HEARTBEAT)
 
     async def _follow(self, lease: Lease, deadline: float) -> None:
         """Sends changes until the client closes the connection. Raises the refusal that ends the stream.
@@ -366,7 +367,10 @@ class LeasesHandler(Handler):
         raise QueueTimeout(timeout_message(seconds, lease.want.device_count, obstacle))
 
     async def _send(self, event: Event) -> None:
-        self.write(event_to_line(event))
+        await self._send_line(event_to_line(event))
+
+    async def _send_line(self, line: str) -> None:
+        self.write(line)
         await self.flush()
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...config.site import GpuSite
 from ..decide.book import QueueRules
 from ..decide.line.fairshare import FairShare
 from ..decide.place.pooling import Pooling
-from ..leases.allocator import Allocator
+from ..leases.allocator import NOBODY, Allocator
 from ..leases.announcements import Announcements
 from ..leases.gate import QuotaGate
 from ..leases.queue_rules import queue_rules
@@ -29,8 +29,11 @@ class Deciding:
     rules: RuleService
 
 
-async def open_deciding(ground: Ground, poolings: Sequence[Pooling]) -> Deciding:
-    """Reads rules and leases from the ledger; nothing is placed yet. Raises ConfigError, LedgerFault."""
+async def open_deciding(
+    ground: Ground, poolings: Sequence[Pooling], awaited: Mapping[str, str] = NOBODY
+) -> Deciding:
+    """Reads rules and leases from the ledger; nothing is placed yet. `awaited`: why machines can't be reached
+    whose devices aren't known therefore. Raises ConfigError, LedgerFault."""
     site, ledger, log = ground.settings.site, ground.ledger, ground.log
     rulebook = Rulebook(ledger, site.quotas, site.known(), log=log)
     await rulebook.load()
@@ -41,7 +44,7 @@ async def open_deciding(ground: Ground, poolings: Sequence[Pooling]) -> Deciding
     rules.audit.on_end = ground.metrics.audited
     devices = [device for pooling in poolings for device in pooling.devices]
     terms = {uuid: each for pooling in poolings for uuid, each in pooling.terms.items()}
-    await allocator.load(devices, terms, place=False)
+    await allocator.load(devices, terms, place=False, awaited=awaited)
     await allocator.set_drained(rulebook.rules.drained)
     ground.metrics.lease_times.adopt(allocator.leases())
     return Deciding(rulebook, Announcements(rulebook, log), gate, allocator, rules)

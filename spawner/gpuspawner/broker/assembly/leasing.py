@@ -76,7 +76,7 @@ def _open_service(
         broker=str(ground.settings.state_dir),
         allocator=deciding.allocator,
         ledger=ground.ledger,
-        engines=Engines(machines.own_engine, machines.engine_of),
+        engines=Engines(machines.own_engine, machines.engine_of, machines.leases_with),
         folders=folders,
         make_patch=make_patch,
         metrics=ground.metrics,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from ..leases.folders import Place
 from ..leases.leasing import LeaseService
 from ..leases.services import enter_swarm
 from ..observe.journal import Journal
+from ..observe.machine_images import ImageParts, MachineImages
 from ..observe.machine_view import Known
 from ..observe.use import Use, use_in_turns, use_of
 from .deciding import Deciding
@@ -46,11 +48,12 @@ class Machine:
 
     `own_engine` is asked about the labs of machines that use the broker's Docker.
 
-    `connect` comes before anything about leases; `has` says whether a lease is on this machine.
+    `connect` comes before anything about leases.
     """
 
     enforcement: Enforcement
     closures: Closures
+    images: MachineImages
     late: LateDevices
     presence: Presence
     reloads: ReloadWatch
@@ -60,10 +63,9 @@ class Machine:
         ground: Ground,
         found: FoundNode,
         deciding: Deciding,
-        has: Callable[[Lease], bool],
         own_engine: Engine,
     ) -> None:
-        self._ground, self._deciding, self._has = ground, deciding, has
+        self._ground, self._deciding = ground, deciding
         self.node, self.simulated, self.name = found.node, found.facts.simulated, found.facts.name
         self._facts, self._sharing = found.facts, found.sharing
         labels = ground.settings.site.parsed_node_labels()
@@ -73,6 +75,8 @@ class Machine:
         """Whether it has been away since the broker began: then nobody knows what it has."""
         self.on_known: Callable[[], Awaitable[None]]
         """Called when that is known."""
+        self.stretch: Callable[[], float] = lambda: 1.0
+        """So many times as long are the pauses between looks at this machine, as there are many of them."""
         self.is_alone: Callable[[], bool] = lambda: False
         """Whether there is no other machine: then every lease is on it, whatever name it had before."""
         self.labs = found.node.labs()
@@ -85,12 +89,9 @@ class Machine:
 
     def _device_uuids(self) -> tuple[str, ...]:
         """Of the devices that can be leased, or are, those that this machine has or had."""
-        views = self._deciding.allocator.snapshot().devices
-        return tuple(
-            view.device.uuid
-            for view in views
-            if view.device.node == self.name or any(map(self._has, view.holders))
-        )
+        held = (uuid for lease in self._leases() for uuid in lease.device_uuids)
+        pooled = (device.uuid for device in self._sharing.pooling.devices)
+        return tuple(dict.fromkeys((*pooled, *held)))
 
     def _leases(self) -> tuple[Lease, ...]:
         allocator = self._deciding.allocator
@@ -109,14 +110,26 @@ class Machine:
                 log=ground.log,
                 rank=self._deciding.allocator.turn_rank,
             ),
-            OnNode(service, self._has, self.engine),
+            OnNode(service, self._leases, self.engine),
         )
         self.closures = self._make_closures()
+        self.images = MachineImages(
+            ImageParts(
+                read=lambda: self.engine.images(),
+                note=partial(self._deciding.allocator.note_machine_images, self.name),
+                is_needed=lambda: not self.is_alone() and not self.simulated,
+                stretch=self._stretched,
+            )
+        )
         self.late = self._make_late(service)
         self.presence = self._make_presence(service)
         self.reloads = self._make_reloads(service)
         if self.labs is not None:
             self.labs.engine.watch_events(partial(self._on_docker, service))
+
+    def _stretched(self) -> float:
+        """The broker's own machine is looked at as often as ever: that costs no message."""
+        return 1.0 if self.labs is None else self.stretch()
 
     def _make_closures(self) -> Closures:
         return Closures(
@@ -129,6 +142,7 @@ class Machine:
                 close=self.enforcement.close_to_new,
                 metrics=self._ground.metrics,
                 log=self._ground.log,
+                stretch=self._stretched,
             )
         )
 
@@ -160,6 +174,7 @@ class Machine:
             metrics=self._ground.metrics,
             log=self._ground.log,
             round_seconds=self._ground.settings.reconcile_seconds if own_docker else None,
+            stretch=self._stretched,
         )
         presence = Presence(parts, self._facts)
         self.enforcement.on_facts = presence.on_facts
@@ -170,11 +185,11 @@ class Machine:
         await self.late.take(self.twice.without(facts))
         self.awaited = False
         await self.on_known()
+        self.images.look_soon()
         if self.labs is not None:
             leases = self._leases()
             await self.labs.folders.keep_only([lease.id for lease in leases])
-            for lease in leases:
-                await service.refresh(lease)
+            await asyncio.gather(*map(service.refresh, leases))
 
     def _on_docker(self, service: LeaseService, item: ContainerEvent | EventsConnected) -> None:
         """Its own Docker has reported something. Before the machine serves, that can't be judged."""
@@ -191,12 +206,15 @@ class Machine:
                 tell=service.tell,
                 metrics=self._ground.metrics,
                 log=self._ground.log,
+                stretch=self._stretched,
             )
         )
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What runs for the machine until the broker ends, by name."""
-        loops = {"late devices": self.late.run(), "presence": self.presence.run()}
+        loops = {
+            "late devices": self.late.run(), "presence": self.presence.run(), "images": self.images.run(),
+        }  # fmt: skip
         if not self.simulated:
             loops |= {"closures": self.closures.run(), "reloads": self.reloads.run()}
         return {f"{name} of {self.name}": loop for name, loop in loops.items()}

@@ -16,7 +16,7 @@ from ...core.disk import Disk
 from ...core.errors import DeviceFault, Fault
 from ...core.finding import Finding
 from ...core.machine import MachineView
-from ...core.model import ContainerPatch, Lease
+from ...core.model import ContainerPatch, Lease, LeaseState
 from ...core.states import AWAKE
 from ...core.units import utc_now
 from ...node.api import NodeFacts, Usage
@@ -37,6 +37,10 @@ from .deciding import Deciding
 from .ground import Ground
 from .machine import FoundNode, Machine
 
+OFTEN = 20
+"""Up to so many machines, each is looked at as often as a single one; with more of them the pauses grow, so
+that all together cost the broker no more. What happens to a lab is reported by its machine at once."""
+
 
 class Machines:
     """One a broker, with at least one machine; the first is the broker's own. Others may come and go.
@@ -49,6 +53,7 @@ class Machines:
         self.own_engine = ground.engine_for(found[0].facts.name, ground.engine)
         """What is asked about the labs that run in the broker's Docker."""
         self._all: dict[str, Machine] = {each.facts.name: self._make(each) for each in found}
+        deciding.rules.machines = self._all.keys
         self._connect: Callable[[Machine], None] = lambda machine: None
         self._loops: dict[str, list[asyncio.Task[None]]] = {}
         """Those of machines that came later."""
@@ -60,14 +65,10 @@ class Machines:
         self.turn_service = TurnService(deciding.allocator, self.turns)
 
     def _make(self, found: FoundNode) -> Machine:
-        name = found.facts.name
-
-        def has(lease: Lease) -> bool:
-            return len(self._all) == 1 or self._allocator.node_of(lease) == name
-
-        machine = Machine(self._ground, found, self._deciding, has, self.own_engine)
+        machine = Machine(self._ground, found, self._deciding, self.own_engine)
         machine.on_known = self._say_awaited
         machine.is_alone = lambda: len(self._all) == 1
+        machine.stretch = lambda: max(1.0, len(self._all) / OFTEN)
         return machine
 
     async def _say_awaited(self) -> None:
@@ -146,6 +147,12 @@ class Machines:
         machine = self.of(lease)
         return None if machine is None or machine.labs is None else machine.engine
 
+    def leases_with(self, engine: Engine) -> tuple[Lease, ...] | None:
+        """The living leases on the other machine with this Docker; None if it is the broker's own."""
+        others = (each for each in self._all.values() if each.labs is not None)
+        machine = next((each for each in others if each.engine is engine), None)
+        return None if machine is None else self.leases_of(machine.name)
+
     def place_of(self, lease: Lease) -> Place | None:
         """Where the lease's folder is on another machine; None if it is on the broker's own."""
         machine = self.of(lease)
@@ -164,6 +171,8 @@ class Machines:
         self._ground.metrics.lease_times.on_lease(lease)
         if (machine := self.of(lease)) is not None:
             machine.enforcement.on_lease(lease)
+            if lease.state is LeaseState.RUNNING:
+                machine.images.look_soon()
         if lease.state in AWAKE:
             self.on_running()
 
@@ -197,8 +206,11 @@ class Machines:
 
     def gpu_use(self, lease: Lease) -> GpuUse:
         """How busy the lease's devices are."""
-        devices = {device.uuid: device for device in self.facts().devices}
-        return gpu_use(lease, devices, self.usage(), utc_now())
+        machine = self.of(lease)
+        if machine is None:
+            return gpu_use(lease, {}, {}, utc_now())
+        devices = {device.uuid: device for device in machine.facts.devices}
+        return gpu_use(lease, devices, machine.enforcement.usage(), utc_now())
 
     # ---- what they read
 

@@ -74,8 +74,11 @@ class Book:
         self._began: dict[str, float] = {}
         self._now = 0.0
         self._leases: dict[str, Lease] = {}
-        self._by_node: dict[str, list[Lease]] | None = None
-        """The living leases by machine; None after a change of leases or devices."""
+        self._by_node: dict[str, dict[str, Lease]] | None = None
+        """The living leases by machine and id; None after a change of devices."""
+        self._numbers: dict[str, int] = {}
+        """The order of arrival of the living leases."""
+        self._entered = 0
         self._by_server: dict[tuple[str, str, str], dict[str, None]] = {}
         self._by_user: dict[tuple[str, str], dict[str, None]] = {}
         self._taken: Counter[tuple[str, str]] = Counter()
@@ -86,8 +89,13 @@ class Book:
         """On how many GPUs members of a group compute in a pool of turns, by group and pool."""
         self._obstacles: dict[tuple[Want, str], str] = {}
         self._idle_but_out: dict[Want, str] = {}
-        """Both by want (and group), as of the last change of anything, which empties them."""
+        self._capacities: dict[Want, Capacity] = {}
+        """All by want (and group), as of the last change of anything, which empties them."""
         self._arrivals = 0
+        self._images: dict[str, str] = {}
+        """The ids of the images that waiting leases want."""
+        self._machine_images: dict[str, frozenset[str]] = {}
+        """The ids of the images that each machine has, as far as is known."""
         self._awaited: dict[str, str] = {}
         """Why the nodes whose devices aren't known yet can't be reached."""
 
@@ -121,13 +129,23 @@ class Book:
     def leases_on(self, node: str) -> tuple[Lease, ...]:
         """The living leases on that machine, in the order of arrival.
 
-        They are sorted once for all machines, each of which asks every few seconds.
+        Every machine asks every few seconds, so they are kept by machine, through every change of a lease.
         """
         if self._by_node is None:
             self._by_node = {}
             for lease in self._leases.values():
-                self._by_node.setdefault(self.node_of(lease), []).append(lease)
-        return tuple(self._by_node.get(node, ()))
+                self._by_node.setdefault(self.node_of(lease), {})[lease.id] = lease
+        found = self._by_node.get(node, {})
+        return tuple(sorted(found.values(), key=lambda lease: self._numbers[lease.id]))
+
+    def _sort_in(self, before: Lease | None, lease: Lease) -> None:
+        """The lease has changed: it may be on another machine now, or nowhere."""
+        if self._by_node is None:
+            return
+        if before is not None:
+            del self._by_node[self.node_of(before)][before.id]
+        if lease.state is not LeaseState.CLOSED:
+            self._by_node.setdefault(self.node_of(lease), {})[lease.id] = lease
 
     def holders(self, uuid: str) -> tuple[Lease, ...]:
         """The leases that hold a share of the device."""
@@ -146,6 +164,11 @@ class Book:
     def waiting_count(self) -> int:
         """How many leases wait."""
         return len(self._queue)
+
+    @property
+    def waiting_wants(self) -> tuple[Want, ...]:
+        """What those who wait ask for, each once."""
+        return self._queue.wants
 
     @property
     def all_in_service(self) -> bool:
@@ -222,6 +245,7 @@ class Book:
     def _forget_obstacles(self) -> None:
         self._obstacles.clear()
         self._idle_but_out.clear()
+        self._capacities.clear()
 
     def _obstacle(self, want: Want, group: str) -> str:
         awaited = self._awaits(want)
@@ -251,8 +275,12 @@ class Book:
 
     def capacity(self, want: Want) -> Capacity:
         """How many healthy devices, or slices of them, suit `want`, and how many requests wait for them."""
-        free, total = self._devices.count(want)
-        return Capacity(free, total, self._queue.count(want), self._devices.drained(want))
+        if want not in self._capacities:
+            free, total = self._devices.count(want)
+            self._capacities[want] = Capacity(
+                free, total, self._queue.count(want), self._devices.drained(want)
+            )
+        return self._capacities[want]
 
     def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
         """Whether this many leases of each want fit on the healthy devices if no other lease holds any."""
@@ -389,9 +417,9 @@ class Book:
         """Ask the rules again what each lease may claim: the queue and the ends of sessions follow."""
         self._claims.clear()
         self._forget_obstacles()
-        for waiting in self._queue.in_order():
-            self._queue.remove(waiting.lease_id)
-            self._queue.add(self._waiting(self._leases[waiting.lease_id], waiting.number))
+        self._queue.renew(
+            self._waiting(self._leases[each.lease_id], each.number) for each in self._queue.in_order()
+        )
         for lease_id, holding in self._held.items():
             claim = self._claim(self._leases[lease_id])
             seconds = claim.session_seconds
@@ -434,10 +462,35 @@ class Book:
         """Whether a device may be leased; None for one that is not known."""
         return self._devices.health(uuid) if uuid in self._devices else None
 
-    def set_awaited(self, reasons: Mapping[str, str]) -> None:
-        """The nodes whose devices aren't known yet: why each can't be reached."""
+    def note_image(self, lease_id: str, image: str) -> None:
+        """A request for that lease came, for a lab with this image; "" forgets it."""
+        if image:
+            self._images[lease_id] = image
+        else:
+            self._images.pop(lease_id, None)
+
+    def set_machine_images(self, node: str, images: frozenset[str]) -> None:
+        """The ids of the images that a machine has now."""
+        self._machine_images[node] = images
+
+    def _first_nodes(self, lease_id: str) -> frozenset[str]:
+        """The machines that have the image of a waiting lease."""
+        image = self._images.get(lease_id)
+        if image is None:
+            return frozenset()
+        return frozenset(node for node, images in self._machine_images.items() if image in images)
+
+    def set_awaited(self, reasons: Mapping[str, str]) -> list[Lease]:
+        """The nodes whose devices aren't known yet: why each can't be reached.
+
+        Returns the leases whose notice changes with that, with their new one.
+        """
         self._awaited = dict(reasons)
         self._forget_obstacles()
+        changed = self._devices.set_awaited(reasons)
+        holders = {lease.id: lease for uuid in changed for lease in self.holders(uuid)}
+        noted = ((lease, self.with_notice(lease)) for lease in holders.values())
+        return [new for lease, new in noted if new != lease]
 
     def is_drained(self, uuid: str) -> bool:
         """Whether nothing new is placed on the device by an admin's decision."""
@@ -450,7 +503,7 @@ class Book:
         return self._devices.set_health(health)
 
     def set_drained(self, drained: Mapping[str, Drain]) -> bool:
-        """Nothing new is placed on exactly these devices. Returns whether anything changed."""
+        """Nothing new is placed on exactly these devices and machines. Returns whether anything changed."""
         self._queue.changed()
         self._forget_obstacles()
         return self._devices.set_drained(drained)
@@ -492,6 +545,7 @@ class Book:
             all_rooms=lambda: self._devices.healthy_rooms(ended),
             holdings=lambda: self._holdings(freed),
             sessions=self._rules.sessions(self._now),
+            first_nodes=self._first_nodes,
         )
 
     def with_fractions(self, lease: Lease) -> Lease:
@@ -528,18 +582,25 @@ class Book:
         if lease.mode is Mode.TURNS and len(lost) < len(states):
             lost = []  # its turns are on the others
         told = notice.withdrawn(self._named(lost))
+        if lost and all(health.machine_away for _, health in lost):
+            told = notice.machine_away(lost[0][1].reason)
         if not told and lease.notice and not notice.is_withdrawal(lease.notice):
             return lease
         return replace(lease, notice=told)
 
     def enter(self, lease: Lease) -> None:
         """Enter the lease: new, changed or closed."""
-        self._by_node = None
         before = self._leases.get(lease.id)
+        if before is None and lease.state is not LeaseState.CLOSED:
+            self._entered += 1
+            self._numbers[lease.id] = self._entered
+        self._sort_in(before, lease)
         waited = before is not None and before.state is LeaseState.WAITING
         waits = lease.state is LeaseState.WAITING
         if waited and not waits:
             self._queue.remove(lease.id)
+        if not waits:
+            self._images.pop(lease.id, None)
         if waits and not waited:
             self._arrivals += 1
             self._queue.add(self._waiting(lease, self._arrivals))
@@ -553,7 +614,7 @@ class Book:
                 self._by_server.setdefault((lease.hub, lease.user, lease.server), {})[lease.id] = None
                 self._by_user.setdefault((lease.hub, lease.user), {})[lease.id] = None
         elif before is not None:
-            del self._leases[lease.id]
+            del self._leases[lease.id], self._numbers[lease.id]
             self._claims.pop(lease.id, None)
             _drop(self._by_server, (lease.hub, lease.user, lease.server), lease.id)
             _drop(self._by_user, (lease.hub, lease.user), lease.id)

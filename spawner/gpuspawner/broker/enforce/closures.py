@@ -20,7 +20,8 @@ from ..observe.metrics import Metrics
 from .way_in import WayIn
 
 ROUND_SECONDS = 5.0
-"""Pause between two rounds. A round reads NVML once for each device, and asks Docker once or twice."""
+"""Pause between two rounds, with few machines. A round reads NVML once for each device, and asks Docker once
+or twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class ClosureParts:
     close: Callable[[Iterable[DeviceHealth]], Awaitable[None]]
     metrics: Metrics
     log: logging.Logger
+    stretch: Callable[[], float] = lambda: 1.0
+    """So many times as long are the pauses, because there are many machines."""
 
 
 class Closures:
@@ -50,7 +53,7 @@ class Closures:
         """Rounds until cancelled. The same failure is logged once."""
         failures = LoopFailures("closures", self._parts.metrics, self._parts.log)
         while True:
-            await asyncio.sleep(ROUND_SECONDS)
+            await asyncio.sleep(ROUND_SECONDS * self._parts.stretch())
             try:
                 await self.round()
                 failures.over()

@@ -223,41 +223,40 @@ class Enforcement:
 
     async def report_health(self) -> None:
         """Updates the health of all devices from the node's current values."""
-        for health in await self._node.health():
-            self._hardware[health.uuid] = health
-            if not health.healthy:
-                await self.report(health.uuid)
+        found = await self._node.health()
+        self._hardware |= {health.uuid: health for health in found}
+        await self.report(*(health.uuid for health in found if not health.healthy))
 
     async def close_to_new(self, closed: Iterable[DeviceHealth]) -> None:
         """The devices that no new container may get, all of them; those that run are left alone."""
         before, self._closed = self._closed, {health.uuid: health for health in closed}
-        for uuid in before.keys() | self._closed.keys():
-            if before.get(uuid) != self._closed.get(uuid):
-                await self.report(uuid)
+        both = before.keys() | self._closed.keys()
+        await self.report(*(uuid for uuid in both if before.get(uuid) != self._closed.get(uuid)))
 
     async def set_away(self, reason: str) -> None:
         """Why nothing new may start on the machine, which can't be reached; "" once it may again."""
         self._away = reason
-        for device in self._pooling.devices:
-            await self.report(device.uuid)
+        await self.report(*(device.uuid for device in self._pooling.devices))
 
-    async def report(self, uuid: str) -> None:
-        """Puts a device out of service or back into service; retries if that can't be recorded now."""
+    async def report(self, *uuids: str) -> None:
+        """Puts devices out of service or back into service; retries if that can't be recorded now."""
+        if not uuids:
+            return
         try:
-            await self._holders.set_health(self.health_of(uuid))
-        except GpuSpawnerError as error:  # it is out of service anyway, or not back yet
-            self._log.warning("%s devices=%s", error, uuid)
-            self._spawn(self._report_later(uuid))
+            await self._holders.set_health(*map(self.health_of, uuids))
+        except GpuSpawnerError as error:  # they are out of service anyway, or not back yet
+            self._log.warning("%s devices=%s", error, ",".join(uuids))
+            self._spawn(self._report_later(*uuids))
 
-    async def _report_later(self, uuid: str) -> None:
+    async def _report_later(self, *uuids: str) -> None:
         await asyncio.sleep(self._tools.retry_seconds)
-        await self.report(uuid)
+        await self.report(*uuids)
 
     def health_of(self, uuid: str) -> DeviceHealth:
         """The hardware's health, unless the machine is away, or a mode or `close_to_new` keeps the device out
         of service."""
         if self._away:
-            return DeviceHealth(uuid, healthy=False, reason=self._away)
+            return DeviceHealth(uuid, healthy=False, reason=self._away, machine_away=True)
         hardware = self._hardware_of(uuid)
         reason = next(filter(None, (mode.obstacle(uuid) for mode in self._all_modes())), "")
         if not hardware.healthy:
@@ -296,7 +295,7 @@ class Enforcement:
         if self._started and not self._facts.simulated:
             pooled = {device.uuid for device in self._pooling.devices}
             held = (uuid for lease in self._holders.leases() for uuid in lease.device_uuids)
-            found |= {uuid: MISSING for uuid in held if uuid not in pooled}
+            found |= {uuid: self._away or MISSING for uuid in held if uuid not in pooled}
         if self._away:
             found |= {device.uuid: self._away for device in self._pooling.devices}
         return found

@@ -96,8 +96,7 @@ class LateDevices:
         await parts.enforcement.report_health()
         health = [parts.enforcement.health_of(device.uuid) for device in late]
         await parts.service.add(late, pooling.terms, [each for each in health if not each.healthy])
-        for device in late:
-            await parts.enforcement.report(device.uuid)  # it may be known, from before
+        await parts.enforcement.report(*(device.uuid for device in late))  # they may be known, from before
         parts.sharing.took(pooling)
         for warning in pooling.warnings:
             parts.log.warning("%s", warning)

@@ -48,8 +48,8 @@ class CommonHolders(Protocol):
         """Shows a line in the lab while a cell waits for a GPU; "" removes it. Raises LedgerFault."""
         ...
 
-    async def set_health(self, health: DeviceHealth) -> None:
-        """Puts a device out of service or back into service. Raises LedgerFault."""
+    async def set_health(self, *healths: DeviceHealth) -> None:
+        """Puts devices out of service or back into service. Raises LedgerFault."""
         ...
 
 

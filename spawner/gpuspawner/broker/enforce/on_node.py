@@ -10,15 +10,18 @@ from .mode import CommonHolders
 
 
 class OnNode:
-    """Implements `Holders`. `is_here` says whether a lease is on the node, `engine` is the node's Docker."""
+    """Implements `Holders`. `leases` returns those on the node that have not ended, `engine` is the node's
+    Docker."""
 
-    def __init__(self, holders: CommonHolders, is_here: Callable[[Lease], bool], engine: Engine) -> None:
-        self._holders, self._is_here, self._engine = holders, is_here, engine
+    def __init__(
+        self, holders: CommonHolders, leases: Callable[[], tuple[Lease, ...]], engine: Engine
+    ) -> None:
+        self._holders, self._leases, self._engine = holders, leases, engine
         self.ready = holders.ready
 
     def leases(self) -> tuple[Lease, ...]:
         """The leases on the node that have not ended."""
-        return tuple(lease for lease in self._holders.leases() if self._is_here(lease))
+        return self._leases()
 
     def is_drained(self, uuid: str) -> bool:
         """See `Holders`."""
@@ -40,6 +43,6 @@ class OnNode:
         """See `Holders`."""
         await self._holders.say_turn(lease_id, sentence)
 
-    async def set_health(self, health: DeviceHealth) -> None:
+    async def set_health(self, *healths: DeviceHealth) -> None:
         """See `Holders`."""
-        await self._holders.set_health(health)
+        await self._holders.set_health(*healths)

@@ -40,6 +40,8 @@ class PresenceParts:
     log: logging.Logger
     round_seconds: float | None = None
     retry_seconds: float = RETRY_SECONDS
+    stretch: Callable[[], float] = lambda: 1.0
+    """So many times as long are the pauses between rounds, because there are many machines."""
     clock: Clock = utc_now
 
 
@@ -75,7 +77,7 @@ class Presence:
         failures = LoopFailures("presence", self._parts.metrics, self._parts.log)
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._parts.round_seconds):
+                async with asyncio.timeout(self._pause_seconds()):
                     await self._news.wait()
             self._news.clear()
             try:
@@ -85,6 +87,10 @@ class Presence:
                 failures.failed(f"Whether machine {self._parts.node} can be used isn't known", error)
                 self._news.set()
                 await asyncio.sleep(self._parts.retry_seconds)
+
+    def _pause_seconds(self) -> float | None:
+        seconds = self._parts.round_seconds
+        return None if seconds is None else seconds * self._parts.stretch()
 
     async def follow(self) -> None:
         """Does what the latest facts say. Raises a Fault; call again then."""

@@ -38,6 +38,8 @@ class ReloadParts:
     tell: Callable[[str, str], Awaitable[object]]
     metrics: Metrics
     log: logging.Logger
+    stretch: Callable[[], float] = lambda: 1.0
+    """So many times as long are the pauses, because there are many machines."""
 
 
 class ReloadWatch:
@@ -51,7 +53,7 @@ class ReloadWatch:
         """Rounds until cancelled. The same failure is logged once."""
         failures = LoopFailures("reloads", self._parts.metrics, self._parts.log)
         while True:
-            await asyncio.sleep(ROUND_SECONDS)
+            await asyncio.sleep(ROUND_SECONDS * self._parts.stretch())
             try:
                 await self.round()
                 failures.over()

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 from ...core import states
@@ -41,6 +42,8 @@ _MOST_PAST = 20_000
 
 _PAST_SECONDS = 5 * 7 * 86400.0
 """Estimates draw newcomers from the last four weeks."""
+
+NOBODY: Mapping[str, str] = MappingProxyType({})
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -134,6 +137,11 @@ class Allocator:
         claims = frozenset((tier, waiting.want, waiting.claim) for tier, waiting in asking.items())
         return Guest(asking, (claims, frozenset(uses)))
 
+    def note_machine_images(self, node: str, images: frozenset[str]) -> None:
+        """The ids of the images that a machine has: of machines that may serve, one with the image comes
+        first."""
+        self._book.set_machine_images(node, images)
+
     def begins(self, request: GpuRequest, session_seconds: float | None) -> bool:
         """Whether this request, if it came now, would get its devices at once; a session has that length."""
         new = _new(request, LeaseState.WAITING, self._clock())
@@ -198,16 +206,21 @@ class Allocator:
     # Changes: each is one step under the lock.
 
     async def load(
-        self, devices: Iterable[Device], terms: Mapping[str, SharingRules] = NO_RULES, *, place: bool = True
+        self,
+        devices: Iterable[Device],
+        terms: Mapping[str, SharingRules] = NO_RULES,
+        *,
+        place: bool = True,
+        awaited: Mapping[str, str] = NOBODY,
     ) -> None:
         """Take over these devices and the ledger's living leases; call once, before anything else.
 
         `terms` says by UUID how a device is shared; left out, it is leased whole. A lease whose device is
         gone keeps it as a placeholder that is out of service. Waiting leases keep their order. With
         `place=False` all of them wait until `start_placing`: the ledger may be an old copy, and only Docker
-        knows which containers run.
+        knows which containers run. `awaited` are machines that haven't reported yet, as for `set_awaited`.
         """
-        await self._step(self._load, tuple(devices), terms, place)
+        await self._step(self._load, tuple(devices), terms, place, awaited)
 
     async def start_placing(self) -> None:
         """Docker was compared with the ledger: from now on waiting leases get devices."""
@@ -326,15 +339,16 @@ class Allocator:
         """
         return await self._step(self._adopt, lease)
 
-    async def set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
-        """Take a device out of service or back into it. Returns the leases whose `notice` changed.
+    async def set_health(self, *healths: DeviceHealth) -> tuple[Lease, ...]:
+        """Take devices out of service or back into it. Returns the leases whose `notice` changed.
 
-        If that could not be recorded (LedgerFault), the device is or stays out of service; call again.
+        If that could not be recorded (LedgerFault), the devices are or stay out of service; call again.
         """
-        return await self._step(self._set_health, health)
+        return await self._step(self._set_health, *healths)
 
     async def set_drained(self, drained: Mapping[str, Drain]) -> None:
-        """Place nothing new on exactly these devices, by UUID; what runs or starts there goes on.
+        """Place nothing new on exactly these devices, by UUID, and machines (`drain_of`), also not on devices
+        that they have later; what runs or starts there goes on.
 
         Raises LedgerFault if what follows could not be recorded; `advance` then does it.
         """
@@ -362,12 +376,17 @@ class Allocator:
     # The steps.
 
     async def _load(
-        self, devices: tuple[Device, ...], terms: Mapping[str, SharingRules], place: bool
+        self,
+        devices: tuple[Device, ...],
+        terms: Mapping[str, SharingRules],
+        place: bool,
+        awaited: Mapping[str, str],
     ) -> None:
         living = await self._ledger.living()
         self._placing = place
         await self._count_past(living)
         self._book = Book(devices, terms, self._rules)
+        self._book.set_awaited(awaited)
         for lease in living:
             if lease.state.holds_devices and not self._book.can_hold(lease):
                 self._report_trouble(lease)
@@ -455,9 +474,14 @@ class Allocator:
         if broken := self._book.repair_needed(request.want):
             raise NoCapacity(broken)
         lease = _new(request, asked.to, self._clock())
-        placed = {each.id: each for each in self._placed(lease.since, newcomer=lease)}
-        lease = placed.pop(lease.id, lease)
-        await self._commit(lease, *placed.values())
+        self._book.note_image(lease.id, request.image)
+        try:
+            placed = {each.id: each for each in self._placed(lease.since, newcomer=lease)}
+            lease = placed.pop(lease.id, lease)
+            await self._commit(lease, *placed.values())
+        except BaseException:
+            self._book.note_image(lease.id, "")
+            raise
         return lease
 
     async def _recheck(self, hub: str, user: str) -> tuple[Lease, ...]:
@@ -470,12 +494,13 @@ class Allocator:
         return tuple(ended)
 
     async def _set_awaited(self, reasons: dict[str, str]) -> None:
-        self._book.set_awaited(reasons)
-        now, ended = self._clock(), []
-        for lease in self._book.leases():
-            if lease.state is LeaseState.WAITING and (never := self._book.unservable(lease.want)):
-                ended.append(_refused(lease, NoCapacity(never), now))
-        await self._commit(*ended)
+        told = self._book.set_awaited(reasons)
+        found = {want: self._book.unservable(want) for want in self._book.waiting_wants}
+        never = {want: why for want, why in found.items() if why}
+        waiting = [each for each in self._book.leases() if each.state is LeaseState.WAITING] if never else []
+        now = self._clock()
+        ended = [_refused(each, NoCapacity(never[each.want]), now) for each in waiting if each.want in never]
+        await self._commit(*told, *ended)
 
     async def _find(self, lease_id: str) -> Lease | None:
         await self._settle()
@@ -487,6 +512,7 @@ class Allocator:
             raise LeaseConflict("This lease belongs to another request: start the server again.")
         states.after(lease.state, Event.ASK, Actor.HUB)
         if lease.state is LeaseState.WAITING:
+            self._book.note_image(lease.id, request.image)  # a broker that has just started doesn't know it
             try:
                 self._check_capacity(lease.want)
             except NoCapacity:
@@ -559,35 +585,37 @@ class Allocator:
         await self._commit(adopted, take_over=foreign)
         return adopted
 
-    async def _set_health(self, health: DeviceHealth) -> tuple[Lease, ...]:
-        uuid = health.uuid
-        before = self._book.health(uuid)
-        if before is None:
+    async def _set_health(self, *healths: DeviceHealth) -> tuple[Lease, ...]:
+        now = self._clock()
+        known = {each.uuid: each for each in healths if self._book.health(each.uuid) is not None}
+        before = {uuid: health for uuid in known if (health := self._book.health(uuid)) is not None}
+        changed = [uuid for uuid, health in known.items() if self._change_health(health, now)]
+        holders = {lease.id: lease for uuid in known for lease in self._book.holders(uuid)}
+        noted = [self._book.with_notice(lease) for lease in holders.values()]
+        told = [each for each in noted if each != self.lease(each.id)]
+        if not changed and not told:
             return ()
-        if not health.healthy and health.since is None:
-            health = replace(health, since=self._clock())
-        if self._book.set_health(health):
-            say = self._log.info if health.healthy else self._log.warning
-            say(
-                "Device %s is %s: %s",
-                uuid,
-                "in service" if health.healthy else "out of service",
-                health.reason,
-            )
-        told = [
-            each
-            for each in map(self._book.with_notice, self._book.holders(uuid))
-            if each != self.lease(each.id)
-        ]
         try:
-            await self._commit(*told, *self._placed(self._clock()))
+            await self._commit(*told, *self._placed(now))
         except BaseException:
-            if health.healthy:
-                self._book.set_health(before)
+            for uuid in changed:
+                if known[uuid].healthy:
+                    self._book.set_health(before[uuid])
             raise
         finally:
             self._watches.wake_waiting()
         return tuple(told)
+
+    def _change_health(self, health: DeviceHealth, now: datetime) -> bool:
+        """Whether it is another one; that goes to the log."""
+        if not health.healthy and health.since is None:
+            health = replace(health, since=now)
+        changed = self._book.set_health(health)
+        if changed:
+            say = self._log.info if health.healthy else self._log.warning
+            state = "in service" if health.healthy else "out of service"
+            say("Device %s is %s: %s", health.uuid, state, health.reason)
+        return changed
 
     async def _set_drained(self, drained: Mapping[str, Drain]) -> None:
         if not self._book.set_drained(drained):

@@ -52,6 +52,8 @@ GATHER_SECONDS = 3.0
 end of a server as of the last round."""
 UNKNOWN_AFTER_SECONDS = 300.0
 """The hub's report on a server's kernels is valid for this long; then nothing is known about them."""
+_AT_ONCE = 20
+"""So many servers are looked at before the loop may do something else."""
 _LAB_LOOKAHEAD = timedelta(seconds=WARNINGS_SECONDS[0] + 2 * ROUND_SECONDS)
 
 GpuUses = Callable[[Lease], GpuUse]
@@ -220,7 +222,9 @@ class Endings:
             for lease in running
         }
         lab_ends = self._lab_ends(running, own, now)
-        for lease in running:
+        for number, lease in enumerate(running):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
             await self._tell_of_cap(lease)
             await self._warn_or_end(lease, earliest([own[lease.id], lab_ends.get(lease.id)]), now)
             await self._look_at_idleness(lease, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...core.model import Lease
@@ -14,15 +14,24 @@ class Engines:
     """`elsewhere` returns the engine of the other machine that a lease is on; None if the own one has it.
 
     A lease that is on no known machine counts as on the own one: its machine may have another name since.
+    `leases_with` are those whose containers another machine's engine has; None: look at `elsewhere` instead.
     """
 
     own: Engine
     elsewhere: Callable[[Lease], Engine | None] = lambda lease: None
+    leases_with: Callable[[Engine], tuple[Lease, ...] | None] = lambda engine: None
 
     def of(self, lease: Lease) -> Engine:
         """The engine that is asked about the lease's containers."""
         return self.elsewhere(lease) or self.own
 
-    def on(self, engine: Engine, leases: Iterable[Lease]) -> tuple[Lease, ...]:
-        """Those leases whose containers this engine has."""
-        return tuple(lease for lease in leases if self.of(lease) is engine)
+    def on(self, engine: Engine, leases: Callable[[], tuple[Lease, ...]]) -> tuple[Lease, ...]:
+        """Those leases whose containers this engine has; `leases` are all that live.
+
+        A hundred machines are asked about their labs every few seconds: only for the own one all leases are
+        looked at.
+        """
+        found = self.leases_with(engine)
+        if found is not None:
+            return found
+        return tuple(lease for lease in leases() if self.of(lease) is engine)

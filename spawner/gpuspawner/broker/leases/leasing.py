@@ -233,7 +233,7 @@ class LeaseService:
         asked = engine or self._engines.own
         lock = self._rounds.setdefault(id(asked), asyncio.Lock())
         async with lock:
-            adopted = await self._compare(asked, self._engines.on(asked, self._allocator.leases()))
+            adopted = await self._compare(asked, self._engines.on(asked, self._allocator.leases))
             if asked is not self._engines.own:
                 return adopted
             if adopted and not self._allocator.placing:
@@ -277,9 +277,9 @@ class LeaseService:
         change = self._allocator.wake if awake else self._allocator.sleep
         await change(lease_id, ago_seconds=ago_seconds)
 
-    async def set_health(self, health: DeviceHealth) -> None:
-        """A device went out of service or is back: tell its users. After a fault, call again."""
-        for lease in await self._allocator.set_health(health):
+    async def set_health(self, *healths: DeviceHealth) -> None:
+        """Devices went out of service or are back: tell their users. After a fault, call again."""
+        for lease in await self._allocator.set_health(*healths):
             await self._parts.folders.refresh(lease)
 
     async def add(

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...config.quotas import check_group, limits_to_json, subject_from_text
 from ...config.sessions import session_from_json, session_to_json
-from ...core.decision import Decision, DecisionKind
+from ...core.decision import Decision, DecisionKind, drain_of
 from ...core.errors import BadOption, ConfigError, LeaseConflict, NotAllowed, Refusal
 from ...core.model import Lease, LeaseState
 from ...core.quota import UNLIMITED, Allowance, Quota, Subject, SubjectKind, Window
@@ -86,6 +86,8 @@ class RuleService:
         self._clock = clock
         self.audit = Audit(ledger, clock=clock)
         """Makes and records each change that somebody asks for."""
+        self.machines: Callable[[], Collection[str]] = frozenset
+        """The names of the machines, also of those whose GPUs aren't known yet."""
         self.feeds = CalendarFeeds()
         """Addresses for calendar programs; the broker sets those that outlive it."""
 
@@ -187,7 +189,19 @@ class RuleService:
         known = {view.device.uuid for view in self._allocator.snapshot().devices}
         if uuid not in known:
             raise BadOption(f"There is no GPU {uuid!r} here: see `gpuspawner status` for the UUIDs.")
-        await self._decide(DecisionKind.DRAIN, uuid, {}, author, reason)
+        return await self._drain(uuid, author, reason)
+
+    async def drain_machine(self, name: str, author: str, reason: str) -> str:
+        """The same for all GPUs of a machine, also for those that it has later.
+
+        Raises BadOption for a machine that isn't known, LedgerFault.
+        """
+        if name not in self.machines():
+            raise BadOption(f"There is no machine {name!r} here: see `gpuspawner node list`.")
+        return await self._drain(drain_of(name), author, reason)
+
+    async def _drain(self, subject: str, author: str, reason: str) -> str:
+        await self._decide(DecisionKind.DRAIN, subject, {}, author, reason)
         await self._allocator.set_drained(self.rulebook.rules.drained)
         return self.drain_warning()
 
@@ -210,10 +224,30 @@ class RuleService:
         )
 
     async def undrain(self, uuid: str, author: str, reason: str) -> None:
-        """Place servers on the device again. Raises BadOption if it isn't drained, LedgerFault."""
-        if uuid not in self.rulebook.rules.drained:
+        """Place servers on the device again. Raises BadOption if it isn't drained, or only with its machine;
+        LedgerFault.
+        """
+        drained = self.rulebook.rules.drained
+        machine = self._allocator.node_with(uuid)
+        if uuid not in drained and drain_of(machine) in drained:
+            raise BadOption(
+                f"The GPU {uuid!r} is drained with its machine: run `gpuspawner node undrain {machine}`."
+            )
+        if uuid not in drained:
             raise BadOption(f"The GPU {uuid!r} is not drained.")
-        await self._decide(DecisionKind.DRAIN, uuid, None, author, reason)
+        await self._undrain(uuid, author, reason)
+
+    async def undrain_machine(self, name: str, author: str, reason: str) -> None:
+        """Place servers on the machine's GPUs again, but for those that are drained by themselves.
+
+        Raises BadOption if it isn't drained, LedgerFault.
+        """
+        if drain_of(name) not in self.rulebook.rules.drained:
+            raise BadOption(f"The machine {name!r} is not drained.")
+        await self._undrain(drain_of(name), author, reason)
+
+    async def _undrain(self, subject: str, author: str, reason: str) -> None:
+        await self._decide(DecisionKind.DRAIN, subject, None, author, reason)
         await self._allocator.set_drained(self.rulebook.rules.drained)
 
     async def announce(self, subject: str, text: str, until: datetime, author: str) -> None:

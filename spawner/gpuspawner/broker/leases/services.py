@@ -71,6 +71,10 @@ class ServiceEngine:
         """See `Engine`."""
         return await self._engine.exists(container_id)
 
+    async def images(self) -> frozenset[str]:
+        """Those of the machine's Docker."""
+        return await self._engine.images()
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Those of the machine's Docker."""
         return await self._engine.facts()

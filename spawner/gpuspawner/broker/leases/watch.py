@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NamedTuple
 
 from ...core.errors import LeaseConflict
@@ -12,6 +13,13 @@ from ...core.states import ENDED
 from ..decide.line.estimate import Estimate
 from ..decide.line.queue import Place
 from ..decide.snapshot import Change
+
+_AT_ONCE = 100
+"""So many places are looked at before the loop may do something else."""
+_REST = 20.0
+"""A look at all places is followed by this many times its length without one, .."""
+_MOST_REST_SECONDS = 2.0
+""".. but no longer than this."""
 
 
 class WaitNews(NamedTuple):
@@ -24,10 +32,18 @@ class WaitNews(NamedTuple):
 
 
 class Watches:
-    """Everybody who follows a lease; waking is cheap, and each then checks for itself what has changed."""
+    """Everybody who follows a lease.
+
+    Places in the queue are looked at for all who wait together, soon after a change, and only those are woken
+    for whom something has changed: with a thousand who wait, nobody's request may cost a thousand wake-ups.
+    """
 
     def __init__(self) -> None:
         self._by_lease: dict[str, list[Watch]] = {}
+        self._is_due = False
+        self._looking = False
+        self._rests_until = 0.0
+        """By the loop's clock."""
 
     def __len__(self) -> int:
         return sum(map(len, self._by_lease.values()))
@@ -38,10 +54,30 @@ class Watches:
             watch.put(lease)
 
     def wake_waiting(self) -> None:
-        """A lease left the queue: everybody who follows a waiting lease checks its place again."""
-        for watches in self._by_lease.values():
-            for watch in watches:
-                watch.wake()
+        """A lease left the queue: the place of everybody who follows a waiting lease is looked at soon."""
+        self._is_due = True
+        if not self._looking:
+            self._looking = True
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(loop.time(), self._rests_until), self._look)
+
+    def _look(self) -> None:
+        self._is_due = False
+        followed = [watch for watches in self._by_lease.values() for watch in watches]
+        self._look_at(iter(followed), asyncio.get_running_loop().time())
+
+    def _look_at(self, left: Iterator[Watch], began: float) -> None:
+        """The next of those who are left, then the others."""
+        loop, some = asyncio.get_running_loop(), tuple(itertools.islice(left, _AT_ONCE))
+        for watch in some:
+            watch.wake()
+        if len(some) == _AT_ONCE:
+            loop.call_soon(self._look_at, left, began)
+            return
+        self._looking = False
+        self._rests_until = loop.time() + min(_MOST_REST_SECONDS, _REST * (loop.time() - began))
+        if self._is_due:
+            self.wake_waiting()
 
     def add(self, watch: Watch) -> None:
         """Register a watch."""
@@ -106,8 +142,10 @@ class Watch:
         self._news.set()
 
     def wake(self) -> None:
-        """The place of a waiting lease may have changed."""
-        if self._lease is not None and self._lease.state is LeaseState.WAITING:
+        """The place of a waiting lease may have changed: if so, whoever follows it is told."""
+        if self._lease is None or self._last is None or self._lease.state is not LeaseState.WAITING:
+            return  # who has not been told anything yet looks for itself
+        if _worth_telling(self._look()) != _worth_telling(self._last):
             self._news.set()
 
     def _look(self) -> Change:

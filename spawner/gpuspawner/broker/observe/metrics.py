@@ -28,6 +28,7 @@ LOOPS = (
 )  # fmt: skip
 TURN_STEPS = ("pause", "sleep", "wake", "end")
 STEPS = ("set_running", "charge", "release", "remove", "adopt")
+_LOST = (MachineState.AWAY, MachineState.REFUSED)
 DEVICE_STATES = ("free", "in_use", "drained", "out_of_service")
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900)
 _WAIT_BUCKETS = (1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 43200, 86400)
@@ -139,6 +140,10 @@ class Metrics:
             "gpuspawner_node_ready", "Whether new servers start on a machine, of several", ["node"],
             registry=self.registry,
         )  # fmt: skip
+        self._node_reachable = Gauge(
+            "gpuspawner_node_reachable", "Whether the broker reaches a machine, of several", ["node"],
+            registry=self.registry,
+        )  # fmt: skip
 
     def _add_turns(self) -> None:
         self._switches = Counter(
@@ -239,7 +244,7 @@ class Metrics:
             self._oldest.labels(tier).set(max(0.0, *seconds) if seconds else 0.0)
 
     def _set_nodes(self, snapshot: Snapshot, machines: Sequence[MachineView]) -> None:
-        for metric in (self._node_devices, self._node_leases, self._node_ready):
+        for metric in (self._node_devices, self._node_leases, self._node_ready, self._node_reachable):
             metric.clear()
         if len(machines) < 2:
             return
@@ -247,6 +252,7 @@ class Metrics:
         for machine in machines:
             self._node_leases.labels(machine.name).set(machine.leases)
             self._node_ready.labels(machine.name).set(machine.state is MachineState.READY)
+            self._node_reachable.labels(machine.name).set(machine.state not in _LOST)
             for condition in DEVICE_STATES:
                 self._node_devices.labels(machine.name, condition).set(devices[machine.name, condition])
 

@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,7 @@ from .link import Link, LinkPace
 from .wire import Garbled, Hello, event_to_plain, plain, read
 
 RETRY_SECONDS = 2.0
+"""Pause before the next attempt to connect, in the mean: a hundred agents don't come at the same moment."""
 DESIRED_FILE = "desired.json"
 MOST_KEPT = 10_000
 """So many events are kept for a broker that is away, the newest."""
@@ -97,7 +99,7 @@ class Agent:
                 if why != told:
                     self._log.warning("The broker can't be reached; quotas stay enforced: %s", why)
                 told = why
-                await asyncio.sleep(retry_seconds)
+                await asyncio.sleep(retry_seconds * random.uniform(0.5, 1.5))
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)

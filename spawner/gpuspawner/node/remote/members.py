@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
+from datetime import datetime
 from pathlib import Path
 
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, Fault
 from .certificates import Authority
 from .door import Door
 from .joining import JoinLine
@@ -16,6 +18,8 @@ from .remote_node import RemoteNode
 
 FOLDER = "machines"
 """In the broker's state folder: its keys, who has joined, and the tokens."""
+NOTE_SECONDS = 30.0
+"""How often it is recorded when each machine was heard last: a broker that is killed loses no more."""
 
 
 def membership_of(state_dir: Path) -> Membership:
@@ -55,6 +59,9 @@ class Members:
         self._joined: dict[str, str] = {}
         """The fingerprints of their certificates, as of the last look."""
         self._door: Door | None = None
+        self._heard: dict[str, datetime] = {}
+        """As it was recorded last."""
+        self._noted_at = -math.inf
 
     async def open(self, address: str) -> tuple[RemoteNode, ...]:
         """Listens for agents; returns what stands for the machines that have joined.
@@ -63,6 +70,7 @@ class Members:
         """
         host, port = split_address(address)
         authority = await asyncio.to_thread(Authority, self._folder / "keys")
+        self._heard = await asyncio.to_thread(self._membership.heard)
         joined, _ = await self.look()
         self._door = Door(authority, self._membership, self._nodes.get, self._log)
         try:
@@ -85,10 +93,25 @@ class Members:
             await self._nodes.pop(name).close()
         self._joined = joined
         new = [name for name in joined if name not in self._nodes]
-        self._nodes |= {name: RemoteNode(name, self._log) for name in new}
+        self._nodes |= {name: RemoteNode(name, self._log, heard_at=self._heard.get(name)) for name in new}
+        await self._note_heard()
         return tuple(self._nodes[name] for name in new), gone
+
+    async def _note_heard(self) -> None:
+        """Records when each machine was heard last, now and then. Raises Fault."""
+        now = asyncio.get_running_loop().time()
+        heard = {name: node.heard_at for name, node in self._nodes.items() if node.heard_at is not None}
+        if heard == self._heard or now < self._noted_at + NOTE_SECONDS:
+            return
+        await asyncio.to_thread(self._membership.note_heard, heard)
+        self._heard, self._noted_at = heard, now
 
     async def close(self) -> None:
         """Ends all connections."""
+        self._noted_at = -math.inf
+        try:
+            await self._note_heard()
+        except Fault as fault:
+            self._log.warning("%s", fault)
         if self._door is not None:
             await self._door.close()

@@ -1,4 +1,5 @@
-"""Which machines have joined, and the tokens with which one may: two files in the broker's state folder.
+"""Which machines have joined, the tokens with which one may, and when each was heard last: files in the
+broker's state folder.
 
 A machine is known by the fingerprint of its certificate; `forget` takes it off the list, and with that its
 certificate is worth nothing. A token serves once, for an hour. Commands and the broker may change the files
@@ -31,6 +32,7 @@ class Membership:
     def __init__(self, folder: Path, clock: Clock = utc_now) -> None:
         self._folder, self._clock = folder, clock
         self._joined, self._tokens = folder / "joined.json", folder / "tokens.json"
+        self._heard = folder / "heard.json"
 
     def names(self) -> tuple[str, ...]:
         """The machines that have joined."""
@@ -80,6 +82,20 @@ class Membership:
                 return False
             _write(self._joined, joined)
             return True
+
+    def heard(self) -> dict[str, datetime]:
+        """When each machine's agent was heard last, as `note_heard` recorded it.
+
+        Nothing if that can't be read: people are told it, and no decision needs it.
+        """
+        try:
+            return {name: datetime.fromisoformat(at) for name, at in _read(self._heard).items()}
+        except (Fault, ValueError):
+            return {}
+
+    def note_heard(self, times: Mapping[str, datetime]) -> None:
+        """Records it for the next start of the broker. Raises Fault."""
+        _write(self._heard, {name: at.isoformat() for name, at in times.items()})
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

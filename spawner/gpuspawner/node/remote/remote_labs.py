@@ -61,6 +61,11 @@ class RemoteEngine:
         exists: bool = await self._call("exists", container_id)
         return exists
 
+    async def images(self) -> frozenset[str]:
+        """See `Engine`; an agent of an earlier release has no answer, which is an EngineFault, too."""
+        found: frozenset[str] = await self._call("images")
+        return found
+
     async def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `Engine`."""
         facts: tuple[dict[str, Any], dict[str, Any]] = await self._call("facts")

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from ...core.disk import Disk
@@ -41,15 +42,24 @@ RIVAL_SECONDS = 60.0
 class RemoteNode:
     """One for each machine that has joined. See `Node` for the methods."""
 
-    def __init__(self, name: str, log: logging.Logger, pace: LinkPace | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        log: logging.Logger,
+        pace: LinkPace | None = None,
+        *,
+        heard_at: datetime | None = None,
+    ) -> None:
+        """`heard_at`: when an earlier broker heard of the agent last."""
         self._name, self._log, self._pace = name, log, pace
-        self._facts = NodeFacts(name, away=self._sentence("its agent has not connected yet"))
+        self._contact = Contact(heard_at=heard_at)
+        away = f"the machine {name} hasn't reported yet since the broker started"
+        self._facts = NodeFacts(name, away=away, contact=self._contact)
         self._desired: DesiredState | None = None
         self._link: Link | None = None
         self._heard: tuple[str, int] = ("", 0)
         """Of which start of the agent, and up to which number, events were taken."""
         self._events: asyncio.Queue[NodeEvent | None] = asyncio.Queue()
-        self._contact = Contact()
         self._forgetting: asyncio.TimerHandle | None = None
         """Of what is said about another agent with the same certificate."""
         self._engine = RemoteEngine(self._ask)
@@ -61,6 +71,11 @@ class RemoteNode:
     def facts(self) -> NodeFacts:
         """The latest facts."""
         return self._facts
+
+    @property
+    def heard_at(self) -> datetime | None:
+        """When the agent was heard last; None if it never was."""
+        return self._contact.heard_at if self._link is None else self._link.heard_at
 
     # ---- the agent comes and goes
 

@@ -65,6 +65,7 @@ CALLS: Mapping[str, tuple[Any, Any]] = {
     "docker_main_pid": (tuple[str], int | None),
     "docker_is_denied": (tuple[str, str], bool),
     "docker_exists": (tuple[str], bool),
+    "docker_images": (tuple[()], frozenset[str]),
     "docker_facts": (tuple[()], tuple[dict[str, Any], dict[str, Any]]),
     "folder_write": (tuple[str, dict[str, str], bool], None),
     "folder_remove": (tuple[str], None),

@@ -25,7 +25,8 @@ class Rules:
     """Quotas, grants, lab sessions by name, and by how many seconds leases were extended.
 
     `properties` are the limits that hub groups have in their own properties, by group. `drained` are the
-    devices on which nothing new is placed, by UUID; `messages` the latest for each class, past ones too.
+    devices on which nothing new is placed, by UUID, and machines (`drain_of`); `messages` the latest for each
+    class, past ones too.
 
     `to_end` are leases, by id, that end if their user's quota doesn't allow them, and since when that holds.
 

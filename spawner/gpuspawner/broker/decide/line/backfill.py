@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -71,7 +71,8 @@ class Fleet:
     """The devices at one moment.
 
     `rooms` have something to give; `all_rooms` gives every healthy room by UUID, the full ones too; `healthy`
-    counts devices by kind.
+    counts devices by kind. `first_nodes` are the machines that
+    have the image of a waiting lease, by its id.
     """
 
     rooms: Rooms
@@ -79,6 +80,7 @@ class Fleet:
     all_rooms: Callable[[], Mapping[str, Room]]
     holdings: Callable[[], Sequence[Holding]] = tuple
     sessions: Sequence[SessionHold] = ()
+    first_nodes: Callable[[str], Collection[str]] = lambda lease_id: ()
 
 
 @dataclass(slots=True)
@@ -212,11 +214,10 @@ class _Plan:
         self._reserve()
         ends = self._ends(waiting)
         heeded = [each for each in self._reservations if self._heeds(waiting, ends, each)]
-        shares = self._placeable[waiting.want]
-        if not heeded:
-            return shares
-        if all(each.leaves_room(shares, self._rooms) for each in heeded):
-            return shares
+        first = self._fleet.first_nodes(waiting.lease_id)
+        for shares in self._choices(waiting.want, first):
+            if all(each.leaves_room(shares, self._rooms) for each in heeded):
+                return shares
         aside: dict[Kind, list[Room]] = {}
         for kind, listed in self._left.items():
             if any(each.at_seconds is None and suits(each.want, kind) for each in heeded):
@@ -224,7 +225,13 @@ class _Plan:
             kept = [room for room in listed if not any(room.device.uuid in each.rooms for each in heeded)]
             if kept:
                 aside[kind] = kept
-        return place(waiting.want, aside)
+        return place(waiting.want, aside, first)
+
+    def _choices(self, want: Want, first: Collection[str]) -> Iterator[tuple[Share, ...]]:
+        """Where it may be placed now: machines in `first` before others; or by the other rules alone."""
+        if first and (shares := place(want, self._left, first)) is not None:
+            yield shares
+        yield self._placeable[want]
 
     def _give(self, waiting: Waiting, shares: tuple[Share, ...]) -> None:
         devices = parts_of(shares, self._rooms)

@@ -177,6 +177,21 @@ class Queue:
             self._rivals.clear()
         self.changed()
 
+    def renew(self, everybody: Iterable[Waiting]) -> None:
+        """Everybody who waits, by arrival, with the claims that they have now."""
+        renewed = list(everybody)
+        if renewed == list(self._places.values()):
+            return
+        for lease_id in tuple(self._places):
+            self.remove(lease_id)
+        for waiting in renewed:
+            self.add(waiting)
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        """What those who wait ask for, each once."""
+        return tuple(self._wants)
+
     def changed(self) -> None:
         """Use, health or time has changed: the places are counted again when they are next requested."""
         self._standings = None
@@ -223,16 +238,17 @@ class Queue:
     def _count(self, lineup: Iterable[Waiting], healthy: Mapping[Kind, int] | None) -> dict[str, Place]:
         """Everybody's place, in one pass: what is counted for each want is how many of it came so far."""
         out = {w for w in self._wants if healthy is not None and not servable(w, healthy)}
-        ahead: Counter[Want] = Counter()
+        rivals = {want: tuple(self._compete(want) - out) for want in self._wants}
+        totals = {
+            want: sum(self._wants[each] for each in rivals[want]) + (want in out) for want in self._wants
+        }
+        ahead: dict[Want, int] = dict.fromkeys(self._wants, 0)
         found: dict[str, Place] = {}
-        totals = {want: sum(self._wants[each] for each in self._compete(want) - out) for want in self._wants}
         for waiting in lineup:
-            want = waiting.want
-            before = sum(ahead[rival] for rival in self._compete(want) - out)
-            if want in out:
-                found[waiting.lease_id] = Place(before + 1, totals[want] + 1)
-            else:
-                found[waiting.lease_id] = Place(before + 1, totals[want])
+            want, before = waiting.want, 1
+            for rival in rivals[want]:
+                before += ahead[rival]
+            found[waiting.lease_id] = Place(before, totals[want])
             ahead[want] += 1
         return found
 

@@ -13,10 +13,11 @@ import bisect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from itertools import chain
 from types import MappingProxyType
 
-from ....core.decision import Drain
+from ....core.decision import Drain, drain_of
 from ....core.model import Device, DeviceHealth, Lease
 from ....core.want import Mode, Want
 from .placement import Kind, Room, Share, by_node, count_free, rank, share_of, suits
@@ -38,7 +39,10 @@ class Devices:
         self._rooms = {device.uuid: Room(device, terms=terms.get(device.uuid, WHOLE)) for device in devices}
         self._health = {uuid: DeviceHealth(uuid, healthy=True) for uuid in self._rooms}
         self._holders: dict[str, tuple[str, ...]] = dict.fromkeys(self._rooms, ())
-        self._placeholders: set[str] = set()
+        self._placeholders: dict[str, str] = {}
+        """Those that only a lease knows, with its machine."""
+        self._awaited: Mapping[str, str] = {}
+        """Why the machines can't be reached that haven't reported yet."""
         self._drained: Mapping[str, Drain] = {}
         self._out: set[str] = set()
         """The devices that are not in service."""
@@ -73,8 +77,9 @@ class Devices:
         return self._health[uuid]
 
     def drain(self, uuid: str) -> Drain | None:
-        """Why nothing new is placed on the device; None if it isn't drained."""
-        return self._drained.get(uuid)
+        """Why nothing new is placed on the device; None if neither it nor its machine is drained."""
+        room = self._rooms.get(uuid)
+        return None if room is None else _drain_in(self._drained, room.device)
 
     def in_service(self, uuid: str) -> bool:
         """Whether something may be placed on the device: it is healthy and not drained."""
@@ -83,6 +88,25 @@ class Devices:
     def holders(self, uuid: str) -> tuple[str, ...]:
         """Ids of the leases that hold a share of the device."""
         return self._holders.get(uuid, ())
+
+    def set_awaited(self, reasons: Mapping[str, str]) -> tuple[str, ...]:
+        """Why the machines can't be reached that haven't reported yet.
+
+        Returns the placeholders that are unknown for another reason now.
+        """
+        self._awaited = dict(reasons)
+        changed = []
+        for uuid, node in self._placeholders.items():
+            before = self._health[uuid]
+            self._health[uuid] = self._unknown(uuid, node, before.since)
+            if self._health[uuid] != before:
+                changed.append(uuid)
+        return tuple(changed)
+
+    def _unknown(self, uuid: str, node: str, since: datetime | None) -> DeviceHealth:
+        """The health of a placeholder: its machine hasn't reported yet, or doesn't have it."""
+        awaited = self._awaited.get(node)
+        return DeviceHealth(uuid, False, awaited or MISSING, since, machine_away=awaited is not None)
 
     def is_placeholder(self, uuid: str) -> bool:
         """Whether the inventory did not have this device."""
@@ -120,7 +144,7 @@ class Devices:
 
     def _service(self, uuid: str) -> DeviceHealth:
         """Its health; if it is healthy and drained, that an admin keeps it from new servers."""
-        health, drain = self._health[uuid], self._drained.get(uuid)
+        health, drain = self._health[uuid], self.drain(uuid)
         if not health.healthy or drain is None:
             return health
         reason = f" ({drain.reason})" if drain.reason else ""
@@ -145,8 +169,8 @@ class Devices:
 
     def drained(self, want: Want) -> int:
         """How many devices that suit `want` are healthy, but drained."""
-        known = (uuid for uuid in self._drained if uuid in self._rooms)
-        return sum(suits(want, self._rooms[uuid].kind) for uuid in known if self._health[uuid].healthy)
+        well = (uuid for uuid in self._out if self._health[uuid].healthy)
+        return sum(suits(want, self._rooms[uuid].kind) for uuid in well)
 
     def can_hold(self, lease: Lease) -> bool:
         """Whether the devices of `lease` are known and what it would hold of them is free."""
@@ -245,7 +269,7 @@ class Devices:
         uuid = device.uuid
         if uuid in self._rooms and uuid not in self._placeholders:
             return
-        self._placeholders.discard(uuid)
+        self._placeholders.pop(uuid, None)
         room = Room(device, tuple(share_of(lease, device) for lease in holders), terms)
         self._rooms[uuid] = room
         self._health[uuid] = health or DeviceHealth(uuid, healthy=True)
@@ -287,9 +311,15 @@ class Devices:
         return True
 
     def set_drained(self, drained: Mapping[str, Drain]) -> bool:
-        """Exactly these devices get nothing new, known or found later. Returns whether anything changed."""
-        changed = self._drained.keys() ^ drained.keys()
-        rooms = [self._rooms[uuid] for uuid in changed if uuid in self._rooms]
+        """Exactly these devices, and those of these machines, get nothing new, known or found later.
+
+        Returns whether anything changed.
+        """
+        rooms = [
+            room
+            for room in self._rooms.values()
+            if (self.drain(room.device.uuid) is None) != (_drain_in(drained, room.device) is None)
+        ]
         before = {room.device.uuid: self.in_service(room.device.uuid) for room in rooms}
         for room in rooms:
             self._unlist(room)
@@ -306,20 +336,20 @@ class Devices:
             several = 1 if lease.mode is Mode.TURNS else len(lease.device_uuids)
             memory_bytes = lease.memory_bytes // max(1, several)
             self._rooms[uuid] = Room(Device(uuid, "not found", memory_bytes))
-            self._health[uuid] = DeviceHealth(uuid, healthy=False, reason=MISSING, since=lease.since)
+            self._health[uuid] = self._unknown(uuid, lease.node, lease.since)
             self._look(uuid)
             self._holders[uuid] = ()
-            self._placeholders.add(uuid)
+            self._placeholders[uuid] = lease.node
         return self._rooms[uuid].device
 
     def _forget(self, uuid: str) -> None:
         del self._rooms[uuid], self._health[uuid], self._holders[uuid]
-        self._placeholders.remove(uuid)
+        del self._placeholders[uuid]
         self._out.discard(uuid)
 
     def _look(self, uuid: str) -> None:
         """The device's health or drain was set: see whether it is in service."""
-        if self._health[uuid].healthy and uuid not in self._drained:
+        if self._health[uuid].healthy and self.drain(uuid) is None:
             self._out.discard(uuid)
         else:
             self._out.add(uuid)
@@ -337,6 +367,11 @@ class Devices:
         if self.in_service(room.device.uuid) and not room.full:
             listed = self._open[room.kind]
             del listed[bisect.bisect_left(listed, rank(room), key=rank)]
+
+
+def _drain_in(drained: Mapping[str, Drain], device: Device) -> Drain | None:
+    """Its own, else that of its machine."""
+    return drained.get(device.uuid) or drained.get(drain_of(device.node))
 
 
 def _by_node(device: Device) -> tuple[bool, str, bool, int, str]:

@@ -12,9 +12,17 @@ from ....core.want import Mode, Want
 _SAVE = "Save your work, stop this server and start a new one."
 
 
+_GOES_ON = "; your lab goes on."
+
+
 def is_withdrawal(sentence: str) -> bool:
-    """Whether the sentence comes from `withdrawn`: it is removed when the devices are healthy again."""
-    return sentence.endswith(_SAVE)
+    """Whether it is from `withdrawn` or `machine_away`: it is removed when the devices are healthy again."""
+    return sentence.endswith((_SAVE, _GOES_ON))
+
+
+def machine_away(reason: str) -> str:
+    """The message for the holder of devices of a machine that can't be reached."""
+    return f"{reason[:1].upper()}{reason[1:].rstrip('. ')}{_GOES_ON}"
 
 
 def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:

@@ -11,7 +11,7 @@ admits as many leases as it has seats, and only one at a time uses a device.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -269,26 +269,32 @@ def _count_free(want: Want, memory_bytes: int, terms: SharingRules, held: tuple[
     return count
 
 
-def place(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
-    """The shares that serve `want` now, or None. Always the same answer for the same rooms.
+def place(want: Want, rooms: Rooms, first: Collection[str] = ()) -> tuple[Share, ...] | None:
+    """The shares that serve `want` now, or None. Always the same answer for the same arguments.
 
     Several devices are taken from one kind if one has enough, because a program on different GPUs runs
     at the speed of the slowest; kinds with the smallest devices come first, so that large ones stay free
-    for those who ask for them. Nodes come as `_node_rank` says. In turns they are of all devices of one pool
-    on one node, the home first.
+    for those who ask for them. Among nodes whose devices have as much memory, in one pool, those in `first`
+    come first: they have the image already. Then nodes come as `_node_rank` says. In turns the shares are of
+    all devices of one pool on one node, the home first.
     """
     if want.mode is Mode.TURNS:
-        return _place_in_turns(want, rooms)
+        return _place_in_turns(want, rooms, first)
     offers = {kind: _offers(want, rooms[kind]) for kind in _kinds_in_order(want, rooms)}
     enough = [kind for kind, offer in offers.items() if len(offer) == want.device_count]
     if enough:
+        smallest = (enough[0].memory_bytes, enough[0].terms.pool)
+        near = [each for each in enough if each.node in first]
+        enough = [each for each in near if (each.memory_bytes, each.terms.pool) == smallest] or enough
         alike = [kind for kind in enough if kind.order == enough[0].order]
         return tuple(offers[min(alike, key=lambda kind: _node_rank(rooms[kind], offers[kind]))])
     mixed: dict[str, list[Share]] = {}
     for kind, offer in offers.items():
         mixed.setdefault(kind.node, []).extend(offer)
     count = want.device_count
-    return next((tuple(each[:count]) for each in mixed.values() if len(each) >= count), None)
+    able = [node for node, shares in mixed.items() if len(shares) >= count]
+    able.sort(key=lambda node: node not in first)  # a stable sort: otherwise in the order of the kinds
+    return tuple(mixed[able[0]][:count]) if able else None
 
 
 def _node_rank(listed: Sequence[Room], offer: Sequence[Share]) -> tuple[float, float, str]:
@@ -300,9 +306,9 @@ def _node_rank(listed: Sequence[Room], offer: Sequence[Share]) -> tuple[float, f
     return (len(listed), 0.0, first.device.node)
 
 
-def _place_in_turns(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
+def _place_in_turns(want: Want, rooms: Rooms, first: Collection[str]) -> tuple[Share, ...] | None:
     """A seat in the first pool that has one: no device of it may be without. Of one pool on several nodes,
-    on the node where the fewest leases have a seat for each device."""
+    on one in `first`, and there where the fewest leases have a seat for each device."""
     found: list[tuple[float, Kind, tuple[Share, ...]]] = []
     for kind in _kinds_in_order(want, rooms):
         if found and kind.order != found[0][1].order:
@@ -314,7 +320,9 @@ def _place_in_turns(want: Want, rooms: Rooms) -> tuple[Share, ...] | None:
             others = sorted(shares[1:], key=lambda share: (order[share.device_uuid], share.device_uuid))
             seats = len(listed[0].shares) / len(listed)
             found.append((seats, kind, (replace(shares[0], home=True), *others)))
-    return min(found, key=lambda each: (each[0], each[1].node))[2] if found else None
+    if not found:
+        return None
+    return min(found, key=lambda each: (each[1].node not in first, each[0], each[1].node))[2]
 
 
 def take(rooms: dict[Kind, list[Room]], shares: Iterable[Share]) -> None:
