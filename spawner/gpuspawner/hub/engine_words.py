@@ -37,7 +37,7 @@ def explain(fault: EngineFault, user: str = "", server: str = "") -> Said:
     if fault.status is None:
         return _unreachable(words)
     if (too_long := _TOO_LONG.search(words)) is not None:
-        return _too_long(words, _blamed(words[: too_long.start()], user, server))
+        return _too_long(_blamed(words[: too_long.start()], user, server))
     for pattern, make in _KNOWN:
         if match := pattern.search(words):
             return make(match)
@@ -116,7 +116,8 @@ def _blamed(path: str, user: str, server: str) -> str:
     return max(found, key=lambda whose: len(names[whose]), default="")
 
 
-def _too_long(words: str, whose: str) -> Said:
+def _too_long(whose: str) -> Said:
+    """The log has Docker's own message, with the name, before this."""
     sentences = {
         "user": "Your user name is too long for Docker: ask your admin for a shorter one.",
         "server": "The name of your server is too long for Docker. Give it a shorter one.",
@@ -124,7 +125,7 @@ def _too_long(words: str, whose: str) -> Said:
     }
     return Said(
         sentences[whose],
-        f"Docker says: {words[:700]}. A shorter c.GpuDockerSpawner.prefix or volume name also helps.",
+        "Docker says: file name too long. A shorter c.GpuDockerSpawner.prefix or volume name also helps.",
         "name_too_long",
         400,
     )
