@@ -255,7 +255,7 @@ def test_two_servers_that_start_at_once_in_one_home_share_the_starters(start: St
 
 
 def test_a_home_without_room_starts_all_the_same(start: Start) -> None:
-    lab = start("echo", "started", read_only=True)
+    lab = start("echo", "started", read_only=True, tmpfs={"/tmp": ""})
     assert lab.wait(timeout=WAIT_SECONDS)["StatusCode"] == 0
     assert lab.logs(stderr=False) == b"started\n"
     said = lab.logs(stdout=False).decode().splitlines()  # two streams: Docker may mix their lines in the log
