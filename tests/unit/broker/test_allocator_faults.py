@@ -212,6 +212,22 @@ async def test_a_broken_device_is_withdrawn_even_if_the_ledger_fails(failing: An
     assert [each.notice for each in await allocator.set_health(DeviceHealth("GPU-0", True))] == [""]
 
 
+async def test_who_gets_a_place_by_a_loss_gets_it_after_a_failed_commit_too(failing: Any, times: Any) -> None:
+    """B waits for three devices, and C behind it; when one breaks, C's turn comes."""
+    allocator = Allocator(failing, clock=times.now)
+    await allocator.load([GPU0, GPU1, GPU2])
+    await allocator.acquire(request(A))
+    (held,) = allocator.leases()[0].device_uuids
+    lost = DeviceHealth(next(each.uuid for each in (GPU0, GPU1, GPU2) if each.uuid != held), False, "XID 79")
+    await allocator.acquire(request(B, count=3))
+    assert (await allocator.acquire(request(C))).state is WAITING
+    failing.fault = "before"
+    with pytest.raises(LedgerFault):
+        await allocator.set_health(lost)
+    await allocator.set_health(lost)
+    assert [each.state for each in allocator.leases()] == [RESERVED, WAITING, RESERVED]
+
+
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_cancelled_caller_leaves_memory_and_ledger_alike(
     allocator: Allocator, ledger: Ledger, turns: int

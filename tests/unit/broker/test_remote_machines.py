@@ -135,7 +135,7 @@ async def test_agent_and_broker_die_and_the_leases_stay(folder: Path, address: s
         assert notice(broker, ben) == told
         async with agent(tmp_path, f"--broker={address}"):
             await until(lambda: in_service(broker) == 2)
-            assert notice(broker, ben) == ""
+            await until(lambda: notice(broker, ben) == "")
             assert (await ask(broker, "dora")).state is LeaseState.WAITING
             assert state(broker, ben) == (LeaseState.RUNNING, ben.device_uuids)
             assert doubles(broker) == []

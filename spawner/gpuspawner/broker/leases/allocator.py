@@ -72,6 +72,8 @@ class Allocator:
         self._sessions: tuple[SessionHold, ...] = ()
         self._placing = True
         self._doubtful: set[str] = set()
+        self._owes_places = False
+        """Whether a device went out of service, and who gets a place by that could not be recorded."""
         self._watches = Watches()
         self.on_lease: Callable[[Lease], None] | None = None
         """Called with each lease that was committed, once memory has it; must not block or fail."""
@@ -593,10 +595,12 @@ class Allocator:
         holders = {lease.id: lease for uuid in known for lease in self._book.holders(uuid)}
         noted = [self._book.with_notice(lease) for lease in holders.values()]
         told = [each for each in noted if each != self.lease(each.id)]
-        if not changed and not told:
+        if not changed and not told and not self._owes_places:
             return ()
         try:
+            self._owes_places = True
             await self._commit(*told, *self._placed(now))
+            self._owes_places = False
         except BaseException:
             for uuid in changed:
                 if known[uuid].healthy:
