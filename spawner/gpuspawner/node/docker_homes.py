@@ -58,11 +58,16 @@ class _Reading:
     digest: Any = field(default_factory=hashlib.sha256)
     size_bytes: int = 0
     done: bool = False
+    ended: bool = False
+    taking: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, most: int = CHUNK_BYTES) -> bytes:
         """The next bytes; blocks on Docker. Raises EngineFault."""
         while len(self.left) < most and not self.done:
-            part = next(self.parts, b"")
+            with self.taking:
+                if self.ended:
+                    raise EngineFault("the copy of the home has ended")
+                part = next(self.parts, b"")
             self.done = not part
             self.left += part
         found = bytes(self.left[:most])
@@ -78,6 +83,12 @@ class _Reading:
             if time.monotonic() > until:
                 return Skimmed(self.size_bytes)
         return Skimmed(self.size_bytes, self.digest.hexdigest())
+
+    def close(self) -> None:
+        """Lets Docker go: it holds the container until the last byte was read or the connection is closed."""
+        self.ended = True
+        with self.taking, suppress(OSError):
+            self.stream.close()
 
 
 @dataclass
@@ -226,12 +237,12 @@ class DockerHomes:
             copy.ended.set()
             assert copy.upload is not None
             await asyncio.wait({copy.upload}, timeout=PASS_SECONDS)
+        else:
+            closing = asyncio.ensure_future(self._pool.submit(copy.close))
+            await asyncio.wait({closing}, timeout=PASS_SECONDS)  # not for ever: Docker may hang
         await self._run(
             "end a copy", lambda call: unless_gone(call, "remove_container", copy.container, force=True)
         )
-        if isinstance(copy, _Reading):
-            with suppress(AttributeError, OSError, ValueError):
-                await self._pool.submit(copy.stream.close)
 
     async def end_all(self) -> None:
         """Ends all copies; for an agent whose broker has gone. What Docker refuses, a later look removes."""

@@ -28,6 +28,8 @@ class Docker:
         self.boxes: dict[str, dict[str, Any]] = {}
         self.images: list[str] = []
         self.full_at_bytes = 1 << 40
+        self.reading: set[str] = set()
+        """The containers whose archive is being read; the engine lets go of none of them before its end."""
 
     async def run(self, seconds: int, what: str, work: Callable[[Any], Any], pool: Any) -> Any:
         return await asyncio.to_thread(work, self.call)
@@ -82,13 +84,24 @@ class Docker:
         return box
 
     def do_remove_container(self, box: str, force: bool = False) -> None:
+        if box in self.reading:
+            raise EngineFault("Docker did not remove the container: Read timed out.")
         if self.boxes.pop(box, None) is None:
             raise GONE
 
     def do_get_archive(self, box: str, path: str, chunk_size: int) -> tuple[Iterator[bytes], dict[str, Any]]:
         assert path == "/gpuspawner/home"
         data = self.content[self.boxes[box]["Mounts"][0]]
-        return (data[at : at + 700] for at in range(0, len(data), 700)), {}
+
+        def stream() -> Iterator[bytes]:
+            self.reading.add(box)
+            try:
+                for at in range(0, len(data), 700):
+                    yield data[at : at + 700]
+            finally:
+                self.reading.discard(box)
+
+        return stream(), {}
 
     def do_put_archive(self, box: str, path: str, parts: Iterator[bytes]) -> None:
         assert path == "/gpuspawner"
@@ -145,6 +158,14 @@ async def test_a_home_is_read_in_chunks_and_skimmed(docker: Docker, homes: Docke
     assert await homes.skim(copy) == Skimmed(len(DATA), hashlib.sha256(DATA).hexdigest())
     await homes.end_all()
     assert docker.boxes == {}
+
+
+async def test_a_read_that_ends_early_lets_its_container_go(docker: Docker, homes: DockerHomes) -> None:
+    copy = await homes.begin_read(HOME)
+    await homes.read(copy)
+    assert docker.reading
+    await homes.end(copy)
+    assert (docker.reading, docker.boxes) == (set(), {})
 
 
 async def test_a_large_home_is_skimmed_in_several_calls(
