@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
-from running import System
 from yarl import URL
+
+from tests.running import System
 
 
 class KernelEnded(Exception):

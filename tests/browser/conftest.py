@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers that several folders share
 expect.set_options(timeout=30_000)  # what comes soon may come late on a busy machine; the default is 5 s
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from running import CONFIG, System, running_system
 
 from tests.browser.login import log_in
 from tests.hubstart import free_ports
 from tests.recipes import adapted, blocks
+from tests.running import CONFIG, System, running_system
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
 

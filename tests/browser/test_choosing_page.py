@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
-from running import System, running_system
 
 from tests.browser.login import log_in
 from tests.browser.looks import check_looks, take_picture
 from tests.hub.conftest import engine, images  # noqa: F401  (fixtures)
+from tests.running import System, running_system
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
 

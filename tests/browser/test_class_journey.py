@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from running import running_hub
 
 from tests.browser.login import log_in
 from tests.browser.looks import check_looks
 from tests.hubstart import free_ports
+from tests.running import running_hub
 
 pytestmark = pytest.mark.browser
 

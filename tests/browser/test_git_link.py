@@ -14,10 +14,10 @@ from urllib.parse import quote
 import pytest
 from gpuspawner.hub.network import gateway_of
 from playwright.sync_api import Browser, Page, expect
-from running import running_system
 
 from tests.browser.login import fill_login
 from tests.hubstart import own_subnet
+from tests.running import running_system
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from gpuspawner.core.text import plain
 from playwright.sync_api import BrowserContext, Page, expect
-from running import running_hub
 
 from tests.browser.login import log_in
 from tests.browser.looks import check_looks
 from tests.hubstart import free_ports
+from tests.running import running_hub
 
 pytestmark = pytest.mark.browser
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import docker
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from running import System, running_system
 
 from tests.browser.login import log_in
 from tests.browser.looks import check_looks, take_picture
 from tests.browser.notebook import READY_MS, run_cell, start_lab, write_notebook
 from tests.nvml.scripted import Gpu, Script
+from tests.running import System, running_system
 
 pytestmark = [
     pytest.mark.browser,

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from running import ROOT, System, running_system
 
 from images.table import read_table
 from tests.browser.login import log_in
+from tests.running import ROOT, System, running_system
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
 

@@ -14,7 +14,6 @@ from contextlib import closing
 import docker
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from running import IMAGE, ROOT, System, running_system
 
 from tests.browser.login import log_in
 from tests.browser.looks import take_picture
@@ -26,6 +25,7 @@ from tests.browser.notebook import (
     start_lab,
     write_notebook,
 )
+from tests.running import IMAGE, ROOT, System, running_system
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
 

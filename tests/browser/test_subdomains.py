@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect
-from running import System, running_system
 
 from tests.browser.login import log_in
+from tests.running import System, running_system
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
 

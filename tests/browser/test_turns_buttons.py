@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from running import System, running_system
 
 from tests.browser.login import log_in
 from tests.browser.looks import check_looks
 from tests.hub.conftest import engine, images  # noqa: F401  (fixtures)
 from tests.nvml.scripted import Gpu, Script
+from tests.running import System, running_system
 
 pytestmark = [
     pytest.mark.browser,

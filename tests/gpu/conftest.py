@@ -18,9 +18,9 @@ from gpuspawner.node.inventory import open_inventory
 from images.table import read_table
 
 sys.path.insert(0, str(Path(__file__).parent))  # this folder's own helpers
-sys.path.insert(0, str(Path(__file__).parents[1]))  # those that several folders share
 from machine import write_site
-from running import System, running_system
+
+from tests.running import System, running_system
 
 HERE = Path(__file__).resolve().parent
 REQUIRED = "GPUSPAWNER_REQUIRE_GPU"

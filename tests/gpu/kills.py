@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from running import System
-from webclient import Client
+
+from tests.running import System
+from tests.webclient import Client
 
 VICTIMS = ("helper", "broker")
 PHASES = ("pause", "sleep", "wake", "resume")

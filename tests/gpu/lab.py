@@ -6,7 +6,8 @@ from contextlib import closing
 from typing import Any
 
 import docker
-from running import System
+
+from tests.running import System
 
 EIGHT_SLICES: dict[str, Any] = {
     "pools": [{"name": "class", "mode": "slice", "slices": 8, "mps": True}],

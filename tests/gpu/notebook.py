@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
-from webclient import Client, execute_request
+
+from tests.webclient import Client, execute_request
 
 
 class Notebook:

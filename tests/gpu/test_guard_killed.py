@@ -16,8 +16,9 @@ import pynvml
 import pytest
 from lab import EIGHT_SLICES, container_of
 from notebook import notebook
-from running import System
-from webclient import logged_in, serving, whole_status
+
+from tests.running import System
+from tests.webclient import logged_in, serving, whole_status
 
 pytestmark = pytest.mark.gpu
 

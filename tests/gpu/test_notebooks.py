@@ -11,7 +11,8 @@ from typing import Any
 import docker
 import pytest
 from lab import EIGHT_SLICES, container_of
-from webclient import logged_in, serving
+
+from tests.webclient import logged_in, serving
 
 pytestmark = pytest.mark.gpu
 

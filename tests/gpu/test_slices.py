@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from attacks import ATTACKS, GRAB, ILLEGAL_ADDRESS, Attack
 from lab import EIGHT_SLICES, container_of
-from running import System
 from sampler import Sampler
-from webclient import Client, KernelEnded, all_free, logged_in, serving, whole_status
+
+from tests.running import System
+from tests.webclient import Client, KernelEnded, all_free, logged_in, serving, whole_status
 
 pytestmark = pytest.mark.gpu
 

@@ -22,8 +22,9 @@ import pytest
 from gpuspawner.node.mps.control import find_program
 from gpuspawner.node.mps.patch import MPS_MOUNT
 from lab import inspected
-from running import System
-from webclient import Client, logged_in, start, stop, whole_status
+
+from tests.running import System
+from tests.webclient import Client, logged_in, start, stop, whole_status
 
 pytestmark = pytest.mark.gpu
 

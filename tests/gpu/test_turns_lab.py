@@ -37,8 +37,9 @@ import pytest
 from kills import Killer, parse_kills
 from notebook import Notebook, notebook
 from rows import Rows
-from running import System
-from webclient import Client, logged_in, serving, whole_status
+
+from tests.running import System
+from tests.webclient import Client, logged_in, serving, whole_status
 
 pytestmark = pytest.mark.gpu
 

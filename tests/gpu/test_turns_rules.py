@@ -33,8 +33,9 @@ from lab import container_of
 from machine import uuids, write_site
 from notebook import Notebook, notebook
 from rows import Rows
-from running import System
-from webclient import Client, logged_in, start, stop
+
+from tests.running import System
+from tests.webclient import Client, logged_in, start, stop
 
 pytestmark = pytest.mark.gpu
 

@@ -12,8 +12,9 @@ from typing import Any
 import docker
 import pytest
 from lab import container_of
-from running import System
-from webclient import all_free, logged_in, serving, stop, whole_status
+
+from tests.running import System
+from tests.webclient import all_free, logged_in, serving, stop, whole_status
 
 pytestmark = pytest.mark.gpu
 

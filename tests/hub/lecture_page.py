@@ -25,6 +25,8 @@ _LONGEST_PAUSE_SECONDS = 10.0
 _FILES = re.compile(r'(?:src|href)="([^"]*/hub/(?:static/|logo(?!ut))[^"]*)"')
 _PROGRESS = re.compile(r'id="gpu-start-data">(.*?)</script>', re.DOTALL)
 _TOKEN = re.compile(r'name="_xsrf" value="([^"]+)"|[?&]_xsrf=([^"&]+)"')
+_IDLE_SECONDS = 3
+"""The proxy (Node) closes what is idle for 5 s; a browser asks again if that happens to its request."""
 _CONNECTIONS = 6
 """As many as browsers open to one host."""
 
@@ -47,7 +49,7 @@ class WaitingPage:
             self.url,
             cookie_jar=aiohttp.CookieJar(unsafe=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_read=300),
-            connector=aiohttp.TCPConnector(limit_per_host=_CONNECTIONS),
+            connector=aiohttp.TCPConnector(limit_per_host=_CONNECTIONS, keepalive_timeout=_IDLE_SECONDS),
         )
         token = xsrf_of(await self._page("/hub/login"))
         form = {"username": self.user, "password": self.password, "_xsrf": token}

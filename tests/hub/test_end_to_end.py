@@ -10,15 +10,12 @@ import asyncio
 import os
 import re
 import signal
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers that several folders share
-from running import System, running_system
-from webclient import all_free, logged_in
+from tests.running import System, running_system
+from tests.webclient import all_free, logged_in
 
 pytestmark = pytest.mark.docker
 
