@@ -220,9 +220,10 @@ async def restart(site: Site, waiting: Asked) -> None:
         f"of {cpu_seconds(site.broker):.1f} s CPU of the broker"
     )
     await asyncio.sleep(10)
-    lost = sum(hold.done() for hold in waiting.holds)
+    lost = Counter(str(hold.exception()) for hold in waiting.holds if hold.done() and not hold.cancelled())
     print(
-        f"10 s later: leases {await site.states()}; {lost} of {len(waiting.holds)} requests were lost",
+        f"10 s later: leases {await site.states()}; "
+        f"{lost.total()} of {len(waiting.holds)} requests were lost {dict(lost) or ''}",
         flush=True,
     )
 

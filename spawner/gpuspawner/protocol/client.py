@@ -57,9 +57,13 @@ _UNREADABLE = (
 
 CONNECT_SECONDS = 2.0
 """A broker that isn't running is asked again for this long: it may be starting."""
-RETRY_SECONDS = 10.0
-"""A broken connection is retried for this long under the same lease id; a broker restart takes less."""
+RETRY_SECONDS = 60.0
+"""A broken connection is retried for this long under the same lease id. A broker restart takes less, also on
+a busy machine: with a hundred machines of its own and a load of 15 it took more than 10 s."""
 _PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 1.0
+"""The pause doubles up to this, so that a thousand requests leave a broker that starts the CPU. Less than the
+time that the broker gives a hub to come back (`leasing.RESTORE_SECONDS`)."""
 _LEAST_TRIES = 5
 ANSWER_SECONDS = 30.0
 """Longest wait for an answer's first byte: the broker may have to remove an old container first."""
@@ -293,7 +297,7 @@ class _LeaseStream:
         """
         self.close()
         loop, tries = asyncio.get_running_loop(), 0
-        deadline = loop.time() + seconds
+        deadline, pause = loop.time() + seconds, _PAUSE_SECONDS
         while True:
             try:
                 waited = loop.time() - self._begun_at
@@ -302,9 +306,10 @@ class _LeaseStream:
             except _Broken as error:
                 tries += 1
                 often = tries >= _LEAST_TRIES or isinstance(error, TimeoutError)
-                if often and loop.time() + _PAUSE_SECONDS >= deadline:
+                if often and loop.time() + pause >= deadline:
                     raise _unavailable(error) from error
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _read_grant(self) -> Grant:
         """Reads events until a lease comes. Raises Refusal, or an error of `_Broken`."""

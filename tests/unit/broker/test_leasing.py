@@ -211,6 +211,32 @@ async def test_leases_of_a_former_broker_may_be_held_again(
         await bench.become(anna="reserved")
 
 
+async def test_a_hub_that_comes_back_slowly_keeps_all_its_places(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each hold that comes back gives the others time; a loop that is late, as under load, counts as none."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    names = ("anna", "ben", "cleo")
+    first, second, third = (bench.request(number, name) for number, name in enumerate(names))
+    for request in (first, second, third):
+        await bench.allocator.acquire(request)
+    bench.service.restore()
+    bench.service.reachable()
+    everybody = {"anna": "reserved", "ben": "waiting", "cleo": "waiting"}
+    with bench.service.hold(first.lease_id):
+        now += 2
+        with bench.service.hold(second.lease_id):
+            now += 2
+            await bench.service.reconcile()
+            assert bench.states() == everybody  # 4 s after the start, 2 s after the second hold
+            with bench.service.hold(first.lease_id):  # held already: this gives no time
+                now += 2
+                await bench.service.reconcile()
+                assert bench.states() == {"anna": "reserved", "ben": "waiting"}
+
+
 @pytest.mark.parametrize("fault", ["before", "after"])
 async def test_a_ledger_that_cannot_be_written_leases_nothing(
     times: Any, path: Path, faulty_ledger: type[Ledger], monkeypatch: pytest.MonkeyPatch, fault: str

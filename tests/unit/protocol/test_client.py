@@ -359,6 +359,32 @@ async def test_the_hold_outlives_a_restart_of_the_broker(broker: Broker, client:
     await asyncio.wait_for(broker.exchanges[1].closed.wait(), SOON_SECONDS)
 
 
+async def test_a_broker_that_starts_is_asked_less_and_less_often(
+    client: BrokerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand requests wait for it, and it needs the CPU."""
+    pauses: list[float] = []
+    tries = 0
+
+    async def no_broker(request: Any, waited_seconds: float) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries > 6:
+            raise LeaseConflict("enough")
+        raise ConnectionRefusedError
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 60.0)
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(client, "post_lease", no_broker)
+    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    with pytest.raises(LeaseConflict):
+        await take(client)
+    assert pauses == [0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
+
+
 async def test_a_hold_that_is_lost_says_why(broker: Broker, client: BrokerClient) -> None:
     ended = {"event": "refused", "reason": "lease_conflict", "message": "The lease has ended."}
     broker.script = [stream(GRANTED, ended)]

@@ -34,8 +34,9 @@ from .removals import Removals
 from .watch import Watch
 
 RESTORE_SECONDS = 3.0
-"""After a restart of the broker a hub has this long to open its holds again: it tries five times a
-second, and an orphan must be gone within 5 s."""
+"""After a restart of the broker a hub has this long to open its first hold again, and then this long for each
+next one: a thousand take longer to answer than that. It tries at least once a second, and what a hub that is
+gone has left must be gone within 5 s."""
 READY_SECONDS = 5.0
 SUPERSEDE_SECONDS = 10.0
 _LOOK_AGAIN_SECONDS = 0.2
@@ -116,6 +117,7 @@ class LeaseService:
     def hold(self, lease_id: str) -> Iterator[None]:
         """Counts a connection that holds the lease; the caller awaits `dropped` after it."""
         self._holds[lease_id] = self._holds.get(lease_id, 0) + 1
+        self._come_back(lease_id)
         try:
             yield
         finally:
@@ -317,11 +319,11 @@ class LeaseService:
         self._restore_until = None
 
     def reachable(self) -> None:
-        """The socket is up: from now on a hub has RESTORE_SECONDS."""
+        """The socket is up: a hub has RESTORE_SECONDS from now on, and from each hold that comes back."""
         loop = asyncio.get_running_loop()
         self._restore_until = loop.time() + RESTORE_SECONDS
         if self._restored:
-            loop.call_at(self._restore_until + 0.01, lambda: self.spawn(self.reconcile(), "reconcile"))
+            loop.call_at(self._restore_until, self._end_restore)
 
     async def close(self) -> None:
         """Ends the background work. Leases stay in the ledger, containers keep running."""
@@ -342,6 +344,24 @@ class LeaseService:
         task.add_done_callback(lambda _: work.close())  # the task was cancelled before it began
 
     # ---- inside
+
+    def _come_back(self, lease_id: str) -> None:
+        """A lease from before the restart is held again: its hub is coming back with all its holds, so the
+        others get time. Each lease gives it once, so this ends.
+        """
+        if self._holds[lease_id] > 1 or lease_id not in self._restored:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._restore_until is not None and now < self._restore_until:
+            self._restore_until = now + RESTORE_SECONDS
+
+    def _end_restore(self) -> None:
+        """Compares at once when the time is over; it may have been prolonged since this was set."""
+        loop = asyncio.get_running_loop()
+        if self._restore_until is not None and loop.time() < self._restore_until:
+            loop.call_at(self._restore_until, self._end_restore)
+        else:
+            self.spawn(self.reconcile(), "reconcile")
 
     async def _follow(self, event: ContainerEvent, engine: Engine | None) -> None:
         """Guards a container as soon as Docker reports its start; then checks its lease."""
