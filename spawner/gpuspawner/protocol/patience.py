@@ -18,19 +18,38 @@ async def patience(seconds: float) -> AsyncIterator[None]:
     the hub's loop may take seconds (6.5 s seen with 80 on a busy machine): by the clock, a limit of two
     seconds is over before the request was sent. Here such a turn counts as one part.
     """
-    loop = asyncio.get_running_loop()
-    part_seconds = seconds / LOOKS
-    ended = False
     async with asyncio.timeout(None) as limit:
-
-        def look(left: int) -> None:
-            if left and not ended:
-                loop.call_later(part_seconds, look, left - 1)
-            elif not ended:
-                limit.reschedule(loop.time())
-
-        look(LOOKS)
+        parts = _Parts(limit, seconds / LOOKS)
+        parts.begin()
         try:
             yield
         finally:
-            ended = True
+            parts.end()
+
+
+class _Parts:
+    """The parts of one limit.
+
+    Nothing here refers to itself once it has ended: it would keep the task, and all that this holds, until
+    the next full garbage collection.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, part_seconds: float) -> None:
+        self._limit = limit
+        self._part_seconds = part_seconds
+        self._left = LOOKS
+        self._next: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """The next part begins; after the last one, the limit is over."""
+        loop = asyncio.get_running_loop()
+        if self._left:
+            self._left -= 1
+            self._next = loop.call_later(self._part_seconds, self.begin)
+        else:
+            self._limit.reschedule(loop.time())
+
+    def end(self) -> None:
+        """The block has ended."""
+        if self._next is not None:
+            self._next.cancel()

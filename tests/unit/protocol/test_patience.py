@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 
 import pytest
 from gpuspawner.protocol.patience import LOOKS, patience
@@ -65,3 +67,22 @@ async def test_it_changes_neither_a_result_nor_an_error_nor_a_cancel() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_the_task_goes_with_its_last_reference() -> None:
+    """Without the garbage collector: the hub's looks at most of its objects once in a quiet minute only."""
+
+    async def ask() -> None:
+        async with patience(5):
+            await asyncio.sleep(0)
+
+    gc.disable()
+    try:
+        task = asyncio.create_task(ask())
+        await task
+        kept = weakref.ref(task)
+        del task
+        await asyncio.sleep(0)
+        assert kept() is None
+    finally:
+        gc.enable()
