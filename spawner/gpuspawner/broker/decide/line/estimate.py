@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .future import Arrival, Begin, Future, Lasts, Line
@@ -105,8 +105,8 @@ class Estimator:
         tiers = {*line.tiers.values(), *(each.tier for each in line.sessions)}
         begun: dict[str, list[Begin]] = {each: [] for each in wanted}
         for _ in range(count):
-            newcomers = self._newcomers.coming(now_seconds, self._draw) if line.may_pass else iter(())
-            future = Future(line, newcomers, self._lengths(tiers), now_seconds)
+            newcomers = self.newcomers(now_seconds) if line.may_pass else iter(())
+            future = Future(line, newcomers, self.session_lengths(tiers), now_seconds)
             for lease_id, begin in future.run(wanted).items():
                 begun[lease_id].append(begin)
         edges = self._edges()
@@ -115,7 +115,11 @@ class Estimator:
             for lease_id, begins in begun.items()
         }
 
-    def _lengths(self, tiers: Iterable[str]) -> Lasts:
+    def newcomers(self, now_seconds: float) -> Iterator[Arrival]:
+        """Who may come in one future, in order."""
+        return self._newcomers.coming(now_seconds, self._draw)
+
+    def session_lengths(self, tiers: Iterable[str]) -> Lasts:
         """Draws the lengths of the sessions of one future."""
         stretch = {tier: self.lengths.stretch(tier, self._draw) for tier in sorted(tiers)}
 
