@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from gpuspawner.hub import collection
-from gpuspawner.hub.collection import QUIET_SECONDS, Collector
+from gpuspawner.hub.collection import LONG_SECONDS, QUIET_SECONDS, Collector
 
 
 class Circle:
@@ -23,12 +23,20 @@ class Circle:
 
 
 class Work:
-    """The processor time of a process, as a test has it."""
+    """The processor time of a process, as a test has it: each look at it takes `step_seconds`."""
 
     seconds = 0.0
+    step_seconds = 0.0
 
     def __call__(self) -> float:
+        self.seconds += self.step_seconds
         return self.seconds
+
+    def collect(self, seconds: float = 2 * LONG_SECONDS) -> None:
+        """A full collection that takes so long."""
+        self.step_seconds = seconds
+        gc.collect()
+        self.step_seconds = 0.0
 
 
 @pytest.fixture
@@ -48,10 +56,11 @@ def collector(work: Work, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector
     made.end()
 
 
-def test_what_a_full_collection_leaves_is_out_of_the_next(collector: Collector) -> None:
+def test_what_a_long_collection_leaves_is_out_of_the_next(collector: Collector, work: Work) -> None:
     kept = [[number] for number in range(1000)]
+    work.collect(LONG_SECONDS / 2)
     assert any(each is kept for each in gc.get_objects())
-    gc.collect()
+    work.collect()
     assert not any(each is kept for each in gc.get_objects())  # it has none of those that are out
     Circle()
     gc.collect()
@@ -60,7 +69,7 @@ def test_what_a_full_collection_leaves_is_out_of_the_next(collector: Collector) 
 
 def test_a_circle_that_was_left_goes_in_a_quiet_minute(collector: Collector, work: Work) -> None:
     circles = [Circle() for _ in range(20)]
-    gc.collect()
+    work.collect()
     circles.clear()
     gc.collect()
     assert Circle.ended == 0
@@ -74,16 +83,17 @@ def test_a_circle_that_was_left_goes_in_a_quiet_minute(collector: Collector, wor
 
 def test_a_hub_that_never_rests_looks_when_too_much_was_left(collector: Collector, work: Work) -> None:
     circles = [Circle() for _ in range(1000)]
-    gc.collect()
+    work.collect()
     circles.clear()
     work.seconds += QUIET_SECONDS + 1
     assert collector.look() is True
     assert Circle.ended == 1000
 
 
-def test_what_goes_by_itself_needs_no_collection(collector: Collector) -> None:
+@pytest.mark.usefixtures("collector")
+def test_what_goes_by_itself_needs_no_collection(work: Work) -> None:
     circle = Circle()
-    gc.collect()
+    work.collect()
     circle.own = None  # type: ignore[assignment]
     del circle
     assert Circle.ended == 1
