@@ -25,7 +25,7 @@ _FIRST_EDGES = (-2.5, 2.5)
 """The edges of the range in sides of the middle as long as too few errors are known."""
 _WIDEST = 1.5
 """A range that is wider than this many times the wait in its middle is not told."""
-_COVERED = (0.97, 0.95, 0.93, 0.91, 0.89, 0.87, 0.85, 0.83, 0.81)
+_COVERED = (0.97, 0.95, 0.93, 0.91, 0.89, 0.87, 0.85, 0.83)
 """The part of the past waits that a range must have covered: the first that leaves it narrow, else the last.
 
 More than the required 80 %, as the newest errors are few and come in groups: a day is wrong as a whole. Where
