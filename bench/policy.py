@@ -8,7 +8,9 @@ student got. Weights: three groups that always want more, over a term; the error
 from a group's entitlement, in percent of it. Cost: enqueue and release with 10,000 users, 1,000 that wait and
 100 sessions; times are CPU times, so that other programs on the machine don't count. The whole broker:
 the same with its allocator, the quota of each user asked, and a ledger that is on disk before the answer, by
-CPU time (all threads) and by the clock; with `--folder /dev/shm` there is no disk.
+CPU time (all threads) and by the clock; with `--folder /dev/shm` there is no disk. Other programs count
+in the clock's times, whatever `nice` says, where Linux gives each session its part of the processors
+(`kernel.sched_autogroup_enabled`): `chrt -f 10 python bench/policy.py` runs before all of them.
 """
 
 from __future__ import annotations

@@ -138,6 +138,34 @@ async def test_broker_dies_at_an_extension(place: Place, when: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@ON_BOTH
+async def test_broker_dies_at_a_quota_that_ends_servers(place: Place, when: str) -> None:
+    """1 reserved, 2 running, 3 the change and whom it ends: both hold after a restart, or neither does."""
+    place.warnings = (4.0, 2.0)
+    place.settings = {"GpuSite": {"quotas": [{"gpu_hours": 10}]}}
+    pid = await place.start(commit=(3, when))
+    await place.server().spawn()
+    await place.settled("anna")
+    change = QuotaChange(subject="user:anna", values={"devices": 0}, end_servers=True, **WHO)
+    with pytest.raises(BrokerUnavailable):
+        await place.client.tell("POST", "/api/quotas", change)
+    await until(lambda: not is_alive(pid))
+    await place.restart()
+    changed, _, _ = await state(place.client)
+    if when == "before":
+        assert changed == []
+        await place.settled("anna")
+        assert [lease["notice"] for lease in (await place.client.status())["leases"]] == [""]
+        await place.client.tell("POST", "/api/quotas", change)
+        changed, _, _ = await state(place.client)
+    assert changed == [("user:anna", {"devices": 0})]
+    await place.settled()  # warned, the lease is closed and its container gone
+    assert "This server was ended: your quota was changed." in place.log
+    history = (await place.client.ask("/api/quotas", QuotasDocument)).history
+    assert len(history) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("number", [4, 5])
 @ON_BOTH
 async def test_broker_dies_while_a_changed_quota_sends_somebody_away(

@@ -7,10 +7,8 @@ asleep it is stopped (SIGSTOP), so that its state can be seen from outside. Brok
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -20,6 +18,8 @@ from typing import Any
 
 import docker
 import pytest
+import sqlalchemy as sa
+from gpuspawner.broker.ledger.schema import awake, leases
 from gpuspawner.core.want import Mode, Want
 
 from tests.checkpoint.standin import FOLDER, Standin
@@ -122,14 +122,15 @@ class Class:
 
     def spans(self) -> list[tuple[str, float]]:
         """The ledger's intervals: user and seconds; one that is open counts up to now."""
-        with contextlib.closing(sqlite3.connect(self.place.folder / "ledger.sqlite")) as ledger:
-            rows = ledger.execute(
-                "SELECT leases.user, awake.seconds, awake.started_at, awake.ended_at FROM awake "
-                "JOIN leases ON leases.id = awake.lease_id"
-            ).fetchall()
-        now = datetime.now(UTC).replace(tzinfo=None)
+        url = self.place.database_url or f"sqlite:///{self.place.folder}/ledger.sqlite"
+        columns = (leases.c.user, awake.c.seconds, awake.c.started_at, awake.c.ended_at)
+        query = sa.select(*columns).join(leases, leases.c.id == awake.c.lease_id)
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        with engine.connect() as ledger:
+            rows = ledger.execute(query).all()
+        now = datetime.now(UTC)
         return [
-            (user, seconds if ended else (now - datetime.fromisoformat(started)).total_seconds())
+            (user, seconds if ended else (now - started).total_seconds())
             for user, seconds, started, ended in rows
         ]
 

@@ -37,10 +37,14 @@ MOMENTS = ("warned", "kept", "asleep", "freed", "woken")
 ALWAYS = {("kept", "after"), ("asleep", "before")}
 """Walked in each run; the others in the slow rest."""
 WALK = [
-    pytest.param(moment, when, marks=() if (moment, when) in ALWAYS else pytest.mark.slow)
+    pytest.param(
+        database, moment, when,
+        marks=() if database == "sqlite" and (moment, when) in ALWAYS else pytest.mark.slow,
+    )
+    for database in ("sqlite", "postgresql")
     for moment in MOMENTS
     for when in ("before", "after")
-]
+]  # fmt: skip
 ANNA = WhoAsks(hub="hub", user="anna", server="")
 
 
@@ -120,7 +124,7 @@ async def restarting() -> AsyncIterator[Any]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@pytest.mark.parametrize(("moment", "when"), WALK)
+@pytest.mark.parametrize(("place", "moment", "when"), WALK, indirect=["place"])
 async def test_who_has_no_gpu_hours_left_sleeps_over_a_killed_broker(
     make_class: Any,
     restarting: Any,

@@ -21,7 +21,7 @@ import aiohttp  # noqa: F401 - a broker imports this and `serving` only when it 
 import gpuspawner.broker.assembly.serving  # noqa: F401
 from gpuspawner.broker import app
 from gpuspawner.broker.decide.when import deadline
-from gpuspawner.broker.leases import endings
+from gpuspawner.broker.leases import endings, quota_ends
 from gpuspawner.broker.ledger.ledger import Change, Ledger
 from gpuspawner.core.model import Lease, LeaseState
 from gpuspawner.node import turning
@@ -78,7 +78,7 @@ def die_at_commit(which: int | str, when: str) -> None:
 
 def end_soon(first_seconds: float, second_seconds: float) -> None:
     """Servers are warned so long before their end (not 15 and 5 minutes); a round each quarter second."""
-    deadline.WARNINGS_SECONDS = first_seconds, second_seconds
+    deadline.WARNINGS_SECONDS = quota_ends.WARNINGS_SECONDS = first_seconds, second_seconds
     deadline.LEAST_NOTICE_SECONDS = second_seconds
     endings.ROUND_SECONDS = endings.GATHER_SECONDS = 0.25
 

@@ -119,18 +119,30 @@ class ClassBench:
         self.broker.loop.close()
 
     async def ask(
-        self, number: int, user: str, group: str = "students", hub: str = "hub", tier: str = "gpu"
+        self,
+        number: int,
+        user: str,
+        group: str = "students",
+        hub: str = "hub",
+        tier: str = "gpu",
+        server: str = "",
     ) -> str:
         """A lease of the tier, waiting or reserved; its id."""
         known = {each.name: each for each in self.broker.rules.rulebook.known.tiers}
-        request = GpuRequest(f"{number:032x}", hub, user, "", tier, known[tier].want, (group,))
+        request = GpuRequest(f"{number:032x}", hub, user, server, tier, known[tier].want, (group,))
         return (await self.broker.allocator.acquire(request)).id
 
     async def run(
-        self, number: int, user: str, group: str = "students", hub: str = "hub", tier: str = "gpu"
+        self,
+        number: int,
+        user: str,
+        group: str = "students",
+        hub: str = "hub",
+        tier: str = "gpu",
+        server: str = "",
     ) -> str:
         """The same, running."""
-        lease_id = await self.ask(number, user, group, hub, tier)
+        lease_id = await self.ask(number, user, group, hub, tier, server)
         await self.broker.allocator.set_running(lease_id, f"container-{number}")
         return lease_id
 

@@ -27,8 +27,8 @@ MANY_OBJECTS = 100_000
 TOO_MANY_OBJECTS = 1_000_000
 """So many more, and everything is looked at even while the hub is busy: one that never rests would keep its
 circles for ever (some 0.2 GB)."""
-LONG_SECONDS = 0.08
-"""A collection of so much processor time is a long one: some 80,000 objects."""
+LONG_SECONDS = 0.15
+"""A collection of so much processor time is a long one: some 150,000 objects."""
 _FULL = 2
 """The number of the oldest generation (CPython's `gc`)."""
 

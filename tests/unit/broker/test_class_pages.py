@@ -47,6 +47,12 @@ IMAGES = (
 )  # fmt: skip
 
 
+def words_of(text: str) -> str:
+    """What a page says, without its tags."""
+    main = text.split("<main", 1)[1].split("</main>")[0]
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", main)).split())
+
+
 @dataclass
 class Staff:
     """The service with a class and a machine behind it."""
@@ -64,8 +70,7 @@ class Staff:
         """What the page says, without its tags."""
         status, text = await self.get(path, who)
         assert status == 200
-        main = text.split("<main", 1)[1].split("</main>")[0]
-        return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", main)).split())
+        return words_of(text)
 
     async def post(self, path: str, who: str | None, **form: Any) -> tuple[int, str]:
         """Status and HTML of a form that was sent; a redirect is not followed."""
@@ -634,6 +639,38 @@ async def test_quotas_are_changed_and_taken_back(staff: Staff) -> None:
     assert "group:students devices 2 devices 2" in await staff.words("admin/rules/", "monitor")
     back = await staff.said("admin/rules/", "noether", do="reset", subject="group:students")
     assert back == "group:students: what the settings say holds again."
+
+
+async def test_a_quota_ends_servers_only_where_the_box_is_checked_and_it_is_confirmed(staff: Staff) -> None:
+    change = {"do": "change", "subject": "user:ada", "key": "devices", "value": "2", "reason": "a class"}
+    await staff.said("admin/rules/", "noether", **change)
+    first = await staff.bench.run(1, "ada")
+    second = await staff.bench.run(2, "ada", server="train")
+    rules = staff.bench.broker.rules.rulebook
+    change["value"] = "1"
+    assert await staff.said("admin/rules/", "noether", **change) == "user:ada: devices is 1 now."
+    assert rules.rules.to_end == {}
+    boxed = {**change, "end_servers": "yes"}
+    status, text = await staff.post("admin/rules/", "noether", **boxed)
+    assert (status, words_of(text).count("End 1 running server?")) == (200, 1)
+    assert "ada, train (gpu)" in words_of(text)
+    assert (
+        "user:ada gets devices = 1. 1 running server is over that limit and ends in 15 minutes"
+        in words_of(text)
+    )
+    assert rules.rules.to_end == {}
+    said = await staff.said("admin/rules/", "noether", **boxed, confirmed="yes")
+    assert said == "user:ada: devices is 1 now. 1 server is warned and will end."
+    assert rules.rules.to_end.keys() == {second}
+    said = await staff.said("admin/rules/", "noether", **{**boxed, "value": "2"})  # nobody ends: not asked
+    assert said == "user:ada: devices is 2 now. No running server is over it."
+    assert rules.rules.to_end == {}
+    assert {lease.id for lease in staff.bench.broker.allocator.leases()} == {first, second}
+    refused = await staff.refused("admin/rules/", "noether", **{**boxed, "value": "many"})
+    assert "devices" in refused
+    _, text = await staff.post("admin/rules/", "noether", **{**boxed, "value": "many"})
+    assert 'name="end_servers" value="yes" checked' in text
+    assert " checked" not in (await staff.get("admin/rules/", "noether"))[1]
 
 
 async def test_what_the_guard_did(staff: Staff) -> None:

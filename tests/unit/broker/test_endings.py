@@ -25,6 +25,7 @@ from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.broker.ledger.end_warnings import EndWarning
 from gpuspawner.config.idle import IdleRules
 from gpuspawner.config.quotas import Known
+from gpuspawner.core.decision import Decision, DecisionKind
 from gpuspawner.core.errors import (
     LeaseConflict,
     LedgerFault,
@@ -786,9 +787,10 @@ async def beyond(bench: Bench) -> None:
     await bench.run(1, "class")
     bench.times.pass_seconds(60)
     await bench.run(2, "class")
-    await bench.rules.change_quota("group:class", {"devices": 1}, "noether", "another class")
+    change = "group:class", {"devices": 1}, "noether", "another class"
+    assert await bench.rules.change_quota(*change) == ()
     assert await bench.minutes(30) == []  # nobody was told to end
-    told = await bench.rules.end_beyond("group:class", "noether", "another class")
+    told = await bench.rules.change_quota(*change, end_servers=True)
     assert [lease.id[-1] for lease in told] == ["2"]
 
 
@@ -832,7 +834,8 @@ async def test_who_ends_for_a_quota_keeps_the_minimum_and_others_are_not_meant(b
     await bench.run(1, "kept")
     await bench.run(2, "class", user="eve")
     await bench.rules.change_quota("everybody", {"devices": 0}, "noether", "")
-    assert len(await bench.rules.end_beyond("group:kept", "noether", "")) == 1
+    nothing = "group:kept", {"weight": 1}, "noether", ""
+    assert len(await bench.rules.change_quota(*nothing, end_servers=True)) == 1
     assert await bench.minutes(74.5) == []
     said = await bench.minutes(16)
     assert [(number, sentence.split(",")[0].split(":")[0]) for number, sentence in said] == [
@@ -841,4 +844,47 @@ async def test_who_ends_for_a_quota_keeps_the_minimum_and_others_are_not_meant(b
         ("1", "quota_changed"),
     ]
     assert [lease.user for lease in bench.allocator.leases()] == ["eve"]
-    assert await bench.rules.end_beyond("group:kept", "noether", "") == ()
+    assert await bench.rules.change_quota(*nothing, end_servers=True) == ()
+
+
+async def test_a_change_and_whom_it_ends_are_one_commit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would end is said before, and nothing is recorded by that."""
+    first, _ = [await bench.run(number, "class") for number in (1, 2)]
+    change = "group:class", {"devices": 1}
+    assert [lease.id[-1] for lease in bench.rules.would_end(*change)] == ["2"]
+    assert bench.rules.would_end("group:other", {"devices": 0}) == ()
+    before = await bench.ledger.decisions()
+    commits: list[list[tuple[DecisionKind, str]]] = []
+    decide = bench.ledger.decide
+
+    async def counted(*items: Decision) -> None:
+        commits.append([(item.kind, item.subject[-11:]) for item in items])
+        await decide(*items)
+
+    monkeypatch.setattr(bench.ledger, "decide", counted)
+    await bench.rules.change_quota(*change, "noether", "", end_servers=True)
+    assert commits == [[(DecisionKind.QUOTA, "group:class"), (DecisionKind.END, f"{2:011}")]]
+    assert len(await bench.ledger.decisions()) == len(before) + 2
+    assert bench.rulebook.rules.to_end.keys() == {f"{2:032x}"}
+    assert bench.allocator.lease(first.id) == first
+
+
+async def test_who_gets_a_gpu_while_the_change_is_recorded_ends_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ada's second server began between the look at the servers and the commit."""
+    await bench.run(1, "class")
+    decide = bench.ledger.decide
+
+    async def slow(*items: Decision) -> None:
+        monkeypatch.setattr(bench.ledger, "decide", decide)
+        await bench.run(2, "class")
+        await decide(*items)
+
+    monkeypatch.setattr(bench.ledger, "decide", slow)
+    change = "group:class", {"devices": 1}, "noether", ""
+    told = await bench.rules.change_quota(*change, end_servers=True)
+    assert [lease.id[-1] for lease in told] == ["2"]
+    assert bench.rulebook.rules.to_end.keys() == {f"{2:032x}"}

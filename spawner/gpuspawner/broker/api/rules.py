@@ -285,9 +285,9 @@ class QuotasHandler(RuleHandler):
         asked = Change("change quota", change.subject, groups_in(change.subject), change)
 
         async def change_it() -> None:
-            await self.rules.change_quota(change.subject, change.values, change.author, change.reason)
-            if change.end_servers:
-                await self.rules.end_beyond(change.subject, change.author, change.reason)
+            await self.rules.change_quota(
+                change.subject, change.values, change.author, change.reason, end_servers=change.end_servers
+            )
 
         await self.make(asked, change_it)
 

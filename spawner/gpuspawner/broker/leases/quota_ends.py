@@ -16,7 +16,7 @@ from ...core.quota import Subject
 from ..decide.allow.quota import beyond, holding_of
 from ..decide.when.deadline import WARNINGS_SECONDS, Cause, Deadline
 from .allocator import Allocator
-from .rulebook import Rulebook
+from .rulebook import AllowanceOf, Rulebook
 
 _HOLDS = (LeaseState.RESERVED, LeaseState.RUNNING, LeaseState.ASLEEP)
 """States of leases that the quota is held against; one that is being released ends anyway."""
@@ -29,12 +29,12 @@ class QuotaEnds:
     rulebook: Rulebook
     allocator: Allocator
 
-    def beyond(self, subject: Subject) -> list[Lease]:
-        """The leases with a GPU of those whom the subject names that their quota does not allow any more."""
+    def beyond(self, subject: Subject, allowance: AllowanceOf) -> list[Lease]:
+        """The leases with a GPU of those whom the subject names that `allowance` has no room for."""
         return [
             lease
             for leases in self._by_user(self.allocator.leases())
-            for lease in self._beyond(leases)
+            for lease in _beyond(leases, allowance)
             if subject.covers(lease.user, lease.groups)
         ]
 
@@ -47,7 +47,7 @@ class QuotaEnds:
         concerned = {(lease.hub, lease.user) for lease in leases if lease.id in told}
         ends: dict[str, Deadline] = {}
         for of_user in self._by_user(lease for lease in leases if (lease.hub, lease.user) in concerned):
-            for lease in self._beyond(of_user):
+            for lease in _beyond(of_user, self.rulebook.allowance):
                 if lease.id in told:
                     warned = told[lease.id] + timedelta(seconds=WARNINGS_SECONDS[0])
                     ends[lease.id] = Deadline(max(warned, kept_until(lease)), Cause.QUOTA_CHANGED)
@@ -61,11 +61,12 @@ class QuotaEnds:
                 found.setdefault((lease.hub, lease.user), []).append(lease)
         return list(found.values())
 
-    def _beyond(self, leases: list[Lease]) -> list[Lease]:
-        """Of one user's leases. None where the groups can't be read: nothing ends because of that."""
-        try:
-            allowed = self.rulebook.allowance(leases[-1].user, leases[-1].groups)
-        except Refusal:
-            return []
-        over = beyond(allowed, [holding_of(lease) for lease in leases])
-        return [lease for lease, is_over in zip(leases, over, strict=True) if is_over]
+
+def _beyond(leases: list[Lease], allowance: AllowanceOf) -> list[Lease]:
+    """Of one user's leases. None where the groups can't be read: nothing ends because of that."""
+    try:
+        allowed = allowance(leases[-1].user, leases[-1].groups)
+    except Refusal:
+        return []
+    over = beyond(allowed, [holding_of(lease) for lease in leases])
+    return [lease for lease, is_over in zip(leases, over, strict=True) if is_over]

@@ -23,6 +23,7 @@ from ..decide.allow.budget import Spent
 from ..decide.allow.period import format_local
 from ..decide.allow.quota import Ask, Holding, holding_of, refusals
 from ..decide.allow.report import By, Report, make_report
+from ..decide.allow.rules import Rules
 from ..decide.when.calendar import Defaults, from_ical, to_ical
 from ..decide.when.deadline import extension_seconds
 from ..decide.when.sessions import check_dates, check_session, meetings, without_room
@@ -110,33 +111,55 @@ class RuleService:
             for subject, quota in quotas.items()
         ]
 
-    async def change_quota(self, subject: str, values: Mapping[str, Any], author: str, reason: str) -> None:
+    async def change_quota(
+        self,
+        subject: str,
+        values: Mapping[str, Any],
+        author: str,
+        reason: str,
+        *,
+        end_servers: bool = False,
+    ) -> tuple[Lease, ...]:
         """Change keys of a subject's quota; None removes a change. It applies at once.
 
-        A lease that holds a GPU keeps it, unless `end_beyond` follows; a waiting lease that is no longer
-        allowed leaves the queue. Raises BadOption for invalid values, LedgerFault.
+        A lease that holds a GPU keeps it; with `end_servers`, those of whom the subject names end that their
+        quota has no room for, after warnings, unless they are allowed again before. Returns these. The change
+        and whom it ends are one commit. A waiting lease that is no longer allowed leaves the queue. Raises
+        BadOption for invalid values, LedgerFault.
         """
+        change = self._quota_change(subject, values, author, reason)
+        ending: dict[str, Lease] = {}
+
+        def ends(rules: Rules) -> list[Decision]:
+            found = self._beyond(change, rules) if end_servers else ()
+            ending.update((lease.id, lease) for lease in found)
+            return [
+                replace(change, kind=DecisionKind.END, subject=lease.id, document={"quota": change.subject})
+                for lease in found
+                if lease.id not in rules.to_end
+            ]
+
+        await self.rulebook.decide(change, following=ends)
+        await self._allocator.recheck()
+        late = ends(self.rulebook.rules)
+        if late:  # they got their GPU while the change was being recorded
+            await self.rulebook.decide(*late)
+        return tuple(ending.values())
+
+    def would_end(self, subject: str, values: Mapping[str, Any]) -> tuple[Lease, ...]:
+        """Who would end by `change_quota` with `end_servers`. Raises BadOption for invalid values."""
+        change = self._quota_change(subject, values, "", "")
+        return self._beyond(change, self.rulebook.preview(change))
+
+    def _quota_change(self, subject: str, values: Mapping[str, Any], author: str, reason: str) -> Decision:
         whom = _subject(subject)
         if not values:
             raise BadOption("Nothing was changed: give a key and a value, like devices=2.")
-        await self._decide(DecisionKind.QUOTA, str(whom), dict(values), author, reason)
-        await self._allocator.recheck()
+        return self.rulebook.decision(DecisionKind.QUOTA, str(whom), dict(values), author, reason)
 
-    async def end_beyond(self, subject: str, author: str, reason: str) -> tuple[Lease, ...]:
-        """End the servers of those whom the subject names that their quota doesn't allow, after warnings.
-
-        Returns them. Those stay that are allowed again before. Raises BadOption, LedgerFault.
-        """
-        whom = _subject(subject)
-        found = self._quota_ends.beyond(whom)
-        decisions = [
-            self.rulebook.decision(DecisionKind.END, lease.id, {"quota": str(whom)}, author, reason)
-            for lease in found
-            if lease.id not in self.rulebook.rules.to_end
-        ]
-        if decisions:
-            await self.rulebook.decide(*decisions)
-        return tuple(found)
+    def _beyond(self, change: Decision, rules: Rules) -> tuple[Lease, ...]:
+        whom = _subject(change.subject)
+        return tuple(self._quota_ends.beyond(whom, self.rulebook.allowances(rules)))
 
     async def remove_quota(self, subject: str, author: str, reason: str) -> None:
         """Remove all run-time changes of a subject. Raises BadOption if there are none, LedgerFault."""

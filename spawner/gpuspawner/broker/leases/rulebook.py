@@ -17,6 +17,9 @@ from ..decide.allow.quota import by_subject, combine
 from ..decide.allow.rules import Rules, fold, make_base, without_advice
 from ..ledger import Ledger
 
+AllowanceOf = Callable[[str, Iterable[str]], Allowance]
+"""What a user with these groups may have. Raises QuotaUnreadable if a group's properties can't be read."""
+
 
 class Rulebook:
     """Quotas, grants, lab sessions and extensions; to be used from one event loop.
@@ -82,8 +85,22 @@ class Rulebook:
             raise BadOption(without_advice(new[0]))
         return rules
 
-    async def decide(self, *decisions: Decision) -> Rules:
+    def allowances(self, rules: Rules) -> AllowanceOf:
+        """What users may have by these rules, as from `preview`."""
+        limits = by_subject(rules.quotas)
+
+        def of(user: str, groups: Iterable[str]) -> Allowance:
+            members = tuple(groups)
+            return combine(limits, user, members, by_subject(self._of_properties(members)))
+
+        return of
+
+    async def decide(
+        self, *decisions: Decision, following: Callable[[Rules], Sequence[Decision]] | None = None
+    ) -> Rules:
         """Make changes: checked, committed at once, then in memory.
+
+        `following` says what else has to be decided if these rules hold; all is one commit.
 
         Raises BadOption for what can't be used, LedgerFault if it could not be recorded. Where only the
         answer of the ledger was lost, it was recorded anyway: the ledger is read again before the next
@@ -93,6 +110,9 @@ class Rulebook:
             if self._doubtful:
                 await self.load()
             rules = self.preview(*decisions)
+            if following is not None and (more := following(rules)):
+                decisions = (*decisions, *more)
+                rules = self.preview(*decisions)
             await asyncio.shield(self._commit(decisions, rules))
         for each in decisions:
             self._log.info(

@@ -1,8 +1,8 @@
 """How long a request will wait: a range, from many possible futures of the queue and from past errors. Pure.
 
 Each future (`future.py`) draws for everybody who holds devices how long their session still lasts, and
-serves the queue in its order. Where newcomers may pass (fair share, priorities), those of the same time in an
-earlier week come again, at random. The futures give a middle and what lies on both sides of it. How far true
+serves the queue in its order. Where newcomers may pass (fair share, priorities), others come meanwhile
+(`newcomers.py`). The futures give a middle and what lies on both sides of it. How far true
 waits were from the middle is remembered, in units of these sides: so much wider the next ranges become.
 """
 
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import random
 import statistics
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from .future import Arrival, Begin, Future, Lasts, Line
 from .lengths import Drawn, Lengths
+from .newcomers import Newcomers
 
 KEPT_ERRORS = 80
 """So many of the newest errors say how wrong the next ranges may be; with the hours that changes."""
@@ -26,10 +25,11 @@ _FIRST_EDGES = (-2.5, 2.5)
 """The edges of the range in sides of the middle as long as too few errors are known."""
 _WIDEST = 1.5
 """A range that is wider than this many times the wait in its middle is not told."""
-_COVERED = (0.93, 0.91, 0.89, 0.87, 0.85)
+_COVERED = (0.97, 0.95, 0.93, 0.91, 0.89, 0.87, 0.85, 0.83)
 """The part of the past waits that a range must have covered: the first that leaves it narrow, else the last.
 
-More than the required 80 %, as the newest errors are few and come in groups: a day is wrong as a whole.
+More than the required 80 %, as the newest errors are few and come in groups: a day is wrong as a whole. Where
+ranges are wide, covering more would make them so wide that they say little.
 """
 _NARROW = 0.4
 """A range is narrow if it is at most this part of the wait in its middle: then covering more costs little."""
@@ -44,16 +44,6 @@ _LEAST_SIDE_FRACTION = 0.04
 """A side is at least this part of the wait: where all futures agree, they still leave something out."""
 _LEAST_WIDTH_SECONDS = 300.0
 """A range as narrow as this is told however short the wait is."""
-KEPT_ARRIVALS = 20_000
-_DAY, _WEEK = 86400.0, 7 * 86400.0
-_MOST_WEEKS = 4
-"""How many earlier weeks the newcomers of a future are drawn from."""
-_HABIT = 0.5
-"""The chance that the user who came at that time comes again, and not another of those who come at all."""
-_SHIFT = 900.0
-"""Those who came in an earlier week all come sooner or later in one future, by up to so many seconds."""
-_TIMES = (0, 1, 1, 2)
-"""How often somebody who came comes again."""
 
 
 _Edges = tuple[float, float]
@@ -89,7 +79,7 @@ class Estimator:
         self._seed = seed
         self._draw = random.Random(seed)
         self._errors: deque[float] = deque(maxlen=KEPT_ERRORS)
-        self._arrivals: deque[Arrival] = deque(maxlen=KEPT_ARRIVALS)
+        self._newcomers = Newcomers()
 
     def learn(self, estimate: Estimate, began_seconds: float) -> float:
         """Record when a request with this estimate really began; returns how wrong it was, in sides."""
@@ -103,32 +93,7 @@ class Estimator:
 
     def arrived(self, arrival: Arrival) -> None:
         """Somebody has come."""
-        self._arrivals.append(arrival)
-
-    def newcomers(self, now_seconds: float) -> Iterator[Arrival]:
-        """Who may come from now on, in order.
-
-        Each of the same time in an earlier week (or yesterday) comes again not at all, once or twice. Often
-        it is the same user, else any of those who came.
-        """
-        if not self._arrivals:
-            return
-        known_seconds = now_seconds - self._arrivals[0].at_seconds
-        weeks = min(_MOST_WEEKS, int(known_seconds // _WEEK))
-        if not weeks and known_seconds < _DAY:
-            return
-        period = _WEEK if weeks else _DAY
-        back = self._draw.randint(1, max(1, weeks)) * period + self._draw.uniform(-_SHIFT, _SHIFT)
-        first = bisect_left(self._arrivals, now_seconds - back, key=lambda each: each.at_seconds)
-        for each in islice(self._arrivals, first, None):
-            at = each.at_seconds + back
-            if at > now_seconds + period:
-                return
-            for _ in range(_TIMES[int(self._draw.random() * len(_TIMES))]):
-                who = each
-                if self._draw.random() >= _HABIT:
-                    who = self._arrivals[int(self._draw.random() * len(self._arrivals))]
-                yield Arrival(at, who.waiting, who.tier)
+        self._newcomers.arrived(arrival)
 
     def estimate(
         self, line: Line, now_seconds: float, only: Collection[str] | None = None
@@ -141,7 +106,7 @@ class Estimator:
         begun: dict[str, list[Begin]] = {each: [] for each in wanted}
         for _ in range(count):
             newcomers = self.newcomers(now_seconds) if line.may_pass else iter(())
-            future = Future(line, newcomers, self._lengths(tiers), now_seconds)
+            future = Future(line, newcomers, self.session_lengths(tiers), now_seconds)
             for lease_id, begin in future.run(wanted).items():
                 begun[lease_id].append(begin)
         edges = self._edges()
@@ -150,7 +115,11 @@ class Estimator:
             for lease_id, begins in begun.items()
         }
 
-    def _lengths(self, tiers: Iterable[str]) -> Lasts:
+    def newcomers(self, now_seconds: float) -> Iterator[Arrival]:
+        """Who may come in one future, in order."""
+        return self._newcomers.coming(now_seconds, self._draw)
+
+    def session_lengths(self, tiers: Iterable[str]) -> Lasts:
         """Draws the lengths of the sessions of one future."""
         stretch = {tier: self.lengths.stretch(tier, self._draw) for tier in sorted(tiers)}
 

@@ -71,8 +71,7 @@ def with_guests(line: Line, asking: Mapping[str, Waiting]) -> Line:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """Somebody who came: when, and with what."""
 
     at_seconds: float

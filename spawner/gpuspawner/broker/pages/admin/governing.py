@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -12,6 +12,7 @@ from tornado.web import HTTPError
 
 from ....config.quotas import value_from_text
 from ....core.errors import BadOption, ConfigError
+from ....core.model import Lease
 from ....core.quota import SubjectKind
 from ....core.session import LabSession
 from ....core.text import isolated
@@ -97,15 +98,7 @@ class RulesHandler(AdminPage):
         groups = (name,) if kind == SubjectKind.GROUP.value else ()
         match what:
             case "change":
-                key, text = self.get_body_argument("key", ""), self.get_body_argument("value", "").strip()
-                values = {key: self._value(key, text)}
-                writing = Writing(self.viewer.admin, "change quota", subject, groups, {"values": values})
-
-                async def change() -> Said:
-                    await rules.change_quota(subject, values, author, reason)
-                    return Said(f"{isolated(str(subject))}: {key} is {text or 'as in the settings'} now.")
-
-                return await self.write_down(writing, change)
+                return await self._change(subject, groups)
             case "reset":
                 writing = Writing(self.viewer.admin, "reset quota", subject, groups, {})
 
@@ -116,6 +109,43 @@ class RulesHandler(AdminPage):
                 return await self.write_down(writing, reset)
             case _:
                 raise HTTPError(400, "no such change: %s", what)
+
+    async def _change(self, subject: str, groups: tuple[str, ...]) -> Said | Question:
+        """Changes one key of a quota; asks back if servers end because of it."""
+        key, text = self.get_body_argument("key", ""), self.get_body_argument("value", "").strip()
+        values, rules = {key: self._value(key, text)}, self.tools.rules
+        end_servers = self.get_body_argument("end_servers", "") == "yes"
+        if end_servers and not self.confirmed and (ending := rules.would_end(subject, values)):
+            form = {"do": "change", "subject": subject, "key": key, "value": text, "end_servers": "yes"}
+            return self._asked_back(ending, form)
+        document = {"values": values, "end_servers": end_servers}
+        writing = Writing(self.viewer.admin, "change quota", subject, groups, document)
+
+        async def change() -> Said:
+            ended = await rules.change_quota(
+                subject, values, self.viewer.author, self.why(), end_servers=end_servers
+            )
+            said = f"{isolated(subject)}: {key} is {text or 'as in the settings'} now."
+            return Said(f"{said} {_ends(len(ended))}" if end_servers else said)
+
+        return await self.write_down(writing, change)
+
+    def _asked_back(self, ending: Sequence[Lease], form: Mapping[str, str]) -> Question:
+        one = len(ending) == 1
+        servers = "1 running server" if one else f"{len(ending)} running servers"
+        names = tuple(
+            f"{isolated(each.user)}, {isolated(each.server or 'default server')} "
+            f"({isolated(self.title_of(each.tier))})"
+            for each in ending
+        )
+        value = f"= {form['value']}" if form["value"] else "as in the settings"
+        text = (
+            f"{isolated(form['subject'])} gets {form['key']} {value}. {servers} "
+            f"{'is over that limit and ends' if one else 'are over that limit and end'} in 15 minutes, or "
+            "later where users have a minimum time. Users are warned now and 5 minutes before the end. What "
+            "they don't save to a file is lost."
+        )
+        return Question(f"End {servers}?", text, f"Change it and end {servers}", dict(form), names)
 
     def _line(self, session: LabSession, titles: Mapping[str, str]) -> SessionLine:
         return SessionLine(
@@ -140,6 +170,12 @@ class RulesHandler(AdminPage):
             return date.fromisoformat(self.get_query_argument("week", ""))
         except ValueError:
             return today
+
+
+def _ends(count: int) -> str:
+    if not count:
+        return "No running server is over it."
+    return f"{'1 server is' if count == 1 else f'{count} servers are'} warned and will end."
 
 
 def _quota_line(view: QuotaView) -> QuotaLine:
