@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, proxy, ref
 
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import fmt_ip_url, maybe_future, url_escape_path, url_path_join, utcnow
@@ -102,8 +102,10 @@ class GpuDockerSpawner(SpawnerSettings):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.site = GpuSite(parent=self)
-        self.lab_settings = GpuLab(parent=self)
+        # The hub makes another spawner after a start that was cancelled. One that refers to itself would stay
+        # until the hub's next full garbage collection (`collection.py`).
+        self.site = GpuSite(parent=proxy(self))
+        self.lab_settings = GpuLab(parent=proxy(self))
         self._general_limits = self._limits_now
         self._overridden: set[str] = set()
         if self.oauth_client_id:  # the hub gave one
@@ -204,7 +206,7 @@ class GpuDockerSpawner(SpawnerSettings):
 
     @default("options_from_form")
     def _options_from_form_default(self) -> Callable[..., Any]:
-        return self._read_form
+        return _OwnForm(self)
 
     @default("apply_user_options")
     def _apply_user_options_default(self) -> Callable[..., None]:
@@ -258,7 +260,7 @@ class GpuDockerSpawner(SpawnerSettings):
             for tier in self.tiers
         }
 
-    def _read_form(self, form: Any) -> dict[str, Any]:
+    def read_form(self, form: Any) -> dict[str, Any]:
         """Form data as `user_options`; a refusal is shown above the form."""
         return self._read(parse_form, form)
 
@@ -278,7 +280,7 @@ class GpuDockerSpawner(SpawnerSettings):
     @property
     def _site_reads_form(self) -> bool:
         """Whether the site has its own `options_from_form`; we don't check its options."""
-        return getattr(self.options_from_form, "__func__", None) is not GpuDockerSpawner._read_form
+        return not isinstance(self.options_from_form, _OwnForm)
 
     @property
     def _site_has_options(self) -> bool:
@@ -804,6 +806,18 @@ class GpuDockerSpawner(SpawnerSettings):
             self.lease_id or "-",
             (self.object_id or "")[:12] or "-",
         )
+
+
+class _OwnForm:
+    """`options_from_form` where the site has none of its own; it doesn't keep its spawner."""
+
+    def __init__(self, spawner: GpuDockerSpawner) -> None:
+        self._spawner = ref(spawner)
+
+    def __call__(self, form: Any) -> dict[str, Any]:
+        spawner = self._spawner()
+        assert spawner is not None
+        return spawner.read_form(form)
 
 
 def _leave_options(spawner: GpuDockerSpawner, user_options: dict[str, Any]) -> None:

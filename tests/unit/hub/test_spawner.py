@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
+import weakref
 from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -373,7 +375,7 @@ def test_a_callable_says_who_may_have_which_image() -> None:
     assert spawner._choose().image == "quay.io/ada/lab:1"
     spawner.allowed_images = lambda spawner: ["quay.io/ada/*"]
     with pytest.raises(SpawnException, match="A setting of this hub can't be used"):
-        spawner._read_form({"image": ["quay.io/ada/lab:1"]})
+        spawner.read_form({"image": ["quay.io/ada/lab:1"]})
     spawner.load_state({})
     assert spawner.user_options == {}
 
@@ -401,7 +403,7 @@ async def test_a_refused_form_comes_back_filled_in_once_then_the_last_start() ->
     spawner = make_spawner(config, inspect_image=[None] * 3)
     spawner.user_options = {"profile": "cpu", "image": "quay.io/jupyter/base:1"}
     with pytest.raises(SpawnException, match=r"quay\.io/jupiter/base:1"):
-        spawner._read_form({"profile": ["cpu"], "image_typed": ["quay.io/jupiter/base:1"]})
+        spawner.read_form({"profile": ["cpu"], "image_typed": ["quay.io/jupiter/base:1"]})
     for shown in ("quay.io/jupiter/base:1", "quay.io/jupyter/base:1", "quay.io/jupyter/base:1"):
         form = await spawner.get_options_form()
         assert f'value="{shown}" autocomplete' in form
@@ -653,3 +655,17 @@ def test_the_image_that_was_chosen_is_in_names_until_the_end() -> None:
     assert (spawner.image, spawner.object_name) == ("site/lab:1", "gpuspawner-site-lab-1--41da")
     spawner.user_options = {"profile": "cpu"}
     assert spawner._make_job(spawner._choose()).image == "site/lab:1"
+
+
+def test_a_spawner_goes_with_its_last_reference() -> None:
+    """Without the garbage collector: the hub makes one for each start that was cancelled."""
+    gc.disable()
+    try:
+        spawner = make_spawner()
+        assert spawner.run_options_from_form({"profile": ["cpu"]}) == {"profile": "cpu"}
+        assert [tier.name for tier in spawner.tiers] != []
+        kept = weakref.ref(spawner)
+        del spawner
+        assert kept() is None
+    finally:
+        gc.enable()
