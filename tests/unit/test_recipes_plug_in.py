@@ -29,6 +29,7 @@ def test_there_are_recipes() -> None:
         "Announcements",
         "Announcements",
         "Servers that nobody uses",
+        "traefik",
     ]
 
 
