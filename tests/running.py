@@ -110,6 +110,15 @@ def running_system(
 
 
 @contextmanager
+def system_with(folder: Path, settings: str, **environment: str) -> Iterator[System]:
+    """The same with these settings of a site below the repository's own, for hub and broker."""
+    config = folder / "site.py"
+    config.write_text(f"load_subconfig({str(CONFIG)!r})\n{settings}")
+    with running_system(folder, config=config, GPUSPAWNER_CONFIG=str(config), **environment) as system:
+        yield system
+
+
+@contextmanager
 def restartable_system(
     folder: Path, *, config: Path = CONFIG, base_url: str = "/", domain: str = "", **environment: str
 ) -> Iterator[tuple[System, Callable[[], AbstractContextManager[Path]]]]:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.browser.login import log_in
 from tests.hubstart import free_ports
 from tests.recipes import adapted, blocks
-from tests.running import CONFIG, System, running_system
+from tests.running import System, system_with
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker]
 
@@ -29,11 +29,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     (folder / "announcements" / "templates").mkdir(parents=True)
     (folder / "announcements" / "templates" / "page.html").write_text(page)
     own = {"/srv/": f"{folder}/", "8010": str(free_ports(1))}
-    config = folder / "site.py"
-    config.write_text(f"load_subconfig({str(CONFIG)!r})\n{fixed}\n{adapted(service, own)}")
-    with running_system(
-        folder, config=config, GPUSPAWNER_CONFIG=str(config), GPUSPAWNER_SIMULATED="1 x H100 80GB"
-    ) as running:
+    settings = f"{fixed}\n{adapted(service, own)}"
+    with system_with(folder, settings, GPUSPAWNER_SIMULATED="1 x H100 80GB") as running:
         yield running
 
 

@@ -20,7 +20,7 @@ from tests.hub.remote_client import (
     until_ready,
 )
 from tests.recipes import adapted, blocks
-from tests.running import CONFIG, System, running_system
+from tests.running import System, system_with
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
@@ -40,14 +40,9 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     )
     faster = f'"--timeout={IDLE_SECONDS}", "--cull-every=5"'
     settings = adapted(service, {'"--timeout=3600"': faster, "/srv/": f"{folder}/"})
-    config = folder / "site.py"
     name = '{"environment": {"HUB_NAME": c.GpuDockerSpawner.hub_id}}'
-    config.write_text(
-        f"load_subconfig({str(CONFIG)!r})\n{settings}\nc.JupyterHub.services[-1].update({name})\n"
-    )
-    with running_system(
-        folder, config=config, GPUSPAWNER_CONFIG=str(config), GPUSPAWNER_SIMULATED="1 x H100 80GB"
-    ) as running:
+    settings += f"\nc.JupyterHub.services[-1].update({name})\n"
+    with system_with(folder, settings, GPUSPAWNER_SIMULATED="1 x H100 80GB") as running:
         yield running
 
 

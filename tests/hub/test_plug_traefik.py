@@ -11,7 +11,7 @@ import pytest
 
 from tests.hubstart import free_ports
 from tests.recipes import adapted, blocks
-from tests.running import CONFIG, System, running_system
+from tests.running import System, system_with
 from tests.webclient import Client, logged_in, start
 
 pytestmark = pytest.mark.docker
@@ -25,11 +25,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     settings = adapted(
         recipe, {"/srv/gpuspawner": str(folder), "localhost:8099": f"localhost:{free_ports(1)}"}
     )
-    config = folder / "site.py"
-    config.write_text(f"load_subconfig({str(CONFIG)!r})\n{settings}")
-    with running_system(
-        folder, config=config, GPUSPAWNER_CONFIG=str(config), GPUSPAWNER_SIMULATED="1 x H100 80GB"
-    ) as running:
+    with system_with(folder, settings, GPUSPAWNER_SIMULATED="1 x H100 80GB") as running:
         yield running
 
 

@@ -132,17 +132,9 @@ class ClassBench:
         request = GpuRequest(f"{number:032x}", hub, user, server, tier, known[tier].want, (group,))
         return (await self.broker.allocator.acquire(request)).id
 
-    async def run(
-        self,
-        number: int,
-        user: str,
-        group: str = "students",
-        hub: str = "hub",
-        tier: str = "gpu",
-        server: str = "",
-    ) -> str:
+    async def run(self, number: int, user: str, *where: str, **more: str) -> str:
         """The same, running."""
-        lease_id = await self.ask(number, user, group, hub, tier, server)
+        lease_id = await self.ask(number, user, *where, **more)
         await self.broker.allocator.set_running(lease_id, f"container-{number}")
         return lease_id
 

@@ -43,6 +43,7 @@ _ABOVE, _AT = "/gpuspawner", "/gpuspawner/home"
 the folder above, since Docker leaves the one into which it unpacks as it is."""
 _EMPTY = "gpuspawner-empty:latest"
 _QUEUED = 2
+_ENDED = "the copy of the home has ended"
 _STEP_SECONDS = 0.2
 _THREADS = 32
 
@@ -66,7 +67,7 @@ class _Reading:
         while len(self.left) < most and not self.done:
             with self.taking:
                 if self.ended:
-                    raise EngineFault("the copy of the home has ended")
+                    raise EngineFault(_ENDED)
                 part = next(self.parts, b"")
             self.done = not part
             self.left += part
@@ -264,13 +265,13 @@ class DockerHomes:
     def _reading(self, copy_id: str) -> _Reading:
         copy = self._copies.get(copy_id)
         if not isinstance(copy, _Reading):
-            raise EngineFault("the copy of the home has ended")
+            raise EngineFault(_ENDED)
         return copy
 
     def _writing(self, copy_id: str) -> _Writing:
         copy = self._copies.get(copy_id)
         if not isinstance(copy, _Writing):
-            raise EngineFault("the copy of the home has ended")
+            raise EngineFault(_ENDED)
         return copy
 
     async def _run(self, what: str, work: Callable[[Call], T], seconds: int = _SECONDS) -> T:

@@ -30,7 +30,7 @@ class QuotaEnds:
     allocator: Allocator
 
     def beyond(self, subject: Subject, allowance: AllowanceOf) -> list[Lease]:
-        """The leases with a GPU of those whom the subject names that `allowance` has no room for."""
+        """Leases that hold a GPU, of users of this subject, that are more than `allowance` gives them."""
         return [
             lease
             for leases in self._by_user(self.allocator.leases())

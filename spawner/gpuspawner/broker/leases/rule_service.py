@@ -122,9 +122,9 @@ class RuleService:
     ) -> tuple[Lease, ...]:
         """Change keys of a subject's quota; None removes a change. It applies at once.
 
-        A lease that holds a GPU keeps it; with `end_servers`, those of whom the subject names end that their
-        quota has no room for, after warnings, unless they are allowed again before. Returns these. The change
-        and whom it ends are one commit. A waiting lease that is no longer allowed leaves the queue. Raises
+        A lease that holds a GPU keeps it. With `end_servers`, the subject's leases that are over the new
+        quota end after warnings, unless they are allowed again before; they are returned. The change and
+        these ends are one commit. A waiting lease that is no longer allowed leaves the queue. Raises
         BadOption for invalid values, LedgerFault.
         """
         change = self._quota_change(subject, values, author, reason)

@@ -69,8 +69,7 @@ class Rulebook:
         members, limits = tuple(groups), self._limits()
         key = user, members
         if key not in self._allowances:
-            properties = by_subject(self._of_properties(members))
-            found = combine(limits, user, members, properties)
+            found = self._combined(limits, user, members)
             self._allowances[key] = replace(found, titles=self.known.titles, wants=self.known.wants)
         return self._allowances[key]
 
@@ -88,12 +87,10 @@ class Rulebook:
     def allowances(self, rules: Rules) -> AllowanceOf:
         """What users may have by these rules, as from `preview`."""
         limits = by_subject(rules.quotas)
+        return lambda user, groups: self._combined(limits, user, tuple(groups))
 
-        def of(user: str, groups: Iterable[str]) -> Allowance:
-            members = tuple(groups)
-            return combine(limits, user, members, by_subject(self._of_properties(members)))
-
-        return of
+    def _combined(self, limits: Mapping[Subject, Limits], user: str, members: tuple[str, ...]) -> Allowance:
+        return combine(limits, user, members, by_subject(self._of_properties(members)))
 
     async def decide(
         self, *decisions: Decision, following: Callable[[Rules], Sequence[Decision]] | None = None
