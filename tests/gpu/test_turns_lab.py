@@ -1,11 +1,11 @@
 """A class through the real hub, on real GPUs: real labs, notebooks' kernels, bursty cells by a seeded script.
 
-Six students on two GPUs for GPUSPAWNER_TURNS_MINUTES (8): each trains for 5 to 30 s of GPU time, then thinks
-for 10 to 60 s. The seeds are the same for each GPUSPAWNER_TURNS_WAY:
+Three students a GPU, six on two, for GPUSPAWNER_TURNS_MINUTES (8): each trains for 5 to 30 s of GPU time,
+then thinks for 10 to 60 s. The seeds are the same for each GPUSPAWNER_TURNS_WAY:
 
     turns      in turns; everybody's memory fits on the GPUs
     pressure   in turns; it doesn't fit (22 GiB each on two GPUs of 80), so memory moves to main memory
-    whole      two have a GPU each to the end, since people keep their server; the others wait in the queue
+    whole      one has each GPU to the end, since people keep their server; the others wait in the queue
     sliced     slices without MPS: the GPU's time is sliced
     mps        slices with MPS
 
@@ -35,6 +35,7 @@ from typing import Any
 import aiohttp
 import pytest
 from kills import Killer, parse_kills
+from machine import CHOSEN
 from notebook import Notebook, notebook
 from rows import Rows
 
@@ -46,7 +47,9 @@ pytestmark = pytest.mark.gpu
 WAY = os.environ.get("GPUSPAWNER_TURNS_WAY", "turns")
 IN_TURNS = WAY in ("turns", "pressure")
 MINUTES = float(os.environ.get("GPUSPAWNER_TURNS_MINUTES", "8"))
-STUDENTS = int(os.environ.get("GPUSPAWNER_TURNS_STUDENTS", "6"))
+GPUS = len(os.environ.get(CHOSEN, "0,1").split(","))
+STUDENTS = int(os.environ.get("GPUSPAWNER_TURNS_STUDENTS", 3 * GPUS))
+MAX_TURN_SECONDS = float(os.environ.get("GPUSPAWNER_TURNS_MAX_TURN", "15"))
 GIB = float(os.environ.get("GPUSPAWNER_TURNS_GIB", "22" if WAY == "pressure" else "6"))
 KILLS = os.environ.get("GPUSPAWNER_TURNS_KILLS", "")
 SLEEP_AFTER_SECONDS = float(os.environ.get("GPUSPAWNER_TURNS_SLEEP_AFTER", "25"))
@@ -54,7 +57,6 @@ LATE_SECONDS = 150.0
 """So long after the class's time the last cells, and the sums over all memory, may end."""
 LOOK_SECONDS = 0.25
 NOTED_SECONDS = 0.2
-GPUS = 2
 PROMISE = f"{round(GIB + 14)}G"
 
 
@@ -63,7 +65,7 @@ def _site(way: str) -> dict[str, Any]:
     if way in ("turns", "pressure"):
         pool: dict[str, Any] = {
             "mode": "turns", "seats": STUDENTS, "sleep_memory": PROMISE, "pause_after": 1.0, "min_turn": 1.0,
-            "max_turn": 15.0, "sleep_after": SLEEP_AFTER_SECONDS,
+            "max_turn": MAX_TURN_SECONDS, "sleep_after": SLEEP_AFTER_SECONDS,
         }  # fmt: skip
         tier: dict[str, Any] = {"mode": "turns", "memory": PROMISE}
     elif way == "whole":
@@ -314,6 +316,7 @@ def note(
     record("waits p50, p95, most (s)", [round(each, 3) for each in told])
     record("steps in all", seen.steps)
     record("seconds until the last cell ended", round(seconds, 1))
+    record("students, GPUs", [STUDENTS, GPUS])
     record("used part of the GPUs' time", round(seen.steps / alone_speed / seconds / GPUS, 3))
     record("GPUs with somebody awake, samples", dict(seen.awake))
     record("lines shown", [len(seen.lines), *seen.lines[:4]])

@@ -274,8 +274,9 @@ class TurnDocument(Message):
     `memory_bytes` is what it has on the GPU, or in host memory while it is asleep. `moves`: it is being
     paused, moved or woken. `position` and `wait_seconds`: its place among those that want a GPU, from 1, and
     about how long it waits; None if it wants none. `can_move` False: its memory can't leave the GPU.
-    `held_up`: why its turn can't be foreseen: all its GPUs are drained or out of service ("no_gpu"), or
-    somebody's program that can't be paused or moved has them ("program").
+    `held_up`: why its turn can't be foreseen: all its GPUs are drained or out of service ("no_gpu"),
+    somebody's program that can't be paused or moved has them ("program"), or a step that can't be interrupted
+    runs on them after the end of its turn ("kernel").
     """
 
     turn: Literal["awake", "paused", "asleep"]
@@ -286,7 +287,7 @@ class TurnDocument(Message):
     position: int | None
     wait_seconds: float | None
     can_move: bool
-    held_up: Literal["no_gpu", "program"] | None = None
+    held_up: Literal["no_gpu", "program", "kernel"] | None = None
 
 
 class EndDocument(Message):

@@ -332,6 +332,32 @@ async def test_who_holds_a_gpu_for_good_and_who_waits_for_it_both_read_why(room:
     assert [each.held_up for each in room.keeper.status()] == [None, None]
 
 
+async def test_who_waits_for_a_step_that_does_not_end_is_told_no_time_but_why(room: Class) -> None:
+    """Measured: beside a kernel of a minute, "about 1 s" was told for 50 s."""
+    room.restart((A,))
+    room.admit("ann", "bob")
+    room.machine.computing = {A}
+    room.machine.add(11, container="ann")
+    await room.look()
+    room.machine.programs[11].busy = True
+    room.machine.add(12, container="bob")
+    await room.look(240)
+
+    def told() -> tuple[Any, ...]:
+        (bob,) = (each for each in room.keeper.status() if each.lease_id == "bob")
+        return bob.position, bob.wait_seconds, bob.held_up
+
+    assert told() == (1, None, HeldUp.KERNEL)
+    assert room.notices == []
+    room.machine.programs[11].busy = False
+    await room.look(30)
+    assert room.runs(12)
+    await room.look(130)  # and whoever waits next has a time again
+    status = {each.lease_id: each for each in room.keeper.status()}
+    assert [each.held_up for each in status.values()] == [None, None]
+    assert any(each.wait_seconds is not None for each in status.values())
+
+
 async def test_a_program_for_which_the_driver_does_not_answer_ends_after_a_warning_if_the_policy_says_so(
     room: Class, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from gpuspawner.broker.decide.replay.replay_turns import BurstyClass, SharedGpus
 from gpuspawner.broker.decide.snapshot import TurnView
 from gpuspawner.broker.decide.turn_waits import HeldUp, expected_waits, held_up
 from gpuspawner.broker.decide.turn_words import staying_sentence, waiting_sentence
-from gpuspawner.broker.decide.turns import Experience, Gpu, Seat, Turn, TurnRules, unmovable
+from gpuspawner.broker.decide.turns import Experience, Gpu, Seat, Turn, TurnRules
 from gpuspawner.broker.leases.audit import Answer, Asked
 from gpuspawner.broker.observe.sampler import Sampler
 from gpuspawner.broker.pages.own.desk import BrokerDesk
@@ -163,6 +163,11 @@ async def test_a_server_that_has_no_seat_yet(site: tuple[Pages, Turns]) -> None:
             "GPU until it ends.",
         ),
         (
+            {"position": 1, "held_up": HeldUp.KERNEL},
+            "Waiting for a GPU: 1st in line. Somebody's turn is over, but a step of theirs still runs on the "
+            "GPU and can't be interrupted: your turn comes when it ends.",
+        ),
+        (
             {"wait_seconds": 4.0, "moves": True, "turn": Turn.ASLEEP, "memory_bytes": 9 * GIB},
             "Your GPU memory (9.0 GiB) is coming back to a GPU, about 5 s.",
         ),
@@ -196,18 +201,22 @@ def test_who_waits_for_a_gpu_that_nobody_can_give_reads_why() -> None:
     wants = Seat("w", Turn.PAUSED, 0.0, 24 * GIB, "A", GIB, wants_since=80.0)
     silent = Seat("s", Turn.AWAKE, 0.0, GIB, "A", GIB, unmovable_since=50.0, can_pause=False)
     large = Seat("l", Turn.PAUSED, 0.0, GIB, "A", 60 * GIB, unmovable_since=50.0)
+    outruns = Seat("k", Turn.AWAKE, 0.0, GIB, "A", GIB, outruns_since=70.0)
     movable, rules = replace(large, unmovable_since=None), TurnRules()
     for others, why in (
         ([silent], HeldUp.PROGRAM), ([large], HeldUp.PROGRAM), ([movable], None),
-        ([replace(silent, can_pause=True)], None), ([], None),
+        ([replace(silent, can_pause=True)], None), ([outruns], HeldUp.KERNEL), ([], None),
     ):  # fmt: skip
         seats = [wants, *others]
-        staying = unmovable(others)
-        assert held_up(wants, staying, gpus) is why
+        assert held_up(wants, seats, gpus) is why
         told = expected_waits(seats, gpus, 100.0, rules, Experience())
         assert ("w" in told) == (why is None)
-        assert held_up(replace(wants, wants_since=None), staying, gpus) is None
+        assert held_up(replace(wants, wants_since=None), seats, gpus) is None
     assert held_up(wants, [], gpus[1:]) is HeldUp.NO_GPU
+    both = [gpus[0], replace(gpus[1], drained=False)]
+    assert held_up(wants, [wants, outruns], both) is None
+    told = expected_waits([wants, outruns], both, 100.0, rules, Experience())
+    assert told["w"] == Experience().wake_seconds(GIB)  # the other GPU is free
     assert held_up(silent, [silent], gpus) is None
 
 

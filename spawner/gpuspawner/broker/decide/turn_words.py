@@ -10,6 +10,10 @@ from .turns import Turn
 HELD_UP = {
     HeldUp.NO_GPU: "No GPU can serve it now: an admin has drained them, or they are out of service.",
     HeldUp.PROGRAM: "Somebody's program can't be paused or moved, so it keeps the GPU until it ends.",
+    HeldUp.KERNEL: (
+        "Somebody's turn is over, but a step of theirs still runs on the GPU and can't be interrupted: your "
+        "turn comes when it ends."
+    ),
 }
 _STEP_SECONDS = 5
 """Waits are told in such steps: an estimate is no better, and the line doesn't change all the time."""

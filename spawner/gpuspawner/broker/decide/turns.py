@@ -113,6 +113,8 @@ class Seat:
     """Its memory can't leave the GPU (managed memory, NCCL): known since then."""
     can_pause: bool = True
     """False: the driver does not answer for it (NCCL), so it is unmovable and can not even be paused."""
+    outruns_since: float | None = None
+    """Its turn was to end then, but what the GPU computes for it has not ended: nobody knows when it will."""
     retry_at: float = 0.0
     """Something failed: nothing is tried with it before."""
     target_uuid: str | None = None

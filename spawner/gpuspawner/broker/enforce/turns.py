@@ -29,7 +29,6 @@ from ..decide.turns import (
     Turn,
     TurnRules,
     plan,
-    unmovable,
     waiting_order,
 )
 
@@ -100,6 +99,7 @@ class _Entry:
     prompt_since: float | None = None
     unmovable_since: float | None = None
     can_pause: bool = True
+    outruns_since: float | None = None
     unknown_since: float | None = None
     target_uuid: str | None = None
     begun: int = 0
@@ -130,6 +130,7 @@ class _Entry:
             under_way=self.under_way,
             unmovable_since=self.unmovable_since,
             can_pause=self.can_pause,
+            outruns_since=self.outruns_since,
             retry_at=self.retry_at,
             target_uuid=self.target_uuid,
             sees=frozenset(self.place.gpu_uuids),
@@ -149,7 +150,7 @@ class _Entry:
         """Set the place; does nothing if it has not changed."""
         if (turn, gpu_uuid) != (self.turn, self.gpu_uuid):
             self.turn, self.gpu_uuid, self.since = turn, gpu_uuid, now
-            self.idle_since = None
+            self.idle_since = self.outruns_since = None
 
     def want(self, now: float, *, by_thread: bool = False) -> None:
         """It waits for a GPU, since now at the latest."""
@@ -254,7 +255,6 @@ class TurnKeeper:
         seats = [entry.seat(lease_id) for lease_id, entry in self._entries.items()]
         now = self.clock()
         order = [seat.lease_id for seat in waiting_order(seats, now, self.rules)]
-        staying = unmovable(seats)
         waits = expected_waits(seats, self.gpus, now, self.rules, self.seen)
         return tuple(
             SeatStatus(
@@ -268,7 +268,7 @@ class TurnKeeper:
                 wait_seconds=waits.get(seat.lease_id, self._coming_back(seat, now)),
                 known=self._entries[seat.lease_id].known,
                 can_move=seat.unmovable_since is None,
-                held_up=held_up(seat, staying, self.gpus),
+                held_up=held_up(seat, seats, self.gpus),
             )
             for seat in seats
         )
@@ -416,8 +416,9 @@ class TurnKeeper:
         uuid = entry.gpu_uuid if entry.turn is Turn.AWAKE else None
         if uuid is None or (busy.get(uuid, True) and reading.condition is not Condition.NONE):
             entry.idle_since = None
-        elif entry.idle_since is None:
-            entry.idle_since = now
+        else:
+            entry.outruns_since = None
+            entry.idle_since = now if entry.idle_since is None else entry.idle_since
 
     def _is_free(self, gpu_uuid: str, *, though_wanted: bool) -> bool:
         """Whether nobody computes there or is about to, and nobody waits: then a new seat may have it.
@@ -510,7 +511,10 @@ class TurnKeeper:
                 entry.lost = True
                 self.log.warning("%s lease=%s detail=%s", outcome.sentence, lease_id, outcome.detail)
                 await self._notice(lease_id, outcome.sentence)
-        elif outcome.obstacle is not Obstacle.BUSY:
+        elif outcome.obstacle is Obstacle.BUSY:
+            if entry.turn is Turn.AWAKE and entry.outruns_since is None:
+                entry.outruns_since = entry.began
+        else:
             self.log.warning("%s lease=%s detail=%s", outcome.sentence, lease_id, outcome.detail)
 
     def _done(self, action: Action, entry: _Entry, outcome: Outcome, now: float) -> None:
