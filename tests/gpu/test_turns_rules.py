@@ -48,7 +48,7 @@ CHECKS = os.environ.get("GPUSPAWNER_TURNS_CHECKS", "")
 KERNEL_SECONDS = 60.0
 CLOCK_HZ = 1.9e9
 """About the SM clock of an H100 or H200: `torch.cuda._sleep` counts its cycles."""
-HOURS = 0.09
+HOURS = 0.085
 """Just over the five minutes between the last warning and the end."""
 PREPARE = """
 import json, time, torch
