@@ -332,14 +332,17 @@ async def test_who_holds_a_gpu_for_good_and_who_waits_for_it_both_read_why(room:
     assert [each.held_up for each in room.keeper.status()] == [None, None]
 
 
-async def test_who_waits_for_a_step_that_does_not_end_is_told_no_time_but_why(room: Class) -> None:
+@pytest.mark.parametrize("computing", [{A}, set[str]()], ids=["busy", "idle by NVML"])
+async def test_who_waits_for_a_step_that_does_not_end_is_told_no_time_but_why(
+    room: Class, computing: set[str]
+) -> None:
     """Measured: beside a kernel of a minute, "about 1 s" was told for 50 s."""
     room.restart((A,))
     room.admit("ann", "bob")
     room.machine.computing = {A}
     room.machine.add(11, container="ann")
     await room.look()
-    room.machine.programs[11].busy = True
+    room.machine.programs[11].busy, room.machine.computing = True, computing
     room.machine.add(12, container="bob")
     await room.look(240)
 
@@ -349,7 +352,7 @@ async def test_who_waits_for_a_step_that_does_not_end_is_told_no_time_but_why(ro
 
     assert told() == (1, None, HeldUp.KERNEL)
     assert room.notices == []
-    room.machine.programs[11].busy = False
+    room.machine.programs[11].busy, room.machine.computing = False, {A}
     await room.look(30)
     assert room.runs(12)
     await room.look(130)  # and whoever waits next has a time again

@@ -416,9 +416,8 @@ class TurnKeeper:
         uuid = entry.gpu_uuid if entry.turn is Turn.AWAKE else None
         if uuid is None or (busy.get(uuid, True) and reading.condition is not Condition.NONE):
             entry.idle_since = None
-        else:
-            entry.outruns_since = None
-            entry.idle_since = now if entry.idle_since is None else entry.idle_since
+        elif entry.idle_since is None:
+            entry.idle_since = now
 
     def _is_free(self, gpu_uuid: str, *, though_wanted: bool) -> bool:
         """Whether nobody computes there or is about to, and nobody waits: then a new seat may have it.
