@@ -547,7 +547,7 @@ async def hours_end(room: Class) -> None:
     """Hana computes on and on. At the end of her GPU-hours she is put to sleep; a grant wakes her."""
     hana = room.students["hana"]
     began = time.time()
-    working = asyncio.create_task(room.compute("hana", 3600 * HOURS + 10))
+    working = asyncio.create_task(room.compute("hana", 3600 * HOURS + 60))
     notices: list[tuple[float, str]] = []
 
     async def asleep() -> bool:
