@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from gpuspawner.broker.leases.leasing import LeaseService, Parts
 from gpuspawner.broker.ledger import Ledger
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.core import labels
-from gpuspawner.core.errors import EngineFault, LedgerFault
+from gpuspawner.core.errors import EngineFault, Fault, LedgerFault
 from gpuspawner.core.model import ContainerPatch, Device, GpuRequest, Lease
 from gpuspawner.core.units import Clock, utc_now
 from gpuspawner.core.want import Want
@@ -103,7 +103,7 @@ class FakeFolders:
     async def write_turn(self, lease_id: str, sentence: str) -> None:
         self.turns[lease_id] = sentence
 
-    async def write_use(self, lease_id: str, text: str) -> None:
+    async def write_uses(self, texts: Mapping[str, str]) -> Mapping[str, Fault]:
         raise AssertionError("not written here")
 
     async def remove(self, lease_id: str) -> None:

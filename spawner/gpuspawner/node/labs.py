@@ -21,6 +21,10 @@ class LabFolders(Protocol):
         """Writes these files into the lease's folder; `make`: also if there is no folder yet."""
         ...
 
+    async def write_all(self, files: Mapping[str, Mapping[str, str]]) -> None:
+        """Writes files into the folders of several leases, by lease id; one that isn't there is left out."""
+        ...
+
     async def remove(self, lease_id: str) -> None:
         """Removes the folder; no error if there is none."""
         ...

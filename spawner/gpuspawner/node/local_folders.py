@@ -28,6 +28,15 @@ class LocalFolders:
         """Writes these files into the lease's folder; `make`: also if there is no folder yet."""
         await self._pool.submit(lambda: self._folders.put(lease_id, files, make=make))
 
+    async def write_all(self, files: Mapping[str, Mapping[str, str]]) -> None:
+        """Writes files into the folders of several leases, by lease id; one that isn't there is left out."""
+
+        def put() -> None:
+            for lease_id, texts in files.items():
+                self._folders.put(lease_id, texts)
+
+        await self._pool.submit(put)
+
     async def remove(self, lease_id: str) -> None:
         """Removes the folder; no error if there is none."""
         await self._pool.submit(lambda: self._folders.remove(lease_id))

@@ -68,6 +68,8 @@ def test_everything_is_there_from_the_start() -> None:
         "gpuspawner_docker_up",
         "gpuspawner_acquire_seconds_count",
         "gpuspawner_acquire_seconds_sum",
+        "gpuspawner_answer_seconds_count",
+        "gpuspawner_answer_seconds_sum",
     ]  # fmt: skip
     assert samples(Metrics(["gpu", "slice"])) == dict.fromkeys(zeros, 0.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from gpuspawner.broker.observe.failures import LoopFailures
 from gpuspawner.broker.observe.metrics import Metrics
 from gpuspawner.broker.observe.use import Use
 from gpuspawner.broker.pages.own.lab import KEEP_SECONDS, LabReadings, LabSources
+from gpuspawner.core.errors import Fault, LedgerFault
 from gpuspawner.core.model import Lease, LeaseState
 from gpuspawner.core.want import Mode, Want
 
@@ -41,6 +43,7 @@ class Broker:
         self.deadlines: dict[str, Deadline] = {}
         self.now = 1000.0
         self.written: list[tuple[str, dict[str, Any]]] = []
+        self.failing: set[str] = set()
         sources = LabSources(
             leases=lambda: self.leases,
             uses=lambda: self.uses,
@@ -52,8 +55,10 @@ class Broker:
         failures = LoopFailures("lab_readings", Metrics(), logging.getLogger("lab"))
         self.readings = LabReadings(sources, self._write, failures, lambda: self.now)
 
-    async def _write(self, lease_id: str, text: str) -> None:
-        self.written.append((lease_id, json.loads(text)))
+    async def _write(self, texts: Mapping[str, str]) -> Mapping[str, Fault]:
+        good = {lease_id: text for lease_id, text in texts.items() if lease_id not in self.failing}
+        self.written += [(lease_id, json.loads(text)) for lease_id, text in good.items()]
+        return {each: LedgerFault("the disk is full") for each in texts if each in self.failing}
 
     async def round(self) -> list[tuple[str, dict[str, Any]]]:
         """What one round writes."""
@@ -119,6 +124,18 @@ async def test_it_is_written_when_it_changed_and_after_a_minute() -> None:
     broker.now += 1
     broker.uses[SLICE.id] = Use(2 * GIB, 10.0)
     assert [document["memory"]["text"] for _, document in await broker.round()] == ["2.0 GiB of 8.0 GiB"]
+
+
+@pytest.mark.asyncio
+async def test_a_lab_that_can_t_be_told_is_told_again_and_keeps_it_from_no_other() -> None:
+    broker = Broker(SLICE, replace(SLICE, id="7" * 32))
+    broker.failing = {SLICE.id}
+    for told in (["7" * 32], []):
+        with pytest.raises(LedgerFault, match="full"):
+            await broker.round()
+        assert [lease_id for lease_id, _ in broker.written] == told
+    broker.failing = set()
+    assert [lease_id for lease_id, _ in await broker.round()] == [SLICE.id]
 
 
 @pytest.mark.asyncio

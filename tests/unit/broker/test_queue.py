@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 from gpuspawner.broker.decide.line.backfill import Fleet, plan
+from gpuspawner.broker.decide.line.fairshare import FairShare
 from gpuspawner.broker.decide.line.queue import Claim, Lineup, Place, Queue, Waiting, claim_from, competes
 from gpuspawner.broker.decide.place.placement import Kind, Room, kind_of, rank, whole_share
 from gpuspawner.core.model import Device
@@ -195,3 +196,25 @@ def test_what_a_quota_gives_a_request() -> None:
     assert claim_from(allowed, None, 60.0).session_seconds == 60.0
     assert claim_from(Allowance()).session_seconds is None
     assert claim_from(Allowance(), None, 60.0).session_seconds == 60.0
+
+
+@given(st.data())
+def test_who_only_counts_sees_the_order_of_a_walk_on_which_nothing_is_placed(data: st.DataObject) -> None:
+    fair = data.draw(st.sampled_from([None, FairShare()]))
+    queue = Queue(map(kind, MODELS), fair, patience_seconds=50.0)
+    names, number = st.sampled_from("abc"), st.integers(0, 2)
+    for index in range(data.draw(st.integers(0, 12))):
+        claim = Claim(data.draw(names), data.draw(number), 1.0 + data.draw(number), 1.0 * data.draw(number))
+        since = 60.0 + data.draw(st.integers(0, 40)) + index
+        queue.add(Waiting(index, f"lease-{index}", data.draw(wants), data.draw(names), since, claim))
+    for _ in range(data.draw(number) if fair is not None else 0):
+        fair.hold(data.draw(names), data.draw(names), 1.0, 50.0)
+    without = data.draw(st.sampled_from([None, "lease-0", "lease-3"]))
+    for _ in range(2):
+        walked = list(queue.lineup(130.0, without))
+        assert queue.lineup(130.0, without).if_nothing_is_placed() == walked
+    for waiting in queue.in_order():
+        rivals = [each for each in queue.lineup(130.0) if competes(each.want, waiting.want, HEALTHY)]
+        if rivals:
+            place = Place(rivals.index(waiting) + 1, len(rivals))
+            assert queue.place_of(waiting.lease_id, 130.0) == place

@@ -199,6 +199,38 @@ async def test_the_folders_of_leases_are_the_agent_s(bench: Bench, tmp_path: Pat
     assert list((tmp_path / "leases").iterdir()) == []
 
 
+@pytest.mark.parametrize(("version", "messages"), [(wire.WRITES_TOGETHER, 1), (wire.WRITES_TOGETHER - 1, 3)])
+async def test_what_several_labs_read_goes_to_an_agent_as_it_knows_it(
+    bench: Bench, tmp_path: Path, version: int, messages: int
+) -> None:
+    """Together, or to an agent of the release before one by one."""
+    bench.there._version = version
+    labs, ids = bench.there.labs(), ("a" * 32, "b" * 32)
+    assert labs is not None
+    await until(lambda: not bench.there.facts.away)
+    bench.there._version = version
+    for lease_id in ids:
+        await labs.folders.write(lease_id, {"notice": ""}, make=True)
+    link: Any = bench.there._link
+    before = next(link._ids)
+    await labs.folders.write_all({each: {"use": f"{each} 9 %"} for each in (*ids, "c" * 32)})
+    assert next(link._ids) - before - 1 == messages
+    found = {path.parent.name: path.read_text() for path in (tmp_path / "leases").rglob("use")}
+    assert found == {each: f"{each} 9 %" for each in ids}  # the third has no folder, and gets none
+
+
+async def test_what_is_sent_in_one_turn_of_the_loop_is_one_write(bench: Bench) -> None:
+    await until(lambda: not bench.there.facts.away)
+    sent: list[bytes] = []
+    link: Any = bench.there._link
+    write, link._writer.write = link._writer.write, lambda data: (sent.append(data), write(data))
+    asked = [bench.there.labs().engine.list(each * 32) for each in "abc"]  # type: ignore[union-attr]
+    answers = await asyncio.gather(*asked)
+    assert [each[0].lease_id for each in answers] == ["a" * 32, "b" * 32, "c" * 32]
+    calls = [data for data in sent if b"docker_list" in data]
+    assert [data.count(b"\n") for data in calls] == [3]
+
+
 def test_the_agent_drives_what_the_broker_drives() -> None:
     """Every call of the wire is a method of the local node, but for those of its hands."""
     others = ("turn_", "docker_", "folder_", "home_", "check_")

@@ -112,6 +112,7 @@ def test_an_event_comes_as_it_was(event: NodeEvent) -> None:
         ("docker_is_denied", ("c", "/dev/nvidiactl"), False),
         ("docker_facts", (), ({"Runtimes": {"runc": {}}, "x": [None, True, 1.5]}, {"Version": "28"})),
         ("folder_write", ("a" * 32, {"notice": "é\n"}, True), None),
+        ("folder_write_all", ({"a" * 32: {"use": "é\n"}},), None),
         ("folder_keep_only", (("a" * 32,),), None),
         ("home_describe", ("v",), None),
         ("home_describe", ("v",), HomeFacts("local", {"o": "size=9g"}, {"a": "b"}, ("lab",), True)),

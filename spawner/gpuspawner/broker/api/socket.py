@@ -220,6 +220,7 @@ class LeasesHandler(Handler):
     def prepare(self) -> None:
         self._closed = asyncio.Event()
         self._granted = False
+        self._answered = False
         self._streaming = False
         self._started = asyncio.get_running_loop().time()
 
@@ -367,6 +368,10 @@ class LeasesHandler(Handler):
         raise QueueTimeout(timeout_message(seconds, lease.want.device_count, obstacle))
 
     async def _send(self, event: Event) -> None:
+        if not self._answered:
+            self._answered = True
+            took = asyncio.get_running_loop().time() - self._started
+            self.site.metrics.answer_seconds.observe(took)
         await self._send_line(event_to_line(event))
 
     async def _send_line(self, line: str) -> None:

@@ -95,7 +95,7 @@ class Serving:
             simulated=self.machines.simulated,
         )
         failures = LoopFailures("lab_readings", self.ground.metrics, self.ground.log)
-        return LabReadings(sources, self.leasing.folders.write_use, failures)
+        return LabReadings(sources, self.leasing.folders.write_uses, failures)
 
     @cached_property
     def _view(self) -> View:

@@ -63,8 +63,10 @@ class Closures:
     async def round(self) -> None:
         """Looks at everything. Raises EngineFault; then nothing has changed."""
         await self._parts.way_in.look_again()
-        for uuid in tuple(self._parts.devices()):
-            await self._look_at(uuid)
+        looks = (self._look_at(uuid) for uuid in tuple(self._parts.devices()))  # one message to a machine
+        for found in await asyncio.gather(*looks, return_exceptions=True):
+            if found is not None:
+                raise found
         await self.report()
 
     async def before_close(self, lease: Lease) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from ...core.errors import DeviceFault
+from ...core.errors import DeviceFault, Fault
 from ...core.model import Lease
 from ...node.labs import LabFolders
 from ...node.lease_folder import TURN, USE, files_of
@@ -32,8 +33,11 @@ class Folders(Protocol):
         """Writes what a cell that waits for a GPU shows; "" if none waits."""
         ...
 
-    async def write_use(self, lease_id: str, text: str) -> None:
-        """Writes what the server uses of its quota, for JupyterLab's status bar."""
+    async def write_uses(self, texts: Mapping[str, str]) -> Mapping[str, Fault]:
+        """Writes what servers use of their quotas, for JupyterLab's status bar, by lease id.
+
+        Returns those that could not be written, and why.
+        """
         ...
 
     async def remove(self, lease_id: str) -> None:
@@ -87,9 +91,25 @@ class PlacedFolders:
         """Raises LedgerFault if the folder can't be written."""
         await self._put(lease_id, TURN, sentence)
 
-    async def write_use(self, lease_id: str, text: str) -> None:
-        """Raises LedgerFault if the folder can't be written."""
-        await self._put(lease_id, USE, text)
+    async def write_uses(self, texts: Mapping[str, str]) -> Mapping[str, Fault]:
+        """Those of a machine go there in one message; a machine that is away has none that failed."""
+        by_machine: dict[LabFolders, dict[str, dict[str, str]]] = {}
+        for lease_id, text in texts.items():
+            place = self._reachable(lease_id)
+            if place is not None:
+                by_machine.setdefault(place.folders, {})[lease_id] = {USE: text}
+        failed: dict[str, Fault] = {}
+
+        async def write(folders: LabFolders, files: dict[str, dict[str, str]]) -> None:
+            try:
+                await folders.write_all(files)
+            except DeviceFault:
+                return  # it went away just now
+            except Fault as fault:
+                failed.update(dict.fromkeys(files, fault))
+
+        await asyncio.gather(*(write(*each) for each in by_machine.items()))
+        return failed
 
     async def _put(self, lease_id: str, name: str, text: str) -> None:
         place = self._reachable(lease_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NamedTuple
 
@@ -14,10 +13,13 @@ from ..decide.line.estimate import Estimate
 from ..decide.line.queue import Place
 from ..decide.snapshot import Change
 
-_AT_ONCE = 100
-"""So many places are looked at before the loop may do something else."""
+_AT_ONCE, _WAKE_AT_ONCE = 100, 5
+"""So many places are looked at, and so many of those who follow them are woken, .."""
+_PAUSE_SECONDS = 0.01
+""".. and then the loop does something else for so long: a request that comes meanwhile needs it some fifteen
+times, and may not wait each time for a hundred who are told their place."""
 _REST = 20.0
-"""A look at all places is followed by this many times its length without one, .."""
+"""A look at all places is followed by this many times its work without one, .."""
 _MOST_REST_SECONDS = 2.0
 """.. but no longer than this."""
 
@@ -64,18 +66,21 @@ class Watches:
     def _look(self) -> None:
         self._is_due = False
         followed = [watch for watches in self._by_lease.values() for watch in watches]
-        self._look_at(iter(followed), asyncio.get_running_loop().time())
+        self._look_at(iter(followed), 0.0)
 
-    def _look_at(self, left: Iterator[Watch], began: float) -> None:
+    def _look_at(self, left: Iterator[Watch], spent_seconds: float) -> None:
         """The next of those who are left, then the others."""
-        loop, some = asyncio.get_running_loop(), tuple(itertools.islice(left, _AT_ONCE))
-        for watch in some:
-            watch.wake()
-        if len(some) == _AT_ONCE:
-            loop.call_soon(self._look_at, left, began)
-            return
+        loop, woken = asyncio.get_running_loop(), 0
+        began = loop.time()
+        for looked, watch in enumerate(left, 1):
+            woken += watch.wake()
+            if looked == _AT_ONCE or woken == _WAKE_AT_ONCE:
+                spent_seconds += loop.time() - began
+                loop.call_later(_PAUSE_SECONDS, self._look_at, left, spent_seconds)
+                return
+        spent_seconds += loop.time() - began
         self._looking = False
-        self._rests_until = loop.time() + min(_MOST_REST_SECONDS, _REST * (loop.time() - began))
+        self._rests_until = loop.time() + min(_MOST_REST_SECONDS, _REST * spent_seconds)
         if self._is_due:
             self.wake_waiting()
 
@@ -141,12 +146,14 @@ class Watch:
         self._lease = lease
         self._news.set()
 
-    def wake(self) -> None:
-        """The place of a waiting lease may have changed: if so, whoever follows it is told."""
+    def wake(self) -> bool:
+        """Its place in the queue may have changed. If so, whoever follows it is told; returns whether."""
         if self._lease is None or self._last is None or self._lease.state is not LeaseState.WAITING:
-            return  # who has not been told anything yet looks for itself
-        if _worth_telling(self._look()) != _worth_telling(self._last):
+            return False  # who has not been told anything yet looks for itself
+        changed = _worth_telling(self._look()) != _worth_telling(self._last)
+        if changed:
             self._news.set()
+        return changed
 
     def _look(self) -> Change:
         assert self._lease is not None  # set on entry

@@ -81,6 +81,12 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self.answer_seconds = Histogram(
+            "gpuspawner_answer_seconds",
+            "From the request for a GPU to its first answer: a lease, or a place in the queue",
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
         self._refusals = Counter(
             "gpuspawner_refusals", "Requests refused", ["reason"], registry=self.registry
         )

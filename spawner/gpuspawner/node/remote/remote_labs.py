@@ -10,7 +10,7 @@ from ...core.errors import DeviceFault, EngineFault
 from ...core.finding import Finding
 from ..engine import Container, ContainerEvent, EventsConnected
 from ..homes import HomeFacts, Skimmed
-from .wire import docker_event_of
+from .wire import WRITES_TOGETHER, docker_event_of
 
 Ask = Callable[..., Awaitable[Any]]
 """Calls the agent by the name of a call. Raises what it raised; DeviceFault while the machine is away."""
@@ -89,14 +89,23 @@ class RemoteEngine:
 
 
 class RemoteFolders:
-    """Implements `LabFolders`. Raises DeviceFault while the machine is away."""
+    """Implements `LabFolders`. Raises DeviceFault while the machine is away. `version` is that of the agent's
+    messages."""
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+    def __init__(self, ask: Ask, version: Callable[[], int]) -> None:
+        self._ask, self._version = ask, version
 
     async def write(self, lease_id: str, files: Mapping[str, str], *, make: bool) -> None:
         """Raises LedgerFault if the machine can't write it."""
         await self._ask("folder_write", lease_id, dict(files), make)
+
+    async def write_all(self, files: Mapping[str, Mapping[str, str]]) -> None:
+        """Raises LedgerFault if the machine can't write one of them."""
+        if self._version() >= WRITES_TOGETHER:
+            await self._ask("folder_write_all", {key: dict(texts) for key, texts in files.items()})
+            return
+        for lease_id, texts in files.items():
+            await self.write(lease_id, texts, make=False)
 
     async def remove(self, lease_id: str) -> None:
         """Removes the folder; no error if there is none."""

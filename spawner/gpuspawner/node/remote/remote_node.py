@@ -32,7 +32,7 @@ from ..api import (
 )
 from .link import Link, LinkPace
 from .remote_labs import RemoteDoctor, RemoteEngine, RemoteFolders, RemoteHomes
-from .wire import Garbled, Hello, event_of
+from .wire import VERSION, Garbled, Hello, event_of
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 RIVAL_SECONDS = 60.0
@@ -59,13 +59,14 @@ class RemoteNode:
         self._link: Link | None = None
         self._heard: tuple[str, int] = ("", 0)
         """Of which start of the agent, and up to which number, events were taken."""
+        self._version = VERSION
+        """Of the messages that the connected agent knows."""
         self._events: asyncio.Queue[NodeEvent | None] = asyncio.Queue()
         self._forgetting: asyncio.TimerHandle | None = None
         """Of what is said about another agent with the same certificate."""
         self._engine = RemoteEngine(self._ask)
-        self._labs = Labs(
-            self._engine, RemoteFolders(self._ask), RemoteDoctor(self._ask), RemoteHomes(self._ask)
-        )
+        folders = RemoteFolders(self._ask, lambda: self._version)
+        self._labs = Labs(self._engine, folders, RemoteDoctor(self._ask), RemoteHomes(self._ask))
 
     @property
     def facts(self) -> NodeFacts:
@@ -123,6 +124,7 @@ class RemoteNode:
             self._link.close()
         if hello.run != self._heard[0]:
             self._heard = (hello.run, 0)
+        self._version = hello.version
         link = self._link = Link(streams, self._no_calls, self._on_tell, self._log, self._pace)
         running = asyncio.create_task(link.run())
         try:

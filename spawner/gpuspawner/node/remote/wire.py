@@ -36,8 +36,10 @@ from ..api import (
 from ..engine import Container, ContainerEvent, EventsConnected
 from ..homes import HomeFacts, Skimmed
 
-VERSION = 1
+VERSION = 2
 """Of these messages. A broker and an agent work together if theirs differ by one at most."""
+WRITES_TOGETHER = 2
+"""The first version with `folder_write_all`."""
 
 CALLS: Mapping[str, tuple[Any, Any]] = {
     "start": (tuple[()], NodeFacts),
@@ -68,6 +70,7 @@ CALLS: Mapping[str, tuple[Any, Any]] = {
     "docker_images": (tuple[()], frozenset[str]),
     "docker_facts": (tuple[()], tuple[dict[str, Any], dict[str, Any]]),
     "folder_write": (tuple[str, dict[str, str], bool], None),
+    "folder_write_all": (tuple[dict[str, dict[str, str]]], None),
     "folder_remove": (tuple[str], None),
     "folder_keep_only": (tuple[tuple[str, ...]], None),
     "check_machine": (tuple[tuple[str, ...]], tuple[Finding, ...]),

@@ -250,7 +250,8 @@ class _Plan:
         self._placed[waiting.lease_id] = shares
         self._taken.append(Holding(waiting.lease_id, shares, ends, waiting.claim.group))
         self._lineup.placed(waiting, devices)
-        self._find_placeable(self._placeable)
+        others = sum(self._lineup.asked.overall.values()) > len(self._placed)
+        self._find_placeable(self._placeable if others else ())  # each is looked for on all machines
         self._hopeful = {each for each in self._hopeful if each[0][0] in self._placeable}
 
     def _ends(self, waiting: Waiting) -> float | None:

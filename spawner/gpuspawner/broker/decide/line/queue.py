@@ -18,6 +18,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from ....core.quota import UNLIMITED, Allowance
@@ -116,7 +117,8 @@ class Queue:
         self._known_wants: dict[Want, Want] = {}
         """One object for equal wants: what is looked up by it is found without comparing."""
         self._rivals: dict[Want, frozenset[Want]] = {}
-        self._standings: dict[str, Place] | None = None
+        self._standings: dict[str, tuple[int, int]] | None = None
+        """Position and waiting of each place, as of the last change of anything."""
         self.set_kinds(kinds)
 
     def __len__(self) -> int:
@@ -229,27 +231,32 @@ class Queue:
             return None
         if self._standings is None:
             self._standings = self._count(self.lineup(now_seconds), healthy)
-        return self._standings[lease_id]
+        return Place(*self._standings[lease_id])
 
     def count(self, want: Want) -> int:
         """How many of the waiting compete with `want`, which need not be in the queue itself."""
         return sum(self._wants[other] for other in self._wants if competes(want, other, self._kinds))
 
-    def _count(self, lineup: Iterable[Waiting], healthy: Mapping[Kind, int] | None) -> dict[str, Place]:
-        """Everybody's place, in one pass: what is counted for each want is how many of it came so far."""
+    def _count(self, lineup: Lineup, healthy: Mapping[Kind, int] | None) -> dict[str, tuple[int, int]]:
+        """Everybody's place, in one pass: what is counted for each want is how many of it came so far.
+
+        It is made for each request that joins, so wants are looked up by their identity: each is one object.
+        """
         out = {w for w in self._wants if healthy is not None and not servable(w, healthy)}
-        rivals = {want: tuple(self._compete(want) - out) for want in self._wants}
-        totals = {
-            want: sum(self._wants[each] for each in rivals[want]) + (want in out) for want in self._wants
-        }
-        ahead: dict[Want, int] = dict.fromkeys(self._wants, 0)
-        found: dict[str, Place] = {}
-        for waiting in lineup:
-            want, before = waiting.want, 1
-            for rival in rivals[want]:
+        known = self._known_wants
+        rivals, totals = {}, {}
+        for want in self._wants:
+            able = self._compete(want) - out
+            rivals[id(known[want])] = [id(known[each]) for each in able]
+            totals[id(known[want])] = sum(self._wants[each] for each in able) + (want in out)
+        ahead = dict.fromkeys(rivals, 0)
+        found: dict[str, tuple[int, int]] = {}
+        for waiting in lineup.if_nothing_is_placed():
+            want_id, before = id(waiting.want), 1
+            for rival in rivals[want_id]:
                 before += ahead[rival]
-            found[waiting.lease_id] = Place(before, totals[want])
-            ahead[want] += 1
+            found[waiting.lease_id] = before, totals[want_id]
+            ahead[want_id] += 1
         return found
 
     def _compete(self, want: Want) -> frozenset[Want]:
@@ -340,6 +347,30 @@ class Lineup:
         for priority in sorted(self._classes, reverse=True):
             groups = self._classes[priority]
             yield from self._by_arrival(groups) if self._fair is None else self._by_use(groups, self._fair)
+
+    def if_nothing_is_placed(self) -> list[Waiting]:
+        """The same order as a list, for who only counts: what a walk does after each place is left out."""
+        overdue: list[Waiting] = []
+        for waiting in self.everybody.values():
+            if waiting.since_seconds > self._overdue_before:
+                break
+            overdue.append(waiting)
+        found: list[Waiting] = []
+        for priority in sorted(self._classes, reverse=True):
+            groups = self._classes[priority]
+            if self._fair is None:
+                found += sorted(chain.from_iterable(members.values() for members in groups.values()))
+                continue
+            for key in sorted(self._group_keys(groups, groups, self._fair)):
+                members = groups[key.group].values()
+                users = [each.user for each in members]
+                standings = self._fair.user_standings(users, self._now_seconds, self._users)
+                found += [waiting for _, waiting in sorted(zip(standings, members, strict=True))]
+        left_out = self._left_out.union(each.lease_id for each in overdue)
+        return [
+            *(each for each in overdue if each.lease_id not in self._left_out),
+            *(each for each in found if each.lease_id not in left_out),
+        ]
 
     def first(self, groups: Iterable[str]) -> Iterator[Waiting]:
         """The waiting of these groups by arrival; they don't come again after."""

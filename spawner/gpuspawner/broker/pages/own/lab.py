@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ....core.errors import Fault
 from ....core.model import Lease
 from ....core.states import WITH_CONTAINER
 from ...decide.snapshot import TurnView
@@ -18,6 +19,8 @@ from ...observe.sampler import SAMPLE_SECONDS
 from ...observe.use import NOTHING_KNOWN, Use
 from ..meters import Meter, compute_meter, memory_meter
 
+_AT_ONCE = 20
+"""So many texts are made before the loop may do something else."""
 KEEP_SECONDS = 60.0
 """After this time the file is written again, also unchanged: the lab takes an old file for an unknown use."""
 
@@ -38,12 +41,13 @@ class LabSources:
 
 
 class LabReadings:
-    """Writes what changed, one a broker, on its event loop. `write` takes a lease's id and the text."""
+    """Writes what changed, one a broker, on its event loop. `write` takes texts by lease id, and returns what
+    could not be written."""
 
     def __init__(
         self,
         sources: LabSources,
-        write: Callable[[str, str], Awaitable[None]],
+        write: Callable[[Mapping[str, str]], Awaitable[Mapping[str, Fault]]],
         failures: LoopFailures,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,19 +66,28 @@ class LabReadings:
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def round(self) -> None:
-        """Writes the readings that differ from what a lab has. Raises LedgerFault if it can't be written."""
+        """Writes the readings that differ from what a lab has.
+
+        Raises a Fault if one can't be written; the others are.
+        """
         now = self._monotonic()
         running = [
             lease for lease in self._sources.leases() if lease.state in WITH_CONTAINER and lease.device_uuids
         ]
         self._written = {lease.id: self._written[lease.id] for lease in running if lease.id in self._written}
         uses, turns = self._sources.uses(), self._sources.turns()
-        for lease in running:
+        news: dict[str, str] = {}
+        for number, lease in enumerate(running):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
             text = json.dumps(self._document(lease, uses.get(lease.id, NOTHING_KNOWN), turns.get(lease.id)))
             before, at = self._written.get(lease.id, ("", now))
             if text != before or now - at >= KEEP_SECONDS:
-                await self._write(lease.id, text)
-                self._written[lease.id] = (text, now)
+                news[lease.id] = text
+        failed = await self._write(news) if news else {}
+        self._written |= {key: (text, now) for key, text in news.items() if key not in failed}
+        for fault in failed.values():
+            raise fault
 
     def _document(self, lease: Lease, use: Use, turn: TurnView | None) -> dict[str, Any]:
         """`memory` and `compute` are in the words of the page's meters; `ends_at` is ISO 8601."""
