@@ -7,6 +7,7 @@ Reads labs that have started from its standard input, as JSON, one a line: {"mac
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import sys
@@ -85,6 +86,7 @@ def facts_of(name: str) -> NodeFacts:
 
 async def main(folder: Path, port: int, names: list[str]) -> None:
     """Runs until its standard input ends."""
+    gc.disable()
     machines, tasks = {name: Docker() for name in names}, []
     for name, docker in machines.items():
         opening = partial(connect, "127.0.0.1", port, Identity(folder / name / "agent"))

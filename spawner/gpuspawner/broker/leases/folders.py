@@ -14,6 +14,9 @@ from ...core.model import Lease
 from ...node.labs import LabFolders
 from ...node.lease_folder import TURN, USE, files_of
 
+_AT_ONCE = 4
+"""To so many machines the readings of their labs go at once: with a hundred, requests would wait for them."""
+
 
 class Folders(Protocol):
     """Writes and removes the folder of a lease, which is mounted into its container.
@@ -99,10 +102,12 @@ class PlacedFolders:
             if place is not None:
                 by_machine.setdefault(place.folders, {})[lease_id] = {USE: text}
         failed: dict[str, Fault] = {}
+        few = asyncio.Semaphore(_AT_ONCE)
 
         async def write(folders: LabFolders, files: dict[str, dict[str, str]]) -> None:
             try:
-                await folders.write_all(files)
+                async with few:
+                    await folders.write_all(files)
             except DeviceFault:
                 return  # it went away just now
             except Fault as fault:
