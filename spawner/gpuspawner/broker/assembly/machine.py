@@ -129,8 +129,8 @@ class Machine:
             self.labs.engine.watch_events(partial(self._on_docker, service))
 
     def _stretched(self) -> float:
-        """The broker's own machine is looked at as often as ever: that costs no message. The others, whose looks
-        begin together, would all be looked at in the same moment."""
+        """The broker's own machine is looked at as often as ever: that costs no message. The others, which
+        begin together, would else all be looked at in the same moment."""
         return 1.0 if self.labs is None else self.stretch() * random.uniform(0.8, 1.2)
 
     def _make_closures(self) -> Closures:
