@@ -200,7 +200,7 @@ class Cluster:
 
     def node_id(self, name: str) -> str:
         """Swarm's id of a machine."""
-        return next(each["ID"] for each in self.nodes() if each["Description"]["Hostname"] == name)
+        return next(str(each["ID"]) for each in self.nodes() if each["Description"]["Hostname"] == name)
 
     def nodes(self) -> list[dict[str, Any]]:
         """The machines as the manager sees them."""
@@ -209,7 +209,7 @@ class Cluster:
 
     def create_service(self, machine: str, name: str, labels: dict[str, str], **more: Any) -> str:
         """A service of the test's lab with these labels, pinned to a machine; its id."""
-        client = self.manager.client
+        client: Any = self.manager.client
         task = {
             "ContainerSpec": {
                 "Image": client.inspect_image("gpuspawner-hubtest/lab")["Id"],
@@ -255,9 +255,10 @@ class Cluster:
         while any(each["Status"]["State"] != "ready" for each in self.nodes()):
             assert time.monotonic() < deadline, self.nodes()
             time.sleep(0.1)
+        client: Any = self.manager.client
         for node in self.nodes():
             spec = {**node["Spec"], "Labels": {NODE_LABEL: node["Description"]["Hostname"]}}
-            self.manager.client.update_node(node["ID"], node["Version"]["Index"], spec)
+            client.update_node(node["ID"], node["Version"]["Index"], spec)
 
     def _lay_cables(self) -> None:
         switch = f"{self.owner}-switch"

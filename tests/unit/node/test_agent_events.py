@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 from gpuspawner.core.errors import EngineFault, Fault
 from gpuspawner.core.labels import ContainerLabels
-from gpuspawner.node.api import GuardEvent, NodeEvent, NodeFacts, Offence, Readings, Usage
+from gpuspawner.node.api import (
+    DesiredState,
+    GuardEvent,
+    NodeEvent,
+    NodeFacts,
+    Offence,
+    QuotaPlan,
+    Readings,
+    Usage,
+)
 from gpuspawner.node.engine import Container, ContainerEvent, EventsConnected
 from gpuspawner.node.local import LocalNode
 from gpuspawner.node.remote import wire
@@ -217,6 +226,28 @@ async def test_what_several_labs_read_goes_to_an_agent_as_it_knows_it(
     assert next(link._ids) - before - 1 == messages
     found = {path.parent.name: path.read_text() for path in (tmp_path / "leases").rglob("use")}
     assert found == {each: f"{each} 9 %" for each in ids}  # the third has no folder, and gets none
+
+
+async def test_a_state_that_the_agent_holds_is_not_sent_again(bench: Bench) -> None:
+    applied: list[DesiredState] = []
+
+    async def apply(desired: DesiredState) -> None:
+        applied.append(desired)
+
+    bench.here.apply = apply  # type: ignore[attr-defined]
+    await until(lambda: not bench.there.facts.away)
+    first, second = (
+        DesiredState(frozenset(uuids), QuotaPlan((), frozenset(), frozenset(uuids)))
+        for uuids in (("GPU-1",), ("GPU-1", "GPU-2"))
+    )
+    for desired in (first, first, second, second, first):
+        await bench.there.apply(desired)
+    assert applied == [first, second, first]
+    bench.writers[-1].transport.abort()
+    await until(lambda: len(bench.writers) == 2 and not bench.there.facts.away)
+    assert applied[3:] == [first]  # an agent that connects gets it in any case
+    await bench.there.apply(first)
+    assert applied[4:] == []
 
 
 async def test_what_is_sent_in_one_turn_of_the_loop_is_one_write(bench: Bench) -> None:

@@ -56,6 +56,8 @@ class RemoteNode:
         away = f"the machine {name} hasn't reported yet since the broker started"
         self._facts = NodeFacts(name, away=away, contact=self._contact)
         self._desired: DesiredState | None = None
+        self._held: tuple[Link, DesiredState] | None = None
+        """What the agent has said that it holds, and over which connection."""
         self._link: Link | None = None
         self._heard: tuple[str, int] = ("", 0)
         """Of which start of the agent, and up to which number, events were taken."""
@@ -144,7 +146,7 @@ class RemoteNode:
         """The agent gets the desired state before the machine counts as there."""
         facts: NodeFacts = await link.call("start")
         if self._desired is not None and self._desired.quotas.device_uuids:
-            await link.call("apply", self._desired)
+            await self._send(link, self._desired)
         health: tuple[DeviceHealth, ...] = await link.call("health")
         if self._link is not link:
             raise DeviceFault("another connection of this machine came")
@@ -155,6 +157,12 @@ class RemoteNode:
         self._set_facts(replace(facts, devices=devices, away=""))
         link.tell("heard", self._heard[1])
         self._log.info("Machine %s is connected: %d devices", self._name, len(devices))
+
+    async def _send(self, link: Link, desired: DesiredState) -> None:
+        """Most changes of leases change nothing of it, as when a lease waits for its container."""
+        if self._held != (link, desired):
+            await link.call("apply", desired)
+            self._held = link, desired
 
     def _set_away(self, reason: str) -> None:
         self._set_facts(replace(self._facts, away=self._sentence(reason)))
@@ -209,7 +217,7 @@ class RemoteNode:
         self._desired = desired
         if self._link is not None and desired.quotas.device_uuids:
             try:
-                await self._link.call("apply", desired)
+                await self._send(self._link, desired)
             except Fault as fault:
                 self._log.warning("Machine %s doesn't hold its new state yet: %s", self._name, fault)
 
