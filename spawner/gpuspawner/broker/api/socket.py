@@ -69,6 +69,8 @@ _BACKLOG = 512
 HEARTBEAT_SECONDS = 8.0
 """Interval of heartbeats, from the first line on: after a long silence, the client assumes that the broker
 hangs. A thousand requests may be open, so it is not shorter than that needs."""
+_BEAT_TOGETHER_SECONDS = 0.2
+"""Heartbeats that are due within so long are sent together."""
 _HEARTBEAT = event_to_line(HeartbeatEvent())
 
 
@@ -82,6 +84,42 @@ class View(Protocol):
     def metrics(self) -> bytes:
         """Prometheus' text format."""
         ...
+
+
+class Beats:
+    """One timer for the heartbeats of all open requests: with one each, a thousand of them wake the process
+    125 times a second."""
+
+    def __init__(self) -> None:
+        self._due: dict[LeasesHandler, float] = {}
+        """In the order in which they are due, by the loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, handler: LeasesHandler) -> None:
+        """From now on it gets its heartbeats."""
+        self._due[handler] = asyncio.get_running_loop().time() + HEARTBEAT_SECONDS
+        self._arm()
+
+    def remove(self, handler: LeasesHandler) -> None:
+        """It gets none any more."""
+        self._due.pop(handler, None)
+        if not self._due and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self) -> None:
+        if self._timer is None and self._due:
+            loop, first = asyncio.get_running_loop(), next(iter(self._due.values()))
+            self._timer = loop.call_at(max(first, loop.time() + _BEAT_TOGETHER_SECONDS), self._beat)
+
+    def _beat(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        for handler in [handler for handler, due in self._due.items() if due <= now]:
+            del self._due[handler]
+            self._due[handler] = now + HEARTBEAT_SECONDS
+            handler.beat()
+        self._arm()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +136,7 @@ class Site:
     """Of tiers that have another queue timeout, by name."""
     unknown: Callable[[], Collection[str]] = frozenset
     """The leases whose server the hub doesn't know."""
+    beats: Beats = field(default_factory=Beats)
 
     def timeout_of(self, tier: str) -> float:
         """How long a request of this tier waits at most, in seconds."""
@@ -222,6 +261,7 @@ class LeasesHandler(Handler):
         self._granted = False
         self._answered = False
         self._streaming = False
+        self._beating: asyncio.Future[None] | None = None
         self._started = asyncio.get_running_loop().time()
 
     def on_connection_close(self) -> None:
@@ -246,12 +286,11 @@ class LeasesHandler(Handler):
             await service.dropped(request.lease_id)
 
     async def _serve(self, request: GpuRequest) -> None:
-        beating = asyncio.create_task(self._beat())
+        self.site.beats.add(self)
         try:
             refusal = await self._stream(request)
         finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
+            self.site.beats.remove(self)
         if refusal is None:
             return
         self.site.log.info(
@@ -301,15 +340,19 @@ class LeasesHandler(Handler):
             self.set_header("Content-Type", "application/x-ndjson")
             await self.flush()
 
-    async def _beat(self) -> None:
-        """Sends heartbeats until cancelled, also during other work for the client, such as removing an old
-        container or starting a daemon. A refusal before the first heartbeat is sent as an HTTP status.
+    def beat(self) -> None:
+        """Sends a heartbeat, also during other work for the client, such as removing an old container.
+
+        A refusal before the first one is sent as an HTTP status. Who hasn't read the last one gets none.
         """
-        with suppress(StreamClosedError):
-            while True:
-                await asyncio.sleep(HEARTBEAT_SECONDS)
-                await self._begin_stream()
-                await self._send_line(_HEARTBEAT)
+        if self._closed.is_set() or not (self._beating is None or self._beating.done()):
+            return
+        if not self._streaming:
+            self._streaming = True
+            self.set_header("Content-Type", "application/x-ndjson")
+        self.write(_HEARTBEAT)
+        self._beating = asyncio.ensure_future(self.flush())
+        self._beating.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _follow(self, lease: Lease, deadline: float) -> None:
         """Sends changes until the client closes the connection. Raises the refusal that ends the stream.
