@@ -4,9 +4,10 @@
 
 Needs root, and the newer Docker Engine in .cache/engine-cdi. Three engines in network namespaces are one
 Swarm (`tests/swarm/cluster.py`); all labs start on the manager's, by the product's own code, from `create`
-until `start` returns: the lab's program was started. A third start, of a service whose image is named by its
-tag, shows what pinning saves; nothing answers at the registry's address there. Then some starts are watched:
-what our own calls of Docker take, and when the task comes into each state.
+until `start` returns: the lab's program was started. Beside the pairs, a few services start with a
+health check that succeeds at once, and a few whose image is named by its tag; nothing answers at the
+registry's address there. Then some starts are watched: what our own calls of Docker take, and when the task
+comes into each state.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from gpuspawner.hub.network import LabNetwork, ensure_network
 from gpuspawner.hub.swarm import services as swarm_services
 from gpuspawner.hub.swarm.document import state_of
 from gpuspawner.hub.swarm.opening import HubPlace, open_services
+from gpuspawner.hub.swarm.service import NANO
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.docker.engine import missing
@@ -48,10 +50,13 @@ from tests.swarm.cluster import Cluster, cluster
 HUB = f"startbench-{secrets.token_hex(3)}"
 GATEWAY_IMAGE = "gpuspawner/base:0.1.0"
 SUBNET = "10.213.48.0/24"
-WATCHED = 5
+FEW = WATCHED = 5
 LOOK_SECONDS = 0.01
 """How often a watched task is asked for its state."""
-SERVICE, CONTAINER, BY_TAG = "service", "container", "service by tag"
+SERVICE, CONTAINER = "service", "container"
+CHECKED, BY_TAG = "service with a health check", "service by tag"
+CHECK = {"Test": ["CMD", "true"], "Interval": 30 * NANO, "Timeout": 5 * NANO, "StartPeriod": 60 * NANO}
+"""With the times of the lab images' own."""
 
 
 class Timed(DockerEngine):
@@ -107,13 +112,15 @@ class Bench:
             machine=Machine(raises_limits=False),
         )
         found = plan(facts, None)
+        if kind == CHECKED:
+            found = replace(found, create={**found.create, "healthcheck": CHECK})
         return found if kind == CONTAINER else replace(found, node=self.node)
 
     async def start(
         self, kind: str, watch: Callable[[str], Awaitable[None]] | None = None
     ) -> tuple[float, float]:
         """Seconds for `create` and for `start` of one lab, which is removed again."""
-        engine = self.engines[SERVICE if kind == BY_TAG else kind]
+        engine = self.engines[CONTAINER if kind == CONTAINER else SERVICE]
         wanted = self.plan(kind)
         began = time.perf_counter()
         with by_tag() if kind == BY_TAG else nullcontext():
@@ -143,19 +150,22 @@ def in_words(seconds: list[float]) -> str:
 
 
 async def pairs(bench: Bench, count: int) -> None:
-    """Starts in turn; which kind comes first changes with each round."""
-    kinds = [SERVICE, CONTAINER, BY_TAG]
+    """Starts in turn; which of the two comes first changes with each pair."""
+    kinds = [SERVICE, CONTAINER]
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for number in range(count):
-        for kind in kinds[number % 3 :] + kinds[: number % 3]:
+        for kind in reversed(kinds) if number % 2 else kinds:
             found[kind].append(await bench.start(kind))
+    for kind in (CHECKED, BY_TAG):
+        for _ in range(FEW):
+            found[kind].append(await bench.start(kind))
+    kinds = list(found)
     sums = {kind: [sum(each) for each in found[kind]] for kind in kinds}
     for kind in kinds:
         created, started = ([each[part] for each in found[kind]] for part in (0, 1))
-        print(f"{kind:14} {in_words(sums[kind])}; create {in_words(created)}, start {in_words(started)}")
-    for kind in (SERVICE, BY_TAG):
-        ratios = [one / other for one, other in zip(sums[kind], sums[CONTAINER], strict=True)]
-        print(f"{kind} / container, median of {count} pairs: {statistics.median(ratios):.2f}")
+        print(f"{kind}: {in_words(sums[kind])}; create {in_words(created)}, start {in_words(started)}")
+    ratios = [one / other for one, other in zip(sums[SERVICE], sums[CONTAINER], strict=True)]
+    print(f"service / container, median of {count} pairs: {statistics.median(ratios):.2f}", flush=True)
 
 
 async def watch(bench: Bench, kind: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import secrets
 import subprocess
@@ -97,6 +98,20 @@ async def answers(machines: Cluster, address: tuple[str, int], path: str) -> str
             return said
         await asyncio.sleep(0.25)
     return ""
+
+
+async def test_the_image_s_health_check_neither_delays_a_lab_nor_ends_it(
+    services: Services, with_python: Cluster
+) -> None:
+    """Swarm would call it started after a good check, and end it after a bad one."""
+    check = b'FROM gpuspawner-hubtest/lab\nHEALTHCHECK --interval=1s --retries=1 CMD ["/no-such-program"]\n'
+    client: Any = with_python.manager.client
+    list(client.build(fileobj=io.BytesIO(check), tag="gpuspawner-hubtest/checked", rm=True))
+    document = await start(services, lab("ada", "a", "checked"))
+    await asyncio.sleep(4)
+    found = await services.find(document["Id"])
+    assert found is not None
+    assert running(found)
 
 
 def container_of(machines: Cluster, node: str, user: str) -> dict[str, Any]:

@@ -64,6 +64,7 @@ SERVICE: dict[str, Any] = {
                 {"Name": "nofile", "Soft": 65_536, "Hard": 65_536},
             ],
             "Privileges": {"NoNewPrivileges": True},
+            "Healthcheck": {"Test": ["NONE"]},
             "Mounts": [
                 {
                     "Type": "volume",
@@ -102,7 +103,12 @@ def test_the_whole_service() -> None:
 def test_settings_of_the_site_that_a_service_has() -> None:
     facts = replace(
         FACTS,
-        extra_create={"hostname": "lab", "entrypoint": "tini -g --", "stop_timeout": 30},
+        extra_create={
+            "hostname": "lab",
+            "healthcheck": {"Test": ["CMD", "true"]},
+            "entrypoint": "tini -g --",
+            "stop_timeout": 30,
+        },
         extra_host={
             "cap_add": ["NET_BIND_SERVICE"],
             "dns": ["10.0.0.53"],
@@ -121,6 +127,7 @@ def test_settings_of_the_site_that_a_service_has() -> None:
         "Command": ["tini", "-g", "--"],
         "DNSConfig": {"Nameservers": ["10.0.0.53"]},
         "Groups": ["44"],
+        "Healthcheck": {"Test": ["CMD", "true"]},
         "Hostname": "lab",
         "Hosts": ["10.0.0.9 files"],
         "Mounts": [
