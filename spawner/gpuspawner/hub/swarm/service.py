@@ -20,9 +20,9 @@ from ..reach import bind_table
 NODE_ID = "node.id"
 NANO = 1_000_000_000
 NO_CHECK = {"Test": ["NONE"]}
-"""In place of the image's health check, unless the settings have one. With a check, Swarm calls a task started
-when it first succeeds: seen after 5 s with Docker 28, with one that succeeds at once. And Swarm ends a task that
-fails it, as a lab does that is too busy to answer. The hub looks itself whether a lab answers."""
+"""In place of the image's health check, unless the settings have one. With a check, Swarm calls a task
+started when it first succeeds: seen after 5 s with Docker 28, with one that succeeds at once. And it ends a
+task that fails the check, as a lab does that is too busy. The hub looks itself whether a lab answers."""
 SHM = "/dev/shm"
 
 _OURS_CREATE = frozenset({"name", "image", "ports"})
