@@ -27,6 +27,28 @@ asked = urllib.request.Request("http://127.0.0.1:8888/user/ada/" + sys.argv[1], 
 asked.add_header("Authorization", "token secret")
 print(urllib.request.urlopen(asked, data=b"{}" if sys.argv[2] == "POST" else None).read().decode())
 """
+LEFT = """
+import os, signal, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+"""
+"""A child that no longer belongs to the kernel, holds its ports, and ends for nobody who only asks."""
+DAEMON = "import subprocess; subprocess.Popen(['sleep', '601'], start_new_session=True)"
+RUN = """
+import sys, jupyter_core.paths
+from jupyter_client import BlockingKernelClient
+file = f"{jupyter_core.paths.jupyter_runtime_dir()}/kernel-{sys.argv[1]}.json"
+client = BlockingKernelClient(connection_file=file)
+client.load_connection_file()
+client.start_channels()
+client.wait_for_ready(timeout=120)
+client.execute_interactive(sys.argv[2], timeout=120)
+"""
 A_REPOSITORY = """
 cd /tmp && git init -q -b main course && cd course && echo 1 > one.ipynb && git add . &&
 git -c user.name=ines -c user.email=ines@example.org commit -q -m one
@@ -132,3 +154,16 @@ def test_without_a_gpu_the_status_bar_is_told_so(start: Start) -> None:
     assert document(lab, USE) is None
     assert "gpuspawner-status" in ask(lab, "lab")  # JupyterLab's page loads the extension
     assert "registerStatusItem" in ask(lab, "lab/extensions/gpuspawner-status/static/gpuspawner-status.js")
+
+
+def test_a_restart_ends_all_that_the_kernel_started(start: Start) -> None:
+    """Seen with a fork bomb: its processes kept the kernel's ports, and no restart helped any more."""
+    lab = serve(start)
+    kernel = document(lab, "api/kernels", "POST")["id"]
+    assert output(lab, "python", "-c", RUN, kernel, f"{DAEMON}\nprint(6 * 7)") == "42\n"
+    output(lab, "python", "-c", RUN, kernel, LEFT)
+    document(lab, f"api/kernels/{kernel}/restart", "POST")
+    assert output(lab, "python", "-c", RUN, kernel, "print(6 * 9)") == "54\n"
+    running = output(lab, "ps", "-eo", "args").splitlines()
+    assert len([line for line in running if "ipykernel_launcher" in line]) == 1
+    assert "sleep 601" in running  # a daemon, which has a group of its own, stays
