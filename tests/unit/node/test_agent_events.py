@@ -250,6 +250,26 @@ async def test_a_state_that_the_agent_holds_is_not_sent_again(bench: Bench) -> N
     assert applied[4:] == []
 
 
+async def test_of_states_that_are_sent_at_once_the_last_is_held(bench: Bench) -> None:
+    """Also if the first takes the agent longer; otherwise it would be taken for the one that is held."""
+    held: list[DesiredState] = []
+
+    async def apply(desired: DesiredState) -> None:
+        await asyncio.sleep(0.05 if desired == first else 0.0)
+        held.append(desired)
+
+    bench.here.apply = apply  # type: ignore[attr-defined]
+    await until(lambda: not bench.there.facts.away)
+    first, second = (
+        DesiredState(frozenset(uuids), QuotaPlan((), frozenset(), frozenset(uuids)))
+        for uuids in (("GPU-1",), ("GPU-1", "GPU-2"))
+    )
+    await asyncio.gather(bench.there.apply(first), bench.there.apply(second))
+    assert held == [first, second]
+    await bench.there.apply(first)
+    assert held[2:] == [first]
+
+
 async def test_what_is_sent_in_one_turn_of_the_loop_is_one_write(bench: Bench) -> None:
     await until(lambda: not bench.there.facts.away)
     sent: list[bytes] = []

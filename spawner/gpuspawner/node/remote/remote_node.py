@@ -58,6 +58,8 @@ class RemoteNode:
         self._desired: DesiredState | None = None
         self._held: tuple[Link, DesiredState] | None = None
         """What the agent has said that it holds, and over which connection."""
+        self._sending = asyncio.Lock()
+        """One state at a time, so that the last one that the agent got is the one that is noted."""
         self._link: Link | None = None
         self._heard: tuple[str, int] = ("", 0)
         """Of which start of the agent, and up to which number, events were taken."""
@@ -160,9 +162,11 @@ class RemoteNode:
 
     async def _send(self, link: Link, desired: DesiredState) -> None:
         """Most changes of leases change nothing of it, as when a lease waits for its container."""
-        if self._held != (link, desired):
-            await link.call("apply", desired)
-            self._held = link, desired
+        async with self._sending:
+            if self._held != (link, desired):
+                self._held = None
+                await link.call("apply", desired)
+                self._held = link, desired
 
     def _set_away(self, reason: str) -> None:
         self._set_facts(replace(self._facts, away=self._sentence(reason)))
