@@ -729,12 +729,14 @@ def show_status(status: dict[str, Any], zone: str, console: Console) -> None:
         console.print("The GPUs are [bold]simulated[/]: servers get leases, but compute on the CPU.\n")
     if len(status["machines"]) > 1:
         show_machines(status["machines"], zone, console)
+    numbers: dict[str, str] = {}
     devices = table("Devices", "GPU", "Model", "Memory", "State", since, "UUID")
     for device in status["devices"]:
         simulated = " (simulated)" if device["simulated"] else ""
         where = f" of {device['node']}" if device["node"] else ""
+        number = numbers[device["uuid"]] = ("–" if device["index"] is None else str(device["index"])) + where
         devices.add_row(
-            ("–" if device["index"] is None else str(device["index"])) + cell(where),
+            cell(number),
             cell(device["model"]) + simulated,
             format_bytes(device["memory_bytes"]),
             _state(device),
@@ -742,13 +744,13 @@ def show_status(status: dict[str, Any], zone: str, console: Console) -> None:
             device["uuid"],
         )
     console.print(devices)
-    leases = table("Leases", "User", "Server", "Tier", "State", since, "GPUs", "Notice")
+    leases = table("Leases", "User", "Server", "Tier", "State", since, "GPU", "Notice")
     for lease in status["leases"]:
         names = [lease[key] for key in ("user", "server", "tier", "state")]
-        count = str(len(lease["device_uuids"]))
+        gpus = ", ".join(numbers.get(uuid, "–") for uuid in lease["device_uuids"])
         unknown = "not known to the hub: end it on the GPU page." if lease["unknown_to_hub"] else ""
         notice = " ".join(filter(None, (unknown, lease["notice"])))
-        leases.add_row(*map(cell, names), local_time(lease["since"], zone), count, cell(notice))
+        leases.add_row(*map(cell, names), local_time(lease["since"], zone), cell(gpus), cell(notice))
     console.print(leases)
     if status["queue"]:
         queue = table("Waiting", "Place", "User", "Server", "Tier", since)
@@ -826,6 +828,8 @@ def _state(device: dict[str, Any]) -> str:
         holder = f"{holder} is awake\n{seats}" if holder else seats
     if not device["healthy"]:
         return f"[red]out of service[/] {holder}\n{cell(device['reason'])}".strip()
+    if device.get("drained"):
+        return f"[yellow]drained[/] {holder}".strip()
     return holder or "[green]free[/]"
 
 

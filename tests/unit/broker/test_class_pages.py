@@ -552,7 +552,7 @@ async def test_a_device_is_drained_and_given_back(staff: Staff) -> None:
     drained = await staff.said("admin/?gpu=GPU-0", "noether", do="drain", uuid="GPU-0", reason="new fans")
     assert drained == "Nothing new is placed on this device. What runs there goes on."
     words = await staff.words("admin/?gpu=GPU-0", "noether")
-    assert "drained by noether: new fans" in words
+    assert "drained by noether: new fans, held by ada" in words
     assert "Place servers here again" in words
     assert staff.bench.states() == {"ada": "running"}
     await staff.said("admin/?gpu=GPU-0", "noether", do="undrain", uuid="GPU-0")

@@ -55,8 +55,11 @@ STATUS: dict[str, Any] = {
     "fault": "",
     "devices": [
         DEVICE,
-        {**DEVICE, "index": None, "user": None, "server": None, "since": None},
-        {**DEVICE, "index": 2, "node": "b", "healthy": False, "reason": "It is lost", "server": ""},
+        {**DEVICE, "uuid": "MIG-1", "index": None, "user": None, "server": None, "since": None},
+        {
+            **DEVICE, "uuid": "GPU-2", "index": 2, "node": "b", "healthy": False, "reason": "It is lost",
+            "server": "", "drained": True,
+        },
     ],
     "leases": [
         {
@@ -66,7 +69,7 @@ STATUS: dict[str, Any] = {
             "hub": "hub",
             "tier": "gpu",
             "state": "running",
-            "device_uuids": [DEVICE["uuid"]],
+            "device_uuids": [DEVICE["uuid"], "GPU-2"],
             "memory_bytes": 80 << 30,
             "compute_percent": 100.0,
             "mode": "whole",
@@ -140,24 +143,35 @@ def test_status_as_tables_in_the_site_s_time_zone() -> None:
         ["Devices"],
         ["GPU", "Model", "Memory", "State", head, "UUID"],
         ["0", "H100 80GB (simulated)", "80 GiB", "ada ([red]train)", since, DEVICE["uuid"]],
-        ["–", "H100 80GB (simulated)", "80 GiB", "free", DEVICE["uuid"]],
-        ["2 of b", "H100 80GB (simulated)", "80 GiB", "out of service ada", since, DEVICE["uuid"]],
+        ["–", "H100 80GB (simulated)", "80 GiB", "free", "MIG-1"],
+        ["2 of b", "H100 80GB (simulated)", "80 GiB", "out of service ada", since, "GPU-2"],
         ["It is lost"],
         ["Leases"],
-        ["User", "Server", "Tier", "State", head, "GPUs", "Notice"],
+        ["User", "Server", "Tier", "State", head, "GPU", "Notice"],
         [
             "ada",
             "[red]train",
             "gpu",
             "running",
             since,
-            "1",
+            "0, 2 of b",
             "not known to the hub: end it on the GPU page. Save your work",
         ],
         ["Waiting"],
         ["Place", "User", "Server", "Tier", head],
         ["1st", "bob", "gpu", since],
     ]
+
+
+@pytest.mark.parametrize(
+    ("holder", "shown"), [({}, "drained ada ([red]train)"), ({"user": None, "server": None}, "drained")]
+)
+def test_status_says_that_a_gpu_is_drained_whether_or_not_somebody_holds_it(
+    holder: dict[str, Any], shown: str
+) -> None:
+    device = {**DEVICE, **holder, "drained": True}
+    lines = printed(cli.show_status, {**STATUS, "devices": [device], "leases": [], "queue": []}, "UTC")
+    assert lines[3][3] == shown
 
 
 @pytest.mark.parametrize(
