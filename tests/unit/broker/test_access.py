@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -106,10 +107,11 @@ def test_a_group_of_the_same_name_on_another_hub_is_another_group() -> None:
 
 def test_the_hub_says_which_servers_of_one_s_own_run() -> None:
     servers = {
-        "": {"ready": True}, "old": {"ready": False, "pending": None}, "new": {"pending": "spawn"},
-        "ends": {"ready": True, "pending": "stop"},
+        "": {"ready": True, "started": "2026-03-01T12:00:00.000000Z"},
+        "old": {"ready": True, "started": None}, "gone": {"ready": False, "pending": None},
+        "new": {"ready": False, "pending": "spawn"}, "ends": {"ready": True, "pending": "stop"},
     }  # fmt: skip
     model = {"name": "ada", "kind": "user", "servers": servers}
-    assert viewer_of(model).servers == {"", "new"}
+    assert viewer_of(model).servers == {"": datetime(2026, 3, 1, 12, tzinfo=UTC), "old": None}
     assert viewer_of({"name": "ada", "kind": "user"}).servers is None
     assert viewer_of({**model, "kind": "service"}).servers is None

@@ -386,6 +386,22 @@ async def test_a_server_that_has_just_stopped_is_not_on_cpu(staff: Staff) -> Non
     assert "ada ends gpu" in words
 
 
+async def test_a_server_that_the_class_stopped_is_not_on_cpu_until_the_hub_knows(staff: Staff) -> None:
+    """The broker ends the lease and its container; the hub sees it at its next look at the server."""
+    bench = staff.bench
+    bench.hub.running = {"ada": (HubServer("", "gpu", bench.times.now()),)}
+    await bench.run(1, "ada")
+    bench.times.pass_seconds(60)
+    form = {"do": "stop", "lease": f"{1:032x}", "confirmed": "yes"}
+    assert await staff.said(CLASS, "ines", **form) == "1 server stopped."
+    assert "on CPU" not in await staff.words(CLASS, "ines")
+    bench.times.pass_seconds(60)
+    assert "has ended meanwhile" in await staff.refused(CLASS, "ines", do="stop", everybody="yes")
+    bench.hub.running = {"ada": (HubServer("", "cpu", bench.times.now()),)}
+    bench.times.pass_seconds(60)
+    assert "ada on CPU" in await staff.words(CLASS, "ines")
+
+
 async def test_a_mark_stays_with_its_server_when_rows_move(staff: Staff) -> None:
     bench = staff.bench
     bench.hub.running = {name: (HubServer("", "cpu", None),) for name in ("bob", "cid")}

@@ -6,13 +6,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from gpuspawner.broker.api import live
 from gpuspawner.broker.api.access import Viewer
-from gpuspawner.broker.api.public import base
 from gpuspawner.broker.api.public.base import Route, Site
 from gpuspawner.broker.pages import events
 from gpuspawner.broker.pages.base import PageSite
@@ -124,28 +122,6 @@ async def test_a_student_hears_of_what_is_theirs(pages: Pages, broker: Broker) -
         assert (name, set(sections)) == ("sections", {"gpu-notices", "gpu-mine"})
         assert "Save your work." in sections["gpu-notices"]
         assert "bob" not in json.dumps(sections)
-
-
-async def test_a_server_whose_lease_ended_is_not_said_to_run_on_cpu(
-    pages: Pages, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hub named it while it ran with a GPU, and isn't asked again while the stream lasts."""
-    known = base.viewer_of
-    monkeypatch.setattr(
-        base, "viewer_of", lambda model, hub: replace(known(model, hub), servers=frozenset({""}))
-    )
-    for held in broker.document["leases"]:
-        held["server"] = ""
-    async with stream(pages) as news:
-        _, before = await news.next()
-        assert "Open server" in before["gpu-mine"]
-        broker.document["leases"] = [held for held in broker.document["leases"] if held["user"] != "anna"]
-        broker.document["queue"] = []
-        name, sections = await news.next()
-        while name != "sections" or "gpu-mine" not in sections:
-            name, sections = await news.next()
-    assert "runs without a GPU" not in sections["gpu-mine"]
-    assert "Start a server with a GPU" in sections["gpu-mine"]
 
 
 async def test_what_concerns_others_is_no_event(pages: Pages, broker: Broker) -> None:

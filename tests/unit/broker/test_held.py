@@ -61,6 +61,10 @@ async def test_when_users_last_had_a_gpu(ledger: Ledger, times: Any) -> None:
     found = await ledger.last_ended("hub", ["user-a", "user-b", "user-c", *many])
     assert found == {"user-a": NOON + minutes(1)}
     assert await ledger.last_ended("another", ["user-a"]) == {}
+    assert await ledger.servers_ended("hub", ["user-a", "user-b", "user-c", *many]) == {
+        ("user-a", ""): NOON + minutes(1), ("user-b", ""): NOON + minutes(1),
+    }  # fmt: skip
+    assert await ledger.servers_ended("another", ["user-a"]) == {}
 
 
 async def test_the_past_in_pages_and_by_groups(database: str, times: Any) -> None:

@@ -438,6 +438,6 @@ def test_the_look_comes_from_the_shared_config(tmp_path: Path) -> None:
 def test_a_default_server_without_a_gpu_is_known(servers: set[str], has_gpu: bool, runs: bool) -> None:
     leases = [lease("lease1", "anna", "GPU-0", server="")] if has_gpu else []
     whole = {**document(), "leases": leases, "queue": []}
-    viewer = Viewer("anna", servers=frozenset(servers))
+    viewer = Viewer("anna", servers=dict.fromkeys(servers))
     assert build(whole, viewer).default_runs is runs
     assert build(whole, Viewer("anna")).default_runs is False

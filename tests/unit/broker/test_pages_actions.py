@@ -22,12 +22,12 @@ from gpuspawner.broker.observe.sampler import Sampler
 from gpuspawner.broker.pages.own.desk import BrokerDesk
 from gpuspawner.core.decision import DecisionKind
 from gpuspawner.core.errors import LeaseConflict
-from gpuspawner.core.model import GpuRequest, Tier
+from gpuspawner.core.model import GpuRequest, LeaseState, Tier
 from gpuspawner.core.text import plain
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import NodeFacts
 
-from tests.unit.broker.test_pages_handlers import Pages, serving
+from tests.unit.broker.test_pages_handlers import USERS, Pages, serving
 from tests.unit.rules_bench import Served
 
 ANNAS, BOBS = "a" * 32, "b" * 32
@@ -324,3 +324,41 @@ async def test_a_name_that_would_be_another_address_is_none(bench: Bench, query:
     with pytest.raises(LeaseConflict, match="There is no such server"):
         await HubServers("http://127.0.0.1:1").stop("token", "anna", "..")
     assert bench.pages.hub.servers == []
+
+
+RUNS = "Your default server runs without a GPU."
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["ran", "waited"])
+async def test_a_server_that_ended_with_its_lease_is_not_said_to_run_on_cpu(
+    bench: Bench, times: Any, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """The hub's word is kept for some seconds, and it learns itself only later that a server has ended."""
+    server = {"ready": True, "pending": None, "started": times.now().isoformat()}
+    monkeypatch.setitem(USERS, "anna-token", {**USERS["anna-token"], "servers": {"": server}})
+    lease_id = ANNAS
+    if waits:
+        await bench.broker.allocator.begin_release(ANNAS, "stopped")
+        await bench.broker.allocator.close(ANNAS)
+        times.pass_seconds(1)
+        server |= {"ready": False, "pending": "spawn", "started": times.now().isoformat()}
+        lease_id = "c" * 32
+        for each, user in (("d" * 32, "carl"), (lease_id, "anna")):
+            lease = await bench.broker.allocator.acquire(GpuRequest(each, "hub", user, "", "gpu", Want(1)))
+        assert lease.state is LeaseState.WAITING
+    times.pass_seconds(5)
+    _, _, text = await bench.pages.get("", "anna-token")
+    assert "You hold no GPU" not in text
+    await bench.broker.allocator.begin_release(lease_id, "it was given up")
+    if not waits:
+        await bench.broker.allocator.close(lease_id)
+    for _ in range(2):
+        _, _, text = await bench.pages.get("", "anna-token")
+        assert "You hold no GPU" in text
+        assert RUNS not in text
+        server |= {"ready": True, "pending": None}
+        bench.pages.forget()
+    server["started"] = (times.now() + timedelta(seconds=1)).isoformat()
+    bench.pages.forget()
+    _, _, text = await bench.pages.get("", "anna-token")
+    assert RUNS in text

@@ -131,6 +131,11 @@ class Pages:
     url: str
     hub: FakeHub
     client: aiohttp.ClientSession
+    auth: HubOAuth
+
+    def forget(self) -> None:
+        """The service asks the hub again who asks."""
+        self.auth.cache.clear()
 
     async def get(self, path: str, token: str | None = None, **headers: str) -> tuple[int, Any, str]:
         """Status, headers and text."""
@@ -180,7 +185,7 @@ async def serving(
     server.add_socket(socket)
     jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(cookie_jar=jar) as client:
-        yield Pages(f"http://127.0.0.1:{port}{PREFIX}", hub, client)
+        yield Pages(f"http://127.0.0.1:{port}{PREFIX}", hub, client, auth)
     server.stop()
     await server.close_all_connections()
     await JupyterHubHTTPClient.loop_instance().close()

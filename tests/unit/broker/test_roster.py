@@ -100,6 +100,25 @@ def test_those_without_a_server() -> None:
     assert found.counts == {MemberState.CPU: 1, MemberState.NOTHING: 1, MemberState.NEVER: 1}
 
 
+def test_a_server_that_ended_with_its_lease_is_not_on_cpu() -> None:
+    """The hub learns it seconds later; bob has started on CPU since, and carl's is being stopped."""
+    servers = {
+        "ada": (HubServer("", "gpu", NOON),), "bob": (HubServer("", "cpu", NOON + timedelta(minutes=2)),),
+        "carl": (HubServer("", "gpu", NOON, ready=False, ending=True),),
+        "dan": (HubServer("", "gpu", NOON, ready=False),),
+    }  # fmt: skip
+    ended_at = NOON + timedelta(minutes=1)
+    facts = ClassFacts(
+        "cs1", members(*servers), servers=Servers(servers, NOON),
+        last_at={"ada": ended_at, "bob": ended_at, "carl": ended_at},  # dan's only waited
+        servers_ended={(user, ""): ended_at for user in servers},
+    )  # fmt: skip
+    assert {row.user: row.state for row in make_roster(facts, NOW).members} == {
+        "ada": MemberState.NOTHING, "bob": MemberState.CPU, "carl": MemberState.ENDING,
+        "dan": MemberState.NEVER,
+    }  # fmt: skip
+
+
 def test_the_hub_s_word_on_a_server_with_a_lease_is_not_a_second_row() -> None:
     ada = of("ada", "a", RUNNING, "GPU-0")
     servers = Servers(

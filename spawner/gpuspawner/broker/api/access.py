@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 READ_SCOPE = "custom:gpu:read"
@@ -59,8 +60,8 @@ class Viewer:
     `owns` is False for a service's token: a service called "anna" is not the user "anna". `hub`
     distinguishes two hubs of one broker, whose users may have equal names; None if there is one hub.
     `stops` says whether the hub lets the sender's token stop the sender's own servers. `servers` names those
-    that start or run, with a GPU or without; None if the hub doesn't say. `local`: an account of this
-    machine, on the broker's unix socket, which only its admins reach.
+    that run, with a GPU or without, and when each was started; None if the hub doesn't say. `local`: an
+    account of this machine, on the broker's unix socket, which only its admins reach.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Viewer:
     hub: str | None = None
     groups: tuple[str, ...] = ()
     stops: bool = False
-    servers: frozenset[str] | None = None
+    servers: Mapping[str, datetime | None] | None = field(default=None, hash=False)
     local: bool = False
 
     @property
@@ -130,12 +131,12 @@ def viewer_of(model: Mapping[str, Any], hub: str | None = None) -> Viewer:
     )
 
 
-def _servers(listed: object) -> frozenset[str] | None:
-    """The names of the hub's `servers` (with the scope `read:servers`) that start or run."""
+def _servers(listed: object) -> Mapping[str, datetime | None] | None:
+    """Those of the hub's `servers` (with the scope `read:servers`) that run, with the time of their start."""
     if not isinstance(listed, Mapping):
         return None
-    return frozenset(
-        str(name)
+    return {
+        str(name): datetime.fromisoformat(str(server["started"])) if server.get("started") else None
         for name, server in listed.items()
-        if server.get("pending") != "stop" and (server.get("ready") or server.get("pending"))
-    )
+        if server.get("pending") != "stop" and server.get("ready")
+    }

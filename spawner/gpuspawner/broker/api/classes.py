@@ -157,6 +157,7 @@ class Classes:
             ends_at=self._times(leases, self._ends_at),
             obstacles=parts.allocator.obstacles(lease.id for lease in leases),
             last_at=last_at,
+            servers_ended=await parts.ledger.servers_ended(hub, members.names),
         )
         roster = make_roster(facts, parts.clock())
         return roster.model_copy(update={"message": self._message(group)})
@@ -225,15 +226,17 @@ class Classes:
         members, servers = await self._people(group)
         leases = of_class(self._leases(hub), group, members)
         living = tuple(lease for lease in leases if lease.state is not LeaseState.RELEASING)
-        without_gpu = tuple(servers_without_gpu(leases, members, servers))
+        ended = await self._parts.ledger.servers_ended(hub, members.names)
+        found = servers_without_gpu(leases, members, servers, ended)
+        without_gpu = tuple((user, server.name) for user, server in found)
         if picked.everybody:
             if not living and not without_gpu:
                 raise BadOption("Nobody of this class has a server.")
             return _Found(living, without_gpu)
-        found = tuple(lease for lease in living if lease.id in set(picked.lease_ids))
+        marked = tuple(lease for lease in living if lease.id in set(picked.lease_ids))
         named = tuple(each for each in without_gpu if each in set(picked.servers))
         wanted = len(set(picked.lease_ids)) + len(set(picked.servers))
-        return _Found(found, named, wanted - len(found) - len(named))
+        return _Found(marked, named, wanted - len(marked) - len(named))
 
     async def _stop_through_hub(self, token: str, user: str, server: str) -> None:
         """Raises NotAllowed, LeaseConflict or HubFault."""

@@ -47,7 +47,8 @@ class ClassFacts:
     """Everything that a roster follows from; the maps are by lease id or by user, for one hub.
 
     `leases` and `ended` may be those of everybody: only the class's are used. `obstacles` say why a waiting
-    lease can't be served at all, `last_at` when a user's last lease ended.
+    lease can't be served at all, `last_at` when a user's last lease with a GPU ended, `servers_ended` when a
+    server's last lease did, by user and name.
     """
 
     group: str
@@ -61,6 +62,7 @@ class ClassFacts:
     ends_at: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     obstacles: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     last_at: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    servers_ended: Mapping[tuple[str, str], datetime] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def of_class(leases: Iterable[Lease], group: str, members: Members) -> list[Lease]:
@@ -72,14 +74,27 @@ def of_class(leases: Iterable[Lease], group: str, members: Members) -> list[Leas
 
 
 def servers_without_gpu(
-    leases: Iterable[Lease], members: Members, servers: Servers
-) -> Iterable[tuple[str, str]]:
-    """The members' servers that have no lease, by user and name, as far as the hub told them."""
+    leases: Iterable[Lease],
+    members: Members,
+    servers: Servers,
+    servers_ended: Mapping[tuple[str, str], datetime],
+) -> Iterable[tuple[str, HubServer]]:
+    """The members' servers that have no lease, by user, as far as the hub told them.
+
+    The hub learns seconds later that a server has ended with its lease: it is left out, unless the hub is
+    stopping it.
+    """
     held = {(lease.user, lease.server) for lease in leases}
     for user in members.names:
         for server in servers.of_user.get(user, ()):
-            if (user, server.name) not in held:
-                yield user, server.name
+            ended_at = servers_ended.get((user, server.name))
+            if (user, server.name) not in held and (server.ending or not is_over(server.since, ended_at)):
+                yield user, server
+
+
+def is_over(started_at: datetime | None, ended_at: datetime | None) -> bool:
+    """Whether the server that the hub names has ended with its last lease, and wasn't started again since."""
+    return started_at is not None and ended_at is not None and started_at <= ended_at
 
 
 def make_roster(facts: ClassFacts, now: datetime) -> RosterDocument:
@@ -100,15 +115,13 @@ def make_roster(facts: ClassFacts, now: datetime) -> RosterDocument:
 def _rows(facts: ClassFacts, now: datetime) -> Iterable[MemberDocument]:
     leases = of_class(facts.leases, facts.group, facts.members)
     entries = {entry.lease.id: entry for entry in facts.queue}
-    held = {(lease.user, lease.server) for lease in leases}
     with_server = {lease.user for lease in leases}
     for lease in leases:
         yield _of_lease(lease, entries.get(lease.id), facts, now)
+    for user, server in servers_without_gpu(leases, facts.members, facts.servers, facts.servers_ended):
+        with_server.add(user)
+        yield _of_server(user, server)
     for user in facts.members.names:
-        for server in facts.servers.of_user.get(user, ()):
-            if (user, server.name) not in held:
-                with_server.add(user)
-                yield _of_server(user, server)
         if user not in with_server:
             yield _without(user, facts.last_at.get(user))
 

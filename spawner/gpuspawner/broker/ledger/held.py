@@ -160,5 +160,21 @@ def last_ended(connection: sa.Connection, hub: str, users: Iterable[str]) -> dic
     }
 
 
+def servers_ended(
+    connection: sa.Connection, hub: str, users: Iterable[str]
+) -> dict[tuple[str, str], datetime]:
+    """When the last lease of each server ended, by user and name, also of those that only waited."""
+    query = (
+        sa.select(leases.c.user, leases.c.server, sa.func.max(leases.c.since).label("at"))
+        .where(leases.c.hub == hub, leases.c.state == LeaseState.CLOSED.value)
+        .group_by(leases.c.user, leases.c.server)
+    )
+    return {
+        (row.user, row.server): row.at
+        for some in _portions(sorted(set(users)))
+        for row in connection.execute(query.where(leases.c.user.in_(some)))
+    }
+
+
 def _portions(values: Sequence[str]) -> Iterable[Sequence[str]]:
     return (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))

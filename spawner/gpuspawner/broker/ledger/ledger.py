@@ -387,6 +387,15 @@ class Ledger:
 
         return await self._in_thread(run)
 
+    async def servers_ended(self, hub: str, users: Collection[str]) -> dict[tuple[str, str], datetime]:
+        """When the last lease of each of these users' servers ended, by user and name. Raises LedgerFault."""
+
+        def run() -> dict[tuple[str, str], datetime]:
+            with self._transaction() as connection:
+                return held.servers_ended(connection, hub, users)
+
+        return await self._in_thread(run)
+
     async def prune(self, before: datetime, most: int) -> int:
         """Delete up to `most` rows of what ended before that; how many were deleted. Raises LedgerFault."""
         moment = Moment(self._clock(), self._steady())

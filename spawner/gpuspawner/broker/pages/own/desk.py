@@ -85,11 +85,13 @@ class BrokerDesk:
             standing = await self._rules.standing(viewer.hub, viewer.name, viewer.groups)
             since = self._clock() - timedelta(days=PAST_DAYS)
             past = await self._ledger.sessions(since, PAST_SHOWN, (viewer.hub, viewer.name))
+            servers = await self._ledger.servers_ended(viewer.hub, [viewer.name])
         except (Fault, Refusal) as error:
             _LOG.warning("The records of %s can't be shown: %s", viewer.name, error)
             return Records()
         ended = tuple(each for each in reversed(past) if each.lease.state.value == "closed")
-        return Records(allowance_document(standing), ended)
+        servers_ended = {name: at for (_, name), at in servers.items()}
+        return Records(allowance_document(standing), ended, servers_ended)
 
     async def write(self, write_id: str) -> Write | None:
         """A write of the audit log. Raises LedgerFault."""

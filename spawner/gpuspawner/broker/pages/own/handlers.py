@@ -8,7 +8,6 @@ from dataclasses import replace
 from tornado.web import HTTPError
 
 from ....core.errors import Fault, LedgerFault, Refusal
-from ...api.access import Viewer
 from ...api.public.actions import TURN, Sender
 from ...api.public.base import Route, refusal_of
 from ...api.visible import Document
@@ -40,8 +39,6 @@ class OwnHandler(PageHandler):
     address = ""
     _records: Records | None = None
     _records_for: object = None
-    _leased: frozenset[str] = frozenset()
-    """The viewer's servers that had a lease since this handler knows the viewer."""
 
     async def content(self, *path: str) -> OwnPage:
         site, desk = self.site, self.site.desk
@@ -51,19 +48,8 @@ class OwnHandler(PageHandler):
             await self._read_records(desk, status)
             has_cpu = desk.actions.cpu_tier is not None
             facts = Facts(status, now, self.viewer.stops, has_cpu, desk.curve, desk.extend_seconds)
-        viewer = self._viewer_now(status)
-        page = own_page(facts, tiers, viewer, site.hub_url, self._records or Records())
+        page = own_page(facts, tiers, self.viewer, site.hub_url, self._records or Records())
         return page if desk is None else replace(page, messages=desk.messages(self.viewer))
-
-    def _viewer_now(self, status: Document) -> Viewer:
-        """The viewer without servers whose lease has ended: the hub named them while they ran with a GPU."""
-        viewer = self.viewer
-        held = frozenset(each["server"] for each in status["leases"] if viewer.is_mine(each))
-        self._leased |= held
-        ended = self._leased - held
-        if viewer.servers is None or not ended:
-            return viewer
-        return replace(viewer, servers=viewer.servers - ended)
 
     async def parts(self, *path: str) -> Parts:
         """What each section shows; the meters move by themselves, so their values don't count as news."""

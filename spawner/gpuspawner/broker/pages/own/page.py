@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 
 from ....core.decision import Announcement
 from ....core.units import format_time
 from ....protocol.rules import AllowanceDocument, BudgetDocument
 from ...api.access import Viewer
+from ...api.roster import is_over
 from ...api.visible import Document, visible_status
 from ...decide.allow.period import format_local
 from ...ledger import PastSession
@@ -66,6 +68,8 @@ class Records:
 
     allowance: AllowanceDocument | None = None
     past: Sequence[PastSession] = ()
+    servers_ended: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    """When the last lease of each of the viewer's servers ended."""
 
 
 def own_page(facts: Facts, tiers: Document, viewer: Viewer, hub_url: str, records: Records) -> OwnPage:
@@ -93,8 +97,14 @@ def own_page(facts: Facts, tiers: Document, viewer: Viewer, hub_url: str, record
         spawn_url=f"{hub_url}spawn",
         budgets=budget_rows(records.allowance, facts.now),
         past=tuple(_past(each, rows) for each in records.past),
-        default_runs="" in (viewer.servers or ()) and not any(not card.holding.server for card in cards),
+        default_runs=_default_runs(viewer, records) and not any(not card.holding.server for card in cards),
     )
+
+
+def _default_runs(viewer: Viewer, records: Records) -> bool:
+    """Whether the default server runs. The hub learns seconds later that it has ended with its lease."""
+    servers = viewer.servers or {}
+    return "" in servers and not is_over(servers[""], records.servers_ended.get(""))
 
 
 def budget_rows(allowance: AllowanceDocument | None, now: datetime) -> tuple[BudgetRow, ...]:
