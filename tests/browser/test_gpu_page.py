@@ -181,9 +181,11 @@ def test_it_says_when_the_broker_is_silent(url: str, status: Status, context: Br
         page.route(path, lambda route: route.abort())
     page.reload()
     expect(page.locator("#gpu-lost")).to_contain_text("No news from the broker since", timeout=30_000)
+    expect(page.locator("#gpu-live")).to_have_class("gpu-stale")
     for path in ("**/live", "**/events"):
         page.unroute(path)
     expect(page.locator("#gpu-lost")).to_be_hidden(timeout=40_000)
+    expect(page.locator("#gpu-live")).not_to_have_class("gpu-stale")
 
 
 def test_without_events_it_polls(url: str, status: Status, context: BrowserContext) -> None:
@@ -211,6 +213,9 @@ def test_it_loads_again_by_itself_when_the_login_works_again(
         page.route(path, lambda route: route.fulfill(status=403, body="no"))
     page.evaluate("window.before = true; document.dispatchEvent(new Event('visibilitychange'))")
     expect(page.locator("#gpu-lost")).to_contain_text("Your login has ended", timeout=30_000)
+    expect(page.locator("#gpu-lost")).to_contain_text("a place in the queue may be lost")
+    expect(page.locator("#gpu-live")).to_have_class("gpu-stale")
+    expect(page.locator("#gpu-live")).to_have_js_property("inert", True)
     for path in ("**/live", "**/events"):
         page.unroute(path)
     page.wait_for_function("window.before === undefined", timeout=30_000)

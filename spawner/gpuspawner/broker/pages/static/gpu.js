@@ -107,14 +107,28 @@ function tell(sentence) {
   lost.hidden = sentence === "";
 }
 
+// What may no longer be true is grey. Without a login the buttons can't work either.
+function showStale(stale, usable) {
+  live.classList.toggle("gpu-stale", stale);
+  live.inert = stale && !usable;
+}
+
 function heard() {
   lastNews = new Date();
   tell("");
+  showStale(false, true);
 }
 
 function tellLost() {
   const since = lastNews.toLocaleTimeString();
   tell(`No news from the broker since ${since}: what you see is from then. Running servers are not affected; whether a place in the queue is kept is not known now. Trying again.`);
+  showStale(true, true);
+}
+
+function tellLoggedOut() {
+  const since = lastNews.toLocaleTimeString();
+  tell(`Your login has ended. Reload this page to log in again. What you see is from ${since} and may no longer be true: a place in the queue may be lost.`);
+  showStale(true, false);
 }
 
 class LoggedOut extends Error {}
@@ -266,7 +280,7 @@ function begin() {
   stop = () => controller.abort();
   follow(controller.signal).catch((error) => {
     if (!(error instanceof LoggedOut)) throw error;
-    tell("Your login has ended. Reload this page to log in again.");
+    tellLoggedOut();
     return awaitLogin(controller.signal);
   });
 }
