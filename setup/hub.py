@@ -13,9 +13,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+from urllib.parse import quote
 
 import docker
 from docker.errors import DockerException
@@ -109,9 +111,10 @@ class Launch:
                 pass
         finally:
             asked = self._stop.is_set()
+            waited = waiting(self._demo.state_dir / "broker.sock") if asked else 0
             self._end(hub)
         if asked:
-            print(farewell(running_notebooks(self._demo.name)), flush=True)
+            print(farewell(running_notebooks(self._demo.name), waited), flush=True)
             return 0
         raise SetupError(
             f"the hub has ended unexpectedly, with status {hub.returncode}. Last log lines:\n"
@@ -198,14 +201,30 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def gpus(socket_path: Path) -> str:
     """The broker's devices, as text; "" while it does not answer."""
-    with contextlib.closing(_UnixConnection(socket_path)) as connection:
-        try:
-            connection.request("GET", "/api/status")
-            answer = connection.getresponse()
-            status = json.loads(answer.read()) if answer.status == 200 else None
-        except (OSError, ValueError, http.client.HTTPException):
-            return ""
+    status = next(_status(socket_path), None)
     return describe(status) if status else ""
+
+
+def waiting(socket_path: Path) -> int:
+    """How many servers wait for a GPU; 0 while the broker does not answer."""
+    return sum(len(page["queue"]) for page in _status(socket_path))
+
+
+def _status(socket_path: Path) -> Iterator[dict[str, Any]]:
+    """The pages of the broker's status document; ends where it does not answer."""
+    query: str | None = ""
+    while query is not None:
+        with contextlib.closing(_UnixConnection(socket_path)) as connection:
+            try:
+                connection.request("GET", f"/api/status{query}")
+                answer = connection.getresponse()
+                if answer.status != 200:
+                    return
+                page = json.loads(answer.read())
+            except (OSError, ValueError, http.client.HTTPException):
+                return
+        yield page
+        query = f"?cursor={quote(page['next'])}" if page.get("next") else None
 
 
 def describe(status: dict[str, Any]) -> str:
@@ -231,9 +250,14 @@ def block(demo: Demo, devices: str) -> str:
     return "\n".join([line, *(f"  {head:<9}{text}" for head, text in rows), line])
 
 
-def farewell(running: int | None) -> str:
-    """What happens to `running` notebooks; None if Docker did not say how many there are."""
+def farewell(running: int | None, waited: int = 0) -> str:
+    """What happens to `running` notebooks, and to those who `waited`.
+
+    `running` is None if Docker did not say how many there are.
+    """
     said = "Hub, proxy and broker have stopped."
+    if waited:
+        said += f" {_lost(waited)}"
     if running is None:
         return f"{said} Docker does not answer, so it is unknown whether notebooks still run."
     if running == 0:
@@ -242,6 +266,12 @@ def farewell(running: int | None) -> str:
     which = "1 notebook keeps" if one else f"{running} notebooks keep"
     them = "it" if one else "them"
     return f"{said} {which} running: `make hub` finds {them} again, `make clean-demo` ends {them}."
+
+
+def _lost(waited: int) -> str:
+    if waited == 1:
+        return "1 server that waited for a GPU has lost its place in line."
+    return f"{waited} servers that waited for a GPU have lost their places in line."
 
 
 def running_notebooks(name: str) -> int | None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from setup.demo import Demo
-from setup.hub import block, describe, farewell, gpus
+from setup.hub import block, describe, farewell, gpus, waiting
 from setup.steps import ROOT
 from tests.soon import SOON_SECONDS
 
@@ -71,14 +71,30 @@ def test_what_becomes_of_notebooks(running: int | None, said: str) -> None:
     assert farewell(running) == f"Hub, proxy and broker have stopped. {said}"
 
 
+@pytest.mark.parametrize(
+    ("waited", "said"),
+    [
+        (1, "1 server that waited for a GPU has lost its place in line."),
+        (2, "2 servers that waited for a GPU have lost their places in line."),
+    ],
+)
+def test_who_waited_is_told_of(waited: int, said: str) -> None:
+    assert farewell(0, waited) == (
+        f"Hub, proxy and broker have stopped. {said} No notebook is running. Homes and settings are kept."
+    )
+
+
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Path]:
-    """A socket that answers one status document, as the broker does."""
-    body = json.dumps({"devices": [device("H100")], "simulated": True}).encode()
+    """A socket that answers the two pages of a status document, as the broker does."""
+    pages = {
+        b"/api/status": {"devices": [device("H100")], "queue": [{}], "simulated": True, "next": "queue:1"},
+        b"/api/status?cursor=queue%3A1": {"devices": [], "queue": [{}, {}], "simulated": True, "next": None},
+    }
 
     class Answer(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            self.rfile.readline()
+            body = json.dumps(pages[self.rfile.readline().split()[1]]).encode()
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
     path = tmp_path / "b.sock"
@@ -92,10 +108,12 @@ def broker(tmp_path: Path) -> Iterator[Path]:
 
 def test_the_broker_is_asked_on_its_socket(broker: Path) -> None:
     assert gpus(broker) == "1 × H100, simulated: notebooks run on the CPU"
+    assert waiting(broker) == 3
 
 
 def test_a_broker_that_is_not_there_says_nothing(tmp_path: Path) -> None:
     assert gpus(tmp_path / "b.sock") == ""
+    assert waiting(tmp_path / "b.sock") == 0
 
 
 STUBBORN = """
