@@ -122,7 +122,8 @@ def test_the_home_page_says_which_servers_wait_or_start() -> None:
     assert pending is not None
     assert " ".join(unescape(re.sub(r"<[^>]*>", " ", pending[0])).split()) == (
         f"Your default server is starting: Container created. See progress "
-        f"Your server “ {HOSTILE} ” waits for a GPU: 2nd in line. See progress"
+        f"Your server “ {HOSTILE} ” waits for a GPU: 2nd in line. "
+        "If you stop it, you leave the queue. See progress"
     )
     assert re.findall(r'href="([^"]*)">See progress', page) == [
         "/jupyter/hub/spawn-pending/u%40", "/jupyter/hub/spawn-pending/u%40/train",
