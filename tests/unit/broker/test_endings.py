@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from gpuspawner.broker.decide.line.backfill import SessionHold
 from gpuspawner.broker.decide.line.queue import Claim
+from gpuspawner.broker.decide.when.deadline import Cause
 from gpuspawner.broker.decide.when.gpu_use import GpuUse, gpu_use
 from gpuspawner.broker.leases import endings as module
 from gpuspawner.broker.leases.allocator import Allocator
@@ -23,6 +24,7 @@ from gpuspawner.broker.leases.queue_rules import queue_rules
 from gpuspawner.broker.leases.rule_service import RuleService
 from gpuspawner.broker.leases.rulebook import Rulebook
 from gpuspawner.broker.ledger.end_warnings import EndWarning
+from gpuspawner.broker.ledger.sessions import PastSession
 from gpuspawner.config.idle import IdleRules
 from gpuspawner.config.quotas import Known
 from gpuspawner.core.decision import Decision, DecisionKind
@@ -45,6 +47,7 @@ from tests.nvml import scripted
 from tests.nvml.scripted import Gpu, Script
 from tests.soon import SOON_SECONDS
 from tests.unit.lease_examples import GPU0, GPU1
+from tests.unit.lease_examples import lease as example
 
 DEVICES = {device.uuid: device for device in (GPU0, GPU1)}
 KNOWN = Known((Tier("cpu", "CPU"), Tier("gpu", "One GPU", want=Want(1))), None, "Europe/Berlin")
@@ -805,6 +808,33 @@ async def test_a_running_server_beyond_a_changed_quota_ends_if_that_is_said(benc
         ("2", "quota_changed: This server was ended: your quota was changed."),
     ]
     assert [lease.id[-1] for lease in bench.allocator.leases()] == ["1"]
+
+
+async def test_an_end_that_a_quota_puts_into_the_past_is_everywhere_the_one_that_was_told(bench: Bench) -> None:
+    """What pages and the API read, and what a forecast reckons with: five minutes after the notice."""
+    ada = await bench.run(1)
+    await bench.run(2, user="bob")
+    waits = await bench.run(3, user="eve")
+    began, ended = bench.times.now() - timedelta(hours=9), bench.times.now() - timedelta(hours=1)
+    past = example("d" * 32, LeaseState.CLOSED)
+    bench.allocator.waits.learn_past([PastSession(past, began, ended, 28800.0)] * 3)
+    await bench.minutes(9)
+    await bench.rules.change_quota("user:ada", {"session_hours": 0.01}, "noether", "")
+    why = "the longest time that your quota allows is over then. Save your work."
+    assert await bench.minutes(0.5) == [
+        ("1", f"This server ends in 5 minutes, on Thursday 09:14 (Europe/Berlin): {why}")
+    ]
+    at = bench.times.now() + timedelta(minutes=5)
+    for _ in range(2):
+        deadline = bench.endings.deadline_of(ada.id)
+        assert deadline is not None and (deadline.at, deadline.cause) == (at, Cause.SESSION_LIMIT)
+        await bench.allocator.waits.look()
+        likely = bench.allocator.waits.of(waits.id)
+        assert likely is not None and abs(likely.middle_seconds - at.timestamp()) < 1
+        bench.restart()  # the next broker says the same
+        await bench.minutes(0.5)
+    assert [lease for lease, _ in await bench.minutes(3.5)] == []
+    assert [lease for lease, _ in await bench.minutes(0.5)] == ["1"]
 
 
 @pytest.mark.parametrize("by", ["change", "stop"])

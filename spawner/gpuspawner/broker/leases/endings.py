@@ -32,6 +32,7 @@ from ..decide.when.deadline import (
     due,
     earliest,
     ended,
+    ends_at,
     session_deadline,
     warns_of_end,
 )
@@ -158,6 +159,7 @@ class Endings:
         self._restored = False
         self._changed = asyncio.Event()
         parts.rulebook.on_change.append(self.look_soon)
+        parts.allocator.waits.told_end = self.told_end
 
     def look_soon(self) -> None:
         """Something changed that may move an end."""
@@ -189,9 +191,18 @@ class Endings:
         self._kernels[lease_id] = Kernels(busy, last, now)
 
     def deadline_of(self, lease_id: str) -> Deadline | None:
-        """When the lease ends, as of the last round; None if nothing ends it."""
+        """When the lease really ends, as its user was told, as of the last round; None if nothing ends it."""
         followed = self._followed.get(lease_id)
-        return None if followed is None else followed.told.deadline
+        if followed is None or followed.told.deadline is None:
+            return None
+        return replace(followed.told.deadline, at=ends_at(followed.told.deadline, followed.told))
+
+    def told_end(self, lease_id: str) -> datetime | None:
+        """When the lease gives its GPU back, if its user was warned of that; None: not warned, or it sleeps."""
+        deadline = self.deadline_of(lease_id)
+        if deadline is None or deadline.action is not EndAction.STOP:
+            return None
+        return deadline.at if self._followed[lease_id].told.warnings else None
 
     def idle_since(self, lease: Lease) -> datetime | None:
         """Since when nobody uses the server; None if somebody does, or if it isn't known."""
@@ -322,7 +333,10 @@ class Endings:
         elif notice.sentence:
             await self._parts.service.tell(lease.id, notice.sentence)
             followed.of_end = notice.sentence
+        before = self.told_end(lease.id)
         followed.told = notice.told
+        if self.told_end(lease.id) != before:
+            self._parts.allocator.waits.look_soon()
         await self._record(lease.id, followed)
 
     async def _record(self, lease_id: str, followed: Followed) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from ...core.errors import LedgerFault
 from ...core.model import Lease, LeaseState
@@ -15,7 +16,7 @@ from ...core.units import Clock, utc_now
 from ...core.want import Mode
 from ...node.daemon_pool import DaemonPool
 from ..decide.line.estimate import Estimate, Estimator
-from ..decide.line.future import Arrival, Line, with_guests
+from ..decide.line.future import Arrival, Line, with_ends, with_guests
 from ..decide.line.queue import Waiting
 from ..ledger import PastSession
 
@@ -78,6 +79,8 @@ class Waits:
         """How wrong estimates were that `keep` has not recorded yet."""
         self.keep: Callable[[Sequence[float]], Awaitable[None]] | None = None
         """Records how wrong estimates were, for `learn_errors` of the next broker. May raise LedgerFault."""
+        self.told_end: Callable[[str], datetime | None] = lambda lease_id: None
+        """The end that the user of a running lease was told; None if they were told none."""
 
     def of(self, lease_id: str) -> Estimate | None:
         """The estimated time at which a waiting lease is served; None if it isn't known."""
@@ -92,7 +95,7 @@ class Waits:
         known = self._guests.get(guest.alike)
         if known is not None and 0 <= now - known[0] < _GUEST_SECONDS:
             return known[1]
-        line = with_guests(self._line(), guest.asking)
+        line = with_guests(self._line_now(), guest.asking)
         ids = {waiting.lease_id: tier for tier, waiting in guest.asking.items()}
         try:
             async with asyncio.timeout(_GUEST_PATIENCE_SECONDS):
@@ -136,6 +139,13 @@ class Waits:
             self._learn_length(lease, began, at - began)
         self._changed.set()
 
+    def look_soon(self) -> None:
+        """An end that was told has changed: request new estimates."""
+        self._changed.set()
+
+    def _line_now(self) -> Line:
+        return with_ends(self._line(), self.told_end)
+
     async def run(self) -> None:
         """Computes the estimates again after each change, until cancelled."""
         try:
@@ -161,7 +171,7 @@ class Waits:
 
     async def look(self) -> None:
         """Computes the estimates once; users who wait are told if the range has changed by much."""
-        line, now = self._line(), self._clock().timestamp()
+        line, now = self._line_now(), self._clock().timestamp()
         some = [self._arrived.popleft() for _ in range(min(_MOST_AT_ONCE, len(self._arrived)))]
         lessons = [*map(self._lesson_of, some), *self._lessons]
         self._lessons.clear()

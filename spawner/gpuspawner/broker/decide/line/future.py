@@ -13,6 +13,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import NamedTuple
 
 from ....core.want import Want
@@ -69,6 +70,21 @@ def with_guests(line: Line, asking: Mapping[str, Waiting]) -> Line:
         tiers={**line.tiers, **{waiting.lease_id: tier for tier, waiting in asking.items()}},
         guests=frozenset(waiting.lease_id for waiting in asking.values()),
     )
+
+
+def with_ends(line: Line, told_end: Callable[[str], datetime | None]) -> Line:
+    """The line where sessions end, at the latest, when their users were told that they end.
+
+    That may be later than a limit that was changed: nobody ends without a warning.
+    """
+
+    def told(session: Session) -> Session:
+        at = told_end(session.holding.lease_id)
+        if at is None:
+            return session
+        return replace(session, holding=replace(session.holding, ends_seconds=at.timestamp()))
+
+    return replace(line, sessions=tuple(map(told, line.sessions)))
 
 
 class Arrival(NamedTuple):
