@@ -67,6 +67,9 @@ class FileDesk:
     def extend_seconds(self, lease_id: str) -> float:
         return 0.0
 
+    def why_not_extended(self, lease_id: str) -> str:
+        return "Your quota doesn't let you extend it."
+
     def told(self) -> object:
         return ()
 

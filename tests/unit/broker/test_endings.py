@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from gpuspawner.broker.decide.line.backfill import SessionHold
 from gpuspawner.broker.decide.line.queue import Claim
-from gpuspawner.broker.decide.when.deadline import Cause
+from gpuspawner.broker.decide.when.deadline import Cause, Deadline
 from gpuspawner.broker.decide.when.gpu_use import GpuUse, gpu_use
 from gpuspawner.broker.leases import endings as module
 from gpuspawner.broker.leases.allocator import Allocator
@@ -197,6 +197,19 @@ async def test_nobody_extends_while_others_wait_or_without_an_end(bench: Bench) 
     await bench.run(3, user="eve")
     with pytest.raises(NotAllowed, match="1 other waits for such a GPU"):
         await bench.rules.extend(short.id, 60, "ada")
+
+
+async def test_why_a_session_can_t_be_extended_is_the_reason_that_applies(bench: Bench) -> None:
+    short, free = await bench.run(1, "short"), await bench.run(2, user="bob")
+    why = bench.rules.why_not_extended
+    assert (why(short.id), why(free.id)) == ("", "")
+    waits = await bench.run(3, user="eve")
+    assert why(short.id) == "You can't extend it now: 1 other waits for such a GPU."
+    await bench.release(waits.id, "left")
+    await bench.rules.extend(short.id, 1790, "ada")  # what is left is less than a minute
+    assert why(short.id) == "You can't extend it further: your quota allows 0.5 hours in all."
+    await bench.rules.change_quota("group:short", {"extend_hours": 0}, "noether", "")
+    assert why(short.id) == "Your quota doesn't let you extend it."
 
 
 async def test_gpu_hours_that_run_out_end_all_servers_of_the_user(bench: Bench) -> None:
@@ -810,7 +823,9 @@ async def test_a_running_server_beyond_a_changed_quota_ends_if_that_is_said(benc
     assert [lease.id[-1] for lease in bench.allocator.leases()] == ["1"]
 
 
-async def test_an_end_that_a_quota_puts_into_the_past_is_everywhere_the_one_that_was_told(bench: Bench) -> None:
+async def test_an_end_that_a_quota_puts_into_the_past_is_everywhere_the_one_that_was_told(
+    bench: Bench,
+) -> None:
     """What pages and the API read, and what a forecast reckons with: five minutes after the notice."""
     ada = await bench.run(1)
     await bench.run(2, user="bob")
@@ -827,10 +842,11 @@ async def test_an_end_that_a_quota_puts_into_the_past_is_everywhere_the_one_that
     at = bench.times.now() + timedelta(minutes=5)
     for _ in range(2):
         deadline = bench.endings.deadline_of(ada.id)
-        assert deadline is not None and (deadline.at, deadline.cause) == (at, Cause.SESSION_LIMIT)
+        assert deadline == Deadline(at, Cause.SESSION_LIMIT)
         await bench.allocator.waits.look()
         likely = bench.allocator.waits.of(waits.id)
-        assert likely is not None and abs(likely.middle_seconds - at.timestamp()) < 1
+        assert likely is not None
+        assert abs(likely.middle_seconds - at.timestamp()) < 1
         bench.restart()  # the next broker says the same
         await bench.minutes(0.5)
     assert [lease for lease, _ in await bench.minutes(3.5)] == []

@@ -80,6 +80,18 @@ def test_what_is_left_of_an_extension_is_given_in_whole_minutes() -> None:
         assert card_of(held, extend_seconds=lambda lease_id, left=allowed: left).extend_seconds == given
 
 
+def test_why_there_is_no_button_to_extend_is_the_reason_that_applies() -> None:
+    """Only where the longest session ends the server: an extension moves no other end."""
+    why = "Your quota doesn't let you extend it."
+    for because, told in (("session_limit", why), ("gpu_hours", ""), ("lab_session", "")):
+        held = document(lease("a", "anna", "GPU-0", **{**ENDS, "ends_because": because}))
+        text = html(page_of(held, why_not_extended=lambda lease_id: why), live=True)
+        assert "The server ends at" in text
+        assert (why.replace("'", "&#39;") in text, "extend it" in text) == (bool(told), bool(told))
+        can = page_of(held, extend_seconds=lambda lease_id: 60.0, why_not_extended=lambda lease_id: why)
+        assert "extend it" not in html(can, live=True)
+
+
 def test_buttons_are_forms_with_a_question_before_what_ends_something() -> None:
     status = document(lease("a" * 32, "anna", "GPU-0", **SLICE, **ENDS))
     text = html(

@@ -198,7 +198,7 @@ class Endings:
         return replace(followed.told.deadline, at=ends_at(followed.told.deadline, followed.told))
 
     def told_end(self, lease_id: str) -> datetime | None:
-        """When the lease gives its GPU back, if its user was warned of that; None: not warned, or it sleeps."""
+        """When the lease gives its GPU back, if its user was warned; None: not warned, or it only sleeps."""
         deadline = self.deadline_of(lease_id)
         if deadline is None or deadline.action is not EndAction.STOP:
             return None

@@ -322,6 +322,24 @@ class RuleService:
         done = self.rulebook.rules.extended_seconds.get(lease_id, 0.0)
         return max(0.0, extension_seconds(allowed.extend_seconds, done, math.inf))
 
+    def why_not_extended(self, lease_id: str) -> str:
+        """Why the session can't be extended now by a minute or more, for its user; "" if it can.
+
+        Also "" where the quota has no longest session. Raises LeaseConflict if it isn't running,
+        QuotaUnreadable.
+        """
+        lease = self.lease(lease_id)
+        allowed = self.rulebook.allowance(lease.user, lease.groups)
+        if allowed.session_seconds == UNLIMITED:
+            return ""
+        if waiting := self._allocator.capacity(lease.want).waiting:
+            return f"You can't extend it now: {_others_wait(waiting)} for such a GPU."
+        if allowed.extend_seconds < 60:
+            return "Your quota doesn't let you extend it."
+        if self.extension_left_seconds(lease_id) < 60:
+            return f"You can't extend it further: your quota allows {_in_all(allowed.extend_seconds)}."
+        return ""
+
     async def extend(self, lease_id: str, seconds: float, author: str) -> float:
         """Make a session longer, as far as the quota allows and if nobody waits. Returns the added seconds.
 
@@ -333,14 +351,14 @@ class RuleService:
             raise NotAllowed("This server has no end: there is nothing to extend.")
         waiting = self._allocator.capacity(lease.want).waiting
         if waiting:
-            others = "1 other waits" if waiting == 1 else f"{waiting} others wait"
             save = "save your work" if author == lease.user else f"{lease.user} has to save the work"
-            raise NotAllowed(f"{others} for such a GPU, so this server can't be extended: {save}.")
+            raise NotAllowed(
+                f"{_others_wait(waiting)} for such a GPU, so this server can't be extended: {save}."
+            )
         done = self.rulebook.rules.extended_seconds.get(lease_id, 0.0)
         more = extension_seconds(allowed.extend_seconds, done, seconds)
         if more <= 0:
-            hours = allowed.extend_seconds / 3600
-            limit = f"{hours:g} {'hour' if hours == 1 else 'hours'} in all" if hours else "none"
+            limit = _in_all(allowed.extend_seconds) if allowed.extend_seconds else "none"
             if author == lease.user:
                 raise NotAllowed(f"Your quota allows no further extension ({limit}): save your work.")
             raise NotAllowed(
@@ -466,3 +484,12 @@ def _subject(text: str) -> Subject:
         return subject_from_text(text)
     except ConfigError as error:
         raise BadOption(f"{error}.") from None
+
+
+def _others_wait(count: int) -> str:
+    return "1 other waits" if count == 1 else f"{count} others wait"
+
+
+def _in_all(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:g} {'hour' if hours == 1 else 'hours'} in all"

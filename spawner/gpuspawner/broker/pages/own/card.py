@@ -85,6 +85,8 @@ class Card:
     can_stop: bool
     can_use_cpu: bool
     extend_seconds: float = 0.0
+    why_not_extended: str = ""
+    """Why there is no button to extend the session that ends; "" if there is one, or if it wouldn't help."""
 
     @property
     def extend_words(self) -> str:
@@ -94,7 +96,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a card needs besides its lease. `curve` and `extend_seconds` are by lease id."""
+    """What a card needs besides its lease. The functions are by lease id."""
 
     status: Document
     now: datetime
@@ -102,6 +104,7 @@ class Facts:
     has_cpu_tier: bool
     curve: Callable[[str], Sequence[Point]]
     extend_seconds: Callable[[str], float]
+    why_not_extended: Callable[[str], str] = lambda lease_id: ""
 
 
 def lease_card(lease: Mapping[str, Any], holding: Holding, facts: Facts) -> Card:
@@ -111,6 +114,8 @@ def lease_card(lease: Mapping[str, Any], holding: Holding, facts: Facts) -> Card
     points = facts.curve(lease["id"])
     quota_bytes = lease["memory_bytes"]
     held = _held(lease, facts.status)
+    extend_seconds = _extend_seconds(lease, facts) if runs else 0.0
+    limited = runs and lease.get("ends_because") == "session_limit"
     return Card(
         holding=holding,
         title=f"{'A slice of ' if sliced else ''}{', '.join(holding.devices)}",
@@ -126,7 +131,8 @@ def lease_card(lease: Mapping[str, Any], holding: Holding, facts: Facts) -> Card
         happenings=tuple(_happenings(lease, facts.status["ended"])),
         can_stop=facts.stops and lease["state"] != "releasing",
         can_use_cpu=facts.stops and facts.has_cpu_tier and runs,
-        extend_seconds=_extend_seconds(lease, facts) if runs else 0.0,
+        extend_seconds=extend_seconds,
+        why_not_extended=facts.why_not_extended(lease["id"]) if limited and not extend_seconds else "",
     )
 
 

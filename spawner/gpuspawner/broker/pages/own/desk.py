@@ -35,6 +35,9 @@ class Desk(Protocol):
     def extend_seconds(self, lease_id: str) -> float:
         """By how much the lease's session may still be extended."""
 
+    def why_not_extended(self, lease_id: str) -> str:
+        """Why it can't be extended now; "" if it can."""
+
     def messages(self, viewer: Viewer) -> tuple[Announcement, ...]:
         """What the viewer's classes, or everybody, are told now."""
 
@@ -67,6 +70,13 @@ class BrokerDesk:
             return self._rules.extension_left_seconds(lease_id)
         except Refusal:
             return 0.0
+
+    def why_not_extended(self, lease_id: str) -> str:
+        """Why the lease's session can't be extended now; "" if it can, or if it has no longest session."""
+        try:
+            return self._rules.why_not_extended(lease_id)
+        except Refusal:
+            return "You can't extend it now: your quota can't be read."
 
     def messages(self, viewer: Viewer) -> tuple[Announcement, ...]:
         """What the viewer's classes, or everybody, are told now, the newest first."""

@@ -47,7 +47,15 @@ class OwnHandler(PageHandler):
         if desk is not None:
             await self._read_records(desk, status)
             has_cpu = desk.actions.cpu_tier is not None
-            facts = Facts(status, now, self.viewer.stops, has_cpu, desk.curve, desk.extend_seconds)
+            facts = Facts(
+                status,
+                now,
+                self.viewer.stops,
+                has_cpu,
+                desk.curve,
+                desk.extend_seconds,
+                desk.why_not_extended,
+            )
         page = own_page(facts, tiers, self.viewer, site.hub_url, self._records or Records())
         return page if desk is None else replace(page, messages=desk.messages(self.viewer))
 
