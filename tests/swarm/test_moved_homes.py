@@ -205,8 +205,10 @@ def test_an_agent_that_is_killed_or_hangs_ends_the_move_and_its_copy_is_removed(
         agent.kill()
         done = command.result()
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == (
-        f"The home {home} was not moved, and is still on b: the connection was closed."
+    assert done.stdout.splitlines()[-1] in (  # the second if a step of the move was just to begin
+        f"The home {home} was not moved, and is still on b: the connection was closed.",
+        f"The home {home} was not moved, and is still on b: the machine c can't be reached: "
+        "the connection was closed.",
     )
     starts_on_b(site, home)
     assert volumes(site.machines["c"]) != []  # nobody can reach it

@@ -82,7 +82,14 @@ def _functions(error: BaseException) -> set[str]:
 
 
 def quieten(log: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:
-    """Has all handlers of this log lower these lines. Idempotent."""
+    """Has all handlers of this log lower these lines, and asyncio's own log, which has none. Idempotent.
+
+    A start by form or link runs on in a task that nobody waits for when it takes more than a second; asyncio
+    says so of one that was refused, with a traceback.
+    """
+    loops = logging.getLogger("asyncio")
+    if not any(isinstance(each, NormalEvents) for each in loops.filters):
+        loops.addFilter(NormalEvents(loops))
     logger = log.logger if isinstance(log, logging.LoggerAdapter) else log
     for handler in logger.handlers:
         if not any(isinstance(each, NormalEvents) for each in handler.filters):

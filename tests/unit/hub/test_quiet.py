@@ -175,3 +175,13 @@ def test_a_page_that_follows_a_start_at_the_hub_s_end_is_told_without_a_tracebac
         ("ERROR", "Uncaught exception GET /hub/api/users/ada/server/progress (::1)\n'request'"),
     ]
     assert handler.tracebacks == [False, True]
+
+
+def test_a_refused_start_that_nobody_waits_for_any_more_has_no_traceback(
+    log: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """JupyterHub starts a server by form or link in a task, and after a second waits for it no more."""
+    loops = logging.getLogger("asyncio")
+    for error in (NotStarted(503, log_message="no GPU", reason="no_capacity"), ValueError("a fault")):
+        loops.error("Task exception was never retrieved", exc_info=(type(error), error, None))
+    assert [record.exc_info[1].args for record in caplog.records if record.exc_info] == [("a fault",)]
