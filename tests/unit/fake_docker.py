@@ -50,6 +50,7 @@ class SilentBroker:
 
     def __init__(self) -> None:
         self.released: list[str] = []
+        self.exit_codes: dict[str, int] = {}
 
     async def tiers(self) -> dict[str, Any]:
         raise BrokerUnavailable("GPUs can't be given out right now.")
@@ -59,6 +60,9 @@ class SilentBroker:
 
     async def may_end(self, lease_id: str) -> bool:
         return True
+
+    async def exit_code(self, lease_id: str) -> int | None:
+        return self.exit_codes.get(lease_id)
 
     async def release(self, lease_id: str) -> None:
         self.released.append(lease_id)

@@ -15,6 +15,8 @@ _NOT_RUN_SIGNS = (
     "exec format error",
 )
 _TAIL_CHARS = 600
+KILLED = 137
+"""The exit code of a process that SIGKILL ended, 128 + 9: `docker kill`, or a machine without memory."""
 
 
 def running(container: dict[str, Any]) -> bool:

@@ -422,6 +422,14 @@ async def release(broker: BrokerClient, lease_id: str) -> None:
             await broker.release(lease_id)
 
 
+async def exit_code_of_gone(broker: BrokerClient, lease_id: str) -> int | None:
+    """How a container with a lease ended that is gone: the broker removes it to free its GPU."""
+    with suppress(Refusal, TimeoutError):
+        async with asyncio.timeout(_RELEASE_SECONDS):
+            return await broker.exit_code(lease_id)
+    return None
+
+
 def no_server(image: str, command: str, message: str) -> StartFault:
     """The message for an image that can't run its server's command, probably because it lacks it."""
     said = f" Docker says: {' / '.join(message.splitlines())[:300]}" if message else ""

@@ -46,7 +46,7 @@ from .container import ContainerFacts, ContainerPlan, plan, server_command
 from .containers import Containers
 from .cut_off import connect_again
 from .docker import DockerEngine
-from .docker_answers import exit_status, running
+from .docker_answers import KILLED, exit_status, running
 from .engine import LabEngine
 from .form import has_choice, render_form, render_unusable
 from .home import Home, find_home
@@ -54,7 +54,7 @@ from .images import Images
 from .kernels import KernelReporter, token_of
 from .lab import Lab
 from .lab_facts import Configured, ask_machine, configured_limits, limits_env, volumes_of
-from .launch import Launch, LaunchJob, before_stop, release
+from .launch import Launch, LaunchJob, before_stop, exit_code_of_gone, release
 from .metrics import phase_passed
 from .names import check_names, oauth_client_of, usable_groups
 from .network import LabNetwork, Reach
@@ -605,11 +605,11 @@ class GpuDockerSpawner(SpawnerSettings):
                 await asyncio.sleep(CHECK_SECONDS)
         self._doubted = False
         if container is None:
-            return 0
+            code = await exit_code_of_gone(self.shared.broker, self.lease_id) if self.lease_id else None
+            return 0 if code is None else self._exited(f"exit code {code}", killed=code == KILLED)
         if not running(container):
             status = exit_status(container)
-            self._ended = f"The server ended by itself ({status})."
-            return status
+            return self._exited(status, killed=status == f"exit code {KILLED}")
         try:
             address = self.engine.address_of(container)
         except ConfigError as error:  # its container was cut from the network: the server itself runs
@@ -617,6 +617,11 @@ class GpuDockerSpawner(SpawnerSettings):
         else:
             self._report_kernels(address, self.api_token or token_of(container))
         return None
+
+    def _exited(self, status: str, *, killed: bool) -> str:
+        """Keeps how the server ended that nobody stopped here, and returns it."""
+        self._ended = f"The server {'was killed' if killed else 'ended by itself'} ({status})."
+        return status
 
     def _report_kernels(self, address: tuple[str, int], token: str) -> None:
         """Tells hub and broker, in the background, whether the kernels compute."""

@@ -296,13 +296,14 @@ def _event(item: dict[str, Any]) -> ContainerEvent | None:
     found = labels.parse(attributes)  # Docker puts a container's labels among an event's attributes
     if item.get("Type") != "container" or not found.lease_id:
         return None
-    limit = str(attributes.get(labels.MEMORY_LIMIT, ""))
+    limit, code = str(attributes.get(labels.MEMORY_LIMIT, "")), str(attributes.get("exitCode", ""))
     return ContainerEvent(
         action=item.get("Action", ""),
         container_id=item["Actor"].get("ID", ""),
         lease_id=found.lease_id,
         broker=found.broker,
         mem_limit_bytes=int(limit) if limit.isdecimal() else None,
+        exit_code=int(code) if code.isdecimal() else None,
     )
 
 

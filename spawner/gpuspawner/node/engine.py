@@ -45,13 +45,17 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """Docker reports that something happened to a container with the lease label."""
+    """Docker reports that something happened to a container with the lease label.
+
+    `exit_code` is that of its main process, in the event "die".
+    """
 
     action: str
     container_id: str
     lease_id: str
     broker: str = ""
     mem_limit_bytes: int | None = None
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from ..core.errors import BrokerUnavailable, LeaseConflict, Refusal, all_refusal
 from ..core.model import ContainerPatch, GpuRequest, Lease
 from .messages import (
     EndDocument,
+    ExitDocument,
     HeartbeatEvent,
     LeaseEvent,
     Message,
@@ -131,6 +132,10 @@ class BrokerClient:
         Idempotent.
         """
         await self._call("DELETE", f"/leases/{lease_id}")
+
+    async def exit_code(self, lease_id: str) -> int | None:
+        """How a server's container ended that nobody stopped, if the broker knows it. Raises Refusal."""
+        return (await self.ask(f"/leases/{lease_id}/exit", ExitDocument)).exit_code
 
     async def turn(self, lease_id: str, action: str) -> dict[str, Any]:
         """Asks for a GPU now ("wake") or gives up the turn ("yield"), for a lease in turns; where it is.

@@ -296,6 +296,12 @@ class EndDocument(Message):
     ready: bool
 
 
+class ExitDocument(Message):
+    """How a server's container ended that nobody stopped; null: not known. The broker removes it at once."""
+
+    exit_code: int | None
+
+
 class DeviceDocument(Message):
     """A device, its health and its holder. None: not available, or no holder.
 

@@ -10,6 +10,7 @@ from .. import __version__
 from ..core.errors import all_refusals
 from . import pulls, rules
 from .messages import (
+    ExitDocument,
     HeartbeatEvent,
     LeaseEvent,
     Message,
@@ -37,7 +38,7 @@ _RULES: tuple[tuple[str, str, str, str, type[Message] | None, type[Message] | No
 """What `hub_routes` and `offer_routes` serve: path, method, name, summary, body and answer."""
 
 _MODELS: tuple[type[Message], ...] = (
-    RequestMessage, *_EVENTS, RefusalMessage, TiersDocument,
+    RequestMessage, *_EVENTS, RefusalMessage, TiersDocument, ExitDocument,
     *dict.fromkeys(model for *_, body, answer in _RULES for model in (body, answer) if model is not None),
 )  # fmt: skip
 _REF = "#/components/schemas/{model}"
@@ -72,6 +73,10 @@ def openapi() -> Document:
             "/leases": {"post": _ask()},
             "/leases/{lease_id}/confirm": {"parameters": [lease_id], "post": _confirm()},
             "/leases/{lease_id}": {"parameters": [lease_id], "delete": _release()},
+            "/leases/{lease_id}/exit": {
+                "parameters": [lease_id],
+                "get": _read("exit", "How the server's container ended that nobody stopped", ExitDocument),
+            },
             "/tiers": {"get": _read("tiers", "The tiers and how much of each is free", TiersDocument)},
             "/metrics": {"get": _metrics()},
             **rules_paths,

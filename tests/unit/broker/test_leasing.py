@@ -163,6 +163,27 @@ async def test_events_of_other_brokers_cost_nothing(bench: Bench) -> None:
     assert bench.engine.calls == []
 
 
+async def test_how_a_container_ended_that_nobody_stopped_is_known_when_it_is_gone(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        bench.service.on_event(bench.put(grant.lease))
+        await bench.become(anna="running")
+    bench.put(grant.lease, state="exited")
+    bench.service.on_event(ContainerEvent("die", "c1", grant.lease.id, "here", exit_code=137))
+    await bench.become()
+    assert bench.engine.boxes == {}
+    assert await bench.client.exit_code(grant.lease.id) == 137
+
+
+async def test_a_container_that_was_stopped_has_no_exit_code(bench: Bench) -> None:
+    async with bench.client.acquire(bench.request(1), lambda *_: None) as grant:
+        bench.service.on_event(bench.put(grant.lease))
+        await bench.become(anna="running")
+    await bench.allocator.begin_release(grant.lease.id, "stopped by ines, who teaches it")
+    bench.service.on_event(ContainerEvent("die", "c1", grant.lease.id, "here", exit_code=137))
+    await bench.become()
+    assert await bench.client.exit_code(grant.lease.id) is None
+
+
 async def test_a_running_container_without_a_lease_is_taken_up(bench: Bench) -> None:
     lease = Lease(**{**_lease_fields(), "device_uuids": ("GPU-1",)})
     bench.put(lease)

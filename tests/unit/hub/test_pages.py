@@ -171,7 +171,7 @@ async def test_a_server_that_ended_or_was_stopped_says_so_until_the_next_start()
     spawner = make_spawner(inspect_container=[make_container(running=False), EngineFault("gone", 404)])
     spawner.object_id = "c1"
     assert await spawner.poll() == "exit code 137"
-    assert spawner.how_it_ended == "The server ended by itself (exit code 137)."
+    assert spawner.how_it_ended == "The server was killed (exit code 137)."
     stopped = make_spawner(inspect_container=[EngineFault("gone", 404)])
     await stopped.stop()
     assert stopped.how_it_ended == "The server was stopped."
@@ -181,3 +181,22 @@ async def test_a_server_that_ended_or_was_stopped_says_so_until_the_next_start()
     with pytest.raises(Exception, match="There is no tier"):
         await stopped.start()
     assert stopped.how_it_ended == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        (137, "exit code 137", "The server was killed (exit code 137)."),
+        (1, "exit code 1", "The server ended by itself (exit code 1)."),
+        (None, 0, ""),
+    ],
+)
+async def test_a_server_whose_container_the_broker_has_removed_says_how_it_ended(
+    code: int | None, status: Any, said: str
+) -> None:
+    spawner = make_spawner(inspect_container=[EngineFault("gone", 404)])
+    spawner.load_state({"object_id": "c1", "lease_id": "a1"})
+    if code is not None:
+        spawner.shared.broker.exit_codes["a1"] = code
+    assert await spawner.poll() == status
+    assert spawner.how_it_ended == said

@@ -249,8 +249,11 @@ async def test_events_begin_with_the_connection(docker: Scripted, engine: Docker
         {"Type": "container", "Action": "start", "Actor": {"ID": "c1", "Attributes": attributes}},
         {"Type": "container", "Action": "die", "Actor": {"ID": "c2", "Attributes": {}}},
         {"Type": "network", "Action": "connect", "Actor": {"ID": "n1", "Attributes": attributes}},
-        {"Type": "container", "Action": "die", "Actor": {"ID": "c1", "Attributes": attributes}},
-    ]
+        {
+            "Type": "container", "Action": "die",
+            "Actor": {"ID": "c1", "Attributes": {**attributes, "exitCode": "137"}},
+        },
+    ]  # fmt: skip
     found: list[ContainerEvent | EventsConnected] = []
     engine.watch_events(found.append)
     async with asyncio.timeout(SOON_SECONDS):
@@ -259,7 +262,7 @@ async def test_events_begin_with_the_connection(docker: Scripted, engine: Docker
     assert found == [
         EventsConnected(),
         ContainerEvent("start", "c1", "a" * 32, "/var/lib/gpuspawner"),
-        ContainerEvent("die", "c1", "a" * 32, "/var/lib/gpuspawner"),
+        ContainerEvent("die", "c1", "a" * 32, "/var/lib/gpuspawner", exit_code=137),
     ]
     call, query = docker.requests[0]
     wanted = {

@@ -160,7 +160,7 @@ def test_what_only_another_release_has_is_no_error_of_the_form() -> None:
     assert wire.docker_event_of({"kind": "NodeFacts", "value": {}}) is None
 
 
-@pytest.mark.parametrize("event", [ContainerEvent("die", "c", "l", "b", 5), EventsConnected()])
+@pytest.mark.parametrize("event", [ContainerEvent("die", "c", "l", "b", 5, 137), EventsConnected()])
 def test_an_event_of_docker_comes_as_it_was(event: ContainerEvent | EventsConnected) -> None:
     assert wire.docker_event_of(json.loads(json.dumps(wire.event_to_plain(event)))) == event
 

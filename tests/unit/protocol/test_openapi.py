@@ -47,6 +47,7 @@ def test_the_operations() -> None:
         ("/leases", "post", "ask"),
         ("/leases/{lease_id}/confirm", "post", "confirm"),
         ("/leases/{lease_id}", "delete", "release"),
+        ("/leases/{lease_id}/exit", "get", "exit"),
         ("/tiers", "get", "tiers"),
         ("/metrics", "get", "metrics"),
         ("/allowance", "post", "allowance"),

@@ -3,6 +3,7 @@
 POST   /leases               one JSON object per line; the open connection is the hold
 POST   /leases/{id}/confirm  204: confirms the lease right before `docker start`
 DELETE /leases/{id}          202: the server was stopped
+GET    /leases/{id}/exit     how its container ended that nobody stopped
 GET    /tiers /metrics
 
 What else the hub asks is in `rules.py`. Below /api is the API, for accounts of this machine
@@ -44,9 +45,11 @@ from ...core.units import format_bytes, ordinal, utc_now
 from ...core.want import Mode, Want
 from ...protocol.messages import (
     Event,
+    ExitDocument,
     HeartbeatEvent,
     QueuedEvent,
     RefusalMessage,
+    document,
     event_to_line,
     lease_event,
     refused_event,
@@ -151,6 +154,7 @@ def make_app(site: Site, more: Sequence[tuple[Any, ...]] = ()) -> Application:
         [
             (r"/leases", LeasesHandler, wanted),
             (rf"/leases/{lease_id}/confirm", ConfirmHandler, wanted),
+            (rf"/leases/{lease_id}/exit", ExitHandler, wanted),
             (rf"/leases/{lease_id}", LeaseHandler, wanted),
             (r"/tiers", TiersHandler, wanted),
             (r"/metrics", MetricsHandler, wanted),
@@ -221,6 +225,14 @@ class ConfirmHandler(Handler):
             self.refuse(refusal)
             return
         self.set_status(204)
+
+
+class ExitHandler(Handler):
+    """GET /leases/{id}/exit"""
+
+    def get(self, lease_id: str) -> None:
+        """200 for any lease."""
+        self.answer(document(ExitDocument(exit_code=self.site.service.exit_code(lease_id))))
 
 
 class LeaseHandler(Handler):

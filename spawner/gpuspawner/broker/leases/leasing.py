@@ -39,6 +39,8 @@ next one: a thousand take longer to answer than that. It tries at least once a s
 gone has left must be gone within 5 s."""
 READY_SECONDS = 5.0
 SUPERSEDE_SECONDS = 10.0
+_MOST_EXIT_CODES = 1000
+"""The hub asks for one within some seconds, at its next look at the server."""
 _LOOK_AGAIN_SECONDS = 0.2
 
 NOT_READY = (
@@ -93,6 +95,7 @@ class LeaseService:
         self._docker_down = False
         self._failing: set[str] = set()
         self._uncharged: set[str] = set()
+        self._exit_codes: dict[str, int] = {}
         self._removals = Removals(lambda item: self.spawn(self.settle(item.lease_id), "removals"), log)
 
     def now(self) -> datetime:
@@ -264,7 +267,12 @@ class LeaseService:
         if isinstance(item, EventsConnected):
             self.spawn(self.reconcile(engine), "events")
         elif item.broker == self._parts.broker or self._allocator.lease(item.lease_id) is not None:
+            self._keep_exit_code(item)
             self.spawn(self._follow(item, engine), "events")
+
+    def exit_code(self, lease_id: str) -> int | None:
+        """How the lease's container ended, if it ended by itself or from outside, a while ago at most."""
+        return self._exit_codes.get(lease_id)
 
     async def say_turn(self, lease_id: str, sentence: str) -> None:
         """Shows a line in the lab while a cell waits for a GPU; "" removes it. Raises LedgerFault."""
@@ -362,6 +370,15 @@ class LeaseService:
             loop.call_at(self._restore_until, self._end_restore)
         else:
             self.spawn(self.reconcile(), "reconcile")
+
+    def _keep_exit_code(self, event: ContainerEvent) -> None:
+        """Of a container that nobody here has ended. The oldest one goes when there are too many."""
+        lease = self._allocator.lease(event.lease_id)
+        if event.exit_code is None or lease is None or lease.state not in states.WITH_CONTAINER:
+            return
+        self._exit_codes[event.lease_id] = event.exit_code
+        if len(self._exit_codes) > _MOST_EXIT_CODES:
+            del self._exit_codes[next(iter(self._exit_codes))]
 
     async def _follow(self, event: ContainerEvent, engine: Engine | None) -> None:
         """Guards a container as soon as Docker reports its start; then checks its lease."""
