@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import docker
 import pytest
 
 from tests.hub.hubprocess import HubProcess, ProxyThread, Rule, eventually, is_leased
@@ -185,6 +186,20 @@ async def test_docker_failing_at_the_removal_delays_the_stop_and_loses_nothing(
         await eventually(lambda: settled(hub, user))
         assert seen.hits >= 1
     assert hub.containers(user) == []
+
+
+async def test_of_a_killed_lab_the_hub_says_with_which_exit_code(
+    hub: HubProcess, engine: docker.APIClient
+) -> None:
+    assert (await hub.spawn("shot", {"profile": "gpu"})).ready
+    engine.kill(hub.inspect("shot")["Id"])
+
+    async def noticed() -> bool:
+        return "User shot server stopped, with exit code" in hub.log
+
+    await eventually(noticed)
+    assert "User shot server stopped, with exit code: exit code 137" in hub.log
+    assert hub.containers("shot") == []
 
 
 async def test_without_a_broker_cpu_starts_and_gpu_is_refused_with_a_sentence(hub: HubProcess) -> None:

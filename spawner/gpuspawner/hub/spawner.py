@@ -120,6 +120,7 @@ class GpuDockerSpawner(SpawnerSettings):
         self._awaits_stop = False
         """Whether the hub has cancelled a start, and not stopped the server since."""
         self._ended = ""
+        self._exit_status: int | str = 0
         self._doubted = False
         self._kernels = KernelReporter()
         self._reconnection: asyncio.Task[None] | None = None
@@ -331,6 +332,7 @@ class GpuDockerSpawner(SpawnerSettings):
         if self._starting or self._awaits_stop:
             raise self._exception(StartConflict(_STILL_ENDING))
         self._starting, self._ended, self.has_place = True, "", False
+        self._exit_status = 0
         if self._progress.ended:
             self._progress = Progress(phase_passed)
         launch: Launch | None = None
@@ -593,7 +595,7 @@ class GpuDockerSpawner(SpawnerSettings):
         if self._starting or self._cancelled_start or self.shared.removals.pending(self.object_name):
             return None
         if not self.object_id and not self._check_pending:
-            return 0
+            return self._exit_status  # the hub polls again to log how the server ended
         while True:
             try:
                 container = await self.get_object()
@@ -621,6 +623,7 @@ class GpuDockerSpawner(SpawnerSettings):
     def _exited(self, status: str, *, killed: bool) -> str:
         """Keeps how the server ended that nobody stopped here, and returns it."""
         self._ended = f"The server {'was killed' if killed else 'ended by itself'} ({status})."
+        self._exit_status = status
         return status
 
     def _report_kernels(self, address: tuple[str, int], token: str) -> None:

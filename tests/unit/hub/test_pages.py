@@ -199,4 +199,5 @@ async def test_a_server_whose_container_the_broker_has_removed_says_how_it_ended
     if code is not None:
         spawner.shared.broker.exit_codes["a1"] = code
     assert await spawner.poll() == status
+    assert await spawner.poll() == status  # the hub asks again for its log
     assert spawner.how_it_ended == said
