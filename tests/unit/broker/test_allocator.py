@@ -217,7 +217,9 @@ async def test_a_withdrawn_device_tells_its_holder_and_goes_to_nobody(
 async def test_who_waits_for_a_withdrawn_device_blocks_nobody(allocator: Allocator) -> None:
     """Two GPUs, one out of service: who asks for both waits, is told why, and the other GPU is given out."""
     await allocator.set_health(LOST)
-    out = "GPU 0 has been out of service since 2025-03-01 10:21 UTC: XID 79: GPU has fallen off the bus."
+    assert LOST.since is not None
+    at = f"{LOST.since.astimezone():%H:%M %Z}"
+    out = f"GPU 0 has been out of service since {at}: XID 79: GPU has fallen off the bus."
     obstacle = f"You asked for 2 GPUs, but not enough GPUs are in service now. {out}"
     pair = lease(A, WAITING, count=2)
     assert await allocator.acquire(request(A, 2)) == pair

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -206,9 +207,20 @@ async def test_who_waits_for_a_drained_device_is_told(ledger: Ledger, times: Any
     async with allocator.watch(A) as changes:
         change = await anext(changes)
     assert change.obstacle == (
-        "You asked for a GPU, but no matching GPU is in service now. GPU 0 has been out of service since "
-        "2025-03-01 12:00 UTC: an admin lets no new server start on it (new fans)."
+        "You asked for a GPU, but no matching GPU takes new servers now. GPU 0 has been drained since "
+        f"{times.wall.astimezone():%H:%M %Z}: an admin lets no new server start on it (new fans)."
     )
+
+
+async def test_a_drain_of_another_day_has_its_date(ledger: Ledger, times: Any) -> None:
+    since = times.wall - timedelta(days=2)
+    allocator = Allocator(ledger, clock=times.now)
+    await allocator.load([GPU0])
+    await allocator.set_drained({GPU0.uuid: Drain(since, "root", "")})
+    await allocator.acquire(request(A))
+    told = f"GPU 0 has been drained since {since.astimezone():%Y-%m-%d %H:%M %Z}: an admin lets"
+    async with allocator.watch(A) as changes:
+        assert told in (await anext(changes)).obstacle
 
 
 async def test_who_waits_reads_that_a_free_gpu_is_drained(ledger: Ledger, times: Any) -> None:
@@ -219,7 +231,7 @@ async def test_who_waits_reads_that_a_free_gpu_is_drained(ledger: Ledger, times:
         await allocator.acquire(request(each))
     drain = Drain(times.wall, "root", "new fans")
     out = (
-        "GPU 0 has been out of service since 2025-03-01 12:00 UTC: an admin lets no new server start"
+        f"GPU 0 has been drained since {times.wall.astimezone():%H:%M %Z}: an admin lets no new server start"
         " on it (new fans)."
     )
     async with allocator.watch(C) as changes:

@@ -131,7 +131,7 @@ def test_a_drain_waits_for_its_device() -> None:
     assert devices.unhealthy(SLICE) == [
         (
             GPU,
-            DeviceHealth(GPU.uuid, False, "an admin lets no new server start on it (new fans)", DRAIN.since),
+            DeviceHealth(GPU.uuid, True, "an admin lets no new server start on it (new fans)", DRAIN.since),
         )
     ]
     devices.set_drained({})

@@ -389,10 +389,11 @@ def test_the_end_of_the_wait_in_words(seconds: float, count: int, sentence: str)
     assert api.timeout_message(seconds, count) == sentence
 
 
-LOST = DeviceHealth("GPU-1", False, "XID 79", since=datetime(2025, 3, 1, 10, 21, tzinfo=UTC))
+LOST_AT = datetime(2025, 3, 1, 10, 21, tzinfo=UTC)
+LOST = DeviceHealth("GPU-1", False, "XID 79", since=LOST_AT)
 WHY = (
     "You asked for a GPU, but no matching GPU is in service now."
-    " Simulated GPU GPU-1 has been out of service since 2025-03-01 10:21 UTC: XID 79."
+    f" Simulated GPU GPU-1 has been out of service since {LOST_AT.astimezone():%Y-%m-%d %H:%M %Z}: XID 79."
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,10 @@ def test_the_home_page_says_which_servers_wait_or_start() -> None:
         f"Your server “ {HOSTILE} ” waits for a GPU: 2nd in line. "
         "If you stop it, you leave the queue. See progress"
     )
+    for said in ("GPU 1 has been drained.", "The hub doesn't answer …"):  # it has its own end
+        mine = user(train=spawner(pending="spawn", start_view=replace(view(), message=said)))
+        shown = render("home.html", user=mine, default_server=SimpleNamespace(active=True), url="/")
+        assert f"waits for a GPU: {said} If you stop it" in " ".join(unescape(shown).split())
     assert re.findall(r'href="([^"]*)">See progress', page) == [
         "/jupyter/hub/spawn-pending/u%40", "/jupyter/hub/spawn-pending/u%40/train",
     ]  # fmt: skip

@@ -238,9 +238,8 @@ class Book:
         if not lost or place(want, self._devices.rooms()) is not None:
             return ""
         shares = place(want, self._devices.rooms_if_in_service())
-        return notice.idle_but_out(
-            self._named(lost[share.device_uuid] for share in shares or () if share.device_uuid in lost)
-        )
+        out = [lost[share.device_uuid] for share in shares or () if share.device_uuid in lost]
+        return notice.idle_but_out(self._named(out), datetime.fromtimestamp(self._now, UTC))
 
     def _forget_obstacles(self) -> None:
         self._obstacles.clear()
@@ -252,7 +251,8 @@ class Book:
         if awaited and max(self._devices.known(want).values(), default=0) < want.device_count:
             return notice.awaited(want, awaited)
         if not servable(want, self._devices.healthy):
-            return notice.out_of_service(want, self._named(self._devices.unhealthy(want)))
+            lost = self._named(self._devices.unhealthy(want))
+            return notice.out_of_service(want, lost, datetime.fromtimestamp(self._now, UTC))
         kinds = self._devices.kinds
         kept = [
             each

@@ -137,18 +137,21 @@ class Devices:
         return by_node(want, self._known)
 
     def unhealthy(self, want: Want) -> list[tuple[Device, DeviceHealth]]:
-        """The devices that suit `want` and are out of service or drained, with the reason, by index."""
+        """The devices that suit `want` and are out of service or drained, with the reason, by index.
+
+        Of one that is only drained, the health says that it is healthy, since when it is drained, and why.
+        """
         rooms = [self._rooms[uuid] for uuid in self._out]
         found = sorted((room.device for room in rooms if suits(want, room.kind)), key=_by_node)
         return [(device, self._service(device.uuid)) for device in found]
 
     def _service(self, uuid: str) -> DeviceHealth:
-        """Its health; if it is healthy and drained, that an admin keeps it from new servers."""
+        """Its health; if it is healthy and drained, with that reason."""
         health, drain = self._health[uuid], self.drain(uuid)
         if not health.healthy or drain is None:
             return health
         reason = f" ({drain.reason})" if drain.reason else ""
-        return DeviceHealth(uuid, False, f"an admin lets no new server start on it{reason}", drain.since)
+        return DeviceHealth(uuid, True, f"an admin lets no new server start on it{reason}", drain.since)
 
     @property
     def healthy(self) -> Mapping[Kind, int]:

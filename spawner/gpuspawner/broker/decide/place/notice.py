@@ -33,16 +33,22 @@ def withdrawn(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
     return " ".join([*told, _SAVE])
 
 
-def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
-    """Why a waiting request can't be served before a device is back in service."""
-    told = " ".join(_withdrawn_one(device, health) for device, health in lost)
-    few = "no matching GPU is" if want.device_count == 1 else "not enough GPUs are"
-    return f"You asked for {_wanted(want)}, but {few} in service now. {told}".rstrip()
+def out_of_service(want: Want, lost: Sequence[tuple[Device, DeviceHealth]], now: datetime) -> str:
+    """Why a waiting request can't be served before a device is back in service, or no longer drained."""
+    one = want.device_count == 1
+    if any(health.healthy for _, health in lost):
+        few = "no matching GPU takes new servers" if one else "not enough GPUs take new servers"
+    else:
+        few = "no matching GPU is in service" if one else "not enough GPUs are in service"
+    return f"You asked for {_wanted(want)}, but {few} now. {idle_but_out(lost, now)}".rstrip()
 
 
-def idle_but_out(lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
-    """That a waiting request would be served now if these devices, which nobody uses, were in service."""
-    return " ".join(_withdrawn_one(device, health) for device, health in lost)
+def idle_but_out(lost: Sequence[tuple[Device, DeviceHealth]], now: datetime) -> str:
+    """That a waiting request would be served now if these devices, which nobody uses, took new servers.
+
+    A healthy one is drained. It is shown beside the likely wait, so times are on the machine's clock too.
+    """
+    return " ".join(_out_one(device, health, _clock(health.since, now)) for device, health in lost)
 
 
 def awaited(want: Want, reasons: Sequence[str]) -> str:
@@ -104,10 +110,28 @@ def _wanted(want: Want) -> str:
 
 
 def _withdrawn_one(device: Device, health: DeviceHealth) -> str:
-    verb = "is" if health.since is None else "has been"
-    since = "" if health.since is None else f" since {format_time(health.since)}"
+    """With the date, as its holder may read it days later."""
+    return _out_one(device, health, "" if health.since is None else format_time(health.since))
+
+
+def _out_one(device: Device, health: DeviceHealth, since: str) -> str:
+    """A device that takes no new server: a drained one is healthy."""
+    verb = f"has been {_state(health)} since {since}" if since else f"is {_state(health)}"
     reason = health.reason.rstrip(". ") or "it can't be used"
-    return f"{_name(device)} {verb} out of service{since}: {reason}."
+    return f"{_name(device)} {verb}: {reason}."
+
+
+def _state(health: DeviceHealth) -> str:
+    return "drained" if health.healthy else "out of service"
+
+
+def _clock(at: datetime | None, now: datetime) -> str:
+    """On the machine's clock: "20:32 UTC" today, else with the date; "" if it isn't known."""
+    if at is None:
+        return ""
+    local = at.astimezone()
+    day = "" if local.date() == now.astimezone().date() else f"{local:%Y-%m-%d} "
+    return f"{day}{local:%H:%M %Z}".rstrip()
 
 
 def _name(device: Device) -> str:
