@@ -27,15 +27,16 @@ from gpuspawner.broker.ledger.end_warnings import EndWarning
 from gpuspawner.broker.ledger.sessions import PastSession
 from gpuspawner.config.idle import IdleRules
 from gpuspawner.config.quotas import Known
-from gpuspawner.core.decision import Decision, DecisionKind
+from gpuspawner.core.decision import Decision, DecisionKind, Drain
 from gpuspawner.core.errors import (
     LeaseConflict,
     LedgerFault,
     NotAllowed,
     QuotaGpuHours,
     SessionReserved,
+    SessionUnfit,
 )
-from gpuspawner.core.model import GpuRequest, Lease, LeaseState, Tier
+from gpuspawner.core.model import DeviceHealth, GpuRequest, Lease, LeaseState, Tier
 from gpuspawner.core.session import EndAction
 from gpuspawner.core.want import Want
 from gpuspawner.node.api import Usage
@@ -300,6 +301,29 @@ async def test_a_lab_session_moves_out_who_came_last(bench: Bench) -> None:
         ("2", "lab_session"),
     ]
     assert [lease.user for lease in bench.allocator.leases()] == ["ada"]
+
+
+async def test_a_session_that_doesn_t_fit_names_the_gpus_that_don_t_count(bench: Bench) -> None:
+    """Drained, out of service; only where places are missing, not where the dates are wrong."""
+    three = {**LAB, "seats": 3}
+
+    async def refusal(document: dict[str, Any] = three) -> str:
+        with pytest.raises(SessionUnfit) as caught:
+            await bench.rules.save_session(document, "noether", "")
+        return caught.value.message
+
+    why = (
+        "The session 'cs231n' needs 3 places of the tier 'One GPU' on Thursday 10:00 (Europe/Berlin), and "
+        "{}, or choose another time or tier."
+    )
+    assert await refusal() == why.format("2 fit: ask for 2")
+    await bench.allocator.set_drained({GPU1.uuid: Drain(bench.times.now(), "root", "")})
+    one = why.format("1 fits: ask for 1")
+    assert await refusal() == f"{one} GPU 1 is drained now: it doesn't count, but may be back by then."
+    await bench.allocator.set_health(DeviceHealth(GPU0.uuid, False, "XID 79"))
+    both = "GPU 0 is out of service and GPU 1 is drained now: they don't count, but may be back by then."
+    assert (await refusal()).endswith(f"none fits: choose another time or tier. {both}")
+    assert "drained" not in await refusal({**three, "first": "2025-11-26"})
 
 
 async def test_a_lab_session_moves_out_nobody_within_their_minimum(bench: Bench) -> None:

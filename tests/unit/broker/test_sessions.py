@@ -10,6 +10,7 @@ import pytest
 from gpuspawner.broker.decide.when.sessions import (
     Occupant,
     Reservation,
+    TierWords,
     check_dates,
     check_session,
     longest_start,
@@ -165,6 +166,7 @@ def test_sessions_that_fit_beside_one_another_are_taken() -> None:
 
 DATES = "(11 of its 11 dates)"
 ADVICE = "choose another time or tier."
+WORDS = {"slice": TierWords("Slice")}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ ADVICE = "choose another time or tier."
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_what_does(session: LabSession, most: int, sentence: str) -> None:
     with pytest.raises(SessionUnfit) as caught:
-        check_session(session, [OTHER], places(slice=most), NOW, {"slice": "Slice"})  # type: ignore[arg-type]
+        check_session(session, [OTHER], places(slice=most), NOW, WORDS.get(session.tier))  # type: ignore[arg-type]
     assert caught.value.message == f"The session 'cs231n' {sentence}"
 
 

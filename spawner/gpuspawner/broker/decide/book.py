@@ -287,6 +287,10 @@ class Book:
         rooms = self._devices.healthy_rooms().values()
         return fits(wanted, grouped(replace(room, shares=()) for room in rooms))
 
+    def not_counted(self, want: Want) -> str:
+        """Which devices for `want` `fits` doesn't count: they are drained or out of service; "" if none."""
+        return notice.not_counted(self._named(self._devices.unhealthy(want)))
+
     def places(self, want: Want, most: int, without: Iterable[str] = ()) -> int:
         """How many leases like `want` fit now, up to `most`, if those leases had given back their devices."""
         freed = [self._leases[each] for each in without if self._leases[each].state.holds_devices]

@@ -119,6 +119,10 @@ class Allocator:
         """Whether this many leases of each want fit on the healthy devices if no other lease holds any."""
         return self._book.fits(wanted)
 
+    def not_counted(self, want: Want) -> str:
+        """Which devices for `want` `fits` doesn't count: they are drained or out of service; "" if none."""
+        return self._book.not_counted(want)
+
     def places(self, want: Want, most: int, without: Iterable[str] = ()) -> int:
         """How many leases like `want` fit now, up to `most`, if those leases had given back their devices."""
         return self._book.places(want, most, without)

@@ -26,7 +26,7 @@ from ..decide.allow.report import By, Report, make_report
 from ..decide.allow.rules import Rules
 from ..decide.when.calendar import Defaults, from_ical, to_ical
 from ..decide.when.deadline import extension_seconds
-from ..decide.when.sessions import check_dates, check_session, meetings, without_room
+from ..decide.when.sessions import TierWords, check_dates, check_session, meetings, without_room
 from ..decide.when.timetable import checked_rule
 from ..ledger import Ledger
 from .allocator import Allocator
@@ -440,8 +440,13 @@ class RuleService:
         self._check_group(session)
         if session.rule:
             session = replace(session, rule=checked_rule(session.rule, session.timezone))
-        check_session(session, others, self._fits, self._clock(), self.rulebook.known.titles)
+        check_session(session, others, self._fits, self._clock(), self._tier_words(session.tier))
         return session
+
+    def _tier_words(self, name: str) -> TierWords:
+        known = self.rulebook.known
+        want = next(tier.want for tier in known.tiers if tier.name == name)
+        return TierWords(known.titles.get(name, name), self._allocator.not_counted(want))
 
     def _check_group(self, session: LabSession) -> None:
         group = Subject(SubjectKind.GROUP, session.group)

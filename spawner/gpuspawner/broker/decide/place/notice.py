@@ -12,6 +12,9 @@ from ....core.want import Mode, Want
 _SAVE = "Save your work, stop this server and start a new one."
 
 
+_MOST_NAMED = 4
+"""More devices than that are counted, not named."""
+
 _GOES_ON = "; your lab goes on."
 
 
@@ -49,6 +52,19 @@ def idle_but_out(lost: Sequence[tuple[Device, DeviceHealth]], now: datetime) -> 
     A healthy one is drained. It is shown beside the likely wait, so times are on the machine's clock too.
     """
     return " ".join(_out_one(device, health, _clock(health.since, now)) for device, health in lost)
+
+
+def not_counted(out: Sequence[tuple[Device, DeviceHealth]]) -> str:
+    """That these devices are left out of a plan for a later time, when they may serve again; "" if none."""
+    if not out:
+        return ""
+    if len(out) > _MOST_NAMED:
+        which = f"{len(out)} such GPUs are drained or out of service"
+    else:
+        *first, last = (f"{_name(device)} is {_state(health)}" for device, health in out)
+        which = f"{', '.join(first)} and {last}" if first else last
+    counts = "it doesn't count" if len(out) == 1 else "they don't count"
+    return f"{which} now: {counts}, but may be back by then."
 
 
 def awaited(want: Want, reasons: Sequence[str]) -> str:

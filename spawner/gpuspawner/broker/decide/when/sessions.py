@@ -77,17 +77,26 @@ def meetings(session: LabSession, window: Window) -> list[Meeting]:
     return sorted(each for each in made if each.start < window.end and each.end > window.start)
 
 
+@dataclass(frozen=True, slots=True)
+class TierWords:
+    """What a refusal says of a tier: its `title` on the spawn page, and `not_counted`: a sentence that names
+    its devices that don't count now; "" if all count."""
+
+    title: str
+    not_counted: str = ""
+
+
 def check_session(
     session: LabSession,
     others: Iterable[LabSession],
     fits: Fits,
     now: datetime,
-    titles: Mapping[str, str] | None = None,
+    words: TierWords | None = None,
 ) -> None:
     """Refuse a session that doesn't fit on the devices or beside the others, and say what would fit.
 
-    Raises SessionUnfit. Looks `HORIZON` ahead; the others are supposed to fit among themselves. `titles` is
-    what the spawn page calls the tiers.
+    Raises SessionUnfit. Looks `HORIZON` ahead; the others are supposed to fit among themselves. `words` are
+    those of the session's tier.
     """
     window = Window(now, now + HORIZON)
     own = meetings(session, window)
@@ -109,8 +118,9 @@ def check_session(
         if beside is not None:
             clashes.append((meeting, *beside))
     if clashes:
-        title = (titles or {}).get(session.tier, session.tier)
-        raise SessionUnfit(_unfit_sentence(session, title, clashes, len(own), now))
+        words = words or TierWords(session.tier)
+        refusal = _unfit_sentence(session, words.title, clashes, len(own), now)
+        raise SessionUnfit(f"{refusal} {words.not_counted}".rstrip())
 
 
 def check_dates(session: LabSession, before: LabSession | None) -> None:
