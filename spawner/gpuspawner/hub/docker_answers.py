@@ -36,7 +36,12 @@ def exit_status(container: dict[str, Any]) -> str:
     if state.get("OOMKilled"):
         return "it ran out of memory"
     error = str(state.get("Error") or "")
-    return f"exit code {state.get('ExitCode')}" + (f", {error}" if error else "")
+    return exit_words(state.get("ExitCode")) + (f", {error}" if error else "")
+
+
+def exit_words(code: int | None) -> str:
+    """The phrase for an exit code."""
+    return f"exit code {code}"
 
 
 def log_end(raw: bytes, secret: str) -> str:

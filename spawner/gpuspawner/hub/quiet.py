@@ -88,9 +88,7 @@ def quieten(log: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None
     says so of one that was refused, with a traceback.
     """
     loops = logging.getLogger("asyncio")
-    if not any(isinstance(each, NormalEvents) for each in loops.filters):
-        loops.addFilter(NormalEvents(loops))
     logger = log.logger if isinstance(log, logging.LoggerAdapter) else log
-    for handler in logger.handlers:
-        if not any(isinstance(each, NormalEvents) for each in handler.filters):
-            handler.addFilter(NormalEvents(logger))
+    for place, owner in ((loops, loops), *((handler, logger) for handler in logger.handlers)):
+        if not any(isinstance(each, NormalEvents) for each in place.filters):
+            place.addFilter(NormalEvents(owner))

@@ -46,7 +46,7 @@ from .container import ContainerFacts, ContainerPlan, plan, server_command
 from .containers import Containers
 from .cut_off import connect_again
 from .docker import DockerEngine
-from .docker_answers import KILLED, exit_status, running
+from .docker_answers import KILLED, exit_status, exit_words, running
 from .engine import LabEngine
 from .form import has_choice, render_form, render_unusable
 from .home import Home, find_home
@@ -608,10 +608,9 @@ class GpuDockerSpawner(SpawnerSettings):
         self._doubted = False
         if container is None:
             code = await exit_code_of_gone(self.shared.broker, self.lease_id) if self.lease_id else None
-            return 0 if code is None else self._exited(f"exit code {code}", killed=code == KILLED)
+            return 0 if code is None else self._exited(exit_words(code))
         if not running(container):
-            status = exit_status(container)
-            return self._exited(status, killed=status == f"exit code {KILLED}")
+            return self._exited(exit_status(container))
         try:
             address = self.engine.address_of(container)
         except ConfigError as error:  # its container was cut from the network: the server itself runs
@@ -620,9 +619,10 @@ class GpuDockerSpawner(SpawnerSettings):
             self._report_kernels(address, self.api_token or token_of(container))
         return None
 
-    def _exited(self, status: str, *, killed: bool) -> str:
+    def _exited(self, status: str) -> str:
         """Keeps how the server ended that nobody stopped here, and returns it."""
-        self._ended = f"The server {'was killed' if killed else 'ended by itself'} ({status})."
+        how = "was killed" if status == exit_words(KILLED) else "ended by itself"
+        self._ended = f"The server {how} ({status})."
         self._exit_status = status
         return status
 

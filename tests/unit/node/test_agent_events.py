@@ -228,6 +228,12 @@ async def test_what_several_labs_read_goes_to_an_agent_as_it_knows_it(
     assert found == {each: f"{each} 9 %" for each in ids}  # the third has no folder, and gets none
 
 
+STATES = tuple(
+    DesiredState(frozenset(uuids), QuotaPlan((), frozenset(), frozenset(uuids)))
+    for uuids in (("GPU-1",), ("GPU-1", "GPU-2"))
+)
+
+
 async def test_a_state_that_the_agent_holds_is_not_sent_again(bench: Bench) -> None:
     applied: list[DesiredState] = []
 
@@ -236,10 +242,7 @@ async def test_a_state_that_the_agent_holds_is_not_sent_again(bench: Bench) -> N
 
     bench.here.apply = apply  # type: ignore[attr-defined]
     await until(lambda: not bench.there.facts.away)
-    first, second = (
-        DesiredState(frozenset(uuids), QuotaPlan((), frozenset(), frozenset(uuids)))
-        for uuids in (("GPU-1",), ("GPU-1", "GPU-2"))
-    )
+    first, second = STATES
     for desired in (first, first, second, second, first):
         await bench.there.apply(desired)
     assert applied == [first, second, first]
@@ -260,10 +263,7 @@ async def test_of_states_that_are_sent_at_once_the_last_is_held(bench: Bench) ->
 
     bench.here.apply = apply  # type: ignore[attr-defined]
     await until(lambda: not bench.there.facts.away)
-    first, second = (
-        DesiredState(frozenset(uuids), QuotaPlan((), frozenset(), frozenset(uuids)))
-        for uuids in (("GPU-1",), ("GPU-1", "GPU-2"))
-    )
+    first, second = STATES
     await asyncio.gather(bench.there.apply(first), bench.there.apply(second))
     assert held == [first, second]
     await bench.there.apply(first)

@@ -347,10 +347,16 @@ class LeasesHandler(Handler):
         return seconds
 
     async def _begin_stream(self) -> None:
-        if not self._streaming:
-            self._streaming = True
-            self.set_header("Content-Type", "application/x-ndjson")
+        if self._set_stream_up():
             await self.flush()
+
+    def _set_stream_up(self) -> bool:
+        """Sets the stream's header if it begins now; returns whether it does."""
+        if self._streaming:
+            return False
+        self._streaming = True
+        self.set_header("Content-Type", "application/x-ndjson")
+        return True
 
     def beat(self) -> None:
         """Sends a heartbeat, also during other work for the client, such as removing an old container.
@@ -359,9 +365,7 @@ class LeasesHandler(Handler):
         """
         if self._closed.is_set() or not (self._beating is None or self._beating.done()):
             return
-        if not self._streaming:
-            self._streaming = True
-            self.set_header("Content-Type", "application/x-ndjson")
+        self._set_stream_up()
         self.write(_HEARTBEAT)
         self._beating = asyncio.ensure_future(self.flush())
         self._beating.add_done_callback(lambda done: done.cancelled() or done.exception())

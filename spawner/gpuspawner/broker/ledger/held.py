@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -148,32 +149,28 @@ def _devices_of(connection: sa.Connection, lease_ids: Iterable[str]) -> dict[str
 def last_ended(connection: sa.Connection, hub: str, users: Iterable[str]) -> dict[str, datetime]:
     """When the last lease of each of these users ended; without users who never had one."""
     had_devices = sa.exists().where(lease_devices.c.lease_id == leases.c.id)
-    query = (
-        sa.select(leases.c.user, sa.func.max(leases.c.since).label("at"))
-        .where(leases.c.hub == hub, leases.c.state == LeaseState.CLOSED.value, had_devices)
-        .group_by(leases.c.user)
-    )
-    return {
-        row.user: row.at
-        for some in _portions(sorted(set(users)))
-        for row in connection.execute(query.where(leases.c.user.in_(some)))
-    }
+    return {row.user: row.at for row in _last_closed(connection, hub, users, [leases.c.user], had_devices)}
 
 
 def servers_ended(
     connection: sa.Connection, hub: str, users: Iterable[str]
 ) -> dict[tuple[str, str], datetime]:
     """When the last lease of each server ended, by user and name, also of those that only waited."""
+    by = [leases.c.user, leases.c.server]
+    return {(row.user, row.server): row.at for row in _last_closed(connection, hub, users, by)}
+
+
+def _last_closed(
+    connection: sa.Connection, hub: str, users: Iterable[str], by: Sequence[Any], *only: Any
+) -> Iterable[Any]:
+    """For each value of the columns `by`: `at`, when the last lease ended. `only`: of which leases."""
     query = (
-        sa.select(leases.c.user, leases.c.server, sa.func.max(leases.c.since).label("at"))
-        .where(leases.c.hub == hub, leases.c.state == LeaseState.CLOSED.value)
-        .group_by(leases.c.user, leases.c.server)
+        sa.select(*by, sa.func.max(leases.c.since).label("at"))
+        .where(leases.c.hub == hub, leases.c.state == LeaseState.CLOSED.value, *only)
+        .group_by(*by)
     )
-    return {
-        (row.user, row.server): row.at
-        for some in _portions(sorted(set(users)))
-        for row in connection.execute(query.where(leases.c.user.in_(some)))
-    }
+    for some in _portions(sorted(set(users))):
+        yield from connection.execute(query.where(leases.c.user.in_(some)))
 
 
 def _portions(values: Sequence[str]) -> Iterable[Sequence[str]]:

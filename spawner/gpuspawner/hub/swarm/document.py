@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.errors import EngineFault, StartFault
+from ..docker_answers import KILLED
 
 LANE = "gpuspawner.lane"
 """The label of a service and of its network: the number of the lab's own network."""
 _BEFORE = frozenset({"new", "pending", "assigned", "accepted", "preparing", "ready", "starting"})
 _ENDED = frozenset({"complete", "failed", "shutdown", "rejected", "remove"})
 """A task's states (moby 28, `api/types/swarm/task.go`). Others ("running", "orphaned") may compute."""
-KILLED = 137
-"""128 + SIGKILL: the exit code of a program that the kernel ended for its memory, among others."""
 _NO_CONTAINER = 404
 
 
