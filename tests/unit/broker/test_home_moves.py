@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import pytest
+from gpuspawner.broker.leases import home_moves
 from gpuspawner.broker.leases.home_moves import HomeMove, HomeMoves, MoveOrder, MoveParts, MoveState
 from gpuspawner.core.errors import BadOption, EngineFault, GpuSpawnerError, LeaseConflict, RequestConflict
 from gpuspawner.core.model import Lease
@@ -139,8 +140,9 @@ def gone(room: Room) -> None:
     ],
 )  # fmt: skip
 async def test_what_is_refused_changes_nothing(
-    so: Callable[[Room], None], kind: type[GpuSpawnerError], said: str
+    so: Callable[[Room], None], kind: type[GpuSpawnerError], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(home_moves, "GONE_SECONDS", 0.3)
     room = Room()
     so(room)
     places, volumes = dict(room.book.places), (dict(room.b.volumes), dict(room.c.volumes))
@@ -150,6 +152,17 @@ async def test_what_is_refused_changes_nothing(
     assert (room.book.places, room.book.holds) == (places, {})
     assert (room.b.volumes, room.c.volumes) == volumes
     assert room.moves.all() == ()
+
+
+async def test_the_container_of_a_server_that_was_just_stopped_is_waited_for() -> None:
+    room = Room()
+    in_a_container(room)
+    moving = asyncio.create_task(room.move())
+    await until(lambda: room.trouble.calls.count("b.describe") > 1)
+    assert room.moves.all() == ()
+    room.b.volumes[VOLUME] = (FACTS, DATA)
+    assert (await moving).message == DONE
+    assert room.check() == "c"
 
 
 async def test_a_machine_that_there_is_not_and_a_second_move() -> None:

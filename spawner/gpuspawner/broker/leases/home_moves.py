@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,10 @@ LOOK_SECONDS = 30.0
 """So often it is looked for what ended moves have left."""
 KEPT = 100
 """So many moves that are over are told of."""
+GONE_SECONDS = 15.0
+"""So long a move waits for the container of a server that has just been stopped: Swarm removes it some seconds
+after the service."""
+_GONE_LOOK_SECONDS = 0.25
 _FULL = "no space left on device"
 
 
@@ -183,16 +188,23 @@ class HomeMoves:
             raise LeaseConflict(f"A server has the home {order.volume}: stop the user's servers first.")
         if order.copied:
             return
-        facts = await self._parts.files()[source].describe(order.volume)
-        if facts is None:
-            raise BadOption(
-                f"{source} has no volume {order.volume}: nobody has started a server with it yet."
-            )
-        if facts.containers:
+        if containers := await self._containers(order, source):
             raise LeaseConflict(
-                f"The home {order.volume} is in use on {source}, by {', '.join(facts.containers)}: stop that "
-                "first."
+                f"The home {order.volume} is in use on {source}, by {', '.join(containers)}: stop that first."
             )
+
+    async def _containers(self, order: MoveOrder, source: str) -> tuple[str, ...]:
+        """Those that still have the home after GONE_SECONDS. Raises BadOption, EngineFault."""
+        deadline = time.monotonic() + GONE_SECONDS
+        while True:
+            facts = await self._parts.files()[source].describe(order.volume)
+            if facts is None:
+                raise BadOption(
+                    f"{source} has no volume {order.volume}: nobody has started a server with it yet."
+                )
+            if not facts.containers or time.monotonic() > deadline:
+                return facts.containers
+            await asyncio.sleep(_GONE_LOOK_SECONDS)
 
     # ---- the move
 
