@@ -68,8 +68,8 @@ time that the broker gives a hub to come back (`leasing.RESTORE_SECONDS`)."""
 _LEAST_TRIES = 5
 ANSWER_SECONDS = 30.0
 """Longest wait for an answer's first byte: the broker may have to remove an old container first."""
-SILENCE_SECONDS = 20.0
-"""The broker sends a heartbeat every 8 s: a longer silence means that it hangs."""
+SILENCE_SECONDS = 40.0
+"""The broker sends a heartbeat every 15 s: a longer silence means that it hangs."""
 _MAX_LINE_BYTES = 1 << 20
 
 _NO_LIMIT = aiohttp.ClientTimeout(total=None)

@@ -11,7 +11,7 @@ import pytest
 from gpuspawner.broker.decide.line.backfill import Fleet, Holding, SessionHold, plan
 from gpuspawner.broker.decide.line.fairshare import PREPAID_SECONDS, FairShare
 from gpuspawner.broker.decide.line.queue import Claim, Queue, Waiting
-from gpuspawner.broker.decide.place.placement import Kind, Room, Share, rank, suits
+from gpuspawner.broker.decide.place.placement import Kind, Room, Share, rank, servable, suits
 from gpuspawner.broker.decide.place.sharing_rules import WHOLE, SharingRules
 from gpuspawner.core.model import Device, Mode
 from gpuspawner.core.want import Want
@@ -68,7 +68,13 @@ class Site:
             if not room.full:
                 free.setdefault(room.kind, []).append(room)
         holdings = tuple(self.held.values())
-        fleet = Fleet(free, self.kinds, cache(lambda: rooms), lambda: holdings, self.sessions)
+        fleet = Fleet(
+            free,
+            lambda want: servable(want, self.kinds),
+            cache(lambda: rooms),
+            lambda: holdings,
+            self.sessions,
+        )
         found = plan(self.queue.lineup(self.now), fleet, self.now)
         waiting = {each.lease_id: each for each in self.queue.in_order()}
         for name, shares in found.items():

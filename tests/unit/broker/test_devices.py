@@ -88,7 +88,7 @@ DRAIN = Drain(datetime(2026, 3, 1, 12, tzinfo=UTC), "root", "new fans")
 
 def counted(devices: Devices) -> tuple[object, ...]:
     """What the queue and the placement see."""
-    return devices.rooms(), devices.healthy_rooms(), dict(devices.healthy), devices.count(SLICE)
+    return devices.rooms(), devices.healthy_rooms(), devices.servable(SLICE), devices.count(SLICE)
 
 
 def test_a_drained_device_gets_nothing_and_keeps_what_it_has() -> None:
@@ -97,7 +97,7 @@ def test_a_drained_device_gets_nothing_and_keeps_what_it_has() -> None:
     assert devices.set_drained({GPU.uuid: DRAIN})
     assert devices.drained(SLICE) == 1
     kind = kind_of(GPU, RULES)
-    assert counted(devices) == ({kind: []}, {}, {kind: 0}, (0, 0))
+    assert counted(devices) == ({kind: []}, {}, False, (0, 0))
     assert devices.rooms(shares) == {kind: []}  # what ends there isn't placed again
     assert (devices.drain(GPU.uuid), devices.in_service(GPU.uuid)) == (DRAIN, False)
     assert devices.health(GPU.uuid).healthy
@@ -125,9 +125,11 @@ def test_drained_and_out_of_service_are_two_things() -> None:
 
 def test_a_drain_waits_for_its_device() -> None:
     devices = Devices()
+    assert (devices.known(SLICE), devices.servable(SLICE)) == ({}, False)
     devices.set_drained({GPU.uuid: DRAIN})
     devices.add(GPU, RULES)
-    assert (devices.in_service(GPU.uuid), devices.healthy) == (False, {kind_of(GPU, RULES): 0})
+    assert devices.known(SLICE) == {"": 1}
+    assert (devices.in_service(GPU.uuid), devices.servable(SLICE)) == (False, False)
     assert devices.unhealthy(SLICE) == [
         (
             GPU,

@@ -9,7 +9,7 @@ import pytest
 from gpuspawner.broker.decide.line.backfill import Fleet, plan
 from gpuspawner.broker.decide.line.fairshare import FairShare
 from gpuspawner.broker.decide.line.queue import Claim, Lineup, Place, Queue, Waiting, claim_from, competes
-from gpuspawner.broker.decide.place.placement import Kind, Room, kind_of, rank, whole_share
+from gpuspawner.broker.decide.place.placement import Kind, Room, kind_of, rank, servable, whole_share
 from gpuspawner.core.model import Device
 from gpuspawner.core.quota import Allowance
 from gpuspawner.core.want import Want
@@ -29,7 +29,8 @@ HEALTHY = {kind(model): 9 for model in MODELS}
 
 def fleet(rooms: Mapping[Kind, list[Room]], healthy: Mapping[Kind, int]) -> Fleet:
     """Devices of which the others are held by nobody knows whom, for nobody knows how long."""
-    return Fleet(rooms, healthy, lambda: {room.device.uuid: room for each in rooms.values() for room in each})
+    by_uuid = {room.device.uuid: room for each in rooms.values() for room in each}
+    return Fleet(rooms, lambda want: servable(want, healthy), lambda: by_uuid)
 
 
 def queue_of(*wants: Want) -> Queue:

@@ -69,7 +69,7 @@ MAX_PATH_BYTES = 107
 """`sun_path` of unix(7), without its closing zero."""
 _BACKLOG = 512
 """Connections that may wait to be accepted: enough for a whole class that clicks at once."""
-HEARTBEAT_SECONDS = 8.0
+HEARTBEAT_SECONDS = 15.0
 """Interval of heartbeats, from the first line on: after a long silence, the client assumes that the broker
 hangs. A thousand requests may be open, so it is not shorter than that needs."""
 _BEAT_TOGETHER_SECONDS = 0.2

@@ -21,7 +21,7 @@ from ...core.want import Mode, Want
 from .line.backfill import Fleet, Holding, SessionHold, plan
 from .line.fairshare import FairShare
 from .line.future import Arrival, Line, Session
-from .line.queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, competes, servable
+from .line.queue import NO_CLAIM, PATIENCE_SECONDS, Claim, Place, Queue, Waiting, competes
 from .place import notice
 from .place.devices import NO_RULES, Devices
 from .place.fitting import fits, grouped, places, places_beside
@@ -153,7 +153,7 @@ class Book:
 
     def place_of(self, lease_id: str) -> Place | None:
         """The place of a lease in the queue, or None if it does not wait."""
-        return self._queue.place_of(lease_id, self._now, self._devices.healthy)
+        return self._queue.place_of(lease_id, self._now, self._devices.servable)
 
     @property
     def may_pass(self) -> bool:
@@ -196,7 +196,7 @@ class Book:
     def repair_needed(self, want: Want) -> str:
         """Why `want` can't be served before an admin has repaired devices; "" if it can."""
         broken = [each for each in self._devices.unhealthy(want) if each[1].needs_admin]
-        working = self._devices.known(want)
+        working = Counter(self._devices.known(want))
         working.subtract(device.node for device, _ in broken)
         if not broken or max(working.values(), default=0) >= want.device_count:
             return ""
@@ -250,7 +250,7 @@ class Book:
         awaited = self._awaits(want)
         if awaited and max(self._devices.known(want).values(), default=0) < want.device_count:
             return notice.awaited(want, awaited)
-        if not servable(want, self._devices.healthy):
+        if not self._devices.servable(want):
             lost = self._named(self._devices.unhealthy(want))
             return notice.out_of_service(want, lost, datetime.fromtimestamp(self._now, UTC))
         kinds = self._devices.kinds
@@ -545,7 +545,7 @@ class Book:
         ended = () if freed is None else (freed,)
         return Fleet(
             rooms=self._devices.rooms(ended),
-            healthy=self._devices.healthy,
+            servable=self._devices.servable,
             all_rooms=lambda: self._devices.healthy_rooms(ended),
             holdings=lambda: self._holdings(freed),
             sessions=self._rules.sessions(self._now),

@@ -66,8 +66,10 @@ class ReloadWatch:
         The first round asks them, too: the broker may have been away. Raises EngineFault, LedgerFault.
         """
         parts = self._parts
+        if parts.way() is not Injection.NVIDIA:
+            return
         stamp = await parts.stamp()
-        if parts.way() is not Injection.NVIDIA or stamp is None or stamp == self._looked:
+        if stamp is None or stamp == self._looked:
             return
         for lease in parts.leases():
             if lease.state is not LeaseState.RUNNING or lease.container_id is None or not lease.device_uuids:

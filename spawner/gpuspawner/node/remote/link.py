@@ -1,9 +1,11 @@
 """One connection between broker and agent: calls with answers in both directions, and a sign of life.
 
 Messages are JSON, one a line: {"call": name, "id": n, "arguments": [...]}, {"answer": n, "result": ...} or
-with "error", {"tell": what, "value": ...} without an answer, {"alive": true}. If the other side is silent for
-too long, the link has ended: a cut cable says nothing. What is sent in one turn of the event loop goes out
-together: each write costs a TLS record and a system call, more than the message itself.
+with "error", {"tell": what, "value": ...} without an answer, {"alive": true} when there was nothing else to say
+for a while. If the other side is silent for too long, the link has ended: a cut cable says nothing. What is
+sent in one turn of the event loop goes out together: each write costs a TLS record and a system call, more
+than the message itself. One timer looks at all that may take too long: with one for each message, a hundred
+machines cost a broker more in timers than in messages.
 """
 
 from __future__ import annotations
@@ -23,19 +25,35 @@ from .wire import Garbled, Unknown, arguments_of, fault_of, fault_to_plain, plai
 MOST_BYTES = 16 << 20
 """The longest line. The readings of 64 GPUs with 30 containers each are under 1 MiB."""
 _CHUNK_BYTES = 64 << 10
-ALIVE_SECONDS = 2.0
+ALIVE_SECONDS = 2.5
 SILENCE_SECONDS = 8.0
 CALL_SECONDS = 60.0
 """Longest wait for an answer: an MPS daemon may be started for it."""
+_LEAST_PAUSE_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class LinkPace:
-    """How often it says that it lives, and when silence or a missing answer counts as the end."""
+    """After how long without a message it says that it lives, and when silence or a missing answer counts as
+    the end."""
 
     alive_seconds: float = ALIVE_SECONDS
     silence_seconds: float = SILENCE_SECONDS
     call_seconds: float = CALL_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A call without an answer so far. It gets none after `until`, by the loop's clock."""
+
+    answer: asyncio.Future[Any]
+    until: float
+
+    def fail(self, why: str) -> None:
+        """There is no answer, unless it has just come."""
+        if not self.answer.done():
+            self.answer.set_exception(DeviceFault(why))
+            self.answer.exception()  # looked at: whoever asked may have gone
 
 
 class Link:
@@ -54,10 +72,13 @@ class Link:
         self._on_call, self._on_tell = on_call, on_tell
         self._log, self._pace = log, pace or LinkPace()
         self._ids = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._asked: dict[int, _Asked] = {}
+        """In the order in which it was asked."""
         self._answering: set[asyncio.Task[None]] = set()
         self._unsent: list[bytes] = []
         """The lines of this turn of the loop."""
+        self._wrote_at = self._read_at = 0.0
+        """When something was sent and when it was heard last, by the loop's clock."""
         self.ended = ""
         """Why it has ended; "" while it runs."""
         self.heard_at = utc_now()
@@ -65,36 +86,34 @@ class Link:
 
     async def run(self) -> None:
         """Reads and answers; returns when the connection has ended, for whatever reason."""
-        alive = asyncio.create_task(self._stay_alive())
+        self._read_at = asyncio.get_running_loop().time()
+        looking = asyncio.create_task(self._look_after())
         try:
             async for line in self._lines():
                 self._take(json.loads(line))
-            self.ended = "the connection was closed"
+            self.ended = self.ended or "the connection was closed"
         except ConnectionError:  # as by the kernel, for a process that was killed with something left to read
-            self.ended = "the connection was closed"
-        except TimeoutError:
-            self.ended = f"nothing was heard for {self._pace.silence_seconds:g} s"
+            self.ended = self.ended or "the connection was closed"
         except (OSError, ValueError) as error:  # also a line that is too long or no JSON
             self.ended = str(error) or type(error).__name__
         except Garbled as error:
             self.ended = f"a message can't be read: {error}"
         finally:
             self.ended = self.ended or "the link was closed"
-            alive.cancel()
+            looking.cancel()
             for task in self._answering:
                 task.cancel()
-            await asyncio.gather(alive, *self._answering, return_exceptions=True)
-            for future in self._asked.values():
-                if not future.done():
-                    future.set_exception(DeviceFault(self.ended))
-                    future.exception()  # looked at: whoever asked may have gone
+            await asyncio.gather(looking, *self._answering, return_exceptions=True)
+            for asked in self._asked.values():
+                asked.fail(self.ended)
             self._flush()
             self._writer.close()
 
     async def _lines(self) -> AsyncIterator[bytes]:
-        """Whole lines. Raises TimeoutError after a silence, ValueError for a line that is too long."""
-        begun = bytearray()
-        while chunk := await self._chunk():
+        """Whole lines. Raises ValueError for a line that is too long."""
+        begun, loop = bytearray(), asyncio.get_running_loop()
+        while chunk := await self._reader.read(_CHUNK_BYTES):
+            self._read_at, self.heard_at = loop.time(), utc_now()
             *whole, rest = chunk.split(b"\n")
             for line in whole:
                 yield bytes(begun) + line
@@ -102,13 +121,6 @@ class Link:
             begun += rest
             if len(begun) > MOST_BYTES:
                 raise ValueError(f"a message is longer than {MOST_BYTES} bytes")
-
-    async def _chunk(self) -> bytes:
-        # asyncio.wait_for of Python 3.11 loses a cancellation that comes together with data
-        async with asyncio.timeout(self._pace.silence_seconds):
-            chunk = await self._reader.read(_CHUNK_BYTES)
-        self.heard_at = utc_now()
-        return chunk
 
     def close(self) -> None:
         """Ends the link; `run` returns."""
@@ -118,14 +130,11 @@ class Link:
         """The other side's answer. Raises what it raised, or DeviceFault if none came."""
         if self.ended:
             raise DeviceFault(self.ended)
-        number = next(self._ids)
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        number, loop = next(self._ids), asyncio.get_running_loop()
+        asked = self._asked[number] = _Asked(loop.create_future(), loop.time() + self._pace.call_seconds)
         try:
             self._send({"call": name, "id": number, "arguments": plain(arguments)})
-            async with asyncio.timeout(self._pace.call_seconds):
-                value = await future
-        except TimeoutError:
-            raise DeviceFault(f"no answer for {self._pace.call_seconds:g} s") from None
+            value = await asked.answer
         finally:
             self._asked.pop(number, None)
         try:
@@ -146,6 +155,7 @@ class Link:
     def _flush(self) -> None:
         lines, self._unsent = self._unsent, []
         if lines and not self._writer.is_closing():
+            self._wrote_at = asyncio.get_running_loop().time()
             self._writer.write(b"".join(lines))
 
     def _take(self, message: Any) -> None:
@@ -154,12 +164,12 @@ class Link:
         if "call" in message:
             self._take_call(str(message["call"]), message)
         elif "answer" in message:
-            future = self._asked.get(message["answer"])
-            if future is not None and not future.done():
+            asked = self._asked.get(message["answer"])
+            if asked is not None and not asked.answer.done():
                 if "error" in message:
-                    future.set_exception(fault_of(message["error"]))
+                    asked.answer.set_exception(fault_of(message["error"]))
                 else:
-                    future.set_result(message.get("result"))
+                    asked.answer.set_result(message.get("result"))
         elif "tell" in message:
             self._on_tell(str(message["tell"]), message.get("value"))
 
@@ -182,7 +192,20 @@ class Link:
             self._log.debug("A call of the other side failed: %s", name, exc_info=True)
             self._send({"answer": number, "error": fault_to_plain(error)})
 
-    async def _stay_alive(self) -> None:
+    async def _look_after(self) -> None:
+        """Says that it lives where nothing else was said, and ends what takes too long."""
+        loop, pace = asyncio.get_running_loop(), self._pace
         while True:
-            self._send({"alive": True})
-            await asyncio.sleep(self._pace.alive_seconds)
+            now = loop.time()
+            if now - self._wrote_at >= pace.alive_seconds:
+                self._send({"alive": True})
+                self._wrote_at = now
+            if now - self._read_at >= pace.silence_seconds:
+                self.ended = f"nothing was heard for {pace.silence_seconds:g} s"
+                self.close()
+                return
+            for asked in tuple(itertools.takewhile(lambda each: each.until <= now, self._asked.values())):
+                asked.fail(f"no answer for {pace.call_seconds:g} s")
+            due = [self._wrote_at + pace.alive_seconds, self._read_at + pace.silence_seconds]
+            due += [each.until for each in itertools.islice(self._asked.values(), 1)]
+            await asyncio.sleep(max(_LEAST_PAUSE_SECONDS, min(due) - now))

@@ -26,7 +26,7 @@ from itertools import groupby
 from ....core.want import Want
 from ..place.placement import RULES, Kind, Room, Rooms, Share, place, rank, suits, take
 from .fairshare import parts_of
-from .queue import Ask, Lineup, Waiting, ask_of, servable
+from .queue import Ask, Lineup, Waiting, ask_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,13 @@ class SessionHold:
 class Fleet:
     """The devices at one moment.
 
-    `rooms` have something to give; `all_rooms` gives every healthy room by UUID, the full ones too; `healthy`
-    counts devices by kind. `first_nodes` are the machines that
-    have the image of a waiting lease, by its id.
+    `rooms` have something to give; `all_rooms` gives every healthy room by UUID, the full ones too; `servable`
+    says whether these devices could serve a want if nobody held any. `first_nodes` are the machines that have
+    the image of a waiting lease, by its id.
     """
 
     rooms: Rooms
-    healthy: Mapping[Kind, int]
+    servable: Callable[[Want], bool]
     all_rooms: Callable[[], Mapping[str, Room]]
     holdings: Callable[[], Sequence[Holding]] = tuple
     sessions: Sequence[SessionHold] = ()
@@ -191,7 +191,7 @@ class _Plan:
 
     def _serve(self, waiting: Waiting) -> bool:
         if waiting.want not in self._placeable:
-            if servable(waiting.want, self._fleet.healthy):
+            if self._fleet.servable(waiting.want):
                 self._blocked.setdefault(waiting.want)
             else:
                 self._aside.add(waiting.want)

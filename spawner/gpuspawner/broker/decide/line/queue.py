@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from ....core.quota import UNLIMITED, Allowance
 from ....core.want import Want
-from ..place.placement import Kind, by_node, suits
+from ..place.placement import Kind, suits
 from .fairshare import FairShare
 
 PATIENCE_SECONDS = 86400.0
@@ -221,28 +221,31 @@ class Queue:
         return Lineup(everybody, classes, self._fair, moments, without, asked)
 
     def place_of(
-        self, lease_id: str, now_seconds: float = 0.0, healthy: Mapping[Kind, int] | None = None
+        self,
+        lease_id: str,
+        now_seconds: float = 0.0,
+        servable: Callable[[Want], bool] = lambda want: True,
     ) -> Place | None:
         """Where a request stands, or None if it does not wait; as of the last change of the queue.
 
-        `healthy` counts the devices in service of each kind; None: enough of each.
+        `servable` says whether there are enough devices in service for a want.
         """
         if lease_id not in self._places:
             return None
         if self._standings is None:
-            self._standings = self._count(self.lineup(now_seconds), healthy)
+            self._standings = self._count(self.lineup(now_seconds), servable)
         return Place(*self._standings[lease_id])
 
     def count(self, want: Want) -> int:
         """How many of the waiting compete with `want`, which need not be in the queue itself."""
         return sum(self._wants[other] for other in self._wants if competes(want, other, self._kinds))
 
-    def _count(self, lineup: Lineup, healthy: Mapping[Kind, int] | None) -> dict[str, tuple[int, int]]:
+    def _count(self, lineup: Lineup, servable: Callable[[Want], bool]) -> dict[str, tuple[int, int]]:
         """Everybody's place, in one pass: what is counted for each want is how many of it came so far.
 
         It is made for each request that joins, so wants are looked up by their identity: each is one object.
         """
-        out = {w for w in self._wants if healthy is not None and not servable(w, healthy)}
+        out = {want for want in self._wants if not servable(want)}
         known = self._known_wants
         rivals, totals = {}, {}
         for want in self._wants:
@@ -367,6 +370,8 @@ class Lineup:
                 standings = self._fair.user_standings(users, self._now_seconds, self._users)
                 found += [waiting for _, waiting in sorted(zip(standings, members, strict=True))]
         left_out = self._left_out.union(each.lease_id for each in overdue)
+        if left_out == {None}:
+            return found
         return [
             *(each for each in overdue if each.lease_id not in self._left_out),
             *(each for each in found if each.lease_id not in left_out),
@@ -447,9 +452,3 @@ class Lineup:
 def competes(one: Want, other: Want, kinds: Iterable[Kind]) -> bool:
     """Whether some kind of device suits both."""
     return any(suits(one, kind) and suits(other, kind) for kind in kinds)
-
-
-def servable(want: Want, healthy: Mapping[Kind, int]) -> bool:
-    """Whether the healthy devices, as counted by kind, could serve `want` if nobody held any of them: on
-    one node."""
-    return max(by_node(want, healthy).values(), default=0) >= want.device_count

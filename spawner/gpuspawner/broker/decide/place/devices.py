@@ -20,7 +20,7 @@ from types import MappingProxyType
 from ....core.decision import Drain, drain_of
 from ....core.model import Device, DeviceHealth, Lease
 from ....core.want import Mode, Want
-from .placement import Kind, Room, Share, by_node, count_free, rank, share_of, suits
+from .placement import Kind, Room, Share, by_node, count_free, rank, servable, share_of, suits
 from .sharing_rules import WHOLE, SharingRules
 
 NO_RULES: Mapping[str, SharingRules] = MappingProxyType({})
@@ -48,6 +48,10 @@ class Devices:
         """The devices that are not in service."""
         self._known = Counter(room.kind for room in self._rooms.values())
         self._healthy = self._known.copy()
+        self._known_of: dict[Want, Counter[str]] = {}
+        self._servable: dict[Want, bool] = {}
+        """Answers by want, as of the last change of `_known` and `_healthy`: each request asks several times,
+        and a site has as many kinds as machines."""
         self._open: dict[Kind, list[Room]] = {kind: [] for kind in self._known}
         for room in self._rooms.values():
             self._list(room)
@@ -132,9 +136,21 @@ class Devices:
         """Whether the devices are of more than one machine."""
         return len({kind.node for kind in self._known}) > 1
 
-    def known(self, want: Want) -> Counter[str]:
+    def known(self, want: Want) -> Mapping[str, int]:
         """How many devices suit `want`, by node, whether leased, free or out of service."""
-        return by_node(want, self._known)
+        if want not in self._known_of:
+            self._known_of[want] = by_node(want, self._known)
+        return self._known_of[want]
+
+    def servable(self, want: Want) -> bool:
+        """Whether the devices in service of one node could serve `want` if nobody held any of them."""
+        if want not in self._servable:
+            self._servable[want] = servable(want, self._healthy)
+        return self._servable[want]
+
+    def _counts_changed(self) -> None:
+        self._known_of.clear()
+        self._servable.clear()
 
     def unhealthy(self, want: Want) -> list[tuple[Device, DeviceHealth]]:
         """The devices that suit `want` and are out of service or drained, with the reason, by index.
@@ -152,11 +168,6 @@ class Devices:
             return health
         reason = f" ({drain.reason})" if drain.reason else ""
         return DeviceHealth(uuid, True, f"an admin lets no new server start on it{reason}", drain.since)
-
-    @property
-    def healthy(self) -> Mapping[Kind, int]:
-        """How many devices of each kind are in service, leased or free."""
-        return self._healthy
 
     def count(self, want: Want) -> tuple[int, int]:
         """How many devices, or slices, like `want` the healthy devices have: those that are free, and all.
@@ -280,6 +291,7 @@ class Devices:
         self._holders.setdefault(uuid, ())
         self._known[room.kind] += 1
         self._healthy[room.kind] += self.in_service(uuid)
+        self._counts_changed()
         self._open.setdefault(room.kind, [])
         self._list(room)
 
@@ -289,6 +301,7 @@ class Devices:
             return
         room = self._rooms[uuid]
         self._unlist(room)
+        self._counts_changed()
         self._known[room.kind] -= 1
         self._healthy[room.kind] -= self.in_service(uuid)
         if not self._known[room.kind]:
@@ -310,6 +323,7 @@ class Devices:
         self._health[uuid] = health
         self._look(uuid)
         self._healthy[room.kind] += self.in_service(uuid) - before
+        self._counts_changed()
         self._list(room)
         return True
 
@@ -327,6 +341,7 @@ class Devices:
         for room in rooms:
             self._unlist(room)
         news, self._drained = self._drained != drained, dict(drained)
+        self._counts_changed()
         for room in rooms:
             uuid = room.device.uuid
             self._look(uuid)

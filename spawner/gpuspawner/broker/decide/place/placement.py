@@ -214,6 +214,12 @@ def by_node(want: Want, counts: Mapping[Kind, int]) -> Counter[str]:
     return found
 
 
+def servable(want: Want, healthy: Mapping[Kind, int]) -> bool:
+    """Whether the healthy devices, as counted by kind, could serve `want` if nobody held any of them: on
+    one node."""
+    return max(by_node(want, healthy).values(), default=0) >= want.device_count
+
+
 def rank(room: Room) -> tuple[int, float, int, str]:
     """The order in which rooms are tried: the tightest first (best fit), then by index, then by UUID.
 
