@@ -522,7 +522,8 @@ def request_from_json(body: bytes | str) -> GpuRequest:
 
 def lease_event(lease: Lease, patch: ContainerPatch) -> LeaseEvent:
     """The event that gives the lease to the hub."""
-    return LeaseEvent(lease=LeaseMessage(**_with_want(lease, HeldWant)), patch=PatchMessage(**_fields_of(patch)))
+    held = LeaseMessage(**_with_want(lease, HeldWant))
+    return LeaseEvent(lease=held, patch=PatchMessage(**_fields_of(patch)))
 
 
 def refused_event(refusal: Refusal) -> RefusedEvent:

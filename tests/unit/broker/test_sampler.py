@@ -45,30 +45,31 @@ class Readings:
     def __init__(self, **uses: Use) -> None:
         self.uses = uses
 
-    def __call__(self) -> dict[str, Use]:
-        return self.uses
+    def __call__(self) -> list[dict[str, Use]]:
+        """Each lease is on a machine of its own."""
+        return [{key: use} for key, use in self.uses.items()]
 
 
-def test_twelve_samples_are_one_point_of_the_curve() -> None:
+async def test_twelve_samples_are_one_point_of_the_curve() -> None:
     read = Readings(a=Use(2 * GIB, 50.0), b=Use())
     sampler = Sampler(read)
     for memory in (2, 7, None, *[1] * 9):
         read.uses["a"] = Use(None if memory is None else memory * GIB, 50.0 if memory == 7 else 0.0)
         assert sampler.curve("a") == ()
-        sampler.sample()
+        await sampler.sample()
     assert sampler.curve("a") == (Point(7 * GIB, pytest.approx(50.0 / 12)),)
     assert sampler.curve("b") == (Point(None, None),)
     assert sampler.curve("other") == ()
 
 
-def test_an_hour_is_kept_and_ended_leases_are_forgotten() -> None:
+async def test_an_hour_is_kept_and_ended_leases_are_forgotten() -> None:
     read = Readings(a=Use(GIB, 1.0))
     sampler = Sampler(read)
     for _ in range(12 * (module.POINTS + 3)):
-        sampler.sample()
+        await sampler.sample()
     assert len(sampler.curve("a")) == module.POINTS
     read.uses = {}
-    sampler.sample()
+    await sampler.sample()
     assert (sampler.curve("a"), dict(sampler.latest)) == ((), {})
 
 
@@ -78,12 +79,12 @@ async def test_it_goes_on_after_an_error(
     monkeypatch.setattr(module, "SAMPLE_SECONDS", 0.001)
     calls = 0
 
-    def read() -> dict[str, Use]:
+    def read() -> list[dict[str, Use]]:
         nonlocal calls
         calls += 1
         if calls < 4:
             raise RuntimeError("odd")
-        return {"a": Use(GIB)}
+        return [{"a": Use(GIB)}]
 
     sampler = Sampler(read)
     metrics = Metrics()

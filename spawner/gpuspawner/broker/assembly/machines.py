@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -270,9 +270,10 @@ class Machines:
         self._ground.metrics.guard_blind.set(len(found))
         return found
 
-    def uses(self) -> dict[str, Use]:
-        """What each lease that holds devices uses, as its node read it last."""
-        return {key: use for machine in self._all.values() for key, use in machine.uses().items()}
+    def uses(self) -> Iterator[Mapping[str, Use]]:
+        """What each lease that holds devices uses, as its node read it last; one machine after the other."""
+        for machine in tuple(self._all.values()):
+            yield machine.uses()
 
     def readings(self) -> Readings:
         """What the admin's map of the devices shows."""

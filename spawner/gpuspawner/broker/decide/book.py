@@ -282,6 +282,10 @@ class Book:
             )
         return self._capacities[want]
 
+    def competing(self, want: Want) -> int:
+        """How many of those who wait compete with such a request."""
+        return self._queue.count(want)
+
     def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
         """Whether this many leases of each want fit on the healthy devices if no other lease holds any."""
         rooms = self._devices.healthy_rooms().values()
@@ -399,7 +403,7 @@ class Book:
         for lease_id, holding in self._held.items():
             lease = self._leases[lease_id]
             sessions.append(Session(holding, lease.tier, self._began[lease_id], lease.user))
-        waiting = tuple(self._queue.lineup(self._now))
+        waiting = tuple(self._queue.lineup(self._now).if_nothing_is_placed())
         fair = self._rules.fair
         return Line(
             rooms=self._devices.rooms(),

@@ -115,6 +115,10 @@ class Allocator:
         """How many devices, or slices, suit such a request, and how many requests wait for them."""
         return self._book.capacity(want)
 
+    def competing(self, want: Want) -> int:
+        """How many of those who wait compete with such a request."""
+        return self._book.competing(want)
+
     def fits(self, wanted: Iterable[tuple[Want, int]]) -> bool:
         """Whether this many leases of each want fit on the healthy devices if no other lease holds any."""
         return self._book.fits(wanted)

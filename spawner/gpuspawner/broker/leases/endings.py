@@ -369,7 +369,7 @@ class Endings:
 
     async def _look_at_idleness(self, lease: Lease, now: datetime) -> None:
         followed = self._follow(lease)
-        look = Look(now, self._parts.allocator.capacity(lease.want).waiting > 0, self._parts.timezone)
+        look = Look(now, self._parts.allocator.competing(lease.want) > 0, self._parts.timezone)
         rules = self._parts.idle
         if rules.action is EndAction.SLEEP and not self._parts.can_sleep(lease):
             rules = replace(rules, action=EndAction.STOP)

@@ -14,6 +14,8 @@ from ...core.model import Lease
 from ...node.labs import LabFolders
 from ...node.lease_folder import TURN, USE, files_of
 
+_TEXTS_AT_ONCE = 20
+"""So many readings are sorted by machine before the loop may do something else."""
 _AT_ONCE = 4
 """To so many machines the readings of their labs go at once: with a hundred, requests would wait for them."""
 
@@ -97,7 +99,9 @@ class PlacedFolders:
     async def write_uses(self, texts: Mapping[str, str]) -> Mapping[str, Fault]:
         """Those of a machine go there in one message; a machine that is away has none that failed."""
         by_machine: dict[LabFolders, dict[str, dict[str, str]]] = {}
-        for lease_id, text in texts.items():
+        for number, (lease_id, text) in enumerate(texts.items(), 1):
+            if number % _TEXTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             place = self._reachable(lease_id)
             if place is not None:
                 by_machine.setdefault(place.folders, {})[lease_id] = {USE: text}

@@ -29,8 +29,8 @@ LOOK_SECONDS = 30.0
 KEPT = 100
 """So many moves that are over are told of."""
 GONE_SECONDS = 15.0
-"""So long a move waits for the container of a server that has just been stopped: Swarm removes it some seconds
-after the service."""
+"""So long a move waits for the container of a server that has just been stopped: Swarm removes it some
+seconds after the service."""
 _GONE_LOOK_SECONDS = 0.25
 _FULL = "no space left on device"
 

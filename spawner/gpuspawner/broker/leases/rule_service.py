@@ -317,7 +317,7 @@ class RuleService:
         """
         lease = self.lease(lease_id)
         allowed = self.rulebook.allowance(lease.user, lease.groups)
-        if allowed.session_seconds == UNLIMITED or self._allocator.capacity(lease.want).waiting:
+        if allowed.session_seconds == UNLIMITED or self._allocator.competing(lease.want):
             return 0.0
         done = self.rulebook.rules.extended_seconds.get(lease_id, 0.0)
         return max(0.0, extension_seconds(allowed.extend_seconds, done, math.inf))
@@ -332,7 +332,7 @@ class RuleService:
         allowed = self.rulebook.allowance(lease.user, lease.groups)
         if allowed.session_seconds == UNLIMITED:
             return ""
-        if waiting := self._allocator.capacity(lease.want).waiting:
+        if waiting := self._allocator.competing(lease.want):
             return f"You can't extend it now: {_others_wait(waiting)} for such a GPU."
         if allowed.extend_seconds < 60:
             return "Your quota doesn't let you extend it."
@@ -349,7 +349,7 @@ class RuleService:
         allowed = self.rulebook.allowance(lease.user, lease.groups)
         if allowed.session_seconds == UNLIMITED:
             raise NotAllowed("This server has no end: there is nothing to extend.")
-        waiting = self._allocator.capacity(lease.want).waiting
+        waiting = self._allocator.competing(lease.want)
         if waiting:
             save = "save your work" if author == lease.user else f"{lease.user} has to save the work"
             raise NotAllowed(

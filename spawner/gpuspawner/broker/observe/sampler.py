@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from .failures import LoopFailures
@@ -21,7 +21,7 @@ STEP_SECONDS = 60.0
 POINTS = 60
 """The curve shows an hour."""
 
-ReadUses = Callable[[], Mapping[str, Use]]
+ReadUses = Callable[[], Iterable[Mapping[str, Use]]]
 """What each lease that holds devices uses now, by lease id, from memory."""
 
 
@@ -66,15 +66,21 @@ class Sampler:
         """Samples until cancelled."""
         while True:
             try:
-                self.sample()
+                await self.sample()
                 failures.over()
             except Exception as error:  # the top of this loop
                 failures.failed("The use of leases can't be sampled; trying again", error)
             await asyncio.sleep(SAMPLE_SECONDS)
 
-    def sample(self) -> None:
-        """Takes one sample; forgets leases that hold nothing any more."""
-        uses = dict(self._read())
+    async def sample(self) -> None:
+        """Takes one sample; forgets leases that hold nothing any more.
+
+        Between two machines the loop may do something else: of a hundred machines it takes a while.
+        """
+        uses: dict[str, Use] = {}
+        for part in self._read():
+            uses |= part
+            await asyncio.sleep(0)
         for lease_id in self._curves.keys() - uses.keys():
             del self._curves[lease_id]
         for lease_id, use in uses.items():

@@ -1,11 +1,11 @@
 """One connection between broker and agent: calls with answers in both directions, and a sign of life.
 
 Messages are JSON, one a line: {"call": name, "id": n, "arguments": [...]}, {"answer": n, "result": ...} or
-with "error", {"tell": what, "value": ...} without an answer, {"alive": true} when there was nothing else to say
-for a while. If the other side is silent for too long, the link has ended: a cut cable says nothing. What is
-sent in one turn of the event loop goes out together: each write costs a TLS record and a system call, more
-than the message itself. One timer looks at all that may take too long: with one for each message, a hundred
-machines cost a broker more in timers than in messages.
+with "error", {"tell": what, "value": ...} without an answer, {"alive": true} when there was nothing else to
+say for a while. If the other side is silent for too long, the link has ended: a cut cable says nothing. What
+is sent in one turn of the event loop goes out together: each write costs a TLS record and a system call,
+more than the message itself. One timer looks at all that may take too long: with one for each message, a
+hundred machines cost a broker more in timers than in messages.
 """
 
 from __future__ import annotations
@@ -204,8 +204,10 @@ class Link:
                 self.ended = f"nothing was heard for {pace.silence_seconds:g} s"
                 self.close()
                 return
-            for asked in tuple(itertools.takewhile(lambda each: each.until <= now, self._asked.values())):
+            due = min(self._wrote_at + pace.alive_seconds, self._read_at + pace.silence_seconds)
+            for asked in tuple(self._asked.values()):
+                if asked.until > now:
+                    due = min(due, asked.until)
+                    break
                 asked.fail(f"no answer for {pace.call_seconds:g} s")
-            due = [self._wrote_at + pace.alive_seconds, self._read_at + pace.silence_seconds]
-            due += [each.until for each in itertools.islice(self._asked.values(), 1)]
-            await asyncio.sleep(max(_LEAST_PAUSE_SECONDS, min(due) - now))
+            await asyncio.sleep(max(_LEAST_PAUSE_SECONDS, due - now))

@@ -70,9 +70,9 @@ class SessionHold:
 class Fleet:
     """The devices at one moment.
 
-    `rooms` have something to give; `all_rooms` gives every healthy room by UUID, the full ones too; `servable`
-    says whether these devices could serve a want if nobody held any. `first_nodes` are the machines that have
-    the image of a waiting lease, by its id.
+    `rooms` have something to give; `all_rooms` gives every healthy room by UUID, the full ones too;
+    `servable` says whether these devices could serve a want if nobody held any. `first_nodes` are the
+    machines that have the image of a waiting lease, by its id.
     """
 
     rooms: Rooms

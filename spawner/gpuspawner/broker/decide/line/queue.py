@@ -238,6 +238,8 @@ class Queue:
 
     def count(self, want: Want) -> int:
         """How many of the waiting compete with `want`, which need not be in the queue itself."""
+        if want in self._wants:
+            return sum(self._wants[other] for other in self._compete(want))
         return sum(self._wants[other] for other in self._wants if competes(want, other, self._kinds))
 
     def _count(self, lineup: Lineup, servable: Callable[[Want], bool]) -> dict[str, tuple[int, int]]:
