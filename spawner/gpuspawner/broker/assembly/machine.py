@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ from ..observe.machine_view import Known
 from ..observe.use import Use, use_in_turns, use_of
 from .deciding import Deciding
 from .ground import Ground
+
+_path = cache(Path)
+"""The folder of a machine is asked for with each text that goes there, and making a path takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +244,7 @@ class Machine:
         if self.labs is None:
             return None
         facts = self.facts
-        root = Path(facts.lease_folders)
-        return Place(self.labs.folders, root, facts.simulated, away=bool(facts.away))
+        return Place(self.labs.folders, _path(facts.lease_folders), facts.simulated, away=bool(facts.away))
 
     # ---- what it reads
 

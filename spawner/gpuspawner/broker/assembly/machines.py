@@ -37,7 +37,7 @@ from .deciding import Deciding
 from .ground import Ground
 from .machine import FoundNode, Machine
 
-OFTEN = 20
+OFTEN = 10
 """Up to so many machines, each is looked at as often as a single one; with more of them the pauses grow, so
 that all together cost the broker no more. What happens to a lab is reported by its machine at once."""
 
@@ -147,11 +147,12 @@ class Machines:
         machine = self.of(lease)
         return None if machine is None or machine.labs is None else machine.engine
 
-    def leases_with(self, engine: Engine) -> tuple[Lease, ...] | None:
-        """The living leases on the other machine with this Docker; None if it is the broker's own."""
-        others = (each for each in self._all.values() if each.labs is not None)
-        machine = next((each for each in others if each.engine is engine), None)
-        return None if machine is None else self.leases_of(machine.name)
+    def leases_with(self, engine: Engine) -> tuple[Lease, ...]:
+        """The living leases on the other machine with this Docker; with the broker's own those on no other
+        machine. One on a machine that isn't known counts as on the own: it may have another name since."""
+        others = {name: each for name, each in self._all.items() if each.labs is not None}
+        name = next((name for name, each in others.items() if each.engine is engine), None)
+        return self._allocator.leases_not_on(others) if name is None else self.leases_of(name)
 
     def place_of(self, lease: Lease) -> Place | None:
         """Where the lease's folder is on another machine; None if it is on the broker's own."""

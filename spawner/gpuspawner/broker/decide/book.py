@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -127,16 +128,26 @@ class Book:
         return lease.node
 
     def leases_on(self, node: str) -> tuple[Lease, ...]:
-        """The living leases on that machine, in the order of arrival.
+        """The living leases on that machine, in the order of arrival."""
+        return self._in_order(self._sorted_by_node().get(node, {}).values())
 
-        Every machine asks every few seconds, so they are kept by machine, through every change of a lease.
-        """
+    def leases_not_on(self, nodes: Collection[str]) -> tuple[Lease, ...]:
+        """The living leases on none of these machines, those that wait too, in the order of arrival."""
+        by_node = self._sorted_by_node()
+        others = (found.values() for node, found in by_node.items() if node not in nodes)
+        return self._in_order(chain.from_iterable(others))
+
+    def _sorted_by_node(self) -> dict[str, dict[str, Lease]]:
+        """Every machine asks every few seconds, so leases are kept by machine, through each of their
+        changes."""
         if self._by_node is None:
             self._by_node = {}
             for lease in self._leases.values():
                 self._by_node.setdefault(self.node_of(lease), {})[lease.id] = lease
-        found = self._by_node.get(node, {})
-        return tuple(sorted(found.values(), key=lambda lease: self._numbers[lease.id]))
+        return self._by_node
+
+    def _in_order(self, leases: Iterable[Lease]) -> tuple[Lease, ...]:
+        return tuple(sorted(leases, key=lambda lease: self._numbers[lease.id]))
 
     def _sort_in(self, before: Lease | None, lease: Lease) -> None:
         """The lease has changed: it may be on another machine now, or nowhere."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -102,6 +102,10 @@ class Allocator:
     def leases_on(self, node: str) -> tuple[Lease, ...]:
         """The living leases on that machine, in the order of arrival."""
         return self._book.leases_on(node)
+
+    def leases_not_on(self, nodes: Collection[str]) -> tuple[Lease, ...]:
+        """The living leases on none of these machines, those that wait too, in the order of arrival."""
+        return self._book.leases_not_on(nodes)
 
     def node_with(self, uuid: str) -> str:
         """The machine that has this device; "" if that isn't known."""

@@ -14,7 +14,7 @@ class Engines:
     """`elsewhere` returns the engine of the other machine that a lease is on; None if the own one has it.
 
     A lease that is on no known machine counts as on the own one: its machine may have another name since.
-    `leases_with` are those whose containers another machine's engine has; None: look at `elsewhere` instead.
+    `leases_with` are those whose containers an engine has; None: look at `elsewhere` instead.
     """
 
     own: Engine
@@ -28,8 +28,8 @@ class Engines:
     def on(self, engine: Engine, leases: Callable[[], tuple[Lease, ...]]) -> tuple[Lease, ...]:
         """Those leases whose containers this engine has; `leases` are all that live.
 
-        A hundred machines are asked about their labs every few seconds: only for the own one all leases are
-        looked at.
+        A hundred machines are asked about their labs every few seconds: where leases are known by machine,
+        not all of them are looked at.
         """
         found = self.leases_with(engine)
         if found is not None:

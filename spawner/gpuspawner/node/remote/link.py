@@ -79,6 +79,7 @@ class Link:
         """The lines of this turn of the loop."""
         self._wrote_at = self._read_at = 0.0
         """When something was sent and when it was heard last, by the loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
         self.ended = ""
         """Why it has ended; "" while it runs."""
         self.heard_at = utc_now()
@@ -87,7 +88,7 @@ class Link:
     async def run(self) -> None:
         """Reads and answers; returns when the connection has ended, for whatever reason."""
         self._read_at = asyncio.get_running_loop().time()
-        looking = asyncio.create_task(self._look_after())
+        self._look_after()
         try:
             async for line in self._lines():
                 self._take(json.loads(line))
@@ -100,10 +101,11 @@ class Link:
             self.ended = f"a message can't be read: {error}"
         finally:
             self.ended = self.ended or "the link was closed"
-            looking.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             for task in self._answering:
                 task.cancel()
-            await asyncio.gather(looking, *self._answering, return_exceptions=True)
+            await asyncio.gather(*self._answering, return_exceptions=True)
             for asked in self._asked.values():
                 asked.fail(self.ended)
             self._flush()
@@ -192,22 +194,21 @@ class Link:
             self._log.debug("A call of the other side failed: %s", name, exc_info=True)
             self._send({"answer": number, "error": fault_to_plain(error)})
 
-    async def _look_after(self) -> None:
-        """Says that it lives where nothing else was said, and ends what takes too long."""
+    def _look_after(self) -> None:
+        """Says that it lives where nothing else was said, and ends what takes too long; then again."""
         loop, pace = asyncio.get_running_loop(), self._pace
-        while True:
-            now = loop.time()
-            if now - self._wrote_at >= pace.alive_seconds:
-                self._send({"alive": True})
-                self._wrote_at = now
-            if now - self._read_at >= pace.silence_seconds:
-                self.ended = f"nothing was heard for {pace.silence_seconds:g} s"
-                self.close()
-                return
-            due = min(self._wrote_at + pace.alive_seconds, self._read_at + pace.silence_seconds)
-            for asked in tuple(self._asked.values()):
-                if asked.until > now:
-                    due = min(due, asked.until)
-                    break
-                asked.fail(f"no answer for {pace.call_seconds:g} s")
-            await asyncio.sleep(max(_LEAST_PAUSE_SECONDS, due - now))
+        now = loop.time()
+        if now - self._wrote_at >= pace.alive_seconds:
+            self._send({"alive": True})
+            self._wrote_at = now
+        if now - self._read_at >= pace.silence_seconds:
+            self.ended = f"nothing was heard for {pace.silence_seconds:g} s"
+            self.close()
+            return
+        due = min(self._wrote_at + pace.alive_seconds, self._read_at + pace.silence_seconds)
+        for asked in tuple(self._asked.values()):
+            if asked.until > now:
+                due = min(due, asked.until)
+                break
+            asked.fail(f"no answer for {pace.call_seconds:g} s")
+        self._timer = loop.call_at(max(now + _LEAST_PAUSE_SECONDS, due), self._look_after)
