@@ -418,7 +418,7 @@ class Book:
         fair = self._rules.fair
         return Line(
             rooms=self._devices.rooms(),
-            all_rooms=self._devices.healthy_rooms(),
+            all_rooms=dict(self._devices.healthy_rooms()),
             sessions=tuple(sessions),
             waiting=waiting,
             tiers={each.lease_id: self._leases[each.lease_id].tier for each in waiting},

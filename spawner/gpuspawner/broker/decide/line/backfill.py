@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections import Counter, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 
 from ....core.want import Want
@@ -151,7 +152,7 @@ class _Plan:
         self._find_placeable(wants)
         if not self._placeable:
             return {}
-        self._rooms, self._held = dict(self._fleet.all_rooms()), self._fleet.holdings()
+        self._rooms: ChainMap[str, Room] = ChainMap({}, self._fleet.all_rooms())  # type: ignore[arg-type]
         open_places = self._keep_sessions()
         for waiting in self._lineup.first(open_places):
             if open_places[waiting.claim.group] > 0 and self._serve(waiting):
@@ -168,6 +169,11 @@ class _Plan:
         """Which of these could be placed on what is left, and where."""
         shares = {want: place(want, self._left) for want in wants}
         self._placeable = {want: found for want, found in shares.items() if found is not None}
+
+    @cached_property
+    def _held(self) -> Sequence[Holding]:
+        """Who held devices before; asked for only if somebody has to wait or places are kept."""
+        return self._fleet.holdings()
 
     def _settled(self, group: str) -> bool:
         """Whether nobody of the group can begin any more, and everybody who keeps something does."""

@@ -46,6 +46,9 @@ class Devices:
         self._drained: Mapping[str, Drain] = {}
         self._out: set[str] = set()
         """The devices that are not in service."""
+        self._well: dict[str, Room] | None = None
+        """The rooms of all others, in the order of `_rooms`; None after a device came, went or changed its
+        state."""
         self._known = Counter(room.kind for room in self._rooms.values())
         self._healthy = self._known.copy()
         self._known_of: dict[Want, Counter[str]] = {}
@@ -228,17 +231,25 @@ class Devices:
         """The shares that `lease` holds; unknown devices become placeholders."""
         return tuple(share_of(lease, self._device_of(lease, uuid)) for uuid in lease.device_uuids)
 
-    def healthy_rooms(self, freed: Sequence[Lease] = ()) -> dict[str, Room]:
-        """The rooms of all devices in service by UUID, the full ones too, as if `freed` had ended."""
-        found = {uuid: room for uuid, room in self._rooms.items() if uuid not in self._out}
+    def healthy_rooms(self, freed: Sequence[Lease] = ()) -> Mapping[str, Room]:
+        """The rooms of all devices in service by UUID, the full ones too, as if `freed` had ended.
+
+        As they are until the next change: each request looks at them, so they are not copied each time.
+        """
+        if self._well is None:
+            self._well = {uuid: room for uuid, room in self._rooms.items() if uuid not in self._out}
+        in_turns = any(kind.terms.in_turns for kind in self._known)
+        if not freed and not in_turns:
+            return self._well
+        found = dict(self._well)
         for share in self._shares_of(freed):
             if share.device_uuid in found:
                 found[share.device_uuid] = found[share.device_uuid].minus(share)
-        if not any(kind.terms.in_turns for kind in self._known):
+        if not in_turns:
             return found
-        in_turns = {uuid: room for uuid, room in found.items() if room.terms.in_turns}
-        taken = {kind: self._seats_taken(kind, freed) for kind in {room.kind for room in in_turns.values()}}
-        return found | {uuid: _with_seats(room, taken[room.kind]) for uuid, room in in_turns.items()}
+        pools = {uuid: room for uuid, room in found.items() if room.terms.in_turns}
+        taken = {kind: self._seats_taken(kind, freed) for kind in {room.kind for room in pools.values()}}
+        return found | {uuid: _with_seats(room, taken[room.kind]) for uuid, room in pools.items()}
 
     def _shares_of(self, leases: Iterable[Lease]) -> Iterable[Share]:
         return chain.from_iterable(self.shares(lease) for lease in leases)
@@ -308,6 +319,7 @@ class Devices:
             del self._known[room.kind], self._healthy[room.kind], self._open[room.kind]
         del self._rooms[uuid], self._health[uuid], self._holders[uuid]
         self._out.discard(uuid)
+        self._well = None
 
     def set_health(self, health: DeviceHealth) -> bool:
         """Take a device out of service or back into it. Returns whether anything changed.
@@ -364,9 +376,11 @@ class Devices:
         del self._rooms[uuid], self._health[uuid], self._holders[uuid]
         del self._placeholders[uuid]
         self._out.discard(uuid)
+        self._well = None
 
     def _look(self, uuid: str) -> None:
         """The device's health or drain was set: see whether it is in service."""
+        self._well = None
         if self._health[uuid].healthy and self.drain(uuid) is None:
             self._out.discard(uuid)
         else:
@@ -375,7 +389,9 @@ class Devices:
     def _change(self, uuid: str, room: Room) -> None:
         self._unlist(self._rooms[uuid])
         self._rooms[uuid] = room
-        self._list(self._rooms[uuid])
+        if self._well is not None and uuid not in self._out:
+            self._well[uuid] = room
+        self._list(room)
 
     def _list(self, room: Room) -> None:
         if self.in_service(room.device.uuid) and not room.full:

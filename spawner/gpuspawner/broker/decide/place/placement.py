@@ -281,35 +281,57 @@ def place(want: Want, rooms: Rooms, first: Collection[str] = ()) -> tuple[Share,
     Several devices are taken from one kind if one has enough, because a program on different GPUs runs
     at the speed of the slowest; kinds with the smallest devices come first, so that large ones stay free
     for those who ask for them. Among nodes whose devices have as much memory, in one pool, those in `first`
-    come first: they have the image already. Then nodes come as `_node_rank` says. In turns the shares are of
+    come first: they have the image already. Then nodes come as `_best_node` says. In turns the shares are of
     all devices of one pool on one node, the home first.
     """
     if want.mode is Mode.TURNS:
         return _place_in_turns(want, rooms, first)
-    offers = {kind: _offers(want, rooms[kind]) for kind in _kinds_in_order(want, rooms)}
-    enough = [kind for kind, offer in offers.items() if len(offer) == want.device_count]
-    if enough:
-        smallest = (enough[0].memory_bytes, enough[0].terms.pool)
-        near = [each for each in enough if each.node in first]
-        enough = [each for each in near if (each.memory_bytes, each.terms.pool) == smallest] or enough
-        alike = [kind for kind in enough if kind.order == enough[0].order]
-        return tuple(offers[min(alike, key=lambda kind: _node_rank(rooms[kind], offers[kind]))])
+    kinds, count = _kinds_in_order(want, rooms), want.device_count
+    offers = _Offers(want, rooms)
+    smallest = next((kind for kind in kinds if len(offers[kind]) == count), None)
+    if smallest is not None:
+        size = (smallest.memory_bytes, smallest.terms.pool)
+        near = [kind for kind in kinds if kind.node in first and (kind.memory_bytes, kind.terms.pool) == size]
+        near = [kind for kind in near if len(offers[kind]) == count]
+        order = (near[0] if near else smallest).order
+        return _best_node(offers, [kind for kind in near or kinds if kind.order == order], count)
     mixed: dict[str, list[Share]] = {}
-    for kind, offer in offers.items():
-        mixed.setdefault(kind.node, []).extend(offer)
-    count = want.device_count
+    for kind in kinds:
+        mixed.setdefault(kind.node, []).extend(offers[kind])
     able = [node for node, shares in mixed.items() if len(shares) >= count]
     able.sort(key=lambda node: node not in first)  # a stable sort: otherwise in the order of the kinds
     return tuple(mixed[able[0]][:count]) if able else None
 
 
-def _node_rank(listed: Sequence[Room], offer: Sequence[Share]) -> tuple[float, float, str]:
-    """Of nodes with devices of the same kind: the one with the fewest that have something to give, so that
-    another keeps several for who asks for several. In a slice pool, the one with the emptiest device."""
-    first = next(room for room in listed if room.device.uuid == offer[0].device_uuid)
-    if first.terms.sliced:
-        return (len(first.shares), -first.free_memory_bytes, first.device.node)
-    return (len(listed), 0.0, first.device.node)
+class _Offers(dict[Kind, list[Share]]):
+    """What each kind would give, up to `device_count` shares, each of another device: worked out when it is
+    asked for, as there are as many kinds as machines."""
+
+    def __init__(self, want: Want, rooms: Rooms) -> None:
+        super().__init__()
+        self._want = want
+        self.rooms = rooms
+
+    def __missing__(self, kind: Kind) -> list[Share]:
+        self[kind] = found = _offers(self._want, self.rooms[kind])
+        return found
+
+
+def _best_node(offers: _Offers, alike: Iterable[Kind], count: int) -> tuple[Share, ...]:
+    """Of nodes with devices of the same kind, at least one with enough: the one with the fewest that have
+    something to give, so that another keeps several for who asks for several. In a slice pool, the one with
+    the emptiest device."""
+    fewest_first = sorted(alike, key=lambda kind: (len(offers.rooms[kind]), kind.node))
+    enough = (kind for kind in fewest_first if len(offers[kind]) == count)
+    if not fewest_first[0].terms.sliced:
+        return tuple(offers[next(enough)])
+
+    def emptiest(kind: Kind) -> tuple[int, int, str]:
+        uuid = offers[kind][0].device_uuid
+        room = next(room for room in offers.rooms[kind] if room.device.uuid == uuid)
+        return (len(room.shares), -room.free_memory_bytes, kind.node)
+
+    return tuple(offers[min(enough, key=emptiest)])
 
 
 def _place_in_turns(want: Want, rooms: Rooms, first: Collection[str]) -> tuple[Share, ...] | None:
