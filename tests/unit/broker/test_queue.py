@@ -219,3 +219,6 @@ def test_who_only_counts_sees_the_order_of_a_walk_on_which_nothing_is_placed(dat
         if rivals:
             place = Place(rivals.index(waiting) + 1, len(rivals))
             assert queue.place_of(waiting.lease_id, 130.0) == place
+            queue.changed()
+            for _ in ("counted by itself", "counted with all"):
+                assert queue.place_of(waiting.lease_id, 130.0) == place

@@ -18,7 +18,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, takewhile
 from typing import NamedTuple
 
 from ....core.quota import UNLIMITED, Allowance
@@ -118,7 +118,9 @@ class Queue:
         """One object for equal wants: what is looked up by it is found without comparing."""
         self._rivals: dict[Want, frozenset[Want]] = {}
         self._standings: dict[str, tuple[int, int]] | None = None
-        """Position and waiting of each place, as of the last change of anything."""
+        """Position and waiting of each place, as of the last change of anything; None: not counted since."""
+        self._one_was_asked = False
+        """A place was counted by itself since then."""
         self.set_kinds(kinds)
 
     def __len__(self) -> int:
@@ -136,7 +138,7 @@ class Queue:
         """Say which kinds of devices there are: they decide who competes with whom."""
         self._kinds = tuple(dict.fromkeys(kinds))
         self._rivals.clear()
-        self._standings = None
+        self.changed()
 
     def add(self, waiting: Waiting) -> None:
         """Put a request in the queue. Raises ValueError if it is in already."""
@@ -197,6 +199,7 @@ class Queue:
     def changed(self) -> None:
         """Use, health or time has changed: the places are counted again when they are next requested."""
         self._standings = None
+        self._one_was_asked = False
 
     def in_order(self) -> list[Waiting]:
         """Everybody, by arrival."""
@@ -228,10 +231,14 @@ class Queue:
     ) -> Place | None:
         """Where a request stands, or None if it does not wait; as of the last change of the queue.
 
-        `servable` says whether there are enough devices in service for a want.
+        `servable` says whether there are enough devices in service for a want. The first place after a change
+        is counted by itself, since often only who has just come asks; for a second one all are counted.
         """
         if lease_id not in self._places:
             return None
+        if self._standings is None and not self._one_was_asked:
+            self._one_was_asked = True
+            return self._count_one(lease_id, self.lineup(now_seconds), servable)
         if self._standings is None:
             self._standings = self._count(self.lineup(now_seconds), servable)
         return Place(*self._standings[lease_id])
@@ -263,6 +270,14 @@ class Queue:
             found[waiting.lease_id] = before, totals[want_id]
             ahead[want_id] += 1
         return found
+
+    def _count_one(self, lease_id: str, lineup: Lineup, servable: Callable[[Want], bool]) -> Place:
+        want = self._places[lease_id].want
+        able = [each for each in self._compete(want) if servable(each)]
+        rivals = {id(self._known_wants[each]) for each in able}
+        before = sum(id(each.want) in rivals for each in lineup.before(lease_id))
+        total = sum(self._wants[each] for each in able) + (not servable(want))
+        return Place(before + 1, total)
 
     def _compete(self, want: Want) -> frozenset[Want]:
         if want not in self._rivals:
@@ -355,11 +370,7 @@ class Lineup:
 
     def if_nothing_is_placed(self) -> list[Waiting]:
         """The same order as a list, for who only counts: what a walk does after each place is left out."""
-        overdue: list[Waiting] = []
-        for waiting in self.everybody.values():
-            if waiting.since_seconds > self._overdue_before:
-                break
-            overdue.append(waiting)
+        overdue = self._overdue()
         found: list[Waiting] = []
         for priority in sorted(self._classes, reverse=True):
             groups = self._classes[priority]
@@ -371,13 +382,52 @@ class Lineup:
                 users = [each.user for each in members]
                 standings = self._fair.user_standings(users, self._now_seconds, self._users)
                 found += [waiting for _, waiting in sorted(zip(standings, members, strict=True))]
-        left_out = self._left_out.union(each.lease_id for each in overdue)
+        left_out = self._left_out.union(overdue)
         if left_out == {None}:
             return found
         return [
-            *(each for each in overdue if each.lease_id not in self._left_out),
+            *(each for each in overdue.values() if each.lease_id not in self._left_out),
             *(each for each in found if each.lease_id not in left_out),
         ]
+
+    def _overdue(self) -> dict[str, Waiting]:
+        """Who has waited longer than the patience of the site, by arrival."""
+        found: dict[str, Waiting] = {}
+        for waiting in self.everybody.values():
+            if waiting.since_seconds > self._overdue_before:
+                break
+            found[waiting.lease_id] = waiting
+        return found
+
+    def before(self, lease_id: str) -> Iterator[Waiting]:
+        """Those who come before this one if nothing is placed, in no order: nobody need be sorted for it."""
+        mine, overdue = self.everybody[lease_id], self._overdue()
+        yield from takewhile(lambda each: each is not mine, overdue.values())
+        if lease_id in overdue:
+            return
+        priority = mine.claim.priority
+        higher = [groups for each, groups in self._classes.items() if each > priority]
+        members = chain.from_iterable(of_group.values() for groups in higher for of_group in groups.values())
+        for waiting in chain(members, self._before_in_class(mine, self._classes[priority])):
+            if waiting.lease_id not in overdue:
+                yield waiting
+
+    def _before_in_class(
+        self, mine: Waiting, groups: Mapping[str, Mapping[str, Waiting]]
+    ) -> Iterator[Waiting]:
+        if self._fair is None:
+            for members in groups.values():
+                yield from takewhile(lambda each: each.number < mine.number, members.values())
+            return
+        keys = {key.group: key for key in self._group_keys(groups, groups, self._fair)}
+        own = keys[mine.claim.group]
+        for key in keys.values():
+            if key < own:
+                yield from groups[key.group].values()
+        equals = groups[mine.claim.group].values()
+        users = [mine.user, *(each.user for each in equals)]
+        use, *uses = self._fair.user_standings(users, self._now_seconds, self._users)
+        yield from (each for each, its in zip(equals, uses, strict=True) if (its, each) < (use, mine))
 
     def first(self, groups: Iterable[str]) -> Iterator[Waiting]:
         """The waiting of these groups by arrival; they don't come again after."""
